@@ -1,0 +1,5 @@
+"""All metadata are in setup.cfg."""
+
+from setuptools import setup
+
+setup()

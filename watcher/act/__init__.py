@@ -1,0 +1,1 @@
+"""Carrying a plan out: intent, look again, do, outcome; and finishing what a kill left undone."""

@@ -1,0 +1,187 @@
+"""The command line: parse, call, exit. The one place that maps errors to exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from watcher import __version__
+from watcher.errors import Exit, WatchError
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+
+
+def _json_option(command: Any) -> Any:
+    """``--json`` is taken before and behind the command's name."""
+
+    def remember(given: click.Context, _: click.Parameter, value: bool) -> None:
+        if value and given.obj is not None:
+            given.obj.json = True
+
+    return click.option(
+        "--json",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        help="One JSON document on stdout, everything else on stderr.",
+    )(command)
+
+
+class _Duration(click.ParamType[float]):
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        from watcher import config
+
+        try:
+            return config.duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+@click.group(context_settings=_CONTEXT)
+@click.option("--store", "stores", multiple=True, metavar="DIR", help="Models folder (repeatable).")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings file.")
+@click.option("-v", "--verbose", is_flag=True, help="Tell what is only for information, too.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing when all is well (for cron).")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--no-color", is_flag=True, help="No colours (NO_COLOR does the same).")
+@click.version_option(__version__, prog_name="ollama-watch")
+@click.pass_context
+def group(
+    given: click.Context,
+    stores: tuple[str, ...],
+    config_file: Path | None,
+    verbose: bool,
+    quiet: bool,
+    as_json: bool,
+    no_color: bool,
+) -> None:
+    """Watch an Ollama model store: tell what died, clean what is stale.
+
+    Without --store: OLLAMA_MODELS, a running server's store, the unit ollama.service,
+    /usr/share/ollama/.ollama/models, /var/lib/ollama/models, ~/.ollama/models.
+    """
+    from watcher import config
+    from watcher.commands.context import Context
+
+    if verbose and quiet:
+        raise click.UsageError("-v and -q exclude each other")
+    if given.invoked_subcommand == "demo":
+        return  # it has its own store, whatever the settings of this machine say
+    settings = config.load(config_file, os.environ)
+    given.obj = Context(
+        policy=settings.policy,
+        stores=stores or settings.stores,
+        json=as_json,
+        quiet=quiet,
+        verbose=verbose,
+        color=False if no_color else None,
+    )
+
+
+@group.command()
+@click.option(
+    "--fail-on",
+    type=click.Choice(["info", "warning", "error"]),
+    default="warning",
+    show_default=True,
+    help="Exit with 1 from this severity on.",
+)
+@_json_option
+@click.pass_context
+def audit(given: click.Context, fail_on: str) -> Exit:
+    """Look at the store and tell; writes nothing."""
+    from watcher.commands.audit import audit as body
+    from watcher.model import Severity
+
+    return body(given.obj, Severity(fail_on))
+
+
+@group.command()
+@click.argument("targets", nargs=-1, metavar="[MODEL|DIGEST]...")
+@click.option("-n", "--dry-run", is_flag=True, help="Show the plan and do nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
+@click.option("--stale-after", type=_Duration(), metavar="TIME", help="Such as 7d (the default).")
+@_json_option
+@click.pass_context
+def clean(
+    given: click.Context,
+    targets: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+    stale_after: float | None,
+) -> Exit:
+    """Free what is worth nothing: stale downloads, orphans, left-overs."""
+    from watcher.commands.clean import clean as body
+
+    if stale_after is not None:
+        given.obj.policy = replace(given.obj.policy, stale_after=stale_after)
+    return body(given.obj, targets, dry_run=dry_run, yes=yes)
+
+
+@group.command()
+@_json_option
+@click.pass_context
+def daemon(given: click.Context) -> Exit:
+    """The service: watch, tell what dies, and clean if the settings say so."""
+    from watcher.commands.daemon import daemon as body
+
+    return body(given.obj)
+
+
+@group.command()
+@click.option("--keep", is_flag=True, help="Leave the demo's folder for a look.")
+def demo(keep: bool) -> Exit:
+    """Show all of it on a store of its own, in half a minute."""
+    from watcher.commands.demo import demo as body
+
+    return body(keep=keep)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and give back its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    verbose = False
+    try:
+        words = sys.argv[1:] if arguments is None else arguments
+        verbose = "-v" in words or "--verbose" in words
+        return int(group.main(args=words, prog_name="ollama-watch", standalone_mode=False) or 0)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.Abort:
+        return _interrupted()
+    except KeyboardInterrupt:
+        return _interrupted()
+    except click.ClickException as error:
+        error.show()
+        return int(Exit.USAGE)
+    except WatchError as error:
+        sys.stderr.write(f"ollama-watch: {error}\n")
+        return int(error.exit_code)
+    except BrokenPipeError:
+        # Who read our output has gone; there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(Exit.FAILED)
+    except Exception as error:
+        if verbose:
+            raise
+        sys.stderr.write(
+            f"ollama-watch: {type(error).__name__}: {error}\n"
+            "  this is a fault of ollama-watch; run it again with -v for the details\n"
+        )
+        return int(Exit.FAILED)
+
+
+def _interrupted() -> int:
+    sys.stderr.write("\nollama-watch: interrupted; the store is as good as before\n")
+    return int(Exit.INTERRUPTED)

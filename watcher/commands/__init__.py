@@ -1,0 +1,1 @@
+"""The commands' bodies, one file for each group of them."""

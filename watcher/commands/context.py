@@ -1,0 +1,63 @@
+"""What every command needs: the settings, the stores, and where its words go."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from watcher.model import Policy
+from watcher.observe import place
+from watcher.show import documents
+from watcher.world import World
+
+
+@dataclass(slots=True)
+class Context:
+    """One call of the command line."""
+
+    policy: Policy
+    #: Stores named by flags or settings; empty: find one.
+    stores: tuple[str, ...] = ()
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    color: bool | None = None
+
+    def places(self) -> list[place.Found]:
+        """The stores to treat. Raises NoStoreError and NoPermissionError."""
+        if not self.stores:
+            return [place.find(None, os.environ)]
+        return [place.find(store, os.environ) for store in self.stores]
+
+    def worlds(self, *, keeps: bool) -> list[World]:
+        """A world for each store."""
+        return [World(found.path, found.by, keeps=keeps) for found in self.places()]
+
+    def colored(self) -> bool:
+        """Whether stdout gets colours: a terminal, no NO_COLOR, no --no-color."""
+        if self.color is not None:
+            return self.color
+        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+    def show(self, parts: Iterable[object]) -> None:
+        """Print renderables to stdout."""
+        from watcher.show import tables
+
+        parts = list(parts)
+        if parts:
+            sys.stdout.write(tables.render(parts, color=self.colored()))
+            sys.stdout.flush()
+
+    def document(self, document: dict[str, Any]) -> None:
+        """Print a JSON document as one line."""
+        sys.stdout.buffer.write(documents.line(document))
+        sys.stdout.buffer.flush()
+
+
+def complain(text: str) -> None:
+    """A message for people on stderr, whatever goes to stdout."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,53 @@
+"""``daemon``: the service in the foreground, as systemd wants it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime
+
+from watcher import daemon as service
+from watcher.commands.context import Context
+from watcher.errors import Exit, SettingsError
+from watcher.events import Event
+from watcher.observe import place
+from watcher.world import World
+
+
+def daemon(context: Context) -> Exit:
+    """Watch one store until SIGTERM or SIGINT. A store that is named need not be there yet."""
+    if len(context.stores) > 1:
+        raise SettingsError(
+            f"{len(context.stores)} stores are named", "run one daemon for each store"
+        )
+    if context.stores:
+        found = place.Found(os.path.abspath(context.stores[0]), "--store")
+        if os.path.lexists(found.path) and not os.path.isdir(found.path):
+            found = place.find(context.stores[0], os.environ)  # raises: it is no folder
+    else:
+        found = place.find(None, os.environ)
+    service.run(World(found.path, found.by, tell=_teller(context)), context.policy)
+    return Exit.HEALTHY
+
+
+def _teller(context: Context) -> Callable[[Event], None]:
+    """Where events go besides the logs: stdout as JSON, the journal as JSON, or a terminal."""
+    if context.json:
+        return _writer(sys.stdout.fileno())
+    if "JOURNAL_STREAM" in os.environ:
+        return _writer(sys.stderr.fileno())
+    return _tell_people
+
+
+def _writer(fd: int) -> Callable[[Event], None]:
+    def write(event: Event) -> None:
+        os.write(fd, event.line)
+
+    return write
+
+
+def _tell_people(event: Event) -> None:
+    at = datetime.fromtimestamp(event.at).astimezone().strftime("%H:%M:%S")
+    sys.stderr.write(f"{at} {event.event_type:<22} {event.message}\n")
+    sys.stderr.flush()

@@ -1,0 +1,144 @@
+"""Settings to `Policy`: a TOML file, then ``OLLAMA_WATCH_*``, then flags; later ones win."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from watcher.errors import SettingsError
+from watcher.model import Policy
+
+SYSTEM_FILE = Path("/etc/ollama-watch.toml")
+ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_BYTES = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+    "tib": 1 << 40,
+}
+
+
+class Settings(NamedTuple):
+    """What the settings say: the policy, and the stores to look after (empty: find one)."""
+
+    policy: Policy
+    stores: tuple[str, ...]
+
+
+def duration(value: object) -> float:
+    """Seconds of ``90s``, ``30m``, ``2h``, ``7d``, ``1w`` or a number of seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw]?)\s*", value.lower())
+        if match:
+            return float(match[1]) * _SECONDS[match[2] or "s"]
+    raise ValueError("want a duration such as 90s, 30m, 2h, 7d or 1w")
+
+
+def size(value: object) -> int:
+    """Bytes of ``50GB``, ``10 MiB`` or a number of bytes."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", value.lower())
+        unit = match and (match[2] if match[2] in _BYTES else f"{match[2]}b")
+        if match and unit in _BYTES:
+            return int(float(match[1]) * _BYTES[unit])
+    raise ValueError("want a size such as 50GB or 10MiB")
+
+
+def boolean(value: object) -> bool:
+    """A TOML boolean, or the words for one in an environment variable."""
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, str) else None
+    if word in ("true", "yes", "on", "1"):
+        return True
+    if word in ("false", "no", "off", "0"):
+        return False
+    raise ValueError("want true or false")
+
+
+def days(value: object) -> float:
+    """A duration, in days."""
+    return duration(value) / _SECONDS["d"]
+
+
+#: Key in the file to the field of `Policy` and how its value is read.
+_KEYS: dict[str, tuple[str, Callable[[object], Any]]] = {
+    "stale_after": ("stale_after", duration),
+    "clean": ("clean", boolean),
+    "writers_visible": ("writers_visible", boolean),
+    "log_max_size": ("log_max_bytes", size),
+    "log_keep": ("log_keep_days", days),
+}
+
+
+def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
+    """Read the settings.
+
+    `file` is the one that ``--config`` names and must exist; None means the system's file, which
+    need not. Raises SettingsError naming file or variable, key and value.
+    """
+    settings = Settings(Policy(), ())
+    path = SYSTEM_FILE if file is None else file
+    if file is not None or path.exists():
+        settings = _apply(settings, _read(path), lambda key: f"{path}: {key}")
+    variables = {
+        key.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for key, value in environment.items()
+        if key.startswith(ENVIRONMENT_PREFIX)
+    }
+    return _apply(settings, variables, lambda key: f"{ENVIRONMENT_PREFIX}{key.upper()}")
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: the settings can't be read: {error.strerror}", "check --config"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: no valid TOML: {error}", "mend that line") from None
+
+
+def _apply(
+    settings: Settings, values: Mapping[str, object], where: Callable[[str], str]
+) -> Settings:
+    policy, stores = settings
+    for key, value in values.items():
+        if key == "store":
+            stores = _stores(value, where(key))
+            continue
+        if key not in _KEYS:
+            known = ", ".join(["store", *_KEYS])
+            raise SettingsError(f"{where(key)}: unknown setting", f"known settings: {known}")
+        field, read = _KEYS[key]
+        try:
+            policy = replace(policy, **{field: read(value)})
+        except ValueError as error:
+            raise SettingsError(f"{where(key)} = {value!r}: {error}") from None
+    return Settings(policy, stores)
+
+
+def _stores(value: object, where: str) -> tuple[str, ...]:
+    stores = (value,) if isinstance(value, str) else value
+    if not isinstance(stores, list | tuple) or not all(
+        isinstance(store, str) and store for store in stores
+    ):
+        raise SettingsError(f"{where} = {value!r}: want a folder, or a list of folders")
+    return tuple(stores)

@@ -1,0 +1,193 @@
+"""The one function in the middle: observe, decide, act, learn, show what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from watcher import events, files, memory, names
+from watcher.act import apply, moves
+from watcher.decide import judge, learn, plan
+from watcher.errors import LockedError, NoPermissionError
+from watcher.events import Event
+from watcher.memory import Memory
+from watcher.model import Consent, Evidence, Outcome, Plan, Policy, Verdict
+from watcher.observe import evidence as look
+from watcher.observe import place, scan
+from watcher.world import World
+
+LOCK = "lock"
+#: How often a lock that somebody holds is tried again.
+_LOCK_PAUSE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One cycle: what was seen, judged, planned and done."""
+
+    evidence: Evidence
+    verdict: Verdict
+    plan: Plan
+    outcomes: tuple[Outcome, ...] = ()
+    #: What happened since the last look, and what could not be written down.
+    events: tuple[Event, ...] = ()
+    troubles: tuple[str, ...] = ()
+
+
+def everything(planned: Plan) -> Plan:
+    """The consent of a service that is told to clean, and of ``--yes``."""
+    return planned
+
+
+def nothing(planned: Plan) -> Plan:
+    """The consent of ``audit`` and of ``--dry-run``."""
+    return replace(planned, actions=())
+
+
+def cycle(
+    world: World,
+    policy: Policy,
+    scope: frozenset[str] | None = None,
+    consent: Consent = everything,
+    *,
+    first_look: bool = False,
+    lock_seconds: float = 10.0,
+) -> Report:
+    """Look at a store, decide, do what `consent` leaves of the plan, and remember what was learnt.
+
+    `scope`: the digests to look at; None for the whole store. A world that does not keep anything
+    (``world.keeps``) is only looked at. `first_look`: tell every unfinished download, known or not.
+    Raises LockedError where somebody else acts for longer than `lock_seconds`, NoPermissionError
+    where something was agreed to and can't be done by this user, and what `observe` raises.
+    """
+
+    def decide(past: Memory) -> tuple[Evidence, Verdict, Plan]:
+        seen = look.observe(world, policy, past, scope)
+        verdict = judge.judge(seen, policy)
+        return seen, verdict, plan.plan_cleaning(verdict, seen, policy)
+
+    seen, verdict, planned = decide(_recall(world))
+    agreed = consent(planned)
+    if not world.keeps:
+        return Report(seen, verdict, planned)
+    with contextlib.ExitStack() as opened:
+        try:
+            store = opened.enter_context(files.opened_folder(world.store))
+            opened.enter_context(locked(store, lock_seconds))
+        except OSError as error:
+            return _powerless(world, Report(seen, verdict, planned), agreed, error)
+        told = _Telling(store, policy, world)
+        for done in moves.recover(store):
+            told(Event(world.clock(), "recovered", done))
+        past = memory.load(store)
+        outcomes: tuple[Outcome, ...] = ()
+        if agreed.actions:
+            outcomes = apply.apply(world, store, agreed, lambda: decide(past)[2], told)
+            seen, verdict, _ = decide(past)
+        told.learn(past, learn.forget(past, outcomes), seen, verdict, first_look=first_look)
+    return Report(seen, verdict, planned, outcomes, told.events, told.troubles)
+
+
+def _recall(world: World) -> Memory:
+    try:
+        with files.opened_folder(world.store) as store:
+            return memory.load(store)
+    except OSError:
+        return Memory()  # observe says what is wrong with the folder
+
+
+def _powerless(world: World, seen: Report, agreed: Plan, error: OSError) -> Report:
+    """The report where our own folder can't be written: nothing is done, nothing remembered."""
+    where = names.printable(os.path.join(world.store, memory.FOLDER))
+    trouble = f"{where} can't be written: {error.strerror}"
+    if agreed.actions:
+        raise NoPermissionError(
+            f"{trouble}; nothing was done",
+            f"run it as the store's owner or as root: {place.sudo_command()}",
+        ) from None
+    return replace(seen, troubles=(trouble,))
+
+
+class _Telling:
+    """Writes events and the memory; what can't be written is kept as a trouble, not raised."""
+
+    def __init__(self, store: int, policy: Policy, world: World) -> None:
+        self._store, self._policy, self._world = store, policy, world
+        self.events: tuple[Event, ...] = ()
+        self.troubles: tuple[str, ...] = ()
+
+    def __call__(self, event: Event) -> None:
+        self.events += (event,)
+        self._world.tell(event)
+        self._try("the event log", lambda: events.write(self._store, [event], self._policy))
+
+    def learn(
+        self, before: Memory, past: Memory, seen: Evidence, verdict: Verdict, *, first_look: bool
+    ) -> None:
+        """Tell what has happened since `past`, and remember it if that differs from `before`."""
+        if before.lost:
+            self(Event(self._world.clock(), "error", f"{before.lost}; it is set aside"))
+        finished = _finished(self._store, past, seen)
+        now, happened = learn.learn(past, seen, verdict, finished, first_look=first_look)
+        for event in happened:
+            self(event)
+        if now != before or before.lost:
+            self._try(memory.NAME, lambda: memory.save(self._store, now))
+
+    def _try(self, what: str, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            trouble = f"{what} can't be written: {error.strerror}"
+            if trouble not in self.troubles:
+                self.troubles += (trouble,)
+
+
+def announce(world: World, policy: Policy, event: Event) -> None:
+    """Tell an event of the service itself, and write it down where that can be done."""
+    world.tell(event)
+    with contextlib.suppress(OSError), files.opened_folder(world.store) as store:
+        events.write(store, [event], policy)
+
+
+def _finished(store: int, past: Memory, seen: Evidence) -> dict[str, int]:
+    """Of remembered downloads that are not there any more: those that have become a blob."""
+    gone = set(past.downloads) - {download.key for download in seen.downloads}
+    found: dict[str, int] = {}
+    with (
+        contextlib.suppress(FileNotFoundError),
+        files.opened_folder("blobs", store, follow=True) as blobs,
+    ):
+        for digest in {key.removesuffix(".tmp") for key in gone}:
+            blob = scan.look(names.blob(digest), blobs)
+            if blob is not None:
+                found[digest] = blob.size
+    return found
+
+
+@contextlib.contextmanager
+def locked(store: int, seconds: float) -> Iterator[None]:
+    """Hold the store's lock for acting; wait so long for who has it. Raises LockedError."""
+    files.ensure_folder(memory.FOLDER, store)
+    until = time.monotonic() + seconds
+    with files.opened_folder(memory.FOLDER, store) as ours, contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(files.locked(LOCK, ours, owner()))
+                break
+            except files.BusyError as busy:
+                if time.monotonic() >= until:
+                    raise LockedError(
+                        f"another ollama-watch acts on this store: {busy.owner}",
+                        "try again when it has ended",
+                    ) from None
+            time.sleep(_LOCK_PAUSE)
+        yield
+
+
+def owner() -> str:
+    """What we write into a lock: who holds it, and since when."""
+    return f"pid {os.getpid()} since {events.rfc3339(time.time())}"

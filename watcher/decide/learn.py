@@ -1,0 +1,208 @@
+"""What to remember of a look, and what to tell of it: once for each cause."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from watcher import names, ranges
+from watcher.events import Event
+from watcher.memory import Memory, Record
+from watcher.model import (
+    Action,
+    Condition,
+    Evidence,
+    Judged,
+    Kind,
+    Outcome,
+    Result,
+    Verb,
+    Verdict,
+)
+
+#: What a download in this condition is resumed as, by Ollama alone, without losing anything.
+_RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Condition.WHOLE})
+
+_DONE_EVENT = {
+    Verb.REMOVE_DOWNLOAD: "partial_cleaned",
+    Verb.REMOVE_SURPLUS: "partial_cleaned",
+    Verb.REMOVE_ORPHAN: "orphan_removed",
+    Verb.REMOVE_TEMPORARY: "temporary_removed",
+}
+
+
+def learn(
+    memory: Memory,
+    evidence: Evidence,
+    verdict: Verdict,
+    finished: Mapping[str, int],
+    *,
+    first_look: bool = False,
+) -> tuple[Memory, tuple[Event, ...]]:
+    """The memory after this look, and the events that tell what has changed since the last one.
+
+    `finished`: of remembered downloads that are gone, those whose blob is there, with its size.
+    `first_look`: a service has just begun, and tells each unfinished download once more.
+    """
+    records = dict(memory.downloads)
+    told: list[Event] = []
+    seen: set[str] = set()
+    for judged in verdict.judged:
+        key = judged.download.key
+        seen.add(key)
+        before = records.get(key)
+        now = _record(judged, evidence, before)
+        told.extend(_told(judged, before, now, evidence.now, first_look=first_look))
+        records[key] = now
+    for key in sorted(set(records) - seen):
+        digest = key.removesuffix(".tmp")
+        if evidence.scope is None or digest in evidence.scope:
+            told.append(_gone(digest, records.pop(key), finished, evidence.now))
+    return Memory(records, lost=memory.lost), tuple(told)
+
+
+def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record:
+    download = judged.download
+    identity = download.entries[0].identity if download.entries else (0, 0)
+    if before is not None and before.identity != identity:
+        before = None
+    claimed, present = ranges.size(download.trust.claimed), ranges.size(download.trust.present)
+    progress_at = evidence.now - judged.age
+    if before is not None and present > before.present:
+        changed = download.changed_at
+        progress_at = min(evidence.now, changed if changed is not None else evidence.now)
+    certain = download.total_from in ("sidecars", "manifest")
+    return Record(
+        device=identity[0],
+        inode=identity[1],
+        condition=judged.condition,
+        stale=judged.stale,
+        pulling=judged.condition is Condition.LIVE
+        and (before is None or before.pulling or bool(download.writers)),
+        total=download.total if certain or before is None else (before.total or download.total),
+        claimed=claimed,
+        present=present,
+        progress_at=progress_at,
+        models=download.models,
+    )
+
+
+def _told(
+    judged: Judged, before: Record | None, now: Record, at: float, *, first_look: bool
+) -> Iterator[Event]:
+    live = judged.condition is Condition.LIVE
+    who = shown_name(judged.download.models, judged.digest)
+    if before is None or before.identity != now.identity or first_look:
+        if live and before is None:
+            yield _event(at, "download_started", f"{who} is being downloaded", judged)
+        elif not live:
+            size = ranges.size(judged.download.trust.present)
+            yield _event(
+                at,
+                "partial_found",
+                f"Found partial download for model: {who}. Partial size: {size} bytes. "
+                f"Can resume: {judged.condition in _RESUMABLE}",
+                judged,
+            )
+    elif now.pulling and not before.pulling:
+        yield _event(at, "download_resumed", f"the download of {who} goes on", judged)
+    elif before.pulling and not now.pulling:
+        yield _event(
+            at,
+            "download_interrupted",
+            f"the download of {who} was interrupted: {judged.condition.value}, {judged.because}",
+            judged,
+        )
+    if judged.stale and not (before is not None and before.stale):
+        days = judged.age / 86400
+        message = f"the download of {who} has made no progress for {days:.0f} days"
+        yield _event(at, "partial_stale", message, judged)
+
+
+def _event(at: float, event_type: str, message: str, judged: Judged) -> Event:
+    download = judged.download
+    return Event(
+        at,
+        event_type,
+        message,
+        shown_name(download.models, judged.digest),
+        {
+            "digest": f"sha256:{judged.digest}",
+            "models": list(download.models),
+            "condition": judged.condition.value,
+            "because": judged.because,
+            "can_resume": judged.condition in _RESUMABLE,
+            "total_bytes": download.total,
+            "claimed_bytes": ranges.size(download.trust.claimed),
+            "present_bytes": ranges.size(download.trust.present),
+            "allocated_bytes": download.allocated,
+            "age_seconds": round(judged.age, 3),
+        },
+    )
+
+
+def _gone(digest: str, record: Record, finished: Mapping[str, int], at: float) -> Event:
+    who = shown_name(record.models, digest)
+    details: dict[str, object] = {"digest": f"sha256:{digest}", "models": list(record.models)}
+    if digest in finished:
+        details["total_bytes"] = finished[digest]
+        return Event(at, "download_completed", f"{who} is downloaded", who, details)
+    details["present_bytes"] = record.present
+    message = f"the partial download of {who} was removed by somebody else"
+    return Event(at, "partial_removed", message, who, details)
+
+
+def forget(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
+    """The memory without the downloads that we have removed ourselves."""
+    gone = {
+        outcome.action.subject
+        for outcome in outcomes
+        if outcome.result is Result.DONE
+        and outcome.action.verb in (Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS)
+    }
+    kept = {
+        key: each for key, each in memory.downloads.items() if key.removesuffix(".tmp") not in gone
+    }
+    return Memory(kept, lost=memory.lost)
+
+
+# ---------------------------------------------------------------- acts
+
+
+def begun(action: Action, at: float) -> Event:
+    """The event that an action begins."""
+    message = f"{action.verb.value.replace('_', ' ')}: {action.because}"
+    return Event(at, "act_started", message, _of(action), _details(action))
+
+
+def ended(outcome: Outcome, at: float) -> Event:
+    """The event that tells how an action ended, and what it freed."""
+    action = outcome.action
+    kind = {
+        Result.DONE: _DONE_EVENT[action.verb],
+        Result.REFUSED: "refused",
+        Result.FAILED: "error",
+    }[outcome.result]
+    details = {**_details(action), "freed_bytes": outcome.freed}
+    return Event(at, kind, outcome.message, _of(action), details)
+
+
+def _of(action: Action) -> str | None:
+    if action.verb in (Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS):
+        return shown_name(action.models, action.subject)
+    return None
+
+
+def _details(action: Action) -> dict[str, object]:
+    files = [entry for entry in action.expects if entry.kind is Kind.FILE]
+    return {
+        "verb": action.verb.value,
+        "subject": names.printable(action.subject),
+        "models": list(action.models),
+        "files": len(files),
+        "frees_bytes": action.frees,
+    }
+
+
+def shown_name(models: tuple[str, ...], digest: str) -> str:
+    """The first model by name, or the digest's first twelve digits where none is known."""
+    return models[0] if models else names.short(digest)

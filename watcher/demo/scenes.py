@@ -1,0 +1,276 @@
+"""The demo's story: a pull, a kill, what the daemon told, what the audit draws, what cleaning frees.
+
+Everything is real: a registry and a server as processes on loopback, a store on the disk, and the
+commands as a user runs them. Nothing outside a temporary folder is touched, and nothing is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_WAIT = 20.0
+_MODEL_BYTES = 262_144_000
+_OLD_BYTES = 120_000_000
+_RATE = 70_000_000
+_DAY = 86400.0
+
+
+class DemoError(Exception):
+    """A scene did not come to what it shows; the text says which."""
+
+
+class Stage:
+    """A folder, a registry and a server, and the words that go to the audience."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None], color: bool) -> None:
+        self.folder, self.store = folder, folder / "models"
+        self._say, self._color = say, color
+        self._running = contextlib.ExitStack()
+        self.registry_url = self.server_url = ""
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    # ------------------------------------------------------------ words
+
+    def title(self, text: str) -> None:
+        """The heading of a scene."""
+        line = f"\n== {text}"
+        self._say(f"\033[1m{line}\033[0m" if self._color else line)
+
+    def say(self, text: str) -> None:
+        """A line to the audience."""
+        self._say(text)
+
+    def run(self, *words: str) -> str:
+        """Run a command of ollama-watch on the demo's store and show it with what it prints."""
+        self._say(f"$ ollama-watch {' '.join(words)}")
+        done = subprocess.run(
+            [*_us(), "--store", str(self.store), *words],
+            capture_output=True,
+            text=True,
+            timeout=_WAIT,
+            check=False,
+            env=self._environment(),
+        )
+        shown = (done.stdout + done.stderr).rstrip()
+        self._say(shown.replace(str(self.store), "models"))
+        return done.stdout
+
+    # ------------------------------------------------------------ the store
+
+    def model(self, name: str) -> str:
+        """A model of the demo's registry, as it is pulled."""
+        return f"{self.registry_url.rstrip('/')}/library/{name}:7b"
+
+    def partials_of(self, name: str) -> Iterator[Path]:
+        """The files of a model's unfinished download, told by its data's length."""
+        size = {"old": _OLD_BYTES, "big": _MODEL_BYTES}[name]
+        for path in self.store.glob("blobs/*-partial"):
+            if path.stat().st_size == size:
+                yield path
+
+    # ------------------------------------------------------------ processes
+
+    def start_server(self) -> None:
+        """Start the server; it is ready when this returns."""
+        self._server, line = self.start(
+            "watcher.demo.engine",
+            "serve",
+            until="Listening on",
+            OLLAMA_MODELS=str(self.store),
+            OLLAMA_HOST="127.0.0.1:0",
+        )
+        address = line.split("Listening on ")[1].split()[0]
+        self.server_url = f"http://{address}"
+
+    def kill_server(self) -> None:
+        """SIGKILL, as the OOM killer does it."""
+        self._server.kill()
+        self._server.wait()
+
+    def is_open(self, path: Path) -> bool:
+        """Whether the server has a file open."""
+        for link in Path(f"/proc/{self._server.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if link.readlink() == path:
+                    return True
+        return False
+
+    def start(self, *command: str, until: str, **more: str) -> tuple[subprocess.Popen[str], str]:
+        """Start a process that ends with the demo; wait for its line with `until` in it."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**self._environment(), **more},
+        )
+        self._running.callback(_end, process)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if until in line:
+                threading.Thread(target=_drain, args=(process,), daemon=True).start()
+                return process, line
+        raise DemoError(f"{command[0]} ended with {process.wait()} before it was ready")
+
+    def start_daemon(self) -> tuple[subprocess.Popen[str], Path]:
+        """Start our own daemon; its JSON lines go to the file that is given back."""
+        told = self.folder / "daemon.jsonl"
+        with told.open("w") as out:
+            process = subprocess.Popen(
+                [*_us(), "--store", str(self.store), "--json", "daemon"],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=self._environment(),
+            )
+        self._running.callback(_end, process)
+        wait_for(lambda: "check_started" in told.read_text(), "the daemon to start")
+        return process, told
+
+    def _environment(self) -> dict[str, str]:
+        kept = {key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL") if key in os.environ}
+        root = str(Path(__file__).resolve().parents[2])
+        return {
+            **kept,
+            "HOME": str(self.folder),
+            "PYTHONPATH": root,
+            "PYTHONUNBUFFERED": "1",
+            "COLUMNS": "80",
+        }
+
+
+def _us() -> list[str]:
+    return [sys.executable, "-m", "watcher"]
+
+
+def _drain(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    for _ in process.stdout:
+        pass
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Wait until `condition()` is true. Raises DemoError naming `what`."""
+    until = time.monotonic() + _WAIT
+    while not condition():
+        if time.monotonic() > until:
+            raise DemoError(f"waited {_WAIT:.0f} s for {what}")
+        time.sleep(0.01)
+
+
+def _pull(url: str, model: str, stop_at: int) -> tuple[http.client.HTTPConnection, int]:
+    """Pull until so many bytes have arrived; the open request, and the bytes that were told."""
+    host = url.removeprefix("http://").rstrip("/")
+    connection = http.client.HTTPConnection(host, timeout=_WAIT)
+    body = json.dumps({"model": model, "insecure": True})
+    connection.request("POST", "/api/pull", body)
+    for raw in connection.getresponse():
+        line = json.loads(raw)
+        if "error" in line:
+            raise DemoError(f"the pull of {model} failed: {line['error']}")
+        if line.get("completed", 0) >= stop_at:
+            return connection, line["completed"]
+    raise DemoError(f"the pull of {model} ended before {stop_at} bytes")
+
+
+def _order(url: str, order: dict[str, object]) -> dict[str, object]:
+    """Give the registry an order."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=_WAIT)
+    connection.request("POST", "/_control", json.dumps(order))
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    return dict(answer)
+
+
+@contextlib.contextmanager
+def staged(say: Callable[[str], None], *, color: bool, keep: bool) -> Iterator[Stage]:
+    """A stage in a temporary folder, which is removed at the end unless `keep`."""
+    folder = Path(tempfile.mkdtemp(prefix="ollama-watch-demo-"))
+    try:
+        with Stage(folder, say, color) as stage:
+            yield stage
+    finally:
+        if keep:
+            say(f"\nkept: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def play(say: Callable[[str], None], *, color: bool, keep: bool) -> None:
+    """The whole story, in about twenty seconds. Raises DemoError where a scene goes wrong."""
+    with staged(say, color=color, keep=keep) as stage:
+        _an_old_download(stage)
+        daemon, told = stage.start_daemon()
+        _a_pull_that_dies(stage, told)
+        _what_the_audit_shows(stage)
+        _what_cleaning_frees(stage, told)
+        daemon.terminate()
+        daemon.wait(_WAIT)
+
+
+def _an_old_download(stage: Stage) -> None:
+    stage.title("A store with an old, forgotten download in it")
+    _, line = stage.start("watcher.demo.registry", until="http://")
+    stage.registry_url = line.strip()
+    for name, size in (("old", _OLD_BYTES), ("big", _MODEL_BYTES)):
+        layers = [{"size": size}]
+        _order(stage.registry_url, {"model": {"name": name, "tag": "7b", "layers": layers}})
+    _order(stage.registry_url, {"throttle": _RATE})
+    stage.start_server()
+    connection, _ = _pull(stage.server_url, stage.model("old"), _OLD_BYTES // 2)
+    connection.close()
+    partial = next(stage.store.glob("blobs/*-partial"))
+    wait_for(lambda: not stage.is_open(partial), "the server to end the cancelled pull")
+    past = time.time() - 12 * _DAY
+    for path in stage.store.glob("blobs/*-partial*"):
+        os.utime(path, (past, past))
+    stage.say("A pull was cancelled half way, twelve days ago (its files' times are set back).")
+
+
+def _a_pull_that_dies(stage: Stage, told: Path) -> None:
+    stage.title("A daemon watches; a model is pulled, and its server is killed in the middle")
+    connection, done = _pull(stage.server_url, stage.model("big"), _MODEL_BYTES * 6 // 10)
+    stage.say(f"POST /api/pull big:7b: {done:,} of {_MODEL_BYTES:,} bytes ... kill -9")
+    killed = time.monotonic()
+    stage.kill_server()
+    wait_for(lambda: "download_interrupted" in told.read_text(), "the daemon to tell")
+    stage.say(f"the daemon told it {time.monotonic() - killed:.2f} s after the kill; its lines:")
+    connection.close()
+    for line in told.read_text().splitlines():
+        stage.say(line)
+
+
+def _what_the_audit_shows(stage: Stage) -> None:
+    stage.title("What an audit shows")
+    stage.run("audit")
+
+
+def _what_cleaning_frees(stage: Stage, told: Path) -> None:
+    stage.title("The stale one goes, safely; the one that broke just now stays")
+    stage.run("clean", "--dry-run")
+    stage.run("clean", "--yes")
+    wait_for(lambda: not any(stage.partials_of("old")), "the stale download to be gone")
+    stage.run("audit")

@@ -1,0 +1,58 @@
+"""Each error with its message for people and its exit code; `cli` maps them to exits."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Exit(enum.IntEnum):
+    """Exit codes of the command line."""
+
+    HEALTHY = 0
+    FINDINGS = 1
+    USAGE = 2
+    REFUSED = 3
+    FAILED = 4
+    NO_STORE = 10
+    LOCKED = 11
+    INTERRUPTED = 130
+
+
+class WatchError(Exception):
+    """An error that names the thing, the reason and the next step."""
+
+    exit_code = Exit.FAILED
+
+    def __init__(self, message: str, next_step: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.next_step}" if self.next_step else self.message
+
+
+class NoStoreError(WatchError):
+    """There is no model store where one was looked for."""
+
+    exit_code = Exit.NO_STORE
+
+
+class SettingsError(WatchError):
+    """A setting has an unknown key or a bad value."""
+
+    exit_code = Exit.USAGE
+
+
+class NoPermissionError(WatchError):
+    """Something may not be read or changed by this user."""
+
+
+class LockedError(WatchError):
+    """Another ollama-watch is at work on this store."""
+
+    exit_code = Exit.LOCKED
+
+
+class ChangedError(WatchError):
+    """The store is not what it was when the act was planned; nothing was done."""

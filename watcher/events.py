@@ -1,0 +1,100 @@
+"""One JSON line for each thing that happened: appended, rotated by size, removed by age.
+
+The five keys of a line are a contract: ``timestamp``, ``model_name``, ``event_type``, ``message``,
+``details``. In ``details`` bytes end in ``_bytes`` and durations in ``_seconds``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import orjson
+
+from watcher import files, names
+from watcher.memory import FOLDER
+from watcher.model import DAY, Policy
+
+LOGS = "logs"
+ALL = "events"
+_SUFFIX = ".jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened at `at` (seconds since the epoch)."""
+
+    at: float
+    event_type: str
+    message: str
+    #: None for an event of the store or of the service.
+    model_name: str | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def line(self) -> bytes:
+        """The event as one line of JSON."""
+        return orjson.dumps(
+            {
+                "timestamp": rfc3339(self.at),
+                "model_name": self.model_name,
+                "event_type": self.event_type,
+                "message": self.message,
+                "details": dict(self.details),
+            },
+            option=orjson.OPT_APPEND_NEWLINE,
+        )
+
+    @property
+    def logs(self) -> tuple[str, ...]:
+        """The logs that it goes to: the common one, and one for each of its models."""
+        models = self.details.get("models") or ()
+        shown = set(models) if isinstance(models, list | tuple) else set()
+        if self.model_name is not None:
+            shown.add(self.model_name)
+        return (ALL, *sorted(names.file_safe(str(model)) for model in shown))
+
+
+def rfc3339(at: float) -> str:
+    """An instant as RFC 3339 in UTC, to the millisecond."""
+    text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")
+
+
+def write(store: int, events: Iterable[Event], policy: Policy) -> None:
+    """Append events to the logs of the store behind a descriptor. Raises OSError (disk full)."""
+    with ExitStack() as opened:
+        folder = None
+        for event in events:
+            if folder is None:
+                folder = _logs_folder(store, opened)
+            for log in event.logs:
+                size = files.append(f"{log}{_SUFFIX}", folder, event.line)
+                if size > policy.log_max_bytes:
+                    _rotate(folder, log, event.at, policy)
+
+
+def _logs_folder(store: int, opened: ExitStack) -> int:
+    files.ensure_folder(FOLDER, store)
+    ours = opened.enter_context(files.opened_folder(FOLDER, store))
+    files.ensure_folder(LOGS, ours)
+    return opened.enter_context(files.opened_folder(LOGS, ours))
+
+
+def _rotate(folder: int, log: str, now: float, policy: Policy) -> None:
+    """Set a full log aside under the time of its end, and remove old ones."""
+    stamp = rfc3339(now).replace(":", "").replace(".", "")
+    files.replace(f"{log}{_SUFFIX}", folder, f"{log}@{stamp}{_SUFFIX}", folder)
+    expire(folder, now, policy)
+
+
+def expire(folder: int, now: float, policy: Policy) -> None:
+    """Remove rotated logs that nothing was written to for `policy.log_keep_days`."""
+    for name in os.listdir(folder):
+        if "@" in name and name.endswith(_SUFFIX):
+            age = now - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
+            if age > policy.log_keep_days * DAY:
+                files.remove(name, folder)

@@ -1,0 +1,257 @@
+"""Every call that changes a file: by directory descriptor, durable, never over an existing name.
+
+Nothing else in the package may unlink, rename, replace, truncate or write a file (the linter and
+``tests/test_layers.py`` hold that). Names are opened relative to descriptors and no symlink is
+followed, so nothing outside the store can be reached by a name inside it. What root creates gets
+the owner of the folder it is created in, so that the server's user can go on using it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import cast
+
+from watcher.errors import WatchError
+
+FILE_MODE = 0o644
+FOLDER_MODE = 0o755
+_NO_REPLACE = 1
+#: How far back a half line is looked for when a log is opened after a kill.
+_LONGEST_LINE = 1 << 20
+
+
+# ---------------------------------------------------------------- looking, by descriptor
+
+
+@contextlib.contextmanager
+def opened_folder(name: str, parent: int | None = None, *, follow: bool = False) -> Iterator[int]:
+    """A folder's descriptor. Below another folder (`parent`) a symlink is refused (ENOTDIR).
+
+    `follow` is for ``blobs`` itself, which a store's owner may have linked to another disk.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    if parent is not None and not follow:
+        flags |= os.O_NOFOLLOW
+    fd = os.open(name, flags, dir_fd=parent)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_to_read(name: str, parent: int) -> int:
+    """A regular file's descriptor for reading: no symlink followed, no wait for a FIFO's writer.
+
+    O_NOATIME keeps the time of last access as it is, where the kernel lets us (owner or root).
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags | getattr(os, "O_NOATIME", 0), dir_fd=parent)
+    except PermissionError:
+        fd = os.open(name, flags, dir_fd=parent)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", name)
+    return fd
+
+
+def read_small(name: str, parent: int, limit: int) -> bytes:
+    """The first `limit` bytes of a regular file. Raises OSError."""
+    fd = open_to_read(name, parent)
+    try:
+        return read_open(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def read_open(fd: int, limit: int) -> bytes:
+    """Up to `limit` bytes from an open file. Raises OSError."""
+    pieces: list[bytes] = []
+    while limit > 0 and (piece := os.read(fd, min(limit, 1 << 20))):
+        pieces.append(piece)
+        limit -= len(piece)
+    return b"".join(pieces)
+
+
+# ---------------------------------------------------------------- making
+
+
+def ensure_folder(name: str, parent: int) -> None:
+    """Make a folder where there is none; an existing one stays as it is."""
+    try:
+        os.mkdir(name, FOLDER_MODE, dir_fd=parent)
+    except FileExistsError:
+        return
+    with opened_folder(name, parent) as fd:
+        os.fchmod(fd, FOLDER_MODE)
+        _own(fd, parent)
+    sync(parent)
+
+
+def create(name: str, parent: int, data: bytes) -> None:
+    """Make a new file with `data`, on the disk when this returns. Raises FileExistsError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
+    try:
+        os.fchmod(fd, FILE_MODE)
+        _own(fd, parent)
+        _write_all(fd, data)
+        os.fsync(fd)
+    except BaseException:
+        os.close(fd)
+        os.unlink(name, dir_fd=parent)
+        raise
+    os.close(fd)
+
+
+def save(name: str, parent: int, data: bytes) -> None:
+    """Replace a file of ours by `data` in one step, on the disk when this returns."""
+    temporary = f".{name}.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=parent)
+    create(temporary, parent, data)
+    os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    sync(parent)
+
+
+def append(name: str, parent: int, line: bytes) -> int:
+    """Add a whole line to a log and give back the log's size in bytes.
+
+    A half line that a kill left behind is cut off first; where the disk is full the line is taken
+    back as a whole and OSError raised. Safe among processes (flock).
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        size = os.fstat(fd).st_size
+        if size == 0:
+            _own(fd, parent)
+        size = _cut_half_line(fd, size)
+        try:
+            _write_all(fd, line)
+        except OSError:
+            os.ftruncate(fd, size)
+            raise
+        return size + len(line)
+    finally:
+        os.close(fd)
+
+
+def _cut_half_line(fd: int, size: int) -> int:
+    if size == 0 or os.pread(fd, 1, size - 1) == b"\n":
+        return size
+    start = max(0, size - _LONGEST_LINE)
+    whole = start + os.pread(fd, size - start, start).rfind(b"\n") + 1
+    os.ftruncate(fd, whole)
+    return whole
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def _own(fd: int, parent: int) -> None:
+    if os.geteuid() == 0:
+        folder = os.fstat(parent)
+        os.fchown(fd, folder.st_uid, folder.st_gid)
+
+
+# ---------------------------------------------------------------- moving and removing
+
+
+def move(name: str, parent: int, new_name: str, new_parent: int) -> None:
+    """Rename, never over an existing name (FileExistsError), in one step where the system can."""
+    if _renameat2 is not None:
+        if (
+            _renameat2(parent, os.fsencode(name), new_parent, os.fsencode(new_name), _NO_REPLACE)
+            == 0
+        ):
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EINVAL):
+            raise OSError(code, os.strerror(code), name)
+    # The file system has no such rename: a second name first (it fails where one exists), then
+    # the old name goes.
+    second_name(name, parent, new_name, new_parent)
+    os.unlink(name, dir_fd=parent)
+
+
+def replace(name: str, parent: int, new_name: str, new_parent: int) -> None:
+    """Rename over an existing name: for what a repair or a guard puts in an old file's place."""
+    os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
+
+
+def second_name(name: str, parent: int, new_name: str, new_parent: int) -> None:
+    """Give a file a second name (a hard link). Raises FileExistsError."""
+    os.link(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent, follow_symlinks=False)
+
+
+def remove(name: str, parent: int) -> None:
+    """Unlink a file that was moved out of the store before, or that is ours."""
+    os.unlink(name, dir_fd=parent)
+
+
+def remove_folder(name: str, parent: int) -> None:
+    """Remove an empty folder of ours."""
+    os.rmdir(name, dir_fd=parent)
+
+
+def sync(folder: int) -> None:
+    """Bring a folder's names to the disk (file systems that can't say so by EINVAL)."""
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def _find_renameat2() -> Callable[[int, bytes, int, bytes, int], int] | None:
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        return None
+    name, folder = ctypes.c_char_p, ctypes.c_int
+    function.argtypes = [folder, name, folder, name, ctypes.c_uint]
+    return cast("Callable[[int, bytes, int, bytes, int], int]", function)
+
+
+_renameat2 = _find_renameat2()
+
+
+# ---------------------------------------------------------------- locks
+
+
+class BusyError(WatchError):
+    """Somebody else has the lock; `owner` is what they wrote into it."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(f"the lock is held by {owner or 'another process'}")
+        self.owner = owner
+
+
+@contextlib.contextmanager
+def locked(name: str, parent: int, owner: str) -> Iterator[None]:
+    """Hold a lock file (flock), `owner` written into it. Raises BusyError where it is held."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(os.pread(fd, 200, 0).decode("utf-8", "replace").strip()) from None
+        os.ftruncate(fd, 0)
+        _own(fd, parent)
+        # A full disk must not keep anyone from acting; the text is for people only.
+        with contextlib.suppress(OSError):
+            os.pwrite(fd, f"{owner}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,560 @@
+"""The words of the domain, as plain immutable values.
+
+Bytes are integers, instants are seconds since the epoch (float), durations are seconds.
+File names are ``str`` as ``os.fsdecode`` gives them (surrogate escapes where they are no UTF-8).
+A digest is its 64 hexadecimal digits, spelled as in the file name.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+#: Byte ranges ``[start, end)``: sorted, disjoint, not touching. `ranges` works on them.
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
+
+MIB = 1 << 20
+HOUR = 3600.0
+DAY = 24 * HOUR
+
+#: How long nothing may have changed before "nobody has it open" is believed (`docs/store.md`).
+QUIET_SECONDS = 90.0
+#: The same where some process could not be looked into.
+QUIET_UNSEEN_SECONDS = HOUR
+
+
+# ---------------------------------------------------------------- what is on the disk
+
+
+class Kind(enum.StrEnum):
+    """What an entry of a folder is, links not followed."""
+
+    FILE = "file"
+    FOLDER = "folder"
+    SYMLINK = "symlink"
+    OTHER = "other"
+
+
+class Entry(NamedTuple):
+    """One name in a folder, as ``lstat`` saw it."""
+
+    name: str
+    kind: Kind
+    size: int
+    allocated: int
+    device: int
+    inode: int
+    links: int
+    mtime_ns: int
+    ctime_ns: int
+    uid: int
+    gid: int
+    mode: int
+
+    @property
+    def mtime(self) -> float:
+        """Last modification, seconds since the epoch."""
+        return self.mtime_ns / 1e9
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode: what stays the same when the file is renamed."""
+        return self.device, self.inode
+
+    @property
+    def freed(self) -> int:
+        """Bytes that removing this name gives back: none while another hard link stays."""
+        return self.allocated if self.links <= 1 else 0
+
+
+class Part(NamedTuple):
+    """A part of a download as its sidecar claims it: ``completed`` bytes from ``offset`` on."""
+
+    number: int
+    offset: int
+    size: int
+    completed: int
+
+    @property
+    def starts_at(self) -> int:
+        """Where the next attempt writes first."""
+        return self.offset + self.completed
+
+    @property
+    def end(self) -> int:
+        """The first byte behind the part."""
+        return self.offset + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """One ``-partial-<N>`` file: its part, or why the server can't use it."""
+
+    entry: Entry
+    #: N of the file name; None where the name has no plain number (the server takes it).
+    number: int | None
+    part: Part | None
+    fault: str | None
+
+
+class Holder(NamedTuple):
+    """A process that has an entry open."""
+
+    pid: int
+    process: str
+    entry: str
+    writes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What can be believed of a data file, as byte ranges. The rules are in `docs/store.md`."""
+
+    claimed: Ranges = ()
+    present: Ranges = ()
+    trusted: Ranges = ()
+    #: No hole tells what is missing: a copy without holes, or a file system that has none.
+    holes_tell: bool = True
+    #: The machine started after the last write: zero blocks may never have been written.
+    rebooted: bool = False
+    #: Zero blocks were looked for after a reboot (it means reading, so it can be left out).
+    zeros_read: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """All that was seen of one unfinished download: the entries of a digest but its blob."""
+
+    digest: str
+    data: Entry | None = None
+    sidecars: tuple[Sidecar, ...] = ()
+    #: A ``.tmp`` of the transfer path: data without parts.
+    transfer: bool = False
+    #: The finished blob of the same digest, where there is one.
+    finished: Entry | None = None
+    #: The true length where known, and who says so ("sidecars", "manifest", "memory", "data").
+    total: int | None = None
+    total_from: str | None = None
+    #: Why the sidecars are no sound set; empty when they are.
+    faults: tuple[str, ...] = ()
+    trust: Trust = Trust()
+    holders: tuple[Holder, ...] = ()
+    #: Models that a manifest, or the memory, ties to this digest.
+    models: tuple[str, ...] = ()
+    #: When bytes last arrived, where the memory knows better than the files' times.
+    progress_at: float | None = None
+    #: Why something of it could not be read at all.
+    unreadable: str | None = None
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every entry of the download, the data first."""
+        sidecars = tuple(sidecar.entry for sidecar in self.sidecars)
+        return sidecars if self.data is None else (self.data, *sidecars)
+
+    @property
+    def key(self) -> str:
+        """What it is remembered by: a digest may have a download in parts and a transfer."""
+        return f"{self.digest}.tmp" if self.transfer else self.digest
+
+    @property
+    def allocated(self) -> int:
+        """Bytes on the disk, all entries together."""
+        return sum(entry.allocated for entry in self.entries)
+
+    @property
+    def freed(self) -> int:
+        """Bytes that its removal gives back."""
+        return sum(entry.freed for entry in self.entries)
+
+    @property
+    def writers(self) -> tuple[Holder, ...]:
+        """The processes that have one of its entries open for writing."""
+        return tuple(holder for holder in self.holders if holder.writes)
+
+    @property
+    def changed_at(self) -> float | None:
+        """The newest modification time of its entries."""
+        return max((entry.mtime for entry in self.entries), default=None)
+
+
+class BlobFault(enum.StrEnum):
+    """What is wrong with a finished blob, as far as names and sizes tell."""
+
+    SHORT = "short"
+    LONG = "long"
+    MISSING = "missing"
+    SYMLINK = "symlink"
+    NO_FILE = "no_file"
+
+
+@dataclass(frozen=True, slots=True)
+class OddBlob:
+    """A digest that a manifest names and whose blob is not as it should be."""
+
+    digest: str
+    fault: BlobFault
+    wanted: int | None
+    entry: Entry | None
+    models: tuple[str, ...]
+
+
+class TemporaryKind(enum.StrEnum):
+    """Names in the store that the server itself leaves behind when it is stopped at work."""
+
+    CREATE = "create"
+    CREATE_FOLDER = "create_folder"
+    UPLOAD = "upload"
+
+
+class Temporary(NamedTuple):
+    """A left-over of ``ollama create`` or of an upload."""
+
+    entry: Entry
+    kind: TemporaryKind
+    #: Path below the store.
+    path: str
+
+
+class ManifestFault(enum.StrEnum):
+    """Why a file under ``manifests/`` is no use."""
+
+    CORRUPT = "corrupt"
+    UNREADABLE = "unreadable"
+    MISPLACED = "misplaced"
+    BAD_NAME = "bad_name"
+    DANGLING = "dangling"
+    BAD_DIGEST = "bad_digest"
+
+
+@dataclass(frozen=True, slots=True)
+class OddManifest:
+    """A file or folder under ``manifests/`` that is not one whole manifest in its place."""
+
+    path: str
+    fault: ManifestFault
+    why: str
+    #: Shown name of the model, where the path gives one.
+    model: str | None = None
+    changed_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlobCensus:
+    """``blobs/`` and ``manifests/``: the healthy are counted, the oddities kept."""
+
+    manifests: int = 0
+    #: Names under ``blobs/`` of any kind, and bytes allocated by all of them.
+    entries: int = 0
+    allocated: int = 0
+    #: Finished blobs that a manifest names and that have the right size.
+    healthy: int = 0
+    healthy_bytes: int = 0
+    odd: tuple[OddBlob, ...] = ()
+    #: Finished blobs that no manifest names.
+    unnamed: tuple[Entry, ...] = ()
+    #: Blobs in the old spelling ``sha256:<hex>``.
+    old_names: tuple[Entry, ...] = ()
+    temporaries: tuple[Temporary, ...] = ()
+    foreign: tuple[Entry, ...] = ()
+    odd_manifests: tuple[OddManifest, ...] = ()
+    #: Folders below the store that could not be listed, as paths below the store.
+    unlisted: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------- who is at work
+
+
+class Sight(enum.StrEnum):
+    """How much of the machine's processes could be seen."""
+
+    FULL = "full"
+    NAMED = "named"
+    PARTIAL = "partial"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The sight, who could not be seen, and why."""
+
+    sight: Sight
+    #: ``name (pid)`` of processes whose descriptors could not be read, the first few.
+    unseen: tuple[str, ...] = ()
+    why: str = ""
+
+
+class ServerState(enum.StrEnum):
+    """Where a server is in its life."""
+
+    STARTING = "starting"
+    ANSWERING = "answering"
+    #: Not reachable from here for five minutes and more: counts as started.
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running ``ollama serve``."""
+
+    pid: int
+    user: str
+    since: float
+    state: ServerState
+    #: Its models folder, or None where its environment can't be read.
+    store: str | None = None
+    #: Whether that is the store looked at; None where not known.
+    ours: bool | None = None
+    url: str | None = None
+    version: str | None = None
+    #: Established connections to its API; None where they can't be counted.
+    connections: int | None = None
+    no_prune: bool | None = None
+
+
+# ---------------------------------------------------------------- the place
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The store's folder and what it stands on."""
+
+    path: str
+    found_by: str
+    file_system: str = ""
+    network: bool = False
+    device: int = 0
+    owner: int = 0
+    #: ``blobs`` is a symlink, or a mount or link to another file system.
+    blobs_linked: bool = False
+    blobs_elsewhere: bool = False
+    has_blobs: bool = True
+    has_manifests: bool = True
+    #: Glob characters in the path: the server sees neither manifests nor sidecars there.
+    globbed: bool = False
+    free_bytes: int = 0
+    free_inodes: int = 0
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Everything that one look at a store has shown. Deciding reads nothing else."""
+
+    place: Place
+    now: float
+    view: View
+    servers: tuple[Server, ...] = ()
+    #: Other Ollama processes (clients, runners): ``name (pid)``.
+    others: tuple[str, ...] = ()
+    downloads: tuple[Download, ...] = ()
+    census: BlobCensus = BlobCensus()
+    #: The digests looked at; None means the whole store.
+    scope: frozenset[str] | None = None
+
+
+# ---------------------------------------------------------------- judgements
+
+
+class Condition(enum.StrEnum):
+    """What a download is. Each has exactly one; `docs/design.md` has the table."""
+
+    LIVE = "live"
+    PAUSED = "paused"
+    BEHIND = "behind"
+    HOLLOW = "hollow"
+    BLOCKED = "blocked"
+    UNCLAIMED = "unclaimed"
+    WHOLE = "whole"
+    REDUNDANT = "redundant"
+    UNKNOWN = "unknown"
+
+
+class Severity(enum.StrEnum):
+    """How much a finding matters."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+    @property
+    def rank(self) -> int:
+        """0 for info, 2 for error."""
+        return list(Severity).index(self)
+
+
+class Sizes(NamedTuple):
+    """Three sizes that are never mixed up, in bytes."""
+
+    apparent: int = 0
+    allocated: int = 0
+    freed: int = 0
+
+
+_NO_SIZES = Sizes()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something worth telling: what, the evidence, what Ollama alone would do, what helps."""
+
+    severity: Severity
+    #: ``<subject>_<word>``, such as ``blob_short``.
+    kind: str
+    #: Path below the store, or "" for the store itself.
+    path: str
+    message: str
+    evidence: str = ""
+    alone: str = ""
+    command: str = ""
+    sizes: Sizes = _NO_SIZES
+    models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A download with its condition."""
+
+    download: Download
+    condition: Condition
+    stale: bool
+    #: Why it is so, in one clause.
+    because: str
+    #: Seconds since its last progress, and since any of its entries changed; never negative.
+    age: float
+    quiet: float
+    #: What another pull would fetch, by Ollama alone and after a repair; None where not known.
+    cost_alone: int | None = None
+    cost_repaired: int | None = None
+
+    @property
+    def digest(self) -> str:
+        """The digest of the download."""
+        return self.download.digest
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All judgements on one look."""
+
+    judged: tuple[Judged, ...]
+    findings: tuple[Finding, ...]
+
+
+# ---------------------------------------------------------------- plans and what came of them
+
+
+class Verb(enum.StrEnum):
+    """What an action does."""
+
+    REMOVE_DOWNLOAD = "remove_download"
+    REMOVE_SURPLUS = "remove_surplus"
+    REMOVE_ORPHAN = "remove_orphan"
+    REMOVE_TEMPORARY = "remove_temporary"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing to do. Acting compares `expects` with the disk: nothing is done where they differ."""
+
+    verb: Verb
+    #: The digest, or the entry's name.
+    subject: str
+    because: str
+    #: The entries under ``blobs/`` that it was planned on.
+    expects: tuple[Entry, ...]
+    frees: int = 0
+    models: tuple[str, ...] = ()
+    #: A server runs: it reads the sidecars before it opens the data, so the guard waits for it.
+    wait_seconds: float = 0.0
+
+
+class RefusalKind(enum.StrEnum):
+    """Why something can't be done safely now."""
+
+    HELD = "held"
+    NOT_QUIET = "not_quiet"
+    SIGHT = "sight"
+    SERVER_RUNS = "server_runs"
+    SERVER_STARTS = "server_starts"
+    MANIFESTS = "manifests"
+    UNPROVEN = "unproven"
+    LINKED = "linked"
+    CHANGED = "changed"
+    PERMISSION = "permission"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What was not done, why, and what would make it possible."""
+
+    kind: RefusalKind
+    subject: str
+    verb: Verb
+    why: str
+    remedy: str
+    seconds_left: float | None = None
+    models: tuple[str, ...] = ()
+
+
+class Due(NamedTuple):
+    """When a digest is worth another look."""
+
+    at: float
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would be done, what is refused, and when to look again. Printing it changes nothing."""
+
+    actions: tuple[Action, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    due: tuple[Due, ...] = ()
+
+    @property
+    def frees(self) -> int:
+        """Bytes that all actions together give back."""
+        return sum(action.frees for action in self.actions)
+
+
+#: What makes one occasion differ from another: it hands back the part of a plan that may be done.
+Consent: TypeAlias = Callable[[Plan], Plan]
+
+
+class Result(enum.StrEnum):
+    """How an action ended."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one action."""
+
+    action: Action
+    result: Result
+    message: str
+    freed: int = 0
+    refusal: Refusal | None = None
+
+
+# ---------------------------------------------------------------- settings
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the user allows. Read from the settings by `config`."""
+
+    stale_after: float = 7 * DAY
+    #: The daemon also cleans, by the same plan as the command.
+    clean: bool = False
+    #: The user's word that every process which could write to the store is visible from here.
+    writers_visible: bool = False
+    #: Bytes of one data file that a look may read where holes don't tell; None for no limit.
+    read_limit_bytes: int | None = 1 << 30
+    log_max_bytes: int = 10_000_000
+    log_keep_days: float = 90.0

@@ -1,0 +1,190 @@
+"""File and model names, both ways.
+
+The shapes of file names are the server's own (`docs/store.md`, Layout). Model names follow its
+``types/model`` rules: four parts, each with its own alphabet and length.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import NamedTuple
+
+from watcher.model import TemporaryKind
+
+DEFAULT_HOST = "registry.ollama.ai"
+DEFAULT_NAMESPACE = "library"
+DEFAULT_TAG = "latest"
+
+_DIGEST = re.compile(r"sha256-([0-9a-fA-F]{64})(.*)", re.DOTALL)
+_UPLOAD = re.compile(r"sha256-[0-9]{1,20}")
+#: ``ollama create`` names these after what it makes, with random digits behind (Go's CreateTemp).
+_CREATE = re.compile(
+    r"(split-copy|projector-metadata|compat-tensors|COPY|B?F16|F32|T?I?Q\d\w*|MXFP\d\w*|NVFP\d\w*)\d+"
+)
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
+_WANTED_DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_LOOSE_DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
+
+_WORD = "[A-Za-z0-9_]"
+_MODEL_PARTS = (
+    re.compile(_WORD + r"[A-Za-z0-9_.:-]{0,349}"),
+    re.compile(_WORD + r"[A-Za-z0-9_-]{0,79}"),
+    re.compile(_WORD + r"[A-Za-z0-9_.-]{0,79}"),
+    re.compile(_WORD + r"[A-Za-z0-9_.-]{0,79}"),
+)
+
+
+class Role(enum.StrEnum):
+    """What a name under ``blobs/`` stands for."""
+
+    BLOB = "blob"
+    DATA = "data"
+    SIDECAR = "sidecar"
+    TRANSFER = "transfer"
+    OLD = "old"
+    UPLOAD = TemporaryKind.UPLOAD.value
+    CREATE = TemporaryKind.CREATE.value
+    FOREIGN = "foreign"
+
+
+class BlobName(NamedTuple):
+    """A name under ``blobs/``, told apart."""
+
+    role: Role
+    digest: str = ""
+    #: N of a sidecar; None where what stands behind ``-partial-`` is no plain number.
+    number: int | None = None
+
+
+def parse_blob(name: str) -> BlobName:
+    """Tell a name under ``blobs/`` apart by its spelling alone."""
+    match = _DIGEST.fullmatch(name)
+    if match is not None:
+        digest, rest = match.groups()
+        if not rest:
+            return BlobName(Role.BLOB, digest)
+        if rest == "-partial":
+            return BlobName(Role.DATA, digest)
+        if rest == ".tmp":
+            return BlobName(Role.TRANSFER, digest)
+        if rest.startswith("-partial-"):
+            # The server's glob takes whatever follows, so a foreign tail is a sidecar, too.
+            tail = rest.removeprefix("-partial-")
+            return BlobName(Role.SIDECAR, digest, int(tail) if _NUMBER.fullmatch(tail) else None)
+        return BlobName(Role.FOREIGN)
+    if name.startswith("sha256:"):
+        return BlobName(Role.OLD)
+    if _UPLOAD.fullmatch(name):
+        return BlobName(Role.UPLOAD)
+    if _CREATE.fullmatch(name):
+        return BlobName(Role.CREATE)
+    return BlobName(Role.FOREIGN)
+
+
+def blob(digest: str) -> str:
+    """The finished blob's file name."""
+    return f"sha256-{digest}"
+
+
+def data(digest: str) -> str:
+    """The data file of an unfinished layer."""
+    return f"sha256-{digest}-partial"
+
+
+def transfer(digest: str) -> str:
+    """The file of a layer on the newer transfer path."""
+    return f"sha256-{digest}.tmp"
+
+
+def sidecar(digest: str, number: int) -> str:
+    """The sidecar of part `number`."""
+    return f"sha256-{digest}-partial-{number}"
+
+
+def short(digest: str) -> str:
+    """How a digest is shown to people: ``sha256-<12 hex>``."""
+    return f"sha256-{digest[:12]}"
+
+
+def wanted_digest(text: str) -> str | None:
+    """The 64 digits of a manifest's ``sha256:<hex>``, or None.
+
+    Only this spelling protects a blob from the server's clean-up.
+    """
+    match = _WANTED_DIGEST.fullmatch(text)
+    return match.group(1) if match else None
+
+
+def loose_digest(text: str) -> str | None:
+    """The 64 digits of either spelling that the server can load from, or None."""
+    match = _LOOSE_DIGEST.fullmatch(text)
+    return match.group(1) if match else None
+
+
+class ModelName(NamedTuple):
+    """A model's full name, as its manifest's path spells it."""
+
+    host: str
+    namespace: str
+    model: str
+    tag: str
+
+    @property
+    def path(self) -> str:
+        """Path below ``manifests/``."""
+        return "/".join(self)
+
+    @property
+    def shown(self) -> str:
+        """As ``ollama list`` shows it."""
+        name = f"{self.model}:{self.tag}"
+        if self.host.lower() != DEFAULT_HOST:
+            return f"{self.host}/{self.namespace}/{name}"
+        if self.namespace.lower() != DEFAULT_NAMESPACE:
+            return f"{self.namespace}/{name}"
+        return name
+
+
+def model_from_path(parts: tuple[str, ...]) -> ModelName | None:
+    """The model whose manifest lies at these path parts below ``manifests/``, or None."""
+    if len(parts) != len(_MODEL_PARTS):
+        return None
+    if not all(shape.fullmatch(part) for shape, part in zip(_MODEL_PARTS, parts, strict=True)):
+        return None
+    return ModelName(*parts)
+
+
+def parse_model(text: str) -> ModelName | None:
+    """A model as people write it (``llama3``, ``me/llama3:8b``, ``hf.co/org/repo:Q4``), or None."""
+    rest = text.split("://", 1)[-1]
+    tag = DEFAULT_TAG
+    if rest.rfind(":") > rest.rfind("/"):
+        rest, _, tag = rest.rpartition(":")
+    parts = rest.split("/")
+    if len(parts) > 3:
+        return None
+    defaults = (DEFAULT_HOST, DEFAULT_NAMESPACE)
+    return model_from_path((*defaults[: 3 - len(parts)], *parts, tag))
+
+
+def printable(name: str) -> str:
+    """A name that is safe to show: what is no UTF-8 or no printable character becomes ``\\xNN``."""
+    if name.isprintable() and "\\" not in name:
+        return name
+    return "".join(
+        char
+        if char.isprintable() and char != "\\"
+        else "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+        for char in name
+    )
+
+
+def file_safe(name: str) -> str:
+    """A model's name as a file name: everything but letters, digits, ``._-`` becomes ``%NN``."""
+    return "".join(
+        char
+        if char.isascii() and (char.isalnum() or char in "_-" or (char == "." and at > 0))
+        else "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
+        for at, char in enumerate(name)
+    )

@@ -1,0 +1,1 @@
+"""One look at a store: nothing is judged here and nothing is changed."""

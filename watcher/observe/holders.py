@@ -1,0 +1,354 @@
+"""Which processes have which entries open, which Ollama servers run, and how much could be seen.
+
+Open files are matched by device and inode (``/proc/<pid>/fd/<n>`` is followed by stat), never by
+path alone: containers and renames change paths. A descriptor whose file name is an entry's counts
+as well, since an overlay file system shows another device. One pass over the processes serves all
+entries together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import psutil
+
+from watcher.model import Entry, Holder, Server, ServerState, Sight, View
+from watcher.world import World
+
+#: The inode of the first PID namespace (PROC_PID_INIT_INO in the kernel's proc_ns.h).
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"
+#: PF_KTHREAD of a process's flags: kernel threads have no descriptors of interest.
+_KERNEL_THREAD = 0x00200000
+#: A server that can't be reached counts as started after this.
+_UNREACHABLE_AFTER = 300.0
+_SERVE_WORDS = frozenset({"serve", "start"})
+_SHOWN_UNSEEN = 5
+DEFAULT_PORT = 11434
+#: A server that listens on every address is asked on this machine's own.
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+
+class Process(NamedTuple):
+    """One process, as far as everybody may see it."""
+
+    pid: int
+    name: str
+    arguments: tuple[str, ...]
+    status: str
+    uid: int
+
+    @property
+    def is_ollama(self) -> bool:
+        """By its name or its command: a server, a client or a runner."""
+        first = os.path.basename(self.arguments[0]) if self.arguments else ""
+        return self.name == "ollama" or first == "ollama"
+
+    @property
+    def is_server(self) -> bool:
+        """``ollama serve`` (or its alias ``start``); runners and clients are none."""
+        return self.is_ollama and not _SERVE_WORDS.isdisjoint(self.arguments[1:])
+
+
+class Seen(NamedTuple):
+    """What one pass over the processes has shown."""
+
+    view: View
+    holders: Mapping[str, tuple[Holder, ...]]
+    servers: tuple[Server, ...]
+    others: tuple[str, ...]
+
+
+def see(world: World, entries: Iterable[Entry], *, network: bool, writers_visible: bool) -> Seen:
+    """Look at every process once.
+
+    `entries` are looked for among the open files; the answer's `holders` are by entry name. On a
+    network file system the sight is PARTIAL, since other machines can't be seen, unless the
+    settings say that all writers are visible.
+    """
+    processes = _processes(world.proc)
+    holders, unread = _holders(world, processes, tuple(entries))
+    servers = tuple(_server(world, process) for process in processes if process.is_server)
+    others = tuple(
+        f"{process.name} ({process.pid})"
+        for process in processes
+        if process.is_ollama and not process.is_server
+    )
+    view = _view(world, unread, network=network, writers_visible=writers_visible)
+    return Seen(view, holders, servers, others)
+
+
+def holders_of(world: World, entries: Iterable[Entry]) -> tuple[Holder, ...]:
+    """Who has any of these entries open right now."""
+    found, _ = _holders(world, _processes(world.proc), tuple(entries))
+    return tuple(holder for each in found.values() for holder in each)
+
+
+def served_stores(proc: str) -> list[tuple[str, int]]:
+    """The models folder and pid of each running server whose environment can be read."""
+    found: list[tuple[str, int]] = []
+    for process in _processes(proc):
+        if process.is_server:
+            environment = _environment(psutil.Process(process.pid))
+            store = _models_folder(environment) if environment is not None else None
+            if store is not None:
+                found.append((store, process.pid))
+    return found
+
+
+def _processes(proc: str) -> list[Process]:
+    psutil.PROCFS_PATH = proc
+    found: list[Process] = []
+    for process in psutil.process_iter():
+        try:
+            with process.oneshot():
+                status = process.status()
+                if status in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                    continue  # it holds nothing any more
+                found.append(
+                    Process(
+                        process.pid,
+                        process.name(),
+                        tuple(process.cmdline()),
+                        status,
+                        process.uids().effective,
+                    )
+                )
+        except psutil.Error:
+            continue  # gone meanwhile
+    return found
+
+
+def _holders(
+    world: World, processes: Iterable[Process], entries: tuple[Entry, ...]
+) -> tuple[dict[str, tuple[Holder, ...]], list[Process]]:
+    """The holders by entry name, and the processes whose descriptors could not be read."""
+    by_identity = {entry.identity: entry.name for entry in entries}
+    by_name = {entry.name for entry in entries}
+    found: dict[str, dict[int, Holder]] = {}
+    unread: list[Process] = []
+    for process in processes:
+        if process.pid == os.getpid():
+            continue
+        try:
+            descriptors = os.listdir(f"{world.proc}/{process.pid}/fd")
+        except PermissionError:
+            if not _is_kernel_thread(world, process.pid):
+                unread.append(process)
+            continue
+        except OSError:
+            continue  # gone meanwhile
+        if not entries:
+            continue
+        for number in descriptors:
+            name = _held(world, process.pid, number, by_identity, by_name)
+            if name is None:
+                continue
+            writes = _writes(world, process.pid, number)
+            before = found.setdefault(name, {}).get(process.pid)
+            if before is None or (writes and not before.writes):
+                found[name][process.pid] = Holder(process.pid, process.name, name, writes)
+    return {name: tuple(each.values()) for name, each in found.items()}, unread
+
+
+def _held(
+    world: World,
+    pid: int,
+    number: str,
+    by_identity: Mapping[tuple[int, int], str],
+    by_name: set[str],
+) -> str | None:
+    """The entry that a descriptor is open on, or None."""
+    link = f"{world.proc}/{pid}/fd/{number}"
+    try:
+        target = os.readlink(link)
+        if not target.startswith("/"):
+            return None  # a socket, a pipe
+        status = os.stat(link)
+    except OSError:
+        return None
+    name = by_identity.get((status.st_dev, status.st_ino))
+    if name is not None:
+        return name
+    shown = os.path.basename(target)
+    return shown if shown in by_name else None
+
+
+def _writes(world: World, pid: int, number: str) -> bool:
+    try:
+        with open(f"{world.proc}/{pid}/fdinfo/{number}", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("flags:"):
+                    return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
+    except (OSError, ValueError, IndexError):
+        pass
+    return True  # held, and not known how: the worse is assumed
+
+
+def _is_kernel_thread(world: World, pid: int) -> bool:
+    try:
+        with open(f"{world.proc}/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            # The name in brackets may hold anything, so count from its end.
+            return bool(int(stat.read().rpartition(")")[2].split()[6]) & _KERNEL_THREAD)
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+# ---------------------------------------------------------------- sight
+
+
+def _view(world: World, unread: list[Process], *, network: bool, writers_visible: bool) -> View:
+    unseen = tuple(f"{process.name} ({process.pid})" for process in unread[:_SHOWN_UNSEEN])
+    if writers_visible:
+        return View(Sight.FULL, (), "the settings say that all writers are visible")
+    if network:
+        return View(Sight.PARTIAL, unseen, "other machines may write to a network file system")
+    blind = _blind_spot(world)
+    if blind:
+        return View(Sight.PARTIAL, unseen, blind)
+    if not unread:
+        return View(Sight.FULL)
+    ollamas = [process for process in unread if process.is_ollama]
+    why = f"the open files of {len(unread)} processes of other users can't be read"
+    if ollamas:
+        shown = ", ".join(f"{process.name} ({process.pid})" for process in ollamas)
+        return View(Sight.PARTIAL, unseen, f"{why}, {shown} among them")
+    return View(Sight.NAMED, unseen, why)
+
+
+def _blind_spot(world: World) -> str:
+    """Why whole processes may be hidden from here; "" where none can be."""
+    try:
+        if os.readlink(f"{world.proc}/self/ns/pid") != _FIRST_PID_NAMESPACE:
+            return "in a container, processes outside it can't be seen"
+        with open(f"{world.proc}/self/mounts", encoding="utf-8", errors="replace") as mounts:
+            for line in mounts:
+                _, point, kind, options, *_ = line.split(" ")
+                if kind == "proc" and point == world.proc and _hides(options):
+                    return f"{world.proc} is mounted with {options}: it hides processes"
+    except OSError:
+        return f"{world.proc} does not tell which processes it shows"
+    return ""
+
+
+def _hides(options: str) -> bool:
+    words = options.split(",")
+    hidden = [word for word in words if word.startswith("hidepid=")]
+    if "subset=pid" in words:
+        return True
+    return bool(hidden) and hidden[-1] not in ("hidepid=0", "hidepid=off") and os.geteuid() != 0
+
+
+# ---------------------------------------------------------------- servers
+
+
+def _server(world: World, process: Process) -> Server:
+    handle = psutil.Process(process.pid)
+    now = world.clock()
+    try:
+        since = handle.create_time()
+        user = handle.username()
+    except psutil.Error:
+        since, user = now, str(process.uid)
+    environment = _environment(handle)
+    store = _models_folder(environment) if environment is not None else None
+    ports, connections = _sockets(handle)
+    url = _url(environment, ports)
+    version = world.version(url)
+    if version is not None:
+        state = ServerState.ANSWERING
+    elif now - since > _UNREACHABLE_AFTER:
+        state = ServerState.UNREACHABLE
+    else:
+        state = ServerState.STARTING
+    return Server(
+        pid=process.pid,
+        user=user,
+        since=since,
+        state=state,
+        store=store,
+        ours=None if store is None else _same_folder(world, process.pid, store),
+        url=url,
+        version=version,
+        connections=connections,
+        no_prune=None if environment is None else _is_set(environment.get("OLLAMA_NOPRUNE", "")),
+    )
+
+
+def _environment(handle: psutil.Process) -> dict[str, str] | None:
+    try:
+        return handle.environ()
+    except psutil.Error:
+        return None
+
+
+def trimmed(value: str) -> str:
+    """A variable as the server reads it: white space and quotes around it don't count."""
+    return value.strip().strip("\"'")
+
+
+def _models_folder(environment: Mapping[str, str]) -> str | None:
+    """Where a server with this environment has its store; None where it does not say."""
+    models = trimmed(environment.get("OLLAMA_MODELS", ""))
+    if models:
+        return models
+    home = environment.get("HOME")
+    return os.path.join(home, ".ollama", "models") if home else None
+
+
+def _is_set(value: str) -> bool:
+    """A switch of the server: any value but a false one turns it on."""
+    return trimmed(value) not in ("", "0", "f", "F", "false", "False", "FALSE")
+
+
+def _same_folder(world: World, pid: int, store: str) -> bool | None:
+    """Whether a server's models folder is the store, seen with that server's own root folder."""
+    try:
+        ours = os.stat(world.store)
+        theirs = os.stat(f"{world.proc}/{pid}/root/{store.lstrip('/')}")
+    except PermissionError:
+        return os.path.realpath(store) == os.path.realpath(world.store) or None
+    except OSError:
+        return os.path.realpath(store) == os.path.realpath(world.store)
+    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+
+
+def _sockets(handle: psutil.Process) -> tuple[tuple[tuple[str, int], ...], int | None]:
+    """The addresses that a server listens on, and how many connections to them are open."""
+    try:
+        sockets = handle.net_connections(kind="tcp")
+    except psutil.Error:
+        return (), None
+    listening = tuple(
+        (socket.laddr.ip, socket.laddr.port)
+        for socket in sockets
+        if socket.status == psutil.CONN_LISTEN
+    )
+    if not listening:
+        return (), None
+    ports = {port for _, port in listening}
+    return listening, sum(
+        socket.status == psutil.CONN_ESTABLISHED and socket.laddr.port in ports
+        for socket in sockets
+    )
+
+
+def _url(environment: Mapping[str, str] | None, ports: tuple[tuple[str, int], ...]) -> str:
+    if ports:
+        address, port = ports[0]
+        host = _LOOPBACK.get(address, address)
+    else:
+        host, port = _host_setting((environment or {}).get("OLLAMA_HOST", ""))
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _host_setting(value: str) -> tuple[str, int]:
+    """Host and port of an ``OLLAMA_HOST``."""
+    text = trimmed(value).split("://", 1)[-1].split("/", 1)[0]
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]"):
+        host, port = text, ""
+    host = host.strip("[]") or "127.0.0.1"
+    number = int(port) if port.isdecimal() else DEFAULT_PORT
+    return _LOOPBACK.get(host, host), number

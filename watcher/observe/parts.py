@@ -1,0 +1,124 @@
+"""Claimed, present and trusted bytes of one download, by the rules of ``docs/store.md``.
+
+Holes (``lseek`` with SEEK_DATA and SEEK_HOLE) tell what was never written; the data itself is read
+only for the zeros at a range's end, and, after a reboot, for blocks that were never written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from watcher import ranges, sidecars
+from watcher.model import MIB, Part, Ranges, Trust
+
+#: Each retry begins at Offset + Completed, and a failed one may have written an error page there.
+DOUBTED_HEAD = MIB
+#: No allocation unit is larger: this many zeros at an end are enough to stop looking further back.
+ZEROS_ENOUGH = 16 * MIB
+#: The unit in which zeros after a reboot are looked for.
+BLOCK = 4096
+#: A file in more pieces than this is hostile; what lies behind them is not believed.
+MOST_SEGMENTS = 100_000
+
+_CHUNK = MIB
+
+
+def segments(fd: int, size: int) -> Ranges:
+    """The parts of a file that are no holes, up to `size` bytes."""
+    found: list[tuple[int, int]] = []
+    at = 0
+    while at < size and len(found) < MOST_SEGMENTS:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing but a hole behind `at`
+            break
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        found.append((start, min(at, size)))
+    return ranges.normal(found)
+
+
+def without_trailing_zeros(fd: int, start: int, end: int, enough: int = ZEROS_ENOUGH) -> int:
+    """Where the last non-zero byte of ``[start, end)`` ends, looking back over `enough` bytes."""
+    stop = max(start, end - enough)
+    while end > stop:
+        low = max(stop, end - _CHUNK)
+        kept = os.pread(fd, end - low, low).rstrip(b"\0")
+        if kept:
+            return low + len(kept)
+        end = low
+    return end
+
+
+def zero_blocks(fd: int, within: Ranges) -> Ranges:
+    """Blocks of nothing but zeros in `within`, on the file's grid of blocks. Reads all of it."""
+    found: list[tuple[int, int]] = []
+    zeros = bytes(BLOCK)
+    for start, end in within:
+        for low, high in _cut(start, end, _CHUNK):
+            chunk = os.pread(fd, high - low, low)
+            # Only a chunk that begins or ends within a block can hide less than a block of zeros.
+            if zeros not in chunk and low % BLOCK == 0 and high % BLOCK == 0:
+                continue
+            for block, block_end in _cut(low, high, BLOCK):
+                if not chunk[block - low : block_end - low].strip(b"\0"):
+                    found.append((block, block_end))
+    return ranges.normal(found)
+
+
+def _cut(start: int, end: int, step: int) -> Iterator[tuple[int, int]]:
+    """``[start, end)`` in pieces that end on multiples of `step`."""
+    while start < end:
+        stop = min(end, (start // step + 1) * step)
+        yield start, stop
+        start = stop
+
+
+def trust(
+    fd: int | None, size: int, parts: Sequence[Part], *, rebooted: bool, read_limit: int | None
+) -> Trust:
+    """What can be believed of a data file.
+
+    `fd` and `size` are the data file's (None and 0 where it is missing), `parts` all parts by
+    offset, those with a lost sidecar with nothing completed. `rebooted`: the machine started after
+    the last write. `read_limit`: bytes that may be read where holes don't tell; None for no limit.
+    Raises OSError where the data can't be read.
+    """
+    claimed = sidecars.claims(parts)
+    if fd is None:
+        return Trust(claimed=claimed)
+    held = segments(fd, size)
+    holes_tell = ranges.size(held) < size
+    open_ends = ranges.normal((part.starts_at, part.end) for part in parts)
+    if not holes_tell and read_limit is not None and ranges.size(open_ends) > read_limit:
+        present = ranges.intersection(held, claimed)
+        return Trust(claimed, present, present, holes_tell, rebooted, zeros_read=False)
+    present = _present(fd, held, parts, ZEROS_ENOUGH if holes_tell else size)
+    believed = ranges.union(ranges.intersection(claimed, present), _beyond(present, parts))
+    zeros_read = not rebooted or read_limit is None or ranges.size(believed) <= read_limit
+    if rebooted and zeros_read:
+        believed = ranges.difference(believed, zero_blocks(fd, believed))
+    return Trust(claimed, present, believed, holes_tell, rebooted, zeros_read)
+
+
+def _present(fd: int, held: Ranges, parts: Sequence[Part], enough: int) -> Ranges:
+    """`held` without the zeros at the end of what each part has written.
+
+    An allocation ends on a block, not on the last byte; and the block at a part's end belongs to
+    the next part's beginning as well, so that no hole shows there.
+    """
+    kept = list(ranges.intersection(held, sidecars.claims(parts)))
+    for part in parts:
+        for start, end in ranges.intersection(held, ((part.starts_at, part.end),)):
+            kept.append((start, without_trailing_zeros(fd, start, end, enough)))
+    return ranges.normal(kept)
+
+
+def _beyond(present: Ranges, parts: Sequence[Part]) -> Ranges:
+    """What parts have written behind their claims: the run that begins where the claim ends."""
+    found: list[tuple[int, int]] = []
+    for part in parts:
+        run = ranges.intersection(present, ((part.starts_at, part.end),))
+        if run and run[0][0] == part.starts_at:
+            found.append((part.starts_at + DOUBTED_HEAD, run[0][1]))
+    return ranges.normal(found)

@@ -1,0 +1,195 @@
+"""Which store, and what it stands on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import psutil
+
+from watcher import names
+from watcher.errors import NoPermissionError, NoStoreError
+from watcher.model import Place
+from watcher.observe import holders
+from watcher.world import World
+
+SERVICE_STORE = "/usr/share/ollama/.ollama/models"
+OTHER_STORE = "/var/lib/ollama/models"
+
+#: File systems on which other machines may write at the same time.
+_NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "glusterfs", "lustre"}
+    | {"afs", "beegfs", "gpfs", "vboxsf", "fuse.sshfs", "fuse.glusterfs", "fuse.cephfs"}
+    | {"fuse.rclone", "fuse.s3fs"}
+)
+#: In a path these make Go's filepath.Glob look elsewhere, so that the server finds nothing.
+_GLOB_CHARACTERS = frozenset("[\\")
+
+
+class Found(NamedTuple):
+    """A store's folder and how it was found."""
+
+    path: str
+    by: str
+
+
+def find(given: str | None, environment: Mapping[str, str]) -> Found:
+    """The store to look at: the one given, else the first that is there, in the documented order.
+
+    Raises NoStoreError, which lists what was looked at, or NoPermissionError.
+    """
+    if given is not None:
+        return _named_store(given, "--store")
+    models = holders.trimmed(environment.get("OLLAMA_MODELS", ""))
+    if models:
+        return _named_store(models, "OLLAMA_MODELS")
+    looked: list[str] = []
+    home = os.path.expanduser("~")
+    candidates = (
+        *((path, f"the running server, pid {pid}") for path, pid in holders.served_stores("/proc")),
+        *((path, "the unit ollama.service") for path in _unit_stores()),
+        (SERVICE_STORE, "the place of Ollama's Linux service"),
+        (OTHER_STORE, "the place of some distributions' service"),
+        (os.path.join(home, ".ollama", "models"), "the home folder"),
+    )
+    for path, by in candidates:
+        try:
+            if _is_store(path):
+                return Found(os.path.abspath(path), by)
+        except PermissionError:
+            raise no_permission(path) from None
+        looked.append(f"{names.printable(path)} ({by})")
+    raise NoStoreError(
+        "no model store found; looked at:\n" + "\n".join(f"    {each}" for each in looked),
+        "name it: ollama-watch --store DIR, or set OLLAMA_MODELS",
+    )
+
+
+def _named_store(path: str, by: str) -> Found:
+    shown = names.printable(path)
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        is_store = is_folder and _is_store(path)
+    except PermissionError:
+        raise no_permission(path) from None
+    except OSError as error:
+        raise NoStoreError(
+            f"there is no folder {shown} ({by}): {error.strerror}",
+            "name the models folder of the server",
+        ) from None
+    if not is_folder:
+        raise NoStoreError(f"{shown} ({by}) is no folder", "name the models folder itself")
+    if not is_store:
+        raise NoStoreError(
+            f"{shown} ({by}) is no model store: neither blobs/ nor manifests/ is in it",
+            "name the folder that holds them, such as ~/.ollama/models",
+        )
+    return Found(os.path.abspath(path), by)
+
+
+def no_permission(path: str) -> NoPermissionError:
+    """The error for a store that this user may not look into, with the command that may."""
+    return NoPermissionError(
+        f"{names.printable(path)}: permission denied",
+        f"run it as the store's owner or as root: {sudo_command()}",
+    )
+
+
+def sudo_command() -> str:
+    """This very command, run as root."""
+    words = [os.path.abspath(sys.argv[0]), *sys.argv[1:]]
+    return "sudo " + " ".join(names.printable(shlex.quote(word)) for word in words)
+
+
+def _is_store(path: str) -> bool:
+    """Whether a folder holds ``blobs`` or ``manifests``. Raises PermissionError."""
+    for name in ("blobs", "manifests"):
+        try:
+            os.lstat(os.path.join(path, name))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return True
+    return False
+
+
+def _unit_stores() -> list[str]:
+    """OLLAMA_MODELS in the environment of the unit ollama.service, where systemd knows one."""
+    try:
+        answer = subprocess.run(
+            ["systemctl", "show", "ollama.service", "--property=Environment", "--value"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    try:
+        words = shlex.split(answer.stdout)
+    except ValueError:
+        return []
+    return [
+        models
+        for word in words
+        if word.startswith("OLLAMA_MODELS=") and (models := holders.trimmed(word[14:]))
+    ]
+
+
+def describe(world: World, store: int) -> Place:
+    """The folder behind the descriptor `store`, and what it stands on."""
+    status = os.fstat(store)
+    room = os.fstatvfs(store)
+    kind = _file_system(world.store)
+    blobs = _stat(store, "blobs", follow=False)
+    behind = _stat(store, "blobs", follow=True)
+    return Place(
+        path=world.store,
+        found_by=world.found_by,
+        file_system=kind,
+        network=kind in _NETWORK,
+        device=status.st_dev,
+        owner=status.st_uid,
+        blobs_linked=blobs is not None and stat.S_ISLNK(blobs.st_mode),
+        blobs_elsewhere=behind is not None and behind.st_dev != status.st_dev,
+        has_blobs=behind is not None,
+        has_manifests=_stat(store, "manifests", follow=True) is not None,
+        globbed=not _GLOB_CHARACTERS.isdisjoint(world.store),
+        free_bytes=room.f_bavail * room.f_frsize,
+        free_inodes=room.f_favail,
+        read_only=bool(room.f_flag & os.ST_RDONLY),
+    )
+
+
+def _stat(store: int, name: str, *, follow: bool) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=store, follow_symlinks=follow)
+    except OSError:
+        return None
+
+
+def _file_system(path: str) -> str:
+    """The type of the file system below a path, as the kernel names it; "" where it's not told."""
+    real = os.path.realpath(path)
+    best, kind = "", ""
+    for mount in psutil.disk_partitions(all=True):
+        point = mount.mountpoint.rstrip("/")
+        if (real == point or real.startswith(f"{point}/")) and len(point) >= len(best):
+            best, kind = point, mount.fstype
+    return kind
+
+
+def started_at(world: World) -> float:
+    """When the machine started, seconds since the epoch; 0 where that can't be told."""
+    try:
+        with open(f"{world.proc}/stat", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("btime "):
+                    return float(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0.0

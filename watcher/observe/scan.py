@@ -1,0 +1,393 @@
+"""One pass over ``blobs/`` and ``manifests/``: the healthy are counted, the oddities kept.
+
+Names are listed and looked at relative to directory descriptors. Below ``blobs/`` no symlink is
+followed; under ``manifests/`` they are, as the server does, since what lies behind one protects
+blobs as well; depth is bounded, so a loop ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from watcher import files, manifests, names
+from watcher.model import (
+    BlobCensus,
+    BlobFault,
+    Entry,
+    Kind,
+    ManifestFault,
+    OddBlob,
+    OddManifest,
+    Temporary,
+    TemporaryKind,
+)
+from watcher.names import Role
+
+_BLOB_LENGTH = len("sha256-") + 64
+_TAG_DEPTH = 4
+#: What lies deeper than this is of no use to the server, nor to us.
+_DEEPEST = 6
+
+
+@dataclass(slots=True)
+class Pieces:
+    """The entries of one unfinished download, as listed."""
+
+    data: Entry | None = None
+    transfer: Entry | None = None
+    sidecars: list[tuple[int | None, Entry]] = field(default_factory=list)
+    finished: Entry | None = None
+
+
+@dataclass(slots=True)
+class Named:
+    """What all manifests together name."""
+
+    #: Digits to (size, index of the first model that names it, indexes of others …).
+    digests: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    models: list[str] = field(default_factory=list)
+    odd: list[OddManifest] = field(default_factory=list)
+    unlisted: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def models_of(self, digest: str) -> tuple[str, ...]:
+        """The models that name a digest, by name."""
+        _, *indexes = self.digests.get(digest, (0,))
+        return tuple(sorted({self.models[index] for index in indexes}))
+
+    def size_of(self, digest: str) -> int | None:
+        """The size that a manifest gives a digest, in bytes."""
+        found = self.digests.get(digest)
+        return found[0] if found else None
+
+
+@dataclass(slots=True)
+class Scan:
+    """What one pass has found."""
+
+    census: BlobCensus
+    downloads: dict[str, Pieces]
+    named: Named
+
+
+def entry(name: str, found: os.stat_result) -> Entry:
+    """An `Entry` of an ``lstat``."""
+    mode = found.st_mode
+    if stat.S_ISREG(mode):
+        kind = Kind.FILE
+    elif stat.S_ISDIR(mode):
+        kind = Kind.FOLDER
+    elif stat.S_ISLNK(mode):
+        kind = Kind.SYMLINK
+    else:
+        kind = Kind.OTHER
+    return Entry(
+        name,
+        kind,
+        found.st_size,
+        found.st_blocks * 512,
+        found.st_dev,
+        found.st_ino,
+        found.st_nlink,
+        found.st_mtime_ns,
+        found.st_ctime_ns,
+        found.st_uid,
+        found.st_gid,
+        stat.S_IMODE(mode),
+    )
+
+
+def look(name: str, folder: int) -> Entry | None:
+    """One name in a folder as it is now, or None where it is gone."""
+    try:
+        return entry(name, os.stat(name, dir_fd=folder, follow_symlinks=False))
+    except FileNotFoundError:
+        return None
+
+
+# ---------------------------------------------------------------- manifests
+
+
+def scan_manifests(store: int) -> Named:
+    """Read every manifest of the store, as the server finds them: exactly four names deep."""
+    named = Named()
+    with _folder("manifests", store, "manifests", named.unlisted, follow=True) as top:
+        if top is not None:
+            _walk(named, top, ())
+    return named
+
+
+def _walk(named: Named, folder: int, parts: tuple[str, ...]) -> None:
+    depth = len(parts) + 1
+    with os.scandir(folder) as listing:
+        # A manifest of the same name in two spellings of case is one to the server; by name, then.
+        for item in sorted(listing, key=lambda item: item.name):
+            here = (*parts, item.name)
+            path = "/".join(("manifests", *here))
+            try:
+                is_folder = item.is_dir(follow_symlinks=depth < _TAG_DEPTH)
+            except OSError:
+                is_folder = False
+            if is_folder:
+                if depth == _TAG_DEPTH:
+                    named.odd.append(
+                        OddManifest(path, ManifestFault.MISPLACED, "a folder in a tag's place")
+                    )
+                if depth <= _DEEPEST:
+                    with _folder(
+                        item.name, folder, path, named.unlisted, follow=depth < _TAG_DEPTH
+                    ) as fd:
+                        if fd is not None:
+                            _walk(named, fd, here)
+            elif depth == _TAG_DEPTH:
+                _read_manifest(named, folder, here, path)
+            else:
+                named.odd.append(
+                    OddManifest(
+                        path,
+                        ManifestFault.MISPLACED,
+                        f"a file {depth} deep; manifests lie {_TAG_DEPTH} deep",
+                    )
+                )
+
+
+def _read_manifest(named: Named, folder: int, parts: tuple[str, ...], path: str) -> None:
+    model = names.model_from_path(parts)
+    if model is None:
+        named.odd.append(
+            OddManifest(path, ManifestFault.BAD_NAME, "no valid model name", changed_at=0.0)
+        )
+        return
+    try:
+        # Followed, as the server does: a manifest behind a symlink protects its blobs as well.
+        fd = os.open(parts[-1], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and look(parts[-1], folder) is None:
+            return  # removed since it was listed
+        fault = ManifestFault.DANGLING if _is_link(parts[-1], folder) else ManifestFault.UNREADABLE
+        named.odd.append(OddManifest(path, fault, os.strerror(error.errno or 0), model.shown))
+        return
+    changed_at = None
+    try:
+        status = os.fstat(fd)
+        changed_at = status.st_mtime
+        manifest = _parse_open(fd, status)
+    except (OSError, ValueError) as error:
+        broken = isinstance(error, ValueError)
+        fault = ManifestFault.CORRUPT if broken else ManifestFault.UNREADABLE
+        why = str(error) if broken else os.strerror(getattr(error, "errno", None) or 0)
+        named.odd.append(OddManifest(path, fault, why, model.shown, changed_at))
+        return
+    finally:
+        os.close(fd)
+    named.count += 1
+    index = len(named.models)
+    named.models.append(model.shown)
+    faults = manifest.faults()
+    if faults:
+        named.odd.append(
+            OddManifest(path, ManifestFault.BAD_DIGEST, faults[0], model.shown, changed_at)
+        )
+    for digest, size in manifest.named().items():
+        named.digests[digest] = (*named.digests.get(digest, (size,)), index)
+
+
+def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if status.st_size > manifests.READ_LIMIT:
+        raise ValueError(f"{status.st_size} bytes are too many for a manifest")
+    return manifests.parse(files.read_open(fd, manifests.READ_LIMIT))
+
+
+def _is_link(name: str, folder: int) -> bool:
+    found = look(name, folder)
+    return found is not None and found.kind is Kind.SYMLINK
+
+
+# ---------------------------------------------------------------- blobs
+
+
+def scan_store(store: int) -> Scan:
+    """One pass over the whole store behind the descriptor `store`."""
+    named = scan_manifests(store)
+    downloads: dict[str, Pieces] = {}
+    census = _Counting(named)
+    # blobs/ itself may be a symlink that the owner made; nothing below it is followed.
+    with _folder("blobs", store, "blobs", named.unlisted, follow=True) as fd:
+        if fd is not None:
+            _scan_blobs(fd, census, downloads)
+            census.missing(fd)
+            _add_finished(fd, downloads)
+    census.temporary_folders(store)
+    return Scan(census.result(), downloads, named)
+
+
+def scan_digests(store: int, digests: Iterable[str]) -> Scan:
+    """A pass over the downloads of some digests only; the census stays empty."""
+    wanted = frozenset(digests)
+    named = scan_manifests(store)
+    downloads: dict[str, Pieces] = {}
+    with _folder("blobs", store, "blobs", named.unlisted, follow=True) as fd:
+        if fd is not None:
+            for name in os.listdir(fd):
+                parsed = names.parse_blob(name)
+                if parsed.digest in wanted and parsed.role is not Role.BLOB:
+                    found = look(name, fd)
+                    if found is not None:
+                        _add_piece(downloads, parsed, found)
+            _add_finished(fd, downloads)
+    return Scan(BlobCensus(), downloads, named)
+
+
+class _Counting:
+    """The census while it is taken."""
+
+    def __init__(self, named: Named) -> None:
+        self.named = named
+        self.entries = self.allocated = self.healthy = self.healthy_bytes = 0
+        self.odd: list[OddBlob] = []
+        self.unnamed: list[Entry] = []
+        self.old: list[Entry] = []
+        self.temporaries: list[Temporary] = []
+        self.foreign: list[Entry] = []
+
+    def blob(self, digest: str, found: Entry) -> None:
+        size = self.named.size_of(digest)
+        if size is None:
+            self.unnamed.append(found)
+            return
+        if found.kind is not Kind.FILE:
+            fault = BlobFault.SYMLINK if found.kind is Kind.SYMLINK else BlobFault.NO_FILE
+        else:
+            fault = BlobFault.SHORT if found.size < size else BlobFault.LONG
+        self.odd.append(OddBlob(digest, fault, size, found, self.named.models_of(digest)))
+
+    def missing(self, blobs: int) -> None:
+        """Add what manifests name and ``blobs/`` does not have."""
+        if self.healthy + len(self.odd) == len(self.named.digests):
+            return
+        for digest in self.named.digests.keys() - {odd.digest for odd in self.odd}:
+            if look(names.blob(digest), blobs) is None:
+                self.odd.append(
+                    OddBlob(
+                        digest,
+                        BlobFault.MISSING,
+                        self.named.size_of(digest),
+                        None,
+                        self.named.models_of(digest),
+                    )
+                )
+
+    def temporary_folders(self, store: int) -> None:
+        with os.scandir(store) as listing:
+            for item in listing:
+                if item.name.startswith("ollama-safetensors"):
+                    found = look(item.name, store)
+                    if found is not None and found.kind is Kind.FOLDER:
+                        kind = TemporaryKind.CREATE_FOLDER
+                        self.temporaries.append(Temporary(found, kind, item.name))
+
+    def result(self) -> BlobCensus:
+        return BlobCensus(
+            manifests=self.named.count,
+            entries=self.entries,
+            allocated=self.allocated,
+            healthy=self.healthy,
+            healthy_bytes=self.healthy_bytes,
+            odd=tuple(sorted(self.odd, key=lambda odd: odd.digest)),
+            unnamed=tuple(sorted(self.unnamed)),
+            old_names=tuple(sorted(self.old)),
+            temporaries=tuple(sorted(self.temporaries)),
+            foreign=tuple(sorted(self.foreign)),
+            odd_manifests=tuple(self.named.odd),
+            unlisted=tuple(self.named.unlisted),
+        )
+
+
+def _scan_blobs(fd: int, census: _Counting, downloads: dict[str, Pieces]) -> None:
+    wanted = census.named.digests
+    entries = allocated = healthy = healthy_bytes = 0
+    with os.scandir(fd) as listing:
+        for item in listing:
+            name = item.name
+            try:
+                found = item.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            entries += 1
+            allocated += found.st_blocks * 512
+            # The common case first, since it decides how long a large store takes.
+            if len(name) == _BLOB_LENGTH:
+                reference = wanted.get(name[7:])
+                if (
+                    reference is not None
+                    and reference[0] == found.st_size
+                    and stat.S_ISREG(found.st_mode)
+                    and name.startswith("sha256-")
+                ):
+                    healthy += 1
+                    healthy_bytes += found.st_size
+                    continue
+            _sort_out(entry(name, found), census, downloads)
+    census.entries, census.allocated = entries, allocated
+    census.healthy, census.healthy_bytes = healthy, healthy_bytes
+
+
+def _sort_out(found: Entry, census: _Counting, downloads: dict[str, Pieces]) -> None:
+    parsed = names.parse_blob(found.name)
+    match parsed.role:
+        case Role.BLOB:
+            census.blob(parsed.digest, found)
+        case Role.DATA | Role.SIDECAR | Role.TRANSFER:
+            _add_piece(downloads, parsed, found)
+        case Role.OLD:
+            census.old.append(found)
+        case Role.UPLOAD | Role.CREATE if found.kind is Kind.FILE:
+            kind = TemporaryKind(parsed.role.value)
+            census.temporaries.append(Temporary(found, kind, f"blobs/{found.name}"))
+        case _ if found.kind is Kind.FOLDER and found.name.startswith("split-gguf-"):
+            kind = TemporaryKind.CREATE_FOLDER
+            census.temporaries.append(Temporary(found, kind, f"blobs/{found.name}"))
+        case _:
+            census.foreign.append(found)
+
+
+def _add_piece(downloads: dict[str, Pieces], parsed: names.BlobName, found: Entry) -> None:
+    pieces = downloads.setdefault(parsed.digest, Pieces())
+    if parsed.role is Role.DATA:
+        pieces.data = found
+    elif parsed.role is Role.TRANSFER:
+        pieces.transfer = found
+    else:
+        pieces.sidecars.append((parsed.number, found))
+
+
+def _add_finished(blobs: int, downloads: dict[str, Pieces]) -> None:
+    for digest, pieces in downloads.items():
+        pieces.finished = look(names.blob(digest), blobs)
+
+
+@contextlib.contextmanager
+def _folder(
+    name: str, parent: int, path: str, unlisted: list[str], *, follow: bool
+) -> Iterator[int | None]:
+    """A folder's descriptor; None where it is absent, or can't be listed (then noted)."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags if follow else flags | os.O_NOFOLLOW, dir_fd=parent)
+    except FileNotFoundError:
+        yield None
+        return
+    except OSError:
+        unlisted.append(path)
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,29 @@
+"""What is asked of others by HTTP: the server's API."""
+
+from __future__ import annotations
+
+import http.client
+from urllib.parse import urlsplit
+
+import orjson
+
+#: A server that starts has its port open and does not answer: the wait must be short.
+ANSWER_SECONDS = 1.0
+_LONGEST_ANSWER = 64 * 1024
+
+
+def version(url: str) -> str | None:
+    """The version of the server at `url`, or None where no Ollama answers there in time."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(
+        parts.hostname or "127.0.0.1", parts.port or 11434, timeout=ANSWER_SECONDS
+    )
+    try:
+        connection.request("GET", "/api/version")
+        answer = orjson.loads(connection.getresponse().read(_LONGEST_ANSWER))
+    except (OSError, http.client.HTTPException, orjson.JSONDecodeError):
+        return None
+    finally:
+        connection.close()
+    found = answer.get("version") if isinstance(answer, dict) else None
+    return found if isinstance(found, str) else None

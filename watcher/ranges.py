@@ -1,0 +1,68 @@
+"""Sets of byte ranges: sorted, disjoint, half-open ``[start, end)``, neighbours joined."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from watcher.model import Ranges
+
+
+def normal(pieces: Iterable[tuple[int, int]]) -> Ranges:
+    """Sort, drop what is empty and join what touches or overlaps."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(pieces):
+        if start >= end:
+            continue
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], end)
+        else:
+            joined.append((start, end))
+    return tuple(joined)
+
+
+def size(ranges: Ranges) -> int:
+    """Bytes in all ranges together."""
+    return sum(end - start for start, end in ranges)
+
+
+def union(first: Ranges, second: Ranges) -> Ranges:
+    """What lies in either."""
+    return normal(first + second)
+
+
+def intersection(first: Ranges, second: Ranges) -> Ranges:
+    """What lies in both. Linear in the number of ranges."""
+    common: list[tuple[int, int]] = []
+    i = j = 0
+    while i < len(first) and j < len(second):
+        start = max(first[i][0], second[j][0])
+        end = min(first[i][1], second[j][1])
+        if start < end:
+            common.append((start, end))
+        if first[i][1] < second[j][1]:
+            i += 1
+        else:
+            j += 1
+    return tuple(common)
+
+
+def complement(ranges: Ranges, end: int) -> Ranges:
+    """What of ``[0, end)`` does not lie in `ranges`."""
+    gaps: list[tuple[int, int]] = []
+    at = 0
+    for start, stop in ranges:
+        if start >= end:
+            break
+        if at < start:
+            gaps.append((at, start))
+        at = stop
+    if at < end:
+        gaps.append((at, end))
+    return tuple(gaps)
+
+
+def difference(first: Ranges, second: Ranges) -> Ranges:
+    """What lies in the first and not in the second."""
+    if not first:
+        return ()
+    return intersection(first, complement(second, first[-1][1]))

@@ -1,0 +1,200 @@
+"""The JSON documents: one versioned object for each command, all names escaped the same way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from watcher import events, names, ranges
+from watcher.cycle import Report
+from watcher.model import (
+    Action,
+    Download,
+    Evidence,
+    Finding,
+    Judged,
+    Outcome,
+    Plan,
+    Ranges,
+    Refusal,
+    Server,
+)
+
+AUDIT_SCHEMA = "ollama-watch/audit/1"
+CLEAN_SCHEMA = "ollama-watch/clean/1"
+
+
+def line(document: dict[str, Any]) -> bytes:
+    """A document as one line."""
+    return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def audit(report: Report) -> dict[str, Any]:
+    """What ``audit --json`` prints."""
+    seen = report.evidence
+    return {
+        "schema": AUDIT_SCHEMA,
+        "time": events.rfc3339(seen.now),
+        "store": _store(seen),
+        "sight": {
+            "sight": seen.view.sight.value,
+            "unseen": [names.printable(each) for each in seen.view.unseen],
+            "why": seen.view.why,
+        },
+        "servers": [_server(server) for server in seen.servers],
+        "downloads": [_download(judged, seen.now) for judged in report.verdict.judged],
+        "findings": [_finding(finding) for finding in report.verdict.findings],
+        "plan": plan(report.plan),
+    }
+
+
+def clean(report: Report) -> dict[str, Any]:
+    """What ``clean --json`` prints."""
+    return {
+        "schema": CLEAN_SCHEMA,
+        "time": events.rfc3339(report.evidence.now),
+        "store": _store(report.evidence),
+        "plan": plan(report.plan),
+        "outcomes": [_outcome(outcome) for outcome in report.outcomes],
+        "troubles": list(report.troubles),
+    }
+
+
+def plan(planned: Plan) -> dict[str, Any]:
+    """A plan: what would be done, what is refused, when to look again."""
+    return {
+        "actions": [_action(action) for action in planned.actions],
+        "refusals": [_refusal(refusal) for refusal in planned.refusals],
+        "frees_bytes": planned.frees,
+        "due": [{"at": events.rfc3339(due.at), "digest": due.digest} for due in planned.due],
+    }
+
+
+def _store(seen: Evidence) -> dict[str, Any]:
+    place, census = seen.place, seen.census
+    return {
+        "path": names.printable(place.path),
+        "found_by": place.found_by,
+        "file_system": place.file_system,
+        "network": place.network,
+        "free_bytes": place.free_bytes,
+        "free_inodes": place.free_inodes,
+        "read_only": place.read_only,
+        "manifests": census.manifests,
+        "entries": census.entries,
+        "allocated_bytes": census.allocated,
+        "healthy_blobs": census.healthy,
+        "healthy_bytes": census.healthy_bytes,
+    }
+
+
+def _server(server: Server) -> dict[str, Any]:
+    return {
+        "pid": server.pid,
+        "user": server.user,
+        "since": events.rfc3339(server.since),
+        "state": server.state.value,
+        "store": None if server.store is None else names.printable(server.store),
+        "serves_this_store": server.ours,
+        "url": server.url,
+        "version": server.version,
+    }
+
+
+def _download(judged: Judged, now: float) -> dict[str, Any]:
+    download: Download = judged.download
+    trust = download.trust
+    known = download.unreadable is None
+    return {
+        "digest": f"sha256:{download.digest}",
+        "models": list(download.models),
+        "condition": judged.condition.value,
+        "because": judged.because,
+        "stale": judged.stale,
+        "transfer": download.transfer,
+        "bytes": {
+            "total": download.total,
+            "claimed": ranges.size(trust.claimed) if known else None,
+            "present": ranges.size(trust.present) if known else None,
+            "trusted": ranges.size(trust.trusted) if known else None,
+            "allocated": download.allocated,
+            "alone": judged.cost_alone,
+            "repaired": judged.cost_repaired,
+        },
+        "ranges": {
+            "claimed": _ranges(trust.claimed),
+            "present": _ranges(trust.present),
+            "trusted": _ranges(trust.trusted),
+        },
+        "holders": [
+            {
+                "pid": holder.pid,
+                "process": names.printable(holder.process),
+                "entry": names.printable(holder.entry),
+                "writes": holder.writes,
+            }
+            for holder in download.holders
+        ],
+        "age_seconds": round(judged.age, 3),
+        "quiet_seconds": round(judged.quiet, 3),
+        "changed_at": None
+        if download.changed_at is None
+        else events.rfc3339(min(download.changed_at, now)),
+    }
+
+
+def _ranges(found: Ranges) -> list[list[int]]:
+    return [[start, end] for start, end in found]
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "severity": finding.severity.value,
+        "kind": finding.kind,
+        "path": finding.path,
+        "message": finding.message,
+        "evidence": finding.evidence,
+        "alone": finding.alone,
+        "command": finding.command,
+        "models": list(finding.models),
+        "sizes": {
+            "apparent_bytes": finding.sizes.apparent,
+            "allocated_bytes": finding.sizes.allocated,
+            "freed_bytes": finding.sizes.freed,
+        },
+    }
+
+
+def _action(action: Action) -> dict[str, Any]:
+    return {
+        "verb": action.verb.value,
+        "subject": names.printable(action.subject),
+        "because": action.because,
+        "models": list(action.models),
+        "entries": [names.printable(entry.name) for entry in action.expects],
+        "frees_bytes": action.frees,
+    }
+
+
+def _refusal(refusal: Refusal) -> dict[str, Any]:
+    return {
+        "kind": refusal.kind.value,
+        "verb": refusal.verb.value,
+        "subject": names.printable(refusal.subject),
+        "models": list(refusal.models),
+        "why": refusal.why,
+        "remedy": refusal.remedy,
+        "seconds_left": refusal.seconds_left,
+    }
+
+
+def _outcome(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "result": outcome.result.value,
+        "verb": outcome.action.verb.value,
+        "subject": names.printable(outcome.action.subject),
+        "message": outcome.message,
+        "freed_bytes": outcome.freed,
+        "refusal": None if outcome.refusal is None else _refusal(outcome.refusal),
+    }

@@ -1,0 +1,293 @@
+"""Reports as text for people: 80 columns, colours only where the terminal wants them."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from watcher import names, ranges
+from watcher.cycle import Report
+from watcher.decide.learn import shown_name
+from watcher.model import (
+    Action,
+    Condition,
+    Evidence,
+    Finding,
+    Judged,
+    Outcome,
+    Plan,
+    Refusal,
+    Result,
+    Severity,
+    Sight,
+    Verb,
+    Verdict,
+)
+from watcher.show import pieces
+
+WIDTH = 80
+#: Of findings alike, so many are shown one by one.
+_SHOWN_ALIKE = 10
+_CELLS = 64
+_STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
+_CONDITION_STYLE = {
+    Condition.LIVE: "green",
+    Condition.PAUSED: "cyan",
+    Condition.BEHIND: "yellow",
+    Condition.UNCLAIMED: "yellow",
+    Condition.WHOLE: "yellow",
+    Condition.REDUNDANT: "yellow",
+}
+
+
+def render(parts: Iterable[object], *, color: bool, width: int = WIDTH) -> str:
+    """Text of rich's renderables, with colour codes only where asked for."""
+    console = Console(
+        file=io.StringIO(),
+        width=width,
+        force_terminal=color,
+        no_color=not color,
+        color_system="standard" if color else None,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=False,
+    )
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def age(seconds: float) -> str:
+    """A duration in its largest fitting unit, such as ``3 days``."""
+    for unit, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= unit:
+            count = int(seconds // unit)
+            return f"{count} {name}{'s' if count > 1 else ''}"
+    return f"{seconds:.0f} s"
+
+
+# ---------------------------------------------------------------- audit
+
+
+def healthy_line(report: Report) -> str:
+    """The one line for a store with nothing to tell."""
+    census = report.evidence.census
+    return (
+        f"healthy: {names.printable(report.evidence.place.path)}: "
+        f"{_count(census.manifests, 'model')}, {_count(census.healthy, 'blob')}, "
+        f"{decimal(census.healthy_bytes)}\n"
+    )
+
+
+def audit(report: Report, *, verbose: bool) -> list[object]:
+    """A whole audit: the store, its downloads drawn, the findings by severity."""
+    shown: list[object] = [_summary(report.evidence, report.verdict)]
+    if report.verdict.judged:
+        shown.append(Text("\nUnfinished downloads", style="bold"))
+        shown.extend(Padding(_download(each), (0, 0, 1, 0)) for each in report.verdict.judged)
+        shown.append(Text(f"  {pieces.LEGEND}", style="dim"))
+    findings = [
+        finding
+        for finding in report.verdict.findings
+        if not _told_by_drawing(finding) and (verbose or finding.severity is not Severity.INFO)
+    ]
+    if findings:
+        shown.append(Text("\nFindings", style="bold"))
+        shown.extend(_findings(findings))
+    shown.extend(_notes(report.plan.refusals))
+    return shown
+
+
+def _told_by_drawing(finding: Finding) -> bool:
+    return finding.kind.startswith("download_") and finding.kind != "download_stale"
+
+
+def _summary(seen: Evidence, verdict: Verdict) -> Table:
+    place, census = seen.place, seen.census
+    table = Table.grid(padding=(0, 2))
+    table.add_row(
+        Text("store", style="bold"), f"{names.printable(place.path)} (found by {place.found_by})"
+    )
+    table.add_row(
+        "",
+        f"{place.file_system or 'unknown file system'}, {decimal(place.free_bytes)} free; "
+        f"{_count(census.manifests, 'model')}, {_count(census.entries, 'file')} in blobs/, "
+        f"{decimal(census.allocated)} on disk",
+    )
+    for server in seen.servers:
+        version = f", version {server.version}" if server.version else ""
+        whose = "" if server.ours else ", perhaps of this store"
+        table.add_row(
+            Text("server", style="bold"),
+            f"ollama serve, pid {server.pid}, {server.state.value}{version}{whose}",
+        )
+    if not seen.servers:
+        table.add_row(Text("server", style="bold"), "none runs on this store")
+    if seen.view.sight is not Sight.FULL:
+        table.add_row(Text("sight", style="bold"), f"{seen.view.sight.value}: {seen.view.why}")
+    table.add_row(Text("found", style="bold"), _counts(verdict))
+    return table
+
+
+def _counts(verdict: Verdict) -> Text:
+    counts = Counter(finding.severity for finding in verdict.findings)
+    told = [
+        (f"{_count(counts[severity], severity.value)}", _STYLE[severity])
+        for severity in (Severity.ERROR, Severity.WARNING)
+        if counts[severity]
+    ]
+    if counts[Severity.INFO]:
+        told.append((f"{counts[Severity.INFO]} for information", _STYLE[Severity.INFO]))
+    joined = Text()
+    for at, (text, style) in enumerate(told):
+        joined.append(", " if at else "")
+        joined.append(text, style=style)
+    return joined
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _download(judged: Judged) -> Table:
+    download = judged.download
+    style = _CONDITION_STYLE.get(judged.condition, "bold red")
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(width=9)
+    table.add_column(ratio=1)
+    state = Text(judged.condition.value, style=style)
+    head = Text(shown_name(download.models, judged.digest), style="bold")
+    if download.models:
+        head.append(f"  {names.short(judged.digest)}", style="dim")
+    if judged.stale:
+        head.append("  stale", style="bold yellow")
+    table.add_row(state, head)
+    trust, total = download.trust, download.total
+    if total:
+        table.add_row("", Text(pieces.drawing(trust, total, _CELLS), style=style))
+    table.add_row("", _sizes(judged))
+    table.add_row("", judged.because)
+    if judged.cost_alone is not None and judged.cost_alone != judged.cost_repaired:
+        table.add_row("", f"Ollama alone would still download {decimal(judged.cost_alone)}")
+    return table
+
+
+def _sizes(judged: Judged) -> str:
+    download = judged.download
+    trust, total = download.trust, download.total
+    present = ranges.size(trust.present)
+    beyond = ranges.size(ranges.difference(trust.present, trust.claimed))
+    of = f" of {decimal(total)}" if total else ""
+    told = f"{decimal(present)}{of} here"
+    if beyond:
+        told += f", {decimal(beyond)} of that not claimed"
+    told += f"; {decimal(download.allocated)} on disk"
+    if judged.condition is Condition.LIVE:
+        return told
+    return f"{told}; no progress for {age(judged.age)}"
+
+
+def _findings(findings: list[Finding]) -> Iterable[object]:
+    alike = Counter(finding.kind for finding in findings)
+    shown: Counter[str] = Counter()
+    for finding in findings:
+        shown[finding.kind] += 1
+        if shown[finding.kind] <= _SHOWN_ALIKE:
+            yield _finding(finding)
+        elif shown[finding.kind] == _SHOWN_ALIKE + 1:
+            more = alike[finding.kind] - _SHOWN_ALIKE
+            total = sum(each.sizes.allocated for each in findings if each.kind == finding.kind)
+            yield Text(
+                f"           and {more:,} more {finding.kind}; {decimal(total)} in all of them"
+            )
+
+
+def _finding(finding: Finding) -> Table:
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(width=9)
+    table.add_column(ratio=1, overflow="fold")
+    message = Text(finding.message)
+    if finding.sizes.allocated:
+        message.append(f", {decimal(finding.sizes.allocated)} on disk")
+    table.add_row(Text(finding.severity.value, style=_STYLE[finding.severity]), message)
+    if finding.path:
+        table.add_row("", Text(finding.path, style="dim"))
+    if finding.evidence:
+        table.add_row("", finding.evidence)
+    if finding.alone:
+        table.add_row("", f"Ollama alone: {finding.alone}")
+    if finding.command:
+        table.add_row("", Text(f"-> {finding.command}", style="bold"))
+    return table
+
+
+# ---------------------------------------------------------------- plans and outcomes
+
+_DOES = {
+    Verb.REMOVE_DOWNLOAD: "remove the download of",
+    Verb.REMOVE_SURPLUS: "remove left-over sidecars of",
+    Verb.REMOVE_ORPHAN: "remove the orphan",
+    Verb.REMOVE_TEMPORARY: "remove the left-over",
+}
+
+
+def subject(item: Action | Refusal) -> str:
+    """What an action is about, as people know it."""
+    if item.verb in (Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS):
+        return shown_name(item.models, item.subject)
+    return names.printable(item.subject)
+
+
+def plan(planned: Plan) -> list[object]:
+    """What would be done, and what is refused."""
+    shown: list[object] = []
+    if planned.actions:
+        shown.append(Text(f"To do, freeing {decimal(planned.frees)}:", style="bold"))
+    for action in planned.actions[:_SHOWN_ALIKE]:
+        what = f"{_DOES[action.verb]} {subject(action)}: {decimal(action.frees)}, {action.because}"
+        shown.append(Padding(Text(what), (0, 0, 0, 2)))
+    if len(planned.actions) > _SHOWN_ALIKE:
+        shown.append(Text(f"  and {len(planned.actions) - _SHOWN_ALIKE:,} more"))
+    shown.extend(_notes(planned.refusals))
+    return shown
+
+
+def _notes(refusals: Iterable[Refusal]) -> list[object]:
+    shown: list[object] = []
+    for refusal in refusals:
+        shown.append(Text(f"Refused: {_DOES[refusal.verb]} {subject(refusal)}", style="yellow"))
+        shown.append(Padding(Text(refusal.why), (0, 0, 0, 2)))
+        shown.append(Padding(Text(f"-> {refusal.remedy}"), (0, 0, 0, 2)))
+    return shown
+
+
+def outcomes(report: Report) -> list[object]:
+    """What was done, and what was not."""
+    shown: list[object] = []
+    done = [outcome for outcome in report.outcomes if outcome.result is Result.DONE]
+    shown.extend(Text(outcome.message) for outcome in done[:_SHOWN_ALIKE])
+    if len(done) > _SHOWN_ALIKE:
+        shown.append(Text(f"and {len(done) - _SHOWN_ALIKE:,} more"))
+    if done:
+        freed = sum(outcome.freed for outcome in done)
+        shown.append(Text(f"freed {decimal(freed)}", style="bold"))
+    shown.extend(
+        _undone(outcome) for outcome in report.outcomes if outcome.result is not Result.DONE
+    )
+    shown.extend(_notes(report.plan.refusals))
+    shown.extend(Text(trouble, style="yellow") for trouble in report.troubles)
+    return shown
+
+
+def _undone(outcome: Outcome) -> Text:
+    word = "Refused" if outcome.result is Result.REFUSED else "Failed"
+    return Text(f"{word}: {subject(outcome.action)}: {outcome.message}", style="yellow")

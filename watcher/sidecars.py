@@ -1,0 +1,128 @@
+"""A sidecar's bytes, the part rule, and the faults of a set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from watcher import gojson, ranges
+from watcher.model import Part, Ranges, Sidecar
+
+#: A sidecar of the server has at most about 100 bytes; what is larger is read no further.
+READ_LIMIT = 4096
+
+# Part sizes of the server, in bytes: a sixteenth of the layer, within these (decimal) bounds.
+_PARTS = 16
+_SMALLEST_PART = 100_000_000
+_LARGEST_PART = 1_000_000_000
+
+
+def parse(raw: bytes) -> Part:
+    """Read a sidecar as the server does. Raises ValueError with the reason where it would fail.
+
+    ``{}`` is no error to the server (a part of no bytes), so it is none here; `faults` tells it.
+    """
+    value = gojson.record(gojson.first_value(raw), "the sidecar")
+    return Part(
+        number=gojson.int64(value, "N"),
+        offset=gojson.int64(value, "Offset"),
+        size=gojson.int64(value, "Size"),
+        completed=gojson.int64(value, "Completed"),
+    )
+
+
+def write(part: Part) -> bytes:
+    """The bytes of a sidecar, to the letter as the server writes them."""
+    text = '{"N":%d,"Offset":%d,"Size":%d,"Completed":%d}\n'
+    return (text % part).encode()
+
+
+def part_rule(total: int) -> tuple[Part, ...]:
+    """The parts into which the server cuts a layer of `total` bytes, nothing of them completed."""
+    step = min(max(total // _PARTS, _SMALLEST_PART), _LARGEST_PART)
+    return tuple(
+        Part(number, offset, min(step, total - offset), 0)
+        for number, offset in enumerate(range(0, total, step))
+    )
+
+
+def part_fault(number: int | None, part: Part) -> str | None:
+    """What is wrong with one parsed part, whatever the others say."""
+    if number is None:
+        return "no plain number in its name"
+    if part.number != number:
+        return f"says it is part {part.number}"
+    if min(part.offset, part.completed) < 0:
+        return "a negative number"
+    if part.size <= 0:
+        return "a part of no bytes"
+    if part.completed > part.size:
+        return "more completed than it has bytes"
+    return None
+
+
+def faults(sidecars: Sequence[Sidecar], total: int | None) -> tuple[str, ...]:
+    """Why the server can't go on with this set as it stands; empty where it can.
+
+    `total` is the layer's true length in bytes, where something other than the set tells it.
+    """
+    found = [f"part {_label(sidecar)}: {sidecar.fault}" for sidecar in sidecars if sidecar.fault]
+    numbers = Counter(sidecar.number for sidecar in sidecars if sidecar.number is not None)
+    missing = sorted(set(range(len(sidecars))) - set(numbers))
+    if missing and not all(sidecar.number is None for sidecar in sidecars):
+        shown = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
+        found.append(f"of {len(sidecars)} sidecars, number {shown} is missing")
+    parts = sorted(
+        (sidecar.part for sidecar in sidecars if sidecar.part and not sidecar.fault),
+        key=lambda part: part.offset,
+    )
+    at = 0
+    for part in parts:
+        if part.offset < at:
+            found.append(f"part {part.number} overlaps the one before it")
+        elif part.offset > at and len(parts) == len(sidecars):
+            found.append(f"a gap before part {part.number}")
+        at = max(at, part.end)
+    if not found and total is not None and parts and at != total:
+        found.append(f"the parts add up to {at} bytes, not to {total}")
+    return tuple(found)
+
+
+def believable(sidecars: Sequence[Sidecar], total: int) -> tuple[Part, ...]:
+    """The parts of a faulty set that fit into `total` bytes and overlap no other, by offset."""
+    parts = sorted(
+        (s.part for s in sidecars if s.part and not s.fault and s.part.end <= total),
+        key=lambda part: part.offset,
+    )
+    alone: list[Part] = []
+    for at, part in enumerate(parts):
+        before = parts[at - 1].end if at else 0
+        after = parts[at + 1].offset if at + 1 < len(parts) else total
+        if before <= part.offset and part.end <= after:
+            alone.append(part)
+    return tuple(alone)
+
+
+def fill_gaps(parts: Sequence[Part], total: int) -> tuple[Part, ...]:
+    """`parts`, and for what lies between them the parts that the part rule would have made.
+
+    The added parts have number -1 and nothing completed: their sidecars are lost.
+    """
+    taken: Ranges = ranges.normal((part.offset, part.end) for part in parts)
+    lost: list[Part] = []
+    rule = part_rule(total)
+    for start, end in ranges.complement(taken, total):
+        for part in rule:
+            low, high = max(start, part.offset), min(end, part.end)
+            if low < high:
+                lost.append(Part(-1, low, high - low, 0))
+    return tuple(sorted((*parts, *lost), key=lambda part: part.offset))
+
+
+def claims(parts: Sequence[Part]) -> Ranges:
+    """The bytes that the sidecars say are there."""
+    return ranges.normal((part.offset, part.starts_at) for part in parts)
+
+
+def _label(sidecar: Sidecar) -> str:
+    return "?" if sidecar.number is None else str(sidecar.number)

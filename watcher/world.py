@@ -1,0 +1,31 @@
+"""Everything outside that a cycle touches; tests hand in another one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from watcher import ollama
+from watcher.events import Event
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One store and the machine around it."""
+
+    #: The store's folder, and how it was found.
+    store: str
+    found_by: str = "--store"
+    #: Where the kernel shows its processes.
+    proc: str = "/proc"
+    #: Seconds since the epoch.
+    clock: Callable[[], float] = time.time
+    #: Waits so many seconds: the guard's wait while a server runs.
+    sleep: Callable[[float], None] = time.sleep
+    #: A server's version by its URL, or None where nobody answers.
+    version: Callable[[str], str | None] = ollama.version
+    #: False for who only reads: nothing at all is written to the store.
+    keeps: bool = True
+    #: Hands an event on to who listens, besides the logs.
+    tell: Callable[[Event], None] = lambda _: None
