@@ -46,6 +46,9 @@ class _Duration(click.ParamType[float]):
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
+_PATH = click.Path(dir_okay=False, path_type=Path)
+
+
 @click.group(context_settings=_CONTEXT)
 @click.option("--store", "stores", multiple=True, metavar="DIR", help="Models folder (repeatable).")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="Settings file.")
@@ -95,14 +98,15 @@ def group(
     show_default=True,
     help="Exit with 1 from this severity on.",
 )
+@click.option("--svg", type=_PATH, metavar="FILE", help="Save what is shown as a picture, too.")
 @_json_option
 @click.pass_context
-def audit(given: click.Context, fail_on: str) -> Exit:
-    """Look at the store and tell; writes nothing."""
+def audit(given: click.Context, fail_on: str, svg: Path | None) -> Exit:
+    """Look at the store and tell; writes nothing to it."""
     from watcher.commands.audit import audit as body
     from watcher.model import Severity
 
-    return body(given.obj, Severity(fail_on))
+    return body(given.obj, Severity(fail_on), svg)
 
 
 @group.command()
@@ -139,11 +143,12 @@ def daemon(given: click.Context) -> Exit:
 
 @group.command()
 @click.option("--keep", is_flag=True, help="Leave the demo's folder for a look.")
-def demo(keep: bool) -> Exit:
+@click.option("--svg", type=_PATH, metavar="FILE", help="Save its audit as a picture.")
+def demo(keep: bool, svg: Path | None) -> Exit:
     """Show all of it on a store of its own, in half a minute."""
     from watcher.commands.demo import demo as body
 
-    return body(keep=keep)
+    return body(keep=keep, picture=svg)
 
 
 def main(arguments: list[str] | None = None) -> int:

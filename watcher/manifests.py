@@ -23,14 +23,19 @@ class Manifest(NamedTuple):
 
     references: tuple[Reference, ...]
 
-    def named(self) -> dict[str, int]:
-        """Digits to size, of each digest that the server can load; either spelling."""
-        sizes: dict[str, int] = {}
+    def named(self) -> dict[str, tuple[int, bool]]:
+        """Digits to size, and whether it protects the blob from the server's clean-up.
+
+        Either spelling can be loaded; only ``sha256:`` protects.
+        """
+        found: dict[str, tuple[int, bool]] = {}
         for reference in self.references:
             digest = names.loose_digest(reference.digest)
             if digest is not None:
-                sizes[digest] = reference.size
-        return sizes
+                protects = names.wanted_digest(reference.digest) is not None
+                before = found.get(digest)
+                found[digest] = reference.size, protects or (before is not None and before[1])
+        return found
 
     def faults(self) -> tuple[str, ...]:
         """Why what it names can't be looked for: digests that are none, impossible sizes."""

@@ -180,6 +180,13 @@ class Download:
         return max((entry.mtime for entry in self.entries), default=None)
 
 
+class Located(NamedTuple):
+    """An entry with its path below the store."""
+
+    path: str
+    entry: Entry
+
+
 class BlobFault(enum.StrEnum):
     """What is wrong with a finished blob, as far as names and sizes tell."""
 
@@ -255,13 +262,23 @@ class BlobCensus:
     odd: tuple[OddBlob, ...] = ()
     #: Finished blobs that no manifest names.
     unnamed: tuple[Entry, ...] = ()
-    #: Blobs in the old spelling ``sha256:<hex>``.
-    old_names: tuple[Entry, ...] = ()
+    #: Names in the old spelling ``sha256:<hex>``, as paths below ``blobs/``.
+    old_names: tuple[Located, ...] = ()
+    #: Why the server's start fails at renaming one of them.
+    rename_faults: tuple[str, ...] = ()
+    #: Those of them that a manifest protects once they are renamed.
+    old_protected: frozenset[str] = frozenset()
+    #: Blobs that a manifest names in a way that does not keep the server from deleting them.
+    unprotected: tuple[Entry, ...] = ()
     temporaries: tuple[Temporary, ...] = ()
     foreign: tuple[Entry, ...] = ()
     odd_manifests: tuple[OddManifest, ...] = ()
     #: Folders below the store that could not be listed, as paths below the store.
     unlisted: tuple[str, ...] = ()
+    #: The same for the server, going by the store's owner and the folders' modes.
+    unlisted_by_server: tuple[str, ...] = ()
+    #: Empty folders under ``manifests/``, which the server's start removes.
+    empty_folders: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- who is at work
@@ -324,7 +341,7 @@ class Place:
     found_by: str
     file_system: str = ""
     network: bool = False
-    device: int = 0
+    #: User id of the store's folder: the one that the server runs as, most likely.
     owner: int = 0
     #: ``blobs`` is a symlink, or a mount or link to another file system.
     blobs_linked: bool = False
@@ -333,6 +350,10 @@ class Place:
     has_manifests: bool = True
     #: Glob characters in the path: the server sees neither manifests nor sidecars there.
     globbed: bool = False
+    #: The same, so spelled that the server's search for manifests fails: it deletes nothing.
+    glob_fails: bool = False
+    #: ``blobs`` is there and no folder: no server starts.
+    blobs_broken: bool = False
     free_bytes: int = 0
     free_inodes: int = 0
     read_only: bool = False
@@ -435,11 +456,34 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """What the next start of the server does to the store, were it now."""
+
+    #: Names that it deletes, and those that it would delete later, with when; oldest first.
+    deletes: tuple[Located, ...] = ()
+    later: tuple[tuple[float, Located], ...] = ()
+    renames: tuple[Located, ...] = ()
+    empty_folders: tuple[str, ...] = ()
+    #: The start ends in an error, and no server runs.
+    start_fails: bool = False
+    #: Its clean-up is skipped as a whole.
+    pruning_off: bool = False
+    why: tuple[str, ...] = ()
+
+    @property
+    def freed(self) -> int:
+        """Bytes that the deletions give back."""
+        return sum(each.entry.freed for each in self.deletes)
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """All judgements on one look."""
 
     judged: tuple[Judged, ...]
     findings: tuple[Finding, ...]
+    #: None where only some digests were looked at.
+    forecast: Forecast | None = None
 
 
 # ---------------------------------------------------------------- plans and what came of them
@@ -456,7 +500,7 @@ class Verb(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing to do. Acting compares `expects` with the disk: nothing is done where they differ."""
+    """One thing to do, but only while the disk still has what it `expects`."""
 
     verb: Verb
     #: The digest, or the entry's name.

@@ -92,6 +92,11 @@ def data(digest: str) -> str:
     return f"sha256-{digest}-partial"
 
 
+def new_spelling(name: str) -> str:
+    """The name that the server's start gives to a ``sha256:…``."""
+    return f"sha256-{name.removeprefix('sha256:')}"
+
+
 def transfer(digest: str) -> str:
     """The file of a layer on the newer transfer path."""
     return f"sha256-{digest}.tmp"
@@ -105,6 +110,11 @@ def sidecar(digest: str, number: int) -> str:
 def short(digest: str) -> str:
     """How a digest is shown to people: ``sha256-<12 hex>``."""
     return f"sha256-{digest[:12]}"
+
+
+def known_as(models: tuple[str, ...], digest: str) -> str:
+    """What people know a download by: its first model by name, else its digest's first digits."""
+    return models[0] if models else short(digest)
 
 
 def wanted_digest(text: str) -> str | None:

@@ -92,7 +92,7 @@ def _removal(batch: list[Action]) -> moves.Removal:
 def _done_message(action: Action) -> str:
     match action.verb:
         case Verb.REMOVE_DOWNLOAD | Verb.REMOVE_SURPLUS:
-            who = learn.shown_name(action.models, action.subject)
+            who = names.known_as(action.models, action.subject)
             return f"Cleaned up partial download for: {who}"
         case _:
             return f"removed {names.printable(action.subject)}"

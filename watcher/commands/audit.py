@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from watcher import cycle
-from watcher.commands.context import Context
-from watcher.errors import Exit
+from watcher import cycle, names
+from watcher.commands.context import Context, patience
+from watcher.errors import Exit, NoPermissionError
 from watcher.model import Severity
 from watcher.show import documents
 
 
-def audit(context: Context, fail_on: Severity) -> Exit:
-    """Look at each store and tell. FINDINGS where one is at least as severe as `fail_on`."""
+def audit(context: Context, fail_on: Severity, picture: Path | None = None) -> Exit:
+    """Look at each store and tell. FINDINGS where one is at least as severe as `fail_on`.
+
+    `picture`: where to save what is shown as an SVG.
+    """
     code = Exit.HEALTHY
     for world in context.worlds(keeps=False):
-        report = cycle.cycle(world, context.policy, consent=cycle.nothing)
+        with patience(f"looking at {names.printable(world.store)}"):
+            report = cycle.cycle(world, context.policy, consent=cycle.nothing)
+        if picture is not None:
+            _draw(report, picture, verbose=context.verbose)
         findings = report.verdict.findings
         if any(finding.severity.rank >= fail_on.rank for finding in findings):
             code = Exit.FINDINGS
@@ -29,6 +36,18 @@ def audit(context: Context, fail_on: Severity) -> Exit:
 
             sys.stdout.write(tables.healthy_line(report))
     return code
+
+
+def _draw(report: cycle.Report, picture: Path, *, verbose: bool) -> None:
+    from watcher.show import tables
+
+    svg = tables.picture(tables.audit(report, verbose=verbose), title="ollama-watch audit")
+    try:
+        picture.write_text(svg, encoding="utf-8")
+    except OSError as error:
+        raise NoPermissionError(
+            f"{picture}: the picture can't be saved: {error.strerror}", "name another file"
+        ) from None
 
 
 def _show(context: Context, report: cycle.Report) -> None:

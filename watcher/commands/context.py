@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,8 @@ from watcher.model import Policy
 from watcher.observe import place
 from watcher.show import documents
 from watcher.world import World
+
+_PATIENCE_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -55,6 +59,35 @@ class Context:
         """Print a JSON document as one line."""
         sys.stdout.buffer.write(documents.line(document))
         sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def patience(what: str) -> Iterator[None]:
+    """Tell on a terminal's stderr that something takes its time, once it takes over a second."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    told = threading.Event()
+
+    def tell() -> None:
+        told.set()
+        _status(f"{what} ...")
+
+    waiting = threading.Timer(_PATIENCE_SECONDS, tell)
+    waiting.daemon = True
+    waiting.start()
+    try:
+        yield
+    finally:
+        waiting.cancel()
+        waiting.join()
+        if told.is_set():
+            _status("")
+
+
+def _status(text: str) -> None:
+    sys.stderr.write(f"\r\033[K{text}")
+    sys.stderr.flush()
 
 
 def complain(text: str) -> None:

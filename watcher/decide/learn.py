@@ -90,7 +90,7 @@ def _told(
     judged: Judged, before: Record | None, now: Record, at: float, *, first_look: bool
 ) -> Iterator[Event]:
     live = judged.condition is Condition.LIVE
-    who = shown_name(judged.download.models, judged.digest)
+    who = names.known_as(judged.download.models, judged.digest)
     if before is None or before.identity != now.identity or first_look:
         if live and before is None:
             yield _event(at, "download_started", f"{who} is being downloaded", judged)
@@ -124,7 +124,7 @@ def _event(at: float, event_type: str, message: str, judged: Judged) -> Event:
         at,
         event_type,
         message,
-        shown_name(download.models, judged.digest),
+        names.known_as(download.models, judged.digest),
         {
             "digest": f"sha256:{judged.digest}",
             "models": list(download.models),
@@ -141,7 +141,7 @@ def _event(at: float, event_type: str, message: str, judged: Judged) -> Event:
 
 
 def _gone(digest: str, record: Record, finished: Mapping[str, int], at: float) -> Event:
-    who = shown_name(record.models, digest)
+    who = names.known_as(record.models, digest)
     details: dict[str, object] = {"digest": f"sha256:{digest}", "models": list(record.models)}
     if digest in finished:
         details["total_bytes"] = finished[digest]
@@ -188,7 +188,7 @@ def ended(outcome: Outcome, at: float) -> Event:
 
 def _of(action: Action) -> str | None:
     if action.verb in (Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS):
-        return shown_name(action.models, action.subject)
+        return names.known_as(action.models, action.subject)
     return None
 
 
@@ -201,8 +201,3 @@ def _details(action: Action) -> dict[str, object]:
         "files": len(files),
         "frees_bytes": action.frees,
     }
-
-
-def shown_name(models: tuple[str, ...], digest: str) -> str:
-    """The first model by name, or the digest's first twelve digits where none is known."""
-    return models[0] if models else names.short(digest)

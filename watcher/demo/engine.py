@@ -60,6 +60,7 @@ GRACE_SECONDS = 3600
 PROGRESS_SECONDS = 0.06
 CHUNK = 1 << 18
 INT64 = range(-(2**63), 2**63)
+WRAP = 2**64
 
 
 # Settings
@@ -131,6 +132,9 @@ class DeadlineError(EngineError):
 
 class StalledError(EngineError):
     """A part of which nothing came for too long."""
+
+    def __init__(self) -> None:
+        super().__init__("part stalled")
 
 
 class UnexpectedEndError(EngineError):
@@ -231,6 +235,11 @@ def json_int(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value not in INT64:
         raise EngineError(f"json: cannot unmarshal {value!r} into Go value of type int64")
     return value
+
+
+def int64(value: int) -> int:
+    """A sum as 64-bit arithmetic has it: too large a one turns negative."""
+    return (value - INT64.start) % WRAP + INT64.start
 
 
 def json_str(value: Any) -> str:
@@ -660,23 +669,23 @@ def _young(entry: os.DirEntry[str]) -> bool:
 
 
 class Context:
-    """Whether something is given up; what was made `under` it is given up with it."""
+    """Whether something is given up, and why; its children are given up with it."""
 
     def __init__(self, parent: Context | None = None, timeout: float | None = None) -> None:
         self._lock = threading.Lock()
         self._error: EngineError | None = None
         self._callbacks: dict[object, Callable[[], None]] = {}
-        self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._leave = parent.on_cancel(self.cancel) if parent else lambda: None
+        self._parent = parent
+        self._leave = parent.on_cancel(self._follow) if parent else lambda: None
         self._timer: threading.Timer | None = None
         if timeout is not None:
             self._timer = threading.Timer(timeout, self._give_up, (DeadlineError(),))
             self._timer.daemon = True
             self._timer.start()
 
-    def cancel(self) -> None:
-        """Give up now; doing it twice changes nothing."""
-        self._give_up(CanceledError())
+    def cancel(self, cause: EngineError | None = None) -> None:
+        """Give up now; doing it twice changes nothing. Who is waiting is told the cause."""
+        self._give_up(cause or CanceledError())
 
     def close(self) -> None:
         """Give up and leave the parent."""
@@ -697,7 +706,7 @@ class Context:
         return self._error is not None
 
     def check(self) -> None:
-        """Raise CanceledError or DeadlineError where it is given up."""
+        """Raise the cause where it is given up: a CanceledError where none was named."""
         if self._error:
             raise self._error
 
@@ -718,6 +727,10 @@ class Context:
         event.wait(duration)
         take_back()
         self.check()
+
+    def _follow(self) -> None:
+        assert self._parent is not None
+        self._give_up(self._parent._error or CanceledError())
 
     def _forget(self, key: object) -> None:
         with self._lock:
@@ -918,7 +931,6 @@ class Attempt:
     part: Part
     context: Context
     started: float
-    stalled: bool = False
 
 
 def part_ranges(total: int) -> Iterator[tuple[int, int]]:
@@ -961,8 +973,8 @@ class Download:
         and write fresh ones. Nothing is opened before the last sidecar is read."""
         for path in glob(self.partial + "-*"):
             part = Part.read(self.partial, path)
-            self.total += part.size
-            self.completed += part.completed
+            self.total = int64(self.total + part.size)
+            self.completed = int64(self.completed + part.completed)
             self.parts.append(part)
         if not self.parts:
             with ask_registry(context, "HEAD", self.url) as answer:
@@ -1083,8 +1095,9 @@ class Download:
         try:
             self._fetch_part(url, part, group)
         except Exception as error:
-            errors.append(error if isinstance(error, EngineError) else EngineError(repr(error)))
-            group.cancel()
+            cause = error if isinstance(error, EngineError) else EngineError(repr(error))
+            errors.append(cause)
+            group.cancel(cause)
         finally:
             slots.release()
 
@@ -1118,9 +1131,12 @@ class Download:
                 self._attempts.append(attempt)
             try:
                 self._copy(url, part, context)
-            except CanceledError as error:
-                if attempt.stalled:
-                    raise StalledError from error
+            except (StalledError, CanceledError):
+                raise
+            except EngineError as error:
+                # The real server may still wait for one more retry here: two threads race.
+                if group.canceled:
+                    raise CanceledError from error
                 raise
             finally:
                 with self._lock:
@@ -1128,8 +1144,10 @@ class Download:
 
     def _copy(self, url: str, part: Part, context: Context) -> None:
         """Write what comes behind what is there. The sidecar is rewritten only where the attempt
-        ends well, is given up, or ends in an unexpected EOF; else its bytes don't count."""
-        start, stop = part.offset + part.completed, part.offset + part.size
+        ends well, in an unexpected EOF, or because the last request or the server ended; else its
+        bytes don't count, nor after a stall or a sibling's failure (seen on a real server)."""
+        start = int64(part.offset + part.completed)
+        stop = int64(part.offset + part.size)
         copied, ended = 0, None
         # The answer's status is not looked at: an error page is data like any other.
         with ask(context, "GET", url, {"Range": f"bytes={start}-{stop - 1}"}) as answer:
@@ -1177,8 +1195,7 @@ class Download:
                 for attempt in attempts:
                     if now - max(attempt.started, attempt.part.heard) > limit:
                         attempt.part.heard = 0.0
-                        attempt.stalled = True
-                        attempt.context.cancel()
+                        attempt.context.cancel(StalledError())
 
     # For the end of the server
 
@@ -1647,16 +1664,16 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Requests are not logged."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._read_only()
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         if self.path.startswith("/api/blobs/"):
             self._guard(self._head_blob)
         else:
             self._read_only()
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         routes = {"/api/pull": self._pull, "/api/copy": self._copy, "/api/create": self._create}
         if self.path.startswith("/api/blobs/"):
             self._guard(self._post_blob)
@@ -1665,7 +1682,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._not_found()
 
-    def do_DELETE(self) -> None:  # noqa: N802
+    def do_DELETE(self) -> None:
         if self.path == "/api/delete":
             self._guard(self._delete)
         else:

@@ -569,7 +569,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Say nothing: the counters tell it."""
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         digest = self._blob_digest()
         content = self.registry.blob(digest)
         self.registry.count("head")
@@ -582,7 +582,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(content.size))
         self.end_headers()
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if self.path == "/_stats":
             self._answer(_Answer(200, body=json.dumps(self.registry.stats()).encode()))
         elif match := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", self.path):
@@ -594,7 +594,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(_Answer(404))
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.path != "/_control":
             self._answer(_Answer(404))

@@ -1,4 +1,4 @@
-"""The demo's story: a pull, a kill, what the daemon told, what the audit draws, what cleaning frees.
+"""The demo's story: a pull, a kill, what the daemon told, what an audit draws, what goes.
 
 Everything is real: a registry and a server as processes on loopback, a store on the disk, and the
 commands as a user runs them. Nothing outside a temporary folder is touched, and nothing is left.
@@ -36,14 +36,15 @@ class Stage:
     def __init__(self, folder: Path, say: Callable[[str], None], color: bool) -> None:
         self.folder, self.store = folder, folder / "models"
         self._say, self._color = say, color
-        self._running = contextlib.ExitStack()
+        self.running = contextlib.ExitStack()
         self.registry_url = self.server_url = ""
+        self.server: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._running.close()
+        self.running.close()
 
     # ------------------------------------------------------------ words
 
@@ -56,9 +57,9 @@ class Stage:
         """A line to the audience."""
         self._say(text)
 
-    def run(self, *words: str) -> str:
+    def run(self, *words: str, shown: tuple[str, ...] = ()) -> None:
         """Run a command of ollama-watch on the demo's store and show it with what it prints."""
-        self._say(f"$ ollama-watch {' '.join(words)}")
+        self._say(f"$ ollama-watch {' '.join(shown or words)}")
         done = subprocess.run(
             [*_us(), "--store", str(self.store), *words],
             capture_output=True,
@@ -67,9 +68,8 @@ class Stage:
             check=False,
             env=self._environment(),
         )
-        shown = (done.stdout + done.stderr).rstrip()
-        self._say(shown.replace(str(self.store), "models"))
-        return done.stdout
+        told = (done.stdout + done.stderr).rstrip()
+        self._say(told.replace(str(self.store), "models"))
 
     # ------------------------------------------------------------ the store
 
@@ -86,32 +86,44 @@ class Stage:
 
     # ------------------------------------------------------------ processes
 
-    def start_server(self) -> None:
-        """Start the server; it is ready when this returns."""
-        self._server, line = self.start(
+    def start_server(
+        self, store: Path, running: contextlib.ExitStack
+    ) -> tuple[subprocess.Popen[str], str]:
+        """Start a server on a store; it is ready when its URL is given back."""
+        server, line = self.start(
             "watcher.demo.engine",
             "serve",
             until="Listening on",
-            OLLAMA_MODELS=str(self.store),
+            running=running,
+            OLLAMA_MODELS=str(store),
             OLLAMA_HOST="127.0.0.1:0",
         )
         address = line.split("Listening on ")[1].split()[0]
-        self.server_url = f"http://{address}"
+        return server, f"http://{address}"
 
-    def kill_server(self) -> None:
-        """SIGKILL, as the OOM killer does it."""
-        self._server.kill()
-        self._server.wait()
+    def served(self) -> int:
+        """Bytes that the registry has sent of its largest blob since its counters were reset."""
+        stats = _order(self.registry_url, {})
+        served = stats["bytes"]
+        assert isinstance(served, dict)
+        return max(served.values(), default=0)
 
     def is_open(self, path: Path) -> bool:
         """Whether the server has a file open."""
-        for link in Path(f"/proc/{self._server.pid}/fd").iterdir():
+        assert self.server is not None
+        for link in Path(f"/proc/{self.server.pid}/fd").iterdir():
             with contextlib.suppress(OSError):
                 if link.readlink() == path:
                     return True
         return False
 
-    def start(self, *command: str, until: str, **more: str) -> tuple[subprocess.Popen[str], str]:
+    def start(
+        self,
+        *command: str,
+        until: str,
+        running: contextlib.ExitStack | None = None,
+        **more: str,
+    ) -> tuple[subprocess.Popen[str], str]:
         """Start a process that ends with the demo; wait for its line with `until` in it."""
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -121,7 +133,7 @@ class Stage:
             text=True,
             env={**self._environment(), **more},
         )
-        self._running.callback(_end, process)
+        (running or self.running).callback(_end, process)
         assert process.stdout is not None
         for line in process.stdout:
             if until in line:
@@ -141,7 +153,7 @@ class Stage:
                 text=True,
                 env=self._environment(),
             )
-        self._running.callback(_end, process)
+        self.running.callback(_end, process)
         wait_for(lambda: "check_started" in told.read_text(), "the daemon to start")
         return process, told
 
@@ -181,19 +193,19 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
-def _pull(url: str, model: str, stop_at: int) -> tuple[http.client.HTTPConnection, int]:
-    """Pull until so many bytes have arrived; the open request, and the bytes that were told."""
-    host = url.removeprefix("http://").rstrip("/")
-    connection = http.client.HTTPConnection(host, timeout=_WAIT)
-    body = json.dumps({"model": model, "insecure": True})
-    connection.request("POST", "/api/pull", body)
+def _pull(url: str, model: str, stop_at: int | None) -> tuple[http.client.HTTPConnection, int]:
+    """Pull until so many bytes are told, or to success; the open request, and the bytes told."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=_WAIT)
+    connection.request("POST", "/api/pull", json.dumps({"model": model, "insecure": True}))
+    told = 0
     for raw in connection.getresponse():
         line = json.loads(raw)
         if "error" in line:
             raise DemoError(f"the pull of {model} failed: {line['error']}")
-        if line.get("completed", 0) >= stop_at:
-            return connection, line["completed"]
-    raise DemoError(f"the pull of {model} ended before {stop_at} bytes")
+        told = max(told, line.get("completed", 0))
+        if told >= stop_at if stop_at is not None else line["status"] == "success":
+            return connection, told
+    raise DemoError(f"the pull of {model} ended too early, after {told} bytes")
 
 
 def _order(url: str, order: dict[str, object]) -> dict[str, object]:
@@ -219,14 +231,21 @@ def staged(say: Callable[[str], None], *, color: bool, keep: bool) -> Iterator[S
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def play(say: Callable[[str], None], *, color: bool, keep: bool) -> None:
-    """The whole story, in about twenty seconds. Raises DemoError where a scene goes wrong."""
+def play(
+    say: Callable[[str], None], *, color: bool, keep: bool, picture: Path | None = None
+) -> None:
+    """The whole story, in about ten seconds. Raises DemoError where a scene goes wrong.
+
+    `picture`: where the audit is saved as an SVG.
+    """
     with staged(say, color=color, keep=keep) as stage:
         _an_old_download(stage)
         daemon, told = stage.start_daemon()
         _a_pull_that_dies(stage, told)
-        _what_the_audit_shows(stage)
-        _what_cleaning_frees(stage, told)
+        stage.title("What an audit shows")
+        stage.run("audit", *(["--svg", str(picture)] if picture else []), shown=("audit",))
+        _what_ollama_alone_does(stage)
+        _what_cleaning_frees(stage)
         daemon.terminate()
         daemon.wait(_WAIT)
 
@@ -239,7 +258,7 @@ def _an_old_download(stage: Stage) -> None:
         layers = [{"size": size}]
         _order(stage.registry_url, {"model": {"name": name, "tag": "7b", "layers": layers}})
     _order(stage.registry_url, {"throttle": _RATE})
-    stage.start_server()
+    stage.server, stage.server_url = stage.start_server(stage.store, stage.running)
     connection, _ = _pull(stage.server_url, stage.model("old"), _OLD_BYTES // 2)
     connection.close()
     partial = next(stage.store.glob("blobs/*-partial"))
@@ -255,7 +274,8 @@ def _a_pull_that_dies(stage: Stage, told: Path) -> None:
     connection, done = _pull(stage.server_url, stage.model("big"), _MODEL_BYTES * 6 // 10)
     stage.say(f"POST /api/pull big:7b: {done:,} of {_MODEL_BYTES:,} bytes ... kill -9")
     killed = time.monotonic()
-    stage.kill_server()
+    assert stage.server is not None
+    _end(stage.server)
     wait_for(lambda: "download_interrupted" in told.read_text(), "the daemon to tell")
     stage.say(f"the daemon told it {time.monotonic() - killed:.2f} s after the kill; its lines:")
     connection.close()
@@ -263,12 +283,24 @@ def _a_pull_that_dies(stage: Stage, told: Path) -> None:
         stage.say(line)
 
 
-def _what_the_audit_shows(stage: Stage) -> None:
-    stage.title("What an audit shows")
-    stage.run("audit")
+def _what_ollama_alone_does(stage: Stage) -> None:
+    stage.title("What Ollama alone does with it, on a copy of the store")
+    copy = stage.folder / "alone"
+    subprocess.run(["cp", "-a", "--sparse=auto", str(stage.store), str(copy)], check=True)
+    _order(stage.registry_url, {"reset_stats": True, "throttle": None})
+    with contextlib.ExitStack() as ended:
+        _, url = stage.start_server(copy, ended)
+        connection, _ = _pull(url, stage.model("big"), None)
+        connection.close()
+    again = stage.served()
+    here = sum(path.stat().st_blocks * 512 for path in stage.partials_of("big"))
+    stage.say(
+        f"{here:,} of {_MODEL_BYTES:,} bytes are on the disk, {_MODEL_BYTES - here:,} are "
+        f"missing;\nthe server downloads {again:,}."
+    )
 
 
-def _what_cleaning_frees(stage: Stage, told: Path) -> None:
+def _what_cleaning_frees(stage: Stage) -> None:
     stage.title("The stale one goes, safely; the one that broke just now stays")
     stage.run("clean", "--dry-run")
     stage.run("clean", "--yes")

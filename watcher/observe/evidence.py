@@ -16,6 +16,7 @@ from watcher.model import (
     Holder,
     Kind,
     ManifestFault,
+    Place,
     Policy,
     Sidecar,
     Trust,
@@ -52,7 +53,7 @@ def _observe(
     world: World, policy: Policy, memory: Memory, scope: frozenset[str] | None, store: int
 ) -> Evidence:
     where = place.describe(world, store)
-    found = _scan(world, store, scope)
+    found = _scan(world, store, scope, where)
     downloads = _downloads(world, policy, memory, found, store)
     seen = holders.see(
         world,
@@ -75,10 +76,13 @@ def _observe(
     )
 
 
-def _scan(world: World, store: int, scope: frozenset[str] | None) -> scan.Scan:
+def _scan(world: World, store: int, scope: frozenset[str] | None, where: Place) -> scan.Scan:
     """A pass in which no manifest was being written."""
     for _ in range(_MOST_LOOKS):
-        found = scan.scan_store(store) if scope is None else scan.scan_digests(store, scope)
+        if scope is None:
+            found = scan.scan_store(store, manifests_hidden=where.globbed)
+        else:
+            found = scan.scan_digests(store, scope)
         now = world.clock()
         if not any(
             odd.fault is ManifestFault.CORRUPT

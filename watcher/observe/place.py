@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import stat
 import subprocess
@@ -29,6 +30,8 @@ _NETWORK = frozenset(
 )
 #: In a path these make Go's filepath.Glob look elsewhere, so that the server finds nothing.
 _GLOB_CHARACTERS = frozenset("[\\")
+#: A class of Go's path patterns, or an escaped character; what else begins with [ or \ is an error.
+_GLOB_ITEM = r"[^\[\\]|\\.|\[\^?(?:(?:\\.|[^\]\\-])(?:-(?:\\.|[^\]\\-]))?)+\]"
 
 
 class Found(NamedTuple):
@@ -152,13 +155,14 @@ def describe(world: World, store: int) -> Place:
         found_by=world.found_by,
         file_system=kind,
         network=kind in _NETWORK,
-        device=status.st_dev,
         owner=status.st_uid,
         blobs_linked=blobs is not None and stat.S_ISLNK(blobs.st_mode),
         blobs_elsewhere=behind is not None and behind.st_dev != status.st_dev,
         has_blobs=behind is not None,
         has_manifests=_stat(store, "manifests", follow=True) is not None,
         globbed=not _GLOB_CHARACTERS.isdisjoint(world.store),
+        glob_fails=re.fullmatch(f"(?:{_GLOB_ITEM})*", world.store, re.DOTALL) is None,
+        blobs_broken=blobs is not None and (behind is None or not stat.S_ISDIR(behind.st_mode)),
         free_bytes=room.f_bavail * room.f_frsize,
         free_inodes=room.f_favail,
         read_only=bool(room.f_flag & os.ST_RDONLY),

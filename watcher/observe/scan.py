@@ -19,6 +19,7 @@ from watcher.model import (
     BlobFault,
     Entry,
     Kind,
+    Located,
     ManifestFault,
     OddBlob,
     OddManifest,
@@ -47,16 +48,20 @@ class Pieces:
 class Named:
     """What all manifests together name."""
 
-    #: Digits to (size, index of the first model that names it, indexes of others …).
+    #: Digits to (size, whether it is protected, index of a model that names it, more indexes …).
     digests: dict[str, tuple[int, ...]] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
     odd: list[OddManifest] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
+    unlisted_by_server: list[str] = field(default_factory=list)
+    empty_folders: list[str] = field(default_factory=list)
     count: int = 0
+    #: Whether any digest is named and yet not protected.
+    loose: bool = False
 
     def models_of(self, digest: str) -> tuple[str, ...]:
         """The models that name a digest, by name."""
-        _, *indexes = self.digests.get(digest, (0,))
+        _, _, *indexes = self.digests.get(digest, (0, 0))
         return tuple(sorted({self.models[index] for index in indexes}))
 
     def size_of(self, digest: str) -> int | None:
@@ -115,47 +120,73 @@ def look(name: str, folder: int) -> Entry | None:
 def scan_manifests(store: int) -> Named:
     """Read every manifest of the store, as the server finds them: exactly four names deep."""
     named = Named()
+    server = os.fstat(store).st_uid
     with _folder("manifests", store, "manifests", named.unlisted, follow=True) as top:
         if top is not None:
-            _walk(named, top, ())
+            _Walk(named, server).folder(top, (), hidden=False)
     return named
 
 
-def _walk(named: Named, folder: int, parts: tuple[str, ...]) -> None:
-    depth = len(parts) + 1
-    with os.scandir(folder) as listing:
-        # A manifest of the same name in two spellings of case is one to the server; by name, then.
-        for item in sorted(listing, key=lambda item: item.name):
-            here = (*parts, item.name)
-            path = "/".join(("manifests", *here))
-            try:
-                is_folder = item.is_dir(follow_symlinks=depth < _TAG_DEPTH)
-            except OSError:
-                is_folder = False
-            if is_folder:
-                if depth == _TAG_DEPTH:
-                    named.odd.append(
-                        OddManifest(path, ManifestFault.MISPLACED, "a folder in a tag's place")
-                    )
-                if depth <= _DEEPEST:
-                    with _folder(
-                        item.name, folder, path, named.unlisted, follow=depth < _TAG_DEPTH
-                    ) as fd:
-                        if fd is not None:
-                            _walk(named, fd, here)
-            elif depth == _TAG_DEPTH:
-                _read_manifest(named, folder, here, path)
-            else:
-                named.odd.append(
-                    OddManifest(
-                        path,
-                        ManifestFault.MISPLACED,
-                        f"a file {depth} deep; manifests lie {_TAG_DEPTH} deep",
-                    )
-                )
+class _Walk:
+    """A walk through ``manifests/``; `server` is the user id that the server runs as, most likely.
+
+    What it can't list it does not see: manifests below are read here, and protect nothing there.
+    """
+
+    def __init__(self, named: Named, server: int) -> None:
+        self.named, self.server = named, server
+
+    def folder(self, folder: int, parts: tuple[str, ...], *, hidden: bool) -> None:
+        path = "/".join(("manifests", *parts))
+        if not may_read(os.fstat(folder), self.server):
+            hidden = True
+            self.named.unlisted_by_server.append(path)
+        with os.scandir(folder) as listing:
+            # By name, as the server's glob gives them.
+            items = sorted(listing, key=lambda item: item.name)
+        if not items:
+            self.named.empty_folders.append(path)
+        for item in items:
+            self._item(item, folder, (*parts, item.name), hidden=hidden)
+
+    def _item(
+        self, item: os.DirEntry[str], folder: int, parts: tuple[str, ...], *, hidden: bool
+    ) -> None:
+        depth, path = len(parts), "/".join(("manifests", *parts))
+        above_tags = depth < _TAG_DEPTH
+        try:
+            is_folder = item.is_dir(follow_symlinks=above_tags)
+        except OSError:
+            is_folder = False
+        if is_folder:
+            if depth == _TAG_DEPTH:
+                self._misplaced(path, "a folder in a tag's place")
+            if depth <= _DEEPEST:
+                with _folder(item.name, folder, path, self.named.unlisted, follow=above_tags) as fd:
+                    if fd is not None:
+                        self.folder(fd, parts, hidden=hidden)
+        elif depth == _TAG_DEPTH:
+            _read_manifest(self.named, folder, parts, path, self.server, hidden=hidden)
+        else:
+            self._misplaced(path, f"a file {depth} deep; manifests lie {_TAG_DEPTH} deep")
+
+    def _misplaced(self, path: str, why: str) -> None:
+        self.named.odd.append(OddManifest(path, ManifestFault.MISPLACED, why))
 
 
-def _read_manifest(named: Named, folder: int, parts: tuple[str, ...], path: str) -> None:
+def may_read(status: os.stat_result, uid: int) -> bool:
+    """Whether a user may read a file, or list and search a folder, going by owner and mode.
+
+    Groups are not looked up: the server's files are its user's own.
+    """
+    wanted = 0o5 if stat.S_ISDIR(status.st_mode) else 0o4
+    shift = 6 if status.st_uid == uid else 0
+    return uid == 0 or (status.st_mode >> shift) & wanted == wanted
+
+
+def _read_manifest(
+    named: Named, folder: int, parts: tuple[str, ...], path: str, server: int, *, hidden: bool
+) -> None:
     model = names.model_from_path(parts)
     if model is None:
         named.odd.append(
@@ -187,13 +218,19 @@ def _read_manifest(named: Named, folder: int, parts: tuple[str, ...], path: str)
     named.count += 1
     index = len(named.models)
     named.models.append(model.shown)
+    if not may_read(status, server):
+        why = f"the user id {server} may not read it"
+        named.odd.append(OddManifest(path, ManifestFault.UNREADABLE, why, model.shown))
     faults = manifest.faults()
     if faults:
         named.odd.append(
             OddManifest(path, ManifestFault.BAD_DIGEST, faults[0], model.shown, changed_at)
         )
-    for digest, size in manifest.named().items():
-        named.digests[digest] = (*named.digests.get(digest, (size,)), index)
+    for digest, (size, protects) in manifest.named().items():
+        known, protected, *others = named.digests.get(digest, (size, False))
+        protected = bool(protected) or (protects and not hidden)
+        named.digests[digest] = (known, protected, *others, index)
+        named.loose |= not protected
 
 
 def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
@@ -212,11 +249,14 @@ def _is_link(name: str, folder: int) -> bool:
 # ---------------------------------------------------------------- blobs
 
 
-def scan_store(store: int) -> Scan:
-    """One pass over the whole store behind the descriptor `store`."""
+def scan_store(store: int, *, manifests_hidden: bool = False) -> Scan:
+    """One pass over the whole store behind the descriptor `store`.
+
+    `manifests_hidden`: the server sees no manifest at all, so that none protects a blob.
+    """
     named = scan_manifests(store)
     downloads: dict[str, Pieces] = {}
-    census = _Counting(named)
+    census = _Counting(named, manifests_hidden=manifests_hidden)
     # blobs/ itself may be a symlink that the owner made; nothing below it is followed.
     with _folder("blobs", store, "blobs", named.unlisted, follow=True) as fd:
         if fd is not None:
@@ -247,12 +287,19 @@ def scan_digests(store: int, digests: Iterable[str]) -> Scan:
 class _Counting:
     """The census while it is taken."""
 
-    def __init__(self, named: Named) -> None:
+    def __init__(self, named: Named, *, manifests_hidden: bool) -> None:
         self.named = named
+        #: Whether a blob that is named may still be unprotected; rare, so looked at only then.
+        self.loose = named.loose or manifests_hidden
+        self.manifests_hidden = manifests_hidden
         self.entries = self.allocated = self.healthy = self.healthy_bytes = 0
         self.odd: list[OddBlob] = []
         self.unnamed: list[Entry] = []
-        self.old: list[Entry] = []
+        self.old: list[Located] = []
+        self.rename_faults: list[str] = []
+        self.old_protected: set[str] = set()
+        self.unprotected: list[Entry] = []
+        self.unlisted_by_server: list[str] = []
         self.temporaries: list[Temporary] = []
         self.foreign: list[Entry] = []
 
@@ -261,11 +308,22 @@ class _Counting:
         if size is None:
             self.unnamed.append(found)
             return
+        self.guard(digest, found)
         if found.kind is not Kind.FILE:
             fault = BlobFault.SYMLINK if found.kind is Kind.SYMLINK else BlobFault.NO_FILE
         else:
             fault = BlobFault.SHORT if found.size < size else BlobFault.LONG
         self.odd.append(OddBlob(digest, fault, size, found, self.named.models_of(digest)))
+
+    def guard(self, digest: str, found: Entry) -> None:
+        """Keep a named blob in mind that the server's clean-up would not spare."""
+        if self.loose and not self.protects(digest):
+            self.unprotected.append(found)
+
+    def protects(self, digest: str) -> bool:
+        """Whether a manifest keeps the server's clean-up from a blob."""
+        named = self.named.digests.get(digest)
+        return named is not None and bool(named[1]) and not self.manifests_hidden
 
     def missing(self, blobs: int) -> None:
         """Add what manifests name and ``blobs/`` does not have."""
@@ -302,10 +360,15 @@ class _Counting:
             odd=tuple(sorted(self.odd, key=lambda odd: odd.digest)),
             unnamed=tuple(sorted(self.unnamed)),
             old_names=tuple(sorted(self.old)),
+            rename_faults=tuple(self.rename_faults),
+            old_protected=frozenset(self.old_protected),
+            unprotected=tuple(sorted(self.unprotected)),
             temporaries=tuple(sorted(self.temporaries)),
             foreign=tuple(sorted(self.foreign)),
             odd_manifests=tuple(self.named.odd),
             unlisted=tuple(self.named.unlisted),
+            unlisted_by_server=(*self.named.unlisted_by_server, *self.unlisted_by_server),
+            empty_folders=tuple(self.named.empty_folders),
         )
 
 
@@ -332,8 +395,11 @@ def _scan_blobs(fd: int, census: _Counting, downloads: dict[str, Pieces]) -> Non
                 ):
                     healthy += 1
                     healthy_bytes += found.st_size
+                    if census.loose:
+                        census.guard(name[7:], entry(name, found))
                     continue
             _sort_out(entry(name, found), census, downloads)
+            _look_at_walk(entry(name, found), fd, f"blobs/{name}", census)
     census.entries, census.allocated = entries, allocated
     census.healthy, census.healthy_bytes = healthy, healthy_bytes
 
@@ -346,7 +412,11 @@ def _sort_out(found: Entry, census: _Counting, downloads: dict[str, Pieces]) -> 
         case Role.DATA | Role.SIDECAR | Role.TRANSFER:
             _add_piece(downloads, parsed, found)
         case Role.OLD:
-            census.old.append(found)
+            located = Located(f"blobs/{found.name}", found)
+            census.old.append(located)
+            digest = names.wanted_digest(found.name)
+            if digest is not None and census.protects(digest):
+                census.old_protected.add(located.path)
         case Role.UPLOAD | Role.CREATE if found.kind is Kind.FILE:
             kind = TemporaryKind(parsed.role.value)
             census.temporaries.append(Temporary(found, kind, f"blobs/{found.name}"))
@@ -355,6 +425,49 @@ def _sort_out(found: Entry, census: _Counting, downloads: dict[str, Pieces]) -> 
             census.temporaries.append(Temporary(found, kind, f"blobs/{found.name}"))
         case _:
             census.foreign.append(found)
+
+
+def _look_at_walk(found: Entry, parent: int, path: str, census: _Counting) -> None:
+    """What the server's start, which walks through ``blobs/`` and renames, will meet here."""
+    inner: list[str] = []
+    if found.kind is Kind.FOLDER:
+        with _folder(found.name, parent, path, census.named.unlisted, follow=False) as fd:
+            if fd is not None:
+                inner = sorted(os.listdir(fd))
+                _look_into(fd, parent, path, inner, census)
+    if found.name.startswith("sha256:"):
+        fault = _rename_fault(found, parent, inner)
+        if fault:
+            census.rename_faults.append(f"{names.printable(path)} {fault}")
+
+
+def _look_into(fd: int, parent: int, path: str, inner: list[str], census: _Counting) -> None:
+    if not may_read(os.fstat(fd), os.fstat(parent).st_uid):
+        census.unlisted_by_server.append(path)
+    if path.count("/") >= _DEEPEST:
+        return
+    for name in inner:
+        found = look(name, fd)
+        if found is not None:
+            if name.startswith("sha256:"):
+                census.old.append(Located(f"{path}/{name}", found))
+            _look_at_walk(found, fd, f"{path}/{name}", census)
+
+
+def _rename_fault(old: Entry, parent: int, inner: list[str]) -> str | None:
+    """Why the server's start fails at giving an entry the new spelling; None where it doesn't."""
+    if inner:
+        return "is a folder that is renamed while the server walks through it"
+    target = look(names.new_spelling(old.name), parent)
+    if target is None:
+        return None
+    if (target.kind is Kind.FOLDER) != (old.kind is Kind.FOLDER):
+        return "can't be renamed: a folder can't replace a file, nor a file a folder"
+    if target.kind is Kind.FOLDER:
+        with contextlib.suppress(OSError), files.opened_folder(target.name, parent) as fd:
+            if os.listdir(fd):
+                return "can't be renamed over a folder that is not empty"
+    return None
 
 
 def _add_piece(downloads: dict[str, Pieces], parsed: names.BlobName, found: Entry) -> None:

@@ -8,11 +8,13 @@ import orjson
 
 from watcher import events, names, ranges
 from watcher.cycle import Report
+from watcher.decide import findings
 from watcher.model import (
     Action,
     Download,
     Evidence,
     Finding,
+    Forecast,
     Judged,
     Outcome,
     Plan,
@@ -45,6 +47,7 @@ def audit(report: Report) -> dict[str, Any]:
         "servers": [_server(server) for server in seen.servers],
         "downloads": [_download(judged, seen.now) for judged in report.verdict.judged],
         "findings": [_finding(finding) for finding in report.verdict.findings],
+        "forecast": _forecast(report.verdict.forecast),
         "plan": plan(report.plan),
     }
 
@@ -68,6 +71,28 @@ def plan(planned: Plan) -> dict[str, Any]:
         "refusals": [_refusal(refusal) for refusal in planned.refusals],
         "frees_bytes": planned.frees,
         "due": [{"at": events.rfc3339(due.at), "digest": due.digest} for due in planned.due],
+    }
+
+
+def _forecast(foreseen: Forecast | None) -> dict[str, Any] | None:
+    if foreseen is None:
+        return None
+    return {
+        "deletes": [names.printable(each.path) for each in foreseen.deletes],
+        "bytes": foreseen.freed,
+        "start_fails": foreseen.start_fails,
+        "pruning_off": foreseen.pruning_off,
+        "why": list(foreseen.why),
+        "later": [
+            {
+                "at": events.rfc3339(at),
+                "path": names.printable(located.path),
+                "bytes": located.entry.freed,
+            }
+            for at, located in foreseen.later
+        ],
+        "renames": [names.printable(each.path) for each in foreseen.renames],
+        "empty_folders": [names.printable(each) for each in foreseen.empty_folders],
     }
 
 
@@ -136,6 +161,7 @@ def _download(judged: Judged, now: float) -> dict[str, Any]:
             }
             for holder in download.holders
         ],
+        "advice": findings.advice(judged),
         "age_seconds": round(judged.age, 3),
         "quiet_seconds": round(judged.quiet, 3),
         "changed_at": None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterable
+from datetime import datetime
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -14,12 +15,12 @@ from rich.text import Text
 
 from watcher import names, ranges
 from watcher.cycle import Report
-from watcher.decide.learn import shown_name
 from watcher.model import (
     Action,
     Condition,
     Evidence,
     Finding,
+    Forecast,
     Judged,
     Outcome,
     Plan,
@@ -66,6 +67,22 @@ def render(parts: Iterable[object], *, color: bool, width: int = WIDTH) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
+def picture(parts: Iterable[object], *, title: str) -> str:
+    """The same as an SVG."""
+    console = Console(
+        file=io.StringIO(),
+        width=WIDTH,
+        record=True,
+        force_terminal=True,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    for part in parts:
+        console.print(part)
+    return console.export_svg(title=title, unique_id="ollama-watch")
+
+
 def age(seconds: float) -> str:
     """A duration in its largest fitting unit, such as ``3 days``."""
     for unit, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
@@ -103,8 +120,64 @@ def audit(report: Report, *, verbose: bool) -> list[object]:
     if findings:
         shown.append(Text("\nFindings", style="bold"))
         shown.extend(_findings(findings))
-    shown.extend(_notes(report.plan.refusals))
+    if report.verdict.forecast is not None:
+        shown.extend(_forecast(report.verdict.forecast, report.evidence))
     return shown
+
+
+def _forecast(foreseen: Forecast, seen: Evidence) -> Iterable[object]:
+    """What the next start of the server does; nothing where it does nothing."""
+    table = _block()
+    if foreseen.start_fails:
+        table.add_row(Text("fails", style="bold red"), "the server can't start")
+    if foreseen.pruning_off:
+        table.add_row(Text("keeps", style="cyan"), "its clean-up is off: nothing is deleted")
+    if foreseen.deletes:
+        count = _count(len(foreseen.deletes), "file")
+        table.add_row(
+            Text("deletes", style="bold red"), f"{count}, freeing {decimal(foreseen.freed)}:"
+        )
+        for each in foreseen.deletes[:_SHOWN_ALIKE]:
+            size = decimal(each.entry.allocated)
+            table.add_row("", Text(f"{_middle(each.path)}  {size}", style="dim"))
+        if len(foreseen.deletes) > _SHOWN_ALIKE:
+            table.add_row("", f"and {len(foreseen.deletes) - _SHOWN_ALIKE:,} more")
+    if foreseen.later:
+        first, _ = foreseen.later[0]
+        freed = decimal(sum(located.entry.freed for _, located in foreseen.later))
+        count = _count(len(foreseen.later), "file")
+        table.add_row(
+            Text("later", style="yellow"),
+            f"{count} more ({freed}) if it starts after they are an hour old: "
+            f"the first at {clock(first, seen.now)}",
+        )
+    if foreseen.renames:
+        table.add_row("renames", f"{_count(len(foreseen.renames), 'file')} of older servers")
+    if table.row_count:
+        for why in foreseen.why[:_SHOWN_ALIKE]:
+            table.add_row("", why)
+        yield Text("\nThe next start of the server", style="bold")
+        yield table
+
+
+def clock(at: float, now: float) -> str:
+    """An instant as people say it: the local time, and the day where it is not today."""
+    when, today = (datetime.fromtimestamp(each).astimezone() for each in (at, now))
+    return when.strftime("%H:%M" if when.date() == today.date() else "%Y-%m-%d %H:%M")
+
+
+def _middle(path: str) -> str:
+    """A path whose digest is cut short so that it fits on a line."""
+    shown = names.printable(path)
+    return shown if len(shown) <= _CELLS - 8 else f"{shown[:30]}…{shown[-18:]}"
+
+
+def _block() -> Table:
+    """A word in a narrow column, and what there is to say beside it."""
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(width=9)
+    table.add_column(ratio=1, overflow="fold")
+    return table
 
 
 def _told_by_drawing(finding: Finding) -> bool:
@@ -161,11 +234,9 @@ def _count(number: int, what: str) -> str:
 def _download(judged: Judged) -> Table:
     download = judged.download
     style = _CONDITION_STYLE.get(judged.condition, "bold red")
-    table = Table.grid(padding=(0, 2), expand=True)
-    table.add_column(width=9)
-    table.add_column(ratio=1)
+    table = _block()
     state = Text(judged.condition.value, style=style)
-    head = Text(shown_name(download.models, judged.digest), style="bold")
+    head = Text(names.known_as(download.models, judged.digest), style="bold")
     if download.models:
         head.append(f"  {names.short(judged.digest)}", style="dim")
     if judged.stale:
@@ -176,9 +247,20 @@ def _download(judged: Judged) -> Table:
         table.add_row("", Text(pieces.drawing(trust, total, _CELLS), style=style))
     table.add_row("", _sizes(judged))
     table.add_row("", judged.because)
-    if judged.cost_alone is not None and judged.cost_alone != judged.cost_repaired:
-        table.add_row("", f"Ollama alone would still download {decimal(judged.cost_alone)}")
+    table.add_row("", _costs(judged))
     return table
+
+
+def _costs(judged: Judged) -> str:
+    """What another pull would fetch."""
+    if judged.condition is Condition.LIVE:
+        return ""
+    if judged.cost_alone is None:
+        return "Ollama alone: it can't arrive, or what it would cost is not known"
+    told = f"Ollama alone still downloads {decimal(judged.cost_alone)}"
+    if judged.cost_repaired is not None and judged.cost_repaired < judged.cost_alone:
+        told += f"; {decimal(judged.cost_repaired)} would do"
+    return told
 
 
 def _sizes(judged: Judged) -> str:
@@ -212,15 +294,13 @@ def _findings(findings: list[Finding]) -> Iterable[object]:
 
 
 def _finding(finding: Finding) -> Table:
-    table = Table.grid(padding=(0, 2), expand=True)
-    table.add_column(width=9)
-    table.add_column(ratio=1, overflow="fold")
+    table = _block()
     message = Text(finding.message)
     if finding.sizes.allocated:
         message.append(f", {decimal(finding.sizes.allocated)} on disk")
     table.add_row(Text(finding.severity.value, style=_STYLE[finding.severity]), message)
     if finding.path:
-        table.add_row("", Text(finding.path, style="dim"))
+        table.add_row("", Text(_middle(finding.path), style="dim"))
     if finding.evidence:
         table.add_row("", finding.evidence)
     if finding.alone:
@@ -243,7 +323,7 @@ _DOES = {
 def subject(item: Action | Refusal) -> str:
     """What an action is about, as people know it."""
     if item.verb in (Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS):
-        return shown_name(item.models, item.subject)
+        return names.known_as(item.models, item.subject)
     return names.printable(item.subject)
 
 

@@ -1,0 +1,422 @@
+"""Everything worth telling about a store: what, the evidence, what Ollama alone would do. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import assert_never
+
+from watcher import names, ranges
+from watcher.model import (
+    DAY,
+    HOUR,
+    BlobFault,
+    Condition,
+    Download,
+    Entry,
+    Evidence,
+    Finding,
+    Forecast,
+    Judged,
+    Kind,
+    ManifestFault,
+    OddBlob,
+    OddManifest,
+    Policy,
+    Severity,
+    Sizes,
+)
+
+_SEVERITY = {
+    Condition.LIVE: Severity.INFO,
+    Condition.PAUSED: Severity.INFO,
+    Condition.BEHIND: Severity.WARNING,
+    Condition.HOLLOW: Severity.ERROR,
+    Condition.BLOCKED: Severity.ERROR,
+    Condition.UNCLAIMED: Severity.WARNING,
+    Condition.WHOLE: Severity.WARNING,
+    Condition.REDUNDANT: Severity.WARNING,
+    Condition.UNKNOWN: Severity.ERROR,
+}
+_STARTS_DELETE = "the next start of the server deletes it once it is an hour old"
+
+
+def sizes(entries: Iterable[Entry]) -> Sizes:
+    """The three sizes of entries together."""
+    apparent = allocated = freed = 0
+    for entry in entries:
+        apparent += entry.size
+        allocated += entry.allocated
+        freed += entry.freed
+    return Sizes(apparent, allocated, freed)
+
+
+# ---------------------------------------------------------------- downloads
+
+
+def of_download(
+    judged: Judged, evidence: Evidence, policy: Policy, foreseen: Forecast | None
+) -> Iterator[Finding]:
+    """What there is to tell about one unfinished download."""
+    download = judged.download
+    who = names.known_as(download.models, download.digest)
+    path = f"blobs/{names.printable(download.entries[0].name)}" if download.entries else "blobs"
+    size = sizes(download.entries)
+    fate = _fate(download, foreseen)
+    yield Finding(
+        severity=_SEVERITY[judged.condition],
+        kind=f"download_{judged.condition.value}",
+        path=path,
+        message=f"the download of {who} is {judged.condition.value}",
+        evidence=judged.because,
+        alone="; ".join(filter(None, (_alone(judged), fate))),
+        command=advice(judged),
+        sizes=size,
+        models=download.models,
+    )
+    if judged.stale:
+        yield Finding(
+            severity=Severity.WARNING,
+            kind="download_stale",
+            path=path,
+            message=f"the download of {who} has made no progress for {_time(judged.age)}",
+            evidence=f"stale after {_time(policy.stale_after)}",
+            alone=fate,
+            command=f"ollama-watch clean {names.short(download.digest)}",
+            sizes=size,
+            models=download.models,
+        )
+    yield from _foreign_owner(download, evidence, who)
+
+
+def advice(judged: Judged) -> str:
+    """The command that helps a download on; "" where none does."""
+    models = judged.download.models
+    if judged.stale:
+        return f"ollama-watch clean {names.short(judged.digest)}"
+    if judged.condition in (Condition.PAUSED, Condition.BEHIND) and models:
+        return f"ollama pull {models[0]}"
+    return ""
+
+
+def _alone(judged: Judged) -> str:
+    """What the next pull would do with it."""
+    match judged.condition:
+        case Condition.LIVE:
+            return "goes on"
+        case Condition.PAUSED:
+            return "the next pull resumes it"
+        case Condition.BEHIND:
+            return "the next pull downloads again what the sidecars don't claim"
+        case Condition.HOLLOW:
+            return "the next pull ends in a digest mismatch and discards everything"
+        case Condition.BLOCKED:
+            return "each pull of it fails, or cuts the data short"
+        case Condition.UNCLAIMED:
+            return "the next pull starts again at 0"
+        case Condition.WHOLE:
+            return "the next pull downloads what the sidecars don't claim, though it is there"
+        case Condition.REDUNDANT:
+            return "it stays, and one left sidecar blocks a later pull"
+        case Condition.UNKNOWN:
+            return "can't be told"
+        case _:
+            assert_never(judged.condition)
+
+
+def _fate(download: Download, foreseen: Forecast | None) -> str:
+    """What the next start of the server does to a download's files; "" where that is nothing."""
+    if foreseen is None:
+        return ""
+    ours = {f"blobs/{entry.name}" for entry in download.entries}
+    doomed = sum(each.path in ours for each in foreseen.deletes)
+    if doomed == len(ours):
+        return "the next start of the server deletes it"
+    if doomed:
+        return (
+            f"the next start of the server deletes {doomed} of its {len(ours)} files, "
+            "and so breaks it"
+        )
+    for at, located in foreseen.later:
+        if located.path in ours:
+            when = datetime.fromtimestamp(at, UTC).strftime("%H:%M UTC")
+            return f"a start of the server after {when} deletes it"
+    return ""
+
+
+def _foreign_owner(download: Download, evidence: Evidence, who: str) -> Iterator[Finding]:
+    owner = evidence.place.owner
+    foreign = [entry for entry in download.entries if owner not in (0, entry.uid)]
+    if foreign:
+        yield Finding(
+            Severity.ERROR,
+            "file_owner",
+            f"blobs/{names.printable(foreign[0].name)}",
+            f"files of the download of {who} don't belong to the store's owner",
+            evidence=f"user id {foreign[0].uid}, the store's is {owner}",
+            alone="the pull fails at its end: the server can't write or remove them",
+            command=f"chown {owner} {names.printable(evidence.place.path)}/blobs/*",
+            models=download.models,
+        )
+
+
+def _time(seconds: float) -> str:
+    if seconds >= 2 * DAY:
+        return f"{seconds / DAY:.0f} days"
+    return f"{seconds / HOUR:.0f} hours" if seconds >= 2 * HOUR else f"{seconds:.0f} s"
+
+
+# ---------------------------------------------------------------- the store itself
+
+
+def of_store(
+    evidence: Evidence, judged: tuple[Judged, ...], foreseen: Forecast
+) -> Iterator[Finding]:
+    """What is wrong with the store as a whole."""
+    place, census = evidence.place, evidence.census
+    shown = names.printable(place.path)
+    if foreseen.start_fails:
+        yield Finding(
+            Severity.ERROR,
+            "store_start_fails",
+            "",
+            "no server can start on this store",
+            evidence="; ".join(foreseen.why[:3]),
+            alone="the server ends with an error at each start",
+        )
+    for path in census.unlisted:
+        yield Finding(
+            Severity.ERROR,
+            "store_unlisted",
+            names.printable(path),
+            f"the folder {names.printable(path)} can't be listed",
+            alone="what only its manifests name is deleted at the next start of the server"
+            if path.startswith("manifests")
+            else "the server's start ends there with an error",
+            command=f"chmod u+rx {shown}/{names.printable(path)}",
+        )
+    if census.unnamed and not census.manifests:
+        yield Finding(
+            Severity.ERROR,
+            "store_no_manifests",
+            "manifests",
+            "there are blobs and not a single manifest",
+            alone="the next start of the server deletes every blob that is an hour old",
+            command="bring manifests/ back before the server starts",
+        )
+    if place.globbed:
+        yield Finding(
+            Severity.ERROR,
+            "store_globbed",
+            "",
+            f"the store's path has characters of a glob pattern in it: {shown}",
+            alone="the server finds neither manifests nor sidecars: a start deletes every blob "
+            "that is an hour old, and each pull starts at 0",
+            command="move the store to a path without [ and \\",
+        )
+    ours = [server for server in evidence.servers if server.ours]
+    if len(ours) > 1:
+        pids = ", ".join(str(server.pid) for server in ours)
+        yield Finding(
+            Severity.WARNING,
+            "store_two_servers",
+            "",
+            f"{len(ours)} servers run on this store (pid {pids})",
+            alone="each removes or truncates what the other writes",
+        )
+    if place.network:
+        yield Finding(
+            Severity.INFO,
+            "store_network",
+            "",
+            f"the store lies on a network file system ({place.file_system})",
+            evidence="who writes from other machines can't be seen",
+        )
+    yield from _room(evidence, judged)
+    yield from _no_holes(judged)
+
+
+def _room(evidence: Evidence, judged: tuple[Judged, ...]) -> Iterator[Finding]:
+    """Whether the disk has room for the rest of all unfinished downloads together."""
+    missing = sum(
+        each.download.total - ranges.size(each.download.trust.present)
+        for each in judged
+        if each.download.total is not None
+        and not each.stale
+        and each.condition is not Condition.REDUNDANT
+    )
+    free = evidence.place.free_bytes
+    if missing > free:
+        yield Finding(
+            Severity.WARNING,
+            "store_no_room",
+            "",
+            "the disk has not enough room for all unfinished downloads",
+            evidence=f"{missing} bytes are missing, {free} are free",
+            alone="the last of them fail with `no space left on device`",
+            command="ollama-watch clean",
+        )
+
+
+def _no_holes(judged: tuple[Judged, ...]) -> Iterator[Finding]:
+    for each in judged:
+        download = each.download
+        unfinished = each.condition not in (Condition.WHOLE, Condition.REDUNDANT, Condition.LIVE)
+        who = names.known_as(download.models, download.digest)
+        if unfinished and download.data and download.sidecars and not download.trust.holes_tell:
+            yield Finding(
+                Severity.INFO,
+                "download_no_holes",
+                f"blobs/{names.printable(download.data.name)}",
+                f"the data of {who} has no holes, though it is unfinished",
+                evidence="a file system without them, or a copy; the last non-zero byte of each "
+                "part is taken for what is there",
+                models=download.models,
+            )
+
+
+# ---------------------------------------------------------------- blobs and manifests
+
+
+def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> Iterator[Finding]:
+    """Blobs that are not as their manifests want them, and those that no manifest names."""
+    for odd in evidence.census.odd:
+        yield _odd_blob(odd)
+    pulling = any(not each.stale for each in judged)
+    for entry in evidence.census.unnamed:
+        young = evidence.now - entry.mtime < policy.stale_after
+        yield Finding(
+            # The finished layers of a pull under way are nothing to worry about.
+            Severity.INFO if young and pulling else Severity.WARNING,
+            "blob_orphan",
+            f"blobs/{names.printable(entry.name)}",
+            f"no manifest names {entry.name[:19]}",
+            evidence="a pull that is not finished may count on it" if young else "",
+            alone=_STARTS_DELETE,
+            command="" if young else "ollama-watch clean",
+            sizes=sizes([entry]),
+        )
+
+
+def _odd_blob(odd: OddBlob) -> Finding:
+    who = odd.models[0] if odd.models else names.short(odd.digest)
+    found = "nothing" if odd.entry is None else f"{odd.entry.size} bytes"
+    message = {
+        BlobFault.SHORT: f"a blob of {who} is cut short",
+        BlobFault.LONG: f"a blob of {who} is too long",
+        BlobFault.MISSING: f"a blob of {who} is missing",
+        BlobFault.SYMLINK: f"a blob of {who} is a symlink",
+        BlobFault.NO_FILE: f"a blob of {who} is no file",
+    }[odd.fault]
+    alone = {
+        BlobFault.MISSING: "a pull fetches just that layer",
+        BlobFault.SYMLINK: "it is used as it is",
+    }.get(odd.fault, "a pull says success and repairs nothing")
+    return Finding(
+        severity=Severity.INFO if odd.fault is BlobFault.SYMLINK else Severity.ERROR,
+        kind=f"blob_{odd.fault.value}",
+        path=f"blobs/{names.blob(odd.digest)}",
+        message=message,
+        evidence=f"{odd.wanted} bytes are wanted, {found} is there",
+        alone=alone,
+        command=f"ollama pull {who}" if odd.fault is BlobFault.MISSING else "",
+        sizes=sizes([odd.entry] if odd.entry else []),
+        models=odd.models,
+    )
+
+
+def of_manifests(evidence: Evidence) -> Iterator[Finding]:
+    """Files under ``manifests/`` that are no manifest in its place."""
+    return (_odd_manifest(odd, evidence.place.path) for odd in evidence.census.odd_manifests)
+
+
+def _odd_manifest(odd: OddManifest, store: str) -> Finding:
+    shown = names.printable(odd.path)
+    full = f"{names.printable(store)}/{shown}"
+    who = odd.model or shown
+    pull = f"ollama pull {odd.model}" if odd.model else ""
+    off = "no start of the server cleans up any more"
+    message, severity, alone, command = {
+        ManifestFault.CORRUPT: (
+            f"the manifest of {who} is corrupt",
+            Severity.ERROR,
+            f"the model is gone from `ollama list`; {off}",
+            pull,
+        ),
+        ManifestFault.UNREADABLE: (
+            f"the manifest of {who} can't be read",
+            Severity.ERROR,
+            off,
+            f"chmod u+r {full}",
+        ),
+        ManifestFault.DANGLING: (
+            f"the manifest of {who} is a symlink to nothing",
+            Severity.ERROR,
+            f"`ollama list`, pull and rm fail, list until a restart; {off}",
+            f"rm {full}",
+        ),
+        ManifestFault.BAD_NAME: (
+            f"{shown} has no valid model name",
+            Severity.ERROR,
+            off,
+            f"rm {full}",
+        ),
+        ManifestFault.BAD_DIGEST: (
+            f"the manifest of {who} names what can't be a blob",
+            Severity.ERROR,
+            "the model can't be loaded",
+            pull,
+        ),
+        ManifestFault.MISPLACED: (
+            f"{shown} is at the wrong depth",
+            Severity.WARNING,
+            "the server does not see it, and it protects no blob",
+            "",
+        ),
+    }[odd.fault]
+    return Finding(
+        severity,
+        f"manifest_{odd.fault.value}",
+        shown,
+        message,
+        evidence=odd.why,
+        alone=alone,
+        command=command,
+        models=(odd.model,) if odd.model else (),
+    )
+
+
+# ---------------------------------------------------------------- what does not belong there
+
+
+def of_leftovers(evidence: Evidence) -> Iterator[Finding]:
+    """Left-overs of the server's own work, foreign files, and names of older servers."""
+    for temporary in evidence.census.temporaries:
+        stays = temporary.entry.kind is Kind.FOLDER
+        yield Finding(
+            Severity.WARNING,
+            "file_temporary",
+            names.printable(temporary.path),
+            f"{names.printable(temporary.entry.name)} is a left-over of ollama create",
+            alone="it stays" if stays else _STARTS_DELETE,
+            command="" if stays else "ollama-watch clean",
+            sizes=sizes([temporary.entry]),
+        )
+    for entry in evidence.census.foreign:
+        yield Finding(
+            Severity.INFO,
+            "file_foreign",
+            f"blobs/{names.printable(entry.name)}",
+            f"{names.printable(entry.name)} does not belong into blobs/",
+            alone="it stays" if entry.kind is Kind.FOLDER else _STARTS_DELETE,
+            sizes=sizes([entry]),
+        )
+    for old in evidence.census.old_names:
+        yield Finding(
+            Severity.INFO,
+            "blob_old_name",
+            names.printable(old.path),
+            f"{names.printable(old.entry.name)} has a name of older servers",
+            alone="the next start of the server renames it",
+            sizes=sizes([old.entry]),
+        )

@@ -1,0 +1,144 @@
+"""What the next start of the server does to a store: deletes, renames, fails on. Pure.
+
+The rules are the server's own (`docs/store.md`, The server's start), as read in its source and seen
+on a real one: first every name with ``sha256:`` is renamed, then, if every manifest parses,
+everything in ``blobs/`` that is an hour old and that no manifest names goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from watcher import names
+from watcher.model import HOUR, Evidence, Forecast, Kind, Located, ManifestFault
+
+#: Servers before this one deleted without regard to age.
+_FIRST_WITH_GRACE = (0, 21)
+#: Manifests on which the server's reading of all manifests ends in an error.
+_SKIPS_PRUNING = frozenset(
+    {
+        ManifestFault.CORRUPT,
+        ManifestFault.UNREADABLE,
+        ManifestFault.DANGLING,
+        ManifestFault.BAD_NAME,
+    }
+)
+
+
+def forecast(evidence: Evidence) -> Forecast:
+    """What a start at this very moment would do."""
+    fails = tuple(_why_renaming_fails(evidence))
+    renames = evidence.census.old_names if _renames(evidence) else ()
+    if fails:
+        return Forecast(renames=renames, start_fails=True, why=fails)
+    off = tuple(_why_pruning_is_off(evidence))
+    if off:
+        return Forecast(renames=renames, pruning_off=True, why=off)
+    grace, why = _grace(evidence)
+    deletes: list[Located] = []
+    later: list[tuple[float, Located]] = []
+    for located in _unprotected(evidence):
+        # A time in the future is younger than any age.
+        due = located.entry.mtime + grace
+        if due <= evidence.now:
+            deletes.append(located)
+        else:
+            later.append((due, located))
+    blind = tuple(
+        f"{names.printable(path)} can't be listed by the server: its models' blobs are deleted, "
+        "then the start ends in an error"
+        for path in evidence.census.unlisted_by_server
+        if path.startswith("manifests")
+    )
+    return Forecast(
+        deletes=tuple(sorted(deletes, key=lambda each: (each.entry.mtime_ns, each.path))),
+        later=tuple(sorted(later)),
+        renames=renames,
+        empty_folders=evidence.census.empty_folders,
+        start_fails=bool(blind),
+        why=(*why, *blind),
+    )
+
+
+def _why_renaming_fails(evidence: Evidence) -> Iterator[str]:
+    """What ends the start in its first step, the walk that renames old spellings."""
+    if evidence.place.blobs_broken:
+        yield "blobs is no folder"
+    if not _renames(evidence):
+        return  # a linked blobs/ is not walked
+    for path in evidence.census.unlisted_by_server:
+        if path.startswith("blobs"):
+            yield f"the folder {names.printable(path)} can't be read by the server"
+    yield from evidence.census.rename_faults
+
+
+def _why_pruning_is_off(evidence: Evidence) -> Iterator[str]:
+    if any(server.no_prune for server in evidence.servers):
+        yield "OLLAMA_NOPRUNE is set for the running server"
+    if evidence.place.glob_fails:
+        yield "the store's path is no valid pattern: the search for manifests fails"
+    elif evidence.place.globbed:
+        return  # no manifest is seen, so none is in the way
+    for odd in evidence.census.odd_manifests:
+        if odd.fault in _SKIPS_PRUNING:
+            yield f"{names.printable(odd.path)}: {odd.why}"
+
+
+def _grace(evidence: Evidence) -> tuple[float, tuple[str, ...]]:
+    """The age in seconds from which on things go, and what there is to say about it."""
+    for server in evidence.servers:
+        version = _version(server.version)
+        if (0, 0) < version < _FIRST_WITH_GRACE:
+            return 0.0, (f"Ollama {server.version} deletes without regard to age",)
+    if not any(server.version for server in evidence.servers):
+        return HOUR, ("the server's version is not known: 0.21 or later is assumed",)
+    return HOUR, ()
+
+
+def _version(text: str | None) -> tuple[int, int]:
+    """Major and minor of a version; (0, 0) where it is none, or a build without one."""
+    numbers = (text or "").split("-")[0].split(".")
+    if len(numbers) < 2 or not all(number.isdecimal() for number in numbers[:2]):
+        return 0, 0
+    return int(numbers[0]), int(numbers[1])
+
+
+def _unprotected(evidence: Evidence) -> Iterator[Located]:
+    """Everything right in ``blobs/`` that no manifest keeps, as it is after the renaming."""
+    census = evidence.census
+    renamed = (
+        {names.new_spelling(old.entry.name): old for old in _top(evidence)}
+        if _renames(evidence)
+        else {}
+    )
+    downloads = (entry for download in evidence.downloads for entry in download.entries)
+    temporaries = (
+        each.entry for each in census.temporaries if each.path == f"blobs/{each.entry.name}"
+    )
+    for entry in (
+        *downloads,
+        *census.unnamed,
+        *census.unprotected,
+        *census.foreign,
+        *temporaries,
+    ):
+        # Renaming puts the old spelling's file, and its time, in the place of the new one's.
+        twin = renamed.get(entry.name)
+        if entry.kind is not Kind.FOLDER:
+            yield Located(f"blobs/{entry.name}", entry if twin is None else twin.entry)
+    for old in _top(evidence):
+        is_blob = names.parse_blob(names.new_spelling(old.entry.name)).role is names.Role.BLOB
+        # Not renamed, a blob is looked for under its new spelling only, so the old one stays.
+        if old.path not in census.old_protected and (_renames(evidence) or not is_blob):
+            yield old
+
+
+def _renames(evidence: Evidence) -> bool:
+    return not evidence.place.blobs_linked
+
+
+def _top(evidence: Evidence) -> Iterator[Located]:
+    """Files in the old spelling right in ``blobs/``; what lies deeper is renamed and stays."""
+    for old in evidence.census.old_names:
+        if old.path == f"blobs/{old.entry.name}" and old.entry.kind is not Kind.FOLDER:
+            yield old
