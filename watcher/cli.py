@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from dataclasses import replace
@@ -156,6 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # Looking for cycles every 700 allocations costs an audit of a large store a tenth of its time.
+    gc.set_threshold(50_000)
     verbose = False
     try:
         words = sys.argv[1:] if arguments is None else arguments

@@ -2,51 +2,45 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from watcher import gojson, names
 
 #: Real manifests have a few KiB; tensor models some hundred. What is larger is not read whole.
 READ_LIMIT = 16 * 1024 * 1024
 
+_USUAL_KEYS = frozenset({"mediaType", "digest", "size"})
 
-class Reference(NamedTuple):
-    """A layer, or the config, as a manifest names it. `digest` is the text as it stands there."""
 
-    media_type: str
-    digest: str
-    size: int
+#: A layer, or the config, as a manifest names it: the digest as it stands there, size in bytes.
+#: Plain tuples here and below: a large store has a hundred thousand of them.
+Reference: TypeAlias = tuple[str, int]
+#: What a manifest says of a digest: size, and whether it protects the blob from clean-up.
+Naming: TypeAlias = tuple[int, bool]
 
 
 class Manifest(NamedTuple):
-    """What of a manifest matters here: the layers first, the config last, if it names one."""
+    """What of a manifest matters here."""
 
+    #: The layers first; the config last, if there is one.
     references: tuple[Reference, ...]
 
-    def named(self) -> dict[str, tuple[int, bool]]:
-        """Digits to size, and whether it protects the blob from the server's clean-up.
-
-        Either spelling can be loaded; only ``sha256:`` protects.
-        """
-        found: dict[str, tuple[int, bool]] = {}
-        for reference in self.references:
-            digest = names.loose_digest(reference.digest)
-            if digest is not None:
-                protects = names.wanted_digest(reference.digest) is not None
-                before = found.get(digest)
-                found[digest] = reference.size, protects or (before is not None and before[1])
-        return found
-
-    def faults(self) -> tuple[str, ...]:
-        """Why what it names can't be looked for: digests that are none, impossible sizes."""
-        found: list[str] = []
-        for reference in self.references:
-            if names.loose_digest(reference.digest) is None:
-                shown = names.printable(reference.digest[:80])
-                found.append(f"{shown!r} is no sha256 digest")
-            elif reference.size < 0:
-                found.append(f"a size of {reference.size} bytes")
-        return tuple(found)
+    def named(self) -> tuple[dict[str, Naming], tuple[str, ...]]:
+        """The digests that the server can load, and why others can't be looked for."""
+        found: dict[str, Naming] = {}
+        faults: list[str] = []
+        for text, size in self.references:
+            spelled = names.SPELLED_DIGEST.fullmatch(text)
+            if spelled is None:
+                faults.append(f"{names.printable(text[:80])!r} is no sha256 digest")
+                continue
+            if size < 0:
+                faults.append(f"a size of {size} bytes")
+            colon, digest = spelled.groups()
+            # Either spelling can be loaded; only the one with the colon protects.
+            protects = colon == ":" or (digest in found and found[digest][1])
+            found[digest] = size, protects
+        return found, tuple(faults)
 
 
 def parse(raw: bytes) -> Manifest:
@@ -59,17 +53,18 @@ def parse(raw: bytes) -> Manifest:
         raise ValueError("layers is no list")
     references = [_reference(layer, "a layer") for layer in layers or ()]
     config = _reference(gojson.lookup(value, "config"), "the config")
-    if config.digest:
+    if config[0]:
         references.append(config)
     return Manifest(tuple(references))
 
 
 def _reference(value: object, what: str) -> Reference:
+    # Nearly all are just so, and a large store has 100,000 of them.
+    if type(value) is dict and value.keys() == _USUAL_KEYS:
+        digest, size = value["digest"], value["size"]
+        if type(digest) is str and type(size) is int and type(value["mediaType"]) is str:
+            return digest, size
     fields = gojson.record(value, what)
-    gojson.string(fields, "from")
-    gojson.string(fields, "name")
-    return Reference(
-        gojson.string(fields, "mediaType"),
-        gojson.string(fields, "digest"),
-        gojson.int64(fields, "size"),
-    )
+    for key in ("mediaType", "from", "name"):
+        gojson.string(fields, key)
+    return gojson.string(fields, "digest"), gojson.int64(fields, "size")

@@ -23,8 +23,8 @@ _CREATE = re.compile(
     r"(split-copy|projector-metadata|compat-tensors|COPY|B?F16|F32|T?I?Q\d\w*|MXFP\d\w*|NVFP\d\w*)\d+"
 )
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
-_WANTED_DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})")
-_LOOSE_DIGEST = re.compile(r"sha256[:-]([0-9a-fA-F]{64})")
+#: A digest as a manifest spells it: colon or dash, and its 64 digits.
+SPELLED_DIGEST = re.compile(r"sha256([:-])([0-9a-fA-F]{64})")
 
 _WORD = "[A-Za-z0-9_]"
 _MODEL_PARTS = (
@@ -115,21 +115,6 @@ def short(digest: str) -> str:
 def known_as(models: tuple[str, ...], digest: str) -> str:
     """What people know a download by: its first model by name, else its digest's first digits."""
     return models[0] if models else short(digest)
-
-
-def wanted_digest(text: str) -> str | None:
-    """The 64 digits of a manifest's ``sha256:<hex>``, or None.
-
-    Only this spelling protects a blob from the server's clean-up.
-    """
-    match = _WANTED_DIGEST.fullmatch(text)
-    return match.group(1) if match else None
-
-
-def loose_digest(text: str) -> str | None:
-    """The 64 digits of either spelling that the server can load from, or None."""
-    match = _LOOSE_DIGEST.fullmatch(text)
-    return match.group(1) if match else None
 
 
 class ModelName(NamedTuple):

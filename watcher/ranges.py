@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
+from operator import itemgetter
 
 from watcher.model import Ranges
 
@@ -44,6 +46,16 @@ def intersection(first: Ranges, second: Ranges) -> Ranges:
         else:
             j += 1
     return tuple(common)
+
+
+def within(ranges: Ranges, start: int, end: int) -> Ranges:
+    """What of `ranges` lies in ``[start, end)``. Logarithmic, so that it can be asked often."""
+    at = bisect_right(ranges, start, key=itemgetter(1))
+    clipped: list[tuple[int, int]] = []
+    while at < len(ranges) and ranges[at][0] < end:
+        clipped.append((max(ranges[at][0], start), min(ranges[at][1], end)))
+        at += 1
+    return tuple(clipped)
 
 
 def complement(ranges: Ranges, end: int) -> Ranges:

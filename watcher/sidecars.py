@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,6 +11,10 @@ from watcher.model import Part, Ranges, Sidecar
 
 #: A sidecar of the server has at most about 100 bytes; what is larger is read no further.
 READ_LIMIT = 4096
+
+_NUMBER = rb"(0|[1-9][0-9]{0,17})"
+#: A sidecar as the server writes it; the digits are too few to leave 64 bits.
+_USUAL = re.compile(rb'\{"N":%b,"Offset":%b,"Size":%b,"Completed":%b\}\n?' % ((_NUMBER,) * 4))
 
 # Part sizes of the server, in bytes: a sixteenth of the layer, within these (decimal) bounds.
 _PARTS = 16
@@ -22,6 +27,9 @@ def parse(raw: bytes) -> Part:
 
     ``{}`` is no error to the server (a part of no bytes), so it is none here; `faults` tells it.
     """
+    usual = _USUAL.fullmatch(raw)
+    if usual is not None:
+        return Part(*map(int, usual.groups()))
     value = gojson.record(gojson.first_value(raw), "the sidecar")
     return Part(
         number=gojson.int64(value, "N"),

@@ -38,6 +38,7 @@ FULL_SECONDS = 600.0
 BLIND_SECONDS = 30.0
 #: Events are gathered until none has come for the pause, and no longer than the maximum.
 PAUSE_SECONDS = 0.02
+SIDECAR_SECONDS = 5.0
 MOST_SECONDS = 0.25
 
 _FOLDERS = [DirCreatedEvent, DirDeletedEvent, DirMovedEvent]
@@ -146,9 +147,13 @@ class Wakes(FileSystemEventHandler):
     def _note(self, path: str, news: _News) -> None:
         inside = os.path.relpath(path, self._store).split(os.sep)
         if len(inside) == 2 and inside[0] == "blobs":
-            digest = names.parse_blob(inside[1]).digest
-            if digest:
-                news.digests.add(digest)
+            parsed = names.parse_blob(inside[1])
+            if parsed.role is names.Role.SIDECAR:
+                # A pull writes them by the dozen; what matters of it, its data file tells, too.
+                later = time.time() + SIDECAR_SECONDS
+                self._due[parsed.digest] = min(later, self._due.get(parsed.digest, later))
+            elif parsed.digest:
+                news.digests.add(parsed.digest)
         elif len(inside) > 1 and inside[0] == "manifests":
             # It ends a pull, or takes a model away: any digest may be concerned.
             news.manifests_changed = True

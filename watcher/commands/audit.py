@@ -9,7 +9,7 @@ from watcher import cycle, names
 from watcher.commands.context import Context, patience
 from watcher.errors import Exit, NoPermissionError
 from watcher.model import Severity
-from watcher.show import documents
+from watcher.show import documents, lines
 
 
 def audit(context: Context, fail_on: Severity, picture: Path | None = None) -> Exit:
@@ -32,9 +32,7 @@ def audit(context: Context, fail_on: Severity, picture: Path | None = None) -> E
             if not (context.quiet and all(f.severity is Severity.INFO for f in findings)):
                 _show(context, report)
         elif not context.quiet:
-            from watcher.show import tables
-
-            sys.stdout.write(tables.healthy_line(report))
+            sys.stdout.write(lines.healthy_line(report))
     return code
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from math import inf
 from typing import assert_never
 
 from watcher import names, ranges
@@ -55,14 +56,17 @@ def sizes(entries: Iterable[Entry]) -> Sizes:
 
 
 def of_download(
-    judged: Judged, evidence: Evidence, policy: Policy, foreseen: Forecast | None
+    judged: Judged, evidence: Evidence, policy: Policy, doomed: Mapping[str, float]
 ) -> Iterator[Finding]:
-    """What there is to tell about one unfinished download."""
+    """What there is to tell about one unfinished download.
+
+    `doomed`: paths that the next start of the server deletes, and from when on.
+    """
     download = judged.download
     who = names.known_as(download.models, download.digest)
     path = f"blobs/{names.printable(download.entries[0].name)}" if download.entries else "blobs"
     size = sizes(download.entries)
-    fate = _fate(download, foreseen)
+    fate = _fate(download, evidence.now, doomed)
     yield Finding(
         severity=_SEVERITY[judged.condition],
         kind=f"download_{judged.condition.value}",
@@ -124,24 +128,26 @@ def _alone(judged: Judged) -> str:
             assert_never(judged.condition)
 
 
-def _fate(download: Download, foreseen: Forecast | None) -> str:
+def doomed(foreseen: Forecast) -> dict[str, float]:
+    """The paths that a start of the server deletes, each with when it is old enough to go."""
+    return {located.path: 0.0 for located in foreseen.deletes} | {
+        located.path: at for at, located in foreseen.later
+    }
+
+
+def _fate(download: Download, now: float, doomed: Mapping[str, float]) -> str:
     """What the next start of the server does to a download's files; "" where that is nothing."""
-    if foreseen is None:
-        return ""
-    ours = {f"blobs/{entry.name}" for entry in download.entries}
-    doomed = sum(each.path in ours for each in foreseen.deletes)
-    if doomed == len(ours):
+    when = [doomed.get(f"blobs/{entry.name}", inf) for entry in download.entries]
+    gone = sum(at <= now for at in when)
+    if gone == len(when):
         return "the next start of the server deletes it"
-    if doomed:
-        return (
-            f"the next start of the server deletes {doomed} of its {len(ours)} files, "
-            "and so breaks it"
-        )
-    for at, located in foreseen.later:
-        if located.path in ours:
-            when = datetime.fromtimestamp(at, UTC).strftime("%H:%M UTC")
-            return f"a start of the server after {when} deletes it"
-    return ""
+    if gone:
+        return f"the next start of the server deletes {gone} of its {len(when)} files: it breaks"
+    first = min(when)
+    if first == inf:
+        return ""
+    shown = datetime.fromtimestamp(first, UTC).strftime("%H:%M UTC")
+    return f"a start of the server after {shown} deletes it"
 
 
 def _foreign_owner(download: Download, evidence: Evidence, who: str) -> Iterator[Finding]:

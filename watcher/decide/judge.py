@@ -24,10 +24,11 @@ def judge(evidence: Evidence, policy: Policy) -> Verdict:
     judged = tuple(_judge(download, evidence, policy) for download in evidence.downloads)
     whole_store = evidence.scope is None
     foreseen = forecast.forecast(evidence) if whole_store else None
+    doomed = {} if foreseen is None else findings.doomed(foreseen)
     found = [
         finding
         for each in judged
-        for finding in findings.of_download(each, evidence, policy, foreseen)
+        for finding in findings.of_download(each, evidence, policy, doomed)
     ]
     if foreseen is not None:
         found.extend(findings.of_store(evidence, judged, foreseen))

@@ -254,7 +254,7 @@ class _Reader:
             return Sidecar(found, number, None, f"a {found.kind.value}, no file")
         fd = self._open(found)
         try:
-            part = sidecars.parse(files.read_open(fd, sidecars.READ_LIMIT))
+            part = sidecars.parse(os.read(fd, sidecars.READ_LIMIT))
         except ValueError as error:
             return Sidecar(found, number, None, str(error))
         finally:

@@ -41,12 +41,13 @@ def segments(fd: int, size: int) -> Ranges:
 def without_trailing_zeros(fd: int, start: int, end: int, enough: int = ZEROS_ENOUGH) -> int:
     """Where the last non-zero byte of ``[start, end)`` ends, looking back over `enough` bytes."""
     stop = max(start, end - enough)
+    chunk = BLOCK
     while end > stop:
-        low = max(stop, end - _CHUNK)
+        low = max(stop, end - chunk)
         kept = os.pread(fd, end - low, low).rstrip(b"\0")
         if kept:
             return low + len(kept)
-        end = low
+        end, chunk = low, _CHUNK
     return end
 
 
@@ -109,7 +110,7 @@ def _present(fd: int, held: Ranges, parts: Sequence[Part], enough: int) -> Range
     """
     kept = list(ranges.intersection(held, sidecars.claims(parts)))
     for part in parts:
-        for start, end in ranges.intersection(held, ((part.starts_at, part.end),)):
+        for start, end in ranges.within(held, part.starts_at, part.end):
             kept.append((start, without_trailing_zeros(fd, start, end, enough)))
     return ranges.normal(kept)
 
@@ -118,7 +119,7 @@ def _beyond(present: Ranges, parts: Sequence[Part]) -> Ranges:
     """What parts have written behind their claims: the run that begins where the claim ends."""
     found: list[tuple[int, int]] = []
     for part in parts:
-        run = ranges.intersection(present, ((part.starts_at, part.end),))
+        run = ranges.within(present, part.starts_at, part.end)
         if run and run[0][0] == part.starts_at:
             found.append((part.starts_at + DOUBTED_HEAD, run[0][1]))
     return ranges.normal(found)

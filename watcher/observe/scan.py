@@ -30,6 +30,8 @@ from watcher.names import Role
 
 _BLOB_LENGTH = len("sha256-") + 64
 _TAG_DEPTH = 4
+#: So many numbers in a row without a sidecar, and there are no more of them.
+_SIDECARS_APART = 64
 #: What lies deeper than this is of no use to the server, nor to us.
 _DEEPEST = 6
 
@@ -221,16 +223,22 @@ def _read_manifest(
     if not may_read(status, server):
         why = f"the user id {server} may not read it"
         named.odd.append(OddManifest(path, ManifestFault.UNREADABLE, why, model.shown))
-    faults = manifest.faults()
+    digests, faults = manifest.named()
     if faults:
         named.odd.append(
             OddManifest(path, ManifestFault.BAD_DIGEST, faults[0], model.shown, changed_at)
         )
-    for digest, (size, protects) in manifest.named().items():
-        known, protected, *others = named.digests.get(digest, (size, False))
-        protected = bool(protected) or (protects and not hidden)
-        named.digests[digest] = (known, protected, *others, index)
-        named.loose |= not protected
+    for digest, (size, protects) in digests.items():
+        protected = protects and not hidden
+        before = named.digests.get(digest)
+        if before is None:
+            named.digests[digest] = (size, protected, index)
+        else:
+            known, already, *others = before
+            protected = protected or bool(already)
+            named.digests[digest] = (known, protected, *others, index)
+        if not protected:
+            named.loose = True
 
 
 def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
@@ -268,20 +276,34 @@ def scan_store(store: int, *, manifests_hidden: bool = False) -> Scan:
 
 
 def scan_digests(store: int, digests: Iterable[str]) -> Scan:
-    """A pass over the downloads of some digests only; the census stays empty."""
-    wanted = frozenset(digests)
-    named = scan_manifests(store)
+    """A look at the downloads of some digests only, by their names: the census stays empty.
+
+    It costs nothing that grows with the store: no folder is listed (so a sidecar with a strange
+    name is only seen by a pass over the whole store), and no manifest read.
+    """
+    named = Named()
     downloads: dict[str, Pieces] = {}
     with _folder("blobs", store, "blobs", named.unlisted, follow=True) as fd:
         if fd is not None:
-            for name in os.listdir(fd):
-                parsed = names.parse_blob(name)
-                if parsed.digest in wanted and parsed.role is not Role.BLOB:
-                    found = look(name, fd)
-                    if found is not None:
-                        _add_piece(downloads, parsed, found)
+            for name in (name for digest in digests for name in _likely_names(digest, fd)):
+                found = look(name, fd)
+                if found is not None:
+                    _add_piece(downloads, names.parse_blob(name), found)
             _add_finished(fd, downloads)
     return Scan(BlobCensus(), downloads, named)
+
+
+def _likely_names(digest: str, blobs: int) -> Iterator[str]:
+    """The names that a download's entries have, up to the last sidecar that is there."""
+    yield names.data(digest)
+    yield names.transfer(digest)
+    number = last = -1
+    while number - last < _SIDECARS_APART:
+        number += 1
+        name = names.sidecar(digest, number)
+        if look(name, blobs) is not None:
+            last = number
+            yield name
 
 
 class _Counting:
@@ -414,8 +436,8 @@ def _sort_out(found: Entry, census: _Counting, downloads: dict[str, Pieces]) -> 
         case Role.OLD:
             located = Located(f"blobs/{found.name}", found)
             census.old.append(located)
-            digest = names.wanted_digest(found.name)
-            if digest is not None and census.protects(digest):
+            spelled = names.SPELLED_DIGEST.fullmatch(found.name)
+            if spelled is not None and census.protects(spelled[2]):
                 census.old_protected.add(located.path)
         case Role.UPLOAD | Role.CREATE if found.kind is Kind.FILE:
             kind = TemporaryKind(parsed.role.value)

@@ -32,11 +32,14 @@ from watcher.model import (
     Verdict,
 )
 from watcher.show import pieces
+from watcher.show.lines import count
 
 WIDTH = 80
 #: Of findings alike, so many are shown one by one.
 _SHOWN_ALIKE = 10
 _CELLS = 64
+#: So many downloads are drawn.
+_SHOWN_DRAWN = 20
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _CONDITION_STYLE = {
     Condition.LIVE: "green",
@@ -95,22 +98,17 @@ def age(seconds: float) -> str:
 # ---------------------------------------------------------------- audit
 
 
-def healthy_line(report: Report) -> str:
-    """The one line for a store with nothing to tell."""
-    census = report.evidence.census
-    return (
-        f"healthy: {names.printable(report.evidence.place.path)}: "
-        f"{_count(census.manifests, 'model')}, {_count(census.healthy, 'blob')}, "
-        f"{decimal(census.healthy_bytes)}\n"
-    )
-
-
 def audit(report: Report, *, verbose: bool) -> list[object]:
     """A whole audit: the store, its downloads drawn, the findings by severity."""
     shown: list[object] = [_summary(report.evidence, report.verdict)]
     if report.verdict.judged:
         shown.append(Text("\nUnfinished downloads", style="bold"))
-        shown.extend(Padding(_download(each), (0, 0, 1, 0)) for each in report.verdict.judged)
+        worst_first = sorted(report.verdict.judged, key=_badness)
+        shown.extend(Padding(_download(each), (0, 0, 1, 0)) for each in worst_first[:_SHOWN_DRAWN])
+        if len(worst_first) > _SHOWN_DRAWN:
+            conditions = Counter(each.condition.value for each in worst_first[_SHOWN_DRAWN:])
+            more = ", ".join(f"{count:,} {condition}" for condition, count in conditions.items())
+            shown.append(Text(f"  and {more}: --json has them all"))
         shown.append(Text(f"  {pieces.LEGEND}", style="dim"))
     findings = [
         finding
@@ -125,6 +123,13 @@ def audit(report: Report, *, verbose: bool) -> list[object]:
     return shown
 
 
+def _badness(judged: Judged) -> tuple[int, int, str]:
+    """Orders downloads: what can't go on first, the largest of them first."""
+    order = list(_CONDITION_STYLE)
+    rank = order.index(judged.condition) if judged.condition in order else len(order)
+    return -rank, -judged.download.allocated, judged.digest
+
+
 def _forecast(foreseen: Forecast, seen: Evidence) -> Iterable[object]:
     """What the next start of the server does; nothing where it does nothing."""
     table = _block()
@@ -133,9 +138,9 @@ def _forecast(foreseen: Forecast, seen: Evidence) -> Iterable[object]:
     if foreseen.pruning_off:
         table.add_row(Text("keeps", style="cyan"), "its clean-up is off: nothing is deleted")
     if foreseen.deletes:
-        count = _count(len(foreseen.deletes), "file")
         table.add_row(
-            Text("deletes", style="bold red"), f"{count}, freeing {decimal(foreseen.freed)}:"
+            Text("deletes", style="bold red"),
+            f"{count(len(foreseen.deletes), 'file')}, freeing {decimal(foreseen.freed)}:",
         )
         for each in foreseen.deletes[:_SHOWN_ALIKE]:
             size = decimal(each.entry.allocated)
@@ -145,14 +150,13 @@ def _forecast(foreseen: Forecast, seen: Evidence) -> Iterable[object]:
     if foreseen.later:
         first, _ = foreseen.later[0]
         freed = decimal(sum(located.entry.freed for _, located in foreseen.later))
-        count = _count(len(foreseen.later), "file")
         table.add_row(
             Text("later", style="yellow"),
-            f"{count} more ({freed}) if it starts after they are an hour old: "
+            f"{count(len(foreseen.later), 'file')} more ({freed}) if it starts after they are an hour old: "
             f"the first at {clock(first, seen.now)}",
         )
     if foreseen.renames:
-        table.add_row("renames", f"{_count(len(foreseen.renames), 'file')} of older servers")
+        table.add_row("renames", f"{count(len(foreseen.renames), 'file')} of older servers")
     if table.row_count:
         for why in foreseen.why[:_SHOWN_ALIKE]:
             table.add_row("", why)
@@ -193,7 +197,7 @@ def _summary(seen: Evidence, verdict: Verdict) -> Table:
     table.add_row(
         "",
         f"{place.file_system or 'unknown file system'}, {decimal(place.free_bytes)} free; "
-        f"{_count(census.manifests, 'model')}, {_count(census.entries, 'file')} in blobs/, "
+        f"{count(census.manifests, 'model')}, {count(census.entries, 'file')} in blobs/, "
         f"{decimal(census.allocated)} on disk",
     )
     for server in seen.servers:
@@ -214,7 +218,7 @@ def _summary(seen: Evidence, verdict: Verdict) -> Table:
 def _counts(verdict: Verdict) -> Text:
     counts = Counter(finding.severity for finding in verdict.findings)
     told = [
-        (f"{_count(counts[severity], severity.value)}", _STYLE[severity])
+        (f"{count(counts[severity], severity.value)}", _STYLE[severity])
         for severity in (Severity.ERROR, Severity.WARNING)
         if counts[severity]
     ]
@@ -225,10 +229,6 @@ def _counts(verdict: Verdict) -> Text:
         joined.append(", " if at else "")
         joined.append(text, style=style)
     return joined
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _download(judged: Judged) -> Table:
