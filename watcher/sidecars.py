@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 from watcher import gojson, ranges
-from watcher.model import Part, Ranges, Sidecar
+from watcher.model import MIB, Part, Ranges, Sidecar
 
 #: A sidecar of the server has at most about 100 bytes; what is larger is read no further.
 READ_LIMIT = 4096
@@ -20,6 +21,10 @@ _USUAL = re.compile(rb'\{"N":%b,"Offset":%b,"Size":%b,"Completed":%b\}\n?' % ((_
 _PARTS = 16
 _SMALLEST_PART = 100_000_000
 _LARGEST_PART = 1_000_000_000
+#: A missing piece is cut no smaller, so that the parts of a resumed pull stay few.
+_SMALLEST_CUT = 32 * MIB
+#: More missing pieces than this (they come from many rounds of kill and repair) are joined.
+_MOST_GAPS = 128
 
 
 def parse(raw: bytes) -> Part:
@@ -125,6 +130,80 @@ def fill_gaps(parts: Sequence[Part], total: int) -> tuple[Part, ...]:
             if low < high:
                 lost.append(Part(-1, low, high - low, 0))
     return tuple(sorted((*parts, *lost), key=lambda part: part.offset))
+
+
+def from_trusted(trusted: Ranges, total: int, at_least: int = 1) -> tuple[Part, ...]:
+    """The parts that claim just `trusted` of a layer of `total` bytes, numbered from 0.
+
+    A part is a trusted run and the missing rest behind it; a trusted tail is a part of its own.
+    What is missing is spread over several parts, so that a resumed pull is as fast as a fresh one.
+    `at_least` so many parts are made where there are bytes enough: then no sidecar is left over.
+    The same ranges give the same parts. Trusted bytes beside a very small missing piece are given
+    up, and so are the smallest runs where there would be too many pieces.
+    """
+    gaps = _bounded(_wide_enough(ranges.complement(trusted, total), total), total)
+    pieces = _spread(gaps)
+    made: list[tuple[int, int, int]] = []
+    at = 0
+    for start, end in pieces:
+        made.append((at, end - at, start - at))
+        at = end
+    if at < total:
+        made.append((at, total - at, total - at))
+    while len(made) < at_least and _split_largest(made):
+        pass
+    return tuple(Part(number, *each) for number, each in enumerate(sorted(made)))
+
+
+def _wide_enough(gaps: Ranges, total: int) -> Ranges:
+    """Missing pieces of at least 1 MiB: trusted bytes before them, or else behind, are given up."""
+    wide: list[tuple[int, int]] = []
+    for start, end in gaps:
+        before = wide[-1][1] if wide else 0
+        start = max(before, min(start, end - MIB))
+        wide.append((start, min(total, max(end, start + MIB))))
+    return ranges.normal(wide)
+
+
+def _bounded(gaps: Ranges, total: int) -> Ranges:
+    """No more than so many missing pieces: the smallest runs between them are given up."""
+    too_many = len(gaps) - _MOST_GAPS
+    if too_many <= 0:
+        return gaps
+    runs = ranges.intersection(ranges.complement(gaps, total), ((gaps[0][1], gaps[-1][0]),))
+    given_up = sorted(runs, key=lambda run: (run[1] - run[0], run[0]))[:too_many]
+    return ranges.normal((*gaps, *given_up))
+
+
+def _spread(gaps: Ranges) -> list[tuple[int, int]]:
+    """The missing pieces cut so that up to 16 can be fetched at once, each of 32 MiB or more."""
+    cuts = [1] * len(gaps)
+    while sum(cuts) < _PARTS and gaps:
+        sizes = [(end - start) // cut for (start, end), cut in zip(gaps, cuts, strict=True)]
+        largest = max(range(len(gaps)), key=lambda index: (sizes[index], -index))
+        start, end = gaps[largest]
+        if (end - start) // (cuts[largest] + 1) < _SMALLEST_CUT:
+            break
+        cuts[largest] += 1
+    pieces: list[tuple[int, int]] = []
+    for (start, end), cut in zip(gaps, cuts, strict=True):
+        # On the grid of MiB, so that a cut's block is not shared by two parts.
+        step = (end - start) // cut
+        marks = [start, *((start + step * n) // MIB * MIB for n in range(1, cut)), end]
+        pieces.extend(pairwise(marks))
+    return pieces
+
+
+def _split_largest(parts: list[tuple[int, int, int]]) -> bool:
+    """Cut the largest part (offset, size, completed) in two. False where none can be cut."""
+    parts.sort(key=lambda part: (-part[1], part[0]))
+    offset, size, completed = parts[0]
+    half = size // 2
+    if half == 0:
+        return False
+    parts[0] = offset, half, min(completed, half)
+    parts.append((offset + half, size - half, max(0, completed - half)))
+    return True
 
 
 def claims(parts: Sequence[Part]) -> Ranges:

@@ -150,11 +150,9 @@ def _forecast(foreseen: Forecast, seen: Evidence) -> Iterable[object]:
     if foreseen.later:
         first, _ = foreseen.later[0]
         freed = decimal(sum(located.entry.freed for _, located in foreseen.later))
-        table.add_row(
-            Text("later", style="yellow"),
-            f"{count(len(foreseen.later), 'file')} more ({freed}) if it starts after they are an hour old: "
-            f"the first at {clock(first, seen.now)}",
-        )
+        more = f"{count(len(foreseen.later), 'file')} more ({freed})"
+        when = f"if it starts after they are an hour old: the first at {clock(first, seen.now)}"
+        table.add_row(Text("later", style="yellow"), f"{more} {when}")
     if foreseen.renames:
         table.add_row("renames", f"{count(len(foreseen.renames), 'file')} of older servers")
     if table.row_count:
