@@ -69,6 +69,7 @@ def cycle(
         verdict = judge.judge(seen, policy)
         return seen, verdict, plan.plan_cleaning(verdict, seen, policy)
 
+    recovered = _recover(world, policy, lock_seconds) if world.keeps else ()
     seen, verdict, planned = decide(_recall(world))
     agreed = consent(planned)
     if not world.keeps:
@@ -80,15 +81,28 @@ def cycle(
         except OSError as error:
             return _powerless(world, Report(seen, verdict, planned), agreed, error)
         told = _Telling(store, policy, world)
-        for done in moves.recover(store):
-            told(Event(world.clock(), "recovered", done))
         past = memory.load(store)
         outcomes: tuple[Outcome, ...] = ()
         if agreed.actions:
             outcomes = apply.apply(world, store, agreed, lambda: decide(past)[2], told)
             seen, verdict, _ = decide(past)
         told.learn(past, learn.forget(past, outcomes), seen, verdict, first_look=first_look)
-    return Report(seen, verdict, planned, outcomes, told.events, told.troubles)
+    return Report(seen, verdict, planned, outcomes, recovered + told.events, told.troubles)
+
+
+def _recover(world: World, policy: Policy, lock_seconds: float) -> tuple[Event, ...]:
+    """Finish or undo what a kill has left, before anything is planned."""
+    try:
+        with files.opened_folder(world.store) as store:
+            if not moves.unfinished(store):
+                return ()
+            with locked(store, lock_seconds):
+                told = _Telling(store, policy, world)
+                for done in moves.recover(store):
+                    told(Event(world.clock(), "recovered", done))
+                return told.events
+    except OSError:
+        return ()  # the look that follows says what is wrong with the folder
 
 
 def _recall(world: World) -> Memory:

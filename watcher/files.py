@@ -94,13 +94,16 @@ def ensure_folder(name: str, parent: int) -> None:
     sync(parent)
 
 
-def create(name: str, parent: int, data: bytes) -> None:
-    """Make a new file with `data`, on the disk when this returns. Raises FileExistsError."""
+def create(name: str, parent: int, data: bytes, owner: tuple[int, int] | None = None) -> None:
+    """Make a new file with `data`, on the disk when this returns. Raises FileExistsError.
+
+    `owner`: user and group id that it gets where we are root; None for the folder's.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
     try:
         os.fchmod(fd, FILE_MODE)
-        _own(fd, parent)
+        _own(fd, parent, owner)
         _write_all(fd, data)
         os.fsync(fd)
     except BaseException:
@@ -159,10 +162,10 @@ def _write_all(fd: int, data: bytes) -> None:
         rest = rest[os.write(fd, rest) :]
 
 
-def _own(fd: int, parent: int) -> None:
+def _own(fd: int, parent: int, owner: tuple[int, int] | None = None) -> None:
     if os.geteuid() == 0:
         folder = os.fstat(parent)
-        os.fchown(fd, folder.st_uid, folder.st_gid)
+        os.fchown(fd, *(owner or (folder.st_uid, folder.st_gid)))
 
 
 # ---------------------------------------------------------------- moving and removing

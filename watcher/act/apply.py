@@ -58,13 +58,13 @@ def _do(world: World, store: int, batch: list[Action]) -> list[Outcome]:
     if not batch:
         return []
     try:
-        removed = moves.take_away(world, store, _removal(batch))
+        changed = moves.carry_out(world, store, _change(batch))
     except ChangedError as error:
         return [_refused(action, error) for action in batch]
     except OSError as error:
         return [_failed(action, error) for action in batch]
-    kept = {entry.name for entry in removed.kept}
-    share = removed.freed if len(batch) == 1 else None
+    kept = {entry.name for entry in changed.kept}
+    share = changed.freed if len(batch) == 1 else None
     return [
         _refused(action, ChangedError("it changed or was opened meanwhile", "try again"))
         if action.subject in kept
@@ -78,14 +78,18 @@ def _do(world: World, store: int, batch: list[Action]) -> list[Outcome]:
     ]
 
 
-def _removal(batch: list[Action]) -> moves.Removal:
+def _change(batch: list[Action]) -> moves.Change:
     first = batch[0]
     entries = tuple(entry for action in batch for entry in action.expects)
     in_parts = first.verb not in _IN_BATCHES and first.expects[0].name != names.transfer(
         first.subject
     )
-    return moves.Removal(
-        first.verb.value, entries, first.subject if in_parts else "", first.wait_seconds
+    return moves.Change(
+        verb=first.verb.value,
+        expects=entries,
+        takes=entries,
+        digest=first.subject if in_parts else "",
+        wait_seconds=first.wait_seconds,
     )
 
 

@@ -1,29 +1,33 @@
-"""Taking names out of ``blobs/``: a kill at any call, or a pull at any instant, loses nothing.
+"""Changing a store's files: a kill at any call, or a pull at any instant, loses nothing.
 
-Nothing is unlinked where it lies. Under an intent on the disk each file is renamed into a folder
-of ours, its holders are looked up again by inode, and only then it is removed; if somebody has it,
-it is put back, never over an existing name. The files of a download move under a guard: an empty
-file in place of ``…-partial-0``, on which a pull that begins meanwhile fails once with EOF before
-it opens the data (seen on a real server).
+Nothing is unlinked where it lies. Under an intent on the disk each file that is to go is renamed
+into a folder of ours and its holders are looked up again by inode; if somebody has it, it is put
+back, never over an existing name. The files of a download change under a guard: an empty file in
+place of ``…-partial-0``, on which a pull that begins meanwhile fails once with EOF before it opens
+the data (seen on a real server). New sidecars lie ready beside the intent and are renamed over the
+old ones; part 0's goes last, over the guard.
 
 An intent is a folder ``.ollama-watch/intents/<id>/``:
 
 ``intent.json``
-    what is to be done, on the disk before anything moves
+    what is to be done, on the disk before anything changes
+``new/``
+    the sidecars to put in place, whole and on the disk
 ``guard``
     the guard, until it is put in place
 ``out/``
-    what was moved, under its own name
-``moved``
-    appears once everything has moved and nobody held it; from here on it is finished, not undone
+    what was taken away, under its own name
+``decided``
+    appears once everything that goes is out and nobody held it: from here on it is finished,
+    before it everything is undone
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import orjson
 
@@ -38,9 +42,10 @@ from watcher.world import World
 INTENTS = "intents"
 QUARANTINE = "quarantine"
 _INTENT = "intent.json"
+_NEW = "new"
 _GUARD = "guard"
 _OUT = "out"
-_MOVED = "moved"
+_DECIDED = "decided"
 _SCHEMA = "ollama-watch/intent/1"
 _READ_LIMIT = 16 * 1024 * 1024
 
@@ -56,79 +61,91 @@ class HeldError(ChangedError):
 
 
 @dataclass(frozen=True, slots=True)
-class Removal:
-    """What is to be taken away of ``blobs/``: all or none of it where `digest` is set."""
+class Change:
+    """What is to be done to names under ``blobs/``."""
 
     verb: str
-    entries: tuple[Entry, ...]
-    #: The download that they belong to: they move under a guard.
+    #: The entries that it was planned on; the disk must still have them just so.
+    expects: tuple[Entry, ...]
+    #: Those of them that go.
+    takes: tuple[Entry, ...] = ()
+    #: Names to the bytes that are put in their place.
+    writes: Mapping[str, bytes] = field(default_factory=dict)
+    #: The download that they belong to: all or nothing of it is done, under a guard.
     digest: str = ""
     wait_seconds: float = 0.0
+    #: What goes is kept, in quarantine.
+    keeps: bool = False
+    #: User and group id that written files get, where we may give them.
+    owner: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What has gone, and what is still there because it had changed or somebody holds it."""
+
+    freed: int
+    kept: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
     """The descriptors of one intent's folders."""
 
+    ours: int
     intents: int
     name: str
     here: int
+    new: int
     out: int
     blobs: int
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """What has gone and what is still there because somebody holds it."""
-
-    freed: int
-    kept: tuple[Entry, ...]
 
 
 # ---------------------------------------------------------------- doing
 
 
-def take_away(world: World, store: int, removal: Removal) -> Removed:
-    """Remove the entries, safely. Raises ChangedError, with everything back in its place.
+def carry_out(world: World, store: int, change: Change) -> Changed:
+    """Do it, safely. Raises ChangedError, or OSError, with everything back in its place.
 
-    Of a removal without a digest, entries that changed or that somebody holds are kept, and named.
+    Of a change without a digest, entries that changed or that somebody holds are kept, and named.
     """
-    with _begun(store, removal) as work:
+    with _begun(store, change) as work:
+        kept: tuple[Entry, ...] = ()
         try:
-            if removal.digest:
-                kept = _move_download(world, work, removal)
+            if change.digest:
+                _take_of_download(world, work, change)
             else:
-                kept = _move_each(world, work, removal)
+                kept = _take_each(world, work, change.takes)
             files.sync(work.blobs)
             files.sync(work.out)
-            files.create(_MOVED, work.here, b"")
+            files.create(_DECIDED, work.here, b"")
             files.sync(work.here)
         except BaseException:
             _undo(work)
             raise
-        return Removed(_finish(work), kept)
+        return Changed(_finish(work), kept)
 
 
-def _move_download(world: World, work: _Work, removal: Removal) -> tuple[Entry, ...]:
-    guard = names.sidecar(removal.digest, 0)
-    _put_guard(work, guard, removal)
-    if removal.wait_seconds:
-        world.sleep(removal.wait_seconds)
-    rest = [entry for entry in removal.entries if entry.name != guard]
-    _check_unchanged(work, removal, rest)
-    _check_unheld(world, removal.entries)
+def _take_of_download(world: World, work: _Work, change: Change) -> None:
+    guard = names.sidecar(change.digest, 0)
+    _put_guard(work, guard, change)
+    if change.wait_seconds:
+        world.sleep(change.wait_seconds)
+    _check_unchanged(work, change, guard)
+    _check_unheld(world, change.expects)
     # The data first: without it no server can take up what is left of the sidecars.
-    for entry in sorted(rest, key=lambda entry: entry.name != names.data(removal.digest)):
-        files.move(entry.name, work.blobs, entry.name, work.out)
-        _check_moved(work, entry)
+    data = names.data(change.digest)
+    for entry in sorted(change.takes, key=lambda entry: entry.name != data):
+        if entry.name != guard:
+            files.move(entry.name, work.blobs, entry.name, work.out)
+            _check_moved(work, entry)
     _check_guard(work)
-    _check_unheld(world, removal.entries)
-    return ()
+    _check_unheld(world, change.expects)
 
 
-def _put_guard(work: _Work, guard: str, removal: Removal) -> None:
+def _put_guard(work: _Work, guard: str, change: Change) -> None:
     """Put the guard in the place of part 0's sidecar, whose file stays as it is in ``out/``."""
-    expected = next((entry for entry in removal.entries if entry.name == guard), None)
+    expected = next((entry for entry in change.expects if entry.name == guard), None)
     if expected is None:
         files.move(_GUARD, work.here, guard, work.blobs)
         return
@@ -139,18 +156,18 @@ def _put_guard(work: _Work, guard: str, removal: Removal) -> None:
     files.replace(_GUARD, work.here, guard, work.blobs)
 
 
-def _check_unchanged(work: _Work, removal: Removal, rest: Iterable[Entry]) -> None:
+def _check_unchanged(work: _Work, change: Change, guard: str) -> None:
     """Compare what was planned on with what is there; further files of the download count too."""
-    expected = {entry.name for entry in removal.entries}
+    expected = {entry.name: entry for entry in change.expects}
     for name in os.listdir(work.blobs):
         parsed = names.parse_blob(name)
-        ours = parsed.digest == removal.digest and parsed.role in (Role.DATA, Role.SIDECAR)
-        if ours and name not in expected and name != names.sidecar(removal.digest, 0):
+        ours = parsed.digest == change.digest and parsed.role in (Role.DATA, Role.SIDECAR)
+        if ours and name not in expected and name != guard:
             raise _changed(name)
     _check_guard(work)
-    for entry in rest:
-        if not _same(scan.look(entry.name, work.blobs), entry):
-            raise _changed(entry.name)
+    for name, entry in expected.items():
+        if name != guard and not _same(scan.look(name, work.blobs), entry):
+            raise _changed(name)
 
 
 def _check_guard(work: _Work) -> None:
@@ -177,10 +194,10 @@ def _check_moved(work: _Work, expected: Entry) -> None:
         raise _changed(expected.name)
 
 
-def _move_each(world: World, work: _Work, removal: Removal) -> tuple[Entry, ...]:
+def _take_each(world: World, work: _Work, takes: Iterable[Entry]) -> tuple[Entry, ...]:
     moved: dict[str, Entry] = {}
     kept: list[Entry] = []
-    for entry in removal.entries:
+    for entry in takes:
         if not _same(scan.look(entry.name, work.blobs), entry):
             kept.append(entry)
             continue
@@ -216,7 +233,7 @@ def _changed(name: str) -> ChangedError:
 
 
 @contextlib.contextmanager
-def _begun(store: int, removal: Removal) -> Iterator[_Work]:
+def _begun(store: int, change: Change) -> Iterator[_Work]:
     """An intent on the disk, before anything is changed."""
     files.ensure_folder(FOLDER, store)
     with (
@@ -227,20 +244,32 @@ def _begun(store: int, removal: Removal) -> Iterator[_Work]:
         with files.opened_folder(INTENTS, ours) as intents:
             name = _free_name(intents)
             files.ensure_folder(name, intents)
-            with _opened(intents, name, blobs) as work:
-                if removal.digest:
-                    files.create(_GUARD, work.here, b"")
-                files.create(_INTENT, work.here, _encode(removal, work))
-                files.sync(work.here)
+            with _opened(ours, intents, name, blobs) as work:
+                try:
+                    _prepare(work, change)
+                except BaseException:
+                    _forget(work)
+                    raise
                 yield work
 
 
+def _prepare(work: _Work, change: Change) -> None:
+    if change.digest:
+        files.create(_GUARD, work.here, b"", change.owner)
+    for name, content in change.writes.items():
+        files.create(name, work.new, content, change.owner)
+    files.sync(work.new)
+    files.create(_INTENT, work.here, _encode(change, work))
+    files.sync(work.here)
+
+
 @contextlib.contextmanager
-def _opened(intents: int, name: str, blobs: int) -> Iterator[_Work]:
+def _opened(ours: int, intents: int, name: str, blobs: int) -> Iterator[_Work]:
     with files.opened_folder(name, intents) as here:
+        files.ensure_folder(_NEW, here)
         files.ensure_folder(_OUT, here)
-        with files.opened_folder(_OUT, here) as out:
-            yield _Work(intents, name, here, out, blobs)
+        with files.opened_folder(_NEW, here) as new, files.opened_folder(_OUT, here) as out:
+            yield _Work(ours, intents, name, here, new, out, blobs)
 
 
 def _free_name(intents: int) -> str:
@@ -248,34 +277,49 @@ def _free_name(intents: int) -> str:
     return f"{max(taken, default=0) + 1:08}"
 
 
-def _encode(removal: Removal, work: _Work) -> bytes:
+def _encode(change: Change, work: _Work) -> bytes:
     guard = scan.look(_GUARD, work.here)
     document = {
         "schema": _SCHEMA,
-        "verb": removal.verb,
-        "digest": removal.digest,
+        "verb": change.verb,
+        "digest": change.digest,
+        "keeps": change.keeps,
         "guard": None if guard is None else {"device": guard.device, "inode": guard.inode},
-        "entries": [
-            {
-                "name": names.printable(entry.name),
-                "size_bytes": entry.size,
-                "device": entry.device,
-                "inode": entry.inode,
-            }
-            for entry in removal.entries
-        ],
+        "takes": [_described(entry) for entry in change.takes],
+        "expects": [_described(entry) for entry in change.expects],
+        "writes": {name: content.decode() for name, content in change.writes.items()},
     }
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def _guard_of(work: _Work) -> tuple[str, tuple[int, int]] | None:
-    """The guard's name under ``blobs/`` and its device and inode, as the intent says; or None."""
+def _described(entry: Entry) -> dict[str, object]:
+    return {
+        "name": names.printable(entry.name),
+        "size_bytes": entry.size,
+        "device": entry.device,
+        "inode": entry.inode,
+    }
+
+
+def _document(work: _Work) -> dict[str, object]:
+    """The intent as it was written; empty where a kill left none, or half of one."""
     try:
         document = orjson.loads(files.read_small(_INTENT, work.here, _READ_LIMIT))
-        identity = document["guard"]["device"], document["guard"]["inode"]
-        return names.sidecar(document["digest"], 0), identity
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, orjson.JSONDecodeError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _guard_of(work: _Work) -> tuple[str, tuple[int, int]] | None:
+    """The guard's name under ``blobs/`` and its device and inode, as the intent says; or None."""
+    document = _document(work)
+    guard, digest = document.get("guard"), document.get("digest")
+    if not isinstance(guard, dict) or not isinstance(digest, str):
         return None
+    return names.sidecar(digest, 0), (guard["device"], guard["inode"])
+
+
+# ---------------------------------------------------------------- undoing and finishing
 
 
 def _undo(work: _Work) -> None:
@@ -293,49 +337,78 @@ def _undo(work: _Work) -> None:
 def _take_guard_off(work: _Work, name: str, identity: tuple[int, int]) -> None:
     """Put part 0's own sidecar over the guard, or remove the guard where it had none."""
     in_place = scan.look(name, work.blobs)
-    is_guard = _is_guard(in_place, identity)
     original = scan.look(name, work.out)
     if original is None:
-        if is_guard:
-            files.move(name, work.blobs, _GUARD, work.here)
-    elif is_guard:
+        if _is_guard(in_place, identity):
+            _remove_guard(work, name)
+    elif _is_guard(in_place, identity):
         files.replace(name, work.out, name, work.blobs)
-    elif in_place is not None and in_place.identity == original.identity:
-        files.remove(name, work.out)  # the second name only; the guard was not in place yet
     else:
         _put_back(work, name)
+
+
+def _remove_guard(work: _Work, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        files.remove(_GUARD, work.here)  # a second name, where a rename is a link first
+    files.move(name, work.blobs, _GUARD, work.here)
 
 
 def _put_back(work: _Work, name: str) -> None:
     try:
         files.move(name, work.out, name, work.blobs)
     except FileExistsError:
-        # A new file has the name now. Neither is lost: the old one goes to quarantine.
-        with files.opened_folder("..", work.intents, follow=True) as ours:
-            files.ensure_folder(QUARANTINE, ours)
-            with files.opened_folder(QUARANTINE, ours) as quarantine:
-                files.move(name, work.out, f"{work.name}-{name}", quarantine)
+        in_place, original = scan.look(name, work.blobs), scan.look(name, work.out)
+        if in_place and original and in_place.identity == original.identity:
+            files.remove(name, work.out)  # where a rename is a link first, both names may be left
+        else:
+            # A new file has the name now. Neither is lost: the old one goes to quarantine.
+            _to_quarantine(work, name)
+
+
+def _to_quarantine(work: _Work, name: str) -> None:
+    files.ensure_folder(QUARANTINE, work.ours)
+    with files.opened_folder(QUARANTINE, work.ours) as quarantine:
+        files.move(name, work.out, f"{work.name}-{name}", quarantine)
+        files.sync(quarantine)
 
 
 def _finish(work: _Work) -> int:
-    """Remove what was moved. Gives back the bytes that this freed."""
+    """Put the new files in place and let go what was taken. Gives back the bytes that it freed."""
     guard = _guard_of(work)
+    _put_new(work, guard)
     if guard is not None and _is_guard(scan.look(guard[0], work.blobs), guard[1]):
-        files.move(guard[0], work.blobs, _GUARD, work.here)
-        files.sync(work.blobs)
+        _remove_guard(work, guard[0])
+    files.sync(work.blobs)
+    keeps = bool(_document(work).get("keeps"))
     freed = 0
     for name in os.listdir(work.out):
         found = scan.look(name, work.out)
-        freed += found.freed if found is not None else 0
-        files.remove(name, work.out)
+        # Part 0's sidecar, which the guard has displaced, is nothing that anybody would want.
+        if keeps and (guard is None or name != guard[0]):
+            _to_quarantine(work, name)
+        else:
+            freed += found.freed if found is not None else 0
+            files.remove(name, work.out)
     _forget(work)
     return freed
 
 
+def _put_new(work: _Work, guard: tuple[str, tuple[int, int]] | None) -> None:
+    """Rename the new sidecars over the old ones, part 0's last: until then no pull gets through."""
+    last = guard[0] if guard is not None else ""
+    for name in sorted(os.listdir(work.new), key=lambda name: (name == last, name)):
+        if name == last:
+            files.sync(work.blobs)
+        files.replace(name, work.new, name, work.blobs)
+
+
 def _forget(work: _Work) -> None:
     """Remove an intent with nothing left in ``out/``; the note of what was done goes last."""
+    for name in os.listdir(work.new):
+        files.remove(name, work.new)
+    files.remove_folder(_NEW, work.here)
     files.remove_folder(_OUT, work.here)
-    for name in (_GUARD, _INTENT, _MOVED):
+    for name in (_GUARD, _INTENT, _DECIDED):
         with contextlib.suppress(FileNotFoundError):
             files.remove(name, work.here)
     files.remove_folder(work.name, work.intents)
@@ -343,6 +416,18 @@ def _forget(work: _Work) -> None:
 
 
 # ---------------------------------------------------------------- after a kill
+
+
+def unfinished(store: int) -> bool:
+    """Whether a kill has left an intent; where somebody is at work, theirs is one, too."""
+    try:
+        with (
+            files.opened_folder(FOLDER, store) as ours,
+            files.opened_folder(INTENTS, ours) as intents,
+        ):
+            return bool(os.listdir(intents))
+    except OSError:
+        return False
 
 
 def recover(store: int) -> tuple[str, ...]:
@@ -355,13 +440,14 @@ def recover(store: int) -> tuple[str, ...]:
             files.opened_folder("blobs", store, follow=True) as blobs,
         ):
             for name in sorted(os.listdir(intents)):
-                with _opened(intents, name, blobs) as work:
-                    if scan.look(_MOVED, work.here) is not None:
+                with _opened(ours, intents, name, blobs) as work:
+                    verb = str(_document(work).get("verb") or "change").replace("_", " ")
+                    if scan.look(_DECIDED, work.here) is not None:
                         freed = _finish(work)
-                        told.append(f"finished the removal {name}: {freed} bytes freed")
+                        told.append(f"finished what was begun: {verb}, {freed} bytes freed")
                     else:
                         _undo(work)
-                        told.append(f"undid the removal {name}: everything is back in its place")
+                        told.append(f"undid what was begun: {verb}; all is back in its place")
     except FileNotFoundError:
         pass
     return tuple(told)
