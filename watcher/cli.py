@@ -125,11 +125,37 @@ def clean(
     stale_after: float | None,
 ) -> Exit:
     """Free what is worth nothing: stale downloads, orphans, left-overs."""
-    from watcher.commands.clean import clean as body
+    from watcher.commands.acting import clean as body
 
     if stale_after is not None:
         given.obj.policy = replace(given.obj.policy, stale_after=stale_after)
     return body(given.obj, targets, dry_run=dry_run, yes=yes)
+
+
+@group.command()
+@click.argument("targets", nargs=-1, metavar="[MODEL|DIGEST]...")
+@click.option("-n", "--dry-run", is_flag=True, help="Show the plan and do nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
+@click.option("--wait", is_flag=True, help="Wait until what changed lately is quiet.")
+@_json_option
+@click.pass_context
+def repair(
+    given: click.Context, targets: tuple[str, ...], dry_run: bool, yes: bool, wait: bool
+) -> Exit:
+    """Make interrupted downloads go on where they broke."""
+    from watcher.commands.acting import repair as body
+
+    return body(given.obj, targets, dry_run=dry_run, yes=yes, wait=wait)
+
+
+@group.command()
+@_json_option
+@click.pass_context
+def prepare(given: click.Context) -> Exit:
+    """For the server's unit, just before it starts; always exits 0."""
+    from watcher.commands.acting import prepare as body
+
+    return body(given.obj)
 
 
 @group.command()

@@ -80,6 +80,7 @@ def days(value: object) -> float:
 #: Key in the file to the field of `Policy` and how its value is read.
 _KEYS: dict[str, tuple[str, Callable[[object], Any]]] = {
     "stale_after": ("stale_after", duration),
+    "repair": ("repair", boolean),
     "clean": ("clean", boolean),
     "writers_visible": ("writers_visible", boolean),
     "log_max_size": ("log_max_bytes", size),

@@ -67,7 +67,7 @@ def cycle(
     def decide(past: Memory) -> tuple[Evidence, Verdict, Plan]:
         seen = look.observe(world, policy, past, scope)
         verdict = judge.judge(seen, policy)
-        return seen, verdict, plan.plan_cleaning(verdict, seen, policy)
+        return seen, verdict, plan.make(verdict, seen, policy)
 
     recovered = _recover(world, policy, lock_seconds) if world.keeps else ()
     seen, verdict, planned = decide(_recall(world))
@@ -81,12 +81,14 @@ def cycle(
         except OSError as error:
             return _powerless(world, Report(seen, verdict, planned), agreed, error)
         told = _Telling(store, policy, world)
-        past = memory.load(store)
+        past = told.learn(memory.load(store), seen, verdict, first_look=first_look)
         outcomes: tuple[Outcome, ...] = ()
         if agreed.actions:
+            past = learn.foresee(past, agreed)
+            told.save(past)
             outcomes = apply.apply(world, store, agreed, lambda: decide(past)[2], told)
             seen, verdict, _ = decide(past)
-        told.learn(past, learn.forget(past, outcomes), seen, verdict, first_look=first_look)
+            told.learn(learn.forget(past, outcomes), seen, verdict, first_look=False)
     return Report(seen, verdict, planned, outcomes, recovered + told.events, told.troubles)
 
 
@@ -138,18 +140,21 @@ class _Telling:
         self._world.tell(event)
         self._try("the event log", lambda: events.write(self._store, [event], self._policy))
 
-    def learn(
-        self, before: Memory, past: Memory, seen: Evidence, verdict: Verdict, *, first_look: bool
-    ) -> None:
-        """Tell what has happened since `past`, and remember it if that differs from `before`."""
-        if before.lost:
-            self(Event(self._world.clock(), "error", f"{before.lost}; it is set aside"))
+    def learn(self, past: Memory, seen: Evidence, verdict: Verdict, *, first_look: bool) -> Memory:
+        """Tell what has happened since `past`, and remember it; the memory as it is now."""
+        if past.lost:
+            self(Event(self._world.clock(), "error", f"{past.lost}; it is set aside"))
         finished = _finished(self._store, past, seen)
         now, happened = learn.learn(past, seen, verdict, finished, first_look=first_look)
         for event in happened:
             self(event)
-        if now != before or before.lost:
-            self._try(memory.NAME, lambda: memory.save(self._store, now))
+        if now != memory.load(self._store) or past.lost:
+            self.save(now)
+        return replace(now, lost="")
+
+    def save(self, now: Memory) -> None:
+        """Keep the memory on the disk."""
+        self._try(memory.NAME, lambda: memory.save(self._store, now))
 
     def _try(self, what: str, write: Callable[[], None]) -> None:
         try:

@@ -46,12 +46,11 @@ class _Service:
 
     def look(self, scope: Scope, wakes: Wakes) -> None:
         """One cycle. What goes wrong is told, and the service goes on."""
-        consent = cycle.everything if self._policy.clean else cycle.nothing
         try:
             first = not self._begun
             if first:
                 self._begin(wakes)
-            report = cycle.cycle(self._world, self._policy, scope, consent, first_look=first)
+            report = cycle.cycle(self._world, self._policy, scope, first_look=first)
         except LockedError:
             if not self._begun:
                 raise
@@ -92,12 +91,14 @@ class _Service:
                 # A store that can't be written can still be watched; the events go to stderr.
                 self._trouble(f"{memory.FOLDER} can't be written: {error.strerror}")
         self._begun = True
-        does = "cleans what is stale" if self._policy.clean else "flags what is stale"
+        repairs = "repairs what broke" if self._policy.repair else "tells what broke"
+        cleans = "cleans what is stale" if self._policy.clean else "flags what is stale"
         self._tell(
             "service_started",
-            f"ollama-watch {__version__} watches {self._world.store} and {does}",
+            f"ollama-watch {__version__} watches {self._world.store}, {repairs}, {cleans}",
             pid=os.getpid(),
             version=__version__,
+            repair=self._policy.repair,
             clean=self._policy.clean,
             stale_after_seconds=self._policy.stale_after,
         )
@@ -106,9 +107,12 @@ class _Service:
         self._tell("check_started", "Checking for partial model downloads...")
 
     def _tell_refusals(self, planned: Plan, scope: Scope) -> None:
-        if not self._policy.clean:
-            return
-        now = {(refusal.subject, refusal.kind.value): refusal for refusal in planned.refusals}
+        # What only has to wait is looked at again when its time has come.
+        now = {
+            (refusal.subject, refusal.kind.value): refusal
+            for refusal in planned.refusals
+            if refusal.seconds_left is None
+        }
         for key in now.keys() - self._refused:
             self._tell_refusal(now[key])
         kept = {key for key in self._refused if scope is not None and key[0] not in scope}

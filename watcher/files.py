@@ -114,8 +114,12 @@ def create(name: str, parent: int, data: bytes, owner: tuple[int, int] | None = 
 
 
 def save(name: str, parent: int, data: bytes) -> None:
-    """Replace a file of ours by `data` in one step, on the disk when this returns."""
-    temporary = f".{name}.{os.getpid()}"
+    """Replace a file of ours by `data` in one step, on the disk when this returns.
+
+    For files that only the holder of a lock writes: a kill leaves ``.<name>.new``, which the next
+    save replaces.
+    """
+    temporary = f".{name}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=parent)
     create(temporary, parent, data)
@@ -206,6 +210,16 @@ def remove(name: str, parent: int) -> None:
 def remove_folder(name: str, parent: int) -> None:
     """Remove an empty folder of ours."""
     os.rmdir(name, dir_fd=parent)
+
+
+def touch(name: str, parent: int, at_ns: int) -> None:
+    """Set both times of a regular file, never of what a symlink points to."""
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            os.utime(fd, ns=(at_ns, at_ns))
+    finally:
+        os.close(fd)
 
 
 def sync(folder: int) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import orjson
 
-from watcher import files
-from watcher.model import Condition
+from watcher import files, names
+from watcher.model import Condition, Part, Ranges
 
 SCHEMA = "ollama-watch/state/1"
 FOLDER = ".ollama-watch"
@@ -26,23 +27,40 @@ class Record:
 
     device: int
     inode: int
+    #: Birth time of the data file, ns since the epoch; 0 where the file system has none. ext4 gives
+    #: an inode to the next file at once, so inode and digest alone don't tell a file.
+    born_ns: int
     condition: Condition
     stale: bool
     #: A pull of it was told, and its end was not yet.
     pulling: bool
     #: True length in bytes, where it was known.
     total: int | None
-    #: Claimed and present bytes: what changes when something arrives.
+    #: Claimed bytes, and those that the data file has on the disk: they grow when bytes arrive.
     claimed: int
-    present: int
+    allocated: int
     #: When bytes last arrived, seconds since the epoch.
     progress_at: float
     models: tuple[str, ...] = ()
+    #: The parts last seen as a sound set, or written by us: they stand in for lost sidecars.
+    partition: tuple[Part, ...] = ()
+    #: Bytes that are there and must not be believed, until a part of the server's covers them.
+    doubted: Ranges = ()
+    #: Its sidecars were written by us: the finished blob is unproven until it was hashed.
+    mended: bool = False
 
     @property
-    def identity(self) -> tuple[int, int]:
-        """Device and inode of the data file, or of its first sidecar."""
-        return self.device, self.inode
+    def identity(self) -> tuple[int, int, int]:
+        """Device, inode and birth of the data file, or of its first sidecar."""
+        return self.device, self.inode, self.born_ns
+
+
+class Touched(NamedTuple):
+    """A file whose times were set by us: its inode, the time that we set, and its own one (ns)."""
+
+    inode: int
+    set_ns: int
+    own_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +68,10 @@ class Memory:
     """All that is remembered of one store."""
 
     downloads: Mapping[str, Record] = field(default_factory=dict)
+    #: By file name under ``blobs/``.
+    touched: Mapping[str, Touched] = field(default_factory=dict)
+    #: Digests of blobs that were finished on sidecars of ours and not hashed since.
+    unproven: frozenset[str] = frozenset()
     #: Why the file could not be used, if so; told once.
     lost: str = ""
 
@@ -93,17 +115,23 @@ def _encode(memory: Memory) -> bytes:
             digest: {
                 "device": record.device,
                 "inode": record.inode,
+                "born_ns": record.born_ns,
                 "condition": record.condition.value,
                 "stale": record.stale,
                 "pulling": record.pulling,
                 "total_bytes": record.total,
                 "claimed_bytes": record.claimed,
-                "present_bytes": record.present,
+                "allocated_bytes": record.allocated,
                 "progress_at": record.progress_at,
                 "models": list(record.models),
+                "partition": [list(part) for part in record.partition],
+                "doubted": [list(each) for each in record.doubted],
+                "mended": record.mended,
             }
             for digest, record in memory.downloads.items()
         },
+        "touched": {names.printable(name): list(each) for name, each in memory.touched.items()},
+        "unproven": sorted(memory.unproven),
     }
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
@@ -115,15 +143,20 @@ def _decode(document: object) -> Memory:
         str(digest): Record(
             device=int(each["device"]),
             inode=int(each["inode"]),
+            born_ns=int(each["born_ns"]),
             condition=Condition(each["condition"]),
             stale=bool(each["stale"]),
             pulling=bool(each["pulling"]),
             total=None if each["total_bytes"] is None else int(each["total_bytes"]),
             claimed=int(each["claimed_bytes"]),
-            present=int(each["present_bytes"]),
+            allocated=int(each["allocated_bytes"]),
             progress_at=float(each["progress_at"]),
             models=tuple(str(model) for model in each["models"]),
+            partition=tuple(Part(*map(int, part)) for part in each["partition"]),
+            doubted=tuple((int(start), int(end)) for start, end in each["doubted"]),
+            mended=bool(each["mended"]),
         )
         for digest, each in document["downloads"].items()
     }
-    return Memory(records)
+    touched = {str(name): Touched(*map(int, each)) for name, each in document["touched"].items()}
+    return Memory(records, touched, frozenset(map(str, document["unproven"])))

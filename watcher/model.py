@@ -52,11 +52,18 @@ class Entry(NamedTuple):
     uid: int
     gid: int
     mode: int
+    #: Its own modification time, where the one on the disk was set by us.
+    own_mtime_ns: int | None = None
 
     @property
     def mtime(self) -> float:
-        """Last modification, seconds since the epoch."""
+        """Modification time on the disk: the one that the server goes by."""
         return self.mtime_ns / 1e9
+
+    @property
+    def changed_at(self) -> float:
+        """When its content changed last, times that we have set aside."""
+        return (self.mtime_ns if self.own_mtime_ns is None else self.own_mtime_ns) / 1e9
 
     @property
     def identity(self) -> tuple[int, int]:
@@ -145,6 +152,8 @@ class Download:
     models: tuple[str, ...] = ()
     #: When bytes last arrived, where the memory knows better than the files' times.
     progress_at: float | None = None
+    #: Birth time of its data file (or first sidecar), ns since the epoch; 0 where not known.
+    born_ns: int = 0
     #: Why something of it could not be read at all.
     unreadable: str | None = None
 
@@ -176,8 +185,8 @@ class Download:
 
     @property
     def changed_at(self) -> float | None:
-        """The newest modification time of its entries."""
-        return max((entry.mtime for entry in self.entries), default=None)
+        """When any of its entries changed last."""
+        return max((entry.changed_at for entry in self.entries), default=None)
 
 
 class Located(NamedTuple):
@@ -373,6 +382,8 @@ class Evidence:
     census: BlobCensus = BlobCensus()
     #: The digests looked at; None means the whole store.
     scope: frozenset[str] | None = None
+    #: User id that we act as.
+    uid: int = 0
 
 
 # ---------------------------------------------------------------- judgements
@@ -496,6 +507,8 @@ class Verb(enum.StrEnum):
     REMOVE_SURPLUS = "remove_surplus"
     REMOVE_ORPHAN = "remove_orphan"
     REMOVE_TEMPORARY = "remove_temporary"
+    WRITE_SIDECARS = "write_sidecars"
+    REFRESH = "refresh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,6 +525,14 @@ class Action:
     models: tuple[str, ...] = ()
     #: A server runs: it reads the sidecars before it opens the data, so the guard waits for it.
     wait_seconds: float = 0.0
+    #: The parts whose sidecars are written, and those of `expects` that have to go for it.
+    parts: tuple[Part, ...] = ()
+    surplus: tuple[Entry, ...] = ()
+    #: Bytes that a pull need not download again, and bytes that are not to be trusted later.
+    saves: int = 0
+    doubts: Ranges = ()
+    #: The time that a refresh sets, ns since the epoch.
+    at_ns: int = 0
 
 
 class RefusalKind(enum.StrEnum):
@@ -525,6 +546,8 @@ class RefusalKind(enum.StrEnum):
     MANIFESTS = "manifests"
     UNPROVEN = "unproven"
     LINKED = "linked"
+    LENGTH = "length"
+    OWNER = "owner"
     CHANGED = "changed"
     PERMISSION = "permission"
 
@@ -562,6 +585,11 @@ class Plan:
         """Bytes that all actions together give back."""
         return sum(action.frees for action in self.actions)
 
+    @property
+    def saves(self) -> int:
+        """Bytes that need not be downloaded again thanks to all actions together."""
+        return sum(action.saves for action in self.actions)
+
 
 #: What makes one occasion differ from another: it hands back the part of a plan that may be done.
 Consent: TypeAlias = Callable[[Plan], Plan]
@@ -594,8 +622,11 @@ class Policy:
     """What the user allows. Read from the settings by `config`."""
 
     stale_after: float = 7 * DAY
-    #: The daemon also cleans, by the same plan as the command.
+    #: What a service does by itself, and what a plan has in it at all: mending, and freeing.
+    repair: bool = True
     clean: bool = False
+    #: Stale downloads are mended, too; a service leaves them to go.
+    repair_stale: bool = False
     #: The user's word that every process which could write to the store is visible from here.
     writers_visible: bool = False
     #: Bytes of one data file that a look may read where holes don't tell; None for no limit.

@@ -116,20 +116,31 @@ def believable(sidecars: Sequence[Sidecar], total: int) -> tuple[Part, ...]:
     return tuple(alone)
 
 
-def fill_gaps(parts: Sequence[Part], total: int) -> tuple[Part, ...]:
-    """`parts`, and for what lies between them the parts that the part rule would have made.
+def fill_gaps(
+    parts: Sequence[Part], total: int, remembered: Sequence[Part] = ()
+) -> tuple[Part, ...]:
+    """`parts`, and for what lies between them the parts that were most likely there.
 
-    The added parts have number -1 and nothing completed: their sidecars are lost.
+    Those `remembered` first, where they fit into a gap; for the rest the ones that the part rule
+    would have made, with nothing completed. The added parts have number -1.
     """
-    taken: Ranges = ranges.normal((part.offset, part.end) for part in parts)
-    lost: list[Part] = []
+    known = list(parts)
+    for part in remembered:
+        gaps = ranges.complement(_taken(known), total)
+        if any(start <= part.offset and part.end <= end for start, end in gaps):
+            known.append(part._replace(number=-1))
     rule = part_rule(total)
-    for start, end in ranges.complement(taken, total):
+    lost: list[Part] = []
+    for start, end in ranges.complement(_taken(known), total):
         for part in rule:
             low, high = max(start, part.offset), min(end, part.end)
             if low < high:
                 lost.append(Part(-1, low, high - low, 0))
-    return tuple(sorted((*parts, *lost), key=lambda part: part.offset))
+    return tuple(sorted((*known, *lost), key=lambda part: part.offset))
+
+
+def _taken(parts: Sequence[Part]) -> Ranges:
+    return ranges.normal((part.offset, part.end) for part in parts)
 
 
 def from_trusted(trusted: Ranges, total: int, at_least: int = 1) -> tuple[Part, ...]:

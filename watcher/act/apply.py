@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
-from watcher import names
+from watcher import files, names, sidecars
 from watcher.act import moves
 from watcher.decide import learn
 from watcher.errors import ChangedError
@@ -16,7 +17,7 @@ from watcher.world import World
 #: Files of an intent that go together; before each batch the plan is made anew.
 BATCH = 1000
 
-_IN_BATCHES = frozenset({Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY})
+_IN_BATCHES = frozenset({Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.REFRESH})
 
 
 def apply(
@@ -26,15 +27,17 @@ def apply(
     plan_again: Callable[[], Plan],
     tell: Callable[[Event], None],
 ) -> tuple[Outcome, ...]:
-    """Do what was agreed to, as far as a plan made anew still has it, word for word.
+    """Do what was agreed to, as far as a plan made anew still has it on the very same files.
 
     The lock is held. `plan_again` looks at the store and plans, `tell` writes an event.
     """
     outcomes: list[Outcome] = []
     for batch in _batches(agreed.actions):
-        fresh = set(plan_again().actions)
-        still = [action for action in batch if action in fresh]
-        ended = [_no_longer(action) for action in batch if action not in fresh]
+        # Times may be set at any moment, whatever else has changed.
+        timeless = batch[0].verb is Verb.REFRESH
+        fresh = set() if timeless else {_essence(action) for action in plan_again().actions}
+        still = [action for action in batch if timeless or _essence(action) in fresh]
+        ended = [_no_longer(action) for action in batch if action not in still]
         for action in still:
             tell(learn.begun(action, world.clock()))
         ended.extend(_do(world, store, still))
@@ -46,17 +49,24 @@ def apply(
 
 def _batches(actions: Sequence[Action]) -> Iterator[list[Action]]:
     """Downloads one by one, since each has its guard; single files by the thousand."""
-    singles = [action for action in actions if action.verb in _IN_BATCHES]
-    for action in actions:
-        if action.verb not in _IN_BATCHES:
-            yield [action]
-    for at in range(0, len(singles), BATCH):
-        yield singles[at : at + BATCH]
+    for verb, alike in groupby(actions, key=lambda action: action.verb):
+        rest = list(alike)
+        size = BATCH if verb in _IN_BATCHES else 1
+        while rest:
+            yield rest[:size]
+            rest = rest[size:]
+
+
+def _essence(action: Action) -> tuple[object, ...]:
+    """What two plans must agree in; the reasons' words tell times, which go on."""
+    return action.verb, action.subject, action.expects, action.parts
 
 
 def _do(world: World, store: int, batch: list[Action]) -> list[Outcome]:
     if not batch:
         return []
+    if batch[0].verb is Verb.REFRESH:
+        return [_refresh(store, action) for action in batch]
     try:
         changed = moves.carry_out(world, store, _change(batch))
     except ChangedError as error:
@@ -64,7 +74,9 @@ def _do(world: World, store: int, batch: list[Action]) -> list[Outcome]:
     except OSError as error:
         return [_failed(action, error) for action in batch]
     kept = {entry.name for entry in changed.kept}
-    share = changed.freed if len(batch) == 1 else None
+    # Replaced sidecars give back a block each, which is not what anybody asked for.
+    mended = batch[0].verb is Verb.WRITE_SIDECARS
+    share = 0 if mended else changed.freed if len(batch) == 1 else None
     return [
         _refused(action, ChangedError("it changed or was opened meanwhile", "try again"))
         if action.subject in kept
@@ -78,6 +90,19 @@ def _do(world: World, store: int, batch: list[Action]) -> list[Outcome]:
     ]
 
 
+def _refresh(store: int, action: Action) -> Outcome:
+    """Set the times of what is there of a download, or of one blob, all to the same instant."""
+    with files.opened_folder("blobs", store, follow=True) as blobs:
+        for entry in action.expects:
+            try:
+                files.touch(entry.name, blobs, action.at_ns)
+            except FileNotFoundError:
+                continue  # finished, or gone, meanwhile
+            except OSError as error:
+                return _failed(action, error)
+    return Outcome(action, Result.DONE, _done_message(action))
+
+
 def _change(batch: list[Action]) -> moves.Change:
     first = batch[0]
     entries = tuple(entry for action in batch for entry in action.expects)
@@ -87,9 +112,13 @@ def _change(batch: list[Action]) -> moves.Change:
     return moves.Change(
         verb=first.verb.value,
         expects=entries,
-        takes=entries,
+        takes=first.surplus if first.verb is Verb.WRITE_SIDECARS else entries,
+        writes={
+            names.sidecar(first.subject, part.number): sidecars.write(part) for part in first.parts
+        },
         digest=first.subject if in_parts else "",
         wait_seconds=first.wait_seconds,
+        owner=(first.expects[0].uid, first.expects[0].gid),
     )
 
 
@@ -98,6 +127,11 @@ def _done_message(action: Action) -> str:
         case Verb.REMOVE_DOWNLOAD | Verb.REMOVE_SURPLUS:
             who = names.known_as(action.models, action.subject)
             return f"Cleaned up partial download for: {who}"
+        case Verb.WRITE_SIDECARS:
+            who = names.known_as(action.models, action.subject)
+            return f"Repaired the partial download of {who}: {action.saves} bytes saved"
+        case Verb.REFRESH:
+            return f"kept {names.printable(action.subject)} from the server's clean-up"
         case _:
             return f"removed {names.printable(action.subject)}"
 

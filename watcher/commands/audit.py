@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from watcher import cycle, names
@@ -20,7 +21,8 @@ def audit(context: Context, fail_on: Severity, picture: Path | None = None) -> E
     code = Exit.HEALTHY
     for world in context.worlds(keeps=False):
         with patience(f"looking at {names.printable(world.store)}"):
-            report = cycle.cycle(world, context.policy, consent=cycle.nothing)
+            policy = replace(context.policy, repair=True, clean=True)
+            report = cycle.cycle(world, policy, consent=cycle.nothing)
         if picture is not None:
             _draw(report, picture, verbose=context.verbose)
         findings = report.verdict.findings

@@ -64,8 +64,11 @@ def _judge(download: Download, evidence: Evidence, policy: Policy) -> Judged:
 def condition_of(download: Download, evidence: Evidence, quiet: float) -> tuple[Condition, str]:
     """The one condition of a download, and why. `quiet`: seconds since any entry of it changed."""
     alive = _why_alive(download, evidence, quiet)
-    if alive:
-        return Condition.LIVE, alive
+    return (Condition.LIVE, alive) if alive else settled_condition(download)
+
+
+def settled_condition(download: Download) -> tuple[Condition, str]:
+    """The condition of a download that nobody pulls, and why."""
     strange = _why_strange(download)
     if strange:
         return Condition.UNKNOWN, strange

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from watcher import names, ranges
 from watcher.events import Event
-from watcher.memory import Memory, Record
+from watcher.memory import Memory, Record, Touched
 from watcher.model import (
     Action,
     Condition,
+    Download,
     Evidence,
     Judged,
     Kind,
     Outcome,
+    Part,
+    Plan,
     Result,
     Verb,
     Verdict,
@@ -22,11 +26,14 @@ from watcher.model import (
 #: What a download in this condition is resumed as, by Ollama alone, without losing anything.
 _RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Condition.WHOLE})
 
+_OF_DOWNLOADS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS, Verb.WRITE_SIDECARS})
 _DONE_EVENT = {
     Verb.REMOVE_DOWNLOAD: "partial_cleaned",
     Verb.REMOVE_SURPLUS: "partial_cleaned",
     Verb.REMOVE_ORPHAN: "orphan_removed",
     Verb.REMOVE_TEMPORARY: "temporary_removed",
+    Verb.WRITE_SIDECARS: "download_repaired",
+    Verb.REFRESH: "refreshed",
 }
 
 
@@ -57,33 +64,91 @@ def learn(
         digest = key.removesuffix(".tmp")
         if evidence.scope is None or digest in evidence.scope:
             told.append(_gone(digest, records.pop(key), finished, evidence.now))
-    return Memory(records, lost=memory.lost), tuple(told)
+    unproven = memory.unproven | {
+        digest
+        for digest, record in memory.downloads.items()
+        if record.mended and digest in finished and digest not in records
+    }
+    there = _names(evidence)
+    touched = {
+        name: each
+        for name, each in memory.touched.items()
+        if evidence.scope is not None or name in there
+    }
+    return Memory(records, touched, frozenset(unproven), memory.lost), tuple(told)
+
+
+def _names(evidence: Evidence) -> set[str]:
+    """Every name whose time we may have set."""
+    downloads = (entry for download in evidence.downloads for entry in download.entries)
+    return {names.printable(entry.name) for entry in (*downloads, *evidence.census.unnamed)}
+
+
+def foresee(memory: Memory, plan: Plan) -> Memory:
+    """What has to be remembered before a plan is carried out, so that a kill can't lose it.
+
+    The bytes that a repair does not believe, and the own times of files whose times are set.
+    """
+    records, touched = dict(memory.downloads), dict(memory.touched)
+    for action in plan.actions:
+        record = records.get(action.subject)
+        if action.verb is Verb.WRITE_SIDECARS and record is not None:
+            doubted = ranges.union(record.doubted, action.doubts)
+            records[action.subject] = replace(
+                record, doubted=doubted, partition=action.parts, mended=True
+            )
+        if action.verb is Verb.REFRESH:
+            for entry in action.expects:
+                own = entry.mtime_ns if entry.own_mtime_ns is None else entry.own_mtime_ns
+                touched[names.printable(entry.name)] = Touched(entry.inode, action.at_ns, own)
+    return replace(memory, downloads=records, touched=touched)
 
 
 def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record:
     download = judged.download
-    identity = download.entries[0].identity if download.entries else (0, 0)
+    anchor = download.entries[0].identity if download.entries else (0, 0)
+    identity = (*anchor, download.born_ns)
     if before is not None and before.identity != identity:
         before = None
-    claimed, present = ranges.size(download.trust.claimed), ranges.size(download.trust.present)
+    claimed = ranges.size(download.trust.claimed)
+    allocated = download.data.allocated if download.data is not None else 0
     progress_at = evidence.now - judged.age
-    if before is not None and present > before.present:
+    live = judged.condition is Condition.LIVE
+    arrived = before is not None and (
+        live or before.pulling or allocated > before.allocated or claimed > before.claimed
+    )
+    if arrived and not _mended_since(before, download):
         changed = download.changed_at
         progress_at = min(evidence.now, changed if changed is not None else evidence.now)
     certain = download.total_from in ("sidecars", "manifest")
     return Record(
-        device=identity[0],
-        inode=identity[1],
+        device=anchor[0],
+        inode=anchor[1],
+        born_ns=download.born_ns,
         condition=judged.condition,
         stale=judged.stale,
-        pulling=judged.condition is Condition.LIVE
-        and (before is None or before.pulling or bool(download.writers)),
+        pulling=live and (before is None or before.pulling or bool(download.writers)),
         total=download.total if certain or before is None else (before.total or download.total),
         claimed=claimed,
-        present=present,
+        allocated=allocated,
         progress_at=progress_at,
         models=download.models,
+        partition=_partition(download) or (before.partition if before is not None else ()),
+        doubted=ranges.difference(before.doubted, download.trust.claimed) if before else (),
+        mended=before is not None and before.mended,
     )
+
+
+def _mended_since(before: Record | None, download: Download) -> bool:
+    """Whether the claims grew because we wrote them, not because bytes have arrived."""
+    return before is not None and before.mended and before.partition == _partition(download)
+
+
+def _partition(download: Download) -> tuple[Part, ...]:
+    """The parts of a sound set of sidecars."""
+    if download.faults:
+        return ()
+    return tuple(sidecar.part for sidecar in download.sidecars if sidecar.part is not None)
 
 
 def _told(
@@ -146,7 +211,7 @@ def _gone(digest: str, record: Record, finished: Mapping[str, int], at: float) -
     if digest in finished:
         details["total_bytes"] = finished[digest]
         return Event(at, "download_completed", f"{who} is downloaded", who, details)
-    details["present_bytes"] = record.present
+    details["allocated_bytes"] = record.allocated
     message = f"the partial download of {who} was removed by somebody else"
     return Event(at, "partial_removed", message, who, details)
 
@@ -162,7 +227,7 @@ def forget(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
     kept = {
         key: each for key, each in memory.downloads.items() if key.removesuffix(".tmp") not in gone
     }
-    return Memory(kept, lost=memory.lost)
+    return replace(memory, downloads=kept)
 
 
 # ---------------------------------------------------------------- acts
@@ -187,7 +252,7 @@ def ended(outcome: Outcome, at: float) -> Event:
 
 
 def _of(action: Action) -> str | None:
-    if action.verb in (Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS):
+    if action.verb in _OF_DOWNLOADS:
         return names.known_as(action.models, action.subject)
     return None
 
@@ -200,4 +265,5 @@ def _details(action: Action) -> dict[str, object]:
         "models": list(action.models),
         "files": len(files),
         "frees_bytes": action.frees,
+        "saves_bytes": action.saves,
     }

@@ -54,6 +54,9 @@ def _observe(
 ) -> Evidence:
     where = place.describe(world, store)
     found = _scan(world, store, scope, where)
+    census = replace(
+        found.census, unnamed=tuple(_own_time(entry, memory) for entry in found.census.unnamed)
+    )
     downloads = _downloads(world, policy, memory, found, store)
     seen = holders.see(
         world,
@@ -71,8 +74,9 @@ def _observe(
             _with_holders(download, seen.holders)
             for download in sorted(downloads, key=lambda download: download.digest)
         ),
-        census=found.census,
+        census=census,
         scope=scope,
+        uid=os.geteuid(),
     )
 
 
@@ -93,6 +97,14 @@ def _scan(world: World, store: int, scope: frozenset[str] | None, where: Place) 
             break
         world.sleep(_LOOK_AGAIN_SECONDS)
     return found
+
+
+def _own_time(found: Entry, memory: Memory) -> Entry:
+    """The entry with its own time, where the one on the disk was set by us."""
+    touched = memory.touched.get(names.printable(found.name))
+    if touched is None or (touched.inode, touched.set_ns) != (found.inode, found.mtime_ns):
+        return found
+    return found._replace(own_mtime_ns=touched.own_ns)
 
 
 def _with_holders(download: Download, found: Mapping[str, tuple[Holder, ...]]) -> Download:
@@ -149,7 +161,13 @@ class _Reader:
     ) -> None:
         self.blobs = blobs
         self.digest = digest
-        self.pieces = pieces
+        self.data = pieces.data and _own_time(pieces.data, memory)
+        self.transfer = pieces.transfer and _own_time(pieces.transfer, memory)
+        self.sidecars = [
+            (number, _own_time(found, memory))
+            for number, found in sorted(pieces.sidecars, key=_by_number)
+        ]
+        self.finished = pieces.finished
         self.named_size = named.size_of(digest)
         self.memory = memory
         self.named_models = named.models_of(digest)
@@ -159,40 +177,39 @@ class _Reader:
     def downloads(self) -> list[Download]:
         """The download in parts, and the one of the transfer path, where there are such."""
         made: list[Download] = []
-        if self.pieces.data is not None or self.pieces.sidecars:
+        if self.data is not None or self.sidecars:
             made.append(self._in_parts())
-        if self.pieces.transfer is not None:
-            made.append(self._transfer(self.pieces.transfer))
+        if self.transfer is not None:
+            made.append(self._of_transfer(self.transfer))
         return made
 
     def unreadable(self, error: OSError) -> Download:
         """The download when its content can't be read."""
         return self._base(
-            data=self.pieces.data,
+            data=self.data,
             sidecars=tuple(
-                Sidecar(found, number, None, "not read")
-                for number, found in _by_number(self.pieces.sidecars)
+                Sidecar(found, number, None, "not read") for number, found in self.sidecars
             ),
             unreadable=f"{names.printable(str(error.filename or ''))} {error.strerror}".strip(),
         )
 
     def _base(self, **more: Any) -> Download:
-        made = Download(digest=self.digest, finished=self.pieces.finished, **more)
-        record = _matching(self.memory, made.key, list(made.entries))
+        made = Download(digest=self.digest, finished=self.finished, **more)
+        record = self._record(made.key, list(made.entries))
         remembered = record.models if record else ()
         return replace(
             made,
             models=tuple(sorted({*self.named_models, *remembered})),
             progress_at=record.progress_at if record else None,
+            born_ns=scan.born(made.entries[0].name, self.blobs) if made.entries else 0,
         )
 
     def _in_parts(self) -> Download:
-        data = self.pieces.data
-        read = tuple(
-            self._sidecar(number, found) for number, found in _by_number(self.pieces.sidecars)
-        )
+        data = self.data
+        read = tuple(self._sidecar(number, found) for number, found in self.sidecars)
         entries = [each for each in (data, *(sidecar.entry for sidecar in read)) if each]
-        known, known_from = self._known_length(entries)
+        record = self._record(self.digest, entries)
+        known, known_from = self._known_length(record)
         faults = sidecars.faults(read, known) if read else ()
         claimed_total = sum(each.part.size for each in read if each.part)
         if data is not None and read and not faults and data.size > claimed_total:
@@ -209,28 +226,38 @@ class _Reader:
             total=total,
             total_from=total_from,
             faults=faults,
-            trust=self._trust(data, read, faults, total),
+            trust=self._trust(read, faults, total, record),
         )
 
-    def _known_length(self, entries: list[Entry]) -> tuple[int | None, str | None]:
+    def _record(self, key: str, entries: list[Entry]) -> Record | None:
+        """What is remembered of this very download; the digest alone may stand for another file."""
+        record = self.memory.downloads.get(key)
+        if record is None or not entries:
+            return None
+        anchor = entries[0]
+        here = (*anchor.identity, scan.born(anchor.name, self.blobs))
+        return record if record.identity == here else None
+
+    def _known_length(self, record: Record | None) -> tuple[int | None, str | None]:
         if self.named_size is not None and self.named_size > 0:
             return self.named_size, "manifest"
-        record = _matching(self.memory, self.digest, entries)
         if record is not None and record.total is not None:
             return record.total, "memory"
         return None, None
 
     def _trust(
         self,
-        data: Entry | None,
         read: tuple[Sidecar, ...],
         faults: tuple[str, ...],
         total: int | None,
+        record: Record | None,
     ) -> Trust:
-        if total is None:
+        data = self.data
+        if not total:
             return Trust()
         if faults or not read:
-            whole = sidecars.fill_gaps(sidecars.believable(read, total), total)
+            remembered = record.partition if record is not None else ()
+            whole = sidecars.fill_gaps(sidecars.believable(read, total), total, remembered)
         else:
             whole = tuple(
                 sorted((each.part for each in read if each.part), key=lambda part: part.offset)
@@ -243,8 +270,9 @@ class _Reader:
                 fd,
                 min(data.size, total),
                 whole,
-                rebooted=data.mtime < self.started_at,
+                rebooted=data.changed_at < self.started_at,
                 read_limit=self.policy.read_limit_bytes,
+                doubted=record.doubted if record is not None else (),
             )
         finally:
             os.close(fd)
@@ -273,7 +301,7 @@ class _Reader:
             raise _ChangedMeanwhile
         return fd
 
-    def _transfer(self, found: Entry) -> Download:
+    def _of_transfer(self, found: Entry) -> Download:
         written = ((0, found.size),) if found.size and found.kind is Kind.FILE else ()
         return self._base(
             data=found,
@@ -284,18 +312,11 @@ class _Reader:
         )
 
 
-def _by_number(found: Iterable[tuple[int | None, Entry]]) -> list[tuple[int | None, Entry]]:
-    return sorted(found, key=lambda each: (each[0] is None, each[0] or 0, each[1].name))
+def _by_number(found: tuple[int | None, Entry]) -> tuple[bool, int, str]:
+    number, entry = found
+    return number is None, number or 0, entry.name
 
 
 def _was_cut(data: Entry, read: Iterable[Sidecar]) -> bool:
     """A part lies beyond the data's end: a pull with a sidecar missing has cut the data."""
     return any(each.part is not None and each.part.end > data.size for each in read)
-
-
-def _matching(memory: Memory, key: str, entries: list[Entry]) -> Record | None:
-    """What is remembered of this very download: the digest alone may stand for another file."""
-    record = memory.downloads.get(key)
-    if record is None or not entries or record.identity != entries[0].identity:
-        return None
-    return record

@@ -76,16 +76,23 @@ def _cut(start: int, end: int, step: int) -> Iterator[tuple[int, int]]:
 
 
 def trust(
-    fd: int | None, size: int, parts: Sequence[Part], *, rebooted: bool, read_limit: int | None
+    fd: int | None,
+    size: int,
+    parts: Sequence[Part],
+    *,
+    rebooted: bool,
+    read_limit: int | None,
+    doubted: Ranges = (),
 ) -> Trust:
     """What can be believed of a data file.
 
     `fd` and `size` are the data file's (None and 0 where it is missing), `parts` all parts by
-    offset, those with a lost sidecar with nothing completed. `rebooted`: the machine started after
-    the last write. `read_limit`: bytes that may be read where holes don't tell; None for no limit.
+    offset; those with a lost sidecar have the number -1 and claim nothing. `rebooted`: the machine
+    started after the last write. `read_limit`: bytes that may be read where holes don't tell; None
+    for no limit. `doubted`: what an earlier repair knew to be doubtful; a claim settles it.
     Raises OSError where the data can't be read.
     """
-    claimed = sidecars.claims(parts)
+    claimed = sidecars.claims([part for part in parts if part.number >= 0])
     if fd is None:
         return Trust(claimed=claimed)
     held = segments(fd, size)
@@ -95,7 +102,17 @@ def trust(
         present = ranges.intersection(held, claimed)
         return Trust(claimed, present, present, holes_tell, rebooted, zeros_read=False)
     present = _present(fd, held, parts, ZEROS_ENOUGH if holes_tell else size)
-    believed = ranges.union(ranges.intersection(claimed, present), _beyond(present, parts))
+    started = sidecars.claims(parts)
+    believed = ranges.union(ranges.intersection(started, present), _beyond(present, parts))
+    lost = [part for part in parts if part.number < 0]
+    if lost:
+        # Without the sidecars a server may have begun again by the part rule, unseen.
+        heads = (
+            (part.offset, part.offset + DOUBTED_HEAD) for part in sidecars.part_rule(parts[-1].end)
+        )
+        gaps = ranges.normal((part.offset, part.end) for part in lost)
+        doubted = ranges.union(doubted, ranges.intersection(ranges.normal(heads), gaps))
+    believed = ranges.difference(believed, ranges.difference(doubted, claimed))
     zeros_read = not rebooted or read_limit is None or ranges.size(believed) <= read_limit
     if rebooted and zeros_read:
         believed = ranges.difference(believed, zero_blocks(fd, believed))

@@ -8,8 +8,10 @@ blobs as well; depth is bounded, so a loop ends.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import stat
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -114,6 +116,23 @@ def look(name: str, folder: int) -> Entry | None:
         return entry(name, os.stat(name, dir_fd=folder, follow_symlinks=False))
     except FileNotFoundError:
         return None
+
+
+def born(name: str, folder: int) -> int:
+    """Birth time of a file, ns since the epoch; 0 where the system or the file system has none."""
+    if _statx is None:
+        return 0
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    if _statx(folder, os.fsencode(name), _NO_FOLLOW, _STATX_BTIME, buffer) != 0:
+        return 0
+    (mask,) = struct.unpack_from("=I", buffer, 0)
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, _BTIME_OFFSET)
+    return seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else 0
+
+
+# statx(2): flags, and where struct statx has stx_btime (linux/stat.h); Python's os.stat lacks it.
+_NO_FOLLOW, _STATX_BTIME, _STATX_SIZE, _BTIME_OFFSET = 0x100, 0x800, 256, 80
+_statx = getattr(ctypes.CDLL(None), "statx", None)
 
 
 # ---------------------------------------------------------------- manifests

@@ -24,7 +24,6 @@ from watcher.model import (
 )
 
 AUDIT_SCHEMA = "ollama-watch/audit/1"
-CLEAN_SCHEMA = "ollama-watch/clean/1"
 
 
 def line(document: dict[str, Any]) -> bytes:
@@ -52,10 +51,10 @@ def audit(report: Report) -> dict[str, Any]:
     }
 
 
-def clean(report: Report) -> dict[str, Any]:
-    """What ``clean --json`` prints."""
+def acting(command: str, report: Report) -> dict[str, Any]:
+    """What a command that acts prints, such as ``clean --json``."""
     return {
-        "schema": CLEAN_SCHEMA,
+        "schema": f"ollama-watch/{command}/1",
         "time": events.rfc3339(report.evidence.now),
         "store": _store(report.evidence),
         "plan": plan(report.plan),
@@ -70,6 +69,7 @@ def plan(planned: Plan) -> dict[str, Any]:
         "actions": [_action(action) for action in planned.actions],
         "refusals": [_refusal(refusal) for refusal in planned.refusals],
         "frees_bytes": planned.frees,
+        "saves_bytes": planned.saves,
         "due": [{"at": events.rfc3339(due.at), "digest": due.digest} for due in planned.due],
     }
 
@@ -200,6 +200,8 @@ def _action(action: Action) -> dict[str, Any]:
         "models": list(action.models),
         "entries": [names.printable(entry.name) for entry in action.expects],
         "frees_bytes": action.frees,
+        "saves_bytes": action.saves,
+        "parts": [part._asdict() for part in action.parts],
     }
 
 

@@ -315,28 +315,39 @@ _DOES = {
     Verb.REMOVE_SURPLUS: "remove left-over sidecars of",
     Verb.REMOVE_ORPHAN: "remove the orphan",
     Verb.REMOVE_TEMPORARY: "remove the left-over",
+    Verb.WRITE_SIDECARS: "repair the download of",
+    Verb.REFRESH: "keep from the server's clean-up:",
 }
 
 
 def subject(item: Action | Refusal) -> str:
     """What an action is about, as people know it."""
-    if item.verb in (Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS):
-        return names.known_as(item.models, item.subject)
-    return names.printable(item.subject)
+    if item.verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY):
+        return names.printable(item.subject)
+    return names.known_as(item.models, item.subject.removeprefix("sha256-"))
 
 
 def plan(planned: Plan) -> list[object]:
     """What would be done, and what is refused."""
     shown: list[object] = []
     if planned.actions:
-        shown.append(Text(f"To do, freeing {decimal(planned.frees)}:", style="bold"))
+        shown.append(Text(f"To do{_gains(planned.frees, planned.saves)}:", style="bold"))
     for action in planned.actions[:_SHOWN_ALIKE]:
-        what = f"{_DOES[action.verb]} {subject(action)}: {decimal(action.frees)}, {action.because}"
+        what = f"{_DOES[action.verb]} {subject(action)}{_gains(action.frees, action.saves)}"
         shown.append(Padding(Text(what), (0, 0, 0, 2)))
+        shown.append(Padding(Text(action.because, style="dim"), (0, 0, 0, 4)))
     if len(planned.actions) > _SHOWN_ALIKE:
         shown.append(Text(f"  and {len(planned.actions) - _SHOWN_ALIKE:,} more"))
     shown.extend(_notes(planned.refusals))
     return shown
+
+
+def _gains(frees: int, saves: int) -> str:
+    """What is won by it, in words."""
+    gains = [f"frees {decimal(frees)}"] if frees else []
+    if saves:
+        gains.append(f"saves a download of {decimal(saves)}")
+    return f" ({', '.join(gains)})" if gains else ""
 
 
 def _notes(refusals: Iterable[Refusal]) -> list[object]:
@@ -357,7 +368,10 @@ def outcomes(report: Report) -> list[object]:
         shown.append(Text(f"and {len(done) - _SHOWN_ALIKE:,} more"))
     if done:
         freed = sum(outcome.freed for outcome in done)
-        shown.append(Text(f"freed {decimal(freed)}", style="bold"))
+        saved = sum(outcome.action.saves for outcome in done)
+        gains = _gains(freed, saved)
+        if gains:
+            shown.append(Text(gains.strip(" ()"), style="bold"))
     shown.extend(
         _undone(outcome) for outcome in report.outcomes if outcome.result is not Result.DONE
     )

@@ -1,0 +1,210 @@
+"""The commands that change a store: show the plan, ask, do it, tell what came of it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+
+from watcher import cycle, names
+from watcher.commands.context import Context, complain
+from watcher.errors import Exit, WatchError
+from watcher.model import Action, Plan, Policy, Refusal, RefusalKind, Result
+from watcher.show import documents
+from watcher.world import World
+
+#: The server's start waits for `prepare` no longer than this.
+PREPARE_SECONDS = 20
+_PREPARE_LOCK_SECONDS = 5.0
+
+
+def clean(context: Context, targets: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:
+    """Free what is worth nothing."""
+    policy = replace(context.policy, clean=True, repair=False)
+    return _act(context, "clean", policy, targets, dry_run=dry_run, yes=yes, wait=False)
+
+
+def repair(
+    context: Context, targets: tuple[str, ...], *, dry_run: bool, yes: bool, wait: bool
+) -> Exit:
+    """Make interrupted downloads resumable. `wait`: wait until what changed lately is quiet."""
+    policy = replace(context.policy, clean=False, repair=True, repair_stale=True)
+    return _act(context, "repair", policy, targets, dry_run=dry_run, yes=yes, wait=wait)
+
+
+def prepare(context: Context) -> Exit:
+    """Just before the server starts: recover, mend, keep what is wanted. Never in its way."""
+    policy = replace(context.policy, clean=False, repair=True)
+    try:
+        with _limited(PREPARE_SECONDS):
+            for world in context.worlds(keeps=True):
+                report = cycle.cycle(world, policy, lock_seconds=_PREPARE_LOCK_SECONDS)
+                if context.json:
+                    context.document(documents.acting("prepare", report))
+                elif not context.quiet and (report.outcomes or report.troubles):
+                    _tell(context, report)
+    except (WatchError, OSError) as error:
+        complain(f"ollama-watch: {error}")
+    return Exit.HEALTHY
+
+
+@contextmanager
+def _limited(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in the block after so many seconds; what it had begun is undone."""
+
+    def stop(_: int, __: FrameType | None) -> None:
+        raise TimeoutError(f"not done after {seconds} s; the rest waits for the next run")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _act(
+    context: Context,
+    name: str,
+    policy: Policy,
+    targets: tuple[str, ...],
+    *,
+    dry_run: bool,
+    yes: bool,
+    wait: bool,
+) -> Exit:
+    codes = [Exit.HEALTHY]
+    for world in context.worlds(keeps=not dry_run):
+        chosen = _Choice(context, targets, dry_run=dry_run, yes=yes)
+        report = _until_quiet(context, world, policy, chosen, wait=wait and not dry_run)
+        report = replace(report, plan=chosen.plan)
+        if context.json:
+            context.document(documents.acting(name, report))
+        elif report.outcomes:
+            _tell(context, report)
+        elif not chosen.shown:
+            _tell_nothing_done(context, report, name)
+        if not report.outcomes:
+            for trouble in report.troubles:
+                complain(trouble)
+        codes.append(chosen.unasked or _code(report, dry_run=dry_run))
+    return max(codes)
+
+
+def _until_quiet(
+    context: Context, world: World, policy: Policy, chosen: _Choice, *, wait: bool
+) -> cycle.Report:
+    """One cycle; where somebody waits, more of them until nothing has to wait any longer."""
+    while True:
+        report = cycle.cycle(world, policy, consent=chosen)
+        left = [
+            refusal.seconds_left
+            for refusal in chosen.plan.refusals
+            if refusal.seconds_left is not None and refusal.kind is RefusalKind.NOT_QUIET
+        ]
+        asked = sys.stdin.isatty() and sys.stdout.isatty() and not context.json
+        if not left or chosen.unasked or not (wait or (asked and policy.repair and world.keeps)):
+            return report
+        _count_down(max(left))
+
+
+def _count_down(seconds: float) -> None:
+    """Wait, and tell on a terminal how long still."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\033[Kwaiting until it is quiet: {left:.0f} s, ctrl-C ends it ")
+            sys.stderr.flush()
+        time.sleep(min(1.0, left))
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\033[K")
+
+
+class _Choice:
+    """The consent of this command: a plan cut down to the targets, shown, and asked about."""
+
+    def __init__(
+        self, context: Context, targets: tuple[str, ...], *, dry_run: bool, yes: bool
+    ) -> None:
+        self._context, self._targets, self._dry_run, self._yes = context, targets, dry_run, yes
+        self.plan = Plan()
+        self.shown = False
+        #: Set where somebody would have to be asked and nobody is there.
+        self.unasked: Exit | None = None
+
+    def __call__(self, planned: Plan) -> Plan:
+        self.plan = only(planned, self._targets)
+        if self._yes and not self._dry_run:
+            return self.plan
+        if not self._context.json and (self.plan.actions or not self._context.quiet):
+            self._show()
+        if self._dry_run or not self.plan.actions:
+            return cycle.nothing(self.plan)
+        if self._context.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+            complain("nothing was done: nobody to ask here; say --yes to do it, -n to only look")
+            self.unasked = Exit.USAGE
+            return cycle.nothing(self.plan)
+        import click
+
+        agreed = click.confirm("Do it?", default=False)
+        return self.plan if agreed else cycle.nothing(self.plan)
+
+    def _show(self) -> None:
+        from watcher.show import tables
+
+        parts = tables.plan(self.plan)
+        if parts:
+            self._context.show(parts)
+            self.shown = True
+
+
+def only(planned: Plan, targets: tuple[str, ...]) -> Plan:
+    """The part of a plan that is about some models or digests; all of it without targets."""
+    if not targets:
+        return planned
+    return replace(
+        planned,
+        actions=tuple(each for each in planned.actions if _meant(each, targets)),
+        refusals=tuple(each for each in planned.refusals if _meant(each, targets)),
+    )
+
+
+def _meant(item: Action | Refusal, targets: tuple[str, ...]) -> bool:
+    for target in targets:
+        model = names.parse_model(target)
+        if model is not None and model.shown in item.models:
+            return True
+        digest = target.removeprefix("sha256:").removeprefix("sha256-").lower()
+        if len(digest) >= 4 and item.subject.lower().removeprefix("sha256-").startswith(digest):
+            return True
+    return False
+
+
+def _tell(context: Context, report: cycle.Report) -> None:
+    from watcher.show import tables
+
+    context.show(tables.outcomes(report))
+
+
+def _tell_nothing_done(context: Context, report: cycle.Report, name: str) -> None:
+    from watcher.show import tables
+
+    if report.plan.refusals:
+        context.show(tables.plan(report.plan))
+    elif not context.quiet:
+        sys.stdout.write(f"nothing to {name}\n")
+
+
+def _code(report: cycle.Report, *, dry_run: bool) -> Exit:
+    results = {outcome.result for outcome in report.outcomes}
+    if Result.FAILED in results:
+        return Exit.FAILED
+    if report.plan.refusals or Result.REFUSED in results:
+        return Exit.REFUSED
+    undone = len(report.plan.actions) > len(report.outcomes)
+    return Exit.FINDINGS if undone or (dry_run and report.plan.actions) else Exit.HEALTHY

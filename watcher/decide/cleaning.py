@@ -1,0 +1,136 @@
+"""What is worth nothing and can go: stale downloads, orphans, left-overs. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from watcher import names
+from watcher.decide import safety
+from watcher.model import (
+    HOUR,
+    Action,
+    Condition,
+    Entry,
+    Evidence,
+    Judged,
+    Kind,
+    ManifestFault,
+    Policy,
+    Refusal,
+    RefusalKind,
+    Verb,
+)
+
+#: Manifests that protect blobs which nobody can tell.
+_BLINDING = frozenset({ManifestFault.CORRUPT, ManifestFault.UNREADABLE, ManifestFault.DANGLING})
+
+
+def of_download(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
+    """What goes of a stale download."""
+    match judged.condition:
+        case Condition.LIVE | Condition.UNKNOWN:
+            return
+        case Condition.REDUNDANT:
+            yield from surplus(judged, evidence)
+        case _:
+            yield _removal(judged, evidence, Verb.REMOVE_DOWNLOAD, judged.download.entries)
+
+
+def surplus(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
+    """What is left of a download beside its finished blob."""
+    download = judged.download
+    sidecars = tuple(sidecar.entry for sidecar in download.sidecars)
+    if download.data is not None:
+        why: safety.Why = (
+            RefusalKind.UNPROVEN,
+            "the finished blob's hash is not known, so the partial data may be needed",
+            f"check the blob: sha256sum blobs/{names.blob(download.digest)}",
+            None,
+        )
+        yield safety.refusal(why, judged, Verb.REMOVE_DOWNLOAD)
+    elif sidecars:
+        yield _removal(judged, evidence, Verb.REMOVE_SURPLUS, sidecars)
+
+
+def _removal(
+    judged: Judged, evidence: Evidence, verb: Verb, expects: tuple[Entry, ...]
+) -> Action | Refusal:
+    why = safety.why_not_take(judged, evidence)
+    if why is not None:
+        return safety.refusal(why, judged, verb)
+    return Action(
+        verb=verb,
+        subject=judged.digest,
+        because=f"{judged.condition.value}, no progress for {judged.age / HOUR:.0f} hours",
+        expects=expects,
+        frees=sum(entry.freed for entry in expects),
+        models=judged.download.models,
+        wait_seconds=safety.guard_seconds(evidence),
+    )
+
+
+def orphans(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
+    """Finished blobs that no manifest names, and that no unfinished pull counts on any more."""
+    old = [
+        entry
+        for entry in evidence.census.unnamed
+        if evidence.now - entry.changed_at >= policy.stale_after and entry.kind is Kind.FILE
+    ]
+    if not old:
+        return
+    why = _orphans_forbidden(evidence)
+    if why is not None:
+        subject = f"{len(old)} orphaned blob{'s' if len(old) > 1 else ''}"
+        yield Refusal(why[0], subject, Verb.REMOVE_ORPHAN, why[1], why[2])
+        return
+    for entry in old:
+        days = (evidence.now - entry.changed_at) / (24 * HOUR)
+        because = f"no manifest names it, {days:.0f} days old"
+        yield Action(Verb.REMOVE_ORPHAN, entry.name, because, (entry,), entry.freed)
+
+
+def _orphans_forbidden(evidence: Evidence) -> safety.Why | None:
+    """Why no finished blob may be removed: something may name it, or be about to."""
+    for odd in evidence.census.odd_manifests:
+        if odd.fault in _BLINDING:
+            who = odd.model or names.printable(odd.path)
+            return (
+                RefusalKind.MANIFESTS,
+                f"the manifest of {who} is {odd.fault.value}: it may name any of them",
+                f"mend it: ollama pull {who}" if odd.model else "mend it",
+                None,
+            )
+    for path in evidence.census.unlisted:
+        return (
+            RefusalKind.MANIFESTS,
+            f"{names.printable(path)} can't be listed: a manifest in it may name any of them",
+            f"chmod u+rx {names.printable(path)}",
+            None,
+        )
+    if evidence.census.manifests == 0:
+        return (
+            RefusalKind.MANIFESTS,
+            "there is not a single manifest: more likely manifests/ is missing than all is waste",
+            "bring manifests/ back, or remove the store by hand",
+            None,
+        )
+    return safety.idle_forbids(evidence)
+
+
+def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
+    """Files that ``ollama create`` or an upload has left behind."""
+    old = [
+        temporary.entry
+        for temporary in evidence.census.temporaries
+        if temporary.entry.kind is Kind.FILE and evidence.now - temporary.entry.mtime >= HOUR
+    ]
+    if not old:
+        return
+    why = safety.idle_forbids(evidence)
+    if why is not None:
+        subject = f"{len(old)} left-over{'s' if len(old) > 1 else ''} of ollama create"
+        yield Refusal(why[0], subject, Verb.REMOVE_TEMPORARY, why[1], why[2])
+        return
+    for entry in old:
+        because = "a left-over of ollama create"
+        yield Action(Verb.REMOVE_TEMPORARY, entry.name, because, (entry,), entry.freed)

@@ -1,0 +1,175 @@
+"""What makes an interrupted download go on with as little as possible to download again. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from watcher import names, ranges, sidecars
+from watcher.decide import cleaning, safety
+from watcher.decide.judge import settled_condition
+from watcher.model import (
+    HOUR,
+    MIB,
+    QUIET_SECONDS,
+    Action,
+    Condition,
+    Entry,
+    Evidence,
+    Judged,
+    Kind,
+    Part,
+    Policy,
+    Ranges,
+    Refusal,
+    RefusalKind,
+    Verb,
+)
+
+_MENDED = frozenset(
+    {
+        Condition.BEHIND,
+        Condition.HOLLOW,
+        Condition.BLOCKED,
+        Condition.UNCLAIMED,
+        Condition.WHOLE,
+    }
+)
+#: More sidecars than this are absurd, and brought down.
+MOST_SIDECARS = 1000
+#: Times of wanted things are set anew when they are this old: well before the server's hour.
+REFRESH_AFTER = HOUR / 2
+
+
+def of_download(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
+    """What mends a download, if anything has to be mended."""
+    condition = judged.condition
+    if condition is Condition.LIVE:
+        yield from _not_quiet_yet(judged)
+    elif condition is Condition.REDUNDANT:
+        if judged.download.sidecars and judged.download.data is None:
+            yield from cleaning.surplus(judged, evidence)
+    elif condition in _MENDED:
+        yield from _write_sidecars(judged, evidence)
+
+
+def _not_quiet_yet(judged: Judged) -> Iterator[Refusal]:
+    """A download that counts as live only because it changed lately, and needs mending then."""
+    download = judged.download
+    if download.holders or settled_condition(download)[0] not in _MENDED:
+        return
+    left = max(0.0, QUIET_SECONDS - judged.quiet)
+    why: safety.Why = (
+        RefusalKind.NOT_QUIET,
+        f"{judged.because}; a pull of it may be under way",
+        f"try again in {left:.0f} s",
+        left,
+    )
+    yield safety.refusal(why, judged, Verb.WRITE_SIDECARS)
+
+
+def _write_sidecars(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
+    download = judged.download
+    if not download.total:
+        why: safety.Why = (
+            RefusalKind.LENGTH,
+            "its true length is not known: the data was cut short, and no manifest names it",
+            "pull it again from the start, or clean it once it is stale",
+            None,
+        )
+        yield safety.refusal(why, judged, Verb.WRITE_SIDECARS)
+        return
+    parts = sidecars.from_trusted(download.trust.trusted, download.total, _at_least(judged))
+    if parts == tuple(sidecar.part for sidecar in download.sidecars):
+        return  # it claims just what can be believed
+    wanted = {names.sidecar(judged.digest, part.number) for part in parts}
+    surplus = tuple(
+        sidecar.entry for sidecar in download.sidecars if sidecar.entry.name not in wanted
+    )
+    problem = (
+        safety.why_not_take(judged, evidence) if surplus else safety.why_not_add(judged, evidence)
+    ) or _owner_forbids(download.entries, evidence)
+    if problem is not None:
+        yield safety.refusal(problem, judged, Verb.WRITE_SIDECARS)
+        return
+    claims = sidecars.claims(parts)
+    yield Action(
+        verb=Verb.WRITE_SIDECARS,
+        subject=judged.digest,
+        because=f"{judged.condition.value}: {judged.because}",
+        expects=download.entries,
+        models=download.models,
+        wait_seconds=safety.guard_seconds(evidence),
+        parts=parts,
+        surplus=surplus,
+        saves=_saves(judged, claims),
+        doubts=_doubts(parts, download.trust.present, claims),
+    )
+
+
+def _at_least(judged: Judged) -> int:
+    """So many parts that every sidecar is replaced and none is left over."""
+    numbers = [sidecar.number for sidecar in judged.download.sidecars if sidecar.number is not None]
+    return min(max(numbers, default=0) + 1, MOST_SIDECARS)
+
+
+def _saves(judged: Judged, claims: Ranges) -> int:
+    """Bytes that Ollama alone would have downloaded again."""
+    total = judged.download.total or 0
+    rest = total - ranges.size(claims)
+    alone = total if judged.cost_alone is None else judged.cost_alone
+    return max(0, alone - rest)
+
+
+def _doubts(parts: tuple[Part, ...], present: Ranges, claims: Ranges) -> Ranges:
+    """What must stay doubtful: where attempts will start, and what is there and not claimed."""
+    heads = ranges.normal(
+        (part.starts_at, min(part.end, part.starts_at + MIB))
+        for part in parts
+        if part.completed < part.size
+    )
+    return ranges.union(heads, ranges.difference(present, claims))
+
+
+def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why | None:
+    """Sidecars must belong to who pulls: the server fails at the end if it can't rewrite them."""
+    owner = entries[0].uid
+    if evidence.uid in (0, owner):
+        return None
+    return (
+        RefusalKind.OWNER,
+        f"its files belong to the user id {owner}, and new ones would belong to {evidence.uid}",
+        f"run it as root, or as that user: sudo -u '#{owner}' ollama-watch repair",
+        None,
+    )
+
+
+# ---------------------------------------------------------------- times
+
+
+def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> Iterator[Action]:
+    """Set the times of wanted things, so that no start of the server deletes them.
+
+    Wanted is every download that is not stale, and every finished blob that no manifest names yet
+    and that is young. All files of a download go together.
+    """
+    at_ns = int(evidence.now * 1e9)
+    for each in judged:
+        entries = tuple(entry for entry in each.download.entries if entry.kind is Kind.FILE)
+        if not each.stale and _fading(entries, evidence.now):
+            yield Action(
+                Verb.REFRESH,
+                each.digest,
+                "wanted, and soon old enough for the server to delete it",
+                entries,
+                models=each.download.models,
+                at_ns=at_ns,
+            )
+    for entry in evidence.census.unnamed:
+        young = evidence.now - entry.changed_at < policy.stale_after
+        if young and entry.kind is Kind.FILE and _fading((entry,), evidence.now):
+            because = "a pull that is not finished may count on it"
+            yield Action(Verb.REFRESH, entry.name, because, (entry,), at_ns=at_ns)
+
+
+def _fading(entries: tuple[Entry, ...], now: float) -> bool:
+    return any(now - entry.mtime > REFRESH_AFTER for entry in entries)
