@@ -98,9 +98,11 @@ def advice(judged: Judged) -> str:
     models = judged.download.models
     if judged.stale:
         return f"ollama-watch clean {names.short(judged.digest)}"
-    if judged.condition in (Condition.PAUSED, Condition.BEHIND) and models:
+    if judged.condition is Condition.PAUSED and models:
         return f"ollama pull {models[0]}"
-    return ""
+    if judged.condition in (Condition.LIVE, Condition.PAUSED, Condition.UNKNOWN):
+        return ""
+    return f"ollama-watch repair {names.short(judged.digest)}"
 
 
 def _alone(judged: Judged) -> str:

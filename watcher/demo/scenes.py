@@ -151,7 +151,8 @@ class Stage:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=self._environment(),
+                # It only tells here: the repair has a scene of its own.
+                env={**self._environment(), "OLLAMA_WATCH_REPAIR": "false"},
             )
         self.running.callback(_end, process)
         wait_for(lambda: "check_started" in told.read_text(), "the daemon to start")
@@ -244,8 +245,8 @@ def play(
         _a_pull_that_dies(stage, told)
         stage.title("What an audit shows")
         stage.run("audit", *(["--svg", str(picture)] if picture else []), shown=("audit",))
-        _what_ollama_alone_does(stage)
         _what_cleaning_frees(stage)
+        _alone_and_repaired(stage)
         daemon.terminate()
         daemon.wait(_WAIT)
 
@@ -283,8 +284,26 @@ def _a_pull_that_dies(stage: Stage, told: Path) -> None:
         stage.say(line)
 
 
-def _what_ollama_alone_does(stage: Stage) -> None:
-    stage.title("What Ollama alone does with it, on a copy of the store")
+def _alone_and_repaired(stage: Stage) -> None:
+    here = sum(path.stat().st_blocks * 512 for path in stage.partials_of("big"))
+    stage.title("Ollama alone on a copy of the store, and the same pull after a repair")
+    alone = _pull_alone(stage)
+    stage.run("repair", "--yes")
+    _order(stage.registry_url, {"reset_stats": True})
+    with contextlib.ExitStack() as ended:
+        _, url = stage.start_server(stage.store, ended)
+        connection, _ = _pull(url, stage.model("big"), None)
+        connection.close()
+    repaired = stage.served()
+    stage.say(
+        f"on the disk: {here:,} of {_MODEL_BYTES:,} bytes; missing: {_MODEL_BYTES - here:,}\n"
+        f"Ollama alone downloaded {alone:,} bytes; after the repair it was {repaired:,}."
+    )
+    stage.run("audit")
+
+
+def _pull_alone(stage: Stage) -> int:
+    """The bytes that a server downloads on a copy of the store."""
     copy = stage.folder / "alone"
     subprocess.run(["cp", "-a", "--sparse=auto", str(stage.store), str(copy)], check=True)
     _order(stage.registry_url, {"reset_stats": True, "throttle": None})
@@ -292,17 +311,11 @@ def _what_ollama_alone_does(stage: Stage) -> None:
         _, url = stage.start_server(copy, ended)
         connection, _ = _pull(url, stage.model("big"), None)
         connection.close()
-    again = stage.served()
-    here = sum(path.stat().st_blocks * 512 for path in stage.partials_of("big"))
-    stage.say(
-        f"{here:,} of {_MODEL_BYTES:,} bytes are on the disk, {_MODEL_BYTES - here:,} are "
-        f"missing;\nthe server downloads {again:,}."
-    )
+    return stage.served()
 
 
 def _what_cleaning_frees(stage: Stage) -> None:
-    stage.title("The stale one goes, safely; the one that broke just now stays")
+    stage.title("The stale one goes, safely")
     stage.run("clean", "--dry-run")
     stage.run("clean", "--yes")
     wait_for(lambda: not any(stage.partials_of("old")), "the stale download to be gone")
-    stage.run("audit")

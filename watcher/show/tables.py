@@ -15,6 +15,7 @@ from rich.text import Text
 
 from watcher import names, ranges
 from watcher.cycle import Report
+from watcher.decide import findings
 from watcher.model import (
     Action,
     Condition,
@@ -110,14 +111,14 @@ def audit(report: Report, *, verbose: bool) -> list[object]:
             more = ", ".join(f"{count:,} {condition}" for condition, count in conditions.items())
             shown.append(Text(f"  and {more}: --json has them all"))
         shown.append(Text(f"  {pieces.LEGEND}", style="dim"))
-    findings = [
+    told = [
         finding
         for finding in report.verdict.findings
         if not _told_by_drawing(finding) and (verbose or finding.severity is not Severity.INFO)
     ]
-    if findings:
+    if told:
         shown.append(Text("\nFindings", style="bold"))
-        shown.extend(_findings(findings))
+        shown.extend(_findings(told))
     if report.verdict.forecast is not None:
         shown.extend(_forecast(report.verdict.forecast, report.evidence))
     return shown
@@ -246,6 +247,9 @@ def _download(judged: Judged) -> Table:
     table.add_row("", _sizes(judged))
     table.add_row("", judged.because)
     table.add_row("", _costs(judged))
+    helps = findings.advice(judged)
+    if helps and not judged.stale:
+        table.add_row("", Text(f"-> {helps}", style="bold"))
     return table
 
 
@@ -276,16 +280,16 @@ def _sizes(judged: Judged) -> str:
     return f"{told}; no progress for {age(judged.age)}"
 
 
-def _findings(findings: list[Finding]) -> Iterable[object]:
-    alike = Counter(finding.kind for finding in findings)
+def _findings(told: list[Finding]) -> Iterable[object]:
+    alike = Counter(finding.kind for finding in told)
     shown: Counter[str] = Counter()
-    for finding in findings:
+    for finding in told:
         shown[finding.kind] += 1
         if shown[finding.kind] <= _SHOWN_ALIKE:
             yield _finding(finding)
         elif shown[finding.kind] == _SHOWN_ALIKE + 1:
             more = alike[finding.kind] - _SHOWN_ALIKE
-            total = sum(each.sizes.allocated for each in findings if each.kind == finding.kind)
+            total = sum(each.sizes.allocated for each in told if each.kind == finding.kind)
             yield Text(
                 f"           and {more:,} more {finding.kind}; {decimal(total)} in all of them"
             )
@@ -369,9 +373,10 @@ def outcomes(report: Report) -> list[object]:
     if done:
         freed = sum(outcome.freed for outcome in done)
         saved = sum(outcome.action.saves for outcome in done)
-        gains = _gains(freed, saved)
-        if gains:
-            shown.append(Text(gains.strip(" ()"), style="bold"))
+        if freed:
+            shown.append(Text(f"freed {decimal(freed)}", style="bold"))
+        if saved:
+            shown.append(Text(f"saved a download of {decimal(saved)}", style="bold"))
     shown.extend(
         _undone(outcome) for outcome in report.outcomes if outcome.result is not Result.DONE
     )
