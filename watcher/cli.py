@@ -149,6 +149,18 @@ def repair(
 
 
 @group.command()
+@click.argument("targets", nargs=-1, metavar="[MODEL]...")
+@click.option("--max-duration", type=_Duration(), metavar="TIME", help="Stop after so long.")
+@_json_option
+@click.pass_context
+def verify(given: click.Context, targets: tuple[str, ...], max_duration: float | None) -> Exit:
+    """Hash blobs and remember it; a second run hashes only what changed."""
+    from watcher.commands.acting import verify as body
+
+    return body(given.obj, targets, max_duration)
+
+
+@group.command()
 @_json_option
 @click.pass_context
 def prepare(given: click.Context) -> Exit:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from watcher import events, files, memory, names
-from watcher.act import apply, moves
+from watcher.act import apply, hashing, moves
 from watcher.decide import judge, learn, plan
 from watcher.errors import LockedError, NoPermissionError
 from watcher.events import Event
 from watcher.memory import Memory
-from watcher.model import Consent, Evidence, Outcome, Plan, Policy, Verdict
+from watcher.model import Action, Consent, Evidence, Outcome, Plan, Policy, Verb, Verdict
 from watcher.observe import evidence as look
 from watcher.observe import place, scan
 from watcher.world import World
@@ -22,6 +22,8 @@ from watcher.world import World
 LOCK = "lock"
 #: How often a lock that somebody holds is tried again.
 _LOCK_PAUSE = 0.05
+#: What was hashed is written down this often.
+_KEEP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,13 @@ def cycle(
     *,
     first_look: bool = False,
     lock_seconds: float = 10.0,
+    until: float | None = None,
 ) -> Report:
     """Look at a store, decide, do what `consent` leaves of the plan, and remember what was learnt.
 
     `scope`: the digests to look at; None for the whole store. A world that does not keep anything
     (``world.keeps``) is only looked at. `first_look`: tell every unfinished download, known or not.
+    `until`: when to stop hashing, seconds since the epoch; what was hashed is remembered.
     Raises LockedError where somebody else acts for longer than `lock_seconds`, NoPermissionError
     where something was agreed to and can't be done by this user, and what `observe` raises.
     """
@@ -70,10 +74,21 @@ def cycle(
         return seen, verdict, plan.make(verdict, seen, policy)
 
     recovered = _recover(world, policy, lock_seconds) if world.keeps else ()
-    seen, verdict, planned = decide(_recall(world))
-    agreed = consent(planned)
-    if not world.keeps:
-        return Report(seen, verdict, planned)
+    found_out: tuple[Outcome, ...] = ()
+    while True:
+        seen, verdict, planned = decide(_recall(world))
+        agreed = consent(planned)
+        if not world.keeps:
+            return Report(seen, verdict, planned)
+        questions = [action for action in agreed.actions if action.verb is Verb.HASH]
+        if not questions or found_out:
+            break
+        # Nothing is decided while acting: what has to be known first is found out, and then
+        # everything is decided anew.
+        found_out = _find_out(world, questions, until, lock_seconds)
+        if not found_out:
+            break
+    agreed = replace(agreed, actions=tuple(a for a in agreed.actions if a.verb is not Verb.HASH))
     with contextlib.ExitStack() as opened:
         try:
             store = opened.enter_context(files.opened_folder(world.store))
@@ -89,7 +104,31 @@ def cycle(
             outcomes = apply.apply(world, store, agreed, lambda: decide(past)[2], told)
             seen, verdict, _ = decide(past)
             told.learn(learn.forget(past, outcomes), seen, verdict, first_look=False)
-    return Report(seen, verdict, planned, outcomes, recovered + told.events, told.troubles)
+    return Report(
+        seen, verdict, planned, found_out + outcomes, recovered + told.events, told.troubles
+    )
+
+
+def _find_out(
+    world: World, questions: list[Action], until: float | None, lock_seconds: float
+) -> tuple[Outcome, ...]:
+    """Hash what has to be known, and remember it now and then: a kill loses half a minute."""
+    answered: list[Outcome] = []
+    kept = 0
+    with files.opened_folder(world.store) as store:
+        keep_at = time.monotonic() + _KEEP_SECONDS
+        for outcome in hashing.find_out(world, store, questions, until, world.watch):
+            answered.append(outcome)
+            if time.monotonic() >= keep_at:
+                _keep(store, answered[kept:], lock_seconds)
+                kept, keep_at = len(answered), time.monotonic() + _KEEP_SECONDS
+        _keep(store, answered[kept:], lock_seconds)
+    return tuple(answered)
+
+
+def _keep(store: int, answered: list[Outcome], lock_seconds: float) -> None:
+    with locked(store, lock_seconds):
+        memory.save(store, learn.proved(memory.load(store), answered))
 
 
 def _recover(world: World, policy: Policy, lock_seconds: float) -> tuple[Event, ...]:

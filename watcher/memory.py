@@ -13,7 +13,7 @@ from typing import NamedTuple
 import orjson
 
 from watcher import files, names
-from watcher.model import Condition, Part, Ranges
+from watcher.model import Condition, Entry, Part, Ranges
 
 SCHEMA = "ollama-watch/state/1"
 FOLDER = ".ollama-watch"
@@ -63,6 +63,15 @@ class Touched(NamedTuple):
     own_ns: int
 
 
+class Hashed(NamedTuple):
+    """A file whose content was hashed, as it was then (inode, bytes, ns), and the hash."""
+
+    inode: int
+    size: int
+    changed_ns: int
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """All that is remembered of one store."""
@@ -70,10 +79,23 @@ class Memory:
     downloads: Mapping[str, Record] = field(default_factory=dict)
     #: By file name under ``blobs/``.
     touched: Mapping[str, Touched] = field(default_factory=dict)
+    #: By file name under ``blobs/``.
+    hashes: Mapping[str, Hashed] = field(default_factory=dict)
     #: Digests of blobs that were finished on sidecars of ours and not hashed since.
     unproven: frozenset[str] = frozenset()
     #: Why the file could not be used, if so; told once.
     lost: str = ""
+
+
+def bound_to(found: Entry) -> int:
+    """The time that a remembered hash is bound to, ns.
+
+    Of a blob the one that nobody can set; of partial data its own modification time, since a
+    repair sets times.
+    """
+    if names.parse_blob(found.name).role is names.Role.BLOB and found.own_mtime_ns is None:
+        return found.ctime_ns
+    return found.mtime_ns if found.own_mtime_ns is None else found.own_mtime_ns
 
 
 def load(store: int) -> Memory:
@@ -131,6 +153,7 @@ def _encode(memory: Memory) -> bytes:
             for digest, record in memory.downloads.items()
         },
         "touched": {names.printable(name): list(each) for name, each in memory.touched.items()},
+        "hashes": {name: list(each) for name, each in memory.hashes.items()},
         "unproven": sorted(memory.unproven),
     }
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
@@ -159,4 +182,8 @@ def _decode(document: object) -> Memory:
         for digest, each in document["downloads"].items()
     }
     touched = {str(name): Touched(*map(int, each)) for name, each in document["touched"].items()}
-    return Memory(records, touched, frozenset(map(str, document["unproven"])))
+    hashes = {
+        str(name): Hashed(int(inode), int(size), int(changed_ns), str(sha256))
+        for name, (inode, size, changed_ns, sha256) in document["hashes"].items()
+    }
+    return Memory(records, touched, hashes, frozenset(map(str, document["unproven"])))

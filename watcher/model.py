@@ -54,6 +54,8 @@ class Entry(NamedTuple):
     mode: int
     #: Its own modification time, where the one on the disk was set by us.
     own_mtime_ns: int | None = None
+    #: The hash of its content, where it was computed and the file has not changed since.
+    sha256: str | None = None
 
     @property
     def mtime(self) -> float:
@@ -197,8 +199,10 @@ class Located(NamedTuple):
 
 
 class BlobFault(enum.StrEnum):
-    """What is wrong with a finished blob, as far as names and sizes tell."""
+    """What is wrong with a finished blob."""
 
+    #: Its hash was computed, and is not that of its name.
+    CORRUPT = "corrupt"
     SHORT = "short"
     LONG = "long"
     MISSING = "missing"
@@ -268,6 +272,10 @@ class BlobCensus:
     #: Finished blobs that a manifest names and that have the right size.
     healthy: int = 0
     healthy_bytes: int = 0
+    #: The healthy ones themselves, only where they are to be verified.
+    healthy_entries: tuple[Entry, ...] = ()
+    #: Blobs that were finished on sidecars of ours and not hashed since.
+    unproven: tuple[Entry, ...] = ()
     odd: tuple[OddBlob, ...] = ()
     #: Finished blobs that no manifest names.
     unnamed: tuple[Entry, ...] = ()
@@ -509,6 +517,7 @@ class Verb(enum.StrEnum):
     REMOVE_TEMPORARY = "remove_temporary"
     WRITE_SIDECARS = "write_sidecars"
     REFRESH = "refresh"
+    HASH = "hash"
 
 
 @dataclass(frozen=True, slots=True)
@@ -612,6 +621,8 @@ class Outcome:
     message: str
     freed: int = 0
     refusal: Refusal | None = None
+    #: What was found out by hashing.
+    sha256: str | None = None
 
 
 # ---------------------------------------------------------------- settings
@@ -625,6 +636,9 @@ class Policy:
     #: What a service does by itself, and what a plan has in it at all: mending, and freeing.
     repair: bool = True
     clean: bool = False
+    #: Files may be read whole to hash them; and every blob is, not only those in doubt.
+    hash: bool = False
+    verify: bool = False
     #: Stale downloads are mended, too; a service leaves them to go.
     repair_stale: bool = False
     #: The user's word that every process which could write to the store is visible from here.

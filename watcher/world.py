@@ -29,3 +29,5 @@ class World:
     keeps: bool = True
     #: Hands an event on to who listens, besides the logs.
     tell: Callable[[Event], None] = lambda _: None
+    #: Is told the bytes hashed so far, and the bytes to hash.
+    watch: Callable[[int, int], None] = lambda _, __: None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
@@ -32,8 +32,47 @@ def repair(
     context: Context, targets: tuple[str, ...], *, dry_run: bool, yes: bool, wait: bool
 ) -> Exit:
     """Make interrupted downloads resumable. `wait`: wait until what changed lately is quiet."""
-    policy = replace(context.policy, clean=False, repair=True, repair_stale=True)
+    policy = replace(context.policy, clean=False, repair=True, repair_stale=True, hash=True)
     return _act(context, "repair", policy, targets, dry_run=dry_run, yes=yes, wait=wait)
+
+
+def verify(context: Context, targets: tuple[str, ...], most_seconds: float | None) -> Exit:
+    """Hash the blobs that were not hashed as they are now, and tell which are not what they say."""
+    policy = replace(context.policy, repair=False, clean=False, hash=True, verify=True)
+    code = Exit.HEALTHY
+    for world in context.worlds(keeps=True):
+        until = None if most_seconds is None else world.clock() + most_seconds
+        shown = replace(world, watch=_hashing_progress())
+        report = cycle.cycle(
+            shown, policy, consent=lambda planned: only(planned, targets), until=until
+        )
+        sys.stderr.write("\r\033[K" if sys.stderr.isatty() else "")
+        wrong = [each for each in report.verdict.findings if each.kind == "blob_corrupt"]
+        failed = [each for each in report.outcomes if each.result is Result.FAILED]
+        if context.json:
+            context.document(documents.acting("verify", report))
+        elif wrong or failed or not context.quiet:
+            from watcher.show import tables
+
+            context.show(tables.verified(report, wrong, failed))
+        code = max(code, Exit.FINDINGS if wrong else Exit.HEALTHY)
+        code = max(code, Exit.FAILED if failed else Exit.HEALTHY)
+    return code
+
+
+def _hashing_progress() -> Callable[[int, int], None]:
+    """Tells on a terminal how far the hashing has come, its rate and the time left."""
+    began = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        if sys.stderr.isatty() and done:
+            rate = done / (time.monotonic() - began)
+            left = (total - done) / rate
+            text = f"{done:,} of {total:,} bytes, {rate / 1e6:.0f} MB/s, {left:.0f} s left"
+            sys.stderr.write(f"\r\033[K{text}")
+            sys.stderr.flush()
+
+    return tell
 
 
 def prepare(context: Context) -> Exit:

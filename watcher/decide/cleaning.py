@@ -39,17 +39,22 @@ def of_download(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal
 def surplus(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
     """What is left of a download beside its finished blob."""
     download = judged.download
-    sidecars = tuple(sidecar.entry for sidecar in download.sidecars)
-    if download.data is not None:
+    blob = download.finished
+    if download.data is None:
+        yield _removal(judged, evidence, Verb.REMOVE_SURPLUS, download.entries)
+    elif blob is not None and blob.sha256 == judged.digest.lower():
+        yield _removal(judged, evidence, Verb.REMOVE_DOWNLOAD, download.entries)
+    else:
+        known = blob is not None and blob.sha256 is not None
         why: safety.Why = (
             RefusalKind.UNPROVEN,
-            "the finished blob's hash is not known, so the partial data may be needed",
-            f"check the blob: sha256sum blobs/{names.blob(download.digest)}",
+            "the finished blob is corrupt, so the partial data may be needed"
+            if known
+            else "the finished blob was not hashed yet, so the partial data may be needed",
+            "" if known else f"ollama-watch repair {names.short(judged.digest)}",
             None,
         )
         yield safety.refusal(why, judged, Verb.REMOVE_DOWNLOAD)
-    elif sidecars:
-        yield _removal(judged, evidence, Verb.REMOVE_SURPLUS, sidecars)
 
 
 def _removal(

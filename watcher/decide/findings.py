@@ -290,6 +290,16 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
     """Blobs that are not as their manifests want them, and those that no manifest names."""
     for odd in evidence.census.odd:
         yield _odd_blob(odd)
+    for entry in evidence.census.unproven:
+        yield Finding(
+            Severity.INFO,
+            "blob_unproven",
+            f"blobs/{names.printable(entry.name)}",
+            f"{entry.name[:19]} was finished on repaired sidecars and not hashed since",
+            alone="the server has hashed it, if its pull ended with success",
+            command="ollama-watch repair",
+            sizes=sizes([entry]),
+        )
     pulling = any(not each.stale for each in judged)
     for entry in evidence.census.unnamed:
         young = evidence.now - entry.mtime < policy.stale_after
@@ -309,7 +319,11 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
 def _odd_blob(odd: OddBlob) -> Finding:
     who = odd.models[0] if odd.models else names.short(odd.digest)
     found = "nothing" if odd.entry is None else f"{odd.entry.size} bytes"
+    evidence = f"{odd.wanted} bytes are wanted, {found} is there"
+    if odd.fault is BlobFault.CORRUPT and odd.entry is not None:
+        evidence = f"hashed: sha256:{odd.entry.sha256}"
     message = {
+        BlobFault.CORRUPT: f"a blob of {who} is corrupt: its bytes are not those of its name",
         BlobFault.SHORT: f"a blob of {who} is cut short",
         BlobFault.LONG: f"a blob of {who} is too long",
         BlobFault.MISSING: f"a blob of {who} is missing",
@@ -325,7 +339,7 @@ def _odd_blob(odd: OddBlob) -> Finding:
         kind=f"blob_{odd.fault.value}",
         path=f"blobs/{names.blob(odd.digest)}",
         message=message,
-        evidence=f"{odd.wanted} bytes are wanted, {found} is there",
+        evidence=evidence,
         alone=alone,
         command=f"ollama pull {who}" if odd.fault is BlobFault.MISSING else "",
         sizes=sizes([odd.entry] if odd.entry else []),

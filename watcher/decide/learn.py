@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from watcher import names, ranges
 from watcher.events import Event
-from watcher.memory import Memory, Record, Touched
+from watcher.memory import Hashed, Memory, Record, Touched, bound_to
 from watcher.model import (
     Action,
     Condition,
@@ -34,6 +34,7 @@ _DONE_EVENT = {
     Verb.REMOVE_TEMPORARY: "temporary_removed",
     Verb.WRITE_SIDECARS: "download_repaired",
     Verb.REFRESH: "refreshed",
+    Verb.HASH: "hashed",
 }
 
 
@@ -75,7 +76,8 @@ def learn(
         for name, each in memory.touched.items()
         if evidence.scope is not None or name in there
     }
-    return Memory(records, touched, frozenset(unproven), memory.lost), tuple(told)
+    learnt = replace(memory, downloads=records, touched=touched, unproven=frozenset(unproven))
+    return learnt, tuple(told)
 
 
 def _names(evidence: Evidence) -> set[str]:
@@ -214,6 +216,17 @@ def _gone(digest: str, record: Record, finished: Mapping[str, int], at: float) -
     details["allocated_bytes"] = record.allocated
     message = f"the partial download of {who} was removed by somebody else"
     return Event(at, "partial_removed", message, who, details)
+
+
+def proved(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
+    """The memory with what was found out by hashing."""
+    hashes, unproven = dict(memory.hashes), set(memory.unproven)
+    for outcome in outcomes:
+        if outcome.sha256 is not None:
+            entry = outcome.action.expects[0]
+            hashes[entry.name] = Hashed(entry.inode, entry.size, bound_to(entry), outcome.sha256)
+            unproven.discard(outcome.action.subject)
+    return replace(memory, hashes=hashes, unproven=frozenset(unproven))
 
 
 def forget(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:

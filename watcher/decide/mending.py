@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher import names, ranges, sidecars
-from watcher.decide import cleaning, safety
+from watcher.decide import cleaning, proving, safety
 from watcher.decide.judge import settled_condition
 from watcher.model import (
     HOUR,
@@ -46,8 +46,7 @@ def of_download(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal
     if condition is Condition.LIVE:
         yield from _not_quiet_yet(judged)
     elif condition is Condition.REDUNDANT:
-        if judged.download.sidecars and judged.download.data is None:
-            yield from cleaning.surplus(judged, evidence)
+        yield from cleaning.surplus(judged, evidence)
     elif condition in _MENDED:
         yield from _write_sidecars(judged, evidence)
 
@@ -78,7 +77,14 @@ def _write_sidecars(judged: Judged, evidence: Evidence) -> Iterator[Action | Ref
         )
         yield safety.refusal(why, judged, Verb.WRITE_SIDECARS)
         return
-    parts = sidecars.from_trusted(download.trust.trusted, download.total, _at_least(judged))
+    trusted = download.trust.trusted
+    if judged.condition is Condition.WHOLE and not proving.believed(judged):
+        assert download.data is not None
+        if download.data.sha256 is None:
+            return  # it is hashed first, by who may
+        if download.data.sha256 == judged.digest.lower():
+            trusted = ((0, download.total),)
+    parts = sidecars.from_trusted(trusted, download.total, _at_least(judged))
     if parts == tuple(sidecar.part for sidecar in download.sidecars):
         return  # it claims just what can be believed
     wanted = {names.sidecar(judged.digest, part.number) for part in parts}

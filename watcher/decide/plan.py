@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from watcher.decide import cleaning, mending
+from watcher.decide import cleaning, mending, proving
 from watcher.model import (
     QUIET_SECONDS,
     Action,
@@ -18,8 +18,9 @@ from watcher.model import (
     Verdict,
 )
 
-#: What is done first: mending before freeing, times last, since they cover new sidecars as well.
+#: In this order: finding out, mending, freeing; times last, since they cover new sidecars, too.
 _ORDER = (
+    Verb.HASH,
     Verb.WRITE_SIDECARS,
     Verb.REMOVE_SURPLUS,
     Verb.REMOVE_DOWNLOAD,
@@ -47,7 +48,13 @@ def _steps(verdict: Verdict, evidence: Evidence, policy: Policy) -> Iterator[Act
         if judged.stale and policy.clean:
             yield from cleaning.of_download(judged, evidence)
         elif policy.repair and (policy.repair_stale or not judged.stale):
+            if policy.hash:
+                yield from proving.of_download(judged)
             yield from mending.of_download(judged, evidence)
+    if policy.hash and evidence.scope is None:
+        yield from proving.unproven(evidence)
+    if policy.verify:
+        yield from proving.all_blobs(evidence)
     if policy.repair:
         yield from mending.refresh(verdict.judged, evidence, policy)
     if policy.clean and evidence.scope is None:

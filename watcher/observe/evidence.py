@@ -8,14 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 from watcher import files, names, sidecars
-from watcher.memory import Memory, Record
+from watcher.memory import Memory, Record, bound_to
 from watcher.model import (
+    BlobCensus,
+    BlobFault,
     Download,
     Entry,
     Evidence,
     Holder,
     Kind,
     ManifestFault,
+    OddBlob,
     Place,
     Policy,
     Sidecar,
@@ -53,10 +56,8 @@ def _observe(
     world: World, policy: Policy, memory: Memory, scope: frozenset[str] | None, store: int
 ) -> Evidence:
     where = place.describe(world, store)
-    found = _scan(world, store, scope, where)
-    census = replace(
-        found.census, unnamed=tuple(_own_time(entry, memory) for entry in found.census.unnamed)
-    )
+    found = _scan(world, policy, store, scope, where)
+    census = _with_memory(found, memory, store) if scope is None else found.census
     downloads = _downloads(world, policy, memory, found, store)
     seen = holders.see(
         world,
@@ -80,11 +81,15 @@ def _observe(
     )
 
 
-def _scan(world: World, store: int, scope: frozenset[str] | None, where: Place) -> scan.Scan:
+def _scan(
+    world: World, policy: Policy, store: int, scope: frozenset[str] | None, where: Place
+) -> scan.Scan:
     """A pass in which no manifest was being written."""
     for _ in range(_MOST_LOOKS):
         if scope is None:
-            found = scan.scan_store(store, manifests_hidden=where.globbed)
+            found = scan.scan_store(
+                store, manifests_hidden=where.globbed, keep_healthy=policy.verify
+            )
         else:
             found = scan.scan_digests(store, scope)
         now = world.clock()
@@ -99,12 +104,41 @@ def _scan(world: World, store: int, scope: frozenset[str] | None, where: Place) 
     return found
 
 
-def _own_time(found: Entry, memory: Memory) -> Entry:
-    """The entry with its own time, where the one on the disk was set by us."""
+def _remembered(found: Entry, memory: Memory) -> Entry:
+    """The entry with what is remembered of it: its own time where we set another, its hash."""
     touched = memory.touched.get(names.printable(found.name))
-    if touched is None or (touched.inode, touched.set_ns) != (found.inode, found.mtime_ns):
-        return found
-    return found._replace(own_mtime_ns=touched.own_ns)
+    if touched is not None and (touched.inode, touched.set_ns) == (found.inode, found.mtime_ns):
+        found = found._replace(own_mtime_ns=touched.own_ns)
+    hashed = memory.hashes.get(found.name)
+    if hashed is not None and hashed[:3] == (found.inode, found.size, bound_to(found)):
+        found = found._replace(sha256=hashed.sha256)
+    return found
+
+
+def _with_memory(found: scan.Scan, memory: Memory, store: int) -> BlobCensus:
+    """The census with what is remembered of its blobs."""
+    census = replace(
+        found.census,
+        unnamed=tuple(_remembered(entry, memory) for entry in found.census.unnamed),
+        healthy_entries=tuple(_remembered(entry, memory) for entry in found.census.healthy_entries),
+    )
+    suspects = {name for name, each in memory.hashes.items() if not name.endswith(each.sha256)}
+    wanted = {names.blob(digest) for digest in memory.unproven}
+    if not suspects and not wanted:
+        return census
+    odd, unproven = list(census.odd), []
+    with files.opened_folder("blobs", store, follow=True) as blobs:
+        for name in sorted(suspects | wanted):
+            entry, digest = scan.look(name, blobs), names.parse_blob(name).digest
+            entry = entry and _remembered(entry, memory)
+            if entry is None or names.parse_blob(name).role is not names.Role.BLOB:
+                continue
+            if entry.sha256 is None:
+                unproven.append(entry)
+            elif entry.sha256 != digest.lower():
+                size, models = found.named.size_of(digest), found.named.models_of(digest)
+                odd.append(OddBlob(digest, BlobFault.CORRUPT, size, entry, models))
+    return replace(census, odd=tuple(odd), unproven=tuple(unproven))
 
 
 def _with_holders(download: Download, found: Mapping[str, tuple[Holder, ...]]) -> Download:
@@ -161,13 +195,13 @@ class _Reader:
     ) -> None:
         self.blobs = blobs
         self.digest = digest
-        self.data = pieces.data and _own_time(pieces.data, memory)
-        self.transfer = pieces.transfer and _own_time(pieces.transfer, memory)
+        self.data = pieces.data and _remembered(pieces.data, memory)
+        self.transfer = pieces.transfer and _remembered(pieces.transfer, memory)
         self.sidecars = [
-            (number, _own_time(found, memory))
+            (number, _remembered(found, memory))
             for number, found in sorted(pieces.sidecars, key=_by_number)
         ]
-        self.finished = pieces.finished
+        self.finished = pieces.finished and _remembered(pieces.finished, memory)
         self.named_size = named.size_of(digest)
         self.memory = memory
         self.named_models = named.models_of(digest)

@@ -276,14 +276,16 @@ def _is_link(name: str, folder: int) -> bool:
 # ---------------------------------------------------------------- blobs
 
 
-def scan_store(store: int, *, manifests_hidden: bool = False) -> Scan:
+def scan_store(store: int, *, manifests_hidden: bool = False, keep_healthy: bool = False) -> Scan:
     """One pass over the whole store behind the descriptor `store`.
 
     `manifests_hidden`: the server sees no manifest at all, so that none protects a blob.
+    `keep_healthy`: the healthy blobs are not only counted.
     """
     named = scan_manifests(store)
     downloads: dict[str, Pieces] = {}
     census = _Counting(named, manifests_hidden=manifests_hidden)
+    census.keep_healthy = keep_healthy
     # blobs/ itself may be a symlink that the owner made; nothing below it is followed.
     with _folder("blobs", store, "blobs", named.unlisted, follow=True) as fd:
         if fd is not None:
@@ -333,6 +335,8 @@ class _Counting:
         #: Whether a blob that is named may still be unprotected; rare, so looked at only then.
         self.loose = named.loose or manifests_hidden
         self.manifests_hidden = manifests_hidden
+        self.keep_healthy = False
+        self.healthy_entries: list[Entry] = []
         self.entries = self.allocated = self.healthy = self.healthy_bytes = 0
         self.odd: list[OddBlob] = []
         self.unnamed: list[Entry] = []
@@ -398,6 +402,7 @@ class _Counting:
             allocated=self.allocated,
             healthy=self.healthy,
             healthy_bytes=self.healthy_bytes,
+            healthy_entries=tuple(self.healthy_entries),
             odd=tuple(sorted(self.odd, key=lambda odd: odd.digest)),
             unnamed=tuple(sorted(self.unnamed)),
             old_names=tuple(sorted(self.old)),
@@ -438,6 +443,8 @@ def _scan_blobs(fd: int, census: _Counting, downloads: dict[str, Pieces]) -> Non
                     healthy_bytes += found.st_size
                     if census.loose:
                         census.guard(name[7:], entry(name, found))
+                    if census.keep_healthy:
+                        census.healthy_entries.append(entry(name, found))
                     continue
             _sort_out(entry(name, found), census, downloads)
             _look_at_walk(entry(name, found), fd, f"blobs/{name}", census)

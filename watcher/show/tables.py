@@ -320,6 +320,7 @@ _DOES = {
     Verb.REMOVE_ORPHAN: "remove the orphan",
     Verb.REMOVE_TEMPORARY: "remove the left-over",
     Verb.WRITE_SIDECARS: "repair the download of",
+    Verb.HASH: "hash",
     Verb.REFRESH: "keep from the server's clean-up:",
 }
 
@@ -382,6 +383,21 @@ def outcomes(report: Report) -> list[object]:
     )
     shown.extend(_notes(report.plan.refusals))
     shown.extend(Text(trouble, style="yellow") for trouble in report.troubles)
+    return shown
+
+
+def verified(report: Report, wrong: list[Finding], failed: list[Outcome]) -> list[object]:
+    """What a verification has found."""
+    hashed = [each for each in report.outcomes if each.sha256 is not None]
+    size = sum(each.action.expects[0].size for each in hashed)
+    left = sum(each.verb is Verb.HASH for each in report.plan.actions) - len(report.outcomes)
+    shown: list[object] = [_finding(each) for each in wrong]
+    shown.extend(Text(f"Failed: {each.message}", style="red") for each in failed)
+    told = f"hashed {count(len(hashed), 'blob')}, {decimal(size)}"
+    told += f"; {count(len(wrong), 'blob')} corrupt" if wrong else "; none is corrupt"
+    if left > 0:
+        told += f"; {count(left, 'blob')} left for the next run"
+    shown.append(Text(told))
     return shown
 
 

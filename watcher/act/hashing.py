@@ -1,0 +1,136 @@
+"""Learning what a file's content is: hashed on all cores, in big reads, sparing others' page cache.
+
+No lock is held meanwhile and nothing is changed; what was found out goes to the memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from watcher import files, names
+from watcher.model import Action, Entry, Outcome, Result
+from watcher.observe import scan
+from watcher.world import World
+
+_READ = 4 << 20
+_WATCH_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the hashing of many files has come; shared by its threads."""
+
+    total: int
+    done: int = 0
+    stopped: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, count: int) -> None:
+        """Note that so many bytes more were read."""
+        with self._lock:
+            self.done += count
+
+
+class _StoppedError(Exception):
+    """The time is over; the rest comes another time."""
+
+
+def find_out(
+    world: World,
+    store: int,
+    actions: Sequence[Action],
+    until: float | None = None,
+    watch: Callable[[int, int], None] = lambda _, __: None,
+) -> Iterator[Outcome]:
+    """Hash each action's one file; its outcome has the hash, as soon as it is there.
+
+    `until`: seconds since the epoch at which to stop; what is not done by then has no outcome.
+    `watch` is called with the bytes hashed and the bytes to hash now and then.
+    """
+    progress = Progress(sum(action.expects[0].size for action in actions))
+    with (
+        files.opened_folder("blobs", store, follow=True) as blobs,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
+
+        def over() -> bool:
+            return progress.stopped or (until is not None and world.clock() >= until)
+
+        try:
+            futures = [pool.submit(_outcome, blobs, each, progress, over) for each in actions]
+            for future in futures:
+                while True:
+                    try:
+                        outcome = future.result(timeout=_WATCH_SECONDS)
+                        break
+                    except TimeoutError:
+                        watch(progress.done, progress.total)
+                if outcome is not None:
+                    yield outcome
+        finally:
+            progress.stopped = True
+
+
+def _outcome(
+    blobs: int, action: Action, progress: Progress, over: Callable[[], bool]
+) -> Outcome | None:
+    entry = action.expects[0]
+    if over():
+        return None
+    try:
+        found = _sha256(blobs, entry, progress, over)
+    except _StoppedError:
+        return None
+    except _ReadError as error:
+        shown = names.printable(entry.name)
+        return Outcome(action, Result.FAILED, f"{shown}: read error at byte {error}")
+    if found is None:
+        return Outcome(action, Result.REFUSED, "it has changed meanwhile")
+    right = found == action.subject.lower()
+    message = "its hash is right" if right else f"its hash is {found}, not that of its name"
+    return Outcome(action, Result.DONE, message, sha256=found)
+
+
+class _ReadError(OSError):
+    """The disk can't give back a file's bytes; the text is the offset."""
+
+
+def _sha256(blobs: int, entry: Entry, progress: Progress, over: Callable[[], bool]) -> str | None:
+    """The hash of a file's content; None where it is not the one meant, or changed meanwhile."""
+    try:
+        fd = files.open_to_read(entry.name, blobs)
+    except FileNotFoundError:
+        return None
+    try:
+        digest, at = hashlib.sha256(), 0
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while True:
+            if over():
+                raise _StoppedError
+            try:
+                piece = os.pread(fd, _READ, at)
+            except OSError:
+                raise _ReadError(str(at)) from None
+            if not piece:
+                break
+            digest.update(piece)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(fd, at, len(piece), os.POSIX_FADV_DONTNEED)
+            at += len(piece)
+            progress.add(len(piece))
+    finally:
+        os.close(fd)
+    now = scan.look(entry.name, blobs)
+    same = now is not None and (now.identity, now.size, now.mtime_ns) == (
+        entry.identity,
+        entry.size,
+        entry.mtime_ns,
+    )
+    return digest.hexdigest() if same else None
