@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -192,42 +193,68 @@ def demo(keep: bool, svg: Path | None) -> Exit:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and give back its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     # Looking for cycles every 700 allocations costs an audit of a large store a tenth of its time.
     gc.set_threshold(50_000)
-    verbose = False
+    _open_streams()
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        words = sys.argv[1:] if arguments is None else arguments
-        verbose = "-v" in words or "--verbose" in words
+        code = _run(words)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read our output has gone; there is nobody left to tell.
+        _drop(sys.stdout)
+        return int(Exit.FAILED)
+    except OSError as error:
+        _drop(sys.stdout)
+        sys.stderr.write(f"ollama-watch: the output can't be written: {error.strerror}\n")
+        return int(Exit.FAILED)
+    return code
+
+
+def _open_streams() -> None:
+    """Give every stream that was closed a place to go, and let none fail on a character."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop(stream: TextIO) -> None:
+    """Let a stream that can't be written end in the null device, so that its end is quiet."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run(words: list[str]) -> int:
+    """Run a command; every error becomes its message and its exit code."""
+    try:
         return int(group.main(args=words, prog_name="ollama-watch", standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.Abort:
-        return _interrupted()
-    except KeyboardInterrupt:
-        return _interrupted()
+    except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("\nollama-watch: interrupted; the store is as good as before\n")
+        return int(Exit.INTERRUPTED)
     except click.ClickException as error:
         error.show()
         return int(Exit.USAGE)
     except WatchError as error:
         sys.stderr.write(f"ollama-watch: {error}\n")
         return int(error.exit_code)
-    except BrokenPipeError:
-        # Who read our output has gone; there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(Exit.FAILED)
+    except OSError as error:
+        if error.filename is None:
+            raise  # one of our own streams
+        return _fault(error, words)
     except Exception as error:
-        if verbose:
-            raise
-        sys.stderr.write(
-            f"ollama-watch: {type(error).__name__}: {error}\n"
-            "  this is a fault of ollama-watch; run it again with -v for the details\n"
-        )
-        return int(Exit.FAILED)
+        return _fault(error, words)
 
 
-def _interrupted() -> int:
-    sys.stderr.write("\nollama-watch: interrupted; the store is as good as before\n")
-    return int(Exit.INTERRUPTED)
+def _fault(error: Exception, words: list[str]) -> int:
+    if "-v" in words or "--verbose" in words:
+        raise error
+    sys.stderr.write(
+        f"ollama-watch: {type(error).__name__}: {error}\n"
+        "  this is a fault of ollama-watch; run it again with -v for the details\n"
+    )
+    return int(Exit.FAILED)

@@ -16,6 +16,9 @@ SYSTEM_FILE = Path("/etc/ollama-watch.toml")
 ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+#: Whatever lies beyond is a slip of the pen.
+_MOST_SECONDS = 1e14
+_MOST_BYTES = (1 << 63) - 1
 _BYTES = {
     "": 1,
     "b": 1,
@@ -39,24 +42,30 @@ class Settings(NamedTuple):
 
 def duration(value: object) -> float:
     """Seconds of ``90s``, ``30m``, ``2h``, ``7d``, ``1w`` or a number of seconds."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
-        return float(value)
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw]?)\s*", value.lower())
+    seconds = None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = value
+    elif isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([smhdw]?)\s*", value.lower())
         if match:
-            return float(match[1]) * _SECONDS[match[2] or "s"]
+            seconds = float(match[1]) * _SECONDS[match[2] or "s"]
+    if seconds is not None and 0 <= seconds <= _MOST_SECONDS:
+        return float(seconds)
     raise ValueError("want a duration such as 90s, 30m, 2h, 7d or 1w")
 
 
 def size(value: object) -> int:
     """Bytes of ``50GB``, ``10 MiB`` or a number of bytes."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?b?)\s*", value.lower())
+    count = None
+    if isinstance(value, int) and not isinstance(value, bool):
+        count = value
+    elif isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?i?b?)\s*", value.lower())
         unit = match and (match[2] if match[2] in _BYTES else f"{match[2]}b")
         if match and unit in _BYTES:
-            return int(float(match[1]) * _BYTES[unit])
+            count = int(float(match[1]) * _BYTES[unit])
+    if count is not None and 0 <= count <= _MOST_BYTES:
+        return count
     raise ValueError("want a size such as 50GB or 10MiB")
 
 

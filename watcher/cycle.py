@@ -161,7 +161,7 @@ def _powerless(world: World, seen: Report, agreed: Plan, error: OSError) -> Repo
     if agreed.actions:
         raise NoPermissionError(
             f"{trouble}; nothing was done",
-            f"run it as the store's owner or as root: {place.sudo_command()}",
+            f"run it as the store's owner or as root: {place.sudo_command(world.store)}",
         ) from None
     return replace(seen, troubles=(trouble,))
 

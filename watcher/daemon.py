@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from watcher import __version__, cycle, files, memory
-from watcher.errors import LockedError, WatchError
+from watcher.errors import LockedError, NoStoreError, WatchError
 from watcher.events import Event
 from watcher.model import Plan, Policy, Refusal
 from watcher.wakes import Scope, Wakes
@@ -56,7 +56,7 @@ class _Service:
                 raise
             self._trouble("another ollama-watch has held the lock for long; looked at later")
             return
-        except FileNotFoundError:
+        except (FileNotFoundError, NoStoreError):
             self._trouble(f"there is no store at {self._world.store} yet; waiting for it")
             return
         except (WatchError, OSError) as error:

@@ -6,6 +6,7 @@ The five keys of a line are a contract: ``timestamp``, ``model_name``, ``event_t
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -38,13 +39,15 @@ class Event:
     def line(self) -> bytes:
         """The event as one line of JSON."""
         return orjson.dumps(
-            {
-                "timestamp": rfc3339(self.at),
-                "model_name": self.model_name,
-                "event_type": self.event_type,
-                "message": self.message,
-                "details": dict(self.details),
-            },
+            names.all_sayable(
+                {
+                    "timestamp": rfc3339(self.at),
+                    "model_name": self.model_name,
+                    "event_type": self.event_type,
+                    "message": self.message,
+                    "details": dict(self.details),
+                }
+            ),
             option=orjson.OPT_APPEND_NEWLINE,
         )
 
@@ -58,10 +61,21 @@ class Event:
         return (ALL, *sorted(names.file_safe(str(model)) for model in shown))
 
 
+def instant(at: float) -> datetime:
+    """Seconds since the epoch in UTC; what no calendar has becomes its first or last day."""
+    try:
+        return datetime.fromtimestamp(at, UTC)
+    except (ValueError, OverflowError, OSError):
+        return _LAST if at > 0 else _FIRST
+
+
+_FIRST = datetime(1, 1, 2, tzinfo=UTC)
+_LAST = datetime(9999, 12, 30, tzinfo=UTC)
+
+
 def rfc3339(at: float) -> str:
     """An instant as RFC 3339 in UTC, to the millisecond."""
-    text = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
+    return instant(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def write(store: int, events: Iterable[Event], policy: Policy) -> None:
@@ -87,7 +101,13 @@ def _logs_folder(store: int, opened: ExitStack) -> int:
 def _rotate(folder: int, log: str, now: float, policy: Policy) -> None:
     """Set a full log aside under the time of its end, and remove old ones."""
     stamp = rfc3339(now).replace(":", "").replace(".", "")
-    files.replace(f"{log}{_SUFFIX}", folder, f"{log}@{stamp}{_SUFFIX}", folder)
+    for turn in itertools.count():
+        try:
+            aside = f"{log}@{stamp}{f'-{turn}' if turn else ''}{_SUFFIX}"
+            files.move(f"{log}{_SUFFIX}", folder, aside, folder)
+            break
+        except FileExistsError:
+            continue
     expire(folder, now, policy)
 
 

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -35,26 +36,31 @@ def opened_folder(name: str, parent: int | None = None, *, follow: bool = False)
 
     `follow` is for ``blobs`` itself, which a store's owner may have linked to another disk.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_DIRECTORY
     if parent is not None and not follow:
         flags |= os.O_NOFOLLOW
-    fd = os.open(name, flags, dir_fd=parent)
+    fd = open_quietly(name, flags, parent)
     try:
         yield fd
     finally:
         os.close(fd)
 
 
-def open_to_read(name: str, parent: int) -> int:
-    """A regular file's descriptor for reading: no symlink followed, no wait for a FIFO's writer.
+def open_quietly(name: str, flags: int, parent: int | None) -> int:
+    """A descriptor for reading. The time of last access stays, where the kernel lets us.
 
-    O_NOATIME keeps the time of last access as it is, where the kernel lets us (owner or root).
+    (O_NOATIME is for the owner and for root.)
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags |= os.O_CLOEXEC
     try:
-        fd = os.open(name, flags | getattr(os, "O_NOATIME", 0), dir_fd=parent)
+        return os.open(name, flags | getattr(os, "O_NOATIME", 0), dir_fd=parent)
     except PermissionError:
-        fd = os.open(name, flags, dir_fd=parent)
+        return os.open(name, flags, dir_fd=parent)
+
+
+def open_to_read(name: str, parent: int) -> int:
+    """A regular file's descriptor: no symlink followed, no wait for a FIFO's writer."""
+    fd = open_quietly(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, parent)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", name)
@@ -77,6 +83,23 @@ def read_open(fd: int, limit: int) -> bytes:
         pieces.append(piece)
         limit -= len(piece)
     return b"".join(pieces)
+
+
+def born(name: str, folder: int) -> int:
+    """Birth time of a file, ns since the epoch; 0 where the system or the file system has none."""
+    if _statx is None:
+        return 0
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    if _statx(folder, os.fsencode(name), _NO_FOLLOW, _STATX_BTIME, buffer) != 0:
+        return 0
+    (mask,) = struct.unpack_from("=I", buffer, 0)
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, _BTIME_OFFSET)
+    return seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else 0
+
+
+# statx(2): flags, and where struct statx has stx_btime (linux/stat.h); Python's os.stat lacks it.
+_NO_FOLLOW, _STATX_BTIME, _STATX_SIZE, _BTIME_OFFSET = 0x100, 0x800, 256, 80
+_statx = getattr(ctypes.CDLL(None), "statx", None)
 
 
 # ---------------------------------------------------------------- making

@@ -1,40 +1,37 @@
 """JSON as leniently, and as strictly, as Go's ``json.Decoder`` reads it into a struct.
 
 The server decodes the *first* JSON value of a file and ignores what follows; keys match without
-regard to case; unknown keys are ignored; ``null`` leaves a field as it was; an integer field takes
-neither ``1.0`` nor ``1e3`` nor a number beyond 64 bits.
+regard to case, and of several the last one counts; unknown keys are ignored; ``null`` leaves a
+field as it was; an integer field takes neither ``1.0`` nor ``1e3`` nor a number beyond 64 bits.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import NoReturn
-
-import orjson
 
 _SPACE = b" \t\r\n"
 _INT64 = range(-(1 << 63), 1 << 63)
-#: Go refuses deeper nesting; Python's parsers give up earlier, and say so by RecursionError.
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 
 
-def first_value(raw: bytes) -> object:
-    """The first JSON value in `raw`.
+class Fields(list[tuple[str, object]]):
+    """An object as its key and value pairs, in their order."""
 
-    Raises ValueError with a reason for people: "empty", "not JSON", "nested too deep".
+
+def first_value(raw: bytes) -> object:
+    """The first JSON value in `raw`; its objects are `Fields`.
+
+    Raises ValueError with a reason for people.
     """
     text = raw.lstrip(_SPACE)
     if not text:
         raise ValueError("empty" if not raw else "nothing but white space")
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        pass  # bytes after the value, bad UTF-8 or NUL bytes: the slower decoder tells them apart
-    try:
         value, _ = _DECODER.raw_decode(text.decode("utf-8", "replace"))
     except RecursionError:
+        # Go goes deeper, but not without bound; nothing real nests deeper than this either.
         raise ValueError("nested too deep") from None
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from None
@@ -50,29 +47,35 @@ def _integer(digits: str) -> int | float:
     return int(digits) if _DIGITS.fullmatch(digits) else float("inf")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_int=_integer)
+_DECODER = json.JSONDecoder(object_pairs_hook=Fields, parse_constant=_refuse, parse_int=_integer)
 
 
-def lookup(value: Mapping[str, object], key: str) -> object:
-    """The field `key` of an object, matched without regard to case; the last one given wins."""
+def lookup(value: Fields, key: str) -> object:
+    """The field `key` of an object; None where it is absent or null."""
     found = None
-    for name, field in value.items():
-        if (name == key or name.lower() == key.lower()) and field is not None:
+    for name, field in value:
+        if field is not None and (name == key or name.lower() == key.lower()):
             found = field
     return found
 
 
-def int64(value: Mapping[str, object], key: str) -> int:
+def int64(value: Fields, key: str) -> int:
     """An integer field, 0 where it is absent or null. Raises ValueError where Go would fail."""
     field = lookup(value, key)
     if field is None:
         return 0
-    if isinstance(field, bool) or not isinstance(field, int) or field not in _INT64:
+    if not is_int64(field):
         raise ValueError(f"{key} is no 64-bit integer")
+    assert isinstance(field, int)
     return field
 
 
-def string(value: Mapping[str, object], key: str) -> str:
+def is_int64(value: object) -> bool:
+    """Whether a value can stand in an integer field."""
+    return type(value) is int and value in _INT64
+
+
+def string(value: Fields, key: str) -> str:
     """A string field, "" where it is absent or null. Raises ValueError where Go would fail."""
     field = lookup(value, key)
     if field is None:
@@ -82,10 +85,10 @@ def string(value: Mapping[str, object], key: str) -> str:
     return field
 
 
-def record(value: object, what: str) -> Mapping[str, object]:
+def record(value: object, what: str) -> Fields:
     """An object; null counts as an empty one. Raises ValueError for anything else."""
     if value is None:
-        return {}
-    if not isinstance(value, dict):
+        return Fields()
+    if not isinstance(value, Fields):
         raise ValueError(f"{what} is no object")
     return value

@@ -6,18 +6,20 @@ Saved atomically and durably; an unreadable file is set aside, and everything go
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import orjson
 
-from watcher import files, names
+from watcher import files, names, ranges
 from watcher.model import Condition, Entry, Part, Ranges
 
 SCHEMA = "ollama-watch/state/1"
 FOLDER = ".ollama-watch"
 NAME = "state.json"
+_KEY = re.compile(r"[0-9a-fA-F]{64}(\.tmp)?")
 _READ_LIMIT = 256 * 1024 * 1024
 
 
@@ -159,11 +161,25 @@ def _encode(memory: Memory) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
+def _key(text: object) -> str:
+    if not isinstance(text, str) or not _KEY.fullmatch(text):
+        raise ValueError(f"a download is named {text!r}")
+    return text
+
+
+def _part(numbers: Iterable[object]) -> Part:
+    number, offset, size, completed = (int(str(each)) for each in numbers)
+    part = Part(number, offset, size, completed)
+    if min(part.number, part.offset, part.completed, part.size - part.completed) < 0:
+        raise ValueError(f"an impossible part: {part}")
+    return part
+
+
 def _decode(document: object) -> Memory:
     if not isinstance(document, dict) or document["schema"] != SCHEMA:
         raise ValueError("an unknown schema")
     records = {
-        str(digest): Record(
+        _key(digest): Record(
             device=int(each["device"]),
             inode=int(each["inode"]),
             born_ns=int(each["born_ns"]),
@@ -175,8 +191,8 @@ def _decode(document: object) -> Memory:
             allocated=int(each["allocated_bytes"]),
             progress_at=float(each["progress_at"]),
             models=tuple(str(model) for model in each["models"]),
-            partition=tuple(Part(*map(int, part)) for part in each["partition"]),
-            doubted=tuple((int(start), int(end)) for start, end in each["doubted"]),
+            partition=tuple(_part(part) for part in each["partition"]),
+            doubted=ranges.normal((int(start), int(end)) for start, end in each["doubted"]),
             mended=bool(each["mended"]),
         )
         for digest, each in document["downloads"].items()

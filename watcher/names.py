@@ -7,7 +7,9 @@ The shapes of file names are the server's own (`docs/store.md`, Layout). Model n
 from __future__ import annotations
 
 import enum
+import hashlib
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from watcher.model import TemporaryKind
@@ -22,6 +24,8 @@ _UPLOAD = re.compile(r"sha256-[0-9]{1,20}")
 _CREATE = re.compile(
     r"(split-copy|projector-metadata|compat-tensors|COPY|B?F16|F32|T?I?Q\d\w*|MXFP\d\w*|NVFP\d\w*)\d+"
 )
+#: Leaves room for what logs put behind it.
+_LONGEST_FILE_NAME = 180
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 #: A digest as a manifest spells it: colon or dash, and its 64 digits.
 SPELLED_DIGEST = re.compile(r"sha256([:-])([0-9a-fA-F]{64})")
@@ -167,19 +171,42 @@ def printable(name: str) -> str:
     """A name that is safe to show: what is no UTF-8 or no printable character becomes ``\\xNN``."""
     if name.isprintable() and "\\" not in name:
         return name
-    return "".join(
-        char
-        if char.isprintable() and char != "\\"
-        else "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
-        for char in name
-    )
+    return "".join(char if char.isprintable() and char != "\\" else _escaped(char) for char in name)
+
+
+def sayable(text: str) -> str:
+    """Words of ours with whatever they quote made valid UTF-8, escaped as by `printable`."""
+    return "".join(_escaped(char) if "\ud800" <= char <= "\udfff" else char for char in text)
+
+
+def all_sayable(value: object) -> object:
+    """A JSON value with all texts in it made `sayable`."""
+    if isinstance(value, str):
+        return sayable(value)
+    if isinstance(value, Mapping):
+        return {key: all_sayable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [all_sayable(each) for each in value]
+    return value
+
+
+def _escaped(char: str) -> str:
+    if "\ud800" <= char <= "\udfff" and not "\udc80" <= char <= "\udcff":
+        return f"\\u{ord(char):04x}"  # half a pair, as JSON can spell it
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
 
 
 def file_safe(name: str) -> str:
-    """A model's name as a file name: everything but letters, digits, ``._-`` becomes ``%NN``."""
-    return "".join(
+    """A model's name as a file name: everything but letters, digits, ``._-`` becomes ``%NN``.
+
+    A very long one is cut, and told apart by the hash of the whole.
+    """
+    safe = "".join(
         char
         if char.isascii() and (char.isalnum() or char in "_-" or (char == "." and at > 0))
-        else "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
+        else "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
         for at, char in enumerate(name)
     )
+    if len(safe) <= _LONGEST_FILE_NAME:
+        return safe
+    return f"{safe[:_LONGEST_FILE_NAME]}-{hashlib.sha256(safe.encode()).hexdigest()[:16]}"

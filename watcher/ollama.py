@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from urllib.parse import urlsplit
 
 import orjson
@@ -16,16 +17,16 @@ def version(url: str) -> str | None:
     # Only where there is a server to ask: the import alone costs 5 MB and 25 ms.
     import http.client
 
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(
-        parts.hostname or "127.0.0.1", parts.port or 11434, timeout=ANSWER_SECONDS
-    )
     try:
-        connection.request("GET", "/api/version")
-        answer = orjson.loads(connection.getresponse().read(_LONGEST_ANSWER))
-    except (OSError, http.client.HTTPException, orjson.JSONDecodeError):
-        return None
-    finally:
-        connection.close()
+        parts = urlsplit(url)
+        with contextlib.closing(
+            http.client.HTTPConnection(
+                parts.hostname or "127.0.0.1", parts.port or 11434, timeout=ANSWER_SECONDS
+            )
+        ) as connection:
+            connection.request("GET", "/api/version")
+            answer = orjson.loads(connection.getresponse().read(_LONGEST_ANSWER))
+    except (OSError, ValueError, http.client.HTTPException):
+        return None  # nobody there, no Ollama, or no address at all
     found = answer.get("version") if isinstance(answer, dict) else None
     return found if isinstance(found, str) else None

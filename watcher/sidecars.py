@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from watcher import gojson, ranges
 from watcher.model import MIB, Part, Ranges, Sidecar
@@ -21,6 +21,8 @@ _USUAL = re.compile(rb'\{"N":%b,"Offset":%b,"Size":%b,"Completed":%b\}\n?' % ((_
 _PARTS = 16
 _SMALLEST_PART = 100_000_000
 _LARGEST_PART = 1_000_000_000
+#: No layer is larger; what says so is wrong, and must not cost memory.
+LARGEST_LAYER = 64 << 40
 #: A missing piece is cut no smaller, so that the parts of a resumed pull stay few.
 _SMALLEST_CUT = 32 * MIB
 #: More missing pieces than this (they come from many rounds of kill and repair) are joined.
@@ -108,11 +110,11 @@ def believable(sidecars: Sequence[Sidecar], total: int) -> tuple[Part, ...]:
         key=lambda part: part.offset,
     )
     alone: list[Part] = []
-    for at, part in enumerate(parts):
-        before = parts[at - 1].end if at else 0
-        after = parts[at + 1].offset if at + 1 < len(parts) else total
-        if before <= part.offset and part.end <= after:
+    reached = 0
+    for part, after in zip_longest(parts, parts[1:]):
+        if reached <= part.offset and (after is None or part.end <= after.offset):
             alone.append(part)
+        reached = max(reached, part.end)
     return tuple(alone)
 
 

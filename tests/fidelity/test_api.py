@@ -11,25 +11,26 @@ from pathlib import Path
 
 import pytest
 
-from watcher.demo import engine as engine_module
+import watcher.demo
 from watcher.demo.registry import Layer, Registry
 
 from .conftest import MakeServer
 from .harness import EngineServer, blob, collapsed, tree, wait_until
 
 GGUF = b"GGUF" + bytes(20)
+DEMO = Path(watcher.demo.__path__[0])
 
 
-@pytest.mark.parametrize("module", ["engine", "registry"])
-def test_imports_only_the_standard_library(module: str) -> None:
-    source = (Path(engine_module.__file__).parent / f"{module}.py").read_text()
+@pytest.mark.parametrize("path", sorted(DEMO.rglob("*.py")), ids=lambda path: path.stem)
+def test_imports_only_the_standard_library_and_each_other(path: Path) -> None:
     imported = {
         name.name if isinstance(node, ast.Import) else str(node.module)
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in node.names
     }
-    assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
+    others = {name for name in imported if not f"{name}.".startswith("watcher.demo.")}
+    assert {name.partition(".")[0] for name in others} <= sys.stdlib_module_names
 
 
 def test_process_looks_like_a_server(engine: EngineServer) -> None:

@@ -1,4 +1,4 @@
-"""Random model stores from a seed: every kind of name, of every age, under every kind of manifest."""
+"""Random model stores from a seed: names of every kind and age, manifests of every kind."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ import pytest
 from tests.fidelity.harness import RealServer, ServerDiedError
 from tests.forecast.stores import RandomStore, names
 from watcher.decide.judge import judge
-from watcher.demo import engine
+from watcher.demo.server.errors import EngineError
+from watcher.demo.server.start import start_store
 from watcher.memory import Memory
 from watcher.model import Forecast, Policy
 from watcher.observe.evidence import observe
@@ -49,9 +50,9 @@ def test_on_the_engine(batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("OLLAMA_NOPRUNE", "")
         forecast, before = foresee(store), names(store)
         try:
-            engine.start_store()
+            start_store()
             failed = False
-        except (OSError, engine.EngineError):
+        except (OSError, EngineError):
             failed = True
         try:
             check(store, forecast, before, failed=failed)

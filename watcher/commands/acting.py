@@ -216,7 +216,7 @@ def only(planned: Plan, targets: tuple[str, ...]) -> Plan:
 def _meant(item: Action | Refusal, targets: tuple[str, ...]) -> bool:
     for target in targets:
         model = names.parse_model(target)
-        if model is not None and model.shown in item.models:
+        if model is not None and model.shown.lower() in map(str.lower, item.models):
             return True
         digest = target.removeprefix("sha256:").removeprefix("sha256-").lower()
         if len(digest) >= 4 and item.subject.lower().removeprefix("sha256-").startswith(digest):

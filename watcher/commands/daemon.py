@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from datetime import datetime
 
 from watcher import daemon as service
 from watcher.commands.context import Context
 from watcher.errors import Exit, SettingsError
-from watcher.events import Event
+from watcher.events import Event, instant
 from watcher.observe import place
 from watcher.world import World
 
@@ -48,6 +47,6 @@ def _writer(fd: int) -> Callable[[Event], None]:
 
 
 def _tell_people(event: Event) -> None:
-    at = datetime.fromtimestamp(event.at).astimezone().strftime("%H:%M:%S")
+    at = instant(event.at).astimezone().strftime("%H:%M:%S")
     sys.stderr.write(f"{at} {event.event_type:<22} {event.message}\n")
     sys.stderr.flush()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
 from math import inf
 from typing import assert_never
 
 from watcher import names, ranges
+from watcher.events import instant
 from watcher.model import (
     DAY,
     HOUR,
@@ -148,8 +148,7 @@ def _fate(download: Download, now: float, doomed: Mapping[str, float]) -> str:
     first = min(when)
     if first == inf:
         return ""
-    shown = datetime.fromtimestamp(first, UTC).strftime("%H:%M UTC")
-    return f"a start of the server after {shown} deletes it"
+    return f"a start of the server after {instant(first):%H:%M} UTC deletes it"
 
 
 def _foreign_owner(download: Download, evidence: Evidence, who: str) -> Iterator[Finding]:

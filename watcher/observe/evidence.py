@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from watcher import files, names, sidecars
+from watcher.errors import NoStoreError
 from watcher.memory import Memory, Record, bound_to
 from watcher.model import (
     BlobCensus,
@@ -42,14 +44,18 @@ def observe(
 ) -> Evidence:
     """Look at the whole store, or at the downloads of some digests (`scope`).
 
-    Raises NoPermissionError where the store's folder can't be entered, FileNotFoundError where it
-    is gone.
+    Raises NoPermissionError where the store's folder can't be entered, NoStoreError where it is
+    gone.
     """
     try:
         with files.opened_folder(world.store) as store:
             return _observe(world, policy, memory, scope, store)
     except PermissionError:
         raise place.no_permission(world.store) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoStoreError(
+            f"there is no store at {names.printable(world.store)} any more", "name another one"
+        ) from None
 
 
 def _observe(
@@ -156,7 +162,10 @@ def _downloads(
         return []
     started_at = place.started_at(world)
     made: list[Download] = []
-    with files.opened_folder("blobs", store, follow=True) as blobs:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),  # gone since it was listed
+        files.opened_folder("blobs", store, follow=True) as blobs,
+    ):
         waiting: Mapping[str, scan.Pieces] = found.downloads
         for look in range(_MOST_LOOKS):
             changed: list[str] = []
@@ -235,7 +244,7 @@ class _Reader:
             made,
             models=tuple(sorted({*self.named_models, *remembered})),
             progress_at=record.progress_at if record else None,
-            born_ns=scan.born(made.entries[0].name, self.blobs) if made.entries else 0,
+            born_ns=files.born(made.entries[0].name, self.blobs) if made.entries else 0,
         )
 
     def _in_parts(self) -> Download:
@@ -254,6 +263,9 @@ class _Reader:
         elif known is None and data is not None and not _was_cut(data, read):
             # The server creates the data file at its full length.
             total, total_from = data.size, "data"
+        if total is not None and total > sidecars.LARGEST_LAYER:
+            total, total_from = None, None
+            faults = (*faults, "more bytes than any layer has")
         return self._base(
             data=data,
             sidecars=read,
@@ -269,11 +281,11 @@ class _Reader:
         if record is None or not entries:
             return None
         anchor = entries[0]
-        here = (*anchor.identity, scan.born(anchor.name, self.blobs))
+        here = (*anchor.identity, files.born(anchor.name, self.blobs))
         return record if record.identity == here else None
 
     def _known_length(self, record: Record | None) -> tuple[int | None, str | None]:
-        if self.named_size is not None and self.named_size > 0:
+        if self.named_size is not None and 0 < self.named_size <= sidecars.LARGEST_LAYER:
             return self.named_size, "manifest"
         if record is not None and record.total is not None:
             return record.total, "memory"

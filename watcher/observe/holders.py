@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import psutil
 
+from watcher import names
 from watcher.model import Entry, Holder, Server, ServerState, Sight, View
 from watcher.world import World
 
@@ -119,7 +120,7 @@ def _processes(proc: str) -> list[Process]:
         fields = after.split()
         if fields[0] in _GONE_STATES:
             continue
-        command = os.fsdecode(before.partition(b"(")[2])
+        command = names.printable(os.fsdecode(before.partition(b"(")[2]))
         kernel = bool(int(fields[6]) & _KERNEL_THREAD)
         found.append(Process(int(name), command, tuple(map(os.fsdecode, arguments)), kernel))
     return found
@@ -249,7 +250,9 @@ def _server(world: World, process: Process) -> Server | None:
     store = _models_folder(environment) if environment is not None else None
     ports, connections = _sockets(handle)
     url = _url(environment, ports)
-    version = world.version(url)
+    ours = None if store is None else _same_folder(world, process.pid, store)
+    # One of another store is nobody's business here.
+    version = None if ours is False else world.version(url)
     if version is not None:
         state = ServerState.ANSWERING
     elif now - since > _UNREACHABLE_AFTER:
@@ -262,7 +265,7 @@ def _server(world: World, process: Process) -> Server | None:
         since=since,
         state=state,
         store=store,
-        ours=None if store is None else _same_folder(world, process.pid, store),
+        ours=ours,
         url=url,
         version=version,
         connections=connections,

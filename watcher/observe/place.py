@@ -99,13 +99,16 @@ def no_permission(path: str) -> NoPermissionError:
     """The error for a store that this user may not look into, with the command that may."""
     return NoPermissionError(
         f"{names.printable(path)}: permission denied",
-        f"run it as the store's owner or as root: {sudo_command()}",
+        f"run it as the store's owner or as root: {sudo_command(path)}",
     )
 
 
-def sudo_command() -> str:
-    """This very command, run as root."""
-    words = [os.path.abspath(sys.argv[0]), *sys.argv[1:]]
+def sudo_command(store: str) -> str:
+    """This very command, run as root, on the same store however it was found."""
+    program = os.path.abspath(sys.argv[0])
+    ours = [sys.executable, "-m", "watcher"] if program.endswith("__main__.py") else [program]
+    named = [] if "--store" in sys.argv else ["--store", store]
+    words = [*ours, *named, *sys.argv[1:]]
     return "sudo " + " ".join(names.printable(shlex.quote(word)) for word in words)
 
 
@@ -147,7 +150,7 @@ def describe(world: World, store: int) -> Place:
     """The folder behind the descriptor `store`, and what it stands on."""
     status = os.fstat(store)
     room = os.fstatvfs(store)
-    kind = _file_system(world.store)
+    kind = _file_system(world)
     blobs = _stat(store, "blobs", follow=False)
     behind = _stat(store, "blobs", follow=True)
     return Place(
@@ -176,9 +179,10 @@ def _stat(store: int, name: str, *, follow: bool) -> os.stat_result | None:
         return None
 
 
-def _file_system(path: str) -> str:
+def _file_system(world: World) -> str:
     """The type of the file system below a path, as the kernel names it; "" where it's not told."""
-    real = os.path.realpath(path)
+    psutil.PROCFS_PATH = world.proc
+    real = os.path.realpath(world.store)
     best, kind = "", ""
     for mount in psutil.disk_partitions(all=True):
         point = mount.mountpoint.rstrip("/")

@@ -8,10 +8,8 @@ blobs as well; depth is bounded, so a loop ends.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import stat
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -118,23 +116,6 @@ def look(name: str, folder: int) -> Entry | None:
         return None
 
 
-def born(name: str, folder: int) -> int:
-    """Birth time of a file, ns since the epoch; 0 where the system or the file system has none."""
-    if _statx is None:
-        return 0
-    buffer = ctypes.create_string_buffer(_STATX_SIZE)
-    if _statx(folder, os.fsencode(name), _NO_FOLLOW, _STATX_BTIME, buffer) != 0:
-        return 0
-    (mask,) = struct.unpack_from("=I", buffer, 0)
-    seconds, nanoseconds = struct.unpack_from("=qI", buffer, _BTIME_OFFSET)
-    return seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else 0
-
-
-# statx(2): flags, and where struct statx has stx_btime (linux/stat.h); Python's os.stat lacks it.
-_NO_FOLLOW, _STATX_BTIME, _STATX_SIZE, _BTIME_OFFSET = 0x100, 0x800, 256, 80
-_statx = getattr(ctypes.CDLL(None), "statx", None)
-
-
 # ---------------------------------------------------------------- manifests
 
 
@@ -216,7 +197,7 @@ def _read_manifest(
         return
     try:
         # Followed, as the server does: a manifest behind a symlink protects its blobs as well.
-        fd = os.open(parts[-1], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        fd = files.open_quietly(parts[-1], os.O_RDONLY | os.O_NONBLOCK, folder)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and look(parts[-1], folder) is None:
             return  # removed since it was listed
@@ -538,9 +519,9 @@ def _folder(
     name: str, parent: int, path: str, unlisted: list[str], *, follow: bool
 ) -> Iterator[int | None]:
     """A folder's descriptor; None where it is absent, or can't be listed (then noted)."""
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_DIRECTORY
     try:
-        fd = os.open(name, flags if follow else flags | os.O_NOFOLLOW, dir_fd=parent)
+        fd = files.open_quietly(name, flags if follow else flags | os.O_NOFOLLOW, parent)
     except FileNotFoundError:
         yield None
         return

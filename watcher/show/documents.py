@@ -28,7 +28,11 @@ AUDIT_SCHEMA = "ollama-watch/audit/1"
 
 def line(document: dict[str, Any]) -> bytes:
     """A document as one line."""
-    return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+    try:
+        return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        # A name from outside that is no UTF-8, quoted in some words.
+        return orjson.dumps(names.all_sayable(document), option=orjson.OPT_APPEND_NEWLINE)
 
 
 def audit(report: Report) -> dict[str, Any]:

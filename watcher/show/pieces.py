@@ -16,7 +16,8 @@ def drawing(trust: Trust, total: int, cells: int) -> str:
     drawn: list[str] = []
     real = ranges.intersection(trust.claimed, trust.present)
     for cell in range(cells):
-        piece: Ranges = ((total * cell // cells, total * (cell + 1) // cells),)
+        start = total * cell // cells
+        piece: Ranges = ((start, max(start + 1, total * (cell + 1) // cells)),)
         half = ranges.size(piece) / 2
         if ranges.size(ranges.intersection(piece, real)) > half:
             drawn.append(CLAIMED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterable
-from datetime import datetime
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -16,6 +15,7 @@ from rich.text import Text
 from watcher import names, ranges
 from watcher.cycle import Report
 from watcher.decide import findings
+from watcher.events import instant
 from watcher.model import (
     Action,
     Condition,
@@ -68,7 +68,7 @@ def render(parts: Iterable[object], *, color: bool, width: int = WIDTH) -> str:
     with console.capture() as captured:
         for part in parts:
             console.print(part)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+    return "\n".join(line.rstrip() for line in names.sayable(captured.get()).splitlines()) + "\n"
 
 
 def picture(parts: Iterable[object], *, title: str) -> str:
@@ -165,7 +165,7 @@ def _forecast(foreseen: Forecast, seen: Evidence) -> Iterable[object]:
 
 def clock(at: float, now: float) -> str:
     """An instant as people say it: the local time, and the day where it is not today."""
-    when, today = (datetime.fromtimestamp(each).astimezone() for each in (at, now))
+    when, today = (instant(each).astimezone() for each in (at, now))
     return when.strftime("%H:%M" if when.date() == today.date() else "%Y-%m-%d %H:%M")
 
 
@@ -190,6 +190,8 @@ def _told_by_drawing(finding: Finding) -> bool:
 def _summary(seen: Evidence, verdict: Verdict) -> Table:
     place, census = seen.place, seen.census
     table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
     table.add_row(
         Text("store", style="bold"), f"{names.printable(place.path)} (found by {place.found_by})"
     )

@@ -1,0 +1,142 @@
+"""Fixtures for all tests: a store, nobody's real home, and a way to run as an ordinary user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import hypothesis
+import psutil
+import pytest
+
+import watcher
+
+from .notation import Store
+
+#: Deterministic, and not in need of a fast machine.
+hypothesis.settings.register_profile(
+    "suite", derandomize=True, deadline=None, database=None, print_blob=True
+)
+hypothesis.settings.load_profile("suite")
+
+IS_ROOT = os.geteuid() == 0
+needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
+NOBODY = 65534
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture(autouse=True)
+def _nobodys_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No test reads or writes a real home, or follows the settings of this machine."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in list(os.environ):
+        if name.startswith("OLLAMA_") and name != "OLLAMA_BIN":
+            monkeypatch.delenv(name)
+    before = psutil.PROCFS_PATH
+    yield
+    psutil.PROCFS_PATH = before
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Store:
+    """An empty model store."""
+    return Store(tmp_path / "models")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[int]:
+    """The descriptor of an empty folder."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs the command line; nothing of this machine's settings gets through."""
+
+    def call(
+        *words: str | bytes, env: dict[str, str] | None = None, **more: object
+    ) -> subprocess.CompletedProcess[bytes]:
+        given = {**environment(tmp_path), **(env or {})}
+        options: dict[str, object] = {"capture_output": True, "timeout": 60, "check": False, **more}
+        command = [sys.executable, "-W", "error", "-m", "watcher", *words]
+        return subprocess.run(command, env=given, **options)  # type: ignore[call-overload,no-any-return]
+
+    return call
+
+
+def environment(home: Path) -> dict[str, str]:
+    """What a child of ours gets to see."""
+    return {
+        "HOME": str(home / "home"),
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(Path(watcher.__file__).parent.parent),
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+@pytest.fixture(scope="session")
+def nobodys_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package and what it needs, where an ordinary user can read it."""
+    target = tmp_path_factory.mktemp("package")
+    shutil.copytree(Path(watcher.__file__).parent, target / "watcher")
+    installed = Path(psutil.__file__).parent.parent
+    needed = ("click", "orjson", "psutil", "rich", "watchdog", "markdown_it", "mdurl", "pygments")
+    for name in needed:
+        shutil.copytree(installed / name, target / name)
+    subprocess.run(["chmod", "-R", "a+rX", str(target)], check=True)
+    open_parents(target)
+    return target
+
+
+def open_parents(path: Path) -> None:
+    """Let others pass through to a folder of pytest's, and nothing more."""
+    for each in (path, *path.parents):
+        status = each.stat()
+        if each == Path(tempfile.gettempdir()) or status.st_uid != os.geteuid():
+            break
+        each.chmod(status.st_mode | 0o011)
+
+
+@pytest.fixture
+def as_nobody(nobodys_package: Path, tmp_path: Path) -> Callable[[Sequence[str]], list[str]]:
+    """The command that runs Python, with the package, as an ordinary user."""
+    if not IS_ROOT:
+        pytest.skip("needs root to become another user")
+    open_parents(tmp_path)
+    # The interpreter may lie in a folder of root's own: it is mounted where others can reach it,
+    # in a mount namespace that ends with the child.
+    mounted = nobodys_package / "python"
+    mounted.mkdir(exist_ok=True)
+    python = mounted / os.path.relpath(os.path.realpath(sys.executable), sys.base_prefix)
+
+    def command(words: Sequence[str]) -> list[str]:
+        script = 'mount --bind "$0" "$1" && shift && exec "$@"'
+        mount = ["unshare", "--mount", "sh", "-c", script, sys.base_prefix, str(mounted)]
+        user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        clean = [
+            "env",
+            "-i",
+            f"PYTHONPATH={nobodys_package}",
+            "PATH=/usr/bin:/bin",
+            "HOME=/nowhere",
+        ]
+        return [*mount, *user, *clean, "PYTHONSAFEPATH=1", str(python), *words]
+
+    probe = subprocess.run(
+        command(["-c", "import watcher.cli, watcher.cycle, watcher.show.tables"]),
+        capture_output=True,
+        check=False,
+    )
+    if probe.returncode:
+        pytest.skip(f"the interpreter can't be used by others: {probe.stderr.decode()[-200:]}")
+    return command

@@ -1,0 +1,129 @@
+"""What happened is told once for each cause, and what is known is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from watcher.decide import judge, learn
+from watcher.events import Event
+from watcher.memory import Memory
+from watcher.model import (
+    DAY,
+    Action,
+    Download,
+    Evidence,
+    Outcome,
+    Result,
+    Trust,
+    Verb,
+)
+
+from .seen import MB, NOW, POLICY, D, download, entry, evidence, server, writer
+
+LIVE = replace(download(ago=1), holders=(writer(),))
+PAUSED = download(ago=100)
+
+
+def told(
+    memory: Memory,
+    seen: Evidence,
+    finished: Mapping[str, int] | None = None,
+    *,
+    first: bool = False,
+) -> tuple[Memory, list[str]]:
+    verdict = judge.judge(seen, POLICY)
+    now, happened = learn.learn(memory, seen, verdict, finished or {}, first_look=first)
+    assert all(isinstance(event, Event) and event.line for event in happened)
+    return now, [event.event_type for event in happened]
+
+
+def story(*looks: Evidence) -> list[list[str]]:
+    memory, all_told = Memory(), []
+    for seen in looks:
+        memory, happened = told(memory, seen)
+        all_told.append(happened)
+    return all_told
+
+
+def test_a_found_partial_is_told_once() -> None:
+    assert story(evidence(PAUSED), evidence(PAUSED)) == [["partial_found"], []]
+
+
+def test_a_pull_from_its_start_to_its_interruption_and_on() -> None:
+    looks = [evidence(each) for each in (LIVE, LIVE, PAUSED, PAUSED, LIVE, PAUSED)]
+    assert story(*looks) == [
+        ["download_started"],
+        [],
+        ["download_interrupted"],
+        [],
+        ["download_resumed"],
+        ["download_interrupted"],
+    ]
+
+
+def test_what_only_may_live_is_not_told_as_interrupted_again() -> None:
+    # No writer: some file was touched while a server runs. That is no pull.
+    touched = evidence(download(ago=5), servers=(server(),))
+    assert story(evidence(PAUSED), touched, evidence(PAUSED)) == [["partial_found"], [], []]
+
+
+def test_stale_is_told_once() -> None:
+    stale = evidence(download(ago=8 * DAY))
+    assert story(evidence(PAUSED), stale, stale)[1:] == [["partial_stale"], []]
+
+
+def test_a_download_that_became_a_blob_is_completed() -> None:
+    memory, _ = told(Memory(), evidence(LIVE))
+    memory, happened = told(memory, evidence(), {D: 200 * MB})
+    assert happened == ["download_completed"]
+    assert not memory.downloads
+
+
+def test_a_download_that_is_just_gone_was_removed() -> None:
+    memory, _ = told(Memory(), evidence(LIVE))
+    assert told(memory, evidence())[1] == ["partial_removed"]
+
+
+def test_a_narrow_look_does_not_miss_what_it_did_not_look_at() -> None:
+    memory, _ = told(Memory(), evidence(PAUSED))
+    kept, happened = told(memory, replace(evidence(), scope=frozenset({"f" * 64})))
+    assert happened == []
+    assert D in kept.downloads
+
+
+def test_what_we_removed_ourselves_is_not_told_as_gone() -> None:
+    memory, _ = told(Memory(), evidence(PAUSED))
+    action = Action(Verb.REMOVE_DOWNLOAD, D, "stale", ())
+    assert not learn.forget(memory, [Outcome(action, Result.DONE, "done")]).downloads
+    assert learn.forget(memory, [Outcome(action, Result.REFUSED, "held")]) == memory
+
+
+def test_another_file_of_the_same_digest_is_another_download() -> None:
+    again = replace(PAUSED, data=entry("x", inode=99))
+    assert story(evidence(PAUSED), evidence(again)) == [["partial_found"], ["partial_found"]]
+
+
+def test_a_service_that_begins_tells_each_unfinished_download() -> None:
+    memory, _ = told(Memory(), evidence(PAUSED))
+    assert told(memory, evidence(PAUSED), first=True)[1] == ["partial_found"]
+
+
+def with_present(one: Download, end: int, ago: float) -> Evidence:
+    trust = Trust(one.trust.claimed, ((0, end),), one.trust.claimed)
+    return evidence(replace(one, trust=trust, data=entry("data", ago=ago, inode=5)))
+
+
+def test_progress_is_when_bytes_arrived_not_when_files_were_touched() -> None:
+    memory, _ = told(Memory(), with_present(PAUSED, 60 * MB, ago=9 * DAY))
+    memory, _ = told(memory, with_present(PAUSED, 70 * MB, ago=60))
+    assert memory.downloads[D].progress_at == NOW - 60
+
+
+def test_events_name_sizes_and_durations_by_their_units() -> None:
+    verdict = judge.judge(evidence(PAUSED), POLICY)
+    _, (event,) = learn.learn(Memory(), evidence(PAUSED), verdict, {})
+    assert event.model_name == f"sha256-{D[:12]}"
+    assert event.details["total_bytes"] == 200 * MB
+    assert event.details["age_seconds"] == 100
+    assert "Can resume: True" in event.message

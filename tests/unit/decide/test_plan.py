@@ -1,0 +1,221 @@
+"""What is planned, what is refused, and what would make it possible."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from watcher.decide import judge, plan
+from watcher.model import (
+    DAY,
+    HOUR,
+    BlobCensus,
+    Download,
+    Entry,
+    Evidence,
+    ManifestFault,
+    OddManifest,
+    Place,
+    Plan,
+    RefusalKind,
+    ServerState,
+    Sight,
+    Temporary,
+    TemporaryKind,
+    Verb,
+)
+
+from .seen import CLEANING, MB, NOW, D, download, entry, evidence, server, writer
+
+OLD = 9 * DAY
+
+
+def planned(seen: Evidence) -> Plan:
+    return plan.make(judge.judge(seen, CLEANING), seen, CLEANING)
+
+
+def refusals(seen: Evidence) -> list[RefusalKind]:
+    made = planned(seen)
+    assert not made.actions
+    assert all(each.why and each.remedy for each in made.refusals)
+    return [each.kind for each in made.refusals]
+
+
+def test_a_stale_download_goes_as_a_whole() -> None:
+    one = download(ago=OLD)
+    (action,) = planned(evidence(one)).actions
+    assert action.verb is Verb.REMOVE_DOWNLOAD
+    assert set(action.expects) == set(one.entries)
+    assert action.frees == one.freed
+
+
+def test_what_is_not_stale_stays_and_is_looked_at_when_it_will_be() -> None:
+    made = planned(evidence(download(ago=2 * DAY)))
+    assert (made.actions, made.refusals) == ((), ())
+    assert made.due == ((NOW + 5 * DAY, D),)
+
+
+def test_a_server_that_runs_is_given_time_to_meet_the_guard() -> None:
+    (action,) = planned(evidence(download(ago=OLD), servers=(server(),))).actions
+    assert action.wait_seconds >= 2.0
+
+
+@pytest.mark.parametrize(
+    ("one", "more", "kind"),
+    [
+        (replace(download(ago=OLD), holders=(writer(writes=False),)), {}, RefusalKind.HELD),
+        (
+            download(ago=OLD),
+            {"servers": (server(state=ServerState.STARTING),)},
+            RefusalKind.SERVER_STARTS,
+        ),
+        (download(ago=OLD), {"place": Place("/m", "x", blobs_elsewhere=True)}, RefusalKind.LINKED),
+        (download(ago=OLD), {"place": Place("/m", "x", read_only=True)}, RefusalKind.PERMISSION),
+        (
+            download(ago=OLD),
+            {"place": Place("/m[", "x", globbed=True), "servers": (server(),)},
+            RefusalKind.SERVER_RUNS,
+        ),
+        (replace(download(ago=10), progress_at=NOW - OLD), {}, RefusalKind.NOT_QUIET),
+        (
+            replace(download(ago=1800), progress_at=NOW - OLD),
+            {"sight": Sight.NAMED},
+            RefusalKind.SIGHT,
+        ),
+        (
+            replace(download(ago=1800), progress_at=NOW - OLD),
+            {"sight": Sight.PARTIAL},
+            RefusalKind.SIGHT,
+        ),
+        (
+            download(ago=OLD, parts=0, claimed=(), trusted=()),
+            {"servers": (server(connections=1),)},
+            RefusalKind.SERVER_RUNS,
+        ),
+        (
+            download(ago=OLD, parts=0, claimed=(), trusted=()),
+            {"servers": (server(connections=None),)},
+            RefusalKind.SERVER_RUNS,
+        ),
+        (download(ago=OLD, finished=entry("x", size=200 * MB)), {}, RefusalKind.UNPROVEN),
+    ],
+)
+def test_each_refusal(one: Download, more: dict[str, Any], kind: RefusalKind) -> None:
+    assert refusals(evidence(one, **more)) == [kind]
+
+
+@pytest.mark.parametrize(
+    ("one", "more"),
+    [
+        (replace(download(ago=100), progress_at=NOW - OLD), {}),
+        (replace(download(ago=HOUR), progress_at=NOW - OLD), {"sight": Sight.NAMED}),
+        (replace(download(ago=HOUR), progress_at=NOW - OLD), {"sight": Sight.PARTIAL}),
+        (download(ago=OLD, parts=0, claimed=(), trusted=()), {"servers": (server(),)}),
+        (download(ago=OLD), {"place": Place("/m[", "x", globbed=True)}),
+    ],
+)
+def test_what_makes_it_possible(one: Download, more: dict[str, Any]) -> None:
+    assert len(planned(evidence(one, **more)).actions) == 1
+
+
+def test_a_refusal_that_passes_says_when_and_is_due_then() -> None:
+    seen = evidence(replace(download(ago=10), progress_at=NOW - OLD))
+    (refusal,) = planned(seen).refusals
+    assert refusal.seconds_left == 80
+    assert (NOW + 80, D) in planned(seen).due
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        download(ago=OLD, unreadable="Input/output error"),
+        replace(download(ago=OLD), holders=(writer(),)),
+    ],
+)
+def test_what_is_unknown_or_live_is_left(one: Download) -> None:
+    assert planned(evidence(one)).actions == ()
+
+
+def test_of_a_redundant_download_only_surplus_sidecars_go() -> None:
+    one = download(ago=OLD, data=False, claimed=(), trusted=(), finished=entry("x", size=200 * MB))
+    (action,) = planned(evidence(one)).actions
+    assert action.verb is Verb.REMOVE_SURPLUS
+    assert {each.name for each in action.expects} == {each.entry.name for each in one.sidecars}
+
+
+ORPHAN = entry(f"sha256-{'a' * 64}", ago=OLD)
+
+
+def orphans(*entries: Entry, odd: ManifestFault | None = None, **more: Any) -> BlobCensus:
+    faults = (OddManifest("manifests/h/n/m/t", odd, "why", "h/n/m:t", NOW - HOUR),) if odd else ()
+    given: dict[str, Any] = {
+        "unnamed": entries or (ORPHAN,),
+        "manifests": 1,
+        "odd_manifests": faults,
+    }
+    return BlobCensus(**{**given, **more})
+
+
+def test_an_old_orphan_goes_and_a_young_one_stays() -> None:
+    young = entry(f"sha256-{'b' * 64}", ago=DAY)
+    (action,) = planned(evidence(census=orphans(ORPHAN, young))).actions
+    assert (action.verb, action.expects) == (Verb.REMOVE_ORPHAN, (ORPHAN,))
+
+
+@pytest.mark.parametrize(
+    ("census", "more", "kind"),
+    [
+        (orphans(odd=ManifestFault.CORRUPT), {}, RefusalKind.MANIFESTS),
+        (orphans(odd=ManifestFault.UNREADABLE), {}, RefusalKind.MANIFESTS),
+        (orphans(odd=ManifestFault.DANGLING), {}, RefusalKind.MANIFESTS),
+        (orphans(unlisted=("manifests/h",)), {}, RefusalKind.MANIFESTS),
+        (orphans(manifests=0), {}, RefusalKind.MANIFESTS),
+        (orphans(), {"servers": (server(),)}, RefusalKind.SERVER_RUNS),
+        (orphans(), {"servers": (server(ours=None),)}, RefusalKind.SERVER_RUNS),
+        (orphans(), {"others": ("ollama (9)",)}, RefusalKind.SERVER_RUNS),
+        (orphans(), {"sight": Sight.PARTIAL}, RefusalKind.SIGHT),
+        (orphans(), {"place": Place("/m", "x", blobs_elsewhere=True)}, RefusalKind.LINKED),
+        (orphans(), {"place": Place("/m", "x", read_only=True)}, RefusalKind.PERMISSION),
+    ],
+)
+def test_no_orphan_goes_while_something_may_name_it(
+    census: BlobCensus, more: dict[str, Any], kind: RefusalKind
+) -> None:
+    assert refusals(evidence(census=census, **more)) == [kind]
+
+
+def test_a_narrow_look_plans_no_orphans_and_no_left_overs() -> None:
+    left = Temporary(entry("COPY1", ago=OLD), TemporaryKind.CREATE, "blobs/COPY1")
+    seen = evidence(census=orphans(temporaries=(left,)))
+    assert len(planned(seen).actions) == 2
+    assert planned(replace(seen, scope=frozenset({D}))).actions == ()
+
+
+@pytest.mark.parametrize(
+    ("ago", "more", "goes"),
+    [
+        (2 * HOUR, {}, True),
+        (HOUR / 2, {}, False),
+        (2 * HOUR, {"servers": (server(),)}, False),
+        (2 * HOUR, {"others": ("ollama create (9)",)}, False),
+        (2 * HOUR, {"sight": Sight.PARTIAL}, False),
+    ],
+)
+def test_left_overs_of_create(ago: float, more: dict[str, Any], goes: bool) -> None:
+    left = Temporary(entry("COPY1", ago=ago), TemporaryKind.CREATE, "blobs/COPY1")
+    seen = evidence(census=BlobCensus(manifests=1, temporaries=(left,)), **more)
+    assert len(planned(seen).actions) == goes
+
+
+def test_what_a_hard_link_keeps_is_not_counted_as_freed() -> None:
+    linked = ORPHAN._replace(links=2, allocated=5 * MB)
+    assert planned(evidence(census=orphans(linked))).frees == 0
+
+
+def test_live_downloads_are_due_when_their_quiet_ends_unless_a_close_will_tell() -> None:
+    silent = evidence(download(ago=30), servers=(server(),))
+    assert planned(silent).due == ((NOW + 60, D),)
+    held = evidence(replace(download(ago=30), holders=(writer(),)), servers=(server(),))
+    assert planned(held).due == ()

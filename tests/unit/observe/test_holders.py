@@ -1,0 +1,254 @@
+"""Who has what open: real children, on the real ``/proc``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import IS_ROOT, needs_root
+from tests.notation import Store
+from watcher.model import Entry, Holder, ServerState, Sight
+from watcher.observe import holders, scan
+
+HOLD = """
+import sys
+held = open(sys.argv[1], sys.argv[2])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+class Children:
+    """Processes that end with the test."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def start(self, *command: str, **more: object) -> subprocess.Popen[bytes]:
+        """Start it and wait until it has said that it is ready."""
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **more  # type: ignore[call-overload]
+        )  # fmt: skip
+        self._stack.enter_context(child)
+        self._stack.callback(child.kill)
+        assert child.stdout is not None
+        assert child.stdout.readline().strip() == b"ready"
+        return child  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@pytest.fixture
+def children() -> Iterator[Children]:
+    made = Children()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def data(models: Store) -> Path:
+    return models.blobs / f"sha256-{models.broken('0:1')}-partial"
+
+
+def entry_of(path: Path) -> Entry:
+    return scan.entry(path.name, path.lstat())
+
+
+def held(models: Store, *entries: Entry) -> tuple[Holder, ...]:
+    return holders.holders_of(models.world(proc="/proc"), entries)
+
+
+@pytest.mark.parametrize(("mode", "writes"), [("rb", False), ("r+b", True), ("ab", True)])
+def test_readers_and_writers(
+    models: Store, data: Path, children: Children, mode: str, writes: bool
+) -> None:
+    entry = entry_of(data)
+    child = children.start(sys.executable, "-c", HOLD, str(data), mode)
+    (found,) = held(models, entry)
+    assert (found.pid, found.entry, found.writes) == (child.pid, data.name, writes)
+
+
+def test_who_reads_and_writes_is_one_holder_that_writes(
+    models: Store, data: Path, children: Children
+) -> None:
+    twice = "import sys; r = open(sys.argv[1], 'rb'); w = open(sys.argv[1], 'r+b');"
+    twice += "r2 = open(sys.argv[1], 'rb'); print('ready', flush=True); sys.stdin.read()"
+    children.start(sys.executable, "-c", twice, str(data))
+    assert [each.writes for each in held(models, entry_of(data))] == [True]
+
+
+def test_a_holder_is_found_by_inode_after_a_rename_and_after_an_unlink(
+    models: Store, data: Path, children: Children
+) -> None:
+    entry = entry_of(data)
+    children.start(sys.executable, "-c", HOLD, str(data), "r+b")
+    data.rename(data.with_name("renamed"))
+    assert len(held(models, entry)) == 1
+    data.with_name("renamed").unlink()
+    assert len(held(models, entry)) == 1
+
+
+def test_the_same_file_name_counts_on_another_device(
+    models: Store, data: Path, children: Children
+) -> None:
+    entry = entry_of(data)._replace(device=0, inode=0)  # as an overlay shows it
+    children.start(sys.executable, "-c", HOLD, str(data), "r+b")
+    assert len(held(models, entry)) == 1
+
+
+def test_other_files_and_our_own_process_are_no_holders(
+    models: Store, data: Path, children: Children
+) -> None:
+    children.start(sys.executable, "-c", HOLD, str(models.blobs / f"{data.name}-0"), "rb")
+    with data.open("rb"):
+        assert held(models, entry_of(data)) == ()
+
+
+def test_a_killed_process_holds_nothing_and_neither_does_a_zombie(
+    models: Store, data: Path, children: Children
+) -> None:
+    child = children.start(sys.executable, "-c", HOLD, str(data), "r+b")
+    child.send_signal(signal.SIGKILL)
+    state = Path(f"/proc/{child.pid}/stat")
+    until = time.monotonic() + 10
+    while state.read_text().rpartition(")")[2].split()[0] != "Z" and time.monotonic() < until:
+        time.sleep(0.005)
+    assert held(models, entry_of(data)) == ()  # it is not waited for yet: a zombie
+
+
+def program(folder: Path, name: str) -> str:
+    """A program of that name which waits."""
+    path = folder / name
+    path.write_text("#!/bin/sh\necho ready\nread x\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_servers_clients_and_others_are_told_apart(
+    models: Store, tmp_path: Path, children: Children
+) -> None:
+    ollama, other = program(tmp_path, "ollama"), program(tmp_path, "llama")
+    env = {"PATH": os.environ["PATH"], "OLLAMA_MODELS": str(models.path), "OLLAMA_NOPRUNE": "1"}
+    server = children.start(ollama, "serve", env=env)
+    client = children.start(ollama, "pull", "serveless", env=env)
+    children.start(other, "serve", env=env)
+    seen = holders.see(models.world(proc="/proc"), [], network=False, writers_visible=False)
+    (found,) = [each for each in seen.servers if each.pid == server.pid]
+    assert (found.store, found.ours, found.no_prune) == (str(models.path), True, True)
+    assert found.state is ServerState.STARTING
+    assert any(f"({client.pid})" in each for each in seen.others)
+    assert not any("llama (" in each and "ollama" not in each for each in seen.others)
+
+
+def test_a_server_that_answers_has_started(
+    models: Store, tmp_path: Path, children: Children
+) -> None:
+    environment = {"OLLAMA_MODELS": str(models.path)}
+    server = children.start(program(tmp_path, "ollama"), "serve", env=environment)
+    world = models.world(proc="/proc", version=lambda _: "0.33.0")
+    seen = holders.see(world, [], network=False, writers_visible=False)
+    (found,) = [each for each in seen.servers if each.pid == server.pid]
+    assert (found.state, found.version, found.ours) == (ServerState.ANSWERING, "0.33.0", True)
+
+
+def test_one_that_can_not_be_reached_for_long_counts_as_started(
+    models: Store, tmp_path: Path, children: Children
+) -> None:
+    server = children.start(program(tmp_path, "ollama"), "serve")
+    world = models.world(proc="/proc", clock=lambda: time.time() + 301)
+    seen = holders.see(world, [], network=False, writers_visible=False)
+    (found,) = [each for each in seen.servers if each.pid == server.pid]
+    assert found.state is ServerState.UNREACHABLE
+
+
+# ---------------------------------------------------------------- sight
+
+
+def sight(models: Store, *, network: bool = False, visible: bool = False, proc: str = "") -> Sight:
+    world = models.world(proc=proc) if proc else models.world()
+    return holders.see(world, [], network=network, writers_visible=visible).view.sight
+
+
+def test_sight_is_full_where_all_can_be_read(models: Store) -> None:
+    assert sight(models) is Sight.FULL
+
+
+def test_a_network_hides_writers_and_the_settings_can_say_otherwise(models: Store) -> None:
+    assert sight(models, network=True) is Sight.PARTIAL
+    assert sight(models, network=True, visible=True) is Sight.FULL
+
+
+def test_a_container_hides_writers(models: Store, tmp_path: Path) -> None:
+    world = models.world()
+    pid = Path(world.proc) / "self" / "ns" / "pid"
+    pid.unlink()
+    pid.symlink_to("pid:[4026532999]")
+    assert sight(models, proc=world.proc) is Sight.PARTIAL
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("rw", Sight.FULL),
+        ("rw,hidepid=0", Sight.FULL),
+        ("rw,hidepid=invisible", Sight.FULL if IS_ROOT else Sight.PARTIAL),
+        ("rw,subset=pid", Sight.PARTIAL),
+    ],
+)
+def test_a_proc_that_hides(models: Store, options: str, expected: Sight) -> None:
+    world = models.world()
+    mounts = Path(world.proc) / "self" / "mounts"
+    mounts.write_text(f"none / ext4 rw 0 0\nproc {world.proc} proc {options} 0 0\n")
+    assert sight(models, proc=world.proc) is expected
+
+
+def test_a_proc_that_tells_nothing(models: Store, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "stat").write_text("cpu 0 0 0 0\nbtime 1\n")
+    assert sight(models, proc=str(tmp_path / "empty")) is Sight.PARTIAL
+
+
+LOOK = """
+import json, sys
+from watcher.observe import holders
+from watcher.world import World
+world = World(sys.argv[1], version=lambda _: None)
+seen = holders.see(world, [], network=False, writers_visible=False)
+print(json.dumps([seen.view.sight.value, seen.view.why, list(seen.view.unseen)]))
+"""
+
+
+@needs_root
+def test_an_ordinary_user_sees_others_by_name_only(
+    models: Store,
+    as_nobody: Callable[[Sequence[str]], list[str]],
+    tmp_path: Path,
+    children: Children,
+) -> None:
+    def looked() -> tuple[str, str, list[str]]:
+        done = subprocess.run(
+            as_nobody(["-c", LOOK, str(models.path)]), capture_output=True, timeout=30, check=True
+        )
+        found, why, unseen = json.loads(done.stdout)
+        return found, why, unseen
+
+    before, why, unseen = looked()
+    if "ollama" in why:
+        pytest.skip("an ollama runs on this machine")
+    assert before == "named"
+    assert unseen
+    assert len(unseen) <= 5
+    child = children.start(program(tmp_path, "ollama"), "run", "x")
+    after, why, _ = looked()
+    assert after == "partial"
+    assert f"({child.pid})" in why

@@ -1,0 +1,119 @@
+"""Which store, and what it stands on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pyfakefs.fake_filesystem import FakeFilesystem
+
+from tests.notation import Store, quiet_machine
+from watcher.errors import Exit, NoStoreError
+from watcher.observe import holders, place
+
+HOME = "/home/someone"
+
+
+@pytest.fixture
+def quiet(fs: FakeFilesystem, monkeypatch: pytest.MonkeyPatch) -> FakeFilesystem:
+    """A machine without servers and without systemd; its files are made up."""
+    monkeypatch.setattr(holders, "served_stores", lambda _: [])
+    monkeypatch.setattr(place, "_unit_stores", list)
+    monkeypatch.setenv("HOME", HOME)
+    return fs
+
+
+PLACES = ["/usr/share/ollama/.ollama/models", "/var/lib/ollama/models", f"{HOME}/.ollama/models"]
+
+
+def test_the_first_place_that_is_there_in_the_documented_order(quiet: FakeFilesystem) -> None:
+    for path in reversed(PLACES):
+        quiet.create_dir(f"{path}/blobs")
+        assert place.find(None, {}).path == path
+
+
+def test_a_server_that_runs_and_the_unit_come_before(
+    quiet: FakeFilesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet.create_dir(f"{PLACES[0]}/blobs")
+    quiet.create_dir("/unit/manifests")
+    monkeypatch.setattr(place, "_unit_stores", lambda: ["/unit"])
+    assert place.find(None, {}).path == "/unit"
+    quiet.create_dir("/served/blobs")
+    monkeypatch.setattr(holders, "served_stores", lambda _: [("/gone", 1), ("/served", 7)])
+    found = place.find(None, {})
+    assert found.path == "/served"
+    assert "7" in found.by
+
+
+def test_the_variable_comes_before_and_the_flag_first(quiet: FakeFilesystem) -> None:
+    quiet.create_dir(f"{PLACES[0]}/blobs")
+    quiet.create_dir("/variable/blobs")
+    quiet.create_dir("/flag/blobs")
+    given = {"OLLAMA_MODELS": " '/variable' "}
+    assert place.find(None, given) == ("/variable", "OLLAMA_MODELS")
+    assert place.find("/flag", given) == ("/flag", "--store")
+    assert place.find(None, {"OLLAMA_MODELS": "  "}).path == PLACES[0]
+
+
+def test_what_was_named_is_not_passed_over(quiet: FakeFilesystem) -> None:
+    quiet.create_dir(f"{PLACES[0]}/blobs")
+    for given, environment in (("/gone", {}), (None, {"OLLAMA_MODELS": "/gone"})):
+        with pytest.raises(NoStoreError, match="/gone"):
+            place.find(given, environment)
+
+
+def test_a_folder_without_blobs_and_manifests_is_no_store(quiet: FakeFilesystem) -> None:
+    quiet.create_dir("/empty")
+    with pytest.raises(NoStoreError, match="neither"):
+        place.find("/empty", {})
+
+
+def test_everything_looked_at_is_listed(quiet: FakeFilesystem) -> None:
+    with pytest.raises(NoStoreError) as caught:
+        place.find(None, {})
+    assert caught.value.exit_code is Exit.NO_STORE
+    for path in PLACES:
+        assert path in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file_system", "network"),
+    [("ext4", False), ("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("xfs", False)],
+)
+def test_network_file_systems_are_known(models: Store, file_system: str, network: bool) -> None:
+    proc = quiet_machine(models.path.parent / "proc", file_system=file_system)
+    fd = os.open(models.path, os.O_RDONLY)
+    found = place.describe(models.world(proc=proc), fd)
+    os.close(fd)
+    assert (found.file_system, found.network) == (file_system, network)
+
+
+@pytest.mark.parametrize(
+    ("name", "globbed"), [("models", False), ("m [1]", True), ("a\\b", True), ("a*?", False)]
+)
+def test_paths_in_which_the_server_finds_nothing(tmp_path: Path, name: str, globbed: bool) -> None:
+    store = Store(tmp_path / name)
+    fd = os.open(store.path, os.O_RDONLY)
+    assert place.describe(store.world(), fd).globbed is globbed
+    os.close(fd)
+
+
+def test_blobs_that_are_a_link(models: Store, tmp_path: Path) -> None:
+    models.blobs.rename(tmp_path / "elsewhere")
+    models.blobs.symlink_to(tmp_path / "elsewhere")
+    fd = os.open(models.path, os.O_RDONLY)
+    found = place.describe(models.world(), fd)
+    os.close(fd)
+    assert (found.blobs_linked, found.blobs_elsewhere, found.has_blobs) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("stat", "at"), [("btime 1700000000\n", 1.7e9), ("", 0), ("btime\n", 0), ("btime x\n", 0)]
+)
+def test_when_the_machine_started(models: Store, tmp_path: Path, stat: str, at: float) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "stat").write_text(stat)
+    assert place.started_at(models.world(proc=str(tmp_path / "proc"))) == at
+    assert place.started_at(models.world(proc="/nowhere")) == 0

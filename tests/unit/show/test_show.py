@@ -1,0 +1,141 @@
+"""Reports as text and as JSON: 80 columns, no colour codes unasked, nothing that can't be shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.unit.decide.seen import CLEANING, MB, NOW, D, download, entry, evidence, server
+from watcher import cycle
+from watcher.decide import judge, plan
+from watcher.model import (
+    DAY,
+    BlobCensus,
+    Evidence,
+    ManifestFault,
+    OddManifest,
+    Place,
+    Policy,
+    Trust,
+)
+from watcher.show import documents, pieces, tables
+
+ODD = os.fsdecode(b"\xff\n\x1b[31m")
+
+
+def report(seen: Evidence, policy: Policy = CLEANING) -> cycle.Report:
+    verdict = judge.judge(seen, policy)
+    return cycle.Report(seen, verdict, plan.make(verdict, seen, policy))
+
+
+def text(seen: Evidence) -> str:
+    return tables.render(tables.audit(report(seen), verbose=True), color=False)
+
+
+def document(seen: Evidence) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(documents.line(documents.audit(report(seen))))
+    return made
+
+
+FULL = evidence(
+    download(ago=9 * DAY, trusted=((0, 60 * MB),), models=("m" * 70 + ":latest",)),
+    download(ago=9 * DAY, digest="a" * 64, faults=("part 0: empty", "x" * 200)),
+    census=BlobCensus(
+        manifests=3,
+        unnamed=tuple(entry(f"sha256-{n:064}", ago=9 * DAY) for n in range(30)),
+        odd_manifests=(
+            OddManifest("manifests/h/n/m/t", ManifestFault.CORRUPT, "w" * 200, "h/n/m:t"),
+        ),
+    ),
+    servers=(server(version="0.33.0"),),
+    place=Place("/a/very/long/path" * 20, "--store"),
+)
+
+
+def test_no_line_is_wider_than_80_columns() -> None:
+    lines = [*text(FULL).splitlines()]
+    lines += tables.render(tables.plan(report(FULL).plan), color=False).splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_whole_path_of_the_store_can_be_read() -> None:
+    assert FULL.place.path in "".join(line.strip() for line in text(FULL).splitlines())
+
+
+def test_colours_only_where_asked_for() -> None:
+    shown = tables.audit(report(FULL), verbose=True)
+    assert "\x1b" not in tables.render(shown, color=False)
+    assert "\x1b" in tables.render(shown, color=True)
+
+
+def test_of_findings_alike_only_some_are_shown_and_the_rest_is_counted() -> None:
+    assert "and 20 more blob_orphan" in text(FULL)
+
+
+def test_a_document_has_a_schema_integers_and_times() -> None:
+    made = document(FULL)
+    assert made["schema"] == "ollama-watch/audit/1"
+    assert made["time"] == "2025-11-24T16:00:00.000Z"
+    one = made["downloads"][0]
+    assert one["bytes"]["claimed"] == 50 * MB
+    assert one["ranges"]["trusted"] == [[0, 60 * MB]]
+    assert all(each["severity"] in ("info", "warning", "error") for each in made["findings"])
+
+
+def test_what_could_not_be_read_is_null_not_zero() -> None:
+    (one,) = document(evidence(download(unreadable="Input/output error")))["downloads"]
+    assert one["bytes"]["claimed"] is None
+    assert one["bytes"]["present"] is None
+
+
+ODD_SIDECAR = download(ago=9 * DAY, data=False, trusted=(), faults=("x",), parts=1)
+ODD_SIDECAR = replace(
+    ODD_SIDECAR,
+    sidecars=(replace(ODD_SIDECAR.sidecars[0], entry=entry(f"sha256-{D}-partial-{ODD}")),),
+)
+
+
+def strings(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [each for part in value.values() for each in strings(part)]
+    return [each for part in value for each in strings(part)] if isinstance(value, list) else []
+
+
+def test_a_drawing_shows_what_most_of_each_piece_is() -> None:
+    trust = Trust(((0, 25),), ((0, 50),), ((0, 50),))
+    assert pieces.drawing(trust, 100, 4) == "#+.."
+    assert pieces.drawing(Trust(), 100, 4) == "...."
+
+
+@pytest.mark.parametrize("total", [1, 3, 63, 64, 65, 1000])
+def test_a_whole_download_is_drawn_whole_however_small(total: int) -> None:
+    every = ((0, total),)
+    assert pieces.drawing(Trust(every, every, every), total, 64) == "#" * 64
+
+
+def test_a_piece_half_claimed_and_half_present_is_not_drawn_as_missing() -> None:
+    trust = Trust(((0, 50),), ((0, 100),), ((0, 100),))
+    assert "." not in pieces.drawing(trust, 100, 1)
+
+
+@pytest.mark.parametrize("policy", [Policy(stale_after=1e12), Policy(stale_after=0.0)])
+def test_any_policy_can_be_shown(policy: Policy) -> None:
+    made = report(evidence(download(ago=2 * DAY)), policy)
+    documents.line(documents.audit(made))
+    tables.render(tables.audit(made, verbose=True), color=False)
+
+
+def test_ages_are_in_their_largest_unit() -> None:
+    assert [tables.age(each) for each in (5, 61, 7200, 9 * DAY)] == [
+        "5 s",
+        "1 minute",
+        "2 hours",
+        "9 days",
+    ]
+    assert NOW > 0

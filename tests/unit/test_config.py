@@ -1,0 +1,168 @@
+"""Settings: what is accepted, what is refused and how it is named, and who wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from watcher import config
+from watcher.errors import Exit, SettingsError
+from watcher.model import Policy
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("90s", 90),
+        ("30m", 1800),
+        ("2h", 7200),
+        ("7d", 604800),
+        ("1w", 604800),
+        ("1.5h", 5400),
+        (" 5 M ", 300),
+        ("12", 12),
+        (12, 12),
+        (0.5, 0.5),
+        (0, 0),
+    ],
+)
+def test_durations(value: object, seconds: float) -> None:
+    assert config.duration(value) == seconds
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "x",
+        "-5s",
+        "5 parsecs",
+        "1d2h",
+        "1e3",
+        "5s5",
+        True,
+        None,
+        [],
+        -1,
+        float("nan"),
+        float("inf"),
+        "9" * 400 + "d",
+        10**400,
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_what_is_no_duration(value: object) -> None:
+    with pytest.raises(ValueError):
+        config.duration(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [
+        ("50GB", 50 * 10**9),
+        ("10 MiB", 10 << 20),
+        ("5k", 5000),
+        ("5ki", 5120),
+        ("1.5TB", 15 * 10**11),
+        ("7", 7),
+        ("7b", 7),
+        (7, 7),
+        (0, 0),
+    ],
+)
+def test_sizes(value: object, size: int) -> None:
+    assert config.size(value) == size
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "x", "-5", "5XB", "5i", True, None, 1.5, -1, "9" * 400 + "TB"],
+    ids=lambda value: repr(value)[:20],
+)
+def test_what_is_no_size(value: object) -> None:
+    with pytest.raises(ValueError):
+        config.size(value)
+
+
+@pytest.mark.parametrize("word", ["true", "YES", " on ", "1", True])
+def test_yes(word: object) -> None:
+    assert config.boolean(word) is True
+
+
+@pytest.mark.parametrize("word", ["false", "No", "off", "0", False])
+def test_no(word: object) -> None:
+    assert config.boolean(word) is False
+
+
+@pytest.mark.parametrize("word", ["", "maybe", 1, None])
+def test_neither(word: object) -> None:
+    with pytest.raises(ValueError):
+        config.boolean(word)
+
+
+@pytest.fixture(autouse=True)
+def _no_system_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(config, "SYSTEM_FILE", tmp_path / "system.toml")
+
+
+def test_nothing_set_is_the_default() -> None:
+    assert config.load(None, {"PATH": "x"}) == (Policy(), ())
+
+
+def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('stale_after = "3d"\nclean = true\nstore = ["/a", "/b"]\nlog_keep = "2w"\n')
+    policy, stores = config.load(file, {"OLLAMA_WATCH_STALE_AFTER": "5d"})
+    assert (policy.stale_after, policy.clean, stores) == (5 * 86400, True, ("/a", "/b"))
+    assert policy.log_keep_days == 14
+
+
+def test_a_named_file_is_read_in_place_of_the_systems(tmp_path: Path) -> None:
+    (tmp_path / "system.toml").write_text("clean = true\n")
+    (tmp_path / "mine.toml").write_text("")
+    assert config.load(None, {}).policy.clean
+    assert not config.load(tmp_path / "mine.toml", {}).policy.clean
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('stale_after = "soon"', ("stale_after", "'soon'")),
+        ("stale_afer = 3", ("stale_afer", "stale_after")),
+        ("clean = 3", ("clean", "3")),
+        ('log_max_size = "5XB"', ("log_max_size", "'5XB'")),
+        ("store = 3", ("store", "3")),
+        ('store = ""', ("store", "''")),
+        ("stale_after = inf", ("stale_after", "inf")),
+        ("[clean]", ("clean",)),
+        ("clean =", ()),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_file_key_and_value(
+    tmp_path: Path, text: str, named: tuple[str, ...]
+) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        config.load(file, {})
+    assert caught.value.exit_code is Exit.USAGE
+    for word in (str(file), *named):
+        assert word in str(caught.value)
+
+
+def test_a_bad_variable_is_named() -> None:
+    for key, value in (("OLLAMA_WATCH_CLEAN", "perhaps"), ("OLLAMA_WATCH_CLAEN", "1")):
+        with pytest.raises(SettingsError, match=key):
+            config.load(None, {key: value})
+
+
+@pytest.mark.parametrize("make", ["absent", "folder", "latin-1", "nul"])
+def test_a_file_that_can_not_be_read_is_named(tmp_path: Path, make: str) -> None:
+    file = tmp_path / "settings.toml"
+    if make == "folder":
+        file.mkdir()
+    elif make != "absent":
+        file.write_bytes(b"# \xe9\n" if make == "latin-1" else b"clean = true\0\n")
+    with pytest.raises(SettingsError, match=r"settings\.toml"):
+        config.load(file, {})

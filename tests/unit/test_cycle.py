@@ -1,0 +1,107 @@
+"""The cycle: what consent, the lock and a world that keeps nothing make of a plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+
+from tests.notation import Store
+from watcher import cycle, files, memory
+from watcher.errors import Exit, LockedError
+from watcher.events import Event
+from watcher.model import Plan, Policy, Result, Verb
+
+POLICY = Policy(clean=True, repair=False)
+
+
+@pytest.fixture
+def stale(models: Store) -> str:
+    models.model()
+    return models.broken("0:1 -:1", aged="9d")
+
+
+def logged(models: Store) -> list[str]:
+    raw = (models.path / ".ollama-watch" / "logs" / "events.jsonl").read_bytes()
+    return [json.loads(line)["event_type"] for line in raw.splitlines()]
+
+
+def test_a_plan_that_is_agreed_to_is_done_and_told(models: Store, stale: str) -> None:
+    told: list[Event] = []
+    report = cycle.cycle(models.world(tell=told.append), POLICY)
+    assert [each.result for each in report.outcomes] == [Result.DONE]
+    assert report.outcomes[0].freed == report.plan.frees > 0
+    assert not [name for name in models.names() if stale in name]
+    assert logged(models) == [event.event_type for event in told]
+    told_of_it = [each for each in logged(models) if each in ("act_started", "partial_cleaned")]
+    assert told_of_it == ["act_started", "partial_cleaned"]
+    assert cycle.cycle(models.world(), POLICY).outcomes == ()
+
+
+def test_what_is_not_agreed_to_is_remembered_and_not_done(models: Store, stale: str) -> None:
+    before = models.names()
+    report = cycle.cycle(models.world(), POLICY, consent=cycle.nothing)
+    assert [each.verb for each in report.plan.actions] == [Verb.REMOVE_DOWNLOAD]
+    assert models.names() == before
+    fd = os.open(models.path, os.O_RDONLY)
+    assert stale in memory.load(fd).downloads
+    os.close(fd)
+
+
+def test_a_world_that_keeps_nothing_is_only_looked_at(models: Store, stale: str) -> None:
+    before = models.snapshot()
+    assert cycle.cycle(models.world(keeps=False), POLICY).plan.actions
+    assert models.snapshot() == before
+
+
+def test_who_holds_the_lock_is_named(models: Store, stale: str) -> None:
+    (models.path / ".ollama-watch").mkdir()
+    fd = os.open(models.path / ".ollama-watch", os.O_RDONLY)
+    try:
+        with files.locked(cycle.LOCK, fd, "pid 4711"), pytest.raises(LockedError) as caught:
+            cycle.cycle(models.world(), POLICY, lock_seconds=0.1)
+    finally:
+        os.close(fd)
+    assert "4711" in str(caught.value)
+    assert caught.value.exit_code is Exit.LOCKED
+    assert [name for name in models.names() if stale in name]
+
+
+def test_what_changes_between_plan_and_act_is_left(models: Store, stale: str) -> None:
+    data = models.blobs / f"sha256-{stale}-partial"
+
+    def consent(planned: Plan) -> Plan:
+        os.utime(data)
+        return planned
+
+    (outcome,) = cycle.cycle(models.world(), POLICY, consent=consent).outcomes
+    assert outcome.result is Result.REFUSED
+    assert outcome.refusal is not None
+    assert data.exists()
+
+
+def test_a_damaged_memory_is_told_and_everything_goes_on(models: Store, stale: str) -> None:
+    (models.path / ".ollama-watch").mkdir()
+    (models.path / ".ollama-watch" / "state.json").write_bytes(b"{")
+    report = cycle.cycle(models.world(), POLICY)
+    assert [each.result for each in report.outcomes] == [Result.DONE]
+    assert "error" in logged(models)
+    assert (models.path / ".ollama-watch" / "state.json.damaged").exists()
+
+
+@pytest.mark.parametrize("hours", [0.6, 5, 30])
+def test_time_that_passes_while_somebody_is_asked_changes_no_plan(
+    models: Store, stale: str, hours: float
+) -> None:
+    passed = 0.0
+
+    def consent(planned: Plan) -> Plan:
+        nonlocal passed
+        passed = hours * 3600
+        return planned
+
+    world = models.world(clock=lambda: time.time() + passed)
+    (outcome,) = cycle.cycle(world, POLICY, consent=consent).outcomes
+    assert outcome.result is Result.DONE, outcome.message

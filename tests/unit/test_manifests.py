@@ -1,0 +1,107 @@
+"""Manifests: as leniently as the server reads them, and no more."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.notation import digest_of, manifest_bytes
+from watcher import manifests
+
+A, B = digest_of("a"), digest_of("b")
+
+
+def named(raw: bytes) -> set[str]:
+    return set(manifests.parse(raw).named()[0])
+
+
+def test_layers_and_config_are_named() -> None:
+    document = json.loads(manifest_bytes({A: 5}))
+    document["config"] = {"mediaType": "x", "digest": f"sha256:{B}", "size": 7}
+    references = manifests.parse(json.dumps(document).encode()).references
+    assert references == ((f"sha256:{A}", 5), (f"sha256:{B}", 7))
+
+
+def test_both_spellings_that_can_be_loaded_are_named() -> None:
+    assert named(manifest_bytes({f"sha256:{A}": 1, f"sha256-{B}": 1})) == {A, B}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"{}",
+        b"null",
+        b'{"layers":null}',
+        b'{"layers":[]}',
+        b'{"config":null}',
+        b'{"config":{}}',
+        b'{"schemaVersion":2,"mediaType":"x","layers":null,"config":{"digest":""}}',
+        b'{"unknown":{"deep":[1,2,{"x":null}]}}',
+    ],
+)
+def test_what_parses_and_names_nothing(raw: bytes) -> None:
+    assert named(raw) == set()
+
+
+def test_bytes_behind_the_json_and_other_cases_of_keys_are_accepted() -> None:
+    raw = manifest_bytes({A: 5}).replace(b"layers", b"LAYERS").replace(b"digest", b"Digest")
+    assert named(raw + b"\n}}garbage\0") == {A}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\0" * 100,
+        b"[]",
+        b"{",
+        manifest_bytes({A: 5})[:-9],
+        manifest_bytes({A: 2**63}),
+        manifest_bytes({A: -(2**63) - 1}),
+        b'{"layers":{}}',
+        b'{"layers":[1]}',
+        b'{"layers":["x"]}',
+        b'{"layers":[{"digest":1}]}',
+        b'{"layers":[{"size":1.0}]}',
+        b'{"layers":[{"size":"1"}]}',
+        b'{"layers":[{"size":99999999999999999999}]}',
+        b'{"layers":[{"from":1}]}',
+        b'{"config":[]}',
+        b'{"schemaVersion":"2"}',
+        b'{"schemaVersion":2.5}',
+        b'{"mediaType":1}',
+        b"\xef\xbb\xbf" + manifest_bytes({A: 5}),
+        b"[" * 20_000,
+    ],
+)
+def test_what_the_server_can_not_read(raw: bytes) -> None:
+    with pytest.raises(ValueError):
+        manifests.parse(raw)
+
+
+def test_ten_thousand_layers() -> None:
+    layers = {digest_of(str(at)): at for at in range(10_000)}
+    assert named(manifest_bytes(layers)) == set(layers)
+
+
+@pytest.mark.parametrize(
+    "digest",
+    [r"sha256:", rf"sha256:{A[:-1]}", rf"sha256:{A}0", rf"sha512:{A}", rf"{A}",
+     rf"sha256:../{A}", r"\ud800", r"\u0000", r"\n", "\N{GRINNING FACE}"],
+)  # fmt: skip
+def test_what_is_no_digest_is_told_and_named_as_nothing(digest: str) -> None:
+    raw = b'{"layers":[{"digest":"%s","size":1}]}' % digest.encode()
+    found, (fault,) = manifests.parse(raw).named()
+    assert not found
+    assert fault.isprintable()
+
+
+def test_a_negative_size_is_told() -> None:
+    assert manifests.parse(manifest_bytes({A: -1})).named()[1]
+    assert not manifests.parse(manifest_bytes({A: 0})).named()[1]
+
+
+def test_only_one_spelling_protects() -> None:
+    found, _ = manifests.parse(manifest_bytes({f"sha256:{A}": 1, f"sha256-{B}": 2})).named()
+    assert found == {A: (1, True), B: (2, False)}

@@ -1,0 +1,87 @@
+"""Asking a server for its version, whatever answers there."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from watcher import ollama
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"
+
+
+@pytest.fixture
+def port() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+def asked(port: socket.socket, answer: bytes | None) -> str | None:
+    """What we make of an answer; None: the connection is taken and nothing is said."""
+    ended = threading.Event()
+
+    def serve() -> None:
+        connection, _ = port.accept()
+        with connection:
+            connection.recv(1000)
+            if answer is not None:
+                connection.sendall(answer)
+            else:
+                ended.wait(10)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        return ollama.version(f"http://127.0.0.1:{port.getsockname()[1]}")
+    finally:
+        ended.set()
+        thread.join()
+
+
+def body(text: bytes) -> bytes:
+    return OK % (len(text), text)
+
+
+def test_a_server_that_answers(port: socket.socket) -> None:
+    assert asked(port, body(b'{"version":"0.33.0"}')) == "0.33.0"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\0\xff" * 50,
+        b"SSH-2.0-OpenSSH_9.9\r\n",
+        body(b"<html>"),
+        body(b"[]"),
+        body(b"null"),
+        body(b'{"version":5}'),
+        body(b"[" * 5000),
+        body(b"x" * 200_000),
+        OK % (1000, b"{"),
+    ],
+)
+def test_what_is_no_ollama(port: socket.socket, answer: bytes) -> None:
+    assert asked(port, answer) is None
+
+
+def test_one_that_starts_has_its_port_open_and_says_nothing(port: socket.socket) -> None:
+    before = time.monotonic()
+    assert asked(port, None) is None
+    assert time.monotonic() - before < 5
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1", "http://[::1]:1", "http://nowhere.invalid:11434"]
+)
+def test_where_nobody_is(url: str) -> None:
+    assert ollama.version(url) is None
+
+
+@pytest.mark.parametrize("url", ["http://x:99999", "http://x:port", "http://[::1", "http://a b:1"])
+def test_an_address_that_is_none(url: str) -> None:
+    assert ollama.version(url) is None
