@@ -139,3 +139,28 @@ def test_ages_are_in_their_largest_unit() -> None:
         "9 days",
     ]
     assert NOW > 0
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        evidence(ODD_SIDECAR),
+        evidence(census=BlobCensus(unlisted=(f"manifests/{ODD}",), manifests=1)),
+        evidence(
+            census=BlobCensus(
+                unlisted=(f"manifests/{ODD}",),
+                manifests=1,
+                unnamed=(entry("sha256-" + "a" * 64, ago=9 * DAY),),
+            )
+        ),
+        evidence(census=BlobCensus(foreign=(entry(ODD),), manifests=1)),
+        evidence(place=Place(f"/m/{ODD}[", "--store", globbed=True)),
+        evidence(servers=(server(store=f"/{ODD}", user="x"),)),
+    ],
+    ids=["sidecar", "unlisted", "unlisted and orphans", "foreign", "place", "server"],
+)
+def test_names_from_outside_are_always_shown_escaped(seen: Evidence) -> None:
+    assert "\x1b" not in text(seen)
+    line = documents.line(documents.audit(report(seen)))
+    assert b"\x1b" not in line
+    assert b"\\u001b" not in line
