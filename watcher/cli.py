@@ -138,15 +138,21 @@ def clean(
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
 @click.option("--wait", is_flag=True, help="Wait until what changed lately is quiet.")
+@click.option("--offline", is_flag=True, help="Ask no registry.")
 @_json_option
 @click.pass_context
 def repair(
-    given: click.Context, targets: tuple[str, ...], dry_run: bool, yes: bool, wait: bool
+    given: click.Context,
+    targets: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+    wait: bool,
+    offline: bool,
 ) -> Exit:
     """Make interrupted downloads go on where they broke."""
     from watcher.commands.acting import repair as body
 
-    return body(given.obj, targets, dry_run=dry_run, yes=yes, wait=wait)
+    return body(given.obj, targets, dry_run=dry_run, yes=yes, wait=wait, offline=offline)
 
 
 @group.command()
@@ -159,6 +165,51 @@ def verify(given: click.Context, targets: tuple[str, ...], max_duration: float |
     from watcher.commands.acting import verify as body
 
     return body(given.obj, targets, max_duration)
+
+
+@group.group()
+def quarantine() -> None:
+    """Damaged files that were perhaps the only copy, kept aside."""
+
+
+@quarantine.command("ls")
+@_json_option
+@click.pass_context
+def quarantine_ls(given: click.Context) -> Exit:
+    """List what lies in quarantine."""
+    from watcher.commands.quarantine import ls as body
+
+    return body(given.obj)
+
+
+@quarantine.command("restore")
+@click.argument("labels", nargs=-1, required=True, metavar="LABEL...")
+@click.option("-n", "--dry-run", is_flag=True, help="Show the plan and do nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
+@_json_option
+@click.pass_context
+def quarantine_restore(
+    given: click.Context, labels: tuple[str, ...], dry_run: bool, yes: bool
+) -> Exit:
+    """Put files back into their place."""
+    from watcher.commands.quarantine import restore as body
+
+    return body(given.obj, labels, dry_run=dry_run, yes=yes)
+
+
+@quarantine.command("purge")
+@click.argument("labels", nargs=-1, metavar="[LABEL]...")
+@click.option("-n", "--dry-run", is_flag=True, help="Show the plan and do nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
+@_json_option
+@click.pass_context
+def quarantine_purge(
+    given: click.Context, labels: tuple[str, ...], dry_run: bool, yes: bool
+) -> Exit:
+    """Remove files for good: those named, else those that a good one has replaced."""
+    from watcher.commands.quarantine import purge as body
+
+    return body(given.obj, labels, dry_run=dry_run, yes=yes)
 
 
 @group.command()

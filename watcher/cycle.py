@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from watcher import events, files, memory, names
-from watcher.act import apply, hashing, moves
+from watcher.act import apply, asking, hashing, moves
 from watcher.decide import judge, learn, plan
 from watcher.errors import LockedError, NoPermissionError
 from watcher.events import Event
@@ -24,6 +25,8 @@ LOCK = "lock"
 _LOCK_PAUSE = 0.05
 #: What was hashed is written down this often.
 _KEEP_SECONDS = 30.0
+#: Actions that change nothing but what is known.
+_QUESTIONS = frozenset({Verb.HASH, Verb.ASK_REGISTRY})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ def cycle(
         agreed = consent(planned)
         if not world.keeps:
             return Report(seen, verdict, planned)
-        questions = [action for action in agreed.actions if action.verb is Verb.HASH]
+        questions = [action for action in agreed.actions if action.verb in _QUESTIONS]
         if not questions or found_out:
             break
         # Nothing is decided while acting: what has to be known first is found out, and then
@@ -88,7 +91,7 @@ def cycle(
         found_out = _find_out(world, questions, until, lock_seconds)
         if not found_out:
             break
-    agreed = replace(agreed, actions=tuple(a for a in agreed.actions if a.verb is not Verb.HASH))
+    agreed = replace(agreed, actions=tuple(a for a in agreed.actions if a.verb not in _QUESTIONS))
     with contextlib.ExitStack() as opened:
         try:
             store = opened.enter_context(files.opened_folder(world.store))
@@ -112,23 +115,32 @@ def cycle(
 def _find_out(
     world: World, questions: list[Action], until: float | None, lock_seconds: float
 ) -> tuple[Outcome, ...]:
-    """Hash what has to be known, and remember it now and then: a kill loses half a minute."""
+    """Ask and hash what has to be known, and remember it now and then for the case of a kill."""
     answered: list[Outcome] = []
     kept = 0
     with files.opened_folder(world.store) as store:
         keep_at = time.monotonic() + _KEEP_SECONDS
-        for outcome in hashing.find_out(world, store, questions, until, world.watch):
+        for outcome in itertools.chain(
+            asking.ask([each for each in questions if each.verb is Verb.ASK_REGISTRY], world),
+            hashing.find_out(
+                world,
+                store,
+                [each for each in questions if each.verb is Verb.HASH],
+                until,
+                world.watch,
+            ),
+        ):
             answered.append(outcome)
             if time.monotonic() >= keep_at:
-                _keep(store, answered[kept:], lock_seconds)
+                _keep(world, store, answered[kept:], lock_seconds)
                 kept, keep_at = len(answered), time.monotonic() + _KEEP_SECONDS
-        _keep(store, answered[kept:], lock_seconds)
+        _keep(world, store, answered[kept:], lock_seconds)
     return tuple(answered)
 
 
-def _keep(store: int, answered: list[Outcome], lock_seconds: float) -> None:
+def _keep(world: World, store: int, answered: list[Outcome], lock_seconds: float) -> None:
     with locked(store, lock_seconds):
-        memory.save(store, learn.proved(memory.load(store), answered))
+        memory.save(store, learn.proved(memory.load(store), answered, world.clock()))
 
 
 def _recover(world: World, policy: Policy, lock_seconds: float) -> tuple[Event, ...]:

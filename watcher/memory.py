@@ -74,6 +74,13 @@ class Hashed(NamedTuple):
     sha256: str
 
 
+class Asked(NamedTuple):
+    """What a registry said of a digest: its bytes (None: nothing), and when."""
+
+    length: int | None
+    at: float
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """All that is remembered of one store."""
@@ -83,6 +90,8 @@ class Memory:
     touched: Mapping[str, Touched] = field(default_factory=dict)
     #: By file name under ``blobs/``.
     hashes: Mapping[str, Hashed] = field(default_factory=dict)
+    #: By digest.
+    asked: Mapping[str, Asked] = field(default_factory=dict)
     #: Digests of blobs that were finished on sidecars of ours and not hashed since.
     unproven: frozenset[str] = frozenset()
     #: Why the file could not be used, if so; told once.
@@ -156,6 +165,7 @@ def _encode(memory: Memory) -> bytes:
         },
         "touched": {names.printable(name): list(each) for name, each in memory.touched.items()},
         "hashes": {name: list(each) for name, each in memory.hashes.items()},
+        "asked": {digest: list(each) for digest, each in memory.asked.items()},
         "unproven": sorted(memory.unproven),
     }
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
@@ -202,4 +212,9 @@ def _decode(document: object) -> Memory:
         str(name): Hashed(int(inode), int(size), int(changed_ns), str(sha256))
         for name, (inode, size, changed_ns, sha256) in document["hashes"].items()
     }
-    return Memory(records, touched, hashes, frozenset(map(str, document["unproven"])))
+    asked = {
+        _key(digest): Asked(None if length is None else int(length), float(at))
+        for digest, (length, at) in document["asked"].items()
+    }
+    unproven = frozenset(_key(digest) for digest in document["unproven"])
+    return Memory(records, touched, hashes, asked, unproven)

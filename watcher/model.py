@@ -156,6 +156,8 @@ class Download:
     progress_at: float | None = None
     #: Birth time of its data file (or first sidecar), ns since the epoch; 0 where not known.
     born_ns: int = 0
+    #: Bytes that the registry of one of its models has of it; None where it was not asked lately.
+    registry: int | None = None
     #: Why something of it could not be read at all.
     unreadable: str | None = None
 
@@ -219,6 +221,8 @@ class OddBlob:
     wanted: int | None
     entry: Entry | None
     models: tuple[str, ...]
+    #: Bytes that the registry of one of its models has of it; None where it was not asked lately.
+    registry: int | None = None
 
 
 class TemporaryKind(enum.StrEnum):
@@ -259,6 +263,17 @@ class OddManifest:
     #: Shown name of the model, where the path gives one.
     model: str | None = None
     changed_at: float | None = None
+
+
+class Kept(NamedTuple):
+    """A file in quarantine: its label there, its own name, and what is in its place now."""
+
+    label: str
+    name: str
+    entry: Entry
+    in_its_place: bool
+    #: What is in its place was hashed and found right.
+    replaced: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +407,7 @@ class Evidence:
     scope: frozenset[str] | None = None
     #: User id that we act as.
     uid: int = 0
+    quarantine: tuple[Kept, ...] = ()
 
 
 # ---------------------------------------------------------------- judgements
@@ -518,6 +534,10 @@ class Verb(enum.StrEnum):
     WRITE_SIDECARS = "write_sidecars"
     REFRESH = "refresh"
     HASH = "hash"
+    ASK_REGISTRY = "ask_registry"
+    QUARANTINE_BLOB = "quarantine_blob"
+    RESTORE = "restore"
+    PURGE = "purge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -556,6 +576,7 @@ class RefusalKind(enum.StrEnum):
     UNPROVEN = "unproven"
     LINKED = "linked"
     LENGTH = "length"
+    REGISTRY = "registry"
     OWNER = "owner"
     CHANGED = "changed"
     PERMISSION = "permission"
@@ -621,8 +642,9 @@ class Outcome:
     message: str
     freed: int = 0
     refusal: Refusal | None = None
-    #: What was found out by hashing.
+    #: What was found out by hashing, or by asking the registry for a length.
     sha256: str | None = None
+    length: int | None = None
 
 
 # ---------------------------------------------------------------- settings
@@ -636,6 +658,12 @@ class Policy:
     #: What a service does by itself, and what a plan has in it at all: mending, and freeing.
     repair: bool = True
     clean: bool = False
+    #: Labels of what goes back from quarantine, and of what goes for good.
+    restore: frozenset[str] = frozenset()
+    purge: frozenset[str] = frozenset()
+    purge_replaced: bool = False
+    #: Registries may be asked.
+    online: bool = False
     #: Files may be read whole to hash them; and every blob is, not only those in doubt.
     hash: bool = False
     verify: bool = False

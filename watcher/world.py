@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from watcher import ollama
 from watcher.events import Event
+from watcher.names import ModelName
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class World:
     sleep: Callable[[float], None] = time.sleep
     #: A server's version by its URL, or None where nobody answers.
     version: Callable[[str], str | None] = ollama.version
+    #: Bytes that a model's registry has of a digest, or None where it does not say so.
+    registry_length: Callable[[ModelName, str], int | None] = ollama.registry_length
     #: False for who only reads: nothing at all is written to the store.
     keeps: bool = True
     #: Hands an event on to who listens, besides the logs.

@@ -67,6 +67,8 @@ def _do(world: World, store: int, batch: list[Action]) -> list[Outcome]:
         return []
     if batch[0].verb is Verb.REFRESH:
         return [_refresh(store, action) for action in batch]
+    if batch[0].verb in (Verb.RESTORE, Verb.PURGE):
+        return [_leave_quarantine(store, action) for action in batch]
     try:
         changed = moves.carry_out(world, store, _change(batch))
     except ChangedError as error:
@@ -75,7 +77,7 @@ def _do(world: World, store: int, batch: list[Action]) -> list[Outcome]:
         return [_failed(action, error) for action in batch]
     kept = {entry.name for entry in changed.kept}
     # Replaced sidecars give back a block each, which is not what anybody asked for.
-    mended = batch[0].verb is Verb.WRITE_SIDECARS
+    mended = batch[0].verb in (Verb.WRITE_SIDECARS, Verb.QUARANTINE_BLOB)
     share = 0 if mended else changed.freed if len(batch) == 1 else None
     return [
         _refused(action, ChangedError("it changed or was opened meanwhile", "try again"))
@@ -103,12 +105,23 @@ def _refresh(store: int, action: Action) -> Outcome:
     return Outcome(action, Result.DONE, _done_message(action))
 
 
+def _leave_quarantine(store: int, action: Action) -> Outcome:
+    back = action.verb is Verb.RESTORE
+    try:
+        moves.leave_quarantine(store, action.expects[0], back=back)
+    except ChangedError as error:
+        return _refused(action, error)
+    except OSError as error:
+        return _failed(action, error)
+    return Outcome(action, Result.DONE, _done_message(action), action.frees)
+
+
 def _change(batch: list[Action]) -> moves.Change:
     first = batch[0]
     entries = tuple(entry for action in batch for entry in action.expects)
-    in_parts = first.verb not in _IN_BATCHES and first.expects[0].name != names.transfer(
-        first.subject
-    )
+    keeps = first.verb is Verb.QUARANTINE_BLOB
+    alone = keeps or first.expects[0].name == names.transfer(first.subject)
+    in_parts = first.verb not in _IN_BATCHES and not alone
     return moves.Change(
         verb=first.verb.value,
         expects=entries,
@@ -118,6 +131,7 @@ def _change(batch: list[Action]) -> moves.Change:
         },
         digest=first.subject if in_parts else "",
         wait_seconds=first.wait_seconds,
+        keeps=keeps,
         owner=(first.expects[0].uid, first.expects[0].gid),
     )
 
@@ -130,6 +144,10 @@ def _done_message(action: Action) -> str:
         case Verb.WRITE_SIDECARS:
             who = names.known_as(action.models, action.subject)
             return f"Repaired the partial download of {who}: {action.saves} bytes saved"
+        case Verb.QUARANTINE_BLOB:
+            return f"{action.subject[:19]} is in quarantine; {action.because.partition(': ')[2]}"
+        case Verb.RESTORE:
+            return f"restored {names.printable(action.subject)}"
         case Verb.REFRESH:
             return f"kept {names.printable(action.subject)} from the server's clean-up"
         case _:

@@ -37,10 +37,10 @@ from watcher.memory import FOLDER
 from watcher.model import Entry, Holder
 from watcher.names import Role
 from watcher.observe import holders, scan
+from watcher.observe.quarantine import QUARANTINE
 from watcher.world import World
 
 INTENTS = "intents"
-QUARANTINE = "quarantine"
 _INTENT = "intent.json"
 _NEW = "new"
 _GUARD = "guard"
@@ -413,6 +413,25 @@ def _forget(work: _Work) -> None:
             files.remove(name, work.here)
     files.remove_folder(work.name, work.intents)
     files.sync(work.intents)
+
+
+def leave_quarantine(store: int, entry: Entry, *, back: bool) -> None:
+    """Move a kept file back to its place under ``blobs/``, or remove it for good.
+
+    Raises FileExistsError where its place is taken, ChangedError where it is not the file meant.
+    """
+    with (
+        files.opened_folder(FOLDER, store) as ours,
+        files.opened_folder(QUARANTINE, ours) as quarantine,
+    ):
+        if not _same(scan.look(entry.name, quarantine), entry):
+            raise _changed(entry.name)
+        if not back:
+            files.remove(entry.name, quarantine)
+            return
+        with files.opened_folder("blobs", store, follow=True) as blobs:
+            files.move(entry.name, quarantine, entry.name.partition("-")[2], blobs)
+            files.sync(blobs)
 
 
 # ---------------------------------------------------------------- after a kill

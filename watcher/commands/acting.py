@@ -24,16 +24,24 @@ _PREPARE_LOCK_SECONDS = 5.0
 
 def clean(context: Context, targets: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:
     """Free what is worth nothing."""
-    policy = replace(context.policy, clean=True, repair=False)
-    return _act(context, "clean", policy, targets, dry_run=dry_run, yes=yes, wait=False)
+    policy = replace(context.policy, clean=True, repair=False, purge_replaced=True)
+    return act(context, "clean", policy, targets, dry_run=dry_run, yes=yes)
 
 
 def repair(
-    context: Context, targets: tuple[str, ...], *, dry_run: bool, yes: bool, wait: bool
+    context: Context,
+    targets: tuple[str, ...],
+    *,
+    dry_run: bool,
+    yes: bool,
+    wait: bool,
+    offline: bool,
 ) -> Exit:
     """Make interrupted downloads resumable. `wait`: wait until what changed lately is quiet."""
-    policy = replace(context.policy, clean=False, repair=True, repair_stale=True, hash=True)
-    return _act(context, "repair", policy, targets, dry_run=dry_run, yes=yes, wait=wait)
+    policy = replace(
+        context.policy, clean=False, repair=True, repair_stale=True, hash=True, online=not offline
+    )
+    return act(context, "repair", policy, targets, dry_run=dry_run, yes=yes, wait=wait)
 
 
 def verify(context: Context, targets: tuple[str, ...], most_seconds: float | None) -> Exit:
@@ -107,7 +115,7 @@ def _limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _act(
+def act(
     context: Context,
     name: str,
     policy: Policy,
@@ -115,8 +123,9 @@ def _act(
     *,
     dry_run: bool,
     yes: bool,
-    wait: bool,
+    wait: bool = False,
 ) -> Exit:
+    """One acting command over all stores: what `policy` plans of `targets`, shown, asked, done."""
     codes = [Exit.HEALTHY]
     for world in context.worlds(keeps=not dry_run):
         chosen = _Choice(context, targets, dry_run=dry_run, yes=yes)

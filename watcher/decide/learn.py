@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from watcher import names, ranges
 from watcher.events import Event
-from watcher.memory import Hashed, Memory, Record, Touched, bound_to
+from watcher.memory import Asked, Hashed, Memory, Record, Touched, bound_to
 from watcher.model import (
+    HOUR,
     Action,
     Condition,
     Download,
@@ -26,6 +27,8 @@ from watcher.model import (
 #: What a download in this condition is resumed as, by Ollama alone, without losing anything.
 _RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Condition.WHOLE})
 
+#: A registry's answer is no news after this.
+_ANSWERS_GOOD_FOR = HOUR
 _OF_DOWNLOADS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS, Verb.WRITE_SIDECARS})
 _DONE_EVENT = {
     Verb.REMOVE_DOWNLOAD: "partial_cleaned",
@@ -35,6 +38,10 @@ _DONE_EVENT = {
     Verb.WRITE_SIDECARS: "download_repaired",
     Verb.REFRESH: "refreshed",
     Verb.HASH: "hashed",
+    Verb.ASK_REGISTRY: "asked",
+    Verb.QUARANTINE_BLOB: "quarantined",
+    Verb.RESTORE: "restored",
+    Verb.PURGE: "purged",
 }
 
 
@@ -218,15 +225,20 @@ def _gone(digest: str, record: Record, finished: Mapping[str, int], at: float) -
     return Event(at, "partial_removed", message, who, details)
 
 
-def proved(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
-    """The memory with what was found out by hashing."""
+def proved(memory: Memory, outcomes: Iterable[Outcome], now: float) -> Memory:
+    """The memory with what was found out by hashing and asking."""
+    asked = {
+        digest: each for digest, each in memory.asked.items() if now - each.at < _ANSWERS_GOOD_FOR
+    }
     hashes, unproven = dict(memory.hashes), set(memory.unproven)
     for outcome in outcomes:
         if outcome.sha256 is not None:
             entry = outcome.action.expects[0]
             hashes[entry.name] = Hashed(entry.inode, entry.size, bound_to(entry), outcome.sha256)
             unproven.discard(outcome.action.subject)
-    return replace(memory, hashes=hashes, unproven=frozenset(unproven))
+        if outcome.action.verb is Verb.ASK_REGISTRY:
+            asked[outcome.action.subject] = Asked(outcome.length, now)
+    return replace(memory, hashes=hashes, asked=asked, unproven=frozenset(unproven))
 
 
 def forget(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:

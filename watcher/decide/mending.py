@@ -12,16 +12,19 @@ from watcher.model import (
     MIB,
     QUIET_SECONDS,
     Action,
+    BlobFault,
     Condition,
     Entry,
     Evidence,
     Judged,
     Kind,
+    OddBlob,
     Part,
     Policy,
     Ranges,
     Refusal,
     RefusalKind,
+    Sight,
     Verb,
 )
 
@@ -147,6 +150,45 @@ def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why
         f"run it as root, or as that user: sudo -u '#{owner}' ollama-watch repair",
         None,
     )
+
+
+def corrupt_blobs(evidence: Evidence) -> Iterator[Action | Refusal]:
+    """Blobs with a wrong hash go to quarantine, if their registry can give them again."""
+    for odd in evidence.census.odd:
+        if odd.fault is not BlobFault.CORRUPT or odd.entry is None:
+            continue
+        why = _blob_stays(odd, evidence)
+        name = names.blob(odd.digest)
+        if why is not None:
+            yield Refusal(why[0], name, Verb.QUARANTINE_BLOB, why[1], why[2], models=odd.models)
+            continue
+        yield Action(
+            Verb.QUARANTINE_BLOB,
+            name,
+            f"its hash is wrong, and the registry has it: ollama pull {odd.models[0]} fetches "
+            "just this layer",
+            (odd.entry,),
+            models=odd.models,
+        )
+
+
+def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
+    if odd.registry is None or odd.registry != odd.wanted:
+        said = "has not answered" if odd.registry is None else f"has {odd.registry} bytes of it"
+        return (
+            RefusalKind.REGISTRY,
+            f"it is damaged, but perhaps the only copy: its registry {said}",
+            "make the registry reachable, or create the model again",
+            None,
+        )
+    if evidence.view.sight is not Sight.FULL:
+        return (
+            RefusalKind.SIGHT,
+            f"not every process could be seen: {evidence.view.why}",
+            "run it as root",
+            None,
+        )
+    return safety.store_forbids(evidence)
 
 
 # ---------------------------------------------------------------- times

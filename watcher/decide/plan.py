@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from watcher.decide import cleaning, mending, proving
+from watcher.decide import cleaning, mending, proving, quarantine
 from watcher.model import (
     QUIET_SECONDS,
     Action,
@@ -20,8 +20,12 @@ from watcher.model import (
 
 #: In this order: finding out, mending, freeing; times last, since they cover new sidecars, too.
 _ORDER = (
+    Verb.ASK_REGISTRY,
     Verb.HASH,
     Verb.WRITE_SIDECARS,
+    Verb.QUARANTINE_BLOB,
+    Verb.RESTORE,
+    Verb.PURGE,
     Verb.REMOVE_SURPLUS,
     Verb.REMOVE_DOWNLOAD,
     Verb.REMOVE_ORPHAN,
@@ -53,10 +57,14 @@ def _steps(verdict: Verdict, evidence: Evidence, policy: Policy) -> Iterator[Act
             yield from mending.of_download(judged, evidence)
     if policy.hash and evidence.scope is None:
         yield from proving.unproven(evidence)
+    if policy.online and evidence.scope is None:
+        yield from proving.of_registry(verdict.judged, evidence)
     if policy.verify:
         yield from proving.all_blobs(evidence)
     if policy.repair:
+        yield from mending.corrupt_blobs(evidence)
         yield from mending.refresh(verdict.judged, evidence, policy)
+    yield from quarantine.steps(evidence, policy)
     if policy.clean and evidence.scope is None:
         # Whether nothing else names a blob takes all manifests, so a narrow look plans none of it.
         yield from cleaning.orphans(evidence, policy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher import names
-from watcher.model import Action, Condition, Entry, Evidence, Judged, Verb
+from watcher.model import Action, BlobFault, Condition, Entry, Evidence, Judged, Verb
 
 
 def of_download(judged: Judged) -> Iterator[Action]:
@@ -19,6 +19,19 @@ def of_download(judged: Judged) -> Iterator[Action]:
             yield _hash(blob, judged.digest, "whether its partial data can go")
     elif judged.condition is Condition.WHOLE and data.sha256 is None and not believed(judged):
         yield _hash(data, judged.digest, "whether the download is whole")
+
+
+def of_registry(judged: tuple[Judged, ...], evidence: Evidence) -> Iterator[Action]:
+    """What only the registry that a model came from can tell: a lost length, a corrupt blob's."""
+    for each in judged:
+        download = each.download
+        if download.total is None and download.models and download.registry is None:
+            because = "its true length is not known"
+            yield Action(Verb.ASK_REGISTRY, each.digest, because, (), models=download.models)
+    for odd in evidence.census.odd:
+        if odd.fault is BlobFault.CORRUPT and odd.models and odd.registry is None:
+            because = "whether a corrupt blob can be had again"
+            yield Action(Verb.ASK_REGISTRY, odd.digest, because, (), models=odd.models)
 
 
 def believed(judged: Judged) -> bool:

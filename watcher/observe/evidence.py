@@ -26,7 +26,7 @@ from watcher.model import (
     Sidecar,
     Trust,
 )
-from watcher.observe import holders, parts, place, scan
+from watcher.observe import holders, parts, place, quarantine, scan
 from watcher.world import World
 
 #: A manifest is written in place: half of one is normal for an instant.
@@ -84,6 +84,7 @@ def _observe(
         census=census,
         scope=scope,
         uid=os.geteuid(),
+        quarantine=quarantine.kept(store, memory) if scope is None else (),
     )
 
 
@@ -121,6 +122,12 @@ def _remembered(found: Entry, memory: Memory) -> Entry:
     return found
 
 
+def registry_length(memory: Memory, digest: str) -> int | None:
+    """What a registry said of a digest; None where it said nothing."""
+    asked = memory.asked.get(digest)
+    return None if asked is None else asked.length
+
+
 def _with_memory(found: scan.Scan, memory: Memory, store: int) -> BlobCensus:
     """The census with what is remembered of its blobs."""
     census = replace(
@@ -143,7 +150,8 @@ def _with_memory(found: scan.Scan, memory: Memory, store: int) -> BlobCensus:
                 unproven.append(entry)
             elif entry.sha256 != digest.lower():
                 size, models = found.named.size_of(digest), found.named.models_of(digest)
-                odd.append(OddBlob(digest, BlobFault.CORRUPT, size, entry, models))
+                asked = registry_length(memory, digest)
+                odd.append(OddBlob(digest, BlobFault.CORRUPT, size, entry, models, asked))
     return replace(census, odd=tuple(odd), unproven=tuple(unproven))
 
 
@@ -244,6 +252,7 @@ class _Reader:
             made,
             models=tuple(sorted({*self.named_models, *remembered})),
             progress_at=record.progress_at if record else None,
+            registry=registry_length(self.memory, self.digest),
             born_ns=files.born(made.entries[0].name, self.blobs) if made.entries else 0,
         )
 
@@ -289,7 +298,8 @@ class _Reader:
             return self.named_size, "manifest"
         if record is not None and record.total is not None:
             return record.total, "memory"
-        return None, None
+        asked = registry_length(self.memory, self.digest)
+        return asked, None if asked is None else "registry"
 
     def _trust(
         self,

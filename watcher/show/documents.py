@@ -67,6 +67,25 @@ def acting(command: str, report: Report) -> dict[str, Any]:
     }
 
 
+def quarantine(report: Report) -> dict[str, Any]:
+    """What ``quarantine ls --json`` prints."""
+    return {
+        "schema": "ollama-watch/quarantine/1",
+        "time": events.rfc3339(report.evidence.now),
+        "store": _store(report.evidence),
+        "kept": [
+            {
+                "label": names.printable(kept.label),
+                "name": names.printable(kept.name),
+                "size_bytes": kept.entry.size,
+                "in_its_place": kept.in_its_place,
+                "replaced": kept.replaced,
+            }
+            for kept in report.evidence.quarantine
+        ],
+    }
+
+
 def plan(planned: Plan) -> dict[str, Any]:
     """A plan: what would be done, what is refused, when to look again."""
     return {

@@ -323,13 +323,17 @@ _DOES = {
     Verb.REMOVE_TEMPORARY: "remove the left-over",
     Verb.WRITE_SIDECARS: "repair the download of",
     Verb.HASH: "hash",
+    Verb.RESTORE: "restore from quarantine",
+    Verb.PURGE: "remove from quarantine",
+    Verb.ASK_REGISTRY: "ask the registry for",
+    Verb.QUARANTINE_BLOB: "move to quarantine the blob of",
     Verb.REFRESH: "keep from the server's clean-up:",
 }
 
 
 def subject(item: Action | Refusal) -> str:
     """What an action is about, as people know it."""
-    if item.verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY):
+    if item.verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.RESTORE, Verb.PURGE):
         return names.printable(item.subject)
     return names.known_as(item.models, item.subject.removeprefix("sha256-"))
 
@@ -386,6 +390,19 @@ def outcomes(report: Report) -> list[object]:
     shown.extend(_notes(report.plan.refusals))
     shown.extend(Text(trouble, style="yellow") for trouble in report.troubles)
     return shown
+
+
+def quarantine(report: Report) -> list[object]:
+    """What lies in quarantine, and what has become of its place."""
+    table = Table.grid(padding=(0, 2))
+    for kept in report.evidence.quarantine:
+        place = "a good one is in its place" if kept.replaced else "something is in its place"
+        table.add_row(
+            Text(_middle(kept.label)),
+            decimal(kept.entry.size),
+            place if kept.in_its_place else "its place is empty",
+        )
+    return [table]
 
 
 def verified(report: Report, wrong: list[Finding], failed: list[Outcome]) -> list[object]:

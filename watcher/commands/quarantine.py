@@ -1,0 +1,41 @@
+"""``quarantine``: what was damaged and perhaps the only copy, kept aside."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from watcher import cycle, names
+from watcher.commands.acting import act
+from watcher.commands.context import Context
+from watcher.errors import Exit
+from watcher.show import documents
+
+
+def ls(context: Context) -> Exit:
+    """List what lies in quarantine."""
+    for world in context.worlds(keeps=False):
+        report = cycle.cycle(world, context.policy, consent=cycle.nothing)
+        if context.json:
+            context.document(documents.quarantine(report))
+        elif report.evidence.quarantine:
+            from watcher.show import tables
+
+            context.show(tables.quarantine(report))
+        elif not context.quiet:
+            sys.stdout.write(f"nothing in quarantine: {names.printable(world.store)}\n")
+    return Exit.HEALTHY
+
+
+def restore(context: Context, labels: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:
+    """Put things back into their place, never over what is there now."""
+    policy = replace(context.policy, repair=False, restore=frozenset(labels))
+    return act(context, "restore", policy, (), dry_run=dry_run, yes=yes)
+
+
+def purge(context: Context, labels: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:
+    """Remove things for good: those named, else those that a good one has replaced."""
+    policy = replace(
+        context.policy, repair=False, purge=frozenset(labels), purge_replaced=not labels
+    )
+    return act(context, "purge", policy, (), dry_run=dry_run, yes=yes)

@@ -1,0 +1,39 @@
+"""What lies in quarantine, and whether something good has taken its place since."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from watcher import files, names
+from watcher.memory import FOLDER, Memory, bound_to
+from watcher.model import Kept, Kind
+from watcher.observe import scan
+
+QUARANTINE = "quarantine"
+
+
+def kept(store: int, memory: Memory) -> tuple[Kept, ...]:
+    """Everything in quarantine, the oldest first. Its file names are ``<number>-<own name>``."""
+    found: list[Kept] = []
+    with (
+        contextlib.suppress(FileNotFoundError),
+        files.opened_folder(FOLDER, store) as ours,
+        files.opened_folder(QUARANTINE, ours) as folder,
+        files.opened_folder("blobs", store, follow=True) as blobs,
+    ):
+        for label in sorted(os.listdir(folder)):
+            entry = scan.look(label, folder)
+            number, dash, name = label.partition("-")
+            if entry is None or entry.kind is not Kind.FILE or not (number.isdecimal() and dash):
+                continue
+            there = scan.look(name, blobs)
+            hashed = memory.hashes.get(name)
+            good = (
+                there is not None
+                and hashed is not None
+                and hashed[:3] == (there.inode, there.size, bound_to(there))
+                and hashed.sha256 == names.parse_blob(name).digest.lower()
+            )
+            found.append(Kept(label, name, entry, in_its_place=there is not None, replaced=good))
+    return tuple(found)
