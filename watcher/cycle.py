@@ -99,6 +99,9 @@ def cycle(
         except OSError as error:
             return _powerless(world, Report(seen, verdict, planned), agreed, error)
         told = _Telling(store, policy, world)
+        for event in (learn.corrupt(outcome, world.clock()) for outcome in found_out):
+            if event is not None:
+                told(event)
         past = told.learn(memory.load(store), seen, verdict, first_look=first_look)
         outcomes: tuple[Outcome, ...] = ()
         if agreed.actions:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from watcher import __version__, cycle, files, memory
-from watcher.errors import LockedError, NoStoreError, WatchError
+from watcher.errors import LockedError, NoStoreError
 from watcher.events import Event
 from watcher.model import Plan, Policy, Refusal
 from watcher.wakes import Scope, Wakes
@@ -59,8 +59,9 @@ class _Service:
         except (FileNotFoundError, NoStoreError):
             self._trouble(f"there is no store at {self._world.store} yet; waiting for it")
             return
-        except (WatchError, OSError) as error:
-            self._trouble(str(error))
+        except Exception as error:
+            # The service outlives whatever one look at a strange machine brings up.
+            self._trouble(f"{type(error).__name__}: {error}")
             return
         wakes.deadlines(scope, report.plan.due)
         self._tell_refusals(report.plan, scope)

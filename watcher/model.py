@@ -579,6 +579,7 @@ class RefusalKind(enum.StrEnum):
     REGISTRY = "registry"
     OWNER = "owner"
     CHANGED = "changed"
+    UNKNOWN = "unknown"
     PERMISSION = "permission"
 
 

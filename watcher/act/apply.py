@@ -38,11 +38,15 @@ def apply(
         fresh = set() if timeless else {_essence(action) for action in plan_again().actions}
         still = [action for action in batch if timeless or _essence(action) in fresh]
         ended = [_no_longer(action) for action in batch if action not in still]
-        for action in still:
-            tell(learn.begun(action, world.clock()))
-        ended.extend(_do(world, store, still))
-        for outcome in ended:
-            tell(learn.ended(outcome, world.clock()))
+        if timeless:
+            ended.extend(_refresh(store, action) for action in still)
+            tell(learn.refreshed(ended, world.clock()))
+        else:
+            for action in still:
+                tell(learn.begun(action, world.clock()))
+            ended.extend(_do(world, store, still))
+            for outcome in ended:
+                tell(learn.ended(outcome, world.clock()))
         outcomes.extend(ended)
     return tuple(outcomes)
 
@@ -65,8 +69,6 @@ def _essence(action: Action) -> tuple[object, ...]:
 def _do(world: World, store: int, batch: list[Action]) -> list[Outcome]:
     if not batch:
         return []
-    if batch[0].verb is Verb.REFRESH:
-        return [_refresh(store, action) for action in batch]
     if batch[0].verb in (Verb.RESTORE, Verb.PURGE):
         return [_leave_quarantine(store, action) for action in batch]
     try:

@@ -94,17 +94,21 @@ def prepare(context: Context) -> Exit:
                     context.document(documents.acting("prepare", report))
                 elif not context.quiet and (report.outcomes or report.troubles):
                     _tell(context, report)
-    except (WatchError, OSError) as error:
+    except (WatchError, OSError, _TimeIsUp) as error:
         complain(f"ollama-watch: {error}")
     return Exit.HEALTHY
 
 
+class _TimeIsUp(BaseException):
+    """The server has waited long enough."""
+
+
 @contextmanager
 def _limited(seconds: int) -> Iterator[None]:
-    """Raise TimeoutError in the block after so many seconds; what it had begun is undone."""
+    """End the block after so many seconds; what it had begun is undone."""
 
     def stop(_: int, __: FrameType | None) -> None:
-        raise TimeoutError(f"not done after {seconds} s; the rest waits for the next run")
+        raise _TimeIsUp(f"not done after {seconds} s; the rest waits for the next run")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)

@@ -29,13 +29,17 @@ def ls(context: Context) -> Exit:
 
 def restore(context: Context, labels: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:
     """Put things back into their place, never over what is there now."""
-    policy = replace(context.policy, repair=False, restore=frozenset(labels))
+    policy = replace(context.policy, repair=False, clean=False, restore=frozenset(labels))
     return act(context, "restore", policy, (), dry_run=dry_run, yes=yes)
 
 
 def purge(context: Context, labels: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:
     """Remove things for good: those named, else those that a good one has replaced."""
     policy = replace(
-        context.policy, repair=False, purge=frozenset(labels), purge_replaced=not labels
+        context.policy,
+        repair=False,
+        clean=False,
+        purge=frozenset(labels),
+        purge_replaced=not labels,
     )
     return act(context, "purge", policy, (), dry_run=dry_run, yes=yes)

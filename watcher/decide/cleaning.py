@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher import names
-from watcher.decide import safety
+from watcher.decide import findings, safety
 from watcher.model import (
     HOUR,
     Action,
@@ -66,7 +66,7 @@ def _removal(
     return Action(
         verb=verb,
         subject=judged.digest,
-        because=f"{judged.condition.value}, no progress for {judged.age / HOUR:.0f} hours",
+        because=f"{judged.condition.value}, no progress for {findings.duration(judged.age)}",
         expects=expects,
         frees=sum(entry.freed for entry in expects),
         models=judged.download.models,

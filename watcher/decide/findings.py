@@ -83,8 +83,8 @@ def of_download(
             severity=Severity.WARNING,
             kind="download_stale",
             path=path,
-            message=f"the download of {who} has made no progress for {_time(judged.age)}",
-            evidence=f"stale after {_time(policy.stale_after)}",
+            message=f"the download of {who} has made no progress for {duration(judged.age)}",
+            evidence=f"stale after {duration(policy.stale_after)}",
             alone=fate,
             command=f"ollama-watch clean {names.short(download.digest)}",
             sizes=size,
@@ -167,7 +167,8 @@ def _foreign_owner(download: Download, evidence: Evidence, who: str) -> Iterator
         )
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A duration in words, such as ``12 days``."""
     if seconds >= 2 * DAY:
         return f"{seconds / DAY:.0f} days"
     return f"{seconds / HOUR:.0f} hours" if seconds >= 2 * HOUR else f"{seconds:.0f} s"

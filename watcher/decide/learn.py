@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from watcher import names, ranges
@@ -29,6 +29,7 @@ _RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Cond
 
 #: A registry's answer is no news after this.
 _ANSWERS_GOOD_FOR = HOUR
+_MOST_SUBJECTS = 20
 _OF_DOWNLOADS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS, Verb.WRITE_SIDECARS})
 _DONE_EVENT = {
     Verb.REMOVE_DOWNLOAD: "partial_cleaned",
@@ -36,9 +37,6 @@ _DONE_EVENT = {
     Verb.REMOVE_ORPHAN: "orphan_removed",
     Verb.REMOVE_TEMPORARY: "temporary_removed",
     Verb.WRITE_SIDECARS: "download_repaired",
-    Verb.REFRESH: "refreshed",
-    Verb.HASH: "hashed",
-    Verb.ASK_REGISTRY: "asked",
     Verb.QUARANTINE_BLOB: "quarantined",
     Verb.RESTORE: "restored",
     Verb.PURGE: "purged",
@@ -274,6 +272,28 @@ def ended(outcome: Outcome, at: float) -> Event:
     }[outcome.result]
     details = {**_details(action), "freed_bytes": outcome.freed}
     return Event(at, kind, outcome.message, _of(action), details)
+
+
+def refreshed(outcomes: Sequence[Outcome], at: float) -> Event:
+    """One event for all the times that were set together: they change nothing of worth."""
+    failed = [outcome.message for outcome in outcomes if outcome.result is not Result.DONE]
+    if failed:
+        message = f"the times of wanted files can't be kept fresh: {failed[0]}"
+        return Event(at, "error", message, details={"failed": len(failed)})
+    subjects = [names.printable(outcome.action.subject) for outcome in outcomes]
+    message = f"{len(subjects)} wanted things were kept from the server's clean-up"
+    return Event(at, "refreshed", message, details={"subjects": subjects[:_MOST_SUBJECTS]})
+
+
+def corrupt(outcome: Outcome, at: float) -> Event | None:
+    """The event that a blob's hash is wrong; None where it is right, or was not of a blob."""
+    entry = outcome.action.expects[0] if outcome.action.expects else None
+    if entry is None or outcome.sha256 in (None, outcome.action.subject.lower()):
+        return None
+    if names.parse_blob(entry.name).role is not names.Role.BLOB:
+        return None
+    details = {"digest": f"sha256:{outcome.action.subject}", "hashed": f"sha256:{outcome.sha256}"}
+    return Event(at, "blob_corrupt", f"{entry.name[:19]}: {outcome.message}", details=details)
 
 
 def _of(action: Action) -> str | None:

@@ -11,6 +11,11 @@ from watcher.model import Action, Evidence, Kept, Policy, Refusal, RefusalKind, 
 
 def steps(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
     """The actions on those kept things that the policy names."""
+    known = {kept.label for kept in evidence.quarantine}
+    for verb, labels in ((Verb.RESTORE, policy.restore), (Verb.PURGE, policy.purge)):
+        for label in sorted(labels - known):
+            why = "nothing of that label is in quarantine"
+            yield Refusal(RefusalKind.UNKNOWN, label, verb, why, "ollama-watch quarantine ls")
     for kept in evidence.quarantine:
         if kept.label in policy.restore:
             yield _restore(kept, evidence)

@@ -50,6 +50,12 @@ class Process(NamedTuple):
         return self.name == "ollama" or first == "ollama"
 
     @property
+    def is_ours(self) -> bool:
+        """Another ollama-watch: it reads, and what it changes it changes under our lock."""
+        programs = [os.path.basename(word) for word in self.arguments[:2]]
+        return "ollama-watch" in programs or self.arguments[1:3] == ("-m", "watcher")
+
+    @property
     def is_server(self) -> bool:
         """``ollama serve`` (or its alias ``start``); runners and clients are none."""
         return self.is_ollama and not _SERVE_WORDS.isdisjoint(self.arguments[1:])
@@ -135,7 +141,7 @@ def _holders(
     found: dict[str, dict[int, Holder]] = {}
     unread: list[Process] = []
     for process in processes:
-        if process.kernel or process.pid == os.getpid():
+        if process.kernel or process.is_ours or process.pid == os.getpid():
             continue
         try:
             descriptors = os.listdir(f"{world.proc}/{process.pid}/fd")
