@@ -16,7 +16,7 @@ HOUSE = Path(watcher.__file__).parent
 #: A module imports only what stands above it, or beside it in its own package.
 ORDER = (
     "__init__", "model", "errors", "ranges", "names", "gojson", "sidecars", "manifests", "files",
-    "config", "memory", "events", "ollama", "world", "observe", "decide", "act", "cycle", "wakes",
+    "config", "memory", "events", "ollama", "world", "observe", "decide", "journal", "act", "cycle", "wakes",
     "metrics", "pull", "daemon", "show", "commands", "cli", "__main__",
 )  # fmt: skip
 WHY = (

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-from watcher import __version__, cycle, files, memory
+from watcher import __version__, cycle, files, journal, memory
 from watcher.errors import LockedError, NoStoreError
 from watcher.events import Event
 from watcher.model import Plan, Policy, Refusal
@@ -83,7 +83,7 @@ class _Service:
             try:
                 files.ensure_folder(memory.FOLDER, store)
                 ours = self._held.enter_context(files.opened_folder(memory.FOLDER, store))
-                self._held.enter_context(files.locked(DAEMON_LOCK, ours, cycle.owner()))
+                self._held.enter_context(files.locked(DAEMON_LOCK, ours, journal.owner()))
             except files.BusyError as busy:
                 raise LockedError(
                     f"a daemon watches this store already: {busy.owner}", "one is enough"
@@ -136,7 +136,7 @@ class _Service:
             self._tell("error", text)
 
     def _tell(self, event_type: str, message: str, **details: object) -> None:
-        cycle.announce(
+        journal.announce(
             self._world,
             self._policy,
             Event(self._world.clock(), event_type, message, details=details),

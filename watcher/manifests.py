@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple, TypeAlias
 
 import orjson
@@ -13,37 +14,22 @@ READ_LIMIT = 16 * 1024 * 1024
 
 _USUAL_KEYS = frozenset({"schemaVersion", "mediaType", "config", "layers"})
 _USUAL_REFERENCE = frozenset({"mediaType", "digest", "size"})
+_SPELLED = names.SPELLED_DIGEST.fullmatch
+_TOO_MANY = 1 << 63
 
 
-#: A layer, or the config, as a manifest names it: the digest as it stands there, size in bytes.
-#: Plain tuples here and below: a large store has a hundred thousand of them.
-Reference: TypeAlias = tuple[str, int]
-#: What a manifest says of a digest: size, and whether it protects the blob from clean-up.
+#: What a manifest says of a digest: size in bytes, and whether it protects the blob from clean-up.
+#: Plain tuples: a large store has a hundred thousand of them.
 Naming: TypeAlias = tuple[int, bool]
 
 
 class Manifest(NamedTuple):
     """What of a manifest matters here."""
 
-    #: The layers first; the config last, if there is one.
-    references: tuple[Reference, ...]
-
-    def named(self) -> tuple[dict[str, Naming], tuple[str, ...]]:
-        """The digests that the server can load, and why others can't be looked for."""
-        found: dict[str, Naming] = {}
-        faults: list[str] = []
-        for text, size in self.references:
-            spelled = names.SPELLED_DIGEST.fullmatch(text)
-            if spelled is None:
-                faults.append(f"{names.printable(text[:80])!r} is no sha256 digest")
-                continue
-            if size < 0:
-                faults.append(f"a size of {size} bytes")
-            colon, digest = spelled.groups()
-            # Either spelling can be loaded; only the one with the colon protects.
-            protects = colon == ":" or (digest in found and found[digest][1])
-            found[digest] = size, protects
-        return found, tuple(faults)
+    #: By the digits of each digest that the server can load.
+    named: dict[str, Naming]
+    #: Why others can't be looked for.
+    faults: tuple[str, ...]
 
 
 def parse(raw: bytes) -> Manifest:
@@ -63,7 +49,23 @@ def parse(raw: bytes) -> Manifest:
     config = _reference(gojson.lookup(value, "config"), "the config")
     if config[0]:
         references.append(config)
-    return Manifest(tuple(references))
+    found: dict[str, Naming] = {}
+    faults: list[str] = []
+    for text, size in references:
+        spelled = names.SPELLED_DIGEST.fullmatch(text)
+        if spelled is None:
+            faults.append(f"{names.printable(text[:80])!r} is no sha256 digest")
+            continue
+        if size < 0:
+            faults.append(f"a size of {size} bytes")
+        _name(found, spelled, size)
+    return Manifest(found, tuple(faults))
+
+
+def _name(found: dict[str, Naming], spelled: re.Match[str], size: int) -> None:
+    """Note a digest. Either spelling can be loaded; only the one with the colon protects."""
+    colon, digest = spelled.groups()
+    found[digest] = size, colon == ":" or (digest in found and found[digest][1])
 
 
 def _usual(raw: bytes) -> Manifest | None:
@@ -78,26 +80,30 @@ def _usual(raw: bytes) -> Manifest | None:
         return None
     if type(value) is not dict or value.keys() != _USUAL_KEYS or type(value["layers"]) is not list:
         return None
+    found: dict[str, Naming] = {}
     references = [*value["layers"], value["config"]]
     for each in references:
         if type(each) is not dict or each.keys() != _USUAL_REFERENCE:
             return None
-        if type(each["digest"]) is not str or not gojson.is_int64(each["size"]):
+        digest, size = each["digest"], each["size"]
+        if type(digest) is not str or type(size) is not int or type(each["mediaType"]) is not str:
             return None
+        spelled = _SPELLED(digest)
+        if spelled is None or not 0 <= size < _TOO_MANY:
+            return None
+        _name(found, spelled, size)
     once = len(references)
     counts = (raw.count(b'"digest"'), raw.count(b'"size"'), raw.count(b'"mediaType"'))
-    if counts != (once, once, once + 1) or raw.count(b'"layers"') + raw.count(b'"config"') != 2:
+    tops = raw.count(b'"layers"'), raw.count(b'"config"'), raw.count(b'"schemaVersion"')
+    if counts != (once, once, once + 1) or tops != (1, 1, 1):
         return None
-    if not gojson.is_int64(value["schemaVersion"]) or raw.count(b'"schemaVersion"') != 1:
+    if not gojson.is_int64(value["schemaVersion"]) or type(value["mediaType"]) is not str:
         return None
-    if not all(type(each["mediaType"]) is str for each in (value, *references)):
-        return None
-    if not references[-1]["digest"]:
-        return None
-    return Manifest(tuple((each["digest"], each["size"]) for each in references))
+    return Manifest(found, ())
 
 
-def _reference(value: object, what: str) -> Reference:
+def _reference(value: object, what: str) -> tuple[str, int]:
+    """The digest as it stands there, and the size."""
     fields = gojson.record(value, what)
     for key in ("mediaType", "from", "name"):
         gojson.string(fields, key)

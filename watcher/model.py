@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 #: Byte ranges ``[start, end)``: sorted, disjoint, not touching. `ranges` works on them.
@@ -161,11 +161,14 @@ class Download:
     #: Why something of it could not be read at all.
     unreadable: str | None = None
 
-    @property
-    def entries(self) -> tuple[Entry, ...]:
-        """Every entry of the download, the data first."""
-        sidecars = tuple(sidecar.entry for sidecar in self.sidecars)
-        return sidecars if self.data is None else (self.data, *sidecars)
+    #: Every entry of the download, the data first.
+    entries: tuple[Entry, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Put the entries together once: they are asked for often."""
+        entries = tuple([sidecar.entry for sidecar in self.sidecars])
+        entries = entries if self.data is None else (self.data, *entries)
+        object.__setattr__(self, "entries", entries)
 
     @property
     def key(self) -> str:

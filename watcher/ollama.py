@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING
-from urllib.parse import urljoin, urlsplit
 
 import orjson
 
@@ -23,8 +22,9 @@ _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 def version(url: str) -> str | None:
     """The version of the server at `url`, or None where no Ollama answers there in time."""
-    # Only where there is a server to ask: the import alone costs 5 MB and 25 ms.
+    # Only where there is a server to ask: the imports alone cost 5 MB and 25 ms.
     import http.client
+    from urllib.parse import urlsplit
 
     try:
         parts = urlsplit(url)
@@ -48,6 +48,7 @@ def registry_length(model: ModelName, digest: str) -> int | None:
     Redirects are followed a few times, as the server does for its downloads.
     """
     import http.client
+    from urllib.parse import urljoin
 
     host = model.host
     loopback = host.rsplit(":", 1)[0] in _LOOPBACK_HOSTS
@@ -71,6 +72,7 @@ def registry_length(model: ModelName, digest: str) -> int | None:
 
 def _head(url: str) -> http.client.HTTPResponse:
     import http.client
+    from urllib.parse import urlsplit
 
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection

@@ -51,7 +51,7 @@ def test_any_bytes_as_a_manifest(raw: bytes) -> None:
         manifest = manifests.parse(raw)
     except ValueError:
         return
-    _, faults = manifest.named()
+    _, faults = manifest
     assert all(fault.isprintable() for fault in faults)
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.notation import Store
-from watcher import cycle, files, memory
+from watcher import cycle, files, journal, memory
 from watcher.errors import Exit, LockedError
 from watcher.events import Event
 from watcher.model import Plan, Policy, Result, Verb
@@ -60,7 +60,7 @@ def test_who_holds_the_lock_is_named(models: Store, stale: str) -> None:
     (models.path / ".ollama-watch").mkdir()
     fd = os.open(models.path / ".ollama-watch", os.O_RDONLY)
     try:
-        with files.locked(cycle.LOCK, fd, "pid 4711"), pytest.raises(LockedError) as caught:
+        with files.locked(journal.LOCK, fd, "pid 4711"), pytest.raises(LockedError) as caught:
             cycle.cycle(models.world(), POLICY, lock_seconds=0.1)
     finally:
         os.close(fd)

@@ -13,14 +13,14 @@ A, B = digest_of("a"), digest_of("b")
 
 
 def named(raw: bytes) -> set[str]:
-    return set(manifests.parse(raw).named()[0])
+    return set(manifests.parse(raw).named)
 
 
 def test_layers_and_config_are_named() -> None:
     document = json.loads(manifest_bytes({A: 5}))
     document["config"] = {"mediaType": "x", "digest": f"sha256:{B}", "size": 7}
-    references = manifests.parse(json.dumps(document).encode()).references
-    assert references == ((f"sha256:{A}", 5), (f"sha256:{B}", 7))
+    found, faults = manifests.parse(json.dumps(document).encode())
+    assert (found, faults) == ({A: (5, True), B: (7, True)}, ())
 
 
 def test_both_spellings_that_can_be_loaded_are_named() -> None:
@@ -92,16 +92,16 @@ def test_ten_thousand_layers() -> None:
 )  # fmt: skip
 def test_what_is_no_digest_is_told_and_named_as_nothing(digest: str) -> None:
     raw = b'{"layers":[{"digest":"%s","size":1}]}' % digest.encode()
-    found, (fault,) = manifests.parse(raw).named()
+    found, (fault,) = manifests.parse(raw)
     assert not found
     assert fault.isprintable()
 
 
 def test_a_negative_size_is_told() -> None:
-    assert manifests.parse(manifest_bytes({A: -1})).named()[1]
-    assert not manifests.parse(manifest_bytes({A: 0})).named()[1]
+    assert manifests.parse(manifest_bytes({A: -1})).faults
+    assert not manifests.parse(manifest_bytes({A: 0})).faults
 
 
 def test_only_one_spelling_protects() -> None:
-    found, _ = manifests.parse(manifest_bytes({f"sha256:{A}": 1, f"sha256-{B}": 2})).named()
+    found, _ = manifests.parse(manifest_bytes({f"sha256:{A}": 1, f"sha256-{B}": 2}))
     assert found == {A: (1, True), B: (2, False)}

@@ -33,6 +33,8 @@ from watcher.world import World
 _WRITING_SECONDS = 2.0
 _LOOK_AGAIN_SECONDS = 0.1
 _MOST_LOOKS = 5
+#: No symlink followed, no wait for a FIFO's writer.
+_READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class _ChangedMeanwhile(Exception):  # noqa: N818 - a signal inside this file, no error
@@ -348,7 +350,7 @@ class _Reader:
     def _open(self, found: Entry) -> int:
         """Open an entry; it must still be the one that was listed."""
         try:
-            fd = files.open_to_read(found.name, self.blobs)
+            fd = files.open_quietly(found.name, _READ_ONLY, self.blobs)
         except FileNotFoundError:
             raise _ChangedMeanwhile from None
         status = os.fstat(fd)

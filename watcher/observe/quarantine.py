@@ -17,7 +17,7 @@ def kept(store: int, memory: Memory) -> tuple[Kept, ...]:
     """Everything in quarantine, the oldest first. Its file names are ``<number>-<own name>``."""
     found: list[Kept] = []
     with (
-        contextlib.suppress(FileNotFoundError),
+        contextlib.suppress(OSError),  # none, or something else in its place
         files.opened_folder(FOLDER, store) as ours,
         files.opened_folder(QUARANTINE, ours) as folder,
         files.opened_folder("blobs", store, follow=True) as blobs,

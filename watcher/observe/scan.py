@@ -28,7 +28,7 @@ from watcher.model import (
 )
 from watcher.names import Role
 
-_BLOB_LENGTH = len("sha256-") + 64
+_TYPE_BITS = 0o170000
 _TAG_DEPTH = 4
 #: So many numbers in a row without a sidecar, and there are no more of them.
 _SIDECARS_APART = 64
@@ -223,7 +223,7 @@ def _read_manifest(
     if not may_read(status, server):
         why = f"the user id {server} may not read it"
         named.odd.append(OddManifest(path, ManifestFault.UNREADABLE, why, model.shown))
-    digests, faults = manifest.named()
+    digests, faults = manifest
     if faults:
         named.odd.append(
             OddManifest(path, ManifestFault.BAD_DIGEST, faults[0], model.shown, changed_at)
@@ -246,7 +246,7 @@ def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
         raise ValueError("not a regular file")
     if status.st_size > manifests.READ_LIMIT:
         raise ValueError(f"{status.st_size} bytes are too many for a manifest")
-    return manifests.parse(files.read_open(fd, manifests.READ_LIMIT))
+    return manifests.parse(files.read_open(fd, min(status.st_size, manifests.READ_LIMIT)))
 
 
 def _is_link(name: str, folder: int) -> bool:
@@ -341,6 +341,13 @@ class _Counting:
             fault = BlobFault.SHORT if found.size < size else BlobFault.LONG
         self.odd.append(OddBlob(digest, fault, size, found, self.named.models_of(digest)))
 
+    def healthy_blob(self, name: str, found: os.stat_result) -> None:
+        """Keep a healthy blob that has to be verified, or that no manifest protects."""
+        listed = entry(name, found)
+        self.guard(name[7:], listed)
+        if self.keep_healthy:
+            self.healthy_entries.append(listed)
+
     def guard(self, digest: str, found: Entry) -> None:
         """Keep a named blob in mind that the server's clean-up would not spare."""
         if self.loose and not self.protects(digest):
@@ -400,8 +407,8 @@ class _Counting:
 
 
 def _scan_blobs(fd: int, census: _Counting, downloads: dict[str, Pieces]) -> None:
-    wanted = census.named.digests
-    entries = allocated = healthy = healthy_bytes = 0
+    wanted, special = census.named.digests, census.loose or census.keep_healthy
+    entries = blocks = healthy = healthy_bytes = 0
     with os.scandir(fd) as listing:
         for item in listing:
             name = item.name
@@ -410,26 +417,26 @@ def _scan_blobs(fd: int, census: _Counting, downloads: dict[str, Pieces]) -> Non
             except FileNotFoundError:
                 continue
             entries += 1
-            allocated += found.st_blocks * 512
-            # The common case first, since it decides how long a large store takes.
-            if len(name) == _BLOB_LENGTH:
-                reference = wanted.get(name[7:])
+            blocks += found.st_blocks
+            # The common case first, and bare: it decides how long a large store takes.
+            reference = wanted.get(name[7:])
+            if reference is not None:
+                size = found.st_size
                 if (
-                    reference is not None
-                    and reference[0] == found.st_size
-                    and stat.S_ISREG(found.st_mode)
-                    and name.startswith("sha256-")
+                    reference[0] == size
+                    and found.st_mode & _TYPE_BITS == stat.S_IFREG
+                    and name[:7] == "sha256-"
                 ):
                     healthy += 1
-                    healthy_bytes += found.st_size
-                    if census.loose:
-                        census.guard(name[7:], entry(name, found))
-                    if census.keep_healthy:
-                        census.healthy_entries.append(entry(name, found))
+                    healthy_bytes += size
+                    if special:
+                        census.healthy_blob(name, found)
                     continue
-            _sort_out(entry(name, found), census, downloads)
-            _look_at_walk(entry(name, found), fd, f"blobs/{name}", census)
-    census.entries, census.allocated = entries, allocated
+            listed = entry(name, found)
+            _sort_out(listed, census, downloads)
+            if listed.kind is Kind.FOLDER or name.startswith("sha256:"):
+                _look_at_walk(listed, fd, f"blobs/{name}", census)
+    census.entries, census.allocated = entries, blocks * 512
     census.healthy, census.healthy_bytes = healthy, healthy_bytes
 
 

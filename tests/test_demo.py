@@ -1,0 +1,89 @@
+"""The demo as its audience runs it: it tells its story, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.driving import environment
+from tests.fidelity.harness import wait_until
+
+STORY = [
+    "old, forgotten download",
+    "kill -9",
+    '"event_type":"download_interrupted"',
+    "$ ollama-watch audit",
+    "$ ollama-watch clean --dry-run",
+    "$ ollama-watch clean --yes",
+]
+
+
+class Show:
+    """A demo under way, in a process group of its own, with a TMPDIR of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "tmp"
+        self.folder.mkdir()
+        self.output = folder / "out"
+        with self.output.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "watcher", "demo"],
+                env=environment(folder / "demo") | {"TMPDIR": str(self.folder)},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def told(self) -> str:
+        """What it has told so far."""
+        return self.output.read_text()
+
+    def left(self) -> list[str]:
+        """Processes and files that are left of it."""
+        found = [str(path) for path in self.folder.rglob("*")]
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (process / "environ").read_bytes()
+                session = (process / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if session[0] != "Z" and (
+                str(self.folder).encode() in words or int(session[3]) == self.process.pid
+            ):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        return found
+
+
+@pytest.fixture
+def show(tmp_path: Path) -> Iterator[Show]:
+    made = Show(tmp_path)
+    yield made
+    if made.process.poll() is None:
+        os.killpg(made.process.pid, signal.SIGKILL)
+        made.process.wait()
+
+
+def test_it_tells_its_story_and_leaves_nothing(show: Show) -> None:
+    assert show.process.wait(60) == 0, show.told
+    at = [show.told.find(words) for words in STORY]
+    assert -1 not in at, show.told
+    assert at == sorted(at)
+    assert "Traceback" not in show.told
+    assert show.left() == []
+
+
+@pytest.mark.parametrize("when", ["== A store", "== A daemon watches", "== What an audit shows"])
+def test_ctrl_c_ends_it_and_leaves_nothing(show: Show, when: str) -> None:
+    wait_until(lambda: when in show.told, when, 60)
+    os.killpg(show.process.pid, signal.SIGINT)
+    assert show.process.wait(20) == 130, show.told
+    assert "Traceback" not in show.told
+    wait_until(lambda: show.left() == [], "its processes to end", 10)

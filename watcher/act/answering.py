@@ -1,0 +1,56 @@
+"""Answering what has to be known before anything is decided: registries asked, files hashed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from watcher import files, memory, names
+from watcher.act import hashing
+from watcher.decide import learn
+from watcher.journal import locked
+from watcher.model import Action, Outcome, Result, Verb
+from watcher.world import World
+
+#: Answers are written down this often, so that a kill loses little.
+_KEEP_SECONDS = 30.0
+
+
+def answer(
+    world: World, questions: Iterable[Action], until: float | None, lock_seconds: float
+) -> tuple[Outcome, ...]:
+    """Ask and hash, with no lock held meanwhile, and keep the answers in the memory."""
+    asked = [action for action in questions if action.verb is Verb.ASK_REGISTRY]
+    hashed = [action for action in questions if action.verb is Verb.HASH]
+    answers: list[Outcome] = []
+    kept = 0
+    with files.opened_folder(world.store) as store:
+        keep_at = time.monotonic() + _KEEP_SECONDS
+        found = chain(ask(asked, world), hashing.find_out(world, store, hashed, until, world.watch))
+        for outcome in found:
+            answers.append(outcome)
+            if time.monotonic() >= keep_at:
+                _keep(world, store, answers[kept:], lock_seconds)
+                kept, keep_at = len(answers), time.monotonic() + _KEEP_SECONDS
+        _keep(world, store, answers[kept:], lock_seconds)
+    return tuple(answers)
+
+
+def _keep(world: World, store: int, answers: list[Outcome], lock_seconds: float) -> None:
+    with locked(store, lock_seconds):
+        memory.save(store, learn.proved(memory.load(store), answers, world.clock()))
+
+
+def ask(actions: Iterable[Action], world: World) -> Iterator[Outcome]:
+    """Ask for each action's digest, by its models in turn until one's registry knows it."""
+    for action in actions:
+        length = None
+        for shown in action.models:
+            model = names.parse_model(shown)
+            if model is not None:
+                length = world.registry_length(model, action.subject)
+            if length is not None:
+                break
+        said = "nothing" if length is None else f"{length} bytes of it"
+        yield Outcome(action, Result.DONE, f"the registry has {said}", length=length)

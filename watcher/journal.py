@@ -1,0 +1,114 @@
+"""What is written down: the lock for acting, the events, the memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+from watcher import events, files, memory, names
+from watcher.decide import learn
+from watcher.errors import LockedError
+from watcher.events import Event
+from watcher.memory import Memory
+from watcher.model import Evidence, Outcome, Policy, Verdict
+from watcher.observe import scan
+from watcher.world import World
+
+LOCK = "lock"
+#: How often a lock that somebody holds is tried again.
+_LOCK_PAUSE = 0.05
+
+
+class Journal:
+    """Writes events and the memory; what can't be written is kept as a trouble, not raised."""
+
+    def __init__(self, store: int, policy: Policy, world: World) -> None:
+        self._store, self._policy, self._world = store, policy, world
+        self.events: tuple[Event, ...] = ()
+        self.troubles: tuple[str, ...] = ()
+
+    def __call__(self, event: Event) -> None:
+        self.events += (event,)
+        self._world.tell(event)
+        self._try("the event log", lambda: events.write(self._store, [event], self._policy))
+
+    def tell_corrupt(self, answers: Iterable[Outcome]) -> None:
+        """Tell which blobs were hashed and are not what their names say."""
+        for outcome in answers:
+            event = learn.corrupt(outcome, self._world.clock())
+            if event is not None:
+                self(event)
+
+    def learn(self, past: Memory, seen: Evidence, verdict: Verdict, *, first_look: bool) -> Memory:
+        """Tell what has happened since `past`, and remember it; the memory as it is now."""
+        if past.lost:
+            self(Event(self._world.clock(), "error", f"{past.lost}; it is set aside"))
+        finished = _finished(self._store, past, seen)
+        now, happened = learn.learn(past, seen, verdict, finished, first_look=first_look)
+        for event in happened:
+            self(event)
+        if now != memory.load(self._store) or past.lost:
+            self.save(now)
+        return replace(now, lost="")
+
+    def save(self, now: Memory) -> None:
+        """Keep the memory on the disk."""
+        self._try(memory.NAME, lambda: memory.save(self._store, now))
+
+    def _try(self, what: str, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            trouble = f"{what} can't be written: {error.strerror}"
+            if trouble not in self.troubles:
+                self.troubles += (trouble,)
+
+
+def announce(world: World, policy: Policy, event: Event) -> None:
+    """Tell an event of the service itself, and write it down where that can be done."""
+    world.tell(event)
+    with contextlib.suppress(OSError), files.opened_folder(world.store) as store:
+        events.write(store, [event], policy)
+
+
+def _finished(store: int, past: Memory, seen: Evidence) -> dict[str, int]:
+    """Of remembered downloads that are not there any more: those that have become a blob."""
+    gone = set(past.downloads) - {download.key for download in seen.downloads}
+    found: dict[str, int] = {}
+    with (
+        contextlib.suppress(FileNotFoundError),
+        files.opened_folder("blobs", store, follow=True) as blobs,
+    ):
+        for digest in {key.removesuffix(".tmp") for key in gone}:
+            blob = scan.look(names.blob(digest), blobs)
+            if blob is not None:
+                found[digest] = blob.size
+    return found
+
+
+@contextlib.contextmanager
+def locked(store: int, seconds: float) -> Iterator[None]:
+    """Hold the store's lock for acting; wait so long for who has it. Raises LockedError."""
+    files.ensure_folder(memory.FOLDER, store)
+    until = time.monotonic() + seconds
+    with files.opened_folder(memory.FOLDER, store) as ours, contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(files.locked(LOCK, ours, owner()))
+                break
+            except files.BusyError as busy:
+                if time.monotonic() >= until:
+                    raise LockedError(
+                        f"another ollama-watch acts on this store: {busy.owner}",
+                        "try again when it has ended",
+                    ) from None
+            time.sleep(_LOCK_PAUSE)
+        yield
+
+
+def owner() -> str:
+    """What we write into a lock: who holds it, and since when."""
+    return f"pid {os.getpid()} since {events.rfc3339(time.time())}"
