@@ -17,6 +17,8 @@ from watcher.observe import evidence as look
 from watcher.observe import place
 from watcher.world import World
 
+#: Older than this, what was seen is looked at once more before it is learnt from.
+_LATE_SECONDS = 0.5
 #: Actions that change nothing but what is known.
 QUESTIONS = frozenset({Verb.HASH, Verb.ASK_REGISTRY})
 
@@ -32,6 +34,8 @@ class Report:
     #: What happened since the last look, and what could not be written down.
     events: tuple[Event, ...] = ()
     troubles: tuple[str, ...] = ()
+    #: What is remembered after it; for who can't write it down.
+    memory: Memory | None = None
 
 
 def everything(planned: Plan) -> Plan:
@@ -53,12 +57,14 @@ def cycle(
     first_look: bool = False,
     lock_seconds: float = 10.0,
     until: float | None = None,
+    past: Memory | None = None,
 ) -> Report:
     """Look at a store, decide, do what `consent` leaves of the plan, and remember what was learnt.
 
     `scope`: the digests to look at; None for the whole store. A world that does not keep anything
     (``world.keeps``) is only looked at. `first_look`: tell every unfinished download, known or not.
     `until`: when to stop hashing, seconds since the epoch; what was hashed is remembered.
+    `past`: what the caller remembers, for a store that nothing can be written down in.
     Raises LockedError where somebody else acts for longer than `lock_seconds`, NoPermissionError
     where something was agreed to and can't be done by this user, and what `observe` raises.
     """
@@ -69,7 +75,7 @@ def cycle(
         return seen, verdict, plan.make(verdict, seen, policy)
 
     recovered = _recover(world, policy, lock_seconds) if world.keeps else ()
-    seen, verdict, planned = decide(_recall(world))
+    seen, verdict, planned = decide(_recall(world, past))
     agreed = consent(planned)
     if not world.keeps:
         return Report(seen, verdict, planned)
@@ -78,37 +84,54 @@ def cycle(
     # everything is decided anew: nothing is decided while acting.
     answers = _find_out(world, agreed, until, lock_seconds)
     if answers:
-        seen, verdict, planned = decide(_recall(world))
+        seen, verdict, planned = decide(_recall(world, past))
         agreed = consent(planned)
-    agreed = _without_questions(agreed)
+    agreed = _without(agreed, QUESTIONS)
 
     with contextlib.ExitStack() as opened:
         try:
             store = opened.enter_context(files.opened_folder(world.store))
             opened.enter_context(locked(store, lock_seconds))
         except OSError as error:
-            return _powerless(world, Report(seen, verdict, planned), agreed, error)
+            seen_only = Report(seen, verdict, planned)
+            return _powerless(world, seen_only, agreed, error, _recall(world, past), first_look)
         journal = Journal(store, policy, world)
+        stuck = _recover_under_lock(world, store, journal)
+        if world.clock() - seen.now > _LATE_SECONDS:
+            # Somebody was asked, or had the lock: what was seen before is an old story.
+            seen, verdict, _ = decide(memory.load(store))
         journal.tell_corrupt(answers)
-        past = journal.learn(memory.load(store), seen, verdict, first_look=first_look)
+        known = journal.learn(memory.load(store), seen, verdict, first_look=first_look)
         outcomes: tuple[Outcome, ...] = ()
+        if stuck:
+            agreed = nothing(agreed)
         if agreed.actions:
             from watcher.act import apply
 
-            past = learn.foresee(past, agreed)
-            journal.save(past)
-            outcomes = apply.apply(world, store, agreed, lambda: decide(past)[2], journal)
-            seen, verdict, _ = decide(past)
-            journal.learn(learn.forget(past, outcomes), seen, verdict, first_look=False)
+            known = learn.foresee(known, agreed, world.clock())
+            if not journal.save(known):
+                # Without a memory a repair could not be told from the server's own work.
+                agreed = _without(agreed, frozenset({Verb.WRITE_SIDECARS}))
+            outcomes = apply.apply(
+                world, store, agreed, lambda: decide(known), journal, journal.remember
+            )
+            known = memory.load(store)
+            seen, verdict, _ = decide(known)
+            journal.learn(learn.forget(known, outcomes), seen, verdict, first_look=False)
+        known = memory.load(store)
     return Report(
-        seen, verdict, planned, answers + outcomes, recovered + journal.events, journal.troubles
+        seen,
+        verdict,
+        planned,
+        answers + outcomes,
+        recovered + journal.events,
+        stuck + journal.troubles,
+        known,
     )
 
 
-def _without_questions(agreed: Plan) -> Plan:
-    return replace(
-        agreed, actions=tuple(each for each in agreed.actions if each.verb not in QUESTIONS)
-    )
+def _without(agreed: Plan, verbs: frozenset[Verb]) -> Plan:
+    return replace(agreed, actions=tuple(a for a in agreed.actions if a.verb not in verbs))
 
 
 def _find_out(
@@ -134,28 +157,51 @@ def _recover(world: World, policy: Policy, lock_seconds: float) -> tuple[Event, 
                 return ()
             with locked(store, lock_seconds):
                 journal = Journal(store, policy, world)
-                for done in moves.recover(store):
-                    journal(Event(world.clock(), "recovered", done))
+                _recover_under_lock(world, store, journal)
                 return journal.events
     except OSError:
         return ()  # the look that follows says what is wrong with the folder
 
 
-def _recall(world: World) -> Memory:
+def _recover_under_lock(world: World, store: int, journal: Journal) -> tuple[str, ...]:
+    """The same where the lock is held: whatever is unfinished now, nobody is at work on any more.
+
+    Gives back what could not be finished: then nothing else may be changed.
+    """
+    from watcher.act import moves
+
+    if not moves.unfinished(store):
+        return ()
+    done, stuck = moves.recover(world, store)
+    for each in done:
+        journal(Event(world.clock(), "recovered", each))
+    for each in stuck:
+        journal(Event(world.clock(), "error", each))
+    return stuck
+
+
+def _recall(world: World, past: Memory | None) -> Memory:
+    """What is remembered on the disk, or, where there is nothing, by who has called."""
     try:
         with files.opened_folder(world.store) as store:
-            return memory.load(store)
+            found = memory.load(store)
     except OSError:
-        return Memory()  # observe says what is wrong with the folder
+        return past or Memory()  # observe says what is wrong with the folder
+    return past if past is not None and found == Memory() else found
 
 
-def _powerless(world: World, seen: Report, agreed: Plan, error: OSError) -> Report:
-    """The report where our own folder can't be written: nothing is done, nothing remembered."""
+def _powerless(
+    world: World, seen: Report, agreed: Plan, error: OSError, past: Memory, first_look: bool
+) -> Report:
+    """The report where our own folder can't be written: told, but not done, nor written down."""
     where = names.printable(os.path.join(world.store, memory.FOLDER))
     trouble = f"{where} can't be written: {error.strerror}"
-    if agreed.actions:
+    if any(action.verb is not Verb.REFRESH for action in agreed.actions):
         raise NoPermissionError(
             f"{trouble}; nothing was done",
             f"run it as the store's owner or as root: {place.sudo_command(world.store)}",
         ) from None
-    return replace(seen, troubles=(trouble,))
+    known, happened = learn.learn(past, seen.evidence, seen.verdict, {}, first_look=first_look)
+    for event in happened:
+        world.tell(event)
+    return replace(seen, events=happened, troubles=(trouble,), memory=known)

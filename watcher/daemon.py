@@ -6,11 +6,13 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from types import FrameType
 
 from watcher import __version__, cycle, files, journal, memory
 from watcher.errors import LockedError, NoStoreError
 from watcher.events import Event
+from watcher.memory import Memory
 from watcher.model import Plan, Policy, Refusal
 from watcher.wakes import Scope, Wakes
 from watcher.world import World
@@ -31,9 +33,12 @@ class _Service:
     """What a daemon knows between two looks."""
 
     def __init__(self, world: World, policy: Policy) -> None:
-        self._world, self._policy = world, policy
+        self._world, self._policy = world, replace(policy, patient=True)
         self._held = contextlib.ExitStack()
         self._begun = False
+        #: Device and inode of the store that is ours; the memory where it can't be written down.
+        self._store: tuple[int, int] | None = None
+        self._memory: Memory | None = None
         #: What was told already and still holds: told once, not at each look.
         self._refused: set[tuple[str, str]] = set()
         self._troubles: set[str] = set()
@@ -47,14 +52,15 @@ class _Service:
     def look(self, scope: Scope, wakes: Wakes) -> None:
         """One cycle. What goes wrong is told, and the service goes on."""
         try:
-            first = not self._begun
-            if first:
-                self._begin(wakes)
-            report = cycle.cycle(self._world, self._policy, scope, first_look=first)
+            first = self._take_store(wakes)
+            report = cycle.cycle(
+                self._world, self._policy, scope, first_look=first, past=self._memory
+            )
         except LockedError:
             if not self._begun:
                 raise
             self._trouble("another ollama-watch has held the lock for long; looked at later")
+            wakes.again(scope)
             return
         except (FileNotFoundError, NoStoreError):
             self._trouble(f"there is no store at {self._world.store} yet; waiting for it")
@@ -62,7 +68,9 @@ class _Service:
         except Exception as error:
             # The service outlives whatever one look at a strange machine brings up.
             self._trouble(f"{type(error).__name__}: {error}")
+            wakes.again(scope)
             return
+        self._memory = report.memory
         wakes.deadlines(scope, report.plan.due)
         self._tell_refusals(report.plan, scope)
         if report.troubles:
@@ -77,9 +85,16 @@ class _Service:
             name = signal.Signals(signals[0]).name if signals else "its end"
             self._tell("service_stopped", f"ollama-watch stops: {name}")
 
-    def _begin(self, wakes: Wakes) -> None:
-        """Take the store for this daemon's life. Raises FileNotFoundError, LockedError."""
+    def _take_store(self, wakes: Wakes) -> bool:
+        """Take the store for this daemon's life; one made anew in its place is another store.
+
+        True where it was not ours yet. Raises FileNotFoundError, LockedError.
+        """
         with files.opened_folder(self._world.store) as store:
+            status = os.fstat(store)
+            if self._store == (status.st_dev, status.st_ino):
+                return False
+            self._held.close()
             try:
                 files.ensure_folder(memory.FOLDER, store)
                 ours = self._held.enter_context(files.opened_folder(memory.FOLDER, store))
@@ -91,7 +106,14 @@ class _Service:
             except OSError as error:
                 # A store that can't be written can still be watched; the events go to stderr.
                 self._trouble(f"{memory.FOLDER} can't be written: {error.strerror}")
+            self._store = status.st_dev, status.st_ino
+        if not self._begun:
+            self._tell_start(wakes)
         self._begun = True
+        self._tell("check_started", "Checking for partial model downloads...")
+        return True
+
+    def _tell_start(self, wakes: Wakes) -> None:
         repairs = "repairs what broke" if self._policy.repair else "tells what broke"
         cleans = "cleans what is stale" if self._policy.clean else "flags what is stale"
         self._tell(
@@ -105,7 +127,6 @@ class _Service:
         )
         if wakes.blind:
             self._trouble(f"{wakes.blind}; looking at intervals instead")
-        self._tell("check_started", "Checking for partial model downloads...")
 
     def _tell_refusals(self, planned: Plan, scope: Scope) -> None:
         # What only has to wait is looked at again when its time has come.

@@ -106,12 +106,20 @@ _statx = getattr(ctypes.CDLL(None), "statx", None)
 
 
 def ensure_folder(name: str, parent: int) -> None:
-    """Make a folder where there is none; an existing one stays as it is."""
+    """Make a folder of ours where there is none, with the owner and mode that it needs.
+
+    One that a kill left half made is put right, too.
+    """
+    made = True
     try:
         os.mkdir(name, FOLDER_MODE, dir_fd=parent)
     except FileExistsError:
-        return
+        made = False
     with opened_folder(name, parent) as fd:
+        status = os.fstat(fd)
+        right = os.fstat(parent).st_uid == status.st_uid or os.geteuid() != 0
+        if not made and right:
+            return
         os.fchmod(fd, FOLDER_MODE)
         _own(fd, parent)
     sync(parent)
@@ -134,6 +142,15 @@ def create(name: str, parent: int, data: bytes, owner: tuple[int, int] | None = 
         os.unlink(name, dir_fd=parent)
         raise
     os.close(fd)
+
+
+def reserve(name: str, parent: int, size: int) -> None:
+    """Keep room on the disk in a file of ours, for a time when there is no other."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(name, dir_fd=parent, follow_symlinks=False).st_size == size:
+            return
+        os.unlink(name, dir_fd=parent)
+    create(name, parent, os.urandom(size))  # nothing that a file system could do without storing
 
 
 def save(name: str, parent: int, data: bytes) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from watcher import events, files, memory, names
 from watcher.decide import learn
 from watcher.errors import LockedError
 from watcher.events import Event
-from watcher.memory import Memory
+from watcher.memory import Memory, Touched
 from watcher.model import Evidence, Outcome, Policy, Verdict
 from watcher.observe import scan
 from watcher.world import World
@@ -54,17 +54,29 @@ class Journal:
             self.save(now)
         return replace(now, lost="")
 
-    def save(self, now: Memory) -> None:
-        """Keep the memory on the disk."""
-        self._try(memory.NAME, lambda: memory.save(self._store, now))
+    def save(self, now: Memory) -> bool:
+        """Keep the memory on the disk; False where that can't be done."""
+        if now.unreadable:
+            # What can't be read may be whole all the same: it is not written over.
+            self.troubles += (now.unreadable,) if now.unreadable not in self.troubles else ()
+            return False
+        return self._try(memory.NAME, lambda: memory.save(self._store, now))
 
-    def _try(self, what: str, write: Callable[[], None]) -> None:
+    def remember(self, touching: Mapping[str, Touched]) -> bool:
+        """Keep the own times of files whose times are about to be set; False where it can't be."""
+        known = memory.load(self._store)
+        touched = {**known.touched, **{names.printable(name): t for name, t in touching.items()}}
+        return self.save(replace(known, touched=touched))
+
+    def _try(self, what: str, write: Callable[[], None]) -> bool:
         try:
             write()
         except OSError as error:
             trouble = f"{what} can't be written: {error.strerror}"
             if trouble not in self.troubles:
                 self.troubles += (trouble,)
+            return False
+        return True
 
 
 def announce(world: World, policy: Policy, event: Event) -> None:

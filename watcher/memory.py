@@ -50,11 +50,17 @@ class Record:
     doubted: Ranges = ()
     #: Its sidecars were written by us: the finished blob is unproven until it was hashed.
     mended: bool = False
+    #: When a repair last looked for zero blocks, if it had to; seconds since the epoch.
+    checked_at: float = 0.0
 
-    @property
-    def identity(self) -> tuple[int, int, int]:
-        """Device, inode and birth of the data file, or of its first sidecar."""
-        return self.device, self.inode, self.born_ns
+    def is_of(self, device: int, inode: int, born_ns: int) -> bool:
+        """Whether this is remembered of the file with these three.
+
+        A device may have another number after a restart, so where births are known they count.
+        """
+        if (self.inode, self.born_ns) != (inode, born_ns):
+            return False
+        return born_ns != 0 or self.device == device
 
 
 class Touched(NamedTuple):
@@ -94,8 +100,10 @@ class Memory:
     asked: Mapping[str, Asked] = field(default_factory=dict)
     #: Digests of blobs that were finished on sidecars of ours and not hashed since.
     unproven: frozenset[str] = frozenset()
-    #: Why the file could not be used, if so; told once.
+    #: Why the file's content could not be used, if so; told once, and set aside.
     lost: str = ""
+    #: Why the file could not even be read: then it must not be written either.
+    unreadable: str = ""
 
 
 def bound_to(found: Entry) -> int:
@@ -117,7 +125,7 @@ def load(store: int) -> Memory:
     except FileNotFoundError:
         return Memory()
     except OSError as error:
-        return Memory(lost=f"{FOLDER}/{NAME} can't be read: {error.strerror}")
+        return Memory(unreadable=f"{FOLDER}/{NAME} can't be read: {error.strerror}")
     try:
         return _decode(orjson.loads(raw))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -160,6 +168,7 @@ def _encode(memory: Memory) -> bytes:
                 "partition": [list(part) for part in record.partition],
                 "doubted": [list(each) for each in record.doubted],
                 "mended": record.mended,
+                "checked_at": record.checked_at,
             }
             for digest, record in memory.downloads.items()
         },
@@ -204,6 +213,7 @@ def _decode(document: object) -> Memory:
             partition=tuple(_part(part) for part in each["partition"]),
             doubted=ranges.normal((int(start), int(end)) for start, end in each["doubted"]),
             mended=bool(each["mended"]),
+            checked_at=float(each["checked_at"]),
         )
         for digest, each in document["downloads"].items()
     }

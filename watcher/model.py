@@ -376,6 +376,8 @@ class Place:
     found_by: str
     file_system: str = ""
     network: bool = False
+    #: Device and inode of ``blobs``, links followed.
+    blobs: tuple[int, int] = (0, 0)
     #: User id of the store's folder: the one that the server runs as, most likely.
     owner: int = 0
     #: ``blobs`` is a symlink, or a mount or link to another file system.
@@ -411,6 +413,8 @@ class Evidence:
     #: User id that we act as.
     uid: int = 0
     quarantine: tuple[Kept, ...] = ()
+    #: Downloads (by key) that a server is at work on, those outside of the scope as remembered.
+    pulling: frozenset[str] = frozenset()
 
 
 # ---------------------------------------------------------------- judgements
@@ -563,14 +567,13 @@ class Action:
     #: Bytes that a pull need not download again, and bytes that are not to be trusted later.
     saves: int = 0
     doubts: Ranges = ()
-    #: The time that a refresh sets, ns since the epoch.
-    at_ns: int = 0
 
 
 class RefusalKind(enum.StrEnum):
     """Why something can't be done safely now."""
 
     HELD = "held"
+    LIVE = "live"
     NOT_QUIET = "not_quiet"
     SIGHT = "sight"
     SERVER_RUNS = "server_runs"
@@ -662,6 +665,8 @@ class Policy:
     #: What a service does by itself, and what a plan has in it at all: mending, and freeing.
     repair: bool = True
     clean: bool = False
+    #: Keep the times of what is wanted fresh.
+    refresh: bool = True
     #: Labels of what goes back from quarantine, and of what goes for good.
     restore: frozenset[str] = frozenset()
     purge: frozenset[str] = frozenset()
@@ -671,6 +676,8 @@ class Policy:
     #: Files may be read whole to hash them; and every blob is, not only those in doubt.
     hash: bool = False
     verify: bool = False
+    #: Mending waits while another download of the store is live: a service has time.
+    patient: bool = False
     #: Stale downloads are mended, too; a service leaves them to go.
     repair_stale: bool = False
     #: The user's word that every process which could write to the store is visible from here.

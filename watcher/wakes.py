@@ -39,6 +39,8 @@ BLIND_SECONDS = 30.0
 #: Events are gathered until none has come for the pause, and no longer than the maximum.
 PAUSE_SECONDS = 0.02
 SIDECAR_SECONDS = 5.0
+#: What could not be looked at is tried again after this.
+AGAIN_SECONDS = 1.0
 MOST_SECONDS = 0.25
 
 _FOLDERS = [DirCreatedEvent, DirDeletedEvent, DirMovedEvent]
@@ -70,6 +72,8 @@ class Wakes(FileSystemEventHandler):
         self._observer = Observer()
         self._due: dict[str, float] = {}
         self._stopped = False
+        #: When the next full look is due, on the monotonic clock.
+        self._full_at = 0.0
         #: Why there are no events; "" where there are.
         self.blind = ""
 
@@ -98,19 +102,27 @@ class Wakes(FileSystemEventHandler):
         for each in due:
             self._due[each.digest] = min(each.at, self._due.get(each.digest, each.at))
 
+    def again(self, scope: Scope) -> None:
+        """Look at a scope again soon: this time it could not be looked at."""
+        soon = time.time() + AGAIN_SECONDS
+        if scope is None:
+            self._full_at = min(self._full_at, time.monotonic() + AGAIN_SECONDS)
+        for digest in scope or ():
+            self._due[digest] = min(soon, self._due.get(digest, soon))
+
     def __iter__(self) -> Iterator[Scope]:
         self._arm()
-        full_at = 0.0
         while not self._stopped:
-            if full_at <= time.monotonic():
-                full_at = time.monotonic() + (BLIND_SECONDS if self.blind else FULL_SECONDS)
+            if self._full_at <= time.monotonic():
+                interval = BLIND_SECONDS if self.blind else FULL_SECONDS
+                self._full_at = time.monotonic() + interval
                 yield None
                 continue
-            news = self._gather(full_at - time.monotonic())
+            news = self._gather(self._full_at - time.monotonic())
             if news.folders_changed:
                 self._arm()
             if news.folders_changed or news.manifests_changed:
-                full_at = 0.0
+                self._full_at = 0.0
             elif news.digests:
                 yield frozenset(news.digests)
 

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import TypeAlias
 
 from watcher import files, names, sidecars
-from watcher.act import moves
-from watcher.decide import learn
+from watcher.act import moves, refresh, room
+from watcher.decide import cleaning, learn, safety
 from watcher.errors import ChangedError
 from watcher.events import Event
-from watcher.model import Action, Outcome, Plan, Refusal, RefusalKind, Result, Verb
+from watcher.memory import Touched
+from watcher.model import (
+    Action,
+    BlobFault,
+    Entry,
+    Evidence,
+    Outcome,
+    Plan,
+    Refusal,
+    RefusalKind,
+    Result,
+    Verb,
+    Verdict,
+)
 from watcher.world import World
+
+#: One look, with what was judged and planned on it.
+Decided: TypeAlias = tuple[Evidence, Verdict, Plan]
 
 #: Files of an intent that go together; before each batch the plan is made anew.
 BATCH = 1000
@@ -24,29 +41,32 @@ def apply(
     world: World,
     store: int,
     agreed: Plan,
-    plan_again: Callable[[], Plan],
+    decide: Callable[[], Decided],
     tell: Callable[[Event], None],
+    remember: Callable[[Mapping[str, Touched]], bool],
 ) -> tuple[Outcome, ...]:
     """Do what was agreed to, as far as a plan made anew still has it on the very same files.
 
-    The lock is held. `plan_again` looks at the store and plans, `tell` writes an event.
+    The lock is held. `decide` looks at the store, judges and plans; `tell` writes an event;
+    `remember` keeps the own times of files whose times are about to be set, and says if it could.
     """
     outcomes: list[Outcome] = []
     for batch in _batches(agreed.actions):
         # Times may be set at any moment, whatever else has changed.
         timeless = batch[0].verb is Verb.REFRESH
-        fresh = set() if timeless else {_essence(action) for action in plan_again().actions}
-        still = [action for action in batch if timeless or _essence(action) in fresh]
-        ended = [_no_longer(action) for action in batch if action not in still]
         if timeless:
-            ended.extend(_refresh(store, action) for action in still)
-            tell(learn.refreshed(ended, world.clock()))
-        else:
-            for action in still:
-                tell(learn.begun(action, world.clock()))
-            ended.extend(_do(world, store, still))
-            for outcome in ended:
-                tell(learn.ended(outcome, world.clock()))
+            outcomes.extend(_refresh_all(world, store, batch, remember, tell))
+            continue
+        seen, _, planned = decide()
+        fresh = {_essence(action): action for action in planned.actions}
+        # The fresh one is done: it knows whether the guard has to wait for a server.
+        still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
+        ended = [_no_longer(action) for action in batch if _essence(action) not in fresh]
+        for action in still:
+            tell(learn.begun(action, world.clock()))
+        ended.extend(_do(world, store, still, seen, decide))
+        for outcome in ended:
+            tell(learn.ended(outcome, world.clock()))
         outcomes.extend(ended)
     return tuple(outcomes)
 
@@ -63,48 +83,94 @@ def _batches(actions: Sequence[Action]) -> Iterator[list[Action]]:
 
 def _essence(action: Action) -> tuple[object, ...]:
     """What two plans must agree in; the reasons' words tell times, which go on."""
-    return action.verb, action.subject, action.expects, action.parts
+    files_of_it = tuple(
+        (entry.name, entry.identity, entry.size, entry.mtime_ns) for entry in action.expects
+    )
+    return action.verb, action.subject, files_of_it, action.parts
 
 
-def _do(world: World, store: int, batch: list[Action]) -> list[Outcome]:
+def _do(
+    world: World,
+    store: int,
+    batch: list[Action],
+    seen: Evidence,
+    decide: Callable[[], Decided],
+) -> list[Outcome]:
     if not batch:
         return []
     if batch[0].verb in (Verb.RESTORE, Verb.PURGE):
         return [_leave_quarantine(store, action) for action in batch]
+    change = _change(batch, seen)
+
+    def confirm(moved: Collection[Entry]) -> Mapping[str, ChangedError]:
+        return _must_stay(batch[0].verb, moved, decide)
+
     try:
-        changed = moves.carry_out(world, store, _change(batch))
+        with room.made(store):
+            changed = moves.carry_out(world, store, change, confirm)
     except ChangedError as error:
         return [_refused(action, error) for action in batch]
     except OSError as error:
         return [_failed(action, error) for action in batch]
-    kept = {entry.name for entry in changed.kept}
+    return [_outcome(action, changed, alone=len(batch) == 1) for action in batch]
+
+
+def _must_stay(
+    verb: Verb, moved: Collection[Entry], decide: Callable[[], Decided]
+) -> dict[str, ChangedError]:
+    """What was moved out and has to stay after all: what would forbid it is looked at once more."""
+    if not moved:
+        return {}
+    seen, _, _ = decide()
+    if verb is Verb.REMOVE_ORPHAN:
+        why = cleaning.orphans_forbidden(seen)
+    elif verb is Verb.REMOVE_TEMPORARY:
+        why = safety.idle_forbids(seen)
+    else:
+        why = safety.store_forbids(seen)
+    if why is not None:
+        return {entry.name: ChangedError(why[1], why[2]) for entry in moved}
+    if verb is not Verb.REMOVE_ORPHAN:
+        return {}
+    named = {names.blob(odd.digest) for odd in seen.census.odd if odd.fault is BlobFault.MISSING}
+    return {
+        entry.name: ChangedError("a manifest names it now", "")
+        for entry in moved
+        if entry.name in named
+    }
+
+
+def _outcome(action: Action, changed: moves.Changed, *, alone: bool) -> Outcome:
+    for entry in action.expects:
+        if entry.name in changed.kept:
+            return _refused(action, changed.kept[entry.name])
     # Replaced sidecars give back a block each, which is not what anybody asked for.
-    mended = batch[0].verb in (Verb.WRITE_SIDECARS, Verb.QUARANTINE_BLOB)
-    share = 0 if mended else changed.freed if len(batch) == 1 else None
-    return [
-        _refused(action, ChangedError("it changed or was opened meanwhile", "try again"))
-        if action.subject in kept
-        else Outcome(
-            action,
-            Result.DONE,
-            _done_message(action),
-            action.frees if share is None else share,
-        )
-        for action in batch
-    ]
+    mended = action.verb in (Verb.WRITE_SIDECARS, Verb.QUARANTINE_BLOB)
+    freed = changed.freed if alone else action.frees
+    return Outcome(action, Result.DONE, _done_message(action), 0 if mended else freed)
 
 
-def _refresh(store: int, action: Action) -> Outcome:
-    """Set the times of what is there of a download, or of one blob, all to the same instant."""
-    with files.opened_folder("blobs", store, follow=True) as blobs:
-        for entry in action.expects:
-            try:
-                files.touch(entry.name, blobs, action.at_ns)
-            except FileNotFoundError:
-                continue  # finished, or gone, meanwhile
-            except OSError as error:
-                return _failed(action, error)
-    return Outcome(action, Result.DONE, _done_message(action))
+def _refresh_all(
+    world: World,
+    store: int,
+    batch: list[Action],
+    remember: Callable[[Mapping[str, Touched]], bool],
+    tell: Callable[[Event], None],
+) -> list[Outcome]:
+    """Set the times of wanted things to now, once their own ones are on the disk elsewhere."""
+    try:
+        with files.opened_folder("blobs", store, follow=True) as blobs:
+            touching = refresh.own_times(blobs, batch, world.clock())
+            if remember(touching):
+                refresh.touch(blobs, touching)
+                ended = [Outcome(action, Result.DONE, _done_message(action)) for action in batch]
+            else:
+                why = "the own times of its files can't be remembered, so they are left alone"
+                ended = [Outcome(action, Result.FAILED, why) for action in batch]
+    except OSError as error:
+        ended = [_failed(action, error) for action in batch]
+    tell(learn.refreshed(ended, world.clock()))
+    return ended
 
 
 def _leave_quarantine(store: int, action: Action) -> Outcome:
@@ -118,7 +184,7 @@ def _leave_quarantine(store: int, action: Action) -> Outcome:
     return Outcome(action, Result.DONE, _done_message(action), action.frees)
 
 
-def _change(batch: list[Action]) -> moves.Change:
+def _change(batch: list[Action], seen: Evidence) -> moves.Change:
     first = batch[0]
     entries = tuple(entry for action in batch for entry in action.expects)
     keeps = first.verb is Verb.QUARANTINE_BLOB
@@ -135,6 +201,7 @@ def _change(batch: list[Action]) -> moves.Change:
         wait_seconds=first.wait_seconds,
         keeps=keeps,
         owner=(first.expects[0].uid, first.expects[0].gid),
+        blobs=seen.place.blobs,
     )
 
 

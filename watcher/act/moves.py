@@ -26,8 +26,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import orjson
 
@@ -78,14 +79,20 @@ class Change:
     keeps: bool = False
     #: User and group id that written files get, where we may give them.
     owner: tuple[int, int] | None = None
+    #: Device and inode of the ``blobs`` that was looked at; what is put in its place is not it.
+    blobs: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What has gone, and what is still there because it had changed or somebody holds it."""
+    """What has gone, and what is still there and why, by name."""
 
     freed: int
-    kept: tuple[Entry, ...] = ()
+    kept: Mapping[str, ChangedError] = field(default_factory=dict)
+
+
+#: Asked once names are out, and before that is final: which of them must stay after all, and why.
+Confirm: TypeAlias = Callable[[Collection[Entry]], Mapping[str, ChangedError]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,18 +111,18 @@ class _Work:
 # ---------------------------------------------------------------- doing
 
 
-def carry_out(world: World, store: int, change: Change) -> Changed:
+def carry_out(world: World, store: int, change: Change, confirm: Confirm) -> Changed:
     """Do it, safely. Raises ChangedError, or OSError, with everything back in its place.
 
-    Of a change without a digest, entries that changed or that somebody holds are kept, and named.
+    Of a change without a digest, entries that must stay are kept, and named with the reason.
     """
     with _begun(store, change) as work:
-        kept: tuple[Entry, ...] = ()
+        kept: Mapping[str, ChangedError] = {}
         try:
             if change.digest:
-                _take_of_download(world, work, change)
+                _take_of_download(world, work, change, confirm)
             else:
-                kept = _take_each(world, work, change.takes)
+                kept = _take_each(world, work, change.takes, confirm)
             files.sync(work.blobs)
             files.sync(work.out)
             files.create(_DECIDED, work.here, b"")
@@ -126,19 +133,20 @@ def carry_out(world: World, store: int, change: Change) -> Changed:
         return Changed(_finish(work), kept)
 
 
-def _take_of_download(world: World, work: _Work, change: Change) -> None:
+def _take_of_download(world: World, work: _Work, change: Change, confirm: Confirm) -> None:
     guard = names.sidecar(change.digest, 0)
     _put_guard(work, guard, change)
     if change.wait_seconds:
         world.sleep(change.wait_seconds)
     _check_unchanged(work, change, guard)
     _check_unheld(world, change.expects)
+    for error in confirm(change.takes).values():
+        raise error
     # The data first: without it no server can take up what is left of the sidecars.
     data = names.data(change.digest)
     for entry in sorted(change.takes, key=lambda entry: entry.name != data):
         if entry.name != guard:
-            files.move(entry.name, work.blobs, entry.name, work.out)
-            _check_moved(work, entry)
+            _take(work, entry)
     _check_guard(work)
     _check_unheld(world, change.expects)
 
@@ -147,11 +155,17 @@ def _put_guard(work: _Work, guard: str, change: Change) -> None:
     """Put the guard in the place of part 0's sidecar, whose file stays as it is in ``out/``."""
     expected = next((entry for entry in change.expects if entry.name == guard), None)
     if expected is None:
-        files.move(_GUARD, work.here, guard, work.blobs)
+        try:
+            files.move(_GUARD, work.here, guard, work.blobs)
+        except FileExistsError:
+            raise _changed(guard) from None
         return
     if not _same(scan.look(guard, work.blobs), expected):
         raise _changed(guard)
-    files.second_name(guard, work.blobs, guard, work.out)
+    try:
+        files.second_name(guard, work.blobs, guard, work.out)
+    except FileNotFoundError:
+        raise _changed(guard) from None
     _check_moved(work, expected)
     files.replace(_GUARD, work.here, guard, work.blobs)
 
@@ -177,8 +191,9 @@ def _check_guard(work: _Work) -> None:
         raise _changed(guard[0])
 
 
-def _is_guard(found: Entry | None, identity: tuple[int, int]) -> bool:
-    return found is not None and found.identity == identity and found.size == 0
+def _is_guard(found: Entry | None, inode: int) -> bool:
+    """Told by its inode: the device's number may be another one after a restart."""
+    return found is not None and found.inode == inode and found.size == 0
 
 
 def _check_unheld(world: World, entries: Iterable[Entry]) -> None:
@@ -187,32 +202,44 @@ def _check_unheld(world: World, entries: Iterable[Entry]) -> None:
         raise HeldError(held[0])
 
 
+def _take(work: _Work, entry: Entry) -> None:
+    """Move an entry out; raises ChangedError where it is not, or no longer, what was meant."""
+    try:
+        # Nothing but we puts names there, so nothing can be in the way.
+        files.replace(entry.name, work.blobs, entry.name, work.out)
+    except FileNotFoundError:
+        raise _changed(entry.name) from None
+    _check_moved(work, entry)
+
+
 def _check_moved(work: _Work, expected: Entry) -> None:
-    """What arrived in ``out/`` must be the very file that was meant."""
-    found = scan.look(expected.name, work.out)
-    if found is None or found.identity != expected.identity:
+    """What arrived in ``out/`` must be the very file that was meant, as it was."""
+    if not _same(scan.look(expected.name, work.out), expected):
         raise _changed(expected.name)
 
 
-def _take_each(world: World, work: _Work, takes: Iterable[Entry]) -> tuple[Entry, ...]:
+def _take_each(
+    world: World, work: _Work, takes: Iterable[Entry], confirm: Confirm
+) -> Mapping[str, ChangedError]:
     moved: dict[str, Entry] = {}
-    kept: list[Entry] = []
+    kept: dict[str, ChangedError] = {}
     for entry in takes:
-        if not _same(scan.look(entry.name, work.blobs), entry):
-            kept.append(entry)
-            continue
-        files.move(entry.name, work.blobs, entry.name, work.out)
-        found = scan.look(entry.name, work.out)
-        if found is None or found.identity != entry.identity:
-            _put_back(work, entry.name)
-            kept.append(entry)
+        try:
+            if not _same(scan.look(entry.name, work.blobs), entry):
+                raise _changed(entry.name)
+            _take(work, entry)
+        except ChangedError as error:
+            kept[entry.name] = error
+            if scan.look(entry.name, work.out) is not None:
+                _put_back(work, entry.name)
         else:
             moved[entry.name] = entry
     for holder in holders.holders_of(world, moved.values()):
-        if holder.entry in moved:
-            _put_back(work, holder.entry)
-            kept.append(moved.pop(holder.entry))
-    return tuple(kept)
+        kept[holder.entry] = HeldError(holder)
+    kept.update(confirm(moved.values()))
+    for name in kept.keys() & moved.keys():
+        _put_back(work, name)
+    return kept
 
 
 def _same(found: Entry | None, expected: Entry) -> bool:
@@ -240,9 +267,11 @@ def _begun(store: int, change: Change) -> Iterator[_Work]:
         files.opened_folder(FOLDER, store) as ours,
         files.opened_folder("blobs", store, follow=True) as blobs,
     ):
+        if _identity(blobs) != change.blobs:
+            raise _changed("blobs")
         files.ensure_folder(INTENTS, ours)
         with files.opened_folder(INTENTS, ours) as intents:
-            name = _free_name(intents)
+            name = _free_name(ours, intents)
             files.ensure_folder(name, intents)
             with _opened(ours, intents, name, blobs) as work:
                 try:
@@ -272,8 +301,17 @@ def _opened(ours: int, intents: int, name: str, blobs: int) -> Iterator[_Work]:
             yield _Work(ours, intents, name, here, new, out, blobs)
 
 
-def _free_name(intents: int) -> str:
+def _identity(folder: int) -> tuple[int, int]:
+    status = os.fstat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _free_name(ours: int, intents: int) -> str:
+    """A number that no intent has, nor anything in quarantine, whose names begin with it."""
     taken = [int(name) for name in os.listdir(intents) if name.isdecimal()]
+    with contextlib.suppress(OSError), files.opened_folder(QUARANTINE, ours) as quarantine:
+        numbers = (name.partition("-")[0] for name in os.listdir(quarantine))
+        taken.extend(int(number) for number in numbers if number.isdecimal())
     return f"{max(taken, default=0) + 1:08}"
 
 
@@ -284,7 +322,8 @@ def _encode(change: Change, work: _Work) -> bytes:
         "verb": change.verb,
         "digest": change.digest,
         "keeps": change.keeps,
-        "guard": None if guard is None else {"device": guard.device, "inode": guard.inode},
+        "blobs_inode": change.blobs[1],
+        "guard": None if guard is None else {"inode": guard.inode},
         "takes": [_described(entry) for entry in change.takes],
         "expects": [_described(entry) for entry in change.expects],
         "writes": {name: content.decode() for name, content in change.writes.items()},
@@ -310,13 +349,13 @@ def _document(work: _Work) -> dict[str, object]:
     return document if isinstance(document, dict) else {}
 
 
-def _guard_of(work: _Work) -> tuple[str, tuple[int, int]] | None:
-    """The guard's name under ``blobs/`` and its device and inode, as the intent says; or None."""
+def _guard_of(work: _Work) -> tuple[str, int] | None:
+    """The guard's name under ``blobs/`` and its inode, as the intent says; or None."""
     document = _document(work)
     guard, digest = document.get("guard"), document.get("digest")
     if not isinstance(guard, dict) or not isinstance(digest, str):
         return None
-    return names.sidecar(digest, 0), (guard["device"], guard["inode"])
+    return names.sidecar(digest, 0), int(guard["inode"])
 
 
 # ---------------------------------------------------------------- undoing and finishing
@@ -334,14 +373,14 @@ def _undo(work: _Work) -> None:
     _forget(work)
 
 
-def _take_guard_off(work: _Work, name: str, identity: tuple[int, int]) -> None:
+def _take_guard_off(work: _Work, name: str, inode: int) -> None:
     """Put part 0's own sidecar over the guard, or remove the guard where it had none."""
     in_place = scan.look(name, work.blobs)
     original = scan.look(name, work.out)
     if original is None:
-        if _is_guard(in_place, identity):
+        if _is_guard(in_place, inode):
             _remove_guard(work, name)
-    elif _is_guard(in_place, identity):
+    elif _is_guard(in_place, inode):
         files.replace(name, work.out, name, work.blobs)
     else:
         _put_back(work, name)
@@ -393,13 +432,35 @@ def _finish(work: _Work) -> int:
     return freed
 
 
-def _put_new(work: _Work, guard: tuple[str, tuple[int, int]] | None) -> None:
+def _put_new(work: _Work, guard: tuple[str, int] | None) -> None:
     """Rename the new sidecars over the old ones, part 0's last: until then no pull gets through."""
     last = guard[0] if guard is not None else ""
     for name in sorted(os.listdir(work.new), key=lambda name: (name == last, name)):
         if name == last:
             files.sync(work.blobs)
         files.replace(name, work.new, name, work.blobs)
+
+
+def _still_ours(world: World, work: _Work) -> bool:
+    """Whether a download is still as it was decided on: under our guard, and in nobody's hands.
+
+    With the guard in its place nobody can have gone on with it; without it anything may have
+    happened, and sidecars made for other data must not be put beside it.
+    """
+    guard = _guard_of(work)
+    if guard is None or not os.listdir(work.new):
+        return True
+    if not _is_guard(scan.look(guard[0], work.blobs), guard[1]):
+        return False
+    expected = _document(work).get("expects")
+    data = guard[0].removesuffix("-0")
+    there = scan.look(data, work.blobs)
+    for each in expected if isinstance(expected, list) else ():
+        if each.get("name") == data and (
+            there is None or (there.inode, there.size) != (each["inode"], each["size_bytes"])
+        ):
+            return False
+    return there is None or not holders.holders_of(world, [there])
 
 
 def _forget(work: _Work) -> None:
@@ -444,29 +505,47 @@ def unfinished(store: int) -> bool:
             files.opened_folder(FOLDER, store) as ours,
             files.opened_folder(INTENTS, ours) as intents,
         ):
-            return bool(os.listdir(intents))
+            return any(map(str.isdecimal, os.listdir(intents)))
     except OSError:
         return False
 
 
-def recover(store: int) -> tuple[str, ...]:
-    """Finish or undo every intent that a kill has left. Gives back what was done, for people."""
-    told: list[str] = []
+def recover(world: World, store: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Finish or undo every intent that a kill has left. The store's lock is held.
+
+    Gives back, for people, what was done, and what could not be: then nothing else may be changed.
+    """
+    done: list[str] = []
+    stuck: list[str] = []
     try:
         with (
             files.opened_folder(FOLDER, store) as ours,
             files.opened_folder(INTENTS, ours) as intents,
             files.opened_folder("blobs", store, follow=True) as blobs,
         ):
-            for name in sorted(os.listdir(intents)):
-                with _opened(ours, intents, name, blobs) as work:
-                    verb = str(_document(work).get("verb") or "change").replace("_", " ")
-                    if scan.look(_DECIDED, work.here) is not None:
-                        freed = _finish(work)
-                        told.append(f"finished what was begun: {verb}, {freed} bytes freed")
-                    else:
-                        _undo(work)
-                        told.append(f"undid what was begun: {verb}; all is back in its place")
+            for name in sorted(filter(str.isdecimal, os.listdir(intents))):
+                try:
+                    with _opened(ours, intents, name, blobs) as work:
+                        done.append(_recover(world, work))
+                except (OSError, ChangedError) as error:
+                    stuck.append(f"what was begun as {FOLDER}/{INTENTS}/{name} is stuck: {error}")
     except FileNotFoundError:
         pass
-    return tuple(told)
+    return tuple(done), tuple(stuck)
+
+
+def _recover(world: World, work: _Work) -> str:
+    document = _document(work)
+    verb = str(document.get("verb") or "change").replace("_", " ")
+    if document and document.get("blobs_inode") != _identity(work.blobs)[1]:
+        raise ChangedError("blobs/ is another folder now")
+    if scan.look(_DECIDED, work.here) is None:
+        _undo(work)
+        return f"undid what was begun: {verb}; all is back in its place"
+    if not _still_ours(world, work):
+        for name in os.listdir(work.new):
+            files.remove(name, work.new)
+        _finish(work)
+        return f"dropped what was begun: {verb}; its download has changed since"
+    freed = _finish(work)
+    return f"finished what was begun: {verb}, {freed} bytes freed"

@@ -11,8 +11,9 @@ from dataclasses import replace
 from types import FrameType
 
 from watcher import cycle, names
+from watcher.act import refresh
 from watcher.commands.context import Context, complain
-from watcher.errors import Exit, WatchError
+from watcher.errors import Exit, LockedError, WatchError
 from watcher.model import Action, Plan, Policy, Refusal, RefusalKind, Result
 from watcher.show import documents
 from watcher.world import World
@@ -20,11 +21,12 @@ from watcher.world import World
 #: The server's start waits for `prepare` no longer than this.
 PREPARE_SECONDS = 20
 _PREPARE_LOCK_SECONDS = 5.0
+_REFRESH_LOCK_SECONDS = 1.0
 
 
 def clean(context: Context, targets: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:
     """Free what is worth nothing."""
-    policy = replace(context.policy, clean=True, repair=False, purge_replaced=True)
+    policy = replace(context.policy, clean=True, repair=False, refresh=False, purge_replaced=True)
     return act(context, "clean", policy, targets, dry_run=dry_run, yes=yes)
 
 
@@ -39,14 +41,22 @@ def repair(
 ) -> Exit:
     """Make interrupted downloads resumable. `wait`: wait until what changed lately is quiet."""
     policy = replace(
-        context.policy, clean=False, repair=True, repair_stale=True, hash=True, online=not offline
+        context.policy,
+        clean=False,
+        repair=True,
+        repair_stale=True,
+        hash=True,
+        online=not offline,
+        read_limit_bytes=None,
     )
     return act(context, "repair", policy, targets, dry_run=dry_run, yes=yes, wait=wait)
 
 
 def verify(context: Context, targets: tuple[str, ...], most_seconds: float | None) -> Exit:
     """Hash the blobs that were not hashed as they are now, and tell which are not what they say."""
-    policy = replace(context.policy, repair=False, clean=False, hash=True, verify=True)
+    policy = replace(
+        context.policy, repair=False, clean=False, refresh=False, hash=True, verify=True
+    )
     code = Exit.HEALTHY
     for world in context.worlds(keeps=True):
         until = None if most_seconds is None else world.clock() + most_seconds
@@ -89,6 +99,7 @@ def prepare(context: Context) -> Exit:
     try:
         with _limited(PREPARE_SECONDS):
             for world in context.worlds(keeps=True):
+                _keep_wanted(world, policy)
                 report = cycle.cycle(world, policy, lock_seconds=_PREPARE_LOCK_SECONDS)
                 if context.json:
                     context.document(documents.acting("prepare", report))
@@ -97,6 +108,18 @@ def prepare(context: Context) -> Exit:
     except (WatchError, OSError, _TimeIsUp) as error:
         complain(f"ollama-watch: {error}")
     return Exit.HEALTHY
+
+
+def _keep_wanted(world: World, policy: Policy) -> None:
+    """The times first, and quickly: whatever else there is time for, the start deletes nothing."""
+    quickly = replace(policy, repair=False, refresh=True, read_limit_bytes=0)
+    try:
+        cycle.cycle(world, quickly, lock_seconds=_REFRESH_LOCK_SECONDS)
+    except LockedError:
+        # Who has the lock may have it for long. Without it the own times can't be remembered, but
+        # a download whose times are too fresh is worth more than one that is gone.
+        plan = cycle.cycle(replace(world, keeps=False), quickly).plan
+        refresh.touch_now(world.store, plan.actions, world.clock())
 
 
 class _TimeIsUp(BaseException):

@@ -9,6 +9,7 @@ from watcher import cycle, names
 from watcher.commands.acting import act
 from watcher.commands.context import Context
 from watcher.errors import Exit
+from watcher.model import Policy
 from watcher.show import documents
 
 
@@ -29,17 +30,16 @@ def ls(context: Context) -> Exit:
 
 def restore(context: Context, labels: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:
     """Put things back into their place, never over what is there now."""
-    policy = replace(context.policy, repair=False, clean=False, restore=frozenset(labels))
+    policy = replace(_idle(context.policy), restore=frozenset(labels))
     return act(context, "restore", policy, (), dry_run=dry_run, yes=yes)
 
 
 def purge(context: Context, labels: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:
     """Remove things for good: those named, else those that a good one has replaced."""
-    policy = replace(
-        context.policy,
-        repair=False,
-        clean=False,
-        purge=frozenset(labels),
-        purge_replaced=not labels,
-    )
+    policy = replace(_idle(context.policy), purge=frozenset(labels), purge_replaced=not labels)
     return act(context, "purge", policy, (), dry_run=dry_run, yes=yes)
+
+
+def _idle(policy: Policy) -> Policy:
+    """Nothing but the quarantine is treated, whatever the settings say of the rest."""
+    return replace(policy, repair=False, clean=False, refresh=False)

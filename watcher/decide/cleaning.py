@@ -83,7 +83,7 @@ def orphans(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
     ]
     if not old:
         return
-    why = _orphans_forbidden(evidence)
+    why = orphans_forbidden(evidence)
     if why is not None:
         subject = f"{len(old)} orphaned blob{'s' if len(old) > 1 else ''}"
         yield Refusal(why[0], subject, Verb.REMOVE_ORPHAN, why[1], why[2])
@@ -94,7 +94,7 @@ def orphans(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
         yield Action(Verb.REMOVE_ORPHAN, entry.name, because, (entry,), entry.freed)
 
 
-def _orphans_forbidden(evidence: Evidence) -> safety.Why | None:
+def orphans_forbidden(evidence: Evidence) -> safety.Why | None:
     """Why no finished blob may be removed: something may name it, or be about to."""
     for odd in evidence.census.odd_manifests:
         if odd.fault in _BLINDING:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from watcher import names, ranges
 from watcher.events import Event
-from watcher.memory import Asked, Hashed, Memory, Record, Touched, bound_to
+from watcher.memory import Asked, Hashed, Memory, Record, bound_to
 from watcher.model import (
     HOUR,
     Action,
@@ -30,6 +30,7 @@ _RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Cond
 #: A registry's answer is no news after this.
 _ANSWERS_GOOD_FOR = HOUR
 _MOST_SUBJECTS = 20
+_SAME_INSTANT = 0.01
 _OF_DOWNLOADS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS, Verb.WRITE_SIDECARS})
 _DONE_EVENT = {
     Verb.REMOVE_DOWNLOAD: "partial_cleaned",
@@ -62,7 +63,7 @@ def learn(
     for judged in verdict.judged:
         key = judged.download.key
         seen.add(key)
-        before = records.get(key)
+        before = _same_file(records.get(key), judged.download)
         now = _record(judged, evidence, before)
         told.extend(_told(judged, before, now, evidence.now, first_look=first_look))
         records[key] = now
@@ -91,32 +92,36 @@ def _names(evidence: Evidence) -> set[str]:
     return {names.printable(entry.name) for entry in (*downloads, *evidence.census.unnamed)}
 
 
-def foresee(memory: Memory, plan: Plan) -> Memory:
+def foresee(memory: Memory, plan: Plan, now: float) -> Memory:
     """What has to be remembered before a plan is carried out, so that a kill can't lose it.
 
-    The bytes that a repair does not believe, and the own times of files whose times are set.
+    The bytes that a repair does not believe, and the parts that it writes.
     """
-    records, touched = dict(memory.downloads), dict(memory.touched)
+    records = dict(memory.downloads)
     for action in plan.actions:
         record = records.get(action.subject)
         if action.verb is Verb.WRITE_SIDECARS and record is not None:
-            doubted = ranges.union(record.doubted, action.doubts)
             records[action.subject] = replace(
-                record, doubted=doubted, partition=action.parts, mended=True
+                record,
+                doubted=ranges.union(record.doubted, action.doubts),
+                partition=action.parts,
+                mended=True,
+                checked_at=now,
             )
-        if action.verb is Verb.REFRESH:
-            for entry in action.expects:
-                own = entry.mtime_ns if entry.own_mtime_ns is None else entry.own_mtime_ns
-                touched[names.printable(entry.name)] = Touched(entry.inode, action.at_ns, own)
-    return replace(memory, downloads=records, touched=touched)
+    return replace(memory, downloads=records)
+
+
+def _same_file(record: Record | None, download: Download) -> Record | None:
+    """What is remembered, if it is of this very file: the digest may have begun anew."""
+    if record is None or not download.entries:
+        return None
+    anchor = download.entries[0].identity
+    return record if record.is_of(*anchor, download.born_ns) else None
 
 
 def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record:
     download = judged.download
     anchor = download.entries[0].identity if download.entries else (0, 0)
-    identity = (*anchor, download.born_ns)
-    if before is not None and before.identity != identity:
-        before = None
     claimed = ranges.size(download.trust.claimed)
     allocated = download.data.allocated if download.data is not None else 0
     progress_at = evidence.now - judged.age
@@ -143,6 +148,7 @@ def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record
         partition=_partition(download) or (before.partition if before is not None else ()),
         doubted=ranges.difference(before.doubted, download.trust.claimed) if before else (),
         mended=before is not None and before.mended,
+        checked_at=before.checked_at if before is not None else 0.0,
     )
 
 
@@ -163,7 +169,7 @@ def _told(
 ) -> Iterator[Event]:
     live = judged.condition is Condition.LIVE
     who = names.known_as(judged.download.models, judged.digest)
-    if before is None or before.identity != now.identity or first_look:
+    if before is None or first_look:
         if live and before is None:
             yield _event(at, "download_started", f"{who} is being downloaded", judged)
         elif not live:
@@ -177,7 +183,8 @@ def _told(
             )
     elif now.pulling and not before.pulling:
         yield _event(at, "download_resumed", f"the download of {who} goes on", judged)
-    elif before.pulling and not now.pulling:
+    elif not live and (before.pulling or now.progress_at > before.progress_at + _SAME_INSTANT):
+        # Bytes have come since the last look, so somebody pulled, seen or not, and does no more.
         yield _event(
             at,
             "download_interrupted",

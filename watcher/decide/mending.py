@@ -43,7 +43,7 @@ MOST_SIDECARS = 1000
 REFRESH_AFTER = HOUR / 2
 
 
-def of_download(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
+def of_download(judged: Judged, evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
     """What mends a download, if anything has to be mended."""
     condition = judged.condition
     if condition is Condition.LIVE:
@@ -51,7 +51,7 @@ def of_download(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal
     elif condition is Condition.REDUNDANT:
         yield from cleaning.surplus(judged, evidence)
     elif condition in _MENDED:
-        yield from _write_sidecars(judged, evidence)
+        yield from _write_sidecars(judged, evidence, policy)
 
 
 def _not_quiet_yet(judged: Judged) -> Iterator[Refusal]:
@@ -69,7 +69,9 @@ def _not_quiet_yet(judged: Judged) -> Iterator[Refusal]:
     yield safety.refusal(why, judged, Verb.WRITE_SIDECARS)
 
 
-def _write_sidecars(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
+def _write_sidecars(
+    judged: Judged, evidence: Evidence, policy: Policy
+) -> Iterator[Action | Refusal]:
     download = judged.download
     if not download.total:
         why: safety.Why = (
@@ -81,6 +83,8 @@ def _write_sidecars(judged: Judged, evidence: Evidence) -> Iterator[Action | Ref
         yield safety.refusal(why, judged, Verb.WRITE_SIDECARS)
         return
     trusted = download.trust.trusted
+    if not download.trust.zeros_read:
+        return  # what was not looked through is not believed; `repair` reads without a limit
     if judged.condition is Condition.WHOLE and not proving.believed(judged):
         assert download.data is not None
         if download.data.sha256 is None:
@@ -97,6 +101,8 @@ def _write_sidecars(judged: Judged, evidence: Evidence) -> Iterator[Action | Ref
     problem = (
         safety.why_not_take(judged, evidence) if surplus else safety.why_not_add(judged, evidence)
     ) or _owner_forbids(download.entries, evidence)
+    if problem is None and policy.patient:
+        problem = safety.another_is_live(judged, evidence)
     if problem is not None:
         yield safety.refusal(problem, judged, Verb.WRITE_SIDECARS)
         return
@@ -200,7 +206,6 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
     Wanted is every download that is not stale, and every finished blob that no manifest names yet
     and that is young. All files of a download go together.
     """
-    at_ns = int(evidence.now * 1e9)
     for each in judged:
         entries = tuple(entry for entry in each.download.entries if entry.kind is Kind.FILE)
         if not each.stale and _fading(entries, evidence.now):
@@ -210,13 +215,12 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
                 "wanted, and soon old enough for the server to delete it",
                 entries,
                 models=each.download.models,
-                at_ns=at_ns,
             )
     for entry in evidence.census.unnamed:
         young = evidence.now - entry.changed_at < policy.stale_after
         if young and entry.kind is Kind.FILE and _fading((entry,), evidence.now):
             because = "a pull that is not finished may count on it"
-            yield Action(Verb.REFRESH, entry.name, because, (entry,), at_ns=at_ns)
+            yield Action(Verb.REFRESH, entry.name, because, (entry,))
 
 
 def _fading(entries: tuple[Entry, ...], now: float) -> bool:

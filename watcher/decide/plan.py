@@ -54,7 +54,7 @@ def _steps(verdict: Verdict, evidence: Evidence, policy: Policy) -> Iterator[Act
         elif policy.repair and (policy.repair_stale or not judged.stale):
             if policy.hash:
                 yield from proving.of_download(judged)
-            yield from mending.of_download(judged, evidence)
+            yield from mending.of_download(judged, evidence, policy)
     if policy.hash and evidence.scope is None:
         yield from proving.unproven(evidence)
     if policy.online and evidence.scope is None:
@@ -63,6 +63,7 @@ def _steps(verdict: Verdict, evidence: Evidence, policy: Policy) -> Iterator[Act
         yield from proving.all_blobs(evidence)
     if policy.repair:
         yield from mending.corrupt_blobs(evidence)
+    if policy.refresh:
         yield from mending.refresh(verdict.judged, evidence, policy)
     yield from quarantine.steps(evidence, policy)
     if policy.clean and evidence.scope is None:

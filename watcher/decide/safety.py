@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from watcher import names
 from watcher.model import (
+    HOUR,
     QUIET_SECONDS,
     QUIET_UNSEEN_SECONDS,
     Condition,
@@ -22,6 +23,8 @@ from watcher.model import (
 
 #: A server reads the sidecars before it opens the data; it must have met the guard by then.
 GUARD_SECONDS = 2.0
+#: How soon it is worth another look whether a pull that is in the way has ended.
+LIVE_SECONDS = 60.0
 STOP = "stop the server (systemctl stop ollama) and end other ollama processes"
 
 #: Why something can't be done: kind, reason, remedy, and the seconds left where time helps.
@@ -36,14 +39,16 @@ def refusal(why: Why, judged: Judged, verb: Verb) -> Refusal:
 
 def guard_seconds(evidence: Evidence) -> float:
     """How long the guard waits for a server that has read the sidecars already."""
-    return GUARD_SECONDS if evidence.servers else 0.0
+    unseen = evidence.view.sight is Sight.PARTIAL
+    return GUARD_SECONDS if evidence.servers or unseen else 0.0
 
 
 def why_not_take(judged: Judged, evidence: Evidence) -> Why | None:
     """Why no name of a download may be taken away now: FULL sight and quiet in any case."""
     full = evidence.view.sight is Sight.FULL
     needed = QUIET_SECONDS if full else QUIET_UNSEEN_SECONDS
-    return _why_not(judged, evidence, needed, enough_sight=full)
+    why = _why_not(judged, evidence, needed, enough_sight=full)
+    return why or another_is_live(judged, evidence)
 
 
 def why_not_add(judged: Judged, evidence: Evidence) -> Why | None:
@@ -51,6 +56,19 @@ def why_not_add(judged: Judged, evidence: Evidence) -> Why | None:
     named = evidence.view.sight is not Sight.PARTIAL
     needed = (QUIET_SECONDS if evidence.servers else 0.0) if named else QUIET_UNSEEN_SECONDS
     return _why_not(judged, evidence, needed, enough_sight=named)
+
+
+def another_is_live(judged: Judged, evidence: Evidence) -> Why | None:
+    """Why to wait for another: within one pull a later layer may lie untouched for hours."""
+    others = evidence.pulling - {judged.download.key}
+    if not others or not (evidence.servers or evidence.view.sight is Sight.PARTIAL):
+        return None
+    return (
+        RefusalKind.LIVE,
+        f"{names.short(min(others))} is being pulled, and this may be another layer of the model",
+        "try again when that pull has ended",
+        LIVE_SECONDS,
+    )
 
 
 def _why_not(
@@ -70,6 +88,13 @@ def _why_not(
         return unsafe
     if judged.quiet < needed:
         left = needed - judged.quiet
+        if download.changed_at is not None and download.changed_at > evidence.now + HOUR:
+            return (
+                RefusalKind.NOT_QUIET,
+                "its files' times lie in the future, so how long it was quiet can't be told",
+                f"set the clock right, or touch blobs/{names.data(judged.digest)}*",
+                None,
+            )
         if enough_sight:
             return (
                 RefusalKind.NOT_QUIET,

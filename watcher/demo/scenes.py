@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +40,7 @@ class Stage:
         self.running = contextlib.ExitStack()
         self.registry_url = self.server_url = ""
         self.server: subprocess.Popen[str] | None = None
+        self._started = 0
 
     def __enter__(self) -> Stage:
         return self
@@ -129,21 +129,23 @@ class Stage:
         **more: str,
     ) -> tuple[subprocess.Popen[str], str]:
         """Start a process that ends with the demo; wait for its line with `until` in it."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**self._environment(), **more},
-        )
+        self._started += 1
+        log = self.folder / f"process{self._started}.log"
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**self._environment(), **more},
+            )
         (running or self.running).callback(_end, process)
-        assert process.stdout is not None
-        for line in process.stdout:
+        wait_for(lambda: until in log.read_text() or process.poll() is not None, command[0])
+        for line in log.read_text().splitlines():
             if until in line:
-                threading.Thread(target=_drain, args=(process,), daemon=True).start()
                 return process, line
-        raise DemoError(f"{command[0]} ended with {process.wait()} before it was ready")
+        raise DemoError(f"{command[0]} ended with {process.wait()}: {log.read_text()}")
 
     def start_daemon(self) -> tuple[subprocess.Popen[str], Path]:
         """Start our own daemon; its JSON lines go to the file that is given back."""
@@ -178,12 +180,6 @@ class Stage:
 
 def _us() -> list[str]:
     return [sys.executable, "-m", "watcher"]
-
-
-def _drain(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None
-    for _ in process.stdout:
-        pass
 
 
 def _end(process: subprocess.Popen[str]) -> None:

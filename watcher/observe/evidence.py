@@ -87,6 +87,7 @@ def _observe(
         scope=scope,
         uid=os.geteuid(),
         quarantine=quarantine.kept(store, memory) if scope is None else (),
+        pulling=_pulling(downloads, seen.holders, memory, scope),
     )
 
 
@@ -155,6 +156,25 @@ def _with_memory(found: scan.Scan, memory: Memory, store: int) -> BlobCensus:
                 asked = registry_length(memory, digest)
                 odd.append(OddBlob(digest, BlobFault.CORRUPT, size, entry, models, asked))
     return replace(census, odd=tuple(odd), unproven=tuple(unproven))
+
+
+def _pulling(
+    downloads: list[Download],
+    held: Mapping[str, tuple[Holder, ...]],
+    memory: Memory,
+    scope: frozenset[str] | None,
+) -> frozenset[str]:
+    here = {
+        download.key
+        for download in downloads
+        if any(holder.writes for entry in download.entries for holder in held.get(entry.name, ()))
+    }
+    elsewhere = {
+        key
+        for key, record in memory.downloads.items()
+        if scope is not None and key.removesuffix(".tmp") not in scope and record.pulling
+    }
+    return frozenset(here | elsewhere)
 
 
 def _with_holders(download: Download, found: Mapping[str, tuple[Holder, ...]]) -> Download:
@@ -292,8 +312,8 @@ class _Reader:
         if record is None or not entries:
             return None
         anchor = entries[0]
-        here = (*anchor.identity, files.born(anchor.name, self.blobs))
-        return record if record.identity == here else None
+        born_ns = files.born(anchor.name, self.blobs)
+        return record if record.is_of(*anchor.identity, born_ns) else None
 
     def _known_length(self, record: Record | None) -> tuple[int | None, str | None]:
         if self.named_size is not None and 0 < self.named_size <= sidecars.LARGEST_LAYER:
@@ -328,12 +348,24 @@ class _Reader:
                 fd,
                 min(data.size, total),
                 whole,
-                rebooted=data.changed_at < self.started_at,
+                rebooted=self._rebooted(data, record),
                 read_limit=self.policy.read_limit_bytes,
                 doubted=record.doubted if record is not None else (),
             )
         finally:
             os.close(fd)
+
+    def _rebooted(self, data: Entry, record: Record | None) -> bool:
+        """Whether some of the data may have been written before the machine started.
+
+        A pull that went on since then has changed its time, not its past; what a repair has looked
+        through since then is known.
+        """
+        if record is not None and record.checked_at >= self.started_at:
+            return False
+        born_ns = files.born(data.name, self.blobs)
+        written = min(data.changed_at, born_ns / 1e9) if born_ns else data.changed_at
+        return written < self.started_at
 
     def _sidecar(self, number: int | None, found: Entry) -> Sidecar:
         if found.kind is not Kind.FILE:

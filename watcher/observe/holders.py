@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import psutil
@@ -47,7 +47,9 @@ class Process(NamedTuple):
     def is_ollama(self) -> bool:
         """By its name or its command: a server, a client or a runner."""
         first = os.path.basename(self.arguments[0]) if self.arguments else ""
-        return self.name == "ollama" or first == "ollama"
+        # A binary may be called after its platform, too: ollama-linux-amd64.
+        named = self.name.startswith("ollama") or first.startswith("ollama")
+        return named and not self.is_ours
 
     @property
     def is_ours(self) -> bool:
@@ -92,9 +94,37 @@ def see(world: World, entries: Iterable[Entry], *, network: bool, writers_visibl
 
 
 def holders_of(world: World, entries: Iterable[Entry]) -> tuple[Holder, ...]:
-    """Who has any of these entries open right now."""
-    found, _ = _holders(world, _processes(world.proc), tuple(entries))
-    return tuple(holder for each in found.values() for holder in each)
+    """Who has any of these entries open, or mapped into memory, right now."""
+    wanted = tuple(entries)
+    processes = _processes(world.proc)
+    found, _ = _holders(world, processes, wanted)
+    held = [holder for each in found.values() for holder in each]
+    return (*held, *_mapped(world, processes, wanted))
+
+
+def _mapped(
+    world: World, processes: Iterable[Process], entries: tuple[Entry, ...]
+) -> Iterator[Holder]:
+    """Who has an entry mapped: the descriptor may be closed by then."""
+    by_inode = {str(entry.inode).encode(): entry for entry in entries}
+    for process in processes:
+        if process.kernel or process.is_ours or process.pid == os.getpid():
+            continue
+        try:
+            with open(f"{world.proc}/{process.pid}/maps", "rb") as lines:
+                for line in lines:
+                    # address, mode, offset, device, inode, path
+                    fields = line.split(None, 5)
+                    entry = by_inode.get(fields[4]) if len(fields) > 5 else None
+                    if entry is not None and fields[3] == _device(entry):
+                        yield Holder(process.pid, process.name, entry.name, writes=False)
+                        break
+        except OSError:
+            continue
+
+
+def _device(entry: Entry) -> bytes:
+    return b"%02x:%02x" % (os.major(entry.device), os.minor(entry.device))
 
 
 def served_stores(proc: str) -> list[tuple[str, int]]:
@@ -150,10 +180,13 @@ def _holders(
             continue
         except OSError:
             continue  # gone meanwhile
-        if not entries:
-            continue
         for number in descriptors:
-            name = _held(world, process.pid, number, by_identity, by_name)
+            try:
+                name = _held(world, process.pid, number, by_identity, by_name)
+            except PermissionError:
+                # Listing takes less than reading: what can't be read is not seen.
+                unread.append(process)
+                break
             if name is None:
                 continue
             writes = _writes(world, process.pid, number)
@@ -177,6 +210,8 @@ def _held(
         if not target.startswith("/"):
             return None  # a socket, a pipe
         status = os.stat(link)
+    except PermissionError:
+        raise
     except OSError:
         return None
     name = by_identity.get((status.st_dev, status.st_ino))
@@ -306,15 +341,20 @@ def _is_set(value: str) -> bool:
 
 
 def _same_folder(world: World, pid: int, store: str) -> bool | None:
-    """Whether a server's models folder is the store, seen with that server's own root folder."""
+    """Whether a server's models folder is the store, seen with that server's eyes.
+
+    None where that can't be told: False would be to take a server for nobody's business.
+    """
+    root = f"{world.proc}/{pid}/root" if store.startswith("/") else f"{world.proc}/{pid}/cwd"
     try:
-        ours = os.stat(world.store)
-        theirs = os.stat(f"{world.proc}/{pid}/root/{store.lstrip('/')}")
-    except PermissionError:
-        return os.path.realpath(store) == os.path.realpath(world.store) or None
+        ours, theirs = os.stat(world.store), os.stat(f"{root}/{store.lstrip('/')}")
+        if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+            return True
+        # In another mount namespace the same files may show another device.
+        here = os.readlink(f"{world.proc}/self/ns/mnt")
+        return False if os.readlink(f"{world.proc}/{pid}/ns/mnt") == here else None
     except OSError:
-        return os.path.realpath(store) == os.path.realpath(world.store)
-    return (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
+        return None
 
 
 def _sockets(handle: psutil.Process) -> tuple[tuple[tuple[str, int], ...], int | None]:

@@ -158,6 +158,7 @@ def describe(world: World, store: int) -> Place:
         found_by=world.found_by,
         file_system=kind,
         network=kind in _NETWORK,
+        blobs=(0, 0) if behind is None else (behind.st_dev, behind.st_ino),
         owner=status.st_uid,
         blobs_linked=blobs is not None and stat.S_ISLNK(blobs.st_mode),
         blobs_elsewhere=behind is not None and behind.st_dev != status.st_dev,

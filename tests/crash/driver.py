@@ -1,0 +1,157 @@
+"""Runs cycles that break at a chosen changing call: an order a line of stdin, an answer each.
+
+For each order the process forks; the child puts something between ``watcher.files`` and the system
+that counts every call which changes a file, and at call `at` does what `how` says:
+
+kill     SIGKILL, before the call
+half     SIGKILL after half of the bytes of a write (as `kill` for other calls)
+ENOSPC   and any other name of an error number: the call fails
+""       nothing
+
+The answer tells how the child ended and which calls it made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from watcher import cycle, files
+from watcher.act import moves
+from watcher.errors import WatchError
+from watcher.model import Entry, Holder, Policy
+from watcher.world import World
+
+CHANGING = frozenset(
+    (
+        *("mkdir", "rmdir", "unlink", "rename", "replace", "link", "symlink"),
+        *("write", "pwrite", "writev", "ftruncate", "truncate", "posix_fallocate"),
+        *("fchmod", "fchown", "chmod", "chown", "utime", "fsync", "fdatasync"),
+    )
+)
+POLICY = Policy(clean=True, repair=False, writers_visible=True)
+
+
+class Breaking:
+    """Stands in for the module ``os`` inside ``watcher.files``."""
+
+    def __init__(self, at: int, how: str, told: int) -> None:
+        self._at, self._how, self._told, self._calls = at, how, told, 0
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(os, name)
+        if name in CHANGING:
+            return lambda *words, **more: self.call(name, value, *words, **more)
+        if name == "open":
+            return self._open
+        return value
+
+    def _open(self, path: str, flags: int, *words: Any, **more: Any) -> int:
+        if flags & os.O_CREAT:
+            return int(self.call("open", os.open, path, flags, *words, **more))
+        return os.open(path, flags, *words, **more)
+
+    def call(self, name: str, do: Callable[..., Any], *words: Any, **more: Any) -> Any:
+        """Make a call, or break at it."""
+        shown = " ".join(str(each) for each in map(_shown, words) if each is not None)
+        os.write(self._told, f"{name} {shown}\n".encode())
+        self._calls += 1
+        if self._calls != self._at or not self._how:
+            # What has reached the disk plays no part where only the process is killed.
+            return None if name == "fsync" else do(*words, **more)
+        if self._how == "half" and name == "write":
+            fd, data = words
+            os.write(fd, bytes(data)[: len(data) // 2])
+        if self._how in ("kill", "half"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        code = getattr(errno, self._how)
+        raise OSError(code, os.strerror(code), shown or name)
+
+
+def _shown(word: object) -> str | None:
+    """A name, or the name behind a descriptor."""
+    if isinstance(word, str):
+        return word
+    if isinstance(word, int) and not isinstance(word, bool) and 2 < word < 1024:
+        with contextlib.suppress(OSError):
+            return os.path.basename(os.readlink(f"/proc/self/fd/{word}"))
+    return None
+
+
+def _break_files(order: dict[str, Any], told: int) -> None:
+    breaking = Breaking(order.get("at", 0), order.get("how", ""), told)
+    module: Any = files
+    module.os = breaking
+    if not order.get("no_replace", True):
+        module._renameat2 = None
+    elif module._renameat2 is not None:
+        real = module._renameat2
+        module._renameat2 = lambda a, name, b, new, flag: breaking.call(
+            "renameat2", lambda old, to: real(a, old, b, to, flag), name, new
+        )
+
+
+def _held_from(look: int) -> None:
+    """From the n-th look at the holders on, somebody has every file open."""
+    looks = [0]
+
+    def holders_of(_: World, entries: Iterable[Entry]) -> tuple[Holder, ...]:
+        looks[0] += 1
+        held = looks[0] >= look
+        return tuple(Holder(1, "reader", entry.name, False) for entry in entries) if held else ()
+
+    module: Any = moves
+    module.holders.holders_of = holders_of
+
+
+def _child(order: dict[str, Any], told: int) -> int:
+    world = World(order["store"], proc=order["proc"])
+    os.umask(order.get("umask", 0o022))
+    _break_files(order, told)
+    if order.get("held_from"):
+        _held_from(order["held_from"])
+    consent = cycle.everything if order.get("clean", True) else cycle.nothing
+    try:
+        report = cycle.cycle(world, replace(POLICY, **order.get("policy", {})), consent=consent)
+    except WatchError:
+        return 4
+    return 0 if all(outcome.result == "done" for outcome in report.outcomes) else 3
+
+
+def _run(order: dict[str, Any]) -> dict[str, Any]:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        code = 70
+        try:
+            code = _child(order, writer)
+        except Exception:  # told by the exit code and on stderr
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as calls:
+        made = calls.read().splitlines()
+    _, status = os.waitpid(pid, 0)
+    return {"exit": os.waitstatus_to_exitcode(status), "calls": made}
+
+
+def main() -> None:
+    """Take orders until stdin ends."""
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(_run(json.loads(line))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

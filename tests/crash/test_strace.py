@@ -1,0 +1,105 @@
+"""The honest way: the command itself, killed by the kernel at each of its changing system calls."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.driving import Store, command, environment
+
+from .conftest import Driver
+from .test_every_call import assert_settled, places, shape
+
+#: System calls that change a file, or bring a change to the disk.
+CALLS = [
+    *("rename", "renameat", "renameat2", "unlink", "unlinkat", "link", "linkat"),
+    *("mkdir", "mkdirat", "rmdir", "openat", "write", "pwrite64"),
+    *("fsync", "fdatasync", "ftruncate", "fchmod", "fchown"),
+]
+
+
+def _works() -> bool:
+    """Whether strace is there and may trace."""
+    if shutil.which("strace") is None:
+        return False
+    return (
+        subprocess.run(["strace", "-o", "/dev/null", "true"], capture_output=True).returncode == 0
+    )
+
+
+pytestmark = pytest.mark.skipif(not _works(), reason="strace is missing, or may not trace")
+
+
+def _store(path: Path) -> Store:
+    """A store with something to clean; named after its folder, since who opens a file of that name
+    counts as its holder in any store, and two stores are treated at once.
+    """
+    store = Store(path)
+    store.download("a young download", aged=3600)
+    store.download(f"stale {path.name}", parts=2)
+    return store
+
+
+def _clean(store: Store, *options: str) -> subprocess.CompletedProcess[str]:
+    words = [*command(store.path, "--json", "clean", "--yes")]
+    return subprocess.run(
+        ["strace", "-y", *options, *words],
+        env=environment(store.path),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def _changing(log: Path, store: Store) -> list[tuple[str, int]]:
+    """Of a recorded run the calls that change the store: which call, and its how-manieth it is."""
+    counts: Counter[str] = Counter()
+    shown: list[str] = []
+    found: list[tuple[str, int]] = []
+    for line in log.read_text().splitlines():
+        match = re.match(r"(?:\d+ +)?(\w+)\((.*)", line)
+        if match is None:
+            continue
+        name, words = match.groups()
+        counts[name] += 1
+        if words.startswith(("1<", "2<")) or (name == "openat" and "O_CREAT" not in words):
+            continue
+        if str(store.path) in words:
+            target = re.findall(r"[\w.@-]+(?=[\">])", words.split(", 0", 1)[0])
+            shown.append(f"{name} {target[-1] if target else ''}")
+            found.append((name, counts[name]))
+    return [found[at - 1] for at in places(shown, "kill")]
+
+
+def test_killed_at_any_system_call_the_next_run_comes_to_the_same_end(
+    tmp_path: Path, driver: Driver
+) -> None:
+    reference = _store(tmp_path / "reference")
+    log = tmp_path / "strace"
+    done = _clean(reference, "-o", str(log), "-e", f"trace={','.join(CALLS)}")
+    assert done.returncode == 0, done.stderr
+    end = shape(reference)
+
+    def killed(call: tuple[str, int]) -> tuple[str, Store]:
+        name, number = call
+        store = _store(tmp_path / f"{name}{number}")
+        inject = ["-o", "/dev/null", "-e", f"trace={name}"]
+        inject += ["-e", f"inject={name}:signal=KILL:when={number}"]
+        assert _clean(store, *inject).returncode in (-9, 137), f"{name} {number} did not come"
+        return f"killed at {name} number {number}", store
+
+    calls = _changing(log, reference)
+    assert {name for name, _ in calls} >= {"renameat2", "openat", "write", "fsync"}
+    with ThreadPoolExecutor(2) as pool:
+        for where, store in pool.map(killed, calls):
+            again = driver.cycle(store)
+            assert again.code == 0, f"{where}: {driver.errors.read_text()}"
+            assert shape(store) == end, where
+            assert_settled(store, where)

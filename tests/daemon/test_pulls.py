@@ -1,0 +1,146 @@
+"""What the service tells of other people's pulls."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from datetime import datetime
+from pathlib import Path
+
+from tests.driving import POLICY, Daemon, Store, private_proc
+from tests.fidelity.harness import EngineServer, wait_until
+from watcher import cycle, names
+from watcher.cycle import Report
+from watcher.demo.registry import Layer, Registry
+from watcher.events import Event
+from watcher.world import World
+
+from .conftest import HELD, SIZE, Begin
+
+
+def test_a_killed_pull_is_told_within_a_second_with_condition_and_sizes(
+    store: Store, server: EngineServer, begin: Begin
+) -> None:
+    server.start().wait_ready()
+    with Daemon(store.path) as daemon:
+        model, _ = begin(server)
+        started = daemon.wait_event("download_started")
+        killed = time.time()
+        server.kill()
+        told = daemon.wait_event("download_interrupted")
+        assert told["model_name"] == started["model_name"] == names.short(model.digests[0][7:])
+        assert datetime.fromisoformat(told["timestamp"]).timestamp() - killed < 1
+        details = told["details"]
+        assert details["digest"] == model.digests[0]
+        assert (details["condition"], details["can_resume"]) == ("behind", True)
+        assert (details["total_bytes"], details["claimed_bytes"]) == (SIZE, 0)
+        assert details["present_bytes"] == HELD
+        assert len(daemon.of("download_started")) == len(daemon.of("download_interrupted")) == 1
+        assert daemon.of("partial_found") == []
+
+
+def test_a_pull_that_goes_on_after_a_kill_is_told_as_resumed(
+    store: Store, registry: Registry, server: EngineServer, begin: Begin
+) -> None:
+    server.start().wait_ready()
+    with Daemon(store.path) as daemon:
+        model, _ = begin(server)
+        daemon.wait_event("download_started")
+        server.kill()
+        daemon.wait_event("download_interrupted")
+        server.start().wait_ready()
+        with contextlib.closing(server.start_pull(model.name)):
+            registry.wait_held(model.digests[0], 1)
+            daemon.wait_event("download_resumed")
+            registry.release()
+            daemon.wait_event("download_completed")
+
+
+def test_a_resumed_pull_that_is_killed_again_is_told_again(
+    store: Store, registry: Registry, server: EngineServer, begin: Begin
+) -> None:
+    server.start().wait_ready()
+    with Daemon(store.path) as daemon:
+        model, _ = begin(server)
+        daemon.wait_event("download_started")
+        server.kill()
+        daemon.wait_event("download_interrupted")
+        server.start().wait_ready()
+        with contextlib.closing(server.start_pull(model.name)):
+            registry.wait_held(model.digests[0], 1)
+            server.kill()
+            daemon.wait_event("download_interrupted", 2)
+
+
+def test_a_pull_that_ends_well_is_told_as_completed(
+    store: Store, registry: Registry, server: EngineServer, begin: Begin
+) -> None:
+    server.start().wait_ready()
+    with Daemon(store.path) as daemon:
+        model, _ = begin(server)
+        daemon.wait_event("download_started")
+        registry.release()
+        told = daemon.wait_event("download_completed")
+        assert told["details"]["digest"] == model.digests[0]
+        assert told["details"]["total_bytes"] == SIZE
+        assert daemon.of("download_interrupted") == []
+
+
+def test_a_pull_that_its_client_ended_is_told_once_it_was_quiet(
+    store: Store, server: EngineServer, begin: Begin, tmp_path: Path
+) -> None:
+    server.start().wait_ready()
+    model, pull = begin(server)
+    digest = model.digests[0]
+    told: list[Event] = []
+    later = [0.0]
+
+    def look() -> Report:
+        here = World(
+            str(store.path),
+            proc=private_proc(tmp_path / "proc", server.pid),
+            clock=lambda: time.time() + later[0],
+            tell=told.append,
+        )
+        return cycle.cycle(here, POLICY, frozenset({digest[7:]}), cycle.nothing)
+
+    look()
+    assert [event.event_type for event in told] == ["download_started"]
+    pull.close()
+    wait_until(lambda: not server.open_files(), "the server to close its files")
+    due = look().plan.due
+    assert [event.event_type for event in told] == ["download_started"]
+    (at,) = [each.at for each in due if each.digest == digest[7:]]
+    assert 80 < at - time.time() <= 90
+    later[0] = 91
+    look()
+    assert [event.event_type for event in told] == ["download_started", "download_interrupted"]
+    assert told[-1].details["condition"] == "paused"
+    assert told[-1].details["claimed_bytes"] == HELD
+    look()
+    assert len(told) == 2
+
+
+def test_the_writes_of_a_pull_do_not_wake_the_service(
+    tmp_path: Path, store: Store, registry: Registry
+) -> None:
+    layer = 64_000_000
+    model = registry.add_model("large", "1b", [Layer(layer)], extras=False)
+    digest = model.digests[0]
+    parts = {"DEMO_PART_BYTES": str(layer // 16)}
+    with (
+        contextlib.ExitStack() as pulling,
+        EngineServer(store.path, parts) as server,
+        Daemon(store.path) as daemon,
+    ):
+        server.start().wait_ready()
+        registry.hold(digest, after=100_000)
+        pulling.enter_context(contextlib.closing(server.start_pull(model.name)))
+        registry.wait_held(digest, 16)
+        daemon.wait_event("download_started")
+        daemon.wait_idle()
+        before, written = daemon.work(), registry.bytes_served(digest)
+        registry.hold(digest, after=layer // 16 - 100_000)
+        registry.wait_held(digest, 16)
+        wait_until(lambda: registry.bytes_served(digest) > written + layer // 2, "the writes")
+        assert daemon.work() - before <= 2

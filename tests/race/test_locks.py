@@ -1,0 +1,103 @@
+"""Two of us at once: one acts, the other one waits, or says who has the lock."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.driving import Store, command, environment, run
+from watcher import cli, cycle
+
+HOLD = """
+import fcntl, os, sys
+lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(lock, fcntl.LOCK_EX)
+os.pwrite(lock, b"pid %d since then %s\\n" % (os.getpid(), b"x" * 100), 0)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(tmp_path / "models")
+    run(made.path, "clean", "--yes")  # it makes our folder
+    made.download("stale")
+    return made
+
+
+@pytest.fixture
+def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the lock for acting."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(store.ours / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_held_lock_ends_in_exit_11_and_names_the_holder(
+    store: Store,
+    holder: subprocess.Popen[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = store.tree()
+    defaults = cycle.cycle.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "lock_seconds", 0.2)
+    assert cli.main(["--store", str(store.path), "clean", "--yes"]) == 11
+    assert f"pid {holder.pid} " in capsys.readouterr().err
+    assert store.tree() == before
+
+
+def test_an_audit_needs_no_lock(store: Store, holder: subprocess.Popen[str]) -> None:
+    assert run(store.path, "audit").returncode == 1
+    assert run(store.path, "clean", "--dry-run").returncode == 1
+    assert holder.poll() is None
+
+
+def test_a_lock_whose_holder_died_is_free(store: Store, holder: subprocess.Popen[str]) -> None:
+    """The text of the dead one is still in it."""
+    holder.kill()
+    holder.wait()
+    assert f"pid {holder.pid}" in (store.ours / "lock").read_text()
+    done = run(store.path, "clean", "--yes")
+    assert done.returncode == 0, done.stderr
+    text = (store.ours / "lock").read_text()
+    assert f"pid {holder.pid}" not in text
+    assert "x" not in text
+
+
+def test_many_at_once_come_to_the_end_of_one(store: Store) -> None:
+    for number in range(4):
+        store.download(f"stale {number}")
+        store.blob(f"orphan {number}")
+    running = [
+        subprocess.Popen(
+            command(store.path, "--json", "clean", "--yes"),
+            env=environment(store.path),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    ended = [(process.communicate(timeout=60)[1], process.returncode) for process in running]
+    assert {code for _, code in ended} <= {0, 3}, ended
+    assert run(store.path, "clean", "--yes").returncode == 0
+    assert sorted(path.name[7:] for path in store.blobs.iterdir()) == sorted(store.digests)
+    assert store.leftovers() == []
+    assert store.event_types().count("partial_cleaned") == 5
+    assert store.event_types().count("orphan_removed") == 4

@@ -1,0 +1,48 @@
+"""Setting the times of wanted files, so that no start of the server deletes them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+
+from watcher import files
+from watcher.memory import Touched
+from watcher.model import Action
+from watcher.observe import scan
+
+
+def own_times(blobs: int, actions: Iterable[Action], now: float) -> dict[str, Touched]:
+    """The files that would get a later time, by name: their inode, that time, and their own one.
+
+    Times are never set back: what has changed since it was looked at keeps what it has.
+    """
+    at_ns = int(now * 1e9)
+    found: dict[str, Touched] = {}
+    for action in actions:
+        for entry in action.expects:
+            there = scan.look(entry.name, blobs)
+            if there is None or there.mtime_ns >= at_ns:
+                continue
+            same = (there.inode, there.mtime_ns) == (entry.inode, entry.mtime_ns)
+            known = entry.own_mtime_ns if same else None
+            own = there.mtime_ns if known is None else known
+            found[entry.name] = Touched(there.inode, at_ns, own)
+    return found
+
+
+def touch(blobs: int, touching: Mapping[str, Touched]) -> None:
+    """Set the times. What has gone meanwhile, or is another file now, is left alone."""
+    for name, touched in touching.items():
+        there = scan.look(name, blobs)
+        if there is not None and there.inode == touched.inode:
+            with contextlib.suppress(FileNotFoundError):
+                files.touch(name, blobs, touched.set_ns)
+
+
+def touch_now(store: str, actions: Iterable[Action], now: float) -> None:
+    """The same at once, with nothing remembered: for who can't wait for the lock."""
+    with (
+        files.opened_folder(store) as folder,
+        files.opened_folder("blobs", folder, follow=True) as blobs,
+    ):
+        touch(blobs, own_times(blobs, actions, now))
