@@ -12,9 +12,9 @@ from watcher.errors import NoPermissionError
 from watcher.events import Event
 from watcher.journal import Journal, locked
 from watcher.memory import Memory
-from watcher.model import Consent, Evidence, Outcome, Plan, Policy, Verb, Verdict
+from watcher.model import Consent, Evidence, Outcome, Plan, Policy, ServerState, Verb, Verdict
 from watcher.observe import evidence as look
-from watcher.observe import place
+from watcher.observe import holders, place
 from watcher.world import World
 
 #: Older than this, what was seen is looked at once more before it is learnt from.
@@ -58,13 +58,15 @@ def cycle(
     lock_seconds: float = 10.0,
     until: float | None = None,
     past: Memory | None = None,
+    ended: frozenset[str] = frozenset(),
 ) -> Report:
     """Look at a store, decide, do what `consent` leaves of the plan, and remember what was learnt.
 
     `scope`: the digests to look at; None for the whole store. A world that does not keep anything
     (``world.keeps``) is only looked at. `first_look`: tell every unfinished download, known or not.
     `until`: when to stop hashing, seconds since the epoch; what was hashed is remembered.
-    `past`: what the caller remembers, for a store that nothing can be written down in.
+    `past`: what the caller remembers, for a store that nothing can be written down in. `ended`:
+    digests whose data somebody has just closed after writing.
     Raises LockedError where somebody else acts for longer than `lock_seconds`, NoPermissionError
     where something was agreed to and can't be done by this user, and what `observe` raises.
     """
@@ -75,7 +77,8 @@ def cycle(
         return seen, verdict, plan.make(verdict, seen, policy)
 
     recovered = _recover(world, policy, lock_seconds) if world.keeps else ()
-    seen, verdict, planned = decide(_recall(world, past))
+    basis = _recall(world, past)
+    seen, verdict, planned = decide(basis)
     agreed = consent(planned)
     if not world.keeps:
         return Report(seen, verdict, planned)
@@ -84,7 +87,8 @@ def cycle(
     # everything is decided anew: nothing is decided while acting.
     answers = _find_out(world, agreed, until, lock_seconds)
     if answers:
-        seen, verdict, planned = decide(_recall(world, past))
+        basis = _recall(world, past)
+        seen, verdict, planned = decide(basis)
         agreed = consent(planned)
     agreed = _without(agreed, QUESTIONS)
 
@@ -94,30 +98,34 @@ def cycle(
             opened.enter_context(locked(store, lock_seconds))
         except OSError as error:
             seen_only = Report(seen, verdict, planned)
-            return _powerless(world, seen_only, agreed, error, _recall(world, past), first_look)
+            return _powerless(world, seen_only, agreed, error, basis, first_look)
+        from watcher.act import room
+
+        room.set_aside(store)
         journal = Journal(store, policy, world)
         stuck = _recover_under_lock(world, store, journal)
         if world.clock() - seen.now > _LATE_SECONDS:
             # Somebody was asked, or had the lock: what was seen before is an old story.
             seen, verdict, _ = decide(memory.load(store))
         journal.tell_corrupt(answers)
-        known = journal.learn(memory.load(store), seen, verdict, first_look=first_look)
+        known = journal.learn(memory.load(store), seen, verdict, first_look=first_look, ended=ended)
         outcomes: tuple[Outcome, ...] = ()
         if stuck:
             agreed = nothing(agreed)
         if agreed.actions:
             from watcher.act import apply
 
-            known = learn.foresee(known, agreed, world.clock())
+            learnt, known = known, learn.foresee(known, agreed, world.clock())
             if not journal.save(known):
                 # Without a memory a repair could not be told from the server's own work.
                 agreed = _without(agreed, frozenset({Verb.WRITE_SIDECARS}))
+            # Plans are compared that were made with the same memory.
             outcomes = apply.apply(
-                world, store, agreed, lambda: decide(known), journal, journal.remember
+                world, store, agreed, lambda: decide(basis), journal, journal.remember
             )
-            known = memory.load(store)
+            known = learn.retract(memory.load(store), learnt, outcomes)
             seen, verdict, _ = decide(known)
-            journal.learn(learn.forget(known, outcomes), seen, verdict, first_look=False)
+            journal.learn(learn.forget(known, outcomes), seen, verdict)
         known = memory.load(store)
     return Report(
         seen,
@@ -172,6 +180,9 @@ def _recover_under_lock(world: World, store: int, journal: Journal) -> tuple[str
 
     if not moves.unfinished(store):
         return ()
+    servers = holders.see(world, (), network=False, writers_visible=False).servers
+    if any(each.state is ServerState.STARTING and each.ours is not False for each in servers):
+        return ("a server is starting: what a kill has left is finished later",)
     done, stuck = moves.recover(world, store)
     for each in done:
         journal(Event(world.clock(), "recovered", each))

@@ -33,7 +33,7 @@ class _Service:
     """What a daemon knows between two looks."""
 
     def __init__(self, world: World, policy: Policy) -> None:
-        self._world, self._policy = world, replace(policy, patient=True)
+        self._world, self._policy = world, replace(policy, patient=True, refresh=policy.repair)
         self._held = contextlib.ExitStack()
         self._begun = False
         #: Device and inode of the store that is ours; the memory where it can't be written down.
@@ -54,7 +54,12 @@ class _Service:
         try:
             first = self._take_store(wakes)
             report = cycle.cycle(
-                self._world, self._policy, scope, first_look=first, past=self._memory
+                self._world,
+                self._policy,
+                scope,
+                first_look=first,
+                past=self._memory,
+                ended=wakes.ended(),
             )
         except LockedError:
             if not self._begun:

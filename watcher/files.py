@@ -215,8 +215,14 @@ def _own(fd: int, parent: int, owner: tuple[int, int] | None = None) -> None:
 # ---------------------------------------------------------------- moving and removing
 
 
-def move(name: str, parent: int, new_name: str, new_parent: int) -> None:
-    """Rename, never over an existing name (FileExistsError), in one step where the system can."""
+def move(name: str, parent: int, new_name: str, new_parent: int, *, private: bool = False) -> None:
+    """Rename, never over an existing name (FileExistsError), in one step where the system can.
+
+    `private`: the new folder is ours alone, so that nothing can be in the way there.
+    """
+    if private:
+        os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
+        return
     if _renameat2 is not None:
         if (
             _renameat2(parent, os.fsencode(name), new_parent, os.fsencode(new_name), _NO_REPLACE)

@@ -42,12 +42,22 @@ class Journal:
             if event is not None:
                 self(event)
 
-    def learn(self, past: Memory, seen: Evidence, verdict: Verdict, *, first_look: bool) -> Memory:
+    def learn(
+        self,
+        past: Memory,
+        seen: Evidence,
+        verdict: Verdict,
+        *,
+        first_look: bool = False,
+        ended: frozenset[str] = frozenset(),
+    ) -> Memory:
         """Tell what has happened since `past`, and remember it; the memory as it is now."""
         if past.lost:
             self(Event(self._world.clock(), "error", f"{past.lost}; it is set aside"))
         finished = _finished(self._store, past, seen)
-        now, happened = learn.learn(past, seen, verdict, finished, first_look=first_look)
+        now, happened = learn.learn(
+            past, seen, verdict, finished, first_look=first_look, ended=ended
+        )
         for event in happened:
             self(event)
         if now != memory.load(self._store) or past.lost:

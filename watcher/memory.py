@@ -125,6 +125,8 @@ def load(store: int) -> Memory:
     except FileNotFoundError:
         return Memory()
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR):
+            return Memory(lost=f"{FOLDER}/{NAME} is no file")
         return Memory(unreadable=f"{FOLDER}/{NAME} can't be read: {error.strerror}")
     try:
         return _decode(orjson.loads(raw))

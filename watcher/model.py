@@ -666,7 +666,7 @@ class Policy:
     repair: bool = True
     clean: bool = False
     #: Keep the times of what is wanted fresh.
-    refresh: bool = True
+    refresh: bool = False
     #: Labels of what goes back from quarantine, and of what goes for good.
     restore: frozenset[str] = frozenset()
     purge: frozenset[str] = frozenset()

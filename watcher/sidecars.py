@@ -141,6 +141,15 @@ def fill_gaps(
     return tuple(sorted((*known, *lost), key=lambda part: part.offset))
 
 
+def heads(parts: Sequence[Part]) -> Ranges:
+    """The first MiB behind each unfinished part's claim: an attempt's error page may lie there."""
+    return ranges.normal(
+        (part.starts_at, min(part.end, part.starts_at + MIB))
+        for part in parts
+        if part.completed < part.size
+    )
+
+
 def _taken(parts: Sequence[Part]) -> Ranges:
     return ranges.normal((part.offset, part.end) for part in parts)
 

@@ -72,6 +72,7 @@ class Wakes(FileSystemEventHandler):
         self._observer = Observer()
         self._due: dict[str, float] = {}
         self._stopped = False
+        self._ended: set[str] = set()
         #: When the next full look is due, on the monotonic clock.
         self._full_at = 0.0
         #: Why there are no events; "" where there are.
@@ -126,8 +127,17 @@ class Wakes(FileSystemEventHandler):
             elif news.digests:
                 yield frozenset(news.digests)
 
+    def ended(self) -> frozenset[str]:
+        """The digests whose data file somebody has closed after writing, since this was asked."""
+        ended, self._ended = frozenset(self._ended), set()
+        return ended
+
     def on_any_event(self, event: FileSystemEvent) -> None:
         """Called by watchdog's thread."""
+        if isinstance(event, FileClosedEvent):
+            parsed = names.parse_blob(os.path.basename(os.fsdecode(event.src_path)))
+            if parsed.role in (names.Role.DATA, names.Role.TRANSFER):
+                self._ended.add(parsed.digest)
         self._inbox.put(os.fsdecode(event.src_path))
         if event.dest_path:
             self._inbox.put(os.fsdecode(event.dest_path))

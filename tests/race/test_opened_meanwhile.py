@@ -90,10 +90,10 @@ class Moment:
     def _around(self, call: str, name: str, act: Callable[[], object], *, after: bool) -> None:
         real, hook = getattr(files, call), once(self._noted(act))
 
-        def called(given: str, *words: Any) -> Any:
+        def called(given: str, *words: Any, **more: Any) -> Any:
             if given == name and not after:
                 hook()
-            result = real(given, *words)
+            result = real(given, *words, **more)
             if given == name and after:
                 hook()
             return result
@@ -198,8 +198,8 @@ def test_nothing_is_put_back_over_a_new_file(store: Store, moment: Moment) -> No
     moment.before("move", data.name, begin_anew)
     real = files.move
 
-    def move(name: str, *words: Any) -> None:
-        real(name, *words)
+    def move(name: str, *words: Any, **more: Any) -> None:
+        real(name, *words, **more)
         if name == data.name and not data.exists():
             data.write_bytes(b"new")
 

@@ -106,8 +106,7 @@ def _do(
         return _must_stay(batch[0].verb, moved, decide)
 
     try:
-        with room.made(store):
-            changed = moves.carry_out(world, store, change, confirm)
+        changed = room.with_room(store, lambda: moves.carry_out(world, store, change, confirm))
     except ChangedError as error:
         return [_refused(action, error) for action in batch]
     except OSError as error:
@@ -162,7 +161,7 @@ def _refresh_all(
         with files.opened_folder("blobs", store, follow=True) as blobs:
             touching = refresh.own_times(blobs, batch, world.clock())
             if remember(touching):
-                refresh.touch(blobs, touching)
+                refresh.set_times(blobs, touching)
                 ended = [Outcome(action, Result.DONE, _done_message(action)) for action in batch]
             else:
                 why = "the own times of its files can't be remembered, so they are left alone"

@@ -205,8 +205,7 @@ def _check_unheld(world: World, entries: Iterable[Entry]) -> None:
 def _take(work: _Work, entry: Entry) -> None:
     """Move an entry out; raises ChangedError where it is not, or no longer, what was meant."""
     try:
-        # Nothing but we puts names there, so nothing can be in the way.
-        files.replace(entry.name, work.blobs, entry.name, work.out)
+        files.move(entry.name, work.blobs, entry.name, work.out, private=True)
     except FileNotFoundError:
         raise _changed(entry.name) from None
     _check_moved(work, entry)

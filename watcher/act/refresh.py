@@ -30,7 +30,7 @@ def own_times(blobs: int, actions: Iterable[Action], now: float) -> dict[str, To
     return found
 
 
-def touch(blobs: int, touching: Mapping[str, Touched]) -> None:
+def set_times(blobs: int, touching: Mapping[str, Touched]) -> None:
     """Set the times. What has gone meanwhile, or is another file now, is left alone."""
     for name, touched in touching.items():
         there = scan.look(name, blobs)
@@ -39,10 +39,10 @@ def touch(blobs: int, touching: Mapping[str, Touched]) -> None:
                 files.touch(name, blobs, touched.set_ns)
 
 
-def touch_now(store: str, actions: Iterable[Action], now: float) -> None:
+def set_times_now(store: str, actions: Iterable[Action], now: float) -> None:
     """The same at once, with nothing remembered: for who can't wait for the lock."""
     with (
         files.opened_folder(store) as folder,
         files.opened_folder("blobs", folder, follow=True) as blobs,
     ):
-        touch(blobs, own_times(blobs, actions, now))
+        set_times(blobs, own_times(blobs, actions, now))

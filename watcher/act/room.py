@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import TypeVar
 
 from watcher import files
 from watcher.memory import FOLDER
@@ -12,26 +13,42 @@ from watcher.memory import FOLDER
 RESERVE = "reserve"
 #: Enough for an intent, its folders and a saved memory of a usual store.
 _SIZE = 512 * 1024
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_T = TypeVar("_T")
 
 
-@contextlib.contextmanager
-def made(store: int) -> Iterator[None]:
-    """Give the room free where the disk is full, and set it aside again afterwards."""
+def with_room(store: int, act: Callable[[], _T]) -> _T:
+    """Do an act; where the disk is full, once more in the room that was set aside before."""
     files.ensure_folder(FOLDER, store)
     with files.opened_folder(FOLDER, store) as ours:
+        _set_aside(ours)
         try:
-            _set_aside(ours)
+            return act()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in _FULL or not _give(ours):
                 raise
-            with contextlib.suppress(FileNotFoundError):
-                files.remove(RESERVE, ours)
-        try:
-            yield
+            return act()
         finally:
-            with contextlib.suppress(OSError):
-                _set_aside(ours)
+            _set_aside(ours)
+
+
+def set_aside(store: int) -> None:
+    """Set the room aside, where there is any yet."""
+    with contextlib.suppress(OSError):
+        files.ensure_folder(FOLDER, store)
+        with files.opened_folder(FOLDER, store) as ours:
+            _set_aside(ours)
 
 
 def _set_aside(ours: int) -> None:
-    files.reserve(RESERVE, ours, _SIZE)
+    with contextlib.suppress(OSError):
+        files.reserve(RESERVE, ours, _SIZE)
+
+
+def _give(ours: int) -> bool:
+    try:
+        files.remove(RESERVE, ours)
+    except FileNotFoundError:
+        return False
+    return True

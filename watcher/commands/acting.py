@@ -44,6 +44,7 @@ def repair(
         context.policy,
         clean=False,
         repair=True,
+        refresh=True,
         repair_stale=True,
         hash=True,
         online=not offline,
@@ -54,9 +55,7 @@ def repair(
 
 def verify(context: Context, targets: tuple[str, ...], most_seconds: float | None) -> Exit:
     """Hash the blobs that were not hashed as they are now, and tell which are not what they say."""
-    policy = replace(
-        context.policy, repair=False, clean=False, refresh=False, hash=True, verify=True
-    )
+    policy = replace(context.policy, repair=False, clean=False, hash=True, verify=True)
     code = Exit.HEALTHY
     for world in context.worlds(keeps=True):
         until = None if most_seconds is None else world.clock() + most_seconds
@@ -95,7 +94,7 @@ def _hashing_progress() -> Callable[[int, int], None]:
 
 def prepare(context: Context) -> Exit:
     """Just before the server starts: recover, mend, keep what is wanted. Never in its way."""
-    policy = replace(context.policy, clean=False, repair=True)
+    policy = replace(context.policy, clean=False, repair=True, refresh=True)
     try:
         with _limited(PREPARE_SECONDS):
             for world in context.worlds(keeps=True):
@@ -112,14 +111,14 @@ def prepare(context: Context) -> Exit:
 
 def _keep_wanted(world: World, policy: Policy) -> None:
     """The times first, and quickly: whatever else there is time for, the start deletes nothing."""
-    quickly = replace(policy, repair=False, refresh=True, read_limit_bytes=0)
+    quickly = replace(policy, repair=False, read_limit_bytes=0)
     try:
         cycle.cycle(world, quickly, lock_seconds=_REFRESH_LOCK_SECONDS)
     except LockedError:
         # Who has the lock may have it for long. Without it the own times can't be remembered, but
         # a download whose times are too fresh is worth more than one that is gone.
         plan = cycle.cycle(replace(world, keeps=False), quickly).plan
-        refresh.touch_now(world.store, plan.actions, world.clock())
+        refresh.set_times_now(world.store, plan.actions, world.clock())
 
 
 class _TimeIsUp(BaseException):

@@ -42,4 +42,4 @@ def purge(context: Context, labels: tuple[str, ...], *, dry_run: bool, yes: bool
 
 def _idle(policy: Policy) -> Policy:
     """Nothing but the quarantine is treated, whatever the settings say of the rest."""
-    return replace(policy, repair=False, clean=False, refresh=False)
+    return replace(policy, repair=False, clean=False)

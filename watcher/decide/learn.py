@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from watcher import names, ranges
+from watcher import names, ranges, sidecars
 from watcher.events import Event
 from watcher.memory import Asked, Hashed, Memory, Record, bound_to
 from watcher.model import (
@@ -19,6 +19,7 @@ from watcher.model import (
     Outcome,
     Part,
     Plan,
+    Ranges,
     Result,
     Verb,
     Verdict,
@@ -30,7 +31,6 @@ _RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Cond
 #: A registry's answer is no news after this.
 _ANSWERS_GOOD_FOR = HOUR
 _MOST_SUBJECTS = 20
-_SAME_INSTANT = 0.01
 _OF_DOWNLOADS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS, Verb.WRITE_SIDECARS})
 _DONE_EVENT = {
     Verb.REMOVE_DOWNLOAD: "partial_cleaned",
@@ -51,11 +51,13 @@ def learn(
     finished: Mapping[str, int],
     *,
     first_look: bool = False,
+    ended: frozenset[str] = frozenset(),
 ) -> tuple[Memory, tuple[Event, ...]]:
     """The memory after this look, and the events that tell what has changed since the last one.
 
     `finished`: of remembered downloads that are gone, those whose blob is there, with its size.
     `first_look`: a service has just begun, and tells each unfinished download once more.
+    `ended`: digests whose data somebody has just closed after writing: a pull, seen or not.
     """
     records = dict(memory.downloads)
     told: list[Event] = []
@@ -65,7 +67,16 @@ def learn(
         seen.add(key)
         before = _same_file(records.get(key), judged.download)
         now = _record(judged, evidence, before)
-        told.extend(_told(judged, before, now, evidence.now, first_look=first_look))
+        told.extend(
+            _told(
+                judged,
+                before,
+                now,
+                evidence.now,
+                first_look=first_look,
+                ended=judged.digest in ended,
+            )
+        )
         records[key] = now
     for key in sorted(set(records) - seen):
         digest = key.removesuffix(".tmp")
@@ -111,6 +122,18 @@ def foresee(memory: Memory, plan: Plan, now: float) -> Memory:
     return replace(memory, downloads=records)
 
 
+def retract(now: Memory, before: Memory, outcomes: Iterable[Outcome]) -> Memory:
+    """The memory without what was foreseen of repairs that did not come about."""
+    records = dict(now.downloads)
+    for outcome in outcomes:
+        action = outcome.action
+        was = before.downloads.get(action.subject)
+        undone = outcome.result is not Result.DONE
+        if undone and action.verb is Verb.WRITE_SIDECARS and was is not None:
+            records[action.subject] = was
+    return replace(now, downloads=records)
+
+
 def _same_file(record: Record | None, download: Download) -> Record | None:
     """What is remembered, if it is of this very file: the digest may have begun anew."""
     if record is None or not download.entries:
@@ -146,10 +169,22 @@ def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record
         progress_at=progress_at,
         models=download.models,
         partition=_partition(download) or (before.partition if before is not None else ()),
-        doubted=ranges.difference(before.doubted, download.trust.claimed) if before else (),
+        doubted=_doubted(before, download),
         mended=before is not None and before.mended,
         checked_at=before.checked_at if before is not None else 0.0,
     )
+
+
+def _doubted(before: Record | None, download: Download) -> Ranges:
+    """What must not be believed later either, whatever becomes of the sidecars meanwhile.
+
+    What is there and not trusted now, and where attempts start now; a claim settles it.
+    """
+    trust = download.trust
+    untrusted = ranges.difference(trust.present, trust.trusted)
+    starts = sidecars.heads(_partition(download))
+    known = before.doubted if before is not None else ()
+    return ranges.difference(ranges.union(known, ranges.union(untrusted, starts)), trust.claimed)
 
 
 def _mended_since(before: Record | None, download: Download) -> bool:
@@ -165,7 +200,7 @@ def _partition(download: Download) -> tuple[Part, ...]:
 
 
 def _told(
-    judged: Judged, before: Record | None, now: Record, at: float, *, first_look: bool
+    judged: Judged, before: Record | None, now: Record, at: float, *, first_look: bool, ended: bool
 ) -> Iterator[Event]:
     live = judged.condition is Condition.LIVE
     who = names.known_as(judged.download.models, judged.digest)
@@ -183,8 +218,7 @@ def _told(
             )
     elif now.pulling and not before.pulling:
         yield _event(at, "download_resumed", f"the download of {who} goes on", judged)
-    elif not live and (before.pulling or now.progress_at > before.progress_at + _SAME_INSTANT):
-        # Bytes have come since the last look, so somebody pulled, seen or not, and does no more.
+    elif not live and (before.pulling or ended):
         yield _event(
             at,
             "download_interrupted",

@@ -9,7 +9,6 @@ from watcher.decide import cleaning, proving, safety
 from watcher.decide.judge import settled_condition
 from watcher.model import (
     HOUR,
-    MIB,
     QUIET_SECONDS,
     Action,
     BlobFault,
@@ -87,8 +86,8 @@ def _write_sidecars(
         return  # what was not looked through is not believed; `repair` reads without a limit
     if judged.condition is Condition.WHOLE and not proving.believed(judged):
         assert download.data is not None
-        if download.data.sha256 is None:
-            return  # it is hashed first, by who may
+        if download.data.sha256 is None and policy.hash:
+            return  # it is hashed first; who may not hash goes by what can be trusted
         if download.data.sha256 == judged.digest.lower():
             trusted = ((0, download.total),)
     parts = sidecars.from_trusted(trusted, download.total, _at_least(judged))
@@ -137,12 +136,7 @@ def _saves(judged: Judged, claims: Ranges) -> int:
 
 def _doubts(parts: tuple[Part, ...], present: Ranges, claims: Ranges) -> Ranges:
     """What must stay doubtful: where attempts will start, and what is there and not claimed."""
-    heads = ranges.normal(
-        (part.starts_at, min(part.end, part.starts_at + MIB))
-        for part in parts
-        if part.completed < part.size
-    )
-    return ranges.union(heads, ranges.difference(present, claims))
+    return ranges.union(sidecars.heads(parts), ranges.difference(present, claims))
 
 
 def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why | None:
@@ -207,7 +201,11 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
     and that is young. All files of a download go together.
     """
     for each in judged:
-        entries = tuple(entry for entry in each.download.entries if entry.kind is Kind.FILE)
+        entries = tuple(
+            entry
+            for entry in each.download.entries
+            if entry.kind is Kind.FILE and evidence.uid in (0, entry.uid)
+        )
         if not each.stale and _fading(entries, evidence.now):
             yield Action(
                 Verb.REFRESH,
@@ -218,7 +216,8 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
             )
     for entry in evidence.census.unnamed:
         young = evidence.now - entry.changed_at < policy.stale_after
-        if young and entry.kind is Kind.FILE and _fading((entry,), evidence.now):
+        ours = entry.kind is Kind.FILE and evidence.uid in (0, entry.uid)
+        if young and ours and _fading((entry,), evidence.now):
             because = "a pull that is not finished may count on it"
             yield Action(Verb.REFRESH, entry.name, because, (entry,))
 

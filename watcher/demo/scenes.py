@@ -196,18 +196,21 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
-def _pull(url: str, model: str, stop_at: int | None) -> tuple[http.client.HTTPConnection, int]:
+def _pull(url: str, model: str, stop_at: int | None) -> tuple[contextlib.ExitStack, int]:
     """Pull until so many bytes are told, or to success; the open request, and the bytes told."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=_WAIT)
-    connection.request("POST", "/api/pull", json.dumps({"model": model, "insecure": True}))
-    told = 0
-    for raw in connection.getresponse():
-        line = json.loads(raw)
-        if "error" in line:
-            raise DemoError(f"the pull of {model} failed: {line['error']}")
-        told = max(told, line.get("completed", 0))
-        if told >= stop_at if stop_at is not None else line["status"] == "success":
-            return connection, told
+    with contextlib.ExitStack() as opened:
+        opened.callback(connection.close)
+        connection.request("POST", "/api/pull", json.dumps({"model": model, "insecure": True}))
+        answer = opened.enter_context(connection.getresponse())
+        told = 0
+        for raw in answer:
+            line = json.loads(raw)
+            if "error" in line:
+                raise DemoError(f"the pull of {model} failed: {line['error']}")
+            told = max(told, line.get("completed", 0))
+            if told >= stop_at if stop_at is not None else line["status"] == "success":
+                return opened.pop_all(), told
     raise DemoError(f"the pull of {model} ended too early, after {told} bytes")
 
 

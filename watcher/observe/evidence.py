@@ -139,7 +139,12 @@ def _with_memory(found: scan.Scan, memory: Memory, store: int) -> BlobCensus:
         healthy_entries=tuple(_remembered(entry, memory) for entry in found.census.healthy_entries),
     )
     suspects = {name for name, each in memory.hashes.items() if not name.endswith(each.sha256)}
-    wanted = {names.blob(digest) for digest in memory.unproven}
+    mended = {
+        digest
+        for digest, record in memory.downloads.items()
+        if record.mended and digest not in found.downloads
+    }
+    wanted = {names.blob(digest) for digest in memory.unproven | mended}
     if not suspects and not wanted:
         return census
     odd, unproven = list(census.odd), []
@@ -351,6 +356,7 @@ class _Reader:
                 rebooted=self._rebooted(data, record),
                 read_limit=self.policy.read_limit_bytes,
                 doubted=record.doubted if record is not None else (),
+                starts=[part.offset for part in record.partition] if record is not None else (),
             )
         finally:
             os.close(fd)

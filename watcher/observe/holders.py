@@ -106,7 +106,7 @@ def _mapped(
     world: World, processes: Iterable[Process], entries: tuple[Entry, ...]
 ) -> Iterator[Holder]:
     """Who has an entry mapped: the descriptor may be closed by then."""
-    by_inode = {str(entry.inode).encode(): entry for entry in entries}
+    by_inode = {str(entry.inode).encode(): entry for entry in entries if entry.inode}
     for process in processes:
         if process.kernel or process.is_ours or process.pid == os.getpid():
             continue

@@ -7,7 +7,9 @@ only for the zeros at a range's end, and, after a reboot, for blocks that were n
 from __future__ import annotations
 
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from watcher import ranges, sidecars
 from watcher.model import MIB, Part, Ranges, Trust
@@ -83,13 +85,15 @@ def trust(
     rebooted: bool,
     read_limit: int | None,
     doubted: Ranges = (),
+    starts: Sequence[int] = (),
 ) -> Trust:
     """What can be believed of a data file.
 
     `fd` and `size` are the data file's (None and 0 where it is missing), `parts` all parts by
     offset; those with a lost sidecar have the number -1 and claim nothing. `rebooted`: the machine
     started after the last write. `read_limit`: bytes that may be read where holes don't tell; None
-    for no limit. `doubted`: what an earlier repair knew to be doubtful; a claim settles it.
+    for no limit. `doubted`: what an earlier look knew to be doubtful; a claim settles it. `starts`:
+    where parts that were there once began.
     Raises OSError where the data can't be read.
     """
     claimed = sidecars.claims([part for part in parts if part.number >= 0])
@@ -101,7 +105,8 @@ def trust(
     if not holes_tell and read_limit is not None and ranges.size(open_ends) > read_limit:
         present = ranges.intersection(held, claimed)
         return Trust(claimed, present, present, holes_tell, rebooted, zeros_read=False)
-    present = _present(fd, held, parts, ZEROS_ENOUGH if holes_tell else size)
+    edges = sorted({*starts, *(start for start, _ in doubted)})
+    present = _present(fd, held, parts, edges, ZEROS_ENOUGH if holes_tell else size)
     started = sidecars.claims(parts)
     believed = ranges.union(ranges.intersection(started, present), _beyond(present, parts))
     lost = [part for part in parts if part.number < 0]
@@ -119,16 +124,21 @@ def trust(
     return Trust(claimed, present, believed, holes_tell, rebooted, zeros_read)
 
 
-def _present(fd: int, held: Ranges, parts: Sequence[Part], enough: int) -> Ranges:
+def _present(
+    fd: int, held: Ranges, parts: Sequence[Part], edges: Sequence[int], enough: int
+) -> Ranges:
     """`held` without the zeros at the end of what each part has written.
 
     An allocation ends on a block, not on the last byte; and the block at a part's end belongs to
-    the next part's beginning as well, so that no hole shows there.
+    the next part's beginning as well, so that no hole shows there. The same holds at `edges`,
+    where something else was written before, by parts that are no more.
     """
     kept = list(ranges.intersection(held, sidecars.claims(parts)))
     for part in parts:
-        for start, end in ranges.within(held, part.starts_at, part.end):
-            kept.append((start, without_trailing_zeros(fd, start, end, enough)))
+        for low, high in ranges.within(held, part.starts_at, part.end):
+            inside = edges[bisect_right(edges, low) : bisect_left(edges, high)]
+            for start, end in pairwise((low, *inside, high)):
+                kept.append((start, without_trailing_zeros(fd, start, end, enough)))
     return ranges.normal(kept)
 
 

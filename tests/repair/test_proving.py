@@ -1,0 +1,232 @@
+"""What is hashed, remembered and told: `verify`, and blobs finished on sidecars of ours."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.driving import Store, audit, command, environment, run
+from tests.fidelity.harness import EngineServer, collapsed
+from watcher import cycle
+from watcher.act import hashing
+from watcher.demo.registry import Layer, Registry
+from watcher.model import Action, Policy, Result
+from watcher.world import World
+
+from .scenes import SIZE, STATES, Download, seed_of
+
+VERIFY = Policy(repair=False, clean=False, hash=True, verify=True, writers_visible=True)
+
+
+class TrueStore(Store):
+    """One whose blobs have the digests of their content."""
+
+    def digest(self, text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return TrueStore(tmp_path / "models")
+
+
+def verify(store: Store, *words: str) -> tuple[int, dict[str, Any]]:
+    """`verify --json`: its exit code and its document."""
+    done = run(store.path, "--json", "verify", *words)
+    assert done.stdout, done.stderr
+    return done.returncode, dict(json.loads(done.stdout))
+
+
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are hashed from now on."""
+    names: list[str] = []
+    real = hashing._sha256
+
+    def note(blobs: int, entry: Any, *words: Any) -> str | None:
+        names.append(entry.name)
+        return real(blobs, entry, *words)
+
+    monkeypatch.setattr(hashing, "_sha256", note)
+    return names
+
+
+def test_what_was_hashed_is_remembered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = hashed(monkeypatch)
+    cycle.cycle(World(str(store.path)), VERIFY)
+    assert sorted(names) == sorted(f"sha256-{digest}" for digest in store.digests)
+    cycle.cycle(World(str(store.path)), VERIFY)
+    assert len(names) == len(store.digests), "nothing is hashed twice"
+
+
+def test_a_changed_file_is_hashed_again_and_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert verify(store)[0] == 0
+    path = store.blobs / f"sha256-{store.digests[0]}"
+    info = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"H")
+    os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
+    names = hashed(monkeypatch)
+    report = cycle.cycle(World(str(store.path)), VERIFY)
+    assert names == [path.name], "even where its times were set back"
+    assert [each.kind for each in report.verdict.findings] == ["blob_corrupt"]
+    assert verify(store)[0] == 1
+    (told,) = [each for each in audit(store.path)["findings"] if each["kind"] == "blob_corrupt"]
+    assert told["path"] == f"blobs/{path.name}"
+    path.write_text("healthy weights")
+    assert verify(store)[0] == 0
+
+
+def test_a_limit_of_time_ends_it_and_it_goes_on(store: Store) -> None:
+    digests = [store.blob(f"layer {number}" * 1000) for number in range(30)]
+    store.manifest("many", *digests)
+    clock = [1_000_000_000.0 + time.time()]
+
+    def tick() -> float:
+        clock[0] += 0.25
+        return clock[0]
+
+    done: list[int] = []
+    for _ in range(60):
+        here = World(str(store.path), clock=tick)
+        report = cycle.cycle(here, VERIFY, until=clock[0] + 4)
+        done.append(sum(each.sha256 is not None for each in report.outcomes))
+        if sum(done) == len(digests) + 2:
+            break
+    assert sum(done) == len(digests) + 2
+    assert max(done) < len(digests), "no run did all of it"
+    assert verify(store, "--max-duration", "1s")[1]["outcomes"] == []
+
+
+def test_a_disk_that_can_not_read_is_told_with_the_offset(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.blobs / f"sha256-{store.digests[0]}"
+    with path.open("wb") as file:
+        file.truncate(hashing._READ * 3)
+    store.manifest("healthy", *store.digests)
+    real = os.pread
+
+    def failing(fd: int, length: int, at: int) -> bytes:
+        if at == 2 * hashing._READ and os.fstat(fd).st_ino == path.stat().st_ino:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, length, at)
+
+    monkeypatch.setattr(os, "pread", failing)
+    report = cycle.cycle(World(str(store.path)), VERIFY)
+    (failed,) = [each for each in report.outcomes if each.result is Result.FAILED]
+    assert failed.action.expects[0].name == path.name
+    assert str(2 * hashing._READ) in failed.message
+    assert sum(each.sha256 is not None for each in report.outcomes) == 1, "the others are done"
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.blobs / f"sha256-{store.digests[0]}"
+    real, done = os.pread, threading.Event()
+
+    def changing(fd: int, length: int, at: int) -> bytes:
+        found = real(fd, length, at)
+        if os.fstat(fd).st_ino == path.stat().st_ino and not done.is_set():
+            done.set()
+            with path.open("ab") as file:
+                file.write(b"more")
+        return found
+
+    monkeypatch.setattr(os, "pread", changing)
+    report = cycle.cycle(World(str(store.path)), VERIFY)
+    (refused,) = [each for each in report.outcomes if each.result is Result.REFUSED]
+    assert refused.sha256 is None
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Callable[[bool], Download]:
+    """A layer that was killed, repaired and pulled to its end."""
+
+    def make(right: bool) -> Download:
+        with Registry() as registry, EngineServer(tmp_path / "pulled") as server:
+            model = registry.add_model(
+                "demo", "1b", [Layer(SIZE, seed=seed_of(server.store))], extras=False
+            )
+            it = Download(server.store, model, registry.content(model.digests[0]))
+            STATES["killed"](it)
+            assert run(it.store, "repair", "--yes").returncode == 0
+            server.start().wait_ready()
+            assert collapsed(server.pull(model.name))[-1] == "success"
+            server.stop()
+            blob = it.data.with_name(it.data.name.removesuffix("-partial"))
+            if not right:
+                with blob.open("r+b") as file:
+                    file.seek(70_000_000)
+                    file.write(b"\0" * 5000)
+            return it
+
+    return make
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("words", [("repair", "--yes"), ("verify",)])
+def test_a_blob_finished_on_our_sidecars_is_unproven_until_it_was_hashed(
+    words: tuple[str, ...], right: bool, finished: Callable[[bool], Download]
+) -> None:
+    it = finished(right)
+    # A look has to see that the download is there no more.
+    assert run(it.store, "prepare").returncode == 0
+    kinds = [each["kind"] for each in audit(it.store)["findings"]]
+    assert kinds.count("blob_unproven") == 1
+    done = run(it.store, "--json", *words)
+    kinds = [each["kind"] for each in audit(it.store)["findings"]]
+    assert "blob_unproven" not in kinds
+    if right:
+        assert done.returncode == 0
+        assert kinds == []
+    else:
+        events = (it.store / ".ollama-watch/logs/events.jsonl").read_text()
+        quarantined = list((it.store / ".ollama-watch").glob("quarantine/*"))
+        assert "blob_corrupt" in kinds or quarantined or "corrupt" in events
+
+
+def test_an_audit_alone_tells_what_is_unproven(finished: Callable[[bool], Download]) -> None:
+    """It writes nothing, and the end of the download was seen by nobody."""
+    it = finished(True)
+    assert "blob_unproven" in [each["kind"] for each in audit(it.store)["findings"]]
+
+
+def test_a_kill_while_hashing_loses_little(store: Store) -> None:
+    """The command is killed; what it had hashed and kept is not hashed again, all else is."""
+    with subprocess.Popen(
+        command(store.path, "verify"), env=environment(store.path), stdout=subprocess.DEVNULL
+    ) as process:
+        process.kill()
+    code, document = verify(store)
+    assert code == 0
+    assert {each["result"] for each in document["outcomes"]} <= {"done"}
+
+
+def test_only_what_is_meant_is_hashed(store: Store) -> None:
+    digest = store.blob("another layer")
+    store.manifest("other", digest, store.blob("another config"))
+
+    def just(action: Action) -> bool:
+        return action.subject == digest
+
+    cycle.cycle(
+        World(str(store.path)),
+        VERIFY,
+        consent=lambda plan: replace(plan, actions=tuple(filter(just, plan.actions))),
+    )
+    report = cycle.cycle(World(str(store.path)), VERIFY, consent=cycle.nothing)
+    assert len(report.plan.actions) == 3

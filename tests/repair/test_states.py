@@ -1,0 +1,192 @@
+"""Every state, mended, and then pulled to its end: right, and at little cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.driving import is_right, run
+from tests.fidelity.harness import EngineServer, RealServer, Server, blob, collapsed
+from watcher.demo.registry import Layer, Model, Registry
+
+from .scenes import MIB, PART, SIZE, STATES, Download, seed_of
+
+#: Real zeros of the content, on blocks and not; a copy makes holes of those of a MiB.
+ZEROS = ((12 * MIB, 14 * MIB + 77), (40 * MIB + 5, 40 * MIB + 5000))
+#: With `prepare` these only; all of them where there is time.
+PREPARED = {
+    *("killed", "terminated", "first-missing", "empty", "all-lost", "higher-numbers", "old"),
+    *("whole-with-sidecars-at-0", "without-holes"),
+}
+AT_LENGTH = "OLLAMA_BIN" in os.environ or "REPAIR_AT_LENGTH" in os.environ
+
+SERVERS = [
+    pytest.param(EngineServer, id="engine"),
+    pytest.param(
+        RealServer,
+        id="real",
+        marks=pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set"),
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def registry() -> Iterator[Registry]:
+    with Registry() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def model(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    layer = Layer(SIZE, zeros=ZEROS, seed=seed_of(tmp_path_factory.getbasetemp()))
+    return registry.add_model("demo", "1b", [layer], extras=False)
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    with request.param(tmp_path / "models") as made:
+        yield made
+
+
+def unfinished(it: Download) -> int:
+    """Sidecars that are not complete; 1 at least."""
+    texts = (path.read_text() for path in it.data.parent.glob(f"{it.data.name}-*"))
+    return sum('"Completed":' in text for text in texts) or 1
+
+
+def pull(server: Server, it: Download, registry: Registry) -> int:
+    """Pull to the end: the bytes that were served."""
+    registry.reset_stats()
+    server.start().wait_ready()
+    assert collapsed(server.pull(it.model.name))[-1] == "success"
+    assert is_right(it.store, it.digest)
+    assert not list(it.data.parent.glob("*-partial*"))
+    return registry.bytes_served(it.digest)
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("command", ["repair", "prepare"])
+def test_a_mended_download_ends_right_at_little_cost(
+    command: str, name: str, registry: Registry, model: Model, server: Server
+) -> None:
+    if command == "prepare" and name not in PREPARED and not AT_LENGTH:
+        pytest.skip("with repair only, where time is short")
+    it = Download(server.store, model, registry.content(model.digests[0]))
+    STATES[name](it)
+    (it.store / "manifests").mkdir()
+    words = ("repair", "--yes") if command == "repair" else ("prepare",)
+    done = run(it.store, *words, env={"OLLAMA_WATCH_REPAIR": "true"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = unfinished(it)
+    again = run(it.store, *words, env={"OLLAMA_WATCH_REPAIR": "true"})
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Repaired" not in again.stdout, "twice is once"
+    served = pull(server, it, registry)
+    assert served <= it.missing + 1.1 * MIB * parts, f"{served - it.missing} too many"
+
+
+@pytest.mark.parametrize("name", ["all-lost", "first-missing", "middle-missing", "last-missing"])
+def test_lost_sidecars_are_made_up_for_from_memory(
+    name: str, registry: Registry, model: Model, server: Server
+) -> None:
+    """Parts that no rule has made: a first repair wrote them, and only the memory has them now."""
+    it = Download(server.store, model, registry.content(model.digests[0]))
+    it.lay_out()
+    (it.store / "manifests").mkdir()
+    assert run(it.store, "repair", "--yes").returncode == 0
+    sidecars = sorted(it.data.parent.glob(f"{it.data.name}-*"))
+    before = {path.name: path.read_bytes() for path in sidecars}
+    gone = {
+        "all-lost": sidecars,
+        "first-missing": sidecars[:1],
+        "middle-missing": sidecars[1:2],
+        "last-missing": sidecars[-1:],
+    }
+    for path in gone[name]:
+        path.unlink()
+    done = run(it.store, "repair", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = sorted(it.data.parent.glob(f"{it.data.name}-*"))
+    if name == "all-lost":
+        assert {path.name: path.read_bytes() for path in after} == before
+    served = pull(server, it, registry)
+    assert served <= it.missing + 2 * 1.1 * MIB * len(before)
+
+
+def test_data_that_was_cut_is_whole_again_where_the_manifest_tells_its_length(
+    registry: Registry, model: Model, server: Server
+) -> None:
+    """A pull with a sidecar missing has cut the data; an older pull's manifest names the layer."""
+    it = Download(server.store, model, registry.content(model.digests[0]))
+    it.claimed = (PART, 0, 0)
+    it.lay_out()
+    it.part(1).unlink()
+    os.truncate(it.data, SIZE - PART)
+    host, name = model.name.removeprefix("http://").split("/", 1)
+    path = it.store / "manifests" / host / name.replace(":", "/")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(model.manifest)
+    done = run(it.store, "repair", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert pull(server, it, registry) <= SIZE - PART - 6_000_000 + 5 * 1.1 * MIB
+
+
+@pytest.mark.parametrize("content", ["right", "wrong"])
+def test_leftovers_beside_the_finished_blob(
+    content: str, registry: Registry, model: Model, server: Server
+) -> None:
+    """They block a later pull for ever; the data goes once the blob was hashed and is right."""
+    it = Download(server.store, model, registry.content(model.digests[0]))
+    it.lay_out()
+    (it.store / "manifests").mkdir()
+    whole = blob(it.store, it.digest)
+    with whole.open("wb") as file:
+        file.writelines(it.content.slices(0, SIZE))
+        if content == "wrong":
+            file.seek(5)
+            file.write(b"wrong")
+    done = run(it.store, "repair", "--yes")
+    left = list(it.data.parent.glob("*-partial*"))
+    if content == "right":
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert left == []
+        assert pull(server, it, registry) == 0
+    else:
+        assert it.data in left, "the only good bytes may be there"
+
+
+def test_surplus_sidecars_beside_the_finished_blob(
+    registry: Registry, model: Model, server: Server
+) -> None:
+    it = Download(server.store, model, registry.content(model.digests[0]))
+    it.lay_out()
+    (it.store / "manifests").mkdir()
+    os.replace(it.data, blob(it.store, it.digest))
+    done = run(it.store, "repair", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(it.data.parent.glob("*-partial*")) == []
+
+
+def test_wanted_files_survive_the_start_after_prepare(
+    registry: Registry, model: Model, server: Server
+) -> None:
+    """Two hours old: the server's start would delete all of it, and the young pull's layers."""
+    it = Download(server.store, model, registry.content(model.digests[0]))
+    STATES["old"](it)
+    other = registry.add_model("other", "1b", [Layer(50_000)], extras=False)
+    host, name = other.name.removeprefix("http://").split("/", 1)
+    path = it.store / "manifests" / host / name.replace(":", "/")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(other.manifest)
+    assert run(it.store, "prepare", env={"OLLAMA_WATCH_REPAIR": "true"}).returncode == 0
+    server.start().wait_ready()
+    assert it.data.exists()
+    assert it.part(0).exists()
+    parts = unfinished(it)
+    registry.reset_stats()
+    assert collapsed(server.pull(it.model.name))[-1] == "success"
+    assert is_right(it.store, it.digest)
+    assert registry.bytes_served(it.digest) <= it.missing + 1.1 * MIB * parts
