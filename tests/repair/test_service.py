@@ -32,7 +32,7 @@ from watcher.world import World
 from .scenes import MB, MIB, PART, SIZE, STATES, Download, seed_of
 
 REPAIRS = {"OLLAMA_WATCH_REPAIR": "true"}
-POLICY = Policy(repair=True, writers_visible=True)
+POLICY = Policy(repair=True, refresh=True, writers_visible=True)
 HELD = 5 * MB
 OWNER = 12345
 #: Rounds of kill and repair.

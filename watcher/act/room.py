@@ -12,7 +12,7 @@ from watcher.memory import FOLDER
 
 RESERVE = "reserve"
 #: Enough for an intent, its folders and a saved memory of a usual store.
-_SIZE = 512 * 1024
+_SIZE = 128 * 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _T = TypeVar("_T")
