@@ -16,8 +16,8 @@ HOUSE = Path(watcher.__file__).parent
 #: A module imports only what stands above it, or beside it in its own package.
 ORDER = (
     "__init__", "model", "errors", "ranges", "names", "gojson", "sidecars", "manifests", "files",
-    "config", "memory", "events", "ollama", "world", "observe", "decide", "journal", "act", "cycle", "wakes",
-    "metrics", "pull", "daemon", "show", "commands", "cli", "__main__",
+    "config", "memory", "events", "ollama", "world", "observe", "decide", "journal", "act",
+    "cycle", "wakes", "daemon", "show", "commands", "cli", "__main__",
 )  # fmt: skip
 WHY = (
     "Data goes one way, observe -> decide -> act -> learn -> show. Move what is shared up,"

@@ -236,7 +236,7 @@ def daemon(given: click.Context) -> Exit:
 @click.option("--keep", is_flag=True, help="Leave the demo's folder for a look.")
 @click.option("--svg", type=_PATH, metavar="FILE", help="Save its audit as a picture.")
 def demo(keep: bool, svg: Path | None) -> Exit:
-    """Show all of it on a store of its own, in half a minute."""
+    """Show all of it on a store of its own, in ten seconds."""
     from watcher.commands.demo import demo as body
 
     return body(keep=keep, picture=svg)

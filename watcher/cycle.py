@@ -34,6 +34,8 @@ class Report:
     #: What happened since the last look, and what could not be written down.
     events: tuple[Event, ...] = ()
     troubles: tuple[str, ...] = ()
+    #: What a kill has left could not be finished, so nothing was done.
+    stuck: bool = False
     #: What is remembered after it; for who can't write it down.
     memory: Memory | None = None
 
@@ -71,8 +73,8 @@ def cycle(
     where something was agreed to and can't be done by this user, and what `observe` raises.
     """
 
-    def decide(past: Memory) -> tuple[Evidence, Verdict, Plan]:
-        seen = look.observe(world, policy, past, scope)
+    def decide(known: Memory) -> tuple[Evidence, Verdict, Plan]:
+        seen = look.observe(world, policy, known, scope)
         verdict = judge.judge(seen, policy)
         return seen, verdict, plan.make(verdict, seen, policy)
 
@@ -85,7 +87,7 @@ def cycle(
 
     # What is not acted on yet but has to be known first is found out without a lock, and then
     # everything is decided anew: nothing is decided while acting.
-    answers = _find_out(world, agreed, until, lock_seconds)
+    answers = _find_out(world, policy, agreed, until, lock_seconds)
     if answers:
         basis = _recall(world, past)
         seen, verdict, planned = decide(basis)
@@ -134,6 +136,7 @@ def cycle(
         answers + outcomes,
         recovered + journal.events,
         stuck + journal.troubles,
+        bool(stuck),
         known,
     )
 
@@ -143,7 +146,7 @@ def _without(agreed: Plan, verbs: frozenset[Verb]) -> Plan:
 
 
 def _find_out(
-    world: World, agreed: Plan, until: float | None, lock_seconds: float
+    world: World, policy: Policy, agreed: Plan, until: float | None, lock_seconds: float
 ) -> tuple[Outcome, ...]:
     """Answer the questions of a plan; the answers are in the memory when this returns."""
     questions = [action for action in agreed.actions if action.verb in QUESTIONS]
@@ -151,7 +154,7 @@ def _find_out(
         return ()
     from watcher.act import answering
 
-    return answering.answer(world, questions, until, lock_seconds)
+    return answering.answer(world, policy, questions, until, lock_seconds)
 
 
 def _recover(world: World, policy: Policy, lock_seconds: float) -> tuple[Event, ...]:
@@ -165,13 +168,16 @@ def _recover(world: World, policy: Policy, lock_seconds: float) -> tuple[Event, 
                 return ()
             with locked(store, lock_seconds):
                 journal = Journal(store, policy, world)
-                _recover_under_lock(world, store, journal)
+                # What is stuck is told by the second try, under the lock that acts.
+                _recover_under_lock(world, store, journal, tell_stuck=False)
                 return journal.events
     except OSError:
         return ()  # the look that follows says what is wrong with the folder
 
 
-def _recover_under_lock(world: World, store: int, journal: Journal) -> tuple[str, ...]:
+def _recover_under_lock(
+    world: World, store: int, journal: Journal, *, tell_stuck: bool = True
+) -> tuple[str, ...]:
     """The same where the lock is held: whatever is unfinished now, nobody is at work on any more.
 
     Gives back what could not be finished: then nothing else may be changed.
@@ -186,7 +192,7 @@ def _recover_under_lock(world: World, store: int, journal: Journal) -> tuple[str
     done, stuck = moves.recover(world, store)
     for each in done:
         journal(Event(world.clock(), "recovered", each))
-    for each in stuck:
+    for each in stuck if tell_stuck else ():
         journal(Event(world.clock(), "error", each))
     return stuck
 

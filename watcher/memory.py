@@ -50,7 +50,7 @@ class Record:
     doubted: Ranges = ()
     #: Its sidecars were written by us: the finished blob is unproven until it was hashed.
     mended: bool = False
-    #: When a repair last looked for zero blocks, if it had to; seconds since the epoch.
+    #: When it was last repaired, zero blocks looked for; seconds since the epoch.
     checked_at: float = 0.0
 
     def is_of(self, device: int, inode: int, born_ns: int) -> bool:

@@ -124,9 +124,9 @@ class Trust:
     claimed: Ranges = ()
     present: Ranges = ()
     trusted: Ranges = ()
-    #: No hole tells what is missing: a copy without holes, or a file system that has none.
+    #: Holes tell what is missing; not so in a copy without any, or where a file system has none.
     holes_tell: bool = True
-    #: The machine started after the last write: zero blocks may never have been written.
+    #: Some of it may have been written before the machine started: zero blocks may be no data.
     rebooted: bool = False
     #: Zero blocks were looked for after a reboot (it means reading, so it can be left out).
     zeros_read: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import re
@@ -31,7 +32,7 @@ def break_one(chance: random.Random, store: Path, registry: Registry, digest: st
     data = chance.choice(["kept", "kept", "kept", "short", "long", "missing", "folder"])
     with partial.open("wb") as file:
         file.truncate(content.size)
-        for number, (start, stop) in enumerate(zip(edges, edges[1:], strict=False)):
+        for number, (start, stop) in enumerate(itertools.pairwise(edges)):
             completed = chance.choice([0, stop - start, chance.randrange(stop - start + 1)])
             texts[str(number)] = sidecar(number, start, stop - start, completed)
             file.seek(start)

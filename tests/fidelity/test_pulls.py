@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import subprocess
@@ -113,7 +114,7 @@ def test_any_partition_is_accepted(
     model = registry.add_model("demo", "1b", [Layer(SIZE)], extras=False)
     chance = random.Random(7)
     cuts = [0, *sorted(chance.sample(range(1, SIZE), 335)), SIZE]
-    ranges = [(a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+    ranges = [(a, b - a) for a, b in itertools.pairwise(cuts)]
     parts = [(at, size, size if number % 2 else 0) for number, (at, size) in enumerate(ranges)]
     lay_out_part(store, registry, model.digests[0], parts)
     server = make_server().start().wait_ready()
@@ -467,7 +468,7 @@ def test_progress_comes_every_60_ms(
     pull = server.start_pull(large.name, lambda line: times.append(time.monotonic()))
     with held(registry, server, store, large):
         wait_until(lambda: len(times) > 22, "twenty lines")
-        gaps = [b - a for a, b in zip(times[1:21], times[2:22], strict=True)]
+        gaps = [b - a for a, b in itertools.pairwise(times)]
         assert 0.05 < sum(gaps) / len(gaps) < 0.08
     pull.result()
 

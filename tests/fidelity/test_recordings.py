@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -154,7 +155,7 @@ def test_connections_reset(player: Player, make_server: MakeServer) -> None:
     assert player.registry.bytes_served(model.digests[0]) == 18 * 20_000_000
     assert recorded == 18 * 20_054_016
     told = [line.get("completed", 0) for line in lines if "total" in line]
-    assert any(after < before for before, after in zip(told, told[1:], strict=False))
+    assert any(after < before for before, after in itertools.pairwise(told))
     assert "part 0 attempt 0 failed: read tcp 127.0.0.1:" in server.log
     found_tree = tree(player.store)
     expected_tree = player.expected_tree(recording["after"])
@@ -308,7 +309,7 @@ def test_empty_manifest_folders(player: Player, make_server: MakeServer) -> None
     try:
         make_server().start().wait_ready()
         # The server answers once its start is over; its list makes the folder anew.
-        wait_until(lambda: (player.store / "manifests").exists(), "manifests/ to come back")
+        wait_until((player.store / "manifests").exists, "manifests/ to come back")
         assert os.fstat(held).st_nlink == 0
     finally:
         os.close(held)

@@ -17,7 +17,6 @@ import pytest
 from tests.notation import Store, digest_of
 from watcher import cycle, files, ranges, sidecars
 from watcher.cycle import Report
-from watcher.decide import mending
 from watcher.model import Part, Policy, Ranges
 from watcher.observe import parts
 

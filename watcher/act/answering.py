@@ -9,8 +9,8 @@ from itertools import chain
 from watcher import files, memory, names
 from watcher.act import hashing
 from watcher.decide import learn
-from watcher.journal import locked
-from watcher.model import Action, Outcome, Result, Verb
+from watcher.journal import Journal, locked
+from watcher.model import Action, Outcome, Policy, Result, Verb
 from watcher.world import World
 
 #: Answers are written down this often, so that a kill loses little.
@@ -18,7 +18,11 @@ _KEEP_SECONDS = 30.0
 
 
 def answer(
-    world: World, questions: Iterable[Action], until: float | None, lock_seconds: float
+    world: World,
+    policy: Policy,
+    questions: Iterable[Action],
+    until: float | None,
+    lock_seconds: float,
 ) -> tuple[Outcome, ...]:
     """Ask and hash, with no lock held meanwhile, and keep the answers in the memory."""
     asked = [action for action in questions if action.verb is Verb.ASK_REGISTRY]
@@ -31,15 +35,18 @@ def answer(
         for outcome in found:
             answers.append(outcome)
             if time.monotonic() >= keep_at:
-                _keep(world, store, answers[kept:], lock_seconds)
+                _keep(world, policy, store, answers[kept:], lock_seconds)
                 kept, keep_at = len(answers), time.monotonic() + _KEEP_SECONDS
-        _keep(world, store, answers[kept:], lock_seconds)
+        _keep(world, policy, store, answers[kept:], lock_seconds)
     return tuple(answers)
 
 
-def _keep(world: World, store: int, answers: list[Outcome], lock_seconds: float) -> None:
+def _keep(
+    world: World, policy: Policy, store: int, answers: list[Outcome], lock_seconds: float
+) -> None:
     with locked(store, lock_seconds):
-        memory.save(store, learn.proved(memory.load(store), answers, world.clock()))
+        journal = Journal(store, policy, world)
+        journal.save(learn.proved(memory.load(store), answers, world.clock()))
 
 
 def ask(actions: Iterable[Action], world: World) -> Iterator[Outcome]:

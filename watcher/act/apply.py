@@ -117,8 +117,8 @@ def _do(
 def _must_stay(
     verb: Verb, moved: Collection[Entry], decide: Callable[[], Decided]
 ) -> dict[str, ChangedError]:
-    """What was moved out and has to stay after all: what would forbid it is looked at once more."""
-    if not moved:
+    """What has to stay after all: what would forbid the act is looked at once more."""
+    if not moved and verb is not Verb.WRITE_SIDECARS:
         return {}
     seen, _, _ = decide()
     if verb is Verb.REMOVE_ORPHAN:
@@ -128,7 +128,8 @@ def _must_stay(
     else:
         why = safety.store_forbids(seen)
     if why is not None:
-        return {entry.name: ChangedError(why[1], why[2]) for entry in moved}
+        error = ChangedError(why[1], why[2])
+        return {entry.name: error for entry in moved} or {"": error}
     if verb is not Verb.REMOVE_ORPHAN:
         return {}
     named = {names.blob(odd.digest) for odd in seen.census.odd if odd.fault is BlobFault.MISSING}

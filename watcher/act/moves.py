@@ -91,7 +91,8 @@ class Changed:
     kept: Mapping[str, ChangedError] = field(default_factory=dict)
 
 
-#: Asked once names are out, and before that is final: which of them must stay after all, and why.
+#: Asked before anything is final (of a download under its guard, of single files once they are
+#: out): which of them must stay after all, and why.
 Confirm: TypeAlias = Callable[[Collection[Entry]], Mapping[str, ChangedError]]
 
 

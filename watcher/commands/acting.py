@@ -276,7 +276,7 @@ def _tell_nothing_done(context: Context, report: cycle.Report, name: str) -> Non
 
 def _code(report: cycle.Report, *, dry_run: bool) -> Exit:
     results = {outcome.result for outcome in report.outcomes}
-    if Result.FAILED in results:
+    if Result.FAILED in results or report.stuck:
         return Exit.FAILED
     if report.plan.refusals or Result.REFUSED in results:
         return Exit.REFUSED

@@ -147,14 +147,14 @@ def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record
     anchor = download.entries[0].identity if download.entries else (0, 0)
     claimed = ranges.size(download.trust.claimed)
     allocated = download.data.allocated if download.data is not None else 0
-    progress_at = evidence.now - judged.age
+    # Never by way of an age: rounding would make a new memory of each look.
+    progress_at = _last_progress(download, before, evidence.now)
     live = judged.condition is Condition.LIVE
     arrived = before is not None and (
         live or before.pulling or allocated > before.allocated or claimed > before.claimed
     )
     if arrived and not _mended_since(before, download):
-        changed = download.changed_at
-        progress_at = min(evidence.now, changed if changed is not None else evidence.now)
+        progress_at = _last_progress(download, None, evidence.now)
     certain = download.total_from in ("sidecars", "manifest")
     return Record(
         device=anchor[0],
@@ -173,6 +173,13 @@ def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record
         mended=before is not None and before.mended,
         checked_at=before.checked_at if before is not None else 0.0,
     )
+
+
+def _last_progress(download: Download, before: Record | None, now: float) -> float:
+    """When bytes last arrived: as remembered, else as the files' times say; never in the future."""
+    if before is not None:
+        return before.progress_at
+    return now if download.changed_at is None else min(now, download.changed_at)
 
 
 def _doubted(before: Record | None, download: Download) -> Ranges:

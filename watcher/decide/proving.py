@@ -1,4 +1,4 @@
-"""Which files have to be hashed before anything can be said, or done, about them. Pure."""
+"""What has to be hashed, or asked of a registry, before anything can be done about it. Pure."""
 
 from __future__ import annotations
 

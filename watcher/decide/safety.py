@@ -44,7 +44,7 @@ def guard_seconds(evidence: Evidence) -> float:
 
 
 def why_not_take(judged: Judged, evidence: Evidence) -> Why | None:
-    """Why no name of a download may be taken away now: FULL sight and quiet in any case."""
+    """Why no name of a download may be taken away now: FULL sight and 90 s, else an hour."""
     full = evidence.view.sight is Sight.FULL
     needed = QUIET_SECONDS if full else QUIET_UNSEEN_SECONDS
     why = _why_not(judged, evidence, needed, enough_sight=full)

@@ -250,6 +250,10 @@ def play(
         _a_pull_that_dies(stage, told)
         stage.title("What an audit shows")
         stage.run("audit", *(["--svg", str(picture)] if picture else []), shown=("audit",))
+        if picture:
+            svg = picture.read_text(encoding="utf-8")
+            shown = svg.replace(str(stage.store), "~/.ollama/models")
+            picture.write_text(shown, encoding="utf-8")
         _what_cleaning_frees(stage)
         _alone_and_repaired(stage)
         daemon.terminate()

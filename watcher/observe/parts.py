@@ -90,10 +90,10 @@ def trust(
     """What can be believed of a data file.
 
     `fd` and `size` are the data file's (None and 0 where it is missing), `parts` all parts by
-    offset; those with a lost sidecar have the number -1 and claim nothing. `rebooted`: the machine
-    started after the last write. `read_limit`: bytes that may be read where holes don't tell; None
-    for no limit. `doubted`: what an earlier look knew to be doubtful; a claim settles it. `starts`:
-    where parts that were there once began.
+    offset; those with a lost sidecar have the number -1 and claim nothing. `rebooted`: some of it
+    may have been written before the machine started. `read_limit`: bytes that may be read where
+    holes don't tell; None for no limit. `doubted`: what an earlier look knew to be doubtful; a
+    claim settles it. `starts`: where parts that were there once began.
     Raises OSError where the data can't be read.
     """
     claimed = sidecars.claims([part for part in parts if part.number >= 0])

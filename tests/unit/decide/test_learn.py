@@ -111,7 +111,8 @@ def test_a_service_that_begins_tells_each_unfinished_download() -> None:
 
 def with_present(one: Download, end: int, ago: float) -> Evidence:
     trust = Trust(one.trust.claimed, ((0, end),), one.trust.claimed)
-    return evidence(replace(one, trust=trust, data=entry("data", ago=ago, inode=5)))
+    data = entry("data", ago=ago, inode=5)._replace(allocated=end)
+    return evidence(replace(one, trust=trust, data=data))
 
 
 def test_progress_is_when_bytes_arrived_not_when_files_were_touched() -> None:
