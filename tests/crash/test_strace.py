@@ -50,7 +50,8 @@ def _clean(store: Store, *options: str) -> subprocess.CompletedProcess[str]:
     words = [*command(store.path, "--json", "clean", "--yes")]
     return subprocess.run(
         ["strace", "-y", *options, *words],
-        env=environment(store.path),
+        # Byte code that only the first run writes would shift the count of the later ones.
+        env=environment(store.path, {"PYTHONDONTWRITEBYTECODE": "1"}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
