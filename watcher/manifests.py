@@ -14,6 +14,7 @@ READ_LIMIT = 16 * 1024 * 1024
 
 _USUAL_KEYS = frozenset({"schemaVersion", "mediaType", "config", "layers"})
 _USUAL_REFERENCE = frozenset({"mediaType", "digest", "size"})
+_KNOWN_REFERENCE = _USUAL_REFERENCE | {"name", "from"}
 _SPELLED = names.SPELLED_DIGEST.fullmatch
 _TOO_MANY = 1 << 63
 
@@ -82,9 +83,18 @@ def _usual(raw: bytes) -> Manifest | None:
         return None
     found: dict[str, Naming] = {}
     references = [*value["layers"], value["config"]]
+    with_name = with_from = 0
     for each in references:
-        if type(each) is not dict or each.keys() != _USUAL_REFERENCE:
+        if type(each) is not dict:
             return None
+        if each.keys() != _USUAL_REFERENCE:
+            # Layers of tensor models have a name, those made from others where they are from.
+            if not _USUAL_REFERENCE <= each.keys() <= _KNOWN_REFERENCE:
+                return None
+            if type(each.get("name", "")) is not str or type(each.get("from", "")) is not str:
+                return None
+            with_name += "name" in each
+            with_from += "from" in each
         digest, size = each["digest"], each["size"]
         if type(digest) is not str or type(size) is not int or type(each["mediaType"]) is not str:
             return None
@@ -92,11 +102,10 @@ def _usual(raw: bytes) -> Manifest | None:
         if spelled is None or not 0 <= size < _TOO_MANY:
             return None
         _name(found, spelled, size)
-    once = len(references)
-    counts = (raw.count(b'"digest"'), raw.count(b'"size"'), raw.count(b'"mediaType"'))
-    tops = raw.count(b'"layers"'), raw.count(b'"config"'), raw.count(b'"schemaVersion"')
-    if counts != (once, once, once + 1) or tops != (1, 1, 1):
-        return None
+    wanted = {key: len(references) for key in _USUAL_REFERENCE} | {key: 1 for key in _USUAL_KEYS}
+    wanted |= {"mediaType": len(references) + 1, "name": with_name, "from": with_from}
+    if any(raw.count(f'"{key}"'.encode()) != count for key, count in wanted.items()):
+        return None  # a key that comes twice, or is spelled in another way
     if not gojson.is_int64(value["schemaVersion"]) or type(value["mediaType"]) is not str:
         return None
     return Manifest(found, ())
