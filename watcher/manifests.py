@@ -102,7 +102,7 @@ def _usual(raw: bytes) -> Manifest | None:
         if spelled is None or not 0 <= size < _TOO_MANY:
             return None
         _name(found, spelled, size)
-    wanted = {key: len(references) for key in _USUAL_REFERENCE} | {key: 1 for key in _USUAL_KEYS}
+    wanted = {key: len(references) for key in _USUAL_REFERENCE} | dict.fromkeys(_USUAL_KEYS, 1)
     wanted |= {"mediaType": len(references) + 1, "name": with_name, "from": with_from}
     if any(raw.count(f'"{key}"'.encode()) != count for key, count in wanted.items()):
         return None  # a key that comes twice, or is spelled in another way
