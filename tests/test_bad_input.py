@@ -691,13 +691,13 @@ def test_anything_in_place_of_our_own_files(
 def test_a_state_with_hostile_digests(run: Run, models: Store) -> None:
     models.broken("0:1 -:1", aged="9d")
     ours = models.path / ".ollama-watch"
-    calm(run("--store", str(models.path), "clean", "--yes", "nothing"), 0, 1, 3)
+    calm(run("--store", str(models.path), "clean", "--yes", "--stale-after", "99d"), 0)
     state = json.loads((ours / "state.json").read_bytes())
     (one,) = state["downloads"].values()
     for digest in ("../../../etc/passwd", "a\0b", "9" * 300, ""):
         state["downloads"] = {digest: {**one, "inode": 1}}
         (ours / "state.json").write_text(json.dumps(state))
-        calm(run("--store", str(models.path), "clean", "--yes", "nothing"), 0, 1, 3)
+        calm(run("--store", str(models.path), "clean", "--yes", "--stale-after", "99d"), 0)
 
 
 # ---------------------------------------------------------------- how it is called
@@ -745,6 +745,34 @@ def test_a_model_is_meant_whatever_its_case(run: Run, models: Store) -> None:
         done = calm(run("--store", str(models.path), "--json", "clean", "-n", target), 1, 3)
         planned = json.loads(done.stdout)["plan"]
         assert len(planned["actions"]) + len(planned["refusals"]) == 1, target
+
+
+@pytest.mark.parametrize(
+    "command", [["clean", "-n"], ["repair", "-n", "--offline"], ["verify"], ["repair", "--yes"]]
+)
+def test_what_no_store_has_is_an_error_that_lists_the_nearest(
+    run: Run, models: Store, command: list[str]
+) -> None:
+    digest = models.broken("0:1 -:1", aged="9d")
+    models.manifest("llama3/8b", {digest: 200 * MB})
+    for target, nearest in (
+        ("llama3", b"llama3:8b"),
+        ("lama3:8b", b"llama3:8b"),
+        (f"sha256-{digest[:8]}0000", digest[:12].encode()),
+    ):
+        done = calm(run("--store", str(models.path), *command, target), 2)
+        assert target.encode() in done.stderr
+        assert nearest in done.stderr, done.stderr
+    for target in ("../..", "", "a b", "sha256-", "\x1b[31m", "x" * 4000):
+        calm(run("--store", str(models.path), *command, target), 2)
+
+
+def test_a_beginning_that_several_digests_have_is_an_error(run: Run, models: Store) -> None:
+    for last in "ab":
+        (models.blobs / f"sha256-{'1' * 63}{last}").write_bytes(b"an orphan")
+    done = calm(run("--store", str(models.path), "clean", "-n", "11111"), 2)
+    assert b"2 digests" in done.stderr
+    calm(run("--store", str(models.path), "clean", "-n", "1" * 63 + "a"), 0)
 
 
 @pytest.mark.parametrize("words", [["audit"], ["--json", "audit"], ["clean", "-n"], ["--help"]])

@@ -34,6 +34,18 @@ def _json_option(command: Any) -> Any:
     )(command)
 
 
+class _Size(click.ParamType[int]):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from watcher import config
+
+        try:
+            return config.size(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
 class _Duration(click.ParamType[float]):
     name = "duration"
 
@@ -116,6 +128,7 @@ def audit(given: click.Context, fail_on: str, svg: Path | None) -> Exit:
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
 @click.option("--stale-after", type=_Duration(), metavar="TIME", help="Such as 7d (the default).")
+@click.option("--until-free", type=_Size(), metavar="SIZE", help="No more than for 50GB free.")
 @_json_option
 @click.pass_context
 def clean(
@@ -124,13 +137,14 @@ def clean(
     dry_run: bool,
     yes: bool,
     stale_after: float | None,
+    until_free: int | None,
 ) -> Exit:
     """Free what is worth nothing: stale downloads, orphans, left-overs."""
     from watcher.commands.acting import clean as body
 
     if stale_after is not None:
         given.obj.policy = replace(given.obj.policy, stale_after=stale_after)
-    return body(given.obj, targets, dry_run=dry_run, yes=yes)
+    return body(given.obj, targets, dry_run=dry_run, yes=yes, until_free=until_free)
 
 
 @group.command()

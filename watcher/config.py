@@ -92,6 +92,8 @@ _KEYS: dict[str, tuple[str, Callable[[object], Any]]] = {
     "repair": ("repair", boolean),
     "clean": ("clean", boolean),
     "writers_visible": ("writers_visible", boolean),
+    "quarantine_keep": ("quarantine_keep", duration),
+    "quarantine_max_size": ("quarantine_max_bytes", size),
     "log_max_size": ("log_max_bytes", size),
     "log_keep": ("log_keep_days", days),
 }

@@ -44,6 +44,12 @@ class SettingsError(WatchError):
     exit_code = Exit.USAGE
 
 
+class TargetError(WatchError):
+    """A command names a model or a digest that no store has, or several."""
+
+    exit_code = Exit.USAGE
+
+
 class NoPermissionError(WatchError):
     """Something may not be read or changed by this user."""
 

@@ -8,8 +8,8 @@ A digest is its 64 hexadecimal digits, spelled as in the file name.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
 #: Byte ranges ``[start, end)``: sorted, disjoint, not touching. `ranges` works on them.
@@ -383,8 +383,6 @@ class Place:
     #: ``blobs`` is a symlink, or a mount or link to another file system.
     blobs_linked: bool = False
     blobs_elsewhere: bool = False
-    has_blobs: bool = True
-    has_manifests: bool = True
     #: Glob characters in the path: the server sees neither manifests nor sidecars there.
     globbed: bool = False
     #: The same, so spelled that the server's search for manifests fails: it deletes nothing.
@@ -587,6 +585,7 @@ class RefusalKind(enum.StrEnum):
     CHANGED = "changed"
     UNKNOWN = "unknown"
     PERMISSION = "permission"
+    ROOM = "room"
 
 
 @dataclass(frozen=True, slots=True)
@@ -600,6 +599,19 @@ class Refusal:
     remedy: str
     seconds_left: float | None = None
     models: tuple[str, ...] = ()
+    #: The names under ``blobs/`` that it is about, where one refusal is about many.
+    entries: tuple[str, ...] = ()
+    #: Bytes that it would have given back.
+    frees: int = 0
+
+
+class Spared(NamedTuple):
+    """A download that a clean-up leaves because it is not stale yet."""
+
+    digest: str
+    models: tuple[str, ...]
+    age: float
+    frees: int
 
 
 class Due(NamedTuple):
@@ -616,6 +628,21 @@ class Plan:
     actions: tuple[Action, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     due: tuple[Due, ...] = ()
+    #: Of a clean-up: what it leaves until it is stale.
+    spared: tuple[Spared, ...] = ()
+    #: Bytes free on the store's file system when it was made.
+    free: int = 0
+
+    def only(self, meant: Callable[[Iterable[str], Iterable[str]], bool]) -> Plan:
+        """The part of it whose models and subjects are meant."""
+        return replace(
+            self,
+            actions=tuple(each for each in self.actions if meant(each.models, (each.subject,))),
+            refusals=tuple(
+                each for each in self.refusals if meant(each.models, (each.subject, *each.entries))
+            ),
+            spared=tuple(each for each in self.spared if meant(each.models, (each.digest,))),
+        )
 
     @property
     def frees(self) -> int:
@@ -671,6 +698,10 @@ class Policy:
     restore: frozenset[str] = frozenset()
     purge: frozenset[str] = frozenset()
     purge_replaced: bool = False
+    #: The quarantine's bounds: what a good one has replaced goes after that time, or before where
+    #: there is more than that in it; nothing is put into a full one.
+    quarantine_keep: float = 30 * DAY
+    quarantine_max_bytes: int = 200_000_000_000
     #: Registries may be asked.
     online: bool = False
     #: Files may be read whole to hash them; and every blob is, not only those in doubt.

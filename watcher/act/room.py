@@ -20,9 +20,7 @@ _T = TypeVar("_T")
 
 def with_room(store: int, act: Callable[[], _T]) -> _T:
     """Do an act; where the disk is full, once more in the room that was set aside before."""
-    files.ensure_folder(FOLDER, store)
     with files.opened_folder(FOLDER, store) as ours:
-        _set_aside(ours)
         try:
             return act()
         except OSError as error:

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
-from watcher import cycle, names
+from watcher import cycle
 from watcher.act import refresh
 from watcher.commands.context import Context, complain
+from watcher.decide import enough
 from watcher.errors import Exit, LockedError, WatchError
-from watcher.model import Action, Plan, Policy, Refusal, RefusalKind, Result
+from watcher.model import Consent, Plan, Policy, RefusalKind, Result
+from watcher.observe import targets
 from watcher.show import documents
 from watcher.world import World
 
@@ -24,15 +26,22 @@ _PREPARE_LOCK_SECONDS = 5.0
 _REFRESH_LOCK_SECONDS = 1.0
 
 
-def clean(context: Context, targets: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:
-    """Free what is worth nothing."""
+def clean(
+    context: Context,
+    named: tuple[str, ...],
+    *,
+    dry_run: bool,
+    yes: bool,
+    until_free: int | None = None,
+) -> Exit:
+    """Free what is worth nothing. `until_free`: no more of it than that many bytes free take."""
     policy = replace(context.policy, clean=True, repair=False, refresh=False, purge_replaced=True)
-    return act(context, "clean", policy, targets, dry_run=dry_run, yes=yes)
+    return act(context, "clean", policy, named, dry_run=dry_run, yes=yes, until_free=until_free)
 
 
 def repair(
     context: Context,
-    targets: tuple[str, ...],
+    named: tuple[str, ...],
     *,
     dry_run: bool,
     yes: bool,
@@ -50,19 +59,19 @@ def repair(
         online=not offline,
         read_limit_bytes=None,
     )
-    return act(context, "repair", policy, targets, dry_run=dry_run, yes=yes, wait=wait)
+    return act(context, "repair", policy, named, dry_run=dry_run, yes=yes, wait=wait)
 
 
-def verify(context: Context, targets: tuple[str, ...], most_seconds: float | None) -> Exit:
+def verify(context: Context, named: tuple[str, ...], most_seconds: float | None) -> Exit:
     """Hash the blobs that were not hashed as they are now, and tell which are not what they say."""
     policy = replace(context.policy, repair=False, clean=False, hash=True, verify=True)
     code = Exit.HEALTHY
-    for world in context.worlds(keeps=True):
+    worlds = context.worlds(keeps=True)
+    meant = _meant(worlds, named)
+    for world in worlds:
         until = None if most_seconds is None else world.clock() + most_seconds
         shown = replace(world, watch=_hashing_progress())
-        report = cycle.cycle(
-            shown, policy, consent=lambda planned: only(planned, targets), until=until
-        )
+        report = cycle.cycle(shown, policy, consent=meant, until=until)
         sys.stderr.write("\r\033[K" if sys.stderr.isatty() else "")
         wrong = [each for each in report.verdict.findings if each.kind == "blob_corrupt"]
         failed = [each for each in report.outcomes if each.result is Result.FAILED]
@@ -145,16 +154,19 @@ def act(
     context: Context,
     name: str,
     policy: Policy,
-    targets: tuple[str, ...],
+    named: tuple[str, ...],
     *,
     dry_run: bool,
     yes: bool,
     wait: bool = False,
+    until_free: int | None = None,
 ) -> Exit:
-    """One acting command over all stores: what `policy` plans of `targets`, shown, asked, done."""
+    """One acting command over all stores: what `policy` plans of the named, shown, asked, done."""
     codes = [Exit.HEALTHY]
-    for world in context.worlds(keeps=not dry_run):
-        chosen = _Choice(context, targets, dry_run=dry_run, yes=yes)
+    worlds = context.worlds(keeps=not dry_run)
+    meant = _meant(worlds, named)
+    for world in worlds:
+        chosen = _Choice(context, meant, until_free, dry_run=dry_run, yes=yes)
         report = _until_quiet(context, world, policy, chosen, wait=wait and not dry_run)
         report = replace(report, plan=chosen.plan)
         if context.json:
@@ -167,6 +179,8 @@ def act(
             for trouble in report.troubles:
                 complain(trouble)
         codes.append(chosen.unasked or _code(report, dry_run=dry_run))
+        if until_free is not None:
+            codes.append(_tell_shortage(report, until_free, dry_run=dry_run))
     return max(codes)
 
 
@@ -200,19 +214,28 @@ def _count_down(seconds: float) -> None:
 
 
 class _Choice:
-    """The consent of this command: a plan cut down to the targets, shown, and asked about."""
+    """The consent of this command: a plan cut down to what is meant, shown, and asked about."""
 
     def __init__(
-        self, context: Context, targets: tuple[str, ...], *, dry_run: bool, yes: bool
+        self,
+        context: Context,
+        meant: Consent,
+        until_free: int | None,
+        *,
+        dry_run: bool,
+        yes: bool,
     ) -> None:
-        self._context, self._targets, self._dry_run, self._yes = context, targets, dry_run, yes
+        self._context, self._meant, self._until_free = context, meant, until_free
+        self._dry_run, self._yes = dry_run, yes
         self.plan = Plan()
         self.shown = False
         #: Set where somebody would have to be asked and nobody is there.
         self.unasked: Exit | None = None
 
     def __call__(self, planned: Plan) -> Plan:
-        self.plan = only(planned, self._targets)
+        self.plan = self._meant(planned)
+        if self._until_free is not None:
+            self.plan = enough.until_free(self.plan, self._until_free)
         if self._yes and not self._dry_run:
             return self.plan
         if not self._context.json and (self.plan.actions or not self._context.quiet):
@@ -237,26 +260,10 @@ class _Choice:
             self.shown = True
 
 
-def only(planned: Plan, targets: tuple[str, ...]) -> Plan:
-    """The part of a plan that is about some models or digests; all of it without targets."""
-    if not targets:
-        return planned
-    return replace(
-        planned,
-        actions=tuple(each for each in planned.actions if _meant(each, targets)),
-        refusals=tuple(each for each in planned.refusals if _meant(each, targets)),
-    )
-
-
-def _meant(item: Action | Refusal, targets: tuple[str, ...]) -> bool:
-    for target in targets:
-        model = names.parse_model(target)
-        if model is not None and model.shown.lower() in map(str.lower, item.models):
-            return True
-        digest = target.removeprefix("sha256:").removeprefix("sha256-").lower()
-        if len(digest) >= 4 and item.subject.lower().removeprefix("sha256-").startswith(digest):
-            return True
-    return False
+def _meant(worlds: list[World], named: tuple[str, ...]) -> Consent:
+    """The consent to what is about some models or digests. Raises TargetError."""
+    found = targets.find([world.store for world in worlds], named)
+    return cycle.everything if found is None else found.of
 
 
 def _tell(context: Context, report: cycle.Report) -> None:
@@ -272,6 +279,18 @@ def _tell_nothing_done(context: Context, report: cycle.Report, name: str) -> Non
         context.show(tables.plan(report.plan))
     elif not context.quiet:
         sys.stdout.write(f"nothing to {name}\n")
+
+
+def _tell_shortage(report: cycle.Report, wanted: int, *, dry_run: bool) -> Exit:
+    """Tell what more it would take for so many bytes to be free; HEALTHY where they are."""
+    freed = sum(outcome.freed for outcome in report.outcomes)
+    left = wanted - report.plan.free - (report.plan.frees if dry_run else freed)
+    if left <= 0:
+        return Exit.HEALTHY
+    from watcher.show import tables
+
+    complain(tables.render(tables.shortage(report.plan, left), color=False).rstrip())
+    return Exit.FINDINGS
 
 
 def _code(report: cycle.Report, *, dry_run: bool) -> Exit:

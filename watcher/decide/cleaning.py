@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from watcher import names
 from watcher.decide import findings, safety
@@ -18,7 +19,9 @@ from watcher.model import (
     Policy,
     Refusal,
     RefusalKind,
+    Spared,
     Verb,
+    Verdict,
 )
 
 #: Manifests that protect blobs which nobody can tell.
@@ -62,15 +65,32 @@ def _removal(
 ) -> Action | Refusal:
     why = safety.why_not_take(judged, evidence)
     if why is not None:
-        return safety.refusal(why, judged, verb)
+        return replace(safety.refusal(why, judged, verb), frees=_freed(expects))
     return Action(
         verb=verb,
         subject=judged.digest,
         because=f"{judged.condition.value}, no progress for {findings.duration(judged.age)}",
         expects=expects,
-        frees=sum(entry.freed for entry in expects),
+        frees=_freed(expects),
         models=judged.download.models,
         wait_seconds=safety.guard_seconds(evidence),
+    )
+
+
+def _freed(entries: Iterable[Entry]) -> int:
+    return sum(entry.freed for entry in entries)
+
+
+def spared(verdict: Verdict) -> tuple[Spared, ...]:
+    """The downloads that a clean-up would remove if they were stale, the oldest first."""
+    kept = [
+        each
+        for each in verdict.judged
+        if not each.stale and each.condition not in (Condition.LIVE, Condition.UNKNOWN)
+    ]
+    kept.sort(key=lambda each: (-each.age, each.digest))
+    return tuple(
+        Spared(each.digest, each.download.models, each.age, each.download.freed) for each in kept
     )
 
 
@@ -86,7 +106,10 @@ def orphans(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
     why = orphans_forbidden(evidence)
     if why is not None:
         subject = f"{len(old)} orphaned blob{'s' if len(old) > 1 else ''}"
-        yield Refusal(why[0], subject, Verb.REMOVE_ORPHAN, why[1], why[2])
+        about = tuple(entry.name for entry in old)
+        yield Refusal(
+            why[0], subject, Verb.REMOVE_ORPHAN, why[1], why[2], entries=about, frees=_freed(old)
+        )
         return
     for entry in old:
         days = (evidence.now - entry.changed_at) / (24 * HOUR)
@@ -134,7 +157,10 @@ def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
     why = safety.idle_forbids(evidence)
     if why is not None:
         subject = f"{len(old)} left-over{'s' if len(old) > 1 else ''} of ollama create"
-        yield Refusal(why[0], subject, Verb.REMOVE_TEMPORARY, why[1], why[2])
+        about = tuple(entry.name for entry in old)
+        yield Refusal(
+            why[0], subject, Verb.REMOVE_TEMPORARY, why[1], why[2], entries=about, frees=_freed(old)
+        )
         return
     for entry in old:
         because = "a left-over of ollama create"

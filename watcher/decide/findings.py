@@ -169,9 +169,10 @@ def _foreign_owner(download: Download, evidence: Evidence, who: str) -> Iterator
 
 def duration(seconds: float) -> str:
     """A duration in words, such as ``12 days``."""
-    if seconds >= 2 * DAY:
-        return f"{seconds / DAY:.0f} days"
-    return f"{seconds / HOUR:.0f} hours" if seconds >= 2 * HOUR else f"{seconds:.0f} s"
+    for unit, name in ((DAY, "days"), (HOUR, "hours"), (60.0, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
 
 
 # ---------------------------------------------------------------- the store itself

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher import names, ranges, sidecars
-from watcher.decide import cleaning, proving, safety
+from watcher.decide import cleaning, proving, quarantine, safety
 from watcher.decide.judge import settled_condition
 from watcher.model import (
     HOUR,
@@ -152,12 +152,12 @@ def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why
     )
 
 
-def corrupt_blobs(evidence: Evidence) -> Iterator[Action | Refusal]:
+def corrupt_blobs(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
     """Blobs with a wrong hash go to quarantine, if their registry can give them again."""
     for odd in evidence.census.odd:
         if odd.fault is not BlobFault.CORRUPT or odd.entry is None:
             continue
-        why = _blob_stays(odd, evidence)
+        why = _blob_stays(odd, evidence) or _no_room(odd.entry, evidence, policy)
         name = names.blob(odd.digest)
         if why is not None:
             yield Refusal(why[0], name, Verb.QUARANTINE_BLOB, why[1], why[2], models=odd.models)
@@ -170,6 +170,19 @@ def corrupt_blobs(evidence: Evidence) -> Iterator[Action | Refusal]:
             (odd.entry,),
             models=odd.models,
         )
+
+
+def _no_room(entry: Entry, evidence: Evidence, policy: Policy) -> safety.Why | None:
+    """The quarantine is bounded: what does not fit into it stays where it is."""
+    most = policy.quarantine_max_bytes
+    if quarantine.size(evidence) + entry.allocated <= most:
+        return None
+    return (
+        RefusalKind.ROOM,
+        f"the quarantine may hold {most} bytes, and that would be more",
+        "ollama-watch quarantine purge, or a larger quarantine_max_size in the settings",
+        None,
+    )
 
 
 def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:

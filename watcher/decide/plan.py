@@ -44,7 +44,13 @@ def make(verdict: Verdict, evidence: Evidence, policy: Policy) -> Plan:
         else:
             refusals.append(step)
     actions.sort(key=lambda each: (_ORDER.index(each.verb), -each.frees, -each.saves, each.subject))
-    return Plan(tuple(actions), tuple(refusals), _due(verdict, evidence, policy, refusals))
+    return Plan(
+        tuple(actions),
+        tuple(refusals),
+        _due(verdict, evidence, policy, refusals),
+        cleaning.spared(verdict) if policy.clean else (),
+        evidence.place.free_bytes,
+    )
 
 
 def _steps(verdict: Verdict, evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
@@ -62,7 +68,7 @@ def _steps(verdict: Verdict, evidence: Evidence, policy: Policy) -> Iterator[Act
     if policy.verify:
         yield from proving.all_blobs(evidence)
     if policy.repair:
-        yield from mending.corrupt_blobs(evidence)
+        yield from mending.corrupt_blobs(evidence, policy)
     if policy.refresh:
         yield from mending.refresh(verdict.judged, evidence, policy)
     yield from quarantine.steps(evidence, policy)

@@ -16,11 +16,31 @@ def steps(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
         for label in sorted(labels - known):
             why = "nothing of that label is in quarantine"
             yield Refusal(RefusalKind.UNKNOWN, label, verb, why, "ollama-watch quarantine ls")
+    expired = _expired(evidence, policy)
     for kept in evidence.quarantine:
         if kept.label in policy.restore:
             yield _restore(kept, evidence)
-        elif kept.label in policy.purge or (policy.purge_replaced and kept.replaced):
+        elif kept.label in policy.purge or kept.label in expired:
             yield _purge(kept)
+
+
+def _expired(evidence: Evidence, policy: Policy) -> set[str]:
+    """What a good one has replaced and may go now: nothing ever expires before it was."""
+    if not (policy.clean or policy.purge_replaced):
+        return set()
+    room = size(evidence) - policy.quarantine_max_bytes
+    expired: set[str] = set()
+    for kept in sorted(evidence.quarantine, key=lambda each: each.entry.ctime_ns):
+        age = evidence.now - kept.entry.ctime_ns / 1e9  # it changed last when it was moved here
+        if kept.replaced and (policy.purge_replaced or age >= policy.quarantine_keep or room > 0):
+            expired.add(kept.label)
+            room -= kept.entry.allocated
+    return expired
+
+
+def size(evidence: Evidence) -> int:
+    """Bytes on the disk of everything in quarantine."""
+    return sum(kept.entry.allocated for kept in evidence.quarantine)
 
 
 def _restore(kept: Kept, evidence: Evidence) -> Action | Refusal:

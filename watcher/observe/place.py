@@ -162,8 +162,6 @@ def describe(world: World, store: int) -> Place:
         owner=status.st_uid,
         blobs_linked=blobs is not None and stat.S_ISLNK(blobs.st_mode),
         blobs_elsewhere=behind is not None and behind.st_dev != status.st_dev,
-        has_blobs=behind is not None,
-        has_manifests=_stat(store, "manifests", follow=True) is not None,
         globbed=not _GLOB_CHARACTERS.isdisjoint(world.store),
         glob_fails=re.fullmatch(f"(?:{_GLOB_ITEM})*", world.store, re.DOTALL) is None,
         blobs_broken=blobs is not None and (behind is None or not stat.S_ISDIR(behind.st_mode)),

@@ -93,6 +93,16 @@ def plan(planned: Plan) -> dict[str, Any]:
         "refusals": [_refusal(refusal) for refusal in planned.refusals],
         "frees_bytes": planned.frees,
         "saves_bytes": planned.saves,
+        "free_bytes": planned.free,
+        "spared": [
+            {
+                "digest": f"sha256:{spared.digest}",
+                "models": list(spared.models),
+                "age_seconds": round(spared.age, 3),
+                "frees_bytes": spared.frees,
+            }
+            for spared in planned.spared
+        ],
         "due": [{"at": events.rfc3339(due.at), "digest": due.digest} for due in planned.due],
     }
 
@@ -236,6 +246,7 @@ def _refusal(refusal: Refusal) -> dict[str, Any]:
         "models": list(refusal.models),
         "why": refusal.why,
         "remedy": refusal.remedy,
+        "frees_bytes": refusal.frees,
         "seconds_left": refusal.seconds_left,
     }
 

@@ -17,6 +17,7 @@ from watcher.cycle import Report
 from watcher.decide import findings
 from watcher.events import instant
 from watcher.model import (
+    HOUR,
     Action,
     Condition,
     Evidence,
@@ -85,15 +86,6 @@ def picture(parts: Iterable[object], *, title: str) -> str:
     for part in parts:
         console.print(part)
     return console.export_svg(title=title, unique_id="ollama-watch")
-
-
-def age(seconds: float) -> str:
-    """A duration in its largest fitting unit, such as ``3 days``."""
-    for unit, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
-        if seconds >= unit:
-            count = int(seconds // unit)
-            return f"{count} {name}{'s' if count > 1 else ''}"
-    return f"{seconds:.0f} s"
 
 
 # ---------------------------------------------------------------- audit
@@ -279,7 +271,7 @@ def _sizes(judged: Judged) -> str:
     told += f"; {decimal(download.allocated)} on disk"
     if judged.condition is Condition.LIVE:
         return told
-    return f"{told}; no progress for {age(judged.age)}"
+    return f"{told}; no progress for {findings.duration(judged.age)}"
 
 
 def _findings(told: list[Finding]) -> Iterable[object]:
@@ -334,7 +326,8 @@ _DOES = {
 def subject(item: Action | Refusal) -> str:
     """What an action is about, as people know it."""
     if item.verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.RESTORE, Verb.PURGE):
-        return names.printable(item.subject)
+        blob = names.parse_blob(item.subject).role is names.Role.BLOB
+        return item.subject[:19] if blob else names.printable(item.subject)
     return names.known_as(item.models, item.subject.removeprefix("sha256-"))
 
 
@@ -350,6 +343,29 @@ def plan(planned: Plan) -> list[object]:
     if len(planned.actions) > _SHOWN_ALIKE:
         shown.append(Text(f"  and {len(planned.actions) - _SHOWN_ALIKE:,} more"))
     shown.extend(_notes(planned.refusals))
+    return shown
+
+
+def shortage(planned: Plan, left: int) -> list[object]:
+    """What more it would take to have `left` bytes more."""
+    shown: list[object] = [Text(f"{decimal(left)} more would have to be freed:")]
+    for spared in planned.spared[:_SHOWN_ALIKE]:
+        who = names.known_as(spared.models, spared.digest)
+        shown.append(
+            Text(
+                f"  {decimal(spared.frees)}: {who}, not stale yet "
+                f"(--stale-after {max(1, int(spared.age // HOUR))}h)"
+            )
+        )
+    if len(planned.spared) > _SHOWN_ALIKE:
+        more = planned.spared[_SHOWN_ALIKE:]
+        shown.append(Text(f"  {decimal(sum(each.frees for each in more))}: {len(more)} more"))
+    shown.extend(
+        Text(f"  {decimal(refusal.frees)}: {subject(refusal)}, refused as above")
+        for refusal in planned.refusals[:_SHOWN_ALIKE]
+        if refusal.frees
+    )
+    shown.append(Text("  the rest is models: ollama list, ollama rm"))
     return shown
 
 

@@ -7,18 +7,22 @@ from typing import Any
 
 import pytest
 
-from watcher.decide import judge, plan
+from watcher.decide import enough, judge, plan
 from watcher.model import (
     DAY,
     HOUR,
     BlobCensus,
+    BlobFault,
     Download,
     Entry,
     Evidence,
+    Kept,
     ManifestFault,
+    OddBlob,
     OddManifest,
     Place,
     Plan,
+    Policy,
     RefusalKind,
     ServerState,
     Sight,
@@ -49,6 +53,70 @@ def test_a_stale_download_goes_as_a_whole() -> None:
     assert action.verb is Verb.REMOVE_DOWNLOAD
     assert set(action.expects) == set(one.entries)
     assert action.frees == one.freed
+
+
+def kept(label: str, *, ago: float, size: int, replaced: bool) -> Kept:
+    found = entry(label, ago=ago, size=size)._replace(allocated=size)
+    return Kept(label, label, found, in_its_place=replaced, replaced=replaced)
+
+
+def purged(policy: Policy, *things: Kept) -> list[str]:
+    seen = replace(evidence(), quarantine=things)
+    made = plan.make(judge.judge(seen, policy), seen, policy)
+    assert {each.verb for each in made.actions} <= {Verb.PURGE}
+    return [each.subject for each in made.actions]
+
+
+def test_nothing_leaves_quarantine_before_a_good_one_has_replaced_it() -> None:
+    service = replace(CLEANING, quarantine_keep=30 * DAY, quarantine_max_bytes=100)
+    alone = kept("1-a", ago=999 * DAY, size=10_000, replaced=False)
+    assert purged(service, alone) == []
+    assert purged(replace(service, purge_replaced=True), alone) == []
+
+
+def test_a_service_purges_what_is_old_or_too_much_the_oldest_first() -> None:
+    service = replace(CLEANING, quarantine_keep=30 * DAY, quarantine_max_bytes=100)
+    old = kept("1-a", ago=31 * DAY, size=10, replaced=True)
+    new = kept("2-b", ago=3 * DAY, size=10, replaced=True)
+    assert purged(service, old, new) == ["1-a"]
+    large, larger = (kept(f"{n}-c", ago=(9 - n) * DAY, size=60, replaced=True) for n in (3, 4))
+    assert purged(service, new, large, larger) == ["3-c"]
+    assert purged(replace(service, clean=False), old) == []
+
+
+def test_a_full_quarantine_takes_nothing_more() -> None:
+    blob = entry(f"sha256-{D}", size=60)._replace(allocated=60, sha256="0" * 64)
+    odd = OddBlob(D, BlobFault.CORRUPT, 60, blob, ("llama3:latest",), registry=60)
+    policy = Policy(quarantine_max_bytes=100)
+    for held, verbs in ((0, [Verb.QUARANTINE_BLOB]), (50, [])):
+        seen = replace(
+            evidence(census=BlobCensus(odd=(odd,), manifests=1)),
+            quarantine=(kept("1-a", ago=DAY, size=held, replaced=False),),
+        )
+        made = plan.make(judge.judge(seen, policy), seen, policy)
+        assert [each.verb for each in made.actions] == verbs
+        assert [each.kind for each in made.refusals] == [RefusalKind.ROOM] * (not verbs)
+
+
+def test_no_more_goes_than_the_wanted_room_takes_the_oldest_and_largest_first() -> None:
+    seen = evidence(
+        download(ago=9 * DAY),
+        census=BlobCensus(
+            manifests=1,
+            unnamed=tuple(
+                entry(f"sha256-{'1' * 63}{n}", ago=ago, size=size)._replace(allocated=size)
+                for n, ago, size in ((1, 30 * DAY, 10), (2, 30 * DAY, 40), (3, 8 * DAY, 1000))
+            ),
+        ),
+    )
+    seen = replace(seen, place=replace(seen.place, free_bytes=5))
+    made = planned(seen)
+    assert len(made.actions) == 4
+    for wanted, last in ((0, ""), (5, ""), (6, "2"), (45, "2"), (46, "21"), (55, "21")):
+        chosen = enough.until_free(made, wanted)
+        subjects = {each.subject for each in chosen.actions}
+        assert subjects == {f"sha256-{'1' * 63}{digit}" for digit in last}, wanted
+    assert enough.until_free(made, 10**15).actions == made.actions
 
 
 def test_what_is_not_stale_stays_and_is_looked_at_when_it_will_be() -> None:

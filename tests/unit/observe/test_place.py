@@ -106,7 +106,7 @@ def test_blobs_that_are_a_link(models: Store, tmp_path: Path) -> None:
     fd = os.open(models.path, os.O_RDONLY)
     found = place.describe(models.world(), fd)
     os.close(fd)
-    assert (found.blobs_linked, found.blobs_elsewhere, found.has_blobs) == (True, False, True)
+    assert (found.blobs_linked, found.blobs_elsewhere) == (True, False)
 
 
 @pytest.mark.parametrize(

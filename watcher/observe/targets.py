@@ -1,0 +1,139 @@
+"""What people mean by a model or a digest, as far as a store knows it."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from watcher import files, memory, names
+from watcher.errors import TargetError
+from watcher.model import Plan
+from watcher.observe import scan
+
+#: Fewer than four digits are more likely a slip than a digest.
+_DIGITS = re.compile(r"(?:sha256[:-])?([0-9a-fA-F]{4,64})(?:-partial(?:-[0-9]+)?|\.tmp)?")
+_MOST_NEAREST = 5
+
+
+class Known(NamedTuple):
+    """What one store can be asked for."""
+
+    #: Shown model names to the digests that their manifests, or the memory, give them.
+    models: dict[str, frozenset[str]]
+    digests: frozenset[str]
+
+
+class Targets(NamedTuple):
+    """Those models (shown names in lower case) and digests (in lower case) that are meant."""
+
+    models: frozenset[str]
+    digests: frozenset[str]
+
+    def of(self, planned: Plan) -> Plan:
+        """The part of a plan that is about them."""
+        return planned.only(self._meant)
+
+    def _meant(self, models: Iterable[str], subjects: Iterable[str]) -> bool:
+        if not self.models.isdisjoint(map(str.lower, models)):
+            return True
+        digests = (names.parse_blob(each).digest or each for each in subjects)
+        return not self.digests.isdisjoint(map(str.lower, digests))
+
+
+def find(stores: Sequence[str], wanted: Sequence[str]) -> Targets | None:
+    """The targets of a command over some stores; None where all is meant.
+
+    Raises TargetError for what no store knows, and for a digest's beginning that several have.
+    """
+    if not wanted:
+        return None
+    known = [_known(store) for store in stores]
+    models: set[str] = set()
+    digests: set[str] = set()
+    for text in wanted:
+        found = _model(text, known) or _digest(text, known)
+        models |= found.models
+        digests |= found.digests
+    return Targets(frozenset(models), frozenset(digests))
+
+
+def _known(path: str) -> Known:
+    """What is in a store; nothing where it can't be read: the look that follows says why."""
+    models: dict[str, frozenset[str]] = {}
+    digests: set[str] = set()
+    with contextlib.suppress(OSError), files.opened_folder(path) as store:
+        named = scan.scan_manifests(store)
+        for shown in (*named.models, *(odd.model for odd in named.odd if odd.model)):
+            models.setdefault(shown, frozenset())
+        for digest, (_, _, *indexes) in named.digests.items():
+            digests.add(digest)
+            for index in indexes:
+                models[named.models[index]] |= {digest}
+        for key, record in memory.load(store).downloads.items():
+            for shown in record.models:
+                models[shown] = models.get(shown, frozenset()) | {key.removesuffix(".tmp")}
+        with files.opened_folder("blobs", store, follow=True) as blobs:
+            digests |= {names.parse_blob(name).digest for name in os.listdir(blobs)} - {""}
+    return Known(models, frozenset(digests))
+
+
+def _model(text: str, known: Iterable[Known]) -> Targets | None:
+    model = names.parse_model(text)
+    if model is None:
+        return None
+    shown = model.shown.lower()
+    found = [
+        digests for each in known for name, digests in each.models.items() if name.lower() == shown
+    ]
+    if not found:
+        return None
+    return Targets(frozenset({shown}), frozenset(map(str.lower, frozenset().union(*found))))
+
+
+def _digest(text: str, known: Sequence[Known]) -> Targets:
+    match = _DIGITS.fullmatch(text)
+    start = match[1].lower() if match else ""
+    every = {digest.lower() for each in known for digest in each.digests}
+    found = sorted(digest for digest in every if match and digest.startswith(start))
+    if not found:
+        raise TargetError(
+            f"neither a model nor a digest of this store: {names.printable(text)}",
+            _nearest(text, start, known, every),
+        )
+    if len(found) > 1:
+        shown = ", ".join(f"sha256-{digest[:20]}…" for digest in found[:_MOST_NEAREST])
+        more = f" and {len(found) - _MOST_NEAREST} more" if len(found) > _MOST_NEAREST else ""
+        raise TargetError(
+            f"{names.printable(text)} is the beginning of {len(found)} digests: {shown}{more}",
+            "give more of its digits",
+        )
+    return Targets(frozenset(), frozenset(found))
+
+
+def _nearest(text: str, start: str, known: Iterable[Known], digests: Iterable[str]) -> str:
+    """What was perhaps meant."""
+    models = sorted({shown for each in known for shown in each.models})
+    near = _alike(text, models)
+    if start:
+        cut = {digest[: len(start)]: digest for digest in sorted(digests)}
+        close = difflib.get_close_matches(start, cut, n=_MOST_NEAREST, cutoff=0.6)
+        near.extend(names.short(cut[each]) for each in close)
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    if models:
+        more = ", …" if len(models) > _MOST_NEAREST else ""
+        return f"it has {', '.join(models[:_MOST_NEAREST])}{more}"
+    return "a download whose model is not known is named by its digest, as the audit shows it"
+
+
+def _alike(text: str, models: Sequence[str]) -> list[str]:
+    """This model under its other tags, and those with a similar name."""
+    lower = {shown.lower(): shown for shown in models}
+    base = text.lower().partition(":")[0]
+    tags = [shown for each, shown in lower.items() if each.partition(":")[0] == base]
+    close = difflib.get_close_matches(text.lower(), lower, n=_MOST_NEAREST, cutoff=0.5)
+    return list(dict.fromkeys((*tags, *(lower[each] for each in close))))[:_MOST_NEAREST]
