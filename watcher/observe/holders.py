@@ -347,14 +347,24 @@ def _same_folder(world: World, pid: int, store: str) -> bool | None:
     """
     root = f"{world.proc}/{pid}/root" if store.startswith("/") else f"{world.proc}/{pid}/cwd"
     try:
-        ours, theirs = os.stat(world.store), os.stat(f"{root}/{store.lstrip('/')}")
+        there = f"{root}/{store.lstrip('/')}"
+        ours, theirs = os.stat(world.store), os.stat(there)
         if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
             return True
-        # In another mount namespace the same files may show another device.
         here = os.readlink(f"{world.proc}/self/ns/mnt")
-        return False if os.readlink(f"{world.proc}/{pid}/ns/mnt") == here else None
+        if os.readlink(f"{world.proc}/{pid}/ns/mnt") == here:
+            return False
+        # In another mount namespace the same files may show another device and inode (an overlay,
+        # a share of a virtual machine), but blobs/ has the same time: it changes with each name.
+        before, other = os.stat(f"{world.store}/blobs"), os.stat(f"{there}/blobs")
+        after = os.stat(f"{world.store}/blobs")
     except OSError:
         return None
+    alike = theirs.st_ino == ours.st_ino or other.st_mtime_ns in (
+        before.st_mtime_ns,
+        after.st_mtime_ns,
+    )
+    return None if alike else False
 
 
 def _sockets(handle: psutil.Process) -> tuple[tuple[tuple[str, int], ...], int | None]:
