@@ -265,9 +265,15 @@ class Daemon:
     """``ollama-watch --json daemon`` as a process; `events` is what it has told on stdout."""
 
     def __init__(
-        self, store: Path, env: Mapping[str, str] | None = None, *, beside: Path | None = None
+        self,
+        store: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        beside: Path | None = None,
+        settings: Path | None = None,
     ) -> None:
         """`beside`: what it writes lies beside this path instead of the store."""
+        self._words = [*(["--config", str(settings)] if settings else []), "--json", "daemon"]
         self.store = store
         beside = beside or store
         self.told = beside.with_name(f"{beside.name}.daemon.jsonl")
@@ -280,7 +286,7 @@ class Daemon:
         """Start the process and return at once."""
         with self.told.open("wb") as out, self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
-                command(self.store, "--json", "daemon"),
+                command(self.store, *self._words),
                 env=self._environment,
                 cwd=self.told.parent,
                 stdin=subprocess.DEVNULL,

@@ -17,7 +17,7 @@ HOUSE = Path(watcher.__file__).parent
 ORDER = (
     "__init__", "model", "errors", "ranges", "names", "gojson", "sidecars", "manifests", "files",
     "config", "memory", "events", "ollama", "world", "observe", "decide", "journal", "act",
-    "cycle", "wakes", "daemon", "show", "commands", "cli", "__main__",
+    "cycle", "notify", "proofs", "wakes", "daemon", "show", "commands", "cli", "__main__",
 )  # fmt: skip
 WHY = (
     "Data goes one way, observe -> decide -> act -> learn -> show. Move what is shared up,"

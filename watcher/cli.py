@@ -96,6 +96,7 @@ def group(
     settings = config.load(config_file, os.environ)
     given.obj = Context(
         policy=settings.policy,
+        config_file=config_file,
         stores=stores or settings.stores,
         json=as_json,
         quiet=quiet,

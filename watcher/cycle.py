@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from watcher import files, memory, names
@@ -12,7 +13,17 @@ from watcher.errors import NoPermissionError
 from watcher.events import Event
 from watcher.journal import Journal, locked
 from watcher.memory import Memory
-from watcher.model import Consent, Evidence, Outcome, Plan, Policy, ServerState, Verb, Verdict
+from watcher.model import (
+    Action,
+    Consent,
+    Evidence,
+    Outcome,
+    Plan,
+    Policy,
+    ServerState,
+    Verb,
+    Verdict,
+)
 from watcher.observe import evidence as look
 from watcher.observe import holders, place
 from watcher.world import World
@@ -58,7 +69,7 @@ def cycle(
     *,
     first_look: bool = False,
     lock_seconds: float = 10.0,
-    until: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
     past: Memory | None = None,
     ended: frozenset[str] = frozenset(),
 ) -> Report:
@@ -66,7 +77,7 @@ def cycle(
 
     `scope`: the digests to look at; None for the whole store. A world that does not keep anything
     (``world.keeps``) is only looked at. `first_look`: tell every unfinished download, known or not.
-    `until`: when to stop hashing, seconds since the epoch; what was hashed is remembered.
+    `stop` says when to hash no more; what was hashed by then is remembered.
     `past`: what the caller remembers, for a store that nothing can be written down in. `ended`:
     digests whose data somebody has just closed after writing.
     Raises LockedError where somebody else acts for longer than `lock_seconds`, NoPermissionError
@@ -85,14 +96,20 @@ def cycle(
     if not world.keeps:
         return Report(seen, verdict, planned)
 
-    # What is not acted on yet but has to be known first is found out without a lock, and then
-    # everything is decided anew: nothing is decided while acting.
-    answers = _find_out(world, policy, agreed, until, lock_seconds)
-    if answers:
+    # What has to be known first is found out without a lock, and then everything is decided anew,
+    # until no question is new: nothing is decided while acting.
+    answers: tuple[Outcome, ...] = ()
+    asked: set[Action] = set()
+    while questions := [each for each in _questions(agreed) if each not in asked]:
+        from watcher.act import answering
+
+        answers += answering.answer(world, policy, questions, stop, lock_seconds)
+        asked.update(questions)
         basis = _recall(world, past)
         seen, verdict, planned = decide(basis)
         agreed = consent(planned)
     agreed = _without(agreed, QUESTIONS)
+    looked_at = world.clock()
 
     with contextlib.ExitStack() as opened:
         try:
@@ -106,11 +123,13 @@ def cycle(
         room.set_aside(store)
         journal = Journal(store, policy, world)
         stuck = _recover_under_lock(world, store, journal)
-        if world.clock() - seen.now > _LATE_SECONDS:
-            # Somebody was asked, or had the lock: what was seen before is an old story.
-            seen, verdict, _ = decide(memory.load(store))
-        journal.tell_corrupt(answers)
-        known = journal.learn(memory.load(store), seen, verdict, first_look=first_look, ended=ended)
+        known = _recall(world, past)
+        if known != basis or world.clock() - looked_at > _LATE_SECONDS:
+            # Somebody else has learnt or acted meanwhile: what was seen before is an old story.
+            basis = known
+            seen, verdict, _ = decide(basis)
+        journal.tell_hashed(answers)
+        known = journal.learn(known, seen, verdict, first_look=first_look, ended=ended)
         outcomes: tuple[Outcome, ...] = ()
         if stuck:
             agreed = nothing(agreed)
@@ -145,16 +164,8 @@ def _without(agreed: Plan, verbs: frozenset[Verb]) -> Plan:
     return replace(agreed, actions=tuple(a for a in agreed.actions if a.verb not in verbs))
 
 
-def _find_out(
-    world: World, policy: Policy, agreed: Plan, until: float | None, lock_seconds: float
-) -> tuple[Outcome, ...]:
-    """Answer the questions of a plan; the answers are in the memory when this returns."""
-    questions = [action for action in agreed.actions if action.verb in QUESTIONS]
-    if not questions:
-        return ()
-    from watcher.act import answering
-
-    return answering.answer(world, policy, questions, until, lock_seconds)
+def _questions(agreed: Plan) -> Iterator[Action]:
+    return (action for action in agreed.actions if action.verb in QUESTIONS)
 
 
 def _recover(world: World, policy: Policy, lock_seconds: float) -> tuple[Event, ...]:

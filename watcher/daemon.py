@@ -5,37 +5,46 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import FrameType
 
-from watcher import __version__, cycle, files, journal, memory
-from watcher.errors import LockedError, NoStoreError
+from watcher import __version__, cycle, files, journal, memory, notify
+from watcher.errors import LockedError, NoStoreError, SettingsError
 from watcher.events import Event
 from watcher.memory import Memory
 from watcher.model import Plan, Policy, Refusal
+from watcher.proofs import Proofs
 from watcher.wakes import Scope, Wakes
 from watcher.world import World
 
 DAEMON_LOCK = "daemon.lock"
 
 
-def run(world: World, policy: Policy) -> None:
-    """Watch until SIGTERM or SIGINT. Raises LockedError where another daemon has this store."""
-    service = _Service(world, policy)
-    with Wakes(world.store) as wakes, _stopped_by_signals(wakes) as signals, service:
+def run(world: World, read_policy: Callable[[], Policy]) -> None:
+    """Watch until SIGTERM or SIGINT; SIGHUP has the settings read again.
+
+    Raises LockedError where another daemon has this store, and what `read_policy` raises at first.
+    """
+    service = _Service(world, read_policy())
+    with Wakes(world.store) as wakes, _signals(wakes) as signals, service:
         for scope in wakes:
+            if signals.take_reload():
+                service.reload(read_policy)
+                scope = None
             service.look(scope, wakes)
-        service.stop(signals)
+        service.stop(signals.ended_by)
 
 
 class _Service:
     """What a daemon knows between two looks."""
 
     def __init__(self, world: World, policy: Policy) -> None:
-        self._world, self._policy = world, replace(policy, patient=True, refresh=policy.repair)
+        self._world = world
+        self._set(policy)
+        self._proofs = Proofs(world, self._trouble)
         self._held = contextlib.ExitStack()
-        self._begun = False
+        self._begun = self._ready = False
         #: Device and inode of the store that is ours; the memory where it can't be written down.
         self._store: tuple[int, int] | None = None
         self._memory: Memory | None = None
@@ -47,7 +56,22 @@ class _Service:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._proofs.stop()
         self._held.close()
+
+    def _set(self, policy: Policy) -> None:
+        self._policy = replace(policy, patient=True, refresh=policy.repair)
+
+    def reload(self, read_policy: Callable[[], Policy]) -> None:
+        """Take the settings as they are now; where they are no good, the old ones stay."""
+        notify.reloading()
+        try:
+            self._set(read_policy())
+        except SettingsError as error:
+            self._tell("error", f"the settings stay as they were: {error.message}")
+        else:
+            self._tell("settings_read", f"settings read again: {self._ways()}", self._facts())
+        notify.notify(notify.READY)
 
     def look(self, scope: Scope, wakes: Wakes) -> None:
         """One cycle. What goes wrong is told, and the service goes on."""
@@ -69,6 +93,7 @@ class _Service:
             return
         except (FileNotFoundError, NoStoreError):
             self._trouble(f"there is no store at {self._world.store} yet; waiting for it")
+            notify.notify(notify.READY, notify.ALIVE, "STATUS=waiting for the store")
             return
         except Exception as error:
             # The service outlives whatever one look at a strange machine brings up.
@@ -78,17 +103,20 @@ class _Service:
         self._memory = report.memory
         wakes.deadlines(scope, report.plan.due)
         self._tell_refusals(report.plan, scope)
+        if report.memory is not None and self._policy.repair:
+            self._proofs.want(report.memory.unproven, self._policy)
+        self._tell_systemd(report)
         if report.troubles:
             for trouble in report.troubles:
                 self._trouble(trouble)
         else:
             self._troubles.clear()
 
-    def stop(self, signals: list[int]) -> None:
+    def stop(self, ended_by: str) -> None:
         """Tell that the service ends."""
+        notify.notify(notify.STOPPING)
         if self._begun:
-            name = signal.Signals(signals[0]).name if signals else "its end"
-            self._tell("service_stopped", f"ollama-watch stops: {name}")
+            self._tell("service_stopped", f"ollama-watch stops: {ended_by}")
 
     def _take_store(self, wakes: Wakes) -> bool:
         """Take the store for this daemon's life; one made anew in its place is another store.
@@ -118,17 +146,32 @@ class _Service:
         self._tell("check_started", "Checking for partial model downloads...")
         return True
 
-    def _tell_start(self, wakes: Wakes) -> None:
+    def _tell_systemd(self, report: cycle.Report) -> None:
+        """Tell that the service is up, or still lives, and what it watches."""
+        known = report.memory.downloads.values() if report.memory is not None else ()
+        pulled = sum(record.pulling for record in known)
+        notify.status(f"{len(known)} unfinished downloads, {pulled} of them being pulled")
+        if not self._ready:
+            notify.notify(notify.READY)
+            self._ready = True
+
+    def _ways(self) -> str:
         repairs = "repairs what broke" if self._policy.repair else "tells what broke"
         cleans = "cleans what is stale" if self._policy.clean else "flags what is stale"
+        return f"{repairs}, {cleans}"
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "repair": self._policy.repair,
+            "clean": self._policy.clean,
+            "stale_after_seconds": self._policy.stale_after,
+        }
+
+    def _tell_start(self, wakes: Wakes) -> None:
         self._tell(
             "service_started",
-            f"ollama-watch {__version__} watches {self._world.store}, {repairs}, {cleans}",
-            pid=os.getpid(),
-            version=__version__,
-            repair=self._policy.repair,
-            clean=self._policy.clean,
-            stale_after_seconds=self._policy.stale_after,
+            f"ollama-watch {__version__} watches {self._world.store}, {self._ways()}",
+            {"pid": os.getpid(), "version": __version__, **self._facts()},
         )
         if wakes.blind:
             self._trouble(f"{wakes.blind}; looking at intervals instead")
@@ -149,10 +192,13 @@ class _Service:
         self._tell(
             "refused",
             f"{refusal.verb.value.replace('_', ' ')}: {refusal.why}",
-            kind=refusal.kind.value,
-            subject=refusal.subject,
-            remedy=refusal.remedy,
-            models=list(refusal.models),
+            {
+                "kind": refusal.kind.value,
+                "subject": refusal.subject,
+                "remedy": refusal.remedy,
+                "models": list(refusal.models),
+            },
+            refusal.models[0] if refusal.models else None,
         )
 
     def _trouble(self, text: str) -> None:
@@ -161,26 +207,53 @@ class _Service:
             self._troubles.add(text)
             self._tell("error", text)
 
-    def _tell(self, event_type: str, message: str, **details: object) -> None:
-        journal.announce(
-            self._world,
-            self._policy,
-            Event(self._world.clock(), event_type, message, details=details),
-        )
+    def _tell(
+        self,
+        event_type: str,
+        message: str,
+        details: Mapping[str, object] | None = None,
+        model_name: str | None = None,
+    ) -> None:
+        event = Event(self._world.clock(), event_type, message, model_name, details or {})
+        journal.announce(self._world, self._policy, event)
+
+
+class _Signals:
+    """What signals have asked for."""
+
+    def __init__(self) -> None:
+        self.ended_by = "its end"
+        self._reload = False
+
+    def end(self, number: int) -> None:
+        self.ended_by = signal.Signals(number).name
+
+    def ask_reload(self) -> None:
+        self._reload = True
+
+    def take_reload(self) -> bool:
+        """Whether the settings are to be read again; asked once."""
+        asked, self._reload = self._reload, False
+        return asked
 
 
 @contextlib.contextmanager
-def _stopped_by_signals(wakes: Wakes) -> Iterator[list[int]]:
-    """SIGTERM and SIGINT end the wakes; the look under way comes to its end first."""
-    received: list[int] = []
+def _signals(wakes: Wakes) -> Iterator[_Signals]:
+    """SIGTERM and SIGINT end the wakes, the look under way comes to its end; SIGHUP wakes."""
+    asked = _Signals()
 
     def stop(number: int, _: FrameType | None) -> None:
-        received.append(number)
+        asked.end(number)
         wakes.stop()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    def reload(_: int, __: FrameType | None) -> None:
+        asked.ask_reload()
+        wakes.look_at_all()
+
+    wanted = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
     try:
-        yield received
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

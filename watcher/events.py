@@ -54,10 +54,10 @@ class Event:
     @property
     def logs(self) -> tuple[str, ...]:
         """The logs that it goes to: the common one, and one for each of its models."""
+        if self.model_name is None:
+            return (ALL,)  # an event of the store or of the service
         models = self.details.get("models") or ()
-        shown = set(models) if isinstance(models, list | tuple) else set()
-        if self.model_name is not None:
-            shown.add(self.model_name)
+        shown = {self.model_name, *(models if isinstance(models, list | tuple) else ())}
         return (ALL, *sorted(names.file_safe(str(model)) for model in shown))
 
 

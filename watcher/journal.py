@@ -35,10 +35,10 @@ class Journal:
         self._world.tell(event)
         self._try("the event log", lambda: events.write(self._store, [event], self._policy))
 
-    def tell_corrupt(self, answers: Iterable[Outcome]) -> None:
-        """Tell which blobs were hashed and are not what their names say."""
+    def tell_hashed(self, answers: Iterable[Outcome]) -> None:
+        """Tell which blobs were hashed and are not what their names say, or can't be read."""
         for outcome in answers:
-            event = learn.corrupt(outcome, self._world.clock())
+            event = learn.hashed(outcome, self._world.clock())
             if event is not None:
                 self(event)
 

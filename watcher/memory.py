@@ -23,6 +23,13 @@ _KEY = re.compile(r"[0-9a-fA-F]{64}(\.tmp)?")
 _READ_LIMIT = 256 * 1024 * 1024
 
 
+class Sample(NamedTuple):
+    """So many bytes were on the disk at an instant."""
+
+    at: float
+    allocated: int
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One download as it was last seen."""
@@ -52,6 +59,12 @@ class Record:
     mended: bool = False
     #: When it was last repaired, zero blocks looked for; seconds since the epoch.
     checked_at: float = 0.0
+    #: While it is pulled: the last few instants at which it was looked at, and the bytes on the
+    #: disk then.
+    samples: tuple[Sample, ...] = ()
+    #: When its progress was told last, and whether it was told that none comes.
+    told_at: float = 0.0
+    stalled: bool = False
 
     def is_of(self, device: int, inode: int, born_ns: int) -> bool:
         """Whether this is remembered of the file with these three.
@@ -100,6 +113,13 @@ class Memory:
     asked: Mapping[str, Asked] = field(default_factory=dict)
     #: Digests of blobs that were finished on sidecars of ours and not hashed since.
     unproven: frozenset[str] = frozenset()
+    #: The models that had a manifest at the last full look, with their manifest's inode and time;
+    #: None before the first one.
+    models: Mapping[str, tuple[int, int]] | None = None
+    #: Findings that were told and still hold, by kind and path.
+    problems: frozenset[tuple[str, str]] = frozenset()
+    #: When the whole store was looked at last.
+    looked_at: float = 0.0
     #: Why the file's content could not be used, if so; told once, and set aside.
     lost: str = ""
     #: Why the file could not even be read: then it must not be written either.
@@ -171,6 +191,9 @@ def _encode(memory: Memory) -> bytes:
                 "doubted": [list(each) for each in record.doubted],
                 "mended": record.mended,
                 "checked_at": record.checked_at,
+                "samples": [list(each) for each in record.samples],
+                "told_at": record.told_at,
+                "stalled": record.stalled,
             }
             for digest, record in memory.downloads.items()
         },
@@ -178,6 +201,11 @@ def _encode(memory: Memory) -> bytes:
         "hashes": {name: list(each) for name, each in memory.hashes.items()},
         "asked": {digest: list(each) for digest, each in memory.asked.items()},
         "unproven": sorted(memory.unproven),
+        "models": None
+        if memory.models is None
+        else {name: list(each) for name, each in memory.models.items()},
+        "problems": sorted(map(list, memory.problems)),
+        "looked_at": memory.looked_at,
     }
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
@@ -216,6 +244,9 @@ def _decode(document: object) -> Memory:
             doubted=ranges.normal((int(start), int(end)) for start, end in each["doubted"]),
             mended=bool(each["mended"]),
             checked_at=float(each["checked_at"]),
+            samples=tuple(Sample(float(at), int(size)) for at, size in each["samples"]),
+            told_at=float(each["told_at"]),
+            stalled=bool(each["stalled"]),
         )
         for digest, each in document["downloads"].items()
     }
@@ -229,4 +260,17 @@ def _decode(document: object) -> Memory:
         for digest, (length, at) in document["asked"].items()
     }
     unproven = frozenset(_key(digest) for digest in document["unproven"])
-    return Memory(records, touched, hashes, asked, unproven)
+    models = document["models"]
+    if models is not None:
+        models = {str(name): (int(inode), int(at)) for name, (inode, at) in models.items()}
+    problems = frozenset((str(kind), str(path)) for kind, path in document["problems"])
+    return Memory(
+        records,
+        touched,
+        hashes,
+        asked,
+        unproven,
+        models,
+        problems,
+        float(document["looked_at"]),
+    )

@@ -23,6 +23,8 @@ DAY = 24 * HOUR
 QUIET_SECONDS = 90.0
 #: The same where some process could not be looked into.
 QUIET_UNSEEN_SECONDS = HOUR
+#: How often a pull under way is looked at: its bytes make no file events.
+LIVE_LOOK_SECONDS = 60.0
 
 
 # ---------------------------------------------------------------- what is on the disk
@@ -268,6 +270,14 @@ class OddManifest:
     changed_at: float | None = None
 
 
+class SeenModel(NamedTuple):
+    """A model with a manifest that can be read; inode and time tell one manifest from the next."""
+
+    name: str
+    inode: int
+    mtime_ns: int
+
+
 class Kept(NamedTuple):
     """A file in quarantine: its label there, its own name, and what is in its place now."""
 
@@ -284,6 +294,7 @@ class BlobCensus:
     """``blobs/`` and ``manifests/``: the healthy are counted, the oddities kept."""
 
     manifests: int = 0
+    models: tuple[SeenModel, ...] = ()
     #: Names under ``blobs/`` of any kind, and bytes allocated by all of them.
     entries: int = 0
     allocated: int = 0

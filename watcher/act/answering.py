@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from watcher import files, memory, names
@@ -21,7 +21,7 @@ def answer(
     world: World,
     policy: Policy,
     questions: Iterable[Action],
-    until: float | None,
+    stop: Callable[[], bool],
     lock_seconds: float,
 ) -> tuple[Outcome, ...]:
     """Ask and hash, with no lock held meanwhile, and keep the answers in the memory."""
@@ -31,7 +31,7 @@ def answer(
     kept = 0
     with files.opened_folder(world.store) as store:
         keep_at = time.monotonic() + _KEEP_SECONDS
-        found = chain(ask(asked, world), hashing.find_out(world, store, hashed, until, world.watch))
+        found = chain(ask(asked, world), hashing.find_out(store, hashed, stop, world.watch))
         for outcome in found:
             answers.append(outcome)
             if time.monotonic() >= keep_at:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from watcher import files, names
 from watcher.model import Action, Entry, Outcome, Result
 from watcher.observe import scan
-from watcher.world import World
 
 _READ = 4 << 20
 _WATCH_SECONDS = 0.5
@@ -42,15 +41,14 @@ class _StoppedError(Exception):
 
 
 def find_out(
-    world: World,
     store: int,
     actions: Sequence[Action],
-    until: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
     watch: Callable[[int, int], None] = lambda _, __: None,
 ) -> Iterator[Outcome]:
     """Hash each action's one file; its outcome has the hash, as soon as it is there.
 
-    `until`: seconds since the epoch at which to stop; what is not done by then has no outcome.
+    `stop` says when to end; what is not done by then has no outcome.
     `watch` is called with the bytes hashed and the bytes to hash now and then.
     """
     progress = Progress(sum(action.expects[0].size for action in actions))
@@ -60,7 +58,7 @@ def find_out(
     ):
 
         def over() -> bool:
-            return progress.stopped or (until is not None and world.clock() >= until)
+            return progress.stopped or stop()
 
         try:
             futures = [pool.submit(_outcome, blobs, each, progress, over) for each in actions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -66,12 +67,12 @@ def verify(context: Context, named: tuple[str, ...], most_seconds: float | None)
     """Hash the blobs that were not hashed as they are now, and tell which are not what they say."""
     policy = replace(context.policy, repair=False, clean=False, hash=True, verify=True)
     code = Exit.HEALTHY
+    until = time.monotonic() + (math.inf if most_seconds is None else most_seconds)
     worlds = context.worlds(keeps=True)
     meant = _meant(worlds, named)
     for world in worlds:
-        until = None if most_seconds is None else world.clock() + most_seconds
         shown = replace(world, watch=_hashing_progress())
-        report = cycle.cycle(shown, policy, consent=meant, until=until)
+        report = cycle.cycle(shown, policy, consent=meant, stop=lambda: time.monotonic() >= until)
         sys.stderr.write("\r\033[K" if sys.stderr.isatty() else "")
         wrong = [each for each in report.verdict.findings if each.kind == "blob_corrupt"]
         failed = [each for each in report.outcomes if each.result is Result.FAILED]

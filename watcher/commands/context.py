@@ -8,8 +8,10 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from watcher import config
 from watcher.model import Policy
 from watcher.observe import place
 from watcher.show import documents
@@ -23,12 +25,18 @@ class Context:
     """One call of the command line."""
 
     policy: Policy
+    #: The settings file that was named; None for the system's.
+    config_file: Path | None = None
     #: Stores named by flags or settings; empty: find one.
     stores: tuple[str, ...] = ()
     json: bool = False
     quiet: bool = False
     verbose: bool = False
     color: bool | None = None
+
+    def read_policy(self) -> Policy:
+        """The policy as the settings are now. Raises SettingsError."""
+        return config.load(self.config_file, os.environ).policy
 
     def places(self) -> list[place.Found]:
         """The stores to treat. Raises NoStoreError and NoPermissionError."""

@@ -26,7 +26,7 @@ def daemon(context: Context) -> Exit:
             found = place.find(context.stores[0], os.environ)  # raises: it is no folder
     else:
         found = place.find(None, os.environ)
-    service.run(World(found.path, found.by, tell=_teller(context)), context.policy)
+    service.run(World(found.path, found.by, tell=_teller(context)), context.read_policy)
     return Exit.HEALTHY
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, groupby
 
 from watcher import names, ranges, sidecars
 from watcher.events import Event
-from watcher.memory import Asked, Hashed, Memory, Record, bound_to
+from watcher.memory import Asked, Hashed, Memory, Record, Sample, bound_to
 from watcher.model import (
     HOUR,
+    LIVE_LOOK_SECONDS,
     Action,
     Condition,
     Download,
     Evidence,
+    Finding,
     Judged,
     Kind,
     Outcome,
@@ -21,6 +24,7 @@ from watcher.model import (
     Plan,
     Ranges,
     Result,
+    Severity,
     Verb,
     Verdict,
 )
@@ -31,6 +35,13 @@ _RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Cond
 #: A registry's answer is no news after this.
 _ANSWERS_GOOD_FOR = HOUR
 _MOST_SUBJECTS = 20
+#: Findings that are told as events of the store; the others have events of their own.
+_PROBLEMS = ("store_", "manifest_", "blob_missing", "blob_short", "blob_long", "blob_symlink")
+#: A pull of which nothing has arrived for so long is told once. The server starts a part anew
+#: after 30 s without a byte.
+STALL_SECONDS = 60.0
+_SAMPLE_SECONDS = 10.0
+_MOST_SAMPLES = 7
 _OF_DOWNLOADS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS, Verb.WRITE_SIDECARS})
 _DONE_EVENT = {
     Verb.REMOVE_DOWNLOAD: "partial_cleaned",
@@ -67,6 +78,8 @@ def learn(
         seen.add(key)
         before = _same_file(records.get(key), judged.download)
         now = _record(judged, evidence, before)
+        now, progress = _progress(judged, before, now, records, evidence.now)
+        told.extend(progress)
         told.extend(
             _told(
                 judged,
@@ -94,7 +107,77 @@ def learn(
         if evidence.scope is not None or name in there
     }
     learnt = replace(memory, downloads=records, touched=touched, unproven=frozenset(unproven))
+    if evidence.scope is None:
+        learnt, of_store = _of_store(learnt, evidence, verdict)
+        told.extend(of_store)
     return learnt, tuple(told)
+
+
+def _of_store(
+    memory: Memory, evidence: Evidence, verdict: Verdict
+) -> tuple[Memory, Iterator[Event]]:
+    """What a look at the whole store shows besides downloads: models, and what is wrong."""
+    models = _models(memory, evidence)
+    problems = frozenset(
+        (each.kind, each.path)
+        for each in verdict.findings
+        if each.kind.startswith(_PROBLEMS) and each.severity is not Severity.INFO
+    )
+    told = chain(
+        _models_told(memory, models, evidence.now),
+        _problems_told(verdict.findings, problems - memory.problems, evidence.now),
+    )
+    learnt = replace(memory, models=models, problems=problems, looked_at=evidence.now)
+    return learnt, told
+
+
+def _models(memory: Memory, evidence: Evidence) -> dict[str, tuple[int, int]]:
+    """The models that have a manifest. One that can't be read just now has not gone."""
+    census = evidence.census
+    models = {each.name: (each.inode, each.mtime_ns) for each in census.models}
+    blind = any(path.startswith("manifests") for path in census.unlisted)
+    unread = {odd.model for odd in census.odd_manifests}
+    for name, known in (memory.models or {}).items():
+        if name not in models and (blind or name in unread):
+            models[name] = known
+    return models
+
+
+def _models_told(
+    memory: Memory, models: Mapping[str, tuple[int, int]], at: float
+) -> Iterator[Event]:
+    if memory.models is None:
+        return  # the first look: nothing is known to have happened
+    for name in sorted(models.keys() | memory.models.keys()):
+        details: dict[str, object] = {"models": [name]}
+        if name not in models:
+            message = f"{name} is removed: it has no manifest any more"
+            yield Event(at, "model_removed", message, name, details)
+        elif models[name] != memory.models.get(name):
+            message = f"{name} is complete: its manifest is written"
+            yield Event(at, "manifest_written", message, name, details)
+
+
+def _problems_told(
+    found: Iterable[Finding], new: frozenset[tuple[str, str]], at: float
+) -> Iterator[Event]:
+    """One event for each kind of problem that has come up since the last look."""
+    fresh = sorted(
+        (each for each in found if (each.kind, each.path) in new),
+        key=lambda each: (each.kind, each.path),
+    )
+    for kind, group in groupby(fresh, key=lambda each: each.kind):
+        alike = list(group)
+        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
+        details = {
+            "kind": kind,
+            "severity": alike[0].severity.value,
+            "paths": [each.path for each in alike[:_MOST_SUBJECTS]],
+            "count": len(alike),
+            "models": sorted({model for each in alike for model in each.models}),
+            "command": alike[0].command,
+        }
+        yield Event(at, "store_problem", f"{alike[0].message}{more}", details=details)
 
 
 def _names(evidence: Evidence) -> set[str]:
@@ -173,6 +256,47 @@ def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record
         mended=before is not None and before.mended,
         checked_at=before.checked_at if before is not None else 0.0,
     )
+
+
+def _progress(
+    judged: Judged, before: Record | None, now: Record, known: Mapping[str, Record], at: float
+) -> tuple[Record, list[Event]]:
+    """How a pull gets on: its samples, and an event a minute, or one where nothing arrives."""
+    if not now.pulling:
+        return now, []
+    if before is None or not before.pulling:
+        return replace(now, samples=(Sample(at, now.allocated),), told_at=at), []
+    samples = before.samples
+    if not samples or at - samples[-1].at >= _SAMPLE_SECONDS:
+        samples = (*samples, Sample(at, now.allocated))[-_MOST_SAMPLES:]
+    now = replace(now, samples=samples, told_at=before.told_at, stalled=before.stalled)
+    who = names.known_as(judged.download.models, judged.digest)
+    if at - now.progress_at >= STALL_SECONDS:
+        if now.stalled:
+            return now, []
+        message = f"nothing of {who} has arrived for {at - now.progress_at:.0f} s"
+        return replace(now, stalled=True), [_event(at, "download_stalled", message, judged)]
+    now = replace(now, stalled=False)
+    # The layers of a model may come side by side: one of them tells for all.
+    last = max(each.told_at for each in (now, *known.values()) if each.models == now.models)
+    if at - last < LIVE_LOOK_SECONDS:
+        return now, []
+    event = _event(at, "download_progress", f"{who}: {now.allocated} bytes are here", judged)
+    speed = rate(samples)
+    left = None if not speed or now.total is None else max(0, now.total - now.allocated) / speed
+    paced = {
+        "per_second_bytes": None if speed is None else round(speed),
+        "left_seconds": None if left is None else round(left, 1),
+    }
+    return replace(now, told_at=at), [replace(event, details={**event.details, **paced})]
+
+
+def rate(samples: Sequence[Sample]) -> float | None:
+    """Bytes a second over some samples; None where they tell nothing."""
+    if len(samples) < 2 or samples[-1].at <= samples[0].at:
+        return None
+    arrived = samples[-1].allocated - samples[0].allocated
+    return max(0.0, arrived / (samples[-1].at - samples[0].at))
 
 
 def _last_progress(download: Download, before: Record | None, now: float) -> float:
@@ -333,8 +457,14 @@ def refreshed(outcomes: Sequence[Outcome], at: float) -> Event:
     return Event(at, "refreshed", message, details={"subjects": subjects[:_MOST_SUBJECTS]})
 
 
-def corrupt(outcome: Outcome, at: float) -> Event | None:
-    """The event that a blob's hash is wrong; None where it is right, or was not of a blob."""
+def hashed(outcome: Outcome, at: float) -> Event | None:
+    """The event that a file can't be read, or that a blob's hash is wrong; None where all is well.
+
+    Of an unfinished download a wrong hash is no news.
+    """
+    if outcome.result is Result.FAILED:
+        details = {"digest": f"sha256:{outcome.action.subject}"}
+        return Event(at, "error", outcome.message, details=details)
     entry = outcome.action.expects[0] if outcome.action.expects else None
     if entry is None or outcome.sha256 in (None, outcome.action.subject.lower()):
         return None

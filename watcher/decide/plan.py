@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from watcher.decide import cleaning, mending, proving, quarantine
 from watcher.model import (
+    LIVE_LOOK_SECONDS,
     QUIET_SECONDS,
     Action,
     Condition,
@@ -86,8 +87,8 @@ def _due(
     for judged in verdict.judged:
         if judged.condition is Condition.LIVE:
             # With a writer the close of its file tells; without one only time does.
-            if not judged.download.writers:
-                when.append(Due(evidence.now - judged.quiet + QUIET_SECONDS, judged.digest))
+            after = LIVE_LOOK_SECONDS if judged.download.writers else QUIET_SECONDS - judged.quiet
+            when.append(Due(evidence.now + after, judged.digest))
         elif not judged.stale:
             when.append(Due(evidence.now - judged.age + policy.stale_after, judged.digest))
     digests = {judged.digest for judged in verdict.judged}

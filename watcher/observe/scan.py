@@ -23,6 +23,7 @@ from watcher.model import (
     ManifestFault,
     OddBlob,
     OddManifest,
+    SeenModel,
     Temporary,
     TemporaryKind,
 )
@@ -53,6 +54,8 @@ class Named:
     #: Digits to (size, whether it is protected, index of a model that names it, more indexes …).
     digests: dict[str, tuple[int, ...]] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
+    #: The same with what tells their manifests apart.
+    seen: list[SeenModel] = field(default_factory=list)
     odd: list[OddManifest] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
     unlisted_by_server: list[str] = field(default_factory=list)
@@ -220,6 +223,7 @@ def _read_manifest(
     named.count += 1
     index = len(named.models)
     named.models.append(model.shown)
+    named.seen.append(SeenModel(model.shown, status.st_ino, status.st_mtime_ns))
     if not may_read(status, server):
         why = f"the user id {server} may not read it"
         named.odd.append(OddManifest(path, ManifestFault.UNREADABLE, why, model.shown))
@@ -386,6 +390,7 @@ class _Counting:
     def result(self) -> BlobCensus:
         return BlobCensus(
             manifests=self.named.count,
+            models=tuple(self.named.seen),
             entries=self.entries,
             allocated=self.allocated,
             healthy=self.healthy,

@@ -11,10 +11,16 @@ from watcher.memory import Memory
 from watcher.model import (
     DAY,
     Action,
+    BlobCensus,
+    BlobFault,
     Download,
     Evidence,
+    ManifestFault,
+    OddBlob,
+    OddManifest,
     Outcome,
     Result,
+    SeenModel,
     Trust,
     Verb,
 )
@@ -32,6 +38,11 @@ def told(
     *,
     first: bool = False,
 ) -> tuple[Memory, list[str]]:
+    seen = replace(
+        seen,
+        census=replace(seen.census, manifests=1),
+        place=replace(seen.place, free_bytes=10**12),
+    )
     verdict = judge.judge(seen, POLICY)
     now, happened = learn.learn(memory, seen, verdict, finished or {}, first_look=first)
     assert all(isinstance(event, Event) and event.line for event in happened)
@@ -109,6 +120,97 @@ def test_a_service_that_begins_tells_each_unfinished_download() -> None:
     assert told(memory, evidence(PAUSED), first=True)[1] == ["partial_found"]
 
 
+# ---------------------------------------------------------------- while it is pulled
+
+
+def growing(at: float, arrived: int, *, total: int = 1000, written: float = 0.0) -> Evidence:
+    """A pull of which so many bytes are on the disk at a time, the last written so long ago."""
+    data = entry("data", inode=5, size=total)._replace(
+        allocated=arrived, mtime_ns=round((at - written) * 1e9)
+    )
+    one = replace(LIVE, data=data, sidecars=(), total=total, total_from="manifest")
+    return replace(evidence(one), now=at)
+
+
+def test_progress_is_told_once_a_minute_with_rate_and_time_left() -> None:
+    memory, _ = told(Memory(), growing(NOW, 100))
+    for seconds in (10, 20, 59):
+        memory, happened = told(memory, growing(NOW + seconds, 100 + seconds))
+        assert happened == []
+    verdict = judge.judge(growing(NOW + 60, 160), POLICY)
+    memory, (event,) = learn.learn(
+        memory, replace(growing(NOW + 60, 160), scope=frozenset({D})), verdict, {}
+    )
+    assert event.event_type == "download_progress"
+    assert (event.details["per_second_bytes"], event.details["left_seconds"]) == (1, 840.0)
+    assert told(memory, growing(NOW + 61, 161))[1] == []
+    assert told(memory, growing(NOW + 120, 220))[1] == ["download_progress"]
+
+
+def test_the_layers_of_one_model_tell_one_progress() -> None:
+    def two(at: float, arrived: int) -> Evidence:
+        (one,) = growing(at, arrived).downloads
+        other = replace(one, digest="e" * 64, data=one.data and one.data._replace(inode=6))
+        both = tuple(replace(each, models=("llama3:latest",)) for each in (one, other))
+        return replace(evidence(*both), now=at)
+
+    memory, _ = told(Memory(), two(NOW, 100))
+    assert told(memory, two(NOW + 60, 200))[1] == ["download_progress"]
+
+
+def test_a_stall_is_told_once_and_again_after_bytes_have_come() -> None:
+    memory, _ = told(Memory(), growing(NOW, 100))
+    stories = []
+    for seconds, arrived, written in (
+        (60, 100, 60),
+        (120, 100, 120),
+        (180, 300, 0),
+        (240, 300, 60),
+    ):
+        memory, happened = told(memory, growing(NOW + seconds, arrived, written=written))
+        stories.append(happened)
+    assert stories == [["download_stalled"], [], ["download_progress"], ["download_stalled"]]
+
+
+# ---------------------------------------------------------------- models and problems
+
+
+def models(*stamps: tuple[str, int], **more: object) -> Evidence:
+    census = BlobCensus(models=tuple(SeenModel(name, 1, at) for name, at in stamps), **more)  # type: ignore[arg-type]
+    return replace(evidence(), census=census)
+
+
+def test_a_manifest_is_told_when_it_comes_changes_and_goes() -> None:
+    assert story(
+        models(("a:1", 1)),
+        models(("a:1", 1)),
+        models(("a:1", 2), ("b:1", 1)),
+        models(("b:1", 1)),
+    ) == [[], [], ["manifest_written", "manifest_written"], ["model_removed"]]
+
+
+def test_a_manifest_that_can_t_be_read_has_not_gone() -> None:
+    odd = OddManifest("manifests/x", ManifestFault.CORRUPT, "half", "a:1")
+    assert story(models(("a:1", 1)), models(odd_manifests=(odd,)), models(("a:1", 1))) == [
+        [],
+        ["store_problem"],
+        [],
+    ]
+    assert story(models(("a:1", 1)), models(unlisted=("manifests/x",)))[1] == ["store_problem"]
+
+
+def test_a_problem_is_told_once_while_it_lasts() -> None:
+    def missing(*digests: str) -> Evidence:
+        found = [OddBlob(each * 64, BlobFault.MISSING, 5, None, ("a:1",)) for each in digests]
+        return models(("a:1", 1), odd=tuple(found))
+
+    looks = [missing("1", "2"), missing("1", "2"), missing("1", "2", "3"), missing(), missing("1")]
+    assert story(*looks) == [["store_problem"], [], ["store_problem"], [], ["store_problem"]]
+    verdict = judge.judge(looks[0], POLICY)
+    event = learn.learn(Memory(), looks[0], verdict, {})[1][0]
+    assert (event.details["count"], event.details["kind"]) == (2, "blob_missing")
+
+
 def with_present(one: Download, end: int, ago: float) -> Evidence:
     trust = Trust(one.trust.claimed, ((0, end),), one.trust.claimed)
     data = entry("data", ago=ago, inode=5)._replace(allocated=end)
@@ -123,7 +225,7 @@ def test_progress_is_when_bytes_arrived_not_when_files_were_touched() -> None:
 
 def test_events_name_sizes_and_durations_by_their_units() -> None:
     verdict = judge.judge(evidence(PAUSED), POLICY)
-    _, (event,) = learn.learn(Memory(), evidence(PAUSED), verdict, {})
+    _, (event, *_) = learn.learn(Memory(), evidence(PAUSED), verdict, {})
     assert event.model_name == f"sha256-{D[:12]}"
     assert event.details["total_bytes"] == 200 * MB
     assert event.details["age_seconds"] == 100

@@ -282,8 +282,8 @@ def test_what_a_hard_link_keeps_is_not_counted_as_freed() -> None:
     assert planned(evidence(census=orphans(linked))).frees == 0
 
 
-def test_live_downloads_are_due_when_their_quiet_ends_unless_a_close_will_tell() -> None:
+def test_live_downloads_are_due_when_their_quiet_ends_and_held_ones_each_minute() -> None:
     silent = evidence(download(ago=30), servers=(server(),))
     assert planned(silent).due == ((NOW + 60, D),)
     held = evidence(replace(download(ago=30), holders=(writer(),)), servers=(server(),))
-    assert planned(held).due == ()
+    assert planned(held).due == ((NOW + 60, D),)

@@ -1,0 +1,123 @@
+"""What makes the daemon a service: systemd's protocol, settings read again, proofs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.driving import Daemon, Store, run
+from tests.fidelity.harness import EngineServer, collapsed, wait_until
+from tests.repair.scenes import SIZE, STATES, Download, seed_of
+from watcher.demo.registry import Layer, Registry
+
+REPAIRS = {"OLLAMA_WATCH_REPAIR": "true"}
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as opened:
+        opened.bind(str(tmp_path / "notify"))
+        opened.settimeout(20)
+        yield opened
+
+
+def until(listener: socket.socket, wanted: str) -> list[str]:
+    """What systemd is told, up to a line."""
+    lines: list[str] = []
+    while wanted not in lines:
+        lines += listener.recv(4096).decode().splitlines()
+    return lines
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_systemd_is_told_of_a_whole_life(
+    tmp_path: Path, listener: socket.socket, there: bool
+) -> None:
+    store = Store(tmp_path / "models").path if there else tmp_path / "none"
+    daemon = Daemon(store, {"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    try:
+        daemon.start()
+        assert "WATCHDOG=1" in until(listener, "READY=1")
+        if not there:
+            Store(store)
+        daemon.wait_event("service_started")
+        os.kill(daemon.pid, signal.SIGHUP)
+        told = until(listener, "RELOADING=1")
+        assert any(line.startswith("MONOTONIC_USEC=") for line in until(listener, "READY=1") + told)
+        os.kill(daemon.pid, signal.SIGTERM)
+        until(listener, "STOPPING=1")
+        wait_until(lambda: not daemon.alive, "its end")
+    finally:
+        daemon.close()
+
+
+def test_settings_are_read_again_and_bad_ones_refused(store: Store, tmp_path: Path) -> None:
+    stale = store.download("stale")
+    settings = tmp_path / "settings.toml"
+    settings.write_text("clean = false\n")
+    with Daemon(store.path, settings=settings) as daemon:
+        settings.write_text("clean = perhaps\n")
+        os.kill(daemon.pid, signal.SIGHUP)
+        told = daemon.wait_event("error")
+        assert "settings stay as they were" in str(told["message"])
+        assert store.partials(stale)
+        settings.write_text("clean = true\n")
+        os.kill(daemon.pid, signal.SIGHUP)
+        assert daemon.wait_event("settings_read")["details"]["clean"] is True
+        daemon.wait_event("partial_cleaned")
+        assert store.partials(stale) == []
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_what_was_finished_on_our_sidecars_is_hashed_in_the_background(
+    tmp_path: Path, right: bool
+) -> None:
+    with Registry() as registry, EngineServer(tmp_path / "pulled") as server:
+        layer = Layer(SIZE, seed=seed_of(server.store))
+        model = registry.add_model("demo", "1b", [layer], extras=False)
+        it = Download(server.store, model, registry.content(model.digests[0]))
+        STATES["killed"](it)
+        assert run(it.store, "repair", "--yes").returncode == 0
+        server.start().wait_ready()
+        assert collapsed(server.pull(model.name))[-1] == "success"
+        server.stop()
+        blob = it.data.with_name(it.data.name.removesuffix("-partial"))
+        if not right:
+            with blob.open("r+b") as file:
+                file.seek(70_000_000)
+                file.write(b"\0" * 5000)
+        state = it.store / ".ollama-watch/state.json"
+        with Daemon(it.store, REPAIRS) as daemon:
+            if right:
+                proved = f'"{blob.name}":'.encode()
+                wait_until(lambda: proved in state.read_bytes(), "the hash")
+                wait_until(lambda: b'"unproven": []' in state.read_bytes(), "the proof")
+                assert daemon.of("blob_corrupt") == []
+                return
+            daemon.wait_event("blob_corrupt")
+            told = daemon.wait_event("quarantined")
+            assert f"ollama pull {model.name.removeprefix('http://')}" in str(told["message"])
+            assert not blob.exists()
+            server.start().wait_ready()
+            assert collapsed(server.pull(model.name))[-1] == "success"
+            assert blob.stat().st_size == SIZE
+
+
+def test_an_end_does_not_wait_for_a_long_hash(store: Store) -> None:
+    """The hash of a large blob is broken off; nothing is said of it, and it stays unproven."""
+    digest = store.digest("large")
+    with (store.blobs / f"sha256-{digest}").open("wb") as file:
+        file.truncate(40 << 30)
+    store.manifest("large", digest)
+    state = store.path / ".ollama-watch/state.json"
+    with Daemon(store.path) as daemon:
+        daemon.kill(signal.SIGTERM)
+    state.write_text(state.read_text().replace('"unproven": []', f'"unproven": ["{digest}"]'))
+    with Daemon(store.path, REPAIRS) as daemon:
+        daemon.kill(signal.SIGTERM)
+    assert f'"{digest}"' in state.read_text()

@@ -1,0 +1,97 @@
+"""Hashing, in the background and at low priority, what was finished on sidecars of ours.
+
+A false claim may have become a blob that looks whole; only its hash tells. It takes minutes for a
+large one, in which the daemon has to go on watching.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import psutil
+
+from watcher import cycle, names
+from watcher.errors import WatchError
+from watcher.model import Plan, Policy, Verb
+from watcher.world import World
+
+#: What is done about an unproven blob.
+_VERBS = cycle.QUESTIONS | {Verb.QUARANTINE_BLOB}
+_LOWEST = 19
+
+
+class Proofs:
+    """One thread at most, that hashes the blobs it is given and puts corrupt ones aside."""
+
+    def __init__(self, world: World, trouble: Callable[[str], None]) -> None:
+        self._world, self._trouble = world, trouble
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._waiting: frozenset[str] = frozenset()
+        self._tried: frozenset[str] = frozenset()
+
+    def want(self, digests: frozenset[str], policy: Policy) -> None:
+        """Prove all blobs that are `digests` now; one that could not be is not tried twice."""
+        with self._lock:
+            self._tried &= digests
+            self._waiting = digests - self._tried
+            if self._waiting and self._thread is None:
+                policy = replace(policy, clean=False, refresh=False, hash=True, online=True)
+                self._thread = threading.Thread(target=self._run, args=(policy,), name="proofs")
+                self._thread.start()
+
+    def stop(self) -> None:
+        """End within the reading of a few MiB; what was not hashed stays unproven."""
+        self._stopped.set()
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _run(self, policy: Policy) -> None:
+        _yield_to_others()
+        while digests := self._next():
+            try:
+                self._prove(digests, policy)
+            except (WatchError, OSError) as error:
+                self._trouble(f"a finished blob can't be proved: {error}")
+
+    def _next(self) -> frozenset[str]:
+        """What to prove next; the thread ends where there is nothing."""
+        with self._lock:
+            digests = frozenset() if self._stopped.is_set() else self._waiting
+            self._waiting = frozenset()
+            self._tried |= digests
+            if not digests:
+                self._thread = None
+            return digests
+
+    def _prove(self, digests: frozenset[str], policy: Policy) -> None:
+        def consent(planned: Plan) -> Plan:
+            return replace(
+                planned,
+                actions=tuple(
+                    each
+                    for each in planned.actions
+                    if each.verb in _VERBS and _digest(each.subject) in digests
+                ),
+            )
+
+        cycle.cycle(self._world, policy, consent=consent, stop=self._stopped.is_set)
+
+
+def _digest(subject: str) -> str:
+    return names.parse_blob(subject).digest or subject
+
+
+def _yield_to_others() -> None:
+    """Give this thread, and those that it starts, the lowest priority."""
+    with contextlib.suppress(OSError, psutil.Error):
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, _LOWEST)
+        psutil.Process(thread).ionice(psutil.IOPRIO_CLASS_IDLE)
