@@ -248,6 +248,17 @@ def daemon(given: click.Context) -> Exit:
 
 
 @group.command()
+@click.option("-w", "--watch", is_flag=True, help="Again and again, until ctrl-C.")
+@_json_option
+@click.pass_context
+def status(given: click.Context, watch: bool) -> Exit:
+    """What is being pulled and how fast, and what lies broken."""
+    from watcher.commands.status import status as body
+
+    return body(given.obj, watch=watch)
+
+
+@group.command()
 @click.option("--keep", is_flag=True, help="Leave the demo's folder for a look.")
 @click.option("--svg", type=_PATH, metavar="FILE", help="Save its audit as a picture.")
 def demo(keep: bool, svg: Path | None) -> Exit:

@@ -90,7 +90,7 @@ def cycle(
         return seen, verdict, plan.make(verdict, seen, policy)
 
     recovered = _recover(world, policy, lock_seconds) if world.keeps else ()
-    basis = _recall(world, past)
+    basis = remembered(world, past)
     seen, verdict, planned = decide(basis)
     agreed = consent(planned)
     if not world.keeps:
@@ -105,7 +105,7 @@ def cycle(
 
         answers += answering.answer(world, policy, questions, stop, lock_seconds)
         asked.update(questions)
-        basis = _recall(world, past)
+        basis = remembered(world, past)
         seen, verdict, planned = decide(basis)
         agreed = consent(planned)
     agreed = _without(agreed, QUESTIONS)
@@ -123,7 +123,7 @@ def cycle(
         room.set_aside(store)
         journal = Journal(store, policy, world)
         stuck = _recover_under_lock(world, store, journal)
-        known = _recall(world, past)
+        known = remembered(world, past)
         if known != basis or world.clock() - looked_at > _LATE_SECONDS:
             # Somebody else has learnt or acted meanwhile: what was seen before is an old story.
             basis = known
@@ -208,7 +208,7 @@ def _recover_under_lock(
     return stuck
 
 
-def _recall(world: World, past: Memory | None) -> Memory:
+def remembered(world: World, past: Memory | None = None) -> Memory:
     """What is remembered on the disk, or, where there is nothing, by who has called."""
     try:
         with files.opened_folder(world.store) as store:

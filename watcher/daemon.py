@@ -14,11 +14,10 @@ from watcher.errors import LockedError, NoStoreError, SettingsError
 from watcher.events import Event
 from watcher.memory import Memory
 from watcher.model import Plan, Policy, Refusal
+from watcher.observe.service import LOCK
 from watcher.proofs import Proofs
 from watcher.wakes import Scope, Wakes
 from watcher.world import World
-
-DAEMON_LOCK = "daemon.lock"
 
 
 def run(world: World, read_policy: Callable[[], Policy]) -> None:
@@ -131,7 +130,7 @@ class _Service:
             try:
                 files.ensure_folder(memory.FOLDER, store)
                 ours = self._held.enter_context(files.opened_folder(memory.FOLDER, store))
-                self._held.enter_context(files.locked(DAEMON_LOCK, ours, journal.owner()))
+                self._held.enter_context(files.locked(LOCK, ours, journal.owner()))
             except files.BusyError as busy:
                 raise LockedError(
                     f"a daemon watches this store already: {busy.owner}", "one is enough"

@@ -180,6 +180,13 @@ def _told_by_drawing(finding: Finding) -> bool:
 
 
 def _summary(seen: Evidence, verdict: Verdict) -> Table:
+    table = summary(seen)
+    table.add_row(Text("found", style="bold"), _counts(verdict))
+    return table
+
+
+def summary(seen: Evidence) -> Table:
+    """The store, the server and the sight: a word in bold, and what there is to say beside it."""
     place, census = seen.place, seen.census
     table = Table.grid(padding=(0, 2))
     table.add_column()
@@ -204,7 +211,6 @@ def _summary(seen: Evidence, verdict: Verdict) -> Table:
         table.add_row(Text("server", style="bold"), "none runs on this store")
     if seen.view.sight is not Sight.FULL:
         table.add_row(Text("sight", style="bold"), f"{seen.view.sight.value}: {seen.view.why}")
-    table.add_row(Text("found", style="bold"), _counts(verdict))
     return table
 
 
@@ -225,6 +231,17 @@ def _counts(verdict: Verdict) -> Text:
 
 
 def _download(judged: Judged) -> Table:
+    table = drawn(judged)
+    table.add_row("", judged.because)
+    table.add_row("", _costs(judged))
+    helps = findings.advice(judged)
+    if helps and not judged.stale:
+        table.add_row("", Text(f"-> {helps}", style="bold"))
+    return table
+
+
+def drawn(judged: Judged, more: str = "") -> Table:
+    """A download: its condition and name, its bytes drawn, and its sizes in words and `more`."""
     download = judged.download
     style = _CONDITION_STYLE.get(judged.condition, "bold red")
     table = _block()
@@ -238,12 +255,7 @@ def _download(judged: Judged) -> Table:
     trust, total = download.trust, download.total
     if total:
         table.add_row("", Text(pieces.drawing(trust, total, _CELLS), style=style))
-    table.add_row("", _sizes(judged))
-    table.add_row("", judged.because)
-    table.add_row("", _costs(judged))
-    helps = findings.advice(judged)
-    if helps and not judged.stale:
-        table.add_row("", Text(f"-> {helps}", style="bold"))
+    table.add_row("", f"{_sizes(judged)}{more}")
     return table
 
 

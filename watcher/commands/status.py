@@ -1,0 +1,74 @@
+"""``status``: what is going on just now."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from watcher import cycle
+from watcher.commands.context import Context
+from watcher.errors import Exit
+from watcher.model import Condition
+from watcher.observe import service
+from watcher.show.status import Pace, Status
+from watcher.world import World
+
+#: A rate takes two looks; and this is how often `--watch` looks.
+_APART_SECONDS = 1.0
+_WATCH_SECONDS = 2.0
+
+
+def status(context: Context, *, watch: bool) -> Exit:
+    """Tell what is pulled and how fast, what lies broken, and what is due next.
+
+    `watch`: again and again, until ctrl-C.
+    """
+    worlds = context.worlds(keeps=False)
+    before: dict[str, Status] = {}
+    while True:
+        shown = [look(world, context, before.get(world.store)) for world in worlds]
+        _show(context, shown, redraw=watch)
+        if not watch:
+            return Exit.HEALTHY
+        before = {each.report.evidence.place.path: each for each in shown}
+        time.sleep(_WATCH_SECONDS)
+
+
+def look(world: World, context: Context, before: Status | None) -> Status:
+    """One look at a store, and a second one where something moves and nobody has looked before."""
+    report = cycle.cycle(world, context.policy, consent=cycle.nothing)
+    past = before.report if before is not None else None
+    if past is None and any(each.condition is Condition.LIVE for each in report.verdict.judged):
+        time.sleep(_APART_SECONDS)
+        past, report = report, cycle.cycle(world, context.policy, consent=cycle.nothing)
+    paces = {} if past is None else _paces(past, report)
+    return Status(report, paces, service.daemon(world.store), cycle.remembered(world).looked_at)
+
+
+def _paces(past: cycle.Report, now: cycle.Report) -> dict[str, Pace]:
+    """How fast each download grew on the disk between two looks, by its key."""
+    seconds = now.evidence.now - past.evidence.now
+    known = {each.key: each for each in past.evidence.downloads}
+    found: dict[str, Pace] = {}
+    for judged in now.verdict.judged:
+        download = judged.download
+        before = known.get(download.key)
+        if judged.condition is not Condition.LIVE or before is None or seconds <= 0:
+            continue
+        arrived = max(0, download.allocated - before.allocated)
+        missing = None if download.total is None else max(0, download.total - download.allocated)
+        rate = arrived / seconds
+        found[download.key] = Pace(rate, None if missing is None or not rate else missing / rate)
+    return found
+
+
+def _show(context: Context, shown: list[Status], *, redraw: bool) -> None:
+    from watcher.show import status as drawn
+
+    if context.json:
+        for each in shown:
+            context.document(drawn.document(each))
+        return
+    if redraw and sys.stdout.isatty():
+        sys.stdout.write("\033[H\033[2J")
+    context.show(part for each in shown for part in drawn.table(each))
