@@ -15,9 +15,10 @@ HOUSE = Path(watcher.__file__).parent
 
 #: A module imports only what stands above it, or beside it in its own package.
 ORDER = (
-    "__init__", "model", "errors", "ranges", "names", "gojson", "sidecars", "manifests", "files",
-    "config", "memory", "events", "ollama", "world", "observe", "decide", "journal", "act",
-    "cycle", "notify", "proofs", "wakes", "daemon", "show", "commands", "cli", "__main__",
+    "__init__", "model", "states", "errors", "ranges", "names", "gojson", "sidecars", "manifests",
+    "files", "config", "memory", "kept", "records", "events", "ollama", "world", "observe",
+    "decide", "journal", "act", "cycle", "notify", "proofs", "pull", "wakes", "daemon", "show",
+    "commands", "cli", "__main__",
 )  # fmt: skip
 WHY = (
     "Data goes one way, observe -> decide -> act -> learn -> show. Move what is shared up,"

@@ -50,6 +50,12 @@ class TargetError(WatchError):
     exit_code = Exit.USAGE
 
 
+class RecordError(WatchError):
+    """A change of a download's record has an unknown key, a bad value or an illegal transition."""
+
+    exit_code = Exit.USAGE
+
+
 class NoPermissionError(WatchError):
     """Something may not be read or changed by this user."""
 

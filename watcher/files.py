@@ -15,6 +15,7 @@ import fcntl
 import os
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterator
 from typing import cast
 
@@ -25,6 +26,8 @@ FOLDER_MODE = 0o755
 _NO_REPLACE = 1
 #: How far back a half line is looked for when a log is opened after a kill.
 _LONGEST_LINE = 1 << 20
+#: How soon a lock that somebody holds is tried again: seconds, doubled each time up to the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 
 
 # ---------------------------------------------------------------- looking, by descriptor
@@ -125,10 +128,18 @@ def ensure_folder(name: str, parent: int) -> None:
     sync(parent)
 
 
-def create(name: str, parent: int, data: bytes, owner: tuple[int, int] | None = None) -> None:
+def create(
+    name: str,
+    parent: int,
+    data: bytes,
+    owner: tuple[int, int] | None = None,
+    *,
+    durable: bool = True,
+) -> None:
     """Make a new file with `data`, on the disk when this returns. Raises FileExistsError.
 
-    `owner`: user and group id that it gets where we are root; None for the folder's.
+    `owner`: user and group id that it gets where we are root; None for the folder's. Not `durable`:
+    a power cut may lose what was written.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
@@ -136,7 +147,8 @@ def create(name: str, parent: int, data: bytes, owner: tuple[int, int] | None = 
         os.fchmod(fd, FILE_MODE)
         _own(fd, parent, owner)
         _write_all(fd, data)
-        os.fsync(fd)
+        if durable:
+            os.fsync(fd)
     except BaseException:
         os.close(fd)
         os.unlink(name, dir_fd=parent)
@@ -153,18 +165,20 @@ def reserve(name: str, parent: int, size: int) -> None:
     create(name, parent, os.urandom(size))  # nothing that a file system could do without storing
 
 
-def save(name: str, parent: int, data: bytes) -> None:
+def save(name: str, parent: int, data: bytes, *, durable: bool = True) -> None:
     """Replace a file of ours by `data` in one step, on the disk when this returns.
 
     For files that only the holder of a lock writes: a kill leaves ``.<name>.new``, which the next
-    save replaces.
+    save replaces. Not `durable`: whole after a kill all the same, but a power cut within half a
+    minute may leave it empty where the file system does not write a file out before its renaming.
     """
     temporary = f".{name}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=parent)
-    create(temporary, parent, data)
+    create(temporary, parent, data, durable=durable)
     os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
-    sync(parent)
+    if durable:
+        sync(parent)
 
 
 def append(name: str, parent: int, line: bytes) -> int:
@@ -243,6 +257,12 @@ def replace(name: str, parent: int, new_name: str, new_parent: int) -> None:
     os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
 
 
+def set_aside(name: str, parent: int) -> None:
+    """Keep a damaged file of ours beside its place, as ``<name>.damaged``, if it is still there."""
+    with contextlib.suppress(FileNotFoundError):
+        replace(name, parent, f"{name}.damaged", parent)
+
+
 def second_name(name: str, parent: int, new_name: str, new_parent: int) -> None:
     """Give a file a second name (a hard link). Raises FileExistsError."""
     os.link(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent, follow_symlinks=False)
@@ -301,15 +321,15 @@ class BusyError(WatchError):
 
 
 @contextlib.contextmanager
-def locked(name: str, parent: int, owner: str) -> Iterator[None]:
-    """Hold a lock file (flock), `owner` written into it. Raises BusyError where it is held."""
+def locked(name: str, parent: int, owner: str, *, seconds: float = 0.0) -> Iterator[None]:
+    """Hold a lock file (flock), `owner` written into it; wait so many seconds for who has it.
+
+    It keeps the threads of one process apart, too. Raises BusyError where it stays held.
+    """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(os.pread(fd, 200, 0).decode("utf-8", "replace").strip()) from None
+        _lock(fd, seconds)
         os.ftruncate(fd, 0)
         _own(fd, parent)
         # A full disk must not keep anyone from acting; the text is for people only.
@@ -318,3 +338,17 @@ def locked(name: str, parent: int, owner: str) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _lock(fd: int, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise BusyError(os.pread(fd, 200, 0).decode("utf-8", "replace").strip()) from None
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)

@@ -18,8 +18,6 @@ from watcher.observe import scan
 from watcher.world import World
 
 LOCK = "lock"
-#: How often a lock that somebody holds is tried again.
-_LOCK_PAUSE = 0.05
 
 
 class Journal:
@@ -115,19 +113,14 @@ def _finished(store: int, past: Memory, seen: Evidence) -> dict[str, int]:
 def locked(store: int, seconds: float) -> Iterator[None]:
     """Hold the store's lock for acting; wait so long for who has it. Raises LockedError."""
     files.ensure_folder(memory.FOLDER, store)
-    until = time.monotonic() + seconds
     with files.opened_folder(memory.FOLDER, store) as ours, contextlib.ExitStack() as held:
-        while True:
-            try:
-                held.enter_context(files.locked(LOCK, ours, owner()))
-                break
-            except files.BusyError as busy:
-                if time.monotonic() >= until:
-                    raise LockedError(
-                        f"another ollama-watch acts on this store: {busy.owner}",
-                        "try again when it has ended",
-                    ) from None
-            time.sleep(_LOCK_PAUSE)
+        try:
+            held.enter_context(files.locked(LOCK, ours, owner(), seconds=seconds))
+        except files.BusyError as busy:
+            raise LockedError(
+                f"another ollama-watch acts on this store: {busy.owner}",
+                "try again when it has ended",
+            ) from None
         yield
 
 

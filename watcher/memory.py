@@ -159,16 +159,8 @@ def save(store: int, memory: Memory) -> None:
     files.ensure_folder(FOLDER, store)
     with files.opened_folder(FOLDER, store) as folder:
         if memory.lost:
-            _set_aside(folder)
+            files.set_aside(NAME, folder)
         files.save(NAME, folder, _encode(memory))
-
-
-def _set_aside(folder: int) -> None:
-    try:
-        files.replace(NAME, folder, f"{NAME}.damaged", folder)
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
 
 
 def _encode(memory: Memory) -> bytes:

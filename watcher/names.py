@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from watcher.errors import TargetError
 from watcher.model import TemporaryKind
 
 DEFAULT_HOST = "registry.ollama.ai"
@@ -144,6 +145,11 @@ class ModelName(NamedTuple):
             return f"{self.namespace}/{name}"
         return name
 
+    @property
+    def key(self) -> str:
+        """The same for all spellings of one model: the server does not regard case."""
+        return self.shown.lower()
+
 
 def model_from_path(parts: tuple[str, ...]) -> ModelName | None:
     """The model whose manifest lies at these path parts below ``manifests/``, or None."""
@@ -165,6 +171,17 @@ def parse_model(text: str) -> ModelName | None:
         return None
     defaults = (DEFAULT_HOST, DEFAULT_NAMESPACE)
     return model_from_path((*defaults[: 3 - len(parts)], *parts, tag))
+
+
+def to_model(text: str) -> ModelName:
+    """The same, where it must be one. Raises TargetError."""
+    model = parse_model(text)
+    if model is None:
+        raise TargetError(
+            f"no name of a model: {printable(text)!r}",
+            "such as llama3, me/llama3:8b, hf.co/me/it:Q4",
+        )
+    return model
 
 
 def printable(name: str) -> str:

@@ -86,7 +86,8 @@ def _shown(word: object) -> str | None:
     return None
 
 
-def _break_files(order: dict[str, Any], told: int) -> None:
+def break_files(order: dict[str, Any], told: int) -> None:
+    """Put `Breaking` between ``watcher.files`` and the system, for good."""
     breaking = Breaking(order.get("at", 0), order.get("how", ""), told)
     module: Any = files
     module.os = breaking
@@ -115,7 +116,7 @@ def _held_from(look: int) -> None:
 def _child(order: dict[str, Any], told: int) -> int:
     world = World(order["store"], proc=order["proc"])
     os.umask(order.get("umask", 0o022))
-    _break_files(order, told)
+    break_files(order, told)
     if order.get("held_from"):
         _held_from(order["held_from"])
     consent = cycle.everything if order.get("clean", True) else cycle.nothing

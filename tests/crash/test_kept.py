@@ -1,0 +1,129 @@
+"""A change of what we keep, broken at each of its calls: it was made or it was not, never half."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.driving import environment
+from watcher import files, records
+
+#: Orders a line of stdin: which change to make in which store, and at which call to break it how.
+DRIVER = """
+import json, os, sys
+from tests.crash.driver import break_files
+from watcher import records
+from watcher.errors import WatchError
+
+def record(store):
+    records.change(store, "llama3", {"state": "error", "error": "new"})
+
+def progress(store):
+    records.change(store, "llama3", {"downloaded_bytes": 150})
+
+for line in sys.stdin:
+    order = json.loads(line)
+    reader, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        store = os.open(order["store"], os.O_RDONLY)
+        break_files(order, told)
+        try:
+            globals()[order["change"]](store)
+        except WatchError:
+            os._exit(4)
+        os._exit(0)
+    os.close(told)
+    with os.fdopen(reader) as calls:
+        made = calls.read().splitlines()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    print(json.dumps([code, made]), flush=True)
+"""
+
+
+class Ended(NamedTuple):
+    """The exit code (-9 after a kill, 4 for an error with its words), and the calls made."""
+
+    code: int
+    calls: list[str]
+
+
+Drive = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module")
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
+    """Makes one change, or breaks it."""
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER],
+        env=environment(tmp_path_factory.mktemp("driver")),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        ask, answers = process.stdin, process.stdout
+        assert ask is not None
+        assert answers is not None
+
+        def order(change: str, store: Path, at: int = 0, how: str = "") -> Ended:
+            ask.write(json.dumps({"change": change, "store": str(store), "at": at, "how": how}))
+            ask.write("\n")
+            ask.flush()
+            return Ended(*json.loads(answers.readline()))
+
+        yield order
+        ask.close()
+
+
+def laid_out(store: Path, *, new: bool) -> Path:
+    """A store in which each of the changes can be made; `new`: without our folder."""
+    store.mkdir()
+    if not new:
+        with files.opened_folder(str(store)) as fd:
+            records.change(fd, "llama3", {"state": "starting", "total_bytes": 200})
+            records.change(fd, "other", {"state": "error", "error": "old"})
+    return store
+
+
+def seen(store: Path) -> object:
+    """What is kept, times aside; nothing damaged may be there."""
+    ours = store / ".ollama-watch"
+    assert not list(ours.glob("*.damaged"))
+    with files.opened_folder(str(store)) as fd:
+        return {
+            model: (each.state, each.error, each.downloaded_bytes)
+            for model, each in records.read(fd).items()
+        }
+
+
+@pytest.mark.parametrize("how", ["kill", "half", "ENOSPC", "EIO"])
+@pytest.mark.parametrize(
+    ("change", "new"), [("record", False), ("record", True), ("progress", False)]
+)
+def test_broken_at_every_call(
+    drive: Drive, tmp_path: Path, change: str, new: bool, how: str
+) -> None:
+    reference = laid_out(tmp_path / "reference", new=new)
+    before = seen(reference)
+    ended = drive(change, reference)
+    assert ended.code == 0
+    after = seen(reference)
+    assert after != before
+    for at, call in enumerate(ended.calls, 1):
+        store = laid_out(tmp_path / f"broken{at}", new=new)
+        broken = drive(change, store, at, how)
+        where = f"{how} at call {at}, {call}"
+        # The words in a lock are for people only: a full disk keeps nobody from acting.
+        unimportant = call.startswith("pwrite ") and how not in ("kill", "half")
+        assert broken.code == (0 if unimportant else 4 if how[0] == "E" else -9), where
+        assert seen(store) in (before, after), where
+        assert drive(change, store).code == 0, where
+        assert seen(store) == after, where
+        left = {path.name for path in (store / ".ollama-watch").iterdir()}
+        assert not {name for name in left if name.endswith(".new")}, where
