@@ -1,0 +1,1 @@
+"""Driving downloads: how fast they come, and which is next."""
