@@ -61,6 +61,10 @@ class HeldError(ChangedError):
         )
 
 
+class CutShortError(OSError):
+    """It is decided, and an error came before its end: the next run finishes it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What is to be done to names under ``blobs/``."""
@@ -115,6 +119,7 @@ class _Work:
 def carry_out(world: World, store: int, change: Change, confirm: Confirm) -> Changed:
     """Do it, safely. Raises ChangedError, or OSError, with everything back in its place.
 
+    Of the OSErrors CutShortError is the one that leaves the rest to the next run.
     Of a change without a digest, entries that must stay are kept, and named with the reason.
     """
     with _begun(store, change) as work:
@@ -131,7 +136,11 @@ def carry_out(world: World, store: int, change: Change, confirm: Confirm) -> Cha
         except BaseException:
             _undo(work)
             raise
-        return Changed(_finish(work), kept)
+        try:
+            return Changed(_finish(work), kept)
+        except OSError as error:
+            why = f"{error.strerror}; the next run finishes it"
+            raise CutShortError(error.errno, why, error.filename) from error
 
 
 def _take_of_download(world: World, work: _Work, change: Change, confirm: Confirm) -> None:
@@ -363,6 +372,9 @@ def _guard_of(work: _Work) -> tuple[str, int] | None:
 
 def _undo(work: _Work) -> None:
     """Put everything back and forget the intent."""
+    with contextlib.suppress(FileNotFoundError):
+        # It could not be brought to the disk: a kill in here must not find it.
+        files.remove(_DECIDED, work.here)
     guard = _guard_of(work)
     for name in os.listdir(work.out):
         if guard is None or name != guard[0]:
