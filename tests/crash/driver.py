@@ -5,10 +5,11 @@ that counts every call which changes a file, and at call `at` does what `how` sa
 
 kill     SIGKILL, before the call
 half     SIGKILL after half of the bytes of a write (as `kill` for other calls)
-ENOSPC   and any other name of an error number: the call fails
+ENOSPC   and any other name of an error number: the call fails, and with `lasting` each one after it
 ""       nothing
 
-The answer tells how the child ended and which calls it made.
+With `then`, SIGKILL so many calls after that one. The answer tells how the child ended and which
+calls it made.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 from watcher import cycle, files
 from watcher.act import moves
+from watcher.commands import acting
 from watcher.errors import WatchError
 from watcher.model import Entry, Holder, Policy
 from watcher.world import World
@@ -43,8 +45,10 @@ POLICY = Policy(clean=True, repair=False, writers_visible=True)
 class Breaking:
     """Stands in for the module ``os`` inside ``watcher.files``."""
 
-    def __init__(self, at: int, how: str, told: int) -> None:
-        self._at, self._how, self._told, self._calls = at, how, told, 0
+    def __init__(self, order: dict[str, Any], told: int) -> None:
+        self._at, self._how = order.get("at", 0), order.get("how", "")
+        self._lasting, self._then = order.get("lasting", False), order.get("then", 0)
+        self._told, self._calls = told, 0
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(os, name)
@@ -64,7 +68,10 @@ class Breaking:
         shown = " ".join(str(each) for each in map(_shown, words) if each is not None)
         os.write(self._told, f"{name} {shown}\n".encode())
         self._calls += 1
-        if self._calls != self._at or not self._how:
+        if self._then and self._calls == self._at + self._then:
+            os.kill(os.getpid(), signal.SIGKILL)
+        broken = self._calls >= self._at if self._lasting else self._calls == self._at
+        if not broken or not self._how:
             # What has reached the disk plays no part where only the process is killed.
             return None if name == "fsync" else do(*words, **more)
         if self._how == "half" and name == "write":
@@ -88,7 +95,7 @@ def _shown(word: object) -> str | None:
 
 def break_files(order: dict[str, Any], told: int) -> None:
     """Put `Breaking` between ``watcher.files`` and the system, for good."""
-    breaking = Breaking(order.get("at", 0), order.get("how", ""), told)
+    breaking = Breaking(order, told)
     module: Any = files
     module.os = breaking
     if not order.get("no_replace", True):
@@ -114,17 +121,28 @@ def _held_from(look: int) -> None:
 
 
 def _child(order: dict[str, Any], told: int) -> int:
-    world = World(order["store"], proc=order["proc"])
+    registry = order.get("registry")
+    world = World(order["store"], proc=order["proc"], registry_length=lambda *_: registry)
     os.umask(order.get("umask", 0o022))
     break_files(order, told)
     if order.get("held_from"):
         _held_from(order["held_from"])
     consent = cycle.everything if order.get("clean", True) else cycle.nothing
+    policy = replace(
+        POLICY, **{name: _value(each) for name, each in order.get("policy", {}).items()}
+    )
     try:
-        report = cycle.cycle(world, replace(POLICY, **order.get("policy", {})), consent=consent)
+        if order.get("prepare"):
+            acting._keep_wanted(world, policy)
+        report = cycle.cycle(world, policy, consent=consent)
     except WatchError:
         return 4
     return 0 if all(outcome.result == "done" for outcome in report.outcomes) else 3
+
+
+def _value(given: Any) -> Any:
+    """A setting: labels are a list in JSON."""
+    return frozenset(given) if isinstance(given, list) else given
 
 
 def _run(order: dict[str, Any]) -> dict[str, Any]:

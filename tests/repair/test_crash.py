@@ -1,4 +1,7 @@
-"""A repair broken at each of its changing calls, and run again: the same end, nothing lost."""
+"""What a repair that was killed leaves: the original, or what nobody else has changed since.
+
+`tests/crash/test_every_act.py` breaks it at each of its calls.
+"""
 
 from __future__ import annotations
 
@@ -52,13 +55,6 @@ def _empty(store: Store) -> str:
     return digest
 
 
-def _unclaimed(store: Store) -> str:
-    digest = lay_out(store)
-    for number in range(3):
-        store.partial(digest, number).unlink()
-    return digest
-
-
 def _surplus(store: Store) -> str:
     digest = lay_out(store)
     store.file(f"sha256-{digest}-partial-0.bak", "{}", 600)
@@ -68,7 +64,6 @@ def _surplus(store: Store) -> str:
 SCENES: dict[str, Callable[[Store], str]] = {
     "killed": _killed,
     "empty": _empty,
-    "unclaimed": _unclaimed,
     "surplus": _surplus,
 }
 
@@ -106,32 +101,6 @@ class Trial:
     def run(self, store: Store, **order: object) -> Ended:
         """A repair over a store."""
         return self._driver.cycle(store, policy=POLICY, **order)
-
-
-BREAKS = [(scene, "kill") for scene in SCENES]
-BREAKS += [("killed", "half"), ("killed", "ENOSPC"), ("surplus", "EIO")]
-
-
-@pytest.mark.parametrize(("scene", "how"), BREAKS)
-def test_broken_at_any_call_a_repair_comes_to_the_same_end(
-    scene: str, how: str, tmp_path: Path, driver: Driver
-) -> None:
-    trial = Trial(tmp_path, driver, scene)
-    for at in places(trial.calls, how):
-        store, digest = trial.laid_out()
-        inode = store.partial(digest).stat().st_ino
-        ended = trial.run(store, at=at, how=how)
-        where = f"{how} at call {at}, {trial.calls[at - 1]!r}"
-        assert ended.code in ((-9,) if how in ("kill", "half") else (0, 3, 4)), where
-        again = trial.run(store)
-        assert again.code == 0, f"{where}: {driver.errors.read_text()}"
-        assert texts(store, digest) == trial.end, where
-        assert store.partial(digest).stat().st_ino == inode, where
-        assert list(store.ours.glob("intents/*")) == [], where
-        assert not (store.ours / "quarantine").exists() or not any(
-            (store.ours / "quarantine").iterdir()
-        ), where
-        shutil.rmtree(store.path)
 
 
 @pytest.mark.parametrize("scene", ["killed", "empty", "surplus"])

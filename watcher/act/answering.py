@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
@@ -44,7 +45,9 @@ def answer(
 def _keep(
     world: World, policy: Policy, store: int, answers: list[Outcome], lock_seconds: float
 ) -> None:
-    with locked(store, lock_seconds):
+    # Where nothing can be written the answers still tell what to do; that it can't be done is told
+    # by who acts.
+    with contextlib.suppress(OSError), locked(store, lock_seconds):
         journal = Journal(store, policy, world)
         journal.save(learn.proved(memory.load(store), answers, world.clock()))
 

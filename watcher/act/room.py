@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from watcher import files
+from watcher.act import moves
 from watcher.memory import FOLDER
 
 RESERVE = "reserve"
@@ -24,7 +25,8 @@ def with_room(store: int, act: Callable[[], _T]) -> _T:
         try:
             return act()
         except OSError as error:
-            if error.errno not in _FULL or not _give(ours):
+            again = error.errno in _FULL and not isinstance(error, moves.CutShortError)
+            if not again or not _give(ours):
                 raise
             return act()
         finally:

@@ -206,12 +206,15 @@ def foresee(memory: Memory, plan: Plan, now: float) -> Memory:
 
 
 def retract(now: Memory, before: Memory, outcomes: Iterable[Outcome]) -> Memory:
-    """The memory without what was foreseen of repairs that did not come about."""
+    """The memory without what was foreseen of repairs that did not come about.
+
+    What has failed may have been decided all the same, and is finished by the next run.
+    """
     records = dict(now.downloads)
     for outcome in outcomes:
         action = outcome.action
         was = before.downloads.get(action.subject)
-        undone = outcome.result is not Result.DONE
+        undone = outcome.result is Result.REFUSED
         if undone and action.verb is Verb.WRITE_SIDECARS and was is not None:
             records[action.subject] = was
     return replace(now, downloads=records)

@@ -1,0 +1,194 @@
+"""Every act but cleaning, broken at each of its changing calls, and done again.
+
+`tests/crash/test_every_call.py` has the clean-up. Each call of each act breaks, by SIGKILL or by an
+error: the ways take turns, from act to act at other calls. What all acts do before they begin
+breaks in the first one only. With `CRASH_AT_LENGTH` each call breaks in each way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.driving import Store, is_right
+from tests.fidelity.harness import EngineServer, collapsed
+from watcher import sidecars
+from watcher.demo.registry import Layer as Content
+from watcher.demo.registry import Model, Registry
+from watcher.model import MIB
+
+from .acts import ACTS, LAYER, QUARANTINED, Act, Layer
+from .conftest import Driver, Ended
+from .test_every_call import assert_nothing_lost, inodes, places, shape
+
+AT_LENGTH = "CRASH_AT_LENGTH" in os.environ
+VERIFY = {"repair": False, "clean": False, "hash": True, "verify": True}
+KILL, HALF, EIO = {"how": "kill"}, {"how": "half"}, {"how": "EIO"}
+#: From that call on, as on a disk that the kernel has made read-only.
+READ_ONLY = {"how": "EROFS", "lasting": True}
+WAYS = (KILL, EIO, HALF, {"how": "ENOSPC"}, KILL, {"how": "EACCES"}, HALF, READ_ONLY)
+
+
+@pytest.fixture(scope="module")
+def registry() -> Iterator[Registry]:
+    with Registry() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def model(registry: Registry) -> Model:
+    return registry.add_model("demo", "1b", [Content(LAYER, seed=8)], extras=False)
+
+
+@pytest.fixture(scope="module")
+def layer(registry: Registry, model: Model) -> Layer:
+    host, name = model.name.removeprefix("http://").split("/", 1)
+    content = registry.content(model.digests[0])
+    path = f"{host}/{name.replace(':', '/')}"
+    return Layer(content.digest[7:], content.read(0, LAYER), path, model.manifest)
+
+
+class Trial:
+    """One act, laid out anew for each call to break at."""
+
+    def __init__(self, folder: Path, driver: Driver, act: Act, layer: Layer) -> None:
+        self._folder, self._driver, self._act, self.layer = folder, driver, act, layer
+        self._number = 0
+        self.reference = self.store()
+        self.before, self.worth = whole_shape(self.reference), contents(self.reference)
+        ended = self.run(self.reference)
+        assert ended.code == 0, driver.errors.read_text()
+        self.end, self.calls = whole_shape(self.reference), ended.calls
+        assert self.end != self.before
+        # Sidecars can be written anew; what is in no file at the end was worth nothing.
+        self.worth &= {text for name, text in blobs(self.reference) if "-partial-" not in name}
+
+    def store(self) -> Store:
+        """What the act is done on, in a new store."""
+        self._number += 1
+        store = Store(self._folder / f"models{self._number}")
+        self._act.lay_out(store, self.layer)
+        if self._act.order.get("known"):
+            assert self._driver.cycle(store, policy=VERIFY).code == 0
+        return store
+
+    def run(self, store: Store, **more: Any) -> Ended:
+        """The act: unhindered, if nothing else is said."""
+        order = dict(self._act.order)
+        for verb in ("restore", "purge"):
+            if verb in order["policy"]:
+                labels = [f"{QUARANTINED}{self.layer.digest}"]
+                order["policy"] = {**order["policy"], verb: labels}
+        return self._driver.cycle(store, **order, **more)
+
+    def broken(self, **how: Any) -> Store:
+        """A store in which the act broke at a call, and in which it then was done again."""
+        store = self.store()
+        files = inodes(store.path)
+        ended = self.run(store, **how)
+        where = f"{how}, {ended.calls[how['at'] - 1]!r}"
+        killed = how["how"] in ("kill", "half")
+        assert ended.code in ((-9,) if killed else (0, 3, 4)), where
+        assert_nothing_lost(store, files, where)
+        assert self.worth <= contents(store), f"{where}: something of worth is gone"
+        again = self.run(store)
+        assert again.code == 0, f"{where}; then {again}: {self._driver.errors.read_text()}"
+        assert whole_shape(store) == self.end, where
+        assert not any(store.ours.glob("intents/*")), where
+        assert_remembered(store, self.layer, where)
+        return store
+
+    def each_call(self, turn: int) -> None:
+        """Break at each call, in ways that take turns; in every way where there is time."""
+        begins = [at for at, call in enumerate(self.calls, 1) if call == "mkdir intents"]
+        first = 0 if AT_LENGTH or turn == 0 else min(begins, default=0)
+        chosen = [at for at in places(self.calls, "kill") if at >= first]
+        for number, at in enumerate(chosen, turn):
+            for way in WAYS if AT_LENGTH else (WAYS[number % len(WAYS)],):
+                shutil.rmtree(self.broken(at=at, **way).path)
+
+
+def whole_shape(store: Store) -> dict[str, object]:
+    """The tree without inodes and times, the quarantine included; which times are fresh counts."""
+    found = shape(store)
+    for path in store.ours.glob("quarantine/*"):
+        found[f"quarantine/{path.name.partition('-')[2]}"] = hashlib.sha256(
+            path.read_bytes()
+        ).hexdigest()
+    old = {path.name for path in store.blobs.iterdir() if is_old(path)}
+    return {**found, "old": sorted(old)}
+
+
+def is_old(path: Path) -> bool:
+    """Whether the server's next start might delete it soon."""
+    return path.stat().st_mtime < path.parent.stat().st_ctime - 1800
+
+
+def blobs(store: Store) -> list[tuple[str, str]]:
+    """Names and hashes of all files with a digest's name, wherever in a store they lie."""
+    files = [path for path in store.path.rglob("*sha256-*") if path.is_file()]
+    return [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+
+
+def contents(store: Store) -> set[str]:
+    """Their hashes."""
+    return {text for _, text in blobs(store)}
+
+
+def assert_remembered(store: Store, layer: Layer, where: str) -> None:
+    """Sidecars that we have written are known as ours, and their parts too."""
+    written = [path.read_bytes() for path in store.blobs.glob(f"sha256-{layer.digest}-partial-*")]
+    if written and (store.blobs / f"sha256-{layer.digest}-partial").exists():
+        record = json.loads((store.ours / "state.json").read_bytes())["downloads"][layer.digest]
+        parts = sorted(sidecars.parse(raw) for raw in written)
+        assert record["mended"], where
+        assert sorted(record["partition"]) == [list(part) for part in parts], where
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_broken_at_any_call_it_comes_to_the_same_end(
+    name: str, tmp_path: Path, driver: Driver, layer: Layer
+) -> None:
+    Trial(tmp_path, driver, ACTS[name], layer).each_call(list(ACTS).index(name))
+
+
+@pytest.mark.parametrize("name", ["numbers-too-many", "redundant"])
+def test_killed_in_what_an_error_sets_off_it_is_undone_or_done(
+    name: str, tmp_path: Path, driver: Driver, layer: Layer
+) -> None:
+    """The decision can't be brought to the disk, what undoes it is killed; nobody acts again."""
+    trial = Trial(tmp_path, driver, ACTS[name], layer)
+    (decided,) = [n for n, call in enumerate(trial.calls, 1) if call.startswith("open decided")]
+    synced = next(n for n, c in enumerate(trial.calls, 1) if n > decided + 3 and c[:5] == "fsync")
+    for at in (decided, synced):
+        for then in range(1, 20):
+            store = trial.store()
+            ended = trial.run(store, at=at, how="EIO", then=then)
+            trial.run(store, clean=False)
+            where = f"killed {then} calls after an error at {at}, {ended.calls[-1]!r}"
+            assert whole_shape(store) in (trial.before, trial.end), where
+            shutil.rmtree(store.path)
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_what_comes_of_it_is_pulled_to_a_right_end(
+    name: str, tmp_path: Path, driver: Driver, layer: Layer, registry: Registry, model: Model
+) -> None:
+    """All ways come to one end, so the pull of one is that of all."""
+    trial = Trial(tmp_path, driver, ACTS[name], layer)
+    store = trial.reference.path
+    (store / "manifests").mkdir(exist_ok=True)
+    parts = len(list(trial.reference.blobs.glob("*-partial-*")))
+    registry.reset_stats()
+    with EngineServer(store) as server:
+        server.start().wait_ready()
+        assert collapsed(server.pull(model.name))[-1] == "success"
+    assert is_right(store, model.digests[0])
+    assert registry.bytes_served(model.digests[0]) <= ACTS[name].missing + parts * MIB
