@@ -97,13 +97,17 @@ class Trial:
         killed = how["how"] in ("kill", "half")
         assert ended.code in ((-9,) if killed else (0, 3, 4)), where
         assert_nothing_lost(store, files, where)
+        self.assert_same_end(store, where)
+        return store
+
+    def assert_same_end(self, store: Store, where: str) -> None:
+        """One unhindered run comes to the end that it would have come to at once."""
         assert self.worth <= contents(store), f"{where}: something of worth is gone"
         again = self.run(store)
         assert again.code == 0, f"{where}; then {again}: {self._driver.errors.read_text()}"
         assert whole_shape(store) == self.end, where
         assert not any(store.ours.glob("intents/*")), where
         assert_remembered(store, self.layer, where)
-        return store
 
     def each_call(self, turn: int) -> None:
         """Break at each call, in ways that take turns; in every way where there is time."""

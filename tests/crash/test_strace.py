@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +14,12 @@ import pytest
 
 from tests.driving import Store, command, environment
 
+from .acts import ACTS, QUARANTINED, Layer
 from .conftest import Driver
+from .test_every_act import AT_LENGTH, Trial, layer, model, registry
 from .test_every_call import assert_settled, places, shape
+
+__all__ = ["layer", "model", "registry"]
 
 #: System calls that change a file, or bring a change to the disk.
 CALLS = [
@@ -46,10 +51,10 @@ def _store(path: Path) -> Store:
     return store
 
 
-def _clean(store: Store, *options: str) -> subprocess.CompletedProcess[str]:
-    words = [*command(store.path, "--json", "clean", "--yes")]
+def _traced(store: Store, words: Sequence[str], *options: str) -> subprocess.CompletedProcess[str]:
+    """A command of ours under strace."""
     return subprocess.run(
-        ["strace", "-y", *options, *words],
+        ["strace", "-y", *options, *command(store.path, "--json", *words)],
         # Byte code that only the first run writes would shift the count of the later ones.
         env=environment(store.path, {"PYTHONDONTWRITEBYTECODE": "1"}),
         stdin=subprocess.DEVNULL,
@@ -57,6 +62,25 @@ def _clean(store: Store, *options: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
     )
+
+
+def _calls(store: Store, words: Sequence[str], log: Path) -> list[tuple[str, int]]:
+    """Run a command to its end; the calls by which it has changed the store."""
+    done = _traced(store, words, "-o", str(log), "-e", f"trace={','.join(CALLS)}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = _changing(log, store)
+    assert {name for name, _ in calls} >= {"openat", "write", "fsync"}
+    return calls
+
+
+def _kill(store: Store, words: Sequence[str], call: tuple[str, int]) -> str:
+    """Run a command until the kernel kills it at a call; where that was."""
+    name, number = call
+    inject = ["-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={number}"]
+    where = f"killed at {name} number {number}"
+    ended = _traced(store, words, "-o", "/dev/null", *inject)
+    assert ended.returncode in (-9, 137), f"{where}: it did not come"
+    return where
 
 
 def _changing(log: Path, store: Store) -> list[tuple[str, int]]:
@@ -82,25 +106,35 @@ def _changing(log: Path, store: Store) -> list[tuple[str, int]]:
 def test_killed_at_any_system_call_the_next_run_comes_to_the_same_end(
     tmp_path: Path, driver: Driver
 ) -> None:
+    words = ("clean", "--yes")
     reference = _store(tmp_path / "reference")
-    log = tmp_path / "strace"
-    done = _clean(reference, "-o", str(log), "-e", f"trace={','.join(CALLS)}")
-    assert done.returncode == 0, done.stderr
+    calls = _calls(reference, words, tmp_path / "strace")
     end = shape(reference)
 
     def killed(call: tuple[str, int]) -> tuple[str, Store]:
-        name, number = call
-        store = _store(tmp_path / f"{name}{number}")
-        inject = ["-o", "/dev/null", "-e", f"trace={name}"]
-        inject += ["-e", f"inject={name}:signal=KILL:when={number}"]
-        assert _clean(store, *inject).returncode in (-9, 137), f"{name} {number} did not come"
-        return f"killed at {name} number {number}", store
+        store = _store(tmp_path / f"{call[0]}{call[1]}")
+        return _kill(store, words, call), store
 
-    calls = _changing(log, reference)
-    assert {name for name, _ in calls} >= {"renameat2", "openat", "write", "fsync"}
     with ThreadPoolExecutor(2) as pool:
         for where, store in pool.map(killed, calls):
             again = driver.cycle(store)
             assert again.code == 0, f"{where}: {driver.errors.read_text()}"
             assert shape(store) == end, where
             assert_settled(store, where)
+
+
+@pytest.mark.skipif(not AT_LENGTH, reason="takes minutes: CRASH_AT_LENGTH is not set")
+@pytest.mark.parametrize(
+    "name", ["behind", "a-strange-number", "redundant", "quarantine", "restore", "purge", "prepare"]
+)
+def test_so_does_every_other_act(name: str, tmp_path: Path, driver: Driver, layer: Layer) -> None:
+    """One after another: it is the same layer in each store."""
+    trial = Trial(tmp_path, driver, ACTS[name], layer)
+    words = list(ACTS[name].words)
+    if words[0] == "quarantine":
+        words.append(f"{QUARANTINED}{layer.digest}")
+    words += [] if name == "prepare" else ["--yes"]
+    for call in _calls(trial.store(), words, tmp_path / "strace"):
+        store = trial.store()
+        trial.assert_same_end(store, _kill(store, words, call))
+        shutil.rmtree(store.path)
