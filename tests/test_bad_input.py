@@ -237,6 +237,24 @@ def test_a_folder_that_others_may_not_list_has_any_name(
         calm(subprocess.run(command, capture_output=True, timeout=60), 1)
 
 
+@needs_root
+@pytest.mark.parametrize("where", ["blobs/folder", "blobs", "manifests/h/n/m", "manifests"])
+def test_a_folder_whose_names_others_see_and_no_more_is_told(
+    models: Store, as_nobody: Callable[[Sequence[str]], list[str]], where: str
+) -> None:
+    """Its mode is r--: a listing goes well, and each look at what was listed fails."""
+    models.model()
+    folder = models.path / where
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "latest").write_bytes(b"{}")
+    open_parents(models.path)
+    folder.chmod(0o744)
+    command = as_nobody(["-m", "watcher", "--store", str(models.path), "--json", "audit"])
+    document = json.loads(calm(subprocess.run(command, capture_output=True, timeout=60), 1).stdout)
+    told = [each for each in document["findings"] if each["kind"] == "store_unlisted"]
+    assert [each["path"] for each in told] == [where]
+
+
 # ---------------------------------------------------------------- content
 
 

@@ -542,6 +542,16 @@ def _folder(
         yield None
         return
     try:
-        yield fd
+        yield fd if _may_search(fd, path, unlisted) else None
     finally:
         os.close(fd)
+
+
+def _may_search(folder: int, path: str, unlisted: list[str]) -> bool:
+    """Names may be listed without the right to look at what they stand for (noted as well)."""
+    try:
+        os.stat(".", dir_fd=folder)
+    except PermissionError:
+        unlisted.append(path)
+        return False
+    return True
