@@ -125,6 +125,16 @@ def audit(given: click.Context, fail_on: str, svg: Path | None) -> Exit:
 
 
 @group.command()
+@_json_option
+@click.pass_context
+def df(given: click.Context) -> Exit:
+    """Where the space is: models, downloads, orphans and the rest, as du counts."""
+    from watcher.commands.df import df as body
+
+    return body(given.obj)
+
+
+@group.command()
 @click.argument("targets", nargs=-1, metavar="[MODEL|DIGEST]...")
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do it without asking.")

@@ -8,7 +8,7 @@ A digest is its 64 hexadecimal digits, spelled as in the file name.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeAlias
 
@@ -465,6 +465,47 @@ class Sizes(NamedTuple):
 
 
 _NO_SIZES = Sizes()
+
+
+class UseKind(enum.StrEnum):
+    """What space is used for. A file with several names counts as what stands first here."""
+
+    MODEL = "model"
+    #: Blobs that several models name.
+    SHARED = "shared"
+    PARTIAL = "partial"
+    ORPHAN = "orphan"
+    TEMPORARY = "temporary"
+    FOREIGN = "foreign"
+    QUARANTINE = "quarantine"
+    #: The rest of our own folder.
+    OURS = "ours"
+    MANIFESTS = "manifests"
+    #: The store's folder and ``blobs`` themselves: the room that their names take.
+    FOLDERS = "folders"
+
+
+class Use(NamedTuple):
+    """Space of one use: of a model (`name`), of partials of a condition (`name`), and so on."""
+
+    kind: UseKind
+    name: str
+    #: Files, folders and links, each inode once.
+    files: int
+    #: `freed`: what removing all of it together gives back.
+    sizes: Sizes
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Every name below a store, and the models that name each digest."""
+
+    entries: tuple[Located, ...]
+    models: Mapping[str, tuple[str, ...]]
+    #: Folders that could not be listed, as paths below the store.
+    unlisted: tuple[str, ...] = ()
+    #: Of ``blobs`` and ``manifests``, those that are a link to a folder elsewhere.
+    linked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

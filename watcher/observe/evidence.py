@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from watcher import files, names, sidecars
-from watcher.errors import NoStoreError
 from watcher.memory import Memory, Record, bound_to
 from watcher.model import (
     BlobCensus,
@@ -49,15 +48,8 @@ def observe(
     Raises NoPermissionError where the store's folder can't be entered, NoStoreError where it is
     gone.
     """
-    try:
-        with files.opened_folder(world.store) as store:
-            return _observe(world, policy, memory, scope, store)
-    except PermissionError:
-        raise place.no_permission(world.store) from None
-    except (FileNotFoundError, NotADirectoryError):
-        raise NoStoreError(
-            f"there is no store at {names.printable(world.store)} any more", "name another one"
-        ) from None
+    with place.opened(world.store) as store:
+        return _observe(world, policy, memory, scope, store)
 
 
 def _observe(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import psutil
 
-from watcher import names
+from watcher import files, names
 from watcher.errors import NoPermissionError, NoStoreError
 from watcher.model import Place
 from watcher.observe import holders
@@ -93,6 +94,23 @@ def _named_store(path: str, by: str) -> Found:
             "name the folder that holds them, such as ~/.ollama/models",
         )
     return Found(os.path.abspath(path), by)
+
+
+@contextlib.contextmanager
+def opened(store: str) -> Iterator[int]:
+    """The descriptor of a store's folder, to look at it.
+
+    Raises NoPermissionError where it can't be entered, NoStoreError where it is gone.
+    """
+    try:
+        with files.opened_folder(store) as fd:
+            yield fd
+    except PermissionError:
+        raise no_permission(store) from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoStoreError(
+            f"there is no store at {names.printable(store)} any more", "name another one"
+        ) from None
 
 
 def no_permission(path: str) -> NoPermissionError:

@@ -21,6 +21,9 @@ from watcher.model import (
     Ranges,
     Refusal,
     Server,
+    Sizes,
+    Space,
+    Use,
 )
 
 AUDIT_SCHEMA = "ollama-watch/audit/1"
@@ -83,6 +86,27 @@ def quarantine(report: Report) -> dict[str, Any]:
             }
             for kept in report.evidence.quarantine
         ],
+    }
+
+
+def df(report: Report, space: Space, uses: tuple[Use, ...], total: Sizes) -> dict[str, Any]:
+    """What ``df --json`` prints."""
+    return {
+        "schema": "ollama-watch/df/1",
+        "time": events.rfc3339(report.evidence.now),
+        "store": _store(report.evidence),
+        "uses": [
+            {
+                "kind": use.kind.value,
+                "name": use.name or None,
+                "files": use.files,
+                "sizes": _sizes(use.sizes),
+            }
+            for use in uses
+        ],
+        "total": _sizes(total),
+        "linked": list(space.linked),
+        "unlisted": [names.printable(each) for each in space.unlisted],
     }
 
 
@@ -217,11 +241,15 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "alone": finding.alone,
         "command": finding.command,
         "models": list(finding.models),
-        "sizes": {
-            "apparent_bytes": finding.sizes.apparent,
-            "allocated_bytes": finding.sizes.allocated,
-            "freed_bytes": finding.sizes.freed,
-        },
+        "sizes": _sizes(finding.sizes),
+    }
+
+
+def _sizes(sizes: Sizes) -> dict[str, int]:
+    return {
+        "apparent_bytes": sizes.apparent,
+        "allocated_bytes": sizes.allocated,
+        "freed_bytes": sizes.freed,
     }
 
 

@@ -1,0 +1,33 @@
+"""``df``: where the space is; writes nothing."""
+
+from __future__ import annotations
+
+from watcher import cycle, names
+from watcher.commands.context import Context, complain, patience
+from watcher.decide import usage
+from watcher.errors import Exit
+from watcher.observe import place, space
+from watcher.show import documents
+
+
+def df(context: Context) -> Exit:
+    """Tell of each store what its space is used for. FAILED where a folder can't be listed."""
+    code = Exit.HEALTHY
+    for world in context.worlds(keeps=False):
+        with patience(f"looking at {names.printable(world.store)}"):
+            report = cycle.cycle(world, context.policy, consent=cycle.nothing)
+            found = space.survey(world)
+        uses, total = usage.uses(found, report.verdict.judged), usage.total(found)
+        if context.json:
+            context.document(documents.df(report, found, uses, total))
+        else:
+            from watcher.show import usage as shown
+
+            seen = report.evidence
+            context.show(shown.table(seen, found, uses, total, verbose=context.verbose))
+        for path in found.unlisted:
+            code = Exit.FAILED
+            complain(f"ollama-watch: {names.printable(path)}/ can't be listed, so not counted")
+        if found.unlisted:
+            complain(f"  run it as root: {place.sudo_command(world.store)}")
+    return code
