@@ -16,7 +16,7 @@ from watcher.memory import Memory
 from watcher.model import Plan, Policy, Refusal
 from watcher.observe.service import LOCK
 from watcher.proofs import Proofs
-from watcher.wakes import Scope, Wakes
+from watcher.wakes import BLIND_SECONDS, Scope, Wakes
 from watcher.world import World
 
 
@@ -26,7 +26,7 @@ def run(world: World, read_policy: Callable[[], Policy]) -> None:
     Raises LockedError where another daemon has this store, and what `read_policy` raises at first.
     """
     service = _Service(world, read_policy())
-    with Wakes(world.store) as wakes, _signals(wakes) as signals, service:
+    with Wakes(world.store, world.proc) as wakes, _signals(wakes) as signals, service:
         for scope in wakes:
             if signals.take_reload():
                 service.reload(read_policy)
@@ -50,6 +50,7 @@ class _Service:
         #: What was told already and still holds: told once, not at each look.
         self._refused: set[tuple[str, str]] = set()
         self._troubles: set[str] = set()
+        self._blind = ""
 
     def __enter__(self) -> _Service:
         return self
@@ -75,7 +76,7 @@ class _Service:
     def look(self, scope: Scope, wakes: Wakes) -> None:
         """One cycle. What goes wrong is told, and the service goes on."""
         try:
-            first = self._take_store(wakes)
+            first = self._take_store()
             report = cycle.cycle(
                 self._world,
                 self._policy,
@@ -100,6 +101,7 @@ class _Service:
             wakes.again(scope)
             return
         self._memory = report.memory
+        self._tell_blind(wakes)
         wakes.deadlines(scope, report.plan.due)
         self._tell_refusals(report.plan, scope)
         if report.memory is not None and self._policy.repair:
@@ -117,7 +119,7 @@ class _Service:
         if self._begun:
             self._tell("service_stopped", f"ollama-watch stops: {ended_by}")
 
-    def _take_store(self, wakes: Wakes) -> bool:
+    def _take_store(self) -> bool:
         """Take the store for this daemon's life; one made anew in its place is another store.
 
         True where it was not ours yet. Raises FileNotFoundError, LockedError.
@@ -140,7 +142,7 @@ class _Service:
                 self._trouble(f"{memory.FOLDER} can't be written: {error.strerror}")
             self._store = status.st_dev, status.st_ino
         if not self._begun:
-            self._tell_start(wakes)
+            self._tell_start()
         self._begun = True
         self._tell("check_started", "Checking for partial model downloads...")
         return True
@@ -166,14 +168,17 @@ class _Service:
             "stale_after_seconds": self._policy.stale_after,
         }
 
-    def _tell_start(self, wakes: Wakes) -> None:
+    def _tell_start(self) -> None:
         self._tell(
             "service_started",
             f"ollama-watch {__version__} watches {self._world.store}, {self._ways()}",
             {"pid": os.getpid(), "version": __version__, **self._facts()},
         )
-        if wakes.blind:
-            self._trouble(f"{wakes.blind}; looking at intervals instead")
+
+    def _tell_blind(self, wakes: Wakes) -> None:
+        if wakes.blind and wakes.blind != self._blind:
+            self._tell("error", f"{wakes.blind}; looking every {BLIND_SECONDS:.0f} s instead")
+        self._blind = wakes.blind
 
     def _tell_refusals(self, planned: Plan, scope: Scope) -> None:
         # What only has to wait is looked at again when its time has come.

@@ -1,85 +1,93 @@
 """When to look, and at what: file events and deadlines as one iterator of scopes.
 
-inotify tells of names that come, go, are renamed or closed after writing; a running pull's writes
-themselves are filtered out in the kernel and cost nothing. Events are gathered for a moment, so
-that one look serves many. Where inotify can't be had, looks come at intervals instead.
+Events are gathered for a moment, so that one look serves many. Where none come, and where some may
+be missed, looks come at intervals instead. All waiting is by the monotonic clock, so that a wall
+clock that jumps puts nothing off; it stands still while the machine is suspended, and what has
+fallen due meanwhile is then found by the next full look.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import queue
+import math
+import select
+import socket
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from watchdog.events import (
-    DirCreatedEvent,
-    DirDeletedEvent,
-    DirMovedEvent,
-    FileClosedEvent,
-    FileCreatedEvent,
-    FileDeletedEvent,
-    FileMovedEvent,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
-from watchdog.observers import Observer
-
 from watcher import names
+from watcher.file_events import Ears, FileEvents, complaints
 from watcher.model import Due
 
 #: A full look, whatever the events say.
 FULL_SECONDS = 600.0
-#: The same where there are no events.
+#: The same where there are no events, or not all.
 BLIND_SECONDS = 30.0
 #: Events are gathered until none has come for the pause, and no longer than the maximum.
 PAUSE_SECONDS = 0.02
-SIDECAR_SECONDS = 5.0
-#: What could not be looked at is tried again after this.
-AGAIN_SECONDS = 1.0
 MOST_SECONDS = 0.25
-
-_FOLDERS = [DirCreatedEvent, DirDeletedEvent, DirMovedEvent]
-_FILES = [FileClosedEvent, FileCreatedEvent, FileDeletedEvent, FileMovedEvent]
+SIDECAR_SECONDS = 5.0
+#: What could not be looked at is tried again after this, and what was missed is looked for.
+AGAIN_SECONDS = 1.0
+#: So many digests at once are worth a full look, and no more are kept in mind.
+MOST_DIGESTS = 1000
 
 #: What is worth a look: some digests, or None for the whole store.
 Scope = frozenset[str] | None
 
 
-@dataclass(slots=True)
-class _News:
-    """What the events of a moment come to."""
-
-    digests: set[str] = field(default_factory=set)
-    manifests_changed: bool = False
-    #: The store, ``blobs`` or ``manifests`` themselves are gone, new or replaced.
-    folders_changed: bool = False
-
-
-class Wakes(FileSystemEventHandler):
+class Wakes:
     """An iterator of scopes over one store; ends after `stop`.
 
-    The first scope is the whole store. `deadlines` is called with what a plan says is due.
+    The first scope is the whole store. `deadlines` is called with what a plan says is due. What is
+    told from other threads and from signal handlers only adds to a set, sets a flag and rings a
+    bell; each of that is one step for the interpreter, and no lock is waited for.
     """
 
-    def __init__(self, store: str) -> None:
-        self._store = store
-        self._inbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._observer = Observer()
+    def __init__(self, store: str, proc: str = "/proc") -> None:
+        ears = Ears(self._on_blob, self._on_manifests, self._on_places, self._on_lost)
+        self._events = FileEvents(store, ears, proc)
+        self._proc = proc
+        self._open = contextlib.ExitStack()
+        self._bell, self._ringer = socket.socketpair()
+        for end in (self._bell, self._ringer):
+            end.setblocking(False)
+        self._poll = select.poll()
+        #: When which digest is due, and when the next full look is, on the monotonic clock.
         self._due: dict[str, float] = {}
-        self._stopped = False
-        self._ended: set[str] = set()
-        #: When the next full look is due, on the monotonic clock.
         self._full_at = 0.0
-        #: Why there are no events; "" where there are.
-        self.blind = ""
+        #: Whether it has to be watched anew then, and when that was last so since events were lost.
+        self._anew = True
+        self._mended_at = -math.inf
+        self._stopped = False
+        # What was told, and not yet taken up by the iteration.
+        self._digests: set[str] = set()
+        self._sidecars: set[str] = set()
+        self._all = self._moved = self._lost = False
+        #: Digests whose data was closed after writing: not yet asked for, and last asked for.
+        self._ended: set[str] = set()
+        self._asked: frozenset[str] = frozenset()
+
+    @property
+    def blind(self) -> str:
+        """Why there are no events, or not all, so that looks come at intervals; "" where all come.
+
+        Watching is tried anew at each full look, so this changes.
+        """
+        return self._events.blind
 
     def __enter__(self) -> Self:
-        self._observer.start()
+        self._open.enter_context(self._bell)
+        self._open.enter_context(self._ringer)
+        self._poll.register(self._bell, select.POLLIN)
+        with contextlib.suppress(OSError):
+            # The kernel tells by it that something was mounted or unmounted; no event does.
+            mounts = self._open.enter_context(open(f"{self._proc}/self/mountinfo", "rb"))
+            self._poll.register(mounts, select.POLLPRI)
+        self._open.enter_context(complaints(self._on_lost))
+        self._open.callback(self._events.close)
         return self
 
     def __exit__(
@@ -88,13 +96,20 @@ class Wakes(FileSystemEventHandler):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._observer.stop()
-        self._observer.join()
+        self._open.close()
 
     def stop(self) -> None:
-        """End the iteration. Safe in a signal handler."""
+        """End the iteration. Safe in a signal handler and in any thread."""
         self._stopped = True
-        self._inbox.put(None)
+        self._ring()
+
+    def wake(self, scope: Scope) -> None:
+        """Look at a scope soon. Safe in a signal handler and in any thread."""
+        if scope is None:
+            self._all = True
+        else:
+            self._digests |= scope
+        self._ring()
 
     def look_at_all(self) -> None:
         """Look at the whole store at once. Safe in a signal handler."""
@@ -105,112 +120,132 @@ class Wakes(FileSystemEventHandler):
         """Remember when which digest of a scope is due, in place of what was due of it before."""
         for digest in list(self._due) if scope is None else scope:
             self._due.pop(digest, None)
+        self._asked = frozenset()
+        ahead = time.monotonic() - time.time()
         for each in due:
-            self._due[each.digest] = min(each.at, self._due.get(each.digest, each.at))
+            self._at(each.digest, each.at + ahead)
 
     def again(self, scope: Scope) -> None:
         """Look at a scope again soon: this time it could not be looked at."""
-        soon = time.time() + AGAIN_SECONDS
+        soon = time.monotonic() + AGAIN_SECONDS
         if scope is None:
-            self._full_at = min(self._full_at, time.monotonic() + AGAIN_SECONDS)
+            self._full_at = min(self._full_at, soon)
         for digest in scope or ():
-            self._due[digest] = min(soon, self._due.get(digest, soon))
+            self._at(digest, soon)
+        self._ended |= self._asked
+        self._asked = frozenset()
+
+    def ended(self) -> frozenset[str]:
+        """The digests whose data file somebody has closed after writing, since this was asked."""
+        self._asked = frozenset(_taken(self._ended))
+        return self._asked
 
     def __iter__(self) -> Iterator[Scope]:
-        self._arm()
         while not self._stopped:
             if self._full_at <= time.monotonic():
+                if self._anew or self.blind or not self._events.sound():
+                    self._anew = False
+                    self._events.watch()
                 interval = BLIND_SECONDS if self.blind else FULL_SECONDS
                 self._full_at = time.monotonic() + interval
                 yield None
                 continue
-            news = self._gather(self._full_at - time.monotonic())
-            if news.folders_changed:
-                self._arm()
-            if news.folders_changed or news.manifests_changed:
+            scope = self._gather()
+            if scope is None:
                 self._full_at = 0.0
-            elif news.digests:
-                yield frozenset(news.digests)
+            elif scope:
+                yield scope
 
-    def ended(self) -> frozenset[str]:
-        """The digests whose data file somebody has closed after writing, since this was asked."""
-        ended, self._ended = frozenset(self._ended), set()
-        return ended
+    # ------------------------------------------------------------ told by others
 
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        """Called by watchdog's thread."""
-        if isinstance(event, FileClosedEvent):
-            parsed = names.parse_blob(os.path.basename(os.fsdecode(event.src_path)))
-            if parsed.role in (names.Role.DATA, names.Role.TRANSFER):
-                self._ended.add(parsed.digest)
-        self._inbox.put(os.fsdecode(event.src_path))
-        if event.dest_path:
-            self._inbox.put(os.fsdecode(event.dest_path))
+    def _on_blob(self, name: str, closed: bool) -> None:
+        parsed = names.parse_blob(name)
+        if not parsed.digest:
+            return
+        is_data = parsed.role in (names.Role.DATA, names.Role.TRANSFER)
+        if closed and is_data and len(self._ended) < MOST_DIGESTS:
+            self._ended.add(parsed.digest)
+        # A pull writes sidecars by the dozen; what matters of it, its data file tells, too.
+        told = self._sidecars if parsed.role is names.Role.SIDECAR else self._digests
+        told.add(parsed.digest)
+        if len(told) > MOST_DIGESTS:
+            self._all = True
+            told.clear()
+        self._ring()
+
+    def _on_manifests(self) -> None:
+        # It ends a pull, or takes a model away: any digest may be concerned.
+        self._all = True
+        self._ring()
+
+    def _on_places(self) -> None:
+        self._moved = True
+        self._ring()
+
+    def _on_lost(self) -> None:
+        self._lost = True
+        self._ring()
+
+    def _ring(self) -> None:
+        with contextlib.suppress(OSError):  # it rings already, or there is nobody left to hear it
+            self._ringer.send(b"\0")
 
     # ------------------------------------------------------------ waiting
 
-    def _gather(self, wait: float) -> _News:
-        """Wait for the first event or deadline, `wait` seconds at most, and gather what follows."""
-        if self._due:
-            wait = min(wait, max(0.0, min(self._due.values()) - time.time()))
-        news = _News()
-        until = None
-        while wait >= 0 and not self._stopped:
-            try:
-                path = self._inbox.get(timeout=wait)
-            except queue.Empty:
-                break
-            if path is not None:
-                self._note(path, news)
+    def _gather(self) -> Scope:
+        """Wait for the first event or deadline, and gather what follows; empty: nothing to do."""
+        until = min([self._full_at, *self._due.values()])
+        last = math.inf
+        while not self._stopped and self._rung(until):
             now = time.monotonic()
-            until = until or now + MOST_SECONDS
-            wait = min(PAUSE_SECONDS, until - now)
-        now = time.time()
+            last = min(last, now + MOST_SECONDS)
+            until = min(last, now + PAUSE_SECONDS)
+            if until <= now:
+                break
+        now = time.monotonic()
+        if self._lost:
+            self._lost = False
+            self._anew = True
+            # Soon, but not over and over where much is lost for long.
+            soon = max(now + AGAIN_SECONDS, self._mended_at + BLIND_SECONDS)
+            self._full_at = self._mended_at = min(self._full_at, soon)
+        for digest in _taken(self._sidecars):
+            self._at(digest, now + SIDECAR_SECONDS)
+        digests = _taken(self._digests)
         for digest in [digest for digest, at in self._due.items() if at <= now]:
             del self._due[digest]
-            news.digests.add(digest)
-        return news
+            digests.add(digest)
+        if self._moved or self._all:
+            self._anew |= self._moved
+            self._moved = self._all = False
+            return None
+        return frozenset(digests)
 
-    def _note(self, path: str, news: _News) -> None:
-        inside = os.path.relpath(path, self._store).split(os.sep)
-        if len(inside) == 2 and inside[0] == "blobs":
-            parsed = names.parse_blob(inside[1])
-            if parsed.role is names.Role.SIDECAR:
-                # A pull writes them by the dozen; what matters of it, its data file tells, too.
-                later = time.time() + SIDECAR_SECONDS
-                self._due[parsed.digest] = min(later, self._due.get(parsed.digest, later))
-            elif parsed.digest:
-                news.digests.add(parsed.digest)
-        elif len(inside) > 1 and inside[0] == "manifests":
-            # It ends a pull, or takes a model away: any digest may be concerned.
-            news.manifests_changed = True
-        elif inside in (["."], ["blobs"], ["manifests"]) or self._store.startswith(f"{path}/"):
-            news.folders_changed = True
+    def _rung(self, until: float) -> bool:
+        """Wait for the bell, or for a mount that changes what is there; False: none till then."""
+        rung = False
+        while not rung:
+            wait = max(0.0, until - time.monotonic())
+            told = self._poll.poll(math.ceil(wait * 1000))
+            if not told:
+                return False
+            for fd, _ in told:
+                if fd == self._bell.fileno():
+                    rung = True
+                    with contextlib.suppress(BlockingIOError):
+                        self._bell.recv(1 << 16)
+                elif not self._events.sound():
+                    rung = self._moved = True
+        return True
 
-    # ------------------------------------------------------------ watches
+    def _at(self, digest: str, at: float) -> None:
+        self._due[digest] = min(at, self._due.get(digest, at))
 
-    def _arm(self) -> None:
-        """Watch what is there of the store, and above it whatever may bring it back."""
-        self._observer.unschedule_all()
-        self.blind = ""
-        try:
-            above = os.path.dirname(self._store)
-            while not os.path.isdir(above):
-                above = os.path.dirname(above)
-            self._watch(above, _FOLDERS)
-            if os.path.isdir(self._store):
-                self._watch(self._store, _FOLDERS)
-            for name, recursive in (("blobs", False), ("manifests", True)):
-                path = os.path.join(self._store, name)
-                if os.path.isdir(path):
-                    kinds = [*_FILES, *_FOLDERS] if recursive else _FILES
-                    self._watch(path, kinds, recursive=recursive)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self._observer.unschedule_all()
-            self.blind = f"no file events to be had: {error.strerror}"
 
-    def _watch(
-        self, path: str, kinds: list[type[FileSystemEvent]], *, recursive: bool = False
-    ) -> None:
-        self._observer.schedule(self, path, recursive=recursive, event_filter=kinds)
+def _taken(told: set[str]) -> set[str]:
+    """Take everything out of a set that others add to meanwhile."""
+    taken: set[str] = set()
+    with contextlib.suppress(KeyError):
+        while True:
+            taken.add(told.pop())
+    return taken

@@ -168,7 +168,7 @@ def describe(world: World, store: int) -> Place:
     """The folder behind the descriptor `store`, and what it stands on."""
     status = os.fstat(store)
     room = os.fstatvfs(store)
-    kind = _file_system(world)
+    kind = _file_system(world.store, world.proc)
     blobs = _stat(store, "blobs", follow=False)
     behind = _stat(store, "blobs", follow=True)
     return Place(
@@ -196,10 +196,16 @@ def _stat(store: int, name: str, *, follow: bool) -> os.stat_result | None:
         return None
 
 
-def _file_system(world: World) -> str:
+def silent(path: str, proc: str) -> str:
+    """The type of a file system that brings no event of what others do on it; else ""."""
+    kind = _file_system(path, proc)
+    return kind if kind in _NETWORK or kind == "fuse" or kind.startswith("fuse.") else ""
+
+
+def _file_system(path: str, proc: str) -> str:
     """The type of the file system below a path, as the kernel names it; "" where it's not told."""
-    psutil.PROCFS_PATH = world.proc
-    real = os.path.realpath(world.store)
+    psutil.PROCFS_PATH = proc
+    real = os.path.realpath(path)
     best, kind = "", ""
     for mount in psutil.disk_partitions(all=True):
         point = mount.mountpoint.rstrip("/")
