@@ -252,7 +252,7 @@ def _signals(wakes: Wakes) -> Iterator[_Signals]:
 
     def reload(_: int, __: FrameType | None) -> None:
         asked.ask_reload()
-        wakes.look_at_all()
+        wakes.wake(None)
 
     wanted = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
     before = {number: signal.signal(number, handler) for number, handler in wanted.items()}

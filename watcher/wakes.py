@@ -111,11 +111,6 @@ class Wakes:
             self._digests |= scope
         self._ring()
 
-    def look_at_all(self) -> None:
-        """Look at the whole store at once. Safe in a signal handler."""
-        self._full_at = 0.0
-        self._inbox.put(None)
-
     def deadlines(self, scope: Scope, due: Iterable[Due]) -> None:
         """Remember when which digest of a scope is due, in place of what was due of it before."""
         for digest in list(self._due) if scope is None else scope:
