@@ -18,13 +18,15 @@ from typing import Self
 
 import pytest
 from watchdog.observers.api import BaseObserver
+from watchdog.utils import BaseThread
 
 from tests.conftest import IS_ROOT, environment
-from tests.driving import DAY, Daemon, Store
+from tests.driving import Daemon, Store
 from tests.fidelity.harness import wait_until
 from watcher import file_events
 from watcher import wakes as module
-from watcher.model import Due
+from watcher.file_events import Ears
+from watcher.model import DAY, Due
 from watcher.wakes import MOST_DIGESTS, Scope, Wakes
 
 PATIENCE = 20.0
@@ -87,7 +89,7 @@ def watching(store: Store) -> Iterator[Watching]:
 
 def test_another_thread_can_wake_it_for_some_digests_and_for_everything(watching: Watching) -> None:
     watching.wakes.wake(frozenset({"a" * 64}))
-    assert watching.next() == {"a" * 64}
+    assert watching.next() == frozenset({"a" * 64})
     watching.wakes.wake(None)
     assert watching.next() is None
 
@@ -134,12 +136,12 @@ def test_a_clock_that_jumps_puts_no_deadline_off(
 ) -> None:
     watching.wakes.deadlines(None, [Due(time.time() + 0.2, "a" * 64)])
     watching.wakes.wake(frozenset({"b" * 64}))  # so that it reckons with it
-    assert watching.next() == {"b" * 64}
+    assert watching.next() == frozenset({"b" * 64})
     clocks = SimpleNamespace(time=lambda: time.time() + jump, monotonic=time.monotonic)
     monkeypatch.setattr(module, "time", clocks)
     watching.wakes.wake(frozenset({"c" * 64}))
-    assert watching.next() == {"c" * 64}
-    assert watching.next() == {"a" * 64}
+    assert watching.next() == frozenset({"c" * 64})
+    assert watching.next() == frozenset({"a" * 64})
 
 
 # ---------------------------------------------------------------- what is lost
@@ -169,6 +171,23 @@ def test_a_thread_of_watchdogs_that_dies_is_noticed_at_once(
     wait_until(lambda: not all(thread.is_alive() for thread in threads), "a thread to die")
     watching.full()
     watching.hears(store.blobs)
+
+
+def test_a_thread_that_has_ended_quietly_is_noticed_by_the_next_look(store: Store) -> None:
+    nothing = Ears(lambda *_: None, lambda: None, lambda: None, lambda: None)
+    events = file_events.FileEvents(str(store.path), nothing)
+    events.watch()
+    try:
+        assert events.sound()
+        thread = events._threads[-1]
+        assert isinstance(thread, BaseThread)
+        thread.stop()
+        thread.join(PATIENCE)
+        assert not events.sound()
+        events.watch()
+        assert events.sound()
+    finally:
+        events.close()
 
 
 def test_a_watch_that_cannot_be_ended_keeps_nobody_waiting(
