@@ -6,6 +6,7 @@ The five keys of a line are a contract: ``timestamp``, ``model_name``, ``event_t
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ from watcher.model import DAY, Policy
 
 LOGS = "logs"
 ALL = "events"
-_SUFFIX = ".jsonl"
+SUFFIX = ".jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def write(store: int, events: Iterable[Event], policy: Policy) -> None:
             if folder is None:
                 folder = _logs_folder(store, opened)
             for log in event.logs:
-                size = files.append(f"{log}{_SUFFIX}", folder, event.line)
+                size = files.append(f"{log}{SUFFIX}", folder, event.line)
                 if size > policy.log_max_bytes:
                     _rotate(folder, log, event.at, policy)
 
@@ -99,22 +100,32 @@ def _logs_folder(store: int, opened: ExitStack) -> int:
 
 
 def _rotate(folder: int, log: str, now: float, policy: Policy) -> None:
-    """Set a full log aside under the time of its end, and remove old ones."""
+    """Set a full log aside under the time of its end."""
     stamp = rfc3339(now).replace(":", "").replace(".", "")
     for turn in itertools.count():
         try:
-            aside = f"{log}@{stamp}{f'-{turn}' if turn else ''}{_SUFFIX}"
-            files.move(f"{log}{_SUFFIX}", folder, aside, folder)
-            break
+            # Another process may have set it aside since we wrote to it.
+            if os.stat(f"{log}{SUFFIX}", dir_fd=folder).st_size <= policy.log_max_bytes:
+                return
+            aside = f"{log}@{stamp}{f'-{turn}' if turn else ''}{SUFFIX}"
+            files.move(f"{log}{SUFFIX}", folder, aside, folder)
+        except FileNotFoundError:
+            return
         except FileExistsError:
             continue
-    expire(folder, now, policy)
+        return
 
 
-def expire(folder: int, now: float, policy: Policy) -> None:
-    """Remove rotated logs that nothing was written to for `policy.log_keep_days`."""
-    for name in os.listdir(folder):
-        if "@" in name and name.endswith(_SUFFIX):
-            age = now - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
-            if age > policy.log_keep_days * DAY:
-                files.remove(name, folder)
+def expire(store: int, now: float, policy: Policy) -> None:
+    """Remove all logs to which nothing was written for `policy.log_keep_days`. Raises OSError.
+
+    Also those of models that are no more, to which nothing will be written again. What can't be
+    removed (it is no file, somebody writes to it just now) stays.
+    """
+    with ExitStack() as opened, contextlib.suppress(FileNotFoundError):
+        ours = opened.enter_context(files.opened_folder(FOLDER, store))
+        folder = opened.enter_context(files.opened_folder(LOGS, ours))
+        for name in os.listdir(folder):
+            if name.endswith(SUFFIX):
+                with contextlib.suppress(OSError):
+                    files.remove_older(name, folder, now - policy.log_keep_days * DAY)

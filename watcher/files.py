@@ -24,8 +24,8 @@ from watcher.errors import WatchError
 FILE_MODE = 0o644
 FOLDER_MODE = 0o755
 _NO_REPLACE = 1
-#: How far back a half line is looked for when a log is opened after a kill.
-_LONGEST_LINE = 1 << 20
+#: So much is read at once to find where a half line begins.
+_PIECE = 1 << 20
 #: How soon a lock that somebody holds is tried again: seconds, doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 
@@ -187,10 +187,8 @@ def append(name: str, parent: int, line: bytes) -> int:
     A half line that a kill left behind is cut off first; where the disk is full the line is taken
     back as a whole and OSError raised. Safe among processes (flock).
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
+    fd = _locked_log(name, parent)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         size = os.fstat(fd).st_size
         if size == 0:
             _own(fd, parent)
@@ -205,13 +203,47 @@ def append(name: str, parent: int, line: bytes) -> int:
         os.close(fd)
 
 
+def _locked_log(name: str, parent: int) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # it was removed for its age between the two calls
+
+
 def _cut_half_line(fd: int, size: int) -> int:
     if size == 0 or os.pread(fd, 1, size - 1) == b"\n":
         return size
-    start = max(0, size - _LONGEST_LINE)
-    whole = start + os.pread(fd, size - start, start).rfind(b"\n") + 1
+    whole = size
+    while whole:
+        start = max(0, whole - _PIECE)
+        end = os.pread(fd, whole - start, start).rfind(b"\n") + 1
+        whole = start + end
+        if end:
+            break
     os.ftruncate(fd, whole)
     return whole
+
+
+def remove_older(name: str, parent: int, before: float) -> None:
+    """Unlink a log to which nothing was written since `before`, seconds since the epoch.
+
+    Not while somebody appends to it, and nothing but a regular file. Raises OSError.
+    """
+    fd = open_to_read(name, parent)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        opened, named = os.fstat(fd), os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if os.path.samestat(opened, named) and opened.st_mtime < before:
+            os.unlink(name, dir_fd=parent)
+    finally:
+        os.close(fd)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -60,6 +60,11 @@ class Journal:
             self(event)
         if now != memory.load(self._store) or past.lost:
             self.save(now)
+        if seen.scope is None:
+            self._try(
+                "an old event log",
+                lambda: events.expire(self._store, self._world.clock(), self._policy),
+            )
         return replace(now, lost="")
 
     def save(self, now: Memory) -> bool:

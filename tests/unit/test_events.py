@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import resource
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import environment
+from tests.driving import KEYS
+from tests.fidelity.harness import wait_until
 from watcher import events
 from watcher.events import Event
 from watcher.model import DAY, Policy
@@ -116,14 +124,130 @@ def test_no_line_is_lost_when_a_log_is_full_twice_at_the_same_instant(
 
 
 def test_old_logs_go_and_young_ones_stay(folder: int, logs: Path) -> None:
+    """Those of models that are no more as well; what is no log of ours is left alone."""
     events.write(folder, [event()], Policy())
-    for name, days in (("events@old", 100), ("events@young", 10), ("a@old", 100), ("events", 100)):
-        path = logs / f"{name}.jsonl"
+    for name, days in (
+        ("events@old.jsonl", 100),
+        ("events@young.jsonl", 10),
+        ("gone.jsonl", 100),
+        ("there.jsonl", 10),
+        ("notes.txt", 100),
+    ):
+        path = logs / name
         path.touch()
         os.utime(path, (NOW - days * DAY,) * 2)
+    (logs / "folder.jsonl").mkdir()
+    (logs / "link.jsonl").symlink_to(logs / "notes.txt")
+    events.expire(folder, NOW, Policy(log_keep_days=90))
+    kept = ["events.jsonl", "events@young.jsonl", "notes.txt", "there.jsonl"]
+    assert sorted(os.listdir(logs)) == sorted([*kept, "folder.jsonl", "link.jsonl"])
+
+
+def test_where_there_are_no_logs_none_are_removed_and_no_folder_is_made(folder: int) -> None:
+    events.expire(folder, NOW, Policy())
+    assert os.listdir(folder) == []
+
+
+def test_a_log_that_somebody_writes_to_just_now_stays(folder: int, logs: Path) -> None:
+    events.write(folder, [event()], Policy())
+    with (logs / "events.jsonl").open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        events.expire(folder, NOW + 1e9, Policy())
+        assert os.listdir(logs) == ["events.jsonl"]
+    events.expire(folder, NOW + 1e9, Policy())
+    assert os.listdir(logs) == []
+
+
+def test_a_line_for_a_log_that_is_removed_meanwhile_goes_to_a_new_one(
+    folder: int, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file was opened before, and its lock is had only after it was removed."""
+    events.write(folder, [event(1)], Policy())
+    real = fcntl.flock
+    removing = [(logs / "events.jsonl").unlink]
+
+    def flock(fd: int, operation: int) -> None:
+        if removing:
+            removing.pop()()
+        real(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    events.write(folder, [event(2)], Policy())
+    assert [line["message"] for line in lines(logs / "events.jsonl")] == ["number 2"]
+
+
+def test_a_log_that_another_process_has_set_aside_is_not_set_aside_again(
+    folder: int, logs: Path
+) -> None:
+    events.write(folder, [event(1)], Policy())
     fd = os.open(logs, os.O_RDONLY)
     try:
-        events.expire(fd, NOW, Policy(log_keep_days=90))
+        events._rotate(fd, "events", NOW, Policy())
+        events._rotate(fd, "nothing", NOW, Policy())
     finally:
         os.close(fd)
-    assert sorted(os.listdir(logs)) == ["events.jsonl", "events@young.jsonl"]
+    assert os.listdir(logs) == ["events.jsonl"]
+
+
+WRITES_FOREVER = """
+import os, sys
+from watcher import events
+from watcher.events import Event
+from watcher.model import Policy
+store = os.open(sys.argv[1], os.O_RDONLY)
+for number in range(10**9):
+    text = f"{number} " + "x" * (number % 5000)
+    events.write(store, [Event(number, "error", text, "a:latest")], Policy(log_max_bytes=100_000))
+"""
+
+
+def test_killed_while_it_writes_it_leaves_lines_and_no_half_line_joins_the_next(
+    tmp_path: Path,
+) -> None:
+    """A half line at the end is what a kill may leave; the next line stands by itself."""
+    logs = tmp_path / ".ollama-watch/logs"
+    for _ in range(8):
+        command = [sys.executable, "-c", WRITES_FOREVER, str(tmp_path)]
+        with subprocess.Popen(command, env=environment(tmp_path)) as writer:
+            before = len(list(logs.glob("*.jsonl")))
+            wait_until(lambda b=before: len(list(logs.glob("*.jsonl"))) > b + 4, "rotated logs")  # type: ignore[misc]
+            writer.kill()
+        with (logs / "events.jsonl").open("ab") as log:
+            log.write(b'{"timestamp": "half a li')
+    fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        events.write(fd, [event(1, "a:latest")], Policy())
+    finally:
+        os.close(fd)
+    for path in logs.iterdir():
+        assert all(list(line) == KEYS for line in lines(path))
+    assert lines(logs / "events.jsonl")[-1]["message"] == "number 1"
+
+
+@pytest.mark.parametrize("length", [10, (1 << 20) + 10, 3 << 20])
+def test_a_half_line_of_any_length_is_cut_off(folder: int, logs: Path, length: int) -> None:
+    events.write(folder, [event(1)], Policy())
+    with (logs / "events.jsonl").open("ab") as log:
+        log.write(b"x" * length)
+    events.write(folder, [event(2)], Policy())
+    told = [line["message"] for line in lines(logs / "events.jsonl")]
+    assert told == ["number 1", "number 2"]
+
+
+def test_a_line_that_finds_no_room_is_taken_back_whole(folder: int, logs: Path) -> None:
+    """A limit on the file's size stands for the full disk: half of the line was written."""
+    events.write(folder, [event(1)], Policy())
+    size = (logs / "events.jsonl").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            events.write(folder, [event(2)], Policy())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (logs / "events.jsonl").stat().st_size == size
+    events.write(folder, [event(3)], Policy())
+    told = [line["message"] for line in lines(logs / "events.jsonl")]
+    assert told == ["number 1", "number 3"]
