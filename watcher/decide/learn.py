@@ -446,6 +446,8 @@ def ended(outcome: Outcome, at: float) -> Event:
         Result.FAILED: "error",
     }[outcome.result]
     details = {**_details(action), "freed_bytes": outcome.freed}
+    if outcome.refusal is not None:
+        details["kind"] = outcome.refusal.kind.value
     return Event(at, kind, outcome.message, _of(action), details)
 
 

@@ -19,6 +19,8 @@ from watcher.model import (
     OddBlob,
     OddManifest,
     Outcome,
+    Refusal,
+    RefusalKind,
     Result,
     SeenModel,
     Trust,
@@ -230,3 +232,11 @@ def test_events_name_sizes_and_durations_by_their_units() -> None:
     assert event.details["total_bytes"] == 200 * MB
     assert event.details["age_seconds"] == 100
     assert "Can resume: True" in event.message
+
+
+def test_a_refused_act_tells_what_was_in_the_way() -> None:
+    action = Action(Verb.REMOVE_DOWNLOAD, D, "stale", ())
+    refusal = Refusal(RefusalKind.HELD, D, action.verb, "held", "wait")
+    event = learn.ended(Outcome(action, Result.REFUSED, "held", refusal=refusal), NOW)
+    assert (event.event_type, event.details["kind"]) == ("refused", "held")
+    assert "kind" not in learn.ended(Outcome(action, Result.DONE, "done"), NOW).details
