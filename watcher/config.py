@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -19,6 +20,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 #: Whatever lies beyond is a slip of the pen.
 _MOST_SECONDS = 1e14
 _MOST_BYTES = (1 << 63) - 1
+_LARGEST_PORT = 65535
 _BYTES = {
     "": 1,
     "b": 1,
@@ -86,6 +88,36 @@ def days(value: object) -> float:
     return duration(value) / _SECONDS["d"]
 
 
+def metrics_file(value: object) -> str:
+    """The path of a textfile that node_exporter reads; "" for none."""
+    if value == "":
+        return ""
+    # It passes over all files that are named otherwise.
+    if isinstance(value, str) and re.fullmatch(r"/[^\0]*[^/\0]\.prom", value):
+        return value
+    raise ValueError("want an absolute path that ends in .prom")
+
+
+def loopback(value: object) -> tuple[str, int] | None:
+    """Address and port of ``127.0.0.1:9464`` or ``[::1]:9464``; None for "".
+
+    No other than loopback: metrics tell a store's path, and nobody is asked who they are.
+    """
+    import ipaddress
+
+    if value == "":
+        return None
+    pattern = r"(?:\[([0-9a-fA-F:]+)\]|([0-9.]+|localhost)):([0-9]{1,5})"
+    match = re.fullmatch(pattern, value) if isinstance(value, str) else None
+    if match is not None and 0 < int(match[3]) <= _LARGEST_PORT:
+        host = (match[1] or match[2]).replace("localhost", "127.0.0.1")
+        with contextlib.suppress(ValueError):
+            address = ipaddress.ip_address(host)
+            if address.is_loopback:
+                return str(address), int(match[3])
+    raise ValueError("want an address of loopback and a port, such as 127.0.0.1:9464")
+
+
 #: Key in the file to the field of `Policy` and how its value is read.
 _KEYS: dict[str, tuple[str, Callable[[object], Any]]] = {
     "stale_after": ("stale_after", duration),
@@ -96,6 +128,8 @@ _KEYS: dict[str, tuple[str, Callable[[object], Any]]] = {
     "quarantine_max_size": ("quarantine_max_bytes", size),
     "log_max_size": ("log_max_bytes", size),
     "log_keep": ("log_keep_days", days),
+    "metrics_file": ("metrics_file", metrics_file),
+    "metrics_listen": ("metrics_listen", loopback),
 }
 
 

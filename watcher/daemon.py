@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import FrameType
@@ -13,6 +14,7 @@ from watcher import __version__, cycle, files, journal, memory, notify
 from watcher.errors import LockedError, NoStoreError, SettingsError
 from watcher.events import Event
 from watcher.memory import Memory
+from watcher.metrics import Metrics
 from watcher.model import Plan, Policy, Refusal
 from watcher.observe.service import LOCK
 from watcher.proofs import Proofs
@@ -23,10 +25,13 @@ from watcher.world import World
 def run(world: World, read_policy: Callable[[], Policy]) -> None:
     """Watch until SIGTERM or SIGINT; SIGHUP has the settings read again.
 
-    Raises LockedError where another daemon has this store, and what `read_policy` raises at first.
+    Raises LockedError where another daemon has this store, ListenError where its metrics can't be
+    served, and what `read_policy` raises at first.
     """
-    service = _Service(world, read_policy())
-    with Wakes(world.store, world.proc) as wakes, _signals(wakes) as signals, service:
+    policy = read_policy()
+    metrics = Metrics(world.store, policy)
+    service = _Service(replace(world, tell=metrics.hearing(world.tell)), policy, metrics)
+    with metrics, Wakes(world.store, world.proc) as wakes, _signals(wakes) as signals, service:
         for scope in wakes:
             if signals.take_reload():
                 service.reload(read_policy)
@@ -38,8 +43,8 @@ def run(world: World, read_policy: Callable[[], Policy]) -> None:
 class _Service:
     """What a daemon knows between two looks."""
 
-    def __init__(self, world: World, policy: Policy) -> None:
-        self._world = world
+    def __init__(self, world: World, policy: Policy, metrics: Metrics) -> None:
+        self._world, self._metrics = world, metrics
         self._set(policy)
         self._proofs = Proofs(world, self._trouble)
         self._held = contextlib.ExitStack()
@@ -75,6 +80,7 @@ class _Service:
 
     def look(self, scope: Scope, wakes: Wakes) -> None:
         """One cycle. What goes wrong is told, and the service goes on."""
+        begun = time.monotonic()
         try:
             first = self._take_store()
             report = cycle.cycle(
@@ -102,6 +108,9 @@ class _Service:
             return
         self._memory = report.memory
         self._tell_blind(wakes)
+        trouble = self._metrics.look(report, time.monotonic() - begun)
+        if trouble:
+            self._tell("error", trouble)
         wakes.deadlines(scope, report.plan.due)
         self._tell_refusals(report.plan, scope)
         if report.memory is not None and self._policy.repair:

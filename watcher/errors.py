@@ -66,5 +66,9 @@ class LockedError(WatchError):
     exit_code = Exit.LOCKED
 
 
+class ListenError(WatchError):
+    """An address that the settings name can't be listened at."""
+
+
 class ChangedError(WatchError):
     """The store is not what it was when the act was planned; nothing was done."""

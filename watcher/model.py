@@ -769,3 +769,7 @@ class Policy:
     read_limit_bytes: int | None = 1 << 30
     log_max_bytes: int = 10_000_000
     log_keep_days: float = 90.0
+    #: Where a service keeps its metrics, for node_exporter; "" for nowhere. And where it serves
+    #: them: an address of loopback, and a port.
+    metrics_file: str = ""
+    metrics_listen: tuple[str, int] | None = None

@@ -166,3 +166,73 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path, make: str) -> None
         file.write_bytes(b"# \xe9\n" if make == "latin-1" else b"clean = true\0\n")
     with pytest.raises(SettingsError, match=r"settings\.toml"):
         config.load(file, {})
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [
+        ("127.0.0.1:9464", ("127.0.0.1", 9464)),
+        ("127.3.2.1:1", ("127.3.2.1", 1)),
+        ("localhost:65535", ("127.0.0.1", 65535)),
+        ("[::1]:9464", ("::1", 9464)),
+        ("", None),
+    ],
+)
+def test_addresses_of_loopback(value: str, address: tuple[str, int] | None) -> None:
+    assert config.loopback(value) == address
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "0.0.0.0:9464",
+        "[::]:9464",
+        "192.168.1.2:9464",
+        "example.org:9464",
+        "localhost.example.org:9464",
+        ":9464",
+        "9464",
+        9464,
+        "127.0.0.1",
+        "127.0.0.1:0",
+        "127.0.0.1:65536",
+        "127.0.0.1:-1",
+        "127.0.0.1:9464/x",
+        "127.0.0.1:٩٤٦٤",
+        "127.1:9464",
+        "::1:9464",
+        "[127.0.0.1]:9464",
+        "999.0.0.1:9464",
+        " ",
+        None,
+        True,
+    ],
+)
+def test_what_is_no_address_of_loopback(value: object) -> None:
+    with pytest.raises(ValueError, match="loopback"):
+        config.loopback(value)
+
+
+@pytest.mark.parametrize("value", ["/x.prom", "/var/lib/node exporter/ollama-watch.prom", ""])
+def test_textfiles(value: str) -> None:
+    assert config.metrics_file(value) == value
+
+
+@pytest.mark.parametrize(
+    "value", ["x.prom", "/x.txt", "/.prom", "/x/.prom", "/x.prom/", "/\0.prom", 5, None, True]
+)
+def test_what_is_no_textfile(value: object) -> None:
+    with pytest.raises(ValueError, match="absolute path"):
+        config.metrics_file(value)
+
+
+def test_the_settings_of_metrics(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text('metrics_file = "/a/b.prom"\nmetrics_listen = "127.0.0.1:9464"\n')
+    policy = config.load(file, {}).policy
+    assert policy.metrics_file == "/a/b.prom"
+    assert policy.metrics_listen == ("127.0.0.1", 9464)
+    off = {"OLLAMA_WATCH_METRICS_FILE": "", "OLLAMA_WATCH_METRICS_LISTEN": ""}
+    assert config.load(file, off).policy == Policy()
+    with pytest.raises(SettingsError, match=r"OLLAMA_WATCH_METRICS_LISTEN = '0\.0\.0\.0:1'"):
+        config.load(file, {"OLLAMA_WATCH_METRICS_LISTEN": "0.0.0.0:1"})

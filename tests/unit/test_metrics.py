@@ -1,0 +1,235 @@
+"""Numbers from reports and events, and that the docs have them all."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client import Metric, generate_latest
+
+from tests.unit.decide.seen import MB, NOW, POLICY, download, entry, evidence, writer
+from watcher import cycle, metrics
+from watcher.decide import judge, plan
+from watcher.errors import ListenError
+from watcher.events import Event
+from watcher.model import DAY, BlobCensus, Evidence, Kept, Policy, RefusalKind, Sight
+
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+A, B, C = ("a" * 64, "b" * 64, "c" * 64)
+LISTENS = Policy(metrics_listen=("127.0.0.1", 0))
+
+
+def report(seen: Evidence) -> cycle.Report:
+    verdict = judge.judge(seen, POLICY)
+    return cycle.Report(seen, verdict, plan.make(verdict, seen, POLICY))
+
+
+FULL = report(
+    evidence(
+        download(digest=A, ago=9 * DAY),
+        download(digest=B, trusted=((0, 60 * MB),)),
+        download(digest=C, ago=10, holders=(writer(),)),
+        census=BlobCensus(
+            manifests=1, healthy=2, healthy_bytes=700, unnamed=(entry(f"sha256-{'d' * 64}"),)
+        ),
+        quarantine=(Kept("0-x", "x", entry("x"), in_its_place=False, replaced=False),),
+    )
+)
+
+
+def numbers(
+    known: metrics.Looked | None, counts: metrics.Counted | None = None
+) -> dict[str, float]:
+    """Each sample that is not 0, by its name and its labels' values."""
+    return {
+        " ".join((family.name, *values)): number
+        for family in metrics.families(known, counts or metrics.Counted())
+        for values, number in family.samples.items()
+        if number
+    }
+
+
+def downloads(known: metrics.Looked) -> dict[str, float]:
+    return {
+        name.removeprefix("downloads "): number
+        for name, number in numbers(known).items()
+        if name.startswith("downloads ")
+    }
+
+
+# ---------------------------------------------------------------- looks
+
+
+def test_a_full_look_tells_everything() -> None:
+    known = metrics.looked(None, FULL, 0.25)
+    found = numbers(known)
+    assert downloads(known) == {"paused": 1, "behind": 1, "live": 1}
+    assert found["download_bytes behind present"] == 60 * MB
+    assert found["download_bytes behind missing"] == 140 * MB
+    assert found["download_bytes paused missing"] == 150 * MB
+    assert found["stale_downloads"] == 1
+    assert found["oldest_progress_timestamp_seconds"] == NOW - 9 * DAY
+    assert found["last_full_look_timestamp_seconds"] == NOW
+    assert found["last_full_look_duration_seconds"] == 0.25
+    assert found["findings warning download_behind"] == 1
+    assert (found["blobs"], found["blob_bytes"]) == (2, 700)
+    assert found["orphan_bytes"] == found["quarantine_bytes"] == 4096
+    assert found["sight full"] == 1
+    assert "sight partial" not in found
+
+
+def test_a_narrow_look_says_all_of_its_scope_and_nothing_of_others() -> None:
+    known = metrics.looked(None, FULL, 0.25)
+    narrow = evidence(
+        download(digest=C, ago=200), scope=frozenset({B, C}), sight=Sight.PARTIAL, now=NOW + 60
+    )
+    narrow = replace(narrow, place=replace(narrow.place, free_bytes=5))
+    after = metrics.looked(known, report(narrow), 9.0)
+    assert downloads(after) == {"paused": 2}, "B is gone, C interrupted, A as it was"
+    found = numbers(after)
+    assert found["free_bytes"] == 5
+    assert found["sight partial"] == 1
+    assert found["last_full_look_timestamp_seconds"] == NOW
+    assert found["last_full_look_duration_seconds"] == 0.25
+    assert found["blobs"] == 2
+    assert found["findings warning download_behind"] == 1
+
+
+def test_a_later_full_look_forgets_what_is_gone() -> None:
+    known = metrics.looked(None, FULL, 0.25)
+    after = metrics.looked(known, report(evidence(now=NOW + 600)), 0.5)
+    assert downloads(after) == {}
+    assert "findings warning download_behind" not in numbers(after)
+    assert "oldest_progress_timestamp_seconds" not in numbers(after)
+
+
+def test_what_is_live_is_not_waiting() -> None:
+    live = report(evidence(download(ago=9 * DAY, holders=(writer(),))))
+    assert "oldest_progress_timestamp_seconds" not in numbers(metrics.looked(None, live, 0))
+
+
+def test_an_unknown_length_misses_nothing() -> None:
+    known = metrics.looked(None, report(evidence(download(total=None, trusted=()))), 0)
+    assert not [name for name in numbers(known) if name.endswith(" missing")]
+
+
+def test_before_the_first_look_there_are_counts_only() -> None:
+    names = {family.name for family in metrics.families(None, metrics.Counted())}
+    assert {"repairs_total", "last_full_look_timestamp_seconds"} <= names
+    assert "downloads" not in names
+
+
+# ---------------------------------------------------------------- events
+
+
+def test_events_are_counted() -> None:
+    counts = metrics.Counted()
+    saved = {"saves_bytes": 70, "freed_bytes": 0}
+    for event in (
+        Event(0, "act_started", "", details=saved),
+        Event(0, "download_repaired", "", details=saved),
+        Event(0, "partial_cleaned", "", details={"saves_bytes": 0, "freed_bytes": 5}),
+        Event(0, "purged", "", details={"freed_bytes": 6}),
+        Event(0, "refused", "", details={"kind": "held", "freed_bytes": 0}),
+        Event(0, "error", "", details={"freed_bytes": None}),
+    ):
+        counts = metrics.counted(counts, event)
+    found = numbers(None, counts)
+    assert found["repairs_total"] == 1
+    assert found["saved_bytes_total"] == 70
+    assert found["freed_bytes_total"] == 11
+    assert found["refusals_total held"] == 1
+    assert found["events_total error"] == found["events_total act_started"] == 1
+    assert "refusals_total changed" not in found
+
+
+def test_every_kind_of_refusal_is_there_from_the_start() -> None:
+    (refusals,) = [
+        f for f in metrics.families(None, metrics.Counted()) if f.name == "refusals_total"
+    ]
+    assert refusals.samples == {(kind.value,): 0 for kind in RefusalKind}
+
+
+# ---------------------------------------------------------------- handed out
+
+
+def collected(store: str = "/models") -> list[Metric]:
+    with metrics.Metrics(store, LISTENS) as kept:
+        kept.look(FULL, 0.25)
+        return list(kept.collect())
+
+
+def test_the_docs_have_every_metric_with_its_type_unit_and_labels() -> None:
+    row = re.compile(r"\| `(ollama_watch_\w+)` \| (\w+) \| (\S+) \| (.+?) \| .+ \|")
+    told = {name: (kind, unit, set(re.findall(r"`(\w+)`", labels)))
+            for name, kind, unit, labels in row.findall(DOCS.read_text())}  # fmt: skip
+    made = {}
+    for metric in collected():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        words = name.removesuffix("_total").split("_")
+        unit = words[-1] if words[-1] in ("bytes", "seconds") else "–"
+        labels = {label for sample in metric.samples for label in sample.labels} - {"store"}
+        made[name] = (metric.type, unit, labels)
+    assert told == made
+
+
+def test_a_store_of_any_name_can_be_told() -> None:
+    odd = os.fsdecode(b'/\xff"\n\\')
+    for metric in collected(odd):
+        for sample in metric.samples:
+            sample.labels["store"].encode()
+    with metrics.Metrics(odd, LISTENS) as kept:
+        assert kept.port is not None
+        assert kept._registry is not None
+        generate_latest(kept._registry).decode()
+
+
+def test_without_a_wish_nothing_is_kept() -> None:
+    with metrics.Metrics("/models", Policy()) as kept:
+        kept.event(Event(0, "error", ""))
+        assert kept.look(FULL, 1) == ""
+        assert kept._looked is None
+        assert kept.port is None
+
+
+def test_a_trouble_is_told_once_until_it_is_gone(tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "x.prom"
+    with metrics.Metrics("/models", Policy(metrics_file=str(file))) as kept:
+        assert kept.look(FULL, 1) == f"metrics_file: {file} can't be written: " + os.strerror(2)
+        assert kept.look(FULL, 1) == ""
+        file.parent.mkdir()
+        assert kept.look(FULL, 1) == ""
+        assert "ollama_watch_blobs" in file.read_text()
+        file.unlink()
+        file.mkdir()
+        assert kept.look(FULL, 1) == f"metrics_file: {file} can't be written: " + os.strerror(21)
+        assert kept.look(FULL, 1) == ""
+
+
+def test_what_is_in_the_way_of_the_new_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".x.prom.new").symlink_to("precious")
+    (tmp_path / "x.prom").symlink_to("precious")
+    with metrics.Metrics("/models", Policy(metrics_file=str(tmp_path / "x.prom"))) as kept:
+        assert kept.look(FULL, 1) == ""
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert sorted(os.listdir(tmp_path)) == ["precious", "x.prom"]
+
+
+def test_an_address_is_named_that_cannot_be_listened_at() -> None:
+    with socket.socket(socket.AF_INET6) as taken:
+        try:
+            taken.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        taken.listen()
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(ListenError, match=re.escape(f"[::1]:{port} can't be listened at")),
+            metrics.Metrics("/models", Policy(metrics_listen=("::1", port))),
+        ):
+            pass
