@@ -16,7 +16,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import cast
 
 from watcher.errors import WatchError
@@ -28,6 +28,8 @@ _NO_REPLACE = 1
 _PIECE = 1 << 20
 #: How soon a lock that somebody holds is tried again: seconds, doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+#: Files that are made together; each is open meanwhile.
+_AT_ONCE = 100
 
 
 # ---------------------------------------------------------------- looking, by descriptor
@@ -141,19 +143,51 @@ def create(
     `owner`: user and group id that it gets where we are root; None for the folder's. Not `durable`:
     a power cut may lose what was written.
     """
+    create_all({name: data}, parent, owner, durable=durable)
+
+
+def create_all(
+    contents: Mapping[str, bytes],
+    parent: int,
+    owner: tuple[int, int] | None = None,
+    *,
+    durable: bool = True,
+) -> None:
+    """Make new files, by name; the same for many of them, in far less time.
+
+    On an error those stay that were on the disk before.
+    """
+    names = list(contents)
+    for at in range(0, len(names), _AT_ONCE):
+        some = {name: contents[name] for name in names[at : at + _AT_ONCE]}
+        _create_some(some, parent, owner, durable=durable)
+
+
+def _create_some(
+    contents: Mapping[str, bytes], parent: int, owner: tuple[int, int] | None, *, durable: bool
+) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
+    made: dict[str, int] = {}
     try:
-        os.fchmod(fd, FILE_MODE)
-        _own(fd, parent, owner)
-        _write_all(fd, data)
-        if durable:
+        for name, data in contents.items():
+            fd = made[name] = os.open(name, flags, FILE_MODE, dir_fd=parent)
+            os.fchmod(fd, FILE_MODE)
+            _own(fd, parent, owner)
+            _write_all(fd, data)
+            if durable and len(contents) > 1:
+                # Linux begins to write what is not wanted in memory, so that the journal is
+                # committed once for nearly all of them, and not once for each.
+                with contextlib.suppress(OSError):
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for fd in made.values() if durable else ():
             os.fsync(fd)
     except BaseException:
-        os.close(fd)
-        os.unlink(name, dir_fd=parent)
+        for name in made:
+            os.unlink(name, dir_fd=parent)
         raise
-    os.close(fd)
+    finally:
+        for fd in made.values():
+            os.close(fd)
 
 
 def reserve(name: str, parent: int, size: int) -> None:
@@ -181,11 +215,11 @@ def save(name: str, parent: int, data: bytes, *, durable: bool = True) -> None:
         sync(parent)
 
 
-def append(name: str, parent: int, line: bytes) -> int:
-    """Add a whole line to a log and give back the log's size in bytes.
+def append(name: str, parent: int, lines: bytes) -> int:
+    """Add whole lines to a log and give back the log's size in bytes.
 
-    A half line that a kill left behind is cut off first; where the disk is full the line is taken
-    back as a whole and OSError raised. Safe among processes (flock).
+    A half line that a kill left behind is cut off first; where the disk is full what was added is
+    taken back as a whole and OSError raised. Safe among processes (flock).
     """
     fd = _locked_log(name, parent)
     try:
@@ -194,11 +228,11 @@ def append(name: str, parent: int, line: bytes) -> int:
             _own(fd, parent)
         size = _cut_half_line(fd, size)
         try:
-            _write_all(fd, line)
+            _write_all(fd, lines)
         except OSError:
             os.ftruncate(fd, size)
             raise
-        return size + len(line)
+        return size + len(lines)
     finally:
         os.close(fd)
 

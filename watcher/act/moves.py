@@ -294,8 +294,7 @@ def _begun(store: int, change: Change) -> Iterator[_Work]:
 def _prepare(work: _Work, change: Change) -> None:
     if change.digest:
         files.create(_GUARD, work.here, b"", change.owner)
-    for name, content in change.writes.items():
-        files.create(name, work.new, content, change.owner)
+    files.create_all(change.writes, work.new, change.owner)
     files.sync(work.new)
     files.create(_INTENT, work.here, _encode(change, work))
     files.sync(work.here)
@@ -334,10 +333,11 @@ def _encode(change: Change, work: _Work) -> bytes:
         "blobs_inode": change.blobs[1],
         "guard": None if guard is None else {"inode": guard.inode},
         "takes": [_described(entry) for entry in change.takes],
-        "expects": [_described(entry) for entry in change.expects],
+        # Files on their own are told by what lies in out/; a download is compared.
+        "expects": [_described(entry) for entry in change.expects] if change.digest else [],
         "writes": {name: content.decode() for name, content in change.writes.items()},
     }
-    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _described(entry: Entry) -> dict[str, object]:
