@@ -123,7 +123,7 @@ def cycle(
         room.set_aside(store)
         journal = Journal(store, policy, world)
         stuck = _recover_under_lock(world, store, journal)
-        known = remembered(world, past)
+        known = _or_told(journal.recall(), past)
         if known != basis or world.clock() - looked_at > _LATE_SECONDS:
             # Somebody else has learnt or acted meanwhile: what was seen before is an old story.
             basis = known
@@ -142,12 +142,18 @@ def cycle(
                 agreed = _without(agreed, frozenset({Verb.WRITE_SIDECARS}))
             # Plans are compared that were made with the same memory.
             outcomes = apply.apply(
-                world, store, agreed, lambda: decide(basis), journal, journal.remember
+                world,
+                store,
+                agreed,
+                lambda: look.observe(world, policy, basis, scope),
+                lambda: decide(basis),
+                journal,
+                journal.remember,
             )
-            known = learn.retract(memory.load(store), learnt, outcomes)
+            known = learn.retract(journal.recall(), learnt, outcomes)
             seen, verdict, _ = decide(known)
             journal.learn(learn.forget(known, outcomes), seen, verdict)
-        known = memory.load(store)
+        known = journal.recall()
     return Report(
         seen,
         verdict,
@@ -215,6 +221,10 @@ def remembered(world: World, past: Memory | None = None) -> Memory:
             found = memory.load(store)
     except OSError:
         return past or Memory()  # observe says what is wrong with the folder
+    return _or_told(found, past)
+
+
+def _or_told(found: Memory, past: Memory | None) -> Memory:
     return past if past is not None and found == Memory() else found
 
 

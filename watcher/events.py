@@ -23,6 +23,8 @@ from watcher.model import DAY, Policy
 LOGS = "logs"
 ALL = "events"
 SUFFIX = ".jsonl"
+#: Lines that are added in one write: a log is too large by no more than these.
+_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +83,21 @@ def rfc3339(at: float) -> str:
 
 def write(store: int, events: Iterable[Event], policy: Policy) -> None:
     """Append events to the logs of the store behind a descriptor. Raises OSError (disk full)."""
+    logs: dict[str, list[Event]] = {}
+    for event in events:
+        for log in event.logs:
+            logs.setdefault(log, []).append(event)
+    if not logs:
+        return
     with ExitStack() as opened:
-        folder = None
-        for event in events:
-            if folder is None:
-                folder = _logs_folder(store, opened)
-            for log in event.logs:
-                size = files.append(f"{log}{SUFFIX}", folder, event.line)
+        folder = _logs_folder(store, opened)
+        for log, its in logs.items():
+            for at in range(0, len(its), _AT_ONCE):
+                some = its[at : at + _AT_ONCE]
+                lines = b"".join(event.line for event in some)
+                size = files.append(f"{log}{SUFFIX}", folder, lines)
                 if size > policy.log_max_bytes:
-                    _rotate(folder, log, event.at, policy)
+                    _rotate(folder, log, some[-1].at, policy)
 
 
 def _logs_folder(store: int, opened: ExitStack) -> int:

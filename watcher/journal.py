@@ -27,11 +27,13 @@ class Journal:
         self._store, self._policy, self._world = store, policy, world
         self.events: tuple[Event, ...] = ()
         self.troubles: tuple[str, ...] = ()
+        self._memory: Memory | None = None
 
-    def __call__(self, event: Event) -> None:
-        self.events += (event,)
-        self._world.tell(event)
-        self._try("the event log", lambda: events.write(self._store, [event], self._policy))
+    def __call__(self, *told: Event) -> None:
+        self.events += told
+        for event in told:
+            self._world.tell(event)
+        self._try("the event log", lambda: events.write(self._store, told, self._policy))
 
     def tell_hashed(self, answers: Iterable[Outcome]) -> None:
         """Tell which blobs were hashed and are not what their names say, or can't be read."""
@@ -56,9 +58,8 @@ class Journal:
         now, happened = learn.learn(
             past, seen, verdict, finished, first_look=first_look, ended=ended
         )
-        for event in happened:
-            self(event)
-        if now != memory.load(self._store) or past.lost:
+        self(*happened)
+        if now != self.recall() or past.lost:
             self.save(now)
         if seen.scope is None:
             self._try(
@@ -67,17 +68,25 @@ class Journal:
             )
         return replace(now, lost="")
 
+    def recall(self) -> Memory:
+        """What is remembered on the disk: read once, since nobody else writes while we lock."""
+        if self._memory is None:
+            self._memory = memory.load(self._store)
+        return self._memory
+
     def save(self, now: Memory) -> bool:
         """Keep the memory on the disk; False where that can't be done."""
         if now.unreadable:
             # What can't be read may be whole all the same: it is not written over.
             self.troubles += (now.unreadable,) if now.unreadable not in self.troubles else ()
             return False
-        return self._try(memory.NAME, lambda: memory.save(self._store, now))
+        saved = self._try(memory.NAME, lambda: memory.save(self._store, now))
+        self._memory = replace(now, lost="") if saved else None
+        return saved
 
     def remember(self, touching: Mapping[str, Touched]) -> bool:
         """Keep the own times of files whose times are about to be set; False where it can't be."""
-        known = memory.load(self._store)
+        known = self.recall()
         touched = {**known.touched, **{names.printable(name): t for name, t in touching.items()}}
         return self.save(replace(known, touched=touched))
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from watcher import files, memory, names
+from watcher import files, names
 from watcher.act import hashing
 from watcher.decide import learn
 from watcher.journal import Journal, locked
@@ -49,7 +49,7 @@ def _keep(
     # by who acts.
     with contextlib.suppress(OSError), locked(store, lock_seconds):
         journal = Journal(store, policy, world)
-        journal.save(learn.proved(memory.load(store), answers, world.clock()))
+        journal.save(learn.proved(journal.recall(), answers, world.clock()))
 
 
 def ask(actions: Iterable[Action], world: World) -> Iterator[Outcome]:

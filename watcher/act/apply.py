@@ -31,8 +31,10 @@ from watcher.world import World
 #: One look, with what was judged and planned on it.
 Decided: TypeAlias = tuple[Evidence, Verdict, Plan]
 
-#: Files of an intent that go together; before each batch the plan is made anew.
-BATCH = 1000
+#: Files of an intent that go together; before each batch the plan is made anew. The first is small,
+#: since on a full disk its intent has to fit into what is set aside, and each makes room for one
+#: ten times larger.
+FIRST_BATCH, BATCH = 100, 10_000
 
 _IN_BATCHES = frozenset({Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.REFRESH})
 
@@ -41,14 +43,16 @@ def apply(
     world: World,
     store: int,
     agreed: Plan,
+    look: Callable[[], Evidence],
     decide: Callable[[], Decided],
-    tell: Callable[[Event], None],
+    tell: Callable[..., None],
     remember: Callable[[Mapping[str, Touched]], bool],
 ) -> tuple[Outcome, ...]:
     """Do what was agreed to, as far as a plan made anew still has it on the very same files.
 
-    The lock is held. `decide` looks at the store, judges and plans; `tell` writes an event;
-    `remember` keeps the own times of files whose times are about to be set, and says if it could.
+    The lock is held. `look` looks at the store; `decide` does, judges and plans; `tell` writes
+    events; `remember` keeps the own times of files whose times are about to be set, and says if
+    it could.
     """
     outcomes: list[Outcome] = []
     for batch in _batches(agreed.actions):
@@ -62,23 +66,22 @@ def apply(
         # The fresh one is done: it knows whether the guard has to wait for a server.
         still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
         ended = [_no_longer(action) for action in batch if _essence(action) not in fresh]
-        for action in still:
-            tell(learn.begun(action, world.clock()))
-        ended.extend(_do(world, store, still, seen, decide))
-        for outcome in ended:
-            tell(learn.ended(outcome, world.clock()))
+        tell(*(learn.begun(action, world.clock()) for action in still))
+        ended.extend(_do(world, store, still, seen, look))
+        tell(*(learn.ended(outcome, world.clock()) for outcome in ended))
         outcomes.extend(ended)
     return tuple(outcomes)
 
 
 def _batches(actions: Sequence[Action]) -> Iterator[list[Action]]:
-    """Downloads one by one, since each has its guard; single files by the thousand."""
+    """Downloads one by one, since each has its guard; single files by the thousands."""
     for verb, alike in groupby(actions, key=lambda action: action.verb):
         rest = list(alike)
-        size = BATCH if verb in _IN_BATCHES else 1
+        size, growth = (FIRST_BATCH, 10) if verb in _IN_BATCHES else (1, 1)
         while rest:
             yield rest[:size]
             rest = rest[size:]
+            size = min(size * growth, BATCH)
 
 
 def _essence(action: Action) -> tuple[object, ...]:
@@ -94,7 +97,7 @@ def _do(
     store: int,
     batch: list[Action],
     seen: Evidence,
-    decide: Callable[[], Decided],
+    look: Callable[[], Evidence],
 ) -> list[Outcome]:
     if not batch:
         return []
@@ -103,7 +106,7 @@ def _do(
     change = _change(batch, seen)
 
     def confirm(moved: Collection[Entry]) -> Mapping[str, ChangedError]:
-        return _must_stay(batch[0].verb, moved, decide)
+        return _must_stay(batch[0].verb, moved, look)
 
     try:
         changed = room.with_room(store, lambda: moves.carry_out(world, store, change, confirm))
@@ -115,12 +118,12 @@ def _do(
 
 
 def _must_stay(
-    verb: Verb, moved: Collection[Entry], decide: Callable[[], Decided]
+    verb: Verb, moved: Collection[Entry], look: Callable[[], Evidence]
 ) -> dict[str, ChangedError]:
     """What has to stay after all: what would forbid the act is looked at once more."""
     if not moved and verb is not Verb.WRITE_SIDECARS:
         return {}
-    seen, _, _ = decide()
+    seen = look()
     if verb is Verb.REMOVE_ORPHAN:
         why = cleaning.orphans_forbidden(seen)
     elif verb is Verb.REMOVE_TEMPORARY:

@@ -108,9 +108,10 @@ def _scan(
 
 def _remembered(found: Entry, memory: Memory) -> Entry:
     """The entry with what is remembered of it: its own time where we set another, its hash."""
-    touched = memory.touched.get(names.printable(found.name))
-    if touched is not None and (touched.inode, touched.set_ns) == (found.inode, found.mtime_ns):
-        found = found._replace(own_mtime_ns=touched.own_ns)
+    if memory.touched:
+        touched = memory.touched.get(names.printable(found.name))
+        if touched is not None and (touched.inode, touched.set_ns) == (found.inode, found.mtime_ns):
+            found = found._replace(own_mtime_ns=touched.own_ns)
     hashed = memory.hashes.get(found.name)
     if hashed is not None and hashed[:3] == (found.inode, found.size, bound_to(found)):
         found = found._replace(sha256=hashed.sha256)
