@@ -9,9 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .benches import ALL, Setting
+from . import acting, benches
+from .benches import Setting
 from .measure import Row, file_system, machine
 
+ALL = {**benches.ALL, **acting.ALL}
 _VERDICT = {True: "kept", False: "**missed**", None: ""}
 
 
@@ -20,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}")
     parser.add_argument("--rounds", type=int, default=9, help="of each comparison (9)")
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the pull (4)")
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="pulled, and hashed (4)")
     parser.add_argument("--rest", type=float, default=30.0, help="seconds of rest (30)")
     parser.add_argument("--kills", type=int, default=30, help="kills and changes (30)")
     parser.add_argument("--folder", type=Path, help="where the stores are made")

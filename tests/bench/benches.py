@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from .measure import (
     PYTHON,
-    ROOT,
     US,
     Daemon,
     Row,
@@ -30,6 +28,7 @@ from .measure import (
     run,
     share,
 )
+from .servers import connection, post, process
 from .stores import sidecar
 
 _BLOBS, _MODELS = 100_000, 2_000
@@ -234,11 +233,11 @@ def kill(setting: Setting) -> Iterator[Row]:
     store = setting.folder / "kill"
     for name in ("blobs", "manifests"):
         (store / name).mkdir(parents=True, exist_ok=True)
-    with _process("watcher.demo.registry", "--port", "0", until="http://") as (_, line):
+    with process("watcher.demo.registry", "--port", "0", until="http://") as (_, line):
         registry = line.strip()
         layers = [{"size": 160_000_000}]
-        _post(registry, "/_control", {"model": {"name": "m", "tag": "1b", "layers": layers}})
-        _post(registry, "/_control", {"throttle": 40_000_000})
+        post(registry, "/_control", {"model": {"name": "m", "tag": "1b", "layers": layers}})
+        post(registry, "/_control", {"throttle": 40_000_000})
         with Daemon(store) as daemon:
             model = f"{registry}/library/m:1b"
             waits = [_killed(daemon, store, model) for _ in range(setting.kills)]
@@ -260,14 +259,14 @@ def _killed(daemon: Daemon, store: Path, model: str) -> tuple[float, float]:
         "OLLAMA_HOST": "127.0.0.1:0",
         "DEMO_PART_BYTES": "10000000",
     }
-    with _process("watcher.demo.engine", "serve", until="Listening on", more=settings) as (
+    with process("watcher.demo.engine", "serve", until="Listening on", more=settings) as (
         server,
         line,
     ):
         url = f"http://{line.split('Listening on ')[1].split()[0]}"
-        connection = _connection(url)
-        connection.request("POST", "/api/pull", json.dumps({"model": model, "insecure": True}))
-        for raw in connection.getresponse():
+        asked = connection(url)
+        asked.request("POST", "/api/pull", json.dumps({"model": model, "insecure": True}))
+        for raw in asked.getresponse():
             if json.loads(raw).get("completed", 0) > 40_000_000:
                 break
         else:
@@ -276,44 +275,11 @@ def _killed(daemon: Daemon, store: Path, model: str) -> tuple[float, float]:
         server.kill()
         told = daemon.wait("download_interrupted") - at
         mended = daemon.wait("download_repaired") - at
-        connection.close()
+        asked.close()
     for path in (store / "blobs").iterdir():
         path.unlink()
     daemon.wait("partial_removed")
     return told, mended
-
-
-@contextmanager
-def _process(
-    *words: str, until: str, more: Mapping[str, str] | None = None
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A process of the demo, from the line that says it is ready."""
-    process = subprocess.Popen(
-        [PYTHON, "-m", *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env={**environment(), **(more or {})},
-    )
-    try:
-        assert process.stdout is not None
-        yield process, next(line for line in process.stdout if until in line)
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def _connection(url: str) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=60)
-
-
-def _post(url: str, path: str, body: object) -> None:
-    connection = _connection(url)
-    connection.request("POST", path, json.dumps(body))
-    connection.getresponse().read()
-    connection.close()
 
 
 ALL: dict[str, Callable[[Setting], Iterator[Row]]] = {

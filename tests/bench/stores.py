@@ -6,18 +6,29 @@ import hashlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 PART = 100_000_000
+_MANIFEST = {
+    "schemaVersion": 2,
+    "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+}
 
 
 def main(words: list[str]) -> None:
-    """``healthy FOLDER BLOBS MODELS`` or ``unfinished FOLDER DOWNLOADS``."""
+    """The name of a function below, its folder and its numbers."""
     match words:
         case ["healthy", folder, blobs, models]:
             healthy(Path(folder), int(blobs), int(models))
         case ["unfinished", folder, downloads]:
             unfinished(Path(folder), int(downloads))
+        case ["pieces", folder, size, parts]:
+            pieces(Path(folder), int(size), int(parts))
+        case ["contents", folder, blobs, size]:
+            contents(Path(folder), int(blobs), int(size))
+        case ["orphans", folder, count]:
+            orphans(Path(folder), int(count))
         case _:
             raise SystemExit(f"what is {words}?")
 
@@ -34,8 +45,7 @@ def healthy(store: Path, blobs: int, models: int) -> None:
             _sparse(store / "blobs" / f"sha256-{digest}", size)
             references.append({"digest": f"sha256:{digest}", "size": size})
         manifest = {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+            **_MANIFEST,
             "config": {
                 "mediaType": "application/vnd.docker.container.image.v1+json",
                 **references[-1],
@@ -61,6 +71,61 @@ def unfinished(store: Path, downloads: int) -> None:
             os.pwrite(fd, b"x" * 4096, part * PART)
             Path(f"{data}-{part}").write_text(sidecar(part, PART))
         os.close(fd)
+
+
+def pieces(store: Path, size: int, parts: int) -> None:
+    """One sparse download: each part has begun, and has 20 patches further on; no claims."""
+    (store / "blobs").mkdir(parents=True)
+    (store / "manifests").mkdir()
+    part = size // parts
+    data = store / "blobs" / f"sha256-{_digest('pieces')}-partial"
+    fd = os.open(data, os.O_WRONLY | os.O_CREAT)
+    os.ftruncate(fd, parts * part)
+    for number in range(parts):
+        os.pwrite(fd, b"x" * (4 << 20), number * part)
+        for patch in range(1, 21):
+            os.pwrite(fd, b"x" * 4096, number * part + (8 << 20) * patch)
+        Path(f"{data}-{number}").write_text(sidecar(number, part))
+    os.fsync(fd)
+    os.close(fd)
+
+
+def contents(store: Path, blobs: int, size: int) -> None:
+    """Models of 50 layers (or fewer), each blob with `size` random bytes and its right name."""
+    (store / "blobs").mkdir(parents=True)
+    references = [_blob(store, size) for _ in range(blobs)]
+    for number in range(0, blobs, 50):
+        config, *layers = references[number : number + 50]
+        tag = store / "manifests/registry.ollama.ai/library/model" / f"t{number}"
+        tag.parent.mkdir(parents=True, exist_ok=True)
+        tag.write_text(json.dumps({**_MANIFEST, "config": config, "layers": layers}))
+
+
+def orphans(store: Path, count: int) -> None:
+    """Blobs of 4 KiB that nothing names, 30 days old, beside one model."""
+    contents(store, 2, 100)
+    old = time.time() - 30 * 86400
+    for number in range(count):
+        path = store / "blobs" / f"sha256-{_digest(f'orphan {number}')}"
+        path.write_bytes(b"x" * 4096)
+        os.utime(path, (old, old))
+    os.sync()
+
+
+def _blob(store: Path, size: int) -> dict[str, object]:
+    hashed = hashlib.sha256()
+    path = store / "blobs" / "new"
+    with path.open("wb") as file:
+        for at in range(0, size, 16 << 20):
+            piece = os.urandom(min(16 << 20, size - at))
+            hashed.update(piece)
+            file.write(piece)
+        file.flush()
+        if size > 1 << 20:
+            os.fsync(file.fileno())  # what is not on the disk can't be put out of the page cache
+    path.rename(path.with_name(f"sha256-{hashed.hexdigest()}"))
+    kind = "application/vnd.ollama.image.model"
+    return {"mediaType": kind, "digest": f"sha256:{hashed.hexdigest()}", "size": size}
 
 
 def sidecar(number: int, size: int, completed: int = 0) -> str:
