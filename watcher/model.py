@@ -759,6 +759,9 @@ class Policy:
     #: Files may be read whole to hash them; and every blob is, not only those in doubt.
     hash: bool = False
     verify: bool = False
+    #: Digests whose pull we have ended ourselves: once nobody holds one, nothing more of it comes,
+    #: and nobody waits until it was quiet for long.
+    own_pulls: frozenset[str] = frozenset()
     #: Mending waits while another download of the store is live: a service has time.
     patient: bool = False
     #: Stale downloads are mended, too; a service leaves them to go.

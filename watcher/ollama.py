@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 
+from watcher import manifests
 from watcher.names import ModelName
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ ANSWER_SECONDS = 1.0
 _LONGEST_ANSWER = 64 * 1024
 REGISTRY_SECONDS = 10.0
 _MOST_REDIRECTS = 5
+_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -51,9 +53,8 @@ def registry_length(model: ModelName, digest: str) -> int | None:
     from urllib.parse import urljoin
 
     host = model.host
-    loopback = host.rsplit(":", 1)[0] in _LOOPBACK_HOSTS
     url = (
-        f"{'http' if loopback else 'https'}://{host}/v2/{model.namespace}/{model.model}"
+        f"{'http' if _is_loopback(host) else 'https'}://{host}/v2/{model.namespace}/{model.model}"
         f"/blobs/sha256:{digest}"
     )
     for _ in range(_MOST_REDIRECTS):
@@ -68,6 +69,51 @@ def registry_length(model: ModelName, digest: str) -> int | None:
         length = answer.getheader("Content-Length", "")
         return int(length) if answer.status == 200 and length.isdecimal() else None
     return None
+
+
+class Fetched(NamedTuple):
+    """A registry's answer for a manifest: 200 with its bytes, 304, or what is wrong."""
+
+    status: int
+    raw: bytes = b""
+    #: What the registry calls this version; "" where it does not say.
+    etag: str = ""
+
+
+def registry_manifest(model: ModelName, etag: str = "", *, insecure: bool = False) -> Fetched:
+    """Ask a model's registry for its manifest; 304 where it is still the one with that `etag`.
+
+    Proxies are taken from the environment, as the server does. Raises OSError where nobody answers.
+    """
+    import http.client
+    import ssl
+    from urllib.error import HTTPError
+    from urllib.request import BaseHandler, HTTPSHandler, ProxyHandler, Request, build_opener
+
+    loopback = _is_loopback(model.host)
+    scheme = "http" if loopback else "https"
+    request = Request(  # noqa: S310 - one of two schemes
+        f"{scheme}://{model.host}/v2/{model.namespace}/{model.model}/manifests/{model.tag}",
+        headers={"Accept": _MANIFEST_TYPE, **({"If-None-Match": etag} if etag else {})},
+    )
+    handlers: list[BaseHandler] = [ProxyHandler({})] if loopback else []
+    if insecure:
+        trust = ssl.create_default_context()
+        trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
+        handlers.append(HTTPSHandler(context=trust))
+    try:
+        with build_opener(*handlers).open(request, timeout=REGISTRY_SECONDS) as answer:
+            raw = answer.read(manifests.READ_LIMIT)
+            return Fetched(answer.status, raw, answer.headers.get("ETag", ""))
+    except HTTPError as error:
+        with error:
+            return Fetched(error.code)
+    except (ValueError, http.client.HTTPException) as error:
+        raise OSError(f"{model.host} gives no answer that makes sense: {error}") from None
+
+
+def _is_loopback(host: str) -> bool:
+    return host.rsplit(":", 1)[0] in _LOOPBACK_HOSTS
 
 
 def _head(url: str) -> http.client.HTTPResponse:

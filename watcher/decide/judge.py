@@ -45,6 +45,8 @@ def judge(evidence: Evidence, policy: Policy) -> Verdict:
 def _judge(download: Download, evidence: Evidence, policy: Policy) -> Judged:
     changed_at = download.changed_at
     quiet = 0.0 if changed_at is None else max(0.0, evidence.now - changed_at)
+    if download.digest in policy.own_pulls:
+        quiet = max(quiet, QUIET_SECONDS)
     since = download.progress_at if download.progress_at is not None else changed_at
     age = 0.0 if since is None else max(0.0, evidence.now - since)
     condition, because = condition_of(download, evidence, quiet)

@@ -1,0 +1,492 @@
+"""One model's pull, driven through the server to its end over whatever breaks on the way.
+
+The server throws away what an attempt has brought when its connection is reset, and believes
+sidecars that it could not write in time. So a loss, a stall or the server's death ends our request,
+the cycle makes true sidecars of what is on the disk, and the pull is asked for again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import orjson
+from rich.filesize import decimal
+
+from watcher import cycle, files, journal, names, ollama, ranges, records, registry, states
+from watcher.errors import LockedError, WatchError
+from watcher.events import Event
+from watcher.manifests import READ_LIMIT
+from watcher.model import Plan, Policy, RefusalKind, Result, Verb
+from watcher.observe import holders, scan
+from watcher.pull.bar import Bar
+from watcher.pull.causes import Cause, of_error
+from watcher.pull.speed import STALL_SECONDS, Meter
+from watcher.pull.stream import PullStream, ServerGoneError
+from watcher.records import Record
+from watcher.states import State
+from watcher.world import World
+
+#: No line at all for so long while the manifest is asked for: the server waits without any limit.
+_SILENT_SECONDS = 120.0
+#: How long a server that is gone is waited for, where nobody said to wait for ever.
+SERVER_SECONDS = 300.0
+#: Tries in a row that bring nothing, where nobody said to go on for ever.
+_TRIES = 8
+#: A part that waits for its retry keeps the file open so long after its request was closed.
+_RELEASE_SECONDS = 45.0
+#: A cure takes three seconds and more: after some that brought little the next one waits so long.
+_CURE_PAUSES = (0.0, 5.0, 15.0, 60.0)
+_WORTH_A_CURE = 8 << 20
+_TICK_SECONDS = 0.2
+#: What changes besides the state is kept this often.
+_KEEP_SECONDS = 1.0
+_LONGEST_PAUSE = 60.0
+_PROOFS = cycle.QUESTIONS | {Verb.QUARANTINE_BLOB}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The server that pulls, and its store where that can be mended from here."""
+
+    url: str
+    policy: Policy
+    #: None where the store is not here, or may not be changed; `why` says so.
+    world: World | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is wanted of a pull."""
+
+    insecure: bool = False
+    #: Go on for ever, over whatever may pass.
+    until_done: bool = False
+    #: Hash the layers that were there before, too.
+    verify: bool = False
+    stall_seconds: float = STALL_SECONDS
+    server_seconds: float = SERVER_SECONDS
+
+
+class Update(NamedTuple):
+    """How the pull is now, and what there is to say in words, if anything."""
+
+    record: Record
+    seconds_left: float | None = None
+    note: str = ""
+
+
+class End(NamedTuple):
+    """How a request, or the whole pull, has ended; no cause where the model has arrived."""
+
+    cause: Cause | None = None
+    text: str = ""
+
+
+@dataclass(slots=True)
+class Pull:
+    """A pull of `model` (as people write it). Iterate over `updates`; then `end` tells its end.
+
+    `cancelled` is asked several times a second. Once it says so the request is closed, as soon as
+    that is safe, what has come is made resumable, and the updates end.
+    """
+
+    site: Site
+    model: str
+    options: Options = field(default_factory=Options)
+    cancelled: Callable[[], bool] = lambda: False
+    end: End = field(default_factory=End)
+    record: Record = field(default_factory=Record)
+    meter: Meter = field(default_factory=Meter)
+    name: names.ModelName = field(init=False)
+    _bar: Bar = field(default_factory=Bar)
+    _digests: frozenset[str] = frozenset()
+    #: Those of them that were in the store before.
+    _present: frozenset[str] | None = None
+    _told: set[str] = field(default_factory=set)
+    _kept_at: float = 0.0
+    _unkept: dict[str, object] = field(default_factory=dict)
+    #: Layers that another client pulls, too: closing our request would end nothing.
+    _shared: set[str] = field(default_factory=set)
+    _idle_cures: int = 0
+    _cured_at: float = 0.0
+    _cured_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises TargetError for what is no model's name."""
+        self.name = names.to_model(self.model)
+
+    def updates(self) -> Iterator[Update]:
+        """Drive the pull until the model has arrived, can't arrive, or the pull was cancelled."""
+        if self.site.why:
+            yield self._say(f"{self.site.why}; so resets and stalls can't be cured")
+        proved = not self.options.verify
+        tries, best = 0, 0
+        while True:
+            self.end = yield from self._try()
+            if self.end.cause is None:
+                if not proved:
+                    proved = True
+                    if (yield from self._quarantine_corrupt()):
+                        continue
+                yield self._change(state=State.COMPLETED)
+                self._log("pull_completed", f"{self.name.shown} has arrived")
+                return
+            if self.record.downloaded_bytes > best:
+                tries, best = 0, self.record.downloaded_bytes
+            tries += 1
+            enough = tries >= _TRIES and not self.options.until_done
+            if enough or not self.end.cause.passes:
+                break
+            yield from self._heal(self.end, tries)
+        if self.end.cause is Cause.INTERRUPTED:
+            yield from self._mend(own=True)
+        yield self._change(state=State.ERROR, error=self.end.text)
+        self._log("pull_failed", f"{self.name.shown}: {self.end.text}", cause=self.end.cause.value)
+
+    # ------------------------------------------------------------ one try
+
+    def _try(self) -> Generator[Update, None, End]:
+        """Everything from the manifest to the end of one request. Returns its `End`."""
+        if self.cancelled():
+            return End(Cause.INTERRUPTED, "it was cancelled")
+        yield self._change(state=State.STARTING)
+        answer = self._ask_manifest()
+        if answer.gone:
+            return End(Cause.NO_MODEL, answer.problem)
+        if answer.raw is not None:
+            self._expect(registry.sizes(answer.raw))
+            yield self._change(
+                state=State.PULLING_MANIFEST,
+                manifest_pulled=True,
+                total_bytes=self._bar.total,
+                present_bytes=self._bar.present,
+                resume_supported=self._bar.total > 0,
+            )
+            if answer.problem:
+                yield self._say(f"{answer.problem}; going by the manifest that was kept")
+            if self._is_here(answer.raw):
+                yield self._say("up to date")
+                return End()
+            yield from self._mend(own=False)
+            short = self._shortage()
+            if short:
+                return End(Cause.DISK_FULL, short)
+        try:
+            with PullStream(self.site.url, self.model, insecure=self.options.insecure) as stream:
+                return (yield from self._follow(stream))
+        except ServerGoneError as error:
+            return End(Cause.SERVER_GONE, f"the server at {self.site.url}: {error}")
+
+    def _follow(self, stream: PullStream) -> Generator[Update, None, End]:
+        """Read the stream to its end, or until our request has to be closed. Returns the `End`."""
+        layer, first, moved, lost = "", 0, False, 0
+        changed_at = time.monotonic()
+        while True:
+            if self.cancelled() and (moved or self._alone()):
+                return End(Cause.INTERRUPTED, "it was cancelled")
+            status = stream.next(_TICK_SECONDS)
+            now = time.monotonic()
+            if status is None:
+                if self._is_silent(now - changed_at) and (moved or self._alone()):
+                    return End(Cause.SILENCE, f"nothing came for {now - changed_at:.0f} s")
+                continue
+            if status.error:
+                return End(of_error(status.error), status.error)
+            state = states.of_status(status.text)
+            if state is State.COMPLETED:
+                return End()
+            if status.digest != layer:
+                layer, first, moved, changed_at = status.digest, status.completed, False, now
+            moved = moved or status.completed > first
+            before = self._bar.done
+            if layer:
+                lost += self._bar.note(layer, status.total, status.completed)
+            if self._bar.done != before or state not in (None, self.record.state):
+                changed_at = now
+            elif self._is_silent(now - changed_at) and moved:
+                return End(Cause.SILENCE, f"nothing came for {now - changed_at:.0f} s")
+            self.meter.note(now, self._bar.done)
+            yield self._progress(state, now)
+            if lost and moved and self._may_cure(layer, now):
+                return End(Cause.RESETS, f"{decimal(lost)} were lost with a broken connection")
+
+    def _is_silent(self, seconds: float) -> bool:
+        """Whether that is too long without anything; checking a large layer may take for ever."""
+        match self.record.state:
+            case State.DOWNLOADING:
+                return seconds > self.options.stall_seconds
+            case State.STARTING | State.PULLING_MANIFEST:
+                return seconds > _SILENT_SECONDS
+            case _:
+                return False
+
+    def _alone(self) -> bool:
+        """Whether nobody else is connected to the server.
+
+        Who closes a request for a layer that another pull is still preparing makes the server
+        panic (docs/store.md).
+        """
+        world = self.site.world
+        if world is None:
+            return False
+        seen = holders.see(world, (), network=False, writers_visible=False)
+        ours = [each for each in seen.servers if each.ours is not False]
+        return len(ours) == 1 and ours[0].connections in (0, 1)
+
+    def _may_cure(self, layer: str, now: float) -> bool:
+        """Whether closing our request would help, and is not done too often."""
+        if self.site.world is None or layer in self._shared:
+            return False
+        pause = _CURE_PAUSES[min(self._idle_cures, len(_CURE_PAUSES) - 1)]
+        return now - self._cured_at >= pause
+
+    # ------------------------------------------------------------ the manifest, and what is here
+
+    def _ask_manifest(self) -> registry.Answer:
+        with ExitStack() as opened:
+            return registry.manifest(self._store(opened), self.name, insecure=self.options.insecure)
+
+    def _expect(self, sizes: Mapping[str, int]) -> None:
+        """Set the bar on the layers of the manifest as it is now."""
+        with ExitStack() as opened:
+            store = self._store(opened)
+            here = frozenset() if store is None else _present(store, sizes)
+        if self._present is None:
+            self._present = here
+        self._digests = frozenset(sizes)
+        self._bar.expect(sizes, here)
+
+    def _is_here(self, raw: bytes) -> bool:
+        """Whether the store has this very manifest, and all that it names."""
+        with ExitStack() as opened:
+            store = self._store(opened)
+            if store is None or self._bar.present < self._bar.total:
+                return False
+            path = f"manifests/{self.name.path}"
+            try:
+                return bool(orjson.loads(_read(path, store)) == orjson.loads(raw))
+            except (OSError, orjson.JSONDecodeError):
+                return False
+
+    def _shortage(self) -> str:
+        """Why the disk can't take the rest; "" where it can."""
+        with ExitStack() as opened:
+            store = self._store(opened)
+            if store is None:
+                return ""
+            room = os.fstatvfs(store)
+        free, missing = room.f_bavail * room.f_frsize, self._bar.total - self._bar.done
+        if missing <= free:
+            return ""
+        return f"{decimal(missing)} are missing, and the disk has {decimal(free)} free"
+
+    # ------------------------------------------------------------ mending
+
+    def _heal(self, end: End, tries: int) -> Iterator[Update]:
+        """What another try takes after such an end."""
+        yield self._say(end.text)
+        if end.cause is Cause.SERVER_GONE:
+            yield from self._await_server()
+            return
+        yield from self._mend(own=True)
+        if end.cause not in (Cause.RESETS, Cause.SILENCE) or tries > 1:
+            longest = min(_LONGEST_PAUSE, 2.0 ** min(tries, 6))
+            self._rest(longest * random.uniform(0.5, 1.0))  # noqa: S311 - many clients, no secret
+
+    def _await_server(self) -> Iterator[Update]:
+        """Wait until the server answers; what it left half done is mended meanwhile."""
+        yield from self._mend(own=False)
+        patience = float("inf") if self.options.until_done else self.options.server_seconds
+        until = time.monotonic() + patience
+        while time.monotonic() < until and not self.cancelled():
+            if ollama.version(self.site.url) is not None:
+                yield from self._mend(own=False)
+                return
+            self._rest(1.0)
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.cancelled():
+            time.sleep(_TICK_SECONDS)
+
+    def _mend(self, *, own: bool) -> Iterator[Update]:
+        """Make true sidecars of what is on the disk. `own`: we have just closed our request."""
+        world = self.site.world
+        if world is None or not self._digests:
+            return
+        policy = replace(
+            self.site.policy,
+            repair=True,
+            clean=False,
+            refresh=False,
+            own_pulls=self._digests if own else frozenset(),
+        )
+        until = time.monotonic() + (_RELEASE_SECONDS if own else 0.0)
+        while True:
+            try:
+                report = cycle.cycle(world, policy, self._digests)
+            except LockedError:
+                report = None
+            except (WatchError, OSError) as error:
+                yield self._say(f"can't be mended: {error}")
+                return
+            held = frozenset() if report is None else _held(report)
+            if report is not None and not held:
+                break
+            if time.monotonic() >= until:
+                break
+            time.sleep(_TICK_SECONDS)
+        if held and own and not held <= self._shared:
+            self._shared |= held
+            yield self._say("another client pulls it, too: joined")
+        if report is not None:
+            self._bar.here(_claims(report))
+            yield from self._tell_mended(report)
+        if own:
+            self._note_cure()
+
+    def _note_cure(self) -> None:
+        gained = self._bar.done - self._cured_bytes
+        self._idle_cures = 0 if gained >= _WORTH_A_CURE else self._idle_cures + 1
+        self._cured_at, self._cured_bytes = time.monotonic(), self._bar.done
+
+    def _tell_mended(self, report: cycle.Report) -> Iterator[Update]:
+        saved = sum(each.action.saves for each in report.outcomes if each.result is Result.DONE)
+        if saved:
+            yield self._say(f"{decimal(saved)} are kept that would have been fetched again")
+        for refusal in report.plan.refusals:
+            if refusal.kind in (RefusalKind.SIGHT, RefusalKind.OWNER, RefusalKind.PERMISSION):
+                yield self._say(f"not mended: {refusal.why}; {refusal.remedy}")
+
+    def _quarantine_corrupt(self) -> Generator[Update, None, bool]:
+        """Hash the layers that were there before. Returns whether one has to be fetched again."""
+        world, digests = self.site.world, self._present or frozenset()
+        if world is None or not digests:
+            return False
+        if states.may_follow(self.record.state, State.VERIFYING):
+            yield self._change(state=State.VERIFYING)
+        policy = replace(
+            self.site.policy, repair=True, clean=False, hash=True, verify=True, online=True
+        )
+
+        def consent(planned: Plan) -> Plan:
+            mine = planned.only(lambda _, subjects: any(map(self._was_here, subjects)))
+            return replace(
+                mine, actions=tuple(each for each in mine.actions if each.verb in _PROOFS)
+            )
+
+        try:
+            report = cycle.cycle(world, policy, consent=consent, stop=self.cancelled)
+        except (WatchError, OSError) as error:
+            yield self._say(f"can't be verified: {error}")
+            return False
+        gone = [each for each in report.outcomes if each.action.verb is Verb.QUARANTINE_BLOB]
+        for outcome in gone:
+            yield self._say(outcome.message)
+        for refusal in report.plan.refusals:
+            if refusal.verb is Verb.QUARANTINE_BLOB and self._was_here(refusal.subject):
+                yield self._say(f"{refusal.subject[:19]} is damaged: {refusal.why}")
+        return any(each.result is Result.DONE for each in gone)
+
+    def _was_here(self, subject: str) -> bool:
+        return (names.parse_blob(subject).digest or subject) in (self._present or ())
+
+    # ------------------------------------------------------------ telling
+
+    def _progress(self, state: State | None, now: float) -> Update:
+        rate = self.meter.rate(now)
+        changes: dict[str, object] = {
+            "downloaded_bytes": self._bar.done,
+            "total_bytes": self._bar.total,
+            "bytes_per_second": rate,
+        }
+        # The server is sometimes too quick to tell of a state, and a retry goes back in silence.
+        if state is not None and states.may_follow(self.record.state, state):
+            changes["state"] = state
+        left = self.meter.seconds_left(now, self._bar.total - self._bar.done)
+        return self._change(changes, left)
+
+    def _change(
+        self, changes: Mapping[str, object] | None = None, left: float | None = None, **more: object
+    ) -> Update:
+        """Change the record: here at once, on the disk with each state and now and then."""
+        given = {**(changes or {}), **more}
+        now = time.time()
+        before = self.record.state
+        self.record = records.after(self.record, given, now, self.name.shown)
+        self._unkept.update(given)
+        if self.record.state is not before or time.monotonic() - self._kept_at >= _KEEP_SECONDS:
+            self._keep()
+        return Update(self.record, left)
+
+    def _keep(self) -> None:
+        self._kept_at = time.monotonic()
+        with ExitStack() as opened:
+            store = self._store(opened)
+            if store is None:
+                return
+            try:
+                records.change(store, self.model, self._unkept)
+            except WatchError:
+                return  # told by whoever reads it; the pull goes on
+        self._unkept = {}
+
+    def _say(self, text: str) -> Update:
+        """An update with something to say; the same is said once in a row."""
+        note = "" if text in self._told else text
+        self._told = {text}
+        return Update(self.record, None, note)
+
+    def _log(self, event_type: str, message: str, **details: object) -> None:
+        if self.site.world is not None:
+            shown = self.name.shown
+            event = Event(time.time(), event_type, message, shown, {"models": [shown], **details})
+            journal.announce(self.site.world, self.site.policy, event)
+
+    def _store(self, opened: ExitStack) -> int | None:
+        """The descriptor of the store, while `opened` is; None where there is none here."""
+        if self.site.world is None:
+            return None
+        try:
+            return opened.enter_context(files.opened_folder(self.site.world.store))
+        except OSError:
+            return None
+
+
+def _present(store: int, sizes: Mapping[str, int]) -> frozenset[str]:
+    """Of some digests those whose blob is in the store, with the right size."""
+    with ExitStack() as opened:
+        try:
+            blobs = opened.enter_context(files.opened_folder("blobs", store, follow=True))
+        except OSError:
+            return frozenset()
+        found = {digest: scan.look(names.blob(digest), blobs) for digest in sizes}
+    return frozenset(
+        digest for digest, entry in found.items() if entry and entry.size == sizes[digest]
+    )
+
+
+def _read(path: str, store: int) -> bytes:
+    *folders, name = path.split("/")
+    with ExitStack() as opened:
+        at = store
+        for folder in folders:
+            at = opened.enter_context(files.opened_folder(folder, at, follow=True))
+        return files.read_small(name, at, READ_LIMIT)
+
+
+def _held(report: cycle.Report) -> frozenset[str]:
+    """The downloads that somebody still writes."""
+    return frozenset(each.digest for each in report.verdict.judged if each.download.writers)
+
+
+def _claims(report: cycle.Report) -> dict[str, int]:
+    """Bytes of each unfinished layer that another pull need not fetch."""
+    return {each.digest: ranges.size(each.download.trust.claimed) for each in report.verdict.judged}

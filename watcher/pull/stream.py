@@ -1,0 +1,122 @@
+"""One request ``POST /api/pull`` and what the server streams back, line by line."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import queue
+import socket
+import threading
+from types import TracebackType
+from typing import NamedTuple, Self
+from urllib.parse import urlsplit
+
+import orjson
+
+from watcher import names
+
+CONNECT_SECONDS = 10.0
+_LONGEST_LINE = 1 << 20
+
+
+class Status(NamedTuple):
+    """One line of the stream. `digest` has its 64 digits only; bytes are 0 where none are told."""
+
+    text: str
+    digest: str = ""
+    total: int = 0
+    completed: int = 0
+    #: Why the pull has failed: the last line then.
+    error: str = ""
+
+
+class ServerGoneError(Exception):
+    """Nobody answers, or the stream has broken off."""
+
+
+class PullStream:
+    """A pull that goes on for as long as this is open: closing it may cancel the download.
+
+    A thread reads, so that who waits for the next line can look at other things meanwhile.
+    """
+
+    def __init__(self, url: str, model: str, *, insecure: bool) -> None:
+        parts = urlsplit(url)
+        kind = (
+            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        )
+        self._connection = kind(parts.hostname or "", parts.port, timeout=CONNECT_SECONDS)
+        self._path = f"{parts.path.rstrip('/')}/api/pull"
+        self._body = orjson.dumps({"model": model, "insecure": insecure, "stream": True})
+        self._lines: queue.SimpleQueue[Status | ServerGoneError] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._read, name="pull", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Raises ServerGoneError where nobody takes the request."""
+        try:
+            self._connection.connect()
+            # The answer may take as long as the registry lets the server wait.
+            self._connection.sock.settimeout(None)
+            self._connection.request("POST", self._path, self._body)
+        except (OSError, http.client.HTTPException) as error:
+            self._connection.close()
+            raise ServerGoneError(str(error)) from None
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        sock: socket.socket | None = self._connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread, which a close does not
+        self._thread.join()
+        self._connection.close()
+
+    def next(self, seconds: float) -> Status | None:
+        """The next line; None where none has come in that time. Raises ServerGoneError."""
+        try:
+            line = self._lines.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if isinstance(line, ServerGoneError):
+            self._lines.put(line)
+            raise line
+        return line
+
+    def _read(self) -> None:
+        try:
+            with self._connection.getresponse() as answer:
+                while raw := answer.readline(_LONGEST_LINE):
+                    if raw.strip():
+                        self._lines.put(_status(raw, answer.status))
+            why = "the server has ended the answer"
+        except (OSError, ValueError, http.client.HTTPException, AttributeError) as error:
+            why = str(error) or type(error).__name__
+        self._lines.put(ServerGoneError(why))
+
+
+def _status(raw: bytes, code: int) -> Status:
+    try:
+        line = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        line = None
+    if not isinstance(line, dict):
+        shown = names.printable(raw[:200].decode("utf-8", "replace").strip())
+        return Status("", error=f"the server answers {code}: {shown}")
+    if "error" in line or code >= 400:
+        return Status("", error=str(line.get("error") or f"the server answers {code}"))
+    return Status(
+        str(line.get("status", "")),
+        str(line.get("digest", "")).removeprefix("sha256:"),
+        _count(line.get("total")),
+        _count(line.get("completed")),
+    )
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
