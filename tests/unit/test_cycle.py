@@ -40,6 +40,21 @@ def test_a_plan_that_is_agreed_to_is_done_and_told(models: Store, stale: str) ->
     assert cycle.cycle(models.world(), POLICY).outcomes == ()
 
 
+def test_many_orphans_go_in_batches_each_told_before_and_after_it(models: Store) -> None:
+    """The first batch is small: on a full disk its intent has little room."""
+    models.model()
+    for number in range(250):
+        models.orphan(f"orphan {number}")
+    told: list[Event] = []
+    report = cycle.cycle(models.world(tell=told.append), POLICY)
+    assert [each.result for each in report.outcomes] == [Result.DONE] * 250
+    kinds = ["act_started"] * 100 + ["orphan_removed"] * 100
+    kinds += ["act_started"] * 150 + ["orphan_removed"] * 150
+    assert [event.event_type for event in told][-500:] == kinds
+    assert logged(models)[-500:] == kinds
+    assert len(models.names()) == 1
+
+
 def test_what_is_not_agreed_to_is_remembered_and_not_done(models: Store, stale: str) -> None:
     before = models.names()
     report = cycle.cycle(models.world(), POLICY, consent=cycle.nothing)

@@ -118,9 +118,22 @@ def test_no_line_is_lost_when_a_log_is_full_twice_at_the_same_instant(
     folder: int, logs: Path
 ) -> None:
     policy = Policy(log_max_bytes=200)
-    events.write(folder, [event(number) for number in range(10)], policy)
+    for number in range(10):
+        events.write(folder, [event(number)], policy)
     told = [line["message"] for path in logs.iterdir() for line in lines(path)]
     assert sorted(told) == sorted(f"number {number}" for number in range(10))
+
+
+def test_many_events_at_once_are_all_kept_and_a_log_stays_within_bounds(
+    folder: int, logs: Path
+) -> None:
+    told = [event(number, "m:1b") for number in range(1000)]
+    events.write(folder, told, Policy(log_max_bytes=50_000))
+    assert len(list(logs.glob("events@*"))) > 1
+    assert all(path.stat().st_size < 75_000 for path in logs.iterdir())
+    for log in ("events", "m%3A1b"):
+        kept = [line["message"] for path in logs.glob(f"{log}*") for line in lines(path)]
+        assert sorted(kept) == sorted(each.message for each in told)
 
 
 def test_old_logs_go_and_young_ones_stay(folder: int, logs: Path) -> None:

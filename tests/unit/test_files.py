@@ -149,6 +149,31 @@ def test_a_full_disk_leaves_no_half_file(folder: int, path: Path) -> None:
     assert os.listdir(path) == []
 
 
+def test_many_files_are_each_on_the_disk_and_need_few_descriptors(
+    folder: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        files.create_all({f"n{number}": b"%d" % number for number in range(300)}, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert sorted(synced) == sorted(each.stat().st_ino for each in path.iterdir())
+    assert {each.name: each.read_bytes() for each in path.iterdir()} == {
+        f"n{number}": b"%d" % number for number in range(300)
+    }
+
+
+def test_of_files_that_are_made_together_none_is_left_half(folder: int, path: Path) -> None:
+    (path / "taken").write_bytes(b"of somebody")
+    with pytest.raises(FileExistsError):
+        files.create_all({"first": b"1", "taken": b"2", "last": b"3"}, folder)
+    assert [each.name for each in path.iterdir()] == ["taken"]
+    assert (path / "taken").read_bytes() == b"of somebody"
+
+
 def test_save_does_not_write_through_a_link(folder: int, path: Path) -> None:
     (path / "target").write_text("mine")
     (path / "state").symlink_to("target")
