@@ -145,7 +145,7 @@ def cycle(
                 world,
                 store,
                 agreed,
-                lambda: look.observe(world, policy, basis, scope),
+                lambda within: look.observe(world, policy, basis, within),
                 lambda: decide(basis),
                 journal,
                 journal.remember,

@@ -31,6 +31,9 @@ from watcher.world import World
 #: One look, with what was judged and planned on it.
 Decided: TypeAlias = tuple[Evidence, Verdict, Plan]
 
+#: A look at the downloads of some digests, or, for None, at the whole store.
+Look: TypeAlias = Callable[[frozenset[str] | None], Evidence]
+
 #: Files of an intent that go together; before each batch the plan is made anew. The first is small,
 #: since on a full disk its intent has to fit into what is set aside, and each makes room for one
 #: ten times larger.
@@ -43,7 +46,7 @@ def apply(
     world: World,
     store: int,
     agreed: Plan,
-    look: Callable[[], Evidence],
+    look: Look,
     decide: Callable[[], Decided],
     tell: Callable[..., None],
     remember: Callable[[Mapping[str, Touched]], bool],
@@ -97,7 +100,7 @@ def _do(
     store: int,
     batch: list[Action],
     seen: Evidence,
-    look: Callable[[], Evidence],
+    look: Look,
 ) -> list[Outcome]:
     if not batch:
         return []
@@ -117,13 +120,13 @@ def _do(
     return [_outcome(action, changed, alone=len(batch) == 1) for action in batch]
 
 
-def _must_stay(
-    verb: Verb, moved: Collection[Entry], look: Callable[[], Evidence]
-) -> dict[str, ChangedError]:
+def _must_stay(verb: Verb, moved: Collection[Entry], look: Look) -> dict[str, ChangedError]:
     """What has to stay after all: what would forbid the act is looked at once more."""
     if not moved and verb is not Verb.WRITE_SIDECARS:
         return {}
-    seen = look()
+    # Whether a download's store forbids it is told by servers and place; its data need not be read.
+    alone = verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY)
+    seen = look(None if alone else frozenset())
     if verb is Verb.REMOVE_ORPHAN:
         why = cleaning.orphans_forbidden(seen)
     elif verb is Verb.REMOVE_TEMPORARY:

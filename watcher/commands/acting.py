@@ -18,7 +18,7 @@ from watcher.decide import enough
 from watcher.errors import Exit, LockedError, WatchError
 from watcher.model import Consent, Plan, Policy, RefusalKind, Result
 from watcher.observe import targets
-from watcher.show import documents
+from watcher.show import documents, lines
 from watcher.world import World
 
 #: The server's start waits for `prepare` no longer than this.
@@ -78,7 +78,9 @@ def verify(context: Context, named: tuple[str, ...], most_seconds: float | None)
         failed = [each for each in report.outcomes if each.result is Result.FAILED]
         if context.json:
             context.document(documents.acting("verify", report))
-        elif wrong or failed or not context.quiet:
+        elif not (wrong or failed):
+            sys.stdout.write("" if context.quiet else lines.verified_line(report, 0))
+        else:
             from watcher.show import tables
 
             context.show(tables.verified(report, wrong, failed))

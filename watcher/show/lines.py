@@ -6,6 +6,7 @@ from rich.filesize import decimal
 
 from watcher import names
 from watcher.cycle import Report
+from watcher.model import Verb
 
 
 def count(number: int, what: str) -> str:
@@ -21,3 +22,15 @@ def healthy_line(report: Report) -> str:
         f"{count(census.manifests, 'model')}, {count(census.healthy, 'blob')}, "
         f"{decimal(census.healthy_bytes)}\n"
     )
+
+
+def verified_line(report: Report, wrong: int) -> str:
+    """How much a verification has hashed, and how many blobs are known to be wrong."""
+    hashed = [each for each in report.outcomes if each.sha256 is not None]
+    size = sum(each.action.expects[0].size for each in hashed)
+    left = sum(each.verb is Verb.HASH for each in report.plan.actions) - len(report.outcomes)
+    told = f"hashed {count(len(hashed), 'blob')}, {decimal(size)}"
+    told += f"; {count(wrong, 'blob')} corrupt" if wrong else "; none is corrupt"
+    if left > 0:
+        told += f"; {count(left, 'blob')} left for the next run"
+    return f"{told}\n"

@@ -34,7 +34,7 @@ from watcher.model import (
     Verdict,
 )
 from watcher.show import pieces
-from watcher.show.lines import count
+from watcher.show.lines import count, verified_line
 
 WIDTH = 80
 #: Of findings alike, so many are shown one by one.
@@ -435,16 +435,9 @@ def quarantine(report: Report) -> list[object]:
 
 def verified(report: Report, wrong: list[Finding], failed: list[Outcome]) -> list[object]:
     """What a verification has found."""
-    hashed = [each for each in report.outcomes if each.sha256 is not None]
-    size = sum(each.action.expects[0].size for each in hashed)
-    left = sum(each.verb is Verb.HASH for each in report.plan.actions) - len(report.outcomes)
     shown: list[object] = [_finding(each) for each in wrong]
     shown.extend(Text(f"Failed: {each.message}", style="red") for each in failed)
-    told = f"hashed {count(len(hashed), 'blob')}, {decimal(size)}"
-    told += f"; {count(len(wrong), 'blob')} corrupt" if wrong else "; none is corrupt"
-    if left > 0:
-        told += f"; {count(left, 'blob')} left for the next run"
-    shown.append(Text(told))
+    shown.append(Text(verified_line(report, len(wrong)).rstrip()))
     return shown
 
 
