@@ -17,8 +17,8 @@ HOUSE = Path(watcher.__file__).parent
 ORDER = (
     "__init__", "model", "states", "errors", "ranges", "names", "gojson", "sidecars", "manifests",
     "files", "config", "memory", "kept", "records", "events", "ollama", "world", "observe",
-    "decide", "journal", "act", "cycle", "notify", "proofs", "pull", "file_events", "wakes",
-    "listener", "metrics", "daemon", "show", "commands", "cli", "__main__",
+    "history", "decide", "journal", "act", "cycle", "notify", "proofs", "pull", "file_events",
+    "wakes", "listener", "metrics", "daemon", "show", "commands", "cli", "__main__",
 )  # fmt: skip
 WHY = (
     "Data goes one way, observe -> decide -> act -> learn -> show. Move what is shared up,"

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -56,6 +57,20 @@ class _Duration(click.ParamType[float]):
 
         try:
             return config.duration(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+class _Moment(click.ParamType[float]):
+    name = "moment"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        from watcher import config
+
+        try:
+            return config.moment(str(value), time.time())
         except ValueError as error:
             self.fail(f"{value!r}: {error}", param, ctx)
 
@@ -266,6 +281,29 @@ def status(given: click.Context, watch: bool) -> Exit:
     from watcher.commands.status import status as body
 
     return body(given.obj, watch=watch)
+
+
+@group.command()
+@click.argument("target", required=False, metavar="[MODEL|DIGEST]")
+@click.option("--since", type=_Moment(), metavar="WHEN", help="Such as 2h, or 2026-11-24.")
+@click.option("--type", "types", multiple=True, metavar="TYPE", help="Of this type (repeatable).")
+@click.option("-f", "--follow", is_flag=True, help="And what comes, until ctrl-C.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="The last N.")
+@_json_option
+@click.pass_context
+def log(
+    given: click.Context,
+    target: str | None,
+    since: float | None,
+    types: tuple[str, ...],
+    follow: bool,
+    lines: int | None,
+) -> Exit:
+    """What happened to a model, or at all; no daemon need run."""
+    from watcher.commands.log import Wanted
+    from watcher.commands.log import log as body
+
+    return body(given.obj, Wanted(target, since, types, lines), follow=follow)
 
 
 @group.command()

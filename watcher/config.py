@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,15 @@ def duration(value: object) -> float:
     if seconds is not None and 0 <= seconds <= _MOST_SECONDS:
         return float(seconds)
     raise ValueError("want a duration such as 90s, 30m, 2h, 7d or 1w")
+
+
+def moment(text: str, now: float) -> float:
+    """Seconds since the epoch of ``2h`` (ago), ``2026-11-24`` or RFC 3339, local without a zone."""
+    with contextlib.suppress(ValueError):
+        return now - duration(text)
+    with contextlib.suppress(ValueError, OverflowError):
+        return datetime.fromisoformat(text.strip()).timestamp()
+    raise ValueError("want a duration such as 2h, a date such as 2026-11-24, or RFC 3339")
 
 
 def size(value: object) -> int:

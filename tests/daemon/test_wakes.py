@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -236,6 +237,13 @@ def test_a_storm_under_manifests_leaves_it_hearing(store: Store, watching: Watch
     watching.full()
 
 
+def test_a_warning_of_watchdogs_ends_no_thread_and_another_one_is_seen() -> None:
+    with file_events.complaints(lambda: None):
+        warnings.warn_explicit("books", RuntimeWarning, "x", 1, module="watchdog.observers.a")
+        with pytest.raises(RuntimeWarning):
+            warnings.warn_explicit("ours", RuntimeWarning, "x", 1, module="watcher.wakes")
+
+
 # ---------------------------------------------------------------- much at once
 
 
@@ -426,6 +434,27 @@ def test_a_limit_of_inotify_is_named_and_tried_again(
     assert f"the limit {named} = " in told[0]
     assert f"sysctl -w {named}=" in told[0]
     assert last == "hears again"
+
+
+LATER = """
+import os
+with wakes.Wakes(sys.argv[1]) as woken:
+    for number, scope in enumerate(woken):
+        assert scope is None, scope
+        if not number:
+            assert not woken.blind
+            limit(1)
+            os.mkdir(sys.argv[1] + "/manifests/new")
+        elif woken.blind:
+            print(woken.blind)
+            woken.stop()
+"""
+
+
+def test_a_limit_that_is_reached_by_a_new_folder_is_noticed(store: Store) -> None:
+    done = _limited(store, "max_inotify_watches", 1000, LATER)
+    assert done.stderr == ""
+    assert "fs.inotify.max_user_watches" in done.stdout
 
 
 def test_the_service_tells_once_that_it_hears_nothing_and_looks_all_the_same(store: Store) -> None:

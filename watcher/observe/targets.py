@@ -35,9 +35,10 @@ class Targets(NamedTuple):
 
     def of(self, planned: Plan) -> Plan:
         """The part of a plan that is about them."""
-        return planned.only(self._meant)
+        return planned.only(self.meant)
 
-    def _meant(self, models: Iterable[str], subjects: Iterable[str]) -> bool:
+    def meant(self, models: Iterable[str], subjects: Iterable[str]) -> bool:
+        """Whether one of these models or subjects (digests, names of files) is meant."""
         if not self.models.isdisjoint(map(str.lower, models)):
             return True
         digests = (names.parse_blob(each).digest or each for each in subjects)
@@ -49,9 +50,11 @@ def find(stores: Sequence[str], wanted: Sequence[str]) -> Targets | None:
 
     Raises TargetError for what no store knows, and for a digest's beginning that several have.
     """
-    if not wanted:
-        return None
-    known = [_known(store) for store in stores]
+    return among([known(store) for store in stores], wanted) if wanted else None
+
+
+def among(known: Sequence[Known], wanted: Sequence[str]) -> Targets:
+    """The targets among what is known. Raises TargetError as `find` does."""
     models: set[str] = set()
     digests: set[str] = set()
     for text in wanted:
@@ -61,7 +64,7 @@ def find(stores: Sequence[str], wanted: Sequence[str]) -> Targets | None:
     return Targets(frozenset(models), frozenset(digests))
 
 
-def _known(path: str) -> Known:
+def known(path: str) -> Known:
     """What is in a store; nothing where it can't be read: the look that follows says why."""
     models: dict[str, frozenset[str]] = {}
     digests: set[str] = set()

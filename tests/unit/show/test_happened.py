@@ -1,0 +1,37 @@
+"""Lines of the event log as text, with colours and without."""
+
+from __future__ import annotations
+
+import click
+
+from watcher.history import Line
+from watcher.show import happened
+
+
+def line(kind: str, message: str, at: float = 1_764_000_000.0) -> Line:
+    return Line(b"", at, kind, None, message, {})
+
+
+def test_colours_go_by_the_type_and_change_nothing_else() -> None:
+    plain, colored = happened.teller(color=False), happened.teller(color=True)
+    styles = {
+        "error": "31",
+        "partial_stale": "33",
+        "download_completed": "32",
+        "check_started": "36",
+    }
+    for kind, style in styles.items():
+        shown = colored(line(kind, "what happened " * 9))
+        assert f"\x1b[{style}m{kind}" in shown
+        assert click.unstyle(shown) == plain(line(kind, "what happened " * 9))
+
+
+def test_a_type_that_is_longer_than_most_still_leaves_room() -> None:
+    shown = happened.teller(color=False)(line("a_type_that_is_very_long_indeed", "why " * 30))
+    assert all(len(each) <= 80 for each in shown.splitlines())
+
+
+def test_a_time_that_no_calendar_has_is_shown() -> None:
+    tell = happened.teller(color=False)
+    assert tell(line("error", "x", at=-1e15))
+    assert tell(line("error", "x", at=1e15))

@@ -1,0 +1,141 @@
+"""``log``: what happened, from the event logs; a daemon need not run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import NamedTuple
+
+from watcher import names
+from watcher.commands.context import Context, complain
+from watcher.errors import Exit, SettingsError
+from watcher.history import Line, Log, known
+from watcher.observe import place, targets
+from watcher.observe.targets import Targets
+from watcher.show import happened
+
+#: How often a followed log is looked at, and so much of its past is shown.
+_POLL_SECONDS = 0.5
+_TAIL = 10
+
+
+class Wanted(NamedTuple):
+    """Which events are asked for."""
+
+    #: A model, or a digest's beginning; None: all.
+    target: str | None
+    #: Seconds since the epoch.
+    since: float | None
+    #: Event types; empty: all.
+    types: Collection[str]
+    #: So many, the last ones; None: all.
+    lines: int | None
+
+
+def log(context: Context, wanted: Wanted, *, follow: bool) -> Exit:
+    """Tell what was logged; `follow`: and go on with what comes, until ctrl-C."""
+    stores = [found.path for found in context.places()]
+    if follow and len(stores) > 1:
+        raise SettingsError(f"{len(stores)} stores are named", "follow one at a time")
+    target = None if wanted.target is None else _target(stores, wanted.target)
+    for store in stores:
+        try:
+            _tell(context, store, wanted, target, follow=follow)
+        except PermissionError:
+            raise place.no_permission(store) from None
+        except KeyboardInterrupt:
+            if not follow:
+                raise
+            return Exit.INTERRUPTED
+    return Exit.HEALTHY
+
+
+def _target(stores: Iterable[str], text: str) -> Targets:
+    """What is meant, as stores and logs know it. Raises TargetError with the nearest names."""
+    there = [targets.known(store) for store in stores]
+    for store in stores:
+        try:
+            there.append(known(Log(store).read()))
+        except PermissionError:
+            raise place.no_permission(store) from None
+    return targets.among(there, [text])
+
+
+def _tell(
+    context: Context, store: str, wanted: Wanted, target: Targets | None, *, follow: bool
+) -> None:
+    choose = _Choice(wanted, target)
+    source = Log(store)
+    write = _writer(context)
+    lines: Iterable[Line] = choose(source.read(to_the_end=not follow))
+    most = _TAIL if follow and wanted.lines is None and wanted.since is None else wanted.lines
+    count = write(lines if most is None else deque(lines, maxlen=most))
+    told = _tell_damaged(source, 0)
+    if not (count or follow or context.quiet or wanted.lines == 0):
+        complain("no such event is in the log" if choose.types else "nothing has been logged yet")
+    unknown = sorted(set(wanted.types) - choose.types) if choose.types else []
+    for kind in unknown:
+        complain(f"of type {names.printable(kind)} is none; there are {_listed(choose.types)}")
+    while follow:
+        time.sleep(_POLL_SECONDS)
+        write(choose(source.read()))
+        told = _tell_damaged(source, told)
+
+
+class _Choice:
+    """Chooses the lines that are wanted; keeps in mind which types there are at all."""
+
+    def __init__(self, wanted: Wanted, target: Targets | None) -> None:
+        self._wanted, self._target = wanted, target
+        self.types: set[str] = set()
+
+    def __call__(self, lines: Iterable[Line]) -> Iterator[Line]:
+        wanted = self._wanted
+        for line in lines:
+            self.types.add(line.event_type)
+            if (
+                (wanted.since is None or line.at >= wanted.since)
+                and (not wanted.types or line.event_type in wanted.types)
+                and self._is_about(line)
+            ):
+                yield line
+
+    def _is_about(self, line: Line) -> bool:
+        if self._target is None:
+            return True
+        if not self._target.meant(line.models, line.digests):
+            return False
+        if self._target.meant(line.models, ()):
+            # While a log is followed, what belongs to a model is learnt.
+            self._target = self._target._replace(digests=self._target.digests | line.digests)
+        return True
+
+
+def _listed(types: Iterable[str]) -> str:
+    return ", ".join(names.printable(each) for each in sorted(types))
+
+
+def _writer(context: Context) -> Callable[[Iterable[Line]], int]:
+    text = happened.teller(color=context.colored())
+
+    def write(lines: Iterable[Line]) -> int:
+        count = 0
+        for count, line in enumerate(lines, 1):  # noqa: B007
+            if context.json:
+                sys.stdout.buffer.write(line.raw)
+            else:
+                sys.stdout.write(text(line))
+        sys.stdout.flush()
+        return count
+
+    return write
+
+
+def _tell_damaged(source: Log, told: int) -> int:
+    """Tell how many lines could not be read, where there are more than were told; their number."""
+    if source.damaged > told:
+        count = source.damaged - told
+        complain(f"{count} damaged line{'' if count == 1 else 's'} of the log left out")
+    return source.damaged

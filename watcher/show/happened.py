@@ -1,0 +1,49 @@
+"""Lines of the event log for people: 80 columns, a heading for each day."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+
+import click
+
+from watcher import names
+from watcher.events import instant
+from watcher.history import Line
+
+_WIDTH = 80
+_TYPE_WIDTH = 20
+_STYLE = {
+    **dict.fromkeys(("error", "blob_corrupt", "store_problem"), "red"),
+    **dict.fromkeys(
+        ("download_interrupted", "download_stalled", "partial_stale", "refused", "quarantined"),
+        "yellow",
+    ),
+    **dict.fromkeys(("download_completed", "download_repaired", "restored"), "green"),
+}
+
+
+def teller(*, color: bool) -> Callable[[Line], str]:
+    """A function from each line in turn to its text; it begins each day with the date."""
+    day = ""
+
+    def tell(line: Line) -> str:
+        nonlocal day
+        at = instant(line.at).astimezone()
+        begins, day = day, f"{at:%Y-%m-%d}"
+        heading = "" if day == begins else f"{click.style(day, bold=True) if color else day}\n"
+        kind = f"{_plain(line.event_type):<{_TYPE_WIDTH}}"
+        indent = len("00:00:00") + 2 + len(kind) + 2
+        first, *more = textwrap.wrap(
+            _plain(line.message), max(_WIDTH - indent, 20), break_on_hyphens=False
+        ) or [""]
+        shown = click.style(kind, fg=_STYLE.get(line.event_type, "cyan")) if color else kind
+        rest = "".join(f"{' ' * indent}{each}\n" for each in more)
+        return f"{heading}{f'{at:%H:%M:%S}  {shown}  {first}'.rstrip()}\n{rest}"
+
+    return tell
+
+
+def _plain(text: str) -> str:
+    """What a log says may come from anywhere: nothing of it may drive the terminal."""
+    return text if text.isprintable() else names.printable(text)
