@@ -173,7 +173,7 @@ def test_a_folder_linked_to_another_of_the_store_is_counted_once(models: Store, 
     models.blobs.symlink_to(name)
     found = space.survey(models.world())
     assert found.linked == ("blobs",)
-    total, uses = usage.total(found), usage.uses(found, ())
+    uses, total = usage.usage(found, ())
     assert total.allocated == sum(use.sizes.allocated for use in uses) == du(models.path)
     by_name = {(use.kind, use.name): use.sizes for use in uses}
     assert by_name[UseKind.MODEL, "b:latest"].apparent == 300 * KIB

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
 
 from watcher import names
 from watcher.memory import FOLDER
@@ -26,56 +27,59 @@ _Key: TypeAlias = tuple[UseKind, str]
 _RANK = {kind: rank for rank, kind in enumerate(UseKind)}
 
 
-def uses(space: Space, judged: Iterable[Judged]) -> tuple[Use, ...]:
-    """What the space is used for, the largest first; each model is there, one of 0 bytes too.
+class Usage(NamedTuple):
+    """What space is used for, the largest use first, and all of it together."""
+
+    uses: tuple[Use, ...]
+    total: Sizes
+
+
+def usage(space: Space, judged: Iterable[Judged]) -> Usage:
+    """What the space is used for; each model is there, one of 0 bytes, too.
 
     The allocated bytes of all uses add up to what ``du -s --block-size=1`` says of the store.
     """
     conditions = {each.download.key: each.condition for each in judged}
-    keys: dict[tuple[int, int], list[_Key]] = defaultdict(list)
-    entries: dict[tuple[int, int], Entry] = {}
+    models = {model for each in space.models.values() for model in each}
+    sums = {(UseKind.MODEL, model): _Sum() for model in models}
+    total = _Sum()
+    several: dict[tuple[int, int], list[_Key]] = defaultdict(list)
+    linked: dict[tuple[int, int], Entry] = {}
     for located in space.entries:
-        keys[located.entry.identity].append(_key(located, space, conditions))
-        entries[located.entry.identity] = located.entry
-    files: Counter[_Key] = Counter()
-    apparent: Counter[_Key] = Counter()
-    allocated: Counter[_Key] = Counter()
-    freed: Counter[_Key] = Counter()
-    for identity, of_it in keys.items():
-        entry = entries[identity]
-        key = min(of_it, key=lambda key: (_RANK[key[0]], key[1]))
-        files[key] += 1
-        apparent[key] += _apparent(entry)
-        allocated[key] += entry.allocated
-        if _goes_with(entry, of_it.count(key)):
-            freed[key] += entry.allocated
-    models = {(UseKind.MODEL, model) for each in space.models.values() for model in each}
-    made = (
-        Use(*key, files[key], Sizes(apparent[key], allocated[key], freed[key]))
-        for key in models | files.keys()
-    )
-    return tuple(sorted(made, key=lambda use: (-use.sizes.allocated, _RANK[use.kind], use.name)))
+        key, entry = _key(located, space, conditions), located.entry
+        if entry.links > 1 and entry.kind is not Kind.FOLDER:
+            several[entry.identity].append(key)
+            linked[entry.identity] = entry
+            continue
+        for each in (total, sums.setdefault(key, _Sum())):
+            each.add(entry, freed=True)
+    for identity, keys in several.items():
+        key, entry = min(keys, key=lambda key: (_RANK[key[0]], key[1])), linked[identity]
+        total.add(entry, freed=len(keys) >= entry.links)
+        sums.setdefault(key, _Sum()).add(entry, freed=keys.count(key) >= entry.links)
+    uses = [Use(*key, each.files, each.sizes) for key, each in sums.items()]
+    uses.sort(key=lambda use: (-use.sizes.allocated, _RANK[use.kind], use.name))
+    return Usage(tuple(uses), total.sizes)
 
 
-def total(space: Space) -> Sizes:
-    """The three sizes of the whole store; `freed` is without what has another name elsewhere."""
-    count = Counter(located.entry.identity for located in space.entries)
-    entries = {located.entry.identity: located.entry for located in space.entries}
-    return Sizes(
-        sum(map(_apparent, entries.values())),
-        sum(entry.allocated for entry in entries.values()),
-        sum(e.allocated for e in entries.values() if _goes_with(e, count[e.identity])),
-    )
+@dataclass(slots=True)
+class _Sum:
+    files: int = 0
+    apparent: int = 0
+    allocated: int = 0
+    freed: int = 0
 
+    def add(self, entry: Entry, *, freed: bool) -> None:
+        """`freed`: all of its names are among those that are removed together."""
+        self.files += 1
+        # The length of a folder says nothing.
+        self.apparent += 0 if entry.kind is Kind.FOLDER else entry.size
+        self.allocated += entry.allocated
+        self.freed += entry.allocated if freed else 0
 
-def _apparent(entry: Entry) -> int:
-    """The length of what has one: that of a folder says nothing."""
-    return 0 if entry.kind is Kind.FOLDER else entry.size
-
-
-def _goes_with(entry: Entry, removed: int) -> bool:
-    """Whether removing so many of its names gives its blocks back."""
-    return entry.kind is Kind.FOLDER or removed >= entry.links
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.apparent, self.allocated, self.freed)
 
 
 def _key(located: Located, space: Space, conditions: dict[str, Condition]) -> _Key:

@@ -55,8 +55,9 @@ def _lines(uses: tuple[Use, ...], most: int | None) -> list[tuple[Sizes, str]]:
     """Uses that take room, those of all but `most` models together in one line."""
     taking = [use for use in uses if use.sizes.allocated or use.sizes.apparent]
     models = [use for use in taking if use.kind is UseKind.MODEL]
-    smaller = [] if most is None else models[most:]
-    lines = [(use.sizes, _words(use)) for use in taking if use not in smaller]
+    others = [use for use in taking if use.kind is not UseKind.MODEL]
+    shown, smaller = models[:most], [] if most is None else models[most:]
+    lines = [(use.sizes, _words(use)) for use in (*shown, *others)]
     if smaller:
         together = Sizes(*map(sum, zip(*(use.sizes for use in smaller), strict=True)))
         lines.append((together, f"{count(len(smaller), 'smaller model')}: -v has them all"))
