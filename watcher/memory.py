@@ -14,7 +14,7 @@ from typing import NamedTuple
 import orjson
 
 from watcher import files, names, ranges
-from watcher.model import Condition, Entry, Part, Ranges
+from watcher.model import HOUR, Condition, Entry, Part, Ranges
 
 SCHEMA = "ollama-watch/state/1"
 FOLDER = ".ollama-watch"
@@ -98,6 +98,10 @@ class Asked(NamedTuple):
 
     length: int | None
     at: float
+
+    def counts(self, now: float) -> bool:
+        """Whether it is an answer still: for an hour, and not from a clock that was wrong."""
+        return 0 <= now - self.at < HOUR
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ from watcher import names, ranges, sidecars
 from watcher.events import Event
 from watcher.memory import Asked, Hashed, Memory, Record, Sample, bound_to
 from watcher.model import (
-    HOUR,
     LIVE_LOOK_SECONDS,
     Action,
     Condition,
@@ -32,8 +31,6 @@ from watcher.model import (
 #: What a download in this condition is resumed as, by Ollama alone, without losing anything.
 _RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Condition.WHOLE})
 
-#: A registry's answer is no news after this.
-_ANSWERS_GOOD_FOR = HOUR
 _MOST_SUBJECTS = 20
 #: Findings that are told as events of the store; the others have events of their own.
 _PROBLEMS = ("store_", "manifest_", "blob_missing", "blob_short", "blob_long", "blob_symlink")
@@ -257,7 +254,8 @@ def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record
         partition=_partition(download) or (before.partition if before is not None else ()),
         doubted=_doubted(before, download),
         mended=before is not None and before.mended,
-        checked_at=before.checked_at if before is not None else 0.0,
+        # A clock that was ahead then would make a later start of the machine seem an earlier one.
+        checked_at=before.checked_at if before and before.checked_at <= evidence.now else 0.0,
     )
 
 
@@ -400,9 +398,7 @@ def _gone(digest: str, record: Record, finished: Mapping[str, int], at: float) -
 
 def proved(memory: Memory, outcomes: Iterable[Outcome], now: float) -> Memory:
     """The memory with what was found out by hashing and asking."""
-    asked = {
-        digest: each for digest, each in memory.asked.items() if now - each.at < _ANSWERS_GOOD_FOR
-    }
+    asked = {digest: each for digest, each in memory.asked.items() if each.counts(now)}
     hashes, unproven = dict(memory.hashes), set(memory.unproven)
     for outcome in outcomes:
         if outcome.sha256 is not None:

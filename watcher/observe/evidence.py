@@ -57,7 +57,7 @@ def _observe(
 ) -> Evidence:
     where = place.describe(world, store)
     found = _scan(world, policy, store, scope, where)
-    census = _with_memory(found, memory, store) if scope is None else found.census
+    census = _with_memory(found, memory, store, world.clock()) if scope is None else found.census
     downloads = _downloads(world, policy, memory, found, store)
     seen = holders.see(
         world,
@@ -118,13 +118,13 @@ def _remembered(found: Entry, memory: Memory) -> Entry:
     return found
 
 
-def registry_length(memory: Memory, digest: str) -> int | None:
-    """What a registry said of a digest; None where it said nothing."""
+def registry_length(memory: Memory, digest: str, now: float) -> int | None:
+    """What a registry said of a digest within the hour; None where it said nothing."""
     asked = memory.asked.get(digest)
-    return None if asked is None else asked.length
+    return asked.length if asked is not None and asked.counts(now) else None
 
 
-def _with_memory(found: scan.Scan, memory: Memory, store: int) -> BlobCensus:
+def _with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> BlobCensus:
     """The census with what is remembered of its blobs."""
     census = replace(
         found.census,
@@ -151,7 +151,7 @@ def _with_memory(found: scan.Scan, memory: Memory, store: int) -> BlobCensus:
                 unproven.append(entry)
             elif entry.sha256 != digest.lower():
                 size, models = found.named.size_of(digest), found.named.models_of(digest)
-                asked = registry_length(memory, digest)
+                asked = registry_length(memory, digest, now)
                 odd.append(OddBlob(digest, BlobFault.CORRUPT, size, entry, models, asked))
     return replace(census, odd=tuple(odd), unproven=tuple(unproven))
 
@@ -188,7 +188,8 @@ def _downloads(
 ) -> list[Download]:
     if not found.downloads:
         return []
-    started_at = place.started_at(world)
+    # Taken after the listing: what lies beyond it is no time of this clock.
+    started_at, now = place.started_at(world), world.clock()
     made: list[Download] = []
     with (
         contextlib.suppress(FileNotFoundError, NotADirectoryError),  # gone since it was listed
@@ -198,7 +199,9 @@ def _downloads(
         for look in range(_MOST_LOOKS):
             changed: list[str] = []
             for digest, pieces in waiting.items():
-                reader = _Reader(blobs, digest, pieces, found.named, memory, started_at, policy)
+                reader = _Reader(
+                    blobs, digest, pieces, found.named, memory, (started_at, now), policy
+                )
                 try:
                     made.extend(reader.downloads())
                 except _ChangedMeanwhile:
@@ -227,7 +230,7 @@ class _Reader:
         pieces: scan.Pieces,
         named: scan.Named,
         memory: Memory,
-        started_at: float,
+        since_start: tuple[float, float],
         policy: Policy,
     ) -> None:
         self.blobs = blobs
@@ -242,7 +245,7 @@ class _Reader:
         self.named_size = named.size_of(digest)
         self.memory = memory
         self.named_models = named.models_of(digest)
-        self.started_at = started_at
+        self.started_at, self.now = since_start
         self.policy = policy
 
     def downloads(self) -> list[Download]:
@@ -272,7 +275,7 @@ class _Reader:
             made,
             models=tuple(sorted({*self.named_models, *remembered})),
             progress_at=record.progress_at if record else None,
-            registry=registry_length(self.memory, self.digest),
+            registry=registry_length(self.memory, self.digest, self.now),
             born_ns=files.born(made.entries[0].name, self.blobs) if made.entries else 0,
         )
 
@@ -318,7 +321,7 @@ class _Reader:
             return self.named_size, "manifest"
         if record is not None and record.total is not None:
             return record.total, "memory"
-        asked = registry_length(self.memory, self.digest)
+        asked = registry_length(self.memory, self.digest, self.now)
         return asked, None if asked is None else "registry"
 
     def _trust(
@@ -360,11 +363,15 @@ class _Reader:
         A pull that went on since then has changed its time, not its past; what a repair has looked
         through since then is known.
         """
-        if record is not None and record.checked_at >= self.started_at:
+        if record is not None and self._since_start(record.checked_at):
             return False
         born_ns = files.born(data.name, self.blobs)
         written = min(data.changed_at, born_ns / 1e9) if born_ns else data.changed_at
-        return written < self.started_at
+        return not self._since_start(written)
+
+    def _since_start(self, at: float) -> bool:
+        """Whether it lies between the machine's start and now; the future tells nothing."""
+        return self.started_at <= at <= self.now
 
     def _sidecar(self, number: int | None, found: Entry) -> Sidecar:
         if found.kind is not Kind.FILE:

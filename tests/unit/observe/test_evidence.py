@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 from tests.notation import MB, Store, age, quiet_machine
 from watcher import files
 from watcher.decide import judge
-from watcher.memory import Memory, Record
-from watcher.model import Condition, Download, Evidence, Kind, Policy
+from watcher.memory import Asked, Memory, Record
+from watcher.model import DAY, HOUR, Condition, Download, Evidence, Kind, Policy
 from watcher.observe.evidence import observe
 
 
@@ -124,6 +125,36 @@ def test_a_machine_that_started_after_the_last_write_makes_zeros_doubtful(
     trust = one(models, proc=later).trust
     assert trust.rebooted
     assert trust.trusted == ((0, 409_600), (413_696, 3 * MB))
+
+
+def test_times_in_the_future_do_not_say_that_no_start_came_between(
+    models: Store, tmp_path: Path
+) -> None:
+    """The clock was a day ahead when it was written, and looked through; then it was set right."""
+    digest = models.broken("3:3")
+    data = models.blobs / f"sha256-{digest}-partial"
+    with data.open("r+b") as file:
+        os.pwrite(file.fileno(), bytes(4096), 4096 * 100)
+    checked = remembered(models, digest, checked_at=time.time())
+    started = quiet_machine(tmp_path / "started", booted="25h")
+    yesterday: dict[str, Any] = {"proc": started, "clock": lambda: time.time() - DAY}
+    for memory in (Memory(), checked):
+        trust = one(models, memory, **yesterday).trust
+        assert trust.rebooted
+        assert trust.trusted == ((0, 409_600), (413_696, 3 * MB))
+
+
+@pytest.mark.parametrize(("ago", "counts"), [(0, True), (HOUR - 1, True), (HOUR, False)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_answer_of_a_registry_is_good_for_an_hour(
+    models: Store, ago: float, counts: bool, sign: int
+) -> None:
+    digest = models.broken("0:1 -:1 0:1")
+    os.truncate(models.blobs / f"sha256-{digest}-partial", 200 * MB)
+    now = time.time()
+    memory = Memory(asked={digest: Asked(300 * MB, now - ago * sign)})
+    counts = counts and (sign == 1 or ago == 0)
+    assert (one(models, memory, clock=lambda: now).total == 300 * MB) is counts
 
 
 def test_what_is_no_file_is_not_opened(models: Store) -> None:
