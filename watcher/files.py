@@ -345,10 +345,15 @@ def remove_folder(name: str, parent: int) -> None:
 
 
 def touch(name: str, parent: int, at_ns: int) -> None:
-    """Set both times of a regular file, never of what a symlink points to."""
+    """Set both times of a regular file, never of what a symlink points to.
+
+    Nor, as root, of a file that has another name: that may lie outside of the store.
+    """
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
     try:
-        if stat.S_ISREG(os.fstat(fd).st_mode):
+        status = os.fstat(fd)
+        alone = status.st_nlink == 1 or os.geteuid() != 0
+        if stat.S_ISREG(status.st_mode) and alone:
             os.utime(fd, ns=(at_ns, at_ns))
     finally:
         os.close(fd)

@@ -22,7 +22,7 @@ from tests.driving import (
 )
 from watcher import cycle, files
 from watcher.cycle import Report
-from watcher.model import Consent, Plan, Refusal, RefusalKind, Result
+from watcher.model import Consent, Plan, Policy, Refusal, RefusalKind, Result
 
 Mode = Literal["rb", "r+b"]
 
@@ -46,10 +46,15 @@ class Moment:
 
     def clean(self) -> Report:
         """Remove what is worth nothing; the instant must have come."""
-        with self._stack:
-            report = cycle.cycle(world(self._store, tell=self._tell), POLICY, consent=self._consent)
+        report = self.act(POLICY)
         assert self.came
         return report
+
+    def act(self, policy: Policy, **more: Any) -> Report:
+        """A cycle in a world that may be another one."""
+        with self._stack:
+            here = world(self._store, tell=self._tell, **more)
+            return cycle.cycle(here, policy, consent=self._consent)
 
     def before_the_act_is_planned_again(self, act: Callable[[], object]) -> None:
         """When the plan has been agreed to."""

@@ -105,7 +105,7 @@ def _do(
     if not batch:
         return []
     if batch[0].verb in (Verb.RESTORE, Verb.PURGE):
-        return [_leave_quarantine(store, action) for action in batch]
+        return [_leave_quarantine(store, action, seen.place.blobs) for action in batch]
     change = _change(batch, seen)
 
     def confirm(moved: Collection[Entry]) -> Mapping[str, ChangedError]:
@@ -179,10 +179,10 @@ def _refresh_all(
     return ended
 
 
-def _leave_quarantine(store: int, action: Action) -> Outcome:
-    back = action.verb is Verb.RESTORE
+def _leave_quarantine(store: int, action: Action, blobs: tuple[int, int]) -> Outcome:
+    back_into = blobs if action.verb is Verb.RESTORE else None
     try:
-        moves.leave_quarantine(store, action.expects[0], back=back)
+        moves.leave_quarantine(store, action.expects[0], back_into)
     except ChangedError as error:
         return _refused(action, error)
     except OSError as error:

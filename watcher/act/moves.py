@@ -488,9 +488,10 @@ def _forget(work: _Work) -> None:
     files.sync(work.intents)
 
 
-def leave_quarantine(store: int, entry: Entry, *, back: bool) -> None:
+def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None) -> None:
     """Move a kept file back to its place under ``blobs/``, or remove it for good.
 
+    `back_into`: device and inode of the ``blobs`` that it was planned on; None to remove it.
     Raises FileExistsError where its place is taken, ChangedError where it is not the file meant.
     """
     with (
@@ -499,10 +500,12 @@ def leave_quarantine(store: int, entry: Entry, *, back: bool) -> None:
     ):
         if not _same(scan.look(entry.name, quarantine), entry):
             raise _changed(entry.name)
-        if not back:
+        if back_into is None:
             files.remove(entry.name, quarantine)
             return
         with files.opened_folder("blobs", store, follow=True) as blobs:
+            if _identity(blobs) != back_into:
+                raise _changed("blobs")
             files.move(entry.name, quarantine, entry.name.partition("-")[2], blobs)
             files.sync(blobs)
 

@@ -14,17 +14,17 @@ from watcher.observe import scan
 def own_times(blobs: int, actions: Iterable[Action], now: float) -> dict[str, Touched]:
     """The files that would get a later time, by name: their inode, that time, and their own one.
 
-    Times are never set back: what has changed since it was looked at keeps what it has.
+    Times are never set back: what has changed since it was looked at keeps what it has. Another
+    file of that name is left alone; so is all of another ``blobs``.
     """
     at_ns = int(now * 1e9)
     found: dict[str, Touched] = {}
     for action in actions:
         for entry in action.expects:
             there = scan.look(entry.name, blobs)
-            if there is None or there.mtime_ns >= at_ns:
+            if there is None or there.identity != entry.identity or there.mtime_ns >= at_ns:
                 continue
-            same = (there.inode, there.mtime_ns) == (entry.inode, entry.mtime_ns)
-            known = entry.own_mtime_ns if same else None
+            known = entry.own_mtime_ns if there.mtime_ns == entry.mtime_ns else None
             own = there.mtime_ns if known is None else known
             found[entry.name] = Touched(there.inode, at_ns, own)
     return found

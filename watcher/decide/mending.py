@@ -211,7 +211,8 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
     """Set the times of wanted things, so that no start of the server deletes them.
 
     Wanted is every download that is not stale, and every finished blob that no manifest names yet
-    and that is young. All files of a download go together.
+    and that is young. All files of a download go together. Root leaves alone what has a second
+    name: that may lie outside of the store.
     """
     for each in judged:
         entries = tuple(
@@ -219,7 +220,7 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
             for entry in each.download.entries
             if entry.kind is Kind.FILE and evidence.uid in (0, entry.uid)
         )
-        if not each.stale and _fading(entries, evidence.now):
+        if not each.stale and _fading(entries, evidence.now) and _alone(entries, evidence):
             yield Action(
                 Verb.REFRESH,
                 each.digest,
@@ -230,9 +231,13 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
     for entry in evidence.census.unnamed:
         young = evidence.now - entry.changed_at < policy.stale_after
         ours = entry.kind is Kind.FILE and evidence.uid in (0, entry.uid)
-        if young and ours and _fading((entry,), evidence.now):
+        if young and ours and _fading((entry,), evidence.now) and _alone((entry,), evidence):
             because = "a pull that is not finished may count on it"
             yield Action(Verb.REFRESH, entry.name, because, (entry,))
+
+
+def _alone(entries: tuple[Entry, ...], evidence: Evidence) -> bool:
+    return evidence.uid != 0 or all(entry.links == 1 for entry in entries)
 
 
 def _fading(entries: tuple[Entry, ...], now: float) -> bool:

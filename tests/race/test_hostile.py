@@ -1,0 +1,227 @@
+"""Who may write to ``blobs/`` makes us, root even, touch nothing outside of the store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs_root
+from tests.driving import POLICY, Store, content, once, private_proc, world
+from watcher import cycle, files
+from watcher.model import HOUR, Policy, RefusalKind, Result
+
+from .test_opened_meanwhile import INSTANTS, Moment, refusal
+
+REPAIR = Policy(repair=True, repair_stale=True, writers_visible=True)
+REFRESH = Policy(repair=False, refresh=True, writers_visible=True)
+LABEL = "00000001-"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "models")
+
+
+@pytest.fixture
+def moment(monkeypatch: pytest.MonkeyPatch, store: Store) -> Moment:
+    return Moment(monkeypatch, store)
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> str:
+    return private_proc(tmp_path / "proc")
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Iterator[Path]:
+    """A folder outside of the store, which must stay as it is, to its times."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "precious").write_text("precious")
+    for path in (folder / "precious", folder):
+        os.utime(path, (1e9, 1e9))
+    before = content(folder)
+    yield folder
+    assert content(folder) == before
+    assert folder.stat().st_mtime == 1e9
+
+
+Swap = Callable[[Path, Path], object]
+#: What somebody puts in a file's place: made of the path, and of a file outside.
+SWAPS: dict[str, Swap] = {
+    "symlink": lambda path, outside: path.symlink_to(outside),
+    "hard link": lambda path, outside: path.hardlink_to(outside),
+    "fifo": lambda path, _: os.mkfifo(path),
+    "folder": lambda path, _: path.mkdir(),
+}
+
+
+def swap(path: Path, how: str, outside: Path) -> Callable[[], object]:
+    """To do at an instant: the file goes, and something else is there."""
+
+    def do() -> None:
+        path.unlink()
+        SWAPS[how](path, outside / "precious")
+
+    return do
+
+
+@pytest.mark.parametrize("how", ["fifo", "folder"])
+@pytest.mark.parametrize("instant", INSTANTS)
+def test_what_is_no_file_is_not_taken_away(
+    instant: str, how: str, store: Store, moment: Moment, outside: Path
+) -> None:
+    data = store.partial(store.download("stale"))
+    INSTANTS[instant](moment, data.name, swap(data, how, outside))
+    assert refusal(moment.clean()).kind is RefusalKind.CHANGED
+    assert not data.is_file()
+    assert data.exists()
+
+
+@pytest.mark.parametrize("how", ["symlink", "hard link", "fifo"])
+def test_a_sidecar_takes_the_place_of_what_somebody_has_put_there(
+    how: str, store: Store, moment: Moment, outside: Path, proc: str
+) -> None:
+    """Under the guard, just before the new one is renamed over it."""
+    digest = store.download("broken")
+    store.partial(digest, 2).unlink()
+    path = store.partial(digest, 1)
+    moment.before("replace", path.name, swap(path, how, outside))
+    report = moment.act(REPAIR, proc=proc)
+    assert moment.came
+    assert [each.result for each in report.outcomes] == [Result.DONE]
+    assert path.is_file()
+    assert not path.is_symlink()
+    assert path.stat().st_nlink == 1
+
+
+def test_a_folder_in_a_sidecars_place_is_told_until_it_has_gone(
+    store: Store, moment: Moment, outside: Path, proc: str
+) -> None:
+    digest = store.download("broken")
+    store.partial(digest, 2).unlink()
+    path = store.partial(digest, 1)
+    moment.before("replace", path.name, swap(path, "folder", outside))
+    (outcome,) = moment.act(REPAIR, proc=proc).outcomes
+    assert outcome.result is Result.FAILED
+    assert "the next run finishes it" in outcome.message
+    again = cycle.cycle(world(store, proc), REPAIR)
+    assert again.stuck
+    assert again.outcomes == ()
+    path.rmdir()
+    assert not cycle.cycle(world(store, proc), REPAIR).stuck
+    assert store.leftovers() == []
+    assert path.is_file()
+
+
+# ---------------------------------------------------------------- blobs itself
+
+
+@pytest.fixture
+def linked(store: Store, outside: Path) -> Iterator[Callable[[], None]]:
+    """Puts a link to the folder outside in the place of ``blobs``; the end puts it right."""
+    away = store.path / "blobs.away"
+
+    def do() -> None:
+        store.blobs.rename(away)
+        store.blobs.symlink_to(outside)
+
+    yield do
+    store.blobs.unlink()
+    away.rename(store.blobs)
+
+
+def test_nothing_comes_out_of_quarantine_into_another_folder(
+    store: Store, moment: Moment, linked: Callable[[], None], proc: str
+) -> None:
+    name = f"sha256-{store.digest('kept')}"
+    kept = store.ours / "quarantine" / f"{LABEL}{name}"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("kept")
+    moment.before_acting(linked)
+    policy = Policy(repair=False, restore=frozenset({kept.name}), writers_visible=True)
+    assert refusal(moment.act(policy, proc=proc)).kind is RefusalKind.CHANGED
+    assert kept.read_text() == "kept"
+
+
+def test_no_times_are_set_in_another_folder(
+    store: Store,
+    moment: Moment,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    proc: str,
+) -> None:
+    """It has files of the same names."""
+    store.download("wanted", aged=0.9 * HOUR)
+    other = Store(tmp_path / "other")
+    digest = other.download("wanted", aged=0.9 * HOUR)
+    assert store.partial(digest).exists()
+    before = content(other.blobs)
+
+    def link() -> None:
+        store.blobs.rename(store.path / "away")
+        store.blobs.symlink_to(other.blobs)
+
+    moment.before_the_act_is_planned_again(link)
+    moment.act(REFRESH, proc=proc)
+    assert moment.came
+    assert content(other.blobs) == before
+
+
+# ---------------------------------------------------------------- times
+
+
+@needs_root
+@pytest.mark.parametrize("instant", ["before the look", "meanwhile"])
+@pytest.mark.parametrize("how", ["symlink", "hard link", "fifo"])
+def test_root_sets_no_times_of_what_lies_outside(
+    instant: str,
+    how: str,
+    store: Store,
+    outside: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    proc: str,
+) -> None:
+    path = store.partial(store.download("wanted", aged=0.9 * HOUR), 1)
+    do = swap(path, how, outside)
+    if instant == "meanwhile":
+        real, hook = files.touch, once(do)
+
+        def touch(name: str, *words: int) -> None:
+            if name == path.name:
+                hook()
+            real(name, *words)
+
+        monkeypatch.setattr(files, "touch", touch)
+    else:
+        do()
+    cycle.cycle(world(store, proc), REFRESH)
+    assert not path.is_file() or path.stat().st_mtime == 1e9
+
+
+@needs_root
+def test_a_download_with_a_second_name_keeps_all_its_times(
+    store: Store, tmp_path: Path, proc: str
+) -> None:
+    """Some of them fresh, the server's start would delete the others: worse than all of them."""
+    digest = store.download("wanted", aged=0.9 * HOUR)
+    (tmp_path / "second").hardlink_to(store.partial(digest))
+    before = content(store.blobs)
+    report = cycle.cycle(world(store, proc), REFRESH)
+    assert report.outcomes == ()
+    assert content(store.blobs) == before
+
+
+def test_the_clean_up_takes_a_second_name_and_leaves_the_file(
+    store: Store, outside: Path, proc: str
+) -> None:
+    """A stale download that is a link to somebody's file: the name goes, the file stays."""
+    digest = store.download("stale")
+    path = store.partial(digest)
+    swap(path, "hard link", outside)()
+    report = cycle.cycle(world(store, proc), POLICY)
+    assert [each.result for each in report.outcomes] == [Result.DONE]
+    assert store.partials(digest) == []
