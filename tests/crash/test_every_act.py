@@ -19,6 +19,7 @@ import pytest
 
 from tests.driving import Store, is_right
 from tests.fidelity.harness import EngineServer, collapsed
+from tests.repair.scenes import seed_of
 from watcher import sidecars
 from watcher.demo.registry import Layer as Content
 from watcher.demo.registry import Model, Registry
@@ -43,8 +44,9 @@ def registry() -> Iterator[Registry]:
 
 
 @pytest.fixture(scope="module")
-def model(registry: Registry) -> Model:
-    return registry.add_model("demo", "1b", [Content(LAYER, seed=8)], extras=False)
+def model(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    layer = Content(LAYER, seed=seed_of(tmp_path_factory.getbasetemp()))
+    return registry.add_model("demo", "1b", [layer], extras=False)
 
 
 @pytest.fixture(scope="module")

@@ -132,8 +132,9 @@ def test_so_does_every_other_act(name: str, tmp_path: Path, driver: Driver, laye
     trial = Trial(tmp_path, driver, ACTS[name], layer)
     words = list(ACTS[name].words)
     if words[0] == "quarantine":
-        words.append(f"{QUARANTINED}{layer.digest}")
-    words += [] if name == "prepare" else ["--yes"]
+        words += [f"{QUARANTINED}{layer.digest}", "--yes"]
+    elif words[0] == "repair":
+        words += [layer.digest, "--yes"]
     for call in _calls(trial.store(), words, tmp_path / "strace"):
         store = trial.store()
         trial.assert_same_end(store, _kill(store, words, call))
