@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -105,6 +106,22 @@ def open_parents(path: Path) -> None:
         if each == Path(tempfile.gettempdir()) or status.st_uid != os.geteuid():
             break
         each.chmod(status.st_mode | 0o011)
+
+
+@contextlib.contextmanager
+def ordinary_user(folder: Path) -> Iterator[None]:
+    """Go on as an ordinary user, who owns the folder with all in it."""
+    if not IS_ROOT:
+        yield
+        return
+    open_parents(folder)
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.fixture

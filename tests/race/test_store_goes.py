@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import IS_ROOT, NOBODY, needs_root, open_parents
-from tests.crash.test_every_call import give_away, shape
+from tests.conftest import needs_root, ordinary_user
+from tests.crash.test_every_call import shape
 from tests.driving import POLICY, Store, content, private_proc, world
 from watcher import cycle
 from watcher.errors import NoPermissionError, WatchError
@@ -177,14 +177,7 @@ def test_a_disk_that_turns_read_only_before_the_act_is_told(
 def test_a_folder_that_may_no_longer_be_written_is_whole_once_it_may(
     instant: str, scene: Scene, tmp_path: Path
 ) -> None:
-    if IS_ROOT:
-        open_parents(tmp_path)
-        give_away(tmp_path, NOBODY)
-        os.seteuid(NOBODY)
-    try:
+    with ordinary_user(tmp_path):
         scene.act(instant, lambda: scene.store.blobs.chmod(0o555))
         scene.store.blobs.chmod(0o755)
         scene.assert_whole(scene.store.path)
-    finally:
-        if IS_ROOT:
-            os.seteuid(0)

@@ -179,6 +179,16 @@ def test_wanted_ones_are_refreshed_and_stale_ones_are_not(store: Store, tmp_path
         assert len({round(each, 3) for each in times}) == 1 or not fresh
 
 
+def test_times_are_never_set_back(store: Store, tmp_path: Path) -> None:
+    """One of the files has a later time than our clock: it stays, and the others follow."""
+    digest = store.download("wanted", aged=0.75 * HOUR)
+    age(store.partial(digest, 1), -300)
+    before = store.partial(digest, 1).stat().st_mtime_ns
+    Machine(store, tmp_path).look()
+    assert store.partial(digest, 1).stat().st_mtime_ns == before
+    assert time.time() - store.partial(digest, 0).stat().st_mtime < 60
+
+
 def test_age_and_quiet_are_not_disturbed_by_what_we_set(store: Store, tmp_path: Path) -> None:
     """A week of refreshed times: stale all the same, and not live for a moment."""
     digest = store.download("wanted", aged=2 * HOUR)

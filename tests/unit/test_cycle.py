@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import ordinary_user
 from tests.notation import Store
 from watcher import cycle, files, journal, memory
 from watcher.errors import Exit, LockedError
@@ -120,3 +123,44 @@ def test_time_that_passes_while_somebody_is_asked_changes_no_plan(
     world = models.world(clock=lambda: time.time() + passed)
     (outcome,) = cycle.cycle(world, POLICY, consent=consent).outcomes
     assert outcome.result is Result.DONE, outcome.message
+
+
+@pytest.mark.parametrize("unreadable", ["no permission", "an error of the disk"])
+def test_a_memory_that_can_not_be_read_is_not_written_over(
+    models: Store, unreadable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be whole: without it no sidecars are written and no times are set."""
+    digest = models.broken("0:1 E:1", aged="50m")
+    policy = Policy(repair=True, refresh=True, writers_visible=True)
+    cycle.cycle(models.world(), policy, consent=cycle.nothing)
+    state = models.path / ".ollama-watch" / "state.json"
+    before, inode = state.read_bytes(), state.stat().st_ino
+    shown = models.shown(digest)
+    times = {path: path.stat().st_mtime_ns for path in models.blobs.iterdir()}
+
+    def look() -> cycle.Report:
+        report = cycle.cycle(models.world(), policy)
+        assert {path: path.stat().st_mtime_ns for path in models.blobs.iterdir()} == times
+        return report
+
+    if unreadable == "no permission":
+        with ordinary_user(tmp_path):
+            state.chmod(0)
+            report = look()
+            state.chmod(0o644)
+    else:
+        real = files.read_small
+
+        def failing(name: str, *words: int) -> bytes:
+            if name == "state.json":
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(name, *words)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "read_small", failing)
+            report = look()
+    assert any("state.json can't be read" in each for each in report.troubles)
+    assert (state.read_bytes(), state.stat().st_ino) == (before, inode)
+    assert models.shown(digest) == shown
+    done = cycle.cycle(models.world(), policy).outcomes
+    assert {each.action.verb for each in done} == {Verb.WRITE_SIDECARS, Verb.REFRESH}

@@ -24,6 +24,7 @@ from watcher.model import (
     Plan,
     Policy,
     RefusalKind,
+    Server,
     ServerState,
     Sight,
     Temporary,
@@ -287,3 +288,24 @@ def test_live_downloads_are_due_when_their_quiet_ends_and_held_ones_each_minute(
     assert planned(silent).due == ((NOW + 60, D),)
     held = evidence(replace(download(ago=30), holders=(writer(),)), servers=(server(),))
     assert planned(held).due == ((NOW + 60, D),)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+@pytest.mark.parametrize("servers", [(), (server(),)])
+def test_a_service_mends_nothing_while_another_download_is_live(
+    patient: bool, servers: tuple[Server, ...]
+) -> None:
+    """It may be a layer of that pull, whose turn comes."""
+    broken = download(claimed=(), trusted=((0, 50 * MB),))
+    policy = Policy(repair=True, patient=patient)
+    seen = evidence(broken, servers=servers, pulling=frozenset({"ab" * 32}))
+    made = plan.make(judge.judge(seen, policy), seen, policy)
+    if patient and servers:
+        assert [each.kind for each in made.refusals] == [RefusalKind.LIVE]
+        assert made.actions == ()
+        assert made.due[0].at == pytest.approx(NOW + 60)
+    else:
+        assert [each.verb for each in made.actions] == [Verb.WRITE_SIDECARS]
+    alone = evidence(broken, servers=servers, pulling=frozenset({D}))
+    made = plan.make(judge.judge(alone, policy), alone, policy)
+    assert [each.verb for each in made.actions] == [Verb.WRITE_SIDECARS]

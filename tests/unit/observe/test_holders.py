@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import IS_ROOT, needs_root
+from tests.driving import private_proc
 from tests.notation import Store
 from watcher.model import Entry, Holder, ServerState, Sight
 from watcher.observe import holders, scan
@@ -22,6 +23,18 @@ from watcher.observe import holders, scan
 HOLD = """
 import sys
 held = open(sys.argv[1], sys.argv[2])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+#: Python's own mmap keeps a descriptor; PROT_READ and MAP_SHARED are 1.
+MAP = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+fd = os.open(sys.argv[1], os.O_RDONLY)
+libc.mmap(None, 4096, 1, 1, fd, 0)
+os.close(fd)
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -106,6 +119,15 @@ def test_the_same_file_name_counts_on_another_device(
     assert len(held(models, entry)) == 1
 
 
+def test_who_has_it_only_mapped_is_a_holder(models: Store, data: Path, children: Children) -> None:
+    """The descriptor is closed, and the pages are there."""
+    child = children.start(sys.executable, "-c", MAP, str(data))
+    open_files = Path(f"/proc/{child.pid}/fd").iterdir()
+    assert str(data) not in [os.readlink(each) for each in open_files]
+    (found,) = held(models, entry_of(data))
+    assert (found.pid, found.entry, found.writes) == (child.pid, data.name, False)
+
+
 def test_other_files_and_our_own_process_are_no_holders(
     models: Store, data: Path, children: Children
 ) -> None:
@@ -148,6 +170,57 @@ def test_servers_clients_and_others_are_told_apart(
     assert found.state is ServerState.STARTING
     assert any(f"({client.pid})" in each for each in seen.others)
     assert not any("llama (" in each and "ollama" not in each for each in seen.others)
+
+
+def ours(models: Store, pid: int) -> bool | None:
+    """Whether a server's store is this one."""
+    seen = holders.see(models.world(proc="/proc"), [], network=False, writers_visible=False)
+    (found,) = [each.ours for each in seen.servers if each.pid == pid]
+    return found
+
+
+@pytest.mark.parametrize("name", ["ollama-linux-amd64", "ollama.real"])
+def test_a_server_may_have_a_longer_name(
+    models: Store, tmp_path: Path, children: Children, name: str
+) -> None:
+    env = {"PATH": os.environ["PATH"], "OLLAMA_MODELS": str(models.path)}
+    server = children.start(program(tmp_path, name), "serve", env=env)
+    assert ours(models, server.pid) is True
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"), [(".", True), ("elsewhere", False), ("nowhere", None)]
+)
+def test_a_relative_folder_is_that_of_the_servers_working_directory(
+    models: Store, tmp_path: Path, children: Children, folder: str, expected: bool | None
+) -> None:
+    (tmp_path / "elsewhere" / "models").mkdir(parents=True)
+    (tmp_path / "nowhere").mkdir()
+    env = {"PATH": os.environ["PATH"], "OLLAMA_MODELS": "models"}
+    server = children.start(program(tmp_path, "ollama"), "serve", env=env, cwd=tmp_path / folder)
+    assert ours(models, server.pid) is expected
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("true", True),
+        ('mount -t tmpfs none "$1" && mkdir "$1/blobs"', False),
+        ('mount -t tmpfs none "$1" && mkdir "$1/blobs" && touch -d "@$2" "$1/blobs"', None),
+        ('mount -t tmpfs none "$1"', None),
+    ],
+    ids=["the same", "another", "of the same time", "empty"],
+)
+def test_a_server_in_a_container_is_looked_at_with_its_own_eyes(
+    models: Store, tmp_path: Path, children: Children, script: str, expected: bool | None
+) -> None:
+    at_ns = models.blobs.stat().st_mtime_ns
+    at = f"{at_ns // 10**9}.{at_ns % 10**9:09}"
+    words = ["sh", "-c", f'{script} && exec "$0" serve', program(tmp_path, "ollama")]
+    env = {"PATH": os.environ["PATH"], "OLLAMA_MODELS": str(models.path)}
+    server = children.start("unshare", "--mount", *words, str(models.path), at, env=env)
+    assert ours(models, server.pid) is expected
 
 
 def test_a_server_that_answers_has_started(
@@ -222,7 +295,7 @@ LOOK = """
 import json, sys
 from watcher.observe import holders
 from watcher.world import World
-world = World(sys.argv[1], version=lambda _: None)
+world = World(sys.argv[1], proc=(sys.argv[2:] or ["/proc"])[0], version=lambda _: None)
 seen = holders.see(world, [], network=False, writers_visible=False)
 print(json.dumps([seen.view.sight.value, seen.view.why, list(seen.view.unseen)]))
 """
@@ -252,3 +325,23 @@ def test_an_ordinary_user_sees_others_by_name_only(
     after, why, _ = looked()
     assert after == "partial"
     assert f"({child.pid})" in why
+
+
+@needs_root
+@pytest.mark.parametrize(("name", "expected"), [("other", "named"), ("ollama", "partial")])
+def test_descriptors_that_can_be_listed_and_not_read_are_unseen(
+    models: Store, tmp_path: Path, children: Children, name: str, expected: str
+) -> None:
+    """Root without CAP_SYS_PTRACE, as in many a container: it sees that there are descriptors."""
+    child = children.start(program(tmp_path, name), "run")
+    proc = private_proc(tmp_path / "proc", child.pid)
+    less = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+    done = subprocess.run(
+        [*less, sys.executable, "-c", LOOK, str(models.path), proc],
+        capture_output=True,
+        timeout=30,
+        check=True,
+    )
+    found, _, unseen = json.loads(done.stdout)
+    assert found == expected
+    assert any(f"({child.pid})" in each for each in unseen)
