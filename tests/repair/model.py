@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from watcher import cycle, files, ranges, sidecars
 from watcher.cycle import Report
 from watcher.model import Part, Policy, Ranges
 from watcher.observe import parts
+from watcher.world import World
 
 K = 1024
 #: What stands for 1 MiB, and the part size of the rule: its borders lie within blocks.
@@ -26,7 +28,9 @@ HEAD = 64 * K
 STEP = 400_100
 BLOCK = 4096
 PAGE = b"<html>502 Bad Gateway</html>\n"
-POLICY = Policy(repair=True, clean=False, hash=True, repair_stale=True)
+POLICY = Policy(repair=True, clean=False, hash=True, repair_stale=True, refresh=True)
+#: From a power cut to our next look: times are old enough to be set anew.
+AN_HOUR = 3600
 
 
 def small_scale(patch: pytest.MonkeyPatch) -> None:
@@ -61,6 +65,8 @@ class History:
     _hidden: Ranges = ()
     #: How far each part had come when we looked last, by offset.
     _seen: dict[int, int] = field(default_factory=dict)
+    #: Seconds by which the machine is ahead of the files, since its last start.
+    _later: float = 0.0
 
     def __post_init__(self) -> None:
         chance = random.Random(self.seed)
@@ -130,20 +136,61 @@ class History:
         for number in numbers:
             self.path(number).unlink()
 
+    def start_over(self) -> bool:
+        """Somebody removes all of it, and a pull begins anew; whether the inode has come back."""
+        self.told.append("removed, and pulled anew")
+        inode = self.data.stat().st_ino
+        for path in self.data.parent.glob(f"{self.data.name}*"):
+            path.unlink()
+        self._hidden, self._seen = (), {}
+        made = [self.data.with_name(f"other{number}") for number in range(64)]
+        for path in made:
+            path.touch()
+            if path.stat().st_ino == inode:
+                path.rename(self.data)
+        for path in made:
+            path.unlink(missing_ok=True)
+        self.begin()
+        return self.data.stat().st_ino == inode
+
+    def power_cut(self, blocks: Iterable[int]) -> None:
+        """The machine starts anew; of these blocks what was written has not reached the disk."""
+        with self.data.open("r+b") as file:
+            held = parts.segments(file.fileno(), self.total)
+            lost = ranges.normal((at * BLOCK, (at + 1) * BLOCK) for at in blocks)
+            lost = ranges.intersection(held, lost)
+            for start, end in lost:
+                os.pwrite(file.fileno(), bytes(end - start), start)
+        self.told.append(f"power cut, zeros at {lost}")
+        self._later += AN_HOUR
+        started = int(time.time() + self._later - AN_HOUR / 2)
+        machine = Path(self.store.world().proc)
+        (machine / "stat").write_text(f"cpu 0 0 0 0\nbtime {started}\n")
+
     # ------------------------------------------------------------ us
+
+    def _world(self) -> World:
+        return self.store.world(clock=lambda: time.time() + self._later)
 
     def repair(self) -> Report:
         """A whole cycle of ours."""
         self.told.append("repair")
-        report = cycle.cycle(self.store.world(), POLICY)
+        report = cycle.cycle(self._world(), POLICY)
         self._note()
         return report
 
     def look(self) -> None:
         """A look of the service that agrees to nothing."""
         self.told.append("look")
-        cycle.cycle(self.store.world(), POLICY, consent=cycle.nothing)
+        cycle.cycle(self._world(), POLICY, consent=cycle.nothing)
         self._note()
+
+    def keep_fresh(self) -> Report:
+        """Our setting of times alone, as before the server's start."""
+        self.told.append("times set")
+        report = cycle.cycle(self._world(), replace(POLICY, repair=False, hash=False))
+        self._note()
+        return report
 
     def _note(self) -> None:
         self._seen = {part.offset: part.completed for part in self.sidecars().values()}

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.notation import Store
+from watcher import files
 from watcher.model import Result
 
 from .model import BLOCK, HEAD, STEP, History, small_scale
@@ -93,7 +94,70 @@ def test_every_claim_is_true_after_each_repair(group: int, tmp_path: Path) -> No
         shutil.rmtree(tmp_path / str(seed))
 
 
+def meanwhile(history: History, chance: random.Random) -> None:
+    """What the memory may be wrong about: power cuts, times that we set, another file."""
+    what = chance.random()
+    if what < 0.6:
+        history.power_cut(chance.sample(range(history.total // BLOCK + 1), chance.randint(0, 60)))
+        if chance.random() < 0.5:
+            history.keep_fresh()
+    elif what < 0.8:
+        history.start_over()
+    elif history.sidecars():
+        history.lose(*history.sidecars())
+        history.resume()
+
+
+@pytest.mark.parametrize("group", range(4))
+def test_every_claim_is_true_whatever_the_memory_holds(group: int, tmp_path: Path) -> None:
+    """Power cuts, times that we have set, a new download in the old inode, all sidecars lost."""
+    for seed in range(group, HISTORIES // 5, 4):
+        chance = random.Random(1_000_000 + seed)
+        history = History(Store(tmp_path / str(seed) / "m"), chance.choice(TOTALS), seed)
+        for _ in range(chance.randint(3, 5)):
+            live_on(history, chance)
+            meanwhile(history, chance)
+            # With a number missing a server only cuts the data, and claims what it cuts.
+            if sorted(history.sidecars()) == list(range(len(history.sidecars()))):
+                live_on(history, chance)
+            history.repair()
+            false = [each for each in history.false_claims() if not history.forgiven(*each)]
+            assert false == [], f"{history}\n{history.sidecars()}"
+            if history.false_claims():
+                break
+        shutil.rmtree(tmp_path / str(seed))
+
+
 # ---------------------------------------------------------------- single ones, made by hand
+
+
+@pytest.mark.parametrize("births", ["known", "unknown"])
+def test_times_that_we_have_set_do_not_hide_a_power_cut(
+    history: History, births: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claimed, and never written: after our refresh the file seems younger than the start."""
+    if births == "unknown":
+        monkeypatch.setattr(files, "born", lambda *_: 0)
+    history.attempt(0, "cancelled", 3 * HEAD)
+    history.repair()
+    history.power_cut([5, 6])
+    assert history.keep_fresh().outcomes, "times were set"
+    history.repair()
+    assert history.false_claims() == [], str(history)
+
+
+def test_a_new_download_in_the_old_inode_is_another_one(history: History) -> None:
+    """What was remembered of the parts of the old one would make its zeros true."""
+    history.attempt(1, "killed", 3 * HEAD)
+    history.repair()
+    if not history.start_over():
+        pytest.skip("this file system gives the inode to somebody else")
+    history.attempt(0, "killed", STEP)
+    history.attempt(1, "killed", 2 * HEAD)
+    history.lose(*history.sidecars())
+    report = history.repair()
+    assert not report.evidence.downloads[0].trust.rebooted
+    assert history.false_claims() == [], str(history)
 
 
 def test_zeros_before_doubted_bytes_are_not_claimed(history: History) -> None:
