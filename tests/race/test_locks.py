@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.test_every_call import shape
 from tests.driving import Store, command, environment, run
 from watcher import cli, cycle
 
@@ -101,3 +102,38 @@ def test_many_at_once_come_to_the_end_of_one(store: Store) -> None:
     assert store.leftovers() == []
     assert store.event_types().count("partial_cleaned") == 5
     assert store.event_types().count("orphan_removed") == 4
+
+
+def test_repairs_and_clean_ups_at_once_come_to_the_end_of_one_after_another(
+    store: Store, tmp_path: Path
+) -> None:
+    def lay_out(into: Store) -> list[str]:
+        made = [into.download(f"broken {number}", aged=3600) for number in range(4)]
+        for digest in made:
+            into.partial(digest, 1).unlink()
+        return made
+
+    alone = Store(tmp_path / "alone")
+    alone.download("stale")
+    digests = lay_out(alone)
+    for words in (("repair", "--offline"), ("clean",)):
+        assert run(alone.path, *words, "--yes").returncode == 0
+    lay_out(store)
+    running = [
+        subprocess.Popen(
+            command(store.path, *words, "--yes"),
+            env=environment(store.path),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for words in [("repair", "--offline"), ("clean",)] * 2
+    ]
+    ended = [(process.communicate(timeout=60)[1], process.returncode) for process in running]
+    assert {code for _, code in ended} <= {0, 3}, ended
+    for words in (("repair", "--offline"), ("clean",)):
+        assert run(store.path, *words, "--yes").returncode == 0
+    assert shape(store) == shape(alone)
+    assert store.leftovers() == []
+    assert store.event_types().count("download_repaired") == len(digests)
