@@ -75,6 +75,31 @@ class _Moment(click.ParamType[float]):
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
+class _Priority(click.ParamType[int]):
+    name = "priority"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from watcher.pull import queue
+
+        try:
+            return value if isinstance(value, int) else queue.priority(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+class _TimeOfDay(click.ParamType[str]):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from watcher.pull import queue
+
+        try:
+            queue.next_time(value, 0.0)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+        return str(value)
+
+
 _PATH = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -250,6 +275,87 @@ def quarantine_purge(
     from watcher.commands.quarantine import purge as body
 
     return body(given.obj, labels, dry_run=dry_run, yes=yes)
+
+
+@group.group()
+def queue() -> None:
+    """Models that are to be downloaded one after the other."""
+
+
+@queue.command("add")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option(
+    "--priority",
+    type=_Priority(),
+    default=0,
+    metavar="high|normal|low|N",
+    help="The higher, the sooner (normal).",
+)
+@click.option("--after", type=_TimeOfDay(), metavar="22:00", help="Not before that time of day.")
+@_json_option
+@click.pass_context
+def queue_add(
+    given: click.Context, models: tuple[str, ...], priority: int, after: str | None
+) -> Exit:
+    """Put models into the line; one that is there takes the new priority and time."""
+    from watcher.commands.queue import add as body
+
+    return body(given.obj, models, priority, after)
+
+
+@queue.command("ls")
+@_json_option
+@click.pass_context
+def queue_ls(given: click.Context) -> Exit:
+    """List the line, and what is done."""
+    from watcher.commands.queue import ls as body
+
+    return body(given.obj)
+
+
+@queue.command("rm")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@_json_option
+@click.pass_context
+def queue_rm(given: click.Context, models: tuple[str, ...]) -> Exit:
+    """Take models out of the queue; what is there of them stays."""
+    from watcher.commands.queue import rm as body
+
+    return body(given.obj, models)
+
+
+@queue.command("move")
+@click.argument("model")
+@click.argument("place", type=click.IntRange(min=1))
+@_json_option
+@click.pass_context
+def queue_move(given: click.Context, model: str, place: int) -> Exit:
+    """Put a model at a place of the line, 1 being the first."""
+    from watcher.commands.queue import move as body
+
+    return body(given.obj, model, place)
+
+
+@queue.command("pause")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@_json_option
+@click.pass_context
+def queue_pause(given: click.Context, models: tuple[str, ...]) -> Exit:
+    """Let models wait until they are resumed; without one, the whole queue."""
+    from watcher.commands.queue import pause as body
+
+    return body(given.obj, models)
+
+
+@queue.command("resume")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@_json_option
+@click.pass_context
+def queue_resume(given: click.Context, models: tuple[str, ...]) -> Exit:
+    """Let models go on that are paused or have failed; without one, the whole queue."""
+    from watcher.commands.queue import resume as body
+
+    return body(given.obj, models)
 
 
 @group.command()

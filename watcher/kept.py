@@ -22,7 +22,7 @@ from watcher.memory import FOLDER
 
 T = TypeVar("T")
 #: A change takes milliseconds; who waits longer waits for a process that was stopped.
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS = 30.0
 _READ_LIMIT = 256 * 1024 * 1024
 
 

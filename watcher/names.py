@@ -178,7 +178,7 @@ def to_model(text: str) -> ModelName:
     model = parse_model(text)
     if model is None:
         raise TargetError(
-            f"no name of a model: {printable(text)!r}",
+            f"no name of a model: '{printable(text)}'",
             "such as llama3, me/llama3:8b, hf.co/me/it:Q4",
         )
     return model

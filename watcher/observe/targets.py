@@ -125,12 +125,21 @@ def _nearest(text: str, start: str, known: Iterable[Known], digests: Iterable[st
         cut = {digest[: len(start)]: digest for digest in sorted(digests)}
         close = difflib.get_close_matches(start, cut, n=_MOST_NEAREST, cutoff=0.6)
         near.extend(names.short(cut[each]) for each in close)
+    unknown = "a download whose model is not known is named by its digest, as the audit shows it"
+    return _perhaps(near, models) or unknown
+
+
+def perhaps(model: str, models: Iterable[str]) -> str:
+    """Which of some models was perhaps meant, in words; empty where there are none."""
+    known = sorted(models)
+    return _perhaps(_alike(model, known), known)
+
+
+def _perhaps(near: Sequence[str], models: Sequence[str]) -> str:
     if near:
         return f"did you mean {', '.join(near)}?"
-    if models:
-        more = ", …" if len(models) > _MOST_NEAREST else ""
-        return f"it has {', '.join(models[:_MOST_NEAREST])}{more}"
-    return "a download whose model is not known is named by its digest, as the audit shows it"
+    more = ", …" if len(models) > _MOST_NEAREST else ""
+    return f"it has {', '.join(models[:_MOST_NEAREST])}{more}" if models else ""
 
 
 def _alike(text: str, models: Sequence[str]) -> list[str]:

@@ -1,0 +1,271 @@
+"""``queue`` on the command line: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run
+from tests.notation import Store
+from watcher import cli, files, records
+from watcher.commands import queue as commands
+from watcher.commands.context import Context
+from watcher.errors import Exit
+from watcher.model import Policy
+from watcher.pull import queue, running
+from watcher.pull.queue import Driven, Queue, Result
+
+Say = Callable[..., str]
+
+
+@pytest.fixture
+def say(models: Store, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Runs ``queue …`` on the store; gives back what was printed."""
+
+    def call(*words: str, code: int = 0, before: tuple[str, ...] = ()) -> str:
+        capsys.readouterr()
+        assert cli.main(["--store", str(models.path), *before, "queue", *words]) == code
+        told = capsys.readouterr()
+        assert "Traceback" not in told.err
+        return told.out if code == 0 else told.err
+
+    return call
+
+
+@pytest.fixture
+def document(say: Say) -> Callable[[], dict[str, Any]]:
+    def call() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(say("ls", "--json"))
+        return found
+
+    return call
+
+
+def line(document: dict[str, Any]) -> list[str]:
+    return [item["model"].removesuffix(":latest") for item in document["items"]]
+
+
+def change(store: Store, do: Callable[[Queue], Queue]) -> None:
+    with files.opened_folder(str(store.path)) as folder:
+        queue.FILE.change(folder, do)
+
+
+def test_an_empty_queue_says_how_to_fill_it_and_writes_nothing(say: Say, models: Store) -> None:
+    assert say("ls") == "the queue is empty -> ollama-watch queue add MODEL\n"
+    assert say("ls", before=("-q",)) == ""
+    assert not (models.path / ".ollama-watch").exists()
+
+
+def test_what_is_added_is_told_with_its_place(say: Say) -> None:
+    assert say("add", "llama3") == "1 of 1: llama3:latest: waiting\n"
+    assert say("add", "a", "b", "--priority", "high") == (
+        "1 of 3: a:latest: waiting\n2 of 3: b:latest: waiting\n"
+    )
+    assert say("add", "LLAMA3", "--priority", "20") == "1 of 3: llama3:latest: waiting\n"
+    assert say("add", "quiet", before=("-q",)) == ""
+
+
+def test_the_whole_life_of_a_line(say: Say, document: Callable[[], dict[str, Any]]) -> None:
+    say("add", "a", "b", "c")
+    say("add", "d", "--priority", "-5")
+    say("move", "c", "1")
+    assert line(document()) == ["c", "a", "b", "d"]
+    say("rm", "a", "b")
+    say("pause", "d")
+    say("pause")
+    found = document()
+    assert (line(found), found["paused"]) == (["c", "d"], True)
+    assert [item["state"] for item in found["items"]] == ["waiting", "paused"]
+    say("resume")
+    say("resume", "d")
+    found = document()
+    assert ([item["state"] for item in found["items"]], found["paused"]) == (["waiting"] * 2, False)
+
+
+def test_the_document(say: Say, models: Store) -> None:
+    found = json.loads(say("add", "me/it:8b", "--priority", "low", "--json"))
+    (item,) = found.pop("items")
+    assert set(found) == {"schema", "time", "store", "paused", "done"}
+    assert (found["schema"], found["store"]) == ("ollama-watch/queue/1", str(models.path))
+    added = item.pop("added_at")
+    assert added.endswith("Z")
+    assert item == {
+        "position": 1, "model": "me/it:8b", "priority": -10, "state": "waiting", "since": added,
+        "ready_at": None, "pid": None, "tries": 0, "reasons": [], "done_by": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [("rm", "b"), ("move", "a", "2"), ("pause", "a"), ("resume",)])
+def test_every_change_answers_programs_with_the_queue(say: Say, words: tuple[str, ...]) -> None:
+    say("add", "a", "b")
+    assert json.loads(say(*words, before=("--json",)))["schema"] == "ollama-watch/queue/1"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("add", "a b"), "no name of a model: 'a b'"),
+        (("add", "x", "--priority", "urgent"), "want high, normal, low or a number"),
+        (("add", "x", "--after", "25:00"), "want a time of day such as 22:00"),
+        (("rm", "lama3"), "not in the queue: lama3\n  did you mean llama3:latest?"),
+        (("move", "lama3", "1"), "did you mean llama3:latest?"),
+        (("move", "llama3", "0"), "0 is not in the range"),
+        (("pause", "llama3", "lama3"), "did you mean llama3:latest?"),
+        (("resume", "\udcff"), "no name of a model: '\\xff'"),
+        (("rm",), "Missing argument"),
+    ],
+)
+def test_bad_input_is_refused_with_its_name_and_changes_nothing(
+    say: Say,
+    document: Callable[[], dict[str, Any]],
+    words: tuple[str, ...],
+    told: str,
+) -> None:
+    say("add", "llama3")
+    before = document()["items"]
+    assert told in say(*words, code=2)
+    assert document()["items"] == before
+
+
+def test_a_queue_belongs_to_one_store(
+    models: Store, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Store(tmp_path_factory.mktemp("other") / "models")
+    both = ["--store", str(models.path), "--store", str(other.path)]
+    assert cli.main([*both, "queue", "add", "a"]) == 2
+    assert "2 stores are named" in capsys.readouterr().err
+    assert cli.main([*both, "--json", "queue", "ls"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_a_table_fits_80_columns_and_says_what_is_with_each(
+    say: Say, models: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_700_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    parent = queue.Runner(os.getppid(), running.born(os.getppid()) or 0)
+    long = "hf.co/an-organisation/A-Very-Long-Repository-Name-GGUF:Q4_K_M"
+
+    def fill(kept: Queue) -> Queue:
+        for model in ("failing", "hopeless", "running", "paused", "ready", long):
+            kept = queue.add(kept, model, 0, 0.0, now - 600)
+        kept = queue.add(kept, "tonight", 10, now + 3600, now)
+        for reason, retry in (("no network " * 8, True), ("no such model\nas that", False)):
+            kept, item = queue.take(kept, running.me(), now)
+            assert item is not None
+            ends = Driven(Result.FAILED, reason, retry)
+            kept = queue.ended(kept, item, ends, now, 0.5)
+        kept, _ = queue.take(kept, parent, now)
+        kept, item = queue.take(queue.pause(kept, ["paused"], now), running.me(), now)
+        assert item is not None
+        return queue.ended(kept, item, Driven(Result.DONE), now, 0.5)
+
+    change(models, fill)
+    with files.opened_folder(str(models.path)) as folder:
+        for model in ("running", "failing", long):
+            for state in ("starting", "pulling_manifest", "downloading"):
+                records.change(folder, model, {"state": state, "total_bytes": 10**9})
+            records.change(folder, model, {"bytes_per_second": 1e7})
+    told = say("ls", before=("--no-color",))
+    assert max(map(len, told.splitlines())) <= 80
+    for words in ("failed 1 time, again at", "failed: no such model", f"pid {parent.pid}",
+                  "waiting until", "done at", "paused", "high"):  # fmt: skip
+        assert words in told
+    assert "as that" not in told
+    by = {item["model"]: item["done_by"] for item in json.loads(say("ls", "--json"))["items"]}
+    assert by["running:latest"] == "2023-11-14T22:15:00.000Z"
+    assert by["failing:latest"] == "2023-11-14T22:16:40.000Z"
+    assert by[long] == "2023-11-14T22:18:20.000Z"
+    assert (by["hopeless:latest"], by["paused:latest"]) == (None, None)
+
+
+def test_of_a_long_line_the_beginning_is_shown(say: Say, models: Store) -> None:
+    def fill(kept: Queue) -> Queue:
+        for number in range(2031):
+            kept = queue.add(kept, f"m{number}", 0, 0.0, 1.0)
+        return kept
+
+    change(models, fill)
+    told = say("ls").splitlines()
+    assert len(told) == 32
+    assert told[-1] == "and 2,001 more: --json has them all"
+
+
+def test_what_a_dead_process_was_driving_is_shown_as_waiting(
+    say: Say, models: Store, document: Callable[[], dict[str, Any]]
+) -> None:
+    say("add", "a")
+    change(models, lambda kept: queue.take(kept, queue.Runner(1 << 22, 1), 1.0)[0])
+    before = (models.path / ".ollama-watch" / "queue.json").read_bytes()
+    assert document()["items"][0]["state"] == "waiting"
+    assert (models.path / ".ollama-watch" / "queue.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("driven", "code", "told"),
+    [
+        (Driven(Result.DONE), Exit.HEALTHY, "a:latest: done at"),
+        (Driven(Result.FAILED, "no such model", retry=False), Exit.FAILED, "failed: no such model"),
+    ],
+)
+def test_run_tells_how_each_ended(
+    say: Say,
+    models: Store,
+    capsys: pytest.CaptureFixture[str],
+    driven: Driven,
+    code: Exit,
+    told: str,
+) -> None:
+    say("add", "a")
+    context = Context(Policy(), stores=(str(models.path),))
+    assert commands.run(context, lambda *_: driven) is code
+    assert told in capsys.readouterr().err
+
+
+def test_a_paused_queue_runs_nothing_and_says_so(
+    say: Say, models: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say("add", "a")
+    say("pause")
+    context = Context(Policy(), stores=(str(models.path),))
+    assert commands.run(context, lambda *_: pytest.fail("driven")) is Exit.HEALTHY
+    assert "ollama-watch queue resume" in capsys.readouterr().err
+    assert "ollama-watch queue resume" in say("ls")
+
+
+def test_a_store_that_can_not_be_written_is_told(models: Store, run: Run) -> None:
+    models.path.chmod(0o555)
+    try:
+        words = ["--store", str(models.path), "queue", "add", "a"]
+        if os.geteuid() == 0:
+            pytest.skip("root may write everywhere")
+        done = run(*words)
+        assert done.returncode == 4
+        assert b"can't be written" in done.stderr
+        assert b"Traceback" not in done.stderr
+    finally:
+        models.path.chmod(0o755)
+
+
+def test_a_damaged_queue_is_told_and_set_aside(
+    models: Store, say: Say, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say("add", "a")
+    (models.path / ".ollama-watch" / "queue.json").write_text("{")
+    assert cli.main(["--store", str(models.path), "queue", "add", "b"]) == 0
+    assert "queue.json is damaged" in capsys.readouterr().err
+    assert "1 of 1: b:latest" in say("add", "b")
+
+
+def test_the_command_line_as_a_process(models: Store, run: Run) -> None:
+    store = ("--store", str(models.path))
+    assert run(*store, "queue", "add", "llama3", "--after", "22:00").returncode == 0
+    done = run(*store, "queue", "ls")
+    assert done.returncode == 0
+    assert b"llama3:latest" in done.stdout
+    assert run(*store, "queue", "rm", "x").returncode == 2

@@ -1,0 +1,140 @@
+"""``queue``: models that are to be downloaded one after the other."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from watcher import files, names, records
+from watcher.commands.context import Context, complain
+from watcher.errors import Exit, SettingsError
+from watcher.pull import queue, running
+from watcher.pull.queue import Item, ItemState, Queue
+from watcher.pull.running import Drive
+
+
+def add(context: Context, models: tuple[str, ...], level: int, after: str | None) -> Exit:
+    """Put models into the line; `after`: a time of day."""
+    now = time.time()
+    not_before = 0.0 if after is None else queue.next_time(after, now)
+
+    def added(before: Queue) -> Queue:
+        for model in models:
+            before = queue.add(before, model, level, not_before, now)
+        return before
+
+    kept = _change(context, added)
+    if not (context.quiet or context.json):
+        for model in models:
+            place = queue.position(kept, names.to_model(model).shown)
+            words = f"{place + 1} of {len(kept.line)}: {_in_words(kept.line[place])}"
+            sys.stdout.write(f"{words}\n")
+    return Exit.HEALTHY
+
+
+def ls(context: Context) -> Exit:
+    """Tell what is in the line, and what is done."""
+    for world in context.worlds(keeps=False):
+        with files.opened_folder(world.store) as store:
+            _show(context, world.store, store, queue.FILE.read(store))
+    return Exit.HEALTHY
+
+
+def rm(context: Context, models: tuple[str, ...]) -> Exit:
+    """Take models out of the queue; what is there of them stays."""
+    _change(context, lambda before: queue.remove(before, models))
+    return Exit.HEALTHY
+
+
+def move(context: Context, model: str, to: int) -> Exit:
+    """Put a model at another place of the line."""
+    _change(context, lambda before: queue.move(before, model, to))
+    return Exit.HEALTHY
+
+
+def pause(context: Context, models: tuple[str, ...]) -> Exit:
+    """Let models, or the queue, wait until they are resumed."""
+    now = time.time()
+    _change(context, lambda before: queue.pause(before, models, now))
+    return Exit.HEALTHY
+
+
+def resume(context: Context, models: tuple[str, ...]) -> Exit:
+    """Let models, or the queue, go on."""
+    now = time.time()
+    _change(context, lambda before: queue.resume(before, models, now))
+    return Exit.HEALTHY
+
+
+def run(context: Context, drive: Drive) -> Exit:
+    """Drive one item after the other until none is left that could be begun by itself."""
+
+    def tell(item: Item) -> None:
+        if not context.quiet:
+            complain(_in_words(item))
+
+    with _opened(context) as (_, store):
+        left = running.run(store, drive, tell=tell)
+    if left.paused:
+        complain("the queue is paused\n  ollama-watch queue resume")
+    given_up = [item for item in left.line if item.state is ItemState.FAILED]
+    return Exit.FAILED if given_up else Exit.HEALTHY
+
+
+def _change(context: Context, changed: Callable[[Queue], Queue]) -> Queue:
+    """Change the queue of the one store that is meant; for programs, print what it is then."""
+    with _opened(context) as (path, store):
+        kept = queue.FILE.change(store, changed, tell=complain)
+        if context.json:
+            _show(context, path, store, kept)
+        return kept
+
+
+@contextmanager
+def _opened(context: Context) -> Iterator[tuple[str, int]]:
+    """The one store that is meant, its path and open. Raises SettingsError where several are."""
+    worlds = context.worlds(keeps=True)
+    if len(worlds) > 1:
+        raise SettingsError(
+            f"{len(worlds)} stores are named, and each has a queue of its own", "name one of them"
+        )
+    with files.opened_folder(worlds[0].store) as store:
+        yield worlds[0].store, store
+
+
+def _show(context: Context, path: str, store: int, kept: Queue) -> None:
+    from watcher.show import queue as show
+
+    now = time.time()
+    kept = queue.revived(kept, running.is_driven, now)
+    known = records.read(store)
+    arrivals = queue.arrivals(kept, now, _missing(known), _rate(kept, known))
+    if context.json:
+        context.document(show.document(path, kept, arrivals, now))
+    elif kept.line or kept.done or not context.quiet:
+        context.show(show.table(kept, arrivals, now))
+
+
+def _in_words(item: Item) -> str:
+    from watcher.show import queue as show
+
+    return f"{names.printable(item.model)}: {show.told(item, time.time())}"
+
+
+def _missing(known: records.Records) -> Callable[[str], int | None]:
+    def missing(model: str) -> int | None:
+        record = known.get(model.lower())
+        if record is None or record.total_bytes is None:
+            return None
+        return max(0, record.total_bytes - record.downloaded_bytes)
+
+    return missing
+
+
+def _rate(kept: Queue, known: records.Records) -> float | None:
+    """Bytes per second of all that run now; None where that is not known."""
+    running_now = (each.model.lower() for each in kept.line if each.state is ItemState.RUNNING)
+    rates = (known[key].bytes_per_second for key in running_now if key in known)
+    return sum(rate for rate in rates if rate is not None) or None

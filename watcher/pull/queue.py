@@ -1,0 +1,484 @@
+"""``queue.json``: which models are to be downloaded, in which order, and what became of it.
+
+The line is in order: higher priority first, first in first out among equals. Each hour of waiting
+counts as one step of priority, so that nothing waits for ever. As all age alike, the order of two
+that wait never changes by that; so the place of an item is one number, its `rank`, and no time
+plays a part in it.
+
+Everything here but `FILE` is a function from one value to another one; time and chance are handed
+in.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import operator
+import re
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from watcher import kept, names
+from watcher.errors import TargetError
+from watcher.observe import targets
+
+SCHEMA = "ollama-watch/queue-file/1"
+NAME = "queue.json"
+
+PRIORITIES = {"high": 10, "normal": 0, "low": -10}
+#: From here on an item may take the place of a running one.
+URGENT = PRIORITIES["high"]
+_MOST_PRIORITY = 100
+#: Seconds of waiting that count as one step of priority.
+_AGING = 3600.0
+#: The pause after a failed try: seconds, doubled each time up to the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 3600.0
+_MOST_REASONS = 10
+_MOST_DONE = 100
+
+
+class ItemState(enum.StrEnum):
+    """What is with an item of the queue."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    FAILED = "failed"
+    DONE = "done"
+
+
+_WAIT = frozenset({ItemState.WAITING, ItemState.FAILED})
+
+
+class Runner(NamedTuple):
+    """A process that drives an item: its number, and when it began (clock ticks since the boot)."""
+
+    pid: int
+    born: int
+
+
+class Reason(NamedTuple):
+    """Why a try has ended without success, and when."""
+
+    at: float
+    why: str
+
+
+class Trial(NamedTuple):
+    """What has become of an item so far."""
+
+    state: ItemState = ItemState.WAITING
+    #: When it got into that state.
+    since: float = 0.0
+    runner: Runner | None = None
+    #: Those that have failed, one after the other.
+    tries: int = 0
+    #: The last ones.
+    reasons: tuple[Reason, ...] = ()
+
+
+_NEW = Trial()
+
+
+class Item(NamedTuple):
+    """A model that is to be downloaded; times are seconds since the epoch."""
+
+    #: As `names.ModelName.shown`.
+    model: str
+    priority: int
+    #: Its place in the line, the smallest first.
+    rank: float
+    added_at: float
+    #: It is not begun before that time; None: not by itself.
+    ready_at: float | None = 0.0
+    #: None: nothing yet. Of ten thousand items most are such, and a short row is read fast.
+    trial: Trial | None = None
+
+    @property
+    def so_far(self) -> Trial:
+        """What has become of it."""
+        return self.trial or _NEW
+
+    @property
+    def state(self) -> ItemState:
+        """What is with it."""
+        return self.so_far.state
+
+    def due(self, now: float) -> bool:
+        """Whether it may be begun now."""
+        waits = self.state in _WAIT
+        return waits and self.ready_at is not None and self.ready_at <= now
+
+
+class Queue(NamedTuple):
+    """The line in order, and what is done, the oldest first."""
+
+    line: tuple[Item, ...] = ()
+    done: tuple[Item, ...] = ()
+    #: Nothing is begun, and who drives an item stops.
+    paused: bool = False
+
+
+class Result(enum.StrEnum):
+    """How a drive has ended."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Driven(NamedTuple):
+    """What a drive says of its end; `retry`: it may go better another time."""
+
+    result: Result
+    why: str = ""
+    retry: bool = True
+
+
+# ---------------------------------------------------------------- what people write
+
+
+def priority(text: str) -> int:
+    """The number of ``high``, ``normal``, ``low`` or of a number. Raises ValueError."""
+    word = text.strip().lower()
+    if word in PRIORITIES:
+        return PRIORITIES[word]
+    if re.fullmatch(r"[+-]?[0-9]{1,3}", word, re.ASCII) and abs(int(word)) <= _MOST_PRIORITY:
+        return int(word)
+    raise ValueError(
+        f"want {', '.join(PRIORITIES)} or a number from -{_MOST_PRIORITY} to {_MOST_PRIORITY}"
+    )
+
+
+def next_time(text: str, now: float) -> float:
+    """The next time that the clock here shows ``22:00``. Raises ValueError."""
+    match = re.fullmatch(r"\s*([01]?[0-9]|2[0-3]):([0-5][0-9])\s*", text, re.ASCII)
+    if match is None:
+        raise ValueError("want a time of day such as 22:00")
+    today = time.localtime(now)
+    for day in range(2):
+        # The calendar's next day, which may have 23 or 25 hours.
+        date = (today.tm_year, today.tm_mon, today.tm_mday + day)
+        at = time.mktime((*date, int(match[1]), int(match[2]), 0, 0, 0, -1))
+        if at > now:
+            break
+    return at
+
+
+# ---------------------------------------------------------------- what people do with it
+
+
+def position(queue: Queue, model: str) -> int:
+    """Where a model is in the line, from 0 on; -1 where it is not."""
+    key = model.lower()
+    keys = list(map(str.lower, map(_MODEL, queue.line)))
+    return keys.index(key) if key in keys else -1
+
+
+def add(queue: Queue, model: str, level: int, not_before: float, now: float) -> Queue:
+    """Put a model into the line. Raises TargetError for what is no model.
+
+    One that is there takes the new priority and time, keeps how long it has waited, and waits again
+    where it had failed or was paused.
+    """
+    shown = names.to_model(model).shown
+    at = position(queue, shown)
+    item = Item(shown, level, 0.0, now)
+    if at >= 0:
+        item = queue.line[at]._replace(priority=level)
+        if item.trial is not None and item.state is not ItemState.RUNNING:
+            item = _waiting(item, now, tries=0)
+    if item.state is ItemState.WAITING:
+        item = item._replace(ready_at=not_before)
+    rank = max(item.added_at, item.ready_at or 0.0) - level * _AGING
+    line = queue.line if at < 0 else _without(queue.line, at)
+    place = bisect_right(line, rank, key=_RANK)
+    done = tuple(each for each in queue.done if each.model.lower() != shown.lower())
+    line = (*line[:place], item._replace(rank=rank), *line[place:])
+    return queue._replace(line=line, done=done)
+
+
+def remove(queue: Queue, models: Collection[str]) -> Queue:
+    """Take models out, done ones too. Raises TargetError where one is not there."""
+    gone = {names.to_model(model).key for model in models}
+    done = {item.model.lower() for item in queue.done}
+    for model in models:
+        if names.to_model(model).key not in done:
+            _found(queue, model)
+    line, left = (
+        tuple(item for item in items if item.model.lower() not in gone)
+        for items in (queue.line, queue.done)
+    )
+    return queue._replace(line=line, done=left)
+
+
+def move(queue: Queue, model: str, to: int) -> Queue:
+    """Put a model at the place `to` of the line, from 1 on; what lies beyond the end is the end.
+
+    There it ages on like its neighbour. Raises TargetError where the model is not there.
+    """
+    at = _found(queue, model)
+    rest = _without(queue.line, at)
+    place = min(max(to - 1, 0), len(rest))
+    moved = queue.line[at]
+    if place < at:
+        moved = moved._replace(rank=rest[place].rank)
+    elif place > at:
+        moved = moved._replace(rank=rest[place - 1].rank)
+    return queue._replace(line=(*rest[:place], moved, *rest[place:]))
+
+
+def pause(queue: Queue, models: Collection[str], now: float) -> Queue:
+    """Let models wait until they are resumed; who drives one stops. Without models: the queue.
+
+    Raises TargetError where one is not there.
+    """
+    if not models:
+        return queue._replace(paused=True)
+    for at in [_found(queue, model) for model in models]:
+        item = queue.line[at]
+        if item.state is not ItemState.PAUSED:
+            queue = _put(queue, at, _become(item, ItemState.PAUSED, now))
+    return queue
+
+
+def resume(queue: Queue, models: Collection[str], now: float) -> Queue:
+    """Let models that are paused or have failed wait for their turn again.
+
+    Without models: the queue as a whole goes on. Raises TargetError where one is not there.
+    """
+    if not models:
+        return queue._replace(paused=False)
+    for at in [_found(queue, model) for model in models]:
+        item = queue.line[at]
+        if item.state in (ItemState.PAUSED, ItemState.FAILED):
+            queue = _put(queue, at, _waiting(item, now, tries=0))
+    return queue
+
+
+def _found(queue: Queue, model: str) -> int:
+    """The position of a model that people name. Raises TargetError where it is not in the line."""
+    key = names.to_model(model).key
+    at = position(queue, key)
+    if at < 0:
+        raise TargetError(
+            f"not in the queue: {names.printable(model)}",
+            targets.perhaps(model, map(_MODEL, queue.line)) or "the queue is empty",
+        )
+    return at
+
+
+def _without(line: tuple[Item, ...], at: int) -> tuple[Item, ...]:
+    return (*line[:at], *line[at + 1 :])
+
+
+def _put(queue: Queue, at: int, item: Item) -> Queue:
+    return queue._replace(line=(*queue.line[:at], item, *queue.line[at + 1 :]))
+
+
+def _become(item: Item, state: ItemState, now: float, **more: Any) -> Item:
+    """The item in another state, driven by nobody."""
+    trial = item.so_far._replace(state=state, since=now, runner=None)
+    return item._replace(trial=trial._replace(**more))
+
+
+def _waiting(item: Item, now: float, **more: Any) -> Item:
+    return _become(item, ItemState.WAITING, now, **more)._replace(ready_at=0.0)
+
+
+# ---------------------------------------------------------------- what a runner does with it
+
+
+def revived(queue: Queue, driven: Callable[[Item, Runner], bool], now: float) -> Queue:
+    """Items that their runner does not drive any more wait again, at their place."""
+    for at, item in enumerate(queue.line):
+        runner = item.so_far.runner
+        if runner is not None and not driven(item, runner):
+            why = _told(item, now, "the process that drove it is gone")
+            queue = _put(queue, at, _waiting(item, now, reasons=why))
+    return queue
+
+
+def take(queue: Queue, runner: Runner, now: float) -> tuple[Queue, Item | None]:
+    """The first that is due runs from now on; None where nothing is due."""
+    at = next((at for at, item in enumerate(queue.line) if item.due(now)), -1)
+    if at < 0 or queue.paused:
+        return queue, None
+    item = _become(queue.line[at], ItemState.RUNNING, now, runner=runner)
+    taken = item._replace(ready_at=0.0)
+    return _put(queue, at, taken), taken
+
+
+def ended(queue: Queue, taken: Item, driven: Driven, now: float, chance: float) -> Queue:
+    """What becomes of an item that was taken; nothing where somebody has decided meanwhile.
+
+    `chance`, from 0 to 1, spreads the next try, so that not all come at once.
+    """
+    at = position(queue, taken.model)
+    if at < 0 or not _still(queue.line[at], taken):
+        return queue
+    item = queue.line[at]
+    reasons = _told(item, now, driven.why)
+    if driven.result is Result.DONE:
+        item = _become(item, ItemState.DONE, now)
+        done = (*queue.done, item)[-_MOST_DONE:]
+        return queue._replace(line=_without(queue.line, at), done=done)
+    if driven.result is Result.STOPPED:
+        return _put(queue, at, _waiting(item, now, reasons=reasons))
+    tries = item.so_far.tries + 1
+    again = now + next_pause(tries, chance) if driven.retry else None
+    item = _become(item, ItemState.FAILED, now, tries=tries, reasons=reasons)
+    return _put(queue, at, item._replace(ready_at=again))
+
+
+def next_pause(tries: int, chance: float) -> float:
+    """Seconds until the next try after so many that have failed."""
+    pause = min(_FIRST_PAUSE * 2.0 ** min(tries - 1, 30), _LONGEST_PAUSE)
+    return pause * (0.5 + chance)
+
+
+def why_stop(queue: Queue, taken: Item, now: float) -> str:
+    """Why whoever drives an item should stop; empty where there is no reason.
+
+    An urgent one that is due takes the place of the last in the line that runs.
+    """
+    at = position(queue, taken.model)
+    if at < 0:
+        return "it was removed from the queue"
+    item = queue.line[at]
+    if item.state is ItemState.PAUSED:
+        return "it was paused"
+    if not _still(item, taken):
+        return "it was taken from this process"
+    if queue.paused:
+        return "the queue was paused"
+    if any(each.state is ItemState.RUNNING for each in queue.line[at + 1 :]):
+        return ""
+    urgent = (
+        each.model
+        for each in queue.line[:at]
+        if each.priority >= URGENT and each.priority > item.priority and each.due(now)
+    )
+    return next((f"{model} is more urgent" for model in urgent), "")
+
+
+def next_due(queue: Queue) -> float | None:
+    """When the next item may be begun; None where there is none that will be by itself."""
+    if queue.paused:
+        return None
+    times = (item.ready_at for item in queue.line if item.state in _WAIT)
+    return min((at for at in times if at is not None), default=None)
+
+
+def _still(item: Item, taken: Item) -> bool:
+    """Whether an item is driven by the same runner, from the same time on."""
+    return item.so_far[:3] == taken.so_far[:3]
+
+
+def _told(item: Item, now: float, why: str) -> tuple[Reason, ...]:
+    """The item's reasons, and one more if there is one."""
+    more = (Reason(now, names.sayable(why)),) if why else ()
+    return (*item.so_far.reasons, *more)[-_MOST_REASONS:]
+
+
+def arrivals(
+    queue: Queue, now: float, missing: Callable[[str], int | None], rate: float | None
+) -> tuple[float | None, ...]:
+    """When each item of the line will be done, one after the other; None where nobody can tell.
+
+    `missing`: bytes that a model still has to download, where that is known. `rate`: bytes per
+    second.
+    """
+    found: list[float | None] = [None] * len(queue.line)
+    if not rate or queue.paused:
+        return tuple(found)
+    later: list[tuple[float, int]] = []
+    ready: list[tuple[bool, int]] = []
+    for at, item in enumerate(queue.line):
+        if item.state is ItemState.RUNNING or item.due(now):
+            ready.append((item.state is not ItemState.RUNNING, at))
+        elif item.state is not ItemState.PAUSED and item.ready_at is not None:
+            later.append((item.ready_at, at))
+    heapq.heapify(ready)
+    heapq.heapify(later)
+    while ready or later:
+        if not ready:
+            now = max(now, later[0][0])
+        while later and later[0][0] <= now:
+            heapq.heappush(ready, (True, heapq.heappop(later)[1]))
+        _, at = heapq.heappop(ready)
+        size = missing(queue.line[at].model)
+        if size is None:
+            break  # when the others begin is not known either
+        now += size / rate
+        found[at] = now
+    return tuple(found)
+
+
+# ---------------------------------------------------------------- the file
+
+
+def _encode(queue: Queue) -> bytes:
+    # An item is a row: with ten thousand of them, keys would take most of the time.
+    document = {"schema": SCHEMA, "item": Item._fields, "trial": Trial._fields, **queue._asdict()}
+    return orjson.dumps(document, default=tuple, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _decode(raw: bytes) -> Queue:
+    document = kept.document(raw, SCHEMA)
+    try:
+        line, done = ([_item(*row) for row in document[key]] for key in ("line", "done"))
+        for items in (line, done):
+            _check(items, Item._fields, _KINDS)
+            _check([item.trial for item in items if item.trial], Trial._fields, _TRIAL_KINDS)
+        line.sort(key=_RANK)
+        return Queue(tuple(line), tuple(done), bool(document["paused"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise kept.DamagedError(f"{type(error).__name__}: {error}") from None
+
+
+def _item(
+    model: str,
+    level: int,
+    rank: float,
+    added_at: float,
+    ready_at: float | None,
+    trial: list[Any] | None,
+) -> Item:
+    return _new(Item, (model, level, rank, added_at, ready_at, trial and _trial(*trial)))
+
+
+def _trial(
+    state: str, since: float, runner: list[Any] | None, tries: int, reasons: list[list[Any]]
+) -> Trial:
+    driver = None if runner is None else Runner(*map(int, runner))
+    if (driver is None) is (state == ItemState.RUNNING):
+        raise ValueError("what runs has a runner, and nothing else has one")
+    whys = tuple(Reason(float(at), str(why)) for at, why in reasons)
+    return Trial(ItemState(state), since, driver, tries, whys)
+
+
+def _check(rows: Sequence[tuple[Any, ...]], fields: tuple[str, ...], kinds: Kinds) -> None:
+    """Raise ValueError where a value is of another kind. By columns, since that is fast."""
+    for field, kind, values in zip(fields, kinds, zip(*rows, strict=True), strict=False):
+        if not kind.issuperset(map(type, values)):
+            raise ValueError(f"a wrong {field}")
+
+
+#: Much faster than `Item` itself.
+_new = tuple.__new__
+_MODEL, _RANK = (operator.itemgetter(Item._fields.index(each)) for each in ("model", "rank"))
+Kinds = tuple[frozenset[type], ...]
+_TEXT, _WHOLE, _NUMBER = frozenset({str}), frozenset({int}), frozenset({int, float})
+_NONE = frozenset({type(None)})
+_KINDS: Kinds = (_TEXT, _WHOLE, _NUMBER, _NUMBER, _NUMBER | _NONE, frozenset({Trial}) | _NONE)
+_TRIAL_KINDS: Kinds = (
+    frozenset({ItemState}), _NUMBER, frozenset({Runner}) | _NONE, _WHOLE, frozenset({tuple}),
+)  # fmt: skip
+
+
+FILE: kept.File[Queue] = kept.File(NAME, _decode, _encode, Queue())
