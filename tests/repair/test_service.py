@@ -206,6 +206,18 @@ def test_age_and_quiet_are_not_disturbed_by_what_we_set(store: Store, tmp_path: 
     assert report.plan.actions == ()
 
 
+def test_what_was_written_since_the_last_look_is_not_stale(store: Store) -> None:
+    """The memory has it as stale; then a pull of it got on, unseen, and was killed."""
+    digest = store.download("resumed", aged=8 * DAY)
+    assert run(store.path, "repair", "--yes").returncode == 0
+    with store.partial(digest).open("r+b") as data:
+        data.write(b"new")
+    age(store.partial(digest), 600)
+    before = store.partials(digest)
+    assert run(store.path, "clean", "--yes").returncode == 0
+    assert store.partials(digest) == before
+
+
 def test_the_rule_for_a_reboot_goes_by_the_own_time(store: Store, tmp_path: Path) -> None:
     """Written before the machine started: after a refresh it still counts as that."""
     digest = store.download("wanted", aged=2 * HOUR)

@@ -303,7 +303,7 @@ def rate(samples: Sequence[Sample]) -> float | None:
 def _last_progress(download: Download, before: Record | None, now: float) -> float:
     """When bytes last arrived: as remembered, else as the files' times say; never in the future."""
     if before is not None:
-        return before.progress_at
+        return max(before.progress_at, min(now, download.progress_at or 0.0))
     return now if download.changed_at is None else min(now, download.changed_at)
 
 

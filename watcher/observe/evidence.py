@@ -118,6 +118,11 @@ def _remembered(found: Entry, memory: Memory) -> Entry:
     return found
 
 
+def _last_progress(record: Record, data: Entry | None) -> float:
+    """When bytes last arrived: as remembered, or since then, while nobody looked."""
+    return record.progress_at if data is None else max(record.progress_at, data.changed_at)
+
+
 def registry_length(memory: Memory, digest: str, now: float) -> int | None:
     """What a registry said of a digest within the hour; None where it said nothing."""
     asked = memory.asked.get(digest)
@@ -274,7 +279,7 @@ class _Reader:
         return replace(
             made,
             models=tuple(sorted({*self.named_models, *remembered})),
-            progress_at=record.progress_at if record else None,
+            progress_at=_last_progress(record, made.data) if record else None,
             registry=registry_length(self.memory, self.digest, self.now),
             born_ns=files.born(made.entries[0].name, self.blobs) if made.entries else 0,
         )

@@ -97,10 +97,14 @@ def remembered(models: Store, digest: str, **changes: Any) -> Memory:
 
 def test_memory_knows_the_length_the_progress_and_the_models(models: Store) -> None:
     digest = models.broken("0:1 -:1 0:1")
-    os.truncate(models.blobs / f"sha256-{digest}-partial", 200 * MB)
+    data = models.blobs / f"sha256-{digest}-partial"
+    os.truncate(data, 200 * MB)
+    os.utime(data, (900, 900))
     found = one(models, remembered(models, digest))
     assert (found.total, found.total_from) == (300 * MB, "memory")
     assert found.progress_at == 1_000.0
+    os.utime(data, (1_100, 1_100))
+    assert one(models, remembered(models, digest)).progress_at == 1_100.0
     assert found.models == ("me/mine:latest",)
 
 
