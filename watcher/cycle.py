@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 
 from watcher import files, memory, names
@@ -97,14 +97,14 @@ def cycle(
         return Report(seen, verdict, planned)
 
     # What has to be known first is found out without a lock, and then everything is decided anew,
-    # until no question is new: nothing is decided while acting.
+    # until no question is new (some get no answer): nothing is decided while acting.
     answers: tuple[Outcome, ...] = ()
-    asked: set[Action] = set()
-    while questions := [each for each in _questions(agreed) if each not in asked]:
+    asked: set[tuple[Verb, str]] = set()
+    while questions := _new_questions(agreed, asked):
         from watcher.act import answering
 
         answers += answering.answer(world, policy, questions, stop, lock_seconds)
-        asked.update(questions)
+        asked.update((each.verb, each.subject) for each in questions)
         basis = remembered(world, past)
         seen, verdict, planned = decide(basis)
         agreed = consent(planned)
@@ -170,8 +170,9 @@ def _without(agreed: Plan, verbs: frozenset[Verb]) -> Plan:
     return replace(agreed, actions=tuple(a for a in agreed.actions if a.verb not in verbs))
 
 
-def _questions(agreed: Plan) -> Iterator[Action]:
-    return (action for action in agreed.actions if action.verb in QUESTIONS)
+def _new_questions(agreed: Plan, asked: Set[tuple[Verb, str]]) -> list[Action]:
+    questions = (action for action in agreed.actions if action.verb in QUESTIONS)
+    return [each for each in questions if (each.verb, each.subject) not in asked]
 
 
 def _recover(world: World, policy: Policy, lock_seconds: float) -> tuple[Event, ...]:

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.driving import Store, audit, command, environment, run
+from tests.driving import Store, audit, command, environment, private_proc, run
 from tests.fidelity.harness import EngineServer, collapsed
 from watcher import cycle
 from watcher.act import hashing
 from watcher.demo.registry import Layer, Registry
-from watcher.model import Action, Policy, Result
+from watcher.model import Action, Policy, Result, Verb
 from watcher.world import World
 
 from .scenes import SIZE, STATES, Download, seed_of
@@ -224,3 +224,22 @@ def test_only_what_is_meant_is_hashed(store: Store) -> None:
     )
     report = cycle.cycle(World(str(store.path)), VERIFY, consent=cycle.nothing)
     assert len(report.plan.actions) == 3
+
+
+def test_what_a_hash_has_found_is_asked_of_the_registry_in_the_same_run(
+    store: Store, tmp_path: Path
+) -> None:
+    rotten = store.blobs / f"sha256-{store.digests[0]}"
+    rotten.write_bytes(rotten.read_bytes().swapcase())
+    asked = []
+
+    def length(_: object, digest: str) -> int:
+        asked.append(digest)
+        return rotten.stat().st_size
+
+    here = World(str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=length)
+    policy = replace(VERIFY, repair=True, online=True)
+    report = cycle.cycle(here, policy)
+    assert asked == [store.digests[0]]
+    assert [each.action.verb for each in report.outcomes][-1] is Verb.QUARANTINE_BLOB
+    assert not rotten.exists()
