@@ -378,6 +378,32 @@ def daemon(given: click.Context) -> Exit:
     return body(given.obj)
 
 
+@group.group("config")
+def settings() -> None:
+    """The settings: what counts, and who has set it."""
+
+
+@settings.command("show")
+@_json_option
+@click.pass_context
+def settings_show(given: click.Context) -> Exit:
+    """Show each setting with its value, and where that comes from."""
+    from watcher.commands.config import show as body
+
+    named = given.find_root().params
+    return body(given.obj, named["config_file"], named["stores"])
+
+
+@settings.command("check")
+@_json_option
+@click.pass_context
+def settings_check(given: click.Context) -> Exit:
+    """Tell a bad setting, with exit code 2."""
+    from watcher.commands.config import check as body
+
+    return body(given.obj, given.find_root().params["config_file"])
+
+
 @group.command()
 @click.option("-w", "--watch", is_flag=True, help="Again and again, until ctrl-C.")
 @_json_option

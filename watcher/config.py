@@ -128,19 +128,34 @@ def loopback(value: object) -> tuple[str, int] | None:
     raise ValueError("want an address of loopback and a port, such as 127.0.0.1:9464")
 
 
-#: Key in the file to the field of `Policy` and how its value is read.
-_KEYS: dict[str, tuple[str, Callable[[object], Any]]] = {
-    "stale_after": ("stale_after", duration),
-    "repair": ("repair", boolean),
-    "clean": ("clean", boolean),
-    "writers_visible": ("writers_visible", boolean),
-    "quarantine_keep": ("quarantine_keep", duration),
-    "quarantine_max_size": ("quarantine_max_bytes", size),
-    "log_max_size": ("log_max_bytes", size),
-    "log_keep": ("log_keep_days", days),
-    "metrics_file": ("metrics_file", metrics_file),
-    "metrics_listen": ("metrics_listen", loopback),
+class Key(NamedTuple):
+    """A setting: its field of `Policy`, how its value is read, and its default as one writes it."""
+
+    field: str
+    read: Callable[[object], Any]
+    default: object
+
+
+#: Keys in the file; `store` is besides.
+KEYS = {
+    "stale_after": Key("stale_after", duration, "7d"),
+    "repair": Key("repair", boolean, True),
+    "clean": Key("clean", boolean, False),
+    "writers_visible": Key("writers_visible", boolean, False),
+    "quarantine_keep": Key("quarantine_keep", duration, "30d"),
+    "quarantine_max_size": Key("quarantine_max_bytes", size, "200GB"),
+    "log_max_size": Key("log_max_bytes", size, "10MB"),
+    "log_keep": Key("log_keep_days", days, "90d"),
+    "metrics_file": Key("metrics_file", metrics_file, ""),
+    "metrics_listen": Key("metrics_listen", loopback, ""),
 }
+
+
+class Given(NamedTuple):
+    """A value as somebody gave it, and where: a file, or a variable."""
+
+    value: object
+    source: str
 
 
 def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
@@ -149,16 +164,26 @@ def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
     `file` is the one that ``--config`` names and must exist; None means the system's file, which
     need not. Raises SettingsError naming file or variable, key and value.
     """
-    settings = Settings(Policy(), ())
+    values = given(file, environment)
+    stores = _stores(values.pop("store").value, "") if "store" in values else ()
+    fields = {KEYS[key].field: KEYS[key].read(value) for key, (value, _) in values.items()}
+    return Settings(replace(Policy(), **fields), stores)
+
+
+def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]:
+    """Each key that somebody has set to what counts. Takes and raises the same as `load`."""
+    found: dict[str, Given] = {}
     path = SYSTEM_FILE if file is None else file
     if file is not None or path.exists():
-        settings = _apply(settings, _read(path), lambda key: f"{path}: {key}")
-    variables = {
-        key.removeprefix(ENVIRONMENT_PREFIX).lower(): value
-        for key, value in environment.items()
-        if key.startswith(ENVIRONMENT_PREFIX)
-    }
-    return _apply(settings, variables, lambda key: f"{ENVIRONMENT_PREFIX}{key.upper()}")
+        for key, value in _read(path).items():
+            _check(key, value, f"{path}: {key}")
+            found[key] = Given(value, str(path))
+    for variable, value in environment.items():
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            key = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+            _check(key, value, f"{ENVIRONMENT_PREFIX}{key.upper()}")
+            found[key] = Given(value, variable)
+    return found
 
 
 def _read(path: Path) -> dict[str, object]:
@@ -172,23 +197,17 @@ def _read(path: Path) -> dict[str, object]:
         raise SettingsError(f"{path}: no valid TOML: {error}", "mend that line") from None
 
 
-def _apply(
-    settings: Settings, values: Mapping[str, object], where: Callable[[str], str]
-) -> Settings:
-    policy, stores = settings
-    for key, value in values.items():
-        if key == "store":
-            stores = _stores(value, where(key))
-            continue
-        if key not in _KEYS:
-            known = ", ".join(["store", *_KEYS])
-            raise SettingsError(f"{where(key)}: unknown setting", f"known settings: {known}")
-        field, read = _KEYS[key]
-        try:
-            policy = replace(policy, **{field: read(value)})
-        except ValueError as error:
-            raise SettingsError(f"{where(key)} = {value!r}: {error}") from None
-    return Settings(policy, stores)
+def _check(key: str, value: object, where: str) -> None:
+    if key == "store":
+        _stores(value, where)
+        return
+    if key not in KEYS:
+        known = ", ".join(["store", *KEYS])
+        raise SettingsError(f"{where}: unknown setting", f"known settings: {known}")
+    try:
+        KEYS[key].read(value)
+    except ValueError as error:
+        raise SettingsError(f"{where} = {value!r}: {error}") from None
 
 
 def _stores(value: object, where: str) -> tuple[str, ...]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Run
 from watcher import config
 from watcher.errors import Exit, SettingsError
 from watcher.model import Policy
+from watcher.observe import place
 
 
 @pytest.mark.parametrize(
@@ -236,3 +242,98 @@ def test_the_settings_of_metrics(tmp_path: Path) -> None:
     assert config.load(file, off).policy == Policy()
     with pytest.raises(SettingsError, match=r"OLLAMA_WATCH_METRICS_LISTEN = '0\.0\.0\.0:1'"):
         config.load(file, {"OLLAMA_WATCH_METRICS_LISTEN": "0.0.0.0:1"})
+
+
+def test_every_default_is_that_of_the_policy() -> None:
+    fields = {key.field: key.read(key.default) for key in config.KEYS.values()}
+    assert replace(Policy(), **fields) == Policy()
+    assert len(fields) == len(config.KEYS)
+
+
+def test_what_is_given_is_told_with_its_source(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('clean = true\nlog_keep = "2w"\n')
+    environment = {"OLLAMA_WATCH_CLEAN": "no", "OLLAMA_WATCH_STORE": "/a"}
+    assert config.given(file, environment) == {
+        "clean": ("no", "OLLAMA_WATCH_CLEAN"),
+        "log_keep": ("2w", str(file)),
+        "store": ("/a", "OLLAMA_WATCH_STORE"),
+    }
+    assert config.given(None, {}) == {}
+
+
+def test_a_bad_value_is_told_though_a_later_one_would_win(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("clean = 3\n")
+    with pytest.raises(SettingsError, match="clean"):
+        config.load(file, {"OLLAMA_WATCH_CLEAN": "no"})
+
+
+# ---------------------------------------------------------------- the example, and the commands
+
+EXAMPLE = Path(__file__).parents[2] / "ollama-watch.example.toml"
+
+
+def test_the_example_has_every_key_once_with_its_default(tmp_path: Path) -> None:
+    assert config.load(EXAMPLE, {}) == (Policy(), ()), "as it is it must change nothing"
+    lines = re.findall(r"^#(\w+ = .*)$", EXAMPLE.read_text(), re.MULTILINE)
+    shown = tomllib.loads("\n".join(lines))
+    usual = {key: known.default for key, known in config.KEYS.items()}
+    assert shown == {"store": place.SERVICE_STORE, **usual}
+    assert list(shown) == ["store", *config.KEYS]
+    (tmp_path / "all.toml").write_text("\n".join(lines))
+    assert config.load(tmp_path / "all.toml", {}) == (Policy(), (place.SERVICE_STORE,))
+
+
+def test_show_tells_each_value_and_its_source(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('clean = true\nstore = ["/a", "/b c"]\n')
+    command = ["--config", str(file), "config", "show"]
+    done = run(*command, env={"OLLAMA_WATCH_REPAIR": "off"})
+    assert done.returncode == 0
+    rows = [re.split(r"  +", line) for line in done.stdout.decode().splitlines()]
+    assert rows == [
+        ["store", "/a, /b c", str(file)],
+        ["stale_after", "7d", "default"],
+        ["repair", "false", "OLLAMA_WATCH_REPAIR"],
+        ["clean", "true", str(file)],
+        ["writers_visible", "false", "default"],
+        ["quarantine_keep", "30d", "default"],
+        ["quarantine_max_size", "200GB", "default"],
+        ["log_max_size", "10MB", "default"],
+        ["log_keep", "90d", "default"],
+        ["metrics_file", "(none)", "default"],
+        ["metrics_listen", "(none)", "default"],
+    ]
+    found = json.loads(run("--store", "/x", *command, "--json").stdout)
+    assert found["schema"] == "ollama-watch/config/1"
+    assert found["settings"][0] == {"key": "store", "value": ["/x"], "source": "--store"}
+    assert found["settings"][3] == {"key": "clean", "value": True, "source": str(file)}
+
+
+def test_show_says_where_nobody_has_named_a_store(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "none.toml").touch()
+    command = ["--config", str(tmp_path / "none.toml"), "config", "show"]
+    assert json.loads(run(*command, "--json").stdout)["settings"][0]["value"] is None
+    assert run(*command).stdout.decode().splitlines()[0].split() == [
+        "store", "(looked", "for)", "default",
+    ]  # fmt: skip
+
+
+def test_check_tells_a_bad_one_and_exits_with_2(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('stale_after = "3d"\n')
+    done = run("--config", str(file), "config", "check")
+    assert (done.returncode, done.stdout.decode()) == (0, f"{file}: sound\n")
+    assert run("-q", "--config", str(file), "config", "check").stdout == b""
+    as_json = json.loads(run("--config", str(file), "--json", "config", "check").stdout)
+    assert as_json == {"schema": "ollama-watch/config-check/1", "file": str(file), "sound": True}
+    for text, env, named in (
+        ('stale_after = "soon"\n', {}, "stale_after"),
+        ("x = 1\n", {}, "x"),
+        ("", {"OLLAMA_WATCH_CLEAN": "perhaps"}, "OLLAMA_WATCH_CLEAN"),
+    ):
+        file.write_text(text)
+        done = run("--config", str(file), "config", "check", env=env)
+        assert done.returncode == 2
+        assert named in done.stderr.decode()
