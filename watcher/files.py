@@ -2,8 +2,9 @@
 
 Nothing else in the package may unlink, rename, replace, truncate or write a file (the linter and
 ``tests/test_layers.py`` hold that). Names are opened relative to descriptors and no symlink is
-followed, so nothing outside the store can be reached by a name inside it. What root creates gets
-the owner of the folder it is created in, so that the server's user can go on using it.
+followed, so nothing outside the store can be reached by a name inside it (outside of it only
+`commands.service` writes, and there, too, nothing over a name that is not ours). What root creates
+gets the owner of the folder it is created in, so that the server's user can go on using it.
 """
 
 from __future__ import annotations
@@ -213,6 +214,24 @@ def save(name: str, parent: int, data: bytes, *, durable: bool = True) -> None:
     os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
     if durable:
         sync(parent)
+
+
+def add(name: str, parent: int, data: bytes) -> None:
+    """Make a new file in one step, on the disk when this returns. Raises FileExistsError.
+
+    Unlike `create` it leaves no half file under that name after a kill, but ``.<name>.new``, which
+    the next `add` or `save` replaces.
+    """
+    temporary = f".{name}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=parent)
+    create(temporary, parent, data)
+    try:
+        move(temporary, parent, name, parent)
+    except OSError:
+        os.unlink(temporary, dir_fd=parent)
+        raise
+    sync(parent)
 
 
 def append(name: str, parent: int, lines: bytes) -> int:

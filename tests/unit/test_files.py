@@ -135,6 +135,14 @@ def test_save_replaces_in_one_step_and_leaves_nothing_beside(folder: int, path: 
     assert os.listdir(path) == ["state"]
 
 
+def test_add_puts_a_new_file_over_nothing(folder: int, path: Path) -> None:
+    files.add("unit", folder, b"one")
+    with pytest.raises(FileExistsError):
+        files.add("unit", folder, b"two")
+    assert (path / "unit").read_bytes() == b"one"
+    assert os.listdir(path) == ["unit"]
+
+
 def test_a_full_disk_leaves_the_old_state_whole(folder: int, path: Path) -> None:
     files.save("state", folder, b"old")
     with small_files(1000), pytest.raises(OSError):
