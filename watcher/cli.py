@@ -404,6 +404,105 @@ def settings_check(given: click.Context) -> Exit:
     return body(given.obj, given.find_root().params["config_file"])
 
 
+@group.group()
+def service() -> None:
+    """The service's files: write, show and remove them."""
+
+
+def _target_options(command: Any) -> Any:
+    """Where an installation's files go, and the settings file that it names."""
+    root = click.Path(exists=True, file_okay=False, readable=False, resolve_path=True)
+    command = click.option("--user", is_flag=True, help="Your own systemd, not the system's.")(
+        command
+    )
+    return click.option("--root", type=root, metavar="DIR", help="A system that does not run.")(
+        command
+    )
+
+
+def _wish_options(command: Any) -> Any:
+    """What is to be installed."""
+    for option in (
+        click.option("--cron", is_flag=True, help="For cron, on a machine without systemd."),
+        click.option("--store", metavar="DIR", help="Models folder."),
+        click.option(
+            "--clean", type=click.Choice(["daily", "weekly", "monthly"]), help="Clean, too."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _target(root: str | None, user: bool, cron: bool = False) -> Any:
+    from watcher.commands.service import Target
+
+    if user and (root is not None or cron):
+        raise click.UsageError("--user goes with neither --root nor --cron")
+    if root == "/":
+        raise click.UsageError("--root is for another system than this one: leave it away")
+    return Target(root or "", user)
+
+
+def _wish(given: click.Context, store: str | None, clean: str | None, cron: bool) -> Any:
+    from watcher.commands.service import Wish
+
+    config = given.find_root().params["config_file"]
+    return Wish(store, clean, cron, config and str(config))
+
+
+@service.command("install")
+@_target_options
+@_wish_options
+@click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
+@_json_option
+@click.pass_context
+def service_install(
+    given: click.Context,
+    root: str | None,
+    user: bool,
+    clean: str | None,
+    store: str | None,
+    cron: bool,
+    yes: bool,
+) -> Exit:
+    """Write the files for systemd (or cron), and start the service."""
+    from watcher.commands.service import install as body
+
+    target, wish = _target(root, user, cron), _wish(given, store, clean, cron)
+    return body(given.obj, target, wish, yes=yes)
+
+
+@service.command("uninstall")
+@_target_options
+@click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
+@_json_option
+@click.pass_context
+def service_uninstall(given: click.Context, root: str | None, user: bool, yes: bool) -> Exit:
+    """Stop the service, and remove what `install` has written."""
+    from watcher.commands.service import uninstall as body
+
+    return body(given.obj, _target(root, user), yes=yes)
+
+
+@service.command("show")
+@_target_options
+@_wish_options
+@_json_option
+@click.pass_context
+def service_show(
+    given: click.Context,
+    root: str | None,
+    user: bool,
+    clean: str | None,
+    store: str | None,
+    cron: bool,
+) -> Exit:
+    """Print the files that `install` writes."""
+    from watcher.commands.service import show as body
+
+    return body(given.obj, _target(root, user, cron), _wish(given, store, clean, cron))
+
+
 @group.command()
 @click.option("-w", "--watch", is_flag=True, help="Again and again, until ctrl-C.")
 @_json_option

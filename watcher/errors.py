@@ -60,6 +60,12 @@ class NoPermissionError(WatchError):
     """Something may not be read or changed by this user."""
 
 
+class RefusedError(WatchError):
+    """Something could be done, and would do harm, or not last."""
+
+    exit_code = Exit.REFUSED
+
+
 class LockedError(WatchError):
     """Another ollama-watch is at work on this store."""
 

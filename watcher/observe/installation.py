@@ -1,0 +1,106 @@
+"""What a service has to know: this installation's program, and the store with its owner."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+from watcher import names, units
+from watcher.errors import NoPermissionError, RefusedError
+from watcher.observe import place
+from watcher.units import Installation
+
+
+def describe(
+    store: str | None, config: str | None, root: str = "", *, personal: bool = False
+) -> Installation:
+    """This very installation, for a service of the system, or of the user alone (`personal`).
+
+    `store` and `config` (a settings file) are those that were named. `root` is the folder of a
+    system that does not run: the store is as it is there, or as Ollama's installer makes it.
+    Raises RefusedError where a service could not rely on what was found.
+    """
+    where = _found(_program(root), store, config and os.path.abspath(config), root, personal)
+    for path in filter(None, (where.program, where.store, where.config, *where.writable)):
+        if why := units.unwritable(path):
+            raise RefusedError(
+                f"{names.printable(path)}: {why}, which units and crontabs treat as their own",
+                "give it another name, or reach it by a link with one",
+            )
+    if why := units.passing(where.program, personal=personal):
+        raise RefusedError(
+            f"{where.program}: {why}",
+            "install ollama-watch elsewhere, such as into a virtual environment in /opt"
+            + ("" if personal else ", or use --user"),
+        )
+    return where
+
+
+def _found(
+    program: str, named: str | None, config: str | None, root: str, personal: bool
+) -> Installation:
+    if root:
+        usual = Installation(program, config=config)
+        store = usual.store if named is None else os.path.abspath(named)
+        if not os.path.isdir(root + store):
+            return usual if store == usual.store else usual._replace(store=store, writable=(store,))
+    else:
+        store = place.find(named, os.environ).path
+    here = root + store
+    if personal and not os.access(here, os.W_OK):
+        raise NoPermissionError(
+            f"{names.printable(store)}: a service of your own can't write there",
+            "install it as root, without --user; it then runs as the store's owner",
+        )
+    status = os.stat(here)
+    user = _name(f"{root}/etc/passwd", status.st_uid)
+    group = _name(f"{root}/etc/group", status.st_gid)
+    return Installation(program, store, user, group, tuple(_writable(here, root)), config, personal)
+
+
+def _program(root: str) -> str:
+    """The script of this installation, links resolved; below `root` as it is called there."""
+    script = sys.argv[0]
+    if os.path.basename(script) != "ollama-watch":
+        script = os.path.join(os.path.dirname(sys.executable), "ollama-watch")
+    path = os.path.realpath(script)
+    if not os.access(path, os.X_OK):
+        raise RefusedError(
+            f"{names.printable(path)}: there is no such program, so a service can't start it",
+            "install the package (pip install, pipx install) and run its ollama-watch",
+        )
+    return _inside(path, root)
+
+
+def _inside(path: str, root: str) -> str:
+    """A path as it is called below `root`; one that is not there, as it is."""
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
+
+
+def _name(file: str, number: int) -> str:
+    """The name that ``passwd`` or ``group`` has for a number; the number where it has none."""
+    with contextlib.suppress(OSError), open(file, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            fields = line.split(":")
+            if len(fields) > 2 and fields[2] == str(number):
+                return fields[0]
+    return str(number)
+
+
+def _writable(here: str, root: str) -> Iterator[str]:
+    """What the service has to write: the store, and what its ``blobs`` links to.
+
+    The folder around the store, where it is its owner's as well: a store that is made anew is
+    another folder, and a service keeps what it was shown at its start. But never a whole home, and
+    no folder of the system.
+    """
+    store = os.path.realpath(here)
+    around, owner = os.path.dirname(store), os.stat(store).st_uid
+    own = owner != 0 and os.stat(around).st_uid == owner
+    whole = around if own and not units.is_home(_inside(around, root)) else store
+    yield _inside(whole, root)
+    blobs = os.path.realpath(f"{store}/blobs")
+    if not blobs.startswith(f"{whole}/"):
+        yield _inside(blobs, root)
