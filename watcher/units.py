@@ -170,13 +170,13 @@ def _service(where: Installation) -> str:
     return _SERVICE.format(
         command=_exec(where.command("daemon")),
         target="default.target" if where.personal else "multi-user.target",
-        confined=_confined(where),
+        confined=_confined(where, _ONLINE),
     )
 
 
 def _clean_service(where: Installation) -> str:
     return _CLEAN_SERVICE.format(
-        command=_exec(where.command("-q", "clean", "--yes")), confined=_confined(where)
+        command=_exec(where.command("-q", "clean", "--yes")), confined=_confined(where, _OFFLINE)
     )
 
 
@@ -184,7 +184,7 @@ def _drop_in(where: Installation) -> str:
     return _DROP_IN.format(service=SERVICE, command=_exec(where.command("-q", "prepare")))
 
 
-def _confined(where: Installation) -> str:
+def _confined(where: Installation, network: str) -> str:
     """Who a service runs as, and what it is kept from."""
     if where.personal:
         return _PERSONAL + _EVERYWHERE
@@ -195,6 +195,7 @@ def _confined(where: Installation) -> str:
         + _SYSTEM.format(
             writable=" ".join(_quoted(path) for path in where.writable),
             home="read-only" if at_home else "yes",
+            network=network,
         )
         + _EVERYWHERE
     )
@@ -315,13 +316,7 @@ ProtectHome={home}
 PrivateTmp=yes
 PrivateDevices=yes
 PrivateMounts=yes
-# It asks the server on this machine for its version, and nobody else anything:
-# what may read every file must have no way to send it away. So whether a
-# registry still has a corrupt blob is asked by `ollama-watch repair`, by hand.
-# A server that listens on one address only: IPAddressAllow=<that address>
-IPAddressDeny=any
-IPAddressAllow=localhost
-# What stays open, since it is the work: it sees all processes and /proc/stat
+{network}# What stays open, since it is the work: it sees all processes and /proc/stat
 # (no ProtectProc=, ProcSubset=, PrivateUsers=), and others can read its logs.
 UMask=0022
 ProtectClock=yes
@@ -332,6 +327,20 @@ ProtectKernelModules=yes
 ProtectKernelTunables=yes
 KeyringMode=private
 RemoveIPC=yes
+"""
+
+_ONLINE = """\
+# The network stays open: before a corrupt blob is put aside, its registry is
+# asked whether it can be had again. To have it ask nobody (such a blob is told,
+# then, and stays): IPAddressDeny=any and IPAddressAllow=localhost
+"""
+
+_OFFLINE = """\
+# It asks the server on this machine for its version, and nobody else anything:
+# what may read every file and has no need of it gets no way to send it away. A
+# server that listens on one address only: IPAddressAllow=<that address>
+IPAddressDeny=any
+IPAddressAllow=localhost
 """
 
 _PERSONAL = """\
@@ -348,7 +357,7 @@ MemoryDenyWriteExecute=yes
 RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
-# systemd's own socket, and the server on this machine.
+# systemd's own socket, the server, and a registry.
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 SystemCallArchitectures=native
 SystemCallFilter=@system-service

@@ -150,6 +150,13 @@ def test_homes_are_hidden_unless_the_store_is_in_one() -> None:
             assert lines(units.units(where, "daily")[name], "ProtectHome") == hidden
 
 
+def test_only_who_asks_registries_gets_the_network() -> None:
+    texts = units.units(USUAL, "weekly")
+    assert not lines(texts[units.SERVICE], "IPAddressDeny")
+    assert lines(texts[units.CLEAN_SERVICE], "IPAddressDeny") == ["any"]
+    assert lines(texts[units.CLEAN_SERVICE], "IPAddressAllow") == ["localhost"]
+
+
 def test_one_users_systemd_is_asked_for_nothing_that_it_can_not_give() -> None:
     text = "".join(units.units(WAYS["personal"], "daily").values())
     for key in ("User", "AmbientCapabilities", "ProtectSystem", "PrivateTmp", "IPAddressDeny"):
