@@ -400,7 +400,7 @@ SYSTEMCTL = """#!/bin/sh
 echo "systemctl $*" >>"$SPOKEN"
 case "$*" in
     *is-enabled*) test -e "$SPOKEN.enabled" ;;
-    *enable*) test ! -e "$SPOKEN.refuse" || { echo "no such luck" >&2; exit 1; } ;;
+    *enable*) test ! -e "$SPOKEN.refuse" || { printf "no such\\nluck\\n" >&2; exit 1; } ;;
 esac
 """
 
@@ -477,7 +477,7 @@ def test_systemd_is_told_and_told_again(machine: Callable[..., Machine]) -> None
     models = ["--store", str(here.models)]
     assert here("install", *models, "--clean", "daily", "-y").returncode == 0
     both = f"{units.SERVICE} {units.CLEAN_TIMER}"
-    assert here.told() == ["systemctl daemon-reload", f"systemctl enable --now {both}"]
+    assert here.told() == ["systemctl daemon-reload", f"systemctl enable --quiet --now {both}"]
     Path(f"{here.spoken}.enabled").touch()
 
     assert here("install", *models, "--clean", "daily", "-y").returncode == 0
@@ -485,17 +485,20 @@ def test_systemd_is_told_and_told_again(machine: Callable[..., Machine]) -> None
 
     assert here("install", "--store", str(here.models / "."), "-y").returncode == 0
     assert here.told() == [
-        f"systemctl disable --now {units.CLEAN_TIMER}",
+        f"systemctl disable --quiet --now {units.CLEAN_TIMER}",
         f"systemctl clean --what=state {units.CLEAN_TIMER}",
         "systemctl daemon-reload",
-        f"systemctl enable --now {units.SERVICE}",
+        f"systemctl enable --quiet --now {units.SERVICE}",
     ]
     (here.models.parent / "other/blobs").mkdir(parents=True)
     assert here("install", "--store", str(here.models.parent / "other"), "-y").returncode == 0
     assert here.told()[-1] == f"systemctl try-restart {units.SERVICE}"
 
     assert here("uninstall", "-y").returncode == 0
-    assert here.told() == [f"systemctl disable --now {units.SERVICE}", "systemctl daemon-reload"]
+    assert here.told() == [
+        f"systemctl disable --quiet --now {units.SERVICE}",
+        "systemctl daemon-reload",
+    ]
     assert tree(here.units) == before
 
 
@@ -506,10 +509,10 @@ def test_what_is_written_and_not_enabled_is_enabled(machine: Callable[..., Machi
     done = here("install", "--store", str(here.models), "-y")
     assert done.returncode == 4
     assert "no such luck" in done.stderr
-    assert f"systemctl enable --now {units.SERVICE}" in done.stderr
+    assert f"systemctl enable --quiet --now {units.SERVICE}" in done.stderr
     refuse.unlink()
     assert here("install", "--store", str(here.models), "-y").returncode == 0
-    assert f"systemctl enable --now {units.SERVICE}" in here.told()
+    assert f"systemctl enable --quiet --now {units.SERVICE}" in here.told()
 
 
 def test_a_foreign_service_is_neither_started_nor_stopped(machine: Callable[..., Machine]) -> None:
@@ -552,7 +555,10 @@ def test_a_service_of_ones_own(machine: Callable[..., Machine], runs: bool) -> N
     before = tree(home)
     models, mine = ["--store", str(here.models)], {"XDG_RUNTIME_DIR": str(manager.parent)}
     assert here("install", "--user", *models, "-y", **mine).returncode == 0
-    told = ["systemctl --user daemon-reload", f"systemctl --user enable --now {units.SERVICE}"]
+    told = [
+        "systemctl --user daemon-reload",
+        f"systemctl --user enable --quiet --now {units.SERVICE}",
+    ]
     assert here.told() == (told if runs else [])
     written = home / ".config/systemd/user" / units.SERVICE
     assert f"--store {here.models} daemon" in written.read_text()

@@ -291,14 +291,14 @@ class _Commands:
 
     def _words_before(self) -> Iterator[list[str]]:
         if self._stop:
-            yield ["disable", "--now", *self._stop]
+            yield ["disable", "--quiet", "--now", *self._stop]
         if self._ours.get(units.CLEAN_TIMER) is Kind.REMOVE:
             yield ["clean", "--what=state", units.CLEAN_TIMER]  # when it last ran
 
     def _words_after(self) -> Iterator[list[str]]:
         yield ["daemon-reload"]
         if self._start:
-            yield ["enable", "--now", *self._start]
+            yield ["enable", "--quiet", "--now", *self._start]
         if self._again:
             yield ["try-restart", *self._again]
 
@@ -334,7 +334,7 @@ class _Commands:
         done = self._call(*words)
         if done.returncode:
             raise WatchError(
-                f"systemd refused: {names.printable(done.stderr.strip())}",
+                f"systemd refused: {names.printable(' '.join(done.stderr.split()))}",
                 f"mend that and run it again; systemd was told: {self._line(*words)}",
             )
 
