@@ -195,6 +195,15 @@ def test_the_settings_file_that_was_named_is_the_services(
     assert f'--config "{tmp_path}/my settings.toml" --store' in shown.stdout
 
 
+def test_the_metrics_may_be_written_where_the_settings_say(
+    root: Path, service: Service, tmp_path: Path
+) -> None:
+    (tmp_path / "x.toml").write_text('metrics_file = "/var/lib/node exporter/x.prom"\n')
+    shown = service("--config", str(tmp_path / "x.toml"), "service", "show", *here(root)).stdout
+    wanted = 'ReadWritePaths=/usr/share/ollama/.ollama "-/var/lib/node exporter"'
+    assert wanted in shown.splitlines()
+
+
 # ---------------------------------------------------------------- what is not ours
 
 
@@ -562,6 +571,8 @@ def test_a_service_of_ones_own(machine: Callable[..., Machine], runs: bool) -> N
     assert here.told() == (told if runs else [])
     written = home / ".config/systemd/user" / units.SERVICE
     assert f"--store {here.models} daemon" in written.read_text()
+    assert "WantedBy=default.target" in written.read_text()
+    assert "User=" not in written.read_text()
     assert not (here.units / units.SERVICE).exists()
     assert here("uninstall", "--user", "-y", **mine).returncode == 0
     assert tree(home) == before

@@ -42,8 +42,14 @@ class Installation(NamedTuple):
     writable: tuple[str, ...] = ("/usr/share/ollama/.ollama",)
     #: The settings file, where it is not the system's.
     config: str | None = None
+    #: The folder of the textfile of metrics, where the settings name one.
+    metrics: str | None = None
     #: For one user's own systemd, which can neither give capabilities nor hide anything.
     personal: bool = False
+
+    def paths(self) -> list[str]:
+        """All paths but the program's."""
+        return [self.store, *self.writable, *filter(None, (self.config, self.metrics))]
 
     def command(self, *words: str) -> list[str]:
         """The words of a command of ours on the store."""
@@ -188,12 +194,13 @@ def _confined(where: Installation, network: str) -> str:
     """Who a service runs as, and what it is kept from."""
     if where.personal:
         return _PERSONAL + _EVERYWHERE
-    seen = (where.store, *where.writable, *filter(None, (where.config,)))
-    at_home = any(_below(path, _HOMES) for path in seen)
+    at_home = any(_below(path, _HOMES) for path in where.paths())
+    # A store that is not there keeps a service from starting, until it is; metrics don't.
+    writable = [*where.writable, *([f"-{where.metrics}"] if where.metrics else ())]
     return (
         _OWNER.format(user=where.user, group=where.group)
         + _SYSTEM.format(
-            writable=" ".join(_quoted(path) for path in where.writable),
+            writable=" ".join(map(_quoted, writable)),
             home="read-only" if at_home else "yes",
             network=network,
         )
@@ -309,7 +316,7 @@ CapabilityBoundingSet=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH
 """
 
 _SYSTEM = """\
-# It writes to the store, and nowhere else.
+# It writes to the store, its metrics where the settings say, and nowhere else.
 ProtectSystem=strict
 ReadWritePaths={writable}
 ProtectHome={home}

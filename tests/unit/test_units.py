@@ -22,6 +22,7 @@ ODD = USUAL._replace(
     store="/data/it's 50%/%n #;x/models",
     writable=("/data/it's 50%/%n #;x", "/m n"),
     config="/etc/my settings.toml",
+    metrics="/var/lib/my metrics",
 )
 HOME = USUAL._replace(
     store="/home/me/.ollama/models", user="me", group="me", writable=("/home/me/.ollama",)
@@ -141,7 +142,9 @@ def test_percent_and_spaces_are_escaped_in_units() -> None:
     settings, store = "/etc/my settings.toml", "/data/it's 50%%/%%n #;x/models"
     command = f'"/opt/a b%%c/ollama-watch" --config "{settings}" --store "{store}" daemon'
     assert lines(text, "ExecStart") == [command]
-    assert lines(text, "ReadWritePaths") == ['"/data/it\'s 50%%/%%n #;x" "/m n"']
+    assert lines(text, "ReadWritePaths") == [
+        '"/data/it\'s 50%%/%%n #;x" "/m n" "-/var/lib/my metrics"'
+    ]
 
 
 def test_homes_are_hidden_unless_the_store_is_in_one() -> None:

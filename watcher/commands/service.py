@@ -100,7 +100,11 @@ def _wanted(context: Context, target: Target, wish: Wish) -> dict[str, str]:
             f"{len(stores)} stores are named", "a service has one: name it with --store"
         )
     where = installation.describe(
-        stores[0] if stores else None, wish.config, target.root, personal=target.personal
+        stores[0] if stores else None,
+        wish.config,
+        context.policy.metrics_file,
+        target.root,
+        personal=target.personal,
     )
     return units.cron(where, wish.clean) if wish.cron else units.units(where, wish.clean)
 

@@ -14,16 +14,23 @@ from watcher.units import Installation
 
 
 def describe(
-    store: str | None, config: str | None, root: str = "", *, personal: bool = False
+    store: str | None,
+    config: str | None,
+    metrics_file: str,
+    root: str = "",
+    *,
+    personal: bool = False,
 ) -> Installation:
     """This very installation, for a service of the system, or of the user alone (`personal`).
 
-    `store` and `config` (a settings file) are those that were named. `root` is the folder of a
+    `store` and `config` (a settings file) are those that were named, `metrics_file` is that of the
+    settings, "" for none. `root` is the folder of a
     system that does not run: the store is as it is there, or as Ollama's installer makes it.
     Raises RefusedError where a service could not rely on what was found.
     """
     where = _found(_program(root), store, config and os.path.abspath(config), root, personal)
-    for path in filter(None, (where.program, where.store, where.config, *where.writable)):
+    where = where._replace(metrics=os.path.dirname(metrics_file) or None)
+    for path in (where.program, *where.paths()):
         if why := units.unwritable(path):
             raise RefusedError(
                 f"{names.printable(path)}: {why}, which units and crontabs treat as their own",
@@ -57,7 +64,8 @@ def _found(
     status = os.stat(here)
     user = _name(f"{root}/etc/passwd", status.st_uid)
     group = _name(f"{root}/etc/group", status.st_gid)
-    return Installation(program, store, user, group, tuple(_writable(here, root)), config, personal)
+    writable = tuple(_writable(here, root))
+    return Installation(program, store, user, group, writable, config, personal=personal)
 
 
 def _program(root: str) -> str:
