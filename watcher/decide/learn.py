@@ -265,12 +265,13 @@ def _progress(
     """How a pull gets on: its samples, and an event a minute, or one where nothing arrives."""
     if not now.pulling:
         return now, []
-    if before is None or not before.pulling:
-        return replace(now, samples=(Sample(at, now.allocated),), told_at=at), []
-    samples = before.samples
+    if before is not None and before.pulling:
+        samples, told_at, stalled = before.samples, before.told_at, before.stalled
+    else:
+        samples, told_at, stalled = (), at, False
     if not samples or at - samples[-1].at >= _SAMPLE_SECONDS:
         samples = (*samples, Sample(at, now.allocated))[-_MOST_SAMPLES:]
-    now = replace(now, samples=samples, told_at=before.told_at, stalled=before.stalled)
+    now = replace(now, samples=samples, told_at=told_at, stalled=stalled)
     who = names.known_as(judged.download.models, judged.digest)
     if at - now.progress_at >= STALL_SECONDS:
         if now.stalled:
