@@ -47,6 +47,8 @@ _TICK_SECONDS = 0.2
 #: What changes besides the state is kept this often.
 _KEEP_SECONDS = 1.0
 _LONGEST_PAUSE = 60.0
+#: What is in the way of mending for some moments only.
+_PASSING = frozenset({RefusalKind.SERVER_STARTS, RefusalKind.HELD, RefusalKind.CHANGED})
 _PROOFS = cycle.QUESTIONS | {Verb.QUARANTINE_BLOB}
 
 
@@ -302,12 +304,13 @@ class Pull:
 
     def _await_server(self) -> Iterator[Update]:
         """Wait until the server answers; what it left half done is mended meanwhile."""
-        yield from self._mend(own=False)
         patience = float("inf") if self.options.until_done else self.options.server_seconds
         until = time.monotonic() + patience
+        # At once, before somebody starts it again: a process that was killed closes its files soon.
+        yield from self._mend(own=True)
         while time.monotonic() < until and not self.cancelled():
             if ollama.version(self.site.url) is not None:
-                yield from self._mend(own=False)
+                yield from self._mend(own=True)
                 return
             self._rest(1.0)
 
@@ -317,7 +320,7 @@ class Pull:
             time.sleep(_TICK_SECONDS)
 
     def _mend(self, *, own: bool) -> Iterator[Update]:
-        """Make true sidecars of what is on the disk. `own`: we have just closed our request."""
+        """Make true sidecars of what is on the disk. `own`: our request has just ended."""
         world = self.site.world
         if world is None or not self._digests:
             return
@@ -338,9 +341,8 @@ class Pull:
                 yield self._say(f"can't be mended: {error}")
                 return
             held = frozenset() if report is None else _held(report)
-            if report is not None and not held:
-                break
-            if time.monotonic() >= until:
+            waits = report is None or held or _is_refused(report, _PASSING)
+            if not waits or time.monotonic() >= until:
                 break
             time.sleep(_TICK_SECONDS)
         if held and own and not held <= self._shared:
@@ -485,6 +487,11 @@ def _read(path: str, store: int) -> bytes:
 def _held(report: cycle.Report) -> frozenset[str]:
     """The downloads that somebody still writes."""
     return frozenset(each.digest for each in report.verdict.judged if each.download.writers)
+
+
+def _is_refused(report: cycle.Report, kinds: frozenset[RefusalKind]) -> bool:
+    refusals = (*report.plan.refusals, *(each.refusal for each in report.outcomes))
+    return any(each is not None and each.kind in kinds for each in refusals)
 
 
 def _claims(report: cycle.Report) -> dict[str, int]:
