@@ -1,3 +1,21 @@
-"""ollama-watch: watches, tells and cleans what becomes of an Ollama model store's downloads."""
+"""ollama-watch: watches, tells and cleans what becomes of an Ollama model store's downloads.
+
+For programs: `ModelDownloadManager` and `StoreFiles`, of `watcher.pull.manager`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from watcher.pull.manager import ModelDownloadManager, StoreFiles
 
 __version__ = "0.1.0"
+__all__ = ["ModelDownloadManager", "StoreFiles", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Only who asks for it pays for what it loads.
+    if name in ("ModelDownloadManager", "StoreFiles"):
+        from watcher.pull import manager
+
+        return getattr(manager, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -56,6 +56,18 @@ class RecordError(WatchError):
     exit_code = Exit.USAGE
 
 
+class ManifestError(WatchError):
+    """What was given as a manifest is none."""
+
+
+class DownloadError(WatchError):
+    """A model has not arrived. `cause` is one of `pull.causes.Cause`."""
+
+    def __init__(self, message: str, next_step: str, cause: str) -> None:
+        super().__init__(message, next_step)
+        self.cause = cause
+
+
 class NoPermissionError(WatchError):
     """Something may not be read or changed by this user."""
 

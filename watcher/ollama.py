@@ -54,7 +54,7 @@ def registry_length(model: ModelName, digest: str) -> int | None:
 
     host = model.host
     url = (
-        f"{'http' if _is_loopback(host) else 'https'}://{host}/v2/{model.namespace}/{model.model}"
+        f"{'http' if is_loopback(host) else 'https'}://{host}/v2/{model.namespace}/{model.model}"
         f"/blobs/sha256:{digest}"
     )
     for _ in range(_MOST_REDIRECTS):
@@ -90,7 +90,7 @@ def registry_manifest(model: ModelName, etag: str = "", *, insecure: bool = Fals
     from urllib.error import HTTPError
     from urllib.request import BaseHandler, HTTPSHandler, ProxyHandler, Request, build_opener
 
-    loopback = _is_loopback(model.host)
+    loopback = is_loopback(model.host)
     scheme = "http" if loopback else "https"
     request = Request(  # noqa: S310 - one of two schemes
         f"{scheme}://{model.host}/v2/{model.namespace}/{model.model}/manifests/{model.tag}",
@@ -112,7 +112,10 @@ def registry_manifest(model: ModelName, etag: str = "", *, insecure: bool = Fals
         raise OSError(f"{model.host} gives no answer that makes sense: {error}") from None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host, with or without a port, is this machine by its loopback."""
+    if host in _LOOPBACK_HOSTS:
+        return True
     return host.rsplit(":", 1)[0] in _LOOPBACK_HOSTS
 
 

@@ -50,6 +50,25 @@ def cached(store: int) -> Mapping[str, Cached]:
         return {}
 
 
+class Naming(NamedTuple):
+    """What the kept manifests say of a digest: its bytes, and the models that have it."""
+
+    size: int
+    models: tuple[str, ...]
+
+
+def namings(store: int) -> dict[str, Naming]:
+    """By digest: a download whose model has no manifest yet is known by the one that was kept."""
+    found: dict[str, Naming] = {}
+    for key, each in cached(store).items():
+        shown = names.to_model(key).shown
+        for digest, size in sizes(each.raw.encode()).items():
+            before = found.get(digest)
+            models = (shown,) if before is None else (*before.models, shown)
+            found[digest] = Naming(size, models)
+    return found
+
+
 def manifest(
     store: int | None,
     model: ModelName,
@@ -80,11 +99,14 @@ def manifest(
     except ValueError as error:
         return Answer(None, f"{model.host} gives no manifest: {error}")
     if store is not None:
-        _keep(store, model, Cached(found.raw.decode("utf-8", "replace"), found.etag, clock()))
+        keep(store, model, found.raw, found.etag, clock())
     return Answer(found.raw)
 
 
-def _keep(store: int, model: ModelName, got: Cached) -> None:
+def keep(store: int, model: ModelName, raw: bytes, etag: str, now: float) -> None:
+    """Keep a model's manifest, where that can be done; the ones asked for last stay."""
+    got = Cached(raw.decode("utf-8", "replace"), etag, now)
+
     def changed(before: Mapping[str, Cached]) -> Mapping[str, Cached]:
         known = before.get(model.key)
         if known is not None and known[:2] == got[:2]:
@@ -113,10 +135,13 @@ def _encode(found: Mapping[str, Cached]) -> bytes:
 
 def _decode(raw: bytes) -> Mapping[str, Cached]:
     try:
-        return {
+        found = {
             names.to_model(key).key: Cached(str(text), str(etag), float(at))
             for key, (text, etag, at) in kept.document(raw, SCHEMA)["models"].items()
         }
+        for each in found.values():
+            sizes(each.raw.encode())
+        return found
     except (ValueError, TypeError, KeyError, AttributeError, WatchError) as error:
         raise kept.DamagedError(f"{type(error).__name__}: {error}") from None
 

@@ -29,7 +29,7 @@ from watcher.model import (
 )
 
 #: What a download in this condition is resumed as, by Ollama alone, without losing anything.
-_RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Condition.WHOLE})
+RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Condition.WHOLE})
 
 _MOST_SUBJECTS = 20
 #: Findings that are told as events of the store; the others have events of their own.
@@ -346,7 +346,7 @@ def _told(
                 at,
                 "partial_found",
                 f"Found partial download for model: {who}. Partial size: {size} bytes. "
-                f"Can resume: {judged.condition in _RESUMABLE}",
+                f"Can resume: {judged.condition in RESUMABLE}",
                 judged,
             )
     elif now.pulling and not before.pulling:
@@ -376,7 +376,7 @@ def _event(at: float, event_type: str, message: str, judged: Judged) -> Event:
             "models": list(download.models),
             "condition": judged.condition.value,
             "because": judged.because,
-            "can_resume": judged.condition in _RESUMABLE,
+            "can_resume": judged.condition in RESUMABLE,
             "total_bytes": download.total,
             "claimed_bytes": ranges.size(download.trust.claimed),
             "present_bytes": ranges.size(download.trust.present),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from watcher import files, names, sidecars
+from watcher import files, names, registry, sidecars
 from watcher.memory import Memory, Record, bound_to
 from watcher.model import (
     BlobCensus,
@@ -193,6 +193,9 @@ def _downloads(
 ) -> list[Download]:
     if not found.downloads:
         return []
+    for digest, naming in registry.namings(store).items():
+        if digest in found.downloads:
+            found.named.add(digest, naming.size, naming.models)
     # Taken after the listing: what lies beyond it is no time of this clock.
     started_at, now = place.started_at(world), world.clock()
     made: list[Download] = []

@@ -388,12 +388,21 @@ def _sockets(handle: psutil.Process) -> tuple[tuple[tuple[str, int], ...], int |
 
 
 def _url(environment: Mapping[str, str] | None, ports: tuple[tuple[str, int], ...]) -> str:
-    if ports:
-        address, port = ports[0]
-        host = _LOOPBACK.get(address, address)
-    else:
-        host, port = _host_setting((environment or {}).get("OLLAMA_HOST", ""))
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if not ports:
+        return url_of((environment or {}).get("OLLAMA_HOST", ""))
+    address, port = ports[0]
+    return _as_url("http", _LOOPBACK.get(address, address), port)
+
+
+def url_of(setting: str) -> str:
+    """The URL that an ``OLLAMA_HOST`` means; "" is the usual one."""
+    text = trimmed(setting)
+    scheme = "https" if text.startswith("https://") else "http"
+    return _as_url(scheme, *_host_setting(setting))
+
+
+def _as_url(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _host_setting(value: str) -> tuple[str, int]:

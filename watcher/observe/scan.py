@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from watcher import files, manifests, names
@@ -63,6 +63,13 @@ class Named:
     count: int = 0
     #: Whether any digest is named and yet not protected.
     loose: bool = False
+
+    def add(self, digest: str, size: int, models: Sequence[str]) -> None:
+        """Name a digest that no manifest of the store names: it protects nothing."""
+        if digest not in self.digests:
+            first = len(self.models)
+            self.models.extend(models)
+            self.digests[digest] = (size, False, *range(first, len(self.models)))
 
     def models_of(self, digest: str) -> tuple[str, ...]:
         """The models that name a digest, by name."""
@@ -117,6 +124,21 @@ def look(name: str, folder: int) -> Entry | None:
         return entry(name, os.stat(name, dir_fd=folder, follow_symlinks=False))
     except FileNotFoundError:
         return None
+
+
+def present(store: int, wanted: Mapping[str, int]) -> frozenset[str]:
+    """Of digests with their bytes those whose blob is in the store, and as long."""
+    with contextlib.ExitStack() as opened:
+        try:
+            blobs = opened.enter_context(files.opened_folder("blobs", store, follow=True))
+        except OSError:
+            return frozenset()
+        found = {digest: look(names.blob(digest), blobs) for digest in wanted}
+    return frozenset(
+        digest
+        for digest, blob in found.items()
+        if blob is not None and blob.kind is Kind.FILE and blob.size == wanted[digest]
+    )
 
 
 # ---------------------------------------------------------------- manifests

@@ -26,6 +26,7 @@ from watcher.model import Plan, Policy, RefusalKind, Result, Verb
 from watcher.observe import holders, scan
 from watcher.pull.bar import Bar
 from watcher.pull.causes import Cause, of_error
+from watcher.pull.sharing import Sharing
 from watcher.pull.speed import STALL_SECONDS, Meter
 from watcher.pull.stream import PullStream, ServerGoneError
 from watcher.records import Record
@@ -61,6 +62,8 @@ class Site:
     #: None where the store is not here, or may not be changed; `why` says so.
     world: World | None = None
     why: str = ""
+    #: The folder whose records are kept, where that is not the store.
+    records: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,8 @@ class Pull:
     model: str
     options: Options = field(default_factory=Options)
     cancelled: Callable[[], bool] = lambda: False
+    #: Pulls beside this one, if any.
+    sharing: Sharing = field(default_factory=Sharing)
     end: End = field(default_factory=End)
     record: Record = field(default_factory=Record)
     meter: Meter = field(default_factory=Meter)
@@ -126,6 +131,12 @@ class Pull:
 
     def updates(self) -> Iterator[Update]:
         """Drive the pull until the model has arrived, can't arrive, or the pull was cancelled."""
+        try:
+            yield from self._updates()
+        finally:
+            self.sharing.release(self.name.shown)
+
+    def _updates(self) -> Iterator[Update]:
         if self.site.why:
             yield self._say(f"{self.site.why}; so resets and stalls can't be cured")
         proved = not self.options.verify
@@ -176,6 +187,7 @@ class Pull:
             if self._is_here(answer.raw):
                 yield self._say("up to date")
                 return End()
+            yield from self._wait_for_others()
             yield from self._mend(own=False)
             short = self._shortage()
             if short:
@@ -185,6 +197,15 @@ class Pull:
                 return (yield from self._follow(stream))
         except ServerGoneError as error:
             return End(Cause.SERVER_GONE, f"the server at {self.site.url}: {error}")
+
+    def _wait_for_others(self) -> Iterator[Update]:
+        """Let a pull beside this one bring the layers that both miss."""
+        missing = self._digests - (self._present or frozenset())
+        while other := self.sharing.claim(self.name.shown, missing):
+            if self.cancelled():
+                return
+            yield self._say(f"waits for {other}, which has a layer of it")
+            self._rest(_TICK_SECONDS)
 
     def _follow(self, stream: PullStream) -> Generator[Update, None, End]:
         """Read the stream to its end, or until our request has to be closed. Returns the `End`."""
@@ -259,7 +280,7 @@ class Pull:
         """Set the bar on the layers of the manifest as it is now."""
         with ExitStack() as opened:
             store = self._store(opened)
-            here = frozenset() if store is None else _present(store, sizes)
+            here = frozenset() if store is None else scan.present(store, sizes)
         if self._present is None:
             self._present = here
         self._digests = frozenset(sizes)
@@ -430,14 +451,14 @@ class Pull:
 
     def _keep(self) -> None:
         self._kept_at = time.monotonic()
-        with ExitStack() as opened:
-            store = self._store(opened)
-            if store is None:
-                return
-            try:
-                records.change(store, self.model, self._unkept)
-            except WatchError:
-                return  # told by whoever reads it; the pull goes on
+        folder = self.site.records or (self.site.world.store if self.site.world else "")
+        if not folder:
+            return
+        try:
+            with files.opened_folder(folder) as opened:
+                records.change(opened, self.model, self._unkept)
+        except (WatchError, OSError):
+            return  # told by whoever reads it; the pull goes on
         self._unkept = {}
 
     def _say(self, text: str) -> Update:
@@ -460,19 +481,6 @@ class Pull:
             return opened.enter_context(files.opened_folder(self.site.world.store))
         except OSError:
             return None
-
-
-def _present(store: int, sizes: Mapping[str, int]) -> frozenset[str]:
-    """Of some digests those whose blob is in the store, with the right size."""
-    with ExitStack() as opened:
-        try:
-            blobs = opened.enter_context(files.opened_folder("blobs", store, follow=True))
-        except OSError:
-            return frozenset()
-        found = {digest: scan.look(names.blob(digest), blobs) for digest in sizes}
-    return frozenset(
-        digest for digest, entry in found.items() if entry and entry.size == sizes[digest]
-    )
 
 
 def _read(path: str, store: int) -> bytes:

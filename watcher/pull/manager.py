@@ -1,0 +1,424 @@
+"""`ModelDownloadManager`: the downloads of a model store, for programs.
+
+::
+
+    from watcher import ModelDownloadManager, StoreFiles
+
+    manager = ModelDownloadManager(StoreFiles("/usr/share/ollama/.ollama/models"))
+    for partial in manager.detect_partial_downloads():
+        print(partial["models"], partial["partial_size"], partial["can_resume"])
+    manager.download_model("llama3", progress=lambda now: print(now["progress_percent"]))
+
+Everything goes through the one cycle and its acts, and through the records in ``models.json``: what
+the command line, the daemon and other processes do is seen here, and the other way round. All of it
+may be called from several threads and processes. Bytes are integers, times seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypedDict
+
+import orjson
+
+from watcher import cycle, events, files, history, journal, names, ranges, records, registry, states
+from watcher.decide.learn import RESUMABLE
+from watcher.errors import DownloadError, ManifestError, NoStoreError, RecordError, RefusedError
+from watcher.events import Event
+from watcher.model import Condition, Judged, Plan, Policy, Result, Verb
+from watcher.observe import scan
+from watcher.pull import site
+from watcher.pull.driver import Options, Pull
+from watcher.records import Record
+from watcher.states import State
+from watcher.world import World
+
+
+class FileManager(Protocol):
+    """The two places that a manager needs."""
+
+    @property
+    def store_path(self) -> str | os.PathLike[str]:
+        """The models folder: what ``OLLAMA_MODELS`` of the server says."""
+
+    @property
+    def state_path(self) -> str | os.PathLike[str]:
+        """The folder in whose ``.ollama-watch`` the records are kept; most likely the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFiles:
+    """A store that keeps its own state."""
+
+    store_path: str | os.PathLike[str]
+
+    @property
+    def state_path(self) -> str | os.PathLike[str]:
+        """The store itself."""
+        return self.store_path
+
+
+class DownloadState(TypedDict):
+    """A model's record. `status` is one of the nine states, `stage` what people are told of it."""
+
+    status: str
+    stage: str
+    total_bytes: int | None
+    downloaded_bytes: int
+    present_bytes: int
+    progress_percent: float
+    bytes_per_second: float | None
+    error: str
+    manifest_pulled: bool
+    resume_supported: bool
+    started_at: float | None
+    updated_at: float
+
+
+class DownloadProgress(TypedDict):
+    """How far a model's download has come; it never falls within one download."""
+
+    status: str
+    stage: str
+    progress_percent: float
+    downloaded_bytes: int
+    total_bytes: int | None
+    #: Bytes per second, and seconds left; None where that is not known.
+    speed: float | None
+    eta_seconds: float | None
+    resume_supported: bool
+    can_resume: bool
+    partial_size: int
+
+
+class PartialDownload(TypedDict):
+    """An unfinished layer."""
+
+    #: ``sha256:<64 hex>``, and the models that are known to have it.
+    digest: str
+    models: list[str]
+    #: See the README; such as ``paused``, ``behind``, ``blocked``.
+    condition: str
+    stale: bool
+    #: Bytes on the disk, and of the whole layer where that is known.
+    partial_size: int
+    total_bytes: int | None
+    can_resume: bool
+    age_seconds: float
+
+
+class Cleanup(TypedDict):
+    """What a clean-up has removed, and why something stays."""
+
+    removed: list[str]
+    freed_bytes: int
+    refused: list[str]
+
+
+class ModelDownloadManager:
+    """Downloads of one store: what is known of them, and driving them.
+
+    `server`: the URL of the server; by default what ``OLLAMA_HOST`` says. `policy`: what may be
+    done by itself (`check_partial_model_downloads`); by default it repairs, and cleans nothing.
+    Raises NoStoreError where one of the two folders is not there.
+    """
+
+    def __init__(
+        self,
+        file_manager: FileManager,
+        *,
+        server: str | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        self._store = os.path.abspath(os.fspath(file_manager.store_path))
+        self._state = os.path.abspath(os.fspath(file_manager.state_path))
+        for folder in (self._store, self._state):
+            if not os.path.isdir(folder):
+                raise NoStoreError(f"there is no folder {names.printable(folder)}", "make it first")
+        self._server = server
+        self._policy = policy or Policy()
+        self._world = World(self._store)
+
+    # ------------------------------------------------------------ records
+
+    def get_download_state(self, model: str) -> DownloadState:
+        """The record of a model; ``idle`` where there is none. Raises TargetError for no model."""
+        return _state(self._record(model))
+
+    def update_download_state(self, model: str, changes: Mapping[str, object]) -> DownloadState:
+        """Change the record of a model, on the disk when this returns; gives it back.
+
+        `changes` may have ``status`` and the other keys of the record but for ``stage`` and times.
+        Raises RecordError for an unknown key, a bad value or a transition that can't be, naming it;
+        nothing is changed then.
+        """
+        unknown = [names.printable(str(key)) for key in changes if key not in _CHANGEABLE]
+        if unknown:
+            raise RecordError(
+                f"{names.printable(model)}: unknown: {', '.join(unknown)}",
+                f"known: {', '.join(_CHANGEABLE)}",
+            )
+        given = {_CHANGEABLE[key]: value for key, value in changes.items()}
+        with self._opened(self._state) as folder:
+            return _state(records.change(folder, model, given))
+
+    def get_download_progress(self, model: str) -> DownloadProgress:
+        """How far the download of a model has come, and what of it could be resumed."""
+        return _progress(self._record(model), self.detect_partial_downloads(model))
+
+    def handle_manifest_pull(
+        self, model: str, manifest: bytes | str | Mapping[str, Any]
+    ) -> DownloadState:
+        """Take up a model's manifest: the bytes of its layers and its config, each digest once.
+
+        What of them is in the store already is `present_bytes`. Raises ManifestError for what is no
+        manifest; the record then says ``error``.
+        """
+        raw = orjson.dumps(manifest) if isinstance(manifest, Mapping) else manifest
+        raw = raw.encode() if isinstance(raw, str) else raw
+        try:
+            sizes = registry.sizes(raw)
+        except ValueError as error:
+            message = f"the manifest of {model} is damaged: {error}"
+            self._go(model, State.ERROR, error=message)
+            self.log_download_event(model, "error", message)
+            raise ManifestError(message, "pull it again") from None
+        with self._opened(self._store) as store:
+            registry.keep(store, names.to_model(model), raw, "", time.time())
+            present = sum(sizes[each] for each in scan.present(store, sizes))
+        total = sum(sizes.values())
+        record = self._go(
+            model,
+            State.PULLING_MANIFEST,
+            total_bytes=total,
+            present_bytes=present,
+            downloaded_bytes=present,
+            manifest_pulled=True,
+            resume_supported=total > 0,
+        )
+        details = {"layers": len(sizes), "total_size": total, "present_bytes": present}
+        message = f"the manifest of {model} names {len(sizes)} layers"
+        self.log_download_event(model, "manifest_pulled", message, details)
+        return _state(record)
+
+    # ------------------------------------------------------------ partial downloads
+
+    def detect_partial_downloads(self, model: str | None = None) -> list[PartialDownload]:
+        """The unfinished layers of a model, or of the whole store; nothing is changed."""
+        report = cycle.cycle(replace(self._world, keeps=False), self._policy, consent=cycle.nothing)
+        return [_partial(each) for each in report.verdict.judged if _is_of(each, self._key(model))]
+
+    def check_partial_model_downloads(self) -> list[PartialDownload]:
+        """What a service does at its start: find what is unfinished, and repair or clean by policy.
+
+        The records of their models say ``error`` from then on, unless somebody pulls them; events
+        tell all of it. Gives back what there is now.
+        """
+        self._tell(Event(time.time(), "check_started", "Checking for partial model downloads..."))
+        report = cycle.cycle(self._world, self._policy, first_look=True)
+        for judged in report.verdict.judged:
+            for shown in judged.download.models:
+                self._infer(shown, judged)
+        return [_partial(each) for each in report.verdict.judged]
+
+    def can_resume(self, model: str) -> bool:
+        """Whether there is something of a model that need not be downloaded again."""
+        partials = self.detect_partial_downloads(model)
+        return bool(partials) and all(each["can_resume"] for each in partials)
+
+    def cleanup_partial_download(self, model: str) -> Cleanup:
+        """Remove what is unfinished of a model, however young; what somebody pulls stays."""
+        policy = replace(self._policy, clean=True, repair=False, refresh=False, stale_after=0.0)
+        key = names.to_model(model).key
+
+        def consent(planned: Plan) -> Plan:
+            mine = planned.only(lambda models, _: key in map(str.lower, models))
+            return replace(
+                mine, actions=tuple(each for each in mine.actions if each.verb in _REMOVALS)
+            )
+
+        report = cycle.cycle(self._world, policy, consent=consent)
+        done = [each for each in report.outcomes if each.result is Result.DONE]
+        live = (each for each in report.verdict.judged if each.condition is Condition.LIVE)
+        why = [f"{each.digest[:12]}: {each.because}" for each in live if _is_of(each, key)]
+        why += [each.why for each in consent(report.plan).refusals]
+        why += [each.message for each in report.outcomes if each.result is not Result.DONE]
+        return Cleanup(
+            removed=[f"sha256:{each.action.subject}" for each in done],
+            freed_bytes=sum(each.freed for each in done),
+            refused=why,
+        )
+
+    def reset_download(self, model: str) -> DownloadState:
+        """Forget the download of a model and remove what is unfinished of it.
+
+        Raises RefusedError where something has to stay, saying why; the record is as before then.
+        """
+        record = self._record(model)
+        if record.state.active:
+            message = f"{model} is being downloaded: {record.stage}"
+            raise RefusedError(message, "cancel that first")
+        cleanup = self.cleanup_partial_download(model)
+        if cleanup["refused"]:
+            raise RefusedError(
+                f"the download of {model} can't be removed: {cleanup['refused'][0]}",
+                "try again later",
+            )
+        record = self._go(model, State.RESET)
+        freed = {"freed_bytes": cleanup["freed_bytes"]}
+        self.log_download_event(model, "download_reset", f"the download of {model} is reset", freed)
+        return _state(record)
+
+    # ------------------------------------------------------------ events
+
+    def log_download_event(
+        self,
+        model: str,
+        event_type: str,
+        message: str,
+        details: Mapping[str, object] | None = None,
+    ) -> None:
+        """Write an event into the log of a model and into the one for all."""
+        shown = names.to_model(model).shown
+        told = {"models": [shown], **(details or {})}
+        self._tell(Event(time.time(), event_type, message, shown, told))
+
+    def get_download_log(self, model: str) -> list[dict[str, Any]]:
+        """The events of a model, the oldest first, each with its five keys."""
+        shown = names.to_model(model).shown
+        lines = history.Log(self._store, names.file_safe(shown)).read(to_the_end=True)
+        return [orjson.loads(line.raw) for line in lines]
+
+    def cleanup_old_logs(self, days: float) -> None:
+        """Remove logs to which nothing was written for so many days."""
+        with self._opened(self._store) as store:
+            events.expire(store, time.time(), replace(self._policy, log_keep_days=days))
+
+    # ------------------------------------------------------------ driving
+
+    def download_model(
+        self,
+        model: str,
+        progress: Callable[[DownloadProgress], None] = lambda _: None,
+        cancel: Callable[[], bool] = lambda: False,
+        options: Options | None = None,
+    ) -> DownloadProgress:
+        """Download a model through the server, over resets, stalls and the server's death.
+
+        `progress` is called some times a second. Once `cancel` says so, the download is ended so
+        that it can be resumed. Gives back the last progress. Raises DownloadError where the model
+        has not arrived, with its `cause`, its words and the step that helps.
+        """
+        url = site.server_url(self._server, os.environ)
+        found = site.find(url, self._world, self._policy)
+        pull = Pull(replace(found, records=self._state), model, options or Options(), cancel)
+        for update in pull.updates():
+            progress(_progress(update.record, [], update.seconds_left))
+        if pull.end.cause is None:
+            return _progress(pull.record, [])
+        message = f"{model} has not arrived: {pull.end.text}"
+        raise DownloadError(message, pull.end.cause.step, pull.end.cause.value)
+
+    # ------------------------------------------------------------ inside
+
+    def _record(self, model: str) -> Record:
+        with self._opened(self._state) as folder:
+            return records.read(folder).get(names.to_model(model).key, Record())
+
+    def _go(self, model: str, state: State, **changes: object) -> Record:
+        """Bring a record into a state, by the way of a new try where there is no other."""
+        with self._opened(self._state) as folder:
+            before = records.read(folder).get(names.to_model(model).key, Record())
+            if not states.may_follow(before.state, state):
+                records.change(folder, model, {"state": State.STARTING})
+            return records.change(folder, model, {"state": state, **changes})
+
+    def _infer(self, model: str, judged: Judged) -> None:
+        """What the record of a model says of a download that others have driven."""
+        if judged.condition is Condition.LIVE:
+            self._go(model, State.DOWNLOADING)
+        elif self._record(model).state is not State.ERROR:
+            self._go(model, State.ERROR, error=f"{judged.condition.value}: {judged.because}")
+
+    def _tell(self, event: Event) -> None:
+        journal.announce(self._world, self._policy, event)
+
+    def _key(self, model: str | None) -> str | None:
+        return None if model is None else names.to_model(model).key
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[int]:
+        try:
+            with files.opened_folder(path) as folder:
+                yield folder
+        except FileNotFoundError:
+            shown = names.printable(path)
+            raise NoStoreError(f"there is no folder {shown} any more", "name another") from None
+
+
+#: What a change may have, as it is called here and in the records.
+_CHANGEABLE = {"status" if key == "state" else key: key for key in records.CHANGEABLE}
+_REMOVALS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
+
+
+def _is_of(judged: Judged, key: str | None) -> bool:
+    return key is None or key in map(str.lower, judged.download.models)
+
+
+def _state(record: Record) -> DownloadState:
+    return DownloadState(
+        status=record.state.value,
+        stage=record.stage,
+        total_bytes=record.total_bytes,
+        downloaded_bytes=record.downloaded_bytes,
+        present_bytes=record.present_bytes,
+        progress_percent=record.progress_percent,
+        bytes_per_second=record.bytes_per_second,
+        error=record.error,
+        manifest_pulled=record.manifest_pulled,
+        resume_supported=record.resume_supported,
+        started_at=record.started_at,
+        updated_at=record.updated_at,
+    )
+
+
+def _progress(
+    record: Record, partials: list[PartialDownload], left: float | None = None
+) -> DownloadProgress:
+    if left is None and record.bytes_per_second and record.total_bytes is not None:
+        missing = max(0, record.total_bytes - record.downloaded_bytes)
+        left = missing / record.bytes_per_second
+    return DownloadProgress(
+        status=record.state.value,
+        stage=record.stage,
+        progress_percent=record.progress_percent,
+        downloaded_bytes=record.downloaded_bytes,
+        total_bytes=record.total_bytes,
+        speed=record.bytes_per_second,
+        eta_seconds=left,
+        resume_supported=record.resume_supported,
+        can_resume=bool(partials) and all(each["can_resume"] for each in partials),
+        partial_size=sum(each["partial_size"] for each in partials),
+    )
+
+
+def _partial(judged: Judged) -> PartialDownload:
+    download = judged.download
+    kept = judged.condition in RESUMABLE or ranges.size(download.trust.trusted) > 0
+    known = download.total is not None and judged.condition is not Condition.UNKNOWN
+    return PartialDownload(
+        digest=f"sha256:{download.digest}",
+        models=list(download.models),
+        condition=judged.condition.value,
+        stale=judged.stale,
+        partial_size=ranges.size(download.trust.present),
+        total_bytes=download.total,
+        can_resume=kept
+        and download.total is not None
+        and judged.condition is not Condition.UNKNOWN,
+        age_seconds=judged.age,
+    )

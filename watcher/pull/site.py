@@ -1,0 +1,41 @@
+"""Which server pulls, and whether its store can be mended from here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from watcher import names, ollama
+from watcher.model import Policy
+from watcher.observe import holders
+from watcher.pull.driver import Site
+from watcher.world import World
+
+
+def server_url(host: str | None, environment: Mapping[str, str]) -> str:
+    """The server's URL by ``--host``, else by ``OLLAMA_HOST``, else the usual one."""
+    return holders.url_of(host or environment.get("OLLAMA_HOST", ""))
+
+
+def find(url: str, world: World | None, policy: Policy) -> Site:
+    """The site of a server; `world` is the store that is taken for its own, where there is one."""
+    why = _why_not_here(url, world)
+    return Site(url, policy, None if why else world, why)
+
+
+def _why_not_here(url: str, world: World | None) -> str:
+    """Why the store of the server at `url` can't be mended; "" where it can."""
+    parts = urlsplit(url)
+    if not ollama.is_loopback(parts.netloc):
+        return f"the server is on another machine ({parts.hostname})"
+    if world is None:
+        return "no store was found here"
+    shown = names.printable(world.store)
+    for server in holders.see(world, (), network=False, writers_visible=False).servers:
+        same = server.url is not None and urlsplit(server.url).port == parts.port
+        if same and server.ours is False:
+            return f"the server at {url} has another store than {shown}"
+    if not os.access(world.store, os.W_OK | os.X_OK):
+        return f"{shown} can't be changed by this user"
+    return ""
