@@ -5,6 +5,7 @@ that counts every call which changes a file, and at call `at` does what `how` sa
 
 kill     SIGKILL, before the call
 half     SIGKILL after half of the bytes of a write (as `kill` for other calls)
+stop     SIGSTOP before the call, which is made once somebody lets the process go on
 ENOSPC   and any other name of an error number: the call fails, and with `lasting` each one after it
 ""       nothing
 
@@ -77,6 +78,9 @@ class Breaking:
         if self._how == "half" and name == "write":
             fd, data = words
             os.write(fd, bytes(data)[: len(data) // 2])
+        if self._how == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+            return do(*words, **more)
         if self._how in ("kill", "half"):
             os.kill(os.getpid(), signal.SIGKILL)
         code = getattr(errno, self._how)

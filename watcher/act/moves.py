@@ -28,7 +28,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -154,9 +154,17 @@ def _take_of_download(world: World, work: _Work, change: Change, confirm: Confir
         raise error
     # The data first: without it no server can take up what is left of the sidecars.
     data = names.data(change.digest)
+    out = False
     for entry in sorted(change.takes, key=lambda entry: entry.name != data):
-        if entry.name != guard:
+        if entry.name == guard:
+            continue
+        try:
             _take(work, entry)
+        except ChangedError:
+            # Once the data is out, a start of the server may delete old sidecars before we do.
+            if not out or scan.look(entry.name, work.blobs) or scan.look(entry.name, work.out):
+                raise
+        out = out or entry.name == data
     _check_guard(work)
     _check_unheld(world, change.expects)
 
@@ -387,6 +395,7 @@ def _undo(work: _Work) -> None:
 
 def _take_guard_off(work: _Work, name: str, inode: int) -> None:
     """Put part 0's own sidecar over the guard, or remove the guard where it had none."""
+    _drop_orphaned(work, name)
     in_place = scan.look(name, work.blobs)
     original = scan.look(name, work.out)
     if original is None:
@@ -396,6 +405,29 @@ def _take_guard_off(work: _Work, name: str, inode: int) -> None:
         files.replace(name, work.out, name, work.blobs)
     else:
         _put_back(work, name)
+
+
+def _drop_orphaned(work: _Work, name: str) -> None:
+    """Let part 0's sidecar go where its data has gone: a server that ended or deleted the download
+    just before the guard came did so to the sidecar, too. Beside other data it would be false."""
+    data = name.removesuffix("-0")
+    expected = _expected(work, data)
+    in_place = scan.look(data, work.blobs)
+    if expected is None or scan.look(name, work.out) is None:
+        return
+    if in_place is None:
+        files.remove(name, work.out)
+    elif in_place.inode != expected["inode"]:
+        _to_quarantine(work, name)
+
+
+def _expected(work: _Work, name: str) -> Mapping[str, Any] | None:
+    """What the intent says of a file that it was planned on."""
+    expects = _document(work).get("expects")
+    found = (
+        (each for each in expects if each.get("name") == name) if isinstance(expects, list) else ()
+    )
+    return next(iter(found), None)
 
 
 def _remove_guard(work: _Work, name: str) -> None:
@@ -464,14 +496,12 @@ def _still_ours(world: World, work: _Work) -> bool:
         return True
     if not _is_guard(scan.look(guard[0], work.blobs), guard[1]):
         return False
-    expected = _document(work).get("expects")
     data = guard[0].removesuffix("-0")
-    there = scan.look(data, work.blobs)
-    for each in expected if isinstance(expected, list) else ():
-        if each.get("name") == data and (
-            there is None or (there.inode, there.size) != (each["inode"], each["size_bytes"])
-        ):
-            return False
+    expected, there = _expected(work, data), scan.look(data, work.blobs)
+    if expected is not None and (
+        there is None or (there.inode, there.size) != (expected["inode"], expected["size_bytes"])
+    ):
+        return False
     return there is None or not holders.holders_of(world, [there])
 
 

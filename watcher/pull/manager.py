@@ -417,8 +417,6 @@ def _partial(judged: Judged) -> PartialDownload:
         stale=judged.stale,
         partial_size=ranges.size(download.trust.present),
         total_bytes=download.total,
-        can_resume=kept
-        and download.total is not None
-        and judged.condition is not Condition.UNKNOWN,
+        can_resume=kept and known,
         age_seconds=judged.age,
     )

@@ -1,0 +1,253 @@
+"""An act is stopped before each call that changes a name, and Ollama goes to work just then.
+
+A server starts there, and pulls that very layer, or uploads it and creates a model of it, or
+removes the model that names it. Then the act goes on. At worst one thing fails once; nothing that
+was brought meanwhile is gone, and the next pull is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.crash.driver import break_files
+from tests.driving import OLD, age, is_right, lay_out, private_proc
+from tests.fidelity.harness import EngineServer, RealServer, Server, blob, collapsed, sidecar, tree
+from tests.repair.scenes import seed_of
+from watcher import cycle
+from watcher.demo.registry import Layer, Model, Registry
+from watcher.model import MIB, Policy
+from watcher.world import World
+
+SIZE = 12 * MIB
+CHANGES_NAMES = ("link ", "rename ", "renameat2 ", "unlink ", "open decided")
+POLICY = Policy(clean=True, repair=True, writers_visible=True)
+REAL = pytest.param(
+    RealServer,
+    id="real",
+    marks=pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set"),
+)
+
+
+@dataclass
+class Scene:
+    """A store that an act will change, a registry that has all of it, and a server, not started."""
+
+    registry: Registry
+    model: Model
+    server: Server
+
+    @property
+    def digest(self) -> str:
+        """The model's large layer, which the act is about."""
+        return self.model.digests[0]
+
+    @property
+    def store(self) -> Path:
+        """The models folder."""
+        return self.server.store
+
+    @property
+    def proc(self) -> Path:
+        """What the act sees of the machine's processes."""
+        return self.store.with_name("proc")
+
+    def start(self) -> None:
+        """Start the server, where the act can see it."""
+        self.server.start().wait_ready()
+        private_proc(self.proc, self.server.pid)
+
+    def world(self) -> World:
+        """The world of an act that does not wait."""
+        proc = private_proc(self.proc)
+        return World(str(self.store), proc=proc, sleep=lambda _: None)
+
+    def name(self) -> Path:
+        """Name the layer by a manifest, as after a blob got lost; its path."""
+        name = self.model.name.removeprefix("http://").replace(":1b", "/1b")
+        path = self.store / "manifests" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(self.model.manifest)
+        return path
+
+
+# ---------------------------------------------------------------- acts
+
+
+def _behind(scene: Scene) -> None:
+    """To be repaired."""
+    lay_out(scene.registry, scene.store, scene.digest, aged=600)
+    for number in range(2):
+        path = blob(scene.store, scene.digest, f"-partial-{number}")
+        path.write_text(sidecar(number, number * SIZE // 2, SIZE // 2, 0))
+        age(path, 600)
+
+
+def _stale(scene: Scene) -> None:
+    """To be removed."""
+    lay_out(scene.registry, scene.store, scene.digest, aged=OLD)
+
+
+def _orphan(scene: Scene) -> None:
+    """To be removed: whole and right, and named by nothing; another model is healthy."""
+    (scene.store / "blobs").mkdir(parents=True)
+    path = blob(scene.store, scene.digest)
+    path.write_bytes(scene.registry.content(scene.digest).read(0, SIZE))
+    age(path, OLD)
+    manifest = scene.store / "manifests/registry.ollama.ai/library/other/latest"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"config": None, "layers": None}))
+
+
+ACTS = {"repair": _behind, "removal": _stale, "orphan": _orphan}
+
+
+# ---------------------------------------------------------------- what Ollama does meanwhile
+
+
+def _start(scene: Scene) -> None:
+    """Nothing but the start."""
+
+
+def _pull(scene: Scene) -> None:
+    told = collapsed(scene.server.pull(scene.model.name))
+    assert told[-1] == "success" or told[-1].startswith("error: "), told
+    if told[-1] == "success":
+        assert is_right(scene.store, scene.digest)
+
+
+def _create(scene: Scene) -> None:
+    """As the client does it: a blob that the server says it has is not uploaded."""
+    path = f"/api/blobs/{scene.digest}"
+    if scene.server.request("HEAD", path)[0] == 404:
+        content = scene.registry.content(scene.digest).read(0, SIZE)
+        assert scene.server.request("POST", path, content)[0] == 201
+    body = {"model": "mine", "files": {"a.gguf": scene.digest}}
+    _, told = scene.server.request("POST", "/api/create", body)
+    if isinstance(scene.server, EngineServer):
+        assert json.loads(told.splitlines()[-1]) == {"status": "success"}
+
+
+def _remove(scene: Scene) -> None:
+    name = scene.model.name.removeprefix("http://")
+    status, _ = scene.server.request("DELETE", "/api/delete", {"model": name})
+    assert status in (200, 404)
+
+
+MEANWHILE: dict[str, Callable[[Scene], None]] = {
+    "start": _start,
+    "pull": _pull,
+    "create": _create,
+    "rm": _remove,
+}
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def act(scene: Scene, at: int, told: int) -> int:
+    """A cycle in a child, which stops before its call number `at`; the child's pid."""
+    world = scene.world()
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        with contextlib.suppress(BaseException):
+            break_files({"at": at, "how": "stop"}, told)
+            report = cycle.cycle(world, POLICY)
+            code = 0 if all(each.result in ("done", "refused") for each in report.outcomes) else 4
+        os._exit(code)
+    return pid
+
+
+def instants(scene: Scene) -> Iterator[int]:
+    """The numbers of the calls of an act that change names of the store, or decide that they do."""
+    reader, writer = os.pipe()
+    pid = act(scene, 0, writer)
+    os.close(writer)
+    with os.fdopen(reader) as calls:
+        made = calls.read().splitlines()
+    assert os.waitpid(pid, 0)[1] == 0
+    for number, call in enumerate(made, 1):
+        names = "sha256-" in call or "guard" in call or "decided" in call
+        if call.startswith(CHANGES_NAMES) and names:
+            yield number
+
+
+@contextlib.contextmanager
+def stopped(scene: Scene, at: int) -> Iterator[None]:
+    """The act, stopped before its call number `at`; at the end it goes on and comes to its end."""
+    with open(os.devnull, "wb") as nowhere:
+        pid = act(scene, at, nowhere.fileno())
+    _, status = os.waitpid(pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), f"it came to its end before call {at}"
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, f"after call {at}"
+
+
+@pytest.fixture(params=[pytest.param(EngineServer, id="engine"), REAL])
+def kind(request: pytest.FixtureRequest) -> type[Server]:
+    """Which server."""
+    chosen: type[Server] = request.param
+    return chosen
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+@pytest.mark.parametrize("acts", ACTS)
+def test_at_worst_one_thing_fails_once(
+    acts: str, meanwhile: str, kind: type[Server], tmp_path: Path
+) -> None:
+    with Registry() as registry:
+        layer = Layer(SIZE, seed=seed_of(tmp_path))
+        model = registry.add_model("demo", "1b", [layer], extras=False)
+
+        def laid_out(number: int) -> Scene:
+            made = Scene(registry, model, kind(tmp_path / str(number) / "models"))
+            ACTS[acts](made)
+            if meanwhile == "rm" and acts != "orphan":
+                made.name()
+            return made
+
+        for number in instants(laid_out(0)):
+            scene = laid_out(number)
+            with scene.server:
+                with stopped(scene, number):
+                    scene.start()
+                    MEANWHILE[meanwhile](scene)
+                    brought = finished(scene)
+                _is_well(scene, brought, f"{acts}, {meanwhile} at call {number}")
+                if meanwhile != "create":  # an upload leaves the download beside it
+                    assert [name for name in tree(scene.store) if "-partial" in name] == [], number
+            shutil.rmtree(scene.store.parent)
+
+
+def finished(scene: Scene) -> set[str]:
+    """The blobs that are whole, right, and named by a manifest."""
+    named: set[str] = set()
+    for path in scene.store.glob("manifests/*/*/*/*"):
+        manifest = json.loads(path.read_bytes())
+        layers = (manifest["config"], *(manifest["layers"] or ()))
+        named.update(layer["digest"] for layer in layers if layer)
+    return {digest for digest in named if is_right(scene.store, digest)}
+
+
+def _is_well(scene: Scene, brought: set[str], where: str) -> None:
+    """What was brought meanwhile is there; a pull is right; nothing of the act is left."""
+    assert brought <= finished(scene), where
+    told = collapsed(scene.server.pull(scene.model.name))
+    assert told[-1] == "success", f"{where}: {told}"
+    assert is_right(scene.store, scene.digest), where
+    assert finished(scene) >= {scene.digest, scene.model.config}, where
+    assert list(scene.store.glob(".ollama-watch/intents/*")) == [], where
+    assert all(path.stat().st_size for path in scene.store.glob("blobs/*-partial-*")), where
