@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -56,7 +57,9 @@ SWAPS: dict[str, Swap] = {
     "hard link": lambda path, outside: path.hardlink_to(outside),
     "fifo": lambda path, _: os.mkfifo(path),
     "folder": lambda path, _: path.mkdir(),
+    "device": lambda path, _: os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3)),
 }
+DEVICE = pytest.param("device", marks=needs_root)
 
 
 def swap(path: Path, how: str, outside: Path) -> Callable[[], object]:
@@ -69,7 +72,7 @@ def swap(path: Path, how: str, outside: Path) -> Callable[[], object]:
     return do
 
 
-@pytest.mark.parametrize("how", ["fifo", "folder"])
+@pytest.mark.parametrize("how", ["fifo", "folder", DEVICE])
 @pytest.mark.parametrize("instant", INSTANTS)
 def test_what_is_no_file_is_not_taken_away(
     instant: str, how: str, store: Store, moment: Moment, outside: Path
@@ -81,7 +84,7 @@ def test_what_is_no_file_is_not_taken_away(
     assert data.exists()
 
 
-@pytest.mark.parametrize("how", ["symlink", "hard link", "fifo"])
+@pytest.mark.parametrize("how", ["symlink", "hard link", "fifo", DEVICE])
 def test_a_sidecar_takes_the_place_of_what_somebody_has_put_there(
     how: str, store: Store, moment: Moment, outside: Path, proc: str
 ) -> None:
@@ -117,7 +120,32 @@ def test_a_folder_in_a_sidecars_place_is_told_until_it_has_gone(
     assert path.is_file()
 
 
-# ---------------------------------------------------------------- blobs itself
+# ---------------------------------------------------------------- folders
+
+
+@pytest.mark.parametrize("name", [".", "intents", "quarantine", "logs"])
+def test_a_link_in_place_of_a_folder_of_ours_leads_nowhere(
+    name: str, store: Store, moment: Moment, outside: Path, proc: str
+) -> None:
+    """Put there when the act has been announced: it is done with what was opened, or not at all."""
+    digest = store.download("stale")
+    cycle.cycle(world(store, proc), POLICY, consent=cycle.nothing)
+    place, away = (store.ours / name).resolve(), store.path / "away"
+
+    def swap() -> None:
+        if place.exists():
+            place.rename(away)
+        place.symlink_to(outside)
+
+    moment.before_acting(swap)
+    (outcome,) = moment.act(POLICY, proc=proc).outcomes
+    assert len(store.partials(digest)) == (0 if outcome.result is Result.DONE else 4)
+    place.unlink()
+    if away.exists():
+        away.rename(place)
+    cycle.cycle(world(store, proc), POLICY)
+    assert store.partials(digest) == []
+    assert store.leftovers() == []
 
 
 @pytest.fixture
@@ -176,7 +204,7 @@ def test_no_times_are_set_in_another_folder(
 
 @needs_root
 @pytest.mark.parametrize("instant", ["before the look", "meanwhile"])
-@pytest.mark.parametrize("how", ["symlink", "hard link", "fifo"])
+@pytest.mark.parametrize("how", ["symlink", "hard link", "fifo", "device"])
 def test_root_sets_no_times_of_what_lies_outside(
     instant: str,
     how: str,
