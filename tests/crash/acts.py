@@ -159,6 +159,12 @@ def _soon_an_hour_old(store: Store, layer: Layer) -> None:
     download(store, layer, aged=0.9 * HOUR)
 
 
+def _worth_nothing(store: Store, layer: Layer) -> None:
+    download(store, layer, aged=8 * DAY)
+    store.blob("an orphan")
+    store.file("split-copy123")
+
+
 ACTS = {
     "behind": Act(_behind, {"policy": REPAIR}, ("repair",), LEFT),
     "hollow": Act(_hollow, {"policy": REPAIR}, ("repair",), LEFT),
@@ -183,6 +189,7 @@ ACTS = {
     "purge": Act(
         _in_quarantine, {"policy": {"clean": False, "purge": []}}, ("quarantine", "purge")
     ),
+    "clean": Act(_worth_nothing, {"policy": {"clean": True}}, ("clean",)),
     "prepare": Act(
         _soon_an_hour_old,
         {"policy": {"repair": True, "clean": False, "refresh": True}, "prepare": True},

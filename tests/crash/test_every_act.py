@@ -1,7 +1,7 @@
-"""Every act but cleaning, broken at each of its changing calls, and done again.
+"""Every act, broken at each of its changing calls, and done again.
 
-`tests/crash/test_every_call.py` has the clean-up. Each call of each act breaks, by SIGKILL or by an
-error: the ways take turns, from act to act at other calls. What all acts do before they begin
+`tests/crash/test_every_call.py` has more of the clean-up. Each call of each act breaks, by SIGKILL
+or by an error: the ways take turns, from act to act at other calls. What all do before they begin
 breaks in the first one only. With `CRASH_AT_LENGTH` each call breaks in each way.
 """
 
