@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,9 @@ hypothesis.settings.register_profile(
     "suite", derandomize=True, deadline=None, database=None, print_blob=True
 )
 hypothesis.settings.load_profile("suite")
+
+# A shell starts what runs in the background with interrupts ignored, and so would our children be.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 IS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
