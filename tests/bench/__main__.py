@@ -9,11 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import acting, benches
+from . import acting, benches, queueing
 from .benches import Setting
 from .measure import Row, file_system, machine
 
-ALL = {**benches.ALL, **acting.ALL}
+ALL = {**benches.ALL, **acting.ALL, **queueing.ALL}
 _VERDICT = {True: "kept", False: "**missed**", None: ""}
 
 

@@ -12,11 +12,10 @@ in.
 from __future__ import annotations
 
 import enum
-import heapq
 import operator
 import re
 import time
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -110,7 +109,7 @@ class Item(NamedTuple):
 
     def due(self, now: float) -> bool:
         """Whether it may be begun now."""
-        waits = self.state in _WAIT
+        waits = self.trial is None or self.trial.state in _WAIT
         return waits and self.ready_at is not None and self.ready_at <= now
 
 
@@ -296,7 +295,7 @@ def _waiting(item: Item, now: float, **more: Any) -> Item:
 def revived(queue: Queue, driven: Callable[[Item, Runner], bool], now: float) -> Queue:
     """Items that their runner does not drive any more wait again, at their place."""
     for at, item in enumerate(queue.line):
-        runner = item.so_far.runner
+        runner = item.trial and item.trial.runner
         if runner is not None and not driven(item, runner):
             why = _told(item, now, "the process that drove it is gone")
             queue = _put(queue, at, _waiting(item, now, reasons=why))
@@ -396,21 +395,24 @@ def arrivals(
     found: list[float | None] = [None] * len(queue.line)
     if not rate or queue.paused:
         return tuple(found)
-    later: list[tuple[float, int]] = []
-    ready: list[tuple[bool, int]] = []
+    runs, ready, later = [], [], []
     for at, item in enumerate(queue.line):
-        if item.state is ItemState.RUNNING or item.due(now):
-            ready.append((item.state is not ItemState.RUNNING, at))
+        if item.due(now):
+            ready.append(at)
+        elif item.state is ItemState.RUNNING:
+            runs.append(at)
         elif item.state is not ItemState.PAUSED and item.ready_at is not None:
             later.append((item.ready_at, at))
-    heapq.heapify(ready)
-    heapq.heapify(later)
-    while ready or later:
-        if not ready:
-            now = max(now, later[0][0])
-        while later and later[0][0] <= now:
-            heapq.heappush(ready, (True, heapq.heappop(later)[1]))
-        _, at = heapq.heappop(ready)
+    # From here on the last ones are the next ones.
+    later.sort(reverse=True)
+    ready.reverse()
+    runs.reverse()
+    while runs or ready or later:
+        if not (runs or ready):
+            now = max(now, later[-1][0])
+        while later and later[-1][0] <= now:
+            insort(ready, later.pop()[1], key=operator.neg)
+        at = runs.pop() if runs else ready.pop()
         size = missing(queue.line[at].model)
         if size is None:
             break  # when the others begin is not known either
