@@ -358,6 +358,60 @@ def queue_resume(given: click.Context, models: tuple[str, ...]) -> Exit:
     return body(given.obj, models)
 
 
+@queue.command("run")
+@click.option("--host", metavar="URL", help="The server; else OLLAMA_HOST.")
+@click.option("--insecure", is_flag=True, help="Registries without a valid certificate.")
+@_json_option
+@click.pass_context
+def queue_run(given: click.Context, host: str | None, insecure: bool) -> Exit:
+    """Download one after the other until nothing is left to begin."""
+    from watcher.commands import pull, queue
+    from watcher.pull.driver import Options
+
+    wanted = pull.Wanted(host, options=Options(insecure=insecure))
+    return queue.run(given.obj, pull.queued(given.obj, wanted))
+
+
+@group.command("pull")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--until-done", is_flag=True, help="Try for ever, over whatever may pass.")
+@click.option("--parallel", type=click.IntRange(1, 16), default=1, help="So many at once.")
+@click.option("--verify", is_flag=True, help="Hash layers that were there before, too.")
+@click.option("--insecure", is_flag=True, help="Registries without a valid certificate.")
+@click.option("--host", metavar="URL", help="The server; else OLLAMA_HOST.")
+@click.option("--stall", type=_Duration(), metavar="TIME", help="Mend after so long (30s).")
+@_json_option
+@click.pass_context
+def pull_models(
+    given: click.Context,
+    models: tuple[str, ...],
+    until_done: bool,
+    parallel: int,
+    verify: bool,
+    insecure: bool,
+    host: str | None,
+    stall: float | None,
+) -> Exit:
+    """Download models through the server, over resets, stalls and crashes."""
+    from watcher.commands import pull
+    from watcher.pull.driver import Options
+    from watcher.pull.speed import STALL_SECONDS
+
+    options = Options(insecure, until_done, verify, STALL_SECONDS if stall is None else stall)
+    return pull.pull(given.obj, models, pull.Wanted(host, parallel, options))
+
+
+@group.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
+@click.pass_context
+def reset(given: click.Context, models: tuple[str, ...], yes: bool) -> Exit:
+    """Forget a download and remove what there is of it."""
+    from watcher.commands.pull import reset as body
+
+    return body(given.obj, models, yes=yes)
+
+
 @group.command()
 @_json_option
 @click.pass_context

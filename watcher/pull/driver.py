@@ -180,6 +180,7 @@ class Pull:
                 manifest_pulled=True,
                 total_bytes=self._bar.total,
                 present_bytes=self._bar.present,
+                downloaded_bytes=self._bar.done,
                 resume_supported=self._bar.total > 0,
             )
             if answer.problem:
@@ -189,6 +190,9 @@ class Pull:
                 return End()
             yield from self._wait_for_others()
             yield from self._mend(own=False)
+            if self._bar.done > self._bar.present:
+                here, total = decimal(self._bar.done), decimal(self._bar.total)
+                yield self._say(f"resuming: {here} of {total} are here")
             short = self._shortage()
             if short:
                 return End(Cause.DISK_FULL, short)
@@ -209,7 +213,7 @@ class Pull:
 
     def _follow(self, stream: PullStream) -> Generator[Update, None, End]:
         """Read the stream to its end, or until our request has to be closed. Returns the `End`."""
-        layer, first, moved, lost = "", 0, False, 0
+        layer, first, moved, fresh, lost = "", 0, False, False, 0
         changed_at = time.monotonic()
         while True:
             if self.cancelled() and (moved or self._alone()):
@@ -227,15 +231,18 @@ class Pull:
                 return End()
             if status.digest != layer:
                 layer, first, moved, changed_at = status.digest, status.completed, False, now
+                fresh = True
             moved = moved or status.completed > first
             before = self._bar.done
             if layer:
                 lost += self._bar.note(layer, status.total, status.completed)
+            # What a layer has when it is first told of has not just come.
+            self.meter.add(now, 0 if fresh else self._bar.done - before)
+            fresh = False
             if self._bar.done != before or state not in (None, self.record.state):
                 changed_at = now
             elif self._is_silent(now - changed_at) and moved:
                 return End(Cause.SILENCE, f"nothing came for {now - changed_at:.0f} s")
-            self.meter.note(now, self._bar.done)
             yield self._progress(state, now)
             if lost and moved and self._may_cure(layer, now):
                 return End(Cause.RESETS, f"{decimal(lost)} were lost with a broken connection")
