@@ -1,0 +1,32 @@
+"""Random histories of a server, a user and us; `MACHINE_HISTORIES` sets how many there are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.fidelity.harness import EngineServer, RealServer
+from watcher.demo.registry import Registry
+
+from .machine import Machine
+
+HISTORIES = int(os.environ.get("MACHINE_HISTORIES", "10"))
+STEPS = 14
+
+
+@pytest.mark.parametrize("seed", range(HISTORIES))
+def test_all_is_well_in_the_end(seed: int, tmp_path: Path) -> None:
+    with Registry() as registry:
+        Machine(tmp_path, EngineServer, registry, seed).run(STEPS)
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set")
+@pytest.mark.parametrize("seed", range(HISTORIES))
+def test_the_same_with_a_real_server(seed: int, tmp_path: Path) -> None:
+    with Registry() as registry:
+        Machine(tmp_path, RealServer, registry, seed).run(STEPS)
+    shutil.rmtree(tmp_path)
