@@ -37,6 +37,7 @@ def run(world: World, read_policy: Callable[[], Policy]) -> None:
                 service.reload(read_policy)
                 scope = None
             service.look(scope, wakes)
+            service.ready()
         service.stop(signals.ended_by)
 
 
@@ -99,14 +100,16 @@ class _Service:
             return
         except (FileNotFoundError, NoStoreError):
             self._trouble(f"there is no store at {self._world.store} yet; waiting for it")
-            notify.notify(notify.READY, notify.ALIVE, "STATUS=waiting for the store")
+            notify.status("waiting for the store")
             return
         except Exception as error:
             # The service outlives whatever one look at a strange machine brings up.
             self._trouble(f"{type(error).__name__}: {error}")
             wakes.again(scope)
             return
-        self._memory = report.memory
+        # Only what can't be read again is kept: small things that lie among a look's large ones
+        # would keep all of their memory from the system.
+        self._memory = report.memory if report.troubles else None
         self._tell_blind(wakes)
         trouble = self._metrics.look(report, time.monotonic() - begun)
         if trouble:
@@ -161,6 +164,9 @@ class _Service:
         known = report.memory.downloads.values() if report.memory is not None else ()
         pulled = sum(record.pulling for record in known)
         notify.status(f"{len(known)} unfinished downloads, {pulled} of them being pulled")
+
+    def ready(self) -> None:
+        """Tell systemd, once, that the service is up, whatever its first look has come to."""
         if not self._ready:
             notify.notify(notify.READY)
             self._ready = True

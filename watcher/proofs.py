@@ -91,7 +91,9 @@ def _digest(subject: str) -> str:
 
 def _yield_to_others() -> None:
     """Give this thread, and those that it starts, the lowest priority."""
-    with contextlib.suppress(OSError, psutil.Error):
-        thread = threading.get_native_id()
+    thread = threading.get_native_id()
+    # A unit may deny either.
+    with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, thread, _LOWEST)
+    with contextlib.suppress(OSError, psutil.Error):
         psutil.Process(thread).ionice(psutil.IOPRIO_CLASS_IDLE)
