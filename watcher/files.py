@@ -261,6 +261,7 @@ def _locked_log(name: str, parent: int) -> int:
     while True:
         fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
         try:
+            _only_ours(fd, name)
             fcntl.flock(fd, fcntl.LOCK_EX)
             if os.fstat(fd).st_nlink:
                 return fd
@@ -419,6 +420,7 @@ def locked(name: str, parent: int, owner: str, *, seconds: float = 0.0) -> Itera
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
     try:
+        _only_ours(fd, name)
         _lock(fd, seconds)
         os.ftruncate(fd, 0)
         _own(fd, parent)
@@ -428,6 +430,12 @@ def locked(name: str, parent: int, owner: str, *, seconds: float = 0.0) -> Itera
         yield
     finally:
         os.close(fd)
+
+
+def _only_ours(fd: int, name: str) -> None:
+    """Raise OSError for a file of ours that has a second name: it may be somebody else's file."""
+    if os.fstat(fd).st_nlink > 1:
+        raise OSError(errno.EMLINK, "it has a second name", name)
 
 
 def _lock(fd: int, seconds: float) -> None:

@@ -111,14 +111,14 @@ def test_a_disk_that_can_not_read_is_told_with_the_offset(
     with path.open("wb") as file:
         file.truncate(hashing._READ * 3)
     store.manifest("healthy", *store.digests)
-    real = os.pread
+    real = os.preadv
 
-    def failing(fd: int, length: int, at: int) -> bytes:
+    def failing(fd: int, buffers: list[memoryview], at: int) -> int:
         if at == 2 * hashing._READ and os.fstat(fd).st_ino == path.stat().st_ino:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return real(fd, length, at)
+        return real(fd, buffers, at)
 
-    monkeypatch.setattr(os, "pread", failing)
+    monkeypatch.setattr(os, "preadv", failing)
     report = cycle.cycle(World(str(store.path)), VERIFY)
     (failed,) = [each for each in report.outcomes if each.result is Result.FAILED]
     assert failed.action.expects[0].name == path.name
@@ -130,17 +130,17 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = store.blobs / f"sha256-{store.digests[0]}"
-    real, done = os.pread, threading.Event()
+    real, done = os.preadv, threading.Event()
 
-    def changing(fd: int, length: int, at: int) -> bytes:
-        found = real(fd, length, at)
+    def changing(fd: int, buffers: list[memoryview], at: int) -> int:
+        found = real(fd, buffers, at)
         if os.fstat(fd).st_ino == path.stat().st_ino and not done.is_set():
             done.set()
             with path.open("ab") as file:
                 file.write(b"more")
         return found
 
-    monkeypatch.setattr(os, "pread", changing)
+    monkeypatch.setattr(os, "preadv", changing)
     report = cycle.cycle(World(str(store.path)), VERIFY)
     (refused,) = [each for each in report.outcomes if each.result is Result.REFUSED]
     assert refused.sha256 is None

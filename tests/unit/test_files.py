@@ -335,6 +335,17 @@ def test_a_lock_is_held_by_one_and_names_its_owner(folder: int) -> None:
         pass
 
 
+def test_what_has_a_second_name_is_not_written_to(folder: int, path: Path) -> None:
+    (path / "somebody").write_text("else's")
+    for name in ("lock", "log"):
+        os.link(path / "somebody", path / name)
+    with pytest.raises(OSError, match="second name"), files.locked("lock", folder, "pid 1"):
+        pass
+    with pytest.raises(OSError, match="second name"):
+        files.append("log", folder, b"a line\n")
+    assert (path / "somebody").read_text() == "else's"
+
+
 def test_a_full_disk_keeps_nobody_from_the_lock(folder: int) -> None:
     with small_files(0), files.locked("lock", folder, "me"):
         pass

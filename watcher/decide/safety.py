@@ -144,6 +144,13 @@ def store_forbids(evidence: Evidence) -> Why | None:
             "mount or link the whole store instead of blobs/ alone",
             None,
         )
+    if evidence.place.blobs_foreign and evidence.place.blobs_linked and evidence.uid == 0:
+        return (
+            RefusalKind.OWNER,
+            "blobs/ is a link to a folder of another user than the store's owner",
+            "run it as the owner of that folder, or link to one of the store's owner",
+            None,
+        )
     if evidence.place.read_only:
         why = "the file system is mounted read-only"
         return RefusalKind.PERMISSION, why, "mount it for writing", None

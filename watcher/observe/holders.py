@@ -346,13 +346,19 @@ def _same_folder(world: World, pid: int, store: str) -> bool | None:
     None where that can't be told: False would be to take a server for nobody's business.
     """
     root = f"{world.proc}/{pid}/root" if store.startswith("/") else f"{world.proc}/{pid}/cwd"
+    there = f"{root}/{store.lstrip('/')}"
     try:
-        there = f"{root}/{store.lstrip('/')}"
-        ours, theirs = os.stat(world.store), os.stat(there)
+        here = os.readlink(f"{world.proc}/self/ns/mnt")
+        same_mounts = os.readlink(f"{world.proc}/{pid}/ns/mnt") == here
+        ours = os.stat(world.store)
+        try:
+            theirs = os.stat(there)
+        except FileNotFoundError:
+            # A server makes its folder with its first pull; ours is there, so it is another one.
+            return False if same_mounts and os.path.isdir(root) else None
         if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
             return True
-        here = os.readlink(f"{world.proc}/self/ns/mnt")
-        if os.readlink(f"{world.proc}/{pid}/ns/mnt") == here:
+        if same_mounts:
             return False
         # In another mount namespace the same files may show another device and inode (an overlay,
         # a share of a virtual machine), but blobs/ has the same time: it changes with each name.

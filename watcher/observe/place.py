@@ -179,6 +179,7 @@ def describe(world: World, store: int) -> Place:
         blobs=(0, 0) if behind is None else (behind.st_dev, behind.st_ino),
         owner=status.st_uid,
         blobs_linked=blobs is not None and stat.S_ISLNK(blobs.st_mode),
+        blobs_foreign=behind is not None and behind.st_uid not in (0, status.st_uid),
         blobs_elsewhere=behind is not None and behind.st_dev != status.st_dev,
         globbed=not _GLOB_CHARACTERS.isdisjoint(world.store),
         glob_fails=re.fullmatch(f"(?:{_GLOB_ITEM})*", world.store, re.DOTALL) is None,

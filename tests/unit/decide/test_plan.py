@@ -140,6 +140,11 @@ def test_a_server_that_runs_is_given_time_to_meet_the_guard() -> None:
             {"servers": (server(state=ServerState.STARTING),)},
             RefusalKind.SERVER_STARTS,
         ),
+        (
+            download(ago=OLD),
+            {"place": Place("/m", "x", blobs_linked=True, blobs_foreign=True)},
+            RefusalKind.OWNER,
+        ),
         (download(ago=OLD), {"place": Place("/m", "x", blobs_elsewhere=True)}, RefusalKind.LINKED),
         (download(ago=OLD), {"place": Place("/m", "x", read_only=True)}, RefusalKind.PERMISSION),
         (

@@ -189,7 +189,7 @@ def test_a_server_may_have_a_longer_name(
 
 
 @pytest.mark.parametrize(
-    ("folder", "expected"), [(".", True), ("elsewhere", False), ("nowhere", None)]
+    ("folder", "expected"), [(".", True), ("elsewhere", False), ("nowhere", False)]
 )
 def test_a_relative_folder_is_that_of_the_servers_working_directory(
     models: Store, tmp_path: Path, children: Children, folder: str, expected: bool | None
