@@ -121,7 +121,7 @@ def group(
     as_json: bool,
     no_color: bool,
 ) -> None:
-    """Watch an Ollama model store: tell what died, clean what is stale.
+    """Watch an Ollama model store: mend what died, clean what is stale.
 
     Without --store: OLLAMA_MODELS, a running server's store, the unit ollama.service,
     /usr/share/ollama/.ollama/models, /var/lib/ollama/models, ~/.ollama/models.
@@ -168,7 +168,7 @@ def audit(given: click.Context, fail_on: str, svg: Path | None) -> Exit:
 @_json_option
 @click.pass_context
 def df(given: click.Context) -> Exit:
-    """Where the space is: models, downloads, orphans and the rest, as du counts."""
+    """Where the space is: models, downloads, orphans."""
     from watcher.commands.df import df as body
 
     return body(given.obj)
@@ -190,7 +190,7 @@ def clean(
     stale_after: float | None,
     until_free: int | None,
 ) -> Exit:
-    """Free what is worth nothing: stale downloads, orphans, left-overs."""
+    """Free what is worth nothing: stale downloads, orphans."""
     from watcher.commands.acting import clean as body
 
     if stale_after is not None:
@@ -226,7 +226,7 @@ def repair(
 @_json_option
 @click.pass_context
 def verify(given: click.Context, targets: tuple[str, ...], max_duration: float | None) -> Exit:
-    """Hash blobs and remember it; a second run hashes only what changed."""
+    """Hash blobs; a second run hashes only what changed."""
     from watcher.commands.acting import verify as body
 
     return body(given.obj, targets, max_duration)
@@ -392,7 +392,7 @@ def pull_models(
     host: str | None,
     stall: float | None,
 ) -> Exit:
-    """Download models through the server, over resets, stalls and crashes."""
+    """Download models to the end, over resets and crashes."""
     from watcher.commands import pull
     from watcher.pull.driver import Options
     from watcher.pull.speed import STALL_SECONDS
@@ -426,7 +426,7 @@ def prepare(given: click.Context) -> Exit:
 @_json_option
 @click.pass_context
 def daemon(given: click.Context) -> Exit:
-    """The service: watch, tell what dies, and clean if the settings say so."""
+    """The service: watch, mend at once what dies, and tell."""
     from watcher.commands.daemon import daemon as body
 
     return body(given.obj)
