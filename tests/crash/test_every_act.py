@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +25,9 @@ from watcher.demo.registry import Model, Registry
 from watcher.model import MIB
 
 from .acts import ACTS, LAYER, QUARANTINED, Act, Layer
-from .conftest import Driver, Ended
+from .conftest import AT_LENGTH, Driver, Ended
 from .test_every_call import assert_nothing_lost, inodes, places, shape
 
-AT_LENGTH = "CRASH_AT_LENGTH" in os.environ
 VERIFY = {"repair": False, "clean": False, "hash": True, "verify": True}
 KILL, HALF, EIO = {"how": "kill"}, {"how": "half"}, {"how": "EIO"}
 #: From that call on, as on a disk that the kernel has made read-only.

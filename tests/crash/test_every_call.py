@@ -13,7 +13,7 @@ import pytest
 
 from tests.driving import Store, whole_lines
 
-from .conftest import Driver, Ended
+from .conftest import Driver, Ended, at_length
 
 #: A young download and a file of the user's, beside what is worth nothing: they must stay.
 KEPT = "a young download"
@@ -184,7 +184,10 @@ def test_a_kill_at_any_call_comes_to_the_same_end(trial: Trial, how: str) -> Non
         trial.assert_same_end(store, where)
 
 
-@pytest.mark.parametrize("how", ["EIO", "ENOSPC", "EACCES"])
+@pytest.mark.parametrize(
+    "how",
+    ["EIO", pytest.param("ENOSPC", marks=at_length), pytest.param("EACCES", marks=at_length)],
+)
 def test_an_error_at_any_call_loses_nothing(trial: Trial, how: str) -> None:
     if how != "EIO" and trial.scene not in ("stale", "orphans"):
         pytest.skip("which error it is makes no difference to this scene")
@@ -194,7 +197,7 @@ def test_an_error_at_any_call_loses_nothing(trial: Trial, how: str) -> None:
 
 
 @pytest.mark.parametrize("scene", ["stale", "unclaimed", "orphans"])
-@pytest.mark.parametrize("how", ["kill", "EIO"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("EIO", marks=at_length)])
 def test_the_same_holds_without_a_rename_that_never_replaces(
     scene: str, how: str, tmp_path: Path, driver: Driver
 ) -> None:
@@ -204,7 +207,13 @@ def test_the_same_holds_without_a_rename_that_never_replaces(
 
 
 @pytest.mark.parametrize(
-    ("scene", "look"), [("stale", 1), ("stale", 2), ("unclaimed", 2), ("surplus", 2)]
+    ("scene", "look"),
+    [
+        ("stale", 1),
+        pytest.param("stale", 2, marks=at_length),
+        ("unclaimed", 2),
+        pytest.param("surplus", 2, marks=at_length),
+    ],
 )
 def test_a_kill_while_a_held_file_is_put_back_leaves_all_in_place(
     scene: str, look: int, tmp_path: Path, driver: Driver
@@ -218,7 +227,7 @@ def test_a_kill_while_a_held_file_is_put_back_leaves_all_in_place(
 
 
 @pytest.mark.parametrize("scene", ["stale", "surplus", "orphans"])
-@pytest.mark.parametrize("share", [0.5, 0.8])
+@pytest.mark.parametrize("share", [0.5, pytest.param(0.8, marks=at_length)])
 def test_a_kill_of_the_recovery_itself_comes_to_the_same_end(
     scene: str, share: float, tmp_path: Path, driver: Driver
 ) -> None:

@@ -15,8 +15,8 @@ import pytest
 from tests.driving import Store, command, environment
 
 from .acts import ACTS, QUARANTINED, Layer
-from .conftest import Driver
-from .test_every_act import AT_LENGTH, Trial, layer, model, registry
+from .conftest import Driver, at_length
+from .test_every_act import Trial, layer, model, registry
 from .test_every_call import assert_settled, places, shape
 
 __all__ = ["layer", "model", "registry"]
@@ -124,7 +124,7 @@ def test_killed_at_any_system_call_the_next_run_comes_to_the_same_end(
             assert_settled(store, where)
 
 
-@pytest.mark.skipif(not AT_LENGTH, reason="takes minutes: CRASH_AT_LENGTH is not set")
+@at_length
 @pytest.mark.parametrize(
     "name", ["behind", "a-strange-number", "redundant", "quarantine", "restore", "purge", "prepare"]
 )
