@@ -35,6 +35,9 @@ from watcher.world import World
 
 #: No line at all for so long while the manifest is asked for: the server waits without any limit.
 _SILENT_SECONDS = 120.0
+#: Who waits for what another pull prepares hears of it many times a second. Who hears nothing for so
+#: long waits for the registry, and may give up.
+_UNHEARD_SECONDS = 30.0
 #: How long a server that is gone is waited for, where nobody said to wait for ever.
 SERVER_SECONDS = 300.0
 #: Tries in a row that bring nothing, where nobody said to go on for ever.
@@ -43,7 +46,7 @@ _TRIES = 8
 _RELEASE_SECONDS = 45.0
 #: A cure takes three seconds and more: after some that brought little the next one waits so long.
 _CURE_PAUSES = (0.0, 5.0, 15.0, 60.0)
-_WORTH_A_CURE = 8 << 20
+_WORTH_A_CURE = 1 << 20
 _TICK_SECONDS = 0.2
 #: What changes besides the state is kept this often.
 _KEEP_SECONDS = 1.0
@@ -213,39 +216,46 @@ class Pull:
 
     def _follow(self, stream: PullStream) -> Generator[Update, None, End]:
         """Read the stream to its end, or until our request has to be closed. Returns the `End`."""
-        layer, first, moved, fresh, lost = "", 0, False, False, 0
-        changed_at = time.monotonic()
+        layer, completed, moved, lost = "", 0, False, 0
+        changed_at = heard_at = time.monotonic()
         while True:
-            if self.cancelled() and (moved or self._alone()):
-                return End(Cause.INTERRUPTED, "it was cancelled")
-            status = stream.next(_TICK_SECONDS)
             now = time.monotonic()
+            ends = self._wanted_end(now - changed_at)
+            if ends and (moved or now - heard_at >= _UNHEARD_SECONDS or self._may_close()):
+                return ends
+            status = stream.next(_TICK_SECONDS)
             if status is None:
-                if self._is_silent(now - changed_at) and (moved or self._alone()):
-                    return End(Cause.SILENCE, f"nothing came for {now - changed_at:.0f} s")
                 continue
+            now = heard_at = time.monotonic()
             if status.error:
                 return End(of_error(status.error), status.error)
             state = states.of_status(status.text)
             if state is State.COMPLETED:
                 return End()
-            if status.digest != layer:
-                layer, first, moved, changed_at = status.digest, status.completed, False, now
-                fresh = True
-            moved = moved or status.completed > first
+            fresh = status.digest != layer
+            if fresh:
+                layer, moved, lost = status.digest, False, 0
+            elif status.completed != completed:
+                moved = True
+            if fresh or status.completed != completed or state not in (None, self.record.state):
+                changed_at = now
+            completed = status.completed
             before = self._bar.done
             if layer:
-                lost += self._bar.note(layer, status.total, status.completed)
+                lost += self._bar.note(layer, status.total, completed)
             # What a layer has when it is first told of has not just come.
             self.meter.add(now, 0 if fresh else self._bar.done - before)
-            fresh = False
-            if self._bar.done != before or state not in (None, self.record.state):
-                changed_at = now
-            elif self._is_silent(now - changed_at) and moved:
-                return End(Cause.SILENCE, f"nothing came for {now - changed_at:.0f} s")
             yield self._progress(state, now)
             if lost and moved and self._may_cure(layer, now):
                 return End(Cause.RESETS, f"{decimal(lost)} were lost with a broken connection")
+
+    def _wanted_end(self, quiet: float) -> End | None:
+        """Why our request should be closed, if it should: cancelled, or quiet for too long."""
+        if self.cancelled():
+            return End(Cause.INTERRUPTED, "it was cancelled")
+        if self._is_silent(quiet):
+            return End(Cause.SILENCE, f"nothing came for {quiet:.0f} s")
+        return None
 
     def _is_silent(self, seconds: float) -> bool:
         """Whether that is too long without anything; checking a large layer may take for ever."""
@@ -257,12 +267,14 @@ class Pull:
             case _:
                 return False
 
-    def _alone(self) -> bool:
-        """Whether nobody else is connected to the server.
+    def _may_close(self) -> bool:
+        """Whether no layer is being prepared, or for nobody but us.
 
         Who closes a request for a layer that another pull is still preparing makes the server
         panic (docs/store.md).
         """
+        if self.record.state in (State.VERIFYING, State.WRITING_MANIFEST):
+            return True
         world = self.site.world
         if world is None:
             return False

@@ -1,0 +1,1 @@
+"""Pulls driven to their end over whatever breaks on the way."""

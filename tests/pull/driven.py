@@ -1,0 +1,103 @@
+"""A pull that is driven here, and what was seen of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.driving import is_right
+from tests.fidelity.harness import Server, blob
+from tests.repair.scenes import seed_of
+from watcher import states
+from watcher.demo.registry import Layer, Model, Registry
+from watcher.model import Policy
+from watcher.pull.driver import End, Options, Pull, Site, Update
+from watcher.states import State
+from watcher.world import World
+
+MB = 1_000_000
+MIB = 1 << 20
+#: Two parts by the server's own rule.
+SIZE = 120 * MB
+POLICY = Policy(writers_visible=True)
+OPTIONS = Options(insecure=True)
+
+
+@dataclass
+class Seen:
+    """Every update of a pull, checked as it comes."""
+
+    updates: list[Update] = field(default_factory=list)
+    end: End = field(default_factory=End)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was said in words."""
+        return [each.note for each in self.updates if each.note]
+
+    @property
+    def states(self) -> list[State]:
+        """The states, repetitions left out."""
+        found: list[State] = []
+        for each in self.updates:
+            if found[-1:] != [each.record.state]:
+                found.append(each.record.state)
+        return found
+
+    def add(self, update: Update) -> None:
+        """One more; it must be able to follow the one before."""
+        if self.updates:
+            before, now = self.updates[-1].record, update.record
+            assert states.may_follow(before.state, now.state), (before.state, now.state)
+            assert now.progress_percent >= before.progress_percent, (before, now)
+        self.updates.append(update)
+
+
+def site(server: Server) -> Site:
+    """The site of a server whose store is here."""
+    return Site(server.url, POLICY, World(str(server.store)))
+
+
+def add(registry: Registry, server: Server, size: int = SIZE, name: str = "demo") -> Model:
+    """A model of one layer, another one for each test."""
+    layers = [Layer(size, seed=seed_of(server.store / name))]
+    return registry.add_model(name, "1b", layers, extras=False)
+
+
+def drive(
+    where: Site,
+    model: Model | str,
+    options: Options = OPTIONS,
+    cancelled: Callable[[], bool] = lambda: False,
+    on_update: Callable[[Update], object] = lambda _: None,
+) -> Seen:
+    """Drive a pull to its end."""
+    pull = Pull(where, model if isinstance(model, str) else model.name, options, cancelled)
+    seen = Seen()
+    for update in pull.updates():
+        seen.add(update)
+        on_update(update)
+    seen.end = pull.end
+    last = seen.updates[-1].record
+    if seen.end.cause is None:
+        assert last.state is State.COMPLETED
+        assert last.progress_percent == 100.0
+    else:
+        assert last.state is State.ERROR
+        assert last.error
+        assert seen.end.cause.step
+    return seen
+
+
+def arrived(server: Server, model: Model) -> bool:
+    """Whether all blobs are right, and the manifest is the registry's."""
+    path = server.store / "manifests" / model.name.removeprefix("http://").replace(":1b", "/1b")
+    blobs = all(is_right(server.store, digest) for digest in (*model.digests, model.config))
+    return blobs and path.read_bytes() == model.manifest
+
+
+def partial_files(server: Server, model: Model) -> Iterator[Path]:
+    """What is there of the unfinished layer."""
+    data = blob(server.store, model.digests[0], "-partial")
+    return data.parent.glob(f"{data.name}*")
