@@ -12,48 +12,58 @@ class Bar:
     """How far a pull has come, by the manifest's sizes and what the server tells of each layer."""
 
     def __init__(self) -> None:
-        self._sizes: dict[str, int] = {}
+        #: Bytes of each layer and of the config, by digest.
+        self.sizes: dict[str, int] = {}
         self._present: frozenset[str] = frozenset()
         self._completed: dict[str, int] = {}
+        #: Bytes of all layers together, where the server tells no more: total, and completed.
+        self._all = 0, 0
 
     def expect(self, sizes: Mapping[str, int], present: Iterable[str]) -> None:
         """The layers and the config with their bytes, and those that are in the store already.
 
         What came of layers that are not among them any more is forgotten.
         """
-        self._sizes = dict(sizes)
+        self.sizes = dict(sizes)
         self._present = frozenset(present)
         self._completed = {each: self._completed.get(each, 0) for each in sizes}
+        self._all = 0, 0
 
-    def here(self, partial: Mapping[str, int]) -> None:
-        """Bytes of unfinished layers that a pull need not fetch."""
-        for digest, size in partial.items():
-            self._completed[digest] = size
+    def here(self, partial: Mapping[str, int], present: Iterable[str]) -> None:
+        """What the store has by now: bytes that a pull need not fetch, and finished layers."""
+        self._present = frozenset(present)
+        self._completed = {each: partial.get(each, 0) for each in self.sizes}
 
     def note(self, digest: str, total: int, completed: int) -> int:
         """So many bytes of a layer are here, as the server counts; gives back how many were lost.
 
-        A layer that the manifest does not name is taken on: the manifest may not be known.
+        A layer that the manifest does not name is taken on: the manifest may not be known. While
+        the server prepares it, its total is 0.
         """
-        self._sizes.setdefault(digest, total)
+        self.sizes[digest] = max(total, self.sizes.get(digest, 0))
         before = self._completed.get(digest, 0)
         self._completed[digest] = completed
         return before - completed if before - completed > _NOISE else 0
 
+    def note_all(self, total: int, completed: int) -> None:
+        """So many bytes of all layers together are here, as a server counts on its other path."""
+        self._all = total, completed
+
     @property
     def total(self) -> int:
         """Bytes of all layers and of the config."""
-        return sum(self._sizes.values())
+        return sum(self.sizes.values()) or self._all[0]
 
     @property
     def done(self) -> int:
         """Bytes of them that are here."""
-        return sum(
+        layers = sum(
             size if digest in self._present else min(size, self._completed.get(digest, 0))
-            for digest, size in self._sizes.items()
+            for digest, size in self.sizes.items()
         )
+        return max(layers, min(self._all[1], self.total))
 
     @property
     def present(self) -> int:
         """Bytes of those layers that were in the store before."""
-        return sum(size for digest, size in self._sizes.items() if digest in self._present)
+        return sum(size for digest, size in self.sizes.items() if digest in self._present)

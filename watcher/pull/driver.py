@@ -35,13 +35,15 @@ from watcher.world import World
 
 #: No line at all for so long while the manifest is asked for: the server waits without any limit.
 _SILENT_SECONDS = 120.0
-#: Who waits for what another pull prepares hears of it many times a second. Who hears nothing for so
-#: long waits for the registry, and may give up.
+#: Who waits for what another pull prepares hears of it many times a second. Who hears nothing for
+#: so long waits for the registry, and may give up.
 _UNHEARD_SECONDS = 30.0
 #: How long a server that is gone is waited for, where nobody said to wait for ever.
 SERVER_SECONDS = 300.0
 #: Tries in a row that bring nothing, where nobody said to go on for ever.
 _TRIES = 8
+#: Layers that were damaged on their way, and fetched again from the start: then it is no accident.
+_MISMATCHES = 3
 #: A part that waits for its retry keeps the file open so long after its request was closed.
 _RELEASE_SECONDS = 45.0
 #: A cure takes three seconds and more: after some that brought little the next one waits so long.
@@ -143,7 +145,7 @@ class Pull:
         if self.site.why:
             yield self._say(f"{self.site.why}; so resets and stalls can't be cured")
         proved = not self.options.verify
-        tries, best = 0, 0
+        tries, best, mismatches = 0, 0, 0
         while True:
             self.end = yield from self._try()
             if self.end.cause is None:
@@ -157,12 +159,14 @@ class Pull:
             if self.record.downloaded_bytes > best:
                 tries, best = 0, self.record.downloaded_bytes
             tries += 1
+            mismatches += self.end.cause is Cause.MISMATCH
             enough = tries >= _TRIES and not self.options.until_done
-            if enough or not self.end.cause.passes:
+            if enough or mismatches >= _MISMATCHES or not self.end.cause.passes:
                 break
-            yield from self._heal(self.end, tries)
-        if self.end.cause is Cause.INTERRUPTED:
-            yield from self._mend(own=True)
+            if not (yield from self._heal(self.end, tries)):
+                break
+        # What has come is kept for the next pull, whosever that is.
+        yield from self._mend(own=True)
         yield self._change(state=State.ERROR, error=self.end.text)
         self._log("pull_failed", f"{self.name.shown}: {self.end.text}", cause=self.end.cause.value)
 
@@ -235,6 +239,8 @@ class Pull:
             fresh = status.digest != layer
             if fresh:
                 layer, moved, lost = status.digest, False, 0
+                # The manifest may be known to the server alone.
+                self._digests |= {layer} - {""}
             elif status.completed != completed:
                 moved = True
             if fresh or status.completed != completed or state not in (None, self.record.state):
@@ -243,6 +249,8 @@ class Pull:
             before = self._bar.done
             if layer:
                 lost += self._bar.note(layer, status.total, completed)
+            elif status.total:
+                self._bar.note_all(status.total, completed)
             # What a layer has when it is first told of has not just come.
             self.meter.add(now, 0 if fresh else self._bar.done - before)
             yield self._progress(state, now)
@@ -297,13 +305,16 @@ class Pull:
 
     def _expect(self, sizes: Mapping[str, int]) -> None:
         """Set the bar on the layers of the manifest as it is now."""
-        with ExitStack() as opened:
-            store = self._store(opened)
-            here = frozenset() if store is None else scan.present(store, sizes)
+        here = self._finished(sizes)
         if self._present is None:
             self._present = here
         self._digests = frozenset(sizes)
         self._bar.expect(sizes, here)
+
+    def _finished(self, sizes: Mapping[str, int]) -> frozenset[str]:
+        with ExitStack() as opened:
+            store = self._store(opened)
+            return frozenset() if store is None else scan.present(store, sizes)
 
     def _is_here(self, raw: bytes) -> bool:
         """Whether the store has this very manifest, and all that it names."""
@@ -331,19 +342,22 @@ class Pull:
 
     # ------------------------------------------------------------ mending
 
-    def _heal(self, end: End, tries: int) -> Iterator[Update]:
-        """What another try takes after such an end."""
+    def _heal(self, end: End, tries: int) -> Generator[Update, None, bool]:
+        """What another try takes after such an end. Returns whether there can be one."""
         yield self._say(end.text)
         if end.cause is Cause.SERVER_GONE:
-            yield from self._await_server()
-            return
+            return (yield from self._await_server())
         yield from self._mend(own=True)
         if end.cause not in (Cause.RESETS, Cause.SILENCE) or tries > 1:
             longest = min(_LONGEST_PAUSE, 2.0 ** min(tries, 6))
             self._rest(longest * random.uniform(0.5, 1.0))  # noqa: S311 - many clients, no secret
+        return True
 
-    def _await_server(self) -> Iterator[Update]:
-        """Wait until the server answers; what it left half done is mended meanwhile."""
+    def _await_server(self) -> Generator[Update, None, bool]:
+        """Wait until the server answers; what it left half done is mended meanwhile.
+
+        Returns False where it has not come in time.
+        """
         patience = float("inf") if self.options.until_done else self.options.server_seconds
         until = time.monotonic() + patience
         # At once, before somebody starts it again: a process that was killed closes its files soon.
@@ -351,8 +365,9 @@ class Pull:
         while time.monotonic() < until and not self.cancelled():
             if ollama.version(self.site.url) is not None:
                 yield from self._mend(own=True)
-                return
+                return True
             self._rest(1.0)
+        return self.cancelled()
 
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -389,7 +404,7 @@ class Pull:
             self._shared |= held
             yield self._say("another client pulls it, too: joined")
         if report is not None:
-            self._bar.here(_claims(report))
+            self._bar.here(_claims(report), self._finished(self._bar.sizes))
             yield from self._tell_mended(report)
         if own:
             self._note_cure()

@@ -17,10 +17,22 @@ from watcher import names
 
 CONNECT_SECONDS = 10.0
 _LONGEST_LINE = 1 << 20
+#: Sums of what a server tells must stay numbers that can be kept.
+_MOST_BYTES = 1 << 55
+#: A machine that is gone without a word is noticed after a minute, even while a layer is checked.
+_ALIVE = (
+    ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPIDLE), 30),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 10),
+    ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
+)
 
 
 class Status(NamedTuple):
-    """One line of the stream. `digest` has its 64 digits only; bytes are 0 where none are told."""
+    """One line of the stream. `digest` has its 64 digits only; bytes are 0 where none are told.
+
+    Bytes without a digest are those of all layers together.
+    """
 
     text: str
     digest: str = ""
@@ -50,13 +62,18 @@ class PullStream:
         self._body = orjson.dumps({"model": model, "insecure": insecure, "stream": True})
         self._lines: queue.SimpleQueue[Status | ServerGoneError] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._read, name="pull", daemon=True)
+        #: The connection forgets it where the server is to close it after its answer.
+        self._socket: socket.socket | None = None
 
     def __enter__(self) -> Self:
         """Raises ServerGoneError where nobody takes the request."""
         try:
             self._connection.connect()
             # The answer may take as long as the registry lets the server wait.
-            self._connection.sock.settimeout(None)
+            self._socket = self._connection.sock
+            self._socket.settimeout(None)
+            for option, value in _ALIVE:
+                self._socket.setsockopt(*option, value)
             self._connection.request("POST", self._path, self._body)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
@@ -70,10 +87,9 @@ class PullStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        sock: socket.socket | None = self._connection.sock
-        if sock is not None:
+        if self._socket is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # wakes the thread, which a close does not
+                self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread; a close does not
         self._thread.join()
         self._connection.close()
 
@@ -92,8 +108,11 @@ class PullStream:
         try:
             with self._connection.getresponse() as answer:
                 while raw := answer.readline(_LONGEST_LINE):
-                    if raw.strip():
-                        self._lines.put(_status(raw, answer.status))
+                    if not raw.strip():
+                        continue
+                    if answer.status == 200 and _is_half(raw):
+                        break  # the server has died while it wrote it
+                    self._lines.put(_status(raw, answer.status))
             why = "the server has ended the answer"
         except (OSError, ValueError, http.client.HTTPException, AttributeError) as error:
             why = str(error) or type(error).__name__
@@ -109,14 +128,27 @@ def _status(raw: bytes, code: int) -> Status:
         shown = names.printable(raw[:200].decode("utf-8", "replace").strip())
         return Status("", error=f"the server answers {code}: {shown}")
     if "error" in line or code >= 400:
-        return Status("", error=str(line.get("error") or f"the server answers {code}"))
+        told = names.printable(str(line.get("error") or ""))
+        return Status("", error=told or f"the server answers {code}")
+    digest = names.SPELLED_DIGEST.fullmatch(str(line.get("digest", "")))
     return Status(
         str(line.get("status", "")),
-        str(line.get("digest", "")).removeprefix("sha256:"),
+        digest[2] if digest else "",
         _count(line.get("total")),
         _count(line.get("completed")),
     )
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if isinstance(value, int) and 0 < value < _MOST_BYTES else 0
+
+
+def _is_half(raw: bytes) -> bool:
+    """Whether that is the beginning of a line that has no end."""
+    if raw.endswith(b"\n") or len(raw) >= _LONGEST_LINE:
+        return False
+    try:
+        orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return True
+    return False
