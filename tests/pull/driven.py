@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.driving import is_right
 from tests.fidelity.harness import Server, blob
 from tests.repair.scenes import seed_of
-from watcher import states
+from watcher import sidecars, states
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import Policy
 from watcher.pull.driver import End, Options, Pull, Site, Update
@@ -59,9 +59,11 @@ def site(server: Server) -> Site:
     return Site(server.url, POLICY, World(str(server.store)))
 
 
-def add(registry: Registry, server: Server, size: int = SIZE, name: str = "demo") -> Model:
+def add(
+    registry: Registry, server: Server, size: int = SIZE, name: str = "demo", seed: str = ""
+) -> Model:
     """A model of one layer, another one for each test."""
-    layers = [Layer(size, seed=seed_of(server.store / name))]
+    layers = [Layer(size, seed=seed_of(server.store / name / seed))]
     return registry.add_model(name, "1b", layers, extras=False)
 
 
@@ -95,6 +97,13 @@ def arrived(server: Server, model: Model) -> bool:
     path = server.store / "manifests" / model.name.removeprefix("http://").replace(":1b", "/1b")
     blobs = all(is_right(server.store, digest) for digest in (*model.digests, model.config))
     return blobs and path.read_bytes() == model.manifest
+
+
+def claimed(server: Server, model: Model) -> int:
+    """Bytes of the unfinished layer that a pull need not fetch, by its sidecars."""
+    blobs = server.store / "blobs"
+    found = blobs.glob(f"{model.digests[0].replace(':', '-')}-partial-*")
+    return sum(sidecars.parse(path.read_bytes()).completed for path in found)
 
 
 def partial_files(server: Server, model: Model) -> Iterator[Path]:

@@ -60,12 +60,18 @@ _STEPS = {
     Cause.UNKNOWN: "see the server's log: journalctl -u ollama",
 }
 
+#: What stands before an HTTP status; paths and ports may have the same digits.
+_STATUS = "(^|: |status code |answers )"
+
 #: In this order: the first that is found is the cause.
 _WORDS = (
     (Cause.DISK_FULL, "no space left on device|disk quota exceeded"),
     (Cause.MISMATCH, "digest mismatch"),
-    (Cause.NO_MODEL, "manifest: file does not exist|manifest unknown|model .* not found|: 404"),
-    (Cause.NO_PERMISSION, r"unauthorized|access denied|\b40[13]\b|forbidden|signed in|signin"),
+    (Cause.NO_MODEL, "manifest: file does not exist|manifest unknown|model .* not found|: 404:"),
+    (
+        Cause.NO_PERMISSION,
+        f"unauthorized|access denied|{_STATUS}40[13](:|$)|forbidden|signed in|signin",
+    ),
     (Cause.STORE, "(open|create|chmod|rename|remove|mkdir) .*: (permission denied|read-only)"),
     (
         Cause.NO_NETWORK,
@@ -74,7 +80,7 @@ _WORDS = (
             "|server misbehaving|proxyconnect|x509|certificate"
         ),
     ),
-    (Cause.OVERLOADED, r"\b(429|50[0234])\b|too many requests|service unavailable"),
+    (Cause.OVERLOADED, f"{_STATUS}(429|50[0234])(:|$)|too many requests|service unavailable"),
     (
         Cause.RESETS,
         (

@@ -1,0 +1,183 @@
+"""One request to pull, whatever the other side makes of it."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from watcher.pull.causes import Cause, of_error
+from watcher.pull.stream import PullStream, ServerGoneError, Status
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
+DIGEST = "ab" * 32
+
+
+class Peer:
+    """Takes one connection, sends what it is told to, and keeps it open until it is let go."""
+
+    def __init__(self) -> None:
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._ended = threading.Event()
+        self.asked = b""
+        self.closed_by_us = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+
+    def answer(self, raw: bytes, *, stays: bool = False) -> PullStream:
+        """A stream over what is sent; `stays`: then nothing more, with the connection open."""
+
+        def serve() -> None:
+            connection, _ = self._listening.accept()
+            with connection:
+                while b"}" not in self.asked:
+                    self.asked += connection.recv(4096)
+                connection.sendall(raw)
+                if stays:
+                    connection.settimeout(30)
+                    if not connection.recv(1):
+                        self.closed_by_us.set()
+
+        self._thread = threading.Thread(target=serve)
+        self._thread.start()
+        return PullStream(self.url, "llama3", insecure=True)
+
+    def close(self) -> None:
+        self._listening.close()
+        if hasattr(self, "_thread"):
+            self._thread.join(30)
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    made = Peer()
+    yield made
+    made.close()
+
+
+def chunked(*pieces: bytes, whole: bool = True) -> bytes:
+    body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    return HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + body + (b"0\r\n\r\n" if whole else b"")
+
+
+def plain(body: bytes, status: bytes = b"200 OK") -> bytes:
+    return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
+
+
+def read(stream: PullStream) -> tuple[list[Status], str]:
+    """All lines, and why there are no more."""
+    lines: list[Status] = []
+    with stream:
+        while True:
+            try:
+                line = stream.next(10)
+            except ServerGoneError as error:
+                return lines, str(error)
+            assert line is not None, "nothing came in ten seconds"
+            lines.append(line)
+
+
+def test_lines_as_they_come(peer: Peer) -> None:
+    lines, why = read(
+        peer.answer(
+            chunked(
+                b'{"status":"pulling manifest"}\n',
+                b'{"status":"pulling abab","digest":"sha256:' + DIGEST.encode() + b'",',
+                b'"total":100,"completed":7}\n\n{"status":"success"}\n',
+            )
+        )
+    )
+    assert lines == [
+        Status("pulling manifest"),
+        Status("pulling abab", DIGEST, 100, 7),
+        Status("success"),
+    ]
+    assert why
+    assert b"POST /api/pull HTTP/1.1" in peer.asked
+    assert b'"insecure":true' in peer.asked
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"status":5,"digest":7,"total":"many","completed":-3}\n',
+        b'{"status":"x","digest":"sha256:model","total":1e400,"completed":99999999999999999999}\n',
+        b'{"status":"x","total":18446744073709551615,"completed":true}\n',
+        b"{}\n",
+    ],
+)
+def test_values_that_make_no_sense_are_none(peer: Peer, line: bytes) -> None:
+    lines, _ = read(peer.answer(chunked(line)))
+    for each in lines:
+        assert each.error or (each.digest, each.total) == ("", 0)
+        assert each.completed <= 1
+
+
+@pytest.mark.parametrize(
+    "line", [b"[1]\n", b"null\n", b"<html>\n", b"\0\xff\x1b[31m\n", b"x" * (3 << 20) + b"\n"]
+)
+def test_garbage_is_told_as_an_error_in_printable_words(peer: Peer, line: bytes) -> None:
+    lines, _ = read(peer.answer(chunked(line)))
+    assert lines
+    assert lines[0].error.startswith("the server answers 200: ")
+    assert lines[0].error.isprintable()
+    assert len(lines[0].error) < 2000
+
+
+def test_an_error_is_printable_and_one_that_is_empty_is_one_all_the_same(peer: Peer) -> None:
+    lines, _ = read(peer.answer(chunked(b'{"error":"no \\u001b[31m space"}\n{"error":""}\n')))
+    assert [each.error.isprintable() and bool(each.error) for each in lines] == [True, True]
+
+
+def test_an_http_error_with_json(peer: Peer) -> None:
+    body = b'{"error":"model \'nothing\' not found"}'
+    lines, _ = read(peer.answer(plain(body, b"404 Not Found")))
+    assert lines == [Status("", error="model 'nothing' not found")]
+
+
+def test_an_http_error_of_a_proxy(peer: Peer) -> None:
+    lines, _ = read(peer.answer(plain(b"<html>Bad Gateway</html>", b"502 Bad Gateway")))
+    assert of_error(lines[0].error) is Cause.OVERLOADED
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_half_a_line_is_the_servers_death(peer: Peer, whole: bool) -> None:
+    answer = chunked(b'{"status":"pulling manifest"}\n', b'{"status":"pull', whole=whole)
+    lines, why = read(peer.answer(answer))
+    assert lines == [Status("pulling manifest")]
+    assert why
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"HTTP/1.1 200", b"SSH-2.0-OpenSSH\r\n", b"\0\xff" * 5000, HEAD + b"\r\n"]
+)
+def test_no_answer_that_makes_sense(peer: Peer, raw: bytes) -> None:
+    lines, why = read(peer.answer(raw))
+    assert lines == []
+    assert why
+
+
+def test_nobody_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(ServerGoneError), PullStream(url, "m", insecure=False):
+        pass
+
+
+@pytest.mark.parametrize("head", [b"", HEAD + b"Connection: close\r\n\r\n", chunked(whole=False)])
+def test_a_silent_one_can_be_left_at_any_time(peer: Peer, head: bytes) -> None:
+    """Also one that is to close the connection after its answer, as some proxies are."""
+    with peer.answer(head + (b"" if not head else b""), stays=True) as stream:
+        assert stream.next(0.3) is None
+    assert peer.closed_by_us.wait(10)
+
+
+def test_the_end_is_told_again(peer: Peer) -> None:
+    with peer.answer(b"") as stream:
+        for _ in range(3):
+            with pytest.raises(ServerGoneError):
+                stream.next(10)
