@@ -1,0 +1,185 @@
+"""Manifests asked from a registry, and kept for when nobody answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from watcher import names, registry
+from watcher.memory import FOLDER
+from watcher.names import ModelName
+
+A, B = "a" * 64, "b" * 64
+
+
+def text(*sizes: int) -> bytes:
+    """A manifest of a layer and a config."""
+    layer, config = sizes
+    return json.dumps(
+        {
+            "config": {"digest": f"sha256:{B}", "size": config},
+            "layers": [{"digest": f"sha256:{A}", "size": layer}] * 2,
+        }
+    ).encode()
+
+
+class Served:
+    """A registry of one manifest that answers as it is told to."""
+
+    def __init__(self) -> None:
+        self.status, self.body, self.etag = 200, text(7, 3), '"one"'
+        self.asked: list[str] = []
+        served = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                known = self.headers.get("If-None-Match", "")
+                served.asked.append(known)
+                same = served.status == 200 and known == served.etag != ""
+                body = b"" if same else served.body
+                self.send_response(304 if same else served.status)
+                if served.etag:
+                    self.send_header("ETag", served.etag)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+        self._thread.start()
+
+    @property
+    def model(self) -> ModelName:
+        return names.to_model(f"http://localhost:{self._server.server_port}/library/demo:1b")
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    made = Served()
+    yield made
+    made.close()
+
+
+def test_it_is_asked_kept_and_not_sent_again(served: Served, folder: int) -> None:
+    for _ in range(2):
+        assert registry.manifest(folder, served.model) == registry.Answer(text(7, 3))
+    assert served.asked == ["", '"one"']
+    served.body, served.etag = text(8, 3), '"two"'
+    assert registry.manifest(folder, served.model).raw == text(8, 3)
+    assert registry.cached(folder)[served.model.key].etag == '"two"'
+
+
+def test_without_validators_it_is_sent_each_time(served: Served, folder: int) -> None:
+    served.etag = ""
+    for _ in range(2):
+        assert registry.manifest(folder, served.model) == registry.Answer(text(7, 3))
+    assert served.asked == ["", ""]
+
+
+def test_without_a_store_nothing_is_kept(served: Served) -> None:
+    for _ in range(2):
+        assert registry.manifest(None, served.model) == registry.Answer(text(7, 3))
+    assert served.asked == ["", ""]
+
+
+def test_offline_the_kept_one_is_given_and_said_so(served: Served, folder: int) -> None:
+    registry.manifest(folder, served.model)
+    served.close()
+    answer = registry.manifest(folder, served.model)
+    assert answer.raw == text(7, 3)
+    assert "does not answer" in answer.problem
+    assert not answer.gone
+
+
+def test_offline_with_nothing_kept(served: Served, folder: int) -> None:
+    served.close()
+    answer = registry.manifest(folder, served.model)
+    assert answer.raw is None
+    assert "does not answer" in answer.problem
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+def test_a_registry_in_trouble(served: Served, folder: int, status: int) -> None:
+    registry.manifest(folder, served.model)
+    served.status = status
+    answer = registry.manifest(folder, served.model)
+    assert (answer.raw, answer.gone) == (text(7, 3), False)
+    assert str(status) in answer.problem
+
+
+def test_a_model_that_is_gone_is_not_given_from_what_was_kept(served: Served, folder: int) -> None:
+    registry.manifest(folder, served.model)
+    served.status = 404
+    answer = registry.manifest(folder, served.model)
+    assert (answer.raw, answer.gone) == (None, True)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"7", b'{"layers":7}', text(7, 3)[:40]])
+def test_what_is_no_manifest_is_not_kept(served: Served, folder: int, body: bytes) -> None:
+    registry.manifest(folder, served.model)
+    served.body, served.etag = body, '"other"'
+    answer = registry.manifest(folder, served.model)
+    assert answer.raw is None
+    assert "no manifest" in answer.problem
+    served.close()
+    assert registry.manifest(folder, served.model).raw == text(7, 3)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"schema":"ollama-watch/registry-cache/1"}',
+        b'{"schema":"ollama-watch/registry-cache/1","models":[]}',
+        b'{"schema":"ollama-watch/registry-cache/1","models":{"a/b:c":["x","y"]}}',
+        b'{"schema":"ollama-watch/registry-cache/1","models":{"demo":["no manifest","e",1.0]}}',
+        b'{"schema":"ollama-watch/registry-cache/9","models":{}}',
+    ],
+)
+def test_a_damaged_file_is_as_good_as_none(
+    served: Served, folder: int, tmp_path: Path, damage: bytes
+) -> None:
+    registry.manifest(folder, served.model)
+    path = tmp_path / "folder" / FOLDER / registry.NAME
+    path.write_bytes(damage)
+    assert registry.cached(folder) == {}
+    assert registry.manifest(folder, served.model).raw == text(7, 3)
+    assert list(registry.cached(folder)) == [served.model.key]
+
+
+def test_a_304_that_nobody_asked_for_is_no_manifest(served: Served, folder: int) -> None:
+    served.status, served.body = 304, b""
+    answer = registry.manifest(folder, served.model)
+    assert answer.raw is None
+    assert "304" in answer.problem
+
+
+def test_those_asked_for_last_stay(folder: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_MOST", 3)
+    for number in range(5):
+        registry.keep(folder, names.to_model(f"m{number}"), text(7, 3), "", float(number))
+    assert sorted(key.rpartition("/")[2] for key in registry.cached(folder)) == [
+        "m2:latest",
+        "m3:latest",
+        "m4:latest",
+    ]
+
+
+def test_a_digest_that_is_named_twice_counts_once() -> None:
+    assert registry.sizes(text(7, 3)) == {A: 7, B: 3}
