@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +25,8 @@ ALL = "events"
 SUFFIX = ".jsonl"
 #: Lines that are added in one write: a log is too large by no more than these.
 _AT_ONCE = 100
+#: So much may have been added by others since.
+_SINCE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,38 @@ def write(store: int, events: Iterable[Event], policy: Policy) -> None:
                 size = files.append(f"{log}{SUFFIX}", folder, lines)
                 if size > policy.log_max_bytes:
                     _rotate(folder, log, some[-1].at, policy)
+
+
+def write_missing(store: int, events: Sequence[Event]) -> None:
+    """Append to each log what is not in it yet. Raises OSError.
+
+    Looked for at the end of a log, and of what was set aside of it last.
+    """
+    with ExitStack() as opened:
+        folder = _logs_folder(store, opened)
+        for log in sorted({log for event in events for log in event.logs}):
+            its = [event for event in events if log in event.logs]
+            there = _ends(folder, log, sum(len(event.line) for event in its))
+            its = [event for event in its if event.line not in there]
+            if its:
+                files.append(f"{log}{SUFFIX}", folder, b"".join(event.line for event in its))
+
+
+def _ends(folder: int, log: str, size: int) -> set[bytes]:
+    """The last lines of a log, and of what was set aside of it last."""
+    asides = sorted(
+        (os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime_ns, name)
+        for name in os.listdir(folder)
+        if name.startswith(f"{log}@") and name.endswith(SUFFIX)
+    )
+    lines: set[bytes] = set()
+    for name in (*(name for _, name in asides[-1:]), f"{log}{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):
+            fd = files.open_to_read(name, folder)
+            with os.fdopen(fd, "rb") as stream:
+                stream.seek(max(0, os.fstat(fd).st_size - size - _SINCE_BYTES))
+                lines.update(stream)
+    return lines
 
 
 def _logs_folder(store: int, opened: ExitStack) -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from watcher import events, files, memory, names
+from watcher import events, files, history, memory, names
 from watcher.decide import learn
 from watcher.errors import LockedError
 from watcher.events import Event
@@ -54,19 +54,38 @@ class Journal:
         """Tell what has happened since `past`, and remember it; the memory as it is now."""
         if past.lost:
             self(Event(self._world.clock(), "error", f"{past.lost}; it is set aside"))
+        self._tell_untold()
         finished = _finished(self._store, past, seen)
         now, happened = learn.learn(
             past, seen, verdict, finished, first_look=first_look, ended=ended
         )
+        if happened or now != self.recall() or past.lost:
+            # Before they are told: after a kill in between they are told by the next look.
+            self.save(replace(now, untold=tuple(event.line for event in happened)))
         self(*happened)
-        if now != self.recall() or past.lost:
-            self.save(now)
+        self._all_told()
         if seen.scope is None:
             self._try(
                 "an old event log",
                 lambda: events.expire(self._store, self._world.clock(), self._policy),
             )
         return replace(now, lost="")
+
+    def _tell_untold(self) -> None:
+        """Write down what a kill, or a full disk, has kept from the log since it was remembered."""
+        lines = filter(None, map(history.parse, self.recall().untold))
+        untold = [
+            Event(each.at, each.event_type, each.message, each.model_name, each.details)
+            for each in lines
+        ]
+        if untold and self._try(
+            "the event log", lambda: events.write_missing(self._store, untold)
+        ):
+            self._all_told()
+
+    def _all_told(self) -> None:
+        if self._memory is not None and not self.troubles:
+            self._memory = replace(self._memory, untold=())
 
     def recall(self) -> Memory:
         """What is remembered on the disk: read once, since nobody else writes while we lock."""

@@ -39,6 +39,7 @@ class Record:
     #: Birth time of the data file, ns since the epoch; 0 where the file system has none. ext4 gives
     #: an inode to the next file at once, so inode and digest alone don't tell a file.
     born_ns: int
+    #: As it was last told.
     condition: Condition
     stale: bool
     #: A pull of it was told, and its end was not yet.
@@ -124,6 +125,9 @@ class Memory:
     problems: frozenset[tuple[str, str]] = frozenset()
     #: When the whole store was looked at last.
     looked_at: float = 0.0
+    #: Lines of events that tell how this differs from what was remembered before: on the disk with
+    #: it, so that a kill before they are in the log loses none, and tells none twice.
+    untold: tuple[bytes, ...] = field(default=(), compare=False)
     #: Why the file's content could not be used, if so; told once, and set aside.
     lost: str = ""
     #: Why the file could not even be read: then it must not be written either.
@@ -202,6 +206,7 @@ def _encode(memory: Memory) -> bytes:
         else {name: list(each) for name, each in memory.models.items()},
         "problems": sorted(map(list, memory.problems)),
         "looked_at": memory.looked_at,
+        "untold": [line.decode() for line in memory.untold],
     }
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
@@ -269,4 +274,5 @@ def _decode(document: object) -> Memory:
         models,
         problems,
         float(document["looked_at"]),
+        tuple(str(line).encode() for line in document.get("untold", ())),
     )

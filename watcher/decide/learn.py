@@ -39,6 +39,9 @@ _PROBLEMS = ("store_", "manifest_", "blob_missing", "blob_short", "blob_long", "
 STALL_SECONDS = 60.0
 _SAMPLE_SECONDS = 10.0
 _MOST_SAMPLES = 7
+_REMOVALS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
+#: What a repair makes of a condition; of all others, `paused`.
+_REPAIRED = {Condition.WHOLE: Condition.WHOLE}
 _OF_DOWNLOADS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS, Verb.WRITE_SIDECARS})
 _DONE_EVENT = {
     Verb.REMOVE_DOWNLOAD: "partial_cleaned",
@@ -239,13 +242,15 @@ def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record
     if arrived and not _mended_since(before, download):
         progress_at = _last_progress(download, None, evidence.now)
     certain = download.total_from in ("sidecars", "manifest")
+    pulling = live and (before is None or before.pulling or bool(download.writers))
     return Record(
         device=anchor[0],
         inode=anchor[1],
         born_ns=download.born_ns,
-        condition=judged.condition,
+        # Live by a change alone is not told: it may have been anybody's.
+        condition=before.condition if before and live and not pulling else judged.condition,
         stale=judged.stale,
-        pulling=live and (before is None or before.pulling or bool(download.writers)),
+        pulling=pulling,
         total=download.total if certain or before is None else (before.total or download.total),
         claimed=claimed,
         allocated=allocated,
@@ -337,18 +342,17 @@ def _told(
 ) -> Iterator[Event]:
     live = judged.condition is Condition.LIVE
     who = names.known_as(judged.download.models, judged.digest)
-    if before is None or first_look:
-        if live and before is None:
-            yield _event(at, "download_started", f"{who} is being downloaded", judged)
-        elif not live:
-            size = ranges.size(judged.download.trust.present)
-            yield _event(
-                at,
-                "partial_found",
-                f"Found partial download for model: {who}. Partial size: {size} bytes. "
-                f"Can resume: {judged.condition in RESUMABLE}",
-                judged,
-            )
+    if before is None and live:
+        yield _event(at, "download_started", f"{who} is being downloaded", judged)
+    elif before is None or (first_look and not live):
+        size = ranges.size(judged.download.trust.present)
+        yield _event(
+            at,
+            "partial_found",
+            f"Found partial download for model: {who}. Partial size: {size} bytes. "
+            f"Can resume: {judged.condition in RESUMABLE}",
+            judged,
+        )
     elif now.pulling and not before.pulling:
         yield _event(at, "download_resumed", f"the download of {who} goes on", judged)
     elif not live and (before.pulling or ended):
@@ -358,6 +362,9 @@ def _told(
             f"the download of {who} was interrupted: {judged.condition.value}, {judged.because}",
             judged,
         )
+    elif (before.condition, before.models) != (now.condition, now.models):
+        state = f"{now.condition.value}, {judged.because}"
+        yield _event(at, "partial_changed", f"the download of {who} is {state}", judged)
     if judged.stale and not (before is not None and before.stale):
         days = judged.age / 86400
         message = f"the download of {who} has made no progress for {days:.0f} days"
@@ -412,15 +419,19 @@ def proved(memory: Memory, outcomes: Iterable[Outcome], now: float) -> Memory:
 
 
 def forget(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
-    """The memory without the downloads that we have removed ourselves."""
-    gone = {
-        outcome.action.subject
-        for outcome in outcomes
-        if outcome.result is Result.DONE
-        and outcome.action.verb in (Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS)
-    }
+    """The memory after our own acts: what their events have told is no news to the next look.
+
+    Without the downloads that we have removed; those that we have repaired are as they became.
+    """
+    done = [each.action for each in outcomes if each.result is Result.DONE]
+    gone = {each.subject for each in done if each.verb in _REMOVALS}
+    repaired = {each.subject for each in done if each.verb is Verb.WRITE_SIDECARS}
     kept = {
-        key: each for key, each in memory.downloads.items() if key.removesuffix(".tmp") not in gone
+        key: replace(each, condition=_REPAIRED.get(each.condition, Condition.PAUSED))
+        if key in repaired
+        else each
+        for key, each in memory.downloads.items()
+        if key.removesuffix(".tmp") not in gone
     }
     return replace(memory, downloads=kept)
 
