@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a store, nobody's real home, and a way to run as an ordinary user."""
+"""Fixtures for all tests: a store, a registry, nobody's real home, another user to run as."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ import psutil
 import pytest
 
 import watcher
+from watcher.demo.registry import Registry
 
+from .fidelity.harness import EngineServer, RealServer
 from .notation import Store
 
 #: Deterministic, and not in need of a fast machine.
@@ -32,6 +34,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 IS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 NOBODY = 65534
+#: For fixtures that are a server: the engine and, where there is one, the real thing.
+SERVERS = (
+    pytest.param(EngineServer, id="engine"),
+    pytest.param(
+        RealServer,
+        id="real",
+        marks=pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set"),
+    ),
+)
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -52,6 +63,13 @@ def _nobodys_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
 def models(tmp_path: Path) -> Store:
     """An empty model store."""
     return Store(tmp_path / "models")
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    """A registry without models, which serves on loopback."""
+    with Registry() as served:
+        yield served
 
 
 @pytest.fixture

@@ -23,12 +23,6 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def registry() -> Iterator[Registry]:
-    with Registry() as served:
-        yield served
-
-
-@pytest.fixture
 def server(store: Store) -> Iterator[EngineServer]:
     with EngineServer(store.path) as made:
         yield made

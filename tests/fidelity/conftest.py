@@ -1,31 +1,18 @@
-"""Fixtures: a registry, and a server that is the engine or, with OLLAMA_BIN set, the real one."""
+"""Fixtures: a server that is the engine or, with OLLAMA_BIN set, the real one."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from watcher.demo.registry import Registry
+from tests.conftest import SERVERS
 
-from .harness import EngineServer, RealServer, Server
+from .harness import EngineServer, Server
 
 MakeServer = Callable[..., Server]
-
-REAL = pytest.param(
-    RealServer,
-    id="real",
-    marks=pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set"),
-)
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    with Registry() as served:
-        yield served
 
 
 @pytest.fixture
@@ -40,7 +27,7 @@ def engine(store: Path) -> Iterator[EngineServer]:
         yield server
 
 
-@pytest.fixture(params=[pytest.param(EngineServer, id="engine"), REAL])
+@pytest.fixture(params=SERVERS)
 def make_server(request: pytest.FixtureRequest, store: Path) -> Iterator[MakeServer]:
     """Makes servers of the store, not started; each is killed at the end."""
     with ExitStack() as stack:

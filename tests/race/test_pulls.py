@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import SERVERS
 from tests.driving import OLD, POLICY, age, is_right, lay_out, private_proc
-from tests.fidelity.harness import EngineServer, RealServer, Server, collapsed
+from tests.fidelity.harness import Server, collapsed
 from watcher import cycle
 from watcher.cycle import Report
 from watcher.demo.registry import Layer, Model, Registry
@@ -19,12 +19,6 @@ from watcher.model import Result
 from watcher.world import World
 
 SIZE = 3_000_000
-
-REAL = pytest.param(
-    RealServer,
-    id="real",
-    marks=pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set"),
-)
 
 
 @dataclass
@@ -77,7 +71,7 @@ class Scene:
         return sorted(path.name for path in self.store.glob("blobs/*-partial*"))
 
 
-@pytest.fixture(params=[pytest.param(EngineServer, id="engine"), REAL])
+@pytest.fixture(params=SERVERS)
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     with request.param(tmp_path / "models") as made:
         yield made.start().wait_ready()

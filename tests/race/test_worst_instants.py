@@ -18,9 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SERVERS
 from tests.crash.driver import break_files
 from tests.driving import OLD, age, is_right, lay_out, private_proc
-from tests.fidelity.harness import EngineServer, RealServer, Server, blob, collapsed, sidecar, tree
+from tests.fidelity.harness import EngineServer, Server, blob, collapsed, sidecar, tree
 from tests.repair.scenes import seed_of
 from watcher import cycle
 from watcher.demo.registry import Layer, Model, Registry
@@ -30,11 +31,6 @@ from watcher.world import World
 SIZE = 12 * MIB
 CHANGES_NAMES = ("link ", "rename ", "renameat2 ", "unlink ", "open decided")
 POLICY = Policy(clean=True, repair=True, writers_visible=True)
-REAL = pytest.param(
-    RealServer,
-    id="real",
-    marks=pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set"),
-)
 
 
 @dataclass
@@ -196,7 +192,7 @@ def stopped(scene: Scene, at: int) -> Iterator[None]:
     assert os.waitstatus_to_exitcode(status) == 0, f"after call {at}"
 
 
-@pytest.fixture(params=[pytest.param(EngineServer, id="engine"), REAL])
+@pytest.fixture(params=SERVERS)
 def kind(request: pytest.FixtureRequest) -> type[Server]:
     """Which server."""
     chosen: type[Server] = request.param

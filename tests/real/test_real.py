@@ -25,12 +25,6 @@ Begin = Callable[[], tuple[Model, Pull]]
 
 
 @pytest.fixture
-def registry() -> Iterator[Registry]:
-    with Registry() as served:
-        yield served
-
-
-@pytest.fixture
 def server(tmp_path: Path) -> Iterator[RealServer]:
     with RealServer(tmp_path / "models") as made:
         yield made.start().wait_ready()

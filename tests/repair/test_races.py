@@ -6,13 +6,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.driving import is_right, private_proc
-from tests.fidelity.harness import EngineServer, RealServer, Server, collapsed, wait_until
+from tests.fidelity.harness import Server, collapsed, wait_until
 from watcher import cycle, files
 from watcher.act import moves
 from watcher.cycle import Report
@@ -23,17 +22,6 @@ from watcher.world import World
 from .scenes import MIB, SIZE, STATES, Download, seed_of
 
 POLICY = Policy(repair=True, repair_stale=True, writers_visible=True)
-REAL = pytest.param(
-    RealServer,
-    id="real",
-    marks=pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set"),
-)
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    with Registry() as served:
-        yield served
 
 
 @pytest.fixture
@@ -41,10 +29,10 @@ def model(registry: Registry, tmp_path: Path) -> Model:
     return registry.add_model("demo", "1b", [Layer(SIZE, seed=seed_of(tmp_path))], extras=False)
 
 
-@pytest.fixture(params=[pytest.param(EngineServer, id="engine"), REAL])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    with request.param(tmp_path / "models") as made:
-        yield made.start().wait_ready()
+@pytest.fixture
+def server(server: Server) -> Server:
+    """The server, answering."""
+    return server.start().wait_ready()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -16,8 +16,6 @@ import pytest
 from tests.conftest import needs_root
 from tests.driving import Daemon, Store, age, is_right, private_proc, run
 from tests.fidelity.harness import (
-    EngineServer,
-    RealServer,
     Server,
     collapsed,
     wait_until,
@@ -37,27 +35,6 @@ HELD = 5 * MB
 OWNER = 12345
 #: Rounds of kill and repair.
 ROUNDS = 5
-
-SERVERS = [
-    pytest.param(EngineServer, id="engine"),
-    pytest.param(
-        RealServer,
-        id="real",
-        marks=pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set"),
-    ),
-]
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    with Registry() as served:
-        yield served
-
-
-@pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    with request.param(tmp_path / "models") as made:
-        yield made
 
 
 def download(server: Server, registry: Registry) -> Download:

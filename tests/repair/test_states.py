@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.driving import is_right, run
-from tests.fidelity.harness import EngineServer, RealServer, Server, blob, collapsed
+from tests.fidelity.harness import Server, blob, collapsed
 from watcher.demo.registry import Layer, Model, Registry
 
 from .scenes import MIB, PART, SIZE, STATES, Download, seed_of
@@ -23,15 +22,6 @@ PREPARED = {
 }
 AT_LENGTH = "OLLAMA_BIN" in os.environ or "REPAIR_AT_LENGTH" in os.environ
 
-SERVERS = [
-    pytest.param(EngineServer, id="engine"),
-    pytest.param(
-        RealServer,
-        id="real",
-        marks=pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set"),
-    ),
-]
-
 
 @pytest.fixture(scope="module")
 def registry() -> Iterator[Registry]:
@@ -43,12 +33,6 @@ def registry() -> Iterator[Registry]:
 def model(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> Model:
     layer = Layer(SIZE, zeros=ZEROS, seed=seed_of(tmp_path_factory.getbasetemp()))
     return registry.add_model("demo", "1b", [layer], extras=False)
-
-
-@pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    with request.param(tmp_path / "models") as made:
-        yield made
 
 
 def unfinished(it: Download) -> int:
