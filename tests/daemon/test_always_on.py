@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import Daemon, Store, run
+from tests.driving import Daemon, Store
 from tests.fidelity.harness import EngineServer, collapsed, wait_until
-from tests.repair.scenes import SIZE, STATES, Download, seed_of
-from watcher.demo.registry import Layer, Registry
+from tests.repair.scenes import SIZE, finished
+from watcher.demo.registry import Registry
 
 REPAIRS = {"OLLAMA_WATCH_REPAIR": "true"}
 
@@ -75,37 +75,25 @@ def test_settings_are_read_again_and_bad_ones_refused(store: Store, tmp_path: Pa
 
 @pytest.mark.parametrize("right", [True, False])
 def test_what_was_finished_on_our_sidecars_is_hashed_in_the_background(
-    tmp_path: Path, right: bool
+    registry: Registry, tmp_path: Path, right: bool
 ) -> None:
-    with Registry() as registry, EngineServer(tmp_path / "pulled") as server:
-        layer = Layer(SIZE, seed=seed_of(server.store))
-        model = registry.add_model("demo", "1b", [layer], extras=False)
-        it = Download(server.store, model, registry.content(model.digests[0]))
-        STATES["killed"](it)
-        assert run(it.store, "repair", "--yes").returncode == 0
-        server.start().wait_ready()
-        assert collapsed(server.pull(model.name))[-1] == "success"
-        server.stop()
-        blob = it.data.with_name(it.data.name.removesuffix("-partial"))
-        if not right:
-            with blob.open("r+b") as file:
-                file.seek(70_000_000)
-                file.write(b"\0" * 5000)
+    with EngineServer(tmp_path / "pulled") as server:
+        it = finished(server, registry, right=right)
         state = it.store / ".ollama-watch/state.json"
         with Daemon(it.store, REPAIRS) as daemon:
             if right:
-                proved = f'"{blob.name}":'.encode()
+                proved = f'"{it.blob.name}":'.encode()
                 wait_until(lambda: proved in state.read_bytes(), "the hash")
                 wait_until(lambda: b'"unproven": []' in state.read_bytes(), "the proof")
                 assert daemon.of("blob_corrupt") == []
                 return
             daemon.wait_event("blob_corrupt")
             told = daemon.wait_event("quarantined")
-            assert f"ollama pull {model.name.removeprefix('http://')}" in str(told["message"])
-            assert not blob.exists()
+            assert f"ollama pull {it.model.name.removeprefix('http://')}" in str(told["message"])
+            assert not it.blob.exists()
             server.start().wait_ready()
-            assert collapsed(server.pull(model.name))[-1] == "success"
-            assert blob.stat().st_size == SIZE
+            assert collapsed(server.pull(it.model.name))[-1] == "success"
+            assert it.blob.stat().st_size == SIZE
 
 
 def test_an_end_does_not_wait_for_a_long_hash(store: Store) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+
+import pytest
 
 from tests.driving import POLICY, Daemon, Store, private_proc
 from tests.fidelity.harness import EngineServer, wait_until
 from watcher import cycle, names
 from watcher.cycle import Report
-from watcher.demo.registry import Layer, Registry
+from watcher.demo.registry import Layer, Model, Registry
 from watcher.events import Event
 from watcher.world import World
 
@@ -39,50 +42,43 @@ def test_a_killed_pull_is_told_within_a_second_with_condition_and_sizes(
         assert daemon.of("partial_found") == []
 
 
-def test_a_pull_that_goes_on_after_a_kill_is_told_to_its_end(
-    store: Store, registry: Registry, server: EngineServer, begin: Begin
-) -> None:
+@pytest.fixture
+def watched(store: Store, server: EngineServer, begin: Begin) -> Iterator[tuple[Daemon, Model]]:
+    """A daemon that has told of a pull, which is held back."""
     server.start().wait_ready()
     with Daemon(store.path) as daemon:
         model, _ = begin(server)
         daemon.wait_event("download_started")
-        server.kill()
-        daemon.wait_event("download_interrupted")
-        server.start().wait_ready()
-        with contextlib.closing(server.start_pull(model.name)):
-            registry.wait_held(model.digests[0], 1)
+        yield daemon, model
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["to its end", "killed again"])
+def test_a_pull_that_goes_on_after_a_kill_is_told(
+    watched: tuple[Daemon, Model], registry: Registry, server: EngineServer, again: bool
+) -> None:
+    daemon, model = watched
+    server.kill()
+    daemon.wait_event("download_interrupted")
+    server.start().wait_ready()
+    with contextlib.closing(server.start_pull(model.name)):
+        registry.wait_held(model.digests[0], 1)
+        if again:
+            server.kill()
+            daemon.wait_event("download_interrupted", 2)
+        else:
             registry.release()
             daemon.wait_event("download_completed")
 
 
-def test_a_resumed_pull_that_is_killed_again_is_told_again(
-    store: Store, registry: Registry, server: EngineServer, begin: Begin
-) -> None:
-    server.start().wait_ready()
-    with Daemon(store.path) as daemon:
-        model, _ = begin(server)
-        daemon.wait_event("download_started")
-        server.kill()
-        daemon.wait_event("download_interrupted")
-        server.start().wait_ready()
-        with contextlib.closing(server.start_pull(model.name)):
-            registry.wait_held(model.digests[0], 1)
-            server.kill()
-            daemon.wait_event("download_interrupted", 2)
-
-
 def test_a_pull_that_ends_well_is_told_as_completed(
-    store: Store, registry: Registry, server: EngineServer, begin: Begin
+    watched: tuple[Daemon, Model], registry: Registry
 ) -> None:
-    server.start().wait_ready()
-    with Daemon(store.path) as daemon:
-        model, _ = begin(server)
-        daemon.wait_event("download_started")
-        registry.release()
-        told = daemon.wait_event("download_completed")
-        assert told["details"]["digest"] == model.digests[0]
-        assert told["details"]["total_bytes"] == SIZE
-        assert daemon.of("download_interrupted") == []
+    daemon, model = watched
+    registry.release()
+    told = daemon.wait_event("download_completed")
+    assert told["details"]["digest"] == model.digests[0]
+    assert told["details"]["total_bytes"] == SIZE
+    assert daemon.of("download_interrupted") == []
 
 
 def test_a_pull_that_its_client_ended_is_told_once_it_was_quiet(

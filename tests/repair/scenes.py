@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.driving import age
-from tests.fidelity.harness import blob, sidecar
-from watcher.demo.registry import Content, Model
+from tests.driving import age, run
+from tests.fidelity.harness import Server, blob, collapsed, sidecar
+from watcher.demo.registry import Content, Layer, Model, Registry
 
 MB = 1_000_000
 MIB = 1 << 20
@@ -48,9 +48,19 @@ class Download:
         """The data file."""
         return blob(self.store, self.digest, "-partial")
 
+    @property
+    def blob(self) -> Path:
+        """The finished blob, where its pull has come to its end."""
+        return blob(self.store, self.digest)
+
     def part(self, number: int | str) -> Path:
         """A sidecar."""
         return blob(self.store, self.digest, f"-partial-{number}")
+
+    def texts(self) -> dict[str, bytes]:
+        """The sidecars as they stand, by name."""
+        found = self.data.parent.glob(f"{self.data.name}-*")
+        return {path.name: path.read_bytes() for path in found}
 
     @property
     def missing(self) -> int:
@@ -92,6 +102,26 @@ class Download:
 def seed_of(folder: Path) -> int:
     """Another layer for each run: who has a file of its name open holds it in any store."""
     return zlib.crc32(str(folder).encode())
+
+
+def finished(server: Server, registry: Registry, *, right: bool) -> Download:
+    """A layer that was killed, repaired and then pulled to its end; the server is stopped.
+
+    Not `right`: some bytes of the blob are wrong, though its pull has ended well.
+    """
+    layer = Layer(SIZE, seed=seed_of(server.store))
+    model = registry.add_model("demo", "1b", [layer], extras=False)
+    it = Download(server.store, model, registry.content(model.digests[0]))
+    STATES["killed"](it)
+    assert run(it.store, "repair", "--yes").returncode == 0
+    server.start().wait_ready()
+    assert collapsed(server.pull(model.name))[-1] == "success"
+    server.stop()
+    if not right:
+        with it.blob.open("r+b") as file:
+            file.seek(70_000_000)
+            file.write(b"\0" * 5000)
+    return it
 
 
 Break = Callable[[Download], None]

@@ -50,15 +50,9 @@ def repair(server: Server, **more: object) -> Report:
     return cycle.cycle(World(str(server.store), proc=proc, **given), POLICY)  # type: ignore[arg-type]
 
 
-def texts(it: Download) -> dict[str, bytes]:
-    """The sidecars as they stand."""
-    found = it.data.parent.glob(f"{it.data.name}-*")
-    return {path.name: path.read_bytes() for path in found}
-
-
 def ends_right(server: Server, it: Download, registry: Registry) -> None:
     """A pull brings what was missing, and no more."""
-    parts = len(texts(it))
+    parts = len(it.texts())
     assert collapsed(server.pull(it.model.name))[-1] == "success"
     assert is_right(it.store, it.digest)
     assert registry.bytes_served(it.digest) <= it.missing + 1.1 * MIB * parts
@@ -110,7 +104,7 @@ def test_a_pull_that_begins_before_the_guard_keeps_its_download(
 ) -> None:
     registry.hold(it.digest, after=0)
     pulls = []
-    before = texts(it)
+    before = it.texts()
 
     def pull_first(event: object) -> None:
         if getattr(event, "event_type", "") == "act_started":
@@ -119,7 +113,7 @@ def test_a_pull_that_begins_before_the_guard_keeps_its_download(
 
     report = repair(server, tell=pull_first)
     assert [each.result for each in report.outcomes] == [Result.REFUSED]
-    assert texts(it) == before
+    assert it.texts() == before
     registry.release()
     assert collapsed(pulls[0].result())[-1] == "success"
     assert is_right(it.store, it.digest)
@@ -130,7 +124,7 @@ def test_who_opens_the_data_between_look_and_act_is_left_alone(
 ) -> None:
     server.stop()
     inodes = {path.name: path.stat().st_ino for path in it.data.parent.iterdir()}
-    before, holders = texts(it), []
+    before, holders = it.texts(), []
 
     def open_it(event: object) -> None:
         if getattr(event, "event_type", "") == "act_started":
@@ -143,7 +137,7 @@ def test_who_opens_the_data_between_look_and_act_is_left_alone(
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     assert [each.refusal.kind for each in report.outcomes if each.refusal] == [RefusalKind.HELD]
-    assert texts(it) == before
+    assert it.texts() == before
     assert {path.name: path.stat().st_ino for path in it.data.parent.iterdir()} == inodes
 
 

@@ -45,12 +45,6 @@ def download(server: Server, registry: Registry) -> Download:
     return Download(server.store, model, registry.content(model.digests[0]))
 
 
-def texts(it: Download) -> dict[str, bytes]:
-    """The sidecars as they stand."""
-    found = it.data.parent.glob(f"{it.data.name}-*")
-    return {path.name: path.read_bytes() for path in found}
-
-
 def test_rounds_of_kill_and_repair_end_right(server: Server, registry: Registry) -> None:
     it = download(server, registry)
     counts: list[int] = []
@@ -58,14 +52,14 @@ def test_rounds_of_kill_and_repair_end_right(server: Server, registry: Registry)
         registry.hold(it.digest, after=HELD)
         server.start().wait_ready()
         with contextlib.closing(server.start_pull(it.model.name)):
-            wait_until(lambda: it.data.exists() and texts(it), "sidecars")
-            parts = [sidecars.parse(raw) for raw in texts(it).values()]
+            wait_until(lambda: it.data.exists() and it.texts(), "sidecars")
+            parts = [sidecars.parse(raw) for raw in it.texts().values()]
             long = sum(part.size - part.completed > HELD for part in parts)
             wait_written(it.data, registry.wait_held(it.digest, min(16, long)))
             server.kill()
         registry.release()
         assert run(it.store, "repair", "--yes").returncode == 0
-        counts.append(len(texts(it)))
+        counts.append(len(it.texts()))
     assert max(counts) <= 16 + 2 * ROUNDS
     server.start().wait_ready()
     before = registry.bytes_served(it.digest)
@@ -98,7 +92,7 @@ def test_what_dies_is_mended_within_a_second(server: Server, registry: Registry)
             "act_started",
             "download_repaired",
         ]
-        parts = len(texts(it))
+        parts = len(it.texts())
         registry.release()
         registry.reset_stats()
         server.start().wait_ready()
@@ -268,4 +262,4 @@ def test_a_repaired_download_survives_the_start_that_would_delete_it(
         daemon.wait_event("refreshed")
         server.start().wait_ready()
         assert it.data.exists()
-        wait_until(lambda: len(texts(it)) > 2, "sidecars")
+        wait_until(lambda: len(it.texts()) > 2, "sidecars")
