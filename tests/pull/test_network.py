@@ -7,7 +7,7 @@ import pytest
 from tests.fidelity.harness import Server
 from watcher.demo.registry import Fault, Registry
 from watcher.pull.causes import Cause
-from watcher.pull.driver import Options
+from watcher.pull.driver import Options, Update
 
 from .driven import MB, MIB, OPTIONS, SIZE, Seen, add, arrived, claimed, drive, site
 
@@ -86,10 +86,9 @@ def test_a_registry_that_is_down_and_comes_back(server: Server, registry: Regist
     model = add(registry, server)
     registry.add_fault(Fault("page", on="manifest", status=503))
     server.start().wait_ready()
-    seen = Seen()
 
     def back(_: object) -> None:
-        if registry.stats()["requests"]["manifest"] > 6:
+        if registry.stats()["requests"].get("manifest", 0) > 6:
             registry.clear_faults()
 
     seen = drive(site(server), model, OPTIONS, on_update=back)
@@ -117,7 +116,12 @@ def test_a_tag_that_vanishes_leaves_what_has_come(server: Server, registry: Regi
     registry.throttle(RATE)
     registry.add_fault(Fault("reset", after=20 * MB))
     server.start().wait_ready()
-    seen = drive(site(server), model, on_update=lambda _: registry.remove_tag("library/demo", "1b"))
+
+    def vanish(update: Update) -> None:
+        if update.note:
+            registry.remove_tag("library/demo", "1b")
+
+    seen = drive(site(server), model, on_update=vanish)
     assert seen.end.cause is Cause.NO_MODEL
     assert claimed(server, model) >= 15 * MB
 
@@ -129,8 +133,8 @@ def test_a_manifest_that_changes_between_tries(server: Server, registry: Registr
     server.start().wait_ready()
     made = []
 
-    def change(update: object) -> None:
-        if getattr(update, "note", "").endswith("broken connection") and not made:
+    def change(update: Update) -> None:
+        if update.note.endswith("broken connection") and not made:
             made.append(add(registry, server, SIZE // 2, seed="another"))
             registry.remove_fault(fault)
 
@@ -150,8 +154,8 @@ def test_our_own_way_to_the_registry_is_not_needed(server: Server, registry: Reg
     refused = registry.add_fault(Fault("page", on="manifest", status=418, times=1))
     server.start().wait_ready()
 
-    def again(update: object) -> None:
-        if getattr(update, "note", "").endswith("broken connection"):
+    def again(update: Update) -> None:
+        if update.note.endswith("broken connection"):
             refused.times = 1
 
     seen = drive(site(server), model, on_update=again)

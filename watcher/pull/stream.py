@@ -140,7 +140,7 @@ def _status(raw: bytes, code: int) -> Status:
 
 
 def _count(value: object) -> int:
-    return value if isinstance(value, int) and 0 < value < _MOST_BYTES else 0
+    return value if type(value) is int and 0 < value < _MOST_BYTES else 0
 
 
 def _is_half(raw: bytes) -> bool:

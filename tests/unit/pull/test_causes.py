@@ -35,8 +35,7 @@ TOLD = {
         "open /m/blobs/sha256-31-partial-0: no space left on device",
     ),
     Cause.NO_NETWORK: (
-        'pull model manifest: Get "https://registry.ollama.ai/v2/library/a/manifests/b":'
-        " dial tcp: lookup registry.ollama.ai: no such host",
+        'manifest: Get "https://x.ai/v2/": dial tcp: lookup registry.ollama.ai: no such host',
         "pull model manifest: Get https://x/: dial tcp 1.2.3.4:443: connect: connection refused",
         "dial tcp 1.2.3.4:443: connect: network is unreachable",
         "dial tcp 1.2.3.4:443: i/o timeout",
@@ -52,11 +51,10 @@ TOLD = {
         "500: internal",
     ),
     Cause.RESETS: (
-        "max retries exceeded: read tcp 127.0.0.1:53658->127.0.0.1:5000: read: connection reset"
-        " by peer",
+        "max retries exceeded: read tcp 1.0.0.1:500->1.0.0.1:443: connection reset by peer",
         "max retries exceeded: unexpected EOF",
         "max retries exceeded: EOF",
-        'pull model manifest: Get "http://localhost:5/v2/": read tcp 1->2: connection reset by peer',
+        'manifest: Get "http://localhost:5/v2/": read tcp 1->2: connection reset by peer',
         "context deadline exceeded",
         "stream error: stream ID 7; INTERNAL_ERROR; received from peer",
         "write tcp 1->2: write: broken pipe",
