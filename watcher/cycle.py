@@ -137,7 +137,9 @@ def cycle(
             from watcher.act import apply
 
             learnt, known = known, learn.foresee(known, agreed, world.clock())
-            if not journal.save(known):
+            mends = any(each.verb is Verb.WRITE_SIDECARS for each in agreed.actions)
+            saved = journal.save(known)
+            if mends and not saved and not (room.give(store) and journal.save(known)):
                 # Without a memory a repair could not be told from the server's own work.
                 agreed = _without(agreed, frozenset({Verb.WRITE_SIDECARS}))
             # Plans are compared that were made with the same memory.

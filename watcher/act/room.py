@@ -41,6 +41,15 @@ def set_aside(store: int) -> None:
             _set_aside(ours)
 
 
+def give(store: int) -> bool:
+    """Give back what was set aside, for what has to be kept before an act; False: there is none."""
+    try:
+        with files.opened_folder(FOLDER, store) as ours:
+            return _give(ours)
+    except OSError:
+        return False
+
+
 def _set_aside(ours: int) -> None:
     with contextlib.suppress(OSError):
         files.reserve(RESERVE, ours, _SIZE)

@@ -1,0 +1,182 @@
+"""Pulls into stores that are full, blocked, damaged, or have all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs_root
+from tests.fidelity.harness import Server, blob
+from watcher.demo.registry import Fault, Model, Registry
+from watcher.pull.causes import Cause
+from watcher.pull.driver import Options, Update
+from watcher.states import State
+
+from .driven import MB, MIB, SIZE, add, arrived, claimed, drive, site
+
+RATE = 40 * MB
+VERIFY = Options(insecure=True, verify=True)
+
+
+def cut_off(server: Server, registry: Registry) -> Model:
+    """A model whose layer has come by a quarter and more, and the server is dead."""
+    model = add(registry, server)
+    registry.throttle(RATE)
+    server.start().wait_ready()
+    pull = server.start_pull(
+        model.name, lambda line: server.kill() if line.get("completed", 0) > SIZE // 4 else None
+    )
+    pull.result()
+    registry.throttle(None)
+    return model
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, megabytes: int) -> Iterator[None]:
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@needs_root
+def test_a_disk_that_is_too_small_is_told_before_anything_comes(
+    server: Server, registry: Registry
+) -> None:
+    with small_disk(server.store, 60):
+        model = add(registry, server)
+        server.start().wait_ready()
+        seen = drive(site(server), model)
+        server.stop()
+        assert seen.end.cause is Cause.DISK_FULL
+        assert registry.bytes_served(model.digests[0]) == 0
+
+
+@needs_root
+def test_a_disk_that_gets_full_keeps_what_has_come(server: Server, registry: Registry) -> None:
+    with small_disk(server.store, 200):
+        model = add(registry, server)
+        registry.throttle(RATE)
+        server.start().wait_ready()
+        filler = server.store / "of somebody else"
+
+        def fill(update: Update) -> None:
+            if update.record.downloaded_bytes > 40 * MB and not filler.exists():
+                with filler.open("wb") as file, contextlib.suppress(OSError):
+                    for start in range(0, 200 * MB, MB):
+                        os.posix_fallocate(file.fileno(), start, MB)
+
+        seen = drive(site(server), model, on_update=fill)
+        assert seen.end.cause is Cause.DISK_FULL, (seen.notes, seen.end)
+        assert claimed(server, model) > 35 * MB
+        filler.unlink()
+        assert drive(site(server), model).end.cause is None
+        assert registry.bytes_served(model.digests[0]) <= SIZE + 8 * MIB
+        assert arrived(server, model)
+        server.stop()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["before", "after the EOF"])
+def test_a_blocked_download_is_mended(server: Server, registry: Registry, known: bool) -> None:
+    model = cut_off(server, registry)
+    blob(server.store, model.digests[0], "-partial-0").write_bytes(b"")
+    if not known:
+        registry.add_fault(Fault("page", on="manifest", status=418, times=1))
+    server.start().wait_ready()
+    seen = drive(site(server), model)
+    assert seen.end.cause is None, (seen.notes, seen.end)
+    assert arrived(server, model)
+    assert registry.bytes_served(model.digests[0]) <= SIZE + 10 * MIB
+
+
+def test_all_of_it_is_there_and_the_server_is_not_asked(server: Server, registry: Registry) -> None:
+    model = add(registry, server, 3 * MB)
+    server.start().wait_ready()
+    assert drive(site(server), model).end.cause is None
+    server.stop()
+    seen = drive(site(server), model)
+    assert seen.end.cause is None
+    assert seen.notes == ["up to date"]
+    assert seen.states == [State.STARTING, State.PULLING_MANIFEST, State.COMPLETED]
+
+
+@pytest.mark.parametrize("what", ["layer", "manifest", "config"])
+def test_what_is_missing_is_fetched(server: Server, registry: Registry, what: str) -> None:
+    model = add(registry, server, 3 * MB)
+    server.start().wait_ready()
+    drive(site(server), model)
+    if what == "manifest":
+        for path in (server.store / "manifests").rglob("1b"):
+            path.unlink()
+    else:
+        blob(server.store, model.digests[0] if what == "layer" else model.config).unlink()
+    assert drive(site(server), model).end.cause is None
+    assert arrived(server, model)
+
+
+def damage(server: Server, digest: str) -> None:
+    with blob(server.store, digest).open("r+b") as file:
+        file.seek(MB)
+        byte = file.read(1)
+        file.seek(MB)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_verify_fetches_a_corrupt_layer_again_once(server: Server, registry: Registry) -> None:
+    model = add(registry, server, 3 * MB)
+    server.start().wait_ready()
+    drive(site(server), model)
+    damage(server, model.digests[0])
+    seen = drive(site(server), model)
+    assert seen.notes == ["up to date"]
+    seen = drive(site(server), model, VERIFY)
+    assert seen.end.cause is None, (seen.notes, seen.end)
+    assert State.VERIFYING in seen.states
+    assert any("quarantine" in note for note in seen.notes)
+    assert arrived(server, model)
+    assert registry.bytes_served(model.digests[0]) == 2 * 3 * MB
+
+
+def test_verify_of_what_is_right_says_nothing_more(server: Server, registry: Registry) -> None:
+    model = add(registry, server, 3 * MB)
+    server.start().wait_ready()
+    drive(site(server), model)
+    seen = drive(site(server), model, VERIFY)
+    assert (seen.end.cause, seen.notes) == (None, ["up to date"])
+
+
+@pytest.mark.parametrize("layers", [b"[]", b"null"])
+def test_a_model_that_runs_elsewhere(server: Server, registry: Registry, layers: bytes) -> None:
+    model = registry.add_model("cloudy", "1b", [], extras=False)
+    body = model.manifest.replace(b'"layers": []', b'"layers": ' + layers)
+    registry.set_manifests("library/cloudy", "1b", [body])
+    server.start().wait_ready()
+    seen = drive(site(server), model)
+    assert seen.end.cause is None, (seen.notes, seen.end)
+    assert json.loads(next((server.store / "manifests").rglob("1b")).read_bytes())
+    assert drive(site(server), model).notes == ["up to date"]
+
+
+def test_an_update_of_a_model_fetches_what_is_new(server: Server, registry: Registry) -> None:
+    old = add(registry, server, 3 * MB)
+    server.start().wait_ready()
+    drive(site(server), old)
+    new = add(registry, server, 4 * MB, seed="new")
+    totals: set[int | None] = set()
+
+    def note(update: Update) -> None:
+        totals.add(update.record.total_bytes)
+
+    assert drive(site(server), new, on_update=note).end.cause is None
+    assert arrived(server, new)
+    assert len(totals - {None}) == 1
