@@ -1,0 +1,284 @@
+"""Pulls through servers that die, that others use too, and that are far away."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from tests.fidelity.harness import Server, collapsed, wait_until
+from watcher.demo.registry import Fault, Layer, Registry, Step
+from watcher.pull import driver
+from watcher.pull.causes import Cause
+from watcher.pull.driver import Options, Pull, Site, Update
+from watcher.pull.sharing import Sharing
+from watcher.states import State
+
+from .driven import MB, MIB, OPTIONS, POLICY, SIZE, Seen, add, arrived, drive, site
+
+RATE = 40 * MB
+
+
+class Killer:
+    """Kills the server when so many bytes are here, and starts it again a second later."""
+
+    def __init__(self, server: Server, *at: int) -> None:
+        self._server, self._at = server, list(at)
+        self.kills = 0
+        self._starting: list[threading.Timer] = []
+
+    def __call__(self, update: Update) -> None:
+        if any(each.is_alive() for each in self._starting):
+            return
+        if self._at and update.record.downloaded_bytes >= self._at[0]:
+            self._at.pop(0)
+            self.kills += 1
+            self._server.kill()
+            self._starting.append(threading.Timer(1.0, self._server.start))
+            self._starting[-1].start()
+
+    def join(self) -> None:
+        for each in self._starting:
+            each.join()
+
+
+@pytest.mark.parametrize("at", [(1, 2, 3), (20 * MB, 60 * MB, 100 * MB), (37 * MB, 41 * MB)])
+def test_a_server_that_is_killed_and_comes_back(
+    server: Server, registry: Registry, at: tuple[int, ...]
+) -> None:
+    model = add(registry, server)
+    registry.throttle(RATE)
+    server.start().wait_ready()
+    killer = Killer(server, *at)
+    seen = drive(site(server), model, on_update=killer)
+    killer.join()
+    assert seen.end.cause is None, (seen.notes, seen.end)
+    assert killer.kills == len(at)
+    assert arrived(server, model)
+    # What was in flight, and a MiB of each part that is under way.
+    assert registry.bytes_served(model.digests[0]) <= SIZE + len(at) * 8 * MIB
+
+
+def test_a_server_that_stays_away_is_waited_for_once(server: Server, registry: Registry) -> None:
+    model = add(registry, server)
+    seen = drive(site(server), model, Options(insecure=True, server_seconds=0.5))
+    assert seen.end.cause is Cause.SERVER_GONE
+    assert server.url in seen.end.text
+    assert seen.states.count(State.STARTING) == 1
+
+
+def test_a_server_that_is_started_later(server: Server, registry: Registry) -> None:
+    model = add(registry, server, MB)
+    late = threading.Timer(1.0, server.start)
+    late.start()
+    seen = drive(site(server), model)
+    late.join()
+    assert seen.end.cause is None, (seen.notes, seen.end)
+    assert arrived(server, model)
+
+
+# ---------------------------------------------------------------- cancelled
+
+
+@pytest.mark.parametrize("at", [0, 1, 30 * MB, 80 * MB])
+def test_cancelled_at_any_byte_it_goes_on_from_there(
+    server: Server, registry: Registry, at: int
+) -> None:
+    model = add(registry, server)
+    registry.throttle(RATE)
+    server.start().wait_ready()
+    done: list[int] = []
+    seen = (
+        drive(
+            site(server),
+            model,
+            cancelled=lambda: bool(done),
+            on_update=lambda update: (
+                done.append(1) if update.record.downloaded_bytes >= at and at else None
+            ),
+        )
+        if at
+        else drive(site(server), model, cancelled=lambda: True)
+    )
+    assert seen.end.cause is Cause.INTERRUPTED
+    registry.throttle(None)
+    again = drive(site(server), model)
+    assert again.end.cause is None, (again.notes, again.end)
+    assert arrived(server, model)
+    assert registry.bytes_served(model.digests[0]) <= SIZE + 8 * MIB
+
+
+@pytest.mark.parametrize("state", [s for s in State if s.active])
+def test_cancelled_in_any_state(server: Server, registry: Registry, state: State) -> None:
+    model = add(registry, server, 30 * MB)
+    server.start().wait_ready()
+    reached: list[State] = []
+    seen = drive(
+        site(server),
+        model,
+        cancelled=lambda: state in reached,
+        on_update=lambda update: reached.append(update.record.state),
+    )
+    assert seen.end.cause in (None, Cause.INTERRUPTED)
+    assert drive(site(server), model).end.cause is None
+    assert arrived(server, model)
+
+
+def test_cancelled_while_the_registry_says_nothing(server: Server, registry: Registry) -> None:
+    model = add(registry, server)
+    server.start().wait_ready()
+    drive(site(server), add(registry, server, MB, "other"))
+    registry.add_fault(Fault("hang", on="head"))
+    asked: list[Update] = []
+
+    def cancelled() -> bool:
+        return registry.stats()["requests"].get("head", 0) > 2
+
+    seen = drive(site(server), model, cancelled=cancelled, on_update=asked.append)
+    assert seen.end.cause is Cause.INTERRUPTED
+
+
+def test_cancelled_far_away_while_nothing_is_heard(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "_UNHEARD_SECONDS", 1.0)
+    model = add(registry, server)
+    server.start().wait_ready()
+    registry.add_fault(Fault("hang", on="head"))
+    far = Site(server.url, POLICY, None, "it is far away")
+    seen = drive(far, model, cancelled=lambda: registry.stats()["requests"].get("head", 0) > 0)
+    assert seen.end.cause is Cause.INTERRUPTED
+
+
+# ---------------------------------------------------------------- not alone
+
+
+def test_another_client_that_pulls_it_is_joined(server: Server, registry: Registry) -> None:
+    model = add(registry, server)
+    registry.throttle(RATE)
+    server.start().wait_ready()
+    other = server.start_pull(model.name)
+    wait_until(lambda: other.completed > 10 * MB, "bytes of the other's")
+    seen = drive(site(server), model)
+    assert seen.end.cause is None, (seen.notes, seen.end)
+    assert collapsed(other.result())[-1] == "success"
+    assert registry.bytes_served(model.digests[0]) == SIZE
+    assert arrived(server, model)
+
+
+def test_a_reset_while_another_client_pulls_it_ends_nobody(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "_RELEASE_SECONDS", 1.0)
+    model = add(registry, server)
+    registry.throttle(RATE)
+    server.start().wait_ready()
+    other = server.start_pull(model.name)
+    wait_until(lambda: other.completed > 5 * MB, "bytes of the other's")
+    registry.add_fault(Fault("reset", after=10 * MB, times=1))
+    seen = drive(site(server), model)
+    assert seen.end.cause is None, (seen.notes, seen.end)
+    assert collapsed(other.result())[-1] == "success"
+    assert arrived(server, model)
+
+
+def test_what_another_client_prepares_is_not_left_before_it_moves(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real server would panic."""
+    model = add(registry, server)
+    registry.throttle(RATE)
+    server.start().wait_ready()
+    goes_on = threading.Event()
+    usual = registry.fault_for
+
+    def slow(step: Step, digest: str | None, first: int) -> Fault | None:
+        if step == "head":
+            goes_on.wait(60)
+        return usual(step, digest, first)
+
+    monkeypatch.setattr(registry, "fault_for", slow)
+    other = server.start_pull(model.name)
+    wait_until(lambda: registry.stats()["requests"].get("head", 0) > 0, "the other's question")
+    waits = threading.Event()
+    seen = Seen()
+    pull = Pull(site(server), model.name, OPTIONS, waits.is_set)
+
+    def follow() -> None:
+        for update in pull.updates():
+            seen.add(update)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    wait_until(lambda: seen.states[-1:] == [State.DOWNLOADING], "our stream")
+    waits.set()
+    told = len(seen.updates)
+    wait_until(lambda: len(seen.updates) > told + 30, "what our stream goes on to tell")
+    goes_on.set()
+    thread.join(90)
+    assert not thread.is_alive()
+    assert pull.end.cause is Cause.INTERRUPTED
+    assert collapsed(other.result())[-1] == "success"
+    assert server.request("GET", "/")[0] == 200
+
+
+def test_two_pulls_beside_each_other_fetch_a_shared_layer_once(
+    server: Server, registry: Registry
+) -> None:
+    shared = Layer(SIZE, seed=int(time.time()))
+    models = [
+        registry.add_model("one", "1b", [shared, Layer(MB)], extras=False),
+        registry.add_model("two", "1b", [shared, Layer(2 * MB)], extras=False),
+    ]
+    registry.throttle(RATE)
+    server.start().wait_ready()
+    sharing = Sharing()
+    pulls = [Pull(site(server), each.name, OPTIONS, sharing=sharing) for each in models]
+    threads = [threading.Thread(target=lambda it=it: list(it.updates())) for it in pulls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+    assert [each.end.cause for each in pulls] == [None, None]
+    assert all(arrived(server, each) for each in models)
+    assert registry.bytes_served(models[0].digests[0]) == SIZE
+
+
+# ---------------------------------------------------------------- far away
+
+
+def test_without_the_store_it_arrives_and_says_what_it_can_not_do(
+    server: Server, registry: Registry
+) -> None:
+    model = add(registry, server)
+    registry.throttle(RATE)
+    registry.add_fault(Fault("reset", after=30 * MB, times=1))
+    server.start().wait_ready()
+    far = Site(server.url, POLICY, None, "it is far away")
+    seen = drive(far, model)
+    assert seen.end.cause is None, (seen.notes, seen.end)
+    assert seen.notes[0] == "it is far away; so resets and stalls can't be cured"
+    assert not any("broken connection" in note for note in seen.notes)
+    assert arrived(server, model)
+
+
+def test_a_far_server_that_is_killed(server: Server, registry: Registry) -> None:
+    model = add(registry, server)
+    registry.throttle(RATE)
+    server.start().wait_ready()
+    killer = Killer(server, 30 * MB)
+    seen = drive(Site(server.url, POLICY, None, "it is far away"), model, on_update=killer)
+    killer.join()
+    assert seen.end.cause is None, (seen.notes, seen.end)
+    assert arrived(server, model)
+
+
+def test_no_permission_far_away_is_not_tried_again(server: Server, registry: Registry) -> None:
+    model = add(registry, server)
+    registry.add_fault(Fault("page", on="manifest", status=403))
+    server.start().wait_ready()
+    seen = drive(replace(site(server), world=None), model)
+    assert seen.end.cause is Cause.NO_PERMISSION
+    assert registry.stats()["requests"]["manifest"] == 2
