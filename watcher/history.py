@@ -138,6 +138,21 @@ class Log:
                 yield line
 
 
+def logs(store: str) -> list[str]:
+    """The names of all logs of a store, sorted. Raises PermissionError."""
+    found: set[str] = set()
+    missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+    with contextlib.ExitStack() as opened, missing:
+        folder = opened.enter_context(files.opened_folder(store))
+        for name in (FOLDER, LOGS):
+            folder = opened.enter_context(files.opened_folder(name, folder))
+        for name in os.listdir(folder):
+            aside = _ASIDE.fullmatch(name)
+            if aside is not None or name.endswith(SUFFIX):
+                found.add(aside[1] if aside is not None else name.removesuffix(SUFFIX))
+    return sorted(found)
+
+
 def _in_order(folder: int, log: str) -> list[tuple[str, tuple[int, int]]]:
     """Name and identity of a log's files, the oldest first and the one that is written to last."""
     found: list[tuple[str, int, str]] = []

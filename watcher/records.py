@@ -67,21 +67,27 @@ def change(
     model: str,
     changes: Mapping[str, object],
     *,
+    detour: bool = False,
     clock: Callable[[], float] = time.time,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Record:
     """Change the record of one model, and give back what it is then.
 
     `changes` may have the keys of `CHANGEABLE`. A new state is on the disk when this returns; what
-    else changes is whole after any kill, but a power cut may lose the file. `tell` gets a sentence
-    where a damaged file was set aside. Raises TargetError for what is no model, RecordError for a
-    change that can't be, and WatchError where the file can't be read or written.
+    else changes is whole after any kill, but a power cut may lose the file. `detour`: where there
+    is no way to the new state, by a new try, or by the end of the one that was. `tell` gets a
+    sentence where a damaged file was set aside. Raises TargetError for what is no model,
+    RecordError for a change that can't be, and WatchError where the file can't be read or written.
     """
     key = names.to_model(model).key
 
     def changed(records: Records) -> Records:
-        before = records.get(key, Record())
-        return {**records, key: after(before, changes, clock(), names.printable(model))}
+        before, shown, now = records.get(key, Record()), names.printable(model), clock()
+        wanted = _checked(changes, shown).get("state", before.state)
+        if detour and not states.may_follow(before.state, wanted):
+            way = State.STARTING if wanted.active else State.ERROR
+            before = after(before, {"state": way}, now, shown)
+        return {**records, key: after(before, changes, now, shown)}
 
     def durable(before: Records, now: Records) -> bool:
         return key not in before or before[key].state is not now[key].state
@@ -95,7 +101,7 @@ def after(before: Record, changes: Mapping[str, object], now: float, model: str)
     state = given.get("state", before.state)
     if not states.may_follow(before.state, state):
         ways = ", ".join(sorted(states.WAYS[before.state]))
-        raise RecordError(f"{model}: state: {before.state} can't become {state}", f"only {ways}")
+        raise RecordError(f"{model}: status: {before.state} can't become {state}", f"only {ways}")
     if given.get("error") and state is not State.ERROR:
         raise RecordError(f"{model}: error: the state is {state}", "give it with the state error")
     record = before if _goes_on(before.state, state) else Record()
@@ -194,7 +200,8 @@ def _checked(changes: Mapping[str, object], model: str) -> dict[str, Any]:
         try:
             checked[key] = CHANGEABLE[key](value)
         except (ValueError, OverflowError) as error:
-            raise RecordError(f"{model}: {key} = {value!r}: {error}") from None
+            shown = "status" if key == "state" else key
+            raise RecordError(f"{model}: {shown} = {value!r}: {error}") from None
     return checked
 
 

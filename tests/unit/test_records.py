@@ -74,7 +74,9 @@ def test_what_is_no_model_is_refused(folder: int, place: Path) -> None:
 def test_illegal_transitions_name_model_and_states(folder: int, place: Path) -> None:
     records.change(folder, "llama3", {"state": "starting"})
     before = place.read_bytes()
-    with pytest.raises(RecordError, match="llama3: state: starting can't become verifying") as told:
+    with pytest.raises(
+        RecordError, match="llama3: status: starting can't become verifying"
+    ) as told:
         records.change(folder, "llama3", {"state": "verifying"})
     assert "completed, error, pulling_manifest" in told.value.next_step
     assert place.read_bytes() == before
@@ -102,7 +104,8 @@ BAD: list[tuple[str, list[object]]] = [
 @pytest.mark.parametrize(("key", "value"), [(key, each) for key, bad in BAD for each in bad])
 def test_bad_values_are_refused_with_their_names(key: str, value: object) -> None:
     state = {} if key == "state" else {"state": "error"}
-    with pytest.raises(RecordError, match=f"m: {key} = "):
+    shown = "status" if key == "state" else key
+    with pytest.raises(RecordError, match=f"m: {shown} = "):
         after(Record(), **state, **{key: value})
 
 

@@ -16,21 +16,40 @@ may be called from several threads and processes. Bytes are integers, times seco
 
 from __future__ import annotations
 
+import contextlib
+import heapq
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypedDict
 
 import orjson
 
-from watcher import cycle, events, files, history, journal, names, ranges, records, registry, states
+from watcher import (
+    cycle,
+    events,
+    files,
+    history,
+    journal,
+    manifests,
+    names,
+    ranges,
+    records,
+    registry,
+)
 from watcher.decide.learn import RESUMABLE
-from watcher.errors import DownloadError, ManifestError, NoStoreError, RecordError, RefusedError
+from watcher.errors import (
+    DownloadError,
+    ManifestError,
+    NoStoreError,
+    RecordError,
+    RefusedError,
+)
 from watcher.events import Event
 from watcher.model import Condition, Judged, Plan, Policy, Result, Verb
-from watcher.observe import scan
+from watcher.observe import place, scan
 from watcher.pull import site
 from watcher.pull.driver import Options, Pull
 from watcher.records import Record
@@ -47,7 +66,10 @@ class FileManager(Protocol):
 
     @property
     def state_path(self) -> str | os.PathLike[str]:
-        """The folder in whose ``.ollama-watch`` the records are kept; most likely the store."""
+        """The folder in whose ``.ollama-watch`` the records are kept; most likely the store.
+
+        Logs, and what the acts need, lie in the store's own.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +156,8 @@ class ModelDownloadManager:
         server: str | None = None,
         policy: Policy | None = None,
     ) -> None:
-        self._store = os.path.abspath(os.fspath(file_manager.store_path))
-        self._state = os.path.abspath(os.fspath(file_manager.state_path))
+        self._store = os.path.abspath(os.fsdecode(file_manager.store_path))
+        self._state = os.path.abspath(os.fsdecode(file_manager.state_path))
         for folder in (self._store, self._state):
             if not os.path.isdir(folder):
                 raise NoStoreError(f"there is no folder {names.printable(folder)}", "make it first")
@@ -178,12 +200,11 @@ class ModelDownloadManager:
         What of them is in the store already is `present_bytes`. Raises ManifestError for what is no
         manifest; the record then says ``error``.
         """
-        raw = orjson.dumps(manifest) if isinstance(manifest, Mapping) else manifest
-        raw = raw.encode() if isinstance(raw, str) else raw
+        shown = names.printable(names.to_model(model).shown)
         try:
-            sizes = registry.sizes(raw)
+            raw, sizes = _read_manifest(manifest)
         except ValueError as error:
-            message = f"the manifest of {model} is damaged: {error}"
+            message = f"the manifest of {shown} is damaged: {error}"
             self._go(model, State.ERROR, error=message)
             self.log_download_event(model, "error", message)
             raise ManifestError(message, "pull it again") from None
@@ -201,7 +222,7 @@ class ModelDownloadManager:
             resume_supported=total > 0,
         )
         details = {"layers": len(sizes), "total_size": total, "present_bytes": present}
-        message = f"the manifest of {model} names {len(sizes)} layers"
+        message = f"the manifest of {shown} names {len(sizes)} layers, its config among them"
         self.log_download_event(model, "manifest_pulled", message, details)
         return _state(record)
 
@@ -209,8 +230,9 @@ class ModelDownloadManager:
 
     def detect_partial_downloads(self, model: str | None = None) -> list[PartialDownload]:
         """The unfinished layers of a model, or of the whole store; nothing is changed."""
+        key = None if model is None else names.to_model(model).key
         report = cycle.cycle(replace(self._world, keeps=False), self._policy, consent=cycle.nothing)
-        return [_partial(each) for each in report.verdict.judged if _is_of(each, self._key(model))]
+        return [_partial(each) for each in report.verdict.judged if _is_of(each, key)]
 
     def check_partial_model_downloads(self) -> list[PartialDownload]:
         """What a service does at its start: find what is unfinished, and repair or clean by policy.
@@ -220,20 +242,31 @@ class ModelDownloadManager:
         """
         self._tell(Event(time.time(), "check_started", "Checking for partial model downloads..."))
         report = cycle.cycle(self._world, self._policy, first_look=True)
+        by_model: dict[str, list[Judged]] = {}
         for judged in report.verdict.judged:
             for shown in judged.download.models:
-                self._infer(shown, judged)
+                by_model.setdefault(names.to_model(shown).key, []).append(judged)
+        with self._opened(self._state) as folder:
+            known = records.read(folder)
+        for key, unfinished in by_model.items():
+            self._infer(key, known.get(key, Record()), unfinished)
+        for key in known.keys() - by_model.keys():
+            self._end_if_dead(key, known[key])
         return [_partial(each) for each in report.verdict.judged]
 
     def can_resume(self, model: str) -> bool:
-        """Whether there is something of a model that need not be downloaded again."""
-        partials = self.detect_partial_downloads(model)
-        return bool(partials) and all(each["can_resume"] for each in partials)
+        """Whether there is something of a model's download that need not come again."""
+        return any(each["can_resume"] for each in self.detect_partial_downloads(model))
 
     def cleanup_partial_download(self, model: str) -> Cleanup:
         """Remove what is unfinished of a model, however young; what somebody pulls stays."""
-        policy = replace(self._policy, clean=True, repair=False, refresh=False, stale_after=0.0)
         key = names.to_model(model).key
+        digests = frozenset(
+            each["digest"].removeprefix("sha256:") for each in self.detect_partial_downloads(model)
+        )
+        if not digests:
+            return Cleanup(removed=[], freed_bytes=0, refused=[])
+        policy = replace(self._policy, clean=True, repair=False, refresh=False, stale_after=0.0)
 
         def consent(planned: Plan) -> Plan:
             mine = planned.only(lambda models, _: key in map(str.lower, models))
@@ -241,11 +274,14 @@ class ModelDownloadManager:
                 mine, actions=tuple(each for each in mine.actions if each.verb in _REMOVALS)
             )
 
-        report = cycle.cycle(self._world, policy, consent=consent)
+        # No more is looked at than has to go: by this policy everything else were stale as well.
+        report = cycle.cycle(self._world, policy, digests, consent)
         done = [each for each in report.outcomes if each.result is Result.DONE]
-        live = (each for each in report.verdict.judged if each.condition is Condition.LIVE)
-        why = [f"{each.digest[:12]}: {each.because}" for each in live if _is_of(each, key)]
-        why += [each.why for each in consent(report.plan).refusals]
+        why = [f"{names.short(each.digest)}: {each.because}" for each in _staying(report, key)]
+        why += [
+            f"{names.short(each.subject)}: {each.why}; {each.remedy}"
+            for each in consent(report.plan).refusals
+        ]
         why += [each.message for each in report.outcomes if each.result is not Result.DONE]
         return Cleanup(
             removed=[f"sha256:{each.action.subject}" for each in done],
@@ -258,19 +294,20 @@ class ModelDownloadManager:
 
         Raises RefusedError where something has to stay, saying why; the record is as before then.
         """
-        record = self._record(model)
-        if record.state.active:
-            message = f"{model} is being downloaded: {record.stage}"
-            raise RefusedError(message, "cancel that first")
+        record, shown = self._record(model), names.printable(model)
+        # What its own process has left behind when it was killed says so for ever.
+        if record.state.active and time.time() - record.updated_at < _SAID_SECONDS:
+            message = f"{shown} is being downloaded: {record.stage}"
+            raise RefusedError(message, f"end that first, or try again in {_SAID_SECONDS:.0f} s")
         cleanup = self.cleanup_partial_download(model)
         if cleanup["refused"]:
             raise RefusedError(
-                f"the download of {model} can't be removed: {cleanup['refused'][0]}",
-                "try again later",
+                f"the download of {shown} can't be removed: {cleanup['refused'][0]}",
+                "end the pull if there is one, and try again",
             )
         record = self._go(model, State.RESET)
         freed = {"freed_bytes": cleanup["freed_bytes"]}
-        self.log_download_event(model, "download_reset", f"the download of {model} is reset", freed)
+        self.log_download_event(model, "download_reset", f"the download of {shown} is reset", freed)
         return _state(record)
 
     # ------------------------------------------------------------ events
@@ -282,21 +319,46 @@ class ModelDownloadManager:
         message: str,
         details: Mapping[str, object] | None = None,
     ) -> None:
-        """Write an event into the log of a model and into the one for all."""
+        """Write an event into the log of a model and into the one for all.
+
+        Raises RecordError for what JSON can't hold.
+        """
         shown = names.to_model(model).shown
-        told = {"models": [shown], **(details or {})}
-        self._tell(Event(time.time(), event_type, message, shown, told))
+        event = Event(
+            time.time(),
+            str(event_type),
+            str(message),
+            shown,
+            {"models": [shown], **(details or {})},
+        )
+        try:
+            _ = event.line
+        except TypeError as error:
+            message = f"{names.printable(shown)}: details of {event_type}: {error}"
+            raise RecordError(message, "give what JSON can hold") from None
+        self._tell(event)
 
     def get_download_log(self, model: str) -> list[dict[str, Any]]:
         """The events of a model, the oldest first, each with its five keys."""
-        shown = names.to_model(model).shown
-        lines = history.Log(self._store, names.file_safe(shown)).read(to_the_end=True)
-        return [orjson.loads(line.raw) for line in lines]
+        wanted = names.file_safe(names.to_model(model).shown).lower()
+        try:
+            # The server does not regard case, and each spelling has a log of its own.
+            spelled = [log for log in history.logs(self._store) if log.lower() == wanted]
+            lines = [history.Log(self._store, log).read(to_the_end=True) for log in spelled]
+            merged = heapq.merge(*lines, key=lambda line: line.at)
+            return [orjson.loads(line.raw) for line in merged]
+        except PermissionError:
+            raise place.no_permission(self._store) from None
 
     def cleanup_old_logs(self, days: float) -> None:
         """Remove logs to which nothing was written for so many days."""
-        with self._opened(self._store) as store:
-            events.expire(store, time.time(), replace(self._policy, log_keep_days=days))
+        if isinstance(days, bool) or not isinstance(days, int | float) or not 0 <= days < math.inf:
+            raise RecordError(f"days = {days!r}: want a number, 0 or more")
+        try:
+            with self._opened(self._store) as store:
+                events.expire(store, time.time(), replace(self._policy, log_keep_days=days))
+        except PermissionError:
+            raise place.no_permission(self._store) from None
 
     # ------------------------------------------------------------ driving
 
@@ -309,18 +371,30 @@ class ModelDownloadManager:
     ) -> DownloadProgress:
         """Download a model through the server, over resets, stalls and the server's death.
 
-        `progress` is called some times a second. Once `cancel` says so, the download is ended so
-        that it can be resumed. Gives back the last progress. Raises DownloadError where the model
-        has not arrived, with its `cause`, its words and the step that helps.
+        `progress` is called some times a second. Once `cancel` says so, or one of the two raises,
+        the download is ended so that it can be resumed. Gives back the last progress. Raises
+        DownloadError where the model has not arrived, with its `cause`, its words and the step that
+        helps; and what the two have raised.
         """
+        raised: list[BaseException] = []
+
+        def cancelled() -> bool:
+            with _kept(raised):
+                return bool(raised or cancel())
+            return True
+
         url = site.server_url(self._server, os.environ)
-        found = site.find(url, self._world, self._policy)
-        pull = Pull(replace(found, records=self._state), model, options or Options(), cancel)
+        found = replace(site.find(url, self._world, self._policy), records=self._state)
+        pull = Pull(found, model, options or Options(), cancelled)
         for update in pull.updates():
-            progress(_progress(update.record, [], update.seconds_left))
+            if not raised:
+                with _kept(raised):
+                    progress(_progress(update.record, None, update.seconds_left))
+        if raised:
+            raise raised[0]
         if pull.end.cause is None:
             return _progress(pull.record, [])
-        message = f"{model} has not arrived: {pull.end.text}"
+        message = f"{names.printable(model)} has not arrived: {pull.end.text}"
         raise DownloadError(message, pull.end.cause.step, pull.end.cause.value)
 
     # ------------------------------------------------------------ inside
@@ -330,43 +404,91 @@ class ModelDownloadManager:
             return records.read(folder).get(names.to_model(model).key, Record())
 
     def _go(self, model: str, state: State, **changes: object) -> Record:
-        """Bring a record into a state, by the way of a new try where there is no other."""
+        """Bring a record into a state, by a new try, or the end of one, if it takes that."""
         with self._opened(self._state) as folder:
-            before = records.read(folder).get(names.to_model(model).key, Record())
-            if not states.may_follow(before.state, state):
-                records.change(folder, model, {"state": State.STARTING})
-            return records.change(folder, model, {"state": state, **changes})
+            return records.change(folder, model, {"state": state, **changes}, detour=True)
 
-    def _infer(self, model: str, judged: Judged) -> None:
-        """What the record of a model says of a download that others have driven."""
-        if judged.condition is Condition.LIVE:
-            self._go(model, State.DOWNLOADING)
-        elif self._record(model).state is not State.ERROR:
-            self._go(model, State.ERROR, error=f"{judged.condition.value}: {judged.because}")
+    def _infer(self, model: str, record: Record, unfinished: Sequence[Judged]) -> None:
+        """What the record of a model says of a download that others may have driven."""
+        if any(each.condition is Condition.LIVE for each in unfinished):
+            if not record.state.active:
+                self._go(model, State.DOWNLOADING)
+        elif record.state is not State.ERROR:
+            first = unfinished[0]
+            self._go(model, State.ERROR, error=f"{first.condition.value}: {first.because}")
+
+    def _end_if_dead(self, model: str, record: Record) -> None:
+        """Of a download of which nothing is unfinished a killed process may have left the word."""
+        if record.state.active and time.time() - record.updated_at >= _DEAD_SECONDS:
+            self._go(model, State.ERROR, error="whoever downloaded it has ended")
 
     def _tell(self, event: Event) -> None:
         journal.announce(self._world, self._policy, event)
 
-    def _key(self, model: str | None) -> str | None:
-        return None if model is None else names.to_model(model).key
-
-    @contextmanager
+    @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[int]:
-        try:
-            with files.opened_folder(path) as folder:
-                yield folder
-        except FileNotFoundError:
-            shown = names.printable(path)
-            raise NoStoreError(f"there is no folder {shown} any more", "name another") from None
+        with contextlib.ExitStack() as opened:
+            try:
+                folder = opened.enter_context(files.opened_folder(path))
+            except (FileNotFoundError, NotADirectoryError):
+                shown = names.printable(path)
+                raise NoStoreError(f"there is no folder {shown} any more", "name another") from None
+            except PermissionError:
+                raise place.no_permission(path) from None
+            yield folder
 
 
 #: What a change may have, as it is called here and in the records.
 _CHANGEABLE = {"status" if key == "state" else key: key for key in records.CHANGEABLE}
 _REMOVALS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
+#: A record that was changed within that time is its driver's word, and a driver that waits for the
+#: server or hashes a layer is silent for long.
+_SAID_SECONDS, _DEAD_SECONDS = 10.0, 900.0
+_MOST_BYTES = 1 << 63
 
 
 def _is_of(judged: Judged, key: str | None) -> bool:
     return key is None or key in map(str.lower, judged.download.models)
+
+
+def _staying(report: cycle.Report, key: str) -> Iterator[Judged]:
+    """The downloads of a model that no clean-up ever plans to remove."""
+    for each in report.verdict.judged:
+        if each.condition in (Condition.LIVE, Condition.UNKNOWN) and _is_of(each, key):
+            yield each
+
+
+def _read_manifest(manifest: object) -> tuple[bytes, dict[str, int]]:
+    """A manifest's bytes, and its digests with their sizes. Raises ValueError with the reason."""
+    if isinstance(manifest, Mapping):
+        try:
+            raw = orjson.dumps(dict(manifest))
+        except TypeError as error:
+            raise ValueError(str(error)) from None
+    elif isinstance(manifest, str):
+        raw = manifest.encode()
+    elif isinstance(manifest, bytes | bytearray | memoryview):
+        raw = bytes(manifest)
+    else:
+        raise ValueError(f"a {type(manifest).__name__} is none")
+    parsed = manifests.parse(raw)
+    sizes = {digest: size for digest, (size, _) in parsed.named.items()}
+    if parsed.faults:
+        raise ValueError(parsed.faults[0])
+    if not sizes:
+        raise ValueError("it names no layer")
+    if sum(sizes.values()) >= _MOST_BYTES:
+        raise ValueError(f"{sum(sizes.values())} bytes")
+    return raw, sizes
+
+
+@contextlib.contextmanager
+def _kept(raised: list[BaseException]) -> Iterator[None]:
+    """Whatever is raised inside is put off."""
+    try:
+        yield
+    except BaseException as error:
+        raised.append(error)
 
 
 def _state(record: Record) -> DownloadState:
@@ -387,8 +509,15 @@ def _state(record: Record) -> DownloadState:
 
 
 def _progress(
-    record: Record, partials: list[PartialDownload], left: float | None = None
+    record: Record, partials: list[PartialDownload] | None, left: float | None = None
 ) -> DownloadProgress:
+    """`partials`: None while they grow; what has come is then told by the record."""
+    if partials is None:
+        size = max(0, record.downloaded_bytes - record.present_bytes)
+        can_resume = record.resume_supported and size > 0
+    else:
+        size = sum(each["partial_size"] for each in partials)
+        can_resume = any(each["can_resume"] for each in partials)
     if left is None and record.bytes_per_second and record.total_bytes is not None:
         missing = max(0, record.total_bytes - record.downloaded_bytes)
         left = missing / record.bytes_per_second
@@ -401,8 +530,8 @@ def _progress(
         speed=record.bytes_per_second,
         eta_seconds=left,
         resume_supported=record.resume_supported,
-        can_resume=bool(partials) and all(each["can_resume"] for each in partials),
-        partial_size=sum(each["partial_size"] for each in partials),
+        can_resume=can_resume,
+        partial_size=size,
     )
 
 
