@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from watcher import events, files, history, memory, names
-from watcher.decide import learn
-from watcher.errors import LockedError
+from watcher import events, files, history, memory, names, records
+from watcher.decide import learn, recording
+from watcher.errors import LockedError, WatchError
 from watcher.events import Event
 from watcher.memory import Memory, Touched
 from watcher.model import Evidence, Outcome, Policy, Verdict
@@ -28,6 +28,8 @@ class Journal:
         self.events: tuple[Event, ...] = ()
         self.troubles: tuple[str, ...] = ()
         self._memory: Memory | None = None
+        #: So many of the events are in the records of their models.
+        self._followed = 0
 
     def __call__(self, *told: Event) -> None:
         self.events += told
@@ -64,12 +66,23 @@ class Journal:
             self.save(replace(now, untold=tuple(event.line for event in happened)))
         self(*happened)
         self._all_told()
+        self._follow(now)
         if seen.scope is None:
             self._try(
                 "an old event log",
                 lambda: events.expire(self._store, self._world.clock(), self._policy),
             )
         return replace(now, lost="")
+
+    def _follow(self, now: Memory) -> None:
+        """Keep the records of the models of which something was told since this was asked last."""
+        told, self._followed = self.events[self._followed :], len(self.events)
+        seen = list(recording.recording(told, now))
+        if seen:
+            try:
+                records.follow(self._store, seen, self._world.clock)
+            except WatchError as error:
+                self.troubles += (error.message,) if error.message not in self.troubles else ()
 
     def _tell_untold(self) -> None:
         """Write down what a kill, or a full disk, has kept from the log since it was remembered."""
@@ -78,9 +91,7 @@ class Journal:
             Event(each.at, each.event_type, each.message, each.model_name, each.details)
             for each in lines
         ]
-        if untold and self._try(
-            "the event log", lambda: events.write_missing(self._store, untold)
-        ):
+        if untold and self._try("the event log", lambda: events.write_missing(self._store, untold)):
             self._all_told()
 
     def _all_told(self) -> None:

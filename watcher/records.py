@@ -8,20 +8,25 @@ when a try follows a state other than ``error``: after an error the same one goe
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import orjson
 
-from watcher import kept, names, states
+from watcher import files, kept, names, states
 from watcher.errors import RecordError, TargetError
+from watcher.memory import FOLDER
 from watcher.states import State
 
 SCHEMA = "ollama-watch/models/1"
 NAME = "models.json"
+#: Locks of those who drive a download, one for each model.
+DRIVEN = "driven"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,55 @@ def change(
         return key not in before or before[key].state is not now[key].state
 
     return _FILE.change(store, changed, durable=durable, tell=tell)[key]
+
+
+def follow(store: int, seen: Sequence[tuple[str, State, str]], clock: Callable[[], float]) -> None:
+    """Bring the records of models to the states that were seen of downloads that others drive.
+
+    `seen`: model, state and why it is ``error``, in order. A record of which a process of ours
+    holds `driving` stays. Raises WatchError where the file can't be read or written.
+    """
+    free = set()
+    for model in {each[0] for each in seen}:
+        with driving(store, model) as ours:
+            free |= {model} if ours else set()
+
+    def changed(records: Records) -> Records:
+        now = dict(records)
+        for model, state, why in seen:
+            key = names.to_model(model).key
+            record = now.get(key, Record())
+            steps = states.way(record.state, state) if model in free else ()
+            for step in steps:
+                error = {"error": why} if step is State.ERROR else {}
+                record = after(record, {"state": step, **error}, clock(), model)
+            if steps:
+                now[key] = record
+        return records if now == records else now
+
+    _FILE.change(store, changed)
+
+
+@contextmanager
+def driving(store: int, model: str) -> Iterator[bool]:
+    """Hold that this process writes the record of a model; False where another one does.
+
+    True without a lock where the store can't be written: there is no record to be kept then.
+    """
+    with ExitStack() as held:
+        try:
+            files.ensure_folder(FOLDER, store)
+            ours = held.enter_context(files.opened_folder(FOLDER, store))
+            files.ensure_folder(DRIVEN, ours)
+            folder = held.enter_context(files.opened_folder(DRIVEN, ours))
+            name = f"{names.file_safe(names.to_model(model).key)}.lock"
+            held.enter_context(files.locked(name, folder, f"pid {os.getpid()}"))
+        except files.BusyError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
 
 
 def after(before: Record, changes: Mapping[str, object], now: float, model: str) -> Record:

@@ -119,6 +119,19 @@ def may_follow(before: State, after: State) -> bool:
     return before is after or after in WAYS[before]
 
 
+def way(before: State, after: State) -> tuple[State, ...]:
+    """The states to go through to a state that was seen, with itself at the end.
+
+    What lies between two looks is not seen: a try, or its end. Nothing where it is there already.
+    """
+    if before is after:
+        return ()
+    if after in WAYS[before]:
+        return (after,)
+    between = State.ERROR if before.active else State.STARTING
+    return (between, after)
+
+
 def of_status(status: str) -> State | None:
     """The state that a status of the server's stream tells; None for one that is not known."""
     return next((state for shape, state in _OF_STATUS if shape.fullmatch(status)), None)

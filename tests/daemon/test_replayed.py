@@ -13,9 +13,10 @@ import pytest
 
 from tests.driving import Daemon, Store, age, whole_lines
 from tests.fidelity.harness import EngineServer, Pull, wait_until
+from watcher import files, names, records, states
 from watcher.demo.registry import Layer, Model, Registry
 
-from .replayed import on_disk, replay
+from .replayed import State, on_disk, replay
 
 HISTORIES = int(os.environ.get("REPLAYED_HISTORIES", "4"))
 STEPS = 25
@@ -138,6 +139,12 @@ class History:
         for path in self.store.blobs.glob("*-partial*"):
             path.unlink(missing_ok=True)
 
+    def lose_blob(self) -> None:
+        """Of a model that stays: its next pull is known to be its own."""
+        blobs = sorted(each for each in self.store.blobs.iterdir() if len(each.name) == 71)
+        if blobs:
+            self.chance.choice(blobs).unlink()
+
     def lose_manifests(self) -> None:
         shutil.rmtree(self.store.path / "manifests", ignore_errors=True)
 
@@ -163,18 +170,18 @@ class History:
 
 
 ACTIONS: tuple[Callable[[History], None], ...] = (
-    *(History.begin,) * 5,
-    *(History.finish,) * 2,
+    *(History.begin,) * 6,
+    *(History.finish,) * 4,
     History.end_pull,
-    *(History.kill_server,) * 3,
-    History.start_server,
-    *(History.remove_model,) * 2,
-    *(History.lose_sidecar,) * 2,
+    *(History.kill_server,) * 4,
+    History.remove_model,
+    *(History.lose_sidecar,) * 4,
     History.lose_download,
+    *(History.lose_blob,) * 2,
     History.lose_manifests,
     History.make_manifests,
     History.grow_old,
-    *(History.kill_daemon,) * 2,
+    History.kill_daemon,
 )
 
 
@@ -186,5 +193,22 @@ def test_the_log_tells_the_same_end_as_the_disk(
         history.run()
         history.daemon.kill(signal.SIGTERM)
         told = whole_lines(store.ours / "logs/events.jsonl")
-        assert replay(told) == on_disk(store)
+        there = on_disk(store)
+        assert replay(told) == there
+        _records_agree(store, there)
         assert "Traceback" not in history.daemon.errors, history.daemon.errors
+
+
+def _records_agree(store: Store, there: State) -> None:
+    """A model's record says what became of its download, though nobody of ours has driven it."""
+    with files.opened_folder(str(store.path)) as folder:
+        kept = records.read(folder)
+    unfinished = {model for _, models in there.downloads.values() for model in models}
+    for model in there.models - unfinished:
+        assert kept[names.to_model(model).key].state is states.State.COMPLETED, model
+    for model in unfinished - there.models:
+        assert kept[names.to_model(model).key].state is states.State.ERROR, model
+    for key, record in kept.items():
+        assert not record.state.active, key
+        if key not in {names.to_model(each).key for each in there.models | unfinished}:
+            assert record.state is states.State.IDLE, key

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import IS_ROOT, needs_root
-from watcher import files, records, states
+from watcher import files, names, records, states
 from watcher.errors import NoPermissionError, RecordError, TargetError
 from watcher.records import Record
 from watcher.states import State
@@ -296,3 +296,28 @@ def test_only_a_new_state_is_brought_to_the_disk(
     assert not synced
     records.change(folder, "llama3", {"state": "error"})
     assert synced
+
+
+def test_what_was_seen_of_others_downloads_is_kept_by_legal_ways(folder: int) -> None:
+    seen = [
+        ("llama3", State.DOWNLOADING, ""),
+        ("llama3", State.ERROR, "killed"),
+        ("phi", State.COMPLETED, ""),
+        ("gone", State.IDLE, ""),
+    ]
+    records.follow(folder, seen, lambda: 5.0)
+    kept = {key: (each.state, each.error) for key, each in records.read(folder).items()}
+    assert kept == {
+        names.to_model("llama3").key: (State.ERROR, "killed"),
+        names.to_model("phi").key: (State.COMPLETED, ""),
+    }
+
+
+def test_a_record_that_a_process_of_ours_writes_is_left_to_it(folder: int) -> None:
+    records.change(folder, "llama3", {"state": "starting"})
+    with records.driving(folder, "llama3") as ours, records.driving(folder, "LLAMA3:latest") as too:
+        assert (ours, too) == (True, False)
+        records.follow(folder, [("llama3", State.ERROR, "killed")], lambda: 5.0)
+    assert records.read(folder)[names.to_model("llama3").key].state is State.STARTING
+    records.follow(folder, [("llama3", State.ERROR, "killed")], lambda: 5.0)
+    assert records.read(folder)[names.to_model("llama3").key].state is State.ERROR

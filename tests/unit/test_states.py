@@ -147,3 +147,13 @@ def test_every_state_has_words_for_people() -> None:
     assert State.DOWNLOADING.stage == "Downloading model layers..."
     assert State.VERIFYING.stage == "Verifying download integrity..."
     assert State.WRITING_MANIFEST.stage == "Writing model manifest..."
+
+
+@pytest.mark.parametrize("before", State)
+@pytest.mark.parametrize("after", [State.DOWNLOADING, State.ERROR, State.COMPLETED, State.IDLE])
+def test_the_way_to_what_was_seen_is_a_legal_one(before: State, after: State) -> None:
+    for step in (steps := states.way(before, after)):
+        assert states.may_follow(before, step)
+        before = step
+    assert before is after
+    assert len(steps) <= 2

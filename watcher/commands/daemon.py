@@ -9,7 +9,7 @@ from collections.abc import Callable
 from watcher import daemon as service
 from watcher.commands.context import Context
 from watcher.errors import Exit, SettingsError
-from watcher.events import Event, instant
+from watcher.events import Event
 from watcher.observe import place
 from watcher.world import World
 
@@ -36,7 +36,7 @@ def _teller(context: Context) -> Callable[[Event], None]:
         return _writer(sys.stdout.fileno())
     if "JOURNAL_STREAM" in os.environ:
         return _writer(sys.stderr.fileno())
-    return _tell_people
+    return _tell_people()
 
 
 def _writer(fd: int) -> Callable[[Event], None]:
@@ -46,7 +46,16 @@ def _writer(fd: int) -> Callable[[Event], None]:
     return write
 
 
-def _tell_people(event: Event) -> None:
-    at = instant(event.at).astimezone().strftime("%H:%M:%S")
-    sys.stderr.write(f"{at} {event.event_type:<22} {event.message}\n")
-    sys.stderr.flush()
+def _tell_people() -> Callable[[Event], None]:
+    from watcher import history
+    from watcher.show import happened
+
+    told = happened.teller(color=sys.stderr.isatty())
+
+    def tell(event: Event) -> None:
+        line = history.parse(event.line)
+        if line is not None:
+            sys.stderr.write(told(line))
+            sys.stderr.flush()
+
+    return tell

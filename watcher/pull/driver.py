@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -137,9 +137,23 @@ class Pull:
     def updates(self) -> Iterator[Update]:
         """Drive the pull until the model has arrived, can't arrive, or the pull was cancelled."""
         try:
-            yield from self._updates()
+            with self._driving():
+                yield from self._updates()
         finally:
             self.sharing.release(self.name.shown)
+
+    @contextmanager
+    def _driving(self) -> Iterator[None]:
+        """While it lasts, nobody else infers from the store what the record says."""
+        with ExitStack() as held:
+            with suppress(OSError):
+                folder = held.enter_context(files.opened_folder(self._records_folder()))
+                held.enter_context(records.driving(folder, self.model))
+            yield
+
+    def _records_folder(self) -> str:
+        """The folder whose records are kept; "" where none are."""
+        return self.site.records or (self.site.world.store if self.site.world else "")
 
     def _updates(self) -> Iterator[Update]:
         if self.site.why:
@@ -485,7 +499,7 @@ class Pull:
 
     def _keep(self) -> None:
         self._kept_at = time.monotonic()
-        folder = self.site.records or (self.site.world.store if self.site.world else "")
+        folder = self._records_folder()
         if not folder:
             return
         try:

@@ -1,0 +1,35 @@
+"""What events say of the records of models whose downloads others drive. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+
+from watcher.events import Event
+from watcher.memory import Memory
+from watcher.states import State
+
+_BEGUN = frozenset({"download_started", "download_resumed"})
+_BROKEN = frozenset({"download_interrupted", "partial_found"})
+_GONE = frozenset({"model_removed", "partial_removed", "partial_cleaned"})
+
+
+def recording(told: Iterable[Event], memory: Memory) -> Iterator[tuple[str, State, str]]:
+    """For each model the state that its record goes to, in order, and why it is ``error``.
+
+    `memory`: as it is after all of these events.
+    """
+    unfinished = set(chain.from_iterable(each.models for each in memory.downloads.values()))
+    complete = (memory.models or {}).keys()
+    for event in told:
+        named = event.details.get("models")
+        for model in named if isinstance(named, list | tuple) else ():
+            if event.event_type in _BEGUN:
+                yield model, State.DOWNLOADING, ""
+            elif event.event_type in _BROKEN:
+                why = f"{event.details['condition']}: {event.details['because']}"
+                yield model, State.ERROR, why
+            elif event.event_type == "manifest_written":
+                yield model, State.COMPLETED, ""
+            elif event.event_type in _GONE and model not in unfinished:
+                yield model, State.COMPLETED if model in complete else State.IDLE, ""
