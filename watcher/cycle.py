@@ -206,8 +206,8 @@ def _recover_under_lock(
 
     if not moves.unfinished(store):
         return ()
-    servers = holders.see(world, (), network=False, writers_visible=False).servers
-    if any(each.state is ServerState.STARTING and each.ours is not False for each in servers):
+    seen = holders.see(world, (), network=False, writers_visible=False, ours_only=True)
+    if any(each.state is ServerState.STARTING for each in seen.servers):
         return ("a server is starting: what a kill has left is finished later",)
     done, stuck = moves.recover(world, store)
     for each in done:

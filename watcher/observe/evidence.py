@@ -64,12 +64,13 @@ def _observe(
         [entry for download in downloads for entry in download.entries],
         network=where.network,
         writers_visible=policy.writers_visible,
+        ours_only=True,
     )
     return Evidence(
         place=where,
         now=world.clock(),
         view=seen.view,
-        servers=tuple(server for server in seen.servers if server.ours is not False),
+        servers=seen.servers,
         others=seen.others,
         downloads=tuple(
             _with_holders(download, seen.holders)

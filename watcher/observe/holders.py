@@ -72,17 +72,26 @@ class Seen(NamedTuple):
     others: tuple[str, ...]
 
 
-def see(world: World, entries: Iterable[Entry], *, network: bool, writers_visible: bool) -> Seen:
+def see(
+    world: World,
+    entries: Iterable[Entry],
+    *,
+    network: bool,
+    writers_visible: bool,
+    ours_only: bool = False,
+) -> Seen:
     """Look at every process once.
 
     `entries` are looked for among the open files; the answer's `holders` are by entry name. On a
     network file system the sight is PARTIAL, since other machines can't be seen, unless the
-    settings say that all writers are visible.
+    settings say that all writers are visible. `ours_only`: without the servers that surely have
+    another store, since to find out where a server listens takes longer than all the rest.
     """
     processes = _processes(world.proc)
     holders, unread = _holders(world, processes, tuple(entries))
     psutil.PROCFS_PATH = world.proc
-    asked = (_server(world, process) for process in processes if process.is_server)
+    running = (process for process in processes if process.is_server)
+    asked = (_server(world, process, ours_only=ours_only) for process in running)
     servers = tuple(server for server in asked if server is not None)
     others = tuple(
         f"{process.name} ({process.pid})"
@@ -280,7 +289,7 @@ def _hides(options: str) -> bool:
 # ---------------------------------------------------------------- servers
 
 
-def _server(world: World, process: Process) -> Server | None:
+def _server(world: World, process: Process, *, ours_only: bool) -> Server | None:
     now = world.clock()
     try:
         handle = psutil.Process(process.pid)
@@ -289,9 +298,11 @@ def _server(world: World, process: Process) -> Server | None:
         return None  # ended meanwhile
     environment = _environment(handle)
     store = _models_folder(environment) if environment is not None else None
+    ours = None if store is None else _same_folder(world, process.pid, store)
+    if ours is False and ours_only:
+        return None
     ports, connections = _sockets(handle)
     url = _url(environment, ports)
-    ours = None if store is None else _same_folder(world, process.pid, store)
     # One of another store is nobody's business here.
     version = None if ours is False else world.version(url)
     if version is not None:

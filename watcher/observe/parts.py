@@ -46,9 +46,9 @@ def without_trailing_zeros(fd: int, start: int, end: int, enough: int = ZEROS_EN
     chunk = BLOCK
     while end > stop:
         low = max(stop, end - chunk)
-        kept = os.pread(fd, end - low, low).rstrip(b"\0")
-        if kept:
-            return low + len(kept)
+        read = os.pread(fd, end - low, low)
+        if read != bytes(len(read)):  # nothing but zeros is told sixteen times as fast as stripped
+            return low + len(read.rstrip(b"\0"))
         end, chunk = low, _CHUNK
     return end
 
