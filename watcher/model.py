@@ -301,8 +301,8 @@ class BlobCensus:
     #: Finished blobs that a manifest names and that have the right size.
     healthy: int = 0
     healthy_bytes: int = 0
-    #: The healthy ones themselves, only where they are to be verified.
-    healthy_entries: tuple[Entry, ...] = ()
+    #: Those of them that were not hashed as they are now, only where they are to be verified.
+    unhashed: tuple[Entry, ...] = ()
     #: Blobs that were finished on sidecars of ours and not hashed since.
     unproven: tuple[Entry, ...] = ()
     odd: tuple[OddBlob, ...] = ()

@@ -48,9 +48,8 @@ def unproven(evidence: Evidence) -> Iterator[Action]:
 
 def all_blobs(evidence: Evidence) -> Iterator[Action]:
     """Every blob that a manifest names and that was not hashed as it is now; the oldest first."""
-    for entry in sorted(evidence.census.healthy_entries, key=lambda entry: entry.mtime_ns):
-        if entry.sha256 is None:
-            yield _hash(entry, names.parse_blob(entry.name).digest, "not hashed as it is now")
+    for entry in sorted(evidence.census.unhashed, key=lambda entry: entry.mtime_ns):
+        yield _hash(entry, names.parse_blob(entry.name).digest, "not hashed as it is now")
 
 
 def _hash(entry: Entry, digest: str, because: str) -> Action:

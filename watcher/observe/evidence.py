@@ -109,14 +109,25 @@ def _scan(
 
 def _remembered(found: Entry, memory: Memory) -> Entry:
     """The entry with what is remembered of it: its own time where we set another, its hash."""
+    found = _with_own_time(found, memory)
+    sha256 = _hash_of(found, memory)
+    return found if sha256 is None else found._replace(sha256=sha256)
+
+
+def _with_own_time(found: Entry, memory: Memory) -> Entry:
     if memory.touched:
         touched = memory.touched.get(names.printable(found.name))
         if touched is not None and (touched.inode, touched.set_ns) == (found.inode, found.mtime_ns):
-            found = found._replace(own_mtime_ns=touched.own_ns)
+            return found._replace(own_mtime_ns=touched.own_ns)
+    return found
+
+
+def _hash_of(found: Entry, memory: Memory) -> str | None:
+    """The remembered hash of an entry with its own time; None where it has changed since."""
     hashed = memory.hashes.get(found.name)
     if hashed is not None and hashed[:3] == (found.inode, found.size, bound_to(found)):
-        found = found._replace(sha256=hashed.sha256)
-    return found
+        return hashed.sha256
+    return None
 
 
 def _last_progress(record: Record, data: Entry | None) -> float:
@@ -135,7 +146,11 @@ def _with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Bl
     census = replace(
         found.census,
         unnamed=tuple(_remembered(entry, memory) for entry in found.census.unnamed),
-        healthy_entries=tuple(_remembered(entry, memory) for entry in found.census.healthy_entries),
+        unhashed=tuple(
+            entry
+            for entry in found.census.unhashed
+            if _hash_of(_with_own_time(entry, memory), memory) is None
+        ),
     )
     suspects = {name for name, each in memory.hashes.items() if not name.endswith(each.sha256)}
     mended = {

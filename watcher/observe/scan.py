@@ -417,7 +417,7 @@ class _Counting:
             allocated=self.allocated,
             healthy=self.healthy,
             healthy_bytes=self.healthy_bytes,
-            healthy_entries=tuple(self.healthy_entries),
+            unhashed=tuple(self.healthy_entries),
             odd=tuple(sorted(self.odd, key=lambda odd: odd.digest)),
             unnamed=tuple(sorted(self.unnamed)),
             old_names=tuple(sorted(self.old)),
