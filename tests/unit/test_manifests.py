@@ -50,6 +50,28 @@ def test_bytes_behind_the_json_and_other_cases_of_keys_are_accepted() -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "again"),
+    [
+        (b'"size":', b'"size":9,"size":'),
+        (b'"digest":', b'"digest":"sha256:%b","digest":' % B.encode()),
+        (b'"layers":', b'"layers":[{"digest":"sha256:%b"}],"layers":' % B.encode()),
+        (b'"size":5', b'"size":5,"size":null'),
+        (b'"size":5', b'"s\\u0069ze":5,"Size":9'),
+    ],
+)
+def test_of_keys_that_come_twice_the_last_counts_however_it_is_read(
+    key: bytes, again: bytes
+) -> None:
+    reference = '{"mediaType":"x","digest":"sha256:%s","size":5}'
+    document = '{"schemaVersion":2,"mediaType":"x","config":%s,"layers":[%s]}'
+    usual = (document % (reference % B, reference % A)).encode()
+    raw = usual.replace(key, again)
+    assert raw != usual
+    # With something behind it a manifest is read as the server does, step by step.
+    assert manifests.parse(raw) == manifests.parse(raw + b"x")
+
+
+@pytest.mark.parametrize(
     "raw",
     [
         b"",
