@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -35,69 +36,50 @@ def _json_option(command: Any) -> Any:
     )(command)
 
 
-class _Size(click.ParamType[int]):
-    name = "size"
+class _Read(click.ParamType[Any]):
+    """A value that a function reads from what people write, or says what is wrong by ValueError."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from watcher import config
+    def __init__(self, name: str, read: Callable[[Any], Any]) -> None:
+        self.name = name
+        self._read = read
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return config.size(value)
+            return self._read(value)
         except ValueError as error:
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
-class _Duration(click.ParamType[float]):
-    name = "duration"
+def _size(value: Any) -> int:
+    from watcher import config
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        from watcher import config
-
-        try:
-            return config.duration(value)
-        except ValueError as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
+    return config.size(value)
 
 
-class _Moment(click.ParamType[float]):
-    name = "moment"
+def _duration(value: Any) -> float:
+    from watcher import config
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        from watcher import config
-
-        try:
-            return config.moment(str(value), time.time())
-        except ValueError as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
+    return config.duration(value)
 
 
-class _Priority(click.ParamType[int]):
-    name = "priority"
+def _moment(value: Any) -> float:
+    from watcher import config
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from watcher.pull import queue
-
-        try:
-            return value if isinstance(value, int) else queue.priority(value)
-        except ValueError as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
+    return config.moment(str(value), time.time())
 
 
-class _TimeOfDay(click.ParamType[str]):
-    name = "time"
+def _priority(value: Any) -> int:
+    from watcher.pull import queue
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from watcher.pull import queue
+    return value if isinstance(value, int) else queue.priority(value)
 
-        try:
-            queue.next_time(value, 0.0)
-        except ValueError as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
-        return str(value)
+
+def _time_of_day(value: Any) -> str:
+    """As it was written: when that is next is told when it goes into the queue."""
+    from watcher.pull import queue
+
+    queue.next_time(value, 0.0)
+    return str(value)
 
 
 _PATH = click.Path(dir_okay=False, path_type=Path)
@@ -178,8 +160,15 @@ def df(given: click.Context) -> Exit:
 @click.argument("targets", nargs=-1, metavar="[MODEL|DIGEST]...")
 @click.option("-n", "--dry-run", is_flag=True, help="Show the plan and do nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
-@click.option("--stale-after", type=_Duration(), metavar="TIME", help="Such as 7d (the default).")
-@click.option("--until-free", type=_Size(), metavar="SIZE", help="No more than for 50GB free.")
+@click.option(
+    "--stale-after",
+    type=_Read("duration", _duration),
+    metavar="TIME",
+    help="Such as 7d (the default).",
+)
+@click.option(
+    "--until-free", type=_Read("size", _size), metavar="SIZE", help="No more than for 50GB free."
+)
 @_json_option
 @click.pass_context
 def clean(
@@ -222,7 +211,9 @@ def repair(
 
 @group.command()
 @click.argument("targets", nargs=-1, metavar="[MODEL]...")
-@click.option("--max-duration", type=_Duration(), metavar="TIME", help="Stop after so long.")
+@click.option(
+    "--max-duration", type=_Read("duration", _duration), metavar="TIME", help="Stop after so long."
+)
 @_json_option
 @click.pass_context
 def verify(given: click.Context, targets: tuple[str, ...], max_duration: float | None) -> Exit:
@@ -286,12 +277,17 @@ def queue() -> None:
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option(
     "--priority",
-    type=_Priority(),
+    type=_Read("priority", _priority),
     default=0,
     metavar="high|normal|low|N",
     help="The higher, the sooner (normal).",
 )
-@click.option("--after", type=_TimeOfDay(), metavar="22:00", help="Not before that time of day.")
+@click.option(
+    "--after",
+    type=_Read("time", _time_of_day),
+    metavar="22:00",
+    help="Not before that time of day.",
+)
 @_json_option
 @click.pass_context
 def queue_add(
@@ -379,7 +375,9 @@ def queue_run(given: click.Context, host: str | None, insecure: bool) -> Exit:
 @click.option("--verify", is_flag=True, help="Hash layers that were there before, too.")
 @click.option("--insecure", is_flag=True, help="Registries without a valid certificate.")
 @click.option("--host", metavar="URL", help="The server; else OLLAMA_HOST.")
-@click.option("--stall", type=_Duration(), metavar="TIME", help="Mend after so long (30s).")
+@click.option(
+    "--stall", type=_Read("duration", _duration), metavar="TIME", help="Mend after so long (30s)."
+)
 @_json_option
 @click.pass_context
 def pull_models(
@@ -570,7 +568,9 @@ def status(given: click.Context, watch: bool) -> Exit:
 
 @group.command()
 @click.argument("target", required=False, metavar="[MODEL|DIGEST]")
-@click.option("--since", type=_Moment(), metavar="WHEN", help="Such as 2h, or 2026-11-24.")
+@click.option(
+    "--since", type=_Read("moment", _moment), metavar="WHEN", help="Such as 2h, or 2026-11-24."
+)
 @click.option("--type", "types", multiple=True, metavar="TYPE", help="Of this type (repeatable).")
 @click.option("-f", "--follow", is_flag=True, help="And what comes, until ctrl-C.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="The last N.")

@@ -15,7 +15,7 @@ import orjson
 from watcher import files
 from watcher.events import ALL, LOGS, SUFFIX
 from watcher.memory import FOLDER
-from watcher.observe.targets import Known, Targets
+from watcher.observe.targets import Known
 
 #: A log that was set aside: its name, the time of its end, and a number where that was not enough.
 _ASIDE = re.compile(r"([^@]+)@(.+?)(?:-([0-9]{1,9}))?" + re.escape(SUFFIX), re.DOTALL)
@@ -53,10 +53,6 @@ class Line(NamedTuple):
         said += several if isinstance(several, list) else []
         found = (_DIGEST.search(each) for each in said if isinstance(each, str))
         return frozenset(match[0].lower() for match in found if match)
-
-    def is_about(self, wanted: Targets) -> bool:
-        """Whether it is about one of those models or digests."""
-        return wanted.meant(self.models, self.digests)
 
 
 def parse(raw: bytes) -> Line | None:

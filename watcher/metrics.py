@@ -11,7 +11,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 from watcher import __version__, files, names, ranges
@@ -289,12 +288,7 @@ class Metrics:
             self.port = self._held.enter_context(listening(*self._address, self._registry))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._held.close()
 
     def hearing(self, tell: Callable[[Event], None]) -> Callable[[Event], None]:

@@ -14,7 +14,6 @@ import select
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import Self
 
 from watcher import names
@@ -90,12 +89,7 @@ class Wakes:
         self._open.callback(self._events.close)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open.close()
 
     def stop(self) -> None:

@@ -166,18 +166,22 @@ def line(name: str | None, **details: object) -> Line:
     return Line(b"", NOW, "error", name, "", details)
 
 
+def is_about(it: Line, wanted: Targets) -> bool:
+    return wanted.meant(it.models, it.digests)
+
+
 def test_a_line_is_about_its_models_and_its_digests() -> None:
     digest = "Ab" * 32
     model = Targets(frozenset({"llama3:latest"}), frozenset())
     layer = Targets(frozenset(), frozenset({digest.lower()}))
-    assert line("Llama3:latest").is_about(model)
-    assert line("a:latest", models=["a:latest", "llama3:latest"]).is_about(model)
-    assert not line("llama3:8b", models=["llama3:8b"]).is_about(model)
-    assert not line(None).is_about(model)
-    assert line("sha256-abababababab", digest=f"sha256:{digest}").is_about(layer)
-    assert line(None, subject=f"sha256-{digest}-partial-3").is_about(layer)
-    assert line(None, subjects=["x", digest, 3]).is_about(layer)
-    assert not line(None, models={}, subjects=3, digest=None).is_about(layer)
+    assert is_about(line("Llama3:latest"), model)
+    assert is_about(line("a:latest", models=["a:latest", "llama3:latest"]), model)
+    assert not is_about(line("llama3:8b", models=["llama3:8b"]), model)
+    assert not is_about(line(None), model)
+    assert is_about(line("sha256-abababababab", digest=f"sha256:{digest}"), layer)
+    assert is_about(line(None, subject=f"sha256-{digest}-partial-3"), layer)
+    assert is_about(line(None, subjects=["x", digest, 3]), layer)
+    assert not is_about(line(None, models={}, subjects=3, digest=None), layer)
 
 
 def test_what_can_be_asked_for_is_learnt_from_the_lines() -> None:
