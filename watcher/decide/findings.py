@@ -303,7 +303,8 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
         )
     pulling = any(not each.stale for each in judged)
     for entry in evidence.census.unnamed:
-        young = evidence.now - entry.mtime < policy.stale_after
+        # As for `clean`: a time that we have set to keep it makes it no younger.
+        young = evidence.now - entry.changed_at < policy.stale_after
         yield Finding(
             # The finished layers of a pull under way are nothing to worry about.
             Severity.INFO if young and pulling else Severity.WARNING,

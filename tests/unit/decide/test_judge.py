@@ -168,6 +168,15 @@ def test_the_young_orphan_of_a_pull_under_way_is_no_warning() -> None:
     assert findings(evidence(census=census))["blob_orphan"] is Severity.WARNING
 
 
+def test_an_orphan_is_as_old_as_it_is_to_a_clean_up() -> None:
+    """We have kept it from the server's clean-up while it was young: that time is ours."""
+    kept = entry(f"sha256-{'a' * 64}", ago=60, own_mtime_ns=round((NOW - 8 * DAY) * 1e9))
+    census = BlobCensus(unnamed=(kept,), manifests=1)
+    seen = evidence(download(), census=census)
+    (orphan,) = [each for each in judge.judge(seen, POLICY).findings if each.kind == "blob_orphan"]
+    assert (orphan.severity, orphan.command) == (Severity.WARNING, "ollama-watch clean")
+
+
 def test_severe_findings_come_first() -> None:
     odd = OddBlob(D, BlobFault.SHORT, 5, entry("x"), ("m:latest",))
     seen = evidence(download(), census=BlobCensus(odd=(odd,), manifests=1))
