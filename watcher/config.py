@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import textwrap
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -203,7 +204,8 @@ def _check(key: str, value: object, where: str) -> None:
         return
     if key not in KEYS:
         known = ", ".join(["store", *KEYS])
-        raise SettingsError(f"{where}: unknown setting", f"known settings: {known}")
+        known = textwrap.fill(f"known settings: {known}", 78, subsequent_indent="    ")
+        raise SettingsError(f"{where}: unknown setting", known)
     try:
         KEYS[key].read(value)
     except ValueError as error:

@@ -24,8 +24,8 @@ def describe(
     """This very installation, for a service of the system, or of the user alone (`personal`).
 
     `store` and `config` (a settings file) are those that were named, `metrics_file` is that of the
-    settings, "" for none. `root` is the folder of a
-    system that does not run: the store is as it is there, or as Ollama's installer makes it.
+    settings, "" for none. `root` is the folder of a system that does not run: the store is as it is
+    there, or as Ollama's installer makes it.
     Raises RefusedError where a service could not rely on what was found.
     """
     where = _found(_program(root), store, config and os.path.abspath(config), root, personal)
@@ -37,10 +37,10 @@ def describe(
                 "give it another name, or reach it by a link with one",
             )
     if why := units.passing(where.program, personal=personal):
+        alone = "" if units.passing(where.program, personal=True) else ", or use --user"
         raise RefusedError(
             f"{where.program}: {why}",
-            "install ollama-watch elsewhere, such as into a virtual environment in /opt"
-            + ("" if personal else ", or use --user"),
+            f"install it elsewhere, such as in a virtual environment in /opt{alone}",
         )
     return where
 

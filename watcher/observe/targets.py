@@ -125,7 +125,7 @@ def _nearest(text: str, start: str, known: Iterable[Known], digests: Iterable[st
         cut = {digest[: len(start)]: digest for digest in sorted(digests)}
         close = difflib.get_close_matches(start, cut, n=_MOST_NEAREST, cutoff=0.6)
         near.extend(names.short(cut[each]) for each in close)
-    unknown = "a download whose model is not known is named by its digest, as the audit shows it"
+    unknown = "a download without a model is named by its digest: see ollama-watch audit"
     return _perhaps(near, models) or unknown
 
 

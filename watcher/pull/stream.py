@@ -76,7 +76,7 @@ class PullStream:
             self._connection.request("POST", self._path, self._body)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            raise ServerGoneError(str(error)) from None
+            raise ServerGoneError(_why(error)) from None
         self._thread.start()
         return self
 
@@ -109,8 +109,13 @@ class PullStream:
                     self._lines.put(_status(raw, answer.status))
             why = "the server has ended the answer"
         except (OSError, ValueError, http.client.HTTPException, AttributeError) as error:
-            why = str(error) or type(error).__name__
+            why = _why(error)
         self._lines.put(ServerGoneError(why))
+
+
+def _why(error: Exception) -> str:
+    """What is wrong, without the number that Python puts before it."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _status(raw: bytes, code: int) -> Status:

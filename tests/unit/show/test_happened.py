@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import click
+import pytest
 
+from watcher import history
+from watcher.commands import daemon
+from watcher.commands.context import Context
+from watcher.events import Event
 from watcher.history import Line
+from watcher.model import Policy
 from watcher.show import happened
 
 
@@ -35,3 +41,16 @@ def test_a_time_that_no_calendar_has_is_shown() -> None:
     tell = happened.teller(color=False)
     assert tell(line("error", "x", at=-1e15))
     assert tell(line("error", "x", at=1e15))
+
+
+def test_a_daemon_on_a_terminal_tells_events_as_the_log_does(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    event = Event(0.0, "service_started", "ollama-watch watches a store, repairs what broke " * 3)
+    daemon._teller(Context(Policy()))(event)
+    told = capsys.readouterr().err
+    line = history.parse(event.line)
+    assert line is not None
+    assert told == happened.teller(color=False)(line)
+    assert max(map(len, told.splitlines())) <= 80
