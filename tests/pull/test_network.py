@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fidelity.harness import Server
-from watcher.demo.registry import Fault, Registry
+from watcher.demo.registry import Fault, Model, Registry
 from watcher.pull.causes import Cause
 from watcher.pull.driver import Options, Update
 
@@ -131,7 +131,7 @@ def test_a_manifest_that_changes_between_tries(server: Server, registry: Registr
     registry.throttle(RATE)
     fault = registry.add_fault(Fault("reset", after=20 * MB))
     server.start().wait_ready()
-    made = []
+    made: list[Model] = []
 
     def change(update: Update) -> None:
         if update.note.endswith("broken connection") and not made:
