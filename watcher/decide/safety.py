@@ -9,6 +9,7 @@ from __future__ import annotations
 from watcher import names
 from watcher.model import (
     HOUR,
+    LIVE_LOOK_SECONDS,
     QUIET_SECONDS,
     QUIET_UNSEEN_SECONDS,
     Condition,
@@ -23,8 +24,6 @@ from watcher.model import (
 
 #: A server reads the sidecars before it opens the data; it must have met the guard by then.
 GUARD_SECONDS = 2.0
-#: How soon it is worth another look whether a pull that is in the way has ended.
-LIVE_SECONDS = 60.0
 STOP = "stop the server (systemctl stop ollama) and end other ollama processes"
 
 #: Why something can't be done: kind, reason, remedy, and the seconds left where time helps.
@@ -67,7 +66,7 @@ def another_is_live(judged: Judged, evidence: Evidence) -> Why | None:
         RefusalKind.LIVE,
         f"{names.short(min(others))} is being pulled, and this may be another layer of the model",
         "try again when that pull has ended",
-        LIVE_SECONDS,
+        LIVE_LOOK_SECONDS,
     )
 
 

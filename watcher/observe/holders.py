@@ -256,7 +256,9 @@ def _view(world: World, unread: list[Process], *, network: bool, writers_visible
     if not unread:
         return View(Sight.FULL)
     ollamas = [process for process in unread if process.is_ollama]
-    why = f"the open files of {len(unread)} processes of other users can't be read"
+    several = f"{len(unread)} processes of other users"
+    whose = several if len(unread) > 1 else "a process of another user"
+    why = f"the open files of {whose} can't be read"
     if ollamas:
         shown = ", ".join(f"{process.name} ({process.pid})" for process in ollamas)
         return View(Sight.PARTIAL, unseen, f"{why}, {shown} among them")
