@@ -151,7 +151,6 @@ def as_nobody(nobodys_package: Path, tmp_path: Path) -> Callable[[Sequence[str]]
     """The command that runs Python, with the package, as an ordinary user."""
     if not IS_ROOT:
         pytest.skip("needs root to become another user")
-    open_parents(tmp_path)
     # The interpreter may lie in a folder of root's own: it is mounted where others can reach it,
     # in a mount namespace that ends with the child.
     mounted = nobodys_package / "python"
@@ -159,6 +158,9 @@ def as_nobody(nobodys_package: Path, tmp_path: Path) -> Callable[[Sequence[str]]
     python = mounted / os.path.relpath(os.path.realpath(sys.executable), sys.base_prefix)
 
     def command(words: Sequence[str]) -> list[str]:
+        # Another pytest of this user's that begins meanwhile shuts the folder of all of them.
+        open_parents(nobodys_package)
+        open_parents(tmp_path)
         script = 'mount --bind "$0" "$1" && shift && exec "$@"'
         mount = ["unshare", "--mount", "sh", "-c", script, sys.base_prefix, str(mounted)]
         user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]

@@ -64,6 +64,12 @@ def test_the_design_has_a_row_for_each(wanted: set[str]) -> None:
     assert wanted - first_cells(DESIGN) == set()
 
 
+def test_an_event_has_one_row() -> None:
+    section = DESIGN.partition("## Events")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)`", section, re.MULTILINE)
+    assert {each for each in rows if rows.count(each) > 1} == {"refused", "error"}
+
+
 @pytest.mark.parametrize("text", [README, DESIGN], ids=["README", "design"])
 def test_exit_codes_have_their_rows(text: str) -> None:
     table = text.partition("## Exit codes")[2].partition("\n## ")[0]
