@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.driving import Daemon, Store
+from tests.driving import Daemon, Store, command, environment
 from tests.fidelity.harness import EngineServer, collapsed, wait_until
 from tests.repair.scenes import SIZE, finished
 from watcher.demo.registry import Registry
+from watcher.model import DAY
 
 REPAIRS = {"OLLAMA_WATCH_REPAIR": "true"}
 
@@ -109,3 +111,38 @@ def test_an_end_does_not_wait_for_a_long_hash(store: Store) -> None:
     with Daemon(store.path, REPAIRS) as daemon:
         daemon.kill(signal.SIGTERM)
     assert f'"{digest}"' in state.read_text()
+
+
+def test_the_check_at_the_start_is_readable_on_a_terminal(store: Store) -> None:
+    """What was found, and what was done about it, in 80 columns."""
+    weights = store.digest("llama2 weights")
+    (store.blobs / f"sha256-{weights}").write_bytes(bytes(48 * 1024))
+    store.manifest("llama2", store.digests[0], weights)
+    (store.blobs / f"sha256-{weights}").unlink()
+    store.download("llama2 weights", aged=DAY)
+    (store.blobs / f"sha256-{weights}-partial-1").unlink()
+    stale = store.download("stale")
+    process = subprocess.Popen(
+        command(store.path, "daemon"),
+        env=environment(store.path, {**REPAIRS, "OLLAMA_WATCH_CLEAN": "true"}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        log = store.ours / "logs/events.jsonl"
+        wait_until(lambda: log.exists() and "partial_cleaned" in log.read_text(), "the clean-up")
+        process.terminate()
+        out, told = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert out == ""
+    assert max(map(len, told.splitlines())) <= 80
+    said = " ".join(told.split())
+    for text in (
+        "Checking for partial model downloads...",
+        "Found partial download for model: llama2:latest. Partial size: 24576 bytes. Can resume: ",
+        "Repaired the partial download of llama2:latest",
+        f"Cleaned up partial download for: sha256-{stale[:12]}",
+    ):
+        assert text in said, told

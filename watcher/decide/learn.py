@@ -356,6 +356,9 @@ def _told(
     elif now.pulling and not before.pulling:
         yield _event(at, "download_resumed", f"the download of {who} goes on", judged)
     elif not live and (before.pulling or ended):
+        if not before.pulling:
+            # It went on and was broken off between two looks.
+            yield _event(at, "download_resumed", f"the download of {who} had gone on", judged)
         yield _event(
             at,
             "download_interrupted",
