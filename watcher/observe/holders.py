@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -155,20 +156,24 @@ def _processes(proc: str) -> list[Process]:
         if not name.isdecimal():
             continue
         try:
-            with open(f"{proc}/{name}/stat", "rb") as file:
+            with open(f"{proc}/{name}/stat", "rb", buffering=0) as file:
                 # The command's name in brackets may hold anything, so look for its end.
                 before, _, after = file.read().rpartition(b")")
-            with open(f"{proc}/{name}/cmdline", "rb") as file:
-                arguments = file.read().rstrip(b"\0").split(b"\0")
+            fields = after.split()
+            kernel = bool(int(fields[6]) & _KERNEL_THREAD)
+            arguments = () if kernel else _arguments(f"{proc}/{name}/cmdline")
         except OSError:
             continue  # gone meanwhile
-        fields = after.split()
         if fields[0] in _GONE_STATES:
             continue
         command = names.printable(os.fsdecode(before.partition(b"(")[2]))
-        kernel = bool(int(fields[6]) & _KERNEL_THREAD)
-        found.append(Process(int(name), command, tuple(map(os.fsdecode, arguments)), kernel))
+        found.append(Process(int(name), command, arguments, kernel))
     return found
+
+
+def _arguments(path: str) -> tuple[str, ...]:
+    with open(path, "rb", buffering=0) as file:
+        return tuple(map(os.fsdecode, file.read().rstrip(b"\0").split(b"\0")))
 
 
 def _holders(
@@ -215,18 +220,15 @@ def _held(
     """The entry that a descriptor is open on, or None."""
     link = f"{world.proc}/{pid}/fd/{number}"
     try:
-        target = os.readlink(link)
-        if not target.startswith("/"):
-            return None  # a socket, a pipe
         status = os.stat(link)
+        name = by_identity.get((status.st_dev, status.st_ino))
+        if name is not None or not stat.S_ISREG(status.st_mode):
+            return name  # most descriptors are sockets, pipes and devices
+        shown = os.path.basename(os.readlink(link))
     except PermissionError:
         raise
     except OSError:
         return None
-    name = by_identity.get((status.st_dev, status.st_ino))
-    if name is not None:
-        return name
-    shown = os.path.basename(target)
     return shown if shown in by_name else None
 
 
