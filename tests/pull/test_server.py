@@ -134,7 +134,7 @@ def test_cancelled_while_the_registry_says_nothing(server: Server, registry: Reg
     asked: list[Update] = []
 
     def cancelled() -> bool:
-        return registry.stats()["requests"].get("head", 0) > 2
+        return bool(registry.stats()["requests"].get("head", 0) > 2)
 
     seen = drive(site(server), model, cancelled=cancelled, on_update=asked.append)
     assert seen.end.cause is Cause.INTERRUPTED

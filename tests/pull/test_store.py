@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
-from tests.fidelity.harness import Server, blob
+from tests.fidelity.harness import Line, Server, blob
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.pull.causes import Cause
 from watcher.pull.driver import Options, Update
@@ -29,9 +29,12 @@ def cut_off(server: Server, registry: Registry) -> Model:
     model = add(registry, server)
     registry.throttle(RATE)
     server.start().wait_ready()
-    pull = server.start_pull(
-        model.name, lambda line: server.kill() if line.get("completed", 0) > SIZE // 4 else None
-    )
+
+    def kill(line: Line) -> None:
+        if line.get("completed", 0) > SIZE // 4:
+            server.kill()
+
+    pull = server.start_pull(model.name, kill)
     pull.result()
     registry.throttle(None)
     return model
