@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
+from rich.filesize import decimal
+
 from watcher import names
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, NoStoreError
@@ -22,7 +24,11 @@ from watcher.pull.queue import Driven, Result
 from watcher.pull.running import Drive, Why
 from watcher.pull.sharing import Sharing
 from watcher.show import progress
+from watcher.show.lines import count
 from watcher.world import World
+
+_NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
+_SHOW_CURSOR = b"\033[?25h\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,28 +49,31 @@ def pull(context: Context, models: tuple[str, ...], wanted: Wanted) -> Exit:
             Pull(found, model, wanted.options, cancelled, sharing)
             for model in dict.fromkeys(models)
         ]
-        color = context.color is not False and not os.environ.get("NO_COLOR")
-        shown = progress.display(json=context.json, quiet=context.quiet, color=color)
+        shown = progress.display(json=context.json, quiet=context.quiet, color=context.colored())
         with shown, ThreadPoolExecutor(max(1, wanted.parallel)) as pool:
             for done in [pool.submit(_drive, each, shown) for each in pulls]:
                 done.result()
-    return max(map(_told, pulls))
+    return max(_told(each, wanted) for each in pulls)
 
 
 def _drive(one: Pull, shown: progress.Display) -> None:
+    if one.name.tag.endswith("cloud"):
+        complain(f"{names.printable(one.name.shown)} runs in the cloud: little of it comes here")
     for update in one.updates():
         shown.show(one, update)
         sys.stdout.flush()
 
 
-def _told(one: Pull) -> Exit:
+def _told(one: Pull, wanted: Wanted) -> Exit:
     """Tell how a pull has ended, where it has not arrived."""
     cause = one.end.cause
     if cause is None:
         return Exit.HEALTHY
     shown = names.printable(one.name.shown)
     if cause is Cause.INTERRUPTED:
-        complain(f"{shown}: interrupted; go on with: ollama-watch pull {shown}")
+        insecure = " --insecure" if wanted.options.insecure else ""
+        host = f" --host {names.printable(wanted.host)}" if wanted.host else ""
+        complain(f"{shown}: interrupted; to go on: ollama-watch pull{insecure}{host} {shown}")
         return Exit.INTERRUPTED
     complain(f"ollama-watch: {shown} has not arrived: {one.end.text}\n  {cause.step}")
     return Exit.FAILED
@@ -96,24 +105,31 @@ def reset(context: Context, models: tuple[str, ...], *, yes: bool) -> Exit:
     manager = ModelDownloadManager(StoreFiles(world.store), policy=context.policy)
     for model in models:
         partials = manager.detect_partial_downloads(model)
-        size = sum(each["partial_size"] for each in partials)
-        if not yes and not _agreed(model, len(partials), size):
-            return Exit.USAGE if not _somebody_there() else Exit.FINDINGS
+        shown = names.printable(model)
+        if not partials and manager.get_download_state(model)["status"] in _NOTHING_TO_RESET:
+            _say(context, f"{shown}: nothing of a download is here")
+            continue
+        size = decimal(sum(each["partial_size"] for each in partials))
+        what = f"{size} of {count(len(partials), 'unfinished layer')}"
+        if not yes and not _agreed(f"Remove {what} of {shown}?"):
+            return Exit.FINDINGS if _somebody_there() else Exit.USAGE
         manager.reset_download(model)
-        if not context.quiet:
-            shown = names.printable(model)
-            sys.stdout.write(f"{shown}: reset, {size} bytes of {len(partials)} layers removed\n")
+        _say(context, f"{shown}: forgotten; {what} removed")
     return Exit.HEALTHY
 
 
-def _agreed(model: str, layers: int, size: int) -> bool:
-    shown = names.printable(model)
+def _say(context: Context, text: str) -> None:
+    if not context.quiet:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def _agreed(question: str) -> bool:
     if not _somebody_there():
         complain("nothing was done: nobody to ask here; say --yes to do it")
         return False
     import click
 
-    question = f"Remove {size} bytes of {layers} unfinished layers of {shown}?"
     return click.confirm(question, default=False)
 
 
@@ -128,21 +144,27 @@ def _site(context: Context, host: str | None) -> Site:
         (found,) = context.places()[:1]
     except (NoStoreError, NoPermissionError):
         if context.stores:
-            raise
+            if not os.path.isdir(context.stores[0]):
+                raise
+            # The server makes its folders with the first pull.
+            return site.find(url, World(os.path.abspath(context.stores[0])), context.policy)
         return site.find(url, None, context.policy)
     return site.find(url, World(found.path, found.by), context.policy)
 
 
 @contextmanager
 def _cancelled_by_signals() -> Iterator[Callable[[], bool]]:
-    """Says whether SIGINT or SIGTERM has come; a second one ends the process as usual."""
+    """Says whether SIGINT or SIGTERM has come; a second one ends the process at once."""
     asked = threading.Event()
-
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def stop(number: int, _: FrameType | None) -> None:
+    def stop(_: int, __: FrameType | None) -> None:
+        if asked.is_set():
+            # Threads that mend are not waited for: whatever they leave the next run finishes.
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), _SHOW_CURSOR)
+            os._exit(Exit.INTERRUPTED)
         asked.set()
-        signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, stop)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 _STYLE = {State.COMPLETED: "green", State.ERROR: "bold red", State.RESET: "yellow"}
-_CELLS = 40
+_CELLS = 30
 #: In a pipe a line is written when this much more is here.
 _STEP_PERCENT = 10.0
 
@@ -91,8 +91,8 @@ class JsonLines:
 class Blocks:
     """On a terminal: two lines for each model, drawn again in their place; notes stay above."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, *, color: bool) -> None:
+        self._color, self._lock = color, threading.Lock()
         self._pulls: dict[str, Update] = {}
         self._live: Live | None = None
 
@@ -100,7 +100,9 @@ class Blocks:
         from rich.console import Console
         from rich.live import Live
 
-        console = Console(highlight=False, markup=False, emoji=False)
+        console = Console(
+            highlight=False, markup=False, emoji=False, no_color=not self._color, soft_wrap=False
+        )
         self._live = Live(console=console, refresh_per_second=8, get_renderable=self._drawn)
         self._live.start()
         return self
@@ -134,25 +136,32 @@ class Blocks:
             style = _STYLE.get(record.state, "cyan")
             drawn.append(Text.assemble((f"{who}  ", "bold"), (record.stage, style)))
             filled = int(_CELLS * record.progress_percent / 100)
-            bar = Text("#" * filled, style=style) + Text("." * (_CELLS - filled), style="dim")
-            drawn.append(Text("  ") + bar + Text(f" {_numbers(update)}"))
+            bar = Text.assemble(
+                "  ",
+                ("#" * filled, style),
+                ("." * (_CELLS - filled), "dim"),
+                f" {_numbers(update)}",
+            )
+            # One line, however narrow: what is drawn again must not wrap.
+            bar.no_wrap, bar.overflow = True, "ellipsis"
+            drawn.append(bar)
         return Group(*drawn)
 
 
 def line(update: Update) -> str:
-    """Stage, percent, bytes, rate and time left in a line."""
-    return f"{update.record.stage} {_numbers(update)}".rstrip()
+    """Stage, percent, bytes, rate and time left in a line; of an error its reason."""
+    record = update.record
+    told = f": {record.error}" if record.error else f" {_numbers(update)}"
+    return f"{record.stage}{told}".rstrip()
 
 
 def _numbers(update: Update) -> str:
     record = update.record
-    if record.state is State.ERROR:
-        return record.error
-    if record.total_bytes is None or not (record.state.active or record.state is State.COMPLETED):
+    if not record.total_bytes:
         return ""
     told = f"{record.progress_percent:.0f} % of {decimal(record.total_bytes)}"
-    if record.state is State.DOWNLOADING and record.bytes_per_second is not None:
-        told += f", {decimal(round(record.bytes_per_second))}/s"
+    if record.state is State.DOWNLOADING and round(record.bytes_per_second or 0):
+        told += f", {decimal(round(record.bytes_per_second or 0))}/s"
         if update.seconds_left is not None:
             told += f", {findings.duration(update.seconds_left)} left"
     return told
@@ -183,6 +192,6 @@ def display(*, json: bool, quiet: bool, color: bool) -> Display:
         return JsonLines(sys.stdout.buffer.write)
     if quiet:
         return Lines(lambda _: None)
-    if color and sys.stdout.isatty():
-        return Blocks()
+    if sys.stdout.isatty():
+        return Blocks(color=color)
     return Lines(sys.stdout.write)
