@@ -21,19 +21,24 @@ STORY = [
     "$ ollama-watch audit",
     "$ ollama-watch clean --dry-run",
     "$ ollama-watch clean --yes",
+    "after ollama-watch repair",
+    "$ ollama-watch pull train:7b",
+    "were lost with a broken connection",
+    "Download complete",
+    "max retries exceeded            success",
 ]
 
 
 class Show:
     """A demo under way, in a process group of its own, with a TMPDIR of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *words: str) -> None:
         self.folder = folder / "tmp"
         self.folder.mkdir()
         self.output = folder / "out"
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "watcher", "demo"],
+                [sys.executable, "-m", "watcher", "demo", *words],
                 env=environment(folder / "demo") | {"TMPDIR": str(self.folder)},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -64,23 +69,30 @@ class Show:
 
 @pytest.fixture
 def show(tmp_path: Path) -> Iterator[Show]:
-    made = Show(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    made = Show(tmp_path, "--svg", str(tmp_path / "pictures"))
     yield made
     if made.process.poll() is None:
         os.killpg(made.process.pid, signal.SIGKILL)
         made.process.wait()
 
 
-def test_it_tells_its_story_and_leaves_nothing(show: Show) -> None:
+def test_it_tells_its_story_and_leaves_nothing(show: Show, tmp_path: Path) -> None:
     assert show.process.wait(60) == 0, show.told
     at = [show.told.find(words) for words in STORY]
     assert -1 not in at, show.told
     assert at == sorted(at)
     assert "Traceback" not in show.told
     assert show.left() == []
+    pictures = {path.name: path.read_text() for path in (tmp_path / "pictures").iterdir()}
+    assert set(pictures) == {"audit.svg", "repair.svg", "pull.svg"}
+    assert "train:7b" in pictures["pull.svg"]
+    assert not any(str(tmp_path) in picture for picture in pictures.values())
 
 
-@pytest.mark.parametrize("when", ["== A store", "== A daemon watches", "== What an audit shows"])
+@pytest.mark.parametrize(
+    "when", ["== A store", "== A daemon watches", "== What an audit shows", "lost with a"]
+)
 def test_ctrl_c_ends_it_and_leaves_nothing(show: Show, when: str) -> None:
     wait_until(lambda: when in show.told, when, 60)
     os.killpg(show.process.pid, signal.SIGINT)

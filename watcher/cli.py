@@ -593,12 +593,12 @@ def log(
 
 @group.command()
 @click.option("--keep", is_flag=True, help="Leave the demo's folder for a look.")
-@click.option("--svg", type=_PATH, metavar="FILE", help="Save its audit as a picture.")
+@click.option("--svg", type=click.Path(path_type=Path), metavar="DIR", help="Save pictures there.")
 def demo(keep: bool, svg: Path | None) -> Exit:
-    """Show all of it on a store of its own, in ten seconds."""
+    """Show all of it on a store of its own, in half a minute."""
     from watcher.commands.demo import demo as body
 
-    return body(keep=keep, picture=svg)
+    return body(keep=keep, pictures=svg)
 
 
 def main(arguments: list[str] | None = None) -> int:

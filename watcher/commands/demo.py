@@ -6,19 +6,32 @@ import os
 import sys
 from pathlib import Path
 
+from watcher import names
 from watcher.commands.context import complain
 from watcher.demo import scenes
-from watcher.errors import Exit
+from watcher.errors import Exit, SettingsError
 
 
-def demo(*, keep: bool, picture: Path | None) -> Exit:
-    """Play the scenes. FAILED where one did not come to what it shows."""
+def demo(*, keep: bool, pictures: Path | None) -> Exit:
+    """Play the scenes. FAILED where one did not come to what it shows.
+
+    `pictures`: a folder for ``audit.svg``, ``repair.svg`` and ``pull.svg``.
+    """
+    if pictures is not None and not pictures.is_dir():
+        raise SettingsError(f"--svg: no folder: {names.printable(str(pictures))}", "make it first")
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     try:
-        scenes.play(_say, color=color, keep=keep, picture=picture)
+        audit = None if pictures is None else pictures / "audit.svg"
+        told = scenes.play(_say, color=color, keep=keep, picture=audit)
     except scenes.DemoError as error:
         complain(f"ollama-watch: the demo broke off: {error}")
         return Exit.FAILED
+    if pictures is not None:
+        from watcher.show import tables
+
+        for name, text in told.items():
+            svg = tables.picture([text], title=f"ollama-watch {name}")
+            (pictures / f"{name}.svg").write_text(svg, encoding="utf-8")
     return Exit.HEALTHY
 
 

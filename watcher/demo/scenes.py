@@ -16,12 +16,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _WAIT = 20.0
 _MODEL_BYTES = 262_144_000
 _OLD_BYTES = 120_000_000
 _RATE = 70_000_000
+#: A network that resets each connection after so many bytes; and a server that waits a fortieth of
+#: what the real one does between its tries, since nobody wants to watch it for a minute.
+_TRAIN_BYTES, _TRAIN_RATE, _RESET_AFTER = 45_000_000, 60_000_000, 20_000_000
+_RETRY_SECONDS = "0.025"
 _DAY = 86400.0
 #: Done, or findings remain.
 _GOOD_ENDS = (0, 1)
@@ -59,11 +64,11 @@ class Stage:
         """A line to the audience."""
         self._say(text)
 
-    def run(self, *words: str, shown: tuple[str, ...] = ()) -> None:
-        """Run a command of ollama-watch on the demo's store and show it with what it prints."""
+    def run(self, *words: str, shown: tuple[str, ...] = (), store: Path | None = None) -> str:
+        """Run a command of ollama-watch on a store and show it with what it prints; gives that."""
         self._say(f"$ ollama-watch {' '.join(shown or words)}")
         done = subprocess.run(
-            [*_us(), "--store", str(self.store), *words],
+            [*_us(), "--store", str(store or self.store), *words],
             capture_output=True,
             text=True,
             timeout=_WAIT,
@@ -73,7 +78,9 @@ class Stage:
         if done.returncode not in _GOOD_ENDS:
             raise DemoError(f"ollama-watch {words[0]} ended with {done.returncode}: {done.stderr}")
         told = (done.stdout + done.stderr).rstrip()
-        self._say(told.replace(str(self.store), "models"))
+        told = told.replace(str(self.store), "models").replace(self.model("")[7:-3], "")
+        self._say(told)
+        return told
 
     # ------------------------------------------------------------ the store
 
@@ -91,7 +98,7 @@ class Stage:
     # ------------------------------------------------------------ processes
 
     def start_server(
-        self, store: Path, running: contextlib.ExitStack
+        self, store: Path, running: contextlib.ExitStack, **more: str
     ) -> tuple[subprocess.Popen[str], str]:
         """Start a server on a store; it is ready when its URL is given back."""
         server, line = self.start(
@@ -101,16 +108,17 @@ class Stage:
             running=running,
             OLLAMA_MODELS=str(store),
             OLLAMA_HOST="127.0.0.1:0",
+            **more,
         )
         address = line.split("Listening on ")[1].split()[0]
         return server, f"http://{address}"
 
-    def served(self) -> int:
-        """Bytes that the registry has sent of its largest blob since its counters were reset."""
+    def served(self, digest: str = "") -> int:
+        """Bytes sent of a blob (else: of the most fetched) since the counters were reset."""
         stats = _order(self.registry_url, {})
         served = stats["bytes"]
         assert isinstance(served, dict)
-        return max(served.values(), default=0)
+        return int(served.get(digest, 0) if digest else max(served.values(), default=0))
 
     def is_open(self, path: Path) -> bool:
         """Whether the server has a file open."""
@@ -239,10 +247,11 @@ def staged(say: Callable[[str], None], *, color: bool, keep: bool) -> Iterator[S
 
 def play(
     say: Callable[[str], None], *, color: bool, keep: bool, picture: Path | None = None
-) -> None:
-    """The whole story, in about ten seconds. Raises DemoError where a scene goes wrong.
+) -> dict[str, str]:
+    """The whole story, in about twenty seconds. Raises DemoError where a scene goes wrong.
 
-    `picture`: where the audit is saved as an SVG.
+    `picture`: where the audit is saved as an SVG. Gives back the text of the two comparisons, by
+    the name of their picture.
     """
     with staged(say, color=color, keep=keep) as stage:
         _an_old_download(stage)
@@ -255,9 +264,10 @@ def play(
             shown = svg.replace(str(stage.store), "~/.ollama/models")
             picture.write_text(shown, encoding="utf-8")
         _what_cleaning_frees(stage)
-        _alone_and_repaired(stage)
+        repaired = _alone_and_repaired(stage)
         daemon.terminate()
         daemon.wait(_WAIT)
+        return {"repair": repaired, "pull": _a_bad_network_twice(stage)}
 
 
 def _an_old_download(stage: Stage) -> None:
@@ -293,7 +303,7 @@ def _a_pull_that_dies(stage: Stage, told: Path) -> None:
         stage.say(line)
 
 
-def _alone_and_repaired(stage: Stage) -> None:
+def _alone_and_repaired(stage: Stage) -> str:
     here = sum(path.stat().st_blocks * 512 for path in stage.partials_of("big"))
     stage.title("Ollama alone on a copy of the store, and the same pull after a repair")
     alone = _pull_alone(stage)
@@ -304,11 +314,71 @@ def _alone_and_repaired(stage: Stage) -> None:
         connection, _ = _pull(url, stage.model("big"), None)
         connection.close()
     repaired = stage.served()
-    stage.say(
-        f"on the disk: {here:,} of {_MODEL_BYTES:,} bytes; missing: {_MODEL_BYTES - here:,}\n"
-        f"Ollama alone downloaded {alone:,} bytes; after the repair it was {repaired:,}."
+    missing = f"{_MODEL_BYTES - here:,}"
+    table = _side_by_side(
+        ("", "Ollama alone", "after ollama-watch repair"),
+        ("on the disk", f"{here:,}", f"{here:,}"),
+        ("missing", missing, missing),
+        ("downloaded", f"{alone:,}", f"{repaired:,}"),
+        ("", *_bars(alone, repaired, _MODEL_BYTES)),
     )
+    stage.say(table)
     stage.run("audit")
+    return table
+
+
+def _a_bad_network_twice(stage: Stage) -> str:
+    stage.title("A network that resets each connection after 20 MB: Ollama alone, and our pull")
+    _order(stage.registry_url, {"fault": {"kind": "reset", "after": _RESET_AFTER}})
+    digests = [_twin(stage, name) for name in ("alone", "train")]
+    _order(stage.registry_url, {"throttle": _TRAIN_RATE, "reset_stats": True})
+    store = stage.folder / "with"
+    store.mkdir()
+    with contextlib.ExitStack() as ended, ThreadPoolExecutor() as beside:
+        retry = {"DEMO_RETRY_SECONDS": _RETRY_SECONDS}
+        _, theirs = stage.start_server(stage.folder / "without", ended, **retry)
+        _, url = stage.start_server(store, ended, **retry)
+        end = beside.submit(_end_of_pull, theirs, stage.model("alone"))
+        words = ("pull", stage.model("train"), "--insecure", "--host", url)
+        told = stage.run(*words, shown=("pull", "train:7b"), store=store)
+        alone, ours = map(stage.served, digests)
+        table = _side_by_side(
+            ("", "Ollama alone", "ollama-watch pull"),
+            ("the model", f"{_TRAIN_BYTES:,}", f"{_TRAIN_BYTES:,}"),
+            ("downloaded", f"{alone:,}", f"{ours:,}"),
+            ("", *_bars(alone, ours, max(alone, ours))),
+            ("end", end.result(), "success" if "Download complete" in told else "failed"),
+        )
+    stage.say(table)
+    return f"$ ollama-watch pull train:7b\n{told}\n\n{table}"
+
+
+def _twin(stage: Stage, name: str) -> str:
+    """Another model of the same size; the digest of its layer."""
+    model = {"name": name, "tag": "7b", "layers": [{"size": _TRAIN_BYTES}], "extras": False}
+    made = _order(stage.registry_url, {"model": model})["model"]
+    assert isinstance(made, dict)
+    return str(made["digests"][0])
+
+
+def _end_of_pull(url: str, model: str) -> str:
+    """How a server alone ends a pull, in its own words."""
+    try:
+        _pull(url, model, None)[0].close()
+    except DemoError as error:
+        return "max retries exceeded" if "max retries exceeded" in str(error) else "failed"
+    return "success"
+
+
+def _side_by_side(*rows: tuple[str, str, str]) -> str:
+    return "\n".join(f"{name:<12}{left:<32}{right}".rstrip() for name, left, right in rows)
+
+
+def _bars(left: int, right: int, whole: int) -> tuple[str, str]:
+    def bar(count: int) -> str:
+        return "#" * round(28 * min(1.0, count / whole))
+
+    return bar(left), bar(right)
 
 
 def _pull_alone(stage: Stage) -> int:

@@ -1,0 +1,355 @@
+"""``pull``, ``reset`` and ``queue run`` as a user has them: processes, a terminal, a registry."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.driving import command, environment, is_right, run
+from tests.fidelity.harness import EngineServer, wait_until
+from watcher.demo.registry import Fault, Layer, Model, Registry
+
+MB = 1_000_000
+INTERRUPTED = 130
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "models"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    with Registry() as running:
+        yield running
+
+
+@pytest.fixture
+def server(store: Path) -> Iterator[EngineServer]:
+    with EngineServer(store) as running:
+        yield running.start().wait_ready()
+
+
+Pull = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def pull(store: Path, server: EngineServer) -> Pull:
+    """Runs ``pull`` to its end."""
+
+    def call(*words: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        done = run(store, *before, "pull", "--insecure", "--host", server.url, *words)
+        assert "Traceback" not in done.stderr
+        return done
+
+    return call
+
+
+def model(registry: Registry, name: str = "demo", size: int = 8 * MB) -> Model:
+    return registry.add_model(name, "1b", [Layer(size)])
+
+
+class Terminal:
+    """A command on a terminal of 80 columns; `told` is what came of it so far."""
+
+    def __init__(self, store: Path, *words: str, **env: str) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            command(store, *words),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment(store, {"TERM": "xterm", "COLUMNS": "80", "LINES": "30", **env}),
+            start_new_session=True,
+        )
+        os.close(theirs)
+        os.set_blocking(self._ours, False)
+        self._raw = b""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._ours)
+
+    @property
+    def told(self) -> str:
+        with contextlib.suppress(OSError):
+            while piece := os.read(self._ours, 1 << 16):
+                self._raw += piece
+        return self._raw.decode()
+
+    def wait_for(self, words: str) -> None:
+        wait_until(lambda: words in self.told, words, 30)
+
+    def end(self, seconds: float = 60) -> int:
+        """Wait for its end; the exit code."""
+        wait_until(
+            lambda: self.told is not None and self.process.poll() is not None, "end", seconds
+        )
+        return self.process.wait()
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+
+def percents(told: str) -> list[int]:
+    return [int(each) for each in re.findall(r"(\d+) % of", told)]
+
+
+# ---------------------------------------------------------------- what it looks like
+
+
+def test_in_a_pipe_a_line_for_each_stage_and_ten_percent(pull: Pull, registry: Registry) -> None:
+    registry.throttle(8 * MB)
+    done = pull(model(registry).name)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    stages = [line.split("demo:1b: ")[1] for line in lines]
+    assert stages[0] == "Waiting for manifest..."
+    assert stages[1].startswith("Pulling manifest from Ollama registry... 0 % of 8.0 MB")
+    assert stages[-1] == "Download complete 100 % of 8.0 MB"
+    assert percents(done.stdout) == sorted(percents(done.stdout))
+    assert len(lines) <= 18
+    assert "\x1b" not in done.stdout
+
+
+def test_json_lines(pull: Pull, registry: Registry) -> None:
+    done = pull(model(registry).name, "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines[-1]["status"] == "completed"
+    told = [line["progress_percent"] for line in lines]
+    assert (told == sorted(told), told[-1]) == (True, 100.0)
+    assert {"status", "progress_percent", "downloaded_bytes", "total_bytes", "stage"} <= set(
+        lines[0]
+    )
+
+
+def test_quiet_says_nothing_of_what_goes_well(pull: Pull, registry: Registry) -> None:
+    done = pull(model(registry).name, before=("-q",))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("color", [True, False])
+def test_on_a_terminal(store: Path, server: EngineServer, registry: Registry, color: bool) -> None:
+    registry.throttle(8 * MB)
+    words = ("pull", "--insecure", "--host", server.url, model(registry).name)
+    with Terminal(store, *words, **({} if color else {"NO_COLOR": "1"})) as terminal:
+        assert terminal.end() == 0
+        told = terminal.told
+    assert ("\x1b[36m" in told) is color
+    for stage in ("Downloading model layers...", "Download complete"):
+        assert stage in told
+    assert percents(told) == sorted(percents(told))
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", told)
+    assert max(len(line) for line in re.split(r"[\r\n]+", plain)) <= 80
+    assert told.count("\x1b[?25h") == told.count("\x1b[?25l") == 1, "the cursor is back"
+
+
+# ---------------------------------------------------------------- how it ends
+
+
+def test_an_unchanged_model_is_up_to_date(pull: Pull, registry: Registry) -> None:
+    name = model(registry).name
+    pull(name)
+    before = registry.stats()["requests"]["data"]
+    done = pull(name)
+    assert done.returncode == 0
+    assert "up to date" in done.stdout
+    assert registry.stats()["requests"]["data"] == before
+
+
+def test_an_unknown_model(pull: Pull, registry: Registry) -> None:
+    done = pull(f"{registry.url}/library/nothing:1b")
+    assert done.returncode == 4
+    assert "nothing:1b has not arrived" in done.stderr
+    assert "look at its spelling" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a b", "../x", ""])
+def test_what_is_no_model(pull: Pull, name: str) -> None:
+    done = pull(name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no name of a model" in done.stderr
+
+
+def test_a_layer_of_two_models_comes_once(pull: Pull, registry: Registry, store: Path) -> None:
+    registry.throttle(20 * MB)
+    shared = Layer(8 * MB, seed=5)
+    one = registry.add_model("one", "1b", [shared, Layer(MB)])
+    two = registry.add_model("two", "1b", [shared, Layer(2 * MB)])
+    done = pull(one.name, two.name, "--parallel", "2")
+    assert done.returncode == 0, done.stderr
+    assert registry.bytes_served(one.digests[0]) == 8 * MB
+    assert all(is_right(store, digest) for digest in (*one.digests, *two.digests))
+
+
+def test_ctrl_c_leaves_it_resumable_and_says_how(
+    store: Path, server: EngineServer, registry: Registry, pull: Pull
+) -> None:
+    wanted = model(registry, size=24 * MB)
+    registry.throttle(8 * MB)
+    words = ("pull", "--insecure", "--host", server.url, wanted.name)
+    with Terminal(store, *words) as terminal:
+        wait_until(lambda: max(percents(terminal.told), default=0) >= 30, "30 %", 30)
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == INTERRUPTED
+        assert "to go on: ollama-watch pull --insecure --host" in terminal.told.replace("\r\n", "")
+        assert "Traceback" not in terminal.told
+        assert terminal.told.rstrip().count("\x1b[?25h") == 1
+    before = registry.bytes_served(wanted.digests[0])
+    registry.throttle(None)
+    done = pull(wanted.name)
+    assert done.returncode == 0
+    assert "resuming: " in done.stdout
+    assert registry.bytes_served(wanted.digests[0]) - before <= 20 * MB
+    assert is_right(store, wanted.digests[0])
+
+
+def test_a_second_ctrl_c_ends_at_once(
+    store: Path, server: EngineServer, registry: Registry
+) -> None:
+    wanted = model(registry)
+    registry.hold(wanted.digests[0], after=0)
+    words = ("pull", "--insecure", "--host", server.url, wanted.name)
+    with Terminal(store, *words) as terminal:
+        terminal.wait_for("Downloading model layers")
+        terminal.process.send_signal(signal.SIGINT)
+        time.sleep(0.01)  # two signals that come together are one to the kernel
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end(10) == INTERRUPTED
+
+
+def test_a_server_that_is_down_is_told_and_waited_for(
+    store: Path, server: EngineServer, registry: Registry
+) -> None:
+    wanted = model(registry)
+    server.kill()
+    words = ("pull", "--insecure", "--host", server.url, wanted.name)
+    with Terminal(store, *words) as terminal:
+        terminal.wait_for("Connection refused")
+        assert terminal.process.poll() is None, "it waits"
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == INTERRUPTED
+
+
+def test_another_machine_s_server_has_no_store_here(store: Path) -> None:
+    with Terminal(store, "pull", "--host", "http://192.0.2.1:11434", "x") as terminal:
+        terminal.wait_for("the server is on another machine (192.0.2.1)")
+
+
+# ---------------------------------------------------------------- bad networks
+
+
+def test_resets_are_survived_and_no_bar_runs_backwards(
+    pull: Pull, registry: Registry, store: Path
+) -> None:
+    wanted = model(registry, size=12 * MB)
+    registry.add_fault(Fault("reset", after=7 * MB))
+    registry.throttle(10 * MB)
+    done = pull(wanted.name)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert percents(done.stdout) == sorted(percents(done.stdout))
+    assert is_right(store, wanted.digests[0])
+    assert "were lost with a broken connection" in done.stdout, "in words"
+    assert registry.bytes_served(wanted.digests[0]) <= 16 * MB
+
+
+# ---------------------------------------------------------------- reset
+
+
+def broken_off(registry: Registry, store: Path, server: EngineServer) -> Model:
+    """A download that its user has interrupted."""
+    wanted = model(registry, size=24 * MB)
+    registry.throttle(8 * MB)
+    words = ("pull", "--insecure", "--host", server.url, wanted.name)
+    with Terminal(store, *words) as terminal:
+        wait_until(lambda: max(percents(terminal.told), default=0) >= 20, "20 %", 30)
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.end()
+    server.kill()
+    return wanted
+
+
+def test_reset_asks_and_removes(registry: Registry, store: Path, server: EngineServer) -> None:
+    wanted = broken_off(registry, store, server)
+    for path in store.glob("blobs/*-partial*"):
+        past = time.time() - 7200
+        os.utime(path, (past, past))
+    assert run(store, "reset", wanted.name).returncode == 2, "nobody to ask"
+    with Terminal(store, "reset", wanted.name) as terminal:
+        terminal.wait_for("unfinished layer of")
+        terminal.type("n\n")
+        assert terminal.end() == 1
+    assert list(store.glob("blobs/*-partial"))
+    with Terminal(store, "reset", wanted.name) as terminal:
+        terminal.wait_for("unfinished layer of")
+        terminal.type("y\n")
+        assert terminal.end() == 0
+        assert "forgotten; " in terminal.told
+    assert not list(store.glob("blobs/*-partial*"))
+    again = run(store, "reset", "-y", wanted.name)
+    assert (again.returncode, "nothing of a download is here" in again.stdout) == (0, True)
+
+
+def test_reset_refuses_what_is_pulled(
+    registry: Registry, store: Path, server: EngineServer, pull: Pull
+) -> None:
+    wanted = model(registry)
+    registry.hold(wanted.digests[0], after=MB)
+    theirs = server.start_pull(wanted.name)
+    registry.wait_held(wanted.digests[0], 1)
+    with Terminal(store, "pull", "--insecure", "--host", server.url, wanted.name) as terminal:
+        terminal.wait_for("Downloading model layers")
+        done = run(store, "reset", "-y", wanted.name)
+        assert done.returncode == 3, done.stdout
+        assert "is being downloaded" in done.stderr
+        registry.release()
+        assert terminal.end() == 0
+    assert theirs.result()[-1]["status"] == "success"
+
+
+# ---------------------------------------------------------------- the queue
+
+
+def test_the_queue_survives_a_kill(registry: Registry, store: Path, server: EngineServer) -> None:
+    wanted = [model(registry, name) for name in ("one", "two")]
+    (store / "blobs").mkdir(exist_ok=True)
+    registry.hold(wanted[0].digests[0], after=MB)
+    assert run(store, "queue", "add", *(each.name for each in wanted)).returncode == 0
+    words = command(store, "queue", "run", "--insecure", "--host", server.url)
+    first = subprocess.Popen(words, env=environment(store), stdout=subprocess.DEVNULL)
+    registry.wait_held(wanted[0].digests[0], 1)
+    first.kill()
+    first.wait()
+    registry.release()
+    done = run(store, "queue", "run", "--insecure", "--host", server.url)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(run(store, "queue", "ls", "--json").stdout)
+    assert (found["items"], len(found["done"])) == ([], 2)
+    assert all(is_right(store, each.digests[0]) for each in wanted)
+
+
+def test_the_queue_tells_what_can_t_arrive(
+    registry: Registry, store: Path, server: EngineServer
+) -> None:
+    (store / "blobs").mkdir(exist_ok=True)
+    run(store, "queue", "add", f"{registry.url}/library/nothing:1b")
+    done = run(store, "queue", "run", "--insecure", "--host", server.url)
+    assert done.returncode == 4
+    assert "look at its spelling" in done.stdout + done.stderr + run(store, "queue", "ls").stdout
