@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 
-from watcher import cycle
+from watcher import cycle, files, records
 from watcher.commands.context import Context
-from watcher.errors import Exit
+from watcher.errors import Exit, WatchError
 from watcher.model import Condition
 from watcher.observe import service
 from watcher.show.status import Pace, Status
@@ -42,7 +42,17 @@ def look(world: World, context: Context, before: Status | None) -> Status:
         time.sleep(_APART_SECONDS)
         past, report = report, cycle.cycle(world, context.policy, consent=cycle.nothing)
     paces = {} if past is None else _paces(past, report)
-    return Status(report, paces, service.daemon(world.store), cycle.remembered(world).looked_at)
+    looked_at = cycle.remembered(world).looked_at
+    return Status(report, paces, service.daemon(world.store), looked_at, _records(world))
+
+
+def _records(world: World) -> records.Records:
+    """What is kept of the models' downloads; nothing where that can't be read."""
+    try:
+        with files.opened_folder(world.store) as store:
+            return records.read(store)
+    except (OSError, WatchError):
+        return {}
 
 
 def _paces(past: cycle.Report, now: cycle.Report) -> dict[str, Pace]:

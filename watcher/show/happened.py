@@ -14,12 +14,14 @@ from watcher.history import Line
 _WIDTH = 80
 _TYPE_WIDTH = 20
 _STYLE = {
-    **dict.fromkeys(("error", "blob_corrupt", "store_problem"), "red"),
+    **dict.fromkeys(("error", "blob_corrupt", "store_problem", "pull_failed"), "red"),
     **dict.fromkeys(
         ("download_interrupted", "download_stalled", "partial_stale", "refused", "quarantined"),
         "yellow",
     ),
-    **dict.fromkeys(("download_completed", "download_repaired", "restored"), "green"),
+    **dict.fromkeys(
+        ("download_completed", "download_repaired", "restored", "pull_completed"), "green"
+    ),
 }
 
 

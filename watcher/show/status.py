@@ -9,8 +9,14 @@ from typing import Any, NamedTuple
 from watcher import events, names, ranges
 from watcher.cycle import Report
 from watcher.decide import findings
-from watcher.model import Condition, Judged
+from watcher.model import DAY, Condition, Judged
 from watcher.observe.service import Running
+from watcher.pull.causes import Cause, of_error
+from watcher.records import Record, Records
+from watcher.states import State
+
+#: A record of a download that goes on is changed each second, but for waits.
+_SILENT_SECONDS = 60.0
 
 
 class Pace(NamedTuple):
@@ -29,6 +35,26 @@ class Status:
     daemon: Running | None
     #: When somebody who keeps a memory has looked at the whole store last; 0 for never.
     looked_at: float
+    #: Of each model, by `ModelName.key`, what is kept of its download.
+    records: Records
+
+    @property
+    def pulled(self) -> dict[str, Record]:
+        """The records that are worth a word: a download goes on, or has broken off.
+
+        Of an old failure only where something of it is here still: it may have arrived since.
+        """
+        seen = self.report.evidence
+        unfinished = {shown.lower() for each in seen.downloads for shown in each.models}
+        return {
+            key: each
+            for key, each in sorted(self.records.items())
+            if each.state.active
+            or (
+                each.state is State.ERROR
+                and (key in unfinished or seen.now - each.updated_at < DAY)
+            )
+        }
 
 
 def document(status: Status) -> dict[str, Any]:
@@ -44,6 +70,8 @@ def document(status: Status) -> dict[str, Any]:
         "sight": seen.view.sight.value,
         "servers": [{"pid": each.pid, "state": each.state.value} for each in seen.servers],
         "downloads": [_download(each, status) for each in status.report.verdict.judged],
+        "models": [_model(key, each) for key, each in status.pulled.items()],
+        "advice": list(advice(status)),
         "due": [
             {"at": events.rfc3339(each.at), "digest": f"sha256:{each.digest}"}
             for each in status.report.plan.due
@@ -70,6 +98,38 @@ def _download(judged: Judged, status: Status) -> dict[str, Any]:
     }
 
 
+def _model(key: str, record: Record) -> dict[str, Any]:
+    rate = record.bytes_per_second
+    return {
+        "model": key,
+        "status": record.state.value,
+        "stage": record.stage,
+        "progress_percent": round(record.progress_percent, 2),
+        "downloaded_bytes": record.downloaded_bytes,
+        "total_bytes": record.total_bytes,
+        "per_second_bytes": None if rate is None else round(rate),
+        "error": record.error,
+        "updated_at": events.rfc3339(record.updated_at),
+    }
+
+
+def advice(status: Status) -> Iterator[str]:
+    """What helps, where what is kept says so."""
+    from rich.filesize import decimal
+
+    rates = [each.bytes_per_second or 0.0 for each in status.pulled.values() if each.state.active]
+    if len([rate for rate in rates if rate]) > 1:
+        together = decimal(round(sum(rates)))
+        yield f"{len(rates)} pulls share one line: {together}/s together"
+    for key, record in status.pulled.items():
+        if record.state is State.ERROR and record.error:
+            cause = of_error(record.error)
+            if cause is Cause.RESETS:
+                yield f"connections are reset: ollama-watch pull {key} cures them"
+            elif cause is not Cause.UNKNOWN:
+                yield f"{key}: {cause.step}"
+
+
 def table(status: Status) -> Iterator[object]:
     """The same for people."""
     from rich.padding import Padding
@@ -89,7 +149,39 @@ def table(status: Status) -> Iterator[object]:
         yield Text(f"\n  {pieces.LEGEND}", style="dim")
     else:
         yield Text("\nno download is unfinished")
+    yield from _models(status)
     yield from _due(status)
+
+
+def _models(status: Status) -> Iterator[object]:
+    """Each model's stage, percent and error, and what helps."""
+    from rich.filesize import decimal
+    from rich.table import Table
+    from rich.text import Text
+
+    if not status.pulled:
+        return
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(overflow="fold", ratio=1)
+    rows.add_column(overflow="fold", ratio=2)
+    rows.expand = True
+    for key, record in status.pulled.items():
+        told = record.stage
+        if record.total_bytes:
+            told += f" {record.progress_percent:.0f} % of {decimal(record.total_bytes)}"
+        if record.state.active and round(record.bytes_per_second or 0):
+            told += f", {decimal(round(record.bytes_per_second or 0))}/s"
+        silent = status.report.evidence.now - record.updated_at
+        if record.state.active and silent >= _SILENT_SECONDS:
+            told += f"; nothing was heard of it for {findings.duration(silent)}"
+        if record.error:
+            told += f": {record.error}"
+        style = "red" if record.state is State.ERROR else ""
+        rows.add_row(Text(names.printable(key), style="bold"), Text(told, style=style))
+    yield Text("")
+    yield rows
+    for each in advice(status):
+        yield Text(f"-> {each}")
 
 
 def _daemon(status: Status) -> str:

@@ -1,0 +1,89 @@
+"""``status`` tells of each model its stage, its percent, its error, and what helps."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.driving import Store, run
+from watcher import ModelDownloadManager, StoreFiles
+from watcher.model import DAY
+
+
+@pytest.fixture
+def manager(models: Store) -> ModelDownloadManager:
+    return ModelDownloadManager(StoreFiles(models.path))
+
+
+def begin(manager: ModelDownloadManager, model: str, **more: object) -> None:
+    for status in ("starting", "pulling_manifest", "downloading"):
+        manager.update_download_state(model, {"status": status})
+    manager.update_download_state(model, {"total_bytes": 46_000_000_000, **more})
+
+
+def status(store: Store) -> dict[str, Any]:
+    done = run(store.path, "status", "--json")
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_a_store_without_records_has_nothing_of_it(models: Store) -> None:
+    told = status(models)
+    assert (told["models"], told["advice"]) == ([], [])
+
+
+def test_stage_percent_and_speed(models: Store, manager: ModelDownloadManager) -> None:
+    begin(manager, "llama3", downloaded_bytes=23_000_000_000, bytes_per_second=5e6)
+    (one,) = status(models)["models"]
+    assert one.pop("updated_at").endswith("Z")
+    assert one == {
+        "model": "llama3:latest", "status": "downloading", "stage": "Downloading model layers...",
+        "progress_percent": 50.0, "downloaded_bytes": 23_000_000_000,
+        "total_bytes": 46_000_000_000, "per_second_bytes": 5_000_000, "error": "",
+    }  # fmt: skip
+    shown = run(models.path, "status").stdout
+    assert "50 % of 46.0 GB, 5.0 MB/s" in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_what_is_over_is_not_told(models: Store, manager: ModelDownloadManager) -> None:
+    begin(manager, "done")
+    manager.update_download_state("done", {"status": "completed"})
+    manager.reset_download("other")
+    begin(manager, "old")
+    manager.update_download_state("old", {"status": "error", "error": "connection reset"})
+    path = models.path / ".ollama-watch/models.json"
+    kept = json.loads(path.read_bytes())
+    kept["models"]["old:latest"]["updated_at"] -= 2 * DAY
+    path.write_text(json.dumps(kept))
+    told = status(models)
+    assert (told["models"], told["advice"]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("read: connection reset by peer", "ollama-watch pull llama3:latest cures them"),
+        ("write: no space left on device", "make room"),
+        ("it was cancelled", None),
+    ],
+)
+def test_what_helps(
+    models: Store, manager: ModelDownloadManager, error: str, advice: str | None
+) -> None:
+    begin(manager, "llama3", downloaded_bytes=5)
+    manager.update_download_state("llama3", {"status": "error", "error": error})
+    told = status(models)
+    assert told["models"][0]["error"] == error
+    assert (advice in told["advice"][0]) if advice else told["advice"] == []
+    shown = " ".join(run(models.path, "status").stdout.split())
+    assert error in shown
+
+
+def test_two_pulls_share_one_line(models: Store, manager: ModelDownloadManager) -> None:
+    begin(manager, "a", bytes_per_second=2e6)
+    assert status(models)["advice"] == []
+    begin(manager, "b", bytes_per_second=3e6)
+    assert status(models)["advice"] == ["2 pulls share one line: 5.0 MB/s together"]
