@@ -224,10 +224,11 @@ def _pull(url: str, model: str, stop_at: int | None) -> tuple[contextlib.ExitSta
 
 def _order(url: str, order: dict[str, object]) -> dict[str, object]:
     """Give the registry an order."""
-    connection = http.client.HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=_WAIT)
-    connection.request("POST", "/_control", json.dumps(order))
-    answer = json.loads(connection.getresponse().read())
-    connection.close()
+    address = url.removeprefix("http://").rstrip("/")
+    connection = http.client.HTTPConnection(address, timeout=_WAIT)
+    with contextlib.closing(connection):
+        connection.request("POST", "/_control", json.dumps(order))
+        answer = json.loads(connection.getresponse().read())
     return dict(answer)
 
 
