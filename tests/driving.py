@@ -142,12 +142,13 @@ class Store:
     def leftovers(self) -> list[str]:
         """What a finished act must not leave in our folder: something of an intent, quarantine."""
         wanted = {"lock", "daemon.lock", "state.json", "logs", "intents", "quarantine", "reserve"}
+        wanted |= {"driven", "models.json", "models.json.lock", "registry-cache.json"}
         found = [path for path in self.ours.rglob("*") if path.is_relative_to(self.ours)]
         return sorted(
             str(path.relative_to(self.ours))
             for path in found
             if (path.parent == self.ours and path.name not in wanted)
-            or (path.parent != self.ours and path.suffix != ".jsonl")
+            or (path.parent.name in ("intents", "quarantine"))
         )
 
     def events(self, log: str = "events") -> list[Line]:
