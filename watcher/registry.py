@@ -53,6 +53,7 @@ def cached(store: int) -> Mapping[str, Cached]:
 class Naming(NamedTuple):
     """What the kept manifests say of a digest: its bytes, and the models that have it."""
 
+    #: 0 where they do not agree.
     size: int
     models: tuple[str, ...]
 
@@ -65,7 +66,8 @@ def namings(store: int) -> dict[str, Naming]:
         for digest, size in sizes(each.raw.encode()).items():
             before = found.get(digest)
             models = (shown,) if before is None else (*before.models, shown)
-            found[digest] = Naming(size, models)
+            agreed = size if before is None or before.size == size else 0
+            found[digest] = Naming(agreed, models)
     return found
 
 

@@ -209,9 +209,10 @@ def _downloads(
 ) -> list[Download]:
     if not found.downloads:
         return []
-    for digest, naming in registry.namings(store).items():
-        if digest in found.downloads:
-            found.named.add(digest, naming.size, naming.models)
+    kept = registry.namings(store)
+    for digest in found.downloads.keys() & kept.keys():
+        # Whoever has a registry can say anything of a digest: no length of it comes before others.
+        found.named.add(digest, 0, kept[digest].models)
     # Taken after the listing: what lies beyond it is no time of this clock.
     started_at, now = place.started_at(world), world.clock()
     made: list[Download] = []
@@ -226,6 +227,7 @@ def _downloads(
                 reader = _Reader(
                     blobs, digest, pieces, found.named, memory, (started_at, now), policy
                 )
+                reader.kept_size = kept[digest].size if digest in kept else None
                 try:
                     made.extend(reader.downloads())
                 except _ChangedMeanwhile:
@@ -266,7 +268,9 @@ class _Reader:
             for number, found in sorted(pieces.sidecars, key=_by_number)
         ]
         self.finished = pieces.finished and _remembered(pieces.finished, memory)
-        self.named_size = named.size_of(digest)
+        self.named_size = named.size_of(digest) or None
+        #: What a kept manifest says, for when nothing else tells.
+        self.kept_size: int | None = None
         self.memory = memory
         self.named_models = named.models_of(digest)
         self.started_at, self.now = since_start
@@ -319,6 +323,8 @@ class _Reader:
         elif known is None and data is not None and not _was_cut(data, read):
             # The server creates the data file at its full length.
             total, total_from = data.size, "data"
+        elif known is None and self.kept_size and self.kept_size >= (data.size if data else 0):
+            total, total_from = self.kept_size, "registry"
         if total is not None and total > sidecars.LARGEST_LAYER:
             total, total_from = None, None
             faults = (*faults, "more bytes than any layer has")
