@@ -15,7 +15,6 @@ from dataclasses import replace
 import psutil
 
 from watcher import cycle, names
-from watcher.errors import WatchError
 from watcher.model import Plan, Policy, Verb
 from watcher.world import World
 
@@ -58,7 +57,8 @@ class Proofs:
         while digests := self._next():
             try:
                 self._prove(digests, policy)
-            except (WatchError, OSError) as error:
+            except Exception as error:
+                # It outlives whatever one look at a strange machine brings up, as the daemon does.
                 self._trouble(f"a finished blob can't be proved: {error}")
 
     def _next(self) -> frozenset[str]:

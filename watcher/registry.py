@@ -21,6 +21,8 @@ SCHEMA = "ollama-watch/registry-cache/1"
 NAME = "registry-cache.json"
 #: More models than this are not kept; the ones asked for last stay.
 _MOST = 500
+#: Nor more text than this: it is read at each look that finds a download.
+_ROOM = 4 << 20
 
 
 class Cached(NamedTuple):
@@ -114,7 +116,12 @@ def keep(store: int, model: ModelName, raw: bytes, etag: str, now: float) -> Non
         if known is not None and known[:2] == got[:2]:
             return before
         newest = sorted({**before, model.key: got}.items(), key=lambda each: -each[1].at)
-        return dict(newest[:_MOST])
+        found, room = {}, _ROOM
+        for key, each in newest[:_MOST]:
+            if len(each.raw) <= room:
+                found[key] = each
+                room -= len(each.raw)
+        return found
 
     try:
         _FILE.change(store, changed, durable=lambda _, __: False)

@@ -121,6 +121,8 @@ class Pull:
     _digests: frozenset[str] = frozenset()
     #: Those of them that were in the store before.
     _present: frozenset[str] | None = None
+    #: Those that our requests have pulled.
+    _pulled: set[str] = field(default_factory=set)
     _told: set[str] = field(default_factory=set)
     _kept_at: float = 0.0
     _unkept: dict[str, object] = field(default_factory=dict)
@@ -262,6 +264,7 @@ class Pull:
             completed = status.completed
             before = self._bar.done
             if layer:
+                self._pulled.add(layer)
                 lost += self._bar.note(layer, status.total, completed)
             elif status.total:
                 self._bar.note_all(status.total, completed)
@@ -398,7 +401,7 @@ class Pull:
             repair=True,
             clean=False,
             refresh=False,
-            own_pulls=self._digests if own else frozenset(),
+            own_pulls=frozenset(self._pulled) if own else frozenset(),
         )
         until = time.monotonic() + (_RELEASE_SECONDS if own else 0.0)
         while True:

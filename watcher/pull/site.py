@@ -32,10 +32,13 @@ def _why_not_here(url: str, world: World | None) -> str:
     if world is None:
         return "no store was found here"
     shown = names.printable(world.store)
-    for server in holders.see(world, (), network=False, writers_visible=False).servers:
-        same = server.url is not None and urlsplit(server.url).port == parts.port
-        if same and server.ours is False:
-            return f"the server at {url} has another store than {shown}"
+    servers = holders.see(world, (), network=False, writers_visible=False).servers
+    there = [each for each in servers if each.url and urlsplit(each.url).port == parts.port]
+    if any(each.ours is False for each in there):
+        return f"the server at {url} has another store than {shown}"
+    others = [each.url for each in servers if each.ours and each not in there]
+    if others and not there:
+        return f"the server of {shown} is at {others[0]}, and not at {url}"
     if not os.access(world.store, os.W_OK | os.X_OK):
         return f"{shown} can't be changed by this user"
     return ""
