@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -251,6 +251,29 @@ def test_a_server_that_is_down_is_told_and_waited_for(
 def test_another_machine_s_server_has_no_store_here(store: Path) -> None:
     with Terminal(store, "pull", "--host", "http://192.0.2.1:11434", "x") as terminal:
         terminal.wait_for("the server is on another machine (192.0.2.1)")
+
+
+def test_a_store_that_this_user_can_t_change(
+    registry: Registry,
+    store: Path,
+    server: EngineServer,
+    as_nobody: Callable[[Sequence[str]], list[str]],
+) -> None:
+    (store / "blobs").mkdir(exist_ok=True)
+    wanted = model(registry)
+    words = ["-m", "watcher", "--store", str(store), "pull", "--insecure", "--host", server.url]
+    done = subprocess.run(
+        as_nobody([*words, wanted.name]), capture_output=True, text=True, timeout=60, check=False
+    )
+    # The interpreter of this fixture may lack what a download takes; what counts comes before.
+    assert "can't be changed by this user; so resets and stalls can't be cured" in done.stdout
+
+
+def test_a_model_of_the_cloud_is_told_and_passed_on(pull: Pull, registry: Registry) -> None:
+    made = registry.add_model("far", "cloud", [], extras=False)
+    done = pull(made.name)
+    assert "far:cloud runs in the cloud" in done.stderr
+    assert done.returncode == 0, done.stdout
 
 
 # ---------------------------------------------------------------- bad networks

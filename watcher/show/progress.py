@@ -60,7 +60,8 @@ class Lines:
                 self._write(f"{who}: {update.note}\n")
             state, percent = self._shown.get(who, (None, -_STEP_PERCENT))
             steps = record.progress_percent // _STEP_PERCENT > percent // _STEP_PERCENT
-            if record.state is not state or (steps and record.state is State.DOWNLOADING):
+            begun = record.state not in (state, State.IDLE)
+            if begun or (steps and record.state is State.DOWNLOADING):
                 self._shown[who] = record.state, record.progress_percent
                 self._write(f"{who}: {line(update)}\n")
 

@@ -400,12 +400,14 @@ def test_the_check_cleans_where_the_policy_says_so(store: Path, broken: Path) ->
     assert not broken.exists()
 
 
+@pytest.mark.parametrize("pulled", [LAYER, OTHER])
 def test_one_layer_that_lies_does_not_hide_that_another_is_pulled(
-    manager: ModelDownloadManager, store: Path, broken: Path
+    manager: ModelDownloadManager, store: Path, broken: Path, pulled: str
 ) -> None:
     manager.handle_manifest_pull("llama3", manifest((LAYER, 2 * HALF), (OTHER, 2 * HALF)))
-    data = interrupted(store, OTHER)
+    interrupted(store, OTHER)
     manager.update_download_state("llama3", {"status": "error"})
+    data = blob(store, pulled, "-partial")
     with holding(data, "r+b"):
         manager.check_partial_model_downloads()
         assert manager.get_download_state("llama3")["status"] == "downloading"
