@@ -368,6 +368,25 @@ def test_the_queue_survives_a_kill(registry: Registry, store: Path, server: Engi
     assert all(is_right(store, each.digests[0]) for each in wanted)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_queue_ends_in_order(
+    registry: Registry, store: Path, server: EngineServer, number: signal.Signals
+) -> None:
+    (store / "blobs").mkdir(exist_ok=True)
+    wanted = model(registry)
+    registry.hold(wanted.digests[0], after=4 * MB)
+    run(store, "queue", "add", wanted.name)
+    with Terminal(store, "queue", "run", "--insecure", "--host", server.url) as terminal:
+        wait_until(lambda: max(percents(terminal.told), default=0) >= 40, "half of it", 30)
+        terminal.process.send_signal(number)
+        assert terminal.end() == INTERRUPTED
+    (item,) = json.loads(run(store, "queue", "ls", "--json").stdout)["items"]
+    assert item["state"] == "waiting"
+    (record,) = json.loads((store / ".ollama-watch/models.json").read_bytes())["models"].values()
+    assert record["state"] == "error", "it is not said to go on"
+    assert list(store.glob("blobs/*-partial"))
+
+
 def test_the_queue_tells_what_can_t_arrive(
     registry: Registry, store: Path, server: EngineServer
 ) -> None:

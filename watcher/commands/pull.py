@@ -84,16 +84,15 @@ def queued(context: Context, wanted: Wanted) -> Drive:
     found = _site(context, wanted.host)
 
     def drive(model: str, why_stop: Why) -> Driven:
-        with _cancelled_by_signals() as cancelled:
-            one = Pull(found, model, wanted.options, lambda: cancelled() or bool(why_stop()))
+        with _cancelled_by_signals() as asked:
+            one = Pull(found, model, wanted.options, lambda: asked() or bool(why_stop()))
             with progress.display(json=context.json, quiet=context.quiet, color=False) as shown:
                 _drive(one, shown)
-            stopped = cancelled()
+            if asked():
+                raise KeyboardInterrupt  # what was driven is put back, and the run ends
         cause = one.end.cause
         if cause is None:
             return Driven(Result.DONE)
-        if stopped:
-            raise KeyboardInterrupt  # whoever takes it puts the item back
         if cause is Cause.INTERRUPTED:
             return Driven(Result.STOPPED, why_stop())
         return Driven(Result.FAILED, f"{one.end.text}; {cause.step}", cause.passes)
