@@ -111,27 +111,30 @@ def write_missing(store: int, events: Sequence[Event]) -> None:
         folder = _logs_folder(store, opened)
         for log in sorted({log for event in events for log in event.logs}):
             its = [event for event in events if log in event.logs]
-            there = _ends(folder, log, sum(len(event.line) for event in its))
-            its = [event for event in its if event.line not in there]
-            if its:
-                files.append(f"{log}{SUFFIX}", folder, b"".join(event.line for event in its))
+            lines = [event.line for event in its]
+            there = _at_end(folder, log, frozenset(lines))
+            left = b"".join(line for line in lines if line not in there)
+            if left:
+                files.append(f"{log}{SUFFIX}", folder, left)
 
 
-def _ends(folder: int, log: str, size: int) -> set[bytes]:
-    """The last lines of a log, and of what was set aside of it last."""
+def _at_end(folder: int, log: str, wanted: frozenset[bytes]) -> set[bytes]:
+    """Those of some lines that stand at the end of a log, or of what was set aside of it last."""
+    size = sum(map(len, wanted)) + _SINCE_BYTES
     asides = sorted(
         (os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime_ns, name)
         for name in os.listdir(folder)
         if name.startswith(f"{log}@") and name.endswith(SUFFIX)
     )
-    lines: set[bytes] = set()
+    found: set[bytes] = set()
     for name in (*(name for _, name in asides[-1:]), f"{log}{SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):
             fd = files.open_to_read(name, folder)
             with os.fdopen(fd, "rb") as stream:
-                stream.seek(max(0, os.fstat(fd).st_size - size - _SINCE_BYTES))
-                lines.update(stream)
-    return lines
+                stream.seek(max(0, os.fstat(fd).st_size - size))
+                # One by one: the end of a log would stay in the memory of a daemon.
+                found.update(line for line in stream if line in wanted)
+    return found
 
 
 def _logs_folder(store: int, opened: ExitStack) -> int:
