@@ -365,6 +365,7 @@ class Pull:
         if end.cause is Cause.SERVER_GONE:
             return (yield from self._await_server())
         yield from self._mend(own=True)
+        self._note_cure()
         if end.cause not in (Cause.RESETS, Cause.SILENCE) or tries > 1:
             longest = min(_LONGEST_PAUSE, 2.0 ** min(tries, 6))
             self._rest(longest * random.uniform(0.5, 1.0))  # noqa: S311 - many clients, no secret
@@ -423,8 +424,6 @@ class Pull:
         if report is not None:
             self._bar.here(_claims(report), self._finished(self._bar.sizes))
             yield from self._tell_mended(report)
-        if own:
-            self._note_cure()
 
     def _note_cure(self) -> None:
         gained = self._bar.done - self._cured_bytes
