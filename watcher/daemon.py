@@ -15,7 +15,7 @@ from watcher.errors import LockedError, NoStoreError, SettingsError
 from watcher.events import Event
 from watcher.memory import Memory
 from watcher.metrics import Metrics
-from watcher.model import Plan, Policy, Refusal
+from watcher.model import BlobFault, Plan, Policy, Refusal
 from watcher.observe.service import LOCK
 from watcher.proofs import Proofs
 from watcher.wakes import BLIND_SECONDS, Scope, Wakes
@@ -116,14 +116,30 @@ class _Service:
             self._tell("error", trouble)
         wakes.deadlines(scope, report.plan.due)
         self._tell_refusals(report.plan, scope)
-        if report.memory is not None and self._policy.repair:
-            self._proofs.want(report.memory.unproven, self._policy)
+        self._prove(report)
         self._tell_systemd(report)
         if report.troubles:
             for trouble in report.troubles:
                 self._trouble(trouble)
         else:
             self._troubles.clear()
+
+    def _prove(self, report: cycle.Report) -> None:
+        """Have hashed in the background what is unproven, and asked again about what is corrupt."""
+        if report.memory is None or not self._policy.repair:
+            return
+        corrupt = (
+            odd.digest
+            for odd in report.evidence.census.odd
+            if odd.fault is BlobFault.CORRUPT and odd.registry is None
+        )
+        wanted = report.memory.unproven | frozenset(corrupt)
+        if report.evidence.scope is None:
+            self._proofs.forget(wanted)
+        try:
+            self._proofs.want(wanted, self._policy)
+        except RuntimeError as error:
+            self._trouble(f"no thread to prove blobs: {error}")  # the limits of a unit, say
 
     def stop(self, ended_by: str) -> None:
         """Tell that the service ends."""

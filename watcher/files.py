@@ -124,7 +124,8 @@ def ensure_folder(name: str, parent: int) -> None:
     with opened_folder(name, parent) as fd:
         status = os.fstat(fd)
         right = os.fstat(parent).st_uid == status.st_uid or os.geteuid() != 0
-        if not made and right:
+        # One with something in it is not ours half made: it may have been renamed to this.
+        if not made and (right or os.listdir(fd)):
             return
         os.fchmod(fd, FOLDER_MODE)
         _own(fd, parent)

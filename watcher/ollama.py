@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import queue
+import socket
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
@@ -30,17 +34,39 @@ def version(url: str) -> str | None:
 
     try:
         parts = urlsplit(url)
-        with contextlib.closing(
-            http.client.HTTPConnection(
-                parts.hostname or "127.0.0.1", parts.port or 11434, timeout=ANSWER_SECONDS
-            )
-        ) as connection:
+        connection = http.client.HTTPConnection(
+            parts.hostname or "127.0.0.1", parts.port or 11434, timeout=ANSWER_SECONDS
+        )
+        with _deadline(connection, ANSWER_SECONDS):
             connection.request("GET", "/api/version")
             answer = orjson.loads(connection.getresponse().read(_LONGEST_ANSWER))
     except (OSError, ValueError, http.client.HTTPException):
         return None  # nobody there, no Ollama, or no address at all
     found = answer.get("version") if isinstance(answer, dict) else None
     return found if isinstance(found, str) else None
+
+
+@contextlib.contextmanager
+def _deadline(connection: http.client.HTTPConnection, seconds: float) -> Iterator[None]:
+    """Connect, and end all talk over this connection after so long.
+
+    A socket's own time-out begins anew with each byte, so a slow answer could take for ever.
+    """
+    with contextlib.closing(connection):
+        connection.connect()
+        talk: socket.socket = connection.sock
+
+        def end() -> None:
+            with contextlib.suppress(OSError):
+                talk.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 def registry_length(model: ModelName, digest: str) -> int | None:
@@ -83,8 +109,28 @@ class Fetched(NamedTuple):
 def registry_manifest(model: ModelName, etag: str = "", *, insecure: bool = False) -> Fetched:
     """Ask a model's registry for its manifest; 304 where it is still the one with that `etag`.
 
-    Proxies are taken from the environment, as the server does. Raises OSError where nobody answers.
+    Proxies are taken from the environment, as the server does. Raises OSError where nobody answers
+    in time.
     """
+    answers: queue.SimpleQueue[Fetched | OSError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(_manifest(model, etag, insecure=insecure))
+        except OSError as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, name="registry", daemon=True).start()
+    try:
+        answer = answers.get(timeout=REGISTRY_SECONDS)
+    except queue.Empty:
+        raise TimeoutError(f"{model.host} gives no whole answer in time") from None
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
+
+
+def _manifest(model: ModelName, etag: str, *, insecure: bool) -> Fetched:
     import http.client
     import ssl
     from urllib.error import HTTPError
@@ -125,9 +171,8 @@ def _head(url: str) -> http.client.HTTPResponse:
 
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    with contextlib.closing(
-        kind(parts.hostname or "", parts.port, timeout=REGISTRY_SECONDS)
-    ) as connection:
+    connection = kind(parts.hostname or "", parts.port, timeout=REGISTRY_SECONDS)
+    with _deadline(connection, REGISTRY_SECONDS):
         path = f"{parts.path}?{parts.query}" if parts.query else parts.path
         connection.request("HEAD", path)
         answer = connection.getresponse()

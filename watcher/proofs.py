@@ -9,18 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import psutil
 
 from watcher import cycle, names
-from watcher.model import Plan, Policy, Verb
+from watcher.model import HOUR, Plan, Policy, Verb
 from watcher.world import World
 
 #: What is done about an unproven blob.
 _VERBS = cycle.QUESTIONS | {Verb.QUARANTINE_BLOB}
 _LOWEST = 19
+_AGAIN_SECONDS = HOUR
 
 
 class Proofs:
@@ -32,17 +34,25 @@ class Proofs:
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._waiting: frozenset[str] = frozenset()
-        self._tried: frozenset[str] = frozenset()
+        #: What was tried, and when; on the monotonic clock.
+        self._tried: dict[str, float] = {}
 
     def want(self, digests: frozenset[str], policy: Policy) -> None:
-        """Prove all blobs that are `digests` now; one that could not be is not tried twice."""
+        """Prove all blobs that are `digests` now; what could not be is tried again in an hour."""
+        latest = time.monotonic() - _AGAIN_SECONDS
         with self._lock:
-            self._tried &= digests
-            self._waiting = digests - self._tried
-            if self._waiting and self._thread is None:
+            self._tried = {each: at for each, at in self._tried.items() if at > latest}
+            self._waiting = digests - self._tried.keys()
+            if self._waiting and self._thread is None and not self._stopped.is_set():
                 policy = replace(policy, clean=False, refresh=False, hash=True, online=True)
-                self._thread = threading.Thread(target=self._run, args=(policy,), name="proofs")
-                self._thread.start()
+                thread = threading.Thread(target=self._run, args=(policy,), name="proofs")
+                thread.start()
+                self._thread = thread
+
+    def forget(self, digests: frozenset[str]) -> None:
+        """What is not among all that is unproven now was proved: it may come to be so once more."""
+        with self._lock:
+            self._tried = {each: at for each, at in self._tried.items() if each in digests}
 
     def stop(self) -> None:
         """End within the reading of a few MiB; what was not hashed stays unproven."""
@@ -66,7 +76,7 @@ class Proofs:
         with self._lock:
             digests = frozenset() if self._stopped.is_set() else self._waiting
             self._waiting = frozenset()
-            self._tried |= digests
+            self._tried |= dict.fromkeys(digests, time.monotonic())
             if not digests:
                 self._thread = None
             return digests

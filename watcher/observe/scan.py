@@ -141,6 +141,17 @@ def present(store: int, wanted: Mapping[str, int]) -> frozenset[str]:
     )
 
 
+def begun(store: int, digests: Iterable[str]) -> int:
+    """Bytes on the disk of the data files of unfinished layers."""
+    with contextlib.ExitStack() as opened:
+        try:
+            blobs = opened.enter_context(files.opened_folder("blobs", store, follow=True))
+        except OSError:
+            return 0
+        found = [look(names.data(digest), blobs) for digest in digests]
+    return sum(data.allocated for data in found if data is not None)
+
+
 # ---------------------------------------------------------------- manifests
 
 

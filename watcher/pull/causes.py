@@ -15,6 +15,7 @@ class Cause(enum.StrEnum):
 
     NO_MODEL = "no_model"
     NO_PERMISSION = "no_permission"
+    INSECURE = "insecure"
     STORE = "store"
     DISK_FULL = "disk_full"
     NO_NETWORK = "no_network"
@@ -40,11 +41,19 @@ class Cause(enum.StrEnum):
 
 
 _LASTING = frozenset(
-    {Cause.NO_MODEL, Cause.NO_PERMISSION, Cause.STORE, Cause.DISK_FULL, Cause.INTERRUPTED}
+    {
+        Cause.NO_MODEL,
+        Cause.NO_PERMISSION,
+        Cause.INSECURE,
+        Cause.STORE,
+        Cause.DISK_FULL,
+        Cause.INTERRUPTED,
+    }
 )
 
 _STEPS = {
     Cause.NO_MODEL: "look at its spelling and its tag; what there is: https://ollama.com/search",
+    Cause.INSECURE: "its registry has no valid certificate, or none at all: --insecure",
     Cause.NO_PERMISSION: "sign in (ollama signin), or ask its owner for access",
     Cause.STORE: "the server's user must own the store: see ollama-watch audit",
     Cause.DISK_FULL: "make room: ollama-watch df, ollama-watch clean, ollama rm",
@@ -67,6 +76,10 @@ _STATUS = "(^|: |status code |answers )"
 _WORDS = (
     (Cause.DISK_FULL, "no space left on device|disk quota exceeded"),
     (Cause.MISMATCH, "digest mismatch"),
+    (
+        Cause.INSECURE,
+        "server gave HTTP response to HTTPS client|insecure protocol http|x509|certificate",
+    ),
     (Cause.NO_MODEL, "manifest: file does not exist|manifest unknown|model .* not found|: 404:"),
     (
         Cause.NO_PERMISSION,
@@ -77,7 +90,7 @@ _WORDS = (
         Cause.NO_NETWORK,
         (
             "no such host|dial tcp|network is unreachable|no route to host|TLS handshake"
-            "|server misbehaving|proxyconnect|x509|certificate"
+            "|server misbehaving|proxyconnect"
         ),
     ),
     (Cause.OVERLOADED, f"{_STATUS}(429|50[0234])(:|$)|too many requests|service unavailable"),

@@ -352,7 +352,9 @@ class Pull:
             if store is None:
                 return ""
             room = os.fstatvfs(store)
-        free, missing = room.f_bavail * room.f_frsize, self._bar.total - self._bar.done
+            begun = scan.begun(store, self._digests)
+        free = room.f_bavail * room.f_frsize
+        missing = self._bar.total - max(self._bar.done, self._bar.present + begun)
         if missing <= free:
             return ""
         return f"{decimal(missing)} are missing, and the disk has {decimal(free)} free"
@@ -377,6 +379,8 @@ class Pull:
         Returns False where it has not come in time.
         """
         patience = float("inf") if self.options.until_done else self.options.server_seconds
+        long = "" if self.options.until_done else f", {patience:.0f} s at most"
+        yield self._say(f"waits for the server{long}: {Cause.SERVER_GONE.step}")
         until = time.monotonic() + patience
         # At once, before somebody starts it again: a process that was killed closes its files soon.
         yield from self._mend(own=True)

@@ -458,6 +458,8 @@ def _trial(
     state: str, since: float, runner: list[Any] | None, tries: int, reasons: list[list[Any]]
 ) -> Trial:
     driver = None if runner is None else Runner(*map(int, runner))
+    if driver is not None and not all(0 <= number < 1 << 63 for number in driver):
+        raise ValueError("no process has such a number")
     if (driver is None) is (state == ItemState.RUNNING):
         raise ValueError("what runs has a runner, and nothing else has one")
     whys = tuple(Reason(float(at), str(why)) for at, why in reasons)

@@ -34,12 +34,15 @@ TOLD = {
         "max retries exceeded: write /m/blobs/sha256-3102-partial: disk quota exceeded",
         "open /m/blobs/sha256-31-partial-0: no space left on device",
     ),
+    Cause.INSECURE: (
+        "tls: failed to verify certificate: x509: certificate signed by unknown authority",
+        'Get "https://localhost:5000/v2/": http: server gave HTTP response to HTTPS client',
+    ),
     Cause.NO_NETWORK: (
         'manifest: Get "https://x.ai/v2/": dial tcp: lookup registry.ollama.ai: no such host',
         "pull model manifest: Get https://x/: dial tcp 1.2.3.4:443: connect: connection refused",
         "dial tcp 1.2.3.4:443: connect: network is unreachable",
         "dial tcp 1.2.3.4:443: i/o timeout",
-        "tls: failed to verify certificate: x509: certificate signed by unknown authority",
         "net/http: TLS handshake timeout",
         'proxyconnect tcp: dial tcp 10.0.0.1:3128: connect: no route to host"',
     ),
