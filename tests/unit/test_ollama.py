@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from watcher import ollama
+from watcher.names import ModelName
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"
 
@@ -85,3 +87,41 @@ def test_where_nobody_is(url: str) -> None:
 @pytest.mark.parametrize("url", ["http://x:99999", "http://x:port", "http://[::1", "http://a b:1"])
 def test_an_address_that_is_none(url: str) -> None:
     assert ollama.version(url) is None
+
+
+def dribbling(port: socket.socket, head: bytes, ended: threading.Event) -> None:
+    """Answer a byte now and then, for ever: each is in time, and the answer never whole."""
+    connection, _ = port.accept()
+    with connection, contextlib.suppress(OSError):
+        connection.recv(1000)
+        connection.sendall(head)
+        while not ended.wait(0.05):
+            connection.sendall(b" ")
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n", b"HTTP/1.1 "]
+)
+@pytest.mark.parametrize("asks", ["version", "length", "manifest"])
+def test_a_slow_answer_keeps_nobody_waiting_for_ever(
+    port: socket.socket, monkeypatch: pytest.MonkeyPatch, head: bytes, asks: str
+) -> None:
+    monkeypatch.setattr(ollama, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(ollama, "REGISTRY_SECONDS", 0.3)
+    ended = threading.Event()
+    thread = threading.Thread(target=dribbling, args=(port, head, ended))
+    thread.start()
+    host = f"127.0.0.1:{port.getsockname()[1]}"
+    model = ModelName(host, "library", "slow", "1b")
+    try:
+        match asks:
+            case "version":
+                assert ollama.version(f"http://{host}") is None
+            case "length":
+                assert ollama.registry_length(model, "0" * 64) in (None, 60000)
+            case _:
+                with pytest.raises(OSError, match=r"in time|no answer"):
+                    ollama.registry_manifest(model)
+    finally:
+        ended.set()
+        thread.join()
