@@ -34,6 +34,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 IS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 NOBODY = 65534
+#: Everything at length: each call, each number, which takes an hour. Otherwise a part of it.
+AT_LENGTH = "TEST_AT_LENGTH" in os.environ
+at_length = pytest.mark.skipif(not AT_LENGTH, reason="TEST_AT_LENGTH is not set")
 #: For fixtures that are a server: the engine and, where there is one, the real thing.
 SERVERS = (
     pytest.param(EngineServer, id="engine"),

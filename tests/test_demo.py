@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import at_length
 from tests.driving import environment
 from tests.fidelity.harness import wait_until
 
@@ -91,7 +92,13 @@ def test_it_tells_its_story_and_leaves_nothing(show: Show, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "when", ["== A store", "== A daemon watches", "== What an audit shows", "== A network that"]
+    "when",
+    [
+        pytest.param("== A store", marks=at_length),
+        "== A daemon watches",
+        pytest.param("== What an audit shows", marks=at_length),
+        "== A network that",
+    ],
 )
 def test_ctrl_c_ends_it_and_leaves_nothing(show: Show, when: str) -> None:
     wait_until(lambda: when in show.told, when, 60)

@@ -40,8 +40,6 @@ class Answer(NamedTuple):
     raw: bytes | None
     #: Why it was not got from the registry just now; "" where it was.
     problem: str = ""
-    #: The registry has answered, and knows no such model, or does not show it to us.
-    gone: bool = False
 
 
 def cached(store: int) -> Mapping[str, Cached]:
@@ -94,7 +92,7 @@ def manifest(
     if found.status == 304 and known:
         return Answer(known.raw.encode())
     if found.status == 404:
-        return Answer(None, f"{model.host} has no {model.shown}", gone=True)
+        return Answer(None, f"{model.host} has no {model.shown}")
     if found.status != 200:
         why = f"{model.host} answers {found.status}"
         return Answer(known.raw.encode() if known else None, why)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +12,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.driving import Store, environment, private_proc
-
-#: Break each call in each way, which takes minutes; otherwise they take turns.
-AT_LENGTH = "CRASH_AT_LENGTH" in os.environ
-at_length = pytest.mark.skipif(not AT_LENGTH, reason="takes minutes: CRASH_AT_LENGTH is not set")
 
 
 class Ended(NamedTuple):

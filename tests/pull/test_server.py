@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.conftest import at_length
 from tests.fidelity.harness import Server, collapsed, wait_until
 from watcher.demo.registry import Fault, Layer, Registry, Step
 from watcher.pull import driver
@@ -44,7 +45,14 @@ class Killer:
             each.join()
 
 
-@pytest.mark.parametrize("at", [(1, 2, 3), (20 * MB, 60 * MB, 100 * MB), (37 * MB, 41 * MB)])
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param((1, 2, 3), marks=at_length),
+        (20 * MB, 60 * MB, 100 * MB),
+        pytest.param((37 * MB, 41 * MB), marks=at_length),
+    ],
+)
 def test_a_server_that_is_killed_and_comes_back(
     server: Server, registry: Registry, at: tuple[int, ...]
 ) -> None:

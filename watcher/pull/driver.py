@@ -19,10 +19,11 @@ import orjson
 from rich.filesize import decimal
 
 from watcher import cycle, files, journal, names, ollama, ranges, records, registry, states
+from watcher.decide.judge import settled_condition
 from watcher.errors import LockedError, WatchError
 from watcher.events import Event
 from watcher.manifests import READ_LIMIT
-from watcher.model import Plan, Policy, RefusalKind, Result, Verb
+from watcher.model import Condition, Plan, Policy, RefusalKind, Result, Verb
 from watcher.observe import holders, scan
 from watcher.pull.bar import Bar
 from watcher.pull.causes import Cause, of_error
@@ -194,8 +195,7 @@ class Pull:
             return End(Cause.INTERRUPTED, "it was cancelled")
         yield self._change(state=State.STARTING)
         answer = self._ask_manifest()
-        if answer.gone:
-            return End(Cause.NO_MODEL, answer.problem)
+        # Where there is none, the server tells why: it may see what is shown to its user alone.
         if answer.raw is not None:
             self._expect(registry.sizes(answer.raw))
             yield self._change(
@@ -366,12 +366,31 @@ class Pull:
         yield self._say(end.text)
         if end.cause is Cause.SERVER_GONE:
             return (yield from self._await_server())
+        if end.cause is Cause.BLOCKED:
+            self._pulled |= self._blocked()
         yield from self._mend(own=True)
         self._note_cure()
         if end.cause not in (Cause.RESETS, Cause.SILENCE) or tries > 1:
             longest = min(_LONGEST_PAUSE, 2.0 ** min(tries, 6))
             self._rest(longest * random.uniform(0.5, 1.0))  # noqa: S311 - many clients, no secret
         return True
+
+    def _blocked(self) -> frozenset[str]:
+        """The layers that no pull can begin with and nobody is at: to wait would be for nothing."""
+        world = self.site.world
+        if world is None or not self._digests:
+            return frozenset()
+        try:
+            report = cycle.cycle(
+                replace(world, keeps=False), self.site.policy, self._digests, cycle.nothing
+            )
+        except (WatchError, OSError):
+            return frozenset()
+        return frozenset(
+            each.digest
+            for each in report.evidence.downloads
+            if not each.holders and settled_condition(each)[0] is Condition.BLOCKED
+        )
 
     def _await_server(self) -> Generator[Update, None, bool]:
         """Wait until the server answers; what it left half done is mended meanwhile.
