@@ -37,6 +37,30 @@ NOBODY = 65534
 #: Everything at length: each call, each number, which takes an hour. Otherwise a part of it.
 AT_LENGTH = "TEST_AT_LENGTH" in os.environ
 at_length = pytest.mark.skipif(not AT_LENGTH, reason="TEST_AT_LENGTH is not set")
+#: Of tests here that have so many cases the usual run takes every second one.
+LONG = ("crash", "fidelity", "pull", "race", "repair")
+MANY = 4
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is only for a run at length; the real server is there for all of it."""
+    if AT_LENGTH or "OLLAMA_BIN" in os.environ:
+        return
+    folders = {Path(__file__).parent / name for name in LONG}
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.path.parent in folders and not _is_real(item.name):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for alike in cases.values():
+        for item in alike[1::2] if len(alike) >= MANY else ():
+            item.add_marker(at_length)
+
+
+def _is_real(name: str) -> bool:
+    """Whether a case is one of the real server, which is left out by itself."""
+    return "real" in name.replace("[", "-").replace("]", "-").split("-")
+
+
 #: For fixtures that are a server: the engine and, where there is one, the real thing.
 SERVERS = (
     pytest.param(EngineServer, id="engine"),

@@ -13,7 +13,7 @@ from watcher.demo.registry import Registry
 
 from .machine import Machine
 
-HISTORIES = int(os.environ.get("MACHINE_HISTORIES", "10"))
+HISTORIES = int(os.environ.get("MACHINE_HISTORIES", "6"))
 STEPS = 14
 
 

@@ -626,7 +626,7 @@ def test_what_a_caller_raises_ends_the_download_in_order(
 
 
 def test_a_model_that_does_not_exist(driven: ModelDownloadManager, registry: Registry) -> None:
-    with pytest.raises(DownloadError, match=r"has no .*/library/nothing:1b") as told:
+    with pytest.raises(DownloadError, match=r"/library/nothing:1b has not arrived") as told:
         driven.download_model(f"{registry.url}/library/nothing:1b", options=INSECURE)
     assert told.value.cause == "no_model"
     assert "spelling" in told.value.next_step
