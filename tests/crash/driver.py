@@ -24,7 +24,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from watcher import cycle, files
 from watcher.act import moves
@@ -41,6 +41,10 @@ CHANGING = frozenset(
     )
 )
 POLICY = Policy(clean=True, repair=False, writers_visible=True)
+
+
+#: Carries out an order, telling its calls to a descriptor; gives back the exit code.
+Child: TypeAlias = Callable[[dict[str, Any], int], int]
 
 
 class Breaking:
@@ -149,14 +153,14 @@ def _value(given: Any) -> Any:
     return frozenset(given) if isinstance(given, list) else given
 
 
-def _run(order: dict[str, Any]) -> dict[str, Any]:
+def _run(order: dict[str, Any], child: Child) -> dict[str, Any]:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reader)
         code = 70
         try:
-            code = _child(order, writer)
+            code = child(order, writer)
         except Exception:  # told by the exit code and on stderr
             traceback.print_exc()
             sys.stderr.flush()
@@ -169,12 +173,12 @@ def _run(order: dict[str, Any]) -> dict[str, Any]:
     return {"exit": os.waitstatus_to_exitcode(status), "calls": made}
 
 
-def main() -> None:
-    """Take orders until stdin ends."""
+def main(child: Child) -> None:
+    """Take orders until stdin ends; each is carried out by `child` in a process of its own."""
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(_run(json.loads(line))) + "\n")
+        sys.stdout.write(json.dumps(_run(json.loads(line), child)) + "\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main()
+    main(_child)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.fidelity.harness import EngineServer, RealServer, Server
-from watcher.demo.registry import Registry
 from watcher.pull import driver
 
 SERVERS = [
@@ -27,12 +26,6 @@ SERVERS = [
 def _soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between tries only as long as it takes to see that there is a pause."""
     monkeypatch.setattr(driver, "_LONGEST_PAUSE", 0.3)
-
-
-@pytest.fixture
-def registry() -> Iterator[Registry]:
-    with Registry() as served:
-        yield served
 
 
 @pytest.fixture(params=SERVERS)

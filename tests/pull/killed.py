@@ -5,13 +5,9 @@ As `tests/crash/driver.py`: for each order the process forks, and the child brea
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import traceback
 from typing import Any
 
-from tests.crash.driver import break_files
+from tests.crash.driver import break_files, main
 from watcher.model import Policy
 from watcher.pull.driver import Options, Pull, Site
 from watcher.world import World
@@ -26,27 +22,5 @@ def _child(order: dict[str, Any], told: int) -> int:
     return 0 if pull.end.cause is None else 1
 
 
-def _run(order: dict[str, Any]) -> dict[str, Any]:
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reader)
-        code = 70
-        try:
-            code = _child(order, writer)
-        except Exception:  # told by the exit code and on stderr
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)
-    os.close(writer)
-    with os.fdopen(reader) as calls:
-        made = calls.read().splitlines()
-    _, status = os.waitpid(pid, 0)
-    return {"exit": os.waitstatus_to_exitcode(status), "calls": made}
-
-
 if __name__ == "__main__":
-    for line in sys.stdin:
-        sys.stdout.write(json.dumps(_run(json.loads(line))) + "\n")
-        sys.stdout.flush()
+    main(_child)

@@ -31,12 +31,6 @@ def store(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def registry() -> Iterator[Registry]:
-    with Registry() as running:
-        yield running
-
-
-@pytest.fixture
 def server(store: Path) -> Iterator[EngineServer]:
     with EngineServer(store) as running:
         yield running.start().wait_ready()

@@ -54,12 +54,6 @@ def manager(store: Path) -> ModelDownloadManager:
 
 
 @pytest.fixture
-def registry() -> Iterator[Registry]:
-    with Registry() as running:
-        yield running
-
-
-@pytest.fixture
 def server(store: Path) -> Iterator[EngineServer]:
     with EngineServer(store) as running:
         yield running.start().wait_ready()
