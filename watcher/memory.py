@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class Remembered:
     """One download as it was last seen."""
 
     device: int
@@ -109,7 +109,7 @@ class Asked(NamedTuple):
 class Memory:
     """All that is remembered of one store."""
 
-    downloads: Mapping[str, Record] = field(default_factory=dict)
+    downloads: Mapping[str, Remembered] = field(default_factory=dict)
     #: By file name under ``blobs/``.
     touched: Mapping[str, Touched] = field(default_factory=dict)
     #: By file name under ``blobs/``.
@@ -229,7 +229,7 @@ def _decode(document: object) -> Memory:
     if not isinstance(document, dict) or document["schema"] != SCHEMA:
         raise ValueError("an unknown schema")
     records = {
-        _key(digest): Record(
+        _key(digest): Remembered(
             device=int(each["device"]),
             inode=int(each["inode"]),
             born_ns=int(each["born_ns"]),

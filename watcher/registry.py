@@ -50,7 +50,7 @@ def cached(store: int) -> Mapping[str, Cached]:
         return {}
 
 
-class Naming(NamedTuple):
+class KnownLayer(NamedTuple):
     """What the kept manifests say of a digest: its bytes, and the models that have it."""
 
     #: 0 where they do not agree.
@@ -58,16 +58,16 @@ class Naming(NamedTuple):
     models: tuple[str, ...]
 
 
-def namings(store: int) -> dict[str, Naming]:
+def known_layers(store: int) -> dict[str, KnownLayer]:
     """By digest: a download whose model has no manifest yet is known by the one that was kept."""
-    found: dict[str, Naming] = {}
+    found: dict[str, KnownLayer] = {}
     for key, each in cached(store).items():
         shown = names.to_model(key).shown
         for digest, size in sizes(each.raw.encode()).items():
             before = found.get(digest)
             models = (shown,) if before is None else (*before.models, shown)
             agreed = size if before is None or before.size == size else 0
-            found[digest] = Naming(agreed, models)
+            found[digest] = KnownLayer(agreed, models)
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.notation import digest_of
 from watcher import memory
-from watcher.memory import Memory, Record
+from watcher.memory import Memory, Remembered
 from watcher.model import Condition
 
 D = digest_of("d")
@@ -22,7 +22,7 @@ def state(folder: int) -> Path:
     return Path(os.readlink(f"/proc/self/fd/{folder}")) / ".ollama-watch" / "state.json"
 
 
-def record(**changes: Any) -> Record:
+def record(**changes: Any) -> Remembered:
     given: dict[str, Any] = {
         "device": 1,
         "inode": 2,
@@ -36,7 +36,7 @@ def record(**changes: Any) -> Record:
         "progress_at": 1_700_000_000.5,
         "models": ("a:b", "c:d"),
     }
-    return Record(**{**given, **changes})
+    return Remembered(**{**given, **changes})
 
 
 def test_what_is_saved_is_read_again(folder: int) -> None:

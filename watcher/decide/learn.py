@@ -8,7 +8,7 @@ from itertools import chain, groupby
 
 from watcher import names, ranges, sidecars
 from watcher.events import Event
-from watcher.memory import Asked, Hashed, Memory, Record, Sample, bound_to
+from watcher.memory import Asked, Hashed, Memory, Remembered, Sample, bound_to
 from watcher.model import (
     LIVE_LOOK_SECONDS,
     Action,
@@ -220,7 +220,7 @@ def retract(now: Memory, before: Memory, outcomes: Iterable[Outcome]) -> Memory:
     return replace(now, downloads=records)
 
 
-def _same_file(record: Record | None, download: Download) -> Record | None:
+def _same_file(record: Remembered | None, download: Download) -> Remembered | None:
     """What is remembered, if it is of this very file: the digest may have begun anew."""
     if record is None or not download.entries:
         return None
@@ -228,7 +228,7 @@ def _same_file(record: Record | None, download: Download) -> Record | None:
     return record if record.is_of(*anchor, download.born_ns) else None
 
 
-def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record:
+def _record(judged: Judged, evidence: Evidence, before: Remembered | None) -> Remembered:
     download = judged.download
     anchor = download.entries[0].identity if download.entries else (0, 0)
     claimed = ranges.size(download.trust.claimed)
@@ -243,7 +243,7 @@ def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record
         progress_at = _last_progress(download, None, evidence.now)
     certain = download.total_from in ("sidecars", "manifest")
     pulling = live and (before is None or before.pulling or bool(download.writers))
-    return Record(
+    return Remembered(
         device=anchor[0],
         inode=anchor[1],
         born_ns=download.born_ns,
@@ -265,8 +265,12 @@ def _record(judged: Judged, evidence: Evidence, before: Record | None) -> Record
 
 
 def _progress(
-    judged: Judged, before: Record | None, now: Record, known: Mapping[str, Record], at: float
-) -> tuple[Record, list[Event]]:
+    judged: Judged,
+    before: Remembered | None,
+    now: Remembered,
+    known: Mapping[str, Remembered],
+    at: float,
+) -> tuple[Remembered, list[Event]]:
     """How a pull gets on: its samples, and an event a minute, or one where nothing arrives."""
     if not now.pulling:
         return now, []
@@ -306,14 +310,14 @@ def rate(samples: Sequence[Sample]) -> float | None:
     return max(0.0, arrived / (samples[-1].at - samples[0].at))
 
 
-def _last_progress(download: Download, before: Record | None, now: float) -> float:
+def _last_progress(download: Download, before: Remembered | None, now: float) -> float:
     """When bytes last arrived: as remembered, else as the files' times say; never in the future."""
     if before is not None:
         return max(before.progress_at, min(now, download.progress_at or 0.0))
     return now if download.changed_at is None else min(now, download.changed_at)
 
 
-def _doubted(before: Record | None, download: Download) -> Ranges:
+def _doubted(before: Remembered | None, download: Download) -> Ranges:
     """What must not be believed later either, whatever becomes of the sidecars meanwhile.
 
     What is there and not trusted now, and where attempts start now; a claim settles it.
@@ -325,7 +329,7 @@ def _doubted(before: Record | None, download: Download) -> Ranges:
     return ranges.difference(ranges.union(known, ranges.union(untrusted, starts)), trust.claimed)
 
 
-def _mended_since(before: Record | None, download: Download) -> bool:
+def _mended_since(before: Remembered | None, download: Download) -> bool:
     """Whether the claims grew because we wrote them, not because bytes have arrived."""
     return before is not None and before.mended and before.partition == _partition(download)
 
@@ -338,7 +342,13 @@ def _partition(download: Download) -> tuple[Part, ...]:
 
 
 def _told(
-    judged: Judged, before: Record | None, now: Record, at: float, *, first_look: bool, ended: bool
+    judged: Judged,
+    before: Remembered | None,
+    now: Remembered,
+    at: float,
+    *,
+    first_look: bool,
+    ended: bool,
 ) -> Iterator[Event]:
     live = judged.condition is Condition.LIVE
     who = names.known_as(judged.download.models, judged.digest)
@@ -396,7 +406,7 @@ def _event(at: float, event_type: str, message: str, judged: Judged) -> Event:
     )
 
 
-def _gone(digest: str, record: Record, finished: Mapping[str, int], at: float) -> Event:
+def _gone(digest: str, record: Remembered, finished: Mapping[str, int], at: float) -> Event:
     who = names.known_as(record.models, digest)
     details: dict[str, object] = {"digest": f"sha256:{digest}", "models": list(record.models)}
     if digest in finished:

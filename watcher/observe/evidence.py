@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from watcher import files, names, registry, sidecars
-from watcher.memory import Memory, Record, bound_to
+from watcher.memory import Memory, Remembered, bound_to
 from watcher.model import (
     BlobCensus,
     BlobFault,
@@ -130,7 +130,7 @@ def _hash_of(found: Entry, memory: Memory) -> str | None:
     return None
 
 
-def _last_progress(record: Record, data: Entry | None) -> float:
+def _last_progress(record: Remembered, data: Entry | None) -> float:
     """When bytes last arrived: as remembered, or since then, while nobody looked."""
     return record.progress_at if data is None else max(record.progress_at, data.changed_at)
 
@@ -209,7 +209,7 @@ def _downloads(
 ) -> list[Download]:
     if not found.downloads:
         return []
-    kept = registry.namings(store)
+    kept = registry.known_layers(store)
     for digest in found.downloads.keys() & kept.keys():
         # Whoever has a registry can say anything of a digest: no length of it comes before others.
         found.named.add(digest, 0, kept[digest].models)
@@ -337,7 +337,7 @@ class _Reader:
             trust=self._trust(read, faults, total, record),
         )
 
-    def _record(self, key: str, entries: list[Entry]) -> Record | None:
+    def _record(self, key: str, entries: list[Entry]) -> Remembered | None:
         """What is remembered of this very download; the digest alone may stand for another file."""
         record = self.memory.downloads.get(key)
         if record is None or not entries:
@@ -346,7 +346,7 @@ class _Reader:
         born_ns = files.born(anchor.name, self.blobs)
         return record if record.is_of(*anchor.identity, born_ns) else None
 
-    def _known_length(self, record: Record | None) -> tuple[int | None, str | None]:
+    def _known_length(self, record: Remembered | None) -> tuple[int | None, str | None]:
         if self.named_size is not None and 0 < self.named_size <= sidecars.LARGEST_LAYER:
             return self.named_size, "manifest"
         if record is not None and record.total is not None:
@@ -359,7 +359,7 @@ class _Reader:
         read: tuple[Sidecar, ...],
         faults: tuple[str, ...],
         total: int | None,
-        record: Record | None,
+        record: Remembered | None,
     ) -> Trust:
         data = self.data
         if not total:
@@ -387,7 +387,7 @@ class _Reader:
         finally:
             os.close(fd)
 
-    def _rebooted(self, data: Entry, record: Record | None) -> bool:
+    def _rebooted(self, data: Entry, record: Remembered | None) -> bool:
         """Whether some of the data may have been written before the machine started.
 
         A pull that went on since then has changed its time, not its past; what a repair has looked

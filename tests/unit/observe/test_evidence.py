@@ -12,7 +12,7 @@ import pytest
 from tests.notation import MB, Store, age, quiet_machine
 from watcher import files
 from watcher.decide import judge
-from watcher.memory import Asked, Memory, Record
+from watcher.memory import Asked, Memory, Remembered
 from watcher.model import DAY, HOUR, Condition, Download, Evidence, Kind, Policy
 from watcher.observe.evidence import observe
 
@@ -92,7 +92,7 @@ def remembered(models: Store, digest: str, **changes: Any) -> Memory:
         "progress_at": 1_000.0,
         "models": ("me/mine:latest",),
     }
-    return Memory({digest: Record(**{**given, **changes})})
+    return Memory({digest: Remembered(**{**given, **changes})})
 
 
 def test_memory_knows_the_length_the_progress_and_the_models(models: Store) -> None:
