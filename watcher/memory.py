@@ -14,7 +14,7 @@ from typing import NamedTuple
 import orjson
 
 from watcher import files, names, ranges
-from watcher.model import HOUR, Condition, Entry, Part, Ranges
+from watcher.model import HOUR, Ahead, Condition, Entry, Part, Ranges
 
 SCHEMA = "ollama-watch/state/1"
 FOLDER = ".ollama-watch"
@@ -66,6 +66,7 @@ class Remembered:
     #: When its progress was told last, and whether it was told that none comes.
     told_at: float = 0.0
     stalled: bool = False
+    ahead: Ahead | None = None
 
     def is_of(self, device: int, inode: int, born_ns: int) -> bool:
         """Whether this is remembered of the file with these three.
@@ -194,6 +195,7 @@ def _encode(memory: Memory) -> bytes:
                 "samples": [list(each) for each in record.samples],
                 "told_at": record.told_at,
                 "stalled": record.stalled,
+                "ahead": record.ahead and list(record.ahead),
             }
             for digest, record in memory.downloads.items()
         },
@@ -248,6 +250,7 @@ def _decode(document: object) -> Memory:
             samples=tuple(Sample(float(at), int(size)) for at, size in each["samples"]),
             told_at=float(each["told_at"]),
             stalled=bool(each["stalled"]),
+            ahead=Ahead(*map(float, each["ahead"])) if each.get("ahead") else None,
         )
         for digest, each in document["downloads"].items()
     }

@@ -134,6 +134,22 @@ class Trust:
     zeros_read: bool = True
 
 
+class Ahead(NamedTuple):
+    """The latest time of a download's files, where that lies in the future: a clock was set back.
+
+    How long the files are quiet is not told by it; how long it has been seen unchanged is.
+    """
+
+    #: Seconds since the epoch.
+    latest: float
+    #: When it was first seen: seconds since the machine started.
+    seen_at: float
+
+    def since(self, uptime: float) -> float:
+        """For how long it has been so at least, seconds; after a restart counted from that."""
+        return max(0.0, uptime - self.seen_at)
+
+
 @dataclass(frozen=True, slots=True)
 class Download:
     """All that was seen of one unfinished download: the entries of a digest but its blob."""
@@ -156,6 +172,8 @@ class Download:
     models: tuple[str, ...] = ()
     #: When bytes last arrived, where the memory knows better than the files' times.
     progress_at: float | None = None
+    #: As remembered, where its files' times lie in the future.
+    ahead: Ahead | None = None
     #: Birth time of its data file (or first sidecar), ns since the epoch; 0 where not known.
     born_ns: int = 0
     #: Bytes that the registry of one of its models has of it; None where it was not asked lately.
@@ -414,6 +432,8 @@ class Evidence:
     place: Place
     now: float
     view: View
+    #: Seconds since the machine started.
+    uptime: float = 0.0
     servers: tuple[Server, ...] = ()
     #: Other Ollama processes (clients, runners): ``name (pid)``.
     others: tuple[str, ...] = ()

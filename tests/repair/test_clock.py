@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -23,10 +24,12 @@ class Machine:
     def __init__(self, folder: Path) -> None:
         self.store = Store(folder / "models")
         self.ahead = 0.0
+        self.up = 1000.0
         self._world = World(
             str(self.store.path),
             proc=private_proc(folder / "proc"),
             clock=lambda: time.time() + self.ahead,
+            uptime=lambda: self.up,
         )
 
     def act(self, policy: Policy) -> Report:
@@ -73,18 +76,47 @@ def test_what_is_stale_goes_once_the_clock_is_right_again(machine: Machine) -> N
     assert machine.store.partials(digest) == []
 
 
-def test_times_from_the_future_are_no_quiet(machine: Machine) -> None:
-    """A surplus name would have to go; the refusal says what to do, not for how long to wait."""
-    digest = machine.store.download("broken", aged=HOUR)
+def broken(store: Store) -> str:
+    """A download whose repair takes a surplus name away, so that quiet counts."""
+    digest = store.download("broken", aged=HOUR)
     for number in range(3):
-        machine.store.partial(digest, number).unlink()
-    machine.store.file(f"sha256-{digest}-partial-0.bak", aged=HOUR)
-    machine.ahead = -DAY
+        store.partial(digest, number).unlink()
+    store.file(f"sha256-{digest}-partial-0.bak", aged=HOUR)
+    return digest
+
+
+def test_times_from_the_future_tell_no_quiet_and_looks_do(machine: Machine) -> None:
+    broken(machine.store)
     before = machine.store.tree()
+    for machine.ahead, machine.up, left in ((-DAY, 100, 90), (-2 * DAY, 150, 40)):
+        (refused,) = machine.act(SERVICE).plan.refusals
+        assert refused.kind is RefusalKind.NOT_QUIET
+        assert refused.seconds_left == left
+        assert machine.store.tree() == before
+    machine.up = 190
+    done = machine.act(SERVICE).outcomes
+    assert [each.result for each in done if each.action.verb is Verb.WRITE_SIDECARS] == [
+        Result.DONE
+    ]
+
+
+def test_what_was_seen_before_a_restart_counts_from_the_restart(machine: Machine) -> None:
+    broken(machine.store)
+    machine.ahead = -DAY
+    for machine.up, left in ((5000, 90), (20, 90), (100, 10)):
+        (refused,) = machine.act(SERVICE).plan.refusals
+        assert refused.seconds_left == left
+
+
+def test_what_changes_after_the_clock_was_set_back_is_not_quiet(machine: Machine) -> None:
+    digest = broken(machine.store)
+    machine.ahead = -DAY
+    machine.act(SERVICE)
+    machine.up += 200
+    set_back = time.time() - DAY - 30
+    os.utime(machine.store.partial(digest), (set_back, set_back))
     (refused,) = machine.act(SERVICE).plan.refusals
-    assert refused.kind is RefusalKind.NOT_QUIET
-    assert "set the clock right" in refused.remedy
-    assert machine.store.tree() == before
+    assert refused.seconds_left == pytest.approx(60, abs=10)
 
 
 def test_times_that_were_set_by_a_wrong_clock_don_t_make_anything_younger(

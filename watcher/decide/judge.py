@@ -43,11 +43,10 @@ def judge(evidence: Evidence, policy: Policy) -> Verdict:
 
 
 def _judge(download: Download, evidence: Evidence, policy: Policy) -> Judged:
-    changed_at = download.changed_at
-    quiet = 0.0 if changed_at is None else max(0.0, evidence.now - changed_at)
+    quiet = _quiet(download, evidence)
     if download.digest in policy.own_pulls:
         quiet = max(quiet, QUIET_SECONDS)
-    since = download.progress_at if download.progress_at is not None else changed_at
+    since = download.changed_at if download.progress_at is None else download.progress_at
     age = 0.0 if since is None else max(0.0, evidence.now - since)
     condition, because = condition_of(download, evidence, quiet)
     stale = condition is not Condition.LIVE and age >= policy.stale_after
@@ -61,6 +60,21 @@ def _judge(download: Download, evidence: Evidence, policy: Policy) -> Judged:
         cost_alone=_cost_alone(download, condition),
         cost_repaired=_cost_repaired(download, condition),
     )
+
+
+def _quiet(download: Download, evidence: Evidence) -> float:
+    """Seconds since any entry of it changed, as far as times, or looks, can tell."""
+    latest = download.changed_at
+    if latest is None:
+        return 0.0
+    if latest <= evidence.now:
+        return evidence.now - latest
+    known = download.ahead
+    if known is None or known.latest != latest:
+        return 0.0
+    # What has changed since the clock was set back has a time that is past.
+    ages = (evidence.now - each.changed_at for each in download.entries)
+    return min([known.since(evidence.uptime), *(age for age in ages if age >= 0)])
 
 
 def condition_of(download: Download, evidence: Evidence, quiet: float) -> tuple[Condition, str]:

@@ -12,6 +12,7 @@ from watcher.memory import Asked, Hashed, Memory, Remembered, Sample, bound_to
 from watcher.model import (
     LIVE_LOOK_SECONDS,
     Action,
+    Ahead,
     Condition,
     Download,
     Evidence,
@@ -261,7 +262,19 @@ def _record(judged: Judged, evidence: Evidence, before: Remembered | None) -> Re
         mended=before is not None and before.mended,
         # A clock that was ahead then would make a later start of the machine seem an earlier one.
         checked_at=before.checked_at if before and before.checked_at <= evidence.now else 0.0,
+        ahead=_ahead(download, evidence),
     )
+
+
+def _ahead(download: Download, evidence: Evidence) -> Ahead | None:
+    """Since when times in the future have been seen as they are."""
+    latest, known = download.changed_at, download.ahead
+    if latest is None or latest <= evidence.now:
+        return None
+    # After a restart of the machine what was seen before it is older than its uptime says.
+    if known is not None and known.latest == latest and known.seen_at <= evidence.uptime:
+        return known
+    return Ahead(latest, evidence.uptime)
 
 
 def _progress(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from watcher import names
 from watcher.model import (
-    HOUR,
     LIVE_LOOK_SECONDS,
     QUIET_SECONDS,
     QUIET_UNSEEN_SECONDS,
@@ -87,17 +86,10 @@ def _why_not(
         return unsafe
     if judged.quiet < needed:
         left = needed - judged.quiet
-        if download.changed_at is not None and download.changed_at > evidence.now + HOUR:
-            return (
-                RefusalKind.NOT_QUIET,
-                "its files' times lie in the future, so how long it was quiet can't be told",
-                f"set the clock right, or touch blobs/{names.data(judged.digest)}*",
-                None,
-            )
         if enough_sight:
             return (
                 RefusalKind.NOT_QUIET,
-                f"it changed {judged.quiet:.0f} s ago",
+                _ago(judged, evidence),
                 f"try again in {left:.0f} s",
                 left,
             )
@@ -117,6 +109,13 @@ def _why_not(
             None,
         )
     return None
+
+
+def _ago(judged: Judged, evidence: Evidence) -> str:
+    latest = judged.download.changed_at
+    if latest is None or latest <= evidence.now:
+        return f"it changed {judged.quiet:.0f} s ago"
+    return f"its files' times lie in the future, and it was seen unchanged for {judged.quiet:.0f} s"
 
 
 def store_forbids(evidence: Evidence) -> Why | None:

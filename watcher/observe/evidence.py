@@ -70,6 +70,7 @@ def _observe(
         place=where,
         now=world.clock(),
         view=seen.view,
+        uptime=world.uptime(),
         servers=seen.servers,
         others=seen.others,
         downloads=tuple(
@@ -303,6 +304,7 @@ class _Reader:
             made,
             models=tuple(sorted({*self.named_models, *remembered})),
             progress_at=_last_progress(record, made.data) if record else None,
+            ahead=record.ahead if record else None,
             registry=registry_length(self.memory, self.digest, self.now),
             born_ns=files.born(made.entries[0].name, self.blobs) if made.entries else 0,
         )
