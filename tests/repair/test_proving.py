@@ -159,6 +159,9 @@ def test_a_blob_finished_on_our_sidecars_is_unproven_until_it_was_hashed(
     done = run(it.store, "--json", *words)
     kinds = [each["kind"] for each in audit(it.store)["findings"]]
     assert "blob_unproven" not in kinds
+    asked = json.loads(done.stdout)["outcomes"]
+    verbs = [each["verb"] for each in asked if each["subject"] in it.digest]
+    assert verbs.count("hash") == 1
     if right:
         assert done.returncode == 0
         assert kinds == []

@@ -47,8 +47,14 @@ def unproven(evidence: Evidence) -> Iterator[Action]:
 
 
 def all_blobs(evidence: Evidence) -> Iterator[Action]:
-    """Every blob that a manifest names and that was not hashed as it is now; the oldest first."""
+    """Every blob that a manifest names and that was not hashed as it is now; the oldest first.
+
+    Those that are `unproven` are hashed as such.
+    """
+    known = {entry.name for entry in evidence.census.unproven}
     for entry in sorted(evidence.census.unhashed, key=lambda entry: entry.mtime_ns):
+        if entry.name in known:
+            continue
         yield _hash(entry, names.parse_blob(entry.name).digest, "not hashed as it is now")
 
 
