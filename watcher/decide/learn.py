@@ -366,7 +366,8 @@ def _told(
     live = judged.condition is Condition.LIVE
     who = names.known_as(judged.download.models, judged.digest)
     if before is None and live:
-        yield _event(at, "download_started", f"{who} is being downloaded", judged)
+        layer = _layer(judged.download.models, judged.digest, judged.download.total)
+        yield _event(at, "download_started", f"{layer} is being downloaded", judged)
     elif before is None or (first_look and not live):
         size = ranges.size(judged.download.trust.present)
         yield _event(
@@ -389,12 +390,19 @@ def _told(
             judged,
         )
     elif (before.condition, before.models) != (now.condition, now.models):
-        state = f"{now.condition.value}, {judged.because}"
+        same = before.condition is now.condition
+        state = now.condition.value if same else f"{now.condition.value}, {judged.because}"
         yield _event(at, "partial_changed", f"the download of {who} is {state}", judged)
     if judged.stale and not (before is not None and before.stale):
         days = judged.age / 86400
         message = f"the download of {who} has made no progress for {days:.0f} days"
         yield _event(at, "partial_stale", message, judged)
+
+
+def _layer(models: tuple[str, ...], digest: str, size: int | None) -> str:
+    """A layer among the others of its model, in words."""
+    known = f"{models[0]}: {names.short(digest)}" if models else names.short(digest)
+    return known if size is None else f"{known}, {size} bytes,"
 
 
 def _event(at: float, event_type: str, message: str, judged: Judged) -> Event:
@@ -424,7 +432,8 @@ def _gone(digest: str, record: Remembered, finished: Mapping[str, int], at: floa
     details: dict[str, object] = {"digest": f"sha256:{digest}", "models": list(record.models)}
     if digest in finished:
         details["total_bytes"] = finished[digest]
-        return Event(at, "download_completed", f"{who} is downloaded", who, details)
+        layer = _layer(record.models, digest, finished[digest])
+        return Event(at, "download_completed", f"{layer} is downloaded", who, details)
     details["allocated_bytes"] = record.allocated
     message = f"the partial download of {who} was removed by somebody else"
     return Event(at, "partial_removed", message, who, details)
