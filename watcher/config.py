@@ -16,6 +16,8 @@ from watcher.errors import SettingsError
 from watcher.model import Policy
 
 SYSTEM_FILE = Path("/etc/ollama-watch.toml")
+#: What is larger is no file of settings, and may have no end.
+_READ_LIMIT = 1 << 20
 ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -189,7 +191,11 @@ def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(_READ_LIMIT + 1)
+        if len(raw) > _READ_LIMIT:
+            raise SettingsError(f"{path}: too large for settings", "check --config")
+        return tomllib.loads(raw.decode())
     except OSError as error:
         raise SettingsError(
             f"{path}: the settings can't be read: {error.strerror}", "check --config"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tests.driving import is_right
-from tests.fidelity.harness import Server, blob
+from tests.fidelity.harness import Server
 from tests.repair.scenes import seed_of
 from watcher import sidecars, states
 from watcher.demo.registry import Layer, Model, Registry
@@ -104,9 +103,3 @@ def claimed(server: Server, model: Model) -> int:
     blobs = server.store / "blobs"
     found = blobs.glob(f"{model.digests[0].replace(':', '-')}-partial-*")
     return sum(sidecars.parse(path.read_bytes()).completed for path in found)
-
-
-def partial_files(server: Server, model: Model) -> Iterator[Path]:
-    """What is there of the unfinished layer."""
-    data = blob(server.store, model.digests[0], "-partial")
-    return data.parent.glob(f"{data.name}*")

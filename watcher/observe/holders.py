@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import psutil
 
-from watcher import names
+from watcher import environment, names
 from watcher.model import Entry, Holder, Server, ServerState, Sight, View
 from watcher.world import World
 
@@ -30,9 +30,6 @@ _GONE_STATES = frozenset({b"Z", b"X", b"x"})
 _UNREACHABLE_AFTER = 300.0
 _SERVE_WORDS = frozenset({"serve", "start"})
 _SHOWN_UNSEEN = 5
-DEFAULT_PORT = 11434
-#: A server that listens on every address is asked on this machine's own.
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 class Process(NamedTuple):
@@ -143,7 +140,7 @@ def served_stores(proc: str) -> list[tuple[str, int]]:
     for process in _processes(proc):
         if process.is_server:
             with contextlib.suppress(psutil.Error):
-                store = _models_folder(psutil.Process(process.pid).environ())
+                store = environment.models_folder(psutil.Process(process.pid).environ())
                 if store is not None:
                     found.append((store, process.pid))
     return found
@@ -300,13 +297,13 @@ def _server(world: World, process: Process, *, ours_only: bool) -> Server | None
         since, user = handle.create_time(), handle.username()
     except psutil.Error:
         return None  # ended meanwhile
-    environment = _environment(handle)
-    store = _models_folder(environment) if environment is not None else None
+    variables = _variables(handle)
+    store = None if variables is None else environment.models_folder(variables)
     ours = None if store is None else _same_folder(world, process.pid, store)
     if ours is False and ours_only:
         return None
     ports, connections = _sockets(handle)
-    url = _url(environment, ports)
+    url = _url(variables, ports)
     # One of another store is nobody's business here.
     version = None if ours is False else world.version(url)
     if version is not None:
@@ -325,34 +322,15 @@ def _server(world: World, process: Process, *, ours_only: bool) -> Server | None
         url=url,
         version=version,
         connections=connections,
-        no_prune=None if environment is None else _is_set(environment.get("OLLAMA_NOPRUNE", "")),
+        no_prune=None if variables is None else environment.no_prune(variables),
     )
 
 
-def _environment(handle: psutil.Process) -> dict[str, str] | None:
+def _variables(handle: psutil.Process) -> dict[str, str] | None:
     try:
         return handle.environ()
     except psutil.Error:
         return None
-
-
-def trimmed(value: str) -> str:
-    """A variable as the server reads it: white space and quotes around it don't count."""
-    return value.strip().strip("\"'")
-
-
-def _models_folder(environment: Mapping[str, str]) -> str | None:
-    """Where a server with this environment has its store; None where it does not say."""
-    models = trimmed(environment.get("OLLAMA_MODELS", ""))
-    if models:
-        return models
-    home = environment.get("HOME")
-    return os.path.join(home, ".ollama", "models") if home else None
-
-
-def _is_set(value: str) -> bool:
-    """A switch of the server: any value but a false one turns it on."""
-    return trimmed(value) not in ("", "0", "f", "F", "false", "False", "FALSE")
 
 
 def _same_folder(world: World, pid: int, store: str) -> bool | None:
@@ -408,30 +386,10 @@ def _sockets(handle: psutil.Process) -> tuple[tuple[tuple[str, int], ...], int |
     )
 
 
-def _url(environment: Mapping[str, str] | None, ports: tuple[tuple[str, int], ...]) -> str:
-    if not ports:
-        return url_of((environment or {}).get("OLLAMA_HOST", ""))
-    address, port = ports[0]
-    return _as_url("http", _LOOPBACK.get(address, address), port)
-
-
-def url_of(setting: str) -> str:
-    """The URL that an ``OLLAMA_HOST`` means; "" is the usual one."""
-    text = trimmed(setting)
-    scheme = "https" if text.startswith("https://") else "http"
-    return _as_url(scheme, *_host_setting(setting))
-
-
-def _as_url(scheme: str, host: str, port: int) -> str:
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def _host_setting(value: str) -> tuple[str, int]:
-    """Host and port of an ``OLLAMA_HOST``."""
-    text = trimmed(value).split("://", 1)[-1].split("/", 1)[0]
-    host, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        host, port = text, ""
-    host = host.strip("[]") or "127.0.0.1"
-    number = int(port) if port.isdecimal() else DEFAULT_PORT
-    return _LOOPBACK.get(host, host), number
+def _url(variables: Mapping[str, str] | None, ports: tuple[tuple[str, int], ...]) -> str:
+    if ports:
+        return environment.at("http", *ports[0])
+    try:
+        return environment.server_url((variables or {}).get("OLLAMA_HOST", ""))
+    except ValueError:
+        return environment.server_url("")  # such a server does not even start

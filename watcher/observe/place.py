@@ -15,6 +15,7 @@ from typing import NamedTuple
 import psutil
 
 from watcher import files, names
+from watcher.environment import trimmed
 from watcher.errors import NoPermissionError, NoStoreError
 from watcher.model import Place
 from watcher.observe import holders
@@ -49,7 +50,7 @@ def find(given: str | None, environment: Mapping[str, str]) -> Found:
     """
     if given is not None:
         return _named_store(given, "--store")
-    models = holders.trimmed(environment.get("OLLAMA_MODELS", ""))
+    models = trimmed(environment.get("OLLAMA_MODELS", ""))
     if models:
         return _named_store(models, "OLLAMA_MODELS")
     looked: list[str] = []
@@ -160,7 +161,7 @@ def _unit_stores() -> list[str]:
     return [
         models
         for word in words
-        if word.startswith("OLLAMA_MODELS=") and (models := holders.trimmed(word[14:]))
+        if word.startswith("OLLAMA_MODELS=") and (models := trimmed(word[14:]))
     ]
 
 

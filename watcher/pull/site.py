@@ -6,16 +6,26 @@ import os
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from watcher import names, ollama
+from watcher import environment, names, ollama
+from watcher.errors import SettingsError
 from watcher.model import Policy
 from watcher.observe import holders
 from watcher.pull.driver import Site
 from watcher.world import World
 
 
-def server_url(host: str | None, environment: Mapping[str, str]) -> str:
-    """The server's URL by ``--host``, else by ``OLLAMA_HOST``, else the usual one."""
-    return holders.url_of(host or environment.get("OLLAMA_HOST", ""))
+def server_url(host: str | None, variables: Mapping[str, str]) -> str:
+    """The server's URL by ``--host``, else by ``OLLAMA_HOST``, else the usual one.
+
+    Raises SettingsError for what is no address.
+    """
+    source, given = ("--host", host) if host else ("OLLAMA_HOST", variables.get("OLLAMA_HOST", ""))
+    try:
+        return environment.server_url(given)
+    except ValueError as error:
+        raise SettingsError(
+            f"{source} = {names.printable(given)!r}: no address of a server: {error}"
+        ) from None
 
 
 def find(url: str, world: World | None, policy: Policy) -> Site:

@@ -1,0 +1,74 @@
+"""The server's variables, as the server reads them (Ollama's ``envconfig/config.go``)."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+_PORTS = {"http": 80, "https": 443}
+#: Where no scheme is given.
+_PORT = 11434
+#: Who listens on every address is reached on loopback.
+_REACHED = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+_HOST_AND_PORT = re.compile(r"\[([^\[\]]*)\]:([^:\[\]]*)|([^:\[\]]*):([^:\[\]]*)")
+
+
+def trimmed(value: str) -> str:
+    """A variable's value: white space and quotes around it don't count."""
+    return value.strip().strip("\"'")
+
+
+def models_folder(environment: Mapping[str, str]) -> str | None:
+    """Where a server has its store; None where its environment does not say."""
+    models = trimmed(environment.get("OLLAMA_MODELS", ""))
+    if models:
+        return models
+    home = environment.get("HOME")
+    return os.path.join(home, ".ollama", "models") if home else None
+
+
+def no_prune(environment: Mapping[str, str]) -> bool:
+    """Whether the server's start and its pulls delete nothing: any value but a false one."""
+    value = trimmed(environment.get("OLLAMA_NOPRUNE", ""))
+    return value not in ("", "0", "f", "F", "false", "False", "FALSE")
+
+
+def server_url(setting: str) -> str:
+    """The URL at which a server with this ``OLLAMA_HOST`` is reached; "" is the usual one.
+
+    The port is 80 or 443 where only a scheme is given, and 11434 where there is none. Raises
+    ValueError for what is no address.
+    """
+    scheme, named, rest = trimmed(setting).partition("://")
+    if not named:
+        scheme, rest = "http", scheme
+    elif scheme not in _PORTS:
+        raise ValueError("want http or https")
+    address, _, path = rest.partition("/")
+    match = _HOST_AND_PORT.fullmatch(address)
+    host = (match[1] or match[3] or "") if match else _bare(address)
+    port = (match[2] or match[4] or "") if match else ""
+    usual = _PORTS[scheme] if named else _PORT
+    number = int(port) if re.fullmatch("[0-9]{1,5}", port) and int(port) < 1 << 16 else usual
+    url = at(scheme, host, number) + (f"/{path.rstrip('/')}" if path.strip("/") else "")
+    with contextlib.suppress(ValueError):
+        if urlsplit(url).hostname and not re.search(r"[\s\0-\x1f]", url):
+            return url
+    raise ValueError("want an address such as http://127.0.0.1:11434")
+
+
+def at(scheme: str, host: str, port: int) -> str:
+    """The URL of a host (a name or an address as it is listened on) and a port."""
+    host = _REACHED.get(host, host)
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _bare(address: str) -> str:
+    """A host without a port; brackets around an address don't count."""
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(address.strip("[]")))
+    return address
