@@ -56,6 +56,11 @@ class Process(NamedTuple):
         return "ollama-watch" in programs or self.arguments[1:3] == ("-m", "watcher")
 
     @property
+    def lives(self) -> bool:
+        """Whether it has memory of its own: the kernel takes that first from what is ending."""
+        return any(self.arguments)
+
+    @property
     def is_server(self) -> bool:
         """``ollama serve`` (or its alias ``start``); runners and clients are none."""
         return self.is_ollama and not _SERVE_WORDS.isdisjoint(self.arguments[1:])
@@ -94,7 +99,7 @@ def see(
     others = tuple(
         f"{process.name} ({process.pid})"
         for process in processes
-        if process.is_ollama and not process.is_server
+        if process.is_ollama and not process.is_server and process.lives
     )
     view = _view(world, unread, network=network, writers_visible=writers_visible)
     return Seen(view, holders, servers, others)
@@ -306,6 +311,8 @@ def _server(world: World, process: Process, *, ours_only: bool) -> Server | None
     url = _url(variables, ports)
     # One of another store is nobody's business here.
     version = None if ours is False else world.version(url)
+    if version is None and not _lives(world, process):
+        return None  # it was killed while it was looked at
     if version is not None:
         state = ServerState.ANSWERING
     elif now - since > _UNREACHABLE_AFTER:
@@ -324,6 +331,14 @@ def _server(world: World, process: Process, *, ours_only: bool) -> Server | None
         connections=connections,
         no_prune=None if variables is None else environment.no_prune(variables),
     )
+
+
+def _lives(world: World, process: Process) -> bool:
+    """Whether a process that was listed still lives."""
+    try:
+        return process._replace(arguments=_arguments(f"{world.proc}/{process.pid}/cmdline")).lives
+    except OSError:
+        return False
 
 
 def _variables(handle: psutil.Process) -> dict[str, str] | None:

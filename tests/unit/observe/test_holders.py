@@ -70,7 +70,8 @@ def children() -> Iterator[Children]:
 
 @pytest.fixture
 def data(models: Store) -> Path:
-    return models.blobs / f"sha256-{models.broken('0:1')}-partial"
+    # A name that no other test has open at the same time.
+    return models.blobs / f"sha256-{models.broken('0:1', name=str(models.path))}-partial"
 
 
 def entry_of(path: Path) -> Entry:
@@ -232,6 +233,38 @@ def test_a_server_that_answers_has_started(
     seen = holders.see(world, [], network=False, writers_visible=False)
     (found,) = [each for each in seen.servers if each.pid == server.pid]
     assert (found.state, found.version, found.ours) == (ServerState.ANSWERING, "0.33.0", True)
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+@pytest.mark.parametrize("known", [True, False])
+def test_one_that_ends_while_it_is_looked_at_is_none(
+    models: Store, tmp_path: Path, children: Children, reaped: bool, known: bool
+) -> None:
+    """Not one that starts: on a machine where other servers come and go all acts were refused."""
+    environment = {"OLLAMA_MODELS": str(models.path)} if known else {}
+    server = children.start(program(tmp_path, "ollama"), "serve", env=environment)
+
+    def end(_: str) -> None:
+        server.kill()
+        if reaped:
+            server.wait()
+        else:
+            os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+
+    world = models.world(proc="/proc", version=end)
+    seen = holders.see(world, (), network=False, writers_visible=False)
+    assert server.pid not in {each.pid for each in seen.servers}
+
+
+def test_one_that_is_ending_is_no_ollama_at_work(models: Store, tmp_path: Path) -> None:
+    """Its memory has gone, and it is no zombie yet."""
+    proc = tmp_path / "ending"
+    (proc / "77" / "fd").mkdir(parents=True)
+    (proc / "77" / "stat").write_text("77 (ollama) R 1 77 77 0 -1 4228100 0 0 0 0 0 0 0 0 20 0 1 0")
+    for cmdline, others in ((b"", ()), (b"ollama\0run\0", ("ollama (77)",))):
+        (proc / "77" / "cmdline").write_bytes(cmdline)
+        seen = holders.see(models.world(proc=str(proc)), (), network=False, writers_visible=False)
+        assert seen.others == others
 
 
 def test_one_that_can_not_be_reached_for_long_counts_as_started(
