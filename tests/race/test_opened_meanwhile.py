@@ -135,6 +135,20 @@ DOWNLOAD_INSTANTS = {
 }
 
 
+def test_what_has_come_in_the_way_since_the_plan_was_agreed_to_is_told(store: Store) -> None:
+    path = store.partial(store.download("stale"))
+    with contextlib.ExitStack() as opened:
+
+        def consent(planned: Plan) -> Plan:
+            opened.enter_context(holding(path))
+            return planned
+
+        refused = refusal(cycle.cycle(world(store), POLICY, consent=consent))
+    assert refused.kind is RefusalKind.HELD
+    assert f"has {path.name} open" in refused.why
+    assert path.exists()
+
+
 @pytest.mark.parametrize("mode", ["rb", "r+b"])
 @pytest.mark.parametrize("instant", DOWNLOAD_INSTANTS)
 def test_a_download_that_is_opened_meanwhile_is_put_back(

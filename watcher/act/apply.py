@@ -68,7 +68,7 @@ def apply(
         fresh = {_essence(action): action for action in planned.actions}
         # The fresh one is done: it knows whether the guard has to wait for a server.
         still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
-        ended = [_no_longer(action) for action in batch if _essence(action) not in fresh]
+        ended = [_no_longer(action, planned) for action in batch if _essence(action) not in fresh]
         tell(*(learn.begun(action, world.clock()) for action in still))
         ended.extend(_do(world, store, still, seen, look))
         tell(*(learn.ended(outcome, world.clock()) for outcome in ended))
@@ -229,7 +229,11 @@ def _done_message(action: Action) -> str:
             return f"removed {names.printable(action.subject)}"
 
 
-def _no_longer(action: Action) -> Outcome:
+def _no_longer(action: Action, planned: Plan) -> Outcome:
+    """The outcome of what a fresh plan does not have, with its reason where it gives one."""
+    for refusal in planned.refusals:
+        if (refusal.verb, refusal.subject) == (action.verb, action.subject):
+            return Outcome(action, Result.REFUSED, refusal.why, refusal=refusal)
     error = ChangedError("the store has changed since the plan was made", "plan again")
     return _refused(action, error)
 
