@@ -118,6 +118,31 @@ def test_data_that_was_cut_is_whole_again_where_the_manifest_tells_its_length(
     assert pull(server, it, registry) <= SIZE - PART - 6_000_000 + 5 * 1.1 * MIB
 
 
+def test_data_that_was_cut_and_that_a_server_has_made_longer_again(
+    registry: Registry, model: Model, server: Server
+) -> None:
+    """Nothing but zeros tells what of a block was cut; a server fills what it claims with holes."""
+    it = Download(server.store, model, registry.content(model.digests[0]))
+    it.claimed = it.present
+    it.lay_out()
+    (it.store / "manifests").mkdir()
+    left = PART // 2 + 1234
+    os.truncate(it.data, left)
+    registry.hold(it.digest, after=70_001)
+    try:
+        server.start().wait_ready()
+        begun = server.start_pull(it.model.name)
+        registry.wait_held(it.digest, 2)
+        server.kill()
+        begun.close()
+    finally:
+        registry.release()
+    done = run(it.store, "repair", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = unfinished(it)
+    assert pull(server, it, registry) <= SIZE - left + 1.1 * MIB * parts
+
+
 @pytest.mark.parametrize("content", ["right", "wrong"])
 def test_leftovers_beside_the_finished_blob(
     content: str, registry: Registry, model: Model, server: Server

@@ -53,6 +53,20 @@ def without_trailing_zeros(fd: int, start: int, end: int, enough: int = ZEROS_EN
     return end
 
 
+def without_leading_zeros(fd: int, start: int, end: int, enough: int = ZEROS_ENOUGH) -> int:
+    """Where the first non-zero byte of ``[start, end)`` is, looking at `enough` bytes."""
+    stop = min(end, start + enough)
+    chunk = BLOCK
+    while start < stop:
+        read = os.pread(fd, min(chunk, stop - start), start)
+        if not read:
+            break
+        if read != bytes(len(read)):
+            return start + len(read) - len(read.lstrip(b"\0"))
+        start, chunk = start + len(read), _CHUNK
+    return start
+
+
 def zero_blocks(fd: int, within: Ranges) -> Ranges:
     """Blocks of nothing but zeros in `within`, on the file's grid of blocks. Reads all of it."""
     found: list[tuple[int, int]] = []
@@ -133,13 +147,28 @@ def _present(
     the next part's beginning as well, so that no hole shows there. The same holds at `edges`,
     where something else was written before, by parts that are no more.
     """
-    kept = list(ranges.intersection(held, sidecars.claims(parts)))
+    kept = list(_claimed(fd, held, sidecars.claims(parts)))
     for part in parts:
         for low, high in ranges.within(held, part.starts_at, part.end):
             inside = edges[bisect_right(edges, low) : bisect_left(edges, high)]
             for start, end in pairwise((low, *inside, high)):
                 kept.append((start, without_trailing_zeros(fd, start, end, enough)))
     return ranges.normal(kept)
+
+
+def _claimed(fd: int, held: Ranges, claimed: Ranges) -> Iterator[tuple[int, int]]:
+    """What of the claims is in no hole, without the zeros beside one within a claim.
+
+    Data that was cut and made longer again has such a hole, and the rest of a block before it; what
+    was then written behind the hole may begin within a block, too.
+    """
+    for low, high in claimed:
+        for start, end in ranges.within(held, low, high):
+            if start > low:
+                start = without_leading_zeros(fd, start, end)
+            if end < high:
+                end = without_trailing_zeros(fd, start, end)
+            yield start, end
 
 
 def _beyond(present: Ranges, parts: Sequence[Part]) -> Ranges:

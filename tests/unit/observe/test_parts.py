@@ -128,6 +128,21 @@ def test_holes_in_a_claim_make_only_those_ranges_missing(file: File) -> None:
     assert trust.trusted == ((0, 4 * MIB), (8 * MIB, 16 * MIB))
 
 
+def test_zeros_beside_a_hole_in_a_claim_are_missing_as_well(file: File) -> None:
+    """The data was cut within a block, and a server has made it longer again and gone on behind."""
+    file.write(0, 3 * MIB + 100)
+    file.write(9 * MIB + 300, 9 * MIB + 500)
+    for completed in (9 * MIB + 300, 9 * MIB + 500):
+        trust = file.trust(whole(completed))
+        expected = ranges.normal([(0, 3 * MIB + 100), (9 * MIB + 300, completed)])
+        assert trust.trusted == expected
+
+
+def test_sixteen_mebibytes_of_zeros_beside_a_hole_are_enough(file: File) -> None:
+    file.write(10 * MIB, 50 * MIB, b"\0")
+    assert file.trust(whole(60 * MIB)).trusted == ((26 * MIB, 34 * MIB),)
+
+
 def test_what_the_data_is_too_short_for_is_not_trusted(tmp_path: Path) -> None:
     short = File(tmp_path / "short", 3 * MIB)
     short.write(0, 3 * MIB)
