@@ -11,7 +11,7 @@ from tests.driving import is_right, run
 from tests.fidelity.harness import Server, blob, collapsed
 from watcher.demo.registry import Layer, Model, Registry
 
-from .scenes import MIB, PART, SIZE, STATES, Download, seed_of
+from .scenes import MB, MIB, PART, SIZE, STATES, Download, seed_of
 
 #: Real zeros of the content, on blocks and not; a copy makes holes of those of a MiB.
 ZEROS = ((12 * MIB, 14 * MIB + 77), (40 * MIB + 5, 40 * MIB + 5000))
@@ -116,6 +116,23 @@ def test_data_that_was_cut_is_whole_again_where_the_manifest_tells_its_length(
     done = run(it.store, "repair", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     assert pull(server, it, registry) <= SIZE - PART - 6_000_000 + 5 * 1.1 * MIB
+
+
+def test_a_copy_without_holes_of_what_was_repaired(
+    registry: Registry, model: Model, server: Server
+) -> None:
+    """A part that the repair has made holds, far behind its start, the beginning of an old one."""
+    it = Download(server.store, model, registry.content(model.digests[0]))
+    it.present = 40 * MB, 500_000, 0
+    it.lay_out()
+    (it.store / "manifests").mkdir()
+    assert run(it.store, "repair", "--yes").returncode == 0
+    it.copied("never")
+    it.aged(600)
+    done = run(it.store, "repair", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = unfinished(it)
+    assert pull(server, it, registry) <= it.missing + 1.1 * MIB * parts
 
 
 def test_data_that_was_cut_and_that_a_server_has_made_longer_again(

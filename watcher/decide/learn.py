@@ -78,7 +78,7 @@ def learn(
         key = judged.download.key
         seen.add(key)
         before = _same_file(records.get(key), judged.download)
-        now = _record(judged, evidence, before)
+        now = _record(judged, evidence, before, records.get(key))
         now, progress = _progress(judged, before, now, records, evidence.now)
         told.extend(progress)
         told.extend(
@@ -229,7 +229,11 @@ def _same_file(record: Remembered | None, download: Download) -> Remembered | No
     return record if record.is_of(*anchor, download.born_ns) else None
 
 
-def _record(judged: Judged, evidence: Evidence, before: Remembered | None) -> Remembered:
+def _record(
+    judged: Judged, evidence: Evidence, before: Remembered | None, known: Remembered | None
+) -> Remembered:
+    """What to remember of a download. `known`: what is remembered of its digest, `before` if it is
+    of this very file: a copy is to be doubted as much as what it was made of."""
     download = judged.download
     anchor = download.entries[0].identity if download.entries else (0, 0)
     claimed = ranges.size(download.trust.claimed)
@@ -258,8 +262,8 @@ def _record(judged: Judged, evidence: Evidence, before: Remembered | None) -> Re
         progress_at=progress_at,
         models=download.models,
         partition=_partition(download) or (before.partition if before is not None else ()),
-        doubted=_doubted(before, download),
-        mended=before is not None and before.mended,
+        doubted=_doubted(known, download),
+        mended=known is not None and known.mended,
         # A clock that was ahead then would make a later start of the machine seem an earlier one.
         checked_at=before.checked_at if before and before.checked_at <= evidence.now else 0.0,
         ahead=_ahead(download, evidence),

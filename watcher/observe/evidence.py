@@ -375,6 +375,8 @@ class _Reader:
             )
         if data is None or data.kind is not Kind.FILE:
             return parts.trust(None, 0, whole, rebooted=False, read_limit=None)
+        # Of a copy the file that it was made of may tell more than it does itself.
+        known = self.memory.downloads.get(self.digest)
         fd = self._open(data)
         try:
             return parts.trust(
@@ -383,8 +385,8 @@ class _Reader:
                 whole,
                 rebooted=self._rebooted(data, record),
                 read_limit=self.policy.read_limit_bytes,
-                doubted=record.doubted if record is not None else (),
-                starts=[part.offset for part in record.partition] if record is not None else (),
+                doubted=known.doubted if known is not None else (),
+                starts=[part.offset for part in known.partition] if known is not None else (),
             )
         finally:
             os.close(fd)
