@@ -299,8 +299,11 @@ class Daemon:
 
     def __enter__(self) -> Self:
         """Start it, and wait until it has had its first look."""
-        self.start()
-        return self.wait_idle()
+        try:
+            return self.start().wait_idle()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(
         self,
@@ -362,10 +365,24 @@ class Daemon:
         return self
 
     def _asleep(self) -> bool:
-        """The main thread waits, and did nothing between two looks at it a moment apart."""
+        """All threads wait, and did nothing between two looks at them a moment apart.
+
+        One that has to wait for a processor has done nothing, either; its state tells. Those that
+        hash, at a low priority, may be at work.
+        """
         before = self.work()
         time.sleep(0.15)
-        return self.work() == before
+        threads = dict(self._threads())
+        state, nice = 0, 16
+        usual = threads[self.pid][nice]
+        states = {each[state] for each in threads.values() if each[nice] == usual}
+        return self.work() == before and states == {"S"}
+
+    def _threads(self) -> Iterator[tuple[int, list[str]]]:
+        """By id, the fields of each thread's `stat` from its state on; one may end meanwhile."""
+        for path in Path(f"/proc/{self.pid}/task").glob("*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                yield int(path.parent.name), path.read_text().rpartition(")")[2].split()
 
     def work(self) -> int:
         """How often the threads of the daemon have gone to sleep by themselves so far."""

@@ -416,6 +416,7 @@ class Machine:
         before = self.see()
         owed = self._owed if before.unfinished else before.trusted
         live = self._pull is not None
+        command = next(word for word in words if not word.startswith("-"))
         ended: list[int] = []
         yield ended
         after, killed = self.see(), ended[-1] == -9
@@ -424,10 +425,10 @@ class Machine:
             if digest in after.blobs:
                 assert after.blobs[digest][:2] == (inode, size), digest
             elif digest in self._rotten | self._excused:
-                assert words[0] in ("repair", "quarantine"), f"{digest} went"
+                assert command in ("repair", "quarantine"), f"{digest} went"
             else:
                 stale = time.time() - at >= 7 * DAY and digest not in before.named
-                assert words[0] == "clean", f"{digest} went"
+                assert command == "clean", f"{digest} went"
                 assert stale, f"{digest} went"
                 assert not self._running
         for digest, false in after.false.items():
@@ -435,9 +436,9 @@ class Machine:
         self._owed = owed if killed else {}
         if killed or live:
             return
-        if words[0] in ("repair", "prepare", "daemon"):
+        if command in ("repair", "prepare", "daemon"):
             self._paged.clear()
-        if words[0] == "repair" and ended[-1] == 0:
+        if command == "repair" and ended[-1] == 0:
             assert not any(after.false.values()), after.false
             for digest, trusted in owed.items():
                 self._keeps_trusted(digest, trusted)
@@ -484,7 +485,8 @@ class Machine:
     def _leaves_nothing(self) -> None:
         ours = self.store / ".ollama-watch"
         assert list(ours.glob("intents/*")) == []
-        assert list(ours.glob(".*")) == []
+        # Half of the records of models goes when they are written next, which may be never.
+        assert {path.name for path in ours.glob(".*")} <= {".models.json.new"}
         for path in (self.store / "blobs").glob("*-partial-*"):
             assert path.stat().st_size, f"a guard is left: {path.name}"
 

@@ -43,7 +43,12 @@ class Seen:
 def see(store: Path, contents: dict[str, Content], proc: str) -> Seen:
     """Look at a store; of the machine's processes `proc` shows those that count."""
     report = cycle.cycle(World(str(store), proc=proc, keeps=False), POLICY)
-    wanted = {entry.name for entry in report.evidence.census.unnamed}
+    seen = report.evidence
+    wanted = {
+        entry.name
+        for entry in seen.census.unnamed
+        if seen.now - entry.changed_at < POLICY.stale_after
+    }
     for judged in report.verdict.judged:
         if not judged.stale:
             wanted.update(entry.name for entry in judged.download.entries)

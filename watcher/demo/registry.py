@@ -505,8 +505,20 @@ class Registry:
         with self._changed:
             return SLICE if self._rate is None else max(4096, min(SLICE, int(self._rate / 100)))
 
-    def sent(self, digest: str, size: int) -> None:
-        """Count bytes of a blob."""
+    @contextlib.contextmanager
+    def sending(self, digest: str, size: int) -> Iterator[None]:
+        """Count bytes of a blob, unless they can't be sent.
+
+        They are counted first: who has received them must find them counted.
+        """
+        self._count_bytes(digest, size)
+        try:
+            yield
+        except BaseException:
+            self._count_bytes(digest, -size)
+            raise
+
+    def _count_bytes(self, digest: str, size: int) -> None:
         with self._changed:
             self._bytes[digest] = self._bytes.get(digest, 0) + size
 
@@ -667,8 +679,8 @@ class _Handler(BaseHTTPRequestHandler):
             step = min(limit, position + self.registry.slice_size())
             for piece in content.slices(position, step):
                 self.registry.pace(len(piece))
-                self.connection.sendall(piece)
-                self.registry.sent(content.digest, len(piece))
+                with self.registry.sending(content.digest, len(piece)):
+                    self.connection.sendall(piece)
             position = step
         if fault and breaks and end < stop:
             self._fail(fault)
