@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.driving import Store, run
+from tests.driving import run
+from tests.notation import PART, Store
 from watcher import ModelDownloadManager, StoreFiles
 from watcher.model import DAY
 
@@ -21,6 +22,14 @@ def begin(manager: ModelDownloadManager, model: str, **more: object) -> None:
     for status in ("starting", "pulling_manifest", "downloading"):
         manager.update_download_state(model, {"status": status})
     manager.update_download_state(model, {"total_bytes": 46_000_000_000, **more})
+
+
+def set_back(models: Store, model: str, seconds: float) -> None:
+    """Make the last change of a model's record so much older."""
+    path = models.path / ".ollama-watch/models.json"
+    kept = json.loads(path.read_bytes())
+    kept["models"][model]["updated_at"] -= seconds
+    path.write_text(json.dumps(kept))
 
 
 def status(store: Store) -> dict[str, Any]:
@@ -54,12 +63,33 @@ def test_what_is_over_is_not_told(models: Store, manager: ModelDownloadManager) 
     manager.reset_download("other")
     begin(manager, "old")
     manager.update_download_state("old", {"status": "error", "error": "connection reset"})
-    path = models.path / ".ollama-watch/models.json"
-    kept = json.loads(path.read_bytes())
-    kept["models"]["old:latest"]["updated_at"] -= 2 * DAY
-    path.write_text(json.dumps(kept))
+    set_back(models, "old:latest", 2 * DAY)
     told = status(models)
     assert (told["models"], told["advice"]) == ([], [])
+
+
+def test_an_old_failure_is_told_while_something_of_it_is_here(
+    models: Store, manager: ModelDownloadManager
+) -> None:
+    digest = models.broken("0:1 0:0")
+    models.manifest("old/latest", {digest: 2 * PART})
+    begin(manager, "old")
+    manager.update_download_state("old", {"status": "error", "error": "connection reset"})
+    set_back(models, "old:latest", 2 * DAY)
+    assert [each["model"] for each in status(models)["models"]] == ["old:latest"]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_silence_is_told_of_a_pull_that_should_go_on(
+    models: Store, manager: ModelDownloadManager, ended: bool
+) -> None:
+    begin(manager, "llama3")
+    if ended:
+        manager.update_download_state("llama3", {"status": "error", "error": "why"})
+    heard = "nothing was heard of it for 5 minutes"
+    assert "nothing was heard" not in run(models.path, "status").stdout
+    set_back(models, "llama3:latest", 301)
+    assert (heard in " ".join(run(models.path, "status").stdout.split())) is not ended
 
 
 @pytest.mark.parametrize(

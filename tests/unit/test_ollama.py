@@ -89,14 +89,26 @@ def test_an_address_that_is_none(url: str) -> None:
     assert ollama.version(url) is None
 
 
-def dribbling(port: socket.socket, head: bytes, ended: threading.Event) -> None:
-    """Answer a byte now and then, for ever: each is in time, and the answer never whole."""
+#: Bytes of a slow answer: those of half a minute.
+DRIBBLED = 600
+
+
+def dribbling(
+    port: socket.socket, head: bytes, ended: threading.Event, waited_for: threading.Event
+) -> None:
+    """Answer a byte now and then: each is in time, and the answer never whole.
+
+    `waited_for`: somebody has waited for all of it.
+    """
     connection, _ = port.accept()
     with connection, contextlib.suppress(OSError):
         connection.recv(1000)
         connection.sendall(head)
-        while not ended.wait(0.05):
+        for _ in range(DRIBBLED):
+            if ended.wait(0.05):
+                return
             connection.sendall(b" ")
+        waited_for.set()
 
 
 @pytest.mark.parametrize(
@@ -108,8 +120,8 @@ def test_a_slow_answer_keeps_nobody_waiting_for_ever(
 ) -> None:
     monkeypatch.setattr(ollama, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(ollama, "REGISTRY_SECONDS", 0.3)
-    ended = threading.Event()
-    thread = threading.Thread(target=dribbling, args=(port, head, ended))
+    ended, waited_for = threading.Event(), threading.Event()
+    thread = threading.Thread(target=dribbling, args=(port, head, ended, waited_for))
     thread.start()
     host = f"127.0.0.1:{port.getsockname()[1]}"
     model = ModelName(host, "library", "slow", "1b")
@@ -125,3 +137,4 @@ def test_a_slow_answer_keeps_nobody_waiting_for_ever(
     finally:
         ended.set()
         thread.join()
+    assert not waited_for.is_set()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from watcher.decide import judge, learn
 from watcher.events import Event
-from watcher.memory import Memory
+from watcher.memory import Memory, Sample
 from watcher.model import (
     DAY,
     Action,
@@ -117,6 +117,16 @@ def test_another_file_of_the_same_digest_is_another_download() -> None:
     assert story(evidence(PAUSED), evidence(again)) == [["partial_found"], ["partial_found"]]
 
 
+def test_a_copy_is_doubted_as_much_as_what_it_was_made_of() -> None:
+    memory, _ = told(Memory(), evidence(PAUSED))
+    record = replace(memory.downloads[D], doubted=((150 * MB, 151 * MB),), mended=True)
+    copy = replace(PAUSED, data=entry("x", inode=99))
+    memory, _ = told(replace(memory, downloads={D: record}), evidence(copy))
+    kept = memory.downloads[D]
+    assert (kept.inode, kept.mended) == (99, True)
+    assert (150 * MB, 151 * MB) in kept.doubted
+
+
 def test_a_service_that_begins_tells_each_unfinished_download() -> None:
     memory, _ = told(Memory(), evidence(PAUSED))
     assert told(memory, evidence(PAUSED), first=True)[1] == ["partial_found"]
@@ -147,6 +157,32 @@ def test_progress_is_told_once_a_minute_with_rate_and_time_left() -> None:
     assert (event.details["per_second_bytes"], event.details["left_seconds"]) == (1, 840.0)
     assert told(memory, growing(NOW + 61, 161))[1] == []
     assert told(memory, growing(NOW + 120, 220))[1] == ["download_progress"]
+
+
+def test_of_a_pull_the_last_minute_is_kept_in_steps_of_ten_seconds() -> None:
+    memory = Memory()
+    for seconds in range(0, 100, 5):
+        memory, _ = told(memory, growing(NOW + seconds, seconds))
+    samples = memory.downloads[D].samples
+    assert [each.at - NOW for each in samples] == [30, 40, 50, 60, 70, 80, 90]
+    assert learn.rate(samples) == 1
+
+
+def test_a_pull_that_goes_on_begins_its_samples_anew() -> None:
+    memory, _ = told(Memory(), growing(NOW, 100))
+    stopped = replace(growing(NOW + 20, 100).downloads[0], holders=())
+    memory, _ = told(memory, replace(evidence(stopped), now=NOW + 500))
+    memory, _ = told(memory, growing(NOW + 600, 200))
+    assert [each.at - NOW for each in memory.downloads[D].samples] == [600]
+
+
+def test_no_rate_is_told_where_samples_tell_none() -> None:
+    one, other = Sample(NOW, 500), Sample(NOW + 10, 200)
+    assert learn.rate(()) is None
+    assert learn.rate((one,)) is None
+    assert learn.rate((one, one)) is None, "a clock that stands"
+    assert learn.rate((other, one)) is None, "a clock that was set back"
+    assert learn.rate((one, other)) == 0, "a pull that began anew"
 
 
 def test_the_layers_of_one_model_tell_one_progress() -> None:

@@ -106,7 +106,11 @@ def test_no_more_goes_than_the_wanted_room_takes_the_oldest_and_largest_first() 
             manifests=1,
             unnamed=tuple(
                 entry(f"sha256-{'1' * 63}{n}", ago=ago, size=size)._replace(allocated=size)
-                for n, ago, size in ((1, 30 * DAY, 10), (2, 30 * DAY, 40), (3, 8 * DAY, 1000))
+                for n, ago, size in (
+                    (1, 30 * DAY + HOUR, 10),
+                    (2, 30 * DAY, 40),
+                    (3, 8 * DAY, 1000),
+                )
             ),
         ),
     )
@@ -118,6 +122,22 @@ def test_no_more_goes_than_the_wanted_room_takes_the_oldest_and_largest_first() 
         subjects = {each.subject for each in chosen.actions}
         assert subjects == {f"sha256-{'1' * 63}{digit}" for digit in last}, wanted
     assert enough.until_free(made, 10**15).actions == made.actions
+
+
+def test_a_download_is_as_old_as_its_last_change() -> None:
+    one = download(ago=40 * DAY)
+    last = replace(one.sidecars[1], entry=entry(one.sidecars[1].entry.name, ago=OLD))
+    one = replace(one, sidecars=(one.sidecars[0], last))
+    made = planned(evidence(one, census=orphans(entry(f"sha256-{'a' * 64}", ago=20 * DAY))))
+    assert len(made.actions) == 2
+    (first,) = enough.until_free(made, made.free + 1).actions
+    assert first.verb is Verb.REMOVE_ORPHAN
+
+
+def test_what_frees_nothing_does_not_go_for_room() -> None:
+    made = planned(evidence(census=orphans(ORPHAN._replace(links=2, allocated=5 * MB))))
+    assert made.actions
+    assert enough.until_free(made, 10**15).actions == ()
 
 
 def test_what_is_not_stale_stays_and_is_looked_at_when_it_will_be() -> None:
@@ -188,6 +208,11 @@ def test_each_refusal(one: Download, more: dict[str, Any], kind: RefusalKind) ->
         (replace(download(ago=HOUR), progress_at=NOW - OLD), {"sight": Sight.PARTIAL}),
         (download(ago=OLD, parts=0, claimed=(), trusted=()), {"servers": (server(),)}),
         (download(ago=OLD), {"place": Place("/m[", "x", globbed=True)}),
+        (download(ago=OLD), {"place": Place("/m", "x", blobs_foreign=True)}),
+        (
+            download(ago=OLD),
+            {"place": Place("/m", "x", blobs_linked=True, blobs_foreign=True), "uid": 1000},
+        ),
     ],
 )
 def test_what_makes_it_possible(one: Download, more: dict[str, Any]) -> None:

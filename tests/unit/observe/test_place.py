@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pyfakefs.fake_filesystem import FakeFilesystem
 
+from tests.conftest import needs_root
 from tests.notation import Store, quiet_machine
 from watcher.errors import Exit, NoStoreError
 from watcher.observe import holders, place
@@ -107,6 +108,21 @@ def test_blobs_that_are_a_link(models: Store, tmp_path: Path) -> None:
     found = place.describe(models.world(), fd)
     os.close(fd)
     assert (found.blobs_linked, found.blobs_elsewhere) == (True, False)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("store", "blobs", "foreign"), [(1000, 1000, False), (1000, 0, False), (1000, 1001, True)]
+)
+def test_blobs_of_another_user_than_the_stores(
+    models: Store, store: int, blobs: int, foreign: bool
+) -> None:
+    os.chown(models.path, store, store)
+    os.chown(models.blobs, blobs, blobs)
+    fd = os.open(models.path, os.O_RDONLY)
+    found = place.describe(models.world(), fd)
+    os.close(fd)
+    assert found.blobs_foreign is foreign
 
 
 @pytest.mark.parametrize(
