@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -118,8 +119,9 @@ def test_data_that_was_cut_is_whole_again_where_the_manifest_tells_its_length(
     assert pull(server, it, registry) <= SIZE - PART - 6_000_000 + 5 * 1.1 * MIB
 
 
+@pytest.mark.parametrize("memory", ["kept", "lost"])
 def test_a_copy_without_holes_of_what_was_repaired(
-    registry: Registry, model: Model, server: Server
+    memory: str, registry: Registry, model: Model, server: Server
 ) -> None:
     """A part that the repair has made holds, far behind its start, the beginning of an old one."""
     it = Download(server.store, model, registry.content(model.digests[0]))
@@ -129,6 +131,8 @@ def test_a_copy_without_holes_of_what_was_repaired(
     assert run(it.store, "repair", "--yes").returncode == 0
     it.copied("never")
     it.aged(600)
+    if memory == "lost":
+        shutil.rmtree(it.store / ".ollama-watch")
     done = run(it.store, "repair", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     parts = unfinished(it)

@@ -20,6 +20,8 @@ DOUBTED_HEAD = MIB
 ZEROS_ENOUGH = 16 * MIB
 #: The unit in which zeros after a reboot are looked for.
 BLOCK = 4096
+#: So many zeros before the start of a part of old are no content, in a file without holes.
+_NOTHING = 64 * 1024
 #: A file in more pieces than this is hostile; what lies behind them is not believed.
 MOST_SEGMENTS = 100_000
 
@@ -119,8 +121,10 @@ def trust(
     if not holes_tell and read_limit is not None and ranges.size(open_ends) > read_limit:
         present = ranges.intersection(held, claimed)
         return Trust(claimed, present, present, holes_tell, rebooted, zeros_read=False)
-    edges = sorted({*starts, *(start for start, _ in doubted)})
-    present = _present(fd, held, parts, edges, ZEROS_ENOUGH if holes_tell else size)
+    edges = {*starts, *(start for start, _ in doubted)}
+    if parts and not holes_tell:
+        edges.update(_begun(fd, sidecars.part_rule(parts[-1].end)))
+    present = _present(fd, held, parts, sorted(edges), ZEROS_ENOUGH if holes_tell else size)
     started = sidecars.claims(parts)
     believed = ranges.union(ranges.intersection(started, present), _beyond(present, parts))
     lost = [part for part in parts if part.number < 0]
@@ -154,6 +158,17 @@ def _present(
             for start, end in pairwise((low, *inside, high)):
                 kept.append((start, without_trailing_zeros(fd, start, end, enough)))
     return ranges.normal(kept)
+
+
+def _begun(fd: int, rule: Sequence[Part]) -> Iterator[int]:
+    """Where parts of the server's own cut begin behind nothing but zeros.
+
+    A part that a repair has made may hold such a beginning far behind its own.
+    """
+    for part in rule[1:]:
+        before = os.pread(fd, _NOTHING, part.offset - _NOTHING)
+        if before and not before.strip(b"\0"):
+            yield part.offset
 
 
 def _claimed(fd: int, held: Ranges, claimed: Ranges) -> Iterator[tuple[int, int]]:
