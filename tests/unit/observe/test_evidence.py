@@ -13,7 +13,7 @@ from tests.notation import MB, Store, age, quiet_machine
 from watcher import files
 from watcher.decide import judge
 from watcher.memory import Asked, Memory, Remembered
-from watcher.model import DAY, HOUR, Condition, Download, Evidence, Kind, Policy
+from watcher.model import DAY, HOUR, MIB, Condition, Download, Evidence, Kind, Policy
 from watcher.observe.evidence import observe
 
 
@@ -114,6 +114,14 @@ def test_memory_of_another_file_does_not_count(models: Store, other: dict[str, i
     found = one(models, remembered(models, digest, **other))
     assert found.total_from == "data"
     assert found.progress_at is None
+
+
+@pytest.mark.parametrize("other", [{}, {"inode": 1}])
+def test_what_is_doubted_counts_for_a_copy_too(models: Store, other: dict[str, int]) -> None:
+    digest = models.broken("0:50")
+    given = remembered(models, digest, doubted=((20 * MB, 21 * MB),), **other)
+    trusted = one(models, given).trust.trusted
+    assert trusted == ((MIB, 20 * MB), (21 * MB, 50 * MB))
 
 
 def test_a_machine_that_started_after_the_last_write_makes_zeros_doubtful(
