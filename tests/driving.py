@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from tests.fidelity.harness import ROOT, Line, blob, sidecar, wait_until
+from tests.fidelity.harness import ROOT, TIMEOUT, Line, blob, sidecar, wait_until
 from watcher.demo.registry import Content, Registry
 from watcher.model import DAY, Policy
 from watcher.world import World
@@ -345,7 +345,7 @@ class Daemon:
         """The events of one type so far."""
         return [event for event in self.events if event["event_type"] == event_type]
 
-    def wait_event(self, event_type: str, count: int = 1, timeout: float = 10.0) -> Line:
+    def wait_event(self, event_type: str, count: int = 1, timeout: float = TIMEOUT) -> Line:
         """Wait for the `count`-th event of a type."""
         with contextlib.suppress(TimeoutError):
             wait_until(
