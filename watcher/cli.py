@@ -357,13 +357,16 @@ def queue_resume(given: click.Context, models: tuple[str, ...]) -> Exit:
 @queue.command("run")
 @click.option("--host", metavar="URL", help="The server; else OLLAMA_HOST.")
 @click.option("--insecure", is_flag=True, help="Registries without a valid certificate.")
+@click.option("--leashed", is_flag=True, hidden=True, help="For a daemon, which holds its stdin.")
 @_json_option
 @click.pass_context
-def queue_run(given: click.Context, host: str | None, insecure: bool) -> Exit:
+def queue_run(given: click.Context, host: str | None, insecure: bool, leashed: bool) -> Exit:
     """Download one after the other until nothing is left to begin."""
     from watcher.commands import pull, queue
     from watcher.pull.driver import Options
 
+    if leashed:
+        return queue.run_leashed(given.obj)
     wanted = pull.Wanted(host, options=Options(insecure=insecure))
     return queue.run(given.obj, pull.queued(given.obj, wanted))
 

@@ -144,6 +144,7 @@ KEYS = {
     "stale_after": Key("stale_after", duration, "7d"),
     "repair": Key("repair", boolean, True),
     "clean": Key("clean", boolean, False),
+    "queue": Key("queue", boolean, False),
     "writers_visible": Key("writers_visible", boolean, False),
     "quarantine_keep": Key("quarantine_keep", duration, "30d"),
     "quarantine_max_size": Key("quarantine_max_bytes", size, "200GB"),

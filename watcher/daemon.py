@@ -6,12 +6,13 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from watcher import __version__, cycle, files, journal, memory, notify
-from watcher.errors import LockedError, NoStoreError, SettingsError
+from watcher import __version__, cycle, files, history, journal, memory, notify
+from watcher.errors import LockedError, NoStoreError, SettingsError, WatchError
 from watcher.events import Event
 from watcher.memory import Memory
 from watcher.metrics import Metrics
@@ -21,17 +22,22 @@ from watcher.proofs import Proofs
 from watcher.wakes import BLIND_SECONDS, Scope, Wakes
 from watcher.world import World
 
+if TYPE_CHECKING:
+    from watcher.pull.child import Child
 
-def run(world: World, read_policy: Callable[[], Policy]) -> None:
+
+def run(world: World, read_policy: Callable[[], Policy], queue_run: Sequence[str]) -> None:
     """Watch until SIGTERM or SIGINT; SIGHUP has the settings read again.
 
+    `queue_run`: the command line of who runs the queue, where the settings say so.
     Raises LockedError where another daemon has this store, ListenError where its metrics can't be
     served, and what `read_policy` raises at first.
     """
     policy = read_policy()
     metrics = Metrics(world.store, policy)
-    service = _Service(replace(world, tell=metrics.hearing(world.tell)), policy, metrics)
-    with metrics, Wakes(world.store, world.proc) as wakes, _signals(wakes) as signals, service:
+    service = _Service(replace(world, tell=metrics.hearing(world.tell)), policy, metrics, queue_run)
+    wakes = Wakes(world.store, world.proc)
+    with metrics, wakes, _signals(wakes, service.end) as signals, service:
         for scope in wakes:
             if signals.take_reload():
                 service.reload(read_policy)
@@ -44,8 +50,12 @@ def run(world: World, read_policy: Callable[[], Policy]) -> None:
 class _Service:
     """What a daemon knows between two looks."""
 
-    def __init__(self, world: World, policy: Policy, metrics: Metrics) -> None:
+    def __init__(
+        self, world: World, policy: Policy, metrics: Metrics, queue_run: Sequence[str]
+    ) -> None:
         self._world, self._metrics = world, metrics
+        self._queue_run = queue_run
+        self._queue: Child | None = None
         self._set(policy)
         self._proofs = Proofs(world, self._trouble)
         self._held = contextlib.ExitStack()
@@ -62,6 +72,8 @@ class _Service:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._queue is not None:
+            self._queue.stop()
         self._proofs.stop()
         self._held.close()
 
@@ -84,6 +96,8 @@ class _Service:
         begun = time.monotonic()
         try:
             first = self._take_store()
+            if scope is None:
+                self._see_to_queue(wakes, anew=first)
             report = cycle.cycle(
                 self._world,
                 self._policy,
@@ -141,9 +155,50 @@ class _Service:
         except RuntimeError as error:
             self._trouble(f"no thread to prove blobs: {error}")  # the limits of a unit, say
 
+    def _see_to_queue(self, wakes: Wakes, *, anew: bool) -> None:
+        """Have the queue run, or not any more, as the settings say.
+
+        Done at each full look, so that a change which no event told of is found then.
+        """
+        if self._queue is None and self._policy.queue:
+            from watcher.pull.child import Child  # not needed by all, and takes memory
+
+            self._queue = Child(self._world.store, self._queue_run, self._pass_on, self._trouble)
+        if self._queue is None:
+            return
+        if self._policy.queue:
+            self._hear_of_queue(wakes, self._queue)
+        self._queue.turn(self._policy.queue, anew=anew)
+
+    def _hear_of_queue(self, wakes: Wakes, run: Child) -> None:
+        """Have it look at each change; nothing else comes into that folder, and wakes it."""
+        from watcher.pull.queue import FILE
+
+        path = os.path.join(self._world.store, memory.FOLDER, FILE.apart)
+        if not os.path.lexists(path):
+            with (
+                contextlib.suppress(OSError, WatchError),
+                files.opened_folder(self._world.store) as store,
+            ):
+                FILE.change(store, lambda kept: kept)
+        wakes.hear(path, run.nudge)
+
+    def _pass_on(self, raw: bytes) -> None:
+        """Tell what a process that runs the queue has written down already."""
+        line = history.parse(raw)
+        if line is not None:
+            self._world.tell(line.event)
+
+    def end(self) -> None:
+        """Begin nothing more of the queue. Safe in a signal handler."""
+        if self._queue is not None:
+            self._queue.end()
+
     def stop(self, ended_by: str) -> None:
-        """Tell that the service ends."""
+        """End what is done beside the looks, and tell that the service ends."""
         notify.notify(notify.STOPPING)
+        if self._queue is not None:
+            self._queue.stop()
         if self._begun:
             self._tell("service_stopped", f"ollama-watch stops: {ended_by}")
 
@@ -190,12 +245,14 @@ class _Service:
     def _ways(self) -> str:
         repairs = "repairs what broke" if self._policy.repair else "tells what broke"
         cleans = "cleans what is stale" if self._policy.clean else "flags what is stale"
-        return f"{repairs}, {cleans}"
+        runs = ", runs the queue" if self._policy.queue else ""
+        return f"{repairs}, {cleans}{runs}"
 
     def _facts(self) -> dict[str, object]:
         return {
             "repair": self._policy.repair,
             "clean": self._policy.clean,
+            "queue": self._policy.queue,
             "stale_after_seconds": self._policy.stale_after,
         }
 
@@ -273,12 +330,13 @@ class _Signals:
 
 
 @contextlib.contextmanager
-def _signals(wakes: Wakes) -> Iterator[_Signals]:
+def _signals(wakes: Wakes, end: Callable[[], None]) -> Iterator[_Signals]:
     """SIGTERM and SIGINT end the wakes, the look under way comes to its end; SIGHUP wakes."""
     asked = _Signals()
 
     def stop(number: int, _: FrameType | None) -> None:
         asked.end(number)
+        end()
         wakes.stop()
 
     def reload(_: int, __: FrameType | None) -> None:

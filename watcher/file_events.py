@@ -73,6 +73,9 @@ class FileEvents:
         self._observer: BaseObserver | None = None
         self._threads: tuple[threading.Thread, ...] = ()
         self._places: tuple[object, ...] = ()
+        #: Folders that are watched besides, and those of them that are so just now.
+        self._others: dict[str, Callable[[], None]] = {}
+        self._watched: set[str] = set()
         #: Why not everything is heard; "" where it is.
         self.blind = ""
 
@@ -93,6 +96,16 @@ class FileEvents:
                 self.blind = self._silent()
             return
 
+    def watch_also(self, folder: str, hear: Callable[[], None]) -> None:
+        """From now on `hear` when a file in a folder was closed after writing, too."""
+        self._others[folder] = hear
+        if self._observer is None:
+            return
+        try:
+            self._watch_others()
+        except OSError as error:
+            self.blind = f"no file events to be had: {self._why(error)}"
+
     def sound(self) -> bool:
         """Whether what is watched is what is there, and all of watchdog's threads are alive."""
         alive = all(thread.is_alive() for thread in self._threads)
@@ -101,6 +114,7 @@ class FileEvents:
     def close(self) -> None:
         """Hear nothing more."""
         observer, self._observer, self._threads = self._observer, None, ()
+        self._watched.clear()
         if observer is not None:
             # In a thread of its own: one of watchdog's that has died may have kept a lock.
             closing = threading.Thread(target=_end, args=(observer,), daemon=True)
@@ -133,6 +147,7 @@ class FileEvents:
             path = os.path.realpath(os.path.join(self._store, name))
             if os.path.isdir(path):
                 self._schedule(path, hear, _NAMES_AND_CLOSES, recursive=name == "manifests")
+        self._watch_others()
         paths = self._paths()
         for above in _above(paths):
             # Without these a folder that is made anew is found by the next full look.
@@ -143,6 +158,12 @@ class FileEvents:
             for thread in threading.enumerate()
             if isinstance(thread, BaseThread) and thread not in before
         )
+
+    def _watch_others(self) -> None:
+        for path, hear in self._others.items():
+            if path not in self._watched and os.path.isdir(path):
+                self._schedule(path, partial(_call, hear), [FileClosedEvent])
+                self._watched.add(path)
 
     def _schedule(
         self,
@@ -216,6 +237,10 @@ class _Handler(FileSystemEventHandler):
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         self._hear(event)
+
+
+def _call(hear: Callable[[], None], _: FileSystemEvent) -> None:
+    hear()
 
 
 def _paths(event: FileSystemEvent) -> list[str]:

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import orjson
 
 from watcher import files
-from watcher.events import ALL, LOGS, SUFFIX
+from watcher.events import ALL, LOGS, SUFFIX, Event
 from watcher.memory import FOLDER
 from watcher.observe.targets import Known
 
@@ -36,6 +36,11 @@ class Line(NamedTuple):
     model_name: str | None
     message: str
     details: Mapping[str, object]
+
+    @property
+    def event(self) -> Event:
+        """The event that it tells of."""
+        return Event(self.at, self.event_type, self.message, self.model_name, self.details)
 
     @property
     def models(self) -> frozenset[str]:

@@ -87,10 +87,7 @@ class Journal:
     def _tell_untold(self) -> None:
         """Write down what a kill, or a full disk, has kept from the log since it was remembered."""
         lines = filter(None, map(history.parse, self.recall().untold))
-        untold = [
-            Event(each.at, each.event_type, each.message, each.model_name, each.details)
-            for each in lines
-        ]
+        untold = [each.event for each in lines]
         if untold and self._try("the event log", lambda: events.write_missing(self._store, untold)):
             self._all_told()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -51,6 +51,9 @@ class File(Generic[T]):
     encode: Callable[[T], bytes]
     #: Where there is no file.
     empty: T
+    #: A folder for its lock alone, in ours; who watches it hears of each change, and of nothing
+    #: else. "" where nobody does.
+    apart: str = ""
 
     def read(self, store: int) -> T:
         """What is kept in the store behind a descriptor; `empty` where the file is damaged.
@@ -107,10 +110,13 @@ class File(Generic[T]):
         owner = f"pid {os.getpid()}"
         try:
             files.ensure_folder(FOLDER, store)
-            with (
-                files.opened_folder(FOLDER, store) as folder,
-                files.locked(f"{self.name}.lock", folder, owner, seconds=_PATIENCE_SECONDS),
-            ):
+            with ExitStack() as held:
+                folder = locks = held.enter_context(files.opened_folder(FOLDER, store))
+                if self.apart:
+                    files.ensure_folder(self.apart, folder)
+                    locks = held.enter_context(files.opened_folder(self.apart, folder))
+                lock = files.locked(f"{self.name}.lock", locks, owner, seconds=_PATIENCE_SECONDS)
+                held.enter_context(lock)
                 yield folder
         except files.BusyError as busy:
             raise LockedError(

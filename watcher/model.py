@@ -766,6 +766,8 @@ class Policy:
     #: What a service does by itself, and what a plan has in it at all: mending, and freeing.
     repair: bool = True
     clean: bool = False
+    #: A service runs the queue.
+    queue: bool = False
     #: Keep the times of what is wanted fresh.
     refresh: bool = False
     #: Labels of what goes back from quarantine, and of what goes for good.

@@ -231,6 +231,8 @@ RestartSec=10s
 RestartPreventExitStatus=2
 # It looks at the whole store every ten minutes, and says so after each look.
 WatchdogSec=30min
+# What it pulls, with `queue = true`, is put back in order: 75 seconds at most.
+TimeoutStopSec=90s
 # A watcher must not be what makes a machine slow.
 Nice=5
 IOSchedulingClass=idle
@@ -338,8 +340,9 @@ RemoveIPC=yes
 
 _ONLINE = """\
 # The network stays open: before a corrupt blob is put aside, its registry is
-# asked whether it can be had again. To have it ask nobody (such a blob is told,
-# then, and stays): IPAddressDeny=any and IPAddressAllow=localhost
+# asked whether it can be had again, and with `queue = true` for manifests. To
+# have it ask nobody but the server (such a blob is told, then, and stays):
+# IPAddressDeny=any and IPAddressAllow=localhost
 """
 
 _OFFLINE = """\

@@ -13,7 +13,7 @@ import math
 import select
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Self
 
 from watcher import names
@@ -104,6 +104,13 @@ class Wakes:
         else:
             self._digests |= scope
         self._ring()
+
+    def hear(self, folder: str, hear: Callable[[], None]) -> None:
+        """Call `hear`, in another thread, when a file in a folder was closed after writing.
+
+        That names no scope. It may be missed where there are no events, or events were lost.
+        """
+        self._events.watch_also(folder, hear)
 
     def deadlines(self, scope: Scope, due: Iterable[Due]) -> None:
         """Remember when which digest of a scope is due, in place of what was due of it before."""

@@ -100,5 +100,5 @@ def test_a_service_goes_on_about_what_its_registry_has_not_answered(
         return replace(planned, actions=asks)
 
     report = cycle.cycle(world, policy, consent=only_questions)
-    _Service(world, policy, Metrics(world.store, policy))._prove(report)
+    _Service(world, policy, Metrics(world.store, policy), [])._prove(report)
     assert [digest in each for each in wanted] == [said is None]

@@ -297,6 +297,7 @@ def test_show_tells_each_value_and_its_source(run: Run, tmp_path: Path) -> None:
         ["stale_after", "7d", "default"],
         ["repair", "false", "OLLAMA_WATCH_REPAIR"],
         ["clean", "true", str(file)],
+        ["queue", "false", "default"],
         ["writers_visible", "false", "default"],
         ["quarantine_keep", "30d", "default"],
         ["quarantine_max_size", "200GB", "default"],

@@ -90,7 +90,7 @@ def test_the_whole_life_of_a_line(say: Say, document: Callable[[], dict[str, Any
 def test_the_document(say: Say, models: Store) -> None:
     found = json.loads(say("add", "me/it:8b", "--priority", "low", "--json"))
     (item,) = found.pop("items")
-    assert set(found) == {"schema", "time", "store", "paused", "done"}
+    assert set(found) == {"schema", "time", "store", "paused", "run_by", "done"}
     assert (found["schema"], found["store"]) == ("ollama-watch/queue/1", str(models.path))
     added = item.pop("added_at")
     assert added.endswith("Z")
@@ -192,8 +192,26 @@ def test_of_a_long_line_the_beginning_is_shown(say: Say, models: Store) -> None:
 
     change(models, fill)
     told = say("ls").splitlines()
-    assert len(told) == 32
+    assert len(told) == 33
     assert told[-1] == "and 2,001 more: --json has them all"
+
+
+def test_it_says_who_runs_it(
+    say: Say, models: Store, document: Callable[[], dict[str, Any]]
+) -> None:
+    say("add", "a")
+    assert say("ls").startswith("nobody runs it -> ollama-watch queue run, or queue = true")
+    told = []
+
+    def drive(*_: object) -> Driven:
+        told.append((say("ls"), document()["run_by"]))
+        return Driven(Result.DONE)
+
+    commands.run(Context(Policy(), stores=(str(models.path),)), drive)
+    ((shown, by),) = told
+    assert shown.startswith(f"run by ollama-watch queue run (pid {os.getpid()})\n")
+    assert by == {"pid": os.getpid(), "daemon": False}
+    assert document()["run_by"] is None
 
 
 def test_what_a_dead_process_was_driving_is_shown_as_waiting(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from watcher import units
+from watcher.pull import child
 from watcher.units import Installation, Kind
 
 REPOSITORY = Path(__file__).parents[2]
@@ -72,6 +73,13 @@ def test_an_edited_file_is_ours_and_told_from_one_that_was_not(edit) -> None:  #
     stamp = units.stamp(edit(units.stamped(units.units(USUAL)[units.SERVICE])))
     assert stamp is not None
     assert not stamp.untouched
+
+
+def test_a_stop_leaves_the_queue_the_time_that_it_takes() -> None:
+    (seconds,) = re.findall(
+        r"^TimeoutStopSec=(\d+)s$", units.units(USUAL)[units.SERVICE], re.MULTILINE
+    )
+    assert int(seconds) > child._END_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,17 @@ def daemon(context: Context) -> Exit:
             found = place.find(context.stores[0], os.environ)  # raises: it is no folder
     else:
         found = place.find(None, os.environ)
-    service.run(World(found.path, found.by, tell=_teller(context)), context.read_policy)
+    world = World(found.path, found.by, tell=_teller(context))
+    service.run(world, context.read_policy, _queue_run(context, found.path))
     return Exit.HEALTHY
+
+
+def _queue_run(context: Context, store: str) -> list[str]:
+    """The command line of who runs the queue for this daemon."""
+    file = context.config_file
+    config = [] if file is None else ["--config", os.path.abspath(file)]
+    words = [*config, "--store", store, "-q", "queue", "run", "--leashed"]
+    return [sys.executable, "-m", "watcher", *words]
 
 
 def _teller(context: Context) -> Callable[[Event], None]:

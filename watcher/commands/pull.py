@@ -14,7 +14,7 @@ from types import FrameType
 
 from rich.filesize import decimal
 
-from watcher import names
+from watcher import names, ollama
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, NoStoreError
 from watcher.pull import site
@@ -81,11 +81,33 @@ def _told(one: Pull, wanted: Wanted) -> Exit:
 
 def queued(context: Context, wanted: Wanted) -> Drive:
     """What drives an item of the queue."""
-    found = _site(context, wanted.host)
+    return _driver(context, _site(context, wanted.host), lambda _: wanted.options, lambda: False)
 
+
+def leashed(context: Context, world: World, ended: Callable[[], bool]) -> Drive:
+    """The same for a daemon, until `ended` says that it is gone.
+
+    Nobody is there to name a server: it is the one that has the store. A registry on this machine
+    is asked over http, as everywhere.
+    """
+    found = site.find(site.url_of_store(world, os.environ), world, context.policy)
+
+    def options(model: str) -> Options:
+        return Options(insecure=ollama.is_loopback(names.to_model(model).host))
+
+    return _driver(context, found, options, ended)
+
+
+def _driver(
+    context: Context, found: Site, options: Callable[[str], Options], ended: Callable[[], bool]
+) -> Drive:
     def drive(model: str, why_stop: Why) -> Driven:
-        with _cancelled_by_signals() as asked:
-            one = Pull(found, model, wanted.options, lambda: asked() or bool(why_stop()))
+        with _cancelled_by_signals() as signalled:
+
+            def asked() -> bool:
+                return signalled() or ended()
+
+            one = Pull(found, model, options(model), lambda: asked() or bool(why_stop()))
             with progress.display(json=context.json, quiet=context.quiet, color=False) as shown:
                 _drive(one, shown)
             if asked():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from watcher import files, names, records
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, SettingsError
+from watcher.events import Event
+from watcher.observe import service
 from watcher.pull import queue, running
 from watcher.pull.queue import Item, ItemState, Queue
 from watcher.pull.running import Drive
@@ -75,12 +80,46 @@ def run(context: Context, drive: Drive) -> Exit:
         if not context.quiet:
             complain(_in_words(item))
 
-    with _opened(context) as (_, store):
+    with _opened(context) as (_, store), running.seen_to_run(store):
         left = running.run(store, drive, tell=tell)
     if left.paused:
         complain("the queue is paused\n  ollama-watch queue resume")
     given_up = [item for item in left.line if item.state is ItemState.FAILED]
     return Exit.FAILED if given_up else Exit.HEALTHY
+
+
+def run_leashed(context: Context) -> Exit:
+    """The same for a daemon: drive what is due, and end in order when stdin does.
+
+    On stdout are the events, one a line.
+    """
+    from watcher.commands import pull
+
+    (world,) = context.worlds(keeps=True)
+    drive = pull.leashed(context, replace(world, tell=_tell_daemon), _ends_with_stdin())
+    with files.opened_folder(world.store) as store, suppress(KeyboardInterrupt):
+        while running.run_next(store, drive) is not None:
+            pass
+    return Exit.HEALTHY
+
+
+def _tell_daemon(event: Event) -> None:
+    with suppress(OSError):  # it is gone; the logs have the event
+        os.write(sys.stdout.fileno(), event.line)
+
+
+def _ends_with_stdin() -> Callable[[], bool]:
+    """Says whether stdin is at its end."""
+    ended = threading.Event()
+
+    def read() -> None:
+        with suppress(OSError):
+            while os.read(sys.stdin.fileno(), 1 << 10):
+                pass
+        ended.set()
+
+    threading.Thread(target=read, name="leash", daemon=True).start()
+    return ended.is_set
 
 
 def _change(context: Context, changed: Callable[[Queue], Queue]) -> Queue:
@@ -111,10 +150,11 @@ def _show(context: Context, path: str, store: int, kept: Queue) -> None:
     kept = queue.revived(kept, running.is_driven, now)
     known = records.read(store)
     arrivals = queue.arrivals(kept, now, _missing(known), _rate(kept, known))
+    by = service.queue_runner(path)
     if context.json:
-        context.document(show.document(path, kept, arrivals, now))
+        context.document(show.document(path, kept, arrivals, by, now))
     elif kept.line or kept.done or not context.quiet:
-        context.show(show.table(kept, arrivals, now))
+        context.show(show.table(kept, arrivals, by, now))
 
 
 def _in_words(item: Item) -> str:

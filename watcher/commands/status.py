@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 
 from watcher import cycle, files, records
 from watcher.commands.context import Context
 from watcher.errors import Exit, WatchError
 from watcher.model import Condition
 from watcher.observe import service
+from watcher.pull import queue
+from watcher.pull.queue import Queue
 from watcher.show.status import Pace, Status
 from watcher.world import World
 
@@ -43,16 +46,26 @@ def look(world: World, context: Context, before: Status | None) -> Status:
         past, report = report, cycle.cycle(world, context.policy, consent=cycle.nothing)
     paces = {} if past is None else _paces(past, report)
     looked_at = cycle.remembered(world).looked_at
-    return Status(report, paces, service.daemon(world.store), looked_at, _records(world))
+    known, line = _kept(world)
+    return Status(
+        report,
+        paces,
+        service.daemon(world.store),
+        looked_at,
+        known,
+        line,
+        service.queue_runner(world.store),
+    )
 
 
-def _records(world: World) -> records.Records:
-    """What is kept of the models' downloads; nothing where that can't be read."""
-    try:
-        with files.opened_folder(world.store) as store:
-            return records.read(store)
-    except (OSError, WatchError):
-        return {}
+def _kept(world: World) -> tuple[records.Records, Queue]:
+    """What is kept of the models' downloads, and the queue; nothing where that can't be read."""
+    known: records.Records = {}
+    line = Queue()
+    with suppress(OSError, WatchError), files.opened_folder(world.store) as store:
+        known = records.read(store)
+        line = queue.FILE.read(store)
+    return known, line
 
 
 def _paces(past: cycle.Report, now: cycle.Report) -> dict[str, Pace]:

@@ -1,4 +1,4 @@
-"""Whether a daemon watches a store: its lock is held for its life, and says who it is."""
+"""Who serves a store: a daemon, and who runs the queue, hold a lock meanwhile that says so."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import NamedTuple
 from watcher import files
 from watcher.memory import FOLDER
 
-#: The name of its lock, in our folder.
+#: The names of these locks, in our folder.
 LOCK = "daemon.lock"
+RUNNER = "queue.lock"
 _OWNER = re.compile(r"pid (\d+) since (\S+)")
 _LONGEST = 200
 
 
 class Running(NamedTuple):
-    """A daemon: its process id, and since when it watches (RFC 3339); "" where that is not told."""
+    """A process, and since when it serves the store (RFC 3339); "" where that is not told."""
 
     pid: int | None
     since: str
@@ -25,9 +26,29 @@ class Running(NamedTuple):
 
 def daemon(store: str) -> Running | None:
     """The daemon that watches a store; None where there is none, or that can't be told."""
+    return _holder(store, LOCK)
+
+
+class Runner(NamedTuple):
+    """Who runs the queue: its process id, where that is told, and whether it is the daemon."""
+
+    pid: int | None
+    is_daemon: bool
+
+
+def queue_runner(store: str) -> Runner | None:
+    """Who runs the queue of a store, a daemon or ``queue run``; None where nobody is seen to."""
+    found = _holder(store, RUNNER)
+    if found is None:
+        return None
+    watching = daemon(store)
+    return Runner(found.pid, watching is not None and watching.pid == found.pid)
+
+
+def _holder(store: str, lock: str) -> Running | None:
     try:
         with files.opened_folder(store) as folder, files.opened_folder(FOLDER, folder) as ours:
-            fd = files.open_to_read(LOCK, ours)
+            fd = files.open_to_read(lock, ours)
     except OSError:
         return None
     try:

@@ -485,4 +485,4 @@ _TRIAL_KINDS: Kinds = (
 )  # fmt: skip
 
 
-FILE: kept.File[Queue] = kept.File(NAME, _decode, _encode, Queue())
+FILE: kept.File[Queue] = kept.File(NAME, _decode, _encode, Queue(), apart="queue")

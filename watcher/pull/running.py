@@ -6,9 +6,12 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+from watcher import files, journal
 from watcher.errors import WatchError
+from watcher.memory import FOLDER
+from watcher.observe.service import RUNNER
 from watcher.pull import queue
 from watcher.pull.queue import Driven, Item, Queue, Result, Runner
 
@@ -125,6 +128,20 @@ def _asking(store: int, item: Item, clock: Callable[[], float]) -> Why:
 
 
 # ---------------------------------------------------------------- who runs
+
+
+@contextmanager
+def seen_to_run(store: int) -> Iterator[bool]:
+    """Be seen as who runs the queue; False where somebody else is, or nothing can be written."""
+    with ExitStack() as held:
+        try:
+            files.ensure_folder(FOLDER, store)
+            ours = held.enter_context(files.opened_folder(FOLDER, store))
+            held.enter_context(files.locked(RUNNER, ours, journal.owner()))
+        except (OSError, files.BusyError):
+            yield False
+            return
+        yield True
 
 
 def me() -> Runner:

@@ -28,6 +28,14 @@ def server_url(host: str | None, variables: Mapping[str, str]) -> str:
         ) from None
 
 
+def url_of_store(world: World, environment: Mapping[str, str]) -> str:
+    """The URL of the one server that is seen to have a store; else as `server_url` tells."""
+    seen = holders.see(world, (), network=False, writers_visible=False, ours_only=True)
+    urls = {each.url for each in seen.servers if each.ours and each.version is not None}
+    (url,) = urls if len(urls) == 1 else (None,)
+    return url or server_url(None, environment)
+
+
 def find(url: str, world: World | None, policy: Policy) -> Site:
     """The site of a server; `world` is the store that is taken for its own, where there is one."""
     why = _why_not_here(url, world)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.filesize import decimal
 
 from watcher import names
 from watcher.cycle import Report
 from watcher.model import Verb
+from watcher.observe.service import Runner
+from watcher.pull.queue import Queue
 
 
 def count(number: int, what: str) -> str:
@@ -34,3 +38,18 @@ def verified_line(report: Report, wrong: int) -> str:
     if left > 0:
         told += f"; {count(left, 'blob')} left for the next run"
     return f"{told}\n"
+
+
+def runs(kept: Queue, by: Runner | None) -> str:
+    """Who runs the queue, in words; or that nobody does, and what helps."""
+    if kept.paused:
+        return "paused as a whole -> ollama-watch queue resume"
+    if by is None:
+        return "nobody runs it -> ollama-watch queue run, or queue = true in the settings"
+    pid = "" if by.pid is None else f" (pid {by.pid})"
+    return f"run by the daemon{pid}" if by.is_daemon else f"run by ollama-watch queue run{pid}"
+
+
+def run_by(by: Runner | None) -> dict[str, Any] | None:
+    """Who runs the queue, in a document."""
+    return None if by is None else {"pid": by.pid, "daemon": by.is_daemon}

@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from watcher import events, names
+from watcher.observe.service import Runner
 from watcher.pull import queue
 from watcher.pull.queue import Item, ItemState, Queue
-from watcher.show.lines import count
+from watcher.show.lines import count, run_by, runs
 from watcher.show.tables import clock
 
 SCHEMA = "ollama-watch/queue/1"
@@ -27,11 +28,14 @@ _STYLE = {
 _WORDS = {number: word for word, number in queue.PRIORITIES.items()}
 
 
-def table(kept: Queue, arrivals: Sequence[float | None], now: float) -> list[object]:
+def table(
+    kept: Queue, arrivals: Sequence[float | None], by: Runner | None, now: float
+) -> list[object]:
     """What ``queue ls`` prints; `arrivals`: when each of the line will be done, where known."""
     shown: list[object] = []
-    if kept.paused:
-        shown.append(Text("paused as a whole -> ollama-watch queue resume", style="yellow"))
+    if kept.line:
+        told = runs(kept, by)
+        shown.append(Text(told, style="yellow" if kept.paused or by is None else ""))
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     made.add_column("#", justify="right")
     made.add_column("model", overflow="fold", ratio=3)
@@ -42,8 +46,8 @@ def table(kept: Queue, arrivals: Sequence[float | None], now: float) -> list[obj
     for number, (item, at) in enumerate(zip(kept.line, arrivals, strict=True), 1):
         if number > _SHOWN:
             break
-        by = "" if at is None else clock(at, now)
-        made.add_row(str(number), *_cells(item, now), by)
+        done_by = "" if at is None else clock(at, now)
+        made.add_row(str(number), *_cells(item, now), done_by)
     for item in kept.done[: -_SHOWN_DONE - 1 : -1]:
         made.add_row("", *_cells(item, now), "")
     if made.row_count:
@@ -75,7 +79,11 @@ def told(item: Item, now: float) -> str:
 
 
 def document(
-    store: str, kept: Queue, arrivals: Sequence[float | None], now: float
+    store: str,
+    kept: Queue,
+    arrivals: Sequence[float | None],
+    by: Runner | None,
+    now: float,
 ) -> dict[str, Any]:
     """What ``queue ls --json`` prints."""
     return {
@@ -83,6 +91,7 @@ def document(
         "time": events.rfc3339(now),
         "store": names.printable(store),
         "paused": kept.paused,
+        "run_by": run_by(by),
         "items": [
             {"position": number, **_item(item), "done_by": _time(at)}
             for number, (item, at) in enumerate(zip(kept.line, arrivals, strict=True), 1)

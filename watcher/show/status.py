@@ -10,9 +10,11 @@ from watcher import events, names, ranges
 from watcher.cycle import Report
 from watcher.decide import findings
 from watcher.model import DAY, Condition, Judged
-from watcher.observe.service import Running
+from watcher.observe.service import Runner, Running
 from watcher.pull.causes import Cause, of_error
+from watcher.pull.queue import Queue
 from watcher.records import Record, Records
+from watcher.show import lines
 from watcher.states import State
 
 #: A record of a download that goes on is changed each second, but for waits.
@@ -37,6 +39,9 @@ class Status:
     looked_at: float
     #: Of each model, by `ModelName.key`, what is kept of its download.
     records: Records
+    #: What is to be downloaded, and who sees to it.
+    queue: Queue
+    runner: Runner | None
 
     @property
     def pulled(self) -> dict[str, Record]:
@@ -66,6 +71,11 @@ def document(status: Status) -> dict[str, Any]:
         "time": events.rfc3339(seen.now),
         "store": names.printable(seen.place.path),
         "daemon": None if running is None else {"pid": running.pid, "since": running.since},
+        "queue": {
+            "waiting": len(status.queue.line),
+            "paused": status.queue.paused,
+            "run_by": lines.run_by(status.runner),
+        },
         "looked_at": events.rfc3339(status.looked_at) if status.looked_at else None,
         "sight": seen.view.sight.value,
         "servers": [{"pid": each.pid, "state": each.state.value} for each in seen.servers],
@@ -139,6 +149,9 @@ def table(status: Status) -> Iterator[object]:
 
     summary = tables.summary(status.report.evidence)
     summary.add_row(Text("daemon", style="bold"), _daemon(status))
+    if status.queue.line:
+        runs = lines.runs(status.queue, status.runner)
+        summary.add_row(Text("queue", style="bold"), f"{len(status.queue.line)} in line; {runs}")
     yield summary
     for judged in sorted(status.report.verdict.judged, key=_liveliest_first):
         block = tables.drawn(judged, _pace(status.paces.get(judged.download.key)))

@@ -1,0 +1,198 @@
+"""The queue, run by a process of its own whenever something of it is due.
+
+A daemon must outlive whatever a pull brings up, stay small while nothing is pulled, and end in time
+whatever a server does. So it drives nothing itself: a thread waits for a change of the queue or for
+the next item's time, and starts ``queue run``. That process hangs on its stdin: where it ends, by
+our will or by our death, what is driven is put back in order. Its stdout has its events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from watcher import files
+from watcher.errors import WatchError
+from watcher.pull import queue, running
+from watcher.pull.queue import Queue
+
+#: The pause after a process that has died or done nothing; doubled each time up to the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0
+#: To close a request may take half a minute, and to mend what has come as long again. A unit's
+#: TimeoutStopSec is more.
+_END_SECONDS = 75.0
+#: Who waits for a time of the wall clock looks at it this often.
+_LONGEST_WAIT = 24 * 3600.0
+
+
+class Child:
+    """Has the queue of one store run from `turn` on, by one process at a time.
+
+    `words` is the command line. `tell` gets each line of its stdout, and `trouble` a sentence where
+    it does not go as it should; both are called in a thread of ours.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        words: Sequence[str],
+        tell: Callable[[bytes], None],
+        trouble: Callable[[str], None],
+    ) -> None:
+        self._store, self._words, self._tell, self._trouble = store, words, tell, trouble
+        self._thread: threading.Thread | None = None
+        self._bell = threading.Event()
+        #: Over a process that begins, and its end that is asked for.
+        self._lock = threading.Lock()
+        self._on = self._ended = False
+        self._process: subprocess.Popen[bytes] | None = None
+        #: The lock by which others see that somebody runs the queue.
+        self._held = ExitStack()
+        self._holds = self._anew = False
+        self._pause, self._not_before = 0.0, 0.0
+
+    def turn(self, on: bool, *, anew: bool = False) -> None:
+        """Run the queue from now on, or not any more. `anew`: the store is another folder now.
+
+        Told again, it looks at the queue: something may have been missed.
+        """
+        with self._lock:
+            self._on, self._anew = on, self._anew or anew
+            if not on:
+                self._cut()
+        if on and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="queue")
+            self._thread.start()
+        self._bell.set()
+
+    def nudge(self) -> None:
+        """The queue has changed. Safe in any thread."""
+        self._bell.set()
+
+    def end(self) -> None:
+        """Begin nothing more. Safe in a signal handler."""
+        self._ended = True
+
+    def stop(self) -> None:
+        """End in order: what is driven waits again, and what has come of it is resumable."""
+        self._ended = True
+        with self._lock:
+            self._cut()
+        self._bell.set()
+        if self._thread is not None:
+            self._thread.join(_END_SECONDS)
+            with self._lock:
+                if self._process is not None:
+                    self._process.kill()  # the next life finds it as after any kill
+            self._thread.join()
+
+    # ------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        with self._held:
+            while True:
+                self._bell.clear()
+                if self._ended:
+                    return
+                try:
+                    wait = self._step()
+                except Exception as error:
+                    # It outlives whatever a strange machine brings up, as the daemon does.
+                    self._trouble(f"the queue can't be run: {error}")
+                    wait = _LONGEST_PAUSE
+                self._bell.wait(wait)
+
+    def _step(self) -> float | None:
+        """Do what is due; seconds until the next look, None: until something changes."""
+        if self._anew or not self._on:
+            self._anew = self._holds = False
+            self._held.close()
+        if not self._on:
+            return None
+        self._hold()
+        before = self._read()
+        due = queue.next_due(before)
+        if due is None:
+            return None
+        wait = max(due - time.time(), self._not_before - time.monotonic())
+        if wait > 0:
+            return min(wait, _LONGEST_WAIT)
+        self._drive(before)
+        return 0.0
+
+    def _hold(self) -> None:
+        """Be seen as who runs the queue; where somebody else is, that one ends sooner or later."""
+        if not self._holds:
+            with contextlib.suppress(OSError), files.opened_folder(self._store) as store:
+                self._holds = self._held.enter_context(running.seen_to_run(store))
+            if not self._holds:
+                self._held.close()
+
+    def _read(self) -> Queue:
+        """The queue; what somebody drove who is gone waits in it. Empty where it can't be read."""
+        try:
+            with files.opened_folder(self._store) as store:
+                return queue.revived(queue.FILE.read(store), running.is_driven, time.time())
+        except OSError:
+            return Queue()  # the store is gone; it is told by who looks at it
+        except WatchError as error:
+            self._trouble(error.message)
+            return Queue()
+
+    def _drive(self, before: Queue) -> None:
+        """Start a process, and see it to its end. `before`: the queue as it was then."""
+        try:
+            code = self._see(self._begin())
+        except OSError as error:
+            why = f"can't be started: {error.strerror}"
+        else:
+            why = f"has ended with {code}" if code else "has done nothing"
+            if not code and _moved(before, self._read()):
+                self._pause = 0.0
+                return
+        if self._on and not self._ended:
+            self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE)
+            self._not_before = time.monotonic() + self._pause
+            self._trouble(f"what runs the queue {why}; started again in {self._pause:.0f} s")
+
+    def _begin(self) -> subprocess.Popen[bytes]:
+        with self._lock:
+            self._process = subprocess.Popen(
+                self._words,
+                # What lies in the folder that a daemon was started in is none of its modules.
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                # A ctrl-C is for the daemon alone: a second signal would end it in the middle.
+                start_new_session=True,
+            )
+            if self._ended or not self._on:
+                self._cut()
+            return self._process
+
+    def _see(self, process: subprocess.Popen[bytes]) -> int:
+        """Hand on what it tells until it has ended; its exit code, negative for a signal."""
+        with process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                self._tell(line)
+            code = process.wait()
+        with self._lock:
+            self._process = None
+        return code
+
+    def _cut(self) -> None:
+        """Have the process end in order, if there is one; under the lock."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+
+
+def _moved(before: Queue, after: Queue) -> bool:
+    """Whether a run has brought anything: the first that was due is not as it was."""
+    now = {item.model: item for item in after.line}
+    return any(now.get(item.model) != item for item in before.line if item.due(time.time()))
