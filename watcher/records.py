@@ -42,6 +42,11 @@ class Record:
     present_bytes: int = 0
     progress_percent: float = 0.0
     bytes_per_second: float | None = None
+    #: Of the pull that brings it, or was the last to: bytes that came and were lost, how often that
+    #: happened, and how often none came for long. Of others' pulls that is not known.
+    lost_bytes: int = 0
+    resets: int = 0
+    stalls: int = 0
     #: Why it is in the state ``error``.
     error: str = ""
     manifest_pulled: bool = False
@@ -199,7 +204,7 @@ def _state(value: object) -> State:
 def _count(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:
         return value
-    raise ValueError("want a number of bytes, 0 or more")
+    raise ValueError("want a whole number, 0 or more")
 
 
 def _number(value: object, most: float = math.inf) -> float:
@@ -237,11 +242,16 @@ CHANGEABLE: Mapping[str, Callable[[object], Any]] = MappingProxyType(
         "present_bytes": _count,
         "progress_percent": lambda value: _number(value, 100.0),
         "bytes_per_second": _or_none(_number),
+        "lost_bytes": _count,
+        "resets": _count,
+        "stalls": _count,
         "error": _text,
         "manifest_pulled": _flag,
         "resume_supported": _flag,
     }
 )
+#: What files from before don't have.
+_LATER = frozenset({"lost_bytes", "resets", "stalls"})
 _ALL = {**CHANGEABLE, "started_at": _or_none(_number), "updated_at": _number}
 
 
@@ -271,7 +281,11 @@ def _decode(raw: bytes) -> Records:
     try:
         return {
             names.to_model(key).key: Record(
-                **{field: check(each[field]) for field, check in _ALL.items()}
+                **{
+                    field: check(each[field])
+                    for field, check in _ALL.items()
+                    if field in each or field not in _LATER
+                }
             )
             for key, each in kept.document(raw, SCHEMA)["models"].items()
         }

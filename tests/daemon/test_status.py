@@ -10,9 +10,11 @@ import signal
 import subprocess
 from typing import Any
 
+import pytest
+
 from tests.driving import Daemon, Store, command, environment, run
 from tests.fidelity.harness import EngineServer, wait_until
-from watcher.demo.registry import Registry
+from watcher.demo.registry import Layer, Registry
 
 from .conftest import HELD, SIZE, Begin
 
@@ -61,6 +63,54 @@ def test_the_rate_is_that_of_what_arrives(
         assert 0 < rates[-1] <= 500_000
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
+
+
+def test_the_pulls_of_others_are_told_together(
+    store: Store, registry: Registry, server: EngineServer
+) -> None:
+    server.start().wait_ready()
+    registry.throttle(1_000_000)
+    seed = int(store.digest("two")[:7], 16)
+    made = [
+        registry.add_model(f"m{number}", "1b", [Layer(SIZE * 20, seed=seed + number)])
+        for number in range(2)
+    ]
+    with contextlib.ExitStack() as pulling:
+        for model in made:
+            pulling.enter_context(contextlib.closing(server.start_pull(model.name)))
+        told: dict[str, Any] = {}
+
+        def both() -> bool:
+            nonlocal told
+            told = status(store)
+            return bool(told["advice"])
+
+        wait_until(both, "bytes of both")
+    paces = [each["per_second_bytes"] for each in told["downloads"]]
+    assert len(paces) == 2
+    assert told["per_second_bytes"] == pytest.approx(sum(paces), abs=2)
+    assert told["advice"][0].startswith("2 pulls share one line: ")
+
+
+def test_how_fast_it_was_lately_is_what_the_daemon_has_seen(
+    store: Store, server: EngineServer, begin: Begin
+) -> None:
+    server.start().wait_ready()
+    with Daemon(store.path) as daemon:
+        begin(server)
+        daemon.wait_event("download_started")
+        daemon.kill(signal.SIGTERM)
+    assert status(store)["downloads"][0]["lately_per_second_bytes"] is None
+    memory = json.loads((store.ours / "state.json").read_bytes())
+    (known,) = memory["downloads"].values()
+    known["samples"] = [[0, 0], [10, 10_000_000], [20, 40_000_000], [30, 60_000_000]]
+    (store.ours / "state.json").write_text(json.dumps(memory))
+    (one,) = status(store)["downloads"]
+    assert one["lately_per_second_bytes"] == {
+        "min": 1_000_000, "median": 2_000_000, "max": 3_000_000,
+    }  # fmt: skip
+    shown = " ".join(run(store.path, "status").stdout.split())
+    assert "(1.0 MB/s to 3.0 MB/s in the last minutes)" in shown
 
 
 def test_the_daemon_is_told_while_it_lives(store: Store) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from watcher.pull import speed
-from watcher.pull.speed import Meter, Meters
+from watcher.pull.speed import Meter
 
 SECONDS = st.floats(0.01, 100.0)
 #: Steps of a download: seconds that pass, and bytes that come in them.
@@ -20,11 +20,11 @@ TIME_CONSTANTS = st.floats(0.5, 60.0)
 
 def run(steps: list[tuple[float, int]], meter: Meter | None = None, began: float = 0.0) -> Meter:
     meter = Meter() if meter is None else meter
-    now, completed = began, 0
-    meter.note(now, completed)
+    now = began
+    meter.add(now, 0)
     for seconds, size in steps:
-        now, completed = now + seconds, completed + size
-        meter.note(now, completed)
+        now += seconds
+        meter.add(now, size)
     return meter
 
 
@@ -115,15 +115,15 @@ def test_asking_changes_nothing_and_silence_counts_as_slow(
     assert rate(meter, now + later) == pytest.approx(asked)
 
 
-@given(st.lists(st.tuples(SECONDS, st.integers(0, 10**6)), min_size=1, max_size=40))
-def test_bytes_are_conserved_resets_and_all(totals: list[tuple[float, int]]) -> None:
+@given(st.lists(st.tuples(SECONDS, st.integers(-(10**6), 10**6)), min_size=1, max_size=40))
+def test_bytes_are_conserved_resets_and_all(changes: list[tuple[float, int]]) -> None:
     meter, now = Meter(), 0.0
-    for seconds, completed in totals:
+    for seconds, change in changes:
         now += seconds
-        meter.note(now, completed)
-    sizes = [completed for _, completed in totals]
-    assert meter.arrived - meter.lost == sizes[-1] - sizes[0]
-    assert meter.resets == sum(b < a for a, b in pairwise(sizes))
+        meter.add(now, change)
+    sizes = [change for _, change in changes]
+    assert meter.arrived - meter.lost == sum(sizes)
+    assert meter.resets == sum(change < 0 for change in sizes)
     assert meter.rate(now) is None or rate(meter, now) >= 0
 
 
@@ -140,7 +140,24 @@ def test_stalls_are_gaps_between_bytes_however_often_one_looks(
         arrivals += [now] * arrives
     gaps = [b - a for a, b in zip(arrivals, [*arrivals[1:], now], strict=True)]
     assert meter.stalls == sum(gap >= speed.STALL_SECONDS for gap in gaps)
-    assert meter.silence(now) == gaps[-1]
+
+
+@given(st.lists(st.tuples(STEPS, SECONDS), min_size=1, max_size=5))
+def test_rests_leave_no_trace_in_what_is_counted(
+    stretches: list[tuple[list[tuple[float, int]], float]],
+) -> None:
+    meter, now = Meter(stall_seconds=math.inf), 0.0
+    for steps, pause in stretches:
+        meter.add(now, 0)
+        for seconds, size in steps:
+            now += seconds
+            meter.add(now, size)
+        meter.rest(now)
+        now += pause
+    once = run([step for steps, _ in stretches for step in steps])
+    assert (meter.arrived, meter.lost) == (once.arrived, once.lost)
+    assert meter.seconds == pytest.approx(once.seconds)
+    assert (meter.spread is None) == (once.spread is None)
 
 
 @given(STEPS)
@@ -151,21 +168,6 @@ def test_samples_are_bounded_and_in_order(steps: list[tuple[float, int]]) -> Non
     if found is not None:
         each = [size / seconds for seconds, size in steps]
         assert found.minimum <= found.median <= found.maximum <= max(each) * 1.001 + 1e-6
-
-
-MODELS = st.sampled_from(["a", "b", "c"])
-
-
-@given(st.lists(st.tuples(MODELS, SECONDS, st.integers(0, 10**6)), min_size=1, max_size=40))
-def test_all_together_is_the_sum(notes: list[tuple[str, float, int]]) -> None:
-    meters, now = Meters(), 0.0
-    for model, seconds, completed in notes:
-        now += seconds
-        meters.note(model, now, completed)
-    each = [meters.of(model) for model in {model for model, _, _ in notes}]
-    assert meters.all.arrived == sum(meter.arrived for meter in each)
-    assert meters.all.lost == sum(meter.lost for meter in each)
-    assert meters.all.resets == sum(meter.resets for meter in each)
 
 
 @given(STEPS, st.integers(-5, 10**12))

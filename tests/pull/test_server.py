@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -67,6 +68,31 @@ def test_a_server_that_is_killed_and_comes_back(
     assert arrived(server, model)
     # What was in flight, and a MiB of each part that is under way.
     assert registry.bytes_served(model.digests[0]) <= SIZE + len(at) * 8 * MIB
+
+
+def test_while_a_server_is_away_no_byte_is_awaited(server: Server, registry: Registry) -> None:
+    """That is no stall, and no time in which bytes came slowly."""
+    model = add(registry, server)
+    registry.throttle(RATE)
+    server.start().wait_ready()
+    back = threading.Timer(8.0, server.start)
+
+    def kill(update: Update) -> None:
+        if back.ident is None and update.record.downloaded_bytes >= 20 * MB:
+            server.kill()
+            back.start()
+
+    pull = Pull(site(server), model.name, Options(insecure=True, stall_seconds=6.0))
+    began = time.monotonic()
+    for update in pull.updates():
+        kill(update)
+    back.join()
+    assert (pull.end.cause, pull.meter.stalls) == (None, 0)
+    assert pull.meter.seconds <= time.monotonic() - began - 8.0
+    (log,) = (server.store / ".ollama-watch/logs").glob("events.jsonl")
+    last = json.loads(log.read_bytes().splitlines()[-1])
+    assert last["event_type"] == "pull_completed"
+    assert last["details"].items() >= pull.meter.facts.items()
 
 
 def test_a_server_that_stays_away_is_waited_for_once(server: Server, registry: Registry) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -206,6 +207,9 @@ def test_ctrl_c_leaves_it_resumable_and_says_how(
         assert "to go on: ollama-watch pull --insecure --host" in terminal.told.replace("\r\n", "")
         assert "Traceback" not in terminal.told
         assert terminal.told.rstrip().count("\x1b[?25h") == 1
+    details = ended(store)
+    assert details["cause"] == "interrupted"
+    assert 7 * MB <= details["arrived_bytes"] <= 24 * MB
     before = registry.bytes_served(wanted.digests[0])
     registry.throttle(None)
     done = pull(wanted.name)
@@ -285,6 +289,42 @@ def test_resets_are_survived_and_no_bar_runs_backwards(
     assert is_right(store, wanted.digests[0])
     assert "were lost with a broken connection" in done.stdout, "in words"
     assert registry.bytes_served(wanted.digests[0]) <= 16 * MB
+    details = ended(store)
+    assert details["resets"] >= 1
+    assert 11 * MB <= details["arrived_bytes"] <= 16 * MB
+    assert details["lost_bytes"] <= 5 * MB
+    assert details["arrived_bytes"] - details["lost_bytes"] <= 13 * MB
+    assert 0 < details["median_bytes_per_second"] <= details["max_bytes_per_second"]
+    told = " ".join(run(store, "log", "--type", "pull_completed").stdout.split())
+    assert "has arrived; 1" in told
+    assert " MB came in " in told
+    assert " reset" in told
+
+
+def ended(store: Path) -> dict[str, Any]:
+    """The details of how the last pull ended."""
+    lines = run(store, "log", "--json").stdout.splitlines()
+    found = [json.loads(each) for each in lines]
+    return dict([e for e in found if e["event_type"].startswith("pull_")][-1]["details"])
+
+
+def test_a_stall_is_counted_and_what_else_takes_time_is_none(
+    registry: Registry, store: Path, server: EngineServer
+) -> None:
+    wanted = model(registry)
+    registry.hold(wanted.digests[0], after=4 * MB)
+    words = ("pull", "--stall", "1s", "--insecure", "--host", server.url, wanted.name)
+    with Terminal(store, *words) as terminal:
+        terminal.wait_for("nothing came for 1 s")
+        registry.release()
+        assert terminal.end() == 0
+    assert ended(store)["stalls"] == 1
+    assert is_right(store, wanted.digests[0])
+    again = run(store, "pull", "--insecure", "--host", server.url, wanted.name)
+    assert again.returncode == 0
+    assert {key: ended(store)[key] for key in ("arrived_bytes", "stalls", "seconds")} == {
+        "arrived_bytes": 0, "stalls": 0, "seconds": 0,
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------- reset

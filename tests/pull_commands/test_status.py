@@ -51,6 +51,7 @@ def test_stage_percent_and_speed(models: Store, manager: ModelDownloadManager) -
         "model": "llama3:latest", "status": "downloading", "stage": "Downloading model layers...",
         "progress_percent": 50.0, "downloaded_bytes": 23_000_000_000,
         "total_bytes": 46_000_000_000, "per_second_bytes": 5_000_000, "error": "",
+        "resets": 0, "stalls": 0, "lost_bytes": 0,
     }  # fmt: skip
     shown = run(models.path, "status").stdout
     assert "50 % of 46.0 GB, 5.0 MB/s" in " ".join(shown.split())
@@ -112,8 +113,20 @@ def test_what_helps(
     assert error in shown
 
 
+def test_what_was_in_its_way(models: Store, manager: ModelDownloadManager) -> None:
+    begin(manager, "llama3", resets=3, stalls=1, lost_bytes=20_000_000)
+    told = status(models)
+    (one,) = told["models"]
+    assert (one["resets"], one["stalls"], one["lost_bytes"]) == (3, 1, 20_000_000)
+    assert told["advice"] == ["llama3:latest: connections are reset, and the cure is on"]
+    shown = " ".join(run(models.path, "status").stdout.split())
+    assert "3 resets, 1 stall, 20.0 MB lost" in shown
+
+
 def test_two_pulls_share_one_line(models: Store, manager: ModelDownloadManager) -> None:
     begin(manager, "a", bytes_per_second=2e6)
     assert status(models)["advice"] == []
     begin(manager, "b", bytes_per_second=3e6)
-    assert status(models)["advice"] == ["2 pulls share one line: 5.0 MB/s together"]
+    told = status(models)
+    assert told["advice"] == ["2 pulls share one line: 5.0 MB/s together"]
+    assert told["per_second_bytes"] == 5_000_000

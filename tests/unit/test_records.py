@@ -95,6 +95,9 @@ BAD: list[tuple[str, list[object]]] = [
     ("present_bytes", [None, -1]),
     ("progress_percent", [None, -0.1, 100.1, float("nan"), float("inf"), "50", True, 10**400]),
     ("bytes_per_second", [-1, float("inf"), "fast", False]),
+    ("lost_bytes", [None, -1, 0.5]),
+    ("resets", [None, -1, "3"]),
+    ("stalls", [None, -1, True]),
     ("error", [None, 1, b"bytes"]),
     ("manifest_pulled", [None, 1, "yes"]),
     ("resume_supported", [0, "no"]),
@@ -228,6 +231,15 @@ def test_a_later_versions_keys_are_no_damage(folder: int, place: Path) -> None:
     made = records.change(folder, "llama3", {"state": "starting"})
     document = json.loads(place.read_bytes())
     document["models"]["llama3:latest"]["mood"] = "good"
+    place.write_text(json.dumps(document))
+    assert records.read(folder) == {"llama3:latest": made}
+
+
+def test_an_earlier_version_s_records_are_none_either(folder: int, place: Path) -> None:
+    made = records.change(folder, "llama3", {"state": "starting", "present_bytes": 5})
+    document = json.loads(place.read_bytes())
+    for key in ("lost_bytes", "resets", "stalls"):
+        del document["models"]["llama3:latest"][key]
     place.write_text(json.dumps(document))
     assert records.read(folder) == {"llama3:latest": made}
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import suppress
+from itertools import pairwise
 
 from watcher import cycle, files, records
 from watcher.commands.context import Context
+from watcher.decide import learn
 from watcher.errors import Exit, WatchError
+from watcher.memory import Memory
 from watcher.model import Condition
 from watcher.observe import service
 from watcher.pull import queue
 from watcher.pull.queue import Queue
+from watcher.pull.speed import Spread, spread
 from watcher.show.status import Pace, Status
 from watcher.world import World
 
@@ -45,16 +49,17 @@ def look(world: World, context: Context, before: Status | None) -> Status:
         time.sleep(_APART_SECONDS)
         past, report = report, cycle.cycle(world, context.policy, consent=cycle.nothing)
     paces = {} if past is None else _paces(past, report)
-    looked_at = cycle.remembered(world).looked_at
+    memory = cycle.remembered(world)
     known, line = _kept(world)
     return Status(
         report,
         paces,
         service.daemon(world.store),
-        looked_at,
+        memory.looked_at,
         known,
         line,
         service.queue_runner(world.store),
+        _spreads(memory, report),
     )
 
 
@@ -82,6 +87,20 @@ def _paces(past: cycle.Report, now: cycle.Report) -> dict[str, Pace]:
         missing = None if download.total is None else max(0, download.total - download.allocated)
         rate = arrived / seconds
         found[download.key] = Pace(rate, None if missing is None or not rate else missing / rate)
+    return found
+
+
+def _spreads(memory: Memory, now: cycle.Report) -> dict[str, Spread]:
+    """How fast each live download came lately, by its key, where a daemon has looked at it."""
+    found: dict[str, Spread] = {}
+    for judged in now.verdict.judged:
+        known = memory.downloads.get(judged.download.key)
+        if known is None or judged.condition is not Condition.LIVE:
+            continue
+        rates = [rate for pair in pairwise(known.samples) if (rate := learn.rate(pair)) is not None]
+        lately = spread(rates)
+        if lately is not None:
+            found[judged.download.key] = lately
     return found
 
 

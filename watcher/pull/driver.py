@@ -116,7 +116,7 @@ class Pull:
     sharing: Sharing = field(default_factory=Sharing)
     end: End = field(default_factory=End)
     record: Record = field(default_factory=Record)
-    meter: Meter = field(default_factory=Meter)
+    meter: Meter = field(init=False)
     name: names.ModelName = field(init=False)
     _bar: Bar = field(default_factory=Bar)
     _digests: frozenset[str] = frozenset()
@@ -136,6 +136,7 @@ class Pull:
     def __post_init__(self) -> None:
         """Raises TargetError for what is no model's name."""
         self.name = names.to_model(self.model)
+        self.meter = Meter(stall_seconds=self.options.stall_seconds)
 
     def updates(self) -> Iterator[Update]:
         """Drive the pull until the model has arrived, can't arrive, or the pull was cancelled."""
@@ -171,7 +172,7 @@ class Pull:
                     if (yield from self._quarantine_corrupt()):
                         continue
                 yield self._change(state=State.COMPLETED)
-                self._log("pull_completed", f"{self.name.shown} has arrived")
+                self._log("pull_completed", f"{self.name.shown} has arrived", **self.meter.facts)
                 return
             if self.record.downloaded_bytes > best:
                 tries, best = 0, self.record.downloaded_bytes
@@ -185,7 +186,8 @@ class Pull:
         # What has come is kept for the next pull, whosever that is.
         yield from self._mend(own=True)
         yield self._change(state=State.ERROR, error=self.end.text)
-        self._log("pull_failed", f"{self.name.shown}: {self.end.text}", cause=self.end.cause.value)
+        told = {"cause": self.end.cause.value, **self.meter.facts}
+        self._log("pull_failed", f"{self.name.shown}: {self.end.text}", **told)
 
     # ------------------------------------------------------------ one try
 
@@ -224,6 +226,8 @@ class Pull:
                 return (yield from self._follow(stream))
         except ServerGoneError as error:
             return End(Cause.SERVER_GONE, f"the server at {self.site.url}: {error}")
+        finally:
+            self.meter.rest(time.monotonic())
 
     def _wait_for_others(self) -> Iterator[Update]:
         """Let a pull beside this one bring the layers that both miss."""
@@ -269,8 +273,8 @@ class Pull:
             elif status.total:
                 self._bar.note_all(status.total, completed)
             # What a layer has when it is first told of has not just come.
-            self.meter.add(now, 0 if fresh else self._bar.done - before)
-            yield self._progress(state, now)
+            came = 0 if fresh else self._bar.done - before
+            yield self._progress(state, now, came if status.total else None)
             if lost and moved and self._may_cure(layer, now):
                 return End(Cause.RESETS, f"{decimal(lost)} were lost with a broken connection")
 
@@ -445,7 +449,9 @@ class Pull:
             self._shared |= held
             yield self._say("another client pulls it, too: joined")
         if report is not None:
+            before = self._bar.done
             self._bar.here(_claims(report), self._finished(self._bar.sizes))
+            self.meter.correct(self._bar.done - before)
             yield from self._tell_mended(report)
 
     def _note_cure(self) -> None:
@@ -496,12 +502,20 @@ class Pull:
 
     # ------------------------------------------------------------ telling
 
-    def _progress(self, state: State | None, now: float) -> Update:
+    def _progress(self, state: State | None, now: float, came: int | None) -> Update:
+        """What the server says now. `came`: bytes since it said so last; None: none are to come."""
+        if came is None:
+            self.meter.rest(now)
+        else:
+            self.meter.add(now, came)
         rate = self.meter.rate(now)
         changes: dict[str, object] = {
             "downloaded_bytes": self._bar.done,
             "total_bytes": self._bar.total,
             "bytes_per_second": rate,
+            "lost_bytes": self.meter.lost,
+            "resets": self.meter.resets,
+            "stalls": self.meter.stalls,
         }
         # The server is sometimes too quick to tell of a state, and a retry goes back in silence.
         if state is not None and states.may_follow(self.record.state, state):

@@ -94,6 +94,11 @@ class DownloadState(TypedDict):
     present_bytes: int
     progress_percent: float
     bytes_per_second: float | None
+    #: Of the pull that brings it, or was the last to: bytes that came and were lost, how often that
+    #: happened, and how often none came for long.
+    lost_bytes: int
+    resets: int
+    stalls: int
     error: str
     manifest_pulled: bool
     resume_supported: bool
@@ -500,6 +505,9 @@ def _state(record: Record) -> DownloadState:
         present_bytes=record.present_bytes,
         progress_percent=record.progress_percent,
         bytes_per_second=record.bytes_per_second,
+        lost_bytes=record.lost_bytes,
+        resets=record.resets,
+        stalls=record.stalls,
         error=record.error,
         manifest_pulled=record.manifest_pulled,
         resume_supported=record.resume_supported,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection
 from statistics import median
 from typing import NamedTuple
 
@@ -20,43 +21,37 @@ _SAMPLES = 3600
 
 
 class Spread(NamedTuple):
-    """The rates of the samples, bytes per second."""
+    """The rates of some samples, bytes per second."""
 
     minimum: float
     median: float
     maximum: float
 
 
+def spread(rates: Collection[float]) -> Spread | None:
+    """How rates are spread; None where there are none."""
+    return Spread(min(rates), median(rates), max(rates)) if rates else None
+
+
 class Meter:
-    """The speed of one download, or of all together."""
+    """The speed of one download."""
 
     def __init__(
         self, time_constant: float = TIME_CONSTANT, stall_seconds: float = STALL_SECONDS
     ) -> None:
         self._time_constant, self._stall_seconds = time_constant, stall_seconds
-        #: Bytes that came, those included that were lost later.
-        self.arrived = 0
+        #: Bytes that came, those included that were lost later, and seconds in which they did.
+        self.arrived, self.seconds = 0, 0.0
         #: Bytes that came and were thrown away, and how often that happened.
         self.lost, self.resets = 0, 0
         #: How often no byte came for `stall_seconds`.
         self.stalls = 0
-        self._completed: int | None = None
         # Bytes and seconds, each faded by its age; bytes of this very instant, not yet in them.
         self._bytes, self._seconds, self._fresh = 0.0, 0.0, 0
         self._at: float | None = None
         self._last_byte_at, self._in_stall = 0.0, False
         self._samples: deque[float] = deque(maxlen=_SAMPLES)
-        self._sample_at, self._sample_bytes = 0.0, 0
-
-    def note(self, now: float, completed: int) -> int:
-        """Bytes that are here by now, and give back by how many they have changed.
-
-        The first ones count as having been there. Fewer than before are a reset.
-        """
-        change = 0 if self._completed is None else completed - self._completed
-        self._completed = completed
-        self.add(now, change)
-        return change
+        self._sample_seconds, self._sample_bytes = 0.0, 0
 
     def add(self, now: float, change: int) -> None:
         """Bytes that have come since the last call; negative: that were lost."""
@@ -66,17 +61,29 @@ class Meter:
             self.lost -= change
         self.arrived += arrived
         if self._at is None:
-            self._at = self._last_byte_at = self._sample_at = now
+            self._at = self._last_byte_at = now
         now = max(now, self._at)
         self._look_for_stall(now, arrived)
         self._fresh += arrived
         if now > self._at:
+            self.seconds += now - self._at
+            self._sample_seconds += now - self._at
             self._bytes, self._seconds = self._faded(now)
             self._at, self._fresh = now, 0
         self._sample_bytes += arrived
-        if now - self._sample_at >= _SAMPLE_SECONDS:
-            self._samples.append(self._sample_bytes / (now - self._sample_at))
-            self._sample_at, self._sample_bytes = now, 0
+        if self._sample_seconds >= _SAMPLE_SECONDS:
+            self._samples.append(self._sample_bytes / self._sample_seconds)
+            self._sample_seconds, self._sample_bytes = 0.0, 0
+
+    def rest(self, now: float) -> None:
+        """No bytes are to come until the next call of `add`: that time counts for nothing."""
+        if self._at is not None:
+            self.add(now, 0)
+            self._at, self._in_stall = None, False
+
+    def correct(self, change: int) -> None:
+        """More is here than was thought, or less: what was said to be lost is not, or more is."""
+        self.lost = max(0, self.lost - change)
 
     def rate(self, now: float) -> float | None:
         """Bytes per second, the time since the last call without a byte included; None: unknown."""
@@ -93,16 +100,24 @@ class Meter:
         left = missing / rate if rate else math.inf
         return left if math.isfinite(left) else None
 
-    def silence(self, now: float) -> float:
-        """Seconds since the last byte came, or since the first call."""
-        return 0.0 if self._at is None else max(0.0, now - self._last_byte_at)
-
     @property
     def spread(self) -> Spread | None:
         """Of the samples that are kept; None while there is none."""
-        if not self._samples:
-            return None
-        return Spread(min(self._samples), median(self._samples), max(self._samples))
+        return spread(self._samples)
+
+    @property
+    def facts(self) -> dict[str, int | float | None]:
+        """All of it, as an event's details have it; the rates None where it took no second."""
+        rates = [None] * 3 if self.spread is None else map(round, self.spread)
+        names = (f"{each}_bytes_per_second" for each in ("min", "median", "max"))
+        return {
+            "arrived_bytes": self.arrived,
+            "lost_bytes": self.lost,
+            "resets": self.resets,
+            "stalls": self.stalls,
+            "seconds": round(self.seconds, 3),
+            **dict(zip(names, rates, strict=True)),
+        }
 
     def _faded(self, now: float) -> tuple[float, float]:
         """Bytes and seconds as they are at `now`; fresh bytes came evenly since the last call."""
@@ -121,23 +136,3 @@ class Meter:
             self._in_stall = True
         if arrived:
             self._last_byte_at, self._in_stall = now, False
-
-
-class Meters:
-    """The speed of each of several downloads, and of all together."""
-
-    def __init__(self) -> None:
-        self._of: dict[str, Meter] = {}
-        self.all = Meter()
-
-    def note(self, model: str, now: float, completed: int) -> None:
-        """Bytes that are here of one model by now."""
-        self.all.add(now, self.of(model).note(now, completed))
-
-    def of(self, model: str) -> Meter:
-        """The meter of one model; a new one where there was none."""
-        return self._of.setdefault(model, Meter())
-
-    def forget(self, model: str) -> None:
-        """A model's download has ended; what it brought stays with that of all."""
-        self._of.pop(model, None)

@@ -13,8 +13,9 @@ from watcher.model import DAY, Condition, Judged
 from watcher.observe.service import Runner, Running
 from watcher.pull.causes import Cause, of_error
 from watcher.pull.queue import Queue
+from watcher.pull.speed import Spread
 from watcher.records import Record, Records
-from watcher.show import lines
+from watcher.show import happened, lines
 from watcher.states import State
 
 #: A record of a download that goes on is changed each second, but for waits.
@@ -42,6 +43,8 @@ class Status:
     #: What is to be downloaded, and who sees to it.
     queue: Queue
     runner: Runner | None
+    #: How fast live downloads came in the last minutes, by key, where somebody has looked.
+    spreads: Mapping[str, Spread]
 
     @property
     def pulled(self) -> dict[str, Record]:
@@ -81,6 +84,7 @@ def document(status: Status) -> dict[str, Any]:
         "servers": [{"pid": each.pid, "state": each.state.value} for each in seen.servers],
         "downloads": [_download(each, status) for each in status.report.verdict.judged],
         "models": [_model(key, each) for key, each in status.pulled.items()],
+        "per_second_bytes": round(sum(rates(status).values())),
         "advice": list(advice(status)),
         "due": [
             {"at": events.rfc3339(each.at), "digest": f"sha256:{each.digest}"}
@@ -91,6 +95,7 @@ def document(status: Status) -> dict[str, Any]:
 
 def _download(judged: Judged, status: Status) -> dict[str, Any]:
     download, pace = judged.download, status.paces.get(judged.download.key)
+    lately = status.spreads.get(download.key)
     return {
         "digest": f"sha256:{download.digest}",
         "models": list(download.models),
@@ -101,6 +106,12 @@ def _download(judged: Judged, status: Status) -> dict[str, Any]:
         "present_bytes": ranges.size(download.trust.present),
         "allocated_bytes": download.allocated,
         "per_second_bytes": None if pace is None else round(pace.per_second),
+        "lately_per_second_bytes": lately
+        and {
+            "min": round(lately.minimum),
+            "median": round(lately.median),
+            "max": round(lately.maximum),
+        },
         "left_seconds": None if pace is None or pace.left is None else round(pace.left, 1),
         "writers": [
             {"pid": each.pid, "process": names.printable(each.process)} for each in download.writers
@@ -118,20 +129,47 @@ def _model(key: str, record: Record) -> dict[str, Any]:
         "downloaded_bytes": record.downloaded_bytes,
         "total_bytes": record.total_bytes,
         "per_second_bytes": None if rate is None else round(rate),
+        "resets": record.resets,
+        "stalls": record.stalls,
+        "lost_bytes": record.lost_bytes,
         "error": record.error,
         "updated_at": events.rfc3339(record.updated_at),
     }
+
+
+def rates(status: Status) -> dict[str, float]:
+    """Bytes a second of each pull of which some come: by model, or digest where that is not known.
+
+    Of those that a process of ours drives by what the server tells, of others by what comes on the
+    disk.
+    """
+    now = status.report.evidence.now
+    found = {
+        key: each.bytes_per_second
+        for key, each in status.pulled.items()
+        if each.state.active and each.bytes_per_second and now - each.updated_at < _SILENT_SECONDS
+    }
+    driven = frozenset(found)
+    for judged in status.report.verdict.judged:
+        download, pace = judged.download, status.paces.get(judged.download.key)
+        models = [each.lower() for each in download.models]
+        if pace is not None and pace.per_second and driven.isdisjoint(models):
+            key = models[0] if models else download.digest
+            found[key] = found.get(key, 0.0) + pace.per_second
+    return found
 
 
 def advice(status: Status) -> Iterator[str]:
     """What helps, where what is kept says so."""
     from rich.filesize import decimal
 
-    rates = [each.bytes_per_second or 0.0 for each in status.pulled.values() if each.state.active]
-    if len([rate for rate in rates if rate]) > 1:
-        together = decimal(round(sum(rates)))
-        yield f"{len(rates)} pulls share one line: {together}/s together"
+    pulls = rates(status)
+    if len(pulls) > 1:
+        together = decimal(round(sum(pulls.values())))
+        yield f"{len(pulls)} pulls share one line: {together}/s together"
     for key, record in status.pulled.items():
+        if record.state.active and record.resets:
+            yield f"{key}: connections are reset, and the cure is on"
         if record.state is State.ERROR and record.error:
             cause = of_error(record.error)
             if cause is Cause.RESETS:
@@ -154,7 +192,8 @@ def table(status: Status) -> Iterator[object]:
         summary.add_row(Text("queue", style="bold"), f"{len(status.queue.line)} in line; {runs}")
     yield summary
     for judged in sorted(status.report.verdict.judged, key=_liveliest_first):
-        block = tables.drawn(judged, _pace(status.paces.get(judged.download.key)))
+        key = judged.download.key
+        block = tables.drawn(judged, _pace(status.paces.get(key), status.spreads.get(key)))
         for holder in judged.download.writers[:1]:
             block.add_row("", f"pulled by {names.printable(holder.process)} ({holder.pid})")
         yield Padding(block, (1, 0, 0, 0))
@@ -184,6 +223,8 @@ def _models(status: Status) -> Iterator[object]:
             told += f" {record.progress_percent:.0f} % of {decimal(record.total_bytes)}"
         if record.state.active and round(record.bytes_per_second or 0):
             told += f", {decimal(round(record.bytes_per_second or 0))}/s"
+        for each in happened.losses(record.resets, record.stalls, record.lost_bytes):
+            told += f", {each}"
         silent = status.report.evidence.now - record.updated_at
         if record.state.active and silent >= _SILENT_SECONDS:
             told += f"; nothing was heard of it for {findings.duration(silent)}"
@@ -209,13 +250,17 @@ def _daemon(status: Status) -> str:
     return told
 
 
-def _pace(pace: Pace | None) -> str:
+def _pace(pace: Pace | None, lately: Spread | None) -> str:
     from rich.filesize import decimal
 
     if pace is None:
         return ""
+    spread = ""
+    if lately is not None:
+        slow, fast = decimal(round(lately.minimum)), decimal(round(lately.maximum))
+        spread = f" ({slow}/s to {fast}/s in the last minutes)"
     left = "" if pace.left is None else f", {findings.duration(pace.left)} left"
-    return f"; {decimal(round(pace.per_second))}/s{left}"
+    return f"; {decimal(round(pace.per_second))}/s{spread}{left}"
 
 
 def _due(status: Status) -> Iterator[object]:

@@ -213,7 +213,7 @@ def test_only_legal_transitions(store: Path, before: State) -> None:
         ({4: 3}, "unknown: 4"),
         ({"status": "happy"}, "status = 'happy': want one of idle, starting"),
         ({"status": None}, "status = None"),
-        ({"total_bytes": -1}, "total_bytes = -1: want a number of bytes"),
+        ({"total_bytes": -1}, "total_bytes = -1: want a whole number"),
         ({"total_bytes": "5"}, "total_bytes = '5'"),
         ({"downloaded_bytes": True}, "downloaded_bytes = True"),
         ({"progress_percent": 101}, "progress_percent = 101"),

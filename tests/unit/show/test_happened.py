@@ -54,3 +54,29 @@ def test_a_daemon_on_a_terminal_tells_events_as_the_log_does(
     assert line is not None
     assert told == happened.teller(color=False)(line)
     assert max(map(len, told.splitlines())) <= 80
+
+
+SPEED = {
+    "arrived_bytes": 45_000_000, "lost_bytes": 2_000_000, "resets": 2, "stalls": 1, "seconds": 12.4,
+    "min_bytes_per_second": 0, "median_bytes_per_second": 3_100_000,
+    "max_bytes_per_second": 5_000_000,
+}  # fmt: skip
+RATES = "3.1 MB/s, from 0 bytes/s to 5.0 MB/s"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, f"x; 45.0 MB came in 12 s; {RATES}; 2 resets; 1 stall; 2.0 MB lost"),
+        ({"max_bytes_per_second": None, "resets": 0, "stalls": 0, "lost_bytes": 0},
+         "x; 45.0 MB came in 12 s"),
+        (dict.fromkeys(SPEED, 0), "x"),
+        (dict.fromkeys(SPEED, "\x1b[2J"), "x"),
+        (dict.fromkeys(SPEED), "x"),
+    ],
+)  # fmt: skip
+def test_how_fast_a_pull_was(changes: dict[str, object], told: str) -> None:
+    shown = happened.teller(color=False)(
+        Line(b"", 0.0, "pull_completed", None, "x", {**SPEED, **changes})
+    )
+    assert " ".join(shown.split("pull_completed")[1].split()) == told
