@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
+import watcher.show
 from tests.conftest import NOBODY, Run
 from tests.notation import Store
 from watcher.decide import usage
@@ -19,6 +21,9 @@ from watcher.model import UseKind
 from watcher.observe import space
 
 KIB = 1024
+
+
+SCHEMA = json.loads((Path(watcher.show.__path__[0]) / "df.schema.json").read_text())
 
 
 def du(*paths: Path | str, by: Sequence[str] = ()) -> int:
@@ -33,6 +38,7 @@ def document(run: Run, store: Store, *, code: int = 0) -> dict[str, Any]:
     assert done.returncode == code, done.stderr.decode()
     (line,) = done.stdout.splitlines()
     made: dict[str, Any] = json.loads(line)
+    jsonschema.validate(made, SCHEMA)
     return made
 
 
@@ -226,6 +232,16 @@ def test_each_byte_has_its_use(run: Run, models: Store) -> None:
     assert sizes(made, "folders")[0] == 0
     allocated = [use["sizes"]["allocated_bytes"] for use in made["uses"]]
     assert allocated == sorted(allocated, reverse=True)
+
+
+def test_the_schema_knows_every_kind_of_use_and_nothing_else(run: Run, models: Store) -> None:
+    kinds = SCHEMA["properties"]["uses"]["items"]["properties"]["kind"]["enum"]
+    assert kinds == [kind.value for kind in UseKind]
+    made = document(run, models)
+    wrongs: list[dict[str, Any]] = [{"mood": 1}, {"total": {}}, {"uses": [{"kind": "other"}]}]
+    for wrong in wrongs:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**made, **wrong}, SCHEMA)
 
 
 def test_nothing_is_freed_while_another_hard_link_stays(run: Run, models: Store) -> None:
