@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import SERVERS
 from tests.driving import Daemon, Store, command, environment, is_right, run
-from tests.fidelity.harness import EngineServer, wait_until
+from tests.fidelity.harness import Server, wait_until
 from watcher import files
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.pull import queue
@@ -24,8 +25,14 @@ ON = {"OLLAMA_WATCH_QUEUE": "true"}
 Add = Callable[..., Model]
 
 
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest, store: Store) -> Iterator[Server]:
+    with request.param(store.path) as made:
+        yield made
+
+
 @pytest.fixture
-def add(store: Store, server: EngineServer, registry: Registry) -> Iterator[Add]:
+def add(store: Store, server: Server, registry: Registry) -> Iterator[Add]:
     """Adds a model of one layer to the queue of a store whose server runs."""
     server.start().wait_ready()
 
@@ -76,7 +83,7 @@ def wait_child(daemon: Daemon) -> int:
 
 
 def test_what_is_added_arrives_and_is_told_like_any_pull(
-    store: Store, server: EngineServer, add: Add
+    store: Store, server: Server, add: Add
 ) -> None:
     with Daemon(store.path, ON) as daemon:
         assert daemon.of("service_started")[0]["details"]["queue"] is True
@@ -97,7 +104,7 @@ def test_what_is_added_arrives_and_is_told_like_any_pull(
 
 
 def test_what_was_added_before_it_and_while_the_server_was_away(
-    store: Store, server: EngineServer, add: Add
+    store: Store, server: Server, add: Add
 ) -> None:
     one, two = add("one"), add("two")
     with Daemon(store.path, ON) as daemon:
@@ -203,7 +210,7 @@ def resumable(store: Store, model: Model) -> bool:
 
 
 def test_sigterm_in_the_middle_leaves_it_resumable_and_waiting(
-    store: Store, server: EngineServer, registry: Registry, add: Add
+    store: Store, server: Server, registry: Registry, add: Add
 ) -> None:
     with Daemon(store.path, ON) as daemon:
         model = add(held=4 * MB)
@@ -286,7 +293,7 @@ def test_a_child_that_dies_is_started_again(store: Store, registry: Registry, ad
 
 
 def test_beside_a_queue_run_nothing_is_driven_twice(
-    store: Store, server: EngineServer, registry: Registry, add: Add
+    store: Store, server: Server, registry: Registry, add: Add
 ) -> None:
     models = [add(f"m{number}", MB) for number in range(4)]
     words = command(store.path, "queue", "run", "--insecure", "--host", server.url)

@@ -16,7 +16,9 @@ from watcher.pull import driver
 from watcher.pull.causes import Cause
 from watcher.pull.driver import Options, Pull, Site, Update
 from watcher.pull.sharing import Sharing
+from watcher.pull.site import url_of_store
 from watcher.states import State
+from watcher.world import World
 
 from .driven import MB, MIB, OPTIONS, POLICY, SIZE, Seen, add, arrived, drive, site
 
@@ -68,6 +70,17 @@ def test_a_server_that_is_killed_and_comes_back(
     assert arrived(server, model)
     # What was in flight, and a MiB of each part that is under way.
     assert registry.bytes_served(model.digests[0]) <= SIZE + len(at) * 8 * MIB
+
+
+def test_the_server_of_a_store_is_found_by_its_process(server: Server) -> None:
+    (server.store / "blobs").mkdir(parents=True)
+    world = World(str(server.store))
+    assert url_of_store(world, {}) == "http://127.0.0.1:11434"
+    server.start().wait_ready()
+    assert url_of_store(world, {}) == server.url
+    other = World(str(server.store.parent))
+    assert url_of_store(other, {}) == "http://127.0.0.1:11434"
+    assert url_of_store(world, {"OLLAMA_HOST": "127.0.0.1:1"}) == "http://127.0.0.1:1"
 
 
 def test_while_a_server_is_away_no_byte_is_awaited(server: Server, registry: Registry) -> None:

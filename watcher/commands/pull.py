@@ -87,8 +87,8 @@ def queued(context: Context, wanted: Wanted) -> Drive:
 def leashed(context: Context, world: World, ended: Callable[[], bool]) -> Drive:
     """The same for a daemon, until `ended` says that it is gone.
 
-    Nobody is there to name a server: it is the one that has the store. A registry on this machine
-    is asked over http, as everywhere.
+    Nobody is there to name a server: it is the one that has the store, unless the environment says
+    otherwise. A registry on this machine is asked over http, as everywhere.
     """
     found = site.find(site.url_of_store(world, os.environ), world, context.policy)
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from watcher import environment, names, ollama
 from watcher.errors import SettingsError
-from watcher.model import Policy
+from watcher.model import Policy, ServerState
 from watcher.observe import holders
 from watcher.pull.driver import Site
 from watcher.world import World
@@ -29,11 +29,20 @@ def server_url(host: str | None, variables: Mapping[str, str]) -> str:
 
 
 def url_of_store(world: World, environment: Mapping[str, str]) -> str:
-    """The URL of the one server that is seen to have a store; else as `server_url` tells."""
-    seen = holders.see(world, (), network=False, writers_visible=False, ours_only=True)
-    urls = {each.url for each in seen.servers if each.ours and each.version is not None}
-    (url,) = urls if len(urls) == 1 else (None,)
-    return url or server_url(None, environment)
+    """The URL by ``OLLAMA_HOST``, else of the one server that is seen to have a store.
+
+    Where there is none such, or several are, the usual one.
+    """
+    if not environment.get("OLLAMA_HOST"):
+        seen = holders.see(world, (), network=False, writers_visible=False, ours_only=True)
+        urls = [
+            each.url
+            for each in seen.servers
+            if each.ours and each.url and each.state is not ServerState.UNREACHABLE
+        ]
+        if len(urls) == 1:
+            return urls[0]
+    return server_url(None, environment)
 
 
 def find(url: str, world: World | None, policy: Policy) -> Site:
