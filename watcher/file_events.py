@@ -73,9 +73,9 @@ class FileEvents:
         self._observer: BaseObserver | None = None
         self._threads: tuple[threading.Thread, ...] = ()
         self._places: tuple[object, ...] = ()
-        #: Folders that are watched besides, and those of them that are so just now.
+        #: Folders that are watched besides, and what stands for those that are so just now.
         self._others: dict[str, Callable[[], None]] = {}
-        self._watched: set[str] = set()
+        self._watched: dict[str, object] = {}
         #: Why not everything is heard; "" where it is.
         self.blind = ""
 
@@ -109,7 +109,8 @@ class FileEvents:
     def sound(self) -> bool:
         """Whether what is watched is what is there, and all of watchdog's threads are alive."""
         alive = all(thread.is_alive() for thread in self._threads)
-        return alive and self._places == self._look()
+        same = all(_identity(path) == known for path, known in self._watched.items())
+        return alive and same and self._places == self._look()
 
     def close(self) -> None:
         """Hear nothing more."""
@@ -162,8 +163,9 @@ class FileEvents:
     def _watch_others(self) -> None:
         for path, hear in self._others.items():
             if path not in self._watched and os.path.isdir(path):
+                known = _identity(path)
                 self._schedule(path, partial(_call, hear), [FileClosedEvent])
-                self._watched.add(path)
+                self._watched[path] = known
 
     def _schedule(
         self,

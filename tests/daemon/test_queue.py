@@ -142,6 +142,21 @@ def test_without_the_setting_nobody_runs_it_and_both_commands_say_so(
         assert status["queue"] == {"waiting": 1, "paused": False, "run_by": None}
 
 
+def test_what_no_event_told_of_is_found_by_the_next_look(
+    store: Store, registry: Registry, add: Add
+) -> None:
+    """Models that are not there: of what arrives, all is watched anew."""
+    with Daemon(store.path, ON) as daemon:
+        (store.ours / "queue").rename(store.ours / "moved")
+        run(store.path, "queue", "add", f"{registry.url}/library/unheard:1b")
+        os.kill(daemon.pid, signal.SIGHUP)
+        daemon.wait_event("pull_failed", timeout=30)
+        wait_until(lambda: not children(daemon), "its end")
+        daemon.wait_idle()
+        run(store.path, "queue", "add", f"{registry.url}/library/heard:1b")
+        daemon.wait_event("pull_failed", 2, timeout=30)
+
+
 def test_what_can_t_arrive_is_told_and_the_next_one_is_driven(
     store: Store, registry: Registry, add: Add
 ) -> None:
