@@ -22,6 +22,8 @@ Drive = Callable[[str, Why], Driven]
 
 #: How old an answer of `Why` may be, and how long an idle runner sleeps until it looks again.
 _LOOK_SECONDS = 1.0
+#: Who looks whether somebody runs the queue holds its lock for an instant; that is waited for.
+_INSTANT_SECONDS = 0.1
 #: What this process drives: model, and since when. An item that is said to be driven by it and is
 #: not here could not be put back, since the disk was full or failing then.
 _driving: set[tuple[str, float]] = set()
@@ -137,7 +139,8 @@ def seen_to_run(store: int) -> Iterator[bool]:
         try:
             files.ensure_folder(FOLDER, store)
             ours = held.enter_context(files.opened_folder(FOLDER, store))
-            held.enter_context(files.locked(RUNNER, ours, journal.owner()))
+            lock = files.locked(RUNNER, ours, journal.owner(), seconds=_INSTANT_SECONDS)
+            held.enter_context(lock)
         except (OSError, files.BusyError):
             yield False
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -288,3 +289,19 @@ def test_a_process_that_is_hidden_counts_as_alive(monkeypatch: pytest.MonkeyPatc
         os.setuid(NOBODY)
         os._exit(0 if running.alive(Runner(os.getppid(), 1)) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_who_looks_does_not_keep_one_from_being_seen(
+    folder: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.ensure_folder(".ollama-watch", folder)
+    with files.opened_folder(".ollama-watch", folder) as ours:
+        looking = os.open("queue.lock", os.O_RDWR | os.O_CREAT, 0o600, dir_fd=ours)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    with monkeypatch.context() as waiting:
+        waiting.setattr("time.sleep", lambda _: os.close(looking))
+        seen = running.seen_to_run(folder)
+        assert seen.__enter__()
+    with running.seen_to_run(folder) as twice:
+        assert not twice
+    seen.__exit__(None, None, None)
