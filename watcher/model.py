@@ -99,8 +99,7 @@ class Part(NamedTuple):
         return self.offset + self.size
 
 
-@dataclass(frozen=True, slots=True)
-class Sidecar:
+class Sidecar(NamedTuple):
     """One ``-partial-<N>`` file: its part, or why the server can't use it."""
 
     entry: Entry
@@ -119,8 +118,7 @@ class Holder(NamedTuple):
     writes: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Trust:
+class Trust(NamedTuple):
     """What can be believed of a data file, as byte ranges. The rules are in `docs/store.md`."""
 
     claimed: Ranges = ()
@@ -150,6 +148,9 @@ class Ahead(NamedTuple):
         return max(0.0, uptime - self.seen_at)
 
 
+_NO_TRUST = Trust()
+
+
 @dataclass(frozen=True, slots=True)
 class Download:
     """All that was seen of one unfinished download: the entries of a digest but its blob."""
@@ -166,7 +167,7 @@ class Download:
     total_from: str | None = None
     #: Why the sidecars are no sound set; empty when they are.
     faults: tuple[str, ...] = ()
-    trust: Trust = Trust()
+    trust: Trust = _NO_TRUST
     holders: tuple[Holder, ...] = ()
     #: Models that a manifest, or the memory, ties to this digest.
     models: tuple[str, ...] = ()
@@ -235,8 +236,7 @@ class BlobFault(enum.StrEnum):
     NO_FILE = "no_file"
 
 
-@dataclass(frozen=True, slots=True)
-class OddBlob:
+class OddBlob(NamedTuple):
     """A digest that a manifest names and whose blob is not as it should be."""
 
     digest: str
@@ -276,8 +276,7 @@ class ManifestFault(enum.StrEnum):
     BAD_DIGEST = "bad_digest"
 
 
-@dataclass(frozen=True, slots=True)
-class OddManifest:
+class OddManifest(NamedTuple):
     """A file or folder under ``manifests/`` that is not one whole manifest in its place."""
 
     path: str
@@ -307,8 +306,7 @@ class Kept(NamedTuple):
     replaced: bool
 
 
-@dataclass(frozen=True, slots=True)
-class BlobCensus:
+class BlobCensus(NamedTuple):
     """``blobs/`` and ``manifests/``: the healthy are counted, the oddities kept."""
 
     manifests: int = 0
@@ -345,6 +343,9 @@ class BlobCensus:
     empty_folders: tuple[str, ...] = ()
 
 
+_EMPTY_CENSUS = BlobCensus()
+
+
 # ---------------------------------------------------------------- who is at work
 
 
@@ -356,8 +357,7 @@ class Sight(enum.StrEnum):
     PARTIAL = "partial"
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """The sight, who could not be seen, and why."""
 
     sight: Sight
@@ -375,8 +375,7 @@ class ServerState(enum.StrEnum):
     UNREACHABLE = "unreachable"
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(NamedTuple):
     """A running ``ollama serve``."""
 
     pid: int
@@ -397,8 +396,7 @@ class Server:
 # ---------------------------------------------------------------- the place
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """The store's folder and what it stands on."""
 
     path: str
@@ -438,7 +436,7 @@ class Evidence:
     #: Other Ollama processes (clients, runners): ``name (pid)``.
     others: tuple[str, ...] = ()
     downloads: tuple[Download, ...] = ()
-    census: BlobCensus = BlobCensus()
+    census: BlobCensus = _EMPTY_CENSUS
     #: The digests looked at; None means the whole store.
     scope: frozenset[str] | None = None
     #: User id that we act as.
@@ -518,8 +516,7 @@ class Use(NamedTuple):
     sizes: Sizes
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
+class Space(NamedTuple):
     """Every name below a store, and the models that name each digest."""
 
     entries: tuple[Located, ...]
@@ -530,8 +527,7 @@ class Space:
     linked: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """Something worth telling: what, the evidence, what Ollama alone would do, what helps."""
 
     severity: Severity
@@ -547,8 +543,7 @@ class Finding:
     models: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
+class Judged(NamedTuple):
     """A download with its condition."""
 
     download: Download
@@ -569,8 +564,7 @@ class Judged:
         return self.download.digest
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(NamedTuple):
     """What the next start of the server does to the store, were it now."""
 
     #: Names that it deletes, and those that it would delete later, with when; oldest first.
@@ -590,8 +584,7 @@ class Forecast:
         return sum(each.entry.freed for each in self.deletes)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """All judgements on one look."""
 
     judged: tuple[Judged, ...]
@@ -619,8 +612,7 @@ class Verb(enum.StrEnum):
     PURGE = "purge"
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """One thing to do, but only while the disk still has what it `expects`."""
 
     verb: Verb
@@ -662,8 +654,7 @@ class RefusalKind(enum.StrEnum):
     ROOM = "room"
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """What was not done, why, and what would make it possible."""
 
     kind: RefusalKind
@@ -741,8 +732,7 @@ class Result(enum.StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What came of one action."""
 
     action: Action

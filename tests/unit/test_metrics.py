@@ -87,7 +87,7 @@ def test_a_narrow_look_says_all_of_its_scope_and_nothing_of_others() -> None:
     narrow = evidence(
         download(digest=C, ago=200), scope=frozenset({B, C}), sight=Sight.PARTIAL, now=NOW + 60
     )
-    narrow = replace(narrow, place=replace(narrow.place, free_bytes=5))
+    narrow = replace(narrow, place=narrow.place._replace(free_bytes=5))
     after = metrics.looked(known, report(narrow), 9.0)
     assert downloads(after) == {"paused": 2}, "B is gone, C interrupted, A as it was"
     found = numbers(after)

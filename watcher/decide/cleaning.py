@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 from watcher import names
 from watcher.decide import findings, safety
@@ -65,7 +64,7 @@ def _removal(
 ) -> Action | Refusal:
     why = safety.why_not_take(judged, evidence)
     if why is not None:
-        return replace(safety.refusal(why, judged, verb), frees=_freed(expects))
+        return safety.refusal(why, judged, verb)._replace(frees=_freed(expects))
     return Action(
         verb=verb,
         subject=judged.digest,

@@ -144,8 +144,7 @@ def registry_length(memory: Memory, digest: str, now: float) -> int | None:
 
 def _with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> BlobCensus:
     """The census with what is remembered of its blobs."""
-    census = replace(
-        found.census,
+    census = found.census._replace(
         unnamed=tuple(_remembered(entry, memory) for entry in found.census.unnamed),
         unhashed=tuple(
             entry
@@ -175,7 +174,7 @@ def _with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Bl
                 size, models = found.named.size_of(digest), found.named.models_of(digest)
                 asked = registry_length(memory, digest, now)
                 odd.append(OddBlob(digest, BlobFault.CORRUPT, size, entry, models, asked))
-    return replace(census, odd=tuple(odd), unproven=tuple(unproven))
+    return census._replace(odd=tuple(odd), unproven=tuple(unproven))
 
 
 def _pulling(

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from watcher import files, manifests, names
 from watcher.model import (
@@ -82,8 +83,7 @@ class Named:
         return found[0] if found else None
 
 
-@dataclass(slots=True)
-class Scan:
+class Scan(NamedTuple):
     """What one pass has found."""
 
     census: BlobCensus

@@ -158,7 +158,7 @@ def test_odd_manifests_are_told() -> None:
 def test_no_manifest_at_all_beside_blobs_is_an_error() -> None:
     census = BlobCensus(unnamed=(entry(f"sha256-{D}"),))
     assert findings(evidence(census=census))["store_no_manifests"] is Severity.ERROR
-    one = replace(census, manifests=1)
+    one = census._replace(manifests=1)
     assert "store_no_manifests" not in findings(evidence(census=one))
 
 

@@ -42,8 +42,8 @@ def told(
 ) -> tuple[Memory, list[str]]:
     seen = replace(
         seen,
-        census=replace(seen.census, manifests=1),
-        place=replace(seen.place, free_bytes=10**12),
+        census=seen.census._replace(manifests=1),
+        place=seen.place._replace(free_bytes=10**12),
     )
     verdict = judge.judge(seen, POLICY)
     now, happened = learn.learn(memory, seen, verdict, finished or {}, first_look=first)

@@ -114,7 +114,7 @@ def test_no_more_goes_than_the_wanted_room_takes_the_oldest_and_largest_first() 
             ),
         ),
     )
-    seen = replace(seen, place=replace(seen.place, free_bytes=5))
+    seen = replace(seen, place=seen.place._replace(free_bytes=5))
     made = planned(seen)
     assert len(made.actions) == 4
     for wanted, last in ((0, ""), (5, ""), (6, "2"), (45, "2"), (46, "21"), (55, "21")):
@@ -126,7 +126,7 @@ def test_no_more_goes_than_the_wanted_room_takes_the_oldest_and_largest_first() 
 
 def test_a_download_is_as_old_as_its_last_change() -> None:
     one = download(ago=40 * DAY)
-    last = replace(one.sidecars[1], entry=entry(one.sidecars[1].entry.name, ago=OLD))
+    last = one.sidecars[1]._replace(entry=entry(one.sidecars[1].entry.name, ago=OLD))
     one = replace(one, sidecars=(one.sidecars[0], last))
     made = planned(evidence(one, census=orphans(entry(f"sha256-{'a' * 64}", ago=20 * DAY))))
     assert len(made.actions) == 2

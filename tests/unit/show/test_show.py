@@ -95,7 +95,7 @@ def test_what_could_not_be_read_is_null_not_zero() -> None:
 ODD_SIDECAR = download(ago=9 * DAY, data=False, trusted=(), faults=("x",), parts=1)
 ODD_SIDECAR = replace(
     ODD_SIDECAR,
-    sidecars=(replace(ODD_SIDECAR.sidecars[0], entry=entry(f"sha256-{D}-partial-{ODD}")),),
+    sidecars=(ODD_SIDECAR.sidecars[0]._replace(entry=entry(f"sha256-{D}-partial-{ODD}")),),
 )
 
 
