@@ -18,7 +18,7 @@ from watcher.decide import enough
 from watcher.errors import Exit, LockedError, WatchError
 from watcher.model import Consent, Plan, Policy, RefusalKind, Result
 from watcher.observe import targets
-from watcher.show import documents, lines
+from watcher.show import acts, documents, lines
 from watcher.world import World
 
 #: The server's start waits for `prepare` no longer than this.
@@ -115,7 +115,7 @@ def prepare(context: Context) -> Exit:
                 if context.json:
                     context.document(documents.acting("prepare", report))
                 elif not context.quiet and (report.outcomes or report.troubles):
-                    _tell(context, report)
+                    context.tell(acts.outcomes(report))
     except (WatchError, OSError, _TimeIsUp) as error:
         complain(f"ollama-watch: {error}")
     return Exit.HEALTHY
@@ -175,7 +175,7 @@ def act(
         if context.json:
             context.document(documents.acting(name, report))
         elif report.outcomes:
-            _tell(context, report)
+            context.tell(acts.outcomes(report))
         elif not chosen.shown:
             _tell_nothing_done(context, report, name)
         if not report.outcomes:
@@ -255,12 +255,9 @@ class _Choice:
         return self.plan if agreed else cycle.nothing(self.plan)
 
     def _show(self) -> None:
-        from watcher.show import tables
-
-        parts = tables.plan(self.plan)
-        if parts:
-            self._context.show(parts)
-            self.shown = True
+        told = acts.plan(self.plan)
+        self._context.tell(told)
+        self.shown = bool(told)
 
 
 def _meant(worlds: list[World], named: tuple[str, ...]) -> Consent:
@@ -269,17 +266,9 @@ def _meant(worlds: list[World], named: tuple[str, ...]) -> Consent:
     return cycle.everything if found is None else found.of
 
 
-def _tell(context: Context, report: cycle.Report) -> None:
-    from watcher.show import tables
-
-    context.show(tables.outcomes(report))
-
-
 def _tell_nothing_done(context: Context, report: cycle.Report, name: str) -> None:
-    from watcher.show import tables
-
     if report.plan.refusals:
-        context.show(tables.plan(report.plan))
+        context.tell(acts.plan(report.plan))
     elif not context.quiet:
         sys.stdout.write(f"nothing to {name}\n")
 
@@ -290,9 +279,7 @@ def _tell_shortage(report: cycle.Report, wanted: int, *, dry_run: bool) -> Exit:
     left = wanted - report.plan.free - (report.plan.frees if dry_run else freed)
     if left <= 0:
         return Exit.HEALTHY
-    from watcher.show import tables
-
-    complain(tables.render(tables.shortage(report.plan, left), color=False).rstrip())
+    complain(acts.render(acts.shortage(report.plan, left), color=False).rstrip())
     return Exit.FINDINGS
 
 

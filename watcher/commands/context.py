@@ -14,7 +14,7 @@ from typing import Any
 from watcher import config
 from watcher.model import Policy
 from watcher.observe import place
-from watcher.show import documents
+from watcher.show import acts, documents
 from watcher.world import World
 
 _PATIENCE_SECONDS = 1.0
@@ -62,6 +62,11 @@ class Context:
         if parts:
             sys.stdout.write(tables.render(parts, color=self.colored()))
             sys.stdout.flush()
+
+    def tell(self, told: Iterable[acts.Line]) -> None:
+        """Print lines of text to stdout."""
+        sys.stdout.write(acts.render(told, color=self.colored()))
+        sys.stdout.flush()
 
     def document(self, document: dict[str, Any]) -> None:
         """Print a JSON document as one line."""

@@ -17,20 +17,14 @@ from watcher.cycle import Report
 from watcher.decide import findings
 from watcher.events import instant
 from watcher.model import (
-    HOUR,
-    Action,
     Condition,
     Evidence,
     Finding,
     Forecast,
     Judged,
     Outcome,
-    Plan,
-    Refusal,
-    Result,
     Severity,
     Sight,
-    Verb,
     Verdict,
 )
 from watcher.show import pieces
@@ -318,106 +312,7 @@ def _finding(finding: Finding) -> Table:
     return table
 
 
-# ---------------------------------------------------------------- plans and outcomes
-
-_DOES = {
-    Verb.REMOVE_DOWNLOAD: "remove the download of",
-    Verb.REMOVE_SURPLUS: "remove left-over sidecars of",
-    Verb.REMOVE_ORPHAN: "remove the orphan",
-    Verb.REMOVE_TEMPORARY: "remove the left-over",
-    Verb.WRITE_SIDECARS: "repair the download of",
-    Verb.HASH: "hash",
-    Verb.RESTORE: "restore from quarantine",
-    Verb.PURGE: "remove from quarantine",
-    Verb.ASK_REGISTRY: "ask the registry for",
-    Verb.QUARANTINE_BLOB: "move to quarantine the blob of",
-    Verb.REFRESH: "keep from the server's clean-up:",
-}
-
-
-def subject(item: Action | Refusal) -> str:
-    """What an action is about, as people know it."""
-    if item.verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.RESTORE, Verb.PURGE):
-        blob = names.parse_blob(item.subject).role is names.Role.BLOB
-        return item.subject[:19] if blob else names.printable(item.subject)
-    return names.known_as(item.models, item.subject.removeprefix("sha256-"))
-
-
-def plan(planned: Plan) -> list[object]:
-    """What would be done, and what is refused."""
-    shown: list[object] = []
-    if planned.actions:
-        shown.append(Text(f"To do{_gains(planned.frees, planned.saves)}:", style="bold"))
-    for action in planned.actions[:_SHOWN_ALIKE]:
-        what = f"{_DOES[action.verb]} {subject(action)}{_gains(action.frees, action.saves)}"
-        shown.append(Padding(Text(what), (0, 0, 0, 2)))
-        shown.append(Padding(Text(action.because, style="dim"), (0, 0, 0, 4)))
-    if len(planned.actions) > _SHOWN_ALIKE:
-        shown.append(Text(f"  and {len(planned.actions) - _SHOWN_ALIKE:,} more"))
-    shown.extend(_notes(planned.refusals))
-    return shown
-
-
-def shortage(planned: Plan, left: int) -> list[object]:
-    """What more it would take to have `left` bytes more."""
-    shown: list[object] = [Text(f"{decimal(left)} more would have to be freed:")]
-    for spared in planned.spared[:_SHOWN_ALIKE]:
-        who = names.known_as(spared.models, spared.digest)
-        shown.append(
-            Text(
-                f"  {decimal(spared.frees)}: {who}, not stale yet "
-                f"(--stale-after {max(1, int(spared.age // HOUR))}h)"
-            )
-        )
-    if len(planned.spared) > _SHOWN_ALIKE:
-        more = planned.spared[_SHOWN_ALIKE:]
-        shown.append(Text(f"  {decimal(sum(each.frees for each in more))}: {len(more)} more"))
-    shown.extend(
-        Text(f"  {decimal(refusal.frees)}: {subject(refusal)}, refused as above")
-        for refusal in planned.refusals[:_SHOWN_ALIKE]
-        if refusal.frees
-    )
-    shown.append(Text("  the rest is models: ollama list, ollama rm"))
-    return shown
-
-
-def _gains(frees: int, saves: int) -> str:
-    """What is won by it, in words."""
-    gains = [f"frees {decimal(frees)}"] if frees else []
-    if saves:
-        gains.append(f"saves a download of {decimal(saves)}")
-    return f" ({', '.join(gains)})" if gains else ""
-
-
-def _notes(refusals: Iterable[Refusal]) -> list[object]:
-    shown: list[object] = []
-    for refusal in refusals:
-        shown.append(Text(f"Refused: {_DOES[refusal.verb]} {subject(refusal)}", style="yellow"))
-        shown.append(Padding(Text(refusal.why), (0, 0, 0, 2)))
-        shown.append(Padding(Text(f"-> {refusal.remedy}"), (0, 0, 0, 2)))
-    return shown
-
-
-def outcomes(report: Report) -> list[object]:
-    """What was done, and what was not."""
-    shown: list[object] = []
-    done = [outcome for outcome in report.outcomes if outcome.result is Result.DONE]
-    shown.extend(Text(outcome.message) for outcome in done[:_SHOWN_ALIKE])
-    if len(done) > _SHOWN_ALIKE:
-        shown.append(Text(f"and {len(done) - _SHOWN_ALIKE:,} more"))
-    if done:
-        freed = sum(outcome.freed for outcome in done)
-        saved = sum(outcome.action.saves for outcome in done)
-        if freed:
-            shown.append(Text(f"freed {decimal(freed)}", style="bold"))
-        if saved:
-            shown.append(Text(f"saved a download of {decimal(saved)}", style="bold"))
-    shown.extend(
-        _undone(outcome) for outcome in report.outcomes if outcome.result is not Result.DONE
-    )
-    shown.extend(_notes(report.plan.refusals))
-    shown.extend(Text(trouble, style="yellow") for trouble in report.troubles)
-    return shown
+# ---------------------------------------------------------------- quarantine, and what was hashed
 
 
 def quarantine(report: Report) -> list[object]:
@@ -439,8 +334,3 @@ def verified(report: Report, wrong: list[Finding], failed: list[Outcome]) -> lis
     shown.extend(Text(f"Failed: {each.message}", style="red") for each in failed)
     shown.append(Text(verified_line(report, len(wrong)).rstrip()))
     return shown
-
-
-def _undone(outcome: Outcome) -> Text:
-    word = "Refused" if outcome.result is Result.REFUSED else "Failed"
-    return Text(f"{word}: {subject(outcome.action)}: {outcome.message}", style="yellow")

@@ -22,7 +22,7 @@ from watcher.model import (
     Policy,
     Trust,
 )
-from watcher.show import documents, pieces, tables
+from watcher.show import acts, documents, pieces, tables
 
 ODD = os.fsdecode(b"\xff\n\x1b[31m")
 
@@ -58,7 +58,7 @@ FULL = evidence(
 
 def test_no_line_is_wider_than_80_columns() -> None:
     lines = [*text(FULL).splitlines()]
-    lines += tables.render(tables.plan(report(FULL).plan), color=False).splitlines()
+    lines += acts.render(acts.plan(report(FULL).plan), color=False).splitlines()
     assert max(map(len, lines)) <= 80
 
 
@@ -70,6 +70,9 @@ def test_colours_only_where_asked_for() -> None:
     shown = tables.audit(report(FULL), verbose=True)
     assert "\x1b" not in tables.render(shown, color=False)
     assert "\x1b" in tables.render(shown, color=True)
+    planned = acts.plan(report(FULL).plan)
+    assert "\x1b" not in acts.render(planned, color=False)
+    assert "\x1b" in acts.render(planned, color=True)
 
 
 def test_of_findings_alike_only_some_are_shown_and_the_rest_is_counted() -> None:
