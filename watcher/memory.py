@@ -9,6 +9,7 @@ import errno
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import orjson
@@ -158,7 +159,7 @@ def load(store: int) -> Memory:
             return Memory(lost=f"{FOLDER}/{NAME} is no file")
         return Memory(unreadable=f"{FOLDER}/{NAME} can't be read: {error.strerror}")
     try:
-        return _decode(orjson.loads(raw))
+        return _decode(raw)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return Memory(lost=f"{FOLDER}/{NAME} is damaged: {type(error).__name__}: {error}")
 
@@ -227,7 +228,10 @@ def _part(numbers: Iterable[object]) -> Part:
     return part
 
 
-def _decode(document: object) -> Memory:
+@lru_cache(maxsize=1)
+def _decode(raw: bytes) -> Memory:
+    """Made sense of once for who reads the same text again: a cycle does, under the lock."""
+    document = orjson.loads(raw)
     if not isinstance(document, dict) or document["schema"] != SCHEMA:
         raise ValueError("an unknown schema")
     records = {

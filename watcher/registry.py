@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ class Cached(NamedTuple):
     raw: str
     etag: str
     at: float
+    #: What it names, as `sizes` tells.
+    sizes: Mapping[str, int]
 
 
 class Answer(NamedTuple):
@@ -63,7 +66,7 @@ def known_layers(store: int) -> dict[str, KnownLayer]:
     found: dict[str, KnownLayer] = {}
     for key, each in cached(store).items():
         shown = names.to_model(key).shown
-        for digest, size in sizes(each.raw.encode()).items():
+        for digest, size in each.sizes.items():
             before = found.get(digest)
             models = (shown,) if before is None else (*before.models, shown)
             agreed = size if before is None or before.size == size else 0
@@ -107,7 +110,7 @@ def manifest(
 
 def keep(store: int, model: ModelName, raw: bytes, etag: str, now: float) -> None:
     """Keep a model's manifest, where that can be done; the ones asked for last stay."""
-    got = Cached(raw.decode("utf-8", "replace"), etag, now)
+    got = _read(raw.decode("utf-8", "replace"), etag, now)
 
     def changed(before: Mapping[str, Cached]) -> Mapping[str, Cached]:
         known = before.get(model.key)
@@ -135,20 +138,23 @@ def sizes(raw: bytes) -> dict[str, int]:
     return {digest: size for digest, (size, _) in manifests.parse(raw).named.items()}
 
 
+def _read(text: str, etag: str, at: float) -> Cached:
+    return Cached(text, etag, at, sizes(text.encode()))
+
+
 def _encode(found: Mapping[str, Cached]) -> bytes:
-    document = {"schema": SCHEMA, "models": {key: list(each) for key, each in found.items()}}
+    document = {"schema": SCHEMA, "models": {key: each[:3] for key, each in found.items()}}
     return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
 
 
+@lru_cache(maxsize=1)
 def _decode(raw: bytes) -> Mapping[str, Cached]:
+    """Made sense of once for all looks that read the same text."""
     try:
-        found = {
-            names.to_model(key).key: Cached(str(text), str(etag), float(at))
+        return {
+            names.to_model(key).key: _read(str(text), str(etag), float(at))
             for key, (text, etag, at) in kept.document(raw, SCHEMA)["models"].items()
         }
-        for each in found.values():
-            sizes(each.raw.encode())
-        return found
     except (ValueError, TypeError, KeyError, AttributeError, WatchError) as error:
         raise kept.DamagedError(f"{type(error).__name__}: {error}") from None
 
