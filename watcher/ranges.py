@@ -33,15 +33,15 @@ def union(first: Ranges, second: Ranges) -> Ranges:
 
 
 def intersection(first: Ranges, second: Ranges) -> Ranges:
-    """What lies in both. Linear in the number of ranges."""
+    """What lies in both, cut where neighbours in one of them touch. Linear in their number."""
     common: list[tuple[int, int]] = []
     i = j = 0
     while i < len(first) and j < len(second):
-        start = max(first[i][0], second[j][0])
-        end = min(first[i][1], second[j][1])
-        if start < end:
-            common.append((start, end))
-        if first[i][1] < second[j][1]:
+        start, end = first[i]
+        low, high = second[j]
+        if start < high and low < end:
+            common.append((max(low, start), min(high, end)))
+        if end < high:
             i += 1
         else:
             j += 1

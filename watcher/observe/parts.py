@@ -26,6 +26,8 @@ _NOTHING = 64 * 1024
 MOST_SEGMENTS = 100_000
 
 _CHUNK = MIB
+#: So many zeros are stripped as fast as they are told otherwise.
+_FEW = 64
 
 
 def segments(fd: int, size: int) -> Ranges:
@@ -49,10 +51,21 @@ def without_trailing_zeros(fd: int, start: int, end: int, enough: int = ZEROS_EN
     while end > stop:
         low = max(stop, end - chunk)
         read = os.pread(fd, end - low, low)
-        if read != bytes(len(read)):  # nothing but zeros is told sixteen times as fast as stripped
-            return low + len(read.rstrip(b"\0"))
+        if read != bytes(len(read)):
+            return low + _last_written(read)
         end, chunk = low, _CHUNK
     return end
+
+
+def _last_written(read: bytes) -> int:
+    """Where the last non-zero byte of `read` ends."""
+    end = run = len(read)
+    # Many zeros at once are told far sooner than stripped one by one.
+    while run > _FEW and not read[end - 1]:
+        run //= 2
+        if read.endswith(bytes(run), 0, end):
+            end -= run
+    return len(read[:end].rstrip(b"\0"))
 
 
 def without_leading_zeros(fd: int, start: int, end: int, enough: int = ZEROS_ENOUGH) -> int:
@@ -152,11 +165,10 @@ def _present(
     where something else was written before, by parts that are no more.
     """
     kept = list(_claimed(fd, held, sidecars.claims(parts)))
-    for part in parts:
-        for low, high in ranges.within(held, part.starts_at, part.end):
-            inside = edges[bisect_right(edges, low) : bisect_left(edges, high)]
-            for start, end in pairwise((low, *inside, high)):
-                kept.append((start, without_trailing_zeros(fd, start, end, enough)))
+    for low, high in ranges.intersection(held, _unclaimed(parts)):
+        inside = edges[bisect_right(edges, low) : bisect_left(edges, high)]
+        for start, end in pairwise((low, *inside, high)):
+            kept.append((start, without_trailing_zeros(fd, start, end, enough)))
     return ranges.normal(kept)
 
 
@@ -188,9 +200,14 @@ def _claimed(fd: int, held: Ranges, claimed: Ranges) -> Iterator[tuple[int, int]
 
 def _beyond(present: Ranges, parts: Sequence[Part]) -> Ranges:
     """What parts have written behind their claims: the run that begins where the claim ends."""
-    found: list[tuple[int, int]] = []
-    for part in parts:
-        run = ranges.within(present, part.starts_at, part.end)
-        if run and run[0][0] == part.starts_at:
-            found.append((part.starts_at + DOUBTED_HEAD, run[0][1]))
-    return ranges.normal(found)
+    begins = {part.starts_at for part in parts}
+    return ranges.normal(
+        (start + DOUBTED_HEAD, end)
+        for start, end in ranges.intersection(present, _unclaimed(parts))
+        if start in begins
+    )
+
+
+def _unclaimed(parts: Sequence[Part]) -> Ranges:
+    """What the parts don't claim, each on its own: parts that touch are not joined."""
+    return tuple((part.starts_at, part.end) for part in parts if part.completed < part.size)
