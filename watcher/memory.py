@@ -142,7 +142,7 @@ def bound_to(found: Entry) -> int:
     Of a blob the one that nobody can set; of partial data its own modification time, since a
     repair sets times.
     """
-    if names.parse_blob(found.name).role is names.Role.BLOB and found.own_mtime_ns is None:
+    if found.own_mtime_ns is None and names.is_blob(found.name):
         return found.ctime_ns
     return found.mtime_ns if found.own_mtime_ns is None else found.own_mtime_ns
 

@@ -127,7 +127,7 @@ def _unprotected(evidence: Evidence) -> Iterator[Located]:
         if entry.kind is not Kind.FOLDER:
             yield Located(f"blobs/{entry.name}", entry if twin is None else twin.entry)
     for old in _top(evidence):
-        is_blob = names.parse_blob(names.new_spelling(old.entry.name)).role is names.Role.BLOB
+        is_blob = names.is_blob(names.new_spelling(old.entry.name))
         # Not renamed, a blob is looked for under its new spelling only, so the old one stays.
         if old.path not in census.old_protected and (_renames(evidence) or not is_blob):
             yield old

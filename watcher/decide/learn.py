@@ -520,7 +520,7 @@ def hashed(outcome: Outcome, at: float) -> Event | None:
     entry = outcome.action.expects[0] if outcome.action.expects else None
     if entry is None or outcome.sha256 in (None, outcome.action.subject.lower()):
         return None
-    if names.parse_blob(entry.name).role is not names.Role.BLOB:
+    if not names.is_blob(entry.name):
         return None
     details = {"digest": f"sha256:{outcome.action.subject}", "hashed": f"sha256:{outcome.sha256}"}
     return Event(at, "blob_corrupt", f"{entry.name[:19]}: {outcome.message}", details=details)

@@ -166,7 +166,7 @@ def _with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Bl
         for name in sorted(suspects | wanted):
             entry, digest = scan.look(name, blobs), names.parse_blob(name).digest
             entry = entry and _remembered(entry, memory)
-            if entry is None or names.parse_blob(name).role is not names.Role.BLOB:
+            if entry is None or not names.is_blob(name):
                 continue
             if entry.sha256 is None:
                 unproven.append(entry)

@@ -128,7 +128,7 @@ def _refused(refusals: Iterable[Refusal]) -> Iterator[Line]:
 def _subject(item: Action | Refusal) -> str:
     """What an action is about, as people know it."""
     if item.verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.RESTORE, Verb.PURGE):
-        blob = names.parse_blob(item.subject).role is names.Role.BLOB
+        blob = names.is_blob(item.subject)
         return item.subject[:19] if blob else names.printable(item.subject)
     return names.known_as(item.models, item.subject.removeprefix("sha256-"))
 
