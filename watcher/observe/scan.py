@@ -324,25 +324,25 @@ def scan_digests(store: int, digests: Iterable[str]) -> Scan:
     downloads: dict[str, Pieces] = {}
     with _folder("blobs", store, "blobs", named.unlisted, follow=True) as fd:
         if fd is not None:
-            for name in (name for digest in digests for name in _likely_names(digest, fd)):
-                found = look(name, fd)
-                if found is not None:
-                    _add_piece(downloads, names.parse_blob(name), found)
+            for found in (found for digest in digests for found in _likely(digest, fd)):
+                _add_piece(downloads, names.parse_blob(found.name), found)
             _add_finished(fd, downloads)
     return Scan(BlobCensus(), downloads, named)
 
 
-def _likely_names(digest: str, blobs: int) -> Iterator[str]:
-    """The names that a download's entries have, up to the last sidecar that is there."""
-    yield names.data(digest)
-    yield names.transfer(digest)
+def _likely(digest: str, blobs: int) -> Iterator[Entry]:
+    """A download's entries by the names that they have, up to the last sidecar that is there."""
+    for name in (names.data(digest), names.transfer(digest)):
+        found = look(name, blobs)
+        if found is not None:
+            yield found
     number = last = -1
     while number - last < _SIDECARS_APART:
         number += 1
-        name = names.sidecar(digest, number)
-        if look(name, blobs) is not None:
+        found = look(names.sidecar(digest, number), blobs)
+        if found is not None:
             last = number
-            yield name
+            yield found
 
 
 class _Counting:
