@@ -111,10 +111,10 @@ _statx = getattr(ctypes.CDLL(None), "statx", None)
 # ---------------------------------------------------------------- making
 
 
-def ensure_folder(name: str, parent: int) -> None:
+def ensure_folder(name: str, parent: int, *, durable: bool = True) -> None:
     """Make a folder of ours where there is none, with the owner and mode that it needs.
 
-    One that a kill left half made is put right, too.
+    One that a kill left half made is put right, too. Not `durable`: who calls syncs the parent.
     """
     made = True
     try:
@@ -129,7 +129,8 @@ def ensure_folder(name: str, parent: int) -> None:
             return
         os.fchmod(fd, FOLDER_MODE)
         _own(fd, parent)
-    sync(parent)
+    if durable:
+        sync(parent)
 
 
 def create(

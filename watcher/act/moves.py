@@ -311,8 +311,9 @@ def _prepare(work: _Work, change: Change) -> None:
 @contextlib.contextmanager
 def _opened(ours: int, intents: int, name: str, blobs: int) -> Iterator[_Work]:
     with files.opened_folder(name, intents) as here:
-        files.ensure_folder(_NEW, here)
-        files.ensure_folder(_OUT, here)
+        # On the disk with the intent beside them; before that there is nothing to finish or undo.
+        files.ensure_folder(_NEW, here, durable=False)
+        files.ensure_folder(_OUT, here, durable=False)
         with files.opened_folder(_NEW, here) as new, files.opened_folder(_OUT, here) as out:
             yield _Work(ours, intents, name, here, new, out, blobs)
 
