@@ -15,7 +15,7 @@ READ_LIMIT = 16 * 1024 * 1024
 _USUAL_KEYS = frozenset({"schemaVersion", "mediaType", "config", "layers"})
 _USUAL_REFERENCE = frozenset({"mediaType", "digest", "size"})
 _KNOWN_REFERENCE = _USUAL_REFERENCE | {"name", "from"}
-_SPELLED = names.SPELLED_DIGEST.fullmatch
+_USUAL_DIGEST = re.compile("sha256:[0-9a-fA-F]{64}").fullmatch
 _TOO_MANY = 1 << 63
 
 
@@ -96,10 +96,9 @@ def _usual(raw: bytes) -> Manifest | None:
         digest, size = each["digest"], each["size"]
         if type(digest) is not str or type(size) is not int or type(each["mediaType"]) is not str:
             return None
-        spelled = _SPELLED(digest)
-        if spelled is None or not 0 <= size < _TOO_MANY:
+        if _USUAL_DIGEST(digest) is None or not 0 <= size < _TOO_MANY:
             return None
-        _name(found, spelled, size)
+        found[digest[7:]] = size, True
     if not gojson.is_int64(value["schemaVersion"]) or type(value["mediaType"]) is not str:
         return None
     return Manifest(found, ())
