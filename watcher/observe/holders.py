@@ -208,7 +208,8 @@ def _holders(
             continue
         except OSError:
             continue  # gone meanwhile
-        for number in descriptors:
+        # Where nothing is looked for, one tells for all of a process whether they can be read.
+        for number in descriptors if entries else descriptors[:1]:
             try:
                 name = _held(world, process.pid, number, by_identity, by_name)
             except PermissionError:
