@@ -18,6 +18,7 @@ from tests.driving import (
     holding,
     ollama_process,
     once,
+    run,
     world,
 )
 from watcher import cycle, files
@@ -147,6 +148,21 @@ def test_what_has_come_in_the_way_since_the_plan_was_agreed_to_is_told(store: St
     assert refused.kind is RefusalKind.HELD
     assert f"has {path.name} open" in refused.why
     assert path.exists()
+
+
+def test_what_somebody_else_has_done_since_the_plan_was_agreed_to_is_told_once(
+    store: Store,
+) -> None:
+    path = store.partial(store.download("stale"))
+
+    def consent(planned: Plan) -> Plan:
+        assert run(store.path, "clean", "--yes").returncode == 0
+        return planned
+
+    assert refusal(cycle.cycle(world(store), POLICY, consent=consent)).kind is RefusalKind.CHANGED
+    assert not path.exists()
+    told = store.event_types()
+    assert (told.count("partial_cleaned"), told.count("refused")) == (1, 0)
 
 
 @pytest.mark.parametrize("mode", ["rb", "r+b"])

@@ -68,11 +68,13 @@ def apply(
         fresh = {_essence(action): action for action in planned.actions}
         # The fresh one is done: it knows whether the guard has to wait for a server.
         still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
-        ended = [_no_longer(action, planned) for action in batch if _essence(action) not in fresh]
+        undone = [_no_longer(action, planned) for action in batch if _essence(action) not in fresh]
         tell(*(learn.begun(action, world.clock()) for action in still))
-        ended.extend(_do(world, store, still, seen, look))
-        tell(*(learn.ended(outcome, world.clock()) for outcome in ended))
-        outcomes.extend(ended)
+        ended = _do(world, store, still, seen, look)
+        # What somebody else has done meanwhile was not begun here, and is told by who has done it.
+        worth_telling = (each for each in undone if not _is_overtaken(each))
+        tell(*(learn.ended(outcome, world.clock()) for outcome in (*worth_telling, *ended)))
+        outcomes.extend((*undone, *ended))
     return tuple(outcomes)
 
 
@@ -236,6 +238,10 @@ def _no_longer(action: Action, planned: Plan) -> Outcome:
             return Outcome(action, Result.REFUSED, refusal.why, refusal=refusal)
     error = ChangedError("the store has changed since the plan was made", "plan again")
     return _refused(action, error)
+
+
+def _is_overtaken(outcome: Outcome) -> bool:
+    return outcome.refusal is not None and outcome.refusal.kind is RefusalKind.CHANGED
 
 
 def _refused(action: Action, error: ChangedError) -> Outcome:
