@@ -34,6 +34,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 IS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 NOBODY = 65534
+
+
+def _alone() -> tuple[str, ...]:
+    """Before a command: it sees no process of others, the servers of other tests among them.
+
+    Nothing where that takes rights that are not there.
+    """
+    words = ("unshare", "--pid", "--fork", "--mount-proc")
+    if shutil.which(words[0]) is None:
+        return ()
+    return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else ()
+
+
+ALONE = _alone()
 #: Everything at length: each call, each number, which takes an hour. Otherwise a part of it.
 AT_LENGTH = "TEST_AT_LENGTH" in os.environ
 at_length = pytest.mark.skipif(not AT_LENGTH, reason="TEST_AT_LENGTH is not set")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import at_length
+from tests.conftest import ALONE, at_length
 from tests.driving import Store, command, environment
 
 from .acts import ACTS, QUARANTINED, Layer
@@ -55,7 +55,7 @@ def _store(path: Path) -> Store:
 def _traced(store: Store, words: Sequence[str], *options: str) -> subprocess.CompletedProcess[str]:
     """A command of ours under strace."""
     return subprocess.run(
-        ["strace", "-y", *options, *command(store.path, "--json", *words)],
+        [*ALONE, "strace", "-y", *options, *command(store.path, "--json", *words)],
         # Byte code that only the first run writes would shift the count of the later ones.
         env=environment(store.path, {"PYTHONDONTWRITEBYTECODE": "1"}),
         stdin=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import needs_root
+from tests.conftest import ALONE, needs_root
 from tests.driving import Daemon, Store, age, is_right, private_proc, run
 from tests.fidelity.harness import (
     Server,
@@ -244,8 +244,7 @@ def test_another_ordinary_user_is_refused(
     before = store.tree()
     words = ["-m", "watcher", "--store", str(store.path), "--json", "repair", "--yes"]
     # Of servers of others on this machine this user could not tell what store they have.
-    alone = ["unshare", "--pid", "--fork", "--mount-proc", *as_nobody(words)]
-    done = subprocess.run(alone, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*ALONE, *as_nobody(words)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 3, done.stdout + done.stderr
     refused = json.loads(done.stdout)["plan"]["refusals"]
     assert {each["kind"] for each in refused} == {"owner"}
