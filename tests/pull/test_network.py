@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tests.conftest import at_length
 from tests.fidelity.harness import Server
 from watcher.demo.registry import Fault, Model, Registry
+from watcher.pull.bar import Bar
 from watcher.pull.causes import Cause
 from watcher.pull.driver import Options, Update
 
@@ -34,6 +37,29 @@ def test_resets_every_so_often(server: Server, registry: Registry, after: int) -
     # Each cure costs a MiB of each part that is under way.
     cures = sum("were lost" in note for note in seen.notes)
     assert registry.bytes_served(model.digests[0]) <= SIZE + (1 + cures) * 4 * MIB
+
+
+def test_losses_that_the_stream_never_shows(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a fast network an attempt comes and is thrown away between two lines."""
+    monkeypatch.setattr(Bar, "note", _without_losses(Bar.note))
+    model = add(registry, server, 50 * MB)
+    registry.add_fault(Fault("reset", after=20 * MB))
+    server.start().wait_ready()
+    seen = drive(site(server), model)
+    assert seen.end.cause is None, told(seen)
+    assert arrived(server, model)
+    # The server alone fetches the first 20 MB six times before it tells of anything.
+    assert registry.bytes_served(model.digests[0]) <= 100 * MB
+
+
+def _without_losses(note: Callable[[Bar, str, int, int], int]) -> Callable[..., int]:
+    def noted(bar: Bar, digest: str, total: int, completed: int) -> int:
+        note(bar, digest, total, completed)
+        return 0
+
+    return noted
 
 
 def test_a_stall_is_ended(server: Server, registry: Registry) -> None:

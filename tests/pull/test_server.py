@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import at_length
 from tests.fidelity.harness import Server, collapsed, wait_until
 from watcher.demo.registry import Fault, Layer, Registry, Step
-from watcher.pull import driver
+from watcher.pull import driver, heard
 from watcher.pull.causes import Cause
 from watcher.pull.driver import Options, Pull, Site, Update
 from watcher.pull.sharing import Sharing
@@ -267,8 +267,65 @@ def test_what_another_client_prepares_is_not_left_before_it_moves(
     thread.join(90)
     assert not thread.is_alive()
     assert pull.end.cause is Cause.INTERRUPTED
+    assert sum("ends as soon as that is safe" in note for note in seen.notes) == 1
     assert collapsed(other.result())[-1] == "success"
     assert server.request("GET", "/")[0] == 200
+
+
+def test_who_waits_for_what_nobody_prepares_any_more_does_not_end_the_server(
+    server: Server, registry: Registry
+) -> None:
+    """Nobody else is connected then; the real server would panic all the same."""
+    model = add(registry, server)
+    server.start().wait_ready()
+    registry.add_fault(Fault("hang", on="head"))
+    other = server.start_pull(model.name)
+    wait_until(lambda: registry.stats()["requests"].get("head", 0) > 0, "the other's question")
+    waits = threading.Event()
+    seen = Seen()
+    pull = Pull(site(server), model.name, OPTIONS, waits.is_set)
+
+    def follow() -> None:
+        for update in pull.updates():
+            seen.add(update)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    wait_until(lambda: seen.states[-1:] == [State.DOWNLOADING], "our stream")
+    other.close()
+    waits.set()
+    told = len(seen.updates)
+    wait_until(lambda: len(seen.updates) > told + 30, "what our stream goes on to tell")
+    assert thread.is_alive()
+    assert server.request("GET", "/")[0] == 200
+    server.kill()
+    thread.join(90)
+    assert not thread.is_alive()
+    assert pull.end.cause is Cause.INTERRUPTED, pull.end
+
+
+def test_cancelled_beside_another_client_it_does_not_wait_for_that_one(
+    server: Server, registry: Registry
+) -> None:
+    model = add(registry, server)
+    registry.throttle(RATE // 4)
+    server.start().wait_ready()
+    other = server.start_pull(model.name)
+    wait_until(lambda: other.completed > 5 * MB, "bytes of the other's")
+    joined: list[Update] = []
+    seen = drive(
+        site(server),
+        model,
+        cancelled=lambda: len(joined) > 10,
+        on_update=lambda update: (
+            joined.append(update) if update.record.state is State.DOWNLOADING else None
+        ),
+    )
+    assert seen.end.cause is Cause.INTERRUPTED
+    assert seen.notes[-1] == "another client goes on with it"
+    assert not other.ended
+    registry.throttle(None)
+    assert collapsed(other.result())[-1] == "success"
 
 
 def test_two_pulls_beside_each_other_fetch_a_shared_layer_once(
@@ -319,6 +376,33 @@ def test_a_far_server_that_is_killed(server: Server, registry: Registry) -> None
     seen = drive(Site(server.url, POLICY, None, "it is far away"), model, on_update=killer)
     killer.join()
     assert seen.end.cause is None, (seen.notes, seen.end)
+    assert arrived(server, model)
+
+
+def test_a_stall_far_away_is_ended(server: Server, registry: Registry) -> None:
+    model = add(registry, server)
+    registry.throttle(RATE)
+    registry.add_fault(Fault("stall", after=30 * MB, times=2))
+    server.start().wait_ready()
+    far = Site(server.url, POLICY, None, "it is far away")
+    seen = drive(far, model, Options(insecure=True, stall_seconds=2))
+    assert seen.end.cause is None, (seen.notes, seen.end)
+    assert any(note.startswith("nothing came for") for note in seen.notes)
+    assert arrived(server, model)
+
+
+def test_a_layer_far_away_of_which_no_byte_comes_is_asked_for_again(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its length is known for so long that nobody can be preparing it any more."""
+    monkeypatch.setattr(heard, "PREPARED_SECONDS", 1.0)
+    model = add(registry, server)
+    registry.add_fault(Fault("stall", times=2))
+    server.start().wait_ready()
+    far = Site(server.url, POLICY, None, "it is far away")
+    seen = drive(far, model, Options(insecure=True, stall_seconds=1))
+    assert seen.end.cause is None, (seen.notes, seen.end)
+    assert any(note.startswith("nothing came for") for note in seen.notes)
     assert arrived(server, model)
 
 

@@ -27,6 +27,7 @@ from watcher.model import Condition, Plan, Policy, RefusalKind, Result, Verb
 from watcher.observe import holders, scan
 from watcher.pull.bar import Bar
 from watcher.pull.causes import Cause, of_error
+from watcher.pull.heard import Heard
 from watcher.pull.sharing import Sharing
 from watcher.pull.speed import STALL_SECONDS, Meter
 from watcher.pull.stream import PullStream, ServerGoneError
@@ -36,8 +37,8 @@ from watcher.world import World
 
 #: No line at all for so long while the manifest is asked for: the server waits without any limit.
 _SILENT_SECONDS = 120.0
-#: Who waits for what another pull prepares hears of it many times a second. Who hears nothing for
-#: so long waits for the registry, and may give up.
+#: Who waits for what another pull prepares hears of it many times a second. Who hears nothing of a
+#: server far away for so long waits for the registry, and may give up.
 _UNHEARD_SECONDS = 30.0
 #: How long a server that is gone is waited for, where nobody said to wait for ever.
 SERVER_SECONDS = 300.0
@@ -47,9 +48,14 @@ _TRIES = 8
 _MISMATCHES = 3
 #: A part that waits for its retry keeps the file open so long after its request was closed.
 _RELEASE_SECONDS = 45.0
+#: What a request of ours had under way has reached the disk so long after it was closed: whatever
+#: is written later, another client pulls.
+_AFTERMATH_SECONDS = 1.0
 #: A cure takes three seconds and more: after some that brought little the next one waits so long.
 _CURE_PAUSES = (0.0, 5.0, 15.0, 60.0)
 _WORTH_A_CURE = 1 << 20
+#: Less than this on the disk beyond what the server counts may be a file system's roundings.
+_UNHEARD_LOSS = 8 << 20
 _TICK_SECONDS = 0.2
 #: What changes besides the state is kept this often.
 _KEEP_SECONDS = 1.0
@@ -57,6 +63,14 @@ _LONGEST_PAUSE = 60.0
 #: What is in the way of mending for some moments only.
 _PASSING = frozenset({RefusalKind.SERVER_STARTS, RefusalKind.HELD, RefusalKind.CHANGED})
 _PROOFS = cycle.QUESTIONS | {Verb.QUARANTINE_BLOB}
+_WAITS_UNTIL_SAFE = (
+    "ends as soon as that is safe: to close the request while a layer is being prepared could end "
+    "the server; a second ctrl-C ends at once"
+)
+_WAITS_FOR_FILES = (
+    "ends when the server has closed its files, so that what has come can be kept; "
+    "a second ctrl-C ends at once"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +146,8 @@ class Pull:
     _idle_cures: int = 0
     _cured_at: float = 0.0
     _cured_bytes: int = 0
+    #: Bytes of each layer on the disk that its sidecars did not claim when we looked last.
+    _uncounted: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises TargetError for what is no model's name."""
@@ -240,42 +256,39 @@ class Pull:
 
     def _follow(self, stream: PullStream) -> Generator[Update, None, End]:
         """Read the stream to its end, or until our request has to be closed. Returns the `End`."""
-        layer, completed, moved, lost = "", 0, False, 0
-        changed_at = heard_at = time.monotonic()
+        heard = Heard(time.monotonic(), self._uncounted)
         while True:
             now = time.monotonic()
-            ends = self._wanted_end(now - changed_at)
-            if ends and (moved or now - heard_at >= _UNHEARD_SECONDS or self._may_close()):
+            ends = self._wanted_end(now - heard.changed_at)
+            if ends and self._may_close(heard, now):
                 return ends
+            if ends:
+                yield self._say(_WAITS_UNTIL_SAFE)
             status = stream.next(_TICK_SECONDS)
             if status is None:
                 continue
-            now = heard_at = time.monotonic()
+            now = time.monotonic()
             if status.error:
                 return End(of_error(status.error), status.error)
             state = states.of_status(status.text)
             if state is State.COMPLETED:
                 return End()
-            fresh = status.digest != layer
-            if fresh:
-                layer, moved, lost = status.digest, False, 0
-                # The manifest may be known to the server alone.
-                self._digests |= {layer} - {""}
-            elif status.completed != completed:
-                moved = True
-            if fresh or status.completed != completed or state not in (None, self.record.state):
-                changed_at = now
-            completed = status.completed
+            fresh = heard.take(status, now)
+            if state not in (None, self.record.state):
+                heard.changed_at = now
             before = self._bar.done
-            if layer:
-                self._pulled.add(layer)
-                lost += self._bar.note(layer, status.total, completed)
+            if heard.digest:
+                # The manifest may be known to the server alone.
+                self._digests |= {heard.digest}
+                self._pulled.add(heard.digest)
+                heard.lost += self._bar.note(heard.digest, status.total, status.completed)
             elif status.total:
-                self._bar.note_all(status.total, completed)
+                self._bar.note_all(status.total, status.completed)
             # What a layer has when it is first told of has not just come.
             came = 0 if fresh else self._bar.done - before
             yield self._progress(state, now, came if status.total else None)
-            if lost and moved and self._may_cure(layer, now):
+            lost = heard.lost or self._lost_unheard(heard, now)
+            if lost and self._may_cure(heard.digest, now) and self._may_close(heard, now):
                 return End(Cause.RESETS, f"{decimal(lost)} were lost with a broken connection")
 
     def _wanted_end(self, quiet: float) -> End | None:
@@ -296,17 +309,21 @@ class Pull:
             case _:
                 return False
 
-    def _may_close(self) -> bool:
+    def _may_close(self, heard: Heard, now: float) -> bool:
         """Whether no layer is being prepared, or for nobody but us.
 
         Who closes a request for a layer that another pull is still preparing makes the server
-        panic (docs/store.md).
+        panic; who closes the one that prepares it leaves those who wait for it for ever, and the
+        first of them that is closed makes it panic (docs/store.md).
         """
-        if self.record.state in (State.VERIFYING, State.WRITING_MANIFEST):
+        if heard.is_prepared(now) or self.record.state in (State.VERIFYING, State.WRITING_MANIFEST):
             return True
+        if heard.is_joined:
+            return False
         world = self.site.world
         if world is None:
-            return False
+            # Who else is connected there can't be seen. Who waits for another is heard of often.
+            return now - heard.at >= _UNHEARD_SECONDS
         seen = holders.see(world, (), network=False, writers_visible=False)
         ours = [each for each in seen.servers if each.ours is not False]
         return len(ours) == 1 and ours[0].connections in (0, 1)
@@ -317,6 +334,17 @@ class Pull:
             return False
         pause = _CURE_PAUSES[min(self._idle_cures, len(_CURE_PAUSES) - 1)]
         return now - self._cured_at >= pause
+
+    def _lost_unheard(self, heard: Heard, now: float) -> int:
+        """Bytes that are on the disk and that the server counts no more, where that is much."""
+        if not heard.wants_weighing(now):
+            return 0
+        with ExitStack() as opened:
+            store = self._store(opened)
+            if store is None:
+                return 0
+            lost = heard.weigh(scan.begun(store, (heard.digest,)), now)
+        return lost if lost >= _UNHEARD_LOSS else 0
 
     # ------------------------------------------------------------ the manifest, and what is here
 
@@ -431,7 +459,9 @@ class Pull:
             refresh=False,
             own_pulls=frozenset(self._pulled) if own else frozenset(),
         )
-        until = time.monotonic() + (_RELEASE_SECONDS if own else 0.0)
+        began = time.monotonic()
+        until = began + (_RELEASE_SECONDS if own else 0.0)
+        written: dict[str, int] = {}
         while True:
             try:
                 report = cycle.cycle(world, policy, self._digests)
@@ -442,16 +472,24 @@ class Pull:
                 return
             held = frozenset() if report is None else _held(report)
             waits = report is None or held or _is_refused(report, _PASSING)
-            if not waits or time.monotonic() >= until:
+            now = time.monotonic()
+            if not waits or now >= until:
                 break
+            if report is not None and now - began >= _AFTERMATH_SECONDS:
+                if _grows(report, written):
+                    break
+                if self.cancelled():
+                    yield self._say(_WAITS_FOR_FILES)
             time.sleep(_TICK_SECONDS)
         if held and own and not held <= self._shared:
             self._shared |= held
-            yield self._say("another client pulls it, too: joined")
+            goes_on = "goes on with it" if self.cancelled() else "pulls it, too: joined"
+            yield self._say(f"another client {goes_on}")
         if report is not None:
             before = self._bar.done
             self._bar.here(_claims(report), self._finished(self._bar.sizes))
             self.meter.correct(self._bar.done - before)
+            self._uncounted = dict.fromkeys(self._digests, 0) | _unclaimed(report)
             yield from self._tell_mended(report)
 
     def _note_cure(self) -> None:
@@ -584,9 +622,28 @@ def _held(report: cycle.Report) -> frozenset[str]:
     return frozenset(each.digest for each in report.verdict.judged if each.download.writers)
 
 
+def _grows(report: cycle.Report, before: dict[str, int]) -> bool:
+    """Whether data that somebody has open was written since the first call with this `before`."""
+    return any(
+        before.setdefault(each.digest, each.data.mtime_ns) != each.data.mtime_ns
+        for each in report.evidence.downloads
+        if each.data is not None and each.writers
+    )
+
+
 def _is_refused(report: cycle.Report, kinds: frozenset[RefusalKind]) -> bool:
     refusals = (*report.plan.refusals, *(each.refusal for each in report.outcomes))
     return any(each is not None and each.kind in kinds for each in refusals)
+
+
+def _unclaimed(report: cycle.Report) -> dict[str, int]:
+    """Bytes of each unfinished layer that are on the disk beyond what its sidecars claim."""
+    claimed = _claims(report)
+    return {
+        each.digest: each.data.allocated - claimed[each.digest]
+        for each in report.evidence.downloads
+        if each.data is not None
+    }
 
 
 def _claims(report: cycle.Report) -> dict[str, int]:
