@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
+from tests.driving import lay_out
 from tests.fidelity.harness import Line, Server, blob
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.pull.causes import Cause
@@ -63,6 +64,22 @@ def test_a_disk_that_is_too_small_is_told_before_anything_comes(
         server.stop()
         assert seen.end.cause is Cause.DISK_FULL
         assert registry.bytes_served(model.digests[0]) == 0
+
+
+@needs_root
+def test_a_disk_that_is_too_small_for_all_together_is_told_and_the_pull_goes_on(
+    server: Server, registry: Registry
+) -> None:
+    with small_disk(server.store, 200):
+        other = add(registry, server, name="other").digests[0]
+        lay_out(registry, server.store, other, aged=600)
+        model = add(registry, server)
+        server.start().wait_ready()
+        seen = drive(site(server), model)
+        server.stop()
+        assert seen.end.cause is None, (seen.notes, seen.end)
+        (told,) = [note for note in seen.notes if "the disk has" in note]
+        assert told.endswith(f"other unfinished downloads lack {SIZE // 2 / MB:.1f} MB more")
 
 
 @needs_root

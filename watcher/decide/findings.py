@@ -245,15 +245,20 @@ def of_store(
     yield from _no_holes(judged)
 
 
-def _room(evidence: Evidence, judged: tuple[Judged, ...]) -> Iterator[Finding]:
-    """Whether the disk has room for the rest of all unfinished downloads together."""
-    missing = sum(
+def lacking(judged: Iterable[Judged]) -> int:
+    """Bytes that unfinished downloads still have to bring to the disk; stale ones count no more."""
+    return sum(
         each.download.total - ranges.size(each.download.trust.present)
         for each in judged
         if each.download.total is not None
         and not each.stale
         and each.condition is not Condition.REDUNDANT
     )
+
+
+def _room(evidence: Evidence, judged: tuple[Judged, ...]) -> Iterator[Finding]:
+    """Whether the disk has room for the rest of all unfinished downloads together."""
+    missing = lacking(judged)
     free = evidence.place.free_bytes
     if missing > free:
         yield Finding(

@@ -152,6 +152,18 @@ def begun(store: int, digests: Iterable[str]) -> int:
     return sum(data.allocated for data in found if data is not None)
 
 
+def unfinished(store: int) -> frozenset[str]:
+    """The digests of all data files of unfinished layers."""
+    with contextlib.ExitStack() as opened:
+        try:
+            blobs = opened.enter_context(files.opened_folder("blobs", store, follow=True))
+            listed = os.listdir(blobs)
+        except OSError:
+            return frozenset()
+    parsed = (names.parse_blob(name) for name in listed if name.endswith("-partial"))
+    return frozenset(each.digest for each in parsed if each.role is Role.DATA and each.digest)
+
+
 # ---------------------------------------------------------------- manifests
 
 

@@ -19,6 +19,7 @@ import orjson
 from rich.filesize import decimal
 
 from watcher import cycle, files, journal, names, ollama, ranges, records, registry, states
+from watcher.decide import findings
 from watcher.decide.judge import settled_condition
 from watcher.errors import LockedError, WatchError
 from watcher.events import Event
@@ -234,8 +235,7 @@ class Pull:
             if self._bar.done > self._bar.present:
                 here, total = decimal(self._bar.done), decimal(self._bar.total)
                 yield self._say(f"resuming: {here} of {total} are here")
-            short = self._shortage()
-            if short:
+            if short := (yield from self._look_for_room()):
                 return End(Cause.DISK_FULL, short)
         try:
             with PullStream(self.site.url, self.model, insecure=self.options.insecure) as stream:
@@ -377,19 +377,44 @@ class Pull:
             except (OSError, orjson.JSONDecodeError):
                 return False
 
-    def _shortage(self) -> str:
-        """Why the disk can't take the rest; "" where it can."""
+    def _look_for_room(self) -> Generator[Update, None, str]:
+        """Say where the disk takes this model, but not all that is unfinished beside it, too.
+
+        Returns why it can't take the rest of this one; "" where it can.
+        """
         with ExitStack() as opened:
             store = self._store(opened)
             if store is None:
                 return ""
             room = os.fstatvfs(store)
             begun = scan.begun(store, self._digests)
+            others = scan.unfinished(store) - self._digests
         free = room.f_bavail * room.f_frsize
         missing = self._bar.total - max(self._bar.done, self._bar.present + begun)
-        if missing <= free:
-            return ""
-        return f"{decimal(missing)} are missing, and the disk has {decimal(free)} free"
+        if missing > free:
+            return f"{decimal(missing)} are missing, and the disk has {decimal(free)} free"
+        more = self._lacking(others)
+        if missing + more > free:
+            yield self._say(
+                f"the disk has {decimal(free)} free: enough for the {decimal(missing)} that are "
+                f"missing, but other unfinished downloads lack {decimal(more)} more"
+            )
+        return ""
+
+    def _lacking(self, digests: frozenset[str]) -> int:
+        """Bytes that unfinished downloads of others still have to bring."""
+        report = self._look(digests) if digests else None
+        return 0 if report is None else findings.lacking(report.verdict.judged)
+
+    def _look(self, digests: frozenset[str]) -> cycle.Report | None:
+        """How some downloads are, with nothing changed; None where that can't be seen."""
+        if self.site.world is None:
+            return None
+        world = replace(self.site.world, keeps=False)
+        try:
+            return cycle.cycle(world, self.site.policy, digests, cycle.nothing)
+        except (WatchError, OSError):
+            return None
 
     # ------------------------------------------------------------ mending
 
@@ -409,14 +434,8 @@ class Pull:
 
     def _blocked(self) -> frozenset[str]:
         """The layers that no pull can begin with and nobody is at: to wait would be for nothing."""
-        world = self.site.world
-        if world is None or not self._digests:
-            return frozenset()
-        try:
-            report = cycle.cycle(
-                replace(world, keeps=False), self.site.policy, self._digests, cycle.nothing
-            )
-        except (WatchError, OSError):
+        report = self._look(self._digests) if self._digests else None
+        if report is None:
             return frozenset()
         return frozenset(
             each.digest
