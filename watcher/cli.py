@@ -405,6 +405,7 @@ def pull_models(
 @group.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
+@_json_option
 @click.pass_context
 def reset(given: click.Context, models: tuple[str, ...], yes: bool) -> Exit:
     """Forget a download and remove what there is of it."""
@@ -646,6 +647,8 @@ def _run(words: list[str]) -> int:
         return int(group.main(args=words, prog_name="ollama-watch", standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
         return stop.exit_code
+    except SystemExit:
+        return int(Exit.FAILED)  # so click ends where who read our output has gone
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("\nollama-watch: interrupted; the store is as good as before\n")
         return int(Exit.INTERRUPTED)

@@ -16,9 +16,12 @@ from typing import Any
 
 import pytest
 
-from tests.driving import command, environment, is_right, run
+from tests.driving import Store, command, environment, is_right, run
 from tests.fidelity.harness import EngineServer, wait_until
+from watcher.commands import pull as pull_command
+from watcher.commands.context import Context
 from watcher.demo.registry import Fault, Layer, Model, Registry
+from watcher.model import Policy
 
 MB = 1_000_000
 INTERRUPTED = 130
@@ -274,6 +277,39 @@ def test_a_model_of_the_cloud_is_told_and_passed_on(pull: Pull, registry: Regist
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("command", ["pull", "reset"])
+def test_of_several_stores_one_has_to_be_named(store: Path, command: str) -> None:
+    done = run(store, "--store", str(store), command, "x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        "2 stores are named, and a download is of one\n  name one of them: --store" in done.stderr
+    )
+
+
+def test_who_reads_it_has_gone(
+    store: Path, server: EngineServer, registry: Registry, pull: Pull
+) -> None:
+    """It ends as after a ctrl-C: what came is kept."""
+    wanted = model(registry, size=24 * MB)
+    registry.throttle(8 * MB)
+    words = command(store, "pull", "--insecure", "--host", server.url, wanted.name)
+    process = subprocess.Popen(
+        words, env=environment(store), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while "Downloading" not in process.stdout.readline():
+        pass
+    process.stdout.close()
+    assert process.stderr is not None
+    assert (process.stderr.read(), process.wait(60)) == ("", 4)
+    process.stderr.close()
+    (record,) = json.loads((store / ".ollama-watch/models.json").read_bytes())["models"].values()
+    assert record["state"] == "error", "it is not said to go on"
+    registry.throttle(None)
+    assert pull(wanted.name).returncode == 0
+    assert registry.bytes_served(wanted.digests[0]) <= 24 * MB + 2 * MB
+
+
 # ---------------------------------------------------------------- bad networks
 
 
@@ -364,6 +400,25 @@ def test_reset_asks_and_removes(registry: Registry, store: Path, server: EngineS
     assert (again.returncode, "nothing of a download is here" in again.stdout) == (0, True)
 
 
+def test_reset_tells_programs_what_it_did(
+    registry: Registry, store: Path, server: EngineServer
+) -> None:
+    wanted = broken_off(registry, store, server)
+    for path in store.glob("blobs/*-partial*"):
+        past = time.time() - 7200
+        os.utime(path, (past, past))
+    asked = run(store, "--json", "reset", wanted.name)
+    assert (asked.returncode, json.loads(asked.stdout)["models"]) == (2, [])
+    done = run(store, "reset", "-y", wanted.name, "another", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    first, second = told.pop("models")
+    assert told == {"schema": "ollama-watch/reset/1", "store": str(store)}
+    assert first.pop("removed_bytes") >= 4 * MB
+    assert first == {"model": wanted.name, "status": "reset", "removed": [wanted.digests[0]]}
+    assert second == {"model": "another", "status": "idle", "removed": [], "removed_bytes": 0}
+
+
 def test_reset_refuses_what_is_pulled(
     registry: Registry, store: Path, server: EngineServer, pull: Pull
 ) -> None:
@@ -419,6 +474,25 @@ def test_the_queue_ends_in_order(
     (record,) = json.loads((store / ".ollama-watch/models.json").read_bytes())["models"].values()
     assert record["state"] == "error", "it is not said to go on"
     assert list(store.glob("blobs/*-partial"))
+
+
+def test_a_ctrl_c_at_the_very_end_of_a_drive_is_heard(
+    monkeypatch: pytest.MonkeyPatch, models: Store
+) -> None:
+    """It comes when the last word of the drive has been said, before signals are put back."""
+    usual = signal.signal
+
+    def put_back(number: int, handler: Any) -> Any:
+        if handler is signal.default_int_handler:
+            os.kill(os.getpid(), signal.SIGINT)
+        return usual(number, handler)
+
+    monkeypatch.setattr(signal, "signal", put_back)
+    monkeypatch.setattr(pull_command, "_drive", lambda *_: None)
+    context = Context(Policy(), stores=(str(models.path),))
+    drive = pull_command.queued(context, pull_command.Wanted("http://127.0.0.1:1"))
+    with pytest.raises(KeyboardInterrupt):
+        drive("x", lambda: "")
 
 
 def test_the_queue_tells_what_can_t_arrive(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher import config
+from watcher.errors import SettingsError
 from watcher.model import Policy
 from watcher.observe import place
 from watcher.show import acts, documents
@@ -43,6 +44,14 @@ class Context:
         if not self.stores:
             return [place.find(None, os.environ)]
         return [place.find(store, os.environ) for store in self.stores]
+
+    def only_place(self, why: str) -> place.Found:
+        """The one store that is meant. Raises SettingsError, saying `why`, where several are."""
+        if len(self.stores) > 1:
+            message = f"{len(self.stores)} stores are named, and {why}"
+            raise SettingsError(message, "name one of them: --store DIR")
+        (found,) = self.places()
+        return found
 
     def worlds(self, *, keeps: bool) -> list[World]:
         """A world for each store."""

@@ -28,6 +28,7 @@ from watcher.show.lines import count
 from watcher.world import World
 
 _NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
+_ONE_STORE = "a download is of one"
 _SHOW_CURSOR = b"\033[?25h\n"
 
 
@@ -57,11 +58,21 @@ def pull(context: Context, models: tuple[str, ...], wanted: Wanted) -> Exit:
 
 
 def _drive(one: Pull, shown: progress.Display) -> None:
+    """Drive a pull and show it. Where that can't be shown any more, it is ended in order first."""
+    failed: list[OSError] = []
+    asked = one.cancelled
+    one.cancelled = lambda: bool(failed) or asked()
     if one.name.tag.endswith("cloud"):
         complain(f"{names.printable(one.name.shown)} runs in the cloud: little of it comes here")
     for update in one.updates():
-        shown.show(one, update)
-        sys.stdout.flush()
+        try:
+            if not failed:
+                shown.show(one, update)
+                sys.stdout.flush()
+        except OSError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
 
 
 def _told(one: Pull, wanted: Wanted) -> Exit:
@@ -110,8 +121,9 @@ def _driver(
             one = Pull(found, model, options(model), lambda: asked() or bool(why_stop()))
             with progress.display(json=context.json, quiet=context.quiet, color=False) as shown:
                 _drive(one, shown)
-            if asked():
-                raise KeyboardInterrupt  # what was driven is put back, and the run ends
+        # Not before signals have their usual meaning again: none is lost between the two.
+        if asked():
+            raise KeyboardInterrupt  # what was driven is put back, and the run ends
         cause = one.end.cause
         if cause is None:
             return Driven(Result.DONE)
@@ -125,26 +137,36 @@ def _driver(
 def reset(context: Context, models: tuple[str, ...], *, yes: bool) -> Exit:
     """Forget downloads and remove what there is of them, after asking."""
     from watcher.pull.manager import ModelDownloadManager, StoreFiles
+    from watcher.show import documents
 
-    (world,) = context.worlds(keeps=True)[:1]
-    manager = ModelDownloadManager(StoreFiles(world.store), policy=context.policy)
-    for model in models:
-        partials = manager.detect_partial_downloads(model)
-        shown = names.printable(model)
-        if not partials and manager.get_download_state(model)["status"] in _NOTHING_TO_RESET:
-            _say(context, f"{shown}: nothing of a download is here")
-            continue
-        size = decimal(sum(each["partial_size"] for each in partials))
-        what = f"{size} of {count(len(partials), 'unfinished layer')}"
-        if not yes and not _agreed(f"Remove {what} of {shown}?"):
-            return Exit.FINDINGS if _somebody_there() else Exit.USAGE
-        manager.reset_download(model)
-        _say(context, f"{shown}: forgotten; {what} removed")
+    store = context.only_place(_ONE_STORE).path
+    manager = ModelDownloadManager(StoreFiles(store), policy=context.policy)
+    done: list[documents.Reset] = []
+    try:
+        for model in models:
+            found = manager.detect_partial_downloads(model)
+            before = manager.get_download_state(model)["status"]
+            layers = [each["digest"] for each in found]
+            size = sum(each["partial_size"] for each in found)
+            shown = names.printable(model)
+            if not found and before in _NOTHING_TO_RESET:
+                done.append(documents.Reset(model, before, (), 0))
+                _say(context, f"{shown}: nothing of a download is here")
+                continue
+            what = f"{decimal(size)} of {count(len(layers), 'unfinished layer')}"
+            if not yes and not _agreed(f"Remove {what} of {shown}?"):
+                return Exit.FINDINGS if _somebody_there() else Exit.USAGE
+            after = manager.reset_download(model)["status"]
+            done.append(documents.Reset(model, after, tuple(layers), size))
+            _say(context, f"{shown}: forgotten; {what} removed")
+    finally:
+        if context.json:
+            context.document(documents.reset(store, done))
     return Exit.HEALTHY
 
 
 def _say(context: Context, text: str) -> None:
-    if not context.quiet:
+    if not (context.quiet or context.json):
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
 
@@ -155,7 +177,7 @@ def _agreed(question: str) -> bool:
         return False
     import click
 
-    return click.confirm(question, default=False)
+    return click.confirm(question, default=False, err=True)
 
 
 def _somebody_there() -> bool:
@@ -166,7 +188,7 @@ def _site(context: Context, host: str | None) -> Site:
     """The server, and its store where that is here."""
     url = site.server_url(host, os.environ)
     try:
-        (found,) = context.places()[:1]
+        found = context.only_place(_ONE_STORE)
     except (NoStoreError, NoPermissionError):
         if context.stores:
             if not os.path.isdir(context.stores[0]):

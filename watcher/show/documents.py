@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -85,6 +85,32 @@ def quarantine(report: Report) -> dict[str, Any]:
                 "replaced": kept.replaced,
             }
             for kept in report.evidence.quarantine
+        ],
+    }
+
+
+class Reset(NamedTuple):
+    """What became of one model's download: its state, and the layers that were removed."""
+
+    model: str
+    status: str
+    layers: tuple[str, ...]
+    size: int
+
+
+def reset(store: str, done: list[Reset]) -> dict[str, Any]:
+    """What ``reset --json`` prints: the models that were asked for and came to their turn."""
+    return {
+        "schema": "ollama-watch/reset/1",
+        "store": names.printable(store),
+        "models": [
+            {
+                "model": names.printable(each.model),
+                "status": each.status,
+                "removed": list(each.layers),
+                "removed_bytes": each.size,
+            }
+            for each in done
         ],
     }
 
