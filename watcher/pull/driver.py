@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -139,6 +139,8 @@ class Pull:
     _present: frozenset[str] | None = None
     #: Those that our requests have pulled.
     _pulled: set[str] = field(default_factory=set)
+    #: It was told already what an earlier pull has left.
+    _is_resumed: bool = False
     _told: set[str] = field(default_factory=set)
     _kept_at: float = 0.0
     _unkept: dict[str, object] = field(default_factory=dict)
@@ -177,6 +179,7 @@ class Pull:
         return self.site.records or (self.site.world.store if self.site.world else "")
 
     def _updates(self) -> Iterator[Update]:
+        yield from self._tell_what_is_here()
         if self.site.why:
             yield self._say(f"{self.site.why}; so resets and stalls can't be cured")
         proved = not self.options.verify
@@ -231,10 +234,11 @@ class Pull:
                 yield self._say("up to date")
                 return End()
             yield from self._wait_for_others()
-            yield from self._mend(own=False)
-            if self._bar.done > self._bar.present:
-                here, total = decimal(self._bar.done), decimal(self._bar.total)
-                yield self._say(f"resuming: {here} of {total} are here")
+            mended = list(self._mend(own=False))
+            if self._bar.done > self._bar.present and not self._is_resumed:
+                yield self._resuming()
+            self._is_resumed = False  # of each other try it is told again
+            yield from mended
             if short := (yield from self._look_for_room()):
                 return End(Cause.DISK_FULL, short)
         try:
@@ -244,6 +248,32 @@ class Pull:
             return End(Cause.SERVER_GONE, f"the server at {self.site.url}: {error}")
         finally:
             self.meter.rest(time.monotonic())
+
+    def _tell_what_is_here(self) -> Iterator[Update]:
+        """Say first of all what an earlier pull has left, by the manifest that it has kept."""
+        with ExitStack() as opened:
+            store = self._store(opened)
+            known = None if store is None else registry.cached(store).get(self.name.key)
+            if store is None or known is None:
+                return
+            sizes = registry.sizes(known.raw.encode())
+            here = scan.present(store, sizes)
+            if not scan.begun(store, sizes.keys() - here):
+                return
+        report = self._look(sizes.keys() - here)
+        if report is None:
+            return
+        trusted = {
+            each.digest: ranges.size(each.download.trust.trusted) for each in report.verdict.judged
+        }
+        self._bar.expect(sizes, here)
+        self._bar.here(trusted, here)
+        if self._bar.done > self._bar.present:
+            self._is_resumed = True
+            yield self._resuming()
+
+    def _resuming(self) -> Update:
+        return self._say(f"resuming: {_share(self._bar.done, self._bar.total)} are here")
 
     def _wait_for_others(self) -> Iterator[Update]:
         """Let a pull beside this one bring the layers that both miss."""
@@ -406,13 +436,13 @@ class Pull:
         report = self._look(digests) if digests else None
         return 0 if report is None else findings.lacking(report.verdict.judged)
 
-    def _look(self, digests: frozenset[str]) -> cycle.Report | None:
+    def _look(self, digests: Set[str]) -> cycle.Report | None:
         """How some downloads are, with nothing changed; None where that can't be seen."""
         if self.site.world is None:
             return None
         world = replace(self.site.world, keeps=False)
         try:
-            return cycle.cycle(world, self.site.policy, digests, cycle.nothing)
+            return cycle.cycle(world, self.site.policy, frozenset(digests), cycle.nothing)
         except (WatchError, OSError):
             return None
 
@@ -625,6 +655,13 @@ class Pull:
             return opened.enter_context(files.opened_folder(self.site.world.store))
         except OSError:
             return None
+
+
+def _share(part: int, whole: int) -> str:
+    """A part of some bytes in the unit of the whole: ``41.2 of 46.0 GB``."""
+    scale = 1000 ** ((len(str(whole)) - 1) // 3)
+    number = f"{part / scale:,.1f}" if scale > 1 else f"{part}"
+    return f"{number} of {decimal(whole)}"
 
 
 def _read(path: str, store: int) -> bytes:
