@@ -1,16 +1,22 @@
-"""What the registries say of models: their manifests, asked anew and kept for when nobody answers.
+"""What the registries say of models: lengths of layers, and manifests, kept for when none answers.
 
-Kept in ``registry-cache.json``, by model, with what the registry calls the version: so that an
-unchanged manifest is not sent again. It is never taken for the server's own manifest.
+Manifests are kept in ``registry-cache.json``, by model, with what the registry calls the version,
+so that an unchanged one is not sent again. A kept one is never taken for the server's own.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import os
+import queue
+import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -18,12 +24,21 @@ from watcher import kept, manifests, names, ollama
 from watcher.errors import WatchError
 from watcher.names import ModelName
 
+if TYPE_CHECKING:
+    import http.client
+    from urllib.parse import SplitResult
+
 SCHEMA = "ollama-watch/registry-cache/1"
 NAME = "registry-cache.json"
 #: More models than this are not kept; the ones asked for last stay.
 _MOST = 500
 #: Nor more text than this: it is read at each look that finds a download.
 _ROOM = 4 << 20
+ANSWER_SECONDS = 10.0
+_MOST_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PROXIES = frozenset({"http_proxy", "https_proxy"})
+_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 
 
 class Cached(NamedTuple):
@@ -80,7 +95,6 @@ def manifest(
     *,
     insecure: bool = False,
     clock: Callable[[], float] = time.time,
-    ask: Callable[..., ollama.Fetched] = ollama.registry_manifest,
 ) -> Answer:
     """Ask a model's registry for its manifest; where nobody answers, the one that was kept.
 
@@ -88,9 +102,9 @@ def manifest(
     """
     known = None if store is None else cached(store).get(model.key)
     try:
-        found = ask(model, known.etag if known else "", insecure=insecure)
+        found = fetch(model, known.etag if known else "", insecure=insecure)
     except OSError as error:
-        why = f"{model.host} does not answer: {getattr(error, 'reason', None) or error}"
+        why = f"{model.host} does not answer: {error.strerror or error}"
         return Answer(known.raw.encode() if known else None, why)
     if found.status == 304 and known:
         return Answer(known.raw.encode())
@@ -106,6 +120,166 @@ def manifest(
     if store is not None:
         keep(store, model, found.raw, found.etag, clock())
     return Answer(found.raw)
+
+
+# ---------------------------------------------------------------- asking
+
+
+class Fetched(NamedTuple):
+    """A registry's answer: its status, with 200 its bytes, and its headers."""
+
+    status: int
+    raw: bytes = b""
+    #: What the registry calls this version; "" where it does not say.
+    etag: str = ""
+    length: int | None = None
+
+
+def length(model: ModelName, digest: str) -> int | None:
+    """How many bytes a model's registry has of a digest; None where it does not say so."""
+    try:
+        found = _ask("HEAD", model, f"blobs/sha256:{digest}", {}, insecure=False)
+    except OSError:
+        return None
+    return found.length if found.status == 200 else None
+
+
+def fetch(model: ModelName, etag: str = "", *, insecure: bool = False) -> Fetched:
+    """Ask a model's registry for its manifest; 304 where it is still the one with that `etag`.
+
+    Raises OSError where nobody answers in time.
+    """
+    headers = {"Accept": _MANIFEST_TYPE, **({"If-None-Match": etag} if etag else {})}
+    return _ask("GET", model, f"manifests/{model.tag}", headers, insecure=insecure)
+
+
+def _ask(
+    method: str, model: ModelName, path: str, headers: Mapping[str, str], *, insecure: bool
+) -> Fetched:
+    """One question to a model's registry. Raises OSError where nobody answers in time.
+
+    Loopback registries are asked over http, as Ollama's insecure pulls do, all others over https.
+    Proxies are taken from the environment, and a few redirects are followed, as the server does.
+    """
+    scheme = "http" if ollama.is_loopback(model.host) else "https"
+    url = f"{scheme}://{model.host}/v2/{model.namespace}/{model.model}/{path}"
+    answers: queue.SimpleQueue[Fetched | OSError] = queue.SimpleQueue()
+    opened: list[socket.socket] = []
+
+    def ask() -> None:
+        import http.client
+
+        try:
+            answers.put(_follow(method, url, headers, insecure, opened))
+        except OSError as error:
+            answers.put(error)
+        except (ValueError, http.client.HTTPException) as error:
+            answers.put(OSError(f"{model.host} gives no answer that makes sense: {error}"))
+
+    # A socket's own time-out begins anew with each byte, and looking up a name has none.
+    threading.Thread(target=ask, name="registry", daemon=True).start()
+    try:
+        answer = answers.get(timeout=ANSWER_SECONDS)
+    except queue.Empty:
+        for each in opened:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        raise TimeoutError(f"{model.host} gives no whole answer in time") from None
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
+
+
+def _follow(
+    method: str, url: str, headers: Mapping[str, str], insecure: bool, opened: list[socket.socket]
+) -> Fetched:
+    """The answer at the end of a few redirects. `opened` gets each socket."""
+    # Only where there is a registry to ask: the imports alone take 5 MB and 25 ms.
+    import http.client
+    from urllib.parse import urljoin, urlsplit
+
+    for _ in range(_MOST_REDIRECTS):
+        parts = urlsplit(url)
+        connection, proxy = _connection(parts, insecure)
+        with contextlib.ExitStack() as held:
+            held.callback(connection.close)
+
+            def answered(*given: Any, held: contextlib.ExitStack = held, **more: Any) -> Any:
+                return held.enter_context(http.client.HTTPResponse(*given, **more))
+
+            # By itself it leaves open what a proxy answers that refuses a tunnel.
+            connection.response_class = answered  # type: ignore[assignment]
+            connection.connect()
+            opened.append(connection.sock)
+            target = url if proxy else parts._replace(scheme="", netloc="").geturl()
+            connection.request(method, target, headers={**headers, **_authorization(proxy)})
+            answer = connection.getresponse()
+            location = answer.getheader("Location")
+            if answer.status in _REDIRECTS and location:
+                url = urljoin(url, location)
+                continue
+            size = answer.getheader("Content-Length", "")
+            return Fetched(
+                answer.status,
+                answer.read(manifests.READ_LIMIT) if answer.status == 200 else b"",
+                answer.getheader("ETag", ""),
+                int(size) if size.isdecimal() else None,
+            )
+    raise OSError(f"more than {_MOST_REDIRECTS} redirects")
+
+
+def _connection(
+    parts: SplitResult, insecure: bool
+) -> tuple[http.client.HTTPConnection, SplitResult | None]:
+    """Whom to connect to for a URL, and the proxy that has to be told it, if any."""
+    import http.client
+
+    if not parts.hostname or parts.scheme not in ("http", "https"):
+        raise ValueError(f"no address of a registry: {parts.geturl()}")
+    proxy = _proxy(parts)
+    if parts.scheme == "http":
+        host, port = (proxy.hostname, proxy.port) if proxy else (parts.hostname, parts.port)
+        return http.client.HTTPConnection(host or "", port, timeout=ANSWER_SECONDS), proxy
+    import ssl
+
+    trust = ssl.create_default_context()
+    if insecure:
+        trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
+    host, port = (proxy.hostname, proxy.port or 80) if proxy else (parts.hostname, parts.port)
+    made = http.client.HTTPSConnection(host or "", port, timeout=ANSWER_SECONDS, context=trust)
+    if proxy:
+        made.set_tunnel(parts.hostname, parts.port, _authorization(proxy))
+    return made, None
+
+
+def _proxy(parts: SplitResult) -> SplitResult | None:
+    """The proxy that the environment names for a URL; none for this machine itself."""
+    if ollama.is_loopback(parts.netloc) or not any(
+        name.lower() in _PROXIES and value for name, value in os.environ.items()
+    ):
+        return None
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    found = getproxies().get(parts.scheme)
+    if not found or proxy_bypass(parts.netloc):
+        return None
+    proxy = urlsplit(found if "://" in found else f"http://{found}")
+    if proxy.scheme != "http":
+        raise OSError(f"a proxy by {proxy.scheme} can't be used here: {proxy.hostname}")
+    return proxy
+
+
+def _authorization(proxy: SplitResult | None) -> dict[str, str]:
+    if proxy is None or proxy.username is None:
+        return {}
+    from urllib.parse import unquote
+
+    word = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(word.encode()).decode()}"}
+
+
+# ---------------------------------------------------------------- keeping
 
 
 def keep(store: int, model: ModelName, raw: bytes, etag: str, now: float) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from watcher import ollama
+from watcher import ollama, registry
 from watcher.events import Event
 from watcher.names import ModelName
 
@@ -29,7 +29,7 @@ class World:
     #: A server's version by its URL, or None where nobody answers.
     version: Callable[[str], str | None] = ollama.version
     #: Bytes that a model's registry has of a digest, or None where it does not say so.
-    registry_length: Callable[[ModelName, str], int | None] = ollama.registry_length
+    registry_length: Callable[[ModelName, str], int | None] = registry.length
     #: False for who only reads: nothing at all is written to the store.
     keeps: bool = True
     #: Hands an event on to who listens, besides the logs.

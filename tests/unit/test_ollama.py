@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from watcher import ollama
+from watcher import ollama, registry
 from watcher.names import ModelName
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"
@@ -119,7 +119,7 @@ def test_a_slow_answer_keeps_nobody_waiting_for_ever(
     port: socket.socket, monkeypatch: pytest.MonkeyPatch, head: bytes, asks: str
 ) -> None:
     monkeypatch.setattr(ollama, "ANSWER_SECONDS", 0.3)
-    monkeypatch.setattr(ollama, "REGISTRY_SECONDS", 0.3)
+    monkeypatch.setattr(registry, "ANSWER_SECONDS", 0.3)
     ended, waited_for = threading.Event(), threading.Event()
     thread = threading.Thread(target=dribbling, args=(port, head, ended, waited_for))
     thread.start()
@@ -130,10 +130,10 @@ def test_a_slow_answer_keeps_nobody_waiting_for_ever(
             case "version":
                 assert ollama.version(f"http://{host}") is None
             case "length":
-                assert ollama.registry_length(model, "0" * 64) in (None, 60000)
+                assert registry.length(model, "0" * 64) in (None, 60000)
             case _:
                 with pytest.raises(OSError, match=r"in time|no answer"):
-                    ollama.registry_manifest(model)
+                    registry.fetch(model)
     finally:
         ended.set()
         thread.join()

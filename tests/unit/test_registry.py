@@ -182,3 +182,110 @@ def test_those_asked_for_last_stay(folder: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_digest_that_is_named_twice_counts_once() -> None:
     assert registry.sizes(text(7, 3)) == {A: 7, B: 3}
+
+
+# ---------------------------------------------------------------- asking
+
+
+class Proxy:
+    """Passes on what comes by its URL, and tunnels nothing; `asked` has the first lines."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, str]] = []
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_HEAD(self) -> None:
+                word = self.headers.get("Proxy-Authorization", "")
+                proxy.asked.append((self.command, self.path, word))
+                self.send_response(502 if self.command == "CONNECT" else 200)
+                self.send_header("Content-Length", "42")
+                self.end_headers()
+
+            def do_CONNECT(self) -> None:
+                self.do_HEAD()
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
+        self.thread.start()
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    made = Proxy()
+    url = f"http://me:a%20b@127.0.0.1:{made.server.server_port}"
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+    made.thread.join()
+
+
+@pytest.mark.parametrize("asks", ["length", "manifest"])
+def test_the_environment_s_proxy_is_asked_for_both(proxy: Proxy, asks: str) -> None:
+    model = names.to_model("registry.invalid/library/demo:1b")
+    if asks == "length":
+        assert registry.length(model, A) is None
+    else:
+        with pytest.raises(OSError, match="502"):
+            registry.fetch(model)
+    assert proxy.asked == [("CONNECT", "registry.invalid:443", "Basic bWU6YSBi")]
+
+
+def test_a_redirect_to_plain_http_goes_through_the_proxy_as_well(proxy: Proxy) -> None:
+    class Elsewhere(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.send_response(307)
+            self.send_header("Location", "http://data.invalid/it?key=1")
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        host = f"127.0.0.1:{server.server_port}"
+        assert registry.length(ModelName(host, "library", "demo", "1b"), A) == 42
+        server.shutdown()
+        thread.join()
+    assert proxy.asked == [("HEAD", "http://data.invalid/it?key=1", "Basic bWU6YSBi")]
+
+
+def test_loopback_and_what_is_excepted_go_past_the_proxy(
+    served: Served, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert registry.fetch(served.model).raw == text(7, 3)
+    monkeypatch.setenv("no_proxy", ".invalid")
+    assert registry.length(names.to_model("registry.invalid/library/demo:1b"), A) is None
+    assert proxy.asked == []
+
+
+def test_redirects_in_a_circle_end() -> None:
+    asked: list[str] = []
+
+    class Round(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Round) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        host = f"127.0.0.1:{server.server_port}"
+        with pytest.raises(OSError, match="redirects"):
+            registry.fetch(ModelName(host, "library", "demo", "1b"))
+        server.shutdown()
+        thread.join()
+    assert len(asked) == 5
