@@ -262,7 +262,7 @@ def test_what_another_client_prepares_is_not_left_before_it_moves(
     wait_until(lambda: seen.states[-1:] == [State.DOWNLOADING], "our stream")
     waits.set()
     told = len(seen.updates)
-    wait_until(lambda: len(seen.updates) > told + 30, "what our stream goes on to tell")
+    wait_until(lambda: len(seen.updates) > told + 8, "what our stream goes on to tell")
     goes_on.set()
     thread.join(90)
     assert not thread.is_alive()
@@ -295,7 +295,7 @@ def test_who_waits_for_what_nobody_prepares_any_more_does_not_end_the_server(
     other.close()
     waits.set()
     told = len(seen.updates)
-    wait_until(lambda: len(seen.updates) > told + 30, "what our stream goes on to tell")
+    wait_until(lambda: len(seen.updates) > told + 8, "what our stream goes on to tell")
     assert thread.is_alive()
     assert server.request("GET", "/")[0] == 200
     server.kill()

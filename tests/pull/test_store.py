@@ -8,12 +8,14 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import needs_root
 from tests.driving import lay_out
 from tests.fidelity.harness import Line, Server, blob
+from watcher import cycle
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.pull.causes import Cause
 from watcher.pull.driver import Options, Update
@@ -142,6 +144,23 @@ def test_what_is_missing_is_fetched(server: Server, registry: Registry, what: st
         blob(server.store, model.digests[0] if what == "layer" else model.config).unlink()
     assert drive(site(server), model).end.cause is None
     assert arrived(server, model)
+
+
+def test_where_nothing_is_begun_there_is_nothing_to_look_at(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[object] = []
+    usual = cycle.cycle
+
+    def look(*given: Any, **more: Any) -> cycle.Report:
+        looks.append(given)
+        return usual(*given, **more)
+
+    monkeypatch.setattr(cycle, "cycle", look)
+    model = add(registry, server, 3 * MB)
+    server.start().wait_ready()
+    assert drive(site(server), model).end.cause is None
+    assert looks == []
 
 
 def damage(server: Server, digest: str) -> None:

@@ -100,6 +100,17 @@ def test_a_recorded_pull(
     assert steps == sorted(steps, key=list(State).index) or State.VERIFYING in steps
 
 
+def test_of_many_lines_only_some_are_shown(answers: tuple[str, list[dict[str, Any]]]) -> None:
+    url, told = answers
+    layer = {"status": f"pulling {'a' * 12}", "digest": f"sha256:{'a' * 64}", "total": TOTAL}
+    told.append({"status": "pulling manifest"})
+    told.extend({**layer, "completed": done} for done in range(TOTAL))
+    told.extend({"status": text} for text in ("writing manifest", "success"))
+    seen = drive(Site(url, POLICY), MODEL)
+    assert seen.end.cause is None
+    assert len(seen.updates) < TOTAL / 4
+
+
 def test_the_transfer_path(answers: tuple[str, list[dict[str, Any]]]) -> None:
     """Its sum is that of all layers; no layer of that name."""
     url, told = answers

@@ -9,6 +9,7 @@ import pty
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -157,6 +158,18 @@ def test_on_a_terminal(store: Path, server: EngineServer, registry: Registry, co
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", told)
     assert max(len(line) for line in re.split(r"[\r\n]+", plain)) <= 80
     assert told.count("\x1b[?25h") == told.count("\x1b[?25l") == 1, "the cursor is back"
+
+
+def test_what_a_plain_pull_does_not_need_is_not_loaded(tmp_path: Path) -> None:
+    heavy = ["concurrent.futures", "rich.console", "rich.live", "urllib.request"]
+    heavy += ["watcher.act.moves", "watcher.pull.queue"]
+    script = (
+        f"import sys, watcher.cli, watcher.commands.pull; print(*({{*{heavy}}} & {{*sys.modules}}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(tmp_path / "models"), capture_output=True
+    )
+    assert (done.stdout, done.stderr) == (b"\n", b"")
 
 
 # ---------------------------------------------------------------- how it ends

@@ -7,10 +7,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 
@@ -20,12 +20,14 @@ from watcher.errors import Exit, NoPermissionError, NoStoreError
 from watcher.pull import site
 from watcher.pull.causes import Cause
 from watcher.pull.driver import Options, Pull, Site
-from watcher.pull.queue import Driven, Result
-from watcher.pull.running import Drive, Why
 from watcher.pull.sharing import Sharing
 from watcher.show import progress
 from watcher.show.lines import count
 from watcher.world import World
+
+if TYPE_CHECKING:
+    from watcher.pull.queue import Driven
+    from watcher.pull.running import Drive, Why
 
 _NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
 _ONE_STORE = "a download is of one"
@@ -51,10 +53,21 @@ def pull(context: Context, models: tuple[str, ...], wanted: Wanted) -> Exit:
             for model in dict.fromkeys(models)
         ]
         shown = progress.display(json=context.json, quiet=context.quiet, color=context.colored())
-        with shown, ThreadPoolExecutor(max(1, wanted.parallel)) as pool:
-            for done in [pool.submit(_drive, each, shown) for each in pulls]:
-                done.result()
+        with shown:
+            _drive_all(pulls, shown, wanted.parallel)
     return max(_told(each, wanted) for each in pulls)
+
+
+def _drive_all(pulls: list[Pull], shown: progress.Display, parallel: int) -> None:
+    if parallel <= 1 or len(pulls) == 1:
+        for each in pulls:
+            _drive(each, shown)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(parallel) as pool:
+        for done in [pool.submit(_drive, each, shown) for each in pulls]:
+            done.result()
 
 
 def _drive(one: Pull, shown: progress.Display) -> None:
@@ -112,6 +125,8 @@ def leashed(context: Context, world: World, ended: Callable[[], bool]) -> Drive:
 def _driver(
     context: Context, found: Site, options: Callable[[str], Options], ended: Callable[[], bool]
 ) -> Drive:
+    from watcher.pull.queue import Driven, Result
+
     def drive(model: str, why_stop: Why) -> Driven:
         with _cancelled_by_signals() as signalled:
 

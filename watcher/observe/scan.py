@@ -30,6 +30,8 @@ from watcher.model import (
 )
 from watcher.names import Role
 
+_PARTIAL, _TMP = "-partial", ".tmp"
+_UNFINISHED = frozenset({Role.DATA, Role.SIDECAR, Role.TRANSFER})
 _TYPE_BITS = 0o170000
 _TAG_DEPTH = 4
 #: So many numbers in a row without a sidecar, and there are no more of them.
@@ -153,15 +155,16 @@ def begun(store: int, digests: Iterable[str]) -> int:
 
 
 def unfinished(store: int) -> frozenset[str]:
-    """The digests of all data files of unfinished layers."""
+    """The digests of which there is an unfinished layer, or a sidecar of one."""
     with contextlib.ExitStack() as opened:
         try:
             blobs = opened.enter_context(files.opened_folder("blobs", store, follow=True))
             listed = os.listdir(blobs)
         except OSError:
             return frozenset()
-    parsed = (names.parse_blob(name) for name in listed if name.endswith("-partial"))
-    return frozenset(each.digest for each in parsed if each.role is Role.DATA and each.digest)
+    # Most are finished blobs: those are told apart by less.
+    parsed = (names.parse_blob(name) for name in listed if name.endswith(_TMP) or _PARTIAL in name)
+    return frozenset(each.digest for each in parsed if each.role in _UNFINISHED)
 
 
 # ---------------------------------------------------------------- manifests

@@ -58,6 +58,8 @@ _WORTH_A_CURE = 1 << 20
 #: Less than this on the disk beyond what the server counts may be a file system's roundings.
 _UNHEARD_LOSS = 8 << 20
 _TICK_SECONDS = 0.2
+#: Lines come sixteen times a second; what they say is shown this often.
+_SHOW_SECONDS = 0.25
 #: What changes besides the state is kept this often.
 _KEEP_SECONDS = 1.0
 _LONGEST_PAUSE = 60.0
@@ -286,7 +288,7 @@ class Pull:
 
     def _follow(self, stream: PullStream) -> Generator[Update, None, End]:
         """Read the stream to its end, or until our request has to be closed. Returns the `End`."""
-        heard = Heard(time.monotonic(), self._uncounted)
+        heard, shows_at = Heard(time.monotonic(), self._uncounted), 0.0
         while True:
             now = time.monotonic()
             ends = self._wanted_end(now - heard.changed_at)
@@ -316,7 +318,10 @@ class Pull:
                 self._bar.note_all(status.total, status.completed)
             # What a layer has when it is first told of has not just come.
             came = 0 if fresh else self._bar.done - before
-            yield self._progress(state, now, came if status.total else None)
+            self._measure(now, came if status.total else None)
+            if fresh or now >= shows_at or state not in (None, self.record.state):
+                shows_at = now + _SHOW_SECONDS
+                yield self._progress(state, now)
             lost = heard.lost or self._lost_unheard(heard, now)
             if lost and self._may_cure(heard.digest, now) and self._may_close(heard, now):
                 return End(Cause.RESETS, f"{decimal(lost)} were lost with a broken connection")
@@ -394,6 +399,25 @@ class Pull:
         with ExitStack() as opened:
             store = self._store(opened)
             return frozenset() if store is None else scan.present(store, sizes)
+
+    def _have_nothing(self) -> None:
+        """There is nothing to mend yet; the room for mending on a full disk is set aside."""
+        from watcher.act import room
+
+        before = self._bar.done
+        self._bar.here({}, self._finished(self._bar.sizes))
+        self.meter.correct(self._bar.done - before)
+        self._uncounted = dict.fromkeys(self._digests, 0)
+        with ExitStack() as opened:
+            store = self._store(opened)
+            if store is not None:
+                room.set_aside(store)
+
+    def _is_begun(self) -> bool:
+        """Whether there is anything of an unfinished layer."""
+        with ExitStack() as opened:
+            store = self._store(opened)
+            return store is not None and not self._digests.isdisjoint(scan.unfinished(store))
 
     def _is_here(self, raw: bytes) -> bool:
         """Whether the store has this very manifest, and all that it names."""
@@ -501,6 +525,9 @@ class Pull:
         world = self.site.world
         if world is None or not self._digests:
             return
+        if not self._is_begun():
+            self._have_nothing()
+            return
         policy = replace(
             self.site.policy,
             repair=True,
@@ -589,12 +616,15 @@ class Pull:
 
     # ------------------------------------------------------------ telling
 
-    def _progress(self, state: State | None, now: float, came: int | None) -> Update:
-        """What the server says now. `came`: bytes since it said so last; None: none are to come."""
+    def _measure(self, now: float, came: int | None) -> None:
+        """Take up the bytes that have come since the last line; None: none are to come."""
         if came is None:
             self.meter.rest(now)
         else:
             self.meter.add(now, came)
+
+    def _progress(self, state: State | None, now: float) -> Update:
+        """What the server says now."""
         rate = self.meter.rate(now)
         changes: dict[str, object] = {
             "downloaded_bytes": self._bar.done,

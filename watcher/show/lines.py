@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
 from watcher import names
 from watcher.cycle import Report
 from watcher.model import Verb
-from watcher.observe.service import Runner
-from watcher.pull.queue import Queue
+
+if TYPE_CHECKING:
+    from watcher.observe.service import Runner
+    from watcher.pull.queue import Queue
 
 
 def count(number: int, what: str) -> str:
