@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -55,7 +56,7 @@ def pull(context: Context, models: tuple[str, ...], wanted: Wanted) -> Exit:
         shown = progress.display(json=context.json, quiet=context.quiet, color=context.colored())
         with shown:
             _drive_all(pulls, shown, wanted.parallel)
-    return max(_told(each, wanted) for each in pulls)
+    return max(_told(context, each, wanted) for each in pulls)
 
 
 def _drive_all(pulls: list[Pull], shown: progress.Display, parallel: int) -> None:
@@ -88,19 +89,32 @@ def _drive(one: Pull, shown: progress.Display) -> None:
         raise failed[0]
 
 
-def _told(one: Pull, wanted: Wanted) -> Exit:
+def _told(context: Context, one: Pull, wanted: Wanted) -> Exit:
     """Tell how a pull has ended, where it has not arrived."""
     cause = one.end.cause
     if cause is None:
         return Exit.HEALTHY
     shown = names.printable(one.name.shown)
     if cause is Cause.INTERRUPTED:
-        insecure = " --insecure" if wanted.options.insecure else ""
-        host = f" --host {names.printable(wanted.host)}" if wanted.host else ""
-        complain(f"{shown}: interrupted; to go on: ollama-watch pull{insecure}{host} {shown}")
+        again = " ".join(map(shlex.quote, _same_pull(context, wanted)))
+        complain(f"{shown}: interrupted; to go on: {names.printable(again)} {shown}")
         return Exit.INTERRUPTED
     complain(f"ollama-watch: {shown} has not arrived: {one.end.text}\n  {cause.step}")
     return Exit.FAILED
+
+
+def _same_pull(context: Context, wanted: Wanted) -> Iterator[str]:
+    """The words of a command line for the same kind of pull, without its model."""
+    yield "ollama-watch"
+    for store in context.stores:
+        yield from ("--store", store)
+    yield "pull"
+    if wanted.options.insecure:
+        yield "--insecure"
+    if wanted.options.until_done:
+        yield "--until-done"
+    if wanted.host:
+        yield from ("--host", wanted.host)
 
 
 def queued(context: Context, wanted: Wanted) -> Drive:
@@ -134,7 +148,8 @@ def _driver(
                 return signalled() or ended()
 
             one = Pull(found, model, options(model), lambda: asked() or bool(why_stop()))
-            with progress.display(json=context.json, quiet=context.quiet, color=False) as shown:
+            color = context.colored()
+            with progress.display(json=context.json, quiet=context.quiet, color=color) as shown:
                 _drive(one, shown)
         # Not before signals have their usual meaning again: none is lost between the two.
         if asked():
