@@ -41,6 +41,8 @@ _SILENT_SECONDS = 120.0
 #: Who waits for what another pull prepares hears of it many times a second. Who hears nothing of a
 #: server far away for so long waits for the registry, and may give up.
 _UNHEARD_SECONDS = 30.0
+#: Who is connected to the server is looked for this often: it takes a look at all processes.
+_LOOK_AROUND_SECONDS = 1.0
 #: How long a server that is gone is waited for, where nobody said to wait for ever.
 SERVER_SECONDS = 300.0
 #: Tries in a row that bring nothing, where nobody said to go on for ever.
@@ -151,6 +153,7 @@ class Pull:
     _idle_cures: int = 0
     _cured_at: float = 0.0
     _cured_bytes: int = 0
+    _looked_around_at: float = -_LOOK_AROUND_SECONDS
     #: Bytes of each layer on the disk that its sidecars did not claim when we looked last.
     _uncounted: dict[str, int] = field(default_factory=dict)
 
@@ -359,6 +362,9 @@ class Pull:
         if world is None:
             # Who else is connected there can't be seen. Who waits for another is heard of often.
             return now - heard.at >= _UNHEARD_SECONDS
+        if now - self._looked_around_at < _LOOK_AROUND_SECONDS:
+            return False
+        self._looked_around_at = now
         seen = holders.see(world, (), network=False, writers_visible=False)
         ours = [each for each in seen.servers if each.ours is not False]
         return len(ours) == 1 and ours[0].connections in (0, 1)
