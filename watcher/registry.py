@@ -175,6 +175,8 @@ def _ask(
             answers.put(error)
         except (ValueError, http.client.HTTPException) as error:
             answers.put(OSError(f"{model.host} gives no answer that makes sense: {error}"))
+        except ImportError as error:
+            answers.put(OSError(f"this Python can't speak https: {error}"))
 
     # A socket's own time-out begins anew with each byte, and looking up a name has none.
     threading.Thread(target=ask, name="registry", daemon=True).start()

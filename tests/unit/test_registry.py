@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -264,6 +265,12 @@ def test_loopback_and_what_is_excepted_go_past_the_proxy(
     monkeypatch.setenv("no_proxy", ".invalid")
     assert registry.length(names.to_model("registry.invalid/library/demo:1b"), A) is None
     assert proxy.asked == []
+
+
+def test_a_python_without_https_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ssl", None)
+    with pytest.raises(OSError, match="can't speak https"):
+        registry.fetch(names.to_model("registry.invalid/library/demo:1b"))
 
 
 def test_redirects_in_a_circle_end() -> None:
