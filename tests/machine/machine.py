@@ -425,7 +425,7 @@ class Machine:
             if digest in after.blobs:
                 assert after.blobs[digest][:2] == (inode, size), digest
             elif digest in self._rotten | self._excused:
-                assert command in ("repair", "quarantine"), f"{digest} went"
+                assert command in ("repair", "quarantine", "daemon"), f"{digest} went"
             else:
                 stale = time.time() - at >= 7 * DAY and digest not in before.named
                 assert command == "clean", f"{digest} went"

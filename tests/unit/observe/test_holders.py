@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import IS_ROOT, needs_root
-from tests.driving import private_proc
+from tests.driving import once, private_proc
 from tests.notation import Store
 from watcher.model import Entry, Holder, ServerState, Sight
 from watcher.observe import holders, scan
@@ -244,14 +244,14 @@ def test_one_that_ends_while_it_is_looked_at_is_none(
     environment = {"OLLAMA_MODELS": str(models.path)} if known else {}
     server = children.start(program(tmp_path, "ollama"), "serve", env=environment)
 
-    def end(_: str) -> None:
+    def end() -> None:
         server.kill()
         if reaped:
             server.wait()
         else:
             os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
 
-    world = models.world(proc="/proc", version=end)
+    world = models.world(proc="/proc", version=once(end))
     seen = holders.see(world, (), network=False, writers_visible=False)
     assert server.pid not in {each.pid for each in seen.servers}
 
