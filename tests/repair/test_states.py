@@ -11,6 +11,7 @@ import pytest
 from tests.driving import is_right, run
 from tests.fidelity.harness import Server, blob, collapsed
 from watcher.demo.registry import Layer, Model, Registry
+from watcher.model import DAY
 
 from .scenes import MB, MIB, PART, SIZE, STATES, Download, seed_of
 
@@ -198,6 +199,19 @@ def test_surplus_sidecars_beside_the_finished_blob(
     done = run(it.store, "repair", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(it.data.parent.glob("*-partial*")) == []
+
+
+def test_a_stale_download_that_was_repaired_survives_the_start(
+    registry: Registry, model: Model, server: Server
+) -> None:
+    """Its sidecars are new: without its data, which the start would delete, they would be false."""
+    it = Download(server.store, model, registry.content(model.digests[0]))
+    STATES["killed"](it)
+    it.aged(8 * DAY)
+    (it.store / "manifests").mkdir()
+    assert run(it.store, "repair", "--yes").returncode == 0
+    parts = unfinished(it)
+    assert pull(server, it, registry) <= it.missing + 1.1 * MIB * parts
 
 
 def test_wanted_files_survive_the_start_after_prepare(

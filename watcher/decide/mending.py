@@ -220,7 +220,8 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
             for entry in each.download.entries
             if entry.kind is Kind.FILE and evidence.uid in (0, entry.uid)
         )
-        if not each.stale and _fading(entries, evidence.now) and _alone(entries, evidence):
+        kept = not each.stale or (policy.repair_stale and each.condition in _MENDED)
+        if kept and _fading(entries, evidence.now) and _alone(entries, evidence):
             yield Action(
                 Verb.REFRESH,
                 each.digest,
