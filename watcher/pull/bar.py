@@ -37,8 +37,7 @@ class Bar:
     def note(self, digest: str, total: int, completed: int) -> int:
         """So many bytes of a layer are here, as the server counts; gives back how many were lost.
 
-        A layer that the manifest does not name is taken on: the manifest may not be known. While
-        the server prepares it, its total is 0.
+        A layer that the manifest does not name is taken on: the manifest may not be known.
         """
         self.sizes[digest] = max(total, self.sizes.get(digest, 0))
         before = self._completed.get(digest, 0)

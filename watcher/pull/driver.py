@@ -316,11 +316,14 @@ class Pull:
                 # The manifest may be known to the server alone.
                 self._digests |= {heard.digest}
                 self._pulled.add(heard.digest)
+            if heard.digest and status.total:
                 heard.lost += self._bar.note(heard.digest, status.total, status.completed)
             elif status.total:
                 self._bar.note_all(status.total, status.completed)
-            # What a layer has when it is first told of has not just come.
-            came = 0 if fresh else self._bar.done - before
+            came = self._bar.done - before
+            if fresh:
+                # Far away nobody knows what a layer had before it was first told of.
+                came = 0 if self.site.world is None else max(0, came)
             self._measure(now, came if status.total else None)
             if fresh or now >= shows_at or state not in (None, self.record.state):
                 shows_at = now + _SHOW_SECONDS
