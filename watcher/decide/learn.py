@@ -34,7 +34,7 @@ RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Condi
 
 _MOST_SUBJECTS = 20
 #: Findings that are told as events of the store; the others have events of their own.
-_PROBLEMS = ("store_", "manifest_", "blob_missing", "blob_short", "blob_long", "blob_symlink")
+_PROBLEMS = ("store_", "manifest_", "blob_missing", "blob_short", "blob_long", "blob_no_file")
 #: A pull of which nothing has arrived for so long is told once. The server starts a part anew
 #: after 30 s without a byte.
 STALL_SECONDS = 60.0
@@ -252,8 +252,9 @@ def _record(
         device=anchor[0],
         inode=anchor[1],
         born_ns=download.born_ns,
-        # Live by a change alone is not told: it may have been anybody's.
-        condition=before.condition if before and live and not pulling else judged.condition,
+        condition=before.condition
+        if before and _says_less(judged, before, pulling=pulling)
+        else judged.condition,
         stale=judged.stale,
         pulling=pulling,
         total=download.total if certain or before is None else (before.total or download.total),
@@ -268,6 +269,17 @@ def _record(
         checked_at=before.checked_at if before and before.checked_at <= evidence.now else 0.0,
         ahead=_ahead(download, evidence),
     )
+
+
+def _says_less(judged: Judged, before: Remembered, *, pulling: bool) -> bool:
+    """Whether this look tells less of the condition than what is remembered.
+
+    Live by a change alone may have been anybody's; and what could not be read through looks as if
+    only what is claimed were there.
+    """
+    if judged.condition is Condition.LIVE:
+        return not pulling
+    return not judged.download.trust.zeros_read and before.condition is not Condition.LIVE
 
 
 def _ahead(download: Download, evidence: Evidence) -> Ahead | None:

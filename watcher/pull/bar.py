@@ -37,8 +37,11 @@ class Bar:
     def note(self, digest: str, total: int, completed: int) -> int:
         """So many bytes of a layer are here, as the server counts; gives back how many were lost.
 
-        A layer that the manifest does not name is taken on: the manifest may not be known.
+        A layer that the manifest does not name is taken on: the manifest may not be known. A line
+        without a total tells nothing: the layer is being prepared.
         """
+        if not total:
+            return 0
         self.sizes[digest] = max(total, self.sizes.get(digest, 0))
         before = self._completed.get(digest, 0)
         self._completed[digest] = completed
@@ -46,7 +49,8 @@ class Bar:
 
     def note_all(self, total: int, completed: int) -> None:
         """So many bytes of all layers together are here, as a server counts on its other path."""
-        self._all = total, completed
+        if total:
+            self._all = total, completed
 
     @property
     def total(self) -> int:

@@ -31,7 +31,7 @@ from watcher.pull.causes import Cause, of_error
 from watcher.pull.heard import Heard
 from watcher.pull.sharing import Sharing
 from watcher.pull.speed import STALL_SECONDS, Meter
-from watcher.pull.stream import PullStream, ServerGoneError
+from watcher.pull.stream import PullStream, ServerGoneError, Status
 from watcher.records import Record
 from watcher.states import State
 from watcher.world import World
@@ -312,19 +312,8 @@ class Pull:
             if state not in (None, self.record.state):
                 heard.changed_at = now
             before = self._bar.done
-            if heard.digest:
-                # The manifest may be known to the server alone.
-                self._digests |= {heard.digest}
-                self._pulled.add(heard.digest)
-            if heard.digest and status.total:
-                heard.lost += self._bar.note(heard.digest, status.total, status.completed)
-            elif status.total:
-                self._bar.note_all(status.total, status.completed)
-            came = self._bar.done - before
-            if fresh:
-                # Far away nobody knows what a layer had before it was first told of.
-                came = 0 if self.site.world is None else max(0, came)
-            self._measure(now, came if status.total else None)
+            heard.lost += self._count(status)
+            self._measure(now, self._bar.done - before if status.total else None, fresh=fresh)
             if fresh or now >= shows_at or state not in (None, self.record.state):
                 shows_at = now + _SHOW_SECONDS
                 yield self._progress(state, now)
@@ -625,12 +614,25 @@ class Pull:
 
     # ------------------------------------------------------------ telling
 
-    def _measure(self, now: float, came: int | None) -> None:
+    def _count(self, status: Status) -> int:
+        """Take up the bytes that a line says are here. Returns how many of its layer were lost."""
+        if status.digest:
+            # The manifest may be known to the server alone.
+            self._digests |= {status.digest}
+            self._pulled.add(status.digest)
+            return self._bar.note(status.digest, status.total, status.completed)
+        self._bar.note_all(status.total, status.completed)
+        return 0
+
+    def _measure(self, now: float, came: int | None, *, fresh: bool) -> None:
         """Take up the bytes that have come since the last line; None: none are to come."""
         if came is None:
             self.meter.rest(now)
-        else:
+        elif not fresh:
             self.meter.add(now, came)
+        else:
+            # Far away nobody knows what a layer had before it was first told of.
+            self.meter.add(now, 0 if self.site.world is None else max(0, came))
 
     def _progress(self, state: State | None, now: float) -> Update:
         """What the server says now."""

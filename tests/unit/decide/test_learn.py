@@ -13,6 +13,7 @@ from watcher.model import (
     Action,
     BlobCensus,
     BlobFault,
+    Condition,
     Download,
     Evidence,
     ManifestFault,
@@ -276,3 +277,19 @@ def test_a_refused_act_tells_what_was_in_the_way() -> None:
     event = learn.ended(Outcome(action, Result.REFUSED, "held", refusal=refusal), NOW)
     assert (event.event_type, event.details["kind"]) == ("refused", "held")
     assert "kind" not in learn.ended(Outcome(action, Result.DONE, "done"), NOW).details
+
+
+def test_a_look_that_could_not_read_all_says_nothing_new_of_the_condition() -> None:
+    """A short look takes what is claimed for all that is there."""
+    trust = Trust((), ((0, 200 * MB),), ((0, 200 * MB),))
+    whole = download(parts=0, claimed=(), trusted=trust.trusted)
+    short = replace(whole, trust=Trust(zeros_read=False))
+    assert story(evidence(whole), evidence(short), evidence(whole)) == [["partial_found"], [], []]
+
+
+def test_a_pull_that_ends_is_told_even_by_a_look_that_could_not_read_all() -> None:
+    short = replace(PAUSED, trust=Trust(zeros_read=False))
+    (_, ended) = story(evidence(LIVE), evidence(short))
+    assert ended == ["download_interrupted"]
+    memory, _ = told(told(Memory(), evidence(LIVE))[0], evidence(short))
+    assert memory.downloads[D].condition is not Condition.LIVE

@@ -46,6 +46,17 @@ def test_a_layer_that_nobody_knew_is_taken_on_once_its_length_is_known() -> None
     assert (made.total, made.done) == (10 * MB, MB)
 
 
+def test_a_line_without_a_length_takes_nothing_away() -> None:
+    """Another client's request prepares what an earlier pull has left."""
+    made = bar()
+    made.here({A: 4 * MB}, ())
+    assert made.note(A, 0, 0) == 0
+    assert made.done == 4 * MB
+    made.note_all(15 * MB, 9 * MB)
+    made.note_all(0, 0)
+    assert made.done == 9 * MB
+
+
 def test_the_sum_of_the_transfer_path_is_no_layer() -> None:
     made = bar()
     made.note_all(15 * MB + 100, 3 * MB)
