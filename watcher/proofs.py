@@ -1,7 +1,8 @@
 """Hashing, in the background and at low priority, what was finished on sidecars of ours.
 
 A false claim may have become a blob that looks whole; only its hash tells. It takes minutes for a
-large one, in which the daemon has to go on watching.
+large one, in which the daemon has to go on watching. Registries are asked here, too, whether what
+is corrupt can be had again; it is put aside if so.
 """
 
 from __future__ import annotations
