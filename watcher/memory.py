@@ -1,6 +1,7 @@
 """``state.json``: what is remembered of a store from one look to the next.
 
-Saved atomically and durably; an unreadable file is set aside, and everything goes on without it.
+Saved atomically and durably. A damaged file is set aside, one that can't be read is not written
+over; everything goes on without it.
 """
 
 from __future__ import annotations

@@ -162,7 +162,8 @@ class Download:
     transfer: bool = False
     #: The finished blob of the same digest, where there is one.
     finished: Entry | None = None
-    #: The true length where known, and who says so ("sidecars", "manifest", "memory", "data").
+    #: The true length where known, and who says so ("sidecars", "manifest", "memory", "data",
+    #: "registry").
     total: int | None = None
     total_from: str | None = None
     #: Why the sidecars are no sound set; empty when they are.

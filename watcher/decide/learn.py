@@ -29,7 +29,8 @@ from watcher.model import (
     Verdict,
 )
 
-#: What a download in this condition is resumed as, by Ollama alone, without losing anything.
+#: Told as ``can_resume``: Ollama alone goes on from what the sidecars claim. In ``behind`` and
+#: ``whole`` that may be less than is there, down to nothing.
 RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Condition.WHOLE})
 
 _MOST_SUBJECTS = 20
