@@ -1,10 +1,11 @@
 """Every call that changes a file: by directory descriptor, durable, never over an existing name.
 
 Nothing else in the package may unlink, rename, replace, truncate or write a file (the linter and
-``tests/test_layers.py`` hold that). Names are opened relative to descriptors and no symlink is
-followed, so nothing outside the store can be reached by a name inside it (outside of it only
-`commands.service` writes, and there, too, nothing over a name that is not ours). What root creates
-gets the owner of the folder it is created in, so that the server's user can go on using it.
+``tests/test_layers.py`` hold that, and name the exceptions). Names are opened relative to
+descriptors and no symlink is followed, so nothing outside the store can be reached by a name inside
+it; what is written outside because somebody asks for it stands in promise 7 of ``docs/design.md``.
+What root creates gets the owner of the folder it is created in, so that the server's user can go on
+using it.
 """
 
 from __future__ import annotations
