@@ -105,8 +105,9 @@ def group(
 ) -> None:
     """Watch an Ollama model store: mend what died, clean what is stale.
 
-    Without --store: OLLAMA_MODELS, a running server's store, the unit ollama.service,
-    /usr/share/ollama/.ollama/models, /var/lib/ollama/models, ~/.ollama/models.
+    Without --store: the setting `store` (OLLAMA_WATCH_STORE), OLLAMA_MODELS, a running server's
+    store, the unit ollama.service, /usr/share/ollama/.ollama/models, /var/lib/ollama/models,
+    ~/.ollama/models.
     """
     from watcher import config
     from watcher.commands.context import Context
@@ -418,7 +419,10 @@ def reset(given: click.Context, models: tuple[str, ...], yes: bool) -> Exit:
 @_json_option
 @click.pass_context
 def prepare(given: click.Context) -> Exit:
-    """For the server's unit, just before it starts; always exits 0."""
+    """For the server's unit, just before it starts.
+
+    Exits with 0 whatever the store is like; only a wrong setting is 2.
+    """
     from watcher.commands.acting import prepare as body
 
     return body(given.obj)
@@ -599,7 +603,7 @@ def log(
 @click.option("--keep", is_flag=True, help="Leave the demo's folder for a look.")
 @click.option("--svg", type=click.Path(path_type=Path), metavar="DIR", help="Save pictures there.")
 def demo(keep: bool, svg: Path | None) -> Exit:
-    """Show all of it on a store of its own, in half a minute."""
+    """Show all of it on a store of its own, in under half a minute."""
     from watcher.commands.demo import demo as body
 
     return body(keep=keep, pictures=svg)

@@ -249,7 +249,7 @@ def staged(say: Callable[[str], None], *, color: bool, keep: bool) -> Iterator[S
 def play(
     say: Callable[[str], None], *, color: bool, keep: bool, picture: Path | None = None
 ) -> dict[str, str]:
-    """The whole story, in about twenty seconds. Raises DemoError where a scene goes wrong.
+    """The whole story, in under half a minute. Raises DemoError where a scene goes wrong.
 
     `picture`: where the audit is saved as an SVG. Gives back the text of the two comparisons, by
     the name of their picture.
