@@ -10,6 +10,9 @@ from watcher.pull.stream import Status
 
 #: How often the disk is asked what of a layer it has.
 _WEIGH_SECONDS = 1.0
+#: While a layer comes, a line is told each 60 ms, and none at its end: after a silence the server
+#: may be preparing the next one.
+_LINES_STOP_SECONDS = 1.0
 #: Preparing a layer takes no longer once its length is known: sidecars are written or were read.
 PREPARED_SECONDS = 30.0
 
@@ -64,10 +67,12 @@ class Heard:
     def is_prepared(self, now: float) -> bool:
         """Whether the layer under way has been prepared, so that leaving it does no harm.
 
-        Of one that is whole the server may be at the next one already.
+        Of one that is whole, or of which no line comes, the server may be at the next one already.
         """
         if not self.digest:
             return self.total > 0  # the transfer path prepares nothing
+        if now - self.at >= _LINES_STOP_SECONDS:
+            return False
         known_for = now - self._total_at
         return 0 <= self.completed < self.total and (self._moved or known_for >= PREPARED_SECONDS)
 

@@ -42,11 +42,23 @@ def test_a_layer_that_moves_is_prepared(lines: list[tuple[str, int, int]], prepa
 
 
 def test_a_layer_whose_length_is_known_for_long_is_prepared() -> None:
-    still = heard((A, 9 * MB, 0))
-    assert not still.is_prepared(PREPARED_SECONDS - 1)
-    assert still.is_prepared(PREPARED_SECONDS)
-    assert not heard((A, 0, 0)).is_prepared(PREPARED_SECONDS)
-    assert not heard((A, 9 * MB, 9 * MB)).is_prepared(PREPARED_SECONDS)
+    def still(digest: str, total: int, completed: int, seconds: float) -> bool:
+        made = heard((digest, total, completed))
+        made.take(Status("pulling", digest, total, completed), seconds)
+        return made.is_prepared(seconds)
+
+    assert not still(A, 9 * MB, 0, PREPARED_SECONDS - 1)
+    assert still(A, 9 * MB, 0, PREPARED_SECONDS)
+    assert not still(A, 0, 0, PREPARED_SECONDS)
+    assert not still(A, 9 * MB, 9 * MB, PREPARED_SECONDS)
+
+
+def test_after_a_silence_the_server_may_be_at_the_next_layer() -> None:
+    """Of a layer's end no line tells; while the next one is prepared none comes."""
+    made = heard((A, 9 * MB, MB), (A, 9 * MB, 8 * MB))
+    assert made.is_prepared(0.5)
+    assert not made.is_prepared(1.0)
+    assert not made.is_prepared(PREPARED_SECONDS + 1)
 
 
 def test_who_has_joined_what_another_prepares_hears_no_length() -> None:
