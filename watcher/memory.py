@@ -221,6 +221,10 @@ def _key(text: object) -> str:
     return text
 
 
+def _ahead(latest: object, seen_at: object, boot: object) -> Ahead:
+    return Ahead(float(str(latest)), float(str(seen_at)), str(boot))
+
+
 def _part(numbers: Iterable[object]) -> Part:
     number, offset, size, completed = (int(str(each)) for each in numbers)
     part = Part(number, offset, size, completed)
@@ -255,7 +259,7 @@ def _decode(raw: bytes) -> Memory:
             samples=tuple(Sample(float(at), int(size)) for at, size in each["samples"]),
             told_at=float(each["told_at"]),
             stalled=bool(each["stalled"]),
-            ahead=Ahead(*map(float, each["ahead"])) if each.get("ahead") else None,
+            ahead=_ahead(*each["ahead"]) if each.get("ahead") else None,
         )
         for digest, each in document["downloads"].items()
     }

@@ -140,12 +140,10 @@ class Ahead(NamedTuple):
 
     #: Seconds since the epoch.
     latest: float
-    #: When it was first seen: seconds since the machine started.
+    #: When it was first seen: seconds that the machine had been awake since its start.
     seen_at: float
-
-    def since(self, uptime: float) -> float:
-        """For how long it has been so at least, seconds; after a restart counted from that."""
-        return max(0.0, uptime - self.seen_at)
+    #: That start's id: of another machine, or after a restart, the seconds tell nothing.
+    boot: str
 
 
 _NO_TRUST = Trust()
@@ -431,8 +429,9 @@ class Evidence:
     place: Place
     now: float
     view: View
-    #: Seconds since the machine started.
+    #: Seconds that the machine has been awake since its start, and that start's id; "": not known.
     uptime: float = 0.0
+    boot: str = ""
     servers: tuple[Server, ...] = ()
     #: Other Ollama processes (clients, runners): ``name (pid)``.
     others: tuple[str, ...] = ()

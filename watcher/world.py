@@ -22,8 +22,8 @@ class World:
     proc: str = "/proc"
     #: Seconds since the epoch.
     clock: Callable[[], float] = time.time
-    #: Seconds since the machine started, those asleep included; setting the clock moves nothing.
-    uptime: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
+    #: Seconds that the machine has been awake since its start; setting the clock moves nothing.
+    uptime: Callable[[], float] = time.monotonic
     #: Waits so many seconds: the guard's wait while a server runs.
     sleep: Callable[[float], None] = time.sleep
     #: A server's version by its URL, or None where nobody answers.

@@ -70,11 +70,11 @@ def _quiet(download: Download, evidence: Evidence) -> float:
     if latest <= evidence.now:
         return evidence.now - latest
     known = download.ahead
-    if known is None or known.latest != latest:
+    if known is None or (known.latest, known.boot) != (latest, evidence.boot):
         return 0.0
     # What has changed since the clock was set back has a time that is past.
     ages = (evidence.now - each.changed_at for each in download.entries)
-    return min([known.since(evidence.uptime), *(age for age in ages if age >= 0)])
+    return min([evidence.uptime - known.seen_at, *(age for age in ages if age >= 0)])
 
 
 def condition_of(download: Download, evidence: Evidence, quiet: float) -> tuple[Condition, str]:

@@ -286,12 +286,11 @@ def _says_less(judged: Judged, before: Remembered, *, pulling: bool) -> bool:
 def _ahead(download: Download, evidence: Evidence) -> Ahead | None:
     """Since when times in the future have been seen as they are."""
     latest, known = download.changed_at, download.ahead
-    if latest is None or latest <= evidence.now:
+    if latest is None or latest <= evidence.now or not evidence.boot:
         return None
-    # After a restart of the machine what was seen before it is older than its uptime says.
-    if known is not None and known.latest == latest and known.seen_at <= evidence.uptime:
+    if known is not None and (known.latest, known.boot) == (latest, evidence.boot):
         return known
-    return Ahead(latest, evidence.uptime)
+    return Ahead(latest, evidence.uptime, evidence.boot)
 
 
 def _progress(

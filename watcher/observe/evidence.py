@@ -71,6 +71,7 @@ def _observe(
         now=world.clock(),
         view=seen.view,
         uptime=world.uptime(),
+        boot=place.boot(world),
         servers=seen.servers,
         others=seen.others,
         downloads=tuple(

@@ -216,6 +216,15 @@ def _file_system(path: str, proc: str) -> str:
     return kind
 
 
+def boot(world: World) -> str:
+    """The id of the machine's start, another one at each; "" where that can't be told."""
+    try:
+        with open(f"{world.proc}/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except (OSError, ValueError):
+        return ""
+
+
 def started_at(world: World) -> float:
     """When the machine started, seconds since the epoch; 0 where that can't be told."""
     try:
