@@ -23,6 +23,7 @@ import orjson
 from watcher import kept, manifests, names, ollama
 from watcher.errors import WatchError
 from watcher.names import ModelName
+from watcher.sidecars import LARGEST_LAYER
 
 if TYPE_CHECKING:
     import http.client
@@ -141,7 +142,9 @@ def length(model: ModelName, digest: str) -> int | None:
         found = _ask("HEAD", model, f"blobs/sha256:{digest}", {}, insecure=False)
     except OSError:
         return None
-    return found.length if found.status == 200 else None
+    if found.status != 200 or not found.length or found.length > LARGEST_LAYER:
+        return None
+    return found.length
 
 
 def fetch(model: ModelName, etag: str = "", *, insecure: bool = False) -> Fetched:
@@ -225,7 +228,7 @@ def _follow(
                 answer.status,
                 answer.read(manifests.READ_LIMIT) if answer.status == 200 else b"",
                 answer.getheader("ETag", ""),
-                int(size) if size.isdecimal() else None,
+                int(size) if size.isdecimal() and len(size) < 20 else None,
             )
     raise OSError(f"more than {_MOST_REDIRECTS} redirects")
 

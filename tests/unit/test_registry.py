@@ -34,6 +34,7 @@ class Served:
 
     def __init__(self) -> None:
         self.status, self.body, self.etag = 200, text(7, 3), '"one"'
+        self.length = "42"
         self.asked: list[str] = []
         served = self
 
@@ -52,6 +53,11 @@ class Served:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            def do_HEAD(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", served.length)
+                self.end_headers()
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
@@ -296,3 +302,14 @@ def test_redirects_in_a_circle_end() -> None:
         server.shutdown()
         thread.join()
     assert len(asked) == 5
+
+
+@pytest.mark.parametrize(
+    ("told", "believed"),
+    [("42", 42), ("0", None), ("-1", None), ("x", None), ("9" * 19, None), ("9" * 400, None)],
+)
+def test_a_length_that_no_layer_has_is_no_length(
+    served: Served, told: str, believed: int | None
+) -> None:
+    served.length = told
+    assert registry.length(served.model, A) == believed
