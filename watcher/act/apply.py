@@ -234,7 +234,8 @@ def _done_message(action: Action) -> str:
 def _no_longer(action: Action, planned: Plan) -> Outcome:
     """The outcome of what a fresh plan does not have, with its reason where it gives one."""
     for refusal in planned.refusals:
-        if (refusal.verb, refusal.subject) == (action.verb, action.subject):
+        about = action.subject in (refusal.subject, *refusal.entries)
+        if about and refusal.verb is action.verb:
             return Outcome(action, Result.REFUSED, refusal.why, refusal=refusal)
     error = ChangedError("the store has changed since the plan was made", "plan again")
     return _refused(action, error)

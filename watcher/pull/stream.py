@@ -74,7 +74,7 @@ class PullStream:
             for option, value in _ALIVE:
                 self._socket.setsockopt(*option, value)
             self._connection.request("POST", self._path, self._body)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
             self._connection.close()
             raise ServerGoneError(_why(error)) from None
         self._thread.start()
