@@ -433,7 +433,7 @@ def prepare(given: click.Context) -> Exit:
 @click.pass_context
 def daemon(given: click.Context) -> Exit:
     """The service: watch, mend at once what dies, and tell."""
-    from watcher.commands.daemon import daemon as body
+    from watcher.commands.daemon import run as body
 
     return body(given.obj)
 

@@ -17,13 +17,13 @@ from watcher.events import Event
 from watcher.memory import Memory
 from watcher.metrics import Metrics
 from watcher.model import BlobFault, Plan, Policy, Refusal
-from watcher.observe.service import LOCK
+from watcher.observe.serving import DAEMON_LOCK
 from watcher.proofs import Proofs
 from watcher.wakes import BLIND_SECONDS, Scope, Wakes
 from watcher.world import World
 
 if TYPE_CHECKING:
-    from watcher.pull.child import Child
+    from watcher.pull.queue_process import QueueProcess
 
 
 def run(world: World, read_policy: Callable[[], Policy], queue_run: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ class _Service:
     ) -> None:
         self._world, self._metrics = world, metrics
         self._queue_run = queue_run
-        self._queue: Child | None = None
+        self._queue: QueueProcess | None = None
         self._set(policy)
         self._proofs = Proofs(world, self._trouble)
         self._held = contextlib.ExitStack()
@@ -161,16 +161,20 @@ class _Service:
         Done at each full look, so that a change which no event told of is found then.
         """
         if self._queue is None and self._policy.queue:
-            from watcher.pull.child import Child  # not needed by all, and takes memory
+            from watcher.pull.queue_process import (
+                QueueProcess,
+            )  # not needed by all, and takes memory
 
-            self._queue = Child(self._world.store, self._queue_run, self._pass_on, self._trouble)
+            self._queue = QueueProcess(
+                self._world.store, self._queue_run, self._pass_on, self._trouble
+            )
         if self._queue is None:
             return
         if self._policy.queue:
             self._hear_of_queue(wakes, self._queue)
         self._queue.turn(self._policy.queue, anew=anew)
 
-    def _hear_of_queue(self, wakes: Wakes, run: Child) -> None:
+    def _hear_of_queue(self, wakes: Wakes, run: QueueProcess) -> None:
         """Have it look at each change; nothing else comes into that folder, and wakes it."""
         from watcher.pull.queue import FILE
 
@@ -215,7 +219,7 @@ class _Service:
             try:
                 files.ensure_folder(memory.FOLDER, store)
                 ours = self._held.enter_context(files.opened_folder(memory.FOLDER, store))
-                self._held.enter_context(files.locked(LOCK, ours, journal.owner()))
+                self._held.enter_context(files.locked(DAEMON_LOCK, ours, journal.owner()))
             except files.BusyError as busy:
                 raise LockedError(
                     f"a daemon watches this store already: {busy.owner}", "one is enough"

@@ -17,7 +17,7 @@ from watcher.model import Evidence, Outcome, Policy, Verdict
 from watcher.observe import scan
 from watcher.world import World
 
-LOCK = "lock"
+ACTING_LOCK = "lock"
 
 
 class Journal:
@@ -156,7 +156,7 @@ def locked(store: int, seconds: float) -> Iterator[None]:
     files.ensure_folder(memory.FOLDER, store)
     with files.opened_folder(memory.FOLDER, store) as ours, contextlib.ExitStack() as held:
         try:
-            held.enter_context(files.locked(LOCK, ours, owner(), seconds=seconds))
+            held.enter_context(files.locked(ACTING_LOCK, ours, owner(), seconds=seconds))
         except files.BusyError as busy:
             raise LockedError(
                 f"another ollama-watch acts on this store: {busy.owner}",

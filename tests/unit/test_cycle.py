@@ -78,7 +78,10 @@ def test_who_holds_the_lock_is_named(models: Store, stale: str) -> None:
     (models.path / ".ollama-watch").mkdir()
     fd = os.open(models.path / ".ollama-watch", os.O_RDONLY)
     try:
-        with files.locked(journal.LOCK, fd, "pid 4711"), pytest.raises(LockedError) as caught:
+        with (
+            files.locked(journal.ACTING_LOCK, fd, "pid 4711"),
+            pytest.raises(LockedError) as caught,
+        ):
             cycle.cycle(models.world(), POLICY, lock_seconds=0.1)
     finally:
         os.close(fd)

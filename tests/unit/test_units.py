@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from watcher import units
-from watcher.pull import child
+from watcher.pull import queue_process
 from watcher.units import Installation, Kind
 
 REPOSITORY = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def test_a_stop_leaves_the_queue_the_time_that_it_takes() -> None:
     (seconds,) = re.findall(
         r"^TimeoutStopSec=(\d+)s$", units.units(USUAL)[units.SERVICE], re.MULTILINE
     )
-    assert int(seconds) > child._END_SECONDS
+    assert int(seconds) > queue_process._END_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from watcher import daemon as service
+from watcher import daemon
 from watcher.commands.context import Context
 from watcher.errors import Exit, SettingsError
 from watcher.events import Event
@@ -14,7 +14,7 @@ from watcher.observe import place
 from watcher.world import World
 
 
-def daemon(context: Context) -> Exit:
+def run(context: Context) -> Exit:
     """Watch one store until SIGTERM or SIGINT. A store that is named need not be there yet."""
     if len(context.stores) > 1:
         raise SettingsError(
@@ -27,7 +27,7 @@ def daemon(context: Context) -> Exit:
     else:
         found = place.find(None, os.environ)
     world = World(found.path, found.by, tell=_teller(context))
-    service.run(world, context.read_policy, _queue_run(context, found.path))
+    daemon.run(world, context.read_policy, _queue_run(context, found.path))
     return Exit.HEALTHY
 
 

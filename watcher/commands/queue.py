@@ -14,7 +14,7 @@ from watcher import files, names, records
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, SettingsError
 from watcher.events import Event
-from watcher.observe import service
+from watcher.observe import serving
 from watcher.pull import queue, running
 from watcher.pull.queue import Item, ItemState, Queue
 from watcher.pull.running import Drive
@@ -150,7 +150,7 @@ def _show(context: Context, path: str, store: int, kept: Queue) -> None:
     kept = queue.revived(kept, running.is_driven, now)
     known = records.read(store)
     arrivals = queue.arrivals(kept, now, _missing(known), _rate(kept, known))
-    by = service.queue_runner(path)
+    by = serving.queue_runner(path)
     if context.json:
         context.document(show.document(path, kept, arrivals, by, now))
     elif kept.line or kept.done or not context.quiet:

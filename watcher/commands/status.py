@@ -13,7 +13,7 @@ from watcher.decide import learn
 from watcher.errors import Exit, WatchError
 from watcher.memory import Memory
 from watcher.model import Condition
-from watcher.observe import service
+from watcher.observe import serving
 from watcher.pull import queue
 from watcher.pull.queue import Queue
 from watcher.pull.speed import Spread, spread
@@ -54,11 +54,11 @@ def look(world: World, context: Context, before: Status | None) -> Status:
     return Status(
         report,
         paces,
-        service.daemon(world.store),
+        serving.daemon(world.store),
         memory.looked_at,
         known,
         line,
-        service.queue_runner(world.store),
+        serving.queue_runner(world.store),
         _spreads(memory, report),
     )
 

@@ -38,7 +38,7 @@ _MOST_SUBJECTS = 20
 _PROBLEMS = ("store_", "manifest_", "blob_missing", "blob_short", "blob_long", "blob_no_file")
 #: A pull of which nothing has arrived for so long is told once. The server starts a part anew
 #: after 30 s without a byte.
-STALL_SECONDS = 60.0
+TELL_STALL_SECONDS = 60.0
 _SAMPLE_SECONDS = 10.0
 _MOST_SAMPLES = 7
 _REMOVALS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
@@ -311,7 +311,7 @@ def _progress(
         samples = (*samples, Sample(at, now.allocated))[-_MOST_SAMPLES:]
     now = replace(now, samples=samples, told_at=told_at, stalled=stalled)
     who = names.known_as(judged.download.models, judged.digest)
-    if at - now.progress_at >= STALL_SECONDS:
+    if at - now.progress_at >= TELL_STALL_SECONDS:
         if now.stalled:
             return now, []
         message = f"nothing of {who} has arrived for {at - now.progress_at:.0f} s"

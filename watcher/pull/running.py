@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from watcher import files, journal
 from watcher.errors import WatchError
 from watcher.memory import FOLDER
-from watcher.observe.service import RUNNER
+from watcher.observe.serving import QUEUE_LOCK
 from watcher.pull import queue
 from watcher.pull.queue import Driven, Item, Queue, Result, Runner
 
@@ -139,7 +139,7 @@ def seen_to_run(store: int) -> Iterator[bool]:
         try:
             files.ensure_folder(FOLDER, store)
             ours = held.enter_context(files.opened_folder(FOLDER, store))
-            lock = files.locked(RUNNER, ours, journal.owner(), seconds=_INSTANT_SECONDS)
+            lock = files.locked(QUEUE_LOCK, ours, journal.owner(), seconds=_INSTANT_SECONDS)
             held.enter_context(lock)
         except (OSError, files.BusyError):
             yield False

@@ -11,7 +11,7 @@ from watcher.cycle import Report
 from watcher.model import Verb
 
 if TYPE_CHECKING:
-    from watcher.observe.service import Runner
+    from watcher.observe.serving import QueueRunner
     from watcher.pull.queue import Queue
 
 
@@ -42,7 +42,7 @@ def verified_line(report: Report, wrong: int) -> str:
     return f"{told}\n"
 
 
-def runs(kept: Queue, by: Runner | None) -> str:
+def runs(kept: Queue, by: QueueRunner | None) -> str:
     """Who runs the queue, in words; or that nobody does, and what helps."""
     if kept.paused:
         return "paused as a whole -> ollama-watch queue resume"
@@ -52,6 +52,6 @@ def runs(kept: Queue, by: Runner | None) -> str:
     return f"run by the daemon{pid}" if by.is_daemon else f"run by ollama-watch queue run{pid}"
 
 
-def run_by(by: Runner | None) -> dict[str, Any] | None:
+def run_by(by: QueueRunner | None) -> dict[str, Any] | None:
     """Who runs the queue, in a document."""
     return None if by is None else {"pid": by.pid, "daemon": by.is_daemon}

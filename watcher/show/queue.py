@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from watcher import events, names
-from watcher.observe.service import Runner
+from watcher.observe.serving import QueueRunner
 from watcher.pull import queue
 from watcher.pull.queue import Item, ItemState, Queue
 from watcher.show.lines import count, run_by, runs
@@ -29,7 +29,7 @@ _WORDS = {number: word for word, number in queue.PRIORITIES.items()}
 
 
 def table(
-    kept: Queue, arrivals: Sequence[float | None], by: Runner | None, now: float
+    kept: Queue, arrivals: Sequence[float | None], by: QueueRunner | None, now: float
 ) -> list[object]:
     """What ``queue ls`` prints; `arrivals`: when each of the line will be done, where known."""
     shown: list[object] = []
@@ -82,7 +82,7 @@ def document(
     store: str,
     kept: Queue,
     arrivals: Sequence[float | None],
-    by: Runner | None,
+    by: QueueRunner | None,
     now: float,
 ) -> dict[str, Any]:
     """What ``queue ls --json`` prints."""

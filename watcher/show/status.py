@@ -10,7 +10,7 @@ from watcher import events, names, ranges
 from watcher.cycle import Report
 from watcher.decide import findings
 from watcher.model import DAY, Condition, Judged
-from watcher.observe.service import Runner, Running
+from watcher.observe.serving import QueueRunner, Running
 from watcher.pull.causes import Cause, of_error
 from watcher.pull.queue import Queue
 from watcher.pull.speed import Spread
@@ -42,7 +42,7 @@ class Status:
     records: Records
     #: What is to be downloaded, and who sees to it.
     queue: Queue
-    runner: Runner | None
+    runner: QueueRunner | None
     #: How fast live downloads came in the last minutes, by key, where somebody has looked.
     spreads: Mapping[str, Spread]
 

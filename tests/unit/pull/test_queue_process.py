@@ -12,17 +12,17 @@ from tests.fidelity.harness import wait_until
 from tests.notation import Store
 from watcher import files
 from watcher.pull import queue
-from watcher.pull.child import Child
+from watcher.pull.queue_process import QueueProcess
 
 
 class Run:
-    """A child of a script, and what was told of it."""
+    """A process that runs a script, and what was told of it."""
 
     def __init__(self, store: Path, script: str) -> None:
         self.lines: list[bytes] = []
         self.troubles: list[str] = []
         words = [sys.executable, "-c", script]
-        self.child = Child(str(store), words, self.lines.append, self.troubles.append)
+        self.process = QueueProcess(str(store), words, self.lines.append, self.troubles.append)
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def runs(models: Store) -> Iterator[list[Run]]:
         queue.FILE.change(folder, lambda kept: queue.add(kept, "a", 0, 0.0, 1.0))
     yield made
     for each in made:
-        each.child.stop()
+        each.process.stop()
 
 
 def test_what_it_tells_is_handed_on_line_by_line(models: Store, runs: list[Run]) -> None:
     runs.append(Run(models.path, "print('one'); print('two')"))
-    runs[0].child.turn(True)
+    runs[0].process.turn(True)
     wait_until(lambda: runs[0].troubles, "its end")
     assert runs[0].lines == [b"one\n", b"two\n"]
 
@@ -54,11 +54,11 @@ def test_one_that_brings_nothing_is_not_started_over_and_over(
     models: Store, runs: list[Run], script: str, told: str
 ) -> None:
     runs.append(Run(models.path, f"print('begun', flush=True); {script}"))
-    runs[0].child.turn(True)
+    runs[0].process.turn(True)
     wait_until(lambda: runs[0].troubles, "its end")
     for _ in range(20):
-        runs[0].child.nudge()
-    runs[0].child.stop()
+        runs[0].process.nudge()
+    runs[0].process.stop()
     assert [each[-len(told) :] for each in runs[0].troubles] == [told]
     assert runs[0].lines == [b"begun\n"]
 
@@ -66,9 +66,9 @@ def test_one_that_brings_nothing_is_not_started_over_and_over(
 def test_once_it_ends_nothing_begins_any_more(models: Store, runs: list[Run]) -> None:
     """What a signal's handler says counts before the look under way has come to its end."""
     runs.append(Run(models.path, "print('begun')"))
-    runs[0].child.end()
-    runs[0].child.turn(True)
-    thread = runs[0].child._thread
+    runs[0].process.end()
+    runs[0].process.turn(True)
+    thread = runs[0].process._thread
     assert thread is not None
     thread.join(20)
     assert (thread.is_alive(), runs[0].lines, runs[0].troubles) == (False, [], [])
@@ -76,16 +76,16 @@ def test_once_it_ends_nothing_begins_any_more(models: Store, runs: list[Run]) ->
 
 def test_it_hangs_on_its_stdin(models: Store, runs: list[Run]) -> None:
     runs.append(Run(models.path, "import sys; print('begun', flush=True); sys.stdin.read()"))
-    runs[0].child.turn(True)
+    runs[0].process.turn(True)
     wait_until(lambda: runs[0].lines, "its beginning")
-    runs[0].child.turn(False)
-    wait_until(lambda: runs[0].child._process is None, "its end")
+    runs[0].process.turn(False)
+    wait_until(lambda: runs[0].process._process is None, "its end")
     assert runs[0].troubles == []
 
 
 def test_what_can_t_be_started_is_told(models: Store, runs: list[Run]) -> None:
     runs.append(Run(models.path, ""))
-    runs[0].child._words = ["/nowhere/python"]
-    runs[0].child.turn(True)
+    runs[0].process._words = ["/nowhere/python"]
+    runs[0].process.turn(True)
     wait_until(lambda: runs[0].troubles, "its end")
     assert "can't be started: No such file or directory" in runs[0].troubles[0]

@@ -11,8 +11,8 @@ from watcher import files
 from watcher.memory import FOLDER
 
 #: The names of these locks, in our folder.
-LOCK = "daemon.lock"
-RUNNER = "queue.lock"
+DAEMON_LOCK = "daemon.lock"
+QUEUE_LOCK = "queue.lock"
 _OWNER = re.compile(r"pid (\d+) since (\S+)")
 _LONGEST = 200
 
@@ -26,23 +26,23 @@ class Running(NamedTuple):
 
 def daemon(store: str) -> Running | None:
     """The daemon that watches a store; None where there is none, or that can't be told."""
-    return _holder(store, LOCK)
+    return _holder(store, DAEMON_LOCK)
 
 
-class Runner(NamedTuple):
+class QueueRunner(NamedTuple):
     """Who runs the queue: its process id, where that is told, and whether it is the daemon."""
 
     pid: int | None
     is_daemon: bool
 
 
-def queue_runner(store: str) -> Runner | None:
+def queue_runner(store: str) -> QueueRunner | None:
     """Who runs the queue of a store, a daemon or ``queue run``; None where nobody is seen to."""
-    found = _holder(store, RUNNER)
+    found = _holder(store, QUEUE_LOCK)
     if found is None:
         return None
     watching = daemon(store)
-    return Runner(found.pid, watching is not None and watching.pid == found.pid)
+    return QueueRunner(found.pid, watching is not None and watching.pid == found.pid)
 
 
 def _holder(store: str, lock: str) -> Running | None:

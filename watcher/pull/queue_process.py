@@ -30,7 +30,7 @@ _END_SECONDS = 75.0
 _LONGEST_WAIT = 24 * 3600.0
 
 
-class Child:
+class QueueProcess:
     """Has the queue of one store run from `turn` on, by one process at a time.
 
     `words` is the command line. `tell` gets each line of its stdout, and `trouble` a sentence where
