@@ -11,7 +11,8 @@ from tests.repair.scenes import seed_of
 from watcher import sidecars, states
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import Policy
-from watcher.pull.driver import End, Options, Pull, Site, Update
+from watcher.pull.driver import End, Options, Pull, Update
+from watcher.pull.site import Site
 from watcher.states import State
 from watcher.world import World
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from tests.crash.driver import break_files, main
 from watcher.model import Policy
-from watcher.pull.driver import Options, Pull, Site
+from watcher.pull.driver import Options, Pull
+from watcher.pull.site import Site
 from watcher.world import World
 
 

@@ -14,9 +14,9 @@ from tests.fidelity.harness import Server, collapsed, wait_until
 from watcher.demo.registry import Fault, Layer, Registry, Step
 from watcher.pull import driver, heard
 from watcher.pull.causes import Cause
-from watcher.pull.driver import Options, Pull, Site, Update
+from watcher.pull.driver import Options, Pull, Update
 from watcher.pull.sharing import Sharing
-from watcher.pull.site import url_of_store
+from watcher.pull.site import Site, url_of_store
 from watcher.states import State
 from watcher.world import World
 

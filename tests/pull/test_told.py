@@ -13,7 +13,7 @@ import pytest
 
 from watcher.pull import driver
 from watcher.pull.causes import Cause, of_error
-from watcher.pull.driver import Site
+from watcher.pull.site import Site
 from watcher.states import State
 
 from .driven import POLICY, drive

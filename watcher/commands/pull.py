@@ -20,8 +20,9 @@ from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, NoStoreError
 from watcher.pull import site
 from watcher.pull.causes import Cause
-from watcher.pull.driver import Options, Pull, Site
+from watcher.pull.driver import Options, Pull
 from watcher.pull.sharing import Sharing
+from watcher.pull.site import Site
 from watcher.show import progress
 from watcher.show.lines import count
 from watcher.world import World

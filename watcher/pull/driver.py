@@ -24,17 +24,17 @@ from watcher.decide.judge import settled_condition
 from watcher.errors import LockedError, WatchError
 from watcher.events import Event
 from watcher.manifests import READ_LIMIT
-from watcher.model import Condition, Plan, Policy, RefusalKind, Result, Verb
+from watcher.model import Condition, Plan, RefusalKind, Result, Verb
 from watcher.observe import holders, scan
 from watcher.pull.bar import Bar
 from watcher.pull.causes import Cause, of_error
 from watcher.pull.heard import Heard
 from watcher.pull.sharing import Sharing
+from watcher.pull.site import Site
 from watcher.pull.speed import STALL_SECONDS, Meter
 from watcher.pull.stream import PullStream, ServerGoneError, Status
 from watcher.records import Record
 from watcher.states import State
-from watcher.world import World
 
 #: No line at all for so long while the manifest is asked for: the server waits without any limit.
 _SILENT_SECONDS = 120.0
@@ -76,19 +76,6 @@ _WAITS_FOR_FILES = (
     "ends when the server has closed its files, so that what has come can be kept; "
     "a second ctrl-C ends at once"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """The server that pulls, and its store where that can be mended from here."""
-
-    url: str
-    policy: Policy
-    #: None where the store is not here, or may not be changed; `why` says so.
-    world: World | None = None
-    why: str = ""
-    #: The folder whose records are kept, where that is not the store.
-    records: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from watcher import environment, names, ollama
 from watcher.errors import SettingsError
 from watcher.model import Policy, ServerState
 from watcher.observe import holders
-from watcher.pull.driver import Site
 from watcher.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The server that pulls, and its store where that can be mended from here."""
+
+    url: str
+    policy: Policy
+    #: None where the store is not here, or may not be changed; `why` says so.
+    world: World | None = None
+    why: str = ""
+    #: The folder whose records are kept, where that is not the store.
+    records: str = ""
 
 
 def server_url(host: str | None, variables: Mapping[str, str]) -> str:
