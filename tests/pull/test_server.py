@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import at_length
 from tests.fidelity.harness import Server, collapsed, wait_until
 from watcher.demo.registry import Fault, Layer, Registry, Step
-from watcher.pull import driver, heard
+from watcher.pull import cure, driver, heard
 from watcher.pull.causes import Cause
 from watcher.pull.driver import Options, Pull, Update
 from watcher.pull.sharing import Sharing
@@ -218,7 +218,7 @@ def test_another_client_that_pulls_it_is_joined(server: Server, registry: Regist
 def test_a_reset_while_another_client_pulls_it_ends_nobody(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "_RELEASE_SECONDS", 1.0)
+    monkeypatch.setattr(cure, "_RELEASE_SECONDS", 1.0)
     model = add(registry, server)
     registry.throttle(RATE)
     server.start().wait_ready()

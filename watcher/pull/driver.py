@@ -10,24 +10,23 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Set
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import orjson
 from rich.filesize import decimal
 
-from watcher import cycle, files, journal, names, ollama, ranges, records, registry, states
-from watcher.decide import findings
-from watcher.decide.judge import settled_condition
-from watcher.errors import LockedError, WatchError
+from watcher import files, journal, names, ollama, records, registry, states
+from watcher.errors import WatchError
 from watcher.events import Event
 from watcher.manifests import READ_LIMIT
-from watcher.model import Condition, Plan, RefusalKind, Result, Verb
 from watcher.observe import holders, scan
+from watcher.pull import cure
 from watcher.pull.bar import Bar
 from watcher.pull.causes import Cause, of_error
+from watcher.pull.cure import Pace
 from watcher.pull.heard import Heard
 from watcher.pull.sharing import Sharing
 from watcher.pull.site import Site
@@ -49,14 +48,6 @@ SERVER_SECONDS = 300.0
 _TRIES = 8
 #: Layers that were damaged on their way, and fetched again from the start: then it is no accident.
 _MISMATCHES = 3
-#: A part that waits for its retry keeps the file open so long after its request was closed.
-_RELEASE_SECONDS = 45.0
-#: What a request of ours had under way has reached the disk so long after it was closed: whatever
-#: is written later, another client pulls.
-_AFTERMATH_SECONDS = 1.0
-#: A cure takes three seconds and more: after some that brought little the next one waits so long.
-_CURE_PAUSES = (0.0, 5.0, 15.0, 60.0)
-_WORTH_A_CURE = 1 << 20
 #: Less than this on the disk beyond what the server counts may be a file system's roundings.
 _UNHEARD_LOSS = 8 << 20
 _TICK_SECONDS = 0.2
@@ -65,16 +56,9 @@ _SHOW_SECONDS = 0.25
 #: What changes besides the state is kept this often.
 _KEEP_SECONDS = 1.0
 _LONGEST_PAUSE = 60.0
-#: What is in the way of mending for some moments only.
-_PASSING = frozenset({RefusalKind.SERVER_STARTS, RefusalKind.HELD, RefusalKind.CHANGED})
-_PROOFS = cycle.QUESTIONS | {Verb.QUARANTINE_BLOB}
 _WAITS_UNTIL_SAFE = (
     "ends as soon as that is safe: to close the request while a layer is being prepared could end "
     "the server; a second ctrl-C ends at once"
-)
-_WAITS_FOR_FILES = (
-    "ends when the server has closed its files, so that what has come can be kept; "
-    "a second ctrl-C ends at once"
 )
 
 
@@ -137,9 +121,7 @@ class Pull:
     _unkept: dict[str, object] = field(default_factory=dict)
     #: Layers that another client pulls, too: closing our request would end nothing.
     _shared: set[str] = field(default_factory=set)
-    _idle_cures: int = 0
-    _cured_at: float = 0.0
-    _cured_bytes: int = 0
+    _pace: Pace = field(default_factory=Pace)
     _looked_around_at: float = -_LOOK_AROUND_SECONDS
     #: Bytes of each layer on the disk that its sidecars did not claim when we looked last.
     _uncounted: dict[str, int] = field(default_factory=dict)
@@ -252,14 +234,11 @@ class Pull:
             here = scan.present(store, sizes)
             if not scan.begun(store, sizes.keys() - here):
                 return
-        report = self._look(sizes.keys() - here)
+        report = cure.look(self.site, sizes.keys() - here)
         if report is None:
             return
-        trusted = {
-            each.digest: ranges.size(each.download.trust.trusted) for each in report.verdict.judged
-        }
         self._bar.expect(sizes, here)
-        self._bar.here(trusted, here)
+        self._bar.here(cure.trusted(report), here)
         if self._bar.done > self._bar.present:
             self._is_resumed = True
             yield self._resuming()
@@ -352,8 +331,7 @@ class Pull:
         """Whether closing our request would help, and is not done too often."""
         if self.site.world is None or layer in self._shared:
             return False
-        pause = _CURE_PAUSES[min(self._idle_cures, len(_CURE_PAUSES) - 1)]
-        return now - self._cured_at >= pause
+        return self._pace.allows(now)
 
     def _lost_unheard(self, heard: Heard, now: float) -> int:
         """Bytes that are on the disk and that the server counts no more, where that is much."""
@@ -389,10 +367,7 @@ class Pull:
         """There is nothing to mend yet; the room for mending on a full disk is set aside."""
         from watcher.act import room
 
-        before = self._bar.done
-        self._bar.here({}, self._finished(self._bar.sizes))
-        self.meter.correct(self._bar.done - before)
-        self._uncounted = dict.fromkeys(self._digests, 0)
+        self._count_anew({})
         with ExitStack() as opened:
             store = self._store(opened)
             if store is not None:
@@ -432,28 +407,13 @@ class Pull:
         missing = self._bar.total - max(self._bar.done, self._bar.present + begun)
         if missing > free:
             return f"{decimal(missing)} are missing, and the disk has {decimal(free)} free"
-        more = self._lacking(others)
+        more = cure.lacking(self.site, others)
         if missing + more > free:
             yield self._say(
                 f"the disk has {decimal(free)} free: enough for the {decimal(missing)} that are "
                 f"missing, but other unfinished downloads lack {decimal(more)} more"
             )
         return ""
-
-    def _lacking(self, digests: frozenset[str]) -> int:
-        """Bytes that unfinished downloads of others still have to bring."""
-        report = self._look(digests) if digests else None
-        return 0 if report is None else findings.lacking(report.verdict.judged)
-
-    def _look(self, digests: Set[str]) -> cycle.Report | None:
-        """How some downloads are, with nothing changed; None where that can't be seen."""
-        if self.site.world is None:
-            return None
-        world = replace(self.site.world, keeps=False)
-        try:
-            return cycle.cycle(world, self.site.policy, frozenset(digests), cycle.nothing)
-        except (WatchError, OSError):
-            return None
 
     # ------------------------------------------------------------ mending
 
@@ -463,24 +423,13 @@ class Pull:
         if end.cause is Cause.SERVER_GONE:
             return (yield from self._await_server())
         if end.cause is Cause.BLOCKED:
-            self._pulled |= self._blocked()
+            self._pulled |= cure.blocked(self.site, self._digests)
         yield from self._mend(own=True)
-        self._note_cure()
+        self._pace.note(self._bar.done)
         if end.cause not in (Cause.RESETS, Cause.SILENCE) or tries > 1:
             longest = min(_LONGEST_PAUSE, 2.0 ** min(tries, 6))
             self._rest(longest * random.uniform(0.5, 1.0))  # noqa: S311 - many clients, no secret
         return True
-
-    def _blocked(self) -> frozenset[str]:
-        """The layers that no pull can begin with and nobody is at: to wait would be for nothing."""
-        report = self._look(self._digests) if self._digests else None
-        if report is None:
-            return frozenset()
-        return frozenset(
-            each.digest
-            for each in report.evidence.downloads
-            if not each.holders and settled_condition(each)[0] is Condition.BLOCKED
-        )
 
     def _await_server(self) -> Generator[Update, None, bool]:
         """Wait until the server answers; what it left half done is mended meanwhile.
@@ -507,97 +456,41 @@ class Pull:
 
     def _mend(self, *, own: bool) -> Iterator[Update]:
         """Make true sidecars of what is on the disk. `own`: our request has just ended."""
-        world = self.site.world
-        if world is None or not self._digests:
+        if self.site.world is None or not self._digests:
             return
         if not self._is_begun():
             self._have_nothing()
             return
-        policy = replace(
-            self.site.policy,
-            repair=True,
-            clean=False,
-            refresh=False,
-            own_pulls=frozenset(self._pulled) if own else frozenset(),
-        )
-        began = time.monotonic()
-        until = began + (_RELEASE_SECONDS if own else 0.0)
-        written: dict[str, int] = {}
-        while True:
-            try:
-                report = cycle.cycle(world, policy, self._digests)
-            except LockedError:
-                report = None
-            except (WatchError, OSError) as error:
-                yield self._say(f"can't be mended: {error}")
-                return
-            held = frozenset() if report is None else _held(report)
-            waits = report is None or held or _is_refused(report, _PASSING)
-            now = time.monotonic()
-            if not waits or now >= until:
-                break
-            if report is not None and now - began >= _AFTERMATH_SECONDS:
-                if _grows(report, written):
-                    break
-                if self.cancelled():
-                    yield self._say(_WAITS_FOR_FILES)
-            time.sleep(_TICK_SECONDS)
-        if held and own and not held <= self._shared:
+        pulled = frozenset(self._pulled) if own else None
+        report = yield from cure.mend(self.site, self._digests, pulled, self.cancelled, self._say)
+        if report is None:
+            return
+        held = cure.held(report)
+        if own and not held <= self._shared:
             self._shared |= held
             goes_on = "goes on with it" if self.cancelled() else "pulls it, too: joined"
             yield self._say(f"another client {goes_on}")
-        if report is not None:
-            before = self._bar.done
-            self._bar.here(_claims(report), self._finished(self._bar.sizes))
-            self.meter.correct(self._bar.done - before)
-            self._uncounted = dict.fromkeys(self._digests, 0) | _unclaimed(report)
-            yield from self._tell_mended(report)
+        self._count_anew(cure.claimed(report))
+        self._uncounted |= cure.unclaimed(report)
+        for each in cure.told(report):
+            yield self._say(each)
 
-    def _note_cure(self) -> None:
-        gained = self._bar.done - self._cured_bytes
-        self._idle_cures = 0 if gained >= _WORTH_A_CURE else self._idle_cures + 1
-        self._cured_at, self._cured_bytes = time.monotonic(), self._bar.done
-
-    def _tell_mended(self, report: cycle.Report) -> Iterator[Update]:
-        saved = sum(each.action.saves for each in report.outcomes if each.result is Result.DONE)
-        if saved:
-            yield self._say(f"{decimal(saved)} are kept that would have been fetched again")
-        for refusal in report.plan.refusals:
-            if refusal.kind in (RefusalKind.SIGHT, RefusalKind.OWNER, RefusalKind.PERMISSION):
-                yield self._say(f"not mended: {refusal.why}; {refusal.remedy}")
+    def _count_anew(self, claimed: Mapping[str, int]) -> None:
+        """Set the bar on what is here now, with so many bytes of each unfinished layer."""
+        before = self._bar.done
+        self._bar.here(claimed, self._finished(self._bar.sizes))
+        self.meter.correct(self._bar.done - before)
+        self._uncounted = dict.fromkeys(self._digests, 0)
 
     def _quarantine_corrupt(self) -> Generator[Update, None, bool]:
         """Hash the layers that were there before. Returns whether one has to be fetched again."""
-        world, digests = self.site.world, self._present or frozenset()
-        if world is None or not digests:
+        if self.site.world is None or not self._present:
             return False
         if states.may_follow(self.record.state, State.VERIFYING):
             yield self._change(state=State.VERIFYING)
-        policy = replace(
-            self.site.policy, repair=True, clean=False, hash=True, verify=True, online=True
+        return (
+            yield from cure.put_aside_corrupt(self.site, self._present, self.cancelled, self._say)
         )
-
-        def consent(planned: Plan) -> Plan:
-            mine = planned.only(lambda _, subjects: any(map(self._was_here, subjects)))
-            return replace(
-                mine, actions=tuple(each for each in mine.actions if each.verb in _PROOFS)
-            )
-
-        try:
-            report = cycle.cycle(world, policy, consent=consent, stop=self.cancelled)
-        except (WatchError, OSError) as error:
-            yield self._say(f"can't be verified: {error}")
-            return False
-        gone = [each for each in report.outcomes if each.action.verb is Verb.QUARANTINE_BLOB]
-        for outcome in gone:
-            yield self._say(outcome.message)
-        for refusal in report.plan.refusals:
-            if refusal.verb is Verb.QUARANTINE_BLOB and self._was_here(refusal.subject):
-                yield self._say(f"{refusal.subject[:19]} is damaged: {refusal.why}")
-        return any(each.result is Result.DONE for each in gone)
-
-    def _was_here(self, subject: str) -> bool:
-        return (names.parse_blob(subject).digest or subject) in (self._present or ())
 
     # ------------------------------------------------------------ telling
 
@@ -699,37 +592,3 @@ def _read(path: str, store: int) -> bytes:
         for folder in folders:
             at = opened.enter_context(files.opened_folder(folder, at, follow=True))
         return files.read_small(name, at, READ_LIMIT)
-
-
-def _held(report: cycle.Report) -> frozenset[str]:
-    """The downloads that somebody still writes."""
-    return frozenset(each.digest for each in report.verdict.judged if each.download.writers)
-
-
-def _grows(report: cycle.Report, before: dict[str, int]) -> bool:
-    """Whether data that somebody has open was written since the first call with this `before`."""
-    return any(
-        before.setdefault(each.digest, each.data.mtime_ns) != each.data.mtime_ns
-        for each in report.evidence.downloads
-        if each.data is not None and each.writers
-    )
-
-
-def _is_refused(report: cycle.Report, kinds: frozenset[RefusalKind]) -> bool:
-    refusals = (*report.plan.refusals, *(each.refusal for each in report.outcomes))
-    return any(each is not None and each.kind in kinds for each in refusals)
-
-
-def _unclaimed(report: cycle.Report) -> dict[str, int]:
-    """Bytes of each unfinished layer that are on the disk beyond what its sidecars claim."""
-    claimed = _claims(report)
-    return {
-        each.digest: each.data.allocated - claimed[each.digest]
-        for each in report.evidence.downloads
-        if each.data is not None
-    }
-
-
-def _claims(report: cycle.Report) -> dict[str, int]:
-    """Bytes of each unfinished layer that another pull need not fetch."""
-    return {each.digest: ranges.size(each.download.trust.claimed) for each in report.verdict.judged}
