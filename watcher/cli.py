@@ -363,13 +363,13 @@ def queue_resume(given: click.Context, models: tuple[str, ...]) -> Exit:
 @click.pass_context
 def queue_run(given: click.Context, host: str | None, insecure: bool, leashed: bool) -> Exit:
     """Download one after the other until nothing is left to begin."""
-    from watcher.commands import pull, queue
+    from watcher.commands import pull, queue, queue_drive
     from watcher.pull.driver import Options
 
     if leashed:
         return queue.run_leashed(given.obj)
     wanted = pull.Wanted(host, options=Options(insecure=insecure))
-    return queue.run(given.obj, pull.queued(given.obj, wanted))
+    return queue.run(given.obj, queue_drive.queued(given.obj, wanted))
 
 
 @group.command("pull")
@@ -410,7 +410,7 @@ def pull_models(
 @click.pass_context
 def reset(given: click.Context, models: tuple[str, ...], yes: bool) -> Exit:
     """Forget a download and remove what there is of it."""
-    from watcher.commands.pull import reset as body
+    from watcher.commands.reset import reset as body
 
     return body(given.obj, models, yes=yes)
 

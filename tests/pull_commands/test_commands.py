@@ -20,6 +20,7 @@ import pytest
 from tests.driving import Store, command, environment, is_right, run
 from tests.fidelity.harness import EngineServer, wait_until
 from watcher.commands import pull as pull_command
+from watcher.commands import queue_drive
 from watcher.commands.context import Context
 from watcher.demo.registry import Fault, Layer, Model, Registry
 from watcher.model import Policy
@@ -504,9 +505,9 @@ def test_a_ctrl_c_at_the_very_end_of_a_drive_is_heard(
         return usual(number, handler)
 
     monkeypatch.setattr(signal, "signal", put_back)
-    monkeypatch.setattr(pull_command, "_drive", lambda *_: None)
+    monkeypatch.setattr(pull_command, "drive", lambda *_: None)
     context = Context(Policy(), stores=(str(models.path),))
-    drive = pull_command.queued(context, pull_command.Wanted("http://127.0.0.1:1"))
+    drive = queue_drive.queued(context, pull_command.Wanted("http://127.0.0.1:1"))
     with pytest.raises(KeyboardInterrupt):
         drive("x", lambda: "")
 

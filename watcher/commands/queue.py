@@ -93,10 +93,10 @@ def run_leashed(context: Context) -> Exit:
 
     On stdout are the events, one a line.
     """
-    from watcher.commands import pull
+    from watcher.commands import queue_drive
 
     (world,) = context.worlds(keeps=True)
-    drive = pull.leashed(context, replace(world, tell=_tell_daemon), _ends_with_stdin())
+    drive = queue_drive.leashed(context, replace(world, tell=_tell_daemon), _ends_with_stdin())
     with files.opened_folder(world.store) as store, suppress(KeyboardInterrupt):
         while running.run_next(store, drive) is not None:
             pass

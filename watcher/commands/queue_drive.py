@@ -1,0 +1,65 @@
+"""What drives an item of the queue: a pull, until it has ended or has to make place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from watcher import names, ollama
+from watcher.commands import pull
+from watcher.commands.context import Context
+from watcher.pull import site
+from watcher.pull.causes import Cause
+from watcher.pull.driver import Options, Pull
+from watcher.pull.queue import Driven, Result
+from watcher.pull.running import Drive, Why
+from watcher.pull.site import Site
+from watcher.show import progress
+from watcher.world import World
+
+
+def queued(context: Context, wanted: pull.Wanted) -> Drive:
+    """What drives an item of the queue."""
+    return _driver(
+        context, pull.site_of(context, wanted.host), lambda _: wanted.options, lambda: False
+    )
+
+
+def leashed(context: Context, world: World, ended: Callable[[], bool]) -> Drive:
+    """The same for a daemon, until `ended` says that it is gone.
+
+    Nobody is there to name a server: it is the one that has the store, unless the environment says
+    otherwise. A registry on this machine is asked over http, as everywhere.
+    """
+    found = site.find(site.url_of_store(world, os.environ), world, context.policy)
+
+    def options(model: str) -> Options:
+        return Options(insecure=ollama.is_loopback(names.to_model(model).host))
+
+    return _driver(context, found, options, ended)
+
+
+def _driver(
+    context: Context, found: Site, options: Callable[[str], Options], ended: Callable[[], bool]
+) -> Drive:
+    def drive(model: str, why_stop: Why) -> Driven:
+        with pull.cancelled_by_signals() as signalled:
+
+            def asked() -> bool:
+                return signalled() or ended()
+
+            one = Pull(found, model, options(model), lambda: asked() or bool(why_stop()))
+            color = context.colored()
+            with progress.display(json=context.json, quiet=context.quiet, color=color) as shown:
+                pull.drive(one, shown)
+        # Not before signals have their usual meaning again: none is lost between the two.
+        if asked():
+            raise KeyboardInterrupt  # what was driven is put back, and the run ends
+        cause = one.end.cause
+        if cause is None:
+            return Driven(Result.DONE)
+        if cause is Cause.INTERRUPTED:
+            return Driven(Result.STOPPED, why_stop())
+        return Driven(Result.FAILED, f"{one.end.text}; {cause.step}", cause.passes)
+
+    return drive

@@ -1,0 +1,63 @@
+"""``reset``: forget downloads."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.filesize import decimal
+
+from watcher import names
+from watcher.commands.context import Context, complain
+from watcher.errors import Exit
+from watcher.pull.manager import ModelDownloadManager, StoreFiles
+from watcher.show import documents
+from watcher.show.lines import count
+
+_NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
+
+
+def reset(context: Context, models: tuple[str, ...], *, yes: bool) -> Exit:
+    """Forget downloads and remove what there is of them, after asking."""
+    store = context.only_place("a download is of one").path
+    manager = ModelDownloadManager(StoreFiles(store), policy=context.policy)
+    done: list[documents.Reset] = []
+    try:
+        for model in models:
+            found = manager.detect_partial_downloads(model)
+            before = manager.get_download_state(model)["status"]
+            layers = [each["digest"] for each in found]
+            size = sum(each["partial_size"] for each in found)
+            shown = names.printable(model)
+            if not found and before in _NOTHING_TO_RESET:
+                done.append(documents.Reset(model, before, (), 0))
+                _say(context, f"{shown}: nothing of a download is here")
+                continue
+            what = f"{decimal(size)} of {count(len(layers), 'unfinished layer')}"
+            if not yes and not _agreed(f"Remove {what} of {shown}?"):
+                return Exit.FINDINGS if _somebody_there() else Exit.USAGE
+            after = manager.reset_download(model)["status"]
+            done.append(documents.Reset(model, after, tuple(layers), size))
+            _say(context, f"{shown}: forgotten; {what} removed")
+    finally:
+        if context.json:
+            context.document(documents.reset(store, done))
+    return Exit.HEALTHY
+
+
+def _say(context: Context, text: str) -> None:
+    if not (context.quiet or context.json):
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
+def _agreed(question: str) -> bool:
+    if not _somebody_there():
+        complain("nothing was done: nobody to ask here; say --yes to do it")
+        return False
+    import click
+
+    return click.confirm(question, default=False, err=True)
+
+
+def _somebody_there() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
