@@ -32,6 +32,9 @@ def leashed(context: Context, world: World, ended: Callable[[], bool]) -> Drive:
     otherwise. A registry on this machine is asked over http, as everywhere.
     """
     found = site.find(site.url_of_store(world, os.environ), world, context.policy)
+    if found.world is None and not os.environ.get("OLLAMA_HOST"):
+        # What it would pull would come into somebody else's store.
+        return lambda _, __: Driven(Result.FAILED, f"not pulled: {found.why}")
 
     def options(model: str) -> Options:
         return Options(insecure=ollama.is_loopback(names.to_model(model).host))

@@ -19,7 +19,7 @@ import orjson
 from rich.filesize import decimal
 
 from watcher import files, journal, names, ollama, records, registry, states
-from watcher.errors import WatchError
+from watcher.errors import LockedError, WatchError
 from watcher.events import Event
 from watcher.manifests import READ_LIMIT
 from watcher.observe import holders, scan
@@ -56,6 +56,14 @@ _SHOW_SECONDS = 0.25
 #: What changes besides the state is kept this often.
 _KEEP_SECONDS = 1.0
 _LONGEST_PAUSE = 60.0
+#: What the disk has beyond half as much again as is claimed, and this, is no data but a file
+#: system's own: copies, parity.
+_ROUNDINGS = 64 << 20
+_NEVER_WEIGHED = 1 << 62
+_HANGS = (
+    "waits for a layer that another client has begun, and of which the server tells no length: "
+    "if that client is gone, restart the server"
+)
 _WAITS_UNTIL_SAFE = (
     "ends as soon as that is safe: to close the request while a layer is being prepared could end "
     "the server; a second ctrl-C ends at once"
@@ -215,6 +223,8 @@ class Pull:
             yield from mended
             if short := (yield from self._look_for_room()):
                 return End(Cause.DISK_FULL, short)
+        if self.cancelled():
+            return End(Cause.INTERRUPTED, "it was cancelled")
         try:
             with PullStream(self.site.url, self.model, insecure=self.options.insecure) as stream:
                 return (yield from self._follow(stream))
@@ -264,7 +274,7 @@ class Pull:
             if ends and self._may_close(heard, now):
                 return ends
             if ends:
-                yield self._say(_WAITS_UNTIL_SAFE)
+                yield self._say(_HANGS if heard.is_joined else _WAITS_UNTIL_SAFE)
             status = stream.next(_TICK_SECONDS)
             if status is None:
                 continue
@@ -363,21 +373,28 @@ class Pull:
             store = self._store(opened)
             return frozenset() if store is None else scan.present(store, sizes)
 
-    def _have_nothing(self) -> None:
+    def _have_nothing(self, *, own: bool) -> None:
         """There is nothing to mend yet; the room for mending on a full disk is set aside."""
         from watcher.act import room
 
-        self._count_anew({})
+        self._count_anew({}, lost=own)
         with ExitStack() as opened:
             store = self._store(opened)
-            if store is not None:
+            if store is None:
+                return
+            with suppress(LockedError, OSError), journal.locked(store, 0.0):
                 room.set_aside(store)
 
     def _is_begun(self) -> bool:
-        """Whether there is anything of an unfinished layer."""
+        """Whether there is anything of an unfinished layer, or of an act that was killed."""
+        from watcher.act import moves
+
         with ExitStack() as opened:
             store = self._store(opened)
-            return store is not None and not self._digests.isdisjoint(scan.unfinished(store))
+            if store is None:
+                return False
+            begun = not self._digests.isdisjoint(scan.unfinished(store))
+            return begun or bool(moves.unfinished(store))
 
     def _is_here(self, raw: bytes) -> bool:
         """Whether the store has this very manifest, and all that it names."""
@@ -459,7 +476,7 @@ class Pull:
         if self.site.world is None or not self._digests:
             return
         if not self._is_begun():
-            self._have_nothing()
+            self._have_nothing(own=own)
             return
         pulled = frozenset(self._pulled) if own else None
         report = yield from cure.mend(self.site, self._digests, pulled, self.cancelled, self._say)
@@ -470,16 +487,24 @@ class Pull:
             self._shared |= held
             goes_on = "goes on with it" if self.cancelled() else "pulls it, too: joined"
             yield self._say(f"another client {goes_on}")
-        self._count_anew(cure.claimed(report))
-        self._uncounted |= cure.unclaimed(report)
+        claimed = cure.claimed(report)
+        self._count_anew(claimed, lost=own)
+        self._uncounted |= {
+            digest: rest if rest <= claimed[digest] // 2 + _ROUNDINGS else _NEVER_WEIGHED
+            for digest, rest in cure.unclaimed(report).items()
+        }
         for each in cure.told(report):
             yield self._say(each)
 
-    def _count_anew(self, claimed: Mapping[str, int]) -> None:
-        """Set the bar on what is here now, with so many bytes of each unfinished layer."""
+    def _count_anew(self, claimed: Mapping[str, int], *, lost: bool) -> None:
+        """Set the bar on what is here now, with so many bytes of each unfinished layer.
+
+        `lost`: what is less than before was lost by our request; what is more was not, after all.
+        """
         before = self._bar.done
         self._bar.here(claimed, self._finished(self._bar.sizes))
-        self.meter.correct(self._bar.done - before)
+        if lost:
+            self.meter.correct(self._bar.done - before)
         self._uncounted = dict.fromkeys(self._digests, 0)
 
     def _quarantine_corrupt(self) -> Generator[Update, None, bool]:

@@ -97,3 +97,11 @@ def test_another_layer_is_weighed_anew() -> None:
     assert not told.wants_weighing(2.0)
     assert told.wants_weighing(2.5)
     assert told.weigh(0, 2.5) == 0
+
+
+def test_where_blocks_tell_nothing_no_layer_is_weighed() -> None:
+    """A file system with two copies of each block allocates twice what comes."""
+    told = heard((A, 900 * MB, 0), uncounted={A: 1 << 62})
+    for second in range(1, 9):
+        assert told.weigh(200 * MB * second, float(second)) == 0
+        told.take(Status("pulling", A, 900 * MB, 100 * MB * second), second + 0.5)
