@@ -198,8 +198,8 @@ def _until_quiet(
             for refusal in chosen.plan.refusals
             if refusal.seconds_left is not None and refusal.kind is RefusalKind.NOT_QUIET
         ]
-        asked = sys.stdin.isatty() and sys.stdout.isatty() and not context.json
-        if not left or chosen.unasked or not (wait or (asked and policy.repair and world.keeps)):
+        asked = context.can_ask() and policy.repair and world.keeps
+        if not left or chosen.unasked or not (wait or asked):
             return report
         _count_down(max(left))
 
@@ -245,13 +245,8 @@ class _Choice:
             self._show()
         if self._dry_run or not self.plan.actions:
             return cycle.nothing(self.plan)
-        if self._context.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
-            complain("nothing was done: nobody to ask here; say --yes to do it, -n to only look")
-            self.unasked = Exit.USAGE
-            return cycle.nothing(self.plan)
-        import click
-
-        agreed = click.confirm("Do it?", default=False)
+        agreed = self._context.agreed("Do it?", "say --yes to do it, -n to only look")
+        self.unasked = Exit.USAGE if agreed is None else None
         return self.plan if agreed else cycle.nothing(self.plan)
 
     def _show(self) -> None:

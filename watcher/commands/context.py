@@ -63,6 +63,19 @@ class Context:
             return self.color
         return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
+    def can_ask(self) -> bool:
+        """Whether somebody at a terminal sees what is printed, and can answer."""
+        return not self.json and sys.stdin.isatty() and sys.stdout.isatty()
+
+    def agreed(self, question: str, otherwise: str = "say --yes to do it") -> bool | None:
+        """Whether somebody says yes; None where nobody can be asked, which is told."""
+        if not self.can_ask():
+            complain(f"nothing was done: nobody to ask here; {otherwise}")
+            return None
+        import click
+
+        return click.confirm(question, default=False)
+
     def show(self, parts: Iterable[object]) -> None:
         """Print renderables to stdout."""
         from watcher.show import tables

@@ -7,7 +7,7 @@ import sys
 from rich.filesize import decimal
 
 from watcher import names
-from watcher.commands.context import Context, complain
+from watcher.commands.context import Context
 from watcher.errors import Exit
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
 from watcher.show import documents
@@ -33,8 +33,9 @@ def reset(context: Context, models: tuple[str, ...], *, yes: bool) -> Exit:
                 _say(context, f"{shown}: nothing of a download is here")
                 continue
             what = f"{decimal(size)} of {count(len(layers), 'unfinished layer')}"
-            if not yes and not _agreed(f"Remove {what} of {shown}?"):
-                return Exit.FINDINGS if _somebody_there() else Exit.USAGE
+            agreed = yes or context.agreed(f"Remove {what} of {shown}?")
+            if not agreed:
+                return Exit.USAGE if agreed is None else Exit.FINDINGS
             after = manager.reset_download(model)["status"]
             done.append(documents.Reset(model, after, tuple(layers), size))
             _say(context, f"{shown}: forgotten; {what} removed")
@@ -48,16 +49,3 @@ def _say(context: Context, text: str) -> None:
     if not (context.quiet or context.json):
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
-
-
-def _agreed(question: str) -> bool:
-    if not _somebody_there():
-        complain("nothing was done: nobody to ask here; say --yes to do it")
-        return False
-    import click
-
-    return click.confirm(question, default=False, err=True)
-
-
-def _somebody_there() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty()

@@ -129,16 +129,13 @@ def _carry_out(context: Context, target: Target, wanted: Mapping[str, str], *, y
         return code
     _check_permission(changing)
     if not yes:
-        if context.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
-            if context.json:
-                context.document(_document(steps))
-            complain("nothing was done: nobody to ask here; say --yes to do it")
-            return Exit.USAGE
-        sys.stdout.write("".join(map(_shown, changing)) + commands.shown())
-        import click
-
-        if not click.confirm("Do it?", default=False):
-            return Exit.FINDINGS
+        if context.json:
+            context.document(_document(steps))
+        elif context.can_ask():
+            sys.stdout.write("".join(map(_shown, changing)) + commands.shown())
+        agreed = context.agreed("Do it?")
+        if not agreed:
+            return Exit.USAGE if agreed is None else Exit.FINDINGS
     commands.before()
     _change(changing)
     if context.json:
