@@ -45,13 +45,16 @@ class Context:
             return [place.find(None, os.environ)]
         return [place.find(store, os.environ) for store in self.stores]
 
-    def only_place(self, why: str) -> place.Found:
-        """The one store that is meant. Raises SettingsError, saying `why`, where several are."""
+    def only_store(self, why: str) -> str | None:
+        """The one that is named, if any. Raises SettingsError, saying `why`, where several are."""
         if len(self.stores) > 1:
             message = f"{len(self.stores)} stores are named, and {why}"
             raise SettingsError(message, "name one of them: --store DIR")
-        (found,) = self.places()
-        return found
+        return self.stores[0] if self.stores else None
+
+    def only_place(self, why: str) -> place.Found:
+        """The one store that is meant. Raises as `only_store` and `places` do."""
+        return place.find(self.only_store(why), os.environ)
 
     def worlds(self, *, keeps: bool) -> list[World]:
         """A world for each store."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from watcher import daemon
 from watcher.commands.context import Context
-from watcher.errors import Exit, SettingsError
+from watcher.errors import Exit
 from watcher.events import Event
 from watcher.observe import place
 from watcher.world import World
@@ -16,16 +16,12 @@ from watcher.world import World
 
 def run(context: Context) -> Exit:
     """Watch one store until SIGTERM or SIGINT. A store that is named need not be there yet."""
-    if len(context.stores) > 1:
-        raise SettingsError(
-            f"{len(context.stores)} stores are named", "run one daemon for each store"
-        )
-    if context.stores:
-        found = place.Found(os.path.abspath(context.stores[0]), "--store")
-        if os.path.lexists(found.path) and not os.path.isdir(found.path):
-            found = place.find(context.stores[0], os.environ)  # raises: it is no folder
+    named = context.only_store("each takes a daemon of its own")
+    path = None if named is None else os.path.abspath(named)
+    if path is None or (os.path.lexists(path) and not os.path.isdir(path)):
+        found = place.find(named, os.environ)  # raises for what is no folder
     else:
-        found = place.find(None, os.environ)
+        found = place.Found(path, "--store")
     world = World(found.path, found.by, tell=_teller(context))
     daemon.run(world, context.read_policy, _queue_run(context, found.path))
     return Exit.HEALTHY

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from watcher import files, names, records
 from watcher.commands.context import Context, complain
-from watcher.errors import Exit, SettingsError
+from watcher.errors import Exit
 from watcher.events import Event
 from watcher.observe import serving
 from watcher.pull import queue, running
@@ -134,13 +134,9 @@ def _change(context: Context, changed: Callable[[Queue], Queue]) -> Queue:
 @contextmanager
 def _opened(context: Context) -> Iterator[tuple[str, int]]:
     """The one store that is meant, its path and open. Raises SettingsError where several are."""
-    worlds = context.worlds(keeps=True)
-    if len(worlds) > 1:
-        raise SettingsError(
-            f"{len(worlds)} stores are named, and each has a queue of its own", "name one of them"
-        )
-    with files.opened_folder(worlds[0].store) as store:
-        yield worlds[0].store, store
+    found = context.only_place("each has a queue of its own")
+    with files.opened_folder(found.path) as store:
+        yield found.path, store
 
 
 def _show(context: Context, path: str, store: int, kept: Queue) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from watcher import files, names, units
 from watcher.commands.context import Context, complain
-from watcher.errors import Exit, NoPermissionError, RefusedError, SettingsError, WatchError
+from watcher.errors import Exit, NoPermissionError, RefusedError, WatchError
 from watcher.observe import installation
 from watcher.units import Kind
 
@@ -94,13 +94,8 @@ def uninstall(context: Context, target: Target, *, yes: bool) -> Exit:
 
 def _wanted(context: Context, target: Target, wish: Wish) -> dict[str, str]:
     """The name of each file that is wanted to its text, without stamp."""
-    stores = context.stores if wish.store is None else (wish.store,)
-    if len(stores) > 1:
-        raise SettingsError(
-            f"{len(stores)} stores are named", "a service has one: name it with --store"
-        )
     where = installation.describe(
-        stores[0] if stores else None,
+        context.only_store("a service has one") if wish.store is None else wish.store,
         wish.config,
         context.policy.metrics_file,
         target.root,
