@@ -108,7 +108,7 @@ def cycle(
         basis = remembered(world, past)
         seen, verdict, planned = decide(basis)
         agreed = consent(planned)
-    agreed = _without(agreed, QUESTIONS)
+    agreed = agreed.filtered(lambda each: each.verb not in QUESTIONS)
     looked_at = world.clock()
 
     with contextlib.ExitStack() as opened:
@@ -141,7 +141,7 @@ def cycle(
             saved = journal.save(known)
             if mends and not saved and not (room.give(store) and journal.save(known)):
                 # Without a memory a repair could not be told from the server's own work.
-                agreed = _without(agreed, frozenset({Verb.WRITE_SIDECARS}))
+                agreed = agreed.filtered(lambda each: each.verb is not Verb.WRITE_SIDECARS)
             # Plans are compared that were made with the same memory.
             outcomes = apply.apply(
                 world,
@@ -166,10 +166,6 @@ def cycle(
         bool(stuck),
         known,
     )
-
-
-def _without(agreed: Plan, verbs: frozenset[Verb]) -> Plan:
-    return replace(agreed, actions=tuple(a for a in agreed.actions if a.verb not in verbs))
 
 
 def _new_questions(agreed: Plan, asked: Set[tuple[Verb, str]]) -> list[Action]:

@@ -709,6 +709,10 @@ class Plan:
             spared=tuple(each for each in self.spared if meant(each.models, (each.digest,))),
         )
 
+    def filtered(self, wanted: Callable[[Action], bool]) -> Plan:
+        """The same plan with no other actions than those that are wanted."""
+        return replace(self, actions=tuple(filter(wanted, self.actions)))
+
     @property
     def frees(self) -> int:
         """Bytes that all actions together give back."""

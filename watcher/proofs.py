@@ -84,13 +84,8 @@ class Proofs:
 
     def _prove(self, digests: frozenset[str], policy: Policy) -> None:
         def consent(planned: Plan) -> Plan:
-            return replace(
-                planned,
-                actions=tuple(
-                    each
-                    for each in planned.actions
-                    if each.verb in _VERBS and _digest(each.subject) in digests
-                ),
+            return planned.filtered(
+                lambda each: each.verb in _VERBS and _digest(each.subject) in digests
             )
 
         cycle.cycle(self._world, policy, consent=consent, stop=self._stopped.is_set)

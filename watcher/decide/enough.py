@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from watcher.model import DAY, Action, Plan
 
 
@@ -20,7 +18,7 @@ def until_free(planned: Plan, wanted: int) -> Plan:
         if action.frees:
             chosen.add(action)
             free += action.frees
-    return replace(planned, actions=tuple(each for each in planned.actions if each in chosen))
+    return planned.filtered(lambda each: each in chosen)
 
 
 def _worth_least_first(action: Action) -> tuple[int, int, str]:

@@ -141,7 +141,7 @@ def put_aside_corrupt(
 
     def consent(planned: Plan) -> Plan:
         mine = planned.only(lambda _, subjects: any(map(is_meant, subjects)))
-        return replace(mine, actions=tuple(each for each in mine.actions if each.verb in _PROOFS))
+        return mine.filtered(lambda each: each.verb in _PROOFS)
 
     try:
         report = cycle.cycle(site.world, policy, consent=consent, stop=cancelled)

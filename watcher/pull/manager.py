@@ -275,9 +275,7 @@ class ModelDownloadManager:
 
         def consent(planned: Plan) -> Plan:
             mine = planned.only(lambda models, _: key in map(str.lower, models))
-            return replace(
-                mine, actions=tuple(each for each in mine.actions if each.verb in _REMOVALS)
-            )
+            return mine.filtered(lambda each: each.verb in _REMOVALS)
 
         # No more is looked at than has to go: by this policy everything else were stale as well.
         report = cycle.cycle(self._world, policy, digests, consent)
