@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from watcher import files, memory, names
 from watcher.decide import judge, learn, plan
@@ -51,6 +52,15 @@ class Report:
     memory: Memory | None = None
 
 
+class _Decided(NamedTuple):
+    """One look, and what follows from it and from what was known."""
+
+    evidence: Evidence
+    verdict: Verdict
+    plan: Plan
+    known: Memory
+
+
 def everything(planned: Plan) -> Plan:
     """The consent of a service that is told to clean, and of ``--yes``."""
     return planned
@@ -84,88 +94,114 @@ def cycle(
     where something was agreed to and can't be done by this user, and what `observe` raises.
     """
 
-    def decide(known: Memory) -> tuple[Evidence, Verdict, Plan]:
+    def decide(known: Memory) -> _Decided:
         seen = look.observe(world, policy, known, scope)
         verdict = judge.judge(seen, policy)
-        return seen, verdict, plan.make(verdict, seen, policy)
+        return _Decided(seen, verdict, plan.make(verdict, seen, policy), known)
 
-    recovered = _recover(world, policy, lock_seconds) if world.keeps else ()
-    basis = remembered(world, past)
-    seen, verdict, planned = decide(basis)
-    agreed = consent(planned)
-    if not world.keeps:
-        return Report(seen, verdict, planned)
-
-    # What has to be known first is found out without a lock, and then everything is decided anew,
-    # until no question is new (some get no answer): nothing is decided while acting.
-    answers: tuple[Outcome, ...] = ()
-    asked: set[tuple[Verb, str]] = set()
-    while questions := _new_questions(agreed, asked):
+    def answer(questions: Sequence[Action]) -> tuple[Outcome, ...]:
+        # Here and below: what acts is loaded only where something is to be done.
         from watcher.act import answering
 
-        answers += answering.answer(world, policy, questions, stop, lock_seconds)
-        asked.update((each.verb, each.subject) for each in questions)
-        basis = remembered(world, past)
-        seen, verdict, planned = decide(basis)
-        agreed = consent(planned)
-    agreed = agreed.filtered(lambda each: each.verb not in QUESTIONS)
-    looked_at = world.clock()
+        return answering.answer(world, policy, questions, stop, lock_seconds)
 
+    recovered = _recover(world, policy, lock_seconds) if world.keeps else ()
+    now = decide(remembered(world, past))
+    agreed = consent(now.plan)
+    if not world.keeps:
+        return Report(now.evidence, now.verdict, now.plan)
+    now, agreed, answers = _find_out(
+        now, agreed, consent, answer, lambda: decide(remembered(world, past))
+    )
+    looked_at = world.clock()
     with contextlib.ExitStack() as opened:
         try:
             store = opened.enter_context(files.opened_folder(world.store))
             opened.enter_context(locked(store, lock_seconds))
         except OSError as error:
-            seen_only = Report(seen, verdict, planned)
-            return _powerless(world, seen_only, agreed, error, basis, first_look)
+            return _powerless(world, now, agreed, error, first_look)
         from watcher.act import room
 
         room.set_aside(store)
         journal = Journal(store, policy, world)
         stuck = _recover_under_lock(world, store, journal)
         known = _or_told(journal.recall(), past)
-        if known != basis or world.clock() - looked_at > _LATE_SECONDS:
+        if known != now.known or world.clock() - looked_at > _LATE_SECONDS:
             # Somebody else has learnt or acted meanwhile: what was seen before is an old story.
-            basis = known
-            seen, verdict, _ = decide(basis)
+            now = decide(known)._replace(plan=now.plan)
         journal.tell_hashed(answers)
-        known = journal.learn(known, seen, verdict, first_look=first_look, ended=ended)
+        known = journal.learn(known, now.evidence, now.verdict, first_look=first_look, ended=ended)
         outcomes: tuple[Outcome, ...] = ()
-        if stuck:
-            agreed = nothing(agreed)
-        if agreed.actions:
-            from watcher.act import apply
-
-            learnt, known = known, learn.foresee(known, agreed, world.clock())
-            mends = any(each.verb is Verb.WRITE_SIDECARS for each in agreed.actions)
-            saved = journal.save(known)
-            if mends and not saved and not (room.give(store) and journal.save(known)):
-                # Without a memory a repair could not be told from the server's own work.
-                agreed = agreed.filtered(lambda each: each.verb is not Verb.WRITE_SIDECARS)
-            # Plans are compared that were made with the same memory.
-            outcomes = apply.apply(
-                world,
-                store,
-                agreed,
-                lambda within: look.observe(world, policy, basis, within),
-                lambda: decide(basis),
-                journal,
-                journal.remember,
-            )
-            known = learn.retract(journal.recall(), learnt, outcomes)
-            seen, verdict, _ = decide(known)
-            journal.learn(learn.forget(known, outcomes), seen, verdict)
+        if agreed.actions and not stuck:
+            now, outcomes = _act(world, policy, store, journal, now, known, agreed, decide)
         known = journal.recall()
     return Report(
-        seen,
-        verdict,
-        planned,
+        now.evidence,
+        now.verdict,
+        now.plan,
         answers + outcomes,
         recovered + journal.events,
         stuck + journal.troubles,
         bool(stuck),
         known,
     )
+
+
+def _find_out(
+    now: _Decided,
+    agreed: Plan,
+    consent: Consent,
+    answer: Callable[[Sequence[Action]], tuple[Outcome, ...]],
+    anew: Callable[[], _Decided],
+) -> tuple[_Decided, Plan, tuple[Outcome, ...]]:
+    """Have the plan's questions answered: the last look, what is agreed to then, and the answers.
+
+    What has to be known first is found out without a lock, and then everything is decided anew,
+    until no question is new (some get no answer): nothing is decided while acting.
+    """
+    answers: tuple[Outcome, ...] = ()
+    asked: set[tuple[Verb, str]] = set()
+    while questions := _new_questions(agreed, asked):
+        answers += answer(questions)
+        asked.update((each.verb, each.subject) for each in questions)
+        now = anew()
+        agreed = consent(now.plan)
+    return now, agreed.filtered(lambda each: each.verb not in QUESTIONS), answers
+
+
+def _act(
+    world: World,
+    policy: Policy,
+    store: int,
+    journal: Journal,
+    now: _Decided,
+    known: Memory,
+    agreed: Plan,
+    decide: Callable[[Memory], _Decided],
+) -> tuple[_Decided, tuple[Outcome, ...]]:
+    """Do what was agreed to, look at what has come of it, and learn that; under the lock."""
+    from watcher.act import apply, room
+
+    foreseen = learn.foresee(known, agreed, world.clock())
+    mends = any(each.verb is Verb.WRITE_SIDECARS for each in agreed.actions)
+    saved = journal.save(foreseen)
+    if mends and not saved and not (room.give(store) and journal.save(foreseen)):
+        # Without a memory a repair could not be told from the server's own work.
+        agreed = agreed.filtered(lambda each: each.verb is not Verb.WRITE_SIDECARS)
+    # Plans are compared that were made with the same memory.
+    outcomes = apply.apply(
+        world,
+        store,
+        agreed,
+        lambda within: look.observe(world, policy, now.known, within),
+        lambda: decide(now.known)[:3],
+        journal,
+        journal.remember,
+    )
+    learnt = learn.retract(journal.recall(), known, outcomes)
+    after = decide(learnt)._replace(plan=now.plan)
+    journal.learn(learn.forget(learnt, outcomes), after.evidence, after.verdict)
+    return after, outcomes
 
 
 def _new_questions(agreed: Plan, asked: Set[tuple[Verb, str]]) -> list[Action]:
@@ -175,7 +211,6 @@ def _new_questions(agreed: Plan, asked: Set[tuple[Verb, str]]) -> list[Action]:
 
 def _recover(world: World, policy: Policy, lock_seconds: float) -> tuple[Event, ...]:
     """Finish or undo what a kill has left, before anything is planned."""
-    # Here and below: what acts is loaded only where something is to be done.
     from watcher.act import moves
 
     try:
@@ -228,7 +263,7 @@ def _or_told(found: Memory, past: Memory | None) -> Memory:
 
 
 def _powerless(
-    world: World, seen: Report, agreed: Plan, error: OSError, past: Memory, first_look: bool
+    world: World, now: _Decided, agreed: Plan, error: OSError, first_look: bool
 ) -> Report:
     """The report where our own folder can't be written: told, but not done, nor written down."""
     where = names.printable(os.path.join(world.store, memory.FOLDER))
@@ -238,7 +273,9 @@ def _powerless(
             f"{trouble}; nothing was done",
             f"run it as the store's owner or as root: {place.sudo_command(world.store)}",
         ) from None
-    known, happened = learn.learn(past, seen.evidence, seen.verdict, {}, first_look=first_look)
+    known, happened = learn.learn(now.known, now.evidence, now.verdict, {}, first_look=first_look)
     for event in happened:
         world.tell(event)
-    return replace(seen, events=happened, troubles=(trouble,), memory=known)
+    return Report(
+        now.evidence, now.verdict, now.plan, events=happened, troubles=(trouble,), memory=known
+    )
