@@ -21,6 +21,8 @@ _USUAL = re.compile(rb'\{"N":%b,"Offset":%b,"Size":%b,"Completed":%b\}\n?' % ((_
 _PARTS = 16
 _SMALLEST_PART = 100_000_000
 _LARGEST_PART = 1_000_000_000
+#: Each retry begins at Offset + Completed, and a failed one may have written an error page there.
+DOUBTED_HEAD = MIB
 #: No layer is larger; what says so is wrong, and must not cost memory.
 LARGEST_LAYER = 64 << 40
 #: A missing piece is cut no smaller, so that the parts of a resumed pull stay few.
@@ -142,9 +144,9 @@ def fill_gaps(
 
 
 def heads(parts: Sequence[Part]) -> Ranges:
-    """The first MiB behind each unfinished part's claim: an attempt's error page may lie there."""
+    """What is in doubt behind each unfinished part's claim."""
     return ranges.normal(
-        (part.starts_at, min(part.end, part.starts_at + MIB))
+        (part.starts_at, min(part.end, part.starts_at + DOUBTED_HEAD))
         for part in parts
         if part.completed < part.size
     )

@@ -36,7 +36,7 @@ AN_HOUR = 3600
 def small_scale(patch: pytest.MonkeyPatch) -> None:
     """Cut all sizes down; fsync, which only costs here, does nothing."""
     patch.setattr(sidecars, "MIB", HEAD)
-    patch.setattr(parts, "DOUBTED_HEAD", HEAD)
+    patch.setattr(sidecars, "DOUBTED_HEAD", HEAD)
     patch.setattr(parts, "ZEROS_ENOUGH", 16 * HEAD)
     patch.setattr(parts, "_CHUNK", HEAD)
     patch.setattr(sidecars, "_SMALLEST_PART", STEP)

@@ -14,8 +14,6 @@ from itertools import pairwise
 from watcher import ranges, sidecars
 from watcher.model import MIB, Part, Ranges, Trust
 
-#: Each retry begins at Offset + Completed, and a failed one may have written an error page there.
-DOUBTED_HEAD = MIB
 #: No allocation unit is larger: this many zeros at an end are enough to stop looking further back.
 ZEROS_ENOUGH = 16 * MIB
 #: The unit in which zeros after a reboot are looked for.
@@ -143,11 +141,9 @@ def trust(
     lost = [part for part in parts if part.number < 0]
     if lost:
         # Without the sidecars a server may have begun again by the part rule, unseen.
-        heads = (
-            (part.offset, part.offset + DOUBTED_HEAD) for part in sidecars.part_rule(parts[-1].end)
-        )
+        heads = sidecars.heads(sidecars.part_rule(parts[-1].end))
         gaps = ranges.normal((part.offset, part.end) for part in lost)
-        doubted = ranges.union(doubted, ranges.intersection(ranges.normal(heads), gaps))
+        doubted = ranges.union(doubted, ranges.intersection(heads, gaps))
     believed = ranges.difference(believed, ranges.difference(doubted, claimed))
     zeros_read = not rebooted or read_limit is None or ranges.size(believed) <= read_limit
     if rebooted and zeros_read:
@@ -202,7 +198,7 @@ def _beyond(present: Ranges, parts: Sequence[Part]) -> Ranges:
     """What parts have written behind their claims: the run that begins where the claim ends."""
     begins = {part.starts_at for part in parts}
     return ranges.normal(
-        (start + DOUBTED_HEAD, end)
+        (start + sidecars.DOUBTED_HEAD, end)
         for start, end in ranges.intersection(present, _unclaimed(parts))
         if start in begins
     )
