@@ -21,7 +21,7 @@ def test_nothing_is_pulled_into_a_store_that_nobody_meant(monkeypatch: pytest.Mo
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     monkeypatch.setattr(site, "url_of_store", lambda *_: found.url)
     monkeypatch.setattr(site, "find", lambda *_: found)
-    drive = queue_drive.leashed(Context(), World("/models"), lambda: False)
+    drive = queue_drive.leashed(Context(Policy()), World("/models"), lambda: False)
     driven = drive("llama3", lambda: "")
     assert (driven.result, driven.retry) == (Result.FAILED, True)
     assert ELSEWHERE in driven.why

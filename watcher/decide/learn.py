@@ -385,7 +385,8 @@ def _told(
         layer = _layer(judged.download.models, judged.digest, judged.download.total)
         yield _event(at, "download_started", f"{layer} is being downloaded", judged)
     elif before is None or (first_look and not live):
-        size = ranges.size(judged.download.trust.present)
+        trust = judged.download.trust
+        size = ranges.size(trust.present) if trust.zeros_read else judged.download.allocated
         yield _event(
             at,
             "partial_found",

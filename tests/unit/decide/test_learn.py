@@ -287,6 +287,14 @@ def test_a_look_that_could_not_read_all_says_nothing_new_of_the_condition() -> N
     assert story(evidence(whole), evidence(short), evidence(whole)) == [["partial_found"], [], []]
 
 
+def test_the_size_of_what_could_not_be_read_is_that_on_the_disk() -> None:
+    short = replace(download(), trust=Trust(zeros_read=False))
+    seen = evidence(short)
+    _, (found, *_) = learn.learn(Memory(), seen, judge.judge(seen, POLICY), {})
+    assert f"Partial size: {short.allocated} bytes" in found.message
+    assert short.allocated > 0
+
+
 def test_a_pull_that_ends_is_told_even_by_a_look_that_could_not_read_all() -> None:
     short = replace(PAUSED, trust=Trust(zeros_read=False))
     (_, ended) = story(evidence(LIVE), evidence(short))
