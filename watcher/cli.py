@@ -121,6 +121,7 @@ def group(
         policy=settings.policy,
         config_file=config_file,
         stores=stores or settings.stores,
+        stores_by="--store" if stores else settings.stores_by,
         json=as_json,
         quiet=quiet,
         verbose=verbose,

@@ -44,6 +44,8 @@ class Settings(NamedTuple):
 
     policy: Policy
     stores: tuple[str, ...]
+    #: Who has named them: a file, or a variable.
+    stores_by: str = ""
 
 
 def duration(value: object) -> float:
@@ -169,9 +171,10 @@ def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
     need not. Raises SettingsError naming file or variable, key and value.
     """
     values = given(file, environment)
-    stores = _stores(values.pop("store").value, "") if "store" in values else ()
+    store = values.pop("store", Given((), ""))
+    stores = _stores(store.value, store.source)
     fields = {KEYS[key].field: KEYS[key].read(value) for key, (value, _) in values.items()}
-    return Settings(replace(Policy(), **fields), stores)
+    return Settings(replace(Policy(), **fields), stores, store.source)
 
 
 def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import Run
 from watcher import config
+from watcher.config import Settings
 from watcher.errors import Exit, SettingsError
 from watcher.model import Policy
 from watcher.observe import place
@@ -113,14 +114,15 @@ def _no_system_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_nothing_set_is_the_default() -> None:
-    assert config.load(None, {"PATH": "x"}) == (Policy(), ())
+    assert config.load(None, {"PATH": "x"}) == Settings(Policy(), ())
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('stale_after = "3d"\nclean = true\nstore = ["/a", "/b"]\nlog_keep = "2w"\n')
-    policy, stores = config.load(file, {"OLLAMA_WATCH_STALE_AFTER": "5d"})
+    policy, stores, by = config.load(file, {"OLLAMA_WATCH_STALE_AFTER": "5d"})
     assert (policy.stale_after, policy.clean, stores) == (5 * 86400, True, ("/a", "/b"))
+    assert by == str(file)
     assert policy.log_keep_days == 14
 
 
@@ -275,14 +277,15 @@ EXAMPLE = Path(__file__).parents[2] / "ollama-watch.example.toml"
 
 
 def test_the_example_has_every_key_once_with_its_default(tmp_path: Path) -> None:
-    assert config.load(EXAMPLE, {}) == (Policy(), ()), "as it is it must change nothing"
+    assert config.load(EXAMPLE, {}) == Settings(Policy(), ()), "as it is it must change nothing"
     lines = re.findall(r"^#(\w+ = .*)$", EXAMPLE.read_text(), re.MULTILINE)
     shown = tomllib.loads("\n".join(lines))
     usual = {key: known.default for key, known in config.KEYS.items()}
     assert shown == {"store": place.SERVICE_STORE, **usual}
     assert list(shown) == ["store", *config.KEYS]
     (tmp_path / "all.toml").write_text("\n".join(lines))
-    assert config.load(tmp_path / "all.toml", {}) == (Policy(), (place.SERVICE_STORE,))
+    path = tmp_path / "all.toml"
+    assert config.load(path, {}) == Settings(Policy(), (place.SERVICE_STORE,), str(path))
 
 
 def test_show_tells_each_value_and_its_source(run: Run, tmp_path: Path) -> None:

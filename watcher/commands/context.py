@@ -30,6 +30,8 @@ class Context:
     config_file: Path | None = None
     #: Stores named by flags or settings; empty: find one.
     stores: tuple[str, ...] = ()
+    #: Which flag or setting has named them.
+    stores_by: str = "--store"
     json: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -43,7 +45,7 @@ class Context:
         """The stores to treat. Raises NoStoreError and NoPermissionError."""
         if not self.stores:
             return [place.find(None, os.environ)]
-        return [place.find(store, os.environ) for store in self.stores]
+        return [place.find(store, os.environ, self.stores_by) for store in self.stores]
 
     def only_store(self, why: str) -> str | None:
         """The one that is named, if any. Raises SettingsError, saying `why`, where several are."""
@@ -54,7 +56,7 @@ class Context:
 
     def only_place(self, why: str) -> place.Found:
         """The one store that is meant. Raises as `only_store` and `places` do."""
-        return place.find(self.only_store(why), os.environ)
+        return place.find(self.only_store(why), os.environ, self.stores_by)
 
     def worlds(self, *, keeps: bool) -> list[World]:
         """A world for each store."""

@@ -43,13 +43,14 @@ class Found(NamedTuple):
     by: str
 
 
-def find(given: str | None, environment: Mapping[str, str]) -> Found:
+def find(given: str | None, environment: Mapping[str, str], by: str = "--store") -> Found:
     """The store to look at: the one given, else the first that is there, in the documented order.
 
+    `by`: the flag or the setting that has given it.
     Raises NoStoreError, which lists what was looked at, or NoPermissionError.
     """
     if given is not None:
-        return _named_store(given, "--store")
+        return _named_store(given, by)
     models = trimmed(environment.get("OLLAMA_MODELS", ""))
     if models:
         return _named_store(models, "OLLAMA_MODELS")
@@ -126,7 +127,8 @@ def sudo_command(store: str) -> str:
     """This very command, run as root, on the same store however it was found."""
     program = os.path.abspath(sys.argv[0])
     ours = [sys.executable, "-m", "watcher"] if program.endswith("__main__.py") else [program]
-    named = [] if "--store" in sys.argv else ["--store", store]
+    is_named = any(f"{word}=".startswith("--store=") for word in sys.argv)
+    named = [] if is_named else ["--store", store]
     words = [*ours, *named, *sys.argv[1:]]
     return "sudo " + " ".join(names.printable(shlex.quote(word)) for word in words)
 

@@ -78,7 +78,8 @@ def shortage(planned: Plan, left: int) -> list[Line]:
     shown = [Line(f"{decimal(left)} more would have to be freed:")]
     for spared in planned.spared[:_SHOWN_ALIKE]:
         who = names.known_as(spared.models, spared.digest)
-        how = f"--stale-after {max(1, int(spared.age // HOUR))}h"
+        hours, minutes = int(spared.age // HOUR), int(spared.age // 60)
+        how = f"--stale-after {f'{hours}h' if hours else f'{minutes}m'}"
         shown.append(Line(f"{decimal(spared.frees)}: {who}, not stale yet ({how})", indent=2))
     if len(planned.spared) > _SHOWN_ALIKE:
         more = planned.spared[_SHOWN_ALIKE:]

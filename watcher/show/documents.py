@@ -153,7 +153,9 @@ def plan(planned: Plan) -> dict[str, Any]:
             }
             for spared in planned.spared
         ],
-        "due": [{"at": events.rfc3339(due.at), "digest": due.digest} for due in planned.due],
+        "due": [
+            {"at": events.rfc3339(due.at), "digest": f"sha256:{due.digest}"} for due in planned.due
+        ],
     }
 
 
