@@ -388,9 +388,10 @@ class Daemon:
         """How often the threads of the daemon have gone to sleep by themselves so far."""
         total = 0
         for status in Path(f"/proc/{self.pid}/task").glob("*/status"):
-            for line in status.read_text().splitlines():
-                if line.startswith("voluntary_ctxt_switches"):
-                    total += int(line.split()[1])
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+                for line in status.read_text().splitlines():
+                    if line.startswith("voluntary_ctxt_switches"):
+                        total += int(line.split()[1])
         return total
 
     def kill(self, number: int = signal.SIGKILL) -> int:
