@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import signal
 import time
@@ -11,7 +13,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from watcher import __version__, cycle, files, history, journal, memory, notify
+from watcher import __version__, cycle, files, history, journal, memory, notify, registry
 from watcher.errors import LockedError, NoStoreError, SettingsError, WatchError
 from watcher.events import Event
 from watcher.memory import Memory
@@ -43,8 +45,21 @@ def run(world: World, read_policy: Callable[[], Policy], queue_run: Sequence[str
                 service.reload(read_policy)
                 scope = None
             service.look(scope, wakes)
+            if scope is None:
+                _give_back()
             service.ready()
         service.stop(signals.ended_by)
+
+
+def _give_back() -> None:
+    """Give back the memory that a look at the whole store has taken and nobody needs at rest."""
+    memory.let_go()
+    registry.let_go()
+    gc.collect()
+    # glibc keeps what was freed below anything that is still in use.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class _Service:

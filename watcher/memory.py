@@ -165,6 +165,11 @@ def load(store: int) -> Memory:
         return Memory(lost=f"{FOLDER}/{NAME} is damaged: {type(error).__name__}: {error}")
 
 
+def let_go() -> None:
+    """Keep nothing of what was read last: for who lives long, and reads another text next time."""
+    _decode.cache_clear()
+
+
 def save(store: int, memory: Memory) -> None:
     """Write the memory; a damaged file is kept beside it as ``state.json.damaged``."""
     files.ensure_folder(FOLDER, store)

@@ -77,6 +77,11 @@ class KnownLayer(NamedTuple):
     models: tuple[str, ...]
 
 
+def let_go() -> None:
+    """Keep nothing of what was read last; it is read again when it is asked for."""
+    _decode.cache_clear()
+
+
 def known_layers(store: int) -> dict[str, KnownLayer]:
     """By digest: a download whose model has no manifest yet is known by the one that was kept."""
     found: dict[str, KnownLayer] = {}
