@@ -123,6 +123,8 @@ def test_in_a_pipe_a_line_for_each_stage_and_ten_percent(pull: Pull, registry: R
     stages = [line.split("demo:1b: ")[1] for line in lines]
     assert stages[0] == "Waiting for manifest..."
     assert stages[1].startswith("Pulling manifest from Ollama registry... 0 % of 8.0 MB")
+    assert "Verifying download integrity... 100 % of 8.0 MB" in stages
+    assert "Writing model manifest... 100 % of 8.0 MB" in stages
     assert stages[-1] == "Download complete 100 % of 8.0 MB"
     assert percents(done.stdout) == sorted(percents(done.stdout))
     assert len(lines) <= 18

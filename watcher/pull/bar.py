@@ -47,6 +47,10 @@ class Bar:
         self._completed[digest] = completed
         return before - completed if before - completed > _NOISE else 0
 
+    def complete(self) -> None:
+        """Every layer has come."""
+        self._completed = dict(self.sizes)
+
     def note_all(self, total: int, completed: int) -> None:
         """So many bytes of all layers together are here, as a server counts on its other path."""
         if total:

@@ -64,6 +64,8 @@ _HANGS = (
     "waits for a layer that another client has begun, and of which the server tells no length: "
     "if that client is gone, restart the server"
 )
+#: Of a layer's end no line tells, but these come after the last of them.
+_ALL_HERE = frozenset({State.VERIFYING, State.WRITING_MANIFEST})
 _WAITS_UNTIL_SAFE = (
     "ends as soon as that is safe: to close the request while a layer is being prepared could end "
     "the server; a second ctrl-C ends at once"
@@ -289,7 +291,10 @@ class Pull:
                 heard.changed_at = now
             before = self._bar.done
             heard.lost += self._count(status)
-            self._measure(now, self._bar.done - before if status.total else None, fresh=fresh)
+            if state in _ALL_HERE:
+                self._bar.complete()
+            came = self._bar.done - before
+            self._measure(now, came if came or status.total else None, fresh=fresh)
             if fresh or now >= shows_at or state not in (None, self.record.state):
                 shows_at = now + _SHOW_SECONDS
                 yield self._progress(state, now)
@@ -322,7 +327,7 @@ class Pull:
         panic; who closes the one that prepares it leaves those who wait for it for ever, and the
         first of them that is closed makes it panic (docs/store.md).
         """
-        if heard.is_prepared(now) or self.record.state in (State.VERIFYING, State.WRITING_MANIFEST):
+        if heard.is_prepared(now) or self.record.state in _ALL_HERE:
             return True
         if heard.is_joined:
             return False

@@ -32,6 +32,13 @@ def test_what_is_lost_is_told_beyond_roundings() -> None:
     assert made.done == MB
 
 
+def test_what_is_verified_has_come() -> None:
+    made = bar()
+    made.note(A, 10 * MB, 4 * MB)
+    made.complete()
+    assert made.done == made.total
+
+
 def test_a_server_that_counts_too_far_is_cut() -> None:
     made = bar()
     made.note(A, 10 * MB, 11 * MB)
