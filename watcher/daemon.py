@@ -176,9 +176,8 @@ class _Service:
         Done at each full look, so that a change which no event told of is found then.
         """
         if self._queue is None and self._policy.queue:
-            from watcher.pull.queue_process import (
-                QueueProcess,
-            )  # not needed by all, and takes memory
+            # Not needed by all, and takes memory.
+            from watcher.pull.queue_process import QueueProcess
 
             self._queue = QueueProcess(
                 self._world.store, self._queue_run, self._pass_on, self._trouble

@@ -51,15 +51,15 @@ def server_url(setting: str) -> str:
     address, _, path = rest.partition("/")
     match = _HOST_AND_PORT.fullmatch(address)
     host = (match[1] or match[3] or "") if match else _bare(address)
-    host = _REACHED.get(host, host)
     port = (match[2] or match[4] or "") if match else ""
     usual = _PORTS[scheme] if named else _PORT
     number = int(port) if re.fullmatch("[0-9]{1,5}", port) and int(port) < 1 << 16 else usual
     url = at(scheme, host, number) + (f"/{path.rstrip('/')}" if path.strip("/") else "")
     with contextlib.suppress(ValueError):
-        labels = host.removesuffix(".").split(".")
-        sound = ":" in host or all(0 < len(label) < 64 for label in labels)
-        if sound and urlsplit(url).hostname and not re.search(r"[\s\0-\x1f]", url):
+        name = urlsplit(url).hostname or ""
+        labels = name.removesuffix(".").split(".")
+        sound = ":" in name or all(0 < len(label) < 64 for label in labels)
+        if sound and not re.search(r"[\s\0-\x1f]", url):
             return url
     raise ValueError("want an address such as http://127.0.0.1:11434")
 

@@ -145,6 +145,10 @@ class Ahead(NamedTuple):
     #: That start's id: of another machine, or after a restart, the seconds tell nothing.
     boot: str
 
+    def still(self, latest: float, boot: str) -> bool:
+        """Whether it is that time still, and was first seen in this start of this machine."""
+        return (self.latest, self.boot) == (latest, boot)
+
 
 _NO_TRUST = Trust()
 

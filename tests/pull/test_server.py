@@ -231,6 +231,20 @@ def test_a_reset_while_another_client_pulls_it_ends_nobody(
     assert arrived(server, model)
 
 
+def joined(pull: Pull) -> tuple[Seen, threading.Thread]:
+    """A pull in a thread of its own that waits for a layer which another client prepares."""
+    seen = Seen()
+
+    def follow() -> None:
+        for update in pull.updates():
+            seen.add(update)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    wait_until(lambda: seen.states[-1:] == [State.DOWNLOADING], "our stream")
+    return seen, thread
+
+
 def test_what_another_client_prepares_is_not_left_before_it_moves(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,16 +264,8 @@ def test_what_another_client_prepares_is_not_left_before_it_moves(
     other = server.start_pull(model.name)
     wait_until(lambda: registry.stats()["requests"].get("head", 0) > 0, "the other's question")
     waits = threading.Event()
-    seen = Seen()
     pull = Pull(site(server), model.name, OPTIONS, waits.is_set)
-
-    def follow() -> None:
-        for update in pull.updates():
-            seen.add(update)
-
-    thread = threading.Thread(target=follow)
-    thread.start()
-    wait_until(lambda: seen.states[-1:] == [State.DOWNLOADING], "our stream")
+    seen, thread = joined(pull)
     waits.set()
     told = len(seen.updates)
     wait_until(lambda: len(seen.updates) > told + 8, "what our stream goes on to tell")
@@ -282,16 +288,8 @@ def test_who_waits_for_what_nobody_prepares_any_more_does_not_end_the_server(
     other = server.start_pull(model.name)
     wait_until(lambda: registry.stats()["requests"].get("head", 0) > 0, "the other's question")
     waits = threading.Event()
-    seen = Seen()
     pull = Pull(site(server), model.name, OPTIONS, waits.is_set)
-
-    def follow() -> None:
-        for update in pull.updates():
-            seen.add(update)
-
-    thread = threading.Thread(target=follow)
-    thread.start()
-    wait_until(lambda: seen.states[-1:] == [State.DOWNLOADING], "our stream")
+    seen, thread = joined(pull)
     other.close()
     waits.set()
     told = len(seen.updates)

@@ -70,7 +70,7 @@ def _quiet(download: Download, evidence: Evidence) -> float:
     if latest <= evidence.now:
         return evidence.now - latest
     known = download.ahead
-    if known is None or (known.latest, known.boot) != (latest, evidence.boot):
+    if known is None or not known.still(latest, evidence.boot):
         return 0.0
     # What has changed since the clock was set back has a time that is past.
     ages = (evidence.now - each.changed_at for each in download.entries)

@@ -288,7 +288,7 @@ def _ahead(download: Download, evidence: Evidence) -> Ahead | None:
     latest, known = download.changed_at, download.ahead
     if latest is None or latest <= evidence.now or not evidence.boot:
         return None
-    if known is not None and (known.latest, known.boot) == (latest, evidence.boot):
+    if known is not None and known.still(latest, evidence.boot):
         return known
     return Ahead(latest, evidence.uptime, evidence.boot)
 
