@@ -109,9 +109,10 @@ def group(
     store, the unit ollama.service, /usr/share/ollama/.ollama/models, /var/lib/ollama/models,
     ~/.ollama/models.
     """
-    from watcher import config
+    from watcher import advice, config
     from watcher.commands.context import Context
 
+    advice.introduce(config_file)
     if verbose and quiet:
         raise click.UsageError("-v and -q exclude each other")
     if given.invoked_subcommand == "demo":

@@ -23,13 +23,16 @@ class WatchError(Exception):
 
     exit_code = Exit.FAILED
 
-    def __init__(self, message: str, next_step: str = "") -> None:
+    def __init__(self, message: str, next_step: str = "", command: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.next_step = next_step
+        #: The next step as a command that can be pasted, made by `advice`; "" where none helps.
+        self.command = command
 
     def __str__(self) -> str:
-        return f"{self.message}\n  {self.next_step}" if self.next_step else self.message
+        step = f"\n  {self.next_step}" if self.next_step else ""
+        return self.message + step + (f"\n  -> {self.command}" if self.command else "")
 
 
 class NoStoreError(WatchError):

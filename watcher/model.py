@@ -424,6 +424,22 @@ class Place(NamedTuple):
     free_bytes: int = 0
     free_inodes: int = 0
     read_only: bool = False
+    #: Whether the caller may add and remove names in the store and in ``blobs``.
+    writable: bool = True
+
+
+class Caller(NamedTuple):
+    """Who reads what is printed, and how this user calls ollama-watch: `advice` makes commands."""
+
+    uid: int = 0
+    #: The words that run it, for this user and behind ``sudo``.
+    program: tuple[str, ...] = ("ollama-watch",)
+    program_of_root: tuple[str, ...] = ("ollama-watch",)
+    #: The settings file that was named; "" for the system's.
+    config: str = ""
+
+
+_NOBODY = Caller()
 
 
 @dataclass(frozen=True, slots=True)
@@ -445,6 +461,8 @@ class Evidence:
     scope: frozenset[str] | None = None
     #: User id that we act as.
     uid: int = 0
+    #: Who has called us: printed commands are for that user.
+    caller: Caller = _NOBODY
     quarantine: tuple[Kept, ...] = ()
     #: Downloads (by key) that a server is at work on, those outside of the scope as remembered.
     pulling: frozenset[str] = frozenset()
@@ -542,9 +560,11 @@ class Finding(NamedTuple):
     message: str
     evidence: str = ""
     alone: str = ""
+    #: What helps, as a command that can be pasted; else, or besides, in words.
     command: str = ""
     sizes: Sizes = _NO_SIZES
     models: tuple[str, ...] = ()
+    remedy: str = ""
 
 
 class Judged(NamedTuple):
@@ -672,6 +692,8 @@ class Refusal(NamedTuple):
     entries: tuple[str, ...] = ()
     #: Bytes that it would have given back.
     frees: int = 0
+    #: The command that makes it possible, where one does; made by `advice`.
+    command: str = ""
 
 
 class Spared(NamedTuple):

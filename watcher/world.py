@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from watcher import ollama, registry
+from watcher import advice, ollama, registry
 from watcher.events import Event
+from watcher.model import Caller
 from watcher.names import ModelName
 
 
@@ -36,3 +37,5 @@ class World:
     tell: Callable[[Event], None] = lambda _: None
     #: Is told the bytes hashed so far, and the bytes to hash.
     watch: Callable[[int, int], None] = lambda _, __: None
+    #: Who has called us; printed commands are for that user.
+    caller: Caller = field(default_factory=advice.caller)

@@ -81,6 +81,7 @@ def _observe(
         census=census,
         scope=scope,
         uid=os.geteuid(),
+        caller=world.caller,
         quarantine=quarantine.kept(store, memory) if scope is None else (),
         pulling=_pulling(downloads, seen.holders, memory, scope),
     )

@@ -190,7 +190,18 @@ def describe(world: World, store: int) -> Place:
         free_bytes=room.f_bavail * room.f_frsize,
         free_inodes=room.f_favail,
         read_only=bool(room.f_flag & os.ST_RDONLY),
+        writable=_writable(store),
     )
+
+
+def _writable(store: int) -> bool:
+    """Whether the user who has called us may add and remove names here and in ``blobs``."""
+    way_in = os.W_OK | os.X_OK
+    try:
+        os.stat("blobs", dir_fd=store)
+    except OSError:
+        return os.access(".", way_in, dir_fd=store)
+    return os.access(".", way_in, dir_fd=store) and os.access("blobs", way_in, dir_fd=store)
 
 
 def _stat(store: int, name: str, *, follow: bool) -> os.stat_result | None:

@@ -1,0 +1,162 @@
+"""Commands that can be pasted as they are printed: quoted, on this store, for this user.
+
+Whatever prints a command has it made here. A command is one line: it is never wrapped.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+
+from watcher import names
+from watcher.model import Caller, Evidence
+
+PROGRAM = "ollama-watch"
+#: Where `sudo` looks for programs, whatever the user's own path is.
+_SUDO_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: How a bare call finds a store again, whatever this shell's environment is; see `observe.place`.
+FOUND_AGAIN = frozenset(
+    {
+        "the unit ollama.service",
+        "the place of Ollama's Linux service",
+        "the place of some distributions' service",
+        "the home folder",
+    }
+)
+_SERVER_URL = "http://127.0.0.1:11434"
+
+#: Who was introduced last.
+_introduced: list[Caller] = []
+
+
+def introduce(config_file: str | os.PathLike[str] | None = None) -> None:
+    """Remember who calls, before anything changes the user or the working directory."""
+    config = "" if config_file is None else os.path.abspath(config_file)
+    _introduced[:] = [_by_process()._replace(config=config)]
+
+
+def caller() -> Caller:
+    """Who has called this process, and by which name."""
+    return _introduced[0] if _introduced else _by_process()
+
+
+def _by_process() -> Caller:
+    started = sys.argv[0] if sys.argv else ""
+    if os.path.basename(started) == PROGRAM and os.path.isfile(started):
+        path = os.path.abspath(started)
+    else:
+        path = os.path.join(os.path.dirname(sys.executable), PROGRAM)
+    if not os.path.isfile(path):
+        words = (sys.executable, "-m", "watcher")
+        return Caller(os.getuid(), words, words)
+    return Caller(
+        os.getuid(),
+        (_name_of(path, os.environ.get("PATH", "")),),
+        (_name_of(path, _SUDO_PATH),),
+    )
+
+
+def _name_of(path: str, search: str) -> str:
+    """The program's name where that finds it on a search path; else the path itself."""
+    for folder in search.split(os.pathsep):
+        found = os.path.join(folder, PROGRAM)
+        if os.access(found, os.X_OK):
+            return PROGRAM if os.path.realpath(found) == os.path.realpath(path) else path
+    return path
+
+
+# ---------------------------------------------------------------- commands
+
+
+def watch(seen: Evidence, *words: str, owner: int | None = None, root: bool = False) -> str:
+    """A command of ours on the store that was looked at.
+
+    `owner`: the user whose files it changes, where that is known. `root`: it takes root's view.
+    """
+    place, by = seen.place, seen.caller
+    powerless = not (place.writable or place.read_only) or owner not in (None, by.uid)
+    store = "" if place.found_by in FOUND_AGAIN and not (root or powerless) else place.path
+    return ours(*words, store=store, by=by, root=root or (powerless and changes(words)))
+
+
+def changes(words: tuple[str, ...]) -> bool:
+    """Whether a command of ours changes something in the store."""
+    reads = {"audit", "df", "status", "log", "config", "demo"}
+    return (
+        bool(words)
+        and words[0] not in reads
+        and words[:2] not in {("quarantine", "ls"), ("queue", "ls")}
+    )
+
+
+def ours(*words: str, store: str = "", by: Caller | None = None, root: bool = False) -> str:
+    """A command of ours. `store`: the one that is meant; "" where a bare call finds it.
+
+    `root`: by root, with `sudo` where the caller is another user.
+    """
+    by = by or caller()
+    sudo = root and by.uid != 0
+    config = ("--config", by.config) if by.config else ()
+    named = ("--store", store) if store else ()
+    program = by.program_of_root if sudo else by.program
+    return line(*(("sudo",) if sudo else ()), *program, *config, *named, *words)
+
+
+def shell(seen: Evidence, *words: str, owner: int | None = None) -> str:
+    """Another program's command. `owner`: the user who may do it besides root; None: root alone."""
+    return line(*_sudo(seen.caller, owner), *words)
+
+
+def _sudo(by: Caller, owner: int | None) -> tuple[str, ...]:
+    return () if by.uid == 0 or by.uid == owner else ("sudo",)
+
+
+def ollama(seen: Evidence, verb: str, model: str) -> str:
+    """A command of Ollama's own about a model, at the server of the store that was looked at."""
+    urls = {server.url for server in seen.servers if server.ours and server.url}
+    url = urls.pop() if len(urls) == 1 else _SERVER_URL
+    where = () if url == _SERVER_URL else (f"OLLAMA_HOST={quoted(url)}",)
+    insecure = ("--insecure",) if verb == "pull" and _is_loopback(model) else ()
+    return " ".join((*where, line("ollama", verb, *insecure, model)))
+
+
+def _is_loopback(model: str) -> bool:
+    """Whether a model's registry is on this machine: it is asked over http there."""
+    parsed = names.parse_model(model)
+    host = "" if parsed is None else parsed.host.rpartition(":")[0] or parsed.host
+    return host == "localhost" or host.startswith("127.")
+
+
+def line(*words: str) -> str:
+    """Words as one line that a shell takes for just these words."""
+    return " ".join(map(quoted, words))
+
+
+def quoted(word: str) -> str:
+    """A word as a shell needs it; what can't be printed as bash, zsh and ksh spell it."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = "".join(_escaped(char) for char in word)
+    return f"$'{escaped}'"
+
+
+def _escaped(char: str) -> str:
+    if char in "\\'":
+        return f"\\{char}"
+    if char.isprintable():
+        return char
+    # Three octal digits, since a hexadecimal escape would take the digits behind it, too.
+    return "".join(f"\\{byte:03o}" for byte in os.fsencode(char))
+
+
+# ---------------------------------------------------------------- times
+
+
+def duration(seconds: float) -> str:
+    """A duration as people read it, such as ``12 days``, ``3 h``, ``58 min``, ``22 s``."""
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        count = round(seconds / unit)
+        if count >= (2 if unit == 86400 else 1) and seconds >= 0.97 * unit:
+            return f"{count} {name}"
+    return f"{max(0.0, seconds):.0f} s"
