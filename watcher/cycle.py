@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from watcher import files, memory, names
+from watcher import folders, memory, names
 from watcher.decide import judge, learn, plan
 from watcher.errors import NoPermissionError
 from watcher.events import Event
@@ -116,7 +116,7 @@ def cycle(
     looked_at = world.clock()
     with contextlib.ExitStack() as opened:
         try:
-            store = opened.enter_context(files.opened_folder(world.store))
+            store = opened.enter_context(folders.opened_store(world.store))
             opened.enter_context(locked(store, lock_seconds))
         except OSError as error:
             return _powerless(world, now, agreed, error, first_look)
@@ -214,7 +214,7 @@ def _recover(world: World, policy: Policy, lock_seconds: float) -> tuple[Event, 
     from watcher.act import moves
 
     try:
-        with files.opened_folder(world.store) as store:
+        with folders.opened_store(world.store) as store:
             if not moves.unfinished(store):
                 return ()
             with locked(store, lock_seconds):
@@ -251,7 +251,7 @@ def _recover_under_lock(
 def remembered(world: World, past: Memory | None = None) -> Memory:
     """What is remembered on the disk, or, where there is nothing, by who has called."""
     try:
-        with files.opened_folder(world.store) as store:
+        with folders.opened_store(world.store) as store:
             found = memory.load(store)
     except OSError:
         return past or Memory()  # observe says what is wrong with the folder

@@ -13,7 +13,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from watcher import __version__, cycle, files, history, journal, memory, notify, registry
+from watcher import __version__, cycle, files, folders, history, journal, memory, notify, registry
 from watcher.errors import LockedError, NoStoreError, SettingsError, WatchError
 from watcher.events import Event
 from watcher.memory import Memory
@@ -196,7 +196,7 @@ class _Service:
         if not os.path.lexists(path):
             with (
                 contextlib.suppress(OSError, WatchError),
-                files.opened_folder(self._world.store) as store,
+                folders.opened_store(self._world.store) as store,
             ):
                 FILE.change(store, lambda kept: kept)
         wakes.hear(path, run.nudge)
@@ -225,7 +225,7 @@ class _Service:
 
         True where it was not ours yet. Raises FileNotFoundError, LockedError.
         """
-        with files.opened_folder(self._world.store) as store:
+        with folders.opened_store(self._world.store) as store:
             status = os.fstat(store)
             if self._store == (status.st_dev, status.st_ino):
                 return False

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 import orjson
 
-from watcher import files
+from watcher import files, folders
 from watcher.events import ALL, LOGS, SUFFIX, Event
 from watcher.memory import FOLDER
 from watcher.observe.targets import Known
@@ -96,7 +96,7 @@ class Log:
         """
         missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
         with contextlib.ExitStack() as opened, missing:
-            folder = opened.enter_context(files.opened_folder(self._store))
+            folder = opened.enter_context(folders.opened_store(self._store))
             for name in (FOLDER, LOGS):
                 folder = opened.enter_context(files.opened_folder(name, folder))
             whole = False
@@ -144,7 +144,7 @@ def logs(store: str) -> list[str]:
     found: set[str] = set()
     missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
     with contextlib.ExitStack() as opened, missing:
-        folder = opened.enter_context(files.opened_folder(store))
+        folder = opened.enter_context(folders.opened_store(store))
         for name in (FOLDER, LOGS):
             folder = opened.enter_context(files.opened_folder(name, folder))
         for name in os.listdir(folder):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from watcher import events, files, history, memory, names, records
+from watcher import events, files, folders, history, memory, names, records
 from watcher.decide import learn, recording
 from watcher.errors import LockedError, WatchError
 from watcher.events import Event
@@ -131,7 +131,7 @@ class Journal:
 def announce(world: World, policy: Policy, event: Event) -> None:
     """Tell an event of the service itself, and write it down where that can be done."""
     world.tell(event)
-    with contextlib.suppress(OSError), files.opened_folder(world.store) as store:
+    with contextlib.suppress(OSError), folders.opened_store(world.store) as store:
         events.write(store, [event], policy)
 
 
@@ -141,7 +141,7 @@ def _finished(store: int, past: Memory, seen: Evidence) -> dict[str, int]:
     found: dict[str, int] = {}
     with (
         contextlib.suppress(FileNotFoundError),
-        files.opened_folder("blobs", store, follow=True) as blobs,
+        folders.opened_blobs(store, foreign_too=True) as blobs,
     ):
         for digest in {key.removesuffix(".tmp") for key in gone}:
             blob = scan.look(names.blob(digest), blobs)

@@ -413,8 +413,8 @@ class Place(NamedTuple):
     #: ``blobs`` is a symlink, or a mount or link to another file system.
     blobs_linked: bool = False
     blobs_elsewhere: bool = False
-    #: ``blobs`` belongs to another user than the store: who has linked it may not change it.
-    blobs_foreign: bool = False
+    #: Why nothing may be changed: whose symlink leads to whose folder (`folders`); else "".
+    foreign: str = ""
     #: Glob characters in the path: the server sees neither manifests nor sidecars there.
     globbed: bool = False
     #: The same, so spelled that the server's search for manifests fails: it deletes nothing.

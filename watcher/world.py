@@ -19,6 +19,8 @@ class World:
     #: The store's folder, and how it was found.
     store: str
     found_by: str = "--store"
+    #: Why nothing may be changed there, see `model.Place`.
+    foreign: str = ""
     #: Where the kernel shows its processes.
     proc: str = "/proc"
     #: Seconds since the epoch.

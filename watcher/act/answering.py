@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from watcher import files, names
+from watcher import folders, names
 from watcher.act import hashing
 from watcher.decide import learn
 from watcher.journal import Journal, locked
@@ -30,7 +30,7 @@ def answer(
     hashed = [action for action in questions if action.verb is Verb.HASH]
     answers: list[Outcome] = []
     kept = 0
-    with files.opened_folder(world.store) as store:
+    with folders.opened_store(world.store) as store:
         keep_at = time.monotonic() + _KEEP_SECONDS
         found = chain(ask(asked, world), hashing.find_out(store, hashed, stop, world.watch))
         for outcome in found:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TypeAlias
 
-from watcher import files, names, sidecars
+from watcher import folders, names, sidecars
 from watcher.act import moves, refresh, room
 from watcher.decide import cleaning, learn, safety
 from watcher.errors import ChangedError
@@ -167,7 +167,7 @@ def _refresh_all(
 ) -> list[Outcome]:
     """Set the times of wanted things to now, once their own ones are on the disk elsewhere."""
     try:
-        with files.opened_folder("blobs", store, follow=True) as blobs:
+        with folders.opened_blobs(store) as blobs:
             touching = refresh.own_times(blobs, batch, world.clock())
             if remember(touching):
                 refresh.set_times(blobs, touching)

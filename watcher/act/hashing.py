@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from watcher import files, names
+from watcher import files, folders, names
 from watcher.model import Action, Entry, Outcome, Result
 from watcher.observe import scan
 
@@ -54,7 +54,7 @@ def find_out(
     """
     progress = Progress(sum(action.expects[0].size for action in actions))
     with (
-        files.opened_folder("blobs", store, follow=True) as blobs,
+        folders.opened_blobs(store, foreign_too=True) as blobs,
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
     ):
 

@@ -32,7 +32,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from watcher import files, names
+from watcher import files, folders, names
 from watcher.errors import ChangedError
 from watcher.memory import FOLDER
 from watcher.model import Entry, Holder
@@ -282,7 +282,7 @@ def _begun(store: int, change: Change) -> Iterator[_Work]:
     files.ensure_folder(FOLDER, store)
     with (
         files.opened_folder(FOLDER, store) as ours,
-        files.opened_folder("blobs", store, follow=True) as blobs,
+        folders.opened_blobs(store) as blobs,
     ):
         if _identity(blobs) != change.blobs:
             raise _changed("blobs")
@@ -534,7 +534,7 @@ def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None
         if back_into is None:
             files.remove(entry.name, quarantine)
             return
-        with files.opened_folder("blobs", store, follow=True) as blobs:
+        with folders.opened_blobs(store) as blobs:
             if _identity(blobs) != back_into:
                 raise _changed("blobs")
             files.move(entry.name, quarantine, entry.name.partition("-")[2], blobs)
@@ -567,7 +567,7 @@ def recover(world: World, store: int) -> tuple[tuple[str, ...], tuple[str, ...]]
         with (
             files.opened_folder(FOLDER, store) as ours,
             files.opened_folder(INTENTS, ours) as intents,
-            files.opened_folder("blobs", store, follow=True) as blobs,
+            folders.opened_blobs(store) as blobs,
         ):
             for name in sorted(filter(str.isdecimal, os.listdir(intents))):
                 try:
@@ -577,6 +577,8 @@ def recover(world: World, store: int) -> tuple[tuple[str, ...], tuple[str, ...]]
                     stuck.append(f"what was begun as {FOLDER}/{INTENTS}/{name} is stuck: {error}")
     except FileNotFoundError:
         pass
+    except folders.ForeignLinkError as error:
+        stuck.append(f"what was begun is left as it is: {error.filename}: {error.strerror}")
     return tuple(done), tuple(stuck)
 
 

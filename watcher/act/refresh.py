@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 
-from watcher import files
+from watcher import files, folders
 from watcher.memory import Touched
 from watcher.model import Action
 from watcher.observe import scan
@@ -42,7 +42,7 @@ def set_times(blobs: int, touching: Mapping[str, Touched]) -> None:
 def set_times_now(store: str, actions: Iterable[Action], now: float) -> None:
     """The same at once, with nothing remembered: for who can't wait for the lock."""
     with (
-        files.opened_folder(store) as folder,
-        files.opened_folder("blobs", folder, follow=True) as blobs,
+        folders.opened_store(store) as folder,
+        folders.opened_blobs(folder) as blobs,
     ):
         set_times(blobs, own_times(blobs, actions, now))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher import config
-from watcher.errors import SettingsError
+from watcher.errors import RefusedError, SettingsError
 from watcher.model import Policy
 from watcher.observe import place
 from watcher.show import acts, documents
@@ -41,11 +41,10 @@ class Context:
         """The policy as the settings are now. Raises SettingsError."""
         return config.load(self.config_file, os.environ).policy
 
-    def places(self) -> list[place.Found]:
-        """The stores to treat. Raises NoStoreError and NoPermissionError."""
-        if not self.stores:
-            return [place.find(None, os.environ)]
-        return [place.find(store, os.environ, self.stores_by) for store in self.stores]
+    def places(self, *, changes: bool = False) -> list[place.Found]:
+        """The stores to treat; `changes`: and to change. Raises what `find` raises."""
+        named = self.stores or (None,)
+        return [self._find(store, changes=changes) for store in named]
 
     def only_store(self, why: str) -> str | None:
         """The one that is named, if any. Raises SettingsError, saying `why`, where several are."""
@@ -55,12 +54,23 @@ class Context:
         return self.stores[0] if self.stores else None
 
     def only_place(self, why: str) -> place.Found:
-        """The one store that is meant. Raises as `only_store` and `places` do."""
-        return place.find(self.only_store(why), os.environ, self.stores_by)
+        """The one store that is meant, to be changed. Raises as `only_store` and `places` do."""
+        return self._find(self.only_store(why), changes=True)
+
+    def _find(self, store: str | None, *, changes: bool) -> place.Found:
+        found = place.find(store, os.environ, self.stores_by)
+        if changes and found.foreign:
+            raise RefusedError(
+                f"{found.foreign}: what lies there is only looked at", "name the folder itself"
+            )
+        return found
 
     def worlds(self, *, keeps: bool) -> list[World]:
         """A world for each store."""
-        return [World(found.path, found.by, keeps=keeps) for found in self.places()]
+        return [
+            World(found.path, found.by, found.foreign, keeps=keeps)
+            for found in self.places(changes=keeps)
+        ]
 
     def colored(self) -> bool:
         """Whether stdout gets colours: a terminal, no NO_COLOR, no --no-color."""

@@ -19,7 +19,7 @@ def run(context: Context) -> Exit:
     named = context.only_store("each takes a daemon of its own")
     path = None if named is None else os.path.abspath(named)
     if path is None or (os.path.lexists(path) and not os.path.isdir(path)):
-        found = place.find(named, os.environ)  # raises for what is no folder
+        found = context.only_place("each takes a daemon of its own")
     else:
         found = place.Found(path, "--store")
     world = World(found.path, found.by, tell=_teller(context))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from watcher import files, names, records
+from watcher import folders, names, records
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit
 from watcher.events import Event
@@ -42,7 +42,7 @@ def add(context: Context, models: tuple[str, ...], level: int, after: str | None
 def ls(context: Context) -> Exit:
     """Tell what is in the line, and what is done."""
     for world in context.worlds(keeps=False):
-        with files.opened_folder(world.store) as store:
+        with folders.opened_store(world.store) as store:
             _show(context, world.store, store, queue.FILE.read(store))
     return Exit.HEALTHY
 
@@ -97,7 +97,7 @@ def run_leashed(context: Context) -> Exit:
 
     (world,) = context.worlds(keeps=True)
     drive = queue_drive.leashed(context, replace(world, tell=_tell_daemon), _ends_with_stdin())
-    with files.opened_folder(world.store) as store, suppress(KeyboardInterrupt):
+    with folders.opened_store(world.store) as store, suppress(KeyboardInterrupt):
         while running.run_next(store, drive) is not None:
             pass
     return Exit.HEALTHY
@@ -135,7 +135,7 @@ def _change(context: Context, changed: Callable[[Queue], Queue]) -> Queue:
 def _opened(context: Context) -> Iterator[tuple[str, int]]:
     """The one store that is meant, its path and open. Raises SettingsError where several are."""
     found = context.only_place("each has a queue of its own")
-    with files.opened_folder(found.path) as store:
+    with folders.opened_store(found.path) as store:
         yield found.path, store
 
 

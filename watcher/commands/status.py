@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from itertools import pairwise
 
-from watcher import cycle, files, records
+from watcher import cycle, folders, records
 from watcher.commands.context import Context
 from watcher.decide import learn
 from watcher.errors import Exit, WatchError
@@ -67,7 +67,7 @@ def _kept(world: World) -> tuple[records.Records, Queue]:
     """What is kept of the models' downloads, and the queue; nothing where that can't be read."""
     known: records.Records = {}
     line = Queue()
-    with suppress(OSError, WatchError), files.opened_folder(world.store) as store:
+    with suppress(OSError, WatchError), folders.opened_store(world.store) as store:
         known = records.read(store)
         line = queue.FILE.read(store)
     return known, line

@@ -214,6 +214,8 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
     and that is young. All files of a download go together. Root leaves alone what has a second
     name: that may lie outside of the store.
     """
+    if evidence.place.foreign:
+        return
     for each in judged:
         entries = tuple(
             entry

@@ -118,6 +118,10 @@ def _ago(judged: Judged, evidence: Evidence) -> str:
     return f"its files' times lie in the future, and it was seen unchanged for {judged.quiet:.0f} s"
 
 
+#: Root has looked at where the symlink leads, then.
+TRUST_LINK = "if that is meant, let root own the symlink: sudo chown -h root:root, and its path"
+
+
 def store_forbids(evidence: Evidence) -> Why | None:
     """Why no name under ``blobs/`` may be changed, whichever it is."""
     for server in evidence.servers:
@@ -142,13 +146,9 @@ def store_forbids(evidence: Evidence) -> Why | None:
             "mount or link the whole store instead of blobs/ alone",
             None,
         )
-    if evidence.place.blobs_foreign and evidence.place.blobs_linked and evidence.uid == 0:
-        return (
-            RefusalKind.OWNER,
-            "blobs/ is a link to a folder of another user than the store's owner",
-            "run it as the owner of that folder, or link to one of the store's owner",
-            None,
-        )
+    if evidence.place.foreign:
+        why = f"{evidence.place.foreign}, so what lies there is not this store's"
+        return RefusalKind.OWNER, why, TRUST_LINK, None
     if evidence.place.read_only:
         why = "the file system is mounted read-only"
         return RefusalKind.PERMISSION, why, "mount it for writing", None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from watcher import files, names, registry, sidecars
+from watcher import files, folders, names, registry, sidecars
 from watcher.memory import Memory, Remembered, bound_to
 from watcher.model import (
     BlobCensus,
@@ -164,7 +164,7 @@ def _with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Bl
     if not suspects and not wanted:
         return census
     odd, unproven = list(census.odd), []
-    with files.opened_folder("blobs", store, follow=True) as blobs:
+    with folders.opened_blobs(store, foreign_too=True) as blobs:
         for name in sorted(suspects | wanted):
             entry, digest = scan.look(name, blobs), names.parse_blob(name).digest
             entry = entry and _remembered(entry, memory)
@@ -220,7 +220,7 @@ def _downloads(
     made: list[Download] = []
     with (
         contextlib.suppress(FileNotFoundError, NotADirectoryError),  # gone since it was listed
-        files.opened_folder("blobs", store, follow=True) as blobs,
+        folders.opened_blobs(store, foreign_too=True) as blobs,
     ):
         waiting: Mapping[str, scan.Pieces] = found.downloads
         for look in range(_MOST_LOOKS):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import psutil
 
-from watcher import files, names
+from watcher import folders, names
 from watcher.environment import trimmed
 from watcher.errors import NoPermissionError, NoStoreError
 from watcher.model import Place
@@ -41,6 +41,9 @@ class Found(NamedTuple):
 
     path: str
     by: str
+    #: Why nothing may be changed there: whose symlink has led to whose folder. `path` is then
+    #: the folder itself.
+    foreign: str = ""
 
 
 def find(given: str | None, environment: Mapping[str, str], by: str = "--store") -> Found:
@@ -65,10 +68,13 @@ def find(given: str | None, environment: Mapping[str, str], by: str = "--store")
     )
     for path, by in candidates:
         try:
-            if _is_store(path):
-                return Found(os.path.abspath(path), by)
+            way = folders.way(os.path.abspath(path))
+            if way.is_store:
+                return _found(path, by, way)
         except PermissionError:
             raise no_permission(path) from None
+        except OSError:
+            pass
         looked.append(f"{names.printable(path)} ({by})")
     raise NoStoreError(
         "no model store found; looked at:\n" + "\n".join(f"    {each}" for each in looked),
@@ -79,23 +85,34 @@ def find(given: str | None, environment: Mapping[str, str], by: str = "--store")
 def _named_store(path: str, by: str) -> Found:
     shown = names.printable(path)
     try:
-        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
-        is_store = is_folder and _is_store(path)
+        way = folders.way(os.path.abspath(path))
     except PermissionError:
         raise no_permission(path) from None
+    except NotADirectoryError:
+        raise NoStoreError(
+            f"{shown} ({by}) is no folder", "name the models folder itself"
+        ) from None
     except OSError as error:
         raise NoStoreError(
             f"there is no folder {shown} ({by}): {error.strerror}",
             "name the models folder of the server",
         ) from None
-    if not is_folder:
-        raise NoStoreError(f"{shown} ({by}) is no folder", "name the models folder itself")
-    if not is_store:
+    if not way.is_store:
         raise NoStoreError(
             f"{shown} ({by}) is no model store: neither blobs/ nor manifests/ is in it",
             "name the folder that holds them, such as ~/.ollama/models",
         )
-    return Found(os.path.abspath(path), by)
+    return _found(path, by, way)
+
+
+def _found(path: str, by: str, way: folders.Way) -> Found:
+    if way.foreign is None:
+        return Found(os.path.abspath(path), by)
+    return Found(way.real, by, _told(way.foreign))
+
+
+def _told(foreign: folders.ForeignLinkError) -> str:
+    return f"{names.printable(foreign.link)}: {foreign.strerror}"
 
 
 @contextlib.contextmanager
@@ -105,7 +122,7 @@ def opened(store: str) -> Iterator[int]:
     Raises NoPermissionError where it can't be entered, NoStoreError where it is gone.
     """
     try:
-        with files.opened_folder(store) as fd:
+        with folders.opened_store(store) as fd:
             yield fd
     except PermissionError:
         raise no_permission(store) from None
@@ -131,17 +148,6 @@ def sudo_command(store: str) -> str:
     named = [] if is_named else ["--store", store]
     words = [*ours, *named, *sys.argv[1:]]
     return "sudo " + " ".join(names.printable(shlex.quote(word)) for word in words)
-
-
-def _is_store(path: str) -> bool:
-    """Whether a folder holds ``blobs`` or ``manifests``. Raises PermissionError."""
-    for name in ("blobs", "manifests"):
-        try:
-            os.lstat(os.path.join(path, name))
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        return True
-    return False
 
 
 def _unit_stores() -> list[str]:
@@ -172,8 +178,8 @@ def describe(world: World, store: int) -> Place:
     status = os.fstat(store)
     room = os.fstatvfs(store)
     kind = _file_system(world.store, world.proc)
-    blobs = _stat(store, "blobs", follow=False)
-    behind = _stat(store, "blobs", follow=True)
+    blobs = folders.look_at_blobs(store)
+    behind = blobs.status
     return Place(
         path=world.store,
         found_by=world.found_by,
@@ -181,12 +187,12 @@ def describe(world: World, store: int) -> Place:
         network=kind in _NETWORK,
         blobs=(0, 0) if behind is None else (behind.st_dev, behind.st_ino),
         owner=status.st_uid,
-        blobs_linked=blobs is not None and stat.S_ISLNK(blobs.st_mode),
-        blobs_foreign=behind is not None and behind.st_uid not in (0, status.st_uid),
+        blobs_linked=blobs.linked,
+        foreign=world.foreign or ("" if blobs.foreign is None else _told(blobs.foreign)),
         blobs_elsewhere=behind is not None and behind.st_dev != status.st_dev,
         globbed=not _GLOB_CHARACTERS.isdisjoint(world.store),
         glob_fails=re.fullmatch(f"(?:{_GLOB_ITEM})*", world.store, re.DOTALL) is None,
-        blobs_broken=blobs is not None and (behind is None or not stat.S_ISDIR(behind.st_mode)),
+        blobs_broken=blobs.linked if behind is None else not stat.S_ISDIR(behind.st_mode),
         free_bytes=room.f_bavail * room.f_frsize,
         free_inodes=room.f_favail,
         read_only=bool(room.f_flag & os.ST_RDONLY),
@@ -202,13 +208,6 @@ def _writable(store: int) -> bool:
     except OSError:
         return os.access(".", way_in, dir_fd=store)
     return os.access(".", way_in, dir_fd=store) and os.access("blobs", way_in, dir_fd=store)
-
-
-def _stat(store: int, name: str, *, follow: bool) -> os.stat_result | None:
-    try:
-        return os.stat(name, dir_fd=store, follow_symlinks=follow)
-    except OSError:
-        return None
 
 
 def silent(path: str, proc: str) -> str:

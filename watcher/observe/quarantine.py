@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from watcher import files, names
+from watcher import files, folders, names
 from watcher.memory import FOLDER, Memory, bound_to
 from watcher.model import Kept, Kind
 from watcher.observe import scan
@@ -20,7 +20,7 @@ def kept(store: int, memory: Memory) -> tuple[Kept, ...]:
         contextlib.suppress(OSError),  # none, or something else in its place
         files.opened_folder(FOLDER, store) as ours,
         files.opened_folder(QUARANTINE, ours) as folder,
-        files.opened_folder("blobs", store, follow=True) as blobs,
+        folders.opened_blobs(store, foreign_too=True) as blobs,
     ):
         for label in sorted(os.listdir(folder)):
             entry = scan.look(label, folder)

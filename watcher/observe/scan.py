@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from watcher import files, manifests, names
+from watcher import files, folders, manifests, names
 from watcher.model import (
     BlobCensus,
     BlobFault,
@@ -132,7 +132,7 @@ def present(store: int, wanted: Mapping[str, int]) -> frozenset[str]:
     """Of digests with their bytes those whose blob is in the store, and as long."""
     with contextlib.ExitStack() as opened:
         try:
-            blobs = opened.enter_context(files.opened_folder("blobs", store, follow=True))
+            blobs = opened.enter_context(folders.opened_blobs(store, foreign_too=True))
         except OSError:
             return frozenset()
         found = {digest: look(names.blob(digest), blobs) for digest in wanted}
@@ -147,7 +147,7 @@ def begun(store: int, digests: Iterable[str]) -> int:
     """Bytes on the disk of the data files of unfinished layers."""
     with contextlib.ExitStack() as opened:
         try:
-            blobs = opened.enter_context(files.opened_folder("blobs", store, follow=True))
+            blobs = opened.enter_context(folders.opened_blobs(store, foreign_too=True))
         except OSError:
             return 0
         found = [look(names.data(digest), blobs) for digest in digests]
@@ -158,7 +158,7 @@ def unfinished(store: int) -> frozenset[str]:
     """The digests of which there is an unfinished layer, or a sidecar of one."""
     with contextlib.ExitStack() as opened:
         try:
-            blobs = opened.enter_context(files.opened_folder("blobs", store, follow=True))
+            blobs = opened.enter_context(folders.opened_blobs(store, foreign_too=True))
             listed = os.listdir(blobs)
         except OSError:
             return frozenset()

@@ -7,7 +7,7 @@ import os
 import re
 from typing import NamedTuple
 
-from watcher import files
+from watcher import files, folders
 from watcher.memory import FOLDER
 
 #: The names of these locks, in our folder.
@@ -47,7 +47,7 @@ def queue_runner(store: str) -> QueueRunner | None:
 
 def _holder(store: str, lock: str) -> Running | None:
     try:
-        with files.opened_folder(store) as folder, files.opened_folder(FOLDER, folder) as ours:
+        with folders.opened_store(store) as folder, files.opened_folder(FOLDER, folder) as ours:
             fd = files.open_to_read(lock, ours)
     except OSError:
         return None

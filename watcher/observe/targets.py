@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from watcher import files, memory, names
+from watcher import folders, memory, names
 from watcher.errors import TargetError
 from watcher.model import Plan
 from watcher.observe import scan
@@ -68,7 +68,7 @@ def known(path: str) -> Known:
     """What is in a store; nothing where it can't be read: the look that follows says why."""
     models: dict[str, frozenset[str]] = {}
     digests: set[str] = set()
-    with contextlib.suppress(OSError), files.opened_folder(path) as store:
+    with contextlib.suppress(OSError), folders.opened_store(path) as store:
         named = scan.scan_manifests(store)
         for shown in (*named.models, *(odd.model for odd in named.odd if odd.model)):
             models.setdefault(shown, frozenset())
@@ -79,7 +79,7 @@ def known(path: str) -> Known:
         for key, record in memory.load(store).downloads.items():
             for shown in record.models:
                 models[shown] = models.get(shown, frozenset()) | {key.removesuffix(".tmp")}
-        with files.opened_folder("blobs", store, follow=True) as blobs:
+        with folders.opened_blobs(store, foreign_too=True) as blobs:
             digests |= {names.parse_blob(name).digest for name in os.listdir(blobs)} - {""}
     return Known(models, frozenset(digests))
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import orjson
 from rich.filesize import decimal
 
-from watcher import files, journal, names, ollama, records, registry, states
+from watcher import files, folders, journal, names, ollama, records, registry, states
 from watcher.errors import LockedError, WatchError
 from watcher.events import Event
 from watcher.manifests import READ_LIMIT
@@ -154,7 +154,7 @@ class Pull:
         """While it lasts, nobody else infers from the store what the record says."""
         with ExitStack() as held:
             with suppress(OSError):
-                folder = held.enter_context(files.opened_folder(self._records_folder()))
+                folder = held.enter_context(folders.opened_store(self._records_folder()))
                 held.enter_context(records.driving(folder, self.model))
             yield
 
@@ -580,7 +580,7 @@ class Pull:
         if not folder:
             return
         try:
-            with files.opened_folder(folder) as opened:
+            with folders.opened_store(folder) as opened:
                 records.change(opened, self.model, self._unkept)
         except (WatchError, OSError):
             return  # told by whoever reads it; the pull goes on
@@ -603,7 +603,7 @@ class Pull:
         if self.site.world is None:
             return None
         try:
-            return opened.enter_context(files.opened_folder(self.site.world.store))
+            return opened.enter_context(folders.opened_store(self.site.world.store))
         except OSError:
             return None
 

@@ -30,7 +30,7 @@ import orjson
 from watcher import (
     cycle,
     events,
-    files,
+    folders,
     history,
     journal,
     manifests,
@@ -432,7 +432,7 @@ class ModelDownloadManager:
     def _opened(self, path: str) -> Iterator[int]:
         with contextlib.ExitStack() as opened:
             try:
-                folder = opened.enter_context(files.opened_folder(path))
+                folder = opened.enter_context(folders.opened_store(path))
             except (FileNotFoundError, NotADirectoryError):
                 shown = names.printable(path)
                 raise NoStoreError(f"there is no folder {shown} any more", "name another") from None

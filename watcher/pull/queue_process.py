@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from watcher import files
+from watcher import folders
 from watcher.errors import WatchError
 from watcher.pull import queue, running
 from watcher.pull.queue import Queue
@@ -128,7 +128,7 @@ class QueueProcess:
     def _hold(self) -> None:
         """Be seen as who runs the queue; where somebody else is, that one ends sooner or later."""
         if not self._holds:
-            with contextlib.suppress(OSError), files.opened_folder(self._store) as store:
+            with contextlib.suppress(OSError), folders.opened_store(self._store) as store:
                 self._holds = self._held.enter_context(running.seen_to_run(store))
             if not self._holds:
                 self._held.close()
@@ -136,7 +136,7 @@ class QueueProcess:
     def _read(self) -> Queue:
         """The queue; what somebody drove who is gone waits in it. Empty where it can't be read."""
         try:
-            with files.opened_folder(self._store) as store:
+            with folders.opened_store(self._store) as store:
                 return queue.revived(queue.FILE.read(store), running.is_driven, time.time())
         except OSError:
             return Queue()  # the store is gone; it is told by who looks at it

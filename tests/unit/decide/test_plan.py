@@ -162,7 +162,7 @@ def test_a_server_that_runs_is_given_time_to_meet_the_guard() -> None:
         ),
         (
             download(ago=OLD),
-            {"place": Place("/m", "x", blobs_linked=True, blobs_foreign=True)},
+            {"place": Place("/m", "x", foreign="a link")},
             RefusalKind.OWNER,
         ),
         (download(ago=OLD), {"place": Place("/m", "x", blobs_elsewhere=True)}, RefusalKind.LINKED),
@@ -208,11 +208,6 @@ def test_each_refusal(one: Download, more: dict[str, Any], kind: RefusalKind) ->
         (replace(download(ago=HOUR), progress_at=NOW - OLD), {"sight": Sight.PARTIAL}),
         (download(ago=OLD, parts=0, claimed=(), trusted=()), {"servers": (server(),)}),
         (download(ago=OLD), {"place": Place("/m[", "x", globbed=True)}),
-        (download(ago=OLD), {"place": Place("/m", "x", blobs_foreign=True)}),
-        (
-            download(ago=OLD),
-            {"place": Place("/m", "x", blobs_linked=True, blobs_foreign=True), "uid": 1000},
-        ),
     ],
 )
 def test_what_makes_it_possible(one: Download, more: dict[str, Any]) -> None:

@@ -53,8 +53,8 @@ def test_the_variable_comes_before_and_the_flag_first(quiet: FakeFilesystem) -> 
     quiet.create_dir("/variable/blobs")
     quiet.create_dir("/flag/blobs")
     given = {"OLLAMA_MODELS": " '/variable' "}
-    assert place.find(None, given) == ("/variable", "OLLAMA_MODELS")
-    assert place.find("/flag", given) == ("/flag", "--store")
+    assert place.find(None, given)[:2] == ("/variable", "OLLAMA_MODELS")
+    assert place.find("/flag", given)[:2] == ("/flag", "--store")
     assert place.find(None, {"OLLAMA_MODELS": "  "}).path == PLACES[0]
 
 
@@ -112,17 +112,34 @@ def test_blobs_that_are_a_link(models: Store, tmp_path: Path) -> None:
 
 @needs_root
 @pytest.mark.parametrize(
-    ("store", "blobs", "foreign"), [(1000, 1000, False), (1000, 0, False), (1000, 1001, True)]
+    ("link", "blobs", "foreign"),
+    [(1000, 1000, False), (0, 1001, False), (1000, 0, True), (1000, 1001, True)],
 )
-def test_blobs_of_another_user_than_the_stores(
-    models: Store, store: int, blobs: int, foreign: bool
+def test_blobs_behind_somebody_elses_link(
+    models: Store, tmp_path: Path, link: int, blobs: int, foreign: bool
 ) -> None:
-    os.chown(models.path, store, store)
-    os.chown(models.blobs, blobs, blobs)
+    models.blobs.rename(tmp_path / "elsewhere")
+    models.blobs.symlink_to(tmp_path / "elsewhere")
+    os.chown(models.path, 1000, 1000)
+    os.chown(models.blobs, link, link, follow_symlinks=False)
+    os.chown(tmp_path / "elsewhere", blobs, blobs)
     fd = os.open(models.path, os.O_RDONLY)
     found = place.describe(models.world(), fd)
     os.close(fd)
-    assert found.blobs_foreign is foreign
+    assert bool(found.foreign) is foreign
+
+
+@needs_root
+def test_a_store_behind_somebody_elses_link_is_taken_for_what_it_is(
+    models: Store, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(models.path)
+    found = place.find(str(tmp_path / "link"), {})
+    assert found == (str(tmp_path / "link"), "--store", "")
+    os.chown(tmp_path / "link", 1000, 1000, follow_symlinks=False)
+    found = place.find(str(tmp_path / "link"), {})
+    assert found.path == str(models.path)
+    assert "user id 1000" in found.foreign
 
 
 @pytest.mark.parametrize(
