@@ -63,6 +63,13 @@ class Store:
         self.blobs.mkdir(parents=True)
         self.manifests.mkdir()
 
+    @classmethod
+    def at(cls, path: Path) -> Store:
+        """A store that lies there already."""
+        found = cls.__new__(cls)
+        found.path, found.blobs, found.manifests = path, path / "blobs", path / "manifests"
+        return found
+
     # ------------------------------------------------------------ making
 
     def broken(

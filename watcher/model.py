@@ -116,6 +116,13 @@ class Holder(NamedTuple):
     process: str
     entry: str
     writes: bool
+    #: It has a file of that name open where identities can't be compared, such as on an overlay.
+    by_name: bool = False
+
+    @property
+    def doubt(self) -> str:
+        """What to add where its name alone says so; "" where the file is known to be the same."""
+        return ", by the name alone: it is on an overlay or a share" if self.by_name else ""
 
 
 class Trust(NamedTuple):

@@ -56,7 +56,8 @@ class HeldError(ChangedError):
 
     def __init__(self, holder: Holder) -> None:
         super().__init__(
-            f"{holder.process} ({holder.pid}) has opened {names.printable(holder.entry)} meanwhile",
+            f"{holder.process} ({holder.pid}) has opened {names.printable(holder.entry)} meanwhile"
+            f"{holder.doubt}",
             "try again when it has ended",
         )
 

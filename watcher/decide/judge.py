@@ -113,7 +113,7 @@ def settled_condition(download: Download) -> tuple[Condition, str]:
 def _why_alive(download: Download, evidence: Evidence, quiet: float) -> str:
     if download.writers:
         first = download.writers[0]
-        return f"{first.process} ({first.pid}) has it open for writing"
+        return f"{first.process} ({first.pid}) has it open for writing{first.doubt}"
     if quiet >= QUIET_SECONDS:
         return ""
     ago = f"it changed {quiet:.0f} s ago"

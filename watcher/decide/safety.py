@@ -77,7 +77,7 @@ def _why_not(
         first = download.holders[0]
         return (
             RefusalKind.HELD,
-            f"{first.process} ({first.pid}) has {names.printable(first.entry)} open",
+            f"{first.process} ({first.pid}) has {names.printable(first.entry)} open{first.doubt}",
             f"wait until it has ended, or end it: kill {first.pid}",
             None,
         )

@@ -1,9 +1,10 @@
 """Which processes have which entries open, which Ollama servers run, and how much could be seen.
 
 Open files are matched by device and inode (``/proc/<pid>/fd/<n>`` is followed by stat), never by
-path alone: containers and renames change paths. A descriptor whose file name is an entry's counts
-as well, since an overlay file system shows another device. One pass over the processes serves all
-entries together.
+path alone: containers and renames change paths. On the same device another inode is another file.
+A file of an entry's name on another device counts only where its file system, or ours, shows the
+files of another one under identities of its own (an overlay, a share); who holds it is marked so.
+One pass over the processes serves all entries together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 
 import psutil
 
-from watcher import environment, names
+from watcher import environment, files, names
 from watcher.model import Entry, Holder, Server, ServerState, Sight, View
 from watcher.world import World
 
@@ -30,6 +31,11 @@ _GONE_STATES = frozenset({b"Z", b"X", b"x"})
 _UNREACHABLE_AFTER = 300.0
 _SERVE_WORDS = frozenset({"serve", "start"})
 _SHOWN_UNSEEN = 5
+#: File systems that show files of another one, or of another machine, with other devices, inodes.
+_DISGUISING = frozenset(
+    {"overlay", "aufs", "unionfs", "ecryptfs", "shiftfs", "9p", "virtiofs", "vboxsf", "prl_fs"}
+    | {"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "lustre", "afs", "beegfs", "gpfs"}
+)
 _PIECE = 1 << 16
 
 
@@ -190,12 +196,72 @@ def _read(path: str) -> bytes:
     return read
 
 
+class _Sought:
+    """The entries that open files are compared with."""
+
+    def __init__(self, world: World, entries: tuple[Entry, ...]) -> None:
+        self.world = world
+        self.by_identity = {entry.identity: entry.name for entry in entries}
+        self.names = {entry.name for entry in entries}
+        self.devices = {entry.device for entry in entries}
+        self._ours_disguises: bool | None = None
+
+    def match(self, pid: int, number: str) -> tuple[str, bool] | None:
+        """The entry that a descriptor is open on, and whether its name alone says so; or None."""
+        link = f"{self.world.proc}/{pid}/fd/{number}"
+        try:
+            status = os.stat(link)
+            name = self.by_identity.get((status.st_dev, status.st_ino))
+            if name is not None:
+                return name, False
+            # Most descriptors are sockets, pipes and devices.
+            if not stat.S_ISREG(status.st_mode) or status.st_dev in self.devices:
+                return None
+            shown = os.path.basename(os.readlink(link))
+        except PermissionError:
+            raise
+        except OSError:
+            return None
+        return (shown, True) if shown in self.names and self._disguised(pid, number) else None
+
+    def _disguised(self, pid: int, number: str) -> bool:
+        """Whether a file on another device may be one of ours all the same."""
+        if self._ours_disguises is None:
+            with contextlib.ExitStack() as opened:
+                try:
+                    ours = opened.enter_context(files.opened_folder(self.world.store))
+                    own = opened.enter_context(files.opened_folder("blobs", ours, follow=True))
+                except OSError:
+                    own = -1
+                self._ours_disguises = self._disguises("self", own)
+        return self._ours_disguises or self._disguises(pid, number)
+
+    def _disguises(self, pid: int | str, number: int | str) -> bool:
+        """Whether an open file lies on a file system that shows identities of its own.
+
+        Where that can't be told it is taken to be so: a download that is held is left alone.
+        """
+        folder = f"{self.world.proc}/{pid}"
+        try:
+            fields = dict(
+                line.split(b":", 1) for line in _read(f"{folder}/fdinfo/{number}").splitlines()
+            )
+            mount = fields[b"mnt_id"].strip()
+            for line in _read(f"{folder}/mountinfo").splitlines():
+                before, _, after = line.partition(b" - ")
+                if before.split(None, 1)[0] == mount:
+                    kind = os.fsdecode(after.split(None, 1)[0])
+                    return kind in _DISGUISING or kind.startswith("fuse")
+        except (OSError, KeyError, ValueError, IndexError):
+            pass
+        return True
+
+
 def _holders(
     world: World, processes: Iterable[Process], entries: tuple[Entry, ...]
 ) -> tuple[dict[str, tuple[Holder, ...]], list[Process]]:
     """The holders by entry name, and the processes whose descriptors could not be read."""
-    by_identity = {entry.identity: entry.name for entry in entries}
-    by_name = {entry.name for entry in entries}
+    sought = _Sought(world, entries)
     found: dict[str, dict[int, Holder]] = {}
     unread: list[Process] = []
     for process in processes:
@@ -211,40 +277,21 @@ def _holders(
         # Where nothing is looked for, one tells for all of a process whether they can be read.
         for number in descriptors if entries else descriptors[:1]:
             try:
-                name = _held(world, process.pid, number, by_identity, by_name)
+                match = sought.match(process.pid, number)
             except PermissionError:
                 # Listing takes less than reading: what can't be read is not seen.
                 unread.append(process)
                 break
-            if name is None:
+            if match is None:
                 continue
+            name, by_name = match
             writes = _writes(world, process.pid, number)
             before = found.setdefault(name, {}).get(process.pid)
             if before is None or (writes and not before.writes):
-                found[name][process.pid] = Holder(process.pid, process.name, name, writes)
+                found[name][process.pid] = Holder(
+                    process.pid, process.name, name, writes, by_name=by_name
+                )
     return {name: tuple(each.values()) for name, each in found.items()}, unread
-
-
-def _held(
-    world: World,
-    pid: int,
-    number: str,
-    by_identity: Mapping[tuple[int, int], str],
-    by_name: set[str],
-) -> str | None:
-    """The entry that a descriptor is open on, or None."""
-    link = f"{world.proc}/{pid}/fd/{number}"
-    try:
-        status = os.stat(link)
-        name = by_identity.get((status.st_dev, status.st_ino))
-        if name is not None or not stat.S_ISREG(status.st_mode):
-            return name  # most descriptors are sockets, pipes and devices
-        shown = os.path.basename(os.readlink(link))
-    except PermissionError:
-        raise
-    except OSError:
-        return None
-    return shown if shown in by_name else None
 
 
 def _writes(world: World, pid: int, number: str) -> bool:

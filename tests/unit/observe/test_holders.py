@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,12 +113,42 @@ def test_a_holder_is_found_by_inode_after_a_rename_and_after_an_unlink(
     assert len(held(models, entry)) == 1
 
 
-def test_the_same_file_name_counts_on_another_device(
-    models: Store, data: Path, children: Children
+def test_another_file_of_the_same_name_is_not_held(
+    models: Store, data: Path, children: Children, tmp_path: Path
 ) -> None:
-    entry = entry_of(data)._replace(device=0, inode=0)  # as an overlay shows it
-    children.start(sys.executable, "-c", HOLD, str(data), "r+b")
-    assert len(held(models, entry)) == 1
+    """The same layer in another store, on this disk and on one more."""
+    others = [tmp_path / "other", Path("/dev/shm") / f"ollama-watch-{os.getpid()}"]
+    for folder in others:
+        folder.mkdir()
+        try:
+            (folder / data.name).write_bytes(b"")
+            children.start(sys.executable, "-c", HOLD, str(folder / data.name), "r+b")
+            assert held(models, entry_of(data)) == ()
+        finally:
+            shutil.rmtree(folder)
+
+
+@needs_root
+@pytest.mark.parametrize("layer", ["lower", "upper"])
+def test_the_same_file_name_counts_where_an_overlay_shows_it(
+    models: Store, data: Path, children: Children, layer: str
+) -> None:
+    """A container's files have devices of their own, and ours lie in a layer below them."""
+    for name in ("lower", "upper", "work", "merged"):
+        (models.path.parent / name).mkdir()
+    models.path.rename(models.path.parent / layer / "models")
+    store = Store.at(models.path.parent / layer / "models")
+    overlay = "lowerdir=lower,upperdir=upper,workdir=work"
+    mount = f'mount -t overlay none -o {overlay} merged || exit 9; exec "$@"'
+    opened = f"merged/models/blobs/{data.name}"
+    command = ("unshare", "-m", "sh", "-c", mount, "sh", sys.executable, "-c", HOLD, opened, "rb")
+    try:
+        child = children.start(*command, cwd=models.path.parent)
+    except AssertionError:
+        pytest.skip("no overlay can be mounted here")
+    (found,) = held(store, entry_of(store.blobs / data.name))
+    assert (found.pid, found.by_name) == (child.pid, True)
+    assert "by the name alone" in found.doubt
 
 
 def test_who_has_it_only_mapped_is_a_holder(models: Store, data: Path, children: Children) -> None:
