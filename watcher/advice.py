@@ -5,6 +5,7 @@ Whatever prints a command has it made here. A command is one line: it is never w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -32,7 +33,9 @@ _introduced: list[Caller] = []
 
 def introduce(config_file: str | os.PathLike[str] | None = None) -> None:
     """Remember who calls, before anything changes the user or the working directory."""
-    config = "" if config_file is None else os.path.abspath(config_file)
+    config = "" if config_file is None else os.fspath(config_file)
+    with contextlib.suppress(FileNotFoundError):  # a working directory that is gone
+        config = config and os.path.abspath(config)
     _introduced[:] = [_by_process()._replace(config=config)]
 
 

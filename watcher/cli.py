@@ -633,9 +633,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _open_streams() -> None:
     """Give every stream that was closed a place to go, and let none fail on a character."""
-    for name in ("stdout", "stderr"):
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The next file that is opened would get the number, and what goes to the stream.
+            os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
         stream = getattr(sys, name)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

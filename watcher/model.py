@@ -426,8 +426,9 @@ class Place(NamedTuple):
     globbed: bool = False
     #: The same, so spelled that the server's search for manifests fails: it deletes nothing.
     glob_fails: bool = False
-    #: ``blobs`` is there and no folder: no server starts.
+    #: ``blobs`` is there and no folder: no server starts. Where it is a link, what it points to.
     blobs_broken: bool = False
+    blobs_target: str = ""
     free_bytes: int = 0
     free_inodes: int = 0
     read_only: bool = False

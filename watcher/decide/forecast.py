@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher import names
-from watcher.model import HOUR, Evidence, Forecast, Kind, Located, ManifestFault
+from watcher.model import HOUR, Evidence, Forecast, Kind, Located, ManifestFault, Place
 
 #: Servers before this one deleted without regard to age.
 _FIRST_WITH_GRACE = (0, 21)
@@ -63,13 +63,23 @@ def forecast(evidence: Evidence) -> Forecast:
 def _why_renaming_fails(evidence: Evidence) -> Iterator[str]:
     """What ends the start in its first step, the walk that renames old spellings."""
     if evidence.place.blobs_broken:
-        yield "blobs is no folder"
+        yield _why_broken(evidence.place)
     if not _renames(evidence):
         return  # a linked blobs/ is not walked
     for path in evidence.census.unlisted_by_server:
         if path.startswith("blobs"):
             yield f"the folder {names.printable(path)} can't be read by the server"
     yield from evidence.census.rename_faults
+
+
+def _why_broken(place: Place) -> str:
+    """Why ``blobs`` is no folder."""
+    if not place.blobs_target:
+        return "blobs is no folder"
+    target = place.blobs_target
+    where = names.printable(target if target.startswith("/") else f"{place.path}/{target}")
+    nothing = "nothing" if place.blobs == (0, 0) else "no folder"
+    return f"blobs is a link to {where}, where {nothing} is"
 
 
 def _why_pruning_is_off(evidence: Evidence) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import psutil
 
-from watcher import environment, files, names
+from watcher import environment, folders, names
 from watcher.model import Entry, Holder, Server, ServerState, Sight, View
 from watcher.world import World
 
@@ -147,15 +147,35 @@ def _device(entry: Entry) -> bytes:
 
 
 def served_stores(proc: str) -> list[tuple[str, int]]:
-    """The models folder and pid of each running server whose environment can be read."""
+    """The models folder and pid of each running server whose environment can be read.
+
+    Without those whose folder is gone, and those of containers that have another one at that path.
+    """
     found: list[tuple[str, int]] = []
     for process in _processes(proc):
         if process.is_server:
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError):
                 store = environment.models_folder(psutil.Process(process.pid).environ())
                 if store is not None:
-                    found.append((store, process.pid))
+                    here = _as_seen_here(proc, process.pid, store)
+                    found.extend([(here, process.pid)] if here else [])
     return found
+
+
+def _as_seen_here(proc: str, pid: int, store: str) -> str | None:
+    """A server's models folder as a path of ours; None where that is surely another folder."""
+    folder = os.readlink(f"{proc}/{pid}/cwd") if not os.path.isabs(store) else "/"
+    path = os.path.normpath(os.path.join(folder, store))
+    if folder.endswith(" (deleted)") and not os.path.isdir(folder):
+        return None
+    with contextlib.suppress(OSError):
+        theirs = os.stat(f"{proc}/{pid}/root{path}")
+        try:
+            ours = os.stat(path)
+        except FileNotFoundError:
+            return None
+        return path if theirs.st_ino == ours.st_ino else None
+    return path
 
 
 def _processes(proc: str) -> list[Process]:
@@ -229,8 +249,8 @@ class _Sought:
         if self._ours_disguises is None:
             with contextlib.ExitStack() as opened:
                 try:
-                    ours = opened.enter_context(files.opened_folder(self.world.store))
-                    own = opened.enter_context(files.opened_folder("blobs", ours, follow=True))
+                    ours = opened.enter_context(folders.opened_store(self.world.store))
+                    own = opened.enter_context(folders.opened_blobs(ours, foreign_too=True))
                 except OSError:
                     own = -1
                 self._ours_disguises = self._disguises("self", own)

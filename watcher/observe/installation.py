@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from watcher import names, units
 from watcher.errors import NoPermissionError, RefusedError
-from watcher.observe import place
+from watcher.observe import place, unit
 from watcher.units import Installation
 
 
@@ -49,7 +49,7 @@ def _found(
     program: str, named: str | None, config: str | None, root: str, personal: bool
 ) -> Installation:
     if root:
-        usual = Installation(program, config=config)
+        usual = _by_the_unit(Installation(program, config=config), root)
         store = usual.store if named is None else os.path.abspath(named)
         if not os.path.isdir(root + store):
             return usual if store == usual.store else usual._replace(store=store, writable=(store,))
@@ -66,6 +66,23 @@ def _found(
     group = _name(f"{root}/etc/group", status.st_gid)
     writable = tuple(_writable(here, root))
     return Installation(program, store, user, group, writable, config, personal=personal)
+
+
+def _by_the_unit(usual: Installation, root: str) -> Installation:
+    """The same for the server's unit and the drop-ins below `root`, where there are any."""
+    server = unit.from_files(root)
+    if server is None or server.store is None:
+        return usual
+    user, group = server.user or "root", server.group or _group_of(server, root)
+    if server.store == usual.store:
+        return usual._replace(user=user, group=group)
+    return usual._replace(store=server.store, user=user, group=group, writable=(server.store,))
+
+
+def _group_of(server: unit.Unit, root: str) -> str:
+    """The name of the group that a unit's user has, or the user's where that is not known."""
+    known = server.user_known
+    return (server.user or "root") if known is None else _name(f"{root}/etc/group", known.gid)
 
 
 def _program(root: str) -> str:

@@ -7,18 +7,17 @@ import os
 import re
 import shlex
 import stat
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import psutil
 
-from watcher import folders, names
+from watcher import advice, folders, names
 from watcher.environment import trimmed
 from watcher.errors import NoPermissionError, NoStoreError
 from watcher.model import Place
-from watcher.observe import holders
+from watcher.observe import holders, unit
 from watcher.world import World
 
 SERVICE_STORE = "/usr/share/ollama/.ollama/models"
@@ -58,23 +57,17 @@ def find(given: str | None, environment: Mapping[str, str], by: str = "--store")
     if models:
         return _named_store(models, "OLLAMA_MODELS")
     looked: list[str] = []
-    home = os.path.expanduser("~")
-    candidates = (
-        *((path, f"the running server, pid {pid}") for path, pid in holders.served_stores("/proc")),
-        *((path, "the unit ollama.service") for path in _unit_stores()),
-        (SERVICE_STORE, "the place of Ollama's Linux service"),
-        (OTHER_STORE, "the place of some distributions' service"),
-        (os.path.join(home, ".ollama", "models"), "the home folder"),
-    )
-    for path, by in candidates:
+    for path, by, needed in _candidates():
         try:
-            way = folders.way(os.path.abspath(path))
+            way = folders.way(path)
             if way.is_store:
                 return _found(path, by, way)
         except PermissionError:
             raise no_permission(path) from None
         except OSError:
             pass
+        if needed:
+            raise _not_there(path, by, needed)
         looked.append(f"{names.printable(path)} ({by})")
     raise NoStoreError(
         "no model store found; looked at:\n" + "\n".join(f"    {each}" for each in looked),
@@ -82,10 +75,65 @@ def find(given: str | None, environment: Mapping[str, str], by: str = "--store")
     )
 
 
+def _candidates() -> Iterator[tuple[str, str, str]]:
+    """Where a store may be: its path, how it is found, and who says that it has to be there, if so.
+
+    Raises NoPermissionError where what would say more can't be read.
+    """
+    for path, pid in holders.served_stores("/proc"):
+        yield path, f"the running server, pid {pid}", ""
+    of_server = unit.find()
+    if of_server is not None:
+        if of_server.unread and not of_server.idle:
+            shown = names.printable(of_server.unread)
+            raise NoPermissionError(
+                f"{shown} can't be read, and the unit {unit.NAME} may have its store's place in it",
+                "name the store, --store DIR, or run it as root",
+            )
+        if of_server.store is not None:
+            needed = of_server.names_store and not of_server.idle
+            yield of_server.store, f"the unit {unit.NAME}", of_server.said if needed else ""
+    yield SERVICE_STORE, "the place of Ollama's Linux service", ""
+    yield OTHER_STORE, "the place of some distributions' service", ""
+    home = os.path.expanduser("~")
+    yield os.path.join(home, ".ollama", "models"), "the home folder", ""
+
+
+def _not_there(path: str, by: str, said: str) -> NoStoreError:
+    """The error for a store that a unit names and that is not there: no other is taken for it."""
+    shown = names.printable(path)
+    try:
+        os.stat(path)
+        why = "there is neither blobs/ nor manifests/ in it"
+    except OSError as error:
+        why = error.strerror or "it is not there"
+    return NoStoreError(
+        f"{by} has its store in {shown} ({said}): {why}",
+        "mount its disk if that is missing, or name another store: ollama-watch --store DIR",
+        _mount_command(path),
+    )
+
+
+def _mount_command(path: str) -> str:
+    """The command that mounts what fstab has for a folder or for one above it; "" for none."""
+    best = ""
+    with contextlib.suppress(OSError), open("/etc/fstab", encoding="utf-8") as lines:
+        for line in lines:
+            fields = line.split()
+            if len(fields) < 2 or fields[0].startswith("#"):
+                continue
+            point = re.sub(r"\\([0-7]{3})", lambda each: chr(int(each[1], 8)), fields[1])
+            above = f"{path}/".startswith(f"{point.rstrip('/')}/")
+            if above and len(point) > len(best) and not os.path.ismount(point):
+                best = point
+    sudo = ("sudo",) if advice.caller().uid else ()
+    return advice.line(*sudo, "mount", best) if best else ""
+
+
 def _named_store(path: str, by: str) -> Found:
     shown = names.printable(path)
     try:
-        way = folders.way(os.path.abspath(path))
+        way = folders.way(_absolute(path, by))
     except PermissionError:
         raise no_permission(path) from None
     except NotADirectoryError:
@@ -103,6 +151,17 @@ def _named_store(path: str, by: str) -> Found:
             "name the folder that holds them, such as ~/.ollama/models",
         )
     return _found(path, by, way)
+
+
+def _absolute(path: str, by: str) -> str:
+    """A path from the root on. Raises NoStoreError where the working directory is gone."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError:
+        raise NoStoreError(
+            f"{names.printable(path)} ({by}) is relative to the working directory, which is gone",
+            "go to another one, or name the whole path",
+        ) from None
 
 
 def _found(path: str, by: str, way: folders.Way) -> Found:
@@ -150,29 +209,6 @@ def sudo_command(store: str) -> str:
     return "sudo " + " ".join(names.printable(shlex.quote(word)) for word in words)
 
 
-def _unit_stores() -> list[str]:
-    """OLLAMA_MODELS in the environment of the unit ollama.service, where systemd knows one."""
-    try:
-        answer = subprocess.run(
-            ["systemctl", "show", "ollama.service", "--property=Environment", "--value"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    try:
-        words = shlex.split(answer.stdout)
-    except ValueError:
-        return []
-    return [
-        models
-        for word in words
-        if word.startswith("OLLAMA_MODELS=") and (models := trimmed(word[14:]))
-    ]
-
-
 def describe(world: World, store: int) -> Place:
     """The folder behind the descriptor `store`, and what it stands on."""
     status = os.fstat(store)
@@ -193,6 +229,7 @@ def describe(world: World, store: int) -> Place:
         globbed=not _GLOB_CHARACTERS.isdisjoint(world.store),
         glob_fails=re.fullmatch(f"(?:{_GLOB_ITEM})*", world.store, re.DOTALL) is None,
         blobs_broken=blobs.linked if behind is None else not stat.S_ISDIR(behind.st_mode),
+        blobs_target=os.readlink("blobs", dir_fd=store) if blobs.linked else "",
         free_bytes=room.f_bavail * room.f_frsize,
         free_inodes=room.f_favail,
         read_only=bool(room.f_flag & os.ST_RDONLY),

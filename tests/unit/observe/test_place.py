@@ -10,8 +10,9 @@ from pyfakefs.fake_filesystem import FakeFilesystem
 
 from tests.conftest import needs_root
 from tests.notation import Store, quiet_machine
-from watcher.errors import Exit, NoStoreError
-from watcher.observe import holders, place
+from watcher.errors import Exit, NoPermissionError, NoStoreError
+from watcher.observe import holders, place, unit
+from watcher.observe.unit import Unit
 
 HOME = "/home/someone"
 
@@ -20,7 +21,7 @@ HOME = "/home/someone"
 def quiet(fs: FakeFilesystem, monkeypatch: pytest.MonkeyPatch) -> FakeFilesystem:
     """A machine without servers and without systemd; its files are made up."""
     monkeypatch.setattr(holders, "served_stores", lambda _: [])
-    monkeypatch.setattr(place, "_unit_stores", list)
+    monkeypatch.setattr(unit, "find", lambda: None)
     monkeypatch.setenv("HOME", HOME)
     return fs
 
@@ -39,13 +40,47 @@ def test_a_server_that_runs_and_the_unit_come_before(
 ) -> None:
     quiet.create_dir(f"{PLACES[0]}/blobs")
     quiet.create_dir("/unit/manifests")
-    monkeypatch.setattr(place, "_unit_stores", lambda: ["/unit"])
+    named = Unit(variables={"OLLAMA_MODELS": "/unit"})
+    monkeypatch.setattr(unit, "find", lambda: named)
     assert place.find(None, {}).path == "/unit"
     quiet.create_dir("/served/blobs")
     monkeypatch.setattr(holders, "served_stores", lambda _: [("/gone", 1), ("/served", 7)])
     found = place.find(None, {})
     assert found.path == "/served"
     assert "7" in found.by
+
+
+@pytest.mark.parametrize("variables", [{"OLLAMA_MODELS": "/disk/m"}, {"HOME": "/disk/home"}])
+@pytest.mark.parametrize("there", ["nothing", "an empty folder"])
+def test_no_other_store_is_taken_for_one_that_a_unit_names(
+    quiet: FakeFilesystem, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], there: str
+) -> None:
+    """Such as on a disk that is not mounted."""
+    quiet.create_dir(f"{PLACES[2]}/blobs")
+    named = Unit(variables=variables)
+    assert named.store is not None
+    if there == "an empty folder":
+        quiet.create_dir(named.store)
+    quiet.create_file("/etc/fstab", contents="/dev/x /disk ext4 0 0\n")
+    monkeypatch.setattr(unit, "find", lambda: named)
+    with pytest.raises(NoStoreError) as caught:
+        place.find(None, {})
+    assert named.store in str(caught.value)
+    assert next(iter(variables)) in str(caught.value)
+    assert caught.value.command.endswith("mount /disk")
+    monkeypatch.setattr(unit, "find", lambda: named._replace(idle=True))
+    assert place.find(None, {}).path == PLACES[2]
+    monkeypatch.setattr(unit, "find", lambda: Unit(user="ollama", root="/nowhere"))
+    assert place.find(None, {}).path == PLACES[2]
+
+
+def test_a_unit_whose_variables_can_not_be_read_may_have_another_store(
+    quiet: FakeFilesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet.create_dir(f"{PLACES[0]}/blobs")
+    monkeypatch.setattr(unit, "find", lambda: Unit(unread="/etc/secret"))
+    with pytest.raises(NoPermissionError, match="/etc/secret"):
+        place.find(None, {})
 
 
 def test_the_variable_comes_before_and_the_flag_first(quiet: FakeFilesystem) -> None:

@@ -1,0 +1,185 @@
+"""What the unit of the server says, as systemd reads it: from its files, and from systemctl."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ordinary_user
+from watcher.observe import unit
+
+SYSTEM = "etc/systemd/system"
+USERS = "root:x:0:0::/root:/bin/sh\nollama:x:12:34::/srv/ollama:/bin/false\n"
+
+
+def put(root: Path, path: str, text: str) -> Path:
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    put(tmp_path / "root", "etc/passwd", USERS)
+    put(tmp_path / "root", "etc/group", "root:x:0:\nrender:x:99:\n")
+    return tmp_path / "root"
+
+
+def read(root: Path, *service: str) -> unit.Unit:
+    put(root, f"{SYSTEM}/ollama.service", "[Service]\n" + "\n".join(service) + "\n")
+    found = unit.from_files(str(root))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("lines", "store", "named"),
+    [
+        (["Environment=OLLAMA_MODELS=/data/m"], "/data/m", True),
+        (["Environment=HOME=/data"], "/data/.ollama/models", True),
+        (["Environment=HOME=/data", "User=ollama"], "/data/.ollama/models", True),
+        (["User=ollama"], "/srv/ollama/.ollama/models", False),
+        (["User=12"], "/srv/ollama/.ollama/models", False),
+        (["User=nobody-knows"], None, False),
+        ([], None, False),
+        (['Environment="OLLAMA_MODELS=/a b" HOME=/data'], "/a b", True),
+        (["Environment='OLLAMA_MODELS=\"/quoted\"'"], "/quoted", True),
+        (["Environment=OLLAMA_MODELS=/one", "Environment=OLLAMA_MODELS=/two"], "/two", True),
+        (["Environment=OLLAMA_MODELS=/one", "Environment=", "User=ollama"],
+         "/srv/ollama/.ollama/models", False),
+        (["Environment=OLLAMA_MODELS=%h/m%%"], "/root/m%", True),
+        (["Environment=HOME=/data \\", "  OLLAMA_MODELS=/m"], "/m", True),
+        (["# Environment=OLLAMA_MODELS=/no", "; User=no", "Environment=HOME=/h"],
+         "/h/.ollama/models", True),
+        (["Environment=OLLAMA_MODELS=m", "WorkingDirectory=/srv"], "/srv/m", True),
+        (["Environment=OLLAMA_MODELS=m", "WorkingDirectory=~", "User=ollama"],
+         "/srv/ollama/m", True),
+        (["Environment=OLLAMA_MODELS=m"], "/m", True),
+        (["[Install]", "Environment=OLLAMA_MODELS=/no"], None, False),
+    ],
+)  # fmt: skip
+def test_where_its_server_has_the_store(
+    root: Path, lines: list[str], store: str | None, named: bool
+) -> None:
+    found = read(root, *lines)
+    assert (found.store, found.names_store) == (store, named)
+
+
+@pytest.mark.parametrize(
+    ("text", "store"),
+    [
+        ("OLLAMA_MODELS=/file\n", "/file"),
+        ('# OLLAMA_MODELS=/no\n\nOLLAMA_MODELS="/with blank" \n', "/with blank"),
+        ("HOME=/data\n", "/unit"),
+        ("OLLAMA_MODELS=/first\nOLLAMA_MODELS='/last'\n", "/last"),
+        ("OLLAMA_MODELS=/be\\\ngun\n", "/begun"),
+        ("no variable at all\n", "/unit"),
+    ],
+)
+def test_a_file_of_variables_comes_after_the_units_own(root: Path, text: str, store: str) -> None:
+    put(root, "etc/default/ollama", text)
+    first = ["EnvironmentFile=-/etc/default/ollama", "Environment=OLLAMA_MODELS=/unit"]
+    assert read(root, *first, "EnvironmentFile=-/etc/missing").store == store
+
+
+def test_drop_ins_count_by_their_names_and_the_nearest_of_one_name(root: Path) -> None:
+    put(root, "usr/lib/systemd/system/ollama.service", "[Service]\nUser=ollama\n")
+    of_vendor = "usr/lib/systemd/system/ollama.service.d"
+    put(root, f"{of_vendor}/50-a.conf", "[Service]\nEnvironment=OLLAMA_MODELS=/vendor\n")
+    put(root, f"{of_vendor}/90-z.conf", "[Service]\nEnvironment=OLLAMA_NOPRUNE=1\n")
+    found = unit.from_files(str(root))
+    assert found is not None
+    assert (found.store, found.variables["OLLAMA_NOPRUNE"]) == ("/vendor", "1")
+    put(root, f"{SYSTEM}/ollama.service.d/50-a.conf", "[Service]\nEnvironment=HOME=/admin\n")
+    put(root, f"{SYSTEM}/ollama.service.d/60-b.conf", "[Service]\nUser=root\n")
+    put(root, f"{SYSTEM}/ollama.service.d/70-c", "[Service]\nUser=ollama\n")
+    found = unit.from_files(str(root))
+    assert found is not None
+    assert (found.store, found.user) == ("/admin/.ollama/models", "")
+
+
+@pytest.mark.parametrize("masked", ["link", "empty", "missing"])
+def test_no_unit(root: Path, masked: str) -> None:
+    folder = root / SYSTEM
+    folder.mkdir(parents=True)
+    if masked == "link":
+        (folder / unit.NAME).symlink_to(os.devnull)
+    elif masked == "empty":
+        (folder / unit.NAME).touch()
+    assert unit.from_files(str(root)) is None
+
+
+def test_links_lead_below_the_root(root: Path) -> None:
+    put(root, "opt/unit", "[Service]\nEnvironment=HOME=/inside\n")
+    (root / SYSTEM).mkdir(parents=True)
+    (root / SYSTEM / unit.NAME).symlink_to("/opt/unit")
+    found = unit.from_files(str(root))
+    assert found is not None
+    assert found.store == "/inside/.ollama/models"
+
+
+def test_what_is_run_before_its_start(root: Path) -> None:
+    ours = "ExecStartPre=-/usr/bin/ollama-watch --store /m -q prepare"
+    assert read(root, ours).prepares
+    assert not read(root, ours, "ExecStartPre=").prepares
+    assert not read(root, "ExecStartPre=/usr/bin/ollama-watch audit").prepares
+
+
+def test_its_user_has_groups(root: Path) -> None:
+    assert read(root, "User=ollama").ids() == (12, frozenset({34}))
+    assert read(root, "User=ollama", "Group=render").ids() == (12, frozenset({99}))
+    assert read(root, "User=ollama", "SupplementaryGroups=render 7").ids() == (
+        12,
+        frozenset({34, 99, 7}),
+    )
+    assert read(root).ids() == (0, frozenset({0}))
+    assert read(root, "User=gone").ids() is None
+
+
+def test_a_file_of_variables_that_this_user_can_not_read(root: Path) -> None:
+    put(root, "etc/secret", "OLLAMA_MODELS=/elsewhere\n").chmod(0)
+    with ordinary_user(root.parent):
+        found = read(root, "EnvironmentFile=/etc/secret", "Environment=HOME=/h")
+    assert found.unread == "/etc/secret"
+
+
+SHOWN = """\
+User=root
+Environment=HOME=/data "OLLAMA_MODELS=/a b"
+EnvironmentFiles=%s (ignore_errors=yes)
+ExecStartPre={ path=/x ; argv[]=/x/ollama-watch -q prepare ; ignore_errors=yes ; pid=0 }
+LoadState=%s
+UnitFileState=%s
+ActiveState=%s
+"""
+
+
+@pytest.mark.parametrize(
+    ("load", "file_state", "active", "idle"),
+    [
+        ("loaded", "enabled", "inactive", False),
+        ("loaded", "disabled", "inactive", True),
+        ("loaded", "disabled", "active", False),
+        ("not-found", "", "inactive", None),
+    ],
+)
+def test_systemd_is_asked_where_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: str, file_state: str, active: str,
+    idle: bool | None,
+) -> None:  # fmt: skip
+    variables = put(tmp_path, "variables", "OLLAMA_NOPRUNE=1\n")
+    shown = put(tmp_path, "shown", SHOWN % (variables, load, file_state, active))
+    put(tmp_path, "bin/systemctl", f"#!/bin/sh\ncat {shown}\n").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setattr(unit, "from_files", lambda _: None)
+    found = unit.find()
+    if idle is None:
+        assert found is None
+        return
+    assert found is not None
+    assert (found.store, found.home, found.idle) == ("/a b", "/data", idle)
+    assert found.variables["OLLAMA_NOPRUNE"] == "1"
+    assert found.prepares

@@ -1,0 +1,326 @@
+"""What the unit ``ollama.service`` says of its server: user, store, what is run before it.
+
+systemd is asked where it runs; else, and below another root folder, the unit and its drop-ins are
+read as systemd reads them (systemd.unit(5), systemd.exec(5)).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import grp
+import os
+import pwd
+import re
+import shlex
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from watcher import environment
+
+NAME = "ollama.service"
+#: Where units lie; an earlier folder's file comes before a later one's of the same name.
+_FOLDERS = (
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+)
+_PROPERTIES = (
+    "LoadState,UnitFileState,ActiveState,User,Group,SupplementaryGroups,WorkingDirectory,"
+    "Environment,EnvironmentFiles,ExecStartPre"
+)
+#: What ``%`` and a letter stand for in the unit of a system's service; others are left as they are.
+_SPECIFIERS = {
+    "%": "%", "n": NAME, "N": "ollama", "p": "ollama", "h": "/root", "u": "root", "U": "0",
+    "S": "/var/lib", "C": "/var/cache", "L": "/var/log", "E": "/etc", "t": "/run",
+}  # fmt: skip
+_LONGEST = 1 << 20
+_MOST_LINKS = 40
+
+
+class User(NamedTuple):
+    """A user as a system has it."""
+
+    uid: int
+    gid: int
+    name: str
+    home: str
+
+
+class Unit(NamedTuple):
+    """The unit's settings that decide what its server does to which store."""
+
+    #: "" for root, which a system's service runs as where nothing else is said.
+    user: str = ""
+    group: str = ""
+    groups: tuple[str, ...] = ()
+    folder: str = ""
+    #: As the unit and its files set them, the later ones counting.
+    variables: Mapping[str, str] = MappingProxyType({})
+    #: Command lines that are run before the server.
+    before: tuple[str, ...] = ()
+    #: A file of variables that this user can't read, "" for none.
+    unread: str = ""
+    #: It is neither switched on nor running.
+    idle: bool = False
+    #: The root folder of the system that it belongs to; "" for this one.
+    root: str = ""
+
+    @property
+    def home(self) -> str | None:
+        """The home of its server's processes."""
+        if "HOME" in self.variables or not self.user:
+            return self.variables.get("HOME")
+        return None if self.user_known is None else self.user_known.home
+
+    @property
+    def user_known(self) -> User | None:
+        """Its user as the system has it; None where it has none of that name."""
+        return _user(self.user or "0", self.root)
+
+    @property
+    def store(self) -> str | None:
+        """Its server's models folder; None where nothing says which, so that no server starts."""
+        home = {} if self.home is None else {"HOME": self.home}
+        models = environment.models_folder({**home, **self.variables})
+        if models is None or os.path.isabs(models):
+            return models
+        folder = (self.home or "/") if self.folder == "~" else self.folder or "/"
+        return os.path.normpath(os.path.join(folder, models))
+
+    @property
+    def names_store(self) -> bool:
+        """Whether the unit itself says where the store is, and not just its user's home."""
+        return bool({"OLLAMA_MODELS", "HOME"} & self.variables.keys()) and self.store is not None
+
+    @property
+    def said(self) -> str:
+        """What of it says where the store is."""
+        return "OLLAMA_MODELS" if "OLLAMA_MODELS" in self.variables else "HOME"
+
+    @property
+    def prepares(self) -> bool:
+        """Whether ``ollama-watch prepare`` is run before each start of its server."""
+        return any("ollama-watch" in each and "prepare" in each.split() for each in self.before)
+
+    def ids(self) -> tuple[int, frozenset[int]] | None:
+        """Its user's id, and those of all its groups; None where there is no such user."""
+        found = self.user_known
+        if found is None:
+            return None
+        group = _group(self.group, self.root) if self.group else found.gid
+        more = [_group(each, self.root) for each in self.groups]
+        listed = [] if self.root else os.getgrouplist(found.name, found.gid)
+        return found.uid, frozenset(each for each in (group, *more, *listed) if each is not None)
+
+
+def find(root: str = "") -> Unit | None:
+    """The unit as systemd has it, or, where none runs or below `root`, as its files have it."""
+    return (None if root else _asked()) or from_files(root)
+
+
+def from_files(root: str = "") -> Unit | None:
+    """The unit as its files and drop-ins have it; None where there is none."""
+    whole = next(filter(None, (_text(f"{folder}/{NAME}", root) for folder in _FOLDERS)), None)
+    if whole is None:
+        return None  # not there, or masked
+    texts = (whole, *_drop_ins(root))
+    settings = [
+        (key, _expanded(value)) for text in texts for key, value in _settings(text.splitlines())
+    ]
+    return _made(settings, root)
+
+
+def _made(settings: Iterable[tuple[str, str]], root: str = "", *, idle: bool = False) -> Unit:
+    """A unit of its settings, in their order; an empty one takes back what was set before."""
+    given: dict[str, list[str]] = {}
+    for key, value in settings:
+        if value:
+            given.setdefault(key, []).append(value)
+        else:
+            given.pop(key, None)
+    variables = dict(_pairs(word for each in given.get("Environment", ()) for word in _words(each)))
+    unread = ""
+    for each in given.get("EnvironmentFile", ()):
+        try:
+            for path in sorted(glob.glob(root + each.removeprefix("-"))):
+                with open(path, encoding="utf-8", errors="replace") as file:
+                    variables.update(_of_file(file.read(_LONGEST)))
+        except OSError:
+            unread = each.removeprefix("-")
+    user = given.get("User", [""])[-1]
+    return Unit(
+        user="" if user in ("root", "0") else user,
+        group=given.get("Group", [""])[-1],
+        groups=tuple(
+            name for each in given.get("SupplementaryGroups", ()) for name in each.split()
+        ),
+        folder=given.get("WorkingDirectory", [""])[-1].removeprefix("-"),
+        variables=variables,
+        before=tuple(given.get("ExecStartPre", ())),
+        unread=unread,
+        idle=idle,
+        root=root,
+    )
+
+
+# ---------------------------------------------------------------- systemd
+
+
+def _asked() -> Unit | None:
+    """The unit as systemd has it; None where none runs, or where it has no such unit."""
+    try:
+        answer = subprocess.run(
+            ["systemctl", "show", NAME, f"--property={_PROPERTIES}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = [(key, value) for key, _, value in map(_parted, answer.stdout.splitlines())]
+    state = dict(found)
+    if answer.returncode or state.get("LoadState", "loaded") != "loaded":
+        return None
+    off = state.get("UnitFileState") in ("disabled", "masked", "masked-runtime")
+    return _made(
+        [_as_in_a_file(key, value) for key, value in found],
+        idle=off and state.get("ActiveState") == "inactive",
+    )
+
+
+def _parted(line: str) -> tuple[str, str, str]:
+    return line.partition("=")
+
+
+def _as_in_a_file(key: str, value: str) -> tuple[str, str]:
+    """A property as systemctl shows it, as a unit has it."""
+    if key == "EnvironmentFiles":
+        return "EnvironmentFile", re.sub(r" \(ignore_errors=\w+\)$", "", value)
+    if key == "ExecStartPre":
+        argv = re.search(r"argv\[\]=(.*?) ;", value)
+        return key, argv[1] if argv else value
+    return key, value
+
+
+# ---------------------------------------------------------------- files
+
+
+def _drop_ins(root: str) -> Iterator[str]:
+    """The texts of all drop-ins, in the order in which they count."""
+    found: dict[str, str] = {}
+    for kind in ("service.d", f"{NAME}.d"):
+        for folder in reversed(_FOLDERS):
+            with contextlib.suppress(OSError):
+                for name in os.listdir(_resolved(f"{folder}/{kind}", root)):
+                    if name.endswith(".conf"):
+                        found[name] = f"{folder}/{kind}/{name}"
+    for name in sorted(found):
+        yield _text(found[name], root) or ""
+
+
+def _text(path: str, root: str) -> str | None:
+    """A file's text; None where there is none that can be read."""
+    try:
+        with open(_resolved(path, root), encoding="utf-8", errors="replace") as file:
+            return file.read(_LONGEST)
+    except OSError:
+        return None
+
+
+def _resolved(path: str, root: str) -> str:
+    """A path of a system as it is reached here: what its links point to lies below its root."""
+    for _ in range(_MOST_LINKS if root else 0):
+        try:
+            target = os.readlink(root + path)
+        except OSError:
+            break
+        path = os.path.normpath(os.path.join(os.path.dirname(path), target))
+    return root + path
+
+
+def _settings(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The keys and values in a unit's section ``[Service]``; continued lines are one."""
+    section, begun = "", ""
+    for line in lines:
+        if line.lstrip()[:1] in ("#", ";"):
+            continue
+        if line.endswith("\\"):
+            begun += line[:-1] + " "
+            continue
+        whole, begun = (begun + line).strip(), ""
+        if whole.startswith("["):
+            section = whole
+        elif section == "[Service]" and "=" in whole:
+            key, _, value = whole.partition("=")
+            yield key.strip(), value.strip()
+
+
+def _expanded(value: str) -> str:
+    return re.sub("%(.)", lambda found: _SPECIFIERS.get(found[1], found[0]), value)
+
+
+def _words(value: str) -> list[str]:
+    with contextlib.suppress(ValueError):
+        return shlex.split(value)
+    return []
+
+
+def _pairs(words: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for word in words:
+        name, named, value = word.partition("=")
+        if named:
+            yield name, value
+
+
+def _of_file(text: str) -> Iterator[tuple[str, str]]:
+    """The variables in a file of variables (systemd.exec(5), EnvironmentFile=)."""
+    for line in text.replace("\\\n", "").splitlines():
+        name, named, value = line.strip().partition("=")
+        if named and name[:1] not in ("#", ";"):
+            yield name.strip(), " ".join(_words(value)) if value else ""
+
+
+# ---------------------------------------------------------------- users
+
+
+def _user(name: str, root: str) -> User | None:
+    """A user by name or number; below `root` from the files there."""
+    if root:
+        lines = [line.split(":") for line in (_text("/etc/passwd", root) or "").splitlines()]
+        for fields in lines:
+            if len(fields) > 5 and name in (fields[0], fields[2]):
+                with contextlib.suppress(ValueError):
+                    return User(int(fields[2]), int(fields[3]), fields[0], fields[5])
+        return None
+    with contextlib.suppress(KeyError, OverflowError):
+        found = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+        return User(found.pw_uid, found.pw_gid, found.pw_name, found.pw_dir)
+    return None
+
+
+def _group(name: str, root: str) -> int | None:
+    """A group's number by its name, or as it stands there."""
+    if name.isdecimal():
+        return int(name)
+    if root:
+        lines = [line.split(":") for line in (_text("/etc/group", root) or "").splitlines()]
+        found = [fields[2] for fields in lines if len(fields) > 2 and fields[0] == name]
+        return int(found[0]) if found and found[0].isdecimal() else None
+    with contextlib.suppress(KeyError):
+        return grp.getgrnam(name).gr_gid
+    return None
+
+
+def ids_of(uid: int) -> frozenset[int]:
+    """The groups of a user of this system; empty where nothing is known of one."""
+    with contextlib.suppress(KeyError, OverflowError):
+        found = pwd.getpwuid(uid)
+        return frozenset(os.getgrouplist(found.pw_name, found.pw_gid))
+    return frozenset()
