@@ -6,11 +6,13 @@ Whatever prints a command has it made here. A command is one line: it is never w
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shlex
 import sys
 
 from watcher import names
+from watcher.errors import NoPermissionError, WatchError
 from watcher.model import Caller, Evidence
 
 PROGRAM = "ollama-watch"
@@ -46,18 +48,14 @@ def caller() -> Caller:
 
 def _by_process() -> Caller:
     started = sys.argv[0] if sys.argv else ""
+    path = os.path.join(os.path.dirname(sys.executable), PROGRAM)
     if os.path.basename(started) == PROGRAM and os.path.isfile(started):
         path = os.path.abspath(started)
-    else:
-        path = os.path.join(os.path.dirname(sys.executable), PROGRAM)
-    if not os.path.isfile(path):
+    if started.endswith("/watcher/__main__.py") or not os.path.isfile(path):
         words = (sys.executable, "-m", "watcher")
         return Caller(os.getuid(), words, words)
-    return Caller(
-        os.getuid(),
-        (_name_of(path, os.environ.get("PATH", "")),),
-        (_name_of(path, _SUDO_PATH),),
-    )
+    mine = _name_of(path, os.environ.get("PATH", ""))
+    return Caller(os.getuid(), (mine,), (_name_of(path, _SUDO_PATH),))
 
 
 def _name_of(path: str, search: str) -> str:
@@ -81,6 +79,53 @@ def watch(seen: Evidence, *words: str, owner: int | None = None, root: bool = Fa
     powerless = not (place.writable or place.read_only) or owner not in (None, by.uid)
     store = "" if place.found_by in FOUND_AGAIN and not (root or powerless) else place.path
     return ours(*words, store=store, by=by, root=root or (powerless and changes(words)))
+
+
+def on(path: str, found_by: str, *words: str) -> str:
+    """A command of ours on a store that was not looked at yet."""
+    powerless = changes(words) and not os.access(path, os.W_OK | os.X_OK)
+    return ours(*words, store="" if found_by in FOUND_AGAIN else path, root=powerless)
+
+
+def again(store: str) -> str:
+    """The command that was given, for root, on the same store; "" where that is root already."""
+    by = caller()
+    if by.uid == 0 or not _introduced:
+        return ""
+    words = sys.argv[1:]
+    is_named = any(f"{word}=".startswith("--store=") for word in words)
+    named = () if is_named or not store else ("--store", store)
+    return line("sudo", *by.program_of_root, *named, *words)
+
+
+def cant_write(told: str, error: OSError, store: str) -> WatchError:
+    """The error for what could not be written in a store, with what helps against just that."""
+    if error.errno == errno.EROFS:
+        return NoPermissionError(told, "mount the file system for writing")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NoPermissionError(told, as_owner(store), again(store))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return WatchError(told, "make room on the disk", ours("df", store=store))
+    return WatchError(told, "see in the kernel's log (dmesg) whether the disk is failing")
+
+
+def path_of(folder: int) -> str:
+    """The path of an open folder; "" where the kernel does not tell it."""
+    try:
+        return os.readlink(f"/proc/self/fd/{folder}")
+    except OSError:
+        return ""
+
+
+def as_owner(store: str) -> str:
+    """Who could do what this user may not, in words."""
+    if caller().uid != 0:
+        return "run it as root, or as the user who owns the store"
+    try:
+        owner = os.stat(store).st_uid
+    except OSError:
+        owner = 0
+    return f"run it as the store's owner, user id {owner}" if owner else "not even root may"
 
 
 def changes(words: tuple[str, ...]) -> bool:

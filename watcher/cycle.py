@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from watcher import folders, memory, names
+from watcher import advice, folders, memory, names
 from watcher.decide import judge, learn, plan
-from watcher.errors import NoPermissionError
 from watcher.events import Event
 from watcher.journal import Journal, locked
 from watcher.memory import Memory
@@ -26,7 +25,7 @@ from watcher.model import (
     Verdict,
 )
 from watcher.observe import evidence as look
-from watcher.observe import holders, place
+from watcher.observe import holders
 from watcher.world import World
 
 #: Older than this, what was seen is looked at once more before it is learnt from.
@@ -269,10 +268,7 @@ def _powerless(
     where = names.printable(os.path.join(world.store, memory.FOLDER))
     trouble = f"{where} can't be written: {error.strerror}"
     if any(action.verb is not Verb.REFRESH for action in agreed.actions):
-        raise NoPermissionError(
-            f"{trouble}; nothing was done",
-            f"run it as the store's owner or as root: {place.sudo_command(world.store)}",
-        ) from None
+        raise advice.cant_write(f"{trouble}; nothing was done", error, world.store) from None
     known, happened = learn.learn(now.known, now.evidence, now.verdict, {}, first_look=first_look)
     for event in happened:
         world.tell(event)

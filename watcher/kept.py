@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 
 import orjson
 
-from watcher import files
-from watcher.errors import LockedError, NoPermissionError, WatchError
+from watcher import advice, files
+from watcher.errors import LockedError, WatchError
 from watcher.memory import FOLDER
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class File(Generic[T]):
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR):
                 return self.empty, f"{FOLDER}/{self.name} is no file"
-            raise self._failed("read", error) from None
+            raise self._failed("read", error, store) from None
         try:
             return self.decode(raw), ""
         except DamagedError as error:
@@ -125,10 +125,8 @@ class File(Generic[T]):
                 "try again when it has ended, or end it",
             ) from None
         except OSError as error:
-            raise self._failed("written", error) from None
+            raise self._failed("written", error, store) from None
 
-    def _failed(self, what: str, error: OSError) -> WatchError:
+    def _failed(self, what: str, error: OSError, store: int) -> WatchError:
         told = f"{FOLDER}/{self.name} can't be {what}: {error.strerror}"
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return NoPermissionError(told, "run it as root, or as the user who owns the store")
-        return WatchError(told, "see whether the disk is full or failing")
+        return advice.cant_write(told, error, advice.path_of(store))

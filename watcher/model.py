@@ -254,8 +254,10 @@ class OddBlob(NamedTuple):
     wanted: int | None
     entry: Entry | None
     models: tuple[str, ...]
-    #: Bytes that the registry of one of its models has of it; None where it was not asked lately.
+    #: Bytes that the registry of one of its models has of it; None where it does not say so, or was
+    #: not `asked` within the hour.
     registry: int | None = None
+    asked: bool = False
 
 
 class TemporaryKind(enum.StrEnum):
@@ -367,6 +369,17 @@ class Sight(enum.StrEnum):
     PARTIAL = "partial"
 
 
+class Blind(enum.StrEnum):
+    """What keeps processes from being seen."""
+
+    #: Other users' open files: root sees them.
+    USERS = "users"
+    NETWORK = "network"
+    CONTAINER = "container"
+    #: ``/proc`` is not there, or mounted in a way that hides processes from root, too.
+    PROC = "proc"
+
+
 class View(NamedTuple):
     """The sight, who could not be seen, and why."""
 
@@ -374,6 +387,7 @@ class View(NamedTuple):
     #: ``name (pid)`` of processes whose descriptors could not be read, the first few.
     unseen: tuple[str, ...] = ()
     why: str = ""
+    blind: Blind = Blind.USERS
 
 
 class ServerState(enum.StrEnum):

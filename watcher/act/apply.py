@@ -136,7 +136,7 @@ def _must_stay(verb: Verb, moved: Collection[Entry], look: Look) -> dict[str, Ch
     else:
         why = safety.store_forbids(seen)
     if why is not None:
-        error = ChangedError(why[1], why[2])
+        error = ChangedError(why.reason, why.remedy, why.command)
         return {entry.name: error for entry in moved} or {"": error}
     if verb is not Verb.REMOVE_ORPHAN:
         return {}
@@ -248,7 +248,13 @@ def _is_overtaken(outcome: Outcome) -> bool:
 def _refused(action: Action, error: ChangedError) -> Outcome:
     kind = RefusalKind.HELD if isinstance(error, moves.HeldError) else RefusalKind.CHANGED
     refusal = Refusal(
-        kind, action.subject, action.verb, error.message, error.next_step, models=action.models
+        kind,
+        action.subject,
+        action.verb,
+        error.message,
+        error.next_step,
+        models=action.models,
+        command=error.command,
     )
     return Outcome(action, Result.REFUSED, error.message, refusal=refusal)
 

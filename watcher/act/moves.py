@@ -33,6 +33,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from watcher import files, folders, names
+from watcher.decide import safety
 from watcher.errors import ChangedError
 from watcher.memory import FOLDER
 from watcher.model import Entry, Holder
@@ -150,7 +151,7 @@ def _take_of_download(world: World, work: _Work, change: Change, confirm: Confir
     if change.wait_seconds:
         world.sleep(change.wait_seconds)
     _check_unchanged(work, change, guard)
-    _check_unheld(world, change.expects)
+    _check_unheld(world, change)
     for error in confirm(change.takes).values():
         raise error
     # The data first: without it no server can take up what is left of the sidecars.
@@ -167,7 +168,7 @@ def _take_of_download(world: World, work: _Work, change: Change, confirm: Confir
                 raise
         out = out or entry.name == data
     _check_guard(work)
-    _check_unheld(world, change.expects)
+    _check_unheld(world, change)
 
 
 def _put_guard(work: _Work, guard: str, change: Change) -> None:
@@ -215,8 +216,11 @@ def _is_guard(found: Entry | None, inode: int) -> bool:
     return found is not None and found.inode == inode and found.size == 0
 
 
-def _check_unheld(world: World, entries: Iterable[Entry]) -> None:
-    held = holders.holders_of(world, entries)
+def _check_unheld(world: World, change: Change) -> None:
+    """Nobody may have a file open that goes; who only reads keeps no sidecar from being written."""
+    held = holders.holders_of(world, change.expects)
+    if not change.takes:
+        held = tuple(filter(safety.minds_sidecars, held))
     if held:
         raise HeldError(held[0])
 

@@ -6,7 +6,8 @@ from watcher import cycle, names
 from watcher.commands.context import Context, complain, patience
 from watcher.decide import usage
 from watcher.errors import Exit
-from watcher.observe import place, space
+from watcher.observe import space
+from watcher.observe.place import no_permission
 from watcher.show import documents
 
 
@@ -29,5 +30,6 @@ def df(context: Context) -> Exit:
             code = Exit.FAILED
             complain(f"ollama-watch: {names.printable(path)}/ can't be listed, so not counted")
         if found.unlisted:
-            complain(f"  run it as root: {place.sudo_command(world.store)}")
+            told = no_permission(world.store)
+            complain("\n".join(str(told).splitlines()[1:]))
     return code

@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from watcher import folders, names, records
+from watcher import advice, folders, names, records
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit
 from watcher.events import Event
-from watcher.observe import serving
+from watcher.observe import place, serving
 from watcher.pull import queue, running
 from watcher.pull.queue import Item, ItemState, Queue
 from watcher.pull.running import Drive
+from watcher.show import lines
 
 
 def add(context: Context, models: tuple[str, ...], level: int, after: str | None) -> Exit:
@@ -41,9 +42,9 @@ def add(context: Context, models: tuple[str, ...], level: int, after: str | None
 
 def ls(context: Context) -> Exit:
     """Tell what is in the line, and what is done."""
-    for world in context.worlds(keeps=False):
-        with folders.opened_store(world.store) as store:
-            _show(context, world.store, store, queue.FILE.read(store))
+    for found in context.places():
+        with folders.opened_store(found.path) as store:
+            _show(context, found, store, queue.FILE.read(store))
     return Exit.HEALTHY
 
 
@@ -80,10 +81,10 @@ def run(context: Context, drive: Drive) -> Exit:
         if not context.quiet:
             complain(_in_words(item))
 
-    with _opened(context) as (_, store), running.seen_to_run(store):
+    with _opened(context) as (found, store), running.seen_to_run(store):
         left = running.run(store, drive, tell=tell)
     if left.paused:
-        complain("the queue is paused\n  ollama-watch queue resume")
+        complain(f"the queue is paused\n  -> {advice.on(found.path, found.by, 'queue', 'resume')}")
     given_up = [item for item in left.line if item.state is ItemState.FAILED]
     return Exit.FAILED if given_up else Exit.HEALTHY
 
@@ -124,33 +125,34 @@ def _ends_with_stdin() -> Callable[[], bool]:
 
 def _change(context: Context, changed: Callable[[Queue], Queue]) -> Queue:
     """Change the queue of the one store that is meant; for programs, print what it is then."""
-    with _opened(context) as (path, store):
+    with _opened(context) as (found, store):
         kept = queue.FILE.change(store, changed, tell=complain)
         if context.json:
-            _show(context, path, store, kept)
+            _show(context, found, store, kept)
         return kept
 
 
 @contextmanager
-def _opened(context: Context) -> Iterator[tuple[str, int]]:
-    """The one store that is meant, its path and open. Raises SettingsError where several are."""
+def _opened(context: Context) -> Iterator[tuple[place.Found, int]]:
+    """The one store that is meant, and open. Raises SettingsError where several are."""
     found = context.only_place("each has a queue of its own")
     with folders.opened_store(found.path) as store:
-        yield found.path, store
+        yield found, store
 
 
-def _show(context: Context, path: str, store: int, kept: Queue) -> None:
+def _show(context: Context, found: place.Found, store: int, kept: Queue) -> None:
     from watcher.show import queue as show
 
     now = time.time()
     kept = queue.revived(kept, running.is_driven, now)
     known = records.read(store)
     arrivals = queue.arrivals(kept, now, _missing(known), _rate(kept, known))
-    by = serving.queue_runner(path)
+    by = serving.queue_runner(found.path)
     if context.json:
-        context.document(show.document(path, kept, arrivals, by, now))
+        context.document(show.document(found.path, kept, arrivals, by, now))
     elif kept.line or kept.done or not context.quiet:
-        context.show(show.table(kept, arrivals, by, now))
+        helps = lines.runs_it(kept, by, found.path, found.by)
+        context.show(show.table(kept, arrivals, by, now, helps))
 
 
 def _in_words(item: Item) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from watcher import names
+from watcher import advice, names
 from watcher.decide import findings, safety
 from watcher.model import (
     HOUR,
@@ -48,13 +48,13 @@ def surplus(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
         yield _removal(judged, evidence, Verb.REMOVE_DOWNLOAD, download.entries)
     else:
         known = blob is not None and blob.sha256 is not None
-        why: safety.Why = (
+        why = safety.Why(
             RefusalKind.UNPROVEN,
             "the finished blob is corrupt, so the partial data may be needed"
             if known
             else "the finished blob was not hashed yet, so the partial data may be needed",
-            "" if known else f"ollama-watch repair {names.short(judged.digest)}",
-            None,
+            "have the blob replaced by a good one" if known else "have the blob hashed",
+            command=advice.watch(evidence, "repair", names.short(judged.digest)),
         )
         yield safety.refusal(why, judged, Verb.REMOVE_DOWNLOAD)
 
@@ -68,7 +68,7 @@ def _removal(
     return Action(
         verb=verb,
         subject=judged.digest,
-        because=f"{judged.condition.value}, no progress for {findings.duration(judged.age)}",
+        because=f"{judged.condition.value}, no progress for {advice.duration(judged.age)}",
         expects=expects,
         frees=_freed(expects),
         models=judged.download.models,
@@ -105,10 +105,7 @@ def orphans(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
     why = orphans_forbidden(evidence)
     if why is not None:
         subject = f"{len(old)} orphaned blob{'s' if len(old) > 1 else ''}"
-        about = tuple(entry.name for entry in old)
-        yield Refusal(
-            why[0], subject, Verb.REMOVE_ORPHAN, why[1], why[2], entries=about, frees=_freed(old)
-        )
+        yield _refused_all(why, subject, Verb.REMOVE_ORPHAN, old)
         return
     for entry in old:
         days = (evidence.now - entry.changed_at) / (24 * HOUR)
@@ -116,30 +113,43 @@ def orphans(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
         yield Action(Verb.REMOVE_ORPHAN, entry.name, because, (entry,), entry.freed)
 
 
+def _refused_all(why: safety.Why, subject: str, verb: Verb, old: list[Entry]) -> Refusal:
+    """One refusal about many files."""
+    return Refusal(
+        why.kind,
+        subject,
+        verb,
+        why.reason,
+        why.remedy,
+        entries=tuple(entry.name for entry in old),
+        frees=_freed(old),
+        command=why.command,
+    )
+
+
 def orphans_forbidden(evidence: Evidence) -> safety.Why | None:
     """Why no finished blob may be removed: something may name it, or be about to."""
     for odd in evidence.census.odd_manifests:
         if odd.fault in _BLINDING:
             who = odd.model or names.printable(odd.path)
-            return (
+            return safety.Why(
                 RefusalKind.MANIFESTS,
                 f"the manifest of {who} is {odd.fault.value}: it may name any of them",
-                f"mend it: ollama pull {who}" if odd.model else "mend it",
-                None,
+                "mend that manifest first",
+                command=findings.odd_manifest(odd, evidence).command,
             )
     for path in evidence.census.unlisted:
-        return (
+        return safety.Why(
             RefusalKind.MANIFESTS,
             f"{names.printable(path)} can't be listed: a manifest in it may name any of them",
-            f"chmod u+rx {names.printable(path)}",
-            None,
+            "make that folder readable first",
+            command=findings.made_listable(path, evidence),
         )
     if evidence.census.manifests == 0:
-        return (
+        return safety.Why(
             RefusalKind.MANIFESTS,
             "there is not a single manifest: more likely manifests/ is missing than all is waste",
             "bring manifests/ back, or remove the store by hand",
-            None,
         )
     return safety.idle_forbids(evidence)
 
@@ -156,10 +166,7 @@ def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
     why = safety.idle_forbids(evidence)
     if why is not None:
         subject = f"{len(old)} left-over{'s' if len(old) > 1 else ''} of ollama create"
-        about = tuple(entry.name for entry in old)
-        yield Refusal(
-            why[0], subject, Verb.REMOVE_TEMPORARY, why[1], why[2], entries=about, frees=_freed(old)
-        )
+        yield _refused_all(why, subject, Verb.REMOVE_TEMPORARY, old)
         return
     for entry in old:
         because = "a left-over of ollama create"

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 from typing import assert_never
 
-from watcher import names, ranges
+from watcher import advice, names, ranges
 from watcher.events import instant
 from watcher.model import (
-    DAY,
     HOUR,
     BlobFault,
     Condition,
@@ -26,6 +25,7 @@ from watcher.model import (
     Policy,
     Severity,
     Sizes,
+    Temporary,
 )
 
 _SEVERITY = {
@@ -74,35 +74,55 @@ def of_download(
         message=f"the download of {who} is {judged.condition.value}",
         evidence=judged.because,
         alone="; ".join(filter(None, (_alone(judged), fate))),
-        command=advice(judged),
+        command=helps(judged, evidence),
         sizes=size,
         models=download.models,
+        remedy=in_words(judged, evidence),
     )
     if judged.stale:
         yield Finding(
             severity=Severity.WARNING,
             kind="download_stale",
             path=path,
-            message=f"the download of {who} has made no progress for {duration(judged.age)}",
-            evidence=f"stale after {duration(policy.stale_after)}",
+            message=f"the download of {who} has made no progress for {advice.duration(judged.age)}",
+            evidence=f"stale after {advice.duration(policy.stale_after)}",
             alone=fate,
-            command=f"ollama-watch clean {names.short(download.digest)}",
+            command=helps(judged, evidence),
             sizes=size,
             models=download.models,
         )
     yield from _foreign_owner(download, evidence, who)
 
 
-def advice(judged: Judged) -> str:
-    """The command that helps a download on; "" where none does."""
-    models = judged.download.models
-    if judged.stale:
-        return f"ollama-watch clean {names.short(judged.digest)}"
-    if judged.condition is Condition.PAUSED and models:
-        return f"ollama pull {models[0]}"
-    if judged.condition in (Condition.LIVE, Condition.PAUSED, Condition.UNKNOWN):
+def helps(judged: Judged, evidence: Evidence) -> str:
+    """The command that helps a download on, or clears it away; "" where none does."""
+    download, condition = judged.download, judged.condition
+    if condition is Condition.LIVE:
         return ""
-    return f"ollama-watch repair {names.short(judged.digest)}"
+    if condition is Condition.UNKNOWN:
+        return ""
+    short, owner = names.short(judged.digest), _owner(download)
+    if judged.stale:
+        return advice.watch(evidence, "clean", short, owner=owner)
+    if condition is Condition.PAUSED:
+        return advice.ollama(evidence, "pull", download.models[0]) if download.models else ""
+    if condition is not Condition.REDUNDANT and not (download.total or download.models):
+        return ""  # no repair can tell how long it is
+    return advice.watch(evidence, "repair", short, owner=owner)
+
+
+def _owner(download: Download) -> int | None:
+    """The user whose files they are; None where they have none, or several."""
+    owners = {entry.uid for entry in download.entries}
+    return owners.pop() if len(owners) == 1 else None
+
+
+def in_words(judged: Judged, evidence: Evidence) -> str:
+    """What helps besides the command, or in its place."""
+    if judged.download.models or judged.condition in (Condition.LIVE, Condition.REDUNDANT):
+        return ""
+    finds_out = advice.watch(evidence, "repair")
+    return f"nothing here says which model it belongs to: {finds_out} MODEL asks a model's registry"
 
 
 def _alone(judged: Judged) -> str:
@@ -162,24 +182,28 @@ def _foreign_owner(download: Download, evidence: Evidence, who: str) -> Iterator
             f"files of the download of {who} don't belong to the store's owner",
             evidence=f"user id {foreign[0].uid}, the store's is {owner}",
             alone="the pull fails at its end: the server can't write or remove them",
-            command=f"chown {owner} {names.printable(evidence.place.path)}/blobs/*",
+            command=_given_to(owner, foreign, evidence),
             models=download.models,
         )
 
 
-def duration(seconds: float) -> str:
-    """A duration in words, such as ``12 days``."""
-    for unit, name in ((DAY, "days"), (HOUR, "hours"), (60.0, "minutes")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds:.0f} s"
+def _given_to(owner: int, entries: Iterable[Entry], evidence: Evidence) -> str:
+    """The command that gives some of a download's files, and nothing else, to a user."""
+    paths = (path_of(evidence, f"blobs/{entry.name}") for entry in entries)
+    # Never through a link: who may write there may put one in a file's place.
+    return advice.shell(evidence, "chown", "-h", str(owner), *paths)
+
+
+def path_of(evidence: Evidence, path: str) -> str:
+    """The whole path of what lies at `path` below the store."""
+    return f"{evidence.place.path}/{path}"
 
 
 # ---------------------------------------------------------------- the store itself
 
 
 def of_store(
-    evidence: Evidence, judged: tuple[Judged, ...], foreseen: Forecast
+    evidence: Evidence, judged: tuple[Judged, ...], foreseen: Forecast, policy: Policy
 ) -> Iterator[Finding]:
     """What is wrong with the store as a whole."""
     place, census = evidence.place, evidence.census
@@ -202,7 +226,7 @@ def of_store(
             alone="what only its manifests name is deleted at the next start of the server"
             if path.startswith("manifests")
             else "the server's start ends there with an error",
-            command=f"chmod u+rx {shown}/{names.printable(path)}",
+            command=made_listable(path, evidence),
         )
     if census.unnamed and not census.manifests:
         yield Finding(
@@ -211,7 +235,7 @@ def of_store(
             "manifests",
             "there are blobs and not a single manifest",
             alone="the next start of the server deletes every blob that is an hour old",
-            command="bring manifests/ back before the server starts",
+            remedy="bring manifests/ back before the server starts",
         )
     if place.globbed:
         yield Finding(
@@ -221,7 +245,7 @@ def of_store(
             f"the store's path has characters of a glob pattern in it: {shown}",
             alone="the server finds neither manifests nor sidecars: a start deletes every blob "
             "that is an hour old, and each pull starts at 0",
-            command="move the store to a path without [ and \\",
+            remedy="move the store to a path without [ and \\",
         )
     ours = [server for server in evidence.servers if server.ours]
     if len(ours) > 1:
@@ -241,8 +265,14 @@ def of_store(
             f"the store lies on a network file system ({place.file_system})",
             evidence="who writes from other machines can't be seen",
         )
-    yield from _room(evidence, judged)
+    yield from _room(evidence, judged, policy)
     yield from _no_holes(judged)
+
+
+def made_listable(path: str, evidence: Evidence) -> str:
+    """The command that lets a folder of the store be listed."""
+    whole = path_of(evidence, path)
+    return advice.shell(evidence, "chmod", "u+rx", whole, owner=evidence.place.owner)
 
 
 def lacking(judged: Iterable[Judged]) -> int:
@@ -256,7 +286,7 @@ def lacking(judged: Iterable[Judged]) -> int:
     )
 
 
-def _room(evidence: Evidence, judged: tuple[Judged, ...]) -> Iterator[Finding]:
+def _room(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> Iterator[Finding]:
     """Whether the disk has room for the rest of all unfinished downloads together."""
     missing = lacking(judged)
     free = evidence.place.free_bytes
@@ -268,8 +298,30 @@ def _room(evidence: Evidence, judged: tuple[Judged, ...]) -> Iterator[Finding]:
             "the disk has not enough room for all unfinished downloads",
             evidence=f"{missing} bytes are missing, {free} are free",
             alone="the last of them fail with `no space left on device`",
-            command="ollama-watch clean",
+            command=advice.watch(evidence, "clean") if _cleanable(evidence, judged, policy) else "",
+            remedy="remove models that are not needed: ollama list, ollama rm",
         )
+
+
+def _cleanable(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> bool:
+    """Whether a clean-up would find anything to free."""
+    never = (Condition.LIVE, Condition.UNKNOWN)
+    return (
+        any(each.stale and each.condition not in never for each in judged)
+        or any(_is_old_orphan(entry, evidence, policy) for entry in evidence.census.unnamed)
+        or any(_is_old_leftover(each, evidence) for each in evidence.census.temporaries)
+        or any(kept.replaced for kept in evidence.quarantine)
+    )
+
+
+def _is_old_orphan(entry: Entry, evidence: Evidence, policy: Policy) -> bool:
+    """As for `clean`: a time that we have set to keep it makes it no younger."""
+    old = evidence.now - entry.changed_at >= policy.stale_after
+    return old and entry.kind is Kind.FILE
+
+
+def _is_old_leftover(left: Temporary, evidence: Evidence) -> bool:
+    return left.entry.kind is Kind.FILE and evidence.now - left.entry.mtime >= HOUR
 
 
 def _no_holes(judged: tuple[Judged, ...]) -> Iterator[Finding]:
@@ -295,7 +347,7 @@ def _no_holes(judged: tuple[Judged, ...]) -> Iterator[Finding]:
 def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> Iterator[Finding]:
     """Blobs that are not as their manifests want them, and those that no manifest names."""
     for odd in evidence.census.odd:
-        yield _odd_blob(odd)
+        yield _odd_blob(odd, evidence)
     for entry in evidence.census.unproven:
         yield Finding(
             Severity.INFO,
@@ -303,7 +355,7 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
             f"blobs/{names.printable(entry.name)}",
             f"{entry.name[:19]} was finished on repaired sidecars and not hashed since",
             alone="the server has hashed it, if its pull ended with success",
-            command="ollama-watch repair",
+            command=advice.watch(evidence, "repair", entry.name[:19]),
             sizes=sizes([entry]),
         )
     pulling = any(not each.stale for each in judged)
@@ -318,17 +370,19 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
             f"no manifest names {entry.name[:19]}",
             evidence="a pull that is not finished may count on it" if young else "",
             alone=_STARTS_DELETE,
-            command="" if young else "ollama-watch clean",
+            command=advice.watch(evidence, "clean", entry.name[:19])
+            if _is_old_orphan(entry, evidence, policy)
+            else "",
             sizes=sizes([entry]),
         )
 
 
-def _odd_blob(odd: OddBlob) -> Finding:
+def _odd_blob(odd: OddBlob, evidence: Evidence) -> Finding:
     who = odd.models[0] if odd.models else names.short(odd.digest)
     found = "nothing" if odd.entry is None else f"{odd.entry.size} bytes"
-    evidence = f"{odd.wanted} bytes are wanted, {found} is there"
+    seen = f"{odd.wanted} bytes are wanted, {found} is there"
     if odd.fault is BlobFault.CORRUPT and odd.entry is not None:
-        evidence = f"hashed: sha256:{odd.entry.sha256}"
+        seen = f"hashed: sha256:{odd.entry.sha256}"
     message = {
         BlobFault.CORRUPT: f"a blob of {who} is corrupt: its bytes are not those of its name",
         BlobFault.SHORT: f"a blob of {who} is cut short",
@@ -346,24 +400,34 @@ def _odd_blob(odd: OddBlob) -> Finding:
         kind=f"blob_{odd.fault.value}",
         path=f"blobs/{names.blob(odd.digest)}",
         message=message,
-        evidence=evidence,
+        evidence=seen,
         alone=alone,
-        command=f"ollama pull {who}" if odd.fault is BlobFault.MISSING else "",
+        command=_cure(odd, evidence),
         sizes=sizes([odd.entry] if odd.entry else []),
         models=odd.models,
     )
 
 
+def _cure(odd: OddBlob, evidence: Evidence) -> str:
+    """What has a blob fetched again; a corrupt one goes to quarantine first."""
+    if odd.fault is BlobFault.CORRUPT:
+        return advice.watch(evidence, "repair", names.short(odd.digest))
+    if odd.fault is BlobFault.MISSING and odd.models:
+        return advice.ollama(evidence, "pull", odd.models[0])
+    return ""
+
+
 def of_manifests(evidence: Evidence) -> Iterator[Finding]:
     """Files under ``manifests/`` that are no manifest in its place."""
-    return (_odd_manifest(odd, evidence.place.path) for odd in evidence.census.odd_manifests)
+    return (odd_manifest(odd, evidence) for odd in evidence.census.odd_manifests)
 
 
-def _odd_manifest(odd: OddManifest, store: str) -> Finding:
+def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
+    """What there is to tell about a file that is no manifest in its place."""
     shown = names.printable(odd.path)
-    full = f"{names.printable(store)}/{shown}"
+    full, owner = path_of(evidence, odd.path), evidence.place.owner
     who = odd.model or shown
-    pull = f"ollama pull {odd.model}" if odd.model else ""
+    pull = advice.ollama(evidence, "pull", odd.model) if odd.model else ""
     off = "no start of the server cleans up any more"
     message, severity, alone, command = {
         ManifestFault.CORRUPT: (
@@ -376,19 +440,19 @@ def _odd_manifest(odd: OddManifest, store: str) -> Finding:
             f"the manifest of {who} can't be read",
             Severity.ERROR,
             off,
-            f"chmod u+r {full}",
+            advice.shell(evidence, "chmod", "u+r", full, owner=owner),
         ),
         ManifestFault.DANGLING: (
             f"the manifest of {who} is a symlink to nothing",
             Severity.ERROR,
             f"`ollama list`, pull and rm fail, list until a restart; {off}",
-            f"rm {full}",
+            advice.shell(evidence, "rm", full, owner=owner),
         ),
         ManifestFault.BAD_NAME: (
             f"{shown} has no valid model name",
             Severity.ERROR,
             off,
-            f"rm {full}",
+            advice.shell(evidence, "rm", full, owner=owner),
         ),
         ManifestFault.BAD_DIGEST: (
             f"the manifest of {who} names what can't be a blob",
@@ -428,7 +492,9 @@ def of_leftovers(evidence: Evidence) -> Iterator[Finding]:
             names.printable(temporary.path),
             f"{names.printable(temporary.entry.name)} is a left-over of ollama create",
             alone="it stays" if stays else _STARTS_DELETE,
-            command="" if stays else "ollama-watch clean",
+            command=advice.watch(evidence, "clean")
+            if _is_old_leftover(temporary, evidence)
+            else "",
             sizes=sizes([temporary.entry]),
         )
     for entry in evidence.census.foreign:

@@ -31,7 +31,7 @@ def judge(evidence: Evidence, policy: Policy) -> Verdict:
         for finding in findings.of_download(each, evidence, policy, doomed)
     ]
     if foreseen is not None:
-        found.extend(findings.of_store(evidence, judged, foreseen))
+        found.extend(findings.of_store(evidence, judged, foreseen, policy))
         found.extend(findings.of_blobs(evidence, judged, policy))
         found.extend(findings.of_manifests(evidence))
         found.extend(findings.of_leftovers(evidence))

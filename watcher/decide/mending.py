@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from watcher import names, ranges, sidecars
+from watcher import advice, names, ranges, sidecars
 from watcher.decide import cleaning, proving, quarantine, safety
 from watcher.decide.judge import settled_condition
 from watcher.model import (
@@ -56,13 +56,13 @@ def of_download(judged: Judged, evidence: Evidence, policy: Policy) -> Iterator[
 def _not_quiet_yet(judged: Judged) -> Iterator[Refusal]:
     """A download that counts as live only because it changed lately, and needs mending then."""
     download = judged.download
-    if download.holders or settled_condition(download)[0] not in _MENDED:
+    if download.writers or settled_condition(download)[0] not in _MENDED:
         return
     left = max(0.0, QUIET_SECONDS - judged.quiet)
-    why: safety.Why = (
+    why = safety.Why(
         RefusalKind.NOT_QUIET,
         f"{judged.because}; a pull of it may be under way",
-        f"try again in {left:.0f} s",
+        f"try again in {advice.duration(left)}",
         left,
     )
     yield safety.refusal(why, judged, Verb.WRITE_SIDECARS)
@@ -73,13 +73,7 @@ def _write_sidecars(
 ) -> Iterator[Action | Refusal]:
     download = judged.download
     if not download.total:
-        why: safety.Why = (
-            RefusalKind.LENGTH,
-            "its true length is not known: the data was cut short, and no manifest names it",
-            "pull it again from the start, or clean it once it is stale",
-            None,
-        )
-        yield safety.refusal(why, judged, Verb.WRITE_SIDECARS)
+        yield safety.refusal(_no_length(judged, evidence), judged, Verb.WRITE_SIDECARS)
         return
     trusted = download.trust.trusted
     if not download.trust.zeros_read:
@@ -139,16 +133,33 @@ def _doubts(parts: tuple[Part, ...], present: Ranges, claims: Ranges) -> Ranges:
     return ranges.union(sidecars.heads(parts), ranges.difference(present, claims))
 
 
+def _no_length(judged: Judged, evidence: Evidence) -> safety.Why:
+    """Nothing here tells the length of a layer: its model's registry would."""
+    models = judged.download.models
+    if models:
+        return safety.Why(
+            RefusalKind.LENGTH,
+            f"its true length is not known, and the registry of {models[0]} has not said it",
+            "ask again when that registry can be reached, or clean it once it is stale",
+            command=advice.watch(evidence, "repair", names.short(judged.digest)),
+        )
+    asks = advice.watch(evidence, "repair")
+    return safety.Why(
+        RefusalKind.LENGTH,
+        "its true length is not known, and nothing here says which model it belongs to",
+        f"{asks} MODEL asks a model's registry; or clean it once it is stale",
+    )
+
+
 def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why | None:
     """Sidecars must belong to who pulls: the server fails at the end if it can't rewrite them."""
     owner = entries[0].uid
     if evidence.uid in (0, owner):
         return None
-    return (
+    return safety.Why(
         RefusalKind.OWNER,
         f"its files belong to the user id {owner}, and new ones would belong to {evidence.uid}",
-        f"run it as root, or as that user: sudo -u '#{owner}' ollama-watch repair",
-        None,
+        "run it as root, or as that user",
     )
 
 
@@ -157,10 +168,12 @@ def corrupt_blobs(evidence: Evidence, policy: Policy) -> Iterator[Action | Refus
     for odd in evidence.census.odd:
         if odd.fault is not BlobFault.CORRUPT or odd.entry is None:
             continue
+        if policy.online and odd.models and not odd.asked:
+            continue  # its registry is asked first
         why = _blob_stays(odd, evidence) or _no_room(odd.entry, evidence, policy)
         name = names.blob(odd.digest)
         if why is not None:
-            yield Refusal(why[0], name, Verb.QUARANTINE_BLOB, why[1], why[2], models=odd.models)
+            yield _refused(why, name, odd)
             continue
         yield Action(
             Verb.QUARANTINE_BLOB,
@@ -172,36 +185,61 @@ def corrupt_blobs(evidence: Evidence, policy: Policy) -> Iterator[Action | Refus
         )
 
 
+def _refused(why: safety.Why, name: str, odd: OddBlob) -> Refusal:
+    return Refusal(
+        why.kind,
+        name,
+        Verb.QUARANTINE_BLOB,
+        why.reason,
+        why.remedy,
+        why.left,
+        odd.models,
+        command=why.command,
+    )
+
+
 def _no_room(entry: Entry, evidence: Evidence, policy: Policy) -> safety.Why | None:
     """The quarantine is bounded: what does not fit into it stays where it is."""
     most = policy.quarantine_max_bytes
     if quarantine.size(evidence) + entry.allocated <= most:
         return None
-    return (
+    replaced = any(kept.replaced for kept in evidence.quarantine)
+    return safety.Why(
         RefusalKind.ROOM,
         f"the quarantine may hold {most} bytes, and that would be more",
-        "ollama-watch quarantine purge, or a larger quarantine_max_size in the settings",
-        None,
+        "remove what lies there, or set a larger quarantine_max_size in the settings",
+        command=advice.watch(evidence, "quarantine", "purge" if replaced else "ls"),
     )
 
 
 def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
     if odd.registry is None or odd.registry != odd.wanted:
-        said = "has not answered" if odd.registry is None else f"has {odd.registry} bytes of it"
-        return (
-            RefusalKind.REGISTRY,
-            f"it is damaged, but perhaps the only copy: its registry {said}",
-            "make the registry reachable, or create the model again",
-            None,
-        )
+        return _not_to_be_had(odd, evidence)
     if evidence.view.sight is not Sight.FULL:
-        return (
-            RefusalKind.SIGHT,
-            f"not every process could be seen: {evidence.view.why}",
-            "run it as root",
-            None,
-        )
+        return safety.unseen(evidence)
     return safety.store_forbids(evidence)
+
+
+def _not_to_be_had(odd: OddBlob, evidence: Evidence) -> safety.Why:
+    """A corrupt blob stays where nobody has said that it can be had again."""
+    stays = "it is damaged, but perhaps the only copy"
+    command = advice.watch(evidence, "repair", names.short(odd.digest))
+    if not odd.models:
+        return safety.Why(
+            RefusalKind.REGISTRY, f"{stays}: no model names it", "pull or create its model again"
+        )
+    if odd.registry is not None:
+        return safety.Why(
+            RefusalKind.REGISTRY,
+            f"{stays}: its registry has {odd.registry} bytes of it, and {odd.wanted} are wanted",
+            "create the model again, or pull its newer version",
+        )
+    if not odd.asked:
+        why = f"{stays}: its registry was not asked"
+        return safety.Why(RefusalKind.REGISTRY, why, "have it asked", command=command)
+    why = f"{stays}: its registry has not answered, or does not have it"
+    remedy = "make the registry reachable and ask again, or create the model again"
+    return safety.Why(RefusalKind.REGISTRY, why, remedy, command=command)
 
 
 # ---------------------------------------------------------------- times

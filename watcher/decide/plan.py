@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from watcher.decide import cleaning, mending, proving, quarantine
+from watcher import advice, names
+from watcher.decide import cleaning, mending, proving, quarantine, safety
 from watcher.model import (
     LIVE_LOOK_SECONDS,
     QUIET_SECONDS,
@@ -15,6 +16,7 @@ from watcher.model import (
     Plan,
     Policy,
     Refusal,
+    RefusalKind,
     Verb,
     Verdict,
 )
@@ -43,7 +45,7 @@ def make(verdict: Verdict, evidence: Evidence, policy: Policy) -> Plan:
         if isinstance(step, Action):
             actions.append(step)
         else:
-            refusals.append(step)
+            refusals.append(_with_command(step, verdict, evidence, policy))
     actions.sort(key=lambda each: (_ORDER.index(each.verb), -each.frees, -each.saves, each.subject))
     return Plan(
         tuple(actions),
@@ -77,6 +79,38 @@ def _steps(verdict: Verdict, evidence: Evidence, policy: Policy) -> Iterator[Act
         # Whether nothing else names a blob takes all manifests, so a narrow look plans none of it.
         yield from cleaning.orphans(evidence, policy)
         yield from cleaning.temporaries(evidence)
+
+
+def _with_command(
+    refused: Refusal, verdict: Verdict, evidence: Evidence, policy: Policy
+) -> Refusal:
+    """The refusal with the command that does what was refused, once that is possible."""
+    if refused.command:
+        return refused
+    root = refused.kind is RefusalKind.OWNER and evidence.caller.uid != 0
+    root |= refused.kind is RefusalKind.SIGHT and safety.root_sees_more(evidence)
+    waits = refused.kind is RefusalKind.NOT_QUIET and refused.verb is Verb.WRITE_SIDECARS
+    if not (root or waits):
+        return refused
+    words = _asked_again(refused, verdict, policy)
+    if waits:
+        words = (words[0], "--wait", *words[1:])
+    return refused._replace(command=advice.watch(evidence, *words, root=root))
+
+
+def _asked_again(refused: Refusal, verdict: Verdict, policy: Policy) -> tuple[str, ...]:
+    """The words of the command that does what was refused, and nothing else where that is said."""
+    if refused.verb in (Verb.RESTORE, Verb.PURGE):
+        return "quarantine", refused.verb.value, refused.subject
+    after = () if policy.stale_after == Policy().stale_after else (f"{policy.stale_after:.0f}s",)
+    options = ("--stale-after", *after) if after else ()
+    if refused.verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY):
+        return "clean", *options
+    digest = names.parse_blob(refused.subject).digest or refused.subject
+    stale = any(each.stale and each.digest == digest for each in verdict.judged)
+    if stale and policy.clean:
+        return "clean", *options, names.short(digest)
+    return "repair", names.short(digest)
 
 
 def _due(

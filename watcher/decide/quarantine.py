@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from watcher import names
+from watcher import advice, names
 from watcher.decide import safety
 from watcher.model import Action, Evidence, Kept, Policy, Refusal, RefusalKind, Verb
 
@@ -15,7 +15,9 @@ def steps(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
     for verb, labels in ((Verb.RESTORE, policy.restore), (Verb.PURGE, policy.purge)):
         for label in sorted(labels - known):
             why = "nothing of that label is in quarantine"
-            yield Refusal(RefusalKind.UNKNOWN, label, verb, why, "ollama-watch quarantine ls")
+            listed = advice.watch(evidence, "quarantine", "ls")
+            remedy = "look up its label"
+            yield Refusal(RefusalKind.UNKNOWN, label, verb, why, remedy, command=listed)
     expired = _expired(evidence, policy)
     for kept in evidence.quarantine:
         if kept.label in policy.restore:
@@ -46,14 +48,16 @@ def size(evidence: Evidence) -> int:
 def _restore(kept: Kept, evidence: Evidence) -> Action | Refusal:
     unsafe = safety.store_forbids(evidence)
     if unsafe is None and kept.in_its_place:
-        unsafe = (
+        unsafe = safety.Why(
             RefusalKind.CHANGED,
             f"there is a new {names.printable(kept.name)} in its place",
             "purge it, or move the new one away",
-            None,
+            command=advice.watch(evidence, "quarantine", "purge", kept.label),
         )
     if unsafe is not None:
-        return Refusal(unsafe[0], kept.label, Verb.RESTORE, unsafe[1], unsafe[2])
+        why, remedy = unsafe.reason, unsafe.remedy
+        command = unsafe.command
+        return Refusal(unsafe.kind, kept.label, Verb.RESTORE, why, remedy, command=command)
     because = f"back to blobs/{names.printable(kept.name)}"
     return Action(Verb.RESTORE, kept.label, because, (kept.entry,))
 

@@ -6,13 +6,17 @@ the guard, while a name taken from under it is lost to it.
 
 from __future__ import annotations
 
-from watcher import names
+from typing import NamedTuple
+
+from watcher import advice, names
 from watcher.model import (
     LIVE_LOOK_SECONDS,
     QUIET_SECONDS,
     QUIET_UNSEEN_SECONDS,
+    Blind,
     Condition,
     Evidence,
+    Holder,
     Judged,
     Refusal,
     RefusalKind,
@@ -23,16 +27,34 @@ from watcher.model import (
 
 #: A server reads the sidecars before it opens the data; it must have met the guard by then.
 GUARD_SECONDS = 2.0
+_SETTING = "set writers_visible = true in the settings"
 STOP = "stop the server (systemctl stop ollama) and end other ollama processes"
 
-#: Why something can't be done: kind, reason, remedy, and the seconds left where time helps.
-Why = tuple[RefusalKind, str, str, float | None]
+
+class Why(NamedTuple):
+    """Why something can't be done, and what would make it possible."""
+
+    kind: RefusalKind
+    reason: str
+    #: In words, always; and as a command, where one does it.
+    remedy: str
+    #: Seconds left where time helps.
+    left: float | None = None
+    command: str = ""
 
 
 def refusal(why: Why, judged: Judged, verb: Verb) -> Refusal:
     """The refusal of an act on a download."""
-    kind, reason, remedy, left = why
-    return Refusal(kind, judged.digest, verb, reason, remedy, left, judged.download.models)
+    return Refusal(
+        why.kind,
+        judged.digest,
+        verb,
+        why.reason,
+        why.remedy,
+        why.left,
+        judged.download.models,
+        command=why.command,
+    )
 
 
 def guard_seconds(evidence: Evidence) -> float:
@@ -45,15 +67,27 @@ def why_not_take(judged: Judged, evidence: Evidence) -> Why | None:
     """Why no name of a download may be taken away now: FULL sight and 90 s, else an hour."""
     full = evidence.view.sight is Sight.FULL
     needed = QUIET_SECONDS if full else QUIET_UNSEEN_SECONDS
-    why = _why_not(judged, evidence, needed, enough_sight=full)
+    why = _held(judged.download.holders, evidence) or _why_not(judged, evidence, needed, full)
     return why or another_is_live(judged, evidence)
 
 
 def why_not_add(judged: Judged, evidence: Evidence) -> Why | None:
-    """Why no sidecar may be replaced or added now: NAMED sight is enough, or an hour's quiet."""
+    """Why no sidecar may be replaced or added now: NAMED sight is enough, or an hour's quiet.
+
+    Who only reads the download, a backup for one, keeps nothing from being written.
+    """
     named = evidence.view.sight is not Sight.PARTIAL
     needed = (QUIET_SECONDS if evidence.servers else 0.0) if named else QUIET_UNSEEN_SECONDS
-    return _why_not(judged, evidence, needed, enough_sight=named)
+    held = tuple(filter(minds_sidecars, judged.download.holders))
+    return _held(held, evidence) or _why_not(judged, evidence, needed, named)
+
+
+def minds_sidecars(holder: Holder) -> bool:
+    """Whether a process that has an entry open could be led astray by new sidecars.
+
+    Who writes is; and a process of Ollama's that reads may be about to go by what it has read.
+    """
+    return holder.writes or holder.process.startswith("ollama")
 
 
 def another_is_live(judged: Judged, evidence: Evidence) -> Why | None:
@@ -61,7 +95,7 @@ def another_is_live(judged: Judged, evidence: Evidence) -> Why | None:
     others = evidence.pulling - {judged.download.key}
     if not others or not (evidence.servers or evidence.view.sight is Sight.PARTIAL):
         return None
-    return (
+    return Why(
         RefusalKind.LIVE,
         f"{names.short(min(others))} is being pulled, and this may be another layer of the model",
         "try again when that pull has ended",
@@ -69,46 +103,72 @@ def another_is_live(judged: Judged, evidence: Evidence) -> Why | None:
     )
 
 
-def _why_not(
-    judged: Judged, evidence: Evidence, needed: float, *, enough_sight: bool
-) -> Why | None:
-    download = judged.download
-    if download.holders:
-        first = download.holders[0]
-        return (
-            RefusalKind.HELD,
-            f"{first.process} ({first.pid}) has {names.printable(first.entry)} open{first.doubt}",
-            f"wait until it has ended, or end it: kill {first.pid}",
-            None,
-        )
+def _held(holders: tuple[Holder, ...], evidence: Evidence) -> Why | None:
+    if not holders:
+        return None
+    first = next((each for each in holders if each.writes), holders[0])
+    return Why(
+        RefusalKind.HELD,
+        f"{first.process} ({first.pid}) has {names.printable(first.entry)} open{first.doubt}",
+        _until_closed(first, evidence),
+    )
+
+
+def _until_closed(holder: Holder, evidence: Evidence) -> str:
+    """What makes a process close a file; nobody is told to kill what only reads."""
+    if any(holder.pid == server.pid for server in evidence.servers):
+        return f"wait until the pull has ended, or {STOP}"
+    ended = f"wait until {holder.process} ({holder.pid}) has closed it"
+    return f"{ended}, or end that process" if holder.writes else ended
+
+
+def _why_not(judged: Judged, evidence: Evidence, needed: float, enough_sight: bool) -> Why | None:
     unsafe = store_forbids(evidence)
     if unsafe is not None:
         return unsafe
     if judged.quiet < needed:
         left = needed - judged.quiet
+        wait = f"try again in {advice.duration(left)}"
         if enough_sight:
-            return (
-                RefusalKind.NOT_QUIET,
-                _ago(judged, evidence),
-                f"try again in {left:.0f} s",
-                left,
-            )
-        return (
-            RefusalKind.SIGHT,
-            f"not every process could be seen: {evidence.view.why}",
-            f"run it as root, or try again in {left:.0f} s",
-            left,
-        )
+            return Why(RefusalKind.NOT_QUIET, _ago(judged, evidence), wait, left)
+        return unseen(evidence, left)
     if judged.condition is Condition.UNCLAIMED and any(
         server.connections != 0 for server in evidence.servers
     ):
-        return (
+        return Why(
             RefusalKind.SERVER_RUNS,
             "a client is connected to the server: a pull may be about to write the sidecars",
             STOP,
-            None,
         )
     return None
+
+
+def unseen(evidence: Evidence, left: float | None = None) -> Why:
+    """Why too little was seen, and what lets more be seen; `left`: seconds that help as well."""
+    wait = "" if left is None else f", or try again in {advice.duration(left)}"
+    why = f"not every process could be seen: {evidence.view.why}"
+    return Why(RefusalKind.SIGHT, why, f"{sees_more(evidence)}{wait}", left)
+
+
+def root_sees_more(evidence: Evidence) -> bool:
+    """Whether the same command, run by root, would see what this one could not."""
+    return evidence.view.blind is Blind.USERS and evidence.caller.uid != 0
+
+
+def sees_more(evidence: Evidence) -> str:
+    """What lets more be seen, or stands in for it."""
+    if root_sees_more(evidence):
+        return "run it as root"
+    match evidence.view.blind:
+        case Blind.NETWORK:
+            return f"{_SETTING} if no other machine writes here"
+        case Blind.CONTAINER:
+            return (
+                "run the container with the host's processes (pid: host); "
+                f"or {_SETTING} if nothing outside of it writes here"
+            )
+        case _:
+            return f"{_SETTING} if you know of every process that writes here"
 
 
 def _ago(judged: Judged, evidence: Evidence) -> str:
@@ -126,32 +186,29 @@ def store_forbids(evidence: Evidence) -> Why | None:
     """Why no name under ``blobs/`` may be changed, whichever it is."""
     for server in evidence.servers:
         if server.state is ServerState.STARTING:
-            return (
+            return Why(
                 RefusalKind.SERVER_STARTS,
                 f"a server is starting (pid {server.pid}); it stops where a name goes meanwhile",
                 "try again when it answers",
-                None,
             )
     if evidence.place.globbed and evidence.servers:
-        return (
+        return Why(
             RefusalKind.SERVER_RUNS,
             "the store's path has glob characters: a running server would not see the guard",
             STOP,
-            None,
         )
     if evidence.place.blobs_elsewhere:
-        return (
+        return Why(
             RefusalKind.LINKED,
             "blobs/ lies on another file system than the store, so nothing can be moved out of it",
             "mount or link the whole store instead of blobs/ alone",
-            None,
         )
     if evidence.place.foreign:
         why = f"{evidence.place.foreign}, so what lies there is not this store's"
-        return RefusalKind.OWNER, why, TRUST_LINK, None
+        return Why(RefusalKind.OWNER, why, TRUST_LINK)
     if evidence.place.read_only:
         why = "the file system is mounted read-only"
-        return RefusalKind.PERMISSION, why, "mount it for writing", None
+        return Why(RefusalKind.PERMISSION, why, "mount it for writing")
     return None
 
 
@@ -163,17 +220,15 @@ def idle_forbids(evidence: Evidence) -> Why | None:
     at_work = [f"ollama serve ({server.pid})" for server in evidence.servers]
     at_work.extend(evidence.others)
     if at_work:
-        return (
+        return Why(
             RefusalKind.SERVER_RUNS,
             f"{at_work[0]} runs: a pull or create may be about to use them",
             STOP,
-            None,
         )
     if evidence.view.sight is Sight.PARTIAL:
-        return (
+        return Why(
             RefusalKind.SIGHT,
             f"a server may run unseen: {evidence.view.why}",
-            "run it as root, outside of containers",
-            None,
+            sees_more(evidence),
         )
     return None

@@ -140,8 +140,13 @@ def _last_progress(record: Remembered, data: Entry | None) -> float:
 
 def registry_length(memory: Memory, digest: str, now: float) -> int | None:
     """What a registry said of a digest within the hour; None where it said nothing."""
+    return memory.asked[digest].length if was_asked(memory, digest, now) else None
+
+
+def was_asked(memory: Memory, digest: str, now: float) -> bool:
+    """Whether a registry was asked about a digest within the hour."""
     asked = memory.asked.get(digest)
-    return asked.length if asked is not None and asked.counts(now) else None
+    return asked is not None and asked.counts(now)
 
 
 def _with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> BlobCensus:
@@ -174,8 +179,8 @@ def _with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Bl
                 unproven.append(entry)
             elif entry.sha256 != digest.lower():
                 size, models = found.named.size_of(digest), found.named.models_of(digest)
-                asked = registry_length(memory, digest, now)
-                odd.append(OddBlob(digest, BlobFault.CORRUPT, size, entry, models, asked))
+                length, asked = registry_length(memory, digest, now), was_asked(memory, digest, now)
+                odd.append(OddBlob(digest, BlobFault.CORRUPT, size, entry, models, length, asked))
     return census._replace(odd=tuple(odd), unproven=tuple(unproven))
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import psutil
 
 from watcher import environment, folders, names
-from watcher.model import Entry, Holder, Server, ServerState, Sight, View
+from watcher.model import Blind, Entry, Holder, Server, ServerState, Sight, View
 from watcher.world import World
 
 #: The inode of the first PID namespace (PROC_PID_INIT_INO in the kernel's proc_ns.h).
@@ -136,7 +136,8 @@ def _mapped(
                     fields = line.split(None, 5)
                     entry = by_inode.get(fields[4]) if len(fields) > 5 else None
                     if entry is not None and fields[3] == _device(entry):
-                        yield Holder(process.pid, process.name, entry.name, writes=False)
+                        shared = fields[1][1:2] == b"w" and fields[1][3:4] == b"s"
+                        yield Holder(process.pid, process.name, entry.name, writes=shared)
                         break
         except OSError:
             continue
@@ -333,10 +334,15 @@ def _view(world: World, unread: list[Process], *, network: bool, writers_visible
     if writers_visible:
         return View(Sight.FULL, (), "the settings say that all writers are visible")
     if network:
-        return View(Sight.PARTIAL, unseen, "other machines may write to a network file system")
+        return View(
+            Sight.PARTIAL,
+            unseen,
+            "other machines may write to a network file system",
+            Blind.NETWORK,
+        )
     blind = _blind_spot(world)
     if blind:
-        return View(Sight.PARTIAL, unseen, blind)
+        return View(Sight.PARTIAL, unseen, *blind)
     if not unread:
         return View(Sight.FULL)
     ollamas = [process for process in unread if process.is_ollama]
@@ -349,19 +355,20 @@ def _view(world: World, unread: list[Process], *, network: bool, writers_visible
     return View(Sight.NAMED, unseen, why)
 
 
-def _blind_spot(world: World) -> str:
-    """Why whole processes may be hidden from here; "" where none can be."""
+def _blind_spot(world: World) -> tuple[str, Blind] | None:
+    """Why whole processes may be hidden from here; None where none can be."""
     try:
         if os.readlink(f"{world.proc}/self/ns/pid") != _FIRST_PID_NAMESPACE:
-            return "in a container, processes outside it can't be seen"
+            return "in a container, processes outside it can't be seen", Blind.CONTAINER
         with open(f"{world.proc}/self/mounts", encoding="utf-8", errors="replace") as mounts:
             for line in mounts:
                 _, point, kind, options, *_ = line.split(" ")
                 if kind == "proc" and point == world.proc and _hides(options):
-                    return f"{world.proc} is mounted with {options}: it hides processes"
+                    blind = Blind.PROC if "subset=pid" in options.split(",") else Blind.USERS
+                    return f"{world.proc} is mounted with {options}: it hides processes", blind
     except OSError:
-        return f"{world.proc} does not tell which processes it shows"
-    return ""
+        return f"{world.proc} does not tell which processes it shows", Blind.PROC
+    return None
 
 
 def _hides(options: str) -> bool:

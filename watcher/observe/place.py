@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import stat
-import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -71,7 +69,7 @@ def find(given: str | None, environment: Mapping[str, str], by: str = "--store")
         looked.append(f"{names.printable(path)} ({by})")
     raise NoStoreError(
         "no model store found; looked at:\n" + "\n".join(f"    {each}" for each in looked),
-        "name it: ollama-watch --store DIR, or set OLLAMA_MODELS",
+        "name it with --store DIR, or set OLLAMA_MODELS",
     )
 
 
@@ -193,20 +191,8 @@ def opened(store: str) -> Iterator[int]:
 
 def no_permission(path: str) -> NoPermissionError:
     """The error for a store that this user may not look into, with the command that may."""
-    return NoPermissionError(
-        f"{names.printable(path)}: permission denied",
-        f"run it as the store's owner or as root: {sudo_command(path)}",
-    )
-
-
-def sudo_command(store: str) -> str:
-    """This very command, run as root, on the same store however it was found."""
-    program = os.path.abspath(sys.argv[0])
-    ours = [sys.executable, "-m", "watcher"] if program.endswith("__main__.py") else [program]
-    is_named = any(f"{word}=".startswith("--store=") for word in sys.argv)
-    named = [] if is_named else ["--store", store]
-    words = [*ours, *named, *sys.argv[1:]]
-    return "sudo " + " ".join(names.printable(shlex.quote(word)) for word in words)
+    told = f"{names.printable(path)}: permission denied"
+    return NoPermissionError(told, advice.as_owner(path), advice.again(path))
 
 
 def describe(world: World, store: int) -> Place:

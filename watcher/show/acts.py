@@ -39,23 +39,27 @@ class Line(NamedTuple):
     bold: bool = False
     dim: bool = False
     color: str | None = None
+    #: A command: it is never broken, so that it can be pasted.
+    whole: bool = False
 
 
 def render(lines: Iterable[Line], *, color: bool) -> str:
     """Text of 80 columns, with colour codes only where asked for."""
     shown: list[str] = []
     for line in lines:
-        margin = " " * line.indent
-        for row in textwrap.wrap(
-            names.sayable(line.text),
-            _WIDTH,
-            initial_indent=margin,
-            subsequent_indent=margin,
-            break_on_hyphens=False,
-        ):
+        for row in _rows(line):
             styled = click.style(row, fg=line.color, bold=line.bold or None, dim=line.dim or None)
             shown.append(styled if color else row)
     return "".join(f"{row}\n" for row in shown)
+
+
+def _rows(line: Line) -> list[str]:
+    margin, text = " " * line.indent, names.sayable(line.text)
+    if line.whole:
+        return [margin + text]
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=margin, subsequent_indent=margin, break_on_hyphens=False
+    )
 
 
 def plan(planned: Plan) -> list[Line]:
@@ -123,7 +127,9 @@ def _refused(refusals: Iterable[Refusal]) -> Iterator[Line]:
     for refusal in refusals:
         yield Line(f"Refused: {_DOES[refusal.verb]} {_subject(refusal)}", color="yellow")
         yield Line(refusal.why, indent=2)
-        yield Line(f"-> {refusal.remedy}", indent=2)
+        yield Line(refusal.remedy, indent=2)
+        if refusal.command:
+            yield Line(f"-> {refusal.command}", indent=2, whole=True)
 
 
 def _subject(item: Action | Refusal) -> str:

@@ -51,7 +51,7 @@ def audit(report: Report) -> dict[str, Any]:
             "why": seen.view.why,
         },
         "servers": [_server(server) for server in seen.servers],
-        "downloads": [_download(judged, seen.now) for judged in report.verdict.judged],
+        "downloads": [_download(judged, seen) for judged in report.verdict.judged],
         "findings": [_finding(finding) for finding in report.verdict.findings],
         "forecast": _forecast(report.verdict.forecast),
         "plan": plan(report.plan),
@@ -212,7 +212,7 @@ def _server(server: Server) -> dict[str, Any]:
     }
 
 
-def _download(judged: Judged, now: float) -> dict[str, Any]:
+def _download(judged: Judged, seen: Evidence) -> dict[str, Any]:
     download: Download = judged.download
     trust = download.trust
     known = download.unreadable is None
@@ -246,12 +246,12 @@ def _download(judged: Judged, now: float) -> dict[str, Any]:
             }
             for holder in download.holders
         ],
-        "advice": findings.advice(judged),
+        "advice": findings.helps(judged, seen),
         "age_seconds": round(judged.age, 3),
         "quiet_seconds": round(judged.quiet, 3),
         "changed_at": None
         if download.changed_at is None
-        else events.rfc3339(min(download.changed_at, now)),
+        else events.rfc3339(min(download.changed_at, seen.now)),
     }
 
 
@@ -267,6 +267,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "message": finding.message,
         "evidence": finding.evidence,
         "alone": finding.alone,
+        "remedy": finding.remedy,
         "command": finding.command,
         "models": list(finding.models),
         "sizes": _sizes(finding.sizes),
@@ -302,6 +303,7 @@ def _refusal(refusal: Refusal) -> dict[str, Any]:
         "models": list(refusal.models),
         "why": refusal.why,
         "remedy": refusal.remedy,
+        "command": refusal.command,
         "frees_bytes": refusal.frees,
         "seconds_left": refusal.seconds_left,
     }

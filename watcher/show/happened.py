@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 
 import click
 
-from watcher import names
-from watcher.decide import findings
+from watcher import advice, names
 from watcher.events import instant
 from watcher.history import Line
 
@@ -69,7 +68,7 @@ def _speed(details: Mapping[str, object]) -> str:
         f"{decimal(round(number(f'{each}_bytes_per_second')))}/s"
         for each in ("min", "median", "max")
     )
-    words = [f"{decimal(arrived)} came in {findings.duration(seconds)}"] if arrived else []
+    words = [f"{decimal(arrived)} came in {advice.duration(seconds)}"] if arrived else []
     if number("max_bytes_per_second"):
         words.append(f"{usual}, from {slow} to {fast}")
     words += losses(*(round(number(key)) for key in ("resets", "stalls", "lost_bytes")))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
-from watcher import names
+from watcher import advice, names
 from watcher.cycle import Report
 from watcher.model import Verb
 
@@ -43,13 +43,20 @@ def verified_line(report: Report, wrong: int) -> str:
 
 
 def runs(kept: Queue, by: QueueRunner | None) -> str:
-    """Who runs the queue, in words; or that nobody does, and what helps."""
+    """Who runs the queue, in words; or that nobody does."""
     if kept.paused:
-        return "paused as a whole -> ollama-watch queue resume"
+        return "paused as a whole"
     if by is None:
-        return "nobody runs it -> ollama-watch queue run, or queue = true in the settings"
+        return "nobody runs it; a daemon does with queue = true in the settings"
     pid = "" if by.pid is None else f" (pid {by.pid})"
     return f"run by the daemon{pid}" if by.is_daemon else f"run by ollama-watch queue run{pid}"
+
+
+def runs_it(kept: Queue, by: QueueRunner | None, store: str, found_by: str) -> str:
+    """The command that gets a queue going again; "" where it is going."""
+    if kept.paused:
+        return advice.on(store, found_by, "queue", "resume")
+    return advice.on(store, found_by, "queue", "run") if by is None else ""
 
 
 def run_by(by: QueueRunner | None) -> dict[str, Any] | None:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import orjson
 from rich.filesize import decimal
 
-from watcher import names
-from watcher.decide import findings
+from watcher import advice, names
 from watcher.pull.driver import Pull, Update
 from watcher.states import State
 
@@ -164,7 +163,7 @@ def _numbers(update: Update) -> str:
     if record.state is State.DOWNLOADING and round(record.bytes_per_second or 0):
         told += f", {decimal(round(record.bytes_per_second or 0))}/s"
         if update.seconds_left is not None:
-            told += f", {findings.duration(update.seconds_left)} left"
+            told += f", {advice.duration(update.seconds_left)} left"
     return told
 
 

@@ -13,7 +13,7 @@ from watcher.observe.serving import QueueRunner
 from watcher.pull import queue
 from watcher.pull.queue import Item, ItemState, Queue
 from watcher.show.lines import count, run_by, runs
-from watcher.show.tables import clock
+from watcher.show.tables import Command, clock
 
 SCHEMA = "ollama-watch/queue/1"
 
@@ -29,13 +29,18 @@ _WORDS = {number: word for word, number in queue.PRIORITIES.items()}
 
 
 def table(
-    kept: Queue, arrivals: Sequence[float | None], by: QueueRunner | None, now: float
+    kept: Queue, arrivals: Sequence[float | None], by: QueueRunner | None, now: float, helps: str
 ) -> list[object]:
-    """What ``queue ls`` prints; `arrivals`: when each of the line will be done, where known."""
+    """What ``queue ls`` prints; `arrivals`: when each of the line will be done, where known.
+
+    `helps`: the command that gets the queue going again, or "".
+    """
     shown: list[object] = []
     if kept.line:
         told = runs(kept, by)
         shown.append(Text(told, style="yellow" if kept.paused or by is None else ""))
+        if helps:
+            shown.append(Command(helps))
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     made.add_column("#", justify="right")
     made.add_column("model", overflow="fold", ratio=3)
@@ -55,7 +60,7 @@ def table(
     if len(kept.line) > _SHOWN:
         shown.append(Text(f"and {len(kept.line) - _SHOWN:,} more: --json has them all"))
     if not made.row_count:
-        shown.append(Text("the queue is empty -> ollama-watch queue add MODEL"))
+        shown.append(Text("the queue is empty: `queue add MODEL` puts a model into it"))
     return shown
 
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from watcher import events, names, ranges
+from watcher import advice, events, names, ranges
 from watcher.cycle import Report
-from watcher.decide import findings
 from watcher.model import DAY, Condition, Judged
 from watcher.observe.serving import QueueRunner, Running
 from watcher.pull.causes import Cause, of_error
@@ -85,7 +84,8 @@ def document(status: Status) -> dict[str, Any]:
         "downloads": [_download(each, status) for each in status.report.verdict.judged],
         "models": [_model(key, each) for key, each in status.pulled.items()],
         "per_second_bytes": round(sum(rates(status).values())),
-        "advice": list(advice(status)),
+        "advice": [each.words for each in hints(status)],
+        "commands": [each.command for each in hints(status) if each.command],
         "due": [
             {"at": events.rfc3339(each.at), "digest": f"sha256:{each.digest}"}
             for each in status.report.plan.due
@@ -159,23 +159,31 @@ def rates(status: Status) -> dict[str, float]:
     return found
 
 
-def advice(status: Status) -> Iterator[str]:
+class Hint(NamedTuple):
+    """What helps, in words, and as a command where one does."""
+
+    words: str
+    command: str = ""
+
+
+def hints(status: Status) -> Iterator[Hint]:
     """What helps, where what is kept says so."""
     from rich.filesize import decimal
 
     pulls = rates(status)
     if len(pulls) > 1:
         together = decimal(round(sum(pulls.values())))
-        yield f"{len(pulls)} pulls share one line: {together}/s together"
+        yield Hint(f"{len(pulls)} pulls share one line: {together}/s together")
     for key, record in status.pulled.items():
         if record.state.active and record.resets:
-            yield f"{key}: connections are reset, and the cure is on"
+            yield Hint(f"{key}: connections are reset, and the cure is on")
         if record.state is State.ERROR and record.error:
             cause = of_error(record.error)
             if cause is Cause.RESETS:
-                yield f"connections are reset: ollama-watch pull {key} cures them"
+                command = advice.watch(status.report.evidence, "pull", key)
+                yield Hint(f"{key}: connections are reset, which a pull of ours survives", command)
             elif cause is not Cause.UNKNOWN:
-                yield f"{key}: {cause.step}"
+                yield Hint(f"{key}: {cause.step}")
 
 
 def table(status: Status) -> Iterator[object]:
@@ -191,6 +199,10 @@ def table(status: Status) -> Iterator[object]:
         runs = lines.runs(status.queue, status.runner)
         summary.add_row(Text("queue", style="bold"), f"{len(status.queue.line)} in line; {runs}")
     yield summary
+    place = status.report.evidence.place
+    helps = lines.runs_it(status.queue, status.runner, place.path, place.found_by)
+    if status.queue.line and helps:
+        yield tables.Command(helps)
     for judged in sorted(status.report.verdict.judged, key=_liveliest_first):
         key = judged.download.key
         block = tables.drawn(judged, _pace(status.paces.get(key), status.spreads.get(key)))
@@ -211,6 +223,8 @@ def _models(status: Status) -> Iterator[object]:
     from rich.table import Table
     from rich.text import Text
 
+    from watcher.show import tables
+
     if not status.pulled:
         return
     rows = Table.grid(padding=(0, 2))
@@ -227,15 +241,17 @@ def _models(status: Status) -> Iterator[object]:
             told += f", {each}"
         silent = status.report.evidence.now - record.updated_at
         if record.state.active and silent >= _SILENT_SECONDS:
-            told += f"; nothing was heard of it for {findings.duration(silent)}"
+            told += f"; nothing was heard of it for {advice.duration(silent)}"
         if record.error:
             told += f": {record.error}"
         style = "red" if record.state is State.ERROR else ""
         rows.add_row(Text(names.printable(key), style="bold"), Text(told, style=style))
     yield Text("")
     yield rows
-    for each in advice(status):
-        yield Text(f"-> {each}")
+    for hint in hints(status):
+        yield Text(names.printable(hint.words))
+        if hint.command:
+            yield tables.Command(hint.command)
 
 
 def _daemon(status: Status) -> str:
@@ -246,7 +262,7 @@ def _daemon(status: Status) -> str:
         told = f"pid {running.pid}, since {running.since}"
     if status.looked_at:
         ago = max(0.0, status.report.evidence.now - status.looked_at)
-        told += f"; the last look at all of it {findings.duration(ago)} ago"
+        told += f"; the last look at all of it {advice.duration(ago)} ago"
     return told
 
 
@@ -259,7 +275,7 @@ def _pace(pace: Pace | None, lately: Spread | None) -> str:
     if lately is not None:
         slow, fast = decimal(round(lately.minimum)), decimal(round(lately.maximum))
         spread = f" ({slow}/s to {fast}/s in the last minutes)"
-    left = "" if pace.left is None else f", {findings.duration(pace.left)} left"
+    left = "" if pace.left is None else f", {advice.duration(pace.left)} left"
     return f"; {decimal(round(pace.per_second))}/s{spread}{left}"
 
 

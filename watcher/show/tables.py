@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from watcher import names, ranges
+from watcher import advice, names, ranges
 from watcher.cycle import Report
 from watcher.decide import findings
 from watcher.events import instant
@@ -34,6 +33,8 @@ WIDTH = 80
 #: Of findings alike, so many are shown one by one.
 _SHOWN_ALIKE = 10
 _CELLS = 64
+#: What stands beside the narrow column of a `_block`.
+_INDENT = 11
 #: So many downloads are drawn.
 _SHOWN_DRAWN = 20
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
@@ -45,6 +46,13 @@ _CONDITION_STYLE = {
     Condition.WHOLE: "yellow",
     Condition.REDUNDANT: "yellow",
 }
+
+
+class Command(Text):
+    """A command that can be pasted: on a line of its own, which is never broken."""
+
+    def __init__(self, command: str, indent: int = 0) -> None:
+        super().__init__(f"{' ' * indent}-> {command}", style="bold")
 
 
 def render(parts: Iterable[object], *, color: bool, width: int = WIDTH) -> str:
@@ -62,7 +70,7 @@ def render(parts: Iterable[object], *, color: bool, width: int = WIDTH) -> str:
     )
     with console.capture() as captured:
         for part in parts:
-            console.print(part)
+            console.print(part, soft_wrap=isinstance(part, Command))
     return "\n".join(line.rstrip() for line in names.sayable(captured.get()).splitlines()) + "\n"
 
 
@@ -91,7 +99,8 @@ def audit(report: Report, *, verbose: bool) -> list[object]:
     if report.verdict.judged:
         shown.append(Text("\nUnfinished downloads", style="bold"))
         worst_first = sorted(report.verdict.judged, key=_badness)
-        shown.extend(Padding(_download(each), (0, 0, 1, 0)) for each in worst_first[:_SHOWN_DRAWN])
+        for each in worst_first[:_SHOWN_DRAWN]:
+            shown.extend((*_download(each, report.evidence), Text("")))
         if len(worst_first) > _SHOWN_DRAWN:
             conditions = Counter(each.condition.value for each in worst_first[_SHOWN_DRAWN:])
             more = ", ".join(f"{count:,} {condition}" for condition, count in conditions.items())
@@ -224,14 +233,17 @@ def _counts(verdict: Verdict) -> Text:
     return joined
 
 
-def _download(judged: Judged) -> Table:
+def _download(judged: Judged, seen: Evidence) -> Iterator[object]:
     table = drawn(judged)
     table.add_row("", judged.because)
     table.add_row("", _costs(judged))
-    helps = findings.advice(judged)
+    words = "" if judged.stale else findings.in_words(judged, seen)
+    if words:
+        table.add_row("", words)
+    yield table
+    helps = findings.helps(judged, seen)
     if helps and not judged.stale:
-        table.add_row("", Text(f"-> {helps}", style="bold"))
-    return table
+        yield Command(helps, _INDENT)
 
 
 def drawn(judged: Judged, more: str = "") -> Table:
@@ -277,7 +289,7 @@ def _sizes(judged: Judged) -> str:
     told += f"; {decimal(download.allocated)} on disk"
     if judged.condition is Condition.LIVE:
         return told
-    return f"{told}; no progress for {findings.duration(judged.age)}"
+    return f"{told}; no progress for {advice.duration(judged.age)}"
 
 
 def _findings(told: list[Finding]) -> Iterable[object]:
@@ -286,7 +298,7 @@ def _findings(told: list[Finding]) -> Iterable[object]:
     for finding in told:
         shown[finding.kind] += 1
         if shown[finding.kind] <= _SHOWN_ALIKE:
-            yield _finding(finding)
+            yield from _finding(finding)
         elif shown[finding.kind] == _SHOWN_ALIKE + 1:
             more = alike[finding.kind] - _SHOWN_ALIKE
             total = sum(each.sizes.allocated for each in told if each.kind == finding.kind)
@@ -295,7 +307,7 @@ def _findings(told: list[Finding]) -> Iterable[object]:
             )
 
 
-def _finding(finding: Finding) -> Table:
+def _finding(finding: Finding) -> Iterator[object]:
     table = _block()
     message = Text(finding.message)
     if finding.sizes.allocated:
@@ -307,9 +319,11 @@ def _finding(finding: Finding) -> Table:
         table.add_row("", finding.evidence)
     if finding.alone:
         table.add_row("", f"Ollama alone: {finding.alone}")
+    if finding.remedy:
+        table.add_row("", finding.remedy)
+    yield table
     if finding.command:
-        table.add_row("", Text(f"-> {finding.command}", style="bold"))
-    return table
+        yield Command(finding.command, _INDENT)
 
 
 # ---------------------------------------------------------------- quarantine, and what was hashed
@@ -330,7 +344,7 @@ def quarantine(report: Report) -> list[object]:
 
 def verified(report: Report, wrong: list[Finding], failed: list[Outcome]) -> list[object]:
     """What a verification has found."""
-    shown: list[object] = [_finding(each) for each in wrong]
+    shown: list[object] = [part for each in wrong for part in _finding(each)]
     shown.extend(Text(f"Failed: {each.message}", style="red") for each in failed)
     shown.append(Text(verified_line(report, len(wrong)).rstrip()))
     return shown

@@ -174,7 +174,10 @@ def test_an_orphan_is_as_old_as_it_is_to_a_clean_up() -> None:
     census = BlobCensus(unnamed=(kept,), manifests=1)
     seen = evidence(download(), census=census)
     (orphan,) = [each for each in judge.judge(seen, POLICY).findings if each.kind == "blob_orphan"]
-    assert (orphan.severity, orphan.command) == (Severity.WARNING, "ollama-watch clean")
+    assert (orphan.severity, orphan.command) == (
+        Severity.WARNING,
+        "ollama-watch --store /models clean sha256-aaaaaaaaaaaa",
+    )
 
 
 def test_severe_findings_come_first() -> None:
