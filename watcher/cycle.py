@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from watcher import advice, folders, memory, names
 from watcher.decide import judge, learn, plan
@@ -28,8 +28,13 @@ from watcher.observe import evidence as look
 from watcher.observe import holders
 from watcher.world import World
 
+if TYPE_CHECKING:
+    from watcher.act import durability
+
 #: Older than this, what was seen is looked at once more before it is learnt from.
 _LATE_SECONDS = 0.5
+#: How often a plan is made anew because the disk did not take what it relies on.
+_MOST_TRIES = 5
 #: Actions that change nothing but what is known.
 QUESTIONS = frozenset({Verb.HASH, Verb.ASK_REGISTRY})
 
@@ -112,6 +117,10 @@ def cycle(
     now, agreed, answers = _find_out(
         now, agreed, consent, answer, lambda: decide(remembered(world, past))
     )
+    on_disk = _OnDisk(world, policy, stop, lock_seconds)
+    now, agreed, undone = _settle(
+        now, agreed, on_disk, consent, lambda: decide(remembered(world, past))
+    )
     looked_at = world.clock()
     with contextlib.ExitStack() as opened:
         try:
@@ -129,6 +138,7 @@ def cycle(
             # Somebody else has learnt or acted meanwhile: what was seen before is an old story.
             now = decide(known)._replace(plan=now.plan)
         journal.tell_hashed(answers)
+        journal(*(learn.ended(each, world.clock()) for each in undone))
         known = journal.learn(known, now.evidence, now.verdict, first_look=first_look, ended=ended)
         outcomes: tuple[Outcome, ...] = ()
         if agreed.actions and not stuck:
@@ -138,7 +148,7 @@ def cycle(
         now.evidence,
         now.verdict,
         now.plan,
-        answers + outcomes,
+        answers + undone + outcomes,
         recovered + journal.events,
         stuck + journal.troubles,
         bool(stuck),
@@ -168,6 +178,62 @@ def _find_out(
     return now, agreed.filtered(lambda each: each.verb not in QUESTIONS), answers
 
 
+class _OnDisk:
+    """Brings to the disk what a plan relies on, and remembers what the disk does not take."""
+
+    def __init__(
+        self, world: World, policy: Policy, stop: Callable[[], bool], lock_seconds: float
+    ) -> None:
+        self._world, self._policy, self._stop = world, policy, stop
+        self._lock_seconds = lock_seconds
+
+    def bring(self, now: _Decided, agreed: Plan) -> durability.Settled:
+        from watcher.act import durability
+
+        behind = _claims_first(self._policy, now)
+        return durability.settle(self._world, agreed, self._stop, behind=behind)
+
+    def keep(self, now: _Decided, done: durability.Settled) -> bool:
+        """Whether what the disk did not take is remembered, so that it can be planned anew."""
+        from watcher.act import durability
+
+        try:
+            with (
+                folders.opened_store(self._world.store) as store,
+                locked(store, self._lock_seconds),
+            ):
+                journal = Journal(store, self._policy, self._world)
+                journal.learn(journal.recall(), now.evidence, now.verdict)
+                return durability.keep_refused(journal, self._world.clock(), done.refused)
+        except OSError:
+            return False
+
+
+def _claims_first(policy: Policy, now: _Decided) -> bool:
+    """Whether claims may come before their data: under a note, which names the machine's start."""
+    return policy.sync_behind and bool(now.evidence.boot)
+
+
+def _settle(
+    now: _Decided,
+    agreed: Plan,
+    on_disk: _OnDisk,
+    consent: Consent,
+    anew: Callable[[], _Decided],
+) -> tuple[_Decided, Plan, tuple[Outcome, ...]]:
+    """Have what the plan relies on brought to the disk: the look, the plan, and what has failed.
+
+    What the disk did not take counts as missing from then on, and everything is decided anew.
+    """
+    for _ in range(_MOST_TRIES):
+        done = on_disk.bring(now, agreed)
+        if not done.refused or not on_disk.keep(now, done):
+            break
+        now = anew()
+        agreed = consent(now.plan).filtered(lambda each: each.verb not in QUESTIONS)
+    return now, done.plan, done.outcomes
+
+
 def _act(
     world: World,
     policy: Policy,
@@ -181,7 +247,8 @@ def _act(
     """Do what was agreed to, look at what has come of it, and learn that; under the lock."""
     from watcher.act import apply, room
 
-    foreseen = learn.foresee(known, agreed, world.clock())
+    note = now.evidence.boot if _claims_first(policy, now) else ""
+    foreseen = learn.foresee(known, agreed, world.clock(), note)
     mends = any(each.verb is Verb.WRITE_SIDECARS for each in agreed.actions)
     saved = journal.save(foreseen)
     if mends and not saved and not (room.give(store) and journal.save(foreseen)):

@@ -25,6 +25,7 @@ from watcher.wakes import BLIND_SECONDS, Scope, Wakes
 from watcher.world import World
 
 if TYPE_CHECKING:
+    from watcher.act.durability import Behind
     from watcher.pull.queue_process import QueueProcess
 
 
@@ -73,6 +74,7 @@ class _Service:
         self._queue: QueueProcess | None = None
         self._set(policy)
         self._proofs = Proofs(world, self._trouble)
+        self._behind: Behind | None = None
         self._held = contextlib.ExitStack()
         self._begun = self._ready = False
         #: Device and inode of the store that is ours; the memory where it can't be written down.
@@ -90,10 +92,12 @@ class _Service:
         if self._queue is not None:
             self._queue.stop()
         self._proofs.stop()
+        if self._behind is not None:
+            self._behind.stop()
         self._held.close()
 
     def _set(self, policy: Policy) -> None:
-        self._policy = replace(policy, patient=True, refresh=policy.repair)
+        self._policy = replace(policy, patient=True, refresh=policy.repair, sync_behind=True)
 
     def reload(self, read_policy: Callable[[], Policy]) -> None:
         """Take the settings as they are now; where they are no good, the old ones stay."""
@@ -146,6 +150,7 @@ class _Service:
         wakes.deadlines(scope, report.plan.due)
         self._tell_refusals(report.plan, scope)
         self._prove(report)
+        self._sync_behind(report, wakes)
         self._tell_systemd(report)
         if report.troubles:
             for trouble in report.troubles:
@@ -169,6 +174,22 @@ class _Service:
             self._proofs.want(wanted, self._policy)
         except RuntimeError as error:
             self._trouble(f"no thread to prove blobs: {error}")  # the limits of a unit, say
+
+    def _sync_behind(self, report: cycle.Report, wakes: Wakes) -> None:
+        """Have the data brought to the disk that repairs have claimed ahead of it."""
+        boot = report.evidence.boot
+        known = report.memory.downloads.values() if report.memory is not None else ()
+        if not boot or all(record.unsynced != boot for record in known):
+            return
+        if self._behind is None:
+            # Not needed by all, and takes memory.
+            from watcher.act.durability import Behind
+
+            self._behind = Behind(self._world, self._trouble, wakes.wake)
+        try:
+            self._behind.want(self._policy)
+        except RuntimeError as error:
+            self._trouble(f"no thread to bring data to the disk: {error}")
 
     def _see_to_queue(self, wakes: Wakes, *, anew: bool) -> None:
         """Have the queue run, or not any more, as the settings say.

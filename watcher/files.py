@@ -15,11 +15,13 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import stat
 import struct
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import cast
+from typing import NoReturn, cast
 
 from watcher.errors import WatchError
 
@@ -32,6 +34,8 @@ _PIECE = 1 << 20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 #: Files that are made together; each is open meanwhile.
 _AT_ONCE = 100
+#: So many descriptors a process may have where nothing lists them.
+_MANY_FILES = 65_536
 
 
 # ---------------------------------------------------------------- looking, by descriptor
@@ -389,6 +393,92 @@ def sync(folder: int) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
+
+
+def write_back(fd: int, start: int, end: int) -> None:
+    """Have the data in ``[start, end)`` of a file written, and wait until it is. Raises OSError.
+
+    What tells where it lies is not on the disk by that; `data_synced` is for the rest. A file
+    system, or a libc, that can't do it leaves all of it to that.
+    """
+    if _sync_file_range is None or end <= start:
+        return
+    if _sync_file_range(fd, start, end - start, _WAIT_WRITE_WAIT) != 0:
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EINVAL, errno.ESPIPE):
+            raise OSError(code, os.strerror(code))
+
+
+def data_synced(fd: int) -> Callable[[], int | None]:
+    """Begin to bring a file's data to the disk, in a child of ours that can be left behind.
+
+    Gives back what tells how it ended: None while it goes on, 0, or the errno. A process that waits
+    for a disk that has gone can't even be killed; so it is not this one.
+    """
+    with warnings.catch_warnings():
+        # The child of a process with threads runs nothing that could wait for one of them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        _sync_and_exit(fd)
+    ended: list[int] = []
+
+    def result() -> int | None:
+        if not ended:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                ended.append(code if code >= 0 else errno.EINTR)
+        return ended[0] if ended else None
+
+    return result
+
+
+#: Bound here: the child has nothing open that anything in between could need.
+_fdatasync = os.fdatasync
+
+
+def _sync_and_exit(fd: int) -> NoReturn:
+    """The child's life. Nothing of its parent's stays open in it: no lock, and nobody's pipe."""
+    code = errno.EIO
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        os.dup2(fd, 0)
+        _close_all_from(1)
+        _fdatasync(0)
+        code = 0
+    except OSError as error:
+        code = error.errno or errno.EIO
+    finally:
+        os._exit(code)
+
+
+def _close_all_from(first: int) -> None:
+    try:
+        last = max(map(int, os.listdir("/proc/self/fd")))
+    except OSError:
+        last = min(os.sysconf("SC_OPEN_MAX"), _MANY_FILES)
+    os.closerange(first, last + 1)
+
+
+def drop_cache(fd: int) -> None:
+    """Have later reads ask the disk: after a write error memory may hold what the disk has not."""
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    function = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+    if function is None:
+        return None
+    function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return cast("Callable[[int, int, int, int], int]", function)
+
+
+_sync_file_range = _find_sync_file_range()
+#: sync_file_range(2): wait for what is under way, write what is left, wait for that.
+_WAIT_WRITE_WAIT = 1 | 2 | 4
 
 
 def _find_renameat2() -> Callable[[int, bytes, int, bytes, int], int] | None:

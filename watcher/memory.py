@@ -21,6 +21,8 @@ from watcher.model import HOUR, Ahead, Condition, Entry, Part, Ranges
 SCHEMA = "ollama-watch/state/1"
 FOLDER = ".ollama-watch"
 NAME = "state.json"
+#: In place of a start's id, which none is: the data has to be looked through in any case.
+REFUSED = "refused"
 _KEY = re.compile(r"[0-9a-fA-F]{64}(\.tmp)?")
 _READ_LIMIT = 256 * 1024 * 1024
 
@@ -69,6 +71,11 @@ class Remembered:
     told_at: float = 0.0
     stalled: bool = False
     ahead: Ahead | None = None
+    #: The note: the start of the machine in which claims of ours were written that the disk may not
+    #: have the data of; "" where it has, and `REFUSED` where it may have lost some.
+    unsynced: str = ""
+    #: Bytes that the disk has refused to take, though memory may still show them.
+    lost: Ranges = ()
 
     def is_of(self, device: int, inode: int, born_ns: int) -> bool:
         """Whether this is remembered of the file with these three.
@@ -95,6 +102,14 @@ class Hashed(NamedTuple):
     size: int
     changed_ns: int
     sha256: str
+    #: The start of the machine in which it was both written and hashed: a power cut may have taken
+    #: what was read then from memory. "" where it was read from the disk.
+    boot: str = ""
+
+    def counts(self, name: str, boot: str) -> bool:
+        """Whether it tells of what is on the disk; that it is wrong, it tells always."""
+        right = names.parse_blob(name).digest.lower() == self.sha256
+        return not right or self.boot in ("", boot)
 
 
 class Asked(NamedTuple):
@@ -203,6 +218,8 @@ def _encode(memory: Memory) -> bytes:
                 "told_at": record.told_at,
                 "stalled": record.stalled,
                 "ahead": record.ahead and list(record.ahead),
+                "unsynced": record.unsynced,
+                "lost": [list(each) for each in record.lost],
             }
             for digest, record in memory.downloads.items()
         },
@@ -265,13 +282,15 @@ def _decode(raw: bytes) -> Memory:
             told_at=float(each["told_at"]),
             stalled=bool(each["stalled"]),
             ahead=_ahead(*each["ahead"]) if each.get("ahead") else None,
+            unsynced=str(each.get("unsynced", "")),
+            lost=ranges.normal((int(start), int(end)) for start, end in each.get("lost", ())),
         )
         for digest, each in document["downloads"].items()
     }
     touched = {str(name): Touched(*map(int, each)) for name, each in document["touched"].items()}
     hashes = {
-        str(name): Hashed(int(inode), int(size), int(changed_ns), str(sha256))
-        for name, (inode, size, changed_ns, sha256) in document["hashes"].items()
+        str(name): Hashed(int(inode), int(size), int(changed_ns), str(sha256), *map(str, boot))
+        for name, (inode, size, changed_ns, sha256, *boot) in document["hashes"].items()
     }
     asked = {
         _key(digest): Asked(None if length is None else int(length), float(at))

@@ -316,6 +316,7 @@ class Kept(NamedTuple):
     in_its_place: bool
     #: What is in its place was hashed and found right.
     replaced: bool
+    there: Entry | None = None
 
 
 class BlobCensus(NamedTuple):
@@ -677,6 +678,8 @@ class Action(NamedTuple):
     #: Bytes that a pull need not download again, and bytes that are not to be trusted later.
     saves: int = 0
     doubts: Ranges = ()
+    #: Another file that has to be whole on the disk before this is done: what stays for what goes.
+    relies_on: Entry | None = None
 
 
 class RefusalKind(enum.StrEnum):
@@ -830,6 +833,9 @@ class Policy:
     own_pulls: frozenset[str] = frozenset()
     #: Mending waits while another download of the store is live: a service has time.
     patient: bool = False
+    #: Claims come before their data is on the disk, under a note that a power cut can't take;
+    #: who asks for that brings it there behind them.
+    sync_behind: bool = False
     #: Stale downloads are mended, too; a service leaves them to go.
     repair_stale: bool = False
     #: The user's word that every process which could write to the store is visible from here.

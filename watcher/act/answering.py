@@ -12,6 +12,7 @@ from watcher.act import hashing
 from watcher.decide import learn
 from watcher.journal import Journal, locked
 from watcher.model import Action, Outcome, Policy, Result, Verb
+from watcher.observe import place
 from watcher.world import World
 
 #: Answers are written down this often, so that a kill loses little.
@@ -49,7 +50,9 @@ def _keep(
     # by who acts.
     with contextlib.suppress(OSError), locked(store, lock_seconds):
         journal = Journal(store, policy, world)
-        journal.save(learn.proved(journal.recall(), answers, world.clock()))
+        start = place.start(world)
+        now = world.clock()
+        journal.save(learn.proved(journal.recall(), answers, now, start.id, start.at))
 
 
 def ask(actions: Iterable[Action], world: World) -> Iterator[Outcome]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import sys
@@ -12,7 +13,7 @@ from dataclasses import replace
 from types import FrameType
 
 from watcher import cycle
-from watcher.act import refresh
+from watcher.act import durability, refresh
 from watcher.commands.context import Context, complain
 from watcher.decide import enough
 from watcher.errors import Exit, LockedError, WatchError
@@ -60,7 +61,17 @@ def repair(
         online=not offline,
         read_limit_bytes=None,
     )
-    return act(context, "repair", policy, named, dry_run=dry_run, yes=yes, wait=wait)
+    code = act(context, "repair", policy, named, dry_run=dry_run, yes=yes, wait=wait)
+    if not dry_run:
+        _finish_claims(context, policy)
+    return code
+
+
+def _finish_claims(context: Context, policy: Policy) -> None:
+    """Bring to the disk what others have claimed ahead of it; who can't may leave that to them."""
+    for world in context.worlds(keeps=True):
+        with contextlib.suppress(WatchError, OSError):
+            durability.sync_noted(world, policy, lambda: False)
 
 
 def verify(context: Context, named: tuple[str, ...], most_seconds: float | None) -> Exit:
@@ -106,16 +117,19 @@ def _hashing_progress() -> Callable[[int, int], None]:
 
 def prepare(context: Context) -> Exit:
     """Just before the server starts: recover, mend, keep what is wanted. Never in its way."""
-    policy = replace(context.policy, clean=False, repair=True, refresh=True)
+    policy = replace(context.policy, clean=False, repair=True, refresh=True, sync_behind=True)
     try:
         with _limited(PREPARE_SECONDS):
-            for world in context.worlds(keeps=True):
+            worlds = context.worlds(keeps=True)
+            for world in worlds:
                 _keep_wanted(world, policy)
                 report = cycle.cycle(world, policy, lock_seconds=_PREPARE_LOCK_SECONDS)
                 if context.json:
                     context.document(documents.acting("prepare", report))
                 elif not context.quiet and (report.outcomes or report.troubles):
                     context.tell(acts.outcomes(report))
+            for world in worlds:
+                durability.sync_noted(world, policy, lambda: False)
     except (WatchError, OSError, _TimeIsUp) as error:
         complain(f"ollama-watch: {error}")
     return Exit.HEALTHY

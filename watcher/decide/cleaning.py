@@ -45,7 +45,8 @@ def surplus(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
     if download.data is None:
         yield _removal(judged, evidence, Verb.REMOVE_SURPLUS, download.entries)
     elif blob is not None and blob.sha256 == judged.digest.lower():
-        yield _removal(judged, evidence, Verb.REMOVE_DOWNLOAD, download.entries)
+        step = _removal(judged, evidence, Verb.REMOVE_DOWNLOAD, download.entries)
+        yield step._replace(relies_on=blob) if isinstance(step, Action) else step
     else:
         known = blob is not None and blob.sha256 is not None
         why = safety.Why(

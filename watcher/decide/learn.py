@@ -8,7 +8,7 @@ from itertools import chain, groupby
 
 from watcher import names, ranges, sidecars
 from watcher.events import Event
-from watcher.memory import Asked, Hashed, Memory, Remembered, Sample, bound_to
+from watcher.memory import REFUSED, Asked, Hashed, Memory, Remembered, Sample, bound_to
 from watcher.model import (
     LIVE_LOOK_SECONDS,
     Action,
@@ -188,10 +188,11 @@ def _names(evidence: Evidence) -> set[str]:
     return {names.printable(entry.name) for entry in (*downloads, *evidence.census.unnamed)}
 
 
-def foresee(memory: Memory, plan: Plan, now: float) -> Memory:
+def foresee(memory: Memory, plan: Plan, now: float, note: str) -> Memory:
     """What has to be remembered before a plan is carried out, so that a kill can't lose it.
 
-    The bytes that a repair does not believe, and the parts that it writes.
+    The bytes that a repair does not believe, the parts that it writes, and, as `note`, the start
+    of the machine in which it claims what the disk may not have yet; "" where it has.
     """
     records = dict(memory.downloads)
     for action in plan.actions:
@@ -199,10 +200,11 @@ def foresee(memory: Memory, plan: Plan, now: float) -> Memory:
         if action.verb is Verb.WRITE_SIDECARS and record is not None:
             records[action.subject] = replace(
                 record,
-                doubted=ranges.union(record.doubted, action.doubts),
+                doubted=ranges.union(ranges.union(record.doubted, action.doubts), record.lost),
                 partition=action.parts,
                 mended=True,
                 checked_at=now,
+                unsynced=note,
             )
     return replace(memory, downloads=records)
 
@@ -269,7 +271,19 @@ def _record(
         # A clock that was ahead then would make a later start of the machine seem an earlier one.
         checked_at=before.checked_at if before and before.checked_at <= evidence.now else 0.0,
         ahead=_ahead(download, evidence),
+        unsynced=_unsynced(judged, evidence, known),
+        lost=before.lost if before is not None else (),
     )
+
+
+def _unsynced(judged: Judged, evidence: Evidence, known: Remembered | None) -> str:
+    """The note as it stands after a look; one that was looked into and found right is done with."""
+    note = known.unsynced if known is not None else ""
+    trust = judged.download.trust
+    looked_through = trust.rebooted and trust.zeros_read
+    if note in ("", evidence.boot) or judged.condition is Condition.LIVE or not looked_through:
+        return note
+    return note if ranges.difference(trust.claimed, trust.trusted) else ""
 
 
 def _says_less(judged: Judged, before: Remembered, *, pulling: bool) -> bool:
@@ -456,18 +470,43 @@ def _gone(digest: str, record: Remembered, finished: Mapping[str, int], at: floa
     return Event(at, "partial_removed", message, who, details)
 
 
-def proved(memory: Memory, outcomes: Iterable[Outcome], now: float) -> Memory:
-    """The memory with what was found out by hashing and asking."""
+def proved(
+    memory: Memory, outcomes: Iterable[Outcome], now: float, boot: str, started_at: float
+) -> Memory:
+    """The memory with what was found out by hashing and asking in that start of the machine."""
     asked = {digest: each for digest, each in memory.asked.items() if each.counts(now)}
     hashes, unproven = dict(memory.hashes), set(memory.unproven)
     for outcome in outcomes:
         if outcome.sha256 is not None:
             entry = outcome.action.expects[0]
-            hashes[entry.name] = Hashed(entry.inode, entry.size, bound_to(entry), outcome.sha256)
+            read = "" if entry.ctime_ns / 1e9 < started_at else boot
+            hashes[entry.name] = Hashed(
+                entry.inode, entry.size, bound_to(entry), outcome.sha256, read
+            )
             unproven.discard(outcome.action.subject)
         if outcome.action.verb is Verb.ASK_REGISTRY:
             asked[outcome.action.subject] = Asked(outcome.length, now)
     return replace(memory, hashes=hashes, asked=asked, unproven=frozenset(unproven))
+
+
+def synced(
+    memory: Memory, key: str, claimed: Remembered, refused: Ranges = (), *, lost: bool = False
+) -> Memory:
+    """The memory once the data behind some claims is on the disk, as far as the disk took it.
+
+    `claimed`: the download as it was remembered when that began. `lost`: the disk did not take all
+    of it, `refused` for sure, and whatever is found not to be there.
+    """
+    record = memory.downloads.get(key)
+    if record is None or not record.is_of(claimed.device, claimed.inode, claimed.born_ns):
+        return memory
+    if lost:
+        now = replace(record, unsynced=REFUSED, lost=ranges.union(record.lost, refused))
+    elif (record.checked_at, record.unsynced) == (claimed.checked_at, claimed.unsynced):
+        now = replace(record, unsynced="")
+    else:
+        return memory  # somebody has claimed more since
+    return replace(memory, downloads={**memory.downloads, key: now})
 
 
 def forget(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
@@ -479,7 +518,7 @@ def forget(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
     gone = {each.subject for each in done if each.verb in _REMOVALS}
     repaired = {each.subject for each in done if each.verb is Verb.WRITE_SIDECARS}
     kept = {
-        key: replace(each, condition=_REPAIRED.get(each.condition, Condition.PAUSED))
+        key: replace(each, condition=_REPAIRED.get(each.condition, Condition.PAUSED), lost=())
         if key in repaired
         else each
         for key, each in memory.downloads.items()

@@ -64,4 +64,11 @@ def _restore(kept: Kept, evidence: Evidence) -> Action | Refusal:
 
 def _purge(kept: Kept) -> Action:
     because = "a good one is in its place" if kept.replaced else "removed for good"
-    return Action(Verb.PURGE, kept.label, because, (kept.entry,), kept.entry.freed)
+    return Action(
+        Verb.PURGE,
+        kept.label,
+        because,
+        (kept.entry,),
+        kept.entry.freed,
+        relies_on=kept.there if kept.replaced else None,
+    )

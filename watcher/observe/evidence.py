@@ -56,6 +56,8 @@ def _observe(
     world: World, policy: Policy, memory: Memory, scope: frozenset[str] | None, store: int
 ) -> Evidence:
     where = place.describe(world, store)
+    start = place.start(world)
+    memory = _of_disk(memory, start.id)
     found = _scan(world, policy, store, scope, where)
     census = _with_memory(found, memory, store, world.clock()) if scope is None else found.census
     downloads = _downloads(world, policy, memory, found, store)
@@ -71,7 +73,7 @@ def _observe(
         now=world.clock(),
         view=seen.view,
         uptime=world.uptime(),
-        boot=place.boot(world),
+        boot=start.id,
         servers=seen.servers,
         others=seen.others,
         downloads=tuple(
@@ -85,6 +87,14 @@ def _observe(
         quarantine=quarantine.kept(store, memory) if scope is None else (),
         pulling=_pulling(downloads, seen.holders, memory, scope),
     )
+
+
+def _of_disk(memory: Memory, boot: str) -> Memory:
+    """The memory without the hashes of what only an earlier start of the machine had in memory."""
+    if all(each.boot in ("", boot) for each in memory.hashes.values()):
+        return memory
+    hashes = {name: each for name, each in memory.hashes.items() if each.counts(name, boot)}
+    return replace(memory, hashes=hashes)
 
 
 def _scan(
@@ -221,7 +231,7 @@ def _downloads(
         # Whoever has a registry can say anything of a digest: no length of it comes before others.
         found.named.add(digest, 0, kept[digest].models)
     # Taken after the listing: what lies beyond it is no time of this clock.
-    started_at, now = place.started_at(world), world.clock()
+    start, now = place.start(world), world.clock()
     made: list[Download] = []
     with (
         contextlib.suppress(FileNotFoundError, NotADirectoryError),  # gone since it was listed
@@ -232,9 +242,10 @@ def _downloads(
             changed: list[str] = []
             for digest, pieces in waiting.items():
                 reader = _Reader(
-                    blobs, digest, pieces, found.named, memory, (started_at, now), policy
+                    blobs, digest, pieces, found.named, memory, (start.at, now), policy
                 )
                 reader.kept_size = kept[digest].size if digest in kept else None
+                reader.boot = start.id
                 try:
                     made.extend(reader.downloads())
                 except _ChangedMeanwhile:
@@ -278,6 +289,8 @@ class _Reader:
         self.named_size = named.size_of(digest) or None
         #: What a kept manifest says, for when nothing else tells.
         self.kept_size: int | None = None
+        #: The id of the machine's start.
+        self.boot = ""
         self.memory = memory
         self.named_models = named.models_of(digest)
         self.started_at, self.now = since_start
@@ -383,14 +396,18 @@ class _Reader:
             return parts.trust(None, 0, whole, rebooted=False, read_limit=None)
         # Of a copy the file that it was made of may tell more than it does itself.
         known = self.memory.downloads.get(self.digest)
+        noted = known is not None and known.unsynced not in ("", self.boot)
+        limit = self.policy.read_limit_bytes
         fd = self._open(data)
         try:
             return parts.trust(
                 fd,
                 min(data.size, total),
                 whole,
-                rebooted=self._rebooted(data, record),
-                read_limit=self.policy.read_limit_bytes,
+                rebooted=noted or self._rebooted(data, record),
+                # Claims that a power cut may have left without their data are looked through.
+                read_limit=None if noted and limit else limit,
+                refused=record.lost if record is not None else (),
                 doubted=known.doubted if known is not None else (),
                 starts=[part.offset for part in known.partition] if known is not None else (),
             )

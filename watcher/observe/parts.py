@@ -111,6 +111,7 @@ def trust(
     *,
     rebooted: bool,
     read_limit: int | None,
+    refused: Ranges = (),
     doubted: Ranges = (),
     starts: Sequence[int] = (),
 ) -> Trust:
@@ -119,8 +120,9 @@ def trust(
     `fd` and `size` are the data file's (None and 0 where it is missing), `parts` all parts by
     offset; those with a lost sidecar have the number -1 and claim nothing. `rebooted`: some of it
     may have been written before the machine started. `read_limit`: bytes that may be read where
-    holes don't tell; None for no limit. `doubted`: what an earlier look knew to be doubtful; a
-    claim settles it. `starts`: where parts that were there once began.
+    holes don't tell; None for no limit. `refused`: what the disk did not take, which is as good as
+    a hole. `doubted`: what an earlier look knew to be doubtful; a claim settles it. `starts`: where
+    parts that were there once began.
     Raises OSError where the data can't be read.
     """
     claimed = sidecars.claims([part for part in parts if part.number >= 0])
@@ -128,6 +130,7 @@ def trust(
         return Trust(claimed=claimed)
     held = segments(fd, size)
     holes_tell = ranges.size(held) < size
+    held = ranges.difference(held, refused)
     open_ends = ranges.normal((part.starts_at, part.end) for part in parts)
     if not holes_tell and read_limit is not None and ranges.size(open_ends) > read_limit:
         present = ranges.intersection(held, claimed)

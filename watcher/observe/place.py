@@ -251,6 +251,18 @@ def _file_system(path: str, proc: str) -> str:
     return kind
 
 
+class Start(NamedTuple):
+    """A start of the machine: its id, another one each time, and when it was."""
+
+    id: str
+    at: float
+
+
+def start(world: World) -> Start:
+    """The machine's last start, as far as it can be told."""
+    return Start(boot(world), started_at(world))
+
+
 def boot(world: World) -> str:
     """The id of the machine's start, another one at each; "" where that can't be told."""
     try:

@@ -35,5 +35,5 @@ def kept(store: int, memory: Memory) -> tuple[Kept, ...]:
                 and hashed[:3] == (there.inode, there.size, bound_to(there))
                 and hashed.sha256 == names.parse_blob(name).digest.lower()
             )
-            found.append(Kept(label, name, entry, in_its_place=there is not None, replaced=good))
+            found.append(Kept(label, name, entry, there is not None, good, there))
     return tuple(found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Set
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
@@ -17,8 +18,9 @@ from watcher.cycle import Report
 from watcher.decide import findings
 from watcher.decide.judge import settled_condition
 from watcher.errors import LockedError, WatchError
-from watcher.model import Condition, Plan, RefusalKind, Result, Verb
+from watcher.model import Condition, Plan, Policy, RefusalKind, Result, Verb
 from watcher.pull.site import Site
+from watcher.world import World
 
 #: A part that waits for its retry keeps the file open so long after its request was closed.
 _RELEASE_SECONDS = 45.0
@@ -103,7 +105,12 @@ def mend(
     if site.world is None:
         return None
     policy = replace(
-        site.policy, repair=True, clean=False, refresh=False, own_pulls=own or frozenset()
+        site.policy,
+        repair=True,
+        clean=False,
+        refresh=False,
+        own_pulls=own or frozenset(),
+        sync_behind=True,
     )
     began = time.monotonic()
     until = began + (0.0 if own is None else _RELEASE_SECONDS)
@@ -116,6 +123,8 @@ def mend(
         except (WatchError, OSError) as error:
             yield say(f"can't be mended: {error}")
             return None
+        if report is not None:
+            _sync_behind(site.world, policy, report)
         waits = report is None or held(report) or _is_refused(report, _PASSING)
         now = time.monotonic()
         if not waits or now >= until:
@@ -126,6 +135,15 @@ def mend(
             if cancelled():
                 yield say(_WAITS_FOR_FILES)
         time.sleep(_TICK_SECONDS)
+
+
+def _sync_behind(world: World, policy: Policy, report: Report) -> None:
+    """Have the data brought to the disk that is claimed now, while the pull goes on."""
+    from watcher.act.durability import Behind, noted
+
+    if report.memory is not None and noted(report.memory, report.evidence.boot):
+        with suppress(RuntimeError):  # no thread: who looks next does it
+            Behind(world, lambda _: None, lambda _: None).want(policy)
 
 
 def put_aside_corrupt(

@@ -1,0 +1,461 @@
+"""The power fails: whatever is claimed on the disk then is there, or is looked through first."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.driving import Daemon, Store, command, environment, is_right, run
+from tests.fidelity.harness import EngineServer, blob, collapsed, sidecar, wait_until
+from watcher import files, memory, ranges, sidecars
+from watcher.act import durability
+from watcher.demo.registry import Content, Layer, Model, Registry
+from watcher.memory import Hashed, Memory
+from watcher.model import MIB, Condition, Entry, Policy, Ranges, Result, Verb
+from watcher.observe import scan
+
+from .power import Disk, Machine
+
+MB = 1_000_000
+SIZE = 62 * MB
+PART = 20 * MB
+#: How far each of the parts has come; `whole` is all of it.
+COME = (PART, 15 * MB, 14 * MB, 0)
+REPAIR = Policy(repair=True, repair_stale=True, hash=True, writers_visible=True)
+#: What the daemon, `prepare` and `pull` do.
+AHEAD = Policy(repair=True, writers_visible=True, sync_behind=True)
+
+
+class Scene:
+    """A download that a server has just written, and that is in memory alone."""
+
+    def __init__(self, disk: Disk, registry: Registry, *, layout: str, whole: bool) -> None:
+        self.disk, self.registry = disk, registry
+        self.model: Model = registry.add_model("demo", "1b", [Layer(SIZE)], extras=False)
+        self.digest = self.model.digests[0]
+        self.content: Content = registry.content(self.digest)
+        self.store = disk.path / "models"
+        (self.store / "blobs").mkdir(parents=True)
+        (self.store / "manifests").mkdir()
+        data = blob(self.store, self.digest, "-partial")
+        starts = range(0, SIZE, PART)
+        for number, start in enumerate(starts):
+            text = sidecar(number, start, min(PART, SIZE - start), 0)
+            blob(self.store, self.digest, f"-partial-{number}").write_text(text)
+        with data.open("wb") as file:
+            if layout == "zeros":  # a file system that lays out before it writes
+                file.write(bytes(SIZE))
+            file.truncate(SIZE)
+        disk.keep_all()
+        with data.open("r+b") as file:
+            for start, come in zip(starts, COME, strict=True):
+                end = min(SIZE, start + (PART if whole else come))
+                file.seek(start)
+                file.writelines(self.content.slices(start, end))
+
+    def claims(self, store: Path) -> Ranges:
+        """What the sidecars claim."""
+        found = blob(store, self.digest).parent.glob(f"{blob(store, self.digest).name}-partial-*")
+        return sidecars.claims([sidecars.parse(path.read_bytes()) for path in found])
+
+    def false(self, store: Path) -> int:
+        """Claimed bytes that the data does not have, to a MiB."""
+        wrong = 0
+        with blob(store, self.digest, "-partial").open("rb") as file:
+            for start, end in self.claims(store):
+                for low in range(start, end, MIB):
+                    high = min(low + MIB, end)
+                    here = os.pread(file.fileno(), high - low, low)
+                    wrong += (high - low) * (here != self.content.read(low, high))
+        return wrong
+
+    def pull(self, store: Path) -> int:
+        """Pull it to its end; the bytes that took."""
+        before = self.registry.bytes_served(self.digest)
+        with EngineServer(store) as server:
+            server.start().wait_ready()
+            assert collapsed(server.pull(self.model.name))[-1] == "success"
+        assert is_right(store, self.digest)
+        return self.registry.bytes_served(self.digest) - before
+
+
+def remembered(store: Path) -> Memory:
+    """What is remembered on the disk."""
+    with files.opened_folder(str(store)) as fd:
+        return memory.load(fd)
+
+
+def notes(store: Path) -> list[str]:
+    """The notes about claims ahead of their data."""
+    return [each.unsynced for each in remembered(store).downloads.values() if each.unsynced]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    with Disk(tmp_path / "disk") as made:
+        yield made
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path / "proc")
+
+
+@pytest.fixture(params=["holes", "zeros"])
+def killed(request: pytest.FixtureRequest, disk: Disk, registry: Registry) -> Scene:
+    return Scene(disk, registry, layout=request.param, whole=False)
+
+
+@pytest.fixture(params=["holes", "zeros"])
+def whole(request: pytest.FixtureRequest, disk: Disk, registry: Registry) -> Scene:
+    return Scene(disk, registry, layout=request.param, whole=True)
+
+
+def test_a_power_cut_takes_what_nobody_has_written_back(killed: Scene) -> None:
+    """Else nothing here would show anything."""
+    with killed.disk.power_cut() as after:
+        data = blob(after.path / "models", killed.digest, "-partial").read_bytes()
+        assert not data.strip(b"\0")
+
+
+def test_what_repair_claims_is_on_the_disk(killed: Scene) -> None:
+    done = run(killed.store, "repair", "--yes")
+    assert done.returncode == 0, done.stderr
+    with killed.disk.power_cut() as after:
+        store = after.path / "models"
+        assert ranges.size(killed.claims(store)) > sum(COME) - 5 * MIB
+        assert killed.false(store) == 0
+        # A server that starts first believes them, and is right.
+        assert killed.pull(store) < SIZE - sum(COME) + 12 * MIB
+
+
+def test_what_repair_claims_of_a_whole_download_is_on_the_disk(whole: Scene) -> None:
+    assert run(whole.store, "repair", "--yes").returncode == 0
+    with whole.disk.power_cut() as after:
+        store = after.path / "models"
+        assert whole.claims(store) == ((0, SIZE),)
+        assert whole.false(store) == 0
+        assert whole.pull(store) == 0
+
+
+def test_claims_ahead_of_their_data_are_looked_through_at_the_next_start(
+    killed: Scene, machine: Machine
+) -> None:
+    assert_looked_through(killed, machine)
+
+
+def test_so_are_those_of_a_whole_download(whole: Scene, machine: Machine) -> None:
+    assert_looked_through(whole, machine)
+
+
+def assert_looked_through(it: Scene, machine: Machine) -> None:
+    machine.act(it.store, AHEAD)
+    assert len(notes(it.store)) == 1
+    with it.disk.power_cut() as after:
+        store = after.path / "models"
+        assert it.false(store) > 40 * MB, "the claims are there, the data is not"
+        machine.restart()
+        before = it.claims(store)
+        # A look that may not read much reads this.
+        little = Policy(repair=False, writers_visible=True, read_limit_bytes=1)
+        (judged,) = machine.act(store, little).verdict.judged
+        assert judged.condition in (Condition.HOLLOW, Condition.WHOLE)
+        assert not judged.download.trust.trusted
+        assert it.claims(store) == before
+        machine.act(store, AHEAD)
+        assert it.false(store) == 0
+        durability.sync_noted(machine.world(store), AHEAD, lambda: False)
+        assert notes(store) == []
+        it.pull(store)
+
+
+def test_a_server_that_starts_first_finds_the_note_still_there(
+    killed: Scene, machine: Machine
+) -> None:
+    machine.act(killed.store, AHEAD)
+    with killed.disk.power_cut() as after:
+        store = after.path / "models"
+        machine.restart()
+        with EngineServer(store) as server:
+            server.start().wait_ready()
+        machine.act(store, AHEAD)
+        assert killed.false(store) == 0
+        killed.pull(store)
+
+
+def test_what_is_synced_behind_is_on_the_disk_and_the_note_goes(
+    killed: Scene, machine: Machine
+) -> None:
+    machine.act(killed.store, AHEAD)
+    assert durability.sync_noted(machine.world(killed.store), AHEAD, lambda: False) == frozenset()
+    assert notes(killed.store) == []
+    with killed.disk.power_cut() as after:
+        store = after.path / "models"
+        assert killed.false(store) == 0
+        assert ranges.size(killed.claims(store)) > sum(COME) - 5 * MIB
+        machine.restart()
+        (judged,) = machine.act(store, AHEAD).verdict.judged
+        assert judged.condition is Condition.PAUSED
+
+
+@pytest.mark.parametrize("words", [("prepare",), ("repair", "--yes")])
+def test_who_has_time_left_finishes_what_others_have_claimed(
+    words: tuple[str, ...], disk: Disk, registry: Registry, tmp_path: Path
+) -> None:
+    """The note is that of this machine's start: a command of this machine takes it back."""
+    killed = Scene(disk, registry, layout="holes", whole=False)
+    this = Machine(tmp_path / "this")
+    (tmp_path / "this/sys/kernel/random/boot_id").write_text(
+        Path("/proc/sys/kernel/random/boot_id").read_text()
+    )
+    this.act(killed.store, AHEAD)
+    assert len(notes(killed.store)) == 1
+    assert run(killed.store, *words).returncode == 0
+    assert notes(killed.store) == []
+    with killed.disk.power_cut() as after:
+        assert killed.false(after.path / "models") == 0
+
+
+def test_prepare_brings_to_the_disk_what_it_claims(killed: Scene) -> None:
+    assert run(killed.store, "prepare").returncode == 0
+    with killed.disk.power_cut() as after:
+        store = after.path / "models"
+        assert ranges.size(killed.claims(store)) > sum(COME) - 5 * MIB
+        assert killed.false(store) == 0
+        assert notes(store) == []
+
+
+def test_the_daemon_brings_to_the_disk_what_it_claims(killed: Scene) -> None:
+    with Daemon(killed.store, {"OLLAMA_WATCH_REPAIR": "true"}) as daemon:
+        daemon.wait_event("download_repaired")
+        wait_until(lambda: not notes(killed.store), "the note to go")
+        with killed.disk.power_cut() as after:
+            store = after.path / "models"
+            assert ranges.size(killed.claims(store)) > sum(COME) - 5 * MIB
+            assert killed.false(store) == 0
+
+
+# ---------------------------------------------------------------- what something stays for
+
+
+class Fresh:
+    """A store with a blob that was just written over zeros, and is known to be right."""
+
+    def __init__(self, disk: Disk, machine: Machine) -> None:
+        self.disk, self.machine = disk, machine
+        self.store = Store(disk.path / "models")
+        self.text = b"right " * 3 * MIB
+        self.name = f"sha256-{hashlib.sha256(self.text).hexdigest()}"
+        with (self.store.blobs / self.name).open("wb") as file:
+            file.write(bytes(len(self.text)))
+            file.flush()
+            self.store.manifest("demo", self.name[7:])
+            disk.keep_all()
+            file.seek(0)
+            file.write(self.text)
+
+    def know(self, models: Path, boot: str) -> None:
+        """Remember the right hash, found in that start of the machine.
+
+        To hash it here would have it written: what was read is given back to the system.
+        """
+        found = (models / "blobs" / self.name).stat()
+        hashed = Hashed(found.st_ino, found.st_size, found.st_ctime_ns, self.name[7:], boot)
+        with files.opened_folder(str(models)) as fd:
+            memory.save(fd, Memory(hashes={self.name: hashed}))
+
+    def assert_kept(self) -> None:
+        """The disk has it."""
+        with self.disk.power_cut() as after:
+            assert (after.path / "models/blobs" / self.name).read_bytes() == self.text
+
+
+def test_nothing_goes_for_a_blob_that_is_not_on_the_disk(disk: Disk, machine: Machine) -> None:
+    """A corrupt blob was put aside; its replacement was found right, and lets it go."""
+    it = Fresh(disk, machine)
+    kept = it.store.ours / "quarantine"
+    kept.mkdir(parents=True)
+    (kept / f"00000001-{it.name}").write_bytes(b"wrong")
+    it.know(it.store.path, machine.boot)
+    purge = Policy(repair=False, purge_replaced=True, writers_visible=True)
+    (done,) = machine.act(it.store.path, purge).outcomes
+    assert (done.action.verb, done.result) == (Verb.PURGE, Result.DONE)
+    it.assert_kept()
+
+
+def test_partial_data_stays_until_its_blob_is_on_the_disk(disk: Disk, machine: Machine) -> None:
+    it = Fresh(disk, machine)
+    partial = it.store.file(f"{it.name}-partial", "some".ljust(len(it.text), "\0"))
+    it.know(it.store.path, machine.boot)
+    report = machine.act(it.store.path, REPAIR)
+    assert [each.action.verb for each in report.outcomes] == [Verb.REMOVE_DOWNLOAD]
+    assert not partial.exists()
+    it.assert_kept()
+
+
+def test_a_hash_of_what_was_in_memory_alone_does_not_outlive_the_machine(
+    disk: Disk, machine: Machine
+) -> None:
+    it = Fresh(disk, machine)
+    it.know(it.store.path, machine.boot)
+    assert it.name not in hashed_by(machine, it.store.path), "in this start it is known"
+    with disk.power_cut() as after:
+        models = after.path / "models"
+        before = machine.boot
+        machine.restart()
+        it.know(models, before)  # it has come through, and so have the blob's times
+        assert it.name in hashed_by(machine, models)
+        assert it.name not in hashed_by(machine, models), "what is wrong stays known"
+        machine.restart()
+        assert it.name not in hashed_by(machine, models)
+        odd = machine.act(models, VERIFY).evidence.census.odd
+        assert it.name[7:] in {each.digest for each in odd}
+
+
+def test_what_was_there_before_the_machine_started_is_hashed_once(
+    disk: Disk, machine: Machine
+) -> None:
+    it = Fresh(disk, machine)
+    (Path(machine.proc) / "stat").unlink()
+    (Path(machine.proc) / "stat").write_text(f"btime {time.time() + 1:.0f}\n")
+    assert it.name in hashed_by(machine, it.store.path)
+    machine.restart()
+    assert it.name not in hashed_by(machine, it.store.path)
+
+
+VERIFY = Policy(repair=False, hash=True, verify=True, writers_visible=True)
+
+
+def hashed_by(machine: Machine, models: Path) -> set[str]:
+    """The files that `verify` reads."""
+    return {each.action.expects[0].name for each in machine.act(models, VERIFY).outcomes}
+
+
+# ---------------------------------------------------------------- a disk that refuses
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
+def test_what_the_disk_does_not_take_is_not_claimed(registry: Registry, disk: Disk) -> None:
+    it = Scene(disk, registry, layout="holes", whole=False)
+    before = ranges.size(it.claims(it.store))
+    assert before == 0
+    inject = ["-e", "trace=sync_file_range", "-e", "inject=sync_file_range:error=EIO:when=2"]
+    done = subprocess.run(
+        ["strace", "-f", "-o", "/dev/null", *inject, *command(it.store, "repair", "--yes")],
+        env=environment(it.store),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if "ptrace" in done.stderr:
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    claims = it.claims(it.store)
+    # The first slice begins behind the MiB in which an attempt may have left an error page.
+    refused = ((MIB + durability.SLICE, PART),)
+    assert not ranges.intersection(claims, refused)
+    assert ranges.size(claims) > 20 * MB
+    told = [each for each in Store.events(_at(it.store)) if each["event_type"] == "error"]
+    assert [each["details"]["refused_bytes"] for each in told] == [PART - MIB - durability.SLICE]
+    # Nor later, when the disk says nothing any more and memory still shows it.
+    assert run(it.store, "repair", "--yes").returncode == 0
+    assert not ranges.intersection(it.claims(it.store), refused)
+    assert run(it.store, "repair", "--yes").stdout == "nothing to repair\n"
+    it.pull(it.store)
+
+
+def _at(path: Path) -> Store:
+    """A store that is there already."""
+    store = Store.__new__(Store)
+    store.path = path
+    return store
+
+
+def entry_of(path: Path) -> Entry:
+    with files.opened_folder(str(path.parent)) as folder:
+        found = scan.look(path.name, folder)
+        assert found is not None
+        return found
+
+
+def write_back(path: Path, stop: Callable[[], bool]) -> durability.Written:
+    with files.opened_folder(str(path.parent)) as folder:
+        return durability.write_back(folder, entry_of(path), ((0, path.stat().st_size),), stop)
+
+
+def test_stop_is_asked_between_slices(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(5 * durability.SLICE))
+    asked: list[None] = []
+
+    def stop() -> bool:
+        asked.append(None)
+        return len(asked) == 3
+
+    assert write_back(path, stop) == durability.Written(cut_short=True)
+    assert len(asked) == 3
+
+
+def test_another_file_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"x")
+    meant = entry_of(path)
+    path.rename(tmp_path / "old")
+    path.write_bytes(b"y")
+    with files.opened_folder(str(tmp_path)) as folder:
+        assert durability.write_back(folder, meant, ((0, 1),), lambda: False).cut_short
+
+
+def test_who_wants_to_stop_leaves_a_stuck_sync_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it leaves holds nothing: no lock, and no pipe that somebody reads to its end."""
+    path = tmp_path / "data"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(files, "_fdatasync", lambda _: time.sleep(5))
+    reader, writer = os.pipe()
+    lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    began = time.monotonic()
+    written = write_back(path, lambda: time.monotonic() - began > 0.5)
+    assert written == durability.Written(cut_short=True)
+    os.close(lock)
+    os.close(writer)
+    again = os.open(tmp_path / "lock", os.O_RDWR)
+    wait_until(lambda: _locks(again), "the lock", timeout=2)
+    os.set_blocking(reader, False)
+    assert os.read(reader, 1) == b""
+    for fd in (reader, again):
+        os.close(fd)
+
+
+def _locks(fd: int) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+def test_an_error_of_the_rest_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"x")
+
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files, "_fdatasync", fails)
+    written = write_back(path, lambda: False)
+    assert written.error is not None
+    assert written.error.errno == errno.EIO
+    assert not written.cut_short
