@@ -35,6 +35,8 @@ NAME = "registry-cache.json"
 _MOST = 500
 #: Nor more text than this: it is read at each look that finds a download.
 _ROOM = 4 << 20
+#: All layers together have no more, so that every sum of them is a number that can be kept.
+_MOST_BYTES = 1 << 55
 ANSWER_SECONDS = 10.0
 _MOST_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -120,9 +122,9 @@ def manifest(
         why = f"{model.host} answers {found.status}"
         return Answer(known.raw.encode() if known else None, why)
     try:
-        manifests.parse(found.raw)
+        sizes(found.raw)
     except ValueError as error:
-        return Answer(None, f"{model.host} gives no manifest: {error}")
+        return Answer(None, f"{model.host} gives no manifest that makes sense: {error}")
     if store is not None:
         keep(store, model, found.raw, found.etag, clock())
     return Answer(found.raw)
@@ -139,6 +141,8 @@ class Fetched(NamedTuple):
     #: What the registry calls this version; "" where it does not say.
     etag: str = ""
     length: int | None = None
+    #: The media type, such as ``text/html``.
+    kind: str = ""
 
 
 def length(model: ModelName, digest: str) -> int | None:
@@ -159,6 +163,15 @@ def fetch(model: ModelName, etag: str = "", *, insecure: bool = False) -> Fetche
     """
     headers = {"Accept": _MANIFEST_TYPE, **({"If-None-Match": etag} if etag else {})}
     return _ask("GET", model, f"manifests/{model.tag}", headers, insecure=insecure)
+
+
+def layer(model: ModelName, digest: str, *, insecure: bool) -> Fetched:
+    """What a model's registry, or whom it redirects to, answers to who asks for a layer's data.
+
+    Raises OSError where nobody answers in time.
+    """
+    first = {"Range": "bytes=0-0"}
+    return _ask("GET", model, f"blobs/sha256:{digest}", first, insecure=insecure)
 
 
 def _ask(
@@ -229,11 +242,13 @@ def _follow(
                 url = urljoin(url, location)
                 continue
             size = answer.getheader("Content-Length", "")
+            wanted = answer.status == 200 and "Range" not in headers
             return Fetched(
                 answer.status,
-                answer.read(manifests.READ_LIMIT) if answer.status == 200 else b"",
+                answer.read(manifests.READ_LIMIT) if wanted else b"",
                 answer.getheader("ETag", ""),
                 int(size) if size.isdecimal() and len(size) < 20 else None,
+                answer.getheader("Content-Type", "").partition(";")[0].strip().lower(),
             )
     raise OSError(f"more than {_MOST_REDIRECTS} redirects")
 
@@ -317,13 +332,28 @@ def keep(store: int, model: ModelName, raw: bytes, etag: str, now: float) -> Non
 def sizes(raw: bytes) -> dict[str, int]:
     """The digests of all layers and of the config, each once, with their bytes.
 
-    Raises ValueError for what is no manifest.
+    Raises ValueError for what is no manifest, and for bytes that no layer can have. A server pulls
+    such a model all the same: it goes by the lengths that the registry answers.
     """
-    return {digest: size for digest, (size, _) in manifests.parse(raw).named.items()}
+    found = {digest: size for digest, (size, _) in manifests.parse(raw).named.items()}
+    absurd = [size for size in found.values() if not 0 <= size <= LARGEST_LAYER]
+    if absurd:
+        raise ValueError(f"a layer of {absurd[0]} bytes")
+    if (total := sum(found.values())) > _MOST_BYTES:
+        raise ValueError(f"{total} bytes together")
+    return found
 
 
 def _read(text: str, etag: str, at: float) -> Cached:
     return Cached(text, etag, at, sizes(text.encode()))
+
+
+def _sensible(text: str, etag: str, at: float) -> Cached | None:
+    """A manifest that was kept; None for one that should not have been."""
+    try:
+        return _read(text, etag, at)
+    except ValueError:
+        return None
 
 
 def _encode(found: Mapping[str, Cached]) -> bytes:
@@ -335,9 +365,11 @@ def _encode(found: Mapping[str, Cached]) -> bytes:
 def _decode(raw: bytes) -> Mapping[str, Cached]:
     """Made sense of once for all looks that read the same text."""
     try:
+        rows = kept.document(raw, SCHEMA)["models"].items()
         return {
-            names.to_model(key).key: _read(str(text), str(etag), float(at))
-            for key, (text, etag, at) in kept.document(raw, SCHEMA)["models"].items()
+            names.to_model(key).key: got
+            for key, (text, etag, at) in rows
+            if (got := _sensible(str(text), str(etag), float(at))) is not None
         }
     except (ValueError, TypeError, KeyError, AttributeError, WatchError) as error:
         raise kept.DamagedError(f"{type(error).__name__}: {error}") from None

@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,6 +87,8 @@ def _told(context: Context, one: Pull, wanted: Wanted) -> Exit:
     if cause is None:
         return Exit.HEALTHY
     shown = names.printable(one.name.shown)
+    if one.fault is not None and context.verbose:
+        complain("".join(traceback.format_exception(one.fault)))
     if cause is Cause.INTERRUPTED:
         again = " ".join(map(shlex.quote, _same_pull(context, wanted)))
         complain(f"{shown}: interrupted; to go on: {names.printable(again)} {shown}")

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from watcher import names, ollama
 from watcher.commands import pull
 from watcher.commands.context import Context
-from watcher.pull import site
-from watcher.pull.causes import Cause
+from watcher.pull import queue, site
+from watcher.pull.causes import Again, Cause
 from watcher.pull.driver import Options, Pull
 from watcher.pull.queue import Driven, Result
 from watcher.pull.running import Drive, Why
@@ -63,6 +63,8 @@ def _driver(
             return Driven(Result.DONE)
         if cause is Cause.INTERRUPTED:
             return Driven(Result.STOPPED, why_stop())
-        return Driven(Result.FAILED, f"{one.end.text}; {cause.step}", cause.passes)
+        pause = queue.HOURLY if cause.again is Again.HOURLY else None
+        why = f"{one.end.text}; {cause.step}"
+        return Driven(Result.FAILED, why, cause.again is not Again.NEVER, pause)
 
     return drive

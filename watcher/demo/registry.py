@@ -77,7 +77,8 @@ class Fault:
     reset         after `after` bytes of the body the connection is reset (a real RST)
     stall         after `after` bytes nothing more comes, until the fault is removed
     truncate      after `after` bytes the connection ends in order, too early
-    page          the answer is `body` with `status`; with `cut`, more is promised than comes
+    page          the answer is `body` with `status`, and `headers` besides; with `cut`, more is
+                  promised than comes
     ignore_range  the answer is 200 and the whole blob from its first byte on
     hang          no answer at all, until the fault is removed
 
@@ -93,6 +94,7 @@ class Fault:
     status: int = 500
     body: str = PAGE
     cut: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
     begin: int = 0
     end: int | None = None
     times: int | None = None
@@ -708,6 +710,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(fault.status)
         self.send_header("Content-Type", "text/html")
         self.send_header("Content-Length", str(len(body) * (2 if fault.cut else 1)))
+        for name, value in fault.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

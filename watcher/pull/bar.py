@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from watcher.sidecars import LARGEST_LAYER
+
+#: More layers than this are not taken on that no manifest names; the largest models have thousands.
+_MOST_LAYERS = 10_000
 #: Fewer bytes than this are given back by roundings, not by a lost attempt.
 _NOISE = 64 * 1024
 
@@ -40,7 +44,9 @@ class Bar:
         A layer that the manifest does not name is taken on: the manifest may not be known. A line
         without a total tells nothing: the layer is being prepared.
         """
-        if not total:
+        if not 0 < total <= LARGEST_LAYER:
+            return 0
+        if digest not in self.sizes and len(self.sizes) >= _MOST_LAYERS:
             return 0
         self.sizes[digest] = max(total, self.sizes.get(digest, 0))
         before = self._completed.get(digest, 0)
@@ -69,6 +75,11 @@ class Bar:
             for digest, size in self.sizes.items()
         )
         return max(layers, min(self._all[1], self.total))
+
+    @property
+    def missing(self) -> list[int]:
+        """The sizes of those layers that are not here as a whole."""
+        return [size for digest, size in self.sizes.items() if digest not in self._present]
 
     @property
     def present(self) -> int:

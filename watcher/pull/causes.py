@@ -1,23 +1,51 @@
-"""Why a pull failed, told by the server's words, and what helps. Pure.
+"""Why a pull failed, told by the server's words, what helps, and whether another try can. Pure.
 
-The words are those of Ollama's ``server/download.go`` and ``server/images.go``, and of Go's ``net``
-and ``syscall``, as the server streams them in ``{"error": …}``.
+The words are those of Ollama's ``server/download.go``, ``server/images.go``, ``server/auth.go`` and
+``x/transfer``, and of Go's ``net``, ``os`` and ``syscall``, as the server streams them in
+``{"error": …}``.
 """
 
 from __future__ import annotations
 
 import enum
 import re
+from typing import NamedTuple
+
+
+class Again(enum.Enum):
+    """When another try may end better by itself."""
+
+    SOON = "soon"
+    #: Not before somebody does something about the network; nobody tells us of that.
+    HOURLY = "hourly"
+    NEVER = "never"
 
 
 class Cause(enum.StrEnum):
     """What is in the way."""
 
     NO_MODEL = "no_model"
+    NO_LAYER = "no_layer"
+    BAD_NAME = "bad_name"
+    BAD_MANIFEST = "bad_manifest"
+    OLD_SERVER = "old_server"
+    UNSUPPORTED = "unsupported"
+    REFUSED = "refused"
+    LEGAL = "legal"
+    REALM = "realm"
+    BAD_ADDRESS = "bad_address"
     NO_PERMISSION = "no_permission"
+    SERVER_KEY = "server_key"
     INSECURE = "insecure"
+    PORTAL = "portal"
+    PROXY = "proxy"
     STORE = "store"
     DISK_FULL = "disk_full"
+    FILE_TOO_LARGE = "file_too_large"
+    READ_ONLY = "read_only"
+    NOT_PERMITTED = "not_permitted"
+    DISK_FAILS = "disk_fails"
+    FILE_SYSTEM = "file_system"
     NO_NETWORK = "no_network"
     OVERLOADED = "overloaded"
     RESETS = "resets"
@@ -27,88 +55,290 @@ class Cause(enum.StrEnum):
     SERVER_GONE = "server_gone"
     SILENCE = "silence"
     INTERRUPTED = "interrupted"
+    FAULT = "fault"
     UNKNOWN = "unknown"
 
     @property
+    def again(self) -> Again:
+        """When another try may end well by itself."""
+        return _ROWS[self].again
+
+    @property
     def passes(self) -> bool:
-        """Whether another try may end well by itself."""
-        return self not in _LASTING
+        """Whether a try a little later may end well by itself."""
+        return self.again is Again.SOON
 
     @property
     def step(self) -> str:
         """What helps."""
-        return _STEPS[self]
+        return _ROWS[self].step
+
+    @property
+    def awaited(self) -> str:
+        """What another try waits for; "" where there is none."""
+        return _ROWS[self].awaited
 
 
-_LASTING = frozenset(
-    {
-        Cause.NO_MODEL,
-        Cause.NO_PERMISSION,
-        Cause.INSECURE,
-        Cause.STORE,
-        Cause.DISK_FULL,
-        Cause.INTERRUPTED,
-    }
-)
+class _Row(NamedTuple):
+    again: Again
+    step: str
+    awaited: str = ""
 
-_STEPS = {
-    Cause.NO_MODEL: "look at its spelling and its tag; what there is: https://ollama.com/search",
-    Cause.INSECURE: "its registry has no valid certificate, or none at all: --insecure",
-    Cause.NO_PERMISSION: "sign in (ollama signin), or ask its owner for access",
-    Cause.STORE: "the server's user must own the store: see ollama-watch audit",
-    Cause.DISK_FULL: "make room: ollama-watch df, ollama-watch clean, ollama rm",
-    Cause.NO_NETWORK: "check the network and the proxy of the server",
-    Cause.OVERLOADED: "try again later: the registry has too much to do",
-    Cause.RESETS: "the network breaks connections off: --until-done tries on and on",
-    Cause.MISMATCH: "what had come was damaged and is thrown away; pull it again",
-    Cause.BLOCKED: "ollama-watch repair, then pull it again",
-    Cause.CANCELLED: "pull it again",
-    Cause.SERVER_GONE: "start the server: systemctl start ollama, or ollama serve",
-    Cause.SILENCE: "nothing came for long: check the network, and pull it again",
-    Cause.INTERRUPTED: "pull it again to go on",
-    Cause.UNKNOWN: "see the server's log: journalctl -u ollama",
+
+_SOON, _HOURLY, _NEVER = Again
+_ROWS = {
+    Cause.NO_MODEL: _Row(
+        _NEVER, "check its spelling and its tag; what there is: https://ollama.com/search"
+    ),
+    Cause.NO_LAYER: _Row(
+        _NEVER, "its registry lacks a part of it: choose another tag of the model"
+    ),
+    Cause.BAD_NAME: _Row(_NEVER, "write the name as https://ollama.com/search shows it"),
+    Cause.BAD_MANIFEST: _Row(
+        _HOURLY, "the registry's manifest of it is wrong: choose another tag of the model"
+    ),
+    Cause.OLD_SERVER: _Row(_NEVER, "update Ollama: curl -fsSL https://ollama.com/install.sh | sh"),
+    Cause.UNSUPPORTED: _Row(_NEVER, "this server can't run it: choose another tag of the model"),
+    Cause.REFUSED: _Row(_NEVER, "the registry does not accept the request: check the model's name"),
+    Cause.LEGAL: _Row(_NEVER, "the registry may not hand it out here: choose another model"),
+    Cause.REALM: _Row(
+        _NEVER, "name the registry by the host that it hands out its tokens at (its realm)"
+    ),
+    Cause.BAD_ADDRESS: _Row(
+        _NEVER, "check the registry's address in the name, and HTTPS_PROXY of the server"
+    ),
+    Cause.NO_PERMISSION: _Row(_NEVER, "sign in (ollama signin), or ask its owner for access"),
+    Cause.SERVER_KEY: _Row(
+        _NEVER, "restart the server, which makes its key anew: systemctl restart ollama"
+    ),
+    Cause.INSECURE: _Row(
+        _NEVER, "its registry has no valid certificate, or none at all: --insecure"
+    ),
+    Cause.PORTAL: _Row(
+        _HOURLY, "a web page answers: sign in to the network, or check the server's proxy"
+    ),
+    Cause.PROXY: _Row(_HOURLY, "set the proxy's password in HTTPS_PROXY: systemctl edit ollama"),
+    Cause.STORE: _Row(_NEVER, "the server's user must own the store: ollama-watch audit"),
+    Cause.DISK_FULL: _Row(_NEVER, "make room: ollama-watch df, ollama-watch clean, ollama rm"),
+    Cause.FILE_TOO_LARGE: _Row(
+        _NEVER, "move the store to ext4 or xfs, or raise LimitFSIZE: systemctl edit ollama"
+    ),
+    Cause.READ_ONLY: _Row(_NEVER, "mount it writable (mount -o remount,rw); why it is not: dmesg"),
+    Cause.NOT_PERMITTED: _Row(
+        _NEVER, "find what is immutable in the store: lsattr -R; take it off: chattr -i"
+    ),
+    Cause.DISK_FAILS: _Row(_NEVER, "the disk fails: see dmesg, and copy what is there elsewhere"),
+    Cause.FILE_SYSTEM: _Row(_NEVER, "its file system can't do that: move the store to ext4 or xfs"),
+    Cause.NO_NETWORK: _Row(_SOON, "check the network and the proxy of the server", "the network"),
+    Cause.OVERLOADED: _Row(
+        _SOON, "try again later: the registry has too much to do", "the registry"
+    ),
+    Cause.RESETS: _Row(
+        _SOON, "the network breaks connections off: --until-done tries on and on", "the network"
+    ),
+    Cause.MISMATCH: _Row(
+        _SOON, "what had come was damaged and is thrown away; pull it again", "the registry"
+    ),
+    Cause.BLOCKED: _Row(_SOON, "ollama-watch repair, then pull it again", "the server"),
+    Cause.CANCELLED: _Row(_SOON, "pull it again", "the server"),
+    Cause.SERVER_GONE: _Row(
+        _SOON, "start the server: systemctl start ollama, or ollama serve", "the server"
+    ),
+    Cause.SILENCE: _Row(
+        _SOON, "nothing came for long: check the network, and pull it again", "the network"
+    ),
+    Cause.INTERRUPTED: _Row(_NEVER, "pull it again to go on"),
+    Cause.FAULT: _Row(
+        _SOON, "a fault of ollama-watch: run it again with -v for details", "a retry"
+    ),
+    Cause.UNKNOWN: _Row(_SOON, "see the server's log: journalctl -u ollama", "the server"),
 }
 
-#: What stands before an HTTP status; paths and ports may have the same digits.
-_STATUS = "(^|: |status code |answers )"
+#: Go wraps an error in what was being done. What stands in a registry's own text tells nothing.
+_WRAPPED = r"^(?:error: |pull model manifest: |max retries exceeded: )*"
+#: ``412: <body>``; the transfer path says ``status 412``, and our own stream what a server answers.
+_STATUS = re.compile(
+    _WRAPPED + r"(?:(?:unexpected )?status (?:code )?|the server answers )?([1-5][0-9]{2})(?:$|:)",
+    re.IGNORECASE,
+)
+_OF_STATUS = {
+    401: Cause.NO_PERMISSION,
+    403: Cause.NO_PERMISSION,
+    404: Cause.NO_MODEL,
+    407: Cause.PROXY,
+    408: Cause.OVERLOADED,
+    410: Cause.NO_MODEL,
+    412: Cause.OLD_SERVER,
+    425: Cause.OVERLOADED,
+    429: Cause.OVERLOADED,
+    451: Cause.LEGAL,
+    511: Cause.PORTAL,
+}
+
+#: ``write /m/blobs/…: file too large``, as Go has it, or the reason alone. What goes over the
+#: network has an address in the path's place.
+_ON_DISK = re.compile(
+    _WRAPPED + "(?:(?:open|create|read|write|writeat|truncate|close|sync|stat|lstat|chmod|mkdir"
+    "|rename|remove|unlink|unlinkat|link|symlink|readdirent|fdopendir|statfs|fstatat|lseek|seek"
+    '|fallocate|copy_file_range) (?!tcp|udp|unix|").*: )?(?P<why>[a-z][a-z /-]*)$',
+    re.IGNORECASE | re.DOTALL,
+)
+_TRAVERSABLE = ": ensure path elements are traversable"
+#: The reasons of the disk as the kernel gives them, in the words of Go's ``syscall``.
+_DISK = {
+    "no space left on device": Cause.DISK_FULL,
+    "disk quota exceeded": Cause.DISK_FULL,
+    "file too large": Cause.FILE_TOO_LARGE,
+    "read-only file system": Cause.READ_ONLY,
+    "operation not permitted": Cause.NOT_PERMITTED,
+    "input/output error": Cause.DISK_FAILS,
+    "structure needs cleaning": Cause.DISK_FAILS,
+    "bad message": Cause.DISK_FAILS,
+    "no such device": Cause.DISK_FAILS,
+    "no such device or address": Cause.DISK_FAILS,
+    "remote i/o error": Cause.DISK_FAILS,
+    "stale file handle": Cause.DISK_FAILS,
+    "stale nfs file handle": Cause.DISK_FAILS,
+    "transport endpoint is not connected": Cause.DISK_FAILS,
+    "key has expired": Cause.STORE,
+    "required key not available": Cause.STORE,
+    "invalid argument": Cause.FILE_SYSTEM,
+    "operation not supported": Cause.FILE_SYSTEM,
+    "not supported": Cause.FILE_SYSTEM,
+    "function not implemented": Cause.FILE_SYSTEM,
+    "value too large for defined data type": Cause.FILE_SYSTEM,
+    "invalid cross-device link": Cause.FILE_SYSTEM,
+    "file name too long": Cause.FILE_SYSTEM,
+    "permission denied": Cause.STORE,
+    "not a directory": Cause.STORE,
+    "is a directory": Cause.STORE,
+    "file exists": Cause.STORE,
+    "directory not empty": Cause.STORE,
+    "too many levels of symbolic links": Cause.STORE,
+    "syntax error in pattern": Cause.STORE,
+}
 
 #: In this order: the first that is found is the cause.
-_WORDS = (
-    (Cause.DISK_FULL, "no space left on device|disk quota exceeded"),
-    (Cause.MISMATCH, "digest mismatch"),
-    (
-        Cause.INSECURE,
-        "server gave HTTP response to HTTPS client|insecure protocol http|x509|certificate",
-    ),
-    (Cause.NO_MODEL, "manifest: file does not exist|manifest unknown|model .* not found|: 404:"),
-    (
-        Cause.NO_PERMISSION,
-        f"unauthorized|access denied|{_STATUS}40[13](:|$)|forbidden|signed in|signin",
-    ),
-    (Cause.STORE, "(open|create|chmod|rename|remove|mkdir) .*: (permission denied|read-only)"),
-    (
-        Cause.NO_NETWORK,
+_WORDS = tuple(
+    (cause, re.compile(words, re.IGNORECASE | re.DOTALL))
+    for cause, words in (
+        (Cause.MISMATCH, "digest mismatch"),
+        (Cause.REALM, "realm host .* does not match"),
         (
-            "no such host|dial tcp|network is unreachable|no route to host|TLS handshake"
-            "|server misbehaving|proxyconnect"
+            Cause.SERVER_KEY,
+            "id_ed25519: |ssh: no key found|malformed public key|ssh: (cannot|unsupported)",
         ),
-    ),
-    (Cause.OVERLOADED, f"{_STATUS}(429|50[0234])(:|$)|too many requests|service unavailable"),
-    (
-        Cause.RESETS,
         (
-            "max retries exceeded|connection reset|broken pipe|unexpected EOF|part stalled"
-            "|i/o timeout|deadline exceeded|INTERNAL_ERROR|stream error"
+            Cause.INSECURE,
+            (
+                "server gave HTTP response to HTTPS client|insecure protocol http|x509|certificate"
+                "|remote error: tls|tls: first record does not look like"
+            ),
         ),
-    ),
-    (Cause.BLOCKED, "^(Error: )?EOF$|no such file or directory|invalid character|cannot unmarshal"),
-    (Cause.CANCELLED, "context canceled"),
+        # What a proxy says to CONNECT stands bare behind the address.
+        (
+            Cause.PROXY,
+            (
+                "Proxy Authentication Required"
+                '|[a-z]+ "https?://[^"]*": (Forbidden|Method Not Allowed|Not Found|Bad Request)$'
+            ),
+        ),
+        (
+            Cause.BAD_ADDRESS,
+            (
+                "unsupported protocol|missing protocol scheme|malformed HTTP|invalid port"
+                "|invalid URL|no Host in request URL|invalid control character in URL"
+                "|maximum redirects exceeded"
+                r"|stopped after \d+ redirects|too many redirects|no Location header|no such port"
+                "|first path segment in URL|unknown port"
+            ),
+        ),
+        (Cause.PORTAL, "^(error: )?pull model manifest: invalid character '<'"),
+        (
+            Cause.BAD_MANIFEST,
+            (
+                "^(error: )?pull model manifest: (invalid character|json: |unexpected end of JSON)"
+                "|digest is empty|invalid digest format|size mismatch"
+            ),
+        ),
+        (
+            Cause.NO_MODEL,
+            "manifest: file does not exist|manifest unknown|model .* not found",
+        ),
+        (Cause.NO_LAYER, _WRAPPED + "file does not exist$"),
+        (
+            Cause.BAD_NAME,
+            (
+                "invalid model name|unqualified name|model is required|missing request body"
+                "|either :local or :cloud|invalid name"
+            ),
+        ),
+        (Cause.UNSUPPORTED, "requires MLX|MLX runtime|cloud is disabled"),
+        (Cause.NO_PERMISSION, "unauthorized|access denied|forbidden|signed in|signin"),
+        (
+            Cause.NO_NETWORK,
+            (
+                "no such host|dial tcp|network is unreachable|no route to host|TLS handshake"
+                "|server misbehaving|proxyconnect|socks connect|name resolution"
+            ),
+        ),
+        (
+            Cause.OVERLOADED,
+            "too many requests|service unavailable|bad gateway|gateway timeout",
+        ),
+        (
+            Cause.RESETS,
+            (
+                "max retries exceeded|connection reset|broken pipe|unexpected EOF|part stalled"
+                "|i/o timeout|deadline exceeded|INTERNAL_ERROR|stream error"
+                "|download (stalled|too slow)|transport connection broken"
+                "|server closed idle connection|GOAWAY"
+                "|Client.Timeout|use of closed network connection"
+                '|^(error: |pull model manifest: )*[a-z]+ "https?://[^"]*": EOF$'
+            ),
+        ),
+        (
+            Cause.BLOCKED,
+            (
+                "^(Error: )?EOF$|no such file or directory|invalid character|cannot unmarshal"
+                "|unexpected end of JSON"
+            ),
+        ),
+        (Cause.CANCELLED, "context canceled"),
+    )
 )
 
 
 def of_error(text: str) -> Cause:
     """The cause that the server's error tells."""
+    if told := _STATUS.match(text):
+        return of_status(int(told[1]), of_layer="max retries exceeded" in told[0])
+    on_disk = _ON_DISK.match(text.removesuffix(_TRAVERSABLE))
+    if on_disk and "id_ed25519" not in text:
+        cause = _DISK.get(on_disk["why"].lower())
+        if cause:
+            return cause
     for cause, words in _WORDS:
-        if re.search(words, text, re.IGNORECASE):
+        if words.search(text):
             return cause
     return Cause.UNKNOWN
+
+
+def of_status(status: int, *, of_layer: bool) -> Cause:
+    """The cause that an HTTP status of a registry tells, asked for a layer or for the manifest."""
+    if of_layer and status in (404, 410):
+        return Cause.NO_LAYER
+    usual = Cause.OVERLOADED if status >= 500 else Cause.REFUSED
+    return _OF_STATUS.get(status, usual)
+
+
+def hides_why(text: str) -> bool:
+    """Whether the server has given up without saying what the registry answers.
+
+    It asks for a layer's address again for 30 s whatever the answer is, and takes an error page for
+    data that ends too soon (``server/download.go``).
+    """
+    return bool(_HIDES.match(text))
+
+
+_HIDES = re.compile(_WRAPPED + "(context deadline exceeded|EOF|unexpected EOF)$", re.IGNORECASE)

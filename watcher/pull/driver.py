@@ -23,9 +23,9 @@ from watcher.errors import LockedError, WatchError
 from watcher.events import Event
 from watcher.manifests import READ_LIMIT
 from watcher.observe import holders, scan
-from watcher.pull import cure
+from watcher.pull import cure, disk
 from watcher.pull.bar import Bar
-from watcher.pull.causes import Cause, of_error
+from watcher.pull.causes import Cause, hides_why, of_error, of_status
 from watcher.pull.cure import Pace
 from watcher.pull.heard import Heard
 from watcher.pull.sharing import Sharing
@@ -50,6 +50,9 @@ _TRIES = 8
 _MISMATCHES = 3
 #: Less than this on the disk beyond what the server counts may be a file system's roundings.
 _UNHEARD_LOSS = 8 << 20
+#: A server tries a part six times, 63 s long, before it says what is in its way. So once after a
+#: silence it is let to say so.
+_SAYS_WHY_SECONDS = 90.0
 _TICK_SECONDS = 0.2
 #: Lines come sixteen times a second; what they say is shown this often.
 _SHOW_SECONDS = 0.25
@@ -85,12 +88,32 @@ class Options:
     server_seconds: float = SERVER_SECONDS
 
 
+class Waiting(NamedTuple):
+    """What the next try waits for, after what, and when it comes."""
+
+    awaited: str
+    why: str
+    #: The number of that try, and of how many; None where they go on for ever.
+    attempt: int
+    attempts: int | None
+    #: Seconds since the epoch: the next try, or where it is awaited, when it is given up at last.
+    until: float | None
+
+    @property
+    def told(self) -> str:
+        """The same in words."""
+        of = "" if self.attempts is None else f" of {self.attempts}"
+        return f"waits for {self.awaited}: try {self.attempt}{of}"
+
+
 class Update(NamedTuple):
     """How the pull is now, and what there is to say in words, if anything."""
 
     record: Record
     seconds_left: float | None = None
     note: str = ""
+    #: None while something is done.
+    waiting: Waiting | None = None
 
 
 class End(NamedTuple):
@@ -115,6 +138,8 @@ class Pull:
     #: Pulls beside this one, if any.
     sharing: Sharing = field(default_factory=Sharing)
     end: End = field(default_factory=End)
+    #: What of ours was wrong, where that has ended it.
+    fault: Exception | None = None
     record: Record = field(default_factory=Record)
     meter: Meter = field(init=False)
     name: names.ModelName = field(init=False)
@@ -135,6 +160,11 @@ class Pull:
     _looked_around_at: float = -_LOOK_AROUND_SECONDS
     #: Bytes of each layer on the disk that its sidecars did not claim when we looked last.
     _uncounted: dict[str, int] = field(default_factory=dict)
+    #: The layer that the server told of last.
+    _layer: str = ""
+    #: Requests in a row that ended in silence, with nothing gained.
+    _silences: int = 0
+    _waiting: Waiting | None = None
 
     def __post_init__(self) -> None:
         """Raises TargetError for what is no model's name."""
@@ -142,10 +172,19 @@ class Pull:
         self.meter = Meter(stall_seconds=self.options.stall_seconds)
 
     def updates(self) -> Iterator[Update]:
-        """Drive the pull until the model has arrived, can't arrive, or the pull was cancelled."""
+        """Drive the pull until the model has arrived, can't arrive, or the pull was cancelled.
+
+        Whatever goes wrong is the end of this pull alone.
+        """
         try:
             with self._driving():
                 yield from self._updates()
+        except WatchError as error:
+            yield from self._failed(End(Cause.UNKNOWN, str(error)))
+        except Exception as error:
+            self.fault = error
+            text = names.printable(f"{type(error).__name__}: {error}")
+            yield from self._failed(End(Cause.FAULT, text))
         finally:
             self.sharing.release(self.name.shown)
 
@@ -179,9 +218,10 @@ class Pull:
                 self._log("pull_completed", f"{self.name.shown} has arrived", **self.meter.facts)
                 return
             if self.record.downloaded_bytes > best:
-                tries, best = 0, self.record.downloaded_bytes
+                tries, best, self._silences = 0, self.record.downloaded_bytes, 0
             tries += 1
             mismatches += self.end.cause is Cause.MISMATCH
+            self._silences += self.end.cause is Cause.SILENCE
             enough = tries >= _TRIES and not self.options.until_done
             if enough or mismatches >= _MISMATCHES or not self.end.cause.passes:
                 break
@@ -189,9 +229,17 @@ class Pull:
                 break
         # What has come is kept for the next pull, whosever that is.
         yield from self._mend(own=True)
-        yield self._change(state=State.ERROR, error=self.end.text)
-        told = {"cause": self.end.cause.value, **self.meter.facts}
-        self._log("pull_failed", f"{self.name.shown}: {self.end.text}", **told)
+        yield from self._failed(self.end)
+
+    def _failed(self, end: End) -> Iterator[Update]:
+        """The pull has ended otherwise than with the model."""
+        assert end.cause is not None
+        self.end = end
+        # What could not be kept must not be in the way of the one thing that has to be.
+        self._unkept = {}
+        yield self._change(state=State.ERROR, error=end.text)
+        told = {"cause": end.cause.value, **self.meter.facts}
+        self._log("pull_failed", f"{self.name.shown}: {end.text}", **told)
 
     # ------------------------------------------------------------ one try
 
@@ -223,13 +271,16 @@ class Pull:
                 yield self._resuming()
             self._is_resumed = False  # of each other try it is told again
             yield from mended
+            if fault := self._disk_fault():
+                return fault
             if short := (yield from self._look_for_room()):
                 return End(Cause.DISK_FULL, short)
         if self.cancelled():
             return End(Cause.INTERRUPTED, "it was cancelled")
         try:
             with PullStream(self.site.url, self.model, insecure=self.options.insecure) as stream:
-                return (yield from self._follow(stream))
+                end = yield from self._follow(stream)
+            return self._explained(end)
         except ServerGoneError as error:
             return End(Cause.SERVER_GONE, f"the server at {self.site.url}: {error}")
         finally:
@@ -287,6 +338,7 @@ class Pull:
             if state is State.COMPLETED:
                 return End()
             fresh = heard.take(status, now)
+            self._layer = heard.digest
             if state not in (None, self.record.state):
                 heard.changed_at = now
             before = self._bar.done
@@ -314,7 +366,8 @@ class Pull:
         """Whether that is too long without anything; checking a large layer may take for ever."""
         match self.record.state:
             case State.DOWNLOADING:
-                return seconds > self.options.stall_seconds
+                says_why = _SAYS_WHY_SECONDS if self._silences == 1 else 0.0
+                return seconds > max(self.options.stall_seconds, says_why)
             case State.STARTING | State.PULLING_MANIFEST:
                 return seconds > _SILENT_SECONDS
             case _:
@@ -413,6 +466,41 @@ class Pull:
             except (OSError, orjson.JSONDecodeError):
                 return False
 
+    def _disk_fault(self) -> End | None:
+        """What no retry cures of the disk, for the layers that are missing."""
+        missing = self._bar.missing
+        if self.site.world is None or not missing:
+            return None
+        found = disk.fault(self.site.world, max(missing))
+        return None if found is None else End(*found)
+
+    def _explained(self, end: End) -> End:
+        """The same end, with the reason where the server hides what the registry or disk says."""
+        if end.cause is None or not end.cause.passes:
+            return end
+        if hides_why(end.text) and self._layer:
+            return self._answer_of_registry() or end
+        if end.cause in (Cause.RESETS, Cause.SILENCE):
+            return self._disk_fault() or end
+        return end
+
+    def _answer_of_registry(self) -> End | None:
+        """Why the registry does not give the layer under way, if it says so to us, too."""
+        try:
+            answer = registry.layer(self.name, self._layer, insecure=self.options.insecure)
+        except OSError:
+            return None
+        what = f"for layer {names.short(self._layer)}"
+        if answer.status == 200 and answer.kind == "text/html":
+            return End(Cause.PORTAL, f"{self.name.host} answers with a web page {what}")
+        # The server may have a token, which we have not.
+        if answer.status < 400 or answer.status in (401, 416):
+            return None
+        cause = of_status(answer.status, of_layer=True)
+        return (
+            None if cause.passes else End(cause, f"{self.name.host} answers {answer.status} {what}")
+        )
+
     def _look_for_room(self) -> Generator[Update, None, str]:
         """Say where the disk takes this model, but not all that is unfinished beside it, too.
 
@@ -443,25 +531,49 @@ class Pull:
         """What another try takes after such an end. Returns whether there can be one."""
         yield self._say(end.text)
         if end.cause is Cause.SERVER_GONE:
-            return (yield from self._await_server())
+            return (yield from self._await_server(end, tries))
         if end.cause is Cause.BLOCKED:
             self._pulled |= cure.blocked(self.site, self._digests)
         yield from self._mend(own=True)
         self._pace.note(self._bar.done)
         if end.cause not in (Cause.RESETS, Cause.SILENCE) or tries > 1:
             longest = min(_LONGEST_PAUSE, 2.0 ** min(tries, 6))
-            self._rest(longest * random.uniform(0.5, 1.0))  # noqa: S311 - many clients, no secret
+            pause = longest * random.uniform(0.5, 1.0)  # noqa: S311 - many clients, no secret
+            yield from self._wait_for_next(end, tries, pause)
         return True
 
-    def _await_server(self) -> Generator[Update, None, bool]:
+    def _wait_for_next(self, end: End, tries: int, seconds: float) -> Iterator[Update]:
+        """Rest until the next try, and say what for, which one it is, and when it is."""
+        assert end.cause is not None
+        most = None if self.options.until_done else _TRIES
+        waiting = Waiting(end.cause.awaited, end.text, tries + 1, most, time.time() + seconds)
+        with self._awaiting(waiting):
+            yield self._say(f"{waiting.told} in {seconds:.0f} s")
+            self._rest(seconds)
+
+    @contextmanager
+    def _awaiting(self, waiting: Waiting) -> Iterator[None]:
+        """Updates say so as long as this lasts."""
+        self._waiting = waiting
+        try:
+            yield
+        finally:
+            self._waiting = None
+
+    def _await_server(self, end: End, tries: int) -> Generator[Update, None, bool]:
         """Wait until the server answers; what it left half done is mended meanwhile.
 
         Returns False where it has not come in time.
         """
         patience = float("inf") if self.options.until_done else self.options.server_seconds
         long = "" if self.options.until_done else f", {patience:.0f} s at most"
-        yield self._say(f"waits for the server{long}: {Cause.SERVER_GONE.step}")
-        until = time.monotonic() + patience
+        most, ends = (None, None) if self.options.until_done else (_TRIES, time.time() + patience)
+        waiting = Waiting(Cause.SERVER_GONE.awaited, end.text, tries + 1, most, ends)
+        with self._awaiting(waiting):
+            yield self._say(f"{waiting.told} as soon as it answers{long}: {Cause.SERVER_GONE.step}")
+            return (yield from self._until_it_answers(time.monotonic() + patience))
+
+    def _until_it_answers(self, until: float) -> Generator[Update, None, bool]:
         # At once, before somebody starts it again: a process that was killed closes its files soon.
         yield from self._mend(own=True)
         while time.monotonic() < until and not self.cancelled():
@@ -527,10 +639,12 @@ class Pull:
     def _count(self, status: Status) -> int:
         """Take up the bytes that a line says are here. Returns how many of its layer were lost."""
         if status.digest:
+            lost = self._bar.note(status.digest, status.total, status.completed)
             # The manifest may be known to the server alone.
-            self._digests |= {status.digest}
-            self._pulled.add(status.digest)
-            return self._bar.note(status.digest, status.total, status.completed)
+            if status.digest in self._bar.sizes and status.digest not in self._pulled:
+                self._digests |= {status.digest}
+                self._pulled.add(status.digest)
+            return lost
         self._bar.note_all(status.total, status.completed)
         return 0
 
@@ -572,7 +686,7 @@ class Pull:
         self._unkept.update(given)
         if self.record.state is not before or time.monotonic() - self._kept_at >= _KEEP_SECONDS:
             self._keep()
-        return Update(self.record, left)
+        return Update(self.record, left, waiting=self._waiting)
 
     def _keep(self) -> None:
         self._kept_at = time.monotonic()
@@ -590,7 +704,7 @@ class Pull:
         """An update with something to say; the same is said once in a row."""
         note = "" if text in self._told else text
         self._told = {text}
-        return Update(self.record, None, note)
+        return Update(self.record, None, note, self._waiting)
 
     def _log(self, event_type: str, message: str, **details: object) -> None:
         if self.site.world is not None:

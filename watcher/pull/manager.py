@@ -51,7 +51,7 @@ from watcher.events import Event
 from watcher.model import Condition, Judged, Plan, Policy, Result, Verb
 from watcher.observe import place, scan
 from watcher.pull import site
-from watcher.pull.driver import Options, Pull
+from watcher.pull.driver import Options, Pull, Update
 from watcher.records import Record
 from watcher.states import State
 from watcher.world import World
@@ -106,6 +106,20 @@ class DownloadState(TypedDict):
     updated_at: float
 
 
+class DownloadWaiting(TypedDict):
+    """What the next try of a download waits for (such as ``the network``), and why.
+
+    It is try number `attempt` of `attempts`, None where they go on for ever. At `until` it comes,
+    or the waiting is given up; None where that is never.
+    """
+
+    awaited: str
+    why: str
+    attempt: int
+    attempts: int | None
+    until: float | None
+
+
 class DownloadProgress(TypedDict):
     """How far a model's download has come; it never falls within one download."""
 
@@ -120,6 +134,15 @@ class DownloadProgress(TypedDict):
     resume_supported: bool
     can_resume: bool
     partial_size: int
+
+
+class DownloadUpdate(DownloadProgress):
+    """The same while `download_model` is at it."""
+
+    #: What there is to say in words, once; "" where there is nothing.
+    note: str
+    #: None while something is done.
+    waiting: DownloadWaiting | None
 
 
 class PartialDownload(TypedDict):
@@ -368,13 +391,13 @@ class ModelDownloadManager:
     def download_model(
         self,
         model: str,
-        progress: Callable[[DownloadProgress], None] = lambda _: None,
+        progress: Callable[[DownloadUpdate], None] = lambda _: None,
         cancel: Callable[[], bool] = lambda: False,
         options: Options | None = None,
     ) -> DownloadProgress:
         """Download a model through the server, over resets, stalls and the server's death.
 
-        `progress` is called some times a second. Once `cancel` says so, or one of the two raises,
+        `progress` is called some times a second, also with what it waits for, and why. Once `cancel` says so, or one of the two raises,
         the download is ended so that it can be resumed. Gives back the last progress. Raises
         DownloadError where the model has not arrived, with its `cause`, its words and the step that
         helps; and what the two have raised.
@@ -392,7 +415,7 @@ class ModelDownloadManager:
         for update in pull.updates():
             if not raised:
                 with _kept(raised):
-                    progress(_progress(update.record, None, update.seconds_left))
+                    progress(_update(update))
         if raised:
             raise raised[0]
         if pull.end.cause is None:
@@ -447,7 +470,6 @@ _REMOVALS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
 #: A record that was changed within that time is its driver's word, and a driver that waits for the
 #: server or hashes a layer is silent for long.
 _SAID_SECONDS, _DEAD_SECONDS = 10.0, 900.0
-_MOST_BYTES = 1 << 63
 
 
 def _is_of(judged: Judged, key: str | None) -> bool:
@@ -474,14 +496,12 @@ def _read_manifest(manifest: object) -> tuple[bytes, dict[str, int]]:
         raw = bytes(manifest)
     else:
         raise ValueError(f"a {type(manifest).__name__} is none")
-    parsed = manifests.parse(raw)
-    sizes = {digest: size for digest, (size, _) in parsed.named.items()}
-    if parsed.faults:
-        raise ValueError(parsed.faults[0])
+    faults = manifests.parse(raw).faults
+    if faults:
+        raise ValueError(faults[0])
+    sizes = registry.sizes(raw)
     if not sizes:
         raise ValueError("it names no layer")
-    if sum(sizes.values()) >= _MOST_BYTES:
-        raise ValueError(f"{sum(sizes.values())} bytes")
     return raw, sizes
 
 
@@ -539,6 +559,21 @@ def _progress(
         can_resume=can_resume,
         partial_size=size,
     )
+
+
+def _update(update: Update) -> DownloadUpdate:
+    now = _progress(update.record, None, update.seconds_left)
+    waiting = update.waiting
+    if waiting is None:
+        return DownloadUpdate(**now, note=update.note, waiting=None)
+    told = DownloadWaiting(
+        awaited=waiting.awaited,
+        why=waiting.why,
+        attempt=waiting.attempt,
+        attempts=waiting.attempts,
+        until=waiting.until,
+    )
+    return DownloadUpdate(**now, note=update.note, waiting=told)
 
 
 def _partial(judged: Judged) -> PartialDownload:

@@ -36,6 +36,8 @@ _MOST_PRIORITY = 100
 _AGING = 3600.0
 #: The pause after a failed try: seconds, doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 3600.0
+#: The pause after what somebody has to do something about, of which nobody tells us.
+HOURLY = 3600.0
 _MOST_REASONS = 10
 _MOST_DONE = 100
 
@@ -136,6 +138,8 @@ class Driven(NamedTuple):
     result: Result
     why: str = ""
     retry: bool = True
+    #: Seconds until then; None: a pause that grows with each try.
+    pause: float | None = None
 
 
 # ---------------------------------------------------------------- what people write
@@ -329,7 +333,10 @@ def ended(queue: Queue, taken: Item, driven: Driven, now: float, chance: float) 
     if driven.result is Result.STOPPED:
         return _put(queue, at, _waiting(item, now, reasons=reasons))
     tries = item.so_far.tries + 1
-    again = now + next_pause(tries, chance) if driven.retry else None
+    pause = next_pause(tries, chance)
+    if driven.pause is not None:
+        pause = driven.pause * (0.95 + chance / 10)
+    again = now + pause if driven.retry else None
     item = _become(item, ItemState.FAILED, now, tries=tries, reasons=reasons)
     return _put(queue, at, item._replace(ready_at=again))
 

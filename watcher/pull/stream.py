@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import queue
+import re
 import socket
 import threading
 from typing import NamedTuple, Self
@@ -16,6 +17,11 @@ from watcher import names
 
 CONNECT_SECONDS = 10.0
 _LONGEST_LINE = 1 << 20
+#: Of an error, which may have a registry's whole page in it, so many characters; of a status less.
+_LONGEST_ERROR, _LONGEST_STATUS = 2000, 200
+#: Lines that nobody has taken up yet. A server that sends more waits.
+_MOST_LINES = 256
+_TICK_SECONDS = 0.2
 #: Sums of what a server tells must stay numbers that can be kept.
 _MOST_BYTES = 1 << 55
 #: A machine that is gone without a word is noticed after a minute, even while a layer is checked.
@@ -25,6 +31,10 @@ _ALIVE = (
     ((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 10),
     ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
 )
+
+
+#: The beginning of an error that is longer than a line may be.
+_TOO_LONG = re.compile(rb'\s*\{\s*"error"\s*:\s*"([^"]{1,2000})')
 
 
 class Status(NamedTuple):
@@ -59,7 +69,9 @@ class PullStream:
         self._connection = kind(parts.hostname or "", parts.port, timeout=CONNECT_SECONDS)
         self._path = f"{parts.path.rstrip('/')}/api/pull"
         self._body = orjson.dumps({"model": model, "insecure": insecure, "stream": True})
-        self._lines: queue.SimpleQueue[Status | ServerGoneError] = queue.SimpleQueue()
+        self._lines: queue.Queue[Status | ServerGoneError] = queue.Queue(_MOST_LINES)
+        self._gone: ServerGoneError | None = None
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._read, name="pull", daemon=True)
         #: The connection forgets it where the server is to close it after its answer.
         self._socket: socket.socket | None = None
@@ -81,6 +93,7 @@ class PullStream:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed.set()
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread; a close does not
@@ -89,28 +102,44 @@ class PullStream:
 
     def next(self, seconds: float) -> Status | None:
         """The next line; None where none has come in that time. Raises ServerGoneError."""
-        try:
-            line = self._lines.get(timeout=seconds)
-        except queue.Empty:
-            return None
-        if isinstance(line, ServerGoneError):
-            self._lines.put(line)
-            raise line
-        return line
+        if self._gone is None:
+            try:
+                line = self._lines.get(timeout=seconds)
+            except queue.Empty:
+                return None
+            if not isinstance(line, ServerGoneError):
+                return line
+            self._gone = line
+        raise self._gone
 
     def _read(self) -> None:
         try:
             with self._connection.getresponse() as answer:
-                while raw := answer.readline(_LONGEST_LINE):
+                while not self._closed.is_set() and (raw := _line(answer)):
                     if not raw.strip():
                         continue
                     if answer.status == 200 and _is_half(raw):
                         break  # the server has died while it wrote it
-                    self._lines.put(_status(raw, answer.status))
+                    self._put(_status(raw, answer.status))
             why = "the server has ended the answer"
         except (OSError, ValueError, http.client.HTTPException, AttributeError) as error:
             why = _why(error)
-        self._lines.put(ServerGoneError(why))
+        self._put(ServerGoneError(why))
+
+    def _put(self, line: Status | ServerGoneError) -> None:
+        """Hand a line on; the server waits where nobody takes it, until this is closed."""
+        while not self._closed.is_set():
+            with contextlib.suppress(queue.Full):
+                self._lines.put(line, timeout=_TICK_SECONDS)
+                return
+
+
+def _line(answer: http.client.HTTPResponse) -> bytes:
+    """The next line; of one that is too long its beginning."""
+    raw = rest = answer.readline(_LONGEST_LINE)
+    while len(rest) == _LONGEST_LINE and not rest.endswith(b"\n"):
+        rest = answer.readline(_LONGEST_LINE)
+    return raw
 
 
 def _why(error: Exception) -> str:
@@ -124,14 +153,17 @@ def _status(raw: bytes, code: int) -> Status:
     except orjson.JSONDecodeError:
         line = None
     if not isinstance(line, dict):
-        shown = names.printable(raw[:200].decode("utf-8", "replace").strip())
-        return Status("", error=f"the server answers {code}: {shown}")
+        if long := _TOO_LONG.match(raw):
+            line = {"error": long[1].decode("utf-8", "replace")}
+        else:
+            shown = names.printable(raw[:200].decode("utf-8", "replace").strip())
+            return Status("", error=f"the server answers {code}: {shown}")
     if "error" in line or code >= 400:
-        told = names.printable(str(line.get("error") or ""))
+        told = names.printable(str(line.get("error") or "")[:_LONGEST_ERROR])
         return Status("", error=told or f"the server answers {code}")
-    digest = names.SPELLED_DIGEST.fullmatch(str(line.get("digest", "")))
+    digest = names.SPELLED_DIGEST.fullmatch(str(line.get("digest", ""))[:_LONGEST_STATUS])
     return Status(
-        str(line.get("status", "")),
+        str(line.get("status", ""))[:_LONGEST_STATUS],
         digest[2] if digest else "",
         _count(line.get("total")),
         _count(line.get("completed")),

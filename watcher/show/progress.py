@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import orjson
 from rich.filesize import decimal
 
-from watcher import advice, names
-from watcher.pull.driver import Pull, Update
+from watcher import advice, events, names
+from watcher.pull.driver import Pull, Update, Waiting
 from watcher.states import State
 
 if TYPE_CHECKING:
@@ -181,8 +181,19 @@ def document(pull: Pull, update: Update) -> dict[str, Any]:
         "per_second_bytes": record.bytes_per_second and round(record.bytes_per_second),
         "left_seconds": None if update.seconds_left is None else round(update.seconds_left, 1),
         "note": update.note,
+        "waiting": update.waiting and _waiting(update.waiting),
         "error": record.error,
         "cause": None if pull.end.cause is None else pull.end.cause.value,
+    }
+
+
+def _waiting(waiting: Waiting) -> dict[str, Any]:
+    return {
+        "for": waiting.awaited,
+        "why": waiting.why,
+        "attempt": waiting.attempt,
+        "attempts": waiting.attempts,
+        "until": None if waiting.until is None else events.rfc3339(waiting.until),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from watcher.pull.causes import Cause, of_error
+from watcher.pull.causes import Again, Cause, of_error
 
 TRUTH = Path(__file__).parents[2] / "fidelity" / "truth"
 #: As ``server/download.go``, ``server/images.go`` and Go's ``net`` and ``os`` word them.
@@ -26,7 +26,9 @@ TOLD = {
     ),
     Cause.STORE: (
         "open /m/blobs/sha256-3102-partial-0: permission denied",
-        "mkdir /m/manifests/registry.ollama.ai: read-only file system",
+        "mkdir /m/blobs: permission denied: ensure path elements are traversable",
+        "stat /m/blobs/sha256-3102: not a directory",
+        "open /m/manifests/x/library/m/1b: is a directory",
         "rename /m/blobs/sha256-31-partial /m/blobs/sha256-31: permission denied",
     ),
     Cause.DISK_FULL: (
@@ -34,6 +36,79 @@ TOLD = {
         "max retries exceeded: write /m/blobs/sha256-3102-partial: disk quota exceeded",
         "open /m/blobs/sha256-31-partial-0: no space left on device",
     ),
+    Cause.READ_ONLY: (
+        "mkdir /m/manifests/registry.ollama.ai: read-only file system",
+        "max retries exceeded: open models/blobs/sha256-31-partial-0: read-only file system",
+    ),
+    Cause.FILE_TOO_LARGE: (
+        "max retries exceeded: write /m/blobs/sha256-3102-partial: file too large",
+        'write /it\'s: a "path"/blobs/sha256-3102-partial: file too large',
+        "file too large",
+    ),
+    Cause.NOT_PERMITTED: (
+        "open /m/blobs/sha256-3102-partial: operation not permitted",
+        "rename /m/blobs/sha256-31-partial /m/blobs/sha256-31: operation not permitted",
+    ),
+    Cause.DISK_FAILS: (
+        "max retries exceeded: write /m/blobs/sha256-3102-partial: input/output error",
+        "open /m/blobs/sha256-31-partial-4: structure needs cleaning",
+        "open /m/blobs/sha256-31-partial: stale NFS file handle",
+        "mkdir /m/manifests: transport endpoint is not connected",
+    ),
+    Cause.FILE_SYSTEM: (
+        "max retries exceeded: write /m/blobs/sha256-3102-partial: invalid argument",
+        "open /m/blobs/sha256-31-partial: file name too long",
+    ),
+    Cause.OLD_SERVER: (
+        'pull model manifest: 412: {"errors":[{"message":"newer version, see 500: x"}]}',
+        "max retries exceeded: status 412",
+    ),
+    Cause.REFUSED: (
+        "pull model manifest: 400: bad request",
+        "pull model manifest: 400: too many requests of 429: forbidden",
+        "402: pay",
+        "unexpected status code 302",
+    ),
+    Cause.LEGAL: ("pull model manifest: 451: ", "451: not here"),
+    Cause.REALM: (
+        'pull model manifest: realm host "auth.x" does not match original host "x.ai"',
+        'realm host "" does not match original host "x.ai"',
+    ),
+    Cause.NO_LAYER: ("file does not exist", "max retries exceeded: status 404"),
+    Cause.BAD_ADDRESS: (
+        'pull model manifest: Get "ftp://x/token": unsupported protocol scheme "ftp"',
+        "http: no Location header in response",
+        "maximum redirects exceeded (10) for directURL",
+        'pull model manifest: Get "http://x/v2/": stopped after 10 redirects',
+        'Get "https://x/": http: malformed HTTP response "\\x15"',
+    ),
+    Cause.PORTAL: (
+        "pull model manifest: invalid character '<' looking for beginning of value",
+        "pull model manifest: 511: <html>",
+    ),
+    Cause.PROXY: (
+        'pull model manifest: Get "https://x.ai/v2/": Proxy Authentication Required',
+        "pull model manifest: 407: <html>",
+        'Get "https://x.ai/v2/": Forbidden',
+    ),
+    Cause.BAD_MANIFEST: (
+        (
+            "pull model manifest: json: cannot unmarshal string into Go struct field"
+            " Layer.layers.size of type int64"
+        ),
+        "pull model manifest: invalid character 'x' looking for beginning of value",
+        "pull model manifest: unexpected end of JSON input",
+        "library/demo: digest is empty",
+        "invalid digest format",
+        "max retries exceeded: size mismatch",
+    ),
+    Cause.SERVER_KEY: (
+        "pull model manifest: open /root/.ollama/id_ed25519: permission denied",
+        "pull model manifest: open /usr/share/ollama/.ollama/id_ed25519: no such file or directory",
+        "pull model manifest: ssh: no key found",
+    ),
+    Cause.BAD_NAME: ("invalid model name", "unqualified name: x/y/z/"),
+    Cause.UNSUPPORTED: ("this model requires MLX support, but the MLX runtime is not available",),
     Cause.INSECURE: (
         "tls: failed to verify certificate: x509: certificate signed by unknown authority",
         'Get "https://localhost:5000/v2/": http: server gave HTTP response to HTTPS client',
@@ -43,6 +118,9 @@ TOLD = {
         "pull model manifest: Get https://x/: dial tcp 1.2.3.4:443: connect: connection refused",
         "dial tcp 1.2.3.4:443: connect: network is unreachable",
         "dial tcp 1.2.3.4:443: i/o timeout",
+        "dial tcp 1.2.3.4:443: connect: operation not permitted",
+        'pull model manifest: Get "https://x/v2/": dial tcp [::1]:443: connect: permission denied',
+        "dial tcp 1.2.3.4:443: connect: invalid argument",
         "net/http: TLS handshake timeout",
         'proxyconnect tcp: dial tcp 10.0.0.1:3128: connect: no route to host"',
     ),
@@ -73,7 +151,7 @@ TOLD = {
         "json: cannot unmarshal string into Go struct field blobDownloadPart.Size of type int64",
     ),
     Cause.CANCELLED: ("context canceled",),
-    Cause.UNKNOWN: ("", "something new", "maximum redirects exceeded (10) for directURL"),
+    Cause.UNKNOWN: ("", "something new", "open /m/blobs/x: too many open files"),
 }
 
 
@@ -107,6 +185,27 @@ def test_each_recorded_error_has_a_cause() -> None:
 def test_each_cause_has_a_step(cause: Cause) -> None:
     assert cause.step
     assert len(cause.step) < 80
+
+
+def test_what_no_retry_cures_is_told_apart_from_what_passes() -> None:
+    soon = {each for each in Cause if each.again is Again.SOON}
+    assert (
+        soon == {each for each in Cause if each.passes} == {each for each in Cause if each.awaited}
+    )
+    assert soon == {
+        Cause.NO_NETWORK,
+        Cause.OVERLOADED,
+        Cause.RESETS,
+        Cause.MISMATCH,
+        Cause.BLOCKED,
+        Cause.CANCELLED,
+        Cause.SERVER_GONE,
+        Cause.SILENCE,
+        Cause.FAULT,
+        Cause.UNKNOWN,
+    }
+    hourly = {each for each in Cause if each.again is Again.HOURLY}
+    assert hourly == {Cause.PORTAL, Cause.PROXY, Cause.BAD_MANIFEST}
 
 
 def test_a_model_of_any_name_changes_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import socket
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +46,13 @@ class Answer:
         """The address it refers to."""
         location = self._response.headers.get("Location")
         return urllib.parse.urljoin(self.url, location) if location else None
+
+    @property
+    def realm_host(self) -> str:
+        """The host of the address at which the registry says that it hands out tokens."""
+        challenge = self._response.headers.get("WWW-Authenticate") or ""
+        found = re.search('realm="([^"]*)"', challenge)
+        return urllib.parse.urlsplit(found[1]).netloc if found else ""
 
     def read_some(self, most: int) -> bytes:
         """Some of the body, at most `most` bytes, b"" at its end.
@@ -102,7 +110,10 @@ def ask_registry(
     *,
     same_host: bool = False,
 ) -> Answer:
-    """As `ask`; a status of 400 and more is an error, 404 a NotExistError."""
+    """As `ask`; a status of 400 and more is an error, 404 a NotExistError.
+
+    A token is asked for only at the registry's own host, and none is given out here.
+    """
     answer = ask(context, method, url, headers, same_host=same_host)
     if answer.status < 400:
         return answer
@@ -110,6 +121,9 @@ def ask_registry(
         if answer.status == 404:
             raise NotExistError
         if answer.status == 401:
+            realm, own = answer.realm_host, urllib.parse.urlsplit(url).netloc
+            if realm != own:
+                raise EngineError(f'realm host "{realm}" does not match original host "{own}"')
             raise EngineError("unauthorized: access denied")
         body = answer.read_all() if method != "HEAD" else b""
         raise EngineError(f"{answer.status}: {body.decode('utf-8', 'replace')}")
@@ -140,6 +154,9 @@ def _ask_once(context: Context, method: str, url: str, headers: Mapping[str, str
     """One request without following redirects. Raises CanceledError or EngineError."""
     context.check()
     parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        scheme = f'unsupported protocol scheme "{parts.scheme}"'
+        raise EngineError(f'{method.title()} "{url}": {scheme}')
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.netloc, timeout=30)
     what = f'{method.title()} "{url}": '

@@ -70,11 +70,20 @@ def _fetch_manifest(context: Context, url: str) -> bytes:
     try:
         with ask_registry(context, "GET", url, {"Accept": MANIFEST}) as answer:
             data = answer.read_all()
-        Manifest.of_bytes(data)
-        check_end(data)
+        _check(data)
     except EngineError as error:
         raise EngineError(f"pull model manifest: {error}") from error
     return data
+
+
+def _check(data: bytes) -> None:
+    try:
+        Manifest.of_bytes(data)
+    except EngineError as error:
+        if str(error) in ("EOF", "unexpected EOF"):
+            raise EngineError("unexpected end of JSON input") from error
+        raise
+    check_end(data)
 
 
 def _size(digest: str) -> int | None:

@@ -1,0 +1,223 @@
+"""What no retry cures ends a pull at once, with its cause; waiting says what for."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import needs_root
+from tests.driving import lay_out
+from tests.fidelity.harness import EngineServer, Server
+from watcher.demo.registry import Fault, Registry
+from watcher.pull import disk, driver
+from watcher.pull.causes import Cause
+from watcher.pull.driver import Options
+from watcher.world import World
+
+from .driven import MB, Seen, add, arrived, claimed, drive, site
+
+UNTIL_DONE = Options(insecure=True, until_done=True)
+ELSEWHERE = {"WWW-Authenticate": 'Bearer realm="https://auth.example/token",service="x"'}
+
+
+@pytest.fixture
+def quick(server: Server) -> Server:
+    """Where the server is the demo's, its six tries take no minute."""
+    if isinstance(server, EngineServer):
+        server._extra |= {"DEMO_RETRY_SECONDS": "0.01", "DEMO_DIRECT_SECONDS": "0.3"}
+    elif "TEST_AT_LENGTH" not in os.environ:
+        pytest.skip("a real server takes a minute to say so: TEST_AT_LENGTH=1")
+    return server
+
+
+def ended_at_once(seen: Seen, cause: Cause, registry: Registry, step: str) -> None:
+    assert seen.end.cause is cause, (seen.end, seen.notes)
+    assert not any("try 2" in note for note in seen.notes), seen.notes
+    assert all(each.waiting is None for each in seen.updates)
+    assert seen.updates[-1].record.error == seen.end.text
+    # Once by ourselves, and once by the server.
+    assert registry.stats()["requests"][step] <= 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        (Fault("page", on="manifest", status=400, body="what?"), Cause.REFUSED),
+        (Fault("page", on="manifest", status=402, body="pay"), Cause.REFUSED),
+        (Fault("page", on="manifest", status=403, body="no"), Cause.NO_PERMISSION),
+        (Fault("page", on="manifest", status=407), Cause.PROXY),
+        (Fault("page", on="manifest", status=410, body=""), Cause.NO_MODEL),
+        (Fault("page", on="manifest", status=412, body='{"errors":[{}]}'), Cause.OLD_SERVER),
+        (Fault("page", on="manifest", status=451, body=""), Cause.LEGAL),
+        (Fault("page", on="manifest", status=511), Cause.PORTAL),
+        (Fault("page", on="manifest", status=200), Cause.PORTAL),
+        (Fault("page", on="manifest", status=200, body='{"layers": 1}'), Cause.BAD_MANIFEST),
+        (Fault("page", on="manifest", status=401, headers=ELSEWHERE), Cause.REALM),
+        (
+            Fault("page", on="manifest", status=307, headers={"Location": "ftp://x/y"}),
+            Cause.BAD_ADDRESS,
+        ),
+    ],
+    ids=lambda each: each.value if isinstance(each, Cause) else str(each.status),
+)
+def test_a_manifest_that_no_retry_brings(
+    server: Server, registry: Registry, fault: Fault, cause: Cause
+) -> None:
+    model = add(registry, server, MB)
+    registry.add_fault(Fault(**vars(fault)))
+    server.start().wait_ready()
+    ended_at_once(drive(site(server), model, UNTIL_DONE), cause, registry, "manifest")
+    (log,) = (server.store / ".ollama-watch/logs").glob("events.jsonl")
+    last = json.loads(log.read_bytes().splitlines()[-1])
+    assert (last["event_type"], last["details"]["cause"]) == ("pull_failed", cause.value)
+
+
+@pytest.mark.parametrize("status", [400, 404, 412, 451])
+def test_a_layer_that_no_retry_brings(server: Server, registry: Registry, status: int) -> None:
+    model = add(registry, server, MB)
+    registry.add_fault(Fault("page", on="head", digest=model.digests[0], status=status, body=""))
+    server.start().wait_ready()
+    cause = {400: Cause.REFUSED, 404: Cause.NO_LAYER, 412: Cause.OLD_SERVER, 451: Cause.LEGAL}
+    ended_at_once(drive(site(server), model, UNTIL_DONE), cause[status], registry, "head")
+
+
+@pytest.mark.parametrize("step", ["direct", "data"])
+@pytest.mark.parametrize("status", [404, 451, 200])
+def test_a_begun_layer_of_which_the_server_hides_what_the_registry_says(
+    quick: Server, registry: Registry, step: str, status: int
+) -> None:
+    """Its address is asked for until time is up; an error page is data that ends too soon."""
+    if (step, status) == ("direct", 200):
+        pytest.skip("that is no answer which the server takes: it says so at once")
+    model = add(registry, quick, 3 * MB)
+    lay_out(registry, quick.store, model.digests[0], aged=600)
+    registry.add_fault(Fault("page", on=step, digest=model.digests[0], status=status))  # type: ignore[arg-type]
+    quick.start().wait_ready()
+    seen = drive(site(quick), model, UNTIL_DONE)
+    cause = {404: Cause.NO_LAYER, 451: Cause.LEGAL, 200: Cause.PORTAL}
+    assert seen.end.cause is cause[status], (seen.end, seen.notes)
+    assert claimed(quick, model) >= MB
+
+
+def limited(server: Server, size: int) -> None:
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_limit_of_the_servers_files_is_seen_before_anything_comes(
+    server: Server, registry: Registry
+) -> None:
+    model = add(registry, server)
+    server.start().wait_ready()
+    limited(server, 40 * MB)
+    seen = drive(site(server), model, UNTIL_DONE)
+    ended_at_once(seen, Cause.FILE_TOO_LARGE, registry, "manifest")
+    assert "40.0 MB" in seen.end.text
+    assert registry.bytes_served(model.digests[0]) == 0
+
+
+def test_what_only_the_server_can_say_is_waited_for(
+    quick: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so after six tries, which take longer than what counts as a stall."""
+    monkeypatch.setattr(disk, "fault", lambda *_: None)
+    if isinstance(quick, EngineServer):
+        quick._extra |= {"DEMO_RETRY_SECONDS": "0.2"}
+        monkeypatch.setattr(driver, "_SAYS_WHY_SECONDS", 30.0)
+    model = add(registry, quick)
+    quick.start().wait_ready()
+    limited(quick, 40 * MB)
+    seen = drive(site(quick), model, Options(insecure=True, until_done=True, stall_seconds=2.0))
+    assert seen.end.cause is Cause.FILE_TOO_LARGE, (seen.end, seen.notes)
+    assert sum(note.startswith("nothing came for") for note in seen.notes) <= 1
+    assert registry.stats()["requests"]["manifest"] <= 8
+
+
+@needs_root
+def test_a_file_system_that_takes_no_file_so_long(tmp_path: Path) -> None:
+    """Without extents and with small blocks ext4 has a limit of its own, as FAT32 has."""
+    store, image = tmp_path / "models", tmp_path / "image"
+    (store / "blobs").mkdir(parents=True)
+    image.touch()
+    os.truncate(image, 64 << 20)
+    make = ["mkfs.ext4", "-q", "-b", "1024", "-O", "^extents,^64bit,^has_journal", str(image)]
+    mount = ["mount", "-o", "loop", str(image), str(store / "blobs")]
+    try:
+        for command in (make, mount):
+            if subprocess.run(command, capture_output=True).returncode:
+                pytest.skip(f"{command[0]} can't be run here")
+    except FileNotFoundError as error:
+        pytest.skip(f"{error.filename} is not here")
+    try:
+        world = World(str(store))
+        (store / "blobs/sha256-x").touch()
+        assert disk.fault(world, 10 * 10**9) is None
+        found = disk.fault(world, 20 * 10**9)
+        assert found is not None
+        assert (found[0], "20.0 GB" in found[1]) == (Cause.FILE_TOO_LARGE, True)
+        subprocess.run(["mount", "-o", "remount,ro", str(store / "blobs")], check=True)
+        found = disk.fault(world, 1)
+        assert found is not None
+        assert found[0] is Cause.READ_ONLY
+    finally:
+        subprocess.run(["umount", str(store / "blobs")], check=True)
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["blobs", "data"])
+def test_what_is_immutable(server: Server, registry: Registry, what: str) -> None:
+    model = add(registry, server, 3 * MB)
+    lay_out(registry, server.store, model.digests[0], aged=600)
+    server.start().wait_ready()
+    path = server.store / "blobs"
+    if what == "data":
+        path = next(path.glob("*-partial"))
+    if subprocess.run(["chattr", "+i", str(path)], capture_output=True).returncode:
+        pytest.skip("nothing can be made immutable here")
+    try:
+        seen = drive(site(server), model, UNTIL_DONE)
+    finally:
+        subprocess.run(["chattr", "-i", str(path)], check=True)
+    assert seen.end.cause is Cause.NOT_PERMITTED, (seen.end, seen.notes)
+    assert not any("try 3" in note for note in seen.notes)
+
+
+def test_waiting_says_what_for_which_try_and_when(server: Server, registry: Registry) -> None:
+    model = add(registry, server, MB)
+    registry.add_fault(Fault("page", on="manifest", status=503, times=6))
+    server.start().wait_ready()
+    began = time.time()
+    seen = drive(site(server), model)
+    assert seen.end.cause is None, (seen.end, seen.notes)
+    assert arrived(server, model)
+    waits = [each for each in seen.updates if each.waiting and each.note]
+    assert len(waits) >= 2
+    for number, each in enumerate(waits, 2):
+        assert each.waiting is not None
+        assert each.note.startswith(f"waits for the registry: try {number} of 8 in ")
+        assert (each.waiting.attempt, each.waiting.attempts) == (number, 8)
+        assert "503" in each.waiting.why
+        assert each.waiting.until is not None
+        assert began <= each.waiting.until <= time.time() + 60
+    assert seen.updates[-1].waiting is None
+
+
+def test_what_is_waited_for_with_until_done_has_no_last_try(
+    server: Server, registry: Registry
+) -> None:
+    model = add(registry, server, MB)
+    fault = registry.add_fault(Fault("page", on="manifest", status=503))
+    server.start().wait_ready()
+
+    def over(update: driver.Update) -> None:
+        if update.waiting and update.waiting.attempt > 9 and fault.times is None:
+            fault.times = 0
+
+    seen = drive(site(server), model, UNTIL_DONE, on_update=over)
+    assert seen.end.cause is None, (seen.end, seen.notes)
+    assert {each.waiting.attempts for each in seen.updates if each.waiting} == {None}

@@ -1,0 +1,110 @@
+"""What of the disk no retry cures, seen before the server runs into it and gives up minutes later.
+
+A server tries each part of a layer six times, for more than a minute, before it says why
+(``server/download.go``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+from collections.abc import Iterator
+
+from rich.filesize import decimal
+
+from watcher import files
+from watcher.memory import FOLDER
+from watcher.model import Server
+from watcher.observe import holders
+from watcher.pull.causes import Cause
+from watcher.world import World
+
+_LIMIT = re.compile(rb"^Max file size +(\d+) ", re.MULTILINE)
+#: Names are looked at up to here for a file that shows what the file system takes.
+_MOST_NAMES = 1000
+
+
+def fault(world: World, largest: int) -> tuple[Cause, str] | None:
+    """Why no layer of `largest` bytes can be written to a store; None where nothing forbids it."""
+    try:
+        with _folders(world.store) as folders:
+            blobs = folders[0]
+            if os.fstatvfs(blobs).f_flag & os.ST_RDONLY:
+                return Cause.READ_ONLY, "the file system of the store is mounted read-only"
+            if not _takes(folders, largest):
+                why = f"a layer has {decimal(largest)}, more than this file system lets a file have"
+                return Cause.FILE_TOO_LARGE, why
+    except OSError:
+        return None  # the server says what is in its way
+    return _limited(world, largest)
+
+
+@contextlib.contextmanager
+def _folders(path: str) -> Iterator[list[int]]:
+    """The folder that layers are written to, and others in which there may be files."""
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(files.opened_folder(path))
+        found = []
+        for name in ("blobs", FOLDER):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(opened.enter_context(files.opened_folder(name, store, follow=True)))
+        yield [*found, store]
+
+
+def _takes(folders: list[int], size: int) -> bool:
+    """Whether a file may be so long: the kernel seeks to no place beyond what it takes.
+
+    True where there is no file to seek in.
+    """
+    device = os.fstat(folders[0]).st_dev
+    for folder in folders:
+        with _some_file(folder) as fd:
+            if fd is not None and os.fstat(fd).st_dev == device:
+                return _seeks(fd, size)
+    return True
+
+
+@contextlib.contextmanager
+def _some_file(folder: int) -> Iterator[int | None]:
+    """A file of a folder, opened for reading; None where there is none."""
+    with os.scandir(folder) as entries:
+        some = itertools.islice(entries, _MOST_NAMES)
+        name = next((each.name for each in some if each.is_file(follow_symlinks=False)), None)
+    if name is None:
+        yield None
+        return
+    fd = files.open_to_read(name, folder)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _seeks(fd: int, size: int) -> bool:
+    try:
+        os.lseek(fd, size, os.SEEK_SET)
+    except OSError:
+        return False
+    return True
+
+
+def _limited(world: World, largest: int) -> tuple[Cause, str] | None:
+    """Whether the store's server runs under a limit for files (``LimitFSIZE``, ``ulimit -f``)."""
+    seen = holders.see(world, (), network=False, writers_visible=False, ours_only=True)
+    for server in seen.servers:
+        limit = _limit_of(world, server)
+        if server.ours and limit is not None and largest > limit:
+            why = f"a layer has {decimal(largest)}, and LimitFSIZE of the server {decimal(limit)}"
+            return Cause.FILE_TOO_LARGE, why
+    return None
+
+
+def _limit_of(world: World, server: Server) -> int | None:
+    try:
+        with open(f"{world.proc}/{server.pid}/limits", "rb") as limits:
+            found = _LIMIT.search(limits.read())
+    except OSError:
+        return None
+    return int(found[1]) if found else None
