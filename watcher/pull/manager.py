@@ -397,10 +397,10 @@ class ModelDownloadManager:
     ) -> DownloadProgress:
         """Download a model through the server, over resets, stalls and the server's death.
 
-        `progress` is called some times a second, also with what it waits for, and why. Once `cancel` says so, or one of the two raises,
-        the download is ended so that it can be resumed. Gives back the last progress. Raises
-        DownloadError where the model has not arrived, with its `cause`, its words and the step that
-        helps; and what the two have raised.
+        `progress` is called some times a second, and with what a next try waits for, and why. Once
+        `cancel` says so, or one of the two raises, the download is ended so that it can be resumed.
+        Gives back the last progress. Raises DownloadError where the model has not arrived, with its
+        `cause`, its words and the step that helps; and what the two have raised.
         """
         raised: list[BaseException] = []
 
