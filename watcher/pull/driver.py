@@ -193,8 +193,9 @@ class Pull:
         """While it lasts, nobody else infers from the store what the record says."""
         with ExitStack() as held:
             with suppress(OSError):
-                folder = held.enter_context(folders.opened_store(self._records_folder()))
-                held.enter_context(records.driving(folder, self.model))
+                if path := self._records_folder():
+                    folder = held.enter_context(folders.opened_store(path))
+                    held.enter_context(records.driving(folder, self.model))
             yield
 
     def _records_folder(self) -> str:
