@@ -142,7 +142,14 @@ class Store:
     def leftovers(self) -> list[str]:
         """What a finished act must not leave in our folder: something of an intent, quarantine."""
         wanted = {"lock", "daemon.lock", "state.json", "logs", "intents", "quarantine", "reserve"}
-        wanted |= {"driven", "models.json", "models.json.lock", "registry-cache.json"}
+        wanted |= {
+            "driven",
+            "logs.lock",
+            "replacing.lock",
+            "models.json",
+            "models.json.lock",
+            "registry-cache.json",
+        }
         found = [path for path in self.ours.rglob("*") if path.is_relative_to(self.ours)]
         return sorted(
             str(path.relative_to(self.ours))

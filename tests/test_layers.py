@@ -16,10 +16,10 @@ HOUSE = Path(watcher.__file__).parent
 #: A module imports only what stands above it, or beside it in its own package.
 ORDER = (
     "__init__", "model", "states", "errors", "ranges", "names", "gojson", "sidecars",
-    "manifests", "environment", "advice", "files", "folders", "config", "units", "memory", "kept",
-    "records", "events", "ollama", "registry", "world", "observe", "history", "decide", "journal",
-    "act", "cycle", "notify", "proofs", "pull", "file_events", "wakes", "listener", "metrics",
-    "daemon", "show", "commands", "cli", "__main__",
+    "manifests", "environment", "advice", "stopping", "flocks", "files", "folders", "ours",
+    "config", "units", "memory", "kept", "records", "events", "ollama", "registry", "world",
+    "observe", "history", "decide", "journal", "act", "cycle", "notify", "proofs", "pull",
+    "file_events", "wakes", "listener", "metrics", "daemon", "show", "commands", "cli", "__main__",
 )  # fmt: skip
 WHY = (
     "Data goes one way, observe -> decide -> act -> learn -> show. Move what is shared up,"

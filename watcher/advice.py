@@ -156,6 +156,11 @@ def shell(seen: Evidence, *words: str, owner: int | None = None) -> str:
     return line(*_sudo(seen.caller, owner), *words)
 
 
+def as_root(*words: str) -> str:
+    """Another program's command, which only root may run, for who has called this process."""
+    return line(*_sudo(caller(), None), *words)
+
+
 def _sudo(by: Caller, owner: int | None) -> tuple[str, ...]:
     return () if by.uid == 0 or by.uid == owner else ("sudo",)
 

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 import click
 
-from watcher import __version__
+from watcher import __version__, stopping
 from watcher.errors import Exit, WatchError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
@@ -617,6 +617,7 @@ def main(arguments: list[str] | None = None) -> int:
     gc.set_threshold(50_000)
     _open_streams()
     words = sys.argv[1:] if arguments is None else arguments
+    stopping.withdraw()
     try:
         code = _run(words)
         sys.stdout.flush()

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from watcher import advice, folders, memory, names
+from watcher import advice, folders, memory, names, ours
 from watcher.decide import judge, learn, plan
+from watcher.errors import NoPermissionError
 from watcher.events import Event
 from watcher.journal import Journal, locked
 from watcher.memory import Memory
@@ -95,7 +96,8 @@ def cycle(
     `past`: what the caller remembers, for a store that nothing can be written down in. `ended`:
     digests whose data somebody has just closed after writing.
     Raises LockedError where somebody else acts for longer than `lock_seconds`, NoPermissionError
-    where something was agreed to and can't be done by this user, and what `observe` raises.
+    where something was agreed to and can't be done by this user, RefusedError where our folder is
+    somebody else's, and what `observe` raises.
     """
 
     def decide(known: Memory) -> _Decided:
@@ -109,6 +111,8 @@ def cycle(
 
         return answering.answer(world, policy, questions, stop, lock_seconds)
 
+    if world.keeps:
+        ours.check(world.store)
     recovered = _recover(world, policy, lock_seconds) if world.keeps else ()
     now = decide(remembered(world, past))
     agreed = consent(now.plan)
@@ -333,8 +337,12 @@ def _powerless(
 ) -> Report:
     """The report where our own folder can't be written: told, but not done, nor written down."""
     where = names.printable(os.path.join(world.store, memory.FOLDER))
+    if isinstance(error, ours.ForeignError):
+        raise ours.refusal(world.store, error) from None
     trouble = f"{where} can't be written: {error.strerror}"
     if any(action.verb is not Verb.REFRESH for action in agreed.actions):
+        if command := ours.cure(world.store):
+            raise NoPermissionError(f"{trouble}; nothing was done", "give it back:", command)
         raise advice.cant_write(f"{trouble}; nothing was done", error, world.store) from None
     known, happened = learn.learn(now.known, now.evidence, now.verdict, {}, first_look=first_look)
     for event in happened:

@@ -13,8 +13,20 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from watcher import __version__, cycle, files, folders, history, journal, memory, notify, registry
-from watcher.errors import LockedError, NoStoreError, SettingsError, WatchError
+from watcher import (
+    __version__,
+    cycle,
+    files,
+    folders,
+    history,
+    journal,
+    memory,
+    notify,
+    ours,
+    registry,
+    stopping,
+)
+from watcher.errors import LockedError, NoStoreError, RefusedError, SettingsError, WatchError
 from watcher.events import Event
 from watcher.memory import Memory
 from watcher.metrics import Metrics
@@ -33,7 +45,8 @@ def run(world: World, read_policy: Callable[[], Policy], queue_run: Sequence[str
     """Watch until SIGTERM or SIGINT; SIGHUP has the settings read again.
 
     `queue_run`: the command line of who runs the queue, where the settings say so.
-    Raises LockedError where another daemon has this store, ListenError where its metrics can't be
+    Raises LockedError where another daemon has this store, RefusedError where our folder in it is
+    somebody else's, ListenError where its metrics can't be
     served, and what `read_policy` raises at first.
     """
     policy = read_policy()
@@ -75,7 +88,7 @@ class _Service:
         self._set(policy)
         self._proofs = Proofs(world, self._trouble)
         self._behind: Behind | None = None
-        self._held = contextlib.ExitStack()
+        self._lock = ours.LongLock(DAEMON_LOCK)
         self._begun = self._ready = False
         #: Device and inode of the store that is ours; the memory where it can't be written down.
         self._store: tuple[int, int] | None = None
@@ -94,7 +107,7 @@ class _Service:
         self._proofs.stop()
         if self._behind is not None:
             self._behind.stop()
-        self._held.close()
+        self._lock.release()
 
     def _set(self, policy: Policy) -> None:
         self._policy = replace(policy, patient=True, refresh=policy.repair, sync_behind=True)
@@ -125,10 +138,10 @@ class _Service:
                 past=self._memory,
                 ended=wakes.ended(),
             )
-        except LockedError:
+        except (LockedError, RefusedError) as error:
             if not self._begun:
                 raise
-            self._trouble("another ollama-watch has held the lock for long; looked at later")
+            self._trouble(f"{error.message}; looked at later")
             wakes.again(scope)
             return
         except (FileNotFoundError, NoStoreError):
@@ -244,24 +257,27 @@ class _Service:
     def _take_store(self) -> bool:
         """Take the store for this daemon's life; one made anew in its place is another store.
 
-        True where it was not ours yet. Raises FileNotFoundError, LockedError.
+        The lock is taken anew where our folder was removed. True where the store was not ours yet.
+        Raises FileNotFoundError, LockedError, RefusedError.
         """
         with folders.opened_store(self._world.store) as store:
             status = os.fstat(store)
-            if self._store == (status.st_dev, status.st_ino):
-                return False
-            self._held.close()
+            is_new = self._store != (status.st_dev, status.st_ino)
             try:
-                files.ensure_folder(memory.FOLDER, store)
-                ours = self._held.enter_context(files.opened_folder(memory.FOLDER, store))
-                self._held.enter_context(files.locked(DAEMON_LOCK, ours, journal.owner()))
+                if self._lock.hold(store, journal.owner()) and not is_new:
+                    self._trouble(f"{memory.FOLDER} was removed, and is made anew")
             except files.BusyError as busy:
                 raise LockedError(
                     f"a daemon watches this store already: {busy.owner}", "one is enough"
                 ) from None
+            except ours.ForeignError as error:
+                raise ours.refusal(self._world.store, error) from None
             except OSError as error:
                 # A store that can't be written can still be watched; the events go to stderr.
-                self._trouble(f"{memory.FOLDER} can't be written: {error.strerror}")
+                if is_new:
+                    self._trouble(f"{memory.FOLDER} can't be written: {error.strerror}")
+            if not is_new:
+                return False
             self._store = status.st_dev, status.st_ino
         if not self._begun:
             self._tell_start()
@@ -375,6 +391,7 @@ def _signals(wakes: Wakes, end: Callable[[], None]) -> Iterator[_Signals]:
 
     def stop(number: int, _: FrameType | None) -> None:
         asked.end(number)
+        stopping.ask()
         end()
         wakes.stop()
 
@@ -389,3 +406,4 @@ def _signals(wakes: Wakes, end: Callable[[], None]) -> Iterator[_Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        stopping.withdraw()

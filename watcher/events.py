@@ -7,6 +7,7 @@ The five keys of a line are a contract: ``timestamp``, ``model_name``, ``event_t
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,13 +17,16 @@ from datetime import UTC, datetime
 
 import orjson
 
-from watcher import files, names
-from watcher.memory import FOLDER
+from watcher import files, names, ours
 from watcher.model import DAY, Policy
 
 LOGS = "logs"
 ALL = "events"
 SUFFIX = ".jsonl"
+#: Held while something is written there. Who may read a log could hold one on the log itself.
+LOCK = "logs.lock"
+#: To write takes milliseconds; who waits longer waits for a process that was stopped.
+_PATIENCE_SECONDS = 10.0
 #: Lines that are added in one write: a log is too large by no more than these.
 _AT_ONCE = 100
 #: So much may have been added by others since.
@@ -84,7 +88,10 @@ def rfc3339(at: float) -> str:
 
 
 def write(store: int, events: Iterable[Event], policy: Policy) -> None:
-    """Append events to the logs of the store behind a descriptor. Raises OSError (disk full)."""
+    """Append events to the logs of the store behind a descriptor.
+
+    Raises OSError (disk full), and BlockingIOError where another process writes for long.
+    """
     logs: dict[str, list[Event]] = {}
     for event in events:
         for log in event.logs:
@@ -97,7 +104,7 @@ def write(store: int, events: Iterable[Event], policy: Policy) -> None:
             for at in range(0, len(its), _AT_ONCE):
                 some = its[at : at + _AT_ONCE]
                 lines = b"".join(event.line for event in some)
-                size = files.append(f"{log}{SUFFIX}", folder, lines)
+                size = _append(log, folder, lines, some[-1].at)
                 if size > policy.log_max_bytes:
                     _rotate(folder, log, some[-1].at, policy)
 
@@ -115,7 +122,17 @@ def write_missing(store: int, events: Sequence[Event]) -> None:
             there = _at_end(folder, log, frozenset(lines))
             left = b"".join(line for line in lines if line not in there)
             if left:
-                files.append(f"{log}{SUFFIX}", folder, left)
+                _append(log, folder, left, its[-1].at)
+
+
+def _append(log: str, folder: int, lines: bytes, now: float) -> int:
+    """Add lines to a log; the log's size in bytes."""
+    try:
+        return files.append(f"{log}{SUFFIX}", folder, lines)
+    except PermissionError:
+        # One that another member of the group has made for himself alone is set aside.
+        _set_aside(folder, log, now)
+        return files.append(f"{log}{SUFFIX}", folder, lines)
 
 
 def _at_end(folder: int, log: str, wanted: frozenset[bytes]) -> set[bytes]:
@@ -129,7 +146,7 @@ def _at_end(folder: int, log: str, wanted: frozenset[bytes]) -> set[bytes]:
     found: set[bytes] = set()
     for name in (*(name for _, name in asides[-1:]), f"{log}{SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):
-            fd = files.open_to_read(name, folder)
+            fd = files.open_ours(name, folder)
             with os.fdopen(fd, "rb") as stream:
                 stream.seek(max(0, os.fstat(fd).st_size - size))
                 # One by one: the end of a log would stay in the memory of a daemon.
@@ -138,20 +155,32 @@ def _at_end(folder: int, log: str, wanted: frozenset[bytes]) -> set[bytes]:
 
 
 def _logs_folder(store: int, opened: ExitStack) -> int:
-    files.ensure_folder(FOLDER, store)
-    ours = opened.enter_context(files.opened_folder(FOLDER, store))
-    files.ensure_folder(LOGS, ours)
-    return opened.enter_context(files.opened_folder(LOGS, ours))
+    """The folder of the logs, and their lock, while `opened` is."""
+    folder = opened.enter_context(ours.made(store))
+    logs = opened.enter_context(ours.made_in(LOGS, folder))
+    _lock(folder, opened, _PATIENCE_SECONDS)
+    return logs
+
+
+def _lock(folder: int, opened: ExitStack, seconds: float) -> None:
+    try:
+        opened.enter_context(files.locked(LOCK, folder, f"pid {os.getpid()}", seconds=seconds))
+    except files.BusyError as busy:
+        raise BlockingIOError(errno.EAGAIN, f"{busy.owner} keeps {LOCK}") from None
 
 
 def _rotate(folder: int, log: str, now: float, policy: Policy) -> None:
     """Set a full log aside under the time of its end."""
+    with contextlib.suppress(FileNotFoundError):
+        # Another process may have set it aside since we wrote to it.
+        if os.stat(f"{log}{SUFFIX}", dir_fd=folder).st_size > policy.log_max_bytes:
+            _set_aside(folder, log, now)
+
+
+def _set_aside(folder: int, log: str, now: float) -> None:
     stamp = rfc3339(now).replace(":", "").replace(".", "")
     for turn in itertools.count():
         try:
-            # Another process may have set it aside since we wrote to it.
-            if os.stat(f"{log}{SUFFIX}", dir_fd=folder).st_size <= policy.log_max_bytes:
-                return
             aside = f"{log}@{stamp}{f'-{turn}' if turn else ''}{SUFFIX}"
             files.move(f"{log}{SUFFIX}", folder, aside, folder)
         except FileNotFoundError:
@@ -167,9 +196,10 @@ def expire(store: int, now: float, policy: Policy) -> None:
     Also those of models that are no more, to which nothing will be written again. What can't be
     removed (it is no file, somebody writes to it just now) stays.
     """
-    with ExitStack() as opened, contextlib.suppress(FileNotFoundError):
-        ours = opened.enter_context(files.opened_folder(FOLDER, store))
-        folder = opened.enter_context(files.opened_folder(LOGS, ours))
+    with ExitStack() as opened, contextlib.suppress(FileNotFoundError, BlockingIOError):
+        our_folder = opened.enter_context(ours.opened(store))
+        folder = opened.enter_context(ours.opened_in(LOGS, our_folder))
+        _lock(our_folder, opened, 0.0)
         for name in os.listdir(folder):
             if name.endswith(SUFFIX):
                 with contextlib.suppress(OSError):

@@ -14,19 +14,22 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import itertools
 import os
 import signal
 import stat
 import struct
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import NoReturn, cast
+from typing import NamedTuple, NoReturn, cast
 
+from watcher import flocks, stopping
 from watcher.errors import WatchError
 
+#: Of what is made for ``blobs/``: the mode that the server gives its own files there.
 FILE_MODE = 0o644
-FOLDER_MODE = 0o755
 _NO_REPLACE = 1
 #: So much is read at once to find where a half line begins.
 _PIECE = 1 << 20
@@ -36,6 +39,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 _AT_ONCE = 100
 #: So many descriptors a process may have where nothing lists them.
 _MANY_FILES = 65_536
+#: No symlink is followed, no FIFO's other end waited for, no terminal taken.
+_CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 
 # ---------------------------------------------------------------- looking, by descriptor
@@ -71,10 +76,23 @@ def open_quietly(name: str, flags: int, parent: int | None) -> int:
 
 def open_to_read(name: str, parent: int) -> int:
     """A regular file's descriptor: no symlink followed, no wait for a FIFO's writer."""
-    fd = open_quietly(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, parent)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    fd = open_quietly(name, os.O_RDONLY | _CAREFULLY, parent)
+    try:
+        _only_regular(os.fstat(fd), name)
+    except BaseException:
         os.close(fd)
-        raise OSError(errno.EINVAL, "not a regular file", name)
+        raise
+    return fd
+
+
+def open_ours(name: str, parent: int) -> int:
+    """The same for a file in a folder of ours: one that somebody else owns is refused, too."""
+    fd = open_to_read(name, parent)
+    try:
+        _only_trusted(os.fstat(fd), os.fstat(parent), name)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -85,6 +103,50 @@ def read_small(name: str, parent: int, limit: int) -> bytes:
         return read_open(fd, limit)
     finally:
         os.close(fd)
+
+
+def read_ours(name: str, parent: int, limit: int) -> bytes:
+    """All of a file in a folder of ours. Raises OSError, with EINVAL for what is no file of ours.
+
+    Nor is one of more than `limit` bytes.
+    """
+    fd = open_ours(name, parent)
+    try:
+        size = os.fstat(fd).st_size
+        if size > limit:
+            raise OSError(errno.EINVAL, f"{size} bytes are too many", name)
+        return read_open(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def is_trusted(found: os.stat_result, folder: os.stat_result) -> bool:
+    """Whether what lies in a folder of ours may be believed, by who owns it.
+
+    That is the folder's owner, root, this user, or whoever may write to that folder anyway.
+    """
+    if found.st_uid in (0, folder.st_uid, os.geteuid()) or folder.st_mode & 0o002:
+        return True
+    return bool(folder.st_mode & 0o020) and found.st_gid == folder.st_gid
+
+
+def _only_trusted(found: os.stat_result, folder: os.stat_result, name: str) -> None:
+    if not is_trusted(found, folder):
+        raise OSError(errno.EINVAL, f"it belongs to user id {found.st_uid}", name)
+
+
+def _only_regular(found: os.stat_result, name: str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", name)
+
+
+def _only_ours(fd: int, parent: int, name: str) -> None:
+    """Raise OSError for what is not to be written to: no file, somebody's, or of a second name."""
+    found = os.fstat(fd)
+    _only_regular(found, name)
+    _only_trusted(found, os.fstat(parent), name)
+    if found.st_nlink > 1:
+        raise OSError(errno.EMLINK, "it has a second name", name)
 
 
 def read_open(fd: int, limit: int) -> bytes:
@@ -116,26 +178,128 @@ _statx = getattr(ctypes.CDLL(None), "statx", None)
 # ---------------------------------------------------------------- making
 
 
-def ensure_folder(name: str, parent: int, *, durable: bool = True) -> None:
+def folder_mode(above: os.stat_result) -> int:
+    """The mode of a folder of ours: as the one that it lies in, and its owner may do everything.
+
+    Where a group may write, what is made in it belongs to that group.
+    """
+    mode = stat.S_IMODE(above.st_mode) & (0o777 | stat.S_ISGID) | 0o700
+    return mode | stat.S_ISGID if mode & 0o020 else mode
+
+
+def file_mode(folder: os.stat_result) -> int:
+    """The mode of a file of ours: who may read and write the folder may do so with the file."""
+    return stat.S_IMODE(folder.st_mode) & 0o666 | 0o600
+
+
+def lock_mode(folder: os.stat_result) -> int:
+    """The mode of a lock: for nobody who may not write, since to read it is enough to hold it."""
+    writers = stat.S_IMODE(folder.st_mode) & 0o022
+    return 0o600 | writers | writers << 1
+
+
+def ensure_folder(
+    name: str, parent: int, *, durable: bool = True, owner: tuple[int, int] | None = None
+) -> bool:
     """Make a folder of ours where there is none, with the owner and mode that it needs.
 
-    One that a kill left half made is put right, too. Not `durable`: who calls syncs the parent.
+    One that a kill left half made is put right, too, and one that a group's member has made so
+    that the others can't write there. Not `durable`: who calls syncs the parent. `owner`: as for
+    `create`. Gives back whether it was made.
     """
+    above = os.fstat(parent)
+    mode = folder_mode(above)
     made = True
     try:
-        os.mkdir(name, FOLDER_MODE, dir_fd=parent)
+        with _exact_modes():
+            os.mkdir(name, mode & 0o777, dir_fd=parent)
     except FileExistsError:
         made = False
     with opened_folder(name, parent) as fd:
-        status = os.fstat(fd)
-        right = os.fstat(parent).st_uid == status.st_uid or os.geteuid() != 0
-        # One with something in it is not ours half made: it may have been renamed to this.
-        if not made and (right or os.listdir(fd)):
-            return
-        os.fchmod(fd, FOLDER_MODE)
-        _own(fd, parent)
+        if not made and not _is_half_made(fd, above, mode):
+            return False
+        try:
+            _settle(fd, above, mode | (0 if made else stat.S_IMODE(os.fstat(fd).st_mode)), owner)
+        except OSError:
+            if made:
+                os.rmdir(name, dir_fd=parent)
+            raise
     if durable:
         sync(parent)
+    return made
+
+
+def _is_half_made(fd: int, above: os.stat_result, mode: int) -> bool:
+    status, me = os.fstat(fd), os.geteuid()
+    if me == 0 and status.st_uid != above.st_uid:
+        # One with something in it is not ours half made: it may have been renamed to this.
+        return not os.listdir(fd)
+    lacks = mode & 0o2070 & ~stat.S_IMODE(status.st_mode) or status.st_gid != above.st_gid
+    return bool(mode & 0o020 and lacks and me in (0, status.st_uid))
+
+
+_umask = threading.Lock()
+
+
+@contextlib.contextmanager
+def _exact_modes() -> Iterator[None]:
+    """Modes are given as they are asked for, whatever this process's umask is.
+
+    To set one afterwards would leave an instant in which a kill locks others out, and takes the
+    set-group bit from a folder of a group that this user is not in.
+    """
+    with _umask:
+        before = os.umask(0)
+        try:
+            yield
+        finally:
+            os.umask(before)
+
+
+def _settle(
+    fd: int, above: os.stat_result, mode: int, owner: tuple[int, int] | None = None
+) -> None:
+    """Give what was made in a folder its owner, group and mode. Raises OSError where it can't be.
+
+    Root's goes to `owner`, else to the folder's owner.
+    """
+    made = os.fstat(fd)
+    if os.geteuid() == 0:
+        wanted = owner or (above.st_uid, above.st_gid)
+        if (made.st_uid, made.st_gid) != wanted:
+            os.fchown(fd, *wanted)
+    elif mode & 0o020 and made.st_gid != above.st_gid:
+        try:
+            os.fchown(fd, -1, above.st_gid)
+        except OSError:
+            # It stays with a group of this user's, which gets no more than everybody.
+            mode = mode & ~0o2070 | (mode & 0o007) << 3
+    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        with contextlib.suppress(PermissionError):  # where a mount sets the modes
+            os.fchmod(fd, mode)
+
+
+def _made(name: str, parent: int, flags: int, mode: int) -> int:
+    """The descriptor of a new file of ours. Raises FileExistsError; on errors nothing is left."""
+    with _exact_modes():
+        fd = os.open(name, flags | os.O_CREAT | os.O_EXCL | _CAREFULLY, mode, dir_fd=parent)
+    try:
+        _settle(fd, os.fstat(parent), mode)
+    except BaseException:
+        os.unlink(name, dir_fd=parent)
+        os.close(fd)
+        raise
+    return fd
+
+
+def _opened_or_made(name: str, parent: int, flags: int, mode: int) -> int:
+    """The descriptor of a file of ours, which is made where there is none."""
+    flags |= os.O_CLOEXEC
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(name, flags | _CAREFULLY, dir_fd=parent)
+        with contextlib.suppress(FileExistsError):
+            return _made(name, parent, flags, mode)
 
 
 def create(
@@ -145,13 +309,14 @@ def create(
     owner: tuple[int, int] | None = None,
     *,
     durable: bool = True,
+    mode: int = FILE_MODE,
 ) -> None:
     """Make a new file with `data`, on the disk when this returns. Raises FileExistsError.
 
     `owner`: user and group id that it gets where we are root; None for the folder's. Not `durable`:
     a power cut may lose what was written.
     """
-    create_all({name: data}, parent, owner, durable=durable)
+    _create_some({name: data}, parent, owner, mode, durable=durable)
 
 
 def create_all(
@@ -168,19 +333,24 @@ def create_all(
     names = list(contents)
     for at in range(0, len(names), _AT_ONCE):
         some = {name: contents[name] for name in names[at : at + _AT_ONCE]}
-        _create_some(some, parent, owner, durable=durable)
+        _create_some(some, parent, owner, FILE_MODE, durable=durable)
 
 
 def _create_some(
-    contents: Mapping[str, bytes], parent: int, owner: tuple[int, int] | None, *, durable: bool
+    contents: Mapping[str, bytes],
+    parent: int,
+    owner: tuple[int, int] | None,
+    mode: int,
+    *,
+    durable: bool,
 ) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    above = os.fstat(parent)
     made: dict[str, int] = {}
     try:
         for name, data in contents.items():
-            fd = made[name] = os.open(name, flags, FILE_MODE, dir_fd=parent)
-            os.fchmod(fd, FILE_MODE)
-            _own(fd, parent, owner)
+            fd = made[name] = os.open(name, flags, mode, dir_fd=parent)
+            _settle(fd, above, mode, owner)
             _write_all(fd, data)
             if durable and len(contents) > 1:
                 # Linux begins to write what is not wanted in memory, so that the journal is
@@ -204,10 +374,13 @@ def reserve(name: str, parent: int, size: int) -> None:
         if os.stat(name, dir_fd=parent, follow_symlinks=False).st_size == size:
             return
         os.unlink(name, dir_fd=parent)
-    create(name, parent, os.urandom(size))  # nothing that a file system could do without storing
+    # Nothing that a file system could do without storing.
+    create(name, parent, os.urandom(size), mode=file_mode(os.fstat(parent)))
 
 
-def save(name: str, parent: int, data: bytes, *, durable: bool = True) -> None:
+def save(
+    name: str, parent: int, data: bytes, *, durable: bool = True, mode: int | None = None
+) -> None:
     """Replace a file of ours by `data` in one step, on the disk when this returns.
 
     For files that only the holder of a lock writes: a kill leaves ``.<name>.new``, which the next
@@ -217,7 +390,8 @@ def save(name: str, parent: int, data: bytes, *, durable: bool = True) -> None:
     temporary = f".{name}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=parent)
-    create(temporary, parent, data, durable=durable)
+    mode = file_mode(os.fstat(parent)) if mode is None else mode
+    create(temporary, parent, data, durable=durable, mode=mode)
     os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
     if durable:
         sync(parent)
@@ -232,7 +406,7 @@ def add(name: str, parent: int, data: bytes) -> None:
     temporary = f".{name}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=parent)
-    create(temporary, parent, data)
+    create(temporary, parent, data, mode=file_mode(os.fstat(parent)))
     try:
         move(temporary, parent, name, parent)
     except OSError:
@@ -245,14 +419,14 @@ def append(name: str, parent: int, lines: bytes) -> int:
     """Add whole lines to a log and give back the log's size in bytes.
 
     A half line that a kill left behind is cut off first; where the disk is full what was added is
-    taken back as a whole and OSError raised. Safe among processes (flock).
+    taken back as a whole and OSError raised. For who holds the logs' lock: who may only read a log
+    could hold one on the log itself.
     """
-    fd = _locked_log(name, parent)
+    flags = os.O_RDWR | os.O_APPEND
+    fd = _opened_or_made(name, parent, flags, file_mode(os.fstat(parent)))
     try:
-        size = os.fstat(fd).st_size
-        if size == 0:
-            _own(fd, parent)
-        size = _cut_half_line(fd, size)
+        _only_ours(fd, parent, name)
+        size = _cut_half_line(fd, os.fstat(fd).st_size)
         try:
             _write_all(fd, lines)
         except OSError:
@@ -261,21 +435,6 @@ def append(name: str, parent: int, lines: bytes) -> int:
         return size + len(lines)
     finally:
         os.close(fd)
-
-
-def _locked_log(name: str, parent: int) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    while True:
-        fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
-        try:
-            _only_ours(fd, name)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_nlink:
-                return fd
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)  # it was removed for its age between the two calls
 
 
 def _cut_half_line(fd: int, size: int) -> int:
@@ -295,28 +454,17 @@ def _cut_half_line(fd: int, size: int) -> int:
 def remove_older(name: str, parent: int, before: float) -> None:
     """Unlink a log to which nothing was written since `before`, seconds since the epoch.
 
-    Not while somebody appends to it, and nothing but a regular file. Raises OSError.
+    Nothing but a regular file, and only for who holds the logs' lock. Raises OSError.
     """
-    fd = open_to_read(name, parent)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        opened, named = os.fstat(fd), os.stat(name, dir_fd=parent, follow_symlinks=False)
-        if os.path.samestat(opened, named) and opened.st_mtime < before:
-            os.unlink(name, dir_fd=parent)
-    finally:
-        os.close(fd)
+    found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    if stat.S_ISREG(found.st_mode) and found.st_mtime < before:
+        os.unlink(name, dir_fd=parent)
 
 
 def _write_all(fd: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
-
-
-def _own(fd: int, parent: int, owner: tuple[int, int] | None = None) -> None:
-    if os.geteuid() == 0:
-        folder = os.fstat(parent)
-        os.fchown(fd, *(owner or (folder.st_uid, folder.st_gid)))
 
 
 # ---------------------------------------------------------------- moving and removing
@@ -351,9 +499,22 @@ def replace(name: str, parent: int, new_name: str, new_parent: int) -> None:
 
 
 def set_aside(name: str, parent: int) -> None:
-    """Keep a damaged file of ours beside its place, as ``<name>.damaged``, if it is still there."""
-    with contextlib.suppress(FileNotFoundError):
-        replace(name, parent, f"{name}.damaged", parent)
+    """Keep a damaged file of ours beside its place, as ``<name>.damaged``, if it is still there.
+
+    Where a folder is in the way, or is to be kept, the name gets a number.
+    """
+    for number in itertools.count():
+        try:
+            replace(name, parent, f"{name}.damaged{f'-{number}' if number else ''}", parent)
+        except FileNotFoundError:
+            return
+        except (IsADirectoryError, NotADirectoryError):
+            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            continue
+        return
 
 
 def second_name(name: str, parent: int, new_name: str, new_parent: int) -> None:
@@ -504,42 +665,145 @@ class BusyError(WatchError):
         self.owner = owner
 
 
+class Holding(NamedTuple):
+    """Who holds a lock: what they wrote into it, where that may be read; the process, and when."""
+
+    text: str
+    #: None where the kernel does not list it, as of another PID namespace.
+    pid: int | None
+    #: When it was taken, seconds since the epoch.
+    since: float
+
+
+class HeldLock:
+    """A lock that this process holds."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self._fd, self._name = fd, name
+
+    def is_in(self, folder: int) -> bool:
+        """Whether it is the one that has its name in a folder: if not, somebody else may hold that.
+
+        So it is where the file, or the folder that it was in, was removed meanwhile.
+        """
+        return _is_named(self._fd, self._name, folder)
+
+
 @contextlib.contextmanager
-def locked(name: str, parent: int, owner: str, *, seconds: float = 0.0) -> Iterator[None]:
+def locked(name: str, parent: int, owner: str, *, seconds: float = 0.0) -> Iterator[HeldLock]:
     """Hold a lock file (flock), `owner` written into it; wait so many seconds for who has it.
 
-    It keeps the threads of one process apart, too. Raises BusyError where it stays held.
+    It keeps the threads of one process apart, too. Nobody can open it who may not write to the
+    folder; an old one that others could open is replaced. Raises BusyError where it stays held, or
+    this process is asked to end meanwhile, and OSError for what is no file of ours.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, FILE_MODE, dir_fd=parent)
+    fd = _take(name, parent, time.monotonic() + seconds)
     try:
-        _only_ours(fd, name)
-        _lock(fd, seconds)
-        os.ftruncate(fd, 0)
-        _own(fd, parent)
         # A full disk must not keep anyone from acting; the text is for people only.
         with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
             os.pwrite(fd, f"{owner}\n".encode(), 0)
-        yield
+        yield HeldLock(fd, name)
     finally:
         os.close(fd)
 
 
-def _only_ours(fd: int, name: str) -> None:
-    """Raise OSError for a file of ours that has a second name: it may be somebody else's file."""
-    if os.fstat(fd).st_nlink > 1:
-        raise OSError(errno.EMLINK, "it has a second name", name)
+#: Held while a lock that others could open is replaced.
+_REPLACING = "replacing.lock"
+_REPLACING_SECONDS = 1.0
 
 
-def _lock(fd: int, seconds: float) -> None:
-    until = time.monotonic() + seconds
+def _take(name: str, parent: int, until: float) -> int:
+    """The descriptor of the lock file that has the name, locked."""
+    tried = name == _REPLACING
+    while True:
+        fd = _open_lock(name, parent)
+        try:
+            _only_ours(fd, parent, name)
+            if not tried and _is_loose(fd, parent):
+                tried = True
+                with contextlib.suppress(OSError):  # the disk is full, say: then as it is
+                    _replace_loose(name, parent, fd, until)
+            elif _wait_for(fd, until) and _is_named(fd, name, parent):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _open_lock(name: str, parent: int) -> int:
+    try:
+        return _opened_or_made(name, parent, os.O_RDWR, lock_mode(os.fstat(parent)))
+    except PermissionError:
+        # One of another member's of the group, by an earlier version: it is replaced.
+        return os.open(name, os.O_RDONLY | os.O_CLOEXEC | _CAREFULLY, dir_fd=parent)
+
+
+def _is_loose(fd: int, parent: int) -> bool:
+    """Whether somebody who may not write to the folder can open a lock in it, and so hold it."""
+    return bool(os.fstat(fd).st_mode & 0o066 & ~lock_mode(os.fstat(parent)))
+
+
+def _replace_loose(name: str, parent: int, fd: int, until: float) -> None:
+    """Put a lock that nobody else can open in the place of one, once none of ours holds that.
+
+    Who can't write to the folder has no business with it, and keeps a file that is none any more.
+    """
+    _wait_for(fd, until, lambda: _is_strangers(fd, parent))
+    seconds = max(_REPLACING_SECONDS, until - time.monotonic())
+    with locked(_REPLACING, parent, f"pid {os.getpid()}", seconds=seconds):
+        # Once more: somebody may have been quicker with either.
+        if _is_named(fd, name, parent) and _wait_for(fd, 0.0, lambda: _is_strangers(fd, parent)):
+            save(name, parent, b"", durable=False, mode=lock_mode(os.fstat(parent)))
+
+
+def _is_strangers(fd: int, parent: int) -> bool:
+    """Whether whoever holds a lock may not even write to the folder that it is in."""
+    pids, folder = flocks.holders(os.fstat(fd)), os.fstat(parent)
+    return bool(pids) and all(flocks.is_stranger(pid, folder) for pid in pids)
+
+
+def _is_named(fd: int, name: str, folder: int) -> bool:
+    try:
+        named = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(os.fstat(fd), named)
+
+
+def _wait_for(fd: int, until: float, enough: Callable[[], bool] = lambda: False) -> bool:
+    """Wait for a lock, or for what is `enough` without it. Raises BusyError."""
     pause = _FIRST_PAUSE
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
         except BlockingIOError:
-            if time.monotonic() >= until:
+            if enough():
+                return True
+            if time.monotonic() >= stopping.no_later(until):
                 raise BusyError(os.pread(fd, 200, 0).decode("utf-8", "replace").strip()) from None
+        else:
+            return True
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def holder(name: str, parent: int) -> Holding | None:
+    """Who holds a lock of ours; None where it is free, as far as can be seen."""
+    try:
+        fd = open_to_read(name, parent)
+    except PermissionError:
+        # Who may not hold it either is told by the kernel.
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        pids = flocks.holders(status)
+        return Holding("", pids[0], status.st_mtime) if pids else None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(fd, 200, 0).decode("utf-8", "replace").strip()
+        pids = flocks.holders(os.fstat(fd))
+        return Holding(text, pids[0] if pids else None, os.fstat(fd).st_mtime)
+    finally:
+        os.close(fd)
+    return None

@@ -12,9 +12,8 @@ from typing import BinaryIO, NamedTuple
 
 import orjson
 
-from watcher import files, folders
+from watcher import files, folders, ours
 from watcher.events import ALL, LOGS, SUFFIX, Event
-from watcher.memory import FOLDER
 from watcher.observe.targets import Known
 
 #: A log that was set aside: its name, the time of its end, and a number where that was not enough.
@@ -96,9 +95,7 @@ class Log:
         """
         missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
         with contextlib.ExitStack() as opened, missing:
-            folder = opened.enter_context(folders.opened_store(self._store))
-            for name in (FOLDER, LOGS):
-                folder = opened.enter_context(files.opened_folder(name, folder))
+            folder = _opened_logs(self._store, opened)
             whole = False
             while not whole:
                 whole = yield from self._read_files(folder, to_the_end=to_the_end)
@@ -144,14 +141,22 @@ def logs(store: str) -> list[str]:
     found: set[str] = set()
     missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
     with contextlib.ExitStack() as opened, missing:
-        folder = opened.enter_context(folders.opened_store(store))
-        for name in (FOLDER, LOGS):
-            folder = opened.enter_context(files.opened_folder(name, folder))
+        folder = _opened_logs(store, opened)
         for name in os.listdir(folder):
             aside = _ASIDE.fullmatch(name)
             if aside is not None or name.endswith(SUFFIX):
                 found.add(aside[1] if aside is not None else name.removesuffix(SUFFIX))
     return sorted(found)
+
+
+def _opened_logs(store: str, opened: contextlib.ExitStack) -> int:
+    """The folder of a store's logs. Raises RefusedError where our folder is somebody else's."""
+    folder = opened.enter_context(folders.opened_store(store))
+    try:
+        our_folder = opened.enter_context(ours.opened(folder))
+    except ours.ForeignError as error:
+        raise ours.refusal(store, error) from None
+    return opened.enter_context(ours.opened_in(LOGS, our_folder))
 
 
 def _in_order(folder: int, log: str) -> list[tuple[str, tuple[int, int]]]:
@@ -162,10 +167,11 @@ def _in_order(folder: int, log: str) -> list[tuple[str, tuple[int, int]]]:
         if match is not None and match[1] == log:
             found.append((match[2], int(match[3] or 0), name))
     there: list[tuple[str, tuple[int, int]]] = []
+    above = os.fstat(folder)
     for name in (*(name for *_, name in sorted(found)), f"{log}{SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode):
+            if stat.S_ISREG(status.st_mode) and files.is_trusted(status, above):
                 there.append((name, (status.st_dev, status.st_ino)))
     return there
 

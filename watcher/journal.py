@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from watcher import events, files, folders, history, memory, names, records
+from watcher import events, files, folders, history, memory, names, ours, records
 from watcher.decide import learn, recording
 from watcher.errors import LockedError, WatchError
 from watcher.events import Event
@@ -153,10 +153,9 @@ def _finished(store: int, past: Memory, seen: Evidence) -> dict[str, int]:
 @contextlib.contextmanager
 def locked(store: int, seconds: float) -> Iterator[None]:
     """Hold the store's lock for acting; wait so long for who has it. Raises LockedError."""
-    files.ensure_folder(memory.FOLDER, store)
-    with files.opened_folder(memory.FOLDER, store) as ours, contextlib.ExitStack() as held:
+    with ours.made(store) as folder, contextlib.ExitStack() as held:
         try:
-            held.enter_context(files.locked(ACTING_LOCK, ours, owner(), seconds=seconds))
+            held.enter_context(files.locked(ACTING_LOCK, folder, owner(), seconds=seconds))
         except files.BusyError as busy:
             raise LockedError(
                 f"another ollama-watch acts on this store: {busy.owner}",

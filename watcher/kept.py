@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar
 
 import orjson
 
-from watcher import advice, files
+from watcher import advice, files, ours
 from watcher.errors import LockedError, WatchError
-from watcher.memory import FOLDER
+from watcher.ours import FOLDER
 
 T = TypeVar("T")
 #: A change takes milliseconds; who waits longer waits for a process that was stopped.
@@ -92,13 +92,13 @@ class File(Generic[T]):
     def _read(self, store: int) -> tuple[T, str]:
         """What is kept, and why it could not be used, if so."""
         try:
-            with files.opened_folder(FOLDER, store) as folder:
-                raw = files.read_small(self.name, folder, _READ_LIMIT)
+            with ours.opened(store) as folder:
+                raw = files.read_ours(self.name, folder, _READ_LIMIT)
         except FileNotFoundError:
             return self.empty, ""
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR):
-                return self.empty, f"{FOLDER}/{self.name} is no file"
+                return self.empty, f"{FOLDER}/{self.name} is no file of ours: {error.strerror}"
             raise self._failed("read", error, store) from None
         try:
             return self.decode(raw), ""
@@ -109,12 +109,10 @@ class File(Generic[T]):
     def _locked(self, store: int) -> Iterator[int]:
         owner = f"pid {os.getpid()}"
         try:
-            files.ensure_folder(FOLDER, store)
             with ExitStack() as held:
-                folder = locks = held.enter_context(files.opened_folder(FOLDER, store))
+                folder = locks = held.enter_context(ours.made(store))
                 if self.apart:
-                    files.ensure_folder(self.apart, folder)
-                    locks = held.enter_context(files.opened_folder(self.apart, folder))
+                    locks = held.enter_context(ours.made_in(self.apart, folder))
                 lock = files.locked(f"{self.name}.lock", locks, owner, seconds=_PATIENCE_SECONDS)
                 held.enter_context(lock)
                 yield folder
@@ -129,4 +127,6 @@ class File(Generic[T]):
 
     def _failed(self, what: str, error: OSError, store: int) -> WatchError:
         told = f"{FOLDER}/{self.name} can't be {what}: {error.strerror}"
+        if isinstance(error, ours.ForeignError):
+            return ours.refusal(advice.path_of(store), error)
         return advice.cant_write(told, error, advice.path_of(store))

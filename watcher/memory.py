@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import orjson
 
-from watcher import files, names, ranges
+from watcher import files, names, ours, ranges
 from watcher.model import HOUR, Ahead, Condition, Entry, Part, Ranges
 
 SCHEMA = "ollama-watch/state/1"
-FOLDER = ".ollama-watch"
+FOLDER = ours.FOLDER
 NAME = "state.json"
 #: In place of a start's id, which none is: the data has to be looked through in any case.
 REFUSED = "refused"
@@ -166,13 +166,13 @@ def bound_to(found: Entry) -> int:
 def load(store: int) -> Memory:
     """Read the memory of the store behind a descriptor. Never raises for what is in the file."""
     try:
-        with files.opened_folder(FOLDER, store) as folder:
-            raw = files.read_small(NAME, folder, _READ_LIMIT)
+        with ours.opened(store) as folder:
+            raw = files.read_ours(NAME, folder, _READ_LIMIT)
     except FileNotFoundError:
         return Memory()
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR):
-            return Memory(lost=f"{FOLDER}/{NAME} is no file")
+            return Memory(lost=f"{FOLDER}/{NAME} is no file of ours: {error.strerror}")
         return Memory(unreadable=f"{FOLDER}/{NAME} can't be read: {error.strerror}")
     try:
         return _decode(raw)
@@ -187,8 +187,7 @@ def let_go() -> None:
 
 def save(store: int, memory: Memory) -> None:
     """Write the memory; a damaged file is kept beside it as ``state.json.damaged``."""
-    files.ensure_folder(FOLDER, store)
-    with files.opened_folder(FOLDER, store) as folder:
+    with ours.made(store) as folder:
         if memory.lost:
             files.set_aside(NAME, folder)
         files.save(NAME, folder, _encode(memory))

@@ -437,6 +437,9 @@ class Place(NamedTuple):
     blobs_elsewhere: bool = False
     #: Why nothing may be changed: whose symlink leads to whose folder (`folders`); else "".
     foreign: str = ""
+    #: Our folder is not whose it has to be: its owner's user id, the ones of user and group that it
+    #: should have, and whether nothing in it is believed. None where it is right.
+    state_owner: tuple[int, tuple[int, int], bool] | None = None
     #: Glob characters in the path: the server sees neither manifests nor sidecars there.
     globbed: bool = False
     #: The same, so spelled that the server's search for manifests fails: it deletes nothing.

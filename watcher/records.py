@@ -11,16 +11,15 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 import orjson
 
-from watcher import files, kept, names, states
+from watcher import files, kept, names, ours, states
 from watcher.errors import RecordError, TargetError
-from watcher.memory import FOLDER
 from watcher.states import State
 
 SCHEMA = "ollama-watch/models/1"
@@ -113,8 +112,8 @@ def follow(store: int, seen: Sequence[tuple[str, State, str]], clock: Callable[[
     """
     free = set()
     for model in {each[0] for each in seen}:
-        with driving(store, model) as ours:
-            free |= {model} if ours else set()
+        with driving(store, model) as free_now:
+            free |= {model} if free_now else set()
 
     def changed(records: Records) -> Records:
         now = dict(records)
@@ -133,25 +132,39 @@ def follow(store: int, seen: Sequence[tuple[str, State, str]], clock: Callable[[
 
 
 @contextmanager
+def driven(store: int) -> Iterator[int]:
+    """The folder of the locks of those who drive something. Raises OSError."""
+    with ours.made(store) as folder, ours.made_in(DRIVEN, folder) as locks:
+        yield locks
+
+
+@contextmanager
 def driving(store: int, model: str) -> Iterator[bool]:
     """Hold that this process writes the record of a model; False where another one does.
 
     True without a lock where the store can't be written: there is no record to be kept then.
     """
-    with ExitStack() as held:
-        try:
-            files.ensure_folder(FOLDER, store)
-            ours = held.enter_context(files.opened_folder(FOLDER, store))
-            files.ensure_folder(DRIVEN, ours)
-            folder = held.enter_context(files.opened_folder(DRIVEN, ours))
-            name = f"{names.file_safe(names.to_model(model).key)}.lock"
-            held.enter_context(files.locked(name, folder, f"pid {os.getpid()}"))
-        except files.BusyError:
-            yield False
-            return
-        except OSError:
-            pass
-        yield True
+    lock = driving_lock(model)
+    try:
+        yield drive(lock, store)
+    finally:
+        lock.release()
+
+
+def driving_lock(model: str) -> ours.LongLock:
+    """The lock of who writes the record of a model."""
+    return ours.LongLock(f"{names.file_safe(names.to_model(model).key)}.lock", DRIVEN)
+
+
+def drive(lock: ours.LongLock, store: int) -> bool:
+    """Hold such a lock from now on; False where another process does."""
+    try:
+        lock.hold(store, f"pid {os.getpid()}")
+    except files.BusyError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def after(before: Record, changes: Mapping[str, object], now: float, model: str) -> Record:

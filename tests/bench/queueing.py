@@ -66,7 +66,7 @@ def _queue(store: int, rounds: int) -> tuple[Times, Times]:
         running.run_next(store, lambda *_: Driven(Result.DONE), clock=lambda: now + 2 * _ITEMS)
 
     def ls(_: int) -> None:
-        kept = queue.revived(queue.FILE.read(store), running.is_driven, now)
+        kept = queue.revived(queue.FILE.read(store), running.driven_by(store), now)
         queue.arrivals(kept, now, lambda _: 10**9, 1e8)
 
     last = _ITEMS - 1

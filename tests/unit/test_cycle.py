@@ -152,7 +152,7 @@ def test_a_memory_that_can_not_be_read_is_not_written_over(
             report = look()
             state.chmod(0o644)
     else:
-        real = files.read_small
+        real = files.read_ours
 
         def failing(name: str, *words: int) -> bytes:
             if name == "state.json":
@@ -160,7 +160,7 @@ def test_a_memory_that_can_not_be_read_is_not_written_over(
             return real(name, *words)
 
         with monkeypatch.context() as patch:
-            patch.setattr(files, "read_small", failing)
+            patch.setattr(files, "read_ours", failing)
             report = look()
     assert any("state.json can't be read" in each for each in report.troubles)
     assert (state.read_bytes(), state.stat().st_ino) == (before, inode)

@@ -163,7 +163,7 @@ def test_where_there_are_no_logs_none_are_removed_and_no_folder_is_made(folder: 
 
 def test_a_log_that_somebody_writes_to_just_now_stays(folder: int, logs: Path) -> None:
     events.write(folder, [event()], Policy())
-    with (logs / "events.jsonl").open("rb") as held:
+    with (logs.parent / "logs.lock").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         events.expire(folder, NOW + 1e9, Policy())
         assert os.listdir(logs) == ["events.jsonl"]

@@ -272,7 +272,7 @@ def test_a_failing_disk_is_told_and_nothing_is_written_over(
     def fails(*_: object) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files, "read_small", fails)
+    monkeypatch.setattr(files, "read_ours", fails)
     _assert_kept(folder)
     assert place.read_bytes() == before
 

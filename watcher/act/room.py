@@ -7,9 +7,8 @@ import errno
 from collections.abc import Callable
 from typing import TypeVar
 
-from watcher import files
+from watcher import files, ours
 from watcher.act import moves
-from watcher.memory import FOLDER
 
 RESERVE = "reserve"
 #: Enough for an intent, its folders and a saved memory of a usual store.
@@ -21,43 +20,41 @@ _T = TypeVar("_T")
 
 def with_room(store: int, act: Callable[[], _T]) -> _T:
     """Do an act; where the disk is full, once more in the room that was set aside before."""
-    with files.opened_folder(FOLDER, store) as ours:
+    with ours.opened(store) as folder:
         try:
             return act()
         except OSError as error:
             again = error.errno in _FULL and not isinstance(error, moves.CutShortError)
-            if not again or not _give(ours):
+            if not again or not _give(folder):
                 raise
             return act()
         finally:
-            _set_aside(ours)
+            _set_aside(folder)
 
 
 def set_aside(store: int) -> None:
     """Set the room aside, where there is any yet."""
-    with contextlib.suppress(OSError):
-        files.ensure_folder(FOLDER, store)
-        with files.opened_folder(FOLDER, store) as ours:
-            _set_aside(ours)
+    with contextlib.suppress(OSError), ours.made(store) as folder:
+        _set_aside(folder)
 
 
 def give(store: int) -> bool:
     """Give back what was set aside, for what has to be kept before an act; False: there is none."""
     try:
-        with files.opened_folder(FOLDER, store) as ours:
-            return _give(ours)
+        with ours.opened(store) as folder:
+            return _give(folder)
     except OSError:
         return False
 
 
-def _set_aside(ours: int) -> None:
+def _set_aside(folder: int) -> None:
     with contextlib.suppress(OSError):
-        files.reserve(RESERVE, ours, _SIZE)
+        files.reserve(RESERVE, folder, _SIZE)
 
 
-def _give(ours: int) -> bool:
+def _give(folder: int) -> bool:
     try:
-        files.remove(RESERVE, ours)
+        files.remove(RESERVE, folder)
     except FileNotFoundError:
         return False
     return True

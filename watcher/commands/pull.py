@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-from watcher import names
+from watcher import names, stopping
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, NoStoreError
 from watcher.pull import site
@@ -139,6 +139,7 @@ def cancelled_by_signals() -> Iterator[Callable[[], bool]]:
                 os.write(sys.stdout.fileno(), _SHOW_CURSOR)
             os._exit(Exit.INTERRUPTED)
         asked.set()
+        stopping.ask()
 
     for number in before:
         signal.signal(number, stop)
@@ -147,3 +148,4 @@ def cancelled_by_signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        stopping.withdraw()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from watcher import advice, folders, names, records
+from watcher import advice, folders, names, records, stopping
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit
 from watcher.events import Event
@@ -118,6 +118,7 @@ def _ends_with_stdin() -> Callable[[], bool]:
             while os.read(sys.stdin.fileno(), 1 << 10):
                 pass
         ended.set()
+        stopping.ask()
 
     threading.Thread(target=read, name="leash", daemon=True).start()
     return ended.is_set
@@ -144,7 +145,7 @@ def _show(context: Context, found: place.Found, store: int, kept: Queue) -> None
     from watcher.show import queue as show
 
     now = time.time()
-    kept = queue.revived(kept, running.is_driven, now)
+    kept = queue.revived(kept, running.driven_by(store), now)
     known = records.read(store)
     arrivals = queue.arrivals(kept, now, _missing(known), _rate(kept, known))
     by = serving.queue_runner(found.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from watcher import names, ollama
+from watcher import names, ollama, stopping
 from watcher.commands import pull
 from watcher.commands.context import Context
 from watcher.pull import queue, site
@@ -57,6 +57,7 @@ def _driver(
                 pull.drive(one, shown)
         # Not before signals have their usual meaning again: none is lost between the two.
         if asked():
+            stopping.ask()
             raise KeyboardInterrupt  # what was driven is put back, and the run ends
         cause = one.end.cause
         if cause is None:

@@ -8,6 +8,7 @@ from typing import assert_never
 
 from watcher import advice, names, ranges
 from watcher.events import instant
+from watcher.memory import FOLDER as OURS
 from watcher.model import (
     HOUR,
     BlobFault,
@@ -265,6 +266,7 @@ def of_store(
             f"the store lies on a network file system ({place.file_system})",
             evidence="who writes from other machines can't be seen",
         )
+    yield from _state(evidence)
     yield from _room(evidence, judged, policy)
     yield from _no_holes(judged)
 
@@ -273,6 +275,24 @@ def made_listable(path: str, evidence: Evidence) -> str:
     """The command that lets a folder of the store be listed."""
     whole = path_of(evidence, path)
     return advice.shell(evidence, "chmod", "u+rx", whole, owner=evidence.place.owner)
+
+
+def _state(evidence: Evidence) -> Iterator[Finding]:
+    """Whether our own folder is whose it has to be."""
+    if evidence.place.state_owner is None:
+        return
+    found, (user, group), foreign = evidence.place.state_owner
+    yield Finding(
+        Severity.ERROR,
+        "state_owner",
+        OURS,
+        f"{OURS} belongs to user id {found}, and not to {user}, who owns the blobs",
+        evidence="nothing in it is believed, and nothing is done"
+        if foreign
+        else f"user id {user} can't write there, so nothing is remembered or done",
+        alone="nothing: the server ignores it",
+        command=advice.shell(evidence, "chown", "-hR", f"{user}:{group}", path_of(evidence, OURS)),
+    )
 
 
 def lacking(judged: Iterable[Judged]) -> int:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import psutil
 
-from watcher import advice, folders, names
+from watcher import advice, folders, names, ours
 from watcher.environment import trimmed
 from watcher.errors import NoPermissionError, NoStoreError
 from watcher.model import Place
@@ -210,6 +210,7 @@ def describe(world: World, store: int) -> Place:
         blobs=(0, 0) if behind is None else (behind.st_dev, behind.st_ino),
         owner=status.st_uid,
         blobs_linked=blobs.linked,
+        state_owner=ours.oddity(store),
         foreign=world.foreign or ("" if blobs.foreign is None else _told(blobs.foreign)),
         blobs_elsewhere=behind is not None and behind.st_dev != status.st_dev,
         globbed=not _GLOB_CHARACTERS.isdisjoint(world.store),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 
-from watcher import files, folders, names
-from watcher.memory import FOLDER, Memory, bound_to
+from watcher import folders, names, ours
+from watcher.memory import Memory, bound_to
 from watcher.model import Kept, Kind
 from watcher.observe import scan
 
 QUARANTINE = "quarantine"
+_NO_FILE = frozenset({"", ".", ".."})
 
 
 def kept(store: int, memory: Memory) -> tuple[Kept, ...]:
@@ -18,14 +19,16 @@ def kept(store: int, memory: Memory) -> tuple[Kept, ...]:
     found: list[Kept] = []
     with (
         contextlib.suppress(OSError),  # none, or something else in its place
-        files.opened_folder(FOLDER, store) as ours,
-        files.opened_folder(QUARANTINE, ours) as folder,
+        ours.opened(store) as our_folder,
+        ours.opened_in(QUARANTINE, our_folder) as folder,
         folders.opened_blobs(store, foreign_too=True) as blobs,
     ):
         for label in sorted(os.listdir(folder)):
             entry = scan.look(label, folder)
             number, dash, name = label.partition("-")
-            if entry is None or entry.kind is not Kind.FILE or not (number.isdecimal() and dash):
+            if not (number.isascii() and number.isdecimal() and dash) or name in _NO_FILE:
+                continue
+            if entry is None or entry.kind is not Kind.FILE:
                 continue
             there = scan.look(name, blobs)
             hashed = memory.hashes.get(name)

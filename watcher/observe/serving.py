@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 from typing import NamedTuple
 
-from watcher import files, folders
-from watcher.memory import FOLDER
+from watcher import files, folders, ours
+from watcher.events import rfc3339
 
 #: The names of these locks, in our folder.
 DAEMON_LOCK = "daemon.lock"
 QUEUE_LOCK = "queue.lock"
-_OWNER = re.compile(r"pid (\d+) since (\S+)")
-_LONGEST = 200
+_OWNER = re.compile(r"pid ([0-9]{1,9}) since (\S{1,40})")
 
 
 class Running(NamedTuple):
@@ -47,15 +44,13 @@ def queue_runner(store: str) -> QueueRunner | None:
 
 def _holder(store: str, lock: str) -> Running | None:
     try:
-        with folders.opened_store(store) as folder, files.opened_folder(FOLDER, folder) as ours:
-            fd = files.open_to_read(lock, ours)
+        with folders.opened_store(store) as folder, ours.opened(folder) as our_folder:
+            found = files.holder(lock, our_folder)
     except OSError:
         return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = _OWNER.match(os.pread(fd, _LONGEST, 0).decode("utf-8", "replace"))
-        return Running(int(owner[1]), owner[2]) if owner else Running(None, "")
-    finally:
-        os.close(fd)
-    return None
+    if found is None:
+        return None
+    written = _OWNER.match(found.text)
+    if written is not None:
+        return Running(int(written[1]), written[2])
+    return Running(found.pid, rfc3339(found.since) if found.pid is not None else "")

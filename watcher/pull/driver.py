@@ -18,7 +18,7 @@ from typing import NamedTuple
 import orjson
 from rich.filesize import decimal
 
-from watcher import files, folders, journal, names, ollama, records, registry, states
+from watcher import files, folders, journal, names, ollama, ours, records, registry, states
 from watcher.errors import LockedError, WatchError
 from watcher.events import Event
 from watcher.manifests import READ_LIMIT
@@ -143,6 +143,7 @@ class Pull:
     record: Record = field(default_factory=Record)
     meter: Meter = field(init=False)
     name: names.ModelName = field(init=False)
+    _driven: ours.LongLock = field(init=False)
     _bar: Bar = field(default_factory=Bar)
     _digests: frozenset[str] = frozenset()
     #: Those of them that were in the store before.
@@ -170,6 +171,7 @@ class Pull:
         """Raises TargetError for what is no model's name."""
         self.name = names.to_model(self.model)
         self.meter = Meter(stall_seconds=self.options.stall_seconds)
+        self._driven = records.driving_lock(self.model)
 
     def updates(self) -> Iterator[Update]:
         """Drive the pull until the model has arrived, can't arrive, or the pull was cancelled.
@@ -191,12 +193,17 @@ class Pull:
     @contextmanager
     def _driving(self) -> Iterator[None]:
         """While it lasts, nobody else infers from the store what the record says."""
-        with ExitStack() as held:
-            with suppress(OSError):
-                if path := self._records_folder():
-                    folder = held.enter_context(folders.opened_store(path))
-                    held.enter_context(records.driving(folder, self.model))
+        self._drive()
+        try:
             yield
+        finally:
+            self._driven.release()
+
+    def _drive(self) -> None:
+        path = self._records_folder()
+        if path:
+            with suppress(OSError), folders.opened_store(path) as folder:
+                records.drive(self._driven, folder)
 
     def _records_folder(self) -> str:
         """The folder whose records are kept; "" where none are."""
@@ -696,6 +703,7 @@ class Pull:
             return
         try:
             with folders.opened_store(folder) as opened:
+                records.drive(self._driven, opened)  # anew, where it was removed
                 records.change(opened, self.model, self._unkept)
         except (WatchError, OSError):
             return  # told by whoever reads it; the pull goes on

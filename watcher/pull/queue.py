@@ -306,9 +306,12 @@ def revived(queue: Queue, driven: Callable[[Item, Runner], bool], now: float) ->
     return queue
 
 
-def take(queue: Queue, runner: Runner, now: float) -> tuple[Queue, Item | None]:
-    """The first that is due runs from now on; None where nothing is due."""
-    at = next((at for at, item in enumerate(queue.line) if item.due(now)), -1)
+def take(
+    queue: Queue, runner: Runner, now: float, passed: Collection[str] = ()
+) -> tuple[Queue, Item | None]:
+    """The first that is due runs from now on; None where nothing is due, but for those `passed`."""
+    due = (at for at, item in enumerate(queue.line) if item.due(now) and item.model not in passed)
+    at = next(due, -1)
     if at < 0 or queue.paused:
         return queue, None
     item = _become(queue.line[at], ItemState.RUNNING, now, runner=runner)

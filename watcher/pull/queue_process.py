@@ -14,10 +14,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 
-from watcher import folders
+from watcher import folders, ours
 from watcher.errors import WatchError
+from watcher.observe.serving import QUEUE_LOCK
 from watcher.pull import queue, running
 from watcher.pull.queue import Queue
 
@@ -52,8 +52,8 @@ class QueueProcess:
         self._on = self._ended = False
         self._process: subprocess.Popen[bytes] | None = None
         #: The lock by which others see that somebody runs the queue.
-        self._held = ExitStack()
-        self._holds = self._anew = False
+        self._seen = ours.LongLock(QUEUE_LOCK)
+        self._anew = False
         self._pause, self._not_before = 0.0, 0.0
 
     def turn(self, on: bool, *, anew: bool = False) -> None:
@@ -94,24 +94,24 @@ class QueueProcess:
     # ------------------------------------------------------------ the thread
 
     def _run(self) -> None:
-        with self._held:
-            while True:
-                self._bell.clear()
-                if self._ended:
-                    return
-                try:
-                    wait = self._step()
-                except Exception as error:
-                    # It outlives whatever a strange machine brings up, as the daemon does.
-                    self._trouble(f"the queue can't be run: {error}")
-                    wait = _LONGEST_PAUSE
-                self._bell.wait(wait)
+        while True:
+            self._bell.clear()
+            if self._ended:
+                self._seen.release()
+                return
+            try:
+                wait = self._step()
+            except Exception as error:
+                # It outlives whatever a strange machine brings up, as the daemon does.
+                self._trouble(f"the queue can't be run: {error}")
+                wait = _LONGEST_PAUSE
+            self._bell.wait(wait)
 
     def _step(self) -> float | None:
         """Do what is due; seconds until the next look, None: until something changes."""
         if self._anew or not self._on:
-            self._anew = self._holds = False
-            self._held.close()
+            self._anew = False
+            self._seen.release()
         if not self._on:
             return None
         self._hold()
@@ -127,17 +127,14 @@ class QueueProcess:
 
     def _hold(self) -> None:
         """Be seen as who runs the queue; where somebody else is, that one ends sooner or later."""
-        if not self._holds:
-            with contextlib.suppress(OSError), folders.opened_store(self._store) as store:
-                self._holds = self._held.enter_context(running.seen_to_run(store))
-            if not self._holds:
-                self._held.close()
+        with contextlib.suppress(OSError), folders.opened_store(self._store) as store:
+            running.hold(self._seen, store)
 
     def _read(self) -> Queue:
         """The queue; what somebody drove who is gone waits in it. Empty where it can't be read."""
         try:
             with folders.opened_store(self._store) as store:
-                return queue.revived(queue.FILE.read(store), running.is_driven, time.time())
+                return queue.revived(queue.FILE.read(store), running.driven_by(store), time.time())
         except OSError:
             return Queue()  # the store is gone; it is told by who looks at it
         except WatchError as error:

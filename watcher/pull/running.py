@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from watcher import files, journal
+from watcher import files, journal, names, ours, records
 from watcher.errors import WatchError
-from watcher.memory import FOLDER
 from watcher.observe.serving import QUEUE_LOCK
 from watcher.pull import queue
 from watcher.pull.queue import Driven, Item, Queue, Result, Runner
@@ -24,9 +23,6 @@ Drive = Callable[[str, Why], Driven]
 _LOOK_SECONDS = 1.0
 #: Who looks whether somebody runs the queue holds its lock for an instant; that is waited for.
 _INSTANT_SECONDS = 0.1
-#: What this process drives: model, and since when. An item that is said to be driven by it and is
-#: not here could not be put back, since the disk was full or failing then.
-_driving: set[tuple[str, float]] = set()
 
 
 def run(
@@ -50,7 +46,7 @@ def run(
         due = queue.next_due(left)
         if due is None:
             return left
-        sleep(min(_LOOK_SECONDS, max(0.0, due - clock())))
+        sleep(min(_LOOK_SECONDS, max(_INSTANT_SECONDS, due - clock())))
 
 
 def run_next(
@@ -82,23 +78,43 @@ def run_next(
 
 @contextmanager
 def _taken(store: int, clock: Callable[[], float]) -> Iterator[Item | None]:
-    """The first item that is due, driven by this process as long as the block lasts."""
+    """The first item that is due, driven by this process as long as the block lasts.
+
+    A lock says that it is: it goes with its process, and holds in every PID namespace.
+    """
     taken: list[Item] = []
+    owner = journal.owner()
+    with ExitStack() as held:
 
-    def take(before: Queue) -> Queue:
-        now = clock()
-        after, item = queue.take(queue.revived(before, is_driven, now), me(), now)
-        if item is not None:
-            taken.append(item)
-            # Before anyone else can see it in the file.
-            _driving.add((item.model, item.so_far.since))
-        return after
+        def take(before: Queue) -> Queue:
+            now = clock()
+            alive = queue.revived(before, driven_by(store), now)
+            passed: set[str] = set()
+            while True:
+                after, item = queue.take(alive, me(), now, passed)
+                if item is None:
+                    return after
+                locks = held.enter_context(records.driven(store))
+                lock = files.locked(_lock_of(item), locks, owner, seconds=_INSTANT_SECONDS)
+                try:
+                    # Before anyone else can see it in the file.
+                    held.enter_context(lock)
+                except files.BusyError:
+                    passed.add(item.model)  # who drove it before has not ended yet
+                    continue
+                taken.append(item)
+                return after
 
-    try:
         queue.FILE.change(store, take)
         yield taken[0] if taken else None
-    finally:
-        _driving.difference_update((item.model, item.so_far.since) for item in taken)
+
+
+def _lock_of(item: Item) -> str:
+    """The name of the lock in ``driven/`` that is held while an item is driven.
+
+    No lock of a model's record is called so, since their names have no ``@``.
+    """
+    return f"queue@{names.file_safe(item.model.lower())}.lock"
 
 
 def _end(store: int, item: Item, driven: Driven, now: float, chance: float) -> Queue:
@@ -135,16 +151,20 @@ def _asking(store: int, item: Item, clock: Callable[[], float]) -> Why:
 @contextmanager
 def seen_to_run(store: int) -> Iterator[bool]:
     """Be seen as who runs the queue; False where somebody else is, or nothing can be written."""
-    with ExitStack() as held:
-        try:
-            files.ensure_folder(FOLDER, store)
-            ours = held.enter_context(files.opened_folder(FOLDER, store))
-            lock = files.locked(QUEUE_LOCK, ours, journal.owner(), seconds=_INSTANT_SECONDS)
-            held.enter_context(lock)
-        except (OSError, files.BusyError):
-            yield False
-            return
-        yield True
+    lock = ours.LongLock(QUEUE_LOCK)
+    try:
+        yield hold(lock, store)
+    finally:
+        lock.release()
+
+
+def hold(lock: ours.LongLock, store: int) -> bool:
+    """Be seen as who runs the queue, by this lock; whether that is so."""
+    try:
+        lock.hold(store, journal.owner(), _INSTANT_SECONDS)
+    except (OSError, files.BusyError):
+        return False
+    return True
 
 
 def me() -> Runner:
@@ -153,11 +173,17 @@ def me() -> Runner:
     return Runner(pid, born(pid) or 0)
 
 
-def is_driven(item: Item, runner: Runner) -> bool:
-    """Whether the runner of an item still drives it, as far as can be seen."""
-    if runner == me():
-        return (item.model, item.so_far.since) in _driving
-    return alive(runner)
+def driven_by(store: int) -> Callable[[Item, Runner], bool]:
+    """Says whether the runner of an item still drives it, as far as can be seen."""
+
+    def is_driven(item: Item, runner: Runner) -> bool:
+        try:
+            with ours.opened(store) as folder, ours.opened_in(records.DRIVEN, folder) as locks:
+                return files.holder(_lock_of(item), locks) is not None
+        except OSError:
+            return alive(runner)  # driven by an earlier version, which took no such lock
+
+    return is_driven
 
 
 def alive(runner: Runner) -> bool:

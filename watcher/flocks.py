@@ -1,0 +1,56 @@
+"""Which processes hold a lock on a file (flock), as the kernel lists them for everybody."""
+
+from __future__ import annotations
+
+import os
+
+_FIELDS = 6
+
+
+def holders(status: os.stat_result, proc: str = "/proc") -> tuple[int, ...]:
+    """The ids of the processes that are seen to hold a lock on a file.
+
+    Those of other PID namespaces are not listed, and a file system of several devices (btrfs) is
+    listed under another one: then there are none.
+    """
+    wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    found: list[int] = []
+    try:
+        with open(f"{proc}/locks", encoding="ascii") as lines:
+            for line in lines:
+                # 1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF; who waits has an arrow.
+                fields = line.split()
+                if len(fields) >= _FIELDS and fields[1] == "FLOCK" and fields[5] == wanted:
+                    found.append(int(fields[4]))
+    except (OSError, ValueError):
+        return ()
+    return tuple(found)
+
+
+def is_stranger(pid: int, folder: os.stat_result, proc: str = "/proc") -> bool:
+    """Whether a process is known to be nobody's who may write to a folder.
+
+    One that is gone is nobody's: a lock of ours goes with the process that took it.
+    """
+    if folder.st_mode & 0o002:
+        return False
+    try:
+        with open(f"{proc}/{pid}/status", encoding="utf-8", errors="replace") as lines:
+            facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    except OSError:
+        return _is_gone(pid)  # or hidden from this user
+    users = set(map(int, facts.get("Uid", "0").split()))
+    groups = set(map(int, f"{facts.get('Gid', '')} {facts.get('Groups', '')}".split()))
+    ours = {0, folder.st_uid, os.geteuid()}
+    shared = bool(folder.st_mode & 0o020) and folder.st_gid in groups
+    return users.isdisjoint(ours) and not shared
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,33 @@
+"""Whether this process was asked to end: a wait for somebody else asks, and ends soon after.
+
+A signal is for the whole process, and so is this.
+"""
+
+from __future__ import annotations
+
+import time
+
+#: What is written down at the end may still wait this long for another process of ours.
+GRACE_SECONDS = 2.0
+_asked_at: list[float] = []
+
+
+def ask() -> None:
+    """End soon. Safe in a signal handler."""
+    if not _asked_at:
+        _asked_at.append(time.monotonic())
+
+
+def asked() -> bool:
+    """Whether the process was asked to end."""
+    return bool(_asked_at)
+
+
+def withdraw() -> None:
+    """Nobody asks any more: whoever handled the signal has ended what it was for."""
+    _asked_at.clear()
+
+
+def no_later(until: float) -> float:
+    """When a wait that may last until then ends, on the monotonic clock."""
+    return min([until, *(at + GRACE_SECONDS for at in _asked_at[:1])])
