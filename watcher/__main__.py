@@ -1,8 +1,51 @@
-"""``python -m watcher``."""
+"""``python -m watcher``, and the program that is installed: `cli.main`, once it is loaded."""
 
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
 import sys
 
-from watcher.cli import main
+#: As `errors.Exit` has them, which may not be loaded.
+_FAILED, _INTERRUPTED = 4, 130
+
+
+def main() -> int:
+    """Run the command line. What comes while it is loaded is told in a line, too."""
+    mine = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if mine:
+        signal.signal(signal.SIGINT, _end)
+    try:
+        from watcher import cli
+    except (ImportError, MemoryError, OSError) as error:
+        why = str(error) or "there is not enough memory"
+        _tell(
+            f"ollama-watch can't be loaded: {why}\n  see the limits (ulimit -a), or install it anew"
+        )
+        return _FAILED
+    if mine:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return cli.main()
+    except KeyboardInterrupt:
+        _tell("ollama-watch: interrupted")
+        return _INTERRUPTED
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, _end)
+
+
+def _end(*_: object) -> None:
+    """End at once: nothing was begun, or all is done."""
+    _tell("ollama-watch: interrupted")
+    os._exit(_INTERRUPTED)
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{text}\n".encode(errors="backslashreplace"))
+
 
 if __name__ == "__main__":
     sys.exit(main())

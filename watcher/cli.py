@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import io
 import os
 import sys
 import time
@@ -15,7 +17,7 @@ from typing import Any, TextIO
 import click
 
 from watcher import __version__, stopping
-from watcher.errors import Exit, WatchError
+from watcher.errors import Exit, OutputError, WatchError, named
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
@@ -615,21 +617,30 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and give back its exit code."""
     # Looking for cycles every 700 allocations costs an audit of a large store a tenth of its time.
     gc.set_threshold(50_000)
-    _open_streams()
     words = sys.argv[1:] if arguments is None else arguments
     stopping.withdraw()
     try:
+        _open_streams()
         code = _run(words)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Who read our output has gone; there is nobody left to tell.
+    except OutputError as error:
         _drop(sys.stdout)
+        # Who read our output may have gone; then there is nobody left to tell.
+        if error.errno != errno.EPIPE:
+            _say(f"ollama-watch: the output can't be written: {error.strerror}")
         return int(Exit.FAILED)
-    except OSError as error:
+    except MemoryError as error:
         _drop(sys.stdout)
-        sys.stderr.write(f"ollama-watch: the output can't be written: {error.strerror}\n")
+        _say(f"ollama-watch: {named(error)}")
         return int(Exit.FAILED)
     return code
+
+
+def _say(text: str) -> None:
+    """Print to stderr, if anybody hears it."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def _open_streams() -> None:
@@ -643,8 +654,31 @@ def _open_streams() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
         stream = getattr(sys, name)
+        if name != "stdin" and isinstance(getattr(stream, "buffer", None), io.BufferedWriter):
+            stream = _Stream.over(number, stream)
+            setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+class _Stream(io.FileIO):
+    """A stream whose failures are told from those of all other files."""
+
+    @classmethod
+    def over(cls, number: int, stream: TextIO) -> TextIO:
+        """A text stream on the same descriptor, with the same encoding and buffering."""
+        stream.flush()
+        return io.TextIOWrapper(
+            io.BufferedWriter(cls(number, "w", closefd=False)),
+            encoding=stream.encoding,
+            line_buffering=os.isatty(number) or number == 2,
+        )
+
+    def write(self, data: Any) -> int | None:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror) from None
 
 
 def _drop(stream: TextIO) -> None:
@@ -662,27 +696,28 @@ def _run(words: list[str]) -> int:
     except SystemExit:
         return int(Exit.FAILED)  # so click ends where who read our output has gone
     except (click.Abort, KeyboardInterrupt):
-        sys.stderr.write("\nollama-watch: interrupted; the store is as good as before\n")
+        _say("\nollama-watch: interrupted; the store is as good as before")
         return int(Exit.INTERRUPTED)
     except click.ClickException as error:
         error.show()
         return int(Exit.USAGE)
     except WatchError as error:
-        sys.stderr.write(f"ollama-watch: {error}\n")
+        _say(f"ollama-watch: {error}")
         return int(error.exit_code)
-    except OSError as error:
-        if error.filename is None:
-            raise  # one of our own streams
-        return _fault(error, words)
+    except OutputError:
+        raise
     except Exception as error:
-        return _fault(error, words)
+        return _failed(error, words)
 
 
-def _fault(error: Exception, words: list[str]) -> int:
+def _failed(error: Exception, words: list[str]) -> int:
+    """What no command has expected: named, where it is the machine that refuses."""
+    told = named(error)
     if "-v" in words or "--verbose" in words:
-        raise error
-    sys.stderr.write(
-        f"ollama-watch: {type(error).__name__}: {error}\n"
-        "  this is a fault of ollama-watch; run it again with -v for the details\n"
-    )
-    return int(Exit.FAILED)
+        import traceback
+
+        traceback.print_exception(error)
+        told = told or WatchError(f"{type(error).__name__}: {error}", "please report this")
+    fault = "this is a fault of ollama-watch; run it again with -v for the details"
+    _say(f"ollama-watch: {told or WatchError(f'{type(error).__name__}: {error}', fault)}")
+    return int(told.exit_code if told else Exit.FAILED)

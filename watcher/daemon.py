@@ -26,7 +26,7 @@ from watcher import (
     registry,
     stopping,
 )
-from watcher.errors import LockedError, NoStoreError, RefusedError, SettingsError, WatchError
+from watcher.errors import LockedError, NoStoreError, RefusedError, SettingsError, WatchError, named
 from watcher.events import Event
 from watcher.memory import Memory
 from watcher.metrics import Metrics
@@ -74,6 +74,12 @@ def _give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def _is_missing(error: Exception, store: str) -> bool:
+    """Whether it is the store that is not there, and nothing else."""
+    gone = isinstance(error, FileNotFoundError) and not os.path.isdir(store)
+    return gone or isinstance(error, NoStoreError)
 
 
 class _Service:
@@ -144,13 +150,13 @@ class _Service:
             self._trouble(f"{error.message}; looked at later")
             wakes.again(scope)
             return
-        except (FileNotFoundError, NoStoreError):
-            self._trouble(f"there is no store at {self._world.store} yet; waiting for it")
-            notify.status("waiting for the store")
-            return
         except Exception as error:
             # The service outlives whatever one look at a strange machine brings up.
-            self._trouble(f"{type(error).__name__}: {error}")
+            if _is_missing(error, self._world.store):
+                self._trouble(f"there is no store at {self._world.store} yet; waiting for it")
+                notify.status("waiting for the store")
+                return
+            self._trouble(str(named(error) or f"{type(error).__name__}: {error}"))
             wakes.again(scope)
             return
         # Only what can't be read again is kept: small things that lie among a look's large ones

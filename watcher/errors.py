@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import errno
+import os
 
 
 class Exit(enum.IntEnum):
@@ -93,3 +95,50 @@ class ListenError(WatchError):
 
 class ChangedError(WatchError):
     """The store is not what it was when the act was planned; nothing was done."""
+
+
+class OutputError(OSError):
+    """What was to be printed could not be written."""
+
+
+#: What the machine says, and what helps against it.
+_STEPS = {
+    errno.EMFILE: "let this process open more files: ulimit -n",
+    errno.ENFILE: "let the machine open more files: sysctl fs.file-max",
+    errno.ENOMEM: "free memory, or raise the limit of this process: ulimit -v, MemoryMax=",
+    errno.EAGAIN: "raise the limit of processes and threads: ulimit -u, TasksMax=",
+    errno.EIO: "the disk, or the way to it, is failing: see the kernel's log (dmesg)",
+    errno.ESTALE: "the share has another folder there now: mount it anew",
+    errno.ENOSPC: "make room on that file system",
+    errno.EDQUOT: "make room, or have the quota raised",
+    errno.EROFS: "mount that file system for writing",
+    errno.EACCES: "see whose it is, and run it as that user or as root",
+    errno.EPERM: "see whose it is, and run it as that user or as root",
+    errno.ENOENT: "it went while it was looked at: run it again",
+}
+
+_LOADING = f"{_STEPS[errno.ENOMEM]}; or install it again"
+
+
+def named(error: BaseException) -> WatchError | None:
+    """What the machine has refused, as an error that says so; None for a fault of ours."""
+    if isinstance(error, MemoryError):
+        return WatchError("there is not enough memory", _STEPS[errno.ENOMEM])
+    if isinstance(error, ImportError):
+        return WatchError(f"it can't be loaded as a whole: {error}", _LOADING)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return WatchError("no thread can be started", _STEPS[errno.EAGAIN])
+    if not isinstance(error, OSError) or error.errno is None:
+        return None
+    path = "" if error.filename is None else f"{_shown(error.filename)}: "
+    told = f"{path}{error.strerror or os.strerror(error.errno)}"
+    if path.startswith("/proc"):
+        return WatchError(told, "nobody can be seen without it: mount -t proc proc /proc")
+    return WatchError(told, _STEPS.get(error.errno, "see whether that path is as it should be"))
+
+
+def _shown(path: object) -> str:
+    if isinstance(path, int):
+        return "a folder of the store"  # a descriptor, closed by now
+    text = os.fsdecode(path) if isinstance(path, str | bytes) else str(path)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -16,7 +16,7 @@ from watcher import cycle
 from watcher.act import durability, refresh
 from watcher.commands.context import Context, complain
 from watcher.decide import enough
-from watcher.errors import Exit, LockedError, WatchError
+from watcher.errors import Exit, LockedError, WatchError, named
 from watcher.model import Consent, Plan, Policy, RefusalKind, Result
 from watcher.observe import targets
 from watcher.show import acts, documents, lines
@@ -130,8 +130,8 @@ def prepare(context: Context) -> Exit:
                     context.tell(acts.outcomes(report))
             for world in worlds:
                 durability.sync_noted(world, policy, lambda: False)
-    except (WatchError, OSError, _TimeIsUp) as error:
-        complain(f"ollama-watch: {error}")
+    except (WatchError, OSError, MemoryError, RuntimeError, _TimeIsUp) as error:
+        complain(f"ollama-watch: {named(error) or error}")
     return Exit.HEALTHY
 
 

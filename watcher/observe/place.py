@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -27,6 +28,8 @@ _NETWORK = frozenset(
     | {"afs", "beegfs", "gpfs", "vboxsf", "fuse.sshfs", "fuse.glusterfs", "fuse.cephfs"}
     | {"fuse.rclone", "fuse.s3fs"}
 )
+#: What a name says that leads to nothing; all else says nothing of whether there is a store.
+_NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 #: In a path these make Go's filepath.Glob look elsewhere, so that the server finds nothing.
 _GLOB_CHARACTERS = frozenset("[\\")
 #: A class of Go's path patterns, or an escaped character; what else begins with [ or \ is an error.
@@ -139,6 +142,8 @@ def _named_store(path: str, by: str) -> Found:
             f"{shown} ({by}) is no folder", "name the models folder itself"
         ) from None
     except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
         raise NoStoreError(
             f"there is no folder {shown} ({by}): {error.strerror}",
             "name the models folder of the server",
@@ -178,15 +183,31 @@ def opened(store: str) -> Iterator[int]:
 
     Raises NoPermissionError where it can't be entered, NoStoreError where it is gone.
     """
-    try:
-        with folders.opened_store(store) as fd:
+    with contextlib.ExitStack() as held:
+        try:
+            fd = held.enter_context(folders.opened_store(store))
+        except PermissionError:
+            raise no_permission(store) from None
+        except (FileNotFoundError, NotADirectoryError):
+            raise _gone(store) from None
+        try:
             yield fd
-    except PermissionError:
-        raise no_permission(store) from None
-    except (FileNotFoundError, NotADirectoryError):
-        raise NoStoreError(
-            f"there is no store at {names.printable(store)} any more", "name another one"
-        ) from None
+        except (FileNotFoundError, NotADirectoryError):
+            # It went while it was looked at; or else something else is missing.
+            if _is_still(store, fd):
+                raise
+            raise _gone(store) from None
+
+
+def _is_still(store: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(store), os.fstat(fd))
+    except OSError:
+        return False
+
+
+def _gone(store: str) -> NoStoreError:
+    return NoStoreError(f"there is no store at {names.printable(store)} any more", "name another")
 
 
 def no_permission(path: str) -> NoPermissionError:

@@ -1,0 +1,129 @@
+"""What the machine refuses is named for what it is: no traceback, and nothing else is blamed."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run, environment, needs_root
+from .notation import Store
+
+Done = subprocess.CompletedProcess[bytes]
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
+#: What none of these is.
+OTHER_THINGS = (b"Traceback", b"fault of ollama-watch", b"Exception ignored", b"output can't")
+
+
+def said(done: Done, *codes: int) -> str:
+    text = done.stdout + done.stderr
+    for each in OTHER_THINGS:
+        assert each not in text, text.decode(errors="replace")
+    assert done.returncode in codes, (done.returncode, text)
+    return text.decode()
+
+
+def at_most(number: int, limit: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(limit, (number, number))
+
+
+@pytest.fixture
+def full(models: Store) -> Store:
+    models.model()
+    return models
+
+
+@pytest.mark.parametrize("most", range(5, 10))
+def test_too_few_descriptors(run: Run, full: Store, most: int) -> None:
+    limit = at_most(most, resource.RLIMIT_NOFILE)
+    done = run("--store", str(full.path), "audit", preexec_fn=limit)
+    told = said(done, 0, 4)
+    if done.returncode:
+        assert "Too many open files" in told
+        assert "no store" not in told
+
+
+@pytest.mark.parametrize("megabytes", [25, 30, 35, 40, 50, 60])
+def test_too_little_memory(run: Run, full: Store, megabytes: int) -> None:
+    limit = at_most(megabytes << 20, resource.RLIMIT_AS)
+    done = run("--store", str(full.path), "verify", preexec_fn=limit)
+    if b"Python runtime" in done.stderr or done.returncode < 0:
+        pytest.skip("not even Python starts in that")
+    said(done, 0, 4)
+
+
+@needs_root
+@pytest.mark.parametrize("command", ["audit", "clean", "repair", "status", "df", "verify"])
+def test_a_machine_without_proc(full: Store, tmp_path: Path, command: str) -> None:
+    words = [sys.executable, "-m", "watcher", "--store", str(full.path), command]
+    script = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'while umount -l /proc 2>/dev/null; do :; done; exec "$@"',
+        "sh",
+        *words,
+    ]
+    done = subprocess.run(script, capture_output=True, env=environment(tmp_path), timeout=60)
+    told = said(done, 4)
+    assert "/proc" in told
+    assert "no store" not in told
+
+
+@needs_strace
+@pytest.mark.parametrize("where", ["", "blobs", "manifests"])
+@pytest.mark.parametrize("command", ["audit", "repair -n", "clean -n", "status", "df"])
+def test_a_disk_that_fails(full: Store, tmp_path: Path, where: str, command: str) -> None:
+    trace = ["strace", "-f", "-o", "/dev/null", "-P", str(full.path / where)]
+    words = [sys.executable, "-m", "watcher", "--store", str(full.path), *command.split()]
+    failing = [*trace, "-e", "inject=getdents64:error=EIO", *words]
+    done = subprocess.run(failing, capture_output=True, env=environment(tmp_path), timeout=60)
+    if "PTRACE" in done.stderr.decode(errors="replace"):
+        pytest.skip("strace may not trace")
+    told = said(done, 0, 1, 4)
+    if done.returncode == 4:
+        assert "Input/output error" in told or "can't be listed" in told
+
+
+def test_interrupted_while_it_is_loaded(full: Store, tmp_path: Path) -> None:
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "click.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+    words = [sys.executable, "-m", "watcher", "--store", str(full.path), "audit"]
+    env = {**environment(tmp_path), "PYTHONPATH": str(slow)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, env=env, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == b"here\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        done = Done(words, process.returncode, out, err)
+    assert "interrupted" in said(done, 130)
+
+
+def test_what_can_not_be_loaded(full: Store, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "click.py").write_text("import no_such_module_anywhere\n")
+    words = [sys.executable, "-m", "watcher", "--store", str(full.path), "audit"]
+    env = {**environment(tmp_path), "PYTHONPATH": str(broken)}
+    done = subprocess.run(words, capture_output=True, env=env, timeout=60)
+    assert "no_such_module_anywhere" in said(done, 4)
+
+
+@pytest.mark.parametrize("command", ["audit", "df", "clean -n", "--json audit", "status"])
+def test_only_what_can_not_be_printed_is_told_as_that(run: Run, full: Store, command: str) -> None:
+    with open("/dev/full", "wb") as nowhere:
+        done = run(
+            "--store", str(full.path), *command.split(),
+            capture_output=False, stdout=nowhere, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    assert b"the output can't be written: No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 4
