@@ -20,7 +20,7 @@ def main() -> int:
         from watcher import cli
     except (ImportError, MemoryError, OSError) as error:
         why = str(error) or "there is not enough memory"
-        _tell(
+        _say(
             f"ollama-watch can't be loaded: {why}\n  see the limits (ulimit -a), or install it anew"
         )
         return _FAILED
@@ -29,7 +29,7 @@ def main() -> int:
     try:
         return cli.main()
     except KeyboardInterrupt:
-        _tell("ollama-watch: interrupted")
+        _say("ollama-watch: interrupted")
         return _INTERRUPTED
     finally:
         if mine:
@@ -38,11 +38,11 @@ def main() -> int:
 
 def _end(*_: object) -> None:
     """End at once: nothing was begun, or all is done."""
-    _tell("ollama-watch: interrupted")
+    _say("ollama-watch: interrupted")
     os._exit(_INTERRUPTED)
 
 
-def _tell(text: str) -> None:
+def _say(text: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, f"\n{text}\n".encode(errors="backslashreplace"))
 
