@@ -26,7 +26,7 @@ from watcher.model import (
     Verdict,
 )
 from watcher.observe import evidence as look
-from watcher.observe import holders
+from watcher.observe import holders, place
 from watcher.world import World
 
 if TYPE_CHECKING:
@@ -105,11 +105,16 @@ def cycle(
         verdict = judge.judge(seen, policy)
         return _Decided(seen, verdict, plan.make(verdict, seen, policy), known)
 
+    def anew() -> _Decided:
+        return decide(_with_answers(world, remembered(world, past), unkept))
+
     def answer(questions: Sequence[Action]) -> tuple[Outcome, ...]:
         # Here and below: what acts is loaded only where something is to be done.
         from watcher.act import answering
 
-        return answering.answer(world, policy, questions, stop, lock_seconds)
+        answers, is_kept = answering.answer(world, policy, questions, stop, lock_seconds)
+        unkept.extend(() if is_kept else answers)
+        return answers
 
     if world.keeps:
         ours.check(world.store)
@@ -118,26 +123,26 @@ def cycle(
     agreed = consent(now.plan)
     if not world.keeps:
         return Report(now.evidence, now.verdict, now.plan)
-    now, agreed, answers = _find_out(
-        now, agreed, consent, answer, lambda: decide(remembered(world, past))
-    )
+    unkept: list[Outcome] = []
+    now, agreed, answers = _find_out(now, agreed, consent, answer, anew)
     on_disk = _OnDisk(world, policy, stop, lock_seconds)
-    now, agreed, undone = _settle(
-        now, agreed, on_disk, consent, lambda: decide(remembered(world, past))
-    )
+    now, agreed, undone = _settle(now, agreed, on_disk, consent, anew)
     looked_at = world.clock()
     with contextlib.ExitStack() as opened:
         try:
             store = opened.enter_context(folders.opened_store(world.store))
             opened.enter_context(locked(store, lock_seconds))
         except OSError as error:
-            return _powerless(world, now, agreed, error, first_look)
+            report = _powerless(world, now, agreed, error, first_look)
+            for hashed in filter(None, (learn.hashed(each, world.clock()) for each in answers)):
+                world.tell(hashed)
+            return replace(report, outcomes=answers + undone)
         from watcher.act import room
 
         room.set_aside(store)
         journal = Journal(store, policy, world)
         stuck = _recover_under_lock(world, store, journal)
-        known = _or_told(journal.recall(), past)
+        known = _with_answers(world, _or_told(journal.recall(), past), unkept)
         if known != now.known or world.clock() - looked_at > _LATE_SECONDS:
             # Somebody else has learnt or acted meanwhile: what was seen before is an old story.
             now = decide(known)._replace(plan=now.plan)
@@ -158,6 +163,14 @@ def cycle(
         bool(stuck),
         known,
     )
+
+
+def _with_answers(world: World, known: Memory, unkept: Sequence[Outcome]) -> Memory:
+    """The memory with answers that could not be written down: they count all the same."""
+    if not unkept:
+        return known
+    start = place.start(world)
+    return learn.proved(known, unkept, world.clock(), start.id, start.at)
 
 
 def _find_out(

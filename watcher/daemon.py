@@ -26,11 +26,12 @@ from watcher import (
     registry,
     stopping,
 )
+from watcher.decide import proving
 from watcher.errors import LockedError, NoStoreError, RefusedError, SettingsError, WatchError, named
 from watcher.events import Event
 from watcher.memory import Memory
 from watcher.metrics import Metrics
-from watcher.model import BlobFault, Plan, Policy, Refusal
+from watcher.model import Plan, Policy, Refusal
 from watcher.observe.serving import DAEMON_LOCK
 from watcher.proofs import Proofs
 from watcher.wakes import BLIND_SECONDS, Scope, Wakes
@@ -178,15 +179,10 @@ class _Service:
             self._troubles.clear()
 
     def _prove(self, report: cycle.Report) -> None:
-        """Have hashed in the background what is unproven, and asked again about what is corrupt."""
+        """Have hashed in the background what is in doubt, and asked again about what is damaged."""
         if report.memory is None or not self._policy.repair:
             return
-        corrupt = (
-            odd.digest
-            for odd in report.evidence.census.odd
-            if odd.fault is BlobFault.CORRUPT and odd.registry is None
-        )
-        wanted = report.memory.unproven | frozenset(corrupt)
+        wanted = report.memory.unproven | proving.open_questions(report.evidence)
         if report.evidence.scope is None:
             self._proofs.forget(wanted)
         try:

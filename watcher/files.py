@@ -96,6 +96,21 @@ def open_ours(name: str, parent: int) -> int:
     return fd
 
 
+def open_behind(name: str, parent: int) -> int:
+    """The descriptor of the regular file that a link leads to. Nothing else is ever opened.
+
+    By its path alone (O_PATH) it is looked at first, and then that very file is opened: a device,
+    or a FIFO, that takes its place meanwhile is not. Raises OSError.
+    """
+    seen = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if not stat.S_ISREG(os.fstat(seen).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        return open_quietly(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_NOCTTY, None)
+    finally:
+        os.close(seen)
+
+
 def read_small(name: str, parent: int, limit: int) -> bytes:
     """The first `limit` bytes of a regular file. Raises OSError."""
     fd = open_to_read(name, parent)

@@ -39,10 +39,10 @@ class Journal:
 
     def tell_hashed(self, answers: Iterable[Outcome]) -> None:
         """Tell which blobs were hashed and are not what their names say, or can't be read."""
-        for outcome in answers:
-            event = learn.hashed(outcome, self._world.clock())
-            if event is not None:
-                self(event)
+        told = [learn.hashed(outcome, self._world.clock()) for outcome in answers]
+        events = [event for event in told if event is not None]
+        if events:
+            self(*events)
 
     def learn(
         self,

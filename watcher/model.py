@@ -239,11 +239,22 @@ class BlobFault(enum.StrEnum):
 
     #: Its hash was computed, and is not that of its name.
     CORRUPT = "corrupt"
+    #: Of another size than the manifest gives it, and not hashed as it is now.
     SHORT = "short"
     LONG = "long"
     MISSING = "missing"
+    #: A link to a file of which nothing bad is known.
     SYMLINK = "symlink"
+    #: A link to nothing.
+    DANGLING = "dangling"
+    #: A folder, a FIFO or a device, or a link to one.
     NO_FILE = "no_file"
+
+
+#: Blobs that are not what their names say, whatever a hash would be.
+WRONG = frozenset({BlobFault.CORRUPT, BlobFault.DANGLING, BlobFault.NO_FILE})
+#: Blobs of which a hash decides.
+DOUBTFUL = frozenset({BlobFault.SHORT, BlobFault.LONG})
 
 
 class OddBlob(NamedTuple):
@@ -258,6 +269,30 @@ class OddBlob(NamedTuple):
     #: not `asked` within the hour.
     registry: int | None = None
     asked: bool = False
+    #: What a link leads to, under the blob's name.
+    behind: Entry | None = None
+
+    @property
+    def content(self) -> Entry | None:
+        """The file that the server reads for it; None where there is none."""
+        found = self.entry if self.behind is None else self.behind
+        return found if found is not None and found.kind is Kind.FILE else None
+
+
+class NamedBlob(NamedTuple):
+    """A blob that a manifest names, and whose bytes can be compared with its name."""
+
+    #: The file that is read for it, links followed.
+    content: Entry
+    models: tuple[str, ...]
+
+
+class Unseen(NamedTuple):
+    """A name in the store that could not be looked at, and why."""
+
+    #: Path below the store.
+    path: str
+    why: str
 
 
 class TemporaryKind(enum.StrEnum):
@@ -286,6 +321,8 @@ class ManifestFault(enum.StrEnum):
     BAD_NAME = "bad_name"
     DANGLING = "dangling"
     BAD_DIGEST = "bad_digest"
+    #: It gives a blob another size than that of the right bytes.
+    WRONG_SIZE = "wrong_size"
 
 
 class OddManifest(NamedTuple):
@@ -330,8 +367,8 @@ class BlobCensus(NamedTuple):
     #: Finished blobs that a manifest names and that have the right size.
     healthy: int = 0
     healthy_bytes: int = 0
-    #: Those of them that were not hashed as they are now, only where they are to be verified.
-    unhashed: tuple[Entry, ...] = ()
+    #: Every blob that a manifest names and that can be read, only where they are to be verified.
+    named: tuple[NamedBlob, ...] = ()
     #: Blobs that were finished on sidecars of ours and not hashed since.
     unproven: tuple[Entry, ...] = ()
     odd: tuple[OddBlob, ...] = ()
@@ -350,7 +387,9 @@ class BlobCensus(NamedTuple):
     odd_manifests: tuple[OddManifest, ...] = ()
     #: Folders below the store that could not be listed, as paths below the store.
     unlisted: tuple[str, ...] = ()
-    #: The same for the server, going by the store's owner and the folders' modes.
+    #: Names of which not even the kind could be told.
+    unseen: tuple[Unseen, ...] = ()
+    #: As `unlisted`, for the server, going by the store's owner and the folders' modes.
     unlisted_by_server: tuple[str, ...] = ()
     #: Empty folders under ``manifests/``, which the server's start removes.
     empty_folders: tuple[str, ...] = ()

@@ -1,8 +1,9 @@
-"""Hashing, in the background and at low priority, what was finished on sidecars of ours.
+"""Hashing, in the background and at low priority, blobs that may not be what their names say.
 
-A false claim may have become a blob that looks whole; only its hash tells. It takes minutes for a
-large one, in which the daemon has to go on watching. Registries are asked here, too, whether what
-is corrupt can be had again; it is put aside if so.
+What was finished on sidecars of ours may rest on a false claim, and what has another size than its
+manifest says may be cut short; only a hash tells. It takes minutes for a large one, in which the
+daemon has to go on watching. Registries are asked here, too, whether what is damaged can be had
+again; it is put aside if so.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from watcher import cycle, names
 from watcher.model import HOUR, Plan, Policy, Verb
 from watcher.world import World
 
-#: What is done about an unproven blob.
+#: What is done about a blob in doubt.
 _VERBS = cycle.QUESTIONS | {Verb.QUARANTINE_BLOB}
 _LOWEST = 19
 _AGAIN_SECONDS = HOUR
 
 
 class Proofs:
-    """One thread at most, that hashes the blobs it is given and puts corrupt ones aside."""
+    """One thread at most, that hashes the blobs it is given and puts damaged ones aside."""
 
     def __init__(self, world: World, trouble: Callable[[str], None]) -> None:
         self._world, self._trouble = world, trouble

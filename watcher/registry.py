@@ -148,10 +148,15 @@ class Fetched(NamedTuple):
 def length(model: ModelName, digest: str) -> int | None:
     """How many bytes a model's registry has of a digest; None where it does not say so."""
     try:
-        found = _ask("HEAD", model, f"blobs/sha256:{digest}", {}, insecure=False)
+        return ask_length(model, digest)
     except OSError:
         return None
-    if found.status != 200 or not found.length or found.length > LARGEST_LAYER:
+
+
+def ask_length(model: ModelName, digest: str) -> int | None:
+    """The same. Raises OSError where nobody answers in time."""
+    found = _ask("HEAD", model, f"blobs/sha256:{digest}", {}, insecure=False)
+    if found.status != 200 or found.length is None or found.length > LARGEST_LAYER:
         return None
     return found.length
 

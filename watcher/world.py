@@ -31,8 +31,9 @@ class World:
     sleep: Callable[[float], None] = time.sleep
     #: A server's version by its URL, or None where nobody answers.
     version: Callable[[str], str | None] = ollama.version
-    #: Bytes that a model's registry has of a digest, or None where it does not say so.
-    registry_length: Callable[[ModelName, str], int | None] = registry.length
+    #: Bytes that a model's registry has of a digest, or None where it does not say so; OSError
+    #: where it does not answer.
+    registry_length: Callable[[ModelName, str], int | None] = registry.ask_length
     #: False for who only reads: nothing at all is written to the store.
     keeps: bool = True
     #: Hands an event on to who listens, besides the logs.

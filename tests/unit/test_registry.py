@@ -306,7 +306,7 @@ def test_redirects_in_a_circle_end() -> None:
 
 @pytest.mark.parametrize(
     ("told", "believed"),
-    [("42", 42), ("0", None), ("-1", None), ("x", None), ("9" * 19, None), ("9" * 400, None)],
+    [("42", 42), ("0", 0), ("-1", None), ("x", None), ("9" * 19, None), ("9" * 400, None)],
 )
 def test_a_length_that_no_layer_has_is_no_length(
     served: Served, told: str, believed: int | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
@@ -17,6 +18,8 @@ from watcher.world import World
 
 #: Answers are written down this often, so that a kill loses little.
 _KEEP_SECONDS = 30.0
+#: So often a registry may leave one question after another unanswered.
+_SILENT_TIMES = 3
 
 
 def answer(
@@ -25,45 +28,65 @@ def answer(
     questions: Iterable[Action],
     stop: Callable[[], bool],
     lock_seconds: float,
-) -> tuple[Outcome, ...]:
-    """Ask and hash, with no lock held meanwhile, and keep the answers in the memory."""
+) -> tuple[tuple[Outcome, ...], bool]:
+    """Ask and hash, with no lock held meanwhile, and keep the answers in the memory.
+
+    Gives back the answers, and whether they could be kept.
+    """
     asked = [action for action in questions if action.verb is Verb.ASK_REGISTRY]
     hashed = [action for action in questions if action.verb is Verb.HASH]
     answers: list[Outcome] = []
-    kept = 0
+    kept, is_kept = 0, True
     with folders.opened_store(world.store) as store:
         keep_at = time.monotonic() + _KEEP_SECONDS
-        found = chain(ask(asked, world), hashing.find_out(store, hashed, stop, world.watch))
+        found = chain(ask(asked, world, stop), hashing.find_out(store, hashed, stop, world.watch))
         for outcome in found:
             answers.append(outcome)
             if time.monotonic() >= keep_at:
-                _keep(world, policy, store, answers[kept:], lock_seconds)
+                is_kept &= _keep(world, policy, store, answers[kept:], lock_seconds)
                 kept, keep_at = len(answers), time.monotonic() + _KEEP_SECONDS
-        _keep(world, policy, store, answers[kept:], lock_seconds)
-    return tuple(answers)
+        is_kept &= _keep(world, policy, store, answers[kept:], lock_seconds)
+    return tuple(answers), is_kept
 
 
 def _keep(
     world: World, policy: Policy, store: int, answers: list[Outcome], lock_seconds: float
-) -> None:
+) -> bool:
     # Where nothing can be written the answers still tell what to do; that it can't be done is told
     # by who acts.
     with contextlib.suppress(OSError), locked(store, lock_seconds):
         journal = Journal(store, policy, world)
-        start = place.start(world)
-        now = world.clock()
-        journal.save(learn.proved(journal.recall(), answers, now, start.id, start.at))
+        start, now = place.start(world), world.clock()
+        known = learn.proved(journal.recall(), answers, now, start.id, start.at)
+        return journal.save(known)
+    return False
 
 
-def ask(actions: Iterable[Action], world: World) -> Iterator[Outcome]:
-    """Ask for each action's digest, by its models in turn until one's registry knows it."""
+def ask(
+    actions: Iterable[Action], world: World, stop: Callable[[], bool] = lambda: False
+) -> Iterator[Outcome]:
+    """Ask for each action's digest, by its models in turn until one's registry knows it.
+
+    `stop` says when to end; what was not asked by then has no outcome. A registry that does not
+    answer some times in a row is asked nothing more.
+    """
+    silent: Counter[str] = Counter()
     for action in actions:
-        length = None
-        for shown in action.models:
-            model = names.parse_model(shown)
-            if model is not None:
+        if stop():
+            return
+        length, said = None, "the registry has nothing"
+        for model in filter(None, map(names.parse_model, action.models)):
+            if silent[model.host] >= _SILENT_TIMES:
+                said = f"{model.host} does not answer"
+                continue
+            try:
                 length = world.registry_length(model, action.subject)
+            except OSError as error:
+                silent[model.host] += 1
+                said = f"{model.host} does not answer: {error.strerror or error}"
+                continue
+            silent[model.host] = 0
             if length is not None:
+                said = f"the registry has {length} bytes of it"
                 break
-        said = "nothing" if length is None else f"{length} bytes of it"
-        yield Outcome(action, Result.DONE, f"the registry has {said}", length=length)
+        yield Outcome(action, Result.DONE, said, length=length)

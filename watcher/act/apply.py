@@ -39,7 +39,9 @@ Look: TypeAlias = Callable[[frozenset[str] | None], Evidence]
 #: ten times larger.
 FIRST_BATCH, BATCH = 100, 10_000
 
-_IN_BATCHES = frozenset({Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.REFRESH})
+_IN_BATCHES = frozenset(
+    {Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.REFRESH, Verb.QUARANTINE_BLOB}
+)
 
 
 def apply(
@@ -68,7 +70,8 @@ def apply(
         fresh = {_essence(action): action for action in planned.actions}
         # The fresh one is done: it knows whether the guard has to wait for a server.
         still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
-        undone = [_no_longer(action, planned) for action in batch if _essence(action) not in fresh]
+        gone = [action for action in batch if _essence(action) not in fresh]
+        undone = _no_longer(gone, planned) if gone else []
         tell(*(learn.begun(action, world.clock()) for action in still))
         ended = _do(world, store, still, seen, look)
         # What somebody else has done meanwhile was not begun here, and is told by who has done it.
@@ -231,14 +234,19 @@ def _done_message(action: Action) -> str:
             return f"removed {names.printable(action.subject)}"
 
 
-def _no_longer(action: Action, planned: Plan) -> Outcome:
-    """The outcome of what a fresh plan does not have, with its reason where it gives one."""
+def _no_longer(gone: list[Action], planned: Plan) -> list[Outcome]:
+    """The outcomes of what a fresh plan does not have, with its reason where it gives one."""
+    why: dict[tuple[Verb, str], Refusal] = {}
     for refusal in planned.refusals:
-        about = action.subject in (refusal.subject, *refusal.entries)
-        if about and refusal.verb is action.verb:
-            return Outcome(action, Result.REFUSED, refusal.why, refusal=refusal)
+        for about in (refusal.subject, *refusal.entries):
+            why.setdefault((refusal.verb, about), refusal)
     error = ChangedError("the store has changed since the plan was made", "plan again")
-    return _refused(action, error)
+    undone: list[Outcome] = []
+    for action in gone:
+        known = why.get((action.verb, action.subject))
+        told = _refused(action, error)
+        undone.append(told if known is None else told._replace(message=known.why, refusal=known))
+    return undone
 
 
 def _is_overtaken(outcome: Outcome) -> bool:

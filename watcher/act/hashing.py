@@ -6,6 +6,7 @@ No lock is held meanwhile and nothing is changed; what was found out goes to the
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import threading
@@ -86,14 +87,22 @@ def _outcome(
         found = _sha256(blobs, entry, progress, over)
     except _StoppedError:
         return None
+    except FileNotFoundError:
+        found = None
     except _ReadError as error:
-        shown = names.printable(entry.name)
-        return Outcome(action, Result.FAILED, f"{shown}: read error at byte {error}")
+        return _unread(action, f"read error at byte {error}")
+    except OSError as error:
+        return _unread(action, f"it can't be read: {error.strerror}")
     if found is None:
         return Outcome(action, Result.REFUSED, "it has changed meanwhile")
     right = found == action.subject.lower()
     message = "its hash is right" if right else f"its hash is {found}, not that of its name"
     return Outcome(action, Result.DONE, message, sha256=found)
+
+
+def _unread(action: Action, why: str) -> Outcome:
+    shown = names.printable(action.expects[0].name)
+    return Outcome(action, Result.FAILED, f"{shown}: {why}")
 
 
 class _ReadError(OSError):
@@ -102,10 +111,7 @@ class _ReadError(OSError):
 
 def _sha256(blobs: int, entry: Entry, progress: Progress, over: Callable[[], bool]) -> str | None:
     """The hash of a file's content; None where it is not the one meant, or changed meanwhile."""
-    try:
-        fd = files.open_to_read(entry.name, blobs)
-    except FileNotFoundError:
-        return None
+    fd = _open(entry.name, blobs)
     try:
         digest, at = hashlib.sha256(), 0
         buffer = memoryview(bytearray(min(_READ, entry.size + 1)))
@@ -125,12 +131,24 @@ def _sha256(blobs: int, entry: Entry, progress: Progress, over: Callable[[], boo
                 os.posix_fadvise(fd, at, count, os.POSIX_FADV_DONTNEED)
             at += count
             progress.add(count)
+        if not os.path.samestat(os.fstat(fd), os.stat(entry.name, dir_fd=blobs)):
+            return None
     finally:
         os.close(fd)
-    now = scan.look(entry.name, blobs)
+    now = scan.content(entry.name, blobs)
     same = now is not None and (now.identity, now.size, now.mtime_ns) == (
         entry.identity,
         entry.size,
         entry.mtime_ns,
     )
     return digest.hexdigest() if same else None
+
+
+def _open(name: str, blobs: int) -> int:
+    """The file that is read under a name; a link is followed, as the server does."""
+    try:
+        return files.open_to_read(name, blobs)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return files.open_behind(name, blobs)

@@ -15,9 +15,9 @@ from types import FrameType
 from watcher import cycle
 from watcher.act import durability, refresh
 from watcher.commands.context import Context, complain
-from watcher.decide import enough
+from watcher.decide import enough, remaining, verifying
 from watcher.errors import Exit, LockedError, WatchError, named
-from watcher.model import Consent, Plan, Policy, RefusalKind, Result
+from watcher.model import Consent, Plan, Policy, RefusalKind, Result, Verb
 from watcher.observe import targets
 from watcher.show import acts, documents, lines
 from watcher.world import World
@@ -26,6 +26,9 @@ from watcher.world import World
 PREPARE_SECONDS = 20
 _PREPARE_LOCK_SECONDS = 5.0
 _REFRESH_LOCK_SECONDS = 1.0
+#: What is done by them mends nothing.
+_LOOKS = cycle.QUESTIONS | {Verb.REFRESH}
+_NOTHING_LEFT = remaining.Remaining()
 
 
 def clean(
@@ -75,29 +78,38 @@ def _finish_claims(context: Context, policy: Policy) -> None:
 
 
 def verify(context: Context, named: tuple[str, ...], most_seconds: float | None) -> Exit:
-    """Hash the blobs that were not hashed as they are now, and tell which are not what they say."""
+    """Hash the blobs that were not hashed as they are now, and tell which are not what they say.
+
+    `most_seconds`: begin nothing more after that time; None for no limit.
+    """
     policy = replace(context.policy, repair=False, clean=False, hash=True, verify=True)
     code = Exit.HEALTHY
     until = time.monotonic() + (math.inf if most_seconds is None else most_seconds)
     worlds = context.worlds(keeps=True)
-    meant = _meant(worlds, named)
+    consent, meant = _meant(worlds, named)
     for world in worlds:
         shown = replace(world, watch=_hashing_progress())
-        report = cycle.cycle(shown, policy, consent=meant, stop=lambda: time.monotonic() >= until)
+        report = cycle.cycle(shown, policy, consent=consent, stop=lambda: time.monotonic() >= until)
         sys.stderr.write("\r\033[K" if sys.stderr.isatty() else "")
-        wrong = [each for each in report.verdict.findings if each.kind == "blob_corrupt"]
-        failed = [each for each in report.outcomes if each.result is Result.FAILED]
+        done = verifying.verified(report.evidence, report.outcomes, meant)
+        ended = _verified_code(report, done)
         if context.json:
-            context.document(documents.acting("verify", report))
-        elif not (wrong or failed):
-            sys.stdout.write("" if context.quiet else lines.verified_line(report, 0))
-        else:
+            context.document(documents.verified(report, done))
+        elif ended is not Exit.HEALTHY:
             from watcher.show import tables
 
-            context.show(tables.verified(report, wrong, failed))
-        code = max(code, Exit.FINDINGS if wrong else Exit.HEALTHY)
-        code = max(code, Exit.FAILED if failed else Exit.HEALTHY)
+            context.show(tables.verified(report, done))
+        elif not context.quiet:
+            sys.stdout.write(lines.verified_line(done))
+        code = max(code, ended)
     return code
+
+
+def _verified_code(report: cycle.Report, done: verifying.Verified) -> Exit:
+    """HEALTHY only where everything was checked, is right, and will be known the next time."""
+    if done.unseen or report.troubles or report.stuck:
+        return Exit.FAILED
+    return Exit.FINDINGS if done.wrong or done.left else Exit.HEALTHY
 
 
 def _hashing_progress() -> Callable[[int, int], None]:
@@ -181,21 +193,24 @@ def act(
     """One acting command over all stores: what `policy` plans of the named, shown, asked, done."""
     codes = [Exit.HEALTHY]
     worlds = context.worlds(keeps=not dry_run)
-    meant = _meant(worlds, named)
+    consent, meant = _meant(worlds, named)
     for world in worlds:
-        chosen = _Choice(context, meant, until_free, dry_run=dry_run, yes=yes)
+        chosen = _Choice(context, consent, until_free, dry_run=dry_run, yes=yes)
         report = _until_quiet(context, world, policy, chosen, wait=wait and not dry_run)
         report = replace(report, plan=chosen.plan)
+        left = _remaining(report, policy, meant)
         if context.json:
-            context.document(documents.acting(name, report))
-        elif report.outcomes:
-            context.tell(acts.outcomes(report))
-        elif not chosen.shown:
-            _tell_nothing_done(context, report, name)
+            context.document(documents.acting(name, report, left))
+        else:
+            if report.outcomes:
+                context.tell(acts.outcomes(report))
+            elif not chosen.shown:
+                _tell_nothing_done(context, report, name, left)
+            context.tell(acts.remaining(left))
         if not report.outcomes:
             for trouble in report.troubles:
                 complain(trouble)
-        codes.append(chosen.unasked or _code(report, dry_run=dry_run))
+        codes.append(chosen.unasked or _code(report, left, dry_run=dry_run))
         if until_free is not None:
             codes.append(_tell_shortage(report, until_free, dry_run=dry_run))
     return max(codes)
@@ -269,16 +284,34 @@ class _Choice:
         self.shown = bool(told)
 
 
-def _meant(worlds: list[World], named: tuple[str, ...]) -> Consent:
-    """The consent to what is about some models or digests. Raises TargetError."""
+def _meant(worlds: list[World], named: tuple[str, ...]) -> tuple[Consent, remaining.Meant]:
+    """The consent to what is about some models or digests, and what that is.
+
+    Raises TargetError.
+    """
     found = targets.find([world.store for world in worlds], named)
-    return cycle.everything if found is None else found.of
+    return (cycle.everything, remaining.everything) if found is None else (found.of, found.meant)
 
 
-def _tell_nothing_done(context: Context, report: cycle.Report, name: str) -> None:
+def _remaining(report: cycle.Report, policy: Policy, meant: remaining.Meant) -> remaining.Remaining:
+    """What is wrong still with what a command was about, as far as it was to mend or free it."""
+    seen, verdict = report.evidence, report.verdict
+    if policy.clean:
+        return remaining.of_cleaning(verdict, meant)
+    if policy.repair:
+        actions = (*report.plan.actions, *(each.action for each in report.outcomes))
+        told = [refusal.subject for refusal in report.plan.refusals]
+        told += [action.subject for action in actions if action.verb not in _LOOKS]
+        return remaining.of_repair(seen, verdict, told, meant)
+    return remaining.Remaining()
+
+
+def _tell_nothing_done(
+    context: Context, report: cycle.Report, name: str, left: remaining.Remaining
+) -> None:
     if report.plan.refusals:
         context.tell(acts.plan(report.plan))
-    elif not context.quiet:
+    elif not context.quiet and not left.findings and not left.blind:
         sys.stdout.write(f"nothing to {name}\n")
 
 
@@ -292,11 +325,17 @@ def _tell_shortage(report: cycle.Report, wanted: int, *, dry_run: bool) -> Exit:
     return Exit.FINDINGS
 
 
-def _code(report: cycle.Report, *, dry_run: bool) -> Exit:
+def _code(
+    report: cycle.Report,
+    left: remaining.Remaining = _NOTHING_LEFT,
+    *,
+    dry_run: bool,
+) -> Exit:
     results = {outcome.result for outcome in report.outcomes}
-    if Result.FAILED in results or report.stuck:
+    if Result.FAILED in results or report.stuck or left.blind:
         return Exit.FAILED
     if report.plan.refusals or Result.REFUSED in results:
         return Exit.REFUSED
     undone = len(report.plan.actions) > len(report.outcomes)
+    undone = undone or bool(left.findings)
     return Exit.FINDINGS if undone or (dry_run and report.plan.actions) else Exit.HEALTHY

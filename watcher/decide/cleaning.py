@@ -139,7 +139,7 @@ def orphans_forbidden(evidence: Evidence) -> safety.Why | None:
                 "mend that manifest first",
                 command=findings.odd_manifest(odd, evidence).command,
             )
-    for path in evidence.census.unlisted:
+    for path in (*evidence.census.unlisted, *(each.path for each in evidence.census.unseen)):
         return safety.Why(
             RefusalKind.MANIFESTS,
             f"{names.printable(path)} can't be listed: a manifest in it may name any of them",

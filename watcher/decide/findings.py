@@ -10,6 +10,7 @@ from watcher import advice, names, ranges
 from watcher.events import instant
 from watcher.memory import FOLDER as OURS
 from watcher.model import (
+    DOUBTFUL,
     HOUR,
     BlobFault,
     Condition,
@@ -229,6 +230,16 @@ def of_store(
             else "the server's start ends there with an error",
             command=made_listable(path, evidence),
         )
+    for unseen in census.unseen:
+        yield Finding(
+            Severity.ERROR,
+            "store_unseen",
+            names.printable(unseen.path),
+            f"{names.printable(unseen.path)} could not be looked at",
+            evidence=unseen.why,
+            alone="the server can't read it either, if it runs as the same user",
+            remedy="look at the disk and at the modes on the way: dmesg, ls -l",
+        )
     if census.unnamed and not census.manifests:
         yield Finding(
             Severity.ERROR,
@@ -373,7 +384,8 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
             Severity.INFO,
             "blob_unproven",
             f"blobs/{names.printable(entry.name)}",
-            f"{entry.name[:19]} was finished on repaired sidecars and not hashed since",
+            f"{entry.name[:19]} was finished on repaired sidecars, or found corrupt before it "
+            "changed, and was not hashed since",
             alone="the server has hashed it, if its pull ended with success",
             command=advice.watch(evidence, "repair", entry.name[:19]),
             sizes=sizes([entry]),
@@ -397,44 +409,82 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
         )
 
 
+def damage(odd: OddBlob) -> str:
+    """What is wrong with a blob, in a clause about it."""
+    if odd.fault is BlobFault.NO_FILE:
+        there = odd.entry if odd.behind is None else odd.behind
+        kind = "no file" if there is None else f"a {there.kind.value}, no file"
+        return f"it is {'a link to ' if odd.behind is not None else ''}{kind}"
+    return {
+        BlobFault.CORRUPT: "its bytes are not those of its name",
+        BlobFault.SHORT: "it is cut short",
+        BlobFault.LONG: "it is too long",
+        BlobFault.MISSING: "it is missing",
+        BlobFault.SYMLINK: "it is a symlink",
+        BlobFault.DANGLING: "it is a link to nothing",
+    }[odd.fault]
+
+
 def _odd_blob(odd: OddBlob, evidence: Evidence) -> Finding:
     who = odd.models[0] if odd.models else names.short(odd.digest)
-    found = "nothing" if odd.entry is None else f"{odd.entry.size} bytes"
-    seen = f"{odd.wanted} bytes are wanted, {found} is there"
-    if odd.fault is BlobFault.CORRUPT and odd.entry is not None:
-        seen = f"hashed: sha256:{odd.entry.sha256}"
     message = {
         BlobFault.CORRUPT: f"a blob of {who} is corrupt: its bytes are not those of its name",
         BlobFault.SHORT: f"a blob of {who} is cut short",
         BlobFault.LONG: f"a blob of {who} is too long",
         BlobFault.MISSING: f"a blob of {who} is missing",
         BlobFault.SYMLINK: f"a blob of {who} is a symlink",
+        BlobFault.DANGLING: f"a blob of {who} is a link to nothing",
         BlobFault.NO_FILE: f"a blob of {who} is no file",
     }[odd.fault]
-    alone = {
-        BlobFault.MISSING: "a pull fetches just that layer",
-        BlobFault.SYMLINK: "it is used as it is",
-    }.get(odd.fault, "a pull says success and repairs nothing")
     return Finding(
         severity=Severity.INFO if odd.fault is BlobFault.SYMLINK else Severity.ERROR,
         kind=f"blob_{odd.fault.value}",
         path=f"blobs/{names.blob(odd.digest)}",
         message=message,
-        evidence=seen,
-        alone=alone,
+        evidence=_evidence_of(odd),
+        alone=_alone_with(odd.fault),
         command=_cure(odd, evidence),
         sizes=sizes([odd.entry] if odd.entry else []),
         models=odd.models,
     )
 
 
+def _evidence_of(odd: OddBlob) -> str:
+    """What was seen of a blob, and whether that was through a link."""
+    content = odd.content
+    if odd.fault is BlobFault.CORRUPT and content is not None:
+        size = "" if odd.wanted in (None, content.size) else f"; {_bytes(odd, content)}"
+        seen = f"hashed: sha256:{content.sha256}{size}"
+    elif odd.fault in (BlobFault.DANGLING, BlobFault.NO_FILE):
+        return damage(odd)
+    else:
+        seen = _bytes(odd, content)
+        if odd.fault in DOUBTFUL:
+            seen += "; not hashed, so the manifest may be wrong, too"
+    return f"{seen}; read through a link" if odd.behind is not None else seen
+
+
+def _bytes(odd: OddBlob, content: Entry | None) -> str:
+    found = "nothing" if content is None else f"{content.size} bytes"
+    return f"{odd.wanted} bytes are wanted, {found} is there"
+
+
+def _alone_with(fault: BlobFault) -> str:
+    """What Ollama alone does with such a blob."""
+    return {
+        BlobFault.MISSING: "a pull fetches just that layer",
+        BlobFault.DANGLING: "a pull fetches just that layer, and puts it in the place of the link",
+        BlobFault.SYMLINK: "it is used as it is",
+    }.get(fault, "a pull says success and repairs nothing")
+
+
 def _cure(odd: OddBlob, evidence: Evidence) -> str:
-    """What has a blob fetched again; a corrupt one goes to quarantine first."""
-    if odd.fault is BlobFault.CORRUPT:
-        return advice.watch(evidence, "repair", names.short(odd.digest))
-    if odd.fault is BlobFault.MISSING and odd.models:
+    """The command that helps a blob; "" where none does, or none is needed."""
+    if not odd.models or odd.fault is BlobFault.SYMLINK:
+        return ""
+    if odd.fault is BlobFault.MISSING:
         return advice.ollama(evidence, "pull", odd.models[0])
-    return ""
+    return advice.watch(evidence, "repair", names.short(odd.digest))
 
 
 def of_manifests(evidence: Evidence) -> Iterator[Finding]:
@@ -478,6 +528,12 @@ def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
             f"the manifest of {who} names what can't be a blob",
             Severity.ERROR,
             "the model can't be loaded",
+            pull,
+        ),
+        ManifestFault.WRONG_SIZE: (
+            f"the manifest of {who} gives a blob a wrong size",
+            Severity.WARNING,
+            "the server uses the blob as it is",
             pull,
         ),
         ManifestFault.MISPLACED: (

@@ -137,7 +137,8 @@ def _models(memory: Memory, evidence: Evidence) -> dict[str, tuple[int, int]]:
     """The models that have a manifest. One that can't be read just now has not gone."""
     census = evidence.census
     models = {each.name: (each.inode, each.mtime_ns) for each in census.models}
-    blind = any(path.startswith("manifests") for path in census.unlisted)
+    unseen = (*census.unlisted, *(each.path for each in census.unseen))
+    blind = any(path.startswith("manifests") for path in unseen)
     unread = {odd.model for odd in census.odd_manifests}
     for name, known in (memory.models or {}).items():
         if name not in models and (blind or name in unread):

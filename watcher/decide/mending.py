@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher import advice, names, ranges, sidecars
-from watcher.decide import cleaning, proving, quarantine, safety
+from watcher.decide import cleaning, findings, proving, quarantine, safety
 from watcher.decide.judge import settled_condition
 from watcher.model import (
     HOUR,
     QUIET_SECONDS,
+    WRONG,
     Action,
-    BlobFault,
     Condition,
     Entry,
     Evidence,
@@ -163,23 +163,30 @@ def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why
     )
 
 
-def corrupt_blobs(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
-    """Blobs with a wrong hash go to quarantine, if their registry can give them again."""
+def damaged_blobs(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
+    """Blobs that are not what their names say go to quarantine, if they can be had again.
+
+    A link goes itself, never what it leads to.
+    """
+    room = policy.quarantine_max_bytes - quarantine.size(evidence)
     for odd in evidence.census.odd:
-        if odd.fault is not BlobFault.CORRUPT or odd.entry is None:
+        if odd.fault not in WRONG or odd.entry is None:
             continue
         if policy.online and odd.models and not odd.asked:
             continue  # its registry is asked first
-        why = _blob_stays(odd, evidence) or _no_room(odd.entry, evidence, policy)
+        why = _blob_stays(odd, evidence)
+        if why is None and odd.entry.allocated > room:
+            why = _no_room(evidence, policy)
         name = names.blob(odd.digest)
         if why is not None:
             yield _refused(why, name, odd)
             continue
+        room -= odd.entry.allocated
         yield Action(
             Verb.QUARANTINE_BLOB,
             name,
-            f"its hash is wrong, and the registry has it: ollama pull {odd.models[0]} fetches "
-            "just this layer",
+            f"{findings.damage(odd)}, and the registry has it: ollama pull {odd.models[0]} "
+            "fetches just this layer",
             (odd.entry,),
             models=odd.models,
         )
@@ -198,11 +205,9 @@ def _refused(why: safety.Why, name: str, odd: OddBlob) -> Refusal:
     )
 
 
-def _no_room(entry: Entry, evidence: Evidence, policy: Policy) -> safety.Why | None:
+def _no_room(evidence: Evidence, policy: Policy) -> safety.Why:
     """The quarantine is bounded: what does not fit into it stays where it is."""
     most = policy.quarantine_max_bytes
-    if quarantine.size(evidence) + entry.allocated <= most:
-        return None
     replaced = any(kept.replaced for kept in evidence.quarantine)
     return safety.Why(
         RefusalKind.ROOM,

@@ -65,13 +65,13 @@ def _steps(verdict: Verdict, evidence: Evidence, policy: Policy) -> Iterator[Act
                 yield from proving.of_download(judged)
             yield from mending.of_download(judged, evidence, policy)
     if policy.hash and evidence.scope is None:
-        yield from proving.unproven(evidence)
+        yield from proving.blobs_in_doubt(evidence)
     if policy.online and evidence.scope is None:
         yield from proving.of_registry(verdict.judged, evidence)
     if policy.verify:
         yield from proving.all_blobs(evidence)
     if policy.repair:
-        yield from mending.corrupt_blobs(evidence, policy)
+        yield from mending.damaged_blobs(evidence, policy)
     if policy.refresh:
         yield from mending.refresh(verdict.judged, evidence, policy)
     yield from quarantine.steps(evidence, policy)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher import names
-from watcher.model import Action, BlobFault, Condition, Entry, Evidence, Judged, Verb
+from watcher.model import (
+    DOUBTFUL,
+    WRONG,
+    Action,
+    Condition,
+    Entry,
+    Evidence,
+    Judged,
+    OddBlob,
+    Verb,
+)
 
 
 def of_download(judged: Judged) -> Iterator[Action]:
@@ -29,8 +39,8 @@ def of_registry(judged: tuple[Judged, ...], evidence: Evidence) -> Iterator[Acti
             because = "its true length is not known"
             yield Action(Verb.ASK_REGISTRY, each.digest, because, (), models=download.models)
     for odd in evidence.census.odd:
-        if odd.fault is BlobFault.CORRUPT and odd.models and odd.registry is None:
-            because = "whether a corrupt blob can be had again"
+        if odd.fault in WRONG and odd.models and odd.registry is None:
+            because = "whether a damaged blob can be had again"
             yield Action(Verb.ASK_REGISTRY, odd.digest, because, (), models=odd.models)
 
 
@@ -39,23 +49,44 @@ def believed(judged: Judged) -> bool:
     return judged.download.trust.trusted == ((0, judged.download.total),)
 
 
-def unproven(evidence: Evidence) -> Iterator[Action]:
-    """Blobs that were finished on sidecars of ours, and not hashed since."""
+def blobs_in_doubt(evidence: Evidence) -> Iterator[Action]:
+    """Blobs that may not be what their names say, and were not hashed as they are now."""
     for entry in evidence.census.unproven:
         digest = names.parse_blob(entry.name).digest
-        yield _hash(entry, digest, "it was finished on repaired sidecars")
+        yield _hash(entry, digest, "it was finished on repaired sidecars, or has changed")
+    for odd in evidence.census.odd:
+        content = _undecided(odd)
+        if content is not None:
+            yield _hash(content, odd.digest, "its size is not the one that its manifest gives it")
+
+
+def _undecided(odd: OddBlob) -> Entry | None:
+    """The file whose hash decides whether a blob or its manifest is wrong; None where none does."""
+    return odd.content if odd.fault in DOUBTFUL else None
 
 
 def all_blobs(evidence: Evidence) -> Iterator[Action]:
     """Every blob that a manifest names and that was not hashed as it is now; the oldest first.
 
-    Those that are `unproven` are hashed as such.
+    Those that are in doubt are hashed as such.
     """
     known = {entry.name for entry in evidence.census.unproven}
-    for entry in sorted(evidence.census.unhashed, key=lambda entry: entry.mtime_ns):
-        if entry.name in known:
-            continue
-        yield _hash(entry, names.parse_blob(entry.name).digest, "not hashed as it is now")
+    known |= {names.blob(odd.digest) for odd in evidence.census.odd if _undecided(odd)}
+    named = [blob.content for blob in evidence.census.named if blob.content.sha256 is None]
+    for entry in sorted(named, key=lambda entry: entry.mtime_ns):
+        if entry.name not in known:
+            yield _hash(entry, names.parse_blob(entry.name).digest, "not hashed as it is now")
+
+
+def open_questions(evidence: Evidence) -> frozenset[str]:
+    """The digests of blobs that have to be hashed, or that a registry has not been heard about."""
+    in_doubt = {each.subject for each in blobs_in_doubt(evidence)}
+    unheard = {
+        odd.digest
+        for odd in evidence.census.odd
+        if odd.fault in WRONG and odd.models and odd.registry is None
+    }
+    return frozenset(in_doubt | unheard)
 
 
 def _hash(entry: Entry, digest: str, because: str) -> Action:

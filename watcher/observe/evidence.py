@@ -9,23 +9,21 @@ from dataclasses import replace
 from typing import Any
 
 from watcher import files, folders, names, registry, sidecars
-from watcher.memory import Memory, Remembered, bound_to
+from watcher.memory import Memory, Remembered
 from watcher.model import (
-    BlobCensus,
-    BlobFault,
     Download,
     Entry,
     Evidence,
     Holder,
     Kind,
     ManifestFault,
-    OddBlob,
     Place,
     Policy,
     Sidecar,
     Trust,
 )
 from watcher.observe import holders, parts, place, quarantine, scan
+from watcher.observe.blobs import registry_length, remembered, with_memory
 from watcher.world import World
 
 #: A manifest is written in place: half of one is normal for an instant.
@@ -59,7 +57,7 @@ def _observe(
     start = place.start(world)
     memory = _of_disk(memory, start.id)
     found = _scan(world, policy, store, scope, where)
-    census = _with_memory(found, memory, store, world.clock()) if scope is None else found.census
+    census = with_memory(found, memory, store, world.clock()) if scope is None else found.census
     downloads = _downloads(world, policy, memory, found, store)
     seen = holders.see(
         world,
@@ -120,78 +118,9 @@ def _scan(
     return found
 
 
-def _remembered(found: Entry, memory: Memory) -> Entry:
-    """The entry with what is remembered of it: its own time where we set another, its hash."""
-    found = _with_own_time(found, memory)
-    sha256 = _hash_of(found, memory)
-    return found if sha256 is None else found._replace(sha256=sha256)
-
-
-def _with_own_time(found: Entry, memory: Memory) -> Entry:
-    if memory.touched:
-        touched = memory.touched.get(names.printable(found.name))
-        if touched is not None and (touched.inode, touched.set_ns) == (found.inode, found.mtime_ns):
-            return found._replace(own_mtime_ns=touched.own_ns)
-    return found
-
-
-def _hash_of(found: Entry, memory: Memory) -> str | None:
-    """The remembered hash of an entry with its own time; None where it has changed since."""
-    hashed = memory.hashes.get(found.name)
-    if hashed is not None and hashed[:3] == (found.inode, found.size, bound_to(found)):
-        return hashed.sha256
-    return None
-
-
 def _last_progress(record: Remembered, data: Entry | None) -> float:
     """When bytes last arrived: as remembered, or since then, while nobody looked."""
     return record.progress_at if data is None else max(record.progress_at, data.changed_at)
-
-
-def registry_length(memory: Memory, digest: str, now: float) -> int | None:
-    """What a registry said of a digest within the hour; None where it said nothing."""
-    return memory.asked[digest].length if was_asked(memory, digest, now) else None
-
-
-def was_asked(memory: Memory, digest: str, now: float) -> bool:
-    """Whether a registry was asked about a digest within the hour."""
-    asked = memory.asked.get(digest)
-    return asked is not None and asked.counts(now)
-
-
-def _with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> BlobCensus:
-    """The census with what is remembered of its blobs."""
-    census = found.census._replace(
-        unnamed=tuple(_remembered(entry, memory) for entry in found.census.unnamed),
-        unhashed=tuple(
-            entry
-            for entry in found.census.unhashed
-            if _hash_of(_with_own_time(entry, memory), memory) is None
-        ),
-    )
-    suspects = {name for name, each in memory.hashes.items() if not name.endswith(each.sha256)}
-    mended = {
-        digest
-        for digest, record in memory.downloads.items()
-        if record.mended and digest not in found.downloads
-    }
-    wanted = {names.blob(digest) for digest in memory.unproven | mended}
-    if not suspects and not wanted:
-        return census
-    odd, unproven = list(census.odd), []
-    with folders.opened_blobs(store, foreign_too=True) as blobs:
-        for name in sorted(suspects | wanted):
-            entry, digest = scan.look(name, blobs), names.parse_blob(name).digest
-            entry = entry and _remembered(entry, memory)
-            if entry is None or not names.is_blob(name):
-                continue
-            if entry.sha256 is None:
-                unproven.append(entry)
-            elif entry.sha256 != digest.lower():
-                size, models = found.named.size_of(digest), found.named.models_of(digest)
-                length, asked = registry_length(memory, digest, now), was_asked(memory, digest, now)
-                odd.append(OddBlob(digest, BlobFault.CORRUPT, size, entry, models, length, asked))
-    return census._replace(odd=tuple(odd), unproven=tuple(unproven))
 
 
 def _pulling(
@@ -246,12 +175,16 @@ def _downloads(
                 )
                 reader.kept_size = kept[digest].size if digest in kept else None
                 reader.boot = start.id
+                if pieces.unseen:
+                    made.append(reader.unreadable(pieces.unseen))
+                    continue
                 try:
                     made.extend(reader.downloads())
                 except _ChangedMeanwhile:
                     changed.append(digest)
                 except OSError as error:
-                    made.append(reader.unreadable(error))
+                    what = names.printable(str(error.filename or ""))
+                    made.append(reader.unreadable(f"{what} {error.strerror}".strip()))
             if not changed:
                 break
             if look + 1 < _MOST_LOOKS:
@@ -279,13 +212,13 @@ class _Reader:
     ) -> None:
         self.blobs = blobs
         self.digest = digest
-        self.data = pieces.data and _remembered(pieces.data, memory)
-        self.transfer = pieces.transfer and _remembered(pieces.transfer, memory)
+        self.data = pieces.data and remembered(pieces.data, memory)
+        self.transfer = pieces.transfer and remembered(pieces.transfer, memory)
         self.sidecars = [
-            (number, _remembered(found, memory))
+            (number, remembered(found, memory))
             for number, found in sorted(pieces.sidecars, key=_by_number)
         ]
-        self.finished = pieces.finished and _remembered(pieces.finished, memory)
+        self.finished = pieces.finished and remembered(pieces.finished, memory)
         self.named_size = named.size_of(digest) or None
         #: What a kept manifest says, for when nothing else tells.
         self.kept_size: int | None = None
@@ -305,23 +238,23 @@ class _Reader:
             made.append(self._of_transfer(self.transfer))
         return made
 
-    def unreadable(self, error: OSError) -> Download:
+    def unreadable(self, why: str) -> Download:
         """The download when its content can't be read."""
         return self._base(
             data=self.data,
             sidecars=tuple(
                 Sidecar(found, number, None, "not read") for number, found in self.sidecars
             ),
-            unreadable=f"{names.printable(str(error.filename or ''))} {error.strerror}".strip(),
+            unreadable=why,
         )
 
     def _base(self, **more: Any) -> Download:
         made = Download(digest=self.digest, finished=self.finished, **more)
         record = self._record(made.key, list(made.entries))
-        remembered = record.models if record else ()
+        models = record.models if record else ()
         return replace(
             made,
-            models=tuple(sorted({*self.named_models, *remembered})),
+            models=tuple(sorted({*self.named_models, *models})),
             progress_at=_last_progress(record, made.data) if record else None,
             ahead=record.ahead if record else None,
             registry=registry_length(self.memory, self.digest, self.now),
@@ -386,8 +319,8 @@ class _Reader:
         if not total:
             return Trust()
         if faults or not read:
-            remembered = record.partition if record is not None else ()
-            whole = sidecars.fill_gaps(sidecars.believable(read, total), total, remembered)
+            before = record.partition if record is not None else ()
+            whole = sidecars.fill_gaps(sidecars.believable(read, total), total, before)
         else:
             whole = tuple(
                 sorted((each.part for each in read if each.part), key=lambda part: part.offset)

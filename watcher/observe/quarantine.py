@@ -6,9 +6,10 @@ import contextlib
 import os
 
 from watcher import folders, names, ours
-from watcher.memory import Memory, bound_to
-from watcher.model import Kept, Kind
+from watcher.memory import Memory
+from watcher.model import Kept
 from watcher.observe import scan
+from watcher.observe.blobs import remembered
 
 QUARANTINE = "quarantine"
 _NO_FILE = frozenset({"", ".", ".."})
@@ -28,15 +29,11 @@ def kept(store: int, memory: Memory) -> tuple[Kept, ...]:
             number, dash, name = label.partition("-")
             if not (number.isascii() and number.isdecimal() and dash) or name in _NO_FILE:
                 continue
-            if entry is None or entry.kind is not Kind.FILE:
+            if entry is None:
                 continue
             there = scan.look(name, blobs)
-            hashed = memory.hashes.get(name)
-            good = (
-                there is not None
-                and hashed is not None
-                and hashed[:3] == (there.inode, there.size, bound_to(there))
-                and hashed.sha256 == names.parse_blob(name).digest.lower()
-            )
+            read = scan.content(name, blobs)
+            sha256 = None if read is None else remembered(read, memory).sha256
+            good = sha256 is not None and sha256 == names.parse_blob(name).digest.lower()
             found.append(Kept(label, name, entry, there is not None, good, there))
     return tuple(found)

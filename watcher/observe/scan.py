@@ -8,6 +8,7 @@ blobs as well; depth is bounded, so a loop ends.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,11 +23,13 @@ from watcher.model import (
     Kind,
     Located,
     ManifestFault,
+    NamedBlob,
     OddBlob,
     OddManifest,
     SeenModel,
     Temporary,
     TemporaryKind,
+    Unseen,
 )
 from watcher.names import Role
 
@@ -48,6 +51,8 @@ class Pieces:
     transfer: Entry | None = None
     sidecars: list[tuple[int | None, Entry]] = field(default_factory=list)
     finished: Entry | None = None
+    #: A name of it that could not be looked at, and why.
+    unseen: str = ""
 
 
 @dataclass(slots=True)
@@ -60,7 +65,10 @@ class Named:
     #: The same with what tells their manifests apart.
     seen: list[SeenModel] = field(default_factory=list)
     odd: list[OddManifest] = field(default_factory=list)
+    #: Digests to which manifests give several sizes: each size, and the indexes of its models.
+    disputed: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     unlisted: list[str] = field(default_factory=list)
+    unseen: list[Unseen] = field(default_factory=list)
     unlisted_by_server: list[str] = field(default_factory=list)
     empty_folders: list[str] = field(default_factory=list)
     count: int = 0
@@ -83,6 +91,21 @@ class Named:
         """The size that a manifest gives a digest, in bytes."""
         found = self.digests.get(digest)
         return found[0] if found else None
+
+    def gives(self, digest: str, size: int) -> bool:
+        """Whether a manifest gives a digest this size."""
+        return size == self.size_of(digest) or size in self.disputed.get(digest, ())
+
+    def models_by_size(self, digest: str) -> dict[int, tuple[str, ...]]:
+        """The sizes that manifests give a digest, and the models by which they do."""
+        found = self.disputed.get(digest)
+        if found is None:
+            size = self.size_of(digest)
+            return {} if size is None else {size: self.models_of(digest)}
+        return {
+            size: tuple(sorted({self.models[index] for index in indexes}))
+            for size, indexes in found.items()
+        }
 
 
 class Scan(NamedTuple):
@@ -128,6 +151,21 @@ def look(name: str, folder: int) -> Entry | None:
         return None
 
 
+def content(name: str, folder: int) -> Entry | None:
+    """What is read under a name, links followed as the server does; None where that is nothing.
+
+    Raises OSError where it can't be told.
+    """
+    try:
+        return entry(name, os.stat(name, dir_fd=folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return None
+        raise
+
+
 def present(store: int, wanted: Mapping[str, int]) -> frozenset[str]:
     """Of digests with their bytes those whose blob is in the store, and as long."""
     with contextlib.ExitStack() as opened:
@@ -135,7 +173,10 @@ def present(store: int, wanted: Mapping[str, int]) -> frozenset[str]:
             blobs = opened.enter_context(folders.opened_blobs(store, foreign_too=True))
         except OSError:
             return frozenset()
-        found = {digest: look(names.blob(digest), blobs) for digest in wanted}
+        found: dict[str, Entry | None] = {}
+        for digest in wanted:
+            with contextlib.suppress(OSError):
+                found[digest] = content(names.blob(digest), blobs)
     return frozenset(
         digest
         for digest, blob in found.items()
@@ -194,9 +235,13 @@ class _Walk:
         if not may_read(os.fstat(folder), self.server):
             hidden = True
             self.named.unlisted_by_server.append(path)
-        with os.scandir(folder) as listing:
-            # By name, as the server's glob gives them.
-            items = sorted(listing, key=lambda item: item.name)
+        try:
+            with os.scandir(folder) as listing:
+                # By name, as the server's glob gives them.
+                items = sorted(listing, key=lambda item: item.name)
+        except OSError:
+            self.named.unlisted.append(path)
+            return
         if not items:
             self.named.empty_folders.append(path)
         for item in items:
@@ -209,8 +254,11 @@ class _Walk:
         above_tags = depth < _TAG_DEPTH
         try:
             is_folder = item.is_dir(follow_symlinks=above_tags)
-        except OSError:
+        except OSError as error:
             is_folder = False
+            if above_tags and error.errno != errno.ELOOP:
+                self.named.unseen.append(Unseen(path, os.strerror(error.errno or 0)))
+                return
         if is_folder:
             if depth == _TAG_DEPTH:
                 self._misplaced(path, "a folder in a tag's place")
@@ -287,6 +335,9 @@ def _read_manifest(
             named.digests[digest] = (size, protected, index)
         else:
             known, already, *others = before
+            if size != known or digest in named.disputed:
+                by_size = named.disputed.setdefault(digest, {known: list(others)})
+                by_size.setdefault(size, []).append(index)
             protected = protected or bool(already)
             named.digests[digest] = (known, protected, *others, index)
         if not protected:
@@ -323,8 +374,9 @@ def scan_store(store: int, *, manifests_hidden: bool = False, keep_healthy: bool
     with _folder("blobs", store, "blobs", named.unlisted, follow=True) as fd:
         if fd is not None:
             _scan_blobs(fd, census, downloads)
-            census.missing(fd)
             _add_finished(fd, downloads)
+        if fd is not None or "blobs" not in named.unlisted:
+            census.missing(fd)
     census.temporary_folders(store)
     return Scan(census.result(), downloads, named)
 
@@ -369,7 +421,10 @@ class _Counting:
         self.loose = named.loose or manifests_hidden
         self.manifests_hidden = manifests_hidden
         self.keep_healthy = False
-        self.healthy_entries: list[Entry] = []
+        #: The descriptor of ``blobs/``, while it is scanned.
+        self.folder = -1
+        self.unseen: list[Unseen] = []
+        self.named_blobs: list[NamedBlob] = []
         self.entries = self.allocated = self.healthy = self.healthy_bytes = 0
         self.odd: list[OddBlob] = []
         self.unnamed: list[Entry] = []
@@ -387,18 +442,46 @@ class _Counting:
             self.unnamed.append(found)
             return
         self.guard(digest, found)
-        if found.kind is not Kind.FILE:
-            fault = BlobFault.SYMLINK if found.kind is Kind.SYMLINK else BlobFault.NO_FILE
+        behind: Entry | None = None
+        if found.kind is Kind.SYMLINK:
+            try:
+                behind = content(found.name, self.folder)
+            except OSError as error:
+                self.unsee(found.name, error)
+                return
+        read = found if found.kind is not Kind.SYMLINK else behind
+        models = self.named.models_of(digest)
+        if self.keep_healthy and read is not None and read.kind is Kind.FILE:
+            self.named_blobs.append(NamedBlob(read, models))
+        fault = self._fault(digest, size, found, read)
+        if fault is None:
+            self.healthy += 1
+            self.healthy_bytes += found.size
         else:
-            fault = BlobFault.SHORT if found.size < size else BlobFault.LONG
-        self.odd.append(OddBlob(digest, fault, size, found, self.named.models_of(digest)))
+            self.odd.append(OddBlob(digest, fault, size, found, models, behind=behind))
+
+    def _fault(
+        self, digest: str, wanted: int, found: Entry, read: Entry | None
+    ) -> BlobFault | None:
+        """What is wrong with a named blob, by what it is and its size; None where nothing is."""
+        if read is None:
+            return BlobFault.DANGLING
+        if read.kind is not Kind.FILE:
+            return BlobFault.NO_FILE
+        if self.named.gives(digest, read.size):
+            return BlobFault.SYMLINK if found.kind is Kind.SYMLINK else None
+        return BlobFault.SHORT if read.size < wanted else BlobFault.LONG
+
+    def unsee(self, name: str, error: OSError) -> None:
+        """Note a name under ``blobs/`` that could not be looked at."""
+        self.unseen.append(Unseen(f"blobs/{name}", os.strerror(error.errno or 0)))
 
     def healthy_blob(self, name: str, found: os.stat_result) -> None:
         """Keep a healthy blob that has to be verified, or that no manifest protects."""
         listed = entry(name, found)
         self.guard(name[7:], listed)
         if self.keep_healthy:
-            self.healthy_entries.append(listed)
+            self.named_blobs.append(NamedBlob(listed, self.named.models_of(name[7:])))
 
     def guard(self, digest: str, found: Entry) -> None:
         """Keep a named blob in mind that the server's clean-up would not spare."""
@@ -410,12 +493,21 @@ class _Counting:
         named = self.named.digests.get(digest)
         return named is not None and bool(named[1]) and not self.manifests_hidden
 
-    def missing(self, blobs: int) -> None:
-        """Add what manifests name and ``blobs/`` does not have."""
+    def missing(self, blobs: int | None) -> None:
+        """Add what manifests name and ``blobs/`` does not have; None where that is not there."""
         if self.healthy + len(self.odd) == len(self.named.digests):
             return
+        unseen = {each.path for each in self.unseen}
         for digest in self.named.digests.keys() - {odd.digest for odd in self.odd}:
-            if look(names.blob(digest), blobs) is None:
+            name = names.blob(digest)
+            if f"blobs/{name}" in unseen:
+                continue
+            try:
+                found = None if blobs is None else look(name, blobs)
+            except OSError as error:
+                self.unsee(name, error)
+                continue
+            if found is None:
                 self.odd.append(
                     OddBlob(
                         digest,
@@ -443,7 +535,7 @@ class _Counting:
             allocated=self.allocated,
             healthy=self.healthy,
             healthy_bytes=self.healthy_bytes,
-            unhashed=tuple(self.healthy_entries),
+            named=tuple(self.named_blobs),
             odd=tuple(sorted(self.odd, key=lambda odd: odd.digest)),
             unnamed=tuple(sorted(self.unnamed)),
             old_names=tuple(sorted(self.old)),
@@ -454,20 +546,40 @@ class _Counting:
             foreign=tuple(sorted(self.foreign)),
             odd_manifests=tuple(self.named.odd),
             unlisted=tuple(self.named.unlisted),
+            unseen=(*self.named.unseen, *self.unseen),
             unlisted_by_server=(*self.named.unlisted_by_server, *self.unlisted_by_server),
             empty_folders=tuple(self.named.empty_folders),
         )
 
 
 def _scan_blobs(fd: int, census: _Counting, downloads: dict[str, Pieces]) -> None:
+    census.folder = fd
+    with os.scandir(fd) as listing:
+        try:
+            _scan_names(listing, fd, census, downloads)
+        except OSError:
+            # The disk gives no more of its names.
+            census.named.unlisted.append("blobs")
+
+
+def _scan_names(
+    listing: Iterable[os.DirEntry[str]],
+    fd: int,
+    census: _Counting,
+    downloads: dict[str, Pieces],
+) -> None:
     wanted, special = census.named.digests, census.loose or census.keep_healthy
     entries = blocks = healthy = healthy_bytes = 0
-    with os.scandir(fd) as listing:
+    try:
         for item in listing:
             name = item.name
             try:
                 found = item.stat(follow_symlinks=False)
             except FileNotFoundError:
+                continue
+            except OSError as error:
+                census.unsee(name, error)
+                _add_unseen(downloads, name, error)
                 continue
             entries += 1
             blocks += found.st_blocks
@@ -489,8 +601,10 @@ def _scan_blobs(fd: int, census: _Counting, downloads: dict[str, Pieces]) -> Non
             _sort_out(listed, census, downloads)
             if listed.kind is Kind.FOLDER or name.startswith("sha256:"):
                 _look_at_walk(listed, fd, f"blobs/{name}", census)
-    census.entries, census.allocated = entries, blocks * 512
-    census.healthy, census.healthy_bytes = healthy, healthy_bytes
+    finally:
+        census.entries, census.allocated = entries, blocks * 512
+        census.healthy += healthy
+        census.healthy_bytes += healthy_bytes
 
 
 def _sort_out(found: Entry, census: _Counting, downloads: dict[str, Pieces]) -> None:
@@ -569,9 +683,18 @@ def _add_piece(downloads: dict[str, Pieces], parsed: names.BlobName, found: Entr
         pieces.sidecars.append((parsed.number, found))
 
 
+def _add_unseen(downloads: dict[str, Pieces], name: str, error: OSError) -> None:
+    """Note that something of a download could not be looked at: nothing of it can be judged."""
+    parsed = names.parse_blob(name)
+    if parsed.role in _UNFINISHED:
+        pieces = downloads.setdefault(parsed.digest, Pieces())
+        pieces.unseen = f"{names.printable(name)} {os.strerror(error.errno or 0)}"
+
+
 def _add_finished(blobs: int, downloads: dict[str, Pieces]) -> None:
     for digest, pieces in downloads.items():
-        pieces.finished = look(names.blob(digest), blobs)
+        with contextlib.suppress(OSError):  # noted by the pass over all names
+            pieces.finished = look(names.blob(digest), blobs)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from rich.filesize import decimal
 
 from watcher import names
 from watcher.cycle import Report
+from watcher.decide.remaining import Remaining
 from watcher.model import HOUR, Action, Outcome, Plan, Refusal, Result, Verb
 
 _WIDTH = 80
@@ -115,6 +116,20 @@ def outcomes(report: Report) -> list[Line]:
     )
     shown.extend(_refused(report.plan.refusals))
     shown.extend(Line(trouble, color="yellow") for trouble in report.troubles)
+    return shown
+
+
+def remaining(left: Remaining) -> list[Line]:
+    """What is wrong still, and what could not be looked at."""
+    shown: list[Line] = []
+    for finding in left.findings[:_SHOWN_ALIKE]:
+        evidence = f" ({finding.evidence})" if finding.evidence else ""
+        shown.append(Line(f"Still wrong: {finding.message}{evidence}", color="yellow"))
+        if finding.command or finding.remedy:
+            shown.append(Line(f"-> {finding.command or finding.remedy}", indent=2))
+    if len(left.findings) > _SHOWN_ALIKE:
+        more = len(left.findings) - _SHOWN_ALIKE
+        shown.append(Line(f"and {more:,} more: ollama-watch audit has them all", indent=2))
     return shown
 
 

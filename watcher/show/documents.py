@@ -8,7 +8,9 @@ import orjson
 
 from watcher import events, names, ranges
 from watcher.cycle import Report
-from watcher.decide import findings
+from watcher.decide import findings, verifying
+from watcher.decide.remaining import Remaining
+from watcher.decide.verifying import Verified
 from watcher.model import (
     Action,
     Download,
@@ -26,6 +28,7 @@ from watcher.model import (
     Use,
 )
 
+_NOTHING_LEFT = Remaining()
 AUDIT_SCHEMA = "ollama-watch/audit/1"
 
 
@@ -58,7 +61,7 @@ def audit(report: Report) -> dict[str, Any]:
     }
 
 
-def acting(command: str, report: Report) -> dict[str, Any]:
+def acting(command: str, report: Report, left: Remaining = _NOTHING_LEFT) -> dict[str, Any]:
     """What a command that acts prints, such as ``clean --json``."""
     return {
         "schema": f"ollama-watch/{command}/1",
@@ -67,6 +70,20 @@ def acting(command: str, report: Report) -> dict[str, Any]:
         "plan": plan(report.plan),
         "outcomes": [_outcome(outcome) for outcome in report.outcomes],
         "troubles": list(report.troubles),
+        "remaining": [_finding(finding) for finding in left.findings],
+    }
+
+
+def verified(report: Report, done: Verified) -> dict[str, Any]:
+    """What ``verify --json`` prints."""
+    return {
+        **acting("verify", report),
+        "checked": done.checked,
+        "read": done.read,
+        "unchanged": done.unchanged,
+        "unchecked": done.unchecked,
+        "wrong": [_finding(each) for each in verifying.told(report.verdict, done)],
+        "unseen": [{"path": names.printable(each.path), "why": each.why} for each in done.unseen],
     }
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
 from watcher import advice, names
 from watcher.cycle import Report
-from watcher.model import Verb
+from watcher.decide.verifying import Verified
+from watcher.model import BlobFault
 
 if TYPE_CHECKING:
     from watcher.observe.serving import QueueRunner
@@ -30,16 +32,29 @@ def healthy_line(report: Report) -> str:
     )
 
 
-def verified_line(report: Report, wrong: int) -> str:
-    """How much a verification has hashed, and how many blobs are known to be wrong."""
-    hashed = [each for each in report.outcomes if each.sha256 is not None]
-    size = sum(each.action.expects[0].size for each in hashed)
-    left = sum(each.verb is Verb.HASH for each in report.plan.actions) - len(report.outcomes)
-    told = f"hashed {count(len(hashed), 'blob')}, {decimal(size)}"
-    told += f"; {count(wrong, 'blob')} corrupt" if wrong else "; none is corrupt"
-    if left > 0:
-        told += f"; {count(left, 'blob')} left for the next run"
-    return f"{told}\n"
+_WRONG = {
+    BlobFault.CORRUPT: "corrupt",
+    BlobFault.MISSING: "missing",
+    BlobFault.DANGLING: "linked to nothing",
+    BlobFault.NO_FILE: "no file",
+}
+
+
+def verified_line(done: Verified) -> str:
+    """How many blobs a verification has compared with their names, and what came of it."""
+    wrong = Counter(odd.fault for odd in done.wrong)
+    if wrong:
+        words = (f"{wrong[fault]:,} {word}" for fault, word in _WRONG.items() if wrong[fault])
+        verdict = ", ".join(words)
+    elif done.unchecked:
+        verdict = "these match" if done.checked else "nothing is known"
+    else:
+        verdict = "all match" if done.checked else "there is nothing to check"
+    left = f"; {done.unchecked:,} not checked" if done.unchecked else ""
+    return (
+        f"{count(done.checked, 'blob')} checked: {done.read:,} read, "
+        f"{done.unchanged:,} unchanged; {verdict}{left}\n"
+    )
 
 
 def runs(kept: Queue, by: QueueRunner | None) -> str:

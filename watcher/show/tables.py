@@ -13,7 +13,8 @@ from rich.text import Text
 
 from watcher import advice, names, ranges
 from watcher.cycle import Report
-from watcher.decide import findings
+from watcher.decide import findings, verifying
+from watcher.decide.verifying import Verified
 from watcher.events import instant
 from watcher.model import (
     Condition,
@@ -21,7 +22,6 @@ from watcher.model import (
     Finding,
     Forecast,
     Judged,
-    Outcome,
     Severity,
     Sight,
     Verdict,
@@ -342,9 +342,17 @@ def quarantine(report: Report) -> list[object]:
     return [table]
 
 
-def verified(report: Report, wrong: list[Finding], failed: list[Outcome]) -> list[object]:
-    """What a verification has found."""
-    shown: list[object] = [part for each in wrong for part in _finding(each)]
-    shown.extend(Text(f"Failed: {each.message}", style="red") for each in failed)
-    shown.append(Text(verified_line(report, len(wrong)).rstrip()))
+def verified(report: Report, done: Verified) -> list[object]:
+    """What a verification has found, and what it could not check or write down."""
+    shown = list(_findings(verifying.told(report.verdict, done)))
+    for unseen in done.unseen[:_SHOWN_ALIKE]:
+        told = f"not checked: {names.printable(unseen.path)}: {unseen.why}"
+        shown.append(Text(told, style="red"))
+    if len(done.unseen) > _SHOWN_ALIKE:
+        shown.append(Text(f"and {len(done.unseen) - _SHOWN_ALIKE:,} more: --json has them all"))
+    if done.left:
+        again = "ollama-watch verify goes on there"
+        shown.append(Text(f"not checked: {count(done.left, 'blob')}, for want of time; {again}"))
+    shown.extend(Text(trouble, style="yellow") for trouble in report.troubles)
+    shown.append(Text(verified_line(done).rstrip()))
     return shown

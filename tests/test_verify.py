@@ -1,0 +1,451 @@
+"""`verify`, `audit` and `repair` of blobs that are not what their names say: each word is true."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ordinary_user
+from tests.driving import Store, audit, command, environment, private_proc, run
+from watcher import cycle
+from watcher.model import Policy, Result, Verb
+from watcher.names import ModelName
+from watcher.world import World
+
+REPAIR = Policy(repair=True, hash=True, online=True, writers_visible=True)
+
+
+class TrueStore(Store):
+    """One whose blobs have the digests of their content; some are named by several models."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.layer = self.blob(f"weights of {self.path}" * 100)
+        self.config = self.blob(f"config of {self.path}")
+        self.empty = self.blob("")
+        self.shared = self.blob(f"a template of {self.path}")
+        self.manifest("first", self.layer, self.empty, self.shared, self.config)
+        self.manifest("second", self.blob(f"more of {self.path}"), self.shared, self.config)
+
+    def digest(self, text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def at(self, digest: str) -> Path:
+        """Where a blob lies."""
+        return self.blobs / f"sha256-{digest}"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TrueStore:
+    return TrueStore(tmp_path / "models")
+
+
+def verify(store: Store, *words: str) -> tuple[int, dict[str, Any]]:
+    done = run(store.path, "--json", "verify", *words)
+    assert done.stdout, done.stderr
+    return done.returncode, dict(json.loads(done.stdout))
+
+
+def lines(store: Store, *words: str) -> tuple[int, str]:
+    """A command's exit code and its words, in one line."""
+    done = run(store.path, *words)
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+# ---------------------------------------------------------------- what befalls a blob
+
+Break = Callable[[Path], None]
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _emptied(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def _longer(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"\0")
+
+
+def _other_bytes(path: Path) -> None:
+    path.write_bytes(path.read_bytes().swapcase() or b"some")
+
+
+def _lost(path: Path) -> None:
+    path.unlink()
+
+
+def _linked(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+def _to_nowhere(path: Path) -> None:
+    _linked(path, "nowhere")
+
+
+def _to_itself(path: Path) -> None:
+    _linked(path, path.name)
+
+
+def _to_a_folder(path: Path) -> None:
+    aside = path.parent.parent.parent / "a folder"
+    aside.mkdir()
+    _linked(path, str(aside))
+
+
+def _to_other_bytes(path: Path) -> None:
+    aside = path.parent.parent.parent / "other bytes"
+    aside.write_bytes(path.read_bytes().swapcase() or b"some")
+    _linked(path, str(aside))
+
+
+def _to_fewer_bytes(path: Path) -> None:
+    aside = path.parent.parent.parent / "fewer bytes"
+    aside.write_bytes(path.read_bytes()[1:] or b"some")
+    _linked(path, str(aside))
+
+
+def _to_a_pipe(path: Path) -> None:
+    aside = path.parent.parent.parent / "a pipe"
+    os.mkfifo(aside)
+    _linked(path, str(aside))
+
+
+def _to_a_device(path: Path) -> None:
+    _linked(path, "/dev/zero")
+
+
+def _a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "in it").write_text("something")
+
+
+def _a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _a_socket(path: Path) -> None:
+    path.unlink()
+    folder = os.open(path.parent, os.O_PATH)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(f"/proc/self/fd/{folder}/socket")
+    (path.parent / "socket").rename(path)
+    os.close(folder)
+
+
+#: What befalls it, and how `audit` calls it before and after it was hashed.
+DAMAGES: dict[str, tuple[Break, str, str]] = {
+    "cut": (_cut, "blob_short", "blob_corrupt"),
+    "emptied": (_emptied, "blob_short", "blob_corrupt"),
+    "longer": (_longer, "blob_long", "blob_corrupt"),
+    "lost": (_lost, "blob_missing", "blob_missing"),
+    "to nowhere": (_to_nowhere, "blob_dangling", "blob_dangling"),
+    "to itself": (_to_itself, "blob_dangling", "blob_dangling"),
+    "to a folder": (_to_a_folder, "blob_no_file", "blob_no_file"),
+    "to other bytes": (_to_other_bytes, "blob_symlink", "blob_corrupt"),
+    "to fewer bytes": (_to_fewer_bytes, "blob_short", "blob_corrupt"),
+    "to a pipe": (_to_a_pipe, "blob_no_file", "blob_no_file"),
+    "to a device": (_to_a_device, "blob_no_file", "blob_no_file"),
+    "a folder": (_a_folder, "blob_no_file", "blob_no_file"),
+    "a pipe": (_a_pipe, "blob_no_file", "blob_no_file"),
+    "a socket": (_a_socket, "blob_no_file", "blob_no_file"),
+}
+damages = pytest.mark.parametrize("damage", DAMAGES)
+
+
+def of_blobs(store: Store) -> dict[str, dict[str, Any]]:
+    """What `audit` says of blobs: by kind."""
+    found = audit(store.path)["findings"]
+    return {each["kind"]: each for each in found if each["kind"].startswith("blob_")}
+
+
+@damages
+@pytest.mark.parametrize("which", ["layer", "config"])
+def test_a_blob_that_is_not_what_its_name_says(
+    store: TrueStore, tmp_path: Path, damage: str, which: str
+) -> None:
+    digest = getattr(store, which)
+    path, (hurt, before, after) = store.at(digest), DAMAGES[damage]
+    size = path.stat().st_size
+    hurt(path)
+    assert list(of_blobs(store)) == [before]
+    code, told = verify(store)
+    assert code == 1
+    assert [each["kind"] for each in told["wrong"]] == [after]
+    assert told["unchecked"] == 0
+    (found,) = of_blobs(store).values()
+    assert (found["kind"], found["severity"]) == (after, "error")
+    assert found["command"], "an error says what helps"
+    code, words = lines(store, "repair", "--offline", "--yes")
+    assert code != 0
+    assert "nothing to repair" not in words
+    assert path.is_symlink() or path.exists() or damage == "lost", "nobody has said it can be had"
+    outside = {each: each.lstat() for each in tmp_path.iterdir() if " " in each.name}
+
+    here = World(
+        str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=lambda *_: size
+    )
+    report = cycle.cycle(here, REPAIR)
+    verbs = [each.action.verb for each in report.outcomes if each.result is Result.DONE]
+    assert (Verb.QUARANTINE_BLOB in verbs) == (damage != "lost")
+    assert not os.path.lexists(path), "so that a pull fetches it"
+    kept = list((store.ours / "quarantine").glob("*")) if damage != "lost" else []
+    assert [each.name.partition("-")[2] for each in kept] == [path.name] * len(kept)
+    assert {each: each.lstat() for each in outside} == outside, "what a link led to is as it was"
+    assert list(of_blobs(store)) == ["blob_missing"]
+
+
+def test_an_empty_layer_is_right_and_one_with_a_byte_is_not(store: TrueStore) -> None:
+    assert verify(store)[0] == 0
+    _longer(store.at(store.empty))
+    code, told = verify(store)
+    assert (code, [each["kind"] for each in told["wrong"]]) == (1, ["blob_corrupt"])
+
+
+def test_an_empty_layer_can_be_had_again(store: TrueStore, tmp_path: Path) -> None:
+    _longer(store.at(store.empty))
+    proc = private_proc(tmp_path / "proc")
+    cycle.cycle(World(str(store.path), proc=proc, registry_length=lambda *_: 0), REPAIR)
+    assert not store.at(store.empty).exists()
+
+
+@pytest.mark.parametrize("how", ["symlink", "hardlink"])
+def test_a_link_to_the_right_bytes_is_healthy_and_told(store: TrueStore, how: str) -> None:
+    """What a tool makes that keeps equal files once."""
+    path = store.at(store.layer)
+    aside = path.parent.parent.parent / "kept once"
+    path.rename(aside)
+    getattr(path, f"{how}_to")(aside)
+    code, told = verify(store)
+    assert (code, told["read"], told["wrong"]) == (0, 7, [])
+    assert list(of_blobs(store)) == (["blob_symlink"] if how == "symlink" else [])
+    assert verify(store)[1]["read"] == 0
+    aside.write_bytes(aside.read_bytes().swapcase())
+    code, told = verify(store)
+    assert (code, told["read"]) == (1, 1), "what the link leads to has changed"
+
+
+@pytest.mark.parametrize("how", ["manifest", "another manifest"])
+def test_a_wrong_size_in_a_manifest_is_the_manifests_fault(store: TrueStore, how: str) -> None:
+    name = "first" if how == "manifest" else "second"
+    digest = store.layer if how == "manifest" else store.shared
+    path = store.path / "manifests/registry.ollama.ai/library" / name / "latest"
+    manifest = json.loads(path.read_bytes())
+    for layer in manifest["layers"]:
+        if layer["digest"].endswith(digest):
+            layer["size"] += 7
+    path.write_text(json.dumps(manifest))
+    code, told = verify(store)
+    assert (code, told["checked"], told["wrong"]) == (0, 7, [])
+    (found,) = audit(store.path)["findings"]
+    assert (found["kind"], found["models"]) == ("manifest_wrong_size", [f"{name}:latest"])
+    assert "ollama pull" in found["command"]
+    here = World(str(store.path), registry_length=lambda *_: pytest.fail("nothing is to be asked"))
+    assert cycle.cycle(here, REPAIR).outcomes == ()
+    assert store.at(digest).exists()
+
+
+# ---------------------------------------------------------------- what verify says
+
+
+def test_what_was_read_and_what_has_not_changed(store: TrueStore) -> None:
+    assert lines(store, "verify") == (0, "7 blobs checked: 7 read, 0 unchanged; all match")
+    assert lines(store, "verify") == (0, "7 blobs checked: 0 read, 7 unchanged; all match")
+    assert lines(store, "-q", "verify") == (0, "")
+    _cut(store.at(store.layer))
+    code, words = lines(store, "-q", "verify")
+    assert code == 1
+    assert words.endswith("7 blobs checked: 1 read, 6 unchanged; 1 corrupt")
+    _lost(store.at(store.shared))
+    code, words = lines(store, "verify")
+    assert code == 1
+    assert words.endswith("6 blobs checked: 0 read, 6 unchanged; 1 corrupt, 1 missing")
+
+
+def test_a_models_blobs_alone(store: TrueStore) -> None:
+    code, words = lines(store, "verify", "second")
+    assert (code, words) == (0, "3 blobs checked: 3 read, 0 unchanged; all match")
+    _other_bytes(store.at(store.layer))
+    assert lines(store, "verify", "second")[0] == 0
+    code, told = verify(store, "first")
+    keys = ("checked", "read", "unchanged", "unchecked")
+    assert (code, [told[key] for key in keys]) == (1, [4, 2, 2, 0])
+    _cut(store.at(store.shared))
+    assert verify(store, "second")[0] == verify(store, "first")[0] == 1
+    assert verify(store, "healthy")[0] == 0
+
+
+def test_a_limit_of_time_says_how_much_is_left(store: TrueStore) -> None:
+    code, told = verify(store, "--max-duration", "0s")
+    if code == 2:
+        pytest.skip("no such short time")
+    assert (code, told["checked"], told["unchecked"]) == (1, 0, 7)
+    code, words = lines(store, "verify", "--max-duration", "0s")
+    assert code == 1
+    assert words.endswith("0 blobs checked: 0 read, 0 unchanged; nothing is known; 7 not checked")
+
+
+def test_what_can_not_be_read_is_not_called_right(store: TrueStore, tmp_path: Path) -> None:
+    store.at(store.layer).chmod(0)
+    with ordinary_user(tmp_path):
+        done = _in_this_process(store, "verify")
+    assert done.returncode == 4
+    told = json.loads(done.stdout)
+    assert (told["checked"], told["unchecked"]) == (6, 1)
+    (unseen,) = told["unseen"]
+    assert store.layer in unseen["path"]
+    assert "Permission denied" in unseen["why"]
+
+
+def test_what_can_not_be_remembered_is_told(store: TrueStore, tmp_path: Path) -> None:
+    store.path.chmod(0o555)
+    _other_bytes(store.at(store.config))
+    with ordinary_user(tmp_path):
+        done = _in_this_process(store, "verify")
+    store.path.chmod(0o755)
+    assert done.returncode == 4
+    told = json.loads(done.stdout)
+    assert [each["kind"] for each in told["wrong"]] == ["blob_corrupt"]
+    assert (told["checked"], told["read"], told["unchecked"]) == (7, 7, 0)
+    assert "can't be written" in " ".join(told["troubles"])
+
+
+@pytest.mark.parametrize("how", ["unreadable", "corrupt", "dangling", "folder"])
+def test_a_manifest_that_can_not_be_read(store: TrueStore, tmp_path: Path, how: str) -> None:
+    path = store.path / "manifests/registry.ollama.ai/library/first/latest"
+    if how == "unreadable":
+        path.chmod(0)
+    elif how == "folder":
+        path.parent.chmod(0)
+    elif how == "corrupt":
+        path.write_text("{")
+    else:
+        _linked(path, "nowhere")
+    with ordinary_user(tmp_path):
+        done = _in_this_process(store, "verify")
+        repaired = _in_this_process(store, "repair", "--offline", "--yes")
+        audited = _in_this_process(store, "audit")
+    path.parent.chmod(0o755)
+    assert done.returncode == 4
+    told = json.loads(done.stdout)
+    assert (told["checked"], told["unchecked"]) == (5, 1)
+    assert "first" in told["unseen"][0]["path"]
+    assert repaired.returncode != 0
+    assert audited.returncode == 1
+
+
+def _in_this_process(store: Store, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command as the user that we are just now, in a child of this very interpreter."""
+    done = subprocess.CompletedProcess([*words], -1, "", "")
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            os.close(out)
+            sys.stdout = os.fdopen(into, "w")
+            os.environ.update(environment(store.path))
+            from watcher.cli import main
+
+            code = main(["--store", str(store.path), "--json", *words])
+            sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.close(into)
+    with os.fdopen(out) as stream:
+        done.stdout = stream.read()
+    done.returncode = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return done
+
+
+# ---------------------------------------------------------------- a disk that fails
+
+strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
+
+
+def failing(store: Store, path: str, call: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command of ours while the disk fails at each `call` about a path."""
+    inject = ["-P", str(store.path / path), "-e", f"trace={call}", "-e", f"inject={call}:error=EIO"]
+    done = subprocess.run(
+        ["strace", "-f", "-o", "/dev/null", *inject, *command(store.path, "--json", *words)],
+        env=environment(store.path),
+        cwd=store.path.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "ptrace" in done.stderr:
+        pytest.skip("strace may not trace here")
+    return done
+
+
+@strace
+@pytest.mark.parametrize(
+    ("path", "call"),
+    [
+        ("manifests", "getdents64"),
+        ("manifests/registry.ollama.ai/library/first", "getdents64"),
+        ("manifests/registry.ollama.ai/library/first/latest", "read"),
+        ("blobs", "getdents64"),
+    ],
+)
+def test_a_failing_disk_is_told(store: TrueStore, path: str, call: str) -> None:
+    assert verify(store)[0] == 0
+    done = failing(store, path, call, "verify")
+    assert done.returncode == 4, (done.stdout, done.stderr)
+    assert json.loads(done.stdout)["unchecked"] >= 1
+    repaired = failing(store, path, call, "repair", "--offline", "--yes")
+    assert repaired.returncode != 0
+    assert "nothing to repair" not in repaired.stdout
+    assert failing(store, path, call, "audit").returncode == 1
+
+
+@strace
+def test_a_sidecar_that_the_disk_can_not_read(store: TrueStore) -> None:
+    digest = store.download("unfinished", aged=600)
+    name = f"blobs/sha256-{digest}-partial-1"
+    before = store.tree()
+    repaired = failing(store, name, "read", "repair", "--offline", "--yes")
+    assert repaired.returncode != 0, repaired.stdout
+    assert store.tree() == before, "what can't be read is left alone"
+    assert failing(store, name, "read", "audit").returncode == 1
+
+
+def test_a_registry_that_never_answers_is_not_asked_for_ever(
+    store: TrueStore, tmp_path: Path
+) -> None:
+    digests = [store.blob(f"layer {number} of {store.path}") for number in range(50)]
+    store.manifest("many", *digests)
+    for digest in digests:
+        _other_bytes(store.at(digest))
+    cycle.cycle(World(str(store.path)), replace(REPAIR, repair=False, online=False, verify=True))
+    asked: list[str] = []
+
+    def nobody(_: ModelName, digest: str) -> int | None:
+        asked.append(digest)
+        raise TimeoutError("no answer")
+
+    here = World(str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=nobody)
+    report = cycle.cycle(here, REPAIR)
+    assert len(asked) < 5
+    assert len(report.plan.refusals) == 50
