@@ -16,8 +16,8 @@ HOUSE = Path(watcher.__file__).parent
 #: A module imports only what stands above it, or beside it in its own package.
 ORDER = (
     "__init__", "model", "states", "errors", "ranges", "names", "gojson", "sidecars",
-    "manifests", "environment", "advice", "stopping", "flocks", "files", "folders", "ours",
-    "config", "units", "memory", "kept", "records", "events", "ollama", "registry", "world",
+    "manifests", "environment", "advice", "privileges", "stopping", "flocks", "files", "folders",
+    "ours", "config", "units", "memory", "kept", "records", "events", "ollama", "registry", "world",
     "observe", "history", "decide", "journal", "act", "cycle", "notify", "proofs", "pull",
     "file_events", "wakes", "listener", "metrics", "daemon", "show", "commands", "cli", "__main__",
 )  # fmt: skip
@@ -40,6 +40,8 @@ WRITING_FLAGS = frozenset({"O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND
 ALLOWED = {
     ("daemon.py", "import ctypes"): "malloc_trim, which gives memory back",
     ("__main__.py", "os.write"): "to stderr",
+    ("privileges.py", "import ctypes"): "capabilities, which are no files",
+    ("commands/rights.py", "open for writing"): "a pipe",
     ("commands/daemon.py", "os.write"): "to stdout and stderr",
     ("commands/queue.py", "os.write"): "to stdout",
     ("commands/pull.py", "os.write"): "the terminal's cursor, at a second ctrl-C",

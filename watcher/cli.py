@@ -16,9 +16,11 @@ from typing import Any, TextIO
 
 import click
 
-from watcher import __version__, stopping
+from watcher import __version__, privileges, stopping
 from watcher.errors import Exit, OutputError, WatchError, named
 
+#: Handed to the group by a process that runs one command and nothing else.
+_OWN = object()
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 
 
@@ -115,6 +117,7 @@ def group(
     from watcher.commands.context import Context
 
     advice.introduce(config_file)
+    settles, given.obj = given.obj is _OWN, None
     if verbose and quiet:
         raise click.UsageError("-v and -q exclude each other")
     if given.invoked_subcommand == "demo":
@@ -129,6 +132,7 @@ def group(
         quiet=quiet,
         verbose=verbose,
         color=False if no_color else None,
+        settles=settles,
     )
 
 
@@ -621,7 +625,7 @@ def main(arguments: list[str] | None = None) -> int:
     stopping.withdraw()
     try:
         _open_streams()
-        code = _run(words)
+        code = _run(words, own=arguments is None)
         sys.stdout.flush()
     except OutputError as error:
         _drop(sys.stdout)
@@ -687,10 +691,16 @@ def _drop(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _run(words: list[str]) -> int:
-    """Run a command; every error becomes its message and its exit code."""
+def _run(words: list[str], *, own: bool) -> int:
+    """Run a command; every error becomes its message and its exit code.
+
+    `own`: in a process of its own, which may change its user.
+    """
     try:
-        return int(group.main(args=words, prog_name="ollama-watch", standalone_mode=False) or 0)
+        if own and os.geteuid() != 0:
+            privileges.lower()
+        code = group.main(words, "ollama-watch", standalone_mode=False, obj=_OWN if own else None)
+        return int(code or 0)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except SystemExit:

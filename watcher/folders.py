@@ -15,7 +15,8 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from watcher import files
+from watcher import files, names
+from watcher.model import ForeignLink
 
 #: To look at a name before it is opened: a descriptor of whatever it is, a symlink itself included.
 _LOOK = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -27,12 +28,18 @@ _MOST_LINKS = 40
 class ForeignLinkError(OSError):
     """A symlink belongs neither to root nor to the owner of what it points to."""
 
-    def __init__(self, link: str, link_uid: int, target: str, target_uid: int) -> None:
-        why = f"a symlink of user id {link_uid} leads to a folder of user id {target_uid}"
-        super().__init__(errno.ELOOP, why, link)
-        self.link, self.link_uid = link, link_uid
-        #: What it points to, its own symlinks resolved.
-        self.target, self.target_uid = target, target_uid
+    def __init__(self, link: ForeignLink) -> None:
+        super().__init__(errno.ELOOP, names.of_link(link), link.path)
+        self.link = link
+
+
+class NotRootsError(PermissionError):
+    """A store belongs to somebody, and is not opened with root's rights."""
+
+    def __init__(self, uid: int, path: str) -> None:
+        why = f"it belongs to user id {uid}, with whose rights alone it is opened"
+        super().__init__(errno.EACCES, why, path)
+        self.uid = uid
 
 
 class Way(NamedTuple):
@@ -43,7 +50,7 @@ class Way(NamedTuple):
     #: Whether the folder holds ``blobs`` or ``manifests``.
     is_store: bool
     #: The first symlink on the way that does not count, if any.
-    foreign: ForeignLinkError | None
+    foreign: ForeignLink | None
 
 
 class Blobs(NamedTuple):
@@ -53,14 +60,19 @@ class Blobs(NamedTuple):
     linked: bool
     #: What is there, a symlink followed; None where nothing is.
     status: os.stat_result | None
-    foreign: ForeignLinkError | None = None
+    foreign: ForeignLink | None = None
 
 
 @contextlib.contextmanager
 def opened_store(path: str) -> Iterator[int]:
-    """The descriptor of a store's folder. Raises OSError, ForeignLinkError among them."""
+    """The descriptor of a store's folder. Raises OSError.
+
+    ForeignLinkError is one, and NotRootsError: with root's rights only root's stores are opened.
+    """
     with _reached(path) as (at, links):
         links.forbid()
+        if os.geteuid() == 0 and (uid := _owner(at.open_fd).st_uid):
+            raise NotRootsError(uid, path)
         fd = files.open_quietly(".", _FOLDER, at.fd)
     try:
         yield fd
@@ -87,8 +99,37 @@ def way(path: str) -> Way:
     PermissionError also where that folder can't be looked into.
     """
     with _reached(path) as (at, links):
-        is_store = any(_is_there(name, at.fd) for name in ("blobs", "manifests"))
+        is_store = any(_is_there(name, at.open_fd) for name in ("blobs", "manifests"))
         return Way(at.path, is_store, links.foreign)
+
+
+def identities(path: str) -> tuple[os.stat_result, os.stat_result | None]:
+    """A store's folder and the one that its blobs lie in, if any. Raises OSError."""
+    with _reached(path) as (at, _):
+        return os.fstat(at.open_fd), look_at_blobs(at.open_fd).status
+
+
+def owner(path: str) -> os.stat_result:
+    """The folder whose owner a store belongs to. Raises OSError.
+
+    That is the one that the blobs lie in. Where root owns that one, or there is none, it is the
+    store's: whoever owns that can put another one in its place. Of a store that is not there yet
+    it is the nearest folder above.
+    """
+    while True:
+        try:
+            with _reached(path) as (at, _):
+                return _owner(at.open_fd)
+        except FileNotFoundError:
+            path = os.path.dirname(path)
+
+
+def _owner(store: int) -> os.stat_result:
+    blobs = look_at_blobs(store)
+    there = blobs.status
+    if there is None or blobs.foreign is not None or not stat.S_ISDIR(there.st_mode):
+        return os.fstat(store)
+    return there if there.st_uid else os.fstat(store)
 
 
 def look_at_blobs(store: int) -> Blobs:
@@ -100,8 +141,8 @@ def look_at_blobs(store: int) -> Blobs:
     if not stat.S_ISLNK(status.st_mode):
         return Blobs(False, status)
     try:
-        with _reached("blobs", store) as (at, links):
-            return Blobs(True, os.fstat(at.fd), links.foreign)
+        with _reached("blobs", _At(store, "")) as (at, links):
+            return Blobs(True, os.fstat(at.open_fd), links.foreign)
     except NotADirectoryError:
         with contextlib.suppress(OSError):
             return Blobs(True, os.stat("blobs", dir_fd=store))
@@ -123,33 +164,85 @@ def _blobs(store: int, *, foreign_too: bool) -> int:
         return files.open_quietly("blobs", _FOLDER | os.O_NOFOLLOW, store)
     except NotADirectoryError:
         pass  # a symlink, or no folder at all
-    with _reached("blobs", store) as (at, links):
+    with _reached("blobs", _At(store, "")) as (at, links):
         if not foreign_too:
             links.forbid()
         return files.open_quietly(".", _FOLDER, at.fd)
+
+
+# ---------------------------------------------------------------- root's way
+
+#: Where the way to a store begins, by its path, for the owner who could not go all of it.
+_begun: dict[str, tuple[_At, str]] = {}
+
+
+class KeptWay:
+    """The way to a store as root goes it, for the owner whom root becomes.
+
+    Their store may lie where they can't go by themselves, as below a folder of Docker's.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._steps: list[tuple[_At, str]] = []
+        at, names = _At(os.open("/", _LOOK), "/"), _names(path)
+        for number, name in enumerate(names):
+            self._steps.append((at, "/".join(names[number:])))
+            try:
+                at = _step(name, at, _Links())
+            except FileNotFoundError:
+                return
+        self._steps.append((at, "."))
+
+    def begin(self) -> None:
+        """Begin the way, from now on, where this user can go on: mostly at its start."""
+        for at, rest in self._steps:
+            if self._path not in _begun and _may_go(at, rest):
+                _begun[self._path] = at, rest
+            else:
+                os.close(at.open_fd)
+
+
+def _may_go(at: _At, rest: str) -> bool:
+    try:
+        with _reached(rest, at):
+            return True
+    except PermissionError:
+        return False
+    except OSError:
+        return True  # something else is wrong with it, as the look will tell
 
 
 # ---------------------------------------------------------------- the walk
 
 
 class _At(NamedTuple):
-    """A folder on the way: its descriptor, and its path without symlinks."""
+    """A folder on the way: its descriptor (None: the working directory), its path without links."""
 
-    fd: int
+    fd: int | None
     path: str
+
+    @property
+    def open_fd(self) -> int:
+        assert self.fd is not None
+        return self.fd
+
+    def again(self) -> _At:
+        """The same with a descriptor of its own."""
+        return self._replace(fd=os.open(".", _LOOK, dir_fd=self.fd))
 
 
 class _Links:
     """The symlinks that were met on one way."""
 
     def __init__(self) -> None:
-        self.foreign: ForeignLinkError | None = None
+        self.foreign: ForeignLink | None = None
         self._count = 0
 
     def forbid(self) -> None:
         """Raise what forbids to change anything at the end of the way."""
         if self.foreign is not None:
-            raise self.foreign
+            raise ForeignLinkError(self.foreign)
 
     def meet(self, name: str) -> None:
         self._count += 1
@@ -157,38 +250,38 @@ class _Links:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
 
     def judge(self, link: str, owner: int, behind: _At) -> None:
-        target = os.fstat(behind.fd).st_uid
+        target = os.fstat(behind.open_fd).st_uid
         if owner not in (0, target) and self.foreign is None:
-            self.foreign = ForeignLinkError(link, owner, behind.path, target)
+            self.foreign = ForeignLink(link, owner, behind.path, target)
 
 
 @contextlib.contextmanager
-def _reached(path: str, start: int | None = None) -> Iterator[tuple[_At, _Links]]:
+def _reached(path: str, start: _At | None = None) -> Iterator[tuple[_At, _Links]]:
     """The folder at the end of a path, which begins at the folder `start`, and the links met."""
     links = _Links()
-    began = _At(os.open(".", _LOOK, dir_fd=start), "" if start is not None else ".")
-    try:
-        at = _along(path, began, links)
-    finally:
-        os.close(began.fd)
+    if start is None:
+        start, path = _begun.get(path, (_At(None, ""), path))
+    at = _along(path, start, links)
     try:
         yield at, links
     finally:
-        os.close(at.fd)
+        os.close(at.open_fd)
 
 
 def _along(path: str, start: _At, links: _Links) -> _At:
     """Walk a path name by name; the descriptor given back is a new one."""
-    first = ("/", None) if path.startswith("/") else (".", start.fd)
-    at = _At(os.open(first[0], _LOOK, dir_fd=first[1]), "/" if first[1] is None else start.path)
-    for name in path.split("/"):
-        if name not in ("", "."):
-            try:
-                beyond = _step(name, at, links)
-            finally:
-                os.close(at.fd)
-            at = beyond
+    at = _At(os.open("/", _LOOK), "/") if path.startswith("/") else start.again()
+    for name in _names(path):
+        try:
+            beyond = _step(name, at, links)
+        finally:
+            os.close(at.open_fd)
+        at = beyond
     return at
+
+
+def _names(path: str) -> list[str]:
+    return [name for name in path.split("/") if name not in ("", ".")]
 
 
 def _step(name: str, at: _At, links: _Links) -> _At:

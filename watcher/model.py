@@ -372,8 +372,10 @@ class BlobCensus(NamedTuple):
     #: Blobs that were finished on sidecars of ours and not hashed since.
     unproven: tuple[Entry, ...] = ()
     odd: tuple[OddBlob, ...] = ()
-    #: Finished blobs that no manifest names.
+    #: Finished blobs that no manifest names, be it of another store.
     unnamed: tuple[Entry, ...] = ()
+    #: Finished blobs that only a manifest of another store names, see `Sharing`.
+    elsewhere: tuple[Entry, ...] = ()
     #: Names in the old spelling ``sha256:<hex>``, as paths below ``blobs/``.
     old_names: tuple[Located, ...] = ()
     #: Why the server's start fails at renaming one of them.
@@ -396,6 +398,16 @@ class BlobCensus(NamedTuple):
 
 
 _EMPTY_CENSUS = BlobCensus()
+
+
+class Sharing(NamedTuple):
+    """Other stores whose blobs lie in the same folder, as far as they are seen."""
+
+    stores: tuple[str, ...] = ()
+    #: The digests that their manifests name.
+    named: frozenset[str] = frozenset()
+    #: What of them can't be read, and may name any blob.
+    unread: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- who is at work
@@ -448,8 +460,10 @@ class Server(NamedTuple):
     state: ServerState
     #: Its models folder, or None where its environment can't be read.
     store: str | None = None
-    #: Whether that is the store looked at; None where not known.
+    #: Whether its blobs lie in the same folder as those looked at; None where not known.
     ours: bool | None = None
+    #: Whether it is another one, which has its blobs in the same folder.
+    elsewhere: bool = False
     url: str | None = None
     version: str | None = None
     #: Established connections to its API; None where they can't be counted.
@@ -458,6 +472,16 @@ class Server(NamedTuple):
 
 
 # ---------------------------------------------------------------- the place
+
+
+class ForeignLink(NamedTuple):
+    """A symlink that belongs neither to root nor to the owner of what it points to."""
+
+    path: str
+    uid: int
+    #: The folder that it points to, its own symlinks resolved.
+    target: str
+    target_uid: int
 
 
 class Place(NamedTuple):
@@ -474,8 +498,8 @@ class Place(NamedTuple):
     #: ``blobs`` is a symlink, or a mount or link to another file system.
     blobs_linked: bool = False
     blobs_elsewhere: bool = False
-    #: Why nothing may be changed: whose symlink leads to whose folder (`folders`); else "".
-    foreign: str = ""
+    #: The symlink for whose sake nothing is changed; None where there is none.
+    foreign: ForeignLink | None = None
     #: Our folder is not whose it has to be: its owner's user id, the ones of user and group that it
     #: should have, and whether nothing in it is believed. None where it is right.
     state_owner: tuple[int, tuple[int, int], bool] | None = None
@@ -491,6 +515,9 @@ class Place(NamedTuple):
     read_only: bool = False
     #: Whether the caller may add and remove names in the store and in ``blobs``.
     writable: bool = True
+
+
+_ALONE = Sharing()
 
 
 class Caller(NamedTuple):
@@ -522,6 +549,7 @@ class Evidence:
     others: tuple[str, ...] = ()
     downloads: tuple[Download, ...] = ()
     census: BlobCensus = _EMPTY_CENSUS
+    sharing: Sharing = _ALONE
     #: The digests looked at; None means the whole store.
     scope: frozenset[str] | None = None
     #: User id that we act as.

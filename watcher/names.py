@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from watcher.errors import TargetError
-from watcher.model import TemporaryKind
+from watcher.model import ForeignLink, TemporaryKind
 
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
@@ -188,6 +188,14 @@ def to_model(text: str) -> ModelName:
             "such as llama3, me/llama3:8b, hf.co/me/it:Q4",
         )
     return model
+
+
+def of_link(link: ForeignLink) -> str:
+    """Whose symlink leads to whose folder, for people."""
+    return (
+        f"{printable(link.path)}: a symlink of user id {link.uid} leads to a folder of user id"
+        f" {link.target_uid}"
+    )
 
 
 def printable(name: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from watcher import advice, ollama, registry
 from watcher.events import Event
-from watcher.model import Caller
+from watcher.model import Caller, ForeignLink
 from watcher.names import ModelName
 
 
@@ -19,8 +19,8 @@ class World:
     #: The store's folder, and how it was found.
     store: str
     found_by: str = "--store"
-    #: Why nothing may be changed there, see `model.Place`.
-    foreign: str = ""
+    #: The symlink for whose sake nothing may be changed there.
+    foreign: ForeignLink | None = None
     #: Where the kernel shows its processes.
     proc: str = "/proc"
     #: Seconds since the epoch.

@@ -165,5 +165,6 @@ def test_a_memory_that_can_not_be_read_is_not_written_over(
     assert any("state.json can't be read" in each for each in report.troubles)
     assert (state.read_bytes(), state.stat().st_ino) == (before, inode)
     assert models.shown(digest) == shown
-    done = cycle.cycle(models.world(), policy).outcomes
+    with ordinary_user(tmp_path):
+        done = cycle.cycle(models.world(), policy).outcomes
     assert {each.action.verb for each in done} == {Verb.WRITE_SIDECARS, Verb.REFRESH}

@@ -70,12 +70,16 @@ def test_a_link_of_somebody_else_is_not_followed(
     assert way.real == str(here / "models")
     assert (way.foreign is None) is counts
     if counts:
+        with pytest.raises(folders.NotRootsError, match=str(OTHER)):
+            blobs(here / "link")
+        own(here / "models", 0)
+        own(here / "link", 0)
         assert blobs(here / "link") == ["file"]
         return
     with pytest.raises(folders.ForeignLinkError) as caught:
         blobs(here / "link")
-    assert (caught.value.link, caught.value.target) == (str(here / "link"), str(here / "models"))
-    assert (caught.value.link_uid, caught.value.target_uid) == (link, target)
+    found = (str(here / "link"), link, str(here / "models"), target)
+    assert caught.value.link == way.foreign == found
 
 
 @needs_root

@@ -583,7 +583,7 @@ def recover(world: World, store: int) -> tuple[tuple[str, ...], tuple[str, ...]]
     except FileNotFoundError:
         pass
     except folders.ForeignLinkError as error:
-        stuck.append(f"what was begun is left as it is: {error.filename}: {error.strerror}")
+        stuck.append(f"what was begun is left as it is: {error.strerror}")
     return tuple(done), tuple(stuck)
 
 

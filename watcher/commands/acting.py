@@ -85,8 +85,8 @@ def verify(context: Context, named: tuple[str, ...], most_seconds: float | None)
     policy = replace(context.policy, repair=False, clean=False, hash=True, verify=True)
     code = Exit.HEALTHY
     until = time.monotonic() + (math.inf if most_seconds is None else most_seconds)
-    worlds = context.worlds(keeps=True)
-    consent, meant = _meant(worlds, named)
+    worlds = context.worlds(keeps=True, named=bool(named))
+    consent, meant = _meant(worlds, named, context.elsewhere)
     for world in worlds:
         shown = replace(world, watch=_hashing_progress())
         report = cycle.cycle(shown, policy, consent=consent, stop=lambda: time.monotonic() >= until)
@@ -130,9 +130,10 @@ def _hashing_progress() -> Callable[[int, int], None]:
 def prepare(context: Context) -> Exit:
     """Just before the server starts: recover, mend, keep what is wanted. Never in its way."""
     policy = replace(context.policy, clean=False, repair=True, refresh=True, sync_behind=True)
+    until = time.monotonic() + PREPARE_SECONDS
     try:
-        with _limited(PREPARE_SECONDS):
-            worlds = context.worlds(keeps=True)
+        worlds = context.worlds(keeps=True)
+        with _limited(until):
             for world in worlds:
                 _keep_wanted(world, policy)
                 report = cycle.cycle(world, policy, lock_seconds=_PREPARE_LOCK_SECONDS)
@@ -164,18 +165,18 @@ class _TimeIsUp(BaseException):
 
 
 @contextmanager
-def _limited(seconds: int) -> Iterator[None]:
-    """End the block after so many seconds; what it had begun is undone."""
+def _limited(until: float) -> Iterator[None]:
+    """End the block at a time of the monotonic clock; what it had begun is undone."""
 
     def stop(_: int, __: FrameType | None) -> None:
-        raise _TimeIsUp(f"not done after {seconds} s; the rest waits for the next run")
+        raise _TimeIsUp(f"not done after {PREPARE_SECONDS} s; the rest waits for the next run")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, max(0.1, until - time.monotonic()))
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
@@ -192,8 +193,8 @@ def act(
 ) -> Exit:
     """One acting command over all stores: what `policy` plans of the named, shown, asked, done."""
     codes = [Exit.HEALTHY]
-    worlds = context.worlds(keeps=not dry_run)
-    consent, meant = _meant(worlds, named)
+    worlds = context.worlds(keeps=not dry_run, named=bool(named))
+    consent, meant = _meant(worlds, named, context.elsewhere)
     for world in worlds:
         chosen = _Choice(context, consent, until_free, dry_run=dry_run, yes=yes)
         report = _until_quiet(context, world, policy, chosen, wait=wait and not dry_run)
@@ -284,12 +285,14 @@ class _Choice:
         self.shown = bool(told)
 
 
-def _meant(worlds: list[World], named: tuple[str, ...]) -> tuple[Consent, remaining.Meant]:
+def _meant(
+    worlds: list[World], named: tuple[str, ...], elsewhere: list[targets.Known]
+) -> tuple[Consent, remaining.Meant]:
     """The consent to what is about some models or digests, and what that is.
 
     Raises TargetError.
     """
-    found = targets.find([world.store for world in worlds], named)
+    found = targets.find([world.store for world in worlds], named, elsewhere)
     return (cycle.everything, remaining.everything) if found is None else (found.of, found.meant)
 
 

@@ -7,14 +7,15 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from watcher import config
+from watcher import config, names
+from watcher.commands import rights
 from watcher.errors import RefusedError, SettingsError
 from watcher.model import Policy
-from watcher.observe import place
+from watcher.observe import place, targets
 from watcher.show import acts, documents
 from watcher.world import World
 
@@ -36,15 +37,34 @@ class Context:
     quiet: bool = False
     verbose: bool = False
     color: bool | None = None
+    #: This process is ours alone, so that root's becomes the owner of the store.
+    settles: bool = False
+    #: What other stores can be asked for, that are treated by other processes.
+    elsewhere: list[targets.Known] = field(default_factory=list)
 
     def read_policy(self) -> Policy:
         """The policy as the settings are now. Raises SettingsError."""
         return config.load(self.config_file, os.environ).policy
 
-    def places(self, *, changes: bool = False) -> list[place.Found]:
-        """The stores to treat; `changes`: and to change. Raises what `find` raises."""
+    def places(
+        self, *, changes: bool = False, knows: rights.Knows | None = None
+    ) -> list[place.Found]:
+        """The stores to treat; `changes`: and to change. Raises what `find` raises.
+
+        Of root's process this is the owner's then; where stores have several owners, each is
+        treated in a child, and the process that was called ends here. `knows` then says what the
+        stores of the others can be asked for.
+        """
         named = self.stores or (None,)
-        return [self._find(store, changes=changes) for store in named]
+        found = [self._find(store, changes=changes) for store in named]
+        paths = [each.path for each in found]
+        if self.settles and rights.several_owners(paths):
+            known = [] if knows is None else rights.known_to(paths, knows)
+            mine = rights.in_children(paths)
+            found = [found[mine]]
+            self.elsewhere = known[:mine] + known[mine + 1 :]
+        self.settle(found[0].path)
+        return found
 
     def only_store(self, why: str) -> str | None:
         """The one that is named, if any. Raises SettingsError, saying `why`, where several are."""
@@ -55,21 +75,32 @@ class Context:
 
     def only_place(self, why: str) -> place.Found:
         """The one store that is meant, to be changed. Raises as `only_store` and `places` do."""
-        return self._find(self.only_store(why), changes=True)
+        found = self._find(self.only_store(why), changes=True)
+        self.settle(found.path)
+        return found
+
+    def settle(self, store: str = "/") -> None:
+        """Have root's process go on as the owner of a store, which need not be there yet.
+
+        Without one it stays root's, and has no more powers than that user has.
+        """
+        if self.settles:
+            rights.settle(store)
 
     def _find(self, store: str | None, *, changes: bool) -> place.Found:
         found = place.find(store, os.environ, self.stores_by)
         if changes and found.foreign:
             raise RefusedError(
-                f"{found.foreign}: what lies there is only looked at", "name the folder itself"
+                f"{names.of_link(found.foreign)}: what lies there is only looked at",
+                "name the folder itself",
             )
         return found
 
-    def worlds(self, *, keeps: bool) -> list[World]:
-        """A world for each store."""
+    def worlds(self, *, keeps: bool, named: bool = False) -> list[World]:
+        """A world for each store. `named`: models or digests are, which any may have."""
         return [
             World(found.path, found.by, found.foreign, keeps=keeps)
-            for found in self.places(changes=keeps)
+            for found in self.places(changes=keeps, knows=targets.known if named else None)
         ]
 
     def colored(self) -> bool:

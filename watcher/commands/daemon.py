@@ -21,6 +21,7 @@ def run(context: Context) -> Exit:
     if path is None or (os.path.lexists(path) and not os.path.isdir(path)):
         found = context.only_place("each takes a daemon of its own")
     else:
+        context.settle(path)
         found = place.Found(path, "--store")
     world = World(found.path, found.by, tell=_teller(context))
     daemon.run(world, context.read_policy, _queue_run(context, found.path))

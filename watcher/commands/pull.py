@@ -121,7 +121,10 @@ def site_of(context: Context, host: str | None) -> Site:
             if not os.path.isdir(context.stores[0]):
                 raise
             # The server makes its folders with the first pull.
-            return site.find(url, World(os.path.abspath(context.stores[0])), context.policy)
+            store = os.path.abspath(context.stores[0])
+            context.settle(store)
+            return site.find(url, World(store), context.policy)
+        context.settle()
         return site.find(url, None, context.policy)
     return site.find(url, World(found.path, found.by), context.policy)
 

@@ -146,6 +146,13 @@ def orphans_forbidden(evidence: Evidence) -> safety.Why | None:
             "make that folder readable first",
             command=findings.made_listable(path, evidence),
         )
+    for path in evidence.sharing.unread:
+        where = f"{names.printable(path)} of another store with its blobs in the same folder"
+        return safety.Why(
+            RefusalKind.MANIFESTS,
+            f"{where} can't be read: it may name any of them",
+            "run it as a user who may read it",
+        )
     if evidence.census.manifests == 0:
         return safety.Why(
             RefusalKind.MANIFESTS,

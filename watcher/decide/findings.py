@@ -259,6 +259,26 @@ def of_store(
             "that is an hour old, and each pull starts at 0",
             remedy="move the store to a path without [ and \\",
         )
+    if place.foreign is not None:
+        yield Finding(
+            Severity.WARNING,
+            "store_foreign",
+            "",
+            f"{names.of_link(place.foreign)}: it is looked at and not changed",
+            evidence=f"it leads to {names.printable(place.foreign.target)}",
+            command=advice.shell(evidence, "chown", "-h", "root:root", place.foreign.path),
+        )
+    if evidence.census.elsewhere:
+        yield Finding(
+            Severity.WARNING,
+            "store_shared",
+            "blobs",
+            "its blobs lie in the same folder as those of another store, which alone names"
+            f" {len(evidence.census.elsewhere)} of them",
+            evidence=", ".join(map(names.printable, evidence.sharing.stores)),
+            alone="a start of a server on one store deletes what only the other's manifests name",
+            sizes=sizes(evidence.census.elsewhere),
+        )
     ours = [server for server in evidence.servers if server.ours]
     if len(ours) > 1:
         pids = ", ".join(str(server.pid) for server in ours)

@@ -128,6 +128,7 @@ def _unprotected(evidence: Evidence) -> Iterator[Located]:
     for entry in (
         *downloads,
         *census.unnamed,
+        *census.elsewhere,
         *census.unprotected,
         *census.foreign,
         *temporaries,

@@ -204,7 +204,7 @@ def store_forbids(evidence: Evidence) -> Why | None:
             "mount or link the whole store instead of blobs/ alone",
         )
     if evidence.place.foreign:
-        why = f"{evidence.place.foreign}, so what lies there is not this store's"
+        why = f"{names.of_link(evidence.place.foreign)}, so what lies there is not this store's"
         return Why(RefusalKind.OWNER, why, TRUST_LINK)
     if evidence.place.read_only:
         why = "the file system is mounted read-only"

@@ -19,10 +19,11 @@ from watcher.model import (
     ManifestFault,
     Place,
     Policy,
+    Sharing,
     Sidecar,
     Trust,
 )
-from watcher.observe import holders, parts, place, quarantine, scan
+from watcher.observe import holders, parts, place, quarantine, scan, sharing
 from watcher.observe.blobs import registry_length, remembered, with_memory
 from watcher.world import World
 
@@ -66,6 +67,7 @@ def _observe(
         writers_visible=policy.writers_visible,
         ours_only=True,
     )
+    shared = sharing.look(store, seen.servers) if scope is None else Sharing()
     return Evidence(
         place=where,
         now=world.clock(),
@@ -78,7 +80,8 @@ def _observe(
             _with_holders(download, seen.holders)
             for download in sorted(downloads, key=lambda download: download.digest)
         ),
-        census=census,
+        census=sharing.apart(census, shared),
+        sharing=shared,
         scope=scope,
         uid=os.geteuid(),
         caller=world.caller,

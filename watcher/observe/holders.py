@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import psutil
 
-from watcher import environment, folders, names
+from watcher import environment, folders, names, privileges
 from watcher.model import Blind, Entry, Holder, Server, ServerState, Sight, View
 from watcher.world import World
 
@@ -37,6 +38,8 @@ _DISGUISING = frozenset(
     | {"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "lustre", "afs", "beegfs", "gpfs"}
 )
 _PIECE = 1 << 16
+#: Options of Python's that take a value; behind -c and -m come the program's own.
+_VALUED_OPTION = re.compile(r"-[a-zA-Z]*?([mcWX])(.*)", re.DOTALL)
 
 
 class Process(NamedTuple):
@@ -59,8 +62,7 @@ class Process(NamedTuple):
     @property
     def is_ours(self) -> bool:
         """Another ollama-watch: it reads, and what it changes it changes under our lock."""
-        programs = [os.path.basename(word) for word in self.arguments[:2]]
-        return "ollama-watch" in programs or self.arguments[1:3] == ("-m", "watcher")
+        return _program(self.arguments) in ("ollama-watch", "-m watcher")
 
     @property
     def lives(self) -> bool:
@@ -71,6 +73,24 @@ class Process(NamedTuple):
     def is_server(self) -> bool:
         """``ollama serve`` (or its alias ``start``); runners and clients are none."""
         return self.is_ollama and not _SERVE_WORDS.isdisjoint(self.arguments[1:])
+
+
+def _program(arguments: tuple[str, ...]) -> str:
+    """What a command line runs: a program's or a script's name, or Python's ``-m`` and a module."""
+    words = iter(arguments)
+    name = os.path.basename(next(words, ""))
+    if not name.startswith(("python", "pypy")):
+        return name
+    for word in words:
+        if not word.startswith("-") or word == "-":
+            return os.path.basename(word)
+        # Options of one letter may stand together, the last one with its value: -Im watcher.
+        option = _VALUED_OPTION.fullmatch(word)
+        if option is not None:
+            value = option[2] or next(words, "")
+            if option[1] in "mc":
+                return f"-{option[1]} {value}"
+    return name
 
 
 class Seen(NamedTuple):
@@ -97,11 +117,14 @@ def see(
     settings say that all writers are visible. `ours_only`: without the servers that surely have
     another store, since to find out where a server listens takes longer than all the rest.
     """
-    processes = _processes(world.proc)
-    holders, unread = _holders(world, processes, tuple(entries))
     psutil.PROCFS_PATH = world.proc
-    running = (process for process in processes if process.is_server)
-    asked = (_server(world, process, ours_only=ours_only) for process in running)
+    with privileges.visibility():
+        processes = _processes(world.proc)
+        holders, unread = _holders(world, processes, tuple(entries))
+        running = [process for process in processes if process.is_server]
+        looked = [_look(world, process, ours_only=ours_only) for process in running]
+    pairs = zip(running, looked, strict=True)
+    asked = (_asked(world, process, server) for process, server in pairs if server is not None)
     servers = tuple(server for server in asked if server is not None)
     others = tuple(
         f"{process.name} ({process.pid})"
@@ -115,10 +138,11 @@ def see(
 def holders_of(world: World, entries: Iterable[Entry]) -> tuple[Holder, ...]:
     """Who has any of these entries open, or mapped into memory, right now."""
     wanted = tuple(entries)
-    processes = _processes(world.proc)
-    found, _ = _holders(world, processes, wanted)
-    held = [holder for each in found.values() for holder in each]
-    return (*held, *_mapped(world, processes, wanted))
+    with privileges.visibility():
+        processes = _processes(world.proc)
+        found, _ = _holders(world, processes, wanted)
+        held = [holder for each in found.values() for holder in each]
+        return (*held, *_mapped(world, processes, wanted))
 
 
 def _mapped(
@@ -153,13 +177,14 @@ def served_stores(proc: str) -> list[tuple[str, int]]:
     Without those whose folder is gone, and those of containers that have another one at that path.
     """
     found: list[tuple[str, int]] = []
-    for process in _processes(proc):
-        if process.is_server:
-            with contextlib.suppress(psutil.Error, OSError):
-                store = environment.models_folder(psutil.Process(process.pid).environ())
-                if store is not None:
-                    here = _as_seen_here(proc, process.pid, store)
-                    found.extend([(here, process.pid)] if here else [])
+    with privileges.visibility():
+        for process in _processes(proc):
+            if process.is_server:
+                with contextlib.suppress(psutil.Error, OSError):
+                    store = environment.models_folder(psutil.Process(process.pid).environ())
+                    if store is not None:
+                        here = _as_seen_here(proc, process.pid, store)
+                        found.extend([(here, process.pid)] if here else [])
     return found
 
 
@@ -376,14 +401,15 @@ def _hides(options: str) -> bool:
     hidden = [word for word in words if word.startswith("hidepid=")]
     if "subset=pid" in words:
         return True
-    return bool(hidden) and hidden[-1] not in ("hidepid=0", "hidepid=off") and os.geteuid() != 0
+    shown = not hidden or hidden[-1] in ("hidepid=0", "hidepid=off")
+    return not (shown or privileges.sees_all())
 
 
 # ---------------------------------------------------------------- servers
 
 
-def _server(world: World, process: Process, *, ours_only: bool) -> Server | None:
-    now = world.clock()
+def _look(world: World, process: Process, *, ours_only: bool) -> Server | None:
+    """A server as it is seen among the processes; it counts as starting until it is asked."""
     try:
         handle = psutil.Process(process.pid)
         since, user = handle.create_time(), handle.username()
@@ -391,33 +417,35 @@ def _server(world: World, process: Process, *, ours_only: bool) -> Server | None
         return None  # ended meanwhile
     variables = _variables(handle)
     store = None if variables is None else environment.models_folder(variables)
-    ours = None if store is None else _same_folder(world, process.pid, store)
+    ours, elsewhere = (None, False) if store is None else _same_blobs(world, process.pid, store)
     if ours is False and ours_only:
         return None
     ports, connections = _sockets(handle)
-    url = _url(variables, ports)
-    # One of another store is nobody's business here.
-    version = None if ours is False else world.version(url)
-    if version is None and not _lives(world, process):
-        return None  # it was killed while it was looked at
-    if version is not None:
-        state = ServerState.ANSWERING
-    elif now - since > _UNREACHABLE_AFTER:
-        state = ServerState.UNREACHABLE
-    else:
-        state = ServerState.STARTING
     return Server(
         pid=process.pid,
         user=user,
         since=since,
-        state=state,
+        state=ServerState.STARTING,
         store=store,
         ours=ours,
-        url=url,
-        version=version,
+        elsewhere=elsewhere,
+        url=_url(variables, ports),
         connections=connections,
         no_prune=None if variables is None else environment.no_prune(variables),
     )
+
+
+def _asked(world: World, process: Process, server: Server) -> Server | None:
+    """The same with what it answers; None where it has ended."""
+    # One of another store is nobody's business here.
+    version = None if server.ours is False or server.url is None else world.version(server.url)
+    if version is None and not _lives(world, process):
+        return None  # it was killed while it was looked at
+    if version is not None:
+        return server._replace(state=ServerState.ANSWERING, version=version)
+    if world.clock() - server.since > _UNREACHABLE_AFTER:
+        return server._replace(state=ServerState.UNREACHABLE)
+    return server
 
 
 def _lives(world: World, process: Process) -> bool:
@@ -435,37 +463,45 @@ def _variables(handle: psutil.Process) -> dict[str, str] | None:
         return None
 
 
-def _same_folder(world: World, pid: int, store: str) -> bool | None:
-    """Whether a server's models folder is the store, seen with that server's eyes.
+def _same_blobs(world: World, pid: int, store: str) -> tuple[bool | None, bool]:
+    """Whether a server's blobs are those of the store, seen with that server's eyes.
 
-    None where that can't be told: False would be to take a server for nobody's business.
+    None where that can't be told: False would be to take a server for nobody's business. And
+    whether its store is another one for all that, of which both or one has linked its blobs.
     """
     root = f"{world.proc}/{pid}/root" if store.startswith("/") else f"{world.proc}/{pid}/cwd"
     there = f"{root}/{store.lstrip('/')}"
     try:
         here = os.readlink(f"{world.proc}/self/ns/mnt")
         same_mounts = os.readlink(f"{world.proc}/{pid}/ns/mnt") == here
-        ours = os.stat(world.store)
+        ours, blobs = folders.identities(world.store)
         try:
             theirs = os.stat(there)
         except FileNotFoundError:
             # A server makes its folder with its first pull; ours is there, so it is another one.
-            return False if same_mounts and os.path.isdir(root) else None
+            return (False if same_mounts and os.path.isdir(root) else None), False
         if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
-            return True
+            return True, False
+        other = _stat(f"{there}/blobs")
+        if blobs is not None and other is not None and os.path.samestat(blobs, other):
+            return True, True
         if same_mounts:
-            return False
+            return False, False
         # In another mount namespace the same files may show another device and inode (an overlay,
         # a share of a virtual machine), but blobs/ has the same time: it changes with each name.
-        before, other = os.stat(f"{world.store}/blobs"), os.stat(f"{there}/blobs")
-        after = os.stat(f"{world.store}/blobs")
+        _, after = folders.identities(world.store)
+    except OSError:
+        return None, False
+    times = {each.st_mtime_ns for each in (blobs, after) if each is not None}
+    alike = other is None or theirs.st_ino == ours.st_ino or other.st_mtime_ns in times
+    return (None if alike else False), False
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
     except OSError:
         return None
-    alike = theirs.st_ino == ours.st_ino or other.st_mtime_ns in (
-        before.st_mtime_ns,
-        after.st_mtime_ns,
-    )
-    return None if alike else False
 
 
 def _sockets(handle: psutil.Process) -> tuple[tuple[tuple[str, int], ...], int | None]:

@@ -15,7 +15,7 @@ import psutil
 from watcher import advice, folders, names, ours
 from watcher.environment import trimmed
 from watcher.errors import NoPermissionError, NoStoreError
-from watcher.model import Place
+from watcher.model import ForeignLink, Place
 from watcher.observe import holders, unit
 from watcher.world import World
 
@@ -41,9 +41,8 @@ class Found(NamedTuple):
 
     path: str
     by: str
-    #: Why nothing may be changed there: whose symlink has led to whose folder. `path` is then
-    #: the folder itself.
-    foreign: str = ""
+    #: The symlink for whose sake nothing may be changed; `path` is then the folder itself.
+    foreign: ForeignLink | None = None
 
 
 def find(given: str | None, environment: Mapping[str, str], by: str = "--store") -> Found:
@@ -170,11 +169,7 @@ def _absolute(path: str, by: str) -> str:
 def _found(path: str, by: str, way: folders.Way) -> Found:
     if way.foreign is None:
         return Found(os.path.abspath(path), by)
-    return Found(way.real, by, _told(way.foreign))
-
-
-def _told(foreign: folders.ForeignLinkError) -> str:
-    return f"{names.printable(foreign.link)}: {foreign.strerror}"
+    return Found(way.real, by, way.foreign)
 
 
 @contextlib.contextmanager
@@ -232,7 +227,7 @@ def describe(world: World, store: int) -> Place:
         owner=status.st_uid,
         blobs_linked=blobs.linked,
         state_owner=ours.oddity(store),
-        foreign=world.foreign or ("" if blobs.foreign is None else _told(blobs.foreign)),
+        foreign=world.foreign or _below(world.store, blobs.foreign),
         blobs_elsewhere=behind is not None and behind.st_dev != status.st_dev,
         globbed=not _GLOB_CHARACTERS.isdisjoint(world.store),
         glob_fails=re.fullmatch(f"(?:{_GLOB_ITEM})*", world.store, re.DOTALL) is None,
@@ -253,6 +248,11 @@ def _writable(store: int) -> bool:
     except OSError:
         return os.access(".", way_in, dir_fd=store)
     return os.access(".", way_in, dir_fd=store) and os.access("blobs", way_in, dir_fd=store)
+
+
+def _below(store: str, link: ForeignLink | None) -> ForeignLink | None:
+    """The same with its whole path."""
+    return link and link._replace(path=os.path.join(store, link.path))
 
 
 def silent(path: str, proc: str) -> str:

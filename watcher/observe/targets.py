@@ -45,12 +45,16 @@ class Targets(NamedTuple):
         return not self.digests.isdisjoint(map(str.lower, digests))
 
 
-def find(stores: Sequence[str], wanted: Sequence[str]) -> Targets | None:
+def find(
+    stores: Sequence[str], wanted: Sequence[str], elsewhere: Sequence[Known] = ()
+) -> Targets | None:
     """The targets of a command over some stores; None where all is meant.
+
+    `elsewhere` is what stores know that are treated by other processes.
 
     Raises TargetError for what no store knows, and for a digest's beginning that several have.
     """
-    return among([known(store) for store in stores], wanted) if wanted else None
+    return among([*map(known, stores), *elsewhere], wanted) if wanted else None
 
 
 def among(known: Sequence[Known], wanted: Sequence[str]) -> Targets:

@@ -16,6 +16,7 @@ from watcher.model import (
     Download,
     Entry,
     Evidence,
+    ForeignLink,
     Kept,
     ManifestFault,
     OddBlob,
@@ -162,7 +163,7 @@ def test_a_server_that_runs_is_given_time_to_meet_the_guard() -> None:
         ),
         (
             download(ago=OLD),
-            {"place": Place("/m", "x", foreign="a link")},
+            {"place": Place("/m", "x", foreign=ForeignLink("/m/blobs", 1, "/t", 2))},
             RefusalKind.OWNER,
         ),
         (download(ago=OLD), {"place": Place("/m", "x", blobs_elsewhere=True)}, RefusalKind.LINKED),

@@ -1,0 +1,115 @@
+"""Root treats each store with the rights of its owner: here, or for several owners in children."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+import click
+
+from watcher import folders, names, privileges
+from watcher.errors import Exit, WatchError
+from watcher.observe.targets import Known
+
+Knows = Callable[[str], Known]
+
+
+def settle(store: str) -> None:
+    """Go on as the owner of a store, where this is root's process.
+
+    Before the first thread, and before anything in the store is opened.
+    Raises NoPermissionError where that can't be.
+    """
+    if os.geteuid() == 0:
+        way, folder = folders.KeptWay(store), folders.owner(store)
+        owner = privileges.owner_of(folder.st_uid, folder.st_gid)
+        privileges.become(owner, f"the store {names.printable(store)}")
+        way.begin()
+
+
+def several_owners(stores: Sequence[str]) -> bool:
+    """Whether these stores can't be treated in one process: root's, and of several users."""
+    return os.geteuid() == 0 and len({folders.owner(store).st_uid for store in stores}) > 1
+
+
+def in_children(stores: Sequence[str]) -> int:
+    """Go on in a child for each store, one after the other; there, the index of its store.
+
+    The process itself ends here: it raises click's Exit with the highest code of all.
+    """
+    codes: list[int] = []
+    for index in range(len(stores)):
+        _flush()
+        child = os.fork()
+        if child == 0:
+            return index
+        codes.append(_code_of(child))
+        if codes[-1] == Exit.INTERRUPTED:
+            break
+    raise click.exceptions.Exit(max(codes))
+
+
+def known_to(stores: Sequence[str], knows: Knows) -> list[Known]:
+    """What each store can be asked for, each looked at by a child with its owner's rights."""
+    return [_known_to(store, knows) for store in stores]
+
+
+def _known_to(store: str, knows: Knows) -> Known:
+    _flush()
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ours)
+        _answer(store, knows, theirs)
+    os.close(theirs)
+    with open(ours, "rb") as answer:
+        told = answer.read()
+    os.waitpid(child, 0)
+    models, digests = json.loads(told) if told else ({}, [])
+    return Known({model: frozenset(each) for model, each in models.items()}, frozenset(digests))
+
+
+def _answer(store: str, knows: Knows, to: int) -> None:
+    """In the child: look, answer, and end, whatever comes of it."""
+    try:
+        with contextlib.suppress(WatchError, OSError), open(to, "w", encoding="ascii") as answer:
+            settle(store)
+            found = knows(store)
+            models = {model: sorted(each) for model, each in found.models.items()}
+            json.dump([models, sorted(found.digests)], answer)
+    finally:
+        os._exit(0)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _code_of(child: int) -> int:
+    """Wait for a child. A ctrl-C reaches it by itself, SIGTERM is handed on."""
+    with _handed_on(child):
+        _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else Exit.INTERRUPTED
+
+
+@contextlib.contextmanager
+def _handed_on(child: int) -> Iterator[None]:
+    def end(number: int, _: FrameType | None) -> None:
+        os.kill(child, number)
+
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, end),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

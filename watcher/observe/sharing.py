@@ -1,0 +1,96 @@
+"""Other stores whose blobs lie in the same folder: what their manifests name is no orphan.
+
+Seen are the store beside the real folder, where ``blobs`` is a symlink, and that of each running
+server. Another one, such as a store that links here and has no server running, is not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from watcher import folders, names
+from watcher.model import BlobCensus, ManifestFault, Server, Sharing
+from watcher.observe import scan
+
+#: Manifests that may name anything.
+_BLINDING = frozenset({ManifestFault.CORRUPT, ManifestFault.UNREADABLE, ManifestFault.DANGLING})
+_LOOK = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def look(store: int, servers: Iterable[Server] = ()) -> Sharing:
+    """The other stores, as far as they are seen, and what their manifests name."""
+    stores: dict[str, None] = {}
+    named: set[str] = set()
+    unread: list[str] = []
+    for path, folder in _others(store, servers):
+        stores[path] = None
+        if folder is None:
+            unread.append(path)
+            continue
+        found = scan.scan_manifests(folder)
+        named.update(found.digests)
+        unread.extend(f"{path}/{each}" for each in found.unlisted)
+        unread.extend(f"{path}/{odd.path}" for odd in found.odd if odd.fault in _BLINDING)
+    return Sharing(tuple(stores), frozenset(named), tuple(unread))
+
+
+def apart(census: BlobCensus, shared: Sharing) -> BlobCensus:
+    """The census with what another store's manifests name told apart from what none does."""
+    named = {names.blob(digest) for digest in shared.named}
+    if not named:
+        return census
+    return census._replace(
+        unnamed=tuple(each for each in census.unnamed if each.name not in named),
+        elsewhere=tuple(each for each in census.unnamed if each.name in named),
+    )
+
+
+def _others(store: int, servers: Iterable[Server]) -> Iterator[tuple[str, int | None]]:
+    """Each other store, its path and folder; None where it can't be looked at."""
+    blobs = folders.look_at_blobs(store)
+    if blobs.status is None:
+        return
+    met = {_identity(os.fstat(store))}
+    if blobs.linked:
+        try:
+            with (
+                folders.opened_blobs(store, foreign_too=True) as there,
+                _opened("..", there) as beside,
+            ):
+                met.add(_identity(os.fstat(beside)))
+                if scan.look("manifests", beside) is not None:
+                    yield os.path.dirname(os.path.realpath(f"/proc/self/fd/{there}")), beside
+        except OSError as error:
+            yield f"the folder beside blobs/ ({error.strerror})", None
+    for server in servers:
+        if server.elsewhere and server.store is not None:
+            with _of(server.store, blobs.status) as folder:
+                if folder is None or _identity(os.fstat(folder)) not in met:
+                    yield f"{names.printable(server.store)} (pid {server.pid})", folder
+
+
+@contextmanager
+def _of(path: str, blobs: os.stat_result) -> Iterator[int | None]:
+    """A server's store, if its path leads there from here, too."""
+    try:
+        with _opened(path) as folder:
+            there = folders.look_at_blobs(folder).status
+            yield folder if there is not None and os.path.samestat(there, blobs) else None
+    except OSError:
+        yield None
+
+
+@contextmanager
+def _opened(name: str, parent: int | None = None) -> Iterator[int]:
+    """A folder, which need not be listed to find its manifests."""
+    folder = os.open(name, _LOOK, dir_fd=parent)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
