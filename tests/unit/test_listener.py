@@ -1,0 +1,152 @@
+"""The metrics' listener: bounded, whatever clients do, and for this machine alone."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry, Gauge
+
+from tests.fidelity.harness import wait_until
+from watcher import listener
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    registry = CollectorRegistry()
+    Gauge("answer", "A number.", registry=registry).set(42)
+    Gauge("other", "Another one.", registry=registry).set(7)
+    with listener.listening("127.0.0.1", 0, registry) as port:
+        yield port
+
+
+def ask(port: int, *lines: str, target: str = "/metrics") -> tuple[int, str]:
+    """The status and the body of a request with these headers."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        text = "\r\n".join((f"GET {target} HTTP/1.1", *lines, "", ""))
+        client.sendall(text.encode())
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        return answer.status, answer.read().decode()
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_metrics_are_answered(port: int) -> None:
+    status, body = ask(port, f"Host: localhost:{port}")
+    assert status == 200
+    assert "answer 42.0" in body
+    assert ask(port, "Host: localhost", target="/?name[]=other")[1].count("42.0") == 0
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:9464", "localhost.", "127.0.0.1", "127.8.9.1:1", "[::1]", "[::1]:80"],
+)
+def test_names_of_this_machine(port: int, host: str) -> None:
+    assert ask(port, f"Host: {host}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:9464",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "localhost:80@evil.example",
+        "10.0.0.1",
+        "0.0.0.0",
+        "[::2]",
+        "::1x",
+        "",
+        "2130706433",
+    ],
+)
+def test_names_of_others(port: int, host: str) -> None:
+    """A page that is led here by its own name server would read a store's path."""
+    status, body = ask(port, f"Host: {host}")
+    assert status == 403
+    assert "42" not in body
+
+
+def test_what_names_two_hosts_or_none(port: int) -> None:
+    assert ask(port)[0] == 400
+    assert ask(port, "Host: localhost", "Host: evil.example")[0] == 400
+    assert ask(port, "Host: localhost", target="http://evil.example/metrics")[0] == 403
+    assert ask(port, "Host: localhost", target="http://localhost/metrics")[0] == 200
+
+
+def test_many_slow_clients_take_no_threads_and_few_descriptors(port: int) -> None:
+    with contextlib.ExitStack() as slow:
+        threads, before = threading.active_count(), descriptors()
+        for _ in range(640):
+            client = slow.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            client.sendall(b"GET /")
+        assert ask(port, "Host: localhost")[0] == 200
+        assert threading.active_count() == threads
+        theirs = descriptors() - before - 640
+        assert theirs <= listener._MOST_CONNECTIONS
+    wait_until(lambda: descriptors() <= before, "the connections to be closed")
+
+
+def test_a_request_has_so_long_as_a_whole(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then does not make it longer."""
+    monkeypatch.setattr(listener, "_REQUEST_SECONDS", 0.5)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.settimeout(0.1)
+
+        def ended() -> bool:
+            try:
+                client.send(b"G")
+                return client.recv(1) == b""
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+        wait_until(ended, "its end", 10)
+
+
+def test_a_request_without_end_is_dropped(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        with contextlib.suppress(OSError):
+            client.sendall(b"x" * 1_000_000)
+        with contextlib.suppress(OSError):
+            assert client.recv(1) == b""
+
+
+def test_an_answer_that_nobody_reads_keeps_nobody_waiting(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert ask(port, "Host: localhost")[0] == 200
+
+
+def test_without_a_descriptor_left_it_waits_and_goes_on(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_PAUSE_SECONDS", 0.05)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as client:
+        client.settimeout(10)
+        free = os.dup(client.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            client.connect(("127.0.0.1", port))
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            client.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        client.settimeout(10)
+        assert client.recv(8) == b"HTTP/1.1"
