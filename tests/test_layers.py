@@ -15,7 +15,7 @@ HOUSE = Path(watcher.__file__).parent
 
 #: A module imports only what stands above it, or beside it in its own package.
 ORDER = (
-    "__init__", "model", "states", "errors", "ranges", "names", "gojson", "sidecars",
+    "__init__", "redact", "model", "states", "errors", "ranges", "names", "gojson", "sidecars",
     "manifests", "environment", "advice", "privileges", "stopping", "flocks", "files", "folders",
     "ours", "config", "units", "memory", "kept", "records", "events", "ollama", "registry", "world",
     "observe", "history", "decide", "journal", "act", "cycle", "notify", "proofs", "pull",

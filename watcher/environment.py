@@ -48,6 +48,8 @@ def server_url(setting: str) -> str:
         scheme, rest = "http", scheme
     elif scheme not in _PORTS:
         raise ValueError("want http or https")
+    if "@" in rest:
+        raise ValueError("want an address without a user or a password")
     address, _, path = rest.partition("/")
     match = _HOST_AND_PORT.fullmatch(address)
     host = (match[1] or match[3] or "") if match else _bare(address)

@@ -6,6 +6,8 @@ import enum
 import errno
 import os
 
+from watcher import redact
+
 
 class Exit(enum.IntEnum):
     """Exit codes of the command line."""
@@ -26,6 +28,7 @@ class WatchError(Exception):
     exit_code = Exit.FAILED
 
     def __init__(self, message: str, next_step: str = "", command: str = "") -> None:
+        message, next_step = redact.urls(message), redact.urls(next_step)
         super().__init__(message)
         self.message = message
         self.next_step = next_step

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from watcher import kept, manifests, names, ollama
+from watcher import kept, manifests, names, ollama, redact
 from watcher.errors import WatchError
 from watcher.names import ModelName
 from watcher.sidecars import LARGEST_LAYER
@@ -200,7 +200,8 @@ def _ask(
         except OSError as error:
             answers.put(error)
         except (ValueError, http.client.HTTPException) as error:
-            answers.put(OSError(f"{model.host} gives no answer that makes sense: {error}"))
+            why = redact.foreign(str(error))
+            answers.put(OSError(f"{model.host} gives no answer that makes sense: {why}"))
         except ImportError as error:
             answers.put(OSError(f"this Python can't speak https: {error}"))
 
@@ -224,10 +225,10 @@ def _follow(
     """The answer at the end of a few redirects. `opened` gets each socket."""
     # Only where there is a registry to ask: the imports alone take 5 MB and 25 ms.
     import http.client
-    from urllib.parse import urljoin, urlsplit
+    from urllib.parse import urljoin
 
     for _ in range(_MOST_REDIRECTS):
-        parts = urlsplit(url)
+        parts = _split(url)
         connection, proxy = _connection(parts, insecure)
         with contextlib.ExitStack() as held:
             held.callback(connection.close)
@@ -265,7 +266,7 @@ def _connection(
     import http.client
 
     if not parts.hostname or parts.scheme not in ("http", "https"):
-        raise ValueError(f"no address of a registry: {parts.geturl()}")
+        raise ValueError(f"no address of a registry: {redact.foreign(parts.geturl())}")
     proxy = _proxy(parts)
     if parts.scheme == "http":
         host, port = (proxy.hostname, proxy.port) if proxy else (parts.hostname, parts.port)
@@ -282,19 +283,38 @@ def _connection(
     return made, None
 
 
+def _split(url: str) -> SplitResult:
+    """The parts of a URL, of which `hostname` and `port` can be asked. Raises ValueError."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        _ = parts.hostname, parts.port
+    except ValueError:
+        # Python's own words quote what is in it, a password's rest as the port.
+        raise ValueError(f"no address: {redact.foreign(url)}") from None
+    return parts
+
+
 def _proxy(parts: SplitResult) -> SplitResult | None:
     """The proxy that the environment names for a URL; none for this machine itself."""
     if ollama.is_loopback(parts.netloc) or not any(
         name.lower() in _PROXIES and value for name, value in os.environ.items()
     ):
         return None
-    from urllib.parse import urlsplit
+    from urllib.parse import quote
     from urllib.request import getproxies, proxy_bypass
 
     found = getproxies().get(parts.scheme)
     if not found or proxy_bypass(parts.netloc):
         return None
-    proxy = urlsplit(found if "://" in found else f"http://{found}")
+    scheme, _, rest = (found if "://" in found else f"http://{found}").partition("://")
+    user, at, address = rest.rpartition("@")
+    try:
+        # A password may have any characters, also those that end an address.
+        proxy = _split(f"{scheme}://{quote(user, safe=':%')}{at}{address}")
+    except ValueError:
+        raise OSError(f"{parts.scheme}_proxy is no address of a proxy: {address}") from None
     if proxy.scheme != "http":
         raise OSError(f"a proxy by {proxy.scheme} can't be used here: {proxy.hostname}")
     return proxy

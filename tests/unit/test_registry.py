@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from watcher import names, registry
+from watcher.demo import registry as demo
 from watcher.memory import FOLDER
 from watcher.names import ModelName
 
@@ -313,3 +315,38 @@ def test_a_length_that_no_layer_has_is_no_length(
 ) -> None:
     served.length = told
     assert registry.length(served.model, A) == believed
+
+
+@pytest.mark.parametrize("password", ["a/b", "a@b", "a:b", "a?b#c", "a b", "%zz", "[x"])
+def test_a_proxy_s_password_has_any_characters(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    url = f"http://me:{password}@127.0.0.1:{proxy.server.server_port}"
+    monkeypatch.setenv("https_proxy", url)
+    with pytest.raises(OSError, match="502"):
+        registry.fetch(names.to_model("registry.invalid/library/demo:1b"))
+    word = base64.b64encode(f"me:{password}".encode()).decode()
+    assert proxy.asked == [("CONNECT", "registry.invalid:443", f"Basic {word}")]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:no/x", "[::1", "h:99999", "ftp://h", ":"])
+def test_a_proxy_that_is_none_is_told_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://me:s3cr3t/x@{address}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    answer = registry.manifest(None, names.to_model("registry.invalid/library/demo:1b"))
+    assert answer.raw is None
+    assert answer.problem
+    assert "s3cr3t" not in answer.problem
+
+
+def test_a_redirect_to_an_address_with_a_password_is_told_without_it() -> None:
+    with demo.Registry() as served:
+        model = names.to_model(served.add_model("m", "1b", []).name)
+        headers = {"Location": "http://me:s3cr3t/x@h:no/"}
+        served.add_fault(demo.Fault("page", on="manifest", status=307, headers=headers))
+        answer = registry.manifest(None, model)
+    assert answer.raw is None
+    assert "s3cr3t" not in answer.problem

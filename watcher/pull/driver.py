@@ -18,7 +18,7 @@ from typing import NamedTuple
 import orjson
 from rich.filesize import decimal
 
-from watcher import files, folders, journal, names, ollama, ours, records, registry, states
+from watcher import files, folders, journal, names, ollama, ours, records, redact, registry, states
 from watcher.errors import LockedError, WatchError
 from watcher.events import Event
 from watcher.manifests import READ_LIMIT
@@ -185,7 +185,7 @@ class Pull:
             yield from self._failed(End(Cause.UNKNOWN, str(error)))
         except Exception as error:
             self.fault = error
-            text = names.printable(f"{type(error).__name__}: {error}")
+            text = names.printable(redact.foreign(f"{type(error).__name__}: {error}"))
             yield from self._failed(End(Cause.FAULT, text))
         finally:
             self.sharing.release(self.name.shown)

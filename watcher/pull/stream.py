@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from watcher import names
+from watcher import names, redact
 
 CONNECT_SECONDS = 10.0
 _LONGEST_LINE = 1 << 20
@@ -144,7 +144,7 @@ def _line(answer: http.client.HTTPResponse) -> bytes:
 
 def _why(error: Exception) -> str:
     """What is wrong, without the number that Python puts before it."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return getattr(error, "strerror", None) or redact.foreign(str(error)) or type(error).__name__
 
 
 def _status(raw: bytes, code: int) -> Status:
@@ -156,10 +156,10 @@ def _status(raw: bytes, code: int) -> Status:
         if long := _TOO_LONG.match(raw):
             line = {"error": long[1].decode("utf-8", "replace")}
         else:
-            shown = names.printable(raw[:200].decode("utf-8", "replace").strip())
+            shown = names.printable(redact.foreign(raw[:200].decode("utf-8", "replace").strip()))
             return Status("", error=f"the server answers {code}: {shown}")
     if "error" in line or code >= 400:
-        told = names.printable(str(line.get("error") or "")[:_LONGEST_ERROR])
+        told = names.printable(redact.foreign(str(line.get("error") or ""))[:_LONGEST_ERROR])
         return Status("", error=told or f"the server answers {code}")
     digest = names.SPELLED_DIGEST.fullmatch(str(line.get("digest", ""))[:_LONGEST_STATUS])
     return Status(

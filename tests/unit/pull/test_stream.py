@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 
+from tests.fidelity.harness import wait_until
+from watcher.pull.bar import Bar
 from watcher.pull.causes import Cause, of_error
 from watcher.pull.stream import PullStream, ServerGoneError, Status
 
@@ -22,6 +27,7 @@ class Peer:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._ended = threading.Event()
         self.asked = b""
+        self.sent = 0
         self.closed_by_us = threading.Event()
 
     @property
@@ -41,6 +47,23 @@ class Peer:
                     connection.settimeout(30)
                     if not connection.recv(1):
                         self.closed_by_us.set()
+
+        self._thread = threading.Thread(target=serve)
+        self._thread.start()
+        return PullStream(self.url, "llama3", insecure=True)
+
+    def flood(self, piece: bytes) -> PullStream:
+        """A stream over one piece again and again, until it is closed; `sent` counts the bytes."""
+
+        def serve() -> None:
+            connection, _ = self._listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+                while b"}" not in self.asked:
+                    self.asked += connection.recv(4096)
+                connection.sendall(HEAD + b"\r\n")
+                while True:
+                    self.sent += connection.send(piece)
 
         self._thread = threading.Thread(target=serve)
         self._thread.start()
@@ -181,3 +204,57 @@ def test_the_end_is_told_again(peer: Peer) -> None:
         for _ in range(3):
             with pytest.raises(ServerGoneError):
                 stream.next(10)
+
+
+def test_a_flood_of_lines_waits_until_they_are_taken_up(peer: Peer) -> None:
+    line = b'{"status":"pulling %s","digest":"sha256:%s"}\n' % (b"a" * 900, DIGEST.encode())
+    with peer.flood(line) as stream:
+        before = -1
+
+        def waits() -> bool:
+            nonlocal before
+            same, before = peer.sent == before, peer.sent
+            time.sleep(0.3)
+            return same
+
+        wait_until(waits, "the server to wait")
+        assert peer.sent < 16 << 20
+        first = stream.next(5)
+        assert first is not None
+        assert len(first.text) == 200
+    assert not stream._thread.is_alive()
+
+
+def test_of_a_line_without_end_nothing_is_kept(peer: Peer) -> None:
+    tracemalloc.start()
+    try:
+        with peer.flood(b"x" * (1 << 16)) as stream:
+            wait_until(lambda: peer.sent > 64 << 20, "a long line")
+            assert stream.next(0.1) is None
+            assert tracemalloc.get_traced_memory()[0] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_error_with_a_whole_page_in_it_is_understood(peer: Peer) -> None:
+    page = b"<html>" * 400_000
+    lines, _ = read(peer.answer(HEAD + b'\r\n{"error":"412: ' + page + b'"}\n'))
+    (line,) = lines
+    assert of_error(line.error) is Cause.OLD_SERVER
+    assert len(line.error) <= 2000
+
+
+def test_layers_that_no_manifest_names_are_not_taken_on_without_end() -> None:
+    bar = Bar()
+    for number in range(20_000):
+        bar.note(f"{number:064x}", 1 << 40, 0)
+    bar.note("f" * 64, 1 << 60, 0)
+    assert len(bar.sizes) == 10_000
+    assert bar.total < 1 << 63
+
+
+def test_no_password_of_an_address_is_in_an_error(peer: Peer) -> None:
+    error = b'Get \\"https://x/\\": invalid proxy address \\"http://me:s3cr3t/x@proxy:1\\"'
+    lines, _ = read(peer.answer(HEAD + b'\r\n{"error":"' + error + b'"}\n'))
+    assert "invalid proxy address" in lines[0].error
+    assert "s3cr3t" not in lines[0].error
