@@ -114,7 +114,7 @@ class Journal:
     def remember(self, touching: Mapping[str, Touched]) -> bool:
         """Keep the own times of files whose times are about to be set; False where it can't be."""
         known = self.recall()
-        touched = {**known.touched, **{names.printable(name): t for name, t in touching.items()}}
+        touched = {**known.touched, **touching}
         return self.save(replace(known, touched=touched))
 
     def _try(self, what: str, write: Callable[[], None]) -> bool:

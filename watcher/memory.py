@@ -222,14 +222,14 @@ def _encode(memory: Memory) -> bytes:
             }
             for digest, record in memory.downloads.items()
         },
-        "touched": {names.printable(name): list(each) for name, each in memory.touched.items()},
+        "touched": {names.exact(name): list(each) for name, each in memory.touched.items()},
         "hashes": {name: list(each) for name, each in memory.hashes.items()},
         "asked": {digest: list(each) for digest, each in memory.asked.items()},
         "unproven": sorted(memory.unproven),
         "models": None
         if memory.models is None
         else {name: list(each) for name, each in memory.models.items()},
-        "problems": sorted(map(list, memory.problems)),
+        "problems": sorted([kind, names.exact(path)] for kind, path in memory.problems),
         "looked_at": memory.looked_at,
         "untold": [line.decode() for line in memory.untold],
     }
@@ -286,7 +286,10 @@ def _decode(raw: bytes) -> Memory:
         )
         for digest, each in document["downloads"].items()
     }
-    touched = {str(name): Touched(*map(int, each)) for name, each in document["touched"].items()}
+    touched = {
+        names.from_exact(str(name)): Touched(*map(int, each))
+        for name, each in document["touched"].items()
+    }
     hashes = {
         str(name): Hashed(int(inode), int(size), int(changed_ns), str(sha256), *map(str, boot))
         for name, (inode, size, changed_ns, sha256, *boot) in document["hashes"].items()
@@ -299,7 +302,9 @@ def _decode(raw: bytes) -> Memory:
     models = document["models"]
     if models is not None:
         models = {str(name): (int(inode), int(at)) for name, (inode, at) in models.items()}
-    problems = frozenset((str(kind), str(path)) for kind, path in document["problems"])
+    problems = frozenset(
+        (str(kind), names.from_exact(str(path))) for kind, path in document["problems"]
+    )
     return Memory(
         records,
         touched,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from watcher.errors import TargetError
@@ -205,6 +205,31 @@ def printable(name: str) -> str:
     return "".join(char if char.isprintable() and char != "\\" else _escaped(char) for char in name)
 
 
+#: In JSON a byte that is no UTF-8 is U+0000 and two hexadecimal digits: no name has a NUL in it.
+_NO_UTF8 = re.compile("[\ud800-\udfff]")
+_ESCAPED = re.compile("\0(?:([0-9a-f]{2})|u([0-9a-f]{4}))")
+
+
+def exact(name: str) -> str:
+    """A name for JSON: UTF-8 as it is, each other byte as U+0000 and its two hexadecimal digits."""
+    return name if name.isascii() else _NO_UTF8.sub(_as_escape, name)
+
+
+def from_exact(text: str) -> str:
+    """The name that `exact` has made a text of."""
+    return _ESCAPED.sub(_as_char, text) if "\0" in text else text
+
+
+def _as_escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    # Half a pair, as JSON can spell it, is no byte of a name.
+    return f"\0{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\0u{code:04x}"
+
+
+def _as_char(found: re.Match[str]) -> str:
+    return chr(0xDC00 + int(found[1], 16)) if found[1] else chr(int(found[2], 16))
+
+
 def sayable(text: str) -> str:
     """Words of ours with whatever they quote made valid UTF-8, escaped as by `printable`."""
     return "".join(_escaped(char) if "\ud800" <= char <= "\udfff" else char for char in text)
@@ -212,12 +237,21 @@ def sayable(text: str) -> str:
 
 def all_sayable(value: object) -> object:
     """A JSON value with all texts in it made `sayable`."""
+    return _all(value, sayable)
+
+
+def all_exact(value: object) -> object:
+    """A JSON value with all names in it made `exact`."""
+    return _all(value, exact)
+
+
+def _all(value: object, made: Callable[[str], str]) -> object:
     if isinstance(value, str):
-        return sayable(value)
+        return made(value)
     if isinstance(value, Mapping):
-        return {key: all_sayable(each) for key, each in value.items()}
+        return {key: _all(each, made) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [all_sayable(each) for each in value]
+        return [_all(each, made) for each in value]
     return value
 
 

@@ -25,7 +25,7 @@ def show(context: Context, file: Path | None, stores: tuple[str, ...]) -> Exit:
     """Each setting with its value and its source. `stores`: those that flags name."""
     settings = list(_settings(file, stores))
     if context.json:
-        found = [setting._asdict() for setting in settings]
+        found = names.all_exact([setting._asdict() for setting in settings])
         context.document({"schema": "ollama-watch/config/1", "settings": found})
     else:
         rows = [(each.key, _shown(each.value), names.printable(each.source)) for each in settings]
@@ -41,7 +41,7 @@ def check(context: Context, file: Path | None) -> Exit:
     looked = file or config.SYSTEM_FILE
     found = looked.exists()
     if context.json:
-        path = str(looked) if found else None
+        path = names.exact(str(looked)) if found else None
         context.document({"schema": "ollama-watch/config-check/1", "file": path, "sound": True})
     elif not context.quiet:
         none = "" if found else " (there is no such file; the defaults hold)"

@@ -372,5 +372,8 @@ def _why_kept(step: Step) -> str:
 
 
 def _document(steps: Iterable[Step]) -> dict[str, object]:
-    found = [{"path": each.path, "change": each.kind.value, "text": each.text} for each in steps]
+    found = [
+        {"path": names.exact(each.path), "change": each.kind.value, "text": each.text}
+        for each in steps
+    ]
     return {"schema": "ollama-watch/service/1", "files": found}

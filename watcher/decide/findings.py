@@ -66,7 +66,7 @@ def of_download(
     """
     download = judged.download
     who = names.known_as(download.models, download.digest)
-    path = f"blobs/{names.printable(download.entries[0].name)}" if download.entries else "blobs"
+    path = f"blobs/{download.entries[0].name}" if download.entries else "blobs"
     size = sizes(download.entries)
     fate = _fate(download, evidence.now, doomed)
     yield Finding(
@@ -180,7 +180,7 @@ def _foreign_owner(download: Download, evidence: Evidence, who: str) -> Iterator
         yield Finding(
             Severity.ERROR,
             "file_owner",
-            f"blobs/{names.printable(foreign[0].name)}",
+            f"blobs/{foreign[0].name}",
             f"files of the download of {who} don't belong to the store's owner",
             evidence=f"user id {foreign[0].uid}, the store's is {owner}",
             alone="the pull fails at its end: the server can't write or remove them",
@@ -223,7 +223,7 @@ def of_store(
         yield Finding(
             Severity.ERROR,
             "store_unlisted",
-            names.printable(path),
+            path,
             f"the folder {names.printable(path)} can't be listed",
             alone="what only its manifests name is deleted at the next start of the server"
             if path.startswith("manifests")
@@ -384,7 +384,7 @@ def _no_holes(judged: tuple[Judged, ...]) -> Iterator[Finding]:
             yield Finding(
                 Severity.INFO,
                 "download_no_holes",
-                f"blobs/{names.printable(download.data.name)}",
+                f"blobs/{download.data.name}",
                 f"the data of {who} has no holes, though it is unfinished",
                 evidence="a file system without them, or a copy; the last non-zero byte of each "
                 "part is taken for what is there",
@@ -403,7 +403,7 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
         yield Finding(
             Severity.INFO,
             "blob_unproven",
-            f"blobs/{names.printable(entry.name)}",
+            f"blobs/{entry.name}",
             f"{entry.name[:19]} was finished on repaired sidecars, or found corrupt before it "
             "changed, and was not hashed since",
             alone="the server has hashed it, if its pull ended with success",
@@ -418,7 +418,7 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
             # The finished layers of a pull under way are nothing to worry about.
             Severity.INFO if young and pulling else Severity.WARNING,
             "blob_orphan",
-            f"blobs/{names.printable(entry.name)}",
+            f"blobs/{entry.name}",
             f"no manifest names {entry.name[:19]}",
             evidence="a pull that is not finished may count on it" if young else "",
             alone=_STARTS_DELETE,
@@ -566,7 +566,7 @@ def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
     return Finding(
         severity,
         f"manifest_{odd.fault.value}",
-        shown,
+        odd.path,
         message,
         evidence=odd.why,
         alone=alone,
@@ -585,7 +585,7 @@ def of_leftovers(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             Severity.WARNING,
             "file_temporary",
-            names.printable(temporary.path),
+            temporary.path,
             f"{names.printable(temporary.entry.name)} is a left-over of ollama create",
             alone="it stays" if stays else _STARTS_DELETE,
             command=advice.watch(evidence, "clean")
@@ -597,7 +597,7 @@ def of_leftovers(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             Severity.INFO,
             "file_foreign",
-            f"blobs/{names.printable(entry.name)}",
+            f"blobs/{entry.name}",
             f"{names.printable(entry.name)} does not belong into blobs/",
             alone="it stays" if entry.kind is Kind.FOLDER else _STARTS_DELETE,
             sizes=sizes([entry]),
@@ -606,7 +606,7 @@ def of_leftovers(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             Severity.INFO,
             "blob_old_name",
-            names.printable(old.path),
+            old.path,
             f"{names.printable(old.entry.name)} has a name of older servers",
             alone="the next start of the server renames it",
             sizes=sizes([old.entry]),

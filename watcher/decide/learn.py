@@ -175,7 +175,7 @@ def _problems_told(
         details = {
             "kind": kind,
             "severity": alike[0].severity.value,
-            "paths": [each.path for each in alike[:_MOST_SUBJECTS]],
+            "paths": [names.exact(each.path) for each in alike[:_MOST_SUBJECTS]],
             "count": len(alike),
             "models": sorted({model for each in alike for model in each.models}),
             "command": alike[0].command,
@@ -186,7 +186,7 @@ def _problems_told(
 def _names(evidence: Evidence) -> set[str]:
     """Every name whose time we may have set."""
     downloads = (entry for download in evidence.downloads for entry in download.entries)
-    return {names.printable(entry.name) for entry in (*downloads, *evidence.census.unnamed)}
+    return {entry.name for entry in (*downloads, *evidence.census.unnamed)}
 
 
 def foresee(memory: Memory, plan: Plan, now: float, note: str) -> Memory:
@@ -557,7 +557,7 @@ def refreshed(outcomes: Sequence[Outcome], at: float) -> Event:
     if failed:
         message = f"the times of wanted files can't be kept fresh: {failed[0]}"
         return Event(at, "error", message, details={"failed": len(failed)})
-    subjects = [names.printable(outcome.action.subject) for outcome in outcomes]
+    subjects = [names.exact(outcome.action.subject) for outcome in outcomes]
     message = f"{len(subjects)} wanted things were kept from the server's clean-up"
     return Event(at, "refreshed", message, details={"subjects": subjects[:_MOST_SUBJECTS]})
 
@@ -589,7 +589,7 @@ def _details(action: Action) -> dict[str, object]:
     files = [entry for entry in action.expects if entry.kind is Kind.FILE]
     return {
         "verb": action.verb.value,
-        "subject": names.printable(action.subject),
+        "subject": names.exact(action.subject),
         "models": list(action.models),
         "files": len(files),
         "frees_bytes": action.frees,

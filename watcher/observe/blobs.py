@@ -177,7 +177,7 @@ def remembered(found: Entry, memory: Memory) -> Entry:
 
 def _with_own_time(found: Entry, memory: Memory) -> Entry:
     if memory.touched:
-        touched = memory.touched.get(names.printable(found.name))
+        touched = memory.touched.get(found.name)
         if touched is not None and (touched.inode, touched.set_ns) == (found.inode, found.mtime_ns):
             return found._replace(own_mtime_ns=touched.own_ns)
     return found

@@ -1,4 +1,4 @@
-"""The JSON documents: one versioned object for each command, all names escaped the same way."""
+"""The JSON documents: one versioned object for each command, with names as `names.exact`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def audit(report: Report) -> dict[str, Any]:
         "store": _store(seen),
         "sight": {
             "sight": seen.view.sight.value,
-            "unseen": [names.printable(each) for each in seen.view.unseen],
+            "unseen": [names.exact(each) for each in seen.view.unseen],
             "why": seen.view.why,
         },
         "servers": [_server(server) for server in seen.servers],
@@ -95,8 +95,8 @@ def quarantine(report: Report) -> dict[str, Any]:
         "store": _store(report.evidence),
         "kept": [
             {
-                "label": names.printable(kept.label),
-                "name": names.printable(kept.name),
+                "label": names.exact(kept.label),
+                "name": names.exact(kept.name),
                 "size_bytes": kept.entry.size,
                 "in_its_place": kept.in_its_place,
                 "replaced": kept.replaced,
@@ -119,10 +119,10 @@ def reset(store: str, done: list[Reset]) -> dict[str, Any]:
     """What ``reset --json`` prints: the models that were asked for and came to their turn."""
     return {
         "schema": "ollama-watch/reset/1",
-        "store": names.printable(store),
+        "store": names.exact(store),
         "models": [
             {
-                "model": names.printable(each.model),
+                "model": names.exact(each.model),
                 "status": each.status,
                 "removed": list(each.layers),
                 "removed_bytes": each.size,
@@ -149,7 +149,7 @@ def df(report: Report, space: Space, uses: tuple[Use, ...], total: Sizes) -> dic
         ],
         "total": _sizes(total),
         "linked": list(space.linked),
-        "unlisted": [names.printable(each) for each in space.unlisted],
+        "unlisted": [names.exact(each) for each in space.unlisted],
     }
 
 
@@ -180,7 +180,7 @@ def _forecast(foreseen: Forecast | None) -> dict[str, Any] | None:
     if foreseen is None:
         return None
     return {
-        "deletes": [names.printable(each.path) for each in foreseen.deletes],
+        "deletes": [names.exact(each.path) for each in foreseen.deletes],
         "bytes": foreseen.freed,
         "start_fails": foreseen.start_fails,
         "pruning_off": foreseen.pruning_off,
@@ -188,20 +188,20 @@ def _forecast(foreseen: Forecast | None) -> dict[str, Any] | None:
         "later": [
             {
                 "at": events.rfc3339(at),
-                "path": names.printable(located.path),
+                "path": names.exact(located.path),
                 "bytes": located.entry.freed,
             }
             for at, located in foreseen.later
         ],
-        "renames": [names.printable(each.path) for each in foreseen.renames],
-        "empty_folders": [names.printable(each) for each in foreseen.empty_folders],
+        "renames": [names.exact(each.path) for each in foreseen.renames],
+        "empty_folders": [names.exact(each) for each in foreseen.empty_folders],
     }
 
 
 def _store(seen: Evidence) -> dict[str, Any]:
     place, census = seen.place, seen.census
     return {
-        "path": names.printable(place.path),
+        "path": names.exact(place.path),
         "found_by": place.found_by,
         "file_system": place.file_system,
         "network": place.network,
@@ -222,7 +222,7 @@ def _server(server: Server) -> dict[str, Any]:
         "user": server.user,
         "since": events.rfc3339(server.since),
         "state": server.state.value,
-        "store": None if server.store is None else names.printable(server.store),
+        "store": None if server.store is None else names.exact(server.store),
         "serves_this_store": server.ours,
         "url": server.url,
         "version": server.version,
@@ -257,8 +257,8 @@ def _download(judged: Judged, seen: Evidence) -> dict[str, Any]:
         "holders": [
             {
                 "pid": holder.pid,
-                "process": names.printable(holder.process),
-                "entry": names.printable(holder.entry),
+                "process": names.exact(holder.process),
+                "entry": names.exact(holder.entry),
                 "writes": holder.writes,
             }
             for holder in download.holders
@@ -280,7 +280,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
     return {
         "severity": finding.severity.value,
         "kind": finding.kind,
-        "path": finding.path,
+        "path": names.exact(finding.path),
         "message": finding.message,
         "evidence": finding.evidence,
         "alone": finding.alone,
@@ -302,10 +302,10 @@ def _sizes(sizes: Sizes) -> dict[str, int]:
 def _action(action: Action) -> dict[str, Any]:
     return {
         "verb": action.verb.value,
-        "subject": names.printable(action.subject),
+        "subject": names.exact(action.subject),
         "because": action.because,
         "models": list(action.models),
-        "entries": [names.printable(entry.name) for entry in action.expects],
+        "entries": [names.exact(entry.name) for entry in action.expects],
         "frees_bytes": action.frees,
         "saves_bytes": action.saves,
         "parts": [part._asdict() for part in action.parts],
@@ -316,7 +316,7 @@ def _refusal(refusal: Refusal) -> dict[str, Any]:
     return {
         "kind": refusal.kind.value,
         "verb": refusal.verb.value,
-        "subject": names.printable(refusal.subject),
+        "subject": names.exact(refusal.subject),
         "models": list(refusal.models),
         "why": refusal.why,
         "remedy": refusal.remedy,
@@ -330,7 +330,7 @@ def _outcome(outcome: Outcome) -> dict[str, Any]:
     return {
         "result": outcome.result.value,
         "verb": outcome.action.verb.value,
-        "subject": names.printable(outcome.action.subject),
+        "subject": names.exact(outcome.action.subject),
         "message": outcome.message,
         "freed_bytes": outcome.freed,
         "refusal": None if outcome.refusal is None else _refusal(outcome.refusal),

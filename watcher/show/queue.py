@@ -94,7 +94,7 @@ def document(
     return {
         "schema": SCHEMA,
         "time": events.rfc3339(now),
-        "store": names.printable(store),
+        "store": names.exact(store),
         "paused": kept.paused,
         "run_by": run_by(by),
         "items": [
@@ -116,7 +116,7 @@ def _cells(item: Item, now: float) -> tuple[Text, str, Text]:
 def _item(item: Item) -> dict[str, Any]:
     so_far = item.so_far
     return {
-        "model": names.printable(item.model),
+        "model": names.exact(item.model),
         "priority": item.priority,
         "state": item.state.value,
         "since": _time(so_far.since or item.added_at),

@@ -71,7 +71,7 @@ def document(status: Status) -> dict[str, Any]:
     return {
         "schema": "ollama-watch/status/1",
         "time": events.rfc3339(seen.now),
-        "store": names.printable(seen.place.path),
+        "store": names.exact(seen.place.path),
         "daemon": None if running is None else {"pid": running.pid, "since": running.since},
         "queue": {
             "waiting": len(status.queue.line),
@@ -114,7 +114,7 @@ def _download(judged: Judged, status: Status) -> dict[str, Any]:
         },
         "left_seconds": None if pace is None or pace.left is None else round(pace.left, 1),
         "writers": [
-            {"pid": each.pid, "process": names.printable(each.process)} for each in download.writers
+            {"pid": each.pid, "process": names.exact(each.process)} for each in download.writers
         ],
     }
 
