@@ -17,7 +17,8 @@ HOUSE = Path(watcher.__file__).parent
 ORDER = (
     "__init__", "redact", "model", "states", "errors", "ranges", "names", "gojson", "sidecars",
     "manifests", "environment", "advice", "privileges", "stopping", "flocks", "files", "folders",
-    "ours", "config", "units", "memory", "kept", "records", "events", "ollama", "registry", "world",
+    "ours", "checks", "config", "units", "memory", "kept", "records", "events", "ollama",
+    "registry", "world",
     "observe", "history", "decide", "journal", "act", "cycle", "notify", "proofs", "pull",
     "file_events", "wakes", "listener", "metrics", "daemon", "show", "commands", "cli", "__main__",
 )  # fmt: skip

@@ -23,7 +23,7 @@ from watcher.ours import FOLDER
 T = TypeVar("T")
 #: A change takes milliseconds; who waits longer waits for a process that was stopped.
 _PATIENCE_SECONDS = 30.0
-_READ_LIMIT = 256 * 1024 * 1024
+_READ_LIMIT = 64 * 1024 * 1024
 
 
 class DamagedError(Exception):

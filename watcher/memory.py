@@ -7,15 +7,14 @@ over; everything goes on without it.
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
-from watcher import files, names, ours, ranges
+from watcher import checks, files, names, ours
 from watcher.model import HOUR, Ahead, Condition, Entry, Part, Ranges
 
 SCHEMA = "ollama-watch/state/1"
@@ -23,7 +22,9 @@ FOLDER = ours.FOLDER
 NAME = "state.json"
 #: In place of a start's id, which none is: the data has to be looked through in any case.
 REFUSED = "refused"
-_KEY = re.compile(r"[0-9a-fA-F]{64}(\.tmp)?")
+_LONGEST_KEY = 68
+#: Of the id of a start of the machine; and of a line that tells an event.
+_LONGEST_BOOT, _LONGEST_LINE = 100, 1 << 24
 _READ_LIMIT = 256 * 1024 * 1024
 
 
@@ -236,22 +237,75 @@ def _encode(memory: Memory) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def _key(text: object) -> str:
-    if not isinstance(text, str) or not _KEY.fullmatch(text):
-        raise ValueError(f"a download is named {text!r}")
+def _key(name: object) -> str:
+    text = checks.text(name, _LONGEST_KEY)
+    checks.digest(text.removesuffix(".tmp"))
     return text
 
 
 def _ahead(latest: object, seen_at: object, boot: object) -> Ahead:
-    return Ahead(float(str(latest)), float(str(seen_at)), str(boot))
+    return Ahead(checks.seconds(latest), checks.seconds(seen_at), checks.text(boot, _LONGEST_BOOT))
 
 
 def _part(numbers: Iterable[object]) -> Part:
-    number, offset, size, completed = (int(str(each)) for each in numbers)
-    part = Part(number, offset, size, completed)
-    if min(part.number, part.offset, part.completed, part.size - part.completed) < 0:
-        raise ValueError(f"an impossible part: {part}")
-    return part
+    number, offset, size, completed = map(checks.size, numbers)
+    if completed > size:
+        raise ValueError("an impossible part")
+    return Part(number, offset, size, completed)
+
+
+def _remembered(each: Mapping[str, Any]) -> Remembered:
+    return Remembered(
+        device=checks.identity(each["device"]),
+        inode=checks.identity(each["inode"]),
+        born_ns=checks.nanoseconds(each["born_ns"]),
+        condition=Condition(each["condition"]),
+        stale=checks.flag(each["stale"]),
+        pulling=checks.flag(each["pulling"]),
+        total=None if each["total_bytes"] is None else checks.size(each["total_bytes"]),
+        claimed=checks.whole(each["claimed_bytes"]),
+        allocated=checks.whole(each["allocated_bytes"]),
+        progress_at=checks.seconds(each["progress_at"]),
+        models=tuple(map(checks.text, each["models"])),
+        partition=tuple(map(_part, each["partition"])),
+        doubted=checks.byte_ranges(each["doubted"]),
+        mended=checks.flag(each["mended"]),
+        checked_at=checks.seconds(each["checked_at"]),
+        samples=tuple(Sample(checks.seconds(at), checks.whole(n)) for at, n in each["samples"]),
+        told_at=checks.seconds(each["told_at"]),
+        stalled=checks.flag(each["stalled"]),
+        ahead=_ahead(*each["ahead"]) if each.get("ahead") else None,
+        unsynced=checks.text(each.get("unsynced", ""), _LONGEST_BOOT),
+        lost=checks.byte_ranges(each.get("lost", ())),
+    )
+
+
+def _exact_name(name: object) -> str:
+    return checks.file_name(names.from_exact(checks.text(name)))
+
+
+def _touched(inode: object, set_ns: object, own_ns: object) -> Touched:
+    return Touched(checks.identity(inode), checks.nanoseconds(set_ns), checks.nanoseconds(own_ns))
+
+
+def _hashed(
+    inode: object, size: object, changed_ns: object, sha256: object, *boot: object
+) -> Hashed:
+    return Hashed(
+        checks.identity(inode),
+        checks.whole(size),
+        checks.nanoseconds(changed_ns),
+        checks.digest(sha256),
+        *(checks.text(each, _LONGEST_BOOT) for each in boot),
+    )
+
+
+def _asked(length: object, at: object) -> Asked:
+    return Asked(None if length is None else checks.size(length), checks.seconds(at))
+
+
+def _manifest(inode: object, changed_ns: object) -> tuple[int, int]:
+    return checks.identity(inode), checks.nanoseconds(changed_ns)
 
 
 @lru_cache(maxsize=1)
@@ -260,59 +314,18 @@ def _decode(raw: bytes) -> Memory:
     document = orjson.loads(raw)
     if not isinstance(document, dict) or document["schema"] != SCHEMA:
         raise ValueError("an unknown schema")
-    records = {
-        _key(digest): Remembered(
-            device=int(each["device"]),
-            inode=int(each["inode"]),
-            born_ns=int(each["born_ns"]),
-            condition=Condition(each["condition"]),
-            stale=bool(each["stale"]),
-            pulling=bool(each["pulling"]),
-            total=None if each["total_bytes"] is None else int(each["total_bytes"]),
-            claimed=int(each["claimed_bytes"]),
-            allocated=int(each["allocated_bytes"]),
-            progress_at=float(each["progress_at"]),
-            models=tuple(str(model) for model in each["models"]),
-            partition=tuple(_part(part) for part in each["partition"]),
-            doubted=ranges.normal((int(start), int(end)) for start, end in each["doubted"]),
-            mended=bool(each["mended"]),
-            checked_at=float(each["checked_at"]),
-            samples=tuple(Sample(float(at), int(size)) for at, size in each["samples"]),
-            told_at=float(each["told_at"]),
-            stalled=bool(each["stalled"]),
-            ahead=_ahead(*each["ahead"]) if each.get("ahead") else None,
-            unsynced=str(each.get("unsynced", "")),
-            lost=ranges.normal((int(start), int(end)) for start, end in each.get("lost", ())),
-        )
-        for digest, each in document["downloads"].items()
-    }
-    touched = {
-        names.from_exact(str(name)): Touched(*map(int, each))
-        for name, each in document["touched"].items()
-    }
-    hashes = {
-        str(name): Hashed(int(inode), int(size), int(changed_ns), str(sha256), *map(str, boot))
-        for name, (inode, size, changed_ns, sha256, *boot) in document["hashes"].items()
-    }
-    asked = {
-        _key(digest): Asked(None if length is None else int(length), float(at))
-        for digest, (length, at) in document["asked"].items()
-    }
-    unproven = frozenset(_key(digest) for digest in document["unproven"])
     models = document["models"]
-    if models is not None:
-        models = {str(name): (int(inode), int(at)) for name, (inode, at) in models.items()}
-    problems = frozenset(
-        (str(kind), names.from_exact(str(path))) for kind, path in document["problems"]
-    )
     return Memory(
-        records,
-        touched,
-        hashes,
-        asked,
-        unproven,
-        models,
-        problems,
-        float(document["looked_at"]),
-        tuple(str(line).encode() for line in document.get("untold", ())),
+        {_key(digest): _remembered(each) for digest, each in document["downloads"].items()},
+        {_exact_name(name): _touched(*each) for name, each in document["touched"].items()},
+        {checks.file_name(name): _hashed(*each) for name, each in document["hashes"].items()},
+        {_key(digest): _asked(*each) for digest, each in document["asked"].items()},
+        frozenset(map(_key, document["unproven"])),
+        models if models is None else {name: _manifest(*each) for name, each in models.items()},
+        frozenset(
+            (checks.text(kind), names.from_exact(checks.text(path)))
+            for kind, path in document["problems"]
+        ),
+        checks.seconds(document["looked_at"]),
+        tuple(checks.text(line, _LONGEST_LINE).encode() for line in document.get("untold", ())),
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from watcher import files, kept, names, ours, states
+from watcher import checks, files, kept, names, ours, states
 from watcher.errors import RecordError, TargetError
 from watcher.states import State
 
@@ -230,6 +230,10 @@ def _number(value: object, most: float = math.inf) -> float:
     )
 
 
+def _time(value: object) -> float:
+    return _number(value, checks.LAST_DAY)
+
+
 def _text(value: object) -> str:
     if isinstance(value, str):
         return names.sayable(value)
@@ -265,7 +269,7 @@ CHANGEABLE: Mapping[str, Callable[[object], Any]] = MappingProxyType(
 )
 #: What files from before don't have.
 _LATER = frozenset({"lost_bytes", "resets", "stalls"})
-_ALL = {**CHANGEABLE, "started_at": _or_none(_number), "updated_at": _number}
+_ALL = {**CHANGEABLE, "started_at": _or_none(_time), "updated_at": _time}
 
 
 def _checked(changes: Mapping[str, object], model: str) -> dict[str, Any]:

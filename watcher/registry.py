@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from watcher import kept, manifests, names, ollama, redact
+from watcher import checks, kept, manifests, names, ollama, redact
 from watcher.errors import WatchError
 from watcher.names import ModelName
 from watcher.sidecars import LARGEST_LAYER
@@ -373,10 +373,13 @@ def _read(text: str, etag: str, at: float) -> Cached:
     return Cached(text, etag, at, sizes(text.encode()))
 
 
-def _sensible(text: str, etag: str, at: float) -> Cached | None:
+def _sensible(text: object, etag: object, at: object) -> Cached | None:
     """A manifest that was kept; None for one that should not have been."""
+    version = checks.text(etag)
+    if not version.isprintable() or not version.isascii():
+        version = ""  # it is sent to the registry as a header
     try:
-        return _read(text, etag, at)
+        return _read(checks.text(text, _ROOM), version, checks.seconds(at, checks.LAST_DAY))
     except ValueError:
         return None
 
@@ -394,7 +397,7 @@ def _decode(raw: bytes) -> Mapping[str, Cached]:
         return {
             names.to_model(key).key: got
             for key, (text, etag, at) in rows
-            if (got := _sensible(str(text), str(etag), float(at))) is not None
+            if (got := _sensible(text, etag, at)) is not None
         }
     except (ValueError, TypeError, KeyError, AttributeError, WatchError) as error:
         raise kept.DamagedError(f"{type(error).__name__}: {error}") from None

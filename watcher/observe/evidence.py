@@ -303,9 +303,14 @@ class _Reader:
         born_ns = files.born(anchor.name, self.blobs)
         return record if record.is_of(*anchor.identity, born_ns) else None
 
+    def _named_length(self) -> int | None:
+        """The length that a manifest says, where a layer can have it."""
+        known = self.named_size is not None and 0 < self.named_size <= sidecars.LARGEST_LAYER
+        return self.named_size if known else None
+
     def _known_length(self, record: Remembered | None) -> tuple[int | None, str | None]:
-        if self.named_size is not None and 0 < self.named_size <= sidecars.LARGEST_LAYER:
-            return self.named_size, "manifest"
+        if (named := self._named_length()) is not None:
+            return named, "manifest"
         if record is not None and record.total is not None:
             return record.total, "memory"
         asked = registry_length(self.memory, self.digest, self.now)
@@ -392,11 +397,12 @@ class _Reader:
 
     def _of_transfer(self, found: Entry) -> Download:
         written = ((0, found.size),) if found.size and found.kind is Kind.FILE else ()
+        total = self._named_length()
         return self._base(
             data=found,
             transfer=True,
-            total=self.named_size,
-            total_from=None if self.named_size is None else "manifest",
+            total=total,
+            total_from=None if total is None else "manifest",
             trust=Trust(written, written, written),
         )
 

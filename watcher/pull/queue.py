@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from watcher import kept, names
+from watcher import checks, kept, names
 from watcher.errors import TargetError
 from watcher.observe import targets
 
@@ -40,6 +40,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 3600.0
 HOURLY = 3600.0
 _MOST_REASONS = 10
 _MOST_DONE = 100
+_LONGEST_MODEL = 1000
 
 
 class ItemState(enum.StrEnum):
@@ -447,10 +448,26 @@ def _decode(raw: bytes) -> Queue:
         for items in (line, done):
             _check(items, Item._fields, _KINDS)
             _check([item.trial for item in items if item.trial], Trial._fields, _TRIAL_KINDS)
+            _bound(items)
         line.sort(key=_RANK)
         return Queue(tuple(line), tuple(done), bool(document["paused"]))
     except (ValueError, TypeError, KeyError) as error:
         raise kept.DamagedError(f"{type(error).__name__}: {error}") from None
+
+
+def _bound(items: Sequence[Item]) -> None:
+    """Raise ValueError where a number or a name is beyond all reason."""
+    if not all(map(str.isprintable, map(_MODEL, items))):
+        raise ValueError("a model that has no name")
+    longest = max(map(len, map(_MODEL, items)), default=0)
+    levels = [abs(item.priority) for item in items]
+    tries = [item.trial.tries for item in items if item.trial]
+    times = [abs(at) for item in items for at in item[2:5] if at is not None]
+    times += [abs(item.trial.since) for item in items if item.trial]
+    if longest > _LONGEST_MODEL or max(levels, default=0) > _MOST_PRIORITY:
+        raise ValueError("a name, or a priority, that no model has")
+    if max(times, default=0.0) > checks.LAST_DAY or not 0 <= max(tries, default=0) < 1 << 31:
+        raise ValueError("a time, or a number of tries, that can't be")
 
 
 def _item(
@@ -472,7 +489,9 @@ def _trial(
         raise ValueError("no process has such a number")
     if (driver is None) is (state == ItemState.RUNNING):
         raise ValueError("what runs has a runner, and nothing else has one")
-    whys = tuple(Reason(float(at), str(why)) for at, why in reasons)
+    whys = tuple(
+        Reason(checks.seconds(at, checks.LAST_DAY), checks.text(why)) for at, why in reasons
+    )
     return Trial(ItemState(state), since, driver, tries, whys)
 
 
