@@ -414,13 +414,14 @@ def pull_models(
 @group.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("-y", "--yes", is_flag=True, help="Do it without asking.")
+@click.option("--offline", is_flag=True, help="Ask no registry.")
 @_json_option
 @click.pass_context
-def reset(given: click.Context, models: tuple[str, ...], yes: bool) -> Exit:
+def reset(given: click.Context, models: tuple[str, ...], yes: bool, offline: bool) -> Exit:
     """Forget a download and remove what there is of it."""
     from watcher.commands.reset import reset as body
 
-    return body(given.obj, models, yes=yes)
+    return body(given.obj, models, yes=yes, offline=offline)
 
 
 @group.command()

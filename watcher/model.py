@@ -554,6 +554,8 @@ class Evidence:
     scope: frozenset[str] | None = None
     #: User id that we act as.
     uid: int = 0
+    #: The models that a registry's manifest gives a blob which no manifest of the store names.
+    known_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Who has called us: printed commands are for that user.
     caller: Caller = _NOBODY
     quarantine: tuple[Kept, ...] = ()

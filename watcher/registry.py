@@ -61,6 +61,8 @@ class Answer(NamedTuple):
     raw: bytes | None
     #: Why it was not got from the registry just now; "" where it was.
     problem: str = ""
+    #: Nobody has answered.
+    silent: bool = False
 
 
 def cached(store: int) -> Mapping[str, Cached]:
@@ -84,10 +86,16 @@ def let_go() -> None:
     _decode.cache_clear()
 
 
-def known_layers(store: int) -> dict[str, KnownLayer]:
-    """By digest: a download whose model has no manifest yet is known by the one that was kept."""
+_NOTHING_MORE: Mapping[str, Cached] = MappingProxyType({})
+
+
+def known_layers(store: int, more: Mapping[str, Cached] = _NOTHING_MORE) -> dict[str, KnownLayer]:
+    """By digest: a download whose model has no manifest yet is known by the one that was kept.
+
+    `more`: what was heard and not kept, by `ModelName.key`.
+    """
     found: dict[str, KnownLayer] = {}
-    for key, each in cached(store).items():
+    for key, each in {**cached(store), **more}.items():
         shown = names.to_model(key).shown
         for digest, size in each.sizes.items():
             before = found.get(digest)
@@ -113,7 +121,7 @@ def manifest(
         found = fetch(model, known.etag if known else "", insecure=insecure)
     except OSError as error:
         why = f"{model.host} does not answer: {error.strerror or error}"
-        return Answer(known.raw.encode() if known else None, why)
+        return Answer(known.raw.encode() if known else None, why, silent=True)
     if found.status == 304 and known:
         return Answer(known.raw.encode())
     if found.status == 404:
@@ -367,6 +375,11 @@ def sizes(raw: bytes) -> dict[str, int]:
     if (total := sum(found.values())) > _MOST_BYTES:
         raise ValueError(f"{total} bytes together")
     return found
+
+
+def as_kept(raw: bytes, at: float) -> Cached:
+    """A manifest as it is kept. Raises ValueError for what is none."""
+    return _read(raw.decode("utf-8", "replace"), "", at)
 
 
 def _read(text: str, etag: str, at: float) -> Cached:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from watcher import advice, ollama, registry
@@ -34,6 +34,10 @@ class World:
     #: Bytes that a model's registry has of a digest, or None where it does not say so; OSError
     #: where it does not answer.
     registry_length: Callable[[ModelName, str], int | None] = registry.ask_length
+    #: A model's manifest from its registry, kept in the store behind a descriptor, if any is given.
+    registry_manifest: Callable[[int | None, ModelName], registry.Answer] = registry.manifest
+    #: What is known of layers that no manifest of the store behind a descriptor names.
+    known_layers: Callable[[int], Mapping[str, registry.KnownLayer]] = registry.known_layers
     #: False for who only reads: nothing at all is written to the store.
     keeps: bool = True
     #: Hands an event on to who listens, besides the logs.

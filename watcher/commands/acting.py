@@ -14,7 +14,8 @@ from types import FrameType
 
 from watcher import cycle
 from watcher.act import durability, refresh
-from watcher.commands.context import Context, complain
+from watcher.commands import lookup
+from watcher.commands.context import Context, complain, patience
 from watcher.decide import enough, remaining, verifying
 from watcher.errors import Exit, LockedError, WatchError, named
 from watcher.model import Consent, Plan, Policy, RefusalKind, Result, Verb
@@ -194,7 +195,14 @@ def act(
     """One acting command over all stores: what `policy` plans of the named, shown, asked, done."""
     codes = [Exit.HEALTHY]
     worlds = context.worlds(keeps=not dry_run, named=bool(named))
-    consent, meant = _meant(worlds, named, context.elsewhere)
+    problems: dict[str, str] = {}
+    if policy.online:
+        with patience("asking registries"):
+            looked = [lookup.look_up(world, named) for world in worlds]
+        worlds = [each.world for each in looked]
+        problems = {key: why for each in looked for key, why in each.problems.items()}
+    with lookup.blamed(problems):
+        consent, meant = _meant(worlds, named, context.elsewhere)
     for world in worlds:
         chosen = _Choice(context, consent, until_free, dry_run=dry_run, yes=yes)
         report = _until_quiet(context, world, policy, chosen, wait=wait and not dry_run)
@@ -292,7 +300,7 @@ def _meant(
 
     Raises TargetError.
     """
-    found = targets.find([world.store for world in worlds], named, elsewhere)
+    found = targets.find(worlds, named, elsewhere)
     return (cycle.everything, remaining.everything) if found is None else (found.of, found.meant)
 
 

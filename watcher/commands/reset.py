@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 from rich.filesize import decimal
 
 from watcher import names
-from watcher.commands.context import Context
-from watcher.errors import Exit
+from watcher.commands import lookup
+from watcher.commands.context import Context, patience
+from watcher.errors import Exit, TargetError
+from watcher.observe import targets
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
 from watcher.show import documents
 from watcher.show.lines import count
+from watcher.world import World
 
 _NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
 
 
-def reset(context: Context, models: tuple[str, ...], *, yes: bool) -> Exit:
-    """Forget downloads and remove what there is of them, after asking."""
+def reset(context: Context, models: tuple[str, ...], *, yes: bool, offline: bool) -> Exit:
+    """Forget downloads and remove what there is of them, after asking.
+
+    `offline`: no registry is asked which layers a model has.
+    """
+    for model in models:
+        names.to_model(model)
     store = context.only_place("a download is of one").path
+    problems: Mapping[str, str] = {}
+    if not offline:
+        with patience("asking registries"):
+            problems = lookup.look_up(World(store), models).problems
     manager = ModelDownloadManager(StoreFiles(store), policy=context.policy)
     done: list[documents.Reset] = []
     try:
@@ -29,6 +42,8 @@ def reset(context: Context, models: tuple[str, ...], *, yes: bool) -> Exit:
             size = sum(each["partial_size"] for each in found)
             shown = names.printable(model)
             if not found and before in _NOTHING_TO_RESET:
+                if before == "idle":
+                    _check_known(store, model, problems)
                 done.append(documents.Reset(model, before, (), 0))
                 _say(context, f"{shown}: nothing of a download is here")
                 continue
@@ -43,6 +58,18 @@ def reset(context: Context, models: tuple[str, ...], *, yes: bool) -> Exit:
         if context.json:
             context.document(documents.reset(store, done))
     return Exit.HEALTHY
+
+
+def _check_known(store: str, model: str, problems: Mapping[str, str]) -> None:
+    """Raise TargetError for a name that nothing knows."""
+    known = targets.known(store)
+    if any(names.to_model(each).key == names.to_model(model).key for each in known.models):
+        return
+    with lookup.blamed(problems):
+        raise TargetError(
+            f"nothing here knows a model of that name: {names.printable(model)}",
+            targets.perhaps(model, known.models) or "look at its spelling",
+        )
 
 
 def _say(context: Context, text: str) -> None:

@@ -414,19 +414,26 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
     for entry in evidence.census.unnamed:
         # As for `clean`: a time that we have set to keep it makes it no younger.
         young = evidence.now - entry.changed_at < policy.stale_after
+        waits = "a pull that is not finished may count on it" if young else ""
+        models = evidence.known_as.get(names.parse_blob(entry.name).digest, ())
         yield Finding(
             # The finished layers of a pull under way are nothing to worry about.
             Severity.INFO if young and pulling else Severity.WARNING,
             "blob_orphan",
             f"blobs/{entry.name}",
             f"no manifest names {entry.name[:19]}",
-            evidence="a pull that is not finished may count on it" if young else "",
+            evidence="; ".join(filter(None, (_layer_of(models), waits))),
             alone=_STARTS_DELETE,
             command=advice.watch(evidence, "clean", entry.name[:19])
             if _is_old_orphan(entry, evidence, policy)
             else "",
             sizes=sizes([entry]),
+            models=models,
         )
+
+
+def _layer_of(models: tuple[str, ...]) -> str:
+    return f"a layer of {', '.join(models[:3])}, whose manifest is not here" if models else ""
 
 
 def damage(odd: OddBlob) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from watcher import files, folders, names, registry, sidecars
+from watcher import files, folders, names, sidecars
 from watcher.memory import Memory, Remembered
 from watcher.model import (
+    BlobCensus,
     Download,
     Entry,
     Evidence,
@@ -85,9 +86,19 @@ def _observe(
         scope=scope,
         uid=os.geteuid(),
         caller=world.caller,
+        known_as=_known_as(world, store, census),
         quarantine=quarantine.kept(store, memory) if scope is None else (),
         pulling=_pulling(downloads, seen.holders, memory, scope),
     )
+
+
+def _known_as(world: World, store: int, census: BlobCensus) -> dict[str, tuple[str, ...]]:
+    """The models of blobs that no manifest here names, by digest, as far as registries told."""
+    if not census.unnamed:
+        return {}
+    layers = world.known_layers(store)
+    digests = {names.parse_blob(entry.name).digest for entry in census.unnamed}
+    return {digest: layers[digest].models for digest in digests & layers.keys()}
 
 
 def _of_disk(memory: Memory, boot: str) -> Memory:
@@ -158,7 +169,7 @@ def _downloads(
 ) -> list[Download]:
     if not found.downloads:
         return []
-    kept = registry.known_layers(store)
+    kept = world.known_layers(store)
     for digest in found.downloads.keys() & kept.keys():
         # Whoever has a registry can say anything of a digest: no length of it comes before others.
         found.named.add(digest, 0, kept[digest].models)

@@ -6,23 +6,27 @@ import contextlib
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
-from watcher import folders, memory, names
+from watcher import folders, memory, names, registry
 from watcher.errors import TargetError
 from watcher.model import Plan
 from watcher.observe import scan
+from watcher.world import World
 
 #: Fewer than four digits are more likely a slip than a digest.
 _DIGITS = re.compile(r"(?:sha256[:-])?([0-9a-fA-F]{4,64})(?:-partial(?:-[0-9]+)?|\.tmp)?")
 _MOST_NEAREST = 5
 
 
+Layers: TypeAlias = Callable[[int], Mapping[str, registry.KnownLayer]]
+
+
 class Known(NamedTuple):
     """What one store can be asked for."""
 
-    #: Shown model names to the digests that their manifests, or the memory, give them.
+    #: Shown model names to the digests that their manifests, a registry or the memory give them.
     models: dict[str, frozenset[str]]
     digests: frozenset[str]
 
@@ -46,7 +50,7 @@ class Targets(NamedTuple):
 
 
 def find(
-    stores: Sequence[str], wanted: Sequence[str], elsewhere: Sequence[Known] = ()
+    worlds: Sequence[World], wanted: Sequence[str], elsewhere: Sequence[Known] = ()
 ) -> Targets | None:
     """The targets of a command over some stores; None where all is meant.
 
@@ -54,7 +58,10 @@ def find(
 
     Raises TargetError for what no store knows, and for a digest's beginning that several have.
     """
-    return among([*map(known, stores), *elsewhere], wanted) if wanted else None
+    if not wanted:
+        return None
+    here = [known(world.store, world.known_layers) for world in worlds]
+    return among([*here, *elsewhere], wanted)
 
 
 def among(known: Sequence[Known], wanted: Sequence[str]) -> Targets:
@@ -68,8 +75,11 @@ def among(known: Sequence[Known], wanted: Sequence[str]) -> Targets:
     return Targets(frozenset(models), frozenset(digests))
 
 
-def known(path: str) -> Known:
-    """What is in a store; nothing where it can't be read: the look that follows says why."""
+def known(path: str, layers: Layers = registry.known_layers) -> Known:
+    """What is in a store; nothing where it can't be read: the look that follows says why.
+
+    `layers` says what else is known of models, whose manifests are not there.
+    """
     models: dict[str, frozenset[str]] = {}
     digests: set[str] = set()
     with contextlib.suppress(OSError), folders.opened_store(path) as store:
@@ -83,6 +93,9 @@ def known(path: str) -> Known:
         for key, record in memory.load(store).downloads.items():
             for shown in record.models:
                 models[shown] = models.get(shown, frozenset()) | {key.removesuffix(".tmp")}
+        for digest, layer in layers(store).items():
+            for shown in layer.models:
+                models[shown] = models.get(shown, frozenset()) | {digest}
         with folders.opened_blobs(store, foreign_too=True) as blobs:
             digests |= {names.parse_blob(name).digest for name in os.listdir(blobs)} - {""}
     return Known(models, frozenset(digests))
@@ -129,7 +142,7 @@ def _nearest(text: str, start: str, known: Iterable[Known], digests: Iterable[st
         cut = {digest[: len(start)]: digest for digest in sorted(digests)}
         close = difflib.get_close_matches(start, cut, n=_MOST_NEAREST, cutoff=0.6)
         near.extend(names.short(cut[each]) for each in close)
-    unknown = "a download without a model is named by its digest: see ollama-watch audit"
+    unknown = "`repair MODEL` asks the registry of a model; a digest is as `audit` shows it"
     return _perhaps(near, models) or unknown
 
 

@@ -11,6 +11,7 @@ from watcher import cycle, files, memory
 from watcher.errors import Exit, TargetError
 from watcher.model import Policy
 from watcher.observe import targets
+from watcher.world import World
 
 
 def alike(store: Store, *names: str) -> list[str]:
@@ -24,7 +25,7 @@ def alike(store: Store, *names: str) -> list[str]:
 def refused(store: Store, text: str) -> tuple[str, str]:
     """What is said of words that mean nothing, or too much."""
     with pytest.raises(TargetError) as told:
-        targets.find([str(store.path)], [text])
+        targets.find([World(str(store.path))], [text])
     assert told.value.exit_code is Exit.USAGE
     return told.value.message, told.value.next_step
 
@@ -35,7 +36,7 @@ def refused(store: Store, text: str) -> tuple[str, str]:
 )
 def test_a_model_is_meant_as_people_write_it(models: Store, text: str) -> None:
     digest = models.model("llama3/latest")
-    found = targets.find([str(models.path)], [text])
+    found = targets.find([World(str(models.path))], [text])
     assert found == targets.Targets(frozenset({"llama3:latest"}), frozenset({digest}))
 
 
@@ -44,12 +45,12 @@ def test_a_digest_is_meant_by_its_name_and_by_its_beginning(models: Store, text:
     models.model()
     digest = models.broken("0:1")
     for digits in (digest, digest.upper()):
-        found = targets.find([str(models.path)], [text.format(digits)])
+        found = targets.find([World(str(models.path))], [text.format(digits)])
         assert found == targets.Targets(frozenset(), frozenset({digest}))
 
 
 def test_nothing_named_means_all() -> None:
-    assert targets.find(["/nowhere"], []) is None
+    assert targets.find([World("/nowhere")], []) is None
 
 
 def test_a_model_that_only_the_memory_gives_a_download(models: Store) -> None:
@@ -59,7 +60,7 @@ def test_a_model_that_only_the_memory_gives_a_download(models: Store) -> None:
         known = memory.load(store)
         record = replace(known.downloads[digest], models=("qwen:4b",))
         memory.save(store, replace(known, downloads={digest: record}))
-    found = targets.find([str(models.path)], ["qwen:4b"])
+    found = targets.find([World(str(models.path))], ["qwen:4b"])
     assert found is not None
     assert found.digests == {digest}
 
@@ -88,7 +89,7 @@ def test_an_unknown_digest_is_told_with_the_nearest(models: Store) -> None:
 
 
 def test_a_store_without_models_says_how_its_downloads_are_named(models: Store) -> None:
-    assert "ollama-watch audit" in refused(models, "llama3")[1]
+    assert "`repair MODEL`" in refused(models, "llama3")[1]
 
 
 def test_fewer_than_four_digits_are_no_digest(models: Store) -> None:

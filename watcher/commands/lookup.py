@@ -1,0 +1,91 @@
+"""Which layers a model has, asked of its registry by the model's name, and kept for all to read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+from watcher import folders, names, registry
+from watcher.errors import TargetError, WatchError
+from watcher.names import ModelName
+from watcher.observe import scan, targets
+from watcher.pull import queue
+from watcher.world import World
+
+#: What was heard within that time is not asked again.
+_FRESH_SECONDS = 3600.0
+
+
+class Looked(NamedTuple):
+    """A store, known with what was heard; and why nothing was, by the model's key."""
+
+    world: World
+    problems: Mapping[str, str]
+
+
+def look_up(world: World, wanted: Iterable[str]) -> Looked:
+    """Ask about the models among `wanted`, as people name them, and know what their layers are.
+
+    Where nothing is wanted but downloads lie there that nobody knows: about all models that the
+    store and its queue name. What is heard is kept in the store, unless it is only looked at.
+    """
+    typed = [model for text in wanted if (model := names.parse_model(text)) is not None]
+    heard: dict[str, registry.Cached] = {}
+    problems: dict[str, str] = {}
+    silent: set[str] = set()
+    with contextlib.suppress(OSError), folders.opened_store(world.store) as store:
+        before = registry.cached(store)
+        for model in dict.fromkeys(_unsure(world.store, store, typed)):
+            known = before.get(model.key)
+            if known is not None and 0 <= world.clock() - known.at < _FRESH_SECONDS:
+                continue
+            if model.host in silent:
+                problems[model.key] = f"{model.host} does not answer"
+                continue
+            answer = world.registry_manifest(store if world.keeps else None, model)
+            if answer.problem:
+                problems[model.key] = answer.problem
+            if answer.problem and answer.silent:
+                silent.add(model.host)
+            if answer.raw is not None:
+                heard[model.key] = registry.as_kept(answer.raw, world.clock())
+    layers = partial(registry.known_layers, more=heard)
+    return Looked(replace(world, known_layers=layers), problems)
+
+
+def _unsure(path: str, store: int, typed: list[ModelName]) -> Iterator[ModelName]:
+    """The models whose layers may lie there without a name.
+
+    Of those that are typed, all that nothing here knows; and where there are downloads that nobody
+    knows, the others, too. Without any, all models of the queue and of the store then.
+    """
+    known = targets.known(path)
+    here = {shown.lower() for shown in known.models}
+    nameless = not scan.unfinished(store) <= frozenset().union(*known.models.values())
+    if typed:
+        yield from (each for each in typed if nameless or each.key not in here)
+        return
+    line: Iterable[queue.Item] = ()
+    with contextlib.suppress(WatchError):
+        line = queue.FILE.read(store).line if nameless else ()
+    for shown in (*(item.model for item in line), *(known.models if nameless else ())):
+        model = names.parse_model(shown)
+        if model is not None:
+            yield model
+
+
+@contextlib.contextmanager
+def blamed(problems: Mapping[str, str]) -> Iterator[None]:
+    """Say of a name that nothing knows what its registry has said, too."""
+    try:
+        yield
+    except TargetError as error:
+        # The sentence ends in the name that means nothing.
+        model = names.parse_model(error.message.rpartition(": ")[2])
+        why = "" if model is None else problems.get(model.key, "")
+        if not why:
+            raise
+        raise TargetError(f"{error.message}; {why}", error.next_step) from None
