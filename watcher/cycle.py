@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence, Set
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from watcher import advice, folders, memory, names, ours
-from watcher.decide import judge, learn, plan
+from watcher.decide import judge, learn, plan, safety
 from watcher.errors import NoPermissionError
 from watcher.events import Event
 from watcher.journal import Journal, locked
@@ -21,12 +24,11 @@ from watcher.model import (
     Outcome,
     Plan,
     Policy,
-    ServerState,
     Verb,
     Verdict,
 )
 from watcher.observe import evidence as look
-from watcher.observe import holders, place
+from watcher.observe import place
 from watcher.world import World
 
 if TYPE_CHECKING:
@@ -92,7 +94,8 @@ def cycle(
 
     `scope`: the digests to look at; None for the whole store. A world that does not keep anything
     (``world.keeps``) is only looked at. `first_look`: tell every unfinished download, known or not.
-    `stop` says when to hash no more; what was hashed by then is remembered.
+    `stop` says when to hash no more and to begin no further act; what was done by then is
+    remembered. ctrl-C and SIGTERM wait for the act under way, where nothing else waits for them.
     `past`: what the caller remembers, for a store that nothing can be written down in. `ended`:
     digests whose data somebody has just closed after writing.
     Raises LockedError where somebody else acts for longer than `lock_seconds`, NoPermissionError
@@ -141,9 +144,10 @@ def cycle(
 
         room.set_aside(store)
         journal = Journal(store, policy, world)
-        stuck = _recover_under_lock(world, store, journal)
+        stuck = _recover_under_lock(world, policy, store, journal)
         known = _with_answers(world, _or_told(journal.recall(), past), unkept)
-        if known != now.known or world.clock() - looked_at > _LATE_SECONDS:
+        late = journal.events or world.clock() - looked_at > _LATE_SECONDS
+        if late or known != now.known:
             # Somebody else has learnt or acted meanwhile: what was seen before is an old story.
             now = decide(known)._replace(plan=now.plan)
         journal.tell_hashed(answers)
@@ -151,7 +155,8 @@ def cycle(
         known = journal.learn(known, now.evidence, now.verdict, first_look=first_look, ended=ended)
         outcomes: tuple[Outcome, ...] = ()
         if agreed.actions and not stuck:
-            now, outcomes = _act(world, policy, store, journal, now, known, agreed, decide)
+            acting = _Acting(world, policy, store, journal, stop)
+            now, outcomes = _act(acting, now, known, agreed, decide)
         known = journal.recall()
     return Report(
         now.evidence,
@@ -251,11 +256,18 @@ def _settle(
     return now, done.plan, done.outcomes
 
 
+class _Acting(NamedTuple):
+    """What is acted with."""
+
+    world: World
+    policy: Policy
+    store: int
+    journal: Journal
+    stop: Callable[[], bool]
+
+
 def _act(
-    world: World,
-    policy: Policy,
-    store: int,
-    journal: Journal,
+    acting: _Acting,
     now: _Decided,
     known: Memory,
     agreed: Plan,
@@ -264,27 +276,63 @@ def _act(
     """Do what was agreed to, look at what has come of it, and learn that; under the lock."""
     from watcher.act import apply, room
 
+    world, policy, store, journal, stop = acting
     note = now.evidence.boot if _claims_first(policy, now) else ""
     foreseen = learn.foresee(known, agreed, world.clock(), note)
     mends = any(each.verb is Verb.WRITE_SIDECARS for each in agreed.actions)
-    saved = journal.save(foreseen)
-    if mends and not saved and not (room.give(store) and journal.save(foreseen)):
-        # Without a memory a repair could not be told from the server's own work.
-        agreed = agreed.filtered(lambda each: each.verb is not Verb.WRITE_SIDECARS)
-    # Plans are compared that were made with the same memory.
-    outcomes = apply.apply(
-        world,
-        store,
-        agreed,
-        lambda within: look.observe(world, policy, now.known, within),
-        lambda: decide(now.known)[:3],
-        journal,
-        journal.remember,
-    )
-    learnt = learn.retract(journal.recall(), known, outcomes)
+    with _signals_wait(stop) as stopped:
+        saved = journal.save(foreseen)
+        if mends and not saved and not (room.give(store) and journal.save(foreseen)):
+            # Without a memory a repair could not be told from the server's own work.
+            agreed = agreed.filtered(lambda each: each.verb is not Verb.WRITE_SIDECARS)
+        # Plans are compared that were made with the same memory.
+        outcomes = apply.apply(
+            world,
+            store,
+            agreed,
+            lambda within: look.observe(world, policy, now.known, within),
+            lambda: decide(now.known)[:3],
+            journal,
+            journal.remember,
+            stopped,
+        )
+        learnt = learn.retract(journal.recall(), known, agreed, outcomes)
+        if stopped():
+            # Another look at a large store takes time that nobody has; the next run makes it.
+            journal.save(learn.forget(learnt, outcomes))
+            return now, outcomes
     after = decide(learnt)._replace(plan=now.plan)
     journal.learn(learn.forget(learnt, outcomes), after.evidence, after.verdict)
     return after, outcomes
+
+
+@contextlib.contextmanager
+def _signals_wait(stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+    """Have ctrl-C and SIGTERM end the block between two acts, and take effect then.
+
+    A handler of somebody else's stays, and so does a second ctrl-C. Only the main thread may.
+    """
+    came: list[int] = []
+    usual: dict[signal.Signals, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    ours = threading.current_thread() is threading.main_thread()
+    waiting = [each for each in usual if ours and signal.getsignal(each) is usual[each]]
+
+    def note(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(number, usual[signal.Signals(number)])
+
+    for each in waiting:
+        signal.signal(each, note)
+    try:
+        yield lambda: bool(came) or stop()
+    finally:
+        for each in waiting:
+            signal.signal(each, usual[each])
+    if came:
+        signal.raise_signal(came[0])
 
 
 def _new_questions(agreed: Plan, asked: Set[tuple[Verb, str]]) -> list[Action]:
@@ -298,19 +346,19 @@ def _recover(world: World, policy: Policy, lock_seconds: float) -> tuple[Event, 
 
     try:
         with folders.opened_store(world.store) as store:
-            if not moves.unfinished(store):
+            if not moves.unfinished(world, store):
                 return ()
             with locked(store, lock_seconds):
                 journal = Journal(store, policy, world)
                 # What is stuck is told by the second try, under the lock that acts.
-                _recover_under_lock(world, store, journal, tell_stuck=False)
+                _recover_under_lock(world, policy, store, journal, tell_stuck=False)
                 return journal.events
     except OSError:
         return ()  # the look that follows says what is wrong with the folder
 
 
 def _recover_under_lock(
-    world: World, store: int, journal: Journal, *, tell_stuck: bool = True
+    world: World, policy: Policy, store: int, journal: Journal, *, tell_stuck: bool = True
 ) -> tuple[str, ...]:
     """The same where the lock is held: whatever is unfinished now, nobody is at work on any more.
 
@@ -318,12 +366,13 @@ def _recover_under_lock(
     """
     from watcher.act import moves
 
-    if not moves.unfinished(store):
+    if not moves.unfinished(world, store):
         return ()
-    seen = holders.see(world, (), network=False, writers_visible=False, ours_only=True)
-    if any(each.state is ServerState.STARTING for each in seen.servers):
-        return ("a server is starting: what a kill has left is finished later",)
-    done, stuck = moves.recover(world, store)
+    seen = look.observe(world, policy, journal.recall(), frozenset())
+    why = safety.store_forbids(seen)
+    if why is not None:
+        return (f"what a kill has left waits: {why[1]}",)
+    done, stuck = moves.recover(world, store, journal.recall())
     for each in done:
         journal(Event(world.clock(), "recovered", each))
     for each in stuck if tell_stuck else ():

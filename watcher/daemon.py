@@ -144,6 +144,7 @@ class _Service:
                 first_look=first,
                 past=self._memory,
                 ended=wakes.ended(),
+                stop=wakes.is_stopped,
             )
         except (LockedError, RefusedError) as error:
             if not self._begun:

@@ -29,6 +29,9 @@ from watcher import flocks, stopping
 from watcher.errors import WatchError
 
 #: Of what is made for ``blobs/``: the mode that the server gives its own files there.
+#: What says that a file system has no hard links.
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+
 FILE_MODE = 0o644
 _NO_REPLACE = 1
 #: So much is read at once to find where a half line begins.
@@ -334,6 +337,21 @@ def create(
     _create_some({name: data}, parent, owner, mode, durable=durable)
 
 
+def create_like(
+    name: str, parent: int, data: bytes, owner: tuple[int, int], like: tuple[int, int]
+) -> None:
+    """Make a copy of a small file of the store, with the mode and modification time of `like`."""
+    create(name, parent, data, owner, durable=False)
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        mode, at_ns = like
+        os.fchmod(fd, mode)
+        os.utime(fd, ns=(at_ns, at_ns))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def create_all(
     contents: Mapping[str, bytes],
     parent: int,
@@ -504,8 +522,22 @@ def move(name: str, parent: int, new_name: str, new_parent: int, *, private: boo
             raise OSError(code, os.strerror(code), name)
     # The file system has no such rename: a second name first (it fails where one exists), then
     # the old name goes.
-    second_name(name, parent, new_name, new_parent)
-    os.unlink(name, dir_fd=parent)
+    try:
+        second_name(name, parent, new_name, new_parent)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        _move_after_a_look(name, parent, new_name, new_parent)
+    else:
+        os.unlink(name, dir_fd=parent)
+
+
+def _move_after_a_look(name: str, parent: int, new_name: str, new_parent: int) -> None:
+    """Rename where there are no second names either: all that can be done is to look first."""
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(new_name, dir_fd=new_parent, follow_symlinks=False)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
+    os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
 
 
 def replace(name: str, parent: int, new_name: str, new_parent: int) -> None:

@@ -356,6 +356,13 @@ class Kept(NamedTuple):
     there: Entry | None = None
 
 
+class OddIntent(NamedTuple):
+    """An act that was begun, they say, and that is not believed: its path below the store."""
+
+    path: str
+    why: str
+
+
 class BlobCensus(NamedTuple):
     """``blobs/`` and ``manifests/``: the healthy are counted, the oddities kept."""
 
@@ -559,6 +566,8 @@ class Evidence:
     #: Who has called us: printed commands are for that user.
     caller: Caller = _NOBODY
     quarantine: tuple[Kept, ...] = ()
+    #: What is not believed among the intents that a kill has left.
+    intents: tuple[OddIntent, ...] = ()
     #: Downloads (by key) that a server is at work on, those outside of the scope as remembered.
     pulling: frozenset[str] = frozenset()
 
@@ -773,6 +782,7 @@ class RefusalKind(enum.StrEnum):
     UNKNOWN = "unknown"
     PERMISSION = "permission"
     ROOM = "room"
+    STOPPED = "stopped"
 
 
 class Refusal(NamedTuple):

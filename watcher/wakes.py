@@ -97,6 +97,10 @@ class Wakes:
         self._stopped = True
         self._ring()
 
+    def is_stopped(self) -> bool:
+        """Whether the iteration is to end."""
+        return self._stopped
+
     def wake(self, scope: Scope) -> None:
         """Look at a scope soon. Safe in a signal handler and in any thread."""
         if scope is None:

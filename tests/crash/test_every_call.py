@@ -146,8 +146,8 @@ def assert_nothing_lost(store: Store, files: set[int], where: str) -> None:
         if (intent / "decided").exists():
             continue
         if any((intent / "out").glob("*")):
-            takes = json.loads((intent / "intent.json").read_bytes())["takes"]
-            wanted = {entry["inode"] for entry in takes}
+            listed = json.loads((intent / "intent.json").read_bytes())["files"]
+            wanted = {inode for *_, inode, taken in listed if taken}
             assert wanted <= files, where
             assert wanted <= inodes(store.path), f"{where}: lost before it was decided"
 

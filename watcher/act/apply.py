@@ -34,14 +34,14 @@ Decided: TypeAlias = tuple[Evidence, Verdict, Plan]
 #: A look at the downloads of some digests, or, for None, at the whole store.
 Look: TypeAlias = Callable[[frozenset[str] | None], Evidence]
 
-#: Files of an intent that go together; before each batch the plan is made anew. The first is small,
-#: since on a full disk its intent has to fit into what is set aside, and each makes room for one
-#: ten times larger.
+#: What goes together; before each batch the plan is made anew. The first is small, since on a full
+#: disk its intents have to fit into what is set aside, and each makes room for one ten times
+#: larger. Files share an intent; downloads have one each, and share the wait and the looks.
 FIRST_BATCH, BATCH = 100, 10_000
+FIRST_DOWNLOADS, DOWNLOADS = 10, 1_000
 
-_IN_BATCHES = frozenset(
-    {Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.REFRESH, Verb.QUARANTINE_BLOB}
-)
+_FILES = frozenset({Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.REFRESH, Verb.QUARANTINE_BLOB})
+_DOWNLOADS = frozenset({Verb.WRITE_SIDECARS, Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
 
 
 def apply(
@@ -52,15 +52,18 @@ def apply(
     decide: Callable[[], Decided],
     tell: Callable[..., None],
     remember: Callable[[Mapping[str, Touched]], bool],
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Outcome, ...]:
     """Do what was agreed to, as far as a plan made anew still has it on the very same files.
 
     The lock is held. `look` looks at the store; `decide` does, judges and plans; `tell` writes
     events; `remember` keeps the own times of files whose times are about to be set, and says if
-    it could.
+    it could; `stop` says when to begin nothing more: what has no outcome was not begun.
     """
     outcomes: list[Outcome] = []
     for batch in _batches(agreed.actions):
+        if stop():
+            break
         # Times may be set at any moment, whatever else has changed.
         timeless = batch[0].verb is Verb.REFRESH
         if timeless:
@@ -73,7 +76,7 @@ def apply(
         gone = [action for action in batch if _essence(action) not in fresh]
         undone = _no_longer(gone, planned) if gone else []
         tell(*(learn.begun(action, world.clock()) for action in still))
-        ended = _do(world, store, still, seen, look)
+        ended = _do(world, store, still, seen, look, stop)
         # What somebody else has done meanwhile was not begun here, and is told by who has done it.
         worth_telling = (each for each in undone if not _is_overtaken(each))
         tell(*(learn.ended(outcome, world.clock()) for outcome in (*worth_telling, *ended)))
@@ -82,14 +85,24 @@ def apply(
 
 
 def _batches(actions: Sequence[Action]) -> Iterator[list[Action]]:
-    """Downloads one by one, since each has its guard; single files by the thousands."""
-    for verb, alike in groupby(actions, key=lambda action: action.verb):
+    """What is done together: downloads by the hundreds, single files by the thousands."""
+    for key, alike in groupby(actions, key=lambda action: (action.verb, _is_transfer(action))):
         rest = list(alike)
-        size, growth = (FIRST_BATCH, 10) if verb in _IN_BATCHES else (1, 1)
+        size, most = _sizes(*key)
         while rest:
             yield rest[:size]
             rest = rest[size:]
-            size = min(size * growth, BATCH)
+            size = min(size * 10, most)
+
+
+def _sizes(verb: Verb, is_transfer: bool) -> tuple[int, int]:
+    if verb in _FILES:
+        return FIRST_BATCH, BATCH
+    return (FIRST_DOWNLOADS, DOWNLOADS) if verb in _DOWNLOADS and not is_transfer else (1, 1)
+
+
+def _is_transfer(action: Action) -> bool:
+    return action.expects[0].name == names.transfer(action.subject)
 
 
 def _essence(action: Action) -> tuple[object, ...]:
@@ -106,23 +119,36 @@ def _do(
     batch: list[Action],
     seen: Evidence,
     look: Look,
+    stop: Callable[[], bool],
 ) -> list[Outcome]:
     if not batch:
         return []
-    if batch[0].verb in (Verb.RESTORE, Verb.PURGE):
+    verb = batch[0].verb
+    if verb in (Verb.RESTORE, Verb.PURGE):
         return [_leave_quarantine(store, action, seen.place.blobs) for action in batch]
-    change = _change(batch, seen)
+    together = [batch] if verb in _FILES else [[action] for action in batch]
+    changes = [_change(actions, seen) for actions in together]
 
     def confirm(moved: Collection[Entry]) -> Mapping[str, ChangedError]:
-        return _must_stay(batch[0].verb, moved, look)
+        return _must_stay(verb, moved, look)
+
+    def carry_out(some: Sequence[moves.Change]) -> Sequence[moves.Answer]:
+        return moves.carry_out(world, store, some, confirm, stop)
 
     try:
-        changed = room.with_room(store, lambda: moves.carry_out(world, store, change, confirm))
-    except ChangedError as error:
-        return [_refused(action, error) for action in batch]
+        answers = room.with_room(store, changes, carry_out)
     except OSError as error:
-        return [_failed(action, error) for action in batch]
-    return [_outcome(action, changed, alone=len(batch) == 1) for action in batch]
+        answers = [error] * len(changes)
+    answered = zip(together, answers, strict=True)
+    return [outcome for actions, answer in answered for outcome in _outcomes(actions, answer)]
+
+
+def _outcomes(actions: list[Action], answer: moves.Answer) -> list[Outcome]:
+    if isinstance(answer, ChangedError):
+        return [_refused(action, answer) for action in actions]
+    if isinstance(answer, OSError):
+        return [_failed(action, answer) for action in actions]
+    return [_outcome(action, answer, alone=len(actions) == 1) for action in actions]
 
 
 def _must_stay(verb: Verb, moved: Collection[Entry], look: Look) -> dict[str, ChangedError]:
@@ -198,11 +224,10 @@ def _leave_quarantine(store: int, action: Action, blobs: tuple[int, int]) -> Out
 def _change(batch: list[Action], seen: Evidence) -> moves.Change:
     first = batch[0]
     entries = tuple(entry for action in batch for entry in action.expects)
-    keeps = first.verb is Verb.QUARANTINE_BLOB
-    alone = keeps or first.expects[0].name == names.transfer(first.subject)
-    in_parts = first.verb not in _IN_BATCHES and not alone
+    in_parts = first.verb in _DOWNLOADS and not _is_transfer(first)
+    alone = safety.alone(seen)
     return moves.Change(
-        verb=first.verb.value,
+        verb=first.verb,
         expects=entries,
         takes=first.surplus if first.verb is Verb.WRITE_SIDECARS else entries,
         writes={
@@ -210,9 +235,10 @@ def _change(batch: list[Action], seen: Evidence) -> moves.Change:
         },
         digest=first.subject if in_parts else "",
         wait_seconds=first.wait_seconds,
-        keeps=keeps,
         owner=(first.expects[0].uid, first.expects[0].gid),
         blobs=seen.place.blobs,
+        alone=alone,
+        loose=alone and safety.is_loose(seen.place),
     )
 
 
@@ -254,7 +280,7 @@ def _is_overtaken(outcome: Outcome) -> bool:
 
 
 def _refused(action: Action, error: ChangedError) -> Outcome:
-    kind = RefusalKind.HELD if isinstance(error, moves.HeldError) else RefusalKind.CHANGED
+    kind = getattr(error, "kind", RefusalKind.CHANGED)
     refusal = Refusal(
         kind,
         action.subject,

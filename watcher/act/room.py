@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from watcher import files, ours
@@ -18,18 +18,35 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _T = TypeVar("_T")
 
 
-def with_room(store: int, act: Callable[[], _T]) -> _T:
-    """Do an act; where the disk is full, once more in the room that was set aside before."""
-    with ours.opened(store) as folder:
-        try:
-            return act()
-        except OSError as error:
-            again = error.errno in _FULL and not isinstance(error, moves.CutShortError)
-            if not again or not _give(folder):
-                raise
-            return act()
-        finally:
-            _set_aside(folder)
+def with_room(
+    store: int, changes: Sequence[_T], act: Callable[[Sequence[_T]], Sequence[moves.Answer]]
+) -> list[moves.Answer]:
+    """Do changes; those for which the disk was full once more, in the room that was set aside.
+
+    Each that is done makes room for others, so it goes on as long as one is.
+    """
+    answers = list(act(changes))
+    full = _full(answers)
+    if full and give(store):
+        while full:
+            again = act([changes[at] for at in full])
+            for at, answer in zip(full, again, strict=True):
+                answers[at] = answer
+            still = _full(answers)
+            full = still if len(still) < len(full) else []
+    set_aside(store)
+    return answers
+
+
+def _full(answers: Sequence[moves.Answer]) -> list[int]:
+    """The numbers of those for which the disk was full."""
+    return [
+        at
+        for at, answer in enumerate(answers)
+        if isinstance(answer, OSError)
+        and answer.errno in _FULL
+        and not isinstance(answer, moves.CutShortError)
+    ]
 
 
 def set_aside(store: int) -> None:

@@ -25,6 +25,8 @@ from watcher.world import World
 
 #: The server's start waits for `prepare` no longer than this.
 PREPARE_SECONDS = 20
+#: In the last of them nothing more is begun: they are for what was begun by then.
+_PREPARE_ENDS_SECONDS = 5.0
 _PREPARE_LOCK_SECONDS = 5.0
 _REFRESH_LOCK_SECONDS = 1.0
 #: What is done by them mends nothing.
@@ -137,7 +139,12 @@ def prepare(context: Context) -> Exit:
         with _limited(until):
             for world in worlds:
                 _keep_wanted(world, policy)
-                report = cycle.cycle(world, policy, lock_seconds=_PREPARE_LOCK_SECONDS)
+                report = cycle.cycle(
+                    world,
+                    policy,
+                    lock_seconds=_PREPARE_LOCK_SECONDS,
+                    stop=lambda: time.monotonic() >= until - _PREPARE_ENDS_SECONDS,
+                )
                 if context.json:
                     context.document(documents.acting("prepare", report))
                 elif not context.quiet and (report.outcomes or report.troubles):

@@ -279,6 +279,7 @@ def of_store(
             alone="a start of a server on one store deletes what only the other's manifests name",
             sizes=sizes(evidence.census.elsewhere),
         )
+    yield from _foreign_intents(evidence)
     ours = [server for server in evidence.servers if server.ours]
     if len(ours) > 1:
         pids = ", ".join(str(server.pid) for server in ours)
@@ -324,6 +325,25 @@ def _state(evidence: Evidence) -> Iterator[Finding]:
         alone="nothing: the server ignores it",
         command=advice.shell(evidence, "chown", "-hR", f"{user}:{group}", path_of(evidence, OURS)),
     )
+
+
+def _foreign_intents(evidence: Evidence) -> Iterator[Finding]:
+    """Acts that ollama-watch has not begun so, whoever says it has; they are kept for a look."""
+    place = evidence.place
+    for odd in evidence.intents:
+        aside = odd.path.replace("/intents/", "/foreign-intent-")
+        yield Finding(
+            Severity.WARNING,
+            "store_foreign_intent",
+            odd.path,
+            f"{odd.path} is not an act that ollama-watch began: {odd.why}",
+            evidence="nothing in it is carried out, put back or removed",
+            command=advice.shell(
+                evidence,
+                *("mv", "-n", f"{place.path}/{odd.path}", f"{place.path}/{aside}"),
+                owner=place.owner,
+            ),
+        )
 
 
 def lacking(judged: Iterable[Judged]) -> int:

@@ -210,17 +210,20 @@ def foresee(memory: Memory, plan: Plan, now: float, note: str) -> Memory:
     return replace(memory, downloads=records)
 
 
-def retract(now: Memory, before: Memory, outcomes: Iterable[Outcome]) -> Memory:
-    """The memory without what was foreseen of repairs that did not come about.
+def retract(now: Memory, before: Memory, plan: Plan, outcomes: Iterable[Outcome]) -> Memory:
+    """The memory without what was foreseen of repairs of a plan that did not come about.
 
     What has failed may have been decided all the same, and is finished by the next run.
     """
     records = dict(now.downloads)
-    for outcome in outcomes:
-        action = outcome.action
+    begun = {
+        outcome.action.subject
+        for outcome in outcomes
+        if outcome.action.verb is Verb.WRITE_SIDECARS and outcome.result is not Result.REFUSED
+    }
+    for action in plan.actions:
         was = before.downloads.get(action.subject)
-        undone = outcome.result is Result.REFUSED
-        if undone and action.verb is Verb.WRITE_SIDECARS and was is not None:
+        if action.verb is Verb.WRITE_SIDECARS and action.subject not in begun and was is not None:
             records[action.subject] = was
     return replace(now, downloads=records)
 

@@ -18,6 +18,7 @@ from watcher.model import (
     Evidence,
     Holder,
     Judged,
+    Place,
     Refusal,
     RefusalKind,
     ServerState,
@@ -29,6 +30,11 @@ from watcher.model import (
 GUARD_SECONDS = 2.0
 _SETTING = "set writers_visible = true in the settings"
 STOP = "stop the server (systemctl stop ollama) and end other ollama processes"
+
+#: File systems without hard links: the sidecar in the guard's place can only be kept as a copy.
+_NO_LINKS = frozenset({"vfat", "msdos", "exfat"})
+#: A file that is moved, or read again, may have another inode there.
+_LOOSE = _NO_LINKS | {"overlay", "cifs", "smb3", "smbfs", "vboxsf", "fuseblk", "fuse"}
 
 
 class Why(NamedTuple):
@@ -61,6 +67,32 @@ def guard_seconds(evidence: Evidence) -> float:
     """How long the guard waits for a server that has read the sidecars already."""
     unseen = evidence.view.sight is Sight.PARTIAL
     return GUARD_SECONDS if evidence.servers or unseen else 0.0
+
+
+def alone(evidence: Evidence) -> bool:
+    """Whether no process of Ollama's runs, and none can be unseen."""
+    seen = evidence.view.sight is Sight.FULL
+    return seen and not (evidence.servers or evidence.others)
+
+
+def is_loose(place: Place) -> bool:
+    """Whether a file may have another inode once it was moved, or is read again."""
+    return place.file_system in _LOOSE or place.file_system.startswith("fuse.")
+
+
+def _links_forbid(judged: Judged, evidence: Evidence) -> Why | None:
+    """Without hard links a guard takes a sidecar's place safely only while nobody else acts."""
+    place = evidence.place
+    guarded = names.sidecar(judged.digest, 0) in (each.name for each in judged.download.entries)
+    if place.file_system not in _NO_LINKS or not guarded or alone(evidence):
+        return None
+    why = (
+        f"{place.file_system} has no hard links: files are changed only while no process of "
+        "Ollama's runs and every process can be seen"
+    )
+    if evidence.servers or evidence.others:
+        return Why(RefusalKind.SERVER_RUNS, why, STOP)
+    return Why(RefusalKind.SIGHT, f"{why}, and {evidence.view.why}", sees_more(evidence))
 
 
 def why_not_take(judged: Judged, evidence: Evidence) -> Why | None:
@@ -123,7 +155,7 @@ def _until_closed(holder: Holder, evidence: Evidence) -> str:
 
 
 def _why_not(judged: Judged, evidence: Evidence, needed: float, enough_sight: bool) -> Why | None:
-    unsafe = store_forbids(evidence)
+    unsafe = store_forbids(evidence) or _links_forbid(judged, evidence)
     if unsafe is not None:
         return unsafe
     if judged.quiet < needed:

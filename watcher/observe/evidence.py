@@ -24,7 +24,7 @@ from watcher.model import (
     Sidecar,
     Trust,
 )
-from watcher.observe import holders, parts, place, quarantine, scan, sharing
+from watcher.observe import holders, intents, parts, place, quarantine, scan, sharing
 from watcher.observe.blobs import registry_length, remembered, with_memory
 from watcher.world import World
 
@@ -88,6 +88,7 @@ def _observe(
         caller=world.caller,
         known_as=_known_as(world, store, census),
         quarantine=quarantine.kept(store, memory) if scope is None else (),
+        intents=intents.foreign(store, place.boot(world)) if scope is None else (),
         pulling=_pulling(downloads, seen.holders, memory, scope),
     )
 

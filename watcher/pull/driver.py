@@ -456,11 +456,11 @@ class Pull:
         from watcher.act import moves
 
         with ExitStack() as opened:
-            store = self._store(opened)
-            if store is None:
+            world, store = self.site.world, self._store(opened)
+            if world is None or store is None:
                 return False
             begun = not self._digests.isdisjoint(scan.unfinished(store))
-            return begun or bool(moves.unfinished(store))
+            return begun or moves.unfinished(world, store)
 
     def _is_here(self, raw: bytes) -> bool:
         """Whether the store has this very manifest, and all that it names."""

@@ -1,0 +1,517 @@
+"""An intent is input: whoever may write to the store can put one there, and says what they like.
+
+What is not believed is left as it is, reported once, and in nobody's way; what is believed is put
+back, and the store's own rules say what becomes of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import needs_root
+from tests.driving import POLICY, Store, content, private_proc, world
+from watcher import cycle
+from watcher.model import Kind, Part, Policy, Result, Verb
+from watcher.observe import intents
+from watcher.sidecars import write
+
+REPAIR = Policy(repair=True, repair_stale=True, writers_visible=True)
+NUMBER = "00000007"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "models")
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> str:
+    folder = tmp_path / "proc"
+    shown = private_proc(folder)
+    (folder / "sys").symlink_to("/proc/sys")  # which start of the machine this is
+    return shown
+
+
+class Planted:
+    """An intent that somebody has put there."""
+
+    def __init__(self, store: Store, number: str = NUMBER) -> None:
+        self.store = store
+        self.path = store.ours / "intents" / number
+        for name in ("new", "out"):
+            (self.path / name).mkdir(parents=True)
+
+    def folder(self) -> intents.Folder:
+        """What tells the store's ``blobs`` apart."""
+        fd = os.open(self.store.blobs, os.O_RDONLY)
+        try:
+            return intents.folder_of(
+                fd, Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            )
+        finally:
+            os.close(fd)
+
+    def says(self, verb: Verb, *taken: Path, digest: str = "", **more: Any) -> intents.Intent:
+        """Write down what it is about: files that it takes, which lie in their places."""
+        files = {
+            path.name: intents.File(
+                path.name,
+                Kind.FILE,
+                path.stat().st_size,
+                path.stat().st_mtime_ns,
+                path.stat().st_ino,
+                True,
+            )
+            for path in taken
+        }
+        guard = None
+        if digest:
+            (self.path / "guard").write_bytes(b"")
+            guard = (self.path / "guard").stat().st_ino
+        made = intents.Intent(verb, digest, self.folder(), guard, files, {})
+        return self.write(replace(made, **more))
+
+    def write(self, intent: intents.Intent) -> intents.Intent:
+        """Write an intent down as ollama-watch does."""
+        for name, raw in intents.encode(intent).items():
+            (self.path / name).write_bytes(raw)
+        return intent
+
+    def change(self, **fields: Any) -> None:
+        """Say something else in its note."""
+        note = json.loads((self.path / "intent.json").read_bytes())
+        (self.path / "intent.json").write_text(json.dumps({**note, **fields}))
+
+    def take(self, *paths: Path) -> None:
+        """Move files out of their places."""
+        for path in paths:
+            path.rename(self.path / "out" / path.name)
+
+    def decide(self) -> None:
+        """Say that it is decided."""
+        (self.path / "decided").write_bytes(b"")
+
+
+def foreign(store: Store, proc: str) -> list[str]:
+    """Why intents are not believed, as an audit has it."""
+    report = cycle.cycle(world(store, proc, keeps=False), POLICY)
+    return [each.message for each in report.verdict.findings if each.kind == "store_foreign_intent"]
+
+
+def tree_of(folder: Path) -> dict[str, tuple[object, ...]]:
+    """What lies in a folder, to the letter where it is a file of a usual size."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        text = path.read_bytes() if path.is_file() and status.st_size < 1 << 20 else b""
+        found[str(path)] = (status.st_mode, status.st_ino, status.st_size, status.st_mtime_ns, text)
+    return found
+
+
+def assert_left(store: Store, planted: Planted, proc: str) -> None:
+    """It stays to the letter; other work is done; it is reported, once, with what helps."""
+    before = tree_of(planted.path)
+    stale = store.download("stale")
+    for _ in range(2):
+        report = cycle.cycle(world(store, proc), POLICY)
+        assert not report.stuck
+    assert store.partials(stale) == []
+    assert tree_of(planted.path) == before
+    (finding,) = [e for e in report.verdict.findings if e.kind == "store_foreign_intent"]
+    told = [each for each in store.events() if each["event_type"] == "store_problem"]
+    assert [each["details"]["kind"] for each in told] == ["store_foreign_intent"]
+    subprocess.run(shlex.split(finding.command), check=True)
+    assert foreign(store, proc) == []
+    cycle.cycle(world(store, proc), POLICY)
+    assert store.leftovers() == [f"foreign-intent-{planted.path.name}"]
+
+
+# ---------------------------------------------------------------- not believed
+
+
+@pytest.mark.parametrize("decided", [True, False])
+@pytest.mark.parametrize("where", ["new", "out"])
+def test_what_no_note_speaks_of_goes_nowhere(
+    where: str, decided: bool, store: Store, proc: str
+) -> None:
+    planted = Planted(store)
+    (planted.path / where / "passwd").write_text("root::0:0::/:/bin/sh")
+    if decided:
+        planted.decide()
+    assert_left(store, planted, proc)
+    assert not (store.blobs / "passwd").exists()
+
+
+@pytest.mark.parametrize("where", ["new", "out"])
+def test_nothing_of_it_goes_through_a_link_in_place_of_blobs(
+    where: str, store: Store, tmp_path: Path, proc: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "passwd").write_text("precious")
+    planted = Planted(store)
+    (planted.path / where / "passwd").write_text("evil")
+    planted.decide()
+    store.blobs.rename(store.path / "away")
+    store.blobs.symlink_to(victim)
+    before = content(victim)
+    for policy in (POLICY, REPAIR):
+        cycle.cycle(world(store, proc), policy)
+    assert content(victim) == before
+    assert (planted.path / where / "passwd").read_text() == "evil"
+
+
+def _sidecars(digest: str, *parts: Part) -> dict[str, bytes]:
+    return {f"sha256-{digest}-partial-{part.number}": write(part) for part in parts}
+
+
+def _orphan(planted: Planted) -> Path:
+    return planted.store.blobs / f"sha256-{planted.store.blob('an orphan', aged=60)}"
+
+
+def _of_orphan(planted: Planted) -> Path:
+    path = _orphan(planted)
+    planted.says(Verb.REMOVE_ORPHAN, path)
+    planted.take(path)
+    planted.decide()
+    return planted.path / "out" / path.name
+
+
+def _other_blobs(planted: Planted) -> None:
+    _of_orphan(planted)
+    planted.change(blobs={**planted.folder()._asdict(), "inode": 4711})
+
+
+def _other_device(planted: Planted) -> None:
+    _of_orphan(planted)
+    planted.change(blobs={**planted.folder()._asdict(), "device": 4711})
+
+
+def _path_in_name(planted: Planted) -> None:
+    digest = planted.store.digest("any")
+    planted.says(Verb.WRITE_SIDECARS, digest=digest)
+    planted.change(writes={f"sha256-{digest}-partial-/../../../evil": "x"})
+    planted.decide()
+
+
+def _takes_quarantine(planted: Planted) -> None:
+    path = planted.store.blobs / f"00000001-sha256-{planted.store.digest('kept')}"
+    path.write_text("kept")
+    planted.says(Verb.REMOVE_ORPHAN, path)
+    planted.take(path)
+    planted.decide()
+
+
+def _takes_of_another_download(planted: Planted) -> None:
+    path = planted.store.partial(planted.store.download("another"))
+    planted.says(Verb.REMOVE_DOWNLOAD, path, digest=planted.store.digest("this one"))
+    planted.take(path)
+    planted.decide()
+
+
+def _takes_data_in_a_repair(planted: Planted) -> None:
+    store = planted.store
+    digest = store.download("mine")
+    texts = _sidecars(digest, Part(0, 0, 9, 9))
+    planted.says(Verb.WRITE_SIDECARS, store.partial(digest), digest=digest, writes=texts)
+    planted.take(store.partial(digest))
+    planted.decide()
+
+
+def _unknown_verb(planted: Planted) -> None:
+    _of_orphan(planted)
+    planted.change(verb="hash")
+
+
+def _no_version(planted: Planted) -> None:
+    _of_orphan(planted)
+    planted.change(schema="ollama-watch/intent/99")
+
+
+def _nonsense(planted: Planted) -> None:
+    _of_orphan(planted)
+    planted.change(files=[["x"] * 6, {}, None])
+
+
+def _half_a_note(planted: Planted) -> None:
+    _of_orphan(planted)
+    note = planted.path / "intent.json"
+    note.write_bytes(note.read_bytes()[:100])
+
+
+def _huge_note(planted: Planted) -> None:
+    _of_orphan(planted)
+    os.truncate(planted.path / "intent.json", 1 << 33)
+
+
+def _other_file(planted: Planted) -> None:
+    path = _of_orphan(planted)
+    (planted.store.path / "other").write_text("other")
+    (planted.store.path / "other").rename(path)
+
+
+def _link(planted: Planted) -> None:
+    path = _of_orphan(planted)
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+
+
+def _fifo(planted: Planted) -> None:
+    path = _of_orphan(planted)
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _note_is_a_fifo(planted: Planted) -> None:
+    _of_orphan(planted)
+    (planted.path / "intent.json").unlink()
+    os.mkfifo(planted.path / "intent.json")
+
+
+def _note_is_a_link(planted: Planted) -> None:
+    _of_orphan(planted)
+    (planted.path / "intent.json").rename(planted.store.path / "note")
+    (planted.path / "intent.json").symlink_to("../../../note")
+
+
+def _note_is_a_socket(planted: Planted) -> None:
+    _of_orphan(planted)
+    (planted.path / "intent.json").unlink()
+    here = os.open(planted.path, os.O_RDONLY)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"/proc/self/fd/{here}/intent.json")
+    os.close(here)
+
+
+def _out_is_a_link(planted: Planted) -> None:
+    (planted.path / "out").rmdir()
+    (planted.path / "out").symlink_to(planted.store.blobs)
+
+
+def _more_is_wrong(planted: Planted) -> None:
+    paths = [planted.store.file(f"split-copy{number}") for number in range(2100)]
+    planted.says(Verb.REMOVE_TEMPORARY, *paths)
+    planted.take(*paths)
+    planted.decide()
+    (planted.path / "more-1").write_text("[]")
+
+
+def _more_files_than_it_says(planted: Planted) -> None:
+    _of_orphan(planted)
+    (planted.path / "readme").write_text("of the user")
+
+
+def _sidecars_that_are_no_set(planted: Planted) -> None:
+    digest = planted.store.download("mine")
+    texts = _sidecars(digest, Part(0, 0, 9, 9), Part(1, 5, 9, 9))
+    planted.says(Verb.WRITE_SIDECARS, digest=digest, writes=texts)
+    planted.decide()
+
+
+def _new_is_something_else(planted: Planted) -> None:
+    digest = planted.store.download("mine")
+    texts = _sidecars(digest, Part(0, 0, 9, 0))
+    planted.says(Verb.WRITE_SIDECARS, digest=digest, writes=texts)
+    (planted.path / "new" / f"sha256-{digest}-partial-0").write_bytes(write(Part(0, 0, 9, 9)))
+    planted.decide()
+
+
+NOT_BELIEVED: dict[str, Callable[[Planted], object]] = {
+    name.lstrip("_"): plant
+    for name, plant in list(globals().items())
+    if name.startswith("_") and getattr(plant, "__annotations__", {}).get("return") == "None"
+}
+
+
+@pytest.mark.parametrize("plant", NOT_BELIEVED)
+def test_what_is_not_just_as_we_write_it_is_left(plant: str, store: Store, proc: str) -> None:
+    planted = Planted(store)
+    NOT_BELIEVED[plant](planted)
+    assert_left(store, planted, proc)
+
+
+@needs_root
+@pytest.mark.parametrize("name", [".", "intent.json", "decided"])
+def test_what_a_stranger_has_written_is_left(name: str, store: Store, proc: str) -> None:
+    planted = Planted(store)
+    _of_orphan(planted)
+    os.chown(planted.path / name, 12345, 12345)
+    assert_left(store, planted, proc)
+
+
+@needs_root
+def test_what_a_member_of_the_group_has_begun_is_put_back(store: Store, proc: str) -> None:
+    planted = Planted(store)
+    name = _of_orphan(planted).name
+    os.chown(store.ours, -1, 4242)
+    store.ours.chmod(0o2775)
+    for path in (planted.path, *planted.path.rglob("*")):
+        os.chown(path, 12345, 4242)
+    cycle.cycle(world(store, proc), REPAIR)
+    assert (store.blobs / name).read_text() == "an orphan"
+    assert not planted.path.exists()
+
+
+@pytest.mark.parametrize("name", ["7", "٠٠٠٠٠٠٠٧", "9" * 200, "note", "00000007"])
+def test_what_has_another_name_is_no_intent(name: str, store: Store, proc: str) -> None:
+    """Nor does it keep an act from finding a number; one that is no folder is foreign."""
+    (store.ours / "intents").mkdir(parents=True)
+    (store.ours / "intents" / name).write_text("x")
+    (store.ours / "quarantine").mkdir()
+    (store.ours / "quarantine" / f"{'9' * 100}-x").write_text("x")
+    stale = store.download("stale")
+    report = cycle.cycle(world(store, proc), POLICY)
+    assert [each.result for each in report.outcomes] == [Result.DONE]
+    assert store.partials(stale) == []
+    assert (store.ours / "intents" / name).read_text() == "x"
+    assert len(foreign(store, proc)) == (name == NUMBER)
+
+
+# ---------------------------------------------------------------- believed
+
+
+def test_a_named_blob_that_is_decided_to_go_comes_back(store: Store, proc: str) -> None:
+    for verb in (Verb.REMOVE_ORPHAN, Verb.QUARANTINE_BLOB):
+        before = store.tree()
+        planted = Planted(store)
+        path = store.blobs / f"sha256-{store.digests[0]}"
+        planted.says(verb, path)
+        planted.take(path)
+        planted.decide()
+        cycle.cycle(world(store, proc), POLICY)
+        assert store.tree() == before
+        assert store.leftovers() == []
+
+
+@pytest.mark.parametrize("policy", [POLICY, REPAIR], ids=["clean", "repair"])
+def test_a_young_orphan_that_is_decided_to_go_comes_back(
+    policy: Policy, store: Store, proc: str
+) -> None:
+    planted = Planted(store)
+    name = _of_orphan(planted).name
+    cycle.cycle(world(store, proc), policy)
+    assert (store.blobs / name).read_text() == "an orphan"
+    assert store.leftovers() == []
+
+
+def test_a_download_that_is_decided_to_go_comes_back_whole(store: Store, proc: str) -> None:
+    digest = store.download("young", aged=3600)
+    before = store.tree()
+    planted = Planted(store)
+    paths = [store.blobs / name for name in store.partials(digest)]
+    planted.says(Verb.REMOVE_DOWNLOAD, *paths, digest=digest)
+    planted.take(*paths)
+    (planted.path / "guard").rename(store.partial(digest, 0))
+    planted.decide()
+    cycle.cycle(world(store, proc), POLICY)
+    assert store.tree() == before
+    assert store.leftovers() == []
+
+
+def test_sidecars_of_data_that_is_there_do_not_go_on_an_intents_word(
+    store: Store, proc: str
+) -> None:
+    digest = store.download("young", aged=3600)
+    before = store.tree()
+    planted = Planted(store)
+    paths = [store.partial(digest, number) for number in (1, 2)]
+    gone = store.file(f"sha256-{digest}-partial-3", "{}")
+    planted.says(Verb.REMOVE_SURPLUS, *paths, gone, digest=digest)
+    gone.unlink()
+    planted.take(*paths)
+    planted.decide()
+    cycle.cycle(world(store, proc), POLICY)
+    assert store.tree() == before
+
+
+def test_sidecars_that_nobody_foresaw_are_not_put_beside_data(store: Store, proc: str) -> None:
+    """Some of them are there already, as after a kill; a repair makes the download good."""
+    digest = store.download("mine", aged=600)
+    size = store.partial(digest).stat().st_size
+    texts = _sidecars(digest, Part(0, 0, size - 9, size - 9), Part(1, size - 9, 9, 9))
+    planted = Planted(store)
+    data = store.partial(digest)
+    status = data.stat()
+    row = intents.File(
+        data.name, Kind.FILE, status.st_size, status.st_mtime_ns, status.st_ino, False
+    )
+    planted.says(Verb.WRITE_SIDECARS, digest=digest, writes=texts, files={data.name: row})
+    (planted.path / "guard").rename(store.partial(digest, 0))
+    last = f"sha256-{digest}-partial-0"
+    (planted.path / "new" / last).write_bytes(texts[last])
+    planted.decide()
+    before = store.tree()
+    cycle.cycle(world(store, proc), replace(POLICY, clean=False))
+    assert store.tree() == before
+    report = cycle.cycle(world(store, proc), REPAIR)
+    assert [each.result for each in report.outcomes] == [Result.DONE]
+    assert store.partial(digest, 0).read_bytes() not in (b"", texts[last])
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_what_takes_no_name_back_goes_to_quarantine_under_a_free_one(
+    taken: bool, store: Store, proc: str
+) -> None:
+    planted = Planted(store)
+    name = _of_orphan(planted).name
+    (planted.path / "decided").unlink()
+    (store.blobs / name).write_text("a new one")
+    if taken:
+        (store.ours / "quarantine").mkdir()
+        (store.ours / "quarantine" / f"{NUMBER}-{name}").write_text("an old one")
+    cycle.cycle(world(store, proc), replace(POLICY, clean=False))
+    texts = {path.name: path.read_text() for path in (store.ours / "quarantine").iterdir()}
+    assert texts.pop(f"{'00000008' if taken else NUMBER}-{name}") == "an orphan"
+    assert len(texts) == taken
+    assert not planted.path.exists()
+
+
+# ---------------------------------------------------------------- another start of the machine
+
+
+@pytest.mark.parametrize("born", [True, False])
+def test_after_a_restart_the_device_may_have_another_number(
+    born: bool, store: Store, proc: str
+) -> None:
+    now = Planted(store).folder()
+    before = now._replace(boot="an earlier one", device=now.device + 1, born_ns=now.born_ns * born)
+    if not born:
+        now = now._replace(born_ns=0)
+    assert before.is_same(now, loose=False)
+    assert not before._replace(inode=1).is_same(now, loose=False)
+    other = before._replace(born_ns=1) if born else before._replace(file_system=1)
+    assert not other.is_same(now, loose=False)
+
+
+def test_what_an_earlier_start_has_left_is_put_back(store: Store, proc: str) -> None:
+    planted = Planted(store)
+    name = _of_orphan(planted).name
+    planted.change(blobs={**planted.folder()._asdict(), "boot": "an earlier one", "device": 4711})
+    cycle.cycle(world(store, proc), REPAIR)
+    assert (store.blobs / name).read_text() == "an orphan"
+
+
+def test_no_intent_that_is_written_is_too_large_to_be_read(store: Store, proc: str) -> None:
+    """70,000 sidecars in one download; it is killed before anything is decided, and put back."""
+    digest = store.download("large", parts=1)
+    paths = [store.blobs / f"sha256-{digest}-partial-{number}" for number in range(1, 70_000)]
+    for path in paths:
+        path.write_bytes(b"{}")
+    planted = Planted(store)
+    planted.says(Verb.REMOVE_DOWNLOAD, store.partial(digest), *paths, digest=digest)
+    largest = max(path.stat().st_size for path in planted.path.iterdir() if path.is_file())
+    assert largest < 1 << 20
+    planted.take(store.partial(digest), *paths)
+    cycle.cycle(world(store, proc), replace(POLICY, clean=False))
+    assert len(store.partials(digest)) == 70_001
+    assert store.leftovers() == []

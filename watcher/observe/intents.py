@@ -1,0 +1,519 @@
+"""The intents that a kill has left: what each says, and whether it is to be believed.
+
+An intent is a folder below ``.ollama-watch/intents/``; `act.moves` says what lies in it. Whoever
+may write to the store can put one there, so it is input: it is believed only whole, and what is
+not believed is *foreign*, reported and never changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import orjson
+
+from watcher import files, folders, names, ours, sidecars
+from watcher.model import Entry, Kind, OddIntent, Part, Verb
+from watcher.names import Role
+from watcher.observe import scan
+
+INTENTS = "intents"
+NOTE = "intent.json"
+NEW = "new"
+GUARD = "guard"
+OUT = "out"
+DECIDED = "decided"
+#: The copy of a sidecar while it is made, on file systems without hard links.
+COPY = "copy"
+MORE = "more-"
+
+_SCHEMA = "ollama-watch/intent/2"
+#: What is larger is not read: no file of an intent that we write is.
+_READ_LIMIT = 4 << 20
+#: So many files are described in one file of an intent; those that it can have at most.
+_IN_ONE, _MOST_MORE = 2_000, 500
+MOST_FILES = _IN_ONE * (_MOST_MORE + 1)
+
+_NUMBER = re.compile(r"[0-9]{8,11}")
+_MORE = re.compile(r"more-[0-9]{1,3}")
+#: What an act on single files may take, by the verb.
+_SINGLE = {
+    Verb.REMOVE_ORPHAN: {Role.BLOB},
+    Verb.REMOVE_TEMPORARY: {Role.UPLOAD, Role.CREATE},
+    Verb.QUARANTINE_BLOB: {Role.BLOB},
+    Verb.REMOVE_DOWNLOAD: {Role.TRANSFER},
+}
+_IN_PARTS = frozenset({Verb.WRITE_SIDECARS, Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
+
+
+class ForeignError(Exception):
+    """An intent is not to be believed; says why."""
+
+
+class Folder(NamedTuple):
+    """What tells a ``blobs`` folder apart.
+
+    A device may have another number after a restart. Then the birth time of the folder stands in
+    for it, or, where the file system knows no births, the file system's own id.
+    """
+
+    boot: str
+    device: int
+    inode: int
+    born_ns: int
+    file_system: int
+
+    def is_same(self, now: Folder, *, loose: bool) -> bool:
+        """Whether this, of an intent, is the folder of `now`.
+
+        `loose`: the file system gives its inodes other numbers when it reads them again.
+        """
+        if not loose and self.inode != now.inode:
+            return False
+        if self.boot and self.boot == now.boot:
+            return self.device == now.device
+        if self.born_ns or now.born_ns:
+            return self.born_ns == now.born_ns
+        return self.file_system == now.file_system
+
+
+class File(NamedTuple):
+    """A file under ``blobs/`` as the act was planned on it."""
+
+    name: str
+    kind: Kind
+    size: int
+    mtime_ns: int
+    inode: int
+    #: It goes.
+    taken: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What an intent says is to be done."""
+
+    verb: Verb
+    #: The download that it is about; "" where it is about single files.
+    digest: str
+    place: Folder
+    #: The inode of its guard; None for single files.
+    guard: int | None
+    files: Mapping[str, File]
+    writes: Mapping[str, bytes]
+    #: The hash of the sidecar that the guard stands in for; "" where there was none.
+    displaced: str = ""
+    #: Identities don't hold on this file system: files are compared by size, time and content.
+    loose: bool = False
+
+    @property
+    def guard_name(self) -> str:
+        """The name under ``blobs/`` that the guard takes."""
+        return names.sidecar(self.digest, 0)
+
+    @property
+    def data(self) -> File | None:
+        """The download's data, if there was any."""
+        return self.files.get(names.data(self.digest))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts whose sidecars are written, by offset."""
+        return tuple(
+            sorted(map(sidecars.parse, self.writes.values()), key=lambda each: each.offset)
+        )
+
+    def is_guard(self, found: Entry | None) -> bool:
+        """Whether that is the guard, as nobody has written to it."""
+        return (
+            found is not None
+            and found.kind is Kind.FILE
+            and found.size == 0
+            and (self.loose or found.inode == self.guard)
+        )
+
+    def is_file(self, found: Entry | None, name: str) -> bool:
+        """Whether that is the file of this name that the act was planned on.
+
+        Somebody may have written to it since, so its size and time count only where there is
+        nothing better.
+        """
+        known = self.files.get(name)
+        if found is None or known is None or found.kind is not known.kind:
+            return False
+        if self.loose:
+            return (found.size, found.mtime_ns) == (known.size, known.mtime_ns)
+        return found.inode == known.inode
+
+
+def described(entry: Entry, *, taken: bool) -> File:
+    """What an intent says of an entry."""
+    return File(entry.name, entry.kind, entry.size, entry.mtime_ns, entry.inode, taken)
+
+
+def folder_of(blobs: int, boot: str) -> Folder:
+    """What tells the folder behind a descriptor apart."""
+    status = os.fstat(blobs)
+    return Folder(
+        boot, status.st_dev, status.st_ino, files.born(".", blobs), os.fstatvfs(blobs).f_fsid
+    )
+
+
+# ---------------------------------------------------------------- writing
+
+
+def encode(intent: Intent) -> dict[str, bytes]:
+    """The files that hold an intent, by name; ``intent.json`` is to be written last."""
+    rows = [_row(each) for each in intent.files.values()]
+    more = {
+        f"{MORE}{number}": orjson.dumps(rows[at : at + _IN_ONE])
+        for number, at in enumerate(range(_IN_ONE, len(rows), _IN_ONE), 1)
+    }
+    note = {
+        "schema": _SCHEMA,
+        "verb": intent.verb.value,
+        "digest": intent.digest,
+        "blobs": intent.place._asdict(),
+        "guard": intent.guard,
+        "displaced": intent.displaced,
+        "loose": intent.loose,
+        "writes": {name: content.decode() for name, content in intent.writes.items()},
+        "files": rows[:_IN_ONE],
+        "more": {name: hashlib.sha256(content).hexdigest() for name, content in more.items()},
+    }
+    return {**more, NOTE: orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE)}
+
+
+def _row(file: File) -> list[object]:
+    # Latin-1 holds every byte that a name can have, one to one.
+    name = os.fsencode(file.name).decode("latin-1")
+    return [name, file.kind.value, file.size, file.mtime_ns, file.inode, file.taken]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def is_number(name: str) -> bool:
+    """Whether a name is an intent's."""
+    return _NUMBER.fullmatch(name) is not None
+
+
+def numbers(intents: int) -> Iterator[str]:
+    """The names of intents, the oldest first; what has another name is none of ours."""
+    return iter(sorted(filter(is_number, os.listdir(intents))))
+
+
+def read(name: str, intents: int) -> Intent | None:
+    """An intent that is to be believed; None where nothing of it had begun.
+
+    Raises ForeignError with the reason, and OSError where it can't be read.
+    """
+    above = os.fstat(intents)
+    try:
+        with files.opened_folder(name, intents) as here:
+            _check_owner(os.fstat(here), above)
+            return _read(here, above)
+    except NotADirectoryError:
+        raise ForeignError("it is no folder") from None
+
+
+def _read(here: int, above: os.stat_result) -> Intent | None:
+    _check_names(here)
+    raw = _note(here, above)
+    value = _parsed(raw)
+    decided = _decided(here, above)
+    if value is None:
+        # A kill while it was written: nothing has been changed by then, and nothing is believed.
+        _check_unbegun(here, decided=decided)
+        return None
+    intent = _intent(value, here)
+    _check_new(here, intent)
+    _check_out(here, intent)
+    return intent
+
+
+def _check_owner(status: os.stat_result, above: os.stat_result) -> None:
+    if not files.is_trusted(status, above):
+        raise ForeignError(f"it belongs to the user id {status.st_uid}")
+
+
+def _check_names(here: int) -> None:
+    known = {NOTE, NEW, GUARD, OUT, DECIDED, COPY}
+    for name in _listed(here):
+        if name not in known and not _MORE.fullmatch(name):
+            raise ForeignError(f"{names.printable(name)} is nothing that an intent has")
+        found = scan.look(name, here)
+        wanted = Kind.FOLDER if name in (NEW, OUT) else Kind.FILE
+        if found is not None and found.kind is not wanted:
+            raise ForeignError(f"{name} is a {found.kind.value}")
+
+
+def _listed(folder: int) -> Iterator[str]:
+    """The names in a folder, one by one: there may be more of them than there is memory for."""
+    with os.scandir(folder) as listing:
+        for item in listing:
+            yield item.name
+
+
+def _note(here: int, above: os.stat_result) -> bytes:
+    """``intent.json`` as it was written; b"" where there is none."""
+    try:
+        return _small(NOTE, here, above)
+    except FileNotFoundError:
+        return b""
+
+
+def _small(name: str, here: int, above: os.stat_result) -> bytes:
+    fd = files.open_to_read(name, here)
+    try:
+        status = os.fstat(fd)
+        _check_owner(status, above)
+        if status.st_size > _READ_LIMIT:
+            raise ForeignError(f"{name} has {status.st_size} bytes, more than any intent")
+        return files.read_open(fd, _READ_LIMIT)
+    finally:
+        os.close(fd)
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    """The note's value; None where it is half of one."""
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(value, dict) or value.get("schema") != _SCHEMA:
+        raise ForeignError(f"{NOTE} is of no version that is known here")
+    return value
+
+
+def _decided(here: int, above: os.stat_result) -> bool:
+    try:
+        if _small(DECIDED, here, above):
+            raise ForeignError(f"{DECIDED} has something in it")
+        return True
+    except FileNotFoundError:
+        return False
+
+
+def _check_unbegun(here: int, *, decided: bool) -> None:
+    """A kill before ``intent.json`` was whole, or at the very end, has nothing in ``out/``."""
+    for name in _in(OUT, here):
+        raise ForeignError(f"{names.printable(name)} is in {OUT}/, and no {NOTE} says why")
+    for name in _in(NEW, here):
+        if decided or names.parse_blob(name).role is not Role.SIDECAR:
+            raise ForeignError(f"{names.printable(name)} is in {NEW}/, and no {NOTE} says why")
+
+
+def _in(name: str, here: int) -> Iterator[str]:
+    with contextlib.suppress(FileNotFoundError), files.opened_folder(name, here) as folder:
+        yield from _listed(folder)
+
+
+def _check_new(here: int, intent: Intent) -> None:
+    with contextlib.suppress(FileNotFoundError), files.opened_folder(NEW, here) as folder:
+        for name in _listed(folder):
+            content = intent.writes.get(name)
+            if content is None or not _has(name, folder, content):
+                raise ForeignError(f"{names.printable(name)} in {NEW}/ is not what it says")
+
+
+def _has(name: str, folder: int, content: bytes) -> bool:
+    """Whether a file, and nothing else of that name, has just this content and no other name."""
+    found = scan.look(name, folder)
+    if found is None or found.kind is not Kind.FILE or found.links != 1:
+        return False
+    return files.read_small(name, folder, len(content) + 1) == content
+
+
+def _check_out(here: int, intent: Intent) -> None:
+    with contextlib.suppress(FileNotFoundError), files.opened_folder(OUT, here) as folder:
+        for name in _listed(folder):
+            found = scan.look(name, folder)
+            if name == intent.guard_name and intent.guard is not None:
+                good = _is_displaced(name, folder, intent)
+            else:
+                good = name in intent.files and intent.files[name].taken
+                good = good and intent.is_file(found, name)
+            if found is not None and not good:
+                raise ForeignError(f"{names.printable(name)} in {OUT}/ is not what it says")
+
+
+def _is_displaced(name: str, folder: int, intent: Intent) -> bool:
+    """Whether that is the sidecar that the guard stands in for, or a copy of it."""
+    known, found = intent.files.get(name), scan.look(name, folder)
+    if known is None or found is None or (found.kind, found.size) != (known.kind, known.size):
+        return False
+    return intent.is_file(found, name) or hash_of(name, folder) == intent.displaced != ""
+
+
+def hash_of(name: str, folder: int) -> str:
+    """The hash of a sidecar's bytes; "" where it is too large for one."""
+    raw = files.read_small(name, folder, sidecars.READ_LIMIT + 1)
+    return hashlib.sha256(raw).hexdigest() if len(raw) <= sidecars.READ_LIMIT else ""
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def _intent(value: Mapping[str, Any], here: int) -> Intent:
+    try:
+        intent = Intent(
+            verb=Verb(value["verb"]),
+            digest=_text(value["digest"]),
+            place=_place(value["blobs"]),
+            guard=None if value["guard"] is None else _whole(value["guard"]),
+            files={each.name: each for each in _files(value, here)},
+            writes={name: _text(text).encode() for name, text in value["writes"].items()},
+            displaced=_text(value["displaced"]),
+            loose=value["loose"] is True,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ForeignError(f"{NOTE} is not as any of ours is") from None
+    usual = {Kind.FILE, Kind.SYMLINK} if intent.verb is Verb.QUARANTINE_BLOB else {Kind.FILE}
+    if any(each.kind not in usual for each in intent.files.values()):
+        raise ForeignError("it is about what is no file")
+    if intent.digest:
+        _check_in_parts(intent)
+    else:
+        _check_single(intent)
+    return intent
+
+
+def _files(value: Mapping[str, Any], here: int) -> Iterator[File]:
+    yield from map(_file, value["files"])
+    if len(value["more"]) > _MOST_MORE:
+        raise ForeignError("it has more files than any intent")
+    for name, digest in value["more"].items():
+        if not _MORE.fullmatch(name):
+            raise ValueError(name)
+        try:
+            raw = files.read_small(name, here, _READ_LIMIT + 1)
+        except OSError as error:
+            raise ForeignError(f"{name} can't be read: {error.strerror}") from None
+        if hashlib.sha256(raw).hexdigest() != digest:
+            raise ForeignError(f"{name} is not what {NOTE} says")
+        yield from map(_file, orjson.loads(raw))
+
+
+def _file(row: object) -> File:
+    if not isinstance(row, list):
+        raise TypeError
+    name, kind, size, mtime_ns, inode, taken = row
+    if not isinstance(taken, bool):
+        raise TypeError
+    return File(
+        os.fsdecode(_text(name).encode("latin-1")),
+        Kind(kind),
+        _whole(size),
+        _whole(mtime_ns),
+        _whole(inode),
+        taken,
+    )
+
+
+def _place(value: Mapping[str, Any]) -> Folder:
+    boot, *rest = (value[name] for name in Folder._fields)
+    return Folder(_text(boot), *map(_whole, rest))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _check_in_parts(intent: Intent) -> None:
+    """A change of a download has its own names in it, and no others."""
+    right = intent.verb in _IN_PARTS and intent.guard is not None
+    if not right or not names.is_blob(names.blob(intent.digest)):
+        raise ForeignError(f"no {intent.verb.value} is as this one")
+    _check_all(intent.files, {Role.DATA, Role.SIDECAR}, intent.digest)
+    _check_all(intent.writes, {Role.SIDECAR}, intent.digest)
+    if (intent.verb is Verb.WRITE_SIDECARS) != bool(intent.writes):
+        raise ForeignError(f"no {intent.verb.value} is as this one")
+    if intent.verb is Verb.WRITE_SIDECARS:
+        data = intent.data
+        if data is not None and data.taken:
+            raise ForeignError("a repair takes no data")
+        _check_writes(intent)
+
+
+def _check_single(intent: Intent) -> None:
+    roles = _SINGLE.get(intent.verb)
+    more = intent.verb is Verb.REMOVE_DOWNLOAD and len(intent.files) != 1
+    if roles is None or more or intent.writes or intent.guard is not None:
+        raise ForeignError(f"no {intent.verb.value} is as this one")
+    _check_all(intent.files, roles)
+
+
+def _check_all(wanted: Iterable[str], roles: Collection[Role], digest: str = "") -> None:
+    for name in wanted:
+        parsed = names.parse_blob(name)
+        path = "/" in name or "\0" in name
+        if path or parsed.role not in roles or (digest and parsed.digest != digest):
+            raise ForeignError(f"it is about {names.printable(name)[:100]}")
+
+
+def _check_writes(intent: Intent) -> None:
+    """Sidecars to the letter as we write them, that together are a partition."""
+    at = 0
+    try:
+        parts = intent.parts
+    except ValueError:
+        raise ForeignError("it writes what is no sidecar") from None
+    for part in parts:
+        name = names.sidecar(intent.digest, part.number)
+        if intent.writes.get(name) != sidecars.write(part) or part.offset != at:
+            raise ForeignError("it writes sidecars that are no set")
+        if sidecars.part_fault(part.number, part):
+            raise ForeignError("it writes sidecars that are no set")
+        at = part.end
+
+
+# ---------------------------------------------------------------- all of a store
+
+
+def foreign(store: int, boot: str) -> tuple[OddIntent, ...]:
+    """The intents that are not believed, with the reason."""
+    found: list[OddIntent] = []
+    with (
+        contextlib.suppress(OSError),
+        ours.opened(store) as folder,
+        ours.opened_in(INTENTS, folder) as intents,
+        folders.opened_blobs(store, foreign_too=True) as blobs,
+    ):
+        now = folder_of(blobs, boot)
+        for name in numbers(intents):
+            # Somebody may be at work on it: then the second time it has another reason, or none.
+            why = _why_foreign(name, intents, now)
+            if why and why == _why_foreign(name, intents, now):
+                found.append(OddIntent(f"{ours.FOLDER}/{INTENTS}/{name}", why))
+    return tuple(found)
+
+
+def _why_foreign(name: str, intents: int, now: Folder) -> str:
+    try:
+        intent = read(name, intents)
+    except ForeignError as error:
+        return str(error)
+    except OSError:
+        return ""
+    return "" if intent is None else elsewhere(intent, now)
+
+
+def elsewhere(intent: Intent, now: Folder) -> str:
+    """Why it is not about the ``blobs`` of `now`; "" where it is."""
+    if intent.place.is_same(now, loose=intent.loose):
+        return ""
+    return "it was begun in another blobs folder than the one that is there now"
