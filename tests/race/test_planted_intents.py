@@ -353,8 +353,9 @@ def test_what_a_stranger_has_written_is_left(name: str, store: Store, proc: str)
 def test_what_a_member_of_the_group_has_begun_is_put_back(store: Store, proc: str) -> None:
     planted = Planted(store)
     name = _of_orphan(planted).name
-    os.chown(store.ours, -1, 4242)
-    store.ours.chmod(0o2775)
+    for folder in (store.ours, store.ours / "intents"):
+        os.chown(folder, -1, 4242)
+        folder.chmod(0o2775)
     for path in (planted.path, *planted.path.rglob("*")):
         os.chown(path, 12345, 4242)
     cycle.cycle(world(store, proc), REPAIR)
