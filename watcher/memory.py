@@ -118,6 +118,8 @@ class Asked(NamedTuple):
 
     length: int | None
     at: float
+    #: Why a length that it said is not believed, or it said none.
+    why: str = ""
 
     def counts(self, now: float) -> bool:
         """Whether it is an answer still: for an hour, and not from a clock that was wrong."""
@@ -300,8 +302,9 @@ def _hashed(
     )
 
 
-def _asked(length: object, at: object) -> Asked:
-    return Asked(None if length is None else checks.size(length), checks.seconds(at))
+def _asked(length: object, at: object, why: object = "") -> Asked:
+    size = None if length is None else checks.size(length)
+    return Asked(size, checks.seconds(at), checks.text(why))
 
 
 def _manifest(inode: object, changed_ns: object) -> tuple[int, int]:

@@ -189,6 +189,8 @@ class Download:
     born_ns: int = 0
     #: Bytes that the registry of one of its models has of it; None where it was not asked lately.
     registry: int | None = None
+    #: Why a length that somebody has said of it is not believed.
+    doubted_length: str = ""
     #: Why something of it could not be read at all.
     unreadable: str | None = None
 

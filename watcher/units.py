@@ -141,6 +141,11 @@ def passing(program: str, *, personal: bool) -> str | None:
     return None
 
 
+def in_a_home(path: str) -> bool:
+    """Whether a path lies where a service of the system sees nothing."""
+    return _below(path, _HOMES)
+
+
 def is_home(folder: str) -> bool:
     """Whether a folder is somebody's home, or holds homes."""
     return folder in _HOMES or os.path.dirname(folder) in _HOMES

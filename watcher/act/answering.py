@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from watcher import folders, names
+from watcher import folders, names, registry
 from watcher.act import hashing
 from watcher.decide import learn
 from watcher.journal import Journal, locked
 from watcher.model import Action, Outcome, Policy, Result, Verb
+from watcher.names import ModelName
 from watcher.observe import place
 from watcher.world import World
 
@@ -67,6 +68,10 @@ def ask(
 ) -> Iterator[Outcome]:
     """Ask for each action's digest, by its models in turn until one's registry knows it.
 
+    The length of an unfinished download is believed only if the registry's manifest of the model
+    has it, too, and only that of the registry which its first model comes from: whoever has a
+    registry can say anything of a digest.
+
     `stop` says when to end; what was not asked by then has no outcome. A registry that does not
     answer some times in a row is asked nothing more.
     """
@@ -75,18 +80,38 @@ def ask(
         if stop():
             return
         length, said = None, "the registry has nothing"
-        for model in filter(None, map(names.parse_model, action.models)):
+        models = list(filter(None, map(names.parse_model, action.models)))
+        if action.expects:
+            models = [each for each in models if each.host == models[0].host]
+        for model in models:
             if silent[model.host] >= _SILENT_TIMES:
                 said = f"{model.host} does not answer"
                 continue
             try:
                 length = world.registry_length(model, action.subject)
+                doubt = _doubt(world, model, action, length)
             except OSError as error:
                 silent[model.host] += 1
                 said = f"{model.host} does not answer: {error.strerror or error}"
                 continue
             silent[model.host] = 0
-            if length is not None:
+            if doubt:
+                length, said = None, doubt
+            elif length is not None:
                 said = f"the registry has {length} bytes of it"
                 break
         yield Outcome(action, Result.DONE, said, length=length)
+
+
+def _doubt(world: World, model: ModelName, action: Action, length: int | None) -> str:
+    """Why a length that a registry says is not believed. Raises OSError."""
+    if length is None or not action.expects:
+        return ""
+    raw = world.registry_manifest(None, model).raw
+    if raw is None:
+        return f"{model.host} says {length:,} bytes, and gives no manifest of {model.shown}"
+    named = registry.sizes(raw).get(action.subject)
+    if named == length:
+        return ""
+    says = "does not name it" if named is None else f"says {named:,}"
+    return f"{model.host} says {length:,} bytes, and its manifest of {model.shown} {says}"

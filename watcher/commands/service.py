@@ -14,12 +14,18 @@ from watcher import files, names, units
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, RefusedError, WatchError
 from watcher.observe import installation
-from watcher.units import Kind
+from watcher.units import Installation, Kind
 
 _LONGEST_FILE = 1 << 16
 _CHANGING = (Kind.WRITE, Kind.REPLACE, Kind.REMOVE)
 #: What is started, in the order in which it is.
 _STARTED = (units.SERVICE, units.CLEAN_TIMER)
+
+
+_ELSEWHERE = (
+    "install it anew, with a Python that every user can run: "
+    "/usr/bin/python3 -m venv /opt/ollama-watch"
+)
 
 
 class Target(NamedTuple):
@@ -80,8 +86,16 @@ def show(context: Context, target: Target, wish: Wish) -> Exit:
 
 
 def install(context: Context, target: Target, wish: Wish, *, yes: bool) -> Exit:
-    """Write the files, and start what they describe. Done twice, it changes nothing."""
-    return _carry_out(context, target, _wanted(context, target, wish), yes=yes)
+    """Write the files, and start what they describe. Done twice, it changes nothing.
+
+    Where the service's user could not run this installation, that is told first of all.
+    """
+    where = _where(context, target, wish)
+    if not (target.root or target.personal):
+        why = installation.unreachable(where, cron=wish.cron)
+        if why:
+            complain(f"ollama-watch: the service will not start: {why}\n  {_ELSEWHERE}")
+    return _carry_out(context, target, _texts(where, wish), yes=yes)
 
 
 def uninstall(context: Context, target: Target, *, yes: bool) -> Exit:
@@ -94,14 +108,21 @@ def uninstall(context: Context, target: Target, *, yes: bool) -> Exit:
 
 def _wanted(context: Context, target: Target, wish: Wish) -> dict[str, str]:
     """The name of each file that is wanted to its text, without stamp."""
-    where = installation.describe(
+    return _texts(_where(context, target, wish), wish)
+
+
+def _texts(where: Installation, wish: Wish) -> dict[str, str]:
+    return units.cron(where, wish.clean) if wish.cron else units.units(where, wish.clean)
+
+
+def _where(context: Context, target: Target, wish: Wish) -> Installation:
+    return installation.describe(
         context.only_store("a service has one") if wish.store is None else wish.store,
         wish.config,
         context.policy.metrics_file,
         target.root,
         personal=target.personal,
     )
-    return units.cron(where, wish.clean) if wish.cron else units.units(where, wish.clean)
 
 
 # ---------------------------------------------------------------- doing it

@@ -489,7 +489,8 @@ def proved(
             )
             unproven.discard(outcome.action.subject)
         if outcome.action.verb is Verb.ASK_REGISTRY:
-            asked[outcome.action.subject] = Asked(outcome.length, now)
+            why = outcome.message if outcome.length is None else ""
+            asked[outcome.action.subject] = Asked(outcome.length, now, why)
     return replace(memory, hashes=hashes, asked=asked, unproven=frozenset(unproven))
 
 

@@ -135,7 +135,13 @@ def _doubts(parts: tuple[Part, ...], present: Ranges, claims: Ranges) -> Ranges:
 
 def _no_length(judged: Judged, evidence: Evidence) -> safety.Why:
     """Nothing here tells the length of a layer: its model's registry would."""
-    models = judged.download.models
+    models, doubt = judged.download.models, judged.download.doubted_length
+    if doubt:
+        return safety.Why(
+            RefusalKind.LENGTH,
+            f"its true length is not known: {doubt}",
+            "pull its model again, which asks for it anew, or clean it once it is stale",
+        )
     if models:
         return safety.Why(
             RefusalKind.LENGTH,

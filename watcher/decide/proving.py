@@ -37,7 +37,8 @@ def of_registry(judged: tuple[Judged, ...], evidence: Evidence) -> Iterator[Acti
         download = each.download
         if download.total is None and download.models and download.registry is None:
             because = "its true length is not known"
-            yield Action(Verb.ASK_REGISTRY, each.digest, because, (), models=download.models)
+            files = download.entries
+            yield Action(Verb.ASK_REGISTRY, each.digest, because, files, models=download.models)
     for odd in evidence.census.odd:
         if odd.fault in WRONG and odd.models and odd.registry is None:
             because = "whether a damaged blob can be had again"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from watcher import files, folders, names, sidecars
+from watcher import files, folders, names, ranges, sidecars
 from watcher.memory import Memory, Remembered
 from watcher.model import (
     BlobCensus,
@@ -282,6 +282,9 @@ class _Reader:
         entries = [each for each in (data, *(sidecar.entry for sidecar in read)) if each]
         record = self._record(self.digest, entries)
         known, known_from = self._known_length(record)
+        doubt = "" if known is None else self._contradiction(known, read)
+        if doubt:
+            known, doubt = None, f"the {known_from} says {known:,} bytes, {doubt}"
         faults = sidecars.faults(read, known) if read else ()
         claimed_total = sum(each.part.size for each in read if each.part)
         if data is not None and read and not faults and data.size > claimed_total:
@@ -303,6 +306,7 @@ class _Reader:
             total=total,
             total_from=total_from,
             faults=faults,
+            doubted_length="" if total is not None else doubt or self._why_not_said(),
             trust=self._trust(read, faults, total, record),
         )
 
@@ -327,6 +331,27 @@ class _Reader:
             return record.total, "memory"
         asked = registry_length(self.memory, self.digest, self.now)
         return asked, None if asked is None else "registry"
+
+    def _why_not_said(self) -> str:
+        asked = self.memory.asked.get(self.digest)
+        return asked.why if asked is not None and asked.counts(self.now) else ""
+
+    def _contradiction(self, known: int, read: tuple[Sidecar, ...]) -> str:
+        """What shows that a layer has more bytes than somebody says; "" where nothing does."""
+        claims = [each.part for each in read if each.part is not None]
+        if sum(part.completed for part in claims) > known:
+            ends = ((part.offset, part.offset + part.completed) for part in claims)
+            claimed = ranges.size(ranges.normal(ends))
+            if claimed > known:
+                return f"and the sidecars claim {claimed:,}"
+        if self.data is None or self.data.kind is not Kind.FILE or self.data.size <= known:
+            return ""
+        fd = self._open(self.data)
+        try:
+            found = parts.data_behind(fd, known)
+        finally:
+            os.close(fd)
+        return f"and there is data at byte {found:,}" if found is not None else ""
 
     def _trust(
         self,

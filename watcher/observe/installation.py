@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from watcher import names, units
 from watcher.errors import NoPermissionError, RefusedError
 from watcher.observe import place, unit
 from watcher.units import Installation
+
+_LONGEST_FIRST_LINE = 4096
 
 
 def describe(
@@ -97,6 +101,88 @@ def _program(root: str) -> str:
             "install the package (pip install, pipx install) and run its ollama-watch",
         )
     return _inside(path, root)
+
+
+# ---------------------------------------------------------------- whether its user can run it
+
+
+def unreachable(where: Installation, *, cron: bool) -> str:
+    """Why the service's user can't run this very installation; "" where nothing is in the way.
+
+    The program's Python, its libraries and the package may lie elsewhere than the program.
+    """
+    account = _account(where)
+    for path in _needed(where.program):
+        for step in _way(path):
+            shown, at = names.printable(path), names.printable(step)
+            if not cron and units.in_a_home(step):
+                return f"{shown} lies in a home ({at}), which a service of the system does not see"
+            try:
+                found = os.stat(step)
+            except OSError as error:
+                return f"{shown} can't be reached: {at}: {error.strerror}"
+            if not _may(account, found):
+                mode = f"{stat.S_IMODE(found.st_mode):04o}"
+                return f"the service's user {where.user} can't reach {shown}: {at} is {mode}"
+    return ""
+
+
+def _needed(program: str) -> Iterator[str]:
+    """The files without which the program does not start, as far as can be told from here."""
+    yield program
+    with open(program, "rb") as script:
+        first = script.readline(_LONGEST_FIRST_LINE)
+    python = os.fsdecode(first[2:]).strip() if first.startswith(b"#!/") else ""
+    if python and os.path.exists(python):
+        yield python
+    if not python or os.path.realpath(python) == os.path.realpath(sys.executable):
+        yield os.__file__
+        yield os.path.abspath(names.__file__)
+
+
+def _way(path: str) -> Iterator[str]:
+    """Every folder that leads to a file, over links as well, and the file itself."""
+    at = "/"
+    for part in path.split("/"):
+        yield at
+        at = os.path.join(at, part)
+        if os.path.islink(at):
+            yield from _way(os.path.normpath(os.path.join(os.path.dirname(at), os.readlink(at))))
+            at = os.path.realpath(at)
+    yield at
+
+
+class _Account(NamedTuple):
+    uid: int
+    groups: frozenset[int]
+
+
+def _account(where: Installation) -> _Account:
+    import grp
+    import pwd
+
+    try:
+        known = pwd.getpwnam(where.user)
+    except KeyError:
+        uid = int(where.user) if where.user.isdecimal() else -1
+        return _Account(uid, frozenset({int(where.group)} if where.group.isdecimal() else ()))
+    groups = {known.pw_gid, *os.getgrouplist(where.user, known.pw_gid)}
+    with contextlib.suppress(KeyError):
+        groups.add(grp.getgrnam(where.group).gr_gid)
+    return _Account(known.pw_uid, frozenset(groups))
+
+
+def _may(account: _Account, found: os.stat_result) -> bool:
+    """Whether a folder can be passed through, and a file run, or read where nobody runs it."""
+    if account.uid == 0:
+        return True
+    runs = stat.S_ISDIR(found.st_mode) or found.st_mode & 0o111
+    wanted = 0o1 if runs else 0o4
+    if account.uid == found.st_uid:
+        wanted <<= 6
+    elif found.st_gid in account.groups:
+        wanted <<= 3
+    return bool(found.st_mode & wanted)
 
 
 def _inside(path: str, root: str) -> str:

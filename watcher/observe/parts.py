@@ -19,6 +19,7 @@ ZEROS_ENOUGH = 16 * MIB
 #: The unit in which zeros after a reboot are looked for.
 BLOCK = 4096
 #: So many zeros before the start of a part of old are no content, in a file without holes.
+_TAIL_ENOUGH = 16 << 20
 _NOTHING = 64 * 1024
 #: A file in more pieces than this is hostile; what lies behind them is not believed.
 MOST_SEGMENTS = 100_000
@@ -152,6 +153,26 @@ def trust(
     if rebooted and zeros_read:
         believed = ranges.difference(believed, zero_blocks(fd, believed))
     return Trust(claimed, present, believed, holes_tell, rebooted, zeros_read)
+
+
+def data_behind(fd: int, start: int) -> int | None:
+    """Where the first bytes other than zeros lie from `start` on; None where there are none.
+
+    Blocks that a file system has reserved hold zeros; of such no more than 16 MiB are read.
+    """
+    read, at = 0, start
+    while read < _TAIL_ENOUGH:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:
+            return None  # a hole up to the end
+        piece = os.pread(fd, 1 << 20, at)
+        if not piece:
+            return None
+        if left := len(piece.lstrip(b"\0")):
+            return at + len(piece) - left
+        read, at = read + len(piece), at + len(piece)
+    return None
 
 
 def _present(
