@@ -70,7 +70,7 @@ class Journal:
         if seen.scope is None:
             self._try(
                 "an old event log",
-                lambda: events.expire(self._store, self._world.clock(), self._policy),
+                lambda: events.expire(self._store, _certain(seen), self._policy),
             )
         return replace(now, lost="")
 
@@ -126,6 +126,11 @@ class Journal:
                 self.troubles += (trouble,)
             return False
         return True
+
+
+def _certain(seen: Evidence) -> float:
+    """The time that it is at least: nothing goes by a clock that may be ahead."""
+    return seen.now if seen.clock is None else seen.clock.at_most
 
 
 def announce(world: World, policy: Policy, event: Event) -> None:

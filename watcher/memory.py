@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from watcher import checks, files, names, ours
-from watcher.model import HOUR, Ahead, Condition, Entry, Part, Ranges
+from watcher.model import HOUR, Ahead, Clock, Condition, Entry, Part, Ranges, Shift
 
 SCHEMA = "ollama-watch/state/1"
 FOLDER = ours.FOLDER
@@ -25,6 +25,8 @@ REFUSED = "refused"
 _LONGEST_KEY = 68
 #: Of the id of a start of the machine; and of a line that tells an event.
 _LONGEST_BOOT, _LONGEST_LINE = 100, 1 << 24
+#: No more settings of the clock are believed to be in there.
+_MOST_SHIFTS = 8
 _READ_LIMIT = 256 * 1024 * 1024
 
 
@@ -146,6 +148,8 @@ class Memory:
     problems: frozenset[tuple[str, str]] = frozenset()
     #: When the whole store was looked at last.
     looked_at: float = 0.0
+    #: The clocks then, or when one had last jumped.
+    clock: Clock | None = None
     #: Lines of events that tell how this differs from what was remembered before: on the disk with
     #: it, so that a kill before they are in the log loses none, and tells none twice.
     untold: tuple[bytes, ...] = field(default=(), compare=False)
@@ -234,6 +238,7 @@ def _encode(memory: Memory) -> bytes:
         else {name: list(each) for name, each in memory.models.items()},
         "problems": sorted([kind, names.exact(path)] for kind, path in memory.problems),
         "looked_at": memory.looked_at,
+        "clock": _clock_document(memory.clock),
         "untold": [line.decode() for line in memory.untold],
     }
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
@@ -247,6 +252,24 @@ def _key(name: object) -> str:
 
 def _ahead(latest: object, seen_at: object, boot: object) -> Ahead:
     return Ahead(checks.seconds(latest), checks.seconds(seen_at), checks.text(boot, _LONGEST_BOOT))
+
+
+def _clock(known: Mapping[str, Any] | None) -> Clock | None:
+    if not known:
+        return None
+    times = ("wall", "counted", "certain", "held", "begun", "jump")
+    return Clock(
+        boot=checks.text(known["boot"], _LONGEST_BOOT),
+        **{name: checks.seconds(known[name]) for name in times},
+        jumped=checks.flag(known["jumped"]),
+        shifts=tuple(Shift(*map(checks.seconds, each)) for each in known["shifts"][:_MOST_SHIFTS]),
+    )
+
+
+def _clock_document(clock: Clock | None) -> dict[str, object] | None:
+    if clock is None:
+        return None
+    return {**clock._asdict(), "shifts": [list(shift) for shift in clock.shifts]}
 
 
 def _part(numbers: Iterable[object]) -> Part:
@@ -330,5 +353,6 @@ def _decode(raw: bytes) -> Memory:
             for kind, path in document["problems"]
         ),
         checks.seconds(document["looked_at"]),
+        _clock(document.get("clock")),
         tuple(checks.text(line, _LONGEST_LINE).encode() for line in document.get("untold", ())),
     )

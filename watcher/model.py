@@ -23,6 +23,10 @@ DAY = 24 * HOUR
 QUIET_SECONDS = 90.0
 #: The same where some process could not be looked into.
 QUIET_UNSEEN_SECONDS = HOUR
+#: Two looks agree if wall clock and machine have counted alike between them, up to this; a clock
+#: that was set is believed once it has agreed for so long.
+CLOCK_TOLERANCE_SECONDS = 60.0
+CLOCK_SETTLED_SECONDS = 2 * HOUR
 #: How often a pull under way is looked at: its bytes make no file events.
 LIVE_LOOK_SECONDS = 60.0
 
@@ -155,6 +159,47 @@ class Ahead(NamedTuple):
     def still(self, latest: float, boot: str) -> bool:
         """Whether it is that time still, and was first seen in this start of this machine."""
         return (self.latest, self.boot) == (latest, boot)
+
+
+class Shift(NamedTuple):
+    """Times from `start` to `end` are of a clock that was set since: by so many seconds."""
+
+    start: float
+    end: float
+    by: float
+
+
+class Clock(NamedTuple):
+    """The clocks at a look, and what is known of them from the looks before."""
+
+    #: The machine's start, the wall clock, and the seconds counted since that start.
+    boot: str
+    wall: float
+    counted: float
+    #: What time it is at least, however the wall clock stands; it may be behind that.
+    certain: float
+    #: For so many seconds the wall clock has been seen to advance as the machine counts.
+    held: float
+    #: When, by itself, the wall clock began to be as it is now.
+    begun: float
+    #: By how much it has jumped since the look before, and whether a jump ahead was its beginning.
+    jump: float = 0.0
+    jumped: bool = False
+    shifts: tuple[Shift, ...] = ()
+
+    @property
+    def at_most(self) -> float:
+        """The time by which things are old: nothing is older than either clock makes it."""
+        return min(self.certain, self.wall)
+
+    def age_of(self, at: float) -> float:
+        """How long something has certainly been so, by a time that some clock has given it."""
+        for start, end, by in self.shifts:
+            # A time that no later setting explains may be any clock's: then it is the younger one.
+            if start <= at <= end and (by > 0 or at > self.wall):
+                at += by
+                break
+        return max(0.0, self.at_most - at)
 
 
 _NO_TRUST = Trust()
@@ -553,6 +598,8 @@ class Evidence:
     #: Seconds that the machine has been awake since its start, and that start's id; "": not known.
     uptime: float = 0.0
     boot: str = ""
+    #: None: the wall clock is all there is, and is right.
+    clock: Clock | None = None
     servers: tuple[Server, ...] = ()
     #: Other Ollama processes (clients, runners): ``name (pid)``.
     others: tuple[str, ...] = ()
@@ -572,6 +619,10 @@ class Evidence:
     intents: tuple[OddIntent, ...] = ()
     #: Downloads (by key) that a server is at work on, those outside of the scope as remembered.
     pulling: frozenset[str] = frozenset()
+
+    def age_of(self, at: float) -> float:
+        """Seconds that have certainly passed since `at`: what may go is told by this alone."""
+        return max(0.0, self.now - at) if self.clock is None else self.clock.age_of(at)
 
 
 # ---------------------------------------------------------------- judgements
@@ -785,6 +836,7 @@ class RefusalKind(enum.StrEnum):
     PERMISSION = "permission"
     ROOM = "room"
     STOPPED = "stopped"
+    CLOCK = "clock"
 
 
 class Refusal(NamedTuple):

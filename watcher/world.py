@@ -27,6 +27,8 @@ class World:
     clock: Callable[[], float] = time.time
     #: Seconds that the machine has been awake since its start; setting the clock moves nothing.
     uptime: Callable[[], float] = time.monotonic
+    #: Seconds since its start, those that it has slept included.
+    counted: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
     #: Waits so many seconds: the guard's wait while a server runs.
     sleep: Callable[[float], None] = time.sleep
     #: A server's version by its URL, or None where nobody answers.

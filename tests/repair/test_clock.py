@@ -26,19 +26,28 @@ class Machine:
         self.store = Store(folder / "models")
         self.ahead = 0.0
         self.up = 1000.0
+        #: Seconds that have passed besides the test's own.
+        self.passed = 0.0
         self._boot = folder / "proc/sys/kernel/random/boot_id"
         self._world = World(
             str(self.store.path),
             proc=private_proc(folder / "proc"),
-            clock=lambda: time.time() + self.ahead,
+            clock=lambda: time.time() + self.passed + self.ahead,
             uptime=lambda: self.up,
+            counted=lambda: self._since_start() + self.passed,
         )
         self._boot.parent.mkdir(parents=True)
         self.restart()
+        self._started -= DAY
 
-    def restart(self) -> None:
-        """The machine starts anew."""
+    def _since_start(self) -> float:
+        return time.monotonic() - self._started
+
+    def restart(self, off: float = 0.0, awake: float = 0.0) -> None:
+        """It starts anew, after it was off for a while, and has been awake for another."""
         self._boot.write_text(f"{uuid.uuid4()}\n")
+        self.passed += off + awake
+        self._started = time.monotonic() + self.passed - awake
 
     def act(self, policy: Policy) -> Report:
         """A cycle; whatever the clock says, nothing has an age below zero."""
@@ -75,13 +84,179 @@ def test_nothing_is_thrown_away_for_it(machine: Machine, ahead: float, known: bo
         assert sorted(path.name for path in store.blobs.iterdir()) == names
 
 
-def test_what_is_stale_goes_once_the_clock_is_right_again(machine: Machine) -> None:
+def gone(report: Report) -> list[Verb]:
+    """What was removed."""
+    done = [each.action.verb for each in report.outcomes if each.result is Result.DONE]
+    return [verb for verb in done if verb is not Verb.REFRESH]
+
+
+def test_what_is_stale_goes_once_the_clock_is_right_for_hours(machine: Machine) -> None:
     digest = machine.store.download("stale", aged=7.5 * DAY)
     machine.ahead = -DAY
     assert machine.act(CLEAN).outcomes == ()
     machine.ahead = 0
-    assert [each.result for each in machine.act(CLEAN).outcomes] == [Result.DONE]
+    for machine.passed in (0, HOUR, 1.9 * HOUR):
+        report = machine.act(CLEAN)
+        assert gone(report) == []
+        (refused,) = report.plan.refusals
+        assert refused.kind is RefusalKind.CLOCK
+        assert refused.seconds_left == pytest.approx(2 * HOUR - machine.passed, abs=60)
+    machine.passed = 2.1 * HOUR
+    assert gone(machine.act(CLEAN)) == [Verb.REMOVE_DOWNLOAD]
     assert machine.store.partials(digest) == []
+
+
+def lay_out(store: Store) -> list[str]:
+    """One of each thing that age removes; the names under ``blobs/``."""
+    name = f"sha256-{store.digest('replaced')}"
+    store.download("a download", aged=2 * HOUR)
+    store.blob("an orphan", aged=2 * HOUR)
+    store.file("sha256-1234567", aged=60)  # a left-over of `ollama create`
+    kept = store.ours / "quarantine"
+    kept.mkdir(parents=True)
+    (kept / f"00000001-{name}").write_text("replaced")
+    logs = store.ours / "logs"
+    logs.mkdir()
+    (logs / "old.jsonl").write_text("")
+    return sorted(path.name for path in store.blobs.iterdir())
+
+
+@pytest.mark.parametrize("jump", [8 * DAY, 31 * DAY, 400 * DAY])
+def test_a_clock_that_jumps_ahead_removes_nothing(machine: Machine, jump: float) -> None:
+    store = machine.store
+    names = lay_out(store)
+    machine.act(SERVICE)
+    machine.passed = 300.0
+    machine.act(SERVICE)
+    for machine.ahead in (jump, 0.0, jump):  # for three seconds, and once more
+        report = machine.act(SERVICE)
+        assert gone(report) == []
+        assert sorted(path.name for path in store.blobs.iterdir()) == names
+        assert len(list((store.ours / "quarantine").iterdir())) == 1
+        assert (store.ours / "logs/old.jsonl").exists()
+    told = [each for each in store.events() if each["event_type"] == "clock_jumped"]
+    jumps = [each["details"]["jump_seconds"] for each in told]
+    assert jumps == pytest.approx([jump, -jump, jump], abs=5)
+
+
+def test_the_age_of_what_was_there_before_a_jump_is_its_own(machine: Machine) -> None:
+    """The clock was behind by 8 days all along and is set right: what came meanwhile is young."""
+    machine.ahead = -8 * DAY
+    machine.act(SERVICE)
+    store = machine.store
+    digest = store.download("young", aged=8 * DAY + HOUR)  # an hour ago, by that clock
+    store.blob("young orphan", aged=8 * DAY + HOUR)
+    machine.act(SERVICE)
+    machine.ahead = 0
+    for machine.passed in (0, HOUR, 3 * HOUR, DAY):
+        report = machine.act(CLEAN)
+        assert gone(report) == []
+    (judged,) = report.verdict.judged
+    assert judged.digest == digest
+    assert judged.age == pytest.approx(DAY + HOUR, abs=120)
+    machine.passed = 7.5 * DAY
+    assert sorted(gone(machine.act(CLEAN))) == [Verb.REMOVE_DOWNLOAD, Verb.REMOVE_ORPHAN]
+
+
+def test_nothing_is_quiet_right_after_a_jump(machine: Machine) -> None:
+    digest = broken(machine.store)
+    now = time.time()
+    os.utime(machine.store.partial(digest), (now, now))
+    machine.act(CLEAN)
+    machine.ahead = 8 * DAY
+    (judged,) = machine.act(CLEAN).verdict.judged
+    assert judged.quiet < 10
+    machine.passed = 95
+    (judged,) = machine.act(CLEAN).verdict.judged
+    assert judged.quiet == pytest.approx(95, abs=10)
+
+
+# ---------------------------------------------------------------- without a daemon
+
+
+def test_a_first_clean_finds_what_is_stale(machine: Machine) -> None:
+    machine.store.download("stale", aged=12 * DAY)
+    machine.store.blob("an orphan", aged=12 * DAY)
+    assert sorted(gone(machine.act(CLEAN))) == [Verb.REMOVE_DOWNLOAD, Verb.REMOVE_ORPHAN]
+
+
+def test_a_clean_each_week_finds_what_is_stale(machine: Machine) -> None:
+    machine.act(CLEAN)
+    machine.store.download("a", aged=0)
+    machine.passed = 6.9 * DAY
+    assert gone(machine.act(CLEAN)) == []
+    machine.passed = 13.9 * DAY
+    assert gone(machine.act(CLEAN)) == [Verb.REMOVE_DOWNLOAD]
+
+
+def test_a_machine_that_slept_has_counted_it(machine: Machine) -> None:
+    """Asleep it counts on; only the seconds awake stand still."""
+    machine.act(CLEAN)
+    machine.store.download("a", aged=0)
+    machine.passed = 8 * DAY
+    assert machine.up == 1000
+    assert gone(machine.act(CLEAN)) == [Verb.REMOVE_DOWNLOAD]
+
+
+def test_time_off_counts_once_the_clock_has_stood_for_hours(machine: Machine) -> None:
+    machine.act(CLEAN)
+    machine.store.download("a", aged=0)
+    machine.restart(off=8 * DAY, awake=30)
+    report = machine.act(CLEAN)
+    assert gone(report) == []
+    assert [each.kind for each in report.plan.refusals] == [RefusalKind.CLOCK]
+    machine.passed += HOUR
+    assert gone(machine.act(CLEAN)) == []
+    machine.passed += 1.5 * HOUR
+    assert gone(machine.act(CLEAN)) == [Verb.REMOVE_DOWNLOAD]
+    assert "clock_jumped" not in machine.store.event_types()
+
+
+def test_a_machine_that_is_up_for_an_hour_a_day_cleans_too(machine: Machine) -> None:
+    """Each start bears out what the one before has said."""
+    machine.act(CLEAN)
+    machine.store.download("a", aged=0)
+    days = 0
+    while not gone(machine.act(CLEAN)):
+        machine.restart(off=DAY - HOUR, awake=HOUR)
+        days += 1
+        assert days < 12
+    assert days > 6
+
+
+def test_a_wrong_clock_at_each_start_removes_nothing(machine: Machine) -> None:
+    """No time server has been asked yet, each time; then one has."""
+    machine.act(SERVICE)
+    lay_out(machine.store)
+    for _ in range(4):
+        machine.ahead = 40 * DAY
+        machine.restart(off=60, awake=20)
+        assert gone(machine.act(SERVICE)) == []
+        machine.passed += 30
+        machine.ahead = 0
+        assert gone(machine.act(SERVICE)) == []
+        machine.passed += 300
+        machine.act(SERVICE)
+
+
+def test_a_clock_that_was_set_back_is_told_and_removes_nothing(machine: Machine) -> None:
+    machine.act(CLEAN)
+    machine.store.download("a", aged=6 * DAY)
+    machine.ahead = -3 * DAY
+    assert gone(machine.act(CLEAN)) == []
+    assert machine.store.event_types().count("clock_jumped") == 1
+    machine.passed = 0.9 * DAY
+    assert gone(machine.act(CLEAN)) == []
+    assert machine.store.event_types().count("clock_jumped") == 1
+
+
+def test_a_clock_that_is_brought_right_slowly_has_not_jumped(machine: Machine) -> None:
+    machine.act(CLEAN)
+    for hours in range(1, 60):
+        machine.passed = hours * HOUR
+        machine.ahead = hours * HOUR * 0.0005
+        machine.act(CLEAN)
+    assert "clock_jumped" not in machine.store.event_types()
 
 
 def broken(store: Store) -> str:

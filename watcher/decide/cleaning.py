@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from watcher import advice, names
 from watcher.decide import findings, safety
 from watcher.model import (
+    CLOCK_SETTLED_SECONDS,
+    CLOCK_TOLERANCE_SECONDS,
     HOUR,
     Action,
     Condition,
@@ -96,32 +98,73 @@ def spared(verdict: Verdict) -> tuple[Spared, ...]:
 
 def orphans(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
     """Finished blobs that no manifest names, and that no unfinished pull counts on any more."""
-    old = [
-        entry
-        for entry in evidence.census.unnamed
-        if evidence.now - entry.changed_at >= policy.stale_after and entry.kind is Kind.FILE
-    ]
+    there = [entry for entry in evidence.census.unnamed if entry.kind is Kind.FILE]
+    aged = [(entry.changed_at, entry) for entry in there]
+    old = [entry for at, entry in aged if evidence.age_of(at) >= policy.stale_after]
+    yield from _too_soon(aged, policy.stale_after, evidence, Verb.REMOVE_ORPHAN)
     if not old:
         return
     why = orphans_forbidden(evidence)
     if why is not None:
-        subject = f"{len(old)} orphaned blob{'s' if len(old) > 1 else ''}"
-        yield _refused_all(why, subject, Verb.REMOVE_ORPHAN, old)
+        yield _refused_all(why, Verb.REMOVE_ORPHAN, old)
         return
     for entry in old:
-        days = (evidence.now - entry.changed_at) / (24 * HOUR)
+        days = evidence.age_of(entry.changed_at) / (24 * HOUR)
         because = f"no manifest names it, {days:.0f} days old"
         yield Action(Verb.REMOVE_ORPHAN, entry.name, because, (entry,), entry.freed)
 
 
-def _refused_all(why: safety.Why, subject: str, verb: Verb, old: list[Entry]) -> Refusal:
+def by_the_clock(judged: Judged, evidence: Evidence, policy: Policy) -> Iterator[Refusal]:
+    """A download that only a clock which was set makes stale."""
+    download = judged.download
+    since = download.changed_at if download.progress_at is None else download.progress_at
+    never = judged.stale or judged.condition in (Condition.LIVE, Condition.UNKNOWN)
+    if never or since is None or evidence.now - since < policy.stale_after:
+        return
+    why = _clock_forbids(evidence)
+    if why is not None:
+        yield safety.refusal(why, judged, Verb.REMOVE_DOWNLOAD)
+
+
+def _too_soon(
+    aged: Iterable[tuple[float, Entry]], enough: float, evidence: Evidence, verb: Verb
+) -> Iterator[Refusal]:
+    """The same of single files: those that only a clock which was set makes old."""
+    why = _clock_forbids(evidence)
+    young = [entry for at, entry in aged if evidence.age_of(at) < enough <= evidence.now - at]
+    if why is not None and young:
+        yield _refused_all(why, verb, young)
+
+
+def _clock_forbids(evidence: Evidence) -> safety.Why | None:
+    """Why the wall clock makes nothing old: it has moved on, and the machine has not counted it."""
+    clock = evidence.clock
+    if clock is None or evidence.now - clock.certain <= CLOCK_TOLERANCE_SECONDS:
+        return None
+    left = max(0.0, CLOCK_SETTLED_SECONDS - clock.held)
+    ahead = advice.duration(evidence.now - clock.certain)
+    return safety.Why(
+        RefusalKind.CLOCK,
+        f"the clock alone makes it old: it is ahead by {ahead} of what this machine has counted",
+        f"the clock is believed if it stays so: try again in {advice.duration(left)}",
+        left,
+    )
+
+
+#: What several files are called, by what is done with them.
+_MANY = {Verb.REMOVE_ORPHAN: "orphaned blob", Verb.REMOVE_TEMPORARY: "left-over"}
+
+
+def _refused_all(why: safety.Why, verb: Verb, old: list[Entry]) -> Refusal:
     """One refusal about many files."""
+    of_create = " of ollama create" if verb is Verb.REMOVE_TEMPORARY else ""
     return Refusal(
         why.kind,
-        subject,
+        f"{len(old)} {_MANY[verb]}{'s' if len(old) > 1 else ''}{of_create}",
         verb,
         why.reason,
         why.remedy,
+        why.left,
         entries=tuple(entry.name for entry in old),
         frees=_freed(old),
         command=why.command,
@@ -164,17 +207,15 @@ def orphans_forbidden(evidence: Evidence) -> safety.Why | None:
 
 def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
     """Files that ``ollama create`` or an upload has left behind."""
-    old = [
-        temporary.entry
-        for temporary in evidence.census.temporaries
-        if temporary.entry.kind is Kind.FILE and evidence.now - temporary.entry.mtime >= HOUR
-    ]
+    there = [each.entry for each in evidence.census.temporaries if each.entry.kind is Kind.FILE]
+    aged = [(entry.mtime, entry) for entry in there]
+    old = [entry for at, entry in aged if evidence.age_of(at) >= HOUR]
+    yield from _too_soon(aged, HOUR, evidence, Verb.REMOVE_TEMPORARY)
     if not old:
         return
     why = safety.idle_forbids(evidence)
     if why is not None:
-        subject = f"{len(old)} left-over{'s' if len(old) > 1 else ''} of ollama create"
-        yield _refused_all(why, subject, Verb.REMOVE_TEMPORARY, old)
+        yield _refused_all(why, Verb.REMOVE_TEMPORARY, old)
         return
     for entry in old:
         because = "a left-over of ollama create"

@@ -387,12 +387,12 @@ def _cleanable(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -
 
 def _is_old_orphan(entry: Entry, evidence: Evidence, policy: Policy) -> bool:
     """As for `clean`: a time that we have set to keep it makes it no younger."""
-    old = evidence.now - entry.changed_at >= policy.stale_after
+    old = evidence.age_of(entry.changed_at) >= policy.stale_after
     return old and entry.kind is Kind.FILE
 
 
 def _is_old_leftover(left: Temporary, evidence: Evidence) -> bool:
-    return left.entry.kind is Kind.FILE and evidence.now - left.entry.mtime >= HOUR
+    return left.entry.kind is Kind.FILE and evidence.age_of(left.entry.mtime) >= HOUR
 
 
 def _no_holes(judged: tuple[Judged, ...]) -> Iterator[Finding]:
@@ -433,7 +433,7 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
     pulling = any(not each.stale for each in judged)
     for entry in evidence.census.unnamed:
         # As for `clean`: a time that we have set to keep it makes it no younger.
-        young = evidence.now - entry.changed_at < policy.stale_after
+        young = evidence.age_of(entry.changed_at) < policy.stale_after
         waits = "a pull that is not finished may count on it" if young else ""
         models = evidence.known_as.get(names.parse_blob(entry.name).digest, ())
         yield Finding(

@@ -47,7 +47,7 @@ def _judge(download: Download, evidence: Evidence, policy: Policy) -> Judged:
     if download.digest in policy.own_pulls:
         quiet = max(quiet, QUIET_SECONDS)
     since = download.changed_at if download.progress_at is None else download.progress_at
-    age = 0.0 if since is None else max(0.0, evidence.now - since)
+    age = 0.0 if since is None else evidence.age_of(since)
     condition, because = condition_of(download, evidence, quiet)
     stale = condition is not Condition.LIVE and age >= policy.stale_after
     return Judged(
@@ -68,7 +68,10 @@ def _quiet(download: Download, evidence: Evidence) -> float:
     if latest is None:
         return 0.0
     if latest <= evidence.now:
-        return evidence.now - latest
+        clock = evidence.clock
+        quiet = evidence.now - latest
+        # After a jump ahead only what was counted since is certain.
+        return min(quiet, clock.held) if clock is not None and clock.jumped else quiet
     known = download.ahead
     if known is None or not known.still(latest, evidence.boot):
         return 0.0

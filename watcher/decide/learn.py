@@ -6,13 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, groupby
 
-from watcher import names, ranges, sidecars
+from watcher import advice, names, ranges, sidecars
 from watcher.events import Event
 from watcher.memory import REFUSED, Asked, Hashed, Memory, Remembered, Sample, bound_to
 from watcher.model import (
+    CLOCK_SETTLED_SECONDS,
     LIVE_LOOK_SECONDS,
     Action,
     Ahead,
+    Clock,
     Condition,
     Download,
     Evidence,
@@ -108,11 +110,40 @@ def learn(
         for name, each in memory.touched.items()
         if evidence.scope is not None or name in there
     }
-    learnt = replace(memory, downloads=records, touched=touched, unproven=frozenset(unproven))
+    learnt = replace(
+        memory,
+        downloads=records,
+        touched=touched,
+        unproven=frozenset(unproven),
+        clock=_clock(memory.clock, evidence),
+    )
+    told.extend(_clock_told(evidence))
     if evidence.scope is None:
         learnt, of_store = _of_store(learnt, evidence, verdict)
         told.extend(of_store)
     return learnt, tuple(told)
+
+
+def _clock(before: Clock | None, evidence: Evidence) -> Clock | None:
+    """The clocks as they are remembered: a narrow look writes down only what has changed."""
+    now = evidence.clock
+    if now is None or before is None or evidence.scope is None:
+        return now
+    return now if now.jump or now.boot != before.boot else before
+
+
+def _clock_told(evidence: Evidence) -> Iterator[Event]:
+    clock = evidence.clock
+    if clock is None or not clock.jump:
+        return
+    way = "ahead" if clock.jump > 0 else "back"
+    by = advice.duration(abs(clock.jump))
+    details = {
+        "jump_seconds": round(clock.jump, 3),
+        "believed_after_seconds": CLOCK_SETTLED_SECONDS,
+    }
+    message = f"the clock has jumped {way} by {by}: until it has stayed so for hours, it makes"
+    yield Event(evidence.now, "clock_jumped", f"{message} nothing old enough to go", None, details)
 
 
 def _of_store(

@@ -281,7 +281,7 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
                 models=each.download.models,
             )
     for entry in evidence.census.unnamed:
-        young = evidence.now - entry.changed_at < policy.stale_after
+        young = evidence.age_of(entry.changed_at) < policy.stale_after
         ours = entry.kind is Kind.FILE and evidence.uid in (0, entry.uid)
         if young and ours and _fading((entry,), evidence.now) and _alone((entry,), evidence):
             because = "a pull that is not finished may count on it"

@@ -58,6 +58,8 @@ def make(verdict: Verdict, evidence: Evidence, policy: Policy) -> Plan:
 
 def _steps(verdict: Verdict, evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
     for judged in verdict.judged:
+        if policy.clean:
+            yield from cleaning.by_the_clock(judged, evidence, policy)
         if judged.stale and policy.clean:
             yield from cleaning.of_download(judged, evidence)
         elif policy.repair and (policy.repair_stale or not judged.stale):

@@ -33,7 +33,7 @@ def _expired(evidence: Evidence, policy: Policy) -> set[str]:
     room = size(evidence) - policy.quarantine_max_bytes
     expired: set[str] = set()
     for kept in sorted(evidence.quarantine, key=lambda each: each.entry.ctime_ns):
-        age = evidence.now - kept.entry.ctime_ns / 1e9  # it changed last when it was moved here
+        age = evidence.age_of(kept.entry.ctime_ns / 1e9)  # it changed last when it was moved here
         if kept.replaced and (policy.purge_replaced or age >= policy.quarantine_keep or room > 0):
             expired.add(kept.label)
             room -= kept.entry.allocated

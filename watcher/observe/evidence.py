@@ -24,7 +24,7 @@ from watcher.model import (
     Sidecar,
     Trust,
 )
-from watcher.observe import holders, intents, parts, place, quarantine, scan, sharing
+from watcher.observe import clock, holders, intents, parts, place, quarantine, scan, sharing
 from watcher.observe.blobs import registry_length, remembered, with_memory
 from watcher.world import World
 
@@ -69,12 +69,14 @@ def _observe(
         ours_only=True,
     )
     shared = sharing.look(store, seen.servers) if scope is None else Sharing()
+    now = world.clock()
     return Evidence(
         place=where,
-        now=world.clock(),
+        now=now,
         view=seen.view,
         uptime=world.uptime(),
         boot=start.id,
+        clock=clock.look(memory.clock, now, world.counted(), start.id),
         servers=seen.servers,
         others=seen.others,
         downloads=tuple(
