@@ -361,7 +361,8 @@ def _in_this_process(store: Store, *words: str) -> subprocess.CompletedProcess[s
         code = 99
         try:
             os.close(out)
-            sys.stdout = os.fdopen(into, "w")
+            os.dup2(into, 1)
+            sys.stdout = os.fdopen(1, "w", closefd=False)
             os.environ.update(environment(store.path))
             from watcher.cli import main
 
