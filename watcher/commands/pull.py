@@ -93,7 +93,8 @@ def _told(context: Context, one: Pull, wanted: Wanted) -> Exit:
         again = " ".join(map(shlex.quote, _same_pull(context, wanted)))
         complain(f"{shown}: interrupted; to go on: {names.printable(again)} {shown}")
         return Exit.INTERRUPTED
-    complain(f"ollama-watch: {shown} has not arrived: {one.end.text}\n  {cause.step}")
+    what = "was not verified" if cause is Cause.UNVERIFIED else "has not arrived"
+    complain(f"ollama-watch: {shown} {what}: {one.end.text}\n  {cause.step}")
     return Exit.FAILED
 
 

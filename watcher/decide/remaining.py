@@ -46,7 +46,7 @@ def everything(_: Iterable[str], __: Iterable[str]) -> bool:
 
 def of_repair(seen: Evidence, verdict: Verdict, told: Iterable[str], meant: Meant) -> Remaining:
     """What a repair has left. `told`: subjects of which it has told something already."""
-    blind = any(unseen(seen, meant)) or any(
+    blind = any(unseen(seen, meant, parsed=False)) or any(
         each.unreadable and meant(each.models, (each.digest,)) for each in seen.downloads
     )
     return Remaining(tuple(_left(verdict, _OF_REPAIRS, frozenset(told), meant)), blind)
@@ -70,8 +70,11 @@ def _left(
             yield finding
 
 
-def unseen(seen: Evidence, meant: Meant) -> Iterator[Unseen]:
-    """What a look could not see of what is meant: names, folders, manifests."""
+def unseen(seen: Evidence, meant: Meant, *, parsed: bool = True) -> Iterator[Unseen]:
+    """What a look could not see of what is meant: names, folders, manifests.
+
+    `parsed`: also what manifests name that is no blob.
+    """
     census = seen.census
     whole = meant is everything
     for path in census.unlisted:
@@ -83,6 +86,8 @@ def unseen(seen: Evidence, meant: Meant) -> Iterator[Unseen]:
             yield each
     read = {model.name for model in census.models}
     for odd in census.odd_manifests:
+        if odd.fault is ManifestFault.BAD_DIGEST and not parsed:
+            continue
         why = _BLINDING.get(odd.fault)
         if why is not None and _is_blind(odd, read) and meant((odd.model or "",), ()):
             yield Unseen(odd.path, f"{why}: {odd.why}")

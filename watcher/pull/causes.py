@@ -54,6 +54,10 @@ class Cause(enum.StrEnum):
     CANCELLED = "cancelled"
     SERVER_GONE = "server_gone"
     SILENCE = "silence"
+    #: A layer is not what its name says, and could not be replaced.
+    DAMAGED = "damaged"
+    #: The model is here; whether it is right could not be told.
+    UNVERIFIED = "unverified"
     INTERRUPTED = "interrupted"
     FAULT = "fault"
     UNKNOWN = "unknown"
@@ -146,6 +150,10 @@ _ROWS = {
     ),
     Cause.SILENCE: _Row(
         _SOON, "nothing came for long: check the network, and pull it again", "the network"
+    ),
+    Cause.DAMAGED: _Row(_NEVER, "ollama-watch repair says what would have it fetched again"),
+    Cause.UNVERIFIED: _Row(
+        _NEVER, "ollama-watch verify, on the machine and as the user that can read the store"
     ),
     Cause.INTERRUPTED: _Row(_NEVER, "pull it again to go on"),
     Cause.FAULT: _Row(

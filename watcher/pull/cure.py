@@ -13,12 +13,12 @@ from typing import TypeVar
 
 from rich.filesize import decimal
 
-from watcher import cycle, names, ranges
+from watcher import cycle, ranges
 from watcher.cycle import Report
 from watcher.decide import findings
 from watcher.decide.judge import settled_condition
 from watcher.errors import LockedError, WatchError
-from watcher.model import Condition, Plan, Policy, RefusalKind, Result, Verb
+from watcher.model import Condition, Policy, RefusalKind, Result
 from watcher.pull.site import Site
 from watcher.world import World
 
@@ -34,7 +34,6 @@ _PAUSES = (0.0, 5.0, 15.0, 60.0)
 _WORTH_A_CURE = 1 << 20
 #: What is in the way of mending for some moments only.
 _PASSING = frozenset({RefusalKind.SERVER_STARTS, RefusalKind.HELD, RefusalKind.CHANGED})
-_PROOFS = cycle.QUESTIONS | {Verb.QUARANTINE_BLOB}
 _WAITS_FOR_FILES = (
     "ends when the server has closed its files, so that what has come can be kept; "
     "a second ctrl-C ends at once"
@@ -144,35 +143,6 @@ def _sync_behind(world: World, policy: Policy, report: Report) -> None:
     if report.memory is not None and noted(report.memory, report.evidence.boot):
         with suppress(RuntimeError):  # no thread: who looks next does it
             Behind(world, lambda _: None, lambda _: None).want(policy)
-
-
-def put_aside_corrupt(
-    site: Site, digests: frozenset[str], cancelled: Callable[[], bool], say: Callable[[str], T]
-) -> Generator[T, None, bool]:
-    """Hash finished layers. Returns whether one was corrupt, and has to be fetched again."""
-    if site.world is None:
-        return False
-    policy = replace(site.policy, repair=True, clean=False, hash=True, verify=True, online=True)
-
-    def is_meant(subject: str) -> bool:
-        return (names.parse_blob(subject).digest or subject) in digests
-
-    def consent(planned: Plan) -> Plan:
-        mine = planned.only(lambda _, subjects: any(map(is_meant, subjects)))
-        return mine.filtered(lambda each: each.verb in _PROOFS)
-
-    try:
-        report = cycle.cycle(site.world, policy, consent=consent, stop=cancelled)
-    except (WatchError, OSError) as error:
-        yield say(f"can't be verified: {error}")
-        return False
-    gone = [each for each in report.outcomes if each.action.verb is Verb.QUARANTINE_BLOB]
-    for outcome in gone:
-        yield say(outcome.message)
-    for refusal in report.plan.refusals:
-        if refusal.verb is Verb.QUARANTINE_BLOB and is_meant(refusal.subject):
-            yield say(f"{refusal.subject[:19]} is damaged: {refusal.why}")
-    return any(each.result is Result.DONE for each in gone)
 
 
 # ---------------------------------------------------------------- what a look tells

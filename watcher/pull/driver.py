@@ -18,16 +18,16 @@ from typing import NamedTuple
 import orjson
 from rich.filesize import decimal
 
-from watcher import files, folders, journal, names, ollama, ours, records, redact, registry, states
+from watcher import folders, journal, names, ollama, ours, records, redact, registry, states
 from watcher.errors import LockedError, WatchError
 from watcher.events import Event
-from watcher.manifests import READ_LIMIT
 from watcher.observe import holders, scan
-from watcher.pull import cure, disk
+from watcher.pull import cure, disk, proof
 from watcher.pull.bar import Bar
 from watcher.pull.causes import Cause, hides_why, of_error, of_status
 from watcher.pull.cure import Pace
 from watcher.pull.heard import Heard
+from watcher.pull.proof import Proof
 from watcher.pull.sharing import Sharing
 from watcher.pull.site import Site
 from watcher.pull.speed import STALL_SECONDS, Meter
@@ -150,6 +150,8 @@ class Pull:
     _present: frozenset[str] | None = None
     #: Those that our requests have pulled.
     _pulled: set[str] = field(default_factory=set)
+    #: What `Options.verify` asks for was done.
+    _proved: bool = False
     #: It was told already what an earlier pull has left.
     _is_resumed: bool = False
     _told: set[str] = field(default_factory=set)
@@ -213,15 +215,17 @@ class Pull:
         yield from self._tell_what_is_here()
         if self.site.why:
             yield self._say(f"{self.site.why}; so resets and stalls can't be cured")
-        proved = not self.options.verify
         tries, best, mismatches = 0, 0, 0
+        fetched_again: set[str] = set()
         while True:
             self.end = yield from self._try()
             if self.end.cause is None:
-                if not proved:
-                    proved = True
-                    if (yield from self._quarantine_corrupt()):
-                        continue
+                proved = yield from self._prove()
+                if proved.gone - fetched_again:
+                    fetched_again |= proved.gone
+                    continue
+                self.end = _end(proved)
+            if self.end.cause is None:
                 yield self._change(state=State.COMPLETED)
                 self._log("pull_completed", f"{self.name.shown} has arrived", **self.meter.facts)
                 return
@@ -470,7 +474,8 @@ class Pull:
                 return False
             path = f"manifests/{self.name.path}"
             try:
-                return bool(orjson.loads(_read(path, store)) == orjson.loads(raw))
+                same = orjson.loads(proof.read(path, store)) == orjson.loads(raw)
+                return bool(same) and not proof.in_doubt(store, self._bar.sizes)
             except (OSError, orjson.JSONDecodeError):
                 return False
 
@@ -632,15 +637,32 @@ class Pull:
             self.meter.correct(self._bar.done - before)
         self._uncounted = dict.fromkeys(self._digests, 0)
 
-    def _quarantine_corrupt(self) -> Generator[Update, None, bool]:
-        """Hash the layers that were there before. Returns whether one has to be fetched again."""
-        if self.site.world is None or not self._present:
-            return False
+    def _prove(self) -> Generator[Update, None, Proof]:
+        """Whether the layers are what their names say, as far as that is in doubt or asked for.
+
+        The server has hashed what it has fetched just now, and nothing else.
+        """
+        wanted = self._in_doubt()
+        if wanted is None or (self.options.verify and self.site.world is None):
+            asked = self.options.verify
+            why = self.site.why or "its manifest is not in the store that is known here"
+            return Proof(cause=Cause.UNVERIFIED if asked else None, why=why)
+        if self.options.verify and not self._proved:
+            wanted |= self._digests if self._present is None else self._present
+        if not wanted:
+            return Proof()
         if states.may_follow(self.record.state, State.VERIFYING):
             yield self._change(state=State.VERIFYING)
-        return (
-            yield from cure.put_aside_corrupt(self.site, self._present, self.cancelled, self._say)
-        )
+        found = yield from proof.prove(self.site, wanted, self.cancelled, self._say)
+        self._proved = found.cause is None
+        return found
+
+    def _in_doubt(self) -> frozenset[str] | None:
+        """The layers that are perhaps not right; None where the model is not in a store here."""
+        with ExitStack() as opened:
+            store = self._store(opened)
+            sizes = None if store is None else proof.layers(store, self.name)
+            return None if store is None or sizes is None else proof.in_doubt(store, sizes)
 
     # ------------------------------------------------------------ telling
 
@@ -738,10 +760,9 @@ def _share(part: int, whole: int) -> str:
     return f"{number} of {decimal(whole)}"
 
 
-def _read(path: str, store: int) -> bytes:
-    *folders, name = path.split("/")
-    with ExitStack() as opened:
-        at = store
-        for folder in folders:
-            at = opened.enter_context(files.opened_folder(folder, at, follow=True))
-        return files.read_small(name, at, READ_LIMIT)
+def _end(proved: Proof) -> End:
+    """The end of a pull whose model the server has, as far as its layers are known to be right."""
+    if proved.gone:
+        missing = names.short(min(proved.gone))
+        return End(Cause.DAMAGED, f"{missing} was fetched again, and is not there or not right")
+    return End(proved.cause, proved.why if proved.cause is not None else "")
