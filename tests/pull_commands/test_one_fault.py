@@ -109,7 +109,8 @@ def test_a_manifest_that_makes_no_sense(
         assert all(0 <= size < 1 << 47 for size, _ in sizes), (key, sizes)
     for command in ("audit", "status", "df", "repair"):
         looked = run(store, "--json", command, *(["-n"] if command == "repair" else []))
-        assert looked.returncode in (0, 1), (command, looked.stderr)
+        assert looked.returncode in (0, 1, 3, 4), (command, looked.stderr)
+        assert "fault of ollama-watch" not in looked.stderr
         json.loads(looked.stdout)
 
 

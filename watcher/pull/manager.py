@@ -48,6 +48,7 @@ from watcher.errors import (
     RefusedError,
 )
 from watcher.events import Event
+from watcher.memory import FOLDER
 from watcher.model import Condition, Judged, Plan, Policy, Result, Verb
 from watcher.observe import place, scan
 from watcher.pull import site
@@ -74,9 +75,18 @@ class FileManager(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreFiles:
-    """A store that keeps its own state."""
+    """A store that keeps its own state.
+
+    Raises NoStoreError for a folder that is not there, and for one that holds something and no
+    store; NoPermissionError for one that can't be looked into. An empty one becomes a store with
+    the server's first pull.
+    """
 
     store_path: str | os.PathLike[str]
+
+    def __post_init__(self) -> None:
+        """Raises as above."""
+        _check_store(os.path.abspath(os.fsdecode(self.store_path)))
 
     @property
     def state_path(self) -> str | os.PathLike[str]:
@@ -159,6 +169,13 @@ class PartialDownload(TypedDict):
     total_bytes: int | None
     can_resume: bool
     age_seconds: float
+
+
+class CheckedDownload(PartialDownload):
+    """An unfinished layer after a check."""
+
+    #: What the policy wanted to do about it and could not, with the step that helps.
+    refused: list[str]
 
 
 class Cleanup(TypedDict):
@@ -262,11 +279,11 @@ class ModelDownloadManager:
         report = cycle.cycle(replace(self._world, keeps=False), self._policy, consent=cycle.nothing)
         return [_partial(each) for each in report.verdict.judged if _is_of(each, key)]
 
-    def check_partial_model_downloads(self) -> list[PartialDownload]:
+    def check_partial_model_downloads(self) -> list[CheckedDownload]:
         """What a service does at its start: find what is unfinished, and repair or clean by policy.
 
         The records of their models say ``error`` from then on, unless somebody pulls them; events
-        tell all of it. Gives back what there is now.
+        tell all of it. Gives back what there is now, and what was refused.
         """
         self._tell(Event(time.time(), "check_started", "Checking for partial model downloads..."))
         report = cycle.cycle(self._world, self._policy, first_look=True)
@@ -280,7 +297,7 @@ class ModelDownloadManager:
             self._infer(key, known.get(key, Record()), unfinished)
         for key in known.keys() - by_model.keys():
             self._end_if_dead(key, known[key])
-        return [_partial(each) for each in report.verdict.judged]
+        return [_checked(each, report) for each in report.verdict.judged]
 
     def can_resume(self, model: str) -> bool:
         """Whether there is something of a model's download that need not come again."""
@@ -466,6 +483,9 @@ class ModelDownloadManager:
 
 #: What a change may have, as it is called here and in the records.
 _CHANGEABLE = {"status" if key == "state" else key: key for key in records.CHANGEABLE}
+#: What a store has, and what may lie in a folder that is to become one.
+_CONTENT = frozenset({"blobs", "manifests"})
+_NO_CONTENT = frozenset({FOLDER, "lost+found"})
 _REMOVALS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
 #: A record that was changed within that time is its driver's word, and a driver that waits for the
 #: server or hashes a layer is silent for long.
@@ -574,6 +594,36 @@ def _update(update: Update) -> DownloadUpdate:
         until=waiting.until,
     )
     return DownloadUpdate(**now, note=update.note, waiting=told)
+
+
+def _check_store(path: str) -> None:
+    """Raise the reason where a folder is no store, and can't become one."""
+    shown = names.printable(path)
+    try:
+        found = set(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        why = f"there is no folder {shown}: {error.strerror}"
+        raise NoStoreError(why, "make it first, or name the models folder") from None
+    except PermissionError:
+        raise place.no_permission(path) from None
+    if found <= _NO_CONTENT or found & _CONTENT:
+        return
+    inner = os.path.join(path, "models")
+    name = names.printable(inner) if os.path.isdir(inner) else "the folder that holds them"
+    raise NoStoreError(
+        f"{shown} is no model store: neither blobs/ nor manifests/ is in it", f"name {name}"
+    )
+
+
+def _checked(judged: Judged, report: cycle.Report) -> CheckedDownload:
+    refusals = [each for each in report.plan.refusals if each.subject == judged.digest]
+    refused = ["; ".join(filter(None, (each.why, each.remedy, each.command))) for each in refusals]
+    refused += [
+        each.message
+        for each in report.outcomes
+        if each.action.subject == judged.digest and each.result is not Result.DONE
+    ]
+    return CheckedDownload(**_partial(judged), refused=list(dict.fromkeys(refused)))
 
 
 def _partial(judged: Judged) -> PartialDownload:

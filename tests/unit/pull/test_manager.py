@@ -16,7 +16,7 @@ import pytest
 from tests.driving import environment, holding
 from tests.fidelity.harness import EngineServer, blob, sidecar
 from watcher import ModelDownloadManager, StoreFiles
-from watcher.demo.registry import Layer, Model, Registry
+from watcher.demo.registry import Fault, Layer, Model, Registry
 from watcher.errors import (
     DownloadError,
     ManifestError,
@@ -26,8 +26,9 @@ from watcher.errors import (
     TargetError,
 )
 from watcher.model import DAY, Policy
+from watcher.pull import driver
 from watcher.pull.driver import Options
-from watcher.pull.manager import DownloadProgress
+from watcher.pull.manager import DownloadProgress, DownloadUpdate
 from watcher.states import WAYS, State
 
 MB = 1_000_000
@@ -728,3 +729,69 @@ for each in threads: each.join()
             assert manager.get_download_state(f"{name}-{number}")["downloaded_bytes"] == 20
     assert manager.get_download_state("shared")["total_bytes"] == 12
     assert types(manager, "shared") == ["manifest_pulled"] * 120
+
+
+# ---------------------------------------------------------------- what is refused, and why it waits
+
+
+def test_a_check_that_is_refused_says_so(manager: ModelDownloadManager, store: Path) -> None:
+    """The data was cut and a sidecar is lost: nothing here tells how long the layer is."""
+    data = blob(store, OTHER, "-partial")
+    data.parent.mkdir(parents=True)
+    data.write_bytes(b"x" * HALF)
+    blob(store, OTHER, "-partial-1").write_text(sidecar(1, 2 * HALF, HALF, 0))
+    past = time.time() - DAY
+    for path in data.parent.iterdir():
+        os.utime(path, (past, past))
+    (found,) = manager.check_partial_model_downloads()
+    (why,) = found["refused"]
+    assert "its true length is not known" in why
+    (plain,) = manager.detect_partial_downloads()
+    assert found == {**plain, "refused": [why], "age_seconds": found["age_seconds"]}
+
+
+def test_a_check_that_does_all_it_wanted_has_refused_nothing(
+    manager: ModelDownloadManager, broken: Path
+) -> None:
+    (found,) = manager.check_partial_model_downloads()
+    assert found["refused"] == []
+
+
+def test_a_folder_that_is_no_store_is_told_with_its_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "home"
+    (folder / "models/blobs").mkdir(parents=True)
+    with pytest.raises(NoStoreError, match="no model store: neither blobs/ nor") as raised:
+        StoreFiles(folder)
+    assert str(folder / "models") in raised.value.next_step
+    StoreFiles(folder / "models")
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(NoStoreError, match="Not a directory"):
+        StoreFiles(file)
+    with pytest.raises(NoStoreError, match="No such file"):
+        StoreFiles(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("there", [(), (".ollama-watch",), ("lost+found",), ("manifests",)])
+def test_a_folder_that_can_become_a_store_is_one(tmp_path: Path, there: tuple[str, ...]) -> None:
+    for name in there:
+        (tmp_path / name).mkdir()
+    assert StoreFiles(tmp_path).state_path == tmp_path
+
+
+def test_progress_says_why_it_waits(
+    store: Path, server: EngineServer, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "_LONGEST_PAUSE", 0.2)
+    model = registry.add_model("m", "1b", [Layer(1_000_000)]).name
+    registry.add_fault(Fault("page", on="manifest", status=503, times=4))
+    seen: list[DownloadUpdate] = []
+    manager = ModelDownloadManager(StoreFiles(store), server=server.url, policy=POLICY)
+    last = manager.download_model(model, progress=seen.append, options=INSECURE)
+    assert last["status"] == "completed"
+    waits = [each["waiting"] for each in seen if each["waiting"]]
+    assert waits
+    assert {each["awaited"] for each in waits} == {"the registry"}
+    assert all("503" in each["why"] for each in waits)
+    assert [each["attempt"] for each in waits if each] == sorted(each["attempt"] for each in waits)
+    assert any("waits for the registry: try 2 of 8" in each["note"] for each in seen)
