@@ -200,6 +200,7 @@ class Store:
         given: dict[str, Any] = {
             "store": str(self.path),
             "proc": proc,
+            "system": proc,
             "sleep": lambda _: None,
             "version": lambda _: None,
         }

@@ -118,6 +118,12 @@ CASES: dict[str, Case] = {
 
 #: What has no command, or is tried elsewhere, and why.
 ELSEWHERE = {
+    "download_at_risk": "tests/repair/test_at_risk.py",
+    "blob_at_risk": "tests/repair/test_at_risk.py",
+    "blob_unreadable": "tests/fidelity/test_access.py",
+    "manifest_unwritable": "tests/fidelity/test_access.py",
+    "store_unreadable": "tests/fidelity/test_access.py",
+    "store_unwritable": "tests/fidelity/test_access.py",
     "download_live": "nothing has to be done",
     "download_whole": "tests/repair: its data is hashed first",
     "download_unknown": "no command is known to help",
@@ -358,7 +364,7 @@ def test_each_kind_of_refusal_has_a_row() -> None:
 
 
 def test_a_command_is_never_broken(machine: Machine) -> None:
-    machine.store.broken("0:40 0:60", total=200)
+    machine.store.broken("0:40 0:60", total=200, aged="10m")
     machine.store.model()
     (told,) = about(machine.audit(), "download_behind")
     for words in (("audit",), ("-v", "audit"), ("--no-color", "audit")):

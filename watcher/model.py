@@ -281,6 +281,78 @@ class Located(NamedTuple):
     entry: Entry
 
 
+class ServerUser(NamedTuple):
+    """Who the server runs as, or would: that user and its groups decide what it may do."""
+
+    uid: int = 0
+    groups: frozenset[int] = frozenset()
+    #: Who says so, in words.
+    by: str = "the store's owner"
+    #: No owner and no mode keeps it from anything, as root.
+    unbarred: bool = True
+    #: It sees other folders above the store than we do.
+    elsewhere: bool = False
+
+    def may(self, wanted: int, mode: int, uid: int, gid: int) -> bool:
+        """Whether it has all the `wanted` rights (``rwx`` as bits) to what has this mode, owner."""
+        shift = 6 if uid == self.uid else 3 if gid in self.groups else 0
+        return self.unbarred or (mode >> shift) & wanted == wanted
+
+    def sees_as(self, other: ServerUser) -> bool:
+        """Whether another user may do just the same."""
+        return self._replace(by="") == other._replace(by="")
+
+
+class Subject(enum.StrEnum):
+    """What the server's user can be kept from."""
+
+    BLOB = "blob"
+    #: A file of an unfinished download.
+    DOWNLOAD = "download"
+    MANIFEST = "manifest"
+    #: ``blobs``, a folder in it, or one above the store.
+    FOLDER = "folder"
+    MANIFEST_FOLDER = "manifest_folder"
+    #: The store's own folder, in which a missing ``blobs`` or ``manifests`` has to be made.
+    STORE = "store"
+
+
+class Need(enum.StrEnum):
+    """What the server has to do with it."""
+
+    READ = "read"
+    WRITE = "write"
+    #: To pass through a folder.
+    ENTER = "enter"
+
+
+class Barred(NamedTuple):
+    """What the server's user can't use as a server has to, all in the same way."""
+
+    subject: Subject
+    need: Need
+    #: It belongs to that user: its mode is in the way.
+    own: bool
+    #: How many there are, and the first few of them.
+    total: int
+    first: tuple[Located, ...]
+
+
+class NextStart(NamedTuple):
+    """What is known of the server's next start besides the store itself."""
+
+    user: ServerUser = ServerUser()
+    #: Its unit has ``OLLAMA_NOPRUNE`` set.
+    no_prune: bool = False
+    #: Its unit calls ``ollama-watch prepare`` before.
+    prepared: bool = False
+    #: A daemon of ours watches the store, and keeps what is wanted.
+    watched: bool = False
+
+
+_ANY_START = NextStart()
+
+
 class BlobFault(enum.StrEnum):
     """What is wrong with a finished blob."""
 
@@ -381,6 +453,8 @@ class OddManifest(NamedTuple):
     #: Shown name of the model, where the path gives one.
     model: str | None = None
     changed_at: float | None = None
+    #: We can read it, and the server's user can't.
+    barred: bool = False
 
 
 class SeenModel(NamedTuple):
@@ -447,6 +521,12 @@ class BlobCensus(NamedTuple):
     unseen: tuple[Unseen, ...] = ()
     #: As `unlisted`, for the server, going by the store's owner and the folders' modes.
     unlisted_by_server: tuple[str, ...] = ()
+    #: What the server's user can't use as it has to.
+    barred: tuple[Barred, ...] = ()
+    #: Folders that the start finds empty and can't remove, as paths below the store.
+    stuck_folders: tuple[str, ...] = ()
+    #: The server's user can add, rename and remove no name under ``blobs/``.
+    sealed: bool = False
     #: Empty folders under ``manifests/``, which the server's start removes.
     empty_folders: tuple[str, ...] = ()
 
@@ -608,6 +688,8 @@ class Evidence:
     sharing: Sharing = _ALONE
     #: The digests looked at; None means the whole store.
     scope: frozenset[str] | None = None
+    #: Of a look at the whole store.
+    next_start: NextStart = _ANY_START
     #: User id that we act as.
     uid: int = 0
     #: The models that a registry's manifest gives a blob which no manifest of the store names.

@@ -23,6 +23,8 @@ class World:
     foreign: ForeignLink | None = None
     #: Where the kernel shows its processes.
     proc: str = "/proc"
+    #: The root folder of the system whose unit the server has; "" for this one.
+    system: str = ""
     #: Seconds since the epoch.
     clock: Callable[[], float] = time.time
     #: Seconds that the machine has been awake since its start; setting the clock moves nothing.

@@ -93,7 +93,6 @@ def of_download(
             sizes=size,
             models=download.models,
         )
-    yield from _foreign_owner(download, evidence, who)
 
 
 def helps(judged: Judged, evidence: Evidence) -> str:
@@ -173,29 +172,6 @@ def _fate(download: Download, now: float, doomed: Mapping[str, float]) -> str:
     return f"a start of the server after {instant(first):%H:%M} UTC deletes it"
 
 
-def _foreign_owner(download: Download, evidence: Evidence, who: str) -> Iterator[Finding]:
-    owner = evidence.place.owner
-    foreign = [entry for entry in download.entries if owner not in (0, entry.uid)]
-    if foreign:
-        yield Finding(
-            Severity.ERROR,
-            "file_owner",
-            f"blobs/{foreign[0].name}",
-            f"files of the download of {who} don't belong to the store's owner",
-            evidence=f"user id {foreign[0].uid}, the store's is {owner}",
-            alone="the pull fails at its end: the server can't write or remove them",
-            command=_given_to(owner, foreign, evidence),
-            models=download.models,
-        )
-
-
-def _given_to(owner: int, entries: Iterable[Entry], evidence: Evidence) -> str:
-    """The command that gives some of a download's files, and nothing else, to a user."""
-    paths = (path_of(evidence, f"blobs/{entry.name}") for entry in entries)
-    # Never through a link: who may write there may put one in a file's place.
-    return advice.shell(evidence, "chown", "-h", str(owner), *paths)
-
-
 def path_of(evidence: Evidence, path: str) -> str:
     """The whole path of what lies at `path` below the store."""
     return f"{evidence.place.path}/{path}"
@@ -220,6 +196,8 @@ def of_store(
             alone="the server ends with an error at each start",
         )
     for path in census.unlisted:
+        if path in census.unlisted_by_server:
+            continue  # told with what keeps the server from it
         yield Finding(
             Severity.ERROR,
             "store_unlisted",
@@ -536,7 +514,8 @@ def _cure(odd: OddBlob, evidence: Evidence) -> str:
 
 def of_manifests(evidence: Evidence) -> Iterator[Finding]:
     """Files under ``manifests/`` that are no manifest in its place."""
-    return (odd_manifest(odd, evidence) for odd in evidence.census.odd_manifests)
+    told = (odd for odd in evidence.census.odd_manifests if not odd.barred)
+    return (odd_manifest(odd, evidence) for odd in told)
 
 
 def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:

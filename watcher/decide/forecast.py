@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher import names
-from watcher.model import HOUR, Evidence, Forecast, Kind, Located, ManifestFault, Place
+from watcher.model import (
+    HOUR,
+    Evidence,
+    Forecast,
+    Kind,
+    Located,
+    ManifestFault,
+    Need,
+    Place,
+    Subject,
+)
 
 #: Servers before this one deleted without regard to age.
 _FIRST_WITH_GRACE = (0, 21)
@@ -25,8 +35,11 @@ _SKIPS_PRUNING = frozenset(
 )
 
 
-def forecast(evidence: Evidence) -> Forecast:
-    """What a start at this very moment would do."""
+def forecast(evidence: Evidence, wanted: frozenset[str] = frozenset()) -> Forecast:
+    """What a start at this very moment would do.
+
+    `wanted`: the paths that `prepare` keeps where the server's unit calls it before.
+    """
     fails = tuple(_why_renaming_fails(evidence))
     renames = evidence.census.old_names if _renames(evidence) else ()
     if fails:
@@ -37,7 +50,11 @@ def forecast(evidence: Evidence) -> Forecast:
     grace, why = _grace(evidence)
     deletes: list[Located] = []
     later: list[tuple[float, Located]] = []
-    for located in _unprotected(evidence):
+    unprotected = [] if _removes_nothing(evidence) else list(_unprotected(evidence))
+    if evidence.next_start.prepared and any(each.path in wanted for each in unprotected):
+        why = (*why, "ollama-watch prepare, before each start of the unit, keeps what is wanted")
+        unprotected = [each for each in unprotected if each.path not in wanted]
+    for located in unprotected:
         # A time in the future is younger than any age.
         due = located.entry.mtime + grace
         if due <= evidence.now:
@@ -50,18 +67,35 @@ def forecast(evidence: Evidence) -> Forecast:
         for path in evidence.census.unlisted_by_server
         if path.startswith("manifests")
     )
+    stuck = tuple(_why_folders_stay(evidence))
     return Forecast(
         deletes=tuple(sorted(deletes, key=lambda each: (each.entry.mtime_ns, each.path))),
         later=tuple(sorted(later)),
         renames=renames,
         empty_folders=evidence.census.empty_folders,
-        start_fails=bool(blind),
-        why=(*why, *blind),
+        start_fails=bool(blind or stuck),
+        why=(*why, *blind, *stuck),
     )
+
+
+def _removes_nothing(evidence: Evidence) -> bool:
+    """Whether each removal under ``blobs/`` fails, which a start only logs."""
+    return evidence.census.sealed or evidence.place.read_only
+
+
+def _why_folders_stay(evidence: Evidence) -> Iterator[str]:
+    """What ends the start in its last step, the removal of empty folders of manifests."""
+    if evidence.place.read_only:
+        for path in evidence.census.empty_folders[:1]:
+            yield f"{names.printable(path)} is empty, and can't be removed: read-only file system"
+    for path in evidence.census.stuck_folders[:1]:
+        user = evidence.next_start.user.uid
+        yield f"{names.printable(path)} is empty, and the user id {user} may not remove it"
 
 
 def _why_renaming_fails(evidence: Evidence) -> Iterator[str]:
     """What ends the start in its first step, the walk that renames old spellings."""
+    yield from _why_unreachable(evidence)
     if evidence.place.blobs_broken:
         yield _why_broken(evidence.place)
     if not _renames(evidence):
@@ -70,6 +104,23 @@ def _why_renaming_fails(evidence: Evidence) -> Iterator[str]:
         if path.startswith("blobs"):
             yield f"the folder {names.printable(path)} can't be read by the server"
     yield from evidence.census.rename_faults
+    if evidence.census.old_names:
+        first = names.printable(evidence.census.old_names[0].path)
+        if evidence.place.read_only:
+            yield f"{first} can't be renamed: the file system is mounted read-only"
+        elif evidence.census.sealed:
+            yield f"{first} can't be renamed by the user id {evidence.next_start.user.uid}"
+
+
+def _why_unreachable(evidence: Evidence) -> Iterator[str]:
+    """What keeps the server from its store: a folder on the way, or no right to make one."""
+    user = evidence.next_start.user.uid
+    for barred in evidence.census.barred:
+        path = barred.first[0].path
+        if barred.need is Need.ENTER:
+            yield f"the user id {user} may not pass through {names.printable(path)}"
+        elif barred.subject is Subject.STORE and evidence.place.blobs == (0, 0):
+            yield f"the user id {user} may not make blobs in the store's folder"
 
 
 def _why_broken(place: Place) -> str:
@@ -85,6 +136,8 @@ def _why_broken(place: Place) -> str:
 def _why_pruning_is_off(evidence: Evidence) -> Iterator[str]:
     if any(server.no_prune for server in evidence.servers):
         yield "OLLAMA_NOPRUNE is set for the running server"
+    elif evidence.next_start.no_prune:
+        yield "OLLAMA_NOPRUNE is set in the server's unit"
     if evidence.place.glob_fails:
         yield "the store's path is no valid pattern: the search for manifests fails"
     elif evidence.place.globbed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from watcher import names, ranges
-from watcher.decide import findings, forecast
+from watcher.decide import findings, forecast, standing, wanted
 from watcher.model import (
     QUIET_SECONDS,
     Condition,
@@ -23,7 +23,10 @@ def judge(evidence: Evidence, policy: Policy) -> Verdict:
     """Give each download its one condition, and tell everything else that is worth telling."""
     judged = tuple(_judge(download, evidence, policy) for download in evidence.downloads)
     whole_store = evidence.scope is None
-    foreseen = forecast.forecast(evidence) if whole_store else None
+    kept = (
+        wanted.paths(judged, evidence, policy) if evidence.next_start.prepared else frozenset[str]()
+    )
+    foreseen = forecast.forecast(evidence, kept) if whole_store else None
     doomed = {} if foreseen is None else findings.doomed(foreseen)
     found = [
         finding
@@ -35,6 +38,8 @@ def judge(evidence: Evidence, policy: Policy) -> Verdict:
         found.extend(findings.of_blobs(evidence, judged, policy))
         found.extend(findings.of_manifests(evidence))
         found.extend(findings.of_leftovers(evidence))
+        found.extend(standing.barred(evidence))
+        found.extend(standing.at_risk(judged, evidence, policy, doomed))
     found.sort(key=lambda each: (-each.severity.rank, -each.sizes.allocated, each.path, each.kind))
     return Verdict(judged, tuple(found), foreseen)
 

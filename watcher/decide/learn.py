@@ -217,7 +217,8 @@ def _problems_told(
 def _names(evidence: Evidence) -> set[str]:
     """Every name whose time we may have set."""
     downloads = (entry for download in evidence.downloads for entry in download.entries)
-    return {entry.name for entry in (*downloads, *evidence.census.unnamed)}
+    census = evidence.census
+    return {entry.name for entry in (*downloads, *census.unnamed, *census.unprotected)}
 
 
 def foresee(memory: Memory, plan: Plan, now: float, note: str) -> Memory:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher import advice, names, ranges, sidecars
-from watcher.decide import cleaning, findings, proving, quarantine, safety
+from watcher.decide import cleaning, findings, proving, quarantine, safety, wanted
 from watcher.decide.judge import settled_condition
 from watcher.model import (
     HOUR,
@@ -259,33 +259,33 @@ def _not_to_be_had(odd: OddBlob, evidence: Evidence) -> safety.Why:
 def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> Iterator[Action]:
     """Set the times of wanted things, so that no start of the server deletes them.
 
-    Wanted is every download that is not stale, and every finished blob that no manifest names yet
-    and that is young. All files of a download go together. Root leaves alone what has a second
+    What is wanted says `wanted`; besides, stale downloads that are mended. All files of a download
+    go together. Root leaves alone what has a second
     name: that may lie outside of the store.
     """
     if evidence.place.foreign:
         return
-    for each in judged:
+    every = [*wanted.of_downloads(judged), *wanted.of_blobs(evidence, policy)]
+    if policy.repair_stale:
+        stale = (each for each in judged if each.stale and each.condition in _MENDED)
+        every += [
+            wanted.Wanted(each.digest, each.download.entries, each.download.models)
+            for each in stale
+        ]
+    for each in every:
         entries = tuple(
             entry
-            for entry in each.download.entries
+            for entry in each.entries
             if entry.kind is Kind.FILE and evidence.uid in (0, entry.uid)
         )
-        kept = not each.stale or (policy.repair_stale and each.condition in _MENDED)
-        if kept and _fading(entries, evidence.now) and _alone(entries, evidence):
+        if _fading(entries, evidence.now) and _alone(entries, evidence):
             yield Action(
                 Verb.REFRESH,
-                each.digest,
+                each.subject,
                 "wanted, and soon old enough for the server to delete it",
                 entries,
-                models=each.download.models,
+                models=each.models,
             )
-    for entry in evidence.census.unnamed:
-        young = evidence.age_of(entry.changed_at) < policy.stale_after
-        ours = entry.kind is Kind.FILE and evidence.uid in (0, entry.uid)
-        if young and ours and _fading((entry,), evidence.now) and _alone((entry,), evidence):
-            because = "a pull that is not finished may count on it"
-            yield Action(Verb.REFRESH, entry.name, because, (entry,))
 
 
 def _alone(entries: tuple[Entry, ...], evidence: Evidence) -> bool:

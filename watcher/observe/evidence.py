@@ -18,13 +18,27 @@ from watcher.model import (
     Holder,
     Kind,
     ManifestFault,
+    NextStart,
     Place,
     Policy,
+    ServerUser,
     Sharing,
     Sidecar,
     Trust,
 )
-from watcher.observe import clock, holders, intents, parts, place, quarantine, scan, sharing
+from watcher.observe import (
+    access,
+    clock,
+    holders,
+    intents,
+    parts,
+    place,
+    quarantine,
+    scan,
+    serving,
+    sharing,
+    unit,
+)
 from watcher.observe.blobs import registry_length, remembered, with_memory
 from watcher.world import World
 
@@ -58,8 +72,8 @@ def _observe(
     where = place.describe(world, store)
     start = place.start(world)
     memory = _of_disk(memory, start.id)
-    found = _scan(world, policy, store, scope, where)
-    census = with_memory(found, memory, store, world.clock()) if scope is None else found.census
+    coming = _next_start(world, store) if scope is None else NextStart()
+    found = _scan(world, policy, store, scope, where, coming.user)
     downloads = _downloads(world, policy, memory, found, store)
     seen = holders.see(
         world,
@@ -69,10 +83,18 @@ def _observe(
         ours_only=True,
     )
     shared = sharing.look(store, seen.servers) if scope is None else Sharing()
+    user = access.running(world, seen.servers) if scope is None else None
+    if user is not None:
+        if not user.sees_as(coming.user):
+            # Another user than was thought: what it protects, and what it can't use, differs.
+            found = _scan(world, policy, store, scope, where, user)
+        coming = coming._replace(user=user)
+    census = with_memory(found, memory, store, world.clock()) if scope is None else found.census
     now = world.clock()
     return Evidence(
         place=where,
         now=now,
+        next_start=coming,
         view=seen.view,
         uptime=world.uptime(),
         boot=start.id,
@@ -112,14 +134,34 @@ def _of_disk(memory: Memory, boot: str) -> Memory:
     return replace(memory, hashes=hashes)
 
 
+def _next_start(world: World, store: int) -> NextStart:
+    """What is known of the server's next start besides the store."""
+    server = unit.from_files(world.system)
+    if server is not None and not access.is_of(server, store):
+        server = None
+    return NextStart(
+        user=access.user_of(store, server),
+        no_prune=server is not None and server.no_prune,
+        prepared=server is not None and server.prepares(world.store),
+        watched=serving.daemon(world.store) is not None,
+    )
+
+
 def _scan(
-    world: World, policy: Policy, store: int, scope: frozenset[str] | None, where: Place
+    world: World,
+    policy: Policy,
+    store: int,
+    scope: frozenset[str] | None,
+    where: Place,
+    user: ServerUser,
 ) -> scan.Scan:
-    """A pass in which no manifest was being written."""
+    """A pass in which no manifest was being written, for a server that runs as `user`."""
     for _ in range(_MOST_LOOKS):
         if scope is None:
+            barred = access.Access(user)
+            scan.scan_above(world.store, barred)
             found = scan.scan_store(
-                store, manifests_hidden=where.globbed, keep_healthy=policy.verify
+                store, barred, manifests_hidden=where.globbed, keep_healthy=policy.verify
             )
         else:
             found = scan.scan_digests(store, scope)

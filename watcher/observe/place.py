@@ -208,7 +208,30 @@ def _gone(store: str) -> NoStoreError:
 def no_permission(path: str) -> NoPermissionError:
     """The error for a store that this user may not look into, with the command that may."""
     told = f"{names.printable(path)}: permission denied"
-    return NoPermissionError(told, advice.as_owner(path), advice.again(path))
+    shut = _shut_folder(path) if advice.caller().uid == 0 and os.geteuid() != 0 else None
+    if shut is None:
+        return NoPermissionError(told, advice.as_owner(path), advice.again(path))
+    # Root acts with the rights of the owner of what is in the store, who is kept out of it.
+    folder, status = shut
+    who = "u" if status.st_uid == os.geteuid() else "g" if status.st_gid in os.getgroups() else "o"
+    return NoPermissionError(
+        f"{told}: user id {os.geteuid()}, whose store it is, may not pass through "
+        f"{names.printable(folder)} (of {status.st_uid}:{status.st_gid}, mode "
+        f"{stat.S_IMODE(status.st_mode):04o}), and neither may a server of that user",
+        "let that user in",
+        advice.line("chmod", f"{who}+{'rx' if folder == path else 'x'}", folder),
+    )
+
+
+def _shut_folder(path: str) -> tuple[str, os.stat_result] | None:
+    """The first folder on the way to a store, itself included, that can't be passed through."""
+    for at in [at for at, char in enumerate(f"{path}/") if char == "/"]:
+        folder = path[:at] or "/"
+        with contextlib.suppress(OSError):
+            needed = os.R_OK | os.X_OK if folder == path else os.X_OK
+            if not os.access(folder, needed, effective_ids=True):
+                return folder, os.stat(folder)
+    return None
 
 
 def describe(world: World, store: int) -> Place:

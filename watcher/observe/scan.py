@@ -24,14 +24,17 @@ from watcher.model import (
     Located,
     ManifestFault,
     NamedBlob,
+    Need,
     OddBlob,
     OddManifest,
     SeenModel,
+    Subject,
     Temporary,
     TemporaryKind,
     Unseen,
 )
 from watcher.names import Role
+from watcher.observe.access import Access, user_of
 
 _PARTIAL, _TMP = "-partial", ".tmp"
 _UNFINISHED = frozenset({Role.DATA, Role.SIDECAR, Role.TRANSFER})
@@ -69,8 +72,9 @@ class Named:
     disputed: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     unlisted: list[str] = field(default_factory=list)
     unseen: list[Unseen] = field(default_factory=list)
-    unlisted_by_server: list[str] = field(default_factory=list)
     empty_folders: list[str] = field(default_factory=list)
+    #: Those that are empty once the start has removed the empty ones in them, and that it can't.
+    stuck_folders: list[str] = field(default_factory=list)
     count: int = 0
     #: Whether any digest is named and yet not protected.
     loose: bool = False
@@ -211,45 +215,68 @@ def unfinished(store: int) -> frozenset[str]:
 # ---------------------------------------------------------------- manifests
 
 
-def scan_manifests(store: int) -> Named:
+def scan_manifests(store: int, access: Access | None = None) -> Named:
     """Read every manifest of the store, as the server finds them: exactly four names deep."""
     named = Named()
-    server = os.fstat(store).st_uid
-    with _folder("manifests", store, "manifests", named.unlisted, follow=True) as top:
+    access = access or Access(user_of(store, None))
+    with _folder(
+        "manifests", store, "manifests", named.unlisted, follow=True, access=access
+    ) as top:
         if top is not None:
-            _Walk(named, server).folder(top, (), hidden=False)
+            removable = access.folder(store, Need.WRITE)
+            _Walk(named, access).folder(top, (), hidden=False, removable=removable)
     return named
 
 
 class _Walk:
-    """A walk through ``manifests/``; `server` is the user id that the server runs as, most likely.
+    """A walk through ``manifests/``; `access` is for the user that the server runs as.
 
     What it can't list it does not see: manifests below are read here, and protect nothing there.
     """
 
-    def __init__(self, named: Named, server: int) -> None:
-        self.named, self.server = named, server
+    def __init__(self, named: Named, access: Access) -> None:
+        self.named, self.access = named, access
 
-    def folder(self, folder: int, parts: tuple[str, ...], *, hidden: bool) -> None:
+    def folder(self, folder: int, parts: tuple[str, ...], *, hidden: bool, removable: bool) -> bool:
+        """Read a folder; whether the server's start leaves nothing in it.
+
+        `hidden`: the server can't see it. `removable`: the server can remove it once it is empty.
+        """
         path = "/".join(("manifests", *parts))
-        if not may_read(os.fstat(folder), self.server):
+        writable = self.access.folder(folder, Need.WRITE)
+        if not self.access.folder(folder, Need.READ):
             hidden = True
-            self.named.unlisted_by_server.append(path)
+            self.access.shut(path, entry(path, os.fstat(folder)), folder)
+        elif not writable:
+            itself = entry(path, os.fstat(folder))
+            self.access.bar(Subject.MANIFEST_FOLDER, Need.WRITE, path, itself, folder)
         try:
             with os.scandir(folder) as listing:
                 # By name, as the server's glob gives them.
                 items = sorted(listing, key=lambda item: item.name)
         except OSError:
             self.named.unlisted.append(path)
-            return
+            return False
         if not items:
             self.named.empty_folders.append(path)
+        left = False
         for item in items:
-            self._item(item, folder, (*parts, item.name), hidden=hidden)
+            goes = self._item(item, folder, (*parts, item.name), hidden=hidden, removable=writable)
+            left = left or not goes
+        if not left and not removable:
+            self.named.stuck_folders.append(path)
+        return not left
 
     def _item(
-        self, item: os.DirEntry[str], folder: int, parts: tuple[str, ...], *, hidden: bool
-    ) -> None:
+        self,
+        item: os.DirEntry[str],
+        folder: int,
+        parts: tuple[str, ...],
+        *,
+        hidden: bool,
+        removable: bool,
+    ) -> bool:
+        """Read what is at a name; whether it is a folder in which the start leaves nothing."""
         depth, path = len(parts), "/".join(("manifests", *parts))
         above_tags = depth < _TAG_DEPTH
         try:
@@ -258,35 +285,34 @@ class _Walk:
             is_folder = False
             if above_tags and error.errno != errno.ELOOP:
                 self.named.unseen.append(Unseen(path, os.strerror(error.errno or 0)))
-                return
+                return False
         if is_folder:
             if depth == _TAG_DEPTH:
                 self._misplaced(path, "a folder in a tag's place")
             if depth <= _DEEPEST:
-                with _folder(item.name, folder, path, self.named.unlisted, follow=above_tags) as fd:
+                with _folder(
+                    item.name,
+                    folder,
+                    path,
+                    self.named.unlisted,
+                    follow=above_tags,
+                    access=self.access,
+                ) as fd:
                     if fd is not None:
-                        self.folder(fd, parts, hidden=hidden)
+                        goes = self.folder(fd, parts, hidden=hidden, removable=removable)
+                        return goes and not item.is_symlink()
         elif depth == _TAG_DEPTH:
-            _read_manifest(self.named, folder, parts, path, self.server, hidden=hidden)
+            _read_manifest(self.named, folder, parts, path, self.access, hidden=hidden)
         else:
             self._misplaced(path, f"a file {depth} deep; manifests lie {_TAG_DEPTH} deep")
+        return False
 
     def _misplaced(self, path: str, why: str) -> None:
         self.named.odd.append(OddManifest(path, ManifestFault.MISPLACED, why))
 
 
-def may_read(status: os.stat_result, uid: int) -> bool:
-    """Whether a user may read a file, or list and search a folder, going by owner and mode.
-
-    Groups are not looked up: the server's files are its user's own.
-    """
-    wanted = 0o5 if stat.S_ISDIR(status.st_mode) else 0o4
-    shift = 6 if status.st_uid == uid else 0
-    return uid == 0 or (status.st_mode >> shift) & wanted == wanted
-
-
 def _read_manifest(
-    named: Named, folder: int, parts: tuple[str, ...], path: str, server: int, *, hidden: bool
+    named: Named, folder: int, parts: tuple[str, ...], path: str, access: Access, *, hidden: bool
 ) -> None:
     model = names.model_from_path(parts)
     if model is None:
@@ -301,7 +327,9 @@ def _read_manifest(
         if isinstance(error, FileNotFoundError) and look(parts[-1], folder) is None:
             return  # removed since it was listed
         fault = ManifestFault.DANGLING if _is_link(parts[-1], folder) else ManifestFault.UNREADABLE
-        named.odd.append(OddManifest(path, fault, os.strerror(error.errno or 0), model.shown))
+        barred = isinstance(error, PermissionError) and _bars_both(parts[-1], folder, path, access)
+        why = os.strerror(error.errno or 0)
+        named.odd.append(OddManifest(path, fault, why, model.shown, barred=barred))
         return
     changed_at = None
     try:
@@ -320,9 +348,12 @@ def _read_manifest(
     index = len(named.models)
     named.models.append(model.shown)
     named.seen.append(SeenModel(model.shown, status.st_ino, status.st_mtime_ns))
-    if not may_read(status, server):
-        why = f"the user id {server} may not read it"
-        named.odd.append(OddManifest(path, ManifestFault.UNREADABLE, why, model.shown))
+    if not access.file(status, Need.READ):
+        why = f"the user id {access.user.uid} may not read it"
+        named.odd.append(OddManifest(path, ManifestFault.UNREADABLE, why, model.shown, barred=True))
+        access.bar(Subject.MANIFEST, Need.READ, path, entry(parts[-1], status), folder)
+    elif not access.file(status, Need.WRITE):
+        access.bar(Subject.MANIFEST, Need.WRITE, path, entry(parts[-1], status), folder)
     digests, faults = manifest
     if faults:
         named.odd.append(
@@ -344,6 +375,16 @@ def _read_manifest(
             named.loose = True
 
 
+def _bars_both(name: str, folder: int, path: str, access: Access) -> bool:
+    """Whether the server's user can't read a manifest that we can't read (noted)."""
+    with contextlib.suppress(OSError):
+        status = os.stat(name, dir_fd=folder)
+        if not access.file(status, Need.READ):
+            access.bar(Subject.MANIFEST, Need.READ, path, entry(name, status), folder)
+            return True
+    return False
+
+
 def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
@@ -360,25 +401,57 @@ def _is_link(name: str, folder: int) -> bool:
 # ---------------------------------------------------------------- blobs
 
 
-def scan_store(store: int, *, manifests_hidden: bool = False, keep_healthy: bool = False) -> Scan:
+def scan_store(
+    store: int,
+    access: Access | None = None,
+    *,
+    manifests_hidden: bool = False,
+    keep_healthy: bool = False,
+) -> Scan:
     """One pass over the whole store behind the descriptor `store`.
 
-    `manifests_hidden`: the server sees no manifest at all, so that none protects a blob.
-    `keep_healthy`: the healthy blobs are not only counted.
+    `access`: who the server runs as; None for the store's owner. `manifests_hidden`: the server
+    sees no manifest at all, so that none protects a blob. `keep_healthy`: the healthy blobs are
+    not only counted.
     """
-    named = scan_manifests(store)
+    access = access or Access(user_of(store, None))
+    named = scan_manifests(store, access)
     downloads: dict[str, Pieces] = {}
-    census = _Counting(named, manifests_hidden=manifests_hidden)
+    census = _Counting(named, access, manifests_hidden=manifests_hidden)
     census.keep_healthy = keep_healthy
     # blobs/ itself may be a symlink that the owner made; nothing below it is followed.
-    with _folder("blobs", store, "blobs", named.unlisted, follow=True) as fd:
+    with _folder("blobs", store, "blobs", named.unlisted, follow=True, access=access) as fd:
         if fd is not None:
             _scan_blobs(fd, census, downloads)
             _add_finished(fd, downloads)
         if fd is not None or "blobs" not in named.unlisted:
             census.missing(fd)
     census.temporary_folders(store)
+    if not access.folder(store, Need.WRITE) and _lacks(store):
+        access.bar(Subject.STORE, Need.WRITE, ".", entry(".", os.fstat(store)), store)
     return Scan(census.result(), downloads, named)
+
+
+def _lacks(store: int) -> bool:
+    """Whether a server has to make a folder in the store."""
+    return any(look(name, store) is None for name in ("blobs", "manifests"))
+
+
+def scan_above(path: str, access: Access) -> None:
+    """Look whether the server's user can pass through a store's folder and those above it."""
+    if access.user.unbarred or access.user.elsewhere:
+        return  # a container has other folders above it
+    real = os.path.realpath(path)
+    for at in [at for at, char in enumerate(f"{real}/") if char == "/"]:
+        with contextlib.suppress(OSError):
+            above = real[:at] or "/"
+            fd = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                if not access.folder(fd, Need.ENTER):
+                    itself = entry(above, os.fstat(fd))
+                    access.bar(Subject.FOLDER, Need.ENTER, above, itself, fd)
+            finally:
+                os.close(fd)
 
 
 def scan_digests(store: int, digests: Iterable[str]) -> Scan:
@@ -415,8 +488,8 @@ def _likely(digest: str, blobs: int) -> Iterator[Entry]:
 class _Counting:
     """The census while it is taken."""
 
-    def __init__(self, named: Named, *, manifests_hidden: bool) -> None:
-        self.named = named
+    def __init__(self, named: Named, access: Access, *, manifests_hidden: bool) -> None:
+        self.named, self.access = named, access
         #: Whether a blob that is named may still be unprotected; rare, so looked at only then.
         self.loose = named.loose or manifests_hidden
         self.manifests_hidden = manifests_hidden
@@ -425,6 +498,8 @@ class _Counting:
         self.folder = -1
         self.unseen: list[Unseen] = []
         self.named_blobs: list[NamedBlob] = []
+        #: The server's user can't add, rename and remove names; only rename and remove its own.
+        self.sealed = self.sticky = False
         self.entries = self.allocated = self.healthy = self.healthy_bytes = 0
         self.odd: list[OddBlob] = []
         self.unnamed: list[Entry] = []
@@ -432,7 +507,6 @@ class _Counting:
         self.rename_faults: list[str] = []
         self.old_protected: set[str] = set()
         self.unprotected: list[Entry] = []
-        self.unlisted_by_server: list[str] = []
         self.temporaries: list[Temporary] = []
         self.foreign: list[Entry] = []
 
@@ -475,6 +549,11 @@ class _Counting:
     def unsee(self, name: str, error: OSError) -> None:
         """Note a name under ``blobs/`` that could not be looked at."""
         self.unseen.append(Unseen(f"blobs/{name}", os.strerror(error.errno or 0)))
+
+    def bar(self, need: Need, found: Entry, blobs: int) -> None:
+        """Keep in mind that the server's user can't read a blob, or write a download's file."""
+        subject = Subject.BLOB if need is Need.READ else Subject.DOWNLOAD
+        self.access.bar(subject, need, f"blobs/{found.name}", found, blobs)
 
     def healthy_blob(self, name: str, found: os.stat_result) -> None:
         """Keep a healthy blob that has to be verified, or that no manifest protects."""
@@ -547,7 +626,10 @@ class _Counting:
             odd_manifests=tuple(self.named.odd),
             unlisted=tuple(self.named.unlisted),
             unseen=(*self.named.unseen, *self.unseen),
-            unlisted_by_server=(*self.named.unlisted_by_server, *self.unlisted_by_server),
+            unlisted_by_server=tuple(self.access.unlisted),
+            barred=self.access.result(),
+            stuck_folders=tuple(self.named.stuck_folders),
+            sealed=self.sealed,
             empty_folders=tuple(self.named.empty_folders),
         )
 
@@ -569,6 +651,10 @@ def _scan_names(
     downloads: dict[str, Pieces],
 ) -> None:
     wanted, special = census.named.digests, census.loose or census.keep_healthy
+    _judge_folder(fd, census)
+    # Most blobs have one owner and one mode: those of the one before, and whether they are barred.
+    mode = uid = gid = -1
+    barred = False
     entries = blocks = healthy = healthy_bytes = 0
     try:
         for item in listing:
@@ -594,11 +680,16 @@ def _scan_names(
                 ):
                     healthy += 1
                     healthy_bytes += size
+                    if found.st_mode != mode or found.st_uid != uid or found.st_gid != gid:
+                        mode, uid, gid = found.st_mode, found.st_uid, found.st_gid
+                        barred = not census.access.file(found, Need.READ)
+                    if barred:
+                        census.bar(Need.READ, entry(name, found), fd)
                     if special:
                         census.healthy_blob(name, found)
                     continue
             listed = entry(name, found)
-            _sort_out(listed, census, downloads)
+            _sort_out(listed, census, downloads, fd)
             if listed.kind is Kind.FOLDER or name.startswith("sha256:"):
                 _look_at_walk(listed, fd, f"blobs/{name}", census)
     finally:
@@ -607,13 +698,33 @@ def _scan_names(
         census.healthy_bytes += healthy_bytes
 
 
-def _sort_out(found: Entry, census: _Counting, downloads: dict[str, Pieces]) -> None:
+def _judge_folder(blobs: int, census: _Counting) -> None:
+    """What the server's user can't do in ``blobs`` itself."""
+    access, status = census.access, os.fstat(blobs)
+    itself = entry("blobs", status)
+    if not access.folder(blobs, Need.READ):
+        access.shut("blobs", itself, blobs)
+    elif not access.folder(blobs, Need.WRITE):
+        census.sealed = True
+        access.bar(Subject.FOLDER, Need.WRITE, "blobs", itself, blobs)
+    # In such a folder a name goes, and is renamed, by its owner and by the folder's alone.
+    user = access.user
+    census.sticky = bool(status.st_mode & stat.S_ISVTX) and status.st_uid != user.uid
+    census.sticky = census.sticky and not user.unbarred
+
+
+def _sort_out(found: Entry, census: _Counting, downloads: dict[str, Pieces], blobs: int) -> None:
     parsed = names.parse_blob(found.name)
     match parsed.role:
         case Role.BLOB:
             census.blob(parsed.digest, found)
+            if found.kind is Kind.FILE and not census.access.file(found, Need.READ):
+                census.bar(Need.READ, found, blobs)
         case Role.DATA | Role.SIDECAR | Role.TRANSFER:
             _add_piece(downloads, parsed, found)
+            stuck = census.sticky and found.uid != census.access.user.uid
+            if found.kind is Kind.FILE and (stuck or not census.access.file(found, Need.WRITE)):
+                census.bar(Need.WRITE, found, blobs)
         case Role.OLD:
             located = Located(f"blobs/{found.name}", found)
             census.old.append(located)
@@ -634,19 +745,20 @@ def _look_at_walk(found: Entry, parent: int, path: str, census: _Counting) -> No
     """What the server's start, which walks through ``blobs/`` and renames, will meet here."""
     inner: list[str] = []
     if found.kind is Kind.FOLDER:
-        with _folder(found.name, parent, path, census.named.unlisted, follow=False) as fd:
+        unlisted, access = census.named.unlisted, census.access
+        with _folder(found.name, parent, path, unlisted, follow=False, access=access) as fd:
             if fd is not None:
                 inner = sorted(os.listdir(fd))
-                _look_into(fd, parent, path, inner, census)
+                _look_into(fd, path, inner, census)
     if found.name.startswith("sha256:"):
         fault = _rename_fault(found, parent, inner)
         if fault:
             census.rename_faults.append(f"{names.printable(path)} {fault}")
 
 
-def _look_into(fd: int, parent: int, path: str, inner: list[str], census: _Counting) -> None:
-    if not may_read(os.fstat(fd), os.fstat(parent).st_uid):
-        census.unlisted_by_server.append(path)
+def _look_into(fd: int, path: str, inner: list[str], census: _Counting) -> None:
+    if not census.access.folder(fd, Need.READ):
+        census.access.shut(path, entry(path, os.fstat(fd)), fd)
     if path.count("/") >= _DEEPEST:
         return
     for name in inner:
@@ -699,30 +811,40 @@ def _add_finished(blobs: int, downloads: dict[str, Pieces]) -> None:
 
 @contextlib.contextmanager
 def _folder(
-    name: str, parent: int, path: str, unlisted: list[str], *, follow: bool
+    name: str,
+    parent: int,
+    path: str,
+    unlisted: list[str],
+    *,
+    follow: bool,
+    access: Access | None = None,
 ) -> Iterator[int | None]:
-    """A folder's descriptor; None where it is absent, or can't be listed (then noted)."""
+    """A folder's descriptor; None where it is absent, or can't be listed (then noted).
+
+    `access` is told where the server's user can't list it either.
+    """
     flags = os.O_RDONLY | os.O_DIRECTORY
+    fd = None
     try:
         fd = files.open_quietly(name, flags if follow else flags | os.O_NOFOLLOW, parent)
+        # Names may be listed without the right to look at what they stand for.
+        os.stat(".", dir_fd=fd)
     except FileNotFoundError:
         yield None
-        return
     except OSError:
         unlisted.append(path)
+        if access is not None:
+            _shut(name, parent, path, access)
         yield None
-        return
-    try:
-        yield fd if _may_search(fd, path, unlisted) else None
+    else:
+        yield fd
     finally:
-        os.close(fd)
+        if fd is not None:
+            os.close(fd)
 
 
-def _may_search(folder: int, path: str, unlisted: list[str]) -> bool:
-    """Names may be listed without the right to look at what they stand for (noted as well)."""
-    try:
-        os.stat(".", dir_fd=folder)
-    except PermissionError:
-        unlisted.append(path)
-        return False
-    return True
+def _shut(name: str, parent: int, path: str, access: Access) -> None:
+    with contextlib.suppress(OSError):
+        status = os.stat(name, dir_fd=parent)
+        if not access.may_list(status, parent, name):
+            access.shut(path, entry(path, status), parent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import grp
+import itertools
 import os
 import pwd
 import re
@@ -102,10 +103,20 @@ class Unit(NamedTuple):
         """What of it says where the store is."""
         return "OLLAMA_MODELS" if "OLLAMA_MODELS" in self.variables else "HOME"
 
+    def prepares(self, store: str) -> bool:
+        """Whether ``ollama-watch prepare`` is run for a store before each start of its server."""
+        for each in self.before:
+            words = _words(each)
+            named = dict(itertools.pairwise(words)).get("--store", store)
+            ours = any(word.endswith("ollama-watch") for word in words) and "prepare" in words
+            if ours and os.path.realpath(named) == os.path.realpath(store):
+                return True
+        return False
+
     @property
-    def prepares(self) -> bool:
-        """Whether ``ollama-watch prepare`` is run before each start of its server."""
-        return any("ollama-watch" in each and "prepare" in each.split() for each in self.before)
+    def no_prune(self) -> bool:
+        """Whether its server's start deletes nothing."""
+        return environment.no_prune(self.variables)
 
     def ids(self) -> tuple[int, frozenset[int]] | None:
         """Its user's id, and those of all its groups; None where there is no such user."""
@@ -318,7 +329,7 @@ def _group(name: str, root: str) -> int | None:
     return None
 
 
-def ids_of(uid: int) -> frozenset[int]:
+def groups_of(uid: int) -> frozenset[int]:
     """The groups of a user of this system; empty where nothing is known of one."""
     with contextlib.suppress(KeyError, OverflowError):
         found = pwd.getpwuid(uid)

@@ -179,7 +179,8 @@ def _block() -> Table:
 
 
 def _told_by_drawing(finding: Finding) -> bool:
-    return finding.kind.startswith("download_") and finding.kind != "download_stale"
+    beside = ("download_stale", "download_at_risk")
+    return finding.kind.startswith("download_") and finding.kind not in beside
 
 
 def _summary(seen: Evidence, verdict: Verdict) -> Table:

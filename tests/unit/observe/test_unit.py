@@ -123,9 +123,10 @@ def test_links_lead_below_the_root(root: Path) -> None:
 
 def test_what_is_run_before_its_start(root: Path) -> None:
     ours = "ExecStartPre=-/usr/bin/ollama-watch --store /m -q prepare"
-    assert read(root, ours).prepares
-    assert not read(root, ours, "ExecStartPre=").prepares
-    assert not read(root, "ExecStartPre=/usr/bin/ollama-watch audit").prepares
+    assert read(root, ours).prepares("/m")
+    assert not read(root, ours).prepares("/other")
+    assert not read(root, ours, "ExecStartPre=").prepares("/m")
+    assert not read(root, "ExecStartPre=/usr/bin/ollama-watch audit").prepares("/m")
 
 
 def test_its_user_has_groups(root: Path) -> None:
@@ -182,4 +183,4 @@ def test_systemd_is_asked_where_it_runs(
     assert found is not None
     assert (found.store, found.home, found.idle) == ("/a b", "/data", idle)
     assert found.variables["OLLAMA_NOPRUNE"] == "1"
-    assert found.prepares
+    assert found.prepares("/any")

@@ -1,0 +1,163 @@
+"""What is wanted and the server's next start takes: told as a warning, and really kept."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SERVERS
+from tests.fidelity.harness import Server
+from tests.notation import Store, age, digest_of
+from watcher import cycle, files
+from watcher.model import Finding, Policy, Severity
+from watcher.observe.serving import DAEMON_LOCK
+
+KINDS = ("download_at_risk", "blob_at_risk")
+Prepare = Callable[[Store], object]
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest, models: Store) -> Iterator[Server]:
+    with ExitStack() as stack:
+        yield stack.enter_context(request.param(models.path))
+
+
+def at_risk(store: Store) -> list[Finding]:
+    policy = replace(Policy(), repair=True, clean=True)
+    report = cycle.cycle(store.world(keeps=False), policy, consent=cycle.nothing)
+    return [each for each in report.verdict.findings if each.kind in KINDS]
+
+
+def paused(store: Store) -> None:
+    store.broken("10:10 0:0", aged="2h")
+
+
+def old_sidecars(store: Store) -> None:
+    """As while a pull goes on: its data is written, and its sidecars are not."""
+    digest = store.broken("10:10 0:0", aged="2h")
+    age(store.blobs / f"sha256-{digest}-partial", "5m")
+
+
+def transfer(store: Store) -> None:
+    path = store.blobs / f"sha256-{digest_of('tensor')}.tmp"
+    path.write_bytes(b"tensor")
+    age(path, "3h")
+
+
+def finished_layer(store: Store) -> None:
+    store.orphan(aged="2h")
+
+
+def named_in_vain(store: Store) -> None:
+    """A manifest spells the digest so that it protects nothing."""
+    digest = store.blob(b"weights", aged="9d")
+    store.manifest("m/latest", {f"sha256-{digest}": 7})
+
+
+STATES = (paused, old_sidecars, transfer, finished_layer, named_in_vain)
+
+
+@pytest.mark.parametrize("make", STATES)
+def test_the_start_takes_it_unless_the_command_was_run(
+    models: Store, server: Server, run: Callable[..., subprocess.CompletedProcess[bytes]],
+    make: Prepare,
+) -> None:  # fmt: skip
+    models.model()
+    make(models)
+    before = models.names()
+    (found,) = at_risk(models)
+    assert found.severity is Severity.WARNING
+    assert "next start" in found.alone
+    told = run("--store", str(models.path), "audit")
+    assert told.returncode == 1
+    assert b"at risk" in told.stdout
+    words = found.command.split()
+    where = words.index("repair")
+    done = run("--store", str(models.path), *words[where:], "--yes")
+    assert done.returncode == 0, done.stderr
+    assert {each.severity for each in at_risk(models)} <= {Severity.INFO}
+    server.start().wait_ready()
+    assert set(before) <= set(models.names())
+
+
+@pytest.mark.parametrize("make", STATES)
+def test_it_is_true_that_the_start_takes_it(models: Store, server: Server, make: Prepare) -> None:
+    models.model()
+    make(models)
+    before = models.names()
+    assert at_risk(models)
+    server.start().wait_ready()
+    assert set(models.names()) < set(before)
+
+
+def test_a_young_one_is_told_for_information_with_its_time(models: Store) -> None:
+    models.model()
+    models.broken("10:10 0:0", aged="10m")
+    (found,) = at_risk(models)
+    assert found.severity is Severity.INFO
+    assert "after" in found.alone
+
+
+def test_what_is_stale_is_not_wanted(models: Store) -> None:
+    models.model()
+    models.broken("10:10 0:0", aged="9d")
+    models.orphan(aged="9d")
+    assert at_risk(models) == []
+
+
+def unit(store: Store, text: str) -> None:
+    folder = Path(store.world().system) / "etc/systemd/system"
+    folder.mkdir(parents=True)
+    where = f"Environment=OLLAMA_MODELS={store.path}\n"
+    (folder / "ollama.service").write_text(f"[Service]\n{where}{text}\n")
+
+
+@contextmanager
+def watched(store: Store) -> Iterator[None]:
+    """By a daemon, as far as another process can tell."""
+    (store.path / ".ollama-watch").mkdir()
+    since = f"pid {os.getpid()} since 2026-11-24T10:00:00Z"
+    with (
+        files.opened_folder(str(store.path / ".ollama-watch")) as ours,
+        files.locked(DAEMON_LOCK, ours, since),
+    ):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("ExecStartPre=-/x/ollama-watch --store STORE -q prepare", True),
+        ("ExecStartPre=-/x/ollama-watch --store /other -q prepare", False),
+        ("Environment=OLLAMA_NOPRUNE=1", True),
+        ("Environment=OLLAMA_NOPRUNE=false", False),
+        ("", False),
+    ],
+)
+def test_what_the_unit_keeps_is_not_at_risk(models: Store, text: str, kept: bool) -> None:
+    models.model()
+    paused(models)
+    finished_layer(models)
+    unit(models, text.replace("STORE", str(models.path)))
+    assert (at_risk(models) == []) is kept
+    if kept:
+        policy = replace(Policy(), repair=True, clean=True)
+        report = cycle.cycle(models.world(keeps=False), policy, consent=cycle.nothing)
+        assert report.verdict.forecast is not None
+        assert not report.verdict.forecast.deletes
+
+
+def test_what_a_daemon_keeps_is_told_only_where_it_did_not(models: Store) -> None:
+    models.model()
+    digest = models.broken("10:10 0:0", aged="40m")
+    with watched(models):
+        assert at_risk(models) == []
+        for path in models.blobs.glob(f"sha256-{digest}*"):
+            age(path, "2h")
+        assert [each.severity for each in at_risk(models)] == [Severity.WARNING]

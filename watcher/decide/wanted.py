@@ -1,0 +1,47 @@
+"""What somebody still counts on, and a start of the server takes once it is an hour old. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from watcher.model import Entry, Evidence, Judged, Policy
+
+
+class Wanted(NamedTuple):
+    """One thing that is wanted: a digest, or a blob's name, and its files, which go together."""
+
+    subject: str
+    entries: tuple[Entry, ...]
+    models: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Its files as paths below the store."""
+        return tuple(f"blobs/{entry.name}" for entry in self.entries)
+
+
+def of_downloads(judged: Iterable[Judged]) -> Iterator[Wanted]:
+    """Every download that is not stale."""
+    for each in judged:
+        if not each.stale:
+            yield Wanted(each.digest, each.download.entries, each.download.models)
+
+
+def of_blobs(evidence: Evidence, policy: Policy) -> Iterator[Wanted]:
+    """Young blobs that no manifest names yet, and those that one names so that it protects none.
+
+    As for `clean`, a time that we have set to keep a blob makes it no younger.
+    """
+    for entry in evidence.census.unnamed:
+        if evidence.age_of(entry.changed_at) < policy.stale_after:
+            yield Wanted(entry.name, (entry,))
+    if not evidence.place.globbed:  # there it is the path that has to change
+        for entry in evidence.census.unprotected:
+            yield Wanted(entry.name, (entry,))
+
+
+def paths(judged: Iterable[Judged], evidence: Evidence, policy: Policy) -> frozenset[str]:
+    """All of it, as paths below the store."""
+    every = (*of_downloads(judged), *of_blobs(evidence, policy))
+    return frozenset(path for each in every for path in each.paths)

@@ -1,0 +1,130 @@
+"""Who the server runs as, and what of a store that user can't use as a server has to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+from watcher.model import Barred, Entry, Kind, Located, Need, Server, ServerUser, Subject
+from watcher.observe import unit
+from watcher.world import World
+
+_OVERRIDES = 1 << 1  # CAP_DAC_OVERRIDE of linux/capability.h
+_RIGHTS = {Need.READ: 0o4, Need.WRITE: 0o6}
+_RIGHTS_IN_FOLDERS = {Need.READ: 0o5, Need.WRITE: 0o3, Need.ENTER: 0o1}
+#: So many of the names that are barred alike are kept.
+_FIRST = 3
+
+
+def is_of(server: unit.Unit, store: int) -> bool:
+    """Whether a unit's server has the store behind a descriptor."""
+    with contextlib.suppress(OSError):
+        return server.store is not None and os.path.samestat(os.stat(server.store), os.fstat(store))
+    return False
+
+
+def user_of(store: int, server: unit.Unit | None) -> ServerUser:
+    """Who a server of the store behind a descriptor would run as: by its unit, else its owner."""
+    ids = None if server is None or server.idle else server.ids()
+    if ids is not None:
+        return ServerUser(*ids, by=f"the unit {unit.NAME}", unbarred=ids[0] == 0)
+    uid, gid = _owner(store)
+    groups = unit.groups_of(uid) or frozenset({gid})
+    return ServerUser(uid, groups, unbarred=uid == 0)
+
+
+def _owner(store: int) -> tuple[int, int]:
+    """User and group id of the store's owner; where its folder is root's, that of what is in it."""
+    status = os.fstat(store)
+    for name in ("blobs", "manifests"):
+        if status.st_uid != 0:
+            break
+        with contextlib.suppress(OSError):
+            status = os.stat(name, dir_fd=store)
+    return status.st_uid, status.st_gid
+
+
+def running(world: World, servers: Iterable[Server]) -> ServerUser | None:
+    """Who a running server of the store runs as; None where there is none, or it can't be told."""
+    for server in servers:
+        if not server.ours:
+            continue
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            with open(f"{world.proc}/{server.pid}/status", encoding="utf-8") as lines:
+                told = {
+                    key: value.split() for key, _, value in (line.partition(":") for line in lines)
+                }
+            here = os.readlink(f"{world.proc}/self/ns/mnt")
+            return ServerUser(
+                # The last of four is the one that counts for files.
+                int(told["Uid"][3]),
+                frozenset(map(int, (told["Gid"][3], *told["Groups"]))),
+                by=f"the running server, pid {server.pid}",
+                unbarred=bool(int(told["CapEff"][0], 16) & _OVERRIDES),
+                elsewhere=os.readlink(f"{world.proc}/{server.pid}/ns/mnt") != here,
+            )
+    return None
+
+
+class Access:
+    """What the server's user can't use of a store, gathered while that is walked through."""
+
+    def __init__(self, user: ServerUser) -> None:
+        self.user = user
+        #: Folders below the store that the user can't list.
+        self.unlisted: list[str] = []
+        self._counts: dict[tuple[Subject, Need, bool], int] = {}
+        self._first: dict[tuple[Subject, Need, bool], list[Located]] = {}
+
+    def folder(self, folder: int, need: Need) -> bool:
+        """Whether the user may use an open folder so."""
+        status = os.fstat(folder)
+        return self._may(status, _RIGHTS_IN_FOLDERS[need]) or _has_rules(folder)
+
+    def may_list(self, status: os.stat_result, parent: int, name: str) -> bool:
+        """Whether the user may list a folder and pass through it, which we can't do ourselves."""
+        return self._may(status, _RIGHTS_IN_FOLDERS[Need.READ]) or _has_rules(parent, name)
+
+    def shut(self, path: str, entry: Entry, folder: int) -> None:
+        """Keep in mind that the user can't list a folder below the store."""
+        below = path.startswith("manifests")
+        self.unlisted.append(path)
+        self.bar(
+            Subject.MANIFEST_FOLDER if below else Subject.FOLDER, Need.READ, path, entry, folder
+        )
+
+    def file(self, status: os.stat_result | Entry, need: Need) -> bool:
+        """Whether the user may use a file so, by its owner and mode."""
+        return self._may(status, _RIGHTS[need])
+
+    def _may(self, of: os.stat_result | Entry, wanted: int) -> bool:
+        if isinstance(of, Entry):
+            return self.user.may(wanted, of.mode, of.uid, of.gid)
+        return self.user.may(wanted, of.st_mode, of.st_uid, of.st_gid)
+
+    def bar(self, subject: Subject, need: Need, path: str, entry: Entry, folder: int) -> None:
+        """Keep in mind that the user can't use a name in an open folder so."""
+        key = subject, need, entry.uid == self.user.uid
+        first = self._first.setdefault(key, [])
+        if len(first) < _FIRST:
+            if entry.kind is Kind.FILE and _has_rules(folder, entry.name):
+                return  # rules of its own (an access control list) may let the user in
+            first.append(Located(path, entry))
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    def result(self) -> tuple[Barred, ...]:
+        """All that is barred, what is barred alike together."""
+        return tuple(
+            Barred(subject, need, own, self._counts[subject, need, own], tuple(first))
+            for (subject, need, own), first in sorted(self._first.items())
+            if first
+        )
+
+
+def _has_rules(folder: int, name: str = ".") -> bool:
+    """Whether an access control list decides, which a mode does not show."""
+    with contextlib.suppress(OSError):
+        os.getxattr(f"/proc/self/fd/{folder}/{name}", "system.posix_acl_access")
+        return True
+    return False
