@@ -71,8 +71,8 @@ class ManifestError(WatchError):
 class DownloadError(WatchError):
     """A model has not arrived. `cause` is one of `pull.causes.Cause`."""
 
-    def __init__(self, message: str, next_step: str, cause: str) -> None:
-        super().__init__(message, next_step)
+    def __init__(self, message: str, next_step: str, cause: str, command: str = "") -> None:
+        super().__init__(message, next_step, command)
         self.cause = cause
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import time
+from pathlib import Path
+
 import pytest
 
+from tests.fidelity.harness import EngineServer
+from watcher import files
 from watcher.commands import queue_drive
 from watcher.commands.context import Context
+from watcher.demo.registry import Fault, Layer, Registry
 from watcher.model import Policy
-from watcher.pull import site
+from watcher.pull import queue, running, site
+from watcher.pull.causes import of_error
+from watcher.pull.driver import Options
 from watcher.pull.queue import Result
 from watcher.pull.site import Site
 from watcher.world import World
@@ -25,3 +35,42 @@ def test_nothing_is_pulled_into_a_store_that_nobody_meant(monkeypatch: pytest.Mo
     driven = drive("llama3", lambda: "")
     assert (driven.result, driven.retry) == (Result.FAILED, True)
     assert ELSEWHERE in driven.why
+
+
+@pytest.mark.parametrize(
+    ("fault", "hourly"),
+    [
+        (Fault("page", on="manifest", status=412), None),
+        (Fault("page", on="manifest", status=451), None),
+        (Fault("page", on="manifest", status=200), True),
+        (Fault("page", on="manifest", status=407), True),
+    ],
+    ids=lambda each: str(each.status) if isinstance(each, Fault) else "",
+)
+def test_what_no_retry_cures_is_given_up_or_tried_hourly(
+    tmp_path: Path, registry: Registry, fault: Fault, hourly: bool | None
+) -> None:
+    model = registry.add_model("demo", "1b", [Layer(1000)]).name
+    registry.add_fault(Fault(**vars(fault)))
+    store = tmp_path / "models"
+    with EngineServer(store) as server, contextlib.redirect_stdout(io.StringIO()):
+        server.start().wait_ready()
+        found = Site(server.url, Policy(), World(str(store)))
+        options = Options(insecure=True)
+        drive = queue_drive._driver(
+            Context(Policy(), quiet=True), found, lambda _: options, lambda: False
+        )
+        with files.opened_folder(str(store)) as folder:
+            now = time.time()
+            queue.FILE.change(folder, lambda before: queue.add(before, model, 0, 0.0, now))
+            item = running.run_next(folder, drive)
+    assert item is not None
+    assert item.state is queue.ItemState.FAILED
+    assert item.so_far.tries == 1
+    cause = of_error(item.so_far.reasons[-1].why.partition(";")[0])
+    assert cause.step in item.so_far.reasons[-1].why
+    if hourly is None:
+        assert item.ready_at is None
+    else:
+        assert item.ready_at is not None
+        assert 3300 < item.ready_at - now < 3900

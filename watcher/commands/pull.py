@@ -93,8 +93,9 @@ def _told(context: Context, one: Pull, wanted: Wanted) -> Exit:
         again = " ".join(map(shlex.quote, _same_pull(context, wanted)))
         complain(f"{shown}: interrupted; to go on: {names.printable(again)} {shown}")
         return Exit.INTERRUPTED
+    helps = f"\n  -> {one.command}" if one.command else ""
     what = "was not verified" if cause is Cause.UNVERIFIED else "has not arrived"
-    complain(f"ollama-watch: {shown} {what}: {one.end.text}\n  {cause.step}")
+    complain(f"ollama-watch: {shown} {what}: {one.end.text}\n  {cause.step}{helps}")
     return Exit.FAILED
 
 

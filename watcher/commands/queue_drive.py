@@ -65,7 +65,7 @@ def _driver(
         if cause is Cause.INTERRUPTED:
             return Driven(Result.STOPPED, why_stop())
         pause = queue.HOURLY if cause.again is Again.HOURLY else None
-        why = f"{one.end.text}; {cause.step}"
+        why = "; ".join(filter(None, (one.end.text, cause.step, one.command)))
         return Driven(Result.FAILED, why, cause.again is not Again.NEVER, pause)
 
     return drive

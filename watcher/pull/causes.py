@@ -1,4 +1,4 @@
-"""Why a pull failed, told by the server's words, what helps, and whether another try can. Pure.
+"""Why a pull failed, told by the server's words, what helps, and whether another try can.
 
 The words are those of Ollama's ``server/download.go``, ``server/images.go``, ``server/auth.go`` and
 ``x/transfer``, and of Go's ``net``, ``os`` and ``syscall``, as the server streams them in
@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 import re
 from typing import NamedTuple
+
+from watcher import advice
 
 
 class Again(enum.Enum):
@@ -77,6 +79,16 @@ class Cause(enum.StrEnum):
         """What helps."""
         return _ROWS[self].step
 
+    def command(self, store: str) -> str:
+        """The step as a command for who called this process; "" where none helps by itself.
+
+        `store`: the one that is pulled into; "" where a bare call finds it.
+        """
+        words = _COMMANDS.get(self, ())
+        if words[:1] == (advice.PROGRAM,):
+            return advice.ours(*words[1:], store=store)
+        return advice.as_root(*words) if words else _AS_IT_IS.get(self, "")
+
     @property
     def awaited(self) -> str:
         """What another try waits for; "" where there is none."""
@@ -101,7 +113,7 @@ _ROWS = {
     Cause.BAD_MANIFEST: _Row(
         _HOURLY, "the registry's manifest of it is wrong: choose another tag of the model"
     ),
-    Cause.OLD_SERVER: _Row(_NEVER, "update Ollama: curl -fsSL https://ollama.com/install.sh | sh"),
+    Cause.OLD_SERVER: _Row(_NEVER, "the model needs a newer Ollama: update the server"),
     Cause.UNSUPPORTED: _Row(_NEVER, "this server can't run it: choose another tag of the model"),
     Cause.REFUSED: _Row(_NEVER, "the registry does not accept the request: check the model's name"),
     Cause.LEGAL: _Row(_NEVER, "the registry may not hand it out here: choose another model"),
@@ -111,9 +123,9 @@ _ROWS = {
     Cause.BAD_ADDRESS: _Row(
         _NEVER, "check the registry's address in the name, and HTTPS_PROXY of the server"
     ),
-    Cause.NO_PERMISSION: _Row(_NEVER, "sign in (ollama signin), or ask its owner for access"),
+    Cause.NO_PERMISSION: _Row(_NEVER, "sign in, or ask the model's owner for access"),
     Cause.SERVER_KEY: _Row(
-        _NEVER, "restart the server, which makes its key anew: systemctl restart ollama"
+        _NEVER, "restart the server, which makes a missing key; one it can't read, remove"
     ),
     Cause.INSECURE: _Row(
         _NEVER, "its registry has no valid certificate, or none at all: --insecure"
@@ -121,17 +133,25 @@ _ROWS = {
     Cause.PORTAL: _Row(
         _HOURLY, "a web page answers: sign in to the network, or check the server's proxy"
     ),
-    Cause.PROXY: _Row(_HOURLY, "set the proxy's password in HTTPS_PROXY: systemctl edit ollama"),
-    Cause.STORE: _Row(_NEVER, "the server's user must own the store: ollama-watch audit"),
-    Cause.DISK_FULL: _Row(_NEVER, "make room: ollama-watch df, ollama-watch clean, ollama rm"),
-    Cause.FILE_TOO_LARGE: _Row(
-        _NEVER, "move the store to ext4 or xfs, or raise LimitFSIZE: systemctl edit ollama"
+    Cause.PROXY: _Row(_HOURLY, "set the proxy's user and password in HTTPS_PROXY of the server"),
+    Cause.STORE: _Row(
+        _NEVER, "the server's user must own the store; the audit says what is not so"
     ),
-    Cause.READ_ONLY: _Row(_NEVER, "mount it writable (mount -o remount,rw); why it is not: dmesg"),
+    Cause.DISK_FULL: _Row(
+        _NEVER, "make room: see where the space is, clean up, or remove a model (ollama rm)"
+    ),
+    Cause.FILE_TOO_LARGE: _Row(
+        _NEVER, "move the store to ext4 or xfs, or raise LimitFSIZE of the server's unit"
+    ),
+    Cause.READ_ONLY: _Row(
+        _NEVER, "mount it writable (mount -o remount,rw); the kernel's log says why it is not"
+    ),
     Cause.NOT_PERMITTED: _Row(
         _NEVER, "find what is immutable in the store: lsattr -R; take it off: chattr -i"
     ),
-    Cause.DISK_FAILS: _Row(_NEVER, "the disk fails: see dmesg, and copy what is there elsewhere"),
+    Cause.DISK_FAILS: _Row(
+        _NEVER, "the disk fails: see the kernel's log, and copy what is there elsewhere"
+    ),
     Cause.FILE_SYSTEM: _Row(_NEVER, "its file system can't do that: move the store to ext4 or xfs"),
     Cause.NO_NETWORK: _Row(_SOON, "check the network and the proxy of the server", "the network"),
     Cause.OVERLOADED: _Row(
@@ -143,30 +163,48 @@ _ROWS = {
     Cause.MISMATCH: _Row(
         _SOON, "what had come was damaged and is thrown away; pull it again", "the registry"
     ),
-    Cause.BLOCKED: _Row(_SOON, "ollama-watch repair, then pull it again", "the server"),
+    Cause.BLOCKED: _Row(_SOON, "repair it, then pull it again", "the server"),
     Cause.CANCELLED: _Row(_SOON, "pull it again", "the server"),
-    Cause.SERVER_GONE: _Row(
-        _SOON, "start the server: systemctl start ollama, or ollama serve", "the server"
-    ),
+    Cause.SERVER_GONE: _Row(_SOON, "start the server (its unit, or ollama serve)", "the server"),
     Cause.SILENCE: _Row(
         _SOON, "nothing came for long: check the network, and pull it again", "the network"
     ),
-    Cause.DAMAGED: _Row(_NEVER, "ollama-watch repair says what would have it fetched again"),
+    Cause.DAMAGED: _Row(_NEVER, "the repair says what would have it fetched again"),
     Cause.UNVERIFIED: _Row(
-        _NEVER, "ollama-watch verify, on the machine and as the user that can read the store"
+        _NEVER, "verify it on the machine and as the user that can read the store"
     ),
     Cause.INTERRUPTED: _Row(_NEVER, "pull it again to go on"),
     Cause.FAULT: _Row(
         _SOON, "a fault of ollama-watch: run it again with -v for details", "a retry"
     ),
-    Cause.UNKNOWN: _Row(_SOON, "see the server's log: journalctl -u ollama", "the server"),
+    Cause.UNKNOWN: _Row(_SOON, "see the server's log", "the server"),
+}
+
+#: The words of ours, and those that only root may run.
+_COMMANDS: dict[Cause, tuple[str, ...]] = {
+    Cause.STORE: (advice.PROGRAM, "audit"),
+    Cause.DISK_FULL: (advice.PROGRAM, "df"),
+    Cause.BLOCKED: (advice.PROGRAM, "repair"),
+    Cause.DAMAGED: (advice.PROGRAM, "repair"),
+    Cause.UNVERIFIED: (advice.PROGRAM, "verify"),
+    Cause.SERVER_KEY: ("systemctl", "restart", "ollama"),
+    Cause.SERVER_GONE: ("systemctl", "start", "ollama"),
+    Cause.READ_ONLY: ("dmesg",),
+    Cause.DISK_FAILS: ("dmesg",),
+    Cause.UNKNOWN: ("journalctl", "-u", "ollama"),
+}
+_AS_IT_IS = {
+    Cause.OLD_SERVER: "curl -fsSL https://ollama.com/install.sh | sh",
+    Cause.NO_PERMISSION: "ollama signin",
 }
 
 #: Go wraps an error in what was being done. What stands in a registry's own text tells nothing.
 _WRAPPED = r"^(?:error: |pull model manifest: |max retries exceeded: )*"
 #: ``412: <body>``; the transfer path says ``status 412``, and our own stream what a server answers.
 _STATUS = re.compile(
-    _WRAPPED + r"(?:(?:unexpected )?status (?:code )?|the server answers )?([1-5][0-9]{2})(?:$|:)",
+    _WRAPPED
+    + r"(?:(?:unexpected )?status (?:code )?|(?:the server|\S+) answers )?"
+    + r"(?P<status>[1-5][0-9]{2})(?:$|:|(?P<layer> for layer ))",
     re.IGNORECASE,
 )
 _OF_STATUS = {
@@ -183,14 +221,9 @@ _OF_STATUS = {
     511: Cause.PORTAL,
 }
 
-#: ``write /m/blobs/…: file too large``, as Go has it, or the reason alone. What goes over the
-#: network has an address in the path's place.
-_ON_DISK = re.compile(
-    _WRAPPED + "(?:(?:open|create|read|write|writeat|truncate|close|sync|stat|lstat|chmod|mkdir"
-    "|rename|remove|unlink|unlinkat|link|symlink|readdirent|fdopendir|statfs|fstatat|lseek|seek"
-    '|fallocate|copy_file_range) (?!tcp|udp|unix|").*: )?(?P<why>[a-z][a-z /-]*)$',
-    re.IGNORECASE | re.DOTALL,
-)
+#: What goes over the network has the same reasons as the disk: a firewall says that an operation is
+#: not permitted, too.
+_NETWORK = re.compile(r'\b(?:dial|read|write) (?:tcp|udp|unix)|\blookup |"https?://|\bconnect: ')
 _TRAVERSABLE = ": ensure path elements are traversable"
 #: The reasons of the disk as the kernel gives them, in the words of Go's ``syscall``.
 _DISK = {
@@ -230,6 +263,14 @@ _DISK = {
 _WORDS = tuple(
     (cause, re.compile(words, re.IGNORECASE | re.DOTALL))
     for cause, words in (
+        # Our own words, as they stand in records.
+        (Cause.PORTAL, "answers with a web page"),
+        (Cause.DISK_FULL, "are missing, and the disk has"),
+        (Cause.FILE_TOO_LARGE, "than this file system lets a file have|LimitFSIZE of the server"),
+        (Cause.READ_ONLY, "is mounted read-only$"),
+        (Cause.SERVER_GONE, "^the server at \\S+: "),
+        (Cause.SILENCE, "^nothing came for "),
+        (Cause.RESETS, "were lost with a broken connection"),
         (Cause.MISMATCH, "digest mismatch"),
         (Cause.REALM, "realm host .* does not match"),
         (
@@ -320,12 +361,13 @@ _WORDS = tuple(
 def of_error(text: str) -> Cause:
     """The cause that the server's error tells."""
     if told := _STATUS.match(text):
-        return of_status(int(told[1]), of_layer="max retries exceeded" in told[0])
-    on_disk = _ON_DISK.match(text.removesuffix(_TRAVERSABLE))
-    if on_disk and "id_ed25519" not in text:
-        cause = _DISK.get(on_disk["why"].lower())
-        if cause:
-            return cause
+        of_layer = bool(told["layer"]) or "max retries exceeded" in told[0].lower()
+        return of_status(int(told["status"]), of_layer=of_layer)
+    if "id_ed25519" not in text and not _NETWORK.search(text):
+        # As in ``write /m/blobs/…: file too large``; the path may be anything.
+        on_disk = _DISK.get(text.removesuffix(_TRAVERSABLE).rpartition(": ")[2].lower())
+        if on_disk is not None:
+            return on_disk
     for cause, words in _WORDS:
         if words.search(text):
             return cause

@@ -14,11 +14,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import orjson
 from rich.filesize import decimal
 
-from watcher import folders, journal, names, ollama, ours, records, redact, registry, states
+from watcher import advice, folders, journal, names, ollama, ours, records, redact, registry, states
 from watcher.errors import LockedError, WatchError
 from watcher.events import Event
 from watcher.observe import holders, scan
@@ -174,6 +175,15 @@ class Pull:
         self.name = names.to_model(self.model)
         self.meter = Meter(stall_seconds=self.options.stall_seconds)
         self._driven = records.driving_lock(self.model)
+
+    @property
+    def command(self) -> str:
+        """What helps against its end, as a command that can be pasted; "" where none does."""
+        world = self.site.world
+        if self.end.cause is None or not ollama.is_loopback(urlsplit(self.site.url).netloc):
+            return ""
+        bare = world is None or world.found_by in advice.FOUND_AGAIN
+        return self.end.cause.command("" if bare or world is None else world.store)
 
     def updates(self) -> Iterator[Update]:
         """Drive the pull until the model has arrived, can't arrive, or the pull was cancelled.

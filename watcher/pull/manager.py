@@ -438,7 +438,7 @@ class ModelDownloadManager:
         if pull.end.cause is None:
             return _progress(pull.record, [])
         message = f"{names.printable(model)} has not arrived: {pull.end.text}"
-        raise DownloadError(message, pull.end.cause.step, pull.end.cause.value)
+        raise DownloadError(message, pull.end.cause.step, pull.end.cause.value, pull.command)
 
     # ------------------------------------------------------------ inside
 

@@ -183,7 +183,9 @@ def hints(status: Status) -> Iterator[Hint]:
                 command = advice.watch(status.report.evidence, "pull", key)
                 yield Hint(f"{key}: connections are reset, which a pull of ours survives", command)
             elif cause is not Cause.UNKNOWN:
-                yield Hint(f"{key}: {cause.step}")
+                place = status.report.evidence.place
+                store = "" if place.found_by in advice.FOUND_AGAIN else place.path
+                yield Hint(f"{key}: {cause.step}", cause.command(store))
 
 
 def table(status: Status) -> Iterator[object]:

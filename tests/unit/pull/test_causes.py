@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ TOLD = {
         "max retries exceeded: write /m/blobs/sha256-3102-partial: file too large",
         'write /it\'s: a "path"/blobs/sha256-3102-partial: file too large',
         "file too large",
+        "write: file too large",
     ),
     Cause.NOT_PERMITTED: (
         "open /m/blobs/sha256-3102-partial: operation not permitted",
@@ -219,3 +221,35 @@ def test_a_model_of_any_name_changes_nothing() -> None:
     assert of_error(
         "max retries exceeded: read tcp 10.0.0.1:500->10.0.0.2:443: connection reset"
     ) is (Cause.RESETS)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("localhost:5000 answers 451 for layer sha256-310123456789", Cause.LEGAL),
+        ("localhost:5000 answers 404 for layer sha256-310123456789", Cause.NO_LAYER),
+        ("x.ai answers with a web page for layer sha256-310123456789", Cause.PORTAL),
+        ("10 GB are missing, and the disk has 1 GB free", Cause.DISK_FULL),
+        (
+            "a layer has 5.0 GB, more than this file system lets a file have",
+            Cause.FILE_TOO_LARGE,
+        ),
+        ("a layer has 5.0 GB, and LimitFSIZE of the server 4.0 GB", Cause.FILE_TOO_LARGE),
+        ("the file system of the store is mounted read-only", Cause.READ_ONLY),
+        ("the server at http://127.0.0.1:11434: Connection refused", Cause.SERVER_GONE),
+        ("nothing came for 30 s", Cause.SILENCE),
+        ("40.0 MB were lost with a broken connection", Cause.RESETS),
+    ],
+)
+def test_what_we_say_ourselves_is_understood_in_a_record(text: str, cause: Cause) -> None:
+    assert of_error(text) is cause
+
+
+def test_commands_are_quoted_on_the_store_and_for_this_user() -> None:
+    told = {cause: cause.command("/a b's $x") for cause in Cause}
+    for command in filter(None, told.values()):
+        assert "ollama-watch" not in command or "--store '/a b'\"'\"'s $x'" in command
+    assert told[Cause.STORE].endswith("audit")
+    assert told[Cause.SERVER_GONE].endswith("systemctl start ollama")
+    assert told[Cause.SERVER_GONE].startswith("sudo ") is (os.getuid() != 0)
+    assert told[Cause.INTERRUPTED] == ""
