@@ -346,6 +346,7 @@ class _Service:
                 "kind": refusal.kind.value,
                 "subject": refusal.subject,
                 "remedy": refusal.remedy,
+                "command": refusal.command,
                 "models": list(refusal.models),
             },
             refusal.models[0] if refusal.models else None,

@@ -223,7 +223,7 @@ def test_ctrl_c_leaves_it_resumable_and_says_how(
         wait_until(lambda: max(percents(terminal.told), default=0) >= 30, "30 %", 30)
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.end() == INTERRUPTED
-        again = f"to go on: ollama-watch --store {store} pull --insecure --host {server.url} "
+        again = f" --store {store} pull --insecure --host {server.url} "
         assert f"{again}{wanted.name.removeprefix('http://')}" in terminal.told.replace("\r\n", "")
         assert "Traceback" not in terminal.told
         assert terminal.told.rstrip().count("\x1b[?25h") == 1

@@ -97,7 +97,7 @@ def test_silence_is_told_of_a_pull_that_should_go_on(
     ("error", "advice"),
     [
         ("read: connection reset by peer", "a pull of ours survives"),
-        ("write: no space left on device", "make room"),
+        ("write /m/blobs/sha256-1-partial: no space left on device", "make room"),
         ("it was cancelled", None),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-from watcher import names, stopping
+from watcher import advice, names, stopping
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, NoStoreError
 from watcher.pull import site
@@ -90,8 +89,7 @@ def _told(context: Context, one: Pull, wanted: Wanted) -> Exit:
     if one.fault is not None and context.verbose:
         complain("".join(traceback.format_exception(one.fault)))
     if cause is Cause.INTERRUPTED:
-        again = " ".join(map(shlex.quote, _same_pull(context, wanted)))
-        complain(f"{shown}: interrupted; to go on: {names.printable(again)} {shown}")
+        complain(f"{shown}: interrupted; to go on:\n  -> {_same_pull(context, one, wanted)}")
         return Exit.INTERRUPTED
     helps = f"\n  -> {one.command}" if one.command else ""
     what = "was not verified" if cause is Cause.UNVERIFIED else "has not arrived"
@@ -99,12 +97,17 @@ def _told(context: Context, one: Pull, wanted: Wanted) -> Exit:
     return Exit.FAILED
 
 
-def _same_pull(context: Context, wanted: Wanted) -> Iterator[str]:
-    """The words of a command line for the same kind of pull, without its model."""
-    yield "ollama-watch"
-    for store in context.stores:
-        yield from ("--store", store)
-    yield "pull"
+def _same_pull(context: Context, one: Pull, wanted: Wanted) -> str:
+    """The command for the same kind of pull, on the same store."""
+    words = ("pull", *_options(wanted), one.name.shown)
+    world = one.site.world
+    if world is not None:
+        return advice.on(world.store, world.found_by, *words)
+    return advice.ours(*words, store=os.path.abspath(context.stores[0]) if context.stores else "")
+
+
+def _options(wanted: Wanted) -> Iterator[str]:
+    """The options of a command line for the same kind of pull."""
     if wanted.options.insecure:
         yield "--insecure"
     if wanted.options.until_done:

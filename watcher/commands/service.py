@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from watcher import files, names, units
+from watcher import advice, files, names, units
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, RefusedError, WatchError
 from watcher.observe import installation
@@ -220,6 +220,7 @@ def _check_permission(steps: Iterable[Step]) -> None:
             raise NoPermissionError(
                 f"{names.printable(step.path)}: no permission to {step.kind} it",
                 "run it as root, or with --user for a service of your own",
+                advice.again(""),
             )
 
 

@@ -172,6 +172,13 @@ def _fate(download: Download, now: float, doomed: Mapping[str, float]) -> str:
     return f"a start of the server after {instant(first):%H:%M} UTC deletes it"
 
 
+def given_to(owner: int, entries: Iterable[Entry], evidence: Evidence) -> str:
+    """The command that gives some of a download's files, and nothing else, to a user."""
+    paths = (path_of(evidence, f"blobs/{entry.name}") for entry in entries)
+    # Never through a link: who may write there may put one in a file's place.
+    return advice.shell(evidence, "chown", "-h", str(owner), *paths)
+
+
 def path_of(evidence: Evidence, path: str) -> str:
     """The whole path of what lies at `path` below the store."""
     return f"{evidence.place.path}/{path}"

@@ -162,11 +162,12 @@ def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why
     owner = entries[0].uid
     if evidence.uid in (0, owner):
         return None
-    return safety.Why(
-        RefusalKind.OWNER,
-        f"its files belong to the user id {owner}, and new ones would belong to {evidence.uid}",
-        "run it as root, or as that user",
-    )
+    why = f"its files belong to the user id {owner}, and new ones would belong to {evidence.uid}"
+    if evidence.caller.uid != 0 and evidence.place.owner == owner:
+        return safety.Why(RefusalKind.OWNER, why, "run it as root, or as that user")
+    theirs = [entry for entry in entries if entry.uid != evidence.place.owner]
+    given = findings.given_to(evidence.place.owner, theirs, evidence)
+    return safety.Why(RefusalKind.OWNER, why, "give them to the store's owner", command=given)
 
 
 def damaged_blobs(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:

@@ -111,9 +111,9 @@ def outcomes(report: Report) -> list[Line]:
         shown.append(Line(f"freed {decimal(freed)}", bold=True))
     if saved:
         shown.append(Line(f"saved a download of {decimal(saved)}", bold=True))
-    shown.extend(
-        _undone(outcome) for outcome in report.outcomes if outcome.result is not Result.DONE
-    )
+    for outcome in report.outcomes:
+        if outcome.result is not Result.DONE:
+            shown.extend(_undone(outcome))
     shown.extend(_refused(report.plan.refusals))
     shown.extend(Line(trouble, color="yellow") for trouble in report.troubles)
     return shown
@@ -125,26 +125,33 @@ def remaining(left: Remaining) -> list[Line]:
     for finding in left.findings[:_SHOWN_ALIKE]:
         evidence = f" ({finding.evidence})" if finding.evidence else ""
         shown.append(Line(f"Still wrong: {finding.message}{evidence}", color="yellow"))
-        if finding.command or finding.remedy:
-            shown.append(Line(f"-> {finding.command or finding.remedy}", indent=2))
+        shown.extend(_helps(finding.remedy, finding.command))
     if len(left.findings) > _SHOWN_ALIKE:
         more = len(left.findings) - _SHOWN_ALIKE
-        shown.append(Line(f"and {more:,} more: ollama-watch audit has them all", indent=2))
+        shown.append(Line(f"and {more:,} more: `audit` has them all", indent=2))
     return shown
 
 
-def _undone(outcome: Outcome) -> Line:
+def _undone(outcome: Outcome) -> Iterator[Line]:
     word = "Refused" if outcome.result is Result.REFUSED else "Failed"
-    return Line(f"{word}: {_subject(outcome.action)}: {outcome.message}", color="yellow")
+    yield Line(f"{word}: {_subject(outcome.action)}: {outcome.message}", color="yellow")
+    if outcome.refusal is not None:
+        yield from _helps(outcome.refusal.remedy, outcome.refusal.command)
 
 
 def _refused(refusals: Iterable[Refusal]) -> Iterator[Line]:
     for refusal in refusals:
         yield Line(f"Refused: {_DOES[refusal.verb]} {_subject(refusal)}", color="yellow")
         yield Line(refusal.why, indent=2)
-        yield Line(refusal.remedy, indent=2)
-        if refusal.command:
-            yield Line(f"-> {refusal.command}", indent=2, whole=True)
+        yield from _helps(refusal.remedy, refusal.command)
+
+
+def _helps(remedy: str, command: str) -> Iterator[Line]:
+    """What helps, in words, and as a command on a line of its own."""
+    if remedy:
+        yield Line(remedy, indent=2)
+    if command:
+        yield Line(f"-> {command}", indent=2, whole=True)
 
 
 def _subject(item: Action | Refusal) -> str:
