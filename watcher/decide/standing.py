@@ -154,7 +154,7 @@ def _cure(each: Barred, evidence: Evidence) -> str:
     if each.own:
         change, owner = ["chmod", f"u+{rights}"], user.uid
     else:
-        change, owner = ["chown", str(user.uid)], None
+        change, owner = ["chown", "-h", str(user.uid)], None
     if each.total <= len(each.first) and (each.own or all(_would_do(each, rights))):
         paths = (f"{store}/{located.path}".removesuffix("/.") for located in each.first)
         return advice.shell(evidence, *change, *paths, owner=owner)
