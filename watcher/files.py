@@ -107,11 +107,26 @@ def open_behind(name: str, parent: int) -> int:
     """
     seen = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=parent)
     try:
-        if not stat.S_ISREG(os.fstat(seen).st_mode):
+        status = os.fstat(seen)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", name)
+        check_link(name, parent, status)
         return open_quietly(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_NOCTTY, None)
     finally:
         os.close(seen)
+
+
+def check_link(name: str, parent: int, behind: os.stat_result) -> None:
+    """Forbid root to follow what may be somebody's symlink to what only root may read.
+
+    Everybody else is kept from that by the kernel. Raises PermissionError.
+    """
+    if os.geteuid() != 0:
+        return
+    link = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, behind.st_uid):
+        why = f"a symlink of user id {link.st_uid} leads to what belongs to user id"
+        raise PermissionError(errno.EACCES, f"{why} {behind.st_uid}", name)
 
 
 def read_small(name: str, parent: int, limit: int) -> bytes:

@@ -160,7 +160,7 @@ def _no_length(judged: Judged, evidence: Evidence) -> safety.Why:
 def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why | None:
     """Sidecars must belong to who pulls: the server fails at the end if it can't rewrite them."""
     owner = entries[0].uid
-    if evidence.uid in (0, owner):
+    if evidence.uid == owner:
         return None
     why = f"its files belong to the user id {owner}, and new ones would belong to {evidence.uid}"
     if evidence.caller.uid != 0 and evidence.place.owner == owner:
@@ -275,9 +275,7 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
         ]
     for each in every:
         entries = tuple(
-            entry
-            for entry in each.entries
-            if entry.kind is Kind.FILE and evidence.uid in (0, entry.uid)
+            entry for entry in each.entries if entry.kind is Kind.FILE and evidence.uid == entry.uid
         )
         if _fading(entries, evidence.now) and _alone(entries, evidence):
             yield Action(

@@ -322,13 +322,13 @@ def _read_manifest(
         return
     try:
         # Followed, as the server does: a manifest behind a symlink protects its blobs as well.
-        fd = files.open_quietly(parts[-1], os.O_RDONLY | os.O_NONBLOCK, folder)
+        fd = files.open_behind(parts[-1], folder)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and look(parts[-1], folder) is None:
             return  # removed since it was listed
-        fault = ManifestFault.DANGLING if _is_link(parts[-1], folder) else ManifestFault.UNREADABLE
+        fault = _fault_of(error, parts[-1], folder)
         barred = isinstance(error, PermissionError) and _bars_both(parts[-1], folder, path, access)
-        why = os.strerror(error.errno or 0)
+        why = str(error.strerror)
         named.odd.append(OddManifest(path, fault, why, model.shown, barred=barred))
         return
     changed_at = None
@@ -383,6 +383,15 @@ def _bars_both(name: str, folder: int, path: str, access: Access) -> bool:
             access.bar(Subject.MANIFEST, Need.READ, path, entry(name, status), folder)
             return True
     return False
+
+
+def _fault_of(error: OSError, name: str, folder: int) -> ManifestFault:
+    """What is wrong with a manifest that could not be opened."""
+    if error.errno in (errno.EINVAL, errno.ENXIO):
+        return ManifestFault.CORRUPT  # a device, a FIFO, a socket, a folder
+    leads_nowhere = error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
+    is_dangling = leads_nowhere and _is_link(name, folder)
+    return ManifestFault.DANGLING if is_dangling else ManifestFault.UNREADABLE
 
 
 def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
@@ -827,6 +836,7 @@ def _folder(
     fd = None
     try:
         fd = files.open_quietly(name, flags if follow else flags | os.O_NOFOLLOW, parent)
+        files.check_link(name, parent, os.fstat(fd))
         # Names may be listed without the right to look at what they stand for.
         os.stat(".", dir_fd=fd)
     except FileNotFoundError:
