@@ -149,7 +149,7 @@ def test_units_name_this_installation_and_the_stores_owner(root: Path, service: 
     (root / "etc/group").write_text(f"mine:x:{store.stat().st_gid}:\n")
     service("service", "install", *here(root), "--store", "/srv/x/models", "-y")
     text = (root / SYSTEM / units.SERVICE).read_text().splitlines()
-    assert f"ExecStart={PROGRAM} --store /srv/x/models daemon" in text
+    assert f"ExecStart={sys.executable} -I {PROGRAM} --store /srv/x/models daemon" in text
     assert {"User=me", "Group=mine"} <= set(text)
     writable = "/srv/x/models" if IS_ROOT else "/srv/x"
     assert f"ReadWritePaths={writable}" in text
@@ -180,7 +180,7 @@ def test_what_can_be_written_is_around_the_store_and_behind_its_link(
 
 def test_a_root_without_a_store_gets_the_usual_one(root: Path, service: Service) -> None:
     done = service("service", "show", *here(root), "--clean", "weekly")
-    wanted = units.units(units.Installation(program=PROGRAM), "weekly")
+    wanted = units.units(units.Installation(program=PROGRAM, python=sys.executable), "weekly")
     folder = root / SYSTEM
     texts = (f"# {folder / name}\n{units.stamped(text)}" for name, text in wanted.items())
     assert (done.returncode, done.stdout) == (0, "\n".join(texts))
@@ -329,7 +329,7 @@ def test_a_terminal_shows_the_files_before_it_asks(root: Path, tmp_path: Path) -
     code, said = on_a_terminal(command, b"n\n", environment(tmp_path))
     assert code == 1
     assert tree(root) == before
-    for text in units.units(units.Installation(program=PROGRAM)).values():
+    for text in units.units(units.Installation(program=PROGRAM, python=sys.executable)).values():
         for line in filter(None, text.splitlines()):
             assert f"    {line}\n" in said
     code, said = on_a_terminal(command, b"y\n", environment(tmp_path))
@@ -337,7 +337,7 @@ def test_a_terminal_shows_the_files_before_it_asks(root: Path, tmp_path: Path) -
     assert (root / SYSTEM / units.SERVICE).exists()
     code, said = on_a_terminal([*command, "--store", "/data/m"], b"n\n", environment(tmp_path))
     assert code == 1
-    assert f"    +ExecStart={PROGRAM} --store /data/m daemon\n" in said
+    assert f"    +ExecStart={sys.executable} -I {PROGRAM} --store /data/m daemon\n" in said
     assert "MemoryMax" not in said
 
 
@@ -372,7 +372,7 @@ def test_a_link_to_the_program_is_resolved(root: Path, service: Service) -> None
     link.parent.mkdir(parents=True)
     link.symlink_to("../../opt/ollama-watch/bin/ollama-watch")
     done = service("service", "show", *here(root), script=link)
-    assert f"ExecStart={PROGRAM} " in done.stdout
+    assert f"ExecStart={sys.executable} -I {PROGRAM} " in done.stdout
 
 
 def test_a_path_that_no_unit_can_hold_is_refused(root: Path, service: Service) -> None:

@@ -109,6 +109,12 @@ def identities(path: str) -> tuple[os.stat_result, os.stat_result | None]:
         return os.fstat(at.open_fd), look_at_blobs(at.open_fd).status
 
 
+def foreign_blobs(path: str) -> ForeignLink | None:
+    """The symlink that makes the blobs of a store foreign, if one does. Raises OSError."""
+    with _reached(path) as (at, _):
+        return look_at_blobs(at.open_fd).foreign
+
+
 def owner(path: str) -> os.stat_result:
     """The folder whose owner a store belongs to. Raises OSError.
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import watcher
+from watcher import advice
 from watcher.errors import NoPermissionError
 
 #: Numbers of linux/capability.h.
@@ -106,7 +107,14 @@ def lower() -> None:
     now = capabilities()
     if now.permitted or now.inheritable:
         _prctl(_AMBIENT, _AMBIENT_CLEAR_ALL)
-        _set(Capabilities(0, now.permitted & VISIBILITY, 0))
+        try:
+            _set(Capabilities(0, now.permitted & VISIBILITY, 0))
+        except OSError as error:
+            raise NoPermissionError(
+                f"this process has capabilities and can't give them up: {error.strerror}",
+                "where a unit runs it, install that anew: its filter has to let capset pass",
+                advice.ours("service", "install", root=True),
+            ) from None
 
 
 @contextlib.contextmanager

@@ -46,15 +46,24 @@ class Installation(NamedTuple):
     metrics: str | None = None
     #: For one user's own systemd, which can neither give capabilities nor hide anything.
     personal: bool = False
+    #: The interpreter that the program names.
+    python: str = "/usr/bin/python3"
 
     def paths(self) -> list[str]:
-        """All paths but the program's."""
+        """All paths but the program's and its interpreter's."""
         return [self.store, *self.writable, *filter(None, (self.config, self.metrics))]
 
     def command(self, *words: str) -> list[str]:
         """The words of a command of ours on the store."""
         config = () if self.config is None else ("--config", self.config)
-        return [self.program, *config, "--store", self.store, *words]
+        return [*self._program(), *config, "--store", self.store, *words]
+
+    def _program(self) -> tuple[str, ...]:
+        """What runs the program: isolated (-I), but for a user's own, which may be in their home.
+
+        Else a home's usercustomize.py, or a variable, would have other code run with our rights.
+        """
+        return (self.program,) if self.personal else (self.python, "-I", self.program)
 
 
 class Stamp(NamedTuple):
@@ -315,8 +324,9 @@ Group={group}
 # Whether a download is alive is told by who has its files open: /proc/<pid>/fd
 # of every process. The kernel shows that of another user's process only to who
 # may trace it (CAP_SYS_PTRACE), and the folder itself, mode 0500, only to who
-# may read every folder (CAP_DAC_READ_SEARCH). Without them the service works,
-# but waits an hour where it now waits 90 seconds, and refuses more.
+# may read every folder (CAP_DAC_READ_SEARCH). They are raised for just that
+# look, and nothing in the store is opened with them. Without them the service
+# works, but waits an hour where it now waits 90 seconds, and refuses more.
 AmbientCapabilities=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH
 CapabilityBoundingSet=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH
 
@@ -377,6 +387,8 @@ RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
+# It gives up the capabilities above but for the moment in which it needs them.
+SystemCallFilter=capset
 SystemCallErrorNumber=EPERM
 """
 
@@ -405,5 +417,5 @@ def _cron_command(words: list[str]) -> str:
 _CRON = """\
 # Makes broken downloads in an Ollama store resumable, and keeps what is wanted
 # from the clean-up of the server's start. As root: who has files open is shown
-# to nobody else. What root makes in the store belongs to the store's owner.
+# to nobody else. All else it does as the store's owner, whom it becomes.
 """

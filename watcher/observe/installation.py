@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from watcher import names, units
+from watcher import advice, folders, names, units
 from watcher.errors import NoPermissionError, RefusedError
 from watcher.observe import place, unit
 from watcher.units import Installation
@@ -33,8 +33,9 @@ def describe(
     Raises RefusedError where a service could not rely on what was found.
     """
     where = _found(_program(root), store, config and os.path.abspath(config), root, personal)
-    where = where._replace(metrics=os.path.dirname(metrics_file) or None)
-    for path in (where.program, *where.paths()):
+    python = _interpreter(f"{root}{where.program}", root)
+    where = where._replace(python=python, metrics=os.path.dirname(metrics_file) or None)
+    for path in (where.program, where.python, *where.paths()):
         if why := units.unwritable(path):
             raise RefusedError(
                 f"{names.printable(path)}: {why}, which units and crontabs treat as their own",
@@ -58,14 +59,16 @@ def _found(
         if not os.path.isdir(root + store):
             return usual if store == usual.store else usual._replace(store=store, writable=(store,))
     else:
-        store = place.find(named, os.environ).path
+        found = place.find(named, os.environ)
+        _check_links(found)
+        store = found.path
     here = root + store
     if personal and not os.access(here, os.W_OK):
         raise NoPermissionError(
             f"{names.printable(store)}: a service of your own can't write there",
             "install it as root, without --user; it then runs as the store's owner",
         )
-    status = os.stat(here)
+    status = folders.owner(here)
     user = _name(f"{root}/etc/passwd", status.st_uid)
     group = _name(f"{root}/etc/group", status.st_gid)
     writable = tuple(_writable(here, root))
@@ -101,6 +104,26 @@ def _program(root: str) -> str:
             "install the package (pip install, pipx install) and run its ollama-watch",
         )
     return _inside(path, root)
+
+
+def _interpreter(script: str, root: str) -> str:
+    """The interpreter that a script names in its first line; else ours."""
+    with contextlib.suppress(OSError), open(script, "rb") as lines:
+        words = os.fsdecode(lines.readline(1 << 12)).removeprefix("#!").split()
+        if len(words) == 1 and os.path.basename(words[0]).startswith(("python", "pypy")):
+            return words[0]
+    return _inside(sys.executable, root)
+
+
+def _check_links(found: place.Found) -> None:
+    """Raise RefusedError where a service would be led into somebody else's folder."""
+    link = found.foreign or folders.foreign_blobs(found.path)
+    if link is not None:
+        raise RefusedError(
+            f"{names.of_link(link)}: a service does not follow it",
+            "if that is meant, let root own it",
+            advice.as_root("chown", "-h", "root:root", os.path.join(found.path, link.path)),
+        )
 
 
 # ---------------------------------------------------------------- whether its user can run it
