@@ -48,7 +48,6 @@ ALLOWED = {
     ("commands/pull.py", "os.write"): "the terminal's cursor, at a second ctrl-C",
     ("cli.py", "os.open for writing"): "the null device, after a broken pipe",
     ("cli.py", "open for writing"): "the null device, for a stream that was closed",
-    ("commands/audit.py", ".write_text"): "a picture, where the user wants it",
     ("commands/demo.py", ".write_text"): "pictures, where the user wants them",
 }
 #: What would make a decision depend on anything but the evidence.

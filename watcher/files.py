@@ -335,6 +335,24 @@ def _opened_or_made(name: str, parent: int, flags: int, mode: int) -> int:
             return _made(name, parent, flags, mode)
 
 
+def open_output(name: str, parent: int) -> int:
+    """A file that somebody asks for, such as a picture: what is in it stays until it is written."""
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | _CAREFULLY | os.O_CLOEXEC, 0o666, dir_fd=parent)
+    try:
+        _only_regular(os.fstat(fd), name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def write_output(fd: int, data: bytes) -> None:
+    """Put `data` in place of what is in such a file."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.ftruncate(fd, 0)
+    _write_all(fd, data)
+
+
 def create(
     name: str,
     parent: int,

@@ -109,6 +109,19 @@ def identities(path: str) -> tuple[os.stat_result, os.stat_result | None]:
         return os.fstat(at.open_fd), look_at_blobs(at.open_fd).status
 
 
+@contextlib.contextmanager
+def opened_output(path: str) -> Iterator[int]:
+    """A file that somebody asks for, to be written later, when we may be another user. OSError."""
+    folder, name = os.path.split(os.path.abspath(path))
+    with _reached(folder) as (at, links):
+        links.forbid()
+        fd = files.open_output(name, at.open_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def foreign_blobs(path: str) -> ForeignLink | None:
     """The symlink that makes the blobs of a store foreign, if one does. Raises OSError."""
     with _reached(path) as (at, _):

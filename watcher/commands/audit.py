@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from watcher import cycle, names
+from watcher import cycle, files, folders, names
 from watcher.commands.context import Context, patience
 from watcher.errors import Exit, NoPermissionError
 from watcher.model import Severity
@@ -18,13 +20,20 @@ def audit(context: Context, fail_on: Severity, picture: Path | None = None) -> E
 
     `picture`: where to save what is shown as an SVG.
     """
+    with contextlib.ExitStack() as opened:
+        # Before anything else: root's process becomes the owner of a store.
+        save = None if picture is None else _saving(picture, opened)
+        return _audit(context, fail_on, save)
+
+
+def _audit(context: Context, fail_on: Severity, save: Callable[[str], None] | None) -> Exit:
     code = Exit.HEALTHY
     for world in context.worlds(keeps=False):
         with patience(f"looking at {names.printable(world.store)}"):
             policy = replace(context.policy, repair=True, clean=True)
             report = cycle.cycle(world, policy, consent=cycle.nothing)
-        if picture is not None:
-            _draw(report, picture, verbose=context.verbose)
+        if save is not None:
+            save(_drawn(report, verbose=context.verbose))
         findings = report.verdict.findings
         if any(finding.severity.rank >= fail_on.rank for finding in findings):
             code = Exit.FINDINGS
@@ -38,16 +47,33 @@ def audit(context: Context, fail_on: Severity, picture: Path | None = None) -> E
     return code
 
 
-def _draw(report: cycle.Report, picture: Path, *, verbose: bool) -> None:
+def _saving(picture: Path, opened: contextlib.ExitStack) -> Callable[[str], None]:
+    """What saves a picture in the file that is opened now. Raises NoPermissionError."""
+
+    def save(svg: str) -> None:
+        with _told(picture):
+            files.write_output(fd, svg.encode())
+
+    with _told(picture):
+        fd = opened.enter_context(folders.opened_output(str(picture)))
+    return save
+
+
+@contextlib.contextmanager
+def _told(picture: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        shown = names.printable(str(picture))
+        raise NoPermissionError(
+            f"{shown}: the picture can't be saved: {error.strerror}", "name another file"
+        ) from None
+
+
+def _drawn(report: cycle.Report, *, verbose: bool) -> str:
     from watcher.show import tables
 
-    svg = tables.picture(tables.audit(report, verbose=verbose), title="ollama-watch audit")
-    try:
-        picture.write_text(svg, encoding="utf-8")
-    except OSError as error:
-        raise NoPermissionError(
-            f"{picture}: the picture can't be saved: {error.strerror}", "name another file"
-        ) from None
+    return tables.picture(tables.audit(report, verbose=verbose), title="ollama-watch audit")
 
 
 def _show(context: Context, report: cycle.Report) -> None:

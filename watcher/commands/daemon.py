@@ -33,7 +33,8 @@ def _queue_run(context: Context, store: str) -> list[str]:
     file = context.config_file
     config = [] if file is None else ["--config", os.path.abspath(file)]
     words = [*config, "--store", store, "-q", "queue", "run", "--leashed"]
-    return [sys.executable, "-m", "watcher", *words]
+    isolated = ["-I"] if sys.flags.isolated else []
+    return [sys.executable, *isolated, "-m", "watcher", *words]
 
 
 def _teller(context: Context) -> Callable[[Event], None]:

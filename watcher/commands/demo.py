@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from watcher import names
+from watcher import names, privileges
 from watcher.commands.context import complain
 from watcher.demo import scenes
 from watcher.errors import Exit, SettingsError
@@ -19,6 +19,8 @@ def demo(*, keep: bool, pictures: Path | None) -> Exit:
     """
     if pictures is not None and not pictures.is_dir():
         raise SettingsError(f"--svg: no folder: {names.printable(str(pictures))}", "make it first")
+    if os.geteuid() == 0:
+        privileges.give_nothing_on()
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     try:
         audit = None if pictures is None else pictures / "audit.svg"
