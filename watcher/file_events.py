@@ -33,7 +33,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 from watchdog.utils import BaseThread
 
-from watcher import files, names
+from watcher import files, folders, names
 from watcher.observe import place
 
 #: What comes, goes or is replaced: a symlink to a folder is a file here.
@@ -211,6 +211,9 @@ class FileEvents:
         return f"the limit {limit}{now} is reached; to raise it: sysctl -w {limit}={more}"
 
     def _silent(self) -> str:
+        if folders.begins_further_on(self._store):
+            shown = names.printable(self._store)
+            return f"{shown} lies where its owner can't go by himself, so no file event is heard"
         for name in ("", "blobs", "manifests"):
             path = os.path.join(self._store, name).rstrip("/")
             kind = place.silent(path, self._proc)

@@ -222,6 +222,11 @@ class KeptWay:
                 os.close(at.open_fd)
 
 
+def begins_further_on(path: str) -> bool:
+    """Whether a store lies where we can't go from the root folder on."""
+    return path in _begun and _begun[path][0].path != "/"
+
+
 def _may_go(at: _At, rest: str) -> bool:
     try:
         with _reached(rest, at):

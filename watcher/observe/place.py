@@ -14,7 +14,7 @@ import psutil
 
 from watcher import advice, folders, names, ours
 from watcher.environment import trimmed
-from watcher.errors import NoPermissionError, NoStoreError
+from watcher.errors import NoPermissionError, NoStoreError, RefusedError
 from watcher.model import ForeignLink, Place
 from watcher.observe import holders, unit
 from watcher.world import World
@@ -181,6 +181,13 @@ def opened(store: str) -> Iterator[int]:
     with contextlib.ExitStack() as held:
         try:
             fd = held.enter_context(folders.opened_store(store))
+        except folders.NotRootsError as error:
+            raise _not_roots(store, error.uid) from None
+        except folders.ForeignLinkError as error:
+            raise RefusedError(
+                f"{error.strerror}, so what lies there is somebody else's",
+                "name the folder itself, or let root own the symlink",
+            ) from None
         except PermissionError:
             raise no_permission(store) from None
         except (FileNotFoundError, NotADirectoryError):
@@ -192,6 +199,22 @@ def opened(store: str) -> Iterator[int]:
             if _is_still(store, fd):
                 raise
             raise _gone(store) from None
+
+
+def check_rights(store: str) -> None:
+    """Raise NoPermissionError for root's process where a store, if it is there, is not root's."""
+    with contextlib.suppress(OSError):
+        owner = folders.owner(store).st_uid
+        if os.geteuid() == 0 and owner != 0:
+            raise _not_roots(store, owner)
+
+
+def _not_roots(store: str, owner: int) -> NoPermissionError:
+    return NoPermissionError(
+        f"{names.printable(store)} belongs to user id {owner}: with root's rights nothing in it is"
+        " opened, since its owner may put anything there",
+        f"run the program as that user: sudo -u '#{owner}'",
+    )
 
 
 def _is_still(store: str, fd: int) -> bool:

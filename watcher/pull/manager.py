@@ -191,7 +191,8 @@ class ModelDownloadManager:
 
     `server`: the URL of the server; by default what ``OLLAMA_HOST`` says. `policy`: what may be
     done by itself (`check_partial_model_downloads`); by default it repairs, and cleans nothing.
-    Raises NoStoreError where one of the two folders is not there.
+    Raises NoStoreError where one of the two folders is not there, and NoPermissionError where root
+    asks for a store of somebody else's: a program's user is its own to choose.
     """
 
     def __init__(
@@ -206,6 +207,7 @@ class ModelDownloadManager:
         for folder in (self._store, self._state):
             if not os.path.isdir(folder):
                 raise NoStoreError(f"there is no folder {names.printable(folder)}", "make it first")
+            place.check_rights(folder)
         self._server = server
         self._policy = policy or Policy()
         self._world = World(self._store)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from watcher import environment, names, ollama
+from watcher import environment, folders, names, ollama
 from watcher.errors import SettingsError
 from watcher.model import Policy, ServerState
 from watcher.observe import holders
@@ -51,7 +51,10 @@ def url_of_store(world: World, environment: Mapping[str, str]) -> str:
         urls = [
             each.url
             for each in seen.servers
-            if each.ours and each.url and each.state is not ServerState.UNREACHABLE
+            if each.ours
+            and not each.elsewhere
+            and each.url
+            and each.state is not ServerState.UNREACHABLE
         ]
         if len(urls) == 1:
             return urls[0]
@@ -74,11 +77,21 @@ def _why_not_here(url: str, world: World | None) -> str:
     shown = names.printable(world.store)
     servers = holders.see(world, (), network=False, writers_visible=False).servers
     there = [each for each in servers if each.url and urlsplit(each.url).port == parts.port]
-    if any(each.ours is False for each in there):
+    if any(each.ours is False or each.elsewhere for each in there):
         return f"the server at {url} has another store than {shown}"
-    others = [each.url for each in servers if each.ours and each not in there]
+    others = [
+        each.url for each in servers if each.ours and not each.elsewhere and each not in there
+    ]
     if others and not there:
         return f"the server of {shown} is at {others[0]}, and not at {url}"
-    if not os.access(world.store, os.W_OK | os.X_OK):
+    if not _may_change(world.store):
         return f"{shown} can't be changed by this user"
     return ""
+
+
+def _may_change(store: str) -> bool:
+    try:
+        with folders.opened_store(store) as opened:
+            return os.access(".", os.W_OK | os.X_OK, dir_fd=opened)
+    except OSError:
+        return False
