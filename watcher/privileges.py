@@ -20,7 +20,6 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import watcher
 from watcher import advice
 from watcher.errors import NoPermissionError
 
@@ -229,15 +228,19 @@ def _is_mapped(name: str, number: int) -> bool:
 def _load_all(owner: Owner) -> None:
     """Load what may be needed, where that user could not: the installation may be root's alone."""
     if not _can_load(owner):
-        for name in (*_own_modules(), *_LOADED_LATE):
-            with contextlib.suppress(ImportError):
+        for name in (*_modules(), *_LOADED_LATE):
+            # Some are for other systems, or for packages that are not here.
+            with contextlib.suppress(Exception):
                 importlib.import_module(name)
 
 
-def _own_modules() -> Iterator[str]:
-    for module in pkgutil.walk_packages(watcher.__path__, "watcher."):
-        if not module.name.startswith("watcher.demo") and not module.name.endswith("__main__"):
-            yield module.name
+def _modules() -> Iterator[str]:
+    """All modules of ours, and of packages that load some of theirs late."""
+    for package in ("watcher", "click", "rich", "watchdog"):
+        found = importlib.import_module(package).__path__
+        for module in pkgutil.walk_packages(found, f"{package}.", onerror=lambda _: None):
+            if not module.name.startswith("watcher.demo") and "__main__" not in module.name:
+                yield module.name
 
 
 def _can_load(owner: Owner) -> bool:

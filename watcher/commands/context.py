@@ -61,7 +61,7 @@ class Context:
         if self.settles and rights.several_owners(paths):
             known = [] if knows is None else rights.known_to(paths, knows)
             mine = rights.in_children(paths)
-            found = [found[mine]]
+            found, self.stores = [found[mine]], (paths[mine],)
             self.elsewhere = known[:mine] + known[mine + 1 :]
         self.settle(found[0].path)
         return found

@@ -36,10 +36,11 @@ class Wanted(NamedTuple):
 
 def log(context: Context, wanted: Wanted, *, follow: bool) -> Exit:
     """Tell what was logged; `follow`: and go on with what comes, until ctrl-C."""
-    stores = [found.path for found in context.places()]
+    knows = None if wanted.target is None else _known
+    stores = [found.path for found in context.places(knows=knows)]
     if follow and len(stores) > 1:
         raise SettingsError(f"{len(stores)} stores are named", "follow one at a time")
-    target = None if wanted.target is None else _target(stores, wanted.target)
+    target = None if wanted.target is None else _target(stores, wanted.target, context.elsewhere)
     for store in stores:
         try:
             _tell(context, store, wanted, target, follow=follow)
@@ -52,15 +53,23 @@ def log(context: Context, wanted: Wanted, *, follow: bool) -> Exit:
     return Exit.HEALTHY
 
 
-def _target(stores: Iterable[str], text: str) -> Targets:
+def _target(stores: Iterable[str], text: str, elsewhere: Iterable[targets.Known]) -> Targets:
     """What is meant, as stores and logs know it. Raises TargetError with the nearest names."""
-    there = [targets.known(store) for store in stores]
-    for store in stores:
-        try:
-            there.append(known(Log(store).read()))
-        except PermissionError:
-            raise place.no_permission(store) from None
-    return targets.among(there, [text])
+    return targets.among([*map(_known, stores), *elsewhere], [text])
+
+
+def _known(store: str) -> targets.Known:
+    """What a store and its log know. Raises NoPermissionError."""
+    there = targets.known(store)
+    try:
+        logged = known(Log(store).read())
+    except PermissionError:
+        raise place.no_permission(store) from None
+    models = {
+        model: there.models.get(model, frozenset()) | logged.models.get(model, frozenset())
+        for model in {*there.models, *logged.models}
+    }
+    return targets.Known(models, there.digests | logged.digests)
 
 
 def _tell(

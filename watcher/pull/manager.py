@@ -205,7 +205,7 @@ class ModelDownloadManager:
         self._store = os.path.abspath(os.fsdecode(file_manager.store_path))
         self._state = os.path.abspath(os.fsdecode(file_manager.state_path))
         for folder in (self._store, self._state):
-            if not os.path.isdir(folder):
+            if not folders.is_there(folder):
                 raise NoStoreError(f"there is no folder {names.printable(folder)}", "make it first")
             place.check_rights(folder)
         self._server = server

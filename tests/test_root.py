@@ -1,0 +1,534 @@
+"""Root in somebody else's store: what its owner plants leads root nowhere that they can't go."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run, environment, needs_root, open_parents
+from tests.driving import Daemon, Store, Tree, content
+from watcher import ModelDownloadManager, StoreFiles, privileges
+from watcher.errors import NoPermissionError
+from watcher.model import DAY
+from watcher.units import Installation
+
+pytestmark = needs_root
+
+OWNER, OTHER = 12345, 54321
+SECRET = "sha256:the-secret-of-root"
+#: Every command that looks into a store or changes it, but those that need a server.
+COMMANDS = (
+    ("audit",),
+    ("-v", "--json", "audit"),
+    ("df",),
+    ("status",),
+    ("log",),
+    ("quarantine", "ls"),
+    ("queue", "ls"),
+    ("verify",),
+    ("repair", "--yes", "--offline"),
+    ("clean", "--yes", "--stale-after", "1s"),
+    ("prepare",),
+    ("quarantine", "purge", "--yes"),
+    ("queue", "add", "m"),
+)
+
+
+VISIBLE = {"OLLAMA_WATCH_WRITERS_VISIBLE": "true"}
+
+
+def give(path: Path, uid: int) -> None:
+    """Everything below a folder, itself included, is a user's."""
+    for each in (path, *path.rglob("*")):
+        os.chown(each, uid, uid, follow_symlinks=False)
+
+
+def owners(path: Path) -> set[tuple[int, int]]:
+    return {(each.lstat().st_uid, each.lstat().st_gid) for each in (path, *path.rglob("*"))}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store of an ordinary user's, with something for each command to do."""
+    made = Store(tmp_path / "home" / "models")
+    made.download("stale")
+    made.blob("orphan")
+    give(tmp_path / "home", OWNER)
+    return made
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Path]:
+    """A folder of root's, which must stay as it is; and nothing in it may be told."""
+    folder = tmp_path / "victim"
+    folder.mkdir()
+    (folder / "passwd").write_text("root")
+    (folder / "secret").write_text(json.dumps({"config": {"digest": SECRET}, "layers": []}))
+    os.chmod(folder / "secret", 0o600)
+    target = Store(folder / "store")
+    target.blob("no manifest names it")
+    before = content(folder)
+    yield folder
+    assert content(folder) == before
+    assert owners(folder) == {(0, 0)}
+
+
+def _intent(store: Store, victim: Path) -> Path:
+    shutil.rmtree(store.blobs)
+    store.blobs.symlink_to(victim)
+    for name in ("new", "out"):
+        (store.ours / "intents/1" / name).mkdir(parents=True)
+    return store.ours / "intents/1"
+
+
+def _decided(store: Store, victim: Path) -> None:
+    intent = _intent(store, victim)
+    (intent / "new/passwd").write_text("mine")
+    (intent / "decided").touch()
+
+
+def _undecided(store: Store, victim: Path) -> None:
+    (_intent(store, victim) / "out/evil").write_text("mine")
+
+
+def _blobs(store: Store, victim: Path) -> None:
+    shutil.rmtree(store.blobs)
+    store.blobs.symlink_to(victim / "store/blobs")
+
+
+def _further(store: Store, victim: Path) -> None:
+    shutil.rmtree(store.blobs)
+    store.blobs.symlink_to("further")
+    (store.path / "further").symlink_to(victim / "store/blobs")
+
+
+def _manifest(store: Store, victim: Path) -> None:
+    planted = store.path / "manifests/registry.ollama.ai/library/planted"
+    planted.mkdir()
+    (planted / "latest").symlink_to(victim / "secret")
+
+
+def _manifests(store: Store, victim: Path) -> None:
+    (store.path / "manifests/registry.ollama.ai/library/planted").symlink_to(victim)
+
+
+def _ours(store: Store, victim: Path) -> None:
+    store.ours.symlink_to(victim)
+
+
+def _logs(store: Store, victim: Path) -> None:
+    store.ours.mkdir()
+    (store.ours / "logs").symlink_to(victim)
+
+
+def _files_of_ours(store: Store, victim: Path) -> None:
+    store.ours.mkdir()
+    for name in ("state.json", "lock", "queue.json", "models.json", "reserve"):
+        (store.ours / name).symlink_to(victim / "passwd")
+
+
+def _files(store: Store, victim: Path) -> None:
+    for path in list(store.blobs.iterdir()):
+        path.unlink()
+        path.symlink_to(victim / "passwd")
+
+
+#: What the owner of a store may think of.
+PLANTED: dict[str, Callable[[Store, Path], None]] = {
+    "an intent that is decided": _decided,
+    "an intent that is not": _undecided,
+    "a link to another store's blobs": _blobs,
+    "the same over another link": _further,
+    "a link to a file that only root reads": _manifest,
+    "a link to a folder with such files": _manifests,
+    "our folder": _ours,
+    "our logs": _logs,
+    "our files": _files_of_ours,
+    "links in place of blobs and partials": _files,
+}
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_what_is_planted_leads_nowhere(store: Store, victim: Path, run: Run, what: str) -> None:
+    PLANTED[what](store, victim)
+    give(store.path, OWNER)
+    said = b""
+    for words in COMMANDS:
+        done = run("--store", store.path, *words)
+        assert b"Traceback" not in done.stderr
+        said += done.stdout + done.stderr
+    assert SECRET.encode() not in said
+
+
+def test_a_store_behind_somebodys_link_is_told_and_not_changed(
+    tmp_path: Path, victim: Path, run: Run
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(victim / "store")
+    os.chown(link, OWNER, OWNER, follow_symlinks=False)
+    told = run("--store", link, "--json", "audit")
+    assert told.returncode == 1
+    assert "store_foreign" in {each["kind"] for each in json.loads(told.stdout)["findings"]}
+    for words in (("clean", "--yes"), ("repair", "--yes"), ("queue", "add", "m"), ("verify",)):
+        refused = run("--store", link, *words)
+        assert refused.returncode == 3, refused
+        assert b"user id 12345" in refused.stderr
+    # Once root owns the link, it leads there.
+    os.chown(link, 0, 0, follow_symlinks=False)
+    assert b"would" not in run("--store", link, "-q", "audit").stderr
+
+
+IN_OPEN = 0x20
+
+
+@pytest.mark.parametrize("kind", ["a device", "a FIFO"])
+def test_what_is_no_file_is_not_opened(store: Store, tmp_path: Path, run: Run, kind: str) -> None:
+    special = tmp_path / "special"
+    os.mknod(
+        special, (stat.S_IFCHR if kind == "a device" else stat.S_IFIFO) | 0o666, os.makedev(1, 3)
+    )
+    open_parents(tmp_path)
+    planted = store.path / "manifests/registry.ollama.ai/library/m/dev"
+    planted.parent.mkdir()
+    planted.symlink_to(special)
+    give(store.path, OWNER)
+    libc = ctypes.CDLL(None)
+    watch = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        assert libc.inotify_add_watch(watch, os.fsencode(special), IN_OPEN) > 0
+        for words in COMMANDS:
+            run("--store", store.path, *words)
+        with pytest.raises(BlockingIOError):
+            os.read(watch, 1 << 12)
+    finally:
+        os.close(watch)
+
+
+def test_a_whole_run_leaves_only_the_owners_files(store: Store, run: Run) -> None:
+    for words in COMMANDS:
+        done = run("--store", store.path, *words, env=VISIBLE)
+        assert done.returncode in (0, 1, 3), (words, done)
+    with Daemon(store.path) as daemon:
+        daemon.wait_event("check_started")
+    assert not store.partials(store.digest("stale"))
+    assert owners(store.path) == {(OWNER, OWNER)}
+
+
+def status_of(pid: int | str) -> dict[str, list[str]]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
+
+
+@pytest.mark.parametrize("uid", [OWNER, 0])
+def test_the_daemon_has_its_owners_rights_in_every_thread(store: Store, uid: int) -> None:
+    give(store.path, uid)
+    with Daemon(store.path) as daemon:
+        daemon.wait_event("check_started")
+        for thread in os.listdir(f"/proc/{daemon.pid}/task"):
+            found = status_of(f"{daemon.pid}/task/{thread}")
+            assert found["Uid"] == [str(uid)] * 4
+            assert found["Gid"] == [str(uid)] * 4
+            assert int(found["CapPrm"][0], 16) == privileges.VISIBILITY
+            assert not any(int(found[key][0], 16) for key in ("CapInh", "CapAmb", "CapBnd"))
+
+
+BECOME = """
+import os, subprocess, sys
+from watcher import privileges
+uid = int(sys.argv[1])
+privileges.become(privileges.Owner(uid, uid), "it")
+with privileges.visibility():
+    subprocess.run(["cat", "/proc/self/status"], check=True)
+assert privileges.capabilities() == (0, privileges.VISIBILITY, 0)
+"""
+
+
+@pytest.mark.parametrize("uid", [OWNER, 0])
+def test_what_is_started_has_no_capability(uid: int, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BECOME, str(uid)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(tmp_path),
+    )
+    found = {
+        key: value.split()
+        for key, _, value in (line.partition(":") for line in done.stdout.splitlines())
+    }
+    assert found["Uid"] == [str(uid)] * 4
+    for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(found[key][0], 16) == 0, key
+
+
+def test_visibility_is_raised_in_the_thread_that_looks_and_for_no_longer(tmp_path: Path) -> None:
+    script = (
+        "import threading; from watcher import privileges as p\n"
+        "p.become(p.Owner(12345, 12345), 'it')\n"
+        "seen = []\n"
+        "with p.visibility():\n"
+        "    assert p.capabilities().effective == p.VISIBILITY\n"
+        "    with p.visibility():\n"
+        "        pass\n"
+        "    assert p.capabilities().effective == p.VISIBILITY\n"
+        "assert p.capabilities().effective == 0\n"
+        "one = threading.Thread(target=lambda: seen.append(p.capabilities()))\n"
+        "one.start(); one.join()\n"
+        "assert seen == [(0, p.VISIBILITY, 0)]\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment(tmp_path))
+
+
+def test_a_users_service_gives_its_capabilities_up(store: Store, tmp_path: Path) -> None:
+    """As a unit starts it: as the owner, with the two in its ambient set."""
+    open_parents(tmp_path)
+    planted = store.path / "manifests/registry.ollama.ai/library/planted/latest"
+    planted.parent.mkdir()
+    secret = tmp_path / "secret"
+    secret.write_text(json.dumps({"config": {"digest": SECRET}, "layers": []}))
+    secret.chmod(0o600)
+    planted.symlink_to(secret)
+    give(store.path, OWNER)
+    both = "+sys_ptrace,+dac_read_search"
+    done = subprocess.run(
+        ["setpriv", f"--reuid={OWNER}", f"--regid={OWNER}", "--clear-groups",
+         f"--inh-caps={both}", f"--ambient-caps={both}",
+         sys.executable, "-m", "watcher", "--store", store.path, "-v", "--json", "audit"],
+        capture_output=True,
+        env=environment(tmp_path),
+    )  # fmt: skip
+    document = json.loads(done.stdout)
+    assert SECRET.encode() not in done.stdout
+    assert "manifest_unreadable" in {each["kind"] for each in document["findings"]}
+
+
+def test_a_volume_of_roots_in_a_users_folder_goes_on_working(tmp_path: Path, run: Run) -> None:
+    """As a container's bind mount is: a user's folder, and in it ``models`` of root's."""
+    made = Store(tmp_path / "home/ollama/models")
+    gone = made.download("stale")
+    os.chown(tmp_path / "home/ollama", OWNER, OWNER)
+    os.chown(tmp_path / "home", OWNER, OWNER)
+    done = run("--store", made.path, "clean", "--yes", env=VISIBLE)
+    assert done.returncode == 0, done
+    assert not made.partials(gone)
+    assert owners(made.path) == {(0, 0)}
+
+
+def test_a_store_that_its_owner_can_not_reach_alone(tmp_path: Path, run: Run) -> None:
+    """As below a folder of Docker's: root goes on from where the owner can."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    made = Store(closed / "volume/models")
+    gone = made.download("stale")
+    give(made.path.parent, OWNER)
+    done = run("--store", made.path, "clean", "--yes", env=VISIBLE)
+    assert done.returncode == 0, done
+    assert not made.partials(gone)
+    assert owners(made.path) == {(OWNER, OWNER)}
+
+
+def test_what_the_owner_can_not_change_is_told_with_what_helps(store: Store, run: Run) -> None:
+    behind = store.download("broken", aged=2 * DAY)
+    store.partial(behind, 2).write_text("")
+    for path in store.blobs.glob(f"*{behind}*"):
+        os.chown(path, 0, 0)
+        path.chmod(0o644)
+    told = json.loads(run("--store", store.path, "--json", "audit").stdout)
+    (found,) = [each for each in told["findings"] if each["kind"] == "file_owner"]
+    assert f"chown -h {OWNER}" in found["command"]
+    refused = run("--store", store.path, "repair", "--yes", "--offline", env=VISIBLE)
+    assert {path.stat().st_uid for path in store.blobs.glob(f"*{behind}*")} == {0}
+    assert b"belong to the user id 0" in refused.stdout + refused.stderr
+    subprocess.run(found["command"].removeprefix("sudo "), shell=True, check=True)
+    again = json.loads(run("--store", store.path, "--json", "audit").stdout)
+    assert "file_owner" not in {each["kind"] for each in again["findings"]}
+
+
+# ---------------------------------------------------------------- where it can't be
+
+
+@pytest.mark.parametrize(
+    ("before", "why"),
+    [
+        (["unshare", "--user", "--map-root-user"], b"no mapping for user id"),
+        (["setpriv", "--bounding-set", "-setuid"], b"CAP_SETUID"),
+    ],
+    ids=["no mapping", "no CAP_SETUID"],
+)
+@pytest.mark.parametrize(
+    "words", [("audit",), ("clean", "--yes"), ("daemon",), ("queue", "add", "m")]
+)
+def test_root_that_can_not_become_the_owner_is_refused(
+    store: Store, tmp_path: Path, before: list[str], why: bytes, words: tuple[str, ...]
+) -> None:
+    if subprocess.run([*before, "true"], capture_output=True).returncode:
+        pytest.skip(f"{before[0]} can't be used here")
+    there = content(store.path)
+    done = subprocess.run(
+        [*before, sys.executable, "-m", "watcher", "--store", store.path, *words],
+        capture_output=True,
+        env=environment(tmp_path),
+    )
+    assert (done.returncode, why in done.stderr) == (4, True), done
+    assert content(store.path) == there
+
+
+def test_a_program_of_roots_is_refused_and_stays_roots(store: Store) -> None:
+    with pytest.raises(NoPermissionError, match="user id 12345"):
+        ModelDownloadManager(StoreFiles(str(store.path)))
+    assert os.geteuid() == 0
+
+
+# ---------------------------------------------------------------- several stores
+
+
+def several(tmp_path: Path) -> tuple[Store, Store, list[str]]:
+    mine, others = Store(tmp_path / "a/models"), Store(tmp_path / "b/models")
+    others.manifest("only-there", *others.digests)
+    give(mine.path, OWNER)
+    give(others.path, OTHER)
+    return mine, others, ["--store", str(mine.path), "--store", str(others.path)]
+
+
+def test_several_stores_of_several_owners(tmp_path: Path, run: Run) -> None:
+    mine, others, both = several(tmp_path)
+    for words in COMMANDS[:-1]:
+        done = run(*both, *words, env=VISIBLE)
+        assert done.returncode in (0, 1, 3), (words, done)
+    told = run(*both, "--json", "audit").stdout.splitlines()
+    assert [json.loads(each)["store"]["path"] for each in told] == [
+        str(mine.path),
+        str(others.path),
+    ]
+    assert owners(mine.path) == {(OWNER, OWNER)}
+    assert owners(others.path) == {(OTHER, OTHER)}
+    assert run(*both, "queue", "add", "m").returncode == 2
+    assert run(*both, "daemon").returncode == 2
+
+
+def test_a_model_that_one_of_them_has_is_known_to_all(tmp_path: Path, run: Run) -> None:
+    _, others, both = several(tmp_path)
+    assert run(*both, "repair", "-n", "healthy", "only-there").returncode == 0
+    assert run(*both, "repair", "-n", "nowhere", "--offline").returncode == 2
+    (others.blobs / f"sha256-{others.digests[0]}").write_text("other bytes!")
+    assert run(*both, "verify", "only-there").returncode == 1
+
+
+def test_what_ends_it_ends_the_child_too(tmp_path: Path) -> None:
+    _, others, both = several(tmp_path)
+    lock = others.ours
+    lock.mkdir()
+    (lock / "lock").touch()
+    give(lock, OTHER)
+    command = [sys.executable, "-m", "watcher", *both, "clean", "--yes"]
+    holder = subprocess.Popen(["flock", "-x", lock / "lock", "sleep", "60"], start_new_session=True)
+    try:
+        waits = subprocess.Popen(command, env=environment(tmp_path), stderr=subprocess.PIPE)
+        children = Path(f"/proc/{waits.pid}/task/{waits.pid}/children")
+        while not children.read_text().split():
+            assert waits.poll() is None
+        waits.send_signal(signal.SIGTERM)
+        waits.communicate(timeout=60)
+        assert waits.returncode != 0
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.wait()
+
+
+# ---------------------------------------------------------------- shared blobs
+
+
+def shared(tmp_path: Path) -> tuple[Store, Store]:
+    """Two stores whose blobs lie in the folder of the second one."""
+    linked, real = Store(tmp_path / "a/models"), Store(tmp_path / "b/models")
+    for blob in linked.blobs.iterdir():
+        shutil.copy2(blob, real.blobs)
+    shutil.rmtree(linked.blobs)
+    linked.blobs.symlink_to(real.blobs)
+    return linked, real
+
+
+def clean(run: Run, store: Store) -> subprocess.CompletedProcess[bytes]:
+    return run("--store", store.path, "clean", "--yes", env=VISIBLE)
+
+
+def test_blobs_that_the_store_beside_them_names_are_no_orphans(tmp_path: Path, run: Run) -> None:
+    linked, real = shared(tmp_path)
+    orphan = real.blob("nobody names it")
+    before = content(real.blobs)
+    told = json.loads(run("--store", linked.path, "--json", "audit").stdout)
+    (found,) = [each for each in told["findings"] if each["kind"] == "store_shared"]
+    assert str(real.path) in found["evidence"]
+    done = clean(run, linked)
+    after: Tree = {path: each for path, each in before.items() if orphan not in path}
+    assert content(real.blobs) == after, done
+
+
+def test_what_of_that_store_can_not_be_read_may_name_everything(tmp_path: Path, run: Run) -> None:
+    linked, real = shared(tmp_path)
+    real.blob("nobody names it")
+    (real.path / "manifests/registry.ollama.ai/library/healthy/latest").write_text("{")
+    before = content(real.blobs)
+    assert clean(run, linked).returncode == 3
+    assert content(real.blobs) == before
+
+
+# ---------------------------------------------------------------- what is loaded
+
+
+@pytest.fixture
+def closed_package(nobodys_package: Path, tmp_path: Path) -> Path:
+    """The package where only root can read it."""
+    closed = tmp_path / "roots-alone"
+    closed.mkdir(mode=0o700)
+    skipped = shutil.ignore_patterns("python")
+    shutil.copytree(nobodys_package, closed / "package", ignore=skipped)
+    return closed / "package"
+
+
+def test_an_installation_that_only_root_can_read(
+    closed_package: Path, store: Store, tmp_path: Path
+) -> None:
+    python = getattr(sys, "_base_executable", sys.executable)
+    given = {**environment(tmp_path), "PYTHONPATH": str(closed_package)}
+    for words in (*COMMANDS, ("queue", "rm", "m"), ("reset", "-y", "healthy"), ("-v", "audit")):
+        done = subprocess.run(
+            [python, "-W", "error", "-m", "watcher", "--store", store.path, *words],
+            capture_output=True,
+            env=given,
+            cwd="/",
+        )
+        assert b"ModuleNotFoundError" not in done.stderr, (words, done.stderr)
+        assert done.returncode in (0, 1, 3), (words, done)
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_a_homes_own_code_does_not_run_in_a_service(tmp_path: Path, isolated: bool) -> None:
+    home = tmp_path / "home"
+    python = getattr(sys, "_base_executable", sys.executable)
+    script = tmp_path / "script"
+    script.write_text("print('ours')")
+    given = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    where = subprocess.run(
+        [python, "-m", "site", "--user-site"], env=given, capture_output=True, text=True
+    )
+    if where.returncode:
+        pytest.skip("this Python has no user site")
+    custom = Path(where.stdout.strip()) / "usercustomize.py"
+    custom.parent.mkdir(parents=True)
+    custom.write_text("print('planted')")
+    installed = Installation(str(script), python=python, personal=not isolated)
+    words = installed.command()[: -2 if isolated else None]
+    command = words if isolated else [python, *words]
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=True)
+    assert done.stdout == ("ours\n" if isolated else "planted\nours\n")
