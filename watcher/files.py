@@ -22,7 +22,7 @@ import struct
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn, cast
 
 from watcher import flocks, stopping
@@ -650,8 +650,8 @@ def write_back(fd: int, start: int, end: int) -> None:
             raise OSError(code, os.strerror(code))
 
 
-def data_synced(fd: int) -> Callable[[], int | None]:
-    """Begin to bring a file's data to the disk, in a child of ours that can be left behind.
+def data_synced(fds: Sequence[int]) -> Callable[[], int | None]:
+    """Begin to bring the data of some files to the disk, in a child that can be left behind.
 
     Gives back what tells how it ended: None while it goes on, 0, or the errno. A process that waits
     for a disk that has gone can't even be killed; so it is not this one.
@@ -659,9 +659,13 @@ def data_synced(fd: int) -> Callable[[], int | None]:
     with warnings.catch_warnings():
         # The child of a process with threads runs nothing that could wait for one of them.
         warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
+        try:
+            child = os.fork()
+        except OSError:  # no process more is allowed: then this one waits
+            here = _first_error(fds)
+            return lambda: here
     if child == 0:
-        _sync_and_exit(fd)
+        _sync_and_exit(fds)
     ended: list[int] = []
 
     def result() -> int | None:
@@ -679,28 +683,40 @@ def data_synced(fd: int) -> Callable[[], int | None]:
 _fdatasync = os.fdatasync
 
 
-def _sync_and_exit(fd: int) -> NoReturn:
+def _sync_and_exit(fds: Sequence[int]) -> NoReturn:
     """The child's life. Nothing of its parent's stays open in it: no lock, and nobody's pipe."""
     code = errno.EIO
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
-        os.dup2(fd, 0)
-        _close_all_from(1)
-        _fdatasync(0)
-        code = 0
-    except OSError as error:
-        code = error.errno or errno.EIO
+        _close_all_but(fds)
+        code = _first_error(fds)
     finally:
         os._exit(code)
 
 
-def _close_all_from(first: int) -> None:
+def _first_error(fds: Sequence[int]) -> int:
+    return next(filter(None, [_data_sync_error(fd) for fd in fds]), 0)
+
+
+def _data_sync_error(fd: int) -> int:
+    """The errno of a sync; 0 where it went well, or where the file system can't do it."""
+    try:
+        _fdatasync(fd)
+    except OSError as error:
+        return 0 if error.errno == errno.EINVAL else error.errno or errno.EIO
+    return 0
+
+
+def _close_all_but(fds: Sequence[int]) -> None:
     try:
         last = max(map(int, os.listdir("/proc/self/fd")))
     except OSError:
         last = min(os.sysconf("SC_OPEN_MAX"), _MANY_FILES)
-    os.closerange(first, last + 1)
+    start = 0
+    for fd in (*sorted(fds), last + 1):
+        os.closerange(start, fd)
+        start = fd + 1
 
 
 def drop_cache(fd: int) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.driving import Store, private_proc
+from tests.conftest import ALONE
+from tests.driving import Store, command, environment, private_proc
+from tests.fidelity.harness import wait_until
 from watcher import cycle
 from watcher.cycle import Report
 from watcher.model import DAY, HOUR, Policy, RefusalKind, Result, Verb
@@ -171,6 +177,82 @@ def test_nothing_is_quiet_right_after_a_jump(machine: Machine) -> None:
     assert judged.quiet == pytest.approx(95, abs=10)
 
 
+# ---------------------------------------------------------------- the commands themselves
+
+
+def _counting(seconds: float) -> list[str]:
+    """Before a command: by its machine it has been so long since the start."""
+    return ["unshare", "--time", "--fork", "--boottime", f"{seconds:.0f}"]
+
+
+def test_a_command_goes_by_what_the_machine_counts(tmp_path: Path) -> None:
+    """The machine has counted nothing since the run before, and the clock eight days."""
+    if subprocess.run([*_counting(DAY), "true"], capture_output=True).returncode:
+        pytest.skip("no time namespace can be made here")
+    store = Store(tmp_path / "models")
+
+    def clean(counted: float) -> subprocess.CompletedProcess[str]:
+        words = [*ALONE, *_counting(counted), *command(store.path, "clean", "--yes")]
+        return subprocess.run(
+            words, env=environment(store.path), capture_output=True, text=True, timeout=60
+        )
+
+    assert clean(9 * DAY).returncode == 0
+    store.download("young", aged=7.5 * DAY)
+    store.blob("young orphan", aged=7.5 * DAY)
+    before = store.tree()
+    done = clean(DAY)
+    assert done.returncode == 3
+    assert "the clock alone makes it old" in done.stdout
+    assert store.tree() == before
+    assert store.event_types() == ["partial_found", "clock_jumped"]
+
+
+def test_a_daemon_goes_by_what_the_machine_counts(tmp_path: Path) -> None:
+    """Its clock jumps ahead by eight days for three seconds, and it looks meanwhile."""
+    store = Store(tmp_path / "models")
+    names = lay_out(store)
+    ahead = tmp_path / "ahead"
+    ahead.write_text("0")
+    script = tmp_path / "daemon.py"
+    script.write_text(DAEMON)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(store.path), str(ahead)], env=environment(store.path)
+    )
+    try:
+        wait_until(lambda: "check_started" in store.event_types(), "the daemon's first look")
+        wait_until(lambda: "partial_found" in store.event_types(), "the download to be found")
+        for jump, jumps in ((8 * DAY, 1), (0, 2)):
+            ahead.write_text(str(jump))
+            process.send_signal(signal.SIGHUP)  # a full look
+            wait_until(partial(_has_jumped, store, jumps), "the jump to be told")
+            time.sleep(3)  # what it would do about it, it has time for
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert sorted(path.name for path in store.blobs.iterdir()) == names
+    assert len(list((store.ours / "quarantine").iterdir())) == 1
+
+
+def _has_jumped(store: Store, times: int) -> bool:
+    return store.event_types().count("clock_jumped") == times
+
+
+DAEMON = """
+import sys, time
+from pathlib import Path
+from watcher import daemon
+from watcher.model import Policy
+from watcher.world import World
+
+store, ahead = sys.argv[1], Path(sys.argv[2])
+world = World(store, clock=lambda: time.time() + float(ahead.read_text() or 0))
+daemon.run(world, lambda: Policy(repair=True, clean=True, writers_visible=True), [])
+"""
+
+
 # ---------------------------------------------------------------- without a daemon
 
 
@@ -237,6 +319,16 @@ def test_a_wrong_clock_at_each_start_removes_nothing(machine: Machine) -> None:
         assert gone(machine.act(SERVICE)) == []
         machine.passed += 300
         machine.act(SERVICE)
+
+
+def test_a_clock_that_is_wrong_right_after_each_start_removes_nothing(machine: Machine) -> None:
+    """And nobody looks later on, when it is right."""
+    machine.act(SERVICE)
+    lay_out(machine.store)
+    machine.ahead = 40 * DAY
+    for _ in range(4):
+        machine.restart(off=600, awake=20)
+        assert gone(machine.act(SERVICE)) == []
 
 
 def test_a_clock_that_was_set_back_is_told_and_removes_nothing(machine: Machine) -> None:

@@ -10,10 +10,12 @@ from another start has every look read the data for what is not there.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -32,13 +34,17 @@ SLICE = 16 * MIB
 #: How soon a child that syncs is looked at: seconds, doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 _LOCK_SECONDS = 10.0
+#: Files that share one wait; each is open meanwhile.
+_MOST_FILES = 100
 
 
 class Written(NamedTuple):
     """What came of bringing some bytes of a file to the disk."""
 
-    #: Somebody said to stop, or it is another file now.
+    #: Somebody said to stop, or ended the child that syncs.
     cut_short: bool = False
+    #: It is another file now.
+    gone: bool = False
     #: Bytes that the disk did not take, and the first error; one without bytes may be about any.
     refused: Ranges = ()
     error: OSError | None = None
@@ -54,42 +60,80 @@ class Settled(NamedTuple):
     refused: tuple[tuple[str, Written], ...] = ()
 
 
-# ---------------------------------------------------------------- one file
+class Need(NamedTuple):
+    """Bytes of a file under ``blobs/`` that have to be on the disk."""
+
+    entry: Entry
+    wanted: Ranges
 
 
-def write_back(blobs: int, entry: Entry, wanted: Ranges, stop: Callable[[], bool]) -> Written:
-    """Bring some bytes of a file under ``blobs/`` to the disk."""
+# ---------------------------------------------------------------- files
+
+
+def write_back(blobs: int, needs: Sequence[Need], stop: Callable[[], bool]) -> Iterator[Written]:
+    """Bring some bytes of each file to the disk; small files share the wait for the rest."""
+    for batch in _batches(needs):
+        yield from _batch_written(blobs, batch, stop)
+
+
+def _batches(needs: Sequence[Need]) -> Iterator[list[Need]]:
+    batch: list[Need] = []
+    size = 0
+    for need in needs:
+        size += ranges.size(need.wanted)
+        batch.append(need)
+        if size >= SLICE or len(batch) >= _MOST_FILES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _batch_written(
+    blobs: int, batch: Sequence[Need], stop: Callable[[], bool]
+) -> Iterator[Written]:
+    with contextlib.ExitStack() as opened:
+        fds = [_opened(blobs, need.entry, opened) for need in batch]
+        each = [_slices_written(fd, need.wanted, stop) for fd, need in zip(fds, batch, strict=True)]
+        code = _rest_synced([fd for fd in fds if fd is not None], stop)
+        error = OSError(code, os.strerror(code)) if code else None
+        for fd, written in zip(fds, each, strict=True):
+            if fd is None:
+                yield Written(gone=True)
+                continue
+            # An error of the rest may be about any of them.
+            first = written.error or error
+            if first is not None:
+                files.drop_cache(fd)
+            cut_short = written.cut_short or code is None
+            yield Written(cut_short, refused=written.refused, error=first)
+
+
+def _opened(blobs: int, entry: Entry, opened: contextlib.ExitStack) -> int | None:
+    """The descriptor of a file; None where it is another one now."""
     try:
         fd = files.open_to_read(entry.name, blobs)
     except OSError:
-        return Written(cut_short=True)
-    try:
-        status = os.fstat(fd)
-        if (status.st_dev, status.st_ino) != entry.identity:
-            return Written(cut_short=True)
-        written = _written(fd, wanted, stop)
-        if written.error is not None:
-            files.drop_cache(fd)
-        return written
-    finally:
-        os.close(fd)
+        return None
+    opened.callback(os.close, fd)
+    status = os.fstat(fd)
+    return fd if (status.st_dev, status.st_ino) == entry.identity else None
 
 
-def _written(fd: int, wanted: Ranges, stop: Callable[[], bool]) -> Written:
+def _slices_written(fd: int | None, wanted: Ranges, stop: Callable[[], bool]) -> Written:
     refused: list[tuple[int, int]] = []
     first: OSError | None = None
+    if fd is None:
+        return Written(gone=True)
     for start, end in _slices(wanted):
         if stop():
-            return Written(True, tuple(refused), first)
+            return Written(cut_short=True, refused=ranges.normal(refused), error=first)
         try:
             files.write_back(fd, start, end)
         except OSError as error:
             first = first or error
             refused.append((start, end))
-    code = _rest_synced(fd, stop)
-    if code:
-        first = first or OSError(code, os.strerror(code))
-    return Written(code is None, ranges.normal(refused), first)
+    return Written(refused=ranges.normal(refused), error=first)
 
 
 def _slices(wanted: Ranges) -> Iterator[tuple[int, int]]:
@@ -98,16 +142,18 @@ def _slices(wanted: Ranges) -> Iterator[tuple[int, int]]:
             yield low, min(low + SLICE, end)
 
 
-def _rest_synced(fd: int, stop: Callable[[], bool]) -> int | None:
+def _rest_synced(fds: Sequence[int], stop: Callable[[], bool]) -> int | None:
     """Wait for what tells where the data lies; the errno, or None where the wait was cut short."""
-    ended = files.data_synced(fd)
+    if stop():
+        return None
+    ended = files.data_synced(fds)
     pause = _FIRST_PAUSE
     while (code := ended()) is None:
         if stop():
             return None
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
-    return code
+    return None if code == errno.EINTR else code
 
 
 # ---------------------------------------------------------------- before anything is done
@@ -120,33 +166,35 @@ def settle(world: World, planned: Plan, stop: Callable[[], bool], *, behind: boo
     """
     if not any(_need(action, behind=behind) for action in planned.actions):
         return Settled(planned)
+    needs = [need for action in planned.actions if (need := _need(action, behind=behind))]
+    with folders.opened_store(world.store) as store, folders.opened_blobs(store) as blobs:
+        results = list(write_back(blobs, needs, stop))
+    written = dict(zip(needs, results, strict=True))
     kept: list[Action] = []
     outcomes: list[Outcome] = []
     refused: list[tuple[str, Written]] = []
-    with folders.opened_store(world.store) as store, folders.opened_blobs(store) as blobs:
-        for action in planned.actions:
-            need = _need(action, behind=behind)
-            written = write_back(blobs, *need, stop) if need is not None else Written()
-            if written.error is not None and action.verb is Verb.WRITE_SIDECARS:
-                refused.append((action.subject, written))
-                outcomes.append(_failed(action, written.error))
-            elif written.error is not None:
-                outcomes.append(_failed(action, written.error))
-            elif not (written.cut_short and stop()):
-                kept.append(action)  # what is another file now is refused as changed
+    for action in planned.actions:
+        need = _need(action, behind=behind)
+        came = written[need] if need else Written()
+        if came.error is not None:
+            outcomes.append(_failed(action, came.error))
+            if action.verb is Verb.WRITE_SIDECARS:
+                refused.append((action.subject, came))
+        elif not came.cut_short:
+            kept.append(action)  # what is another file now is refused as changed
     return Settled(replace(planned, actions=tuple(kept)), tuple(outcomes), tuple(refused))
 
 
-def _need(action: Action, *, behind: bool) -> tuple[Entry, Ranges] | None:
+def _need(action: Action, *, behind: bool) -> Need | None:
     """The file, and the bytes of it, that have to be on the disk before an action."""
     if action.relies_on is not None:
-        return action.relies_on, ((0, action.relies_on.size),)
+        return Need(action.relies_on, ((0, action.relies_on.size),))
     if action.verb is not Verb.WRITE_SIDECARS or behind:
         return None
     name = names.data(action.subject)
     data = next((entry for entry in action.expects if entry.name == name), None)
     claims = sidecars.claims(action.parts)
-    return None if data is None or not claims else (data, claims)
+    return None if data is None or not claims else Need(data, claims)
 
 
 def _failed(action: Action, error: OSError) -> Outcome:
@@ -197,28 +245,53 @@ def sync_noted(world: World, policy: Policy, stop: Callable[[], bool]) -> frozen
     refused: set[str] = set()
     boot = place.boot(world)
     with folders.opened_store(world.store) as store, folders.opened_blobs(store) as blobs:
-        for digest, record in noted(memory.load(store), boot):
-            if stop():
-                break
-            data = scan.look(names.data(digest), blobs)
-            if data is None or data.inode != record.inode:
-                continue  # it is finished, or gone, and the next look forgets it
-            written = write_back(blobs, data, sidecars.claims(record.partition), stop)
-            if written.error is not None:
-                refused.add(digest)
-            if written.error is not None or not written.cut_short:
-                _keep(world, policy, store, (digest, record, written))
+        claims = list(_claims(noted(memory.load(store), boot), blobs))
+        while claims and not stop():
+            some = claims[: len(next(_batches([claim.need for claim in claims])))]
+            claims = claims[len(some) :]
+            came = write_back(blobs, [claim.need for claim in some], stop)
+            results = list(zip(some, came, strict=True))
+            refused.update(claim.digest for claim, written in results if written.error)
+            _keep(_Keeping(world, policy, store), results)
     return frozenset(refused)
 
 
-def _keep(world: World, policy: Policy, store: int, what: tuple[str, Remembered, Written]) -> None:
-    digest, record, written = what
+class _Claim(NamedTuple):
+    """Claims of ours, as they were remembered, and what they stand for."""
+
+    digest: str
+    record: Remembered
+    need: Need
+
+
+def _claims(noted_ones: Iterable[tuple[str, Remembered]], blobs: int) -> Iterator[_Claim]:
+    for digest, record in noted_ones:
+        data = scan.look(names.data(digest), blobs)
+        # What is finished, or gone, the next look forgets.
+        if data is not None and data.inode == record.inode:
+            yield _Claim(digest, record, Need(data, sidecars.claims(record.partition)))
+
+
+class _Keeping(NamedTuple):
+    """Where something is kept."""
+
+    world: World
+    policy: Policy
+    store: int
+
+
+def _keep(where: _Keeping, results: Sequence[tuple[_Claim, Written]]) -> None:
+    world, policy, store = where
     with locked(store, _LOCK_SECONDS):
         journal = Journal(store, policy, world)
-        if written.error is not None:
-            keep_refused(journal, world.clock(), ((digest, written),))
-        else:
-            journal.save(learn.synced(journal.recall(), digest, record))
+        known = journal.recall()
+        for claim, written in results:
+            if written == Written():
+                known = learn.synced(known, claim.digest, claim.record)
+        journal.save(known)
+        lost = tuple((claim.digest, written) for claim, written in results if written.error)
+        if lost:
+            keep_refused(journal, world.clock(), lost)
 
 
 class Behind:
