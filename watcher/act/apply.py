@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TypeAlias
@@ -36,9 +37,12 @@ Look: TypeAlias = Callable[[frozenset[str] | None], Evidence]
 
 #: What goes together; before each batch the plan is made anew. The first is small, since on a full
 #: disk its intents have to fit into what is set aside, and each makes room for one ten times
-#: larger. Files share an intent; downloads have one each, and share the wait and the looks.
+#: larger. Files share an intent; downloads have one each, and share the wait and the looks: not too
+#: many of them, since whoever stops us waits until they are put back.
 FIRST_BATCH, BATCH = 100, 10_000
-FIRST_DOWNLOADS, DOWNLOADS = 10, 1_000
+FIRST_DOWNLOADS, DOWNLOADS = 10, 100
+#: So long a plan counts for further batches of downloads: each is compared under its own guard.
+_FRESH_SECONDS = 5.0
 
 _FILES = frozenset({Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.REFRESH, Verb.QUARANTINE_BLOB})
 _DOWNLOADS = frozenset({Verb.WRITE_SIDECARS, Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
@@ -61,6 +65,7 @@ def apply(
     it could; `stop` says when to begin nothing more: what has no outcome was not begun.
     """
     outcomes: list[Outcome] = []
+    plans = _Plans(decide)
     for batch in _batches(agreed.actions):
         if stop():
             break
@@ -69,7 +74,7 @@ def apply(
         if timeless:
             outcomes.extend(_refresh_all(world, store, batch, remember, tell))
             continue
-        seen, _, planned = decide()
+        seen, _, planned = plans.fresh(anew=batch[0].verb not in _DOWNLOADS)
         fresh = {_essence(action): action for action in planned.actions}
         # The fresh one is done: it knows whether the guard has to wait for a server.
         still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
@@ -82,6 +87,23 @@ def apply(
         tell(*(learn.ended(outcome, world.clock()) for outcome in (*worth_telling, *ended)))
         outcomes.extend((*undone, *ended))
     return tuple(outcomes)
+
+
+class _Plans:
+    """Makes plans, and keeps the last one while it is fresh."""
+
+    def __init__(self, decide: Callable[[], Decided]) -> None:
+        self._decide = decide
+        self._last: Decided | None = None
+        self._until = 0.0
+
+    def fresh(self, *, anew: bool) -> Decided:
+        """A plan as the store is now; `anew`: made just now."""
+        if self._last is None or anew or time.monotonic() > self._until:
+            self._last = None  # two looks at a large store need not be kept at once
+            self._last = self._decide()
+            self._until = time.monotonic() + _FRESH_SECONDS
+        return self._last
 
 
 def _batches(actions: Sequence[Action]) -> Iterator[list[Action]]:

@@ -1,0 +1,256 @@
+"""Acts on file systems without hard links, and on overlays, where a file changes its inode."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import needs_root
+from tests.driving import POLICY, Store, age, ollama_process, private_proc, world
+from watcher import cycle
+from watcher.act import moves
+from watcher.model import Policy, RefusalKind, Result, Verb
+
+pytestmark = needs_root
+
+REPAIR = Policy(repair=True, repair_stale=True, writers_visible=True)
+MB = 1 << 20
+
+
+@pytest.fixture(params=["vfat", "exfat", "exfat-fuse"])
+def linkless(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system on a loop device that has no hard links; by FUSE it is of no known type."""
+    kind, _, by_fuse = request.param.partition("-")
+    path = "/sbin:/usr/sbin:/bin:/usr/bin"
+    make, mount = (
+        shutil.which(f"mkfs.{kind}", path=path),
+        shutil.which("mount.exfat-fuse", path=path),
+    )
+    if make is None or (by_fuse and mount is None):
+        pytest.skip(f"mkfs.{kind}, or mount.exfat-fuse, is missing")
+    image, point = tmp_path / "image", tmp_path / "mounted"
+    with image.open("wb") as file:
+        file.truncate(64 * MB)
+    subprocess.run([make, str(image)], check=True, capture_output=True)
+    point.mkdir()
+    loop = subprocess.run(["losetup", "-f", "--show", str(image)], capture_output=True, text=True)
+    device = loop.stdout.strip()
+    words = [str(mount)] if by_fuse else ["mount", "-t", kind]
+    done = subprocess.run([*words, device, str(point)], capture_output=True, text=True)
+    try:
+        if loop.returncode or done.returncode:
+            pytest.skip(f"can't be mounted here: {loop.stderr.strip()} {done.stderr.strip()}")
+        yield point
+        subprocess.run(["umount", str(point)], check=True)
+    finally:
+        subprocess.run(["losetup", "-d", device], check=False)
+
+
+class Layers:
+    """An overlay: what lies there at first is a lower layer's, on another file system."""
+
+    def __init__(self, lower: Path, upper: Path) -> None:
+        self.lower, self._upper = lower, upper
+        self.merged = upper / "merged"
+        for folder in (lower, *(upper / name for name in ("upper", "work", "merged"))):
+            folder.mkdir()
+
+    def mount(self) -> None:
+        """Show it, and what the lower layer has by now."""
+        where = f"lowerdir={self.lower},upperdir={self._upper}/upper,workdir={self._upper}/work"
+        words = ["mount", "-t", "overlay", "overlay", "-o", f"{where},xino=off", str(self.merged)]
+        done = subprocess.run(words, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"can't be mounted here: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def layers(tmp_path: Path) -> Iterator[Layers]:
+    """The upper layer in memory: an overlay can't lie on another one."""
+    upper = Path("/dev/shm") / f"overlay-{os.getpid()}"
+    upper.mkdir()
+    made = Layers(tmp_path / "lower", upper)
+    yield made
+    if os.path.ismount(made.merged):
+        subprocess.run(["umount", "-l", str(made.merged)], check=True)
+    shutil.rmtree(upper)
+
+
+def proc_of(tmp_path: Path, *pids: int) -> str:
+    return private_proc(tmp_path / "proc", *pids)
+
+
+def broken(store: Store, text: str = "broken") -> str:
+    """A download with a sidecar missing."""
+    digest = store.download(text, aged=7200)
+    store.partial(digest, 2).unlink()
+    return digest
+
+
+def results(report: cycle.Report) -> list[Result]:
+    return [each.result for each in report.outcomes]
+
+
+def kept(store: Store) -> list[str]:
+    folder = store.ours / "quarantine"
+    return sorted(os.listdir(folder)) if folder.exists() else []
+
+
+def reopened(path: Path) -> Store:
+    """A store that is there already."""
+    store = Store.__new__(Store)
+    store.path = path
+    return store
+
+
+# ---------------------------------------------------------------- without hard links
+
+
+def test_without_hard_links_what_broke_is_repaired_and_what_is_stale_goes(
+    linkless: Path, tmp_path: Path
+) -> None:
+    store = Store(linkless / "models")
+    digests = [broken(store, text) for text in "ab"]
+    stale = store.download("stale")
+    here = world(store, proc_of(tmp_path))
+    assert results(cycle.cycle(here, REPAIR, consent=only(*digests))) == [Result.DONE] * 2
+    for digest in digests:
+        assert all(path.stat().st_size for path in store.blobs.glob(f"*{digest}-partial-*"))
+    assert results(cycle.cycle(here, POLICY)) == [Result.DONE]
+    assert store.partials(stale) == []
+    assert store.leftovers() == []
+
+
+def only(*digests: str) -> Any:
+    return lambda planned: planned.filtered(lambda each: each.subject in digests)
+
+
+def test_without_hard_links_nothing_is_done_beside_a_server(linkless: Path, tmp_path: Path) -> None:
+    store = Store(linkless / "models")
+    digest = broken(store)
+    before = store.tree()
+    with ollama_process(tmp_path) as pid:
+        report = cycle.cycle(world(store, proc_of(tmp_path, pid)), REPAIR)
+    acted = (each.refusal for each in report.outcomes)
+    (refused,) = [each for each in (*report.plan.refusals, *acted) if each]
+    assert refused.subject == digest
+    assert refused.kind is RefusalKind.SERVER_RUNS
+    assert "no hard links" in refused.why
+    assert refused.remedy
+    assert store.tree() == before
+    assert store.leftovers() == []
+
+
+@pytest.mark.parametrize("step", ["_check_unchanged", "_take_of_download", "_decide"])
+def test_without_hard_links_a_kill_is_put_back_to_the_byte(
+    step: str, linkless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other inodes then: the kernel has dropped those that it knew."""
+    store = Store(linkless / "models")
+    digest = broken(store)
+    before = texts(store)
+    here = world(store, proc_of(tmp_path))
+    pid = os.fork()
+    if pid == 0:
+        setattr(moves, step, lambda *_: os._exit(9))
+        cycle.cycle(here, REPAIR)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert store.partial(digest, 0).read_bytes() == b""
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    for _ in range(2):
+        report = cycle.cycle(here, Policy(repair=False, writers_visible=True))
+        assert not report.stuck
+    assert texts(store) == before
+    assert store.leftovers() == []
+    assert results(cycle.cycle(here, REPAIR)) == [Result.DONE]
+
+
+def texts(store: Store) -> dict[str, tuple[bytes, float]]:
+    return {path.name: (path.read_bytes(), path.stat().st_mtime) for path in store.blobs.iterdir()}
+
+
+# ---------------------------------------------------------------- overlays
+
+
+def lower(layers: Layers, *texts: str, aged: float = 7200) -> tuple[Store, list[str]]:
+    """A store whose downloads lie in a lower layer."""
+    below = Store(layers.lower / "models")
+    digests = [below.download(text, aged=aged) for text in texts]
+    for digest in digests:
+        below.partial(digest, 2).unlink()
+    layers.mount()
+    store = reopened(layers.merged / "models")
+    return store, digests
+
+
+def test_on_an_overlay_what_lies_in_a_lower_layer_is_repaired(
+    layers: Layers, tmp_path: Path
+) -> None:
+    store, digests = lower(layers, "a", "b")
+    here = world(store, proc_of(tmp_path))
+    assert results(cycle.cycle(here, REPAIR)) == [Result.DONE] * 2
+    for digest in digests:
+        assert all(path.stat().st_size for path in store.blobs.glob(f"*{digest}-partial-*"))
+    assert kept(store) == []
+
+
+def test_on_an_overlay_what_is_stale_in_a_lower_layer_goes(layers: Layers, tmp_path: Path) -> None:
+    store, (digest,) = lower(layers, "stale", aged=8 * 86400)
+    assert results(cycle.cycle(world(store, proc_of(tmp_path)), POLICY)) == [Result.DONE]
+    assert list(store.blobs.glob(f"*{digest}*")) == []
+    assert kept(store) == []
+
+
+def test_on_an_overlay_beside_a_server_it_is_refused_and_nothing_piles_up(
+    layers: Layers, tmp_path: Path
+) -> None:
+    store, _ = lower(layers, "a")
+    before = texts(store)
+    with ollama_process(tmp_path) as pid:
+        here = world(store, proc_of(tmp_path, pid))
+        for _ in range(3):
+            (outcome,) = cycle.cycle(here, REPAIR).outcomes
+            assert outcome.result is Result.REFUSED
+            assert outcome.refusal is not None
+            assert outcome.refusal.kind is RefusalKind.SERVER_RUNS
+            assert "another inode" in outcome.message
+    assert texts(store) == before
+    assert kept(store) == []
+    assert list((store.ours / "intents").iterdir()) == []
+
+
+def test_on_an_overlay_files_of_the_upper_layer_are_changed_beside_a_server(
+    layers: Layers, tmp_path: Path
+) -> None:
+    layers.mount()
+    store = Store(layers.merged / "models")
+    broken(store)
+    with ollama_process(tmp_path) as pid:
+        report = cycle.cycle(world(store, proc_of(tmp_path, pid)), REPAIR)
+    assert results(report) == [Result.DONE]
+
+
+def test_a_file_that_was_exchanged_meanwhile_is_no_copy_of_it(
+    layers: Layers, tmp_path: Path
+) -> None:
+    """On an overlay sizes and times count; another time is another file."""
+    store, (digest,) = lower(layers, "a")
+    path = store.partial(digest, 0)
+
+    def exchange(event: Any) -> None:
+        if event.event_type == "act_started":
+            age(path, 60)
+
+    report = cycle.cycle(world(store, proc_of(tmp_path), tell=exchange), REPAIR)
+    (outcome,) = report.outcomes
+    assert outcome.refusal is not None
+    assert outcome.refusal.kind is RefusalKind.CHANGED
+    assert kept(store) == []
+    assert Verb.WRITE_SIDECARS is outcome.action.verb
