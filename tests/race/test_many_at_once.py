@@ -1,0 +1,207 @@
+"""Many downloads go through an act together: each stands for itself, and stop is asked between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.driving import (
+    POLICY,
+    Store,
+    command,
+    content,
+    environment,
+    holding,
+    ollama_process,
+    private_proc,
+    world,
+)
+from tests.fidelity.harness import wait_until
+from watcher import cycle, files, memory
+from watcher.act import apply
+from watcher.model import Policy, RefusalKind, Result
+from watcher.observe import holders
+
+REPAIR = Policy(repair=True, repair_stale=True, writers_visible=True)
+MANY = apply.FIRST_DOWNLOADS + 20
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "models")
+
+
+def broken(store: Store, count: int) -> list[str]:
+    """Downloads with a sidecar missing."""
+    made = [store.download(f"broken {number}", aged=7200) for number in range(count)]
+    for digest in made:
+        store.partial(digest, 2).unlink()
+    return made
+
+
+def is_new(path: Path) -> bool:
+    return path.stat().st_mtime > time.time() - 3600
+
+
+def guards(store: Store) -> list[str]:
+    return [path.name for path in store.blobs.iterdir() if not path.stat().st_size]
+
+
+def test_they_share_the_wait_and_the_looks(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(store.path))
+    digests, waits, looks = broken(store, MANY), [], []
+    real = holders.holders_of
+
+    def counted(*words: Any) -> Any:
+        looks.append(len(list(words[1])))
+        return real(*words)
+
+    def sleep(seconds: float) -> None:
+        waits.append(len(guards(store)))
+        assert seconds >= 2
+
+    monkeypatch.setattr(holders, "holders_of", counted)
+    with ollama_process(tmp_path, "serve") as pid:
+        here = world(
+            store,
+            private_proc(tmp_path / "proc", pid),
+            sleep=sleep,
+            version=lambda _: "0.33.0",
+        )
+        report = cycle.cycle(here, REPAIR)
+    assert [each.result for each in report.outcomes] == [Result.DONE] * MANY
+    assert waits == [apply.FIRST_DOWNLOADS, MANY - apply.FIRST_DOWNLOADS]
+    assert looks == [3 * waits[0]] * 2 + [3 * waits[1]] * 2
+    assert guards(store) == []
+    assert {digest for digest in digests if store.partial(digest, 0).exists()} == set(digests)
+
+
+def test_who_opens_or_changes_one_keeps_no_other_from_being_repaired(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(store.path))
+    opened, changed, *others = broken(store, 6)
+    before = {digest: download(store, digest) for digest in (opened, changed)}
+    taken: list[Any] = []
+
+    def sleep(_: float) -> None:
+        taken.append(holding(store.partial(opened), "r+b"))
+        private_proc(tmp_path / "proc", taken[0].__enter__())
+        with store.partial(changed).open("ab") as data:
+            data.write(b"x")
+
+    with ollama_process(tmp_path, "serve") as pid:
+        shown = private_proc(tmp_path / "proc", pid)
+        here = world(store, shown, sleep=sleep, version=lambda _: "0.33.0")
+        try:
+            report = cycle.cycle(here, REPAIR)
+        finally:
+            taken[0].__exit__(None, None, None)
+    ended = {each.action.subject: each for each in report.outcomes}
+    assert [ended[digest].result for digest in others] == [Result.DONE] * 4
+    refusals = [ended[digest].refusal for digest in (opened, changed)]
+    assert [each.kind for each in refusals if each] == [RefusalKind.HELD, RefusalKind.CHANGED]
+    assert download(store, opened) == before[opened]
+    assert download(store, changed)[1:] == before[changed][1:]
+    assert store.leftovers() == []
+
+
+def download(store: Store, digest: str) -> list[tuple[str, int, bytes]]:
+    """A download's files, the data first, with inode and content."""
+    return [
+        (name, (store.blobs / name).stat().st_ino, (store.blobs / name).read_bytes())
+        for name in store.partials(digest)
+    ]
+
+
+def stop_after(calls: int) -> Callable[[], bool]:
+    left = [calls]
+
+    def stop() -> bool:
+        left[0] -= 1
+        return left[0] < 0
+
+    return stop
+
+
+@pytest.mark.parametrize("policy", [REPAIR, POLICY], ids=["repair", "clean"])
+@pytest.mark.parametrize("calls", [0, 1, 2, 4, 7, 8, 9])
+def test_stopped_between_two_of_them_each_is_done_or_as_it_was(
+    calls: int, policy: Policy, store: Store, tmp_path: Path
+) -> None:
+    digests = broken(store, 6) if policy is REPAIR else [store.download(f"{n}") for n in range(6)]
+    before = {digest: download(store, digest) for digest in digests}
+    here = world(store, private_proc(tmp_path / "proc"))
+    cycle.cycle(here, policy, consent=cycle.nothing)
+    partitions = remembered(store)
+    report = cycle.cycle(here, policy, stop=stop_after(calls))
+    done = {each.action.subject for each in report.outcomes if each.result is Result.DONE}
+    assert len(done) < 6 or calls > 6
+    for digest in set(digests) - done:
+        assert download(store, digest) == before[digest]
+        assert remembered(store)[digest] == partitions[digest]
+    kinds = {each.refusal.kind for each in report.outcomes if each.refusal}
+    assert kinds <= {RefusalKind.STOPPED}
+    assert store.leftovers() == []
+    again = cycle.cycle(here, policy)
+    assert {each.result for each in again.outcomes} <= {Result.DONE}
+    assert guards(store) == []
+
+
+def remembered(store: Store) -> dict[str, object]:
+    """The parts that are remembered of each download."""
+    with files.opened_folder(str(store.path)) as fd:
+        return {
+            digest: (record.partition, record.mended)
+            for digest, record in memory.load(fd).downloads.items()
+        }
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("words", [["repair", "--yes", "--offline"], ["daemon"]])
+def test_a_signal_ends_it_between_two_acts_with_everything_in_order(
+    words: list[str], number: signal.Signals, store: Store
+) -> None:
+    digests = broken(store, 300)
+    process = subprocess.Popen(
+        command(store.path, *words),
+        env=environment(store.path, {"OLLAMA_WATCH_REPAIR": "true"}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: any(is_new(store.partial(each, 1)) for each in digests), "the first")
+        process.send_signal(number)
+        process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    usual = {signal.SIGINT: 130, signal.SIGTERM: -signal.SIGTERM}[number]
+    assert process.returncode == (0 if words == ["daemon"] else usual)
+    assert guards(store) == []
+    assert list((store.ours / "intents").iterdir()) == []
+
+
+def test_a_batch_that_is_interrupted_by_an_error_of_ours_is_put_back(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(store, 4)
+    before = content(store.blobs)
+    monkeypatch.setattr(holders, "holders_of", lambda *_: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        cycle.cycle(world(store, private_proc(tmp_path / "proc")), REPAIR)
+    assert {name: each[2:] for name, each in content(store.blobs).items()} == {
+        name: each[2:] for name, each in before.items()
+    }
+    assert store.leftovers() == []
+    assert os.listdir(store.ours / "intents") == []
