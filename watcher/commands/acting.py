@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
-from watcher import cycle
+from watcher import advice, cycle
 from watcher.act import durability, refresh
 from watcher.commands import lookup
 from watcher.commands.context import Context, complain, patience
@@ -254,7 +254,9 @@ def _count_down(seconds: float) -> None:
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         if sys.stderr.isatty():
-            sys.stderr.write(f"\r\033[Kwaiting until it is quiet: {left:.0f} s, ctrl-C ends it ")
+            sys.stderr.write(
+                f"\r\033[Kwaiting until it is quiet: {advice.duration(left)}, ctrl-C ends it "
+            )
             sys.stderr.flush()
         time.sleep(min(1.0, left))
     if sys.stderr.isatty():

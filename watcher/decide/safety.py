@@ -206,8 +206,9 @@ def sees_more(evidence: Evidence) -> str:
 def _ago(judged: Judged, evidence: Evidence) -> str:
     latest = judged.download.changed_at
     if latest is None or latest <= evidence.now:
-        return f"it changed {judged.quiet:.0f} s ago"
-    return f"its files' times lie in the future, and it was seen unchanged for {judged.quiet:.0f} s"
+        return f"it changed {advice.duration(judged.quiet)} ago"
+    seen = advice.duration(judged.quiet)
+    return f"its files' times lie in the future, and it was seen unchanged for {seen}"
 
 
 #: Root has looked at where the symlink leads, then.

@@ -381,7 +381,7 @@ class Pull:
         if self.cancelled():
             return End(Cause.INTERRUPTED, "it was cancelled")
         if self._is_silent(quiet):
-            return End(Cause.SILENCE, f"nothing came for {quiet:.0f} s")
+            return End(Cause.SILENCE, f"nothing came for {advice.duration(quiet)}")
         return None
 
     def _is_silent(self, seconds: float) -> bool:
@@ -571,7 +571,7 @@ class Pull:
         most = None if self.options.until_done else _TRIES
         waiting = Waiting(end.cause.awaited, end.text, tries + 1, most, time.time() + seconds)
         with self._awaiting(waiting):
-            yield self._say(f"{waiting.told} in {seconds:.0f} s")
+            yield self._say(f"{waiting.told} in {advice.duration(seconds)}")
             self._rest(seconds)
 
     @contextmanager

@@ -28,6 +28,7 @@ from typing import Any, Protocol, TypedDict
 import orjson
 
 from watcher import (
+    advice,
     cycle,
     events,
     folders,
@@ -343,7 +344,9 @@ class ModelDownloadManager:
         # What its own process has left behind when it was killed says so for ever.
         if record.state.active and time.time() - record.updated_at < _SAID_SECONDS:
             message = f"{shown} is being downloaded: {record.stage}"
-            raise RefusedError(message, f"end that first, or try again in {_SAID_SECONDS:.0f} s")
+            raise RefusedError(
+                message, f"end that first, or try again in {advice.duration(_SAID_SECONDS)}"
+            )
         cleanup = self.cleanup_partial_download(model)
         if cleanup["refused"]:
             raise RefusedError(

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from watcher import folders, ours
+from watcher import advice, folders, ours
 from watcher.errors import WatchError
 from watcher.observe.serving import QUEUE_LOCK
 from watcher.pull import queue, running
@@ -155,7 +155,9 @@ class QueueProcess:
         if self._on and not self._ended:
             self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE)
             self._not_before = time.monotonic() + self._pause
-            self._trouble(f"what runs the queue {why}; started again in {self._pause:.0f} s")
+            self._trouble(
+                f"what runs the queue {why}; started again in {advice.duration(self._pause)}"
+            )
 
     def _begin(self) -> subprocess.Popen[bytes]:
         with self._lock:
