@@ -120,6 +120,8 @@ CASES: dict[str, Case] = {
 ELSEWHERE = {
     "download_at_risk": "tests/repair/test_at_risk.py",
     "blob_at_risk": "tests/repair/test_at_risk.py",
+    "blob_astray": "tests/fidelity/test_astray.py",
+    "manifest_case": "tests/fidelity/test_astray.py",
     "blob_unreadable": "tests/fidelity/test_access.py",
     "manifest_unwritable": "tests/fidelity/test_access.py",
     "store_unreadable": "tests/fidelity/test_access.py",
@@ -341,6 +343,7 @@ def test_a_label_that_is_none_is_looked_up(machine: Machine) -> None:
 
 #: Where each kind of refusal is tried.
 REFUSALS = {
+    RefusalKind.OLD_NAMES: "tests/fidelity/test_astray.py",
     RefusalKind.HELD: "a reader, above",
     RefusalKind.LIVE: "time",
     RefusalKind.NOT_QUIET: "time; `repair --wait`",

@@ -203,6 +203,26 @@ def _escaped(char: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in os.fsencode(char))
 
 
+def new_spellings(seen: Evidence) -> str:
+    """The command that gives all names of older servers in ``blobs/`` the spelling of today."""
+    found = ("-maxdepth", "1", "-name", "sha256:*")
+    rename = 'for each do mv -nT "$each" "${each%/*}/sha256-${each##*:}"; done'
+    owner = seen.place.owner
+    where = f"{seen.place.path}/blobs/"
+    return shell(
+        seen, "find", where, *found, "-exec", "sh", "-c", rename, "sh", "{}", "+", owner=owner
+    )
+
+
+def brought_up(seen: Evidence, folder: str) -> str:
+    """The command that moves what lies in a folder of the store's to where the server looks."""
+    top = folder.partition("/")[0]
+    found = ("-mindepth", "1", "-maxdepth", "1")
+    here, there = f"{seen.place.path}/{folder}/", f"{seen.place.path}/{top}/"
+    owner = seen.place.owner
+    return shell(seen, "find", here, *found, "-exec", "mv", "-nt", there, "{}", "+", owner=owner)
+
+
 # ---------------------------------------------------------------- times
 
 

@@ -254,6 +254,11 @@ class Download:
         return f"{self.digest}.tmp" if self.transfer else self.digest
 
     @property
+    def has_old_names(self) -> bool:
+        """Whether its files have the spelling of older servers, which no pull looks for."""
+        return any(entry.name.startswith("sha256:") for entry in self.entries)
+
+    @property
     def allocated(self) -> int:
         """Bytes on the disk, all entries together."""
         return sum(entry.allocated for entry in self.entries)
@@ -390,6 +395,8 @@ class OddBlob(NamedTuple):
     asked: bool = False
     #: What a link leads to, under the blob's name.
     behind: Entry | None = None
+    #: Of a missing one: where its bytes lie under a name that the server does not look for.
+    lies: Located | None = None
 
     @property
     def content(self) -> Entry | None:
@@ -442,6 +449,8 @@ class ManifestFault(enum.StrEnum):
     BAD_DIGEST = "bad_digest"
     #: It gives a blob another size than that of the right bytes.
     WRONG_SIZE = "wrong_size"
+    #: Another manifest's path differs from its own by case alone.
+    CASE = "case"
 
 
 class OddManifest(NamedTuple):
@@ -917,6 +926,7 @@ class RefusalKind(enum.StrEnum):
     UNKNOWN = "unknown"
     PERMISSION = "permission"
     ROOM = "room"
+    OLD_NAMES = "old_names"
     STOPPED = "stopped"
     CLOCK = "clock"
 

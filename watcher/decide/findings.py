@@ -403,7 +403,8 @@ def _no_holes(judged: tuple[Judged, ...]) -> Iterator[Finding]:
 def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> Iterator[Finding]:
     """Blobs that are not as their manifests want them, and those that no manifest names."""
     for odd in evidence.census.odd:
-        yield _odd_blob(odd, evidence)
+        if odd.lies is None:  # else `astray` tells of it
+            yield _odd_blob(odd, evidence)
     for entry in evidence.census.unproven:
         yield Finding(
             Severity.INFO,
@@ -573,7 +574,13 @@ def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
             f"{shown} is at the wrong depth",
             Severity.WARNING,
             "the server does not see it, and it protects no blob",
-            "",
+            _brought_up(odd.path, evidence),
+        ),
+        ManifestFault.CASE: (
+            f"two models differ by case alone: {who} is the second",
+            Severity.WARNING,
+            "the server takes one or the other for both names, by chance",
+            _told_apart(odd, evidence),
         ),
     }[odd.fault]
     return Finding(
@@ -586,6 +593,20 @@ def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
         command=command,
         models=(odd.model,) if odd.model else (),
     )
+
+
+def _brought_up(path: str, evidence: Evidence) -> str:
+    """The command for a copy of ``manifests/`` that went into itself."""
+    inside = "manifests/manifests"
+    return advice.brought_up(evidence, inside) if path.startswith(f"{inside}/") else ""
+
+
+def _told_apart(odd: OddManifest, evidence: Evidence) -> str:
+    """The command that gives the second of two models a name of its own; nothing is lost."""
+    own, other = odd.path.split("/"), odd.why.split("/")
+    at = next(at for at, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
+    here = path_of(evidence, "/".join(own[: at + 1]))
+    return advice.shell(evidence, "mv", "-nT", here, f"{here}-2", owner=evidence.place.owner)
 
 
 # ---------------------------------------------------------------- what does not belong there
@@ -615,12 +636,14 @@ def of_leftovers(evidence: Evidence) -> Iterator[Finding]:
             alone="it stays" if entry.kind is Kind.FOLDER else _STARTS_DELETE,
             sizes=sizes([entry]),
         )
+    astray = {odd.lies.path for odd in evidence.census.odd if odd.lies is not None}
     for old in evidence.census.old_names:
-        yield Finding(
-            Severity.INFO,
-            "blob_old_name",
-            old.path,
-            f"{names.printable(old.entry.name)} has a name of older servers",
-            alone="the next start of the server renames it",
-            sizes=sizes([old.entry]),
-        )
+        if old.path not in astray:
+            yield Finding(
+                Severity.INFO,
+                "blob_old_name",
+                old.path,
+                f"{names.printable(old.entry.name)} has a name of older servers",
+                alone="the next start of the server renames it, over what has the name of today",
+                sizes=sizes([old.entry]),
+            )

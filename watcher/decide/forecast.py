@@ -174,7 +174,12 @@ def _unprotected(evidence: Evidence) -> Iterator[Located]:
         if _renames(evidence)
         else {}
     )
-    downloads = (entry for download in evidence.downloads for entry in download.entries)
+    downloads = (
+        entry
+        for download in evidence.downloads
+        for entry in download.entries
+        if not download.has_old_names  # among the old names, below
+    )
     temporaries = (
         each.entry for each in census.temporaries if each.path == f"blobs/{each.entry.name}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from watcher import names, ranges
-from watcher.decide import findings, forecast, standing, wanted
+from watcher.decide import astray, findings, forecast, standing, wanted
 from watcher.model import (
     QUIET_SECONDS,
     Condition,
@@ -38,6 +38,7 @@ def judge(evidence: Evidence, policy: Policy) -> Verdict:
         found.extend(findings.of_blobs(evidence, judged, policy))
         found.extend(findings.of_manifests(evidence))
         found.extend(findings.of_leftovers(evidence))
+        found.extend(astray.of_blobs(evidence))
         found.extend(standing.barred(evidence))
         found.extend(standing.at_risk(judged, evidence, policy, doomed))
     found.sort(key=lambda each: (-each.severity.rank, -each.sizes.allocated, each.path, each.kind))

@@ -95,6 +95,18 @@ def _links_forbid(judged: Judged, evidence: Evidence) -> Why | None:
     return Why(RefusalKind.SIGHT, f"{why}, and {evidence.view.why}", sees_more(evidence))
 
 
+def _old_names(judged: Judged, evidence: Evidence) -> Why | None:
+    """No pull looks for the names of older servers, so what is changed beside them is no help."""
+    if not judged.download.has_old_names:
+        return None
+    return Why(
+        RefusalKind.OLD_NAMES,
+        "its files have names of older servers (sha256:…), which no pull looks for",
+        "rename them; the next start of the server does it, too, and deletes them if they are old",
+        command=advice.new_spellings(evidence),
+    )
+
+
 def why_not_take(judged: Judged, evidence: Evidence) -> Why | None:
     """Why no name of a download may be taken away now: FULL sight and 90 s, else an hour."""
     full = evidence.view.sight is Sight.FULL
@@ -155,7 +167,9 @@ def _until_closed(holder: Holder, evidence: Evidence) -> str:
 
 
 def _why_not(judged: Judged, evidence: Evidence, needed: float, enough_sight: bool) -> Why | None:
-    unsafe = store_forbids(evidence) or _links_forbid(judged, evidence)
+    unsafe = (
+        store_forbids(evidence) or _old_names(judged, evidence) or _links_forbid(judged, evidence)
+    )
     if unsafe is not None:
         return unsafe
     if judged.quiet < needed:

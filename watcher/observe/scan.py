@@ -68,6 +68,8 @@ class Named:
     #: The same with what tells their manifests apart.
     seen: list[SeenModel] = field(default_factory=list)
     odd: list[OddManifest] = field(default_factory=list)
+    #: The first path of each that differs from others by more than case.
+    paths: dict[str, str] = field(default_factory=dict)
     #: Digests to which manifests give several sizes: each size, and the indexes of its models.
     disputed: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     unlisted: list[str] = field(default_factory=list)
@@ -348,6 +350,9 @@ def _read_manifest(
     index = len(named.models)
     named.models.append(model.shown)
     named.seen.append(SeenModel(model.shown, status.st_ino, status.st_mtime_ns))
+    other = named.paths.setdefault(path.lower(), path)
+    if other != path:
+        named.odd.append(OddManifest(path, ManifestFault.CASE, other, model.shown))
     if not access.file(status, Need.READ):
         why = f"the user id {access.user.uid} may not read it"
         named.odd.append(OddManifest(path, ManifestFault.UNREADABLE, why, model.shown, barred=True))
@@ -360,19 +365,23 @@ def _read_manifest(
             OddManifest(path, ManifestFault.BAD_DIGEST, faults[0], model.shown, changed_at)
         )
     for digest, (size, protects) in digests.items():
-        protected = protects and not hidden
-        before = named.digests.get(digest)
-        if before is None:
-            named.digests[digest] = (size, protected, index)
-        else:
-            known, already, *others = before
-            if size != known or digest in named.disputed:
-                by_size = named.disputed.setdefault(digest, {known: list(others)})
-                by_size.setdefault(size, []).append(index)
-            protected = protected or bool(already)
-            named.digests[digest] = (known, protected, *others, index)
-        if not protected:
-            named.loose = True
+        _name_digest(named, digest, size, index, protected=protects and not hidden)
+
+
+def _name_digest(named: Named, digest: str, size: int, index: int, *, protected: bool) -> None:
+    """Note that the model `index` names a digest."""
+    before = named.digests.get(digest)
+    if before is None:
+        named.digests[digest] = (size, protected, index)
+    else:
+        known, already, *others = before
+        if size != known or digest in named.disputed:
+            by_size = named.disputed.setdefault(digest, {known: list(others)})
+            by_size.setdefault(size, []).append(index)
+        protected = protected or bool(already)
+        named.digests[digest] = (known, protected, *others, index)
+    if not protected:
+        named.loose = True
 
 
 def _bars_both(name: str, folder: int, path: str, access: Access) -> bool:
@@ -432,6 +441,8 @@ def scan_store(
     with _folder("blobs", store, "blobs", named.unlisted, follow=True, access=access) as fd:
         if fd is not None:
             _scan_blobs(fd, census, downloads)
+            for digest, pieces in census.old_downloads.items():
+                downloads.setdefault(digest, pieces)
             _add_finished(fd, downloads)
         if fd is not None or "blobs" not in named.unlisted:
             census.missing(fd)
@@ -474,21 +485,34 @@ def scan_digests(store: int, digests: Iterable[str]) -> Scan:
     with _folder("blobs", store, "blobs", named.unlisted, follow=True) as fd:
         if fd is not None:
             for found in (found for digest in digests for found in _likely(digest, fd)):
-                _add_piece(downloads, names.parse_blob(found.name), found)
+                name = found.name
+                new = names.new_spelling(name) if name.startswith("sha256:") else name
+                _add_piece(downloads, names.parse_blob(new), found)
             _add_finished(fd, downloads)
     return Scan(BlobCensus(), downloads, named)
 
 
 def _likely(digest: str, blobs: int) -> Iterator[Entry]:
-    """A download's entries by the names that they have, up to the last sidecar that is there."""
-    for name in (names.data(digest), names.transfer(digest)):
+    """A download's entries by the names that they have, up to the last sidecar that is there.
+
+    Those of older servers count where there are no others.
+    """
+    for spelled in (names.data, names.old_data):
+        found = list(_spelled(spelled(digest), blobs))
+        if found:
+            yield from found
+            return
+
+
+def _spelled(data: str, blobs: int) -> Iterator[Entry]:
+    for name in (data, f"{data.removesuffix(_PARTIAL)}{_TMP}"):
         found = look(name, blobs)
         if found is not None:
             yield found
     number = last = -1
     while number - last < _SIDECARS_APART:
         number += 1
-        found = look(names.sidecar(digest, number), blobs)
+        found = look(f"{data}-{number}", blobs)
         if found is not None:
             last = number
             yield found
@@ -512,6 +536,10 @@ class _Counting:
         self.entries = self.allocated = self.healthy = self.healthy_bytes = 0
         self.odd: list[OddBlob] = []
         self.unnamed: list[Entry] = []
+        #: Files by the digest (in lower case) that their names have, where no server looks.
+        self._astray: dict[str, list[Located]] = {}
+        #: Pieces of downloads in the spelling of older servers.
+        self.old_downloads: dict[str, Pieces] = {}
         self.old: list[Located] = []
         self.rename_faults: list[str] = []
         self.old_protected: set[str] = set()
@@ -523,6 +551,7 @@ class _Counting:
         size = self.named.size_of(digest)
         if size is None:
             self.unnamed.append(found)
+            self.astray(digest, f"blobs/{found.name}", found)
             return
         self.guard(digest, found)
         behind: Entry | None = None
@@ -596,15 +625,30 @@ class _Counting:
                 self.unsee(name, error)
                 continue
             if found is None:
-                self.odd.append(
-                    OddBlob(
-                        digest,
-                        BlobFault.MISSING,
-                        self.named.size_of(digest),
-                        None,
-                        self.named.models_of(digest),
-                    )
-                )
+                size, models = self.named.size_of(digest), self.named.models_of(digest)
+                lies = None if blobs is None else self._lies(digest, blobs)
+                self.odd.append(OddBlob(digest, BlobFault.MISSING, size, None, models, lies=lies))
+
+    def astray(self, digest: str, path: str, found: Entry) -> None:
+        """Note a name that may stand for a blob, and under which no server looks for it."""
+        if found.kind is Kind.FILE:
+            self._astray.setdefault(digest.lower(), []).append(Located(path, found))
+
+    def _lies(self, digest: str, blobs: int) -> Located | None:
+        """Where the bytes of a missing blob lie, going by name and size."""
+        lower = digest.lower()
+        for located in self._astray.get(lower, ()):
+            if self.named.gives(digest, located.entry.size):
+                if located.entry in self.unnamed:
+                    # Somebody counts on it, and the server's clean-up does not spare it.
+                    self.unnamed.remove(located.entry)
+                    self.unprotected.append(located.entry)
+                return located
+        if digest != lower and lower in self.named.digests:
+            found = look(names.blob(lower), blobs)
+            if found is not None and self.named.gives(digest, found.size):
+                return Located(f"blobs/{found.name}", found)
+        return None
 
     def temporary_folders(self, store: int) -> None:
         with os.scandir(store) as listing:
@@ -738,8 +782,13 @@ def _sort_out(found: Entry, census: _Counting, downloads: dict[str, Pieces], blo
             located = Located(f"blobs/{found.name}", found)
             census.old.append(located)
             spelled = names.SPELLED_DIGEST.fullmatch(found.name)
-            if spelled is not None and census.protects(spelled[2]):
-                census.old_protected.add(located.path)
+            if spelled is not None:
+                census.astray(spelled[2], located.path, found)
+                if census.protects(spelled[2]):
+                    census.old_protected.add(located.path)
+            parsed = names.parse_blob(names.new_spelling(found.name))
+            if parsed.role in _UNFINISHED:
+                _add_piece(census.old_downloads, parsed, found)
         case Role.UPLOAD | Role.CREATE if found.kind is Kind.FILE:
             kind = TemporaryKind(parsed.role.value)
             census.temporaries.append(Temporary(found, kind, f"blobs/{found.name}"))
@@ -775,6 +824,8 @@ def _look_into(fd: int, path: str, inner: list[str], census: _Counting) -> None:
         if found is not None:
             if name.startswith("sha256:"):
                 census.old.append(Located(f"{path}/{name}", found))
+            if (spelled := names.SPELLED_DIGEST.fullmatch(name)) is not None:
+                census.astray(spelled[2], f"{path}/{name}", found)
             _look_at_walk(found, fd, f"{path}/{name}", census)
 
 
