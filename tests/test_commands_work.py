@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import pytest
 from watcher.demo.registry import Layer, Registry
 from watcher.model import BlobFault, Condition, ManifestFault, RefusalKind
 
-from .conftest import environment
+from .conftest import environment, needs_root, open_parents
 from .notation import LIBRARY, MB, Store, age, digest_of
 
 HERE = Path(__file__).parent.parent
@@ -284,6 +285,33 @@ def test_a_corrupt_blob_comes_again_by_the_commands_alone(
     assert machine.paste(missing["command"]).returncode == 0
     assert machine.asked_of_ollama.read_text() == f"ollama pull --insecure {shown}\n"
     assert not wrong.exists()
+
+
+def as_root(command: str, machine: Machine) -> subprocess.CompletedProcess[bytes]:
+    """What `sudo` would run: the interpreter is another user's here, the words behind it count."""
+    words = shlex.split(command)
+    assert words[0] == "sudo"
+    return machine.call(*words[words.index("--store") + 2 :], "--yes")
+
+
+@needs_root
+def test_who_may_not_change_the_store_is_given_sudo_where_it_helps(
+    machine: Machine, as_nobody: Callable[[Sequence[str]], list[str]]
+) -> None:
+    machine.store.model()
+    machine.store.broken("0:40 0:60")
+    machine.store.orphan()
+    open_parents(machine.store.path)
+    looks = as_nobody(["-m", "watcher", "--store", str(machine.store.path), "--json", "audit"])
+    seen = subprocess.run(looks, capture_output=True, timeout=60)
+    findings = json.loads(seen.stdout)["findings"]
+    commands = [each["command"] for each in findings if each["command"]]
+    assert len(commands) >= 2
+    for command in commands:
+        assert as_root(command, machine).returncode == 0
+    after = machine.audit()
+    assert not about(after, "blob_orphan")
+    assert not about(after, "download_behind")
 
 
 # ---------------------------------------------------------------- refusals
