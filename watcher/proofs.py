@@ -27,6 +27,10 @@ _LOWEST = 19
 _AGAIN_SECONDS = HOUR
 
 
+class _EndedError(Exception):
+    """Nobody waits for this any more."""
+
+
 class Proofs:
     """One thread at most, that hashes the blobs it is given and puts damaged ones aside."""
 
@@ -57,7 +61,7 @@ class Proofs:
             self._tried = {each: at for each, at in self._tried.items() if each in digests}
 
     def stop(self) -> None:
-        """End within the reading of a few MiB; what was not hashed stays unproven."""
+        """End within a look, or the reading of a few MiB; what was not hashed stays unproven."""
         self._stopped.set()
         with self._lock:
             thread = self._thread
@@ -84,12 +88,21 @@ class Proofs:
             return digests
 
     def _prove(self, digests: frozenset[str], policy: Policy) -> None:
+        is_hashed = False
+
         def consent(planned: Plan) -> Plan:
-            return planned.filtered(
+            nonlocal is_hashed
+            agreed = planned.filtered(
                 lambda each: each.verb in _VERBS and _digest(each.subject) in digests
             )
+            is_hashed |= any(each.verb is Verb.HASH for each in agreed.actions)
+            # What a hash has found is told first; all else another look finds again.
+            if self._stopped.is_set() and not is_hashed:
+                raise _EndedError
+            return agreed
 
-        cycle.cycle(self._world, policy, consent=consent, stop=self._stopped.is_set)
+        with contextlib.suppress(_EndedError):
+            cycle.cycle(self._world, policy, consent=consent, stop=self._stopped.is_set)
 
 
 def _digest(subject: str) -> str:

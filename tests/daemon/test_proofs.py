@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.driving import POLICY, Store
+from tests.driving import POLICY, Store, private_proc
 from tests.fidelity.harness import wait_until
 from watcher import cycle, proofs
 from watcher.daemon import _Service
 from watcher.metrics import Metrics
 from watcher.model import Plan, Policy
 from watcher.names import ModelName
+from watcher.observe import evidence
 from watcher.proofs import Proofs
 from watcher.world import World
 
@@ -102,3 +105,91 @@ def test_a_service_goes_on_about_what_its_registry_has_not_answered(
     report = cycle.cycle(world, policy, consent=only_questions)
     _Service(world, policy, Metrics(world.store, policy), [])._prove(report)
     assert [digest in each for each in wanted] == [said is None]
+
+
+def damaged(store: Store, count: int) -> frozenset[str]:
+    """So many blobs that are known to be corrupt, of one model."""
+    texts = [f"{store.path} {number}" for number in range(count)]
+    digests = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    for digest in digests:
+        (store.blobs / f"sha256-{digest}").write_bytes(b"wrong")
+    store.manifest("many", *digests)
+    cycle.cycle(World(str(store.path)), VERIFY)
+    return frozenset(digests)
+
+
+def test_thousands_are_put_aside_together(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not each of them after a look at all of them."""
+    digests = damaged(store, 1200)
+    looks: list[object] = []
+    real = evidence.observe
+
+    def look(*given: Any) -> Any:
+        looks.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(evidence, "observe", look)
+    proc = private_proc(tmp_path / "proc")
+    world = World(str(store.path), proc=proc, registry_length=lambda *_: len(b"wrong"))
+    tried = Proofs(world, pytest.fail)
+    tried.want(digests, replace(POLICY, repair=True))
+    wait_until(lambda: tried._thread is None, "the end of the proofs")
+    assert len(list(store.ours.glob("quarantine/*"))) == len(digests)
+    assert len(looks) < 20
+
+
+def test_stop_ends_asking(store: Store) -> None:
+    digests = damaged(store, 200)
+    asked: list[str] = []
+    goes_on = threading.Event()
+
+    def registry_length(_: ModelName, of: str) -> int | None:
+        asked.append(of)
+        goes_on.wait(30)
+        return None
+
+    tried = Proofs(World(str(store.path), registry_length=registry_length), pytest.fail)
+    tried.want(digests, replace(POLICY, repair=True))
+    wait_until(lambda: asked, "the first question")
+    ended = threading.Thread(target=tried.stop)
+    ended.start()
+    wait_until(tried._stopped.is_set, "the stop")
+    goes_on.set()
+    ended.join()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("how", ["cut", "to nowhere", "to other bytes"])
+def test_a_daemon_puts_aside_what_it_has_not_hashed_before(
+    store: Store, tmp_path: Path, how: str
+) -> None:
+    """The hash of a blob of another size decides, and a link goes itself."""
+    found = hashlib.sha256(b"right bytes").hexdigest()
+    blob = store.blobs / f"sha256-{found}"
+    blob.write_bytes(b"right bytes")
+    store.manifest("demo", found)
+    aside = tmp_path / "aside"
+    aside.write_bytes(b"others")
+    if how == "cut":
+        blob.write_bytes(b"right")
+    else:
+        blob.unlink()
+        blob.symlink_to(aside if how == "to other bytes" else tmp_path / "nowhere")
+    world = World(
+        str(store.path),
+        proc=private_proc(tmp_path / "proc"),
+        registry_length=lambda *_: len(b"right bytes"),
+    )
+    policy = replace(POLICY, repair=True, clean=False)
+    service = _Service(world, policy, Metrics(world.store, policy), [])
+    try:
+        service._prove(cycle.cycle(world, policy))
+        wait_until(lambda: service._proofs._thread is None, "the end of the proofs")
+    finally:
+        service._proofs.stop()
+    assert not blob.exists()
+    assert not blob.is_symlink()
+    assert aside.read_bytes() == b"others"
+    assert "quarantined" in store.event_types()

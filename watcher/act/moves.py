@@ -612,7 +612,7 @@ def _drop_orphaned(work: _Work, intent: Intent, name: str) -> bool:
     if in_place is None:
         files.remove(name, work.out)
     elif not intent.is_file(in_place, in_place.name):
-        _to_quarantine(work, name)
+        _to_quarantine(work, [name])
     else:
         return False
     return True
@@ -634,16 +634,17 @@ def _put_back(work: _Work, name: str) -> None:
             files.remove(name, work.out)  # where a rename is a link first, both names may be left
         else:
             # A new file has the name now. Neither is lost: the old one goes to quarantine.
-            _to_quarantine(work, name)
+            _to_quarantine(work, [name])
 
 
-def _to_quarantine(work: _Work, name: str) -> None:
+def _to_quarantine(work: _Work, taken: Iterable[str]) -> None:
     with ours.made_in(QUARANTINE, work.store.ours) as quarantine:
-        try:
-            files.move(name, work.out, f"{work.name}-{name}", quarantine)
-        except FileExistsError:
-            other = next(_free_numbers(work.store))
-            files.move(name, work.out, f"{other:08}-{name}", quarantine)
+        for name in taken:
+            try:
+                files.move(name, work.out, f"{work.name}-{name}", quarantine)
+            except FileExistsError:
+                other = next(_free_numbers(work.store))
+                files.move(name, work.out, f"{other:08}-{name}", quarantine)
         files.sync(quarantine)
 
 
@@ -663,13 +664,12 @@ def _finish(work: _Work) -> int:
         _remove_guard(work, guard)
     files.sync(work.blobs)
     freed = 0
+    if intent.verb is Verb.QUARANTINE_BLOB:
+        _to_quarantine(work, os.listdir(work.out))
     for name in _data_first(os.listdir(work.out)):
         found = scan.look(name, work.out)
-        if intent.verb is Verb.QUARANTINE_BLOB:
-            _to_quarantine(work, name)
-        else:
-            freed += found.freed if found is not None else 0
-            files.remove(name, work.out)
+        freed += found.freed if found is not None else 0
+        files.remove(name, work.out)
     _forget(work)
     return freed
 
