@@ -182,7 +182,7 @@ def opened(store: str) -> Iterator[int]:
         try:
             fd = held.enter_context(folders.opened_store(store))
         except folders.NotRootsError as error:
-            raise _not_roots(store, error.uid) from None
+            raise not_roots(store, error.uid) from None
         except folders.ForeignLinkError as error:
             raise RefusedError(
                 f"{error.strerror}, so what lies there is somebody else's",
@@ -206,10 +206,11 @@ def check_rights(store: str) -> None:
     with contextlib.suppress(OSError):
         owner = folders.owner(store).st_uid
         if os.geteuid() == 0 and owner != 0:
-            raise _not_roots(store, owner)
+            raise not_roots(store, owner)
 
 
-def _not_roots(store: str, owner: int) -> NoPermissionError:
+def not_roots(store: str, owner: int) -> NoPermissionError:
+    """The error for root's process that would open a user's store."""
     return NoPermissionError(
         f"{names.printable(store)} belongs to user id {owner}: with root's rights nothing in it is"
         " opened, since its owner may put anything there",

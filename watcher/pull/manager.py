@@ -605,10 +605,13 @@ def _check_store(path: str) -> None:
     """Raise the reason where a folder is no store, and can't become one."""
     shown = names.printable(path)
     try:
-        found = set(os.listdir(path))
+        with folders.opened_store(path) as store:
+            found = set(os.listdir(store))
     except (FileNotFoundError, NotADirectoryError) as error:
         why = f"there is no folder {shown}: {error.strerror}"
         raise NoStoreError(why, "make it first, or name the models folder") from None
+    except folders.NotRootsError as error:
+        raise place.not_roots(path, error.uid) from None
     except PermissionError:
         raise place.no_permission(path) from None
     if found <= _NO_CONTENT or found & _CONTENT:
