@@ -104,7 +104,7 @@ class _Row(NamedTuple):
 _SOON, _HOURLY, _NEVER = Again
 _ROWS = {
     Cause.NO_MODEL: _Row(
-        _NEVER, "check its spelling and its tag; what there is: https://ollama.com/search"
+        _NEVER, "look at its spelling and its tag; what there is: https://ollama.com/search"
     ),
     Cause.NO_LAYER: _Row(
         _NEVER, "its registry lacks a part of it: choose another tag of the model"
