@@ -188,8 +188,14 @@ def ordinary_user(folder: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def as_nobody(nobodys_package: Path, tmp_path: Path) -> Callable[[Sequence[str]], list[str]]:
+def as_nobody(as_user: Callable[..., list[str]]) -> Callable[[Sequence[str]], list[str]]:
     """The command that runs Python, with the package, as an ordinary user."""
+    return as_user
+
+
+@pytest.fixture
+def as_user(nobodys_package: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The same for any user and groups: `uid`, `gid`, and `groups`, those besides."""
     if not IS_ROOT:
         pytest.skip("needs root to become another user")
     # The interpreter may lie in a folder of root's own: it is mounted where others can reach it,
@@ -198,13 +204,16 @@ def as_nobody(nobodys_package: Path, tmp_path: Path) -> Callable[[Sequence[str]]
     mounted.mkdir(exist_ok=True)
     python = mounted / os.path.relpath(os.path.realpath(sys.executable), sys.base_prefix)
 
-    def command(words: Sequence[str]) -> list[str]:
+    def command(
+        words: Sequence[str], uid: int = NOBODY, gid: int = NOBODY, groups: Sequence[int] = ()
+    ) -> list[str]:
         # Another pytest of this user's that begins meanwhile shuts the folder of all of them.
         open_parents(nobodys_package)
         open_parents(tmp_path)
         script = 'mount --bind "$0" "$1" && shift && exec "$@"'
         mount = ["unshare", "--mount", "sh", "-c", script, sys.base_prefix, str(mounted)]
-        user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        others = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
+        user = ["setpriv", f"--reuid={uid}", f"--regid={gid}", others]
         clean = [
             "env",
             "-i",

@@ -406,6 +406,8 @@ def _powerless(
         if command := ours.cure(world.store):
             raise NoPermissionError(f"{trouble}; nothing was done", "give it back:", command)
         raise advice.cant_write(f"{trouble}; nothing was done", error, world.store) from None
+    if ours.cure(world.store):
+        trouble += "; audit reports the command that helps"
     known, happened = learn.learn(now.known, now.evidence, now.verdict, {}, first_look=first_look)
     for event in happened:
         world.tell(event)

@@ -35,6 +35,7 @@ from watchdog.utils import BaseThread
 
 from watcher import files, folders, names
 from watcher.observe import place
+from watcher.ours import FOLDER
 
 #: What comes, goes or is replaced: a symlink to a folder is a file here.
 _NAMES = [
@@ -194,6 +195,10 @@ class FileEvents:
         self._ears.manifests()
 
     def _on_above(self, ours: Iterable[str], event: FileSystemEvent) -> None:
+        # Of our own folder only its end counts: the daemon's lock goes with it.
+        ends = isinstance(event, DirDeletedEvent | DirMovedEvent)
+        if ends and os.path.basename(os.fsdecode(event.src_path)) == FOLDER:
+            self._ears.places()
         if any(f"{our}/".startswith(f"{path}/") for our in ours for path in _paths(event)):
             self._ears.places()
 

@@ -818,8 +818,12 @@ def _take(name: str, parent: int, until: float) -> int:
             _only_ours(fd, parent, name)
             if not tried and _is_loose(fd, parent):
                 tried = True
-                with contextlib.suppress(OSError):  # the disk is full, say: then as it is
+                try:
                     _replace_loose(name, parent, fd, until)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    # A full disk must not keep anyone from acting: as it is, then.
             elif _wait_for(fd, until) and _is_named(fd, name, parent):
                 return fd
         except BaseException:
@@ -833,7 +837,9 @@ def _open_lock(name: str, parent: int) -> int:
         return _opened_or_made(name, parent, os.O_RDWR, lock_mode(os.fstat(parent)))
     except PermissionError:
         # One of another member's of the group, by an earlier version: it is replaced.
-        return os.open(name, os.O_RDONLY | os.O_CLOEXEC | _CAREFULLY, dir_fd=parent)
+        with contextlib.suppress(OSError):
+            return os.open(name, os.O_RDONLY | os.O_CLOEXEC | _CAREFULLY, dir_fd=parent)
+        raise
 
 
 def _is_loose(fd: int, parent: int) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
 import stat
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -57,6 +58,10 @@ def made(store: int) -> Iterator[int]:
             files.remove_folder(FOLDER, store)
             why = f"the blobs belong to user id {error.wanted[0]}"
             raise PermissionError(errno.EACCES, why, FOLDER) from None
+        if is_new and oddity(store) is not None:
+            files.remove_folder(FOLDER, store)
+            why = "the owner of the blobs is not in the store's group, and could not write there"
+            raise PermissionError(errno.EACCES, why, FOLDER)
         yield fd
 
 
@@ -141,10 +146,19 @@ def oddity(store: int) -> Odd | None:
             found, owner = os.fstat(fd), _blobs(store)
     except OSError:
         return None
-    by_group = found.st_mode & 0o020 and found.st_gid == owner.st_gid
+    by_group = found.st_mode & 0o020 and _may_be_in(owner.st_uid, found.st_gid)
     if owner.st_uid in (0, found.st_uid) or by_group or found.st_mode & 0o002:
         return None
     return Odd(found.st_uid, _owner(store), is_foreign=False)
+
+
+def _may_be_in(uid: int, group: int) -> bool:
+    """Whether a user is in a group, or that can't be told."""
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return True
+    return group in os.getgrouplist(user.pw_name, user.pw_gid)
 
 
 def cure(store: str) -> str:

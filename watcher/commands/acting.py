@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
-from watcher import advice, cycle
+from watcher import advice, cycle, ours
 from watcher.act import durability, refresh
 from watcher.commands import lookup
 from watcher.commands.context import Context, complain, patience
@@ -211,6 +211,7 @@ def act(
     with lookup.blamed(problems):
         consent, meant = _meant(worlds, named, context.elsewhere)
     for world in worlds:
+        ours.check(world.store)  # what only looks tells it, too
         chosen = _Choice(context, consent, until_free, dry_run=dry_run, yes=yes)
         report = _until_quiet(context, world, policy, chosen, wait=wait and not dry_run)
         report = replace(report, plan=chosen.plan)
