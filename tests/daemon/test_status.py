@@ -44,6 +44,31 @@ def test_a_pull_is_shown_with_who_pulls_it(
     assert "none watches this store" in shown
 
 
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_right_after_a_break_it_says_one_true_thing(
+    store: Store, server: EngineServer, begin: Begin, watched: bool, restarted: bool
+) -> None:
+    """Not live, nothing a second, and interrupted all at once."""
+    server.start().wait_ready()
+    with Daemon(store.path) if watched else contextlib.nullcontext() as daemon:
+        model, _ = begin(server)
+        if daemon is not None:
+            daemon.wait_event("download_started")
+        server.kill()
+        if daemon is not None:
+            daemon.wait_event("download_interrupted")
+        if restarted:
+            server.start().wait_ready()
+        (one,) = status(store)["downloads"]
+        assert (one["digest"], one["writers"]) == (model.digests[0], [])
+        assert one["condition"] in ("behind", "paused"), "repaired by then, or not yet"
+        assert (one["per_second_bytes"], one["left_seconds"]) == (None, None)
+        shown = run(store.path, "status").stdout
+        assert not [line for line in shown.splitlines() if line.startswith("live")]
+        assert "bytes/s" not in shown
+
+
 def test_the_rate_is_that_of_what_arrives(
     store: Store, registry: Registry, server: EngineServer, begin: Begin
 ) -> None:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from watcher import advice, events, names, ranges
 from watcher.cycle import Report
-from watcher.model import DAY, Condition, Judged
+from watcher.decide.judge import settled_condition
+from watcher.model import DAY, QUIET_SECONDS, Condition, Judged, Sight
 from watcher.observe.serving import QueueRunner, Running
 from watcher.pull.causes import Cause, of_error
 from watcher.pull.queue import Queue
@@ -19,6 +20,7 @@ from watcher.states import State
 
 #: A record of a download that goes on is changed each second, but for waits.
 _SILENT_SECONDS = 60.0
+_NOBODY = "nobody has it open"
 
 
 class Pace(NamedTuple):
@@ -46,6 +48,28 @@ class Status:
     spreads: Mapping[str, Spread]
 
     @property
+    def judged(self) -> tuple[Judged, ...]:
+        """Each download as one true thing: one that has just broken off is live no more.
+
+        It counts as live by a change alone, and nothing of it may be changed for so long; but
+        nobody has it open, nothing comes, and those who write could be seen, by us or by a daemon.
+        """
+        return tuple(
+            _settled(each) if self._has_broken_off(each) else each
+            for each in self.report.verdict.judged
+        )
+
+    def _has_broken_off(self, judged: Judged) -> bool:
+        download, pace = judged.download, self.paces.get(judged.download.key)
+        if judged.condition is not Condition.LIVE or download.writers:
+            return False
+        if pace is None or pace.per_second:
+            return False
+        records = (self.records.get(shown.lower()) for shown in download.models)
+        told = any(each is not None and each.state is State.ERROR for each in records)
+        return told or self.report.evidence.view.sight is not Sight.PARTIAL
+
+    @property
     def pulled(self) -> dict[str, Record]:
         """The records that are worth a word: a download goes on, or has broken off.
 
@@ -62,6 +86,13 @@ class Status:
                 and (key in unfinished or seen.now - each.updated_at < DAY)
             )
         }
+
+
+def _settled(judged: Judged) -> Judged:
+    condition, because = settled_condition(judged.download)
+    left = max(0.0, QUIET_SECONDS - judged.quiet)
+    why = f"{_NOBODY}, and a pull may go on with it for {left:.0f} s more; {because}"
+    return judged._replace(condition=condition, because=why)
 
 
 def document(status: Status) -> dict[str, Any]:
@@ -81,7 +112,7 @@ def document(status: Status) -> dict[str, Any]:
         "looked_at": events.rfc3339(status.looked_at) if status.looked_at else None,
         "sight": seen.view.sight.value,
         "servers": [{"pid": each.pid, "state": each.state.value} for each in seen.servers],
-        "downloads": [_download(each, status) for each in status.report.verdict.judged],
+        "downloads": [_download(each, status) for each in status.judged],
         "models": [_model(key, each) for key, each in status.pulled.items()],
         "per_second_bytes": round(sum(rates(status).values())),
         "advice": [each.words for each in hints(status)],
@@ -94,8 +125,10 @@ def document(status: Status) -> dict[str, Any]:
 
 
 def _download(judged: Judged, status: Status) -> dict[str, Any]:
-    download, pace = judged.download, status.paces.get(judged.download.key)
-    lately = status.spreads.get(download.key)
+    download = judged.download
+    live = judged.condition is Condition.LIVE
+    pace = status.paces.get(download.key) if live else None
+    lately = status.spreads.get(download.key) if live else None
     return {
         "digest": f"sha256:{download.digest}",
         "models": list(download.models),
@@ -205,9 +238,14 @@ def table(status: Status) -> Iterator[object]:
     helps = lines.runs_it(status.queue, status.runner, place.path, place.found_by)
     if status.queue.line and helps:
         yield tables.Command(helps)
-    for judged in sorted(status.report.verdict.judged, key=_liveliest_first):
+    for judged in sorted(status.judged, key=_liveliest_first):
         key = judged.download.key
-        block = tables.drawn(judged, _pace(status.paces.get(key), status.spreads.get(key)))
+        if judged.condition is Condition.LIVE:
+            block = tables.drawn(judged, _pace(status.paces.get(key), status.spreads.get(key)))
+        else:
+            block = tables.drawn(judged)
+        if judged.because.startswith(_NOBODY):
+            block.add_row("", judged.because)
         for holder in judged.download.writers[:1]:
             block.add_row("", f"pulled by {names.printable(holder.process)} ({holder.pid})")
         yield Padding(block, (1, 0, 0, 0))
