@@ -36,7 +36,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from watcher import files, folders, names, ours, sidecars
+from watcher import advice, files, folders, names, ours, sidecars
 from watcher.decide import safety
 from watcher.errors import ChangedError
 from watcher.memory import Memory
@@ -79,7 +79,7 @@ class LooseError(ChangedError):
         super().__init__(
             f"{why}: on this file system files are changed only while no process of Ollama's runs "
             "and every process can be seen",
-            "stop the server, and run it as root",
+            "stop the server" + (", and run it as root" if advice.caller().uid else ""),
         )
 
 

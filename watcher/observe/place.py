@@ -89,6 +89,7 @@ def _candidates() -> Iterator[tuple[str, str, str]]:
             raise NoPermissionError(
                 f"{shown} can't be read, and the unit {unit.NAME} may have its store's place in it",
                 "name the store, --store DIR, or run it as root",
+                advice.again(""),
             )
         if of_server.store is not None:
             needed = of_server.names_store and not of_server.idle
