@@ -213,6 +213,17 @@ def assert_looked_through(it: Scene, machine: Machine) -> None:
         it.pull(store)
 
 
+def test_prepare_reads_what_an_earlier_start_has_claimed(killed: Scene, machine: Machine) -> None:
+    """The note is of another start than this machine's own."""
+    machine.act(killed.store, AHEAD)
+    with killed.disk.power_cut() as after:
+        store = after.path / "models"
+        assert run(store, "prepare").returncode == 0
+        assert killed.false(store) == 0
+        assert notes(store) == []
+        killed.pull(store)
+
+
 def test_a_server_that_starts_first_finds_the_note_still_there(
     killed: Scene, machine: Machine
 ) -> None:
