@@ -450,3 +450,14 @@ def test_a_registry_that_never_answers_is_not_asked_for_ever(
     report = cycle.cycle(here, REPAIR)
     assert len(asked) < 5
     assert len(report.plan.refusals) == 50
+
+
+def test_a_lost_memory_is_not_called_healthy(store: TrueStore) -> None:
+    assert verify(store)[0] == 0
+    assert lines(store, "audit")[1].startswith("healthy: ")
+    (store.ours / "state.json").write_text("{")
+    code, words = lines(store, "audit")
+    assert (code, "healthy: " in words) == (0, False)
+    assert [each["kind"] for each in audit(store.path)["findings"]] == ["state_forgotten"]
+    assert lines(store, "verify")[0] == 0
+    assert lines(store, "audit")[1].startswith("healthy: ")

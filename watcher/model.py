@@ -705,6 +705,8 @@ class Evidence:
     known_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     #: Who has called us: printed commands are for that user.
     caller: Caller = _NOBODY
+    #: Why what was remembered of the store is not known, if so.
+    forgotten: str = ""
     quarantine: tuple[Kept, ...] = ()
     #: What is not believed among the intents that a kill has left.
     intents: tuple[OddIntent, ...] = ()

@@ -193,6 +193,15 @@ def of_store(
     """What is wrong with the store as a whole."""
     place, census = evidence.place, evidence.census
     shown = names.printable(place.path)
+    if evidence.forgotten:
+        yield Finding(
+            Severity.INFO,
+            "state_forgotten",
+            ".ollama-watch/state.json",
+            "what was found out before is not known: blobs that were corrupt may seem right",
+            evidence=evidence.forgotten,
+            command=advice.watch(evidence, "verify"),
+        )
     if foreseen.start_fails:
         yield Finding(
             Severity.ERROR,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain, groupby
 
@@ -37,7 +37,15 @@ RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Condi
 
 _MOST_SUBJECTS = 20
 #: Findings that are told as events of the store; the others have events of their own.
-_PROBLEMS = ("store_", "manifest_", "blob_missing", "blob_short", "blob_long", "blob_no_file")
+_PROBLEMS = (
+    "store_",
+    "manifest_",
+    "blob_missing",
+    "blob_short",
+    "blob_long",
+    "blob_dangling",
+    "blob_no_file",
+)
 #: A pull of which nothing has arrived for so long is told once. The server starts a part anew
 #: after 30 s without a byte.
 TELL_STALL_SECONDS = 60.0
@@ -157,7 +165,7 @@ def _of_store(
         if each.kind.startswith(_PROBLEMS) and each.severity is not Severity.INFO
     )
     told = chain(
-        _models_told(memory, models, evidence.now),
+        _models_told(memory, models, _damaged(verdict.findings), evidence.now),
         _problems_told(verdict.findings, problems - memory.problems, evidence.now),
     )
     learnt = replace(memory, models=models, problems=problems, looked_at=evidence.now)
@@ -177,8 +185,16 @@ def _models(memory: Memory, evidence: Evidence) -> dict[str, tuple[int, int]]:
     return models
 
 
+def _damaged(found: Iterable[Finding]) -> frozenset[str]:
+    """The models of which a blob is not what its name says, or may not be."""
+    errors = (each for each in found if each.severity is Severity.ERROR)
+    return frozenset(
+        model for each in errors if each.kind.startswith("blob_") for model in each.models
+    )
+
+
 def _models_told(
-    memory: Memory, models: Mapping[str, tuple[int, int]], at: float
+    memory: Memory, models: Mapping[str, tuple[int, int]], damaged: Set[str], at: float
 ) -> Iterator[Event]:
     if memory.models is None:
         return  # the first look: nothing is known to have happened
@@ -189,6 +205,8 @@ def _models_told(
             yield Event(at, "model_removed", message, name, details)
         elif models[name] != memory.models.get(name):
             message = f"{name} is complete: its manifest is written"
+            if name in damaged:
+                message = f"the manifest of {name} is written, but not all of its blobs are right"
             yield Event(at, "manifest_written", message, name, details)
 
 

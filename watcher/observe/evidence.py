@@ -110,6 +110,7 @@ def _observe(
         scope=scope,
         uid=os.geteuid(),
         caller=world.caller,
+        forgotten=memory.unreadable or memory.lost,
         known_as=_known_as(world, store, census),
         quarantine=quarantine.kept(store, memory) if scope is None else (),
         intents=intents.foreign(store, place.boot(world)) if scope is None else (),
