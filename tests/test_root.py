@@ -164,7 +164,7 @@ def test_what_is_planted_leads_nowhere(store: Store, victim: Path, run: Run, wha
     give(store.path, OWNER)
     said = b""
     for words in COMMANDS:
-        done = run("--store", store.path, *words)
+        done = run("--store", store.path, *words, env=VISIBLE)
         assert b"Traceback" not in done.stderr
         said += done.stdout + done.stderr
     assert SECRET.encode() not in said

@@ -409,3 +409,24 @@ def test_descriptors_that_can_be_listed_and_not_read_are_unseen(
     found, _, unseen = json.loads(done.stdout)
     assert found == expected
     assert any(f"({child.pid})" in each for each in unseen)
+
+
+@pytest.mark.parametrize(
+    ("words", "ours"),
+    [
+        ("/opt/x/bin/ollama-watch daemon", True),
+        ("/usr/bin/python3 /opt/x/bin/ollama-watch daemon", True),
+        ("/opt/x/bin/python -I /opt/x/bin/ollama-watch --store /m daemon", True),
+        ("/opt/x/bin/python -I -m watcher daemon", True),
+        ("python3.11 -Im watcher daemon", True),
+        ("python3 -W error -X dev -mwatcher", True),
+        ("/opt/x/bin/ollama-linux-amd64 serve", False),
+        ("/usr/bin/ollama serve ollama-watch", False),
+        ("python3 -m other ollama-watch", False),
+        ("python3 -c pass ollama-watch -m watcher", False),
+        ("python3 -W ollama-watch other.py", False),
+        ("vi ollama-watch", False),
+    ],
+)
+def test_our_own_process_is_known_in_every_form(words: str, ours: bool) -> None:
+    assert holders.Process(1, "x", tuple(words.split()), kernel=False).is_ours is ours
