@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import click
 
-from watcher import __version__, privileges, stopping
+from watcher import __version__, stopping
 from watcher.errors import Exit, OutputError, WatchError, named
 
 #: Handed to the group by a process that runs one command and nothing else.
@@ -113,11 +113,13 @@ def group(
     store, the unit ollama.service, /usr/share/ollama/.ollama/models, /var/lib/ollama/models,
     ~/.ollama/models.
     """
-    from watcher import advice, config
+    from watcher import advice, config, privileges
     from watcher.commands.context import Context
 
     advice.introduce(config_file)
     settles, given.obj = given.obj is _OWN, None
+    if settles and os.geteuid() != 0:
+        privileges.lower()
     if verbose and quiet:
         raise click.UsageError("-v and -q exclude each other")
     if given.invoked_subcommand == "demo":
@@ -698,8 +700,6 @@ def _run(words: list[str], *, own: bool) -> int:
     `own`: in a process of its own, which may change its user.
     """
     try:
-        if own and os.geteuid() != 0:
-            privileges.lower()
         code = group.main(words, "ollama-watch", standalone_mode=False, obj=_OWN if own else None)
         return int(code or 0)
     except click.exceptions.Exit as stop:
