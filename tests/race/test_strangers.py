@@ -21,7 +21,9 @@ from tests.conftest import needs_root, open_parents
 from tests.driving import Daemon, Store, command, environment, run
 from tests.fidelity.harness import wait_until
 from watcher import cli, files, ours
-from watcher.pull import queue
+from watcher.model import Policy
+from watcher.pull import queue, site
+from watcher.world import World
 
 OWNER, STRANGER, GROUP, MEMBER = 12345, 54321, 5000, 12346
 #: Acting commands, and those that only read.
@@ -344,6 +346,16 @@ def test_who_owns_no_blobs_leaves_no_folder_behind(
     done = subprocess.run(line, capture_output=True, text=True, timeout=60)
     assert done.returncode == 4, done.stderr
     assert not store.ours.exists()
+
+
+@needs_root
+def test_a_pull_says_why_it_cures_nothing_in_such_a_store(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    run(store.path, "verify")
+    give(store.ours, STRANGER, STRANGER)
+    found = site.find("http://127.0.0.1:1", World(str(store.path)), Policy())
+    assert found.world is None
+    assert f"user id {STRANGER}" in found.why
 
 
 # ---------------------------------------------------------------- a group's store

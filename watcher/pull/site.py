@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from watcher import environment, folders, names, ollama
-from watcher.errors import SettingsError
+from watcher import environment, folders, names, ollama, ours
+from watcher.errors import RefusedError, SettingsError
 from watcher.model import Policy, ServerState
 from watcher.observe import holders
 from watcher.world import World
@@ -84,6 +84,10 @@ def _why_not_here(url: str, world: World | None) -> str:
     ]
     if others and not there:
         return f"the server of {shown} is at {others[0]}, and not at {url}"
+    try:
+        ours.check(world.store)
+    except RefusedError as error:
+        return error.message
     if not _may_change(world.store):
         return f"{shown} can't be changed by this user"
     return ""
