@@ -28,7 +28,7 @@ from typing import Any, TypeAlias
 
 from watcher import cycle, files
 from watcher.act import moves
-from watcher.commands import acting
+from watcher.commands import acting, rights
 from watcher.errors import WatchError
 from watcher.model import Entry, Holder, Policy
 from watcher.world import World
@@ -132,6 +132,8 @@ def _child(order: dict[str, Any], told: int) -> int:
     registry = order.get("registry")
     world = World(order["store"], proc=order["proc"], registry_length=lambda *_: registry)
     os.umask(order.get("umask", 0o022))
+    if "owner" in order:
+        rights.settle(order["store"])
     break_files(order, told)
     if order.get("held_from"):
         _held_from(order["held_from"])

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.conftest import at_length
+from tests.conftest import at_length, open_parents
 from tests.driving import Store, whole_lines
 
 from .conftest import Driver, Ended
@@ -289,6 +289,7 @@ def test_what_root_leaves_after_a_kill_belongs_to_the_owner_of_the_store(
     tmp_path: Path, driver: Driver
 ) -> None:
     owner = 65534
+    open_parents(driver.errors.parent / "proc")  # as everybody may read the real one
     trial = Trial(tmp_path, driver, "stale", owner=owner, umask=0o077)
     for store, _, where in trial.broken("kill"):
         trial.assert_same_end(store, where)
