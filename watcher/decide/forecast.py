@@ -177,8 +177,8 @@ def _unprotected(evidence: Evidence) -> Iterator[Located]:
     downloads = (
         entry
         for download in evidence.downloads
-        for entry in download.entries
         if not download.has_old_names  # among the old names, below
+        for entry in download.entries
     )
     temporaries = (
         each.entry for each in census.temporaries if each.path == f"blobs/{each.entry.name}"

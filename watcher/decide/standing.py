@@ -253,11 +253,12 @@ def _at_risk(
     each: wanted.Wanted, evidence: Evidence, doomed: Mapping[str, float]
 ) -> Finding | None:
     """What a start does to it, from when on, and what keeps it; None where it does nothing."""
-    when = sorted(at for path in each.paths if (at := doomed.get(path, inf)) < inf)
+    paths = each.paths
+    when = sorted(doomed[path] for path in paths if path in doomed)
     if not when:
         return None
     now = sum(at <= evidence.now for at in when)
-    taken, files = now or len(when), len(each.paths)
+    taken, files = now or len(when), len(paths)
     what = "all of it" if taken == files else f"{taken} of its {files} files"
     old = min(entry.mtime for entry in each.entries) + HOUR
     if now:
@@ -271,7 +272,7 @@ def _at_risk(
     return Finding(
         Severity.WARNING if now else Severity.INFO,
         "",
-        each.paths[0],
+        paths[0],
         "",
         evidence=since,
         alone=alone,
