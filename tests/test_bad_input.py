@@ -23,6 +23,8 @@ from typing import Any
 
 import pytest
 
+from watcher.names import from_exact
+
 from .conftest import IS_ROOT, Run, environment, needs_root, open_parents
 from .notation import LIBRARY, MB, Store, age, digest_of, manifest_bytes
 
@@ -135,7 +137,8 @@ def test_a_path_of_any_bytes(
     models.path.rename(os.fsdecode(path))
     words = ["--yes"] if command == "clean" else []
     done = calm(run("--store", path, "--json", command, *words), 0, 1, 3)
-    assert json.loads(done.stdout)["store"]["path"].isprintable()
+    told = json.loads(done.stdout)["store"]["path"]
+    assert os.fsencode(from_exact(told)) == path
     done = calm(run(b"--store=" + path, command, *words), 0, 1, 3)
     assert b"\x1b" not in done.stdout
     done.stdout.decode()

@@ -432,6 +432,67 @@ def test_a_sidecar_that_the_disk_can_not_read(store: TrueStore) -> None:
     assert failing(store, name, "read", "audit").returncode == 1
 
 
+def _unfinished_model(store: TrueStore) -> str:
+    """A model of which one layer lies there in part, and two blobs are missing; its digest."""
+    digest = store.download("unfinished", aged=7200)
+    size = store.partial(digest).stat().st_size
+    sizes = {digest: size, store.shared: store.at(store.shared).stat().st_size, "c" * 64: 12}
+    *layers, config = [
+        {"mediaType": "application/octet-stream", "digest": f"sha256:{each}", "size": length}
+        for each, length in sizes.items()
+    ]
+    path = store.path / "manifests/registry.ollama.ai/library/third/latest"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"schemaVersion": 2, "config": config, "layers": layers}))
+    return digest
+
+
+def test_what_the_pull_of_an_unfinished_model_fetches_is_not_left_wrong(store: TrueStore) -> None:
+    digest = _unfinished_model(store)
+    store.partial(digest, 1).unlink()
+    missing = f"blobs/sha256-{'c' * 64}"
+    assert missing in [each["path"] for each in audit(store.path)["findings"]]
+    for _ in range(2):
+        done = run(store.path, "--json", "repair", "--offline", "--yes")
+        assert (done.returncode, json.loads(done.stdout)["remaining"]) == (0, []), done.stderr
+    assert missing in [each["path"] for each in audit(store.path)["findings"]]
+
+
+@pytest.mark.parametrize("why", ["another model", "left behind", "no file"])
+def test_what_no_pull_is_on_its_way_to_fetch_is_left_wrong(store: TrueStore, why: str) -> None:
+    digest = _unfinished_model(store)
+    lost = "c" * 64
+    if why == "another model":
+        _lost(store.at(store.shared))
+        lost = store.shared
+    elif why == "left behind":
+        os.replace(store.partial(digest), store.at(digest))
+    else:
+        store.partial(digest, 1).unlink()
+        store.partial(digest, 1).mkdir()
+    done = run(store.path, "--json", "repair", "--offline", "--yes")
+    assert done.returncode != 0
+    left = [each["path"] for each in json.loads(done.stdout)["remaining"]]
+    assert f"blobs/sha256-{lost}" in left
+
+
+@strace
+@pytest.mark.parametrize("how", ["no file", "can't be read"])
+def test_a_clean_up_tells_what_is_no_file_from_what_it_could_not_read(
+    store: TrueStore, how: str
+) -> None:
+    digest = store.download("unfinished", aged=7200)
+    name = f"blobs/sha256-{digest}-partial-1"
+    if how == "no file":
+        (store.path / name).unlink()
+        (store.path / name).mkdir()
+        done = run(store.path, "--json", "clean", "--yes")
+    else:
+        done = failing(store, name, "read", "clean", "--yes")
+    assert done.returncode == (1 if how == "no file" else 4), done.stderr
+    assert [each["kind"] for each in json.loads(done.stdout)["remaining"]] == ["download_unknown"]
+
+
 def test_a_registry_that_never_answers_is_not_asked_for_ever(
     store: TrueStore, tmp_path: Path
 ) -> None:

@@ -318,7 +318,7 @@ def _remaining(report: cycle.Report, policy: Policy, meant: remaining.Meant) -> 
     """What is wrong still with what a command was about, as far as it was to mend or free it."""
     seen, verdict = report.evidence, report.verdict
     if policy.clean:
-        return remaining.of_cleaning(verdict, meant)
+        return remaining.of_cleaning(seen, verdict, meant)
     if policy.repair:
         actions = (*report.plan.actions, *(each.action for each in report.outcomes))
         told = [refusal.subject for refusal in report.plan.refusals]

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from watcher import names
 from watcher.model import (
+    Condition,
     Evidence,
     Finding,
     ManifestFault,
@@ -26,9 +27,14 @@ _BLINDING = {
     ManifestFault.DANGLING: "its manifest is a link to nothing, so what it names is not known",
     ManifestFault.BAD_DIGEST: "its manifest names what can't be a blob",
 }
-#: Findings about what a repair would mend if it could, and about what it could not look at.
-_OF_REPAIRS = ("blob_", "manifest_", "download_unknown", "store_unlisted", "store_unseen")
-_OF_SIGHT = ("download_unknown", "store_unlisted", "store_unseen")
+#: Findings about what could not be looked at.
+_OF_SIGHT = ("store_unlisted", "store_unseen")
+#: And about downloads that nothing is done about: they can't be read, or are no files.
+_UNTOUCHED = ("download_unknown", *_OF_SIGHT)
+#: And about what a repair would mend if it could.
+_OF_REPAIRS = ("blob_", "manifest_", *_UNTOUCHED)
+#: Downloads in these conditions are none that the next pull goes on with.
+_NO_PULL = (Condition.REDUNDANT, Condition.UNKNOWN)
 
 
 class Remaining(NamedTuple):
@@ -46,16 +52,31 @@ def everything(_: Iterable[str], __: Iterable[str]) -> bool:
 
 def of_repair(seen: Evidence, verdict: Verdict, told: Iterable[str], meant: Meant) -> Remaining:
     """What a repair has left. `told`: subjects of which it has told something already."""
-    blind = any(unseen(seen, meant, parsed=False)) or any(
-        each.unreadable and meant(each.models, (each.digest,)) for each in seen.downloads
-    )
-    return Remaining(tuple(_left(verdict, _OF_REPAIRS, frozenset(told), meant)), blind)
+    blind = any(unseen(seen, meant, parsed=False)) or _unread(seen, meant)
+    pulled = {
+        model
+        for each in verdict.judged
+        if each.condition not in _NO_PULL
+        for model in each.download.models
+    }
+    found = _left(verdict, _OF_REPAIRS, frozenset(told), meant)
+    return Remaining(tuple(each for each in found if not _comes(each, pulled)), blind)
 
 
-def of_cleaning(verdict: Verdict, meant: Meant) -> Remaining:
-    """What a clean-up could not look at."""
-    found = tuple(_left(verdict, _OF_SIGHT, frozenset(), meant))
-    return Remaining(found, bool(found))
+def of_cleaning(seen: Evidence, verdict: Verdict, meant: Meant) -> Remaining:
+    """What a clean-up could not look at, or does nothing about."""
+    found = tuple(_left(verdict, _UNTOUCHED, frozenset(), meant))
+    blind = any(each.kind in _OF_SIGHT for each in found) or _unread(seen, meant)
+    return Remaining(found, blind)
+
+
+def _unread(seen: Evidence, meant: Meant) -> bool:
+    return any(each.unreadable and meant(each.models, (each.digest,)) for each in seen.downloads)
+
+
+def _comes(finding: Finding, pulled: set[str]) -> bool:
+    """Whether it is a blob that the pull of an unfinished model fetches with the rest of it."""
+    return finding.kind == "blob_missing" and set() < set(finding.models) <= pulled
 
 
 def _left(
