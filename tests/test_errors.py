@@ -77,19 +77,36 @@ def test_a_machine_without_proc(full: Store, tmp_path: Path, command: str) -> No
     assert "no store" not in told
 
 
+def fails(store: Store, tmp_path: Path, call: str, path: Path, command: str) -> Done:
+    """A command for which the kernel refuses one kind of call on a path."""
+    trace = ["strace", "-f", "-o", "/dev/null", "-P", str(path), "-e", f"inject={call}:error=EIO"]
+    words = [sys.executable, "-m", "watcher", "--store", str(store.path), *command.split()]
+    done = subprocess.run(
+        [*trace, *words], capture_output=True, env=environment(tmp_path), timeout=60
+    )
+    if "PTRACE" in done.stderr.decode(errors="replace"):
+        pytest.skip("strace may not trace")
+    return done
+
+
 @needs_strace
 @pytest.mark.parametrize("where", ["", "blobs", "manifests"])
 @pytest.mark.parametrize("command", ["audit", "repair -n", "clean -n", "status", "df"])
 def test_a_disk_that_fails(full: Store, tmp_path: Path, where: str, command: str) -> None:
-    trace = ["strace", "-f", "-o", "/dev/null", "-P", str(full.path / where)]
-    words = [sys.executable, "-m", "watcher", "--store", str(full.path), *command.split()]
-    failing = [*trace, "-e", "inject=getdents64:error=EIO", *words]
-    done = subprocess.run(failing, capture_output=True, env=environment(tmp_path), timeout=60)
-    if "PTRACE" in done.stderr.decode(errors="replace"):
-        pytest.skip("strace may not trace")
+    done = fails(full, tmp_path, "getdents64", full.path / where, command)
     told = said(done, 0, 1, 4)
     if done.returncode == 4:
         assert "Input/output error" in told or "can't be listed" in told
+
+
+@needs_strace
+@pytest.mark.parametrize("command", ["audit", "repair -n", "clean -n", "status"])
+def test_what_fails_without_a_path_is_not_the_output(
+    full: Store, tmp_path: Path, command: str
+) -> None:
+    """Python names no path where the kernel does not say how large a file system is."""
+    done = fails(full, tmp_path, "fstatfs", full.path, command)
+    assert "Input/output error" in said(done, 4)
 
 
 def test_interrupted_while_it_is_loaded(full: Store, tmp_path: Path) -> None:

@@ -8,13 +8,17 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import Run, needs_root
-from tests.notation import LIBRARY, Store
+from tests.notation import LIBRARY, Store, quiet_machine
+from watcher import cycle
+from watcher.model import Finding, Policy
+from watcher.world import World
 
 from .harness import RealServer, ServerDiedError
 
@@ -48,12 +52,12 @@ STATES = {
     "readable manifests of root": (
         f"chown 0:0 manifests/{LIBRARY}/*/*", {"manifest_unwritable"}, False,
     ),
-    "their folders are roots": (
-        "find manifests -type d -exec chown 0:0 {} +", {"store_unwritable"}, False,
-    ),
-    "and one of them is empty": (
+    "their folders are roots, and one is empty": (
         "mkdir manifests/a; find manifests -type d -exec chown 0:0 {} +",
         {"store_unwritable"}, True,
+    ),
+    "their folders are roots": (
+        "find manifests -type d -exec chown 0:0 {} +", {"store_unwritable"}, False,
     ),
     "manifests that root alone sees": (
         "chown 0:0 manifests; chmod 700 manifests", {"store_unlisted"}, True,
@@ -152,6 +156,39 @@ def test_a_real_server_starts_or_not_as_foreseen(store: Store, run: Run, state: 
     assert started is not fails
     deleted = foreseen["deletes"]
     assert not any((store.path / path).exists() for path in deleted)
+
+
+@needs_root
+def test_a_folder_above_the_store_that_the_server_can_not_pass_through() -> None:
+    """The user of its unit, to whom nothing of the store belongs."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        os.chmod(folder, 0o755)
+        above = Path(folder) / "above"
+        above.mkdir()
+        store = Store(above / "models")
+        store.model()
+        here = store.world(proc=str(quiet_machine(Path(folder) / "machine")))
+        system = Path(here.system) / "etc"
+        (system / "systemd/system").mkdir(parents=True)
+        (system / "passwd").write_text(f"ollama:x:{USER}:{USER}::/:/bin/false\n")
+        (system / "systemd/system/ollama.service").write_text(
+            f"[Service]\nUser=ollama\nEnvironment=OLLAMA_MODELS={store.path}\n"
+        )
+        for mode in (0o700, 0o744):
+            above.chmod(mode)
+            (told,), starts = above_of(here)
+            assert not starts
+            assert told.path == str(above)
+            subprocess.run(["sh", "-c", told.command], check=True)
+            assert above_of(here) == ([], True)
+
+
+def above_of(here: World) -> tuple[list[Finding], bool]:
+    """The findings about folders above a store, and whether a start is foreseen to go well."""
+    report = cycle.cycle(replace(here, keeps=False), Policy(), consent=cycle.nothing)
+    assert report.verdict.forecast is not None
+    told = [each for each in report.verdict.findings if "pass through" in each.message]
+    return told, not report.verdict.forecast.start_fails
 
 
 def many(store: Store, count: int) -> None:

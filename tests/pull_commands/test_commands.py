@@ -213,6 +213,25 @@ def test_a_layer_of_two_models_comes_once(pull: Pull, registry: Registry, store:
     assert all(is_right(store, digest) for digest in (*one.digests, *two.digests))
 
 
+def test_a_failed_pull_prints_the_command_that_helps_on_this_store(
+    pull: Pull, store: Path, registry: Registry
+) -> None:
+    wanted = model(registry)
+    assert pull(wanted.name).returncode == 0
+    damaged = store / f"blobs/sha256-{wanted.digests[0].removeprefix('sha256:')}"
+    with damaged.open("r+b") as file:
+        file.write(b"wrong bytes")
+    registry.add_fault(Fault("page", on="head", status=404))
+    done = pull("--verify", wanted.name)
+    assert done.returncode == 4, done.stderr
+    (helps,) = re.findall("-> (.*)", done.stderr)
+    assert f" --store {store} " in helps
+    pasted = subprocess.run(
+        ["sh", "-c", f"{helps} -n"], cwd="/", capture_output=True, text=True, env=environment(store)
+    )
+    assert damaged.name[:19] in pasted.stdout
+
+
 def test_ctrl_c_leaves_it_resumable_and_says_how(
     store: Path, server: EngineServer, registry: Registry, pull: Pull
 ) -> None:

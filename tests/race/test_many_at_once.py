@@ -26,6 +26,7 @@ from tests.driving import (
 from tests.fidelity.harness import wait_until
 from watcher import cycle, files, memory
 from watcher.act import apply
+from watcher.decide import plan
 from watcher.model import Policy, RefusalKind, Result
 from watcher.observe import holders
 
@@ -58,18 +59,27 @@ def test_they_share_the_wait_and_the_looks(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(store.path))
-    digests, waits, looks = broken(store, MANY), [], []
-    real = holders.holders_of
+    monkeypatch.setattr(apply, "_FRESH_SECONDS", 600.0)
+    digests = broken(store, MANY)
+    waits: list[int] = []
+    looks: list[int] = []
+    plans: list[int] = []
+    real, make = holders.holders_of, plan.make
 
     def counted(*words: Any) -> Any:
         looks.append(len(list(words[1])))
         return real(*words)
+
+    def planned(*words: Any) -> Any:
+        plans.append(len(waits))
+        return make(*words)
 
     def sleep(seconds: float) -> None:
         waits.append(len(guards(store)))
         assert seconds >= 2
 
     monkeypatch.setattr(holders, "holders_of", counted)
+    monkeypatch.setattr(plan, "make", planned)
     with ollama_process(tmp_path, "serve") as pid:
         here = world(
             store,
@@ -81,6 +91,7 @@ def test_they_share_the_wait_and_the_looks(
     assert [each.result for each in report.outcomes] == [Result.DONE] * MANY
     assert waits == [apply.FIRST_DOWNLOADS, MANY - apply.FIRST_DOWNLOADS]
     assert looks == [3 * waits[0]] * 2 + [3 * waits[1]] * 2
+    assert 1 not in plans  # the second batch goes by the plan of the first
     assert guards(store) == []
     assert {digest for digest in digests if store.partial(digest, 0).exists()} == set(digests)
 
