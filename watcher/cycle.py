@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -66,6 +67,8 @@ class _Decided(NamedTuple):
     verdict: Verdict
     plan: Plan
     known: Memory
+    #: When, on the monotonic clock; 0.0 where the look is a later one than the plan.
+    at: float
 
 
 def everything(planned: Plan) -> Plan:
@@ -106,7 +109,7 @@ def cycle(
     def decide(known: Memory) -> _Decided:
         seen = look.observe(world, policy, known, scope)
         verdict = judge.judge(seen, policy)
-        return _Decided(seen, verdict, plan.make(verdict, seen, policy), known)
+        return _Decided(seen, verdict, plan.make(verdict, seen, policy), known, time.monotonic())
 
     def anew() -> _Decided:
         return decide(_with_answers(world, remembered(world, past), unkept))
@@ -149,13 +152,14 @@ def cycle(
         late = journal.events or world.clock() - looked_at > _LATE_SECONDS
         if late or known != now.known:
             # Somebody else has learnt or acted meanwhile: what was seen before is an old story.
-            now = decide(known)._replace(plan=now.plan)
+            now = decide(known)._replace(plan=now.plan, at=0.0)
         journal.tell_hashed(answers)
         journal(*(learn.ended(each, world.clock()) for each in undone))
         known = journal.learn(known, now.evidence, now.verdict, first_look=first_look, ended=ended)
         outcomes: tuple[Outcome, ...] = ()
         if agreed.actions and not stuck:
-            acting = _Acting(world, policy, store, journal, stop)
+            asked = consent is not everything
+            acting = _Acting(world, policy, store, journal, stop, asked)
             now, outcomes = _act(acting, now, known, agreed, decide)
         known = journal.recall()
     return Report(
@@ -168,6 +172,19 @@ def cycle(
         bool(stuck),
         known,
     )
+
+
+def keep_fresh(world: World, policy: Policy, wanted: Plan, lock_seconds: float) -> None:
+    """Set the times of what is wanted, by a plan of just now; their own ones are remembered.
+
+    Raises LockedError, and OSError where nothing can be written down.
+    """
+    from watcher.act import apply
+
+    with folders.opened_store(world.store) as store, locked(store, lock_seconds):
+        journal = Journal(store, policy, world)
+        refreshes = [each for each in wanted.actions if each.verb is Verb.REFRESH]
+        apply.refresh_all(world, store, refreshes, journal.remember, journal)
 
 
 def _with_answers(world: World, known: Memory, unkept: Sequence[Outcome]) -> Memory:
@@ -264,6 +281,8 @@ class _Acting(NamedTuple):
     store: int
     journal: Journal
     stop: Callable[[], bool]
+    #: Somebody was asked, which may have taken long.
+    asked: bool
 
 
 def _act(
@@ -276,22 +295,23 @@ def _act(
     """Do what was agreed to, look at what has come of it, and learn that; under the lock."""
     from watcher.act import apply, room
 
-    world, policy, store, journal, stop = acting
+    world, policy, store, journal, stop, asked = acting
     note = now.evidence.boot if _claims_first(policy, now) else ""
     foreseen = learn.foresee(known, agreed, world.clock(), note)
     mends = any(each.verb is Verb.WRITE_SIDECARS for each in agreed.actions)
+    # Plans are compared that were made with the same memory.
+    plans = apply.Plans(lambda: decide(now.known)[:3], now[:3], 0.0 if asked else now.at)
     with _signals_wait(stop) as stopped:
         saved = journal.save(foreseen)
         if mends and not saved and not (room.give(store) and journal.save(foreseen)):
             # Without a memory a repair could not be told from the server's own work.
             agreed = agreed.filtered(lambda each: each.verb is not Verb.WRITE_SIDECARS)
-        # Plans are compared that were made with the same memory.
         outcomes = apply.apply(
             world,
             store,
             agreed,
             lambda within: look.observe(world, policy, now.known, within),
-            lambda: decide(now.known)[:3],
+            plans,
             journal,
             journal.remember,
             stopped,

@@ -47,18 +47,17 @@ class Event:
     @property
     def line(self) -> bytes:
         """The event as one line of JSON."""
-        return orjson.dumps(
-            names.all_sayable(
-                {
-                    "timestamp": rfc3339(self.at),
-                    "model_name": self.model_name,
-                    "event_type": self.event_type,
-                    "message": self.message,
-                    "details": dict(self.details),
-                }
-            ),
-            option=orjson.OPT_APPEND_NEWLINE,
-        )
+        value = {
+            "timestamp": rfc3339(self.at),
+            "model_name": self.model_name,
+            "event_type": self.event_type,
+            "message": self.message,
+            "details": dict(self.details),
+        }
+        try:
+            return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+        except orjson.JSONEncodeError:  # a name that is no UTF-8
+            return orjson.dumps(names.all_sayable(value), option=orjson.OPT_APPEND_NEWLINE)
 
     @property
     def logs(self) -> tuple[str, ...]:
@@ -114,12 +113,16 @@ def write_missing(store: int, events: Sequence[Event]) -> None:
 
     Looked for at the end of a log, and of what was set aside of it last.
     """
+    logs: dict[str, list[Event]] = {}
+    for event in events:
+        for log in event.logs:
+            logs.setdefault(log, []).append(event)
     with ExitStack() as opened:
         folder = _logs_folder(store, opened)
-        for log in sorted({log for event in events for log in event.logs}):
-            its = [event for event in events if log in event.logs]
+        asides = _last_asides(folder)
+        for log, its in sorted(logs.items()):
             lines = [event.line for event in its]
-            there = _at_end(folder, log, frozenset(lines))
+            there = _at_end(folder, (asides.get(log, ""), f"{log}{SUFFIX}"), frozenset(lines))
             left = b"".join(line for line in lines if line not in there)
             if left:
                 _append(log, folder, left, its[-1].at)
@@ -135,16 +138,21 @@ def _append(log: str, folder: int, lines: bytes, now: float) -> int:
         return files.append(f"{log}{SUFFIX}", folder, lines)
 
 
-def _at_end(folder: int, log: str, wanted: frozenset[bytes]) -> set[bytes]:
-    """Those of some lines that stand at the end of a log, or of what was set aside of it last."""
-    size = sum(map(len, wanted)) + _SINCE_BYTES
+def _last_asides(folder: int) -> dict[str, str]:
+    """What was set aside last, by log."""
     asides = sorted(
         (os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime_ns, name)
         for name in os.listdir(folder)
-        if name.startswith(f"{log}@") and name.endswith(SUFFIX)
+        if "@" in name and name.endswith(SUFFIX)
     )
+    return {name.rpartition("@")[0]: name for _, name in asides}
+
+
+def _at_end(folder: int, logs: Iterable[str], wanted: frozenset[bytes]) -> set[bytes]:
+    """Those of some lines that stand at the ends of some files; "" is none."""
+    size = sum(map(len, wanted)) + _SINCE_BYTES
     found: set[bytes] = set()
-    for name in (*(name for _, name in asides[-1:]), f"{log}{SUFFIX}"):
+    for name in filter(None, logs):
         with contextlib.suppress(FileNotFoundError):
             fd = files.open_ours(name, folder)
             with os.fdopen(fd, "rb") as stream:

@@ -26,9 +26,11 @@ from tests.driving import (
 from tests.fidelity.harness import wait_until
 from watcher import cycle, files, memory
 from watcher.act import apply
+from watcher.commands import acting
+from watcher.commands.context import Context
 from watcher.decide import plan
 from watcher.model import Policy, RefusalKind, Result
-from watcher.observe import holders
+from watcher.observe import evidence, holders
 
 REPAIR = Policy(repair=True, repair_stale=True, writers_visible=True)
 MANY = apply.FIRST_DOWNLOADS + 20
@@ -166,6 +168,30 @@ def test_stopped_between_two_of_them_each_is_done_or_as_it_was(
     again = cycle.cycle(here, policy)
     assert {each.result for each in again.outcomes} <= {Result.DONE}
     assert guards(store) == []
+
+
+def test_prepare_begins_after_two_whole_looks(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests, came = broken(store, 3), []
+    here, look, begin = world(store, private_proc(tmp_path / "proc")), evidence.observe, files.move
+
+    def observe(*words: Any) -> Any:
+        came.extend(["look"] * (words[3] is None))
+        return look(*words)
+
+    def move(*words: Any, **more: Any) -> None:
+        came.extend(["act"] * (words[0] == "guard"))
+        begin(*words, **more)
+
+    monkeypatch.setattr(evidence, "observe", observe)
+    monkeypatch.setattr(files, "move", move)
+    monkeypatch.setattr(files, "replace", move)
+    monkeypatch.setattr(Context, "worlds", lambda *_, **__: [here])
+    acting.prepare(Context(Policy(writers_visible=True), stores=(str(store.path),)))
+    assert came[: came.index("act")] == ["look", "look"]
+    assert all(is_new(store.partial(each, 0)) for each in digests)
+    assert len(remembered(store)) == 3
 
 
 def remembered(store: Store) -> dict[str, object]:

@@ -264,3 +264,23 @@ def test_a_line_that_finds_no_room_is_taken_back_whole(folder: int, logs: Path) 
     events.write(folder, [event(3)], Policy())
     told = [line["message"] for line in lines(logs / "events.jsonl")]
     assert told == ["number 1", "number 3"]
+
+
+def test_what_is_missing_is_looked_for_with_one_list_of_the_logs(
+    folder: int, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = [event(number, f"m{number}") for number in range(20)]
+    events.write(folder, told[::2], Policy())
+    listed, listdir = [], os.listdir
+
+    def listing(path: Any = ".") -> list[str]:
+        listed.append(path)
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", listing)
+    events.write_missing(folder, told)
+    assert len(listed) == 1
+    assert sorted(each["message"] for each in lines(logs / "events.jsonl")) == sorted(
+        each.message for each in told
+    )
+    assert all(len(lines(logs / f"m{number}.jsonl")) == 1 for number in range(20))

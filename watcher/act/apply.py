@@ -53,26 +53,25 @@ def apply(
     store: int,
     agreed: Plan,
     look: Look,
-    decide: Callable[[], Decided],
+    plans: Plans,
     tell: Callable[..., None],
     remember: Callable[[Mapping[str, Touched]], bool],
     stop: Callable[[], bool] = lambda: False,
 ) -> tuple[Outcome, ...]:
     """Do what was agreed to, as far as a plan made anew still has it on the very same files.
 
-    The lock is held. `look` looks at the store; `decide` does, judges and plans; `tell` writes
-    events; `remember` keeps the own times of files whose times are about to be set, and says if
-    it could; `stop` says when to begin nothing more: what has no outcome was not begun.
+    The lock is held. `look` looks at the store; `plans` has plans of what it is like now; `tell`
+    writes events; `remember` keeps the own times of files whose times are about to be set, and
+    says if it could; `stop` says when to begin nothing more: what has no outcome was not begun.
     """
     outcomes: list[Outcome] = []
-    plans = _Plans(decide)
     for batch in _batches(agreed.actions):
         if stop():
             break
         # Times may be set at any moment, whatever else has changed.
         timeless = batch[0].verb is Verb.REFRESH
         if timeless:
-            outcomes.extend(_refresh_all(world, store, batch, remember, tell))
+            outcomes.extend(refresh_all(world, store, batch, remember, tell))
             continue
         seen, _, planned = plans.fresh(anew=batch[0].verb not in _DOWNLOADS)
         fresh = {_essence(action): action for action in planned.actions}
@@ -89,13 +88,16 @@ def apply(
     return tuple(outcomes)
 
 
-class _Plans:
+class Plans:
     """Makes plans, and keeps the last one while it is fresh."""
 
-    def __init__(self, decide: Callable[[], Decided]) -> None:
+    def __init__(
+        self, decide: Callable[[], Decided], last: Decided | None = None, made_at: float = 0.0
+    ) -> None:
+        """`last`: a plan that was made at that time of the monotonic clock."""
         self._decide = decide
-        self._last: Decided | None = None
-        self._until = 0.0
+        self._last = last
+        self._until = made_at + _FRESH_SECONDS
 
     def fresh(self, *, anew: bool) -> Decided:
         """A plan as the store is now; `anew`: made just now."""
@@ -209,7 +211,7 @@ def _outcome(action: Action, changed: moves.Changed, *, alone: bool) -> Outcome:
     return Outcome(action, Result.DONE, _done_message(action), 0 if mended else freed)
 
 
-def _refresh_all(
+def refresh_all(
     world: World,
     store: int,
     batch: list[Action],

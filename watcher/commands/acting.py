@@ -159,13 +159,17 @@ def prepare(context: Context) -> Exit:
 def _keep_wanted(world: World, policy: Policy) -> None:
     """The times first, and quickly: whatever else there is time for, the start deletes nothing."""
     quickly = replace(policy, repair=False, read_limit_bytes=0)
+    plan = cycle.cycle(replace(world, keeps=False), quickly).plan
+    if not plan.actions:
+        return
     try:
-        cycle.cycle(world, quickly, lock_seconds=_REFRESH_LOCK_SECONDS)
+        cycle.keep_fresh(world, quickly, plan, _REFRESH_LOCK_SECONDS)
     except LockedError:
         # Who has the lock may have it for long. Without it the own times can't be remembered, but
         # a download whose times are too fresh is worth more than one that is gone.
-        plan = cycle.cycle(replace(world, keeps=False), quickly).plan
         refresh.set_times_now(world.store, plan.actions, world.clock())
+    except OSError:
+        pass  # nothing can be written down; the cycle that follows says why
 
 
 class _TimeIsUp(BaseException):

@@ -85,12 +85,13 @@ def learn(
     records = dict(memory.downloads)
     told: list[Event] = []
     seen: set[str] = set()
+    last_told = _last_told(records.values())
     for judged in verdict.judged:
         key = judged.download.key
         seen.add(key)
         before = _same_file(records.get(key), judged.download)
         now = _record(judged, evidence, before, records.get(key))
-        now, progress = _progress(judged, before, now, records, evidence.now)
+        now, progress = _progress(judged, before, now, last_told, evidence.now)
         told.extend(progress)
         told.extend(
             _told(
@@ -361,11 +362,19 @@ def _ahead(download: Download, evidence: Evidence) -> Ahead | None:
     return Ahead(latest, evidence.uptime, evidence.boot)
 
 
+def _last_told(known: Iterable[Remembered]) -> dict[tuple[str, ...], float]:
+    """When the progress of a layer was last told, by its models."""
+    last: dict[tuple[str, ...], float] = {}
+    for each in known:
+        last[each.models] = max(each.told_at, last.get(each.models, each.told_at))
+    return last
+
+
 def _progress(
     judged: Judged,
     before: Remembered | None,
     now: Remembered,
-    known: Mapping[str, Remembered],
+    last_told: dict[tuple[str, ...], float],
     at: float,
 ) -> tuple[Remembered, list[Event]]:
     """How a pull gets on: its samples, and an event a minute, or one where nothing arrives."""
@@ -386,9 +395,10 @@ def _progress(
         return replace(now, stalled=True), [_event(at, "download_stalled", message, judged)]
     now = replace(now, stalled=False)
     # The layers of a model may come side by side: one of them tells for all.
-    last = max(each.told_at for each in (now, *known.values()) if each.models == now.models)
+    last = last_told[now.models] = max(now.told_at, last_told.get(now.models, now.told_at))
     if at - last < LIVE_LOOK_SECONDS:
         return now, []
+    last_told[now.models] = at
     event = _event(at, "download_progress", f"{who}: {now.allocated} bytes are here", judged)
     speed = rate(samples)
     left = None if not speed or now.total is None else max(0, now.total - now.allocated) / speed
