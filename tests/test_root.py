@@ -17,6 +17,8 @@ import pytest
 
 from tests.conftest import Run, environment, needs_root, open_parents
 from tests.driving import Daemon, Store, Tree, content
+from tests.driving import run as driven
+from tests.fidelity.harness import wait_until
 from watcher import ModelDownloadManager, StoreFiles, privileges
 from watcher.errors import NoPermissionError
 from watcher.model import DAY
@@ -239,9 +241,11 @@ def test_the_daemon_has_its_owners_rights_in_every_thread(store: Store, uid: int
             assert found["Uid"] == [str(uid)] * 4
             assert found["Gid"] == [str(uid)] * 4
             assert int(found["CapPrm"][0], 16) == privileges.VISIBILITY
-            assert not any(int(found[key][0], 16) for key in ("CapInh", "CapAmb", "CapBnd"))
+            assert not any(int(found[key][0], 16) for key in ("CapInh", "CapAmb"))
+            assert int(found["CapBnd"][0], 16) == (0 if uid else privileges.VISIBILITY)
 
 
+CAPABILITIES = ("CapInh", "CapAmb", "CapPrm", "CapEff", "CapBnd")
 BECOME = """
 import os, subprocess, sys
 from watcher import privileges
@@ -254,7 +258,9 @@ assert privileges.capabilities() == (0, privileges.VISIBILITY, 0)
 
 
 @pytest.mark.parametrize("uid", [OWNER, 0])
-def test_what_is_started_has_no_capability(uid: int, tmp_path: Path) -> None:
+def test_what_is_started_has_no_capability_but_roots_has_those_that_show_roots_server(
+    uid: int, tmp_path: Path
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BECOME, str(uid)],
         capture_output=True,
@@ -267,8 +273,30 @@ def test_what_is_started_has_no_capability(uid: int, tmp_path: Path) -> None:
         for key, _, value in (line.partition(":") for line in done.stdout.splitlines())
     }
     assert found["Uid"] == [str(uid)] * 4
-    for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
-        assert int(found[key][0], 16) == 0, key
+    assert not any(int(found[key][0], 16) for key in CAPABILITIES[:2])
+    for key in CAPABILITIES[2:]:
+        assert int(found[key][0], 16) == (0 if uid else privileges.VISIBILITY), key
+
+
+def test_what_runs_roots_queue_raises_its_capabilities_only_to_look(store: Store) -> None:
+    give(store.path, 0)
+    # Nobody listens there, and the pull waits for somebody who does.
+    settings = {"OLLAMA_WATCH_QUEUE": "true", "OLLAMA_HOST": "127.0.0.1:1"}
+    assert driven(store.path, "queue", "add", "m").returncode == 0
+    with Daemon(store.path, settings) as daemon:
+        children = Path(f"/proc/{daemon.pid}/task")
+
+        def rights() -> list[list[int]]:
+            """Of each thread of what the daemon has started."""
+            found = [
+                pid for each in children.glob("*/children") for pid in each.read_text().split()
+            ]
+            threads = [each for pid in found for each in Path(f"/proc/{pid}/task").iterdir()]
+            told = [status_of(f"{each.parts[2]}/task/{each.name}") for each in threads]
+            return [[int(each[key][0], 16) for key in CAPABILITIES] for each in told]
+
+        looking = [0, 0, privileges.VISIBILITY, 0, privileges.VISIBILITY]
+        wait_until(lambda: rights() == [looking] * 2, "both threads with the rights that are kept")
 
 
 def test_visibility_is_raised_in_the_thread_that_looks_and_for_no_longer(tmp_path: Path) -> None:

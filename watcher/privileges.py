@@ -3,8 +3,7 @@
 Whoever owns a store may put anything into it. So nothing in it is opened with more rights than its
 owner has: what they plant can lead us only where they could go themselves. Of root's powers two
 stay within reach, those that show who has files open (`VISIBILITY`), and they are raised only while
-the processes are looked at, in the thread that looks. What is started inherits none.
-"""
+X"""
 
 from __future__ import annotations
 
@@ -80,7 +79,8 @@ def become(owner: Owner, what: str) -> None:
         _take_groups(owner)
         if owner.uid != 0:
             _load_all(owner)
-        give_nothing_on()
+        # What runs root's queue has to see root's server, which has more rights than none.
+        give_on(VISIBILITY if owner.uid == 0 else 0)
         if owner.uid != 0:
             _prctl(_KEEPCAPS, 1)
             os.setresgid(owner.gid, owner.gid, owner.gid)
@@ -90,12 +90,13 @@ def become(owner: Owner, what: str) -> None:
         raise _refused(owner, what, error) from None
 
 
-def give_nothing_on() -> None:
-    """Let what this process starts have no capability, whoever it runs as."""
+def give_on(most: int) -> None:
+    """Let what this process starts as root have `most` as capabilities, and others have none."""
     # A program of root's gets its capabilities out of the bounding set.
     number = 0
     while _prctl(_BOUNDING_READ, number) >= 0:
-        _prctl(_BOUNDING_DROP, number)
+        if not most >> number & 1:
+            _prctl(_BOUNDING_DROP, number)
         number += 1
     # Where that may not be changed, at least nothing comes on top of what is kept here.
     _prctl(_NO_NEW_PRIVS, 1)

@@ -20,7 +20,7 @@ def demo(*, keep: bool, pictures: Path | None) -> Exit:
     if pictures is not None and not pictures.is_dir():
         raise SettingsError(f"--svg: no folder: {names.printable(str(pictures))}", "make it first")
     if os.geteuid() == 0:
-        privileges.give_nothing_on()
+        privileges.give_on(0)
     color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     try:
         audit = None if pictures is None else pictures / "audit.svg"
