@@ -96,6 +96,8 @@ def test_the_program_is_called_as_it_is_found(
     folder.mkdir()
     program = folder / "ollama-watch"
     program.touch(0o755)
+    # As in a process of its own, whatever commands other tests have run in this one.
+    monkeypatch.setattr(advice, "_introduced", [])
     monkeypatch.setattr("sys.argv", [str(program)])
     monkeypatch.setenv("PATH", f"/nothing:{folder}")
     assert advice.caller().program == ("ollama-watch",)
