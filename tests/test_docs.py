@@ -64,6 +64,21 @@ def test_the_design_has_a_row_for_each(wanted: set[str]) -> None:
     assert wanted - first_cells(DESIGN) == set()
 
 
+def house() -> list[str]:
+    """What the table of the house names for each module: a file, or a word in its folder's row."""
+    found = []
+    for path in (ROOT / "watcher").rglob("*.py"):
+        folders = path.relative_to(ROOT / "watcher").parts[:-1]
+        if path.name != "__init__.py" and len(folders) < 2:
+            found.append(path.stem if folders else path.name)
+    return found
+
+
+def test_the_house_names_each_module() -> None:
+    section = DESIGN.partition("## The house")[2].partition("\n## ")[0]
+    assert [each for each in house() if f"`{each}`" not in section] == []
+
+
 def test_an_event_has_one_row() -> None:
     section = DESIGN.partition("## Events")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)`", section, re.MULTILINE)

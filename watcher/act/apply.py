@@ -279,7 +279,8 @@ def _done_message(action: Action) -> str:
         case Verb.RESTORE:
             return f"restored {names.printable(action.subject)}"
         case Verb.REFRESH:
-            return f"kept {names.printable(action.subject)} from the server's clean-up"
+            what = names.known_as(action.models, action.subject.removeprefix("sha256-"))
+            return f"kept {what} from the server's clean-up"
         case _:
             return f"removed {names.printable(action.subject)}"
 

@@ -42,6 +42,8 @@ _SEVERITY = {
     Condition.UNKNOWN: Severity.ERROR,
 }
 _STARTS_DELETE = "the next start of the server deletes it once it is an hour old"
+#: How the model of a download is found out.
+NAMED = "`repair MODEL`, with the model's name, asks its registry"
 
 
 def sizes(entries: Iterable[Entry]) -> Sizes:
@@ -79,7 +81,7 @@ def of_download(
         command=helps(judged, evidence),
         sizes=size,
         models=download.models,
-        remedy=in_words(judged, evidence),
+        remedy=in_words(judged),
     )
     if judged.stale:
         yield Finding(
@@ -118,12 +120,11 @@ def _owner(download: Download) -> int | None:
     return owners.pop() if len(owners) == 1 else None
 
 
-def in_words(judged: Judged, evidence: Evidence) -> str:
+def in_words(judged: Judged) -> str:
     """What helps besides the command, or in its place."""
     if judged.download.models or judged.condition in (Condition.LIVE, Condition.REDUNDANT):
         return ""
-    finds_out = advice.watch(evidence, "repair")
-    return f"nothing here says which model it belongs to: {finds_out} MODEL asks a model's registry"
+    return f"nothing here says which model it belongs to; {NAMED}"
 
 
 def _alone(judged: Judged) -> str:
@@ -508,7 +509,8 @@ def _evidence_of(odd: OddBlob) -> str:
 
 def _bytes(odd: OddBlob, content: Entry | None) -> str:
     found = "nothing" if content is None else f"{content.size} bytes"
-    return f"{odd.wanted} bytes are wanted, {found} is there"
+    are = "is" if content is None else "are"
+    return f"{odd.wanted} bytes are wanted, {found} {are} there"
 
 
 def _alone_with(fault: BlobFault) -> str:

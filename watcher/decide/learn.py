@@ -622,7 +622,8 @@ def refreshed(outcomes: Sequence[Outcome], at: float) -> Event:
         message = f"the times of wanted files can't be kept fresh: {failed[0]}"
         return Event(at, "error", message, details={"failed": len(failed)})
     subjects = [names.exact(outcome.action.subject) for outcome in outcomes]
-    message = f"{len(subjects)} wanted things were kept from the server's clean-up"
+    many = "1 wanted thing was" if len(subjects) == 1 else f"{len(subjects)} wanted things were"
+    message = f"{many} kept from the server's clean-up"
     return Event(at, "refreshed", message, details={"subjects": subjects[:_MOST_SUBJECTS]})
 
 

@@ -149,11 +149,10 @@ def _no_length(judged: Judged, evidence: Evidence) -> safety.Why:
             "ask again when that registry can be reached, or clean it once it is stale",
             command=advice.watch(evidence, "repair", names.short(judged.digest)),
         )
-    asks = advice.watch(evidence, "repair")
     return safety.Why(
         RefusalKind.LENGTH,
         "its true length is not known, and nothing here says which model it belongs to",
-        f"{asks} MODEL asks a model's registry; or clean it once it is stale",
+        f"{findings.NAMED}; or clean it once it is stale",
     )
 
 

@@ -134,7 +134,10 @@ def _owned(each: Barred) -> str:
 
 
 def _shown(path: str) -> str:
-    return "the store's folder" if path == "." else names.printable(path)
+    if path == ".":
+        return "the store's folder"
+    digest = names.parse_blob(path.rpartition("/")[2]).digest or ""
+    return names.printable(path).replace(digest, digest[:12])
 
 
 def _models(each: Barred, evidence: Evidence) -> tuple[str, ...]:
@@ -279,7 +282,8 @@ def _at_risk(
         command=advice.watch(evidence, *words, owner=each.entries[0].uid),
         sizes=findings.sizes(each.entries),
         models=each.models,
-        remedy="it keeps it for an hour; the service, or prepare in the server's unit, for good",
+        remedy="this keeps it for an hour; the service, or `prepare` in the server's unit, keeps it"
+        " for good",
     )
 
 

@@ -102,7 +102,7 @@ def shortage(planned: Plan, left: int) -> list[Line]:
 def outcomes(report: Report) -> list[Line]:
     """What was done, and what was not."""
     done = [outcome for outcome in report.outcomes if outcome.result is Result.DONE]
-    shown = [Line(outcome.message) for outcome in done[:_SHOWN_ALIKE]]
+    shown = [Line(_done(outcome)) for outcome in done[:_SHOWN_ALIKE]]
     if len(done) > _SHOWN_ALIKE:
         shown.append(Line(f"and {len(done) - _SHOWN_ALIKE:,} more"))
     freed = sum(outcome.freed for outcome in done)
@@ -132,6 +132,19 @@ def remaining(left: Remaining) -> list[Line]:
     return shown
 
 
+def _done(outcome: Outcome) -> str:
+    hashed = outcome.action.verb is Verb.HASH
+    return f"{_subject(outcome.action)}: {outcome.message}" if hashed else outcome.message
+
+
+def _would_do(refusal: Refusal) -> str:
+    """What is refused; one of many files has their number for a subject."""
+    of_files = refusal.verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY)
+    if of_files and refusal.entries and refusal.subject not in refusal.entries:
+        return f"remove {refusal.subject}"
+    return f"{_DOES[refusal.verb]} {_subject(refusal)}"
+
+
 def _undone(outcome: Outcome) -> Iterator[Line]:
     word = "Refused" if outcome.result is Result.REFUSED else "Failed"
     yield Line(f"{word}: {_subject(outcome.action)}: {outcome.message}", color="yellow")
@@ -141,7 +154,7 @@ def _undone(outcome: Outcome) -> Iterator[Line]:
 
 def _refused(refusals: Iterable[Refusal]) -> Iterator[Line]:
     for refusal in refusals:
-        yield Line(f"Refused: {_DOES[refusal.verb]} {_subject(refusal)}", color="yellow")
+        yield Line(f"Refused: {_would_do(refusal)}", color="yellow")
         yield Line(refusal.why, indent=2)
         yield from _helps(refusal.remedy, refusal.command)
 

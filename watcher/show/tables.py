@@ -238,7 +238,7 @@ def _download(judged: Judged, seen: Evidence) -> Iterator[object]:
     table = drawn(judged)
     table.add_row("", judged.because)
     table.add_row("", _costs(judged))
-    words = "" if judged.stale else findings.in_words(judged, seen)
+    words = "" if judged.stale else findings.in_words(judged)
     if words:
         table.add_row("", words)
     yield table
