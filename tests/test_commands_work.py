@@ -93,6 +93,13 @@ def no_room(store: Store) -> None:
     store.orphan("a useless orphan")
 
 
+def forgotten(store: Store) -> None:
+    store.model()
+    ours = store.path / ".ollama-watch"
+    ours.mkdir()
+    (ours / "state.json").write_text("{")
+
+
 CASES: dict[str, Case] = {
     "download_paused": Case(paused, "ollama pull llama3:latest", "download_paused"),
     "download_behind": Case(lambda s: s.broken("0:40 0:60"), "repair", "download_paused"),
@@ -114,6 +121,7 @@ CASES: dict[str, Case] = {
     "manifest_dangling": Case(dangling, "rm"),
     "file_temporary": Case(lambda s: (s.model(), s.temporary()), "clean"),
     "file_owner": Case(foreign_owner, "chown"),
+    "state_forgotten": Case(forgotten, "verify"),
     "store_no_room": Case(no_room, "clean", "store_no_room"),
 }  # fmt: skip
 
