@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from watcher.decide import enough, judge, plan
+from watcher.decide import enough, judge, plan, safety
 from watcher.model import (
     DAY,
     HOUR,
+    Blind,
     BlobCensus,
     BlobFault,
+    Caller,
     Download,
     Entry,
     Evidence,
@@ -31,6 +33,7 @@ from watcher.model import (
     Temporary,
     TemporaryKind,
     Verb,
+    View,
 )
 
 from .seen import CLEANING, MB, NOW, D, download, entry, evidence, server, writer
@@ -335,3 +338,13 @@ def test_a_service_mends_nothing_while_another_download_is_live(
     alone = evidence(broken, servers=servers, pulling=frozenset({D}))
     made = plan.make(judge.judge(alone, policy), alone, policy)
     assert [each.verb for each in made.actions] == [Verb.WRITE_SIDECARS]
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+@pytest.mark.parametrize("blind", Blind)
+def test_only_who_is_not_root_is_told_to_be_and_only_where_that_helps(
+    blind: Blind, uid: int
+) -> None:
+    by = Caller(uid, ("ollama-watch",), ("ollama-watch",))
+    seen = evidence(view=View(Sight.PARTIAL, blind=blind), caller=by)
+    assert ("as root" in safety.sees_more(seen)) is (blind is Blind.USERS and uid != 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
+from watcher import names
 from watcher.observe.installation import unreachable
 from watcher.units import Installation
 
@@ -71,6 +74,25 @@ def test_a_python_that_may_not_be_run(open_folder: Path) -> None:
     (open_folder / "lib").chmod(0o755)
     found.chmod(0o700)
     assert "is 0700" in unreachable(program(open_folder, str(found)), cron=True)
+
+
+def test_a_package_that_lies_elsewhere_than_its_python(open_folder: Path) -> None:
+    closed = open_folder / "packages"
+    shutil.copytree(Path(names.__file__).parent, closed / "watcher")
+    closed.chmod(0o700)
+    where = program(open_folder, os.path.realpath(sys.executable))
+    script = """if True:
+        import sys
+        from watcher.observe.installation import unreachable
+        from watcher.units import Installation
+        print(unreachable(Installation(sys.argv[1], user=sys.argv[2]), cron=True))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script, where.program, OTHER],
+        cwd=open_folder, env={**os.environ, "PYTHONPATH": str(closed)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.endswith(f"watcher/names.py: {closed} is 0700\n")
 
 
 @needs_root
