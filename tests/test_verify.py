@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -401,6 +402,16 @@ def failing(store: Store, path: str, call: str, *words: str) -> subprocess.Compl
 
 
 @strace
+def test_no_right_is_given_against_a_failing_disk(store: TrueStore) -> None:
+    done = failing(store, "manifests/registry.ollama.ai/library", "getdents64", "audit")
+    (told,) = (
+        each for each in json.loads(done.stdout)["findings"] if each["kind"] == "store_unlisted"
+    )
+    assert (told["command"], told["evidence"]) == ("", os.strerror(errno.EIO))
+    assert "dmesg" in told["remedy"]
+
+
+@strace
 @pytest.mark.parametrize(
     ("path", "call"),
     [
@@ -408,6 +419,7 @@ def failing(store: Store, path: str, call: str, *words: str) -> subprocess.Compl
         ("manifests/registry.ollama.ai/library/first", "getdents64"),
         ("manifests/registry.ollama.ai/library/first/latest", "read"),
         ("blobs", "getdents64"),
+        ("manifests", "openat"),
     ],
 )
 def test_a_failing_disk_is_told(store: TrueStore, path: str, call: str) -> None:

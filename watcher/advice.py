@@ -74,8 +74,11 @@ def watch(seen: Evidence, *words: str, owner: int | None = None, root: bool = Fa
     """A command of ours on the store that was looked at.
 
     `owner`: the user whose files it changes, where that is known. `root`: it takes root's view.
+    "" where nothing in the store can be changed; the same goes for those below.
     """
     place, by = seen.place, seen.caller
+    if place.read_only and changes(words):
+        return ""
     powerless = not (place.writable or place.read_only) or owner not in (None, by.uid)
     store = "" if place.found_by in FOUND_AGAIN and not (root or powerless) else place.path
     return ours(*words, store=store, by=by, root=root or (powerless and changes(words)))
@@ -152,8 +155,11 @@ def ours(*words: str, store: str = "", by: Caller | None = None, root: bool = Fa
 
 
 def shell(seen: Evidence, *words: str, owner: int | None = None) -> str:
-    """Another program's command. `owner`: the user who may do it besides root; None: root alone."""
-    return line(*_sudo(seen.caller, owner), *words)
+    """Another program's command, which changes the store.
+
+    `owner`: the user who may do it besides root; None: root alone.
+    """
+    return "" if seen.place.read_only else line(*_sudo(seen.caller, owner), *words)
 
 
 def as_root(*words: str) -> str:
@@ -167,6 +173,8 @@ def _sudo(by: Caller, owner: int | None) -> tuple[str, ...]:
 
 def ollama(seen: Evidence, verb: str, model: str) -> str:
     """A command of Ollama's own about a model, at the server of the store that was looked at."""
+    if seen.place.read_only:
+        return ""
     urls = {server.url for server in seen.servers if server.ours and server.url}
     url = urls.pop() if len(urls) == 1 else _SERVER_URL
     where = () if url == _SERVER_URL else (f"OLLAMA_HOST={quoted(url)}",)

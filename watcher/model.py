@@ -453,6 +453,10 @@ class ManifestFault(enum.StrEnum):
     CASE = "case"
 
 
+#: Manifests that may name any blob.
+BLINDING = frozenset({ManifestFault.CORRUPT, ManifestFault.UNREADABLE, ManifestFault.DANGLING})
+
+
 class OddManifest(NamedTuple):
     """A file or folder under ``manifests/`` that is not one whole manifest in its place."""
 
@@ -464,6 +468,8 @@ class OddManifest(NamedTuple):
     changed_at: float | None = None
     #: We can read it, and the server's user can't.
     barred: bool = False
+    #: The server's user may read it, and we may not.
+    hidden: bool = False
 
 
 class SeenModel(NamedTuple):
@@ -526,6 +532,10 @@ class BlobCensus(NamedTuple):
     odd_manifests: tuple[OddManifest, ...] = ()
     #: Folders below the store that could not be listed, as paths below the store.
     unlisted: tuple[str, ...] = ()
+    #: Of these the ones that no right of anybody's opens, and why.
+    failing: tuple[Unseen, ...] = ()
+    #: Folders below ``manifests`` that a symlink of neither root's nor their owner's leads to.
+    behind_foreign: tuple[str, ...] = ()
     #: Names of which not even the kind could be told.
     unseen: tuple[Unseen, ...] = ()
     #: As `unlisted`, for the server, going by the store's owner and the folders' modes.
@@ -850,6 +860,9 @@ class Forecast(NamedTuple):
     start_fails: bool = False
     #: Its clean-up is skipped as a whole.
     pruning_off: bool = False
+    #: There are manifests that the server may read, and we may not: which finished blobs it deletes
+    #: is not known, and none of them is among those above.
+    blind: bool = False
     why: tuple[str, ...] = ()
 
     @property

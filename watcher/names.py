@@ -195,6 +195,10 @@ def to_model(text: str) -> ModelName:
     return model
 
 
+#: No command says this: pasted without a look, it would lead us to wherever the link leads.
+TRUST_LINK = "look at where it leads; if that is meant, let root own the symlink, else remove it"
+
+
 def of_link(link: ForeignLink) -> str:
     """Whose symlink leads to whose folder, for people."""
     return (

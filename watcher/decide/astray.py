@@ -11,6 +11,12 @@ from watcher.model import Evidence, Finding, Located, OddBlob, Severity
 
 def of_blobs(evidence: Evidence) -> Iterator[Finding]:
     """What lies astray, that of one folder or spelling together, with the command that helps."""
+    for finding in _of_blobs(evidence):
+        away = findings.is_led_away(finding.path, evidence)
+        yield finding._replace(command="", remedy=findings.BEHIND_LINK) if away else finding
+
+
+def _of_blobs(evidence: Evidence) -> Iterator[Finding]:
     groups: dict[str, list[OddBlob]] = {}
     for odd in evidence.census.odd:
         if odd.lies is not None:
@@ -87,7 +93,11 @@ def _many(group: list[OddBlob]) -> str:
 
 
 def _finding(
-    severity: Severity, group: list[OddBlob], message: str, alone: str, command: str
+    severity: Severity,
+    group: list[OddBlob],
+    message: str,
+    alone: str,
+    command: str,
 ) -> Finding:
     lies = [odd.lies for odd in group if odd.lies is not None]
     return Finding(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from watcher import advice, names
 from watcher.decide import findings, safety
 from watcher.model import (
+    BLINDING,
     CLOCK_SETTLED_SECONDS,
     CLOCK_TOLERANCE_SECONDS,
     HOUR,
@@ -16,7 +17,6 @@ from watcher.model import (
     Evidence,
     Judged,
     Kind,
-    ManifestFault,
     Policy,
     Refusal,
     RefusalKind,
@@ -26,7 +26,6 @@ from watcher.model import (
 )
 
 #: Manifests that protect blobs which nobody can tell.
-_BLINDING = frozenset({ManifestFault.CORRUPT, ManifestFault.UNREADABLE, ManifestFault.DANGLING})
 
 
 def of_download(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
@@ -174,7 +173,7 @@ def _refused_all(why: safety.Why, verb: Verb, old: list[Entry]) -> Refusal:
 def orphans_forbidden(evidence: Evidence) -> safety.Why | None:
     """Why no finished blob may be removed: something may name it, or be about to."""
     for odd in evidence.census.odd_manifests:
-        if odd.fault in _BLINDING:
+        if odd.fault in BLINDING:
             who = odd.model or names.printable(odd.path)
             return safety.Why(
                 RefusalKind.MANIFESTS,

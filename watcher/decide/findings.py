@@ -10,6 +10,7 @@ from watcher import advice, names, ranges
 from watcher.events import instant
 from watcher.memory import FOLDER as OURS
 from watcher.model import (
+    BLINDING,
     DOUBTFUL,
     HOUR,
     BlobFault,
@@ -41,6 +42,9 @@ _SEVERITY = {
     Condition.REDUNDANT: Severity.WARNING,
     Condition.UNKNOWN: Severity.ERROR,
 }
+_LOOK_AT_DISK = "look at the disk and at the modes on the way: dmesg, ls -l"
+#: Said of what lies behind somebody else's symlink, in place of a command.
+BEHIND_LINK = "it lies behind somebody else's symlink: look at where that leads"
 _STARTS_DELETE = "the next start of the server deletes it once it is an hour old"
 #: How the model of a download is found out.
 NAMED = "`repair MODEL`, with the model's name, asks its registry"
@@ -175,9 +179,22 @@ def _fate(download: Download, now: float, doomed: Mapping[str, float]) -> str:
 
 def given_to(owner: int, entries: Iterable[Entry], evidence: Evidence) -> str:
     """The command that gives some of a download's files, and nothing else, to a user."""
+    if is_led_away("blobs", evidence):
+        return ""
     paths = (path_of(evidence, f"blobs/{entry.name}") for entry in entries)
     # Never through a link: who may write there may put one in a file's place.
     return advice.shell(evidence, "chown", "-h", str(owner), *paths)
+
+
+def is_led_away(path: str, evidence: Evidence) -> bool:
+    """Whether somebody else's symlink lies on the way to a path below the store.
+
+    No command about it is printed: root would paste it, and do it wherever the symlink leads.
+    """
+    behind = evidence.census.behind_foreign
+    return evidence.place.foreign is not None or any(
+        path == each or path.startswith(f"{each}/") for each in behind
+    )
 
 
 def path_of(evidence: Evidence, path: str) -> str:
@@ -212,19 +229,7 @@ def of_store(
             evidence="; ".join(foreseen.why[:3]),
             alone="the server ends with an error at each start",
         )
-    for path in census.unlisted:
-        if path in census.unlisted_by_server:
-            continue  # told with what keeps the server from it
-        yield Finding(
-            Severity.ERROR,
-            "store_unlisted",
-            path,
-            f"the folder {names.printable(path)} can't be listed",
-            alone="what only its manifests name is deleted at the next start of the server"
-            if path.startswith("manifests")
-            else "the server's start ends there with an error",
-            command=made_listable(path, evidence),
-        )
+    yield from _unlisted(evidence)
     for unseen in census.unseen:
         yield Finding(
             Severity.ERROR,
@@ -233,9 +238,9 @@ def of_store(
             f"{names.printable(unseen.path)} could not be looked at",
             evidence=unseen.why,
             alone="the server can't read it either, if it runs as the same user",
-            remedy="look at the disk and at the modes on the way: dmesg, ls -l",
+            remedy=_LOOK_AT_DISK,
         )
-    if census.unnamed and not census.manifests:
+    if census.unnamed and not census.manifests and not is_blind(evidence):
         yield Finding(
             Severity.ERROR,
             "store_no_manifests",
@@ -261,7 +266,7 @@ def of_store(
             "",
             f"{names.of_link(place.foreign)}: it is looked at and not changed",
             evidence=f"it leads to {names.printable(place.foreign.target)}",
-            command=advice.shell(evidence, "chown", "-h", "root:root", place.foreign.path),
+            remedy=names.TRUST_LINK,
         )
     if evidence.census.elsewhere:
         yield Finding(
@@ -298,10 +303,68 @@ def of_store(
     yield from _no_holes(judged)
 
 
+def _unlisted(evidence: Evidence) -> Iterator[Finding]:
+    """The folders that we can't list, and that the server's user may."""
+    census = evidence.census
+    failing = dict(census.failing)
+    for path in census.unlisted:
+        if path in census.unlisted_by_server:
+            continue  # told with what keeps the server from it
+        why = failing.get(path, "")
+        if not why:
+            alone = "nothing: the server's user may list it"
+        elif path.startswith("manifests"):
+            alone = "what only its manifests name is deleted at the next start of the server"
+        else:
+            alone = "the server's start ends there with an error"
+        yield Finding(
+            Severity.ERROR,
+            "store_unlisted",
+            path,
+            f"the folder {names.printable(path)} can't be listed",
+            evidence=why or "this user may not list it",
+            alone=alone,
+            command=made_listable(path, evidence),
+            remedy=_LOOK_AT_DISK if why else "",
+        )
+
+
+def is_blind(evidence: Evidence) -> bool:
+    """Whether some manifest may name blobs that nobody can tell."""
+    census = evidence.census
+    paths = (*census.unlisted, *(each.path for each in census.unseen))
+    read = {model.name for model in census.models}
+    return any(path.startswith("manifests") for path in paths) or any(
+        odd.fault in BLINDING and odd.model not in read for odd in census.odd_manifests
+    )
+
+
+#: Told where there is something to mend that can't be.
+OF_READ_ONLY = Finding(
+    Severity.WARNING,
+    "store_read_only",
+    "",
+    "the file system is mounted read-only: nothing here can be mended",
+    remedy="mount it for writing; then another audit prints the commands that help",
+)
+
+
 def made_listable(path: str, evidence: Evidence) -> str:
-    """The command that lets a folder of the store be listed."""
+    """The command that lets a folder of the store be listed; "" where none does."""
+    owner = evidence.place.owner
+    if is_led_away(path, evidence):
+        return ""
+    if any(each.path == path for each in (*evidence.census.failing, *evidence.census.unseen)):
+        return ""
+    if path not in evidence.census.unlisted_by_server and evidence.caller.uid not in (0, owner):
+        return _looked_at(evidence)
     whole = path_of(evidence, path)
-    return advice.shell(evidence, "chmod", "u+rx", whole, owner=evidence.place.owner)
+    return advice.shell(evidence, "chmod", "u+rx", whole, owner=owner)
+
+
+def _looked_at(evidence: Evidence) -> str:
+    """The command that looks at what this user may not read."""
+    return advice.watch(evidence, "audit", root=True)
 
 
 def _state(evidence: Evidence) -> Iterator[Finding]:
@@ -319,6 +382,7 @@ def _state(evidence: Evidence) -> Iterator[Finding]:
         else f"user id {user} can't write there, so nothing is remembered or done",
         alone="nothing: the server ignores it",
         command=advice.shell(evidence, "chown", "-hR", f"{user}:{group}", path_of(evidence, OURS)),
+        remedy="see what is in it first; if it may count:" if foreign else "",
     )
 
 
@@ -410,7 +474,9 @@ def _no_holes(judged: tuple[Judged, ...]) -> Iterator[Finding]:
 # ---------------------------------------------------------------- blobs and manifests
 
 
-def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> Iterator[Finding]:
+def of_blobs(
+    evidence: Evidence, judged: tuple[Judged, ...], foreseen: Forecast, policy: Policy
+) -> Iterator[Finding]:
     """Blobs that are not as their manifests want them, and those that no manifest names."""
     for odd in evidence.census.odd:
         if odd.lies is None:  # else `astray` tells of it
@@ -426,7 +492,15 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
             command=advice.watch(evidence, "repair", entry.name[:19]),
             sizes=sizes([entry]),
         )
+    yield from _orphans(evidence, judged, foreseen, policy)
+
+
+def _orphans(
+    evidence: Evidence, judged: tuple[Judged, ...], foreseen: Forecast, policy: Policy
+) -> Iterator[Finding]:
     pulling = any(not each.stale for each in judged)
+    gone, blind = doomed(foreseen), is_blind(evidence)
+    manifest = "manifest that can be read" if blind else "manifest"
     for entry in evidence.census.unnamed:
         # As for `clean`: a time that we have set to keep it makes it no younger.
         young = evidence.age_of(entry.changed_at) < policy.stale_after
@@ -437,26 +511,39 @@ def of_blobs(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> 
             Severity.INFO if young and pulling else Severity.WARNING,
             "blob_orphan",
             f"blobs/{entry.name}",
-            f"no manifest names {entry.name[:19]}",
+            f"no {manifest} names {entry.name[:19]}",
             evidence="; ".join(filter(None, (_layer_of(models), waits))),
-            alone=_STARTS_DELETE,
+            alone="" if foreseen.blind else _kept_or_not(f"blobs/{entry.name}", gone),
             command=advice.watch(evidence, "clean", entry.name[:19])
-            if _is_old_orphan(entry, evidence, policy)
+            if _is_old_orphan(entry, evidence, policy) and not blind
             else "",
             sizes=sizes([entry]),
             models=models,
         )
 
 
+def _kept_or_not(path: str, doomed: Mapping[str, float]) -> str:
+    """What a start of the server does to a file that no manifest keeps."""
+    return _STARTS_DELETE if path in doomed else "it stays"
+
+
 def _layer_of(models: tuple[str, ...]) -> str:
     return f"a layer of {', '.join(models[:3])}, whose manifest is not here" if models else ""
+
+
+_KINDS = {
+    Kind.FILE: "a file",
+    Kind.FOLDER: "a folder",
+    Kind.SYMLINK: "a symlink",
+    Kind.OTHER: "a device, a pipe or a socket",
+}
 
 
 def damage(odd: OddBlob) -> str:
     """What is wrong with a blob, in a clause about it."""
     if odd.fault is BlobFault.NO_FILE:
         there = odd.entry if odd.behind is None else odd.behind
-        kind = "no file" if there is None else f"a {there.kind.value}, no file"
+        kind = "no file" if there is None else f"{_KINDS[there.kind]}, no file"
         return f"it is {'a link to ' if odd.behind is not None else ''}{kind}"
     return {
         BlobFault.CORRUPT: "its bytes are not those of its name",
@@ -540,6 +627,18 @@ def of_manifests(evidence: Evidence) -> Iterator[Finding]:
 def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
     """What there is to tell about a file that is no manifest in its place."""
     shown = names.printable(odd.path)
+    if odd.hidden:
+        return Finding(
+            Severity.ERROR,
+            "manifest_unreadable",
+            odd.path,
+            f"the manifest of {odd.model or shown} can't be read by this user",
+            evidence=odd.why,
+            alone="nothing: the server's user may read it",
+            command=_looked_at(evidence),
+            models=(odd.model,) if odd.model else (),
+        )
+    away = is_led_away(odd.path, evidence)
     full, owner = path_of(evidence, odd.path), evidence.place.owner
     who = odd.model or shown
     pull = advice.ollama(evidence, "pull", odd.model) if odd.model else ""
@@ -601,7 +700,8 @@ def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
         message,
         evidence=odd.why,
         alone=alone,
-        command=command,
+        command="" if away and command != pull else command,
+        remedy=BEHIND_LINK if away else "",
         models=(odd.model,) if odd.model else (),
     )
 
@@ -623,16 +723,16 @@ def _told_apart(odd: OddManifest, evidence: Evidence) -> str:
 # ---------------------------------------------------------------- what does not belong there
 
 
-def of_leftovers(evidence: Evidence) -> Iterator[Finding]:
+def of_leftovers(evidence: Evidence, foreseen: Forecast) -> Iterator[Finding]:
     """Left-overs of the server's own work, foreign files, and names of older servers."""
+    gone = doomed(foreseen)
     for temporary in evidence.census.temporaries:
-        stays = temporary.entry.kind is Kind.FOLDER
         yield Finding(
             Severity.WARNING,
             "file_temporary",
             temporary.path,
             f"{names.printable(temporary.entry.name)} is a left-over of ollama create",
-            alone="it stays" if stays else _STARTS_DELETE,
+            alone=_kept_or_not(temporary.path, gone),
             command=advice.watch(evidence, "clean")
             if _is_old_leftover(temporary, evidence)
             else "",
@@ -644,7 +744,7 @@ def of_leftovers(evidence: Evidence) -> Iterator[Finding]:
             "file_foreign",
             f"blobs/{entry.name}",
             f"{names.printable(entry.name)} does not belong into blobs/",
-            alone="it stays" if entry.kind is Kind.FOLDER else _STARTS_DELETE,
+            alone=_kept_or_not(f"blobs/{entry.name}", gone),
             sizes=sizes([entry]),
         )
     astray = {odd.lies.path for odd in evidence.census.odd if odd.lies is not None}

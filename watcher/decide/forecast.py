@@ -51,6 +51,10 @@ def forecast(evidence: Evidence, wanted: frozenset[str] = frozenset()) -> Foreca
     deletes: list[Located] = []
     later: list[tuple[float, Located]] = []
     unprotected = [] if _removes_nothing(evidence) else list(_unprotected(evidence))
+    hidden = hidden_manifests(evidence)
+    if hidden:
+        unprotected = [each for each in unprotected if not _is_blob(each.entry.name)]
+        why = (*why, f"this user may not read {hidden[0]}, so which blobs are kept is not known")
     if evidence.next_start.prepared and any(each.path in wanted for each in unprotected):
         why = (*why, "ollama-watch prepare, before each start of the unit, keeps what is wanted")
         unprotected = [each for each in unprotected if each.path not in wanted]
@@ -74,8 +78,22 @@ def forecast(evidence: Evidence, wanted: frozenset[str] = frozenset()) -> Foreca
         renames=renames,
         empty_folders=evidence.census.empty_folders,
         start_fails=bool(blind or stuck),
+        blind=bool(hidden),
         why=(*why, *blind, *stuck),
     )
+
+
+def hidden_manifests(evidence: Evidence) -> list[str]:
+    """What there is below ``manifests`` that the server may read and we may not, to be printed."""
+    census = evidence.census
+    known = {*census.unlisted_by_server, *(each.path for each in census.failing)}
+    folders = (path for path in census.unlisted if path not in known)
+    files = (odd.path for odd in census.odd_manifests if odd.hidden)
+    return [names.printable(each) for each in (*folders, *files) if each.startswith("manifests")]
+
+
+def _is_blob(name: str) -> bool:
+    return names.is_blob(names.new_spelling(name) if name.startswith("sha256:") else name)
 
 
 def _removes_nothing(evidence: Evidence) -> bool:
@@ -143,7 +161,7 @@ def _why_pruning_is_off(evidence: Evidence) -> Iterator[str]:
     elif evidence.place.globbed:
         return  # no manifest is seen, so none is in the way
     for odd in evidence.census.odd_manifests:
-        if odd.fault in _SKIPS_PRUNING:
+        if odd.fault in _SKIPS_PRUNING and not odd.hidden:
             yield f"{names.printable(odd.path)}: {odd.why}"
 
 

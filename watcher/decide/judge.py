@@ -14,6 +14,7 @@ from watcher.model import (
     Judged,
     Kind,
     Policy,
+    Severity,
     Sight,
     Verdict,
 )
@@ -35,12 +36,14 @@ def judge(evidence: Evidence, policy: Policy) -> Verdict:
     ]
     if foreseen is not None:
         found.extend(findings.of_store(evidence, judged, foreseen, policy))
-        found.extend(findings.of_blobs(evidence, judged, policy))
+        found.extend(findings.of_blobs(evidence, judged, foreseen, policy))
         found.extend(findings.of_manifests(evidence))
-        found.extend(findings.of_leftovers(evidence))
+        found.extend(findings.of_leftovers(evidence, foreseen))
         found.extend(astray.of_blobs(evidence))
         found.extend(standing.barred(evidence))
         found.extend(standing.at_risk(judged, evidence, policy, doomed))
+        if evidence.place.read_only and any(each.severity is not Severity.INFO for each in found):
+            found.append(findings.OF_READ_ONLY)
     found.sort(key=lambda each: (-each.severity.rank, -each.sizes.allocated, each.path, each.kind))
     return Verdict(judged, tuple(found), foreseen)
 

@@ -226,7 +226,6 @@ def _ago(judged: Judged, evidence: Evidence) -> str:
 
 
 #: Root has looked at where the symlink leads, then.
-TRUST_LINK = "if that is meant, let root own the symlink"
 
 
 def store_forbids(evidence: Evidence) -> Why | None:
@@ -252,8 +251,7 @@ def store_forbids(evidence: Evidence) -> Why | None:
         )
     if evidence.place.foreign:
         why = f"{names.of_link(evidence.place.foreign)}, so what lies there is not this store's"
-        owned = advice.shell(evidence, "chown", "-h", "root:root", evidence.place.foreign.path)
-        return Why(RefusalKind.OWNER, why, TRUST_LINK, command=owned)
+        return Why(RefusalKind.OWNER, why, names.TRUST_LINK)
     if evidence.place.read_only:
         why = "the file system is mounted read-only"
         return Why(RefusalKind.PERMISSION, why, "mount it for writing")

@@ -102,6 +102,9 @@ def barred(evidence: Evidence) -> Iterator[Finding]:
     for each in evidence.census.barred:
         kind, severity, cannot, alone = _BARRED[each.subject, each.need]
         first = each.first[0]
+        away = each.need is not Need.ENTER and any(
+            findings.is_led_away(located.path, evidence) for located in each.first
+        )
         yield Finding(
             severity,
             # One that we can't list ourselves has its own kind.
@@ -110,7 +113,8 @@ def barred(evidence: Evidence) -> Iterator[Finding]:
             f"the server can't {cannot.format(_counted(each))}",
             evidence=f"it runs as user id {user.uid} ({user.by}); {_owned(each)}",
             alone=alone,
-            command=_cure(each, evidence),
+            command="" if away else _cure(each, evidence),
+            remedy=findings.BEHIND_LINK if away else "",
             models=_models(each, evidence),
         )
 
@@ -148,7 +152,7 @@ def _models(each: Barred, evidence: Evidence) -> tuple[str, ...]:
 
 def _cure(each: Barred, evidence: Evidence) -> str:
     """The command that lets the server's user in."""
-    user, store = evidence.next_start.user, evidence.place.path
+    user = evidence.next_start.user
     if each.need is Need.ENTER:
         entry = each.first[0].entry
         who = "u" if each.own else "g" if entry.gid in user.groups else "o"
@@ -159,7 +163,7 @@ def _cure(each: Barred, evidence: Evidence) -> str:
     else:
         change, owner = ["chown", "-h", str(user.uid)], None
     if each.total <= len(each.first) and (each.own or all(_would_do(each, rights))):
-        paths = (f"{store}/{located.path}".removesuffix("/.") for located in each.first)
+        paths = (_path(located.path, evidence) for located in each.first)
         return advice.shell(evidence, *change, *paths, owner=owner)
     changes = [*change, "{}", "+"]
     if not each.own:
@@ -167,6 +171,12 @@ def _cure(each: Barred, evidence: Evidence) -> str:
     return advice.shell(
         evidence, "find", *_selected(each, evidence), "-exec", *changes, owner=owner
     )
+
+
+def _path(path: str, evidence: Evidence) -> str:
+    """The whole path; of ``blobs`` behind a symlink that of the folder, and not of the symlink."""
+    whole = findings.path_of(evidence, path).removesuffix("/.")
+    return f"{whole}/." if path == "blobs" and evidence.place.blobs_linked else whole
 
 
 def _rights(each: Barred) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from watcher import folders, names
@@ -16,6 +17,7 @@ from watcher.model import (
     ManifestFault,
     OddBlob,
     OddManifest,
+    Unseen,
 )
 from watcher.observe import scan
 
@@ -27,7 +29,8 @@ def with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Blo
     census = found.census
     odd, sized = _decided(found, memory, now)
     known = {each.digest for each in odd}
-    with _opened(store) as blobs:
+    unseen = list(census.unseen)
+    with _opened(store, unseen) as blobs:
         suspects = _suspects(found, memory, blobs)
         corrupt = [_corrupt(found, memory, each, now) for each in suspects if _is_wrong(each)]
         corrupt = [each for each in corrupt if each.digest not in known]
@@ -47,18 +50,21 @@ def with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Blo
             for each in suspects
             if each.sha256 is None and names.parse_blob(each.name).digest not in known
         ),
+        unseen=census.unseen if "blobs" in census.unlisted else tuple(unseen),
         healthy=census.healthy - len(counted),
         healthy_bytes=census.healthy_bytes - sum(entry.size for entry in counted),
     )
 
 
 @contextlib.contextmanager
-def _opened(store: int) -> Iterator[int | None]:
-    """The descriptor of ``blobs/``; None where it is not there, or can't be opened."""
+def _opened(store: int, unseen: list[Unseen]) -> Iterator[int | None]:
+    """The descriptor of ``blobs/``; None where it is not there, or can't be opened (noted)."""
     with contextlib.ExitStack() as opened:
         try:
             blobs = opened.enter_context(folders.opened_blobs(store, foreign_too=True))
-        except OSError:
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                unseen.append(Unseen("blobs", os.strerror(error.errno or 0)))
             yield None
             return
         yield blobs

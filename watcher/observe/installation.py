@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from watcher import advice, folders, names, units
+from watcher import folders, names, units
 from watcher.errors import NoPermissionError, RefusedError
 from watcher.observe import place, unit
 from watcher.units import Installation
@@ -121,8 +121,7 @@ def _check_links(found: place.Found) -> None:
     if link is not None:
         raise RefusedError(
             f"{names.of_link(link)}: a service does not follow it",
-            "if that is meant, let root own it",
-            advice.as_root("chown", "-h", "root:root", os.path.join(found.path, link.path)),
+            names.TRUST_LINK,
         )
 
 

@@ -73,6 +73,10 @@ class Named:
     #: Digests to which manifests give several sizes: each size, and the indexes of its models.
     disputed: dict[str, dict[int, list[int]]] = field(default_factory=dict)
     unlisted: list[str] = field(default_factory=list)
+    #: Of these the ones that no right of anybody's opens, and why.
+    failing: list[Unseen] = field(default_factory=list)
+    #: Folders that a symlink of neither root's nor their owner's leads to.
+    foreign: list[str] = field(default_factory=list)
     unseen: list[Unseen] = field(default_factory=list)
     empty_folders: list[str] = field(default_factory=list)
     #: Those that are empty once the start has removed the empty ones in them, and that it can't.
@@ -87,6 +91,21 @@ class Named:
             first = len(self.models)
             self.models.extend(models)
             self.digests[digest] = (size, False, *range(first, len(self.models)))
+
+    def unlist(self, path: str, error: OSError) -> None:
+        """Note a folder below the store that could not be listed."""
+        self.unlisted.append(path)
+        if error.errno not in (errno.EACCES, errno.EPERM):
+            self.failing.append(Unseen(path, os.strerror(error.errno or 0)))
+
+    def follow(self, name: str, parent: int, path: str, folder: int) -> None:
+        """Note a folder that was entered, where somebody else's symlink has led to it."""
+        with contextlib.suppress(OSError):
+            link = look(name, parent)
+            if link is None or link.kind is not Kind.SYMLINK:
+                return
+            if link.uid not in (0, os.fstat(folder).st_uid):
+                self.foreign.append(path)
 
     def models_of(self, digest: str) -> tuple[str, ...]:
         """The models that name a digest, by name."""
@@ -221,10 +240,9 @@ def scan_manifests(store: int, access: Access | None = None) -> Named:
     """Read every manifest of the store, as the server finds them: exactly four names deep."""
     named = Named()
     access = access or Access(user_of(store, None))
-    with _folder(
-        "manifests", store, "manifests", named.unlisted, follow=True, access=access
-    ) as top:
+    with _folder("manifests", store, "manifests", named, follow=True, access=access) as top:
         if top is not None:
+            named.follow("manifests", store, "manifests", top)
             removable = access.folder(store, Need.WRITE)
             _Walk(named, access).folder(top, (), hidden=False, removable=removable)
     return named
@@ -256,8 +274,8 @@ class _Walk:
             with os.scandir(folder) as listing:
                 # By name, as the server's glob gives them.
                 items = sorted(listing, key=lambda item: item.name)
-        except OSError:
-            self.named.unlisted.append(path)
+        except OSError as error:
+            self.named.unlist(path, error)
             return False
         if not items:
             self.named.empty_folders.append(path)
@@ -296,11 +314,13 @@ class _Walk:
                     item.name,
                     folder,
                     path,
-                    self.named.unlisted,
+                    self.named,
                     follow=above_tags,
                     access=self.access,
                 ) as fd:
                     if fd is not None:
+                        if item.is_symlink():
+                            self.named.follow(item.name, folder, path, fd)
                         goes = self.folder(fd, parts, hidden=hidden, removable=removable)
                         return goes and not item.is_symlink()
         elif depth == _TAG_DEPTH:
@@ -329,9 +349,10 @@ def _read_manifest(
         if isinstance(error, FileNotFoundError) and look(parts[-1], folder) is None:
             return  # removed since it was listed
         fault = _fault_of(error, parts[-1], folder)
-        barred = isinstance(error, PermissionError) and _bars_both(parts[-1], folder, path, access)
-        why = str(error.strerror)
-        named.odd.append(OddManifest(path, fault, why, model.shown, barred=barred))
+        forbidden = isinstance(error, PermissionError)
+        barred = forbidden and _bars_both(parts[-1], folder, path, access)
+        why, hidden = str(error.strerror), forbidden and not barred
+        named.odd.append(OddManifest(path, fault, why, model.shown, barred=barred, hidden=hidden))
         return
     changed_at = None
     try:
@@ -438,7 +459,7 @@ def scan_store(
     census = _Counting(named, access, manifests_hidden=manifests_hidden)
     census.keep_healthy = keep_healthy
     # blobs/ itself may be a symlink that the owner made; nothing below it is followed.
-    with _folder("blobs", store, "blobs", named.unlisted, follow=True, access=access) as fd:
+    with _folder("blobs", store, "blobs", named, follow=True, access=access) as fd:
         if fd is not None:
             _scan_blobs(fd, census, downloads)
             for digest, pieces in census.old_downloads.items():
@@ -482,7 +503,7 @@ def scan_digests(store: int, digests: Iterable[str]) -> Scan:
     """
     named = Named()
     downloads: dict[str, Pieces] = {}
-    with _folder("blobs", store, "blobs", named.unlisted, follow=True) as fd:
+    with _folder("blobs", store, "blobs", named, follow=True) as fd:
         if fd is not None:
             for found in (found for digest in digests for found in _likely(digest, fd)):
                 name = found.name
@@ -678,6 +699,8 @@ class _Counting:
             foreign=tuple(sorted(self.foreign)),
             odd_manifests=tuple(self.named.odd),
             unlisted=tuple(self.named.unlisted),
+            failing=tuple(self.named.failing),
+            behind_foreign=tuple(self.named.foreign),
             unseen=(*self.named.unseen, *self.unseen),
             unlisted_by_server=tuple(self.access.unlisted),
             barred=self.access.result(),
@@ -692,9 +715,9 @@ def _scan_blobs(fd: int, census: _Counting, downloads: dict[str, Pieces]) -> Non
     with os.scandir(fd) as listing:
         try:
             _scan_names(listing, fd, census, downloads)
-        except OSError:
+        except OSError as error:
             # The disk gives no more of its names.
-            census.named.unlisted.append("blobs")
+            census.named.unlist("blobs", error)
 
 
 def _scan_names(
@@ -803,8 +826,8 @@ def _look_at_walk(found: Entry, parent: int, path: str, census: _Counting) -> No
     """What the server's start, which walks through ``blobs/`` and renames, will meet here."""
     inner: list[str] = []
     if found.kind is Kind.FOLDER:
-        unlisted, access = census.named.unlisted, census.access
-        with _folder(found.name, parent, path, unlisted, follow=False, access=access) as fd:
+        named, access = census.named, census.access
+        with _folder(found.name, parent, path, named, follow=False, access=access) as fd:
             if fd is not None:
                 inner = sorted(os.listdir(fd))
                 _look_into(fd, path, inner, census)
@@ -874,7 +897,7 @@ def _folder(
     name: str,
     parent: int,
     path: str,
-    unlisted: list[str],
+    named: Named,
     *,
     follow: bool,
     access: Access | None = None,
@@ -892,8 +915,8 @@ def _folder(
         os.stat(".", dir_fd=fd)
     except FileNotFoundError:
         yield None
-    except OSError:
-        unlisted.append(path)
+    except OSError as error:
+        named.unlist(path, error)
         if access is not None:
             _shut(name, parent, path, access)
         yield None
@@ -907,5 +930,7 @@ def _folder(
 def _shut(name: str, parent: int, path: str, access: Access) -> None:
     with contextlib.suppress(OSError):
         status = os.stat(name, dir_fd=parent)
+        if not stat.S_ISDIR(status.st_mode):
+            return  # no right makes a folder of it
         if not access.may_list(status, parent, name):
             access.shut(path, entry(path, status), parent)

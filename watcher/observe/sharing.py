@@ -11,11 +11,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from watcher import folders, names
-from watcher.model import BlobCensus, ManifestFault, Server, Sharing
+from watcher.model import BLINDING, BlobCensus, Server, Sharing
 from watcher.observe import scan
 
-#: Manifests that may name anything.
-_BLINDING = frozenset({ManifestFault.CORRUPT, ManifestFault.UNREADABLE, ManifestFault.DANGLING})
 _LOOK = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -32,7 +30,8 @@ def look(store: int, servers: Iterable[Server] = ()) -> Sharing:
         found = scan.scan_manifests(folder)
         named.update(found.digests)
         unread.extend(f"{path}/{each}" for each in found.unlisted)
-        unread.extend(f"{path}/{odd.path}" for odd in found.odd if odd.fault in _BLINDING)
+        unread.extend(f"{path}/{each.path}" for each in found.unseen)
+        unread.extend(f"{path}/{odd.path}" for odd in found.odd if odd.fault in BLINDING)
     return Sharing(tuple(stores), frozenset(named), tuple(unread))
 
 

@@ -1,0 +1,88 @@
+"""A store of which the server may read more than we may: nothing is said that we can't know.
+
+What the server does is tried with the rights of the store's owner in the tests beside; here
+somebody else looks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import environment, needs_root, open_parents
+from tests.notation import LIBRARY, Store
+
+pytestmark = needs_root
+OWNER = 12345
+
+
+@pytest.fixture
+def stranger(
+    tmp_path: Path, as_nobody: Callable[[Sequence[str]], list[str]]
+) -> Callable[..., dict[str, Any]]:
+    """What an audit by somebody else tells of a store of one model, made odd before."""
+    store = Store(tmp_path / "models")
+    store.model("llama3/latest")
+
+    def look(change: Callable[[Store], None]) -> dict[str, Any]:
+        change(store)
+        for path in (store.path, *store.path.rglob("*")):
+            os.chown(path, OWNER, OWNER, follow_symlinks=False)
+        open_parents(store.path)
+        store.path.chmod(0o755)
+        words = as_nobody(["-m", "watcher", "--store", str(store.path), "--json", "audit"])
+        done = subprocess.run(words, capture_output=True, timeout=60, env=environment(tmp_path))
+        assert done.returncode == 1, done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    return look
+
+
+def hide_a_folder(store: Store) -> None:
+    (store.manifests / LIBRARY).chmod(0o700)
+
+
+def hide_a_manifest(store: Store) -> None:
+    (store.manifests / LIBRARY / "llama3" / "latest").chmod(0o600)
+
+
+@pytest.mark.parametrize("hide", [hide_a_folder, hide_a_manifest])
+def test_what_only_we_may_not_read_is_no_fault_of_the_store(
+    stranger: Callable[..., dict[str, Any]], hide: Callable[[Store], None]
+) -> None:
+    told = stranger(hide)
+    assert told["forecast"]["deletes"] == []
+    assert not told["forecast"]["pruning_off"]
+    kinds = {each["kind"] for each in told["findings"]}
+    assert kinds <= {"store_unlisted", "manifest_unreadable", "blob_orphan"}
+    (error,) = (each for each in told["findings"] if each["severity"] == "error")
+    assert error["command"].startswith("sudo ")
+    assert error["command"].endswith(" audit")
+    for orphan in (each for each in told["findings"] if each["kind"] == "blob_orphan"):
+        assert "can be read" in orphan["message"]
+        assert (orphan["alone"], orphan["command"]) == ("", "")
+
+
+def test_what_no_start_deletes_is_not_said_to_go(
+    stranger: Callable[..., dict[str, Any]],
+) -> None:
+    def broken_and_waste(store: Store) -> None:
+        store.manifest("bad/latest", b"{")
+        store.orphan()
+        store.temporary()
+
+    told = stranger(broken_and_waste)
+    assert told["forecast"]["pruning_off"]
+    alone = {
+        each["kind"]: each["alone"]
+        for each in told["findings"]
+        if each["kind"] in ("blob_orphan", "file_temporary")
+    }
+    assert alone == {"blob_orphan": "it stays", "file_temporary": "it stays"}

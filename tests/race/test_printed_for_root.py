@@ -1,0 +1,99 @@
+"""What is printed for root, run as printed: never does it reach what a planted symlink leads to."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import environment, needs_root
+from tests.driving import command
+from tests.notation import LIBRARY, Store
+
+pytestmark = needs_root
+OWNER = 12345
+
+
+def owned(path: Path) -> None:
+    for each in (path, *path.rglob("*")):
+        os.chown(each, OWNER, OWNER, follow_symlinks=False)
+
+
+def tree(path: Path) -> dict[str, tuple[int, int, int, int]]:
+    found = {}
+    for each in (path, *path.rglob("*")):
+        status = each.lstat()
+        found[str(each)] = (status.st_mode, status.st_uid, status.st_ino, status.st_size)
+    return found
+
+
+def blobs(store: Store, victim: Path) -> None:
+    """`blobs` leads to a folder of root's, in which one model's blob is for root alone."""
+    there = Store(victim / "models")
+    digest = there.model("llama3/latest")
+    (there.blobs / f"sha256-{digest}").chmod(0o600)
+    os.rename(there.blobs / f"sha256-{there.orphan()}", there.blobs / f"sha256:{'a' * 64}")
+    store.model("llama3/latest")
+    os.rename(store.blobs, store.path / "aside")
+    store.blobs.symlink_to(there.blobs)
+
+
+def manifests(store: Store, victim: Path) -> None:
+    """A folder of manifests leads to one of root's, whose names are no models' and not readable."""
+    library = victim / "library"
+    for name in ("no name", "secret", "open"):
+        (library / name).mkdir(parents=True)
+        (library / name / "b@d name").write_text("worth something")
+        (library / name / "latest").write_text("{")
+    (library / "secret").chmod(0o700)
+    (library / "open" / "latest").chmod(0o600)
+    store.model("llama3/latest")
+    (store.manifests / "planted").symlink_to(victim)
+    (store.manifests / LIBRARY / "here").symlink_to(library / "no name")
+
+
+def itself(store: Store, victim: Path) -> None:
+    """`manifests` leads to root's."""
+    there = Store(victim / "models")
+    there.model("llama3/latest")
+    (there.manifests / LIBRARY / "llama3" / "latest").chmod(0o600)
+    (there.manifests / LIBRARY / "too-high").write_text("worth something")
+    store.model("qwen/latest")
+    os.rename(store.manifests, store.path / "aside")
+    store.manifests.symlink_to(there.manifests)
+
+
+@pytest.mark.parametrize("plant", [blobs, manifests, itself])
+def test_no_printed_command_reaches_behind_a_planted_symlink(
+    tmp_path: Path, plant: Callable[[Store, Path], None]
+) -> None:
+    store, victim = Store(tmp_path / "models"), tmp_path / "victim"
+    victim.mkdir()
+    plant(store, victim)
+    owned(store.path)
+    before = tree(victim)
+    for words in (("audit",), ("repair", "-n", "--offline"), ("clean", "-n")):
+        done = subprocess.run(
+            command(store.path, "--json", *words),
+            env=environment(tmp_path), capture_output=True, timeout=60,
+        )  # fmt: skip
+        assert b"Traceback" not in done.stderr
+        printed = commands(json.loads(done.stdout))
+        for each in printed:
+            if not each.startswith("ollama "):
+                subprocess.run(["bash", "-c", each], env=environment(tmp_path), timeout=60)
+            assert tree(victim) == before, each
+
+
+def commands(told: object) -> list[str]:
+    """Every `command` in a document."""
+    if isinstance(told, list):
+        return [each for part in told for each in commands(part)]
+    if not isinstance(told, dict):
+        return []
+    here = [told["command"]] if told.get("command") else []
+    return here + [each for part in told.values() for each in commands(part)]
