@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from watcher import advice, folders, memory, names, ours
+from watcher import advice, folders, memory, names, ours, stopping
 from watcher.decide import judge, learn, plan, safety
-from watcher.errors import NoPermissionError
+from watcher.errors import EndedError, NoPermissionError, WatchError
 from watcher.events import Event
 from watcher.journal import Journal, locked
 from watcher.memory import Memory
@@ -108,8 +108,12 @@ def cycle(
 
     def decide(known: Memory) -> _Decided:
         seen = look.observe(world, policy, known, scope)
+        world.go_on()
         verdict = judge.judge(seen, policy)
-        return _Decided(seen, verdict, plan.make(verdict, seen, policy), known, time.monotonic())
+        world.go_on()
+        made = plan.make(verdict, seen, policy)
+        world.go_on()
+        return _Decided(seen, verdict, made, known, time.monotonic())
 
     def anew() -> _Decided:
         return decide(_with_answers(world, remembered(world, past), unkept))
@@ -120,6 +124,7 @@ def cycle(
 
         answers, is_kept = answering.answer(world, policy, questions, stop, lock_seconds)
         unkept.extend(() if is_kept else answers)
+        found.extend(answers)
         return answers
 
     if world.keeps:
@@ -130,9 +135,14 @@ def cycle(
     if not world.keeps:
         return Report(now.evidence, now.verdict, now.plan)
     unkept: list[Outcome] = []
-    now, agreed, answers = _find_out(now, agreed, consent, answer, anew)
-    on_disk = _OnDisk(world, policy, stop, lock_seconds)
-    now, agreed, undone = _settle(now, agreed, on_disk, consent, anew)
+    found: list[Outcome] = []
+    try:
+        now, agreed, answers = _find_out(now, agreed, consent, answer, anew)
+        on_disk = _OnDisk(world, policy, stop, lock_seconds)
+        now, agreed, undone = _settle(now, agreed, on_disk, consent, anew)
+    except EndedError:
+        _tell_found(world, policy, found)
+        raise
     looked_at = world.clock()
     with contextlib.ExitStack() as opened:
         try:
@@ -150,10 +160,10 @@ def cycle(
         stuck = _recover_under_lock(world, policy, store, journal)
         known = _with_answers(world, _or_told(journal.recall(), past), unkept)
         late = journal.events or world.clock() - looked_at > _LATE_SECONDS
+        journal.tell_hashed(answers)
         if late or known != now.known:
             # Somebody else has learnt or acted meanwhile: what was seen before is an old story.
             now = decide(known)._replace(plan=now.plan, at=0.0)
-        journal.tell_hashed(answers)
         journal(*(learn.ended(each, world.clock()) for each in undone))
         known = journal.learn(known, now.evidence, now.verdict, first_look=first_look, ended=ended)
         outcomes: tuple[Outcome, ...] = ()
@@ -185,6 +195,16 @@ def keep_fresh(world: World, policy: Policy, wanted: Plan, lock_seconds: float) 
         journal = Journal(store, policy, world)
         refreshes = [each for each in wanted.actions if each.verb is Verb.REFRESH]
         apply.refresh_all(world, store, refreshes, journal.remember, journal)
+
+
+def _tell_found(world: World, policy: Policy, answers: Sequence[Outcome]) -> None:
+    """Tell what was hashed, before an end: no other look does."""
+    with (
+        contextlib.suppress(OSError, WatchError),
+        folders.opened_store(world.store) as store,
+        locked(store, stopping.GRACE_SECONDS),
+    ):
+        Journal(store, policy, world).tell_hashed(answers)
 
 
 def _with_answers(world: World, known: Memory, unkept: Sequence[Outcome]) -> Memory:
@@ -321,7 +341,11 @@ def _act(
             # Another look at a large store takes time that nobody has; the next run makes it.
             journal.save(learn.forget(learnt, outcomes))
             return now, outcomes
-    after = decide(learnt)._replace(plan=now.plan)
+    try:
+        after = decide(learnt)._replace(plan=now.plan)
+    except EndedError:
+        journal.save(learn.forget(learnt, outcomes))
+        return now, outcomes
     journal.learn(learn.forget(learnt, outcomes), after.evidence, after.verdict)
     return after, outcomes
 

@@ -27,7 +27,15 @@ from watcher import (
     stopping,
 )
 from watcher.decide import proving
-from watcher.errors import LockedError, NoStoreError, RefusedError, SettingsError, WatchError, named
+from watcher.errors import (
+    EndedError,
+    LockedError,
+    NoStoreError,
+    RefusedError,
+    SettingsError,
+    WatchError,
+    named,
+)
 from watcher.events import Event
 from watcher.memory import Memory
 from watcher.metrics import Metrics
@@ -52,7 +60,12 @@ def run(world: World, read_policy: Callable[[], Policy], queue_run: Sequence[str
     """
     policy = read_policy()
     metrics = Metrics(world.store, policy)
-    service = _Service(replace(world, tell=metrics.hearing(world.tell)), policy, metrics, queue_run)
+    service = _Service(
+        replace(world, tell=metrics.hearing(world.tell), ends=stopping.asked),
+        policy,
+        metrics,
+        queue_run,
+    )
     wakes = Wakes(world.store, world.proc)
     with metrics, wakes, _signals(wakes, service.end) as signals, service:
         for scope in wakes:
@@ -146,6 +159,8 @@ class _Service:
                 ended=wakes.ended(),
                 stop=wakes.is_stopped,
             )
+        except EndedError:
+            return
         except (LockedError, RefusedError) as error:
             if not self._begun:
                 raise

@@ -96,6 +96,10 @@ class ListenError(WatchError):
     """An address that the settings name can't be listened at."""
 
 
+class EndedError(Exception):
+    """This process was asked to end, and nobody waits for what it was about to find out."""
+
+
 class ChangedError(WatchError):
     """The store is not what it was when the act was planned; nothing was done."""
 

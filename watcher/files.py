@@ -178,6 +178,10 @@ def _only_ours(fd: int, parent: int, name: str) -> None:
     found = os.fstat(fd)
     _only_regular(found, name)
     _only_trusted(found, os.fstat(parent), name)
+    _only_one_name(found, name)
+
+
+def _only_one_name(found: os.stat_result, name: str) -> None:
     if found.st_nlink > 1:
         raise OSError(errno.EMLINK, "it has a second name", name)
 
@@ -340,6 +344,9 @@ def open_output(name: str, parent: int) -> int:
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | _CAREFULLY | os.O_CLOEXEC, 0o666, dir_fd=parent)
     try:
         _only_regular(os.fstat(fd), name)
+        if os.geteuid() == 0:
+            # In a folder of somebody else's it may be a file of root's from elsewhere.
+            _only_one_name(os.fstat(fd), name)
     except BaseException:
         os.close(fd)
         raise

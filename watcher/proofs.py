@@ -18,6 +18,7 @@ from dataclasses import replace
 import psutil
 
 from watcher import cycle, names
+from watcher.errors import EndedError
 from watcher.model import HOUR, Plan, Policy, Verb
 from watcher.world import World
 
@@ -25,10 +26,6 @@ from watcher.world import World
 _VERBS = cycle.QUESTIONS | {Verb.QUARANTINE_BLOB}
 _LOWEST = 19
 _AGAIN_SECONDS = HOUR
-
-
-class _EndedError(Exception):
-    """Nobody waits for this any more."""
 
 
 class Proofs:
@@ -98,10 +95,10 @@ class Proofs:
             is_hashed |= any(each.verb is Verb.HASH for each in agreed.actions)
             # What a hash has found is told first; all else another look finds again.
             if self._stopped.is_set() and not is_hashed:
-                raise _EndedError
+                raise EndedError
             return agreed
 
-        with contextlib.suppress(_EndedError):
+        with contextlib.suppress(EndedError):
             cycle.cycle(self._world, policy, consent=consent, stop=self._stopped.is_set)
 
 

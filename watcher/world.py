@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from watcher import advice, ollama, registry
+from watcher.errors import EndedError
 from watcher.events import Event
 from watcher.model import Caller, ForeignLink
 from watcher.names import ModelName
@@ -42,6 +43,8 @@ class World:
     registry_manifest: Callable[[int | None, ModelName], registry.Answer] = registry.manifest
     #: What is known of layers that no manifest of the store behind a descriptor names.
     known_layers: Callable[[int], Mapping[str, registry.KnownLayer]] = registry.known_layers
+    #: Whether this process was asked to end, so that a look is given up: nobody waits for it.
+    ends: Callable[[], bool] = lambda: False
     #: False for who only reads: nothing at all is written to the store.
     keeps: bool = True
     #: Hands an event on to who listens, besides the logs.
@@ -50,3 +53,8 @@ class World:
     watch: Callable[[int, int], None] = lambda _, __: None
     #: Who has called us; printed commands are for that user.
     caller: Caller = field(default_factory=advice.caller)
+
+    def go_on(self) -> None:
+        """Raise EndedError where a look is to be given up."""
+        if self.ends():
+            raise EndedError

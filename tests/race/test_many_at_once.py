@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -29,6 +30,8 @@ from watcher.act import apply
 from watcher.commands import acting
 from watcher.commands.context import Context
 from watcher.decide import plan
+from watcher.errors import EndedError
+from watcher.events import Event
 from watcher.model import Policy, RefusalKind, Result
 from watcher.observe import evidence, holders
 
@@ -227,6 +230,59 @@ def test_a_signal_ends_it_between_two_acts_with_everything_in_order(
     assert process.returncode == (0 if words == ["daemon"] else usual)
     assert guards(store) == []
     assert list((store.ours / "intents").iterdir()) == []
+
+
+class Ends:
+    """Asked to end from the question of that number on."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.asked = after, 0
+
+    def __call__(self) -> bool:
+        self.asked += 1
+        return self.came()
+
+    def came(self) -> bool:
+        """Whether the end has been asked for."""
+        return self.asked > self.after
+
+
+def test_who_is_asked_to_end_gives_every_look_up_with_everything_in_order(
+    store: Store, tmp_path: Path
+) -> None:
+    ended, after = 0, 0
+    proc = private_proc(tmp_path / "proc")
+    while ended == after:
+        digests = broken(store, 4)
+        ends = Ends(after)
+        with contextlib.suppress(EndedError):
+            cycle.cycle(world(store, proc, ends=ends), REPAIR, stop=ends.came)
+        ended += ends.asked > after
+        after += 1
+        assert guards(store) == [], after
+        assert store.leftovers() == []
+        cycle.cycle(world(store, proc), REPAIR)
+        assert all(is_new(store.partial(each, 0)) for each in digests)
+    assert ended > 10  # before, during and after the acts
+
+
+def test_what_was_hashed_is_told_though_the_look_after_it_is_given_up(
+    store: Store, tmp_path: Path
+) -> None:
+    digest = store.blob("good")
+    store.manifest("llama3", digest)
+    (store.blobs / f"sha256-{digest}").write_bytes(b"evil")
+    told: list[Event] = []
+    here = world(
+        store,
+        private_proc(tmp_path / "proc"),
+        ends=(store.ours / memory.NAME).exists,  # once the hash is remembered
+        tell=told.append,
+    )
+    with pytest.raises(EndedError):
+        cycle.cycle(here, Policy(hash=True, verify=True))
+    assert {each.event_type for each in told} == {"blob_corrupt"}
+    assert f"sha256:{digest}" in {each.details["digest"] for each in told}
 
 
 def test_a_batch_that_is_interrupted_by_an_error_of_ours_is_put_back(

@@ -356,3 +356,13 @@ def test_a_folder_that_can_not_be_written_is_an_oserror(folder: int, path: Path)
     path.chmod(0o555)
     with pytest.raises(PermissionError):
         files.create("x", folder, b"")
+
+
+def test_root_writes_no_output_over_a_file_of_two_names(folder: int, tmp_path: Path) -> None:
+    (tmp_path / "first").write_text("kept")
+    if os.geteuid() != 0:
+        pytest.skip("an ordinary user may do so")
+    os.link(tmp_path / "first", "picture", dst_dir_fd=folder)
+    with pytest.raises(OSError, match="a second name"):
+        files.open_output("picture", folder)
+    assert (tmp_path / "first").read_text() == "kept"

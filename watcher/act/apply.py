@@ -11,7 +11,7 @@ from typing import TypeAlias
 from watcher import folders, names, sidecars
 from watcher.act import moves, refresh, room
 from watcher.decide import cleaning, learn, safety
-from watcher.errors import ChangedError
+from watcher.errors import ChangedError, EndedError
 from watcher.events import Event
 from watcher.memory import Touched
 from watcher.model import (
@@ -73,7 +73,10 @@ def apply(
         if timeless:
             outcomes.extend(refresh_all(world, store, batch, remember, tell))
             continue
-        seen, _, planned = plans.fresh(anew=batch[0].verb not in _DOWNLOADS)
+        try:
+            seen, _, planned = plans.fresh(anew=batch[0].verb not in _DOWNLOADS)
+        except EndedError:
+            break
         fresh = {_essence(action): action for action in planned.actions}
         # The fresh one is done: it knows whether the guard has to wait for a server.
         still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
@@ -161,6 +164,8 @@ def _do(
 
     try:
         answers = room.with_room(store, changes, carry_out)
+    except EndedError:
+        answers = [moves.StoppedError()] * len(changes)
     except OSError as error:
         answers = [error] * len(changes)
     answered = zip(together, answers, strict=True)

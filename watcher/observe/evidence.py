@@ -69,11 +69,13 @@ def observe(
 def _observe(
     world: World, policy: Policy, memory: Memory, scope: frozenset[str] | None, store: int
 ) -> Evidence:
+    world.go_on()
     where = place.describe(world, store)
     start = place.start(world)
     memory = _of_disk(memory, start.id)
     coming = _next_start(world, store) if scope is None else NextStart()
     found = _scan(world, policy, store, scope, where, coming.user)
+    world.go_on()
     downloads = _downloads(world, policy, memory, found, store)
     seen = holders.see(
         world,
@@ -89,6 +91,7 @@ def _observe(
             # Another user than was thought: what it protects, and what it can't use, differs.
             found = _scan(world, policy, store, scope, where, user)
         coming = coming._replace(user=user)
+    world.go_on()
     census = with_memory(found, memory, store, world.clock()) if scope is None else found.census
     now = world.clock()
     return Evidence(
@@ -230,6 +233,7 @@ def _downloads(
         for look in range(_MOST_LOOKS):
             changed: list[str] = []
             for digest, pieces in waiting.items():
+                world.go_on()
                 reader = _Reader(
                     blobs, digest, pieces, found.named, memory, (start.at, now), policy
                 )
