@@ -197,6 +197,25 @@ def test_prepare_begins_after_two_whole_looks(
     assert len(remembered(store)) == 3
 
 
+def test_who_is_stopped_during_the_wait_puts_all_of_a_batch_back(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(store.path))
+    digests = broken(store, 5)
+    before = {digest: download(store, digest) for digest in digests}
+    waits: list[float] = []
+    with ollama_process(tmp_path, "serve") as pid:
+        shown = private_proc(tmp_path / "proc", pid)
+        here = world(store, shown, sleep=waits.append, version=lambda _: "0.33.0")
+        report = cycle.cycle(here, REPAIR, stop=lambda: bool(waits))
+    assert len(waits) == 1
+    assert [each.refusal.kind for each in report.outcomes if each.refusal] == (
+        [RefusalKind.STOPPED] * 5
+    )
+    assert {digest: download(store, digest) for digest in digests} == before
+    assert store.leftovers() == []
+
+
 def remembered(store: Store) -> dict[str, object]:
     """The parts that are remembered of each download."""
     with files.opened_folder(str(store.path)) as fd:

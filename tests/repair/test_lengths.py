@@ -51,6 +51,15 @@ def remember(store: Path, *models: str) -> None:
     path.write_text(json.dumps(document))
 
 
+def name_shorter(store: Path, model: Model, said: int) -> None:
+    """The store has a manifest of the model, with a layer of so many bytes in it."""
+    manifest = json.loads(model.manifest)
+    manifest["layers"][0]["size"] = said
+    path = store / "manifests" / model.name.removeprefix("http://").replace(":1b", "/1b")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(manifest))
+
+
 def lengths(report: cycle.Report) -> list[str]:
     return [each.why for each in report.plan.refusals if each.kind is RefusalKind.LENGTH]
 
@@ -119,14 +128,23 @@ def test_a_manifest_that_says_less_than_there_is(
         file.write(b"x" * 2048)
     if not sound:
         blob(store, digest, "-partial-1").write_text(sidecar(1, SIZE // 2 + 1, SIZE // 2 - 1, 5))
-    manifest = json.loads(model.manifest)
-    manifest["layers"][0]["size"] = said
-    path = store / "manifests" / model.name.removeprefix("http://").replace(":1b", "/1b")
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(manifest))
+    name_shorter(store, model, said)
     cycle.cycle(World(str(store)), replace(POLICY, online=False))
     for text in sidecars(store).values():
         part = json.loads(text)
         assert part["Offset"] + part["Size"] <= SIZE
     ends = [json.loads(text) for text in sidecars(store).values()]
     assert max(each["Offset"] + each["Size"] for each in ends) == SIZE
+
+
+def test_a_manifest_that_says_less_than_is_claimed(store: Path, registry: Registry) -> None:
+    """What is claimed may be a hole by now: then the disk has no data that contradicts it."""
+    model = registry.add_model("demo", "1b", [Layer(SIZE)], extras=False)
+    lay_out(registry, store, model.digests[0], aged=600)
+    data = blob(store, model.digests[0], "-partial")
+    os.truncate(data, 0)
+    os.truncate(data, SIZE)
+    name_shorter(store, model, 4096)
+    report = cycle.cycle(World(str(store)), replace(POLICY, online=False), consent=cycle.nothing)
+    (download,) = report.evidence.downloads
+    assert download.total == SIZE

@@ -99,6 +99,12 @@ def test_drop_ins_count_by_their_names_and_the_nearest_of_one_name(root: Path) -
     found = unit.from_files(str(root))
     assert found is not None
     assert (found.store, found.user) == ("/admin/.ollama/models", "")
+    # One for all services, by a name that comes last.
+    put(root, f"{SYSTEM}/service.d/99-all.conf", "[Service]\nEnvironment=HOME=/last\n")
+    put(root, f"{SYSTEM}/service.d/00-all.conf", "[Service]\nUser=12\n")
+    found = unit.from_files(str(root))
+    assert found is not None
+    assert (found.store, found.user) == ("/last/.ollama/models", "")
 
 
 @pytest.mark.parametrize("masked", ["link", "empty", "missing"])
