@@ -525,6 +525,44 @@ def test_a_registry_that_never_answers_is_not_asked_for_ever(
     assert len(report.plan.refusals) == 50
 
 
+def test_what_lies_astray_is_not_called_missing(store: TrueStore) -> None:
+    for path in list(store.blobs.iterdir()):
+        path.rename(path.with_name(path.name.replace("sha256-", "sha256:")))
+    code, told = lines(store, "verify")
+    assert code == 1
+    assert "7 where no server looks" in told
+    assert "missing" not in told
+    assert "under the names of older servers" in told
+
+
+def test_healthy_says_how_many_were_never_hashed(store: TrueStore) -> None:
+    count = len(list(store.blobs.iterdir()))
+    told = lines(store, "audit")[1]
+    assert told.startswith("healthy: ")
+    assert "they were never hashed: " in told
+    assert f"--store {store.path} verify" in told
+    assert audit(store.path)["store"]["hashed_blobs"] == 0
+    assert verify(store, "first")[0] == 0
+    told = lines(store, "audit")[1]
+    hashed = audit(store.path)["store"]["hashed_blobs"]
+    assert 0 < hashed < count
+    assert f"; {count - hashed} of them were never hashed: " in told
+    assert verify(store)[0] == 0
+    assert "hashed" not in lines(store, "audit")[1]
+
+
+def test_a_record_calls_no_model_complete_whose_blob_is_not_right(store: TrueStore) -> None:
+    assert run(store.path, "repair", "--offline", "--yes").returncode == 0  # the first look
+    right, cut = store.blob("right" * 10), store.blob("cut short" * 100)
+    store.manifest("right", right)
+    store.manifest("wrong", right, cut)
+    os.truncate(store.at(cut), 5)
+    run(store.path, "repair", "--offline", "--yes")
+    kept = json.loads((store.ours / "models.json").read_bytes())["models"]
+    states = {key.partition(":")[0].rpartition("/")[2]: each["state"] for key, each in kept.items()}
+    assert states == {"right": "completed", "wrong": "error"}
+
+
 def test_a_lost_memory_is_not_called_healthy(store: TrueStore) -> None:
     assert verify(store)[0] == 0
     assert lines(store, "audit")[1].startswith("healthy: ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 
 from watcher import events, files, folders, history, memory, names, ours, records
@@ -66,7 +66,7 @@ class Journal:
             self.save(replace(now, untold=tuple(event.line for event in happened)))
         self(*happened)
         self._all_told()
-        self._follow(now)
+        self._follow(now, learn.damaged(verdict.findings))
         if seen.scope is None:
             self._try(
                 "an old event log",
@@ -74,10 +74,10 @@ class Journal:
             )
         return replace(now, lost="")
 
-    def _follow(self, now: Memory) -> None:
+    def _follow(self, now: Memory, damaged: Set[str]) -> None:
         """Keep the records of the models of which something was told since this was asked last."""
         told, self._followed = self.events[self._followed :], len(self.events)
-        seen = list(recording.recording(told, now))
+        seen = list(recording.recording(told, now, damaged))
         if seen:
             try:
                 records.follow(self._store, seen, self._world.clock)

@@ -510,6 +510,8 @@ class BlobCensus(NamedTuple):
     #: Finished blobs that a manifest names and that have the right size.
     healthy: int = 0
     healthy_bytes: int = 0
+    #: As many of these were hashed, and were right then.
+    hashed: int = 0
     #: Every blob that a manifest names and that can be read, only where they are to be verified.
     named: tuple[NamedBlob, ...] = ()
     #: Blobs that were finished on sidecars of ours and not hashed since.

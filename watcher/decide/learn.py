@@ -166,7 +166,7 @@ def _of_store(
         if each.kind.startswith(_PROBLEMS) and each.severity is not Severity.INFO
     )
     told = chain(
-        _models_told(memory, models, _damaged(verdict.findings), evidence.now),
+        _models_told(memory, models, damaged(verdict.findings), evidence.now),
         _problems_told(verdict.findings, problems - memory.problems, evidence.now),
     )
     learnt = replace(memory, models=models, problems=problems, looked_at=evidence.now)
@@ -186,7 +186,7 @@ def _models(memory: Memory, evidence: Evidence) -> dict[str, tuple[int, int]]:
     return models
 
 
-def _damaged(found: Iterable[Finding]) -> frozenset[str]:
+def damaged(found: Iterable[Finding]) -> frozenset[str]:
     """The models of which a blob is not what its name says, or may not be."""
     errors = (each for each in found if each.severity is Severity.ERROR)
     return frozenset(

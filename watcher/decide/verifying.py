@@ -49,7 +49,13 @@ class Verified(NamedTuple):
 def told(verdict: Verdict, done: Verified) -> list[Finding]:
     """The findings about the blobs that are wrong."""
     wrong = {(f"blob_{odd.fault.value}", f"blobs/{names.blob(odd.digest)}") for odd in done.wrong}
-    return [each for each in verdict.findings if (each.kind, each.path) in wrong]
+    # One finding is about all that lie in the same place.
+    astray = any(odd.lies is not None for odd in done.wrong)
+    return [
+        each
+        for each in verdict.findings
+        if (each.kind, each.path) in wrong or (astray and each.kind == "blob_astray")
+    ]
 
 
 def verified(evidence: Evidence, outcomes: Iterable[Outcome], meant: remaining.Meant) -> Verified:

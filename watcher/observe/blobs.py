@@ -51,6 +51,7 @@ def with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Blo
             if each.sha256 is None and names.parse_blob(each.name).digest not in known
         ),
         unseen=census.unseen if "blobs" in census.unlisted else tuple(unseen),
+        hashed=_hashed(found, memory),
         healthy=census.healthy - len(counted),
         healthy_bytes=census.healthy_bytes - sum(entry.size for entry in counted),
     )
@@ -122,6 +123,13 @@ def _look(name: str, blobs: int) -> Entry | None:
     except OSError:
         return None
     return entry if entry is not None and entry.kind is Kind.FILE else None
+
+
+def _hashed(found: scan.Scan, memory: Memory) -> int:
+    """How many of the named blobs had the right bytes when they were hashed last."""
+    wanted, odd = found.named.digests, {each.digest for each in found.census.odd}
+    right = (name[7:] for name, each in memory.hashes.items() if name.endswith(each.sha256))
+    return sum(digest in wanted and digest not in odd for digest in right)
 
 
 def _is_wrong(entry: Entry) -> bool:

@@ -213,6 +213,7 @@ def _store(seen: Evidence) -> dict[str, Any]:
         "allocated_bytes": census.allocated,
         "healthy_blobs": census.healthy,
         "healthy_bytes": census.healthy_bytes,
+        "hashed_blobs": census.hashed,
     }
 
 

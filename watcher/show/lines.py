@@ -28,8 +28,19 @@ def healthy_line(report: Report) -> str:
     return (
         f"healthy: {names.printable(report.evidence.place.path)}: "
         f"{count(census.manifests, 'model')}, {count(census.healthy, 'blob')}, "
-        f"{decimal(census.healthy_bytes)}\n"
+        f"{decimal(census.healthy_bytes)}{_never_hashed(report)}\n"
     )
+
+
+def _never_hashed(report: Report) -> str:
+    """How many of the healthy blobs are so by their sizes alone, and what would tell more."""
+    census = report.evidence.census
+    left = max(0, census.healthy - census.hashed)
+    if not left:
+        return ""
+    which = "they were" if left == census.healthy else f"{left:,} of them were"
+    verify = advice.watch(report.evidence, "verify")
+    return f"; {which} never hashed: {verify}" if verify else f"; {which} never hashed"
 
 
 _WRONG = {
@@ -38,14 +49,15 @@ _WRONG = {
     BlobFault.DANGLING: "linked to nothing",
     BlobFault.NO_FILE: "no file",
 }
+_ASTRAY = "where no server looks"
+_WORDS = (*_WRONG.values(), _ASTRAY)
 
 
 def verified_line(done: Verified) -> str:
     """How many blobs a verification has compared with their names, and what came of it."""
-    wrong = Counter(odd.fault for odd in done.wrong)
+    wrong = Counter(_WRONG[odd.fault] if odd.lies is None else _ASTRAY for odd in done.wrong)
     if wrong:
-        words = (f"{wrong[fault]:,} {word}" for fault, word in _WRONG.items() if wrong[fault])
-        verdict = ", ".join(words)
+        verdict = ", ".join(f"{wrong[word]:,} {word}" for word in _WORDS if wrong[word])
     elif done.unchecked:
         verdict = "these match" if done.checked else "nothing is known"
     else:
