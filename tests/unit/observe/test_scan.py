@@ -74,6 +74,23 @@ def test_a_narrow_look_sees_only_its_digests(models: Store, fd: int) -> None:
     assert other not in found.downloads
 
 
+@pytest.mark.parametrize("narrow", [True, False])
+def test_old_spellings_of_a_download_count_where_there_are_no_others(
+    models: Store, fd: int, narrow: bool
+) -> None:
+    digest = models.broken("0:1 0:1")
+    for path in list(models.blobs.iterdir()):
+        path.rename(path.with_name(path.name.replace("sha256-", "sha256:")))
+
+    def sidecars() -> set[str]:
+        found = scan.scan_digests(fd, [digest]) if narrow else scan.scan_store(fd)
+        return {entry.name for _, entry in found.downloads[digest].sidecars}
+
+    assert sidecars() == {f"sha256:{digest}-partial-{number}" for number in range(2)}
+    models.broken("0:1")
+    assert sidecars() == {f"sha256-{digest}-partial-0"}
+
+
 def test_left_overs_of_create_and_foreign_files(models: Store, fd: int) -> None:
     for name in ("sha256-123", "COPY1", "split-copy2", "README", ".DS_Store"):
         models.temporary(name)
