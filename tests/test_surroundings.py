@@ -35,8 +35,12 @@ def test_closed_streams_do_no_harm(
     ("given", "code", "told"),
     [
         (["--store", "STORE"], 0, ""),
-        (["--store", "models"], 10, "models (--store)"),
-        ([], 10, "models (OLLAMA_MODELS)"),
+        (
+            ["--store", "models"],
+            10,
+            "models (--store) is relative to the working directory, which is gone",
+        ),
+        ([], 10, "models (OLLAMA_MODELS) is relative to the working directory, which is gone"),
         (["--store", "STORE", "--config", "x.toml"], 2, "x.toml"),
     ],
 )
