@@ -132,7 +132,7 @@ def _append(log: str, folder: int, lines: bytes, now: float) -> int:
     """Add lines to a log; the log's size in bytes."""
     try:
         return files.append(f"{log}{SUFFIX}", folder, lines)
-    except PermissionError:
+    except (PermissionError, files.NoLogError):
         # One that another member of the group has made for himself alone is set aside.
         _set_aside(folder, log, now)
         return files.append(f"{log}{SUFFIX}", folder, lines)

@@ -36,6 +36,8 @@ FILE_MODE = 0o644
 _NO_REPLACE = 1
 #: So much is read at once to find where a half line begins.
 _PIECE = 1 << 20
+#: No line of a log is longer: where none ends in so much, it is no log.
+_LONGEST_LINE = 16 << 20
 #: How soon a lock that somebody holds is tried again: seconds, doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 #: Files that are made together; each is open meanwhile.
@@ -44,6 +46,10 @@ _AT_ONCE = 100
 _MANY_FILES = 65_536
 #: No symlink is followed, no FIFO's other end waited for, no terminal taken.
 _CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class NoLogError(OSError):
+    """What is to be added to is no log, but of its name."""
 
 
 # ---------------------------------------------------------------- looking, by descriptor
@@ -515,6 +521,8 @@ def _cut_half_line(fd: int, size: int) -> int:
         return size
     whole = size
     while whole:
+        if size - whole > _LONGEST_LINE:
+            raise NoLogError(errno.EINVAL, f"its last {_LONGEST_LINE} bytes have no end of a line")
         start = max(0, whole - _PIECE)
         end = os.pread(fd, whole - start, start).rfind(b"\n") + 1
         whole = start + end

@@ -284,3 +284,12 @@ def test_what_is_missing_is_looked_for_with_one_list_of_the_logs(
         each.message for each in told
     )
     assert all(len(lines(logs / f"m{number}.jsonl")) == 1 for number in range(20))
+
+
+def test_what_has_no_lines_is_set_aside_and_not_read_through(folder: int, logs: Path) -> None:
+    logs.mkdir(parents=True)
+    with (logs / "events.jsonl").open("wb") as huge:
+        huge.truncate(1 << 40)
+    events.write(folder, [event()], Policy())
+    assert [each["message"] for each in lines(logs / "events.jsonl")] == ["number 0"]
+    assert [path.stat().st_size for path in logs.glob("events@*")] == [1 << 40]
