@@ -20,6 +20,7 @@ STORY = [
     "kill -9",
     '"event_type":"download_interrupted"',
     "$ ollama-watch audit",
+    "-> ollama-watch repair sha256-",
     "$ ollama-watch clean --dry-run",
     "$ ollama-watch clean --yes",
     "after ollama-watch repair",
@@ -87,6 +88,7 @@ def test_it_tells_its_story_and_leaves_nothing(show: Show, tmp_path: Path) -> No
     assert show.left() == []
     pictures = {path.name: path.read_text() for path in (tmp_path / "pictures").iterdir()}
     assert set(pictures) == {"audit.svg", "repair.svg", "pull.svg"}
+    assert "-&gt;&#160;ollama-watch&#160;repair&#160;sha256-" in pictures["audit.svg"]
     assert "train:7b" in pictures["pull.svg"]
     assert not any(str(tmp_path) in pictures[name] for name in ("repair.svg", "pull.svg"))
 

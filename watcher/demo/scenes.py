@@ -10,6 +10,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,13 @@ _RETRY_SECONDS = "0.025"
 _DAY = 86400.0
 #: Done, or findings remain.
 _GOOD_ENDS = (0, 1)
+#: How a command on the demo's store begins, on a line of text, and over the lines of a picture. The
+#: audience reads what they would type for a store of theirs.
+_PRINTED = r"(?m)^( *-> ).*--store {}(?= )"
+_DRAWN = (
+    r'(?s)textLength="[0-9.]+" (clip-path="[^"]+">(?:&#160;)+-&gt;&#160;)'
+    r"(?:(?!-&gt;).)*?(repair|clean)(?:&#160;|</text>|<text[^>]*>|\n)+(sha256-[0-9a-f]{12})"
+)
 
 
 class DemoError(Exception):
@@ -78,6 +86,7 @@ class Stage:
         if done.returncode not in _GOOD_ENDS:
             raise DemoError(f"ollama-watch {words[0]} ended with {done.returncode}: {done.stderr}")
         told = (done.stdout + done.stderr).rstrip()
+        told = re.sub(_PRINTED.format(re.escape(str(self.store))), r"\1ollama-watch", told)
         told = told.replace(str(self.store), "models").replace(self.model("")[7:-3], "")
         self._say(told)
         return told
@@ -262,7 +271,8 @@ def play(
         stage.run("audit", *(["--svg", str(picture)] if picture else []), shown=("audit",))
         if picture:
             svg = picture.read_text(encoding="utf-8")
-            shown = svg.replace(str(stage.store), "~/.ollama/models")
+            shown = re.sub(_DRAWN, r"\1ollama-watch&#160;\2&#160;\3", svg)
+            shown = shown.replace(str(stage.store), "~/.ollama/models")
             picture.write_text(shown, encoding="utf-8")
         _what_cleaning_frees(stage)
         repaired = _alone_and_repaired(stage)
