@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -17,6 +18,7 @@ from watcher.pull.queue import ItemState
 
 ROOT = Path(__file__).parent.parent
 DESIGN = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+SCHEMAS = ROOT / "watcher/show"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: The functions that make or write an event, and which of their arguments is its type.
 TELLING = {"Event": 1, "_event": 1, "_tell": 0, "_log": 0, "log_download_event": 1}
@@ -77,6 +79,13 @@ def house() -> list[str]:
 def test_the_house_names_each_module() -> None:
     section = DESIGN.partition("## The house")[2].partition("\n## ")[0]
     assert [each for each in house() if f"`{each}`" not in section] == []
+
+
+def test_both_schemas_describe_the_same_store() -> None:
+    audit, df = (
+        json.loads((SCHEMAS / f"{name}.schema.json").read_text()) for name in ("audit", "df")
+    )
+    assert audit["properties"]["store"] == df["properties"]["store"]
 
 
 def test_an_event_has_one_row() -> None:
