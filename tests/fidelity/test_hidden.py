@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import environment, needs_root, open_parents
+from tests.driving import command
 from tests.notation import LIBRARY, Store
 
 pytestmark = needs_root
@@ -86,3 +87,18 @@ def test_what_no_start_deletes_is_not_said_to_go(
         if each["kind"] in ("blob_orphan", "file_temporary")
     }
     assert alone == {"blob_orphan": "it stays", "file_temporary": "it stays"}
+
+
+def test_a_repair_says_what_the_server_can_not_use(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    store.model("llama3/latest")
+    for path in (store.path, *store.path.rglob("*")):
+        os.chown(path, OWNER, OWNER, follow_symlinks=False)
+    os.chown(store.manifests / LIBRARY, 0, 0)
+    done = subprocess.run(
+        command(store.path, "repair", "-n", "--offline"),
+        capture_output=True, text=True, timeout=60, env=environment(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "nothing to repair" not in done.stdout
+    assert f"-> chown -h {OWNER} " in done.stdout

@@ -32,7 +32,7 @@ _OF_SIGHT = ("store_unlisted", "store_unseen")
 #: And about downloads that nothing is done about: they can't be read, or are no files.
 _UNTOUCHED = ("download_unknown", *_OF_SIGHT)
 #: And about what a repair would mend if it could.
-_OF_REPAIRS = ("blob_", "manifest_", *_UNTOUCHED)
+_OF_REPAIRS = ("blob_", "manifest_", "store_unreadable", "store_unwritable", *_UNTOUCHED)
 #: Downloads in these conditions are none that the next pull goes on with.
 _NO_PULL = (Condition.REDUNDANT, Condition.UNKNOWN)
 
