@@ -38,9 +38,8 @@ def _never_hashed(report: Report) -> str:
     left = max(0, census.healthy - census.hashed)
     if not left:
         return ""
-    which = "they were" if left == census.healthy else f"{left:,} of them were"
     verify = advice.watch(report.evidence, "verify")
-    return f"; {which} never hashed: {verify}" if verify else f"; {which} never hashed"
+    return f"; {left:,} never hashed: {verify}" if verify else f"; {left:,} never hashed"
 
 
 _WRONG = {
