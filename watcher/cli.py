@@ -707,7 +707,7 @@ def _run(words: list[str], *, own: bool) -> int:
     except SystemExit:
         return int(Exit.FAILED)  # so click ends where who read our output has gone
     except (click.Abort, KeyboardInterrupt):
-        _say("\nollama-watch: interrupted; the store is as good as before")
+        _say("\nollama-watch: interrupted; nothing is left half done")
         return int(Exit.INTERRUPTED)
     except click.ClickException as error:
         error.show()

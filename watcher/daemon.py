@@ -173,7 +173,8 @@ class _Service:
                 self._trouble(f"there is no store at {self._world.store} yet; waiting for it")
                 notify.status("waiting for the store")
                 return
-            self._trouble(str(named(error) or f"{type(error).__name__}: {error}"))
+            told = named(error)
+            self._trouble(told.message if told else f"{type(error).__name__}: {error}")
             wakes.again(scope)
             return
         # Only what can't be read again is kept: small things that lie among a look's large ones
