@@ -172,6 +172,36 @@ def test_what_is_planted_leads_nowhere(store: Store, victim: Path, run: Run, wha
     assert SECRET.encode() not in said
 
 
+#: Runs the command line where nothing can be loaded any more once it has become another user.
+NOTHING_MORE = """
+import sys
+from watcher import cli, privileges
+
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        raise RuntimeError(f"{name} is loaded too late")
+
+def become(owner, what, as_it_is=privileges.become):
+    as_it_is(owner, what)
+    sys.meta_path.insert(0, Gone())
+
+privileges._can_load = lambda owner: False
+privileges.become = become
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words))
+def test_what_root_can_load_alone_is_loaded_before(
+    store: Store, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    give(store.path, OWNER)
+    command = [sys.executable, "-W", "error", "-c", NOTHING_MORE, "--store", store.path, *words]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, timeout=60)
+    assert b"too late" not in done.stdout + done.stderr
+    assert b"unknown encoding" not in done.stderr
+
+
 def test_a_store_behind_somebodys_link_is_told_and_not_changed(
     tmp_path: Path, victim: Path, run: Run
 ) -> None:

@@ -37,6 +37,7 @@ _NO_GROUP = 65534
 _LOADED_LATE = (
     "_strptime",
     "concurrent.futures.thread",
+    "encodings.ascii",
     "encodings.idna",
     "encodings.latin_1",
     "http.client",
