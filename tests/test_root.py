@@ -191,12 +191,21 @@ sys.exit(cli.main())
 """
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words))
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_what_root_can_load_alone_is_loaded_before(
     store: Store, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     give(store.path, OWNER)
-    command = [sys.executable, "-W", "error", "-c", NOTHING_MORE, "--store", store.path, *words]
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        NOTHING_MORE,
+        "--store",
+        str(store.path),
+        *words,
+    ]
     done = subprocess.run(command, env=environment(tmp_path), capture_output=True, timeout=60)
     assert b"too late" not in done.stdout + done.stderr
     assert b"unknown encoding" not in done.stderr
