@@ -90,7 +90,12 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 @pytest.fixture(autouse=True)
 def _nobodys_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No test reads or writes a real home, or follows the settings of this machine."""
+    """No test reads or writes a real home, or follows the settings of this machine.
+
+    Whoever owns a test's store could reach it, as the owners of real stores can.
+    """
+    if IS_ROOT:
+        open_parents(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in list(os.environ):
         if name.startswith("OLLAMA_") and name != "OLLAMA_BIN":
