@@ -200,7 +200,10 @@ def as_nobody(as_user: Callable[..., list[str]]) -> Callable[[Sequence[str]], li
 
 @pytest.fixture
 def as_user(nobodys_package: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """The same for any user and groups: `uid`, `gid`, and `groups`, those besides."""
+    """The same for any user and groups: `uid`, `gid`, and `groups`, those besides.
+
+    `powers`: options of `setpriv` for the capabilities that the user has.
+    """
     if not IS_ROOT:
         pytest.skip("needs root to become another user")
     # The interpreter may lie in a folder of root's own: it is mounted where others can reach it,
@@ -210,7 +213,11 @@ def as_user(nobodys_package: Path, tmp_path: Path) -> Callable[..., list[str]]:
     python = mounted / os.path.relpath(os.path.realpath(sys.executable), sys.base_prefix)
 
     def command(
-        words: Sequence[str], uid: int = NOBODY, gid: int = NOBODY, groups: Sequence[int] = ()
+        words: Sequence[str],
+        uid: int = NOBODY,
+        gid: int = NOBODY,
+        groups: Sequence[int] = (),
+        powers: Sequence[str] = (),
     ) -> list[str]:
         # Another pytest of this user's that begins meanwhile shuts the folder of all of them.
         open_parents(nobodys_package)
@@ -218,7 +225,7 @@ def as_user(nobodys_package: Path, tmp_path: Path) -> Callable[..., list[str]]:
         script = 'mount --bind "$0" "$1" && shift && exec "$@"'
         mount = ["unshare", "--mount", "sh", "-c", script, sys.base_prefix, str(mounted)]
         others = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
-        user = ["setpriv", f"--reuid={uid}", f"--regid={gid}", others]
+        user = ["setpriv", f"--reuid={uid}", f"--regid={gid}", others, *powers]
         clean = [
             "env",
             "-i",

@@ -356,7 +356,9 @@ def test_visibility_is_raised_in_the_thread_that_looks_and_for_no_longer(tmp_pat
     subprocess.run([sys.executable, "-c", script], check=True, env=environment(tmp_path))
 
 
-def test_a_users_service_gives_its_capabilities_up(store: Store, tmp_path: Path) -> None:
+def test_a_users_service_gives_its_capabilities_up(
+    store: Store, tmp_path: Path, as_user: Callable[..., list[str]]
+) -> None:
     """As a unit starts it: as the owner, with the two in its ambient set."""
     open_parents(tmp_path)
     planted = store.path / "manifests/registry.ollama.ai/library/planted/latest"
@@ -367,13 +369,9 @@ def test_a_users_service_gives_its_capabilities_up(store: Store, tmp_path: Path)
     planted.symlink_to(secret)
     give(store.path, OWNER)
     both = "+sys_ptrace,+dac_read_search"
-    done = subprocess.run(
-        ["setpriv", f"--reuid={OWNER}", f"--regid={OWNER}", "--clear-groups",
-         f"--inh-caps={both}", f"--ambient-caps={both}",
-         sys.executable, "-m", "watcher", "--store", store.path, "-v", "--json", "audit"],
-        capture_output=True,
-        env=environment(tmp_path),
-    )  # fmt: skip
+    powers = (f"--inh-caps={both}", f"--ambient-caps={both}")
+    words = ("-m", "watcher", "--store", str(store.path), "-v", "--json", "audit")
+    done = subprocess.run(as_user(words, OWNER, OWNER, powers=powers), capture_output=True)
     document = json.loads(done.stdout)
     assert SECRET.encode() not in done.stdout
     assert "manifest_unreadable" in {each["kind"] for each in document["findings"]}
