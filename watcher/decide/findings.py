@@ -445,9 +445,12 @@ def _cleanable(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -
 
 
 def _is_old_orphan(entry: Entry, evidence: Evidence, policy: Policy) -> bool:
+    return entry.kind is Kind.FILE and not _is_young(entry, evidence, policy)
+
+
+def _is_young(entry: Entry, evidence: Evidence, policy: Policy) -> bool:
     """As for `clean`: a time that we have set to keep it makes it no younger."""
-    old = evidence.age_of(entry.changed_at) >= policy.stale_after
-    return old and entry.kind is Kind.FILE
+    return evidence.age_of(entry.changed_at) < policy.stale_after
 
 
 def _is_old_leftover(left: Temporary, evidence: Evidence) -> bool:
@@ -502,8 +505,7 @@ def _orphans(
     gone, blind = doomed(foreseen), is_blind(evidence)
     manifest = "manifest that can be read" if blind else "manifest"
     for entry in evidence.census.unnamed:
-        # As for `clean`: a time that we have set to keep it makes it no younger.
-        young = evidence.age_of(entry.changed_at) < policy.stale_after
+        young = _is_young(entry, evidence, policy)
         waits = "a pull that is not finished may count on it" if young else ""
         models = evidence.known_as.get(names.parse_blob(entry.name).digest, ())
         yield Finding(
@@ -515,7 +517,7 @@ def _orphans(
             evidence="; ".join(filter(None, (_layer_of(models), waits))),
             alone="" if foreseen.blind else _kept_or_not(f"blobs/{entry.name}", gone),
             command=advice.watch(evidence, "clean", entry.name[:19])
-            if _is_old_orphan(entry, evidence, policy) and not blind
+            if not (young or blind) and entry.kind is Kind.FILE
             else "",
             sizes=sizes([entry]),
             models=models,
