@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,6 @@ from watcher.model import Policy
 
 MB = 1_000_000
 INTERRUPTED = 130
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    path = tmp_path / "models"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def server(store: Path) -> Iterator[EngineServer]:
-    with EngineServer(store) as running:
-        yield running.start().wait_ready()
 
 
 Pull = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,6 @@ from watcher.pull.driver import Options, Pull
 
 MB = 1_000_000
 GOOD = "good"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    path = tmp_path / "models"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def server(store: Path) -> Iterator[EngineServer]:
-    with EngineServer(store) as running:
-        yield running.start().wait_ready()
 
 
 def changed(model: Model, **given: Any) -> bytes:
