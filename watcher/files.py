@@ -28,10 +28,9 @@ from typing import NamedTuple, NoReturn, cast
 from watcher import flocks, stopping
 from watcher.errors import WatchError
 
-#: Of what is made for ``blobs/``: the mode that the server gives its own files there.
 #: What says that a file system has no hard links.
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-
+#: Of what is made for ``blobs/``: the mode that the server gives its own files there.
 FILE_MODE = 0o644
 _NO_REPLACE = 1
 #: So much is read at once to find where a half line begins.

@@ -3,7 +3,8 @@
 Whoever owns a store may put anything into it. So nothing in it is opened with more rights than its
 owner has: what they plant can lead us only where they could go themselves. Of root's powers two
 stay within reach, those that show who has files open (`VISIBILITY`), and they are raised only while
-X"""
+the processes are looked at.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +55,15 @@ class Machine:
         self._boot.write_text(f"{uuid.uuid4()}\n")
         self.passed += off + awake
         self._started = time.monotonic() + self.passed - awake
+
+    def up_for(self, seconds: float) -> None:
+        """It counts so many seconds more since its start."""
+        self._started -= seconds
+
+    def share(self, other: Machine) -> None:
+        """Have the store that another machine has."""
+        self.store = other.store
+        self._world = replace(self._world, store=str(other.store.path))
 
     def act(self, policy: Policy) -> Report:
         """A cycle; whatever the clock says, nothing has an age below zero."""
@@ -122,7 +132,7 @@ def lay_out(store: Store) -> list[str]:
     kept.mkdir(parents=True)
     (kept / f"00000001-{name}").write_text("replaced")
     logs = store.ours / "logs"
-    logs.mkdir()
+    logs.mkdir(exist_ok=True)
     (logs / "old.jsonl").write_text("")
     return sorted(path.name for path in store.blobs.iterdir())
 
@@ -329,6 +339,35 @@ def test_a_clock_that_is_wrong_right_after_each_start_removes_nothing(machine: M
     for _ in range(4):
         machine.restart(off=600, awake=20)
         assert gone(machine.act(SERVICE)) == []
+
+
+def test_machines_that_share_a_store_count_nothing_twice(machine: Machine, tmp_path: Path) -> None:
+    """Each is another start to the other one, and each has been up for a month."""
+    other = Machine(tmp_path / "other")
+    other.share(machine)
+    for each in (machine, other):
+        each.up_for(30 * DAY)
+        each.act(SERVICE)
+    lay_out(machine.store)
+    for _ in range(3):
+        for each in (machine, other):
+            each.passed += 60
+            assert gone(each.act(SERVICE)) == []
+    machine.ahead = 8 * DAY
+    assert gone(machine.act(SERVICE)) == []
+
+
+@pytest.mark.parametrize("more", [30 * DAY, -DAY / 2])
+def test_what_is_counted_elsewhere_makes_nothing_old(machine: Machine, more: float) -> None:
+    """A time namespace counts from another start on, and so does a machine's earlier snapshot."""
+    machine.act(SERVICE)
+    lay_out(machine.store)
+    machine.up_for(more)
+    assert gone(machine.act(SERVICE)) == []
+    machine.ahead = 8 * DAY
+    assert gone(machine.act(SERVICE)) == []
+    machine.up_for(-more)
+    assert gone(machine.act(SERVICE)) == []
 
 
 def test_a_clock_that_was_set_back_is_told_and_removes_nothing(machine: Machine) -> None:
