@@ -51,7 +51,7 @@ def _after_start(before: Clock, wall: float, counted: float, boot: str) -> Clock
     """The first look in another start of the machine: it was off, nobody knows for how long."""
     begun = wall - counted
     behind = min(0.0, begun - before.wall + CLOCK_TOLERANCE_SECONDS)
-    # A start before that look, as of another machine that shares the store: its seconds are counted.
+    # Where this start is older than that look, as on another machine, they are counted already.
     certain = before.certain + (0.0 if behind else counted)
     asked = min(before.counted, counted) >= _YOUNG_SECONDS
     if not behind and asked and (not before.jumped or before.held >= CLOCK_SETTLED_SECONDS):
