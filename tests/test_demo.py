@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import at_length
+from tests.conftest import NOBODY, at_length, needs_root
 from tests.driving import environment
 from tests.fidelity.harness import wait_until
 
+OTHER = 54321
 STORY = [
     "old, forgotten download",
     "kill -9",
@@ -91,6 +94,66 @@ def test_it_tells_its_story_and_leaves_nothing(show: Show, tmp_path: Path) -> No
     assert "-&gt;&#160;ollama-watch&#160;repair&#160;sha256-" in pictures["audit.svg"]
     assert "train:7b" in pictures["pull.svg"]
     assert not any(str(tmp_path) in pictures[name] for name in ("repair.svg", "pull.svg"))
+
+
+@contextlib.contextmanager
+def server_of(uid: int) -> Iterator[None]:
+    """A process that looks like a user's Ollama server; its environment is that user's secret."""
+    words = ("ollama", "-c", "read line", "serve")
+    with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE, user=uid) as server:
+        try:
+            yield
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize(
+    ("by", "server"),
+    [
+        (NOBODY, 0),
+        pytest.param(NOBODY, OTHER, marks=at_length),
+        (0, 0),
+        pytest.param(0, OTHER, marks=at_length),
+    ],
+)
+def test_it_runs_through_beside_anybody_s_server(
+    as_user: Callable[..., list[str]], tmp_path: Path, by: int, server: int
+) -> None:
+    """Of a server whose environment can't be read nobody knows which store it has."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    os.chown(temporary, by, by)
+    start = (
+        f"import os, sys; os.environ['TMPDIR'] = {str(temporary)!r};"
+        "from watcher.cli import main; sys.exit(main(['demo']))"
+    )
+    with server_of(server):
+        done = subprocess.run(as_user(["-c", start], by, by), capture_output=True, timeout=120)
+    told = done.stdout.decode()
+    assert done.returncode == 0, told + done.stderr.decode()
+    assert [words for words in STORY if words not in told] == []
+    assert list(temporary.iterdir()) == []
+
+
+@needs_root
+@at_length
+def test_the_settings_of_this_machine_are_not_the_demo_s(tmp_path: Path) -> None:
+    """Its old download is twelve days old, and goes."""
+    etc = tmp_path / "etc"
+    etc.mkdir()
+    shutil.copy("/etc/hosts", etc)
+    (etc / "ollama-watch.toml").write_text('stale_after = "30d"')
+    script = 'mount --bind "$0" /etc && exec "$@"'
+    demo = [sys.executable, "-m", "watcher", "demo"]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, str(etc), *demo],
+        env=environment(tmp_path / "demo"),
+        capture_output=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
+    assert b"-> ollama-watch clean sha256-" in done.stdout
+    assert b"/dev/null" not in done.stdout
 
 
 @pytest.mark.parametrize(

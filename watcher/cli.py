@@ -96,6 +96,7 @@ _PATH = click.Path(dir_okay=False, path_type=Path)
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing when all is well (for cron).")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option("--no-color", is_flag=True, help="No colours (NO_COLOR does the same).")
+@click.option("--staged", is_flag=True, hidden=True, help="For the demo, which starts all writers.")
 @click.version_option(__version__, prog_name="ollama-watch")
 @click.pass_context
 def group(
@@ -106,6 +107,7 @@ def group(
     quiet: bool,
     as_json: bool,
     no_color: bool,
+    staged: bool,
 ) -> None:
     """Watch an Ollama model store: mend what died, clean what is stale.
 
@@ -135,6 +137,7 @@ def group(
         verbose=verbose,
         color=False if no_color else None,
         settles=settles,
+        staged=staged,
     )
 
 

@@ -24,6 +24,8 @@ class World:
     foreign: ForeignLink | None = None
     #: Where the kernel shows its processes.
     proc: str = "/proc"
+    #: The process whose children alone count among them; None where any may write to the store.
+    parent: int | None = None
     #: The root folder of the system whose unit the server has; "" for this one.
     system: str = ""
     #: Seconds since the epoch.

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Context:
     color: bool | None = None
     #: This process is ours alone, so that root's becomes the owner of the store.
     settles: bool = False
+    #: Nothing writes to the store but what our parent has started, as the demo does.
+    staged: bool = False
     #: What other stores can be asked for, that are treated by other processes.
     elsewhere: list[targets.Known] = field(default_factory=list)
 
@@ -98,10 +100,13 @@ class Context:
 
     def worlds(self, *, keeps: bool, named: bool = False) -> list[World]:
         """A world for each store. `named`: models or digests are, which any may have."""
-        return [
-            World(found.path, found.by, found.foreign, keeps=keeps)
-            for found in self.places(changes=keeps, knows=targets.known if named else None)
-        ]
+        found = self.places(changes=keeps, knows=targets.known if named else None)
+        return [replace(self.world(each), keeps=keeps) for each in found]
+
+    def world(self, found: place.Found) -> World:
+        """A store and the machine around it."""
+        parent = os.getppid() if self.staged else None
+        return World(found.path, found.by, found.foreign, parent=parent)
 
     def colored(self) -> bool:
         """Whether stdout gets colours: a terminal, no NO_COLOR, no --no-color."""

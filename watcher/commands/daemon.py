@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 from watcher import daemon
 from watcher.commands.context import Context
 from watcher.errors import Exit
 from watcher.events import Event
 from watcher.observe import place
-from watcher.world import World
 
 
 def run(context: Context) -> Exit:
@@ -23,7 +23,7 @@ def run(context: Context) -> Exit:
     else:
         context.settle(path)
         found = place.Found(path, "--store")
-    world = World(found.path, found.by, tell=_teller(context))
+    world = replace(context.world(found), tell=_teller(context))
     daemon.run(world, context.read_policy, _queue_run(context, found.path))
     return Exit.HEALTHY
 

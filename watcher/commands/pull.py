@@ -15,13 +15,13 @@ from types import FrameType
 from watcher import advice, names, stopping
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, NoStoreError
+from watcher.observe import place
 from watcher.pull import site
 from watcher.pull.causes import Cause
 from watcher.pull.driver import Options, Pull
 from watcher.pull.sharing import Sharing
 from watcher.pull.site import Site
 from watcher.show import progress
-from watcher.world import World
 
 _SHOW_CURSOR = b"\033[?25h\n"
 
@@ -128,10 +128,10 @@ def site_of(context: Context, host: str | None) -> Site:
             # The server makes its folders with the first pull.
             store = os.path.abspath(context.stores[0])
             context.settle(store)
-            return site.find(url, World(store), context.policy)
+            return site.find(url, context.world(place.Found(store, "--store")), context.policy)
         context.settle()
         return site.find(url, None, context.policy)
-    return site.find(url, World(found.path, found.by), context.policy)
+    return site.find(url, context.world(found), context.policy)
 
 
 @contextmanager

@@ -178,16 +178,21 @@ class Stage:
                 env={**self._environment(), "OLLAMA_WATCH_REPAIR": "false"},
             )
         self.running.callback(_end, process)
-        wait_for(lambda: "check_started" in told.read_text(), "the daemon to start")
+        begun = "check_started"
+        wait_for(lambda: begun in told.read_text() or process.poll() is not None, "the daemon")
+        if begun not in told.read_text():
+            raise DemoError(f"the daemon ended with {process.wait()}: {told.read_text()}")
         return process, told
 
     def _environment(self) -> dict[str, str]:
         kept = {key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL") if key in os.environ}
-        root = str(Path(__file__).resolve().parents[2])
+        # What this Python was given to find its packages in, those need that it starts.
+        package = str(Path(__file__).resolve().parents[2])
+        packages = filter(None, (package, os.environ.get("PYTHONPATH")))
         return {
             **kept,
             "HOME": str(self.folder),
-            "PYTHONPATH": root,
+            "PYTHONPATH": os.pathsep.join(packages),
             "PYTHONUNBUFFERED": "1",
             "COLUMNS": "80",
             # All that write to this store were started here, even where we run in a container.
@@ -196,7 +201,8 @@ class Stage:
 
 
 def _us() -> list[str]:
-    return [sys.executable, "-m", "watcher"]
+    # Neither the settings of this machine nor servers that somebody else runs on it are the demo's.
+    return [sys.executable, "-m", "watcher", "--config", os.devnull, "--staged"]
 
 
 def _end(process: subprocess.Popen[str]) -> None:

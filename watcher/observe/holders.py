@@ -119,7 +119,7 @@ def see(
     """
     psutil.PROCFS_PATH = world.proc
     with privileges.visibility():
-        processes = _processes(world.proc)
+        processes = _processes(world.proc, world.parent)
         holders, unread = _holders(world, processes, tuple(entries))
         running = [process for process in processes if process.is_server]
         looked = [_look(world, process, ours_only=ours_only) for process in running]
@@ -139,7 +139,7 @@ def holders_of(world: World, entries: Iterable[Entry]) -> tuple[Holder, ...]:
     """Who has any of these entries open, or mapped into memory, right now."""
     wanted = tuple(entries)
     with privileges.visibility():
-        processes = _processes(world.proc)
+        processes = _processes(world.proc, world.parent)
         found, _ = _holders(world, processes, wanted)
         held = [holder for each in found.values() for holder in each]
         return (*held, *_mapped(world, processes, wanted))
@@ -204,8 +204,11 @@ def _as_seen_here(proc: str, pid: int, store: str) -> str | None:
     return path
 
 
-def _processes(proc: str) -> list[Process]:
-    """Every process that still holds something. Read by hand: psutil takes ten times as long."""
+def _processes(proc: str, parent: int | None = None) -> list[Process]:
+    """Every process that still holds something, or the children of one alone.
+
+    Read by hand: psutil takes ten times as long.
+    """
     found: list[Process] = []
     for name in os.listdir(proc):
         if not name.isdecimal():
@@ -214,6 +217,8 @@ def _processes(proc: str) -> list[Process]:
             # The command's name in brackets may hold anything, so look for its end.
             before, _, after = _read(f"{proc}/{name}/stat").rpartition(b")")
             fields = after.split()
+            if parent is not None and int(fields[1]) != parent:
+                continue
             kernel = bool(int(fields[6]) & _KERNEL_THREAD)
             arguments = () if kernel else _arguments(f"{proc}/{name}/cmdline")
         except OSError:

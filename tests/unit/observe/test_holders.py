@@ -204,6 +204,23 @@ def test_servers_clients_and_others_are_told_apart(
     assert not any("llama (" in each and "ollama" not in each for each in seen.others)
 
 
+@pytest.mark.parametrize("kin", [True, False])
+def test_of_a_parent_only_the_children_count(
+    models: Store, data: Path, tmp_path: Path, children: Children, kin: bool
+) -> None:
+    """Nobody else's server, whose store may be unknown, nor what it has open."""
+    entry = entry_of(data)
+    script = 'exec 3<"$1"; exec "$0" serve'
+    words = ("sh", "-c", script, program(tmp_path, "ollama"), str(data))
+    server = children.start(*words, env={"PATH": os.environ["PATH"]})
+    world = models.world(proc="/proc", parent=os.getpid() if kin else server.pid)
+    expected = [server.pid] if kin else []
+    seen = holders.see(world, [entry], network=False, writers_visible=True)
+    assert [each.pid for each in seen.servers] == expected
+    assert [each.pid for each in seen.holders.get(data.name, ())] == expected
+    assert [each.pid for each in holders.holders_of(world, [entry])] == expected
+
+
 def ours(models: Store, pid: int) -> bool | None:
     """Whether a server's store is this one."""
     seen = holders.see(models.world(proc="/proc"), [], network=False, writers_visible=False)
