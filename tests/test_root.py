@@ -317,6 +317,31 @@ def test_what_is_started_has_no_capability_but_roots_has_those_that_show_roots_s
         assert int(found[key][0], 16) == (0 if uid else privileges.VISIBILITY), key
 
 
+def test_what_root_starts_for_a_store_shows_its_owner_nothing_of_roots(tmp_path: Path) -> None:
+    """Its user can read the environment of a process."""
+    script = (
+        "import os, sys; from watcher import privileges as p\n"
+        "p.become(p.Owner(int(sys.argv[1]), 12345), 'it'); print(*sorted(p.handed_on()))\n"
+    )
+    given = {
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "OLLAMA_API_KEY": SECRET,
+        "https_proxy": "http://root:secret@proxy",
+        "no_proxy": "proxy",
+        "OLLAMA_HOST": "127.0.0.1:1",
+        "OLLAMA_WATCH_QUEUE": "true",
+    }
+
+    def handed_on(uid: int) -> set[str]:
+        words = [sys.executable, "-c", script, str(uid)]
+        env = environment(tmp_path) | given
+        done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
+        return given.keys() & set(done.stdout.split())
+
+    assert handed_on(OWNER) == {"no_proxy", "OLLAMA_HOST", "OLLAMA_WATCH_QUEUE"}
+    assert handed_on(0) == given.keys()
+
+
 def test_what_runs_roots_queue_raises_its_capabilities_only_to_look(store: Store) -> None:
     give(store.path, 0)
     # Nobody listens there, and the pull waits for somebody who does.

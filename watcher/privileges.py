@@ -16,11 +16,12 @@ import importlib
 import os
 import pkgutil
 import pwd
+import re
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from watcher import advice
+from watcher import advice, redact
 from watcher.errors import NoPermissionError
 
 #: Numbers of linux/capability.h.
@@ -50,7 +51,16 @@ _LOADED_LATE = (
     "urllib.request",
 )
 
+#: Of root's environment what a process of somebody else's needs.
+_NEEDED = re.compile(
+    "OLLAMA_WATCH_.*|OLLAMA_(HOST|MODELS|NOPRUNE|NO_CLOUD)|PATH|HOME|TZ|TERM|COLUMNS|NO_COLOR|LANG"
+    "|LC_.*|LD_LIBRARY_PATH|PYTHON.*|SSL_CERT_(FILE|DIR)|(http|https|all|no)_proxy",
+    re.IGNORECASE,
+)
+
 _libc = ctypes.CDLL(None, use_errno=True)
+#: The user whose rights root's process has taken.
+_taken: list[Owner] = []
 
 
 class Owner(NamedTuple):
@@ -85,6 +95,7 @@ def become(owner: Owner, what: str) -> None:
         give_on(VISIBILITY if owner.uid == 0 else 0)
         if owner.uid != 0:
             _prctl(_KEEPCAPS, 1)
+            _taken.append(owner)
             os.setresgid(owner.gid, owner.gid, owner.gid)
             os.setresuid(owner.uid, owner.uid, owner.uid)
         lower()
@@ -102,6 +113,18 @@ def give_on(most: int) -> None:
         number += 1
     # Where that may not be changed, at least nothing comes on top of what is kept here.
     _prctl(_NO_NEW_PRIVS, 1)
+
+
+def handed_on() -> dict[str, str]:
+    """The environment for what this process starts, which its user can read.
+
+    Of root's that is what it needs, and no address with a password.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not _taken or (_NEEDED.fullmatch(name) and redact.foreign(value) == value)
+    }
 
 
 def lower() -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from watcher import environment
+from watcher import environment, privileges
 
 NAME = "ollama.service"
 #: Where units lie; an earlier folder's file comes before a later one's of the same name.
@@ -187,6 +187,7 @@ def _asked() -> Unit | None:
     try:
         answer = subprocess.run(
             ["systemctl", "show", NAME, f"--property={_PROPERTIES}"],
+            env=privileges.handed_on(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -9,13 +9,12 @@ our will or by our death, what is driven is put back in order. Its stdout has it
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
 
-from watcher import advice, folders, ours
+from watcher import advice, folders, ours, privileges
 from watcher.errors import WatchError
 from watcher.observe.serving import QUEUE_LOCK
 from watcher.pull import queue, running
@@ -164,7 +163,7 @@ class QueueProcess:
             self._process = subprocess.Popen(
                 self._words,
                 # What lies in the folder that a daemon was started in is none of its modules.
-                env={**os.environ, "PYTHONSAFEPATH": "1"},
+                env={**privileges.handed_on(), "PYTHONSAFEPATH": "1"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 # A ctrl-C is for the daemon alone: a second signal would end it in the middle.
