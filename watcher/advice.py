@@ -92,13 +92,31 @@ def on(path: str, found_by: str, *words: str) -> str:
 
 def again(store: str) -> str:
     """The command that was given, for root, on the same store; "" where that is root already."""
-    by = caller()
-    if by.uid == 0 or not _introduced:
+    return _given(store, root=True) if caller().uid != 0 else ""
+
+
+def _given(store: str, *options: str, root: bool = False) -> str:
+    """The command that was given, with more options before it; "" where nobody has given one.
+
+    `store`: the one that is meant where it names none. `root`: by root, with `sudo`.
+    """
+    if not _introduced:
         return ""
-    words = sys.argv[1:]
+    by, words = caller(), sys.argv[1:]
     is_named = any(f"{word}=".startswith("--store=") for word in words)
     named = () if is_named or not store else ("--store", store)
-    return line("sudo", *by.program_of_root, *named, *words)
+    # Root does not get this user's variables.
+    host = os.environ.get("OLLAMA_HOST", "")
+    pulls = "pull" in words or ("queue" in words and "run" in words)
+    is_there = any(f"{word}=".startswith("--host=") for word in words)
+    to = ("--host", host) if root and pulls and host and not is_there else ()
+    program = ("sudo", *by.program_of_root) if root else by.program
+    return line(*program, *options, *named, *words, *to)
+
+
+def in_detail() -> str:
+    """The command that was given, with the details of what goes wrong in it."""
+    return _given("", "-v")
 
 
 def cant_write(told: str, error: OSError, store: str) -> WatchError:
@@ -109,7 +127,8 @@ def cant_write(told: str, error: OSError, store: str) -> WatchError:
         return NoPermissionError(told, as_owner(store), again(store))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WatchError(told, "make room on the disk", ours("df", store=store))
-    return WatchError(told, "see in the kernel's log (dmesg) whether the disk is failing")
+    step = "see in the kernel's log whether the disk is failing"
+    return WatchError(told, step, as_root("dmesg"))
 
 
 def path_of(folder: int) -> str:
@@ -175,14 +194,33 @@ def ollama(seen: Evidence, verb: str, model: str) -> str:
     """A command of Ollama's own about a model, at the server of the store that was looked at."""
     if seen.place.read_only:
         return ""
-    urls = {server.url for server in seen.servers if server.ours and server.url}
-    url = urls.pop() if len(urls) == 1 else _SERVER_URL
-    where = () if url == _SERVER_URL else (f"OLLAMA_HOST={quoted(url)}",)
-    insecure = ("--insecure",) if verb == "pull" and _is_loopback(model) else ()
+    url = server_of(seen)
+    where = (f"OLLAMA_HOST={quoted(url)}",) if url else ()
+    insecure = ("--insecure",) if verb == "pull" and is_on_loopback(model) else ()
     return " ".join((*where, line("ollama", verb, *insecure, model)))
 
 
-def _is_loopback(model: str) -> bool:
+def server_of(seen: Evidence) -> str:
+    """The address of the one server that is seen to have the store; "" for the usual one."""
+    urls = {server.url for server in seen.servers if server.ours and server.url}
+    url = urls.pop() if len(urls) == 1 else _SERVER_URL
+    return "" if url == _SERVER_URL else url
+
+
+def stop(seen: Evidence) -> str:
+    """The command that ends a server that runs, and not for its unit to start another; "" for none.
+
+    The first one's: what is asked for again then names the next.
+    """
+    if not seen.servers:
+        return ""
+    server = seen.servers[0]
+    if server.unit:
+        return line(*_sudo(seen.caller, None), "systemctl", "stop", server.unit)
+    return line(*_sudo(seen.caller, server.uid), "kill", str(server.pid))
+
+
+def is_on_loopback(model: str) -> bool:
     """Whether a model's registry is on this machine: it is asked over http there."""
     parsed = names.parse_model(model)
     host = "" if parsed is None else parsed.host.rpartition(":")[0] or parsed.host
@@ -195,17 +233,18 @@ def line(*words: str) -> str:
 
 
 def quoted(word: str) -> str:
-    """A word as a shell needs it; what can't be printed as bash, zsh and ksh spell it."""
+    """A word as any shell needs it, on one line: what can't be printed is spelled by ``printf``."""
     if word.isprintable():
         return shlex.quote(word)
     escaped = "".join(_escaped(char) for char in word)
-    return f"$'{escaped}'"
+    if word.endswith("\n"):
+        # What a command prints loses the newlines at its end; bash, zsh and ksh can spell them.
+        return f"$'{escaped}'"
+    return f"\"$(printf '{escaped}')\""
 
 
 def _escaped(char: str) -> str:
-    if char in "\\'":
-        return f"\\{char}"
-    if char.isprintable():
+    if char.isprintable() and char not in "\\'-%!":
         return char
     # Three octal digits, since a hexadecimal escape would take the digits behind it, too.
     return "".join(f"\\{byte:03o}" for byte in os.fsencode(char))

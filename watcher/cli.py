@@ -370,7 +370,7 @@ def queue_resume(given: click.Context, models: tuple[str, ...]) -> Exit:
 
 @queue.command("run")
 @click.option("--host", metavar="URL", help="The server; else OLLAMA_HOST.")
-@click.option("--insecure", is_flag=True, help="Registries without a valid certificate.")
+@click.option("--insecure", is_flag=True, help="Registries over plain http, too.")
 @click.option("--leashed", is_flag=True, hidden=True, help="For a daemon, which holds its stdin.")
 @_json_option
 @click.pass_context
@@ -390,7 +390,7 @@ def queue_run(given: click.Context, host: str | None, insecure: bool, leashed: b
 @click.option("--until-done", is_flag=True, help="Try for ever, over whatever may pass.")
 @click.option("--parallel", type=click.IntRange(1, 16), default=1, help="So many at once.")
 @click.option("--verify", is_flag=True, help="Hash layers that were there before, too.")
-@click.option("--insecure", is_flag=True, help="Registries without a valid certificate.")
+@click.option("--insecure", is_flag=True, help="Registries over plain http, too.")
 @click.option("--host", metavar="URL", help="The server; else OLLAMA_HOST.")
 @click.option(
     "--stall", type=_Read("duration", _duration), metavar="TIME", help="Mend after so long (30s)."
@@ -713,6 +713,7 @@ def _run(words: list[str], *, own: bool) -> int:
         _say("\nollama-watch: interrupted; nothing is left half done")
         return int(Exit.INTERRUPTED)
     except click.ClickException as error:
+        _call_by_name(error)
         error.show()
         return int(Exit.USAGE)
     except WatchError as error:
@@ -724,6 +725,14 @@ def _run(words: list[str], *, own: bool) -> int:
         return _failed(error, words)
 
 
+def _call_by_name(error: click.ClickException) -> None:
+    """Let click's hint call this program as it was called, and as a shell finds it."""
+    from watcher import advice
+
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        error.ctx.find_root().info_name = advice.line(*advice.caller().program)
+
+
 def _failed(error: Exception, words: list[str]) -> int:
     """What no command has expected: named, where it is the machine that refuses."""
     told = named(error)
@@ -732,6 +741,10 @@ def _failed(error: Exception, words: list[str]) -> int:
 
         traceback.print_exception(error)
         told = told or WatchError(f"{type(error).__name__}: {error}", "please report this")
-    fault = "this is a fault of ollama-watch; run it again with -v for the details"
-    _say(f"ollama-watch: {told or WatchError(f'{type(error).__name__}: {error}', fault)}")
-    return int(told.exit_code if told else Exit.FAILED)
+    if told is None:
+        from watcher import advice
+
+        fault = "this is a fault of ollama-watch; run it again with -v for the details"
+        told = WatchError(f"{type(error).__name__}: {error}", fault, advice.in_detail())
+    _say(f"ollama-watch: {told}")
+    return int(told.exit_code)

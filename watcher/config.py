@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import textwrap
 import tomllib
@@ -12,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from watcher import advice, names
 from watcher.errors import SettingsError
 from watcher.model import Policy
 
@@ -198,14 +200,23 @@ def _read(path: Path) -> dict[str, object]:
         with path.open("rb") as file:
             raw = file.read(_READ_LIMIT + 1)
         if len(raw) > _READ_LIMIT:
-            raise SettingsError(f"{path}: too large for settings", "check --config")
+            raise SettingsError(
+                f"{path}: too large for settings", "name the settings file with --config"
+            )
         return tomllib.loads(raw.decode())
     except OSError as error:
-        raise SettingsError(
-            f"{path}: the settings can't be read: {error.strerror}", "check --config"
-        ) from None
+        raise _unread(path, error) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: no valid TOML: {error}", "mend that line") from None
+
+
+def _unread(path: Path, error: OSError) -> SettingsError:
+    shown = names.printable(str(path))
+    told = f"{shown}: the settings can't be read: {error.strerror}"
+    if path != SYSTEM_FILE or error.errno != errno.EACCES:
+        return SettingsError(told, "name the settings file with --config")
+    command = advice.as_root("chmod", "a+r", str(path))
+    return SettingsError(told, "let every user read it", command)
 
 
 def _check(key: str, value: object, where: str) -> None:

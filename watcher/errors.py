@@ -5,8 +5,12 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import resource
 
 from watcher import redact
+
+#: Who has started this process is root; its user may become the store's owner later.
+_OF_ROOT = os.getuid() == 0
 
 
 class Exit(enum.IntEnum):
@@ -108,19 +112,26 @@ class OutputError(OSError):
     """What was to be printed could not be written."""
 
 
+_ENOUGH_FILES = 65536
+#: Root acts with the rights of whoever owns the store, and has tried it so.
+_NOT_YOURS = (
+    "see whose it is, and whether the store's owner may pass through the folders above it"
+    if _OF_ROOT
+    else "see whose it is, and run it as that user or as root"
+)
 #: What the machine says, and what helps against it.
 _STEPS = {
-    errno.EMFILE: "let this process open more files: ulimit -n",
-    errno.ENFILE: "let the machine open more files: sysctl fs.file-max",
-    errno.ENOMEM: "free memory, or raise the limit of this process: ulimit -v, MemoryMax=",
-    errno.EAGAIN: "raise the limit of processes and threads: ulimit -u, TasksMax=",
-    errno.EIO: "the disk, or the way to it, is failing: see the kernel's log (dmesg)",
+    errno.EMFILE: "let this process open more files (RLIMIT_NOFILE; of a unit, LimitNOFILE=)",
+    errno.ENFILE: "let the machine open more files (the kernel's setting fs.file-max)",
+    errno.ENOMEM: "free memory, or raise this process's limit (RLIMIT_AS; of a unit, MemoryMax=)",
+    errno.EAGAIN: "raise the limit of processes and threads (RLIMIT_NPROC; of a unit, TasksMax=)",
+    errno.EIO: "the disk, or the way to it, is failing; the kernel's log says why",
     errno.ESTALE: "the share has another folder there now: mount it anew",
     errno.ENOSPC: "make room on that file system",
     errno.EDQUOT: "make room, or have the quota raised",
     errno.EROFS: "mount that file system for writing",
-    errno.EACCES: "see whose it is, and run it as that user or as root",
-    errno.EPERM: "see whose it is, and run it as that user or as root",
+    errno.EACCES: _NOT_YOURS,
+    errno.EPERM: _NOT_YOURS,
     errno.ENOENT: "it went while it was looked at: run it again",
 }
 
@@ -130,18 +141,39 @@ _LOADING = f"{_STEPS[errno.ENOMEM]}; or install it again"
 def named(error: BaseException) -> WatchError | None:
     """What the machine has refused, as an error that says so; None for a fault of ours."""
     if isinstance(error, MemoryError):
-        return WatchError("there is not enough memory", _STEPS[errno.ENOMEM])
+        return _refused("there is not enough memory", errno.ENOMEM)
     if isinstance(error, ImportError):
         return WatchError(f"it can't be loaded as a whole: {error}", _LOADING)
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-        return WatchError("no thread can be started", _STEPS[errno.EAGAIN])
+        return _refused("no thread can be started", errno.EAGAIN)
     if not isinstance(error, OSError) or error.errno is None:
         return None
     path = "" if error.filename is None else f"{_shown(error.filename)}: "
     told = f"{path}{error.strerror or os.strerror(error.errno)}"
     if path.startswith("/proc"):
-        return WatchError(told, "nobody can be seen without it: mount -t proc proc /proc")
-    return WatchError(told, _STEPS.get(error.errno, "see whether that path is as it should be"))
+        command = "mount -t proc proc /proc"
+        return WatchError(told, "nobody can be seen without it: mount it", _by_root(command))
+    return _refused(told, error.errno)
+
+
+def _refused(told: str, number: int) -> WatchError:
+    """The error for what the machine has refused, with what helps as a command where one does."""
+    step = _STEPS.get(number, "see whether that path is as it should be")
+    if number == errno.EIO:
+        return WatchError(told, step, _by_root("dmesg"))
+    return WatchError(told, step, _raised(number))
+
+
+def _by_root(command: str) -> str:
+    return command if _OF_ROOT else f"sudo {command}"
+
+
+def _raised(number: int) -> str:
+    """The shell's command that raises the limit that was reached, as far as this user may."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        most = _ENOUGH_FILES
+    return f"ulimit -Sn {min(most, _ENOUGH_FILES)}" if number == errno.EMFILE and now < most else ""
 
 
 def _shown(path: object) -> str:

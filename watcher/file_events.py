@@ -33,7 +33,7 @@ from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 from watchdog.utils import BaseThread
 
-from watcher import files, folders, names
+from watcher import advice, files, folders, names
 from watcher.observe import place
 from watcher.ours import FOLDER
 
@@ -213,7 +213,8 @@ class FileEvents:
         with contextlib.suppress(OSError), open(f"{self._proc}/sys/fs/inotify/{limit}") as file:
             now = f" = {file.read().strip()}"
         limit = f"fs.inotify.{limit}"
-        return f"the limit {limit}{now} is reached; to raise it: sysctl -w {limit}={more}"
+        command = advice.as_root("sysctl", "-w", f"{limit}={more}")
+        return f"the limit {limit}{now} is reached; to raise it: {command}"
 
     def _silent(self) -> str:
         if folders.begins_further_on(self._store):

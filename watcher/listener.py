@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
+from watcher import advice
 from watcher.errors import ListenError
 
 if TYPE_CHECKING:
@@ -48,9 +49,11 @@ def listening(host: str, port: int, registry: CollectorRegistry) -> Iterator[int
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         # create_server adds the address to the reason.
         why = (error.strerror or str(error)).partition(" (while")[0]
+        taken = error.errno == errno.EADDRINUSE
         raise ListenError(
             f"metrics_listen: {shown} can't be listened at: {why}",
-            "name another port, or end what has it: ss -ltnp",
+            "name another port, or end what has it" if taken else "name another address",
+            advice.as_root("ss", "-ltnp", f"sport = :{port}") if taken else "",
         ) from None
     ours, theirs = socket.socketpair()
     with listener, ours, theirs:

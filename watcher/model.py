@@ -624,6 +624,10 @@ class Server(NamedTuple):
     #: Established connections to its API; None where they can't be counted.
     connections: int | None = None
     no_prune: bool | None = None
+    #: Who may end it besides root; None where not known.
+    uid: int | None = None
+    #: The unit of the system's that it belongs to; "" for none.
+    unit: str = ""
 
 
 # ---------------------------------------------------------------- the place

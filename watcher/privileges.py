@@ -235,7 +235,7 @@ def _refused(owner: Owner, what: str, error: OSError) -> NoPermissionError:
     return NoPermissionError(
         f"{what} belongs to user id {owner.uid}: root treats it with that user's rights alone,"
         f" and this process can't become that user: {why}",
-        "run it as that user, as by sudo -u, or by docker exec --user",
+        f"run it as user id {owner.uid} from the start, as a container's user or a unit's User=",
     )
 
 

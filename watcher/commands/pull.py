@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-from watcher import advice, names, stopping
+from watcher import names, stopping
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, NoStoreError
 from watcher.observe import place
@@ -47,7 +47,7 @@ def pull(context: Context, models: tuple[str, ...], wanted: Wanted) -> Exit:
         shown = progress.display(json=context.json, quiet=context.quiet, color=context.colored())
         with shown:
             _drive_all(pulls, shown, wanted.parallel)
-    return max(_told(context, each, wanted) for each in pulls)
+    return max(_told(context, each) for each in pulls)
 
 
 def _drive_all(pulls: list[Pull], shown: progress.Display, parallel: int) -> None:
@@ -80,7 +80,7 @@ def drive(one: Pull, shown: progress.Display) -> None:
         raise failed[0]
 
 
-def _told(context: Context, one: Pull, wanted: Wanted) -> Exit:
+def _told(context: Context, one: Pull) -> Exit:
     """Tell how a pull has ended, where it has not arrived."""
     cause = one.end.cause
     if cause is None:
@@ -89,31 +89,12 @@ def _told(context: Context, one: Pull, wanted: Wanted) -> Exit:
     if one.fault is not None and context.verbose:
         complain("".join(traceback.format_exception(one.fault)))
     if cause is Cause.INTERRUPTED:
-        complain(f"{shown}: interrupted; to go on:\n  -> {_same_pull(context, one, wanted)}")
+        complain(f"{shown}: interrupted; to go on:\n  -> {one.command}")
         return Exit.INTERRUPTED
     helps = f"\n  -> {one.command}" if one.command else ""
     what = "was not verified" if cause is Cause.UNVERIFIED else "has not arrived"
     complain(f"ollama-watch: {shown} {what}: {one.end.text}\n  {cause.step}{helps}")
     return Exit.FAILED
-
-
-def _same_pull(context: Context, one: Pull, wanted: Wanted) -> str:
-    """The command for the same kind of pull, on the same store."""
-    words = ("pull", *_options(wanted), one.name.shown)
-    world = one.site.world
-    if world is not None:
-        return advice.on(world.store, world.found_by, *words)
-    return advice.ours(*words, store=os.path.abspath(context.stores[0]) if context.stores else "")
-
-
-def _options(wanted: Wanted) -> Iterator[str]:
-    """The options of a command line for the same kind of pull."""
-    if wanted.options.insecure:
-        yield "--insecure"
-    if wanted.options.until_done:
-        yield "--until-done"
-    if wanted.host:
-        yield from ("--host", wanted.host)
 
 
 def site_of(context: Context, host: str | None) -> Site:

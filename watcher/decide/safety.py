@@ -29,7 +29,7 @@ from watcher.model import (
 #: A server reads the sidecars before it opens the data; it must have met the guard by then.
 GUARD_SECONDS = 2.0
 _SETTING = "set writers_visible = true in the settings"
-STOP = "stop the server (systemctl stop ollama) and end other ollama processes"
+STOP = "stop the server and end other ollama processes"
 
 #: File systems without hard links: the sidecar in the guard's place can only be kept as a copy.
 _NO_LINKS = frozenset({"vfat", "msdos", "exfat"})
@@ -91,7 +91,7 @@ def _links_forbid(judged: Judged, evidence: Evidence) -> Why | None:
         "Ollama's runs and every process can be seen"
     )
     if evidence.servers or evidence.others:
-        return Why(RefusalKind.SERVER_RUNS, why, STOP)
+        return Why(RefusalKind.SERVER_RUNS, why, STOP, command=advice.stop(evidence))
     return Why(RefusalKind.SIGHT, f"{why}, and {evidence.view.why}", sees_more(evidence))
 
 
@@ -185,6 +185,7 @@ def _why_not(judged: Judged, evidence: Evidence, needed: float, enough_sight: bo
             RefusalKind.SERVER_RUNS,
             "a client is connected to the server: a pull may be about to write the sidecars",
             STOP,
+            command=advice.stop(evidence),
         )
     return None
 
@@ -242,6 +243,7 @@ def store_forbids(evidence: Evidence) -> Why | None:
             RefusalKind.SERVER_RUNS,
             "the store's path has glob characters: a running server would not see the guard",
             STOP,
+            command=advice.stop(evidence),
         )
     if evidence.place.blobs_elsewhere:
         return Why(
@@ -270,6 +272,7 @@ def idle_forbids(evidence: Evidence) -> Why | None:
             RefusalKind.SERVER_RUNS,
             f"{at_work[0]} runs: a pull or create may be about to use them",
             STOP,
+            command=advice.stop(evidence),
         )
     if evidence.view.sight is Sight.PARTIAL:
         return Why(

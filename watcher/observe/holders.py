@@ -412,12 +412,14 @@ def _hides(options: str) -> bool:
 
 # ---------------------------------------------------------------- servers
 
+_OF_UNIT = re.compile(r":/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)$")
+
 
 def _look(world: World, process: Process, *, ours_only: bool) -> Server | None:
     """A server as it is seen among the processes; it counts as starting until it is asked."""
     try:
         handle = psutil.Process(process.pid)
-        since, user = handle.create_time(), handle.username()
+        since, user, uid = handle.create_time(), handle.username(), handle.uids().real
     except psutil.Error:
         return None  # ended meanwhile
     variables = _variables(handle)
@@ -437,7 +439,18 @@ def _look(world: World, process: Process, *, ours_only: bool) -> Server | None:
         url=_url(variables, ports),
         connections=connections,
         no_prune=None if variables is None else environment.no_prune(variables),
+        uid=uid,
+        unit=_unit(world, process.pid),
     )
+
+
+def _unit(world: World, pid: int) -> str:
+    """The unit of the system's that a process belongs to; "" for none (systemd's cgroups)."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(f"{world.proc}/{pid}/cgroup", encoding="utf-8") as lines:
+            found = [_OF_UNIT.search(line.rstrip("\n")) for line in lines]
+        return next((each[1] for each in found if each), "")
+    return ""
 
 
 def _asked(world: World, process: Process, server: Server) -> Server | None:

@@ -110,7 +110,7 @@ def _not_there(path: str, by: str, said: str) -> NoStoreError:
         why = error.strerror or "it is not there"
     return NoStoreError(
         f"{by} has its store in {shown} ({said}): {why}",
-        "mount its disk if that is missing, or name another store: ollama-watch --store DIR",
+        "mount its disk if that is missing, or name another store with --store",
         _mount_command(path),
     )
 
@@ -127,8 +127,7 @@ def _mount_command(path: str) -> str:
             above = f"{path}/".startswith(f"{point.rstrip('/')}/")
             if above and len(point) > len(best) and not os.path.ismount(point):
                 best = point
-    sudo = ("sudo",) if advice.caller().uid else ()
-    return advice.line(*sudo, "mount", best) if best else ""
+    return advice.as_root("mount", best) if best else ""
 
 
 def _named_store(path: str, by: str) -> Found:
@@ -215,7 +214,7 @@ def not_roots(store: str, owner: int) -> NoPermissionError:
     return NoPermissionError(
         f"{names.printable(store)} belongs to user id {owner}: with root's rights nothing in it is"
         " opened, since its owner may put anything there",
-        f"run the program as that user: sudo -u '#{owner}'",
+        f"run the program as user id {owner}",
     )
 
 

@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from watcher import environment, privileges
 
@@ -40,6 +41,8 @@ _SPECIFIERS = {
     "S": "/var/lib", "C": "/var/cache", "L": "/var/log", "E": "/etc", "t": "/run",
 }  # fmt: skip
 _LONGEST = 1 << 20
+#: Is there where systemd runs (sd_booted(3)).
+_RUNS = "/run/systemd/system"
 _MOST_LINKS = 40
 
 
@@ -132,6 +135,17 @@ class Unit(NamedTuple):
 def find(root: str = "") -> Unit | None:
     """The unit as systemd has it, or, where none runs or below `root`, as its files have it."""
     return (None if root else _asked()) or from_files(root)
+
+
+def serves(url: str) -> bool:
+    """Whether systemd runs here, and the unit's server is the one at an address ("": the usual)."""
+    found = find() if os.path.isdir(_RUNS) else None
+    if found is None:
+        return False
+    with contextlib.suppress(ValueError):
+        at = environment.server_url(found.variables.get("OLLAMA_HOST", ""))
+        return urlsplit(at).port == urlsplit(url or environment.server_url("")).port
+    return False
 
 
 def from_files(root: str = "") -> Unit | None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import enum
 import re
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
-from watcher import advice
+from watcher import advice, names, ollama
+from watcher.observe import unit
 
 
 class Again(enum.Enum):
@@ -21,6 +23,22 @@ class Again(enum.Enum):
     #: Not before somebody does something about the network; nobody tells us of that.
     HOURLY = "hourly"
     NEVER = "never"
+
+
+class Asked(NamedTuple):
+    """What was pulled, where and how, as a command for it needs that."""
+
+    model: str
+    #: The server's address; "" for the usual one.
+    url: str = ""
+    #: The store that was named or found here; "" where there is none.
+    store: str = ""
+    #: How it was found; see `observe.place`.
+    found_by: str = ""
+    #: Options of `pull`.
+    options: tuple[str, ...] = ()
+    #: It is that server's store.
+    is_its: bool = True
 
 
 class Cause(enum.StrEnum):
@@ -39,6 +57,7 @@ class Cause(enum.StrEnum):
     NO_PERMISSION = "no_permission"
     SERVER_KEY = "server_key"
     INSECURE = "insecure"
+    CERTIFICATE = "certificate"
     PORTAL = "portal"
     PROXY = "proxy"
     STORE = "store"
@@ -79,15 +98,24 @@ class Cause(enum.StrEnum):
         """What helps."""
         return _ROWS[self].step
 
-    def command(self, store: str) -> str:
-        """The step as a command for who called this process; "" where none helps by itself.
-
-        `store`: the one that is pulled into; "" where a bare call finds it.
-        """
-        words = _COMMANDS.get(self, ())
-        if words[:1] == (advice.PROGRAM,):
-            return advice.ours(*words[1:], store=store)
-        return advice.as_root(*words) if words else _AS_IT_IS.get(self, "")
+    def command(self, asked: Asked) -> str:
+        """The step as a command for who called this process; "" where none helps by itself."""
+        if self in _PULLED_AGAIN:
+            return _pull(asked, *_PULLED_AGAIN[self])
+        if self is Cause.OLD_SERVER:
+            return _INSTALLS if _is_here(asked) else ""
+        if self is Cause.NO_PERMISSION:
+            return _sign_in(asked)
+        if not _is_here(asked):
+            return ""
+        has_store = asked.is_its and bool(asked.store)
+        if self is Cause.NOT_PERMITTED:
+            return advice.as_root("lsattr", "-R", asked.store) if has_store else ""
+        if self in _ON_THE_STORE:
+            does = _ON_THE_STORE[self]
+            return advice.on(asked.store, asked.found_by, does) if has_store else ""
+        by_unit = self not in _OF_UNIT or unit.serves(asked.url)
+        return advice.as_root(*_BY_ROOT[self]) if self in _BY_ROOT and by_unit else ""
 
     @property
     def awaited(self) -> str:
@@ -127,8 +155,9 @@ _ROWS = {
     Cause.SERVER_KEY: _Row(
         _NEVER, "restart the server, which makes a missing key; one it can't read, remove"
     ),
-    Cause.INSECURE: _Row(
-        _NEVER, "its registry has no valid certificate, or none at all: --insecure"
+    Cause.INSECURE: _Row(_NEVER, "its registry speaks plain http: allow that"),
+    Cause.CERTIFICATE: _Row(
+        _NEVER, "have the server's machine trust who signed the registry's certificate"
     ),
     Cause.PORTAL: _Row(
         _HOURLY, "a web page answers: sign in to the network, or check the server's proxy"
@@ -143,11 +172,9 @@ _ROWS = {
     Cause.FILE_TOO_LARGE: _Row(
         _NEVER, "move the store to ext4 or xfs, or raise LimitFSIZE of the server's unit"
     ),
-    Cause.READ_ONLY: _Row(
-        _NEVER, "mount it writable (mount -o remount,rw); the kernel's log says why it is not"
-    ),
+    Cause.READ_ONLY: _Row(_NEVER, "mount it for writing; the kernel's log says why it is not"),
     Cause.NOT_PERMITTED: _Row(
-        _NEVER, "find what is immutable in the store: lsattr -R; take it off: chattr -i"
+        _NEVER, "find what is immutable in the store, an i beside it, and take that off (chattr)"
     ),
     Cause.DISK_FAILS: _Row(
         _NEVER, "the disk fails: see the kernel's log, and copy what is there elsewhere"
@@ -157,9 +184,7 @@ _ROWS = {
     Cause.OVERLOADED: _Row(
         _SOON, "try again later: the registry has too much to do", "the registry"
     ),
-    Cause.RESETS: _Row(
-        _SOON, "the network breaks connections off: --until-done tries on and on", "the network"
-    ),
+    Cause.RESETS: _Row(_SOON, "the network breaks connections off: try on and on", "the network"),
     Cause.MISMATCH: _Row(
         _SOON, "what had come was damaged and is thrown away; pull it again", "the registry"
     ),
@@ -174,29 +199,60 @@ _ROWS = {
         _NEVER, "verify it on the machine and as the user that can read the store"
     ),
     Cause.INTERRUPTED: _Row(_NEVER, "pull it again to go on"),
-    Cause.FAULT: _Row(
-        _SOON, "a fault of ollama-watch: run it again with -v for details", "a retry"
-    ),
+    Cause.FAULT: _Row(_SOON, "a fault of ollama-watch: pull it again with -v", "a retry"),
     Cause.UNKNOWN: _Row(_SOON, "see the server's log", "the server"),
 }
 
-#: The words of ours, and those that only root may run.
-_COMMANDS: dict[Cause, tuple[str, ...]] = {
-    Cause.STORE: (advice.PROGRAM, "audit"),
-    Cause.DISK_FULL: (advice.PROGRAM, "df"),
-    Cause.BLOCKED: (advice.PROGRAM, "repair"),
-    Cause.DAMAGED: (advice.PROGRAM, "repair"),
-    Cause.UNVERIFIED: (advice.PROGRAM, "verify"),
+#: What is done about the store.
+_ON_THE_STORE = {
+    Cause.STORE: "audit",
+    Cause.DISK_FULL: "df",
+    Cause.BLOCKED: "repair",
+    Cause.DAMAGED: "repair",
+    Cause.UNVERIFIED: "verify",
+}
+#: What only root may run.
+_BY_ROOT = {
     Cause.SERVER_KEY: ("systemctl", "restart", "ollama"),
     Cause.SERVER_GONE: ("systemctl", "start", "ollama"),
     Cause.READ_ONLY: ("dmesg",),
     Cause.DISK_FAILS: ("dmesg",),
     Cause.UNKNOWN: ("journalctl", "-u", "ollama"),
 }
-_AS_IT_IS = {
-    Cause.OLD_SERVER: "curl -fsSL https://ollama.com/install.sh | sh",
-    Cause.NO_PERMISSION: "ollama signin",
+_OF_UNIT = frozenset({Cause.SERVER_KEY, Cause.SERVER_GONE, Cause.UNKNOWN})
+#: What is pulled once more, with which options besides.
+_PULLED_AGAIN: dict[Cause, tuple[str, ...]] = {
+    Cause.INSECURE: ("--insecure",),
+    Cause.RESETS: ("--until-done",),
+    Cause.OVERLOADED: (),
+    Cause.MISMATCH: (),
+    Cause.CANCELLED: (),
+    Cause.SILENCE: (),
+    Cause.INTERRUPTED: (),
 }
+_INSTALLS = "curl -fsSL https://ollama.com/install.sh | sh"
+
+
+def _is_here(asked: Asked) -> bool:
+    return not asked.url or ollama.is_loopback(urlsplit(asked.url).netloc)
+
+
+def _pull(asked: Asked, *more: str) -> str:
+    """The command that pulls it again, with these options besides."""
+    options = dict.fromkeys((*asked.options, *more))
+    host = ("--host", asked.url) if asked.url else ()
+    store = "" if asked.found_by in advice.FOUND_AGAIN else asked.store
+    return advice.ours("pull", *options, *host, asked.model, store=store)
+
+
+def _sign_in(asked: Asked) -> str:
+    """The command that gives the server's key to an account; other registries have their ways."""
+    model = names.parse_model(asked.model)
+    if model is None or model.host.lower() != names.DEFAULT_HOST:
+        return ""
+    where = f"OLLAMA_HOST={advice.quoted(asked.url)} " if asked.url else ""
+    return f"{where}ollama signin"
+
 
 #: Go wraps an error in what was being done. What stands in a registry's own text tells nothing.
 _WRAPPED = r"^(?:error: |pull model manifest: |max retries exceeded: )*"
@@ -280,10 +336,11 @@ _WORDS = tuple(
         (
             Cause.INSECURE,
             (
-                "server gave HTTP response to HTTPS client|insecure protocol http|x509|certificate"
-                "|remote error: tls|tls: first record does not look like"
+                "server gave HTTP response to HTTPS client|insecure protocol http"
+                "|tls: first record does not look like"
             ),
         ),
+        (Cause.CERTIFICATE, "x509|certificate|remote error: tls"),
         # What a proxy says to CONNECT stands bare behind the address.
         (
             Cause.PROXY,

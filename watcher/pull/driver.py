@@ -14,18 +14,29 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import orjson
 from rich.filesize import decimal
 
-from watcher import advice, folders, journal, names, ollama, ours, records, redact, registry, states
+from watcher import (
+    advice,
+    environment,
+    folders,
+    journal,
+    names,
+    ollama,
+    ours,
+    records,
+    redact,
+    registry,
+    states,
+)
 from watcher.errors import LockedError, WatchError
 from watcher.events import Event
 from watcher.observe import holders, scan
 from watcher.pull import cure, disk, proof
 from watcher.pull.bar import Bar
-from watcher.pull.causes import Cause, hides_why, of_error, of_status
+from watcher.pull.causes import Asked, Cause, hides_why, of_error, of_status
 from watcher.pull.cure import Pace
 from watcher.pull.heard import Heard
 from watcher.pull.proof import Proof
@@ -87,6 +98,17 @@ class Options:
     verify: bool = False
     stall_seconds: float = STALL_SECONDS
     server_seconds: float = SERVER_SECONDS
+
+    def words(self) -> Iterator[str]:
+        """The options of the command that pulls so."""
+        if self.insecure:
+            yield "--insecure"
+        if self.until_done:
+            yield "--until-done"
+        if self.verify:
+            yield "--verify"
+        if self.stall_seconds != STALL_SECONDS:
+            yield f"--stall={self.stall_seconds:g}s"
 
 
 class Waiting(NamedTuple):
@@ -179,11 +201,15 @@ class Pull:
     @property
     def command(self) -> str:
         """What helps against its end, as a command that can be pasted; "" where none does."""
-        world = self.site.world
-        if self.end.cause is None or not ollama.is_loopback(urlsplit(self.site.url).netloc):
+        if self.end.cause is None:
             return ""
-        bare = world is None or world.found_by in advice.FOUND_AGAIN
-        return self.end.cause.command("" if bare or world is None else world.store)
+        url = "" if self.site.url == environment.server_url("") else self.site.url
+        asked = Asked(self.name.shown, url, options=tuple(self.options.words()))
+        world = self.site.world or self.site.named
+        if world is not None:
+            is_its = self.site.is_its or self.site.world is not None
+            asked = asked._replace(store=world.store, found_by=world.found_by, is_its=is_its)
+        return self.end.cause.command(asked)
 
     def updates(self) -> Iterator[Update]:
         """Drive the pull until the model has arrived, can't arrive, or the pull was cancelled.

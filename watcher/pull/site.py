@@ -23,6 +23,10 @@ class Site:
     #: None where the store is not here, or may not be changed; `why` says so.
     world: World | None = None
     why: str = ""
+    #: The store that was named or found here, whoever's it is.
+    named: World | None = None
+    #: It is the server's, be it that it can't be changed from here.
+    is_its: bool = False
     #: The folder whose records are kept, where that is not the store.
     records: str = ""
 
@@ -63,12 +67,15 @@ def url_of_store(world: World, environment: Mapping[str, str]) -> str:
 
 def find(url: str, world: World | None, policy: Policy) -> Site:
     """The site of a server; `world` is the store that is taken for its own, where there is one."""
-    why = _why_not_here(url, world)
-    return Site(url, policy, None if why else world, why)
+    why = _why_not_its(url, world)
+    if why or world is None:
+        return Site(url, policy, None, why, world)
+    why = _why_not_changed(world)
+    return Site(url, policy, None if why else world, why, world, is_its=True)
 
 
-def _why_not_here(url: str, world: World | None) -> str:
-    """Why the store of the server at `url` can't be mended; "" where it can."""
+def _why_not_its(url: str, world: World | None) -> str:
+    """Why the store of the server at `url` is not known to be here; "" where it is."""
     parts = urlsplit(url)
     if not ollama.is_loopback(parts.netloc):
         return f"the server is on another machine ({parts.hostname})"
@@ -84,12 +91,17 @@ def _why_not_here(url: str, world: World | None) -> str:
     ]
     if others and not there:
         return f"the server of {shown} is at {others[0]}, and not at {url}"
+    return ""
+
+
+def _why_not_changed(world: World) -> str:
+    """Why a server's store can't be mended by us; "" where it can."""
     try:
         ours.check(world.store)
     except RefusedError as error:
         return error.message
     if not _may_change(world.store):
-        return f"{shown} can't be changed by this user"
+        return f"{names.printable(world.store)} can't be changed by this user"
     return ""
 
 

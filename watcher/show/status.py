@@ -11,7 +11,7 @@ from watcher.cycle import Report
 from watcher.decide.judge import settled_condition
 from watcher.model import DAY, QUIET_SECONDS, Condition, Judged, Sight
 from watcher.observe.serving import QueueRunner, Running
-from watcher.pull.causes import Cause, of_error
+from watcher.pull.causes import Asked, Cause, of_error
 from watcher.pull.queue import Queue
 from watcher.pull.speed import Spread
 from watcher.records import Record, Records
@@ -213,12 +213,18 @@ def hints(status: Status) -> Iterator[Hint]:
         if record.state is State.ERROR and record.error:
             cause = of_error(record.error)
             if cause is Cause.RESETS:
-                command = advice.watch(status.report.evidence, "pull", key)
+                command = Cause.CANCELLED.command(_asked(status, key))
                 yield Hint(f"{key}: connections are reset, which a pull of ours survives", command)
             elif cause is not Cause.UNKNOWN:
-                place = status.report.evidence.place
-                store = "" if place.found_by in advice.FOUND_AGAIN else place.path
-                yield Hint(f"{key}: {cause.step}", cause.command(store))
+                yield Hint(f"{key}: {cause.step}", cause.command(_asked(status, key)))
+
+
+def _asked(status: Status, model: str) -> Asked:
+    """What was pulled, and where, as commands about it need it."""
+    seen = status.report.evidence
+    url = advice.server_of(seen)
+    options = ("--insecure",) if advice.is_on_loopback(model) else ()
+    return Asked(model, url, seen.place.path, seen.place.found_by, options)
 
 
 def table(status: Status) -> Iterator[object]:

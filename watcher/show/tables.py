@@ -352,8 +352,9 @@ def verified(report: Report, done: Verified) -> list[object]:
     if len(done.unseen) > _SHOWN_ALIKE:
         shown.append(Text(f"and {len(done.unseen) - _SHOWN_ALIKE:,} more: --json has them all"))
     if done.left:
-        again = "ollama-watch verify goes on there"
-        shown.append(Text(f"not checked: {count(done.left, 'blob')}, for want of time; {again}"))
+        told = f"not checked: {count(done.left, 'blob')}, for want of time; to go on there:"
+        shown.append(Text(told))
+        shown.append(Command(advice.watch(report.evidence, "verify")))
     shown.extend(Text(trouble, style="yellow") for trouble in report.troubles)
     shown.append(Text(verified_line(done).rstrip()))
     return shown

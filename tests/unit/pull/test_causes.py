@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from watcher.pull.causes import Again, Cause, of_error
+from watcher.pull.causes import Again, Asked, Cause, of_error
 
 TRUTH = Path(__file__).parents[2] / "fidelity" / "truth"
 #: As ``server/download.go``, ``server/images.go`` and Go's ``net`` and ``os`` word them.
@@ -112,8 +112,10 @@ TOLD = {
     Cause.BAD_NAME: ("invalid model name", "unqualified name: x/y/z/"),
     Cause.UNSUPPORTED: ("this model requires MLX support, but the MLX runtime is not available",),
     Cause.INSECURE: (
-        "tls: failed to verify certificate: x509: certificate signed by unknown authority",
         'Get "https://localhost:5000/v2/": http: server gave HTTP response to HTTPS client',
+    ),
+    Cause.CERTIFICATE: (
+        "tls: failed to verify certificate: x509: certificate signed by unknown authority",
     ),
     Cause.NO_NETWORK: (
         'manifest: Get "https://x.ai/v2/": dial tcp: lookup registry.ollama.ai: no such host',
@@ -246,10 +248,34 @@ def test_what_we_say_ourselves_is_understood_in_a_record(text: str, cause: Cause
 
 
 def test_commands_are_quoted_on_the_store_and_for_this_user() -> None:
-    told = {cause: cause.command("/a b's $x") for cause in Cause}
+    asked = Asked("me/m:1b", "http://127.0.0.1:5", "/a b's $x", "--store", ("--verify",))
+    told = {cause: cause.command(asked) for cause in Cause}
     for command in filter(None, told.values()):
-        assert "ollama-watch" not in command or "--store '/a b'\"'\"'s $x'" in command
+        assert "watcher" not in command or "--store '/a b'\"'\"'s $x'" in command
+        assert command.startswith("sudo ") is ("dmesg" in command and os.getuid() != 0) or (
+            os.getuid() and any(each in command for each in ("repair", "verify", "lsattr"))
+        )
     assert told[Cause.STORE].endswith("audit")
-    assert told[Cause.SERVER_GONE].endswith("systemctl start ollama")
-    assert told[Cause.SERVER_GONE].startswith("sudo ") is (os.getuid() != 0)
-    assert told[Cause.INTERRUPTED] == ""
+    again = "pull --verify --host http://127.0.0.1:5 me/m:1b"
+    assert told[Cause.INTERRUPTED].endswith(again)
+    assert told[Cause.INSECURE].endswith(again.replace("--verify", "--verify --insecure"))
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_what_is_no_server_of_this_machine_gets_no_command_for_it(cause: Cause) -> None:
+    told = cause.command(Asked("m", "http://10.0.0.1:5", "/m", "--store"))
+    assert not told or " pull " in told or told.endswith("ollama signin")
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_what_is_not_the_servers_store_is_not_looked_at_for_it(cause: Cause) -> None:
+    told = cause.command(Asked("m", "", "/m", "--store", is_its=False))
+    assert "/m" not in told or " pull " in told
+
+
+def test_only_the_registry_of_accounts_is_signed_in_to() -> None:
+    command = Cause.NO_PERMISSION.command
+    assert command(Asked("me/m:1b")) == "ollama signin"
+    url = "http://127.0.0.1:5"
+    assert command(Asked("me/m", url)) == f"OLLAMA_HOST={url} ollama signin"
+    assert command(Asked("hf.co/me/m")) == ""
