@@ -139,6 +139,11 @@ def path_of(folder: int) -> str:
         return ""
 
 
+def is_owner(store: int) -> bool:
+    """Whether this process has the rights of the user who owns the store behind a descriptor."""
+    return os.fstat(store).st_uid == os.geteuid()
+
+
 def as_owner(store: str) -> str:
     """Who could do what this user may not, in words."""
     if caller().uid != 0:

@@ -145,7 +145,7 @@ def _finished(store: int, past: Memory, seen: Evidence) -> dict[str, int]:
     gone = set(past.downloads) - {download.key for download in seen.downloads}
     found: dict[str, int] = {}
     with (
-        contextlib.suppress(FileNotFoundError),
+        contextlib.suppress(OSError),  # what can't be seen is not known to have become one
         folders.opened_blobs(store, foreign_too=True) as blobs,
     ):
         for digest in {key.removesuffix(".tmp") for key in gone}:

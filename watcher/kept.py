@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import orjson
 
 from watcher import advice, files, ours
-from watcher.errors import LockedError, WatchError
+from watcher.errors import LockedError, NoPermissionError, WatchError
 from watcher.ours import FOLDER
 
 T = TypeVar("T")
@@ -129,4 +129,8 @@ class File(Generic[T]):
         told = f"{FOLDER}/{self.name} can't be {what}: {error.strerror}"
         if isinstance(error, ours.ForeignError):
             return ours.refusal(advice.path_of(store), error)
+        if isinstance(error, PermissionError) and advice.is_owner(store):
+            folder = os.path.join(advice.path_of(store), FOLDER)
+            opened = ("chmod", "u+rwX", folder, os.path.join(folder, self.name))
+            return NoPermissionError(told, "let its owner read and write it", advice.line(*opened))
         return advice.cant_write(told, error, advice.path_of(store))

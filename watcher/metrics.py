@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 from watcher import __version__, files, names, ranges
 from watcher.cycle import Report
+from watcher.decide.findings import is_blind
 from watcher.events import Event
 from watcher.model import Condition, Evidence, Judged, Policy, RefusalKind, Severity, Sight
 
@@ -45,6 +46,9 @@ class Looked:
     blob_bytes: int = 0
     orphan_bytes: int = 0
     quarantine_bytes: int = 0
+    #: Whether it could list ``blobs``, and the manifests: else what lies there is not known.
+    lists_blobs: bool = True
+    lists_manifests: bool = True
     #: When the last one was, and how long it took.
     full_at: float = 0.0
     full_seconds: float = 0.0
@@ -73,7 +77,8 @@ def looked(before: Looked | None, report: Report, seconds: float) -> Looked:
     A narrow one says all there is to say of the digests in its scope, and nothing of others.
     """
     seen = report.evidence
-    sight, free = seen.view.sight, seen.place.free_bytes
+    sight, free, census = seen.view.sight, seen.place.free_bytes, seen.census
+    lists_blobs = "blobs" not in census.unlisted
     found: dict[str, tuple[Unfinished, ...]] = {}
     for each in report.verdict.judged:
         found[each.digest] = (*found.get(each.digest, ()), _unfinished(each, seen))
@@ -82,8 +87,13 @@ def looked(before: Looked | None, report: Report, seconds: float) -> Looked:
         others = {
             digest: each for digest, each in before.downloads.items() if digest not in seen.scope
         }
-        return replace(before, sight=sight, free_bytes=free, downloads=others | found)
-    census = seen.census
+        return replace(
+            before,
+            sight=sight,
+            free_bytes=free,
+            downloads=others | found,
+            lists_blobs=before.lists_blobs and lists_blobs,
+        )
     return Looked(
         sight,
         free,
@@ -93,6 +103,8 @@ def looked(before: Looked | None, report: Report, seconds: float) -> Looked:
         blob_bytes=census.healthy_bytes,
         orphan_bytes=sum(entry.allocated for entry in census.unnamed),
         quarantine_bytes=sum(kept.entry.allocated for kept in seen.quarantine),
+        lists_blobs=lists_blobs,
+        lists_manifests=not is_blind(seen),
         full_at=seen.now,
         full_seconds=seconds,
     )
@@ -162,7 +174,9 @@ def families(known: Looked | None, counts: Counted) -> Iterator[Family]:
     )
     if known is not None:
         yield from _of_store(known)
-        yield from _of_downloads(known.downloads)
+        if known.lists_blobs:
+            yield from _of_blobs(known)
+            yield from _of_downloads(known.downloads)
     yield from _of_counts(counts)
 
 
@@ -179,17 +193,6 @@ def _of_store(known: Looked) -> Iterator[Family]:
         ("severity", "kind"),
     )
     yield Family(
-        "blobs",
-        "Finished blobs that a model names and that have the right size.",
-        {(): known.blobs},
-    )
-    yield Family("blob_bytes", "The length of those blobs.", {(): known.blob_bytes})
-    yield Family(
-        "orphan_bytes",
-        "What finished blobs that no model names take on the disk.",
-        {(): known.orphan_bytes},
-    )
-    yield Family(
         "quarantine_bytes",
         "What lies in quarantine takes on the disk.",
         {(): known.quarantine_bytes},
@@ -202,6 +205,20 @@ def _of_store(known: Looked) -> Iterator[Family]:
         "How much of the machine's processes could be seen: 1 for what is so.",
         {(sight.value,): sight is known.sight for sight in Sight},
         ("sight",),
+    )
+
+
+def _of_blobs(known: Looked) -> Iterator[Family]:
+    yield Family(
+        "blobs",
+        "Finished blobs that a model names and that have the right size.",
+        {(): known.blobs},
+    )
+    yield Family("blob_bytes", "The length of those blobs.", {(): known.blob_bytes})
+    yield Family(
+        "orphan_bytes",
+        "What finished blobs that no model names take on the disk.",
+        {(): known.orphan_bytes} if known.lists_manifests else {},
     )
 
 

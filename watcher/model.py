@@ -419,6 +419,8 @@ class Unseen(NamedTuple):
     #: Path below the store.
     path: str
     why: str
+    #: No right of this user's, and no fault of the disk.
+    forbidden: bool = False
 
 
 class TemporaryKind(enum.StrEnum):
@@ -490,6 +492,8 @@ class Kept(NamedTuple):
     #: What is in its place was hashed and found right.
     replaced: bool
     there: Entry | None = None
+    #: Whether it could be told what is in its place.
+    place_seen: bool = True
 
 
 class OddIntent(NamedTuple):
@@ -724,6 +728,8 @@ class Evidence:
     #: Why what was remembered of the store is not known, if so.
     forgotten: str = ""
     quarantine: tuple[Kept, ...] = ()
+    #: What kept it from being listed, if anything did.
+    quarantine_unseen: Unseen | None = None
     #: What is not believed among the intents that a kill has left.
     intents: tuple[OddIntent, ...] = ()
     #: Downloads (by key) that a server is at work on, those outside of the scope as remembered.

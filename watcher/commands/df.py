@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from watcher import cycle, names
 from watcher.commands.context import Context, complain, patience
-from watcher.decide import usage
+from watcher.decide import findings, usage
 from watcher.errors import Exit
 from watcher.observe import space
-from watcher.observe.place import no_permission
 from watcher.show import documents
 
 
@@ -29,7 +28,6 @@ def df(context: Context) -> Exit:
         for path in found.unlisted:
             code = Exit.FAILED
             complain(f"ollama-watch: {names.printable(path)}/ can't be listed, so not counted")
-        if found.unlisted:
-            told = no_permission(world.store)
-            complain("\n".join(str(told).splitlines()[1:]))
+            if command := findings.made_listable(path, report.evidence):
+                complain(f"  -> {command}")
     return code

@@ -69,7 +69,7 @@ def _known(store: str) -> targets.Known:
         model: there.models.get(model, frozenset()) | logged.models.get(model, frozenset())
         for model in {*there.models, *logged.models}
     }
-    return targets.Known(models, there.digests | logged.digests)
+    return targets.Known(models, there.digests | logged.digests, there.unseen)
 
 
 def _tell(

@@ -8,24 +8,30 @@ from dataclasses import replace
 from watcher import cycle, names
 from watcher.commands.acting import act
 from watcher.commands.context import Context
+from watcher.decide import remaining
 from watcher.errors import Exit
 from watcher.model import Policy
 from watcher.show import documents
 
 
 def ls(context: Context) -> Exit:
-    """List what lies in quarantine."""
+    """List what lies in quarantine. FAILED where that, or its place, could not be looked at."""
+    code = Exit.HEALTHY
     for world in context.worlds(keeps=False):
         report = cycle.cycle(world, context.policy, consent=cycle.nothing)
+        unseen = remaining.quarantine_unseen(report.evidence)
+        if unseen:
+            code = Exit.FAILED
         if context.json:
             context.document(documents.quarantine(report))
-        elif report.evidence.quarantine:
+        elif report.evidence.quarantine or unseen:
             from watcher.show import tables
 
             context.show(tables.quarantine(report))
+            context.show(tables.not_seen(unseen, report.verdict))
         elif not context.quiet:
             sys.stdout.write(f"nothing in quarantine: {names.printable(world.store)}\n")
-    return Exit.HEALTHY
+    return code
 
 
 def restore(context: Context, labels: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from watcher import names
 from watcher.commands import lookup
 from watcher.commands.context import Context, patience
-from watcher.errors import Exit, TargetError
+from watcher.errors import Exit, NoPermissionError, TargetError
 from watcher.observe import targets
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
 from watcher.show import documents
@@ -42,8 +42,7 @@ def reset(context: Context, models: tuple[str, ...], *, yes: bool, offline: bool
             size = sum(each["partial_size"] for each in found)
             shown = names.printable(model)
             if not found and before in _NOTHING_TO_RESET:
-                if before == "idle":
-                    _check_known(store, model, problems)
+                _check_known(store, model, problems, before)
                 done.append(documents.Reset(model, before, (), 0))
                 _say(context, f"{shown}: nothing of a download is here")
                 continue
@@ -60,10 +59,18 @@ def reset(context: Context, models: tuple[str, ...], *, yes: bool, offline: bool
     return Exit.HEALTHY
 
 
-def _check_known(store: str, model: str, problems: Mapping[str, str]) -> None:
-    """Raise TargetError for a name that nothing knows."""
+def _check_known(store: str, model: str, problems: Mapping[str, str], state: str) -> None:
+    """Raise where it can't be said that nothing of a model is here.
+
+    NoPermissionError where something could not be looked at, TargetError for a name that nothing
+    knows.
+    """
     known = targets.known(store)
-    if any(names.to_model(each).key == names.to_model(model).key for each in known.models):
+    if unseen := targets.not_seen([known]):
+        shown = names.printable(model)
+        raise NoPermissionError(f"{shown}: whether anything of it is here is not known", unseen)
+    key = names.to_model(model).key
+    if state != "idle" or any(names.to_model(each).key == key for each in known.models):
         return
     with lookup.blamed(problems):
         raise TargetError(

@@ -70,8 +70,9 @@ def _known_to(store: str, knows: Knows) -> Known:
     with open(ours, "rb") as answer:
         told = answer.read()
     os.waitpid(child, 0)
-    models, digests = json.loads(told) if told else ({}, [])
-    return Known({model: frozenset(each) for model, each in models.items()}, frozenset(digests))
+    models, digests, unseen = json.loads(told) if told else ({}, [], [])
+    known = {model: frozenset(each) for model, each in models.items()}
+    return Known(known, frozenset(digests), tuple(unseen))
 
 
 def _answer(store: str, knows: Knows, to: int) -> None:
@@ -81,7 +82,7 @@ def _answer(store: str, knows: Knows, to: int) -> None:
             settle(store)
             found = knows(store)
             models = {model: sorted(each) for model, each in found.models.items()}
-            json.dump([models, sorted(found.digests)], answer)
+            json.dump([models, sorted(found.digests), found.unseen], answer)
     finally:
         os._exit(0)
 

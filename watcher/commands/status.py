@@ -7,12 +7,12 @@ import time
 from contextlib import suppress
 from itertools import pairwise
 
-from watcher import cycle, folders, records
+from watcher import cycle, folders, ours, records
 from watcher.commands.context import Context
-from watcher.decide import learn
+from watcher.decide import learn, remaining
 from watcher.errors import Exit, WatchError
 from watcher.memory import Memory
-from watcher.model import Condition
+from watcher.model import Condition, Unseen
 from watcher.observe import serving
 from watcher.pull import queue
 from watcher.pull.queue import Queue
@@ -28,7 +28,7 @@ _WATCH_SECONDS = 2.0
 def status(context: Context, *, watch: bool) -> Exit:
     """Tell what is pulled and how fast, what lies broken, and what is due next.
 
-    `watch`: again and again, until ctrl-C.
+    FAILED where something could not be looked at. `watch`: again and again, until ctrl-C.
     """
     worlds = context.worlds(keeps=False)
     before: dict[str, Status] = {}
@@ -36,7 +36,8 @@ def status(context: Context, *, watch: bool) -> Exit:
         shown = [look(world, context, before.get(world.store)) for world in worlds]
         _show(context, shown, redraw=watch)
         if not watch:
-            return Exit.HEALTHY
+            blind = any(each.unseen for each in shown)
+            return Exit.FAILED if blind else Exit.HEALTHY
         before = {each.report.evidence.place.path: each for each in shown}
         time.sleep(_WATCH_SECONDS)
 
@@ -50,7 +51,7 @@ def look(world: World, context: Context, before: Status | None) -> Status:
         past, report = report, cycle.cycle(world, context.policy, consent=cycle.nothing)
     paces = {} if past is None else _paces(past, report)
     memory = cycle.remembered(world)
-    known, line = _kept(world)
+    known, line, unread = _kept(world)
     return Status(
         report,
         paces,
@@ -60,17 +61,30 @@ def look(world: World, context: Context, before: Status | None) -> Status:
         line,
         serving.queue_runner(world.store),
         _spreads(memory, report),
+        (*remaining.out_of_sight(report.evidence), *unread),
     )
 
 
-def _kept(world: World) -> tuple[records.Records, Queue]:
-    """What is kept of the models' downloads, and the queue; nothing where that can't be read."""
+def _kept(world: World) -> tuple[records.Records, Queue, tuple[Unseen, ...]]:
+    """What is kept of the models' downloads, and the queue; and what of it can't be read."""
     known: records.Records = {}
     line = Queue()
-    with suppress(OSError, WatchError), folders.opened_store(world.store) as store:
-        known = records.read(store)
-        line = queue.FILE.read(store)
-    return known, line
+    unread: list[Unseen] = []
+    with suppress(OSError), folders.opened_store(world.store) as store:
+        try:
+            known = records.read(store)
+        except WatchError as error:
+            unread.append(_unread(records.NAME, error))
+        try:
+            line = queue.FILE.read(store)
+        except WatchError as error:
+            unread.append(_unread(queue.FILE.name, error))
+    return known, line, tuple(unread)
+
+
+def _unread(name: str, error: WatchError) -> Unseen:
+    path = f"{ours.FOLDER}/{name}"
+    return Unseen(path, error.message.removeprefix(f"{path} can't be read: "))
 
 
 def _paces(past: cycle.Report, now: cycle.Report) -> dict[str, Pace]:

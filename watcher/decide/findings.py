@@ -240,6 +240,7 @@ def of_store(
             alone="the server can't read it either, if it runs as the same user",
             remedy=_LOOK_AT_DISK,
         )
+    yield from _unseen_quarantine(evidence)
     if census.unnamed and not census.manifests and not is_blind(evidence):
         yield Finding(
             Severity.ERROR,
@@ -306,7 +307,7 @@ def of_store(
 def _unlisted(evidence: Evidence) -> Iterator[Finding]:
     """The folders that we can't list, and that the server's user may."""
     census = evidence.census
-    failing = dict(census.failing)
+    failing = {each.path: each.why for each in census.failing}
     for path in census.unlisted:
         if path in census.unlisted_by_server:
             continue  # told with what keeps the server from it
@@ -327,6 +328,23 @@ def _unlisted(evidence: Evidence) -> Iterator[Finding]:
             command=made_listable(path, evidence),
             remedy=_LOOK_AT_DISK if why else "",
         )
+
+
+def _unseen_quarantine(evidence: Evidence) -> Iterator[Finding]:
+    """What was put aside can't be listed."""
+    unseen, ours = evidence.quarantine_unseen, evidence.place.state_owner
+    if unseen is None or (ours is not None and ours[2]):
+        return  # told with whose it is
+    yield Finding(
+        Severity.ERROR,
+        "store_unseen",
+        unseen.path,
+        "what lies in quarantine can't be listed",
+        evidence=f"{unseen.path}: {unseen.why}",
+        alone="nothing: the server ignores it",
+        command=made_listable(unseen.path, evidence) if unseen.forbidden else "",
+        remedy="" if unseen.forbidden else _LOOK_AT_DISK,
+    )
 
 
 def is_blind(evidence: Evidence) -> bool:

@@ -104,7 +104,9 @@ def learn(
             )
         )
         records[key] = now
-    for key in sorted(set(records) - seen):
+    # What could not be looked at has not gone.
+    hidden = _hides_names(evidence)
+    for key in sorted(set(records) - seen) if not hidden else ():
         digest = key.removesuffix(".tmp")
         if evidence.scope is None or digest in evidence.scope:
             told.append(_gone(digest, records.pop(key), finished, evidence.now))
@@ -117,7 +119,7 @@ def learn(
     touched = {
         name: each
         for name, each in memory.touched.items()
-        if evidence.scope is not None or name in there
+        if hidden or evidence.scope is not None or name in there
     }
     learnt = replace(
         memory,
@@ -231,6 +233,13 @@ def _problems_told(
             "command": alike[0].command,
         }
         yield Event(at, "store_problem", f"{alike[0].message}{more}", details=details)
+
+
+def _hides_names(evidence: Evidence) -> bool:
+    """Whether names under ``blobs/`` may be there that this look could not see."""
+    census = evidence.census
+    unseen = (each.path for each in census.unseen)
+    return "blobs" in census.unlisted or any(path.startswith("blobs") for path in unseen)
 
 
 def _names(evidence: Evidence) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher import advice, names
-from watcher.decide import safety
+from watcher.decide import findings, safety
 from watcher.model import Action, Evidence, Kept, Policy, Refusal, RefusalKind, Verb
 
 
@@ -53,6 +53,13 @@ def _restore(kept: Kept, evidence: Evidence) -> Action | Refusal:
             f"there is a new {names.printable(kept.name)} in its place",
             "purge it, or move the new one away",
             command=advice.watch(evidence, "quarantine", "purge", kept.label),
+        )
+    if unsafe is None and not kept.place_seen:
+        unsafe = safety.Why(
+            RefusalKind.PERMISSION,
+            f"whether its place, blobs/{names.printable(kept.name)}, is free can't be seen",
+            "make blobs/ readable first",
+            command=findings.made_listable("blobs", evidence),
         )
     if unsafe is not None:
         why, remedy = unsafe.reason, unsafe.remedy

@@ -91,6 +91,31 @@ def _left(
             yield finding
 
 
+def out_of_sight(seen: Evidence) -> tuple[Unseen, ...]:
+    """What a look at the whole store could not see: names, folders, manifests, the quarantine."""
+    aside = () if seen.quarantine_unseen is None else (seen.quarantine_unseen,)
+    lists = {ManifestFault.CORRUPT, ManifestFault.DANGLING, ManifestFault.BAD_DIGEST}
+    seen_well = {odd.path for odd in seen.census.odd_manifests if odd.fault in lists}
+    found = unseen(seen, everything, parsed=False)
+    return (*(each for each in found if each.path not in seen_well), *aside)
+
+
+def quarantine_unseen(seen: Evidence) -> tuple[Unseen, ...]:
+    """What keeps a look from what lies in quarantine, or from the places that it came from."""
+    found = () if seen.quarantine_unseen is None else (seen.quarantine_unseen,)
+    if all(kept.place_seen for kept in seen.quarantine):
+        return found
+    return (*found, *(each for each in unseen(seen, everything) if each.path.startswith("blobs")))
+
+
+def opening(found: Iterable[Unseen], verdict: Verdict) -> tuple[str, ...]:
+    """The commands that let be looked at what could not be."""
+    paths = {each.path for each in found}
+    kinds = (*_OF_SIGHT, "manifest_unreadable")
+    told = (each for each in verdict.findings if each.kind in kinds and each.path in paths)
+    return tuple(dict.fromkeys(each.command for each in told if each.command))
+
+
 def unseen(seen: Evidence, meant: Meant, *, parsed: bool = True) -> Iterator[Unseen]:
     """What a look could not see of what is meant: names, folders, manifests.
 

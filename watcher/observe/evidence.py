@@ -93,6 +93,8 @@ def _observe(
         coming = coming._replace(user=user)
     world.go_on()
     census = with_memory(found, memory, store, world.clock()) if scope is None else found.census
+    whole = scope is None
+    aside = quarantine.look(store, memory) if whole else quarantine.Quarantine()
     now = world.clock()
     return Evidence(
         place=where,
@@ -115,7 +117,8 @@ def _observe(
         caller=world.caller,
         forgotten=memory.unreadable or memory.lost,
         known_as=_known_as(world, store, census),
-        quarantine=quarantine.kept(store, memory) if scope is None else (),
+        quarantine=aside.kept,
+        quarantine_unseen=aside.unseen,
         intents=intents.foreign(store, place.boot(world)) if scope is None else (),
         pulling=_pulling(downloads, seen.holders, memory, scope),
     )

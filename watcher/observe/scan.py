@@ -496,7 +496,9 @@ def scan_above(path: str, access: Access) -> None:
 
 
 def scan_digests(store: int, digests: Iterable[str]) -> Scan:
-    """A look at the downloads of some digests only, by their names: the census stays empty.
+    """A look at the downloads of some digests only, by their names.
+
+    The census stays empty, but for what can't be listed.
 
     It costs nothing that grows with the store: no folder is listed (so a sidecar with a strange
     name is only seen by a pass over the whole store), and no manifest read.
@@ -510,7 +512,8 @@ def scan_digests(store: int, digests: Iterable[str]) -> Scan:
                 new = names.new_spelling(name) if name.startswith("sha256:") else name
                 _add_piece(downloads, names.parse_blob(new), found)
             _add_finished(fd, downloads)
-    return Scan(BlobCensus(), downloads, named)
+    census = BlobCensus(unlisted=tuple(named.unlisted), failing=tuple(named.failing))
+    return Scan(census, downloads, named)
 
 
 def _likely(digest: str, blobs: int) -> Iterator[Entry]:

@@ -29,6 +29,8 @@ class Known(NamedTuple):
     #: Shown model names to the digests that their manifests, a registry or the memory give them.
     models: dict[str, frozenset[str]]
     digests: frozenset[str]
+    #: What of the store could not be read, as paths below it: more may be known there.
+    unseen: tuple[str, ...] = ()
 
 
 class Targets(NamedTuple):
@@ -82,6 +84,7 @@ def known(path: str, layers: Layers = registry.known_layers) -> Known:
     """
     models: dict[str, frozenset[str]] = {}
     digests: set[str] = set()
+    unseen: list[str] = []
     with contextlib.suppress(OSError), folders.opened_store(path) as store:
         named = scan.scan_manifests(store)
         for shown in (*named.models, *(odd.model for odd in named.odd if odd.model)):
@@ -96,9 +99,15 @@ def known(path: str, layers: Layers = registry.known_layers) -> Known:
         for digest, layer in layers(store).items():
             for shown in layer.models:
                 models[shown] = models.get(shown, frozenset()) | {digest}
-        with folders.opened_blobs(store, foreign_too=True) as blobs:
-            digests |= {names.parse_blob(name).digest for name in os.listdir(blobs)} - {""}
-    return Known(models, frozenset(digests))
+        unseen = [*named.unlisted, *(each.path for each in named.unseen)]
+        try:
+            with folders.opened_blobs(store, foreign_too=True) as blobs:
+                digests |= {names.parse_blob(name).digest for name in os.listdir(blobs)} - {""}
+        except FileNotFoundError:
+            pass
+        except OSError:
+            unseen.append("blobs")
+    return Known(models, frozenset(digests), tuple(unseen))
 
 
 def _model(text: str, known: Iterable[Known]) -> Targets | None:
@@ -122,7 +131,7 @@ def _digest(text: str, known: Sequence[Known]) -> Targets:
     if not found:
         raise TargetError(
             f"neither a model nor a digest of this store: {names.printable(text)}",
-            _nearest(text, start, known, every),
+            not_seen(known) or _nearest(text, start, known, every),
         )
     if len(found) > 1:
         shown = ", ".join(f"sha256-{digest[:20]}…" for digest in found[:_MOST_NEAREST])
@@ -132,6 +141,16 @@ def _digest(text: str, known: Sequence[Known]) -> Targets:
             "give more of its digits",
         )
     return Targets(frozenset(), frozenset(found))
+
+
+def not_seen(known: Iterable[Known]) -> str:
+    """Why a name that nothing knows may be one all the same; "" where all could be read."""
+    paths = [names.printable(path) for each in known for path in each.unseen]
+    return (
+        f"{paths[0]} can't be read, and what is in there is not known; `audit` shows what helps"
+        if paths
+        else ""
+    )
 
 
 def _nearest(text: str, start: str, known: Iterable[Known], digests: Iterable[str]) -> str:

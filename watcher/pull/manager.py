@@ -40,10 +40,12 @@ from watcher import (
     records,
     registry,
 )
+from watcher.decide import remaining
 from watcher.decide.learn import RESUMABLE
 from watcher.errors import (
     DownloadError,
     ManifestError,
+    NoPermissionError,
     NoStoreError,
     RecordError,
     RefusedError,
@@ -277,9 +279,13 @@ class ModelDownloadManager:
     # ------------------------------------------------------------ partial downloads
 
     def detect_partial_downloads(self, model: str | None = None) -> list[PartialDownload]:
-        """The unfinished layers of a model, or of the whole store; nothing is changed."""
+        """The unfinished layers of a model, or of the whole store; nothing is changed.
+
+        Raises NoPermissionError where what is unfinished can't be listed.
+        """
         key = None if model is None else names.to_model(model).key
         report = cycle.cycle(replace(self._world, keeps=False), self._policy, consent=cycle.nothing)
+        _check_listed(report)
         return [_partial(each) for each in report.verdict.judged if _is_of(each, key)]
 
     def check_partial_model_downloads(self) -> list[CheckedDownload]:
@@ -499,6 +505,19 @@ _SAID_SECONDS, _DEAD_SECONDS = 10.0, 900.0
 
 def _is_of(judged: Judged, key: str | None) -> bool:
     return key is None or key in map(str.lower, judged.download.models)
+
+
+def _check_listed(report: cycle.Report) -> None:
+    """Raise NoPermissionError where nothing of what is unfinished could be seen."""
+    blind = [each for each in remaining.out_of_sight(report.evidence) if each.path == "blobs"]
+    for each in blind:
+        path = names.printable(f"{report.evidence.place.path}/{each.path}")
+        commands = remaining.opening(blind, report.verdict)
+        raise NoPermissionError(
+            f"{path}: {each.why}, so what is unfinished there is not known",
+            "let it be read",
+            *commands[:1],
+        )
 
 
 def _staying(report: cycle.Report, key: str) -> Iterator[Judged]:

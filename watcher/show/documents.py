@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import orjson
 
 from watcher import events, names, ranges
 from watcher.cycle import Report
-from watcher.decide import findings, verifying
+from watcher.decide import findings, remaining, verifying
 from watcher.decide.remaining import Remaining
 from watcher.decide.verifying import Verified
 from watcher.model import (
@@ -25,6 +26,7 @@ from watcher.model import (
     Server,
     Sizes,
     Space,
+    Unseen,
     Use,
 )
 
@@ -83,8 +85,13 @@ def verified(report: Report, done: Verified) -> dict[str, Any]:
         "unchanged": done.unchanged,
         "unchecked": done.unchecked,
         "wrong": [_finding(each) for each in verifying.told(report.verdict, done)],
-        "unseen": [{"path": names.printable(each.path), "why": each.why} for each in done.unseen],
+        "unseen": unseen(done.unseen),
     }
+
+
+def unseen(found: Iterable[Unseen]) -> list[dict[str, str]]:
+    """What could not be looked at, and why."""
+    return [{"path": names.exact(each.path), "why": each.why} for each in found]
 
 
 def quarantine(report: Report) -> dict[str, Any]:
@@ -98,11 +105,12 @@ def quarantine(report: Report) -> dict[str, Any]:
                 "label": names.exact(kept.label),
                 "name": names.exact(kept.name),
                 "size_bytes": kept.entry.size,
-                "in_its_place": kept.in_its_place,
+                "in_its_place": kept.in_its_place if kept.place_seen else None,
                 "replaced": kept.replaced,
             }
             for kept in report.evidence.quarantine
         ],
+        "unseen": unseen(remaining.quarantine_unseen(report.evidence)),
     }
 
 

@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 
 from watcher import advice, events, names, ranges
 from watcher.cycle import Report
+from watcher.decide import remaining
 from watcher.decide.judge import settled_condition
-from watcher.model import DAY, QUIET_SECONDS, Condition, Judged, Sight
+from watcher.model import DAY, QUIET_SECONDS, Condition, Judged, Sight, Unseen
 from watcher.observe.serving import QueueRunner, Running
 from watcher.pull.causes import Asked, Cause, of_error
 from watcher.pull.queue import Queue
 from watcher.pull.speed import Spread
 from watcher.records import Record, Records
-from watcher.show import happened, lines
+from watcher.show import documents, happened, lines
 from watcher.states import State
 
 #: A record of a download that goes on is changed each second, but for waits.
@@ -46,6 +47,8 @@ class Status:
     runner: QueueRunner | None
     #: How fast live downloads came in the last minutes, by key, where somebody has looked.
     spreads: Mapping[str, Spread]
+    #: What could not be looked at.
+    unseen: tuple[Unseen, ...] = ()
 
     @property
     def judged(self) -> tuple[Judged, ...]:
@@ -116,7 +119,11 @@ def document(status: Status) -> dict[str, Any]:
         "models": [_model(key, each) for key, each in status.pulled.items()],
         "per_second_bytes": round(sum(rates(status).values())),
         "advice": [each.words for each in hints(status)],
-        "commands": [each.command for each in hints(status) if each.command],
+        "commands": [
+            *(each.command for each in hints(status) if each.command),
+            *remaining.opening(status.unseen, status.report.verdict),
+        ],
+        "unseen": documents.unseen(status.unseen),
         "due": [
             {"at": events.rfc3339(each.at), "digest": f"sha256:{each.digest}"}
             for each in status.report.plan.due
@@ -258,7 +265,8 @@ def table(status: Status) -> Iterator[object]:
     if status.report.verdict.judged:
         yield Text(f"\n  {pieces.LEGEND}", style="dim")
     else:
-        yield Text("\nno download is unfinished")
+        yield Text(f"\nno download is unfinished{' as far as could be seen' * bool(status.unseen)}")
+    yield from tables.not_seen(status.unseen, status.report.verdict)
     yield from _models(status)
     yield from _due(status)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -13,17 +13,20 @@ from rich.text import Text
 
 from watcher import advice, names, ranges
 from watcher.cycle import Report
-from watcher.decide import findings, verifying
+from watcher.decide import findings, remaining, verifying
 from watcher.decide.verifying import Verified
 from watcher.events import instant
 from watcher.model import (
+    BlobCensus,
     Condition,
     Evidence,
     Finding,
     Forecast,
     Judged,
+    Kept,
     Severity,
     Sight,
+    Unseen,
     Verdict,
 )
 from watcher.show import pieces
@@ -201,8 +204,7 @@ def summary(seen: Evidence) -> Table:
     table.add_row(
         "",
         f"{place.file_system or 'unknown file system'}, {decimal(place.free_bytes)} free; "
-        f"{count(census.manifests, 'model')}, {count(census.entries, 'file')} in blobs/, "
-        f"{decimal(census.allocated)} on disk",
+        f"{_models_of(census)}, {_blobs_of(census)}",
     )
     for server in seen.servers:
         version = f", version {server.version}" if server.version else ""
@@ -216,6 +218,19 @@ def summary(seen: Evidence) -> Table:
     if seen.view.sight is not Sight.FULL:
         table.add_row(Text("sight", style="bold"), f"{seen.view.sight.value}: {seen.view.why}")
     return table
+
+
+def _models_of(census: BlobCensus) -> str:
+    blind = any(path.startswith("manifests") for path in census.unlisted)
+    if blind and not census.manifests:
+        return "which models is not known"
+    return f"{count(census.manifests, 'model')}{' that can be seen' * blind}"
+
+
+def _blobs_of(census: BlobCensus) -> str:
+    if "blobs" in census.unlisted:
+        return "blobs/ can't be listed"
+    return f"{count(census.entries, 'file')} in blobs/, {decimal(census.allocated)} on disk"
 
 
 def _counts(verdict: Verdict) -> Text:
@@ -334,13 +349,28 @@ def quarantine(report: Report) -> list[object]:
     """What lies in quarantine, and what has become of its place."""
     table = Table.grid(padding=(0, 2))
     for kept in report.evidence.quarantine:
-        place = "a good one is in its place" if kept.replaced else "something is in its place"
-        table.add_row(
-            Text(_middle(kept.label)),
-            decimal(kept.entry.size),
-            place if kept.in_its_place else "its place is empty",
-        )
+        table.add_row(Text(_middle(kept.label)), decimal(kept.entry.size), _place_of(kept))
     return [table]
+
+
+def not_seen(found: Sequence[Unseen], verdict: Verdict) -> Iterator[object]:
+    """What could not be looked at, why, and what helps."""
+    for each in found[:_SHOWN_ALIKE]:
+        told = f"could not be looked at: {names.printable(each.path)}: {each.why}"
+        yield Text(told, style="red")
+    if len(found) > _SHOWN_ALIKE:
+        yield Text(f"and {len(found) - _SHOWN_ALIKE:,} more: --json has them all")
+    for command in remaining.opening(found, verdict)[:_SHOWN_ALIKE]:
+        yield Command(command)
+
+
+def _place_of(kept: Kept) -> str:
+    """What has become of the place of a file in quarantine."""
+    if not kept.place_seen:
+        return "its place can't be seen"
+    if kept.in_its_place:
+        return "a good one is in its place" if kept.replaced else "something is in its place"
+    return "its place is empty"
 
 
 def verified(report: Report, done: Verified) -> list[object]:

@@ -1,0 +1,195 @@
+"""What could not be looked at is named by each command, and nothing is concluded from it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from watcher import cycle
+from watcher.model import Policy
+from watcher.pull.manager import ModelDownloadManager, StoreFiles
+
+from .conftest import IS_ROOT, Run, ordinary_user
+from .notation import MB, Store
+
+OWNER = 12345
+LABEL = f"1-sha256-{'a' * 64}"
+Call = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def store(models: Store) -> Store:
+    """A model, an unfinished download, something in quarantine, and a folder in each place."""
+    models.model("whole/latest")
+    models.manifest("part/latest", {models.broken("40:40 60:60", total=200): 200 * MB})
+    (models.blobs / "folder").mkdir()
+    aside = models.path / ".ollama-watch" / "quarantine"
+    aside.mkdir(parents=True)
+    (aside / LABEL).write_bytes(b"damaged")
+    return models
+
+
+@pytest.fixture
+def call(store: Store, run: Run) -> Call:
+    """Runs a command on the store as its owner, who is no root."""
+
+    def of(*words: str) -> subprocess.CompletedProcess[bytes]:
+        if IS_ROOT:
+            subprocess.run(["chown", "-hR", f"{OWNER}:{OWNER}", store.path], check=True)
+        return run("--store", str(store.path), *words)
+
+    return of
+
+
+def document(call: Call, *words: str, code: int) -> dict[str, Any]:
+    done = call("--json", *words)
+    assert done.returncode == code, (words, done.stdout, done.stderr)
+    return dict(json.loads(done.stdout))
+
+
+CLOSED = ["blobs", "blobs/folder", "manifests", "manifests/registry.ollama.ai/library"]
+
+
+@pytest.mark.parametrize("path", CLOSED)
+def test_status_names_what_it_could_not_look_at(store: Store, call: Call, path: str) -> None:
+    assert document(call, "status", code=0)["unseen"] == []
+    (store.path / path).chmod(0)
+    told = document(call, "status", code=4)
+    assert [each["path"] for each in told["unseen"]] == [path]
+    shown = call("status")
+    assert shown.returncode == 4
+    text = " ".join(shown.stdout.decode().split())
+    assert f"could not be looked at: {path}: " in text
+    assert "no download is unfinished as" in text or "paused" in text
+    assert "0 files in blobs/" not in text
+    (command,) = told["commands"]
+    subprocess.run(["bash", "-ec", command], check=True)
+    assert document(call, "status", code=0)["unseen"] == []
+
+
+@pytest.mark.parametrize("name", ["models.json", "queue.json"])
+def test_status_names_files_of_ours_that_it_could_not_read(
+    store: Store, call: Call, name: str
+) -> None:
+    (store.path / ".ollama-watch" / name).write_text("{}")
+    (store.path / ".ollama-watch" / name).chmod(0)
+    (unseen,) = document(call, "status", code=4)["unseen"]
+    assert unseen == {"path": f".ollama-watch/{name}", "why": "Permission denied"}
+
+
+@pytest.mark.parametrize(("path", "code"), [*((each, 4) for each in CLOSED), ("", 0)])
+def test_a_reset_does_not_say_that_nothing_is_here(
+    store: Store, call: Call, path: str, code: int
+) -> None:
+    if path:
+        (store.path / path).chmod(0)
+    done = call("reset", "--yes", "--offline", "whole")
+    # A folder in blobs/ holds nothing that a server looks for.
+    assert done.returncode == (0 if path == "blobs/folder" else code), done.stderr
+    assert (b"nothing of a download" in done.stdout) == (done.returncode == 0)
+    assert bool(path) == (b"can't be" in done.stderr) or path == "blobs/folder"
+
+
+@pytest.mark.parametrize("path", ["manifests", "manifests/registry.ollama.ai/library"])
+def test_a_name_that_nothing_knows_may_be_one_that_could_not_be_read(
+    store: Store, call: Call, path: str
+) -> None:
+    (store.path / path).chmod(0)
+    for words in (("log", "whole"), ("repair", "-n", "--offline", "whole"), ("verify", "whole")):
+        done = call(*words)
+        assert done.returncode == 2
+        assert f"{path} can't be read".encode() in done.stderr
+
+
+def test_programs_hear_that_it_can_not_be_listed(store: Store) -> None:
+    manager = ModelDownloadManager(StoreFiles(store.path))
+    assert len(manager.detect_partial_downloads()) == 1
+    with ordinary_user(store.path):
+        store.blobs.chmod(0)
+        with pytest.raises(Exception, match="blobs: this folder can't be listed"):
+            manager.detect_partial_downloads()
+        store.blobs.chmod(0o755)
+
+
+# ---------------------------------------------------------------- the quarantine
+
+
+@pytest.mark.parametrize(
+    ("blobs", "code", "in_place"), [("missing", 0, False), ("closed", 4, None), ("there", 0, False)]
+)
+def test_what_lies_in_quarantine_is_listed_whatever_becomes_of_blobs(
+    store: Store, call: Call, blobs: str, code: int, in_place: bool | None
+) -> None:
+    if blobs == "missing":
+        shutil.rmtree(store.blobs)
+    elif blobs == "closed":
+        store.blobs.chmod(0)
+    told = document(call, "quarantine", "ls", code=code)
+    (kept,) = told["kept"]
+    assert (kept["label"], kept["in_its_place"], kept["replaced"]) == (LABEL, in_place, False)
+    assert [each["path"] for each in told["unseen"]] == (["blobs"] if code else [])
+    shown = call("quarantine", "ls").stdout
+    assert b"nothing in quarantine" not in shown
+    assert (b"its place can't be seen" if code else b"its place is empty") in shown
+    refused = call("quarantine", "restore", "-n", LABEL)
+    assert refused.returncode == (4 if blobs == "closed" else 1) or b"can't be" in refused.stdout
+
+
+@pytest.mark.parametrize("path", [".ollama-watch/quarantine", ".ollama-watch"])
+def test_a_quarantine_that_can_not_be_listed_is_none_with_nothing_in_it(
+    store: Store, call: Call, path: str
+) -> None:
+    (store.path / path).chmod(0)
+    told = document(call, "quarantine", "ls", code=4)
+    assert [each["path"] for each in told["unseen"]] == [path]
+    audit = document(call, "audit", code=1)
+    (finding,) = [each for each in audit["findings"] if each["kind"] == "store_unseen"]
+    assert finding["path"] == path
+    subprocess.run(["bash", "-ec", finding["command"]], check=True)
+    assert len(document(call, "quarantine", "ls", code=0)["kept"]) == 1
+
+
+# ---------------------------------------------------------------- what is remembered
+
+
+def test_what_can_not_be_listed_has_not_gone(store: Store) -> None:
+    """Its memory stays, and no event tells that somebody has removed it."""
+    world, policy = store.world(), Policy(repair=False)
+    cycle.cycle(world, policy)
+    known = cycle.remembered(world)
+    (digest,) = known.downloads
+    with ordinary_user(store.path):
+        store.blobs.chmod(0)
+        for scope in (None, frozenset({digest})):
+            report = cycle.cycle(world, policy, scope)
+            assert not [each for each in report.events if each.event_type == "partial_removed"]
+            assert cycle.remembered(world).downloads == known.downloads
+        store.blobs.chmod(0o755)
+        for path in store.blobs.glob("*partial*"):
+            path.unlink()
+        report = cycle.cycle(world, policy)
+        assert "partial_removed" in [each.event_type for each in report.events]
+
+
+def test_metrics_count_nothing_that_could_not_be_listed(store: Store) -> None:
+    pytest.importorskip("prometheus_client")
+    from watcher import metrics
+
+    world = store.world(keeps=False)
+
+    def names(closed: bool) -> set[str]:
+        store.blobs.chmod(0 if closed else 0o755)
+        report = cycle.cycle(world, Policy(), consent=cycle.nothing)
+        looked = metrics.looked(None, report, 0.1)
+        return {each.name for each in metrics.families(looked, metrics.Counted())}
+
+    there = names(closed=False)
+    with ordinary_user(store.path):
+        gone = there - names(closed=True)
+        store.blobs.chmod(0o755)
+    assert gone >= {"blobs", "blob_bytes", "orphan_bytes", "downloads", "download_bytes"}
