@@ -19,8 +19,10 @@ import pytest
 import watcher
 from watcher.demo.registry import Registry
 
-from .fidelity.harness import EngineServer, RealServer
-from .notation import Store
+from .support.notation import Store
+from .support.servers import EngineServer, RealServer
+from .support.workers import pytest_cmdline_main as pytest_cmdline_main
+from .support.workers import pytest_xdist_setupnodes as pytest_xdist_setupnodes
 
 #: Deterministic, and not in need of a fast machine.
 hypothesis.settings.register_profile(
@@ -36,43 +38,25 @@ needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 NOBODY = 65534
 
 
-def _alone() -> tuple[str, ...]:
-    """Before a command: it sees no process of others, the servers of other tests among them.
-
-    Nothing where that takes rights that are not there.
-    """
-    words = ("unshare", "--pid", "--fork", "--mount-proc")
-    if shutil.which(words[0]) is None:
-        return ()
-    return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else ()
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--slow`: the cases, too, that the usual run leaves out, each for the reason at its mark."""
+    parser.addoption("--slow", action="store_true", help="run what is marked as slow, too")
 
 
-ALONE = _alone()
-#: Everything at length: each call, each number, which takes an hour. Otherwise a part of it.
-AT_LENGTH = "TEST_AT_LENGTH" in os.environ
-at_length = pytest.mark.skipif(not AT_LENGTH, reason="TEST_AT_LENGTH is not set")
-#: Of tests here that have so many cases the usual run takes every second one.
-LONG = ("crash", "fidelity", "pull", "race", "repair")
-MANY = 4
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what is only for a run at length; the real server is there for all of it."""
-    if AT_LENGTH or "OLLAMA_BIN" in os.environ:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked as slow, unless it is asked for."""
+    if config.getoption("--slow"):
         return
-    folders = {Path(__file__).parent / name for name in LONG}
-    cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.path.parent in folders and not _is_real(item.name):
-            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    for alike in cases.values():
-        for item in alike[1::2] if len(alike) >= MANY else ():
-            item.add_marker(at_length)
+        mark = item.get_closest_marker("slow")
+        if mark is not None:
+            item.add_marker(pytest.mark.skip(reason=f"slow, needs --slow: {mark.args[0]}"))
 
 
-def _is_real(name: str) -> bool:
-    """Whether a case is one of the real server, which is left out by itself."""
-    return "real" in name.replace("[", "-").replace("]", "-").split("-")
+@pytest.fixture(scope="session")
+def slow(request: pytest.FixtureRequest) -> bool:
+    """Whether everything is asked for, however long it takes."""
+    return bool(request.config.getoption("--slow"))
 
 
 #: For fixtures that are a server: the engine and, where there is one, the real thing.

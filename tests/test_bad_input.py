@@ -26,7 +26,7 @@ import pytest
 from watcher.names import from_exact
 
 from .conftest import IS_ROOT, Run, environment, needs_root, open_parents
-from .notation import LIBRARY, MB, Store, age, digest_of, manifest_bytes
+from .support.notation import LIBRARY, MB, Store, age, digest_of, manifest_bytes
 
 Done = subprocess.CompletedProcess[bytes]
 FULL = 400 << 20
@@ -414,7 +414,7 @@ def test_links_pipes_sockets_and_folders_in_every_place(
                 os.close(fd)
     (models.blobs / f"sha256-{digest_of('loop')}").symlink_to(models.blobs)
     before = secret.stat()
-    document = audit()
+    document = audit(env={"OLLAMA_WATCH_WRITERS_VISIBLE": "true"})
     assert set(conditions(document)) <= {"unknown", "paused"}
     calm(run("--store", str(models.path), "clean", "--yes", "--stale-after", "0s"), 0, 1, 3)
     assert secret.stat() == before

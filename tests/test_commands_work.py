@@ -22,7 +22,7 @@ from watcher.demo.registry import Layer, Registry
 from watcher.model import BlobFault, Condition, ManifestFault, RefusalKind
 
 from .conftest import environment, needs_root, open_parents
-from .notation import LIBRARY, MB, Store, age, digest_of
+from .support.notation import LIBRARY, MB, Store, age, digest_of
 
 HERE = Path(__file__).parent.parent
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NOBODY, at_length, needs_root
-from tests.driving import environment
-from tests.fidelity.harness import wait_until
+from tests.conftest import NOBODY, needs_root
+from tests.support.driving import environment
+from tests.support.servers import wait_until
 
 OTHER = 54321
 STORY = [
@@ -96,6 +96,10 @@ def test_it_tells_its_story_and_leaves_nothing(show: Show, tmp_path: Path) -> No
     assert not any(str(tmp_path) in pictures[name] for name in ("repair.svg", "pull.svg"))
 
 
+ANOTHER_USER = pytest.mark.slow("the server of one more user, beside the same demo")
+ANOTHER_SCENE = pytest.mark.slow("an interrupt in one more scene of the same demo")
+
+
 @contextlib.contextmanager
 def server_of(uid: int) -> Iterator[None]:
     """A process that looks like a user's Ollama server; its environment is that user's secret."""
@@ -111,9 +115,9 @@ def server_of(uid: int) -> Iterator[None]:
     ("by", "server"),
     [
         (NOBODY, 0),
-        pytest.param(NOBODY, OTHER, marks=at_length),
+        pytest.param(NOBODY, OTHER, marks=ANOTHER_USER),
         (0, 0),
-        pytest.param(0, OTHER, marks=at_length),
+        pytest.param(0, OTHER, marks=ANOTHER_USER),
     ],
 )
 def test_it_runs_through_beside_anybody_s_server(
@@ -136,7 +140,7 @@ def test_it_runs_through_beside_anybody_s_server(
 
 
 @needs_root
-@at_length
+@pytest.mark.slow("another whole demo, for the settings that it does not read")
 def test_the_settings_of_this_machine_are_not_the_demo_s(tmp_path: Path) -> None:
     """Its old download is twelve days old, and goes."""
     etc = tmp_path / "etc"
@@ -159,9 +163,9 @@ def test_the_settings_of_this_machine_are_not_the_demo_s(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "when",
     [
-        pytest.param("== A store", marks=at_length),
+        pytest.param("== A store", marks=ANOTHER_SCENE),
         "== A daemon watches",
-        pytest.param("== What an audit shows", marks=at_length),
+        pytest.param("== What an audit shows", marks=ANOTHER_SCENE),
         "== A network that",
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 
 import watcher.show
 from tests.conftest import NOBODY, Run
-from tests.notation import Store
+from tests.support.notation import Store
 from watcher.decide import usage
 from watcher.model import UseKind
 from watcher.observe import space

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Run, environment, needs_root
-from .notation import Store
+from .support.notation import Store
 
 Done = subprocess.CompletedProcess[bytes]
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")

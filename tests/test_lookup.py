@@ -11,7 +11,7 @@ import pytest
 from watcher.demo.registry import Layer, Registry
 
 from .conftest import Run
-from .notation import Store, age
+from .support.notation import Store, age
 
 Call = Callable[..., str]
 PARTS = "0:40 0:60"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .notation import MB, Store
+from .support.notation import MB, Store
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run, environment, needs_root, open_parents
-from tests.driving import Daemon, Store, Tree, content
-from tests.driving import run as driven
-from tests.fidelity.harness import wait_until
+from tests.support.driving import Daemon, Store, Tree, content
+from tests.support.driving import run as driven
+from tests.support.servers import wait_until
 from watcher import ModelDownloadManager, StoreFiles, privileges
 from watcher.errors import NoPermissionError
 from watcher.model import DAY

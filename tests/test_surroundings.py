@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Run, environment
-from .notation import Store
+from .support.notation import Store
 from .test_service import PROGRAM, SYSTEM, install_program
 
 IN_A_GONE_FOLDER = 'cd "$0" && rmdir "$0" && exec "$@"'

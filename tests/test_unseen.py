@@ -15,7 +15,7 @@ from watcher.model import Policy
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
 
 from .conftest import IS_ROOT, Run, ordinary_user
-from .notation import MB, Store
+from .support.notation import MB, Store
 
 OWNER = 12345
 LABEL = f"1-sha256-{'a' * 64}"

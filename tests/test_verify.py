@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ordinary_user
-from tests.driving import Store, audit, command, environment, private_proc, run
+from tests.support.driving import Store, audit, command, environment, private_proc, run
 from watcher import cycle
 from watcher.model import Policy, Result, Verb
 from watcher.names import ModelName

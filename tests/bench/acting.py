@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from tests.fidelity.harness import EngineServer, RealServer, Server, data_segments
+from tests.support.servers import EngineServer, RealServer, Server, data_segments
 
 from .benches import Setting
 from .measure import US, Row, Run, interleaved, make, middle, milliseconds, ratio, run

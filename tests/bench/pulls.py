@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.fidelity.harness import EngineServer, RealServer, Server, wait_until
+from tests.support.servers import EngineServer, RealServer, Server, wait_until
 
 from .benches import Setting
 from .measure import US, Row, environment, megabytes, middle, milliseconds, run

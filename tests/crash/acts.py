@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.driving import Store, age
-from tests.fidelity.harness import sidecar
+from tests.support.driving import Store, age
+from tests.support.servers import sidecar
 from watcher.model import DAY, HOUR, MIB
 
 PART = 2 * MIB

@@ -2,60 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from tests.driving import Store, environment, private_proc
-
-
-class Ended(NamedTuple):
-    """How a cycle ended: its exit code (-9 after a kill, 70 for an error that escaped)."""
-
-    code: int
-    calls: list[str]
+from tests.support.driving import Store, private_proc
+from tests.support.kills import Breaker, Ended
 
 
 class Driver:
     """Orders cycles over stores; see `driver`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._proc = private_proc(folder / "proc")
-        self.errors = folder / "driver.err"
-        with self.errors.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("driver.py"))],
-                env=environment(folder / "driver"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
+    def __init__(self, folder: Path, breaker: Breaker) -> None:
+        self.proc = Path(private_proc(folder / "proc"))
+        self._breaker = breaker
+
+    @property
+    def errors(self) -> str:
+        """What the process has written to stderr."""
+        return self._breaker.errors
 
     def cycle(self, store: Store, **order: Any) -> Ended:
         """Run one cycle over a store, to its end or to the call where it breaks."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        order |= {"store": str(store.path), "proc": self._proc}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        assert line, self.errors.read_text()
-        answer = json.loads(line)
-        return Ended(answer["exit"], answer["calls"])
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate(timeout=30)
+        self._breaker.begin(store=str(store.path), proc=str(self.proc), **order)
+        return self._breaker.end()
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    made = Driver(tmp_path_factory.mktemp("driver"))
-    yield made
-    made.close()
+    folder = tmp_path_factory.mktemp("driver")
+    with Breaker("tests.support.breaking", folder) as breaker:
+        yield Driver(folder, breaker)

@@ -19,7 +19,7 @@ from typing import Self
 import pytest
 
 from tests.conftest import IS_ROOT
-from tests.driving import private_proc
+from tests.support.driving import private_proc
 from watcher import cycle
 from watcher.cycle import Report
 from watcher.model import Policy

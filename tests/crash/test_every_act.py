@@ -2,8 +2,8 @@
 
 `tests/crash/test_every_call.py` has more of the clean-up. Each call of each act breaks, by SIGKILL
 or by an error: the ways take turns, from act to act at other calls. What all do before they begin
-breaks in the first one only, and of each act every second call. With `TEST_AT_LENGTH` each call of
-each act breaks in each way.
+breaks in the first one only, and of each act every second call. With `--slow` each call of each
+act breaks in each way.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import AT_LENGTH, at_length
-from tests.driving import Store, is_right
-from tests.fidelity.harness import EngineServer, collapsed
 from tests.repair.scenes import seed_of
+from tests.support.driving import Store, is_right
+from tests.support.kills import Ended
+from tests.support.servers import EngineServer, collapsed
 from watcher import sidecars
 from watcher.demo.registry import Layer as Content
 from watcher.demo.registry import Model, Registry
 from watcher.model import MIB
 
 from .acts import ACTS, LAYER, QUARANTINED, Act, Layer
-from .conftest import Driver, Ended
+from .conftest import Driver
 from .test_every_call import assert_nothing_lost, inodes, places, shape
 
 VERIFY = {"repair": False, "clean": False, "hash": True, "verify": True}
@@ -66,7 +66,7 @@ class Trial:
         self.reference = self.store()
         self.before, self.worth = whole_shape(self.reference), contents(self.reference)
         ended = self.run(self.reference)
-        assert ended.code == 0, driver.errors.read_text()
+        assert ended.code == 0, driver.errors
         self.end, self.calls = whole_shape(self.reference), ended.calls
         assert self.end != self.before
         # Sidecars can be written anew; what is in no file at the end was worth nothing.
@@ -106,19 +106,19 @@ class Trial:
         """One unhindered run comes to the end that it would have come to at once."""
         assert self.worth <= contents(store), f"{where}: something of worth is gone"
         again = self.run(store)
-        assert again.code == 0, f"{where}; then {again}: {self._driver.errors.read_text()}"
+        assert again.code == 0, f"{where}; then {again}: {self._driver.errors}"
         assert whole_shape(store) == self.end, where
         assert not any(store.ours.glob("intents/*")), where
         assert_remembered(store, self.layer, where)
 
-    def each_call(self, turn: int) -> None:
+    def each_call(self, turn: int, slow: bool) -> None:
         """Break at each call, in ways that take turns; in every way where there is time."""
         begins = [at for at, call in enumerate(self.calls, 1) if call == "mkdir intents"]
-        first = 0 if AT_LENGTH or turn == 0 else min(begins, default=0)
+        first = 0 if slow or turn == 0 else min(begins, default=0)
         chosen = [at for at in places(self.calls, "kill") if at >= first]
-        chosen = chosen if AT_LENGTH else chosen[turn % 2 :: 2]
+        chosen = chosen if slow else chosen[turn % 2 :: 2]
         for number, at in enumerate(chosen, turn):
-            for way in WAYS if AT_LENGTH else (WAYS[number % len(WAYS)],):
+            for way in WAYS if slow else (WAYS[number % len(WAYS)],):
                 shutil.rmtree(self.broken(at=at, **way).path)
 
 
@@ -159,17 +159,18 @@ def assert_remembered(store: Store, layer: Layer, where: str) -> None:
         assert sorted(record["partition"]) == [list(part) for part in parts], where
 
 
+VARIANT = pytest.mark.slow("a variant of an act that is broken at each call beside it")
 #: Acts that differ most; the others are variants of them.
 USUAL = {"behind", "numbers-too-many", "redundant", "quarantine", "restore", "purge", "prepare"}
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in USUAL else pytest.param(name, marks=at_length) for name in ACTS]
+    "name", [name if name in USUAL else pytest.param(name, marks=VARIANT) for name in ACTS]
 )
 def test_broken_at_any_call_it_comes_to_the_same_end(
-    name: str, tmp_path: Path, driver: Driver, layer: Layer
+    name: str, tmp_path: Path, driver: Driver, layer: Layer, slow: bool
 ) -> None:
-    Trial(tmp_path, driver, ACTS[name], layer).each_call(list(ACTS).index(name))
+    Trial(tmp_path, driver, ACTS[name], layer).each_call(list(ACTS).index(name), slow)
 
 
 @pytest.mark.parametrize("name", ["numbers-too-many", "redundant"])

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.conftest import at_length, open_parents
-from tests.driving import Store, whole_lines
+from tests.conftest import open_parents
+from tests.support.driving import Store, whole_lines
+from tests.support.kills import Ended
 
-from .conftest import Driver, Ended
+from .conftest import Driver
 
 #: A young download and a file of the user's, beside what is worth nothing: they must stay.
 KEPT = "a young download"
@@ -57,6 +58,9 @@ def _transfer(store: Store) -> None:
     store.file("sha256-" + "ab" * 32 + ".tmp")
 
 
+#: Each breaks at every call.
+ALIKE = pytest.mark.slow("another error, scene or instant of a kind that stands beside it")
+
 SCENES: dict[str, Callable[[Store], None]] = {
     "stale": _stale_with_sidecars,
     "unclaimed": _unclaimed,
@@ -85,7 +89,7 @@ class Trial:
         reference = self.store()
         self.before = shape(reference)
         ended = self.run(reference)
-        assert ended.code == 0, driver.errors.read_text()
+        assert ended.code == 0, driver.errors
         self.end, self.calls = shape(reference), ended.calls
         assert self.end != self.before
 
@@ -118,7 +122,7 @@ class Trial:
     def assert_same_end(self, store: Store, where: str) -> None:
         """One unhindered run comes to the end that it would have come to at once."""
         again = self.run(store)
-        assert again.code == 0, f"{where}; then {again}: {self._driver.errors.read_text()}"
+        assert again.code == 0, f"{where}; then {again}: {self._driver.errors}"
         assert shape(store) == self.end, where
         assert_settled(store, where)
 
@@ -191,7 +195,7 @@ def test_a_kill_at_any_call_comes_to_the_same_end(trial: Trial, how: str) -> Non
 
 @pytest.mark.parametrize(
     "how",
-    ["EIO", pytest.param("ENOSPC", marks=at_length), pytest.param("EACCES", marks=at_length)],
+    ["EIO", pytest.param("ENOSPC", marks=ALIKE), pytest.param("EACCES", marks=ALIKE)],
 )
 def test_an_error_at_any_call_loses_nothing(trial: Trial, how: str) -> None:
     if how != "EIO" and trial.scene not in ("stale", "orphans"):
@@ -202,7 +206,7 @@ def test_an_error_at_any_call_loses_nothing(trial: Trial, how: str) -> None:
 
 
 @pytest.mark.parametrize("scene", ["stale", "unclaimed", "orphans"])
-@pytest.mark.parametrize("how", ["kill", pytest.param("EIO", marks=at_length)])
+@pytest.mark.parametrize("how", ["kill", pytest.param("EIO", marks=ALIKE)])
 def test_the_same_holds_without_a_rename_that_never_replaces(
     scene: str, how: str, tmp_path: Path, driver: Driver
 ) -> None:
@@ -215,9 +219,9 @@ def test_the_same_holds_without_a_rename_that_never_replaces(
     ("scene", "look"),
     [
         ("stale", 1),
-        pytest.param("stale", 2, marks=at_length),
+        pytest.param("stale", 2, marks=ALIKE),
         ("unclaimed", 2),
-        pytest.param("surplus", 2, marks=at_length),
+        pytest.param("surplus", 2, marks=ALIKE),
     ],
 )
 def test_a_kill_while_a_held_file_is_put_back_leaves_all_in_place(
@@ -232,7 +236,7 @@ def test_a_kill_while_a_held_file_is_put_back_leaves_all_in_place(
 
 
 @pytest.mark.parametrize("scene", ["stale", "surplus", "orphans"])
-@pytest.mark.parametrize("share", [0.5, pytest.param(0.8, marks=at_length)])
+@pytest.mark.parametrize("share", [0.5, pytest.param(0.8, marks=ALIKE)])
 def test_a_kill_of_the_recovery_itself_comes_to_the_same_end(
     scene: str, share: float, tmp_path: Path, driver: Driver
 ) -> None:
@@ -289,7 +293,7 @@ def test_what_root_leaves_after_a_kill_belongs_to_the_owner_of_the_store(
     tmp_path: Path, driver: Driver
 ) -> None:
     owner = 65534
-    open_parents(driver.errors.parent / "proc")  # as everybody may read the real one
+    open_parents(driver.proc)  # as everybody may read the real one
     trial = Trial(tmp_path, driver, "stale", owner=owner, umask=0o077)
     for store, _, where in trial.broken("kill"):
         trial.assert_same_end(store, where)

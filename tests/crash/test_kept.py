@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.driving import environment
+from tests.support.driving import environment
 from watcher import files, records
 from watcher.pull import queue
 
 #: Orders a line of stdin: which change to make in which store, and at which call to break it how.
 DRIVER = """
 import json, os, sys
-from tests.crash.driver import break_files
+from tests.support.breaking import break_files
 from watcher import records
 from watcher.errors import WatchError
 from watcher.pull import queue, running

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SERVERS
-from tests.driving import Daemon, Store, command, environment, is_right, run
-from tests.fidelity.harness import (
+from tests.support.driving import Daemon, Store, command, environment, is_right, run
+from tests.support.servers import (
     EngineServer,
     Server,
     blob,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ALONE, at_length
-from tests.driving import Store, command, environment
+from tests.support.driving import Store, command, environment
+from tests.support.workers import ALONE
 
 from .acts import ACTS, QUARANTINED, Layer
 from .conftest import Driver
@@ -120,12 +120,12 @@ def test_killed_at_any_system_call_the_next_run_comes_to_the_same_end(
     with ThreadPoolExecutor(2) as pool:
         for where, store in pool.map(killed, calls):
             again = driver.cycle(store)
-            assert again.code == 0, f"{where}: {driver.errors.read_text()}"
+            assert again.code == 0, f"{where}: {driver.errors}"
             assert shape(store) == end, where
             assert_settled(store, where)
 
 
-@at_length
+@pytest.mark.slow("a traced process for each system call of each act")
 @pytest.mark.parametrize(
     "name", ["behind", "a-strange-number", "redundant", "quarantine", "restore", "purge", "prepare"]
 )

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import Store
-from tests.fidelity.harness import EngineServer, Pull, blob, wait_written
+from tests.support.driving import Store
+from tests.support.servers import EngineServer, Pull, blob, wait_written
 from watcher.demo.registry import Layer, Model, Registry
 
 #: Bytes of the layer that is pulled, and how many of them arrive before it is held back.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from tests.driving import Store, audit
+from tests.support.driving import Store, audit
 
 #: After these a download is no more.
 _GONE = ("download_completed", "partial_removed", "partial_cleaned")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import Daemon, Store, command, environment
-from tests.fidelity.harness import EngineServer, collapsed, wait_until
 from tests.repair.scenes import SIZE, finished
+from tests.support.driving import Daemon, Store, command, environment
+from tests.support.servers import EngineServer, collapsed, wait_until
 from watcher.demo.registry import Registry
 from watcher.model import DAY
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.driving import POLICY, Daemon, Store, private_proc, whole_lines, world
-from tests.fidelity.harness import EngineServer, Line, collapsed, wait_until
+from tests.support.driving import POLICY, Daemon, Store, private_proc, whole_lines, world
+from tests.support.servers import EngineServer, Line, collapsed, wait_until
 from watcher import cycle, events, files, journal
 from watcher.demo.registry import Layer, Registry
 from watcher.model import DAY

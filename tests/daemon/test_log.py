@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import KEYS, Daemon, Store, command, environment, run
-from tests.fidelity.harness import wait_until
+from tests.support.driving import KEYS, Daemon, Store, command, environment, run
+from tests.support.servers import wait_until
 from watcher import events
 from watcher.events import Event
 from watcher.model import DAY, Policy

@@ -9,8 +9,8 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.driving import Daemon, Store, age, whole_lines
-from tests.fidelity.harness import EngineServer, wait_until
+from tests.support.driving import Daemon, Store, age, whole_lines
+from tests.support.servers import EngineServer, wait_until
 from watcher.demo.registry import Layer, Model, Registry
 
 from .replayed import on_disk, replay

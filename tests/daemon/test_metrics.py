@@ -19,8 +19,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.daemon.conftest import HELD, SIZE, Begin
-from tests.driving import Daemon, Store, run
-from tests.fidelity.harness import EngineServer, wait_until
+from tests.support.driving import Daemon, Store, run
+from tests.support.servers import EngineServer, wait_until
 from watcher.model import DAY
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.driving import POLICY, Store, private_proc
-from tests.fidelity.harness import wait_until
+from tests.support.driving import POLICY, Store, private_proc
+from tests.support.servers import wait_until
 from watcher import cycle, proofs
 from watcher.daemon import _Service
 from watcher.metrics import Metrics

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import POLICY, Daemon, Store, private_proc
-from tests.fidelity.harness import EngineServer, wait_until
+from tests.support.driving import POLICY, Daemon, Store, private_proc
+from tests.support.servers import EngineServer, wait_until
 from watcher import cycle, names
 from watcher.cycle import Report
 from watcher.demo.registry import Layer, Model, Registry

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import SERVERS
-from tests.driving import Daemon, Store, command, environment, is_right, run
-from tests.fidelity.harness import Server, wait_until
+from tests.support.driving import Daemon, Store, command, environment, is_right, run
+from tests.support.servers import Server, wait_until
 from watcher import files
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.pull import queue

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.driving import Daemon, Store, age, whole_lines
-from tests.fidelity.harness import EngineServer, Pull, wait_until
+from tests.support.driving import Daemon, Store, age, whole_lines
+from tests.support.servers import EngineServer, Pull, wait_until
 from watcher import files, names, records, states
 from watcher.demo.registry import Layer, Model, Registry
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.driving import (
+from tests.support.driving import (
     OLD,
     POLICY,
     Daemon,
@@ -31,7 +31,7 @@ from tests.driving import (
     whole_lines,
     world,
 )
-from tests.fidelity.harness import wait_until
+from tests.support.servers import wait_until
 from watcher import cycle
 from watcher.model import DAY
 from watcher.observe import holders

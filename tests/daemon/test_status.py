@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.driving import Daemon, Store, command, environment, run
-from tests.fidelity.harness import EngineServer, wait_until
+from tests.support.driving import Daemon, Store, command, environment, run
+from tests.support.servers import EngineServer, wait_until
 from watcher.demo.registry import Layer, Registry
 
 from .conftest import HELD, SIZE, Begin

@@ -22,8 +22,8 @@ from watchdog.observers.api import BaseObserver
 from watchdog.utils import BaseThread
 
 from tests.conftest import IS_ROOT, environment
-from tests.driving import Daemon, Store
-from tests.fidelity.harness import wait_until
+from tests.support.driving import Daemon, Store
+from tests.support.servers import wait_until
 from watcher import file_events
 from watcher import wakes as module
 from watcher.file_events import Ears

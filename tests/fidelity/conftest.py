@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SERVERS
-
-from .harness import EngineServer, Server
+from tests.support.servers import EngineServer, Server
 
 MakeServer = Callable[..., Server]
 

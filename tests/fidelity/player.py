@@ -16,9 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tests.support.servers import Entry, Line, collapsed, tree
 from watcher.demo.registry import Content, Layer, Model, Registry
-
-from .harness import Entry, Line, collapsed, tree
 
 TRUTH = Path(__file__).parent / "truth"
 MODELS = {"a": 262_144_000, "b": 20_971_520}
@@ -65,7 +64,7 @@ class Player:
         return next((x[:12] for y, x in self._ours.items() if y.startswith(recorded)), recorded)
 
     def expected_tree(self, recorded: Sequence[Recorded]) -> dict[str, Entry]:
-        """A recorded tree as `harness.tree` would show ours."""
+        """A recorded tree as `servers.tree` would show ours."""
         return dict(sorted((self._path(entry), self._entry(entry)) for entry in recorded))
 
     def _path(self, entry: Recorded) -> str:

@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import Run, needs_root
-from tests.notation import LIBRARY, Store, quiet_machine
+from tests.support.notation import LIBRARY, Store, quiet_machine
+from tests.support.servers import RealServer, ServerDiedError
 from watcher import cycle
 from watcher.model import Finding, Policy
 from watcher.world import World
-
-from .harness import RealServer, ServerDiedError
 
 USER = 12345
 #: What is done to a healthy store of the user; what the audit says; whether a server can't start.

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import watcher.demo
+from tests.support.servers import EngineServer, blob, collapsed, tree, wait_until
 from watcher.demo.registry import Layer, Registry
 
 from .conftest import MakeServer
-from .harness import EngineServer, blob, collapsed, tree, wait_until
 
 GGUF = b"GGUF" + bytes(20)
 DEMO = Path(watcher.demo.__path__[0])

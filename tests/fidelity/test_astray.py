@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Run, environment
-from tests.notation import LIBRARY, Store, digest_of
+from tests.support.notation import LIBRARY, Store, digest_of
+from tests.support.servers import tree
 
 from .conftest import MakeServer
-from .harness import tree
 
 ASTRAY = ("blob_astray", "blob_missing", "blob_orphan")
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.servers import EngineServer, RealServer, Server, blob, collapsed, sidecar, tree
 from watcher.demo.registry import Layer, Model, Registry
-
-from .harness import EngineServer, RealServer, Server, blob, collapsed, sidecar, tree
 
 pytestmark = pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set")
 

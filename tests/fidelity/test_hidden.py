@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import environment, needs_root, open_parents
-from tests.driving import command
-from tests.notation import LIBRARY, Store
+from tests.support.driving import command
+from tests.support.notation import LIBRARY, Store
 
 pytestmark = needs_root
 OWNER = 12345

@@ -15,10 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from watcher.demo.registry import Fault, Layer, Model, Registry
-
-from .conftest import MakeServer
-from .harness import (
+from tests.support.servers import (
     EngineServer,
     Server,
     blob,
@@ -28,6 +25,9 @@ from .harness import (
     wait_until,
     wait_written,
 )
+from watcher.demo.registry import Fault, Layer, Model, Registry
+
+from .conftest import MakeServer
 
 SIZE = 1_000_000
 LARGE = 262_144_000

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from watcher.demo.registry import Fault, Registry
-
-from .conftest import MakeServer
-from .harness import (
+from tests.support.servers import (
     EngineServer,
     Server,
     blob,
@@ -25,6 +22,9 @@ from .harness import (
     wait_until,
     wait_written,
 )
+from watcher.demo.registry import Fault, Registry
+
+from .conftest import MakeServer
 from .player import TRUTH, Player, Recorded, load
 
 SPECIAL = {

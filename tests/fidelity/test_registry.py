@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.servers import ROOT, wait_until
 from watcher.demo.registry import PAGE, Fault, Layer, Model, Registry
-
-from .harness import ROOT, wait_until
 
 SIZE = 3_000_000
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.servers import Server, tree, wait_until
+
 from .conftest import MakeServer
-from .harness import Server, tree, wait_until
 
 NAMED = "a" * 64
 CONFIG = "b" * 64

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fidelity.harness import RealServer, ServerDiedError
 from tests.forecast.stores import RandomStore, names
+from tests.support.servers import RealServer, ServerDiedError
 from watcher.decide.judge import judge
 from watcher.demo.server.errors import EngineError
 from watcher.demo.server.start import start_store

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.notation import Store, digest_of, manifest_bytes
+from tests.support.notation import Store, digest_of, manifest_bytes
 from watcher import cycle
 from watcher.model import Policy
 

@@ -35,8 +35,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.driving import Daemon, age, environment, is_right, private_proc
-from tests.fidelity.harness import Pull, Server, blob, collapsed, wait_until
+from tests.support.driving import Daemon, age, environment, is_right, private_proc
+from tests.support.servers import Pull, Server, blob, collapsed, wait_until
 from watcher import ranges, sidecars
 from watcher.demo.registry import Content, Fault, Layer, Model, Registry
 from watcher.model import DAY, HOUR, MIB, Part, Ranges

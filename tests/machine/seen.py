@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fidelity.harness import blob
+from tests.support.servers import blob
 from watcher import cycle, ranges, sidecars
 from watcher.demo.registry import Content
 from watcher.model import Policy, Ranges

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fidelity.harness import EngineServer, RealServer
+from tests.support.servers import EngineServer, RealServer
 from watcher.demo.registry import Registry
 
 from .machine import Machine

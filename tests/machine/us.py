@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.crash.driver import break_files
+from tests.support.breaking import break_files
 from watcher import cli
 from watcher.decide import safety
 

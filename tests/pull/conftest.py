@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fidelity.harness import EngineServer, RealServer, Server
+from tests.support.servers import EngineServer, RealServer, Server
 from watcher.pull import driver
 
 SERVERS = [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.driving import is_right
-from tests.fidelity.harness import Server
 from tests.repair.scenes import seed_of
+from tests.support.driving import is_right
+from tests.support.servers import Server
 from watcher import sidecars, states
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import Policy

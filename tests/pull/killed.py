@@ -1,13 +1,13 @@
 """Pulls that end by SIGKILL at a chosen changing call: an order a line of stdin, an answer each.
 
-As `tests/crash/driver.py`: for each order the process forks, and the child breaks.
+As `tests/support/breaking.py`: for each order the process forks, and the child breaks.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from tests.crash.driver import break_files, main
+from tests.support.breaking import break_files, main
 from watcher.model import Policy
 from watcher.pull.driver import Options, Pull
 from watcher.pull.site import Site

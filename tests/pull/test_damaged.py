@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fidelity.harness import Server, blob
+from tests.support.servers import Server, blob
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.pull import site as sites
 from watcher.pull.causes import Cause

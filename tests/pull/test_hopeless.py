@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
-from tests.driving import lay_out
-from tests.fidelity.harness import EngineServer, Server
+from tests.support.driving import lay_out
+from tests.support.servers import EngineServer, Server
 from watcher.demo.registry import Fault, Registry
 from watcher.pull import disk, driver
 from watcher.pull.causes import Cause
@@ -27,12 +27,12 @@ ELSEWHERE = {"WWW-Authenticate": 'Bearer realm="https://auth.example/token",serv
 
 
 @pytest.fixture
-def quick(server: Server) -> Server:
+def quick(server: Server, slow: bool) -> Server:
     """Where the server is the demo's, its six tries take no minute."""
     if isinstance(server, EngineServer):
         server._extra |= {"DEMO_RETRY_SECONDS": "0.01", "DEMO_DIRECT_SECONDS": "0.3"}
-    elif "TEST_AT_LENGTH" not in os.environ:
-        pytest.skip("a real server takes a minute to say so: TEST_AT_LENGTH=1")
+    elif not slow:
+        pytest.skip("a real server takes a minute to say so: needs --slow")
     return server
 
 

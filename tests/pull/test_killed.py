@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import AT_LENGTH, at_length
-from tests.driving import age, environment, lay_out
-from tests.fidelity.harness import Server, blob, wait_until
+from tests.support.driving import age, lay_out
+from tests.support.kills import Breaker
+from tests.support.servers import Server, blob, wait_until
 from watcher.demo.registry import Model, Registry
 
 from .driven import MB, MIB, SIZE, add, arrived, drive, site
@@ -26,48 +22,17 @@ SMALL = 12 * MB
 RATE = 40 * MB
 
 
-class Killed:
-    """A process that pulls, and dies on order."""
-
-    def __init__(self, folder: Path) -> None:
-        self._errors = folder / "killed.err"
-        with self._errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.pull.killed"],
-                env=environment(folder / "killed"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-
-    def pull(self, server: Server, model: Model, at: int = 0) -> tuple[int, list[str]]:
-        """The exit code of a pull that is killed at its `at`-th changing call, and its calls."""
-        self.order(server, model, at)
-        return self.answer()
-
-    def order(self, server: Server, model: Model, at: int = 0) -> None:
-        """Begin one."""
-        assert self.process.stdin is not None
-        order: dict[str, Any] = {"url": server.url, "store": str(server.store), "at": at}
-        order |= {"model": model.name, "how": "kill"}
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> tuple[int, list[str]]:
-        """How it has ended."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self._errors.read_text()
-        answer = json.loads(line)
-        return answer["exit"], answer["calls"]
-
-
 @pytest.fixture
-def killed(tmp_path: Path) -> Iterator[Killed]:
-    made = Killed(tmp_path)
-    yield made
-    made.process.communicate(timeout=30)
+def killed(tmp_path: Path) -> Iterator[Breaker]:
+    """A process that pulls, and dies on order."""
+    with Breaker("tests.pull.killed", tmp_path) as made:
+        yield made
+
+
+def order(server: Server, model: Model, at: int = 0) -> dict[str, Any]:
+    """To pull a model, and to be killed at the `at`-th changing call."""
+    where = {"url": server.url, "store": str(server.store), "model": model.name}
+    return {**where, "at": at, "how": "kill"}
 
 
 def blocked(server: Server, registry: Registry, number: int) -> Model:
@@ -101,18 +66,20 @@ def places(calls: list[str]) -> list[int]:
     return sorted(alike.values())
 
 
-@at_length
+@pytest.mark.slow("a process and a pull for each call")
 def test_killed_at_any_call_the_next_one_goes_on(
-    server: Server, registry: Registry, killed: Killed
+    server: Server, registry: Registry, killed: Breaker
 ) -> None:
     server.start().wait_ready()
     first = blocked(server, registry, 0)
-    code, calls = killed.pull(server, first)
+    killed.begin(**order(server, first))
+    code, calls = killed.end()
     assert code == 0
     assert registry.bytes_served(first.digests[0]) < SMALL
     for at in places(calls):
         model = blocked(server, registry, at)
-        code, made = killed.pull(server, model, at)
+        killed.begin(**order(server, model, at))
+        code, made = killed.end()
         wait_until(lambda: "w" not in server.open_files().values(), "the end of what it asked for")
         # Counted anew: of what the registry has sent to the killed one some never arrived.
         left = SMALL - on_the_disk(server, model)
@@ -125,7 +92,10 @@ def test_killed_at_any_call_the_next_one_goes_on(
         assert registry.bytes_served(model.digests[0]) <= left + 3 * MIB, where
 
 
-@pytest.mark.parametrize("seed", range(3 if AT_LENGTH else 1))
+MORE = pytest.mark.slow("more random instants")
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=MORE) for seed in (1, 2))])
 def test_killed_at_random_instants(
     server: Server, registry: Registry, tmp_path: Path, seed: int
 ) -> None:
@@ -134,22 +104,10 @@ def test_killed_at_random_instants(
     registry.throttle(RATE)
     server.start().wait_ready()
     for _ in range(3):
-        words = [sys.executable, "-m", "tests.pull.killed"]
-        order = {"url": server.url, "store": str(server.store), "model": model.name}
-        process = subprocess.Popen(
-            words,
-            env=environment(tmp_path / "killed"),
-            stdin=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-        )
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(order) + "\n")
-        process.stdin.flush()
-        threading.Event().wait(chance.uniform(0.3, 2.0))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        with Breaker("tests.pull.killed", tmp_path) as breaker:
+            breaker.begin(**order(server, model))
+            threading.Event().wait(chance.uniform(0.3, 2.0))
+            breaker.kill()
     registry.throttle(None)
     seen = drive(site(server), model)
     assert seen.end.cause is None, (seen.end, seen.notes)

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import at_length
-from tests.fidelity.harness import Server
+from tests.support.servers import Server
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.pull.bar import Bar
 from watcher.pull.causes import Cause
@@ -19,13 +18,15 @@ from .driven import MB, MIB, OPTIONS, SIZE, Seen, add, arrived, claimed, drive, 
 RATE = 40 * MB
 
 
+#: 120 MB at a slow rate.
+ALIKE = pytest.mark.slow("another fault of a kind that stands beside it")
+
+
 def told(seen: Seen) -> str:
     return f"{seen.notes} {seen.end}"
 
 
-@pytest.mark.parametrize(
-    "after", [pytest.param(5, marks=at_length), 20, pytest.param(50, marks=at_length)]
-)
+@pytest.mark.parametrize("after", [pytest.param(5, marks=ALIKE), 20, pytest.param(50, marks=ALIKE)])
 def test_resets_every_so_often(server: Server, registry: Registry, after: int) -> None:
     model = add(registry, server)
     registry.throttle(RATE)
@@ -77,14 +78,14 @@ def test_a_stall_is_ended(server: Server, registry: Registry) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        pytest.param(Fault("page", status=500, times=3), marks=at_length),
+        pytest.param(Fault("page", status=500, times=3), marks=ALIKE),
         Fault("page", status=502, begin=50 * MB, cut=True, times=2),
-        pytest.param(Fault("truncate", after=10 * MB, times=4), marks=at_length),
+        pytest.param(Fault("truncate", after=10 * MB, times=4), marks=ALIKE),
         Fault("reset", on="direct", times=1),
         Fault("page", on="manifest", status=503, times=2),
-        pytest.param(Fault("page", on="manifest", status=429, times=3), marks=at_length),
-        pytest.param(Fault("page", on="head", status=500, times=1), marks=at_length),
-        pytest.param(Fault("reset", on="manifest", times=1), marks=at_length),
+        pytest.param(Fault("page", on="manifest", status=429, times=3), marks=ALIKE),
+        pytest.param(Fault("page", on="head", status=500, times=1), marks=ALIKE),
+        pytest.param(Fault("reset", on="manifest", times=1), marks=ALIKE),
     ],
     ids=lambda fault: f"{fault.kind}-{fault.on}-{fault.status}",
 )
@@ -174,7 +175,7 @@ def test_a_manifest_that_changes_between_tries(server: Server, registry: Registr
     )
 
 
-@at_length
+@pytest.mark.slow("a layer of 120 MB at a slow rate, for a way that has a unit test")
 def test_our_own_way_to_the_registry_is_not_needed(server: Server, registry: Registry) -> None:
     """Only the server gets through to it: the cure works all the same."""
     model = add(registry, server)

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.conftest import at_length
-from tests.fidelity.harness import Server, collapsed, wait_until
+from tests.support.servers import Server, collapsed, wait_until
 from watcher.demo.registry import Fault, Layer, Registry, Step
 from watcher.pull import cure, driver, heard
 from watcher.pull.causes import Cause
@@ -48,12 +47,15 @@ class Killer:
             each.join()
 
 
+MORE = pytest.mark.slow("other bytes to be killed at")
+
+
 @pytest.mark.parametrize(
     "at",
     [
-        pytest.param((1, 2, 3), marks=at_length),
+        pytest.param((1, 2, 3), marks=MORE),
         (20 * MB, 60 * MB, 100 * MB),
-        pytest.param((37 * MB, 41 * MB), marks=at_length),
+        pytest.param((37 * MB, 41 * MB), marks=MORE),
     ],
 )
 def test_a_server_that_is_killed_and_comes_back(

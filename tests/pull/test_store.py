@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import needs_root
-from tests.driving import lay_out
-from tests.fidelity.harness import Line, Server, blob
+from tests.support.driving import lay_out
+from tests.support.servers import Line, Server, blob
 from watcher import cycle
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.pull.causes import Cause

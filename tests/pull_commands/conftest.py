@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fidelity.harness import EngineServer
+from tests.support.servers import EngineServer
 
 
 @pytest.fixture

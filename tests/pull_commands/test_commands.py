@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from tests.driving import Store, command, environment, is_right, run
-from tests.fidelity.harness import EngineServer, wait_until
+from tests.support.driving import Store, command, environment, is_right, run
+from tests.support.servers import EngineServer, wait_until
 from watcher.commands import pull as pull_command
 from watcher.commands import queue_drive
 from watcher.commands.context import Context

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.driving import run
-from tests.fidelity.harness import EngineServer
+from tests.support.driving import run
+from tests.support.servers import EngineServer
 from watcher import ModelDownloadManager, StoreFiles, manifests
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.errors import DownloadError

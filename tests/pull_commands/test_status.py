@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.driving import run
-from tests.notation import PART, Store
+from tests.support.driving import run
+from tests.support.notation import PART, Store
 from watcher import ModelDownloadManager, StoreFiles
 from watcher.model import DAY
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import needs_root
-from tests.driving import POLICY, Store, age, ollama_process, private_proc, world
+from tests.support.driving import POLICY, Store, age, ollama_process, private_proc, world
 from watcher import cycle
 from watcher.act import moves
 from watcher.model import Policy, RefusalKind, Result, Verb

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
-from tests.driving import POLICY, Store, content, once, private_proc, world
+from tests.support.driving import POLICY, Store, content, once, private_proc, world
 from watcher import cycle, files
 from watcher.model import HOUR, Policy, RefusalKind, Result
 

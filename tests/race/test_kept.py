@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import environment
+from tests.support.driving import environment
 from watcher import files, kept, records
 from watcher.errors import LockedError
 from watcher.pull import queue

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.test_every_call import shape
-from tests.driving import Store, command, environment, run
+from tests.support.driving import Store, command, environment, run
 from watcher import cli, cycle
 
 HOLD = """

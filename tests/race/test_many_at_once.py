@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.driving import (
+from tests.support.driving import (
     POLICY,
     Store,
     command,
@@ -24,7 +24,7 @@ from tests.driving import (
     private_proc,
     world,
 )
-from tests.fidelity.harness import wait_until
+from tests.support.servers import wait_until
 from watcher import cycle, files, memory
 from watcher.act import apply
 from watcher.commands import acting

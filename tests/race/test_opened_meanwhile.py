@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
-from tests.driving import (
+from tests.support.driving import (
     POLICY,
     Store,
     content,

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import needs_root
-from tests.driving import POLICY, Store, content, private_proc, world
+from tests.support.driving import POLICY, Store, content, private_proc, world
 from watcher import cycle
 from watcher.model import Kind, Part, Policy, Result, Verb
 from watcher.observe import intents

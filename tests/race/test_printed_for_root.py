@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import environment, needs_root
-from tests.driving import command
-from tests.notation import LIBRARY, Store
+from tests.support.driving import command
+from tests.support.notation import LIBRARY, Store
 
 pytestmark = needs_root
 OWNER = 12345

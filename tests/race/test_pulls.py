@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import SERVERS
-from tests.driving import OLD, POLICY, age, is_right, lay_out, private_proc
-from tests.fidelity.harness import Server, collapsed
+from tests.support.driving import OLD, POLICY, age, is_right, lay_out, private_proc
+from tests.support.servers import Server, collapsed
 from watcher import cycle
 from watcher.cycle import Report
 from watcher.demo.registry import Layer, Model, Registry

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import needs_root, ordinary_user
 from tests.crash.test_every_call import shape
-from tests.driving import POLICY, Store, private_proc, world
+from tests.support.driving import POLICY, Store, private_proc, world
 from watcher import cycle
 from watcher.errors import NoPermissionError, WatchError
 from watcher.model import Policy

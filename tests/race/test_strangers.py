@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root, open_parents
-from tests.driving import Daemon, Store, command, environment, run
-from tests.fidelity.harness import wait_until
+from tests.support.driving import Daemon, Store, command, environment, run
+from tests.support.servers import wait_until
 from watcher import cli, files, ours
 from watcher.model import Policy
 from watcher.pull import queue, site

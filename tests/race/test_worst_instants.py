@@ -19,10 +19,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SERVERS
-from tests.crash.driver import break_files
-from tests.driving import OLD, age, is_right, lay_out, private_proc
-from tests.fidelity.harness import EngineServer, Server, blob, collapsed, sidecar, tree
 from tests.repair.scenes import seed_of
+from tests.support.breaking import break_files
+from tests.support.driving import OLD, age, is_right, lay_out, private_proc
+from tests.support.servers import EngineServer, Server, blob, collapsed, sidecar, tree
 from watcher import cycle
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import MIB, Policy

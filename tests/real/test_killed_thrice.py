@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import Daemon, Store, audit, is_right, whole_lines
-from tests.fidelity.harness import RealServer, blob, wait_until
+from tests.support.driving import Daemon, Store, audit, is_right, whole_lines
+from tests.support.servers import RealServer, blob, wait_until
 from watcher.demo.registry import Layer, Registry
 from watcher.model import MIB
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import OLD, Daemon, age, audit, is_right, lay_out, run
-from tests.fidelity.harness import Pull, RealServer, blob, collapsed, wait_until, wait_written
+from tests.support.driving import OLD, Daemon, age, audit, is_right, lay_out, run
+from tests.support.servers import Pull, RealServer, blob, collapsed, wait_until, wait_written
 from watcher.demo.registry import Layer, Model, Registry
 
 pytestmark = pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SERVERS
-from tests.fidelity.harness import Server
+from tests.support.servers import Server
 
 
 @pytest.fixture(params=SERVERS)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.notation import Store, digest_of
+from tests.support.notation import Store, digest_of
 from watcher import cycle, files, ranges, sidecars
 from watcher.cycle import Report
 from watcher.model import Part, Policy, Ranges

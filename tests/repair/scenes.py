@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.driving import age, run
-from tests.fidelity.harness import Server, blob, collapsed, sidecar
+from tests.support.driving import age, run
+from tests.support.servers import Server, blob, collapsed, sidecar
 from watcher.demo.registry import Content, Layer, Model, Registry
 
 MB = 1_000_000

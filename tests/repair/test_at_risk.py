@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SERVERS
-from tests.fidelity.harness import Server
-from tests.notation import Store, age, digest_of
+from tests.support.notation import Store, age, digest_of
+from tests.support.servers import Server
 from watcher import cycle, files
 from watcher.model import Finding, Policy, Severity
 from watcher.observe.serving import DAEMON_LOCK

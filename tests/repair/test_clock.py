@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ALONE
-from tests.driving import Store, command, environment, private_proc
-from tests.fidelity.harness import wait_until
+from tests.support.driving import Store, command, environment, private_proc
+from tests.support.servers import wait_until
+from tests.support.workers import ALONE
 from watcher import cycle
 from watcher.cycle import Report
 from watcher.model import DAY, HOUR, Policy, RefusalKind, Result, Verb

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.conftest import Driver, Ended, driver
+from tests.crash.conftest import Driver, driver
 from tests.crash.test_every_call import places
-from tests.driving import Store, age, private_proc, world
-from tests.fidelity.harness import sidecar
+from tests.support.driving import Store, age, private_proc, world
+from tests.support.kills import Ended
+from tests.support.servers import sidecar
 from watcher import cycle, memory, sidecars
 from watcher.model import MIB, Part, Policy, Ranges
 
@@ -88,7 +89,7 @@ class Trial:
         store, self.digest = self.laid_out()
         self.before = texts(store, self.digest)
         ended = self.run(store)
-        assert ended.code == 0, broken.errors.read_text()
+        assert ended.code == 0, broken.errors
         self.calls, self.end = ended.calls, texts(store, self.digest)
         assert self.end != self.before
 

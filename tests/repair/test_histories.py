@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.notation import Store
+from tests.support.notation import Store
 from watcher import files
 from watcher.model import Result
 

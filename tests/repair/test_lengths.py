@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import lay_out
-from tests.fidelity.harness import blob, sidecar
+from tests.support.driving import lay_out
+from tests.support.servers import blob, sidecar
 from watcher import cycle
 from watcher.demo.registry import Fault, Layer, Model, Registry
 from watcher.model import Policy, RefusalKind, Verb

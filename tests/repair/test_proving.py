@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.driving import Store, audit, command, environment, private_proc, run
-from tests.fidelity.harness import EngineServer
+from tests.support.driving import Store, audit, command, environment, private_proc, run
+from tests.support.servers import EngineServer
 from watcher import cycle
 from watcher.act import hashing
 from watcher.demo.registry import Registry

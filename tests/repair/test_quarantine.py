@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tests.driving import Store, private_proc, world
+from tests.support.driving import Store, private_proc, world
 from watcher import cycle
 from watcher.model import Policy, Result
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import is_right, private_proc
-from tests.fidelity.harness import Server, collapsed, wait_until
+from tests.support.driving import is_right, private_proc
+from tests.support.servers import Server, collapsed, wait_until
 from watcher import cycle, files
 from watcher.act import moves
 from watcher.cycle import Report

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ALONE, needs_root
-from tests.driving import Daemon, Store, age, is_right, private_proc, run
-from tests.fidelity.harness import (
+from tests.conftest import needs_root
+from tests.support.driving import Daemon, Store, age, is_right, private_proc, run
+from tests.support.servers import (
     Server,
     collapsed,
     wait_until,
     wait_written,
 )
+from tests.support.workers import ALONE
 from watcher import cycle, sidecars
 from watcher.cycle import Report
 from watcher.demo.registry import Layer, Registry

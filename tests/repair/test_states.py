@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.driving import is_right, run
-from tests.fidelity.harness import Server, blob, collapsed
+from tests.support.driving import is_right, run
+from tests.support.servers import Server, blob, collapsed
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import DAY
 
@@ -22,7 +22,12 @@ PREPARED = {
     *("killed", "terminated", "first-missing", "empty", "all-lost", "higher-numbers", "old"),
     *("whole-with-sidecars-at-0", "without-holes"),
 }
-AT_LENGTH = "OLLAMA_BIN" in os.environ or "REPAIR_AT_LENGTH" in os.environ
+ALIKE = pytest.mark.slow("what `repair` makes of the same state stands beside it")
+CASES = [
+    *(("repair", name) for name in STATES),
+    *(("prepare", name) for name in STATES if name in PREPARED),
+    *(pytest.param("prepare", name, marks=ALIKE) for name in STATES if name not in PREPARED),
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +58,10 @@ def pull(server: Server, it: Download, registry: Registry) -> int:
     return registry.bytes_served(it.digest)
 
 
-@pytest.mark.parametrize("name", STATES)
-@pytest.mark.parametrize("command", ["repair", "prepare"])
+@pytest.mark.parametrize(("command", "name"), CASES)
 def test_a_mended_download_ends_right_at_little_cost(
     command: str, name: str, registry: Registry, model: Model, server: Server
 ) -> None:
-    if command == "prepare" and name not in PREPARED and not AT_LENGTH:
-        pytest.skip("with repair only, where time is short")
     it = Download(server.store, model, registry.content(model.digests[0]))
     STATES[name](it)
     (it.store / "manifests").mkdir()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import run
-from tests.notation import Store
+from tests.support.driving import run
+from tests.support.notation import Store
 
 
 @pytest.fixture

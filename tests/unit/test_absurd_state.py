@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.driving import POLICY, Store
+from tests.support.driving import POLICY, Store
 from watcher import cli, cycle, files, memory, records, registry
 from watcher.errors import WatchError
 from watcher.names import to_model

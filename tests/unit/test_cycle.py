@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ordinary_user
-from tests.notation import Store
+from tests.support.notation import Store
 from watcher import cycle, files, journal, memory
 from watcher.errors import Exit, LockedError
 from watcher.events import Event

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import environment
-from tests.driving import KEYS
-from tests.fidelity.harness import wait_until
+from tests.support.driving import KEYS
+from tests.support.servers import wait_until
 from watcher import events
 from watcher.events import Event
 from watcher.model import DAY, Policy

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Run
-from tests.notation import Store
+from tests.support.notation import Store
 from watcher import memory, names
 from watcher.memory import Memory, Touched
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from tests.fidelity.harness import wait_until
+from tests.support.servers import wait_until
 from watcher import listener
 
 

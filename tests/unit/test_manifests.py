@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.notation import digest_of, manifest_bytes
+from tests.support.notation import digest_of, manifest_bytes
 from watcher import manifests
 
 A, B = digest_of("a"), digest_of("b")

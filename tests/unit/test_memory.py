@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.notation import digest_of
+from tests.support.notation import digest_of
 from watcher import memory
 from watcher.memory import Memory, Remembered
 from watcher.model import Condition

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import IS_ROOT, Run
-from tests.notation import Store
+from tests.support.notation import Store
 from watcher import cli, files, records
 from watcher.commands import queue as commands
 from watcher.commands.context import Context

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fidelity.harness import EngineServer
+from tests.support.servers import EngineServer
 from watcher import files
 from watcher.commands import queue_drive
 from watcher.commands.context import Context

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.notation import MB, Store, age, quiet_machine
+from tests.support.notation import MB, Store, age, quiet_machine
 from watcher import files
 from watcher.decide import judge
 from watcher.memory import Asked, Memory, Remembered

@@ -9,7 +9,7 @@ import pytest
 from pyfakefs.fake_filesystem import FakeFilesystem
 
 from tests.conftest import needs_root
-from tests.notation import Store, quiet_machine
+from tests.support.notation import Store, quiet_machine
 from watcher.errors import Exit, NoPermissionError, NoStoreError
 from watcher.observe import holders, place, unit
 from watcher.observe.unit import Unit

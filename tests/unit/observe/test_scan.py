@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.notation import LIBRARY, Store, digest_of, manifest_bytes
+from tests.support.notation import LIBRARY, Store, digest_of, manifest_bytes
 from watcher.model import BlobFault, Kind, ManifestFault
 from watcher.observe import scan
 

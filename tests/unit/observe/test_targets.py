@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.notation import Store, digest_of
+from tests.support.notation import Store, digest_of
 from watcher import cycle, files, memory
 from watcher.errors import Exit, TargetError
 from watcher.model import Policy

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.driving import environment, holding
-from tests.fidelity.harness import EngineServer, blob, sidecar
+from tests.support.driving import environment, holding
+from tests.support.servers import EngineServer, blob, sidecar
 from watcher import ModelDownloadManager, StoreFiles
 from watcher.demo.registry import Fault, Layer, Model, Registry
 from watcher.errors import (

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fidelity.harness import wait_until
-from tests.notation import Store
+from tests.support.notation import Store
+from tests.support.servers import wait_until
 from watcher import files
 from watcher.pull import queue
 from watcher.pull.queue_process import QueueProcess

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fidelity.harness import wait_until
+from tests.support.servers import wait_until
 from watcher.pull.bar import Bar
 from watcher.pull.causes import Cause, of_error
 from watcher.pull.stream import PullStream, ServerGoneError, Status

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from tests.fidelity.harness import ROOT, TIMEOUT, Line, blob, sidecar, wait_until
+from tests.support.servers import ROOT, TIMEOUT, Line, blob, sidecar, wait_until
 from watcher.demo.registry import Content, Registry
 from watcher.model import DAY, Policy
 from watcher.world import World

@@ -1,0 +1,1 @@
+"""What tests share: how they are run side by side."""

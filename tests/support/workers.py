@@ -1,0 +1,62 @@
+"""Tests side by side: how many workers, and that each sees the processes of its own tests alone.
+
+Tests wait more than they compute, so there are more workers than cores. Each runs in a PID
+namespace with a `/proc` of its own: what the tests beside it start can't be seen, found or
+signalled from there. An ordinary user gets that by a user namespace, in which they stay who
+they are. Where neither is allowed, one worker does everything, one test after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import execnet
+
+PER_CORE, AT_LEAST, AT_MOST = 3, 4, 12
+_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+#: Process 1 of a namespace waits for what others leave behind; a test process does not.
+_INIT = ("sh", "-c", '"$@"; exit $?', "init")
+
+
+def _alone() -> tuple[str, ...]:
+    """Before a command: it sees its own children alone. Nothing where that can't be had."""
+    if shutil.which("unshare") is None:
+        return ()
+    own = () if os.geteuid() == 0 else ("--user", "--map-current-user")
+    words = (*_NAMESPACE[:1], *own, *_NAMESPACE[1:])
+    return words if subprocess.run([*words, "true"], capture_output=True).returncode == 0 else ()
+
+
+ALONE = _alone()
+
+
+# Hooks of pytest and of xdist, for the conftest.
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite takes workers, unless somebody says how many; named files take none."""
+    if getattr(config.option, "numprocesses", 0) is None and ALONE and _everything(config):
+        workers = PER_CORE * len(os.sched_getaffinity(0))
+        config.option.numprocesses = max(AT_LEAST, min(workers, AT_MOST))
+        config.option.dist = "worksteal"
+
+
+def _everything(config: pytest.Config) -> bool:
+    given = [str(each).partition("::")[0] for each in config.invocation_params.args]
+    return not any(os.path.exists(each) for each in given if not each.startswith("-"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[execnet.XSpec]) -> None:
+    """Start each worker in namespaces of its own."""
+    python = shlex.join([*ALONE, *_INIT, sys.executable])
+    specs[:] = [type(spec)(f"{spec}//id={spec.id}//python={python}") for spec in specs]
