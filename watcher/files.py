@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, NoReturn, cast
 
-from watcher import flocks, stopping
+from watcher import flocks, privileges, stopping
 from watcher.errors import WatchError
 
 #: What says that a file system has no hard links.
@@ -704,6 +704,7 @@ def _sync_and_exit(fds: Sequence[int]) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         _close_all_but(fds)
+        privileges.give_up()
         code = _first_error(fds)
     finally:
         os._exit(code)
