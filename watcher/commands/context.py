@@ -57,8 +57,7 @@ class Context:
         treated in a child, and the process that was called ends here. `knows` then says what the
         stores of the others can be asked for.
         """
-        named = self.stores or (None,)
-        found = [self._find(store, changes=changes) for store in named]
+        found = self._found(changes=changes)
         paths = [each.path for each in found]
         if self.settles and rights.several_owners(paths):
             known = [] if knows is None else rights.known_to(paths, knows)
@@ -67,6 +66,22 @@ class Context:
             self.elsewhere = known[:mine] + known[mine + 1 :]
         self.settle(found[0].path)
         return found
+
+    def _found(self, *, changes: bool) -> list[place.Found]:
+        return [self._find(store, changes=changes) for store in self.stores or (None,)]
+
+    def look_in_turns(self, pause: float) -> bool:
+        """Where stores have several owners: go on in a child, and in another one after each pause.
+
+        `places` then starts one for each store, which ends; so nothing can watch them all from
+        within. True in such a child. The process that was called ends here.
+        """
+        if not self.settles:
+            return False
+        split = rights.several_owners([each.path for each in self._found(changes=False)])
+        if split:
+            rights.in_turns(pause)
+        return split
 
     def only_store(self, why: str) -> str | None:
         """The one that is named, if any. Raises SettingsError, saying `why`, where several are."""

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -54,6 +55,21 @@ def in_children(stores: Sequence[str]) -> int:
     raise click.exceptions.Exit(max(codes))
 
 
+def in_turns(pause: float) -> None:
+    """Go on in a child, and in another one after each pause, as long as they end well.
+
+    The process itself ends here: it raises click's Exit with the code of the last.
+    """
+    while True:
+        _flush()
+        child = os.fork()
+        if child == 0:
+            return
+        if code := _code_of(child):
+            raise click.exceptions.Exit(code)
+        time.sleep(pause)
+
+
 def known_to(stores: Sequence[str], knows: Knows) -> list[Known]:
     """What each store can be asked for, each looked at by a child with its owner's rights."""
     return [_known_to(store, knows) for store in stores]
@@ -94,23 +110,28 @@ def _flush() -> None:
 
 def _code_of(child: int) -> int:
     """Wait for a child. A ctrl-C reaches it by itself, SIGTERM is handed on."""
-    with _handed_on(child):
+    with _handed_on(child) as asked:
         _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else Exit.INTERRUPTED
+    return Exit.INTERRUPTED if asked or code < 0 else code
 
 
 @contextlib.contextmanager
-def _handed_on(child: int) -> Iterator[None]:
+def _handed_on(child: int) -> Iterator[list[int]]:
+    """The signals that have ended it; it may have ended by itself meanwhile."""
+    asked: list[int] = []
+
     def end(number: int, _: FrameType | None) -> None:
-        os.kill(child, number)
+        asked.append(number)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, number)
 
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
         signal.SIGTERM: signal.signal(signal.SIGTERM, end),
     }
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

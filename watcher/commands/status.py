@@ -30,11 +30,16 @@ def status(context: Context, *, watch: bool) -> Exit:
 
     FAILED where something could not be looked at. `watch`: again and again, until ctrl-C.
     """
+    in_turn = watch and context.look_in_turns(_WATCH_SECONDS)
+    if in_turn:
+        _clear(context)
     worlds = context.worlds(keeps=False)
     before: dict[str, Status] = {}
     while True:
         shown = [look(world, context, before.get(world.store)) for world in worlds]
-        _show(context, shown, redraw=watch)
+        _show(context, shown, redraw=watch and not in_turn)
+        if in_turn:
+            return Exit.HEALTHY
         if not watch:
             blind = any(each.unseen for each in shown)
             return Exit.FAILED if blind else Exit.HEALTHY
@@ -125,6 +130,11 @@ def _show(context: Context, shown: list[Status], *, redraw: bool) -> None:
         for each in shown:
             context.document(drawn.document(each))
         return
-    if redraw and sys.stdout.isatty():
-        sys.stdout.write("\033[H\033[2J")
+    if redraw:
+        _clear(context)
     context.show(part for each in shown for part in drawn.table(each))
+
+
+def _clear(context: Context) -> None:
+    if not context.json and sys.stdout.isatty():
+        sys.stdout.write("\033[H\033[2J")
