@@ -143,7 +143,8 @@ def nobodys_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("package")
     shutil.copytree(Path(watcher.__file__).parent, target / "watcher")
     installed = Path(psutil.__file__).parent.parent
-    needed = ("click", "orjson", "psutil", "rich", "watchdog", "markdown_it", "mdurl", "pygments")
+    needed = ["click", "orjson", "psutil", "rich", "watchdog", "markdown_it", "mdurl", "pygments"]
+    needed.append("prometheus_client")
     for name in needed:
         shutil.copytree(installed / name, target / name)
     subprocess.run(["chmod", "-R", "a+rX", str(target)], check=True)

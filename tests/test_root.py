@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -16,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run, environment, needs_root, open_parents
-from tests.support.driving import Daemon, Store, Tree, content
+from tests.support.driving import Daemon, Store, Tree, content, is_right
 from tests.support.driving import run as driven
-from tests.support.servers import wait_until
+from tests.support.servers import EngineServer, wait_until
 from watcher import ModelDownloadManager, StoreFiles, privileges
+from watcher.demo.registry import Layer, Registry
 from watcher.errors import NoPermissionError
 from watcher.model import DAY
 from watcher.units import Installation
@@ -317,6 +320,33 @@ def test_what_is_started_has_no_capability_but_roots_has_those_that_show_roots_s
         assert int(found[key][0], 16) == (0 if uid else privileges.VISIBILITY), key
 
 
+#: A sync that takes its time looks at itself first: the child's life is over right after it.
+SYNC = """
+import os, sys, time
+from watcher import files, privileges
+uid = int(sys.argv[1])
+privileges.become(privileges.Owner(uid, uid), "it")
+told = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND)
+files._fdatasync = lambda fd: os.write(fd, open("/proc/self/status", "rb").read())
+ended = files.data_synced([told])
+while ended() is None:
+    time.sleep(0.01)
+assert privileges.capabilities().permitted == privileges.VISIBILITY
+"""
+
+
+@pytest.mark.parametrize("uid", [OWNER, 0])
+def test_what_waits_for_the_disk_has_no_capability(uid: int, tmp_path: Path) -> None:
+    told = tmp_path / "status"
+    told.touch()
+    open_parents(tmp_path)
+    os.chmod(told, 0o666)
+    words = [sys.executable, "-c", SYNC, str(uid), str(told)]
+    subprocess.run(words, check=True, env=environment(tmp_path))
+    found = re.findall(r"Cap(?:Inh|Prm|Eff|Amb):\s*([0-9a-f]+)", told.read_text())
+    assert [int(each, 16) for each in found] == [0] * 4
+
+
 def test_what_root_starts_for_a_store_shows_its_owner_nothing_of_roots(tmp_path: Path) -> None:
     """Its user can read the environment of a process."""
     script = (
@@ -506,6 +536,26 @@ def test_several_stores_of_several_owners(tmp_path: Path, run: Run) -> None:
     assert run(*both, "daemon").returncode == 2
 
 
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_status_watches_the_stores_of_several_owners(tmp_path: Path, end: signal.Signals) -> None:
+    mine, others, both = several(tmp_path)
+    command = [sys.executable, "-m", "watcher", *both, "--json", "status", "--watch"]
+    with subprocess.Popen(
+        command, env=environment(tmp_path), stdout=subprocess.PIPE, start_new_session=True
+    ) as watches:
+        try:
+            assert watches.stdout is not None
+            told = [json.loads(watches.stdout.readline())["store"] for _ in range(5)]
+            # As a terminal does it, and a service manager.
+            os.killpg(watches.pid, end)
+            code = watches.wait(30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(watches.pid, signal.SIGKILL)
+    assert told == [*[str(mine.path), str(others.path)] * 2, str(mine.path)]
+    assert code in (130, -end)
+
+
 def test_a_model_that_one_of_them_has_is_known_to_all(tmp_path: Path, run: Run) -> None:
     _, others, both = several(tmp_path)
     assert run(*both, "repair", "-n", "healthy", "only-there").returncode == 0
@@ -600,6 +650,80 @@ def test_an_installation_that_only_root_can_read(
         )
         assert b"ModuleNotFoundError" not in done.stderr, (words, done.stderr)
         assert done.returncode in (0, 1, 3), (words, done)
+
+
+class OwnersServer(EngineServer):
+    """The same server, run by the store's owner."""
+
+    as_user: Callable[..., list[str]]
+
+    def command(self) -> list[str]:
+        words = self.as_user(["-m", "watcher.demo.engine", "serve"], OWNER, OWNER)
+        at = words.index("-i") + 1
+        given = [f"OLLAMA_MODELS={self.store}", "OLLAMA_HOST=127.0.0.1:0"]
+        return [*words[:at], *given, *words[at:]]
+
+
+@pytest.fixture
+def closed_daemon(
+    closed_package: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Daemon:
+    """Root's daemon with a queue, of an installation and with settings that only root can read."""
+    monkeypatch.setattr(sys, "executable", getattr(sys, "_base_executable", sys.executable))
+    settings = closed_package / "settings.toml"
+    settings.write_text("queue = true")
+    given = {"PYTHONPATH": str(closed_package)}
+    return Daemon(store.path, given, beside=tmp_path / "daemon", settings=settings)
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_from_such_an_installation_the_queue_runs_as_well(
+    closed_daemon: Daemon,
+    closed_package: Path,
+    store: Store,
+    registry: Registry,
+    as_user: Callable[..., list[str]],
+    end: signal.Signals,
+) -> None:
+    """Its process could not be started anew by the store's owner; and it ends with the daemon."""
+    first, second = (registry.add_model(name, "1b", [Layer(8_000_000)]) for name in "ab")
+    registry.hold(second.digests[0], after=4_000_000)
+    given = {"PYTHONPATH": str(closed_package)}
+    with OwnersServer(store.path) as server, closed_daemon as daemon:
+        server.as_user = as_user
+        server.start().wait_ready()
+        for model in (first, second):
+            assert driven(store.path, "queue", "add", model.name, env=given).returncode == 0
+        daemon.wait_event("pull_completed", timeout=30)
+        assert is_right(store.path, first.digests[0])
+        registry.wait_held(second.digests[0], 1)
+        (driver,) = [each for each in below(daemon.pid) if not below(each)]
+        told = Path(f"/proc/{driver}/status").read_text()
+        assert re.findall(r"Cap(?:Prm|Eff|Inh|Amb):\s*0*([0-9a-f]+)", told) == ["0"] * 4
+        assert {each.split()[3] for each in re.findall(r"[UG]id:.*", told)} == {str(OWNER)}
+        processes = below(daemon.pid)
+        os.kill(daemon.pid, end)
+        # Where servers run that it can't see into, it waits longer before it closes a request.
+        assert daemon.wait_exit(90) == (0 if end is signal.SIGTERM else -end)
+        registry.release()
+        wait_until(lambda: not any(map(lives, processes)), "their end")
+        assert daemon.of("error") == []
+    (item,) = json.loads(driven(store.path, "queue", "ls", "--json", env=given).stdout)["items"]
+    assert (item["state"], owners(store.path)) == ("waiting", {(OWNER, OWNER)})
+
+
+def below(pid: int) -> set[int]:
+    """The processes that a process has started, and those that these have started."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    children = {int(each) for path in found for each in path.read_text().split()}
+    return children.union(*map(below, children))
+
+
+def lives(pid: int) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("isolated", [True, False])

@@ -48,12 +48,16 @@ from watcher.world import World
 if TYPE_CHECKING:
     from watcher.act.durability import Behind
     from watcher.pull.queue_process import QueueProcess
+    from watcher.pull.starter import Starter
 
 
-def run(world: World, read_policy: Callable[[], Policy], queue_run: Sequence[str]) -> None:
+def run(
+    world: World, read_policy: Callable[[], Policy], queue_run: Sequence[str] | Starter
+) -> None:
     """Watch until SIGTERM or SIGINT; SIGHUP has the settings read again.
 
-    `queue_run`: the command line of who runs the queue, where the settings say so.
+    `queue_run`: the command line of who runs the queue, where the settings say so, or what starts
+    that process.
     Raises LockedError where another daemon has this store, RefusedError where our folder in it is
     somebody else's, ListenError where its metrics can't be
     served, and what `read_policy` raises at first.
@@ -100,7 +104,7 @@ class _Service:
     """What a daemon knows between two looks."""
 
     def __init__(
-        self, world: World, policy: Policy, metrics: Metrics, queue_run: Sequence[str]
+        self, world: World, policy: Policy, metrics: Metrics, queue_run: Sequence[str] | Starter
     ) -> None:
         self._world, self._metrics = world, metrics
         self._queue_run = queue_run

@@ -61,6 +61,8 @@ _NEEDED = re.compile(
 _libc = ctypes.CDLL(None, use_errno=True)
 #: The user whose rights root's process has taken.
 _taken: list[Owner] = []
+#: For whom everything was loaded, who could not load it again.
+_loaded: list[Owner] = []
 
 
 class Owner(NamedTuple):
@@ -140,6 +142,12 @@ def lower() -> None:
                 "where a unit runs it, install that anew: its filter has to let capset pass",
                 advice.ours("service", "install", root=True),
             ) from None
+
+
+def give_up() -> None:
+    """Give up every capability, for a child that needs none. Nothing is raised."""
+    with contextlib.suppress(OSError):
+        _set(Capabilities(0, 0, 0))
 
 
 @contextlib.contextmanager
@@ -254,15 +262,21 @@ def _is_mapped(name: str, number: int) -> bool:
 def _load_all(owner: Owner) -> None:
     """Load what may be needed, where that user could not: the installation may be root's alone."""
     if not _can_load(owner):
+        _loaded.append(owner)
         for name in (*_modules(), *_LOADED_LATE):
             # Some are for other systems, or for packages that are not here.
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
 
 
+def can_start_anew() -> bool:
+    """Whether this user can start this Python and load our package, as far as is known."""
+    return not _loaded and os.access(sys.executable, os.X_OK)
+
+
 def _modules() -> Iterator[str]:
     """All modules of ours, and of packages that load some of theirs late."""
-    for package in ("watcher", "click", "rich", "watchdog"):
+    for package in ("watcher", "click", "rich", "watchdog", "prometheus_client"):
         found = importlib.import_module(package).__path__
         for module in pkgutil.walk_packages(found, f"{package}.", onerror=lambda _: None):
             if not module.name.startswith("watcher.demo") and "__main__" not in module.name:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from watcher import daemon
-from watcher.commands.context import Context
-from watcher.errors import Exit
+from watcher import config, daemon, privileges
+from watcher.commands.context import Context, complain
+from watcher.errors import Exit, WatchError, named
 from watcher.events import Event
+from watcher.model import Policy
 from watcher.observe import place
 
 
@@ -24,17 +26,53 @@ def run(context: Context) -> Exit:
         context.settle(path)
         found = place.Found(path, "--store")
     world = replace(context.world(found), tell=_teller(context))
-    daemon.run(world, context.read_policy, _queue_run(context, found.path))
+    if _can_start_anew(context):
+        daemon.run(world, _settings(context), _queue_run(context, found.path))
+        return Exit.HEALTHY
+    # Not needed by all, and takes memory.
+    from watcher.pull.starter import Starter
+
+    with contextlib.closing(Starter(lambda: _run_queue(context, found.path))) as starter:
+        daemon.run(world, _settings(context), starter)
     return Exit.HEALTHY
+
+
+def _settings(context: Context) -> Callable[[], Policy]:
+    """Reads the settings; at first as root has read them, before it became the owner."""
+    before = [context.policy]
+    return lambda: before.pop() if before else context.read_policy()
+
+
+def _can_start_anew(context: Context) -> bool:
+    """Whether the user whom root has become can start us again, with the same settings."""
+    settings = config.SYSTEM_FILE if context.config_file is None else context.config_file
+    return privileges.can_start_anew() and (
+        os.access(settings, os.R_OK) or not os.path.lexists(settings)
+    )
 
 
 def _queue_run(context: Context, store: str) -> list[str]:
     """The command line of who runs the queue for this daemon."""
     file = context.config_file
-    config = [] if file is None else ["--config", os.path.abspath(file)]
-    words = [*config, "--store", store, "-q", "queue", "run", "--leashed"]
+    settings = [] if file is None else ["--config", os.path.abspath(file)]
+    words = [*settings, "--store", store, "-q", "queue", "run", "--leashed"]
     isolated = ["-I"] if sys.flags.isolated else []
     return [sys.executable, *isolated, "-m", "watcher", *words]
+
+
+def _run_queue(context: Context, store: str) -> int:
+    """The same in a process that was forked."""
+    from watcher.commands import queue
+
+    own = replace(context, stores=(store,), stores_by="--store", quiet=True, json=False)
+    try:
+        return queue.run_leashed(own)
+    except WatchError as error:
+        complain(f"ollama-watch: {error}")
+        return error.exit_code
+    except Exception as error:
+        complain(f"ollama-watch: {named(error) or f'{type(error).__name__}: {error}'}")
+        return Exit.FAILED
 
 
 def _teller(context: Context) -> Callable[[Event], None]:

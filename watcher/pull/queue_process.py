@@ -13,12 +13,17 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from watcher import advice, folders, ours, privileges
 from watcher.errors import WatchError
 from watcher.observe.serving import QUEUE_LOCK
 from watcher.pull import queue, running
 from watcher.pull.queue import Queue
+
+if TYPE_CHECKING:
+    from watcher.pull.starter import Started, Starter
 
 #: The pause after a process that has died or done nothing; doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0
@@ -32,24 +37,26 @@ _LONGEST_WAIT = 24 * 3600.0
 class QueueProcess:
     """Has the queue of one store run from `turn` on, by one process at a time.
 
-    `words` is the command line. `tell` gets each line of its stdout, and `trouble` a sentence where
-    it does not go as it should; both are called in a thread of ours.
+    `run` is the command line, or starts that process in another way. `tell` gets each line of its
+    stdout, and `trouble` a sentence where it does not go as it should; both are called in a thread
+    of ours.
     """
 
     def __init__(
         self,
         store: str,
-        words: Sequence[str],
+        run: Sequence[str] | Starter,
         tell: Callable[[bytes], None],
         trouble: Callable[[str], None],
     ) -> None:
-        self._store, self._words, self._tell, self._trouble = store, words, tell, trouble
+        self._store, self._tell, self._trouble = store, tell, trouble
+        self._start = run if callable(run) else partial(_started, run)
         self._thread: threading.Thread | None = None
         self._bell = threading.Event()
         #: Over a process that begins, and its end that is asked for.
         self._lock = threading.Lock()
         self._on = self._ended = False
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Started | subprocess.Popen[bytes] | None = None
         #: The lock by which others see that somebody runs the queue.
         self._seen = ours.LongLock(QUEUE_LOCK)
         self._anew = False
@@ -158,22 +165,14 @@ class QueueProcess:
                 f"what runs the queue {why}; started again in {advice.duration(self._pause)}"
             )
 
-    def _begin(self) -> subprocess.Popen[bytes]:
+    def _begin(self) -> Started | subprocess.Popen[bytes]:
         with self._lock:
-            self._process = subprocess.Popen(
-                self._words,
-                # What lies in the folder that a daemon was started in is none of its modules.
-                env={**privileges.handed_on(), "PYTHONSAFEPATH": "1"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                # A ctrl-C is for the daemon alone: a second signal would end it in the middle.
-                start_new_session=True,
-            )
+            self._process = self._start()
             if self._ended or not self._on:
                 self._cut()
             return self._process
 
-    def _see(self, process: subprocess.Popen[bytes]) -> int:
+    def _see(self, process: Started | subprocess.Popen[bytes]) -> int:
         """Hand on what it tells until it has ended; its exit code, negative for a signal."""
         with process:
             assert process.stdout is not None
@@ -188,6 +187,18 @@ class QueueProcess:
         """Have the process end in order, if there is one; under the lock."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
+
+
+def _started(words: Sequence[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        words,
+        # What lies in the folder that a daemon was started in is none of its modules.
+        env={**privileges.handed_on(), "PYTHONSAFEPATH": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # A ctrl-C is for the daemon alone: a second signal would end it in the middle.
+        start_new_session=True,
+    )
 
 
 def _moved(before: Queue, after: Queue) -> bool:

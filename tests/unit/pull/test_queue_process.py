@@ -18,10 +18,10 @@ from watcher.pull.queue_process import QueueProcess
 class Run:
     """A process that runs a script, and what was told of it."""
 
-    def __init__(self, store: Path, script: str) -> None:
+    def __init__(self, store: Path, script: str, python: str = sys.executable) -> None:
         self.lines: list[bytes] = []
         self.troubles: list[str] = []
-        words = [sys.executable, "-c", script]
+        words = [python, "-c", script]
         self.process = QueueProcess(str(store), words, self.lines.append, self.troubles.append)
 
 
@@ -84,8 +84,7 @@ def test_it_hangs_on_its_stdin(models: Store, runs: list[Run]) -> None:
 
 
 def test_what_can_t_be_started_is_told(models: Store, runs: list[Run]) -> None:
-    runs.append(Run(models.path, ""))
-    runs[0].process._words = ["/nowhere/python"]
+    runs.append(Run(models.path, "", "/nowhere/python"))
     runs[0].process.turn(True)
     wait_until(lambda: runs[0].troubles, "its end")
     assert "can't be started: No such file or directory" in runs[0].troubles[0]

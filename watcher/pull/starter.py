@@ -1,0 +1,128 @@
+"""Starts the queue's process where its user could not start this Python anew.
+
+Root may run us from an installation that is root's alone, and goes on as the owner of a store. What
+is loaded by then a fork has, too. But a process with threads can't be forked safely; so one child
+is forked before the first of them, which has none, and forks again whenever it is asked to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+from watcher import privileges
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LONGEST = 64
+
+
+class Started:
+    """A process that was asked for; the part of `subprocess.Popen` that its user needs."""
+
+    def __init__(self, pid: int, stdin: int, stdout: int, told: socket.socket) -> None:
+        self.pid = pid
+        self.stdin = open(stdin, "wb", buffering=0)  # noqa: SIM115
+        self.stdout = open(stdout, "rb")  # noqa: SIM115
+        self._told = told
+        self._code: int | None = None
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stdin.close()
+        self.stdout.close()
+
+    def wait(self) -> int:
+        """The exit code, negative for a signal, once it has ended."""
+        if self._code is None:
+            told = self._told.recv(_LONGEST)
+            self._code = int(told) if told else -signal.SIGKILL
+        return self._code
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        if self._code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+class Starter:
+    """Starts one process at a time, each of which runs a function of ours and ends."""
+
+    def __init__(self, run: Callable[[], int]) -> None:
+        """Before the first thread. `run` gives the exit code; stdin and stdout are pipes then."""
+        self._told, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._child = os.fork()
+        if self._child == 0:
+            self._told.close()
+            _serve(theirs, run)
+        theirs.close()
+
+    def __call__(self) -> Started:
+        """Start a process. Raises OSError."""
+        with contextlib.ExitStack() as opened:
+            (their_stdin, stdin), (stdout, their_stdout) = os.pipe(), os.pipe()
+            for fd in (their_stdin, their_stdout):
+                opened.callback(os.close, fd)
+            with contextlib.ExitStack() as kept:
+                kept.callback(os.close, stdin)
+                kept.callback(os.close, stdout)
+                socket.send_fds(self._told, [b"start"], [their_stdin, their_stdout])
+                told = self._told.recv(_LONGEST)
+                if not told:
+                    raise OSError(errno.ECHILD, "the process that starts it has ended")
+                kept.pop_all()
+            return Started(int(told), stdin, stdout, self._told)
+
+    def close(self) -> None:
+        """Start nothing more."""
+        self._told.close()
+        os.waitpid(self._child, 0)
+
+
+def _serve(told: socket.socket, run: Callable[[], int]) -> NoReturn:
+    """The life of the child that forks, until whoever asks it has gone."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        while fds := socket.recv_fds(told, _LONGEST, 2)[1]:
+            child = os.fork()
+            if child == 0:
+                told.close()
+                _live(fds, run)
+            for fd in fds:
+                os.close(fd)
+            told.send(b"%d" % child)
+            _, status = os.waitpid(child, 0)
+            told.send(b"%d" % os.waitstatus_to_exitcode(status))
+    os._exit(0)
+
+
+def _live(fds: list[int], run: Callable[[], int]) -> NoReturn:
+    """The life of a process that was asked for. Its capabilities are none, as after an exec."""
+    code = 1
+    try:
+        privileges.give_up()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.setsid()
+        for number, fd in enumerate(fds):
+            os.dup2(fd, number)
+            os.close(fd)
+        code = run()
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
