@@ -44,7 +44,9 @@ ALONE = _alone()
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """The whole suite takes workers, unless somebody says how many; named files take none."""
-    if getattr(config.option, "numprocesses", 0) is None and ALONE and _everything(config):
+    given = getattr(config.option, "numprocesses", 0) is not None
+    # A worker takes none itself.
+    if not given and not hasattr(config, "workerinput") and ALONE and _everything(config):
         workers = PER_CORE * len(os.sched_getaffinity(0))
         config.option.numprocesses = max(AT_LEAST, min(workers, AT_MOST))
         config.option.dist = "worksteal"
