@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class World:
     known_layers: Callable[[int], Mapping[str, registry.KnownLayer]] = registry.known_layers
     #: Whether this process was asked to end, so that a look is given up: nobody waits for it.
     ends: Callable[[], bool] = lambda: False
+    #: Data is read for blocks of zeros until then, by `uptime`; what is not read stays doubted.
+    reads_until: float = math.inf
     #: False for who only reads: nothing at all is written to the store.
     keeps: bool = True
     #: Hands an event on to who listens, besides the logs.
@@ -55,6 +58,10 @@ class World:
     watch: Callable[[int, int], None] = lambda _, __: None
     #: Who has called us; printed commands are for that user.
     caller: Caller = field(default_factory=advice.caller)
+
+    def reads_no_more(self) -> bool:
+        """Whether nothing more is to be read for blocks of zeros."""
+        return self.ends() or self.uptime() >= self.reads_until
 
     def go_on(self) -> None:
         """Raise EndedError where a look is to be given up."""

@@ -6,11 +6,13 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,12 +28,14 @@ from tests.support.servers import (
     wait_until,
     wait_written,
 )
-from watcher import files, memory, ranges, sidecars
+from watcher import cycle, files, memory, names, ranges, sidecars
 from watcher.act import durability
+from watcher.commands import acting
+from watcher.commands.context import Context
 from watcher.demo.registry import Content, Layer, Model, Registry
-from watcher.memory import Hashed, Memory
+from watcher.memory import Hashed, Memory, Remembered
 from watcher.model import MIB, Condition, Entry, Policy, Ranges, Result, Verb
-from watcher.observe import scan
+from watcher.observe import evidence, scan
 
 from .power import Disk, Machine
 
@@ -222,6 +226,72 @@ def test_prepare_reads_what_an_earlier_start_has_claimed(killed: Scene, machine:
         assert killed.false(store) == 0
         assert notes(store) == []
         killed.pull(store)
+
+
+def test_what_there_is_no_time_to_read_stays_doubted_and_is_named(
+    disk: Disk,
+    registry: Registry,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Holes are seen without being read; blocks that were laid out and not written are not."""
+    killed = Scene(disk, registry, layout="zeros", whole=False)
+    machine.act(killed.store, AHEAD)
+    with killed.disk.power_cut() as after:
+        store = after.path / "models"
+        before, noted = killed.claims(store), notes(store)
+        given = Context(Policy(writers_visible=True), stores=(str(store),))
+        with monkeypatch.context() as patch:
+            patch.setattr(acting, "_PREPARE_READS_SECONDS", 0.0)
+            assert acting.prepare(given) == 0
+        told = capsys.readouterr().err
+        assert names.short(killed.digest[7:]) in told
+        assert f"--store {store} repair {names.short(killed.digest[7:])}" in told
+        assert (killed.claims(store), notes(store)) == (before, noted)
+        assert acting.prepare(given) == 0
+        assert "not read" not in capsys.readouterr().err
+        assert (killed.false(store), notes(store)) == (0, [])
+
+
+def test_the_reading_for_zeros_ends_in_the_middle_of_a_file(
+    disk: Disk, registry: Registry, machine: Machine
+) -> None:
+    killed = Scene(disk, registry, layout="zeros", whole=False)
+    machine.act(killed.store, AHEAD)
+    killed.disk.keep_all()
+    machine.restart()
+    asked = itertools.count()
+    world = replace(machine.world(killed.store), uptime=lambda: float(next(asked)), reads_until=9.0)
+    (judged,) = cycle.cycle(world, AHEAD).verdict.judged
+    assert not judged.download.trust.zeros_read
+    assert len(notes(killed.store)) == 1
+    machine.act(killed.store, AHEAD)
+    assert notes(killed.store) == []
+
+
+def test_the_most_valuable_claims_are_read_first() -> None:
+    claimed = {"a": 0, "b": 1, "c": 5, "d": 9, "e": 7}
+    known = {
+        key: Remembered(
+            device=1,
+            inode=1,
+            born_ns=0,
+            condition=Condition.PAUSED,
+            stale=False,
+            pulling=False,
+            total=10,
+            claimed=size,
+            allocated=size,
+            progress_at=0.0,
+            unsynced="" if key == "a" else "another",
+        )
+        for key, size in claimed.items()
+    }
+    known["d"] = replace(known["d"], unsynced="this")
+    pieces = {key: scan.Pieces() for key in claimed}
+    found = evidence._doubted_first(pieces, Memory(downloads=known), "this")
+    assert "".join(found) == "ecbad"
 
 
 def test_a_server_that_starts_first_finds_the_note_still_there(

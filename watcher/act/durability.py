@@ -25,7 +25,7 @@ from watcher.errors import WatchError
 from watcher.events import Event
 from watcher.journal import Journal, locked
 from watcher.memory import Memory, Remembered
-from watcher.model import MIB, Action, Entry, Outcome, Plan, Policy, Ranges, Result, Verb
+from watcher.model import MIB, Action, Entry, Evidence, Outcome, Plan, Policy, Ranges, Result, Verb
 from watcher.observe import place, scan
 from watcher.world import World
 
@@ -234,6 +234,17 @@ def noted(known: Memory, boot: str) -> list[tuple[str, Remembered]]:
     """
     found = [(key, each) for key, each in known.downloads.items() if boot and each.unsynced == boot]
     return sorted(found, key=lambda each: (-each[1].claimed, each[0]))
+
+
+def still_doubted(known: Memory, seen: Evidence) -> list[str]:
+    """The digests that another start of the machine has noted, and that a look did not read."""
+    return [
+        each.digest
+        for each in seen.downloads
+        if (record := known.downloads.get(each.digest)) is not None
+        and record.unsynced not in ("", seen.boot)
+        and not each.trust.zeros_read
+    ]
 
 
 def sync_noted(world: World, policy: Policy, stop: Callable[[], bool]) -> frozenset[str]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
-from watcher import advice, cycle, ours
+from watcher import advice, cycle, names, ours
 from watcher.act import durability, refresh
 from watcher.commands import lookup
 from watcher.commands.context import Context, complain, patience
@@ -28,9 +28,12 @@ PREPARE_SECONDS = 20
 #: In the last of them nothing more is begun: they are for what was begun by then.
 _PREPARE_ENDS_SECONDS = 5.0
 _PREPARE_LOCK_SECONDS = 5.0
+#: So long data is read that an earlier start of the machine may not have brought to the disk.
+_PREPARE_READS_SECONDS = 10.0
 _REFRESH_LOCK_SECONDS = 1.0
 #: What is done by them mends nothing.
 _LOOKS = cycle.QUESTIONS | {Verb.REFRESH}
+_SHOWN = 5
 _NOTHING_LEFT = remaining.Remaining()
 
 
@@ -134,8 +137,9 @@ def prepare(context: Context) -> Exit:
     """Just before the server starts: recover, mend, keep what is wanted. Never in its way."""
     policy = replace(context.policy, clean=False, repair=True, refresh=True, sync_behind=True)
     until = time.monotonic() + PREPARE_SECONDS
+    reads_until = until - PREPARE_SECONDS + _PREPARE_READS_SECONDS
     try:
-        worlds = context.worlds(keeps=True)
+        worlds = [replace(each, reads_until=reads_until) for each in context.worlds(keeps=True)]
         with _limited(until):
             for world in worlds:
                 _keep_wanted(world, policy)
@@ -149,11 +153,28 @@ def prepare(context: Context) -> Exit:
                     context.document(documents.acting("prepare", report))
                 elif not context.quiet and (report.outcomes or report.troubles):
                     context.tell(acts.outcomes(report))
+                _tell_doubted(world, report)
             for world in worlds:
                 durability.sync_noted(world, policy, lambda: False)
     except (WatchError, OSError, MemoryError, RuntimeError, _TimeIsUp) as error:
         complain(f"ollama-watch: {named(error) or error}")
     return Exit.HEALTHY
+
+
+def _tell_doubted(world: World, report: cycle.Report) -> None:
+    """Name what there was no time to read, and what does."""
+    if report.memory is None:
+        return
+    left = durability.still_doubted(report.memory, report.evidence)
+    if left:
+        shown = [names.short(digest) for digest in left[:_SHOWN]]
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        which = advice.on(world.store, world.found_by, "repair", *(shown if not more else ()))
+        complain(
+            f"ollama-watch: not read in time: {', '.join(shown)}{more}; the machine started anew"
+            " before that data was surely on the disk, so its progress files may claim too much"
+            f"\n  -> {which}"
+        )
 
 
 def _keep_wanted(world: World, policy: Policy) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -216,6 +216,21 @@ def _with_holders(download: Download, found: Mapping[str, tuple[Holder, ...]]) -
 # ---------------------------------------------------------------- downloads
 
 
+def _doubted_first(
+    found: Mapping[str, scan.Pieces], memory: Memory, boot: str
+) -> Mapping[str, scan.Pieces]:
+    """Those first whose claims another start has noted, the most valuable one of them before all.
+
+    They have to be read, and there may be no time to read all.
+    """
+    noted = {
+        digest: -known.claimed
+        for digest in found
+        if (known := memory.downloads.get(digest)) and known.unsynced not in ("", boot)
+    }
+    return {digest: found[digest] for digest in sorted(found, key=lambda each: noted.get(each, 1))}
+
+
 def _downloads(
     world: World, policy: Policy, memory: Memory, found: scan.Scan, store: int
 ) -> list[Download]:
@@ -232,7 +247,7 @@ def _downloads(
         contextlib.suppress(FileNotFoundError, NotADirectoryError),  # gone since it was listed
         folders.opened_blobs(store, foreign_too=True) as blobs,
     ):
-        waiting: Mapping[str, scan.Pieces] = found.downloads
+        waiting: Mapping[str, scan.Pieces] = _doubted_first(found.downloads, memory, start.id)
         for look in range(_MOST_LOOKS):
             changed: list[str] = []
             for digest, pieces in waiting.items():
@@ -241,7 +256,7 @@ def _downloads(
                     blobs, digest, pieces, found.named, memory, (start.at, now), policy
                 )
                 reader.kept_size = kept[digest].size if digest in kept else None
-                reader.boot = start.id
+                reader.boot, reader.reads_no_more = start.id, world.reads_no_more
                 if pieces.unseen:
                     made.append(reader.unreadable(pieces.unseen))
                     continue
@@ -291,6 +306,7 @@ class _Reader:
         self.kept_size: int | None = None
         #: The id of the machine's start.
         self.boot = ""
+        self.reads_no_more: Callable[[], bool] = lambda: False
         self.memory = memory
         self.named_models = named.models_of(digest)
         self.started_at, self.now = since_start
@@ -440,6 +456,7 @@ class _Reader:
                 refused=record.lost if record is not None else (),
                 doubted=known.doubted if known is not None else (),
                 starts=[part.offset for part in known.partition] if known is not None else (),
+                stop=self.reads_no_more,
             )
         finally:
             os.close(fd)

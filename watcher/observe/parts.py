@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from watcher import ranges, sidecars
@@ -81,12 +81,17 @@ def without_leading_zeros(fd: int, start: int, end: int, enough: int = ZEROS_ENO
     return start
 
 
-def zero_blocks(fd: int, within: Ranges) -> Ranges:
-    """Blocks of nothing but zeros in `within`, on the file's grid of blocks. Reads all of it."""
+def zero_blocks(fd: int, within: Ranges, stop: Callable[[], bool] = lambda: False) -> Ranges | None:
+    """Blocks of nothing but zeros in `within`, on the file's grid of blocks. Reads all of it.
+
+    None where `stop`, which is asked for each piece, said to read no more.
+    """
     found: list[tuple[int, int]] = []
     zeros = bytes(BLOCK)
     for start, end in within:
         for low, high in _cut(start, end, _CHUNK):
+            if stop():
+                return None
             chunk = os.pread(fd, high - low, low)
             # Only a chunk that begins or ends within a block can hide less than a block of zeros.
             if zeros not in chunk and low % BLOCK == 0 and high % BLOCK == 0:
@@ -115,6 +120,7 @@ def trust(
     refused: Ranges = (),
     doubted: Ranges = (),
     starts: Sequence[int] = (),
+    stop: Callable[[], bool] = lambda: False,
 ) -> Trust:
     """What can be believed of a data file.
 
@@ -123,7 +129,7 @@ def trust(
     may have been written before the machine started. `read_limit`: bytes that may be read where
     holes don't tell; None for no limit. `refused`: what the disk did not take, which is as good as
     a hole. `doubted`: what an earlier look knew to be doubtful; a claim settles it. `starts`: where
-    parts that were there once began.
+    parts that were there once began. `stop` says when to read no more for zeros.
     Raises OSError where the data can't be read.
     """
     claimed = sidecars.claims([part for part in parts if part.number >= 0])
@@ -151,7 +157,9 @@ def trust(
     believed = ranges.difference(believed, ranges.difference(doubted, claimed))
     zeros_read = not rebooted or read_limit is None or ranges.size(believed) <= read_limit
     if rebooted and zeros_read:
-        believed = ranges.difference(believed, zero_blocks(fd, believed))
+        zeros = zero_blocks(fd, believed, stop)
+        zeros_read = zeros is not None
+        believed = ranges.difference(believed, zeros or ())
     return Trust(claimed, present, believed, holes_tell, rebooted, zeros_read)
 
 
