@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 
 _FIELDS = 6
 
@@ -27,10 +28,13 @@ def holders(status: os.stat_result, proc: str = "/proc") -> tuple[int, ...]:
     return tuple(found)
 
 
-def is_stranger(pid: int, folder: os.stat_result, proc: str = "/proc") -> bool:
+def is_stranger(
+    pid: int, folder: os.stat_result, proc: str = "/proc", owners: Collection[int] = ()
+) -> bool:
     """Whether a process is known to be nobody's who may write to a folder.
 
-    One that is gone is nobody's: a lock of ours goes with the process that took it.
+    One that is gone is nobody's: a lock of ours goes with the process that took it. `owners`: who
+    may write to what is in there.
     """
     if folder.st_mode & 0o002:
         return False
@@ -41,7 +45,7 @@ def is_stranger(pid: int, folder: os.stat_result, proc: str = "/proc") -> bool:
         return _is_gone(pid)  # or hidden from this user
     users = set(map(int, facts.get("Uid", "0").split()))
     groups = set(map(int, f"{facts.get('Gid', '')} {facts.get('Groups', '')}".split()))
-    ours = {0, folder.st_uid, os.geteuid()}
+    ours = {0, folder.st_uid, os.geteuid(), *owners}
     shared = bool(folder.st_mode & 0o020) and folder.st_gid in groups
     return users.isdisjoint(ours) and not shared
 

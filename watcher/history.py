@@ -23,6 +23,8 @@ _SHORT = re.compile(r"sha256-[0-9a-fA-F]{12}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 #: What is longer is no line of ours.
 _LONGEST_LINE = 1 << 24
+#: Where none ends in so many times as much, it is no log: it may be terabytes of nothing.
+_MOST_PIECES = 8
 
 
 class Line(NamedTuple):
@@ -125,8 +127,12 @@ class Log:
         """All whole lines from here on."""
         while raw := stream.readline(_LONGEST_LINE):
             line = parse(raw)
-            while raw and not raw.endswith(b"\n"):
+            for _ in range(_MOST_PIECES):
+                if not raw or raw.endswith(b"\n"):
+                    break
                 line, raw = None, stream.readline(_LONGEST_LINE)
+            else:
+                stream.seek(0, os.SEEK_END)
             if not raw:
                 return  # half a line, which may still be written
             self._offset = stream.tell()

@@ -83,6 +83,55 @@ def of_ours(store: Store) -> list[Path]:
     return [path for path in store.ours.rglob("*") if path.is_file()]
 
 
+# ---------------------------------------------------------------- a server of a stranger's
+
+SERVES = 'exec -a ollama sh -c "echo serves; sleep 600; :" serve'
+
+
+@contextlib.contextmanager
+def served_by(uid: int, store: Store) -> Iterator[None]:
+    """Somebody's process that says it is a server of this store, and answers nobody."""
+    words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "bash", "-c", SERVES]
+    with subprocess.Popen(
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+        env={**os.environ, "OLLAMA_MODELS": str(store.path), "OLLAMA_HOST": "127.0.0.1:1"},
+    ) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "serves\n"
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@needs_root
+@pytest.mark.parametrize(("uid", "stops"), [(STRANGER, False), (OWNER, True)])
+def test_only_who_may_change_the_store_keeps_others_from_it_by_a_server(
+    store: Store, uid: int, stops: bool
+) -> None:
+    with served_by(uid, store):
+        for words in ACTING[:2]:
+            done = run(store.path, *words)
+            assert ("a server is starting" in done.stdout + done.stderr) == stops, words
+        told = run(store.path, "audit").stdout
+        assert ("ollama serve, pid" in told) == stops
+        assert str(STRANGER) not in told
+    assert bool(store.partials(store.digest("stale"))) == stops
+
+
+@needs_root
+def test_a_server_that_can_change_nothing_in_a_store_of_roots_is_told(store: Store) -> None:
+    """Everything may have become root's by mistake."""
+    give(store.path, 0, 0)
+    with served_by(STRANGER, store):
+        told = run(store.path, "audit").stdout
+    assert "the running server" in told
+
+
 # ---------------------------------------------------------------- who may only read
 
 

@@ -52,6 +52,17 @@ def test_it_reads_on_from_where_it_was_left_over_any_number_of_rotations(
     assert messages(Log(str(store))) == [str(number) for number in range(90)]
 
 
+def test_a_log_of_terabytes_of_nothing_is_damaged_and_no_more(
+    folder: int, store: Path, logs: Path
+) -> None:
+    write(folder, 0)
+    os.truncate(logs / "events.jsonl", 1 << 42)
+    log = Log(str(store))
+    assert messages(log) == ["0"]
+    assert log.damaged == 1
+    assert messages(log, to_the_end=True) == []
+
+
 def test_logs_set_aside_at_the_same_instant_are_in_order(folder: int, store: Path) -> None:
     told = [Event(NOW, "error", str(number)) for number in range(30)]
     events.write(folder, told, Policy(log_max_bytes=1))

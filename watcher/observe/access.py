@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterable
 
+from watcher import privileges
 from watcher.model import Barred, Entry, Kind, Located, Need, Server, ServerUser, Subject
 from watcher.observe import unit
 from watcher.world import World
@@ -50,7 +51,8 @@ def running(world: World, servers: Iterable[Server]) -> ServerUser | None:
     for server in servers:
         if not server.ours:
             continue
-        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        told_apart = contextlib.suppress(OSError, ValueError, KeyError, IndexError)
+        with told_apart, privileges.visibility():
             with open(f"{world.proc}/{server.pid}/status", encoding="utf-8") as lines:
                 told = {
                     key: value.split() for key, _, value in (line.partition(":") for line in lines)

@@ -84,8 +84,9 @@ def _observe(
         writers_visible=policy.writers_visible,
         ours_only=True,
     )
-    shared = sharing.look(store, seen.servers) if scope is None else Sharing()
-    user = access.running(world, seen.servers) if scope is None else None
+    running = (*seen.servers, *seen.strangers)
+    shared = sharing.look(store, running) if scope is None else Sharing()
+    user = _user(world, seen, coming.user) if scope is None else None
     if user is not None:
         if not user.sees_as(coming.user):
             # Another user than was thought: what it protects, and what it can't use, differs.
@@ -122,6 +123,16 @@ def _observe(
         intents=intents.foreign(store, place.boot(world)) if scope is None else (),
         pulling=_pulling(downloads, seen.holders, memory, scope),
     )
+
+
+def _user(world: World, seen: holders.Seen, foreseen: ServerUser) -> ServerUser | None:
+    """Who a running server of the store runs as.
+
+    One who can change nothing in it counts only where everything may have become root's by mistake:
+    else anybody could have the store given to him.
+    """
+    mistaken = foreseen.by == ServerUser().by and foreseen.uid == 0
+    return access.running(world, (*seen.servers, *(seen.strangers if mistaken else ())))
 
 
 def _known_as(world: World, store: int, census: BlobCensus) -> dict[str, tuple[str, ...]]:

@@ -13,12 +13,13 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import psutil
 
-from watcher import environment, folders, names, privileges
+from watcher import environment, flocks, folders, names, privileges
 from watcher.model import Blind, Entry, Holder, Server, ServerState, Sight, View
 from watcher.world import World
 
@@ -30,6 +31,8 @@ _KERNEL_THREAD = 0x00200000
 _GONE_STATES = frozenset({b"Z", b"X", b"x"})
 #: A server that can't be reached counts as started after this.
 _UNREACHABLE_AFTER = 300.0
+#: So long all servers together are waited for.
+_ASKING_SECONDS = 3.0
 _SERVE_WORDS = frozenset({"serve", "start"})
 _SHOWN_UNSEEN = 5
 #: File systems that show files of another one, or of another machine, with other devices, inodes.
@@ -100,6 +103,8 @@ class Seen(NamedTuple):
     holders: Mapping[str, tuple[Holder, ...]]
     servers: tuple[Server, ...]
     others: tuple[str, ...]
+    #: Servers that say they have this store, of users who can change nothing in it.
+    strangers: tuple[Server, ...] = ()
 
 
 def see(
@@ -118,21 +123,92 @@ def see(
     another store, since to find out where a server listens takes longer than all the rest.
     """
     psutil.PROCFS_PATH = world.proc
+    entries = tuple(entries)
     with privileges.visibility():
         processes = _processes(world.proc, world.parent)
-        holders, unread = _holders(world, processes, tuple(entries))
-        running = [process for process in processes if process.is_server]
+        holders, unread = _holders(world, processes, entries)
+        is_strange = _strangers(world, entries)
+        ollamas = [each for each in processes if each.is_ollama]
+        running = [process for process in ollamas if process.is_server]
         looked = [_look(world, process, ours_only=ours_only) for process in running]
-    pairs = zip(running, looked, strict=True)
-    asked = (_asked(world, process, server) for process, server in pairs if server is not None)
-    servers = tuple(server for server in asked if server is not None)
+        strange = {process.pid for process in ollamas if is_strange(process.pid)}
+    pairs = [
+        (process, server)
+        for process, server in zip(running, looked, strict=True)
+        if server is not None
+    ]
+    kept = [(process, server) for process, server in pairs if process.pid not in strange]
     others = tuple(
         f"{process.name} ({process.pid})"
-        for process in processes
-        if process.is_ollama and not process.is_server and process.lives
+        for process in ollamas
+        if not process.is_server and process.lives and process.pid not in strange
     )
-    view = _view(world, unread, network=network, writers_visible=writers_visible)
-    return Seen(view, holders, servers, others)
+    return Seen(
+        _view(world, unread, network=network, writers_visible=writers_visible),
+        holders,
+        tuple(_all_asked(world, kept)),
+        others,
+        tuple(server for process, server in pairs if process.pid in strange),
+    )
+
+
+def _strangers(world: World, entries: Collection[Entry]) -> Callable[[int], bool]:
+    """What tells the processes of users who can't change the store: they keep nobody from it.
+
+    Anybody can call a process "ollama serve". A container may show a folder with other owners, and
+    an access control list is not looked into: then nobody is a stranger.
+    """
+    try:
+        with (
+            folders.opened_store(world.store) as store,
+            folders.opened_blobs(store, foreign_too=True) as blobs,
+        ):
+            both = os.fstat(store), os.fstat(blobs)
+            if any(b"system.posix_acl_access" in _attributes(fd) for fd in (store, blobs)):
+                return lambda _: False
+        ours = _namespaces(world, "self")
+    except OSError:
+        return lambda _: False
+    owners = {entry.uid for entry in entries} | {each.st_uid for each in both}
+
+    def is_strange(pid: int) -> bool:
+        try:
+            apart = _namespaces(world, pid) != ours or _overrides(world, pid)
+        except (OSError, ValueError):
+            return False
+        return not apart and all(flocks.is_stranger(pid, each, world.proc, owners) for each in both)
+
+    return is_strange
+
+
+def _attributes(fd: int) -> list[bytes]:
+    try:
+        return [os.fsencode(name) for name in os.listxattr(fd)]
+    except OSError:
+        return []  # a file system without them
+
+
+def _namespaces(world: World, pid: int | str) -> tuple[str, ...]:
+    return tuple(os.readlink(f"{world.proc}/{pid}/ns/{kind}") for kind in ("mnt", "user"))
+
+
+def _overrides(world: World, pid: int) -> bool:
+    """Whether a process may write whatever an owner and a mode say."""
+    for line in _read(f"{world.proc}/{pid}/status").splitlines():
+        if line.startswith(b"CapPrm:"):
+            return int(line.split()[1], 16) != 0
+    return True
+
+
+def _all_asked(world: World, pairs: Iterable[tuple[Process, Server]]) -> Iterator[Server]:
+    """Servers with what they answer. Those that don't share the time: many could take for ever."""
+    left = _ASKING_SECONDS
+    for process, server in pairs:
+        began = time.monotonic()
+        asked = _asked(world, process, server, patient=left > 0)
+        left -= time.monotonic() - began
+        if asked is not None:
+            yield asked
 
 
 def holders_of(world: World, entries: Iterable[Entry]) -> tuple[Holder, ...]:
@@ -453,10 +529,11 @@ def _unit(world: World, pid: int) -> str:
     return ""
 
 
-def _asked(world: World, process: Process, server: Server) -> Server | None:
-    """The same with what it answers; None where it has ended."""
+def _asked(world: World, process: Process, server: Server, *, patient: bool) -> Server | None:
+    """The same with what it answers, if there is patience to ask; None where it has ended."""
     # One of another store is nobody's business here.
-    version = None if server.ours is False or server.url is None else world.version(server.url)
+    silent = server.ours is False or server.url is None or not patient
+    version = None if silent or server.url is None else world.version(server.url)
     if version is None and not _lives(world, process):
         return None  # it was killed while it was looked at
     if version is not None:
