@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -583,6 +584,38 @@ def test_what_ends_it_ends_the_child_too(tmp_path: Path) -> None:
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
         holder.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_who_stops_the_run_on_his_store_stops_no_other(tmp_path: Path, number: int) -> None:
+    first, others, both = several(tmp_path)
+    first.ours.mkdir()
+    (first.ours / "lock").touch()
+    give(first.ours, OWNER)
+    others.download("stale", aged=DAY)
+    give(others.path, OTHER)
+    assert list(others.blobs.glob("*-partial*"))
+    command = [sys.executable, "-m", "watcher", *both, "clean", "--yes", "--stale-after", "1s"]
+    holder = subprocess.Popen(["flock", "-x", first.ours / "lock", "sleep", "60"])
+    env = environment(tmp_path) | VISIBLE
+    try:
+        with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as runs:
+            children = Path(f"/proc/{runs.pid}/task/{runs.pid}/children")
+
+            def of_owner() -> list[int]:
+                pids = map(int, children.read_text().split())
+                return [pid for pid in pids if status_of(pid)["Uid"][0] == str(OWNER)]
+
+            wait_until(lambda: bool(of_owner()), "the child of the first store")
+            child = of_owner()[0]
+            while runs.poll() is None and child in of_owner():
+                os.kill(child, number)
+                time.sleep(0.1)
+            assert runs.wait(60) == 4
+    finally:
+        holder.kill()
+        holder.wait()
+    assert not list(others.blobs.glob("*-partial*"))
 
 
 # ---------------------------------------------------------------- shared blobs

@@ -19,6 +19,9 @@ from watcher.observe.targets import Known
 
 Knows = Callable[[str], Known]
 
+#: A child that was stopped goes on after so long, and is ended where it was so often.
+_STOPPED_SECONDS, _MOST_STOPS = 1.0, 5
+
 
 def settle(store: str) -> None:
     """Go on as the owner of a store, where this is root's process.
@@ -109,11 +112,24 @@ def _flush() -> None:
 
 
 def _code_of(child: int) -> int:
-    """Wait for a child. A ctrl-C reaches it by itself, SIGTERM is handed on."""
+    """Wait for a child. A ctrl-C reaches it by itself, SIGTERM is handed on.
+
+    Its user may stop or end it, and keeps nobody else's store from its turn by that.
+    """
     with _handed_on(child) as asked:
-        _, status = os.waitpid(child, 0)
+        for _ in range(_MOST_STOPS):
+            _, status = os.waitpid(child, os.WUNTRACED)
+            if not os.WIFSTOPPED(status):
+                break
+            time.sleep(_STOPPED_SECONDS)
+            os.kill(child, signal.SIGCONT)
+        else:
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    return Exit.INTERRUPTED if asked or code < 0 else code
+    if asked:
+        return Exit.INTERRUPTED
+    return Exit.FAILED if code in (Exit.INTERRUPTED, *range(-signal.NSIG, 0)) else code
 
 
 @contextlib.contextmanager
@@ -127,7 +143,7 @@ def _handed_on(child: int) -> Iterator[list[int]]:
             os.kill(child, number)
 
     before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, _: asked.append(number)),
         signal.SIGTERM: signal.signal(signal.SIGTERM, end),
     }
     try:
