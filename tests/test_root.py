@@ -481,7 +481,7 @@ def test_what_the_owner_can_not_change_is_told_with_what_helps(store: Store, run
 @pytest.mark.parametrize(
     ("before", "why"),
     [
-        (["unshare", "--user", "--map-root-user"], b"no mapping for user id"),
+        (["unshare", "--user", "--map-root-user"], b"no mapping, shown as user id 65534"),
         (["setpriv", "--bounding-set", "-setuid"], b"CAP_SETUID"),
     ],
     ids=["no mapping", "no CAP_SETUID"],

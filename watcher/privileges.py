@@ -229,6 +229,13 @@ def _take_groups(owner: Owner) -> None:
 
 
 def _refused(owner: Owner, what: str, error: OSError) -> NoPermissionError:
+    if owner.uid == _overflow() and not _is_mapped("uid_map", owner.uid):
+        return NoPermissionError(
+            f"{what} belongs to a user for whom this user namespace has no mapping, shown as user"
+            f" id {owner.uid}: root treats it with its owner's rights alone, and nobody here can"
+            " become that user",
+            "run it outside of this user namespace, or map the store's owner into it",
+        )
     unmapped = [
         f"{kind} id {number}"
         for kind, name, number in (("user", "uid_map", owner.uid), ("group", "gid_map", owner.gid))
@@ -245,6 +252,15 @@ def _refused(owner: Owner, what: str, error: OSError) -> NoPermissionError:
         f" and this process can't become that user: {why}",
         f"run it as user id {owner.uid} from the start, as a container's user or a unit's User=",
     )
+
+
+def _overflow() -> int:
+    """The user id that stands for all that have none in this user namespace."""
+    try:
+        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as line:
+            return int(line.read())
+    except (OSError, ValueError):
+        return -1
 
 
 def _is_mapped(name: str, number: int) -> bool:
