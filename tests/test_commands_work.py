@@ -386,7 +386,7 @@ REFUSALS = {
     RefusalKind.LIVE: "time",
     RefusalKind.NOT_QUIET: "time; `repair --wait`",
     RefusalKind.SIGHT: "tests/unit/decide: as root, or a setting",
-    RefusalKind.SERVER_RUNS: "the server has to be stopped",
+    RefusalKind.SERVER_RUNS: "tests/test_printed_commands.py",
     RefusalKind.SERVER_STARTS: "time",
     RefusalKind.MANIFESTS: "above",
     RefusalKind.UNPROVEN: "as the finding",

@@ -21,7 +21,8 @@ def main() -> int:
     except (ImportError, MemoryError, OSError) as error:
         why = str(error) or "there is not enough memory"
         _say(
-            f"ollama-watch can't be loaded: {why}\n  see the limits (ulimit -a), or install it anew"
+            f"ollama-watch can't be loaded: {why}\n"
+            "  raise the limits of this process, or install it anew"
         )
         return _FAILED
     if mine:

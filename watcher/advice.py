@@ -242,6 +242,8 @@ def quoted(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)
     escaped = "".join(_escaped(char) for char in word)
+    if word.startswith("-"):
+        escaped = f"\\055{escaped[1:]}"  # no option of printf's
     if word.endswith("\n"):
         # What a command prints loses the newlines at its end; bash, zsh and ksh can spell them.
         return f"$'{escaped}'"
@@ -249,7 +251,7 @@ def quoted(word: str) -> str:
 
 
 def _escaped(char: str) -> str:
-    if char.isprintable() and char not in "\\'-%!":
+    if char.isprintable() and char not in "\\'%!":
         return char
     # Three octal digits, since a hexadecimal escape would take the digits behind it, too.
     return "".join(f"\\{byte:03o}" for byte in os.fsencode(char))

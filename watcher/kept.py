@@ -120,7 +120,7 @@ class File(Generic[T]):
             raise LockedError(
                 f"another ollama-watch has been changing {FOLDER}/{self.name} for"
                 f" {_PATIENCE_SECONDS:.0f} s: {busy.owner}",
-                "try again when it has ended, or end it",
+                "try again when it has ended, or end that process",
             ) from None
         except OSError as error:
             raise self._failed("written", error, store) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,10 +21,7 @@ _CHANGING = (Kind.WRITE, Kind.REPLACE, Kind.REMOVE)
 _STARTED = (units.SERVICE, units.CLEAN_TIMER)
 
 
-_ELSEWHERE = (
-    "install it anew, with a Python that every user can run: "
-    "/usr/bin/python3 -m venv /opt/ollama-watch"
-)
+_ELSEWHERE = "install it anew, such as in /opt, with a Python that every user can run"
 
 
 class Target(NamedTuple):
@@ -219,7 +215,9 @@ def _check_permission(steps: Iterable[Step]) -> None:
         if not os.access(folder, os.W_OK):
             raise NoPermissionError(
                 f"{names.printable(step.path)}: no permission to {step.kind} it",
-                "run it as root, or with --user for a service of your own",
+                "mount the file system for writing"
+                if advice.caller().uid == 0
+                else "run it as root, or with --user for a service of your own",
                 advice.again(""),
             )
 
@@ -353,14 +351,15 @@ class _Commands:
         if done.returncode:
             raise WatchError(
                 f"systemd refused: {names.printable(' '.join(done.stderr.split()))}",
-                f"mend that and run it again; systemd was told: {self._line(*words)}",
+                "mend that and run it again; systemd was told:",
+                self._line(*words),
             )
 
     def _command(self, *words: str) -> list[str]:
         return ["systemctl", *self._user, *words]
 
     def _line(self, *words: str) -> str:
-        return names.printable(shlex.join(self._command(*words)))
+        return advice.line(*self._command(*words))
 
     def _call(self, *words: str) -> subprocess.CompletedProcess[str]:
         try:
@@ -368,7 +367,9 @@ class _Commands:
                 self._command(*words), capture_output=True, text=True, check=False
             )
         except OSError as error:
-            raise WatchError(f"systemctl can't be run: {error.strerror}") from None
+            raise WatchError(
+                f"systemctl can't be run: {error.strerror}", "see whether systemd is installed"
+            ) from None
 
 
 # ---------------------------------------------------------------- telling
@@ -390,7 +391,11 @@ def _why_kept(step: Step) -> str:
         why = "it was edited since it was written"
     else:
         why = "ollama-watch service install did not write it"
-    return f"kept {names.printable(step.path)}: {why}\n  to have it replaced or gone, remove it"
+    mine = os.access(os.path.dirname(step.path), os.W_OK)
+    remove = advice.line("rm", step.path) if mine else advice.as_root("rm", step.path)
+    return (
+        f"kept {names.printable(step.path)}: {why}\n  to have it gone or replaced:\n  -> {remove}"
+    )
 
 
 def _document(steps: Iterable[Step]) -> dict[str, object]:

@@ -42,7 +42,7 @@ _SEVERITY = {
     Condition.REDUNDANT: Severity.WARNING,
     Condition.UNKNOWN: Severity.ERROR,
 }
-_LOOK_AT_DISK = "look at the disk and at the modes on the way: dmesg, ls -l"
+_LOOK_AT_DISK = "look at the kernel's log, and at the modes of the folders on the way"
 #: Said of what lies behind somebody else's symlink, in place of a command.
 BEHIND_LINK = "it lies behind somebody else's symlink: look at where that leads"
 _STARTS_DELETE = "the next start of the server deletes it once it is an hour old"

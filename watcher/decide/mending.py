@@ -191,8 +191,8 @@ def damaged_blobs(evidence: Evidence, policy: Policy) -> Iterator[Action | Refus
         yield Action(
             Verb.QUARANTINE_BLOB,
             name,
-            f"{findings.damage(odd)}, and the registry has it: ollama pull {odd.models[0]} "
-            "fetches just this layer",
+            f"{findings.damage(odd)}, and the registry has it: "
+            f"{advice.ollama(evidence, 'pull', odd.models[0])} fetches just this layer",
             (odd.entry,),
             models=odd.models,
         )

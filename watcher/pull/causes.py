@@ -166,9 +166,7 @@ _ROWS = {
     Cause.STORE: _Row(
         _NEVER, "the server's user must own the store; the audit says what is not so"
     ),
-    Cause.DISK_FULL: _Row(
-        _NEVER, "make room: see where the space is, clean up, or remove a model (ollama rm)"
-    ),
+    Cause.DISK_FULL: _Row(_NEVER, "make room: see where the space is, clean up, or remove a model"),
     Cause.FILE_TOO_LARGE: _Row(
         _NEVER, "move the store to ext4 or xfs, or raise LimitFSIZE of the server's unit"
     ),
@@ -190,7 +188,7 @@ _ROWS = {
     ),
     Cause.BLOCKED: _Row(_SOON, "repair it, then pull it again", "the server"),
     Cause.CANCELLED: _Row(_SOON, "pull it again", "the server"),
-    Cause.SERVER_GONE: _Row(_SOON, "start the server (its unit, or ollama serve)", "the server"),
+    Cause.SERVER_GONE: _Row(_SOON, "start the server", "the server"),
     Cause.SILENCE: _Row(
         _SOON, "nothing came for long: check the network, and pull it again", "the network"
     ),

@@ -201,15 +201,16 @@ class Pull:
     @property
     def command(self) -> str:
         """What helps against its end, as a command that can be pasted; "" where none does."""
-        if self.end.cause is None:
-            return ""
+        return "" if self.end.cause is None else self._helps(self.end.cause)
+
+    def _helps(self, cause: Cause) -> str:
         url = "" if self.site.url == environment.server_url("") else self.site.url
         asked = Asked(self.name.shown, url, options=tuple(self.options.words()))
         world = self.site.world or self.site.named
         if world is not None:
             is_its = self.site.is_its or self.site.world is not None
             asked = asked._replace(store=world.store, found_by=world.found_by, is_its=is_its)
-        return self.end.cause.command(asked)
+        return cause.command(asked)
 
     def updates(self) -> Iterator[Update]:
         """Drive the pull until the model has arrived, can't arrive, or the pull was cancelled.
@@ -619,7 +620,8 @@ class Pull:
         most, ends = (None, None) if self.options.until_done else (_TRIES, time.time() + patience)
         waiting = Waiting(Cause.SERVER_GONE.awaited, end.text, tries + 1, most, ends)
         with self._awaiting(waiting):
-            yield self._say(f"{waiting.told} as soon as it answers{long}: {Cause.SERVER_GONE.step}")
+            helps = self._helps(Cause.SERVER_GONE) or Cause.SERVER_GONE.step
+            yield self._say(f"{waiting.told} as soon as it answers{long}: {helps}")
             return (yield from self._until_it_answers(time.monotonic() + patience))
 
     def _until_it_answers(self, until: float) -> Generator[Update, None, bool]:

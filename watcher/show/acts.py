@@ -95,7 +95,7 @@ def shortage(planned: Plan, left: int) -> list[Line]:
         for refusal in planned.refusals[:_SHOWN_ALIKE]
         if refusal.frees
     )
-    shown.append(Line("the rest is models: ollama list, ollama rm", indent=2))
+    shown.append(Line("the rest is models, which `ollama rm` removes", indent=2))
     return shown
 
 
@@ -128,7 +128,7 @@ def remaining(left: Remaining) -> list[Line]:
         shown.extend(_helps(finding.remedy, finding.command))
     if len(left.findings) > _SHOWN_ALIKE:
         more = len(left.findings) - _SHOWN_ALIKE
-        shown.append(Line(f"and {more:,} more: `audit` has them all", indent=2))
+        shown.append(Line(f"and {more:,} more: an audit has them all", indent=2))
     return shown
 
 
