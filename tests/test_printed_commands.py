@@ -26,9 +26,9 @@ import pytest
 import watcher
 from watcher.demo.registry import Layer, Registry
 
-from .conftest import AT_LENGTH, environment, needs_root, open_parents
-from .fidelity.harness import EngineServer, RealServer, wait_until
-from .notation import MB, Store
+from .conftest import environment, needs_root, open_parents
+from .support.notation import MB, Store
+from .support.servers import EngineServer, RealServer, wait_until
 
 OWNER, STRANGER = 12345, 23456
 NAMES = ('it\'s a "st$ore" `x` !', "-store", "new\nline %s")
@@ -244,11 +244,14 @@ ROWS = {
 }  # fmt: skip
 
 
-@pytest.fixture(params=NAMES if AT_LENGTH else ("",), ids=ascii)
+EACH_NAME = pytest.mark.slow("each name with each row; one by the test's name is always run")
+
+
+@pytest.fixture(params=["", *(pytest.param(name, marks=EACH_NAME) for name in NAMES)], ids=ascii)
 def scene(
     request: pytest.FixtureRequest, tmp_path: Path, as_user: Callable[..., list[str]]
 ) -> Iterator[Scene]:
-    """The store's name is one of `NAMES`, by the test's; at length each of them."""
+    """The store's name is one of `NAMES`, by the test's; slow: each of them."""
     name = request.param or NAMES[sum(map(ord, request.node.name)) % len(NAMES)]
     try:
         yield Scene(tmp_path, name, as_user)
