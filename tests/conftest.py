@@ -19,6 +19,8 @@ import pytest
 import watcher
 from watcher.demo.registry import Registry
 
+from .support import commands
+from .support.loaded import load_all
 from .support.notation import Store
 from .support.servers import EngineServer, RealServer
 from .support.workers import pytest_cmdline_main as pytest_cmdline_main
@@ -120,6 +122,8 @@ def run(tmp_path: Path) -> Run:
         *words: str | bytes, env: dict[str, str] | None = None, **more: object
     ) -> subprocess.CompletedProcess[bytes]:
         given = {**environment(tmp_path), **(env or {})}
+        if not more.keys() - {"timeout", "cwd"}:
+            return commands.run(words, given, **more)  # type: ignore[arg-type]
         options: dict[str, object] = {"capture_output": True, "timeout": 60, "check": False, **more}
         command = [sys.executable, "-W", "error", "-m", "watcher", *words]
         return subprocess.run(command, env=given, **options)  # type: ignore[call-overload,no-any-return]
@@ -167,6 +171,7 @@ def ordinary_user(folder: Path) -> Iterator[None]:
     if not IS_ROOT:
         yield
         return
+    load_all()  # they may not be able to
     open_parents(folder)
     for path in (folder, *folder.rglob("*")):
         os.chown(path, NOBODY, NOBODY, follow_symlinks=False)

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from tests.support import commands
 from tests.support.servers import ROOT, TIMEOUT, Line, blob, sidecar, wait_until
 from watcher.demo.registry import Content, Registry
 from watcher.model import DAY, Policy
@@ -251,15 +252,10 @@ def run(
     store: Path, *words: str, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
-        command(store, *words),
-        env=environment(store, env),
-        cwd=store.parent,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    given = ["--store", str(store), *words]
+    done = commands.run(given, environment(store, env), store.parent)
+    out, errors = done.stdout.decode(), done.stderr.decode()
+    return subprocess.CompletedProcess(given, done.returncode, out, errors)
 
 
 def audit(store: Path) -> dict[str, Any]:

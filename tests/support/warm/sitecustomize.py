@@ -1,0 +1,77 @@
+"""Makes `python -m watcher` wait, with everything imported, and go on in a child for each order.
+
+Python runs this before the module that it was called for. A child returns from here, and its
+Python goes on as if it had just been called so: as a process of its own, with the streams, the
+environment, the folder, the mask and the words of its order. Used by `tests.support.commands`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import select
+import socket
+import sys
+
+
+def _become(order: dict[str, object], streams: list[int]) -> None:
+    """In the child: be what was ordered."""
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    os.closerange(3, 1024)
+    environ = order["environ"]
+    assert isinstance(environ, dict)
+    os.environ.clear()
+    os.environ.update(environ)
+    os.umask(int(str(order["umask"])))
+    os.chdir(str(order["cwd"]))
+    words = order["words"]
+    assert isinstance(words, list)
+    sys.argv[1:] = words
+    sys.path[:] = [each for each in sys.path if each != os.path.dirname(__file__)]
+
+
+def _serve(orders: socket.socket) -> None:
+    """Take orders until nobody is left to give any; comes back in the children alone."""
+    children: dict[int, tuple[int, int]] = {}
+    poll = select.poll()
+    poll.register(orders, select.POLLIN)
+    while True:
+        for ready, _ in poll.poll():
+            if ready in children:
+                pid, told = children.pop(ready)
+                poll.unregister(ready)
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(told, b"%d\n" % code)
+                os.close(told)
+                os.close(ready)
+                continue
+            raw, descriptors, _, _ = socket.recv_fds(orders, 1 << 20, 4)
+            if not raw:
+                os._exit(0)
+            *streams, told = descriptors
+            pid = os.fork()
+            if pid == 0:
+                orders.detach()
+                _become(json.loads(raw), streams)
+                return
+            os.write(told, b"%d\n" % pid)
+            for stream in streams:
+                os.close(stream)
+            # The end of a child is seen like an order.
+            process = os.pidfd_open(pid)
+            children[process] = pid, told
+            poll.register(process, select.POLLIN)
+
+
+_descriptor = os.environ.pop("TESTS_COMMANDS", "")
+if _descriptor:
+    from tests.support.loaded import load_all
+
+    load_all()
+    # What is here lives as long as the children do: their end needn't look through it.
+    gc.freeze()
+    _serve(socket.socket(fileno=int(_descriptor)))
