@@ -787,6 +787,8 @@ class UseKind(enum.StrEnum):
     MODEL = "model"
     #: Blobs that several models name.
     SHARED = "shared"
+    #: Blobs that only another store in the same folder names.
+    OTHER_STORE = "other_store"
     PARTIAL = "partial"
     ORPHAN = "orphan"
     TEMPORARY = "temporary"
@@ -977,7 +979,7 @@ class Refusal(NamedTuple):
 
 
 class Spared(NamedTuple):
-    """A download that a clean-up leaves because it is not stale yet."""
+    """A download, or an orphaned blob, that a clean-up leaves until it is `stale_after` old."""
 
     digest: str
     models: tuple[str, ...]

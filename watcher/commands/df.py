@@ -17,7 +17,7 @@ def df(context: Context) -> Exit:
         with patience(f"looking at {names.printable(world.store)}"):
             report = cycle.cycle(world, context.policy, consent=cycle.nothing)
             found = space.survey(world)
-        uses, total = usage.usage(found, report.verdict.judged)
+        uses, total = usage.usage(found, report.verdict.judged, report.evidence.census)
         if context.json:
             context.document(documents.df(report, found, uses, total))
         else:

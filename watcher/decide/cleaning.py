@@ -82,17 +82,24 @@ def _freed(entries: Iterable[Entry]) -> int:
     return sum(entry.freed for entry in entries)
 
 
-def spared(verdict: Verdict) -> tuple[Spared, ...]:
-    """The downloads that a clean-up would remove if they were stale, the oldest first."""
+def spared(verdict: Verdict, evidence: Evidence, policy: Policy) -> tuple[Spared, ...]:
+    """What a clean-up would remove if it were old enough, the oldest first.
+
+    Downloads that are not stale yet, and orphaned blobs that are as young.
+    """
     kept = [
         each
         for each in verdict.judged
         if not each.stale and each.condition not in (Condition.LIVE, Condition.UNKNOWN)
     ]
-    kept.sort(key=lambda each: (-each.age, each.digest))
-    return tuple(
+    found = [
         Spared(each.digest, each.download.models, each.age, each.download.freed) for each in kept
-    )
+    ]
+    for entry in evidence.census.unnamed:
+        age, digest = evidence.age_of(entry.changed_at), names.parse_blob(entry.name).digest
+        if age < policy.stale_after:
+            found.append(Spared(digest, evidence.known_as.get(digest, ()), age, entry.freed))
+    return tuple(sorted(found, key=lambda each: (-each.age, each.digest)))
 
 
 def orphans(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:

@@ -51,7 +51,7 @@ def make(verdict: Verdict, evidence: Evidence, policy: Policy) -> Plan:
         tuple(actions),
         tuple(refusals),
         _due(verdict, evidence, policy, refusals),
-        cleaning.spared(verdict) if policy.clean else (),
+        cleaning.spared(verdict, evidence, policy) if policy.clean else (),
         evidence.place.free_bytes,
     )
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 from watcher import names
 from watcher.memory import FOLDER
 from watcher.model import (
+    BlobCensus,
     Condition,
     Entry,
     Judged,
@@ -34,19 +35,22 @@ class Usage(NamedTuple):
     total: Sizes
 
 
-def usage(space: Space, judged: Iterable[Judged]) -> Usage:
+def usage(space: Space, judged: Iterable[Judged], census: BlobCensus | None = None) -> Usage:
     """What the space is used for; each model is there, one of 0 bytes, too.
+
+    `census`: what a look has said of the same blobs, so that both say the same.
 
     The allocated bytes of all uses add up to what ``du -s --block-size=1`` says of the store.
     """
     conditions = {each.download.key: each.condition for each in judged}
     models = {model for each in space.models.values() for model in each}
+    looked = _Looked(space, conditions, _told(census))
     sums = {(UseKind.MODEL, model): _Sum() for model in models}
     total = _Sum()
     several: dict[tuple[int, int], list[_Key]] = defaultdict(list)
     linked: dict[tuple[int, int], Entry] = {}
     for located in space.entries:
-        key, entry = _key(located, space, conditions), located.entry
+        key, entry = _key(located, looked), located.entry
         if entry.links > 1 and entry.kind is not Kind.FOLDER:
             several[entry.identity].append(key)
             linked[entry.identity] = entry
@@ -82,11 +86,31 @@ class _Sum:
         return Sizes(self.apparent, self.allocated, self.freed)
 
 
-def _key(located: Located, space: Space, conditions: dict[str, Condition]) -> _Key:
+class _Looked(NamedTuple):
+    """What is known of names below the store."""
+
+    space: Space
+    conditions: dict[str, Condition]
+    #: Of paths below the store that a look has told apart.
+    told: dict[str, _Key]
+
+
+def _told(census: BlobCensus | None) -> dict[str, _Key]:
+    """The uses of blobs that their names alone do not tell."""
+    if census is None:
+        return {}
+    other = {f"blobs/{entry.name}": (UseKind.OTHER_STORE, "") for entry in census.elsewhere}
+    astray = {odd.lies.path: _of_models(odd.models) for odd in census.odd if odd.lies is not None}
+    return other | astray
+
+
+def _key(located: Located, looked: _Looked) -> _Key:
     path, entry = located
+    if (told := looked.told.get(path)) is not None:
+        return told
     top, _, inside = path.partition("/")
     if top == "blobs" and inside:
-        return _in_blobs(inside, entry, space, conditions)
+        return _in_blobs(inside, entry, looked)
     if path in ("", "blobs"):
         return UseKind.FOLDERS, ""
     if top == "manifests":
@@ -99,25 +123,35 @@ def _key(located: Located, space: Space, conditions: dict[str, Condition]) -> _K
     return UseKind.FOREIGN, ""
 
 
-def _in_blobs(inside: str, entry: Entry, space: Space, conditions: dict[str, Condition]) -> _Key:
+def _in_blobs(inside: str, entry: Entry, looked: _Looked) -> _Key:
     name, deeper, _ = inside.partition("/")
-    parsed = names.parse_blob(name)
+    is_old = name.startswith("sha256:")
+    parsed = names.parse_blob(names.new_spelling(name) if is_old else name)
     is_folder = bool(deeper) or entry.kind is Kind.FOLDER
     match parsed.role:
         case Role.BLOB:
-            return _of_models(space.models.get(parsed.digest, ()))
-        case Role.OLD if spelled := names.SPELLED_DIGEST.fullmatch(name):
-            return _of_models(space.models.get(spelled[2], ()))
+            is_file = entry.kind is Kind.FILE and not deeper
+            return _of_blob(parsed.digest, looked, may_go=is_file and not is_old)
         case Role.DATA | Role.SIDECAR:
-            return UseKind.PARTIAL, conditions.get(parsed.digest, Condition.UNKNOWN).value
+            return UseKind.PARTIAL, _condition(parsed.digest, looked)
         case Role.TRANSFER:
-            return UseKind.PARTIAL, conditions.get(f"{parsed.digest}.tmp", Condition.UNKNOWN).value
+            return UseKind.PARTIAL, _condition(f"{parsed.digest}.tmp", looked)
         case Role.UPLOAD | Role.CREATE if entry.kind is Kind.FILE and not deeper:
             return UseKind.TEMPORARY, ""
         case _ if is_folder and name.startswith("split-gguf-"):
             return UseKind.TEMPORARY, ""
         case _:
             return UseKind.FOREIGN, ""
+
+
+def _condition(key: str, looked: _Looked) -> str:
+    return looked.conditions.get(key, Condition.UNKNOWN).value
+
+
+def _of_blob(digest: str, looked: _Looked, *, may_go: bool) -> _Key:
+    """`may_go`: it is an orphan where no model names it, and nothing else."""
+    models = looked.space.models.get(digest, ())
+    return _of_models(models) if models or may_go else (UseKind.FOREIGN, "")
 
 
 def _of_models(models: tuple[str, ...]) -> _Key:

@@ -573,6 +573,9 @@ class _Counting:
 
     def blob(self, digest: str, found: Entry) -> None:
         size = self.named.size_of(digest)
+        if size is None and found.kind is not Kind.FILE:
+            self.foreign.append(found)
+            return
         if size is None:
             self.unnamed.append(found)
             self.astray(digest, f"blobs/{found.name}", found)

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from watcher import names
+from watcher.decide.findings import is_blind
 from watcher.model import Evidence, Sizes, Space, Use, UseKind
 from watcher.show.lines import count
 
@@ -14,6 +15,7 @@ from watcher.show.lines import count
 _SHOWN_MODELS = 20
 _WORDS = {
     UseKind.SHARED: "layers that several models name",
+    UseKind.OTHER_STORE: "blobs that only another store in the same folder names",
     UseKind.ORPHAN: "orphans: blobs that no model names",
     UseKind.TEMPORARY: "left-overs of ollama create",
     UseKind.FOREIGN: "foreign files",
@@ -44,6 +46,8 @@ def table(
     exact = Text(f"total: {total.allocated} bytes on disk", style="bold")
     rows.add_row(*map(decimal, _columns(total)), exact)
     shown.append(rows)
+    if is_blind(seen) and any(use.kind is UseKind.ORPHAN for use in uses):
+        shown.append("what can't be read may name the orphans: `audit` shows what it is")
     shown.extend(
         f"{each}/ is a link: what lies behind it is counted, which du does not follow"
         for each in space.linked
