@@ -269,12 +269,30 @@ def new_spellings(seen: Evidence) -> str:
 
 
 def brought_up(seen: Evidence, folder: str) -> str:
-    """The command that moves what lies in a folder of the store's to where the server looks."""
+    """The command that moves finished blobs in a folder of the store's to where the server looks.
+
+    Files of two unfinished downloads of one digest don't fit together, so these stay.
+    """
     top = folder.partition("/")[0]
-    found = ("-mindepth", "1", "-maxdepth", "1")
+    found = ("-mindepth", "1", "-maxdepth", "1", "!", "-name", "*-partial*", "!", "-name", "*.tmp")
     here, there = f"{seen.place.path}/{folder}/", f"{seen.place.path}/{top}/"
     owner = seen.place.owner
     return shell(seen, "find", here, *found, "-exec", "mv", "-nt", there, "{}", "+", owner=owner)
+
+
+def moved_up(seen: Evidence, folder: str, parts: list[str], *, finished: bool) -> str:
+    """The command that brings parts of a store in the store to where the server looks.
+
+    What has its name there already stays. `finished`: no unfinished downloads, since files of two
+    of one digest don't fit together.
+    """
+    here, there = f"{seen.place.path}/{folder}/", f"{seen.place.path}/"
+    which = ("!", "-name", "*-partial*", "!", "-name", "*.tmp") if finished else ()
+    move = 'to=$2${3#"$1"}; test -e "$to" || mv -nT "$3" "$to"; ! test -e "$3"'
+    # With its links counted, find knows of what was moved that it is no folder.
+    moving = ("-links", "+0", "-exec", "sh", "-c", move, "sh", here, there, "{}", ";", "-prune")
+    paths = [f"{here}{part}" for part in parts]
+    return shell(seen, "find", *paths, *which, *moving, owner=seen.place.owner)
 
 
 # ---------------------------------------------------------------- times

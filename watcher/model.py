@@ -423,6 +423,20 @@ class Unseen(NamedTuple):
     forbidden: bool = False
 
 
+class Nested(NamedTuple):
+    """A store that lies in the store, where no server looks; paths are below the outer one."""
+
+    path: str
+    blobs: tuple[Located, ...]
+    manifests: tuple[Located, ...]
+    #: So many of them have no name of theirs in the outer store.
+    apart: int
+    #: Whether unfinished downloads of both stores have the same names.
+    collides: bool
+    #: A server runs on it: it lies there on purpose.
+    used: bool = False
+
+
 class TemporaryKind(enum.StrEnum):
     """Names in the store that the server itself leaves behind when it is stopped at work."""
 
@@ -554,6 +568,8 @@ class BlobCensus(NamedTuple):
     sealed: bool = False
     #: Empty folders under ``manifests/``, which the server's start removes.
     empty_folders: tuple[str, ...] = ()
+    #: Stores that lie in this one.
+    nested: tuple[Nested, ...] = ()
 
 
 _EMPTY_CENSUS = BlobCensus()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +38,10 @@ STATES = {
     "a folder in it": "cd blobs; mkdir saved; mv sha256-* saved",
     "old spellings in a folder": f"cd blobs; {OLD}; mkdir saved; mv sha256:* saved",
     "digits in upper case": f"cd blobs; {UPPER}",
+    "a store in it": "mkdir models; mv blobs models; mkdir blobs",
+    "a store further in": "mkdir -p models/.ollama/models; mv blobs models/.ollama/models;"
+    " mkdir blobs",
+    "below manifests": "mv blobs manifests; mkdir blobs",
 }
 
 
@@ -48,8 +54,10 @@ def test_bytes_that_lie_elsewhere_are_no_missing_blob(models: Store, run: Run, s
     lost = tree(models.path)
     told = findings(models, run, *ASTRAY)
     assert {each["kind"] for each in told} == {"blob_astray"}
-    where = {path for path in lost.keys() - whole.keys() if path.startswith("blobs/")}
-    assert {each["path"] for each in told} <= where
+    where = {path for path in lost.keys() - whole.keys() if "sha256" in path}
+    for each in told:
+        assert each["path"] in lost
+        assert each["sizes"]["allocated_bytes"] > 0
     done = run("--store", str(models.path), "clean", "--yes")
     assert done.returncode in (0, 1, 3), done.stderr
     assert where <= tree(models.path).keys()
@@ -176,3 +184,83 @@ def test_old_spellings_on_a_read_only_mount_keep_a_server_from_starting(
     assert document["forecast"]["start_fails"]
     assert "read-only" in " ".join(document["forecast"]["why"])
     assert done.returncode == 1
+
+
+# ---------------------------------------------------------------- a store in the store
+
+#: A whole copy that was moved in, or copied in.
+COPIES = {
+    "models": "mkdir x; {} blobs manifests x; mv x models",
+    "models/.ollama/models": "mkdir x; {} blobs manifests x; mkdir -p models/.ollama;"
+    " mv x models/.ollama/models",
+    "blobs": "mkdir x; {} blobs manifests x; mkdir -p blobs; mv x/* blobs; rmdir x",
+    "manifests": "mkdir x; {} blobs manifests x; mkdir -p manifests; mv x/* manifests; rmdir x",
+}
+
+
+def of_everything(store: Store) -> None:
+    for name in ("a/latest", "b/latest"):
+        store.model(name)
+    store.broken("40:40 60:60", total=200)
+
+
+@pytest.mark.parametrize("inside", COPIES)
+def test_a_store_that_was_moved_into_itself_comes_back_whole(
+    models: Store, run: Run, inside: str
+) -> None:
+    of_everything(models)
+    whole = tree(models.path)
+    in_it(models, COPIES[inside].format("mv"))
+    for name in ("blobs", "manifests"):
+        (models.path / name).mkdir(exist_ok=True)
+    (told,) = findings(models, run, "blob_astray", "manifest_misplaced")
+    assert told["kind"] == "blob_astray"
+    assert told["sizes"]["allocated_bytes"] > 100_000_000
+    in_it(models, told["command"])
+    assert findings(models, run, *ASTRAY, "manifest_misplaced") == []
+    found = tree(models.path)
+    assert {path for path, each in whole.items() if each.kind == "file"} <= found.keys()
+    assert not [path for path in found.keys() - whole.keys() if found[path].kind == "file"]
+
+
+@pytest.mark.parametrize("inside", COPIES)
+def test_a_copy_of_what_is_there_is_told_and_nothing_of_it_moved(
+    models: Store, run: Run, inside: str
+) -> None:
+    of_everything(models)
+    in_it(models, COPIES[inside].format("cp -a"))
+    (told,) = findings(models, run, *ASTRAY, "manifest_misplaced")
+    assert (told["severity"], told["command"]) == ("warning", "")
+    assert told["sizes"]["allocated_bytes"] > 100_000_000
+    # It names what may be removed, and nothing of the store itself.
+    assert re.search(rf"remove {inside}/([a-z]|$|\S* )", told["remedy"])
+    if inside in ("blobs", "manifests"):
+        assert f"remove {inside}/ " not in told["remedy"]
+
+
+def test_files_of_two_downloads_of_one_digest_are_not_mixed(models: Store, run: Run) -> None:
+    of_everything(models)
+    in_it(models, COPIES["models"].format("cp -a"))
+    more = models.blobs / f"sha256-{digest_of('layer')}-partial-1"
+    more.unlink()
+    models.orphan("x")
+    in_it(models, "mv blobs/sha256-*[0-9a-f] models/blobs 2>/dev/null || true")
+    for path in models.blobs.glob("sha256-*"):
+        if "partial" not in path.name:
+            path.rename(models.path / "models" / "blobs" / path.name)
+    for each in findings(models, run, "blob_astray"):
+        in_it(models, each["command"])
+    assert not more.exists()
+    assert [path for path in models.blobs.iterdir() if "partial" not in path.name]
+
+
+def test_what_a_server_runs_on_is_left(store: Path, run: Run, make_server: MakeServer) -> None:
+    inner, outer = Store(store), Store(store.parent)
+    inner.model("theirs/latest")
+    outer.model("ours/latest")
+    (told,) = findings(outer, run, *ASTRAY)
+    assert told["command"]
+    make_server().start().wait_ready()
+    (told,) = findings(outer, run, *ASTRAY)
+    assert told["command"] == ""
+    assert "a server runs on it" in told["remedy"]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from watcher import advice, names
 from watcher.decide import findings
-from watcher.model import Evidence, Finding, Located, OddBlob, Severity
+from watcher.model import Evidence, Finding, Located, Nested, OddBlob, Severity
 
 
 def of_blobs(evidence: Evidence) -> Iterator[Finding]:
@@ -18,8 +18,10 @@ def of_blobs(evidence: Evidence) -> Iterator[Finding]:
 
 def _of_blobs(evidence: Evidence) -> Iterator[Finding]:
     groups: dict[str, list[OddBlob]] = {}
+    stores = evidence.census.nested
+    yield from (_nested(each, evidence) for each in stores)
     for odd in evidence.census.odd:
-        if odd.lies is not None:
+        if odd.lies is not None and not any(is_in(odd.lies.path, each) for each in stores):
             groups.setdefault(_group(odd.lies), []).append(odd)
     for folder, group in sorted(groups.items()):
         if folder == _OLD:
@@ -28,6 +30,90 @@ def _of_blobs(evidence: Evidence) -> Iterator[Finding]:
             yield _copied(folder, group, evidence)
         else:
             yield from (_case(odd, evidence) for odd in group)
+
+
+def is_in(path: str, nested: Nested) -> bool:
+    """Whether something lies in a store in the store."""
+    return path.startswith((f"{nested.path}/blobs/", f"{nested.path}/manifests/"))
+
+
+def _nested(nested: Nested, evidence: Evidence) -> Finding:
+    """A store in the store, with what is missing outside of it."""
+    lost = [
+        odd for odd in evidence.census.odd if odd.lies is not None and is_in(odd.lies.path, nested)
+    ]
+    files = _files(nested)
+    parts = [part for part, found in _parts(nested) if found]
+    # Of a copy in blobs/ itself not all that is in there.
+    whole = nested.path not in ("blobs", "manifests")
+    places = [nested.path] if whole else [f"{nested.path}/{part}" for part in parts]
+    shown = " and ".join(names.printable(f"{place}/") for place in places)
+    moves = bool(nested.apart) and not nested.used
+    return Finding(
+        Severity.ERROR if lost else Severity.WARNING,
+        _kind(nested, lost),
+        _first_of(nested, lost).path,
+        f"{files} in {shown}, where no server looks",
+        evidence=_of_lost(lost) or _of_twins(nested),
+        alone="the server does not find them, and a pull fetches them again"
+        if lost
+        else "nothing: they stay, and take the room",
+        command=advice.moved_up(evidence, nested.path, parts, finished=nested.collides)
+        if moves
+        else "",
+        sizes=findings.sizes(each.entry for _, found in _parts(nested) for each in found),
+        models=tuple(sorted({model for odd in lost for model in odd.models})),
+        remedy=_instead(nested, shown),
+    )
+
+
+def _kind(nested: Nested, lost: list[OddBlob]) -> str:
+    if not nested.blobs:
+        return "manifest_misplaced"
+    # Of files that are nobody's, in a folder of blobs/, one kind of finding is enough.
+    is_folder = nested.path == "blobs" and not nested.manifests
+    return "file_foreign" if is_folder and not lost else "blob_astray"
+
+
+def _first_of(nested: Nested, lost: list[OddBlob]) -> Located:
+    missing = [odd.lies for odd in lost if odd.lies is not None]
+    return (*missing, *nested.blobs, *nested.manifests)[0]
+
+
+def _parts(nested: Nested) -> tuple[tuple[str, tuple[Located, ...]], ...]:
+    return (("blobs", nested.blobs), ("manifests", nested.manifests))
+
+
+def _files(nested: Nested) -> str:
+    counted = [
+        f"{len(found):,} {word}{'s' if len(found) > 1 else ''}"
+        for word, found in (("file", nested.blobs), ("manifest", nested.manifests))
+        if found
+    ]
+    together = len(nested.blobs) + len(nested.manifests)
+    return f"{' and '.join(counted)} of a store {'lie' if together > 1 else 'lies'}"
+
+
+def _of_lost(lost: list[OddBlob]) -> str:
+    if not lost:
+        return ""
+    return f"manifests of this store name {len(lost):,} of them, whose places are empty"
+
+
+def _of_twins(nested: Nested) -> str:
+    every = len(nested.blobs) + len(nested.manifests)
+    twins = every - nested.apart
+    known = "have their names" if twins > 1 else "has its name"
+    return f"{f'{twins:,}' if twins else 'none'} of them {known} in this store as well"
+
+
+def _instead(nested: Nested, shown: str) -> str:
+    """What there is to say besides the command, or in its place."""
+    if nested.used:
+        return "a server runs on it: leave it, or stop that server first"
+    if not nested.apart:
+        return f"if it is a copy that went wrong, remove {shown} after a look at it"
+    return "what has its name in this store already stays there"
 
 
 #: Not a folder's path.

@@ -640,7 +640,15 @@ def _cure(odd: OddBlob, evidence: Evidence) -> str:
 
 def of_manifests(evidence: Evidence) -> Iterator[Finding]:
     """Files under ``manifests/`` that are no manifest in its place."""
-    told = (odd for odd in evidence.census.odd_manifests if not odd.barred)
+    nested = [
+        f"{each.path}/{part}" for each in evidence.census.nested for part in ("blobs", "manifests")
+    ]
+    # What lies in a store in the store is told together, by `astray`.
+    told = (
+        odd
+        for odd in evidence.census.odd_manifests
+        if not odd.barred and not any(f"{odd.path}/".startswith(f"{each}/") for each in nested)
+    )
     return (odd_manifest(odd, evidence) for odd in told)
 
 
@@ -704,7 +712,7 @@ def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
             f"{shown} is at the wrong depth",
             Severity.WARNING,
             "the server does not see it, and it protects no blob",
-            _brought_up(odd.path, evidence),
+            "",
         ),
         ManifestFault.CASE: (
             f"two models differ by case alone: {who} is the second",
@@ -724,12 +732,6 @@ def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
         remedy=BEHIND_LINK if away else "",
         models=(odd.model,) if odd.model else (),
     )
-
-
-def _brought_up(path: str, evidence: Evidence) -> str:
-    """The command for a copy of ``manifests/`` that went into itself."""
-    inside = "manifests/manifests"
-    return advice.brought_up(evidence, inside) if path.startswith(f"{inside}/") else ""
 
 
 def _told_apart(odd: OddManifest, evidence: Evidence) -> str:

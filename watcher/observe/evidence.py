@@ -111,7 +111,7 @@ def _observe(
             _with_holders(download, seen.holders)
             for download in sorted(downloads, key=lambda download: download.digest)
         ),
-        census=sharing.apart(census, shared),
+        census=_with_used(sharing.apart(census, shared), world),
         sharing=shared,
         scope=scope,
         uid=os.geteuid(),
@@ -133,6 +133,20 @@ def _user(world: World, seen: holders.Seen, foreseen: ServerUser) -> ServerUser 
     """
     mistaken = foreseen.by == ServerUser().by and foreseen.uid == 0
     return access.running(world, (*seen.servers, *(seen.strangers if mistaken else ())))
+
+
+def _with_used(census: BlobCensus, world: World) -> BlobCensus:
+    """The census that knows on which of the stores in the store a server runs."""
+    if not census.nested:
+        return census
+    served = {os.path.realpath(path) for path, _ in holders.served_stores(world.proc)}
+    inside = (os.path.realpath(f"{world.store}/{each.path}") for each in census.nested)
+    return census._replace(
+        nested=tuple(
+            each._replace(used=path in served)
+            for each, path in zip(census.nested, inside, strict=True)
+        )
+    )
 
 
 def _known_as(world: World, store: int, census: BlobCensus) -> dict[str, tuple[str, ...]]:

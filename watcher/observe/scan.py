@@ -25,6 +25,7 @@ from watcher.model import (
     ManifestFault,
     NamedBlob,
     Need,
+    Nested,
     OddBlob,
     OddManifest,
     SeenModel,
@@ -34,6 +35,7 @@ from watcher.model import (
     Unseen,
 )
 from watcher.names import Role
+from watcher.observe import nested
 from watcher.observe.access import Access, user_of
 
 _PARTIAL, _TMP = "-partial", ".tmp"
@@ -465,12 +467,27 @@ def scan_store(
             for digest, pieces in census.old_downloads.items():
                 downloads.setdefault(digest, pieces)
             _add_finished(fd, downloads)
+        census.look_for_stores(store)
         if fd is not None or "blobs" not in named.unlisted:
             census.missing(fd)
     census.temporary_folders(store)
     if not access.folder(store, Need.WRITE) and _lacks(store):
         access.bar(Subject.STORE, Need.WRITE, ".", entry(".", os.fstat(store)), store)
     return Scan(census.result(), downloads, named)
+
+
+def lying(store: int, wanted: Mapping[str, int], model: str) -> tuple[OddBlob, ...]:
+    """Of a model's layers, digests with their bytes, those that lie where no server looks."""
+    named = Named()
+    for digest, size in wanted.items():
+        named.add(digest, size, [model])
+    census = _Counting(named, Access(user_of(store, None)), manifests_hidden=False)
+    with _folder("blobs", store, "blobs", named, follow=True) as fd:
+        if fd is not None:
+            _scan_blobs(fd, census, {})
+            census.look_for_stores(store)
+            census.missing(fd)
+    return tuple(odd for odd in census.odd if odd.lies is not None)
 
 
 def _lacks(store: int) -> bool:
@@ -570,6 +587,7 @@ class _Counting:
         self.unprotected: list[Entry] = []
         self.temporaries: list[Temporary] = []
         self.foreign: list[Entry] = []
+        self.nested: list[Nested] = []
 
     def blob(self, digest: str, found: Entry) -> None:
         size = self.named.size_of(digest)
@@ -677,6 +695,25 @@ class _Counting:
                 return Located(f"blobs/{found.name}", found)
         return None
 
+    def look_for_stores(self, store: int) -> None:
+        """Take up the stores that lie in this one: what is missing here may be there."""
+        inside = [each.name for each in self.foreign if each.kind is Kind.FOLDER]
+        for found in nested.find(store, inside):
+            blobs, manifests = (
+                tuple(Located(path, entry(os.path.basename(path), status)) for path, status in each)
+                for each in (found.blobs, found.manifests)
+            )
+            for path, blob in blobs:
+                spelled = names.SPELLED_DIGEST.fullmatch(blob.name)
+                if spelled is not None and not path.startswith("blobs/"):
+                    self.astray(spelled[2], path, blob)
+            twins = [
+                each for each in (*blobs, *manifests) if _has_twin(each.path, found.path, store)
+            ]
+            unfinished = {names.parse_blob(each.entry.name).role for each in twins} & _UNFINISHED
+            apart = len(blobs) + len(manifests) - len(twins)
+            self.nested.append(Nested(found.path, blobs, manifests, apart, bool(unfinished)))
+
     def temporary_folders(self, store: int) -> None:
         with os.scandir(store) as listing:
             for item in listing:
@@ -713,7 +750,17 @@ class _Counting:
             stuck_folders=tuple(self.named.stuck_folders),
             sealed=self.sealed,
             empty_folders=tuple(self.named.empty_folders),
+            nested=tuple(self.nested),
         )
+
+
+def _has_twin(path: str, inside: str, store: int) -> bool:
+    """Whether what lies in a store in this one has its name here, too."""
+    try:
+        os.stat(path.removeprefix(f"{inside}/"), dir_fd=store, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def _scan_blobs(fd: int, census: _Counting, downloads: dict[str, Pieces]) -> None:

@@ -34,6 +34,10 @@ _PAUSES = (0.0, 5.0, 15.0, 60.0)
 _WORTH_A_CURE = 1 << 20
 #: What is in the way of mending for some moments only.
 _PASSING = frozenset({RefusalKind.SERVER_STARTS, RefusalKind.HELD, RefusalKind.CHANGED})
+#: What is in the way of mending until somebody does something about it.
+_TOLD = frozenset(
+    {RefusalKind.SIGHT, RefusalKind.OWNER, RefusalKind.PERMISSION, RefusalKind.OLD_NAMES}
+)
 _WAITS_FOR_FILES = (
     "ends when the server has closed its files, so that what has come can be kept; "
     "a second ctrl-C ends at once"
@@ -154,8 +158,9 @@ def told(report: Report) -> Iterator[str]:
     if saved:
         yield f"{decimal(saved)} are kept that would have been fetched again"
     for refusal in report.plan.refusals:
-        if refusal.kind in (RefusalKind.SIGHT, RefusalKind.OWNER, RefusalKind.PERMISSION):
-            yield f"not mended: {refusal.why}; {refusal.remedy}"
+        if refusal.kind in _TOLD:
+            command = f": {refusal.command}" if refusal.command else ""
+            yield f"not mended: {refusal.why}; {refusal.remedy}{command}"
 
 
 def held(report: Report) -> frozenset[str]:

@@ -34,7 +34,7 @@ from watcher import (
 from watcher.errors import LockedError, WatchError
 from watcher.events import Event
 from watcher.observe import holders, scan
-from watcher.pull import cure, disk, proof
+from watcher.pull import astray, cure, disk, proof
 from watcher.pull.bar import Bar
 from watcher.pull.causes import Asked, Cause, hides_why, of_error, of_status
 from watcher.pull.cure import Pace
@@ -177,6 +177,7 @@ class Pull:
     _proved: bool = False
     #: It was told already what an earlier pull has left.
     _is_resumed: bool = False
+    _is_astray_told: bool = False
     _told: set[str] = field(default_factory=set)
     _kept_at: float = 0.0
     _unkept: dict[str, object] = field(default_factory=dict)
@@ -314,6 +315,7 @@ class Pull:
             if self._is_here(answer.raw):
                 yield self._say("up to date")
                 return End()
+            yield from self._tell_astray()
             yield from self._wait_for_others()
             mended = list(self._mend(own=False))
             if self._bar.done > self._bar.present and not self._is_resumed:
@@ -357,6 +359,16 @@ class Pull:
 
     def _resuming(self) -> Update:
         return self._say(f"resuming: {_share(self._bar.done, self._bar.total)} are here")
+
+    def _tell_astray(self) -> Iterator[Update]:
+        """Say once, before anything is fetched, what of it lies where no server looks."""
+        if self._is_astray_told:
+            return
+        self._is_astray_told = True
+        missing = self._digests - (self._present or frozenset())
+        sizes = {digest: self._bar.sizes[digest] for digest in missing & self._bar.sizes.keys()}
+        for text in astray.told(self.site, self.name.shown, sizes):
+            yield self._say(text)
 
     def _wait_for_others(self) -> Iterator[Update]:
         """Let a pull beside this one bring the layers that both miss."""

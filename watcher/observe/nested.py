@@ -1,0 +1,93 @@
+"""Stores that lie in a store, where no server looks: a copy of one that went a folder too deep."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from watcher import files, names
+from watcher.memory import FOLDER
+
+#: Such as ``home/user/.ollama/models``; and so many folders are looked into, no more.
+_DEEPEST, _MOST_FOLDERS = 4, 500
+_TAG_DEPTH = 4
+_PARTS = ("blobs", "manifests")
+
+
+class Found(NamedTuple):
+    """A folder below the store with what a server would look for in a store of its own."""
+
+    #: The folder that holds it; paths are below the outer store.
+    path: str
+    blobs: tuple[tuple[str, os.stat_result], ...]
+    manifests: tuple[tuple[str, os.stat_result], ...]
+
+
+def find(store: int, in_blobs: Iterable[str]) -> Iterator[Found]:
+    """The stores in the store behind a descriptor. `in_blobs`: names of folders in its ``blobs``.
+
+    What can't be listed is none: nothing of the outer store lies there.
+    """
+    budget = [_MOST_FOLDERS]
+    yield from _in(store, "blobs", sorted(in_blobs), budget)
+    yield from _in(store, "manifests", ("blobs", "manifests", "models"), budget)
+    for name in _folders(store, "."):
+        if name not in (*_PARTS, FOLDER) and not name.startswith("ollama-safetensors"):
+            yield from _under(store, name, budget)
+
+
+def _under(store: int, path: str, budget: list[int]) -> Iterator[Found]:
+    if path.count("/") < _DEEPEST:
+        yield from _in(store, path, _folders(store, path), budget)
+
+
+def _in(store: int, path: str, inside: Iterable[str], budget: list[int]) -> Iterator[Found]:
+    """The store that a folder may be, and those in the folders in it."""
+    inside = list(inside)
+    blobs = tuple(_blobs(store, f"{path}/blobs")) if "blobs" in inside else ()
+    manifests = tuple(_manifests(store, f"{path}/manifests", 0)) if "manifests" in inside else ()
+    if blobs or manifests:
+        yield Found(path, blobs, manifests)
+    for name in inside:
+        budget[0] -= 1
+        if name not in _PARTS and budget[0] > 0:
+            yield from _under(store, f"{path}/{name}", budget)
+
+
+def _folders(store: int, path: str) -> list[str]:
+    return [name for name, status in _listed(store, path) if stat.S_ISDIR(status.st_mode)]
+
+
+def _blobs(store: int, path: str) -> Iterator[tuple[str, os.stat_result]]:
+    for name, status in _listed(store, path):
+        known = names.parse_blob(names.new_spelling(name) if name.startswith("sha256:") else name)
+        if known.digest and stat.S_ISREG(status.st_mode):
+            yield f"{path}/{name}", status
+
+
+def _manifests(store: int, path: str, depth: int) -> Iterator[tuple[str, os.stat_result]]:
+    for name, status in _listed(store, path):
+        below = f"{path}/{name}"
+        if depth + 1 < _TAG_DEPTH and stat.S_ISDIR(status.st_mode):
+            yield from _manifests(store, below, depth + 1)
+        elif depth + 1 == _TAG_DEPTH and stat.S_ISREG(status.st_mode):
+            yield below, status
+
+
+def _listed(store: int, path: str) -> list[tuple[str, os.stat_result]]:
+    """Names with what they stand for, in order; none of a folder that can't be listed."""
+    found: list[tuple[str, os.stat_result]] = []
+    with (
+        contextlib.suppress(OSError),
+        contextlib.ExitStack() as opened,
+    ):
+        at = store
+        for name in path.split("/"):
+            at = opened.enter_context(files.opened_folder(name, at))
+        for name in sorted(os.listdir(at)):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((name, os.stat(name, dir_fd=at, follow_symlinks=False)))
+    return found

@@ -1,0 +1,36 @@
+"""Layers that a pull would fetch though their bytes are in the store, where no server looks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from watcher import cycle, folders
+from watcher.decide import astray
+from watcher.errors import WatchError
+from watcher.observe import evidence, scan
+from watcher.pull.site import Site
+
+
+def told(site: Site, model: str, missing: Mapping[str, int]) -> Iterator[str]:
+    """Where the bytes of missing layers lie, and the command that brings them to their place.
+
+    `missing`: digests with their bytes, as the registry's manifest of `model` has them.
+    """
+    world = site.world or site.named
+    if world is None or not missing:
+        return
+    world = replace(world, keeps=False)
+    try:
+        with folders.opened_store(world.store) as store:
+            lying = scan.lying(store, missing, model)
+        if not lying:
+            return
+        seen = evidence.observe(world, site.policy, cycle.remembered(world))
+    except (WatchError, OSError):
+        return
+    for finding in astray.of_blobs(replace(seen, census=seen.census._replace(odd=lying))):
+        if finding.models:
+            helps = finding.command or finding.remedy
+            helps = f"; to keep that from it, end it and move them first: {helps}" if helps else ""
+            yield f"{finding.message}; this pull fetches again what is there{helps}"
