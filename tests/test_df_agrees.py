@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.notation import Store, age, digest_of
 from watcher import cycle
 from watcher.decide import usage
 from watcher.model import Policy, UseKind, Verb
 from watcher.observe import space
-
-from .notation import Store, age, digest_of
 
 CLEAN = Policy(clean=True, repair=False, purge_replaced=True)
 

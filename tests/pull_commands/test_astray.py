@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.driving import run
-from tests.fidelity.harness import EngineServer
+from tests.support.driving import run
+from tests.support.servers import EngineServer
 from watcher.demo.registry import Layer, Registry
 
 #: What became of the blobs, and where they are then.
