@@ -43,7 +43,7 @@ ALONE = _alone()
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """The whole suite takes workers, unless somebody says how many; named files take none."""
+    """The whole suite and folders of it take workers, unless somebody says how many."""
     given = getattr(config.option, "numprocesses", 0) is not None
     # A worker takes none itself.
     if not given and not hasattr(config, "workerinput") and ALONE and _everything(config):
@@ -53,8 +53,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def _everything(config: pytest.Config) -> bool:
-    given = [str(each).partition("::")[0] for each in config.invocation_params.args]
-    return not any(os.path.exists(each) for each in given if not each.startswith("-"))
+    return not any(os.path.isfile(each.partition("::")[0]) for each in config.args)
 
 
 @pytest.hookimpl(optionalhook=True)
