@@ -178,7 +178,7 @@ def test_old_spellings_on_a_read_only_mount_keep_a_server_from_starting(
         cwd=models.path,
         env=environment(models.path.parent), capture_output=True, check=False,
     )  # fmt: skip
-    if done.returncode not in (0, 1):
+    if done.stderr.startswith((b"unshare:", b"mount:")):
         pytest.skip(f"nothing can be mounted here: {done.stderr.decode()}")
     document = json.loads(done.stdout)
     assert document["forecast"]["start_fails"]

@@ -62,9 +62,9 @@ def mode(path: Path) -> int:
 @contextlib.contextmanager
 def held_by(uid: int, path: Path) -> Iterator[bool]:
     """Somebody holds a lock on a file, if they can."""
-    words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "sh", "-c", HOLD]
+    become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
     with subprocess.Popen(
-        [*words, "sh", str(path)],
+        [*(become if uid != os.geteuid() else ()), "sh", "-c", HOLD, "sh", str(path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
