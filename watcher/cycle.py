@@ -22,6 +22,7 @@ from watcher.model import (
     Action,
     Consent,
     Evidence,
+    Judged,
     Outcome,
     Plan,
     Policy,
@@ -64,11 +65,16 @@ class _Decided(NamedTuple):
     """One look, and what follows from it and from what was known."""
 
     evidence: Evidence
-    verdict: Verdict
+    judged: tuple[Judged, ...]
     plan: Plan
     known: Memory
     #: When, on the monotonic clock; 0.0 where the look is a later one than the plan.
     at: float
+    policy: Policy
+
+    def verdict(self) -> Verdict:
+        """What there is to tell of the look: made where somebody reads it, since no plan does."""
+        return judge.verdict(self.judged, self.evidence, self.policy)
 
 
 def everything(planned: Plan) -> Plan:
@@ -109,11 +115,11 @@ def cycle(
     def decide(known: Memory) -> _Decided:
         seen = look.observe(world, policy, known, scope)
         world.go_on()
-        verdict = judge.judge(seen, policy)
+        judged = judge.judge(seen, policy)
         world.go_on()
-        made = plan.make(verdict, seen, policy)
+        made = plan.make(judged, seen, policy)
         world.go_on()
-        return _Decided(seen, verdict, made, known, time.monotonic())
+        return _Decided(seen, judged, made, known, time.monotonic(), policy)
 
     def anew() -> _Decided:
         return decide(_with_answers(world, remembered(world, past), unkept))
@@ -133,7 +139,7 @@ def cycle(
     now = decide(remembered(world, past))
     agreed = consent(now.plan)
     if not world.keeps:
-        return Report(now.evidence, now.verdict, now.plan)
+        return Report(now.evidence, now.verdict(), now.plan)
     unkept: list[Outcome] = []
     found: list[Outcome] = []
     try:
@@ -165,16 +171,18 @@ def cycle(
             # Somebody else has learnt or acted meanwhile: what was seen before is an old story.
             now = decide(known)._replace(plan=now.plan, at=0.0)
         journal(*(learn.ended(each, world.clock()) for each in undone))
-        known = journal.learn(known, now.evidence, now.verdict, first_look=first_look, ended=ended)
+        seen, verdict = now.evidence, now.verdict()
+        known = journal.learn(known, seen, verdict, first_look=first_look, ended=ended)
         outcomes: tuple[Outcome, ...] = ()
         if agreed.actions and not stuck:
             asked = consent is not everything
             acting = _Acting(world, policy, store, journal, stop, asked)
-            now, outcomes = _act(acting, now, known, agreed, decide)
+            outcomes, after = _act(acting, now, known, agreed, decide)
+            seen, verdict = after or (seen, verdict)
         known = journal.recall()
     return Report(
-        now.evidence,
-        now.verdict,
+        seen,
+        verdict,
         now.plan,
         answers + undone + outcomes,
         recovered + journal.events,
@@ -262,7 +270,7 @@ class _OnDisk:
                 locked(store, self._lock_seconds),
             ):
                 journal = Journal(store, self._policy, self._world)
-                journal.learn(journal.recall(), now.evidence, now.verdict)
+                journal.learn(journal.recall(), now.evidence, now.verdict())
                 return durability.keep_refused(journal, self._world.clock(), done.refused)
         except OSError:
             return False
@@ -311,16 +319,23 @@ def _act(
     known: Memory,
     agreed: Plan,
     decide: Callable[[Memory], _Decided],
-) -> tuple[_Decided, tuple[Outcome, ...]]:
-    """Do what was agreed to, look at what has come of it, and learn that; under the lock."""
+) -> tuple[tuple[Outcome, ...], tuple[Evidence, Verdict] | None]:
+    """Do what was agreed to, look at what has come of it, and learn that; under the lock.
+
+    Gives back the outcomes, and what was seen then; None where nobody waits for another look.
+    """
     from watcher.act import apply, room
 
     world, policy, store, journal, stop, asked = acting
     note = now.evidence.boot if _claims_first(policy, now) else ""
     foreseen = learn.foresee(known, agreed, world.clock(), note)
     mends = any(each.verb is Verb.WRITE_SIDECARS for each in agreed.actions)
-    # Plans are compared that were made with the same memory.
-    plans = apply.Plans(lambda: decide(now.known)[:3], now[:3], 0.0 if asked else now.at)
+
+    def planned() -> apply.Decided:
+        made = decide(now.known)  # plans are compared that were made with the same memory
+        return made.evidence, made.plan
+
+    plans = apply.Plans(planned, (now.evidence, now.plan), 0.0 if asked else now.at)
     with _signals_wait(stop) as stopped:
         saved = journal.save(foreseen)
         if mends and not saved and not (room.give(store) and journal.save(foreseen)):
@@ -340,14 +355,15 @@ def _act(
         if stopped():
             # Another look at a large store takes time that nobody has; the next run makes it.
             journal.save(learn.forget(learnt, outcomes))
-            return now, outcomes
+            return outcomes, None
     try:
-        after = decide(learnt)._replace(plan=now.plan)
+        after = decide(learnt)
     except EndedError:
         journal.save(learn.forget(learnt, outcomes))
-        return now, outcomes
-    journal.learn(learn.forget(learnt, outcomes), after.evidence, after.verdict)
-    return after, outcomes
+        return outcomes, None
+    verdict = after.verdict()
+    journal.learn(learn.forget(learnt, outcomes), after.evidence, verdict)
+    return outcomes, (after.evidence, verdict)
 
 
 @contextlib.contextmanager
@@ -452,9 +468,10 @@ def _powerless(
         raise advice.cant_write(f"{trouble}; nothing was done", error, world.store) from None
     if ours.cure(world.store):
         trouble += "; audit reports the command that helps"
-    known, happened = learn.learn(now.known, now.evidence, now.verdict, {}, first_look=first_look)
+    verdict = now.verdict()
+    known, happened = learn.learn(now.known, now.evidence, verdict, {}, first_look=first_look)
     for event in happened:
         world.tell(event)
     return Report(
-        now.evidence, now.verdict, now.plan, events=happened, troubles=(trouble,), memory=known
+        now.evidence, verdict, now.plan, events=happened, troubles=(trouble,), memory=known
     )

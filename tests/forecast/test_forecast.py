@@ -10,7 +10,7 @@ import pytest
 
 from tests.forecast.stores import RandomStore, names
 from tests.support.servers import RealServer, ServerDiedError
-from watcher.decide.judge import judge
+from tests.unit.decide.seen import verdict
 from watcher.demo.server.errors import EngineError
 from watcher.demo.server.start import start_store
 from watcher.memory import Memory
@@ -23,7 +23,7 @@ STORES_IN_A_BATCH = 25
 
 
 def foresee(store: Path) -> Forecast:
-    forecast = judge(observe(World(str(store)), Policy(), Memory()), Policy()).forecast
+    forecast = verdict(observe(World(str(store)), Policy(), Memory()), Policy()).forecast
     assert forecast is not None
     return forecast
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.decide.seen import NOW
+from tests.unit.decide.seen import NOW, verdict
 from watcher.decide import judge, learn, plan
 from watcher.memory import Memory
 from watcher.model import (
@@ -136,15 +136,15 @@ def planned(seen: Evidence) -> Plan:
 @settings(max_examples=300)
 @given(EVIDENCE)
 def test_each_download_gets_one_condition_and_nothing_raises(seen: Evidence) -> None:
-    verdict = judge.judge(seen, POLICY)
-    assert [each.download for each in verdict.judged] == list(seen.downloads)
-    assert all(isinstance(each.condition, Condition) for each in verdict.judged)
-    assert all(each.message and each.path is not None for each in verdict.findings)
-    made = plan.make(verdict, seen, POLICY)
+    told_of = verdict(seen, POLICY)
+    assert [each.download for each in told_of.judged] == list(seen.downloads)
+    assert all(isinstance(each.condition, Condition) for each in told_of.judged)
+    assert all(each.message and each.path is not None for each in told_of.findings)
+    made = plan.make(told_of.judged, seen, POLICY)
     assert all(each.why and each.remedy for each in made.refusals)
-    memory, told = learn.learn(Memory(), seen, verdict, {})
+    memory, told = learn.learn(Memory(), seen, told_of, {})
     assert all(event.line for event in told)
-    again, told = learn.learn(memory, seen, verdict, {})
+    again, told = learn.learn(memory, seen, told_of, {})
     assert not told, "the same look has nothing new to tell"
     assert again.downloads.keys() == memory.downloads.keys()
 
@@ -154,7 +154,7 @@ def test_each_download_gets_one_condition_and_nothing_raises(seen: Evidence) -> 
 def test_what_has_a_writer_is_live_and_nothing_of_it_is_touched(seen: Evidence) -> None:
     made = planned(seen)
     touched = {entry.name for action in made.actions for entry in action.expects}
-    for judged in judge.judge(seen, POLICY).judged:
+    for judged in judge.judge(seen, POLICY):
         one = judged.download
         if one.writers:
             assert judged.condition is Condition.LIVE

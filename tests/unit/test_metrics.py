@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from prometheus_client import Metric, generate_latest
 
-from tests.unit.decide.seen import MB, NOW, POLICY, download, entry, evidence, writer
+from tests.unit.decide.seen import MB, NOW, POLICY, download, entry, evidence, verdict, writer
 from watcher import cycle, metrics
-from watcher.decide import judge, plan
+from watcher.decide import plan
 from watcher.errors import ListenError
 from watcher.events import Event
 from watcher.model import DAY, BlobCensus, Evidence, Kept, Policy, RefusalKind, Sight
@@ -24,8 +24,8 @@ LISTENS = Policy(metrics_listen=("127.0.0.1", 0))
 
 
 def report(seen: Evidence) -> cycle.Report:
-    verdict = judge.judge(seen, POLICY)
-    return cycle.Report(seen, verdict, plan.make(verdict, seen, POLICY))
+    told_of = verdict(seen, POLICY)
+    return cycle.Report(seen, told_of, plan.make(told_of.judged, seen, POLICY))
 
 
 FULL = report(

@@ -25,12 +25,11 @@ from watcher.model import (
     RefusalKind,
     Result,
     Verb,
-    Verdict,
 )
 from watcher.world import World
 
-#: One look, with what was judged and planned on it.
-Decided: TypeAlias = tuple[Evidence, Verdict, Plan]
+#: One look, with what was planned on it.
+Decided: TypeAlias = tuple[Evidence, Plan]
 
 #: A look at the downloads of some digests, or, for None, at the whole store.
 Look: TypeAlias = Callable[[frozenset[str] | None], Evidence]
@@ -74,7 +73,7 @@ def apply(
             outcomes.extend(refresh_all(world, store, batch, remember, tell))
             continue
         try:
-            seen, _, planned = plans.fresh(anew=batch[0].verb not in _DOWNLOADS)
+            seen, planned = plans.fresh(anew=batch[0].verb not in _DOWNLOADS)
         except EndedError:
             break
         fresh = {_essence(action): action for action in planned.actions}

@@ -22,7 +22,6 @@ from watcher.model import (
     RefusalKind,
     Spared,
     Verb,
-    Verdict,
 )
 
 #: Manifests that protect blobs which nobody can tell.
@@ -82,14 +81,14 @@ def _freed(entries: Iterable[Entry]) -> int:
     return sum(entry.freed for entry in entries)
 
 
-def spared(verdict: Verdict, evidence: Evidence, policy: Policy) -> tuple[Spared, ...]:
+def spared(judged: Iterable[Judged], evidence: Evidence, policy: Policy) -> tuple[Spared, ...]:
     """What a clean-up would remove if it were old enough, the oldest first.
 
     Downloads that are not stale yet, and orphaned blobs that are as young.
     """
     kept = [
         each
-        for each in verdict.judged
+        for each in judged
         if not each.stale and each.condition not in (Condition.LIVE, Condition.UNKNOWN)
     ]
     found = [

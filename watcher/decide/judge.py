@@ -20,9 +20,13 @@ from watcher.model import (
 )
 
 
-def judge(evidence: Evidence, policy: Policy) -> Verdict:
-    """Give each download its one condition, and tell everything else that is worth telling."""
-    judged = tuple(_judge(download, evidence, policy) for download in evidence.downloads)
+def judge(evidence: Evidence, policy: Policy) -> tuple[Judged, ...]:
+    """Give each download its one condition: all that a plan needs besides the evidence."""
+    return tuple(_judge(download, evidence, policy) for download in evidence.downloads)
+
+
+def verdict(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> Verdict:
+    """Everything worth telling of what was judged, and what the server's next start does."""
     whole_store = evidence.scope is None
     kept = (
         wanted.paths(judged, evidence, policy) if evidence.next_start.prepared else frozenset[str]()

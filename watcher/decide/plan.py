@@ -13,12 +13,12 @@ from watcher.model import (
     Condition,
     Due,
     Evidence,
+    Judged,
     Plan,
     Policy,
     Refusal,
     RefusalKind,
     Verb,
-    Verdict,
 )
 
 #: In this order: finding out, mending, freeing; times last, since they cover new sidecars, too.
@@ -37,45 +37,47 @@ _ORDER = (
 )
 
 
-def make(verdict: Verdict, evidence: Evidence, policy: Policy) -> Plan:
+def make(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> Plan:
     """All that the policy allows to do, and what is refused of it."""
     actions: list[Action] = []
     refusals: list[Refusal] = []
-    for step in _steps(verdict, evidence, policy):
+    for step in _steps(judged, evidence, policy):
         if isinstance(step, Action):
             actions.append(step)
         else:
-            refusals.append(_with_command(step, verdict, evidence, policy))
+            refusals.append(_with_command(step, judged, evidence, policy))
     actions.sort(key=lambda each: (_ORDER.index(each.verb), -each.frees, -each.saves, each.subject))
     return Plan(
         tuple(actions),
         tuple(refusals),
-        _due(verdict, evidence, policy, refusals),
-        cleaning.spared(verdict, evidence, policy) if policy.clean else (),
+        _due(judged, evidence, policy, refusals),
+        cleaning.spared(judged, evidence, policy) if policy.clean else (),
         evidence.place.free_bytes,
     )
 
 
-def _steps(verdict: Verdict, evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
-    for judged in verdict.judged:
+def _steps(
+    judged: tuple[Judged, ...], evidence: Evidence, policy: Policy
+) -> Iterator[Action | Refusal]:
+    for each in judged:
         if policy.clean:
-            yield from cleaning.by_the_clock(judged, evidence, policy)
-        if judged.stale and policy.clean:
-            yield from cleaning.of_download(judged, evidence)
-        elif policy.repair and (policy.repair_stale or not judged.stale):
+            yield from cleaning.by_the_clock(each, evidence, policy)
+        if each.stale and policy.clean:
+            yield from cleaning.of_download(each, evidence)
+        elif policy.repair and (policy.repair_stale or not each.stale):
             if policy.hash:
-                yield from proving.of_download(judged)
-            yield from mending.of_download(judged, evidence, policy)
+                yield from proving.of_download(each)
+            yield from mending.of_download(each, evidence, policy)
     if policy.hash and evidence.scope is None:
         yield from proving.blobs_in_doubt(evidence)
     if policy.online and evidence.scope is None:
-        yield from proving.of_registry(verdict.judged, evidence)
+        yield from proving.of_registry(judged, evidence)
     if policy.verify:
         yield from proving.all_blobs(evidence)
     if policy.repair:
         yield from mending.damaged_blobs(evidence, policy)
     if policy.refresh:
-        yield from mending.refresh(verdict.judged, evidence, policy)
+        yield from mending.refresh(judged, evidence, policy)
     yield from quarantine.steps(evidence, policy)
     if policy.clean and evidence.scope is None:
         # Whether nothing else names a blob takes all manifests, so a narrow look plans none of it.
@@ -84,7 +86,7 @@ def _steps(verdict: Verdict, evidence: Evidence, policy: Policy) -> Iterator[Act
 
 
 def _with_command(
-    refused: Refusal, verdict: Verdict, evidence: Evidence, policy: Policy
+    refused: Refusal, judged: tuple[Judged, ...], evidence: Evidence, policy: Policy
 ) -> Refusal:
     """The refusal with the command that does what was refused, once that is possible."""
     if refused.command:
@@ -94,13 +96,13 @@ def _with_command(
     waits = refused.kind is RefusalKind.NOT_QUIET and refused.verb is Verb.WRITE_SIDECARS
     if not (root or waits):
         return refused
-    words = _asked_again(refused, verdict, policy)
+    words = _asked_again(refused, judged, policy)
     if waits:
         words = (words[0], "--wait", *words[1:])
     return refused._replace(command=advice.watch(evidence, *words, root=root))
 
 
-def _asked_again(refused: Refusal, verdict: Verdict, policy: Policy) -> tuple[str, ...]:
+def _asked_again(refused: Refusal, judged: tuple[Judged, ...], policy: Policy) -> tuple[str, ...]:
     """The words of the command that does what was refused, and nothing else where that is said."""
     if refused.verb in (Verb.RESTORE, Verb.PURGE):
         return "quarantine", refused.verb.value, refused.subject
@@ -109,25 +111,25 @@ def _asked_again(refused: Refusal, verdict: Verdict, policy: Policy) -> tuple[st
     if refused.verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY):
         return "clean", *options
     digest = names.parse_blob(refused.subject).digest or refused.subject
-    stale = any(each.stale and each.digest == digest for each in verdict.judged)
+    stale = any(each.stale and each.digest == digest for each in judged)
     if stale and policy.clean:
         return "clean", *options, names.short(digest)
     return "repair", names.short(digest)
 
 
 def _due(
-    verdict: Verdict, evidence: Evidence, policy: Policy, refusals: list[Refusal]
+    judged: tuple[Judged, ...], evidence: Evidence, policy: Policy, refusals: list[Refusal]
 ) -> tuple[Due, ...]:
     """When each download is worth another look, by itself: quiet ends, it turns stale."""
     when: list[Due] = []
-    for judged in verdict.judged:
-        if judged.condition is Condition.LIVE:
+    for each in judged:
+        if each.condition is Condition.LIVE:
             # With a writer the close of its file tells; without one only time does.
-            after = LIVE_LOOK_SECONDS if judged.download.writers else QUIET_SECONDS - judged.quiet
-            when.append(Due(evidence.now + after, judged.digest))
-        elif not judged.stale:
-            when.append(Due(evidence.now - judged.age + policy.stale_after, judged.digest))
-    digests = {judged.digest for judged in verdict.judged}
+            after = LIVE_LOOK_SECONDS if each.download.writers else QUIET_SECONDS - each.quiet
+            when.append(Due(evidence.now + after, each.digest))
+        elif not each.stale:
+            when.append(Due(evidence.now - each.age + policy.stale_after, each.digest))
+    digests = {each.digest for each in judged}
     when.extend(
         Due(evidence.now + refusal.seconds_left, refusal.subject)
         for refusal in refusals

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from watcher import ranges
+from watcher.decide import judge
 from watcher.model import (
     DAY,
     HOUR,
@@ -22,6 +23,7 @@ from watcher.model import (
     Sidecar,
     Sight,
     Trust,
+    Verdict,
     View,
 )
 
@@ -81,3 +83,8 @@ def evidence(*downloads: Download, sight: Sight = Sight.FULL, **more: Any) -> Ev
         "downloads": downloads,
     }
     return Evidence(**{**given, **more})
+
+
+def verdict(seen: Evidence, policy: Policy = POLICY) -> Verdict:
+    """What there is to tell of what was seen."""
+    return judge.verdict(judge.judge(seen, policy), seen, policy)

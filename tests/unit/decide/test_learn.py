@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from watcher.decide import judge, learn
+from watcher.decide import learn
 from watcher.events import Event
 from watcher.memory import Memory, Sample
 from watcher.model import (
@@ -28,7 +28,7 @@ from watcher.model import (
     Verb,
 )
 
-from .seen import MB, NOW, POLICY, D, download, entry, evidence, server, writer
+from .seen import MB, NOW, D, download, entry, evidence, server, verdict, writer
 
 LIVE = replace(download(ago=1), holders=(writer(),))
 PAUSED = download(ago=100)
@@ -46,8 +46,7 @@ def told(
         census=seen.census._replace(manifests=1),
         place=seen.place._replace(free_bytes=10**12),
     )
-    verdict = judge.judge(seen, POLICY)
-    now, happened = learn.learn(memory, seen, verdict, finished or {}, first_look=first)
+    now, happened = learn.learn(memory, seen, verdict(seen), finished or {}, first_look=first)
     assert all(isinstance(event, Event) and event.line for event in happened)
     return now, [event.event_type for event in happened]
 
@@ -150,9 +149,11 @@ def test_progress_is_told_once_a_minute_with_rate_and_time_left() -> None:
     for seconds in (10, 20, 59):
         memory, happened = told(memory, growing(NOW + seconds, 100 + seconds))
         assert happened == []
-    verdict = judge.judge(growing(NOW + 60, 160), POLICY)
     memory, (event,) = learn.learn(
-        memory, replace(growing(NOW + 60, 160), scope=frozenset({D})), verdict, {}
+        memory,
+        replace(growing(NOW + 60, 160), scope=frozenset({D})),
+        verdict(growing(NOW + 60, 160)),
+        {},
     )
     assert event.event_type == "download_progress"
     assert (event.details["per_second_bytes"], event.details["left_seconds"]) == (1, 840.0)
@@ -245,8 +246,7 @@ def test_a_problem_is_told_once_while_it_lasts() -> None:
 
     looks = [missing("1", "2"), missing("1", "2"), missing("1", "2", "3"), missing(), missing("1")]
     assert story(*looks) == [["store_problem"], [], ["store_problem"], [], ["store_problem"]]
-    verdict = judge.judge(looks[0], POLICY)
-    event = learn.learn(Memory(), looks[0], verdict, {})[1][0]
+    event = learn.learn(Memory(), looks[0], verdict(looks[0]), {})[1][0]
     assert (event.details["count"], event.details["kind"]) == (2, "blob_missing")
 
 
@@ -263,8 +263,7 @@ def test_progress_is_when_bytes_arrived_not_when_files_were_touched() -> None:
 
 
 def test_events_name_sizes_and_durations_by_their_units() -> None:
-    verdict = judge.judge(evidence(PAUSED), POLICY)
-    _, (event, *_) = learn.learn(Memory(), evidence(PAUSED), verdict, {})
+    _, (event, *_) = learn.learn(Memory(), evidence(PAUSED), verdict(evidence(PAUSED)), {})
     assert event.model_name == f"sha256-{D[:12]}"
     assert event.details["total_bytes"] == 200 * MB
     assert event.details["age_seconds"] == 100
@@ -290,7 +289,7 @@ def test_a_look_that_could_not_read_all_says_nothing_new_of_the_condition() -> N
 def test_the_size_of_what_could_not_be_read_is_that_on_the_disk() -> None:
     short = replace(download(), trust=Trust(zeros_read=False))
     seen = evidence(short)
-    _, (found, *_) = learn.learn(Memory(), seen, judge.judge(seen, POLICY), {})
+    _, (found, *_) = learn.learn(Memory(), seen, verdict(seen), {})
     assert f"Partial size: {short.allocated} bytes" in found.message
     assert short.allocated > 0
 

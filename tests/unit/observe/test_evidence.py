@@ -27,7 +27,7 @@ def one(models: Store, memory: Memory | None = None, **more: Any) -> Download:
 
 
 def condition(models: Store) -> Condition:
-    (judged,) = judge.judge(look(models), Policy()).judged
+    (judged,) = judge.judge(look(models), Policy())
     return judged.condition
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.decide.seen import CLEANING, MB, D, download, entry, evidence, server
+from tests.unit.decide.seen import CLEANING, MB, D, download, entry, evidence, server, verdict
 from watcher import cycle
-from watcher.decide import judge, plan
+from watcher.decide import plan
 from watcher.model import (
     DAY,
     BlobCensus,
@@ -28,8 +28,8 @@ ODD = os.fsdecode(b"\xff\n\x1b[31m")
 
 
 def report(seen: Evidence, policy: Policy = CLEANING) -> cycle.Report:
-    verdict = judge.judge(seen, policy)
-    return cycle.Report(seen, verdict, plan.make(verdict, seen, policy))
+    told_of = verdict(seen, policy)
+    return cycle.Report(seen, told_of, plan.make(told_of.judged, seen, policy))
 
 
 def text(seen: Evidence) -> str:
