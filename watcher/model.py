@@ -255,8 +255,8 @@ class Download:
 
     @property
     def has_old_names(self) -> bool:
-        """Whether its files have the spelling of older servers, which no pull looks for."""
-        return any(entry.name.startswith("sha256:") for entry in self.entries)
+        """Whether its files, all alike, have older servers' spelling: no pull looks for it."""
+        return any(entry.name.startswith("sha256:") for entry in self.entries[:1])
 
     @property
     def allocated(self) -> int:

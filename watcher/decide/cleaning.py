@@ -104,40 +104,42 @@ def spared(judged: Iterable[Judged], evidence: Evidence, policy: Policy) -> tupl
 def orphans(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
     """Finished blobs that no manifest names, and that no unfinished pull counts on any more."""
     there = [entry for entry in evidence.census.unnamed if entry.kind is Kind.FILE]
-    aged = [(entry.changed_at, entry) for entry in there]
-    old = [entry for at, entry in aged if evidence.age_of(at) >= policy.stale_after]
-    yield from _too_soon(aged, policy.stale_after, evidence, Verb.REMOVE_ORPHAN)
+    aged = [(evidence.age_of(entry.changed_at), entry) for entry in there]
+    old = [(age, entry) for age, entry in aged if age >= policy.stale_after]
+    changed = ((entry.changed_at, entry) for entry in there)
+    yield from _too_soon(changed, policy.stale_after, evidence, Verb.REMOVE_ORPHAN)
     if not old:
         return
     why = orphans_forbidden(evidence)
     if why is not None:
-        yield _refused_all(why, Verb.REMOVE_ORPHAN, old)
+        yield _refused_all(why, Verb.REMOVE_ORPHAN, [entry for _, entry in old])
         return
-    for entry in old:
-        days = evidence.age_of(entry.changed_at) / (24 * HOUR)
-        because = f"no manifest names it, {days:.0f} days old"
+    for age, entry in old:
+        because = f"no manifest names it, {age / (24 * HOUR):.0f} days old"
         yield Action(Verb.REMOVE_ORPHAN, entry.name, because, (entry,), entry.freed)
 
 
 def by_the_clock(judged: Judged, evidence: Evidence, policy: Policy) -> Iterator[Refusal]:
     """A download that only a clock which was set makes stale."""
+    why = _clock_forbids(evidence)
+    if why is None:
+        return
     download = judged.download
     since = download.changed_at if download.progress_at is None else download.progress_at
     never = judged.stale or judged.condition in (Condition.LIVE, Condition.UNKNOWN)
-    if never or since is None or evidence.now - since < policy.stale_after:
-        return
-    why = _clock_forbids(evidence)
-    if why is not None:
+    if not never and since is not None and evidence.now - since >= policy.stale_after:
         yield safety.refusal(why, judged, Verb.REMOVE_DOWNLOAD)
 
 
 def _too_soon(
-    aged: Iterable[tuple[float, Entry]], enough: float, evidence: Evidence, verb: Verb
+    changed: Iterable[tuple[float, Entry]], enough: float, evidence: Evidence, verb: Verb
 ) -> Iterator[Refusal]:
     """The same of single files: those that only a clock which was set makes old."""
     why = _clock_forbids(evidence)
-    young = [entry for at, entry in aged if evidence.age_of(at) < enough <= evidence.now - at]
-    if why is not None and young:
+    if why is None:
+        return
+    young = [entry for at, entry in changed if evidence.age_of(at) < enough <= evidence.now - at]
+    if young:
         yield _refused_all(why, verb, young)
 
 
@@ -213,9 +215,9 @@ def orphans_forbidden(evidence: Evidence) -> safety.Why | None:
 def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
     """Files that ``ollama create`` or an upload has left behind."""
     there = [each.entry for each in evidence.census.temporaries if each.entry.kind is Kind.FILE]
-    aged = [(entry.mtime, entry) for entry in there]
-    old = [entry for at, entry in aged if evidence.age_of(at) >= HOUR]
-    yield from _too_soon(aged, HOUR, evidence, Verb.REMOVE_TEMPORARY)
+    old = [entry for entry in there if evidence.age_of(entry.mtime) >= HOUR]
+    changed = ((entry.mtime, entry) for entry in there)
+    yield from _too_soon(changed, HOUR, evidence, Verb.REMOVE_TEMPORARY)
     if not old:
         return
     why = safety.idle_forbids(evidence)

@@ -496,9 +496,17 @@ def _no_holes(judged: tuple[Judged, ...]) -> Iterator[Finding]:
 
 
 def of_blobs(
-    evidence: Evidence, judged: tuple[Judged, ...], foreseen: Forecast, policy: Policy
+    evidence: Evidence,
+    judged: tuple[Judged, ...],
+    policy: Policy,
+    doomed: Mapping[str, float],
+    *,
+    blind: bool,
 ) -> Iterator[Finding]:
-    """Blobs that are not as their manifests want them, and those that no manifest names."""
+    """Blobs that are not as their manifests want them, and those that no manifest names.
+
+    `blind`: which blobs the next start of the server keeps is not known.
+    """
     for odd in evidence.census.odd:
         if odd.lies is None:  # else `astray` tells of it
             yield _odd_blob(odd, evidence)
@@ -513,14 +521,13 @@ def of_blobs(
             command=advice.watch(evidence, "repair", entry.name[:19]),
             sizes=sizes([entry]),
         )
-    yield from _orphans(evidence, judged, foreseen, policy)
+    for found in _orphans(evidence, judged, policy):
+        yield found._replace(alone="" if blind else _kept_or_not(found.path, doomed))
 
 
-def _orphans(
-    evidence: Evidence, judged: tuple[Judged, ...], foreseen: Forecast, policy: Policy
-) -> Iterator[Finding]:
+def _orphans(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> Iterator[Finding]:
     pulling = any(not each.stale for each in judged)
-    gone, blind = doomed(foreseen), is_blind(evidence)
+    blind = is_blind(evidence)
     manifest = "manifest that can be read" if blind else "manifest"
     for entry in evidence.census.unnamed:
         young = _is_young(entry, evidence, policy)
@@ -533,7 +540,6 @@ def _orphans(
             f"blobs/{entry.name}",
             f"no {manifest} names {entry.name[:19]}",
             evidence="; ".join(filter(None, (_layer_of(models), waits))),
-            alone="" if foreseen.blind else _kept_or_not(f"blobs/{entry.name}", gone),
             command=advice.watch(evidence, "clean", entry.name[:19])
             if not (young or blind) and entry.kind is Kind.FILE
             else "",
@@ -745,16 +751,15 @@ def _told_apart(odd: OddManifest, evidence: Evidence) -> str:
 # ---------------------------------------------------------------- what does not belong there
 
 
-def of_leftovers(evidence: Evidence, foreseen: Forecast) -> Iterator[Finding]:
+def of_leftovers(evidence: Evidence, doomed: Mapping[str, float]) -> Iterator[Finding]:
     """Left-overs of the server's own work, foreign files, and names of older servers."""
-    gone = doomed(foreseen)
     for temporary in evidence.census.temporaries:
         yield Finding(
             Severity.WARNING,
             "file_temporary",
             temporary.path,
             f"{names.printable(temporary.entry.name)} is a left-over of ollama create",
-            alone=_kept_or_not(temporary.path, gone),
+            alone=_kept_or_not(temporary.path, doomed),
             command=advice.watch(evidence, "clean")
             if _is_old_leftover(temporary, evidence)
             else "",
@@ -766,7 +771,7 @@ def of_leftovers(evidence: Evidence, foreseen: Forecast) -> Iterator[Finding]:
             "file_foreign",
             f"blobs/{entry.name}",
             f"{names.printable(entry.name)} does not belong into blobs/",
-            alone=_kept_or_not(f"blobs/{entry.name}", gone),
+            alone=_kept_or_not(f"blobs/{entry.name}", doomed),
             sizes=sizes([entry]),
         )
     astray = {odd.lies.path for odd in evidence.census.odd if odd.lies is not None}

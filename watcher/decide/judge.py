@@ -40,9 +40,9 @@ def verdict(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> V
     ]
     if foreseen is not None:
         found.extend(findings.of_store(evidence, judged, foreseen, policy))
-        found.extend(findings.of_blobs(evidence, judged, foreseen, policy))
+        found.extend(findings.of_blobs(evidence, judged, policy, doomed, blind=foreseen.blind))
         found.extend(findings.of_manifests(evidence))
-        found.extend(findings.of_leftovers(evidence, foreseen))
+        found.extend(findings.of_leftovers(evidence, doomed))
         found.extend(astray.of_blobs(evidence))
         found.extend(standing.barred(evidence))
         found.extend(standing.at_risk(judged, evidence, policy, doomed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 
@@ -270,16 +271,17 @@ def _at_risk(
     when = sorted(doomed[path] for path in paths if path in doomed)
     if not when:
         return None
-    now = sum(at <= evidence.now for at in when)
+    now = bisect_right(when, evidence.now)
     taken, files = now or len(when), len(paths)
     what = "all of it" if taken == files else f"{taken} of its {files} files"
-    old = min(entry.mtime for entry in each.entries) + HOUR
     if now:
+        old = min(entry.mtime for entry in each.entries) + HOUR
         alone = f"the next start of the server deletes {what}"
         since = f"an hour old since {_clock(old)}"
     else:
-        alone = f"a start of the server after {_clock(when[0])} deletes {what}"
-        since = f"an hour old at {_clock(when[0])}"
+        first = _clock(when[0])
+        alone = f"a start of the server after {first} deletes {what}"
+        since = f"an hour old at {first}"
     digest = names.parse_blob(each.subject).digest or each.subject
     words = ("repair", names.short(digest)) if digest else ("repair",)
     return Finding(

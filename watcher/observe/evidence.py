@@ -151,9 +151,9 @@ def _with_used(census: BlobCensus, world: World) -> BlobCensus:
 
 def _known_as(world: World, store: int, census: BlobCensus) -> dict[str, tuple[str, ...]]:
     """The models of blobs that no manifest here names, by digest, as far as registries told."""
-    if not census.unnamed:
+    layers = world.known_layers(store) if census.unnamed else {}
+    if not layers:
         return {}
-    layers = world.known_layers(store)
     digests = {names.parse_blob(entry.name).digest for entry in census.unnamed}
     return {digest: layers[digest].models for digest in digests & layers.keys()}
 

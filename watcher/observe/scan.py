@@ -596,7 +596,6 @@ class _Counting:
             return
         if size is None:
             self.unnamed.append(found)
-            self.astray(digest, f"blobs/{found.name}", found)
             return
         self.guard(digest, found)
         behind: Entry | None = None
@@ -660,6 +659,8 @@ class _Counting:
         if self.healthy + len(self.odd) == len(self.named.digests):
             return
         unseen = {each.path for each in self.unseen}
+        for each in self.unnamed:
+            self.astray(names.parse_blob(each.name).digest, f"blobs/{each.name}", each)
         for digest in self.named.digests.keys() - {odd.digest for odd in self.odd}:
             name = names.blob(digest)
             if f"blobs/{name}" in unseen:
