@@ -150,6 +150,7 @@ ELSEWHERE = {
     "manifest_unreadable": "the server's permissions",
     "manifest_misplaced": "no command is known to help",
     "manifest_bad_digest": "as a corrupt manifest",
+    "manifest_empty": "as a corrupt manifest",
     "manifest_wrong_size": "as a corrupt manifest",
     "file_foreign": "whose it is nobody knows",
     "state_forgotten": "tests/test_verify.py: all is hashed again",

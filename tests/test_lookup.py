@@ -106,6 +106,26 @@ def test_what_nothing_knows_is_wrong_usage(
     assert "does not answer" in told
 
 
+def test_a_manifest_that_names_nothing_is_told(call: Call, registry: Registry) -> None:
+    registry.set_manifests("library/index", "1b", [b'{"manifests": []}'])
+    for command in ("repair", "reset"):
+        told = call(command, "--yes", f"{registry.host}/library/index:1b", code=2)
+        assert "names no layer" in told
+
+
+def test_data_that_ended_early_is_not_whole(
+    call: Call, named: str, models: Store, registry: Registry
+) -> None:
+    """A copy may have no holes and be shorter than the layer."""
+    path = models.blobs / f"sha256-{digests(registry)[0]}-partial"
+    path.write_bytes(bytes(range(1, 200)) * 20_000)
+    age(path, "2h")
+    call("repair", "--yes", named)
+    found = download(call)
+    assert found["condition"] != "whole"
+    assert found["bytes"]["total"] == 200_000_000
+
+
 def test_reset_finds_what_is_there_of_a_name(
     call: Call, named: str, partial: str, models: Store
 ) -> None:

@@ -17,6 +17,7 @@ _USUAL_REFERENCE = frozenset({"mediaType", "digest", "size"})
 _KNOWN_REFERENCE = _USUAL_REFERENCE | {"name", "from"}
 _USUAL_DIGEST = re.compile("sha256:[0-9a-fA-F]{64}").fullmatch
 _TOO_MANY = 1 << 63
+NAMES_NOTHING = "it names no layer"
 
 
 #: What a manifest says of a digest: size in bytes, and whether it protects the blob from clean-up.
@@ -61,6 +62,15 @@ def parse(raw: bytes) -> Manifest:
             faults.append(f"a size of {size} bytes")
         _name(found, spelled, size)
     return Manifest(found, tuple(faults))
+
+
+def flaw(raw: bytes) -> str:
+    """Why a manifest that a server takes is no model's; "" where it may be one.
+
+    Raises ValueError with the reason where the server would not even take it.
+    """
+    named, faults = parse(raw)
+    return faults[0] if faults else "" if named else NAMES_NOTHING
 
 
 def _name(found: dict[str, Naming], spelled: re.Match[str], size: int) -> None:

@@ -463,6 +463,8 @@ class ManifestFault(enum.StrEnum):
     BAD_NAME = "bad_name"
     DANGLING = "dangling"
     BAD_DIGEST = "bad_digest"
+    #: It names nothing: an index of images, or an error in place of one.
+    EMPTY = "empty"
     #: It gives a blob another size than that of the right bytes.
     WRONG_SIZE = "wrong_size"
     #: Another manifest's path differs from its own by case alone.

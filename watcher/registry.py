@@ -153,6 +153,10 @@ class Fetched(NamedTuple):
     kind: str = ""
 
 
+class NoAddressError(OSError):
+    """A registry redirects to what nobody can ask."""
+
+
 def length(model: ModelName, digest: str) -> int | None:
     """How many bytes a model's registry has of a digest; None where it does not say so."""
     try:
@@ -274,7 +278,7 @@ def _connection(
     import http.client
 
     if not parts.hostname or parts.scheme not in ("http", "https"):
-        raise ValueError(f"no address of a registry: {redact.foreign(parts.geturl())}")
+        raise NoAddressError(f"unsupported protocol: {redact.foreign(parts.geturl())}")
     proxy = _proxy(parts)
     if parts.scheme == "http":
         host, port = (proxy.hostname, proxy.port) if proxy else (parts.hostname, parts.port)

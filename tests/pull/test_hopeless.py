@@ -58,6 +58,9 @@ def ended_at_once(seen: Seen, cause: Cause, registry: Registry, step: str) -> No
         (Fault("page", on="manifest", status=511), Cause.PORTAL),
         (Fault("page", on="manifest", status=200), Cause.PORTAL),
         (Fault("page", on="manifest", status=200, body='{"layers": 1}'), Cause.BAD_MANIFEST),
+        (Fault("page", on="manifest", status=200, body="null"), Cause.BAD_MANIFEST),
+        (Fault("page", on="manifest", status=200, body='{"manifests": []}'), Cause.BAD_MANIFEST),
+        (Fault("page", on="manifest", status=206, body="{}"), Cause.BAD_MANIFEST),
         (Fault("page", on="manifest", status=401, headers=ELSEWHERE), Cause.REALM),
         (
             Fault("page", on="manifest", status=307, headers={"Location": "ftp://x/y"}),
@@ -76,6 +79,42 @@ def test_a_manifest_that_no_retry_brings(
     (log,) = (server.store / ".ollama-watch/logs").glob("events.jsonl")
     last = json.loads(log.read_bytes().splitlines()[-1])
     assert (last["event_type"], last["details"]["cause"]) == ("pull_failed", cause.value)
+
+
+def test_a_manifest_that_only_the_server_believes(server: Server, registry: Registry) -> None:
+    """What is called complete is nothing that the next audit calls an error."""
+    model = add(registry, server, MB)
+    manifest = json.loads(model.manifest)
+    manifest["layers"][0]["size"] = -5
+    registry.set_manifests("library/demo", "1b", [json.dumps(manifest).encode()])
+    server.start().wait_ready()
+    seen = drive(site(server), model, UNTIL_DONE)
+    assert seen.end.cause is Cause.BAD_MANIFEST, (seen.end, seen.notes)
+    assert "-5 bytes" in seen.end.text
+
+
+@pytest.mark.parametrize("status", [200, 404, 451])
+@pytest.mark.parametrize("step", ["direct", "data"])
+def test_a_layer_in_silence(server: Server, registry: Registry, step: str, status: int) -> None:
+    """While the server tries again and again, the registry says why."""
+    if (step, status) == ("direct", 200):
+        pytest.skip("that is no answer which the server takes: it says so at once")
+    model = add(registry, server, 3 * MB)
+    registry.add_fault(Fault("page", on=step, digest=model.digests[0], status=status))  # type: ignore[arg-type]
+    server.start().wait_ready()
+    options = Options(insecure=True, until_done=True, stall_seconds=1.0)
+    seen = drive(site(server), model, options)
+    cause = {404: Cause.NO_LAYER, 451: Cause.LEGAL, 200: Cause.PORTAL}
+    ended_at_once(seen, cause[status], registry, "manifest")
+
+
+def test_a_layer_at_an_address_that_nobody_can_ask(server: Server, registry: Registry) -> None:
+    model = add(registry, server, 3 * MB)
+    away = {"Location": "ftp://x/y"}
+    registry.add_fault(Fault("page", on="direct", status=307, headers=away))
+    server.start().wait_ready()
+    options = Options(insecure=True, until_done=True, stall_seconds=1.0)
+    ended_at_once(drive(site(server), model, options), Cause.BAD_ADDRESS, registry, "manifest")
 
 
 @pytest.mark.parametrize("status", [400, 404, 412, 451])

@@ -40,7 +40,7 @@ def look_up(world: World, wanted: Iterable[str]) -> Looked:
         before = registry.cached(store)
         for model in dict.fromkeys(_unsure(world.store, store, typed)):
             known = before.get(model.key)
-            if known is not None and 0 <= world.clock() - known.at < _FRESH_SECONDS:
+            if known is not None and known.sizes and 0 <= world.clock() - known.at < _FRESH_SECONDS:
                 continue
             if model.host in silent:
                 problems[model.key] = f"{model.host} does not answer"
@@ -48,6 +48,8 @@ def look_up(world: World, wanted: Iterable[str]) -> Looked:
             answer = world.registry_manifest(store if world.keeps else None, model)
             if answer.problem:
                 problems[model.key] = answer.problem
+            elif answer.raw is not None and not registry.sizes(answer.raw):
+                problems[model.key] = f"the manifest that {model.host} gives names no layer"
             if answer.problem and answer.silent:
                 silent.add(model.host)
             if answer.raw is not None:

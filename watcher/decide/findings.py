@@ -705,7 +705,13 @@ def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
         ManifestFault.BAD_DIGEST: (
             f"the manifest of {who} names what can't be a blob",
             Severity.ERROR,
-            "the model can't be loaded",
+            "the model can't be loaded, or is listed with a wrong size",
+            pull,
+        ),
+        ManifestFault.EMPTY: (
+            f"the manifest of {who} is no model's",
+            Severity.ERROR,
+            "the model is listed, and can't be loaded",
             pull,
         ),
         ManifestFault.WRONG_SIZE: (

@@ -26,7 +26,9 @@ _BLINDING = {
     ManifestFault.UNREADABLE: "its manifest can't be read, so what it names is not known",
     ManifestFault.DANGLING: "its manifest is a link to nothing, so what it names is not known",
     ManifestFault.BAD_DIGEST: "its manifest names what can't be a blob",
+    ManifestFault.EMPTY: "its manifest is no model's",
 }
+_PARSED = frozenset({ManifestFault.BAD_DIGEST, ManifestFault.EMPTY})
 #: Findings about what could not be looked at.
 _OF_SIGHT = ("store_unlisted", "store_unseen")
 #: And about downloads that nothing is done about: they can't be read, or are no files.
@@ -132,7 +134,7 @@ def unseen(seen: Evidence, meant: Meant, *, parsed: bool = True) -> Iterator[Uns
             yield each
     read = {model.name for model in census.models}
     for odd in census.odd_manifests:
-        if odd.fault is ManifestFault.BAD_DIGEST and not parsed:
+        if odd.fault in _PARSED and not parsed:
             continue
         why = _BLINDING.get(odd.fault)
         if why is not None and _is_blind(odd, read) and meant((odd.model or "",), ()):

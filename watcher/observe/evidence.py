@@ -386,8 +386,14 @@ class _Reader:
         if read and not faults:
             total, total_from = claimed_total, "sidecars"
         elif known is None and data is not None and not _was_cut(data, read):
-            # The server creates the data file at its full length.
-            total, total_from = data.size, "data"
+            # The server creates the data file at its full length; a copy may have ended early.
+            if self._agrees(data.size):
+                total, total_from = data.size, "data"
+            else:
+                doubt = (
+                    f"the data has {data.size:,} bytes, and the registry's manifest says "
+                    f"{self.kept_size:,}"
+                )
         elif known is None and self.kept_size and self.kept_size >= (data.size if data else 0):
             total, total_from = self.kept_size, "registry"
         if total is not None and total > sidecars.LARGEST_LAYER:
@@ -420,10 +426,14 @@ class _Reader:
     def _known_length(self, record: Remembered | None) -> tuple[int | None, str | None]:
         if (named := self._named_length()) is not None:
             return named, "manifest"
-        if record is not None and record.total is not None:
+        if record is not None and record.total is not None and self._agrees(record.total):
             return record.total, "memory"
         asked = registry_length(self.memory, self.digest, self.now)
         return asked, None if asked is None else "registry"
+
+    def _agrees(self, total: int) -> bool:
+        """Whether a length that was inferred is not another than that of a kept manifest."""
+        return not self.kept_size or total == self.kept_size
 
     def _why_not_said(self) -> str:
         asked = self.memory.asked.get(self.digest)

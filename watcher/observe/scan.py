@@ -387,6 +387,9 @@ def _read_manifest(
         named.odd.append(
             OddManifest(path, ManifestFault.BAD_DIGEST, faults[0], model.shown, changed_at)
         )
+    elif not digests:
+        why = manifests.NAMES_NOTHING
+        named.odd.append(OddManifest(path, ManifestFault.EMPTY, why, model.shown, changed_at))
     for digest, (size, protects) in digests.items():
         _name_digest(named, digest, size, index, protected=protects and not hidden)
 

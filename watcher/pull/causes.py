@@ -362,7 +362,7 @@ _WORDS = tuple(
             Cause.BAD_MANIFEST,
             (
                 "^(error: )?pull model manifest: (invalid character|json: |unexpected end of JSON)"
-                "|digest is empty|invalid digest format|size mismatch"
+                "|digest is empty|invalid digest format|size mismatch|^its manifest is wrong: "
             ),
         ),
         (

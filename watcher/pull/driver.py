@@ -23,6 +23,7 @@ from watcher import (
     environment,
     folders,
     journal,
+    manifests,
     names,
     ollama,
     ours,
@@ -258,6 +259,8 @@ class Pull:
         while True:
             self.end = yield from self._try()
             if self.end.cause is None:
+                self.end = self._judge_manifest()
+            if self.end.cause is None:
                 proved = yield from self._prove()
                 if proved.gone - fetched_again:
                     fetched_again |= proved.gone
@@ -300,6 +303,10 @@ class Pull:
         yield self._change(state=State.STARTING)
         answer = self._ask_manifest()
         # Where there is none, the server tells why: it may see what is shown to its user alone.
+        if answer.raw is not None and not answer.problem:
+            flawed = _of_manifest(answer.raw)
+            if flawed.cause is not None:
+                return flawed
         if answer.raw is not None:
             self._expect(registry.sizes(answer.raw))
             yield self._change(
@@ -515,6 +522,17 @@ class Pull:
             begun = not self._digests.isdisjoint(scan.unfinished(store))
             return begun or moves.unfinished(world, store)
 
+    def _judge_manifest(self) -> End:
+        """Whether the manifest that the server has written is a model's at all."""
+        with ExitStack() as opened:
+            store = self._store(opened)
+            if store is None:
+                return End()
+            try:
+                return _of_manifest(proof.read(f"manifests/{self.name.path}", store))
+            except OSError:
+                return End()  # it is not in the store that is known here
+
     def _is_here(self, raw: bytes) -> bool:
         """Whether the store has this very manifest, and all that it names."""
         with ExitStack() as opened:
@@ -542,14 +560,18 @@ class Pull:
             return end
         if hides_why(end.text) and self._layer:
             return self._answer_of_registry() or end
-        if end.cause in (Cause.RESETS, Cause.SILENCE):
-            return self._disk_fault() or end
+        if end.cause in (Cause.RESETS, Cause.SILENCE) and (fault := self._disk_fault()):
+            return fault
+        if end.cause is Cause.SILENCE and self._layer:
+            return self._answer_of_registry() or end
         return end
 
     def _answer_of_registry(self) -> End | None:
         """Why the registry does not give the layer under way, if it says so to us, too."""
         try:
             answer = registry.layer(self.name, self._layer, insecure=self.options.insecure)
+        except registry.NoAddressError as error:
+            return End(Cause.BAD_ADDRESS, str(error))
         except OSError:
             return None
         what = f"for layer {names.short(self._layer)}"
@@ -808,6 +830,15 @@ def _share(part: int, whole: int) -> str:
     scale = 1000 ** ((len(str(whole)) - 1) // 3)
     number = f"{part / scale:,.1f}" if scale > 1 else f"{part}"
     return f"{number} of {decimal(whole)}"
+
+
+def _of_manifest(raw: bytes) -> End:
+    """The end of a pull whose manifest names no layer, or what can be none; a server takes it."""
+    try:
+        flaw = manifests.flaw(raw)
+    except ValueError as error:
+        flaw = str(error)
+    return End(Cause.BAD_MANIFEST, f"its manifest is wrong: {flaw}") if flaw else End()
 
 
 def _end(proved: Proof) -> End:

@@ -540,13 +540,9 @@ def _read_manifest(manifest: object) -> tuple[bytes, dict[str, int]]:
         raw = bytes(manifest)
     else:
         raise ValueError(f"a {type(manifest).__name__} is none")
-    faults = manifests.parse(raw).faults
-    if faults:
-        raise ValueError(faults[0])
-    sizes = registry.sizes(raw)
-    if not sizes:
-        raise ValueError("it names no layer")
-    return raw, sizes
+    if flaw := manifests.flaw(raw):
+        raise ValueError(flaw)
+    return raw, registry.sizes(raw)
 
 
 @contextlib.contextmanager

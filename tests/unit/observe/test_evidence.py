@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.notation import MB, Store, age, quiet_machine
+from tests.support.notation import MB, Store, age, digest_of, manifest_bytes, quiet_machine
 from watcher import files
 from watcher.decide import judge
 from watcher.memory import Asked, Memory, Remembered
@@ -201,7 +201,7 @@ def test_a_manifest_that_is_being_written_is_looked_at_again(models: Store) -> N
 
     def sleep(seconds: float) -> None:
         waits.append(seconds)
-        path.write_bytes(b"{}")
+        path.write_bytes(manifest_bytes({digest_of("x"): 1}))
 
     assert not look(models, sleep=sleep).census.odd_manifests
     assert len(waits) == 1

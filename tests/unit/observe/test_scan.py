@@ -172,6 +172,10 @@ def test_manifests_lie_exactly_four_deep(
         (b"", ManifestFault.CORRUPT),
         (b'{"layers":[', ManifestFault.CORRUPT),
         (manifest_bytes({"sha256:x": 1}), ManifestFault.BAD_DIGEST),
+        (b"{}", ManifestFault.EMPTY),
+        (b"null", ManifestFault.EMPTY),
+        (b'{"layers": [], "config": {}}', ManifestFault.EMPTY),
+        (b'{"manifests": [{"digest": "sha256:1", "size": 1}]}', ManifestFault.EMPTY),
     ],
 )
 def test_what_is_wrong_with_a_manifest(
