@@ -200,7 +200,8 @@ def test_live_pull(player: Player, make_server: MakeServer) -> None:
     player.registry.release()
     lines = pull.result()
     assert lines[0] == recording["stream"][0]
-    assert [list(line) for line in lines if "total" in line][-1] == list(recording["stream"][1])
+    # What is 0 is left out: the last line of a small layer may have no `completed`.
+    assert list(recording["stream"][1]) in [list(line) for line in lines]
     assert lines[-1] == recording["stream"][-1]
     assert server.open_files() == {}
     after = recording["samples"][-1]["tree"]
