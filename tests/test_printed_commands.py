@@ -513,6 +513,7 @@ PLACES: dict[str, str] = {
         "tests/repair/test_at_risk.py": ("decide/standing.py:_at_risk",),
         "tests/test_root.py": ("decide/findings.py:_state",),
         "tests/race/test_planted_intents.py": ("decide/findings.py:_foreign_intents",),
+        "tests/crash/test_power_cut.py": ("commands/acting.py:_tell_doubted",),
         "tests/test_lookup.py": ("decide/mending.py:_no_length",),
         "which of two files counts, or may go, a user decides": (
             "decide/mending.py:_no_room", "decide/quarantine.py:_restore",

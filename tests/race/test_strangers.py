@@ -338,7 +338,7 @@ def test_what_somebody_elses_folder_says_is_not_believed_and_nothing_is_done(
         assert done.returncode == 3, (words, done.stderr)
         assert finding["command"].removeprefix("sudo ") in done.stderr
     assert run(store.path, "prepare").returncode == 0
-    assert run(store.path, "status").returncode == 0
+    assert run(store.path, "status").returncode == 4
     daemon = Daemon(store.path).start()
     try:
         assert daemon.wait_exit() == 3
