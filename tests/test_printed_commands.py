@@ -507,7 +507,7 @@ PLACES: dict[str, str] = {
         ACCESS: ("decide/standing.py:_cure",),
         ASTRAY: (
             "decide/astray.py:_case", "decide/astray.py:_copied", "decide/astray.py:_old",
-            "decide/findings.py:_brought_up", "decide/findings.py:_told_apart",
+            "decide/findings.py:_told_apart",
             "decide/safety.py:_old_names",
         ),
         "tests/repair/test_at_risk.py": ("decide/standing.py:_at_risk",),
