@@ -226,7 +226,7 @@ def as_user(nobodys_package: Path, tmp_path: Path) -> Callable[..., list[str]]:
         return [*mount, *user, *clean, "PYTHONSAFEPATH=1", str(python), *words]
 
     probe = subprocess.run(
-        command(["-c", "import watcher.cli, watcher.cycle, watcher.show.tables"]),
+        command(["-c", "import watcher.cli, watcher.reconcile, watcher.show.tables"]),
         capture_output=True,
         check=False,
     )

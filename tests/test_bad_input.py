@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from watcher.names import from_exact
+from watcher.ollama.names import from_exact
 
 from .conftest import IS_ROOT, Run, environment, needs_root, open_parents
 from .support.notation import LIBRARY, MB, Store, age, digest_of, manifest_bytes

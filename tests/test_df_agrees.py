@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.notation import Store, age, digest_of
-from watcher import cycle
+from watcher import reconcile
 from watcher.decide import usage
 from watcher.model import Policy, UseKind, Verb
 from watcher.observe import space
@@ -84,7 +84,7 @@ def test_so_where_nothing_may_be_removed(models: Store, broken: str) -> None:
 
 def agree(store: Store) -> None:
     world = store.world(keeps=False)
-    report = cycle.cycle(world, CLEAN, consent=cycle.nothing)
+    report = reconcile.cycle(world, CLEAN, consent=reconcile.nothing)
     census = report.evidence.census
     uses, _ = usage.usage(space.survey(world), report.verdict.judged, census)
     of = {use.kind: use for use in uses if use.kind in (UseKind.ORPHAN, UseKind.OTHER_STORE)}
@@ -117,7 +117,7 @@ def test_blobs_of_another_store_in_the_same_folder_are_no_orphans(
     other.orphan(aged="30d")
     agree(models)
     world = models.world(keeps=False)
-    report = cycle.cycle(world, CLEAN, consent=cycle.nothing)
+    report = reconcile.cycle(world, CLEAN, consent=reconcile.nothing)
     assert len(report.evidence.census.elsewhere) == 1
     uses, _ = usage.usage(space.survey(world), report.verdict.judged, report.evidence.census)
     (theirs,) = [use for use in uses if use.kind is UseKind.OTHER_STORE]

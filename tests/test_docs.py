@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from watcher import errors
-from watcher.decide import learn
+from watcher.decide import transitions
 from watcher.model import Condition, Policy, RefusalKind, UseKind
 from watcher.pull.queue import ItemState
 
@@ -43,7 +43,7 @@ def told(tree: ast.AST) -> Iterator[str]:
 def event_types() -> set[str]:
     paths = (each for each in (ROOT / "watcher").rglob("*.py") if "demo" not in each.parts)
     found = {kind for path in paths for kind in told(ast.parse(path.read_bytes()))}
-    return found | set(learn._DONE_EVENT.values()) | {"refused", "error"}
+    return found | set(transitions._DONE_EVENT.values()) | {"refused", "error"}
 
 
 def test_the_search_for_events_finds_some() -> None:

@@ -55,7 +55,13 @@ ALLOWED = {
 IMPURE = frozenset(
     {"os", "io", "time", "pathlib", "shutil", "subprocess", "socket", "http", "tempfile"}
     | {"random", "secrets", "threading", "asyncio", "psutil", "fcntl", "sys", "glob", "urllib"}
-    | {"watcher.files", "watcher.memory.load", "watcher.ollama", "watcher.observe", "watcher.world"}
+    | {
+        "watcher.state.fs",
+        "watcher.state.memory.load",
+        "watcher.ollama",
+        "watcher.observe",
+        "watcher.observe.host",
+    }
 )
 
 

@@ -13,10 +13,10 @@ import pytest
 
 from watcher import errors
 from watcher.pull import manager
-from watcher.pull.causes import Again, Cause
 from watcher.pull.driver import Options
+from watcher.pull.failures import Again, Cause
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
-from watcher.states import State
+from watcher.state.download_states import State
 
 PAGE = (Path(__file__).parents[1] / "docs/library.md").read_text()
 DICTIONARIES = [each for _, each in inspect.getmembers(manager, is_typeddict)]

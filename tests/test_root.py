@@ -22,11 +22,12 @@ from tests.conftest import Run, environment, needs_root, open_parents
 from tests.support.driving import Daemon, Store, Tree, content, is_right
 from tests.support.driving import run as driven
 from tests.support.servers import EngineServer, wait_until
-from watcher import ModelDownloadManager, StoreFiles, privileges
+from watcher import ModelDownloadManager, StoreFiles
 from watcher.demo.registry import Layer, Registry
 from watcher.errors import NoPermissionError
 from watcher.model import DAY
-from watcher.units import Installation
+from watcher.service.units import Installation
+from watcher.system import privileges
 
 pytestmark = needs_root
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from watcher import units
+from watcher.service import units
 
 from .conftest import IS_ROOT, NOBODY, environment, needs_root
 

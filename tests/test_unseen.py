@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from watcher import cycle
+from watcher import reconcile
 from watcher.model import Policy
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
 
@@ -160,31 +160,31 @@ def test_a_quarantine_that_can_not_be_listed_is_none_with_nothing_in_it(
 def test_what_can_not_be_listed_has_not_gone(store: Store) -> None:
     """Its memory stays, and no event tells that somebody has removed it."""
     world, policy = store.world(), Policy(repair=False)
-    cycle.cycle(world, policy)
-    known = cycle.remembered(world)
+    reconcile.cycle(world, policy)
+    known = reconcile.remembered(world)
     (digest,) = known.downloads
     with ordinary_user(store.path):
         store.blobs.chmod(0)
         for scope in (None, frozenset({digest})):
-            report = cycle.cycle(world, policy, scope)
+            report = reconcile.cycle(world, policy, scope)
             assert not [each for each in report.events if each.event_type == "partial_removed"]
-            assert cycle.remembered(world).downloads == known.downloads
+            assert reconcile.remembered(world).downloads == known.downloads
         store.blobs.chmod(0o755)
         for path in store.blobs.glob("*partial*"):
             path.unlink()
-        report = cycle.cycle(world, policy)
+        report = reconcile.cycle(world, policy)
         assert "partial_removed" in [each.event_type for each in report.events]
 
 
 def test_metrics_count_nothing_that_could_not_be_listed(store: Store) -> None:
     pytest.importorskip("prometheus_client")
-    from watcher import metrics
+    from watcher.service import metrics
 
     world = store.world(keeps=False)
 
     def names(closed: bool) -> set[str]:
         store.blobs.chmod(0 if closed else 0o755)
-        report = cycle.cycle(world, Policy(), consent=cycle.nothing)
+        report = reconcile.cycle(world, Policy(), consent=reconcile.nothing)
         looked = metrics.looked(None, report, 0.1)
         return {each.name for each in metrics.families(looked, metrics.Counted())}
 

@@ -20,10 +20,10 @@ import pytest
 
 from tests.conftest import ordinary_user
 from tests.support.driving import Store, audit, command, environment, private_proc, run
-from watcher import cycle
+from watcher import reconcile
 from watcher.model import Policy, Result, Verb
-from watcher.names import ModelName
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama.names import ModelName
 
 REPAIR = Policy(repair=True, hash=True, online=True, writers_visible=True)
 
@@ -204,7 +204,7 @@ def test_a_blob_that_is_not_what_its_name_says(
     here = World(
         str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=lambda *_: size
     )
-    report = cycle.cycle(here, REPAIR)
+    report = reconcile.cycle(here, REPAIR)
     verbs = [each.action.verb for each in report.outcomes if each.result is Result.DONE]
     assert (Verb.QUARANTINE_BLOB in verbs) == (damage != "lost")
     assert not os.path.lexists(path), "so that a pull fetches it"
@@ -224,7 +224,7 @@ def test_an_empty_layer_is_right_and_one_with_a_byte_is_not(store: TrueStore) ->
 def test_an_empty_layer_can_be_had_again(store: TrueStore, tmp_path: Path) -> None:
     _longer(store.at(store.empty))
     proc = private_proc(tmp_path / "proc")
-    cycle.cycle(World(str(store.path), proc=proc, registry_length=lambda *_: 0), REPAIR)
+    reconcile.cycle(World(str(store.path), proc=proc, registry_length=lambda *_: 0), REPAIR)
     assert not store.at(store.empty).exists()
 
 
@@ -260,7 +260,7 @@ def test_a_wrong_size_in_a_manifest_is_the_manifests_fault(store: TrueStore, how
     assert (found["kind"], found["models"]) == ("manifest_wrong_size", [f"{name}:latest"])
     assert "ollama pull" in found["command"]
     here = World(str(store.path), registry_length=lambda *_: pytest.fail("nothing is to be asked"))
-    assert cycle.cycle(here, REPAIR).outcomes == ()
+    assert reconcile.cycle(here, REPAIR).outcomes == ()
     assert store.at(digest).exists()
 
 
@@ -512,7 +512,9 @@ def test_a_registry_that_never_answers_is_not_asked_for_ever(
     store.manifest("many", *digests)
     for digest in digests:
         _other_bytes(store.at(digest))
-    cycle.cycle(World(str(store.path)), replace(REPAIR, repair=False, online=False, verify=True))
+    reconcile.cycle(
+        World(str(store.path)), replace(REPAIR, repair=False, online=False, verify=True)
+    )
     asked: list[str] = []
 
     def nobody(_: ModelName, digest: str) -> int | None:
@@ -520,7 +522,7 @@ def test_a_registry_that_never_answers_is_not_asked_for_ever(
         raise TimeoutError("no answer")
 
     here = World(str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=nobody)
-    report = cycle.cycle(here, REPAIR)
+    report = reconcile.cycle(here, REPAIR)
     assert len(asked) < 5
     assert len(report.plan.refusals) == 50
 

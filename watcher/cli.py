@@ -16,8 +16,9 @@ from typing import Any, TextIO
 
 import click
 
-from watcher import __version__, stopping
+from watcher import __version__
 from watcher.errors import Exit, OutputError, WatchError, named
+from watcher.system import stopping
 
 #: Handed to the group by a process that runs one command and nothing else.
 _OWN = object()
@@ -115,8 +116,9 @@ def group(
     store, the unit ollama.service, /usr/share/ollama/.ollama/models, /var/lib/ollama/models,
     ~/.ollama/models.
     """
-    from watcher import advice, config, privileges
+    from watcher import config
     from watcher.commands.context import Context
+    from watcher.system import advice, privileges
 
     advice.introduce(config_file)
     settles, given.obj = given.obj is _OWN, None
@@ -727,7 +729,7 @@ def _run(words: list[str], *, own: bool) -> int:
 
 def _call_by_name(error: click.ClickException) -> None:
     """Let click's hint call this program as it was called, and as a shell finds it."""
-    from watcher import advice
+    from watcher.system import advice
 
     if isinstance(error, click.UsageError) and error.ctx is not None:
         error.ctx.find_root().info_name = advice.line(*advice.caller().program)
@@ -742,7 +744,7 @@ def _failed(error: Exception, words: list[str]) -> int:
         traceback.print_exception(error)
         told = told or WatchError(f"{type(error).__name__}: {error}", "please report this")
     if told is None:
-        from watcher import advice
+        from watcher.system import advice
 
         fault = "this is a fault of ollama-watch; run it again with -v for the details"
         told = WatchError(f"{type(error).__name__}: {error}", fault, advice.in_detail())

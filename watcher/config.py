@@ -13,9 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from watcher import advice, names
 from watcher.errors import SettingsError
 from watcher.model import Policy
+from watcher.ollama import names
+from watcher.system import advice
 
 SYSTEM_FILE = Path("/etc/ollama-watch.toml")
 #: What is larger is no file of settings, and may have no end.

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from statistics import median
 
-from watcher import files, records
 from watcher.pull import queue, running
 from watcher.pull.queue import Driven, Item, Queue, Result
+from watcher.state import fs, records
 
 from .benches import Setting
 from .measure import PYTHON, ROOT, Row, environment, milliseconds
@@ -115,7 +115,7 @@ def _times(acts: dict[str, Callable[[int], object]], rounds: int) -> tuple[Times
 def main(what: str, folder: str, rounds: str) -> None:
     """Measure in this process, and print the times as JSON."""
     gc.set_threshold(50_000)  # as the command line does
-    with files.opened_folder(folder) as store:
+    with fs.opened_folder(folder) as store:
         measure = {"queue": _queue, "records": _records}[what]
         sys.stdout.write(json.dumps(measure(store, int(rounds))))
 

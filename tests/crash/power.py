@@ -20,10 +20,10 @@ import pytest
 
 from tests.conftest import IS_ROOT
 from tests.support.driving import private_proc
-from watcher import cycle
-from watcher.cycle import Report
+from watcher import reconcile
 from watcher.model import Policy
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.reconcile import Report
 
 SIZE = 256 << 20
 
@@ -105,4 +105,4 @@ class Machine:
 
     def act(self, store: Path, policy: Policy) -> Report:
         """A cycle."""
-        return cycle.cycle(self.world(store), policy)
+        return reconcile.cycle(self.world(store), policy)

@@ -21,10 +21,10 @@ from tests.repair.scenes import seed_of
 from tests.support.driving import Store, is_right
 from tests.support.kills import Ended
 from tests.support.servers import EngineServer, collapsed
-from watcher import sidecars
 from watcher.demo.registry import Layer as Content
 from watcher.demo.registry import Model, Registry
 from watcher.model import MIB
+from watcher.ollama import sidecars
 
 from .acts import ACTS, LAYER, QUARANTINED, Act, Layer
 from .conftest import Driver

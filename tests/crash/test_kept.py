@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.driving import environment
-from watcher import files, records
 from watcher.pull import queue
+from watcher.state import fs, records
 
 #: Orders a line of stdin: which change to make in which store, and at which call to break it how.
 DRIVER = """
@@ -95,7 +95,7 @@ def laid_out(store: Path, *, new: bool) -> Path:
     """A store in which each of the changes can be made; `new`: without our folder."""
     store.mkdir()
     if not new:
-        with files.opened_folder(str(store)) as fd:
+        with fs.opened_folder(str(store)) as fd:
             records.change(fd, "llama3", {"state": "starting", "total_bytes": 200})
             records.change(fd, "other", {"state": "error", "error": "old"})
             queue.FILE.change(fd, lambda kept: queue.add(kept, "a", 0, 0.0, 1.0))
@@ -106,7 +106,7 @@ def seen(store: Path) -> object:
     """What is kept, times aside; nothing damaged may be there."""
     ours = store / ".ollama-watch"
     assert not list(ours.glob("*.damaged"))
-    with files.opened_folder(str(store)) as fd:
+    with fs.opened_folder(str(store)) as fd:
         line = queue.revived(queue.FILE.read(fd), lambda *_: False, 0.0).line
         return {
             model: (each.state, each.error, each.downloaded_bytes)

@@ -28,14 +28,16 @@ from tests.support.servers import (
     wait_until,
     wait_written,
 )
-from watcher import cycle, files, memory, names, ranges, sidecars
+from watcher import reconcile
 from watcher.act import durability
 from watcher.commands import acting
 from watcher.commands.context import Context
 from watcher.demo.registry import Content, Layer, Model, Registry
-from watcher.memory import Hashed, Memory, Remembered
 from watcher.model import MIB, Condition, Entry, Policy, Ranges, Result, Verb
 from watcher.observe import evidence, scan
+from watcher.ollama import names, ranges, sidecars
+from watcher.state import fs, memory
+from watcher.state.memory import Hashed, Memory, Remembered
 
 from .power import Disk, Machine
 
@@ -104,7 +106,7 @@ class Scene:
 
 def remembered(store: Path) -> Memory:
     """What is remembered on the disk."""
-    with files.opened_folder(str(store)) as fd:
+    with fs.opened_folder(str(store)) as fd:
         return memory.load(fd)
 
 
@@ -263,7 +265,7 @@ def test_the_reading_for_zeros_ends_in_the_middle_of_a_file(
     machine.restart()
     asked = itertools.count()
     world = replace(machine.world(killed.store), uptime=lambda: float(next(asked)), reads_until=9.0)
-    (judged,) = cycle.cycle(world, AHEAD).verdict.judged
+    (judged,) = reconcile.cycle(world, AHEAD).verdict.judged
     assert not judged.download.trust.zeros_read
     assert len(notes(killed.store)) == 1
     machine.act(killed.store, AHEAD)
@@ -386,7 +388,7 @@ class Fresh:
         """
         found = (models / "blobs" / self.name).stat()
         hashed = Hashed(found.st_ino, found.st_size, found.st_ctime_ns, self.name[7:], boot)
-        with files.opened_folder(str(models)) as fd:
+        with fs.opened_folder(str(models)) as fd:
             memory.save(fd, Memory(hashes={self.name: hashed}))
 
     def assert_kept(self) -> None:
@@ -498,14 +500,14 @@ def _at(path: Path) -> Store:
 
 
 def entry_of(path: Path) -> Entry:
-    with files.opened_folder(str(path.parent)) as folder:
+    with fs.opened_folder(str(path.parent)) as folder:
         found = scan.look(path.name, folder)
         assert found is not None
         return found
 
 
 def write_back(path: Path, stop: Callable[[], bool]) -> durability.Written:
-    with files.opened_folder(str(path.parent)) as folder:
+    with fs.opened_folder(str(path.parent)) as folder:
         need = durability.Need(entry_of(path), ((0, path.stat().st_size),))
         (written,) = durability.write_back(folder, [need], stop)
         return written
@@ -530,7 +532,7 @@ def test_another_file_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:
     meant = entry_of(path)
     path.rename(tmp_path / "old")
     path.write_bytes(b"y")
-    with files.opened_folder(str(tmp_path)) as folder:
+    with fs.opened_folder(str(tmp_path)) as folder:
         need = durability.Need(meant, ((0, 1),))
         (written,) = durability.write_back(folder, [need], lambda: False)
         assert written == durability.Written(gone=True)
@@ -542,7 +544,7 @@ def test_who_wants_to_stop_leaves_a_stuck_sync_behind(
     """And what it leaves holds nothing: no lock, and no pipe that somebody reads to its end."""
     path = tmp_path / "data"
     path.write_bytes(b"x")
-    monkeypatch.setattr(files, "_fdatasync", lambda _: time.sleep(5))
+    monkeypatch.setattr(fs, "_fdatasync", lambda _: time.sleep(5))
     reader, writer = os.pipe()
     lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -573,7 +575,7 @@ def test_an_error_of_the_rest_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     def fails(_: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(files, "_fdatasync", fails)
+    monkeypatch.setattr(fs, "_fdatasync", fails)
     written = write_back(path, lambda: False)
     assert written.error is not None
     assert written.error.errno == errno.EIO

@@ -12,9 +12,11 @@ import pytest
 
 from tests.support.driving import POLICY, Daemon, Store, private_proc, whole_lines, world
 from tests.support.servers import EngineServer, Line, collapsed, wait_until
-from watcher import cycle, events, files, journal
+from watcher import reconcile
+from watcher.act import journal
 from watcher.demo.registry import Layer, Registry
 from watcher.model import DAY
+from watcher.state import event_log, fs
 
 from .replayed import on_disk, replay
 
@@ -117,7 +119,7 @@ def test_a_kill_around_the_log_loses_nothing_and_doubles_nothing(
     def killed(*_: object) -> None:
         raise KilledError
 
-    append = files.append
+    append = fs.append
 
     def append_to_common(name: str, parent: int, lines: bytes) -> int:
         if name != "events.jsonl":
@@ -126,15 +128,15 @@ def test_a_kill_around_the_log_loses_nothing_and_doubles_nothing(
 
     with monkeypatch.context() as broken:
         if where == "before the log":
-            broken.setattr(events, "write", killed)
+            broken.setattr(event_log, "write", killed)
         elif where == "after the log":
             broken.setattr(journal.Journal, "_all_told", killed)
         else:
-            broken.setattr(files, "append", append_to_common)
+            broken.setattr(fs, "append", append_to_common)
         with pytest.raises(KilledError):
-            cycle.cycle(here, POLICY, consent=cycle.nothing)
+            reconcile.cycle(here, POLICY, consent=reconcile.nothing)
     for _ in range(3):
-        cycle.cycle(here, POLICY, consent=cycle.nothing)
+        reconcile.cycle(here, POLICY, consent=reconcile.nothing)
     for log in ("events", "healthy%3Alatest"):
         told = [e["event_type"] for e in whole_lines(store.ours / f"logs/{log}.jsonl")]
         assert told.count("partial_found") == 1, (log, told)

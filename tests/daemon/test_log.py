@@ -14,9 +14,9 @@ import pytest
 
 from tests.support.driving import KEYS, Daemon, Store, command, environment, run
 from tests.support.servers import wait_until
-from watcher import events
-from watcher.events import Event
 from watcher.model import DAY, Policy
+from watcher.state import event_log
+from watcher.state.event_log import Event
 
 DIGEST = "ab" * 32
 NOW = 1_764_000_000.0
@@ -25,7 +25,7 @@ NOW = 1_764_000_000.0
 def tell(store: Store, *told: Event, policy: Policy | None = None) -> None:
     fd = os.open(store.path, os.O_RDONLY)
     try:
-        events.write(fd, told, policy or Policy())
+        event_log.write(fd, told, policy or Policy())
     finally:
         os.close(fd)
 
@@ -101,7 +101,7 @@ def test_by_time_type_and_number(store: Store) -> None:
         event("last", at=now - 60, kind="error"),
     )
     assert told(store, "--since", "2h") == ["young", "stale", "last"]
-    assert told(store, "--since", events.rfc3339(now - 1801)) == ["stale", "last"]
+    assert told(store, "--since", event_log.rfc3339(now - 1801)) == ["stale", "last"]
     assert told(store, "--type", "error", "--type", "partial_stale") == ["stale", "last"]
     assert told(store, "--lines", "2") == ["stale", "last"]
     assert told(store, "-n", "0") == []

@@ -270,7 +270,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_it(store: Store) -> None:
 
 def test_nothing_is_loaded_that_was_not_asked_for(store: Store) -> None:
     with Daemon(store.path, {"PYTHONPROFILEIMPORTTIME": "1"}) as daemon:
-        assert "watcher.daemon" in daemon.errors
+        assert "watcher.service.daemon" in daemon.errors
         assert "prometheus_client" not in daemon.errors
         assert "http.server" not in daemon.errors
 

@@ -12,14 +12,15 @@ import pytest
 
 from tests.support.driving import POLICY, Store, private_proc
 from tests.support.servers import wait_until
-from watcher import cycle, proofs
-from watcher.daemon import _Service
-from watcher.metrics import Metrics
+from watcher import reconcile
 from watcher.model import Plan, Policy
-from watcher.names import ModelName
 from watcher.observe import evidence
-from watcher.proofs import Proofs
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama.names import ModelName
+from watcher.service import scrub
+from watcher.service.daemon import _Service
+from watcher.service.metrics import Metrics
+from watcher.service.scrub import Proofs
 
 VERIFY = Policy(repair=False, hash=True, verify=True, writers_visible=True)
 
@@ -35,7 +36,7 @@ def digest(store: Store) -> str:
     found = hashlib.sha256(b"right").hexdigest()
     (store.blobs / f"sha256-{found}").write_bytes(b"wrong")
     store.manifest("demo", found)
-    cycle.cycle(World(str(store.path)), VERIFY)
+    reconcile.cycle(World(str(store.path)), VERIFY)
     return found
 
 
@@ -51,7 +52,7 @@ def test_a_registry_that_was_away_is_asked_again(
         asked.append(of)
         return said[min(len(asked), len(said)) - 1]
 
-    monkeypatch.setattr(proofs, "_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(scrub, "_AGAIN_SECONDS", 0.0)
     world = World(str(store.path), registry_length=registry_length)
     tried = Proofs(world, pytest.fail)
     policy = replace(POLICY, repair=True)
@@ -99,10 +100,10 @@ def test_a_service_goes_on_about_what_its_registry_has_not_answered(
     policy = replace(POLICY, repair=True, online=True)
 
     def only_questions(planned: Plan) -> Plan:
-        asks = tuple(each for each in planned.actions if each.verb in cycle.QUESTIONS)
+        asks = tuple(each for each in planned.actions if each.verb in reconcile.QUESTIONS)
         return replace(planned, actions=asks)
 
-    report = cycle.cycle(world, policy, consent=only_questions)
+    report = reconcile.cycle(world, policy, consent=only_questions)
     _Service(world, policy, Metrics(world.store, policy), [])._prove(report)
     assert [digest in each for each in wanted] == [said is None]
 
@@ -114,7 +115,7 @@ def damaged(store: Store, count: int) -> frozenset[str]:
     for digest in digests:
         (store.blobs / f"sha256-{digest}").write_bytes(b"wrong")
     store.manifest("many", *digests)
-    cycle.cycle(World(str(store.path)), VERIFY)
+    reconcile.cycle(World(str(store.path)), VERIFY)
     return frozenset(digests)
 
 
@@ -185,7 +186,7 @@ def test_a_daemon_puts_aside_what_it_has_not_hashed_before(
     policy = replace(POLICY, repair=True, clean=False)
     service = _Service(world, policy, Metrics(world.store, policy), [])
     try:
-        service._prove(cycle.cycle(world, policy))
+        service._prove(reconcile.cycle(world, policy))
         wait_until(lambda: service._proofs._thread is None, "the end of the proofs")
     finally:
         service._proofs.stop()

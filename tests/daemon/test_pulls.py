@@ -12,11 +12,12 @@ import pytest
 
 from tests.support.driving import POLICY, Daemon, Store, private_proc
 from tests.support.servers import EngineServer, wait_until
-from watcher import cycle, names
-from watcher.cycle import Report
+from watcher import reconcile
 from watcher.demo.registry import Layer, Model, Registry
-from watcher.events import Event
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama import names
+from watcher.reconcile import Report
+from watcher.state.event_log import Event
 
 from .conftest import HELD, SIZE, Begin
 
@@ -97,7 +98,7 @@ def test_a_pull_that_its_client_ended_is_told_once_it_was_quiet(
             clock=lambda: time.time() + later[0],
             tell=told.append,
         )
-        return cycle.cycle(here, POLICY, frozenset({digest[7:]}), cycle.nothing)
+        return reconcile.cycle(here, POLICY, frozenset({digest[7:]}), reconcile.nothing)
 
     look()
     assert [event.event_type for event in told] == ["download_started"]

@@ -16,9 +16,9 @@ import pytest
 from tests.conftest import SERVERS
 from tests.support.driving import Daemon, Store, command, environment, is_right, run
 from tests.support.servers import Server, wait_until
-from watcher import files
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.pull import queue
+from watcher.state import fs
 
 MB = 1_000_000
 ON = {"OLLAMA_WATCH_QUEUE": "true"}
@@ -116,12 +116,12 @@ def test_nothing_begins_before_its_time(store: Store, registry: Registry, add: A
     with Daemon(store.path, ON) as daemon:
         model = registry.add_model("later", "1b", [Layer(MB)])
         now = time.time()
-        with files.opened_folder(str(store.path)) as folder:
+        with fs.opened_folder(str(store.path)) as folder:
             queue.FILE.change(folder, lambda kept: queue.add(kept, model.name, 0, now + 2, now))
         daemon.wait_event("pull_completed", timeout=30)
         wait_until(lambda: not states(store), "the queue to be empty")
         assert daemon.of("error") == [], "nothing was begun that had nothing to do"
-    with files.opened_folder(str(store.path)) as folder:
+    with fs.opened_folder(str(store.path)) as folder:
         (item,) = queue.FILE.read(folder).done
     (line,) = [each for each in store.events() if each["event_type"] == "pull_completed"]
     assert item.so_far.since >= now + 2
@@ -334,7 +334,7 @@ def test_while_nothing_is_due_nothing_wakes_it(store: Store, registry: Registry,
         daemon.wait_event("pull_completed", timeout=30)
         wait_until(lambda: not (states(store) or children(daemon)), "its end")
         now = time.time()
-        with files.opened_folder(str(store.path)) as folder:
+        with fs.opened_folder(str(store.path)) as folder:
             queue.FILE.change(folder, lambda kept: queue.add(kept, later.name, 0, now + 3600, now))
         daemon.wait_idle()
         before = daemon.work()

@@ -13,8 +13,9 @@ import pytest
 
 from tests.support.driving import Daemon, Store, age, whole_lines
 from tests.support.servers import EngineServer, Pull, wait_until
-from watcher import files, names, records, states
 from watcher.demo.registry import Layer, Model, Registry
+from watcher.ollama import names
+from watcher.state import download_states, fs, records
 
 from .replayed import State, on_disk, replay
 
@@ -201,14 +202,14 @@ def test_the_log_tells_the_same_end_as_the_disk(
 
 def _records_agree(store: Store, there: State) -> None:
     """A model's record says what became of its download, though nobody of ours has driven it."""
-    with files.opened_folder(str(store.path)) as folder:
+    with fs.opened_folder(str(store.path)) as folder:
         kept = records.read(folder)
     unfinished = {model for _, models in there.downloads.values() for model in models}
     for model in there.models - unfinished:
-        assert kept[names.to_model(model).key].state is states.State.COMPLETED, model
+        assert kept[names.to_model(model).key].state is download_states.State.COMPLETED, model
     for model in unfinished - there.models:
-        assert kept[names.to_model(model).key].state is states.State.ERROR, model
+        assert kept[names.to_model(model).key].state is download_states.State.ERROR, model
     for key, record in kept.items():
         assert not record.state.active, key
         if key not in {names.to_model(each).key for each in there.models | unfinished}:
-            assert record.state is states.State.IDLE, key
+            assert record.state is download_states.State.IDLE, key

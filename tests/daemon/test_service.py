@@ -32,9 +32,9 @@ from tests.support.driving import (
     world,
 )
 from tests.support.servers import wait_until
-from watcher import cycle
+from watcher import reconcile
 from watcher.model import DAY
-from watcher.observe import holders
+from watcher.observe import processes
 
 CLEANS = {"OLLAMA_WATCH_CLEAN": "true"}
 
@@ -165,7 +165,7 @@ def test_a_server_that_ends_while_it_is_looked_at_stops_nothing(
 ) -> None:
     store.download("stale")
     with ollama_process(tmp_path, "serve") as pid:
-        real = holders._holders
+        real = processes._holders
 
         def look(*words: Any) -> Any:
             """The processes have been listed, and the servers among them are asked next."""
@@ -174,8 +174,8 @@ def test_a_server_that_ends_while_it_is_looked_at_stops_nothing(
                 os.waitpid(pid, 0)
             return real(*words)
 
-        monkeypatch.setattr(holders, "_holders", look)
-        report = cycle.cycle(world(store), POLICY, consent=cycle.nothing)
+        monkeypatch.setattr(processes, "_holders", look)
+        report = reconcile.cycle(world(store), POLICY, consent=reconcile.nothing)
     assert len(report.verdict.judged) == 1
     assert pid not in [server.pid for server in report.evidence.servers]
 

@@ -24,11 +24,11 @@ from watchdog.utils import BaseThread
 from tests.conftest import IS_ROOT, environment
 from tests.support.driving import Daemon, Store
 from tests.support.servers import wait_until
-from watcher import file_events
-from watcher import wakes as module
-from watcher.file_events import Ears
 from watcher.model import DAY, Due
-from watcher.wakes import MOST_DIGESTS, Scope, Wakes
+from watcher.service import file_events
+from watcher.service import triggers as module
+from watcher.service.file_events import Ears
+from watcher.service.triggers import MOST_DIGESTS, Scope, Wakes
 
 PATIENCE = 20.0
 
@@ -241,7 +241,9 @@ def test_a_warning_of_watchdogs_ends_no_thread_and_another_one_is_seen() -> None
     with file_events.complaints(lambda: None):
         warnings.warn_explicit("books", RuntimeWarning, "x", 1, module="watchdog.observers.a")
         with pytest.raises(RuntimeWarning):
-            warnings.warn_explicit("ours", RuntimeWarning, "x", 1, module="watcher.wakes")
+            warnings.warn_explicit(
+                "ours", RuntimeWarning, "x", 1, module="watcher.service.triggers"
+            )
 
 
 # ---------------------------------------------------------------- much at once
@@ -462,7 +464,7 @@ def test_the_service_tells_once_that_it_hears_nothing_and_looks_all_the_same(sto
         "import threading\n"
         "from watcher import daemon\n"
         "from watcher.model import Policy\n"
-        "from watcher.world import World\n"
+        "from watcher.observe.host import World\n"
         "looks = []\n"
         "def tell(event):\n"
         "    if event.event_type == 'error': print(event.message, flush=True)\n"
@@ -504,7 +506,7 @@ def test_a_folder_that_may_not_be_read_is_named(
 ) -> None:
     script = (
         "import sys\n"
-        "from watcher.wakes import Wakes\n"
+        "from watcher.service.triggers import Wakes\n"
         "with Wakes(sys.argv[1]) as wakes:\n"
         "    next(iter(wakes))\n"
         "    print(wakes.blind)\n"

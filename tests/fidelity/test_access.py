@@ -17,9 +17,9 @@ import pytest
 from tests.conftest import Run, needs_root
 from tests.support.notation import LIBRARY, Store, quiet_machine
 from tests.support.servers import RealServer, ServerDiedError
-from watcher import cycle
+from watcher import reconcile
 from watcher.model import Finding, Policy
-from watcher.world import World
+from watcher.observe.host import World
 
 USER = 12345
 #: What is done to a healthy store of the user; what the audit says; whether a server can't start.
@@ -184,7 +184,7 @@ def test_a_folder_above_the_store_that_the_server_can_not_pass_through() -> None
 
 def above_of(here: World) -> tuple[list[Finding], bool]:
     """The findings about folders above a store, and whether a start is foreseen to go well."""
-    report = cycle.cycle(replace(here, keeps=False), Policy(), consent=cycle.nothing)
+    report = reconcile.cycle(replace(here, keeps=False), Policy(), consent=reconcile.nothing)
     assert report.verdict.forecast is not None
     told = [each for each in report.verdict.findings if "pass through" in each.message]
     return told, not report.verdict.forecast.start_fails

@@ -13,10 +13,10 @@ from tests.support.servers import RealServer, ServerDiedError
 from tests.unit.decide.seen import verdict
 from watcher.demo.server.errors import EngineError
 from watcher.demo.server.start import start_store
-from watcher.memory import Memory
 from watcher.model import Forecast, Policy
 from watcher.observe.evidence import observe
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.state.memory import Memory
 
 BATCHES = 10
 STORES_IN_A_BATCH = 25

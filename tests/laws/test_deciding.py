@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.decide.seen import NOW, verdict
-from watcher.decide import judge, learn, plan
-from watcher.memory import Memory
+from watcher.decide import diagnose, plan, transitions
 from watcher.model import (
     DAY,
     BlobCensus,
@@ -34,7 +33,8 @@ from watcher.model import (
     Trust,
     View,
 )
-from watcher.ranges import normal
+from watcher.ollama.ranges import normal
+from watcher.state.memory import Memory
 
 DIGESTS = st.sampled_from([letter * 64 for letter in "abcd"])
 POLICY = Policy(clean=True, repair=False)
@@ -130,7 +130,7 @@ EVIDENCE = st.builds(
 
 
 def planned(seen: Evidence) -> Plan:
-    return plan.make(judge.judge(seen, POLICY), seen, POLICY)
+    return plan.make(diagnose.judge(seen, POLICY), seen, POLICY)
 
 
 @settings(max_examples=300)
@@ -142,9 +142,9 @@ def test_each_download_gets_one_condition_and_nothing_raises(seen: Evidence) -> 
     assert all(each.message and each.path is not None for each in told_of.findings)
     made = plan.make(told_of.judged, seen, POLICY)
     assert all(each.why and each.remedy for each in made.refusals)
-    memory, told = learn.learn(Memory(), seen, told_of, {})
+    memory, told = transitions.learn(Memory(), seen, told_of, {})
     assert all(event.line for event in told)
-    again, told = learn.learn(memory, seen, told_of, {})
+    again, told = transitions.learn(memory, seen, told_of, {})
     assert not told, "the same look has nothing new to tell"
     assert again.downloads.keys() == memory.downloads.keys()
 
@@ -154,7 +154,7 @@ def test_each_download_gets_one_condition_and_nothing_raises(seen: Evidence) -> 
 def test_what_has_a_writer_is_live_and_nothing_of_it_is_touched(seen: Evidence) -> None:
     made = planned(seen)
     touched = {entry.name for action in made.actions for entry in action.expects}
-    for judged in judge.judge(seen, POLICY):
+    for judged in diagnose.judge(seen, POLICY):
         one = judged.download
         if one.writers:
             assert judged.condition is Condition.LIVE

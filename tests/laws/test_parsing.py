@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from watcher import manifests, names, ranges, sidecars
 from watcher.model import Entry, Kind, Part, Sidecar
+from watcher.ollama import manifests, names, ranges, sidecars
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 PARTS = st.builds(Part, INT64, INT64, INT64, INT64)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher import ranges
 from watcher.model import Ranges
+from watcher.ollama import ranges
 
 PIECES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=8)
 RANGES = PIECES.map(ranges.normal)

@@ -17,9 +17,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from watcher import ranges
 from watcher.model import MIB, Part, Ranges
 from watcher.observe import parts as looking
+from watcher.ollama import ranges
 
 K = 1024
 PIECE = 128 * K

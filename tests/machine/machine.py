@@ -37,9 +37,9 @@ from typing import NamedTuple
 
 from tests.support.driving import Daemon, age, environment, is_right, private_proc
 from tests.support.servers import Pull, Server, blob, collapsed, wait_until
-from watcher import ranges, sidecars
 from watcher.demo.registry import Content, Fault, Layer, Model, Registry
 from watcher.model import DAY, HOUR, MIB, Part, Ranges
+from watcher.ollama import ranges, sidecars
 
 from . import seen
 from .seen import Seen

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.servers import blob
-from watcher import cycle, ranges, sidecars
+from watcher import reconcile
 from watcher.demo.registry import Content
 from watcher.model import Policy, Ranges
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama import ranges, sidecars
 
 POLICY = Policy(repair=True, repair_stale=True, writers_visible=True)
 
@@ -42,7 +43,7 @@ class Seen:
 
 def see(store: Path, contents: dict[str, Content], proc: str) -> Seen:
     """Look at a store; of the machine's processes `proc` shows those that count."""
-    report = cycle.cycle(World(str(store), proc=proc, keeps=False), POLICY)
+    report = reconcile.cycle(World(str(store), proc=proc, keeps=False), POLICY)
     seen = report.evidence
     wanted = {
         entry.name

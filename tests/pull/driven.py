@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from tests.repair.scenes import seed_of
 from tests.support.driving import is_right
 from tests.support.servers import Server
-from watcher import sidecars, states
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import Policy
+from watcher.observe.host import World
+from watcher.ollama import sidecars
 from watcher.pull.driver import End, Options, Pull, Update
-from watcher.pull.site import Site
-from watcher.states import State
-from watcher.world import World
+from watcher.pull.target import Site
+from watcher.state import download_states
+from watcher.state.download_states import State
 
 MB = 1_000_000
 MIB = 1 << 20
@@ -49,7 +50,7 @@ class Seen:
         """One more; it must be able to follow the one before."""
         if self.updates:
             before, now = self.updates[-1].record, update.record
-            assert states.may_follow(before.state, now.state), (before.state, now.state)
+            assert download_states.may_follow(before.state, now.state), (before.state, now.state)
             assert now.progress_percent >= before.progress_percent, (before, now)
         self.updates.append(update)
 

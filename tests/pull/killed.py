@@ -9,9 +9,9 @@ from typing import Any
 
 from tests.support.breaking import break_files, main
 from watcher.model import Policy
+from watcher.observe.host import World
 from watcher.pull.driver import Options, Pull
-from watcher.pull.site import Site
-from watcher.world import World
+from watcher.pull.target import Site
 
 
 def _child(order: dict[str, Any], told: int) -> int:

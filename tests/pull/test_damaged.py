@@ -11,10 +11,10 @@ import pytest
 
 from tests.support.servers import Server, blob
 from watcher.demo.registry import Fault, Model, Registry
-from watcher.pull import site as sites
-from watcher.pull.causes import Cause
+from watcher.pull import target as sites
 from watcher.pull.driver import Options
-from watcher.states import State
+from watcher.pull.failures import Cause
+from watcher.state.download_states import State
 
 from .driven import MB, add, arrived, drive, site
 

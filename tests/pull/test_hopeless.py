@@ -15,10 +15,10 @@ from tests.conftest import needs_root
 from tests.support.driving import lay_out
 from tests.support.servers import EngineServer, Server
 from watcher.demo.registry import Fault, Registry
+from watcher.observe.host import World
 from watcher.pull import disk, driver
-from watcher.pull.causes import Cause
 from watcher.pull.driver import Options
-from watcher.world import World
+from watcher.pull.failures import Cause
 
 from .driven import MB, Seen, add, arrived, claimed, drive, site
 

@@ -8,9 +8,9 @@ import pytest
 
 from tests.support.servers import Server
 from watcher.demo.registry import Fault, Model, Registry
-from watcher.pull.bar import Bar
-from watcher.pull.causes import Cause
 from watcher.pull.driver import Options, Update
+from watcher.pull.failures import Cause
+from watcher.pull.model_progress import Bar
 
 from .driven import MB, MIB, OPTIONS, SIZE, Seen, add, arrived, claimed, drive, site
 

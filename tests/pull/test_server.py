@@ -11,13 +11,13 @@ import pytest
 
 from tests.support.servers import Server, collapsed, wait_until
 from watcher.demo.registry import Fault, Layer, Registry, Step
-from watcher.pull import cure, driver, heard
-from watcher.pull.causes import Cause
+from watcher.observe.host import World
+from watcher.pull import driver, layer_progress, repair
 from watcher.pull.driver import Options, Pull, Update
-from watcher.pull.sharing import Sharing
-from watcher.pull.site import Site, url_of_store
-from watcher.states import State
-from watcher.world import World
+from watcher.pull.failures import Cause
+from watcher.pull.layer_locks import Sharing
+from watcher.pull.target import Site, url_of_store
+from watcher.state.download_states import State
 
 from .driven import MB, MIB, OPTIONS, POLICY, SIZE, Seen, add, arrived, drive, site
 
@@ -220,7 +220,7 @@ def test_another_client_that_pulls_it_is_joined(server: Server, registry: Regist
 def test_a_reset_while_another_client_pulls_it_ends_nobody(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cure, "_RELEASE_SECONDS", 1.0)
+    monkeypatch.setattr(repair, "_RELEASE_SECONDS", 1.0)
     model = add(registry, server)
     registry.throttle(RATE)
     server.start().wait_ready()
@@ -395,7 +395,7 @@ def test_a_layer_far_away_of_which_no_byte_comes_is_asked_for_again(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its length is known for so long that nobody can be preparing it any more."""
-    monkeypatch.setattr(heard, "PREPARED_SECONDS", 1.0)
+    monkeypatch.setattr(layer_progress, "PREPARED_SECONDS", 1.0)
     model = add(registry, server)
     registry.add_fault(Fault("stall", times=2))
     server.start().wait_ready()

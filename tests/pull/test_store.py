@@ -15,11 +15,11 @@ import pytest
 from tests.conftest import needs_root
 from tests.support.driving import lay_out
 from tests.support.servers import Line, Server, blob
-from watcher import cycle
+from watcher import reconcile
 from watcher.demo.registry import Fault, Model, Registry
-from watcher.pull.causes import Cause
 from watcher.pull.driver import Options, Update
-from watcher.states import State
+from watcher.pull.failures import Cause
+from watcher.state.download_states import State
 
 from .driven import MB, MIB, SIZE, add, arrived, claimed, drive, site
 
@@ -150,13 +150,13 @@ def test_where_nothing_is_begun_there_is_nothing_to_look_at(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[object] = []
-    usual = cycle.cycle
+    usual = reconcile.cycle
 
-    def look(*given: Any, **more: Any) -> cycle.Report:
+    def look(*given: Any, **more: Any) -> reconcile.Report:
         looks.append(given)
         return usual(*given, **more)
 
-    monkeypatch.setattr(cycle, "cycle", look)
+    monkeypatch.setattr(reconcile, "cycle", look)
     model = add(registry, server, 3 * MB)
     server.start().wait_ready()
     assert drive(site(server), model).end.cause is None

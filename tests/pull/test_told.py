@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from watcher.pull import driver
-from watcher.pull.causes import Cause, of_error
-from watcher.pull.site import Site
-from watcher.states import State
+from watcher.pull.failures import Cause, of_error
+from watcher.pull.target import Site
+from watcher.state.download_states import State
 
 from .driven import POLICY, drive
 

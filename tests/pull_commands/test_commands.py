@@ -152,7 +152,7 @@ def test_on_a_terminal(store: Path, server: EngineServer, registry: Registry, co
 
 def test_what_a_plain_pull_does_not_need_is_not_loaded(tmp_path: Path) -> None:
     heavy = ["concurrent.futures", "rich.console", "rich.live", "urllib.request"]
-    heavy += ["watcher.act.moves", "watcher.pull.queue"]
+    heavy += ["watcher.act.transaction", "watcher.pull.queue"]
     script = (
         f"import sys, watcher.cli, watcher.commands.pull; print(*({{*{heavy}}} & {{*sys.modules}}))"
     )

@@ -10,9 +10,10 @@ import pytest
 
 from tests.support.driving import run
 from tests.support.servers import EngineServer
-from watcher import ModelDownloadManager, StoreFiles, manifests
+from watcher import ModelDownloadManager, StoreFiles
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.errors import DownloadError
+from watcher.ollama import manifests
 from watcher.pull import driver
 from watcher.pull.driver import Options, Pull
 

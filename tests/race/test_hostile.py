@@ -11,8 +11,9 @@ import pytest
 
 from tests.conftest import needs_root
 from tests.support.driving import POLICY, Store, content, once, private_proc, world
-from watcher import cycle, files
+from watcher import reconcile
 from watcher.model import HOUR, Policy, RefusalKind, Result
+from watcher.state import fs
 
 from .test_opened_meanwhile import INSTANTS, Moment, refusal
 
@@ -111,11 +112,11 @@ def test_a_folder_in_a_sidecars_place_is_told_until_it_has_gone(
     (outcome,) = moment.act(REPAIR, proc=proc).outcomes
     assert outcome.result is Result.FAILED
     assert "the next run finishes it" in outcome.message
-    again = cycle.cycle(world(store, proc), REPAIR)
+    again = reconcile.cycle(world(store, proc), REPAIR)
     assert again.stuck
     assert again.outcomes == ()
     path.rmdir()
-    assert not cycle.cycle(world(store, proc), REPAIR).stuck
+    assert not reconcile.cycle(world(store, proc), REPAIR).stuck
     assert store.leftovers() == []
     assert path.is_file()
 
@@ -129,7 +130,7 @@ def test_a_link_in_place_of_a_folder_of_ours_leads_nowhere(
 ) -> None:
     """Put there when the act has been announced: it is done with what was opened, or not at all."""
     digest = store.download("stale")
-    cycle.cycle(world(store, proc), POLICY, consent=cycle.nothing)
+    reconcile.cycle(world(store, proc), POLICY, consent=reconcile.nothing)
     place, away = (store.ours / name).resolve(), store.path / "away"
 
     def swap() -> None:
@@ -143,7 +144,7 @@ def test_a_link_in_place_of_a_folder_of_ours_leads_nowhere(
     place.unlink()
     if away.exists():
         away.rename(place)
-    cycle.cycle(world(store, proc), POLICY)
+    reconcile.cycle(world(store, proc), POLICY)
     assert store.partials(digest) == []
     assert store.leftovers() == []
 
@@ -216,17 +217,17 @@ def test_root_sets_no_times_of_what_lies_outside(
     path = store.partial(store.download("wanted", aged=0.9 * HOUR), 1)
     do = swap(path, how, outside)
     if instant == "meanwhile":
-        real, hook = files.touch, once(do)
+        real, hook = fs.touch, once(do)
 
         def touch(name: str, *words: int) -> None:
             if name == path.name:
                 hook()
             real(name, *words)
 
-        monkeypatch.setattr(files, "touch", touch)
+        monkeypatch.setattr(fs, "touch", touch)
     else:
         do()
-    cycle.cycle(world(store, proc), REFRESH)
+    reconcile.cycle(world(store, proc), REFRESH)
     assert not path.is_file() or path.stat().st_mtime == 1e9
 
 
@@ -238,7 +239,7 @@ def test_a_download_with_a_second_name_keeps_all_its_times(
     digest = store.download("wanted", aged=0.9 * HOUR)
     (tmp_path / "second").hardlink_to(store.partial(digest))
     before = content(store.blobs)
-    report = cycle.cycle(world(store, proc), REFRESH)
+    report = reconcile.cycle(world(store, proc), REFRESH)
     assert report.outcomes == ()
     assert content(store.blobs) == before
 
@@ -250,6 +251,6 @@ def test_the_clean_up_takes_a_second_name_and_leaves_the_file(
     digest = store.download("stale")
     path = store.partial(digest)
     swap(path, "hard link", outside)()
-    report = cycle.cycle(world(store, proc), POLICY)
+    report = reconcile.cycle(world(store, proc), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert store.partials(digest) == []

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.driving import environment
-from watcher import files, kept, records
 from watcher.errors import LockedError
 from watcher.pull import queue
+from watcher.state import fs, json_file, records
 
 THREADS, PROCESSES, CHANGES = 10, 3, 10
 
@@ -136,7 +136,7 @@ def test_many_that_add_and_drive_drive_each_model_once(tmp_path: Path) -> None:
         f"p{p}-{t}-{n}:latest" for p in range(PROCESSES) for t in range(THREADS) for n in range(2)
     }
     assert sorted(driven) == sorted(wanted)
-    with files.opened_folder(str(store)) as folder:
+    with fs.opened_folder(str(store)) as folder:
         assert queue.FILE.read(folder).line == ()
 
 
@@ -154,7 +154,7 @@ def test_who_keeps_the_lock_too_long_is_named(
     folder: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records.change(folder, "llama3", {"state": "starting"})
-    monkeypatch.setattr(kept, "_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(json_file, "_PATIENCE_SECONDS", 0.1)
     ours = os.readlink(f"/proc/self/fd/{folder}") + "/.ollama-watch"
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, ours],

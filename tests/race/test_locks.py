@@ -11,7 +11,7 @@ import pytest
 
 from tests.crash.test_every_call import shape
 from tests.support.driving import Store, command, environment, run
-from watcher import cli, cycle
+from watcher import cli, reconcile
 
 HOLD = """
 import fcntl, os, sys
@@ -54,7 +54,7 @@ def test_a_held_lock_ends_in_exit_11_and_names_the_holder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = store.tree()
-    defaults = cycle.cycle.__kwdefaults__
+    defaults = reconcile.cycle.__kwdefaults__
     assert defaults is not None
     monkeypatch.setitem(defaults, "lock_seconds", 0.2)
     assert cli.main(["--store", str(store.path), "clean", "--yes"]) == 11

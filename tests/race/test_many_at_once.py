@@ -25,15 +25,16 @@ from tests.support.driving import (
     world,
 )
 from tests.support.servers import wait_until
-from watcher import cycle, files, memory
+from watcher import reconcile
 from watcher.act import apply
 from watcher.commands import acting
 from watcher.commands.context import Context
 from watcher.decide import plan
 from watcher.errors import EndedError
-from watcher.events import Event
 from watcher.model import Policy, RefusalKind, Result
-from watcher.observe import evidence, holders
+from watcher.observe import evidence, processes
+from watcher.state import fs, memory
+from watcher.state.event_log import Event
 
 REPAIR = Policy(repair=True, repair_stale=True, writers_visible=True)
 MANY = apply.FIRST_DOWNLOADS + 20
@@ -69,7 +70,7 @@ def test_they_share_the_wait_and_the_looks(
     waits: list[int] = []
     looks: list[int] = []
     plans: list[int] = []
-    real, make = holders.holders_of, plan.make
+    real, make = processes.holders_of, plan.make
 
     def counted(*words: Any) -> Any:
         looks.append(len(list(words[1])))
@@ -83,7 +84,7 @@ def test_they_share_the_wait_and_the_looks(
         waits.append(len(guards(store)))
         assert seconds >= 2
 
-    monkeypatch.setattr(holders, "holders_of", counted)
+    monkeypatch.setattr(processes, "holders_of", counted)
     monkeypatch.setattr(plan, "make", planned)
     with ollama_process(tmp_path, "serve") as pid:
         here = world(
@@ -92,7 +93,7 @@ def test_they_share_the_wait_and_the_looks(
             sleep=sleep,
             version=lambda _: "0.33.0",
         )
-        report = cycle.cycle(here, REPAIR)
+        report = reconcile.cycle(here, REPAIR)
     assert [each.result for each in report.outcomes] == [Result.DONE] * MANY
     assert waits == [apply.FIRST_DOWNLOADS, MANY - apply.FIRST_DOWNLOADS]
     assert looks == [3 * waits[0]] * 2 + [3 * waits[1]] * 2
@@ -119,7 +120,7 @@ def test_who_opens_or_changes_one_keeps_no_other_from_being_repaired(
         shown = private_proc(tmp_path / "proc", pid)
         here = world(store, shown, sleep=sleep, version=lambda _: "0.33.0")
         try:
-            report = cycle.cycle(here, REPAIR)
+            report = reconcile.cycle(here, REPAIR)
         finally:
             taken[0].__exit__(None, None, None)
     ended = {each.action.subject: each for each in report.outcomes}
@@ -157,9 +158,9 @@ def test_stopped_between_two_of_them_each_is_done_or_as_it_was(
     digests = broken(store, 6) if policy is REPAIR else [store.download(f"{n}") for n in range(6)]
     before = {digest: download(store, digest) for digest in digests}
     here = world(store, private_proc(tmp_path / "proc"))
-    cycle.cycle(here, policy, consent=cycle.nothing)
+    reconcile.cycle(here, policy, consent=reconcile.nothing)
     partitions = remembered(store)
-    report = cycle.cycle(here, policy, stop=stop_after(calls))
+    report = reconcile.cycle(here, policy, stop=stop_after(calls))
     done = {each.action.subject for each in report.outcomes if each.result is Result.DONE}
     assert len(done) < 6 or calls > 6
     for digest in set(digests) - done:
@@ -168,7 +169,7 @@ def test_stopped_between_two_of_them_each_is_done_or_as_it_was(
     kinds = {each.refusal.kind for each in report.outcomes if each.refusal}
     assert kinds <= {RefusalKind.STOPPED}
     assert store.leftovers() == []
-    again = cycle.cycle(here, policy)
+    again = reconcile.cycle(here, policy)
     assert {each.result for each in again.outcomes} <= {Result.DONE}
     assert guards(store) == []
 
@@ -177,7 +178,7 @@ def test_prepare_begins_after_two_whole_looks(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests, came = broken(store, 3), []
-    here, look, begin = world(store, private_proc(tmp_path / "proc")), evidence.observe, files.move
+    here, look, begin = world(store, private_proc(tmp_path / "proc")), evidence.observe, fs.move
 
     def observe(*words: Any) -> Any:
         came.extend(["look"] * (words[3] is None))
@@ -188,8 +189,8 @@ def test_prepare_begins_after_two_whole_looks(
         begin(*words, **more)
 
     monkeypatch.setattr(evidence, "observe", observe)
-    monkeypatch.setattr(files, "move", move)
-    monkeypatch.setattr(files, "replace", move)
+    monkeypatch.setattr(fs, "move", move)
+    monkeypatch.setattr(fs, "replace", move)
     monkeypatch.setattr(Context, "worlds", lambda *_, **__: [here])
     acting.prepare(Context(Policy(writers_visible=True), stores=(str(store.path),)))
     assert came[: came.index("act")] == ["look", "look"]
@@ -207,7 +208,7 @@ def test_who_is_stopped_during_the_wait_puts_all_of_a_batch_back(
     with ollama_process(tmp_path, "serve") as pid:
         shown = private_proc(tmp_path / "proc", pid)
         here = world(store, shown, sleep=waits.append, version=lambda _: "0.33.0")
-        report = cycle.cycle(here, REPAIR, stop=lambda: bool(waits))
+        report = reconcile.cycle(here, REPAIR, stop=lambda: bool(waits))
     assert len(waits) == 1
     assert [each.refusal.kind for each in report.outcomes if each.refusal] == (
         [RefusalKind.STOPPED] * 5
@@ -218,7 +219,7 @@ def test_who_is_stopped_during_the_wait_puts_all_of_a_batch_back(
 
 def remembered(store: Store) -> dict[str, object]:
     """The parts that are remembered of each download."""
-    with files.opened_folder(str(store.path)) as fd:
+    with fs.opened_folder(str(store.path)) as fd:
         return {
             digest: (record.partition, record.mended)
             for digest, record in memory.load(fd).downloads.items()
@@ -275,12 +276,12 @@ def test_who_is_asked_to_end_gives_every_look_up_with_everything_in_order(
         digests = broken(store, 4)
         ends = Ends(after)
         with contextlib.suppress(EndedError):
-            cycle.cycle(world(store, proc, ends=ends), REPAIR, stop=ends.came)
+            reconcile.cycle(world(store, proc, ends=ends), REPAIR, stop=ends.came)
         ended += ends.asked > after
         after += 1
         assert guards(store) == [], after
         assert store.leftovers() == []
-        cycle.cycle(world(store, proc), REPAIR)
+        reconcile.cycle(world(store, proc), REPAIR)
         assert all(is_new(store.partial(each, 0)) for each in digests)
     assert ended > 10  # before, during and after the acts
 
@@ -299,7 +300,7 @@ def test_what_was_hashed_is_told_though_the_look_after_it_is_given_up(
         tell=told.append,
     )
     with pytest.raises(EndedError):
-        cycle.cycle(here, Policy(hash=True, verify=True))
+        reconcile.cycle(here, Policy(hash=True, verify=True))
     assert {each.event_type for each in told} == {"blob_corrupt"}
     assert f"sha256:{digest}" in {each.details["digest"] for each in told}
 
@@ -309,9 +310,9 @@ def test_a_batch_that_is_interrupted_by_an_error_of_ours_is_put_back(
 ) -> None:
     broken(store, 4)
     before = content(store.blobs)
-    monkeypatch.setattr(holders, "holders_of", lambda *_: 1 // 0)
+    monkeypatch.setattr(processes, "holders_of", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        cycle.cycle(world(store, private_proc(tmp_path / "proc")), REPAIR)
+        reconcile.cycle(world(store, private_proc(tmp_path / "proc")), REPAIR)
     assert {name: each[2:] for name, each in content(store.blobs).items()} == {
         name: each[2:] for name, each in before.items()
     }

@@ -21,9 +21,10 @@ from tests.support.driving import (
     run,
     world,
 )
-from watcher import cycle, files
-from watcher.cycle import Report
+from watcher import reconcile
 from watcher.model import Consent, Plan, Policy, Refusal, RefusalKind, Result
+from watcher.reconcile import Report
+from watcher.state import fs
 
 Mode = Literal["rb", "r+b"]
 
@@ -43,7 +44,7 @@ class Moment:
         self._stack = contextlib.ExitStack()
         self.came = False
         self._tell: Callable[[object], None] = lambda _: None
-        self._consent: Consent = cycle.everything
+        self._consent: Consent = reconcile.everything
 
     def clean(self) -> Report:
         """Remove what is worth nothing; the instant must have come."""
@@ -55,7 +56,7 @@ class Moment:
         """A cycle in a world that may be another one."""
         with self._stack:
             here = world(self._store, tell=self._tell, **more)
-            return cycle.cycle(here, policy, consent=self._consent)
+            return reconcile.cycle(here, policy, consent=self._consent)
 
     def before_the_act_is_planned_again(self, act: Callable[[], object]) -> None:
         """When the plan has been agreed to."""
@@ -94,7 +95,7 @@ class Moment:
         return lambda: self._stack.enter_context(ollama_process(folder))
 
     def _around(self, call: str, name: str, act: Callable[[], object], *, after: bool) -> None:
-        real, hook = getattr(files, call), once(self._noted(act))
+        real, hook = getattr(fs, call), once(self._noted(act))
 
         def called(given: str, *words: Any, **more: Any) -> Any:
             if given == name and not after:
@@ -104,7 +105,7 @@ class Moment:
                 hook()
             return result
 
-        self._patch.setattr(files, call, called)
+        self._patch.setattr(fs, call, called)
 
     def _noted(self, act: Callable[[], object]) -> Callable[[], object]:
         def noted() -> object:
@@ -144,7 +145,7 @@ def test_what_has_come_in_the_way_since_the_plan_was_agreed_to_is_told(store: St
             opened.enter_context(holding(path))
             return planned
 
-        refused = refusal(cycle.cycle(world(store), POLICY, consent=consent))
+        refused = refusal(reconcile.cycle(world(store), POLICY, consent=consent))
     assert refused.kind is RefusalKind.HELD
     assert f"has {path.name} open" in refused.why
     assert path.exists()
@@ -159,7 +160,9 @@ def test_what_somebody_else_has_done_since_the_plan_was_agreed_to_is_told_once(
         assert run(store.path, "clean", "--yes").returncode == 0
         return planned
 
-    assert refusal(cycle.cycle(world(store), POLICY, consent=consent)).kind is RefusalKind.CHANGED
+    assert (
+        refusal(reconcile.cycle(world(store), POLICY, consent=consent)).kind is RefusalKind.CHANGED
+    )
     assert not path.exists()
     told = store.event_types()
     assert (told.count("partial_cleaned"), told.count("refused")) == (1, 0)
@@ -180,7 +183,7 @@ def test_a_download_that_is_opened_meanwhile_is_put_back(
     assert "sleep (" in refused.why
     assert store.tree() == before
     assert store.leftovers() == []
-    cycle.cycle(world(store), POLICY)
+    reconcile.cycle(world(store), POLICY)
     assert store.partials(digest) == []
 
 
@@ -231,14 +234,14 @@ def test_nothing_is_put_back_over_a_new_file(store: Store, moment: Moment) -> No
         moment.hold(data, "rb")()
 
     moment.before("move", data.name, begin_anew)
-    real = files.move
+    real = fs.move
 
     def move(name: str, *words: Any, **more: Any) -> None:
         real(name, *words, **more)
         if name == data.name and not data.exists():
             data.write_bytes(b"new")
 
-    moment._patch.setattr(files, "move", move)
+    moment._patch.setattr(fs, "move", move)
     assert moment.clean().outcomes[0].result is Result.REFUSED
     assert data.read_bytes() == b"new"
     kept = [path for path in store.path.rglob("*") if path.is_file() and path != data]
@@ -386,13 +389,13 @@ def test_our_own_folder_may_be_no_link(
     folder: str, store: Store, tmp_path: Path, outside: Path
 ) -> None:
     digest = store.download("stale")
-    cycle.cycle(world(store), POLICY, consent=cycle.nothing)
+    reconcile.cycle(world(store), POLICY, consent=reconcile.nothing)
     place = store.ours if folder == ".ollama-watch" else store.ours / folder
     if place.exists():
         place.rename(tmp_path / "away")
     place.symlink_to(outside)
     with contextlib.suppress(Exception):
-        cycle.cycle(world(store), POLICY)
+        reconcile.cycle(world(store), POLICY)
     assert len(store.partials(digest)) in (0, 4)
     place.unlink()
 
@@ -440,7 +443,7 @@ def test_a_file_with_a_second_name_elsewhere_frees_nothing(store: Store, tmp_pat
     digest = store.download("stale")
     (tmp_path / "second").hardlink_to(store.partial(digest))
     sidecars = sum(data_size(store.partial(digest, number)) for number in range(3))
-    report = cycle.cycle(world(store), POLICY)
+    report = reconcile.cycle(world(store), POLICY)
     assert (report.plan.frees, report.outcomes[0].freed) == (sidecars, sidecars)
 
 
@@ -449,7 +452,7 @@ def test_two_names_of_one_file_that_both_go_free_it_once(store: Store) -> None:
     orphan = store.blobs / f"sha256-{store.blob('orphan')}"
     (store.blobs / "split-copy77").hardlink_to(orphan)
     size = data_size(orphan)
-    report = cycle.cycle(world(store), POLICY)
+    report = reconcile.cycle(world(store), POLICY)
     assert [outcome.result for outcome in report.outcomes] == [Result.DONE] * 2
     assert sum(outcome.freed for outcome in report.outcomes) == size
 
@@ -497,7 +500,7 @@ def test_orphans_and_leftovers_stay_while_an_ollama_process_runs(
 ) -> None:
     path = store.file(what if what != "orphan" else f"sha256-{store.digest('orphan')}")
     with ollama_process(tmp_path):
-        report = cycle.cycle(world(store), POLICY)
+        report = reconcile.cycle(world(store), POLICY)
     assert [each.kind for each in report.plan.refusals] == [RefusalKind.SERVER_RUNS]
     assert report.plan.refusals[0].remedy.startswith("stop the server")
     assert path.exists()
@@ -516,6 +519,6 @@ def test_a_plan_that_was_agreed_to_an_hour_later_is_carried_out(store: Store) ->
         return planned
 
     here = world(store, clock=lambda: time.time() + late[0])
-    report = cycle.cycle(here, POLICY, consent=consent)
+    report = reconcile.cycle(here, POLICY, consent=consent)
     assert [outcome.result for outcome in report.outcomes] == [Result.DONE]
     assert store.partials(digest) == []

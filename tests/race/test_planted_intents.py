@@ -20,10 +20,10 @@ import pytest
 
 from tests.conftest import needs_root
 from tests.support.driving import POLICY, Store, content, private_proc, world
-from watcher import cycle
+from watcher import reconcile
 from watcher.model import Kind, Part, Policy, Result, Verb
 from watcher.observe import intents
-from watcher.sidecars import write
+from watcher.ollama.sidecars import write
 
 REPAIR = Policy(repair=True, repair_stale=True, writers_visible=True)
 NUMBER = "00000007"
@@ -104,7 +104,7 @@ class Planted:
 
 def foreign(store: Store, proc: str) -> list[str]:
     """Why intents are not believed, as an audit has it."""
-    report = cycle.cycle(world(store, proc, keeps=False), POLICY)
+    report = reconcile.cycle(world(store, proc, keeps=False), POLICY)
     return [each.message for each in report.verdict.findings if each.kind == "store_foreign_intent"]
 
 
@@ -123,7 +123,7 @@ def assert_left(store: Store, planted: Planted, proc: str) -> None:
     before = tree_of(planted.path)
     stale = store.download("stale")
     for _ in range(2):
-        report = cycle.cycle(world(store, proc), POLICY)
+        report = reconcile.cycle(world(store, proc), POLICY)
         assert not report.stuck
     assert store.partials(stale) == []
     assert tree_of(planted.path) == before
@@ -132,7 +132,7 @@ def assert_left(store: Store, planted: Planted, proc: str) -> None:
     assert [each["details"]["kind"] for each in told] == ["store_foreign_intent"]
     subprocess.run(shlex.split(finding.command), check=True)
     assert foreign(store, proc) == []
-    cycle.cycle(world(store, proc), POLICY)
+    reconcile.cycle(world(store, proc), POLICY)
     assert store.leftovers() == [f"foreign-intent-{planted.path.name}"]
 
 
@@ -166,7 +166,7 @@ def test_nothing_of_it_goes_through_a_link_in_place_of_blobs(
     store.blobs.symlink_to(victim)
     before = content(victim)
     for policy in (POLICY, REPAIR):
-        cycle.cycle(world(store, proc), policy)
+        reconcile.cycle(world(store, proc), policy)
     assert content(victim) == before
     assert (planted.path / where / "passwd").read_text() == "evil"
 
@@ -358,7 +358,7 @@ def test_what_a_member_of_the_group_has_begun_is_put_back(store: Store, proc: st
         folder.chmod(0o2775)
     for path in (planted.path, *planted.path.rglob("*")):
         os.chown(path, 12345, 4242)
-    cycle.cycle(world(store, proc), REPAIR)
+    reconcile.cycle(world(store, proc), REPAIR)
     assert (store.blobs / name).read_text() == "an orphan"
     assert not planted.path.exists()
 
@@ -371,7 +371,7 @@ def test_what_has_another_name_is_no_intent(name: str, store: Store, proc: str) 
     (store.ours / "quarantine").mkdir()
     (store.ours / "quarantine" / f"{'9' * 100}-x").write_text("x")
     stale = store.download("stale")
-    report = cycle.cycle(world(store, proc), POLICY)
+    report = reconcile.cycle(world(store, proc), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert store.partials(stale) == []
     assert (store.ours / "intents" / name).read_text() == "x"
@@ -389,7 +389,7 @@ def test_a_named_blob_that_is_decided_to_go_comes_back(store: Store, proc: str) 
         planted.says(verb, path)
         planted.take(path)
         planted.decide()
-        cycle.cycle(world(store, proc), POLICY)
+        reconcile.cycle(world(store, proc), POLICY)
         assert store.tree() == before
         assert store.leftovers() == []
 
@@ -400,7 +400,7 @@ def test_a_young_orphan_that_is_decided_to_go_comes_back(
 ) -> None:
     planted = Planted(store)
     name = _of_orphan(planted).name
-    cycle.cycle(world(store, proc), policy)
+    reconcile.cycle(world(store, proc), policy)
     assert (store.blobs / name).read_text() == "an orphan"
     assert store.leftovers() == []
 
@@ -414,7 +414,7 @@ def test_a_download_that_is_decided_to_go_comes_back_whole(store: Store, proc: s
     planted.take(*paths)
     (planted.path / "guard").rename(store.partial(digest, 0))
     planted.decide()
-    cycle.cycle(world(store, proc), POLICY)
+    reconcile.cycle(world(store, proc), POLICY)
     assert store.tree() == before
     assert store.leftovers() == []
 
@@ -431,7 +431,7 @@ def test_sidecars_of_data_that_is_there_do_not_go_on_an_intents_word(
     gone.unlink()
     planted.take(*paths)
     planted.decide()
-    cycle.cycle(world(store, proc), POLICY)
+    reconcile.cycle(world(store, proc), POLICY)
     assert store.tree() == before
 
 
@@ -452,9 +452,9 @@ def test_sidecars_that_nobody_foresaw_are_not_put_beside_data(store: Store, proc
     (planted.path / "new" / last).write_bytes(texts[last])
     planted.decide()
     before = store.tree()
-    cycle.cycle(world(store, proc), replace(POLICY, clean=False))
+    reconcile.cycle(world(store, proc), replace(POLICY, clean=False))
     assert store.tree() == before
-    report = cycle.cycle(world(store, proc), REPAIR)
+    report = reconcile.cycle(world(store, proc), REPAIR)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert store.partial(digest, 0).read_bytes() not in (b"", texts[last])
 
@@ -470,7 +470,7 @@ def test_what_takes_no_name_back_goes_to_quarantine_under_a_free_one(
     if taken:
         (store.ours / "quarantine").mkdir()
         (store.ours / "quarantine" / f"{NUMBER}-{name}").write_text("an old one")
-    cycle.cycle(world(store, proc), replace(POLICY, clean=False))
+    reconcile.cycle(world(store, proc), replace(POLICY, clean=False))
     texts = {path.name: path.read_text() for path in (store.ours / "quarantine").iterdir()}
     assert texts.pop(f"{'00000008' if taken else NUMBER}-{name}") == "an orphan"
     assert len(texts) == taken
@@ -498,7 +498,7 @@ def test_what_an_earlier_start_has_left_is_put_back(store: Store, proc: str) -> 
     planted = Planted(store)
     name = _of_orphan(planted).name
     planted.change(blobs={**planted.folder()._asdict(), "boot": "an earlier one", "device": 4711})
-    cycle.cycle(world(store, proc), REPAIR)
+    reconcile.cycle(world(store, proc), REPAIR)
     assert (store.blobs / name).read_text() == "an orphan"
 
 
@@ -513,6 +513,6 @@ def test_no_intent_that_is_written_is_too_large_to_be_read(store: Store, proc: s
     largest = max(path.stat().st_size for path in planted.path.iterdir() if path.is_file())
     assert largest < 1 << 20
     planted.take(store.partial(digest), *paths)
-    cycle.cycle(world(store, proc), replace(POLICY, clean=False))
+    reconcile.cycle(world(store, proc), replace(POLICY, clean=False))
     assert len(store.partials(digest)) == 70_001
     assert store.leftovers() == []

@@ -12,11 +12,11 @@ import pytest
 from tests.conftest import SERVERS
 from tests.support.driving import OLD, POLICY, age, is_right, lay_out, private_proc
 from tests.support.servers import Server, collapsed
-from watcher import cycle
-from watcher.cycle import Report
+from watcher import reconcile
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import Result
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.reconcile import Report
 
 SIZE = 3_000_000
 
@@ -59,7 +59,7 @@ class Scene:
             if at_sleep is not None:
                 at_sleep()
 
-        return cycle.cycle(self.world(sleep=sleep), POLICY)
+        return reconcile.cycle(self.world(sleep=sleep), POLICY)
 
     def world(self, **more: Any) -> World:
         """The store, and of the machine's processes the server alone."""
@@ -110,7 +110,7 @@ def test_a_pull_that_goes_on_before_the_guard_keeps_its_download(scene: Scene) -
             scene.registry.wait_held(scene.digest, 1)
 
     here = scene.world(sleep=lambda _: None, tell=pull_first)
-    report = cycle.cycle(here, POLICY)
+    report = reconcile.cycle(here, POLICY)
     scene.registry.release()
     assert collapsed(pulls[0].result())[-1] == "success"
     assert [outcome.result for outcome in report.outcomes] == [Result.REFUSED]

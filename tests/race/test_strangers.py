@@ -20,10 +20,11 @@ import pytest
 from tests.conftest import needs_root, open_parents
 from tests.support.driving import Daemon, Store, command, environment, run
 from tests.support.servers import wait_until
-from watcher import cli, files, ours
+from watcher import cli
 from watcher.model import Policy
-from watcher.pull import queue, site
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.pull import queue, target
+from watcher.state import fs, state_folder
 
 OWNER, STRANGER, GROUP, MEMBER = 12345, 54321, 5000, 12346
 #: Acting commands, and those that only read.
@@ -402,7 +403,7 @@ def test_a_pull_says_why_it_cures_nothing_in_such_a_store(tmp_path: Path) -> Non
     store = Store(tmp_path / "models")
     run(store.path, "verify")
     give(store.ours, STRANGER, STRANGER)
-    found = site.find("http://127.0.0.1:1", World(str(store.path)), Policy())
+    found = target.find("http://127.0.0.1:1", World(str(store.path)), Policy())
     assert found.world is None
     assert f"user id {STRANGER}" in found.why
 
@@ -555,15 +556,15 @@ def test_where_our_folder_is_removed_the_daemons_lock_is_taken_anew(store: Store
 
 
 def test_a_lock_is_the_file_that_has_its_name(folder: int) -> None:
-    lock = ours.LongLock("daemon.lock")
+    lock = state_folder.LongLock("daemon.lock")
     assert lock.hold(folder, "pid 1")
     assert not lock.hold(folder, "pid 1")
-    with ours.opened(folder) as our_folder:
-        files.remove("daemon.lock", our_folder)
-        with files.locked("daemon.lock", our_folder, "pid 2"), pytest.raises(files.BusyError):
+    with state_folder.opened(folder) as our_folder:
+        fs.remove("daemon.lock", our_folder)
+        with fs.locked("daemon.lock", our_folder, "pid 2"), pytest.raises(fs.BusyError):
             lock.hold(folder, "pid 1")
         assert lock.hold(folder, "pid 1")
-        with pytest.raises(files.BusyError), files.locked("daemon.lock", our_folder, "pid 2"):
+        with pytest.raises(fs.BusyError), fs.locked("daemon.lock", our_folder, "pid 2"):
             pass
     lock.release()
 

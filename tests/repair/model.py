@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.notation import Store, digest_of
-from watcher import cycle, files, ranges, sidecars
-from watcher.cycle import Report
+from watcher import reconcile
 from watcher.model import Part, Policy, Ranges
 from watcher.observe import parts
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama import ranges, sidecars
+from watcher.reconcile import Report
+from watcher.state import fs
 
 K = 1024
 #: What stands for 1 MiB, and the part size of the rule: its borders lie within blocks.
@@ -42,7 +44,7 @@ def small_scale(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sidecars, "_SMALLEST_PART", STEP)
     patch.setattr(sidecars, "_LARGEST_PART", 10 * STEP)
     patch.setattr(sidecars, "_SMALLEST_CUT", 2 * HEAD)
-    patch.setattr(files, "sync", lambda _: None)
+    patch.setattr(fs, "sync", lambda _: None)
     patch.setattr(os, "fsync", lambda _: None)
 
 
@@ -175,20 +177,20 @@ class History:
     def repair(self) -> Report:
         """A whole cycle of ours."""
         self.told.append("repair")
-        report = cycle.cycle(self._world(), POLICY)
+        report = reconcile.cycle(self._world(), POLICY)
         self._note()
         return report
 
     def look(self) -> None:
         """A look of the service that agrees to nothing."""
         self.told.append("look")
-        cycle.cycle(self._world(), POLICY, consent=cycle.nothing)
+        reconcile.cycle(self._world(), POLICY, consent=reconcile.nothing)
         self._note()
 
     def keep_fresh(self) -> Report:
         """Our setting of times alone, as before the server's start."""
         self.told.append("times set")
-        report = cycle.cycle(self._world(), replace(POLICY, repair=False, hash=False))
+        report = reconcile.cycle(self._world(), replace(POLICY, repair=False, hash=False))
         self._note()
         return report
 

@@ -14,9 +14,10 @@ import pytest
 from tests.conftest import SERVERS
 from tests.support.notation import Store, age, digest_of
 from tests.support.servers import Server
-from watcher import cycle, files
+from watcher import reconcile
 from watcher.model import Finding, Policy, Severity
 from watcher.observe.serving import DAEMON_LOCK
+from watcher.state import fs
 
 KINDS = ("download_at_risk", "blob_at_risk")
 Prepare = Callable[[Store], object]
@@ -30,7 +31,7 @@ def server(request: pytest.FixtureRequest, models: Store) -> Iterator[Server]:
 
 def at_risk(store: Store) -> list[Finding]:
     policy = replace(Policy(), repair=True, clean=True)
-    report = cycle.cycle(store.world(keeps=False), policy, consent=cycle.nothing)
+    report = reconcile.cycle(store.world(keeps=False), policy, consent=reconcile.nothing)
     return [each for each in report.verdict.findings if each.kind in KINDS]
 
 
@@ -124,8 +125,8 @@ def watched(store: Store) -> Iterator[None]:
     (store.path / ".ollama-watch").mkdir()
     since = f"pid {os.getpid()} since 2026-11-24T10:00:00Z"
     with (
-        files.opened_folder(str(store.path / ".ollama-watch")) as ours,
-        files.locked(DAEMON_LOCK, ours, since),
+        fs.opened_folder(str(store.path / ".ollama-watch")) as ours,
+        fs.locked(DAEMON_LOCK, ours, since),
     ):
         yield
 
@@ -148,7 +149,7 @@ def test_what_the_unit_keeps_is_not_at_risk(models: Store, text: str, kept: bool
     assert (at_risk(models) == []) is kept
     if kept:
         policy = replace(Policy(), repair=True, clean=True)
-        report = cycle.cycle(models.world(keeps=False), policy, consent=cycle.nothing)
+        report = reconcile.cycle(models.world(keeps=False), policy, consent=reconcile.nothing)
         assert report.verdict.forecast is not None
         assert not report.verdict.forecast.deletes
 

@@ -17,10 +17,10 @@ import pytest
 from tests.support.driving import Store, command, environment, private_proc
 from tests.support.servers import wait_until
 from tests.support.workers import ALONE
-from watcher import cycle
-from watcher.cycle import Report
+from watcher import reconcile
 from watcher.model import DAY, HOUR, Policy, RefusalKind, Result, Verb
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.reconcile import Report
 
 CLEAN = Policy(repair=False, clean=True, writers_visible=True)
 SERVICE = Policy(repair=True, refresh=True, clean=True, writers_visible=True)
@@ -67,7 +67,7 @@ class Machine:
 
     def act(self, policy: Policy) -> Report:
         """A cycle; whatever the clock says, nothing has an age below zero."""
-        report = cycle.cycle(self._world, policy)
+        report = reconcile.cycle(self._world, policy)
         for judged in report.verdict.judged:
             assert judged.age >= 0
             assert judged.quiet >= 0
@@ -255,7 +255,7 @@ import sys, time
 from pathlib import Path
 from watcher import daemon
 from watcher.model import Policy
-from watcher.world import World
+from watcher.observe.host import World
 
 store, ahead = sys.argv[1], Path(sys.argv[2])
 world = World(store, clock=lambda: time.time() + float(ahead.read_text() or 0))

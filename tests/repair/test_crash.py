@@ -19,8 +19,10 @@ from tests.crash.test_every_call import places
 from tests.support.driving import Store, age, private_proc, world
 from tests.support.kills import Ended
 from tests.support.servers import sidecar
-from watcher import cycle, memory, sidecars
+from watcher import reconcile
 from watcher.model import MIB, Part, Policy, Ranges
+from watcher.ollama import sidecars
+from watcher.state import memory
 
 __all__ = ["driver"]
 
@@ -137,7 +139,7 @@ def test_nothing_is_mended_where_it_can_not_be_remembered(
     monkeypatch.setattr(memory, "save", full)
     here = world(store, private_proc(tmp_path / "proc"), clock=lambda: time.time() + 2400)
     policy = Policy(repair=True, repair_stale=True, writers_visible=True)
-    report = cycle.cycle(here, policy)
+    report = reconcile.cycle(here, policy)
     assert report.troubles
     assert texts(store, digest) == before
     assert {path: path.stat().st_mtime_ns for path in store.blobs.iterdir()} == times

@@ -7,8 +7,8 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from watcher import ranges, sidecars
 from watcher.model import MIB, Entry, Kind, Part, Ranges, Sidecar
+from watcher.ollama import ranges, sidecars
 
 MOST_GAPS = 128
 CONNECTIONS = 16

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.notation import Store
-from watcher import files
 from watcher.model import Result
+from watcher.state import fs
 
 from .model import BLOCK, HEAD, STEP, History, small_scale
 
@@ -137,7 +137,7 @@ def test_times_that_we_have_set_do_not_hide_a_power_cut(
 ) -> None:
     """Claimed, and never written: after our refresh the file seems younger than the start."""
     if births == "unknown":
-        monkeypatch.setattr(files, "born", lambda *_: 0)
+        monkeypatch.setattr(fs, "born", lambda *_: 0)
     history.attempt(0, "cancelled", 3 * HEAD)
     history.repair()
     history.power_cut([5, 6])

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.support.driving import Store, private_proc, world
-from watcher import cycle
+from watcher import reconcile
 from watcher.model import Policy, Result
 
 VERIFY = Policy(repair=False, hash=True, verify=True, writers_visible=True)
@@ -21,9 +21,9 @@ def test_two_of_one_name_are_both_kept_and_told_apart(tmp_path: Path) -> None:
 
     def put_aside(text: str) -> None:
         blob.write_text(text.ljust(size))
-        cycle.cycle(here, VERIFY)
+        reconcile.cycle(here, VERIFY)
 
-        report = cycle.cycle(here, REPAIR)
+        report = reconcile.cycle(here, REPAIR)
         assert [each.result for each in report.outcomes if each.action.subject == blob.name] == [
             Result.DONE
         ]
@@ -37,10 +37,10 @@ def test_two_of_one_name_are_both_kept_and_told_apart(tmp_path: Path) -> None:
     assert len({label.partition("-")[0] for label in labels}) == 2
     (first, second) = sorted(labels)
     policy = Policy(repair=False, writers_visible=True)
-    (outcome,) = cycle.cycle(here, replace(policy, restore=frozenset({first}))).outcomes
+    (outcome,) = reconcile.cycle(here, replace(policy, restore=frozenset({first}))).outcomes
     assert outcome.result is Result.DONE
     assert blob.read_text().strip() == "the first"
-    report = cycle.cycle(here, replace(policy, restore=frozenset({second})))
+    report = reconcile.cycle(here, replace(policy, restore=frozenset({second})))
     assert report.outcomes == ()
     assert [each.subject for each in report.plan.refusals] == [second]
     assert (store.ours / "quarantine" / second).read_text().strip() == "the second"

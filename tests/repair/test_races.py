@@ -12,12 +12,13 @@ import pytest
 
 from tests.support.driving import is_right, private_proc
 from tests.support.servers import Server, collapsed, wait_until
-from watcher import cycle, files
-from watcher.act import moves
-from watcher.cycle import Report
+from watcher import reconcile
+from watcher.act import transaction
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import Policy, RefusalKind, Result
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.reconcile import Report
+from watcher.state import fs
 
 from .scenes import MIB, SIZE, STATES, Download, seed_of
 
@@ -47,7 +48,7 @@ def repair(server: Server, **more: object) -> Report:
     """A cycle that sees of the machine's processes the server alone."""
     proc = private_proc(server.store.with_name("proc"), server.pid)
     given: dict[str, object] = {"sleep": lambda _: None, **more}
-    return cycle.cycle(World(str(server.store), proc=proc, **given), POLICY)  # type: ignore[arg-type]
+    return reconcile.cycle(World(str(server.store), proc=proc, **given), POLICY)  # type: ignore[arg-type]
 
 
 def ends_right(server: Server, it: Download, registry: Registry) -> None:
@@ -78,7 +79,7 @@ def test_a_pull_between_the_renames_fails_once(
     at: int, it: Download, server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    put_new, replace, calls = moves._put_new, files.replace, [0]
+    put_new, replace, calls = transaction._put_new, fs.replace, [0]
 
     def counted(*words: object) -> None:
         if calls[0] == at:
@@ -87,11 +88,11 @@ def test_a_pull_between_the_renames_fails_once(
         replace(*words)  # type: ignore[arg-type]
 
     def hooked(*words: object) -> None:
-        monkeypatch.setattr(files, "replace", counted)
+        monkeypatch.setattr(fs, "replace", counted)
         put_new(*words)  # type: ignore[arg-type]
-        monkeypatch.setattr(files, "replace", replace)
+        monkeypatch.setattr(fs, "replace", replace)
 
-    monkeypatch.setattr(moves, "_put_new", hooked)
+    monkeypatch.setattr(transaction, "_put_new", hooked)
     report = repair(server)
     assert calls[0] > at
     assert told[-1] == "error: EOF"
@@ -131,7 +132,7 @@ def test_who_opens_the_data_between_look_and_act_is_left_alone(
             holders.append(_writer(it.data))
 
     try:
-        report = cycle.cycle(World(str(it.store), tell=open_it), POLICY)
+        report = reconcile.cycle(World(str(it.store), tell=open_it), POLICY)
     finally:
         for pid in holders:
             os.kill(pid, signal.SIGKILL)
@@ -160,14 +161,14 @@ def stopped_in_the_middle(it: Download) -> int:
                 proc=private_proc(it.store.with_name("proc")),
                 sleep=lambda _: None,
             )
-            real = moves._check_unchanged
+            real = transaction._check_unchanged
 
             def stop(*words: object) -> None:
                 os.kill(os.getpid(), signal.SIGSTOP)
                 real(*words)  # type: ignore[arg-type]
 
-            moves._check_unchanged = stop  # type: ignore[assignment]
-            cycle.cycle(here, POLICY)
+            transaction._check_unchanged = stop  # type: ignore[assignment]
+            reconcile.cycle(here, POLICY)
         finally:
             os._exit(0)
     _, status = os.waitpid(pid, os.WUNTRACED)
@@ -223,7 +224,7 @@ def test_starts_and_repairs_at_the_same_time_harm_neither(
 
     def repair_on() -> None:
         while not over.is_set():
-            cycle.cycle(World(str(it.store)), POLICY)
+            reconcile.cycle(World(str(it.store)), POLICY)
             time.sleep(0.01)
 
     thread = threading.Thread(target=repair_on)

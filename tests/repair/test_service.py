@@ -22,11 +22,12 @@ from tests.support.servers import (
     wait_written,
 )
 from tests.support.workers import ALONE
-from watcher import cycle, sidecars
-from watcher.cycle import Report
+from watcher import reconcile
 from watcher.demo.registry import Layer, Registry
 from watcher.model import DAY, HOUR, Policy, Verb
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama import sidecars
+from watcher.reconcile import Report
 
 from .scenes import MB, MIB, PART, SIZE, STATES, Download, seed_of
 
@@ -122,7 +123,7 @@ class Machine:
 
     def look(self, scope: frozenset[str] | None = None) -> Report:
         """A cycle as the service has it."""
-        return cycle.cycle(self._world, POLICY, scope)
+        return reconcile.cycle(self._world, POLICY, scope)
 
 
 def test_stale_downloads_are_left_by_the_service(store: Store, tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_the_rule_for_a_reboot_goes_by_the_own_time(store: Store, tmp_path: Path
     (machine / "stat").write_text(f"btime {int(time.time() - HOUR)}\n")
     here = World(str(store.path), proc=str(machine))
     for _ in range(3):
-        report = cycle.cycle(here, POLICY)
+        report = reconcile.cycle(here, POLICY)
         (judged,) = [each for each in report.verdict.judged if each.digest == digest]
         assert judged.download.trust.rebooted
         age(store.partial(digest, 0), 0.9 * HOUR)

@@ -1,6 +1,6 @@
 """Runs cycles that break at a chosen changing call: an order a line of stdin, an answer each.
 
-For each order the process forks; the child puts something between ``watcher.files`` and the system
+For each order the process forks; the child puts something between ``watcher.state.fs`` and the system
 that counts every call which changes a file, and at call `at` does what `how` says:
 
 kill     SIGKILL, before the call
@@ -26,12 +26,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from watcher import cycle, files
-from watcher.act import moves
+from watcher import reconcile
+from watcher.act import transaction
 from watcher.commands import acting, rights
 from watcher.errors import WatchError
 from watcher.model import Entry, Holder, Policy
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.state import fs
 
 CHANGING = frozenset(
     (
@@ -48,7 +49,7 @@ Child: TypeAlias = Callable[[dict[str, Any], int], int]
 
 
 class Breaking:
-    """Stands in for the module ``os`` inside ``watcher.files``."""
+    """Stands in for the module ``os`` inside ``watcher.state.fs``."""
 
     def __init__(self, order: dict[str, Any], told: int) -> None:
         self._at, self._how = order.get("at", 0), order.get("how", "")
@@ -102,9 +103,9 @@ def _shown(word: object) -> str | None:
 
 
 def break_files(order: dict[str, Any], told: int) -> None:
-    """Put `Breaking` between ``watcher.files`` and the system, for good."""
+    """Put `Breaking` between ``watcher.state.fs`` and the system, for good."""
     breaking = Breaking(order, told)
-    module: Any = files
+    module: Any = fs
     module.os = breaking
     if not order.get("no_replace", True):
         module._renameat2 = None
@@ -124,7 +125,7 @@ def _held_from(look: int) -> None:
         held = looks[0] >= look
         return tuple(Holder(1, "reader", entry.name, False) for entry in entries) if held else ()
 
-    module: Any = moves
+    module: Any = transaction
     module.holders.holders_of = holders_of
 
 
@@ -137,14 +138,14 @@ def _child(order: dict[str, Any], told: int) -> int:
     break_files(order, told)
     if order.get("held_from"):
         _held_from(order["held_from"])
-    consent = cycle.everything if order.get("clean", True) else cycle.nothing
+    consent = reconcile.everything if order.get("clean", True) else reconcile.nothing
     policy = replace(
         POLICY, **{name: _value(each) for name, each in order.get("policy", {}).items()}
     )
     try:
         if order.get("prepare"):
             acting._keep_wanted(world, policy)
-        report = cycle.cycle(world, policy, consent=consent)
+        report = reconcile.cycle(world, policy, consent=consent)
     except WatchError:
         return 4
     return 0 if all(outcome.result == "done" for outcome in report.outcomes) else 3

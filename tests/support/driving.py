@@ -30,7 +30,7 @@ from tests.support import commands
 from tests.support.servers import ROOT, TIMEOUT, Line, blob, sidecar, wait_until
 from watcher.demo.registry import Content, Registry
 from watcher.model import DAY, Policy
-from watcher.world import World
+from watcher.observe.host import World
 
 #: What `clean` does; nothing may hang on who else runs on the machine of the tests.
 POLICY = Policy(clean=True, repair=False, writers_visible=True)

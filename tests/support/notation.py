@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from watcher.world import World
+from watcher.observe.host import World
 
 MB = 1_000_000
 PART = 100 * MB

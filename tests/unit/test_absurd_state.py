@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from tests.support.driving import POLICY, Store
-from watcher import cli, cycle, files, memory, records, registry
+from watcher import cli, reconcile
 from watcher.errors import WatchError
-from watcher.names import to_model
+from watcher.observe.host import World
+from watcher.ollama.names import to_model
 from watcher.pull import queue
-from watcher.world import World
+from watcher.state import fs, memory, records, registry
 
 #: In the place of any value: beyond what its kind can have, of another kind, too long, too deep.
 DEEP: Any = []
@@ -49,8 +50,8 @@ def store(tmp_path: Path) -> Store:
     made = Store(tmp_path / "models")
     made.download("wanted", aged=2 * 3600)
     made.file("sha256-" + made.digest("named")[:60], "odd")
-    cycle.cycle(World(str(made.path)), POLICY, consent=cycle.nothing)
-    with files.opened_folder(str(made.path)) as folder:
+    reconcile.cycle(World(str(made.path)), POLICY, consent=reconcile.nothing)
+    with fs.opened_folder(str(made.path)) as folder:
         records.change(folder, "llama3", {"state": "starting", "total_bytes": 10})
         line = queue.add(queue.Queue(), "a", 0, 0.0, 1.0)
         line = queue.add(line, "b", 0, 0.0, 2.0)
@@ -149,7 +150,7 @@ def test_an_absurd_value_in_any_place_is_set_aside_or_harmless(store: Store, nam
     file = store.ours / name
     document = json.loads(file.read_bytes())
     count = 0
-    with files.opened_folder(str(store.path)) as folder:
+    with fs.opened_folder(str(store.path)) as folder:
         for path in places(document):
             made = [(how, changed(document, path, absurd)) for how, absurd in ABSURD.items()]
             if path and isinstance(path[-1], str):
@@ -208,5 +209,5 @@ def test_commands_go_on_over_an_absurd_value(
 
 def test_a_file_of_ours_that_is_too_large_is_not_read(store: Store) -> None:
     os.truncate(store.ours / "queue.json", 1 << 40)
-    with files.opened_folder(str(store.path)) as folder:
+    with fs.opened_folder(str(store.path)) as folder:
         assert queue.FILE.read(folder) == queue.Queue()

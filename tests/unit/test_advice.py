@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher import advice
 from watcher.model import Caller, Evidence, Place, Server, ServerState, Sight, View
+from watcher.system import advice
 
 MEMBER = Caller(uid=1000, program=("ollama-watch",), program_of_root=("/opt/bin/ollama-watch",))
 ROOT = MEMBER._replace(uid=0)

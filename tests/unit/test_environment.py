@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from watcher import environment
+from watcher.ollama import environment
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import watcher
-from watcher.decide import learn
+from watcher.decide import transitions
 
 HOUSE = Path(watcher.__file__).parent
 DESIGN = HOUSE.parent / "docs" / "design.md"
@@ -26,7 +26,7 @@ def told() -> Iterator[str]:
             if isinstance(node, ast.Call) and _name(node.func) in TELLERS:
                 words = (each.value for each in node.args if isinstance(each, ast.Constant))
                 yield from [w for w in words if isinstance(w, str) and TYPE.fullmatch(w)][:1]
-    yield from learn._DONE_EVENT.values()
+    yield from transitions._DONE_EVENT.values()
 
 
 def _name(called: ast.expr) -> str:

@@ -19,9 +19,9 @@ import pytest
 from tests.conftest import environment
 from tests.support.driving import KEYS
 from tests.support.servers import wait_until
-from watcher import events
-from watcher.events import Event
 from watcher.model import DAY, Policy
+from watcher.state import event_log
+from watcher.state.event_log import Event
 
 NOW = 1_764_000_000.1234
 
@@ -41,7 +41,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_line_has_exactly_the_five_keys(folder: int, logs: Path) -> None:
-    events.write(folder, [event(1, "llama3:latest")], Policy())
+    event_log.write(folder, [event(1, "llama3:latest")], Policy())
     assert lines(logs / "events.jsonl") == [
         {
             "timestamp": "2025-11-24T16:00:00.123Z",
@@ -57,8 +57,8 @@ def test_times_have_milliseconds_and_are_utc(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
     try:
-        assert events.rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
-        assert events.rfc3339(1.5) == "1970-01-01T00:00:01.500Z"
+        assert event_log.rfc3339(0.0) == "1970-01-01T00:00:00.000Z"
+        assert event_log.rfc3339(1.5) == "1970-01-01T00:00:01.500Z"
     finally:
         monkeypatch.undo()
         time.tzset()
@@ -66,11 +66,11 @@ def test_times_have_milliseconds_and_are_utc(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("at", [-(2.0**62), 1e15, 1e300, float("inf"), -1e300])
 def test_any_time_that_a_file_may_have_can_be_shown(at: float) -> None:
-    assert events.rfc3339(at)
+    assert event_log.rfc3339(at)
 
 
 def test_an_event_of_several_models_is_one_line_in_each_ones_log(folder: int, logs: Path) -> None:
-    events.write(folder, [event(1, "a:latest", "hf.co/b/c:Q4")], Policy())
+    event_log.write(folder, [event(1, "a:latest", "hf.co/b/c:Q4")], Policy())
     assert sorted(os.listdir(logs)) == [
         "a%3Alatest.jsonl",
         "events.jsonl",
@@ -81,13 +81,13 @@ def test_an_event_of_several_models_is_one_line_in_each_ones_log(folder: int, lo
 
 
 def test_an_event_of_the_store_goes_only_to_the_common_log(folder: int, logs: Path) -> None:
-    events.write(folder, [event()], Policy())
+    event_log.write(folder, [event()], Policy())
     assert os.listdir(logs) == ["events.jsonl"]
     assert lines(logs / "events.jsonl")[0]["model_name"] is None
 
 
 def test_nothing_to_tell_makes_nothing(folder: int, logs: Path) -> None:
-    events.write(folder, [], Policy())
+    event_log.write(folder, [], Policy())
     assert not logs.parent.exists()
 
 
@@ -99,14 +99,14 @@ def test_what_is_no_utf_8_is_shown_escaped() -> None:
 
 def test_the_longest_model_name_has_a_log(folder: int, logs: Path) -> None:
     longest = "/".join(("h" * 250, "n" * 80, f"{'m' * 80}:{'t' * 80}"))
-    events.write(folder, [event(1, longest)], Policy())
+    event_log.write(folder, [event(1, longest)], Policy())
     assert len(os.listdir(logs)) == 2
 
 
 def test_a_full_log_is_set_aside_whole(folder: int, logs: Path) -> None:
     policy = Policy(log_max_bytes=400)
     for number in range(20):
-        events.write(folder, [event(number, at=NOW + number)], policy)
+        event_log.write(folder, [event(number, at=NOW + number)], policy)
     found = sorted(logs.glob("events*"))
     assert len(found) > 3
     assert all(path.stat().st_size < 600 for path in found)
@@ -119,7 +119,7 @@ def test_no_line_is_lost_when_a_log_is_full_twice_at_the_same_instant(
 ) -> None:
     policy = Policy(log_max_bytes=200)
     for number in range(10):
-        events.write(folder, [event(number)], policy)
+        event_log.write(folder, [event(number)], policy)
     told = [line["message"] for path in logs.iterdir() for line in lines(path)]
     assert sorted(told) == sorted(f"number {number}" for number in range(10))
 
@@ -128,7 +128,7 @@ def test_many_events_at_once_are_all_kept_and_a_log_stays_within_bounds(
     folder: int, logs: Path
 ) -> None:
     told = [event(number, "m:1b") for number in range(1000)]
-    events.write(folder, told, Policy(log_max_bytes=50_000))
+    event_log.write(folder, told, Policy(log_max_bytes=50_000))
     assert len(list(logs.glob("events@*"))) > 1
     assert all(path.stat().st_size < 75_000 for path in logs.iterdir())
     for log in ("events", "m%3A1b"):
@@ -138,7 +138,7 @@ def test_many_events_at_once_are_all_kept_and_a_log_stays_within_bounds(
 
 def test_old_logs_go_and_young_ones_stay(folder: int, logs: Path) -> None:
     """Those of models that are no more as well; what is no log of ours is left alone."""
-    events.write(folder, [event()], Policy())
+    event_log.write(folder, [event()], Policy())
     for name, days in (
         ("events@old.jsonl", 100),
         ("events@young.jsonl", 10),
@@ -151,23 +151,23 @@ def test_old_logs_go_and_young_ones_stay(folder: int, logs: Path) -> None:
         os.utime(path, (NOW - days * DAY,) * 2)
     (logs / "folder.jsonl").mkdir()
     (logs / "link.jsonl").symlink_to(logs / "notes.txt")
-    events.expire(folder, NOW, Policy(log_keep_days=90))
+    event_log.expire(folder, NOW, Policy(log_keep_days=90))
     kept = ["events.jsonl", "events@young.jsonl", "notes.txt", "there.jsonl"]
     assert sorted(os.listdir(logs)) == sorted([*kept, "folder.jsonl", "link.jsonl"])
 
 
 def test_where_there_are_no_logs_none_are_removed_and_no_folder_is_made(folder: int) -> None:
-    events.expire(folder, NOW, Policy())
+    event_log.expire(folder, NOW, Policy())
     assert os.listdir(folder) == []
 
 
 def test_a_log_that_somebody_writes_to_just_now_stays(folder: int, logs: Path) -> None:
-    events.write(folder, [event()], Policy())
+    event_log.write(folder, [event()], Policy())
     with (logs.parent / "logs.lock").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        events.expire(folder, NOW + 1e9, Policy())
+        event_log.expire(folder, NOW + 1e9, Policy())
         assert os.listdir(logs) == ["events.jsonl"]
-    events.expire(folder, NOW + 1e9, Policy())
+    event_log.expire(folder, NOW + 1e9, Policy())
     assert os.listdir(logs) == []
 
 
@@ -175,7 +175,7 @@ def test_a_line_for_a_log_that_is_removed_meanwhile_goes_to_a_new_one(
     folder: int, logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file was opened before, and its lock is had only after it was removed."""
-    events.write(folder, [event(1)], Policy())
+    event_log.write(folder, [event(1)], Policy())
     real = fcntl.flock
     removing = [(logs / "events.jsonl").unlink]
 
@@ -185,18 +185,18 @@ def test_a_line_for_a_log_that_is_removed_meanwhile_goes_to_a_new_one(
         real(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    events.write(folder, [event(2)], Policy())
+    event_log.write(folder, [event(2)], Policy())
     assert [line["message"] for line in lines(logs / "events.jsonl")] == ["number 2"]
 
 
 def test_a_log_that_another_process_has_set_aside_is_not_set_aside_again(
     folder: int, logs: Path
 ) -> None:
-    events.write(folder, [event(1)], Policy())
+    event_log.write(folder, [event(1)], Policy())
     fd = os.open(logs, os.O_RDONLY)
     try:
-        events._rotate(fd, "events", NOW, Policy())
-        events._rotate(fd, "nothing", NOW, Policy())
+        event_log._rotate(fd, "events", NOW, Policy())
+        event_log._rotate(fd, "nothing", NOW, Policy())
     finally:
         os.close(fd)
     assert os.listdir(logs) == ["events.jsonl"]
@@ -205,7 +205,7 @@ def test_a_log_that_another_process_has_set_aside_is_not_set_aside_again(
 WRITES_FOREVER = """
 import os, sys
 from watcher import events
-from watcher.events import Event
+from watcher.state.event_log import Event
 from watcher.model import Policy
 store = os.open(sys.argv[1], os.O_RDONLY)
 for number in range(10**9):
@@ -229,7 +229,7 @@ def test_killed_while_it_writes_it_leaves_lines_and_no_half_line_joins_the_next(
             log.write(b'{"timestamp": "half a li')
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
-        events.write(fd, [event(1, "a:latest")], Policy())
+        event_log.write(fd, [event(1, "a:latest")], Policy())
     finally:
         os.close(fd)
     for path in logs.iterdir():
@@ -239,29 +239,29 @@ def test_killed_while_it_writes_it_leaves_lines_and_no_half_line_joins_the_next(
 
 @pytest.mark.parametrize("length", [10, (1 << 20) + 10, 3 << 20])
 def test_a_half_line_of_any_length_is_cut_off(folder: int, logs: Path, length: int) -> None:
-    events.write(folder, [event(1)], Policy())
+    event_log.write(folder, [event(1)], Policy())
     with (logs / "events.jsonl").open("ab") as log:
         log.write(b"x" * length)
-    events.write(folder, [event(2)], Policy())
+    event_log.write(folder, [event(2)], Policy())
     told = [line["message"] for line in lines(logs / "events.jsonl")]
     assert told == ["number 1", "number 2"]
 
 
 def test_a_line_that_finds_no_room_is_taken_back_whole(folder: int, logs: Path) -> None:
     """A limit on the file's size stands for the full disk: half of the line was written."""
-    events.write(folder, [event(1)], Policy())
+    event_log.write(folder, [event(1)], Policy())
     size = (logs / "events.jsonl").stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
         with pytest.raises(OSError, match="File too large"):
-            events.write(folder, [event(2)], Policy())
+            event_log.write(folder, [event(2)], Policy())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert (logs / "events.jsonl").stat().st_size == size
-    events.write(folder, [event(3)], Policy())
+    event_log.write(folder, [event(3)], Policy())
     told = [line["message"] for line in lines(logs / "events.jsonl")]
     assert told == ["number 1", "number 3"]
 
@@ -270,7 +270,7 @@ def test_what_is_missing_is_looked_for_with_one_list_of_the_logs(
     folder: int, logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = [event(number, f"m{number}") for number in range(20)]
-    events.write(folder, told[::2], Policy())
+    event_log.write(folder, told[::2], Policy())
     listed, listdir = [], os.listdir
 
     def listing(path: Any = ".") -> list[str]:
@@ -278,7 +278,7 @@ def test_what_is_missing_is_looked_for_with_one_list_of_the_logs(
         return listdir(path)
 
     monkeypatch.setattr(os, "listdir", listing)
-    events.write_missing(folder, told)
+    event_log.write_missing(folder, told)
     assert len(listed) == 1
     assert sorted(each["message"] for each in lines(logs / "events.jsonl")) == sorted(
         each.message for each in told
@@ -290,6 +290,6 @@ def test_what_has_no_lines_is_set_aside_and_not_read_through(folder: int, logs: 
     logs.mkdir(parents=True)
     with (logs / "events.jsonl").open("wb") as huge:
         huge.truncate(1 << 40)
-    events.write(folder, [event()], Policy())
+    event_log.write(folder, [event()], Policy())
     assert [each["message"] for each in lines(logs / "events.jsonl")] == ["number 0"]
     assert [path.stat().st_size for path in logs.glob("events@*")] == [1 << 40]

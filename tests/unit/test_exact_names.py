@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import Run
 from tests.support.notation import Store
-from watcher import memory, names
-from watcher.memory import Memory, Touched
+from watcher.ollama import names
+from watcher.state import memory
+from watcher.state.memory import Memory, Touched
 
 RAW = st.binary(min_size=1, max_size=12).filter(lambda raw: not {0, ord("/")} & set(raw))
 ODD = (

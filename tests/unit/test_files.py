@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import IS_ROOT, NOBODY, needs_root
-from watcher import files
+from watcher.state import fs
 
 
 @pytest.fixture
@@ -54,13 +54,13 @@ def test_only_regular_files_are_read_and_no_link_is_followed(
             with socket.socket(socket.AF_UNIX) as made:
                 made.bind(f"/proc/self/fd/{folder}/x")
     with pytest.raises(OSError):
-        files.read_small("x", folder, 100)
+        fs.read_small("x", folder, 100)
 
 
 def test_reading_ends_at_the_limit_and_keeps_the_time_of_access(folder: int, path: Path) -> None:
     (path / "x").write_bytes(b"0123456789")
     os.utime(path / "x", (1, 2))
-    assert files.read_small("x", folder, 4) == b"0123"
+    assert fs.read_small("x", folder, 4) == b"0123"
     assert (path / "x").stat().st_atime == 1
 
 
@@ -68,18 +68,18 @@ def test_no_descriptor_is_left_open(folder: int, path: Path) -> None:
     os.mkfifo(path / "fifo")
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError):
-        files.read_small("fifo", folder, 1)
+        fs.read_small("fifo", folder, 1)
     with pytest.raises(OSError):
-        files.create("no/such", folder, b"x")
+        fs.create("no/such", folder, b"x")
     assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_linked_folder_is_refused_below_another(folder: int, path: Path) -> None:
     (path / "real").mkdir()
     (path / "link").symlink_to("real")
-    with pytest.raises(OSError), files.opened_folder("link", folder):
+    with pytest.raises(OSError), fs.opened_folder("link", folder):
         pass
-    with files.opened_folder("link", folder, follow=True) as fd:
+    with fs.opened_folder("link", folder, follow=True) as fd:
         assert os.fstat(fd).st_ino == (path / "real").stat().st_ino
 
 
@@ -91,7 +91,7 @@ def test_create_never_overwrites_and_never_follows(folder: int, path: Path) -> N
     (path / "link").symlink_to("elsewhere")
     for name in ("there", "link"):
         with pytest.raises(FileExistsError):
-            files.create(name, folder, b"new")
+            fs.create(name, folder, b"new")
     assert (path / "there").read_text() == "old"
     assert not (path / "elsewhere").exists()
 
@@ -99,8 +99,8 @@ def test_create_never_overwrites_and_never_follows(folder: int, path: Path) -> N
 def test_modes_do_not_depend_on_the_umask(folder: int, path: Path) -> None:
     before = os.umask(0o077)
     try:
-        files.create("file", folder, b"")
-        files.ensure_folder("sub", folder)
+        fs.create("file", folder, b"")
+        fs.ensure_folder("sub", folder)
     finally:
         os.umask(before)
     assert stat.S_IMODE((path / "file").stat().st_mode) == 0o644
@@ -110,11 +110,11 @@ def test_modes_do_not_depend_on_the_umask(folder: int, path: Path) -> None:
 @needs_root
 def test_what_root_makes_belongs_to_the_folders_owner(folder: int, path: Path) -> None:
     os.chown(path, NOBODY, NOBODY)
-    files.create("file", folder, b"x")
-    files.ensure_folder("sub", folder)
-    files.append("log", folder, b"x\n")
-    files.save("state", folder, b"x")
-    with files.locked("lock", folder, "me"):
+    fs.create("file", folder, b"x")
+    fs.ensure_folder("sub", folder)
+    fs.append("log", folder, b"x\n")
+    fs.save("state", folder, b"x")
+    with fs.locked("lock", folder, "me"):
         pass
     for each in path.iterdir():
         assert (each.stat().st_uid, each.stat().st_gid) == (NOBODY, NOBODY), each.name
@@ -122,38 +122,38 @@ def test_what_root_makes_belongs_to_the_folders_owner(folder: int, path: Path) -
 
 def test_an_existing_folder_stays_as_it_is(folder: int, path: Path) -> None:
     (path / "sub").mkdir(mode=0o700)
-    files.ensure_folder("sub", folder)
+    fs.ensure_folder("sub", folder)
     assert stat.S_IMODE((path / "sub").stat().st_mode) == 0o700
 
 
 def test_save_replaces_in_one_step_and_leaves_nothing_beside(folder: int, path: Path) -> None:
-    files.save("state", folder, b"one")
+    fs.save("state", folder, b"one")
     inode = (path / "state").stat().st_ino
-    files.save("state", folder, b"two")
+    fs.save("state", folder, b"two")
     assert (path / "state").read_bytes() == b"two"
     assert (path / "state").stat().st_ino != inode
     assert os.listdir(path) == ["state"]
 
 
 def test_add_puts_a_new_file_over_nothing(folder: int, path: Path) -> None:
-    files.add("unit", folder, b"one")
+    fs.add("unit", folder, b"one")
     with pytest.raises(FileExistsError):
-        files.add("unit", folder, b"two")
+        fs.add("unit", folder, b"two")
     assert (path / "unit").read_bytes() == b"one"
     assert os.listdir(path) == ["unit"]
 
 
 def test_a_full_disk_leaves_the_old_state_whole(folder: int, path: Path) -> None:
-    files.save("state", folder, b"old")
+    fs.save("state", folder, b"old")
     with small_files(1000), pytest.raises(OSError):
-        files.save("state", folder, b"n" * 5000)
+        fs.save("state", folder, b"n" * 5000)
     assert (path / "state").read_bytes() == b"old"
     assert os.listdir(path) == ["state"]
 
 
 def test_a_full_disk_leaves_no_half_file(folder: int, path: Path) -> None:
     with small_files(1000), pytest.raises(OSError):
-        files.create("x", folder, b"n" * 5000)
+        fs.create("x", folder, b"n" * 5000)
     assert os.listdir(path) == []
 
 
@@ -165,7 +165,7 @@ def test_many_files_are_each_on_the_disk_and_need_few_descriptors(
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     try:
-        files.create_all({f"n{number}": b"%d" % number for number in range(300)}, folder)
+        fs.create_all({f"n{number}": b"%d" % number for number in range(300)}, folder)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert sorted(synced) == sorted(each.stat().st_ino for each in path.iterdir())
@@ -177,7 +177,7 @@ def test_many_files_are_each_on_the_disk_and_need_few_descriptors(
 def test_of_files_that_are_made_together_none_is_left_half(folder: int, path: Path) -> None:
     (path / "taken").write_bytes(b"of somebody")
     with pytest.raises(FileExistsError):
-        files.create_all({"first": b"1", "taken": b"2", "last": b"3"}, folder)
+        fs.create_all({"first": b"1", "taken": b"2", "last": b"3"}, folder)
     assert [each.name for each in path.iterdir()] == ["taken"]
     assert (path / "taken").read_bytes() == b"of somebody"
 
@@ -185,7 +185,7 @@ def test_of_files_that_are_made_together_none_is_left_half(folder: int, path: Pa
 def test_save_does_not_write_through_a_link(folder: int, path: Path) -> None:
     (path / "target").write_text("mine")
     (path / "state").symlink_to("target")
-    files.save("state", folder, b"new")
+    fs.save("state", folder, b"new")
     assert (path / "target").read_text() == "mine"
     assert (path / "state").read_bytes() == b"new"
 
@@ -194,8 +194,8 @@ def test_save_does_not_write_through_a_link(folder: int, path: Path) -> None:
 
 
 def test_append_gives_the_size_and_adds_a_line(folder: int, path: Path) -> None:
-    assert files.append("log", folder, b"one\n") == 4
-    assert files.append("log", folder, b"two\n") == 8
+    assert fs.append("log", folder, b"one\n") == 4
+    assert fs.append("log", folder, b"two\n") == 8
     assert (path / "log").read_bytes() == b"one\ntwo\n"
 
 
@@ -205,20 +205,20 @@ def test_a_half_line_of_a_kill_is_cut_off(
     folder: int, path: Path, left: bytes, half: bytes
 ) -> None:
     (path / "log").write_bytes(left + half)
-    files.append("log", folder, b"next\n")
+    fs.append("log", folder, b"next\n")
     assert (path / "log").read_bytes() == left + b"next\n"
 
 
 def test_a_line_that_does_not_fit_is_taken_back(folder: int, path: Path) -> None:
-    files.append("log", folder, b"whole\n")
+    fs.append("log", folder, b"whole\n")
     with small_files(1000), pytest.raises(OSError):
-        files.append("log", folder, b"n" * 5000 + b"\n")
+        fs.append("log", folder, b"n" * 5000 + b"\n")
     assert (path / "log").read_bytes() == b"whole\n"
 
 
 def _append_for_ever(folder: int, line: bytes) -> None:
     while True:
-        files.append("log", folder, line)
+        fs.append("log", folder, line)
 
 
 @needs_root
@@ -228,7 +228,7 @@ def test_a_line_that_a_full_disk_cuts_is_taken_back(folder: int, path: Path) -> 
         ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(path / "disk")], check=True
     )
     try:
-        with files.opened_folder("disk", folder) as disk:
+        with fs.opened_folder("disk", folder) as disk:
             line = b"x" * 999 + b"\n"
             with pytest.raises(OSError) as caught:
                 _append_for_ever(disk, line)
@@ -245,14 +245,14 @@ def test_a_log_that_is_a_link_is_not_written_through(folder: int, path: Path) ->
     (path / "target").write_text("mine")
     (path / "log").symlink_to("target")
     with pytest.raises(OSError):
-        files.append("log", folder, b"line\n")
+        fs.append("log", folder, b"line\n")
     assert (path / "target").read_text() == "mine"
 
 
 def _append_many(path: str, letter: str) -> None:
     fd = os.open(path, os.O_RDONLY)
     for _ in range(50):
-        files.append("log", fd, letter.encode() * 3000 + b"\n")
+        fs.append("log", fd, letter.encode() * 3000 + b"\n")
 
 
 def test_lines_of_several_processes_do_not_mix(folder: int, path: Path) -> None:
@@ -275,7 +275,7 @@ def test_move_never_replaces(
     folder: int, path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if how == "no renameat2":
-        monkeypatch.setattr(files, "_renameat2", None)
+        monkeypatch.setattr(fs, "_renameat2", None)
     elif how != "renameat2":
 
         def refuse(*_: object) -> int:
@@ -284,26 +284,26 @@ def test_move_never_replaces(
             ctypes.set_errno(errno.EINVAL)
             return -1
 
-        monkeypatch.setattr(files, "_renameat2", refuse)
+        monkeypatch.setattr(fs, "_renameat2", refuse)
     (path / "a").write_text("a")
     (path / "b").write_text("b")
     with pytest.raises(FileExistsError):
-        files.move("a", folder, "b", folder)
+        fs.move("a", folder, "b", folder)
     assert ((path / "a").read_text(), (path / "b").read_text()) == ("a", "b")
-    files.move("a", folder, "c", folder)
+    fs.move("a", folder, "c", folder)
     assert sorted(os.listdir(path)) == ["b", "c"]
     with pytest.raises(FileNotFoundError):
-        files.move("a", folder, "d", folder)
+        fs.move("a", folder, "d", folder)
 
 
 def test_a_link_itself_is_moved_linked_and_removed(folder: int, path: Path) -> None:
     (path / "target").write_text("mine")
     (path / "link").symlink_to("target")
-    files.move("link", folder, "moved", folder)
-    files.second_name("moved", folder, "second", folder)
+    fs.move("link", folder, "moved", folder)
+    fs.second_name("moved", folder, "second", folder)
     assert (path / "second").is_symlink()
-    files.remove("moved", folder)
-    files.remove("second", folder)
+    fs.remove("moved", folder)
+    fs.remove("second", folder)
     assert (path / "target").read_text() == "mine"
 
 
@@ -311,15 +311,15 @@ def test_a_second_name_never_replaces(folder: int, path: Path) -> None:
     (path / "a").write_text("a")
     (path / "b").write_text("b")
     with pytest.raises(FileExistsError):
-        files.second_name("a", folder, "b", folder)
+        fs.second_name("a", folder, "b", folder)
 
 
 def test_names_of_any_bytes_can_be_moved(folder: int, path: Path) -> None:
     for raw in (b"\xff\xfe", b"new\nline", b"x" * 255):
         name = os.fsdecode(raw)
-        files.create(name, folder, b"")
-        files.move(name, folder, "moved", folder)
-        files.remove("moved", folder)
+        fs.create(name, folder, b"")
+        fs.move(name, folder, "moved", folder)
+        fs.remove("moved", folder)
     assert os.listdir(path) == []
 
 
@@ -327,11 +327,11 @@ def test_names_of_any_bytes_can_be_moved(folder: int, path: Path) -> None:
 
 
 def test_a_lock_is_held_by_one_and_names_its_owner(folder: int) -> None:
-    with files.locked("lock", folder, "the first"):
-        with pytest.raises(files.BusyError) as caught, files.locked("lock", folder, "second"):
+    with fs.locked("lock", folder, "the first"):
+        with pytest.raises(fs.BusyError) as caught, fs.locked("lock", folder, "second"):
             pass
         assert caught.value.owner == "the first"
-    with files.locked("lock", folder, "the third"):
+    with fs.locked("lock", folder, "the third"):
         pass
 
 
@@ -339,15 +339,15 @@ def test_what_has_a_second_name_is_not_written_to(folder: int, path: Path) -> No
     (path / "somebody").write_text("else's")
     for name in ("lock", "log"):
         os.link(path / "somebody", path / name)
-    with pytest.raises(OSError, match="second name"), files.locked("lock", folder, "pid 1"):
+    with pytest.raises(OSError, match="second name"), fs.locked("lock", folder, "pid 1"):
         pass
     with pytest.raises(OSError, match="second name"):
-        files.append("log", folder, b"a line\n")
+        fs.append("log", folder, b"a line\n")
     assert (path / "somebody").read_text() == "else's"
 
 
 def test_a_full_disk_keeps_nobody_from_the_lock(folder: int) -> None:
-    with small_files(0), files.locked("lock", folder, "me"):
+    with small_files(0), fs.locked("lock", folder, "me"):
         pass
 
 
@@ -355,7 +355,7 @@ def test_a_full_disk_keeps_nobody_from_the_lock(folder: int) -> None:
 def test_a_folder_that_can_not_be_written_is_an_oserror(folder: int, path: Path) -> None:
     path.chmod(0o555)
     with pytest.raises(PermissionError):
-        files.create("x", folder, b"")
+        fs.create("x", folder, b"")
 
 
 def test_root_writes_no_output_over_a_file_of_two_names(folder: int, tmp_path: Path) -> None:
@@ -364,5 +364,5 @@ def test_root_writes_no_output_over_a_file_of_two_names(folder: int, tmp_path: P
         pytest.skip("an ordinary user may do so")
     os.link(tmp_path / "first", "picture", dst_dir_fd=folder)
     with pytest.raises(OSError, match="a second name"):
-        files.open_output("picture", folder)
+        fs.open_output("picture", folder)
     assert (tmp_path / "first").read_text() == "kept"

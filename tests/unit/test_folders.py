@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
-from watcher import folders
+from watcher.state import folders
 
 OWNER, OTHER = 12345, 54321
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from watcher import gojson
+from watcher.ollama import gojson
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher import config, events, history
-from watcher.events import Event
-from watcher.history import Line, Log
+from watcher import config
 from watcher.model import Policy
 from watcher.observe.targets import Targets
+from watcher.state import event_log, history
+from watcher.state.event_log import Event
+from watcher.state.history import Line, Log
 
 NOW = 1_764_000_000.0
 
@@ -31,7 +32,7 @@ def logs(store: Path) -> Path:
 
 def write(folder: int, *numbers: int, policy: Policy | None = None) -> None:
     told = [Event(NOW + number, "error", str(number)) for number in numbers]
-    events.write(folder, told, policy or Policy())
+    event_log.write(folder, told, policy or Policy())
 
 
 def messages(log: Log, *, to_the_end: bool = False) -> list[str]:
@@ -65,7 +66,7 @@ def test_a_log_of_terabytes_of_nothing_is_damaged_and_no_more(
 
 def test_logs_set_aside_at_the_same_instant_are_in_order(folder: int, store: Path) -> None:
     told = [Event(NOW, "error", str(number)) for number in range(30)]
-    events.write(folder, told, Policy(log_max_bytes=1))
+    event_log.write(folder, told, Policy(log_max_bytes=1))
     assert messages(Log(str(store))) == [str(number) for number in range(30)]
 
 
@@ -147,7 +148,7 @@ def test_what_is_no_file_of_the_log_is_passed(folder: int, store: Path, logs: Pa
     (logs / "events@2027.jsonl").symlink_to("/etc/passwd")
     os.mkfifo(logs / "events@2028.jsonl")
     (logs / "events@").touch()
-    events.write(folder, [Event(NOW, "error", "of a", "a")], Policy())
+    event_log.write(folder, [Event(NOW, "error", "of a", "a")], Policy())
     assert messages(Log(str(store))) == ["1", "of a"]
 
 

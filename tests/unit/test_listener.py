@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from tests.support.servers import wait_until
-from watcher import listener
+from watcher.service import listener
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.support.notation import digest_of, manifest_bytes
-from watcher import manifests
+from watcher.ollama import manifests
 
 A, B = digest_of("a"), digest_of("b")
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.support.notation import digest_of
-from watcher import memory
-from watcher.memory import Memory, Remembered
 from watcher.model import Condition
+from watcher.state import memory
+from watcher.state.memory import Memory, Remembered
 
 D = digest_of("d")
 

@@ -12,20 +12,21 @@ import pytest
 from prometheus_client import Metric, generate_latest
 
 from tests.unit.decide.seen import MB, NOW, POLICY, download, entry, evidence, verdict, writer
-from watcher import cycle, metrics
+from watcher import reconcile
 from watcher.decide import plan
 from watcher.errors import ListenError
-from watcher.events import Event
 from watcher.model import DAY, BlobCensus, Evidence, Kept, Policy, RefusalKind, Sight
+from watcher.service import metrics
+from watcher.state.event_log import Event
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
 LISTENS = Policy(metrics_listen=("127.0.0.1", 0))
 
 
-def report(seen: Evidence) -> cycle.Report:
+def report(seen: Evidence) -> reconcile.Report:
     told_of = verdict(seen, POLICY)
-    return cycle.Report(seen, told_of, plan.make(told_of.judged, seen, POLICY))
+    return reconcile.Report(seen, told_of, plan.make(told_of.judged, seen, POLICY))
 
 
 FULL = report(

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from watcher import names
-from watcher.names import Role
+from watcher.ollama import names
+from watcher.ollama.names import Role
 
 D = "0123456789abcdef" * 4
 

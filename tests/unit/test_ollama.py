@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from watcher import ollama, registry
-from watcher.names import ModelName
+from watcher.ollama import server
+from watcher.ollama.names import ModelName
+from watcher.state import registry
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"
 
@@ -38,7 +39,7 @@ def asked(port: socket.socket, answer: bytes | None) -> str | None:
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        return ollama.version(f"http://127.0.0.1:{port.getsockname()[1]}")
+        return server.version(f"http://127.0.0.1:{port.getsockname()[1]}")
     finally:
         ended.set()
         thread.join()
@@ -81,12 +82,12 @@ def test_one_that_starts_has_its_port_open_and_says_nothing(port: socket.socket)
     "url", ["http://127.0.0.1:1", "http://[::1]:1", "http://nowhere.invalid:11434"]
 )
 def test_where_nobody_is(url: str) -> None:
-    assert ollama.version(url) is None
+    assert server.version(url) is None
 
 
 @pytest.mark.parametrize("url", ["http://x:99999", "http://x:port", "http://[::1", "http://a b:1"])
 def test_an_address_that_is_none(url: str) -> None:
-    assert ollama.version(url) is None
+    assert server.version(url) is None
 
 
 #: Bytes of a slow answer: those of half a minute.
@@ -118,7 +119,7 @@ def dribbling(
 def test_a_slow_answer_keeps_nobody_waiting_for_ever(
     port: socket.socket, monkeypatch: pytest.MonkeyPatch, head: bytes, asks: str
 ) -> None:
-    monkeypatch.setattr(ollama, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.3)
     monkeypatch.setattr(registry, "ANSWER_SECONDS", 0.3)
     ended, waited_for = threading.Event(), threading.Event()
     thread = threading.Thread(target=dribbling, args=(port, head, ended, waited_for))
@@ -128,7 +129,7 @@ def test_a_slow_answer_keeps_nobody_waiting_for_ever(
     try:
         match asks:
             case "version":
-                assert ollama.version(f"http://{host}") is None
+                assert server.version(f"http://{host}") is None
             case "length":
                 assert registry.length(model, "0" * 64) in (None, 60000)
             case _:

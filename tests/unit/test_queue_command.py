@@ -12,13 +12,14 @@ import pytest
 
 from tests.conftest import IS_ROOT, Run
 from tests.support.notation import Store
-from watcher import cli, files, records
+from watcher import cli
 from watcher.commands import queue as commands
 from watcher.commands.context import Context
 from watcher.errors import Exit
 from watcher.model import Policy
 from watcher.pull import queue, running
 from watcher.pull.queue import Driven, Queue, Result
+from watcher.state import fs, records
 
 Say = Callable[..., str]
 
@@ -51,7 +52,7 @@ def line(document: dict[str, Any]) -> list[str]:
 
 
 def change(store: Store, do: Callable[[Queue], Queue]) -> None:
-    with files.opened_folder(str(store.path)) as folder:
+    with fs.opened_folder(str(store.path)) as folder:
         queue.FILE.change(folder, do)
 
 
@@ -166,7 +167,7 @@ def test_a_table_fits_80_columns_and_says_what_is_with_each(
         return queue.ended(kept, item, Driven(Result.DONE), now, 0.5)
 
     change(models, fill)
-    with files.opened_folder(str(models.path)) as folder:
+    with fs.opened_folder(str(models.path)) as folder:
         for model in ("running", "failing", long):
             for state in ("starting", "pulling_manifest", "downloading"):
                 records.change(folder, model, {"state": state, "total_bytes": 10**9})

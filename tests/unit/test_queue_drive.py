@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers import EngineServer
-from watcher import files
 from watcher.commands import queue_drive
 from watcher.commands.context import Context
 from watcher.demo.registry import Fault, Layer, Registry
 from watcher.model import Policy
-from watcher.pull import queue, running, site
-from watcher.pull.causes import of_error
+from watcher.observe.host import World
+from watcher.pull import queue, running, target
 from watcher.pull.driver import Options
+from watcher.pull.failures import of_error
 from watcher.pull.queue import Result
-from watcher.pull.site import Site
-from watcher.world import World
+from watcher.pull.target import Site
+from watcher.state import fs
 
 ELSEWHERE = "the server at http://127.0.0.1:11434 has another store than /models"
 
@@ -29,8 +29,8 @@ def test_nothing_is_pulled_into_a_store_that_nobody_meant(monkeypatch: pytest.Mo
     """The server of the store is stopped, and a user runs one of his own at the usual address."""
     found = Site("http://127.0.0.1:11434", Policy(), None, ELSEWHERE)
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
-    monkeypatch.setattr(site, "url_of_store", lambda *_: found.url)
-    monkeypatch.setattr(site, "find", lambda *_: found)
+    monkeypatch.setattr(target, "url_of_store", lambda *_: found.url)
+    monkeypatch.setattr(target, "find", lambda *_: found)
     drive = queue_drive.leashed(Context(Policy()), World("/models"), lambda: False)
     driven = drive("llama3", lambda: "")
     assert (driven.result, driven.retry) == (Result.FAILED, True)
@@ -60,7 +60,7 @@ def test_what_no_retry_cures_is_given_up_or_tried_hourly(
         drive = queue_drive._driver(
             Context(Policy(), quiet=True), found, lambda _: options, lambda: False
         )
-        with files.opened_folder(str(store)) as folder:
+        with fs.opened_folder(str(store)) as folder:
             now = time.time()
             queue.FILE.change(folder, lambda before: queue.add(before, model, 0, 0.0, now))
             item = running.run_next(folder, drive)

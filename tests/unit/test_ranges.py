@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from watcher import ranges
+from watcher.ollama import ranges
 
 
 def test_normal_joins_what_touches_and_drops_what_is_empty() -> None:

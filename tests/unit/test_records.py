@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import IS_ROOT, needs_root
-from watcher import files, names, records, states
 from watcher.errors import NoPermissionError, RecordError, TargetError
-from watcher.records import Record
-from watcher.states import State
+from watcher.ollama import names
+from watcher.state import download_states, fs, records
+from watcher.state.download_states import State
+from watcher.state.records import Record
 
 NOW = 1_700_000_000.0
 
@@ -172,7 +173,7 @@ CHANGES = st.fixed_dictionaries(
 def test_whatever_comes_a_record_is_sound(changes: list[dict[str, Any]]) -> None:
     record = Record()
     for each in changes:
-        legal = states.may_follow(record.state, each.get("state", record.state))
+        legal = download_states.may_follow(record.state, each.get("state", record.state))
         try:
             now = after(record, **each)
         except RecordError:
@@ -272,7 +273,7 @@ def test_a_failing_disk_is_told_and_nothing_is_written_over(
     def fails(*_: object) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(files, "read_ours", fails)
+    monkeypatch.setattr(fs, "read_ours", fails)
     _assert_kept(folder)
     assert place.read_bytes() == before
 

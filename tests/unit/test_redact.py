@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher import environment, redact
+from watcher import redact
 from watcher.errors import WatchError
+from watcher.ollama import environment
 
 SECRET = "s3cr3t"
 

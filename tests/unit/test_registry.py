@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from watcher import names, registry
 from watcher.demo import registry as demo
-from watcher.memory import FOLDER
-from watcher.names import ModelName
+from watcher.ollama import names
+from watcher.ollama.names import ModelName
+from watcher.state import registry
+from watcher.state.memory import FOLDER
 
 A, B = "a" * 64, "b" * 64
 

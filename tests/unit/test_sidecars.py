@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from watcher import ranges, sidecars
 from watcher.model import Entry, Kind, Part, Sidecar
+from watcher.ollama import ranges, sidecars
 
 MB = 1_000_000
 ENTRY = Entry("x", Kind.FILE, 60, 4096, 1, 1, 1, 0, 0, 0, 0, 0o644)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from watcher import units
 from watcher.pull import queue_process
-from watcher.units import Installation, Kind
+from watcher.service import units
+from watcher.service.units import Installation, Kind
 
 REPOSITORY = Path(__file__).parents[2]
 needs_analyze = pytest.mark.skipif(

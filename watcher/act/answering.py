@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
-from watcher import folders, names, registry
 from watcher.act import hashing
-from watcher.decide import learn
-from watcher.journal import Journal, locked
+from watcher.act.journal import Journal, locked
+from watcher.decide import transitions
 from watcher.model import Action, Outcome, Policy, Result, Verb
-from watcher.names import ModelName
 from watcher.observe import place
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama import names
+from watcher.ollama.names import ModelName
+from watcher.state import folders, registry
 
 #: Answers are written down this often, so that a kill loses little.
 _KEEP_SECONDS = 30.0
@@ -58,7 +59,7 @@ def _keep(
     with contextlib.suppress(OSError), locked(store, lock_seconds):
         journal = Journal(store, policy, world)
         start, now = place.start(world), world.clock()
-        known = learn.proved(journal.recall(), answers, now, start.id, start.at)
+        known = transitions.proved(journal.recall(), answers, now, start.id, start.at)
         return journal.save(known)
     return False
 

@@ -8,12 +8,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TypeAlias
 
-from watcher import folders, names, sidecars
-from watcher.act import moves, refresh, room
-from watcher.decide import cleaning, learn, safety
+from watcher.act import disk_reserve, refresh, transaction
+from watcher.decide import cleaning, safety, transitions
 from watcher.errors import ChangedError, EndedError
-from watcher.events import Event
-from watcher.memory import Touched
 from watcher.model import (
     Action,
     BlobFault,
@@ -26,7 +23,11 @@ from watcher.model import (
     Result,
     Verb,
 )
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama import names, sidecars
+from watcher.state import folders
+from watcher.state.event_log import Event
+from watcher.state.memory import Touched
 
 #: One look, with what was planned on it.
 Decided: TypeAlias = tuple[Evidence, Plan]
@@ -81,11 +82,11 @@ def apply(
         still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
         gone = [action for action in batch if _essence(action) not in fresh]
         undone = _no_longer(gone, planned) if gone else []
-        tell(*(learn.begun(action, world.clock()) for action in still))
+        tell(*(transitions.begun(action, world.clock()) for action in still))
         ended = _do(world, store, still, seen, look, stop)
         # What somebody else has done meanwhile was not begun here, and is told by who has done it.
         worth_telling = (each for each in undone if not _is_overtaken(each))
-        tell(*(learn.ended(outcome, world.clock()) for outcome in (*worth_telling, *ended)))
+        tell(*(transitions.ended(outcome, world.clock()) for outcome in (*worth_telling, *ended)))
         outcomes.extend((*undone, *ended))
     return tuple(outcomes)
 
@@ -158,20 +159,20 @@ def _do(
     def confirm(moved: Collection[Entry]) -> Mapping[str, ChangedError]:
         return _must_stay(verb, moved, look)
 
-    def carry_out(some: Sequence[moves.Change]) -> Sequence[moves.Answer]:
-        return moves.carry_out(world, store, some, confirm, stop)
+    def carry_out(some: Sequence[transaction.Change]) -> Sequence[transaction.Answer]:
+        return transaction.carry_out(world, store, some, confirm, stop)
 
     try:
-        answers = room.with_room(store, changes, carry_out)
+        answers = disk_reserve.with_room(store, changes, carry_out)
     except EndedError:
-        answers = [moves.StoppedError()] * len(changes)
+        answers = [transaction.StoppedError()] * len(changes)
     except OSError as error:
         answers = [error] * len(changes)
     answered = zip(together, answers, strict=True)
     return [outcome for actions, answer in answered for outcome in _outcomes(actions, answer)]
 
 
-def _outcomes(actions: list[Action], answer: moves.Answer) -> list[Outcome]:
+def _outcomes(actions: list[Action], answer: transaction.Answer) -> list[Outcome]:
     if isinstance(answer, ChangedError):
         return [_refused(action, answer) for action in actions]
     if isinstance(answer, OSError):
@@ -205,7 +206,7 @@ def _must_stay(verb: Verb, moved: Collection[Entry], look: Look) -> dict[str, Ch
     }
 
 
-def _outcome(action: Action, changed: moves.Changed, *, alone: bool) -> Outcome:
+def _outcome(action: Action, changed: transaction.Changed, *, alone: bool) -> Outcome:
     for entry in action.expects:
         if entry.name in changed.kept:
             return _refused(action, changed.kept[entry.name])
@@ -234,14 +235,14 @@ def refresh_all(
                 ended = [Outcome(action, Result.FAILED, why) for action in batch]
     except OSError as error:
         ended = [_failed(action, error) for action in batch]
-    tell(learn.refreshed(ended, world.clock()))
+    tell(transitions.refreshed(ended, world.clock()))
     return ended
 
 
 def _leave_quarantine(store: int, action: Action, blobs: tuple[int, int]) -> Outcome:
     back_into = blobs if action.verb is Verb.RESTORE else None
     try:
-        moves.leave_quarantine(store, action.expects[0], back_into)
+        transaction.leave_quarantine(store, action.expects[0], back_into)
     except ChangedError as error:
         return _refused(action, error)
     except OSError as error:
@@ -249,12 +250,12 @@ def _leave_quarantine(store: int, action: Action, blobs: tuple[int, int]) -> Out
     return Outcome(action, Result.DONE, _done_message(action), action.frees)
 
 
-def _change(batch: list[Action], seen: Evidence) -> moves.Change:
+def _change(batch: list[Action], seen: Evidence) -> transaction.Change:
     first = batch[0]
     entries = tuple(entry for action in batch for entry in action.expects)
     in_parts = first.verb in _DOWNLOADS and not _is_transfer(first)
     alone = safety.alone(seen)
-    return moves.Change(
+    return transaction.Change(
         verb=first.verb,
         expects=entries,
         takes=first.surplus if first.verb is Verb.WRITE_SIDECARS else entries,

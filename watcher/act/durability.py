@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from watcher import files, folders, memory, names, ranges, sidecars
-from watcher.decide import learn
+from watcher.act.journal import Journal, locked
+from watcher.decide import transitions
 from watcher.errors import WatchError
-from watcher.events import Event
-from watcher.journal import Journal, locked
-from watcher.memory import Memory, Remembered
 from watcher.model import MIB, Action, Entry, Evidence, Outcome, Plan, Policy, Ranges, Result, Verb
 from watcher.observe import place, scan
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama import names, ranges, sidecars
+from watcher.state import folders, fs, memory
+from watcher.state.event_log import Event
+from watcher.state.memory import Memory, Remembered
 
 #: So much is written at once; whether to stop is asked in between.
 SLICE = 16 * MIB
@@ -104,7 +105,7 @@ def _batch_written(
             # An error of the rest may be about any of them.
             first = written.error or error
             if first is not None:
-                files.drop_cache(fd)
+                fs.drop_cache(fd)
             cut_short = written.cut_short or code is None
             yield Written(cut_short, refused=written.refused, error=first)
 
@@ -112,7 +113,7 @@ def _batch_written(
 def _opened(blobs: int, entry: Entry, opened: contextlib.ExitStack) -> int | None:
     """The descriptor of a file; None where it is another one now."""
     try:
-        fd = files.open_to_read(entry.name, blobs)
+        fd = fs.open_to_read(entry.name, blobs)
     except OSError:
         return None
     opened.callback(os.close, fd)
@@ -129,7 +130,7 @@ def _slices_written(fd: int | None, wanted: Ranges, stop: Callable[[], bool]) ->
         if stop():
             return Written(cut_short=True, refused=ranges.normal(refused), error=first)
         try:
-            files.write_back(fd, start, end)
+            fs.write_back(fd, start, end)
         except OSError as error:
             first = first or error
             refused.append((start, end))
@@ -146,7 +147,7 @@ def _rest_synced(fds: Sequence[int], stop: Callable[[], bool]) -> int | None:
     """Wait for what tells where the data lies; the errno, or None where the wait was cut short."""
     if stop():
         return None
-    ended = files.data_synced(fds)
+    ended = fs.data_synced(fds)
     pause = _FIRST_PAUSE
     while (code := ended()) is None:
         if stop():
@@ -211,7 +212,7 @@ def keep_refused(journal: Journal, now: float, refused: tuple[tuple[str, Written
     for digest, written in refused:
         record = known.downloads.get(digest)
         if record is not None and written.error is not None:
-            known = learn.synced(known, digest, record, written.refused, lost=True)
+            known = transitions.synced(known, digest, record, written.refused, lost=True)
             journal(_told(now, digest, record, written.refused, written.error))
     return journal.save(known)
 
@@ -298,7 +299,7 @@ def _keep(where: _Keeping, results: Sequence[tuple[_Claim, Written]]) -> None:
         known = journal.recall()
         for claim, written in results:
             if written == Written():
-                known = learn.synced(known, claim.digest, claim.record)
+                known = transitions.synced(known, claim.digest, claim.record)
         journal.save(known)
         lost = tuple((claim.digest, written) for claim, written in results if written.error)
         if lost:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from watcher import files, folders, names
 from watcher.model import Action, Entry, Outcome, Result
 from watcher.observe import scan
+from watcher.ollama import names
+from watcher.state import folders, fs
 
 #: Fits into a core's own cache together with what hashes it.
 _READ = 1 << 20
@@ -147,8 +148,8 @@ def _sha256(blobs: int, entry: Entry, progress: Progress, over: Callable[[], boo
 def _open(name: str, blobs: int) -> int:
     """The file that is read under a name; a link is followed, as the server does."""
     try:
-        return files.open_to_read(name, blobs)
+        return fs.open_to_read(name, blobs)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        return files.open_behind(name, blobs)
+        return fs.open_behind(name, blobs)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 
-from watcher import files, folders
-from watcher.memory import Touched
 from watcher.model import Action
 from watcher.observe import scan
+from watcher.state import folders, fs
+from watcher.state.memory import Touched
 
 
 def own_times(blobs: int, actions: Iterable[Action], now: float) -> dict[str, Touched]:
@@ -36,7 +36,7 @@ def set_times(blobs: int, touching: Mapping[str, Touched]) -> None:
         there = scan.look(name, blobs)
         if there is not None and there.inode == touched.inode:
             with contextlib.suppress(FileNotFoundError):
-                files.touch(name, blobs, touched.set_ns)
+                fs.touch(name, blobs, touched.set_ns)
 
 
 def set_times_now(store: str, actions: Iterable[Action], now: float) -> None:

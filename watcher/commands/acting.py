@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import FrameType
 
-from watcher import advice, cycle, names, ours
+from watcher import reconcile
 from watcher.act import durability, refresh
 from watcher.commands import lookup
 from watcher.commands.context import Context, complain, patience
@@ -20,8 +20,11 @@ from watcher.decide import enough, remaining, verifying
 from watcher.errors import Exit, LockedError, WatchError, named
 from watcher.model import Consent, Plan, Policy, RefusalKind, Result, Verb
 from watcher.observe import targets
-from watcher.show import acts, documents, lines
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama import names
+from watcher.show import documents, lines, plans
+from watcher.state import state_folder
+from watcher.system import advice
 
 #: The server's start waits for `prepare` no longer than this.
 PREPARE_SECONDS = 20
@@ -32,7 +35,7 @@ _PREPARE_LOCK_SECONDS = 5.0
 _PREPARE_READS_SECONDS = 10.0
 _REFRESH_LOCK_SECONDS = 1.0
 #: What is done by them mends nothing.
-_LOOKS = cycle.QUESTIONS | {Verb.REFRESH}
+_LOOKS = reconcile.QUESTIONS | {Verb.REFRESH}
 _SHOWN = 5
 _NOTHING_LEFT = remaining.Remaining()
 
@@ -95,7 +98,9 @@ def verify(context: Context, named: tuple[str, ...], most_seconds: float | None)
     consent, meant = _meant(worlds, named, context.elsewhere)
     for world in worlds:
         shown = replace(world, watch=_hashing_progress())
-        report = cycle.cycle(shown, policy, consent=consent, stop=lambda: time.monotonic() >= until)
+        report = reconcile.cycle(
+            shown, policy, consent=consent, stop=lambda: time.monotonic() >= until
+        )
         sys.stderr.write("\r\033[K" if sys.stderr.isatty() else "")
         done = verifying.verified(report.evidence, report.outcomes, meant)
         ended = _verified_code(report, done)
@@ -111,7 +116,7 @@ def verify(context: Context, named: tuple[str, ...], most_seconds: float | None)
     return code
 
 
-def _verified_code(report: cycle.Report, done: verifying.Verified) -> Exit:
+def _verified_code(report: reconcile.Report, done: verifying.Verified) -> Exit:
     """HEALTHY only where everything was checked, is right, and will be known the next time."""
     if done.unseen or report.troubles or report.stuck:
         return Exit.FAILED
@@ -143,7 +148,7 @@ def prepare(context: Context) -> Exit:
         with _limited(until):
             for world in worlds:
                 _keep_wanted(world, policy)
-                report = cycle.cycle(
+                report = reconcile.cycle(
                     world,
                     policy,
                     lock_seconds=_PREPARE_LOCK_SECONDS,
@@ -152,7 +157,7 @@ def prepare(context: Context) -> Exit:
                 if context.json:
                     context.document(documents.acting("prepare", report))
                 elif not context.quiet and (report.outcomes or report.troubles):
-                    context.tell(acts.outcomes(report))
+                    context.tell(plans.outcomes(report))
                 _tell_doubted(world, report)
             for world in worlds:
                 durability.sync_noted(world, policy, lambda: False)
@@ -161,7 +166,7 @@ def prepare(context: Context) -> Exit:
     return Exit.HEALTHY
 
 
-def _tell_doubted(world: World, report: cycle.Report) -> None:
+def _tell_doubted(world: World, report: reconcile.Report) -> None:
     """Name what there was no time to read, and what does."""
     if report.memory is None:
         return
@@ -180,11 +185,11 @@ def _tell_doubted(world: World, report: cycle.Report) -> None:
 def _keep_wanted(world: World, policy: Policy) -> None:
     """The times first, and quickly: whatever else there is time for, the start deletes nothing."""
     quickly = replace(policy, repair=False, read_limit_bytes=0)
-    plan = cycle.cycle(replace(world, keeps=False), quickly).plan
+    plan = reconcile.cycle(replace(world, keeps=False), quickly).plan
     if not plan.actions:
         return
     try:
-        cycle.keep_fresh(world, quickly, plan, _REFRESH_LOCK_SECONDS)
+        reconcile.keep_fresh(world, quickly, plan, _REFRESH_LOCK_SECONDS)
     except LockedError:
         # Who has the lock may have it for long. Without it the own times can't be remembered, but
         # a download whose times are too fresh is worth more than one that is gone.
@@ -236,7 +241,7 @@ def act(
     with lookup.blamed(problems):
         consent, meant = _meant(worlds, named, context.elsewhere)
     for world in worlds:
-        ours.check(world.store)  # what only looks tells it, too
+        state_folder.check(world.store)  # what only looks tells it, too
         chosen = _Choice(context, consent, until_free, dry_run=dry_run, yes=yes)
         report = _until_quiet(context, world, policy, chosen, wait=wait and not dry_run)
         report = replace(report, plan=chosen.plan)
@@ -245,10 +250,10 @@ def act(
             context.document(documents.acting(name, report, left))
         else:
             if report.outcomes:
-                context.tell(acts.outcomes(report))
+                context.tell(plans.outcomes(report))
             elif not chosen.shown:
                 _tell_nothing_done(context, report, name, left)
-            context.tell(acts.remaining(left))
+            context.tell(plans.remaining(left))
         if not report.outcomes:
             for trouble in report.troubles:
                 complain(trouble)
@@ -260,10 +265,10 @@ def act(
 
 def _until_quiet(
     context: Context, world: World, policy: Policy, chosen: _Choice, *, wait: bool
-) -> cycle.Report:
+) -> reconcile.Report:
     """One cycle; where somebody waits, more of them until nothing has to wait any longer."""
     while True:
-        report = cycle.cycle(world, policy, consent=chosen)
+        report = reconcile.cycle(world, policy, consent=chosen)
         left = [
             refusal.seconds_left
             for refusal in chosen.plan.refusals
@@ -317,13 +322,13 @@ class _Choice:
         if not self._context.json and (self.plan.actions or not self._context.quiet):
             self._show()
         if self._dry_run or not self.plan.actions:
-            return cycle.nothing(self.plan)
+            return reconcile.nothing(self.plan)
         agreed = self._context.agreed("Do it?", "say --yes to do it, -n to only look")
         self.unasked = Exit.USAGE if agreed is None else None
-        return self.plan if agreed else cycle.nothing(self.plan)
+        return self.plan if agreed else reconcile.nothing(self.plan)
 
     def _show(self) -> None:
-        told = acts.plan(self.plan)
+        told = plans.plan(self.plan)
         self._context.tell(told)
         self.shown = bool(told)
 
@@ -336,10 +341,14 @@ def _meant(
     Raises TargetError.
     """
     found = targets.find(worlds, named, elsewhere)
-    return (cycle.everything, remaining.everything) if found is None else (found.of, found.meant)
+    return (
+        (reconcile.everything, remaining.everything) if found is None else (found.of, found.meant)
+    )
 
 
-def _remaining(report: cycle.Report, policy: Policy, meant: remaining.Meant) -> remaining.Remaining:
+def _remaining(
+    report: reconcile.Report, policy: Policy, meant: remaining.Meant
+) -> remaining.Remaining:
     """What is wrong still with what a command was about, as far as it was to mend or free it."""
     seen, verdict = report.evidence, report.verdict
     if policy.clean:
@@ -353,26 +362,26 @@ def _remaining(report: cycle.Report, policy: Policy, meant: remaining.Meant) -> 
 
 
 def _tell_nothing_done(
-    context: Context, report: cycle.Report, name: str, left: remaining.Remaining
+    context: Context, report: reconcile.Report, name: str, left: remaining.Remaining
 ) -> None:
     if report.plan.refusals:
-        context.tell(acts.plan(report.plan))
+        context.tell(plans.plan(report.plan))
     elif not context.quiet and not left.findings and not left.blind:
         sys.stdout.write(f"nothing to {name}\n")
 
 
-def _tell_shortage(report: cycle.Report, wanted: int, *, dry_run: bool) -> Exit:
+def _tell_shortage(report: reconcile.Report, wanted: int, *, dry_run: bool) -> Exit:
     """Tell what more it would take for so many bytes to be free; HEALTHY where they are."""
     freed = sum(outcome.freed for outcome in report.outcomes)
     left = wanted - report.plan.free - (report.plan.frees if dry_run else freed)
     if left <= 0:
         return Exit.HEALTHY
-    complain(acts.render(acts.shortage(report.plan, left), color=False).rstrip())
+    complain(plans.render(plans.shortage(report.plan, left), color=False).rstrip())
     return Exit.FINDINGS
 
 
 def _code(
-    report: cycle.Report,
+    report: reconcile.Report,
     left: remaining.Remaining = _NOTHING_LEFT,
     *,
     dry_run: bool,

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from watcher import cycle, files, folders, names
+from watcher import reconcile
 from watcher.commands.context import Context, patience
 from watcher.errors import Exit, NoPermissionError
 from watcher.model import Severity
+from watcher.ollama import names
 from watcher.show import documents, lines
+from watcher.state import folders, fs
 
 
 def audit(context: Context, fail_on: Severity, picture: Path | None = None) -> Exit:
@@ -31,7 +33,7 @@ def _audit(context: Context, fail_on: Severity, save: Callable[[str], None] | No
     for world in context.worlds(keeps=False):
         with patience(f"looking at {names.printable(world.store)}"):
             policy = replace(context.policy, repair=True, clean=True)
-            report = cycle.cycle(world, policy, consent=cycle.nothing)
+            report = reconcile.cycle(world, policy, consent=reconcile.nothing)
         if save is not None:
             save(_drawn(report, verbose=context.verbose))
         findings = report.verdict.findings
@@ -52,7 +54,7 @@ def _saving(picture: Path, opened: contextlib.ExitStack) -> Callable[[str], None
 
     def save(svg: str) -> None:
         with _told(picture):
-            files.write_output(fd, svg.encode())
+            fs.write_output(fd, svg.encode())
 
     with _told(picture):
         fd = opened.enter_context(folders.opened_output(str(picture)))
@@ -70,13 +72,13 @@ def _told(picture: Path) -> Iterator[None]:
         ) from None
 
 
-def _drawn(report: cycle.Report, *, verbose: bool) -> str:
+def _drawn(report: reconcile.Report, *, verbose: bool) -> str:
     from watcher.show import tables
 
     return tables.picture(tables.audit(report, verbose=verbose), title="ollama-watch audit")
 
 
-def _show(context: Context, report: cycle.Report) -> None:
+def _show(context: Context, report: reconcile.Report) -> None:
     from watcher.show import tables
 
     context.show(tables.audit(report, verbose=context.verbose))

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from watcher import config, names
+from watcher import config
 from watcher.commands.context import Context
 from watcher.errors import Exit
+from watcher.ollama import names
 
 
 class Setting(NamedTuple):

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from watcher import config, names
+from watcher import config
 from watcher.commands import rights
 from watcher.errors import RefusedError, SettingsError
 from watcher.model import Policy
 from watcher.observe import place, targets
-from watcher.show import acts, documents
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama import names
+from watcher.show import documents, plans
 
 _PATIENCE_SECONDS = 1.0
 
@@ -151,9 +152,9 @@ class Context:
             sys.stdout.write(tables.render(parts, color=self.colored()))
             sys.stdout.flush()
 
-    def tell(self, told: Iterable[acts.Line]) -> None:
+    def tell(self, told: Iterable[plans.Line]) -> None:
         """Print lines of text to stdout."""
-        sys.stdout.write(acts.render(told, color=self.colored()))
+        sys.stdout.write(plans.render(told, color=self.colored()))
         sys.stdout.flush()
 
     def document(self, document: dict[str, Any]) -> None:

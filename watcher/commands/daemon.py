@@ -8,12 +8,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from watcher import config, daemon, privileges
+from watcher import config
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, WatchError, named
-from watcher.events import Event
 from watcher.model import Policy
 from watcher.observe import place
+from watcher.service import daemon
+from watcher.state.event_log import Event
+from watcher.system import privileges
 
 
 def run(context: Context) -> Exit:
@@ -92,10 +94,10 @@ def _writer(fd: int) -> Callable[[Event], None]:
 
 
 def _tell_people() -> Callable[[Event], None]:
-    from watcher import history
-    from watcher.show import happened
+    from watcher.show import log
+    from watcher.state import history
 
-    told = happened.teller(color=sys.stderr.isatty())
+    told = log.teller(color=sys.stderr.isatty())
 
     def tell(event: Event) -> None:
         line = history.parse(event.line)

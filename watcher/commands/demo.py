@@ -6,10 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-from watcher import names, privileges
 from watcher.commands.context import complain
 from watcher.demo import scenes
 from watcher.errors import Exit, SettingsError
+from watcher.ollama import names
+from watcher.system import privileges
 
 
 def demo(*, keep: bool, pictures: Path | None) -> Exit:

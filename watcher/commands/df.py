@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from watcher import cycle, names
+from watcher import reconcile
 from watcher.commands.context import Context, complain, patience
 from watcher.decide import findings, usage
 from watcher.errors import Exit
 from watcher.observe import space
+from watcher.ollama import names
 from watcher.show import documents
 
 
@@ -15,7 +16,7 @@ def df(context: Context) -> Exit:
     code = Exit.HEALTHY
     for world in context.worlds(keeps=False):
         with patience(f"looking at {names.printable(world.store)}"):
-            report = cycle.cycle(world, context.policy, consent=cycle.nothing)
+            report = reconcile.cycle(world, context.policy, consent=reconcile.nothing)
             found = space.survey(world)
         uses, total = usage.usage(found, report.verdict.judged, report.evidence.census)
         if context.json:

@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from watcher import names
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, SettingsError
-from watcher.history import Line, Log, known
 from watcher.observe import place, targets
 from watcher.observe.targets import Targets
-from watcher.show import happened
+from watcher.ollama import names
+from watcher.show import log as happened
+from watcher.state.history import Line, Log, known
 
 #: How often a followed log is looked at, and so much of its past is shown.
 _POLL_SECONDS = 0.5

@@ -8,12 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from watcher import folders, names, registry
 from watcher.errors import TargetError, WatchError
-from watcher.names import ModelName
 from watcher.observe import scan, targets
+from watcher.observe.host import World
+from watcher.ollama import names
+from watcher.ollama.names import ModelName
 from watcher.pull import queue
-from watcher.world import World
+from watcher.state import folders, registry
 
 #: What was heard within that time is not asked again.
 _FRESH_SECONDS = 3600.0

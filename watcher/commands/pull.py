@@ -12,16 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
-from watcher import names, stopping
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, NoStoreError
 from watcher.observe import place
-from watcher.pull import site
-from watcher.pull.causes import Cause
+from watcher.ollama import names
+from watcher.pull import target
 from watcher.pull.driver import Options, Pull
-from watcher.pull.sharing import Sharing
-from watcher.pull.site import Site
+from watcher.pull.failures import Cause
+from watcher.pull.layer_locks import Sharing
+from watcher.pull.target import Site
 from watcher.show import progress
+from watcher.system import stopping
 
 _SHOW_CURSOR = b"\033[?25h\n"
 
@@ -99,7 +100,7 @@ def _told(context: Context, one: Pull) -> Exit:
 
 def site_of(context: Context, host: str | None) -> Site:
     """The server, and its store where that is here."""
-    url = site.server_url(host, os.environ)
+    url = target.server_url(host, os.environ)
     try:
         found = context.only_place("a download is of one")
     except (NoStoreError, NoPermissionError):
@@ -109,10 +110,10 @@ def site_of(context: Context, host: str | None) -> Site:
             # The server makes its folders with the first pull.
             store = os.path.abspath(context.stores[0])
             context.settle(store)
-            return site.find(url, context.world(place.Found(store, "--store")), context.policy)
+            return target.find(url, context.world(place.Found(store, "--store")), context.policy)
         context.settle()
-        return site.find(url, None, context.policy)
-    return site.find(url, context.world(found), context.policy)
+        return target.find(url, None, context.policy)
+    return target.find(url, context.world(found), context.policy)
 
 
 @contextmanager

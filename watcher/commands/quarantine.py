@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from watcher import cycle, names
+from watcher import reconcile
 from watcher.commands.acting import act
 from watcher.commands.context import Context
 from watcher.decide import remaining
 from watcher.errors import Exit
 from watcher.model import Policy
+from watcher.ollama import names
 from watcher.show import documents
 
 
@@ -18,7 +19,7 @@ def ls(context: Context) -> Exit:
     """List what lies in quarantine. FAILED where that, or its place, could not be looked at."""
     code = Exit.HEALTHY
     for world in context.worlds(keeps=False):
-        report = cycle.cycle(world, context.policy, consent=cycle.nothing)
+        report = reconcile.cycle(world, context.policy, consent=reconcile.nothing)
         unseen = remaining.quarantine_unseen(report.evidence)
         if unseen:
             code = Exit.FAILED

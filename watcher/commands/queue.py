@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from watcher import advice, folders, names, records, stopping
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit
-from watcher.events import Event
 from watcher.observe import place, serving
+from watcher.ollama import names
 from watcher.pull import queue, running
 from watcher.pull.queue import Item, ItemState, Queue
 from watcher.pull.running import Drive
 from watcher.show import lines
+from watcher.state import folders, records
+from watcher.state.event_log import Event
+from watcher.system import advice, stopping
 
 
 def add(context: Context, models: tuple[str, ...], level: int, after: str | None) -> Exit:

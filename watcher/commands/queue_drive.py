@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from watcher import names, ollama, stopping
 from watcher.commands import pull
 from watcher.commands.context import Context
-from watcher.pull import queue, site
-from watcher.pull.causes import Again, Cause
+from watcher.observe.host import World
+from watcher.ollama import names, server
+from watcher.pull import queue, target
 from watcher.pull.driver import Options, Pull
+from watcher.pull.failures import Again, Cause
 from watcher.pull.queue import Driven, Result
 from watcher.pull.running import Drive, Why
-from watcher.pull.site import Site
+from watcher.pull.target import Site
 from watcher.show import progress
-from watcher.world import World
+from watcher.system import stopping
 
 
 def queued(context: Context, wanted: pull.Wanted) -> Drive:
@@ -31,13 +32,13 @@ def leashed(context: Context, world: World, ended: Callable[[], bool]) -> Drive:
     Nobody is there to name a server: it is the one that has the store, unless the environment says
     otherwise. A registry on this machine is asked over http, as everywhere.
     """
-    found = site.find(site.url_of_store(world, os.environ), world, context.policy)
+    found = target.find(target.url_of_store(world, os.environ), world, context.policy)
     if found.world is None and not os.environ.get("OLLAMA_HOST"):
         # What it would pull would come into somebody else's store.
         return lambda _, __: Driven(Result.FAILED, f"not pulled: {found.why}")
 
     def options(model: str) -> Options:
-        return Options(insecure=ollama.is_loopback(names.to_model(model).host))
+        return Options(insecure=server.is_loopback(names.to_model(model).host))
 
     return _driver(context, found, options, ended)
 

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 
 from rich.filesize import decimal
 
-from watcher import names
 from watcher.commands import lookup
 from watcher.commands.context import Context, patience
 from watcher.errors import Exit, NoPermissionError, TargetError
 from watcher.observe import targets
+from watcher.observe.host import World
+from watcher.ollama import names
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
 from watcher.show import documents
 from watcher.show.lines import count
-from watcher.world import World
 
 _NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
 

@@ -13,9 +13,11 @@ from types import FrameType
 
 import click
 
-from watcher import folders, names, privileges
 from watcher.errors import Exit, WatchError
 from watcher.observe.targets import Known
+from watcher.ollama import names
+from watcher.state import folders
+from watcher.system import privileges
 
 Knows = Callable[[str], Known]
 

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from watcher import advice, files, names, units
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, RefusedError, WatchError
-from watcher.observe import installation
-from watcher.units import Installation, Kind
+from watcher.ollama import names
+from watcher.service import installation, units
+from watcher.service.units import Installation, Kind
+from watcher.state import fs
+from watcher.system import advice
 
 _LONGEST_FILE = 1 << 16
 _CHANGING = (Kind.WRITE, Kind.REPLACE, Kind.REMOVE)
@@ -183,8 +185,8 @@ def _found(path: str) -> str | None:
     """A file's text, None where there is none. What can't be read, or is a link, is not ours."""
     folder, name = os.path.split(path)
     try:
-        with files.opened_folder(folder) as fd:
-            return files.read_small(name, fd, _LONGEST_FILE).decode("utf-8", "replace")
+        with fs.opened_folder(folder) as fd:
+            return fs.read_small(name, fd, _LONGEST_FILE).decode("utf-8", "replace")
     except FileNotFoundError:
         return None
     except OSError:
@@ -227,11 +229,11 @@ def _change(steps: Iterable[Step]) -> None:
         folder, name = os.path.split(step.path)
         try:
             _make_folder(folder)
-            with files.opened_folder(folder) as fd:
+            with fs.opened_folder(folder) as fd:
                 if step.kind is Kind.REMOVE:
-                    files.remove(name, fd)
+                    fs.remove(name, fd)
                 else:
-                    put = files.add if step.kind is Kind.WRITE else files.save
+                    put = fs.add if step.kind is Kind.WRITE else fs.save
                     put(name, fd, step.text.encode())
         except OSError as error:
             raise WatchError(
@@ -247,8 +249,8 @@ def _make_folder(path: str) -> None:
     if not os.path.isdir(path):
         parent, name = os.path.split(path)
         _make_folder(parent)
-        with files.opened_folder(parent) as fd:
-            files.ensure_folder(name, fd)
+        with fs.opened_folder(parent) as fd:
+            fs.ensure_folder(name, fd)
 
 
 def _remove_empty(folders: Iterable[str]) -> None:
@@ -256,8 +258,8 @@ def _remove_empty(folders: Iterable[str]) -> None:
     for folder in folders:
         parent, name = os.path.split(folder)
         try:
-            with files.opened_folder(parent) as fd:
-                files.remove_folder(name, fd)
+            with fs.opened_folder(parent) as fd:
+                fs.remove_folder(name, fd)
         except FileNotFoundError:
             continue  # gone already, with what was below it
         except OSError:

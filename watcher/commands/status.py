@@ -7,18 +7,19 @@ import time
 from contextlib import suppress
 from itertools import pairwise
 
-from watcher import cycle, folders, ours, records
+from watcher import reconcile
 from watcher.commands.context import Context
-from watcher.decide import learn, remaining
+from watcher.decide import remaining, transitions
 from watcher.errors import Exit, WatchError
-from watcher.memory import Memory
 from watcher.model import Condition, Unseen
 from watcher.observe import serving
+from watcher.observe.host import World
 from watcher.pull import queue
 from watcher.pull.queue import Queue
 from watcher.pull.speed import Spread, spread
 from watcher.show.status import Pace, Status
-from watcher.world import World
+from watcher.state import folders, records, state_folder
+from watcher.state.memory import Memory
 
 #: A rate takes two looks; and this is how often `--watch` looks.
 _APART_SECONDS = 1.0
@@ -49,13 +50,13 @@ def status(context: Context, *, watch: bool) -> Exit:
 
 def look(world: World, context: Context, before: Status | None) -> Status:
     """One look at a store, and a second one where something moves and nobody has looked before."""
-    report = cycle.cycle(world, context.policy, consent=cycle.nothing)
+    report = reconcile.cycle(world, context.policy, consent=reconcile.nothing)
     past = before.report if before is not None else None
     if past is None and any(each.condition is Condition.LIVE for each in report.verdict.judged):
         time.sleep(_APART_SECONDS)
-        past, report = report, cycle.cycle(world, context.policy, consent=cycle.nothing)
+        past, report = report, reconcile.cycle(world, context.policy, consent=reconcile.nothing)
     paces = {} if past is None else _paces(past, report)
-    memory = cycle.remembered(world)
+    memory = reconcile.remembered(world)
     known, line, unread = _kept(world)
     return Status(
         report,
@@ -88,11 +89,11 @@ def _kept(world: World) -> tuple[records.Records, Queue, tuple[Unseen, ...]]:
 
 
 def _unread(name: str, error: WatchError) -> Unseen:
-    path = f"{ours.FOLDER}/{name}"
+    path = f"{state_folder.FOLDER}/{name}"
     return Unseen(path, error.message.removeprefix(f"{path} can't be read: "))
 
 
-def _paces(past: cycle.Report, now: cycle.Report) -> dict[str, Pace]:
+def _paces(past: reconcile.Report, now: reconcile.Report) -> dict[str, Pace]:
     """How fast each download grew on the disk between two looks, by its key."""
     seconds = now.evidence.now - past.evidence.now
     known = {each.key: each for each in past.evidence.downloads}
@@ -109,14 +110,16 @@ def _paces(past: cycle.Report, now: cycle.Report) -> dict[str, Pace]:
     return found
 
 
-def _spreads(memory: Memory, now: cycle.Report) -> dict[str, Spread]:
+def _spreads(memory: Memory, now: reconcile.Report) -> dict[str, Spread]:
     """How fast each live download came lately, by its key, where a daemon has looked at it."""
     found: dict[str, Spread] = {}
     for judged in now.verdict.judged:
         known = memory.downloads.get(judged.download.key)
         if known is None or judged.condition is not Condition.LIVE:
             continue
-        rates = [rate for pair in pairwise(known.samples) if (rate := learn.rate(pair)) is not None]
+        rates = [
+            rate for pair in pairwise(known.samples) if (rate := transitions.rate(pair)) is not None
+        ]
         lately = spread(rates)
         if lately is not None:
             found[judged.download.key] = lately

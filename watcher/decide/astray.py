@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from watcher import advice, names
 from watcher.decide import findings
 from watcher.model import Evidence, Finding, Located, Nested, OddBlob, Severity
+from watcher.ollama import names
+from watcher.system import advice
 
 
 def of_blobs(evidence: Evidence) -> Iterator[Finding]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from watcher import advice, names
 from watcher.decide import findings, safety
 from watcher.model import (
     BLINDING,
@@ -23,6 +22,8 @@ from watcher.model import (
     Spared,
     Verb,
 )
+from watcher.ollama import names
+from watcher.system import advice
 
 #: Manifests that protect blobs which nobody can tell.
 

@@ -6,9 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 from typing import assert_never
 
-from watcher import advice, names, ranges
-from watcher.events import instant
-from watcher.memory import FOLDER as OURS
 from watcher.model import (
     BLINDING,
     DOUBTFUL,
@@ -30,6 +27,10 @@ from watcher.model import (
     Sizes,
     Temporary,
 )
+from watcher.ollama import names, ranges
+from watcher.state.event_log import instant
+from watcher.state.memory import FOLDER as OURS
+from watcher.system import advice
 
 _SEVERITY = {
     Condition.LIVE: Severity.INFO,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from watcher import names
 from watcher.model import (
     HOUR,
     Evidence,
@@ -21,6 +20,7 @@ from watcher.model import (
     Place,
     Subject,
 )
+from watcher.ollama import names
 
 #: Servers before this one deleted without regard to age.
 _FIRST_WITH_GRACE = (0, 21)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from watcher import advice, names
-from watcher.decide import cleaning, mending, proving, quarantine, safety
+from watcher.decide import cleaning, quarantine, questions, repairing, safety
 from watcher.model import (
     LIVE_LOOK_SECONDS,
     QUIET_SECONDS,
@@ -20,6 +19,8 @@ from watcher.model import (
     RefusalKind,
     Verb,
 )
+from watcher.ollama import names
+from watcher.system import advice
 
 #: In this order: finding out, mending, freeing; times last, since they cover new sidecars, too.
 _ORDER = (
@@ -66,18 +67,18 @@ def _steps(
             yield from cleaning.of_download(each, evidence)
         elif policy.repair and (policy.repair_stale or not each.stale):
             if policy.hash:
-                yield from proving.of_download(each)
-            yield from mending.of_download(each, evidence, policy)
+                yield from questions.of_download(each)
+            yield from repairing.of_download(each, evidence, policy)
     if policy.hash and evidence.scope is None:
-        yield from proving.blobs_in_doubt(evidence)
+        yield from questions.blobs_in_doubt(evidence)
     if policy.online and evidence.scope is None:
-        yield from proving.of_registry(judged, evidence)
+        yield from questions.of_registry(judged, evidence)
     if policy.verify:
-        yield from proving.all_blobs(evidence)
+        yield from questions.all_blobs(evidence)
     if policy.repair:
-        yield from mending.damaged_blobs(evidence, policy)
+        yield from repairing.damaged_blobs(evidence, policy)
     if policy.refresh:
-        yield from mending.refresh(judged, evidence, policy)
+        yield from repairing.refresh(judged, evidence, policy)
     yield from quarantine.steps(evidence, policy)
     if policy.clean and evidence.scope is None:
         # Whether nothing else names a blob takes all manifests, so a narrow look plans none of it.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from watcher import advice, names
 from watcher.decide import findings, safety
 from watcher.model import Action, Evidence, Kept, Policy, Refusal, RefusalKind, Verb
+from watcher.ollama import names
+from watcher.system import advice
 
 
 def steps(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Set
 from itertools import chain
 
-from watcher.events import Event
-from watcher.memory import Memory
-from watcher.states import State
+from watcher.state.download_states import State
+from watcher.state.event_log import Event
+from watcher.state.memory import Memory
 
 _BEGUN = frozenset({"download_started", "download_resumed"})
 _BROKEN = frozenset({"download_interrupted", "partial_found"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from watcher import names
 from watcher.model import (
     Condition,
     Evidence,
@@ -16,6 +15,7 @@ from watcher.model import (
     Unseen,
     Verdict,
 )
+from watcher.ollama import names
 
 #: Whether something of these models, or with these digests or names, is meant.
 Meant: TypeAlias = Callable[[Iterable[str], Iterable[str]], bool]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from watcher import advice, names
 from watcher.model import (
     LIVE_LOOK_SECONDS,
     QUIET_SECONDS,
@@ -25,6 +24,8 @@ from watcher.model import (
     Sight,
     Verb,
 )
+from watcher.ollama import names
+from watcher.system import advice
 
 #: A server reads the sidecars before it opens the data; it must have met the guard by then.
 GUARD_SECONDS = 2.0

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from watcher import names
-from watcher.memory import FOLDER
 from watcher.model import (
     BlobCensus,
     Condition,
@@ -21,7 +19,9 @@ from watcher.model import (
     Use,
     UseKind,
 )
-from watcher.names import Role
+from watcher.ollama import names
+from watcher.ollama.names import Role
+from watcher.state.memory import FOLDER
 
 _Key: TypeAlias = tuple[UseKind, str]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from watcher import names
 from watcher.decide import remaining
 from watcher.model import (
     WRONG,
@@ -20,6 +19,7 @@ from watcher.model import (
     Verb,
     Verdict,
 )
+from watcher.ollama import names
 
 
 class Verified(NamedTuple):

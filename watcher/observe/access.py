@@ -6,10 +6,10 @@ import contextlib
 import os
 from collections.abc import Iterable
 
-from watcher import privileges
 from watcher.model import Barred, Entry, Kind, Located, Need, Server, ServerUser, Subject
 from watcher.observe import unit
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.system import privileges
 
 _OVERRIDES = 1 << 1  # CAP_DAC_OVERRIDE of linux/capability.h
 _RIGHTS = {Need.READ: 0o4, Need.WRITE: 0o6}

@@ -6,8 +6,6 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from watcher import folders, names
-from watcher.memory import Memory, bound_to
 from watcher.model import (
     DOUBTFUL,
     BlobCensus,
@@ -20,6 +18,9 @@ from watcher.model import (
     Unseen,
 )
 from watcher.observe import scan
+from watcher.ollama import names
+from watcher.state import folders
+from watcher.state.memory import Memory, bound_to
 
 _DISPUTED = "other manifests give that blob the size that it has"
 

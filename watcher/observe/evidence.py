@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from watcher import files, folders, names, ranges, sidecars
-from watcher.memory import Memory, Remembered
 from watcher.model import (
     BlobCensus,
     Download,
@@ -29,10 +27,10 @@ from watcher.model import (
 from watcher.observe import (
     access,
     clock,
-    holders,
     intents,
     parts,
     place,
+    processes,
     quarantine,
     scan,
     serving,
@@ -40,7 +38,10 @@ from watcher.observe import (
     unit,
 )
 from watcher.observe.blobs import registry_length, remembered, with_memory
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama import names, ranges, sidecars
+from watcher.state import folders, fs
+from watcher.state.memory import Memory, Remembered
 
 #: A manifest is written in place: half of one is normal for an instant.
 _WRITING_SECONDS = 2.0
@@ -77,7 +78,7 @@ def _observe(
     found = _scan(world, policy, store, scope, where, coming.user)
     world.go_on()
     downloads = _downloads(world, policy, memory, found, store)
-    seen = holders.see(
+    seen = processes.see(
         world,
         [entry for download in downloads for entry in download.entries],
         network=where.network,
@@ -125,7 +126,7 @@ def _observe(
     )
 
 
-def _user(world: World, seen: holders.Seen, foreseen: ServerUser) -> ServerUser | None:
+def _user(world: World, seen: processes.Seen, foreseen: ServerUser) -> ServerUser | None:
     """Who a running server of the store runs as.
 
     One who can change nothing in it counts only where everything may have become root's by mistake:
@@ -139,7 +140,7 @@ def _with_used(census: BlobCensus, world: World) -> BlobCensus:
     """The census that knows on which of the stores in the store a server runs."""
     if not census.nested:
         return census
-    served = {os.path.realpath(path) for path, _ in holders.served_stores(world.proc)}
+    served = {os.path.realpath(path) for path, _ in processes.served_stores(world.proc)}
     inside = (os.path.realpath(f"{world.store}/{each.path}") for each in census.nested)
     return census._replace(
         nested=tuple(
@@ -366,7 +367,7 @@ class _Reader:
             progress_at=_last_progress(record, made.data) if record else None,
             ahead=record.ahead if record else None,
             registry=registry_length(self.memory, self.digest, self.now),
-            born_ns=files.born(made.entries[0].name, self.blobs) if made.entries else 0,
+            born_ns=fs.born(made.entries[0].name, self.blobs) if made.entries else 0,
         )
 
     def _in_parts(self) -> Download:
@@ -415,7 +416,7 @@ class _Reader:
         if record is None or not entries:
             return None
         anchor = entries[0]
-        born_ns = files.born(anchor.name, self.blobs)
+        born_ns = fs.born(anchor.name, self.blobs)
         return record if record.is_of(*anchor.identity, born_ns) else None
 
     def _named_length(self) -> int | None:
@@ -504,7 +505,7 @@ class _Reader:
         """
         if record is not None and self._since_start(record.checked_at):
             return False
-        born_ns = files.born(data.name, self.blobs)
+        born_ns = fs.born(data.name, self.blobs)
         written = min(data.changed_at, born_ns / 1e9) if born_ns else data.changed_at
         return not self._since_start(written)
 
@@ -527,7 +528,7 @@ class _Reader:
     def _open(self, found: Entry) -> int:
         """Open an entry; it must still be the one that was listed."""
         try:
-            fd = files.open_quietly(found.name, _READ_ONLY, self.blobs)
+            fd = fs.open_quietly(found.name, _READ_ONLY, self.blobs)
         except FileNotFoundError:
             raise _ChangedMeanwhile from None
         status = os.fstat(fd)

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from watcher import files, folders, names, ours, sidecars
 from watcher.model import Entry, Kind, OddIntent, Part, Verb
-from watcher.names import Role
 from watcher.observe import scan
+from watcher.ollama import names, sidecars
+from watcher.ollama.names import Role
+from watcher.state import folders, fs, state_folder
 
 INTENTS = "intents"
 NOTE = "intent.json"
@@ -160,7 +161,7 @@ def folder_of(blobs: int, boot: str) -> Folder:
     """What tells the folder behind a descriptor apart."""
     status = os.fstat(blobs)
     return Folder(
-        boot, status.st_dev, status.st_ino, files.born(".", blobs), os.fstatvfs(blobs).f_fsid
+        boot, status.st_dev, status.st_ino, fs.born(".", blobs), os.fstatvfs(blobs).f_fsid
     )
 
 
@@ -215,7 +216,7 @@ def read(name: str, intents: int) -> Intent | None:
     """
     above = os.fstat(intents)
     try:
-        with files.opened_folder(name, intents) as here:
+        with fs.opened_folder(name, intents) as here:
             _check_owner(os.fstat(here), above)
             return _read(here, above)
     except NotADirectoryError:
@@ -238,7 +239,7 @@ def _read(here: int, above: os.stat_result) -> Intent | None:
 
 
 def _check_owner(status: os.stat_result, above: os.stat_result) -> None:
-    if not files.is_trusted(status, above):
+    if not fs.is_trusted(status, above):
         raise ForeignError(f"it belongs to the user id {status.st_uid}")
 
 
@@ -269,13 +270,13 @@ def _note(here: int, above: os.stat_result) -> bytes:
 
 
 def _small(name: str, here: int, above: os.stat_result) -> bytes:
-    fd = files.open_to_read(name, here)
+    fd = fs.open_to_read(name, here)
     try:
         status = os.fstat(fd)
         _check_owner(status, above)
         if status.st_size > _READ_LIMIT:
             raise ForeignError(f"{name} has {status.st_size} bytes, more than any intent")
-        return files.read_open(fd, _READ_LIMIT)
+        return fs.read_open(fd, _READ_LIMIT)
     finally:
         os.close(fd)
 
@@ -310,12 +311,12 @@ def _check_unbegun(here: int, *, decided: bool) -> None:
 
 
 def _in(name: str, here: int) -> Iterator[str]:
-    with contextlib.suppress(FileNotFoundError), files.opened_folder(name, here) as folder:
+    with contextlib.suppress(FileNotFoundError), fs.opened_folder(name, here) as folder:
         yield from _listed(folder)
 
 
 def _check_new(here: int, intent: Intent) -> None:
-    with contextlib.suppress(FileNotFoundError), files.opened_folder(NEW, here) as folder:
+    with contextlib.suppress(FileNotFoundError), fs.opened_folder(NEW, here) as folder:
         for name in _listed(folder):
             content = intent.writes.get(name)
             if content is None or not _has(name, folder, content):
@@ -327,11 +328,11 @@ def _has(name: str, folder: int, content: bytes) -> bool:
     found = scan.look(name, folder)
     if found is None or found.kind is not Kind.FILE or found.links != 1:
         return False
-    return files.read_small(name, folder, len(content) + 1) == content
+    return fs.read_small(name, folder, len(content) + 1) == content
 
 
 def _check_out(here: int, intent: Intent) -> None:
-    with contextlib.suppress(FileNotFoundError), files.opened_folder(OUT, here) as folder:
+    with contextlib.suppress(FileNotFoundError), fs.opened_folder(OUT, here) as folder:
         for name in _listed(folder):
             found = scan.look(name, folder)
             if name == intent.guard_name and intent.guard is not None:
@@ -353,7 +354,7 @@ def _is_displaced(name: str, folder: int, intent: Intent) -> bool:
 
 def hash_of(name: str, folder: int) -> str:
     """The hash of a sidecar's bytes; "" where it is too large for one."""
-    raw = files.read_small(name, folder, sidecars.READ_LIMIT + 1)
+    raw = fs.read_small(name, folder, sidecars.READ_LIMIT + 1)
     return hashlib.sha256(raw).hexdigest() if len(raw) <= sidecars.READ_LIMIT else ""
 
 
@@ -392,7 +393,7 @@ def _files(value: Mapping[str, Any], here: int) -> Iterator[File]:
         if not _MORE.fullmatch(name):
             raise ValueError(name)
         try:
-            raw = files.read_small(name, here, _READ_LIMIT + 1)
+            raw = fs.read_small(name, here, _READ_LIMIT + 1)
         except OSError as error:
             raise ForeignError(f"{name} can't be read: {error.strerror}") from None
         if hashlib.sha256(raw).hexdigest() != digest:
@@ -489,8 +490,8 @@ def foreign(store: int, boot: str) -> tuple[OddIntent, ...]:
     found: list[OddIntent] = []
     with (
         contextlib.suppress(OSError),
-        ours.opened(store) as folder,
-        ours.opened_in(INTENTS, folder) as intents,
+        state_folder.opened(store) as folder,
+        state_folder.opened_in(INTENTS, folder) as intents,
         folders.opened_blobs(store, foreign_too=True) as blobs,
     ):
         now = folder_of(blobs, boot)
@@ -498,7 +499,7 @@ def foreign(store: int, boot: str) -> tuple[OddIntent, ...]:
             # Somebody may be at work on it: then the second time it has another reason, or none.
             why = _why_foreign(name, intents, now)
             if why and why == _why_foreign(name, intents, now):
-                found.append(OddIntent(f"{ours.FOLDER}/{INTENTS}/{name}", why))
+                found.append(OddIntent(f"{state_folder.FOLDER}/{INTENTS}/{name}", why))
     return tuple(found)
 
 

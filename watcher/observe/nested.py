@@ -8,8 +8,9 @@ import stat
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from watcher import files, names
-from watcher.memory import FOLDER
+from watcher.ollama import names
+from watcher.state import fs
+from watcher.state.memory import FOLDER
 
 #: Such as ``home/user/.ollama/models``; and so many folders are looked into, no more.
 _DEEPEST, _MOST_FOLDERS = 4, 500
@@ -86,7 +87,7 @@ def _listed(store: int, path: str) -> list[tuple[str, os.stat_result]]:
     ):
         at = store
         for name in path.split("/"):
-            at = opened.enter_context(files.opened_folder(name, at))
+            at = opened.enter_context(fs.opened_folder(name, at))
         for name in sorted(os.listdir(at)):
             with contextlib.suppress(FileNotFoundError):
                 found.append((name, os.stat(name, dir_fd=at, follow_symlinks=False)))

@@ -11,8 +11,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
-from watcher import ranges, sidecars
 from watcher.model import MIB, Part, Ranges, Trust
+from watcher.ollama import ranges, sidecars
 
 #: No allocation unit is larger: this many zeros at an end are enough to stop looking further back.
 ZEROS_ENOUGH = 16 * MIB

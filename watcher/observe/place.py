@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 import psutil
 
-from watcher import advice, folders, names, ours
-from watcher.environment import trimmed
 from watcher.errors import NoPermissionError, NoStoreError, RefusedError
 from watcher.model import ForeignLink, Place
-from watcher.observe import holders, unit
-from watcher.world import World
+from watcher.observe import processes, unit
+from watcher.observe.host import World
+from watcher.ollama import names
+from watcher.ollama.environment import trimmed
+from watcher.state import folders, state_folder
+from watcher.system import advice
 
 SERVICE_STORE = "/usr/share/ollama/.ollama/models"
 OTHER_STORE = "/var/lib/ollama/models"
@@ -80,7 +82,7 @@ def _candidates() -> Iterator[tuple[str, str, str]]:
 
     Raises NoPermissionError where what would say more can't be read.
     """
-    for path, pid in holders.served_stores("/proc"):
+    for path, pid in processes.served_stores("/proc"):
         yield path, f"the running server, pid {pid}", ""
     of_server = unit.find()
     if of_server is not None:
@@ -273,7 +275,7 @@ def describe(world: World, store: int) -> Place:
         blobs=(0, 0) if behind is None else (behind.st_dev, behind.st_ino),
         owner=status.st_uid,
         blobs_linked=blobs.linked,
-        state_owner=ours.oddity(store),
+        state_owner=state_folder.oddity(store),
         foreign=world.foreign or _below(world.store, blobs.foreign),
         blobs_elsewhere=behind is not None and behind.st_dev != status.st_dev,
         globbed=not _GLOB_CHARACTERS.isdisjoint(world.store),

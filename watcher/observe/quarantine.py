@@ -6,11 +6,12 @@ import contextlib
 import os
 from typing import NamedTuple
 
-from watcher import folders, names, ours
-from watcher.memory import Memory
 from watcher.model import Entry, Kept, Unseen
 from watcher.observe import scan
 from watcher.observe.blobs import remembered
+from watcher.ollama import names
+from watcher.state import folders, state_folder
+from watcher.state.memory import Memory
 
 QUARANTINE = "quarantine"
 _NO_FILE = frozenset({"", ".", ".."})
@@ -25,11 +26,11 @@ class Quarantine(NamedTuple):
 
 def look(store: int, memory: Memory) -> Quarantine:
     """Everything in quarantine, the oldest first. Its file names are ``<number>-<own name>``."""
-    path = ours.FOLDER
+    path = state_folder.FOLDER
     try:
-        with ours.opened(store) as our_folder:
-            path = f"{ours.FOLDER}/{QUARANTINE}"
-            with ours.opened_in(QUARANTINE, our_folder) as folder:
+        with state_folder.opened(store) as our_folder:
+            path = f"{state_folder.FOLDER}/{QUARANTINE}"
+            with state_folder.opened_in(QUARANTINE, our_folder) as folder:
                 labels = sorted(os.listdir(folder))
                 entries = [(label, scan.look(label, folder)) for label in labels]
     except FileNotFoundError:

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from watcher import files, folders, manifests, names
 from watcher.model import (
     BlobCensus,
     BlobFault,
@@ -34,9 +33,11 @@ from watcher.model import (
     TemporaryKind,
     Unseen,
 )
-from watcher.names import Role
 from watcher.observe import nested
 from watcher.observe.access import Access, user_of
+from watcher.ollama import manifests, names
+from watcher.ollama.names import Role
+from watcher.state import folders, fs
 
 _PARTIAL, _TMP = "-partial", ".tmp"
 _UNFINISHED = frozenset({Role.DATA, Role.SIDECAR, Role.TRANSFER})
@@ -346,7 +347,7 @@ def _read_manifest(
         return
     try:
         # Followed, as the server does: a manifest behind a symlink protects its blobs as well.
-        fd = files.open_behind(parts[-1], folder)
+        fd = fs.open_behind(parts[-1], folder)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and look(parts[-1], folder) is None:
             return  # removed since it was listed
@@ -434,7 +435,7 @@ def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
         raise ValueError("not a regular file")
     if status.st_size > manifests.READ_LIMIT:
         raise ValueError(f"{status.st_size} bytes are too many for a manifest")
-    return manifests.parse(files.read_open(fd, min(status.st_size, manifests.READ_LIMIT)))
+    return manifests.parse(fs.read_open(fd, min(status.st_size, manifests.READ_LIMIT)))
 
 
 def _is_link(name: str, folder: int) -> bool:
@@ -919,7 +920,7 @@ def _rename_fault(old: Entry, parent: int, inner: list[str]) -> str | None:
     if (target.kind is Kind.FOLDER) != (old.kind is Kind.FOLDER):
         return "can't be renamed: a folder can't replace a file, nor a file a folder"
     if target.kind is Kind.FOLDER:
-        with contextlib.suppress(OSError), files.opened_folder(target.name, parent) as fd:
+        with contextlib.suppress(OSError), fs.opened_folder(target.name, parent) as fd:
             if os.listdir(fd):
                 return "can't be renamed over a folder that is not empty"
     return None
@@ -966,8 +967,8 @@ def _folder(
     flags = os.O_RDONLY | os.O_DIRECTORY
     fd = None
     try:
-        fd = files.open_quietly(name, flags if follow else flags | os.O_NOFOLLOW, parent)
-        files.check_link(name, parent, os.fstat(fd))
+        fd = fs.open_quietly(name, flags if follow else flags | os.O_NOFOLLOW, parent)
+        fs.check_link(name, parent, os.fstat(fd))
         # Names may be listed without the right to look at what they stand for.
         os.stat(".", dir_fd=fd)
     except FileNotFoundError:

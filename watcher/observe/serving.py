@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from watcher import files, folders, ours
-from watcher.events import rfc3339
+from watcher.state import folders, fs, state_folder
+from watcher.state.event_log import rfc3339
 
 #: The names of these locks, in our folder.
 DAEMON_LOCK = "daemon.lock"
@@ -44,8 +44,8 @@ def queue_runner(store: str) -> QueueRunner | None:
 
 def _holder(store: str, lock: str) -> Running | None:
     try:
-        with folders.opened_store(store) as folder, ours.opened(folder) as our_folder:
-            found = files.holder(lock, our_folder)
+        with folders.opened_store(store) as folder, state_folder.opened(folder) as our_folder:
+            found = fs.holder(lock, our_folder)
     except OSError:
         return None
     if found is None:

@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from watcher import folders, names
 from watcher.model import BLINDING, BlobCensus, Server, Sharing
 from watcher.observe import scan
+from watcher.ollama import names
+from watcher.state import folders
 
 _LOOK = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 

@@ -6,10 +6,10 @@ import contextlib
 import os
 import stat
 
-from watcher import files
 from watcher.model import Kind, Located, Space
 from watcher.observe import place, scan
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.state import fs
 
 #: What a store's owner may have put elsewhere by a link; no other link is followed.
 _MAY_BE_LINKS = ("blobs", "manifests")
@@ -57,7 +57,7 @@ class _Walk:
     def _list(self, path: str) -> None:
         linked = path in self.linked
         with (
-            files.opened_folder(path or ".", self._store, follow=linked) as folder,
+            fs.opened_folder(path or ".", self._store, follow=linked) as folder,
             os.scandir(folder) as listing,
         ):
             # Those first: a folder here that one leads to is met as what it stands for.

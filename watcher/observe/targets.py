@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from watcher import folders, memory, names, registry
 from watcher.errors import TargetError
 from watcher.model import Plan
 from watcher.observe import scan
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.ollama import names
+from watcher.state import folders, memory, registry
 
 #: Fewer than four digits are more likely a slip than a digest.
 _DIGITS = re.compile(r"(?:sha256[:-])?([0-9a-fA-F]{4,64})(?:-partial(?:-[0-9]+)?|\.tmp)?")

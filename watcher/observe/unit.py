@@ -20,7 +20,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from watcher import environment, privileges
+from watcher.ollama import environment
+from watcher.system import privileges
 
 NAME = "ollama.service"
 #: Where units lie; an earlier folder's file comes before a later one's of the same name.

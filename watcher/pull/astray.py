@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from watcher import cycle, folders
+from watcher import reconcile
 from watcher.decide import astray
 from watcher.errors import WatchError
 from watcher.observe import evidence, scan
-from watcher.pull.site import Site
+from watcher.pull.target import Site
+from watcher.state import folders
 
 
 def told(site: Site, model: str, missing: Mapping[str, int]) -> Iterator[str]:
@@ -26,7 +27,7 @@ def told(site: Site, model: str, missing: Mapping[str, int]) -> Iterator[str]:
             lying = scan.lying(store, missing, model)
         if not lying:
             return
-        seen = evidence.observe(world, site.policy, cycle.remembered(world))
+        seen = evidence.observe(world, site.policy, reconcile.remembered(world))
     except (WatchError, OSError):
         return
     for finding in astray.of_blobs(replace(seen, census=seen.census._replace(odd=lying))):

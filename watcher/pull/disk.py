@@ -14,12 +14,12 @@ from collections.abc import Iterator
 
 from rich.filesize import decimal
 
-from watcher import files
-from watcher.memory import FOLDER
 from watcher.model import Server
-from watcher.observe import holders
-from watcher.pull.causes import Cause
-from watcher.world import World
+from watcher.observe import processes
+from watcher.observe.host import World
+from watcher.pull.failures import Cause
+from watcher.state import fs
+from watcher.state.memory import FOLDER
 
 _LIMIT = re.compile(rb"^Max file size +(\d+) ", re.MULTILINE)
 #: Names are looked at up to here for a file that shows what the file system takes.
@@ -45,11 +45,11 @@ def fault(world: World, largest: int) -> tuple[Cause, str] | None:
 def _folders(path: str) -> Iterator[list[int]]:
     """The folder that layers are written to, and others in which there may be files."""
     with contextlib.ExitStack() as opened:
-        store = opened.enter_context(files.opened_folder(path))
+        store = opened.enter_context(fs.opened_folder(path))
         found = []
         for name in ("blobs", FOLDER):
             with contextlib.suppress(FileNotFoundError):
-                found.append(opened.enter_context(files.opened_folder(name, store, follow=True)))
+                found.append(opened.enter_context(fs.opened_folder(name, store, follow=True)))
         yield [*found, store]
 
 
@@ -75,7 +75,7 @@ def _some_file(folder: int) -> Iterator[int | None]:
     if name is None:
         yield None
         return
-    fd = files.open_to_read(name, folder)
+    fd = fs.open_to_read(name, folder)
     try:
         yield fd
     finally:
@@ -92,7 +92,7 @@ def _seeks(fd: int, size: int) -> bool:
 
 def _limited(world: World, largest: int) -> tuple[Cause, str] | None:
     """Whether the store's server runs under a limit for files (``LimitFSIZE``, ``ulimit -f``)."""
-    seen = holders.see(world, (), network=False, writers_visible=False, ours_only=True)
+    seen = processes.see(world, (), network=False, writers_visible=False, ours_only=True)
     for server in seen.servers:
         limit = _limit_of(world, server)
         if server.ours and limit is not None and largest > limit:

@@ -18,35 +18,26 @@ from typing import NamedTuple
 import orjson
 from rich.filesize import decimal
 
-from watcher import (
-    advice,
-    environment,
-    folders,
-    journal,
-    manifests,
-    names,
-    ollama,
-    ours,
-    records,
-    redact,
-    registry,
-    states,
-)
+from watcher import redact
+from watcher.act import journal
 from watcher.errors import LockedError, WatchError
-from watcher.events import Event
-from watcher.observe import holders, scan
-from watcher.pull import astray, cure, disk, proof
-from watcher.pull.bar import Bar
-from watcher.pull.causes import Asked, Cause, hides_why, of_error, of_status
-from watcher.pull.cure import Pace
-from watcher.pull.heard import Heard
-from watcher.pull.proof import Proof
-from watcher.pull.sharing import Sharing
-from watcher.pull.site import Site
+from watcher.observe import processes, scan
+from watcher.ollama import environment, manifests, names, server
+from watcher.ollama.pull_stream import PullStream, ServerGoneError, Status
+from watcher.pull import astray, disk, repair, verification
+from watcher.pull.failures import Asked, Cause, hides_why, of_error, of_status
+from watcher.pull.layer_locks import Sharing
+from watcher.pull.layer_progress import Heard
+from watcher.pull.model_progress import Bar
+from watcher.pull.repair import Pace
 from watcher.pull.speed import STALL_SECONDS, Meter
-from watcher.pull.stream import PullStream, ServerGoneError, Status
-from watcher.records import Record
-from watcher.states import State
+from watcher.pull.target import Site
+from watcher.pull.verification import Proof
+from watcher.state import download_states, folders, records, registry, state_folder
+from watcher.state.download_states import State
+from watcher.state.event_log import Event
+from watcher.state.records import Record
+from watcher.system import advice
 
 #: No line at all for so long while the manifest is asked for: the server waits without any limit.
 _SILENT_SECONDS = 120.0
@@ -167,7 +158,7 @@ class Pull:
     record: Record = field(default_factory=Record)
     meter: Meter = field(init=False)
     name: names.ModelName = field(init=False)
-    _driven: ours.LongLock = field(init=False)
+    _driven: state_folder.LongLock = field(init=False)
     _bar: Bar = field(default_factory=Bar)
     _digests: frozenset[str] = frozenset()
     #: Those of them that were in the store before.
@@ -355,11 +346,11 @@ class Pull:
             here = scan.present(store, sizes)
             if not scan.begun(store, sizes.keys() - here):
                 return
-        report = cure.look(self.site, sizes.keys() - here)
+        report = repair.look(self.site, sizes.keys() - here)
         if report is None:
             return
         self._bar.expect(sizes, here)
-        self._bar.here(cure.trusted(report), here)
+        self._bar.here(repair.trusted(report), here)
         if self._bar.done > self._bar.present:
             self._is_resumed = True
             yield self._resuming()
@@ -402,7 +393,7 @@ class Pull:
             now = time.monotonic()
             if status.error:
                 return End(of_error(status.error), status.error)
-            state = states.of_status(status.text)
+            state = download_states.of_status(status.text)
             if state is State.COMPLETED:
                 return End()
             fresh = heard.take(status, now)
@@ -459,7 +450,7 @@ class Pull:
         if now - self._looked_around_at < _LOOK_AROUND_SECONDS:
             return False
         self._looked_around_at = now
-        seen = holders.see(world, (), network=False, writers_visible=False)
+        seen = processes.see(world, (), network=False, writers_visible=False)
         ours = [each for each in seen.servers if each.ours is not False]
         return len(ours) == 1 and ours[0].connections in (0, 1)
 
@@ -501,7 +492,7 @@ class Pull:
 
     def _have_nothing(self, *, own: bool) -> None:
         """There is nothing to mend yet; the room for mending on a full disk is set aside."""
-        from watcher.act import room
+        from watcher.act import disk_reserve
 
         self._count_anew({}, lost=own)
         with ExitStack() as opened:
@@ -509,18 +500,18 @@ class Pull:
             if store is None:
                 return
             with suppress(LockedError, OSError), journal.locked(store, 0.0):
-                room.set_aside(store)
+                disk_reserve.set_aside(store)
 
     def _is_begun(self) -> bool:
         """Whether there is anything of an unfinished layer, or of an act that was killed."""
-        from watcher.act import moves
+        from watcher.act import transaction
 
         with ExitStack() as opened:
             world, store = self.site.world, self._store(opened)
             if world is None or store is None:
                 return False
             begun = not self._digests.isdisjoint(scan.unfinished(store))
-            return begun or moves.unfinished(world, store)
+            return begun or transaction.unfinished(world, store)
 
     def _judge_manifest(self) -> End:
         """Whether the manifest that the server has written is a model's at all."""
@@ -529,7 +520,7 @@ class Pull:
             if store is None:
                 return End()
             try:
-                return _of_manifest(proof.read(f"manifests/{self.name.path}", store))
+                return _of_manifest(verification.read(f"manifests/{self.name.path}", store))
             except OSError:
                 return End()  # it is not in the store that is known here
 
@@ -541,8 +532,8 @@ class Pull:
                 return False
             path = f"manifests/{self.name.path}"
             try:
-                same = orjson.loads(proof.read(path, store)) == orjson.loads(raw)
-                return bool(same) and not proof.in_doubt(store, self._bar.sizes)
+                same = orjson.loads(verification.read(path, store)) == orjson.loads(raw)
+                return bool(same) and not verification.in_doubt(store, self._bar.sizes)
             except (OSError, orjson.JSONDecodeError):
                 return False
 
@@ -601,7 +592,7 @@ class Pull:
         missing = self._bar.total - max(self._bar.done, self._bar.present + begun)
         if missing > free:
             return f"{decimal(missing)} are missing, and the disk has {decimal(free)} free"
-        more = cure.lacking(self.site, others)
+        more = repair.lacking(self.site, others)
         if missing + more > free:
             yield self._say(
                 f"the disk has {decimal(free)} free: enough for the {decimal(missing)} that are "
@@ -617,7 +608,7 @@ class Pull:
         if end.cause is Cause.SERVER_GONE:
             return (yield from self._await_server(end, tries))
         if end.cause is Cause.BLOCKED:
-            self._pulled |= cure.blocked(self.site, self._digests)
+            self._pulled |= repair.blocked(self.site, self._digests)
         yield from self._mend(own=True)
         self._pace.note(self._bar.done)
         if end.cause not in (Cause.RESETS, Cause.SILENCE) or tries > 1:
@@ -662,7 +653,7 @@ class Pull:
         # At once, before somebody starts it again: a process that was killed closes its files soon.
         yield from self._mend(own=True)
         while time.monotonic() < until and not self.cancelled():
-            if ollama.version(self.site.url) is not None:
+            if server.version(self.site.url) is not None:
                 yield from self._mend(own=True)
                 return True
             self._rest(1.0)
@@ -681,21 +672,21 @@ class Pull:
             self._have_nothing(own=own)
             return
         pulled = frozenset(self._pulled) if own else None
-        report = yield from cure.mend(self.site, self._digests, pulled, self.cancelled, self._say)
+        report = yield from repair.mend(self.site, self._digests, pulled, self.cancelled, self._say)
         if report is None:
             return
-        held = cure.held(report)
+        held = repair.held(report)
         if own and not held <= self._shared:
             self._shared |= held
             goes_on = "goes on with it" if self.cancelled() else "pulls it, too: joined"
             yield self._say(f"another client {goes_on}")
-        claimed = cure.claimed(report)
+        claimed = repair.claimed(report)
         self._count_anew(claimed, lost=own)
         self._uncounted |= {
             digest: rest if rest <= claimed[digest] // 2 + _ROUNDINGS else _NEVER_WEIGHED
-            for digest, rest in cure.unclaimed(report).items()
+            for digest, rest in repair.unclaimed(report).items()
         }
-        for each in cure.told(report):
+        for each in repair.told(report):
             yield self._say(each)
 
     def _count_anew(self, claimed: Mapping[str, int], *, lost: bool) -> None:
@@ -723,9 +714,9 @@ class Pull:
             wanted |= self._digests if self._present is None else self._present
         if not wanted:
             return Proof()
-        if states.may_follow(self.record.state, State.VERIFYING):
+        if download_states.may_follow(self.record.state, State.VERIFYING):
             yield self._change(state=State.VERIFYING)
-        found = yield from proof.prove(self.site, wanted, self.cancelled, self._say)
+        found = yield from verification.prove(self.site, wanted, self.cancelled, self._say)
         self._proved = found.cause is None
         return found
 
@@ -733,8 +724,8 @@ class Pull:
         """The layers that are perhaps not right; None where the model is not in a store here."""
         with ExitStack() as opened:
             store = self._store(opened)
-            sizes = None if store is None else proof.layers(store, self.name)
-            return None if store is None or sizes is None else proof.in_doubt(store, sizes)
+            sizes = None if store is None else verification.layers(store, self.name)
+            return None if store is None or sizes is None else verification.in_doubt(store, sizes)
 
     # ------------------------------------------------------------ telling
 
@@ -772,7 +763,7 @@ class Pull:
             "stalls": self.meter.stalls,
         }
         # The server is sometimes too quick to tell of a state, and a retry goes back in silence.
-        if state is not None and states.may_follow(self.record.state, state):
+        if state is not None and download_states.may_follow(self.record.state, state):
             changes["state"] = state
         left = self.meter.seconds_left(now, self._bar.total - self._bar.done)
         return self._change(changes, left)

@@ -27,21 +27,10 @@ from typing import Any, Protocol, TypedDict
 
 import orjson
 
-from watcher import (
-    advice,
-    cycle,
-    events,
-    folders,
-    history,
-    journal,
-    manifests,
-    names,
-    ranges,
-    records,
-    registry,
-)
+from watcher import reconcile
+from watcher.act import journal
 from watcher.decide import remaining
-from watcher.decide.learn import RESUMABLE
+from watcher.decide.transitions import RESUMABLE
 from watcher.errors import (
     DownloadError,
     ManifestError,
@@ -50,15 +39,18 @@ from watcher.errors import (
     RecordError,
     RefusedError,
 )
-from watcher.events import Event
-from watcher.memory import FOLDER
 from watcher.model import Condition, Judged, Plan, Policy, Result, Verb
 from watcher.observe import place, scan
-from watcher.pull import site
+from watcher.observe.host import World
+from watcher.ollama import manifests, names, ranges
+from watcher.pull import target
 from watcher.pull.driver import Options, Pull, Update
-from watcher.records import Record
-from watcher.states import State
-from watcher.world import World
+from watcher.state import event_log, folders, history, records, registry
+from watcher.state.download_states import State
+from watcher.state.event_log import Event
+from watcher.state.memory import FOLDER
+from watcher.state.records import Record
+from watcher.system import advice
 
 
 class FileManager(Protocol):
@@ -284,7 +276,9 @@ class ModelDownloadManager:
         Raises NoPermissionError where what is unfinished can't be listed.
         """
         key = None if model is None else names.to_model(model).key
-        report = cycle.cycle(replace(self._world, keeps=False), self._policy, consent=cycle.nothing)
+        report = reconcile.cycle(
+            replace(self._world, keeps=False), self._policy, consent=reconcile.nothing
+        )
         _check_listed(report)
         return [_partial(each) for each in report.verdict.judged if _is_of(each, key)]
 
@@ -295,7 +289,7 @@ class ModelDownloadManager:
         tell all of it. Gives back what there is now, and what was refused.
         """
         self._tell(Event(time.time(), "check_started", "Checking for partial model downloads..."))
-        report = cycle.cycle(self._world, self._policy, first_look=True)
+        report = reconcile.cycle(self._world, self._policy, first_look=True)
         by_model: dict[str, list[Judged]] = {}
         for judged in report.verdict.judged:
             for shown in judged.download.models:
@@ -327,7 +321,7 @@ class ModelDownloadManager:
             return mine.filtered(lambda each: each.verb in _REMOVALS)
 
         # No more is looked at than has to go: by this policy everything else were stale as well.
-        report = cycle.cycle(self._world, policy, digests, consent)
+        report = reconcile.cycle(self._world, policy, digests, consent)
         done = [each for each in report.outcomes if each.result is Result.DONE]
         why = [f"{names.short(each.digest)}: {each.because}" for each in _staying(report, key)]
         why += [
@@ -410,7 +404,7 @@ class ModelDownloadManager:
             raise RecordError(f"days = {days!r}: want a number, 0 or more")
         try:
             with self._opened(self._store) as store:
-                events.expire(store, time.time(), replace(self._policy, log_keep_days=days))
+                event_log.expire(store, time.time(), replace(self._policy, log_keep_days=days))
         except PermissionError:
             raise place.no_permission(self._store) from None
 
@@ -437,8 +431,8 @@ class ModelDownloadManager:
                 return bool(raised or cancel())
             return True
 
-        url = site.server_url(self._server, os.environ)
-        found = replace(site.find(url, self._world, self._policy), records=self._state)
+        url = target.server_url(self._server, os.environ)
+        found = replace(target.find(url, self._world, self._policy), records=self._state)
         pull = Pull(found, model, options or Options(), cancelled)
         for update in pull.updates():
             if not raised:
@@ -507,7 +501,7 @@ def _is_of(judged: Judged, key: str | None) -> bool:
     return key is None or key in map(str.lower, judged.download.models)
 
 
-def _check_listed(report: cycle.Report) -> None:
+def _check_listed(report: reconcile.Report) -> None:
     """Raise NoPermissionError where nothing of what is unfinished could be seen."""
     blind = [each for each in remaining.out_of_sight(report.evidence) if each.path == "blobs"]
     for each in blind:
@@ -520,7 +514,7 @@ def _check_listed(report: cycle.Report) -> None:
         )
 
 
-def _staying(report: cycle.Report, key: str) -> Iterator[Judged]:
+def _staying(report: reconcile.Report, key: str) -> Iterator[Judged]:
     """The downloads of a model that no clean-up ever plans to remove."""
     for each in report.verdict.judged:
         if each.condition in (Condition.LIVE, Condition.UNKNOWN) and _is_of(each, key):
@@ -638,7 +632,7 @@ def _check_store(path: str) -> None:
     )
 
 
-def _checked(judged: Judged, report: cycle.Report) -> CheckedDownload:
+def _checked(judged: Judged, report: reconcile.Report) -> CheckedDownload:
     refusals = [each for each in report.plan.refusals if each.subject == judged.digest]
     refused = ["; ".join(filter(None, (each.why, each.remedy, each.command))) for each in refusals]
     refused += [

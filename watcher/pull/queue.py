@@ -21,9 +21,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from watcher import checks, kept, names
 from watcher.errors import TargetError
 from watcher.observe import targets
+from watcher.ollama import names
+from watcher.state import checks, json_file
 
 SCHEMA = "ollama-watch/queue-file/1"
 NAME = "queue.json"
@@ -442,7 +443,7 @@ def _encode(queue: Queue) -> bytes:
 
 
 def _decode(raw: bytes) -> Queue:
-    document = kept.document(raw, SCHEMA)
+    document = json_file.document(raw, SCHEMA)
     try:
         line, done = ([_item(*row) for row in document[key]] for key in ("line", "done"))
         for items in (line, done):
@@ -452,7 +453,7 @@ def _decode(raw: bytes) -> Queue:
         line.sort(key=_RANK)
         return Queue(tuple(line), tuple(done), bool(document["paused"]))
     except (ValueError, TypeError, KeyError) as error:
-        raise kept.DamagedError(f"{type(error).__name__}: {error}") from None
+        raise json_file.DamagedError(f"{type(error).__name__}: {error}") from None
 
 
 def _bound(items: Sequence[Item]) -> None:
@@ -514,4 +515,4 @@ _TRIAL_KINDS: Kinds = (
 )  # fmt: skip
 
 
-FILE: kept.File[Queue] = kept.File(NAME, _decode, _encode, Queue(), apart="queue")
+FILE: json_file.File[Queue] = json_file.File(NAME, _decode, _encode, Queue(), apart="queue")

@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from watcher import advice, folders, ours, privileges
 from watcher.errors import WatchError
 from watcher.observe.serving import QUEUE_LOCK
 from watcher.pull import queue, running
 from watcher.pull.queue import Queue
+from watcher.state import folders, state_folder
+from watcher.system import advice, privileges
 
 if TYPE_CHECKING:
     from watcher.pull.starter import Started, Starter
@@ -58,7 +59,7 @@ class QueueProcess:
         self._on = self._ended = False
         self._process: Started | subprocess.Popen[bytes] | None = None
         #: The lock by which others see that somebody runs the queue.
-        self._seen = ours.LongLock(QUEUE_LOCK)
+        self._seen = state_folder.LongLock(QUEUE_LOCK)
         self._anew = False
         self._pause, self._not_before = 0.0, 0.0
 

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from watcher import files, journal, names, ours, records
+from watcher.act import journal
 from watcher.errors import WatchError
 from watcher.observe.serving import QUEUE_LOCK
+from watcher.ollama import names
 from watcher.pull import queue
 from watcher.pull.queue import Driven, Item, Queue, Result, Runner
+from watcher.state import fs, records, state_folder
 
 #: Says why a drive should stop; empty where it should not. It may be asked as often as one likes.
 Why = Callable[[], str]
@@ -95,11 +97,11 @@ def _taken(store: int, clock: Callable[[], float]) -> Iterator[Item | None]:
                 if item is None:
                     return after
                 locks = held.enter_context(records.driven(store))
-                lock = files.locked(_lock_of(item), locks, owner, seconds=_INSTANT_SECONDS)
+                lock = fs.locked(_lock_of(item), locks, owner, seconds=_INSTANT_SECONDS)
                 try:
                     # Before anyone else can see it in the file.
                     held.enter_context(lock)
-                except files.BusyError:
+                except fs.BusyError:
                     passed.add(item.model)  # who drove it before has not ended yet
                     continue
                 taken.append(item)
@@ -151,18 +153,18 @@ def _asking(store: int, item: Item, clock: Callable[[], float]) -> Why:
 @contextmanager
 def seen_to_run(store: int) -> Iterator[bool]:
     """Be seen as who runs the queue; False where somebody else is, or nothing can be written."""
-    lock = ours.LongLock(QUEUE_LOCK)
+    lock = state_folder.LongLock(QUEUE_LOCK)
     try:
         yield hold(lock, store)
     finally:
         lock.release()
 
 
-def hold(lock: ours.LongLock, store: int) -> bool:
+def hold(lock: state_folder.LongLock, store: int) -> bool:
     """Be seen as who runs the queue, by this lock; whether that is so."""
     try:
         lock.hold(store, journal.owner(), _INSTANT_SECONDS)
-    except (OSError, files.BusyError):
+    except (OSError, fs.BusyError):
         return False
     return True
 
@@ -178,8 +180,11 @@ def driven_by(store: int) -> Callable[[Item, Runner], bool]:
 
     def is_driven(item: Item, runner: Runner) -> bool:
         try:
-            with ours.opened(store) as folder, ours.opened_in(records.DRIVEN, folder) as locks:
-                return files.holder(_lock_of(item), locks) is not None
+            with (
+                state_folder.opened(store) as folder,
+                state_folder.opened_in(records.DRIVEN, folder) as locks,
+            ):
+                return fs.holder(_lock_of(item), locks) is not None
         except OSError:
             return alive(runner)  # driven by an earlier version, which took no such lock
 

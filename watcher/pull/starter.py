@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-from watcher import privileges
+from watcher.system import privileges
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LONGEST = 64

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from watcher import events, names, ranges
-from watcher.cycle import Report
 from watcher.decide import findings, remaining, verifying
 from watcher.decide.remaining import Remaining
 from watcher.decide.verifying import Verified
@@ -29,6 +27,9 @@ from watcher.model import (
     Unseen,
     Use,
 )
+from watcher.ollama import names, ranges
+from watcher.reconcile import Report
+from watcher.state import event_log
 
 _NOTHING_LEFT = Remaining()
 AUDIT_SCHEMA = "ollama-watch/audit/1"
@@ -48,7 +49,7 @@ def audit(report: Report) -> dict[str, Any]:
     seen = report.evidence
     return {
         "schema": AUDIT_SCHEMA,
-        "time": events.rfc3339(seen.now),
+        "time": event_log.rfc3339(seen.now),
         "store": _store(seen),
         "sight": {
             "sight": seen.view.sight.value,
@@ -67,7 +68,7 @@ def acting(command: str, report: Report, left: Remaining = _NOTHING_LEFT) -> dic
     """What a command that acts prints, such as ``clean --json``."""
     return {
         "schema": f"ollama-watch/{command}/1",
-        "time": events.rfc3339(report.evidence.now),
+        "time": event_log.rfc3339(report.evidence.now),
         "store": _store(report.evidence),
         "plan": plan(report.plan),
         "outcomes": [_outcome(outcome) for outcome in report.outcomes],
@@ -98,7 +99,7 @@ def quarantine(report: Report) -> dict[str, Any]:
     """What ``quarantine ls --json`` prints."""
     return {
         "schema": "ollama-watch/quarantine/1",
-        "time": events.rfc3339(report.evidence.now),
+        "time": event_log.rfc3339(report.evidence.now),
         "store": _store(report.evidence),
         "kept": [
             {
@@ -144,7 +145,7 @@ def df(report: Report, space: Space, uses: tuple[Use, ...], total: Sizes) -> dic
     """What ``df --json`` prints."""
     return {
         "schema": "ollama-watch/df/1",
-        "time": events.rfc3339(report.evidence.now),
+        "time": event_log.rfc3339(report.evidence.now),
         "store": _store(report.evidence),
         "uses": [
             {
@@ -179,7 +180,8 @@ def plan(planned: Plan) -> dict[str, Any]:
             for spared in planned.spared
         ],
         "due": [
-            {"at": events.rfc3339(due.at), "digest": f"sha256:{due.digest}"} for due in planned.due
+            {"at": event_log.rfc3339(due.at), "digest": f"sha256:{due.digest}"}
+            for due in planned.due
         ],
     }
 
@@ -195,7 +197,7 @@ def _forecast(foreseen: Forecast | None) -> dict[str, Any] | None:
         "why": list(foreseen.why),
         "later": [
             {
-                "at": events.rfc3339(at),
+                "at": event_log.rfc3339(at),
                 "path": names.exact(located.path),
                 "bytes": located.entry.freed,
             }
@@ -229,7 +231,7 @@ def _server(server: Server) -> dict[str, Any]:
     return {
         "pid": server.pid,
         "user": server.user,
-        "since": events.rfc3339(server.since),
+        "since": event_log.rfc3339(server.since),
         "state": server.state.value,
         "store": None if server.store is None else names.exact(server.store),
         "serves_this_store": server.ours,
@@ -277,7 +279,7 @@ def _download(judged: Judged, seen: Evidence) -> dict[str, Any]:
         "quiet_seconds": round(judged.quiet, 3),
         "changed_at": None
         if download.changed_at is None
-        else events.rfc3339(min(download.changed_at, seen.now)),
+        else event_log.rfc3339(min(download.changed_at, seen.now)),
     }
 
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
-from watcher import advice, names
-from watcher.cycle import Report
 from watcher.decide.verifying import Verified
 from watcher.model import BlobFault
+from watcher.ollama import names
+from watcher.reconcile import Report
+from watcher.system import advice
 
 if TYPE_CHECKING:
     from watcher.observe.serving import QueueRunner

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import orjson
 from rich.filesize import decimal
 
-from watcher import advice, events, names
+from watcher.ollama import names
 from watcher.pull.driver import Pull, Update, Waiting
-from watcher.states import State
+from watcher.state import event_log
+from watcher.state.download_states import State
+from watcher.system import advice
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -193,7 +195,7 @@ def _waiting(waiting: Waiting) -> dict[str, Any]:
         "why": waiting.why,
         "attempt": waiting.attempt,
         "attempts": waiting.attempts,
-        "until": None if waiting.until is None else events.rfc3339(waiting.until),
+        "until": None if waiting.until is None else event_log.rfc3339(waiting.until),
     }
 
 

@@ -8,12 +8,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from watcher import events, names
 from watcher.observe.serving import QueueRunner
+from watcher.ollama import names
 from watcher.pull import queue
 from watcher.pull.queue import Item, ItemState, Queue
 from watcher.show.lines import count, run_by, runs
 from watcher.show.tables import Command, clock
+from watcher.state import event_log
 
 SCHEMA = "ollama-watch/queue/1"
 
@@ -93,7 +94,7 @@ def document(
     """What ``queue ls --json`` prints."""
     return {
         "schema": SCHEMA,
-        "time": events.rfc3339(now),
+        "time": event_log.rfc3339(now),
         "store": names.exact(store),
         "paused": kept.paused,
         "run_by": run_by(by),
@@ -129,4 +130,4 @@ def _item(item: Item) -> dict[str, Any]:
 
 
 def _time(at: float | None) -> str | None:
-    return None if not at else events.rfc3339(at)
+    return None if not at else event_log.rfc3339(at)

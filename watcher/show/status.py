@@ -6,18 +6,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from watcher import advice, events, names, ranges
-from watcher.cycle import Report
 from watcher.decide import remaining
-from watcher.decide.judge import settled_condition
+from watcher.decide.diagnose import settled_condition
 from watcher.model import DAY, QUIET_SECONDS, Condition, Judged, Sight, Unseen
 from watcher.observe.serving import QueueRunner, Running
-from watcher.pull.causes import Asked, Cause, of_error
+from watcher.ollama import names, ranges
+from watcher.pull.failures import Asked, Cause, of_error
 from watcher.pull.queue import Queue
 from watcher.pull.speed import Spread
-from watcher.records import Record, Records
-from watcher.show import documents, happened, lines
-from watcher.states import State
+from watcher.reconcile import Report
+from watcher.show import documents, lines, log
+from watcher.state import event_log
+from watcher.state.download_states import State
+from watcher.state.records import Record, Records
+from watcher.system import advice
 
 #: A record of a download that goes on is changed each second, but for waits.
 _SILENT_SECONDS = 60.0
@@ -104,7 +106,7 @@ def document(status: Status) -> dict[str, Any]:
     running = status.daemon
     return {
         "schema": "ollama-watch/status/1",
-        "time": events.rfc3339(seen.now),
+        "time": event_log.rfc3339(seen.now),
         "store": names.exact(seen.place.path),
         "daemon": None if running is None else {"pid": running.pid, "since": running.since},
         "queue": {
@@ -112,7 +114,7 @@ def document(status: Status) -> dict[str, Any]:
             "paused": status.queue.paused,
             "run_by": lines.run_by(status.runner),
         },
-        "looked_at": events.rfc3339(status.looked_at) if status.looked_at else None,
+        "looked_at": event_log.rfc3339(status.looked_at) if status.looked_at else None,
         "sight": seen.view.sight.value,
         "servers": [{"pid": each.pid, "state": each.state.value} for each in seen.servers],
         "downloads": [_download(each, status) for each in status.judged],
@@ -125,7 +127,7 @@ def document(status: Status) -> dict[str, Any]:
         ],
         "unseen": documents.unseen(status.unseen),
         "due": [
-            {"at": events.rfc3339(each.at), "digest": f"sha256:{each.digest}"}
+            {"at": event_log.rfc3339(each.at), "digest": f"sha256:{each.digest}"}
             for each in status.report.plan.due
         ],
     }
@@ -173,7 +175,7 @@ def _model(key: str, record: Record) -> dict[str, Any]:
         "stalls": record.stalls,
         "lost_bytes": record.lost_bytes,
         "error": record.error,
-        "updated_at": events.rfc3339(record.updated_at),
+        "updated_at": event_log.rfc3339(record.updated_at),
     }
 
 
@@ -239,7 +241,7 @@ def table(status: Status) -> Iterator[object]:
     from rich.padding import Padding
     from rich.text import Text
 
-    from watcher.show import pieces, tables
+    from watcher.show import part_map, tables
 
     summary = tables.summary(status.report.evidence)
     summary.add_row(Text("daemon", style="bold"), _daemon(status))
@@ -263,7 +265,7 @@ def table(status: Status) -> Iterator[object]:
             block.add_row("", f"pulled by {names.printable(holder.process)} ({holder.pid})")
         yield Padding(block, (1, 0, 0, 0))
     if status.report.verdict.judged:
-        yield Text(f"\n  {pieces.LEGEND}", style="dim")
+        yield Text(f"\n  {part_map.LEGEND}", style="dim")
     else:
         yield Text(f"\nno download is unfinished{' as far as could be seen' * bool(status.unseen)}")
     yield from tables.not_seen(status.unseen, status.report.verdict)
@@ -291,7 +293,7 @@ def _models(status: Status) -> Iterator[object]:
             told += f" {record.progress_percent:.0f} % of {decimal(record.total_bytes)}"
         if record.state.active and round(record.bytes_per_second or 0):
             told += f", {decimal(round(record.bytes_per_second or 0))}/s"
-        for each in happened.losses(record.resets, record.stalls, record.lost_bytes):
+        for each in log.losses(record.resets, record.stalls, record.lost_bytes):
             told += f", {each}"
         silent = status.report.evidence.now - record.updated_at
         if record.state.active and silent >= _SILENT_SECONDS:

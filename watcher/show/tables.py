@@ -11,11 +11,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from watcher import advice, names, ranges
-from watcher.cycle import Report
 from watcher.decide import findings, remaining, verifying
 from watcher.decide.verifying import Verified
-from watcher.events import instant
 from watcher.model import (
     BlobCensus,
     Condition,
@@ -29,8 +26,12 @@ from watcher.model import (
     Unseen,
     Verdict,
 )
-from watcher.show import pieces
+from watcher.ollama import names, ranges
+from watcher.reconcile import Report
+from watcher.show import part_map
 from watcher.show.lines import count, verified_line
+from watcher.state.event_log import instant
+from watcher.system import advice
 
 WIDTH = 80
 #: Of findings alike, so many are shown one by one.
@@ -108,7 +109,7 @@ def audit(report: Report, *, verbose: bool) -> list[object]:
             conditions = Counter(each.condition.value for each in worst_first[_SHOWN_DRAWN:])
             more = ", ".join(f"{count:,} {condition}" for condition, count in conditions.items())
             shown.append(Text(f"  and {more}: --json has them all"))
-        shown.append(Text(f"  {pieces.LEGEND}", style="dim"))
+        shown.append(Text(f"  {part_map.LEGEND}", style="dim"))
     told = [
         finding
         for finding in report.verdict.findings
@@ -276,7 +277,7 @@ def drawn(judged: Judged, more: str = "") -> Table:
     table.add_row(state, head)
     trust, total = download.trust, download.total
     if total:
-        table.add_row("", Text(pieces.drawing(trust, total, _CELLS), style=style))
+        table.add_row("", Text(part_map.drawing(trust, total, _CELLS), style=style))
     table.add_row("", f"{_sizes(judged)}{more}")
     return table
 

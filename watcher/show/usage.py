@@ -6,9 +6,9 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from watcher import names
 from watcher.decide.findings import is_blind
 from watcher.model import Evidence, Sizes, Space, Use, UseKind
+from watcher.ollama import names
 from watcher.show.lines import count
 
 #: So many models are shown one by one, the largest ones.

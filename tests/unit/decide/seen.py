@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from watcher import ranges
-from watcher.decide import judge
+from watcher.decide import diagnose
 from watcher.model import (
     DAY,
     HOUR,
@@ -26,6 +25,7 @@ from watcher.model import (
     Verdict,
     View,
 )
+from watcher.ollama import ranges
 
 NOW = 1_764_000_000.0
 MB = 1_000_000
@@ -87,4 +87,4 @@ def evidence(*downloads: Download, sight: Sight = Sight.FULL, **more: Any) -> Ev
 
 def verdict(seen: Evidence, policy: Policy = POLICY) -> Verdict:
     """What there is to tell of what was seen."""
-    return judge.verdict(judge.judge(seen, policy), seen, policy)
+    return diagnose.verdict(diagnose.judge(seen, policy), seen, policy)

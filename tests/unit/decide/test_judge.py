@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from watcher.decide import judge
+from watcher.decide import diagnose
 from watcher.model import (
     DAY,
     HOUR,
@@ -30,7 +30,7 @@ FULL = ((0, 200 * MB),)
 
 
 def condition(one: Download, **more: Any) -> Condition:
-    (judged,) = judge.judge(evidence(one, **more), POLICY)
+    (judged,) = diagnose.judge(evidence(one, **more), POLICY)
     return judged.condition
 
 
@@ -99,13 +99,13 @@ def test_it_may_live_where_a_server_may_and_it_is_not_quiet(
 
 def test_age_goes_by_the_progress_and_quiet_by_the_files() -> None:
     one = replace(download(ago=HOUR), progress_at=NOW - 9 * DAY)
-    (judged,) = judge.judge(evidence(one), POLICY)
+    (judged,) = diagnose.judge(evidence(one), POLICY)
     assert (judged.age, judged.quiet, judged.stale) == (9 * DAY, HOUR, True)
 
 
 @pytest.mark.parametrize(("ago", "stale"), [(7 * DAY - 1, False), (7 * DAY, True), (-DAY, False)])
 def test_stale_is_an_overlay(ago: float, stale: bool) -> None:
-    (judged,) = judge.judge(evidence(download(ago=ago)), POLICY)
+    (judged,) = diagnose.judge(evidence(download(ago=ago)), POLICY)
     assert judged.stale is stale
     assert judged.age >= 0
     assert judged.quiet >= 0
@@ -113,13 +113,13 @@ def test_stale_is_an_overlay(ago: float, stale: bool) -> None:
 
 def test_what_is_live_is_never_stale() -> None:
     one = replace(download(ago=9 * DAY), holders=(writer(),))
-    (judged,) = judge.judge(evidence(one), POLICY)
+    (judged,) = diagnose.judge(evidence(one), POLICY)
     assert not judged.stale
 
 
 def test_what_it_would_still_cost() -> None:
     def costs(one: Download) -> tuple[int | None, int | None]:
-        (judged,) = judge.judge(evidence(one), POLICY)
+        (judged,) = diagnose.judge(evidence(one), POLICY)
         return judged.cost_alone, judged.cost_repaired
 
     assert costs(download(trusted=((0, 80 * MB),))) == (150 * MB, 120 * MB)

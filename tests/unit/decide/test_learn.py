@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from watcher.decide import learn
-from watcher.events import Event
-from watcher.memory import Memory, Sample
+from watcher.decide import transitions
 from watcher.model import (
     DAY,
     Action,
@@ -27,6 +25,8 @@ from watcher.model import (
     Trust,
     Verb,
 )
+from watcher.state.event_log import Event
+from watcher.state.memory import Memory, Sample
 
 from .seen import MB, NOW, D, download, entry, evidence, server, verdict, writer
 
@@ -46,7 +46,7 @@ def told(
         census=seen.census._replace(manifests=1),
         place=seen.place._replace(free_bytes=10**12),
     )
-    now, happened = learn.learn(memory, seen, verdict(seen), finished or {}, first_look=first)
+    now, happened = transitions.learn(memory, seen, verdict(seen), finished or {}, first_look=first)
     assert all(isinstance(event, Event) and event.line for event in happened)
     return now, [event.event_type for event in happened]
 
@@ -108,8 +108,8 @@ def test_a_narrow_look_does_not_miss_what_it_did_not_look_at() -> None:
 def test_what_we_removed_ourselves_is_not_told_as_gone() -> None:
     memory, _ = told(Memory(), evidence(PAUSED))
     action = Action(Verb.REMOVE_DOWNLOAD, D, "stale", ())
-    assert not learn.forget(memory, [Outcome(action, Result.DONE, "done")]).downloads
-    assert learn.forget(memory, [Outcome(action, Result.REFUSED, "held")]) == memory
+    assert not transitions.forget(memory, [Outcome(action, Result.DONE, "done")]).downloads
+    assert transitions.forget(memory, [Outcome(action, Result.REFUSED, "held")]) == memory
 
 
 def test_another_file_of_the_same_digest_is_another_download() -> None:
@@ -149,7 +149,7 @@ def test_progress_is_told_once_a_minute_with_rate_and_time_left() -> None:
     for seconds in (10, 20, 59):
         memory, happened = told(memory, growing(NOW + seconds, 100 + seconds))
         assert happened == []
-    memory, (event,) = learn.learn(
+    memory, (event,) = transitions.learn(
         memory,
         replace(growing(NOW + 60, 160), scope=frozenset({D})),
         verdict(growing(NOW + 60, 160)),
@@ -167,7 +167,7 @@ def test_of_a_pull_the_last_minute_is_kept_in_steps_of_ten_seconds() -> None:
         memory, _ = told(memory, growing(NOW + seconds, seconds))
     samples = memory.downloads[D].samples
     assert [each.at - NOW for each in samples] == [30, 40, 50, 60, 70, 80, 90]
-    assert learn.rate(samples) == 1
+    assert transitions.rate(samples) == 1
 
 
 def test_a_pull_that_goes_on_begins_its_samples_anew() -> None:
@@ -180,11 +180,11 @@ def test_a_pull_that_goes_on_begins_its_samples_anew() -> None:
 
 def test_no_rate_is_told_where_samples_tell_none() -> None:
     one, other = Sample(NOW, 500), Sample(NOW + 10, 200)
-    assert learn.rate(()) is None
-    assert learn.rate((one,)) is None
-    assert learn.rate((one, one)) is None, "a clock that stands"
-    assert learn.rate((other, one)) is None, "a clock that was set back"
-    assert learn.rate((one, other)) == 0, "a pull that began anew"
+    assert transitions.rate(()) is None
+    assert transitions.rate((one,)) is None
+    assert transitions.rate((one, one)) is None, "a clock that stands"
+    assert transitions.rate((other, one)) is None, "a clock that was set back"
+    assert transitions.rate((one, other)) == 0, "a pull that began anew"
 
 
 def test_the_layers_of_one_model_tell_one_progress() -> None:
@@ -246,7 +246,7 @@ def test_a_problem_is_told_once_while_it_lasts() -> None:
 
     looks = [missing("1", "2"), missing("1", "2"), missing("1", "2", "3"), missing(), missing("1")]
     assert story(*looks) == [["store_problem"], [], ["store_problem"], [], ["store_problem"]]
-    event = learn.learn(Memory(), looks[0], verdict(looks[0]), {})[1][0]
+    event = transitions.learn(Memory(), looks[0], verdict(looks[0]), {})[1][0]
     assert (event.details["count"], event.details["kind"]) == (2, "blob_missing")
 
 
@@ -263,7 +263,7 @@ def test_progress_is_when_bytes_arrived_not_when_files_were_touched() -> None:
 
 
 def test_events_name_sizes_and_durations_by_their_units() -> None:
-    _, (event, *_) = learn.learn(Memory(), evidence(PAUSED), verdict(evidence(PAUSED)), {})
+    _, (event, *_) = transitions.learn(Memory(), evidence(PAUSED), verdict(evidence(PAUSED)), {})
     assert event.model_name == f"sha256-{D[:12]}"
     assert event.details["total_bytes"] == 200 * MB
     assert event.details["age_seconds"] == 100
@@ -273,9 +273,9 @@ def test_events_name_sizes_and_durations_by_their_units() -> None:
 def test_a_refused_act_tells_what_was_in_the_way() -> None:
     action = Action(Verb.REMOVE_DOWNLOAD, D, "stale", ())
     refusal = Refusal(RefusalKind.HELD, D, action.verb, "held", "wait")
-    event = learn.ended(Outcome(action, Result.REFUSED, "held", refusal=refusal), NOW)
+    event = transitions.ended(Outcome(action, Result.REFUSED, "held", refusal=refusal), NOW)
     assert (event.event_type, event.details["kind"]) == ("refused", "held")
-    assert "kind" not in learn.ended(Outcome(action, Result.DONE, "done"), NOW).details
+    assert "kind" not in transitions.ended(Outcome(action, Result.DONE, "done"), NOW).details
 
 
 def test_a_look_that_could_not_read_all_says_nothing_new_of_the_condition() -> None:
@@ -289,7 +289,7 @@ def test_a_look_that_could_not_read_all_says_nothing_new_of_the_condition() -> N
 def test_the_size_of_what_could_not_be_read_is_that_on_the_disk() -> None:
     short = replace(download(), trust=Trust(zeros_read=False))
     seen = evidence(short)
-    _, (found, *_) = learn.learn(Memory(), seen, verdict(seen), {})
+    _, (found, *_) = transitions.learn(Memory(), seen, verdict(seen), {})
     assert f"Partial size: {short.allocated} bytes" in found.message
     assert short.allocated > 0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from watcher.decide import enough, judge, plan, safety
+from watcher.decide import diagnose, enough, plan, safety
 from watcher.model import (
     DAY,
     HOUR,
@@ -42,7 +42,7 @@ OLD = 9 * DAY
 
 
 def planned(seen: Evidence) -> Plan:
-    return plan.make(judge.judge(seen, CLEANING), seen, CLEANING)
+    return plan.make(diagnose.judge(seen, CLEANING), seen, CLEANING)
 
 
 def refusals(seen: Evidence) -> list[RefusalKind]:
@@ -67,7 +67,7 @@ def kept(label: str, *, ago: float, size: int, replaced: bool) -> Kept:
 
 def purged(policy: Policy, *things: Kept) -> list[str]:
     seen = replace(evidence(), quarantine=things)
-    made = plan.make(judge.judge(seen, policy), seen, policy)
+    made = plan.make(diagnose.judge(seen, policy), seen, policy)
     assert {each.verb for each in made.actions} <= {Verb.PURGE}
     return [each.subject for each in made.actions]
 
@@ -98,7 +98,7 @@ def test_a_full_quarantine_takes_nothing_more() -> None:
             evidence(census=BlobCensus(odd=(odd,), manifests=1)),
             quarantine=(kept("1-a", ago=DAY, size=held, replaced=False),),
         )
-        made = plan.make(judge.judge(seen, policy), seen, policy)
+        made = plan.make(diagnose.judge(seen, policy), seen, policy)
         assert [each.verb for each in made.actions] == verbs
         assert [each.kind for each in made.refusals] == [RefusalKind.ROOM] * (not verbs)
 
@@ -328,7 +328,7 @@ def test_a_service_mends_nothing_while_another_download_is_live(
     broken = download(claimed=(), trusted=((0, 50 * MB),))
     policy = Policy(repair=True, patient=patient)
     seen = evidence(broken, servers=servers, pulling=frozenset({"ab" * 32}))
-    made = plan.make(judge.judge(seen, policy), seen, policy)
+    made = plan.make(diagnose.judge(seen, policy), seen, policy)
     if patient and servers:
         assert [each.kind for each in made.refusals] == [RefusalKind.LIVE]
         assert made.actions == ()
@@ -336,7 +336,7 @@ def test_a_service_mends_nothing_while_another_download_is_live(
     else:
         assert [each.verb for each in made.actions] == [Verb.WRITE_SIDECARS]
     alone = evidence(broken, servers=servers, pulling=frozenset({D}))
-    made = plan.make(judge.judge(alone, policy), alone, policy)
+    made = plan.make(diagnose.judge(alone, policy), alone, policy)
     assert [each.verb for each in made.actions] == [Verb.WRITE_SIDECARS]
 
 

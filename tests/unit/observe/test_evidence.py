@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from tests.support.notation import MB, Store, age, digest_of, manifest_bytes, quiet_machine
-from watcher import files
-from watcher.decide import judge
-from watcher.memory import Asked, Memory, Remembered
+from watcher.decide import diagnose
 from watcher.model import DAY, HOUR, MIB, Condition, Download, Evidence, Kind, Policy
 from watcher.observe.evidence import observe
+from watcher.state import fs
+from watcher.state.memory import Asked, Memory, Remembered
 
 
 def look(models: Store, memory: Memory | None = None, **more: Any) -> Evidence:
@@ -27,7 +27,7 @@ def one(models: Store, memory: Memory | None = None, **more: Any) -> Download:
 
 
 def condition(models: Store) -> Condition:
-    (judged,) = judge.judge(look(models), Policy())
+    (judged,) = diagnose.judge(look(models), Policy())
     return judged.condition
 
 
@@ -77,7 +77,7 @@ def test_data_that_was_cut_does_not_tell_its_length(models: Store) -> None:
 def remembered(models: Store, digest: str, **changes: Any) -> Memory:
     name = f"sha256-{digest}-partial"
     fd = os.open(models.blobs, os.O_RDONLY)
-    born, status = files.born(name, fd), os.stat(name, dir_fd=fd)
+    born, status = fs.born(name, fd), os.stat(name, dir_fd=fd)
     os.close(fd)
     given: dict[str, Any] = {
         "device": status.st_dev,

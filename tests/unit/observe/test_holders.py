@@ -19,7 +19,7 @@ from tests.conftest import IS_ROOT, needs_root
 from tests.support.driving import once
 from tests.support.notation import Store, quiet_machine
 from watcher.model import Entry, Holder, ServerState, Sight
-from watcher.observe import holders, scan
+from watcher.observe import processes, scan
 
 HOLD = """
 import sys
@@ -80,7 +80,7 @@ def entry_of(path: Path) -> Entry:
 
 
 def held(models: Store, *entries: Entry) -> tuple[Holder, ...]:
-    return holders.holders_of(models.world(proc="/proc"), entries)
+    return processes.holders_of(models.world(proc="/proc"), entries)
 
 
 @pytest.mark.parametrize(("mode", "writes"), [("rb", False), ("r+b", True), ("ab", True)])
@@ -196,7 +196,7 @@ def test_servers_clients_and_others_are_told_apart(
     server = children.start(ollama, "serve", env=env)
     client = children.start(ollama, "pull", "serveless", env=env)
     children.start(other, "serve", env=env)
-    seen = holders.see(models.world(proc="/proc"), [], network=False, writers_visible=False)
+    seen = processes.see(models.world(proc="/proc"), [], network=False, writers_visible=False)
     (found,) = [each for each in seen.servers if each.pid == server.pid]
     assert (found.store, found.ours, found.no_prune) == (str(models.path), True, True)
     assert found.state is ServerState.STARTING
@@ -215,15 +215,15 @@ def test_of_a_parent_only_the_children_count(
     server = children.start(*words, env={"PATH": os.environ["PATH"]})
     world = models.world(proc="/proc", parent=os.getpid() if kin else server.pid)
     expected = [server.pid] if kin else []
-    seen = holders.see(world, [entry], network=False, writers_visible=True)
+    seen = processes.see(world, [entry], network=False, writers_visible=True)
     assert [each.pid for each in seen.servers] == expected
     assert [each.pid for each in seen.holders.get(data.name, ())] == expected
-    assert [each.pid for each in holders.holders_of(world, [entry])] == expected
+    assert [each.pid for each in processes.holders_of(world, [entry])] == expected
 
 
 def ours(models: Store, pid: int) -> bool | None:
     """Whether a server's store is this one."""
-    seen = holders.see(models.world(proc="/proc"), [], network=False, writers_visible=False)
+    seen = processes.see(models.world(proc="/proc"), [], network=False, writers_visible=False)
     (found,) = [each.ours for each in seen.servers if each.pid == pid]
     return found
 
@@ -278,7 +278,7 @@ def test_a_server_that_answers_has_started(
     environment = {"OLLAMA_MODELS": str(models.path)}
     server = children.start(program(tmp_path, "ollama"), "serve", env=environment)
     world = models.world(proc="/proc", version=lambda _: "0.33.0")
-    seen = holders.see(world, [], network=False, writers_visible=False)
+    seen = processes.see(world, [], network=False, writers_visible=False)
     (found,) = [each for each in seen.servers if each.pid == server.pid]
     assert (found.state, found.version, found.ours) == (ServerState.ANSWERING, "0.33.0", True)
 
@@ -300,7 +300,7 @@ def test_one_that_ends_while_it_is_looked_at_is_none(
             os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
 
     world = models.world(proc="/proc", version=once(end))
-    seen = holders.see(world, (), network=False, writers_visible=False)
+    seen = processes.see(world, (), network=False, writers_visible=False)
     assert server.pid not in {each.pid for each in seen.servers}
 
 
@@ -311,7 +311,7 @@ def test_one_that_is_ending_is_no_ollama_at_work(models: Store, tmp_path: Path) 
     (proc / "77" / "stat").write_text("77 (ollama) R 1 77 77 0 -1 4228100 0 0 0 0 0 0 0 0 20 0 1 0")
     for cmdline, others in ((b"", ()), (b"ollama\0run\0", ("ollama (77)",))):
         (proc / "77" / "cmdline").write_bytes(cmdline)
-        seen = holders.see(models.world(proc=str(proc)), (), network=False, writers_visible=False)
+        seen = processes.see(models.world(proc=str(proc)), (), network=False, writers_visible=False)
         assert seen.others == others
 
 
@@ -320,7 +320,7 @@ def test_one_that_can_not_be_reached_for_long_counts_as_started(
 ) -> None:
     server = children.start(program(tmp_path, "ollama"), "serve")
     world = models.world(proc="/proc", clock=lambda: time.time() + 301)
-    seen = holders.see(world, [], network=False, writers_visible=False)
+    seen = processes.see(world, [], network=False, writers_visible=False)
     (found,) = [each for each in seen.servers if each.pid == server.pid]
     assert found.state is ServerState.UNREACHABLE
 
@@ -330,7 +330,7 @@ def test_one_that_can_not_be_reached_for_long_counts_as_started(
 
 def sight(models: Store, *, network: bool = False, visible: bool = False, proc: str = "") -> Sight:
     world = models.world(proc=proc) if proc else models.world()
-    return holders.see(world, [], network=network, writers_visible=visible).view.sight
+    return processes.see(world, [], network=network, writers_visible=visible).view.sight
 
 
 def test_sight_is_full_where_all_can_be_read(models: Store) -> None:
@@ -375,7 +375,7 @@ def test_a_proc_that_tells_nothing(models: Store, tmp_path: Path) -> None:
 LOOK = """
 import json, sys
 from watcher.observe import holders
-from watcher.world import World
+from watcher.observe.host import World
 world = World(sys.argv[1], proc=(sys.argv[2:] or ["/proc"])[0], version=lambda _: None)
 seen = holders.see(world, [], network=False, writers_visible=False)
 print(json.dumps([seen.view.sight.value, seen.view.why, list(seen.view.unseen)]))
@@ -454,4 +454,4 @@ def test_descriptors_that_can_be_listed_and_not_read_are_unseen(
     ],
 )
 def test_our_own_process_is_known_in_every_form(words: str, ours: bool) -> None:
-    assert holders.Process(1, "x", tuple(words.split()), kernel=False).is_ours is ours
+    assert processes.Process(1, "x", tuple(words.split()), kernel=False).is_ours is ours

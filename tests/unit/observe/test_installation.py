@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
-from watcher import names
-from watcher.observe.installation import unreachable
-from watcher.units import Installation
+from watcher.ollama import names
+from watcher.service.installation import unreachable
+from watcher.service.units import Installation
 
 OTHER = "54321"
 
@@ -85,8 +85,8 @@ def test_a_package_that_lies_elsewhere_than_its_python(open_folder: Path) -> Non
         pytest.skip("this Python itself lies where nobody else can reach it")
     script = """if True:
         import sys
-        from watcher.observe.installation import unreachable
-        from watcher.units import Installation
+        from watcher.service.installation import unreachable
+        from watcher.service.units import Installation
         print(unreachable(Installation(sys.argv[1], user=sys.argv[2]), cron=True))
     """
     done = subprocess.run(

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from watcher import ranges
 from watcher.model import MIB, Part, Trust
 from watcher.observe import parts
+from watcher.ollama import ranges
 
 K = 4096
 X = b"\x5a"

@@ -11,7 +11,7 @@ from pyfakefs.fake_filesystem import FakeFilesystem
 from tests.conftest import needs_root
 from tests.support.notation import Store, quiet_machine
 from watcher.errors import Exit, NoPermissionError, NoStoreError
-from watcher.observe import holders, place, unit
+from watcher.observe import place, processes, unit
 from watcher.observe.unit import Unit
 
 HOME = "/home/someone"
@@ -20,7 +20,7 @@ HOME = "/home/someone"
 @pytest.fixture
 def quiet(fs: FakeFilesystem, monkeypatch: pytest.MonkeyPatch) -> FakeFilesystem:
     """A machine without servers and without systemd; its files are made up."""
-    monkeypatch.setattr(holders, "served_stores", lambda _: [])
+    monkeypatch.setattr(processes, "served_stores", lambda _: [])
     monkeypatch.setattr(unit, "find", lambda: None)
     monkeypatch.setenv("HOME", HOME)
     return fs
@@ -44,7 +44,7 @@ def test_a_server_that_runs_and_the_unit_come_before(
     monkeypatch.setattr(unit, "find", lambda: named)
     assert place.find(None, {}).path == "/unit"
     quiet.create_dir("/served/blobs")
-    monkeypatch.setattr(holders, "served_stores", lambda _: [("/gone", 1), ("/served", 7)])
+    monkeypatch.setattr(processes, "served_stores", lambda _: [("/gone", 1), ("/served", 7)])
     found = place.find(None, {})
     assert found.path == "/served"
     assert "7" in found.by

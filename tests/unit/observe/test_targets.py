@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from tests.support.notation import Store, digest_of
-from watcher import cycle, files, memory
+from watcher import reconcile
 from watcher.errors import Exit, TargetError
 from watcher.model import Policy
 from watcher.observe import targets
-from watcher.world import World
+from watcher.observe.host import World
+from watcher.state import fs, memory
 
 
 def alike(store: Store, *names: str) -> list[str]:
@@ -55,8 +56,8 @@ def test_nothing_named_means_all() -> None:
 
 def test_a_model_that_only_the_memory_gives_a_download(models: Store) -> None:
     digest = models.broken("0:1")
-    cycle.cycle(models.world(), Policy(repair=False))
-    with files.opened_folder(str(models.path)) as store:
+    reconcile.cycle(models.world(), Policy(repair=False))
+    with fs.opened_folder(str(models.path)) as store:
         known = memory.load(store)
         record = replace(known.downloads[digest], models=("qwen:4b",))
         memory.save(store, replace(known, downloads={digest: record}))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from watcher.pull.causes import Again, Asked, Cause, of_error
+from watcher.pull.failures import Again, Asked, Cause, of_error
 
 TRUTH = Path(__file__).parents[2] / "fidelity" / "truth"
 #: As ``server/download.go``, ``server/images.go`` and Go's ``net`` and ``os`` word them.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from watcher.pull.heard import PREPARED_SECONDS, Heard
-from watcher.pull.stream import Status
+from watcher.ollama.pull_stream import Status
+from watcher.pull.layer_progress import PREPARED_SECONDS, Heard
 
 A, B = "a" * 64, "b" * 64
 MB = 1_000_000

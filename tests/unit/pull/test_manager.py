@@ -29,7 +29,7 @@ from watcher.model import DAY, Policy
 from watcher.pull import driver
 from watcher.pull.driver import Options
 from watcher.pull.manager import DownloadProgress, DownloadUpdate
-from watcher.states import WAYS, State
+from watcher.state.download_states import WAYS, State
 
 MB = 1_000_000
 POLICY = Policy(writers_visible=True)

@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.notation import Store
 from tests.support.servers import wait_until
-from watcher import files
 from watcher.pull import queue
 from watcher.pull.queue_process import QueueProcess
+from watcher.state import fs
 
 
 class Run:
@@ -28,7 +28,7 @@ class Run:
 @pytest.fixture
 def runs(models: Store) -> Iterator[list[Run]]:
     made: list[Run] = []
-    with files.opened_folder(str(models.path)) as folder:
+    with fs.opened_folder(str(models.path)) as folder:
         queue.FILE.change(folder, lambda kept: queue.add(kept, "a", 0, 0.0, 1.0))
     yield made
     for each in made:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 import pytest
 
 from tests.conftest import NOBODY, needs_root
-from watcher import files
 from watcher.errors import WatchError
 from watcher.pull import queue, running
 from watcher.pull.queue import Driven, Item, ItemState, Queue, Result, Runner
 from watcher.pull.running import Why
+from watcher.state import fs
 
 DONE, FAILED = Driven(Result.DONE), Driven(Result.FAILED, "no network")
 
@@ -257,7 +257,7 @@ def test_what_could_not_be_put_back_is_driven_again_by_the_same_process(
     def drive(*_: object) -> Driven:
         # Nobody else of this process takes it meanwhile.
         assert running.run_next(folder, lambda *_: pytest.fail("driven twice")) is None
-        monkeypatch.setattr(files, "save", full)
+        monkeypatch.setattr(fs, "save", full)
         return DONE
 
     with pytest.raises(WatchError, match="can't be written: No space left"):
@@ -294,8 +294,8 @@ def test_a_process_that_is_hidden_counts_as_alive(monkeypatch: pytest.MonkeyPatc
 def test_who_looks_does_not_keep_one_from_being_seen(
     folder: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files.ensure_folder(".ollama-watch", folder)
-    with files.opened_folder(".ollama-watch", folder) as ours:
+    fs.ensure_folder(".ollama-watch", folder)
+    with fs.opened_folder(".ollama-watch", folder) as ours:
         looking = os.open("queue.lock", os.O_RDWR | os.O_CREAT, 0o600, dir_fd=ours)
     fcntl.flock(looking, fcntl.LOCK_SH)
     with monkeypatch.context() as waiting:

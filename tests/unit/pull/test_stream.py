@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.servers import wait_until
-from watcher.pull.bar import Bar
-from watcher.pull.causes import Cause, of_error
-from watcher.pull.stream import PullStream, ServerGoneError, Status
+from watcher.ollama.pull_stream import PullStream, ServerGoneError, Status
+from watcher.pull.failures import Cause, of_error
+from watcher.pull.model_progress import Bar
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
 DIGEST = "ab" * 32

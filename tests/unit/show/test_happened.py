@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 import pytest
 
-from watcher import history
 from watcher.commands import daemon
 from watcher.commands.context import Context
-from watcher.events import Event
-from watcher.history import Line
 from watcher.model import Policy
-from watcher.show import happened
+from watcher.show import log
+from watcher.state import history
+from watcher.state.event_log import Event
+from watcher.state.history import Line
 
 
 def line(kind: str, message: str, at: float = 1_764_000_000.0) -> Line:
@@ -19,7 +19,7 @@ def line(kind: str, message: str, at: float = 1_764_000_000.0) -> Line:
 
 
 def test_colours_go_by_the_type_and_change_nothing_else() -> None:
-    plain, colored = happened.teller(color=False), happened.teller(color=True)
+    plain, colored = log.teller(color=False), log.teller(color=True)
     styles = {
         "error": "31",
         "partial_stale": "33",
@@ -33,12 +33,12 @@ def test_colours_go_by_the_type_and_change_nothing_else() -> None:
 
 
 def test_a_type_that_is_longer_than_most_still_leaves_room() -> None:
-    shown = happened.teller(color=False)(line("a_type_that_is_very_long_indeed", "why " * 30))
+    shown = log.teller(color=False)(line("a_type_that_is_very_long_indeed", "why " * 30))
     assert all(len(each) <= 80 for each in shown.splitlines())
 
 
 def test_a_time_that_no_calendar_has_is_shown() -> None:
-    tell = happened.teller(color=False)
+    tell = log.teller(color=False)
     assert tell(line("error", "x", at=-1e15))
     assert tell(line("error", "x", at=1e15))
 
@@ -52,7 +52,7 @@ def test_a_daemon_on_a_terminal_tells_events_as_the_log_does(
     told = capsys.readouterr().err
     line = history.parse(event.line)
     assert line is not None
-    assert told == happened.teller(color=False)(line)
+    assert told == log.teller(color=False)(line)
     assert max(map(len, told.splitlines())) <= 80
 
 
@@ -76,7 +76,7 @@ RATES = "3.1 MB/s, from 0 bytes/s to 5.0 MB/s"
     ],
 )  # fmt: skip
 def test_how_fast_a_pull_was(changes: dict[str, object], told: str) -> None:
-    shown = happened.teller(color=False)(
+    shown = log.teller(color=False)(
         Line(b"", 0.0, "pull_completed", None, "x", {**SPEED, **changes})
     )
     assert " ".join(shown.split("pull_completed")[1].split()) == told

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.unit.decide.seen import CLEANING, MB, D, download, entry, evidence, server, verdict
-from watcher import cycle
+from watcher import reconcile
 from watcher.decide import plan
 from watcher.model import (
     DAY,
@@ -22,14 +22,14 @@ from watcher.model import (
     Policy,
     Trust,
 )
-from watcher.show import acts, documents, pieces, tables
+from watcher.show import documents, part_map, plans, tables
 
 ODD = os.fsdecode(b"\xff\n\x1b[31m")
 
 
-def report(seen: Evidence, policy: Policy = CLEANING) -> cycle.Report:
+def report(seen: Evidence, policy: Policy = CLEANING) -> reconcile.Report:
     told_of = verdict(seen, policy)
-    return cycle.Report(seen, told_of, plan.make(told_of.judged, seen, policy))
+    return reconcile.Report(seen, told_of, plan.make(told_of.judged, seen, policy))
 
 
 def text(seen: Evidence) -> str:
@@ -58,7 +58,7 @@ FULL = evidence(
 
 def test_no_line_is_wider_than_80_columns() -> None:
     lines = [*text(FULL).splitlines()]
-    lines += acts.render(acts.plan(report(FULL).plan), color=False).splitlines()
+    lines += plans.render(plans.plan(report(FULL).plan), color=False).splitlines()
     assert max(len(line) for line in lines if not is_command(line)) <= 80
 
 
@@ -75,9 +75,9 @@ def test_colours_only_where_asked_for() -> None:
     shown = tables.audit(report(FULL), verbose=True)
     assert "\x1b" not in tables.render(shown, color=False)
     assert "\x1b" in tables.render(shown, color=True)
-    planned = acts.plan(report(FULL).plan)
-    assert "\x1b" not in acts.render(planned, color=False)
-    assert "\x1b" in acts.render(planned, color=True)
+    planned = plans.plan(report(FULL).plan)
+    assert "\x1b" not in plans.render(planned, color=False)
+    assert "\x1b" in plans.render(planned, color=True)
 
 
 def test_of_findings_alike_only_some_are_shown_and_the_rest_is_counted() -> None:
@@ -117,19 +117,19 @@ def strings(value: object) -> list[str]:
 
 def test_a_drawing_shows_what_most_of_each_piece_is() -> None:
     trust = Trust(((0, 25),), ((0, 50),), ((0, 50),))
-    assert pieces.drawing(trust, 100, 4) == "#+.."
-    assert pieces.drawing(Trust(), 100, 4) == "...."
+    assert part_map.drawing(trust, 100, 4) == "#+.."
+    assert part_map.drawing(Trust(), 100, 4) == "...."
 
 
 @pytest.mark.parametrize("total", [1, 3, 63, 64, 65, 1000])
 def test_a_whole_download_is_drawn_whole_however_small(total: int) -> None:
     every = ((0, total),)
-    assert pieces.drawing(Trust(every, every, every), total, 64) == "#" * 64
+    assert part_map.drawing(Trust(every, every, every), total, 64) == "#" * 64
 
 
 def test_a_piece_half_claimed_and_half_present_is_not_drawn_as_missing() -> None:
     trust = Trust(((0, 50),), ((0, 100),), ((0, 100),))
-    assert "." not in pieces.drawing(trust, 100, 1)
+    assert "." not in part_map.drawing(trust, 100, 1)
 
 
 @pytest.mark.parametrize("policy", [Policy(stale_after=1e12), Policy(stale_after=0.0)])

@@ -1,0 +1,177 @@
+"""What is written down: the lock for acting, the events, the memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from dataclasses import replace
+
+from watcher.decide import recording, transitions
+from watcher.errors import LockedError, WatchError
+from watcher.model import Evidence, Outcome, Policy, Verdict
+from watcher.observe import scan
+from watcher.observe.host import World
+from watcher.ollama import names
+from watcher.state import event_log, folders, fs, history, memory, records, state_folder
+from watcher.state.event_log import Event
+from watcher.state.memory import Memory, Touched
+
+ACTING_LOCK = "lock"
+
+
+class Journal:
+    """Writes events and the memory; what can't be written is kept as a trouble, not raised."""
+
+    def __init__(self, store: int, policy: Policy, world: World) -> None:
+        self._store, self._policy, self._world = store, policy, world
+        self.events: tuple[Event, ...] = ()
+        self.troubles: tuple[str, ...] = ()
+        self._memory: Memory | None = None
+        #: So many of the events are in the records of their models.
+        self._followed = 0
+
+    def __call__(self, *told: Event) -> None:
+        self.events += told
+        for event in told:
+            self._world.tell(event)
+        self._try("the event log", lambda: event_log.write(self._store, told, self._policy))
+
+    def tell_hashed(self, answers: Iterable[Outcome]) -> None:
+        """Tell which blobs were hashed and are not what their names say, or can't be read."""
+        told = [transitions.hashed(outcome, self._world.clock()) for outcome in answers]
+        events = [event for event in told if event is not None]
+        if events:
+            self(*events)
+
+    def learn(
+        self,
+        past: Memory,
+        seen: Evidence,
+        verdict: Verdict,
+        *,
+        first_look: bool = False,
+        ended: frozenset[str] = frozenset(),
+    ) -> Memory:
+        """Tell what has happened since `past`, and remember it; the memory as it is now."""
+        if past.lost:
+            self(Event(self._world.clock(), "error", f"{past.lost}; it is set aside"))
+        self._tell_untold()
+        finished = _finished(self._store, past, seen)
+        now, happened = transitions.learn(
+            past, seen, verdict, finished, first_look=first_look, ended=ended
+        )
+        if happened or now != self.recall() or past.lost:
+            # Before they are told: after a kill in between they are told by the next look.
+            self.save(replace(now, untold=tuple(event.line for event in happened)))
+        self(*happened)
+        self._all_told()
+        self._follow(now, transitions.damaged(verdict.findings))
+        if seen.scope is None:
+            self._try(
+                "an old event log",
+                lambda: event_log.expire(self._store, _certain(seen), self._policy),
+            )
+        return replace(now, lost="")
+
+    def _follow(self, now: Memory, damaged: Set[str]) -> None:
+        """Keep the records of the models of which something was told since this was asked last."""
+        told, self._followed = self.events[self._followed :], len(self.events)
+        seen = list(recording.recording(told, now, damaged))
+        if seen:
+            try:
+                records.follow(self._store, seen, self._world.clock)
+            except WatchError as error:
+                self.troubles += (error.message,) if error.message not in self.troubles else ()
+
+    def _tell_untold(self) -> None:
+        """Write down what a kill, or a full disk, has kept from the log since it was remembered."""
+        lines = filter(None, map(history.parse, self.recall().untold))
+        untold = [each.event for each in lines]
+        if untold and self._try(
+            "the event log", lambda: event_log.write_missing(self._store, untold)
+        ):
+            self._all_told()
+
+    def _all_told(self) -> None:
+        if self._memory is not None and not self.troubles:
+            self._memory = replace(self._memory, untold=())
+
+    def recall(self) -> Memory:
+        """What is remembered on the disk: read once, since nobody else writes while we lock."""
+        if self._memory is None:
+            self._memory = memory.load(self._store)
+        return self._memory
+
+    def save(self, now: Memory) -> bool:
+        """Keep the memory on the disk; False where that can't be done."""
+        if now.unreadable:
+            # What can't be read may be whole all the same: it is not written over.
+            self.troubles += (now.unreadable,) if now.unreadable not in self.troubles else ()
+            return False
+        saved = self._try(memory.NAME, lambda: memory.save(self._store, now))
+        self._memory = replace(now, lost="") if saved else None
+        return saved
+
+    def remember(self, touching: Mapping[str, Touched]) -> bool:
+        """Keep the own times of files whose times are about to be set; False where it can't be."""
+        known = self.recall()
+        touched = {**known.touched, **touching}
+        return self.save(replace(known, touched=touched))
+
+    def _try(self, what: str, write: Callable[[], None]) -> bool:
+        try:
+            write()
+        except OSError as error:
+            trouble = f"{what} can't be written: {error.strerror}"
+            if trouble not in self.troubles:
+                self.troubles += (trouble,)
+            return False
+        return True
+
+
+def _certain(seen: Evidence) -> float:
+    """The time that it is at least: nothing goes by a clock that may be ahead."""
+    return seen.now if seen.clock is None else seen.clock.at_most
+
+
+def announce(world: World, policy: Policy, event: Event) -> None:
+    """Tell an event of the service itself, and write it down where that can be done."""
+    world.tell(event)
+    with contextlib.suppress(OSError), folders.opened_store(world.store) as store:
+        event_log.write(store, [event], policy)
+
+
+def _finished(store: int, past: Memory, seen: Evidence) -> dict[str, int]:
+    """Of remembered downloads that are not there any more: those that have become a blob."""
+    gone = set(past.downloads) - {download.key for download in seen.downloads}
+    found: dict[str, int] = {}
+    with (
+        contextlib.suppress(OSError),  # what can't be seen is not known to have become one
+        folders.opened_blobs(store, foreign_too=True) as blobs,
+    ):
+        for digest in {key.removesuffix(".tmp") for key in gone}:
+            blob = scan.look(names.blob(digest), blobs)
+            if blob is not None:
+                found[digest] = blob.size
+    return found
+
+
+@contextlib.contextmanager
+def locked(store: int, seconds: float) -> Iterator[None]:
+    """Hold the store's lock for acting; wait so long for who has it. Raises LockedError."""
+    with state_folder.made(store) as folder, contextlib.ExitStack() as held:
+        try:
+            held.enter_context(fs.locked(ACTING_LOCK, folder, owner(), seconds=seconds))
+        except fs.BusyError as busy:
+            raise LockedError(
+                f"another ollama-watch acts on this store: {busy.owner}",
+                "try again when it has ended",
+            ) from None
+        yield
+
+
+def owner() -> str:
+    """What we write into a lock: who holds it, and since when."""
+    return f"pid {os.getpid()} since {event_log.rfc3339(time.time())}"

@@ -1,0 +1,868 @@
+"""Changing a store's files: a kill at any call, or a pull at any instant, loses nothing.
+
+Nothing is unlinked where it lies. Under an intent on the disk each file that is to go is renamed
+into a folder of ours and its holders are looked up again by inode; if somebody has it, it is put
+back, never over an existing name. The files of a download change under a guard: an empty file in
+place of ``…-partial-0``, on which a pull that begins meanwhile fails once with EOF before it opens
+the data (seen on a real server). New sidecars lie ready beside the intent and are renamed over the
+old ones; part 0's goes last, over the guard.
+
+An act has three steps, and several downloads go through each of them together: *stage* (the
+intents are on the disk, the guards in their places), *check and take* (one wait, one pass over the
+processes, and each download compared under its own guard), *commit*, one by one.
+
+An intent is a folder ``.ollama-watch/intents/<id>/``:
+
+``intent.json``, ``more-<n>``
+    what is to be done, on the disk before anything changes (`observe.intents`)
+``new/``
+    the sidecars to put in place, whole and on the disk
+``guard``
+    the guard, until it is put in place
+``out/``
+    what was taken away, under its own name
+``decided``
+    appears once everything that goes is out and nobody held it
+
+What a kill has left is put back, and planned again by the store's own rules. It is finished only
+where it has gone so far that it can't be put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from watcher.decide import safety
+from watcher.errors import ChangedError
+from watcher.model import Entry, Holder, Part, RefusalKind, Verb
+from watcher.observe import intents, place, processes, scan
+from watcher.observe.host import World
+from watcher.observe.intents import Folder, ForeignError, Intent
+from watcher.observe.quarantine import QUARANTINE
+from watcher.ollama import names, sidecars
+from watcher.ollama.names import Role
+from watcher.state import folders, fs, state_folder
+from watcher.state.memory import Memory
+from watcher.system import advice
+
+
+class HeldError(ChangedError):
+    """Somebody has a file open that was about to go; everything is back in its place."""
+
+    kind = RefusalKind.HELD
+
+    def __init__(self, holder: Holder) -> None:
+        super().__init__(
+            f"{holder.process} ({holder.pid}) has opened {names.printable(holder.entry)} meanwhile"
+            f"{holder.doubt}",
+            "try again when it has ended",
+        )
+
+
+class StoppedError(ChangedError):
+    """It was stopped before anything was decided; everything is in its place."""
+
+    kind = RefusalKind.STOPPED
+
+    def __init__(self) -> None:
+        super().__init__("it was stopped before its turn came; nothing was changed", "run it again")
+
+
+class LooseError(ChangedError):
+    """The file system can't do it safely beside others."""
+
+    kind = RefusalKind.SERVER_RUNS
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"{why}: on this file system files are changed only while no process of Ollama's runs "
+            "and every process can be seen",
+            "stop the server" + (", and run it as root" if advice.caller().uid else ""),
+        )
+
+
+class CutShortError(OSError):
+    """It is decided, and an error came before its end: the next run finishes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be done to names under ``blobs/``."""
+
+    verb: Verb
+    #: The entries that it was planned on; the disk must still have them just so.
+    expects: tuple[Entry, ...]
+    #: Those of them that go.
+    takes: tuple[Entry, ...] = ()
+    #: Names to the bytes that are put in their place.
+    writes: Mapping[str, bytes] = field(default_factory=dict)
+    #: The download that they belong to: all or nothing of it is done, under a guard.
+    digest: str = ""
+    wait_seconds: float = 0.0
+    #: User and group id that written files get, where we may give them.
+    owner: tuple[int, int] | None = None
+    #: Device and inode of the ``blobs`` that was looked at; what is put in its place is not it.
+    blobs: tuple[int, int] = (0, 0)
+    #: No process of Ollama's runs, and none can be unseen.
+    alone: bool = False
+    #: The file system gives a file that is moved, or read again, another inode.
+    loose: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What has gone, and what is still there and why, by name."""
+
+    freed: int
+    kept: Mapping[str, ChangedError] = field(default_factory=dict)
+
+
+#: What came of one change. With an error everything of it is back in its place, but for a
+#: CutShortError, which leaves the rest to the next run.
+Answer: TypeAlias = Changed | ChangedError | OSError
+
+#: Asked before anything is final (of downloads under their guards, of single files once they are
+#: out): which of them must stay after all, and why.
+Confirm: TypeAlias = Callable[[Collection[Entry]], Mapping[str, ChangedError]]
+
+
+class _Store(NamedTuple):
+    """The folders that all intents of one store share, and what tells ``blobs`` apart."""
+
+    ours: int
+    intents: int
+    blobs: int
+    folder: Folder
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """The descriptors of one intent's folders, and what it says; None where it says nothing."""
+
+    store: _Store
+    name: str
+    here: int
+    new: int
+    out: int
+    intent: Intent | None = None
+
+    @property
+    def blobs(self) -> int:
+        """The descriptor of ``blobs``."""
+        return self.store.blobs
+
+
+# ---------------------------------------------------------------- doing
+
+
+def carry_out(
+    world: World,
+    store: int,
+    changes: Sequence[Change],
+    confirm: Confirm,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Answer]:
+    """Do changes, safely: one of single files, or any number of downloads; an answer for each.
+
+    Of single files, entries that must stay are kept, and named with the reason. `stop` ends it
+    before the next download is begun. What is raised leaves everything back in its place.
+    """
+    with state_folder.made(store) as folder:
+        fs.ensure_folder(intents.INTENTS, folder)
+    with _store(world, store) as base:
+        if (base.folder.device, base.folder.inode) != changes[0].blobs:
+            return [_changed("blobs") for _ in changes]
+        batch = _Batch(world, base, changes, stop)
+        try:
+            batch.stage()
+            if changes[0].digest:
+                batch.of_downloads(confirm)
+            else:
+                batch.of_files(confirm)
+            batch.commit()
+        except BaseException:
+            batch.undo()
+            raise
+        return [batch.answers[number] for number in range(len(changes))]
+
+
+class _Batch:
+    """Changes on their way: those that are staged, by number, and the answers of the others."""
+
+    def __init__(
+        self, world: World, base: _Store, changes: Sequence[Change], stop: Callable[[], bool]
+    ) -> None:
+        self._world, self._base, self._changes, self._stop = world, base, changes, stop
+        self._staged: dict[int, tuple[str, Intent]] = {}
+        self._kept: Mapping[str, ChangedError] = {}
+        self.answers: dict[int, Answer] = {}
+
+    def stage(self) -> None:
+        """Have the intents on the disk, and the guards in their places."""
+        free = _free_numbers(self._base)
+        for number, change in enumerate(self._changes):
+            if self._stop():
+                self.answers[number] = StoppedError()
+                continue
+            try:
+                self._staged[number] = _begun(self._base, f"{next(free):08}", change)
+            except (ChangedError, OSError) as error:
+                self.answers[number] = error
+            else:
+                if change.digest:
+                    self._do(number, _put_guard)
+
+    def of_downloads(self, confirm: Confirm) -> None:
+        """Wait, compare, and take what goes."""
+        if not self._staged:
+            return
+        seconds = max(self._changes[number].wait_seconds for number in self._staged)
+        if seconds and not self._stop():
+            self._world.sleep(seconds)
+        if self._stop():
+            self._give_up_all(StoppedError())
+        if not self._staged:
+            return
+        there = _names_by_digest(self._base.blobs)
+        self._each(lambda work, change: _check_unchanged(work, change, there))
+        self._check_unheld()
+        if self._staged:
+            forbidden = confirm(self._entries(lambda change: change.takes))
+            for error in list(forbidden.values())[:1]:
+                self._give_up_all(error)
+        self._each(_take_of_download)
+        self._each(lambda work, _: _check_guard(work))
+        self._check_unheld()
+
+    def of_files(self, confirm: Confirm) -> None:
+        """Take each file that goes, and put those back that must stay."""
+
+        def take(work: _Work, change: Change) -> None:
+            self._kept = _take_each(self._world, work, change, confirm)
+
+        self._each(take)
+
+    def commit(self) -> None:
+        """Decide each, and finish it."""
+        if self._staged:
+            fs.sync(self._base.blobs)
+        self._each(_decide)
+        for number, (name, intent) in list(self._staged.items()):
+            del self._staged[number]
+            try:
+                with _opened(self._base, name, intent) as work:
+                    self.answers[number] = Changed(_finish(work), self._kept)
+            except OSError as error:
+                why = f"{error.strerror}; the next run finishes it"
+                self.answers[number] = CutShortError(error.errno, why, error.filename)
+
+    def undo(self) -> None:
+        """Put everything back."""
+        for number in list(self._staged):
+            name, intent = self._staged.pop(number)
+            with contextlib.suppress(OSError), _opened(self._base, name, intent) as work:
+                _undo(work)
+
+    def _each(self, do: Callable[[_Work, Change], None]) -> None:
+        for number in list(self._staged):
+            self._do(number, do)
+
+    def _do(self, number: int, do: Callable[[_Work, Change], None]) -> None:
+        """One step of a change; where it can't be done, all of the change is undone."""
+        name, intent = self._staged[number]
+        try:
+            with _opened(self._base, name, intent) as work:
+                do(work, self._changes[number])
+        except (ChangedError, OSError) as error:
+            self._give_up(number, error)
+
+    def _give_up(self, number: int, error: ChangedError | OSError) -> None:
+        name, intent = self._staged.pop(number)
+        self.answers[number] = error
+        try:
+            with _opened(self._base, name, intent) as work:
+                _undo(work)
+        except OSError as worse:
+            self.answers[number] = worse
+
+    def _give_up_all(self, error: ChangedError) -> None:
+        for number in list(self._staged):
+            self._give_up(number, error)
+
+    def _entries(self, of: Callable[[Change], Iterable[Entry]]) -> list[Entry]:
+        return [entry for number in self._staged for entry in of(self._changes[number])]
+
+    def _check_unheld(self) -> None:
+        """One pass over the processes for all; each download stands for itself."""
+        if not self._staged:
+            return
+        held: dict[str, list[Holder]] = {}
+        every = self._entries(lambda change: change.expects)
+        for holder in processes.holders_of(self._world, every):
+            held.setdefault(holder.entry, []).append(holder)
+        for number in list(self._staged):
+            change = self._changes[number]
+            mine = [each for entry in change.expects for each in held.get(entry.name, ())]
+            if not change.takes:
+                # Who only reads keeps no sidecar from being written.
+                mine = list(filter(safety.minds_sidecars, mine))
+            if mine:
+                self._give_up(number, HeldError(mine[0]))
+
+
+def _put_guard(work: _Work, change: Change) -> None:
+    """Put the guard in the place of part 0's sidecar, whose file stays as it is in ``out/``."""
+    guard = names.sidecar(change.digest, 0)
+    expected = next((entry for entry in change.expects if entry.name == guard), None)
+    if expected is None:
+        try:
+            fs.move(intents.GUARD, work.here, guard, work.blobs)
+        except FileExistsError:
+            raise _changed(guard) from None
+        return
+    if not _same(scan.look(guard, work.blobs), expected, loose=change.loose):
+        raise _changed(guard)
+    _keep_displaced(work, change, expected)
+    fs.replace(intents.GUARD, work.here, guard, work.blobs)
+
+
+def _keep_displaced(work: _Work, change: Change, expected: Entry) -> None:
+    """Keep part 0's sidecar in ``out/``: by a second name, or where there is none, by a copy."""
+    name = expected.name
+    try:
+        fs.second_name(name, work.blobs, name, work.out)
+    except FileNotFoundError:
+        raise _changed(name) from None
+    except OSError as error:
+        if error.errno not in fs.NO_LINKS:
+            raise
+        why = "there are no hard links here"
+    else:
+        found = scan.look(name, work.out)
+        if _same(found, expected, loose=False):
+            return
+        # An overlay gives a file of a lower layer a new inode as soon as it gets a second name.
+        fs.remove(name, work.out)
+        if not _same(found, expected, loose=True):
+            raise _changed(name)
+        why = "a file gets another inode here when it is moved"
+    if not change.alone:
+        raise LooseError(why)
+    _copy_displaced(work, expected)
+
+
+def _copy_displaced(work: _Work, expected: Entry) -> None:
+    name = expected.name
+    raw = fs.read_small(name, work.blobs, sidecars.READ_LIMIT + 1)
+    if len(raw) > sidecars.READ_LIMIT:
+        raise LooseError(f"{names.printable(name)} is too large to be copied")
+    owner = expected.uid, expected.gid
+    fs.create_like(intents.COPY, work.here, raw, owner, (expected.mode, expected.mtime_ns))
+    intact = _same(scan.look(name, work.blobs), expected, loose=True)
+    if not intact or fs.read_small(name, work.blobs, sidecars.READ_LIMIT + 1) != raw:
+        raise _changed(name)
+    fs.move(intents.COPY, work.here, name, work.out, private=True)
+    fs.sync(work.out)
+
+
+def _names_by_digest(blobs: int) -> dict[str, list[str]]:
+    """The names of unfinished downloads as they are now."""
+    found: dict[str, list[str]] = {}
+    for name in os.listdir(blobs):
+        if "-partial" in name:
+            parsed = names.parse_blob(name)
+            if parsed.role in (Role.DATA, Role.SIDECAR):
+                found.setdefault(parsed.digest, []).append(name)
+    return found
+
+
+def _check_unchanged(work: _Work, change: Change, there: Mapping[str, list[str]]) -> None:
+    """Compare what was planned on with what is there; further files of the download count too."""
+    guard = names.sidecar(change.digest, 0)
+    expected = {entry.name: entry for entry in change.expects}
+    for name in there.get(change.digest, ()):
+        if name not in expected and name != guard:
+            raise _changed(name)
+    _check_guard(work)
+    for name, entry in expected.items():
+        found = scan.look(name, work.blobs)
+        if name != guard and not _same(found, entry, loose=change.loose):
+            raise _changed(name)
+
+
+def _check_guard(work: _Work) -> None:
+    """A server that had seen no sidecars at all writes its own into the guard."""
+    intent = work.intent
+    if intent is not None and not intent.is_guard(scan.look(intent.guard_name, work.blobs)):
+        raise _changed(intent.guard_name)
+
+
+def _take_of_download(work: _Work, change: Change) -> None:
+    # The data first: without it no server can take up what is left of the sidecars.
+    guard, data = names.sidecar(change.digest, 0), names.data(change.digest)
+    out = False
+    for entry in sorted(change.takes, key=lambda entry: entry.name != data):
+        if entry.name == guard:
+            continue
+        try:
+            _take(work, entry, change)
+        except ChangedError:
+            # Once the data is out, a start of the server may delete old sidecars before we do.
+            if not out or scan.look(entry.name, work.blobs) or scan.look(entry.name, work.out):
+                raise
+        out = out or entry.name == data
+
+
+def _take(work: _Work, entry: Entry, change: Change) -> None:
+    """Move an entry out; raises ChangedError where it is not, or no longer, what was meant."""
+    try:
+        fs.move(entry.name, work.blobs, entry.name, work.out, private=True)
+    except FileNotFoundError:
+        raise _changed(entry.name) from None
+    found = scan.look(entry.name, work.out)
+    if not _same(found, entry, loose=change.loose):
+        raise _changed(entry.name)
+
+
+def _take_each(
+    world: World, work: _Work, change: Change, confirm: Confirm
+) -> Mapping[str, ChangedError]:
+    moved: dict[str, Entry] = {}
+    kept: dict[str, ChangedError] = {}
+    for entry in change.takes:
+        try:
+            if not _same(scan.look(entry.name, work.blobs), entry, loose=change.loose):
+                raise _changed(entry.name)
+            _take(work, entry, change)
+        except ChangedError as error:
+            kept[entry.name] = error
+            if scan.look(entry.name, work.out) is not None:
+                _put_back(work, entry.name)
+        else:
+            moved[entry.name] = entry
+    for holder in processes.holders_of(world, moved.values()):
+        kept[holder.entry] = HeldError(holder)
+    kept.update(confirm(moved.values()))
+    for name in kept.keys() & moved.keys():
+        _put_back(work, name)
+    return kept
+
+
+def _same(found: Entry | None, expected: Entry, *, loose: bool) -> bool:
+    """Whether an entry is still the one planned on. A second name of ours changes only ctime."""
+    if found is None or not (loose or found.identity == expected.identity):
+        return False
+    return (found.kind, found.size, found.mtime_ns) == (
+        expected.kind,
+        expected.size,
+        expected.mtime_ns,
+    )
+
+
+def _changed(name: str) -> ChangedError:
+    return ChangedError(
+        f"{names.printable(name)} has changed since it was looked at", "look again, then try again"
+    )
+
+
+# ---------------------------------------------------------------- intents
+
+
+@contextlib.contextmanager
+def _store(world: World, store: int) -> Iterator[_Store]:
+    with (
+        state_folder.opened(store) as folder,
+        state_folder.opened_in(intents.INTENTS, folder) as all_of_them,
+        folders.opened_blobs(store) as blobs,
+    ):
+        yield _Store(folder, all_of_them, blobs, intents.folder_of(blobs, place.boot(world)))
+
+
+@contextlib.contextmanager
+def _opened(base: _Store, name: str, intent: Intent | None) -> Iterator[_Work]:
+    with fs.opened_folder(name, base.intents) as here:
+        # On the disk with the intent beside them; before that there is nothing to finish or undo.
+        fs.ensure_folder(intents.NEW, here, durable=False)
+        fs.ensure_folder(intents.OUT, here, durable=False)
+        with (
+            fs.opened_folder(intents.NEW, here) as new,
+            fs.opened_folder(intents.OUT, here) as out,
+        ):
+            yield _Work(base, name, here, new, out, intent)
+
+
+def _begun(base: _Store, name: str, change: Change) -> tuple[str, Intent]:
+    """An intent on the disk, before anything is changed."""
+    if len(change.expects) > intents.MOST_FILES:
+        raise ChangedError(
+            f"{len(change.expects)} files are too many for one act",
+            "stop the server, and remove them by hand",
+        )
+    fs.ensure_folder(name, base.intents)
+    with _opened(base, name, None) as work:
+        try:
+            return name, _prepare(work, change)
+        except BaseException:
+            _forget(work)
+            raise
+
+
+def _prepare(work: _Work, change: Change) -> Intent:
+    if change.digest:
+        fs.create(intents.GUARD, work.here, b"", change.owner)
+    fs.create_all(change.writes, work.new, change.owner)
+    fs.sync(work.new)
+    guard = scan.look(intents.GUARD, work.here)
+    taken = {entry.name for entry in change.takes}
+    intent = Intent(
+        change.verb,
+        change.digest,
+        work.store.folder,
+        None if guard is None else guard.inode,
+        {each.name: intents.described(each, taken=each.name in taken) for each in change.expects},
+        change.writes,
+        _displaced(work, change),
+        change.loose,
+    )
+    note = intents.encode(intent)
+    fs.create_all(note, work.here)
+    fs.sync(work.here)
+    return intent
+
+
+def _displaced(work: _Work, change: Change) -> str:
+    """The hash of the sidecar that the guard stands in for; "" where it can't be told."""
+    guard = names.sidecar(change.digest, 0)
+    if guard not in (entry.name for entry in change.expects):
+        return ""
+    try:
+        return intents.hash_of(guard, work.blobs)
+    except OSError:
+        return ""
+
+
+def _free_numbers(base: _Store) -> Iterator[int]:
+    """Numbers that no intent has, nor anything in quarantine, whose names begin with one."""
+    taken = {int(name) for name in intents.numbers(base.intents)}
+    with contextlib.suppress(OSError), fs.opened_folder(QUARANTINE, base.ours) as quarantine:
+        taken |= {
+            int(number)
+            for number, dash, _ in (name.partition("-") for name in os.listdir(quarantine))
+            if dash and intents.is_number(number)
+        }
+    number = max(taken, default=0) + 1
+    number = number if intents.is_number(f"{number + intents.MOST_FILES:08}") else 1
+    while True:
+        if number not in taken:
+            yield number
+        number += 1
+
+
+# ---------------------------------------------------------------- undoing and finishing
+
+
+def _undo(work: _Work) -> None:
+    """Put everything back and forget the intent."""
+    with contextlib.suppress(FileNotFoundError):
+        # It could not be brought to the disk: a kill in here must not find it.
+        fs.remove(intents.DECIDED, work.here)
+    intent = work.intent
+    if intent is None:
+        _forget(work)
+        return
+    for name in _data_first(os.listdir(work.out)):
+        displaced = intent.guard is not None and name == intent.guard_name
+        if not displaced and not _drop_orphaned(work, intent, name):
+            _put_back(work, name)
+    if intent.guard is not None:
+        _take_guard_off(work, intent)
+    fs.sync(work.blobs)
+    _forget(work)
+
+
+def _data_first(listed: Iterable[str]) -> list[str]:
+    return sorted(listed, key=lambda name: (names.parse_blob(name).role is not Role.DATA, name))
+
+
+def _take_guard_off(work: _Work, intent: Intent) -> None:
+    """Put part 0's own sidecar over the guard, or remove the guard where it had none."""
+    name = intent.guard_name
+    if scan.look(name, work.out) is not None:
+        _drop_orphaned(work, intent, name)
+    in_place = scan.look(name, work.blobs)
+    if scan.look(name, work.out) is None:
+        if intent.is_guard(in_place):
+            _remove_guard(work, name)
+    elif intent.is_guard(in_place):
+        fs.replace(name, work.out, name, work.blobs)
+    elif intent.is_file(in_place, name):
+        fs.remove(name, work.out)  # it was never displaced
+    else:
+        _put_back(work, name)
+
+
+def _drop_orphaned(work: _Work, intent: Intent, name: str) -> bool:
+    """Let a sidecar go where its data has gone: a server that ended or deleted the download just
+    before the guard came did so to the sidecar, too. Beside other data it would be false."""
+    if intent.data is None or names.parse_blob(name).role is not Role.SIDECAR:
+        return False
+    in_place = scan.look(intent.data.name, work.blobs)
+    if in_place is None:
+        fs.remove(name, work.out)
+    elif not intent.is_file(in_place, in_place.name):
+        _to_quarantine(work, [name])
+    else:
+        return False
+    return True
+
+
+def _remove_guard(work: _Work, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        # A second name, where a rename is a link first.
+        fs.remove(intents.GUARD, work.here)
+    fs.move(name, work.blobs, intents.GUARD, work.here)
+
+
+def _put_back(work: _Work, name: str) -> None:
+    try:
+        fs.move(name, work.out, name, work.blobs)
+    except FileExistsError:
+        in_place, original = scan.look(name, work.blobs), scan.look(name, work.out)
+        if in_place and original and in_place.identity == original.identity:
+            fs.remove(name, work.out)  # where a rename is a link first, both names may be left
+        else:
+            # A new file has the name now. Neither is lost: the old one goes to quarantine.
+            _to_quarantine(work, [name])
+
+
+def _to_quarantine(work: _Work, taken: Iterable[str]) -> None:
+    with state_folder.made_in(QUARANTINE, work.store.ours) as quarantine:
+        for name in taken:
+            try:
+                fs.move(name, work.out, f"{work.name}-{name}", quarantine)
+            except FileExistsError:
+                other = next(_free_numbers(work.store))
+                fs.move(name, work.out, f"{other:08}-{name}", quarantine)
+        fs.sync(quarantine)
+
+
+def _decide(work: _Work, _: Change) -> None:
+    fs.sync(work.out)
+    fs.create(intents.DECIDED, work.here, b"")
+    fs.sync(work.here)
+
+
+def _finish(work: _Work) -> int:
+    """Put the new files in place and let go what was taken. Gives back the bytes that it freed."""
+    intent = work.intent
+    assert intent is not None
+    guard = intent.guard_name if intent.guard is not None else ""
+    _put_new(work, guard)
+    if guard and intent.is_guard(scan.look(guard, work.blobs)):
+        _remove_guard(work, guard)
+    fs.sync(work.blobs)
+    freed = 0
+    if intent.verb is Verb.QUARANTINE_BLOB:
+        _to_quarantine(work, os.listdir(work.out))
+    for name in _data_first(os.listdir(work.out)):
+        found = scan.look(name, work.out)
+        freed += found.freed if found is not None else 0
+        fs.remove(name, work.out)
+    _forget(work)
+    return freed
+
+
+def _put_new(work: _Work, guard: str) -> None:
+    """Rename the new sidecars over the old ones, part 0's last: until then no pull gets through."""
+    for name in sorted(os.listdir(work.new), key=lambda name: (name == guard, name)):
+        if name == guard:
+            fs.sync(work.blobs)
+        fs.replace(name, work.new, name, work.blobs)
+
+
+def _forget(work: _Work) -> None:
+    """Remove an intent with nothing left in ``out/``; the note of what was done goes last."""
+    _drop_new(work)
+    fs.remove_folder(intents.NEW, work.here)
+    fs.remove_folder(intents.OUT, work.here)
+    last = [intents.NOTE, intents.DECIDED]
+    for name in (*(each for each in os.listdir(work.here) if each not in last), *last):
+        with contextlib.suppress(FileNotFoundError):
+            fs.remove(name, work.here)
+    fs.remove_folder(work.name, work.store.intents)
+    fs.sync(work.store.intents)
+
+
+def _drop_new(work: _Work) -> None:
+    for name in os.listdir(work.new):
+        fs.remove(name, work.new)
+
+
+def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None) -> None:
+    """Move a kept file back to its place under ``blobs/``, or remove it for good.
+
+    `back_into`: device and inode of the ``blobs`` that it was planned on; None to remove it.
+    Raises FileExistsError where its place is taken, ChangedError where it is not the file meant.
+    """
+    with (
+        state_folder.opened(store) as folder,
+        state_folder.opened_in(QUARANTINE, folder) as quarantine,
+    ):
+        if not _same(scan.look(entry.name, quarantine), entry, loose=False):
+            raise _changed(entry.name)
+        if back_into is None:
+            fs.remove(entry.name, quarantine)
+            return
+        with folders.opened_blobs(store) as blobs:
+            status = os.fstat(blobs)
+            if (status.st_dev, status.st_ino) != back_into:
+                raise _changed("blobs")
+            fs.move(entry.name, quarantine, entry.name.partition("-")[2], blobs)
+            fs.sync(blobs)
+
+
+# ---------------------------------------------------------------- after a kill
+
+
+def unfinished(world: World, store: int) -> bool:
+    """Whether a kill has left an intent that is to be believed.
+
+    Where somebody is at work, theirs is one, too.
+    """
+    try:
+        with _store(world, store) as base:
+            return any(True for _ in _believed(base))
+    except OSError:
+        return False
+
+
+def _believed(base: _Store) -> Iterator[tuple[str, Intent | None]]:
+    """The intents that are believed, with what they say; what is foreign is left as it is."""
+    for name in intents.numbers(base.intents):
+        with contextlib.suppress(ForeignError, FileNotFoundError):
+            intent = intents.read(name, base.intents)
+            if intent is None or not intents.elsewhere(intent, base.folder):
+                yield name, intent
+
+
+def recover(world: World, store: int, memory: Memory) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Put back, or finish, every intent that a kill has left. The store's lock is held.
+
+    Gives back, for people, what was done, and what could not be: then nothing else may be changed.
+    """
+    done: list[str] = []
+    stuck: list[str] = []
+    try:
+        with _store(world, store) as base:
+            for name, intent in _believed(base):
+                try:
+                    with _opened(base, name, intent) as work:
+                        done.extend(_recover(world, work, memory))
+                except ForeignError:
+                    continue  # `observe` reports it
+                except (OSError, ChangedError) as error:
+                    where = f"{state_folder.FOLDER}/{intents.INTENTS}/{name}"
+                    stuck.append(f"what was begun as {where} is stuck: {error}")
+    except FileNotFoundError:
+        pass
+    except folders.ForeignLinkError as error:
+        stuck.append(f"what was begun is left as it is: {error.strerror}")
+    return tuple(done), tuple(stuck)
+
+
+def _recover(world: World, work: _Work, memory: Memory) -> Iterator[str]:
+    """Put it back, if that can be done; the store's rules then say whether it is done anew."""
+    intent = work.intent
+    if intent is None:
+        _forget(work)
+        return
+    verb = intent.verb.value.replace("_", " ")
+    if scan.look(intents.DECIDED, work.here) is not None and _goes_on(work, intent, memory):
+        _check_still_unheld(world, work, intent)
+        yield f"finished what was begun: {verb}, {_finish(work)} bytes freed"
+        return
+    replaced = len(os.listdir(work.new)) < len(intent.writes)
+    _drop_new(work)
+    data = names.data(intent.digest)
+    if replaced and intent.is_file(scan.look(data, work.blobs), data):
+        # Somebody has taken our guard off: old sidecars beside new ones would be false.
+        _finish(work)
+        yield f"dropped what was begun: {verb}; its download has changed since"
+        return
+    _undo(work)
+    yield f"undid what was begun: {verb}; all is back in its place"
+
+
+def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
+    """Whether it is finished: new sidecars that we foresaw, or what can't be put back any more.
+
+    Raises ForeignError where neither can be done safely.
+    """
+    if intent.verb is not Verb.WRITE_SIDECARS:
+        return not _can_go_back(work, intent)
+    if not _is_of_this_data(work, intent):
+        return False
+    if _is_foreseen(work, intent, memory):
+        return True
+    if len(os.listdir(work.new)) < len(intent.writes):
+        raise ForeignError("nothing is remembered of a repair like that")
+    return False
+
+
+def _can_go_back(work: _Work, intent: Intent) -> bool:
+    """Whether a removal can be put back: its data is there, or all that it took."""
+    if intent.guard is None:
+        return True
+    data = names.data(intent.digest)
+    if scan.look(data, work.blobs) is not None or scan.look(data, work.out) is not None:
+        return True
+    taken = {name for name, each in intent.files.items() if each.taken}
+    return taken <= set(os.listdir(work.out))
+
+
+def _is_of_this_data(work: _Work, intent: Intent) -> bool:
+    """Whether new sidecars are still for what is there: under our guard, beside the same data.
+
+    With the guard in its place nobody can have gone on with it; without it anything may have
+    happened, and sidecars made for other data must not be put beside it.
+    """
+    if not os.listdir(work.new):
+        return True
+    there = scan.look(names.data(intent.digest), work.blobs)
+    data = intent.data
+    if data is not None and (there is None or there.size != data.size):
+        return False
+    if data is not None and not intent.is_file(there, data.name):
+        return False
+    return intent.is_guard(scan.look(intent.guard_name, work.blobs))
+
+
+def _is_foreseen(work: _Work, intent: Intent, memory: Memory) -> bool:
+    """Whether the memory has the parts that are written: it had them before the act began.
+
+    Where all are in their place and the data has gone, as a finished blob has, none are needed.
+    """
+    record = memory.downloads.get(intent.digest)
+    if record is None:
+        there = scan.look(names.data(intent.digest), work.blobs)
+        return there is None and not os.listdir(work.new)
+    return _spans(record.partition) == _spans(intent.parts)
+
+
+def _spans(parts: Iterable[Part]) -> list[tuple[int, int]]:
+    return sorted((part.offset, part.size) for part in parts)
+
+
+def _check_still_unheld(world: World, work: _Work, intent: Intent) -> None:
+    looked = [scan.look(name, work.out) for name in os.listdir(work.out)]
+    if os.listdir(work.new):
+        looked.append(scan.look(names.data(intent.digest), work.blobs))
+    held = processes.holders_of(world, [entry for entry in looked if entry is not None])
+    if intent.verb is Verb.WRITE_SIDECARS:
+        held = tuple(filter(safety.minds_sidecars, held))
+    if held:
+        raise HeldError(held[0])

@@ -1,0 +1,84 @@
+"""What has to be hashed, or asked of a registry, before anything can be done about it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from watcher.model import DOUBTFUL, WRONG, Action, Condition, Entry, Evidence, Judged, OddBlob, Verb
+from watcher.ollama import names
+
+
+def of_download(judged: Judged) -> Iterator[Action]:
+    """What of a download has to be hashed before it can be mended."""
+    download = judged.download
+    data, blob = download.data, download.finished
+    if data is None:
+        return
+    if judged.condition is Condition.REDUNDANT:
+        if blob is not None and blob.sha256 is None:
+            yield _hash(blob, judged.digest, "whether its partial data can go")
+    elif judged.condition is Condition.WHOLE and data.sha256 is None and not believed(judged):
+        yield _hash(data, judged.digest, "whether the download is whole")
+
+
+def of_registry(judged: tuple[Judged, ...], evidence: Evidence) -> Iterator[Action]:
+    """What only the registry that a model came from can tell: a lost length, a corrupt blob's."""
+    for each in judged:
+        download = each.download
+        if download.total is None and download.models and download.registry is None:
+            because = "its true length is not known"
+            files = download.entries
+            yield Action(Verb.ASK_REGISTRY, each.digest, because, files, models=download.models)
+    for odd in evidence.census.odd:
+        if odd.fault in WRONG and odd.models and odd.registry is None:
+            because = "whether a damaged blob can be had again"
+            yield Action(Verb.ASK_REGISTRY, odd.digest, because, (), models=odd.models)
+
+
+def believed(judged: Judged) -> bool:
+    """Whether every byte of a download can be trusted without a look at its hash."""
+    return judged.download.trust.trusted == ((0, judged.download.total),)
+
+
+def blobs_in_doubt(evidence: Evidence) -> Iterator[Action]:
+    """Blobs that may not be what their names say, and were not hashed as they are now."""
+    for entry in evidence.census.unproven:
+        digest = names.parse_blob(entry.name).digest
+        yield _hash(entry, digest, "it was finished on repaired sidecars, or has changed")
+    for odd in evidence.census.odd:
+        content = _undecided(odd)
+        if content is not None:
+            yield _hash(content, odd.digest, "its size is not the one that its manifest gives it")
+
+
+def _undecided(odd: OddBlob) -> Entry | None:
+    """The file whose hash decides whether a blob or its manifest is wrong; None where none does."""
+    return odd.content if odd.fault in DOUBTFUL else None
+
+
+def all_blobs(evidence: Evidence) -> Iterator[Action]:
+    """Every blob that a manifest names and that was not hashed as it is now; the oldest first.
+
+    Those that are in doubt are hashed as such.
+    """
+    known = {entry.name for entry in evidence.census.unproven}
+    known |= {names.blob(odd.digest) for odd in evidence.census.odd if _undecided(odd)}
+    named = [blob.content for blob in evidence.census.named if blob.content.sha256 is None]
+    for entry in sorted(named, key=lambda entry: entry.mtime_ns):
+        if entry.name not in known:
+            yield _hash(entry, names.parse_blob(entry.name).digest, "not hashed as it is now")
+
+
+def open_questions(evidence: Evidence) -> frozenset[str]:
+    """The digests of blobs that have to be hashed, or that a registry has not been heard about."""
+    in_doubt = {each.subject for each in blobs_in_doubt(evidence)}
+    unheard = {
+        odd.digest
+        for odd in evidence.census.odd
+        if odd.fault in WRONG and odd.models and odd.registry is None
+    }
+    return frozenset(in_doubt | unheard)
+
+
+def _hash(entry: Entry, digest: str, because: str) -> Action:
+    return Action(Verb.HASH, digest, because, (entry,))

@@ -1,0 +1,295 @@
+"""What makes an interrupted download go on with as little as possible to download again. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from watcher.decide import at_risk, cleaning, findings, quarantine, questions, safety
+from watcher.decide.diagnose import settled_condition
+from watcher.model import (
+    HOUR,
+    QUIET_SECONDS,
+    WRONG,
+    Action,
+    Condition,
+    Entry,
+    Evidence,
+    Judged,
+    Kind,
+    OddBlob,
+    Part,
+    Policy,
+    Ranges,
+    Refusal,
+    RefusalKind,
+    Sight,
+    Verb,
+)
+from watcher.ollama import names, ranges, sidecars
+from watcher.system import advice
+
+_MENDED = frozenset(
+    {
+        Condition.BEHIND,
+        Condition.HOLLOW,
+        Condition.BLOCKED,
+        Condition.UNCLAIMED,
+        Condition.WHOLE,
+    }
+)
+#: More sidecars than this are absurd, and brought down.
+MOST_SIDECARS = 1000
+#: Times of wanted things are set anew when they are this old: well before the server's hour.
+REFRESH_AFTER = HOUR / 2
+
+
+def of_download(judged: Judged, evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
+    """What mends a download, if anything has to be mended."""
+    condition = judged.condition
+    if condition is Condition.LIVE:
+        yield from _not_quiet_yet(judged)
+    elif condition is Condition.REDUNDANT:
+        yield from cleaning.surplus(judged, evidence)
+    elif condition in _MENDED:
+        yield from _write_sidecars(judged, evidence, policy)
+
+
+def _not_quiet_yet(judged: Judged) -> Iterator[Refusal]:
+    """A download that counts as live only because it changed lately, and needs mending then."""
+    download = judged.download
+    if download.writers or settled_condition(download)[0] not in _MENDED:
+        return
+    left = max(0.0, QUIET_SECONDS - judged.quiet)
+    why = safety.Why(
+        RefusalKind.NOT_QUIET,
+        f"{judged.because}; a pull of it may be under way",
+        f"try again in {advice.duration(left)}",
+        left,
+    )
+    yield safety.refusal(why, judged, Verb.WRITE_SIDECARS)
+
+
+def _write_sidecars(
+    judged: Judged, evidence: Evidence, policy: Policy
+) -> Iterator[Action | Refusal]:
+    download = judged.download
+    if not download.total:
+        yield safety.refusal(_no_length(judged, evidence), judged, Verb.WRITE_SIDECARS)
+        return
+    trusted = download.trust.trusted
+    if not download.trust.zeros_read:
+        return  # what was not looked through is not believed; `repair` reads without a limit
+    if judged.condition is Condition.WHOLE and not questions.believed(judged):
+        assert download.data is not None
+        if download.data.sha256 is None and policy.hash:
+            return  # it is hashed first; who may not hash goes by what can be trusted
+        if download.data.sha256 == judged.digest.lower():
+            trusted = ((0, download.total),)
+    parts = sidecars.from_trusted(trusted, download.total, _at_least(judged))
+    if parts == tuple(sidecar.part for sidecar in download.sidecars):
+        return  # it claims just what can be believed
+    wanted = {names.sidecar(judged.digest, part.number) for part in parts}
+    surplus = tuple(
+        sidecar.entry for sidecar in download.sidecars if sidecar.entry.name not in wanted
+    )
+    problem = (
+        safety.why_not_take(judged, evidence) if surplus else safety.why_not_add(judged, evidence)
+    ) or _owner_forbids(download.entries, evidence)
+    if problem is None and policy.patient:
+        problem = safety.another_is_live(judged, evidence)
+    if problem is not None:
+        yield safety.refusal(problem, judged, Verb.WRITE_SIDECARS)
+        return
+    claims = sidecars.claims(parts)
+    yield Action(
+        verb=Verb.WRITE_SIDECARS,
+        subject=judged.digest,
+        because=f"{judged.condition.value}: {judged.because}",
+        expects=download.entries,
+        models=download.models,
+        wait_seconds=safety.guard_seconds(evidence),
+        parts=parts,
+        surplus=surplus,
+        saves=_saves(judged, claims),
+        doubts=_doubts(parts, download.trust.present, claims),
+    )
+
+
+def _at_least(judged: Judged) -> int:
+    """So many parts that every sidecar is replaced and none is left over."""
+    numbers = [sidecar.number for sidecar in judged.download.sidecars if sidecar.number is not None]
+    return min(max(numbers, default=0) + 1, MOST_SIDECARS)
+
+
+def _saves(judged: Judged, claims: Ranges) -> int:
+    """Bytes that Ollama alone would have downloaded again."""
+    total = judged.download.total or 0
+    rest = total - ranges.size(claims)
+    alone = total if judged.cost_alone is None else judged.cost_alone
+    return max(0, alone - rest)
+
+
+def _doubts(parts: tuple[Part, ...], present: Ranges, claims: Ranges) -> Ranges:
+    """What must stay doubtful: where attempts will start, and what is there and not claimed."""
+    return ranges.union(sidecars.heads(parts), ranges.difference(present, claims))
+
+
+def _no_length(judged: Judged, evidence: Evidence) -> safety.Why:
+    """Nothing here tells the length of a layer: its model's registry would."""
+    models, doubt = judged.download.models, judged.download.doubted_length
+    if doubt:
+        return safety.Why(
+            RefusalKind.LENGTH,
+            f"its true length is not known: {doubt}",
+            "pull its model again, which asks for it anew, or clean it once it is stale",
+        )
+    if models:
+        return safety.Why(
+            RefusalKind.LENGTH,
+            f"its true length is not known, and the registry of {models[0]} has not said it",
+            "ask again when that registry can be reached, or clean it once it is stale",
+            command=advice.watch(evidence, "repair", names.short(judged.digest)),
+        )
+    return safety.Why(
+        RefusalKind.LENGTH,
+        "its true length is not known, and nothing here says which model it belongs to",
+        f"{findings.NAMED}; or clean it once it is stale",
+    )
+
+
+def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why | None:
+    """Sidecars must belong to who pulls: the server fails at the end if it can't rewrite them."""
+    owner = entries[0].uid
+    if evidence.uid == owner:
+        return None
+    why = f"its files belong to the user id {owner}, and new ones would belong to {evidence.uid}"
+    if evidence.caller.uid != 0 and evidence.place.owner == owner:
+        return safety.Why(RefusalKind.OWNER, why, "run it as root, or as that user")
+    theirs = [entry for entry in entries if entry.uid != evidence.place.owner]
+    given = findings.given_to(evidence.place.owner, theirs, evidence)
+    return safety.Why(RefusalKind.OWNER, why, "give them to the store's owner", command=given)
+
+
+def damaged_blobs(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
+    """Blobs that are not what their names say go to quarantine, if they can be had again.
+
+    A link goes itself, never what it leads to.
+    """
+    room = policy.quarantine_max_bytes - quarantine.size(evidence)
+    for odd in evidence.census.odd:
+        if odd.fault not in WRONG or odd.entry is None:
+            continue
+        if policy.online and odd.models and not odd.asked:
+            continue  # its registry is asked first
+        why = _blob_stays(odd, evidence)
+        if why is None and odd.entry.allocated > room:
+            why = _no_room(evidence, policy)
+        name = names.blob(odd.digest)
+        if why is not None:
+            yield _refused(why, name, odd)
+            continue
+        room -= odd.entry.allocated
+        yield Action(
+            Verb.QUARANTINE_BLOB,
+            name,
+            f"{findings.damage(odd)}, and the registry has it: "
+            f"{advice.ollama(evidence, 'pull', odd.models[0])} fetches just this layer",
+            (odd.entry,),
+            models=odd.models,
+        )
+
+
+def _refused(why: safety.Why, name: str, odd: OddBlob) -> Refusal:
+    return Refusal(
+        why.kind,
+        name,
+        Verb.QUARANTINE_BLOB,
+        why.reason,
+        why.remedy,
+        why.left,
+        odd.models,
+        command=why.command,
+    )
+
+
+def _no_room(evidence: Evidence, policy: Policy) -> safety.Why:
+    """The quarantine is bounded: what does not fit into it stays where it is."""
+    most = policy.quarantine_max_bytes
+    replaced = any(kept.replaced for kept in evidence.quarantine)
+    return safety.Why(
+        RefusalKind.ROOM,
+        f"the quarantine may hold {most} bytes, and that would be more",
+        "remove what lies there, or set a larger quarantine_max_size in the settings",
+        command=advice.watch(evidence, "quarantine", "purge" if replaced else "ls"),
+    )
+
+
+def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
+    if odd.registry is None or odd.registry != odd.wanted:
+        return _not_to_be_had(odd, evidence)
+    if evidence.view.sight is not Sight.FULL:
+        return safety.unseen(evidence)
+    return safety.store_forbids(evidence)
+
+
+def _not_to_be_had(odd: OddBlob, evidence: Evidence) -> safety.Why:
+    """A corrupt blob stays where nobody has said that it can be had again."""
+    stays = "it is damaged, but perhaps the only copy"
+    command = advice.watch(evidence, "repair", names.short(odd.digest))
+    if not odd.models:
+        return safety.Why(
+            RefusalKind.REGISTRY, f"{stays}: no model names it", "pull or create its model again"
+        )
+    if odd.registry is not None:
+        return safety.Why(
+            RefusalKind.REGISTRY,
+            f"{stays}: its registry has {odd.registry} bytes of it, and {odd.wanted} are wanted",
+            "create the model again, or pull its newer version",
+        )
+    if not odd.asked:
+        why = f"{stays}: its registry was not asked"
+        return safety.Why(RefusalKind.REGISTRY, why, "have it asked", command=command)
+    why = f"{stays}: its registry has not answered, or does not have it"
+    remedy = "make the registry reachable and ask again, or create the model again"
+    return safety.Why(RefusalKind.REGISTRY, why, remedy, command=command)
+
+
+# ---------------------------------------------------------------- times
+
+
+def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> Iterator[Action]:
+    """Set the times of wanted things, so that no start of the server deletes them.
+
+    What is wanted says `wanted`; besides, stale downloads that are mended. All files of a download
+    go together. Root leaves alone what has a second
+    name: that may lie outside of the store.
+    """
+    if evidence.place.foreign:
+        return
+    every = [*at_risk.of_downloads(judged), *at_risk.of_blobs(evidence, policy)]
+    if policy.repair_stale:
+        stale = (each for each in judged if each.stale and each.condition in _MENDED)
+        every += [
+            at_risk.Wanted(each.digest, each.download.entries, each.download.models)
+            for each in stale
+        ]
+    for each in every:
+        entries = tuple(
+            entry for entry in each.entries if entry.kind is Kind.FILE and evidence.uid == entry.uid
+        )
+        if _fading(entries, evidence.now) and _alone(entries, evidence):
+            yield Action(
+                Verb.REFRESH,
+                each.subject,
+                "wanted, and soon old enough for the server to delete it",
+                entries,
+                models=each.models,
+            )
+
+
+def _alone(entries: tuple[Entry, ...], evidence: Evidence) -> bool:
+    return evidence.uid != 0 or all(entry.links == 1 for entry in entries)
+
+
+def _fading(entries: tuple[Entry, ...], now: float) -> bool:
+    return any(now - entry.mtime > REFRESH_AFTER for entry in entries)

@@ -1,0 +1,630 @@
+"""Which processes have which entries open, which Ollama servers run, and how much could be seen.
+
+Open files are matched by device and inode (``/proc/<pid>/fd/<n>`` is followed by stat), never by
+path alone: containers and renames change paths. On the same device another inode is another file.
+A file of an entry's name on another device counts only where its file system, or ours, shows the
+files of another one under identities of its own (an overlay, a share); who holds it is marked so.
+One pass over the processes serves all entries together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import psutil
+
+from watcher.model import Blind, Entry, Holder, Server, ServerState, Sight, View
+from watcher.observe.host import World
+from watcher.ollama import environment, names
+from watcher.state import folders
+from watcher.system import flocks, privileges
+
+#: The inode of the first PID namespace (PROC_PID_INIT_INO in the kernel's proc_ns.h).
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"
+#: PF_KTHREAD of a process's flags: kernel threads have no descriptors of interest.
+_KERNEL_THREAD = 0x00200000
+#: Zombies and what is dying hold nothing any more.
+_GONE_STATES = frozenset({b"Z", b"X", b"x"})
+#: A server that can't be reached counts as started after this.
+_UNREACHABLE_AFTER = 300.0
+#: So long all servers together are waited for.
+_ASKING_SECONDS = 3.0
+_SERVE_WORDS = frozenset({"serve", "start"})
+_SHOWN_UNSEEN = 5
+#: File systems that show files of another one, or of another machine, with other devices, inodes.
+_DISGUISING = frozenset(
+    {"overlay", "aufs", "unionfs", "ecryptfs", "shiftfs", "9p", "virtiofs", "vboxsf", "prl_fs"}
+    | {"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "lustre", "afs", "beegfs", "gpfs"}
+)
+_PIECE = 1 << 16
+#: Options of Python's that take a value; behind -c and -m come the program's own.
+_VALUED_OPTION = re.compile(r"-[a-zA-Z]*?([mcWX])(.*)", re.DOTALL)
+
+
+class Process(NamedTuple):
+    """One process, as far as everybody may see it."""
+
+    pid: int
+    name: str
+    arguments: tuple[str, ...]
+    #: A thread of the kernel: it has no descriptors of interest.
+    kernel: bool
+
+    @property
+    def is_ollama(self) -> bool:
+        """By its name or its command: a server, a client or a runner."""
+        first = os.path.basename(self.arguments[0]) if self.arguments else ""
+        # A binary may be called after its platform, too: ollama-linux-amd64.
+        named = self.name.startswith("ollama") or first.startswith("ollama")
+        return named and not self.is_ours
+
+    @property
+    def is_ours(self) -> bool:
+        """Another ollama-watch: it reads, and what it changes it changes under our lock."""
+        return _program(self.arguments) in ("ollama-watch", "-m watcher")
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has memory of its own: the kernel takes that first from what is ending."""
+        return any(self.arguments)
+
+    @property
+    def is_server(self) -> bool:
+        """``ollama serve`` (or its alias ``start``); runners and clients are none."""
+        return self.is_ollama and not _SERVE_WORDS.isdisjoint(self.arguments[1:])
+
+
+def _program(arguments: tuple[str, ...]) -> str:
+    """What a command line runs: a program's or a script's name, or Python's ``-m`` and a module."""
+    words = iter(arguments)
+    name = os.path.basename(next(words, ""))
+    if not name.startswith(("python", "pypy")):
+        return name
+    for word in words:
+        if not word.startswith("-") or word == "-":
+            return os.path.basename(word)
+        # Options of one letter may stand together, the last one with its value: -Im watcher.
+        option = _VALUED_OPTION.fullmatch(word)
+        if option is not None:
+            value = option[2] or next(words, "")
+            if option[1] in "mc":
+                return f"-{option[1]} {value}"
+    return name
+
+
+class Seen(NamedTuple):
+    """What one pass over the processes has shown."""
+
+    view: View
+    holders: Mapping[str, tuple[Holder, ...]]
+    servers: tuple[Server, ...]
+    others: tuple[str, ...]
+    #: Servers that say they have this store, of users who can change nothing in it.
+    strangers: tuple[Server, ...] = ()
+
+
+def see(
+    world: World,
+    entries: Iterable[Entry],
+    *,
+    network: bool,
+    writers_visible: bool,
+    ours_only: bool = False,
+) -> Seen:
+    """Look at every process once.
+
+    `entries` are looked for among the open files; the answer's `holders` are by entry name. On a
+    network file system the sight is PARTIAL, since other machines can't be seen, unless the
+    settings say that all writers are visible. `ours_only`: without the servers that surely have
+    another store, since to find out where a server listens takes longer than all the rest.
+    """
+    psutil.PROCFS_PATH = world.proc
+    entries = tuple(entries)
+    with privileges.visibility():
+        processes = _processes(world.proc, world.parent)
+        holders, unread = _holders(world, processes, entries)
+        is_strange = _strangers(world, entries)
+        ollamas = [each for each in processes if each.is_ollama]
+        running = [process for process in ollamas if process.is_server]
+        looked = [_look(world, process, ours_only=ours_only) for process in running]
+        strange = {process.pid for process in ollamas if is_strange(process.pid)}
+    pairs = [
+        (process, server)
+        for process, server in zip(running, looked, strict=True)
+        if server is not None
+    ]
+    kept = [(process, server) for process, server in pairs if process.pid not in strange]
+    others = tuple(
+        f"{process.name} ({process.pid})"
+        for process in ollamas
+        if not process.is_server and process.lives and process.pid not in strange
+    )
+    return Seen(
+        _view(world, unread, network=network, writers_visible=writers_visible),
+        holders,
+        tuple(_all_asked(world, kept)),
+        others,
+        tuple(server for process, server in pairs if process.pid in strange),
+    )
+
+
+def _strangers(world: World, entries: Collection[Entry]) -> Callable[[int], bool]:
+    """What tells the processes of users who can't change the store: they keep nobody from it.
+
+    Anybody can call a process "ollama serve". A container may show a folder with other owners, and
+    an access control list is not looked into: then nobody is a stranger.
+    """
+    try:
+        with (
+            folders.opened_store(world.store) as store,
+            folders.opened_blobs(store, foreign_too=True) as blobs,
+        ):
+            both = os.fstat(store), os.fstat(blobs)
+            if any(b"system.posix_acl_access" in _attributes(fd) for fd in (store, blobs)):
+                return lambda _: False
+        ours = _namespaces(world, "self")
+    except OSError:
+        return lambda _: False
+    owners = {entry.uid for entry in entries} | {each.st_uid for each in both}
+
+    def is_strange(pid: int) -> bool:
+        try:
+            apart = _namespaces(world, pid) != ours or _overrides(world, pid)
+        except (OSError, ValueError):
+            return False
+        return not apart and all(flocks.is_stranger(pid, each, world.proc, owners) for each in both)
+
+    return is_strange
+
+
+def _attributes(fd: int) -> list[bytes]:
+    try:
+        return [os.fsencode(name) for name in os.listxattr(fd)]
+    except OSError:
+        return []  # a file system without them
+
+
+def _namespaces(world: World, pid: int | str) -> tuple[str, ...]:
+    return tuple(os.readlink(f"{world.proc}/{pid}/ns/{kind}") for kind in ("mnt", "user"))
+
+
+def _overrides(world: World, pid: int) -> bool:
+    """Whether a process may write whatever an owner and a mode say."""
+    for line in _read(f"{world.proc}/{pid}/status").splitlines():
+        if line.startswith(b"CapPrm:"):
+            return int(line.split()[1], 16) != 0
+    return True
+
+
+def _all_asked(world: World, pairs: Iterable[tuple[Process, Server]]) -> Iterator[Server]:
+    """Servers with what they answer. Those that don't share the time: many could take for ever."""
+    left = _ASKING_SECONDS
+    for process, server in pairs:
+        began = time.monotonic()
+        asked = _asked(world, process, server, patient=left > 0)
+        left -= time.monotonic() - began
+        if asked is not None:
+            yield asked
+
+
+def holders_of(world: World, entries: Iterable[Entry]) -> tuple[Holder, ...]:
+    """Who has any of these entries open, or mapped into memory, right now."""
+    wanted = tuple(entries)
+    with privileges.visibility():
+        processes = _processes(world.proc, world.parent)
+        found, _ = _holders(world, processes, wanted)
+        held = [holder for each in found.values() for holder in each]
+        return (*held, *_mapped(world, processes, wanted))
+
+
+def _mapped(
+    world: World, processes: Iterable[Process], entries: tuple[Entry, ...]
+) -> Iterator[Holder]:
+    """Who has an entry mapped: the descriptor may be closed by then."""
+    by_inode = {str(entry.inode).encode(): entry for entry in entries if entry.inode}
+    for process in processes:
+        if process.kernel or process.is_ours or process.pid == os.getpid():
+            continue
+        try:
+            with open(f"{world.proc}/{process.pid}/maps", "rb") as lines:
+                for line in lines:
+                    # address, mode, offset, device, inode, path
+                    fields = line.split(None, 5)
+                    entry = by_inode.get(fields[4]) if len(fields) > 5 else None
+                    if entry is not None and fields[3] == _device(entry):
+                        shared = fields[1][1:2] == b"w" and fields[1][3:4] == b"s"
+                        yield Holder(process.pid, process.name, entry.name, writes=shared)
+                        break
+        except OSError:
+            continue
+
+
+def _device(entry: Entry) -> bytes:
+    return b"%02x:%02x" % (os.major(entry.device), os.minor(entry.device))
+
+
+def served_stores(proc: str) -> list[tuple[str, int]]:
+    """The models folder and pid of each running server whose environment can be read.
+
+    Without those whose folder is gone, and those of containers that have another one at that path.
+    """
+    found: list[tuple[str, int]] = []
+    with privileges.visibility():
+        for process in _processes(proc):
+            if process.is_server:
+                with contextlib.suppress(psutil.Error, OSError):
+                    store = environment.models_folder(psutil.Process(process.pid).environ())
+                    if store is not None:
+                        here = _as_seen_here(proc, process.pid, store)
+                        found.extend([(here, process.pid)] if here else [])
+    return found
+
+
+def _as_seen_here(proc: str, pid: int, store: str) -> str | None:
+    """A server's models folder as a path of ours; None where that is surely another folder."""
+    folder = os.readlink(f"{proc}/{pid}/cwd") if not os.path.isabs(store) else "/"
+    path = os.path.normpath(os.path.join(folder, store))
+    if folder.endswith(" (deleted)") and not os.path.isdir(folder):
+        return None
+    with contextlib.suppress(OSError):
+        theirs = os.stat(f"{proc}/{pid}/root{path}")
+        try:
+            ours = os.stat(path)
+        except FileNotFoundError:
+            return None
+        return path if theirs.st_ino == ours.st_ino else None
+    return path
+
+
+def _processes(proc: str, parent: int | None = None) -> list[Process]:
+    """Every process that still holds something, or the children of one alone.
+
+    Read by hand: psutil takes ten times as long.
+    """
+    found: list[Process] = []
+    for name in os.listdir(proc):
+        if not name.isdecimal():
+            continue
+        try:
+            # The command's name in brackets may hold anything, so look for its end.
+            before, _, after = _read(f"{proc}/{name}/stat").rpartition(b")")
+            fields = after.split()
+            if parent is not None and int(fields[1]) != parent:
+                continue
+            kernel = bool(int(fields[6]) & _KERNEL_THREAD)
+            arguments = () if kernel else _arguments(f"{proc}/{name}/cmdline")
+        except OSError:
+            continue  # gone meanwhile
+        if fields[0] in _GONE_STATES:
+            continue
+        command = names.printable(os.fsdecode(before.partition(b"(")[2]))
+        found.append(Process(int(name), command, arguments, kernel))
+    return found
+
+
+def _arguments(path: str) -> tuple[str, ...]:
+    return tuple(map(os.fsdecode, _read(path).rstrip(b"\0").split(b"\0")))
+
+
+def _read(path: str) -> bytes:
+    """All of it, by three calls to the kernel, since there are many; a file object makes seven."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        read = piece = os.read(fd, _PIECE)
+        while len(piece) == _PIECE:
+            piece = os.read(fd, _PIECE)
+            read += piece
+    finally:
+        os.close(fd)
+    return read
+
+
+class _Sought:
+    """The entries that open files are compared with."""
+
+    def __init__(self, world: World, entries: tuple[Entry, ...]) -> None:
+        self.world = world
+        self.by_identity = {entry.identity: entry.name for entry in entries}
+        self.names = {entry.name for entry in entries}
+        self.devices = {entry.device for entry in entries}
+        self._ours_disguises: bool | None = None
+
+    def match(self, pid: int, number: str) -> tuple[str, bool] | None:
+        """The entry that a descriptor is open on, and whether its name alone says so; or None."""
+        link = f"{self.world.proc}/{pid}/fd/{number}"
+        try:
+            status = os.stat(link)
+            name = self.by_identity.get((status.st_dev, status.st_ino))
+            if name is not None:
+                return name, False
+            # Most descriptors are sockets, pipes and devices.
+            if not stat.S_ISREG(status.st_mode) or status.st_dev in self.devices:
+                return None
+            shown = os.path.basename(os.readlink(link))
+        except PermissionError:
+            raise
+        except OSError:
+            return None
+        return (shown, True) if shown in self.names and self._disguised(pid, number) else None
+
+    def _disguised(self, pid: int, number: str) -> bool:
+        """Whether a file on another device may be one of ours all the same."""
+        if self._ours_disguises is None:
+            with contextlib.ExitStack() as opened:
+                try:
+                    ours = opened.enter_context(folders.opened_store(self.world.store))
+                    own = opened.enter_context(folders.opened_blobs(ours, foreign_too=True))
+                except OSError:
+                    own = -1
+                self._ours_disguises = self._disguises("self", own)
+        return self._ours_disguises or self._disguises(pid, number)
+
+    def _disguises(self, pid: int | str, number: int | str) -> bool:
+        """Whether an open file lies on a file system that shows identities of its own.
+
+        Where that can't be told it is taken to be so: a download that is held is left alone.
+        """
+        folder = f"{self.world.proc}/{pid}"
+        try:
+            fields = dict(
+                line.split(b":", 1) for line in _read(f"{folder}/fdinfo/{number}").splitlines()
+            )
+            mount = fields[b"mnt_id"].strip()
+            for line in _read(f"{folder}/mountinfo").splitlines():
+                before, _, after = line.partition(b" - ")
+                if before.split(None, 1)[0] == mount:
+                    kind = os.fsdecode(after.split(None, 1)[0])
+                    return kind in _DISGUISING or kind.startswith("fuse")
+        except (OSError, KeyError, ValueError, IndexError):
+            pass
+        return True
+
+
+def _holders(
+    world: World, processes: Iterable[Process], entries: tuple[Entry, ...]
+) -> tuple[dict[str, tuple[Holder, ...]], list[Process]]:
+    """The holders by entry name, and the processes whose descriptors could not be read."""
+    sought = _Sought(world, entries)
+    found: dict[str, dict[int, Holder]] = {}
+    unread: list[Process] = []
+    for process in processes:
+        if process.kernel or process.is_ours or process.pid == os.getpid():
+            continue
+        try:
+            descriptors = os.listdir(f"{world.proc}/{process.pid}/fd")
+        except PermissionError:
+            unread.append(process)
+            continue
+        except OSError:
+            continue  # gone meanwhile
+        # Where nothing is looked for, one tells for all of a process whether they can be read.
+        for number in descriptors if entries else descriptors[:1]:
+            try:
+                match = sought.match(process.pid, number)
+            except PermissionError:
+                # Listing takes less than reading: what can't be read is not seen.
+                unread.append(process)
+                break
+            if match is None:
+                continue
+            name, by_name = match
+            writes = _writes(world, process.pid, number)
+            before = found.setdefault(name, {}).get(process.pid)
+            if before is None or (writes and not before.writes):
+                found[name][process.pid] = Holder(
+                    process.pid, process.name, name, writes, by_name=by_name
+                )
+    return {name: tuple(each.values()) for name, each in found.items()}, unread
+
+
+def _writes(world: World, pid: int, number: str) -> bool:
+    try:
+        with open(f"{world.proc}/{pid}/fdinfo/{number}", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("flags:"):
+                    return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
+    except (OSError, ValueError, IndexError):
+        pass
+    return True  # held, and not known how: the worse is assumed
+
+
+# ---------------------------------------------------------------- sight
+
+
+def _view(world: World, unread: list[Process], *, network: bool, writers_visible: bool) -> View:
+    unseen = tuple(f"{process.name} ({process.pid})" for process in unread[:_SHOWN_UNSEEN])
+    if writers_visible:
+        return View(Sight.FULL, (), "the settings say that all writers are visible")
+    if network:
+        return View(
+            Sight.PARTIAL,
+            unseen,
+            "other machines may write to a network file system",
+            Blind.NETWORK,
+        )
+    blind = _blind_spot(world)
+    if blind:
+        return View(Sight.PARTIAL, unseen, *blind)
+    if not unread:
+        return View(Sight.FULL)
+    ollamas = [process for process in unread if process.is_ollama]
+    several = f"{len(unread)} processes of other users"
+    whose = several if len(unread) > 1 else "a process of another user"
+    why = f"the open files of {whose} can't be read"
+    if ollamas:
+        shown = ", ".join(f"{process.name} ({process.pid})" for process in ollamas)
+        return View(Sight.PARTIAL, unseen, f"{why}, {shown} among them")
+    return View(Sight.NAMED, unseen, why)
+
+
+def _blind_spot(world: World) -> tuple[str, Blind] | None:
+    """Why whole processes may be hidden from here; None where none can be."""
+    try:
+        if os.readlink(f"{world.proc}/self/ns/pid") != _FIRST_PID_NAMESPACE:
+            return "in a container, processes outside it can't be seen", Blind.CONTAINER
+        with open(f"{world.proc}/self/mounts", encoding="utf-8", errors="replace") as mounts:
+            for line in mounts:
+                _, point, kind, options, *_ = line.split(" ")
+                if kind == "proc" and point == world.proc and _hides(options):
+                    blind = Blind.PROC if "subset=pid" in options.split(",") else Blind.USERS
+                    return f"{world.proc} is mounted with {options}: it hides processes", blind
+    except OSError:
+        return f"{world.proc} does not tell which processes it shows", Blind.PROC
+    return None
+
+
+def _hides(options: str) -> bool:
+    words = options.split(",")
+    hidden = [word for word in words if word.startswith("hidepid=")]
+    if "subset=pid" in words:
+        return True
+    shown = not hidden or hidden[-1] in ("hidepid=0", "hidepid=off")
+    return not (shown or privileges.sees_all())
+
+
+# ---------------------------------------------------------------- servers
+
+_OF_UNIT = re.compile(r":/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)$")
+
+
+def _look(world: World, process: Process, *, ours_only: bool) -> Server | None:
+    """A server as it is seen among the processes; it counts as starting until it is asked."""
+    try:
+        handle = psutil.Process(process.pid)
+        since, user, uid = handle.create_time(), handle.username(), handle.uids().real
+    except psutil.Error:
+        return None  # ended meanwhile
+    variables = _variables(handle)
+    store = None if variables is None else environment.models_folder(variables)
+    ours, elsewhere = (None, False) if store is None else _same_blobs(world, process.pid, store)
+    if ours is False and ours_only:
+        return None
+    ports, connections = _sockets(handle)
+    return Server(
+        pid=process.pid,
+        user=user,
+        since=since,
+        state=ServerState.STARTING,
+        store=store,
+        ours=ours,
+        elsewhere=elsewhere,
+        url=_url(variables, ports),
+        connections=connections,
+        no_prune=None if variables is None else environment.no_prune(variables),
+        uid=uid,
+        unit=_unit(world, process.pid),
+    )
+
+
+def _unit(world: World, pid: int) -> str:
+    """The unit of the system's that a process belongs to; "" for none (systemd's cgroups)."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(f"{world.proc}/{pid}/cgroup", encoding="utf-8") as lines:
+            found = [_OF_UNIT.search(line.rstrip("\n")) for line in lines]
+        return next((each[1] for each in found if each), "")
+    return ""
+
+
+def _asked(world: World, process: Process, server: Server, *, patient: bool) -> Server | None:
+    """The same with what it answers, if there is patience to ask; None where it has ended."""
+    # One of another store is nobody's business here.
+    silent = server.ours is False or server.url is None or not patient
+    version = None if silent or server.url is None else world.version(server.url)
+    if version is None and not _lives(world, process):
+        return None  # it was killed while it was looked at
+    if version is not None:
+        return server._replace(state=ServerState.ANSWERING, version=version)
+    if world.clock() - server.since > _UNREACHABLE_AFTER:
+        return server._replace(state=ServerState.UNREACHABLE)
+    return server
+
+
+def _lives(world: World, process: Process) -> bool:
+    """Whether a process that was listed still lives."""
+    try:
+        return process._replace(arguments=_arguments(f"{world.proc}/{process.pid}/cmdline")).lives
+    except OSError:
+        return False
+
+
+def _variables(handle: psutil.Process) -> dict[str, str] | None:
+    try:
+        return handle.environ()
+    except psutil.Error:
+        return None
+
+
+def _same_blobs(world: World, pid: int, store: str) -> tuple[bool | None, bool]:
+    """Whether a server's blobs are those of the store, seen with that server's eyes.
+
+    None where that can't be told: False would be to take a server for nobody's business. And
+    whether its store is another one for all that, of which both or one has linked its blobs.
+    """
+    root = f"{world.proc}/{pid}/root" if store.startswith("/") else f"{world.proc}/{pid}/cwd"
+    there = f"{root}/{store.lstrip('/')}"
+    try:
+        here = os.readlink(f"{world.proc}/self/ns/mnt")
+        same_mounts = os.readlink(f"{world.proc}/{pid}/ns/mnt") == here
+        ours, blobs = folders.identities(world.store)
+        try:
+            theirs = os.stat(there)
+        except FileNotFoundError:
+            # A server makes its folder with its first pull; ours is there, so it is another one.
+            return (False if same_mounts and os.path.isdir(root) else None), False
+        if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+            return True, False
+        other = _stat(f"{there}/blobs")
+        if blobs is not None and other is not None and os.path.samestat(blobs, other):
+            return True, True
+        if same_mounts:
+            return False, False
+        # In another mount namespace the same files may show another device and inode (an overlay,
+        # a share of a virtual machine), but blobs/ has the same time: it changes with each name.
+        _, after = folders.identities(world.store)
+    except OSError:
+        return None, False
+    times = {each.st_mtime_ns for each in (blobs, after) if each is not None}
+    alike = other is None or theirs.st_ino == ours.st_ino or other.st_mtime_ns in times
+    return (None if alike else False), False
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _sockets(handle: psutil.Process) -> tuple[tuple[tuple[str, int], ...], int | None]:
+    """The addresses that a server listens on, and how many connections to them are open."""
+    try:
+        sockets = handle.net_connections(kind="tcp")
+    except psutil.Error:
+        return (), None
+    listening = tuple(
+        (socket.laddr.ip, socket.laddr.port)
+        for socket in sockets
+        if socket.status == psutil.CONN_LISTEN
+    )
+    if not listening:
+        return (), None
+    ports = {port for _, port in listening}
+    return listening, sum(
+        socket.status == psutil.CONN_ESTABLISHED and socket.laddr.port in ports
+        for socket in sockets
+    )
+
+
+def _url(variables: Mapping[str, str] | None, ports: tuple[tuple[str, int], ...]) -> str:
+    if ports:
+        return environment.at("http", *ports[0])
+    try:
+        return environment.server_url((variables or {}).get("OLLAMA_HOST", ""))
+    except ValueError:
+        return environment.server_url("")  # such a server does not even start

@@ -1,0 +1,122 @@
+"""A manifest's bytes to its value, exactly as leniently as the server reads it."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, TypeAlias
+
+import orjson
+
+from watcher.ollama import gojson, names
+
+#: Real manifests have a few KiB; tensor models some hundred. What is larger is not read whole.
+READ_LIMIT = 16 * 1024 * 1024
+
+_USUAL_KEYS = frozenset({"schemaVersion", "mediaType", "config", "layers"})
+_USUAL_REFERENCE = frozenset({"mediaType", "digest", "size"})
+_KNOWN_REFERENCE = _USUAL_REFERENCE | {"name", "from"}
+_USUAL_DIGEST = re.compile("sha256:[0-9a-fA-F]{64}").fullmatch
+_TOO_MANY = 1 << 63
+NAMES_NOTHING = "it names no layer"
+
+
+#: What a manifest says of a digest: size in bytes, and whether it protects the blob from clean-up.
+#: Plain tuples: a large store has a hundred thousand of them.
+Naming: TypeAlias = tuple[int, bool]
+
+
+class Manifest(NamedTuple):
+    """What of a manifest matters here."""
+
+    #: By the digits of each digest that the server can load.
+    named: dict[str, Naming]
+    #: Why others can't be looked for.
+    faults: tuple[str, ...]
+
+
+def parse(raw: bytes) -> Manifest:
+    """Read a manifest. Raises ValueError with the reason where the server would fail."""
+    usual = _usual(raw)
+    if usual is not None:
+        return usual
+    value = gojson.record(gojson.first_value(raw), "the manifest")
+    gojson.int64(value, "schemaVersion")
+    gojson.string(value, "mediaType")
+    layers = gojson.lookup(value, "layers")
+    if layers is not None and not isinstance(layers, list):
+        raise ValueError("layers is no list")
+    if isinstance(layers, gojson.Fields):
+        raise ValueError("layers is no list")
+    references = [_reference(layer, "a layer") for layer in layers or ()]
+    config = _reference(gojson.lookup(value, "config"), "the config")
+    if config[0]:
+        references.append(config)
+    found: dict[str, Naming] = {}
+    faults: list[str] = []
+    for text, size in references:
+        spelled = names.SPELLED_DIGEST.fullmatch(text)
+        if spelled is None:
+            faults.append(f"{names.printable(text[:80])!r} is no sha256 digest")
+            continue
+        if size < 0:
+            faults.append(f"a size of {size} bytes")
+        _name(found, spelled, size)
+    return Manifest(found, tuple(faults))
+
+
+def flaw(raw: bytes) -> str:
+    """Why a manifest that a server takes is no model's; "" where it may be one.
+
+    Raises ValueError with the reason where the server would not even take it.
+    """
+    named, faults = parse(raw)
+    return faults[0] if faults else "" if named else NAMES_NOTHING
+
+
+def _name(found: dict[str, Naming], spelled: re.Match[str], size: int) -> None:
+    """Note a digest. Either spelling can be loaded; only the one with the colon protects."""
+    colon, digest = spelled.groups()
+    found[digest] = size, colon == ":" or (digest in found and found[digest][1])
+
+
+def _usual(raw: bytes) -> Manifest | None:
+    """A manifest with just the usual keys; None for any other.
+
+    Nearly all are just so, and a large store has thousands: orjson reads them many times faster.
+    Of keys that come twice it keeps the last, as the server does where that is not null; a null is
+    nothing usual.
+    """
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    if type(value) is not dict or value.keys() != _USUAL_KEYS or type(value["layers"]) is not list:
+        return None
+    found: dict[str, Naming] = {}
+    references = [*value["layers"], value["config"]]
+    for each in references:
+        if type(each) is not dict:
+            return None
+        if each.keys() != _USUAL_REFERENCE:
+            # Layers of tensor models have a name, those made from others where they are from.
+            if not _USUAL_REFERENCE <= each.keys() <= _KNOWN_REFERENCE:
+                return None
+            if type(each.get("name", "")) is not str or type(each.get("from", "")) is not str:
+                return None
+        digest, size = each["digest"], each["size"]
+        if type(digest) is not str or type(size) is not int or type(each["mediaType"]) is not str:
+            return None
+        if _USUAL_DIGEST(digest) is None or not 0 <= size < _TOO_MANY:
+            return None
+        found[digest[7:]] = size, True
+    if not gojson.is_int64(value["schemaVersion"]) or type(value["mediaType"]) is not str:
+        return None
+    return Manifest(found, ())
+
+
+def _reference(value: object, what: str) -> tuple[str, int]:
+    """The digest as it stands there, and the size."""
+    fields = gojson.record(value, what)
+    for key in ("mediaType", "from", "name"):
+        gojson.string(fields, key)
+    return gojson.string(fields, "digest"), gojson.int64(fields, "size")

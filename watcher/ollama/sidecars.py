@@ -1,0 +1,239 @@
+"""A sidecar's bytes, the part rule, and the faults of a set."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise, zip_longest
+
+from watcher.model import MIB, Part, Ranges, Sidecar
+from watcher.ollama import gojson, ranges
+
+#: A sidecar of the server has at most about 100 bytes; what is larger is read no further.
+READ_LIMIT = 4096
+
+_NUMBER = rb"(0|[1-9][0-9]{0,17})"
+#: A sidecar as the server writes it; the digits are too few to leave 64 bits.
+_USUAL = re.compile(rb'\{"N":%b,"Offset":%b,"Size":%b,"Completed":%b\}\n?' % ((_NUMBER,) * 4))
+
+# Part sizes of the server, in bytes: a sixteenth of the layer, within these (decimal) bounds.
+_PARTS = 16
+_SMALLEST_PART = 100_000_000
+_LARGEST_PART = 1_000_000_000
+#: Each retry begins at Offset + Completed, and a failed one may have written an error page there.
+DOUBTED_HEAD = MIB
+#: No layer is larger; what says so is wrong, and must not cost memory.
+LARGEST_LAYER = 64 << 40
+#: A missing piece is cut no smaller, so that the parts of a resumed pull stay few.
+_SMALLEST_CUT = 32 * MIB
+#: More missing pieces than this (they come from many rounds of kill and repair) are joined.
+_MOST_GAPS = 128
+
+
+def parse(raw: bytes) -> Part:
+    """Read a sidecar as the server does. Raises ValueError with the reason where it would fail.
+
+    ``{}`` is no error to the server (a part of no bytes), so it is none here; `faults` tells it.
+    """
+    usual = _USUAL.fullmatch(raw)
+    if usual is not None:
+        return Part(*map(int, usual.groups()))
+    value = gojson.record(gojson.first_value(raw), "the sidecar")
+    return Part(
+        number=gojson.int64(value, "N"),
+        offset=gojson.int64(value, "Offset"),
+        size=gojson.int64(value, "Size"),
+        completed=gojson.int64(value, "Completed"),
+    )
+
+
+def write(part: Part) -> bytes:
+    """The bytes of a sidecar, to the letter as the server writes them."""
+    text = '{"N":%d,"Offset":%d,"Size":%d,"Completed":%d}\n'
+    return (text % part).encode()
+
+
+def part_rule(total: int) -> tuple[Part, ...]:
+    """The parts into which the server cuts a layer of `total` bytes, nothing of them completed."""
+    step = min(max(total // _PARTS, _SMALLEST_PART), _LARGEST_PART)
+    return tuple(
+        Part(number, offset, min(step, total - offset), 0)
+        for number, offset in enumerate(range(0, total, step))
+    )
+
+
+def part_fault(number: int | None, part: Part) -> str | None:
+    """What is wrong with one parsed part, whatever the others say."""
+    if number is None:
+        return "no plain number in its name"
+    if part.number != number:
+        return f"says it is part {part.number}"
+    if min(part.offset, part.completed) < 0:
+        return "a negative number"
+    if part.size <= 0:
+        return "a part of no bytes"
+    if part.completed > part.size:
+        return "more completed than it has bytes"
+    return None
+
+
+def faults(sidecars: Sequence[Sidecar], total: int | None) -> tuple[str, ...]:
+    """Why the server can't go on with this set as it stands; empty where it can.
+
+    `total` is the layer's true length in bytes, where something other than the set tells it.
+    """
+    found = [f"part {_label(sidecar)}: {sidecar.fault}" for sidecar in sidecars if sidecar.fault]
+    numbers = Counter(sidecar.number for sidecar in sidecars if sidecar.number is not None)
+    missing = sorted(set(range(len(sidecars))) - set(numbers))
+    if missing and not all(sidecar.number is None for sidecar in sidecars):
+        shown = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
+        found.append(f"of {len(sidecars)} sidecars, number {shown} is missing")
+    parts = sorted(
+        (sidecar.part for sidecar in sidecars if sidecar.part and not sidecar.fault),
+        key=lambda part: part.offset,
+    )
+    at = 0
+    for part in parts:
+        if part.offset < at:
+            found.append(f"part {part.number} overlaps the one before it")
+        elif part.offset > at and len(parts) == len(sidecars):
+            found.append(f"a gap before part {part.number}")
+        at = max(at, part.end)
+    if not found and total is not None and parts and at != total:
+        found.append(f"the parts add up to {at} bytes, not to {total}")
+    return tuple(found)
+
+
+def believable(sidecars: Sequence[Sidecar], total: int) -> tuple[Part, ...]:
+    """The parts of a faulty set that fit into `total` bytes and overlap no other, by offset."""
+    parts = sorted(
+        (s.part for s in sidecars if s.part and not s.fault and s.part.end <= total),
+        key=lambda part: part.offset,
+    )
+    alone: list[Part] = []
+    reached = 0
+    for part, after in zip_longest(parts, parts[1:]):
+        if reached <= part.offset and (after is None or part.end <= after.offset):
+            alone.append(part)
+        reached = max(reached, part.end)
+    return tuple(alone)
+
+
+def fill_gaps(
+    parts: Sequence[Part], total: int, remembered: Sequence[Part] = ()
+) -> tuple[Part, ...]:
+    """`parts`, and for what lies between them the parts that were most likely there.
+
+    Those `remembered` first, where they fit into a gap; for the rest the ones that the part rule
+    would have made, with nothing completed. The added parts have number -1.
+    """
+    known = list(parts)
+    for part in remembered:
+        gaps = ranges.complement(_taken(known), total)
+        if any(start <= part.offset and part.end <= end for start, end in gaps):
+            known.append(part._replace(number=-1))
+    rule = part_rule(total)
+    lost: list[Part] = []
+    for start, end in ranges.complement(_taken(known), total):
+        for part in rule:
+            low, high = max(start, part.offset), min(end, part.end)
+            if low < high:
+                lost.append(Part(-1, low, high - low, 0))
+    return tuple(sorted((*known, *lost), key=lambda part: part.offset))
+
+
+def heads(parts: Sequence[Part]) -> Ranges:
+    """What is in doubt behind each unfinished part's claim."""
+    return ranges.normal(
+        (part.starts_at, min(part.end, part.starts_at + DOUBTED_HEAD))
+        for part in parts
+        if part.completed < part.size
+    )
+
+
+def _taken(parts: Sequence[Part]) -> Ranges:
+    return ranges.normal((part.offset, part.end) for part in parts)
+
+
+def from_trusted(trusted: Ranges, total: int, at_least: int = 1) -> tuple[Part, ...]:
+    """The parts that claim just `trusted` of a layer of `total` bytes, numbered from 0.
+
+    A part is a trusted run and the missing rest behind it; a trusted tail is a part of its own.
+    What is missing is spread over several parts, so that a resumed pull is as fast as a fresh one.
+    `at_least` so many parts are made where there are bytes enough: then no sidecar is left over.
+    The same ranges give the same parts. Trusted bytes beside a very small missing piece are given
+    up, and so are the smallest runs where there would be too many pieces.
+    """
+    gaps = _bounded(_wide_enough(ranges.complement(trusted, total), total), total)
+    pieces = _spread(gaps)
+    made: list[tuple[int, int, int]] = []
+    at = 0
+    for start, end in pieces:
+        made.append((at, end - at, start - at))
+        at = end
+    if at < total:
+        made.append((at, total - at, total - at))
+    while len(made) < at_least and _split_largest(made):
+        pass
+    return tuple(Part(number, *each) for number, each in enumerate(sorted(made)))
+
+
+def _wide_enough(gaps: Ranges, total: int) -> Ranges:
+    """Missing pieces of at least 1 MiB: trusted bytes before them, or else behind, are given up."""
+    wide: list[tuple[int, int]] = []
+    for start, end in gaps:
+        before = wide[-1][1] if wide else 0
+        start = max(before, min(start, end - MIB))
+        wide.append((start, min(total, max(end, start + MIB))))
+    return ranges.normal(wide)
+
+
+def _bounded(gaps: Ranges, total: int) -> Ranges:
+    """No more than so many missing pieces: the smallest runs between them are given up."""
+    too_many = len(gaps) - _MOST_GAPS
+    if too_many <= 0:
+        return gaps
+    runs = ranges.intersection(ranges.complement(gaps, total), ((gaps[0][1], gaps[-1][0]),))
+    given_up = sorted(runs, key=lambda run: (run[1] - run[0], run[0]))[:too_many]
+    return ranges.normal((*gaps, *given_up))
+
+
+def _spread(gaps: Ranges) -> list[tuple[int, int]]:
+    """The missing pieces cut so that up to 16 can be fetched at once, each of 32 MiB or more."""
+    cuts = [1] * len(gaps)
+    while sum(cuts) < _PARTS and gaps:
+        sizes = [(end - start) // cut for (start, end), cut in zip(gaps, cuts, strict=True)]
+        largest = max(range(len(gaps)), key=lambda index: (sizes[index], -index))
+        start, end = gaps[largest]
+        if (end - start) // (cuts[largest] + 1) < _SMALLEST_CUT:
+            break
+        cuts[largest] += 1
+    pieces: list[tuple[int, int]] = []
+    for (start, end), cut in zip(gaps, cuts, strict=True):
+        # On the grid of MiB, so that a cut's block is not shared by two parts.
+        step = (end - start) // cut
+        marks = [start, *((start + step * n) // MIB * MIB for n in range(1, cut)), end]
+        pieces.extend(pairwise(marks))
+    return pieces
+
+
+def _split_largest(parts: list[tuple[int, int, int]]) -> bool:
+    """Cut the largest part (offset, size, completed) in two. False where none can be cut."""
+    parts.sort(key=lambda part: (-part[1], part[0]))
+    offset, size, completed = parts[0]
+    half = size // 2
+    if half == 0:
+        return False
+    parts[0] = offset, half, min(completed, half)
+    parts.append((offset + half, size - half, max(0, completed - half)))
+    return True
+
+
+def claims(parts: Sequence[Part]) -> Ranges:
+    """The bytes that the sidecars say are there."""
+    return ranges.normal((part.offset, part.starts_at) for part in parts)
+
+
+def _label(sidecar: Sidecar) -> str:
+    return "?" if sidecar.number is None else str(sidecar.number)

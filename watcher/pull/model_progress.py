@@ -1,0 +1,87 @@
+"""The bytes of a model that is pulled, all its layers in one sum. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from watcher.ollama.sidecars import LARGEST_LAYER
+
+#: More layers than this are not taken on that no manifest names; the largest models have thousands.
+_MOST_LAYERS = 10_000
+#: Fewer bytes than this are given back by roundings, not by a lost attempt.
+_NOISE = 64 * 1024
+
+
+class Bar:
+    """How far a pull has come, by the manifest's sizes and what the server tells of each layer."""
+
+    def __init__(self) -> None:
+        #: Bytes of each layer and of the config, by digest.
+        self.sizes: dict[str, int] = {}
+        self._present: frozenset[str] = frozenset()
+        self._completed: dict[str, int] = {}
+        #: Bytes of all layers together, where the server tells no more: total, and completed.
+        self._all = 0, 0
+
+    def expect(self, sizes: Mapping[str, int], present: Iterable[str]) -> None:
+        """The layers and the config with their bytes, and those that are in the store already.
+
+        What came of layers that are not among them any more is forgotten.
+        """
+        self.sizes = dict(sizes)
+        self._present = frozenset(present)
+        self._completed = {each: self._completed.get(each, 0) for each in sizes}
+        self._all = 0, 0
+
+    def here(self, partial: Mapping[str, int], present: Iterable[str]) -> None:
+        """What the store has by now: bytes that a pull need not fetch, and finished layers."""
+        self._present = frozenset(present)
+        self._completed = {each: partial.get(each, 0) for each in self.sizes}
+
+    def note(self, digest: str, total: int, completed: int) -> int:
+        """So many bytes of a layer are here, as the server counts; gives back how many were lost.
+
+        A layer that the manifest does not name is taken on: the manifest may not be known. A line
+        without a total tells nothing: the layer is being prepared.
+        """
+        if not 0 < total <= LARGEST_LAYER:
+            return 0
+        if digest not in self.sizes and len(self.sizes) >= _MOST_LAYERS:
+            return 0
+        self.sizes[digest] = max(total, self.sizes.get(digest, 0))
+        before = self._completed.get(digest, 0)
+        self._completed[digest] = completed
+        return before - completed if before - completed > _NOISE else 0
+
+    def complete(self) -> None:
+        """Every layer has come."""
+        self._completed = dict(self.sizes)
+
+    def note_all(self, total: int, completed: int) -> None:
+        """So many bytes of all layers together are here, as a server counts on its other path."""
+        if total:
+            self._all = total, completed
+
+    @property
+    def total(self) -> int:
+        """Bytes of all layers and of the config."""
+        return sum(self.sizes.values()) or self._all[0]
+
+    @property
+    def done(self) -> int:
+        """Bytes of them that are here."""
+        layers = sum(
+            size if digest in self._present else min(size, self._completed.get(digest, 0))
+            for digest, size in self.sizes.items()
+        )
+        return max(layers, min(self._all[1], self.total))
+
+    @property
+    def missing(self) -> list[int]:
+        """The sizes of those layers that are not here as a whole."""
+        return [size for digest, size in self.sizes.items() if digest not in self._present]
+
+    @property
+    def present(self) -> int:
+        """Bytes of those layers that were in the store before."""
+        return sum(size for digest, size in self.sizes.items() if digest in self._present)

@@ -1,0 +1,203 @@
+"""What is done about a store for a pull: by the cycle, true sidecars of what is on the disk.
+
+What there is to tell on the way goes through `say`, and what that makes of it is yielded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Set
+from contextlib import suppress
+from dataclasses import replace
+from typing import TypeVar
+
+from rich.filesize import decimal
+
+from watcher import reconcile
+from watcher.decide import findings
+from watcher.decide.diagnose import settled_condition
+from watcher.errors import LockedError, WatchError
+from watcher.model import Condition, Policy, RefusalKind, Result
+from watcher.observe.host import World
+from watcher.ollama import ranges
+from watcher.pull.target import Site
+from watcher.reconcile import Report
+
+#: A part that waits for its retry keeps the file open so long after its request was closed.
+_RELEASE_SECONDS = 45.0
+#: What a request of ours had under way has reached the disk so long after it was closed: whatever
+#: is written later, another client pulls.
+_AFTERMATH_SECONDS = 1.0
+#: Whether the files are closed is looked at this often.
+_TICK_SECONDS = 0.2
+#: A cure takes three seconds and more: after some that brought little the next one waits so long.
+_PAUSES = (0.0, 5.0, 15.0, 60.0)
+_WORTH_A_CURE = 1 << 20
+#: What is in the way of mending for some moments only.
+_PASSING = frozenset({RefusalKind.SERVER_STARTS, RefusalKind.HELD, RefusalKind.CHANGED})
+#: What is in the way of mending until somebody does something about it.
+_TOLD = frozenset(
+    {RefusalKind.SIGHT, RefusalKind.OWNER, RefusalKind.PERMISSION, RefusalKind.OLD_NAMES}
+)
+_WAITS_FOR_FILES = (
+    "ends when the server has closed its files, so that what has come can be kept; "
+    "a second ctrl-C ends at once"
+)
+
+T = TypeVar("T")
+
+
+class Pace:
+    """How often a pull may be interrupted for a cure."""
+
+    def __init__(self) -> None:
+        self._idle = 0
+        self._at = 0.0
+        self._done = 0
+
+    def allows(self, now: float) -> bool:
+        """Whether another cure is not too early, on the monotonic clock."""
+        return now - self._at >= _PAUSES[min(self._idle, len(_PAUSES) - 1)]
+
+    def note(self, done: int) -> None:
+        """There was a cure just now, after which `done` bytes of the model are here."""
+        self._idle = 0 if done - self._done >= _WORTH_A_CURE else self._idle + 1
+        self._at, self._done = time.monotonic(), done
+
+
+def look(site: Site, digests: Set[str]) -> Report | None:
+    """How some downloads are, with nothing changed; None where that can't be seen."""
+    if site.world is None or not digests:
+        return None
+    world = replace(site.world, keeps=False)
+    try:
+        return reconcile.cycle(world, site.policy, frozenset(digests), reconcile.nothing)
+    except (WatchError, OSError):
+        return None
+
+
+def lacking(site: Site, digests: Set[str]) -> int:
+    """Bytes that some unfinished downloads still have to bring."""
+    report = look(site, digests)
+    return 0 if report is None else findings.lacking(report.verdict.judged)
+
+
+def blocked(site: Site, digests: Set[str]) -> frozenset[str]:
+    """The layers that no pull can begin with and nobody is at: to wait would be for nothing."""
+    report = look(site, digests)
+    if report is None:
+        return frozenset()
+    return frozenset(
+        each.digest
+        for each in report.evidence.downloads
+        if not each.holders and settled_condition(each)[0] is Condition.BLOCKED
+    )
+
+
+def mend(
+    site: Site,
+    digests: frozenset[str],
+    own: frozenset[str] | None,
+    cancelled: Callable[[], bool],
+    say: Callable[[str], T],
+) -> Generator[T, None, Report | None]:
+    """Make true sidecars of what is on the disk. Returns the last look; None where there is none.
+
+    `own`: what our requests have pulled of it, the last of which has just ended, so that the server
+    is waited for until it has closed the files; None: nothing is waited for.
+    """
+    if site.world is None:
+        return None
+    policy = replace(
+        site.policy,
+        repair=True,
+        clean=False,
+        refresh=False,
+        own_pulls=own or frozenset(),
+        sync_behind=True,
+    )
+    began = time.monotonic()
+    until = began + (0.0 if own is None else _RELEASE_SECONDS)
+    written: dict[str, int] = {}
+    while True:
+        try:
+            report = reconcile.cycle(site.world, policy, digests)
+        except LockedError:
+            report = None
+        except (WatchError, OSError) as error:
+            yield say(f"can't be mended: {error}")
+            return None
+        if report is not None:
+            _sync_behind(site.world, policy, report)
+        waits = report is None or held(report) or _is_refused(report, _PASSING)
+        now = time.monotonic()
+        if not waits or now >= until:
+            return report
+        if report is not None and now - began >= _AFTERMATH_SECONDS:
+            if _grows(report, written):
+                return report
+            if cancelled():
+                yield say(_WAITS_FOR_FILES)
+        time.sleep(_TICK_SECONDS)
+
+
+def _sync_behind(world: World, policy: Policy, report: Report) -> None:
+    """Have the data brought to the disk that is claimed now, while the pull goes on."""
+    from watcher.act.durability import Behind, noted
+
+    if report.memory is not None and noted(report.memory, report.evidence.boot):
+        with suppress(RuntimeError):  # no thread: who looks next does it
+            Behind(world, lambda _: None, lambda _: None).want(policy)
+
+
+# ---------------------------------------------------------------- what a look tells
+
+
+def told(report: Report) -> Iterator[str]:
+    """What mending has brought, and what was in its way."""
+    saved = sum(each.action.saves for each in report.outcomes if each.result is Result.DONE)
+    if saved:
+        yield f"{decimal(saved)} are kept that would have been fetched again"
+    for refusal in report.plan.refusals:
+        if refusal.kind in _TOLD:
+            command = f": {refusal.command}" if refusal.command else ""
+            yield f"not mended: {refusal.why}; {refusal.remedy}{command}"
+
+
+def held(report: Report) -> frozenset[str]:
+    """The downloads that somebody still writes."""
+    return frozenset(each.digest for each in report.verdict.judged if each.download.writers)
+
+
+def trusted(report: Report) -> dict[str, int]:
+    """Bytes of each unfinished layer that are here and can be believed."""
+    return {each.digest: ranges.size(each.download.trust.trusted) for each in report.verdict.judged}
+
+
+def claimed(report: Report) -> dict[str, int]:
+    """Bytes of each unfinished layer that another pull need not fetch."""
+    return {each.digest: ranges.size(each.download.trust.claimed) for each in report.verdict.judged}
+
+
+def unclaimed(report: Report) -> dict[str, int]:
+    """Bytes of each unfinished layer that are on the disk beyond what its sidecars claim."""
+    there = claimed(report)
+    return {
+        each.digest: each.data.allocated - there[each.digest]
+        for each in report.evidence.downloads
+        if each.data is not None
+    }
+
+
+def _grows(report: Report, before: dict[str, int]) -> bool:
+    """Whether data that somebody has open was written since the first call with this `before`."""
+    return any(
+        before.setdefault(each.digest, each.data.mtime_ns) != each.data.mtime_ns
+        for each in report.evidence.downloads
+        if each.data is not None and each.writers
+    )
+
+
+def _is_refused(report: Report, kinds: frozenset[RefusalKind]) -> bool:
+    refusals = (*report.plan.refusals, *(each.refusal for each in report.outcomes))
+    return any(each is not None and each.kind in kinds for each in refusals)

@@ -1,0 +1,127 @@
+"""Whether a pulled model's layers are what their names say, as far as that is in doubt.
+
+The server takes a layer that is there for a whole one, whatever it is (`docs/store.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
+
+from watcher import reconcile
+from watcher.decide import findings, verifying
+from watcher.decide.verifying import Verified
+from watcher.errors import WatchError
+from watcher.model import BlobFault, OddBlob, Plan, Result, Verb
+from watcher.observe import scan
+from watcher.ollama import names
+from watcher.ollama.manifests import READ_LIMIT
+from watcher.ollama.names import ModelName
+from watcher.pull.failures import Cause
+from watcher.pull.target import Site
+from watcher.reconcile import Report
+from watcher.state import fs, memory, registry
+
+_VERBS = reconcile.QUESTIONS | {Verb.QUARANTINE_BLOB}
+
+T = TypeVar("T")
+
+
+class Proof(NamedTuple):
+    """What came of it."""
+
+    #: Layers that are out of the way, or were never there: a pull fetches them.
+    gone: frozenset[str] = frozenset()
+    #: Why the others can't be called right; no cause where they can.
+    cause: Cause | None = None
+    why: str = ""
+
+
+def read(path: str, store: int) -> bytes:
+    """A file below the store, links to folders followed as the server does. Raises OSError."""
+    *above, name = path.split("/")
+    with ExitStack() as opened:
+        at = store
+        for folder in above:
+            at = opened.enter_context(fs.opened_folder(folder, at, follow=True))
+        return fs.read_small(name, at, READ_LIMIT)
+
+
+def layers(store: int, model: ModelName) -> Mapping[str, int] | None:
+    """What the store's own manifest of a model names, in bytes; None where it has none."""
+    try:
+        return registry.sizes(read(f"manifests/{model.path}", store))
+    except (OSError, ValueError):
+        return None
+
+
+def in_doubt(store: int, sizes: Mapping[str, int]) -> frozenset[str]:
+    """Of layers those that are not there, or have another size, or were found corrupt before."""
+    known = memory.load(store).hashes
+    corrupt = {
+        digest
+        for digest in sizes
+        if (each := known.get(names.blob(digest))) is not None and each.sha256 != digest.lower()
+    }
+    return frozenset(sizes.keys() - scan.present(store, sizes)) | corrupt
+
+
+def prove(
+    site: Site, digests: frozenset[str], cancelled: Callable[[], bool], say: Callable[[str], T]
+) -> Generator[T, None, Proof]:
+    """Hash layers, and put aside what is damaged and can be had again."""
+    if site.world is None:
+        return Proof(cause=Cause.UNVERIFIED, why=site.why)
+    policy = replace(site.policy, repair=True, clean=False, hash=True, verify=True, online=True)
+
+    def is_meant(_: Iterable[str], subjects: Iterable[str]) -> bool:
+        return any((names.parse_blob(each).digest or each) in digests for each in subjects)
+
+    def consent(planned: Plan) -> Plan:
+        return planned.only(is_meant).filtered(lambda each: each.verb in _VERBS)
+
+    try:
+        report = reconcile.cycle(site.world, policy, consent=consent, stop=cancelled)
+    except (WatchError, OSError) as error:
+        return Proof(cause=Cause.UNVERIFIED, why=f"its layers can't be verified: {error}")
+    gone = [each for each in report.outcomes if each.action.verb is Verb.QUARANTINE_BLOB]
+    for outcome in gone:
+        yield say(outcome.message)
+    done = verifying.verified(report.evidence, report.outcomes, is_meant)
+    missing = frozenset(odd.digest for odd in done.wrong if odd.fault is BlobFault.MISSING)
+    if missing:
+        return Proof(missing)
+    if cancelled():
+        return Proof(cause=Cause.INTERRUPTED, why="it was cancelled")
+    return _judged(report, done)
+
+
+def _judged(report: Report, done: Verified) -> Proof:
+    """Why layers can't be called right, if so."""
+    damaged = list(_damaged(report, done.wrong))
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        return Proof(cause=Cause.DAMAGED, why=f"{damaged[0]}{more}")
+    if done.unseen:
+        first = done.unseen[0]
+        why = f"{names.printable(first.path)} can't be verified: {first.why}"
+        return Proof(cause=Cause.UNVERIFIED, why=why)
+    if done.left:
+        return Proof(cause=Cause.UNVERIFIED, why=f"{done.left} of its layers were not hashed")
+    return Proof()
+
+
+def _damaged(report: Report, wrong: Iterable[OddBlob]) -> Iterator[str]:
+    """What is wrong with each layer, and why it could not be put aside."""
+    refused = {each.subject: each.why for each in report.plan.refusals}
+    refused |= {
+        each.action.subject: each.message
+        for each in report.outcomes
+        if each.action.verb is Verb.QUARANTINE_BLOB and each.result is not Result.DONE
+    }
+    for odd in wrong:
+        name = names.blob(odd.digest)
+        why = refused.get(name, "")
+        yield "; ".join(filter(None, (f"{name[:19]}: {findings.damage(odd)}", why)))

@@ -1,0 +1,425 @@
+"""The service over one store: for each scope that the wakes name, one cycle."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from watcher import __version__, reconcile
+from watcher.act import journal
+from watcher.decide import questions
+from watcher.errors import (
+    EndedError,
+    LockedError,
+    NoStoreError,
+    RefusedError,
+    SettingsError,
+    WatchError,
+    named,
+)
+from watcher.model import Plan, Policy, Refusal
+from watcher.observe.host import World
+from watcher.observe.serving import DAEMON_LOCK
+from watcher.service import notify
+from watcher.service.metrics import Metrics
+from watcher.service.scrub import Proofs
+from watcher.service.triggers import BLIND_SECONDS, Scope, Wakes
+from watcher.state import folders, fs, history, memory, registry, state_folder
+from watcher.state.event_log import Event
+from watcher.state.memory import Memory
+from watcher.system import stopping
+
+if TYPE_CHECKING:
+    from watcher.act.durability import Behind
+    from watcher.pull.queue_process import QueueProcess
+    from watcher.pull.starter import Starter
+
+
+def run(
+    world: World, read_policy: Callable[[], Policy], queue_run: Sequence[str] | Starter
+) -> None:
+    """Watch until SIGTERM or SIGINT; SIGHUP has the settings read again.
+
+    `queue_run`: the command line of who runs the queue, where the settings say so, or what starts
+    that process.
+    Raises LockedError where another daemon has this store, RefusedError where our folder in it is
+    somebody else's, ListenError where its metrics can't be
+    served, and what `read_policy` raises at first.
+    """
+    policy = read_policy()
+    metrics = Metrics(world.store, policy)
+    service = _Service(
+        replace(world, tell=metrics.hearing(world.tell), ends=stopping.asked),
+        policy,
+        metrics,
+        queue_run,
+    )
+    wakes = Wakes(world.store, world.proc)
+    with metrics, wakes, _signals(wakes, service.end) as signals, service:
+        for scope in wakes:
+            if signals.take_reload():
+                service.reload(read_policy)
+                scope = None
+            service.look(scope, wakes)
+            if scope is None:
+                _give_back()
+            service.ready()
+        service.stop(signals.ended_by)
+
+
+def _give_back() -> None:
+    """Give back the memory that a look at the whole store has taken and nobody needs at rest."""
+    memory.let_go()
+    registry.let_go()
+    gc.collect()
+    # glibc keeps what was freed below anything that is still in use.
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _is_missing(error: Exception, store: str) -> bool:
+    """Whether it is the store that is not there, and nothing else."""
+    gone = isinstance(error, FileNotFoundError) and not os.path.isdir(store)
+    return gone or isinstance(error, NoStoreError)
+
+
+class _Service:
+    """What a daemon knows between two looks."""
+
+    def __init__(
+        self, world: World, policy: Policy, metrics: Metrics, queue_run: Sequence[str] | Starter
+    ) -> None:
+        self._world, self._metrics = world, metrics
+        self._queue_run = queue_run
+        self._queue: QueueProcess | None = None
+        self._set(policy)
+        self._proofs = Proofs(world, self._trouble)
+        self._behind: Behind | None = None
+        self._lock = state_folder.LongLock(DAEMON_LOCK)
+        self._begun = self._ready = False
+        #: Device and inode of the store that is ours; the memory where it can't be written down.
+        self._store: tuple[int, int] | None = None
+        self._memory: Memory | None = None
+        #: What was told already and still holds: told once, not at each look.
+        self._refused: set[tuple[str, str]] = set()
+        self._troubles: set[str] = set()
+        self._blind = ""
+
+    def __enter__(self) -> _Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._queue is not None:
+            self._queue.stop()
+        self._proofs.stop()
+        if self._behind is not None:
+            self._behind.stop()
+        self._lock.release()
+
+    def _set(self, policy: Policy) -> None:
+        self._policy = replace(policy, patient=True, refresh=policy.repair, sync_behind=True)
+
+    def reload(self, read_policy: Callable[[], Policy]) -> None:
+        """Take the settings as they are now; where they are no good, the old ones stay."""
+        notify.reloading()
+        try:
+            self._set(read_policy())
+        except SettingsError as error:
+            self._tell("error", f"the settings stay as they were: {error.message}")
+        else:
+            self._tell("settings_read", f"settings read again: {self._ways()}", self._facts())
+        notify.notify(notify.READY)
+
+    def look(self, scope: Scope, wakes: Wakes) -> None:
+        """One cycle. What goes wrong is told, and the service goes on."""
+        begun = time.monotonic()
+        try:
+            first = self._take_store()
+            if scope is None:
+                self._see_to_queue(wakes, anew=first)
+            report = reconcile.cycle(
+                self._world,
+                self._policy,
+                scope,
+                first_look=first,
+                past=self._memory,
+                ended=wakes.ended(),
+                stop=wakes.is_stopped,
+            )
+        except EndedError:
+            return
+        except (LockedError, RefusedError) as error:
+            if not self._begun:
+                raise
+            self._trouble(f"{error.message}; looked at later")
+            wakes.again(scope)
+            return
+        except Exception as error:
+            # The service outlives whatever one look at a strange machine brings up.
+            if _is_missing(error, self._world.store):
+                self._trouble(f"there is no store at {self._world.store} yet; waiting for it")
+                notify.status("waiting for the store")
+                return
+            told = named(error)
+            self._trouble(told.message if told else f"{type(error).__name__}: {error}")
+            wakes.again(scope)
+            return
+        # Only what can't be read again is kept: small things that lie among a look's large ones
+        # would keep all of their memory from the system.
+        self._memory = report.memory if report.troubles else None
+        self._tell_blind(wakes)
+        trouble = self._metrics.look(report, time.monotonic() - begun)
+        if trouble:
+            self._tell("error", trouble)
+        wakes.deadlines(scope, report.plan.due)
+        self._tell_refusals(report.plan, scope)
+        self._prove(report)
+        self._sync_behind(report, wakes)
+        self._tell_systemd(report)
+        if report.troubles:
+            for trouble in report.troubles:
+                self._trouble(trouble)
+        else:
+            self._troubles.clear()
+
+    def _prove(self, report: reconcile.Report) -> None:
+        """Have hashed in the background what is in doubt, and asked again about what is damaged."""
+        if report.memory is None or not self._policy.repair:
+            return
+        wanted = report.memory.unproven | questions.open_questions(report.evidence)
+        if report.evidence.scope is None:
+            self._proofs.forget(wanted)
+        try:
+            self._proofs.want(wanted, self._policy)
+        except RuntimeError as error:
+            self._trouble(f"no thread to prove blobs: {error}")  # the limits of a unit, say
+
+    def _sync_behind(self, report: reconcile.Report, wakes: Wakes) -> None:
+        """Have the data brought to the disk that repairs have claimed ahead of it."""
+        boot = report.evidence.boot
+        known = report.memory.downloads.values() if report.memory is not None else ()
+        if not boot or all(record.unsynced != boot for record in known):
+            return
+        if self._behind is None:
+            # Not needed by all, and takes memory.
+            from watcher.act.durability import Behind
+
+            self._behind = Behind(self._world, self._trouble, wakes.wake)
+        try:
+            self._behind.want(self._policy)
+        except RuntimeError as error:
+            self._trouble(f"no thread to bring data to the disk: {error}")
+
+    def _see_to_queue(self, wakes: Wakes, *, anew: bool) -> None:
+        """Have the queue run, or not any more, as the settings say.
+
+        Done at each full look, so that a change which no event told of is found then.
+        """
+        if self._queue is None and self._policy.queue:
+            # Not needed by all, and takes memory.
+            from watcher.pull.queue_process import QueueProcess
+
+            self._queue = QueueProcess(
+                self._world.store, self._queue_run, self._pass_on, self._trouble
+            )
+        if self._queue is None:
+            return
+        if self._policy.queue:
+            self._hear_of_queue(wakes, self._queue)
+        self._queue.turn(self._policy.queue, anew=anew)
+
+    def _hear_of_queue(self, wakes: Wakes, run: QueueProcess) -> None:
+        """Have it look at each change; nothing else comes into that folder, and wakes it."""
+        from watcher.pull.queue import FILE
+
+        path = os.path.join(self._world.store, memory.FOLDER, FILE.apart)
+        if not os.path.lexists(path):
+            with (
+                contextlib.suppress(OSError, WatchError),
+                folders.opened_store(self._world.store) as store,
+            ):
+                FILE.change(store, lambda kept: kept)
+        wakes.hear(path, run.nudge)
+
+    def _pass_on(self, raw: bytes) -> None:
+        """Tell what a process that runs the queue has written down already."""
+        line = history.parse(raw)
+        if line is not None:
+            self._world.tell(line.event)
+
+    def end(self) -> None:
+        """Begin nothing more of the queue. Safe in a signal handler."""
+        if self._queue is not None:
+            self._queue.end()
+
+    def stop(self, ended_by: str) -> None:
+        """End what is done beside the looks, and tell that the service ends."""
+        notify.notify(notify.STOPPING)
+        if self._queue is not None:
+            self._queue.stop()
+        if self._begun:
+            self._tell("service_stopped", f"ollama-watch stops: {ended_by}")
+
+    def _take_store(self) -> bool:
+        """Take the store for this daemon's life; one made anew in its place is another store.
+
+        The lock is taken anew where our folder was removed. True where the store was not ours yet.
+        Raises FileNotFoundError, LockedError, RefusedError.
+        """
+        with folders.opened_store(self._world.store) as store:
+            status = os.fstat(store)
+            is_new = self._store != (status.st_dev, status.st_ino)
+            try:
+                if self._lock.hold(store, journal.owner()) and not is_new:
+                    self._trouble(f"{memory.FOLDER} was removed, and is made anew")
+            except fs.BusyError as busy:
+                raise LockedError(
+                    f"a daemon watches this store already: {busy.owner}", "one is enough"
+                ) from None
+            except state_folder.ForeignError as error:
+                raise state_folder.refusal(self._world.store, error) from None
+            except OSError as error:
+                # A store that can't be written can still be watched; the events go to stderr.
+                if is_new:
+                    self._trouble(f"{memory.FOLDER} can't be written: {error.strerror}")
+            if not is_new:
+                return False
+            self._store = status.st_dev, status.st_ino
+        if not self._begun:
+            self._tell_start()
+        self._begun = True
+        self._tell("check_started", "Checking for partial model downloads...")
+        return True
+
+    def _tell_systemd(self, report: reconcile.Report) -> None:
+        """Tell that the service is up, or still lives, and what it watches."""
+        known = report.memory.downloads.values() if report.memory is not None else ()
+        pulled = sum(record.pulling for record in known)
+        notify.status(f"{len(known)} unfinished downloads, {pulled} of them being pulled")
+
+    def ready(self) -> None:
+        """Tell systemd, once, that the service is up, whatever its first look has come to."""
+        if not self._ready:
+            notify.notify(notify.READY)
+            self._ready = True
+
+    def _ways(self) -> str:
+        repairs = "repairs what broke" if self._policy.repair else "tells what broke"
+        cleans = "cleans what is stale" if self._policy.clean else "flags what is stale"
+        runs = ", runs the queue" if self._policy.queue else ""
+        return f"{repairs}, {cleans}{runs}"
+
+    def _facts(self) -> dict[str, object]:
+        return {
+            "repair": self._policy.repair,
+            "clean": self._policy.clean,
+            "queue": self._policy.queue,
+            "stale_after_seconds": self._policy.stale_after,
+        }
+
+    def _tell_start(self) -> None:
+        self._tell(
+            "service_started",
+            f"ollama-watch {__version__} watches {self._world.store}, {self._ways()}",
+            {"pid": os.getpid(), "version": __version__, **self._facts()},
+        )
+
+    def _tell_blind(self, wakes: Wakes) -> None:
+        if wakes.blind and wakes.blind != self._blind:
+            self._tell("error", f"{wakes.blind}; looking every {BLIND_SECONDS:.0f} s instead")
+        self._blind = wakes.blind
+
+    def _tell_refusals(self, planned: Plan, scope: Scope) -> None:
+        # What only has to wait is looked at again when its time has come.
+        now = {
+            (refusal.subject, refusal.kind.value): refusal
+            for refusal in planned.refusals
+            if refusal.seconds_left is None
+        }
+        for key in now.keys() - self._refused:
+            self._tell_refusal(now[key])
+        kept = {key for key in self._refused if scope is not None and key[0] not in scope}
+        self._refused = kept | now.keys()
+
+    def _tell_refusal(self, refusal: Refusal) -> None:
+        self._tell(
+            "refused",
+            f"{refusal.verb.value.replace('_', ' ')}: {refusal.why}",
+            {
+                "kind": refusal.kind.value,
+                "subject": refusal.subject,
+                "remedy": refusal.remedy,
+                "command": refusal.command,
+                "models": list(refusal.models),
+            },
+            refusal.models[0] if refusal.models else None,
+        )
+
+    def _trouble(self, text: str) -> None:
+        """Tell an error once, until a look has gone well again."""
+        if text not in self._troubles:
+            self._troubles.add(text)
+            self._tell("error", text)
+
+    def _tell(
+        self,
+        event_type: str,
+        message: str,
+        details: Mapping[str, object] | None = None,
+        model_name: str | None = None,
+    ) -> None:
+        event = Event(self._world.clock(), event_type, message, model_name, details or {})
+        journal.announce(self._world, self._policy, event)
+
+
+class _Signals:
+    """What signals have asked for."""
+
+    def __init__(self) -> None:
+        self.ended_by = "its end"
+        self._reload = False
+
+    def end(self, number: int) -> None:
+        self.ended_by = signal.Signals(number).name
+
+    def ask_reload(self) -> None:
+        self._reload = True
+
+    def take_reload(self) -> bool:
+        """Whether the settings are to be read again; asked once."""
+        asked, self._reload = self._reload, False
+        return asked
+
+
+@contextlib.contextmanager
+def _signals(wakes: Wakes, end: Callable[[], None]) -> Iterator[_Signals]:
+    """SIGTERM and SIGINT end the wakes, the look under way comes to its end; SIGHUP wakes."""
+    asked = _Signals()
+
+    def stop(number: int, _: FrameType | None) -> None:
+        asked.end(number)
+        stopping.ask()
+        end()
+        wakes.stop()
+
+    def reload(_: int, __: FrameType | None) -> None:
+        asked.ask_reload()
+        wakes.wake(None)
+
+    wanted = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stopping.withdraw()

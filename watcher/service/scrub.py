@@ -1,0 +1,117 @@
+"""Hashing, in the background and at low priority, blobs that may not be what their names say.
+
+What was finished on sidecars of ours may rest on a false claim, and what has another size than its
+manifest says may be cut short; only a hash tells. It takes minutes for a large one, in which the
+daemon has to go on watching. Registries are asked here, too, whether what is damaged can be had
+again; it is put aside if so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import psutil
+
+from watcher import reconcile
+from watcher.errors import EndedError
+from watcher.model import HOUR, Plan, Policy, Verb
+from watcher.observe.host import World
+from watcher.ollama import names
+
+#: What is done about a blob in doubt.
+_VERBS = reconcile.QUESTIONS | {Verb.QUARANTINE_BLOB}
+_LOWEST = 19
+_AGAIN_SECONDS = HOUR
+
+
+class Proofs:
+    """One thread at most, that hashes the blobs it is given and puts damaged ones aside."""
+
+    def __init__(self, world: World, trouble: Callable[[str], None]) -> None:
+        self._world, self._trouble = world, trouble
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._waiting: frozenset[str] = frozenset()
+        #: What was tried, and when; on the monotonic clock.
+        self._tried: dict[str, float] = {}
+
+    def want(self, digests: frozenset[str], policy: Policy) -> None:
+        """Prove all blobs that are `digests` now; what could not be is tried again in an hour."""
+        latest = time.monotonic() - _AGAIN_SECONDS
+        with self._lock:
+            self._tried = {each: at for each, at in self._tried.items() if at > latest}
+            self._waiting = digests - self._tried.keys()
+            if self._waiting and self._thread is None and not self._stopped.is_set():
+                policy = replace(policy, clean=False, refresh=False, hash=True, online=True)
+                thread = threading.Thread(target=self._run, args=(policy,), name="proofs")
+                thread.start()
+                self._thread = thread
+
+    def forget(self, digests: frozenset[str]) -> None:
+        """What is not among all that is unproven now was proved: it may come to be so once more."""
+        with self._lock:
+            self._tried = {each: at for each, at in self._tried.items() if each in digests}
+
+    def stop(self) -> None:
+        """End within a look, or the reading of a few MiB; what was not hashed stays unproven."""
+        self._stopped.set()
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _run(self, policy: Policy) -> None:
+        _yield_to_others()
+        while digests := self._next():
+            try:
+                self._prove(digests, policy)
+            except Exception as error:
+                # It outlives whatever one look at a strange machine brings up, as the daemon does.
+                self._trouble(f"a finished blob can't be proved: {error}")
+
+    def _next(self) -> frozenset[str]:
+        """What to prove next; the thread ends where there is nothing."""
+        with self._lock:
+            digests = frozenset() if self._stopped.is_set() else self._waiting
+            self._waiting = frozenset()
+            self._tried |= dict.fromkeys(digests, time.monotonic())
+            if not digests:
+                self._thread = None
+            return digests
+
+    def _prove(self, digests: frozenset[str], policy: Policy) -> None:
+        is_hashed = False
+
+        def consent(planned: Plan) -> Plan:
+            nonlocal is_hashed
+            agreed = planned.filtered(
+                lambda each: each.verb in _VERBS and _digest(each.subject) in digests
+            )
+            is_hashed |= any(each.verb is Verb.HASH for each in agreed.actions)
+            # What a hash has found is told first; all else another look finds again.
+            if self._stopped.is_set() and not is_hashed:
+                raise EndedError
+            return agreed
+
+        with contextlib.suppress(EndedError):
+            reconcile.cycle(self._world, policy, consent=consent, stop=self._stopped.is_set)
+
+
+def _digest(subject: str) -> str:
+    return names.parse_blob(subject).digest or subject
+
+
+def _yield_to_others() -> None:
+    """Give this thread, and those that it starts, the lowest priority."""
+    thread = threading.get_native_id()
+    # A unit may deny either.
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, thread, _LOWEST)
+    with contextlib.suppress(OSError, psutil.Error):
+        psutil.Process(thread).ionice(psutil.IOPRIO_CLASS_IDLE)

@@ -1,0 +1,88 @@
+"""Values in files of ours, which anybody may have written: of one kind each, and within bounds.
+
+Each function gives back the value, or raises ValueError, with nothing of the value in its text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from watcher.model import Ranges
+from watcher.ollama import ranges
+from watcher.ollama.sidecars import LARGEST_LAYER
+
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+#: As the kernel counts: inodes and devices without a sign, times in ns with one.
+_MOST_UNSIGNED, _MOST_SIGNED = (1 << 64) - 1, (1 << 63) - 1
+#: Seconds since the epoch on any file system, and those that a calendar has, in every time zone.
+_MOST_SECONDS = float(1 << 63)
+LAST_DAY = 253402300800.0 - 2 * 86400.0
+_LONGEST_NAME = 255
+LONGEST_TEXT = 1 << 16
+_FOLDERS = frozenset({"", ".", ".."})
+
+
+def whole(value: object, most: int = _MOST_SIGNED, least: int = 0) -> int:
+    """A whole number; no truth value, and nothing that JSON has as a fraction."""
+    if type(value) is int and least <= value <= most:
+        return value
+    raise ValueError(f"want a whole number from {least} to {most}")
+
+
+def size(value: object) -> int:
+    """Bytes of a layer, or a place in it."""
+    return whole(value, LARGEST_LAYER)
+
+
+def identity(value: object) -> int:
+    """An inode's number, or a device's."""
+    return whole(value, _MOST_UNSIGNED)
+
+
+def nanoseconds(value: object) -> int:
+    """A time of a file, in ns since the epoch."""
+    return whole(value, _MOST_SIGNED, -_MOST_SIGNED - 1)
+
+
+def seconds(value: object, most: float = _MOST_SECONDS) -> float:
+    """A time, in seconds since the epoch, or a duration."""
+    if type(value) in (int, float) and -most <= value <= most:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    raise ValueError("want a number of seconds")
+
+
+def flag(value: object) -> bool:
+    """True or false."""
+    if isinstance(value, bool):
+        return value
+    raise ValueError("want true or false")
+
+
+def text(value: object, longest: int = LONGEST_TEXT) -> str:
+    """A text of a reasonable length."""
+    if isinstance(value, str) and len(value) <= longest:
+        return value
+    raise ValueError(f"want a text of {longest} characters at most")
+
+
+def file_name(value: object) -> str:
+    """The name of a file in one folder, which leads nowhere else."""
+    name = text(value, 4 * _LONGEST_NAME)
+    if "/" in name or "\0" in name or name in _FOLDERS:
+        raise ValueError("want the name of a file")
+    return name
+
+
+def digest(value: object) -> str:
+    """The 64 hexadecimal digits of a digest."""
+    found = text(value, 64)
+    if not _DIGEST.fullmatch(found):
+        raise ValueError("want a digest of 64 hexadecimal digits")
+    return found
+
+
+def byte_ranges(value: Iterable[Iterable[object]]) -> Ranges:
+    """Ranges of bytes in a layer; what is doubted may reach a little beyond its end."""
+    most = 2 * LARGEST_LAYER
+    return ranges.normal((whole(start, most), whole(end, most)) for start, end in value)

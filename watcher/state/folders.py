@@ -1,0 +1,352 @@
+"""The one way to a store's folder, and the one to its ``blobs``: name by name, by descriptor.
+
+Real folders are entered whoever owns the folder that they lie in. A symlink on the way counts only
+if it belongs to root or to the owner of what it points to: nobody else can lead us, root above all,
+into a folder that they couldn't change themselves. What lies behind another symlink is *foreign*:
+it may be looked at and is never changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from watcher.model import ForeignLink
+from watcher.ollama import names
+from watcher.state import fs
+
+#: To look at a name before it is opened: a descriptor of whatever it is, a symlink itself included.
+_LOOK = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+#: So many symlinks on one way, and they lead in a circle (MAXSYMLINKS of the kernel).
+_MOST_LINKS = 40
+
+
+class ForeignLinkError(OSError):
+    """A symlink belongs neither to root nor to the owner of what it points to."""
+
+    def __init__(self, link: ForeignLink) -> None:
+        super().__init__(errno.ELOOP, names.of_link(link), link.path)
+        self.link = link
+
+
+class NotRootsError(PermissionError):
+    """A store belongs to somebody, and is not opened with root's rights."""
+
+    def __init__(self, uid: int, path: str) -> None:
+        why = f"it belongs to user id {uid}, with whose rights alone it is opened"
+        super().__init__(errno.EACCES, why, path)
+        self.uid = uid
+
+
+class Way(NamedTuple):
+    """Where a path leads."""
+
+    #: The same without symlinks.
+    real: str
+    #: Whether the folder holds ``blobs`` or ``manifests``.
+    is_store: bool
+    #: The first symlink on the way that does not count, if any.
+    foreign: ForeignLink | None
+
+
+class Blobs(NamedTuple):
+    """What is at the name ``blobs`` of a store."""
+
+    #: Whether it is a symlink.
+    linked: bool
+    #: What is there, a symlink followed; None where nothing is.
+    status: os.stat_result | None
+    foreign: ForeignLink | None = None
+
+
+@contextlib.contextmanager
+def opened_store(path: str) -> Iterator[int]:
+    """The descriptor of a store's folder. Raises OSError.
+
+    ForeignLinkError is one, and NotRootsError: with root's rights only root's stores are opened.
+    """
+    with _reached(path) as (at, links):
+        links.forbid()
+        if os.geteuid() == 0 and (uid := _owner(at.open_fd).st_uid):
+            raise NotRootsError(uid, path)
+        fd = fs.open_quietly(".", _FOLDER, at.fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def opened_blobs(store: int, *, foreign_too: bool = False) -> Iterator[int]:
+    """The descriptor of the folder that a store's blobs lie in. Raises OSError.
+
+    `foreign_too`: also where it is foreign, for who only reads; else that raises ForeignLinkError.
+    """
+    fd = _blobs(store, foreign_too=foreign_too)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def way(path: str) -> Way:
+    """Where a path to a folder leads, foreign or not. Raises OSError.
+
+    PermissionError also where that folder can't be looked into.
+    """
+    with _reached(path) as (at, links):
+        is_store = any(_is_there(name, at.open_fd) for name in ("blobs", "manifests"))
+        return Way(at.path, is_store, links.foreign)
+
+
+def identities(path: str) -> tuple[os.stat_result, os.stat_result | None]:
+    """A store's folder and the one that its blobs lie in, if any. Raises OSError."""
+    with _reached(path) as (at, _):
+        return os.fstat(at.open_fd), look_at_blobs(at.open_fd).status
+
+
+@contextlib.contextmanager
+def opened_output(path: str) -> Iterator[int]:
+    """A file that somebody asks for, to be written later, when we may be another user. OSError."""
+    folder, name = os.path.split(os.path.abspath(path))
+    with _reached(folder) as (at, links):
+        links.forbid()
+        fd = fs.open_output(name, at.open_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def foreign_blobs(path: str) -> ForeignLink | None:
+    """The symlink that makes the blobs of a store foreign, if one does. Raises OSError."""
+    with _reached(path) as (at, _):
+        return look_at_blobs(at.open_fd).foreign
+
+
+def owner(path: str) -> os.stat_result:
+    """The folder whose owner a store belongs to. Raises OSError.
+
+    That is the one that the blobs lie in. Where root owns that one, or there is none, it is the
+    store's: whoever owns that can put another one in its place. Of a store that is not there yet
+    it is the nearest folder above.
+    """
+    while True:
+        try:
+            with _reached(path) as (at, _):
+                return _owner(at.open_fd)
+        except FileNotFoundError:
+            path = os.path.dirname(path)
+
+
+def _owner(store: int) -> os.stat_result:
+    blobs = look_at_blobs(store)
+    there = blobs.status
+    if there is None or blobs.foreign is not None or not stat.S_ISDIR(there.st_mode):
+        return os.fstat(store)
+    return there if there.st_uid else os.fstat(store)
+
+
+def is_there(path: str) -> bool:
+    """Whether there is a folder at a path, as far as we may know."""
+    try:
+        way(path)
+    except OSError:
+        return False
+    return True
+
+
+def look_at_blobs(store: int) -> Blobs:
+    """What is at the name ``blobs`` of a store, foreign or not."""
+    try:
+        status = os.stat("blobs", dir_fd=store, follow_symlinks=False)
+    except OSError:
+        return Blobs(False, None)
+    if not stat.S_ISLNK(status.st_mode):
+        return Blobs(False, status)
+    try:
+        with _reached("blobs", _At(store, "")) as (at, links):
+            return Blobs(True, os.fstat(at.open_fd), links.foreign)
+    except NotADirectoryError:
+        with contextlib.suppress(OSError):
+            return Blobs(True, os.stat("blobs", dir_fd=store))
+    except OSError:
+        pass
+    return Blobs(True, None)
+
+
+def _is_there(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _blobs(store: int, *, foreign_too: bool) -> int:
+    try:
+        return fs.open_quietly("blobs", _FOLDER | os.O_NOFOLLOW, store)
+    except NotADirectoryError:
+        pass  # a symlink, or no folder at all
+    with _reached("blobs", _At(store, "")) as (at, links):
+        if not foreign_too:
+            links.forbid()
+        return fs.open_quietly(".", _FOLDER, at.fd)
+
+
+# ---------------------------------------------------------------- root's way
+
+#: Where the way to a store begins, by its path, for the owner who could not go all of it.
+_begun: dict[str, tuple[_At, str]] = {}
+
+
+class KeptWay:
+    """The way to a store as root goes it, for the owner whom root becomes.
+
+    Their store may lie where they can't go by themselves, as below a folder of Docker's.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._steps: list[tuple[_At, str]] = []
+        at, names = _At(os.open("/", _LOOK), "/"), _names(path)
+        for number, name in enumerate(names):
+            self._steps.append((at, "/".join(names[number:])))
+            try:
+                at = _step(name, at, _Links())
+            except FileNotFoundError:
+                return
+        self._steps.append((at, "."))
+
+    def begin(self) -> None:
+        """Begin the way, from now on, where this user can go on: mostly at its start."""
+        for at, rest in self._steps:
+            if self._path not in _begun and _may_go(at, rest):
+                _begun[self._path] = at, rest
+            else:
+                os.close(at.open_fd)
+
+
+def begins_further_on(path: str) -> bool:
+    """Whether a store lies where we can't go from the root folder on."""
+    return path in _begun and _begun[path][0].path != "/"
+
+
+def _may_go(at: _At, rest: str) -> bool:
+    try:
+        with _reached(rest, at):
+            return True
+    except PermissionError:
+        return False
+    except OSError:
+        return True  # something else is wrong with it, as the look will tell
+
+
+# ---------------------------------------------------------------- the walk
+
+
+class _At(NamedTuple):
+    """A folder on the way: its descriptor (None: the working directory), its path without links."""
+
+    fd: int | None
+    path: str
+
+    @property
+    def open_fd(self) -> int:
+        assert self.fd is not None
+        return self.fd
+
+    def again(self) -> _At:
+        """The same with a descriptor of its own."""
+        return self._replace(fd=os.open(".", _LOOK, dir_fd=self.fd))
+
+
+class _Links:
+    """The symlinks that were met on one way."""
+
+    def __init__(self) -> None:
+        self.foreign: ForeignLink | None = None
+        self._count = 0
+
+    def forbid(self) -> None:
+        """Raise what forbids to change anything at the end of the way."""
+        if self.foreign is not None:
+            raise ForeignLinkError(self.foreign)
+
+    def meet(self, name: str) -> None:
+        self._count += 1
+        if self._count > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+
+    def judge(self, link: str, owner: int, behind: _At) -> None:
+        target = os.fstat(behind.open_fd).st_uid
+        if owner not in (0, target) and self.foreign is None:
+            self.foreign = ForeignLink(link, owner, behind.path, target)
+
+
+@contextlib.contextmanager
+def _reached(path: str, start: _At | None = None) -> Iterator[tuple[_At, _Links]]:
+    """The folder at the end of a path, which begins at the folder `start`, and the links met."""
+    links = _Links()
+    if start is None:
+        start, path = _begun.get(path, (_At(None, ""), path))
+    at = _along(path, start, links)
+    try:
+        yield at, links
+    finally:
+        os.close(at.open_fd)
+
+
+def _along(path: str, start: _At, links: _Links) -> _At:
+    """Walk a path name by name; the descriptor given back is a new one."""
+    at = _At(os.open("/", _LOOK), "/") if path.startswith("/") else start.again()
+    for name in _names(path):
+        try:
+            beyond = _step(name, at, links)
+        finally:
+            os.close(at.open_fd)
+        at = beyond
+    return at
+
+
+def _names(path: str) -> list[str]:
+    return [name for name in path.split("/") if name not in ("", ".")]
+
+
+def _step(name: str, at: _At, links: _Links) -> _At:
+    inside = os.path.normpath(os.path.join(at.path, name))
+    fd = os.open(name, _LOOK, dir_fd=at.fd)
+    kind = os.fstat(fd).st_mode
+    if stat.S_ISDIR(kind):
+        return _At(fd, inside)
+    try:
+        if not stat.S_ISLNK(kind):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), inside)
+        links.meet(inside)
+        behind = _behind(fd, at, inside, links)
+        links.judge(inside, os.fstat(fd).st_uid, behind)
+        return behind
+    finally:
+        os.close(fd)
+
+
+def _behind(link: int, at: _At, inside: str, links: _Links) -> _At:
+    """What a symlink points to."""
+    target = os.readlink("", dir_fd=link)
+    if _is_magic(link):
+        # Such as /proc/<pid>/root: it does not lead where its text says, and nobody can make one.
+        name = os.path.basename(inside)
+        return _At(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at.fd), inside)
+    return _along(target, at, links)
+
+
+def _is_magic(link: int) -> bool:
+    try:
+        return os.fstat(link).st_dev == os.stat("/proc/self").st_dev
+    except OSError:
+        return False

@@ -1,0 +1,926 @@
+"""Every call that changes a file: by directory descriptor, durable, never over an existing name.
+
+Nothing else in the package may unlink, rename, replace, truncate or write a file (the linter and
+``tests/test_layers.py`` hold that, and name the exceptions). Names are opened relative to
+descriptors and no symlink is followed, so nothing outside the store can be reached by a name inside
+it; what is written outside because somebody asks for it stands in promise 7 of ``docs/design.md``.
+What root creates gets the owner of the folder it is created in, so that the server's user can go on
+using it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import itertools
+import os
+import signal
+import stat
+import struct
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, NoReturn, cast
+
+from watcher.errors import WatchError
+from watcher.system import flocks, privileges, stopping
+
+#: What says that a file system has no hard links.
+NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+#: Of what is made for ``blobs/``: the mode that the server gives its own files there.
+FILE_MODE = 0o644
+_NO_REPLACE = 1
+#: So much is read at once to find where a half line begins.
+_PIECE = 1 << 20
+#: No line of a log is longer: where none ends in so much, it is no log.
+_LONGEST_LINE = 16 << 20
+#: How soon a lock that somebody holds is tried again: seconds, doubled each time up to the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+#: Files that are made together; each is open meanwhile.
+_AT_ONCE = 100
+#: So many descriptors a process may have where nothing lists them.
+_MANY_FILES = 65_536
+#: No symlink is followed, no FIFO's other end waited for, no terminal taken.
+_CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
+
+
+class NoLogError(OSError):
+    """What is to be added to is no log, but of its name."""
+
+
+# ---------------------------------------------------------------- looking, by descriptor
+
+
+@contextlib.contextmanager
+def opened_folder(name: str, parent: int | None = None, *, follow: bool = False) -> Iterator[int]:
+    """A folder's descriptor. Below another folder (`parent`) a symlink is refused (ENOTDIR).
+
+    `follow` is for ``blobs`` itself, which a store's owner may have linked to another disk.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    if parent is not None and not follow:
+        flags |= os.O_NOFOLLOW
+    fd = open_quietly(name, flags, parent)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def open_quietly(name: str, flags: int, parent: int | None) -> int:
+    """A descriptor for reading. The time of last access stays, where the kernel lets us.
+
+    (O_NOATIME is for the owner and for root.)
+    """
+    flags |= os.O_CLOEXEC
+    try:
+        return os.open(name, flags | getattr(os, "O_NOATIME", 0), dir_fd=parent)
+    except PermissionError:
+        return os.open(name, flags, dir_fd=parent)
+
+
+def open_to_read(name: str, parent: int) -> int:
+    """A regular file's descriptor: no symlink followed, no wait for a FIFO's writer."""
+    fd = open_quietly(name, os.O_RDONLY | _CAREFULLY, parent)
+    try:
+        _only_regular(os.fstat(fd), name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_ours(name: str, parent: int) -> int:
+    """The same for a file in a folder of ours: one that somebody else owns is refused, too."""
+    fd = open_to_read(name, parent)
+    try:
+        _only_trusted(os.fstat(fd), os.fstat(parent), name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_behind(name: str, parent: int) -> int:
+    """The descriptor of the regular file that a link leads to. Nothing else is ever opened.
+
+    By its path alone (O_PATH) it is looked at first, and then that very file is opened: a device,
+    or a FIFO, that takes its place meanwhile is not. Raises OSError.
+    """
+    seen = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        status = os.fstat(seen)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        check_link(name, parent, status)
+        return open_quietly(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_NOCTTY, None)
+    finally:
+        os.close(seen)
+
+
+def check_link(name: str, parent: int, behind: os.stat_result) -> None:
+    """Forbid root to follow what may be somebody's symlink to what only root may read.
+
+    Everybody else is kept from that by the kernel. Raises PermissionError.
+    """
+    if os.geteuid() != 0:
+        return
+    link = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    if stat.S_ISLNK(link.st_mode) and link.st_uid not in (0, behind.st_uid):
+        why = f"a symlink of user id {link.st_uid} leads to what belongs to user id"
+        raise PermissionError(errno.EACCES, f"{why} {behind.st_uid}", name)
+
+
+def read_small(name: str, parent: int, limit: int) -> bytes:
+    """The first `limit` bytes of a regular file. Raises OSError."""
+    fd = open_to_read(name, parent)
+    try:
+        return read_open(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def read_ours(name: str, parent: int, limit: int) -> bytes:
+    """All of a file in a folder of ours. Raises OSError, with EINVAL for what is no file of ours.
+
+    Nor is one of more than `limit` bytes.
+    """
+    fd = open_ours(name, parent)
+    try:
+        size = os.fstat(fd).st_size
+        if size > limit:
+            raise OSError(errno.EINVAL, f"{size} bytes are too many", name)
+        return read_open(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def is_trusted(found: os.stat_result, folder: os.stat_result) -> bool:
+    """Whether what lies in a folder of ours may be believed, by who owns it.
+
+    That is the folder's owner, root, this user, or whoever may write to that folder anyway.
+    """
+    if found.st_uid in (0, folder.st_uid, os.geteuid()) or folder.st_mode & 0o002:
+        return True
+    return bool(folder.st_mode & 0o020) and found.st_gid == folder.st_gid
+
+
+def _only_trusted(found: os.stat_result, folder: os.stat_result, name: str) -> None:
+    if not is_trusted(found, folder):
+        raise OSError(errno.EINVAL, f"it belongs to user id {found.st_uid}", name)
+
+
+def _only_regular(found: os.stat_result, name: str) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", name)
+
+
+def _only_ours(fd: int, parent: int, name: str) -> None:
+    """Raise OSError for what is not to be written to: no file, somebody's, or of a second name."""
+    found = os.fstat(fd)
+    _only_regular(found, name)
+    _only_trusted(found, os.fstat(parent), name)
+    _only_one_name(found, name)
+
+
+def _only_one_name(found: os.stat_result, name: str) -> None:
+    if found.st_nlink > 1:
+        raise OSError(errno.EMLINK, "it has a second name", name)
+
+
+def read_open(fd: int, limit: int) -> bytes:
+    """Up to `limit` bytes from an open file. Raises OSError."""
+    pieces: list[bytes] = []
+    while limit > 0 and (piece := os.read(fd, min(limit, 1 << 20))):
+        pieces.append(piece)
+        limit -= len(piece)
+    return b"".join(pieces)
+
+
+def born(name: str, folder: int) -> int:
+    """Birth time of a file, ns since the epoch; 0 where the system or the file system has none."""
+    if _statx is None:
+        return 0
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    if _statx(folder, os.fsencode(name), _NO_FOLLOW, _STATX_BTIME, buffer) != 0:
+        return 0
+    (mask,) = struct.unpack_from("=I", buffer, 0)
+    seconds, nanoseconds = struct.unpack_from("=qI", buffer, _BTIME_OFFSET)
+    return seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else 0
+
+
+# statx(2): flags, and where struct statx has stx_btime (linux/stat.h); Python's os.stat lacks it.
+_NO_FOLLOW, _STATX_BTIME, _STATX_SIZE, _BTIME_OFFSET = 0x100, 0x800, 256, 80
+_statx = getattr(ctypes.CDLL(None), "statx", None)
+
+
+# ---------------------------------------------------------------- making
+
+
+def folder_mode(above: os.stat_result) -> int:
+    """The mode of a folder of ours: as the one that it lies in, and its owner may do everything.
+
+    Where a group may write, what is made in it belongs to that group.
+    """
+    mode = stat.S_IMODE(above.st_mode) & (0o777 | stat.S_ISGID) | 0o700
+    return mode | stat.S_ISGID if mode & 0o020 else mode
+
+
+def file_mode(folder: os.stat_result) -> int:
+    """The mode of a file of ours: who may read and write the folder may do so with the file."""
+    return stat.S_IMODE(folder.st_mode) & 0o666 | 0o600
+
+
+def lock_mode(folder: os.stat_result) -> int:
+    """The mode of a lock: for nobody who may not write, since to read it is enough to hold it."""
+    writers = stat.S_IMODE(folder.st_mode) & 0o022
+    return 0o600 | writers | writers << 1
+
+
+def ensure_folder(
+    name: str, parent: int, *, durable: bool = True, owner: tuple[int, int] | None = None
+) -> bool:
+    """Make a folder of ours where there is none, with the owner and mode that it needs.
+
+    One that a kill left half made is put right, too, and one that a group's member has made so
+    that the others can't write there. Not `durable`: who calls syncs the parent. `owner`: as for
+    `create`. Gives back whether it was made.
+    """
+    above = os.fstat(parent)
+    mode = folder_mode(above)
+    made = True
+    try:
+        with _exact_modes():
+            os.mkdir(name, mode & 0o777, dir_fd=parent)
+    except FileExistsError:
+        made = False
+    with opened_folder(name, parent) as fd:
+        if not made and not _is_half_made(fd, above, mode):
+            return False
+        try:
+            _settle(fd, above, mode | (0 if made else stat.S_IMODE(os.fstat(fd).st_mode)), owner)
+        except OSError:
+            if made:
+                os.rmdir(name, dir_fd=parent)
+            raise
+    if durable:
+        sync(parent)
+    return made
+
+
+def _is_half_made(fd: int, above: os.stat_result, mode: int) -> bool:
+    status, me = os.fstat(fd), os.geteuid()
+    if me == 0 and status.st_uid != above.st_uid:
+        # One with something in it is not ours half made: it may have been renamed to this.
+        return not os.listdir(fd)
+    lacks = mode & 0o2070 & ~stat.S_IMODE(status.st_mode) or status.st_gid != above.st_gid
+    return bool(mode & 0o020 and lacks and me in (0, status.st_uid))
+
+
+_umask = threading.Lock()
+
+
+@contextlib.contextmanager
+def _exact_modes() -> Iterator[None]:
+    """Modes are given as they are asked for, whatever this process's umask is.
+
+    To set one afterwards would leave an instant in which a kill locks others out, and takes the
+    set-group bit from a folder of a group that this user is not in.
+    """
+    with _umask:
+        before = os.umask(0)
+        try:
+            yield
+        finally:
+            os.umask(before)
+
+
+def _settle(
+    fd: int, above: os.stat_result, mode: int, owner: tuple[int, int] | None = None
+) -> None:
+    """Give what was made in a folder its owner, group and mode. Raises OSError where it can't be.
+
+    Root's goes to `owner`, else to the folder's owner.
+    """
+    made = os.fstat(fd)
+    if os.geteuid() == 0:
+        wanted = owner or (above.st_uid, above.st_gid)
+        if (made.st_uid, made.st_gid) != wanted:
+            os.fchown(fd, *wanted)
+    elif mode & 0o020 and made.st_gid != above.st_gid:
+        try:
+            os.fchown(fd, -1, above.st_gid)
+        except OSError:
+            # It stays with a group of this user's, which gets no more than everybody.
+            mode = mode & ~0o2070 | (mode & 0o007) << 3
+    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+        with contextlib.suppress(PermissionError):  # where a mount sets the modes
+            os.fchmod(fd, mode)
+
+
+def _made(name: str, parent: int, flags: int, mode: int) -> int:
+    """The descriptor of a new file of ours. Raises FileExistsError; on errors nothing is left."""
+    with _exact_modes():
+        fd = os.open(name, flags | os.O_CREAT | os.O_EXCL | _CAREFULLY, mode, dir_fd=parent)
+    try:
+        _settle(fd, os.fstat(parent), mode)
+    except BaseException:
+        os.unlink(name, dir_fd=parent)
+        os.close(fd)
+        raise
+    return fd
+
+
+def _opened_or_made(name: str, parent: int, flags: int, mode: int) -> int:
+    """The descriptor of a file of ours, which is made where there is none."""
+    flags |= os.O_CLOEXEC
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(name, flags | _CAREFULLY, dir_fd=parent)
+        with contextlib.suppress(FileExistsError):
+            return _made(name, parent, flags, mode)
+
+
+def open_output(name: str, parent: int) -> int:
+    """A file that somebody asks for, such as a picture: what is in it stays until it is written."""
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | _CAREFULLY | os.O_CLOEXEC, 0o666, dir_fd=parent)
+    try:
+        _only_regular(os.fstat(fd), name)
+        if os.geteuid() == 0:
+            # In a folder of somebody else's it may be a file of root's from elsewhere.
+            _only_one_name(os.fstat(fd), name)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def write_output(fd: int, data: bytes) -> None:
+    """Put `data` in place of what is in such a file."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.ftruncate(fd, 0)
+    _write_all(fd, data)
+
+
+def create(
+    name: str,
+    parent: int,
+    data: bytes,
+    owner: tuple[int, int] | None = None,
+    *,
+    durable: bool = True,
+    mode: int = FILE_MODE,
+) -> None:
+    """Make a new file with `data`, on the disk when this returns. Raises FileExistsError.
+
+    `owner`: user and group id that it gets where we are root; None for the folder's. Not `durable`:
+    a power cut may lose what was written.
+    """
+    _create_some({name: data}, parent, owner, mode, durable=durable)
+
+
+def create_like(
+    name: str, parent: int, data: bytes, owner: tuple[int, int], like: tuple[int, int]
+) -> None:
+    """Make a copy of a small file of the store, with the mode and modification time of `like`."""
+    create(name, parent, data, owner, durable=False)
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        mode, at_ns = like
+        os.fchmod(fd, mode)
+        os.utime(fd, ns=(at_ns, at_ns))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def create_all(
+    contents: Mapping[str, bytes],
+    parent: int,
+    owner: tuple[int, int] | None = None,
+    *,
+    durable: bool = True,
+) -> None:
+    """Make new files, by name; the same for many of them, in far less time.
+
+    On an error those stay that were on the disk before.
+    """
+    names = list(contents)
+    for at in range(0, len(names), _AT_ONCE):
+        some = {name: contents[name] for name in names[at : at + _AT_ONCE]}
+        _create_some(some, parent, owner, FILE_MODE, durable=durable)
+
+
+def _create_some(
+    contents: Mapping[str, bytes],
+    parent: int,
+    owner: tuple[int, int] | None,
+    mode: int,
+    *,
+    durable: bool,
+) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    above = os.fstat(parent)
+    made: dict[str, int] = {}
+    try:
+        for name, data in contents.items():
+            fd = made[name] = os.open(name, flags, mode, dir_fd=parent)
+            _settle(fd, above, mode, owner)
+            _write_all(fd, data)
+            if durable and len(contents) > 1:
+                # Linux begins to write what is not wanted in memory, so that the journal is
+                # committed once for nearly all of them, and not once for each.
+                with contextlib.suppress(OSError):
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for fd in made.values() if durable else ():
+            os.fsync(fd)
+    except BaseException:
+        for name in made:
+            os.unlink(name, dir_fd=parent)
+        raise
+    finally:
+        for fd in made.values():
+            os.close(fd)
+
+
+def reserve(name: str, parent: int, size: int) -> None:
+    """Keep room on the disk in a file of ours, for a time when there is no other."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(name, dir_fd=parent, follow_symlinks=False).st_size == size:
+            return
+        os.unlink(name, dir_fd=parent)
+    # Nothing that a file system could do without storing.
+    create(name, parent, os.urandom(size), mode=file_mode(os.fstat(parent)))
+
+
+def save(
+    name: str, parent: int, data: bytes, *, durable: bool = True, mode: int | None = None
+) -> None:
+    """Replace a file of ours by `data` in one step, on the disk when this returns.
+
+    For files that only the holder of a lock writes: a kill leaves ``.<name>.new``, which the next
+    save replaces. Not `durable`: whole after a kill all the same, but a power cut within half a
+    minute may leave it empty where the file system does not write a file out before its renaming.
+    """
+    temporary = f".{name}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=parent)
+    mode = file_mode(os.fstat(parent)) if mode is None else mode
+    create(temporary, parent, data, durable=durable, mode=mode)
+    os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    if durable:
+        sync(parent)
+
+
+def add(name: str, parent: int, data: bytes) -> None:
+    """Make a new file in one step, on the disk when this returns. Raises FileExistsError.
+
+    Unlike `create` it leaves no half file under that name after a kill, but ``.<name>.new``, which
+    the next `add` or `save` replaces.
+    """
+    temporary = f".{name}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=parent)
+    create(temporary, parent, data, mode=file_mode(os.fstat(parent)))
+    try:
+        move(temporary, parent, name, parent)
+    except OSError:
+        os.unlink(temporary, dir_fd=parent)
+        raise
+    sync(parent)
+
+
+def append(name: str, parent: int, lines: bytes) -> int:
+    """Add whole lines to a log and give back the log's size in bytes.
+
+    A half line that a kill left behind is cut off first; where the disk is full what was added is
+    taken back as a whole and OSError raised. For who holds the logs' lock: who may only read a log
+    could hold one on the log itself.
+    """
+    flags = os.O_RDWR | os.O_APPEND
+    fd = _opened_or_made(name, parent, flags, file_mode(os.fstat(parent)))
+    try:
+        _only_ours(fd, parent, name)
+        size = _cut_half_line(fd, os.fstat(fd).st_size)
+        try:
+            _write_all(fd, lines)
+        except OSError:
+            os.ftruncate(fd, size)
+            raise
+        return size + len(lines)
+    finally:
+        os.close(fd)
+
+
+def _cut_half_line(fd: int, size: int) -> int:
+    if size == 0 or os.pread(fd, 1, size - 1) == b"\n":
+        return size
+    whole = size
+    while whole:
+        if size - whole > _LONGEST_LINE:
+            raise NoLogError(errno.EINVAL, f"its last {_LONGEST_LINE} bytes have no end of a line")
+        start = max(0, whole - _PIECE)
+        end = os.pread(fd, whole - start, start).rfind(b"\n") + 1
+        whole = start + end
+        if end:
+            break
+    os.ftruncate(fd, whole)
+    return whole
+
+
+def remove_older(name: str, parent: int, before: float) -> None:
+    """Unlink a log to which nothing was written since `before`, seconds since the epoch.
+
+    Nothing but a regular file, and only for who holds the logs' lock. Raises OSError.
+    """
+    found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    if stat.S_ISREG(found.st_mode) and found.st_mtime < before:
+        os.unlink(name, dir_fd=parent)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+# ---------------------------------------------------------------- moving and removing
+
+
+def move(name: str, parent: int, new_name: str, new_parent: int, *, private: bool = False) -> None:
+    """Rename, never over an existing name (FileExistsError), in one step where the system can.
+
+    `private`: the new folder is ours alone, so that nothing can be in the way there.
+    """
+    if private:
+        os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
+        return
+    if _renameat2 is not None:
+        if (
+            _renameat2(parent, os.fsencode(name), new_parent, os.fsencode(new_name), _NO_REPLACE)
+            == 0
+        ):
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EINVAL):
+            raise OSError(code, os.strerror(code), name)
+    # The file system has no such rename: a second name first (it fails where one exists), then
+    # the old name goes.
+    try:
+        second_name(name, parent, new_name, new_parent)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        _move_after_a_look(name, parent, new_name, new_parent)
+    else:
+        os.unlink(name, dir_fd=parent)
+
+
+def _move_after_a_look(name: str, parent: int, new_name: str, new_parent: int) -> None:
+    """Rename where there are no second names either: all that can be done is to look first."""
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(new_name, dir_fd=new_parent, follow_symlinks=False)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
+    os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
+
+
+def replace(name: str, parent: int, new_name: str, new_parent: int) -> None:
+    """Rename over an existing name: for what a repair or a guard puts in an old file's place."""
+    os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
+
+
+def set_aside(name: str, parent: int) -> None:
+    """Keep a damaged file of ours beside its place, as ``<name>.damaged``, if it is still there.
+
+    Where a folder is in the way, or is to be kept, the name gets a number.
+    """
+    for number in itertools.count():
+        try:
+            replace(name, parent, f"{name}.damaged{f'-{number}' if number else ''}", parent)
+        except FileNotFoundError:
+            return
+        except (IsADirectoryError, NotADirectoryError):
+            continue
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            continue
+        return
+
+
+def second_name(name: str, parent: int, new_name: str, new_parent: int) -> None:
+    """Give a file a second name (a hard link). Raises FileExistsError."""
+    os.link(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent, follow_symlinks=False)
+
+
+def remove(name: str, parent: int) -> None:
+    """Unlink a file that was moved out of the store before, or that is ours."""
+    os.unlink(name, dir_fd=parent)
+
+
+def remove_folder(name: str, parent: int) -> None:
+    """Remove an empty folder of ours."""
+    os.rmdir(name, dir_fd=parent)
+
+
+def touch(name: str, parent: int, at_ns: int) -> None:
+    """Set both times of a regular file, never of what a symlink points to.
+
+    Nor, as root, of a file that has another name: that may lie outside of the store.
+    """
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        status = os.fstat(fd)
+        alone = status.st_nlink == 1 or os.geteuid() != 0
+        if stat.S_ISREG(status.st_mode) and alone:
+            os.utime(fd, ns=(at_ns, at_ns))
+    finally:
+        os.close(fd)
+
+
+def sync(folder: int) -> None:
+    """Bring a folder's names to the disk (file systems that can't say so by EINVAL)."""
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def write_back(fd: int, start: int, end: int) -> None:
+    """Have the data in ``[start, end)`` of a file written, and wait until it is. Raises OSError.
+
+    What tells where it lies is not on the disk by that; `data_synced` is for the rest. A file
+    system, or a libc, that can't do it leaves all of it to that.
+    """
+    if _sync_file_range is None or end <= start:
+        return
+    if _sync_file_range(fd, start, end - start, _WAIT_WRITE_WAIT) != 0:
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EINVAL, errno.ESPIPE):
+            raise OSError(code, os.strerror(code))
+
+
+def data_synced(fds: Sequence[int]) -> Callable[[], int | None]:
+    """Begin to bring the data of some files to the disk, in a child that can be left behind.
+
+    Gives back what tells how it ended: None while it goes on, 0, or the errno. A process that waits
+    for a disk that has gone can't even be killed; so it is not this one.
+    """
+    with warnings.catch_warnings():
+        # The child of a process with threads runs nothing that could wait for one of them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            child = os.fork()
+        except OSError:  # no process more is allowed: then this one waits
+            here = _first_error(fds)
+            return lambda: here
+    if child == 0:
+        _sync_and_exit(fds)
+    ended: list[int] = []
+
+    def result() -> int | None:
+        if not ended:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                ended.append(code if code >= 0 else errno.EINTR)
+        return ended[0] if ended else None
+
+    return result
+
+
+#: Bound here: the child has nothing open that anything in between could need.
+_fdatasync = os.fdatasync
+
+
+def _sync_and_exit(fds: Sequence[int]) -> NoReturn:
+    """The child's life. Nothing of its parent's stays open in it: no lock, and nobody's pipe."""
+    code = errno.EIO
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        _close_all_but(fds)
+        privileges.give_up()
+        code = _first_error(fds)
+    finally:
+        os._exit(code)
+
+
+def _first_error(fds: Sequence[int]) -> int:
+    return next(filter(None, [_data_sync_error(fd) for fd in fds]), 0)
+
+
+def _data_sync_error(fd: int) -> int:
+    """The errno of a sync; 0 where it went well, or where the file system can't do it."""
+    try:
+        _fdatasync(fd)
+    except OSError as error:
+        return 0 if error.errno == errno.EINVAL else error.errno or errno.EIO
+    return 0
+
+
+def _close_all_but(fds: Sequence[int]) -> None:
+    try:
+        last = max(map(int, os.listdir("/proc/self/fd")))
+    except OSError:
+        last = min(os.sysconf("SC_OPEN_MAX"), _MANY_FILES)
+    start = 0
+    for fd in (*sorted(fds), last + 1):
+        os.closerange(start, fd)
+        start = fd + 1
+
+
+def drop_cache(fd: int) -> None:
+    """Have later reads ask the disk: after a write error memory may hold what the disk has not."""
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    function = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
+    if function is None:
+        return None
+    function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return cast("Callable[[int, int, int, int], int]", function)
+
+
+_sync_file_range = _find_sync_file_range()
+#: sync_file_range(2): wait for what is under way, write what is left, wait for that.
+_WAIT_WRITE_WAIT = 1 | 2 | 4
+
+
+def _find_renameat2() -> Callable[[int, bytes, int, bytes, int], int] | None:
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is None:
+        return None
+    name, folder = ctypes.c_char_p, ctypes.c_int
+    function.argtypes = [folder, name, folder, name, ctypes.c_uint]
+    return cast("Callable[[int, bytes, int, bytes, int], int]", function)
+
+
+_renameat2 = _find_renameat2()
+
+
+# ---------------------------------------------------------------- locks
+
+
+class BusyError(WatchError):
+    """Somebody else has the lock; `owner` is what they wrote into it."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(f"the lock is held by {owner or 'another process'}")
+        self.owner = owner
+
+
+class Holding(NamedTuple):
+    """Who holds a lock: what they wrote into it, where that may be read; the process, and when."""
+
+    text: str
+    #: None where the kernel does not list it, as of another PID namespace.
+    pid: int | None
+    #: When it was taken, seconds since the epoch.
+    since: float
+
+
+class HeldLock:
+    """A lock that this process holds."""
+
+    def __init__(self, fd: int, name: str) -> None:
+        self._fd, self._name = fd, name
+
+    def is_in(self, folder: int) -> bool:
+        """Whether it is the one that has its name in a folder: if not, somebody else may hold that.
+
+        So it is where the file, or the folder that it was in, was removed meanwhile.
+        """
+        return _is_named(self._fd, self._name, folder)
+
+
+@contextlib.contextmanager
+def locked(name: str, parent: int, owner: str, *, seconds: float = 0.0) -> Iterator[HeldLock]:
+    """Hold a lock file (flock), `owner` written into it; wait so many seconds for who has it.
+
+    It keeps the threads of one process apart, too. Nobody can open it who may not write to the
+    folder; an old one that others could open is replaced. Raises BusyError where it stays held, or
+    this process is asked to end meanwhile, and OSError for what is no file of ours.
+    """
+    fd = _take(name, parent, time.monotonic() + seconds)
+    try:
+        # A full disk must not keep anyone from acting; the text is for people only.
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{owner}\n".encode(), 0)
+        yield HeldLock(fd, name)
+    finally:
+        os.close(fd)
+
+
+#: Held while a lock that others could open is replaced.
+_REPLACING = "replacing.lock"
+_REPLACING_SECONDS = 1.0
+
+
+def _take(name: str, parent: int, until: float) -> int:
+    """The descriptor of the lock file that has the name, locked."""
+    tried = name == _REPLACING
+    while True:
+        fd = _open_lock(name, parent)
+        try:
+            _only_ours(fd, parent, name)
+            if not tried and _is_loose(fd, parent):
+                tried = True
+                try:
+                    _replace_loose(name, parent, fd, until)
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    # A full disk must not keep anyone from acting: as it is, then.
+            elif _wait_for(fd, until) and _is_named(fd, name, parent):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _open_lock(name: str, parent: int) -> int:
+    try:
+        return _opened_or_made(name, parent, os.O_RDWR, lock_mode(os.fstat(parent)))
+    except PermissionError:
+        # One of another member's of the group, by an earlier version: it is replaced.
+        with contextlib.suppress(OSError):
+            return os.open(name, os.O_RDONLY | os.O_CLOEXEC | _CAREFULLY, dir_fd=parent)
+        raise
+
+
+def _is_loose(fd: int, parent: int) -> bool:
+    """Whether somebody who may not write to the folder can open a lock in it, and so hold it."""
+    return bool(os.fstat(fd).st_mode & 0o066 & ~lock_mode(os.fstat(parent)))
+
+
+def _replace_loose(name: str, parent: int, fd: int, until: float) -> None:
+    """Put a lock that nobody else can open in the place of one, once none of ours holds that.
+
+    Who can't write to the folder has no business with it, and keeps a file that is none any more.
+    """
+    _wait_for(fd, until, lambda: _is_strangers(fd, parent))
+    seconds = max(_REPLACING_SECONDS, until - time.monotonic())
+    with locked(_REPLACING, parent, f"pid {os.getpid()}", seconds=seconds):
+        # Once more: somebody may have been quicker with either.
+        if _is_named(fd, name, parent) and _wait_for(fd, 0.0, lambda: _is_strangers(fd, parent)):
+            save(name, parent, b"", durable=False, mode=lock_mode(os.fstat(parent)))
+
+
+def _is_strangers(fd: int, parent: int) -> bool:
+    """Whether whoever holds a lock may not even write to the folder that it is in."""
+    pids, folder = flocks.holders(os.fstat(fd)), os.fstat(parent)
+    return bool(pids) and all(flocks.is_stranger(pid, folder) for pid in pids)
+
+
+def _is_named(fd: int, name: str, folder: int) -> bool:
+    try:
+        named = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(os.fstat(fd), named)
+
+
+def _wait_for(fd: int, until: float, enough: Callable[[], bool] = lambda: False) -> bool:
+    """Wait for a lock, or for what is `enough` without it. Raises BusyError."""
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if enough():
+                return True
+            if time.monotonic() >= stopping.no_later(until):
+                raise BusyError(os.pread(fd, 200, 0).decode("utf-8", "replace").strip()) from None
+        else:
+            return True
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def holder(name: str, parent: int) -> Holding | None:
+    """Who holds a lock of ours; None where it is free, as far as can be seen."""
+    try:
+        fd = open_to_read(name, parent)
+    except PermissionError:
+        # Who may not hold it either is told by the kernel.
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        pids = flocks.holders(status)
+        return Holding("", pids[0], status.st_mtime) if pids else None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(fd, 200, 0).decode("utf-8", "replace").strip()
+        pids = flocks.holders(os.fstat(fd))
+        return Holding(text, pids[0] if pids else None, os.fstat(fd).st_mtime)
+    finally:
+        os.close(fd)
+    return None

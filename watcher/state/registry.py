@@ -1,0 +1,427 @@
+"""What the registries say of models: lengths of layers, and manifests, kept for when none answers.
+
+Manifests are kept in ``registry-cache.json``, by model, with what the registry calls the version,
+so that an unchanged one is not sent again. A kept one is never taken for the server's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from watcher import redact
+from watcher.errors import WatchError
+from watcher.ollama import manifests, names, server
+from watcher.ollama.names import ModelName
+from watcher.ollama.sidecars import LARGEST_LAYER
+from watcher.state import checks, json_file
+
+if TYPE_CHECKING:
+    import http.client
+    from urllib.parse import SplitResult
+
+SCHEMA = "ollama-watch/registry-cache/1"
+NAME = "registry-cache.json"
+#: More models than this are not kept; the ones asked for last stay.
+_MOST = 500
+#: Nor more text than this: it is read at each look that finds a download.
+_ROOM = 4 << 20
+#: All layers together have no more, so that every sum of them is a number that can be kept.
+_MOST_BYTES = 1 << 55
+ANSWER_SECONDS = 10.0
+_MOST_REDIRECTS = 5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PROXIES = frozenset({"http_proxy", "https_proxy"})
+_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+
+
+class Cached(NamedTuple):
+    """A manifest's text as a registry gave it, what the registry calls it, and when it came."""
+
+    raw: str
+    etag: str
+    at: float
+    #: What it names, as `sizes` tells.
+    sizes: Mapping[str, int]
+
+
+class Answer(NamedTuple):
+    """What is known of a model's manifest now."""
+
+    #: None where there is none to be had.
+    raw: bytes | None
+    #: Why it was not got from the registry just now; "" where it was.
+    problem: str = ""
+    #: Nobody has answered.
+    silent: bool = False
+
+
+def cached(store: int) -> Mapping[str, Cached]:
+    """Every manifest that is kept, by `ModelName.key`; none where they can't be read."""
+    try:
+        return _FILE.read(store)
+    except WatchError:
+        return {}
+
+
+class KnownLayer(NamedTuple):
+    """What the kept manifests say of a digest: its bytes, and the models that have it."""
+
+    #: 0 where they do not agree.
+    size: int
+    models: tuple[str, ...]
+
+
+def let_go() -> None:
+    """Keep nothing of what was read last; it is read again when it is asked for."""
+    _decode.cache_clear()
+
+
+_NOTHING_MORE: Mapping[str, Cached] = MappingProxyType({})
+
+
+def known_layers(store: int, more: Mapping[str, Cached] = _NOTHING_MORE) -> dict[str, KnownLayer]:
+    """By digest: a download whose model has no manifest yet is known by the one that was kept.
+
+    `more`: what was heard and not kept, by `ModelName.key`.
+    """
+    found: dict[str, KnownLayer] = {}
+    for key, each in {**cached(store), **more}.items():
+        shown = names.to_model(key).shown
+        for digest, size in each.sizes.items():
+            before = found.get(digest)
+            models = (shown,) if before is None else (*before.models, shown)
+            agreed = size if before is None or before.size == size else 0
+            found[digest] = KnownLayer(agreed, models)
+    return found
+
+
+def manifest(
+    store: int | None,
+    model: ModelName,
+    *,
+    insecure: bool = False,
+    clock: Callable[[], float] = time.time,
+) -> Answer:
+    """Ask a model's registry for its manifest; where nobody answers, the one that was kept.
+
+    `store`: the descriptor of the store that keeps it, or None.
+    """
+    known = None if store is None else cached(store).get(model.key)
+    try:
+        found = fetch(model, known.etag if known else "", insecure=insecure)
+    except OSError as error:
+        why = f"{model.host} does not answer: {error.strerror or error}"
+        return Answer(known.raw.encode() if known else None, why, silent=True)
+    if found.status == 304 and known:
+        return Answer(known.raw.encode())
+    if found.status == 404:
+        return Answer(None, f"{model.host} has no {model.shown}")
+    if found.status != 200:
+        why = f"{model.host} answers {found.status}"
+        return Answer(known.raw.encode() if known else None, why)
+    try:
+        sizes(found.raw)
+    except ValueError as error:
+        return Answer(None, f"{model.host} gives no manifest that makes sense: {error}")
+    if store is not None:
+        keep(store, model, found.raw, found.etag, clock())
+    return Answer(found.raw)
+
+
+# ---------------------------------------------------------------- asking
+
+
+class Fetched(NamedTuple):
+    """A registry's answer: its status, with 200 its bytes, and its headers."""
+
+    status: int
+    raw: bytes = b""
+    #: What the registry calls this version; "" where it does not say.
+    etag: str = ""
+    length: int | None = None
+    #: The media type, such as ``text/html``.
+    kind: str = ""
+
+
+class NoAddressError(OSError):
+    """A registry redirects to what nobody can ask."""
+
+
+def length(model: ModelName, digest: str) -> int | None:
+    """How many bytes a model's registry has of a digest; None where it does not say so."""
+    try:
+        return ask_length(model, digest)
+    except OSError:
+        return None
+
+
+def ask_length(model: ModelName, digest: str) -> int | None:
+    """The same. Raises OSError where nobody answers in time."""
+    found = _ask("HEAD", model, f"blobs/sha256:{digest}", {}, insecure=False)
+    if found.status != 200 or found.length is None or found.length > LARGEST_LAYER:
+        return None
+    return found.length
+
+
+def fetch(model: ModelName, etag: str = "", *, insecure: bool = False) -> Fetched:
+    """Ask a model's registry for its manifest; 304 where it is still the one with that `etag`.
+
+    Raises OSError where nobody answers in time.
+    """
+    headers = {"Accept": _MANIFEST_TYPE, **({"If-None-Match": etag} if etag else {})}
+    return _ask("GET", model, f"manifests/{model.tag}", headers, insecure=insecure)
+
+
+def layer(model: ModelName, digest: str, *, insecure: bool) -> Fetched:
+    """What a model's registry, or whom it redirects to, answers to who asks for a layer's data.
+
+    Raises OSError where nobody answers in time.
+    """
+    first = {"Range": "bytes=0-0"}
+    return _ask("GET", model, f"blobs/sha256:{digest}", first, insecure=insecure)
+
+
+def _ask(
+    method: str, model: ModelName, path: str, headers: Mapping[str, str], *, insecure: bool
+) -> Fetched:
+    """One question to a model's registry. Raises OSError where nobody answers in time.
+
+    Loopback registries are asked over http, as Ollama's insecure pulls do, all others over https.
+    Proxies are taken from the environment, and a few redirects are followed, as the server does.
+    """
+    scheme = "http" if server.is_loopback(model.host) else "https"
+    url = f"{scheme}://{model.host}/v2/{model.namespace}/{model.model}/{path}"
+    answers: queue.SimpleQueue[Fetched | OSError] = queue.SimpleQueue()
+    opened: list[socket.socket] = []
+
+    def ask() -> None:
+        import http.client
+
+        try:
+            answers.put(_follow(method, url, headers, insecure, opened))
+        except OSError as error:
+            answers.put(error)
+        except (ValueError, http.client.HTTPException) as error:
+            why = redact.foreign(str(error))
+            answers.put(OSError(f"{model.host} gives no answer that makes sense: {why}"))
+        except ImportError as error:
+            answers.put(OSError(f"this Python can't speak https: {error}"))
+
+    # A socket's own time-out begins anew with each byte, and looking up a name has none.
+    threading.Thread(target=ask, name="registry", daemon=True).start()
+    try:
+        answer = answers.get(timeout=ANSWER_SECONDS)
+    except queue.Empty:
+        for each in opened:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        raise TimeoutError(f"{model.host} gives no whole answer in time") from None
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
+
+
+def _follow(
+    method: str, url: str, headers: Mapping[str, str], insecure: bool, opened: list[socket.socket]
+) -> Fetched:
+    """The answer at the end of a few redirects. `opened` gets each socket."""
+    # Only where there is a registry to ask: the imports alone take 5 MB and 25 ms.
+    import http.client
+    from urllib.parse import urljoin
+
+    for _ in range(_MOST_REDIRECTS):
+        parts = _split(url)
+        connection, proxy = _connection(parts, insecure)
+        with contextlib.ExitStack() as held:
+            held.callback(connection.close)
+
+            def answered(*given: Any, held: contextlib.ExitStack = held, **more: Any) -> Any:
+                return held.enter_context(http.client.HTTPResponse(*given, **more))
+
+            # By itself it leaves open what a proxy answers that refuses a tunnel.
+            connection.response_class = answered  # type: ignore[assignment]
+            connection.connect()
+            opened.append(connection.sock)
+            target = url if proxy else parts._replace(scheme="", netloc="").geturl()
+            connection.request(method, target, headers={**headers, **_authorization(proxy)})
+            answer = connection.getresponse()
+            location = answer.getheader("Location")
+            if answer.status in _REDIRECTS and location:
+                url = urljoin(url, location)
+                continue
+            size = answer.getheader("Content-Length", "")
+            wanted = answer.status == 200 and "Range" not in headers
+            return Fetched(
+                answer.status,
+                answer.read(manifests.READ_LIMIT) if wanted else b"",
+                answer.getheader("ETag", ""),
+                int(size) if size.isdecimal() and len(size) < 20 else None,
+                answer.getheader("Content-Type", "").partition(";")[0].strip().lower(),
+            )
+    raise OSError(f"more than {_MOST_REDIRECTS} redirects")
+
+
+def _connection(
+    parts: SplitResult, insecure: bool
+) -> tuple[http.client.HTTPConnection, SplitResult | None]:
+    """Whom to connect to for a URL, and the proxy that has to be told it, if any."""
+    import http.client
+
+    if not parts.hostname or parts.scheme not in ("http", "https"):
+        raise NoAddressError(f"unsupported protocol: {redact.foreign(parts.geturl())}")
+    proxy = _proxy(parts)
+    if parts.scheme == "http":
+        host, port = (proxy.hostname, proxy.port) if proxy else (parts.hostname, parts.port)
+        return http.client.HTTPConnection(host or "", port, timeout=ANSWER_SECONDS), proxy
+    import ssl
+
+    trust = ssl.create_default_context()
+    if insecure:
+        trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
+    host, port = (proxy.hostname, proxy.port or 80) if proxy else (parts.hostname, parts.port)
+    made = http.client.HTTPSConnection(host or "", port, timeout=ANSWER_SECONDS, context=trust)
+    if proxy:
+        made.set_tunnel(parts.hostname, parts.port, _authorization(proxy))
+    return made, None
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of a URL, of which `hostname` and `port` can be asked. Raises ValueError."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        _ = parts.hostname, parts.port
+    except ValueError:
+        # Python's own words quote what is in it, a password's rest as the port.
+        raise ValueError(f"no address: {redact.foreign(url)}") from None
+    return parts
+
+
+def _proxy(parts: SplitResult) -> SplitResult | None:
+    """The proxy that the environment names for a URL; none for this machine itself."""
+    if server.is_loopback(parts.netloc) or not any(
+        name.lower() in _PROXIES and value for name, value in os.environ.items()
+    ):
+        return None
+    from urllib.parse import quote
+    from urllib.request import getproxies, proxy_bypass
+
+    found = getproxies().get(parts.scheme)
+    if not found or proxy_bypass(parts.netloc):
+        return None
+    scheme, _, rest = (found if "://" in found else f"http://{found}").partition("://")
+    user, at, address = rest.rpartition("@")
+    try:
+        # A password may have any characters, also those that end an address.
+        proxy = _split(f"{scheme}://{quote(user, safe=':%')}{at}{address}")
+    except ValueError:
+        raise OSError(f"{parts.scheme}_proxy is no address of a proxy: {address}") from None
+    if proxy.scheme != "http":
+        raise OSError(f"a proxy by {proxy.scheme} can't be used here: {proxy.hostname}")
+    return proxy
+
+
+def _authorization(proxy: SplitResult | None) -> dict[str, str]:
+    if proxy is None or proxy.username is None:
+        return {}
+    from urllib.parse import unquote
+
+    word = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(word.encode()).decode()}"}
+
+
+# ---------------------------------------------------------------- keeping
+
+
+def keep(store: int, model: ModelName, raw: bytes, etag: str, now: float) -> None:
+    """Keep a model's manifest, where that can be done; the ones asked for last stay."""
+    got = _read(raw.decode("utf-8", "replace"), etag, now)
+
+    def changed(before: Mapping[str, Cached]) -> Mapping[str, Cached]:
+        known = before.get(model.key)
+        if known is not None and known[:2] == got[:2]:
+            return before
+        newest = sorted({**before, model.key: got}.items(), key=lambda each: -each[1].at)
+        found, room = {}, _ROOM
+        for key, each in newest[:_MOST]:
+            if len(each.raw) <= room:
+                found[key] = each
+                room -= len(each.raw)
+        return found
+
+    try:
+        _FILE.change(store, changed, durable=lambda _, __: False)
+    except WatchError:
+        return  # it is asked for again another time
+
+
+def sizes(raw: bytes) -> dict[str, int]:
+    """The digests of all layers and of the config, each once, with their bytes.
+
+    Raises ValueError for what is no manifest, and for bytes that no layer can have. A server pulls
+    such a model all the same: it goes by the lengths that the registry answers.
+    """
+    found = {digest: size for digest, (size, _) in manifests.parse(raw).named.items()}
+    absurd = [size for size in found.values() if not 0 <= size <= LARGEST_LAYER]
+    if absurd:
+        raise ValueError(f"a layer of {absurd[0]} bytes")
+    if (total := sum(found.values())) > _MOST_BYTES:
+        raise ValueError(f"{total} bytes together")
+    return found
+
+
+def as_kept(raw: bytes, at: float) -> Cached:
+    """A manifest as it is kept. Raises ValueError for what is none."""
+    return _read(raw.decode("utf-8", "replace"), "", at)
+
+
+def _read(text: str, etag: str, at: float) -> Cached:
+    return Cached(text, etag, at, sizes(text.encode()))
+
+
+def _sensible(text: object, etag: object, at: object) -> Cached | None:
+    """A manifest that was kept; None for one that should not have been."""
+    version = checks.text(etag)
+    if not version.isprintable() or not version.isascii():
+        version = ""  # it is sent to the registry as a header
+    try:
+        return _read(checks.text(text, _ROOM), version, checks.seconds(at, checks.LAST_DAY))
+    except ValueError:
+        return None
+
+
+def _encode(found: Mapping[str, Cached]) -> bytes:
+    document = {"schema": SCHEMA, "models": {key: each[:3] for key, each in found.items()}}
+    return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+
+
+@lru_cache(maxsize=1)
+def _decode(raw: bytes) -> Mapping[str, Cached]:
+    """Made sense of once for all looks that read the same text."""
+    try:
+        rows = json_file.document(raw, SCHEMA)["models"].items()
+        return {
+            names.to_model(key).key: got
+            for key, (text, etag, at) in rows
+            if (got := _sensible(text, etag, at)) is not None
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, WatchError) as error:
+        raise json_file.DamagedError(f"{type(error).__name__}: {error}") from None
+
+
+_FILE: json_file.File[Mapping[str, Cached]] = json_file.File(
+    NAME, _decode, _encode, MappingProxyType({})
+)

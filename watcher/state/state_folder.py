@@ -1,0 +1,218 @@
+"""``.ollama-watch/`` of a store: whose it is, and how it is opened and made.
+
+It is input: what is written there has files of ``blobs/`` moved. So it counts only if it belongs to
+the owner of the folder that the blobs lie in, to root, or to somebody who may write to that folder
+anyway. Else nothing in it is believed, and nothing is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from watcher.errors import RefusedError
+from watcher.ollama import names
+from watcher.state import folders, fs
+from watcher.system import advice
+
+FOLDER = ".ollama-watch"
+
+
+class ForeignError(PermissionError):
+    """Our folder, or one in it, belongs to somebody who has no say in the store."""
+
+    def __init__(self, name: str, found: int, wanted: tuple[int, int]) -> None:
+        super().__init__(
+            errno.EPERM,
+            f"it belongs to user id {found}, and neither to {wanted[0]}, who owns the blobs, nor"
+            " to root",
+            name,
+        )
+        self.found = found
+        #: User and group id that it should have.
+        self.wanted = wanted
+
+
+@contextlib.contextmanager
+def opened(store: int) -> Iterator[int]:
+    """The descriptor of our folder of a store. Raises ForeignError, and OSError."""
+    with fs.opened_folder(FOLDER, store) as fd:
+        _check(store, os.fstat(fd))
+        yield fd
+
+
+@contextlib.contextmanager
+def made(store: int) -> Iterator[int]:
+    """The same; it is made where there is none."""
+    is_new = fs.ensure_folder(FOLDER, store, owner=_owner(store))
+    with contextlib.ExitStack() as held:
+        try:
+            fd = held.enter_context(opened(store))
+        except ForeignError as error:
+            if not is_new:
+                raise
+            # By a user who owns no blobs: left there, it would keep those out who do.
+            fs.remove_folder(FOLDER, store)
+            why = f"the blobs belong to user id {error.wanted[0]}"
+            raise PermissionError(errno.EACCES, why, FOLDER) from None
+        if is_new and oddity(store) is not None:
+            fs.remove_folder(FOLDER, store)
+            why = "the owner of the blobs is not in the store's group, and could not write there"
+            raise PermissionError(errno.EACCES, why, FOLDER)
+        yield fd
+
+
+@contextlib.contextmanager
+def opened_in(name: str, ours: int) -> Iterator[int]:
+    """A folder in ours. Raises OSError, with EINVAL where it is somebody else's."""
+    with fs.opened_folder(name, ours) as fd:
+        found, above = os.fstat(fd), os.fstat(ours)
+        if not fs.is_trusted(found, above):
+            raise OSError(errno.EINVAL, f"it belongs to user id {found.st_uid}", name)
+        yield fd
+
+
+@contextlib.contextmanager
+def made_in(name: str, ours: int) -> Iterator[int]:
+    """The same; it is made where there is none."""
+    fs.ensure_folder(name, ours)
+    with opened_in(name, ours) as fd:
+        yield fd
+
+
+class LongLock:
+    """A lock that is held for long: taken anew where it, or the folder that it is in, was removed.
+
+    `inside`: a folder in ours that it lies in.
+    """
+
+    def __init__(self, name: str, inside: str = "") -> None:
+        self._name, self._inside = name, inside
+        self._opened = contextlib.ExitStack()
+        self._held: fs.HeldLock | None = None
+
+    def hold(self, store: int, owner: str, seconds: float = 0.0) -> bool:
+        """Hold it from now on; gives back whether it was not held just before.
+
+        Raises BusyError where another process has it for so many seconds, and OSError; then it is
+        not held.
+        """
+        with made(store) as folder, contextlib.ExitStack() as inside:
+            if self._inside:
+                folder = inside.enter_context(made_in(self._inside, folder))
+            if self._held is not None and self._held.is_in(folder):
+                return False
+            self.release()
+            lock = fs.locked(self._name, folder, owner, seconds=seconds)
+            self._held = self._opened.enter_context(lock)
+            return True
+
+    def release(self) -> None:
+        """Hold it no longer."""
+        self._held = None
+        self._opened.close()
+
+
+def foreign(store: int) -> ForeignError | None:
+    """Why nothing in our folder of a store is believed; None where it is, or is not there."""
+    try:
+        with opened(store):
+            return None
+    except ForeignError as error:
+        return error
+    except OSError:
+        return None
+
+
+class Odd(NamedTuple):
+    """Our folder of a store is not as it has to be: who owns it, and who should."""
+
+    found: int
+    wanted: tuple[int, int]
+    #: Else it counts, and the owner of the blobs can't write to it.
+    is_foreign: bool
+
+
+def oddity(store: int) -> Odd | None:
+    """What is wrong with our folder of a store; None where it is right, or not there."""
+    error = foreign(store)
+    if error is not None:
+        return Odd(error.found, error.wanted, is_foreign=True)
+    try:
+        with opened(store) as fd:
+            found, owner = os.fstat(fd), _blobs(store)
+    except OSError:
+        return None
+    by_group = found.st_mode & 0o020 and _may_be_in(owner.st_uid, found.st_gid)
+    if owner.st_uid in (0, found.st_uid) or by_group or found.st_mode & 0o002:
+        return None
+    return Odd(found.st_uid, _owner(store), is_foreign=False)
+
+
+def _may_be_in(uid: int, group: int) -> bool:
+    """Whether a user is in a group, or that can't be told."""
+    try:
+        user = pwd.getpwuid(uid)
+    except KeyError:
+        return True
+    return group in os.getgrouplist(user.pw_name, user.pw_gid)
+
+
+def cure(store: str) -> str:
+    """The command by which the owner of the blobs can write to our folder; "" where he can."""
+    with contextlib.suppress(OSError), folders.opened_store(store) as fd:
+        odd = oddity(fd)
+        if odd is not None:
+            return advice.as_root(*give_back(os.path.join(store, FOLDER), odd.wanted))
+    return ""
+
+
+def refusal(store: str, error: ForeignError) -> RefusedError:
+    """What whoever wanted to act is told."""
+    path = os.path.join(store, FOLDER)
+    return RefusedError(
+        f"{names.printable(path)}: {error.strerror}; so nothing in it is believed, and nothing is"
+        " done",
+        "see what is in it; if it may count:",
+        advice.as_root(*give_back(path, error.wanted)),
+    )
+
+
+def check(store: str) -> None:
+    """Raise RefusedError where nothing may be done, since our folder is somebody else's."""
+    with contextlib.suppress(OSError), folders.opened_store(store) as fd:
+        error = foreign(fd)
+        if error is not None:
+            raise refusal(store, error)
+
+
+def give_back(path: str, wanted: tuple[int, int]) -> tuple[str, ...]:
+    """The words of the command that gives our folder to whom it should belong."""
+    return ("chown", "-hR", f"{wanted[0]}:{wanted[1]}", path)
+
+
+def _owner(store: int) -> tuple[int, int]:
+    """Whose our folder should be: the blobs' owner's, and of the store's group."""
+    return _blobs(store).st_uid, os.fstat(store).st_gid
+
+
+def _blobs(store: int) -> os.stat_result:
+    """Of the folder that the blobs lie in; of the store's where there is none yet."""
+    return folders.look_at_blobs(store).status or os.fstat(store)
+
+
+def _check(store: int, found: os.stat_result) -> None:
+    blobs, top = _blobs(store), os.fstat(store)
+    if found.st_uid in (0, blobs.st_uid):
+        return
+    # Whoever may write to blobs/ can do there himself what our folder could have us do.
+    everybody = blobs.st_mode & stat.S_IWOTH and not blobs.st_mode & stat.S_ISVTX
+    alike = found.st_gid == blobs.st_gid == top.st_gid and not top.st_mode & stat.S_IWOTH
+    member = blobs.st_mode & stat.S_IWGRP and not blobs.st_mode & stat.S_ISVTX and alike
+    if not (everybody or member):
+        raise ForeignError(FOLDER, found.st_uid, _owner(store))

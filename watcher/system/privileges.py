@@ -1,0 +1,317 @@
+"""Whose rights this process has: root becomes the owner of the store, for good.
+
+Whoever owns a store may put anything into it. So nothing in it is opened with more rights than its
+owner has: what they plant can lead us only where they could go themselves. Of root's powers two
+stay within reach, those that show who has files open (`VISIBILITY`), and they are raised only while
+the processes are looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import grp
+import importlib
+import os
+import pkgutil
+import pwd
+import re
+import sys
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from watcher import redact
+from watcher.errors import NoPermissionError
+from watcher.system import advice
+
+#: Numbers of linux/capability.h.
+_DAC_READ_SEARCH, _SYS_PTRACE = 2, 19
+#: What lets a process see the descriptors of other users' processes, as bits.
+VISIBILITY = 1 << _DAC_READ_SEARCH | 1 << _SYS_PTRACE
+#: The layout of capget(2) and capset(2) for 64 capabilities.
+_VERSION_3, _WORDS = 0x20080522, 2
+#: Numbers of linux/prctl.h.
+_KEEPCAPS, _BOUNDING_READ, _BOUNDING_DROP, _NO_NEW_PRIVS = 8, 23, 24, 38
+_AMBIENT, _AMBIENT_CLEAR_ALL = 47, 4
+#: A group without rights.
+_NO_GROUP = 65534
+#: What the standard library and ours load only where it is needed.
+_LOADED_LATE = (
+    "_strptime",
+    "concurrent.futures.thread",
+    "encodings.ascii",
+    "encodings.idna",
+    "encodings.latin_1",
+    "http.client",
+    "linecache",
+    "ssl",
+    "stringprep",
+    "subprocess",
+    "traceback",
+    "urllib.request",
+)
+
+#: Of root's environment what a process of somebody else's needs.
+_NEEDED = re.compile(
+    "OLLAMA_WATCH_.*|OLLAMA_(HOST|MODELS|NOPRUNE|NO_CLOUD)|PATH|HOME|TZ|TERM|COLUMNS|NO_COLOR|LANG"
+    "|LC_.*|LD_LIBRARY_PATH|PYTHON.*|SSL_CERT_(FILE|DIR)|(http|https|all|no)_proxy",
+    re.IGNORECASE,
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+#: The user whose rights root's process has taken.
+_taken: list[Owner] = []
+#: For whom everything was loaded, who could not load it again.
+_loaded: list[Owner] = []
+
+
+class Owner(NamedTuple):
+    """The user whose rights a store is treated with."""
+
+    uid: int
+    gid: int
+
+
+class Capabilities(NamedTuple):
+    """The capabilities of this thread, as bits."""
+
+    effective: int
+    permitted: int
+    inheritable: int
+
+
+# ---------------------------------------------------------------- becoming
+
+
+def become(owner: Owner, what: str) -> None:
+    """Take a user's rights in place of root's, for good; the two for visibility stay in reach.
+
+    For a process that has one thread. `what`: whose they are, for people, such as the store.
+    Raises NoPermissionError where this process may not become that user.
+    """
+    try:
+        _take_groups(owner)
+        if owner.uid != 0:
+            _load_all(owner)
+        # What runs root's queue has to see root's server, which has more rights than none.
+        give_on(VISIBILITY if owner.uid == 0 else 0)
+        if owner.uid != 0:
+            _prctl(_KEEPCAPS, 1)
+            _taken.append(owner)
+            os.setresgid(owner.gid, owner.gid, owner.gid)
+            os.setresuid(owner.uid, owner.uid, owner.uid)
+        lower()
+    except OSError as error:
+        raise _refused(owner, what, error) from None
+
+
+def give_on(most: int) -> None:
+    """Let what this process starts as root have `most` as capabilities, and others have none."""
+    # A program of root's gets its capabilities out of the bounding set.
+    number = 0
+    while _prctl(_BOUNDING_READ, number) >= 0:
+        if not most >> number & 1:
+            _prctl(_BOUNDING_DROP, number)
+        number += 1
+    # Where that may not be changed, at least nothing comes on top of what is kept here.
+    _prctl(_NO_NEW_PRIVS, 1)
+
+
+def handed_on() -> dict[str, str]:
+    """The environment for what this process starts, which its user can read.
+
+    Of root's that is what it needs, and no address with a password.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not _taken or (_NEEDED.fullmatch(name) and redact.foreign(value) == value)
+    }
+
+
+def lower() -> None:
+    """Give up every capability but those for visibility, and raise these only in `visibility`."""
+    now = capabilities()
+    if now.permitted or now.inheritable:
+        _prctl(_AMBIENT, _AMBIENT_CLEAR_ALL)
+        try:
+            _set(Capabilities(0, now.permitted & VISIBILITY, 0))
+        except OSError as error:
+            raise NoPermissionError(
+                f"this process has capabilities and can't give them up: {error.strerror}",
+                "where a unit runs it, install that anew: its filter has to let capset pass",
+                advice.ours("service", "install", root=True),
+            ) from None
+
+
+def give_up() -> None:
+    """Give up every capability, for a child that needs none. Nothing is raised."""
+    with contextlib.suppress(OSError):
+        _set(Capabilities(0, 0, 0))
+
+
+@contextlib.contextmanager
+def visibility() -> Iterator[None]:
+    """See the processes of other users while this lasts, in this thread, as far as we may."""
+    now = capabilities()
+    if now.effective or not now.permitted & VISIBILITY:
+        yield
+        return
+    _set(now._replace(effective=now.permitted & VISIBILITY))
+    try:
+        yield
+    finally:
+        _set(now)
+
+
+def sees_all() -> bool:
+    """Whether `visibility` shows every process."""
+    return capabilities().permitted & VISIBILITY == VISIBILITY
+
+
+def capabilities() -> Capabilities:
+    """The capabilities of this thread; none where the system has no such thing."""
+    header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
+    words = (ctypes.c_uint32 * (3 * _WORDS))()
+    if not hasattr(_libc, "capget") or _libc.capget(header, words) != 0:
+        return Capabilities(0, 0, 0)
+    return Capabilities(*(words[each] | words[3 + each] << 32 for each in range(3)))
+
+
+def _set(wanted: Capabilities) -> None:
+    header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
+    words = (ctypes.c_uint32 * (3 * _WORDS))(
+        *(each & 0xFFFFFFFF for each in wanted), *(each >> 32 for each in wanted)
+    )
+    if _libc.capset(header, words) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"the capabilities can't be set: {os.strerror(code)}")
+
+
+def _prctl(option: int, first: int, second: int = 0) -> int:
+    return int(_libc.prctl(option, *(ctypes.c_ulong(each) for each in (first, second, 0, 0))))
+
+
+# ---------------------------------------------------------------- users and groups
+
+
+def owner_of(uid: int, folder_gid: int) -> Owner:
+    """A user with the group that the system gives them.
+
+    One whom the system does not know gets that of their folder, unless it knows that one: they may
+    not be in it.
+    """
+    try:
+        return Owner(uid, pwd.getpwuid(uid).pw_gid)
+    except KeyError:
+        return Owner(uid, _NO_GROUP if uid and _is_known_group(folder_gid) else folder_gid)
+
+
+def _is_known_group(gid: int) -> bool:
+    try:
+        grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return True
+
+
+def _take_groups(owner: Owner) -> None:
+    """The groups that the system gives a user. Root keeps its own, and has that of its store."""
+    if owner.uid == 0:
+        with contextlib.suppress(PermissionError):
+            os.setgroups([*os.getgroups(), owner.gid])
+        return
+    try:
+        groups = os.getgrouplist(pwd.getpwuid(owner.uid).pw_name, owner.gid)
+    except KeyError:
+        groups = [owner.gid]
+    os.setgroups(groups)
+
+
+def _refused(owner: Owner, what: str, error: OSError) -> NoPermissionError:
+    if owner.uid == _overflow() and not _is_mapped("uid_map", owner.uid):
+        return NoPermissionError(
+            f"{what} belongs to a user for whom this user namespace has no mapping, shown as user"
+            f" id {owner.uid}: root treats it with its owner's rights alone, and nobody here can"
+            " become that user",
+            "run it outside of this user namespace, or map the store's owner into it",
+        )
+    unmapped = [
+        f"{kind} id {number}"
+        for kind, name, number in (("user", "uid_map", owner.uid), ("group", "gid_map", owner.gid))
+        if not _is_mapped(name, number)
+    ]
+    if unmapped:
+        why = f"this user namespace has no mapping for {' and '.join(unmapped)}"
+    elif error.errno == errno.EPERM:
+        why = "it lacks CAP_SETUID or CAP_SETGID"
+    else:
+        why = str(error.strerror)
+    return NoPermissionError(
+        f"{what} belongs to user id {owner.uid}: root treats it with that user's rights alone,"
+        f" and this process can't become that user: {why}",
+        f"run it as user id {owner.uid} from the start, as a container's user or a unit's User=",
+    )
+
+
+def _overflow() -> int:
+    """The user id that stands for all that have none in this user namespace."""
+    try:
+        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as line:
+            return int(line.read())
+    except (OSError, ValueError):
+        return -1
+
+
+def _is_mapped(name: str, number: int) -> bool:
+    try:
+        with open(f"/proc/self/{name}", encoding="ascii") as lines:
+            ranges = [tuple(map(int, line.split())) for line in lines]
+    except OSError:
+        return True  # such a thing is not here
+    return any(first <= number < first + count for first, _, count in ranges)
+
+
+# ---------------------------------------------------------------- what is loaded before
+
+
+def _load_all(owner: Owner) -> None:
+    """Load what may be needed, where that user could not: the installation may be root's alone."""
+    if not _can_load(owner):
+        _loaded.append(owner)
+        for name in (*_modules(), *_LOADED_LATE):
+            # Some are for other systems, or for packages that are not here.
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+
+
+def can_start_anew() -> bool:
+    """Whether this user can start this Python and load our package, as far as is known."""
+    return not _loaded and os.access(sys.executable, os.X_OK)
+
+
+def _modules() -> Iterator[str]:
+    """All modules of ours, and of packages that load some of theirs late."""
+    for package in ("watcher", "click", "rich", "watchdog", "prometheus_client"):
+        found = importlib.import_module(package).__path__
+        for module in pkgutil.walk_packages(found, f"{package}.", onerror=lambda _: None):
+            if not module.name.startswith("watcher.demo") and "__main__" not in module.name:
+                yield module.name
+
+
+def _can_load(owner: Owner) -> bool:
+    """Whether a user, whose groups we have, may read what is loaded now: a file for each folder."""
+    files = (getattr(module, "__file__", None) for module in [*sys.modules.values()])
+    samples = {os.path.dirname(file): file for file in files if file}
+    os.setegid(owner.gid)
+    os.seteuid(owner.uid)
+    try:
+        return all(
+            os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+            and os.access(file, os.R_OK, effective_ids=True)
+            for folder, file in samples.items()
+        )
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
