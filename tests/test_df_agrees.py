@@ -12,7 +12,7 @@ import pytest
 from tests.support.notation import Store, age, digest_of
 from watcher import reconcile
 from watcher.decide import usage
-from watcher.model import Policy, UseKind, Verb
+from watcher.model import ActionKind, Policy, UseKind
 from watcher.observe import space
 
 CLEAN = Policy(clean=True, repair=False, purge_replaced=True)
@@ -83,18 +83,18 @@ def test_so_where_nothing_may_be_removed(models: Store, broken: str) -> None:
 
 
 def agree(store: Store) -> None:
-    world = store.world(keeps=False)
-    report = reconcile.cycle(world, CLEAN, consent=reconcile.nothing)
+    host = store.host(keeps=False)
+    report = reconcile.cycle(host, CLEAN, approve=reconcile.nothing)
     census = report.evidence.census
-    uses, _ = usage.usage(space.survey(world), report.verdict.judged, census)
+    uses, _ = usage.usage(space.survey(host), report.diagnosis.diagnosed, census)
     of = {use.kind: use for use in uses if use.kind in (UseKind.ORPHAN, UseKind.OTHER_STORE)}
-    goes = {each.subject for each in report.plan.actions if each.verb is Verb.REMOVE_ORPHAN}
-    refused = [each for each in report.plan.refusals if each.verb is Verb.REMOVE_ORPHAN]
+    goes = {each.subject for each in report.plan.actions if each.kind is ActionKind.REMOVE_ORPHAN}
+    refused = [each for each in report.plan.refusals if each.kind is ActionKind.REMOVE_ORPHAN]
     goes |= {name for each in refused for name in each.entries}
-    downloads = {each.digest for each in report.verdict.judged}
+    downloads = {each.digest for each in report.diagnosis.diagnosed}
     young = {each.digest for each in report.plan.spared} - downloads
     goes |= {f"sha256-{digest}" for digest in young}
-    told = [each for each in report.verdict.findings if each.kind == "blob_orphan"]
+    told = [each for each in report.diagnosis.findings if each.kind == "blob_orphan"]
     assert {each.path for each in told} == {f"blobs/{name}" for name in goes}
     files = of[UseKind.ORPHAN].files if UseKind.ORPHAN in of else 0
     assert files == len(goes)
@@ -116,10 +116,10 @@ def test_blobs_of_another_store_in_the_same_folder_are_no_orphans(
     models.blobs.symlink_to(other.blobs)
     other.orphan(aged="30d")
     agree(models)
-    world = models.world(keeps=False)
-    report = reconcile.cycle(world, CLEAN, consent=reconcile.nothing)
+    host = models.host(keeps=False)
+    report = reconcile.cycle(host, CLEAN, approve=reconcile.nothing)
     assert len(report.evidence.census.elsewhere) == 1
-    uses, _ = usage.usage(space.survey(world), report.verdict.judged, report.evidence.census)
+    uses, _ = usage.usage(space.survey(host), report.diagnosis.diagnosed, report.evidence.census)
     (theirs,) = [use for use in uses if use.kind is UseKind.OTHER_STORE]
     assert theirs.files == 1
     assert theirs.sizes.apparent == len("weights of theirs/latest")

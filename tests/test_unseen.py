@@ -159,20 +159,20 @@ def test_a_quarantine_that_can_not_be_listed_is_none_with_nothing_in_it(
 
 def test_what_can_not_be_listed_has_not_gone(store: Store) -> None:
     """Its memory stays, and no event tells that somebody has removed it."""
-    world, policy = store.world(), Policy(repair=False)
-    reconcile.cycle(world, policy)
-    known = reconcile.remembered(world)
+    host, policy = store.host(), Policy(repair=False)
+    reconcile.cycle(host, policy)
+    known = reconcile.remembered(host)
     (digest,) = known.downloads
     with ordinary_user(store.path):
         store.blobs.chmod(0)
         for scope in (None, frozenset({digest})):
-            report = reconcile.cycle(world, policy, scope)
+            report = reconcile.cycle(host, policy, scope)
             assert not [each for each in report.events if each.event_type == "partial_removed"]
-            assert reconcile.remembered(world).downloads == known.downloads
+            assert reconcile.remembered(host).downloads == known.downloads
         store.blobs.chmod(0o755)
         for path in store.blobs.glob("*partial*"):
             path.unlink()
-        report = reconcile.cycle(world, policy)
+        report = reconcile.cycle(host, policy)
         assert "partial_removed" in [each.event_type for each in report.events]
 
 
@@ -180,11 +180,11 @@ def test_metrics_count_nothing_that_could_not_be_listed(store: Store) -> None:
     pytest.importorskip("prometheus_client")
     from watcher.service import metrics
 
-    world = store.world(keeps=False)
+    host = store.host(keeps=False)
 
     def names(closed: bool) -> set[str]:
         store.blobs.chmod(0 if closed else 0o755)
-        report = reconcile.cycle(world, Policy(), consent=reconcile.nothing)
+        report = reconcile.cycle(host, Policy(), approve=reconcile.nothing)
         looked = metrics.looked(None, report, 0.1)
         return {each.name for each in metrics.families(looked, metrics.Counted())}
 

@@ -21,8 +21,8 @@ import pytest
 from tests.conftest import ordinary_user
 from tests.support.driving import Store, audit, command, environment, private_proc, run
 from watcher import reconcile
-from watcher.model import Policy, Result, Verb
-from watcher.observe.host import World
+from watcher.model import ActionKind, Policy, Result
+from watcher.observe.host import Host
 from watcher.ollama.names import ModelName
 
 REPAIR = Policy(repair=True, hash=True, online=True, writers_visible=True)
@@ -201,12 +201,12 @@ def test_a_blob_that_is_not_what_its_name_says(
     assert path.is_symlink() or path.exists() or damage == "lost", "nobody has said it can be had"
     outside = {each: each.lstat() for each in tmp_path.iterdir() if " " in each.name}
 
-    here = World(
+    here = Host(
         str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=lambda *_: size
     )
     report = reconcile.cycle(here, REPAIR)
-    verbs = [each.action.verb for each in report.outcomes if each.result is Result.DONE]
-    assert (Verb.QUARANTINE_BLOB in verbs) == (damage != "lost")
+    verbs = [each.action.kind for each in report.outcomes if each.result is Result.DONE]
+    assert (ActionKind.QUARANTINE_BLOB in verbs) == (damage != "lost")
     assert not os.path.lexists(path), "so that a pull fetches it"
     kept = list((store.ours / "quarantine").glob("*")) if damage != "lost" else []
     assert [each.name.partition("-")[2] for each in kept] == [path.name] * len(kept)
@@ -224,7 +224,7 @@ def test_an_empty_layer_is_right_and_one_with_a_byte_is_not(store: TrueStore) ->
 def test_an_empty_layer_can_be_had_again(store: TrueStore, tmp_path: Path) -> None:
     _longer(store.at(store.empty))
     proc = private_proc(tmp_path / "proc")
-    reconcile.cycle(World(str(store.path), proc=proc, registry_length=lambda *_: 0), REPAIR)
+    reconcile.cycle(Host(str(store.path), proc=proc, registry_length=lambda *_: 0), REPAIR)
     assert not store.at(store.empty).exists()
 
 
@@ -259,7 +259,7 @@ def test_a_wrong_size_in_a_manifest_is_the_manifests_fault(store: TrueStore, how
     (found,) = audit(store.path)["findings"]
     assert (found["kind"], found["models"]) == ("manifest_wrong_size", [f"{name}:latest"])
     assert "ollama pull" in found["command"]
-    here = World(str(store.path), registry_length=lambda *_: pytest.fail("nothing is to be asked"))
+    here = Host(str(store.path), registry_length=lambda *_: pytest.fail("nothing is to be asked"))
     assert reconcile.cycle(here, REPAIR).outcomes == ()
     assert store.at(digest).exists()
 
@@ -512,16 +512,14 @@ def test_a_registry_that_never_answers_is_not_asked_for_ever(
     store.manifest("many", *digests)
     for digest in digests:
         _other_bytes(store.at(digest))
-    reconcile.cycle(
-        World(str(store.path)), replace(REPAIR, repair=False, online=False, verify=True)
-    )
+    reconcile.cycle(Host(str(store.path)), replace(REPAIR, repair=False, online=False, verify=True))
     asked: list[str] = []
 
     def nobody(_: ModelName, digest: str) -> int | None:
         asked.append(digest)
         raise TimeoutError("no answer")
 
-    here = World(str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=nobody)
+    here = Host(str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=nobody)
     report = reconcile.cycle(here, REPAIR)
     assert len(asked) < 5
     assert len(report.plan.refusals) == 50

@@ -383,7 +383,7 @@ def queue_run(given: click.Context, host: str | None, insecure: bool, leashed: b
 
     if leashed:
         return queue.run_leashed(given.obj)
-    wanted = pull.Wanted(host, options=Options(insecure=insecure))
+    wanted = pull.PullOptions(host, options=Options(insecure=insecure))
     return queue.run(given.obj, queue_drive.queued(given.obj, wanted))
 
 
@@ -415,7 +415,7 @@ def pull_models(
     from watcher.pull.speed import STALL_SECONDS
 
     options = Options(insecure, until_done, verify, STALL_SECONDS if stall is None else stall)
-    return pull.pull(given.obj, models, pull.Wanted(host, parallel, options))
+    return pull.pull(given.obj, models, pull.PullOptions(host, parallel, options))
 
 
 @group.command()
@@ -520,10 +520,10 @@ def _target(root: str | None, user: bool, cron: bool = False) -> Any:
 
 
 def _wish(given: click.Context, store: str | None, clean: str | None, cron: bool) -> Any:
-    from watcher.commands.service import Wish
+    from watcher.commands.service import InstallOptions
 
     config = given.find_root().params["config_file"]
-    return Wish(store, clean, cron, config and str(config))
+    return InstallOptions(store, clean, cron, config and str(config))
 
 
 @service.command("install")
@@ -544,8 +544,8 @@ def service_install(
     """Write the files for systemd (or cron), and start the service."""
     from watcher.commands.service import install as body
 
-    target, wish = _target(root, user, cron), _wish(given, store, clean, cron)
-    return body(given.obj, target, wish, yes=yes)
+    target, options = _target(root, user, cron), _wish(given, store, clean, cron)
+    return body(given.obj, target, options, yes=yes)
 
 
 @service.command("uninstall")
@@ -609,10 +609,10 @@ def log(
     lines: int | None,
 ) -> Exit:
     """What happened to a model, or at all; no daemon need run."""
-    from watcher.commands.log import Wanted
+    from watcher.commands.log import LogOptions
     from watcher.commands.log import log as body
 
-    return body(given.obj, Wanted(target, since, types, lines), follow=follow)
+    return body(given.obj, LogOptions(target, since, types, lines), follow=follow)
 
 
 @group.command()

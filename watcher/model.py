@@ -590,7 +590,7 @@ class Sharing(NamedTuple):
 # ---------------------------------------------------------------- who is at work
 
 
-class Sight(enum.StrEnum):
+class Visibility(enum.StrEnum):
     """How much of the machine's processes could be seen."""
 
     FULL = "full"
@@ -612,7 +612,7 @@ class Blind(enum.StrEnum):
 class View(NamedTuple):
     """The sight, who could not be seen, and why."""
 
-    sight: Sight
+    visibility: Visibility
     #: ``name (pid)`` of processes whose descriptors could not be read, the first few.
     unseen: tuple[str, ...] = ()
     why: str = ""
@@ -859,7 +859,7 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-class Judged(NamedTuple):
+class Diagnosed(NamedTuple):
     """A download with its condition."""
 
     download: Download
@@ -903,10 +903,10 @@ class Forecast(NamedTuple):
         return sum(each.entry.freed for each in self.deletes)
 
 
-class Verdict(NamedTuple):
+class Diagnosis(NamedTuple):
     """All judgements on one look."""
 
-    judged: tuple[Judged, ...]
+    diagnosed: tuple[Diagnosed, ...]
     findings: tuple[Finding, ...]
     #: None where only some digests were looked at.
     forecast: Forecast | None = None
@@ -915,7 +915,7 @@ class Verdict(NamedTuple):
 # ---------------------------------------------------------------- plans and what came of them
 
 
-class Verb(enum.StrEnum):
+class ActionKind(enum.StrEnum):
     """What an action does."""
 
     REMOVE_DOWNLOAD = "remove_download"
@@ -934,7 +934,7 @@ class Verb(enum.StrEnum):
 class Action(NamedTuple):
     """One thing to do, but only while the disk still has what it `expects`."""
 
-    verb: Verb
+    kind: ActionKind
     #: The digest, or the entry's name.
     subject: str
     because: str
@@ -983,7 +983,7 @@ class Refusal(NamedTuple):
 
     kind: RefusalKind
     subject: str
-    verb: Verb
+    action: ActionKind
     why: str
     remedy: str
     seconds_left: float | None = None
@@ -1051,7 +1051,7 @@ class Plan:
 
 
 #: What makes one occasion differ from another: it hands back the part of a plan that may be done.
-Consent: TypeAlias = Callable[[Plan], Plan]
+Approve: TypeAlias = Callable[[Plan], Plan]
 
 
 class Result(enum.StrEnum):

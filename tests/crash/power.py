@@ -22,7 +22,7 @@ from tests.conftest import IS_ROOT
 from tests.support.driving import private_proc
 from watcher import reconcile
 from watcher.model import Policy
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.reconcile import Report
 
 SIZE = 256 << 20
@@ -99,10 +99,10 @@ class Machine:
         """The machine starts anew."""
         self._boot.write_text(f"{uuid.uuid4()}\n")
 
-    def world(self, store: Path) -> World:
+    def host(self, store: Path) -> Host:
         """This machine with a store."""
-        return World(str(store), proc=self.proc)
+        return Host(str(store), proc=self.proc)
 
     def act(self, store: Path, policy: Policy) -> Report:
         """A cycle."""
-        return reconcile.cycle(self.world(store), policy)
+        return reconcile.cycle(self.host(store), policy)

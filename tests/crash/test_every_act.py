@@ -84,10 +84,10 @@ class Trial:
     def run(self, store: Store, **more: Any) -> Ended:
         """The act: unhindered, if nothing else is said."""
         order = dict(self._act.order)
-        for verb in ("restore", "purge"):
-            if verb in order["policy"]:
+        for kind in ("restore", "purge"):
+            if kind in order["policy"]:
                 labels = [f"{QUARANTINED}{self.layer.digest}"]
-                order["policy"] = {**order["policy"], verb: labels}
+                order["policy"] = {**order["policy"], kind: labels}
         return self._driver.cycle(store, **order, **more)
 
     def broken(self, **how: Any) -> Store:

@@ -33,7 +33,7 @@ from watcher.act import durability
 from watcher.commands import acting
 from watcher.commands.context import Context
 from watcher.demo.registry import Content, Layer, Model, Registry
-from watcher.model import MIB, Condition, Entry, Policy, Ranges, Result, Verb
+from watcher.model import MIB, ActionKind, Condition, Entry, Policy, Ranges, Result
 from watcher.observe import evidence, scan
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import fs, memory
@@ -208,13 +208,13 @@ def assert_looked_through(it: Scene, machine: Machine) -> None:
         before = it.claims(store)
         # A look that may not read much reads this.
         little = Policy(repair=False, writers_visible=True, read_limit_bytes=1)
-        (judged,) = machine.act(store, little).verdict.judged
-        assert judged.condition in (Condition.HOLLOW, Condition.WHOLE)
-        assert not judged.download.trust.trusted
+        (diagnosed,) = machine.act(store, little).diagnosis.diagnosed
+        assert diagnosed.condition in (Condition.HOLLOW, Condition.WHOLE)
+        assert not diagnosed.download.trust.trusted
         assert it.claims(store) == before
         machine.act(store, AHEAD)
         assert it.false(store) == 0
-        durability.sync_noted(machine.world(store), AHEAD, lambda: False)
+        durability.sync_noted(machine.host(store), AHEAD, lambda: False)
         assert notes(store) == []
         it.pull(store)
 
@@ -264,9 +264,9 @@ def test_the_reading_for_zeros_ends_in_the_middle_of_a_file(
     killed.disk.keep_all()
     machine.restart()
     asked = itertools.count()
-    world = replace(machine.world(killed.store), uptime=lambda: float(next(asked)), reads_until=9.0)
-    (judged,) = reconcile.cycle(world, AHEAD).verdict.judged
-    assert not judged.download.trust.zeros_read
+    host = replace(machine.host(killed.store), uptime=lambda: float(next(asked)), reads_until=9.0)
+    (diagnosed,) = reconcile.cycle(host, AHEAD).diagnosis.diagnosed
+    assert not diagnosed.download.trust.zeros_read
     assert len(notes(killed.store)) == 1
     machine.act(killed.store, AHEAD)
     assert notes(killed.store) == []
@@ -314,15 +314,15 @@ def test_what_is_synced_behind_is_on_the_disk_and_the_note_goes(
     killed: Scene, machine: Machine
 ) -> None:
     machine.act(killed.store, AHEAD)
-    assert durability.sync_noted(machine.world(killed.store), AHEAD, lambda: False) == frozenset()
+    assert durability.sync_noted(machine.host(killed.store), AHEAD, lambda: False) == frozenset()
     assert notes(killed.store) == []
     with killed.disk.power_cut() as after:
         store = after.path / "models"
         assert killed.false(store) == 0
         assert ranges.size(killed.claims(store)) > sum(COME) - 5 * MIB
         machine.restart()
-        (judged,) = machine.act(store, AHEAD).verdict.judged
-        assert judged.condition is Condition.PAUSED
+        (diagnosed,) = machine.act(store, AHEAD).diagnosis.diagnosed
+        assert diagnosed.condition is Condition.PAUSED
 
 
 @pytest.mark.parametrize("words", [("prepare",), ("repair", "--yes")])
@@ -406,7 +406,7 @@ def test_nothing_goes_for_a_blob_that_is_not_on_the_disk(disk: Disk, machine: Ma
     it.know(it.store.path, machine.boot)
     purge = Policy(repair=False, purge_replaced=True, writers_visible=True)
     (done,) = machine.act(it.store.path, purge).outcomes
-    assert (done.action.verb, done.result) == (Verb.PURGE, Result.DONE)
+    assert (done.action.kind, done.result) == (ActionKind.PURGE, Result.DONE)
     it.assert_kept()
 
 
@@ -415,7 +415,7 @@ def test_partial_data_stays_until_its_blob_is_on_the_disk(disk: Disk, machine: M
     partial = it.store.file(f"{it.name}-partial", "some".ljust(len(it.text), "\0"))
     it.know(it.store.path, machine.boot)
     report = machine.act(it.store.path, REPAIR)
-    assert [each.action.verb for each in report.outcomes] == [Verb.REMOVE_DOWNLOAD]
+    assert [each.action.kind for each in report.outcomes] == [ActionKind.REMOVE_DOWNLOAD]
     assert not partial.exists()
     it.assert_kept()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.driving import POLICY, Daemon, Store, private_proc, whole_lines, world
+from tests.support.driving import POLICY, Daemon, Store, host, private_proc, whole_lines
 from tests.support.servers import EngineServer, Line, collapsed, wait_until
 from watcher import reconcile
 from watcher.act import journal
@@ -114,7 +114,7 @@ def test_a_kill_around_the_log_loses_nothing_and_doubles_nothing(
 ) -> None:
     (store.blobs / f"sha256-{store.digests[0]}").unlink()
     store.download("healthy weights", aged=DAY)
-    here = world(store, private_proc(store.path.with_name("proc")))
+    here = host(store, private_proc(store.path.with_name("proc")))
 
     def killed(*_: object) -> None:
         raise KilledError
@@ -134,9 +134,9 @@ def test_a_kill_around_the_log_loses_nothing_and_doubles_nothing(
         else:
             broken.setattr(fs, "append", append_to_common)
         with pytest.raises(KilledError):
-            reconcile.cycle(here, POLICY, consent=reconcile.nothing)
+            reconcile.cycle(here, POLICY, approve=reconcile.nothing)
     for _ in range(3):
-        reconcile.cycle(here, POLICY, consent=reconcile.nothing)
+        reconcile.cycle(here, POLICY, approve=reconcile.nothing)
     for log in ("events", "healthy%3Alatest"):
         told = [e["event_type"] for e in whole_lines(store.ours / f"logs/{log}.jsonl")]
         assert told.count("partial_found") == 1, (log, told)

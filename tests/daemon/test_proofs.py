@@ -15,12 +15,12 @@ from tests.support.servers import wait_until
 from watcher import reconcile
 from watcher.model import Plan, Policy
 from watcher.observe import evidence
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama.names import ModelName
 from watcher.service import scrub
 from watcher.service.daemon import _Service
 from watcher.service.metrics import Metrics
-from watcher.service.scrub import Proofs
+from watcher.service.scrub import Scrub
 
 VERIFY = Policy(repair=False, hash=True, verify=True, writers_visible=True)
 
@@ -36,7 +36,7 @@ def digest(store: Store) -> str:
     found = hashlib.sha256(b"right").hexdigest()
     (store.blobs / f"sha256-{found}").write_bytes(b"wrong")
     store.manifest("demo", found)
-    reconcile.cycle(World(str(store.path)), VERIFY)
+    reconcile.cycle(Host(str(store.path)), VERIFY)
     return found
 
 
@@ -53,8 +53,8 @@ def test_a_registry_that_was_away_is_asked_again(
         return said[min(len(asked), len(said)) - 1]
 
     monkeypatch.setattr(scrub, "_AGAIN_SECONDS", 0.0)
-    world = World(str(store.path), registry_length=registry_length)
-    tried = Proofs(world, pytest.fail)
+    host = Host(str(store.path), registry_length=registry_length)
+    tried = Scrub(host, pytest.fail)
     policy = replace(POLICY, repair=True)
     try:
         tried.want(frozenset({digest}), policy)
@@ -67,7 +67,7 @@ def test_a_registry_that_was_away_is_asked_again(
     assert kept.name.endswith(f"-sha256-{digest}")
 
 
-def _again(tried: Proofs, digest: str, policy: Policy) -> bool:
+def _again(tried: Scrub, digest: str, policy: Policy) -> bool:
     """What each full look of the daemon does."""
     tried.want(frozenset({digest}), policy)
     return False
@@ -80,7 +80,7 @@ def test_it_is_not_asked_all_the_time(store: Store, digest: str) -> None:
         asked.append(of)
         return None
 
-    tried = Proofs(World(str(store.path), registry_length=registry_length), pytest.fail)
+    tried = Scrub(Host(str(store.path), registry_length=registry_length), pytest.fail)
     try:
         for _ in range(3):
             tried.want(frozenset({digest}), replace(POLICY, repair=True))
@@ -95,16 +95,16 @@ def test_a_service_goes_on_about_what_its_registry_has_not_answered(
     store: Store, digest: str, monkeypatch: pytest.MonkeyPatch, said: int | None
 ) -> None:
     wanted: list[frozenset[str]] = []
-    monkeypatch.setattr(Proofs, "want", lambda _, digests, __: wanted.append(digests))
-    world = World(str(store.path), registry_length=lambda *_: said)
+    monkeypatch.setattr(Scrub, "want", lambda _, digests, __: wanted.append(digests))
+    host = Host(str(store.path), registry_length=lambda *_: said)
     policy = replace(POLICY, repair=True, online=True)
 
     def only_questions(planned: Plan) -> Plan:
-        asks = tuple(each for each in planned.actions if each.verb in reconcile.QUESTIONS)
+        asks = tuple(each for each in planned.actions if each.kind in reconcile.QUESTIONS)
         return replace(planned, actions=asks)
 
-    report = reconcile.cycle(world, policy, consent=only_questions)
-    _Service(world, policy, Metrics(world.store, policy), [])._prove(report)
+    report = reconcile.cycle(host, policy, approve=only_questions)
+    _Service(host, policy, Metrics(host.store, policy), [])._prove(report)
     assert [digest in each for each in wanted] == [said is None]
 
 
@@ -115,7 +115,7 @@ def damaged(store: Store, count: int) -> frozenset[str]:
     for digest in digests:
         (store.blobs / f"sha256-{digest}").write_bytes(b"wrong")
     store.manifest("many", *digests)
-    reconcile.cycle(World(str(store.path)), VERIFY)
+    reconcile.cycle(Host(str(store.path)), VERIFY)
     return frozenset(digests)
 
 
@@ -133,8 +133,8 @@ def test_thousands_are_put_aside_together(
 
     monkeypatch.setattr(evidence, "observe", look)
     proc = private_proc(tmp_path / "proc")
-    world = World(str(store.path), proc=proc, registry_length=lambda *_: len(b"wrong"))
-    tried = Proofs(world, pytest.fail)
+    host = Host(str(store.path), proc=proc, registry_length=lambda *_: len(b"wrong"))
+    tried = Scrub(host, pytest.fail)
     tried.want(digests, replace(POLICY, repair=True))
     wait_until(lambda: tried._thread is None, "the end of the proofs")
     assert len(list(store.ours.glob("quarantine/*"))) == len(digests)
@@ -151,7 +151,7 @@ def test_stop_ends_asking(store: Store) -> None:
         goes_on.wait(30)
         return None
 
-    tried = Proofs(World(str(store.path), registry_length=registry_length), pytest.fail)
+    tried = Scrub(Host(str(store.path), registry_length=registry_length), pytest.fail)
     tried.want(digests, replace(POLICY, repair=True))
     wait_until(lambda: asked, "the first question")
     ended = threading.Thread(target=tried.stop)
@@ -178,15 +178,15 @@ def test_a_daemon_puts_aside_what_it_has_not_hashed_before(
     else:
         blob.unlink()
         blob.symlink_to(aside if how == "to other bytes" else tmp_path / "nowhere")
-    world = World(
+    host = Host(
         str(store.path),
         proc=private_proc(tmp_path / "proc"),
         registry_length=lambda *_: len(b"right bytes"),
     )
     policy = replace(POLICY, repair=True, clean=False)
-    service = _Service(world, policy, Metrics(world.store, policy), [])
+    service = _Service(host, policy, Metrics(host.store, policy), [])
     try:
-        service._prove(reconcile.cycle(world, policy))
+        service._prove(reconcile.cycle(host, policy))
         wait_until(lambda: service._proofs._thread is None, "the end of the proofs")
     finally:
         service._proofs.stop()

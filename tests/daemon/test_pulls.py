@@ -14,7 +14,7 @@ from tests.support.driving import POLICY, Daemon, Store, private_proc
 from tests.support.servers import EngineServer, wait_until
 from watcher import reconcile
 from watcher.demo.registry import Layer, Model, Registry
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.reconcile import Report
 from watcher.state.event_log import Event
@@ -92,7 +92,7 @@ def test_a_pull_that_its_client_ended_is_told_once_it_was_quiet(
     later = [0.0]
 
     def look() -> Report:
-        here = World(
+        here = Host(
             str(store.path),
             proc=private_proc(tmp_path / "proc", server.pid),
             clock=lambda: time.time() + later[0],

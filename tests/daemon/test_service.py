@@ -26,10 +26,10 @@ from tests.support.driving import (
     content,
     environment,
     holding,
+    host,
     ollama_process,
     run,
     whole_lines,
-    world,
 )
 from tests.support.servers import wait_until
 from watcher import reconcile
@@ -175,8 +175,8 @@ def test_a_server_that_ends_while_it_is_looked_at_stops_nothing(
             return real(*words)
 
         monkeypatch.setattr(processes, "_holders", look)
-        report = reconcile.cycle(world(store), POLICY, consent=reconcile.nothing)
-    assert len(report.verdict.judged) == 1
+        report = reconcile.cycle(host(store), POLICY, approve=reconcile.nothing)
+    assert len(report.diagnosis.diagnosed) == 1
     assert pid not in [server.pid for server in report.evidence.servers]
 
 

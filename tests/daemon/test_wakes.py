@@ -28,7 +28,7 @@ from watcher.model import DAY, Due
 from watcher.service import file_events
 from watcher.service import triggers as module
 from watcher.service.file_events import Ears
-from watcher.service.triggers import MOST_DIGESTS, Scope, Wakes
+from watcher.service.triggers import MOST_DIGESTS, Scope, Triggers
 
 PATIENCE = 20.0
 
@@ -37,24 +37,24 @@ class Watching:
     """Wakes that somebody waits for in a thread of their own; what they named is read in turn."""
 
     def __init__(self, store: Path, proc: str = "/proc") -> None:
-        self.wakes = Wakes(str(store), proc)
+        self.triggers = Triggers(str(store), proc)
         self._scopes: queue.SimpleQueue[Scope] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
-        for scope in self.wakes:
+        for scope in self.triggers:
             self._scopes.put(scope)
 
     def __enter__(self) -> Self:
-        self.wakes.__enter__()
+        self.triggers.__enter__()
         self._thread.start()
         assert self.next() is None
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.wakes.stop()
+        self.triggers.stop()
         self._thread.join(PATIENCE)
-        self.wakes.__exit__(None, None, None)
+        self.triggers.__exit__(None, None, None)
         assert not self._thread.is_alive()
 
     def next(self) -> Scope:
@@ -89,20 +89,20 @@ def watching(store: Store) -> Iterator[Watching]:
 
 
 def test_another_thread_can_wake_it_for_some_digests_and_for_everything(watching: Watching) -> None:
-    watching.wakes.wake(frozenset({"a" * 64}))
+    watching.triggers.wake(frozenset({"a" * 64}))
     assert watching.next() == frozenset({"a" * 64})
-    watching.wakes.wake(None)
+    watching.triggers.wake(None)
     assert watching.next() is None
 
 
 def test_a_signal_handler_can_end_and_wake_it(store: Store) -> None:
     """The thread that waits is the one that handles the signal, wherever it is just then."""
     seen: list[Scope] = []
-    with Wakes(str(store.path)) as wakes:
-        before = signal.signal(signal.SIGUSR1, lambda *_: wakes.wake(None))
-        ends = signal.signal(signal.SIGUSR2, lambda *_: wakes.stop())
+    with Triggers(str(store.path)) as triggers:
+        before = signal.signal(signal.SIGUSR1, lambda *_: triggers.wake(None))
+        ends = signal.signal(signal.SIGUSR2, lambda *_: triggers.stop())
         try:
-            for scope in wakes:
+            for scope in triggers:
                 seen.append(scope)
                 number = signal.SIGUSR1 if len(seen) < 50 else signal.SIGUSR2
                 threading.Thread(target=os.kill, args=(os.getpid(), number)).start()
@@ -116,16 +116,16 @@ def test_what_was_closed_is_told_again_where_the_look_failed(
     store: Store, watching: Watching
 ) -> None:
     watching.hears(store.blobs)
-    closed = watching.wakes.ended()
+    closed = watching.triggers.ended()
     assert len(closed) == 1
-    assert watching.wakes.ended() == set()
+    assert watching.triggers.ended() == set()
     watching.hears(store.blobs)
-    again = watching.wakes.ended()
-    watching.wakes.again(None)
-    assert watching.wakes.ended() == again != closed
-    watching.wakes.deadlines(None, [])
-    watching.wakes.again(None)
-    assert watching.wakes.ended() == set()
+    again = watching.triggers.ended()
+    watching.triggers.again(None)
+    assert watching.triggers.ended() == again != closed
+    watching.triggers.deadlines(None, [])
+    watching.triggers.again(None)
+    assert watching.triggers.ended() == set()
 
 
 # ---------------------------------------------------------------- clocks
@@ -135,12 +135,12 @@ def test_what_was_closed_is_told_again_where_the_look_failed(
 def test_a_clock_that_jumps_puts_no_deadline_off(
     watching: Watching, monkeypatch: pytest.MonkeyPatch, jump: float
 ) -> None:
-    watching.wakes.deadlines(None, [Due(time.time() + 0.2, "a" * 64)])
-    watching.wakes.wake(frozenset({"b" * 64}))  # so that it reckons with it
+    watching.triggers.deadlines(None, [Due(time.time() + 0.2, "a" * 64)])
+    watching.triggers.wake(frozenset({"b" * 64}))  # so that it reckons with it
     assert watching.next() == frozenset({"b" * 64})
     clocks = SimpleNamespace(time=lambda: time.time() + jump, monotonic=time.monotonic)
     monkeypatch.setattr(module, "time", clocks)
-    watching.wakes.wake(frozenset({"c" * 64}))
+    watching.triggers.wake(frozenset({"c" * 64}))
     assert watching.next() == frozenset({"c" * 64})
     assert watching.next() == frozenset({"a" * 64})
 
@@ -203,7 +203,7 @@ def test_a_watch_that_cannot_be_ended_keeps_nobody_waiting(
         real(observer)
 
     monkeypatch.setattr(file_events, "_end", hang)
-    watching.wakes._on_places()
+    watching.triggers._on_places()
     watching.full()
     watching.hears(store.blobs)
     ending.set()
@@ -250,15 +250,15 @@ def test_a_warning_of_watchdogs_ends_no_thread_and_another_one_is_seen() -> None
 
 
 def test_a_thousand_pulls_begun_and_cancelled_take_no_more_room_than_some(store: Store) -> None:
-    with Wakes(str(store.path)) as wakes:
-        scopes = iter(wakes)
+    with Triggers(str(store.path)) as triggers:
+        scopes = iter(triggers)
         assert next(scopes) is None
         for number in range(3 * MOST_DIGESTS):
             for path in (store.partial(f"{number:064x}", 0), store.partial(f"{number:064x}")):
                 path.touch()
                 path.unlink()
-        wait_until(lambda: wakes._all, "the events to be heard")
-        kept = (wakes._digests, wakes._sidecars, wakes._ended)
+        wait_until(lambda: triggers._all, "the events to be heard")
+        kept = (triggers._digests, triggers._sidecars, triggers._ended)
         assert all(len(each) <= MOST_DIGESTS for each in kept)
         assert None in (next(scopes), next(scopes))
 
@@ -372,7 +372,7 @@ def test_what_happens_beside_the_store_is_nothing(store: Store, watching: Watchi
     beside.rename(store.path.with_name("other"))
     mark = frozenset({"a" * 64})
     watching.hears(store.blobs)
-    watching.wakes.wake(mark)
+    watching.triggers.wake(mark)
     assert watching.next() == mark
 
 
@@ -496,9 +496,9 @@ def test_where_others_write_unheard_it_looks_at_intervals(
     point = store.path / where if where else store.path
     (proc / "self/mounts").write_text(f"/dev/a / ext4 rw 0 0\nfar {point} {kind} rw 0 0\n")
     with Watching(store.path, str(proc)) as watching:
-        assert watching.wakes.blind.startswith(f"{point} is on {kind}, ")
+        assert watching.triggers.blind.startswith(f"{point} is on {kind}, ")
         watching.hears(store.blobs)
-        assert watching.wakes._full_at - time.monotonic() <= module.BLIND_SECONDS
+        assert watching.triggers._full_at - time.monotonic() <= module.BLIND_SECONDS
 
 
 def test_a_folder_that_may_not_be_read_is_named(
@@ -528,8 +528,8 @@ def test_it_leaves_no_descriptor_and_no_thread_behind(store: Store) -> None:
 
     before = here()
     for _ in range(3):
-        with Wakes(str(store.path)) as wakes:
-            for _ in wakes:
-                wakes._events.watch()
-                wakes.stop()
+        with Triggers(str(store.path)) as triggers:
+            for _ in triggers:
+                triggers._events.watch()
+                triggers.stop()
     assert here() == before

@@ -19,7 +19,7 @@ from tests.support.notation import LIBRARY, Store, quiet_machine
 from tests.support.servers import RealServer, ServerDiedError
 from watcher import reconcile
 from watcher.model import Finding, Policy
-from watcher.observe.host import World
+from watcher.observe.host import Host
 
 USER = 12345
 #: What is done to a healthy store of the user; what the audit says; whether a server can't start.
@@ -166,7 +166,7 @@ def test_a_folder_above_the_store_that_the_server_can_not_pass_through() -> None
         above.mkdir()
         store = Store(above / "models")
         store.model()
-        here = store.world(proc=str(quiet_machine(Path(folder) / "machine")))
+        here = store.host(proc=str(quiet_machine(Path(folder) / "machine")))
         system = Path(here.system) / "etc"
         (system / "systemd/system").mkdir(parents=True)
         (system / "passwd").write_text(f"ollama:x:{USER}:{USER}::/:/bin/false\n")
@@ -182,12 +182,12 @@ def test_a_folder_above_the_store_that_the_server_can_not_pass_through() -> None
             assert above_of(here) == ([], True)
 
 
-def above_of(here: World) -> tuple[list[Finding], bool]:
+def above_of(here: Host) -> tuple[list[Finding], bool]:
     """The findings about folders above a store, and whether a start is foreseen to go well."""
-    report = reconcile.cycle(replace(here, keeps=False), Policy(), consent=reconcile.nothing)
-    assert report.verdict.forecast is not None
-    told = [each for each in report.verdict.findings if "pass through" in each.message]
-    return told, not report.verdict.forecast.start_fails
+    report = reconcile.cycle(replace(here, keeps=False), Policy(), approve=reconcile.nothing)
+    assert report.diagnosis.forecast is not None
+    told = [each for each in report.diagnosis.findings if "pass through" in each.message]
+    return told, not report.diagnosis.forecast.start_fails
 
 
 def many(store: Store, count: int) -> None:

@@ -10,20 +10,20 @@ import pytest
 
 from tests.forecast.stores import RandomStore, names
 from tests.support.servers import RealServer, ServerDiedError
-from tests.unit.decide.seen import verdict
+from tests.unit.decide.seen import diagnosis
 from watcher.demo.server.errors import EngineError
 from watcher.demo.server.start import start_store
 from watcher.model import Forecast, Policy
 from watcher.observe.evidence import observe
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.state.memory import Memory
 
 BATCHES = 10
 STORES_IN_A_BATCH = 25
 
 
-def foresee(store: Path) -> Forecast:
-    forecast = verdict(observe(World(str(store)), Policy(), Memory()), Policy()).forecast
+def stage(store: Path) -> Forecast:
+    forecast = diagnosis(observe(Host(str(store)), Policy(), Memory()), Policy()).forecast
     assert forecast is not None
     return forecast
 
@@ -48,7 +48,7 @@ def test_on_the_engine(batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         RandomStore(store, seed, time.time()).fill()
         monkeypatch.setenv("OLLAMA_MODELS", str(store))
         monkeypatch.setenv("OLLAMA_NOPRUNE", "")
-        forecast, before = foresee(store), names(store)
+        forecast, before = stage(store), names(store)
         try:
             start_store()
             failed = False
@@ -66,7 +66,7 @@ def test_on_the_real_server(batch: int, tmp_path: Path) -> None:
     for seed in range(1000 + batch * STORES_IN_A_BATCH, 1000 + (batch + 1) * STORES_IN_A_BATCH):
         store = tmp_path / str(seed)
         RandomStore(store, seed, time.time()).fill()
-        forecast, before = foresee(store), names(store)
+        forecast, before = stage(store), names(store)
         with RealServer(store) as server:
             server.start()
             try:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.decide.seen import NOW, verdict
+from tests.unit.decide.seen import NOW, diagnosis
 from watcher.decide import diagnose, plan, transitions
 from watcher.model import (
     DAY,
@@ -27,11 +27,11 @@ from watcher.model import (
     Server,
     ServerState,
     Sidecar,
-    Sight,
     Temporary,
     TemporaryKind,
     Trust,
     View,
+    Visibility,
 )
 from watcher.ollama.ranges import normal
 from watcher.state.memory import Memory
@@ -120,7 +120,7 @@ EVIDENCE = st.builds(
     Evidence,
     place=PLACES | st.just(Place("/models", "--store")),
     now=st.just(NOW),
-    view=st.sampled_from(Sight).map(lambda sight: View(sight, (), "why")),
+    view=st.sampled_from(Visibility).map(lambda visibility: View(visibility, (), "why")),
     servers=st.lists(SERVERS, max_size=1).map(tuple),
     others=st.lists(st.just("ollama (9)"), max_size=1).map(tuple),
     downloads=st.lists(downloads(), max_size=3, unique_by=lambda each: each.key).map(tuple),
@@ -136,11 +136,11 @@ def planned(seen: Evidence) -> Plan:
 @settings(max_examples=300)
 @given(EVIDENCE)
 def test_each_download_gets_one_condition_and_nothing_raises(seen: Evidence) -> None:
-    told_of = verdict(seen, POLICY)
-    assert [each.download for each in told_of.judged] == list(seen.downloads)
-    assert all(isinstance(each.condition, Condition) for each in told_of.judged)
+    told_of = diagnosis(seen, POLICY)
+    assert [each.download for each in told_of.diagnosed] == list(seen.downloads)
+    assert all(isinstance(each.condition, Condition) for each in told_of.diagnosed)
     assert all(each.message and each.path is not None for each in told_of.findings)
-    made = plan.make(told_of.judged, seen, POLICY)
+    made = plan.make(told_of.diagnosed, seen, POLICY)
     assert all(each.why and each.remedy for each in made.refusals)
     memory, told = transitions.learn(Memory(), seen, told_of, {})
     assert all(event.line for event in told)
@@ -154,11 +154,11 @@ def test_each_download_gets_one_condition_and_nothing_raises(seen: Evidence) -> 
 def test_what_has_a_writer_is_live_and_nothing_of_it_is_touched(seen: Evidence) -> None:
     made = planned(seen)
     touched = {entry.name for action in made.actions for entry in action.expects}
-    for judged in diagnose.judge(seen, POLICY):
-        one = judged.download
+    for diagnosed in diagnose.judge(seen, POLICY):
+        one = diagnosed.download
         if one.writers:
-            assert judged.condition is Condition.LIVE
-        if one.holders or judged.condition in (Condition.LIVE, Condition.UNKNOWN):
+            assert diagnosed.condition is Condition.LIVE
+        if one.holders or diagnosed.condition in (Condition.LIVE, Condition.UNKNOWN):
             assert not touched & {entry.name for entry in one.entries}
 
 
@@ -176,13 +176,13 @@ def test_names_go_only_where_all_that_must_hold_holds(seen: Evidence) -> None:
     census |= {each.entry.name for each in seen.census.temporaries}
     for action in made.actions:
         newest = max(entry.mtime for entry in action.expects)
-        assert NOW - newest >= (90 if seen.view.sight is Sight.FULL else 3600)
+        assert NOW - newest >= (90 if seen.view.visibility is Visibility.FULL else 3600)
         if {entry.name for entry in action.expects} & census:
             assert seen.scope is None
             assert not seen.servers
             assert not seen.others
-            assert seen.view.sight is not Sight.PARTIAL
-        if "orphan" in action.verb.value:
+            assert seen.view.visibility is not Visibility.PARTIAL
+        if "orphan" in action.kind.value:
             assert seen.census.manifests
             assert not seen.census.unlisted
             blind = {ManifestFault.CORRUPT, ManifestFault.UNREADABLE, ManifestFault.DANGLING}
@@ -190,13 +190,13 @@ def test_names_go_only_where_all_that_must_hold_holds(seen: Evidence) -> None:
 
 
 def acts(seen: Evidence) -> set[tuple[str, str]]:
-    return {(action.verb.value, action.subject) for action in planned(seen).actions}
+    return {(action.kind.value, action.subject) for action in planned(seen).actions}
 
 
 @settings(max_examples=300)
 @given(EVIDENCE)
 def test_less_sight_is_never_more_daring(seen: Evidence) -> None:
-    by_sight = [acts(replace(seen, view=View(sight, (), "why"))) for sight in Sight]
+    by_sight = [acts(replace(seen, view=View(visibility, (), "why"))) for visibility in Visibility]
     full, named, partial = by_sight
     assert partial <= named <= full
 

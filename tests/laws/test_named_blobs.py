@@ -78,7 +78,7 @@ def test_what_a_manifest_names_stays(
         kept |= set() if broken else layers_of
         readable &= not broken
 
-    made = reconcile.cycle(models.world(keeps=False), Policy(clean=True, repair=False)).plan
+    made = reconcile.cycle(models.host(keeps=False), Policy(clean=True, repair=False)).plan
     planned = {entry.name for action in made.actions for entry in action.expects}
     finished = {name for name in planned if len(name) == len("sha256-") + 64}
     assert not finished & kept
@@ -86,7 +86,7 @@ def test_what_a_manifest_names_stays(
     assert not finished & {
         f"sha256-{digest_of(name)}" for name, (aged, _) in blobs.items() if aged in ("1s", "2h")
     }
-    reconcile.cycle(models.world(), Policy(clean=True, repair=False))
+    reconcile.cycle(models.host(), Policy(clean=True, repair=False))
     assert {name for name in models.names() if name in kept} == {
         f"sha256-{digest_of(name)}" for name in blobs
     } & kept

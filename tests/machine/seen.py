@@ -15,7 +15,7 @@ from tests.support.servers import blob
 from watcher import reconcile
 from watcher.demo.registry import Content
 from watcher.model import Policy, Ranges
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import ranges, sidecars
 
 POLICY = Policy(repair=True, repair_stale=True, writers_visible=True)
@@ -43,16 +43,16 @@ class Seen:
 
 def see(store: Path, contents: dict[str, Content], proc: str) -> Seen:
     """Look at a store; of the machine's processes `proc` shows those that count."""
-    report = reconcile.cycle(World(str(store), proc=proc, keeps=False), POLICY)
+    report = reconcile.cycle(Host(str(store), proc=proc, keeps=False), POLICY)
     seen = report.evidence
     wanted = {
         entry.name
         for entry in seen.census.unnamed
         if seen.now - entry.changed_at < POLICY.stale_after
     }
-    for judged in report.verdict.judged:
-        if not judged.stale:
-            wanted.update(entry.name for entry in judged.download.entries)
+    for diagnosed in report.diagnosis.diagnosed:
+        if not diagnosed.stale:
+            wanted.update(entry.name for entry in diagnosed.download.entries)
     return Seen(
         dict(_kept(store)),
         {path.name.replace("-", ":"): _identity(path) for path in store.glob("blobs/sha256-*")
@@ -61,7 +61,7 @@ def see(store: Path, contents: dict[str, Content], proc: str) -> Seen:
         {digest: false_claims(store, content) for digest, content in contents.items()},
         {
             f"sha256:{each.digest}": each.download.trust.trusted
-            for each in report.verdict.judged
+            for each in report.diagnosis.diagnosed
         },
         frozenset(wanted),
         any(store.glob(".ollama-watch/intents/*")),

@@ -10,10 +10,10 @@ from tests.support.driving import is_right
 from tests.support.servers import Server
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import Policy
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import sidecars
 from watcher.pull.driver import End, Options, Pull, Update
-from watcher.pull.target import Site
+from watcher.pull.target import Target
 from watcher.state import download_states
 from watcher.state.download_states import State
 
@@ -55,9 +55,9 @@ class Seen:
         self.updates.append(update)
 
 
-def site(server: Server) -> Site:
+def site(server: Server) -> Target:
     """The site of a server whose store is here."""
-    return Site(server.url, POLICY, World(str(server.store)))
+    return Target(server.url, POLICY, Host(str(server.store)))
 
 
 def add(
@@ -69,7 +69,7 @@ def add(
 
 
 def drive(
-    where: Site,
+    where: Target,
     model: Model | str,
     options: Options = OPTIONS,
     cancelled: Callable[[], bool] = lambda: False,

@@ -9,14 +9,14 @@ from typing import Any
 
 from tests.support.breaking import break_files, main
 from watcher.model import Policy
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.pull.driver import Options, Pull
-from watcher.pull.target import Site
+from watcher.pull.target import Target
 
 
 def _child(order: dict[str, Any], told: int) -> int:
     break_files(order, told)
-    where = Site(order["url"], Policy(writers_visible=True), World(order["store"]))
+    where = Target(order["url"], Policy(writers_visible=True), Host(order["store"]))
     pull = Pull(where, order["model"], Options(insecure=True))
     for _ in pull.updates():
         pass

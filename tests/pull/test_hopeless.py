@@ -15,7 +15,7 @@ from tests.conftest import needs_root
 from tests.support.driving import lay_out
 from tests.support.servers import EngineServer, Server
 from watcher.demo.registry import Fault, Registry
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.pull import disk, driver
 from watcher.pull.driver import Options
 from watcher.pull.failures import Cause
@@ -193,14 +193,14 @@ def test_a_file_system_that_takes_no_file_so_long(tmp_path: Path) -> None:
     except FileNotFoundError as error:
         pytest.skip(f"{error.filename} is not here")
     try:
-        world = World(str(store))
+        host = Host(str(store))
         (store / "blobs/sha256-x").touch()
-        assert disk.fault(world, 10 * 10**9) is None
-        found = disk.fault(world, 20 * 10**9)
+        assert disk.fault(host, 10 * 10**9) is None
+        found = disk.fault(host, 20 * 10**9)
         assert found is not None
         assert (found[0], "20.0 GB" in found[1]) == (Cause.FILE_TOO_LARGE, True)
         subprocess.run(["mount", "-o", "remount,ro", str(store / "blobs")], check=True)
-        found = disk.fault(world, 1)
+        found = disk.fault(host, 1)
         assert found is not None
         assert found[0] is Cause.READ_ONLY
     finally:

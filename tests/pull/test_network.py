@@ -10,7 +10,7 @@ from tests.support.servers import Server
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.pull.driver import Options, Update
 from watcher.pull.failures import Cause
-from watcher.pull.model_progress import Bar
+from watcher.pull.model_progress import ModelProgress
 
 from .driven import MB, MIB, OPTIONS, SIZE, Seen, add, arrived, claimed, drive, site
 
@@ -44,7 +44,7 @@ def test_losses_that_the_stream_never_shows(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a fast network an attempt comes and is thrown away between two lines."""
-    monkeypatch.setattr(Bar, "note", _without_losses(Bar.note))
+    monkeypatch.setattr(ModelProgress, "note", _without_losses(ModelProgress.note))
     model = add(registry, server, 50 * MB)
     registry.add_fault(Fault("reset", after=20 * MB))
     server.start().wait_ready()
@@ -55,8 +55,8 @@ def test_losses_that_the_stream_never_shows(
     assert registry.bytes_served(model.digests[0]) <= 100 * MB
 
 
-def _without_losses(note: Callable[[Bar, str, int, int], int]) -> Callable[..., int]:
-    def noted(bar: Bar, digest: str, total: int, completed: int) -> int:
+def _without_losses(note: Callable[[ModelProgress, str, int, int], int]) -> Callable[..., int]:
+    def noted(bar: ModelProgress, digest: str, total: int, completed: int) -> int:
         note(bar, digest, total, completed)
         return 0
 

@@ -11,12 +11,12 @@ import pytest
 
 from tests.support.servers import Server, collapsed, wait_until
 from watcher.demo.registry import Fault, Layer, Registry, Step
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.pull import driver, layer_progress, repair
 from watcher.pull.driver import Options, Pull, Update
 from watcher.pull.failures import Cause
-from watcher.pull.layer_locks import Sharing
-from watcher.pull.target import Site, url_of_store
+from watcher.pull.layer_locks import LayerLocks
+from watcher.pull.target import Target, url_of_store
 from watcher.state.download_states import State
 
 from .driven import MB, MIB, OPTIONS, POLICY, SIZE, Seen, add, arrived, drive, site
@@ -76,13 +76,13 @@ def test_a_server_that_is_killed_and_comes_back(
 
 def test_the_server_of_a_store_is_found_by_its_process(server: Server) -> None:
     (server.store / "blobs").mkdir(parents=True)
-    world = World(str(server.store))
-    assert url_of_store(world, {}) == "http://127.0.0.1:11434"
+    host = Host(str(server.store))
+    assert url_of_store(host, {}) == "http://127.0.0.1:11434"
     server.start().wait_ready()
-    assert url_of_store(world, {}) == server.url
-    other = World(str(server.store.parent))
+    assert url_of_store(host, {}) == server.url
+    other = Host(str(server.store.parent))
     assert url_of_store(other, {}) == "http://127.0.0.1:11434"
-    assert url_of_store(world, {"OLLAMA_HOST": "127.0.0.1:1"}) == "http://127.0.0.1:1"
+    assert url_of_store(host, {"OLLAMA_HOST": "127.0.0.1:1"}) == "http://127.0.0.1:1"
 
 
 def test_while_a_server_is_away_no_byte_is_awaited(server: Server, registry: Registry) -> None:
@@ -196,7 +196,7 @@ def test_cancelled_far_away_while_nothing_is_heard(
     model = add(registry, server)
     server.start().wait_ready()
     registry.add_fault(Fault("hang", on="head"))
-    far = Site(server.url, POLICY, None, "it is far away")
+    far = Target(server.url, POLICY, None, "it is far away")
     seen = drive(far, model, cancelled=lambda: registry.stats()["requests"].get("head", 0) > 0)
     assert seen.end.cause is Cause.INTERRUPTED
 
@@ -338,8 +338,8 @@ def test_two_pulls_beside_each_other_fetch_a_shared_layer_once(
     ]
     registry.throttle(RATE)
     server.start().wait_ready()
-    sharing = Sharing()
-    pulls = [Pull(site(server), each.name, OPTIONS, sharing=sharing) for each in models]
+    layer_locks = LayerLocks()
+    pulls = [Pull(site(server), each.name, OPTIONS, layer_locks=layer_locks) for each in models]
     threads = [threading.Thread(target=lambda it=it: list(it.updates())) for it in pulls]
     for thread in threads:
         thread.start()
@@ -360,7 +360,7 @@ def test_without_the_store_it_arrives_and_says_what_it_can_not_do(
     registry.throttle(RATE)
     registry.add_fault(Fault("reset", after=30 * MB, times=1))
     server.start().wait_ready()
-    far = Site(server.url, POLICY, None, "it is far away")
+    far = Target(server.url, POLICY, None, "it is far away")
     seen = drive(far, model)
     assert seen.end.cause is None, (seen.notes, seen.end)
     assert seen.notes[0] == "it is far away; so resets and stalls can't be cured"
@@ -373,7 +373,7 @@ def test_a_far_server_that_is_killed(server: Server, registry: Registry) -> None
     registry.throttle(RATE)
     server.start().wait_ready()
     killer = Killer(server, 30 * MB)
-    seen = drive(Site(server.url, POLICY, None, "it is far away"), model, on_update=killer)
+    seen = drive(Target(server.url, POLICY, None, "it is far away"), model, on_update=killer)
     killer.join()
     assert seen.end.cause is None, (seen.notes, seen.end)
     assert arrived(server, model)
@@ -384,7 +384,7 @@ def test_a_stall_far_away_is_ended(server: Server, registry: Registry) -> None:
     registry.throttle(RATE)
     registry.add_fault(Fault("stall", after=30 * MB, times=2))
     server.start().wait_ready()
-    far = Site(server.url, POLICY, None, "it is far away")
+    far = Target(server.url, POLICY, None, "it is far away")
     seen = drive(far, model, Options(insecure=True, stall_seconds=2))
     assert seen.end.cause is None, (seen.notes, seen.end)
     assert any(note.startswith("nothing came for") for note in seen.notes)
@@ -399,7 +399,7 @@ def test_a_layer_far_away_of_which_no_byte_comes_is_asked_for_again(
     model = add(registry, server)
     registry.add_fault(Fault("stall", times=2))
     server.start().wait_ready()
-    far = Site(server.url, POLICY, None, "it is far away")
+    far = Target(server.url, POLICY, None, "it is far away")
     seen = drive(far, model, Options(insecure=True, stall_seconds=1))
     assert seen.end.cause is None, (seen.notes, seen.end)
     assert any(note.startswith("nothing came for") for note in seen.notes)
@@ -410,6 +410,6 @@ def test_no_permission_far_away_is_not_tried_again(server: Server, registry: Reg
     model = add(registry, server)
     registry.add_fault(Fault("page", on="manifest", status=403))
     server.start().wait_ready()
-    seen = drive(replace(site(server), world=None), model)
+    seen = drive(replace(site(server), host=None), model)
     assert seen.end.cause is Cause.NO_PERMISSION
     assert registry.stats()["requests"]["manifest"] == 2

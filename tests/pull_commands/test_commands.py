@@ -516,7 +516,7 @@ def test_a_ctrl_c_at_the_very_end_of_a_drive_is_heard(
     monkeypatch.setattr(signal, "signal", put_back)
     monkeypatch.setattr(pull_command, "drive", lambda *_: None)
     context = Context(Policy(), stores=(str(models.path),))
-    drive = queue_drive.queued(context, pull_command.Wanted("http://127.0.0.1:1"))
+    drive = queue_drive.queued(context, pull_command.PullOptions("http://127.0.0.1:1"))
     with pytest.raises(KeyboardInterrupt):
         drive("x", lambda: "")
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import needs_root
-from tests.support.driving import POLICY, Store, age, ollama_process, private_proc, world
+from tests.support.driving import POLICY, Store, age, host, ollama_process, private_proc
 from watcher import reconcile
 from watcher.act import transaction
-from watcher.model import Policy, RefusalKind, Result, Verb
+from watcher.model import ActionKind, Policy, RefusalKind, Result
 
 pytestmark = needs_root
 
@@ -118,8 +118,8 @@ def test_without_hard_links_what_broke_is_repaired_and_what_is_stale_goes(
     store = Store(linkless / "models")
     digests = [broken(store, text) for text in "ab"]
     stale = store.download("stale")
-    here = world(store, proc_of(tmp_path))
-    assert results(reconcile.cycle(here, REPAIR, consent=only(*digests))) == [Result.DONE] * 2
+    here = host(store, proc_of(tmp_path))
+    assert results(reconcile.cycle(here, REPAIR, approve=only(*digests))) == [Result.DONE] * 2
     for digest in digests:
         assert all(path.stat().st_size for path in store.blobs.glob(f"*{digest}-partial-*"))
     assert results(reconcile.cycle(here, POLICY)) == [Result.DONE]
@@ -136,7 +136,7 @@ def test_without_hard_links_nothing_is_done_beside_a_server(linkless: Path, tmp_
     digest = broken(store)
     before = store.tree()
     with ollama_process(tmp_path) as pid:
-        report = reconcile.cycle(world(store, proc_of(tmp_path, pid)), REPAIR)
+        report = reconcile.cycle(host(store, proc_of(tmp_path, pid)), REPAIR)
     acted = (each.refusal for each in report.outcomes)
     (refused,) = [each for each in (*report.plan.refusals, *acted) if each]
     assert refused.subject == digest
@@ -155,7 +155,7 @@ def test_without_hard_links_a_kill_is_put_back_to_the_byte(
     store = Store(linkless / "models")
     digest = broken(store)
     before = texts(store)
-    here = world(store, proc_of(tmp_path))
+    here = host(store, proc_of(tmp_path))
     pid = os.fork()
     if pid == 0:
         setattr(transaction, step, lambda *_: os._exit(9))
@@ -194,7 +194,7 @@ def test_on_an_overlay_what_lies_in_a_lower_layer_is_repaired(
     layers: Layers, tmp_path: Path
 ) -> None:
     store, digests = lower(layers, "a", "b")
-    here = world(store, proc_of(tmp_path))
+    here = host(store, proc_of(tmp_path))
     assert results(reconcile.cycle(here, REPAIR)) == [Result.DONE] * 2
     for digest in digests:
         assert all(path.stat().st_size for path in store.blobs.glob(f"*{digest}-partial-*"))
@@ -203,7 +203,7 @@ def test_on_an_overlay_what_lies_in_a_lower_layer_is_repaired(
 
 def test_on_an_overlay_what_is_stale_in_a_lower_layer_goes(layers: Layers, tmp_path: Path) -> None:
     store, (digest,) = lower(layers, "stale", aged=8 * 86400)
-    assert results(reconcile.cycle(world(store, proc_of(tmp_path)), POLICY)) == [Result.DONE]
+    assert results(reconcile.cycle(host(store, proc_of(tmp_path)), POLICY)) == [Result.DONE]
     assert list(store.blobs.glob(f"*{digest}*")) == []
     assert kept(store) == []
 
@@ -214,7 +214,7 @@ def test_on_an_overlay_beside_a_server_it_is_refused_and_nothing_piles_up(
     store, _ = lower(layers, "a")
     before = texts(store)
     with ollama_process(tmp_path) as pid:
-        here = world(store, proc_of(tmp_path, pid))
+        here = host(store, proc_of(tmp_path, pid))
         for _ in range(3):
             (outcome,) = reconcile.cycle(here, REPAIR).outcomes
             assert outcome.result is Result.REFUSED
@@ -233,7 +233,7 @@ def test_on_an_overlay_files_of_the_upper_layer_are_changed_beside_a_server(
     store = Store(layers.merged / "models")
     broken(store)
     with ollama_process(tmp_path) as pid:
-        report = reconcile.cycle(world(store, proc_of(tmp_path, pid)), REPAIR)
+        report = reconcile.cycle(host(store, proc_of(tmp_path, pid)), REPAIR)
     assert results(report) == [Result.DONE]
 
 
@@ -248,9 +248,9 @@ def test_a_file_that_was_exchanged_meanwhile_is_no_copy_of_it(
         if event.event_type == "act_started":
             age(path, 60)
 
-    report = reconcile.cycle(world(store, proc_of(tmp_path), tell=exchange), REPAIR)
+    report = reconcile.cycle(host(store, proc_of(tmp_path), tell=exchange), REPAIR)
     (outcome,) = report.outcomes
     assert outcome.refusal is not None
     assert outcome.refusal.kind is RefusalKind.CHANGED
     assert kept(store) == []
-    assert Verb.WRITE_SIDECARS is outcome.action.verb
+    assert ActionKind.WRITE_SIDECARS is outcome.action.kind

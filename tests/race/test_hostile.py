@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
-from tests.support.driving import POLICY, Store, content, once, private_proc, world
+from tests.support.driving import POLICY, Store, content, host, once, private_proc
 from watcher import reconcile
 from watcher.model import HOUR, Policy, RefusalKind, Result
 from watcher.state import fs
@@ -112,11 +112,11 @@ def test_a_folder_in_a_sidecars_place_is_told_until_it_has_gone(
     (outcome,) = moment.act(REPAIR, proc=proc).outcomes
     assert outcome.result is Result.FAILED
     assert "the next run finishes it" in outcome.message
-    again = reconcile.cycle(world(store, proc), REPAIR)
+    again = reconcile.cycle(host(store, proc), REPAIR)
     assert again.stuck
     assert again.outcomes == ()
     path.rmdir()
-    assert not reconcile.cycle(world(store, proc), REPAIR).stuck
+    assert not reconcile.cycle(host(store, proc), REPAIR).stuck
     assert store.leftovers() == []
     assert path.is_file()
 
@@ -130,7 +130,7 @@ def test_a_link_in_place_of_a_folder_of_ours_leads_nowhere(
 ) -> None:
     """Put there when the act has been announced: it is done with what was opened, or not at all."""
     digest = store.download("stale")
-    reconcile.cycle(world(store, proc), POLICY, consent=reconcile.nothing)
+    reconcile.cycle(host(store, proc), POLICY, approve=reconcile.nothing)
     place, away = (store.ours / name).resolve(), store.path / "away"
 
     def swap() -> None:
@@ -144,7 +144,7 @@ def test_a_link_in_place_of_a_folder_of_ours_leads_nowhere(
     place.unlink()
     if away.exists():
         away.rename(place)
-    reconcile.cycle(world(store, proc), POLICY)
+    reconcile.cycle(host(store, proc), POLICY)
     assert store.partials(digest) == []
     assert store.leftovers() == []
 
@@ -227,7 +227,7 @@ def test_root_sets_no_times_of_what_lies_outside(
         monkeypatch.setattr(fs, "touch", touch)
     else:
         do()
-    reconcile.cycle(world(store, proc), REFRESH)
+    reconcile.cycle(host(store, proc), REFRESH)
     assert not path.is_file() or path.stat().st_mtime == 1e9
 
 
@@ -239,7 +239,7 @@ def test_a_download_with_a_second_name_keeps_all_its_times(
     digest = store.download("wanted", aged=0.9 * HOUR)
     (tmp_path / "second").hardlink_to(store.partial(digest))
     before = content(store.blobs)
-    report = reconcile.cycle(world(store, proc), REFRESH)
+    report = reconcile.cycle(host(store, proc), REFRESH)
     assert report.outcomes == ()
     assert content(store.blobs) == before
 
@@ -251,6 +251,6 @@ def test_the_clean_up_takes_a_second_name_and_leaves_the_file(
     digest = store.download("stale")
     path = store.partial(digest)
     swap(path, "hard link", outside)()
-    report = reconcile.cycle(world(store, proc), POLICY)
+    report = reconcile.cycle(host(store, proc), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert store.partials(digest) == []

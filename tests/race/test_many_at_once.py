@@ -20,9 +20,9 @@ from tests.support.driving import (
     content,
     environment,
     holding,
+    host,
     ollama_process,
     private_proc,
-    world,
 )
 from tests.support.servers import wait_until
 from watcher import reconcile
@@ -87,7 +87,7 @@ def test_they_share_the_wait_and_the_looks(
     monkeypatch.setattr(processes, "holders_of", counted)
     monkeypatch.setattr(plan, "make", planned)
     with ollama_process(tmp_path, "serve") as pid:
-        here = world(
+        here = host(
             store,
             private_proc(tmp_path / "proc", pid),
             sleep=sleep,
@@ -118,7 +118,7 @@ def test_who_opens_or_changes_one_keeps_no_other_from_being_repaired(
 
     with ollama_process(tmp_path, "serve") as pid:
         shown = private_proc(tmp_path / "proc", pid)
-        here = world(store, shown, sleep=sleep, version=lambda _: "0.33.0")
+        here = host(store, shown, sleep=sleep, version=lambda _: "0.33.0")
         try:
             report = reconcile.cycle(here, REPAIR)
         finally:
@@ -157,8 +157,8 @@ def test_stopped_between_two_of_them_each_is_done_or_as_it_was(
 ) -> None:
     digests = broken(store, 6) if policy is REPAIR else [store.download(f"{n}") for n in range(6)]
     before = {digest: download(store, digest) for digest in digests}
-    here = world(store, private_proc(tmp_path / "proc"))
-    reconcile.cycle(here, policy, consent=reconcile.nothing)
+    here = host(store, private_proc(tmp_path / "proc"))
+    reconcile.cycle(here, policy, approve=reconcile.nothing)
     partitions = remembered(store)
     report = reconcile.cycle(here, policy, stop=stop_after(calls))
     done = {each.action.subject for each in report.outcomes if each.result is Result.DONE}
@@ -178,7 +178,7 @@ def test_prepare_begins_after_two_whole_looks(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests, came = broken(store, 3), []
-    here, look, begin = world(store, private_proc(tmp_path / "proc")), evidence.observe, fs.move
+    here, look, begin = host(store, private_proc(tmp_path / "proc")), evidence.observe, fs.move
 
     def observe(*words: Any) -> Any:
         came.extend(["look"] * (words[3] is None))
@@ -207,7 +207,7 @@ def test_who_is_stopped_during_the_wait_puts_all_of_a_batch_back(
     waits: list[float] = []
     with ollama_process(tmp_path, "serve") as pid:
         shown = private_proc(tmp_path / "proc", pid)
-        here = world(store, shown, sleep=waits.append, version=lambda _: "0.33.0")
+        here = host(store, shown, sleep=waits.append, version=lambda _: "0.33.0")
         report = reconcile.cycle(here, REPAIR, stop=lambda: bool(waits))
     assert len(waits) == 1
     assert [each.refusal.kind for each in report.outcomes if each.refusal] == (
@@ -276,12 +276,12 @@ def test_who_is_asked_to_end_gives_every_look_up_with_everything_in_order(
         digests = broken(store, 4)
         ends = Ends(after)
         with contextlib.suppress(EndedError):
-            reconcile.cycle(world(store, proc, ends=ends), REPAIR, stop=ends.came)
+            reconcile.cycle(host(store, proc, ends=ends), REPAIR, stop=ends.came)
         ended += ends.asked > after
         after += 1
         assert guards(store) == [], after
         assert store.leftovers() == []
-        reconcile.cycle(world(store, proc), REPAIR)
+        reconcile.cycle(host(store, proc), REPAIR)
         assert all(is_new(store.partial(each, 0)) for each in digests)
     assert ended > 10  # before, during and after the acts
 
@@ -293,7 +293,7 @@ def test_what_was_hashed_is_told_though_the_look_after_it_is_given_up(
     store.manifest("llama3", digest)
     (store.blobs / f"sha256-{digest}").write_bytes(b"evil")
     told: list[Event] = []
-    here = world(
+    here = host(
         store,
         private_proc(tmp_path / "proc"),
         ends=(store.ours / memory.NAME).exists,  # once the hash is remembered
@@ -312,7 +312,7 @@ def test_a_batch_that_is_interrupted_by_an_error_of_ours_is_put_back(
     before = content(store.blobs)
     monkeypatch.setattr(processes, "holders_of", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        reconcile.cycle(world(store, private_proc(tmp_path / "proc")), REPAIR)
+        reconcile.cycle(host(store, private_proc(tmp_path / "proc")), REPAIR)
     assert {name: each[2:] for name, each in content(store.blobs).items()} == {
         name: each[2:] for name, each in before.items()
     }

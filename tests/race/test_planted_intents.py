@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import needs_root
-from tests.support.driving import POLICY, Store, content, private_proc, world
+from tests.support.driving import POLICY, Store, content, host, private_proc
 from watcher import reconcile
-from watcher.model import Kind, Part, Policy, Result, Verb
+from watcher.model import ActionKind, Kind, Part, Policy, Result
 from watcher.observe import intents
 from watcher.ollama.sidecars import write
 
@@ -61,7 +61,7 @@ class Planted:
         finally:
             os.close(fd)
 
-    def says(self, verb: Verb, *taken: Path, digest: str = "", **more: Any) -> intents.Intent:
+    def says(self, kind: ActionKind, *taken: Path, digest: str = "", **more: Any) -> intents.Intent:
         """Write down what it is about: files that it takes, which lie in their places."""
         files = {
             path.name: intents.File(
@@ -78,7 +78,7 @@ class Planted:
         if digest:
             (self.path / "guard").write_bytes(b"")
             guard = (self.path / "guard").stat().st_ino
-        made = intents.Intent(verb, digest, self.folder(), guard, files, {})
+        made = intents.Intent(kind, digest, self.folder(), guard, files, {})
         return self.write(replace(made, **more))
 
     def write(self, intent: intents.Intent) -> intents.Intent:
@@ -104,8 +104,10 @@ class Planted:
 
 def foreign(store: Store, proc: str) -> list[str]:
     """Why intents are not believed, as an audit has it."""
-    report = reconcile.cycle(world(store, proc, keeps=False), POLICY)
-    return [each.message for each in report.verdict.findings if each.kind == "store_foreign_intent"]
+    report = reconcile.cycle(host(store, proc, keeps=False), POLICY)
+    return [
+        each.message for each in report.diagnosis.findings if each.kind == "store_foreign_intent"
+    ]
 
 
 def tree_of(folder: Path) -> dict[str, tuple[object, ...]]:
@@ -123,16 +125,16 @@ def assert_left(store: Store, planted: Planted, proc: str) -> None:
     before = tree_of(planted.path)
     stale = store.download("stale")
     for _ in range(2):
-        report = reconcile.cycle(world(store, proc), POLICY)
+        report = reconcile.cycle(host(store, proc), POLICY)
         assert not report.stuck
     assert store.partials(stale) == []
     assert tree_of(planted.path) == before
-    (finding,) = [e for e in report.verdict.findings if e.kind == "store_foreign_intent"]
+    (finding,) = [e for e in report.diagnosis.findings if e.kind == "store_foreign_intent"]
     told = [each for each in store.events() if each["event_type"] == "store_problem"]
     assert [each["details"]["kind"] for each in told] == ["store_foreign_intent"]
     subprocess.run(shlex.split(finding.command), check=True)
     assert foreign(store, proc) == []
-    reconcile.cycle(world(store, proc), POLICY)
+    reconcile.cycle(host(store, proc), POLICY)
     assert store.leftovers() == [f"foreign-intent-{planted.path.name}"]
 
 
@@ -166,7 +168,7 @@ def test_nothing_of_it_goes_through_a_link_in_place_of_blobs(
     store.blobs.symlink_to(victim)
     before = content(victim)
     for policy in (POLICY, REPAIR):
-        reconcile.cycle(world(store, proc), policy)
+        reconcile.cycle(host(store, proc), policy)
     assert content(victim) == before
     assert (planted.path / where / "passwd").read_text() == "evil"
 
@@ -181,7 +183,7 @@ def _orphan(planted: Planted) -> Path:
 
 def _of_orphan(planted: Planted) -> Path:
     path = _orphan(planted)
-    planted.says(Verb.REMOVE_ORPHAN, path)
+    planted.says(ActionKind.REMOVE_ORPHAN, path)
     planted.take(path)
     planted.decide()
     return planted.path / "out" / path.name
@@ -199,7 +201,7 @@ def _other_device(planted: Planted) -> None:
 
 def _path_in_name(planted: Planted) -> None:
     digest = planted.store.digest("any")
-    planted.says(Verb.WRITE_SIDECARS, digest=digest)
+    planted.says(ActionKind.WRITE_SIDECARS, digest=digest)
     planted.change(writes={f"sha256-{digest}-partial-/../../../evil": "x"})
     planted.decide()
 
@@ -207,14 +209,14 @@ def _path_in_name(planted: Planted) -> None:
 def _takes_quarantine(planted: Planted) -> None:
     path = planted.store.blobs / f"00000001-sha256-{planted.store.digest('kept')}"
     path.write_text("kept")
-    planted.says(Verb.REMOVE_ORPHAN, path)
+    planted.says(ActionKind.REMOVE_ORPHAN, path)
     planted.take(path)
     planted.decide()
 
 
 def _takes_of_another_download(planted: Planted) -> None:
     path = planted.store.partial(planted.store.download("another"))
-    planted.says(Verb.REMOVE_DOWNLOAD, path, digest=planted.store.digest("this one"))
+    planted.says(ActionKind.REMOVE_DOWNLOAD, path, digest=planted.store.digest("this one"))
     planted.take(path)
     planted.decide()
 
@@ -223,14 +225,14 @@ def _takes_data_in_a_repair(planted: Planted) -> None:
     store = planted.store
     digest = store.download("mine")
     texts = _sidecars(digest, Part(0, 0, 9, 9))
-    planted.says(Verb.WRITE_SIDECARS, store.partial(digest), digest=digest, writes=texts)
+    planted.says(ActionKind.WRITE_SIDECARS, store.partial(digest), digest=digest, writes=texts)
     planted.take(store.partial(digest))
     planted.decide()
 
 
 def _unknown_verb(planted: Planted) -> None:
     _of_orphan(planted)
-    planted.change(verb="hash")
+    planted.change(kind="hash")
 
 
 def _no_version(planted: Planted) -> None:
@@ -300,7 +302,7 @@ def _out_is_a_link(planted: Planted) -> None:
 
 def _more_is_wrong(planted: Planted) -> None:
     paths = [planted.store.file(f"split-copy{number}") for number in range(2100)]
-    planted.says(Verb.REMOVE_TEMPORARY, *paths)
+    planted.says(ActionKind.REMOVE_TEMPORARY, *paths)
     planted.take(*paths)
     planted.decide()
     (planted.path / "more-1").write_text("[]")
@@ -314,14 +316,14 @@ def _more_files_than_it_says(planted: Planted) -> None:
 def _sidecars_that_are_no_set(planted: Planted) -> None:
     digest = planted.store.download("mine")
     texts = _sidecars(digest, Part(0, 0, 9, 9), Part(1, 5, 9, 9))
-    planted.says(Verb.WRITE_SIDECARS, digest=digest, writes=texts)
+    planted.says(ActionKind.WRITE_SIDECARS, digest=digest, writes=texts)
     planted.decide()
 
 
 def _new_is_something_else(planted: Planted) -> None:
     digest = planted.store.download("mine")
     texts = _sidecars(digest, Part(0, 0, 9, 0))
-    planted.says(Verb.WRITE_SIDECARS, digest=digest, writes=texts)
+    planted.says(ActionKind.WRITE_SIDECARS, digest=digest, writes=texts)
     (planted.path / "new" / f"sha256-{digest}-partial-0").write_bytes(write(Part(0, 0, 9, 9)))
     planted.decide()
 
@@ -358,7 +360,7 @@ def test_what_a_member_of_the_group_has_begun_is_put_back(store: Store, proc: st
         folder.chmod(0o2775)
     for path in (planted.path, *planted.path.rglob("*")):
         os.chown(path, 12345, 4242)
-    reconcile.cycle(world(store, proc), REPAIR)
+    reconcile.cycle(host(store, proc), REPAIR)
     assert (store.blobs / name).read_text() == "an orphan"
     assert not planted.path.exists()
 
@@ -371,7 +373,7 @@ def test_what_has_another_name_is_no_intent(name: str, store: Store, proc: str) 
     (store.ours / "quarantine").mkdir()
     (store.ours / "quarantine" / f"{'9' * 100}-x").write_text("x")
     stale = store.download("stale")
-    report = reconcile.cycle(world(store, proc), POLICY)
+    report = reconcile.cycle(host(store, proc), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert store.partials(stale) == []
     assert (store.ours / "intents" / name).read_text() == "x"
@@ -382,14 +384,14 @@ def test_what_has_another_name_is_no_intent(name: str, store: Store, proc: str) 
 
 
 def test_a_named_blob_that_is_decided_to_go_comes_back(store: Store, proc: str) -> None:
-    for verb in (Verb.REMOVE_ORPHAN, Verb.QUARANTINE_BLOB):
+    for kind in (ActionKind.REMOVE_ORPHAN, ActionKind.QUARANTINE_BLOB):
         before = store.tree()
         planted = Planted(store)
         path = store.blobs / f"sha256-{store.digests[0]}"
-        planted.says(verb, path)
+        planted.says(kind, path)
         planted.take(path)
         planted.decide()
-        reconcile.cycle(world(store, proc), POLICY)
+        reconcile.cycle(host(store, proc), POLICY)
         assert store.tree() == before
         assert store.leftovers() == []
 
@@ -400,7 +402,7 @@ def test_a_young_orphan_that_is_decided_to_go_comes_back(
 ) -> None:
     planted = Planted(store)
     name = _of_orphan(planted).name
-    reconcile.cycle(world(store, proc), policy)
+    reconcile.cycle(host(store, proc), policy)
     assert (store.blobs / name).read_text() == "an orphan"
     assert store.leftovers() == []
 
@@ -410,11 +412,11 @@ def test_a_download_that_is_decided_to_go_comes_back_whole(store: Store, proc: s
     before = store.tree()
     planted = Planted(store)
     paths = [store.blobs / name for name in store.partials(digest)]
-    planted.says(Verb.REMOVE_DOWNLOAD, *paths, digest=digest)
+    planted.says(ActionKind.REMOVE_DOWNLOAD, *paths, digest=digest)
     planted.take(*paths)
     (planted.path / "guard").rename(store.partial(digest, 0))
     planted.decide()
-    reconcile.cycle(world(store, proc), POLICY)
+    reconcile.cycle(host(store, proc), POLICY)
     assert store.tree() == before
     assert store.leftovers() == []
 
@@ -427,11 +429,11 @@ def test_sidecars_of_data_that_is_there_do_not_go_on_an_intents_word(
     planted = Planted(store)
     paths = [store.partial(digest, number) for number in (1, 2)]
     gone = store.file(f"sha256-{digest}-partial-3", "{}")
-    planted.says(Verb.REMOVE_SURPLUS, *paths, gone, digest=digest)
+    planted.says(ActionKind.REMOVE_SURPLUS, *paths, gone, digest=digest)
     gone.unlink()
     planted.take(*paths)
     planted.decide()
-    reconcile.cycle(world(store, proc), POLICY)
+    reconcile.cycle(host(store, proc), POLICY)
     assert store.tree() == before
 
 
@@ -446,15 +448,15 @@ def test_sidecars_that_nobody_foresaw_are_not_put_beside_data(store: Store, proc
     row = intents.File(
         data.name, Kind.FILE, status.st_size, status.st_mtime_ns, status.st_ino, False
     )
-    planted.says(Verb.WRITE_SIDECARS, digest=digest, writes=texts, files={data.name: row})
+    planted.says(ActionKind.WRITE_SIDECARS, digest=digest, writes=texts, files={data.name: row})
     (planted.path / "guard").rename(store.partial(digest, 0))
     last = f"sha256-{digest}-partial-0"
     (planted.path / "new" / last).write_bytes(texts[last])
     planted.decide()
     before = store.tree()
-    reconcile.cycle(world(store, proc), replace(POLICY, clean=False))
+    reconcile.cycle(host(store, proc), replace(POLICY, clean=False))
     assert store.tree() == before
-    report = reconcile.cycle(world(store, proc), REPAIR)
+    report = reconcile.cycle(host(store, proc), REPAIR)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert store.partial(digest, 0).read_bytes() not in (b"", texts[last])
 
@@ -470,7 +472,7 @@ def test_what_takes_no_name_back_goes_to_quarantine_under_a_free_one(
     if taken:
         (store.ours / "quarantine").mkdir()
         (store.ours / "quarantine" / f"{NUMBER}-{name}").write_text("an old one")
-    reconcile.cycle(world(store, proc), replace(POLICY, clean=False))
+    reconcile.cycle(host(store, proc), replace(POLICY, clean=False))
     texts = {path.name: path.read_text() for path in (store.ours / "quarantine").iterdir()}
     assert texts.pop(f"{'00000008' if taken else NUMBER}-{name}") == "an orphan"
     assert len(texts) == taken
@@ -498,7 +500,7 @@ def test_what_an_earlier_start_has_left_is_put_back(store: Store, proc: str) -> 
     planted = Planted(store)
     name = _of_orphan(planted).name
     planted.change(blobs={**planted.folder()._asdict(), "boot": "an earlier one", "device": 4711})
-    reconcile.cycle(world(store, proc), REPAIR)
+    reconcile.cycle(host(store, proc), REPAIR)
     assert (store.blobs / name).read_text() == "an orphan"
 
 
@@ -509,10 +511,10 @@ def test_no_intent_that_is_written_is_too_large_to_be_read(store: Store, proc: s
     for path in paths:
         path.write_bytes(b"{}")
     planted = Planted(store)
-    planted.says(Verb.REMOVE_DOWNLOAD, store.partial(digest), *paths, digest=digest)
+    planted.says(ActionKind.REMOVE_DOWNLOAD, store.partial(digest), *paths, digest=digest)
     largest = max(path.stat().st_size for path in planted.path.iterdir() if path.is_file())
     assert largest < 1 << 20
     planted.take(store.partial(digest), *paths)
-    reconcile.cycle(world(store, proc), replace(POLICY, clean=False))
+    reconcile.cycle(host(store, proc), replace(POLICY, clean=False))
     assert len(store.partials(digest)) == 70_001
     assert store.leftovers() == []

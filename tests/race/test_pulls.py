@@ -15,7 +15,7 @@ from tests.support.servers import Server, collapsed
 from watcher import reconcile
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import Result
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.reconcile import Report
 
 SIZE = 3_000_000
@@ -59,12 +59,12 @@ class Scene:
             if at_sleep is not None:
                 at_sleep()
 
-        return reconcile.cycle(self.world(sleep=sleep), POLICY)
+        return reconcile.cycle(self.host(sleep=sleep), POLICY)
 
-    def world(self, **more: Any) -> World:
+    def host(self, **more: Any) -> Host:
         """The store, and of the machine's processes the server alone."""
         proc = private_proc(self.store.with_name("proc"), self.server.pid)
-        return World(str(self.store), proc=proc, **more)
+        return Host(str(self.store), proc=proc, **more)
 
     def partials(self) -> list[str]:
         """What is left of the download."""
@@ -109,7 +109,7 @@ def test_a_pull_that_goes_on_before_the_guard_keeps_its_download(scene: Scene) -
             pulls.append(scene.server.start_pull(scene.model.name))
             scene.registry.wait_held(scene.digest, 1)
 
-    here = scene.world(sleep=lambda _: None, tell=pull_first)
+    here = scene.host(sleep=lambda _: None, tell=pull_first)
     report = reconcile.cycle(here, POLICY)
     scene.registry.release()
     assert collapsed(pulls[0].result())[-1] == "success"

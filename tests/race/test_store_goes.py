@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import needs_root, ordinary_user
 from tests.crash.test_every_call import shape
-from tests.support.driving import POLICY, Store, private_proc, world
+from tests.support.driving import POLICY, Store, host, private_proc
 from watcher import reconcile
 from watcher.errors import NoPermissionError, WatchError
 from watcher.model import Policy
@@ -54,7 +54,7 @@ class Scene:
         self.proc = private_proc(folder / "proc")
         reference, _ = self._laid_out(folder / "reference")
         self.before = shape(reference)
-        reconcile.cycle(world(reference, self.proc), case.policy)
+        reconcile.cycle(host(reference, self.proc), case.policy)
         self.end = shape(reference)
         assert self.before != self.end
         self.store, self.digest = self._laid_out(folder / "models")
@@ -77,7 +77,7 @@ class Scene:
     def assert_whole(self, path: Path) -> None:
         """At its present place the store comes to the same end, in one run."""
         store = self.store_at(path)
-        reconcile.cycle(world(store, self.proc), self.case.policy)
+        reconcile.cycle(host(store, self.proc), self.case.policy)
         assert shape(store) == self.end
         assert store.leftovers() == []
 

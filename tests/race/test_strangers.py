@@ -22,7 +22,7 @@ from tests.support.driving import Daemon, Store, command, environment, run
 from tests.support.servers import wait_until
 from watcher import cli
 from watcher.model import Policy
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.pull import queue, target
 from watcher.state import fs, state_folder
 
@@ -403,8 +403,8 @@ def test_a_pull_says_why_it_cures_nothing_in_such_a_store(tmp_path: Path) -> Non
     store = Store(tmp_path / "models")
     run(store.path, "verify")
     give(store.ours, STRANGER, STRANGER)
-    found = target.find("http://127.0.0.1:1", World(str(store.path)), Policy())
-    assert found.world is None
+    found = target.find("http://127.0.0.1:1", Host(str(store.path)), Policy())
+    assert found.host is None
     assert f"user id {STRANGER}" in found.why
 
 

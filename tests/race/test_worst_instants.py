@@ -26,7 +26,7 @@ from tests.support.servers import EngineServer, Server, blob, collapsed, sidecar
 from watcher import reconcile
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import MIB, Policy
-from watcher.observe.host import World
+from watcher.observe.host import Host
 
 SIZE = 12 * MIB
 CHANGES_NAMES = ("link ", "rename ", "renameat2 ", "unlink ", "open decided")
@@ -61,10 +61,10 @@ class Scene:
         self.server.start().wait_ready()
         private_proc(self.proc, self.server.pid)
 
-    def world(self) -> World:
+    def host(self) -> Host:
         """The world of an act that does not wait."""
         proc = private_proc(self.proc)
-        return World(str(self.store), proc=proc, sleep=lambda _: None)
+        return Host(str(self.store), proc=proc, sleep=lambda _: None)
 
     def name(self) -> Path:
         """Name the layer by a manifest, as after a blob got lost; its path."""
@@ -151,13 +151,13 @@ MEANWHILE: dict[str, Callable[[Scene], None]] = {
 
 def act(scene: Scene, at: int, told: int) -> int:
     """A cycle in a child, which stops before its call number `at`; the child's pid."""
-    world = scene.world()
+    host = scene.host()
     pid = os.fork()
     if pid == 0:
         code = 70
         with contextlib.suppress(BaseException):
             break_files({"at": at, "how": "stop"}, told)
-            report = reconcile.cycle(world, POLICY)
+            report = reconcile.cycle(host, POLICY)
             code = 0 if all(each.result in ("done", "refused") for each in report.outcomes) else 4
         os._exit(code)
     return pid

@@ -19,7 +19,7 @@ from tests.support.notation import Store, digest_of
 from watcher import reconcile
 from watcher.model import Part, Policy, Ranges
 from watcher.observe import parts
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import ranges, sidecars
 from watcher.reconcile import Report
 from watcher.state import fs
@@ -166,31 +166,31 @@ class History:
         self.told.append(f"power cut, zeros at {lost}")
         self._later += AN_HOUR
         started = int(time.time() + self._later - AN_HOUR / 2)
-        machine = Path(self.store.world().proc)
+        machine = Path(self.store.host().proc)
         (machine / "stat").write_text(f"cpu 0 0 0 0\nbtime {started}\n")
 
     # ------------------------------------------------------------ us
 
-    def _world(self) -> World:
-        return self.store.world(clock=lambda: time.time() + self._later)
+    def _host(self) -> Host:
+        return self.store.host(clock=lambda: time.time() + self._later)
 
     def repair(self) -> Report:
         """A whole cycle of ours."""
         self.told.append("repair")
-        report = reconcile.cycle(self._world(), POLICY)
+        report = reconcile.cycle(self._host(), POLICY)
         self._note()
         return report
 
     def look(self) -> None:
         """A look of the service that agrees to nothing."""
         self.told.append("look")
-        reconcile.cycle(self._world(), POLICY, consent=reconcile.nothing)
+        reconcile.cycle(self._host(), POLICY, approve=reconcile.nothing)
         self._note()
 
     def keep_fresh(self) -> Report:
         """Our setting of times alone, as before the server's start."""
         self.told.append("times set")
-        report = reconcile.cycle(self._world(), replace(POLICY, repair=False, hash=False))
+        report = reconcile.cycle(self._host(), replace(POLICY, repair=False, hash=False))
         self._note()
         return report
 

@@ -31,8 +31,8 @@ def server(request: pytest.FixtureRequest, models: Store) -> Iterator[Server]:
 
 def at_risk(store: Store) -> list[Finding]:
     policy = replace(Policy(), repair=True, clean=True)
-    report = reconcile.cycle(store.world(keeps=False), policy, consent=reconcile.nothing)
-    return [each for each in report.verdict.findings if each.kind in KINDS]
+    report = reconcile.cycle(store.host(keeps=False), policy, approve=reconcile.nothing)
+    return [each for each in report.diagnosis.findings if each.kind in KINDS]
 
 
 def paused(store: Store) -> None:
@@ -113,7 +113,7 @@ def test_what_is_stale_is_not_wanted(models: Store) -> None:
 
 
 def unit(store: Store, text: str) -> None:
-    folder = Path(store.world().system) / "etc/systemd/system"
+    folder = Path(store.host().system) / "etc/systemd/system"
     folder.mkdir(parents=True)
     where = f"Environment=OLLAMA_MODELS={store.path}\n"
     (folder / "ollama.service").write_text(f"[Service]\n{where}{text}\n")
@@ -149,9 +149,9 @@ def test_what_the_unit_keeps_is_not_at_risk(models: Store, text: str, kept: bool
     assert (at_risk(models) == []) is kept
     if kept:
         policy = replace(Policy(), repair=True, clean=True)
-        report = reconcile.cycle(models.world(keeps=False), policy, consent=reconcile.nothing)
-        assert report.verdict.forecast is not None
-        assert not report.verdict.forecast.deletes
+        report = reconcile.cycle(models.host(keeps=False), policy, approve=reconcile.nothing)
+        assert report.diagnosis.forecast is not None
+        assert not report.diagnosis.forecast.deletes
 
 
 def test_what_a_daemon_keeps_is_told_only_where_it_did_not(models: Store) -> None:

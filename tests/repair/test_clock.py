@@ -18,8 +18,8 @@ from tests.support.driving import Store, command, environment, private_proc
 from tests.support.servers import wait_until
 from tests.support.workers import ALONE
 from watcher import reconcile
-from watcher.model import DAY, HOUR, Policy, RefusalKind, Result, Verb
-from watcher.observe.host import World
+from watcher.model import DAY, HOUR, ActionKind, Policy, RefusalKind, Result
+from watcher.observe.host import Host
 from watcher.reconcile import Report
 
 CLEAN = Policy(repair=False, clean=True, writers_visible=True)
@@ -36,7 +36,7 @@ class Machine:
         #: Seconds that have passed besides the test's own.
         self.passed = 0.0
         self._boot = folder / "proc/sys/kernel/random/boot_id"
-        self._world = World(
+        self._host = Host(
             str(self.store.path),
             proc=private_proc(folder / "proc"),
             clock=lambda: time.time() + self.passed + self.ahead,
@@ -63,14 +63,14 @@ class Machine:
     def share(self, other: Machine) -> None:
         """Have the store that another machine has."""
         self.store = other.store
-        self._world = replace(self._world, store=str(other.store.path))
+        self._host = replace(self._host, store=str(other.store.path))
 
     def act(self, policy: Policy) -> Report:
         """A cycle; whatever the clock says, nothing has an age below zero."""
-        report = reconcile.cycle(self._world, policy)
-        for judged in report.verdict.judged:
-            assert judged.age >= 0
-            assert judged.quiet >= 0
+        report = reconcile.cycle(self._host, policy)
+        for diagnosed in report.diagnosis.diagnosed:
+            assert diagnosed.age >= 0
+            assert diagnosed.quiet >= 0
         for event in self.store.events():
             assert event["details"].get("age_seconds", 0) >= 0
         for refused in report.plan.refusals:
@@ -96,14 +96,14 @@ def test_nothing_is_thrown_away_for_it(machine: Machine, ahead: float, known: bo
     names = sorted(path.name for path in store.blobs.iterdir())
     for machine.ahead in (ahead, 0.0, ahead, 0.0):
         report = machine.act(SERVICE)
-        assert {each.action.verb for each in report.outcomes} <= {Verb.REFRESH}
+        assert {each.action.kind for each in report.outcomes} <= {ActionKind.REFRESH}
         assert sorted(path.name for path in store.blobs.iterdir()) == names
 
 
-def gone(report: Report) -> list[Verb]:
+def gone(report: Report) -> list[ActionKind]:
     """What was removed."""
-    done = [each.action.verb for each in report.outcomes if each.result is Result.DONE]
-    return [verb for verb in done if verb is not Verb.REFRESH]
+    done = [each.action.kind for each in report.outcomes if each.result is Result.DONE]
+    return [kind for kind in done if kind is not ActionKind.REFRESH]
 
 
 def test_what_is_stale_goes_once_the_clock_is_right_for_hours(machine: Machine) -> None:
@@ -118,7 +118,7 @@ def test_what_is_stale_goes_once_the_clock_is_right_for_hours(machine: Machine) 
         assert refused.kind is RefusalKind.CLOCK
         assert refused.seconds_left == pytest.approx(2 * HOUR - machine.passed, abs=60)
     machine.passed = 2.1 * HOUR
-    assert gone(machine.act(CLEAN)) == [Verb.REMOVE_DOWNLOAD]
+    assert gone(machine.act(CLEAN)) == [ActionKind.REMOVE_DOWNLOAD]
     assert machine.store.partials(digest) == []
 
 
@@ -167,11 +167,14 @@ def test_the_age_of_what_was_there_before_a_jump_is_its_own(machine: Machine) ->
     for machine.passed in (0, HOUR, 3 * HOUR, DAY):
         report = machine.act(CLEAN)
         assert gone(report) == []
-    (judged,) = report.verdict.judged
-    assert judged.digest == digest
-    assert judged.age == pytest.approx(DAY + HOUR, abs=120)
+    (diagnosed,) = report.diagnosis.diagnosed
+    assert diagnosed.digest == digest
+    assert diagnosed.age == pytest.approx(DAY + HOUR, abs=120)
     machine.passed = 7.5 * DAY
-    assert sorted(gone(machine.act(CLEAN))) == [Verb.REMOVE_DOWNLOAD, Verb.REMOVE_ORPHAN]
+    assert sorted(gone(machine.act(CLEAN))) == [
+        ActionKind.REMOVE_DOWNLOAD,
+        ActionKind.REMOVE_ORPHAN,
+    ]
 
 
 def test_nothing_is_quiet_right_after_a_jump(machine: Machine) -> None:
@@ -180,11 +183,11 @@ def test_nothing_is_quiet_right_after_a_jump(machine: Machine) -> None:
     os.utime(machine.store.partial(digest), (now, now))
     machine.act(CLEAN)
     machine.ahead = 8 * DAY
-    (judged,) = machine.act(CLEAN).verdict.judged
-    assert judged.quiet < 10
+    (diagnosed,) = machine.act(CLEAN).diagnosis.diagnosed
+    assert diagnosed.quiet < 10
     machine.passed = 95
-    (judged,) = machine.act(CLEAN).verdict.judged
-    assert judged.quiet == pytest.approx(95, abs=10)
+    (diagnosed,) = machine.act(CLEAN).diagnosis.diagnosed
+    assert diagnosed.quiet == pytest.approx(95, abs=10)
 
 
 # ---------------------------------------------------------------- the commands themselves
@@ -269,7 +272,10 @@ daemon.run(world, lambda: Policy(repair=True, clean=True, writers_visible=True),
 def test_a_first_clean_finds_what_is_stale(machine: Machine) -> None:
     machine.store.download("stale", aged=12 * DAY)
     machine.store.blob("an orphan", aged=12 * DAY)
-    assert sorted(gone(machine.act(CLEAN))) == [Verb.REMOVE_DOWNLOAD, Verb.REMOVE_ORPHAN]
+    assert sorted(gone(machine.act(CLEAN))) == [
+        ActionKind.REMOVE_DOWNLOAD,
+        ActionKind.REMOVE_ORPHAN,
+    ]
 
 
 def test_a_clean_each_week_finds_what_is_stale(machine: Machine) -> None:
@@ -278,7 +284,7 @@ def test_a_clean_each_week_finds_what_is_stale(machine: Machine) -> None:
     machine.passed = 6.9 * DAY
     assert gone(machine.act(CLEAN)) == []
     machine.passed = 13.9 * DAY
-    assert gone(machine.act(CLEAN)) == [Verb.REMOVE_DOWNLOAD]
+    assert gone(machine.act(CLEAN)) == [ActionKind.REMOVE_DOWNLOAD]
 
 
 def test_a_machine_that_slept_has_counted_it(machine: Machine) -> None:
@@ -287,7 +293,7 @@ def test_a_machine_that_slept_has_counted_it(machine: Machine) -> None:
     machine.store.download("a", aged=0)
     machine.passed = 8 * DAY
     assert machine.up == 1000
-    assert gone(machine.act(CLEAN)) == [Verb.REMOVE_DOWNLOAD]
+    assert gone(machine.act(CLEAN)) == [ActionKind.REMOVE_DOWNLOAD]
 
 
 def test_time_off_counts_once_the_clock_has_stood_for_hours(machine: Machine) -> None:
@@ -300,7 +306,7 @@ def test_time_off_counts_once_the_clock_has_stood_for_hours(machine: Machine) ->
     machine.passed += HOUR
     assert gone(machine.act(CLEAN)) == []
     machine.passed += 1.5 * HOUR
-    assert gone(machine.act(CLEAN)) == [Verb.REMOVE_DOWNLOAD]
+    assert gone(machine.act(CLEAN)) == [ActionKind.REMOVE_DOWNLOAD]
     assert "clock_jumped" not in machine.store.event_types()
 
 
@@ -409,7 +415,7 @@ def test_times_from_the_future_tell_no_quiet_and_looks_do(machine: Machine) -> N
         assert machine.store.tree() == before
     machine.up = 190
     done = machine.act(SERVICE).outcomes
-    assert [each.result for each in done if each.action.verb is Verb.WRITE_SIDECARS] == [
+    assert [each.result for each in done if each.action.kind is ActionKind.WRITE_SIDECARS] == [
         Result.DONE
     ]
 
@@ -441,8 +447,8 @@ def test_times_that_were_set_by_a_wrong_clock_don_t_make_anything_younger(
 ) -> None:
     machine.store.download("wanted", aged=2 * HOUR)
     machine.ahead = DAY
-    assert [each.action.verb for each in machine.act(SERVICE).outcomes] == [Verb.REFRESH]
+    assert [each.action.kind for each in machine.act(SERVICE).outcomes] == [ActionKind.REFRESH]
     machine.ahead = 0
-    (judged,) = machine.act(SERVICE).verdict.judged
-    assert judged.age == pytest.approx(2 * HOUR, abs=60)
-    assert judged.quiet == pytest.approx(2 * HOUR, abs=60)
+    (diagnosed,) = machine.act(SERVICE).diagnosis.diagnosed
+    assert diagnosed.age == pytest.approx(2 * HOUR, abs=60)
+    assert diagnosed.quiet == pytest.approx(2 * HOUR, abs=60)

@@ -16,7 +16,7 @@ import pytest
 
 from tests.crash.conftest import Driver, driver
 from tests.crash.test_every_call import places
-from tests.support.driving import Store, age, private_proc, world
+from tests.support.driving import Store, age, host, private_proc
 from tests.support.kills import Ended
 from tests.support.servers import sidecar
 from watcher import reconcile
@@ -137,10 +137,10 @@ def test_nothing_is_mended_where_it_can_not_be_remembered(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(memory, "save", full)
-    here = world(store, private_proc(tmp_path / "proc"), clock=lambda: time.time() + 2400)
+    here = host(store, private_proc(tmp_path / "proc"), clock=lambda: time.time() + 2400)
     policy = Policy(repair=True, repair_stale=True, writers_visible=True)
     report = reconcile.cycle(here, policy)
-    assert report.troubles
+    assert report.warnings
     assert texts(store, digest) == before
     assert {path: path.stat().st_mtime_ns for path in store.blobs.iterdir()} == times
 

@@ -20,8 +20,8 @@ from tests.support.servers import EngineServer
 from watcher import reconcile
 from watcher.act import hashing
 from watcher.demo.registry import Registry
-from watcher.model import Action, Policy, Result, Verb
-from watcher.observe.host import World
+from watcher.model import Action, ActionKind, Policy, Result
+from watcher.observe.host import Host
 
 from .scenes import finished
 
@@ -62,9 +62,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_what_was_hashed_is_remembered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     names = hashed(monkeypatch)
-    reconcile.cycle(World(str(store.path)), VERIFY)
+    reconcile.cycle(Host(str(store.path)), VERIFY)
     assert sorted(names) == sorted(f"sha256-{digest}" for digest in store.digests)
-    reconcile.cycle(World(str(store.path)), VERIFY)
+    reconcile.cycle(Host(str(store.path)), VERIFY)
     assert len(names) == len(store.digests), "nothing is hashed twice"
 
 
@@ -78,9 +78,9 @@ def test_a_changed_file_is_hashed_again_and_told(
         file.write(b"H")
     os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
     names = hashed(monkeypatch)
-    report = reconcile.cycle(World(str(store.path)), VERIFY)
+    report = reconcile.cycle(Host(str(store.path)), VERIFY)
     assert names == [path.name], "even where its times were set back"
-    assert [each.kind for each in report.verdict.findings] == ["blob_corrupt"]
+    assert [each.kind for each in report.diagnosis.findings] == ["blob_corrupt"]
     assert verify(store)[0] == 1
     (told,) = [each for each in audit(store.path)["findings"] if each["kind"] == "blob_corrupt"]
     assert told["path"] == f"blobs/{path.name}"
@@ -94,7 +94,7 @@ def test_a_limit_of_time_ends_it_and_it_goes_on(store: Store) -> None:
     done: list[int] = []
     for _ in range(60):
         over = itertools.chain(itertools.repeat(False, 20), itertools.repeat(True)).__next__
-        report = reconcile.cycle(World(str(store.path)), VERIFY, stop=over)
+        report = reconcile.cycle(Host(str(store.path)), VERIFY, stop=over)
         done.append(sum(each.sha256 is not None for each in report.outcomes))
         if sum(done) == len(digests) + 2:
             break
@@ -118,7 +118,7 @@ def test_a_disk_that_can_not_read_is_told_with_the_offset(
         return real(fd, buffers, at)
 
     monkeypatch.setattr(os, "preadv", failing)
-    report = reconcile.cycle(World(str(store.path)), VERIFY)
+    report = reconcile.cycle(Host(str(store.path)), VERIFY)
     (failed,) = [each for each in report.outcomes if each.result is Result.FAILED]
     assert failed.action.expects[0].name == path.name
     assert str(2 * hashing._READ) in failed.message
@@ -140,7 +140,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
         return found
 
     monkeypatch.setattr(os, "preadv", changing)
-    report = reconcile.cycle(World(str(store.path)), VERIFY)
+    report = reconcile.cycle(Host(str(store.path)), VERIFY)
     (refused,) = [each for each in report.outcomes if each.result is Result.REFUSED]
     assert refused.sha256 is None
 
@@ -198,11 +198,11 @@ def test_only_what_is_meant_is_hashed(store: Store) -> None:
         return action.subject == digest
 
     reconcile.cycle(
-        World(str(store.path)),
+        Host(str(store.path)),
         VERIFY,
-        consent=lambda plan: replace(plan, actions=tuple(filter(just, plan.actions))),
+        approve=lambda plan: replace(plan, actions=tuple(filter(just, plan.actions))),
     )
-    report = reconcile.cycle(World(str(store.path)), VERIFY, consent=reconcile.nothing)
+    report = reconcile.cycle(Host(str(store.path)), VERIFY, approve=reconcile.nothing)
     assert len(report.plan.actions) == 3
 
 
@@ -217,9 +217,9 @@ def test_what_a_hash_has_found_is_asked_of_the_registry_in_the_same_run(
         asked.append(digest)
         return rotten.stat().st_size
 
-    here = World(str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=length)
+    here = Host(str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=length)
     policy = replace(VERIFY, repair=True, online=True)
     report = reconcile.cycle(here, policy)
     assert asked == [store.digests[0]]
-    assert [each.action.verb for each in report.outcomes][-1] is Verb.QUARANTINE_BLOB
+    assert [each.action.kind for each in report.outcomes][-1] is ActionKind.QUARANTINE_BLOB
     assert not rotten.exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tests.support.driving import Store, private_proc, world
+from tests.support.driving import Store, host, private_proc
 from watcher import reconcile
 from watcher.model import Policy, Result
 
@@ -17,7 +17,7 @@ def test_two_of_one_name_are_both_kept_and_told_apart(tmp_path: Path) -> None:
     store = Store(tmp_path / "models")
     blob = store.blobs / f"sha256-{store.digests[0]}"
     size = blob.stat().st_size
-    here = replace(world(store, private_proc(tmp_path / "proc")), registry_length=lambda *_: size)
+    here = replace(host(store, private_proc(tmp_path / "proc")), registry_length=lambda *_: size)
 
     def put_aside(text: str) -> None:
         blob.write_text(text.ljust(size))

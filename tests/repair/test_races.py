@@ -16,7 +16,7 @@ from watcher import reconcile
 from watcher.act import transaction
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import Policy, RefusalKind, Result
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.reconcile import Report
 from watcher.state import fs
 
@@ -48,7 +48,7 @@ def repair(server: Server, **more: object) -> Report:
     """A cycle that sees of the machine's processes the server alone."""
     proc = private_proc(server.store.with_name("proc"), server.pid)
     given: dict[str, object] = {"sleep": lambda _: None, **more}
-    return reconcile.cycle(World(str(server.store), proc=proc, **given), POLICY)  # type: ignore[arg-type]
+    return reconcile.cycle(Host(str(server.store), proc=proc, **given), POLICY)  # type: ignore[arg-type]
 
 
 def ends_right(server: Server, it: Download, registry: Registry) -> None:
@@ -132,7 +132,7 @@ def test_who_opens_the_data_between_look_and_act_is_left_alone(
             holders.append(_writer(it.data))
 
     try:
-        report = reconcile.cycle(World(str(it.store), tell=open_it), POLICY)
+        report = reconcile.cycle(Host(str(it.store), tell=open_it), POLICY)
     finally:
         for pid in holders:
             os.kill(pid, signal.SIGKILL)
@@ -156,7 +156,7 @@ def stopped_in_the_middle(it: Download) -> int:
     pid = os.fork()
     if pid == 0:
         try:
-            here = World(
+            here = Host(
                 str(it.store),
                 proc=private_proc(it.store.with_name("proc")),
                 sleep=lambda _: None,
@@ -224,7 +224,7 @@ def test_starts_and_repairs_at_the_same_time_harm_neither(
 
     def repair_on() -> None:
         while not over.is_set():
-            reconcile.cycle(World(str(it.store)), POLICY)
+            reconcile.cycle(Host(str(it.store)), POLICY)
             time.sleep(0.01)
 
     thread = threading.Thread(target=repair_on)

@@ -24,8 +24,8 @@ from tests.support.servers import (
 from tests.support.workers import ALONE
 from watcher import reconcile
 from watcher.demo.registry import Layer, Registry
-from watcher.model import DAY, HOUR, Policy, Verb
-from watcher.observe.host import World
+from watcher.model import DAY, HOUR, ActionKind, Policy
+from watcher.observe.host import Host
 from watcher.ollama import sidecars
 from watcher.reconcile import Report
 
@@ -115,7 +115,7 @@ class Machine:
 
     def __init__(self, store: Store, tmp_path: Path) -> None:
         self.later = 0.0
-        self._world = World(
+        self._host = Host(
             str(store.path),
             proc=private_proc(tmp_path / "proc"),
             clock=lambda: time.time() + self.later,
@@ -123,7 +123,7 @@ class Machine:
 
     def look(self, scope: frozenset[str] | None = None) -> Report:
         """A cycle as the service has it."""
-        return reconcile.cycle(self._world, POLICY, scope)
+        return reconcile.cycle(self._host, POLICY, scope)
 
 
 def test_stale_downloads_are_left_by_the_service(store: Store, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_wanted_ones_are_refreshed_and_stale_ones_are_not(store: Store, tmp_path
     orphan = store.blob("of a pull that is not finished", aged=0.75 * HOUR)
     with store.partial(live).open("r+b"):
         report = Machine(store, tmp_path).look()
-    done = {each.subject for each in report.plan.actions if each.verb is Verb.REFRESH}
+    done = {each.subject for each in report.plan.actions if each.kind is ActionKind.REFRESH}
     assert done == {wanted, live, f"sha256-{orphan}"}
     now = time.time()
     for digest, fresh in ((wanted, True), (live, True), (young, False), (stale, False)):
@@ -167,15 +167,17 @@ def test_age_and_quiet_are_not_disturbed_by_what_we_set(store: Store, tmp_path: 
     digest = store.download("wanted", aged=2 * HOUR)
     machine = Machine(store, tmp_path)
     for _ in range(10):
-        (judged,) = [each for each in machine.look().verdict.judged if each.digest == digest]
-        assert judged.age == pytest.approx(2 * HOUR + machine.later, abs=60)
-        assert judged.condition.value != "live"
+        (diagnosed,) = [
+            each for each in machine.look().diagnosis.diagnosed if each.digest == digest
+        ]
+        assert diagnosed.age == pytest.approx(2 * HOUR + machine.later, abs=60)
+        assert diagnosed.condition.value != "live"
         machine.later += DAY
         if machine.later >= 7 * DAY:
             break
     report = machine.look()
-    (judged,) = [each for each in report.verdict.judged if each.digest == digest]
-    assert judged.stale
+    (diagnosed,) = [each for each in report.diagnosis.diagnosed if each.digest == digest]
+    assert diagnosed.stale
     assert report.plan.actions == ()
 
 
@@ -199,11 +201,11 @@ def test_the_rule_for_a_reboot_goes_by_the_own_time(store: Store, tmp_path: Path
     (machine / "self" / "ns" / "pid").symlink_to("pid:[4026531836]")
     (machine / "self" / "mounts").write_text("none / ext4 rw 0 0\n")
     (machine / "stat").write_text(f"btime {int(time.time() - HOUR)}\n")
-    here = World(str(store.path), proc=str(machine))
+    here = Host(str(store.path), proc=str(machine))
     for _ in range(3):
         report = reconcile.cycle(here, POLICY)
-        (judged,) = [each for each in report.verdict.judged if each.digest == digest]
-        assert judged.download.trust.rebooted
+        (diagnosed,) = [each for each in report.diagnosis.diagnosed if each.digest == digest]
+        assert diagnosed.download.trust.rebooted
         age(store.partial(digest, 0), 0.9 * HOUR)
 
 

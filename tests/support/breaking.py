@@ -31,7 +31,7 @@ from watcher.act import transaction
 from watcher.commands import acting, rights
 from watcher.errors import WatchError
 from watcher.model import Entry, Holder, Policy
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.state import fs
 
 CHANGING = frozenset(
@@ -120,7 +120,7 @@ def _held_from(look: int) -> None:
     """From the n-th look at the holders on, somebody has every file open."""
     looks = [0]
 
-    def holders_of(_: World, entries: Iterable[Entry]) -> tuple[Holder, ...]:
+    def holders_of(_: Host, entries: Iterable[Entry]) -> tuple[Holder, ...]:
         looks[0] += 1
         held = looks[0] >= look
         return tuple(Holder(1, "reader", entry.name, False) for entry in entries) if held else ()
@@ -131,21 +131,21 @@ def _held_from(look: int) -> None:
 
 def _child(order: dict[str, Any], told: int) -> int:
     registry = order.get("registry")
-    world = World(order["store"], proc=order["proc"], registry_length=lambda *_: registry)
+    host = Host(order["store"], proc=order["proc"], registry_length=lambda *_: registry)
     os.umask(order.get("umask", 0o022))
     if "owner" in order:
         rights.settle(order["store"])
     break_files(order, told)
     if order.get("held_from"):
         _held_from(order["held_from"])
-    consent = reconcile.everything if order.get("clean", True) else reconcile.nothing
+    approve = reconcile.everything if order.get("clean", True) else reconcile.nothing
     policy = replace(
         POLICY, **{name: _value(each) for name, each in order.get("policy", {}).items()}
     )
     try:
         if order.get("prepare"):
-            acting._keep_wanted(world, policy)
-        report = reconcile.cycle(world, policy, consent=consent)
+            acting._keep_wanted(host, policy)
+        report = reconcile.cycle(host, policy, approve=approve)
     except WatchError:
         return 4
     return 0 if all(outcome.result == "done" for outcome in report.outcomes) else 3

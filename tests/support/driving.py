@@ -30,7 +30,7 @@ from tests.support import commands
 from tests.support.servers import ROOT, TIMEOUT, Line, blob, sidecar, wait_until
 from watcher.demo.registry import Content, Registry
 from watcher.model import DAY, Policy
-from watcher.observe.host import World
+from watcher.observe.host import Host
 
 #: What `clean` does; nothing may hang on who else runs on the machine of the tests.
 POLICY = Policy(clean=True, repair=False, writers_visible=True)
@@ -421,9 +421,9 @@ def private_proc(folder: Path, *pids: int) -> str:
     return str(folder)
 
 
-def world(store: Store, proc: str = "/proc", **more: Any) -> World:
+def host(store: Store, proc: str = "/proc", **more: Any) -> Host:
     """A world over a store."""
-    return World(str(store.path), proc=proc, **more)
+    return Host(str(store.path), proc=proc, **more)
 
 
 # ---------------------------------------------------------------- processes in the way

@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from watcher.observe.host import World
+from watcher.observe.host import Host
 
 MB = 1_000_000
 PART = 100 * MB
@@ -194,7 +194,7 @@ class Store:
 
     # ------------------------------------------------------------ the machine around it
 
-    def world(self, **changes: Any) -> World:
+    def host(self, **changes: Any) -> Host:
         """A world with nobody else in it: no processes, no server, a machine up for long."""
         proc = changes.pop("proc", None) or quiet_machine(self.path.parent / "machine")
         given: dict[str, Any] = {
@@ -204,7 +204,7 @@ class Store:
             "sleep": lambda _: None,
             "version": lambda _: None,
         }
-        return World(**{**given, **changes})
+        return Host(**{**given, **changes})
 
 
 def age(path: Path, aged: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.support.driving import POLICY, Store
 from watcher import cli, reconcile
 from watcher.errors import WatchError
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama.names import to_model
 from watcher.pull import queue
 from watcher.state import fs, memory, records, registry
@@ -50,7 +50,7 @@ def store(tmp_path: Path) -> Store:
     made = Store(tmp_path / "models")
     made.download("wanted", aged=2 * 3600)
     made.file("sha256-" + made.digest("named")[:60], "odd")
-    reconcile.cycle(World(str(made.path)), POLICY, consent=reconcile.nothing)
+    reconcile.cycle(Host(str(made.path)), POLICY, approve=reconcile.nothing)
     with fs.opened_folder(str(made.path)) as folder:
         records.change(folder, "llama3", {"state": "starting", "total_bytes": 10})
         line = queue.add(queue.Queue(), "a", 0, 0.0, 1.0)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher.model import Caller, Evidence, Place, Server, ServerState, Sight, View
+from watcher.model import Caller, Evidence, Place, Server, ServerState, View, Visibility
 from watcher.system import advice
 
 MEMBER = Caller(uid=1000, program=("ollama-watch",), program_of_root=("/opt/bin/ollama-watch",))
@@ -25,7 +25,7 @@ NAMES = st.text(
 
 def seen(caller: Caller = MEMBER, **place: object) -> Evidence:
     where = Place("/a store/m", "--store")._replace(**place)  # type: ignore[arg-type]
-    return Evidence(where, 0.0, View(Sight.FULL), caller=caller)
+    return Evidence(where, 0.0, View(Visibility.FULL), caller=caller)
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh"])
@@ -82,7 +82,7 @@ def test_sudo_names_the_store_that_only_this_user_finds() -> None:
 def test_a_pull_goes_to_the_server_of_the_store() -> None:
     def served(*urls: str) -> Evidence:
         servers = (Server(1, "o", 0.0, ServerState.ANSWERING, ours=True, url=url) for url in urls)
-        return Evidence(Place("/m", ""), 0.0, View(Sight.FULL), servers=tuple(servers))
+        return Evidence(Place("/m", ""), 0.0, View(Visibility.FULL), servers=tuple(servers))
 
     assert advice.ollama(served(), "pull", "llama3") == "ollama pull llama3"
     assert advice.ollama(served("http://127.0.0.1:11434"), "pull", "a") == "ollama pull a"

@@ -15,7 +15,7 @@ from tests.support.notation import Store
 from watcher import reconcile
 from watcher.act import journal
 from watcher.errors import Exit, LockedError
-from watcher.model import Plan, Policy, Result, Verb
+from watcher.model import ActionKind, Plan, Policy, Result
 from watcher.state import fs, memory
 from watcher.state.event_log import Event
 
@@ -35,14 +35,14 @@ def logged(models: Store) -> list[str]:
 
 def test_a_plan_that_is_agreed_to_is_done_and_told(models: Store, stale: str) -> None:
     told: list[Event] = []
-    report = reconcile.cycle(models.world(tell=told.append), POLICY)
+    report = reconcile.cycle(models.host(tell=told.append), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert report.outcomes[0].freed == report.plan.frees > 0
     assert not [name for name in models.names() if stale in name]
     assert logged(models) == [event.event_type for event in told]
     told_of_it = [each for each in logged(models) if each in ("act_started", "partial_cleaned")]
     assert told_of_it == ["act_started", "partial_cleaned"]
-    assert reconcile.cycle(models.world(), POLICY).outcomes == ()
+    assert reconcile.cycle(models.host(), POLICY).outcomes == ()
 
 
 def test_many_orphans_go_in_batches_each_told_before_and_after_it(models: Store) -> None:
@@ -51,7 +51,7 @@ def test_many_orphans_go_in_batches_each_told_before_and_after_it(models: Store)
     for number in range(250):
         models.orphan(f"orphan {number}")
     told: list[Event] = []
-    report = reconcile.cycle(models.world(tell=told.append), POLICY)
+    report = reconcile.cycle(models.host(tell=told.append), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE] * 250
     kinds = ["act_started"] * 100 + ["orphan_removed"] * 100
     kinds += ["act_started"] * 150 + ["orphan_removed"] * 150
@@ -62,8 +62,8 @@ def test_many_orphans_go_in_batches_each_told_before_and_after_it(models: Store)
 
 def test_what_is_not_agreed_to_is_remembered_and_not_done(models: Store, stale: str) -> None:
     before = models.names()
-    report = reconcile.cycle(models.world(), POLICY, consent=reconcile.nothing)
-    assert [each.verb for each in report.plan.actions] == [Verb.REMOVE_DOWNLOAD]
+    report = reconcile.cycle(models.host(), POLICY, approve=reconcile.nothing)
+    assert [each.kind for each in report.plan.actions] == [ActionKind.REMOVE_DOWNLOAD]
     assert models.names() == before
     fd = os.open(models.path, os.O_RDONLY)
     assert stale in memory.load(fd).downloads
@@ -72,7 +72,7 @@ def test_what_is_not_agreed_to_is_remembered_and_not_done(models: Store, stale: 
 
 def test_a_world_that_keeps_nothing_is_only_looked_at(models: Store, stale: str) -> None:
     before = models.snapshot()
-    assert reconcile.cycle(models.world(keeps=False), POLICY).plan.actions
+    assert reconcile.cycle(models.host(keeps=False), POLICY).plan.actions
     assert models.snapshot() == before
 
 
@@ -84,7 +84,7 @@ def test_who_holds_the_lock_is_named(models: Store, stale: str) -> None:
             fs.locked(journal.ACTING_LOCK, fd, "pid 4711"),
             pytest.raises(LockedError) as caught,
         ):
-            reconcile.cycle(models.world(), POLICY, lock_seconds=0.1)
+            reconcile.cycle(models.host(), POLICY, lock_seconds=0.1)
     finally:
         os.close(fd)
     assert "4711" in str(caught.value)
@@ -95,11 +95,11 @@ def test_who_holds_the_lock_is_named(models: Store, stale: str) -> None:
 def test_what_changes_between_plan_and_act_is_left(models: Store, stale: str) -> None:
     data = models.blobs / f"sha256-{stale}-partial"
 
-    def consent(planned: Plan) -> Plan:
+    def approve(planned: Plan) -> Plan:
         os.utime(data)
         return planned
 
-    (outcome,) = reconcile.cycle(models.world(), POLICY, consent=consent).outcomes
+    (outcome,) = reconcile.cycle(models.host(), POLICY, approve=approve).outcomes
     assert outcome.result is Result.REFUSED
     assert outcome.refusal is not None
     assert data.exists()
@@ -108,7 +108,7 @@ def test_what_changes_between_plan_and_act_is_left(models: Store, stale: str) ->
 def test_a_damaged_memory_is_told_and_everything_goes_on(models: Store, stale: str) -> None:
     (models.path / ".ollama-watch").mkdir()
     (models.path / ".ollama-watch" / "state.json").write_bytes(b"{")
-    report = reconcile.cycle(models.world(), POLICY)
+    report = reconcile.cycle(models.host(), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert "error" in logged(models)
     assert (models.path / ".ollama-watch" / "state.json.damaged").exists()
@@ -120,13 +120,13 @@ def test_time_that_passes_while_somebody_is_asked_changes_no_plan(
 ) -> None:
     passed = 0.0
 
-    def consent(planned: Plan) -> Plan:
+    def approve(planned: Plan) -> Plan:
         nonlocal passed
         passed = hours * 3600
         return planned
 
-    world = models.world(clock=lambda: time.time() + passed)
-    (outcome,) = reconcile.cycle(world, POLICY, consent=consent).outcomes
+    host = models.host(clock=lambda: time.time() + passed)
+    (outcome,) = reconcile.cycle(host, POLICY, approve=approve).outcomes
     assert outcome.result is Result.DONE, outcome.message
 
 
@@ -137,14 +137,14 @@ def test_a_memory_that_can_not_be_read_is_not_written_over(
     """It may be whole: without it no sidecars are written and no times are set."""
     digest = models.broken("0:1 E:1", aged="50m")
     policy = Policy(repair=True, refresh=True, writers_visible=True)
-    reconcile.cycle(models.world(), policy, consent=reconcile.nothing)
+    reconcile.cycle(models.host(), policy, approve=reconcile.nothing)
     state = models.path / ".ollama-watch" / "state.json"
     before, inode = state.read_bytes(), state.stat().st_ino
     shown = models.shown(digest)
     times = {path: path.stat().st_mtime_ns for path in models.blobs.iterdir()}
 
     def look() -> reconcile.Report:
-        report = reconcile.cycle(models.world(), policy)
+        report = reconcile.cycle(models.host(), policy)
         assert {path: path.stat().st_mtime_ns for path in models.blobs.iterdir()} == times
         return report
 
@@ -164,9 +164,9 @@ def test_a_memory_that_can_not_be_read_is_not_written_over(
         with monkeypatch.context() as patch:
             patch.setattr(fs, "read_ours", failing)
             report = look()
-    assert any("state.json can't be read" in each for each in report.troubles)
+    assert any("state.json can't be read" in each for each in report.warnings)
     assert (state.read_bytes(), state.stat().st_ino) == (before, inode)
     assert models.shown(digest) == shown
     with ordinary_user(tmp_path):
-        done = reconcile.cycle(models.world(), policy).outcomes
-    assert {each.action.verb for each in done} == {Verb.WRITE_SIDECARS, Verb.REFRESH}
+        done = reconcile.cycle(models.host(), policy).outcomes
+    assert {each.action.kind for each in done} == {ActionKind.WRITE_SIDECARS, ActionKind.REFRESH}

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import Metric, generate_latest
 
-from tests.unit.decide.seen import MB, NOW, POLICY, download, entry, evidence, verdict, writer
+from tests.unit.decide.seen import MB, NOW, POLICY, diagnosis, download, entry, evidence, writer
 from watcher import reconcile
 from watcher.decide import plan
 from watcher.errors import ListenError
-from watcher.model import DAY, BlobCensus, Evidence, Kept, Policy, RefusalKind, Sight
+from watcher.model import DAY, BlobCensus, Evidence, Kept, Policy, RefusalKind, Visibility
 from watcher.service import metrics
 from watcher.state.event_log import Event
 
@@ -25,8 +25,8 @@ LISTENS = Policy(metrics_listen=("127.0.0.1", 0))
 
 
 def report(seen: Evidence) -> reconcile.Report:
-    told_of = verdict(seen, POLICY)
-    return reconcile.Report(seen, told_of, plan.make(told_of.judged, seen, POLICY))
+    told_of = diagnosis(seen, POLICY)
+    return reconcile.Report(seen, told_of, plan.make(told_of.diagnosed, seen, POLICY))
 
 
 FULL = report(
@@ -86,7 +86,10 @@ def test_a_full_look_tells_everything() -> None:
 def test_a_narrow_look_says_all_of_its_scope_and_nothing_of_others() -> None:
     known = metrics.looked(None, FULL, 0.25)
     narrow = evidence(
-        download(digest=C, ago=200), scope=frozenset({B, C}), sight=Sight.PARTIAL, now=NOW + 60
+        download(digest=C, ago=200),
+        scope=frozenset({B, C}),
+        visibility=Visibility.PARTIAL,
+        now=NOW + 60,
     )
     narrow = replace(narrow, place=narrow.place._replace(free_bytes=5))
     after = metrics.looked(known, report(narrow), 9.0)

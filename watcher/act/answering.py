@@ -11,9 +11,9 @@ from itertools import chain
 from watcher.act import hashing
 from watcher.act.journal import Journal, locked
 from watcher.decide import transitions
-from watcher.model import Action, Outcome, Policy, Result, Verb
+from watcher.model import Action, ActionKind, Outcome, Policy, Result
 from watcher.observe import place
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.ollama.names import ModelName
 from watcher.state import folders, registry
@@ -25,7 +25,7 @@ _SILENT_TIMES = 3
 
 
 def answer(
-    world: World,
+    host: Host,
     policy: Policy,
     questions: Iterable[Action],
     stop: Callable[[], bool],
@@ -35,37 +35,37 @@ def answer(
 
     Gives back the answers, and whether they could be kept.
     """
-    asked = [action for action in questions if action.verb is Verb.ASK_REGISTRY]
-    hashed = [action for action in questions if action.verb is Verb.HASH]
+    asked = [action for action in questions if action.kind is ActionKind.ASK_REGISTRY]
+    hashed = [action for action in questions if action.kind is ActionKind.HASH]
     answers: list[Outcome] = []
     kept, is_kept = 0, True
-    with folders.opened_store(world.store) as store:
+    with folders.opened_store(host.store) as store:
         keep_at = time.monotonic() + _KEEP_SECONDS
-        found = chain(ask(asked, world, stop), hashing.find_out(store, hashed, stop, world.watch))
+        found = chain(ask(asked, host, stop), hashing.find_out(store, hashed, stop, host.watch))
         for outcome in found:
             answers.append(outcome)
             if time.monotonic() >= keep_at:
-                is_kept &= _keep(world, policy, store, answers[kept:], lock_seconds)
+                is_kept &= _keep(host, policy, store, answers[kept:], lock_seconds)
                 kept, keep_at = len(answers), time.monotonic() + _KEEP_SECONDS
-        is_kept &= _keep(world, policy, store, answers[kept:], lock_seconds)
+        is_kept &= _keep(host, policy, store, answers[kept:], lock_seconds)
     return tuple(answers), is_kept
 
 
 def _keep(
-    world: World, policy: Policy, store: int, answers: list[Outcome], lock_seconds: float
+    host: Host, policy: Policy, store: int, answers: list[Outcome], lock_seconds: float
 ) -> bool:
     # Where nothing can be written the answers still tell what to do; that it can't be done is told
     # by who acts.
     with contextlib.suppress(OSError), locked(store, lock_seconds):
-        journal = Journal(store, policy, world)
-        start, now = place.start(world), world.clock()
+        journal = Journal(store, policy, host)
+        start, now = place.start(host), host.clock()
         known = transitions.proved(journal.recall(), answers, now, start.id, start.at)
         return journal.save(known)
     return False
 
 
 def ask(
-    actions: Iterable[Action], world: World, stop: Callable[[], bool] = lambda: False
+    actions: Iterable[Action], host: Host, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[Outcome]:
     """Ask for each action's digest, by its models in turn until one's registry knows it.
 
@@ -89,8 +89,8 @@ def ask(
                 said = f"{model.host} does not answer"
                 continue
             try:
-                length = world.registry_length(model, action.subject)
-                doubt = _doubt(world, model, action, length)
+                length = host.registry_length(model, action.subject)
+                doubt = _doubt(host, model, action, length)
             except OSError as error:
                 silent[model.host] += 1
                 said = f"{model.host} does not answer: {error.strerror or error}"
@@ -104,11 +104,11 @@ def ask(
         yield Outcome(action, Result.DONE, said, length=length)
 
 
-def _doubt(world: World, model: ModelName, action: Action, length: int | None) -> str:
+def _doubt(host: Host, model: ModelName, action: Action, length: int | None) -> str:
     """Why a length that a registry says is not believed. Raises OSError."""
     if length is None or not action.expects:
         return ""
-    raw = world.registry_manifest(None, model).raw
+    raw = host.registry_manifest(None, model).raw
     if raw is None:
         return f"{model.host} says {length:,} bytes, and gives no manifest of {model.shown}"
     named = registry.sizes(raw).get(action.subject)

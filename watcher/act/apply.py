@@ -13,6 +13,7 @@ from watcher.decide import cleaning, safety, transitions
 from watcher.errors import ChangedError, EndedError
 from watcher.model import (
     Action,
+    ActionKind,
     BlobFault,
     Entry,
     Evidence,
@@ -21,9 +22,8 @@ from watcher.model import (
     Refusal,
     RefusalKind,
     Result,
-    Verb,
 )
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names, sidecars
 from watcher.state import folders
 from watcher.state.event_log import Event
@@ -44,12 +44,21 @@ FIRST_DOWNLOADS, DOWNLOADS = 10, 100
 #: So long a plan counts for further batches of downloads: each is compared under its own guard.
 _FRESH_SECONDS = 5.0
 
-_FILES = frozenset({Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.REFRESH, Verb.QUARANTINE_BLOB})
-_DOWNLOADS = frozenset({Verb.WRITE_SIDECARS, Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
+_FILES = frozenset(
+    {
+        ActionKind.REMOVE_ORPHAN,
+        ActionKind.REMOVE_TEMPORARY,
+        ActionKind.REFRESH,
+        ActionKind.QUARANTINE_BLOB,
+    }
+)
+_DOWNLOADS = frozenset(
+    {ActionKind.WRITE_SIDECARS, ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS}
+)
 
 
 def apply(
-    world: World,
+    host: Host,
     store: int,
     agreed: Plan,
     look: Look,
@@ -69,12 +78,12 @@ def apply(
         if stop():
             break
         # Times may be set at any moment, whatever else has changed.
-        timeless = batch[0].verb is Verb.REFRESH
+        timeless = batch[0].kind is ActionKind.REFRESH
         if timeless:
-            outcomes.extend(refresh_all(world, store, batch, remember, tell))
+            outcomes.extend(refresh_all(host, store, batch, remember, tell))
             continue
         try:
-            seen, planned = plans.fresh(anew=batch[0].verb not in _DOWNLOADS)
+            seen, planned = plans.fresh(anew=batch[0].kind not in _DOWNLOADS)
         except EndedError:
             break
         fresh = {_essence(action): action for action in planned.actions}
@@ -82,11 +91,11 @@ def apply(
         still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
         gone = [action for action in batch if _essence(action) not in fresh]
         undone = _no_longer(gone, planned) if gone else []
-        tell(*(transitions.begun(action, world.clock()) for action in still))
-        ended = _do(world, store, still, seen, look, stop)
+        tell(*(transitions.begun(action, host.clock()) for action in still))
+        ended = _do(host, store, still, seen, look, stop)
         # What somebody else has done meanwhile was not begun here, and is told by who has done it.
         worth_telling = (each for each in undone if not _is_overtaken(each))
-        tell(*(transitions.ended(outcome, world.clock()) for outcome in (*worth_telling, *ended)))
+        tell(*(transitions.ended(outcome, host.clock()) for outcome in (*worth_telling, *ended)))
         outcomes.extend((*undone, *ended))
     return tuple(outcomes)
 
@@ -113,7 +122,7 @@ class Plans:
 
 def _batches(actions: Sequence[Action]) -> Iterator[list[Action]]:
     """What is done together: downloads by the hundreds, single files by the thousands."""
-    for key, alike in groupby(actions, key=lambda action: (action.verb, _is_transfer(action))):
+    for key, alike in groupby(actions, key=lambda action: (action.kind, _is_transfer(action))):
         rest = list(alike)
         size, most = _sizes(*key)
         while rest:
@@ -122,10 +131,10 @@ def _batches(actions: Sequence[Action]) -> Iterator[list[Action]]:
             size = min(size * 10, most)
 
 
-def _sizes(verb: Verb, is_transfer: bool) -> tuple[int, int]:
-    if verb in _FILES:
+def _sizes(kind: ActionKind, is_transfer: bool) -> tuple[int, int]:
+    if kind in _FILES:
         return FIRST_BATCH, BATCH
-    return (FIRST_DOWNLOADS, DOWNLOADS) if verb in _DOWNLOADS and not is_transfer else (1, 1)
+    return (FIRST_DOWNLOADS, DOWNLOADS) if kind in _DOWNLOADS and not is_transfer else (1, 1)
 
 
 def _is_transfer(action: Action) -> bool:
@@ -137,11 +146,11 @@ def _essence(action: Action) -> tuple[object, ...]:
     files_of_it = tuple(
         (entry.name, entry.identity, entry.size, entry.mtime_ns) for entry in action.expects
     )
-    return action.verb, action.subject, files_of_it, action.parts
+    return action.kind, action.subject, files_of_it, action.parts
 
 
 def _do(
-    world: World,
+    host: Host,
     store: int,
     batch: list[Action],
     seen: Evidence,
@@ -150,20 +159,20 @@ def _do(
 ) -> list[Outcome]:
     if not batch:
         return []
-    verb = batch[0].verb
-    if verb in (Verb.RESTORE, Verb.PURGE):
+    kind = batch[0].kind
+    if kind in (ActionKind.RESTORE, ActionKind.PURGE):
         return [_leave_quarantine(store, action, seen.place.blobs) for action in batch]
-    together = [batch] if verb in _FILES else [[action] for action in batch]
+    together = [batch] if kind in _FILES else [[action] for action in batch]
     changes = [_change(actions, seen) for actions in together]
 
     def confirm(moved: Collection[Entry]) -> Mapping[str, ChangedError]:
-        return _must_stay(verb, moved, look)
+        return _must_stay(kind, moved, look)
 
-    def carry_out(some: Sequence[transaction.Change]) -> Sequence[transaction.Answer]:
-        return transaction.carry_out(world, store, some, confirm, stop)
+    def commit_all(some: Sequence[transaction.Change]) -> Sequence[transaction.Answer]:
+        return transaction.commit_all(host, store, some, confirm, stop)
 
     try:
-        answers = disk_reserve.with_room(store, changes, carry_out)
+        answers = disk_reserve.with_room(store, changes, commit_all)
     except EndedError:
         answers = [transaction.StoppedError()] * len(changes)
     except OSError as error:
@@ -180,23 +189,23 @@ def _outcomes(actions: list[Action], answer: transaction.Answer) -> list[Outcome
     return [_outcome(action, answer, alone=len(actions) == 1) for action in actions]
 
 
-def _must_stay(verb: Verb, moved: Collection[Entry], look: Look) -> dict[str, ChangedError]:
+def _must_stay(kind: ActionKind, moved: Collection[Entry], look: Look) -> dict[str, ChangedError]:
     """What has to stay after all: what would forbid the act is looked at once more."""
-    if not moved and verb is not Verb.WRITE_SIDECARS:
+    if not moved and kind is not ActionKind.WRITE_SIDECARS:
         return {}
     # Whether a download's store forbids it is told by servers and place; its data need not be read.
-    alone = verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY)
+    alone = kind in (ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY)
     seen = look(None if alone else frozenset())
-    if verb is Verb.REMOVE_ORPHAN:
+    if kind is ActionKind.REMOVE_ORPHAN:
         why = cleaning.orphans_forbidden(seen)
-    elif verb is Verb.REMOVE_TEMPORARY:
+    elif kind is ActionKind.REMOVE_TEMPORARY:
         why = safety.idle_forbids(seen)
     else:
         why = safety.store_forbids(seen)
     if why is not None:
         error = ChangedError(why.reason, why.remedy, why.command)
         return {entry.name: error for entry in moved} or {"": error}
-    if verb is not Verb.REMOVE_ORPHAN:
+    if kind is not ActionKind.REMOVE_ORPHAN:
         return {}
     named = {names.blob(odd.digest) for odd in seen.census.odd if odd.fault is BlobFault.MISSING}
     return {
@@ -211,13 +220,13 @@ def _outcome(action: Action, changed: transaction.Changed, *, alone: bool) -> Ou
         if entry.name in changed.kept:
             return _refused(action, changed.kept[entry.name])
     # Replaced sidecars give back a block each, which is not what anybody asked for.
-    mended = action.verb in (Verb.WRITE_SIDECARS, Verb.QUARANTINE_BLOB)
+    mended = action.kind in (ActionKind.WRITE_SIDECARS, ActionKind.QUARANTINE_BLOB)
     freed = changed.freed if alone else action.frees
     return Outcome(action, Result.DONE, _done_message(action), 0 if mended else freed)
 
 
 def refresh_all(
-    world: World,
+    host: Host,
     store: int,
     batch: list[Action],
     remember: Callable[[Mapping[str, Touched]], bool],
@@ -226,7 +235,7 @@ def refresh_all(
     """Set the times of wanted things to now, once their own ones are on the disk elsewhere."""
     try:
         with folders.opened_blobs(store) as blobs:
-            touching = refresh.own_times(blobs, batch, world.clock())
+            touching = refresh.own_times(blobs, batch, host.clock())
             if remember(touching):
                 refresh.set_times(blobs, touching)
                 ended = [Outcome(action, Result.DONE, _done_message(action)) for action in batch]
@@ -235,12 +244,12 @@ def refresh_all(
                 ended = [Outcome(action, Result.FAILED, why) for action in batch]
     except OSError as error:
         ended = [_failed(action, error) for action in batch]
-    tell(transitions.refreshed(ended, world.clock()))
+    tell(transitions.refreshed(ended, host.clock()))
     return ended
 
 
 def _leave_quarantine(store: int, action: Action, blobs: tuple[int, int]) -> Outcome:
-    back_into = blobs if action.verb is Verb.RESTORE else None
+    back_into = blobs if action.kind is ActionKind.RESTORE else None
     try:
         transaction.leave_quarantine(store, action.expects[0], back_into)
     except ChangedError as error:
@@ -253,12 +262,12 @@ def _leave_quarantine(store: int, action: Action, blobs: tuple[int, int]) -> Out
 def _change(batch: list[Action], seen: Evidence) -> transaction.Change:
     first = batch[0]
     entries = tuple(entry for action in batch for entry in action.expects)
-    in_parts = first.verb in _DOWNLOADS and not _is_transfer(first)
+    in_parts = first.kind in _DOWNLOADS and not _is_transfer(first)
     alone = safety.alone(seen)
     return transaction.Change(
-        verb=first.verb,
+        kind=first.kind,
         expects=entries,
-        takes=first.surplus if first.verb is Verb.WRITE_SIDECARS else entries,
+        takes=first.surplus if first.kind is ActionKind.WRITE_SIDECARS else entries,
         writes={
             names.sidecar(first.subject, part.number): sidecars.write(part) for part in first.parts
         },
@@ -272,18 +281,18 @@ def _change(batch: list[Action], seen: Evidence) -> transaction.Change:
 
 
 def _done_message(action: Action) -> str:
-    match action.verb:
-        case Verb.REMOVE_DOWNLOAD | Verb.REMOVE_SURPLUS:
+    match action.kind:
+        case ActionKind.REMOVE_DOWNLOAD | ActionKind.REMOVE_SURPLUS:
             who = names.known_as(action.models, action.subject)
             return f"Cleaned up partial download for: {who}"
-        case Verb.WRITE_SIDECARS:
+        case ActionKind.WRITE_SIDECARS:
             who = names.known_as(action.models, action.subject)
             return f"Repaired the partial download of {who}: {action.saves} bytes saved"
-        case Verb.QUARANTINE_BLOB:
+        case ActionKind.QUARANTINE_BLOB:
             return f"{action.subject[:19]} is in quarantine; {action.because.partition(': ')[2]}"
-        case Verb.RESTORE:
+        case ActionKind.RESTORE:
             return f"restored {names.printable(action.subject)}"
-        case Verb.REFRESH:
+        case ActionKind.REFRESH:
             what = names.known_as(action.models, action.subject.removeprefix("sha256-"))
             return f"kept {what} from the server's clean-up"
         case _:
@@ -292,14 +301,14 @@ def _done_message(action: Action) -> str:
 
 def _no_longer(gone: list[Action], planned: Plan) -> list[Outcome]:
     """The outcomes of what a fresh plan does not have, with its reason where it gives one."""
-    why: dict[tuple[Verb, str], Refusal] = {}
+    why: dict[tuple[ActionKind, str], Refusal] = {}
     for refusal in planned.refusals:
         for about in (refusal.subject, *refusal.entries):
-            why.setdefault((refusal.verb, about), refusal)
+            why.setdefault((refusal.action, about), refusal)
     error = ChangedError("the store has changed since the plan was made", "plan again")
     undone: list[Outcome] = []
     for action in gone:
-        known = why.get((action.verb, action.subject))
+        known = why.get((action.kind, action.subject))
         told = _refused(action, error)
         undone.append(told if known is None else told._replace(message=known.why, refusal=known))
     return undone
@@ -314,7 +323,7 @@ def _refused(action: Action, error: ChangedError) -> Outcome:
     refusal = Refusal(
         kind,
         action.subject,
-        action.verb,
+        action.kind,
         error.message,
         error.next_step,
         models=action.models,
@@ -324,5 +333,5 @@ def _refused(action: Action, error: ChangedError) -> Outcome:
 
 
 def _failed(action: Action, error: OSError) -> Outcome:
-    what = names.printable(os.fsdecode(error.filename)) if error.filename else action.verb.value
+    what = names.printable(os.fsdecode(error.filename)) if error.filename else action.kind.value
     return Outcome(action, Result.FAILED, f"{what}: {error.strerror}")

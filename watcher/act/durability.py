@@ -22,9 +22,20 @@ from typing import NamedTuple
 from watcher.act.journal import Journal, locked
 from watcher.decide import transitions
 from watcher.errors import WatchError
-from watcher.model import MIB, Action, Entry, Evidence, Outcome, Plan, Policy, Ranges, Result, Verb
+from watcher.model import (
+    MIB,
+    Action,
+    ActionKind,
+    Entry,
+    Evidence,
+    Outcome,
+    Plan,
+    Policy,
+    Ranges,
+    Result,
+)
 from watcher.observe import place, scan
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs, memory
 from watcher.state.event_log import Event
@@ -160,7 +171,7 @@ def _rest_synced(fds: Sequence[int], stop: Callable[[], bool]) -> int | None:
 # ---------------------------------------------------------------- before anything is done
 
 
-def settle(world: World, planned: Plan, stop: Callable[[], bool], *, behind: bool) -> Settled:
+def settle(host: Host, planned: Plan, stop: Callable[[], bool], *, behind: bool) -> Settled:
     """Bring to the disk what a plan relies on. No lock is held meanwhile.
 
     `behind`: the claims of repairs come first, under a note.
@@ -168,7 +179,7 @@ def settle(world: World, planned: Plan, stop: Callable[[], bool], *, behind: boo
     if not any(_need(action, behind=behind) for action in planned.actions):
         return Settled(planned)
     needs = [need for action in planned.actions if (need := _need(action, behind=behind))]
-    with folders.opened_store(world.store) as store, folders.opened_blobs(store) as blobs:
+    with folders.opened_store(host.store) as store, folders.opened_blobs(store) as blobs:
         results = list(write_back(blobs, needs, stop))
     written = dict(zip(needs, results, strict=True))
     kept: list[Action] = []
@@ -179,7 +190,7 @@ def settle(world: World, planned: Plan, stop: Callable[[], bool], *, behind: boo
         came = written[need] if need else Written()
         if came.error is not None:
             outcomes.append(_failed(action, came.error))
-            if action.verb is Verb.WRITE_SIDECARS:
+            if action.kind is ActionKind.WRITE_SIDECARS:
                 refused.append((action.subject, came))
         elif not came.cut_short:
             kept.append(action)  # what is another file now is refused as changed
@@ -190,7 +201,7 @@ def _need(action: Action, *, behind: bool) -> Need | None:
     """The file, and the bytes of it, that have to be on the disk before an action."""
     if action.relies_on is not None:
         return Need(action.relies_on, ((0, action.relies_on.size),))
-    if action.verb is not Verb.WRITE_SIDECARS or behind:
+    if action.kind is not ActionKind.WRITE_SIDECARS or behind:
         return None
     name = names.data(action.subject)
     data = next((entry for entry in action.expects if entry.name == name), None)
@@ -248,15 +259,15 @@ def still_doubted(known: Memory, seen: Evidence) -> list[str]:
     ]
 
 
-def sync_noted(world: World, policy: Policy, stop: Callable[[], bool]) -> frozenset[str]:
+def sync_noted(host: Host, policy: Policy, stop: Callable[[], bool]) -> frozenset[str]:
     """Bring to the disk what claims stand for, and take the notes back.
 
     Gives back the digests of which the disk did not take all: they are worth another look.
     Raises WatchError and OSError where the store can't be read or written.
     """
     refused: set[str] = set()
-    boot = place.boot(world)
-    with folders.opened_store(world.store) as store, folders.opened_blobs(store) as blobs:
+    boot = place.boot(host)
+    with folders.opened_store(host.store) as store, folders.opened_blobs(store) as blobs:
         claims = list(_claims(noted(memory.load(store), boot), blobs))
         while claims and not stop():
             some = claims[: len(next(_batches([claim.need for claim in claims])))]
@@ -264,7 +275,7 @@ def sync_noted(world: World, policy: Policy, stop: Callable[[], bool]) -> frozen
             came = write_back(blobs, [claim.need for claim in some], stop)
             results = list(zip(some, came, strict=True))
             refused.update(claim.digest for claim, written in results if written.error)
-            _keep(_Keeping(world, policy, store), results)
+            _keep(_Keeping(host, policy, store), results)
     return frozenset(refused)
 
 
@@ -287,15 +298,15 @@ def _claims(noted_ones: Iterable[tuple[str, Remembered]], blobs: int) -> Iterato
 class _Keeping(NamedTuple):
     """Where something is kept."""
 
-    world: World
+    host: Host
     policy: Policy
     store: int
 
 
 def _keep(where: _Keeping, results: Sequence[tuple[_Claim, Written]]) -> None:
-    world, policy, store = where
+    host, policy, store = where
     with locked(store, _LOCK_SECONDS):
-        journal = Journal(store, policy, world)
+        journal = Journal(store, policy, host)
         known = journal.recall()
         for claim, written in results:
             if written == Written():
@@ -303,7 +314,7 @@ def _keep(where: _Keeping, results: Sequence[tuple[_Claim, Written]]) -> None:
         journal.save(known)
         lost = tuple((claim.digest, written) for claim, written in results if written.error)
         if lost:
-            keep_refused(journal, world.clock(), lost)
+            keep_refused(journal, host.clock(), lost)
 
 
 class Behind:
@@ -311,12 +322,12 @@ class Behind:
 
     def __init__(
         self,
-        world: World,
+        host: Host,
         trouble: Callable[[str], None],
         again: Callable[[frozenset[str]], None],
     ) -> None:
         """`trouble` is told what could not be done, `again` what is worth another look."""
-        self._world, self._trouble, self._again = world, trouble, again
+        self._host, self._trouble, self._again = host, trouble, again
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -341,7 +352,7 @@ class Behind:
     def _run(self) -> None:
         while (policy := self._next()) is not None:
             try:
-                refused = sync_noted(self._world, policy, self._stopped.is_set)
+                refused = sync_noted(self._host, policy, self._stopped.is_set)
                 if refused:
                     self._again(refused)
             except (WatchError, OSError) as error:

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from watcher.decide import recording, transitions
 from watcher.errors import LockedError, WatchError
-from watcher.model import Evidence, Outcome, Policy, Verdict
+from watcher.model import Diagnosis, Evidence, Outcome, Policy
 from watcher.observe import scan
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import event_log, folders, fs, history, memory, records, state_folder
 from watcher.state.event_log import Event
@@ -24,10 +24,10 @@ ACTING_LOCK = "lock"
 class Journal:
     """Writes events and the memory; what can't be written is kept as a trouble, not raised."""
 
-    def __init__(self, store: int, policy: Policy, world: World) -> None:
-        self._store, self._policy, self._world = store, policy, world
+    def __init__(self, store: int, policy: Policy, host: Host) -> None:
+        self._store, self._policy, self._host = store, policy, host
         self.events: tuple[Event, ...] = ()
-        self.troubles: tuple[str, ...] = ()
+        self.warnings: tuple[str, ...] = ()
         self._memory: Memory | None = None
         #: So many of the events are in the records of their models.
         self._followed = 0
@@ -35,12 +35,12 @@ class Journal:
     def __call__(self, *told: Event) -> None:
         self.events += told
         for event in told:
-            self._world.tell(event)
+            self._host.tell(event)
         self._try("the event log", lambda: event_log.write(self._store, told, self._policy))
 
     def tell_hashed(self, answers: Iterable[Outcome]) -> None:
         """Tell which blobs were hashed and are not what their names say, or can't be read."""
-        told = [transitions.hashed(outcome, self._world.clock()) for outcome in answers]
+        told = [transitions.hashed(outcome, self._host.clock()) for outcome in answers]
         events = [event for event in told if event is not None]
         if events:
             self(*events)
@@ -49,25 +49,25 @@ class Journal:
         self,
         past: Memory,
         seen: Evidence,
-        verdict: Verdict,
+        diagnosis: Diagnosis,
         *,
         first_look: bool = False,
         ended: frozenset[str] = frozenset(),
     ) -> Memory:
         """Tell what has happened since `past`, and remember it; the memory as it is now."""
         if past.lost:
-            self(Event(self._world.clock(), "error", f"{past.lost}; it is set aside"))
+            self(Event(self._host.clock(), "error", f"{past.lost}; it is set aside"))
         self._tell_untold()
         finished = _finished(self._store, past, seen)
         now, happened = transitions.learn(
-            past, seen, verdict, finished, first_look=first_look, ended=ended
+            past, seen, diagnosis, finished, first_look=first_look, ended=ended
         )
         if happened or now != self.recall() or past.lost:
             # Before they are told: after a kill in between they are told by the next look.
             self.save(replace(now, untold=tuple(event.line for event in happened)))
         self(*happened)
         self._all_told()
-        self._follow(now, transitions.damaged(verdict.findings))
+        self._follow(now, transitions.damaged(diagnosis.findings))
         if seen.scope is None:
             self._try(
                 "an old event log",
@@ -81,9 +81,9 @@ class Journal:
         seen = list(recording.recording(told, now, damaged))
         if seen:
             try:
-                records.follow(self._store, seen, self._world.clock)
+                records.follow(self._store, seen, self._host.clock)
             except WatchError as error:
-                self.troubles += (error.message,) if error.message not in self.troubles else ()
+                self.warnings += (error.message,) if error.message not in self.warnings else ()
 
     def _tell_untold(self) -> None:
         """Write down what a kill, or a full disk, has kept from the log since it was remembered."""
@@ -95,7 +95,7 @@ class Journal:
             self._all_told()
 
     def _all_told(self) -> None:
-        if self._memory is not None and not self.troubles:
+        if self._memory is not None and not self.warnings:
             self._memory = replace(self._memory, untold=())
 
     def recall(self) -> Memory:
@@ -108,7 +108,7 @@ class Journal:
         """Keep the memory on the disk; False where that can't be done."""
         if now.unreadable:
             # What can't be read may be whole all the same: it is not written over.
-            self.troubles += (now.unreadable,) if now.unreadable not in self.troubles else ()
+            self.warnings += (now.unreadable,) if now.unreadable not in self.warnings else ()
             return False
         saved = self._try(memory.NAME, lambda: memory.save(self._store, now))
         self._memory = replace(now, lost="") if saved else None
@@ -125,8 +125,8 @@ class Journal:
             write()
         except OSError as error:
             trouble = f"{what} can't be written: {error.strerror}"
-            if trouble not in self.troubles:
-                self.troubles += (trouble,)
+            if trouble not in self.warnings:
+                self.warnings += (trouble,)
             return False
         return True
 
@@ -136,10 +136,10 @@ def _certain(seen: Evidence) -> float:
     return seen.now if seen.clock is None else seen.clock.at_most
 
 
-def announce(world: World, policy: Policy, event: Event) -> None:
+def announce(host: Host, policy: Policy, event: Event) -> None:
     """Tell an event of the service itself, and write it down where that can be done."""
-    world.tell(event)
-    with contextlib.suppress(OSError), folders.opened_store(world.store) as store:
+    host.tell(event)
+    with contextlib.suppress(OSError), folders.opened_store(host.store) as store:
         event_log.write(store, [event], policy)
 
 

@@ -38,9 +38,9 @@ from typing import NamedTuple, TypeAlias
 
 from watcher.decide import safety
 from watcher.errors import ChangedError
-from watcher.model import Entry, Holder, Part, RefusalKind, Verb
+from watcher.model import ActionKind, Entry, Holder, Part, RefusalKind
 from watcher.observe import intents, place, processes, scan
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.observe.intents import Folder, ForeignError, Intent
 from watcher.observe.quarantine import QUARANTINE
 from watcher.ollama import names, sidecars
@@ -93,7 +93,7 @@ class CutShortError(OSError):
 class Change:
     """What is to be done to names under ``blobs/``."""
 
-    verb: Verb
+    kind: ActionKind
     #: The entries that it was planned on; the disk must still have them just so.
     expects: tuple[Entry, ...]
     #: Those of them that go.
@@ -159,8 +159,8 @@ class _Work:
 # ---------------------------------------------------------------- doing
 
 
-def carry_out(
-    world: World,
+def commit_all(
+    host: Host,
     store: int,
     changes: Sequence[Change],
     confirm: Confirm,
@@ -173,10 +173,10 @@ def carry_out(
     """
     with state_folder.made(store) as folder:
         fs.ensure_folder(intents.INTENTS, folder)
-    with _store(world, store) as base:
+    with _store(host, store) as base:
         if (base.folder.device, base.folder.inode) != changes[0].blobs:
             return [_changed("blobs") for _ in changes]
-        batch = _Batch(world, base, changes, stop)
+        batch = _Batch(host, base, changes, stop)
         try:
             batch.stage()
             if changes[0].digest:
@@ -194,9 +194,9 @@ class _Batch:
     """Changes on their way: those that are staged, by number, and the answers of the others."""
 
     def __init__(
-        self, world: World, base: _Store, changes: Sequence[Change], stop: Callable[[], bool]
+        self, host: Host, base: _Store, changes: Sequence[Change], stop: Callable[[], bool]
     ) -> None:
-        self._world, self._base, self._changes, self._stop = world, base, changes, stop
+        self._host, self._base, self._changes, self._stop = host, base, changes, stop
         self._staged: dict[int, tuple[str, Intent]] = {}
         self._kept: Mapping[str, ChangedError] = {}
         self.answers: dict[int, Answer] = {}
@@ -222,7 +222,7 @@ class _Batch:
             return
         seconds = max(self._changes[number].wait_seconds for number in self._staged)
         if seconds and not self._stop():
-            self._world.sleep(seconds)
+            self._host.sleep(seconds)
         if self._stop():
             self._give_up_all(StoppedError())
         if not self._staged:
@@ -242,7 +242,7 @@ class _Batch:
         """Take each file that goes, and put those back that must stay."""
 
         def take(work: _Work, change: Change) -> None:
-            self._kept = _take_each(self._world, work, change, confirm)
+            self._kept = _take_each(self._host, work, change, confirm)
 
         self._each(take)
 
@@ -302,7 +302,7 @@ class _Batch:
             return
         held: dict[str, list[Holder]] = {}
         every = self._entries(lambda change: change.expects)
-        for holder in processes.holders_of(self._world, every):
+        for holder in processes.holders_of(self._host, every):
             held.setdefault(holder.entry, []).append(holder)
         for number in list(self._staged):
             change = self._changes[number]
@@ -429,7 +429,7 @@ def _take(work: _Work, entry: Entry, change: Change) -> None:
 
 
 def _take_each(
-    world: World, work: _Work, change: Change, confirm: Confirm
+    host: Host, work: _Work, change: Change, confirm: Confirm
 ) -> Mapping[str, ChangedError]:
     moved: dict[str, Entry] = {}
     kept: dict[str, ChangedError] = {}
@@ -444,7 +444,7 @@ def _take_each(
                 _put_back(work, entry.name)
         else:
             moved[entry.name] = entry
-    for holder in processes.holders_of(world, moved.values()):
+    for holder in processes.holders_of(host, moved.values()):
         kept[holder.entry] = HeldError(holder)
     kept.update(confirm(moved.values()))
     for name in kept.keys() & moved.keys():
@@ -473,13 +473,13 @@ def _changed(name: str) -> ChangedError:
 
 
 @contextlib.contextmanager
-def _store(world: World, store: int) -> Iterator[_Store]:
+def _store(host: Host, store: int) -> Iterator[_Store]:
     with (
         state_folder.opened(store) as folder,
         state_folder.opened_in(intents.INTENTS, folder) as all_of_them,
         folders.opened_blobs(store) as blobs,
     ):
-        yield _Store(folder, all_of_them, blobs, intents.folder_of(blobs, place.boot(world)))
+        yield _Store(folder, all_of_them, blobs, intents.folder_of(blobs, place.boot(host)))
 
 
 @contextlib.contextmanager
@@ -519,7 +519,7 @@ def _prepare(work: _Work, change: Change) -> Intent:
     guard = scan.look(intents.GUARD, work.here)
     taken = {entry.name for entry in change.takes}
     intent = Intent(
-        change.verb,
+        change.kind,
         change.digest,
         work.store.folder,
         None if guard is None else guard.inode,
@@ -666,7 +666,7 @@ def _finish(work: _Work) -> int:
         _remove_guard(work, guard)
     fs.sync(work.blobs)
     freed = 0
-    if intent.verb is Verb.QUARANTINE_BLOB:
+    if intent.kind is ActionKind.QUARANTINE_BLOB:
         _to_quarantine(work, os.listdir(work.out))
     for name in _data_first(os.listdir(work.out)):
         found = scan.look(name, work.out)
@@ -728,13 +728,13 @@ def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None
 # ---------------------------------------------------------------- after a kill
 
 
-def unfinished(world: World, store: int) -> bool:
+def unfinished(host: Host, store: int) -> bool:
     """Whether a kill has left an intent that is to be believed.
 
     Where somebody is at work, theirs is one, too.
     """
     try:
-        with _store(world, store) as base:
+        with _store(host, store) as base:
             return any(True for _ in _believed(base))
     except OSError:
         return False
@@ -749,7 +749,7 @@ def _believed(base: _Store) -> Iterator[tuple[str, Intent | None]]:
                 yield name, intent
 
 
-def recover(world: World, store: int, memory: Memory) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def recover(host: Host, store: int, memory: Memory) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Put back, or finish, every intent that a kill has left. The store's lock is held.
 
     Gives back, for people, what was done, and what could not be: then nothing else may be changed.
@@ -757,11 +757,11 @@ def recover(world: World, store: int, memory: Memory) -> tuple[tuple[str, ...], 
     done: list[str] = []
     stuck: list[str] = []
     try:
-        with _store(world, store) as base:
+        with _store(host, store) as base:
             for name, intent in _believed(base):
                 try:
                     with _opened(base, name, intent) as work:
-                        done.extend(_recover(world, work, memory))
+                        done.extend(_recover(host, work, memory))
                 except ForeignError:
                     continue  # `observe` reports it
                 except (OSError, ChangedError) as error:
@@ -774,16 +774,16 @@ def recover(world: World, store: int, memory: Memory) -> tuple[tuple[str, ...], 
     return tuple(done), tuple(stuck)
 
 
-def _recover(world: World, work: _Work, memory: Memory) -> Iterator[str]:
+def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
     """Put it back, if that can be done; the store's rules then say whether it is done anew."""
     intent = work.intent
     if intent is None:
         _forget(work)
         return
-    verb = intent.verb.value.replace("_", " ")
+    kind = intent.kind.value.replace("_", " ")
     if scan.look(intents.DECIDED, work.here) is not None and _goes_on(work, intent, memory):
-        _check_still_unheld(world, work, intent)
-        yield f"finished what was begun: {verb}, {_finish(work)} bytes freed"
+        _check_still_unheld(host, work, intent)
+        yield f"finished what was begun: {kind}, {_finish(work)} bytes freed"
         return
     replaced = len(os.listdir(work.new)) < len(intent.writes)
     _drop_new(work)
@@ -791,10 +791,10 @@ def _recover(world: World, work: _Work, memory: Memory) -> Iterator[str]:
     if replaced and intent.is_file(scan.look(data, work.blobs), data):
         # Somebody has taken our guard off: old sidecars beside new ones would be false.
         _finish(work)
-        yield f"dropped what was begun: {verb}; its download has changed since"
+        yield f"dropped what was begun: {kind}; its download has changed since"
         return
     _undo(work)
-    yield f"undid what was begun: {verb}; all is back in its place"
+    yield f"undid what was begun: {kind}; all is back in its place"
 
 
 def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
@@ -802,7 +802,7 @@ def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
 
     Raises ForeignError where neither can be done safely.
     """
-    if intent.verb is not Verb.WRITE_SIDECARS:
+    if intent.kind is not ActionKind.WRITE_SIDECARS:
         return not _can_go_back(work, intent)
     if not _is_of_this_data(work, intent):
         return False
@@ -857,12 +857,12 @@ def _spans(parts: Iterable[Part]) -> list[tuple[int, int]]:
     return sorted((part.offset, part.size) for part in parts)
 
 
-def _check_still_unheld(world: World, work: _Work, intent: Intent) -> None:
+def _check_still_unheld(host: Host, work: _Work, intent: Intent) -> None:
     looked = [scan.look(name, work.out) for name in os.listdir(work.out)]
     if os.listdir(work.new):
         looked.append(scan.look(names.data(intent.digest), work.blobs))
-    held = processes.holders_of(world, [entry for entry in looked if entry is not None])
-    if intent.verb is Verb.WRITE_SIDECARS:
+    held = processes.holders_of(host, [entry for entry in looked if entry is not None])
+    if intent.kind is ActionKind.WRITE_SIDECARS:
         held = tuple(filter(safety.minds_sidecars, held))
     if held:
         raise HeldError(held[0])

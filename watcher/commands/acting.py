@@ -18,9 +18,9 @@ from watcher.commands import lookup
 from watcher.commands.context import Context, complain, patience
 from watcher.decide import enough, remaining, verifying
 from watcher.errors import Exit, LockedError, WatchError, named
-from watcher.model import Consent, Plan, Policy, RefusalKind, Result, Verb
+from watcher.model import ActionKind, Approve, Plan, Policy, RefusalKind, Result
 from watcher.observe import targets
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.show import documents, lines, plans
 from watcher.state import state_folder
@@ -35,7 +35,7 @@ _PREPARE_LOCK_SECONDS = 5.0
 _PREPARE_READS_SECONDS = 10.0
 _REFRESH_LOCK_SECONDS = 1.0
 #: What is done by them mends nothing.
-_LOOKS = reconcile.QUESTIONS | {Verb.REFRESH}
+_LOOKS = reconcile.QUESTIONS | {ActionKind.REFRESH}
 _SHOWN = 5
 _NOTHING_LEFT = remaining.Remaining()
 
@@ -81,9 +81,9 @@ def repair(
 
 def _finish_claims(context: Context, policy: Policy) -> None:
     """Bring to the disk what others have claimed ahead of it; who can't may leave that to them."""
-    for world in context.worlds(keeps=True):
+    for host in context.hosts(keeps=True):
         with contextlib.suppress(WatchError, OSError):
-            durability.sync_noted(world, policy, lambda: False)
+            durability.sync_noted(host, policy, lambda: False)
 
 
 def verify(context: Context, named: tuple[str, ...], most_seconds: float | None) -> Exit:
@@ -94,12 +94,12 @@ def verify(context: Context, named: tuple[str, ...], most_seconds: float | None)
     policy = replace(context.policy, repair=False, clean=False, hash=True, verify=True)
     code = Exit.HEALTHY
     until = time.monotonic() + (math.inf if most_seconds is None else most_seconds)
-    worlds = context.worlds(keeps=True, named=bool(named))
-    consent, meant = _meant(worlds, named, context.elsewhere)
-    for world in worlds:
-        shown = replace(world, watch=_hashing_progress())
+    hosts = context.hosts(keeps=True, named=bool(named))
+    approve, meant = _meant(hosts, named, context.elsewhere)
+    for host in hosts:
+        shown = replace(host, watch=_hashing_progress())
         report = reconcile.cycle(
-            shown, policy, consent=consent, stop=lambda: time.monotonic() >= until
+            shown, policy, approve=approve, stop=lambda: time.monotonic() >= until
         )
         sys.stderr.write("\r\033[K" if sys.stderr.isatty() else "")
         done = verifying.verified(report.evidence, report.outcomes, meant)
@@ -118,7 +118,7 @@ def verify(context: Context, named: tuple[str, ...], most_seconds: float | None)
 
 def _verified_code(report: reconcile.Report, done: verifying.Verified) -> Exit:
     """HEALTHY only where everything was checked, is right, and will be known the next time."""
-    if done.unseen or report.troubles or report.stuck:
+    if done.unseen or report.warnings or report.stuck:
         return Exit.FAILED
     return Exit.FINDINGS if done.wrong or done.left else Exit.HEALTHY
 
@@ -144,29 +144,29 @@ def prepare(context: Context) -> Exit:
     until = time.monotonic() + PREPARE_SECONDS
     reads_until = until - PREPARE_SECONDS + _PREPARE_READS_SECONDS
     try:
-        worlds = [replace(each, reads_until=reads_until) for each in context.worlds(keeps=True)]
+        hosts = [replace(each, reads_until=reads_until) for each in context.hosts(keeps=True)]
         with _limited(until):
-            for world in worlds:
-                _keep_wanted(world, policy)
+            for host in hosts:
+                _keep_wanted(host, policy)
                 report = reconcile.cycle(
-                    world,
+                    host,
                     policy,
                     lock_seconds=_PREPARE_LOCK_SECONDS,
                     stop=lambda: time.monotonic() >= until - _PREPARE_ENDS_SECONDS,
                 )
                 if context.json:
                     context.document(documents.acting("prepare", report))
-                elif not context.quiet and (report.outcomes or report.troubles):
+                elif not context.quiet and (report.outcomes or report.warnings):
                     context.tell(plans.outcomes(report))
-                _tell_doubted(world, report)
-            for world in worlds:
-                durability.sync_noted(world, policy, lambda: False)
+                _tell_doubted(host, report)
+            for host in hosts:
+                durability.sync_noted(host, policy, lambda: False)
     except (WatchError, OSError, MemoryError, RuntimeError, _TimeIsUp) as error:
         complain(f"ollama-watch: {named(error) or error}")
     return Exit.HEALTHY
 
 
-def _tell_doubted(world: World, report: reconcile.Report) -> None:
+def _tell_doubted(host: Host, report: reconcile.Report) -> None:
     """Name what there was no time to read, and what does."""
     if report.memory is None:
         return
@@ -174,7 +174,7 @@ def _tell_doubted(world: World, report: reconcile.Report) -> None:
     if left:
         shown = [names.short(digest) for digest in left[:_SHOWN]]
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
-        which = advice.on(world.store, world.found_by, "repair", *(shown if not more else ()))
+        which = advice.on(host.store, host.found_by, "repair", *(shown if not more else ()))
         complain(
             f"ollama-watch: not read in time: {', '.join(shown)}{more}; the machine started anew"
             " before that data was surely on the disk, so its progress files may claim too much"
@@ -182,18 +182,18 @@ def _tell_doubted(world: World, report: reconcile.Report) -> None:
         )
 
 
-def _keep_wanted(world: World, policy: Policy) -> None:
+def _keep_wanted(host: Host, policy: Policy) -> None:
     """The times first, and quickly: whatever else there is time for, the start deletes nothing."""
     quickly = replace(policy, repair=False, read_limit_bytes=0)
-    plan = reconcile.cycle(replace(world, keeps=False), quickly).plan
+    plan = reconcile.cycle(replace(host, keeps=False), quickly).plan
     if not plan.actions:
         return
     try:
-        reconcile.keep_fresh(world, quickly, plan, _REFRESH_LOCK_SECONDS)
+        reconcile.keep_fresh(host, quickly, plan, _REFRESH_LOCK_SECONDS)
     except LockedError:
         # Who has the lock may have it for long. Without it the own times can't be remembered, but
         # a download whose times are too fresh is worth more than one that is gone.
-        refresh.set_times_now(world.store, plan.actions, world.clock())
+        refresh.set_times_now(host.store, plan.actions, host.clock())
     except OSError:
         pass  # nothing can be written down; the cycle that follows says why
 
@@ -231,19 +231,19 @@ def act(
 ) -> Exit:
     """One acting command over all stores: what `policy` plans of the named, shown, asked, done."""
     codes = [Exit.HEALTHY]
-    worlds = context.worlds(keeps=not dry_run, named=bool(named))
+    hosts = context.hosts(keeps=not dry_run, named=bool(named))
     problems: dict[str, str] = {}
     if policy.online:
         with patience("asking registries"):
-            looked = [lookup.look_up(world, named) for world in worlds]
-        worlds = [each.world for each in looked]
+            looked = [lookup.look_up(host, named) for host in hosts]
+        hosts = [each.host for each in looked]
         problems = {key: why for each in looked for key, why in each.problems.items()}
     with lookup.blamed(problems):
-        consent, meant = _meant(worlds, named, context.elsewhere)
-    for world in worlds:
-        state_folder.check(world.store)  # what only looks tells it, too
-        chosen = _Choice(context, consent, until_free, dry_run=dry_run, yes=yes)
-        report = _until_quiet(context, world, policy, chosen, wait=wait and not dry_run)
+        approve, meant = _meant(hosts, named, context.elsewhere)
+    for host in hosts:
+        state_folder.check(host.store)  # what only looks tells it, too
+        chosen = _Choice(context, approve, until_free, dry_run=dry_run, yes=yes)
+        report = _until_quiet(context, host, policy, chosen, wait=wait and not dry_run)
         report = replace(report, plan=chosen.plan)
         left = _remaining(report, policy, meant)
         if context.json:
@@ -255,7 +255,7 @@ def act(
                 _tell_nothing_done(context, report, name, left)
             context.tell(plans.remaining(left))
         if not report.outcomes:
-            for trouble in report.troubles:
+            for trouble in report.warnings:
                 complain(trouble)
         codes.append(chosen.unasked or _code(report, left, dry_run=dry_run))
         if until_free is not None:
@@ -264,17 +264,17 @@ def act(
 
 
 def _until_quiet(
-    context: Context, world: World, policy: Policy, chosen: _Choice, *, wait: bool
+    context: Context, host: Host, policy: Policy, chosen: _Choice, *, wait: bool
 ) -> reconcile.Report:
     """One cycle; where somebody waits, more of them until nothing has to wait any longer."""
     while True:
-        report = reconcile.cycle(world, policy, consent=chosen)
+        report = reconcile.cycle(host, policy, approve=chosen)
         left = [
             refusal.seconds_left
             for refusal in chosen.plan.refusals
             if refusal.seconds_left is not None and refusal.kind is RefusalKind.NOT_QUIET
         ]
-        asked = context.can_ask() and policy.repair and world.keeps
+        asked = context.can_ask() and policy.repair and host.keeps
         if not left or chosen.unasked or not (wait or asked):
             return report
         _count_down(max(left))
@@ -300,7 +300,7 @@ class _Choice:
     def __init__(
         self,
         context: Context,
-        meant: Consent,
+        meant: Approve,
         until_free: int | None,
         *,
         dry_run: bool,
@@ -334,13 +334,13 @@ class _Choice:
 
 
 def _meant(
-    worlds: list[World], named: tuple[str, ...], elsewhere: list[targets.Known]
-) -> tuple[Consent, remaining.Meant]:
+    hosts: list[Host], named: tuple[str, ...], elsewhere: list[targets.Known]
+) -> tuple[Approve, remaining.Meant]:
     """The consent to what is about some models or digests, and what that is.
 
     Raises TargetError.
     """
-    found = targets.find(worlds, named, elsewhere)
+    found = targets.find(hosts, named, elsewhere)
     return (
         (reconcile.everything, remaining.everything) if found is None else (found.of, found.meant)
     )
@@ -350,14 +350,14 @@ def _remaining(
     report: reconcile.Report, policy: Policy, meant: remaining.Meant
 ) -> remaining.Remaining:
     """What is wrong still with what a command was about, as far as it was to mend or free it."""
-    seen, verdict = report.evidence, report.verdict
+    seen, diagnosis = report.evidence, report.diagnosis
     if policy.clean:
-        return remaining.of_cleaning(seen, verdict, meant)
+        return remaining.of_cleaning(seen, diagnosis, meant)
     if policy.repair:
         actions = (*report.plan.actions, *(each.action for each in report.outcomes))
         told = [refusal.subject for refusal in report.plan.refusals]
-        told += [action.subject for action in actions if action.verb not in _LOOKS]
-        return remaining.of_repair(seen, verdict, told, meant)
+        told += [action.subject for action in actions if action.kind not in _LOOKS]
+        return remaining.of_repair(seen, diagnosis, told, meant)
     return remaining.Remaining()
 
 

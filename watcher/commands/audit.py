@@ -30,18 +30,18 @@ def audit(context: Context, fail_on: Severity, picture: Path | None = None) -> E
 
 def _audit(context: Context, fail_on: Severity, save: Callable[[str], None] | None) -> Exit:
     code = Exit.HEALTHY
-    for world in context.worlds(keeps=False):
-        with patience(f"looking at {names.printable(world.store)}"):
+    for host in context.hosts(keeps=False):
+        with patience(f"looking at {names.printable(host.store)}"):
             policy = replace(context.policy, repair=True, clean=True)
-            report = reconcile.cycle(world, policy, consent=reconcile.nothing)
+            report = reconcile.cycle(host, policy, approve=reconcile.nothing)
         if save is not None:
             save(_drawn(report, verbose=context.verbose))
-        findings = report.verdict.findings
+        findings = report.diagnosis.findings
         if any(finding.severity.rank >= fail_on.rank for finding in findings):
             code = Exit.FINDINGS
         if context.json:
             context.document(documents.audit(report))
-        elif findings or report.verdict.judged:
+        elif findings or report.diagnosis.diagnosed:
             if not (context.quiet and all(f.severity is Severity.INFO for f in findings)):
                 _show(context, report)
         elif not context.quiet:

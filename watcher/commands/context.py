@@ -16,7 +16,7 @@ from watcher.commands import rights
 from watcher.errors import RefusedError, SettingsError
 from watcher.model import Policy
 from watcher.observe import place, targets
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.show import documents, plans
 
@@ -114,15 +114,15 @@ class Context:
             )
         return found
 
-    def worlds(self, *, keeps: bool, named: bool = False) -> list[World]:
+    def hosts(self, *, keeps: bool, named: bool = False) -> list[Host]:
         """A world for each store. `named`: models or digests are, which any may have."""
         found = self.places(changes=keeps, knows=targets.known if named else None)
-        return [replace(self.world(each), keeps=keeps) for each in found]
+        return [replace(self.host(each), keeps=keeps) for each in found]
 
-    def world(self, found: place.Found) -> World:
+    def host(self, found: place.Found) -> Host:
         """A store and the machine around it."""
         parent = os.getppid() if self.staged else None
-        return World(found.path, found.by, found.foreign, parent=parent)
+        return Host(found.path, found.by, found.foreign, parent=parent)
 
     def colored(self) -> bool:
         """Whether stdout gets colours: a terminal, no NO_COLOR, no --no-color."""

@@ -27,15 +27,15 @@ def run(context: Context) -> Exit:
     else:
         context.settle(path)
         found = place.Found(path, "--store")
-    world = replace(context.world(found), tell=_teller(context))
+    host = replace(context.host(found), tell=_teller(context))
     if _can_start_anew(context):
-        daemon.run(world, _settings(context), _queue_run(context, found.path))
+        daemon.run(host, _settings(context), _queue_run(context, found.path))
         return Exit.HEALTHY
     # Not needed by all, and takes memory.
     from watcher.pull.starter import Starter
 
     with contextlib.closing(Starter(lambda: _run_queue(context, found.path))) as starter:
-        daemon.run(world, _settings(context), starter)
+        daemon.run(host, _settings(context), starter)
     return Exit.HEALTHY
 
 

@@ -14,11 +14,11 @@ from watcher.show import documents
 def df(context: Context) -> Exit:
     """Tell of each store what its space is used for. FAILED where a folder can't be listed."""
     code = Exit.HEALTHY
-    for world in context.worlds(keeps=False):
-        with patience(f"looking at {names.printable(world.store)}"):
-            report = reconcile.cycle(world, context.policy, consent=reconcile.nothing)
-            found = space.survey(world)
-        uses, total = usage.usage(found, report.verdict.judged, report.evidence.census)
+    for host in context.hosts(keeps=False):
+        with patience(f"looking at {names.printable(host.store)}"):
+            report = reconcile.cycle(host, context.policy, approve=reconcile.nothing)
+            found = space.survey(host)
+        uses, total = usage.usage(found, report.diagnosis.diagnosed, report.evidence.census)
         if context.json:
             context.document(documents.df(report, found, uses, total))
         else:

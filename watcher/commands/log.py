@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.5
 _TAIL = 10
 
 
-class Wanted(NamedTuple):
+class LogOptions(NamedTuple):
     """Which events are asked for."""
 
     #: A model, or a digest's beginning; None: all.
@@ -34,7 +34,7 @@ class Wanted(NamedTuple):
     lines: int | None
 
 
-def log(context: Context, wanted: Wanted, *, follow: bool) -> Exit:
+def log(context: Context, wanted: LogOptions, *, follow: bool) -> Exit:
     """Tell what was logged; `follow`: and go on with what comes, until ctrl-C."""
     knows = None if wanted.target is None else _known
     stores = [found.path for found in context.places(knows=knows)]
@@ -73,7 +73,7 @@ def _known(store: str) -> targets.Known:
 
 
 def _tell(
-    context: Context, store: str, wanted: Wanted, target: Targets | None, *, follow: bool
+    context: Context, store: str, wanted: LogOptions, target: Targets | None, *, follow: bool
 ) -> None:
     choose = _Choice(wanted, target)
     source = Log(store)
@@ -96,7 +96,7 @@ def _tell(
 class _Choice:
     """Chooses the lines that are wanted; keeps in mind which types there are at all."""
 
-    def __init__(self, wanted: Wanted, target: Targets | None) -> None:
+    def __init__(self, wanted: LogOptions, target: Targets | None) -> None:
         self._wanted, self._target = wanted, target
         self.types: set[str] = set()
 

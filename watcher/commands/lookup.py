@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from watcher.errors import TargetError, WatchError
 from watcher.observe import scan, targets
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.ollama.names import ModelName
 from watcher.pull import queue
@@ -23,11 +23,11 @@ _FRESH_SECONDS = 3600.0
 class Looked(NamedTuple):
     """A store, known with what was heard; and why nothing was, by the model's key."""
 
-    world: World
+    host: Host
     problems: Mapping[str, str]
 
 
-def look_up(world: World, wanted: Iterable[str]) -> Looked:
+def look_up(host: Host, wanted: Iterable[str]) -> Looked:
     """Ask about the models among `wanted`, as people name them, and know what their layers are.
 
     Where nothing is wanted but downloads lie there that nobody knows: about all models that the
@@ -37,16 +37,16 @@ def look_up(world: World, wanted: Iterable[str]) -> Looked:
     heard: dict[str, registry.Cached] = {}
     problems: dict[str, str] = {}
     silent: set[str] = set()
-    with contextlib.suppress(OSError), folders.opened_store(world.store) as store:
+    with contextlib.suppress(OSError), folders.opened_store(host.store) as store:
         before = registry.cached(store)
-        for model in dict.fromkeys(_unsure(world.store, store, typed)):
+        for model in dict.fromkeys(_unsure(host.store, store, typed)):
             known = before.get(model.key)
-            if known is not None and known.sizes and 0 <= world.clock() - known.at < _FRESH_SECONDS:
+            if known is not None and known.sizes and 0 <= host.clock() - known.at < _FRESH_SECONDS:
                 continue
             if model.host in silent:
                 problems[model.key] = f"{model.host} does not answer"
                 continue
-            answer = world.registry_manifest(store if world.keeps else None, model)
+            answer = host.registry_manifest(store if host.keeps else None, model)
             if answer.problem:
                 problems[model.key] = answer.problem
             elif answer.raw is not None and not registry.sizes(answer.raw):
@@ -54,9 +54,9 @@ def look_up(world: World, wanted: Iterable[str]) -> Looked:
             if answer.problem and answer.silent:
                 silent.add(model.host)
             if answer.raw is not None:
-                heard[model.key] = registry.as_kept(answer.raw, world.clock())
+                heard[model.key] = registry.as_kept(answer.raw, host.clock())
     layers = partial(registry.known_layers, more=heard)
-    return Looked(replace(world, known_layers=layers), problems)
+    return Looked(replace(host, known_layers=layers), problems)
 
 
 def _unsure(path: str, store: int, typed: list[ModelName]) -> Iterator[ModelName]:

@@ -19,8 +19,8 @@ from watcher.ollama import names
 from watcher.pull import target
 from watcher.pull.driver import Options, Pull
 from watcher.pull.failures import Cause
-from watcher.pull.layer_locks import Sharing
-from watcher.pull.target import Site
+from watcher.pull.layer_locks import LayerLocks
+from watcher.pull.target import Target
 from watcher.show import progress
 from watcher.system import stopping
 
@@ -28,7 +28,7 @@ _SHOW_CURSOR = b"\033[?25h\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PullOptions:
     """What the command line says of pulls."""
 
     host: str | None = None
@@ -36,13 +36,13 @@ class Wanted:
     options: Options = field(default_factory=Options)
 
 
-def pull(context: Context, models: tuple[str, ...], wanted: Wanted) -> Exit:
+def pull(context: Context, models: tuple[str, ...], wanted: PullOptions) -> Exit:
     """Download models through the server; a ctrl-C leaves what came resumable."""
     found = site_of(context, wanted.host)
-    sharing = Sharing()
+    layer_locks = LayerLocks()
     with cancelled_by_signals() as cancelled:
         pulls = [
-            Pull(found, model, wanted.options, cancelled, sharing)
+            Pull(found, model, wanted.options, cancelled, layer_locks)
             for model in dict.fromkeys(models)
         ]
         shown = progress.display(json=context.json, quiet=context.quiet, color=context.colored())
@@ -98,7 +98,7 @@ def _told(context: Context, one: Pull) -> Exit:
     return Exit.FAILED
 
 
-def site_of(context: Context, host: str | None) -> Site:
+def site_of(context: Context, host: str | None) -> Target:
     """The server, and its store where that is here."""
     url = target.server_url(host, os.environ)
     try:
@@ -110,10 +110,10 @@ def site_of(context: Context, host: str | None) -> Site:
             # The server makes its folders with the first pull.
             store = os.path.abspath(context.stores[0])
             context.settle(store)
-            return target.find(url, context.world(place.Found(store, "--store")), context.policy)
+            return target.find(url, context.host(place.Found(store, "--store")), context.policy)
         context.settle()
         return target.find(url, None, context.policy)
-    return target.find(url, context.world(found), context.policy)
+    return target.find(url, context.host(found), context.policy)
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from watcher.show import documents
 def ls(context: Context) -> Exit:
     """List what lies in quarantine. FAILED where that, or its place, could not be looked at."""
     code = Exit.HEALTHY
-    for world in context.worlds(keeps=False):
-        report = reconcile.cycle(world, context.policy, consent=reconcile.nothing)
+    for host in context.hosts(keeps=False):
+        report = reconcile.cycle(host, context.policy, approve=reconcile.nothing)
         unseen = remaining.quarantine_unseen(report.evidence)
         if unseen:
             code = Exit.FAILED
@@ -29,9 +29,9 @@ def ls(context: Context) -> Exit:
             from watcher.show import tables
 
             context.show(tables.quarantine(report))
-            context.show(tables.not_seen(unseen, report.verdict))
+            context.show(tables.not_seen(unseen, report.diagnosis))
         elif not context.quiet:
-            sys.stdout.write(f"nothing in quarantine: {names.printable(world.store)}\n")
+            sys.stdout.write(f"nothing in quarantine: {names.printable(host.store)}\n")
     return code
 
 

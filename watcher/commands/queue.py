@@ -98,9 +98,9 @@ def run_leashed(context: Context) -> Exit:
     """
     from watcher.commands import queue_drive
 
-    (world,) = context.worlds(keeps=True)
-    drive = queue_drive.leashed(context, replace(world, tell=_tell_daemon), _ends_with_stdin())
-    with folders.opened_store(world.store) as store, suppress(KeyboardInterrupt):
+    (host,) = context.hosts(keeps=True)
+    drive = queue_drive.leashed(context, replace(host, tell=_tell_daemon), _ends_with_stdin())
+    with folders.opened_store(host.store) as store, suppress(KeyboardInterrupt):
         while running.run_next(store, drive) is not None:
             pass
     return Exit.HEALTHY

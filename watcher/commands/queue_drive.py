@@ -7,33 +7,33 @@ from collections.abc import Callable
 
 from watcher.commands import pull
 from watcher.commands.context import Context
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names, server
 from watcher.pull import queue, target
 from watcher.pull.driver import Options, Pull
 from watcher.pull.failures import Again, Cause
 from watcher.pull.queue import Driven, Result
 from watcher.pull.running import Drive, Why
-from watcher.pull.target import Site
+from watcher.pull.target import Target
 from watcher.show import progress
 from watcher.system import stopping
 
 
-def queued(context: Context, wanted: pull.Wanted) -> Drive:
+def queued(context: Context, wanted: pull.PullOptions) -> Drive:
     """What drives an item of the queue."""
     return _driver(
         context, pull.site_of(context, wanted.host), lambda _: wanted.options, lambda: False
     )
 
 
-def leashed(context: Context, world: World, ended: Callable[[], bool]) -> Drive:
+def leashed(context: Context, host: Host, ended: Callable[[], bool]) -> Drive:
     """The same for a daemon, until `ended` says that it is gone.
 
     Nobody is there to name a server: it is the one that has the store, unless the environment says
     otherwise. A registry on this machine is asked over http, as everywhere.
     """
-    found = target.find(target.url_of_store(world, os.environ), world, context.policy)
-    if found.world is None and not os.environ.get("OLLAMA_HOST"):
+    found = target.find(target.url_of_store(host, os.environ), host, context.policy)
+    if found.host is None and not os.environ.get("OLLAMA_HOST"):
         # What it would pull would come into somebody else's store.
         return lambda _, __: Driven(Result.FAILED, f"not pulled: {found.why}")
 
@@ -44,7 +44,7 @@ def leashed(context: Context, world: World, ended: Callable[[], bool]) -> Drive:
 
 
 def _driver(
-    context: Context, found: Site, options: Callable[[str], Options], ended: Callable[[], bool]
+    context: Context, found: Target, options: Callable[[str], Options], ended: Callable[[], bool]
 ) -> Drive:
     def drive(model: str, why_stop: Why) -> Driven:
         with pull.cancelled_by_signals() as signalled:

@@ -11,7 +11,7 @@ from watcher.commands import lookup
 from watcher.commands.context import Context, patience
 from watcher.errors import Exit, NoPermissionError, TargetError
 from watcher.observe import targets
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
 from watcher.show import documents
@@ -31,7 +31,7 @@ def reset(context: Context, models: tuple[str, ...], *, yes: bool, offline: bool
     problems: Mapping[str, str] = {}
     if not offline:
         with patience("asking registries"):
-            problems = lookup.look_up(World(store), models).problems
+            problems = lookup.look_up(Host(store), models).problems
     manager = ModelDownloadManager(StoreFiles(store), policy=context.policy)
     done: list[documents.Reset] = []
     try:

@@ -44,7 +44,7 @@ class Target(NamedTuple):
         return of_systemd | of_cron
 
 
-class Wish(NamedTuple):
+class InstallOptions(NamedTuple):
     """What is to be installed."""
 
     #: None: find one.
@@ -68,9 +68,9 @@ class Step(NamedTuple):
     text: str
 
 
-def show(context: Context, target: Target, wish: Wish) -> Exit:
+def show(context: Context, target: Target, options: InstallOptions) -> Exit:
     """Print the files that `install` writes, as they would be."""
-    wanted = _wanted(context, target, wish)
+    wanted = _wanted(context, target, options)
     paths = target.paths()
     if context.json:
         found = [{"path": paths[name], "text": units.stamped(wanted[name])} for name in wanted]
@@ -83,17 +83,17 @@ def show(context: Context, target: Target, wish: Wish) -> Exit:
     return Exit.HEALTHY
 
 
-def install(context: Context, target: Target, wish: Wish, *, yes: bool) -> Exit:
+def install(context: Context, target: Target, options: InstallOptions, *, yes: bool) -> Exit:
     """Write the files, and start what they describe. Done twice, it changes nothing.
 
     Where the service's user could not run this installation, that is told first of all.
     """
-    where = _where(context, target, wish)
+    where = _where(context, target, options)
     if not (target.root or target.personal):
-        why = installation.unreachable(where, cron=wish.cron)
+        why = installation.unreachable(where, cron=options.cron)
         if why:
             complain(f"ollama-watch: the service will not start: {why}\n  {_ELSEWHERE}")
-    return _carry_out(context, target, _texts(where, wish), yes=yes)
+    return _carry_out(context, target, _texts(where, options), yes=yes)
 
 
 def uninstall(context: Context, target: Target, *, yes: bool) -> Exit:
@@ -104,19 +104,19 @@ def uninstall(context: Context, target: Target, *, yes: bool) -> Exit:
 # ---------------------------------------------------------------- what is wanted
 
 
-def _wanted(context: Context, target: Target, wish: Wish) -> dict[str, str]:
+def _wanted(context: Context, target: Target, options: InstallOptions) -> dict[str, str]:
     """The name of each file that is wanted to its text, without stamp."""
-    return _texts(_where(context, target, wish), wish)
+    return _texts(_where(context, target, options), options)
 
 
-def _texts(where: Installation, wish: Wish) -> dict[str, str]:
-    return units.cron(where, wish.clean) if wish.cron else units.units(where, wish.clean)
+def _texts(where: Installation, options: InstallOptions) -> dict[str, str]:
+    return units.cron(where, options.clean) if options.cron else units.units(where, options.clean)
 
 
-def _where(context: Context, target: Target, wish: Wish) -> Installation:
+def _where(context: Context, target: Target, options: InstallOptions) -> Installation:
     return installation.describe(
-        context.only_store("a service has one") if wish.store is None else wish.store,
-        wish.config,
+        context.only_store("a service has one") if options.store is None else options.store,
+        options.config,
         context.policy.metrics_file,
         target.root,
         personal=target.personal,

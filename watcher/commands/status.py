@@ -13,7 +13,7 @@ from watcher.decide import remaining, transitions
 from watcher.errors import Exit, WatchError
 from watcher.model import Condition, Unseen
 from watcher.observe import serving
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.pull import queue
 from watcher.pull.queue import Queue
 from watcher.pull.speed import Spread, spread
@@ -34,10 +34,10 @@ def status(context: Context, *, watch: bool) -> Exit:
     in_turn = watch and context.look_in_turns(_WATCH_SECONDS)
     if in_turn:
         _clear(context)
-    worlds = context.worlds(keeps=False)
+    hosts = context.hosts(keeps=False)
     before: dict[str, Status] = {}
     while True:
-        shown = [look(world, context, before.get(world.store)) for world in worlds]
+        shown = [look(host, context, before.get(host.store)) for host in hosts]
         _show(context, shown, redraw=watch and not in_turn)
         if in_turn:
             return Exit.HEALTHY
@@ -48,35 +48,37 @@ def status(context: Context, *, watch: bool) -> Exit:
         time.sleep(_WATCH_SECONDS)
 
 
-def look(world: World, context: Context, before: Status | None) -> Status:
+def look(host: Host, context: Context, before: Status | None) -> Status:
     """One look at a store, and a second one where something moves and nobody has looked before."""
-    report = reconcile.cycle(world, context.policy, consent=reconcile.nothing)
+    report = reconcile.cycle(host, context.policy, approve=reconcile.nothing)
     past = before.report if before is not None else None
-    if past is None and any(each.condition is Condition.LIVE for each in report.verdict.judged):
+    if past is None and any(
+        each.condition is Condition.LIVE for each in report.diagnosis.diagnosed
+    ):
         time.sleep(_APART_SECONDS)
-        past, report = report, reconcile.cycle(world, context.policy, consent=reconcile.nothing)
+        past, report = report, reconcile.cycle(host, context.policy, approve=reconcile.nothing)
     paces = {} if past is None else _paces(past, report)
-    memory = reconcile.remembered(world)
-    known, line, unread = _kept(world)
+    memory = reconcile.remembered(host)
+    known, line, unread = _kept(host)
     return Status(
         report,
         paces,
-        serving.daemon(world.store),
+        serving.daemon(host.store),
         memory.looked_at,
         known,
         line,
-        serving.queue_runner(world.store),
+        serving.queue_runner(host.store),
         _spreads(memory, report),
         (*remaining.out_of_sight(report.evidence), *unread),
     )
 
 
-def _kept(world: World) -> tuple[records.Records, Queue, tuple[Unseen, ...]]:
+def _kept(host: Host) -> tuple[records.Records, Queue, tuple[Unseen, ...]]:
     """What is kept of the models' downloads, and the queue; and what of it can't be read."""
     known: records.Records = {}
     line = Queue()
     unread: list[Unseen] = []
-    with suppress(OSError), folders.opened_store(world.store) as store:
+    with suppress(OSError), folders.opened_store(host.store) as store:
         try:
             known = records.read(store)
         except WatchError as error:
@@ -98,10 +100,10 @@ def _paces(past: reconcile.Report, now: reconcile.Report) -> dict[str, Pace]:
     seconds = now.evidence.now - past.evidence.now
     known = {each.key: each for each in past.evidence.downloads}
     found: dict[str, Pace] = {}
-    for judged in now.verdict.judged:
-        download = judged.download
+    for diagnosed in now.diagnosis.diagnosed:
+        download = diagnosed.download
         before = known.get(download.key)
-        if judged.condition is not Condition.LIVE or before is None or seconds <= 0:
+        if diagnosed.condition is not Condition.LIVE or before is None or seconds <= 0:
             continue
         arrived = max(0, download.allocated - before.allocated)
         missing = None if download.total is None else max(0, download.total - download.allocated)
@@ -113,16 +115,16 @@ def _paces(past: reconcile.Report, now: reconcile.Report) -> dict[str, Pace]:
 def _spreads(memory: Memory, now: reconcile.Report) -> dict[str, Spread]:
     """How fast each live download came lately, by its key, where a daemon has looked at it."""
     found: dict[str, Spread] = {}
-    for judged in now.verdict.judged:
-        known = memory.downloads.get(judged.download.key)
-        if known is None or judged.condition is not Condition.LIVE:
+    for diagnosed in now.diagnosis.diagnosed:
+        known = memory.downloads.get(diagnosed.download.key)
+        if known is None or diagnosed.condition is not Condition.LIVE:
             continue
         rates = [
             rate for pair in pairwise(known.samples) if (rate := transitions.rate(pair)) is not None
         ]
         lately = spread(rates)
         if lately is not None:
-            found[judged.download.key] = lately
+            found[diagnosed.download.key] = lately
     return found
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from watcher.model import Entry, Evidence, Judged, Policy
+from watcher.model import Diagnosed, Entry, Evidence, Policy
 
 
-class Wanted(NamedTuple):
+class AtRisk(NamedTuple):
     """One thing that is wanted: a digest, or a blob's name, and its files, which go together."""
 
     subject: str
@@ -21,27 +21,27 @@ class Wanted(NamedTuple):
         return tuple(f"blobs/{entry.name}" for entry in self.entries)
 
 
-def of_downloads(judged: Iterable[Judged]) -> Iterator[Wanted]:
+def of_downloads(diagnosed: Iterable[Diagnosed]) -> Iterator[AtRisk]:
     """Every download that is not stale."""
-    for each in judged:
+    for each in diagnosed:
         if not each.stale:
-            yield Wanted(each.digest, each.download.entries, each.download.models)
+            yield AtRisk(each.digest, each.download.entries, each.download.models)
 
 
-def of_blobs(evidence: Evidence, policy: Policy) -> Iterator[Wanted]:
+def of_blobs(evidence: Evidence, policy: Policy) -> Iterator[AtRisk]:
     """Young blobs that no manifest names yet, and those that one names so that it protects none.
 
     As for `clean`, a time that we have set to keep a blob makes it no younger.
     """
     for entry in evidence.census.unnamed:
         if evidence.age_of(entry.changed_at) < policy.stale_after:
-            yield Wanted(entry.name, (entry,))
+            yield AtRisk(entry.name, (entry,))
     if not evidence.place.globbed:  # there it is the path that has to change
         for entry in evidence.census.unprotected:
-            yield Wanted(entry.name, (entry,))
+            yield AtRisk(entry.name, (entry,))
 
 
-def paths(judged: Iterable[Judged], evidence: Evidence, policy: Policy) -> frozenset[str]:
+def paths(diagnosed: Iterable[Diagnosed], evidence: Evidence, policy: Policy) -> frozenset[str]:
     """All of it, as paths below the store."""
-    every = (*of_downloads(judged), *of_blobs(evidence, policy))
+    every = (*of_downloads(diagnosed), *of_blobs(evidence, policy))
     return frozenset(path for each in every for path in each.paths)

@@ -11,16 +11,16 @@ from watcher.model import (
     CLOCK_TOLERANCE_SECONDS,
     HOUR,
     Action,
+    ActionKind,
     Condition,
+    Diagnosed,
     Entry,
     Evidence,
-    Judged,
     Kind,
     Policy,
     Refusal,
     RefusalKind,
     Spared,
-    Verb,
 )
 from watcher.ollama import names
 from watcher.system import advice
@@ -28,25 +28,27 @@ from watcher.system import advice
 #: Manifests that protect blobs which nobody can tell.
 
 
-def of_download(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
+def of_download(diagnosed: Diagnosed, evidence: Evidence) -> Iterator[Action | Refusal]:
     """What goes of a stale download."""
-    match judged.condition:
+    match diagnosed.condition:
         case Condition.LIVE | Condition.UNKNOWN:
             return
         case Condition.REDUNDANT:
-            yield from surplus(judged, evidence)
+            yield from surplus(diagnosed, evidence)
         case _:
-            yield _removal(judged, evidence, Verb.REMOVE_DOWNLOAD, judged.download.entries)
+            yield _removal(
+                diagnosed, evidence, ActionKind.REMOVE_DOWNLOAD, diagnosed.download.entries
+            )
 
 
-def surplus(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
+def surplus(diagnosed: Diagnosed, evidence: Evidence) -> Iterator[Action | Refusal]:
     """What is left of a download beside its finished blob."""
-    download = judged.download
+    download = diagnosed.download
     blob = download.finished
     if download.data is None:
-        yield _removal(judged, evidence, Verb.REMOVE_SURPLUS, download.entries)
-    elif blob is not None and blob.sha256 == judged.digest.lower():
-        step = _removal(judged, evidence, Verb.REMOVE_DOWNLOAD, download.entries)
+        yield _removal(diagnosed, evidence, ActionKind.REMOVE_SURPLUS, download.entries)
+    elif blob is not None and blob.sha256 == diagnosed.digest.lower():
+        step = _removal(diagnosed, evidence, ActionKind.REMOVE_DOWNLOAD, download.entries)
         yield step._replace(relies_on=blob) if isinstance(step, Action) else step
     else:
         known = blob is not None and blob.sha256 is not None
@@ -56,24 +58,24 @@ def surplus(judged: Judged, evidence: Evidence) -> Iterator[Action | Refusal]:
             if known
             else "the finished blob was not hashed yet, so the partial data may be needed",
             "have the blob replaced by a good one" if known else "have the blob hashed",
-            command=advice.watch(evidence, "repair", names.short(judged.digest)),
+            command=advice.watch(evidence, "repair", names.short(diagnosed.digest)),
         )
-        yield safety.refusal(why, judged, Verb.REMOVE_DOWNLOAD)
+        yield safety.refusal(why, diagnosed, ActionKind.REMOVE_DOWNLOAD)
 
 
 def _removal(
-    judged: Judged, evidence: Evidence, verb: Verb, expects: tuple[Entry, ...]
+    diagnosed: Diagnosed, evidence: Evidence, kind: ActionKind, expects: tuple[Entry, ...]
 ) -> Action | Refusal:
-    why = safety.why_not_take(judged, evidence)
+    why = safety.why_not_take(diagnosed, evidence)
     if why is not None:
-        return safety.refusal(why, judged, verb)._replace(frees=_freed(expects))
+        return safety.refusal(why, diagnosed, kind)._replace(frees=_freed(expects))
     return Action(
-        verb=verb,
-        subject=judged.digest,
-        because=f"{judged.condition.value}, no progress for {advice.duration(judged.age)}",
+        kind=kind,
+        subject=diagnosed.digest,
+        because=f"{diagnosed.condition.value}, no progress for {advice.duration(diagnosed.age)}",
         expects=expects,
         frees=_freed(expects),
-        models=judged.download.models,
+        models=diagnosed.download.models,
         wait_seconds=safety.guard_seconds(evidence),
     )
 
@@ -82,14 +84,16 @@ def _freed(entries: Iterable[Entry]) -> int:
     return sum(entry.freed for entry in entries)
 
 
-def spared(judged: Iterable[Judged], evidence: Evidence, policy: Policy) -> tuple[Spared, ...]:
+def spared(
+    diagnosed: Iterable[Diagnosed], evidence: Evidence, policy: Policy
+) -> tuple[Spared, ...]:
     """What a clean-up would remove if it were old enough, the oldest first.
 
     Downloads that are not stale yet, and orphaned blobs that are as young.
     """
     kept = [
         each
-        for each in judged
+        for each in diagnosed
         if not each.stale and each.condition not in (Condition.LIVE, Condition.UNKNOWN)
     ]
     found = [
@@ -108,32 +112,32 @@ def orphans(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
     aged = [(evidence.age_of(entry.changed_at), entry) for entry in there]
     old = [(age, entry) for age, entry in aged if age >= policy.stale_after]
     changed = ((entry.changed_at, entry) for entry in there)
-    yield from _too_soon(changed, policy.stale_after, evidence, Verb.REMOVE_ORPHAN)
+    yield from _too_soon(changed, policy.stale_after, evidence, ActionKind.REMOVE_ORPHAN)
     if not old:
         return
     why = orphans_forbidden(evidence)
     if why is not None:
-        yield _refused_all(why, Verb.REMOVE_ORPHAN, [entry for _, entry in old])
+        yield _refused_all(why, ActionKind.REMOVE_ORPHAN, [entry for _, entry in old])
         return
     for age, entry in old:
         because = f"no manifest names it, {age / (24 * HOUR):.0f} days old"
-        yield Action(Verb.REMOVE_ORPHAN, entry.name, because, (entry,), entry.freed)
+        yield Action(ActionKind.REMOVE_ORPHAN, entry.name, because, (entry,), entry.freed)
 
 
-def by_the_clock(judged: Judged, evidence: Evidence, policy: Policy) -> Iterator[Refusal]:
+def by_the_clock(diagnosed: Diagnosed, evidence: Evidence, policy: Policy) -> Iterator[Refusal]:
     """A download that only a clock which was set makes stale."""
     why = _clock_forbids(evidence)
     if why is None:
         return
-    download = judged.download
+    download = diagnosed.download
     since = download.changed_at if download.progress_at is None else download.progress_at
-    never = judged.stale or judged.condition in (Condition.LIVE, Condition.UNKNOWN)
+    never = diagnosed.stale or diagnosed.condition in (Condition.LIVE, Condition.UNKNOWN)
     if not never and since is not None and evidence.now - since >= policy.stale_after:
-        yield safety.refusal(why, judged, Verb.REMOVE_DOWNLOAD)
+        yield safety.refusal(why, diagnosed, ActionKind.REMOVE_DOWNLOAD)
 
 
 def _too_soon(
-    changed: Iterable[tuple[float, Entry]], enough: float, evidence: Evidence, verb: Verb
+    changed: Iterable[tuple[float, Entry]], enough: float, evidence: Evidence, kind: ActionKind
 ) -> Iterator[Refusal]:
     """The same of single files: those that only a clock which was set makes old."""
     why = _clock_forbids(evidence)
@@ -141,7 +145,7 @@ def _too_soon(
         return
     young = [entry for at, entry in changed if evidence.age_of(at) < enough <= evidence.now - at]
     if young:
-        yield _refused_all(why, verb, young)
+        yield _refused_all(why, kind, young)
 
 
 def _clock_forbids(evidence: Evidence) -> safety.Why | None:
@@ -160,16 +164,16 @@ def _clock_forbids(evidence: Evidence) -> safety.Why | None:
 
 
 #: What several files are called, by what is done with them.
-_MANY = {Verb.REMOVE_ORPHAN: "orphaned blob", Verb.REMOVE_TEMPORARY: "left-over"}
+_MANY = {ActionKind.REMOVE_ORPHAN: "orphaned blob", ActionKind.REMOVE_TEMPORARY: "left-over"}
 
 
-def _refused_all(why: safety.Why, verb: Verb, old: list[Entry]) -> Refusal:
+def _refused_all(why: safety.Why, kind: ActionKind, old: list[Entry]) -> Refusal:
     """One refusal about many files."""
-    of_create = " of ollama create" if verb is Verb.REMOVE_TEMPORARY else ""
+    of_create = " of ollama create" if kind is ActionKind.REMOVE_TEMPORARY else ""
     return Refusal(
         why.kind,
-        f"{len(old)} {_MANY[verb]}{'s' if len(old) > 1 else ''}{of_create}",
-        verb,
+        f"{len(old)} {_MANY[kind]}{'s' if len(old) > 1 else ''}{of_create}",
+        kind,
         why.reason,
         why.remedy,
         why.left,
@@ -218,13 +222,13 @@ def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
     there = [each.entry for each in evidence.census.temporaries if each.entry.kind is Kind.FILE]
     old = [entry for entry in there if evidence.age_of(entry.mtime) >= HOUR]
     changed = ((entry.mtime, entry) for entry in there)
-    yield from _too_soon(changed, HOUR, evidence, Verb.REMOVE_TEMPORARY)
+    yield from _too_soon(changed, HOUR, evidence, ActionKind.REMOVE_TEMPORARY)
     if not old:
         return
     why = safety.idle_forbids(evidence)
     if why is not None:
-        yield _refused_all(why, Verb.REMOVE_TEMPORARY, old)
+        yield _refused_all(why, ActionKind.REMOVE_TEMPORARY, old)
         return
     for entry in old:
         because = "a left-over of ollama create"
-        yield Action(Verb.REMOVE_TEMPORARY, entry.name, because, (entry,), entry.freed)
+        yield Action(ActionKind.REMOVE_TEMPORARY, entry.name, because, (entry,), entry.freed)

@@ -8,28 +8,28 @@ from watcher.decide import astray, at_risk, findings, forecast, server_view
 from watcher.model import (
     QUIET_SECONDS,
     Condition,
+    Diagnosed,
+    Diagnosis,
     Download,
     Evidence,
-    Judged,
     Kind,
     Policy,
     Severity,
-    Sight,
-    Verdict,
+    Visibility,
 )
 from watcher.ollama import names, ranges
 
 
-def judge(evidence: Evidence, policy: Policy) -> tuple[Judged, ...]:
+def judge(evidence: Evidence, policy: Policy) -> tuple[Diagnosed, ...]:
     """Give each download its one condition: all that a plan needs besides the evidence."""
     return tuple(_judge(download, evidence, policy) for download in evidence.downloads)
 
 
-def verdict(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> Verdict:
+def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, policy: Policy) -> Diagnosis:
     """Everything worth telling of what was judged, and what the server's next start does."""
     whole_store = evidence.scope is None
     kept = (
-        at_risk.paths(judged, evidence, policy)
+        at_risk.paths(diagnosed, evidence, policy)
         if evidence.next_start.prepared
         else frozenset[str]()
     )
@@ -37,27 +37,27 @@ def verdict(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> V
     doomed = {} if foreseen is None else findings.doomed(foreseen)
     found = [
         finding
-        for each in judged
+        for each in diagnosed
         for finding in findings.of_download(each, evidence, policy, doomed)
     ]
     if foreseen is not None:
-        found.extend(findings.of_store(evidence, judged, foreseen, policy))
-        found.extend(findings.of_blobs(evidence, judged, policy, doomed, blind=foreseen.blind))
+        found.extend(findings.of_store(evidence, diagnosed, foreseen, policy))
+        found.extend(findings.of_blobs(evidence, diagnosed, policy, doomed, blind=foreseen.blind))
         found.extend(findings.of_manifests(evidence))
         found.extend(findings.of_leftovers(evidence, doomed))
         found.extend(astray.of_blobs(evidence))
         found.extend(server_view.barred(evidence))
-        found.extend(server_view.at_risk(judged, evidence, policy, doomed))
+        found.extend(server_view.at_risk(diagnosed, evidence, policy, doomed))
         if evidence.place.read_only and any(each.severity is not Severity.INFO for each in found):
             found.append(findings.OF_READ_ONLY)
     found.sort(key=lambda each: (-each.severity.rank, -each.sizes.allocated, each.path, each.kind))
-    return Verdict(judged, tuple(found), foreseen)
+    return Diagnosis(diagnosed, tuple(found), foreseen)
 
 
 # ---------------------------------------------------------------- conditions
 
 
-def _judge(download: Download, evidence: Evidence, policy: Policy) -> Judged:
+def _judge(download: Download, evidence: Evidence, policy: Policy) -> Diagnosed:
     quiet = _quiet(download, evidence)
     if download.digest in policy.own_pulls:
         quiet = max(quiet, QUIET_SECONDS)
@@ -65,7 +65,7 @@ def _judge(download: Download, evidence: Evidence, policy: Policy) -> Judged:
     age = 0.0 if since is None else evidence.age_of(since)
     condition, because = condition_of(download, evidence, quiet)
     stale = condition is not Condition.LIVE and age >= policy.stale_after
-    return Judged(
+    return Diagnosed(
         download=download,
         condition=condition,
         stale=stale,
@@ -137,7 +137,7 @@ def _why_alive(download: Download, evidence: Evidence, quiet: float) -> str:
     ago = f"it changed {quiet:.0f} s ago"
     if evidence.servers:
         return f"a server runs (pid {evidence.servers[0].pid}), and {ago}"
-    if evidence.view.sight is Sight.PARTIAL:
+    if evidence.view.visibility is Visibility.PARTIAL:
         return f"a server may run unseen ({evidence.view.why}), and {ago}"
     return ""
 

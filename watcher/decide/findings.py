@@ -12,12 +12,12 @@ from watcher.model import (
     HOUR,
     BlobFault,
     Condition,
+    Diagnosed,
     Download,
     Entry,
     Evidence,
     Finding,
     Forecast,
-    Judged,
     Kind,
     ManifestFault,
     OddBlob,
@@ -65,52 +65,52 @@ def sizes(entries: Iterable[Entry]) -> Sizes:
 
 
 def of_download(
-    judged: Judged, evidence: Evidence, policy: Policy, doomed: Mapping[str, float]
+    diagnosed: Diagnosed, evidence: Evidence, policy: Policy, doomed: Mapping[str, float]
 ) -> Iterator[Finding]:
     """What there is to tell about one unfinished download.
 
     `doomed`: paths that the next start of the server deletes, and from when on.
     """
-    download = judged.download
+    download = diagnosed.download
     who = names.known_as(download.models, download.digest)
     path = f"blobs/{download.entries[0].name}" if download.entries else "blobs"
     size = sizes(download.entries)
     fate = _fate(download, evidence.now, doomed)
     yield Finding(
-        severity=_SEVERITY[judged.condition],
-        kind=f"download_{judged.condition.value}",
+        severity=_SEVERITY[diagnosed.condition],
+        kind=f"download_{diagnosed.condition.value}",
         path=path,
-        message=f"the download of {who} is {judged.condition.value}",
-        evidence=judged.because,
-        alone="; ".join(filter(None, (_alone(judged), fate))),
-        command=helps(judged, evidence),
+        message=f"the download of {who} is {diagnosed.condition.value}",
+        evidence=diagnosed.because,
+        alone="; ".join(filter(None, (_alone(diagnosed), fate))),
+        command=helps(diagnosed, evidence),
         sizes=size,
         models=download.models,
-        remedy=in_words(judged),
+        remedy=in_words(diagnosed),
     )
-    if judged.stale:
+    if diagnosed.stale:
         yield Finding(
             severity=Severity.WARNING,
             kind="download_stale",
             path=path,
-            message=f"the download of {who} has made no progress for {advice.duration(judged.age)}",
+            message=f"the download of {who} has made no progress for {advice.duration(diagnosed.age)}",
             evidence=f"stale after {advice.duration(policy.stale_after)}",
             alone=fate,
-            command=helps(judged, evidence),
+            command=helps(diagnosed, evidence),
             sizes=size,
             models=download.models,
         )
 
 
-def helps(judged: Judged, evidence: Evidence) -> str:
+def helps(diagnosed: Diagnosed, evidence: Evidence) -> str:
     """The command that helps a download on, or clears it away; "" where none does."""
-    download, condition = judged.download, judged.condition
+    download, condition = diagnosed.download, diagnosed.condition
     if condition is Condition.LIVE:
         return ""
     if condition is Condition.UNKNOWN:
         return ""
-    short, owner = names.short(judged.digest), _owner(download)
-    if judged.stale:
+    short, owner = names.short(diagnosed.digest), _owner(download)
+    if diagnosed.stale:
         return advice.watch(evidence, "clean", short, owner=owner)
     if condition is Condition.PAUSED:
         return advice.ollama(evidence, "pull", download.models[0]) if download.models else ""
@@ -125,16 +125,16 @@ def _owner(download: Download) -> int | None:
     return owners.pop() if len(owners) == 1 else None
 
 
-def in_words(judged: Judged) -> str:
+def in_words(diagnosed: Diagnosed) -> str:
     """What helps besides the command, or in its place."""
-    if judged.download.models or judged.condition in (Condition.LIVE, Condition.REDUNDANT):
+    if diagnosed.download.models or diagnosed.condition in (Condition.LIVE, Condition.REDUNDANT):
         return ""
     return f"nothing here says which model it belongs to; {NAMED}"
 
 
-def _alone(judged: Judged) -> str:
+def _alone(diagnosed: Diagnosed) -> str:
     """What the next pull would do with it."""
-    match judged.condition:
+    match diagnosed.condition:
         case Condition.LIVE:
             return "goes on"
         case Condition.PAUSED:
@@ -154,7 +154,7 @@ def _alone(judged: Judged) -> str:
         case Condition.UNKNOWN:
             return "can't be told"
         case _:
-            assert_never(judged.condition)
+            assert_never(diagnosed.condition)
 
 
 def doomed(foreseen: Forecast) -> dict[str, float]:
@@ -207,7 +207,7 @@ def path_of(evidence: Evidence, path: str) -> str:
 
 
 def of_store(
-    evidence: Evidence, judged: tuple[Judged, ...], foreseen: Forecast, policy: Policy
+    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], foreseen: Forecast, policy: Policy
 ) -> Iterator[Finding]:
     """What is wrong with the store as a whole."""
     place, census = evidence.place, evidence.census
@@ -301,8 +301,8 @@ def of_store(
             evidence="who writes from other machines can't be seen",
         )
     yield from _state(evidence)
-    yield from _room(evidence, judged, policy)
-    yield from _no_holes(judged)
+    yield from _room(evidence, diagnosed, policy)
+    yield from _no_holes(diagnosed)
 
 
 def _unlisted(evidence: Evidence) -> Iterator[Finding]:
@@ -424,20 +424,22 @@ def _foreign_intents(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def lacking(judged: Iterable[Judged]) -> int:
+def lacking(diagnosed: Iterable[Diagnosed]) -> int:
     """Bytes that unfinished downloads still have to bring to the disk; stale ones count no more."""
     return sum(
         each.download.total - ranges.size(each.download.trust.present)
-        for each in judged
+        for each in diagnosed
         if each.download.total is not None
         and not each.stale
         and each.condition is not Condition.REDUNDANT
     )
 
 
-def _room(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> Iterator[Finding]:
+def _room(
+    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], policy: Policy
+) -> Iterator[Finding]:
     """Whether the disk has room for the rest of all unfinished downloads together."""
-    missing = lacking(judged)
+    missing = lacking(diagnosed)
     free = evidence.place.free_bytes
     if missing > free:
         yield Finding(
@@ -447,16 +449,18 @@ def _room(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> Ite
             "the disk has not enough room for all unfinished downloads",
             evidence=f"{missing} bytes are missing, {free} are free",
             alone="the last of them fail with `no space left on device`",
-            command=advice.watch(evidence, "clean") if _cleanable(evidence, judged, policy) else "",
+            command=advice.watch(evidence, "clean")
+            if _cleanable(evidence, diagnosed, policy)
+            else "",
             remedy="remove models that are not needed: ollama list, ollama rm",
         )
 
 
-def _cleanable(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> bool:
+def _cleanable(evidence: Evidence, diagnosed: tuple[Diagnosed, ...], policy: Policy) -> bool:
     """Whether a clean-up would find anything to free."""
     never = (Condition.LIVE, Condition.UNKNOWN)
     return (
-        any(each.stale and each.condition not in never for each in judged)
+        any(each.stale and each.condition not in never for each in diagnosed)
         or any(_is_old_orphan(entry, evidence, policy) for entry in evidence.census.unnamed)
         or any(_is_old_leftover(each, evidence) for each in evidence.census.temporaries)
         or any(kept.replaced for kept in evidence.quarantine)
@@ -476,8 +480,8 @@ def _is_old_leftover(left: Temporary, evidence: Evidence) -> bool:
     return left.entry.kind is Kind.FILE and evidence.age_of(left.entry.mtime) >= HOUR
 
 
-def _no_holes(judged: tuple[Judged, ...]) -> Iterator[Finding]:
-    for each in judged:
+def _no_holes(diagnosed: tuple[Diagnosed, ...]) -> Iterator[Finding]:
+    for each in diagnosed:
         download = each.download
         unfinished = each.condition not in (Condition.WHOLE, Condition.REDUNDANT, Condition.LIVE)
         who = names.known_as(download.models, download.digest)
@@ -498,7 +502,7 @@ def _no_holes(judged: tuple[Judged, ...]) -> Iterator[Finding]:
 
 def of_blobs(
     evidence: Evidence,
-    judged: tuple[Judged, ...],
+    diagnosed: tuple[Diagnosed, ...],
     policy: Policy,
     doomed: Mapping[str, float],
     *,
@@ -522,12 +526,14 @@ def of_blobs(
             command=advice.watch(evidence, "repair", entry.name[:19]),
             sizes=sizes([entry]),
         )
-    for found in _orphans(evidence, judged, policy):
+    for found in _orphans(evidence, diagnosed, policy):
         yield found._replace(alone="" if blind else _kept_or_not(found.path, doomed))
 
 
-def _orphans(evidence: Evidence, judged: tuple[Judged, ...], policy: Policy) -> Iterator[Finding]:
-    pulling = any(not each.stale for each in judged)
+def _orphans(
+    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], policy: Policy
+) -> Iterator[Finding]:
+    pulling = any(not each.stale for each in diagnosed)
     blind = is_blind(evidence)
     manifest = "manifest that can be read" if blind else "manifest"
     for entry in evidence.census.unnamed:

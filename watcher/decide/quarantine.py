@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher.decide import findings, safety
-from watcher.model import Action, Evidence, Kept, Policy, Refusal, RefusalKind, Verb
+from watcher.model import Action, ActionKind, Evidence, Kept, Policy, Refusal, RefusalKind
 from watcher.ollama import names
 from watcher.system import advice
 
@@ -13,12 +13,12 @@ from watcher.system import advice
 def steps(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
     """The actions on those kept things that the policy names."""
     known = {kept.label for kept in evidence.quarantine}
-    for verb, labels in ((Verb.RESTORE, policy.restore), (Verb.PURGE, policy.purge)):
+    for kind, labels in ((ActionKind.RESTORE, policy.restore), (ActionKind.PURGE, policy.purge)):
         for label in sorted(labels - known):
             why = "nothing of that label is in quarantine"
             listed = advice.watch(evidence, "quarantine", "ls")
             remedy = "look up its label"
-            yield Refusal(RefusalKind.UNKNOWN, label, verb, why, remedy, command=listed)
+            yield Refusal(RefusalKind.UNKNOWN, label, kind, why, remedy, command=listed)
     expired = _expired(evidence, policy)
     for kept in evidence.quarantine:
         if kept.label in policy.restore:
@@ -65,15 +65,15 @@ def _restore(kept: Kept, evidence: Evidence) -> Action | Refusal:
     if unsafe is not None:
         why, remedy = unsafe.reason, unsafe.remedy
         command = unsafe.command
-        return Refusal(unsafe.kind, kept.label, Verb.RESTORE, why, remedy, command=command)
+        return Refusal(unsafe.kind, kept.label, ActionKind.RESTORE, why, remedy, command=command)
     because = f"back to blobs/{names.printable(kept.name)}"
-    return Action(Verb.RESTORE, kept.label, because, (kept.entry,))
+    return Action(ActionKind.RESTORE, kept.label, because, (kept.entry,))
 
 
 def _purge(kept: Kept) -> Action:
     because = "a good one is in its place" if kept.replaced else "removed for good"
     return Action(
-        Verb.PURGE,
+        ActionKind.PURGE,
         kept.label,
         because,
         (kept.entry,),

@@ -4,40 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from watcher.model import DOUBTFUL, WRONG, Action, Condition, Entry, Evidence, Judged, OddBlob, Verb
+from watcher.model import (
+    DOUBTFUL,
+    WRONG,
+    Action,
+    ActionKind,
+    Condition,
+    Diagnosed,
+    Entry,
+    Evidence,
+    OddBlob,
+)
 from watcher.ollama import names
 
 
-def of_download(judged: Judged) -> Iterator[Action]:
+def of_download(diagnosed: Diagnosed) -> Iterator[Action]:
     """What of a download has to be hashed before it can be mended."""
-    download = judged.download
+    download = diagnosed.download
     data, blob = download.data, download.finished
     if data is None:
         return
-    if judged.condition is Condition.REDUNDANT:
+    if diagnosed.condition is Condition.REDUNDANT:
         if blob is not None and blob.sha256 is None:
-            yield _hash(blob, judged.digest, "whether its partial data can go")
-    elif judged.condition is Condition.WHOLE and data.sha256 is None and not believed(judged):
-        yield _hash(data, judged.digest, "whether the download is whole")
+            yield _hash(blob, diagnosed.digest, "whether its partial data can go")
+    elif diagnosed.condition is Condition.WHOLE and data.sha256 is None and not believed(diagnosed):
+        yield _hash(data, diagnosed.digest, "whether the download is whole")
 
 
-def of_registry(judged: tuple[Judged, ...], evidence: Evidence) -> Iterator[Action]:
+def of_registry(diagnosed: tuple[Diagnosed, ...], evidence: Evidence) -> Iterator[Action]:
     """What only the registry that a model came from can tell: a lost length, a corrupt blob's."""
-    for each in judged:
+    for each in diagnosed:
         download = each.download
         if download.total is None and download.models and download.registry is None:
             because = "its true length is not known"
             files = download.entries
-            yield Action(Verb.ASK_REGISTRY, each.digest, because, files, models=download.models)
+            yield Action(
+                ActionKind.ASK_REGISTRY, each.digest, because, files, models=download.models
+            )
     for odd in evidence.census.odd:
         if odd.fault in WRONG and odd.models and odd.registry is None:
             because = "whether a damaged blob can be had again"
-            yield Action(Verb.ASK_REGISTRY, odd.digest, because, (), models=odd.models)
+            yield Action(ActionKind.ASK_REGISTRY, odd.digest, because, (), models=odd.models)
 
 
-def believed(judged: Judged) -> bool:
+def believed(diagnosed: Diagnosed) -> bool:
     """Whether every byte of a download can be trusted without a look at its hash."""
-    return judged.download.trust.trusted == ((0, judged.download.total),)
+    return diagnosed.download.trust.trusted == ((0, diagnosed.download.total),)
 
 
 def blobs_in_doubt(evidence: Evidence) -> Iterator[Action]:
@@ -81,4 +93,4 @@ def open_questions(evidence: Evidence) -> frozenset[str]:
 
 
 def _hash(entry: Entry, digest: str, because: str) -> Action:
-    return Action(Verb.HASH, digest, because, (entry,))
+    return Action(ActionKind.HASH, digest, because, (entry,))

@@ -7,13 +7,13 @@ from typing import NamedTuple, TypeAlias
 
 from watcher.model import (
     Condition,
+    Diagnosis,
     Evidence,
     Finding,
     ManifestFault,
     OddManifest,
     Severity,
     Unseen,
-    Verdict,
 )
 from watcher.ollama import names
 
@@ -52,22 +52,22 @@ def everything(_: Iterable[str], __: Iterable[str]) -> bool:
     return True
 
 
-def of_repair(seen: Evidence, verdict: Verdict, told: Iterable[str], meant: Meant) -> Remaining:
+def of_repair(seen: Evidence, diagnosis: Diagnosis, told: Iterable[str], meant: Meant) -> Remaining:
     """What a repair has left. `told`: subjects of which it has told something already."""
     blind = any(unseen(seen, meant, parsed=False)) or _unread(seen, meant)
     pulled = {
         model
-        for each in verdict.judged
+        for each in diagnosis.diagnosed
         if each.condition not in _NO_PULL
         for model in each.download.models
     }
-    found = _left(verdict, _OF_REPAIRS, frozenset(told), meant)
+    found = _left(diagnosis, _OF_REPAIRS, frozenset(told), meant)
     return Remaining(tuple(each for each in found if not _comes(each, pulled)), blind)
 
 
-def of_cleaning(seen: Evidence, verdict: Verdict, meant: Meant) -> Remaining:
+def of_cleaning(seen: Evidence, diagnosis: Diagnosis, meant: Meant) -> Remaining:
     """What a clean-up could not look at, or does nothing about."""
-    found = tuple(_left(verdict, _UNTOUCHED, frozenset(), meant))
+    found = tuple(_left(diagnosis, _UNTOUCHED, frozenset(), meant))
     blind = any(each.kind in _OF_SIGHT for each in found) or _unread(seen, meant)
     return Remaining(found, blind)
 
@@ -82,9 +82,9 @@ def _comes(finding: Finding, pulled: set[str]) -> bool:
 
 
 def _left(
-    verdict: Verdict, kinds: tuple[str, ...], known: frozenset[str], meant: Meant
+    diagnosis: Diagnosis, kinds: tuple[str, ...], known: frozenset[str], meant: Meant
 ) -> Iterator[Finding]:
-    for finding in verdict.findings:
+    for finding in diagnosis.findings:
         name = finding.path.rpartition("/")[2]
         if finding.severity is not Severity.ERROR or not finding.kind.startswith(kinds):
             continue
@@ -110,11 +110,11 @@ def quarantine_unseen(seen: Evidence) -> tuple[Unseen, ...]:
     return (*found, *(each for each in unseen(seen, everything) if each.path.startswith("blobs")))
 
 
-def opening(found: Iterable[Unseen], verdict: Verdict) -> tuple[str, ...]:
+def opening(found: Iterable[Unseen], diagnosis: Diagnosis) -> tuple[str, ...]:
     """The commands that let be looked at what could not be."""
     paths = {each.path for each in found}
     kinds = (*_OF_SIGHT, "manifest_unreadable")
-    told = (each for each in verdict.findings if each.kind in kinds and each.path in paths)
+    told = (each for each in diagnosis.findings if each.kind in kinds and each.path in paths)
     return tuple(dict.fromkeys(each.command for each in told if each.command))
 
 

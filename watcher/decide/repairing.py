@@ -11,10 +11,11 @@ from watcher.model import (
     QUIET_SECONDS,
     WRONG,
     Action,
+    ActionKind,
     Condition,
+    Diagnosed,
     Entry,
     Evidence,
-    Judged,
     Kind,
     OddBlob,
     Part,
@@ -22,8 +23,7 @@ from watcher.model import (
     Ranges,
     Refusal,
     RefusalKind,
-    Sight,
-    Verb,
+    Visibility,
 )
 from watcher.ollama import names, ranges, sidecars
 from watcher.system import advice
@@ -43,89 +43,95 @@ MOST_SIDECARS = 1000
 REFRESH_AFTER = HOUR / 2
 
 
-def of_download(judged: Judged, evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
+def of_download(
+    diagnosed: Diagnosed, evidence: Evidence, policy: Policy
+) -> Iterator[Action | Refusal]:
     """What mends a download, if anything has to be mended."""
-    condition = judged.condition
+    condition = diagnosed.condition
     if condition is Condition.LIVE:
-        yield from _not_quiet_yet(judged)
+        yield from _not_quiet_yet(diagnosed)
     elif condition is Condition.REDUNDANT:
-        yield from cleaning.surplus(judged, evidence)
+        yield from cleaning.surplus(diagnosed, evidence)
     elif condition in _MENDED:
-        yield from _write_sidecars(judged, evidence, policy)
+        yield from _write_sidecars(diagnosed, evidence, policy)
 
 
-def _not_quiet_yet(judged: Judged) -> Iterator[Refusal]:
+def _not_quiet_yet(diagnosed: Diagnosed) -> Iterator[Refusal]:
     """A download that counts as live only because it changed lately, and needs mending then."""
-    download = judged.download
+    download = diagnosed.download
     if download.writers or settled_condition(download)[0] not in _MENDED:
         return
-    left = max(0.0, QUIET_SECONDS - judged.quiet)
+    left = max(0.0, QUIET_SECONDS - diagnosed.quiet)
     why = safety.Why(
         RefusalKind.NOT_QUIET,
-        f"{judged.because}; a pull of it may be under way",
+        f"{diagnosed.because}; a pull of it may be under way",
         f"try again in {advice.duration(left)}",
         left,
     )
-    yield safety.refusal(why, judged, Verb.WRITE_SIDECARS)
+    yield safety.refusal(why, diagnosed, ActionKind.WRITE_SIDECARS)
 
 
 def _write_sidecars(
-    judged: Judged, evidence: Evidence, policy: Policy
+    diagnosed: Diagnosed, evidence: Evidence, policy: Policy
 ) -> Iterator[Action | Refusal]:
-    download = judged.download
+    download = diagnosed.download
     if not download.total:
-        yield safety.refusal(_no_length(judged, evidence), judged, Verb.WRITE_SIDECARS)
+        yield safety.refusal(_no_length(diagnosed, evidence), diagnosed, ActionKind.WRITE_SIDECARS)
         return
     trusted = download.trust.trusted
     if not download.trust.zeros_read:
         return  # what was not looked through is not believed; `repair` reads without a limit
-    if judged.condition is Condition.WHOLE and not questions.believed(judged):
+    if diagnosed.condition is Condition.WHOLE and not questions.believed(diagnosed):
         assert download.data is not None
         if download.data.sha256 is None and policy.hash:
             return  # it is hashed first; who may not hash goes by what can be trusted
-        if download.data.sha256 == judged.digest.lower():
+        if download.data.sha256 == diagnosed.digest.lower():
             trusted = ((0, download.total),)
-    parts = sidecars.from_trusted(trusted, download.total, _at_least(judged))
+    parts = sidecars.from_trusted(trusted, download.total, _at_least(diagnosed))
     if parts == tuple(sidecar.part for sidecar in download.sidecars):
         return  # it claims just what can be believed
-    wanted = {names.sidecar(judged.digest, part.number) for part in parts}
+    wanted = {names.sidecar(diagnosed.digest, part.number) for part in parts}
     surplus = tuple(
         sidecar.entry for sidecar in download.sidecars if sidecar.entry.name not in wanted
     )
     problem = (
-        safety.why_not_take(judged, evidence) if surplus else safety.why_not_add(judged, evidence)
+        safety.why_not_take(diagnosed, evidence)
+        if surplus
+        else safety.why_not_add(diagnosed, evidence)
     ) or _owner_forbids(download.entries, evidence)
     if problem is None and policy.patient:
-        problem = safety.another_is_live(judged, evidence)
+        problem = safety.another_is_live(diagnosed, evidence)
     if problem is not None:
-        yield safety.refusal(problem, judged, Verb.WRITE_SIDECARS)
+        yield safety.refusal(problem, diagnosed, ActionKind.WRITE_SIDECARS)
         return
     claims = sidecars.claims(parts)
     yield Action(
-        verb=Verb.WRITE_SIDECARS,
-        subject=judged.digest,
-        because=f"{judged.condition.value}: {judged.because}",
+        kind=ActionKind.WRITE_SIDECARS,
+        subject=diagnosed.digest,
+        because=f"{diagnosed.condition.value}: {diagnosed.because}",
         expects=download.entries,
         models=download.models,
         wait_seconds=safety.guard_seconds(evidence),
         parts=parts,
         surplus=surplus,
-        saves=_saves(judged, claims),
+        saves=_saves(diagnosed, claims),
         doubts=_doubts(parts, download.trust.present, claims),
     )
 
 
-def _at_least(judged: Judged) -> int:
+def _at_least(diagnosed: Diagnosed) -> int:
     """So many parts that every sidecar is replaced and none is left over."""
-    numbers = [sidecar.number for sidecar in judged.download.sidecars if sidecar.number is not None]
+    numbers = [
+        sidecar.number for sidecar in diagnosed.download.sidecars if sidecar.number is not None
+    ]
     return min(max(numbers, default=0) + 1, MOST_SIDECARS)
 
 
-def _saves(judged: Judged, claims: Ranges) -> int:
+def _saves(diagnosed: Diagnosed, claims: Ranges) -> int:
     """Bytes that Ollama alone would have downloaded again."""
-    total = judged.download.total or 0
+    total = diagnosed.download.total or 0
     rest = total - ranges.size(claims)
-    alone = total if judged.cost_alone is None else judged.cost_alone
+    alone = total if diagnosed.cost_alone is None else diagnosed.cost_alone
     return max(0, alone - rest)
 
 
@@ -134,9 +140,9 @@ def _doubts(parts: tuple[Part, ...], present: Ranges, claims: Ranges) -> Ranges:
     return ranges.union(sidecars.heads(parts), ranges.difference(present, claims))
 
 
-def _no_length(judged: Judged, evidence: Evidence) -> safety.Why:
+def _no_length(diagnosed: Diagnosed, evidence: Evidence) -> safety.Why:
     """Nothing here tells the length of a layer: its model's registry would."""
-    models, doubt = judged.download.models, judged.download.doubted_length
+    models, doubt = diagnosed.download.models, diagnosed.download.doubted_length
     if doubt:
         return safety.Why(
             RefusalKind.LENGTH,
@@ -148,7 +154,7 @@ def _no_length(judged: Judged, evidence: Evidence) -> safety.Why:
             RefusalKind.LENGTH,
             f"its true length is not known, and the registry of {models[0]} has not said it",
             "ask again when that registry can be reached, or clean it once it is stale",
-            command=advice.watch(evidence, "repair", names.short(judged.digest)),
+            command=advice.watch(evidence, "repair", names.short(diagnosed.digest)),
         )
     return safety.Why(
         RefusalKind.LENGTH,
@@ -190,7 +196,7 @@ def damaged_blobs(evidence: Evidence, policy: Policy) -> Iterator[Action | Refus
             continue
         room -= odd.entry.allocated
         yield Action(
-            Verb.QUARANTINE_BLOB,
+            ActionKind.QUARANTINE_BLOB,
             name,
             f"{findings.damage(odd)}, and the registry has it: "
             f"{advice.ollama(evidence, 'pull', odd.models[0])} fetches just this layer",
@@ -203,7 +209,7 @@ def _refused(why: safety.Why, name: str, odd: OddBlob) -> Refusal:
     return Refusal(
         why.kind,
         name,
-        Verb.QUARANTINE_BLOB,
+        ActionKind.QUARANTINE_BLOB,
         why.reason,
         why.remedy,
         why.left,
@@ -227,7 +233,7 @@ def _no_room(evidence: Evidence, policy: Policy) -> safety.Why:
 def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
     if odd.registry is None or odd.registry != odd.wanted:
         return _not_to_be_had(odd, evidence)
-    if evidence.view.sight is not Sight.FULL:
+    if evidence.view.visibility is not Visibility.FULL:
         return safety.unseen(evidence)
     return safety.store_forbids(evidence)
 
@@ -257,7 +263,9 @@ def _not_to_be_had(odd: OddBlob, evidence: Evidence) -> safety.Why:
 # ---------------------------------------------------------------- times
 
 
-def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> Iterator[Action]:
+def refresh(
+    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, policy: Policy
+) -> Iterator[Action]:
     """Set the times of wanted things, so that no start of the server deletes them.
 
     What is wanted says `wanted`; besides, stale downloads that are mended. All files of a download
@@ -266,11 +274,11 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
     """
     if evidence.place.foreign:
         return
-    every = [*at_risk.of_downloads(judged), *at_risk.of_blobs(evidence, policy)]
+    every = [*at_risk.of_downloads(diagnosed), *at_risk.of_blobs(evidence, policy)]
     if policy.repair_stale:
-        stale = (each for each in judged if each.stale and each.condition in _MENDED)
+        stale = (each for each in diagnosed if each.stale and each.condition in _MENDED)
         every += [
-            at_risk.Wanted(each.digest, each.download.entries, each.download.models)
+            at_risk.AtRisk(each.digest, each.download.entries, each.download.models)
             for each in stale
         ]
     for each in every:
@@ -279,7 +287,7 @@ def refresh(judged: tuple[Judged, ...], evidence: Evidence, policy: Policy) -> I
         )
         if _fading(entries, evidence.now) and _alone(entries, evidence):
             yield Action(
-                Verb.REFRESH,
+                ActionKind.REFRESH,
                 each.subject,
                 "wanted, and soon old enough for the server to delete it",
                 entries,

@@ -12,17 +12,17 @@ from watcher.model import (
     LIVE_LOOK_SECONDS,
     QUIET_SECONDS,
     QUIET_UNSEEN_SECONDS,
+    ActionKind,
     Blind,
     Condition,
+    Diagnosed,
     Evidence,
     Holder,
-    Judged,
     Place,
     Refusal,
     RefusalKind,
     ServerState,
-    Sight,
-    Verb,
+    Visibility,
 )
 from watcher.ollama import names
 from watcher.system import advice
@@ -50,29 +50,29 @@ class Why(NamedTuple):
     command: str = ""
 
 
-def refusal(why: Why, judged: Judged, verb: Verb) -> Refusal:
+def refusal(why: Why, diagnosed: Diagnosed, kind: ActionKind) -> Refusal:
     """The refusal of an act on a download."""
     return Refusal(
         why.kind,
-        judged.digest,
-        verb,
+        diagnosed.digest,
+        kind,
         why.reason,
         why.remedy,
         why.left,
-        judged.download.models,
+        diagnosed.download.models,
         command=why.command,
     )
 
 
 def guard_seconds(evidence: Evidence) -> float:
     """How long the guard waits for a server that has read the sidecars already."""
-    unseen = evidence.view.sight is Sight.PARTIAL
+    unseen = evidence.view.visibility is Visibility.PARTIAL
     return GUARD_SECONDS if evidence.servers or unseen else 0.0
 
 
 def alone(evidence: Evidence) -> bool:
     """Whether no process of Ollama's runs, and none can be unseen."""
-    seen = evidence.view.sight is Sight.FULL
+    seen = evidence.view.visibility is Visibility.FULL
     return seen and not (evidence.servers or evidence.others)
 
 
@@ -81,10 +81,12 @@ def is_loose(place: Place) -> bool:
     return place.file_system in _LOOSE or place.file_system.startswith("fuse.")
 
 
-def _links_forbid(judged: Judged, evidence: Evidence) -> Why | None:
+def _links_forbid(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     """Without hard links a guard takes a sidecar's place safely only while nobody else acts."""
     place = evidence.place
-    guarded = names.sidecar(judged.digest, 0) in (each.name for each in judged.download.entries)
+    guarded = names.sidecar(diagnosed.digest, 0) in (
+        each.name for each in diagnosed.download.entries
+    )
     if place.file_system not in _NO_LINKS or not guarded or alone(evidence):
         return None
     why = (
@@ -96,9 +98,9 @@ def _links_forbid(judged: Judged, evidence: Evidence) -> Why | None:
     return Why(RefusalKind.SIGHT, f"{why}, and {evidence.view.why}", sees_more(evidence))
 
 
-def _old_names(judged: Judged, evidence: Evidence) -> Why | None:
+def _old_names(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     """No pull looks for the names of older servers, so what is changed beside them is no help."""
-    if not judged.download.has_old_names:
+    if not diagnosed.download.has_old_names:
         return None
     return Why(
         RefusalKind.OLD_NAMES,
@@ -108,23 +110,23 @@ def _old_names(judged: Judged, evidence: Evidence) -> Why | None:
     )
 
 
-def why_not_take(judged: Judged, evidence: Evidence) -> Why | None:
+def why_not_take(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     """Why no name of a download may be taken away now: FULL sight and 90 s, else an hour."""
-    full = evidence.view.sight is Sight.FULL
+    full = evidence.view.visibility is Visibility.FULL
     needed = QUIET_SECONDS if full else QUIET_UNSEEN_SECONDS
-    why = _held(judged.download.holders, evidence) or _why_not(judged, evidence, needed, full)
-    return why or another_is_live(judged, evidence)
+    why = _held(diagnosed.download.holders, evidence) or _why_not(diagnosed, evidence, needed, full)
+    return why or another_is_live(diagnosed, evidence)
 
 
-def why_not_add(judged: Judged, evidence: Evidence) -> Why | None:
+def why_not_add(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     """Why no sidecar may be replaced or added now: NAMED sight is enough, or an hour's quiet.
 
     Who only reads the download, a backup for one, keeps nothing from being written.
     """
-    named = evidence.view.sight is not Sight.PARTIAL
+    named = evidence.view.visibility is not Visibility.PARTIAL
     needed = (QUIET_SECONDS if evidence.servers else 0.0) if named else QUIET_UNSEEN_SECONDS
-    held = tuple(filter(minds_sidecars, judged.download.holders))
-    return _held(held, evidence) or _why_not(judged, evidence, needed, named)
+    held = tuple(filter(minds_sidecars, diagnosed.download.holders))
+    return _held(held, evidence) or _why_not(diagnosed, evidence, needed, named)
 
 
 def minds_sidecars(holder: Holder) -> bool:
@@ -135,10 +137,10 @@ def minds_sidecars(holder: Holder) -> bool:
     return holder.writes or holder.process.startswith("ollama")
 
 
-def another_is_live(judged: Judged, evidence: Evidence) -> Why | None:
+def another_is_live(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     """Why to wait for another: within one pull a later layer may lie untouched for hours."""
-    others = evidence.pulling - {judged.download.key}
-    if not others or not (evidence.servers or evidence.view.sight is Sight.PARTIAL):
+    others = evidence.pulling - {diagnosed.download.key}
+    if not others or not (evidence.servers or evidence.view.visibility is Visibility.PARTIAL):
         return None
     return Why(
         RefusalKind.LIVE,
@@ -167,19 +169,23 @@ def _until_closed(holder: Holder, evidence: Evidence) -> str:
     return f"{ended}, or end that process" if holder.writes else ended
 
 
-def _why_not(judged: Judged, evidence: Evidence, needed: float, enough_sight: bool) -> Why | None:
+def _why_not(
+    diagnosed: Diagnosed, evidence: Evidence, needed: float, enough_sight: bool
+) -> Why | None:
     unsafe = (
-        store_forbids(evidence) or _old_names(judged, evidence) or _links_forbid(judged, evidence)
+        store_forbids(evidence)
+        or _old_names(diagnosed, evidence)
+        or _links_forbid(diagnosed, evidence)
     )
     if unsafe is not None:
         return unsafe
-    if judged.quiet < needed:
-        left = needed - judged.quiet
+    if diagnosed.quiet < needed:
+        left = needed - diagnosed.quiet
         wait = f"try again in {advice.duration(left)}"
         if enough_sight:
-            return Why(RefusalKind.NOT_QUIET, _ago(judged, evidence), wait, left)
+            return Why(RefusalKind.NOT_QUIET, _ago(diagnosed, evidence), wait, left)
         return unseen(evidence, left)
-    if judged.condition is Condition.UNCLAIMED and any(
+    if diagnosed.condition is Condition.UNCLAIMED and any(
         server.connections != 0 for server in evidence.servers
     ):
         return Why(
@@ -219,11 +225,11 @@ def sees_more(evidence: Evidence) -> str:
             return f"{_SETTING} if you know of every process that writes here"
 
 
-def _ago(judged: Judged, evidence: Evidence) -> str:
-    latest = judged.download.changed_at
+def _ago(diagnosed: Diagnosed, evidence: Evidence) -> str:
+    latest = diagnosed.download.changed_at
     if latest is None or latest <= evidence.now:
-        return f"it changed {advice.duration(judged.quiet)} ago"
-    seen = advice.duration(judged.quiet)
+        return f"it changed {advice.duration(diagnosed.quiet)} ago"
+    seen = advice.duration(diagnosed.quiet)
     return f"its files' times lie in the future, and it was seen unchanged for {seen}"
 
 
@@ -275,7 +281,7 @@ def idle_forbids(evidence: Evidence) -> Why | None:
             STOP,
             command=advice.stop(evidence),
         )
-    if evidence.view.sight is Sight.PARTIAL:
+    if evidence.view.visibility is Visibility.PARTIAL:
         return Why(
             RefusalKind.SIGHT,
             f"a server may run unseen: {evidence.view.why}",

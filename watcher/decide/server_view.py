@@ -11,9 +11,9 @@ from watcher.decide import findings
 from watcher.model import (
     HOUR,
     Barred,
+    Diagnosed,
     Evidence,
     Finding,
-    Judged,
     Kind,
     Need,
     Policy,
@@ -223,7 +223,7 @@ def _selected(each: Barred, evidence: Evidence) -> list[str]:
 
 
 def at_risk(
-    judged: Iterable[Judged], evidence: Evidence, policy: Policy, doomed: Mapping[str, float]
+    diagnosed: Iterable[Diagnosed], evidence: Evidence, policy: Policy, doomed: Mapping[str, float]
 ) -> Iterator[Finding]:
     """What is wanted and a start of the server takes: a warning where one would take it now.
 
@@ -232,7 +232,7 @@ def at_risk(
     if evidence.next_start.watched:
         # A daemon keeps what is wanted fresh; where it can't, it is old by now.
         doomed = {path: at for path, at in doomed.items() if at <= evidence.now}
-    for each in wanted.of_downloads(judged):
+    for each in wanted.of_downloads(diagnosed):
         found = _at_risk(each, evidence, doomed)
         if found is not None:
             who = names.known_as(each.models, each.subject)
@@ -243,7 +243,7 @@ def at_risk(
 
 
 def _blobs_at_risk(
-    every: list[wanted.Wanted], evidence: Evidence, doomed: Mapping[str, float]
+    every: list[wanted.AtRisk], evidence: Evidence, doomed: Mapping[str, float]
 ) -> Iterator[Finding]:
     """One finding for all finished blobs that a start takes now, and one for all that are next."""
     due = [(min(doomed.get(path, inf) for path in each.paths), each) for each in every]
@@ -253,7 +253,7 @@ def _blobs_at_risk(
         if not alike:
             continue
         subject = alike[0].subject if len(alike) == 1 else ""
-        together = wanted.Wanted(subject, tuple(entry for each in alike for entry in each.entries))
+        together = wanted.AtRisk(subject, tuple(entry for each in alike for entry in each.entries))
         found = _at_risk(together, evidence, doomed)
         if found is not None:
             many = f"{len(alike):,} finished blobs are at risk"
@@ -266,7 +266,7 @@ def _blobs_at_risk(
 
 
 def _at_risk(
-    each: wanted.Wanted, evidence: Evidence, doomed: Mapping[str, float]
+    each: wanted.AtRisk, evidence: Evidence, doomed: Mapping[str, float]
 ) -> Finding | None:
     """What a start does to it, from when on, and what keeps it; None where it does nothing."""
     paths = each.paths

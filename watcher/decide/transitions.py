@@ -10,13 +10,15 @@ from watcher.model import (
     CLOCK_SETTLED_SECONDS,
     LIVE_LOOK_SECONDS,
     Action,
+    ActionKind,
     Ahead,
     Clock,
     Condition,
+    Diagnosed,
+    Diagnosis,
     Download,
     Evidence,
     Finding,
-    Judged,
     Kind,
     Outcome,
     Part,
@@ -24,8 +26,6 @@ from watcher.model import (
     Ranges,
     Result,
     Severity,
-    Verb,
-    Verdict,
 )
 from watcher.ollama import names, ranges, sidecars
 from watcher.state.event_log import Event
@@ -52,26 +52,28 @@ _PROBLEMS = (
 TELL_STALL_SECONDS = 60.0
 _SAMPLE_SECONDS = 10.0
 _MOST_SAMPLES = 7
-_REMOVALS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
+_REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
 #: What a repair makes of a condition; of all others, `paused`.
 _REPAIRED = {Condition.WHOLE: Condition.WHOLE}
-_OF_DOWNLOADS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS, Verb.WRITE_SIDECARS})
+_OF_DOWNLOADS = frozenset(
+    {ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS, ActionKind.WRITE_SIDECARS}
+)
 _DONE_EVENT = {
-    Verb.REMOVE_DOWNLOAD: "partial_cleaned",
-    Verb.REMOVE_SURPLUS: "partial_cleaned",
-    Verb.REMOVE_ORPHAN: "orphan_removed",
-    Verb.REMOVE_TEMPORARY: "temporary_removed",
-    Verb.WRITE_SIDECARS: "download_repaired",
-    Verb.QUARANTINE_BLOB: "quarantined",
-    Verb.RESTORE: "restored",
-    Verb.PURGE: "purged",
+    ActionKind.REMOVE_DOWNLOAD: "partial_cleaned",
+    ActionKind.REMOVE_SURPLUS: "partial_cleaned",
+    ActionKind.REMOVE_ORPHAN: "orphan_removed",
+    ActionKind.REMOVE_TEMPORARY: "temporary_removed",
+    ActionKind.WRITE_SIDECARS: "download_repaired",
+    ActionKind.QUARANTINE_BLOB: "quarantined",
+    ActionKind.RESTORE: "restored",
+    ActionKind.PURGE: "purged",
 }
 
 
 def learn(
     memory: Memory,
     evidence: Evidence,
-    verdict: Verdict,
+    diagnosis: Diagnosis,
     finished: Mapping[str, int],
     *,
     first_look: bool = False,
@@ -87,21 +89,21 @@ def learn(
     told: list[Event] = []
     seen: set[str] = set()
     last_told = _last_told(records.values())
-    for judged in verdict.judged:
-        key = judged.download.key
+    for diagnosed in diagnosis.diagnosed:
+        key = diagnosed.download.key
         seen.add(key)
-        before = _same_file(records.get(key), judged.download)
-        now = _record(judged, evidence, before, records.get(key))
-        now, progress = _progress(judged, before, now, last_told, evidence.now)
+        before = _same_file(records.get(key), diagnosed.download)
+        now = _record(diagnosed, evidence, before, records.get(key))
+        now, progress = _progress(diagnosed, before, now, last_told, evidence.now)
         told.extend(progress)
         told.extend(
             _told(
-                judged,
+                diagnosed,
                 before,
                 now,
                 evidence.now,
                 first_look=first_look,
-                ended=judged.digest in ended,
+                ended=diagnosed.digest in ended,
             )
         )
         records[key] = now
@@ -131,7 +133,7 @@ def learn(
     )
     told.extend(_clock_told(evidence))
     if evidence.scope is None:
-        learnt, of_store = _of_store(learnt, evidence, verdict)
+        learnt, of_store = _of_store(learnt, evidence, diagnosis)
         told.extend(of_store)
     return learnt, tuple(told)
 
@@ -159,18 +161,18 @@ def _clock_told(evidence: Evidence) -> Iterator[Event]:
 
 
 def _of_store(
-    memory: Memory, evidence: Evidence, verdict: Verdict
+    memory: Memory, evidence: Evidence, diagnosis: Diagnosis
 ) -> tuple[Memory, Iterator[Event]]:
     """What a look at the whole store shows besides downloads: models, and what is wrong."""
     models = _models(memory, evidence)
     problems = frozenset(
         (each.kind, each.path)
-        for each in verdict.findings
+        for each in diagnosis.findings
         if each.kind.startswith(_PROBLEMS) and each.severity is not Severity.INFO
     )
     told = chain(
-        _models_told(memory, models, damaged(verdict.findings), evidence.now),
-        _problems_told(verdict.findings, problems - memory.problems, evidence.now),
+        _models_told(memory, models, damaged(diagnosis.findings), evidence.now),
+        _problems_told(diagnosis.findings, problems - memory.problems, evidence.now),
     )
     learnt = replace(memory, models=models, problems=problems, looked_at=evidence.now)
     return learnt, told
@@ -250,7 +252,7 @@ def _names(evidence: Evidence) -> set[str]:
     return {entry.name for entry in (*downloads, *census.unnamed, *census.unprotected)}
 
 
-def foresee(memory: Memory, plan: Plan, now: float, note: str) -> Memory:
+def stage(memory: Memory, plan: Plan, now: float, note: str) -> Memory:
     """What has to be remembered before a plan is carried out, so that a kill can't lose it.
 
     The bytes that a repair does not believe, the parts that it writes, and, as `note`, the start
@@ -259,7 +261,7 @@ def foresee(memory: Memory, plan: Plan, now: float, note: str) -> Memory:
     records = dict(memory.downloads)
     for action in plan.actions:
         record = records.get(action.subject)
-        if action.verb is Verb.WRITE_SIDECARS and record is not None:
+        if action.kind is ActionKind.WRITE_SIDECARS and record is not None:
             records[action.subject] = replace(
                 record,
                 doubted=ranges.union(ranges.union(record.doubted, action.doubts), record.lost),
@@ -271,7 +273,7 @@ def foresee(memory: Memory, plan: Plan, now: float, note: str) -> Memory:
     return replace(memory, downloads=records)
 
 
-def retract(now: Memory, before: Memory, plan: Plan, outcomes: Iterable[Outcome]) -> Memory:
+def unstage(now: Memory, before: Memory, plan: Plan, outcomes: Iterable[Outcome]) -> Memory:
     """The memory without what was foreseen of repairs of a plan that did not come about.
 
     What has failed may have been decided all the same, and is finished by the next run.
@@ -280,11 +282,15 @@ def retract(now: Memory, before: Memory, plan: Plan, outcomes: Iterable[Outcome]
     begun = {
         outcome.action.subject
         for outcome in outcomes
-        if outcome.action.verb is Verb.WRITE_SIDECARS and outcome.result is not Result.REFUSED
+        if outcome.action.kind is ActionKind.WRITE_SIDECARS and outcome.result is not Result.REFUSED
     }
     for action in plan.actions:
         was = before.downloads.get(action.subject)
-        if action.verb is Verb.WRITE_SIDECARS and action.subject not in begun and was is not None:
+        if (
+            action.kind is ActionKind.WRITE_SIDECARS
+            and action.subject not in begun
+            and was is not None
+        ):
             records[action.subject] = was
     return replace(now, downloads=records)
 
@@ -298,17 +304,17 @@ def _same_file(record: Remembered | None, download: Download) -> Remembered | No
 
 
 def _record(
-    judged: Judged, evidence: Evidence, before: Remembered | None, known: Remembered | None
+    diagnosed: Diagnosed, evidence: Evidence, before: Remembered | None, known: Remembered | None
 ) -> Remembered:
     """What to remember of a download. `known`: what is remembered of its digest, `before` if it is
     of this very file: a copy is to be doubted as much as what it was made of."""
-    download = judged.download
+    download = diagnosed.download
     anchor = download.entries[0].identity if download.entries else (0, 0)
     claimed = ranges.size(download.trust.claimed)
     allocated = download.data.allocated if download.data is not None else 0
     # Never by way of an age: rounding would make a new memory of each look.
     progress_at = _last_progress(download, before, evidence.now)
-    live = judged.condition is Condition.LIVE
+    live = diagnosed.condition is Condition.LIVE
     arrived = before is not None and (
         live or before.pulling or allocated > before.allocated or claimed > before.claimed
     )
@@ -321,9 +327,9 @@ def _record(
         inode=anchor[1],
         born_ns=download.born_ns,
         condition=before.condition
-        if before and _says_less(judged, before, pulling=pulling)
-        else judged.condition,
-        stale=judged.stale,
+        if before and _says_less(diagnosed, before, pulling=pulling)
+        else diagnosed.condition,
+        stale=diagnosed.stale,
         pulling=pulling,
         total=download.total if certain or before is None else (before.total or download.total),
         claimed=claimed,
@@ -336,30 +342,30 @@ def _record(
         # A clock that was ahead then would make a later start of the machine seem an earlier one.
         checked_at=before.checked_at if before and before.checked_at <= evidence.now else 0.0,
         ahead=_ahead(download, evidence),
-        unsynced=_unsynced(judged, evidence, known),
+        unsynced=_unsynced(diagnosed, evidence, known),
         lost=before.lost if before is not None else (),
     )
 
 
-def _unsynced(judged: Judged, evidence: Evidence, known: Remembered | None) -> str:
+def _unsynced(diagnosed: Diagnosed, evidence: Evidence, known: Remembered | None) -> str:
     """The note as it stands after a look; one that was looked into and found right is done with."""
     note = known.unsynced if known is not None else ""
-    trust = judged.download.trust
+    trust = diagnosed.download.trust
     looked_through = trust.rebooted and trust.zeros_read
-    if note in ("", evidence.boot) or judged.condition is Condition.LIVE or not looked_through:
+    if note in ("", evidence.boot) or diagnosed.condition is Condition.LIVE or not looked_through:
         return note
     return note if ranges.difference(trust.claimed, trust.trusted) else ""
 
 
-def _says_less(judged: Judged, before: Remembered, *, pulling: bool) -> bool:
+def _says_less(diagnosed: Diagnosed, before: Remembered, *, pulling: bool) -> bool:
     """Whether this look tells less of the condition than what is remembered.
 
     Live by a change alone may have been anybody's; and what could not be read through looks as if
     only what is claimed were there.
     """
-    if judged.condition is Condition.LIVE:
+    if diagnosed.condition is Condition.LIVE:
         return not pulling
-    return not judged.download.trust.zeros_read and before.condition is not Condition.LIVE
+    return not diagnosed.download.trust.zeros_read and before.condition is not Condition.LIVE
 
 
 def _ahead(download: Download, evidence: Evidence) -> Ahead | None:
@@ -381,7 +387,7 @@ def _last_told(known: Iterable[Remembered]) -> dict[tuple[str, ...], float]:
 
 
 def _progress(
-    judged: Judged,
+    diagnosed: Diagnosed,
     before: Remembered | None,
     now: Remembered,
     last_told: dict[tuple[str, ...], float],
@@ -397,19 +403,19 @@ def _progress(
     if not samples or at - samples[-1].at >= _SAMPLE_SECONDS:
         samples = (*samples, Sample(at, now.allocated))[-_MOST_SAMPLES:]
     now = replace(now, samples=samples, told_at=told_at, stalled=stalled)
-    who = names.known_as(judged.download.models, judged.digest)
+    who = names.known_as(diagnosed.download.models, diagnosed.digest)
     if at - now.progress_at >= TELL_STALL_SECONDS:
         if now.stalled:
             return now, []
         message = f"nothing of {who} has arrived for {at - now.progress_at:.0f} s"
-        return replace(now, stalled=True), [_event(at, "download_stalled", message, judged)]
+        return replace(now, stalled=True), [_event(at, "download_stalled", message, diagnosed)]
     now = replace(now, stalled=False)
     # The layers of a model may come side by side: one of them tells for all.
     last = last_told[now.models] = max(now.told_at, last_told.get(now.models, now.told_at))
     if at - last < LIVE_LOOK_SECONDS:
         return now, []
     last_told[now.models] = at
-    event = _event(at, "download_progress", f"{who}: {now.allocated} bytes are here", judged)
+    event = _event(at, "download_progress", f"{who}: {now.allocated} bytes are here", diagnosed)
     speed = rate(samples)
     left = None if not speed or now.total is None else max(0, now.total - now.allocated) / speed
     paced = {
@@ -459,7 +465,7 @@ def _partition(download: Download) -> tuple[Part, ...]:
 
 
 def _told(
-    judged: Judged,
+    diagnosed: Diagnosed,
     before: Remembered | None,
     now: Remembered,
     at: float,
@@ -467,41 +473,41 @@ def _told(
     first_look: bool,
     ended: bool,
 ) -> Iterator[Event]:
-    live = judged.condition is Condition.LIVE
-    who = names.known_as(judged.download.models, judged.digest)
+    live = diagnosed.condition is Condition.LIVE
+    who = names.known_as(diagnosed.download.models, diagnosed.digest)
     if before is None and live:
-        layer = _layer(judged.download.models, judged.digest, judged.download.total)
-        yield _event(at, "download_started", f"{layer} is being downloaded", judged)
+        layer = _layer(diagnosed.download.models, diagnosed.digest, diagnosed.download.total)
+        yield _event(at, "download_started", f"{layer} is being downloaded", diagnosed)
     elif before is None or (first_look and not live):
-        trust = judged.download.trust
-        size = ranges.size(trust.present) if trust.zeros_read else judged.download.allocated
+        trust = diagnosed.download.trust
+        size = ranges.size(trust.present) if trust.zeros_read else diagnosed.download.allocated
         yield _event(
             at,
             "partial_found",
             f"Found partial download for model: {who}. Partial size: {size} bytes. "
-            f"Can resume: {judged.condition in RESUMABLE}",
-            judged,
+            f"Can resume: {diagnosed.condition in RESUMABLE}",
+            diagnosed,
         )
     elif now.pulling and not before.pulling:
-        yield _event(at, "download_resumed", f"the download of {who} goes on", judged)
+        yield _event(at, "download_resumed", f"the download of {who} goes on", diagnosed)
     elif not live and (before.pulling or ended):
         if not before.pulling:
             # It went on and was broken off between two looks.
-            yield _event(at, "download_resumed", f"the download of {who} had gone on", judged)
+            yield _event(at, "download_resumed", f"the download of {who} had gone on", diagnosed)
         yield _event(
             at,
             "download_interrupted",
-            f"the download of {who} was interrupted: {judged.condition.value}, {judged.because}",
-            judged,
+            f"the download of {who} was interrupted: {diagnosed.condition.value}, {diagnosed.because}",
+            diagnosed,
         )
     elif (before.condition, before.models) != (now.condition, now.models):
         same = before.condition is now.condition
-        state = now.condition.value if same else f"{now.condition.value}, {judged.because}"
-        yield _event(at, "partial_changed", f"the download of {who} is {state}", judged)
-    if judged.stale and not (before is not None and before.stale):
-        days = judged.age / 86400
+        state = now.condition.value if same else f"{now.condition.value}, {diagnosed.because}"
+        yield _event(at, "partial_changed", f"the download of {who} is {state}", diagnosed)
+    if diagnosed.stale and not (before is not None and before.stale):
+        days = diagnosed.age / 86400
         message = f"the download of {who} has made no progress for {days:.0f} days"
-        yield _event(at, "partial_stale", message, judged)
+        yield _event(at, "partial_stale", message, diagnosed)
 
 
 def _layer(models: tuple[str, ...], digest: str, size: int | None) -> str:
@@ -510,24 +516,24 @@ def _layer(models: tuple[str, ...], digest: str, size: int | None) -> str:
     return known if size is None else f"{known}, {size} bytes,"
 
 
-def _event(at: float, event_type: str, message: str, judged: Judged) -> Event:
-    download = judged.download
+def _event(at: float, event_type: str, message: str, diagnosed: Diagnosed) -> Event:
+    download = diagnosed.download
     return Event(
         at,
         event_type,
         message,
-        names.known_as(download.models, judged.digest),
+        names.known_as(download.models, diagnosed.digest),
         {
-            "digest": f"sha256:{judged.digest}",
+            "digest": f"sha256:{diagnosed.digest}",
             "models": list(download.models),
-            "condition": judged.condition.value,
-            "because": judged.because,
-            "can_resume": judged.condition in RESUMABLE,
+            "condition": diagnosed.condition.value,
+            "because": diagnosed.because,
+            "can_resume": diagnosed.condition in RESUMABLE,
             "total_bytes": download.total,
             "claimed_bytes": ranges.size(download.trust.claimed),
             "present_bytes": ranges.size(download.trust.present),
             "allocated_bytes": download.allocated,
-            "age_seconds": round(judged.age, 3),
+            "age_seconds": round(diagnosed.age, 3),
         },
     )
 
@@ -558,7 +564,7 @@ def proved(
                 entry.inode, entry.size, bound_to(entry), outcome.sha256, read
             )
             unproven.discard(outcome.action.subject)
-        if outcome.action.verb is Verb.ASK_REGISTRY:
+        if outcome.action.kind is ActionKind.ASK_REGISTRY:
             why = outcome.message if outcome.length is None else ""
             asked[outcome.action.subject] = Asked(outcome.length, now, why)
     return replace(memory, hashes=hashes, asked=asked, unproven=frozenset(unproven))
@@ -590,8 +596,8 @@ def forget(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
     Without the downloads that we have removed; those that we have repaired are as they became.
     """
     done = [each.action for each in outcomes if each.result is Result.DONE]
-    gone = {each.subject for each in done if each.verb in _REMOVALS}
-    repaired = {each.subject for each in done if each.verb is Verb.WRITE_SIDECARS}
+    gone = {each.subject for each in done if each.kind in _REMOVALS}
+    repaired = {each.subject for each in done if each.kind is ActionKind.WRITE_SIDECARS}
     kept = {
         key: replace(each, condition=_REPAIRED.get(each.condition, Condition.PAUSED), lost=())
         if key in repaired
@@ -607,7 +613,7 @@ def forget(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
 
 def begun(action: Action, at: float) -> Event:
     """The event that an action begins."""
-    message = f"{action.verb.value.replace('_', ' ')}: {action.because}"
+    message = f"{action.kind.value.replace('_', ' ')}: {action.because}"
     return Event(at, "act_started", message, _of(action), _details(action))
 
 
@@ -615,7 +621,7 @@ def ended(outcome: Outcome, at: float) -> Event:
     """The event that tells how an action ended, and what it freed."""
     action = outcome.action
     kind = {
-        Result.DONE: _DONE_EVENT[action.verb],
+        Result.DONE: _DONE_EVENT[action.kind],
         Result.REFUSED: "refused",
         Result.FAILED: "error",
     }[outcome.result]
@@ -655,7 +661,7 @@ def hashed(outcome: Outcome, at: float) -> Event | None:
 
 
 def _of(action: Action) -> str | None:
-    if action.verb in _OF_DOWNLOADS:
+    if action.kind in _OF_DOWNLOADS:
         return names.known_as(action.models, action.subject)
     return None
 
@@ -663,7 +669,7 @@ def _of(action: Action) -> str | None:
 def _details(action: Action) -> dict[str, object]:
     files = [entry for entry in action.expects if entry.kind is Kind.FILE]
     return {
-        "verb": action.verb.value,
+        "verb": action.kind.value,
         "subject": names.exact(action.subject),
         "models": list(action.models),
         "files": len(files),

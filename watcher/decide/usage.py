@@ -10,8 +10,8 @@ from typing import NamedTuple, TypeAlias
 from watcher.model import (
     BlobCensus,
     Condition,
+    Diagnosed,
     Entry,
-    Judged,
     Kind,
     Located,
     Sizes,
@@ -35,14 +35,14 @@ class Usage(NamedTuple):
     total: Sizes
 
 
-def usage(space: Space, judged: Iterable[Judged], census: BlobCensus | None = None) -> Usage:
+def usage(space: Space, diagnosed: Iterable[Diagnosed], census: BlobCensus | None = None) -> Usage:
     """What the space is used for; each model is there, one of 0 bytes, too.
 
     `census`: what a look has said of the same blobs, so that both say the same.
 
     The allocated bytes of all uses add up to what ``du -s --block-size=1`` says of the store.
     """
-    conditions = {each.download.key: each.condition for each in judged}
+    conditions = {each.download.key: each.condition for each in diagnosed}
     models = {model for each in space.models.values() for model in each}
     looked = _Looked(space, conditions, _told(census))
     sums = {(UseKind.MODEL, model): _Sum() for model in models}

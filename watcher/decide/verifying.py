@@ -8,7 +8,9 @@ from typing import NamedTuple
 from watcher.decide import remaining
 from watcher.model import (
     WRONG,
+    ActionKind,
     BlobFault,
+    Diagnosis,
     Evidence,
     Finding,
     NamedBlob,
@@ -16,8 +18,6 @@ from watcher.model import (
     Outcome,
     Result,
     Unseen,
-    Verb,
-    Verdict,
 )
 from watcher.ollama import names
 
@@ -46,21 +46,21 @@ class Verified(NamedTuple):
         return self.left + len(self.unseen)
 
 
-def told(verdict: Verdict, done: Verified) -> list[Finding]:
+def told(diagnosis: Diagnosis, done: Verified) -> list[Finding]:
     """The findings about the blobs that are wrong."""
     wrong = {(f"blob_{odd.fault.value}", f"blobs/{names.blob(odd.digest)}") for odd in done.wrong}
     # One finding is about all that lie in the same place.
     astray = any(odd.lies is not None for odd in done.wrong)
     return [
         each
-        for each in verdict.findings
+        for each in diagnosis.findings
         if (each.kind, each.path) in wrong or (astray and each.kind == "blob_astray")
     ]
 
 
 def verified(evidence: Evidence, outcomes: Iterable[Outcome], meant: remaining.Meant) -> Verified:
     """What is known of the blobs that are meant, after what was hashed for it just now."""
-    hashed = {each.action.subject: each for each in outcomes if each.action.verb is Verb.HASH}
+    hashed = {each.action.subject: each for each in outcomes if each.action.kind is ActionKind.HASH}
     census = evidence.census
     digests = {_digest(blob) for blob in census.named if meant(blob.models, (_digest(blob),))}
     known = {_digest(blob) for blob in census.named if blob.content.sha256 is not None}

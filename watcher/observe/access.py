@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from watcher.model import Barred, Entry, Kind, Located, Need, Server, ServerUser, Subject
 from watcher.observe import unit
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.system import privileges
 
 _OVERRIDES = 1 << 1  # CAP_DAC_OVERRIDE of linux/capability.h
@@ -46,25 +46,25 @@ def _owner(store: int) -> tuple[int, int]:
     return status.st_uid, status.st_gid
 
 
-def running(world: World, servers: Iterable[Server]) -> ServerUser | None:
+def running(host: Host, servers: Iterable[Server]) -> ServerUser | None:
     """Who a running server of the store runs as; None where there is none, or it can't be told."""
     for server in servers:
         if not server.ours:
             continue
         told_apart = contextlib.suppress(OSError, ValueError, KeyError, IndexError)
         with told_apart, privileges.visibility():
-            with open(f"{world.proc}/{server.pid}/status", encoding="utf-8") as lines:
+            with open(f"{host.proc}/{server.pid}/status", encoding="utf-8") as lines:
                 told = {
                     key: value.split() for key, _, value in (line.partition(":") for line in lines)
                 }
-            here = os.readlink(f"{world.proc}/self/ns/mnt")
+            here = os.readlink(f"{host.proc}/self/ns/mnt")
             return ServerUser(
                 # The last of four is the one that counts for files.
                 int(told["Uid"][3]),
                 frozenset(map(int, (told["Gid"][3], *told["Groups"]))),
                 by=f"the running server, pid {server.pid}",
                 unbarred=bool(int(told["CapEff"][0], 16) & _OVERRIDES),
-                elsewhere=os.readlink(f"{world.proc}/{server.pid}/ns/mnt") != here,
+                elsewhere=os.readlink(f"{host.proc}/{server.pid}/ns/mnt") != here,
             )
     return None
 

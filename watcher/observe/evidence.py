@@ -38,7 +38,7 @@ from watcher.observe import (
     unit,
 )
 from watcher.observe.blobs import registry_length, remembered, with_memory
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs
 from watcher.state.memory import Memory, Remembered
@@ -56,30 +56,30 @@ class _ChangedMeanwhile(Exception):  # noqa: N818 - a signal inside this file, n
 
 
 def observe(
-    world: World, policy: Policy, memory: Memory, scope: frozenset[str] | None = None
+    host: Host, policy: Policy, memory: Memory, scope: frozenset[str] | None = None
 ) -> Evidence:
     """Look at the whole store, or at the downloads of some digests (`scope`).
 
     Raises NoPermissionError where the store's folder can't be entered, NoStoreError where it is
     gone.
     """
-    with place.opened(world.store) as store:
-        return _observe(world, policy, memory, scope, store)
+    with place.opened(host.store) as store:
+        return _observe(host, policy, memory, scope, store)
 
 
 def _observe(
-    world: World, policy: Policy, memory: Memory, scope: frozenset[str] | None, store: int
+    host: Host, policy: Policy, memory: Memory, scope: frozenset[str] | None, store: int
 ) -> Evidence:
-    world.go_on()
-    where = place.describe(world, store)
-    start = place.start(world)
+    host.go_on()
+    where = place.describe(host, store)
+    start = place.start(host)
     memory = _of_disk(memory, start.id)
-    coming = _next_start(world, store) if scope is None else NextStart()
-    found = _scan(world, policy, store, scope, where, coming.user)
-    world.go_on()
-    downloads = _downloads(world, policy, memory, found, store)
+    coming = _next_start(host, store) if scope is None else NextStart()
+    found = _scan(host, policy, store, scope, where, coming.user)
+    host.go_on()
+    downloads = _downloads(host, policy, memory, found, store)
     seen = processes.see(
-        world,
+        host,
         [entry for download in downloads for entry in download.entries],
         network=where.network,
         writers_visible=policy.writers_visible,
@@ -87,61 +87,61 @@ def _observe(
     )
     running = (*seen.servers, *seen.strangers)
     shared = sharing.look(store, running) if scope is None else Sharing()
-    user = _user(world, seen, coming.user) if scope is None else None
+    user = _user(host, seen, coming.user) if scope is None else None
     if user is not None:
         if not user.sees_as(coming.user):
             # Another user than was thought: what it protects, and what it can't use, differs.
-            found = _scan(world, policy, store, scope, where, user)
+            found = _scan(host, policy, store, scope, where, user)
         coming = coming._replace(user=user)
-    world.go_on()
-    census = with_memory(found, memory, store, world.clock()) if scope is None else found.census
+    host.go_on()
+    census = with_memory(found, memory, store, host.clock()) if scope is None else found.census
     whole = scope is None
     aside = quarantine.look(store, memory) if whole else quarantine.Quarantine()
-    now = world.clock()
+    now = host.clock()
     return Evidence(
         place=where,
         now=now,
         next_start=coming,
         view=seen.view,
-        uptime=world.uptime(),
+        uptime=host.uptime(),
         boot=start.id,
-        clock=clock.look(memory.clock, now, world.counted(), start.id),
+        clock=clock.look(memory.clock, now, host.counted(), start.id),
         servers=seen.servers,
         others=seen.others,
         downloads=tuple(
             _with_holders(download, seen.holders)
             for download in sorted(downloads, key=lambda download: download.digest)
         ),
-        census=_with_used(sharing.apart(census, shared), world),
+        census=_with_used(sharing.apart(census, shared), host),
         sharing=shared,
         scope=scope,
         uid=os.geteuid(),
-        caller=world.caller,
+        caller=host.caller,
         forgotten=memory.unreadable or memory.lost,
-        known_as=_known_as(world, store, census),
+        known_as=_known_as(host, store, census),
         quarantine=aside.kept,
         quarantine_unseen=aside.unseen,
-        intents=intents.foreign(store, place.boot(world)) if scope is None else (),
+        intents=intents.foreign(store, place.boot(host)) if scope is None else (),
         pulling=_pulling(downloads, seen.holders, memory, scope),
     )
 
 
-def _user(world: World, seen: processes.Seen, foreseen: ServerUser) -> ServerUser | None:
+def _user(host: Host, seen: processes.Seen, foreseen: ServerUser) -> ServerUser | None:
     """Who a running server of the store runs as.
 
     One who can change nothing in it counts only where everything may have become root's by mistake:
     else anybody could have the store given to him.
     """
     mistaken = foreseen.by == ServerUser().by and foreseen.uid == 0
-    return access.running(world, (*seen.servers, *(seen.strangers if mistaken else ())))
+    return access.running(host, (*seen.servers, *(seen.strangers if mistaken else ())))
 
 
-def _with_used(census: BlobCensus, world: World) -> BlobCensus:
+def _with_used(census: BlobCensus, host: Host) -> BlobCensus:
     """The census that knows on which of the stores in the store a server runs."""
     if not census.nested:
         return census
-    served = {os.path.realpath(path) for path, _ in processes.served_stores(world.proc)}
-    inside = (os.path.realpath(f"{world.store}/{each.path}") for each in census.nested)
+    served = {os.path.realpath(path) for path, _ in processes.served_stores(host.proc)}
+    inside = (os.path.realpath(f"{host.store}/{each.path}") for each in census.nested)
     return census._replace(
         nested=tuple(
             each._replace(used=path in served)
@@ -150,9 +150,9 @@ def _with_used(census: BlobCensus, world: World) -> BlobCensus:
     )
 
 
-def _known_as(world: World, store: int, census: BlobCensus) -> dict[str, tuple[str, ...]]:
+def _known_as(host: Host, store: int, census: BlobCensus) -> dict[str, tuple[str, ...]]:
     """The models of blobs that no manifest here names, by digest, as far as registries told."""
-    layers = world.known_layers(store) if census.unnamed else {}
+    layers = host.known_layers(store) if census.unnamed else {}
     if not layers:
         return {}
     digests = {names.parse_blob(entry.name).digest for entry in census.unnamed}
@@ -167,21 +167,21 @@ def _of_disk(memory: Memory, boot: str) -> Memory:
     return replace(memory, hashes=hashes)
 
 
-def _next_start(world: World, store: int) -> NextStart:
+def _next_start(host: Host, store: int) -> NextStart:
     """What is known of the server's next start besides the store."""
-    server = unit.from_files(world.system)
+    server = unit.from_files(host.system)
     if server is not None and not access.is_of(server, store):
         server = None
     return NextStart(
         user=access.user_of(store, server),
         no_prune=server is not None and server.no_prune,
-        prepared=server is not None and server.prepares(world.store),
-        watched=serving.daemon(world.store) is not None,
+        prepared=server is not None and server.prepares(host.store),
+        watched=serving.daemon(host.store) is not None,
     )
 
 
 def _scan(
-    world: World,
+    host: Host,
     policy: Policy,
     store: int,
     scope: frozenset[str] | None,
@@ -192,13 +192,13 @@ def _scan(
     for _ in range(_MOST_LOOKS):
         if scope is None:
             barred = access.Access(user)
-            scan.scan_above(world.store, barred)
+            scan.scan_above(host.store, barred)
             found = scan.scan_store(
                 store, barred, manifests_hidden=where.globbed, keep_healthy=policy.verify
             )
         else:
             found = scan.scan_digests(store, scope)
-        now = world.clock()
+        now = host.clock()
         if not any(
             odd.fault is ManifestFault.CORRUPT
             and odd.changed_at is not None
@@ -206,7 +206,7 @@ def _scan(
             for odd in found.named.odd
         ):
             break
-        world.sleep(_LOOK_AGAIN_SECONDS)
+        host.sleep(_LOOK_AGAIN_SECONDS)
     return found
 
 
@@ -258,16 +258,16 @@ def _doubted_first(
 
 
 def _downloads(
-    world: World, policy: Policy, memory: Memory, found: scan.Scan, store: int
+    host: Host, policy: Policy, memory: Memory, found: scan.Scan, store: int
 ) -> list[Download]:
     if not found.downloads:
         return []
-    kept = world.known_layers(store)
+    kept = host.known_layers(store)
     for digest in found.downloads.keys() & kept.keys():
         # Whoever has a registry can say anything of a digest: no length of it comes before others.
         found.named.add(digest, 0, kept[digest].models)
     # Taken after the listing: what lies beyond it is no time of this clock.
-    start, now = place.start(world), world.clock()
+    start, now = place.start(host), host.clock()
     made: list[Download] = []
     with (
         contextlib.suppress(FileNotFoundError, NotADirectoryError),  # gone since it was listed
@@ -277,12 +277,12 @@ def _downloads(
         for look in range(_MOST_LOOKS):
             changed: list[str] = []
             for digest, pieces in waiting.items():
-                world.go_on()
+                host.go_on()
                 reader = _Reader(
                     blobs, digest, pieces, found.named, memory, (start.at, now), policy
                 )
                 reader.kept_size = kept[digest].size if digest in kept else None
-                reader.boot, reader.reads_no_more = start.id, world.reads_no_more
+                reader.boot, reader.reads_no_more = start.id, host.reads_no_more
                 if pieces.unseen:
                     made.append(reader.unreadable(pieces.unseen))
                     continue

@@ -17,7 +17,7 @@ from watcher.system import advice
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Host:
     """One store and the machine around it."""
 
     #: The store's folder, and how it was found.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from watcher.model import Entry, Kind, OddIntent, Part, Verb
+from watcher.model import ActionKind, Entry, Kind, OddIntent, Part
 from watcher.observe import scan
 from watcher.ollama import names, sidecars
 from watcher.ollama.names import Role
@@ -44,12 +44,14 @@ _NUMBER = re.compile(r"[0-9]{8,11}")
 _MORE = re.compile(r"more-[0-9]{1,3}")
 #: What an act on single files may take, by the verb.
 _SINGLE = {
-    Verb.REMOVE_ORPHAN: {Role.BLOB},
-    Verb.REMOVE_TEMPORARY: {Role.UPLOAD, Role.CREATE},
-    Verb.QUARANTINE_BLOB: {Role.BLOB},
-    Verb.REMOVE_DOWNLOAD: {Role.TRANSFER},
+    ActionKind.REMOVE_ORPHAN: {Role.BLOB},
+    ActionKind.REMOVE_TEMPORARY: {Role.UPLOAD, Role.CREATE},
+    ActionKind.QUARANTINE_BLOB: {Role.BLOB},
+    ActionKind.REMOVE_DOWNLOAD: {Role.TRANSFER},
 }
-_IN_PARTS = frozenset({Verb.WRITE_SIDECARS, Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
+_IN_PARTS = frozenset(
+    {ActionKind.WRITE_SIDECARS, ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS}
+)
 
 
 class ForeignError(Exception):
@@ -99,7 +101,7 @@ class File(NamedTuple):
 class Intent:
     """What an intent says is to be done."""
 
-    verb: Verb
+    kind: ActionKind
     #: The download that it is about; "" where it is about single files.
     digest: str
     place: Folder
@@ -177,7 +179,7 @@ def encode(intent: Intent) -> dict[str, bytes]:
     }
     note = {
         "schema": _SCHEMA,
-        "verb": intent.verb.value,
+        "verb": intent.kind.value,
         "digest": intent.digest,
         "blobs": intent.place._asdict(),
         "guard": intent.guard,
@@ -364,7 +366,7 @@ def hash_of(name: str, folder: int) -> str:
 def _intent(value: Mapping[str, Any], here: int) -> Intent:
     try:
         intent = Intent(
-            verb=Verb(value["verb"]),
+            kind=ActionKind(value["verb"]),
             digest=_text(value["digest"]),
             place=_place(value["blobs"]),
             guard=None if value["guard"] is None else _whole(value["guard"]),
@@ -375,7 +377,7 @@ def _intent(value: Mapping[str, Any], here: int) -> Intent:
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise ForeignError(f"{NOTE} is not as any of ours is") from None
-    usual = {Kind.FILE, Kind.SYMLINK} if intent.verb is Verb.QUARANTINE_BLOB else {Kind.FILE}
+    usual = {Kind.FILE, Kind.SYMLINK} if intent.kind is ActionKind.QUARANTINE_BLOB else {Kind.FILE}
     if any(each.kind not in usual for each in intent.files.values()):
         raise ForeignError("it is about what is no file")
     if intent.digest:
@@ -436,14 +438,14 @@ def _whole(value: object) -> int:
 
 def _check_in_parts(intent: Intent) -> None:
     """A change of a download has its own names in it, and no others."""
-    right = intent.verb in _IN_PARTS and intent.guard is not None
+    right = intent.kind in _IN_PARTS and intent.guard is not None
     if not right or not names.is_blob(names.blob(intent.digest)):
-        raise ForeignError(f"no {intent.verb.value} is as this one")
+        raise ForeignError(f"no {intent.kind.value} is as this one")
     _check_all(intent.files, {Role.DATA, Role.SIDECAR}, intent.digest)
     _check_all(intent.writes, {Role.SIDECAR}, intent.digest)
-    if (intent.verb is Verb.WRITE_SIDECARS) != bool(intent.writes):
-        raise ForeignError(f"no {intent.verb.value} is as this one")
-    if intent.verb is Verb.WRITE_SIDECARS:
+    if (intent.kind is ActionKind.WRITE_SIDECARS) != bool(intent.writes):
+        raise ForeignError(f"no {intent.kind.value} is as this one")
+    if intent.kind is ActionKind.WRITE_SIDECARS:
         data = intent.data
         if data is not None and data.taken:
             raise ForeignError("a repair takes no data")
@@ -451,10 +453,10 @@ def _check_in_parts(intent: Intent) -> None:
 
 
 def _check_single(intent: Intent) -> None:
-    roles = _SINGLE.get(intent.verb)
-    more = intent.verb is Verb.REMOVE_DOWNLOAD and len(intent.files) != 1
+    roles = _SINGLE.get(intent.kind)
+    more = intent.kind is ActionKind.REMOVE_DOWNLOAD and len(intent.files) != 1
     if roles is None or more or intent.writes or intent.guard is not None:
-        raise ForeignError(f"no {intent.verb.value} is as this one")
+        raise ForeignError(f"no {intent.kind.value} is as this one")
     _check_all(intent.files, roles)
 
 

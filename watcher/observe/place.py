@@ -15,7 +15,7 @@ import psutil
 from watcher.errors import NoPermissionError, NoStoreError, RefusedError
 from watcher.model import ForeignLink, Place
 from watcher.observe import processes, unit
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.ollama.environment import trimmed
 from watcher.state import folders, state_folder
@@ -260,26 +260,26 @@ def _shut_folder(path: str) -> tuple[str, os.stat_result] | None:
     return None
 
 
-def describe(world: World, store: int) -> Place:
+def describe(host: Host, store: int) -> Place:
     """The folder behind the descriptor `store`, and what it stands on."""
     status = os.fstat(store)
     room = os.fstatvfs(store)
-    kind = _file_system(world.store, world.proc)
+    kind = _file_system(host.store, host.proc)
     blobs = folders.look_at_blobs(store)
     behind = blobs.status
     return Place(
-        path=world.store,
-        found_by=world.found_by,
+        path=host.store,
+        found_by=host.found_by,
         file_system=kind,
         network=kind in _NETWORK,
         blobs=(0, 0) if behind is None else (behind.st_dev, behind.st_ino),
         owner=status.st_uid,
         blobs_linked=blobs.linked,
         state_owner=state_folder.oddity(store),
-        foreign=world.foreign or _below(world.store, blobs.foreign),
+        foreign=host.foreign or _below(host.store, blobs.foreign),
         blobs_elsewhere=behind is not None and behind.st_dev != status.st_dev,
-        globbed=not _GLOB_CHARACTERS.isdisjoint(world.store),
-        glob_fails=re.fullmatch(f"(?:{_GLOB_ITEM})*", world.store, re.DOTALL) is None,
+        globbed=not _GLOB_CHARACTERS.isdisjoint(host.store),
+        glob_fails=re.fullmatch(f"(?:{_GLOB_ITEM})*", host.store, re.DOTALL) is None,
         blobs_broken=blobs.linked if behind is None else not stat.S_ISDIR(behind.st_mode),
         blobs_target=os.readlink("blobs", dir_fd=store) if blobs.linked else "",
         free_bytes=room.f_bavail * room.f_frsize,
@@ -329,24 +329,24 @@ class Start(NamedTuple):
     at: float
 
 
-def start(world: World) -> Start:
+def start(host: Host) -> Start:
     """The machine's last start, as far as it can be told."""
-    return Start(boot(world), started_at(world))
+    return Start(boot(host), started_at(host))
 
 
-def boot(world: World) -> str:
+def boot(host: Host) -> str:
     """The id of the machine's start, another one at each; "" where that can't be told."""
     try:
-        with open(f"{world.proc}/sys/kernel/random/boot_id", encoding="ascii") as file:
+        with open(f"{host.proc}/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
     except (OSError, ValueError):
         return ""
 
 
-def started_at(world: World) -> float:
+def started_at(host: Host) -> float:
     """When the machine started, seconds since the epoch; 0 where that can't be told."""
     try:
-        with open(f"{world.proc}/stat", encoding="ascii") as lines:
+        with open(f"{host.proc}/stat", encoding="ascii") as lines:
             for line in lines:
                 if line.startswith("btime "):
                     return float(line.split()[1])

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import psutil
 
-from watcher.model import Blind, Entry, Holder, Server, ServerState, Sight, View
-from watcher.observe.host import World
+from watcher.model import Blind, Entry, Holder, Server, ServerState, View, Visibility
+from watcher.observe.host import Host
 from watcher.ollama import environment, names
 from watcher.state import folders
 from watcher.system import flocks, privileges
@@ -110,7 +110,7 @@ class Seen(NamedTuple):
 
 
 def see(
-    world: World,
+    host: Host,
     entries: Iterable[Entry],
     *,
     network: bool,
@@ -124,15 +124,15 @@ def see(
     settings say that all writers are visible. `ours_only`: without the servers that surely have
     another store, since to find out where a server listens takes longer than all the rest.
     """
-    psutil.PROCFS_PATH = world.proc
+    psutil.PROCFS_PATH = host.proc
     entries = tuple(entries)
     with privileges.visibility():
-        processes = _processes(world.proc, world.parent)
-        holders, unread = _holders(world, processes, entries)
-        is_strange = _strangers(world, entries)
+        processes = _processes(host.proc, host.parent)
+        holders, unread = _holders(host, processes, entries)
+        is_strange = _strangers(host, entries)
         ollamas = [each for each in processes if each.is_ollama]
         running = [process for process in ollamas if process.is_server]
-        looked = [_look(world, process, ours_only=ours_only) for process in running]
+        looked = [_look(host, process, ours_only=ours_only) for process in running]
         strange = {process.pid for process in ollamas if is_strange(process.pid)}
     pairs = [
         (process, server)
@@ -146,15 +146,15 @@ def see(
         if not process.is_server and process.lives and process.pid not in strange
     )
     return Seen(
-        _view(world, unread, network=network, writers_visible=writers_visible),
+        _view(host, unread, network=network, writers_visible=writers_visible),
         holders,
-        tuple(_all_asked(world, kept)),
+        tuple(_all_asked(host, kept)),
         others,
         tuple(server for process, server in pairs if process.pid in strange),
     )
 
 
-def _strangers(world: World, entries: Collection[Entry]) -> Callable[[int], bool]:
+def _strangers(host: Host, entries: Collection[Entry]) -> Callable[[int], bool]:
     """What tells the processes of users who can't change the store: they keep nobody from it.
 
     Anybody can call a process "ollama serve". A container may show a folder with other owners, and
@@ -162,23 +162,23 @@ def _strangers(world: World, entries: Collection[Entry]) -> Callable[[int], bool
     """
     try:
         with (
-            folders.opened_store(world.store) as store,
+            folders.opened_store(host.store) as store,
             folders.opened_blobs(store, foreign_too=True) as blobs,
         ):
             both = os.fstat(store), os.fstat(blobs)
             if any(b"system.posix_acl_access" in _attributes(fd) for fd in (store, blobs)):
                 return lambda _: False
-        ours = _namespaces(world, "self")
+        ours = _namespaces(host, "self")
     except OSError:
         return lambda _: False
     owners = {entry.uid for entry in entries} | {each.st_uid for each in both}
 
     def is_strange(pid: int) -> bool:
         try:
-            apart = _namespaces(world, pid) != ours or _overrides(world, pid)
+            apart = _namespaces(host, pid) != ours or _overrides(host, pid)
         except (OSError, ValueError):
             return False
-        return not apart and all(flocks.is_stranger(pid, each, world.proc, owners) for each in both)
+        return not apart and all(flocks.is_stranger(pid, each, host.proc, owners) for each in both)
 
     return is_strange
 
@@ -190,41 +190,41 @@ def _attributes(fd: int) -> list[bytes]:
         return []  # a file system without them
 
 
-def _namespaces(world: World, pid: int | str) -> tuple[str, ...]:
-    return tuple(os.readlink(f"{world.proc}/{pid}/ns/{kind}") for kind in ("mnt", "user"))
+def _namespaces(host: Host, pid: int | str) -> tuple[str, ...]:
+    return tuple(os.readlink(f"{host.proc}/{pid}/ns/{kind}") for kind in ("mnt", "user"))
 
 
-def _overrides(world: World, pid: int) -> bool:
+def _overrides(host: Host, pid: int) -> bool:
     """Whether a process may write whatever an owner and a mode say."""
-    for line in _read(f"{world.proc}/{pid}/status").splitlines():
+    for line in _read(f"{host.proc}/{pid}/status").splitlines():
         if line.startswith(b"CapPrm:"):
             return int(line.split()[1], 16) != 0
     return True
 
 
-def _all_asked(world: World, pairs: Iterable[tuple[Process, Server]]) -> Iterator[Server]:
+def _all_asked(host: Host, pairs: Iterable[tuple[Process, Server]]) -> Iterator[Server]:
     """Servers with what they answer. Those that don't share the time: many could take for ever."""
     left = _ASKING_SECONDS
     for process, server in pairs:
         began = time.monotonic()
-        asked = _asked(world, process, server, patient=left > 0)
+        asked = _asked(host, process, server, patient=left > 0)
         left -= time.monotonic() - began
         if asked is not None:
             yield asked
 
 
-def holders_of(world: World, entries: Iterable[Entry]) -> tuple[Holder, ...]:
+def holders_of(host: Host, entries: Iterable[Entry]) -> tuple[Holder, ...]:
     """Who has any of these entries open, or mapped into memory, right now."""
     wanted = tuple(entries)
     with privileges.visibility():
-        processes = _processes(world.proc, world.parent)
-        found, _ = _holders(world, processes, wanted)
+        processes = _processes(host.proc, host.parent)
+        found, _ = _holders(host, processes, wanted)
         held = [holder for each in found.values() for holder in each]
-        return (*held, *_mapped(world, processes, wanted))
+        return (*held, *_mapped(host, processes, wanted))
 
 
 def _mapped(
-    world: World, processes: Iterable[Process], entries: tuple[Entry, ...]
+    host: Host, processes: Iterable[Process], entries: tuple[Entry, ...]
 ) -> Iterator[Holder]:
     """Who has an entry mapped: the descriptor may be closed by then."""
     by_inode = {str(entry.inode).encode(): entry for entry in entries if entry.inode}
@@ -232,7 +232,7 @@ def _mapped(
         if process.kernel or process.is_ours or process.pid == os.getpid():
             continue
         try:
-            with open(f"{world.proc}/{process.pid}/maps", "rb") as lines:
+            with open(f"{host.proc}/{process.pid}/maps", "rb") as lines:
                 for line in lines:
                     # address, mode, offset, device, inode, path
                     fields = line.split(None, 5)
@@ -328,8 +328,8 @@ def _read(path: str) -> bytes:
 class _Sought:
     """The entries that open files are compared with."""
 
-    def __init__(self, world: World, entries: tuple[Entry, ...]) -> None:
-        self.world = world
+    def __init__(self, host: Host, entries: tuple[Entry, ...]) -> None:
+        self.host = host
         self.by_identity = {entry.identity: entry.name for entry in entries}
         self.names = {entry.name for entry in entries}
         self.devices = {entry.device for entry in entries}
@@ -337,7 +337,7 @@ class _Sought:
 
     def match(self, pid: int, number: str) -> tuple[str, bool] | None:
         """The entry that a descriptor is open on, and whether its name alone says so; or None."""
-        link = f"{self.world.proc}/{pid}/fd/{number}"
+        link = f"{self.host.proc}/{pid}/fd/{number}"
         try:
             status = os.stat(link)
             name = self.by_identity.get((status.st_dev, status.st_ino))
@@ -358,7 +358,7 @@ class _Sought:
         if self._ours_disguises is None:
             with contextlib.ExitStack() as opened:
                 try:
-                    ours = opened.enter_context(folders.opened_store(self.world.store))
+                    ours = opened.enter_context(folders.opened_store(self.host.store))
                     own = opened.enter_context(folders.opened_blobs(ours, foreign_too=True))
                 except OSError:
                     own = -1
@@ -370,7 +370,7 @@ class _Sought:
 
         Where that can't be told it is taken to be so: a download that is held is left alone.
         """
-        folder = f"{self.world.proc}/{pid}"
+        folder = f"{self.host.proc}/{pid}"
         try:
             fields = dict(
                 line.split(b":", 1) for line in _read(f"{folder}/fdinfo/{number}").splitlines()
@@ -387,17 +387,17 @@ class _Sought:
 
 
 def _holders(
-    world: World, processes: Iterable[Process], entries: tuple[Entry, ...]
+    host: Host, processes: Iterable[Process], entries: tuple[Entry, ...]
 ) -> tuple[dict[str, tuple[Holder, ...]], list[Process]]:
     """The holders by entry name, and the processes whose descriptors could not be read."""
-    sought = _Sought(world, entries)
+    sought = _Sought(host, entries)
     found: dict[str, dict[int, Holder]] = {}
     unread: list[Process] = []
     for process in processes:
         if process.kernel or process.is_ours or process.pid == os.getpid():
             continue
         try:
-            descriptors = os.listdir(f"{world.proc}/{process.pid}/fd")
+            descriptors = os.listdir(f"{host.proc}/{process.pid}/fd")
         except PermissionError:
             unread.append(process)
             continue
@@ -414,7 +414,7 @@ def _holders(
             if match is None:
                 continue
             name, by_name = match
-            writes = _writes(world, process.pid, number)
+            writes = _writes(host, process.pid, number)
             before = found.setdefault(name, {}).get(process.pid)
             if before is None or (writes and not before.writes):
                 found[name][process.pid] = Holder(
@@ -423,9 +423,9 @@ def _holders(
     return {name: tuple(each.values()) for name, each in found.items()}, unread
 
 
-def _writes(world: World, pid: int, number: str) -> bool:
+def _writes(host: Host, pid: int, number: str) -> bool:
     try:
-        with open(f"{world.proc}/{pid}/fdinfo/{number}", encoding="ascii") as lines:
+        with open(f"{host.proc}/{pid}/fdinfo/{number}", encoding="ascii") as lines:
             for line in lines:
                 if line.startswith("flags:"):
                     return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
@@ -437,45 +437,45 @@ def _writes(world: World, pid: int, number: str) -> bool:
 # ---------------------------------------------------------------- sight
 
 
-def _view(world: World, unread: list[Process], *, network: bool, writers_visible: bool) -> View:
+def _view(host: Host, unread: list[Process], *, network: bool, writers_visible: bool) -> View:
     unseen = tuple(f"{process.name} ({process.pid})" for process in unread[:_SHOWN_UNSEEN])
     if writers_visible:
-        return View(Sight.FULL, (), "the settings say that all writers are visible")
+        return View(Visibility.FULL, (), "the settings say that all writers are visible")
     if network:
         return View(
-            Sight.PARTIAL,
+            Visibility.PARTIAL,
             unseen,
             "other machines may write to a network file system",
             Blind.NETWORK,
         )
-    blind = _blind_spot(world)
+    blind = _blind_spot(host)
     if blind:
-        return View(Sight.PARTIAL, unseen, *blind)
+        return View(Visibility.PARTIAL, unseen, *blind)
     if not unread:
-        return View(Sight.FULL)
+        return View(Visibility.FULL)
     ollamas = [process for process in unread if process.is_ollama]
     several = f"{len(unread)} processes of other users"
     whose = several if len(unread) > 1 else "a process of another user"
     why = f"the open files of {whose} can't be read"
     if ollamas:
         shown = ", ".join(f"{process.name} ({process.pid})" for process in ollamas)
-        return View(Sight.PARTIAL, unseen, f"{why}, {shown} among them")
-    return View(Sight.NAMED, unseen, why)
+        return View(Visibility.PARTIAL, unseen, f"{why}, {shown} among them")
+    return View(Visibility.NAMED, unseen, why)
 
 
-def _blind_spot(world: World) -> tuple[str, Blind] | None:
+def _blind_spot(host: Host) -> tuple[str, Blind] | None:
     """Why whole processes may be hidden from here; None where none can be."""
     try:
-        if os.readlink(f"{world.proc}/self/ns/pid") != _FIRST_PID_NAMESPACE:
+        if os.readlink(f"{host.proc}/self/ns/pid") != _FIRST_PID_NAMESPACE:
             return "in a container, processes outside it can't be seen", Blind.CONTAINER
-        with open(f"{world.proc}/self/mounts", encoding="utf-8", errors="replace") as mounts:
+        with open(f"{host.proc}/self/mounts", encoding="utf-8", errors="replace") as mounts:
             for line in mounts:
                 _, point, kind, options, *_ = line.split(" ")
-                if kind == "proc" and point == world.proc and _hides(options):
+                if kind == "proc" and point == host.proc and _hides(options):
                     blind = Blind.PROC if "subset=pid" in options.split(",") else Blind.USERS
-                    return f"{world.proc} is mounted with {options}: it hides processes", blind
+                    return f"{host.proc} is mounted with {options}: it hides processes", blind
     except OSError:
-        return f"{world.proc} does not tell which processes it shows", Blind.PROC
+        return f"{host.proc} does not tell which processes it shows", Blind.PROC
     return None
 
 
@@ -493,7 +493,7 @@ def _hides(options: str) -> bool:
 _OF_UNIT = re.compile(r":/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)$")
 
 
-def _look(world: World, process: Process, *, ours_only: bool) -> Server | None:
+def _look(host: Host, process: Process, *, ours_only: bool) -> Server | None:
     """A server as it is seen among the processes; it counts as starting until it is asked."""
     try:
         handle = psutil.Process(process.pid)
@@ -502,7 +502,7 @@ def _look(world: World, process: Process, *, ours_only: bool) -> Server | None:
         return None  # ended meanwhile
     variables = _variables(handle)
     store = None if variables is None else environment.models_folder(variables)
-    ours, elsewhere = (None, False) if store is None else _same_blobs(world, process.pid, store)
+    ours, elsewhere = (None, False) if store is None else _same_blobs(host, process.pid, store)
     if ours is False and ours_only:
         return None
     ports, connections = _sockets(handle)
@@ -518,37 +518,37 @@ def _look(world: World, process: Process, *, ours_only: bool) -> Server | None:
         connections=connections,
         no_prune=None if variables is None else environment.no_prune(variables),
         uid=uid,
-        unit=_unit(world, process.pid),
+        unit=_unit(host, process.pid),
     )
 
 
-def _unit(world: World, pid: int) -> str:
+def _unit(host: Host, pid: int) -> str:
     """The unit of the system's that a process belongs to; "" for none (systemd's cgroups)."""
     with contextlib.suppress(OSError, ValueError):
-        with open(f"{world.proc}/{pid}/cgroup", encoding="utf-8") as lines:
+        with open(f"{host.proc}/{pid}/cgroup", encoding="utf-8") as lines:
             found = [_OF_UNIT.search(line.rstrip("\n")) for line in lines]
         return next((each[1] for each in found if each), "")
     return ""
 
 
-def _asked(world: World, process: Process, server: Server, *, patient: bool) -> Server | None:
+def _asked(host: Host, process: Process, server: Server, *, patient: bool) -> Server | None:
     """The same with what it answers, if there is patience to ask; None where it has ended."""
     # One of another store is nobody's business here.
     silent = server.ours is False or server.url is None or not patient
-    version = None if silent or server.url is None else world.version(server.url)
-    if version is None and not _lives(world, process):
+    version = None if silent or server.url is None else host.version(server.url)
+    if version is None and not _lives(host, process):
         return None  # it was killed while it was looked at
     if version is not None:
         return server._replace(state=ServerState.ANSWERING, version=version)
-    if world.clock() - server.since > _UNREACHABLE_AFTER:
+    if host.clock() - server.since > _UNREACHABLE_AFTER:
         return server._replace(state=ServerState.UNREACHABLE)
     return server
 
 
-def _lives(world: World, process: Process) -> bool:
+def _lives(host: Host, process: Process) -> bool:
     """Whether a process that was listed still lives."""
     try:
-        return process._replace(arguments=_arguments(f"{world.proc}/{process.pid}/cmdline")).lives
+        return process._replace(arguments=_arguments(f"{host.proc}/{process.pid}/cmdline")).lives
     except OSError:
         return False
 
@@ -560,18 +560,18 @@ def _variables(handle: psutil.Process) -> dict[str, str] | None:
         return None
 
 
-def _same_blobs(world: World, pid: int, store: str) -> tuple[bool | None, bool]:
+def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:
     """Whether a server's blobs are those of the store, seen with that server's eyes.
 
     None where that can't be told: False would be to take a server for nobody's business. And
     whether its store is another one for all that, of which both or one has linked its blobs.
     """
-    root = f"{world.proc}/{pid}/root" if store.startswith("/") else f"{world.proc}/{pid}/cwd"
+    root = f"{host.proc}/{pid}/root" if store.startswith("/") else f"{host.proc}/{pid}/cwd"
     there = f"{root}/{store.lstrip('/')}"
     try:
-        here = os.readlink(f"{world.proc}/self/ns/mnt")
-        same_mounts = os.readlink(f"{world.proc}/{pid}/ns/mnt") == here
-        ours, blobs = folders.identities(world.store)
+        here = os.readlink(f"{host.proc}/self/ns/mnt")
+        same_mounts = os.readlink(f"{host.proc}/{pid}/ns/mnt") == here
+        ours, blobs = folders.identities(host.store)
         try:
             theirs = os.stat(there)
         except FileNotFoundError:
@@ -586,7 +586,7 @@ def _same_blobs(world: World, pid: int, store: str) -> tuple[bool | None, bool]:
             return False, False
         # In another mount namespace the same files may show another device and inode (an overlay,
         # a share of a virtual machine), but blobs/ has the same time: it changes with each name.
-        _, after = folders.identities(world.store)
+        _, after = folders.identities(host.store)
     except OSError:
         return None, False
     times = {each.st_mtime_ns for each in (blobs, after) if each is not None}

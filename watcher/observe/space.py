@@ -8,20 +8,20 @@ import stat
 
 from watcher.model import Kind, Located, Space
 from watcher.observe import place, scan
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.state import fs
 
 #: What a store's owner may have put elsewhere by a link; no other link is followed.
 _MAY_BE_LINKS = ("blobs", "manifests")
 
 
-def survey(world: World) -> Space:
+def survey(host: Host) -> Space:
     """Walk through the whole store, each folder once, other file systems below it included.
 
     Raises NoPermissionError where the store's folder can't be entered, NoStoreError where it is
     gone.
     """
-    with place.opened(world.store) as store:
+    with place.opened(host.store) as store:
         named = scan.scan_manifests(store)
         walk = _Walk(store)
         walk.all()

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 from watcher.errors import TargetError
 from watcher.model import Plan
 from watcher.observe import scan
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import folders, memory, registry
 
@@ -53,7 +53,7 @@ class Targets(NamedTuple):
 
 
 def find(
-    worlds: Sequence[World], wanted: Sequence[str], elsewhere: Sequence[Known] = ()
+    hosts: Sequence[Host], wanted: Sequence[str], elsewhere: Sequence[Known] = ()
 ) -> Targets | None:
     """The targets of a command over some stores; None where all is meant.
 
@@ -63,7 +63,7 @@ def find(
     """
     if not wanted:
         return None
-    here = [known(world.store, world.known_layers) for world in worlds]
+    here = [known(host.store, host.known_layers) for host in hosts]
     return among([*here, *elsewhere], wanted)
 
 

@@ -9,25 +9,25 @@ from watcher import reconcile
 from watcher.decide import astray
 from watcher.errors import WatchError
 from watcher.observe import evidence, scan
-from watcher.pull.target import Site
+from watcher.pull.target import Target
 from watcher.state import folders
 
 
-def told(site: Site, model: str, missing: Mapping[str, int]) -> Iterator[str]:
+def told(target: Target, model: str, missing: Mapping[str, int]) -> Iterator[str]:
     """Where the bytes of missing layers lie, and the command that brings them to their place.
 
     `missing`: digests with their bytes, as the registry's manifest of `model` has them.
     """
-    world = site.world or site.named
-    if world is None or not missing:
+    host = target.host or target.named
+    if host is None or not missing:
         return
-    world = replace(world, keeps=False)
+    host = replace(host, keeps=False)
     try:
-        with folders.opened_store(world.store) as store:
+        with folders.opened_store(host.store) as store:
             lying = scan.lying(store, missing, model)
         if not lying:
             return
-        seen = evidence.observe(world, site.policy, reconcile.remembered(world))
+        seen = evidence.observe(host, target.policy, reconcile.remembered(host))
     except (WatchError, OSError):
         return
     for finding in astray.of_blobs(replace(seen, census=seen.census._replace(odd=lying))):

@@ -16,7 +16,7 @@ from rich.filesize import decimal
 
 from watcher.model import Server
 from watcher.observe import processes
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.pull.failures import Cause
 from watcher.state import fs
 from watcher.state.memory import FOLDER
@@ -26,10 +26,10 @@ _LIMIT = re.compile(rb"^Max file size +(\d+) ", re.MULTILINE)
 _MOST_NAMES = 1000
 
 
-def fault(world: World, largest: int) -> tuple[Cause, str] | None:
+def fault(host: Host, largest: int) -> tuple[Cause, str] | None:
     """Why no layer of `largest` bytes can be written to a store; None where nothing forbids it."""
     try:
-        with _folders(world.store) as folders:
+        with _folders(host.store) as folders:
             blobs = folders[0]
             if os.fstatvfs(blobs).f_flag & os.ST_RDONLY:
                 return Cause.READ_ONLY, "the file system of the store is mounted read-only"
@@ -38,7 +38,7 @@ def fault(world: World, largest: int) -> tuple[Cause, str] | None:
                 return Cause.FILE_TOO_LARGE, why
     except OSError:
         return None  # the server says what is in its way
-    return _limited(world, largest)
+    return _limited(host, largest)
 
 
 @contextlib.contextmanager
@@ -90,20 +90,20 @@ def _seeks(fd: int, size: int) -> bool:
     return True
 
 
-def _limited(world: World, largest: int) -> tuple[Cause, str] | None:
+def _limited(host: Host, largest: int) -> tuple[Cause, str] | None:
     """Whether the store's server runs under a limit for files (``LimitFSIZE``, ``ulimit -f``)."""
-    seen = processes.see(world, (), network=False, writers_visible=False, ours_only=True)
+    seen = processes.see(host, (), network=False, writers_visible=False, ours_only=True)
     for server in seen.servers:
-        limit = _limit_of(world, server)
+        limit = _limit_of(host, server)
         if server.ours and limit is not None and largest > limit:
             why = f"a layer has {decimal(largest)}, and LimitFSIZE of the server {decimal(limit)}"
             return Cause.FILE_TOO_LARGE, why
     return None
 
 
-def _limit_of(world: World, server: Server) -> int | None:
+def _limit_of(host: Host, server: Server) -> int | None:
     try:
-        with open(f"{world.proc}/{server.pid}/limits", "rb") as limits:
+        with open(f"{host.proc}/{server.pid}/limits", "rb") as limits:
             found = _LIMIT.search(limits.read())
     except OSError:
         return None

@@ -26,12 +26,12 @@ from watcher.ollama import environment, manifests, names, server
 from watcher.ollama.pull_stream import PullStream, ServerGoneError, Status
 from watcher.pull import astray, disk, repair, verification
 from watcher.pull.failures import Asked, Cause, hides_why, of_error, of_status
-from watcher.pull.layer_locks import Sharing
-from watcher.pull.layer_progress import Heard
-from watcher.pull.model_progress import Bar
+from watcher.pull.layer_locks import LayerLocks
+from watcher.pull.layer_progress import LayerProgress
+from watcher.pull.model_progress import ModelProgress
 from watcher.pull.repair import Pace
 from watcher.pull.speed import STALL_SECONDS, Meter
-from watcher.pull.target import Site
+from watcher.pull.target import Target
 from watcher.pull.verification import Proof
 from watcher.state import download_states, folders, records, registry, state_folder
 from watcher.state.download_states import State
@@ -146,12 +146,12 @@ class Pull:
     that is safe, what has come is made resumable, and the updates end.
     """
 
-    site: Site
+    target: Target
     model: str
     options: Options = field(default_factory=Options)
     cancelled: Callable[[], bool] = lambda: False
     #: Pulls beside this one, if any.
-    sharing: Sharing = field(default_factory=Sharing)
+    layer_locks: LayerLocks = field(default_factory=LayerLocks)
     end: End = field(default_factory=End)
     #: What of ours was wrong, where that has ended it.
     fault: Exception | None = None
@@ -159,7 +159,7 @@ class Pull:
     meter: Meter = field(init=False)
     name: names.ModelName = field(init=False)
     _driven: state_folder.LongLock = field(init=False)
-    _bar: Bar = field(default_factory=Bar)
+    _bar: ModelProgress = field(default_factory=ModelProgress)
     _digests: frozenset[str] = frozenset()
     #: Those of them that were in the store before.
     _present: frozenset[str] | None = None
@@ -197,12 +197,12 @@ class Pull:
         return "" if self.end.cause is None else self._helps(self.end.cause)
 
     def _helps(self, cause: Cause) -> str:
-        url = "" if self.site.url == environment.server_url("") else self.site.url
+        url = "" if self.target.url == environment.server_url("") else self.target.url
         asked = Asked(self.name.shown, url, options=tuple(self.options.words()))
-        world = self.site.world or self.site.named
-        if world is not None:
-            is_its = self.site.is_its or self.site.world is not None
-            asked = asked._replace(store=world.store, found_by=world.found_by, is_its=is_its)
+        host = self.target.host or self.target.named
+        if host is not None:
+            is_its = self.target.is_its or self.target.host is not None
+            asked = asked._replace(store=host.store, found_by=host.found_by, is_its=is_its)
         return cause.command(asked)
 
     def updates(self) -> Iterator[Update]:
@@ -220,7 +220,7 @@ class Pull:
             text = names.printable(redact.foreign(f"{type(error).__name__}: {error}"))
             yield from self._failed(End(Cause.FAULT, text))
         finally:
-            self.sharing.release(self.name.shown)
+            self.layer_locks.release(self.name.shown)
 
     @contextmanager
     def _driving(self) -> Iterator[None]:
@@ -239,12 +239,12 @@ class Pull:
 
     def _records_folder(self) -> str:
         """The folder whose records are kept; "" where none are."""
-        return self.site.records or (self.site.world.store if self.site.world else "")
+        return self.target.records or (self.target.host.store if self.target.host else "")
 
     def _updates(self) -> Iterator[Update]:
         yield from self._tell_what_is_here()
-        if self.site.why:
-            yield self._say(f"{self.site.why}; so resets and stalls can't be cured")
+        if self.target.why:
+            yield self._say(f"{self.target.why}; so resets and stalls can't be cured")
         tries, best, mismatches = 0, 0, 0
         fetched_again: set[str] = set()
         while True:
@@ -327,11 +327,11 @@ class Pull:
         if self.cancelled():
             return End(Cause.INTERRUPTED, "it was cancelled")
         try:
-            with PullStream(self.site.url, self.model, insecure=self.options.insecure) as stream:
+            with PullStream(self.target.url, self.model, insecure=self.options.insecure) as stream:
                 end = yield from self._follow(stream)
             return self._explained(end)
         except ServerGoneError as error:
-            return End(Cause.SERVER_GONE, f"the server at {self.site.url}: {error}")
+            return End(Cause.SERVER_GONE, f"the server at {self.target.url}: {error}")
         finally:
             self.meter.rest(time.monotonic())
 
@@ -346,7 +346,7 @@ class Pull:
             here = scan.present(store, sizes)
             if not scan.begun(store, sizes.keys() - here):
                 return
-        report = repair.look(self.site, sizes.keys() - here)
+        report = repair.look(self.target, sizes.keys() - here)
         if report is None:
             return
         self._bar.expect(sizes, here)
@@ -365,13 +365,13 @@ class Pull:
         self._is_astray_told = True
         missing = self._digests - (self._present or frozenset())
         sizes = {digest: self._bar.sizes[digest] for digest in missing & self._bar.sizes.keys()}
-        for text in astray.told(self.site, self.name.shown, sizes):
+        for text in astray.told(self.target, self.name.shown, sizes):
             yield self._say(text)
 
     def _wait_for_others(self) -> Iterator[Update]:
         """Let a pull beside this one bring the layers that both miss."""
         missing = self._digests - (self._present or frozenset())
-        while other := self.sharing.claim(self.name.shown, missing):
+        while other := self.layer_locks.claim(self.name.shown, missing):
             if self.cancelled():
                 return
             yield self._say(f"waits for {other}, which has a layer of it")
@@ -379,14 +379,14 @@ class Pull:
 
     def _follow(self, stream: PullStream) -> Generator[Update, None, End]:
         """Read the stream to its end, or until our request has to be closed. Returns the `End`."""
-        heard, shows_at = Heard(time.monotonic(), self._uncounted), 0.0
+        layer_progress, shows_at = LayerProgress(time.monotonic(), self._uncounted), 0.0
         while True:
             now = time.monotonic()
-            ends = self._wanted_end(now - heard.changed_at)
-            if ends and self._may_close(heard, now):
+            ends = self._wanted_end(now - layer_progress.changed_at)
+            if ends and self._may_close(layer_progress, now):
                 return ends
             if ends:
-                yield self._say(_HANGS if heard.is_joined else _WAITS_UNTIL_SAFE)
+                yield self._say(_HANGS if layer_progress.is_joined else _WAITS_UNTIL_SAFE)
             status = stream.next(_TICK_SECONDS)
             if status is None:
                 continue
@@ -396,12 +396,12 @@ class Pull:
             state = download_states.of_status(status.text)
             if state is State.COMPLETED:
                 return End()
-            fresh = heard.take(status, now)
-            self._layer = heard.digest
+            fresh = layer_progress.take(status, now)
+            self._layer = layer_progress.digest
             if state not in (None, self.record.state):
-                heard.changed_at = now
+                layer_progress.changed_at = now
             before = self._bar.done
-            heard.lost += self._count(status)
+            layer_progress.lost += self._count(status)
             if state in _ALL_HERE:
                 self._bar.complete()
             came = self._bar.done - before
@@ -409,8 +409,12 @@ class Pull:
             if fresh or now >= shows_at or state not in (None, self.record.state):
                 shows_at = now + _SHOW_SECONDS
                 yield self._progress(state, now)
-            lost = heard.lost or self._lost_unheard(heard, now)
-            if lost and self._may_cure(heard.digest, now) and self._may_close(heard, now):
+            lost = layer_progress.lost or self._lost_unheard(layer_progress, now)
+            if (
+                lost
+                and self._may_cure(layer_progress.digest, now)
+                and self._may_close(layer_progress, now)
+            ):
                 return End(Cause.RESETS, f"{decimal(lost)} were lost with a broken connection")
 
     def _wanted_end(self, quiet: float) -> End | None:
@@ -432,43 +436,43 @@ class Pull:
             case _:
                 return False
 
-    def _may_close(self, heard: Heard, now: float) -> bool:
+    def _may_close(self, layer_progress: LayerProgress, now: float) -> bool:
         """Whether no layer is being prepared, or for nobody but us.
 
         Who closes a request for a layer that another pull is still preparing makes the server
         panic; who closes the one that prepares it leaves those who wait for it for ever, and the
         first of them that is closed makes it panic (docs/store.md).
         """
-        if heard.is_prepared(now) or self.record.state in _ALL_HERE:
+        if layer_progress.is_prepared(now) or self.record.state in _ALL_HERE:
             return True
-        if heard.is_joined:
+        if layer_progress.is_joined:
             return False
-        world = self.site.world
-        if world is None:
+        host = self.target.host
+        if host is None:
             # Who else is connected there can't be seen. Who waits for another is heard of often.
-            return now - heard.at >= _UNHEARD_SECONDS
+            return now - layer_progress.at >= _UNHEARD_SECONDS
         if now - self._looked_around_at < _LOOK_AROUND_SECONDS:
             return False
         self._looked_around_at = now
-        seen = processes.see(world, (), network=False, writers_visible=False)
+        seen = processes.see(host, (), network=False, writers_visible=False)
         ours = [each for each in seen.servers if each.ours is not False]
         return len(ours) == 1 and ours[0].connections in (0, 1)
 
     def _may_cure(self, layer: str, now: float) -> bool:
         """Whether closing our request would help, and is not done too often."""
-        if self.site.world is None or layer in self._shared:
+        if self.target.host is None or layer in self._shared:
             return False
         return self._pace.allows(now)
 
-    def _lost_unheard(self, heard: Heard, now: float) -> int:
+    def _lost_unheard(self, layer_progress: LayerProgress, now: float) -> int:
         """Bytes that are on the disk and that the server counts no more, where that is much."""
-        if not heard.wants_weighing(now):
+        if not layer_progress.wants_weighing(now):
             return 0
         with ExitStack() as opened:
             store = self._store(opened)
             if store is None:
                 return 0
-            lost = heard.weigh(scan.begun(store, (heard.digest,)), now)
+            lost = layer_progress.weigh(scan.begun(store, (layer_progress.digest,)), now)
         return lost if lost >= _UNHEARD_LOSS else 0
 
     # ------------------------------------------------------------ the manifest, and what is here
@@ -507,11 +511,11 @@ class Pull:
         from watcher.act import transaction
 
         with ExitStack() as opened:
-            world, store = self.site.world, self._store(opened)
-            if world is None or store is None:
+            host, store = self.target.host, self._store(opened)
+            if host is None or store is None:
                 return False
             begun = not self._digests.isdisjoint(scan.unfinished(store))
-            return begun or transaction.unfinished(world, store)
+            return begun or transaction.unfinished(host, store)
 
     def _judge_manifest(self) -> End:
         """Whether the manifest that the server has written is a model's at all."""
@@ -540,9 +544,9 @@ class Pull:
     def _disk_fault(self) -> End | None:
         """What no retry cures of the disk, for the layers that are missing."""
         missing = self._bar.missing
-        if self.site.world is None or not missing:
+        if self.target.host is None or not missing:
             return None
-        found = disk.fault(self.site.world, max(missing))
+        found = disk.fault(self.target.host, max(missing))
         return None if found is None else End(*found)
 
     def _explained(self, end: End) -> End:
@@ -592,7 +596,7 @@ class Pull:
         missing = self._bar.total - max(self._bar.done, self._bar.present + begun)
         if missing > free:
             return f"{decimal(missing)} are missing, and the disk has {decimal(free)} free"
-        more = repair.lacking(self.site, others)
+        more = repair.lacking(self.target, others)
         if missing + more > free:
             yield self._say(
                 f"the disk has {decimal(free)} free: enough for the {decimal(missing)} that are "
@@ -608,7 +612,7 @@ class Pull:
         if end.cause is Cause.SERVER_GONE:
             return (yield from self._await_server(end, tries))
         if end.cause is Cause.BLOCKED:
-            self._pulled |= repair.blocked(self.site, self._digests)
+            self._pulled |= repair.blocked(self.target, self._digests)
         yield from self._mend(own=True)
         self._pace.note(self._bar.done)
         if end.cause not in (Cause.RESETS, Cause.SILENCE) or tries > 1:
@@ -653,7 +657,7 @@ class Pull:
         # At once, before somebody starts it again: a process that was killed closes its files soon.
         yield from self._mend(own=True)
         while time.monotonic() < until and not self.cancelled():
-            if server.version(self.site.url) is not None:
+            if server.version(self.target.url) is not None:
                 yield from self._mend(own=True)
                 return True
             self._rest(1.0)
@@ -666,13 +670,15 @@ class Pull:
 
     def _mend(self, *, own: bool) -> Iterator[Update]:
         """Make true sidecars of what is on the disk. `own`: our request has just ended."""
-        if self.site.world is None or not self._digests:
+        if self.target.host is None or not self._digests:
             return
         if not self._is_begun():
             self._have_nothing(own=own)
             return
         pulled = frozenset(self._pulled) if own else None
-        report = yield from repair.mend(self.site, self._digests, pulled, self.cancelled, self._say)
+        report = yield from repair.mend(
+            self.target, self._digests, pulled, self.cancelled, self._say
+        )
         if report is None:
             return
         held = repair.held(report)
@@ -706,9 +712,9 @@ class Pull:
         The server has hashed what it has fetched just now, and nothing else.
         """
         wanted = self._in_doubt()
-        if wanted is None or (self.options.verify and self.site.world is None):
+        if wanted is None or (self.options.verify and self.target.host is None):
             asked = self.options.verify
-            why = self.site.why or "its manifest is not in the store that is known here"
+            why = self.target.why or "its manifest is not in the store that is known here"
             return Proof(cause=Cause.UNVERIFIED if asked else None, why=why)
         if self.options.verify and not self._proved:
             wanted |= self._digests if self._present is None else self._present
@@ -716,7 +722,7 @@ class Pull:
             return Proof()
         if download_states.may_follow(self.record.state, State.VERIFYING):
             yield self._change(state=State.VERIFYING)
-        found = yield from verification.prove(self.site, wanted, self.cancelled, self._say)
+        found = yield from verification.prove(self.target, wanted, self.cancelled, self._say)
         self._proved = found.cause is None
         return found
 
@@ -749,7 +755,7 @@ class Pull:
             self.meter.add(now, came)
         else:
             # Far away nobody knows what a layer had before it was first told of.
-            self.meter.add(now, 0 if self.site.world is None else max(0, came))
+            self.meter.add(now, 0 if self.target.host is None else max(0, came))
 
     def _progress(self, state: State | None, now: float) -> Update:
         """What the server says now."""
@@ -801,17 +807,17 @@ class Pull:
         return Update(self.record, None, note, self._waiting)
 
     def _log(self, event_type: str, message: str, **details: object) -> None:
-        if self.site.world is not None:
+        if self.target.host is not None:
             shown = self.name.shown
             event = Event(time.time(), event_type, message, shown, {"models": [shown], **details})
-            journal.announce(self.site.world, self.site.policy, event)
+            journal.announce(self.target.host, self.target.policy, event)
 
     def _store(self, opened: ExitStack) -> int | None:
         """The descriptor of the store, while `opened` is; None where there is none here."""
-        if self.site.world is None:
+        if self.target.host is None:
             return None
         try:
-            return opened.enter_context(folders.opened_store(self.site.world.store))
+            return opened.enter_context(folders.opened_store(self.target.host.store))
         except OSError:
             return None
 

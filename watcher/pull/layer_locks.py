@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable
 
 
-class Sharing:
+class LayerLocks:
     """Who fetches which layer. Safe among threads."""
 
     def __init__(self) -> None:

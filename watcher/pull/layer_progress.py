@@ -17,7 +17,7 @@ _LINES_STOP_SECONDS = 1.0
 PREPARED_SECONDS = 30.0
 
 
-class Heard:
+class LayerProgress:
     """The last line of a layer and what came before it; times are monotonic seconds."""
 
     def __init__(self, now: float, uncounted: dict[str, int] | None = None) -> None:

@@ -39,9 +39,9 @@ from watcher.errors import (
     RecordError,
     RefusedError,
 )
-from watcher.model import Condition, Judged, Plan, Policy, Result, Verb
+from watcher.model import ActionKind, Condition, Diagnosed, Plan, Policy, Result
 from watcher.observe import place, scan
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import manifests, names, ranges
 from watcher.pull import target
 from watcher.pull.driver import Options, Pull, Update
@@ -205,7 +205,7 @@ class ModelDownloadManager:
             place.check_rights(folder)
         self._server = server
         self._policy = policy or Policy()
-        self._world = World(self._store)
+        self._host = Host(self._store)
 
     # ------------------------------------------------------------ records
 
@@ -277,10 +277,10 @@ class ModelDownloadManager:
         """
         key = None if model is None else names.to_model(model).key
         report = reconcile.cycle(
-            replace(self._world, keeps=False), self._policy, consent=reconcile.nothing
+            replace(self._host, keeps=False), self._policy, approve=reconcile.nothing
         )
         _check_listed(report)
-        return [_partial(each) for each in report.verdict.judged if _is_of(each, key)]
+        return [_partial(each) for each in report.diagnosis.diagnosed if _is_of(each, key)]
 
     def check_partial_model_downloads(self) -> list[CheckedDownload]:
         """What a service does at its start: find what is unfinished, and repair or clean by policy.
@@ -289,18 +289,18 @@ class ModelDownloadManager:
         tell all of it. Gives back what there is now, and what was refused.
         """
         self._tell(Event(time.time(), "check_started", "Checking for partial model downloads..."))
-        report = reconcile.cycle(self._world, self._policy, first_look=True)
-        by_model: dict[str, list[Judged]] = {}
-        for judged in report.verdict.judged:
-            for shown in judged.download.models:
-                by_model.setdefault(names.to_model(shown).key, []).append(judged)
+        report = reconcile.cycle(self._host, self._policy, first_look=True)
+        by_model: dict[str, list[Diagnosed]] = {}
+        for diagnosed in report.diagnosis.diagnosed:
+            for shown in diagnosed.download.models:
+                by_model.setdefault(names.to_model(shown).key, []).append(diagnosed)
         with self._opened(self._state) as folder:
             known = records.read(folder)
         for key, unfinished in by_model.items():
             self._infer(key, known.get(key, Record()), unfinished)
         for key in known.keys() - by_model.keys():
             self._end_if_dead(key, known[key])
-        return [_checked(each, report) for each in report.verdict.judged]
+        return [_checked(each, report) for each in report.diagnosis.diagnosed]
 
     def can_resume(self, model: str) -> bool:
         """Whether there is something of a model's download that need not come again."""
@@ -316,17 +316,17 @@ class ModelDownloadManager:
             return Cleanup(removed=[], freed_bytes=0, refused=[])
         policy = replace(self._policy, clean=True, repair=False, refresh=False, stale_after=0.0)
 
-        def consent(planned: Plan) -> Plan:
+        def approve(planned: Plan) -> Plan:
             mine = planned.only(lambda models, _: key in map(str.lower, models))
-            return mine.filtered(lambda each: each.verb in _REMOVALS)
+            return mine.filtered(lambda each: each.kind in _REMOVALS)
 
         # No more is looked at than has to go: by this policy everything else were stale as well.
-        report = reconcile.cycle(self._world, policy, digests, consent)
+        report = reconcile.cycle(self._host, policy, digests, approve)
         done = [each for each in report.outcomes if each.result is Result.DONE]
         why = [f"{names.short(each.digest)}: {each.because}" for each in _staying(report, key)]
         why += [
             f"{names.short(each.subject)}: {each.why}; {each.remedy}"
-            for each in consent(report.plan).refusals
+            for each in approve(report.plan).refusals
         ]
         why += [each.message for each in report.outcomes if each.result is not Result.DONE]
         return Cleanup(
@@ -432,7 +432,7 @@ class ModelDownloadManager:
             return True
 
         url = target.server_url(self._server, os.environ)
-        found = replace(target.find(url, self._world, self._policy), records=self._state)
+        found = replace(target.find(url, self._host, self._policy), records=self._state)
         pull = Pull(found, model, options or Options(), cancelled)
         for update in pull.updates():
             if not raised:
@@ -456,7 +456,7 @@ class ModelDownloadManager:
         with self._opened(self._state) as folder:
             return records.change(folder, model, {"state": state, **changes}, detour=True)
 
-    def _infer(self, model: str, record: Record, unfinished: Sequence[Judged]) -> None:
+    def _infer(self, model: str, record: Record, unfinished: Sequence[Diagnosed]) -> None:
         """What the record of a model says of a download that others may have driven."""
         if any(each.condition is Condition.LIVE for each in unfinished):
             if not record.state.active:
@@ -471,7 +471,7 @@ class ModelDownloadManager:
             self._go(model, State.ERROR, error="whoever downloaded it has ended")
 
     def _tell(self, event: Event) -> None:
-        journal.announce(self._world, self._policy, event)
+        journal.announce(self._host, self._policy, event)
 
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[int]:
@@ -491,14 +491,14 @@ _CHANGEABLE = {"status" if key == "state" else key: key for key in records.CHANG
 #: What a store has, and what may lie in a folder that is to become one.
 _CONTENT = frozenset({"blobs", "manifests"})
 _NO_CONTENT = frozenset({FOLDER, "lost+found"})
-_REMOVALS = frozenset({Verb.REMOVE_DOWNLOAD, Verb.REMOVE_SURPLUS})
+_REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
 #: A record that was changed within that time is its driver's word, and a driver that waits for the
 #: server or hashes a layer is silent for long.
 _SAID_SECONDS, _DEAD_SECONDS = 10.0, 900.0
 
 
-def _is_of(judged: Judged, key: str | None) -> bool:
-    return key is None or key in map(str.lower, judged.download.models)
+def _is_of(diagnosed: Diagnosed, key: str | None) -> bool:
+    return key is None or key in map(str.lower, diagnosed.download.models)
 
 
 def _check_listed(report: reconcile.Report) -> None:
@@ -506,7 +506,7 @@ def _check_listed(report: reconcile.Report) -> None:
     blind = [each for each in remaining.out_of_sight(report.evidence) if each.path == "blobs"]
     for each in blind:
         path = names.printable(f"{report.evidence.place.path}/{each.path}")
-        commands = remaining.opening(blind, report.verdict)
+        commands = remaining.opening(blind, report.diagnosis)
         raise NoPermissionError(
             f"{path}: {each.why}, so what is unfinished there is not known",
             "let it be read",
@@ -514,9 +514,9 @@ def _check_listed(report: reconcile.Report) -> None:
         )
 
 
-def _staying(report: reconcile.Report, key: str) -> Iterator[Judged]:
+def _staying(report: reconcile.Report, key: str) -> Iterator[Diagnosed]:
     """The downloads of a model that no clean-up ever plans to remove."""
-    for each in report.verdict.judged:
+    for each in report.diagnosis.diagnosed:
         if each.condition in (Condition.LIVE, Condition.UNKNOWN) and _is_of(each, key):
             yield each
 
@@ -632,28 +632,28 @@ def _check_store(path: str) -> None:
     )
 
 
-def _checked(judged: Judged, report: reconcile.Report) -> CheckedDownload:
-    refusals = [each for each in report.plan.refusals if each.subject == judged.digest]
+def _checked(diagnosed: Diagnosed, report: reconcile.Report) -> CheckedDownload:
+    refusals = [each for each in report.plan.refusals if each.subject == diagnosed.digest]
     refused = ["; ".join(filter(None, (each.why, each.remedy, each.command))) for each in refusals]
     refused += [
         each.message
         for each in report.outcomes
-        if each.action.subject == judged.digest and each.result is not Result.DONE
+        if each.action.subject == diagnosed.digest and each.result is not Result.DONE
     ]
-    return CheckedDownload(**_partial(judged), refused=list(dict.fromkeys(refused)))
+    return CheckedDownload(**_partial(diagnosed), refused=list(dict.fromkeys(refused)))
 
 
-def _partial(judged: Judged) -> PartialDownload:
-    download = judged.download
-    kept = judged.condition in RESUMABLE or ranges.size(download.trust.trusted) > 0
-    known = download.total is not None and judged.condition is not Condition.UNKNOWN
+def _partial(diagnosed: Diagnosed) -> PartialDownload:
+    download = diagnosed.download
+    kept = diagnosed.condition in RESUMABLE or ranges.size(download.trust.trusted) > 0
+    known = download.total is not None and diagnosed.condition is not Condition.UNKNOWN
     return PartialDownload(
         digest=f"sha256:{download.digest}",
         models=list(download.models),
-        condition=judged.condition.value,
-        stale=judged.stale,
+        condition=diagnosed.condition.value,
+        stale=diagnosed.stale,
         partial_size=ranges.size(download.trust.present),
         total_bytes=download.total,
         can_resume=kept and known,
-        age_seconds=judged.age,
+        age_seconds=diagnosed.age,
     )

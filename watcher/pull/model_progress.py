@@ -12,7 +12,7 @@ _MOST_LAYERS = 10_000
 _NOISE = 64 * 1024
 
 
-class Bar:
+class ModelProgress:
     """How far a pull has come, by the manifest's sizes and what the server tells of each layer."""
 
     def __init__(self) -> None:

@@ -18,9 +18,9 @@ from watcher.decide import findings
 from watcher.decide.diagnose import settled_condition
 from watcher.errors import LockedError, WatchError
 from watcher.model import Condition, Policy, RefusalKind, Result
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import ranges
-from watcher.pull.target import Site
+from watcher.pull.target import Target
 from watcher.reconcile import Report
 
 #: A part that waits for its retry keeps the file open so long after its request was closed.
@@ -65,26 +65,26 @@ class Pace:
         self._at, self._done = time.monotonic(), done
 
 
-def look(site: Site, digests: Set[str]) -> Report | None:
+def look(target: Target, digests: Set[str]) -> Report | None:
     """How some downloads are, with nothing changed; None where that can't be seen."""
-    if site.world is None or not digests:
+    if target.host is None or not digests:
         return None
-    world = replace(site.world, keeps=False)
+    host = replace(target.host, keeps=False)
     try:
-        return reconcile.cycle(world, site.policy, frozenset(digests), reconcile.nothing)
+        return reconcile.cycle(host, target.policy, frozenset(digests), reconcile.nothing)
     except (WatchError, OSError):
         return None
 
 
-def lacking(site: Site, digests: Set[str]) -> int:
+def lacking(target: Target, digests: Set[str]) -> int:
     """Bytes that some unfinished downloads still have to bring."""
-    report = look(site, digests)
-    return 0 if report is None else findings.lacking(report.verdict.judged)
+    report = look(target, digests)
+    return 0 if report is None else findings.lacking(report.diagnosis.diagnosed)
 
 
-def blocked(site: Site, digests: Set[str]) -> frozenset[str]:
+def blocked(target: Target, digests: Set[str]) -> frozenset[str]:
     """The layers that no pull can begin with and nobody is at: to wait would be for nothing."""
-    report = look(site, digests)
+    report = look(target, digests)
     if report is None:
         return frozenset()
     return frozenset(
@@ -95,7 +95,7 @@ def blocked(site: Site, digests: Set[str]) -> frozenset[str]:
 
 
 def mend(
-    site: Site,
+    target: Target,
     digests: frozenset[str],
     own: frozenset[str] | None,
     cancelled: Callable[[], bool],
@@ -106,10 +106,10 @@ def mend(
     `own`: what our requests have pulled of it, the last of which has just ended, so that the server
     is waited for until it has closed the files; None: nothing is waited for.
     """
-    if site.world is None:
+    if target.host is None:
         return None
     policy = replace(
-        site.policy,
+        target.policy,
         repair=True,
         clean=False,
         refresh=False,
@@ -121,14 +121,14 @@ def mend(
     written: dict[str, int] = {}
     while True:
         try:
-            report = reconcile.cycle(site.world, policy, digests)
+            report = reconcile.cycle(target.host, policy, digests)
         except LockedError:
             report = None
         except (WatchError, OSError) as error:
             yield say(f"can't be mended: {error}")
             return None
         if report is not None:
-            _sync_behind(site.world, policy, report)
+            _sync_behind(target.host, policy, report)
         waits = report is None or held(report) or _is_refused(report, _PASSING)
         now = time.monotonic()
         if not waits or now >= until:
@@ -141,13 +141,13 @@ def mend(
         time.sleep(_TICK_SECONDS)
 
 
-def _sync_behind(world: World, policy: Policy, report: Report) -> None:
+def _sync_behind(host: Host, policy: Policy, report: Report) -> None:
     """Have the data brought to the disk that is claimed now, while the pull goes on."""
     from watcher.act.durability import Behind, noted
 
     if report.memory is not None and noted(report.memory, report.evidence.boot):
         with suppress(RuntimeError):  # no thread: who looks next does it
-            Behind(world, lambda _: None, lambda _: None).want(policy)
+            Behind(host, lambda _: None, lambda _: None).want(policy)
 
 
 # ---------------------------------------------------------------- what a look tells
@@ -166,17 +166,21 @@ def told(report: Report) -> Iterator[str]:
 
 def held(report: Report) -> frozenset[str]:
     """The downloads that somebody still writes."""
-    return frozenset(each.digest for each in report.verdict.judged if each.download.writers)
+    return frozenset(each.digest for each in report.diagnosis.diagnosed if each.download.writers)
 
 
 def trusted(report: Report) -> dict[str, int]:
     """Bytes of each unfinished layer that are here and can be believed."""
-    return {each.digest: ranges.size(each.download.trust.trusted) for each in report.verdict.judged}
+    return {
+        each.digest: ranges.size(each.download.trust.trusted) for each in report.diagnosis.diagnosed
+    }
 
 
 def claimed(report: Report) -> dict[str, int]:
     """Bytes of each unfinished layer that another pull need not fetch."""
-    return {each.digest: ranges.size(each.download.trust.claimed) for each in report.verdict.judged}
+    return {
+        each.digest: ranges.size(each.download.trust.claimed) for each in report.diagnosis.diagnosed
+    }
 
 
 def unclaimed(report: Report) -> dict[str, int]:

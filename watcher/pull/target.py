@@ -10,22 +10,22 @@ from urllib.parse import urlsplit
 from watcher.errors import RefusedError, SettingsError
 from watcher.model import Policy, ServerState
 from watcher.observe import processes
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.ollama import environment, names, server
 from watcher.state import folders, state_folder
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class Target:
     """The server that pulls, and its store where that can be mended from here."""
 
     url: str
     policy: Policy
     #: None where the store is not here, or may not be changed; `why` says so.
-    world: World | None = None
+    host: Host | None = None
     why: str = ""
     #: The store that was named or found here, whoever's it is.
-    named: World | None = None
+    named: Host | None = None
     #: It is the server's, be it that it can't be changed from here.
     is_its: bool = False
     #: The folder whose records are kept, where that is not the store.
@@ -46,13 +46,13 @@ def server_url(host: str | None, variables: Mapping[str, str]) -> str:
         ) from None
 
 
-def url_of_store(world: World, environment: Mapping[str, str]) -> str:
+def url_of_store(host: Host, environment: Mapping[str, str]) -> str:
     """The URL by ``OLLAMA_HOST``, else of the one server that is seen to have a store.
 
     Where there is none such, or several are, the usual one.
     """
     if not environment.get("OLLAMA_HOST"):
-        seen = processes.see(world, (), network=False, writers_visible=False, ours_only=True)
+        seen = processes.see(host, (), network=False, writers_visible=False, ours_only=True)
         urls = [
             each.url
             for each in seen.servers
@@ -66,24 +66,24 @@ def url_of_store(world: World, environment: Mapping[str, str]) -> str:
     return server_url(None, environment)
 
 
-def find(url: str, world: World | None, policy: Policy) -> Site:
+def find(url: str, host: Host | None, policy: Policy) -> Target:
     """The site of a server; `world` is the store that is taken for its own, where there is one."""
-    why = _why_not_its(url, world)
-    if why or world is None:
-        return Site(url, policy, None, why, world)
-    why = _why_not_changed(world)
-    return Site(url, policy, None if why else world, why, world, is_its=True)
+    why = _why_not_its(url, host)
+    if why or host is None:
+        return Target(url, policy, None, why, host)
+    why = _why_not_changed(host)
+    return Target(url, policy, None if why else host, why, host, is_its=True)
 
 
-def _why_not_its(url: str, world: World | None) -> str:
+def _why_not_its(url: str, host: Host | None) -> str:
     """Why the store of the server at `url` is not known to be here; "" where it is."""
     parts = urlsplit(url)
     if not server.is_loopback(parts.netloc):
         return f"the server is on another machine ({parts.hostname})"
-    if world is None:
+    if host is None:
         return "no store was found here"
-    shown = names.printable(world.store)
-    servers = processes.see(world, (), network=False, writers_visible=False).servers
+    shown = names.printable(host.store)
+    servers = processes.see(host, (), network=False, writers_visible=False).servers
     there = [each for each in servers if each.url and urlsplit(each.url).port == parts.port]
     if any(each.ours is False or each.elsewhere for each in there):
         return f"the server at {url} has another store than {shown}"
@@ -95,14 +95,14 @@ def _why_not_its(url: str, world: World | None) -> str:
     return ""
 
 
-def _why_not_changed(world: World) -> str:
+def _why_not_changed(host: Host) -> str:
     """Why a server's store can't be mended by us; "" where it can."""
     try:
-        state_folder.check(world.store)
+        state_folder.check(host.store)
     except RefusedError as error:
         return error.message
-    if not _may_change(world.store):
-        return f"{names.printable(world.store)} can't be changed by this user"
+    if not _may_change(host.store):
+        return f"{names.printable(host.store)} can't be changed by this user"
     return ""
 
 

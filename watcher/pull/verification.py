@@ -14,17 +14,17 @@ from watcher import reconcile
 from watcher.decide import findings, verifying
 from watcher.decide.verifying import Verified
 from watcher.errors import WatchError
-from watcher.model import BlobFault, OddBlob, Plan, Result, Verb
+from watcher.model import ActionKind, BlobFault, OddBlob, Plan, Result
 from watcher.observe import scan
 from watcher.ollama import names
 from watcher.ollama.manifests import READ_LIMIT
 from watcher.ollama.names import ModelName
 from watcher.pull.failures import Cause
-from watcher.pull.target import Site
+from watcher.pull.target import Target
 from watcher.reconcile import Report
 from watcher.state import fs, memory, registry
 
-_VERBS = reconcile.QUESTIONS | {Verb.QUARANTINE_BLOB}
+_VERBS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
 
 T = TypeVar("T")
 
@@ -69,24 +69,24 @@ def in_doubt(store: int, sizes: Mapping[str, int]) -> frozenset[str]:
 
 
 def prove(
-    site: Site, digests: frozenset[str], cancelled: Callable[[], bool], say: Callable[[str], T]
+    target: Target, digests: frozenset[str], cancelled: Callable[[], bool], say: Callable[[str], T]
 ) -> Generator[T, None, Proof]:
     """Hash layers, and put aside what is damaged and can be had again."""
-    if site.world is None:
-        return Proof(cause=Cause.UNVERIFIED, why=site.why)
-    policy = replace(site.policy, repair=True, clean=False, hash=True, verify=True, online=True)
+    if target.host is None:
+        return Proof(cause=Cause.UNVERIFIED, why=target.why)
+    policy = replace(target.policy, repair=True, clean=False, hash=True, verify=True, online=True)
 
     def is_meant(_: Iterable[str], subjects: Iterable[str]) -> bool:
         return any((names.parse_blob(each).digest or each) in digests for each in subjects)
 
-    def consent(planned: Plan) -> Plan:
-        return planned.only(is_meant).filtered(lambda each: each.verb in _VERBS)
+    def approve(planned: Plan) -> Plan:
+        return planned.only(is_meant).filtered(lambda each: each.kind in _VERBS)
 
     try:
-        report = reconcile.cycle(site.world, policy, consent=consent, stop=cancelled)
+        report = reconcile.cycle(target.host, policy, approve=approve, stop=cancelled)
     except (WatchError, OSError) as error:
         return Proof(cause=Cause.UNVERIFIED, why=f"its layers can't be verified: {error}")
-    gone = [each for each in report.outcomes if each.action.verb is Verb.QUARANTINE_BLOB]
+    gone = [each for each in report.outcomes if each.action.kind is ActionKind.QUARANTINE_BLOB]
     for outcome in gone:
         yield say(outcome.message)
     done = verifying.verified(report.evidence, report.outcomes, is_meant)
@@ -95,10 +95,10 @@ def prove(
         return Proof(missing)
     if cancelled():
         return Proof(cause=Cause.INTERRUPTED, why="it was cancelled")
-    return _judged(report, done)
+    return _diagnosed(report, done)
 
 
-def _judged(report: Report, done: Verified) -> Proof:
+def _diagnosed(report: Report, done: Verified) -> Proof:
     """Why layers can't be called right, if so."""
     damaged = list(_damaged(report, done.wrong))
     if damaged:
@@ -119,7 +119,7 @@ def _damaged(report: Report, wrong: Iterable[OddBlob]) -> Iterator[str]:
     refused |= {
         each.action.subject: each.message
         for each in report.outcomes
-        if each.action.verb is Verb.QUARANTINE_BLOB and each.result is not Result.DONE
+        if each.action.kind is ActionKind.QUARANTINE_BLOB and each.result is not Result.DONE
     }
     for odd in wrong:
         name = names.blob(odd.digest)

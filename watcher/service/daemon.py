@@ -26,12 +26,12 @@ from watcher.errors import (
     named,
 )
 from watcher.model import Plan, Policy, Refusal
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.observe.serving import DAEMON_LOCK
 from watcher.service import notify
 from watcher.service.metrics import Metrics
-from watcher.service.scrub import Proofs
-from watcher.service.triggers import BLIND_SECONDS, Scope, Wakes
+from watcher.service.scrub import Scrub
+from watcher.service.triggers import BLIND_SECONDS, Scope, Triggers
 from watcher.state import folders, fs, history, memory, registry, state_folder
 from watcher.state.event_log import Event
 from watcher.state.memory import Memory
@@ -43,9 +43,7 @@ if TYPE_CHECKING:
     from watcher.pull.starter import Starter
 
 
-def run(
-    world: World, read_policy: Callable[[], Policy], queue_run: Sequence[str] | Starter
-) -> None:
+def run(host: Host, read_policy: Callable[[], Policy], queue_run: Sequence[str] | Starter) -> None:
     """Watch until SIGTERM or SIGINT; SIGHUP has the settings read again.
 
     `queue_run`: the command line of who runs the queue, where the settings say so, or what starts
@@ -55,20 +53,20 @@ def run(
     served, and what `read_policy` raises at first.
     """
     policy = read_policy()
-    metrics = Metrics(world.store, policy)
+    metrics = Metrics(host.store, policy)
     service = _Service(
-        replace(world, tell=metrics.hearing(world.tell), ends=stopping.asked),
+        replace(host, tell=metrics.hearing(host.tell), ends=stopping.asked),
         policy,
         metrics,
         queue_run,
     )
-    wakes = Wakes(world.store, world.proc)
-    with metrics, wakes, _signals(wakes, service.end) as signals, service:
-        for scope in wakes:
+    triggers = Triggers(host.store, host.proc)
+    with metrics, triggers, _signals(triggers, service.end) as signals, service:
+        for scope in triggers:
             if signals.take_reload():
                 service.reload(read_policy)
                 scope = None
-            service.look(scope, wakes)
+            service.look(scope, triggers)
             if scope is None:
                 _give_back()
             service.ready()
@@ -96,13 +94,13 @@ class _Service:
     """What a daemon knows between two looks."""
 
     def __init__(
-        self, world: World, policy: Policy, metrics: Metrics, queue_run: Sequence[str] | Starter
+        self, host: Host, policy: Policy, metrics: Metrics, queue_run: Sequence[str] | Starter
     ) -> None:
-        self._world, self._metrics = world, metrics
+        self._host, self._metrics = host, metrics
         self._queue_run = queue_run
         self._queue: QueueProcess | None = None
         self._set(policy)
-        self._proofs = Proofs(world, self._trouble)
+        self._proofs = Scrub(host, self._trouble)
         self._behind: Behind | None = None
         self._lock = state_folder.LongLock(DAEMON_LOCK)
         self._begun = self._ready = False
@@ -139,21 +137,21 @@ class _Service:
             self._tell("settings_read", f"settings read again: {self._ways()}", self._facts())
         notify.notify(notify.READY)
 
-    def look(self, scope: Scope, wakes: Wakes) -> None:
+    def look(self, scope: Scope, triggers: Triggers) -> None:
         """One cycle. What goes wrong is told, and the service goes on."""
         begun = time.monotonic()
         try:
             first = self._take_store()
             if scope is None:
-                self._see_to_queue(wakes, anew=first)
+                self._see_to_queue(triggers, anew=first)
             report = reconcile.cycle(
-                self._world,
+                self._host,
                 self._policy,
                 scope,
                 first_look=first,
                 past=self._memory,
-                ended=wakes.ended(),
-                stop=wakes.is_stopped,
+                ended=triggers.ended(),
+                stop=triggers.is_stopped,
             )
         except EndedError:
             return
@@ -161,32 +159,32 @@ class _Service:
             if not self._begun:
                 raise
             self._trouble(f"{error.message}; looked at later")
-            wakes.again(scope)
+            triggers.again(scope)
             return
         except Exception as error:
             # The service outlives whatever one look at a strange machine brings up.
-            if _is_missing(error, self._world.store):
-                self._trouble(f"there is no store at {self._world.store} yet; waiting for it")
+            if _is_missing(error, self._host.store):
+                self._trouble(f"there is no store at {self._host.store} yet; waiting for it")
                 notify.status("waiting for the store")
                 return
             told = named(error)
             self._trouble(told.message if told else f"{type(error).__name__}: {error}")
-            wakes.again(scope)
+            triggers.again(scope)
             return
         # Only what can't be read again is kept: small things that lie among a look's large ones
         # would keep all of their memory from the system.
-        self._memory = report.memory if report.troubles else None
-        self._tell_blind(wakes)
+        self._memory = report.memory if report.warnings else None
+        self._tell_blind(triggers)
         trouble = self._metrics.look(report, time.monotonic() - begun)
         if trouble:
             self._tell("error", trouble)
-        wakes.deadlines(scope, report.plan.due)
+        triggers.deadlines(scope, report.plan.due)
         self._tell_refusals(report.plan, scope)
         self._prove(report)
-        self._sync_behind(report, wakes)
+        self._sync_behind(report, triggers)
         self._tell_systemd(report)
-        if report.troubles:
-            for trouble in report.troubles:
+        if report.warnings:
+            for trouble in report.warnings:
                 self._trouble(trouble)
         else:
             self._troubles.clear()
@@ -203,7 +201,7 @@ class _Service:
         except RuntimeError as error:
             self._trouble(f"no thread to prove blobs: {error}")  # the limits of a unit, say
 
-    def _sync_behind(self, report: reconcile.Report, wakes: Wakes) -> None:
+    def _sync_behind(self, report: reconcile.Report, triggers: Triggers) -> None:
         """Have the data brought to the disk that repairs have claimed ahead of it."""
         boot = report.evidence.boot
         known = report.memory.downloads.values() if report.memory is not None else ()
@@ -213,13 +211,13 @@ class _Service:
             # Not needed by all, and takes memory.
             from watcher.act.durability import Behind
 
-            self._behind = Behind(self._world, self._trouble, wakes.wake)
+            self._behind = Behind(self._host, self._trouble, triggers.wake)
         try:
             self._behind.want(self._policy)
         except RuntimeError as error:
             self._trouble(f"no thread to bring data to the disk: {error}")
 
-    def _see_to_queue(self, wakes: Wakes, *, anew: bool) -> None:
+    def _see_to_queue(self, triggers: Triggers, *, anew: bool) -> None:
         """Have the queue run, or not any more, as the settings say.
 
         Done at each full look, so that a change which no event told of is found then.
@@ -229,32 +227,32 @@ class _Service:
             from watcher.pull.queue_process import QueueProcess
 
             self._queue = QueueProcess(
-                self._world.store, self._queue_run, self._pass_on, self._trouble
+                self._host.store, self._queue_run, self._pass_on, self._trouble
             )
         if self._queue is None:
             return
         if self._policy.queue:
-            self._hear_of_queue(wakes, self._queue)
+            self._hear_of_queue(triggers, self._queue)
         self._queue.turn(self._policy.queue, anew=anew)
 
-    def _hear_of_queue(self, wakes: Wakes, run: QueueProcess) -> None:
+    def _hear_of_queue(self, triggers: Triggers, run: QueueProcess) -> None:
         """Have it look at each change; nothing else comes into that folder, and wakes it."""
         from watcher.pull.queue import FILE
 
-        path = os.path.join(self._world.store, memory.FOLDER, FILE.apart)
+        path = os.path.join(self._host.store, memory.FOLDER, FILE.apart)
         if not os.path.lexists(path):
             with (
                 contextlib.suppress(OSError, WatchError),
-                folders.opened_store(self._world.store) as store,
+                folders.opened_store(self._host.store) as store,
             ):
                 FILE.change(store, lambda kept: kept)
-        wakes.hear(path, run.nudge)
+        triggers.hear(path, run.nudge)
 
     def _pass_on(self, raw: bytes) -> None:
         """Tell what a process that runs the queue has written down already."""
         line = history.parse(raw)
         if line is not None:
-            self._world.tell(line.event)
+            self._host.tell(line.event)
 
     def end(self) -> None:
         """Begin nothing more of the queue. Safe in a signal handler."""
@@ -275,7 +273,7 @@ class _Service:
         The lock is taken anew where our folder was removed. True where the store was not ours yet.
         Raises FileNotFoundError, LockedError, RefusedError.
         """
-        with folders.opened_store(self._world.store) as store:
+        with folders.opened_store(self._host.store) as store:
             status = os.fstat(store)
             is_new = self._store != (status.st_dev, status.st_ino)
             try:
@@ -286,7 +284,7 @@ class _Service:
                     f"a daemon watches this store already: {busy.owner}", "one is enough"
                 ) from None
             except state_folder.ForeignError as error:
-                raise state_folder.refusal(self._world.store, error) from None
+                raise state_folder.refusal(self._host.store, error) from None
             except OSError as error:
                 # A store that can't be written can still be watched; the events go to stderr.
                 if is_new:
@@ -329,14 +327,14 @@ class _Service:
     def _tell_start(self) -> None:
         self._tell(
             "service_started",
-            f"ollama-watch {__version__} watches {self._world.store}, {self._ways()}",
+            f"ollama-watch {__version__} watches {self._host.store}, {self._ways()}",
             {"pid": os.getpid(), "version": __version__, **self._facts()},
         )
 
-    def _tell_blind(self, wakes: Wakes) -> None:
-        if wakes.blind and wakes.blind != self._blind:
-            self._tell("error", f"{wakes.blind}; looking every {BLIND_SECONDS:.0f} s instead")
-        self._blind = wakes.blind
+    def _tell_blind(self, triggers: Triggers) -> None:
+        if triggers.blind and triggers.blind != self._blind:
+            self._tell("error", f"{triggers.blind}; looking every {BLIND_SECONDS:.0f} s instead")
+        self._blind = triggers.blind
 
     def _tell_refusals(self, planned: Plan, scope: Scope) -> None:
         # What only has to wait is looked at again when its time has come.
@@ -353,7 +351,7 @@ class _Service:
     def _tell_refusal(self, refusal: Refusal) -> None:
         self._tell(
             "refused",
-            f"{refusal.verb.value.replace('_', ' ')}: {refusal.why}",
+            f"{refusal.action.value.replace('_', ' ')}: {refusal.why}",
             {
                 "kind": refusal.kind.value,
                 "subject": refusal.subject,
@@ -377,8 +375,8 @@ class _Service:
         details: Mapping[str, object] | None = None,
         model_name: str | None = None,
     ) -> None:
-        event = Event(self._world.clock(), event_type, message, model_name, details or {})
-        journal.announce(self._world, self._policy, event)
+        event = Event(self._host.clock(), event_type, message, model_name, details or {})
+        journal.announce(self._host, self._policy, event)
 
 
 class _Signals:
@@ -401,7 +399,7 @@ class _Signals:
 
 
 @contextlib.contextmanager
-def _signals(wakes: Wakes, end: Callable[[], None]) -> Iterator[_Signals]:
+def _signals(triggers: Triggers, end: Callable[[], None]) -> Iterator[_Signals]:
     """SIGTERM and SIGINT end the wakes, the look under way comes to its end; SIGHUP wakes."""
     asked = _Signals()
 
@@ -409,11 +407,11 @@ def _signals(wakes: Wakes, end: Callable[[], None]) -> Iterator[_Signals]:
         asked.end(number)
         stopping.ask()
         end()
-        wakes.stop()
+        triggers.stop()
 
     def reload(_: int, __: FrameType | None) -> None:
         asked.ask_reload()
-        wakes.wake(None)
+        triggers.wake(None)
 
     wanted = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
     before = {number: signal.signal(number, handler) for number, handler in wanted.items()}

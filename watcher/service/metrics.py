@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 from watcher import __version__
 from watcher.decide.findings import is_blind
-from watcher.model import Condition, Evidence, Judged, Policy, RefusalKind, Severity, Sight
+from watcher.model import Condition, Diagnosed, Evidence, Policy, RefusalKind, Severity, Visibility
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
 from watcher.state import fs
@@ -39,7 +39,7 @@ class Unfinished(NamedTuple):
 class Looked:
     """What looks have shown: of each digest the last one that had it in its scope."""
 
-    sight: Sight
+    visibility: Visibility
     free_bytes: int
     downloads: Mapping[str, tuple[Unfinished, ...]] = field(default_factory=dict)
     #: From here on: what only a look at the whole store tells. Findings by severity and kind.
@@ -79,28 +79,28 @@ def looked(before: Looked | None, report: Report, seconds: float) -> Looked:
     A narrow one says all there is to say of the digests in its scope, and nothing of others.
     """
     seen = report.evidence
-    sight, free, census = seen.view.sight, seen.place.free_bytes, seen.census
+    visibility, free, census = seen.view.visibility, seen.place.free_bytes, seen.census
     lists_blobs = "blobs" not in census.unlisted
     found: dict[str, tuple[Unfinished, ...]] = {}
-    for each in report.verdict.judged:
+    for each in report.diagnosis.diagnosed:
         found[each.digest] = (*found.get(each.digest, ()), _unfinished(each, seen))
     if seen.scope is not None:
-        before = before or Looked(sight, free)
+        before = before or Looked(visibility, free)
         others = {
             digest: each for digest, each in before.downloads.items() if digest not in seen.scope
         }
         return replace(
             before,
-            sight=sight,
+            visibility=visibility,
             free_bytes=free,
             downloads=others | found,
             lists_blobs=before.lists_blobs and lists_blobs,
         )
     return Looked(
-        sight,
+        visibility,
         free,
         found,
-        findings=Counter((each.severity, each.kind) for each in report.verdict.findings),
+        findings=Counter((each.severity, each.kind) for each in report.diagnosis.findings),
         blobs=census.healthy,
         blob_bytes=census.healthy_bytes,
         orphan_bytes=sum(entry.allocated for entry in census.unnamed),
@@ -112,14 +112,14 @@ def looked(before: Looked | None, report: Report, seconds: float) -> Looked:
     )
 
 
-def _unfinished(judged: Judged, seen: Evidence) -> Unfinished:
-    present, total = ranges.size(judged.download.trust.present), judged.download.total
+def _unfinished(diagnosed: Diagnosed, seen: Evidence) -> Unfinished:
+    present, total = ranges.size(diagnosed.download.trust.present), diagnosed.download.total
     return Unfinished(
-        judged.condition,
-        judged.stale,
+        diagnosed.condition,
+        diagnosed.stale,
         present,
         0 if total is None else max(0, total - present),
-        seen.now - judged.age,
+        seen.now - diagnosed.age,
     )
 
 
@@ -205,7 +205,7 @@ def _of_store(known: Looked) -> Iterator[Family]:
     yield Family(
         "sight",
         "How much of the machine's processes could be seen: 1 for what is so.",
-        {(sight.value,): sight is known.sight for sight in Sight},
+        {(visibility.value,): visibility is known.visibility for visibility in Visibility},
         ("sight",),
     )
 

@@ -19,21 +19,21 @@ import psutil
 
 from watcher import reconcile
 from watcher.errors import EndedError
-from watcher.model import HOUR, Plan, Policy, Verb
-from watcher.observe.host import World
+from watcher.model import HOUR, ActionKind, Plan, Policy
+from watcher.observe.host import Host
 from watcher.ollama import names
 
 #: What is done about a blob in doubt.
-_VERBS = reconcile.QUESTIONS | {Verb.QUARANTINE_BLOB}
+_VERBS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
 _LOWEST = 19
 _AGAIN_SECONDS = HOUR
 
 
-class Proofs:
+class Scrub:
     """One thread at most, that hashes the blobs it is given and puts damaged ones aside."""
 
-    def __init__(self, world: World, trouble: Callable[[str], None]) -> None:
-        self._world, self._trouble = world, trouble
+    def __init__(self, host: Host, trouble: Callable[[str], None]) -> None:
+        self._host, self._trouble = host, trouble
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._lock = threading.Lock()
@@ -88,19 +88,19 @@ class Proofs:
     def _prove(self, digests: frozenset[str], policy: Policy) -> None:
         is_hashed = False
 
-        def consent(planned: Plan) -> Plan:
+        def approve(planned: Plan) -> Plan:
             nonlocal is_hashed
             agreed = planned.filtered(
-                lambda each: each.verb in _VERBS and _digest(each.subject) in digests
+                lambda each: each.kind in _VERBS and _digest(each.subject) in digests
             )
-            is_hashed |= any(each.verb is Verb.HASH for each in agreed.actions)
+            is_hashed |= any(each.kind is ActionKind.HASH for each in agreed.actions)
             # What a hash has found is told first; all else another look finds again.
             if self._stopped.is_set() and not is_hashed:
                 raise EndedError
             return agreed
 
         with contextlib.suppress(EndedError):
-            reconcile.cycle(self._world, policy, consent=consent, stop=self._stopped.is_set)
+            reconcile.cycle(self._host, policy, approve=approve, stop=self._stopped.is_set)
 
 
 def _digest(subject: str) -> str:

@@ -37,7 +37,7 @@ MOST_DIGESTS = 1000
 Scope = frozenset[str] | None
 
 
-class Wakes:
+class Triggers:
     """An iterator of scopes over one store; ends after `stop`.
 
     The first scope is the whole store. `deadlines` is called with what a plan says is due. What is

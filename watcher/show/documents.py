@@ -12,11 +12,11 @@ from watcher.decide.remaining import Remaining
 from watcher.decide.verifying import Verified
 from watcher.model import (
     Action,
+    Diagnosed,
     Download,
     Evidence,
     Finding,
     Forecast,
-    Judged,
     Outcome,
     Plan,
     Ranges,
@@ -52,14 +52,14 @@ def audit(report: Report) -> dict[str, Any]:
         "time": event_log.rfc3339(seen.now),
         "store": _store(seen),
         "sight": {
-            "sight": seen.view.sight.value,
+            "sight": seen.view.visibility.value,
             "unseen": [names.exact(each) for each in seen.view.unseen],
             "why": seen.view.why,
         },
         "servers": [_server(server) for server in seen.servers],
-        "downloads": [_download(judged, seen) for judged in report.verdict.judged],
-        "findings": [_finding(finding) for finding in report.verdict.findings],
-        "forecast": _forecast(report.verdict.forecast),
+        "downloads": [_download(diagnosed, seen) for diagnosed in report.diagnosis.diagnosed],
+        "findings": [_finding(finding) for finding in report.diagnosis.findings],
+        "forecast": _forecast(report.diagnosis.forecast),
         "plan": plan(report.plan),
     }
 
@@ -72,7 +72,7 @@ def acting(command: str, report: Report, left: Remaining = _NOTHING_LEFT) -> dic
         "store": _store(report.evidence),
         "plan": plan(report.plan),
         "outcomes": [_outcome(outcome) for outcome in report.outcomes],
-        "troubles": list(report.troubles),
+        "troubles": list(report.warnings),
         "remaining": [_finding(finding) for finding in left.findings],
     }
 
@@ -85,7 +85,7 @@ def verified(report: Report, done: Verified) -> dict[str, Any]:
         "read": done.read,
         "unchanged": done.unchanged,
         "unchecked": done.unchecked,
-        "wrong": [_finding(each) for each in verifying.told(report.verdict, done)],
+        "wrong": [_finding(each) for each in verifying.told(report.diagnosis, done)],
         "unseen": unseen(done.unseen),
     }
 
@@ -240,16 +240,16 @@ def _server(server: Server) -> dict[str, Any]:
     }
 
 
-def _download(judged: Judged, seen: Evidence) -> dict[str, Any]:
-    download: Download = judged.download
+def _download(diagnosed: Diagnosed, seen: Evidence) -> dict[str, Any]:
+    download: Download = diagnosed.download
     trust = download.trust
     known = download.unreadable is None
     return {
         "digest": f"sha256:{download.digest}",
         "models": list(download.models),
-        "condition": judged.condition.value,
-        "because": judged.because,
-        "stale": judged.stale,
+        "condition": diagnosed.condition.value,
+        "because": diagnosed.because,
+        "stale": diagnosed.stale,
         "transfer": download.transfer,
         "bytes": {
             "total": download.total,
@@ -257,8 +257,8 @@ def _download(judged: Judged, seen: Evidence) -> dict[str, Any]:
             "present": ranges.size(trust.present) if known else None,
             "trusted": ranges.size(trust.trusted) if known else None,
             "allocated": download.allocated,
-            "alone": judged.cost_alone,
-            "repaired": judged.cost_repaired,
+            "alone": diagnosed.cost_alone,
+            "repaired": diagnosed.cost_repaired,
         },
         "ranges": {
             "claimed": _ranges(trust.claimed),
@@ -274,9 +274,9 @@ def _download(judged: Judged, seen: Evidence) -> dict[str, Any]:
             }
             for holder in download.holders
         ],
-        "advice": findings.helps(judged, seen),
-        "age_seconds": round(judged.age, 3),
-        "quiet_seconds": round(judged.quiet, 3),
+        "advice": findings.helps(diagnosed, seen),
+        "age_seconds": round(diagnosed.age, 3),
+        "quiet_seconds": round(diagnosed.quiet, 3),
         "changed_at": None
         if download.changed_at is None
         else event_log.rfc3339(min(download.changed_at, seen.now)),
@@ -312,7 +312,7 @@ def _sizes(sizes: Sizes) -> dict[str, int]:
 
 def _action(action: Action) -> dict[str, Any]:
     return {
-        "verb": action.verb.value,
+        "verb": action.kind.value,
         "subject": names.exact(action.subject),
         "because": action.because,
         "models": list(action.models),
@@ -326,7 +326,7 @@ def _action(action: Action) -> dict[str, Any]:
 def _refusal(refusal: Refusal) -> dict[str, Any]:
     return {
         "kind": refusal.kind.value,
-        "verb": refusal.verb.value,
+        "verb": refusal.action.value,
         "subject": names.exact(refusal.subject),
         "models": list(refusal.models),
         "why": refusal.why,
@@ -340,7 +340,7 @@ def _refusal(refusal: Refusal) -> dict[str, Any]:
 def _outcome(outcome: Outcome) -> dict[str, Any]:
     return {
         "result": outcome.result.value,
-        "verb": outcome.action.verb.value,
+        "verb": outcome.action.kind.value,
         "subject": names.exact(outcome.action.subject),
         "message": outcome.message,
         "freed_bytes": outcome.freed,

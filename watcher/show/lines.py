@@ -57,15 +57,15 @@ def verified_line(done: Verified) -> str:
     """How many blobs a verification has compared with their names, and what came of it."""
     wrong = Counter(_WRONG[odd.fault] if odd.lies is None else _ASTRAY for odd in done.wrong)
     if wrong:
-        verdict = ", ".join(f"{wrong[word]:,} {word}" for word in _WORDS if wrong[word])
+        diagnosis = ", ".join(f"{wrong[word]:,} {word}" for word in _WORDS if wrong[word])
     elif done.unchecked:
-        verdict = "these match" if done.checked else "nothing is known"
+        diagnosis = "these match" if done.checked else "nothing is known"
     else:
-        verdict = "all match" if done.checked else "there is nothing to check"
+        diagnosis = "all match" if done.checked else "there is nothing to check"
     left = f"; {done.unchecked:,} not checked" if done.unchecked else ""
     return (
         f"{count(done.checked, 'blob')} checked: {done.read:,} read, "
-        f"{done.unchanged:,} unchanged; {verdict}{left}\n"
+        f"{done.unchanged:,} unchanged; {diagnosis}{left}\n"
     )
 
 

@@ -10,7 +10,7 @@ import click
 from rich.filesize import decimal
 
 from watcher.decide.remaining import Remaining
-from watcher.model import HOUR, Action, Outcome, Plan, Refusal, Result, Verb
+from watcher.model import HOUR, Action, ActionKind, Outcome, Plan, Refusal, Result
 from watcher.ollama import names
 from watcher.reconcile import Report
 
@@ -18,17 +18,17 @@ _WIDTH = 80
 #: Of what is alike so many are shown one by one.
 _SHOWN_ALIKE = 10
 _DOES = {
-    Verb.REMOVE_DOWNLOAD: "remove the download of",
-    Verb.REMOVE_SURPLUS: "remove left-over sidecars of",
-    Verb.REMOVE_ORPHAN: "remove the orphan",
-    Verb.REMOVE_TEMPORARY: "remove the left-over",
-    Verb.WRITE_SIDECARS: "repair the download of",
-    Verb.HASH: "hash",
-    Verb.RESTORE: "restore from quarantine",
-    Verb.PURGE: "remove from quarantine",
-    Verb.ASK_REGISTRY: "ask the registry for",
-    Verb.QUARANTINE_BLOB: "move to quarantine the blob of",
-    Verb.REFRESH: "keep from the server's clean-up:",
+    ActionKind.REMOVE_DOWNLOAD: "remove the download of",
+    ActionKind.REMOVE_SURPLUS: "remove left-over sidecars of",
+    ActionKind.REMOVE_ORPHAN: "remove the orphan",
+    ActionKind.REMOVE_TEMPORARY: "remove the left-over",
+    ActionKind.WRITE_SIDECARS: "repair the download of",
+    ActionKind.HASH: "hash",
+    ActionKind.RESTORE: "restore from quarantine",
+    ActionKind.PURGE: "remove from quarantine",
+    ActionKind.ASK_REGISTRY: "ask the registry for",
+    ActionKind.QUARANTINE_BLOB: "move to quarantine the blob of",
+    ActionKind.REFRESH: "keep from the server's clean-up:",
 }
 
 
@@ -70,7 +70,7 @@ def plan(planned: Plan) -> list[Line]:
         shown.append(Line(f"To do{_gains(planned.frees, planned.saves)}:", bold=True))
     for action in planned.actions[:_SHOWN_ALIKE]:
         gains = _gains(action.frees, action.saves)
-        shown.append(Line(f"{_DOES[action.verb]} {_subject(action)}{gains}", indent=2))
+        shown.append(Line(f"{_DOES[action.kind]} {_subject(action)}{gains}", indent=2))
         shown.append(Line(action.because, indent=4, dim=True))
     if len(planned.actions) > _SHOWN_ALIKE:
         shown.append(Line(f"and {len(planned.actions) - _SHOWN_ALIKE:,} more", indent=2))
@@ -115,7 +115,7 @@ def outcomes(report: Report) -> list[Line]:
         if outcome.result is not Result.DONE:
             shown.extend(_undone(outcome))
     shown.extend(_refused(report.plan.refusals))
-    shown.extend(Line(trouble, color="yellow") for trouble in report.troubles)
+    shown.extend(Line(trouble, color="yellow") for trouble in report.warnings)
     return shown
 
 
@@ -133,16 +133,16 @@ def remaining(left: Remaining) -> list[Line]:
 
 
 def _done(outcome: Outcome) -> str:
-    hashed = outcome.action.verb is Verb.HASH
+    hashed = outcome.action.kind is ActionKind.HASH
     return f"{_subject(outcome.action)}: {outcome.message}" if hashed else outcome.message
 
 
 def _would_do(refusal: Refusal) -> str:
     """What is refused; one of many files has their number for a subject."""
-    of_files = refusal.verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY)
+    of_files = refusal.action in (ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY)
     if of_files and refusal.entries and refusal.subject not in refusal.entries:
         return f"remove {refusal.subject}"
-    return f"{_DOES[refusal.verb]} {_subject(refusal)}"
+    return f"{_DOES[refusal.action]} {_subject(refusal)}"
 
 
 def _undone(outcome: Outcome) -> Iterator[Line]:
@@ -169,7 +169,12 @@ def _helps(remedy: str, command: str) -> Iterator[Line]:
 
 def _subject(item: Action | Refusal) -> str:
     """What an action is about, as people know it."""
-    if item.verb in (Verb.REMOVE_ORPHAN, Verb.REMOVE_TEMPORARY, Verb.RESTORE, Verb.PURGE):
+    if item.kind in (
+        ActionKind.REMOVE_ORPHAN,
+        ActionKind.REMOVE_TEMPORARY,
+        ActionKind.RESTORE,
+        ActionKind.PURGE,
+    ):
         blob = names.is_blob(item.subject)
         return item.subject[:19] if blob else names.printable(item.subject)
     return names.known_as(item.models, item.subject.removeprefix("sha256-"))

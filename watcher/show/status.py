@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from watcher.decide import remaining
 from watcher.decide.diagnose import settled_condition
-from watcher.model import DAY, QUIET_SECONDS, Condition, Judged, Sight, Unseen
+from watcher.model import DAY, QUIET_SECONDS, Condition, Diagnosed, Unseen, Visibility
 from watcher.observe.serving import QueueRunner, Running
 from watcher.ollama import names, ranges
 from watcher.pull.failures import Asked, Cause, of_error
@@ -53,7 +53,7 @@ class Status:
     unseen: tuple[Unseen, ...] = ()
 
     @property
-    def judged(self) -> tuple[Judged, ...]:
+    def diagnosed(self) -> tuple[Diagnosed, ...]:
         """Each download as one true thing: one that has just broken off is live no more.
 
         It counts as live by a change alone, and nothing of it may be changed for so long; but
@@ -61,18 +61,18 @@ class Status:
         """
         return tuple(
             _settled(each) if self._has_broken_off(each) else each
-            for each in self.report.verdict.judged
+            for each in self.report.diagnosis.diagnosed
         )
 
-    def _has_broken_off(self, judged: Judged) -> bool:
-        download, pace = judged.download, self.paces.get(judged.download.key)
-        if judged.condition is not Condition.LIVE or download.writers:
+    def _has_broken_off(self, diagnosed: Diagnosed) -> bool:
+        download, pace = diagnosed.download, self.paces.get(diagnosed.download.key)
+        if diagnosed.condition is not Condition.LIVE or download.writers:
             return False
         if pace is None or pace.per_second:
             return False
         records = (self.records.get(shown.lower()) for shown in download.models)
         told = any(each is not None and each.state is State.ERROR for each in records)
-        return told or self.report.evidence.view.sight is not Sight.PARTIAL
+        return told or self.report.evidence.view.visibility is not Visibility.PARTIAL
 
     @property
     def pulled(self) -> dict[str, Record]:
@@ -93,11 +93,11 @@ class Status:
         }
 
 
-def _settled(judged: Judged) -> Judged:
-    condition, because = settled_condition(judged.download)
-    left = max(0.0, QUIET_SECONDS - judged.quiet)
+def _settled(diagnosed: Diagnosed) -> Diagnosed:
+    condition, because = settled_condition(diagnosed.download)
+    left = max(0.0, QUIET_SECONDS - diagnosed.quiet)
     why = f"{_NOBODY}, and a pull may go on with it for {left:.0f} s more; {because}"
-    return judged._replace(condition=condition, because=why)
+    return diagnosed._replace(condition=condition, because=why)
 
 
 def document(status: Status) -> dict[str, Any]:
@@ -115,15 +115,15 @@ def document(status: Status) -> dict[str, Any]:
             "run_by": lines.run_by(status.runner),
         },
         "looked_at": event_log.rfc3339(status.looked_at) if status.looked_at else None,
-        "sight": seen.view.sight.value,
+        "sight": seen.view.visibility.value,
         "servers": [{"pid": each.pid, "state": each.state.value} for each in seen.servers],
-        "downloads": [_download(each, status) for each in status.judged],
+        "downloads": [_download(each, status) for each in status.diagnosed],
         "models": [_model(key, each) for key, each in status.pulled.items()],
         "per_second_bytes": round(sum(rates(status).values())),
         "advice": [each.words for each in hints(status)],
         "commands": [
             *(each.command for each in hints(status) if each.command),
-            *remaining.opening(status.unseen, status.report.verdict),
+            *remaining.opening(status.unseen, status.report.diagnosis),
         ],
         "unseen": documents.unseen(status.unseen),
         "due": [
@@ -133,16 +133,16 @@ def document(status: Status) -> dict[str, Any]:
     }
 
 
-def _download(judged: Judged, status: Status) -> dict[str, Any]:
-    download = judged.download
-    live = judged.condition is Condition.LIVE
+def _download(diagnosed: Diagnosed, status: Status) -> dict[str, Any]:
+    download = diagnosed.download
+    live = diagnosed.condition is Condition.LIVE
     pace = status.paces.get(download.key) if live else None
     lately = status.spreads.get(download.key) if live else None
     return {
         "digest": f"sha256:{download.digest}",
         "models": list(download.models),
-        "condition": judged.condition.value,
-        "stale": judged.stale,
+        "condition": diagnosed.condition.value,
+        "stale": diagnosed.stale,
         "total_bytes": download.total,
         "claimed_bytes": ranges.size(download.trust.claimed),
         "present_bytes": ranges.size(download.trust.present),
@@ -192,8 +192,8 @@ def rates(status: Status) -> dict[str, float]:
         if each.state.active and each.bytes_per_second and now - each.updated_at < _SILENT_SECONDS
     }
     driven = frozenset(found)
-    for judged in status.report.verdict.judged:
-        download, pace = judged.download, status.paces.get(judged.download.key)
+    for diagnosed in status.report.diagnosis.diagnosed:
+        download, pace = diagnosed.download, status.paces.get(diagnosed.download.key)
         models = [each.lower() for each in download.models]
         if pace is not None and pace.per_second and driven.isdisjoint(models):
             key = models[0] if models else download.digest
@@ -253,22 +253,22 @@ def table(status: Status) -> Iterator[object]:
     helps = lines.runs_it(status.queue, status.runner, place.path, place.found_by)
     if status.queue.line and helps:
         yield tables.Command(helps)
-    for judged in sorted(status.judged, key=_liveliest_first):
-        key = judged.download.key
-        if judged.condition is Condition.LIVE:
-            block = tables.drawn(judged, _pace(status.paces.get(key), status.spreads.get(key)))
+    for diagnosed in sorted(status.diagnosed, key=_liveliest_first):
+        key = diagnosed.download.key
+        if diagnosed.condition is Condition.LIVE:
+            block = tables.drawn(diagnosed, _pace(status.paces.get(key), status.spreads.get(key)))
         else:
-            block = tables.drawn(judged)
-        if judged.because.startswith(_NOBODY):
-            block.add_row("", judged.because)
-        for holder in judged.download.writers[:1]:
+            block = tables.drawn(diagnosed)
+        if diagnosed.because.startswith(_NOBODY):
+            block.add_row("", diagnosed.because)
+        for holder in diagnosed.download.writers[:1]:
             block.add_row("", f"pulled by {names.printable(holder.process)} ({holder.pid})")
         yield Padding(block, (1, 0, 0, 0))
-    if status.report.verdict.judged:
+    if status.report.diagnosis.diagnosed:
         yield Text(f"\n  {part_map.LEGEND}", style="dim")
     else:
         yield Text(f"\nno download is unfinished{' as far as could be seen' * bool(status.unseen)}")
-    yield from tables.not_seen(status.unseen, status.report.verdict)
+    yield from tables.not_seen(status.unseen, status.report.diagnosis)
     yield from _models(status)
     yield from _due(status)
 
@@ -341,12 +341,16 @@ def _due(status: Status) -> Iterator[object]:
 
     from watcher.show import tables
 
-    models = {each.digest: each.download.models for each in status.report.verdict.judged}
+    models = {each.digest: each.download.models for each in status.report.diagnosis.diagnosed}
     for due in status.report.plan.due[:1]:
         who = names.known_as(models.get(due.digest, ()), due.digest)
         when = tables.clock(due.at, status.report.evidence.now)
         yield Text(f"  next: {who} at {when}", style="dim")
 
 
-def _liveliest_first(judged: Judged) -> tuple[bool, int, str]:
-    return judged.condition is not Condition.LIVE, -judged.download.allocated, judged.digest
+def _liveliest_first(diagnosed: Diagnosed) -> tuple[bool, int, str]:
+    return (
+        diagnosed.condition is not Condition.LIVE,
+        -diagnosed.download.allocated,
+        diagnosed.digest,
+    )

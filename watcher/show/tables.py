@@ -16,15 +16,15 @@ from watcher.decide.verifying import Verified
 from watcher.model import (
     BlobCensus,
     Condition,
+    Diagnosed,
+    Diagnosis,
     Evidence,
     Finding,
     Forecast,
-    Judged,
     Kept,
     Severity,
-    Sight,
     Unseen,
-    Verdict,
+    Visibility,
 )
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
@@ -99,10 +99,10 @@ def picture(parts: Iterable[object], *, title: str) -> str:
 
 def audit(report: Report, *, verbose: bool) -> list[object]:
     """A whole audit: the store, its downloads drawn, the findings by severity."""
-    shown: list[object] = [_summary(report.evidence, report.verdict)]
-    if report.verdict.judged:
+    shown: list[object] = [_summary(report.evidence, report.diagnosis)]
+    if report.diagnosis.diagnosed:
         shown.append(Text("\nUnfinished downloads", style="bold"))
-        worst_first = sorted(report.verdict.judged, key=_badness)
+        worst_first = sorted(report.diagnosis.diagnosed, key=_badness)
         for each in worst_first[:_SHOWN_DRAWN]:
             shown.extend((*_download(each, report.evidence), Text("")))
         if len(worst_first) > _SHOWN_DRAWN:
@@ -112,22 +112,22 @@ def audit(report: Report, *, verbose: bool) -> list[object]:
         shown.append(Text(f"  {part_map.LEGEND}", style="dim"))
     told = [
         finding
-        for finding in report.verdict.findings
+        for finding in report.diagnosis.findings
         if not _told_by_drawing(finding) and (verbose or finding.severity is not Severity.INFO)
     ]
     if told:
         shown.append(Text("\nFindings", style="bold"))
         shown.extend(_findings(told))
-    if report.verdict.forecast is not None:
-        shown.extend(_forecast(report.verdict.forecast, report.evidence))
+    if report.diagnosis.forecast is not None:
+        shown.extend(_forecast(report.diagnosis.forecast, report.evidence))
     return shown
 
 
-def _badness(judged: Judged) -> tuple[int, int, str]:
+def _badness(diagnosed: Diagnosed) -> tuple[int, int, str]:
     """Orders downloads: what can't go on first, the largest of them first."""
     order = list(_CONDITION_STYLE)
-    rank = order.index(judged.condition) if judged.condition in order else len(order)
-    return -rank, -judged.download.allocated, judged.digest
+    rank = order.index(diagnosed.condition) if diagnosed.condition in order else len(order)
+    return -rank, -diagnosed.download.allocated, diagnosed.digest
 
 
 def _forecast(foreseen: Forecast, seen: Evidence) -> Iterable[object]:
@@ -187,9 +187,9 @@ def _told_by_drawing(finding: Finding) -> bool:
     return finding.kind.startswith("download_") and finding.kind not in beside
 
 
-def _summary(seen: Evidence, verdict: Verdict) -> Table:
+def _summary(seen: Evidence, diagnosis: Diagnosis) -> Table:
     table = summary(seen)
-    table.add_row(Text("found", style="bold"), _counts(verdict))
+    table.add_row(Text("found", style="bold"), _counts(diagnosis))
     return table
 
 
@@ -216,8 +216,8 @@ def summary(seen: Evidence) -> Table:
         )
     if not seen.servers:
         table.add_row(Text("server", style="bold"), "none runs on this store")
-    if seen.view.sight is not Sight.FULL:
-        table.add_row(Text("sight", style="bold"), f"{seen.view.sight.value}: {seen.view.why}")
+    if seen.view.visibility is not Visibility.FULL:
+        table.add_row(Text("sight", style="bold"), f"{seen.view.visibility.value}: {seen.view.why}")
     return table
 
 
@@ -234,8 +234,8 @@ def _blobs_of(census: BlobCensus) -> str:
     return f"{count(census.entries, 'file')} in blobs/, {decimal(census.allocated)} on disk"
 
 
-def _counts(verdict: Verdict) -> Text:
-    counts = Counter(finding.severity for finding in verdict.findings)
+def _counts(diagnosis: Diagnosis) -> Text:
+    counts = Counter(finding.severity for finding in diagnosis.findings)
     told = [
         (f"{count(counts[severity], severity.value)}", _STYLE[severity])
         for severity in (Severity.ERROR, Severity.WARNING)
@@ -250,52 +250,52 @@ def _counts(verdict: Verdict) -> Text:
     return joined
 
 
-def _download(judged: Judged, seen: Evidence) -> Iterator[object]:
-    table = drawn(judged)
-    table.add_row("", judged.because)
-    table.add_row("", _costs(judged))
-    words = "" if judged.stale else findings.in_words(judged)
+def _download(diagnosed: Diagnosed, seen: Evidence) -> Iterator[object]:
+    table = drawn(diagnosed)
+    table.add_row("", diagnosed.because)
+    table.add_row("", _costs(diagnosed))
+    words = "" if diagnosed.stale else findings.in_words(diagnosed)
     if words:
         table.add_row("", words)
     yield table
-    helps = findings.helps(judged, seen)
-    if helps and not judged.stale:
+    helps = findings.helps(diagnosed, seen)
+    if helps and not diagnosed.stale:
         yield Command(helps, _INDENT)
 
 
-def drawn(judged: Judged, more: str = "") -> Table:
+def drawn(diagnosed: Diagnosed, more: str = "") -> Table:
     """A download: its condition and name, its bytes drawn, and its sizes in words and `more`."""
-    download = judged.download
-    style = _CONDITION_STYLE.get(judged.condition, "bold red")
+    download = diagnosed.download
+    style = _CONDITION_STYLE.get(diagnosed.condition, "bold red")
     table = _block()
-    state = Text(judged.condition.value, style=style)
-    head = Text(names.known_as(download.models, judged.digest), style="bold")
+    state = Text(diagnosed.condition.value, style=style)
+    head = Text(names.known_as(download.models, diagnosed.digest), style="bold")
     if download.models:
-        head.append(f"  {names.short(judged.digest)}", style="dim")
-    if judged.stale:
+        head.append(f"  {names.short(diagnosed.digest)}", style="dim")
+    if diagnosed.stale:
         head.append("  stale", style="bold yellow")
     table.add_row(state, head)
     trust, total = download.trust, download.total
     if total:
         table.add_row("", Text(part_map.drawing(trust, total, _CELLS), style=style))
-    table.add_row("", f"{_sizes(judged)}{more}")
+    table.add_row("", f"{_sizes(diagnosed)}{more}")
     return table
 
 
-def _costs(judged: Judged) -> str:
+def _costs(diagnosed: Diagnosed) -> str:
     """What another pull would fetch."""
-    if judged.condition is Condition.LIVE:
+    if diagnosed.condition is Condition.LIVE:
         return ""
-    if judged.cost_alone is None:
+    if diagnosed.cost_alone is None:
         return "Ollama alone: it can't arrive, or what it would cost is not known"
-    told = f"Ollama alone still downloads {decimal(judged.cost_alone)}"
-    if judged.cost_repaired is not None and judged.cost_repaired < judged.cost_alone:
-        told += f"; {decimal(judged.cost_repaired)} would do"
+    told = f"Ollama alone still downloads {decimal(diagnosed.cost_alone)}"
+    if diagnosed.cost_repaired is not None and diagnosed.cost_repaired < diagnosed.cost_alone:
+        told += f"; {decimal(diagnosed.cost_repaired)} would do"
     return told
 
 
-def _sizes(judged: Judged) -> str:
-    download = judged.download
+def _sizes(diagnosed: Diagnosed) -> str:
+    download = diagnosed.download
     trust, total = download.trust, download.total
     present = ranges.size(trust.present)
     beyond = ranges.size(ranges.difference(trust.present, trust.claimed))
@@ -304,9 +304,9 @@ def _sizes(judged: Judged) -> str:
     if beyond:
         told += f", {decimal(beyond)} of that not claimed"
     told += f"; {decimal(download.allocated)} on disk"
-    if judged.condition is Condition.LIVE:
+    if diagnosed.condition is Condition.LIVE:
         return told
-    return f"{told}; no progress for {advice.duration(judged.age)}"
+    return f"{told}; no progress for {advice.duration(diagnosed.age)}"
 
 
 def _findings(told: list[Finding]) -> Iterable[object]:
@@ -354,14 +354,14 @@ def quarantine(report: Report) -> list[object]:
     return [table]
 
 
-def not_seen(found: Sequence[Unseen], verdict: Verdict) -> Iterator[object]:
+def not_seen(found: Sequence[Unseen], diagnosis: Diagnosis) -> Iterator[object]:
     """What could not be looked at, why, and what helps."""
     for each in found[:_SHOWN_ALIKE]:
         told = f"could not be looked at: {names.printable(each.path)}: {each.why}"
         yield Text(told, style="red")
     if len(found) > _SHOWN_ALIKE:
         yield Text(f"and {len(found) - _SHOWN_ALIKE:,} more: --json has them all")
-    for command in remaining.opening(found, verdict)[:_SHOWN_ALIKE]:
+    for command in remaining.opening(found, diagnosis)[:_SHOWN_ALIKE]:
         yield Command(command)
 
 
@@ -376,7 +376,7 @@ def _place_of(kept: Kept) -> str:
 
 def verified(report: Report, done: Verified) -> list[object]:
     """What a verification has found, and what it could not check or write down."""
-    shown = list(_findings(verifying.told(report.verdict, done)))
+    shown = list(_findings(verifying.told(report.diagnosis, done)))
     for unseen in done.unseen[:_SHOWN_ALIKE]:
         told = f"not checked: {names.printable(unseen.path)}: {unseen.why}"
         shown.append(Text(told, style="red"))
@@ -386,6 +386,6 @@ def verified(report: Report, done: Verified) -> list[object]:
         told = f"not checked: {count(done.left, 'blob')}, for want of time; to go on there:"
         shown.append(Text(told))
         shown.append(Command(advice.watch(report.evidence, "verify")))
-    shown.extend(Text(trouble, style="yellow") for trouble in report.troubles)
+    shown.extend(Text(trouble, style="yellow") for trouble in report.warnings)
     shown.append(Text(verified_line(done).rstrip()))
     return shown

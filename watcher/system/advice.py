@@ -195,14 +195,14 @@ def _sudo(by: Caller, owner: int | None) -> tuple[str, ...]:
     return () if by.uid == 0 or by.uid == owner else ("sudo",)
 
 
-def ollama(seen: Evidence, verb: str, model: str) -> str:
+def ollama(seen: Evidence, kind: str, model: str) -> str:
     """A command of Ollama's own about a model, at the server of the store that was looked at."""
     if seen.place.read_only:
         return ""
     url = server_of(seen)
     where = (f"OLLAMA_HOST={quoted(url)}",) if url else ()
-    insecure = ("--insecure",) if verb == "pull" and is_on_loopback(model) else ()
-    return " ".join((*where, line("ollama", verb, *insecure, model)))
+    insecure = ("--insecure",) if kind == "pull" and is_on_loopback(model) else ()
+    return " ".join((*where, line("ollama", kind, *insecure, model)))
 
 
 def server_of(seen: Evidence) -> str:

@@ -8,6 +8,7 @@ from watcher.decide import diagnose
 from watcher.model import (
     DAY,
     HOUR,
+    Diagnosis,
     Download,
     Entry,
     Evidence,
@@ -20,10 +21,9 @@ from watcher.model import (
     Server,
     ServerState,
     Sidecar,
-    Sight,
     Trust,
-    Verdict,
     View,
+    Visibility,
 )
 from watcher.ollama import ranges
 
@@ -75,16 +75,18 @@ def writer(name: str = "ollama", *, writes: bool = True) -> Holder:
     return Holder(42, name, f"sha256-{D}-partial", writes)
 
 
-def evidence(*downloads: Download, sight: Sight = Sight.FULL, **more: Any) -> Evidence:
+def evidence(
+    *downloads: Download, visibility: Visibility = Visibility.FULL, **more: Any
+) -> Evidence:
     given: dict[str, Any] = {
         "place": Place("/models", "--store"),
         "now": NOW,
-        "view": View(sight, (), "" if sight is Sight.FULL else "the reason"),
+        "view": View(visibility, (), "" if visibility is Visibility.FULL else "the reason"),
         "downloads": downloads,
     }
     return Evidence(**{**given, **more})
 
 
-def verdict(seen: Evidence, policy: Policy = POLICY) -> Verdict:
+def diagnosis(seen: Evidence, policy: Policy = POLICY) -> Diagnosis:
     """What there is to tell of what was seen."""
-    return diagnose.verdict(diagnose.judge(seen, policy), seen, policy)
+    return diagnose.diagnosis(diagnose.judge(seen, policy), seen, policy)

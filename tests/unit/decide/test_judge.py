@@ -21,17 +21,17 @@ from watcher.model import (
     OddBlob,
     OddManifest,
     Severity,
-    Sight,
+    Visibility,
 )
 
-from .seen import MB, NOW, POLICY, D, download, entry, evidence, server, verdict, writer
+from .seen import MB, NOW, POLICY, D, diagnosis, download, entry, evidence, server, writer
 
 FULL = ((0, 200 * MB),)
 
 
 def condition(one: Download, **more: Any) -> Condition:
-    (judged,) = diagnose.judge(evidence(one, **more), POLICY)
-    return judged.condition
+    (diagnosed,) = diagnose.judge(evidence(one, **more), POLICY)
+    return diagnosed.condition
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_a_reader_changes_nothing() -> None:
         (10, {"servers": (server(),)}, True),
         (89, {"servers": (server(),)}, True),
         (91, {"servers": (server(),)}, False),
-        (10, {"sight": Sight.NAMED}, False),
-        (10, {"sight": Sight.PARTIAL}, True),
-        (91, {"sight": Sight.PARTIAL}, False),
+        (10, {"visibility": Visibility.NAMED}, False),
+        (10, {"visibility": Visibility.PARTIAL}, True),
+        (91, {"visibility": Visibility.PARTIAL}, False),
         (-500, {"servers": (server(),)}, True),
     ],
 )
@@ -99,28 +99,28 @@ def test_it_may_live_where_a_server_may_and_it_is_not_quiet(
 
 def test_age_goes_by_the_progress_and_quiet_by_the_files() -> None:
     one = replace(download(ago=HOUR), progress_at=NOW - 9 * DAY)
-    (judged,) = diagnose.judge(evidence(one), POLICY)
-    assert (judged.age, judged.quiet, judged.stale) == (9 * DAY, HOUR, True)
+    (diagnosed,) = diagnose.judge(evidence(one), POLICY)
+    assert (diagnosed.age, diagnosed.quiet, diagnosed.stale) == (9 * DAY, HOUR, True)
 
 
 @pytest.mark.parametrize(("ago", "stale"), [(7 * DAY - 1, False), (7 * DAY, True), (-DAY, False)])
 def test_stale_is_an_overlay(ago: float, stale: bool) -> None:
-    (judged,) = diagnose.judge(evidence(download(ago=ago)), POLICY)
-    assert judged.stale is stale
-    assert judged.age >= 0
-    assert judged.quiet >= 0
+    (diagnosed,) = diagnose.judge(evidence(download(ago=ago)), POLICY)
+    assert diagnosed.stale is stale
+    assert diagnosed.age >= 0
+    assert diagnosed.quiet >= 0
 
 
 def test_what_is_live_is_never_stale() -> None:
     one = replace(download(ago=9 * DAY), holders=(writer(),))
-    (judged,) = diagnose.judge(evidence(one), POLICY)
-    assert not judged.stale
+    (diagnosed,) = diagnose.judge(evidence(one), POLICY)
+    assert not diagnosed.stale
 
 
 def test_what_it_would_still_cost() -> None:
     def costs(one: Download) -> tuple[int | None, int | None]:
-        (judged,) = diagnose.judge(evidence(one), POLICY)
-        return judged.cost_alone, judged.cost_repaired
+        (diagnosed,) = diagnose.judge(evidence(one), POLICY)
+        return diagnosed.cost_alone, diagnosed.cost_repaired
 
     assert costs(download(trusted=((0, 80 * MB),))) == (150 * MB, 120 * MB)
     assert costs(download(parts=0, claimed=(), trusted=((0, 80 * MB),))) == (200 * MB, 120 * MB)
@@ -131,7 +131,7 @@ def test_what_it_would_still_cost() -> None:
 
 
 def findings(seen: Evidence) -> dict[str, Severity]:
-    return {each.kind: each.severity for each in verdict(seen).findings}
+    return {each.kind: each.severity for each in diagnosis(seen).findings}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_an_orphan_is_as_old_as_it_is_to_a_clean_up() -> None:
     kept = entry(f"sha256-{'a' * 64}", ago=60, own_mtime_ns=round((NOW - 8 * DAY) * 1e9))
     census = BlobCensus(unnamed=(kept,), manifests=1)
     seen = evidence(download(), census=census)
-    (orphan,) = [each for each in verdict(seen).findings if each.kind == "blob_orphan"]
+    (orphan,) = [each for each in diagnosis(seen).findings if each.kind == "blob_orphan"]
     assert (orphan.severity, orphan.command) == (
         Severity.WARNING,
         "ollama-watch --store /models clean sha256-aaaaaaaaaaaa",
@@ -183,5 +183,5 @@ def test_an_orphan_is_as_old_as_it_is_to_a_clean_up() -> None:
 def test_severe_findings_come_first() -> None:
     odd = OddBlob(D, BlobFault.SHORT, 5, entry("x"), ("m:latest",))
     seen = evidence(download(), census=BlobCensus(odd=(odd,), manifests=1))
-    ranks = [each.severity.rank for each in verdict(seen).findings]
+    ranks = [each.severity.rank for each in diagnosis(seen).findings]
     assert ranks == sorted(ranks, reverse=True)

@@ -9,6 +9,7 @@ from watcher.decide import transitions
 from watcher.model import (
     DAY,
     Action,
+    ActionKind,
     BlobCensus,
     BlobFault,
     Condition,
@@ -23,12 +24,11 @@ from watcher.model import (
     Result,
     SeenModel,
     Trust,
-    Verb,
 )
 from watcher.state.event_log import Event
 from watcher.state.memory import Memory, Sample
 
-from .seen import MB, NOW, D, download, entry, evidence, server, verdict, writer
+from .seen import MB, NOW, D, diagnosis, download, entry, evidence, server, writer
 
 LIVE = replace(download(ago=1), holders=(writer(),))
 PAUSED = download(ago=100)
@@ -46,7 +46,9 @@ def told(
         census=seen.census._replace(manifests=1),
         place=seen.place._replace(free_bytes=10**12),
     )
-    now, happened = transitions.learn(memory, seen, verdict(seen), finished or {}, first_look=first)
+    now, happened = transitions.learn(
+        memory, seen, diagnosis(seen), finished or {}, first_look=first
+    )
     assert all(isinstance(event, Event) and event.line for event in happened)
     return now, [event.event_type for event in happened]
 
@@ -107,7 +109,7 @@ def test_a_narrow_look_does_not_miss_what_it_did_not_look_at() -> None:
 
 def test_what_we_removed_ourselves_is_not_told_as_gone() -> None:
     memory, _ = told(Memory(), evidence(PAUSED))
-    action = Action(Verb.REMOVE_DOWNLOAD, D, "stale", ())
+    action = Action(ActionKind.REMOVE_DOWNLOAD, D, "stale", ())
     assert not transitions.forget(memory, [Outcome(action, Result.DONE, "done")]).downloads
     assert transitions.forget(memory, [Outcome(action, Result.REFUSED, "held")]) == memory
 
@@ -152,7 +154,7 @@ def test_progress_is_told_once_a_minute_with_rate_and_time_left() -> None:
     memory, (event,) = transitions.learn(
         memory,
         replace(growing(NOW + 60, 160), scope=frozenset({D})),
-        verdict(growing(NOW + 60, 160)),
+        diagnosis(growing(NOW + 60, 160)),
         {},
     )
     assert event.event_type == "download_progress"
@@ -246,7 +248,7 @@ def test_a_problem_is_told_once_while_it_lasts() -> None:
 
     looks = [missing("1", "2"), missing("1", "2"), missing("1", "2", "3"), missing(), missing("1")]
     assert story(*looks) == [["store_problem"], [], ["store_problem"], [], ["store_problem"]]
-    event = transitions.learn(Memory(), looks[0], verdict(looks[0]), {})[1][0]
+    event = transitions.learn(Memory(), looks[0], diagnosis(looks[0]), {})[1][0]
     assert (event.details["count"], event.details["kind"]) == (2, "blob_missing")
 
 
@@ -263,7 +265,7 @@ def test_progress_is_when_bytes_arrived_not_when_files_were_touched() -> None:
 
 
 def test_events_name_sizes_and_durations_by_their_units() -> None:
-    _, (event, *_) = transitions.learn(Memory(), evidence(PAUSED), verdict(evidence(PAUSED)), {})
+    _, (event, *_) = transitions.learn(Memory(), evidence(PAUSED), diagnosis(evidence(PAUSED)), {})
     assert event.model_name == f"sha256-{D[:12]}"
     assert event.details["total_bytes"] == 200 * MB
     assert event.details["age_seconds"] == 100
@@ -271,8 +273,8 @@ def test_events_name_sizes_and_durations_by_their_units() -> None:
 
 
 def test_a_refused_act_tells_what_was_in_the_way() -> None:
-    action = Action(Verb.REMOVE_DOWNLOAD, D, "stale", ())
-    refusal = Refusal(RefusalKind.HELD, D, action.verb, "held", "wait")
+    action = Action(ActionKind.REMOVE_DOWNLOAD, D, "stale", ())
+    refusal = Refusal(RefusalKind.HELD, D, action.kind, "held", "wait")
     event = transitions.ended(Outcome(action, Result.REFUSED, "held", refusal=refusal), NOW)
     assert (event.event_type, event.details["kind"]) == ("refused", "held")
     assert "kind" not in transitions.ended(Outcome(action, Result.DONE, "done"), NOW).details
@@ -289,7 +291,7 @@ def test_a_look_that_could_not_read_all_says_nothing_new_of_the_condition() -> N
 def test_the_size_of_what_could_not_be_read_is_that_on_the_disk() -> None:
     short = replace(download(), trust=Trust(zeros_read=False))
     seen = evidence(short)
-    _, (found, *_) = transitions.learn(Memory(), seen, verdict(seen), {})
+    _, (found, *_) = transitions.learn(Memory(), seen, diagnosis(seen), {})
     assert f"Partial size: {short.allocated} bytes" in found.message
     assert short.allocated > 0
 

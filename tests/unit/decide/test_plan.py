@@ -11,6 +11,7 @@ from watcher.decide import diagnose, enough, plan, safety
 from watcher.model import (
     DAY,
     HOUR,
+    ActionKind,
     Blind,
     BlobCensus,
     BlobFault,
@@ -29,11 +30,10 @@ from watcher.model import (
     RefusalKind,
     Server,
     ServerState,
-    Sight,
     Temporary,
     TemporaryKind,
-    Verb,
     View,
+    Visibility,
 )
 
 from .seen import CLEANING, MB, NOW, D, download, entry, evidence, server, writer
@@ -55,7 +55,7 @@ def refusals(seen: Evidence) -> list[RefusalKind]:
 def test_a_stale_download_goes_as_a_whole() -> None:
     one = download(ago=OLD)
     (action,) = planned(evidence(one)).actions
-    assert action.verb is Verb.REMOVE_DOWNLOAD
+    assert action.kind is ActionKind.REMOVE_DOWNLOAD
     assert set(action.expects) == set(one.entries)
     assert action.frees == one.freed
 
@@ -68,7 +68,7 @@ def kept(label: str, *, ago: float, size: int, replaced: bool) -> Kept:
 def purged(policy: Policy, *things: Kept) -> list[str]:
     seen = replace(evidence(), quarantine=things)
     made = plan.make(diagnose.judge(seen, policy), seen, policy)
-    assert {each.verb for each in made.actions} <= {Verb.PURGE}
+    assert {each.kind for each in made.actions} <= {ActionKind.PURGE}
     return [each.subject for each in made.actions]
 
 
@@ -93,13 +93,13 @@ def test_a_full_quarantine_takes_nothing_more() -> None:
     blob = entry(f"sha256-{D}", size=60)._replace(allocated=60, sha256="0" * 64)
     odd = OddBlob(D, BlobFault.CORRUPT, 60, blob, ("llama3:latest",), registry=60)
     policy = Policy(quarantine_max_bytes=100)
-    for held, verbs in ((0, [Verb.QUARANTINE_BLOB]), (50, [])):
+    for held, verbs in ((0, [ActionKind.QUARANTINE_BLOB]), (50, [])):
         seen = replace(
             evidence(census=BlobCensus(odd=(odd,), manifests=1)),
             quarantine=(kept("1-a", ago=DAY, size=held, replaced=False),),
         )
         made = plan.make(diagnose.judge(seen, policy), seen, policy)
-        assert [each.verb for each in made.actions] == verbs
+        assert [each.kind for each in made.actions] == verbs
         assert [each.kind for each in made.refusals] == [RefusalKind.ROOM] * (not verbs)
 
 
@@ -135,7 +135,7 @@ def test_a_download_is_as_old_as_its_last_change() -> None:
     made = planned(evidence(one, census=orphans(entry(f"sha256-{'a' * 64}", ago=20 * DAY))))
     assert len(made.actions) == 2
     (first,) = enough.until_free(made, made.free + 1).actions
-    assert first.verb is Verb.REMOVE_ORPHAN
+    assert first.kind is ActionKind.REMOVE_ORPHAN
 
 
 def test_what_frees_nothing_does_not_go_for_room() -> None:
@@ -179,12 +179,12 @@ def test_a_server_that_runs_is_given_time_to_meet_the_guard() -> None:
         (replace(download(ago=10), progress_at=NOW - OLD), {}, RefusalKind.NOT_QUIET),
         (
             replace(download(ago=1800), progress_at=NOW - OLD),
-            {"sight": Sight.NAMED},
+            {"visibility": Visibility.NAMED},
             RefusalKind.SIGHT,
         ),
         (
             replace(download(ago=1800), progress_at=NOW - OLD),
-            {"sight": Sight.PARTIAL},
+            {"visibility": Visibility.PARTIAL},
             RefusalKind.SIGHT,
         ),
         (
@@ -208,8 +208,8 @@ def test_each_refusal(one: Download, more: dict[str, Any], kind: RefusalKind) ->
     ("one", "more"),
     [
         (replace(download(ago=100), progress_at=NOW - OLD), {}),
-        (replace(download(ago=HOUR), progress_at=NOW - OLD), {"sight": Sight.NAMED}),
-        (replace(download(ago=HOUR), progress_at=NOW - OLD), {"sight": Sight.PARTIAL}),
+        (replace(download(ago=HOUR), progress_at=NOW - OLD), {"visibility": Visibility.NAMED}),
+        (replace(download(ago=HOUR), progress_at=NOW - OLD), {"visibility": Visibility.PARTIAL}),
         (download(ago=OLD, parts=0, claimed=(), trusted=()), {"servers": (server(),)}),
         (download(ago=OLD), {"place": Place("/m[", "x", globbed=True)}),
     ],
@@ -239,7 +239,7 @@ def test_what_is_unknown_or_live_is_left(one: Download) -> None:
 def test_of_a_redundant_download_only_surplus_sidecars_go() -> None:
     one = download(ago=OLD, data=False, claimed=(), trusted=(), finished=entry("x", size=200 * MB))
     (action,) = planned(evidence(one)).actions
-    assert action.verb is Verb.REMOVE_SURPLUS
+    assert action.kind is ActionKind.REMOVE_SURPLUS
     assert {each.name for each in action.expects} == {each.entry.name for each in one.sidecars}
 
 
@@ -259,7 +259,7 @@ def orphans(*entries: Entry, odd: ManifestFault | None = None, **more: Any) -> B
 def test_an_old_orphan_goes_and_a_young_one_stays() -> None:
     young = entry(f"sha256-{'b' * 64}", ago=DAY)
     (action,) = planned(evidence(census=orphans(ORPHAN, young))).actions
-    assert (action.verb, action.expects) == (Verb.REMOVE_ORPHAN, (ORPHAN,))
+    assert (action.kind, action.expects) == (ActionKind.REMOVE_ORPHAN, (ORPHAN,))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_an_old_orphan_goes_and_a_young_one_stays() -> None:
         (orphans(), {"servers": (server(),)}, RefusalKind.SERVER_RUNS),
         (orphans(), {"servers": (server(ours=None),)}, RefusalKind.SERVER_RUNS),
         (orphans(), {"others": ("ollama (9)",)}, RefusalKind.SERVER_RUNS),
-        (orphans(), {"sight": Sight.PARTIAL}, RefusalKind.SIGHT),
+        (orphans(), {"visibility": Visibility.PARTIAL}, RefusalKind.SIGHT),
         (orphans(), {"place": Place("/m", "x", blobs_elsewhere=True)}, RefusalKind.LINKED),
         (orphans(), {"place": Place("/m", "x", read_only=True)}, RefusalKind.PERMISSION),
     ],
@@ -298,7 +298,7 @@ def test_a_narrow_look_plans_no_orphans_and_no_left_overs() -> None:
         (HOUR / 2, {}, False),
         (2 * HOUR, {"servers": (server(),)}, False),
         (2 * HOUR, {"others": ("ollama create (9)",)}, False),
-        (2 * HOUR, {"sight": Sight.PARTIAL}, False),
+        (2 * HOUR, {"visibility": Visibility.PARTIAL}, False),
     ],
 )
 def test_left_overs_of_create(ago: float, more: dict[str, Any], goes: bool) -> None:
@@ -334,10 +334,10 @@ def test_a_service_mends_nothing_while_another_download_is_live(
         assert made.actions == ()
         assert made.due[0].at == pytest.approx(NOW + 60)
     else:
-        assert [each.verb for each in made.actions] == [Verb.WRITE_SIDECARS]
+        assert [each.kind for each in made.actions] == [ActionKind.WRITE_SIDECARS]
     alone = evidence(broken, servers=servers, pulling=frozenset({D}))
     made = plan.make(diagnose.judge(alone, policy), alone, policy)
-    assert [each.verb for each in made.actions] == [Verb.WRITE_SIDECARS]
+    assert [each.kind for each in made.actions] == [ActionKind.WRITE_SIDECARS]
 
 
 @pytest.mark.parametrize("uid", [0, 1000])
@@ -346,5 +346,5 @@ def test_only_who_is_not_root_is_told_to_be_and_only_where_that_helps(
     blind: Blind, uid: int
 ) -> None:
     by = Caller(uid, ("ollama-watch",), ("ollama-watch",))
-    seen = evidence(view=View(Sight.PARTIAL, blind=blind), caller=by)
+    seen = evidence(view=View(Visibility.PARTIAL, blind=blind), caller=by)
     assert ("as root" in safety.sees_more(seen)) is (blind is Blind.USERS and uid != 0)

@@ -18,7 +18,7 @@ from watcher.state.memory import Asked, Memory, Remembered
 
 
 def look(models: Store, memory: Memory | None = None, **more: Any) -> Evidence:
-    return observe(models.world(**more), Policy(), memory or Memory())
+    return observe(models.host(**more), Policy(), memory or Memory())
 
 
 def one(models: Store, memory: Memory | None = None, **more: Any) -> Download:
@@ -27,8 +27,8 @@ def one(models: Store, memory: Memory | None = None, **more: Any) -> Download:
 
 
 def condition(models: Store) -> Condition:
-    (judged,) = diagnose.judge(look(models), Policy())
-    return judged.condition
+    (diagnosed,) = diagnose.judge(look(models), Policy())
+    return diagnosed.condition
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_manifest_that_is_being_written_is_looked_at_again(models: Store) -> N
 def test_a_narrow_look_reads_only_what_it_was_asked_for(models: Store) -> None:
     wanted = models.broken("0:1", name="wanted")
     models.broken("0:1", name="other")
-    seen = observe(models.world(), Policy(), Memory(), frozenset({wanted}))
+    seen = observe(models.host(), Policy(), Memory(), frozenset({wanted}))
     assert [each.digest for each in seen.downloads] == [wanted]
     assert seen.scope == frozenset({wanted})
 

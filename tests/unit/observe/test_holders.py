@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import IS_ROOT, needs_root
 from tests.support.driving import once
 from tests.support.notation import Store, quiet_machine
-from watcher.model import Entry, Holder, ServerState, Sight
+from watcher.model import Entry, Holder, ServerState, Visibility
 from watcher.observe import processes, scan
 
 HOLD = """
@@ -80,7 +80,7 @@ def entry_of(path: Path) -> Entry:
 
 
 def held(models: Store, *entries: Entry) -> tuple[Holder, ...]:
-    return processes.holders_of(models.world(proc="/proc"), entries)
+    return processes.holders_of(models.host(proc="/proc"), entries)
 
 
 @pytest.mark.parametrize(("mode", "writes"), [("rb", False), ("r+b", True), ("ab", True)])
@@ -196,7 +196,7 @@ def test_servers_clients_and_others_are_told_apart(
     server = children.start(ollama, "serve", env=env)
     client = children.start(ollama, "pull", "serveless", env=env)
     children.start(other, "serve", env=env)
-    seen = processes.see(models.world(proc="/proc"), [], network=False, writers_visible=False)
+    seen = processes.see(models.host(proc="/proc"), [], network=False, writers_visible=False)
     (found,) = [each for each in seen.servers if each.pid == server.pid]
     assert (found.store, found.ours, found.no_prune) == (str(models.path), True, True)
     assert found.state is ServerState.STARTING
@@ -213,17 +213,17 @@ def test_of_a_parent_only_the_children_count(
     script = 'exec 3<"$1"; exec "$0" serve'
     words = ("sh", "-c", script, program(tmp_path, "ollama"), str(data))
     server = children.start(*words, env={"PATH": os.environ["PATH"]})
-    world = models.world(proc="/proc", parent=os.getpid() if kin else server.pid)
+    host = models.host(proc="/proc", parent=os.getpid() if kin else server.pid)
     expected = [server.pid] if kin else []
-    seen = processes.see(world, [entry], network=False, writers_visible=True)
+    seen = processes.see(host, [entry], network=False, writers_visible=True)
     assert [each.pid for each in seen.servers] == expected
     assert [each.pid for each in seen.holders.get(data.name, ())] == expected
-    assert [each.pid for each in processes.holders_of(world, [entry])] == expected
+    assert [each.pid for each in processes.holders_of(host, [entry])] == expected
 
 
 def ours(models: Store, pid: int) -> bool | None:
     """Whether a server's store is this one."""
-    seen = processes.see(models.world(proc="/proc"), [], network=False, writers_visible=False)
+    seen = processes.see(models.host(proc="/proc"), [], network=False, writers_visible=False)
     (found,) = [each.ours for each in seen.servers if each.pid == pid]
     return found
 
@@ -277,8 +277,8 @@ def test_a_server_that_answers_has_started(
 ) -> None:
     environment = {"OLLAMA_MODELS": str(models.path)}
     server = children.start(program(tmp_path, "ollama"), "serve", env=environment)
-    world = models.world(proc="/proc", version=lambda _: "0.33.0")
-    seen = processes.see(world, [], network=False, writers_visible=False)
+    host = models.host(proc="/proc", version=lambda _: "0.33.0")
+    seen = processes.see(host, [], network=False, writers_visible=False)
     (found,) = [each for each in seen.servers if each.pid == server.pid]
     assert (found.state, found.version, found.ours) == (ServerState.ANSWERING, "0.33.0", True)
 
@@ -299,8 +299,8 @@ def test_one_that_ends_while_it_is_looked_at_is_none(
         else:
             os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
 
-    world = models.world(proc="/proc", version=once(end))
-    seen = processes.see(world, (), network=False, writers_visible=False)
+    host = models.host(proc="/proc", version=once(end))
+    seen = processes.see(host, (), network=False, writers_visible=False)
     assert server.pid not in {each.pid for each in seen.servers}
 
 
@@ -311,7 +311,7 @@ def test_one_that_is_ending_is_no_ollama_at_work(models: Store, tmp_path: Path) 
     (proc / "77" / "stat").write_text("77 (ollama) R 1 77 77 0 -1 4228100 0 0 0 0 0 0 0 0 20 0 1 0")
     for cmdline, others in ((b"", ()), (b"ollama\0run\0", ("ollama (77)",))):
         (proc / "77" / "cmdline").write_bytes(cmdline)
-        seen = processes.see(models.world(proc=str(proc)), (), network=False, writers_visible=False)
+        seen = processes.see(models.host(proc=str(proc)), (), network=False, writers_visible=False)
         assert seen.others == others
 
 
@@ -319,8 +319,8 @@ def test_one_that_can_not_be_reached_for_long_counts_as_started(
     models: Store, tmp_path: Path, children: Children
 ) -> None:
     server = children.start(program(tmp_path, "ollama"), "serve")
-    world = models.world(proc="/proc", clock=lambda: time.time() + 301)
-    seen = processes.see(world, [], network=False, writers_visible=False)
+    host = models.host(proc="/proc", clock=lambda: time.time() + 301)
+    seen = processes.see(host, [], network=False, writers_visible=False)
     (found,) = [each for each in seen.servers if each.pid == server.pid]
     assert found.state is ServerState.UNREACHABLE
 
@@ -328,48 +328,50 @@ def test_one_that_can_not_be_reached_for_long_counts_as_started(
 # ---------------------------------------------------------------- sight
 
 
-def sight(models: Store, *, network: bool = False, visible: bool = False, proc: str = "") -> Sight:
-    world = models.world(proc=proc) if proc else models.world()
-    return processes.see(world, [], network=network, writers_visible=visible).view.sight
+def visibility(
+    models: Store, *, network: bool = False, visible: bool = False, proc: str = ""
+) -> Visibility:
+    host = models.host(proc=proc) if proc else models.host()
+    return processes.see(host, [], network=network, writers_visible=visible).view.visibility
 
 
 def test_sight_is_full_where_all_can_be_read(models: Store) -> None:
-    assert sight(models) is Sight.FULL
+    assert visibility(models) is Visibility.FULL
 
 
 def test_a_network_hides_writers_and_the_settings_can_say_otherwise(models: Store) -> None:
-    assert sight(models, network=True) is Sight.PARTIAL
-    assert sight(models, network=True, visible=True) is Sight.FULL
+    assert visibility(models, network=True) is Visibility.PARTIAL
+    assert visibility(models, network=True, visible=True) is Visibility.FULL
 
 
 def test_a_container_hides_writers(models: Store, tmp_path: Path) -> None:
-    world = models.world()
-    pid = Path(world.proc) / "self" / "ns" / "pid"
+    host = models.host()
+    pid = Path(host.proc) / "self" / "ns" / "pid"
     pid.unlink()
     pid.symlink_to("pid:[4026532999]")
-    assert sight(models, proc=world.proc) is Sight.PARTIAL
+    assert visibility(models, proc=host.proc) is Visibility.PARTIAL
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ("rw", Sight.FULL),
-        ("rw,hidepid=0", Sight.FULL),
-        ("rw,hidepid=invisible", Sight.FULL if IS_ROOT else Sight.PARTIAL),
-        ("rw,subset=pid", Sight.PARTIAL),
+        ("rw", Visibility.FULL),
+        ("rw,hidepid=0", Visibility.FULL),
+        ("rw,hidepid=invisible", Visibility.FULL if IS_ROOT else Visibility.PARTIAL),
+        ("rw,subset=pid", Visibility.PARTIAL),
     ],
 )
-def test_a_proc_that_hides(models: Store, options: str, expected: Sight) -> None:
-    world = models.world()
-    mounts = Path(world.proc) / "self" / "mounts"
-    mounts.write_text(f"none / ext4 rw 0 0\nproc {world.proc} proc {options} 0 0\n")
-    assert sight(models, proc=world.proc) is expected
+def test_a_proc_that_hides(models: Store, options: str, expected: Visibility) -> None:
+    host = models.host()
+    mounts = Path(host.proc) / "self" / "mounts"
+    mounts.write_text(f"none / ext4 rw 0 0\nproc {host.proc} proc {options} 0 0\n")
+    assert visibility(models, proc=host.proc) is expected
 
 
 def test_a_proc_that_tells_nothing(models: Store, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "stat").write_text("cpu 0 0 0 0\nbtime 1\n")
-    assert sight(models, proc=str(tmp_path / "empty")) is Sight.PARTIAL
+    assert visibility(models, proc=str(tmp_path / "empty")) is Visibility.PARTIAL
 
 
 LOOK = """

@@ -121,7 +121,7 @@ def test_everything_looked_at_is_listed(quiet: FakeFilesystem) -> None:
 def test_network_file_systems_are_known(models: Store, file_system: str, network: bool) -> None:
     proc = quiet_machine(models.path.parent / "proc", file_system=file_system)
     fd = os.open(models.path, os.O_RDONLY)
-    found = place.describe(models.world(proc=proc), fd)
+    found = place.describe(models.host(proc=proc), fd)
     os.close(fd)
     assert (found.file_system, found.network) == (file_system, network)
 
@@ -132,7 +132,7 @@ def test_network_file_systems_are_known(models: Store, file_system: str, network
 def test_paths_in_which_the_server_finds_nothing(tmp_path: Path, name: str, globbed: bool) -> None:
     store = Store(tmp_path / name)
     fd = os.open(store.path, os.O_RDONLY)
-    assert place.describe(store.world(), fd).globbed is globbed
+    assert place.describe(store.host(), fd).globbed is globbed
     os.close(fd)
 
 
@@ -140,7 +140,7 @@ def test_blobs_that_are_a_link(models: Store, tmp_path: Path) -> None:
     models.blobs.rename(tmp_path / "elsewhere")
     models.blobs.symlink_to(tmp_path / "elsewhere")
     fd = os.open(models.path, os.O_RDONLY)
-    found = place.describe(models.world(), fd)
+    found = place.describe(models.host(), fd)
     os.close(fd)
     assert (found.blobs_linked, found.blobs_elsewhere) == (True, False)
 
@@ -159,7 +159,7 @@ def test_blobs_behind_somebody_elses_link(
     os.chown(models.blobs, link, link, follow_symlinks=False)
     os.chown(tmp_path / "elsewhere", blobs, blobs)
     fd = os.open(models.path, os.O_RDONLY)
-    found = place.describe(models.world(), fd)
+    found = place.describe(models.host(), fd)
     os.close(fd)
     assert bool(found.foreign) is foreign
 
@@ -184,5 +184,5 @@ def test_a_store_behind_somebody_elses_link_is_taken_for_what_it_is(
 def test_when_the_machine_started(models: Store, tmp_path: Path, stat: str, at: float) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "stat").write_text(stat)
-    assert place.started_at(models.world(proc=str(tmp_path / "proc"))) == at
-    assert place.started_at(models.world(proc="/nowhere")) == 0
+    assert place.started_at(models.host(proc=str(tmp_path / "proc"))) == at
+    assert place.started_at(models.host(proc="/nowhere")) == 0

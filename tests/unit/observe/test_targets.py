@@ -11,7 +11,7 @@ from watcher import reconcile
 from watcher.errors import Exit, TargetError
 from watcher.model import Policy
 from watcher.observe import targets
-from watcher.observe.host import World
+from watcher.observe.host import Host
 from watcher.state import fs, memory
 
 
@@ -26,7 +26,7 @@ def alike(store: Store, *names: str) -> list[str]:
 def refused(store: Store, text: str) -> tuple[str, str]:
     """What is said of words that mean nothing, or too much."""
     with pytest.raises(TargetError) as told:
-        targets.find([World(str(store.path))], [text])
+        targets.find([Host(str(store.path))], [text])
     assert told.value.exit_code is Exit.USAGE
     return told.value.message, told.value.next_step
 
@@ -37,7 +37,7 @@ def refused(store: Store, text: str) -> tuple[str, str]:
 )
 def test_a_model_is_meant_as_people_write_it(models: Store, text: str) -> None:
     digest = models.model("llama3/latest")
-    found = targets.find([World(str(models.path))], [text])
+    found = targets.find([Host(str(models.path))], [text])
     assert found == targets.Targets(frozenset({"llama3:latest"}), frozenset({digest}))
 
 
@@ -46,22 +46,22 @@ def test_a_digest_is_meant_by_its_name_and_by_its_beginning(models: Store, text:
     models.model()
     digest = models.broken("0:1")
     for digits in (digest, digest.upper()):
-        found = targets.find([World(str(models.path))], [text.format(digits)])
+        found = targets.find([Host(str(models.path))], [text.format(digits)])
         assert found == targets.Targets(frozenset(), frozenset({digest}))
 
 
 def test_nothing_named_means_all() -> None:
-    assert targets.find([World("/nowhere")], []) is None
+    assert targets.find([Host("/nowhere")], []) is None
 
 
 def test_a_model_that_only_the_memory_gives_a_download(models: Store) -> None:
     digest = models.broken("0:1")
-    reconcile.cycle(models.world(), Policy(repair=False))
+    reconcile.cycle(models.host(), Policy(repair=False))
     with fs.opened_folder(str(models.path)) as store:
         known = memory.load(store)
         record = replace(known.downloads[digest], models=("qwen:4b",))
         memory.save(store, replace(known, downloads={digest: record}))
-    found = targets.find([World(str(models.path))], ["qwen:4b"])
+    found = targets.find([Host(str(models.path))], ["qwen:4b"])
     assert found is not None
     assert found.digests == {digest}
 

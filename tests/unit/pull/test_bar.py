@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from watcher.pull.model_progress import Bar
+from watcher.pull.model_progress import ModelProgress
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 MB = 1_000_000
 
 
-def bar(present: frozenset[str] = frozenset()) -> Bar:
-    made = Bar()
+def bar(present: frozenset[str] = frozenset()) -> ModelProgress:
+    made = ModelProgress()
     made.expect({A: 10 * MB, B: 5 * MB, C: 100}, present)
     return made
 
@@ -46,7 +46,7 @@ def test_a_server_that_counts_too_far_is_cut() -> None:
 
 
 def test_a_layer_that_nobody_knew_is_taken_on_once_its_length_is_known() -> None:
-    made = Bar()
+    made = ModelProgress()
     made.note(A, 0, 0)
     assert (made.total, made.done) == (0, 0)
     made.note(A, 10 * MB, MB)
@@ -68,7 +68,7 @@ def test_the_sum_of_the_transfer_path_is_no_layer() -> None:
     made = bar()
     made.note_all(15 * MB + 100, 3 * MB)
     assert (made.total, made.done) == (15 * MB + 100, 3 * MB)
-    alone = Bar()
+    alone = ModelProgress()
     alone.note_all(7 * MB, MB)
     assert (alone.total, alone.done) == (7 * MB, MB)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 
 from watcher.ollama.pull_stream import Status
-from watcher.pull.layer_progress import PREPARED_SECONDS, Heard
+from watcher.pull.layer_progress import PREPARED_SECONDS, LayerProgress
 
 A, B = "a" * 64, "b" * 64
 MB = 1_000_000
 
 
-def heard(*lines: tuple[str, int, int], every: float = 0.06, **more: dict[str, int]) -> Heard:
+def heard(
+    *lines: tuple[str, int, int], every: float = 0.06, **more: dict[str, int]
+) -> LayerProgress:
     """What such lines (digest, total, completed) have told; the last one at a whole number."""
-    made = Heard(0.0, **more)
+    made = LayerProgress(0.0, **more)
     for number, (digest, total, completed) in enumerate(lines):
         made.take(Status("pulling", digest, total, completed), every * (number - len(lines) + 1))
     return made

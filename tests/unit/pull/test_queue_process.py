@@ -20,9 +20,9 @@ class Run:
 
     def __init__(self, store: Path, script: str, python: str = sys.executable) -> None:
         self.lines: list[bytes] = []
-        self.troubles: list[str] = []
+        self.warnings: list[str] = []
         words = [python, "-c", script]
-        self.process = QueueProcess(str(store), words, self.lines.append, self.troubles.append)
+        self.process = QueueProcess(str(store), words, self.lines.append, self.warnings.append)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def runs(models: Store) -> Iterator[list[Run]]:
 def test_what_it_tells_is_handed_on_line_by_line(models: Store, runs: list[Run]) -> None:
     runs.append(Run(models.path, "print('one'); print('two')"))
     runs[0].process.turn(True)
-    wait_until(lambda: runs[0].troubles, "its end")
+    wait_until(lambda: runs[0].warnings, "its end")
     assert runs[0].lines == [b"one\n", b"two\n"]
 
 
@@ -55,11 +55,11 @@ def test_one_that_brings_nothing_is_not_started_over_and_over(
 ) -> None:
     runs.append(Run(models.path, f"print('begun', flush=True); {script}"))
     runs[0].process.turn(True)
-    wait_until(lambda: runs[0].troubles, "its end")
+    wait_until(lambda: runs[0].warnings, "its end")
     for _ in range(20):
         runs[0].process.nudge()
     runs[0].process.stop()
-    assert [each[-len(told) :] for each in runs[0].troubles] == [told]
+    assert [each[-len(told) :] for each in runs[0].warnings] == [told]
     assert runs[0].lines == [b"begun\n"]
 
 
@@ -71,7 +71,7 @@ def test_once_it_ends_nothing_begins_any_more(models: Store, runs: list[Run]) ->
     thread = runs[0].process._thread
     assert thread is not None
     thread.join(20)
-    assert (thread.is_alive(), runs[0].lines, runs[0].troubles) == (False, [], [])
+    assert (thread.is_alive(), runs[0].lines, runs[0].warnings) == (False, [], [])
 
 
 def test_it_hangs_on_its_stdin(models: Store, runs: list[Run]) -> None:
@@ -80,11 +80,11 @@ def test_it_hangs_on_its_stdin(models: Store, runs: list[Run]) -> None:
     wait_until(lambda: runs[0].lines, "its beginning")
     runs[0].process.turn(False)
     wait_until(lambda: runs[0].process._process is None, "its end")
-    assert runs[0].troubles == []
+    assert runs[0].warnings == []
 
 
 def test_what_can_t_be_started_is_told(models: Store, runs: list[Run]) -> None:
     runs.append(Run(models.path, "", "/nowhere/python"))
     runs[0].process.turn(True)
-    wait_until(lambda: runs[0].troubles, "its end")
-    assert "can't be started: No such file or directory" in runs[0].troubles[0]
+    wait_until(lambda: runs[0].warnings, "its end")
+    assert "can't be started: No such file or directory" in runs[0].warnings[0]

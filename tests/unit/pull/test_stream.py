@@ -14,7 +14,7 @@ import pytest
 from tests.support.servers import wait_until
 from watcher.ollama.pull_stream import PullStream, ServerGoneError, Status
 from watcher.pull.failures import Cause, of_error
-from watcher.pull.model_progress import Bar
+from watcher.pull.model_progress import ModelProgress
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
 DIGEST = "ab" * 32
@@ -245,7 +245,7 @@ def test_an_error_with_a_whole_page_in_it_is_understood(peer: Peer) -> None:
 
 
 def test_layers_that_no_manifest_names_are_not_taken_on_without_end() -> None:
-    bar = Bar()
+    bar = ModelProgress()
     for number in range(20_000):
         bar.note(f"{number:064x}", 1 << 40, 0)
     bar.note("f" * 64, 1 << 60, 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.decide.seen import CLEANING, MB, D, download, entry, evidence, server, verdict
+from tests.unit.decide.seen import CLEANING, MB, D, diagnosis, download, entry, evidence, server
 from watcher import reconcile
 from watcher.decide import plan
 from watcher.model import (
@@ -28,8 +28,8 @@ ODD = os.fsdecode(b"\xff\n\x1b[31m")
 
 
 def report(seen: Evidence, policy: Policy = CLEANING) -> reconcile.Report:
-    told_of = verdict(seen, policy)
-    return reconcile.Report(seen, told_of, plan.make(told_of.judged, seen, policy))
+    told_of = diagnosis(seen, policy)
+    return reconcile.Report(seen, told_of, plan.make(told_of.diagnosed, seen, policy))
 
 
 def text(seen: Evidence) -> str:
