@@ -89,7 +89,7 @@ def agree(store: Store) -> None:
     uses, _ = usage.usage(space.survey(host), report.diagnosis.diagnosed, census)
     of = {use.kind: use for use in uses if use.kind in (UseKind.ORPHAN, UseKind.OTHER_STORE)}
     goes = {each.subject for each in report.plan.actions if each.kind is ActionKind.REMOVE_ORPHAN}
-    refused = [each for each in report.plan.refusals if each.kind is ActionKind.REMOVE_ORPHAN]
+    refused = [each for each in report.plan.refusals if each.action is ActionKind.REMOVE_ORPHAN]
     goes |= {name for each in refused for name in each.entries}
     downloads = {each.digest for each in report.diagnosis.diagnosed}
     young = {each.digest for each in report.plan.spared} - downloads

@@ -1,4 +1,4 @@
-"""The order of the house: who imports whom, who changes files, and what deciding may touch."""
+"""What the contract on imports (setup.cfg) can't say: who changes files, and what is pure."""
 
 from __future__ import annotations
 
@@ -13,20 +13,6 @@ import watcher
 
 HOUSE = Path(watcher.__file__).parent
 
-#: A module imports only what stands above it, or beside it in its own package.
-ORDER = (
-    "__init__", "redact", "model", "states", "errors", "ranges", "names", "gojson", "sidecars",
-    "manifests", "environment", "advice", "privileges", "stopping", "flocks", "files", "folders",
-    "ours", "checks", "config", "units", "memory", "kept", "records", "events", "ollama",
-    "registry", "world",
-    "observe", "history", "decide", "journal", "act", "cycle", "notify", "proofs", "pull",
-    "file_events", "wakes", "listener", "metrics", "daemon", "show", "commands", "cli", "__main__",
-)  # fmt: skip
-WHY = (
-    "Data goes one way, observe -> decide -> act -> learn -> show. Move what is shared up,"
-    " or hand it in."
-)
-
 CHANGING = frozenset(
     {"unlink", "remove", "rename", "renames", "replace", "link", "symlink", "mkdir", "makedirs"}
     | {"rmdir", "removedirs", "truncate", "ftruncate", "utime", "chmod", "fchmod", "lchmod"}
@@ -39,9 +25,9 @@ PATHLIB_CHANGING = frozenset(
 WRITING_FLAGS = frozenset({"O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND", "O_TMPFILE"})
 #: Where a call that could change a file goes to a stream, to the null device or to a watch.
 ALLOWED = {
-    ("daemon.py", "import ctypes"): "malloc_trim, which gives memory back",
+    ("service/daemon.py", "import ctypes"): "malloc_trim, which gives memory back",
     ("__main__.py", "os.write"): "to stderr",
-    ("privileges.py", "import ctypes"): "capabilities, which are no files",
+    ("system/privileges.py", "import ctypes"): "capabilities, which are no files",
     ("commands/rights.py", "open for writing"): "a pipe",
     ("pull/starter.py", "open for writing"): "a pipe",
     ("commands/daemon.py", "os.write"): "to stdout and stderr",
@@ -55,13 +41,8 @@ ALLOWED = {
 IMPURE = frozenset(
     {"os", "io", "time", "pathlib", "shutil", "subprocess", "socket", "http", "tempfile"}
     | {"random", "secrets", "threading", "asyncio", "psutil", "fcntl", "sys", "glob", "urllib"}
-    | {
-        "watcher.state.fs",
-        "watcher.state.memory.load",
-        "watcher.ollama",
-        "watcher.observe",
-        "watcher.observe.host",
-    }
+    | {"watcher.state.fs", "watcher.state.registry", "watcher.state.memory.load"}
+    | {"watcher.ollama.server", "watcher.ollama.pull_stream", "watcher.observe"}
 )
 
 
@@ -88,67 +69,6 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def of_ours(path: Path) -> set[str]:
-    """The modules of ours that a module imports, without the names in them."""
-    known = {dotted(each) for each in modules()}
-    found: set[str] = set()
-    for name in imports(path):
-        if name.split(".")[0] == "watcher":
-            steps = list(itertools.accumulate(name.split("."), lambda a, b: f"{a}.{b}"))
-            found.add(max((step for step in steps if step in known), default="watcher", key=len))
-    return found - {"watcher"}
-
-
-def room(module: str) -> str:
-    return module.split(".")[1]
-
-
-def test_every_module_has_its_place_in_the_house() -> None:
-    rooms = {room(dotted(path)) for path in modules() if not is_demo(path)}
-    assert rooms <= set(ORDER), f"give {rooms - set(ORDER)} a place in ORDER, and say why there"
-
-
-@pytest.mark.parametrize("path", [path for path in modules() if not is_demo(path)], ids=dotted)
-def test_a_module_imports_only_what_stands_above_it(path: Path) -> None:
-    own = room(dotted(path))
-    for imported in of_ours(path):
-        if room(imported) == "demo":
-            continue
-        if own == "__init__" and imported == "watcher.pull.manager":
-            continue  # what programs import by the package's name, loaded once it is asked for
-        below = ORDER.index(room(imported)) > ORDER.index(own)
-        assert not below, f"{dotted(path)} imports {imported}, which stands below it. {WHY}"
-
-
-def test_no_circle_of_imports() -> None:
-    graph = {dotted(path): of_ours(path) for path in modules()}
-    without: set[str] = set()
-
-    def visit(module: str, above: tuple[str, ...]) -> None:
-        assert module not in above, f"a circle: {' -> '.join((*above, module))}. {WHY}"
-        if module not in without:
-            for imported in graph.get(module, ()):
-                visit(imported, (*above, module))
-            without.add(module)
-
-    for module in graph:
-        visit(module, ())
-
-
-def test_the_demo_and_the_package_know_nothing_of_each_other() -> None:
-    for path in modules():
-        for imported in of_ours(path):
-            if is_demo(path):
-                assert room(imported) == "demo", (
-                    f"{dotted(path)} imports {imported}: the demo's server must be written from the"
-                    " facts alone, so that a misreading of ours can't cancel itself out"
-                )
-            elif room(imported) == "demo":
-                assert dotted(path) == "watcher.commands.demo", (
-                    f"{dotted(path)} imports {imported}: only commands/demo.py plays the demo"
-                )
-
-
 def changing_calls(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
@@ -170,7 +90,7 @@ def changing_calls(tree: ast.AST) -> Iterator[tuple[int, str]]:
                        and set(mode) & set("wax+") and set(mode) <= set("rwaxbt+")
                        for mode in modes):  # fmt: skip
                     yield node.lineno, "open for writing"
-            case ast.Attribute(value=ast.Name(id="files")):
+            case ast.Attribute(value=ast.Name(id="fs")):
                 continue
             case ast.Attribute(attr=name) if name in PATHLIB_CHANGING:
                 yield node.lineno, f".{name}"
@@ -191,16 +111,16 @@ def aliases(tree: ast.AST) -> Iterator[tuple[int, str]]:
                     yield node.lineno, f"import {name.name}"
 
 
-def test_only_files_py_changes_files() -> None:
+def test_only_state_fs_changes_files() -> None:
     for path in modules():
         here = path.relative_to(HOUSE).as_posix()
-        if is_demo(path) or here == "files.py":
+        if is_demo(path) or here == "state/fs.py":
             continue
         tree = ast.parse(path.read_bytes())
         for line, call in (*changing_calls(tree), *aliases(tree)):
             assert (here, call) in ALLOWED, (
-                f"watcher/{here}:{line}: {call}. Every call that changes a file is in files.py: by"
-                " descriptor, durable, never over an existing name"
+                f"watcher/{here}:{line}: {call}. Every call that changes a file is in state/fs.py:"
+                " by descriptor, durable, never over an existing name"
             )
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import re
 import resource
-
-from watcher import redact
 
 #: Who has started this process is root; its user may become the store's owner later.
 _OF_ROOT = os.getuid() == 0
@@ -32,7 +31,7 @@ class WatchError(Exception):
     exit_code = Exit.FAILED
 
     def __init__(self, message: str, next_step: str = "", command: str = "") -> None:
-        message, next_step = redact.urls(message), redact.urls(next_step)
+        message, next_step = without_credentials(message), without_credentials(next_step)
         super().__init__(message)
         self.message = message
         self.next_step = next_step
@@ -181,3 +180,46 @@ def _shown(path: object) -> str:
         return "a folder of the store"  # a descriptor, closed by now
     text = os.fsdecode(path) if isinstance(path, str | bytes) else str(path)
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+# ---------------------------------------------------------------- credentials and signatures
+#
+# No user, password or token of a URL is shown, kept or logged. What a URL has before its last ``@``
+# is its credential: passwords that should have been escaped hold slashes, colons and blanks.
+
+_HIDDEN = "***@"
+_SCHEME = "[A-Za-z][A-Za-z0-9+.-]*://"
+#: Up to the last ``@`` of the same word: a password may have one of its own.
+_IN_WORD = re.compile(rf"({_SCHEME})\S*@")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+#: An address without a scheme, as a proxy's may be.
+_BARE = re.compile(r"(?<![^\s\"'(=])[^\s\"':@/]+:(?!//)[^\s\"']*@")
+#: What Go and Python take for the port of such an address is a piece of its password.
+_FRAGMENT = re.compile(
+    r"((?:invalid port|invalid URL escape|integer value as|nonnumeric port:) ?)"
+    r"""(?:"[^"]*"|'[^']*'|\S+)"""
+)
+#: What stands behind the ``?`` of a URL may be a signature that opens it.
+_QUERY = re.compile(rf"({_SCHEME}[^\s\"'?]*\?)[^\s\"']+")
+
+
+def without_credentials(text: str) -> str:
+    """A text of ours, which may name URLs that people have given."""
+    return _IN_WORD.sub(rf"\1{_HIDDEN}", text) if "@" in text else text
+
+
+def without_secrets(text: str) -> str:
+    """A text of a server or a registry, which may quote any of their addresses, and how."""
+    text = _FRAGMENT.sub(r"\1...", text)
+    if "@" in text:
+        text = _BARE.sub(_HIDDEN, without_credentials(_QUOTED.sub(_inside, text)))
+    return _QUERY.sub(r"\1...", text)
+
+
+def _inside(quoted: re.Match[str]) -> str:
+    """What is quoted is one address as a whole, blanks and all, where it has an ``@``."""
+    text = quoted[1]
+    if "@" not in text:
+        return quoted[0]
+    scheme = re.match(_SCHEME, text)
+    return f'"{scheme[0] if scheme else ""}{_HIDDEN}{text.rpartition("@")[2]}"'

@@ -758,6 +758,16 @@ class Evidence:
         return max(0.0, self.now - at) if self.clock is None else self.clock.age_of(at)
 
 
+class Known(NamedTuple):
+    """The models and digests that a command may name."""
+
+    #: Shown model names, with the digests that a manifest, a registry or the memory gives each.
+    models: dict[str, frozenset[str]]
+    digests: frozenset[str]
+    #: Paths below the store that could not be read: more may be known there.
+    unseen: tuple[str, ...] = ()
+
+
 # ---------------------------------------------------------------- judgements
 
 

@@ -1,7 +1,7 @@
 """Runs cycles that break at a chosen changing call: an order a line of stdin, an answer each.
 
-For each order the process forks; the child puts something between ``watcher.state.fs`` and the system
-that counts every call which changes a file, and at call `at` does what `how` says:
+For each order the process forks; the child puts something between ``watcher.state.fs`` and the
+system that counts every call which changes a file, and at call `at` does what `how` says:
 
 kill     SIGKILL, before the call
 half     SIGKILL after half of the bytes of a write (as `kill` for other calls)

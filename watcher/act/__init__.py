@@ -1,1 +1,4 @@
-"""Carrying a plan out: intent, look again, do, outcome; and finishing what a kill left undone."""
+"""Carrying out a plan: intent, second look, change, outcome; and finishing what a kill left.
+
+`apply.apply` is the way in. `transaction` is the only caller that moves or removes a store's files.
+"""

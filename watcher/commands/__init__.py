@@ -1,1 +1,1 @@
-"""The commands' bodies, one file for each group of them."""
+"""The body of each command: it reads options, calls the rooms below, prints, and exits."""

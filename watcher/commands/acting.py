@@ -18,7 +18,7 @@ from watcher.commands import lookup
 from watcher.commands.context import Context, complain, patience
 from watcher.decide import enough, remaining, verifying
 from watcher.errors import Exit, LockedError, WatchError, named
-from watcher.model import ActionKind, Approve, Plan, Policy, RefusalKind, Result
+from watcher.model import ActionKind, Approve, Known, Plan, Policy, RefusalKind, Result
 from watcher.observe import targets
 from watcher.observe.host import Host
 from watcher.ollama import names
@@ -334,7 +334,7 @@ class _Choice:
 
 
 def _meant(
-    hosts: list[Host], named: tuple[str, ...], elsewhere: list[targets.Known]
+    hosts: list[Host], named: tuple[str, ...], elsewhere: list[Known]
 ) -> tuple[Approve, remaining.Meant]:
     """The consent to what is about some models or digests, and what that is.
 

@@ -14,7 +14,7 @@ from typing import Any
 from watcher import config
 from watcher.commands import rights
 from watcher.errors import RefusedError, SettingsError
-from watcher.model import Policy
+from watcher.model import Known, Policy
 from watcher.observe import place, targets
 from watcher.observe.host import Host
 from watcher.ollama import names
@@ -43,7 +43,7 @@ class Context:
     #: Nothing writes to the store but what our parent has started, as the demo does.
     staged: bool = False
     #: What other stores can be asked for, that are treated by other processes.
-    elsewhere: list[targets.Known] = field(default_factory=list)
+    elsewhere: list[Known] = field(default_factory=list)
 
     def read_policy(self) -> Policy:
         """The policy as the settings are now. Raises SettingsError."""

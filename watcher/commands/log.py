@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, SettingsError
+from watcher.model import Known
 from watcher.observe import place, targets
 from watcher.observe.targets import Targets
 from watcher.ollama import names
@@ -53,12 +54,12 @@ def log(context: Context, wanted: LogOptions, *, follow: bool) -> Exit:
     return Exit.HEALTHY
 
 
-def _target(stores: Iterable[str], text: str, elsewhere: Iterable[targets.Known]) -> Targets:
+def _target(stores: Iterable[str], text: str, elsewhere: Iterable[Known]) -> Targets:
     """What is meant, as stores and logs know it. Raises TargetError with the nearest names."""
     return targets.among([*map(_known, stores), *elsewhere], [text])
 
 
-def _known(store: str) -> targets.Known:
+def _known(store: str) -> Known:
     """What a store and its log know. Raises NoPermissionError."""
     there = targets.known(store)
     try:
@@ -69,7 +70,7 @@ def _known(store: str) -> targets.Known:
         model: there.models.get(model, frozenset()) | logged.models.get(model, frozenset())
         for model in {*there.models, *logged.models}
     }
-    return targets.Known(models, there.digests | logged.digests, there.unseen)
+    return Known(models, there.digests | logged.digests, there.unseen)
 
 
 def _tell(

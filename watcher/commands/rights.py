@@ -14,7 +14,7 @@ from types import FrameType
 import click
 
 from watcher.errors import Exit, WatchError
-from watcher.observe.targets import Known
+from watcher.model import Known
 from watcher.ollama import names
 from watcher.state import folders
 from watcher.system import privileges

@@ -1,1 +1,5 @@
-"""Judging and planning: pure functions of what was seen. No I/O, no clock."""
+"""What a look means, and what to do about it: pure functions of the evidence. No I/O, no clock.
+
+`diagnose.judge` gives each download its condition, `plan.make` makes the plan,
+`transitions` says what to remember and which events follow.
+"""

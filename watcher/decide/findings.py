@@ -93,7 +93,8 @@ def of_download(
             severity=Severity.WARNING,
             kind="download_stale",
             path=path,
-            message=f"the download of {who} has made no progress for {advice.duration(diagnosed.age)}",
+            message=f"the download of {who} has made no progress for"
+            f" {advice.duration(diagnosed.age)}",
             evidence=f"stale after {advice.duration(policy.stale_after)}",
             alone=fate,
             command=helps(diagnosed, evidence),

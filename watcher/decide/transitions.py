@@ -497,7 +497,8 @@ def _told(
         yield _event(
             at,
             "download_interrupted",
-            f"the download of {who} was interrupted: {diagnosed.condition.value}, {diagnosed.because}",
+            f"the download of {who} was interrupted: {diagnosed.condition.value},"
+            f" {diagnosed.because}",
             diagnosed,
         )
     elif (before.condition, before.models) != (now.condition, now.models):

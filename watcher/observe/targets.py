@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from watcher.errors import TargetError
-from watcher.model import Plan
+from watcher.model import Known, Plan
 from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.ollama import names
@@ -22,16 +22,6 @@ _MOST_NEAREST = 5
 
 
 Layers: TypeAlias = Callable[[int], Mapping[str, registry.KnownLayer]]
-
-
-class Known(NamedTuple):
-    """What one store can be asked for."""
-
-    #: Shown model names to the digests that their manifests, a registry or the memory give them.
-    models: dict[str, frozenset[str]]
-    digests: frozenset[str]
-    #: What of the store could not be read, as paths below it: more may be known there.
-    unseen: tuple[str, ...] = ()
 
 
 class Targets(NamedTuple):

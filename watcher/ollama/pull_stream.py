@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from watcher import redact
+from watcher.errors import without_secrets
 from watcher.ollama import names
 
 CONNECT_SECONDS = 10.0
@@ -145,7 +145,7 @@ def _line(answer: http.client.HTTPResponse) -> bytes:
 
 def _why(error: Exception) -> str:
     """What is wrong, without the number that Python puts before it."""
-    return getattr(error, "strerror", None) or redact.foreign(str(error)) or type(error).__name__
+    return getattr(error, "strerror", None) or without_secrets(str(error)) or type(error).__name__
 
 
 def _status(raw: bytes, code: int) -> Status:
@@ -157,10 +157,10 @@ def _status(raw: bytes, code: int) -> Status:
         if long := _TOO_LONG.match(raw):
             line = {"error": long[1].decode("utf-8", "replace")}
         else:
-            shown = names.printable(redact.foreign(raw[:200].decode("utf-8", "replace").strip()))
+            shown = names.printable(without_secrets(raw[:200].decode("utf-8", "replace").strip()))
             return Status("", error=f"the server answers {code}: {shown}")
     if "error" in line or code >= 400:
-        told = names.printable(redact.foreign(str(line.get("error") or ""))[:_LONGEST_ERROR])
+        told = names.printable(without_secrets(str(line.get("error") or ""))[:_LONGEST_ERROR])
         return Status("", error=told or f"the server answers {code}")
     digest = names.SPELLED_DIGEST.fullmatch(str(line.get("digest", ""))[:_LONGEST_STATUS])
     return Status(

@@ -1,1 +1,1 @@
-"""Driving downloads: how fast they come, and which is next."""
+"""A model's download from its start to its end, through a server; and the queue of downloads."""

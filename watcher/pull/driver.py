@@ -18,9 +18,8 @@ from typing import NamedTuple
 import orjson
 from rich.filesize import decimal
 
-from watcher import redact
 from watcher.act import journal
-from watcher.errors import LockedError, WatchError
+from watcher.errors import LockedError, WatchError, without_secrets
 from watcher.observe import processes, scan
 from watcher.ollama import environment, manifests, names, server
 from watcher.ollama.pull_stream import PullStream, ServerGoneError, Status
@@ -217,7 +216,7 @@ class Pull:
             yield from self._failed(End(Cause.UNKNOWN, str(error)))
         except Exception as error:
             self.fault = error
-            text = names.printable(redact.foreign(f"{type(error).__name__}: {error}"))
+            text = names.printable(without_secrets(f"{type(error).__name__}: {error}"))
             yield from self._failed(End(Cause.FAULT, text))
         finally:
             self.layer_locks.release(self.name.shown)

@@ -1,1 +1,1 @@
-"""What people and programs get to see. Nothing is decided here."""
+"""What people and programs read: text and JSON documents. Nothing is decided here."""

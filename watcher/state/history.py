@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 import orjson
 
-from watcher.observe.targets import Known
+from watcher.model import Known
 from watcher.state import folders, fs, state_folder
 from watcher.state.event_log import ALL, LOGS, SUFFIX, Event
 

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from watcher import redact
-from watcher.errors import WatchError
+from watcher.errors import WatchError, without_secrets
 from watcher.ollama import manifests, names, server
 from watcher.ollama.names import ModelName
 from watcher.ollama.sidecars import LARGEST_LAYER
@@ -214,7 +213,7 @@ def _ask(
         except OSError as error:
             answers.put(error)
         except (ValueError, http.client.HTTPException) as error:
-            why = redact.foreign(str(error))
+            why = without_secrets(str(error))
             answers.put(OSError(f"{model.host} gives no answer that makes sense: {why}"))
         except ImportError as error:
             answers.put(OSError(f"this Python can't speak https: {error}"))
@@ -280,7 +279,7 @@ def _connection(
     import http.client
 
     if not parts.hostname or parts.scheme not in ("http", "https"):
-        raise NoAddressError(f"unsupported protocol: {redact.foreign(parts.geturl())}")
+        raise NoAddressError(f"unsupported protocol: {without_secrets(parts.geturl())}")
     proxy = _proxy(parts)
     if parts.scheme == "http":
         host, port = (proxy.hostname, proxy.port) if proxy else (parts.hostname, parts.port)
@@ -306,7 +305,7 @@ def _split(url: str) -> SplitResult:
         _ = parts.hostname, parts.port
     except ValueError:
         # Python's own words quote what is in it, a password's rest as the port.
-        raise ValueError(f"no address: {redact.foreign(url)}") from None
+        raise ValueError(f"no address: {without_secrets(url)}") from None
     return parts
 
 

@@ -21,8 +21,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from watcher import redact
-from watcher.errors import NoPermissionError
+from watcher.errors import NoPermissionError, without_secrets
 from watcher.system import advice
 
 #: Numbers of linux/capability.h.
@@ -126,7 +125,7 @@ def handed_on() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not _taken or (_NEEDED.fullmatch(name) and redact.foreign(value) == value)
+        if not _taken or (_NEEDED.fullmatch(name) and without_secrets(value) == value)
     }
 
 
