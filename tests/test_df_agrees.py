@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.notation import Store, age, digest_of
+from tests.support.runs import one_run, rules
 from watcher import reconcile
 from watcher.decide import usage
-from watcher.model import ActionKind, Policy, UseKind
+from watcher.model import ActionKind, UseKind
 from watcher.observe import space
 
-CLEAN = Policy(clean=True, repair=False, purge_replaced=True)
+CLEAN = rules(clean=True, repair=False, purge_replaced=True)
 
 
 def orphan(store: Store, name: str, aged: str) -> None:
@@ -84,7 +85,7 @@ def test_so_where_nothing_may_be_removed(models: Store, broken: str) -> None:
 
 def agree(store: Store) -> None:
     host = store.host(keeps=False)
-    report = reconcile.cycle(host, CLEAN, approve=reconcile.nothing)
+    report = one_run(host, CLEAN, approve=reconcile.approve_none)
     census = report.evidence.census
     uses, _ = usage.usage(space.survey(host), report.diagnosis.diagnosed, census)
     of = {use.kind: use for use in uses if use.kind in (UseKind.ORPHAN, UseKind.OTHER_STORE)}
@@ -117,7 +118,7 @@ def test_blobs_of_another_store_in_the_same_folder_are_no_orphans(
     other.orphan(aged="30d")
     agree(models)
     host = models.host(keeps=False)
-    report = reconcile.cycle(host, CLEAN, approve=reconcile.nothing)
+    report = one_run(host, CLEAN, approve=reconcile.approve_none)
     assert len(report.evidence.census.elsewhere) == 1
     uses, _ = usage.usage(space.survey(host), report.diagnosis.diagnosed, report.evidence.census)
     (theirs,) = [use for use in uses if use.kind is UseKind.OTHER_STORE]

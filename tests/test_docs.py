@@ -13,7 +13,7 @@ import pytest
 
 from watcher import errors
 from watcher.decide import transitions
-from watcher.model import Condition, Policy, RefusalKind, UseKind
+from watcher.model import Condition, RefusalKind, Settings, UseKind
 from watcher.pull.queue import ItemState
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +58,7 @@ def test_the_search_for_events_finds_some() -> None:
         set(map(str, UseKind)),
         set(map(str, Condition)),
         set(map(str, ItemState)),
-        {each.name for each in fields(Policy)},
+        {each.name for each in fields(Settings)},
     ],
     ids=["events", "refusals", "uses", "conditions", "queue", "policy"],
 )

@@ -352,7 +352,7 @@ def test_what_waits_for_the_disk_has_no_capability(uid: int, tmp_path: Path) -> 
 def test_what_root_starts_for_a_store_shows_its_owner_nothing_of_roots(tmp_path: Path) -> None:
     """Its user can read the environment of a process."""
     script = (
-        "import os, sys; from watcher import privileges as p\n"
+        "import os, sys; from watcher.system import privileges as p\n"
         "p.become(p.Owner(int(sys.argv[1]), 12345), 'it'); print(*sorted(p.handed_on()))\n"
     )
     given = {
@@ -397,7 +397,7 @@ def test_what_runs_roots_queue_raises_its_capabilities_only_to_look(store: Store
 
 def test_visibility_is_raised_in_the_thread_that_looks_and_for_no_longer(tmp_path: Path) -> None:
     script = (
-        "import threading; from watcher import privileges as p\n"
+        "import threading; from watcher.system import privileges as p\n"
         "p.become(p.Owner(12345, 12345), 'it')\n"
         "seen = []\n"
         "with p.visibility():\n"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.runs import one_run, rules
 from watcher import reconcile
-from watcher.model import Policy
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
 
 from .conftest import IS_ROOT, Run, ordinary_user
@@ -159,20 +159,20 @@ def test_a_quarantine_that_can_not_be_listed_is_none_with_nothing_in_it(
 
 def test_what_can_not_be_listed_has_not_gone(store: Store) -> None:
     """Its memory stays, and no event tells that somebody has removed it."""
-    host, policy = store.host(), Policy(repair=False)
-    reconcile.cycle(host, policy)
+    host, policy = store.host(), rules(repair=False)
+    one_run(host, policy)
     known = reconcile.remembered(host)
     (digest,) = known.downloads
     with ordinary_user(store.path):
         store.blobs.chmod(0)
         for scope in (None, frozenset({digest})):
-            report = reconcile.cycle(host, policy, scope)
+            report = one_run(host, policy, scope)
             assert not [each for each in report.events if each.event_type == "partial_removed"]
             assert reconcile.remembered(host).downloads == known.downloads
         store.blobs.chmod(0o755)
         for path in store.blobs.glob("*partial*"):
             path.unlink()
-        report = reconcile.cycle(host, policy)
+        report = one_run(host, policy)
         assert "partial_removed" in [each.event_type for each in report.events]
 
 
@@ -184,7 +184,7 @@ def test_metrics_count_nothing_that_could_not_be_listed(store: Store) -> None:
 
     def names(closed: bool) -> set[str]:
         store.blobs.chmod(0 if closed else 0o755)
-        report = reconcile.cycle(host, Policy(), approve=reconcile.nothing)
+        report = one_run(host, rules(), approve=reconcile.approve_none)
         looked = metrics.looked(None, report, 0.1)
         return {each.name for each in metrics.families(looked, metrics.Counted())}
 

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ import pytest
 
 from tests.conftest import ordinary_user
 from tests.support.driving import Store, audit, command, environment, private_proc, run
-from watcher import reconcile
-from watcher.model import ActionKind, Policy, Result
+from tests.support.runs import changed, one_run, rules
+from watcher.model import ActionKind, Result
 from watcher.observe.host import Host
 from watcher.ollama.names import ModelName
 
-REPAIR = Policy(repair=True, hash=True, online=True, writers_visible=True)
+REPAIR = rules(repair=True, hash=True, online=True, writers_visible=True)
 
 
 class TrueStore(Store):
@@ -204,7 +203,7 @@ def test_a_blob_that_is_not_what_its_name_says(
     here = Host(
         str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=lambda *_: size
     )
-    report = reconcile.cycle(here, REPAIR)
+    report = one_run(here, REPAIR)
     verbs = [each.action.kind for each in report.outcomes if each.result is Result.DONE]
     assert (ActionKind.QUARANTINE_BLOB in verbs) == (damage != "lost")
     assert not os.path.lexists(path), "so that a pull fetches it"
@@ -224,7 +223,7 @@ def test_an_empty_layer_is_right_and_one_with_a_byte_is_not(store: TrueStore) ->
 def test_an_empty_layer_can_be_had_again(store: TrueStore, tmp_path: Path) -> None:
     _longer(store.at(store.empty))
     proc = private_proc(tmp_path / "proc")
-    reconcile.cycle(Host(str(store.path), proc=proc, registry_length=lambda *_: 0), REPAIR)
+    one_run(Host(str(store.path), proc=proc, registry_length=lambda *_: 0), REPAIR)
     assert not store.at(store.empty).exists()
 
 
@@ -260,7 +259,7 @@ def test_a_wrong_size_in_a_manifest_is_the_manifests_fault(store: TrueStore, how
     assert (found["kind"], found["models"]) == ("manifest_wrong_size", [f"{name}:latest"])
     assert "ollama pull" in found["command"]
     here = Host(str(store.path), registry_length=lambda *_: pytest.fail("nothing is to be asked"))
-    assert reconcile.cycle(here, REPAIR).outcomes == ()
+    assert one_run(here, REPAIR).outcomes == ()
     assert store.at(digest).exists()
 
 
@@ -512,7 +511,7 @@ def test_a_registry_that_never_answers_is_not_asked_for_ever(
     store.manifest("many", *digests)
     for digest in digests:
         _other_bytes(store.at(digest))
-    reconcile.cycle(Host(str(store.path)), replace(REPAIR, repair=False, online=False, verify=True))
+    one_run(Host(str(store.path)), changed(REPAIR, repair=False, online=False, verify=True))
     asked: list[str] = []
 
     def nobody(_: ModelName, digest: str) -> int | None:
@@ -520,7 +519,7 @@ def test_a_registry_that_never_answers_is_not_asked_for_ever(
         raise TimeoutError("no answer")
 
     here = Host(str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=nobody)
-    report = reconcile.cycle(here, REPAIR)
+    report = one_run(here, REPAIR)
     assert len(asked) < 5
     assert len(report.plan.refusals) == 50
 

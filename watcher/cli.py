@@ -130,7 +130,7 @@ def group(
         return  # it has its own store, whatever the settings of this machine say
     settings = config.load(config_file, os.environ)
     given.obj = Context(
-        policy=settings.policy,
+        settings=settings,
         config_file=config_file,
         stores=stores or settings.stores,
         stores_by="--store" if stores else settings.stores_by,
@@ -199,7 +199,7 @@ def clean(
     from watcher.commands.acting import clean as body
 
     if stale_after is not None:
-        given.obj.policy = replace(given.obj.policy, stale_after=stale_after)
+        given.obj.settings = replace(given.obj.settings, stale_after=stale_after)
     return body(given.obj, targets, dry_run=dry_run, yes=yes, until_free=until_free)
 
 

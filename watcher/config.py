@@ -1,4 +1,4 @@
-"""Settings to `Policy`: a TOML file, then ``OLLAMA_WATCH_*``, then flags; later ones win."""
+"""Reading `Settings`: a TOML file, then ``OLLAMA_WATCH_*``, then flags; later ones win."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from watcher.errors import SettingsError
-from watcher.model import Policy
+from watcher.model import Settings
 from watcher.ollama import names
 from watcher.system import advice
 
@@ -40,15 +40,6 @@ _BYTES = {
     "gib": 1 << 30,
     "tib": 1 << 40,
 }
-
-
-class Settings(NamedTuple):
-    """What the settings say: the policy, and the stores to look after (empty: find one)."""
-
-    policy: Policy
-    stores: tuple[str, ...]
-    #: Who has named them: a file, or a variable.
-    stores_by: str = ""
 
 
 def duration(value: object) -> float:
@@ -177,7 +168,7 @@ def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
     store = values.pop("store", Given((), ""))
     stores = _stores(store.value, store.source)
     fields = {KEYS[key].field: KEYS[key].read(value) for key, (value, _) in values.items()}
-    return Settings(replace(Policy(), **fields), stores, store.source)
+    return replace(Settings(), stores=stores, stores_by=store.source, **fields)
 
 
 def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]:

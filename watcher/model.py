@@ -1085,51 +1085,90 @@ class Outcome(NamedTuple):
     length: int | None = None
 
 
-# ---------------------------------------------------------------- settings
+# ---------------------------------------------------------------- what a run may do
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """What the user allows. Read from the settings by `config`."""
+class Settings:
+    """What people set, and nothing else. `config` reads it."""
 
+    #: The stores to look after; empty: find one. And who named them: a file, or a variable.
+    stores: tuple[str, ...] = ()
+    stores_by: str = ""
     stale_after: float = 7 * DAY
-    #: What a service does by itself, and what a plan has in it at all: mending, and freeing.
+    #: What a service does by itself: repair, clean, run the queue.
     repair: bool = True
     clean: bool = False
-    #: A service runs the queue.
     queue: bool = False
-    #: Keep the times of what is wanted fresh.
-    refresh: bool = False
-    #: Labels of what goes back from quarantine, and of what goes for good.
-    restore: frozenset[str] = frozenset()
-    purge: frozenset[str] = frozenset()
-    purge_replaced: bool = False
-    #: The quarantine's bounds: what a good one has replaced goes after that time, or before where
-    #: there is more than that in it; nothing is put into a full one.
-    quarantine_keep: float = 30 * DAY
-    quarantine_max_bytes: int = 200_000_000_000
-    #: Registries may be asked.
-    online: bool = False
-    #: Files may be read whole to hash them; and every blob is, not only those in doubt.
-    hash: bool = False
-    verify: bool = False
-    #: Digests whose pull we have ended ourselves: once nobody holds one, nothing more of it comes,
-    #: and nobody waits until it was quiet for long.
-    own_pulls: frozenset[str] = frozenset()
-    #: Mending waits while another download of the store is live: a service has time.
-    patient: bool = False
-    #: Claims come before their data is on the disk, under a note that a power cut can't take;
-    #: who asks for that brings it there behind them.
-    sync_behind: bool = False
-    #: Stale downloads are mended, too; a service leaves them to go.
-    repair_stale: bool = False
     #: The user's word that every process which could write to the store is visible from here.
     writers_visible: bool = False
-    #: Bytes of one data file that a look may read where holes don't tell; None for no limit.
-    read_limit_bytes: int | None = 1 << 30
+    #: The quarantine's bounds: a file that a good one has replaced goes after that time, or before
+    #: where there are more bytes than that; nothing is put into a full one.
+    quarantine_keep: float = 30 * DAY
+    quarantine_max_bytes: int = 200_000_000_000
     log_max_bytes: int = 10_000_000
     log_keep_days: float = 90.0
     #: Where a service keeps its metrics, for node_exporter; "" for nowhere. And where it serves
     #: them: an address of loopback, and a port.
     metrics_file: str = ""
     metrics_listen: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What one run may plan, hash and ask, and how patient it is. `decide.modes` has the table."""
+
+    #: Plan repairs; of stale downloads, too; and fresh times for the files that are wanted.
+    repair: bool = False
+    repair_stale: bool = False
+    refresh: bool = False
+    #: Plan the removal of stale downloads, orphans and left-overs.
+    clean: bool = False
+    #: Labels of files that leave quarantine: back into their place, or for good. And every one that
+    #: a good one has replaced.
+    restore: frozenset[str] = frozenset()
+    purge: frozenset[str] = frozenset()
+    purge_replaced: bool = False
+    #: Registries may be asked.
+    online: bool = False
+    #: Files may be read whole to hash them; and every blob is, not only those in doubt.
+    hash: bool = False
+    verify: bool = False
+    #: Digests whose pull we have ended ourselves: once nobody has one open, nothing more of it
+    #: comes, so no quiet time is needed.
+    own_pulls: frozenset[str] = frozenset()
+    #: Repairs wait while another download of the store is live: a service has time.
+    patient: bool = False
+    #: Claims come before their data is on the disk, under a note that survives a power cut; the
+    #: caller syncs the data behind them.
+    sync_behind: bool = False
+    #: Bytes of one data file that a look may read where holes tell nothing; None for no limit.
+    read_limit_bytes: int | None = 1 << 30
+    #: How long to wait for another process that acts on this store.
+    lock_seconds: float = 10.0
+    #: Report every unfinished download as new, known or not.
+    announce: bool = False
+
+
+#: The name of `Settings` until version 1.
+Policy = Settings
+
+
+class Rules(NamedTuple):
+    """What a run goes by."""
+
+    settings: Settings = Settings()
+    mode: Mode = Mode()
+
+
+class Scope(NamedTuple):
+    """What a run is about."""
+
+    #: The digests to look at; None for the whole store.
+    digests: frozenset[str] | None = None
+    #: Digests whose data a process has just closed after writing.
+    closed: frozenset[str] = frozenset()
+
+
+#: The whole store.
+ALL = Scope()

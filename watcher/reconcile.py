@@ -1,4 +1,4 @@
-"""The one function in the middle: observe, decide, act, learn, show what came of it."""
+"""The middle of the program: observe, decide, approve, act, learn."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from watcher.act.journal import Journal, locked
-from watcher.decide import diagnose, plan, safety, transitions
-from watcher.errors import EndedError, NoPermissionError, WatchError
+from watcher.decide import diagnose, modes, plan, safety, transitions
+from watcher.errors import EndedError, LockedError, NoPermissionError, WatchError
 from watcher.model import (
+    ALL,
     Action,
     ActionKind,
     Approve,
     Diagnosed,
     Diagnosis,
     Evidence,
+    Mode,
     Outcome,
     Plan,
-    Policy,
+    Rules,
+    Scope,
+    Settings,
 )
-from watcher.observe import evidence as look
-from watcher.observe import place
+from watcher.observe import evidence, place
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import folders, memory, state_folder
@@ -38,7 +41,7 @@ from watcher.system import advice, stopping
 if TYPE_CHECKING:
     from watcher.act import durability
 
-#: Older than this, what was seen is looked at once more before it is learnt from.
+#: Older than this, what was seen is looked at once more before it is learned from.
 _LATE_SECONDS = 0.5
 #: How often a plan is made anew because the disk did not take what it relies on.
 _MOST_TRIES = 5
@@ -48,7 +51,7 @@ QUESTIONS = frozenset({ActionKind.HASH, ActionKind.ASK_REGISTRY})
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One cycle: what was seen, judged, planned and done."""
+    """One run: what was seen, diagnosed, planned and done."""
 
     evidence: Evidence
     diagnosis: Diagnosis
@@ -59,12 +62,12 @@ class Report:
     warnings: tuple[str, ...] = ()
     #: What a kill has left could not be finished, so nothing was done.
     stuck: bool = False
-    #: What is remembered after it; for who can't write it down.
+    #: What is remembered after the run.
     memory: Memory | None = None
 
 
-class _Decided(NamedTuple):
-    """One look, and what follows from it and from what was known."""
+class Look(NamedTuple):
+    """One look, and the plan that follows from it and from what was known."""
 
     evidence: Evidence
     diagnosed: tuple[Diagnosed, ...]
@@ -72,309 +75,373 @@ class _Decided(NamedTuple):
     known: Memory
     #: When, on the monotonic clock; 0.0 where the look is a later one than the plan.
     at: float
-    policy: Policy
+    rules: Rules
 
     def diagnosis(self) -> Diagnosis:
-        """What there is to tell of the look: made where somebody reads it, since no plan does."""
-        return diagnose.diagnosis(self.diagnosed, self.evidence, self.policy)
+        """The findings and the forecast: made where somebody reads them."""
+        return diagnose.diagnosis(self.diagnosed, self.evidence, self.rules)
 
 
-def everything(planned: Plan) -> Plan:
-    """The consent of a service that is told to clean, and of ``--yes``."""
+def approve_all(planned: Plan) -> Plan:
+    """Approve everything: a service, and ``--yes``."""
     return planned
 
 
-def nothing(planned: Plan) -> Plan:
-    """The consent of ``audit`` and of ``--dry-run``."""
+def approve_none(planned: Plan) -> Plan:
+    """Approve nothing: ``--dry-run``."""
     return replace(planned, actions=())
 
 
-def cycle(
-    host: Host,
-    policy: Policy,
-    scope: frozenset[str] | None = None,
-    approve: Approve = everything,
-    *,
-    first_look: bool = False,
-    lock_seconds: float = 10.0,
-    stop: Callable[[], bool] = lambda: False,
-    past: Memory | None = None,
-    ended: frozenset[str] = frozenset(),
-) -> Report:
-    """Look at a store, decide, do what `consent` leaves of the plan, and remember what was learnt.
+class Reconciler:
+    """One store, inspected and brought in order, as often as you like."""
 
-    `scope`: the digests to look at; None for the whole store. A world that does not keep anything
-    (``world.keeps``) is only looked at. `first_look`: tell every unfinished download, known or not.
-    `stop` says when to hash no more and to begin no further act; what was done by then is
-    remembered. ctrl-C and SIGTERM wait for the act under way, where nothing else waits for them.
-    `past`: what the caller remembers, for a store that nothing can be written down in. `ended`:
-    digests whose data somebody has just closed after writing.
-    Raises LockedError where somebody else acts for longer than `lock_seconds`, NoPermissionError
-    where something was agreed to and can't be done by this user, RefusedError where our folder is
-    somebody else's, and what `observe` raises.
-    """
+    def __init__(self, host: Host, settings: Settings) -> None:
+        self.host, self.settings = host, settings
+        #: What was learned, where the store can't be written.
+        self._unsaved: Memory | None = None
 
-    def decide(known: Memory) -> _Decided:
-        seen = look.observe(host, policy, known, scope)
+    def inspect(self, mode: Mode = modes.INSPECT, scope: Scope = ALL) -> Report:
+        """Look at the store and decide. Nothing is written, hashed or asked.
+
+        Raises what `evidence.observe` raises.
+        """
+        look = _Looks(self.host, Rules(self.settings, mode), scope).first(self._unsaved)
+        return Report(look.evidence, look.diagnosis(), look.plan)
+
+    def reconcile(self, mode: Mode, scope: Scope = ALL, approve: Approve = approve_all) -> Report:
+        """Look, decide, do what `approve` leaves of the plan, and remember what was learned.
+
+        ctrl-C and SIGTERM wait for the act under way, where nothing else waits for them.
+        Raises LockedError where another process acts for longer than `mode.lock_seconds`,
+        NoPermissionError where this user can't do what was approved, RefusedError where our folder
+        is another user's, and what `evidence.observe` raises.
+        """
+        run = _Run(self.host, Rules(self.settings, mode), scope, approve, self._unsaved)
+        report = run.report()
+        self._unsaved = report.memory if report.warnings else None
+        return report
+
+    def keep_fresh(self, mode: Mode) -> None:
+        """Set the times of what is wanted, and nothing else; their own ones are remembered.
+
+        Raises LockedError, and OSError where nothing can be written down.
+        """
+        from watcher.act import apply, refresh
+
+        look = _Looks(self.host, Rules(self.settings, mode), ALL).first(None)
+        refreshes = [each for each in look.plan.actions if each.kind is ActionKind.REFRESH]
+        if not refreshes:
+            return
+        try:
+            with folders.opened_store(self.host.store) as store, locked(store, mode.lock_seconds):
+                journal = Journal(store, self.settings, self.host)
+                apply.refresh_all(self.host, store, refreshes, journal)
+        except LockedError:
+            # The other process may act for long. Without the lock the own times can't be
+            # remembered, but times that are too fresh cost less than a download that is gone.
+            refresh.set_times_now(self.host.store, refreshes, self.host.clock())
+
+
+class _Looks:
+    """Looks at one store, each with the plan that follows from it."""
+
+    def __init__(self, host: Host, rules: Rules, scope: Scope) -> None:
+        self._host, self._rules, self._scope = host, rules, scope
+        self._known = Memory()
+
+    def first(self, unsaved: Memory | None) -> Look:
+        """Look, with what is remembered."""
+        return self.look(remembered(self._host, unsaved))
+
+    def look(self, known: Memory) -> Look:
+        """Look and plan. Raises EndedError where nobody waits for it any more."""
+        host, rules = self._host, self._rules
+        seen = evidence.observe(host, rules, known, self._scope.digests)
         host.go_on()
-        diagnosed = diagnose.judge(seen, policy)
+        diagnosed = diagnose.judge(seen, rules)
         host.go_on()
-        made = plan.make(diagnosed, seen, policy)
+        made = plan.make(diagnosed, seen, rules)
         host.go_on()
-        return _Decided(seen, diagnosed, made, known, time.monotonic(), policy)
+        self._known = known
+        return Look(seen, diagnosed, made, known, time.monotonic(), rules)
 
-    def anew() -> _Decided:
-        return decide(_with_answers(host, remembered(host, past), unkept))
+    def again(self) -> tuple[Evidence, Plan]:
+        """The plan of now; with the same memory, so that two plans can be compared."""
+        seen, _, made, *_ = self.look(self._known)
+        return seen, made
 
-    def answer(questions: Sequence[Action]) -> tuple[Outcome, ...]:
+    def glance(self, digests: frozenset[str] | None) -> Evidence:
+        """Only look: at the downloads of some digests, or, for None, at the whole store."""
+        return evidence.observe(self._host, self._rules, self._known, digests)
+
+
+class _Run:
+    """One run of `Reconciler.reconcile`."""
+
+    def __init__(
+        self, host: Host, rules: Rules, scope: Scope, approve: Approve, unsaved: Memory | None
+    ) -> None:
+        self._host, self._rules, self._scope = host, rules, scope
+        self._approve = approve
+        self._past = unsaved
+        self._looks = _Looks(host, rules, scope)
+        #: Everything that hashing and asking has found out, and what of it could not be saved.
+        self._answers: tuple[Outcome, ...] = ()
+        self._unkept: list[Outcome] = []
+
+    def report(self) -> Report:
+        host, rules = self._host, self._rules
+        state_folder.check(host.store)
+        recovered = self._recover()
+        now = self._looks.first(self._past)
+        agreed = self._approve(now.plan)
+        try:
+            now, agreed = self._find_out(now, agreed)
+            now, agreed, undone = self._settle(now, agreed)
+        except EndedError:
+            self._tell_found()
+            raise
+        looked_at = host.clock()
+        with contextlib.ExitStack() as opened:
+            try:
+                store = opened.enter_context(folders.opened_store(host.store))
+                opened.enter_context(locked(store, rules.mode.lock_seconds))
+            except OSError as error:
+                return replace(self._powerless(now, agreed, error), outcomes=self._answers + undone)
+            from watcher.act import disk_reserve
+
+            disk_reserve.set_aside(store)
+            journal = Journal(store, rules.settings, host)
+            stuck = self._finish_leftovers(store, journal)
+            known = self._with_answers(_or_told(journal.recall(), self._past))
+            late = journal.events or host.clock() - looked_at > _LATE_SECONDS
+            journal.tell_hashed(self._answers)
+            if late or known != now.known:
+                # Somebody else has learned or acted meanwhile: what was seen is an old story.
+                now = self._looks.look(known)._replace(plan=now.plan, at=0.0)
+            journal(*(transitions.ended(each, host.clock()) for each in undone))
+            seen, diagnosis = now.evidence, now.diagnosis()
+            known = journal.learn(
+                known,
+                seen,
+                diagnosis,
+                first_look=rules.mode.announce,
+                ended=self._scope.closed,
+            )
+            outcomes: tuple[Outcome, ...] = ()
+            if agreed.actions and not stuck:
+                outcomes, after = self._act(now, known, agreed, journal)
+                seen, diagnosis = after or (seen, diagnosis)
+            known = journal.recall()
+        return Report(
+            seen,
+            diagnosis,
+            now.plan,
+            self._answers + undone + outcomes,
+            recovered + journal.events,
+            stuck + journal.warnings,
+            bool(stuck),
+            known,
+        )
+
+    # ------------------------------------------------------------ before anything is changed
+
+    def _find_out(self, now: Look, agreed: Plan) -> tuple[Look, Plan]:
+        """Answer the plan's questions: the last look, and what is approved then.
+
+        What has to be known first is found out without a lock, and then everything is decided anew,
+        until no question is new (some get no answer): nothing is decided while acting.
+        """
+        asked: set[tuple[ActionKind, str]] = set()
+        while questions := _questions(agreed, asked):
+            self._answer(questions)
+            asked.update((each.kind, each.subject) for each in questions)
+            now = self._anew()
+            agreed = self._approve(now.plan)
+        return now, agreed.filtered(_is_act)
+
+    def _answer(self, questions: Sequence[Action]) -> None:
         # Here and below: what acts is loaded only where something is to be done.
         from watcher.act import answering
 
-        answers, is_kept = answering.answer(host, policy, questions, stop, lock_seconds)
-        unkept.extend(() if is_kept else answers)
-        found.extend(answers)
-        return answers
+        answers, is_kept = answering.answer(self._host, self._rules, questions)
+        self._unkept.extend(() if is_kept else answers)
+        self._answers += answers
 
-    if host.keeps:
-        state_folder.check(host.store)
-    recovered = _recover(host, policy, lock_seconds) if host.keeps else ()
-    now = decide(remembered(host, past))
-    agreed = approve(now.plan)
-    if not host.keeps:
-        return Report(now.evidence, now.diagnosis(), now.plan)
-    unkept: list[Outcome] = []
-    found: list[Outcome] = []
-    try:
-        now, agreed, answers = _find_out(now, agreed, approve, answer, anew)
-        on_disk = _OnDisk(host, policy, stop, lock_seconds)
-        now, agreed, undone = _settle(now, agreed, on_disk, approve, anew)
-    except EndedError:
-        _tell_found(host, policy, found)
-        raise
-    looked_at = host.clock()
-    with contextlib.ExitStack() as opened:
-        try:
-            store = opened.enter_context(folders.opened_store(host.store))
-            opened.enter_context(locked(store, lock_seconds))
-        except OSError as error:
-            report = _powerless(host, now, agreed, error, first_look)
-            for hashed in filter(
-                None, (transitions.hashed(each, host.clock()) for each in answers)
-            ):
-                host.tell(hashed)
-            return replace(report, outcomes=answers + undone)
-        from watcher.act import disk_reserve
+    def _anew(self) -> Look:
+        return self._looks.look(self._with_answers(remembered(self._host, self._past)))
 
-        disk_reserve.set_aside(store)
-        journal = Journal(store, policy, host)
-        stuck = _recover_under_lock(host, policy, store, journal)
-        known = _with_answers(host, _or_told(journal.recall(), past), unkept)
-        late = journal.events or host.clock() - looked_at > _LATE_SECONDS
-        journal.tell_hashed(answers)
-        if late or known != now.known:
-            # Somebody else has learnt or acted meanwhile: what was seen before is an old story.
-            now = decide(known)._replace(plan=now.plan, at=0.0)
-        journal(*(transitions.ended(each, host.clock()) for each in undone))
-        seen, diagnosis = now.evidence, now.diagnosis()
-        known = journal.learn(known, seen, diagnosis, first_look=first_look, ended=ended)
-        outcomes: tuple[Outcome, ...] = ()
-        if agreed.actions and not stuck:
-            asked = approve is not everything
-            acting = _Acting(host, policy, store, journal, stop, asked)
-            outcomes, after = _act(acting, now, known, agreed, decide)
-            seen, diagnosis = after or (seen, diagnosis)
-        known = journal.recall()
-    return Report(
-        seen,
-        diagnosis,
-        now.plan,
-        answers + undone + outcomes,
-        recovered + journal.events,
-        stuck + journal.warnings,
-        bool(stuck),
-        known,
-    )
+    def _with_answers(self, known: Memory) -> Memory:
+        """The memory with answers that could not be written down: they count all the same."""
+        if not self._unkept:
+            return known
+        start = place.start(self._host)
+        return transitions.proved(known, self._unkept, self._host.clock(), start.id, start.at)
 
+    def _settle(self, now: Look, agreed: Plan) -> tuple[Look, Plan, tuple[Outcome, ...]]:
+        """Bring to the disk what the plan relies on: the look, the plan, and what has failed.
 
-def keep_fresh(host: Host, policy: Policy, wanted: Plan, lock_seconds: float) -> None:
-    """Set the times of what is wanted, by a plan of just now; their own ones are remembered.
-
-    Raises LockedError, and OSError where nothing can be written down.
-    """
-    from watcher.act import apply
-
-    with folders.opened_store(host.store) as store, locked(store, lock_seconds):
-        journal = Journal(store, policy, host)
-        refreshes = [each for each in wanted.actions if each.kind is ActionKind.REFRESH]
-        apply.refresh_all(host, store, refreshes, journal.remember, journal)
-
-
-def _tell_found(host: Host, policy: Policy, answers: Sequence[Outcome]) -> None:
-    """Tell what was hashed, before an end: no other look does."""
-    with (
-        contextlib.suppress(OSError, WatchError),
-        folders.opened_store(host.store) as store,
-        locked(store, stopping.GRACE_SECONDS),
-    ):
-        Journal(store, policy, host).tell_hashed(answers)
-
-
-def _with_answers(host: Host, known: Memory, unkept: Sequence[Outcome]) -> Memory:
-    """The memory with answers that could not be written down: they count all the same."""
-    if not unkept:
-        return known
-    start = place.start(host)
-    return transitions.proved(known, unkept, host.clock(), start.id, start.at)
-
-
-def _find_out(
-    now: _Decided,
-    agreed: Plan,
-    approve: Approve,
-    answer: Callable[[Sequence[Action]], tuple[Outcome, ...]],
-    anew: Callable[[], _Decided],
-) -> tuple[_Decided, Plan, tuple[Outcome, ...]]:
-    """Have the plan's questions answered: the last look, what is agreed to then, and the answers.
-
-    What has to be known first is found out without a lock, and then everything is decided anew,
-    until no question is new (some get no answer): nothing is decided while acting.
-    """
-    answers: tuple[Outcome, ...] = ()
-    asked: set[tuple[ActionKind, str]] = set()
-    while questions := _new_questions(agreed, asked):
-        answers += answer(questions)
-        asked.update((each.kind, each.subject) for each in questions)
-        now = anew()
-        agreed = approve(now.plan)
-    return now, agreed.filtered(lambda each: each.kind not in QUESTIONS), answers
-
-
-class _OnDisk:
-    """Brings to the disk what a plan relies on, and remembers what the disk does not take."""
-
-    def __init__(
-        self, host: Host, policy: Policy, stop: Callable[[], bool], lock_seconds: float
-    ) -> None:
-        self._host, self._policy, self._stop = host, policy, stop
-        self._lock_seconds = lock_seconds
-
-    def bring(self, now: _Decided, agreed: Plan) -> durability.Settled:
+        What the disk did not take counts as missing from then on, and everything is decided anew.
+        """
         from watcher.act import durability
 
-        behind = _claims_first(self._policy, now)
-        return durability.settle(self._host, agreed, self._stop, behind=behind)
+        for _ in range(_MOST_TRIES):
+            done = durability.settle(self._host, agreed, behind=self._claims_first(now))
+            if not done.refused or not self._keep_refused(now, done):
+                break
+            now = self._anew()
+            agreed = self._approve(now.plan).filtered(_is_act)
+        return now, done.plan, done.outcomes
 
-    def keep(self, now: _Decided, done: durability.Settled) -> bool:
+    def _claims_first(self, now: Look) -> bool:
+        """Whether claims may come before their data: the note names the machine's start."""
+        return self._rules.mode.sync_behind and bool(now.evidence.boot)
+
+    def _keep_refused(self, now: Look, done: durability.Settled) -> bool:
         """Whether what the disk did not take is remembered, so that it can be planned anew."""
         from watcher.act import durability
 
         try:
-            with (
-                folders.opened_store(self._host.store) as store,
-                locked(store, self._lock_seconds),
-            ):
-                journal = Journal(store, self._policy, self._host)
+            with self._journal(self._rules.mode.lock_seconds) as journal:
                 journal.learn(journal.recall(), now.evidence, now.diagnosis())
                 return durability.keep_refused(journal, self._host.clock(), done.refused)
         except OSError:
             return False
 
+    def _tell_found(self) -> None:
+        """Log what was hashed, before an end: no other look does."""
+        with (
+            contextlib.suppress(OSError, WatchError),
+            self._journal(stopping.GRACE_SECONDS) as journal,
+        ):
+            journal.tell_hashed(self._answers)
 
-def _claims_first(policy: Policy, now: _Decided) -> bool:
-    """Whether claims may come before their data: under a note, which names the machine's start."""
-    return policy.sync_behind and bool(now.evidence.boot)
+    @contextlib.contextmanager
+    def _journal(self, seconds: float) -> Iterator[Journal]:
+        with folders.opened_store(self._host.store) as store, locked(store, seconds):
+            yield Journal(store, self._rules.settings, self._host)
 
+    # ------------------------------------------------------------ acting
 
-def _settle(
-    now: _Decided,
-    agreed: Plan,
-    on_disk: _OnDisk,
-    approve: Approve,
-    anew: Callable[[], _Decided],
-) -> tuple[_Decided, Plan, tuple[Outcome, ...]]:
-    """Have what the plan relies on brought to the disk: the look, the plan, and what has failed.
+    def _act(
+        self, now: Look, known: Memory, agreed: Plan, journal: Journal
+    ) -> tuple[tuple[Outcome, ...], tuple[Evidence, Diagnosis] | None]:
+        """Do what was approved, look at what has come of it, and learn that; under the lock.
 
-    What the disk did not take counts as missing from then on, and everything is decided anew.
-    """
-    for _ in range(_MOST_TRIES):
-        done = on_disk.bring(now, agreed)
-        if not done.refused or not on_disk.keep(now, done):
-            break
-        now = anew()
-        agreed = approve(now.plan).filtered(lambda each: each.kind not in QUESTIONS)
-    return now, done.plan, done.outcomes
+        Gives back the outcomes, and what was seen then; None where nobody waits for another look.
+        """
+        from watcher.act import apply, disk_reserve
 
-
-class _Acting(NamedTuple):
-    """What is acted with."""
-
-    host: Host
-    policy: Policy
-    store: int
-    journal: Journal
-    stop: Callable[[], bool]
-    #: Somebody was asked, which may have taken long.
-    asked: bool
-
-
-def _act(
-    acting: _Acting,
-    now: _Decided,
-    known: Memory,
-    agreed: Plan,
-    decide: Callable[[Memory], _Decided],
-) -> tuple[tuple[Outcome, ...], tuple[Evidence, Diagnosis] | None]:
-    """Do what was agreed to, look at what has come of it, and learn that; under the lock.
-
-    Gives back the outcomes, and what was seen then; None where nobody waits for another look.
-    """
-    from watcher.act import apply, disk_reserve
-
-    host, policy, store, journal, stop, asked = acting
-    note = now.evidence.boot if _claims_first(policy, now) else ""
-    foreseen = transitions.stage(known, agreed, host.clock(), note)
-    mends = any(each.kind is ActionKind.WRITE_SIDECARS for each in agreed.actions)
-
-    def planned() -> apply.Decided:
-        made = decide(now.known)  # plans are compared that were made with the same memory
-        return made.evidence, made.plan
-
-    plans = apply.Plans(planned, (now.evidence, now.plan), 0.0 if asked else now.at)
-    with _signals_wait(stop) as stopped:
-        saved = journal.save(foreseen)
-        if mends and not saved and not (disk_reserve.give(store) and journal.save(foreseen)):
-            # Without a memory a repair could not be told from the server's own work.
-            agreed = agreed.filtered(lambda each: each.kind is not ActionKind.WRITE_SIDECARS)
-        outcomes = apply.apply(
-            host,
-            store,
-            agreed,
-            lambda within: look.observe(host, policy, now.known, within),
-            plans,
-            journal,
-            journal.remember,
-            stopped,
-        )
-        learnt = transitions.unstage(journal.recall(), known, agreed, outcomes)
-        if stopped():
-            # Another look at a large store takes time that nobody has; the next run makes it.
-            journal.save(transitions.forget(learnt, outcomes))
+        host, store = self._host, journal.store
+        note = now.evidence.boot if self._claims_first(now) else ""
+        staged = transitions.stage(known, agreed, host.clock(), note)
+        repairs = any(each.kind is ActionKind.WRITE_SIDECARS for each in agreed.actions)
+        # Somebody who was asked may have taken long.
+        made_at = now.at if self._approve is approve_all else 0.0
+        plans = apply.Plans(self._looks, (now.evidence, now.plan), made_at)
+        with _signals_wait(host) as stoppable:
+            saved = journal.save(staged)
+            if repairs and not saved and not (disk_reserve.give(store) and journal.save(staged)):
+                # Without a memory a repair could not be told from the server's own work.
+                agreed = agreed.filtered(lambda each: each.kind is not ActionKind.WRITE_SIDECARS)
+            outcomes = apply.apply(stoppable, agreed, plans, journal)
+            learned = transitions.unstage(journal.recall(), known, agreed, outcomes)
+            left = transitions.drop(learned, outcomes)
+            if stoppable.stops():
+                # Another look at a large store takes time that nobody has; the next run makes it.
+                journal.save(left)
+                return outcomes, None
+        try:
+            after = self._looks.look(learned)
+        except EndedError:
+            journal.save(left)
             return outcomes, None
-    try:
-        after = decide(learnt)
-    except EndedError:
-        journal.save(transitions.forget(learnt, outcomes))
-        return outcomes, None
-    diagnosis = after.diagnosis()
-    journal.learn(transitions.forget(learnt, outcomes), after.evidence, diagnosis)
-    return outcomes, (after.evidence, diagnosis)
+        diagnosis = after.diagnosis()
+        journal.learn(left, after.evidence, diagnosis)
+        return outcomes, (after.evidence, diagnosis)
+
+    # ------------------------------------------------------------ what a kill has left
+
+    def _recover(self) -> tuple[Event, ...]:
+        """Finish or undo what a kill has left, before anything is planned."""
+        from watcher.act import transaction
+
+        try:
+            with folders.opened_store(self._host.store) as store:
+                if not transaction.unfinished(self._host, store):
+                    return ()
+            with self._journal(self._rules.mode.lock_seconds) as journal:
+                # What is stuck is reported by the second try, under the lock that acts.
+                self._finish_leftovers(journal.store, journal, report_stuck=False)
+                return journal.events
+        except OSError:
+            return ()  # the look that follows says what is wrong with the folder
+
+    def _finish_leftovers(
+        self, store: int, journal: Journal, *, report_stuck: bool = True
+    ) -> tuple[str, ...]:
+        """The same where the lock is held: nobody is at work on what is unfinished now.
+
+        Gives back what could not be finished: then nothing else may be changed.
+        """
+        from watcher.act import transaction
+
+        host = self._host
+        if not transaction.unfinished(host, store):
+            return ()
+        seen = evidence.observe(host, self._rules, journal.recall(), frozenset())
+        why = safety.store_forbids(seen)
+        if why is not None:
+            return (f"what a kill has left waits: {why[1]}",)
+        done, stuck = transaction.recover(host, store, journal.recall())
+        for each in done:
+            journal(Event(host.clock(), "recovered", each))
+        for each in stuck if report_stuck else ():
+            journal(Event(host.clock(), "error", each))
+        return stuck
+
+    # ------------------------------------------------------------ where nothing can be written
+
+    def _powerless(self, now: Look, agreed: Plan, error: OSError) -> Report:
+        """The report where our own folder can't be written: nothing is done, nor written down."""
+        host = self._host
+        where = names.printable(os.path.join(host.store, memory.FOLDER))
+        if isinstance(error, state_folder.ForeignError):
+            raise state_folder.refusal(host.store, error) from None
+        warning = f"{where} can't be written: {error.strerror}"
+        if any(action.kind is not ActionKind.REFRESH for action in agreed.actions):
+            if command := state_folder.cure(host.store):
+                raise NoPermissionError(f"{warning}; nothing was done", "give it back:", command)
+            raise advice.cant_write(f"{warning}; nothing was done", error, host.store) from None
+        if state_folder.cure(host.store):
+            warning += "; audit reports the command that helps"
+        diagnosis = now.diagnosis()
+        known, happened = transitions.learn(
+            now.known, now.evidence, diagnosis, {}, first_look=self._rules.mode.announce
+        )
+        hashed = (transitions.hashed(each, host.clock()) for each in self._answers)
+        for event in (*happened, *filter(None, hashed)):
+            host.tell(event)
+        return Report(
+            now.evidence, diagnosis, now.plan, events=happened, warnings=(warning,), memory=known
+        )
+
+
+def _questions(agreed: Plan, asked: set[tuple[ActionKind, str]]) -> list[Action]:
+    new = (each for each in agreed.actions if (each.kind, each.subject) not in asked)
+    return [each for each in new if not _is_act(each)]
+
+
+def _is_act(action: Action) -> bool:
+    return action.kind not in QUESTIONS
 
 
 @contextlib.contextmanager
-def _signals_wait(stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
+def _signals_wait(host: Host) -> Iterator[Host]:
     """Have ctrl-C and SIGTERM end the block between two acts, and take effect then.
 
-    A handler of somebody else's stays, and so does a second ctrl-C. Only the main thread may.
+    Gives the host whose `stops` says so. A handler of somebody else's stays, and so does a second
+    ctrl-C. Only the main thread may.
     """
     came: list[int] = []
     usual: dict[signal.Signals, Any] = {
@@ -391,7 +458,7 @@ def _signals_wait(stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
     for each in waiting:
         signal.signal(each, note)
     try:
-        yield lambda: bool(came) or stop()
+        yield replace(host, stops=lambda: bool(came) or host.stops())
     finally:
         for each in waiting:
             signal.signal(each, usual[each])
@@ -399,83 +466,15 @@ def _signals_wait(stop: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
         signal.raise_signal(came[0])
 
 
-def _new_questions(agreed: Plan, asked: Set[tuple[ActionKind, str]]) -> list[Action]:
-    questions = (action for action in agreed.actions if action.kind in QUESTIONS)
-    return [each for each in questions if (each.kind, each.subject) not in asked]
-
-
-def _recover(host: Host, policy: Policy, lock_seconds: float) -> tuple[Event, ...]:
-    """Finish or undo what a kill has left, before anything is planned."""
-    from watcher.act import transaction
-
-    try:
-        with folders.opened_store(host.store) as store:
-            if not transaction.unfinished(host, store):
-                return ()
-            with locked(store, lock_seconds):
-                journal = Journal(store, policy, host)
-                # What is stuck is told by the second try, under the lock that acts.
-                _recover_under_lock(host, policy, store, journal, tell_stuck=False)
-                return journal.events
-    except OSError:
-        return ()  # the look that follows says what is wrong with the folder
-
-
-def _recover_under_lock(
-    host: Host, policy: Policy, store: int, journal: Journal, *, tell_stuck: bool = True
-) -> tuple[str, ...]:
-    """The same where the lock is held: whatever is unfinished now, nobody is at work on any more.
-
-    Gives back what could not be finished: then nothing else may be changed.
-    """
-    from watcher.act import transaction
-
-    if not transaction.unfinished(host, store):
-        return ()
-    seen = look.observe(host, policy, journal.recall(), frozenset())
-    why = safety.store_forbids(seen)
-    if why is not None:
-        return (f"what a kill has left waits: {why[1]}",)
-    done, stuck = transaction.recover(host, store, journal.recall())
-    for each in done:
-        journal(Event(host.clock(), "recovered", each))
-    for each in stuck if tell_stuck else ():
-        journal(Event(host.clock(), "error", each))
-    return stuck
-
-
-def remembered(host: Host, past: Memory | None = None) -> Memory:
-    """What is remembered on the disk, or, where there is nothing, by who has called."""
+def remembered(host: Host, unsaved: Memory | None = None) -> Memory:
+    """What is remembered on the disk; where there is nothing, what could not be saved there."""
     try:
         with folders.opened_store(host.store) as store:
             found = memory.load(store)
     except OSError:
-        return past or Memory()  # observe says what is wrong with the folder
-    return _or_told(found, past)
+        return unsaved or Memory()  # observe says what is wrong with the folder
+    return _or_told(found, unsaved)
 
 
-def _or_told(found: Memory, past: Memory | None) -> Memory:
-    return past if past is not None and found == Memory() else found
-
-
-def _powerless(host: Host, now: _Decided, agreed: Plan, error: OSError, first_look: bool) -> Report:
-    """The report where our own folder can't be written: told, but not done, nor written down."""
-    where = names.printable(os.path.join(host.store, memory.FOLDER))
-    if isinstance(error, state_folder.ForeignError):
-        raise state_folder.refusal(host.store, error) from None
-    warning = f"{where} can't be written: {error.strerror}"
-    if any(action.kind is not ActionKind.REFRESH for action in agreed.actions):
-        if command := state_folder.cure(host.store):
-            raise NoPermissionError(f"{warning}; nothing was done", "give it back:", command)
-        raise advice.cant_write(f"{warning}; nothing was done", error, host.store) from None
-    if state_folder.cure(host.store):
-        warning += "; audit reports the command that helps"
-    diagnosis = now.diagnosis()
-    known, happened = transitions.learn(
-        now.known, now.evidence, diagnosis, {}, first_look=first_look
-    )
-    for event in happened:
-        host.tell(event)
-    return Report(
-        now.evidence, diagnosis, now.plan, events=happened, warnings=(warning,), memory=known
-    )
+def _or_told(found: Memory, unsaved: Memory | None) -> Memory:
+    return unsaved if unsaved is not None and found == Memory() else found

@@ -20,8 +20,8 @@ import pytest
 
 from tests.conftest import IS_ROOT
 from tests.support.driving import private_proc
-from watcher import reconcile
-from watcher.model import Policy
+from tests.support.runs import one_run
+from watcher.model import Rules
 from watcher.observe.host import Host
 from watcher.reconcile import Report
 
@@ -103,6 +103,6 @@ class Machine:
         """This machine with a store."""
         return Host(str(store), proc=self.proc)
 
-    def act(self, store: Path, policy: Policy) -> Report:
+    def act(self, store: Path, policy: Rules) -> Report:
         """A cycle."""
-        return reconcile.cycle(self.host(store), policy)
+        return one_run(self.host(store), policy)

@@ -19,6 +19,7 @@ import pytest
 
 from tests.conftest import SERVERS
 from tests.support.driving import Daemon, Store, command, environment, is_right, run
+from tests.support.runs import one_run, rules
 from tests.support.servers import (
     EngineServer,
     Server,
@@ -28,12 +29,11 @@ from tests.support.servers import (
     wait_until,
     wait_written,
 )
-from watcher import reconcile
 from watcher.act import durability
 from watcher.commands import acting
 from watcher.commands.context import Context
 from watcher.demo.registry import Content, Layer, Model, Registry
-from watcher.model import MIB, ActionKind, Condition, Entry, Policy, Ranges, Result
+from watcher.model import MIB, ActionKind, Condition, Entry, Ranges, Result
 from watcher.observe import evidence, scan
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import fs, memory
@@ -46,9 +46,9 @@ SIZE = 62 * MB
 PART = 20 * MB
 #: How far each of the parts has come; `whole` is all of it.
 COME = (PART, 15 * MB, 14 * MB, 0)
-REPAIR = Policy(repair=True, repair_stale=True, hash=True, writers_visible=True)
+REPAIR = rules(repair=True, repair_stale=True, hash=True, writers_visible=True)
 #: What the daemon, `prepare` and `pull` do.
-AHEAD = Policy(repair=True, writers_visible=True, sync_behind=True)
+AHEAD = rules(repair=True, writers_visible=True, sync_behind=True)
 
 
 class Scene:
@@ -207,14 +207,14 @@ def assert_looked_through(it: Scene, machine: Machine) -> None:
         machine.restart()
         before = it.claims(store)
         # A look that may not read much reads this.
-        little = Policy(repair=False, writers_visible=True, read_limit_bytes=1)
+        little = rules(repair=False, writers_visible=True, read_limit_bytes=1)
         (diagnosed,) = machine.act(store, little).diagnosis.diagnosed
         assert diagnosed.condition in (Condition.HOLLOW, Condition.WHOLE)
         assert not diagnosed.download.trust.trusted
         assert it.claims(store) == before
         machine.act(store, AHEAD)
         assert it.false(store) == 0
-        durability.sync_noted(machine.host(store), AHEAD, lambda: False)
+        durability.sync_noted(machine.host(store), AHEAD.settings)
         assert notes(store) == []
         it.pull(store)
 
@@ -243,7 +243,7 @@ def test_what_there_is_no_time_to_read_stays_doubted_and_is_named(
     with killed.disk.power_cut() as after:
         store = after.path / "models"
         before, noted = killed.claims(store), notes(store)
-        given = Context(Policy(writers_visible=True), stores=(str(store),))
+        given = Context(rules(writers_visible=True).settings, stores=(str(store),))
         with monkeypatch.context() as patch:
             patch.setattr(acting, "_PREPARE_READS_SECONDS", 0.0)
             assert acting.prepare(given) == 0
@@ -265,7 +265,7 @@ def test_the_reading_for_zeros_ends_in_the_middle_of_a_file(
     machine.restart()
     asked = itertools.count()
     host = replace(machine.host(killed.store), uptime=lambda: float(next(asked)), reads_until=9.0)
-    (diagnosed,) = reconcile.cycle(host, AHEAD).diagnosis.diagnosed
+    (diagnosed,) = one_run(host, AHEAD).diagnosis.diagnosed
     assert not diagnosed.download.trust.zeros_read
     assert len(notes(killed.store)) == 1
     machine.act(killed.store, AHEAD)
@@ -314,7 +314,7 @@ def test_what_is_synced_behind_is_on_the_disk_and_the_note_goes(
     killed: Scene, machine: Machine
 ) -> None:
     machine.act(killed.store, AHEAD)
-    assert durability.sync_noted(machine.host(killed.store), AHEAD, lambda: False) == frozenset()
+    assert durability.sync_noted(machine.host(killed.store), AHEAD.settings) == frozenset()
     assert notes(killed.store) == []
     with killed.disk.power_cut() as after:
         store = after.path / "models"
@@ -404,7 +404,7 @@ def test_nothing_goes_for_a_blob_that_is_not_on_the_disk(disk: Disk, machine: Ma
     kept.mkdir(parents=True)
     (kept / f"00000001-{it.name}").write_bytes(b"wrong")
     it.know(it.store.path, machine.boot)
-    purge = Policy(repair=False, purge_replaced=True, writers_visible=True)
+    purge = rules(repair=False, purge_replaced=True, writers_visible=True)
     (done,) = machine.act(it.store.path, purge).outcomes
     assert (done.action.kind, done.result) == (ActionKind.PURGE, Result.DONE)
     it.assert_kept()
@@ -450,7 +450,7 @@ def test_what_was_there_before_the_machine_started_is_hashed_once(
     assert it.name not in hashed_by(machine, it.store.path)
 
 
-VERIFY = Policy(repair=False, hash=True, verify=True, writers_visible=True)
+VERIFY = rules(repair=False, hash=True, verify=True, writers_visible=True)
 
 
 def hashed_by(machine: Machine, models: Path) -> set[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.driving import POLICY, Daemon, Store, host, private_proc, whole_lines
+from tests.support.runs import one_run
 from tests.support.servers import EngineServer, Line, collapsed, wait_until
 from watcher import reconcile
 from watcher.act import journal
@@ -134,9 +135,9 @@ def test_a_kill_around_the_log_loses_nothing_and_doubles_nothing(
         else:
             broken.setattr(fs, "append", append_to_common)
         with pytest.raises(KilledError):
-            reconcile.cycle(here, POLICY, approve=reconcile.nothing)
+            one_run(here, POLICY, approve=reconcile.approve_none)
     for _ in range(3):
-        reconcile.cycle(here, POLICY, approve=reconcile.nothing)
+        one_run(here, POLICY, approve=reconcile.approve_none)
     for log in ("events", "healthy%3Alatest"):
         told = [e["event_type"] for e in whole_lines(store.ours / f"logs/{log}.jsonl")]
         assert told.count("partial_found") == 1, (log, told)

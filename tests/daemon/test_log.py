@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.driving import KEYS, Daemon, Store, command, environment, run
 from tests.support.servers import wait_until
-from watcher.model import DAY, Policy
+from watcher.model import DAY, Settings
 from watcher.state import event_log
 from watcher.state.event_log import Event
 
@@ -22,10 +22,10 @@ DIGEST = "ab" * 32
 NOW = 1_764_000_000.0
 
 
-def tell(store: Store, *told: Event, policy: Policy | None = None) -> None:
+def tell(store: Store, *told: Event, policy: Settings | None = None) -> None:
     fd = os.open(store.path, os.O_RDONLY)
     try:
-        event_log.write(fd, told, policy or Policy())
+        event_log.write(fd, told, policy or Settings())
     finally:
         os.close(fd)
 
@@ -116,7 +116,7 @@ def test_by_time_type_and_number(store: Store) -> None:
 
 def test_logs_set_aside_are_read_in_order_and_damage_is_told(store: Store) -> None:
     for number in range(30):
-        tell(store, event(str(number), at=NOW + number), policy=Policy(log_max_bytes=500))
+        tell(store, event(str(number), at=NOW + number), policy=Settings(log_max_bytes=500))
     assert len(list((store.ours / "logs").iterdir())) > 3
     assert told(store) == [str(number) for number in range(30)]
     with (store.ours / "logs/events.jsonl").open("ab") as log:
@@ -233,7 +233,7 @@ def test_it_follows_a_log_that_is_not_there_yet_and_through_rotation(
     tell(store, event("first"))
     following.wait("first")
     for number in range(20):
-        tell(store, event(str(number), at=NOW + number), policy=Policy(log_max_bytes=500))
+        tell(store, event(str(number), at=NOW + number), policy=Settings(log_max_bytes=500))
     following.wait("first", *map(str, range(20)))
     half = event("half").line
     path: Path = store.ours / "logs/events.jsonl"

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.support.driving import POLICY, Store, private_proc
+from tests.support.runs import changed, one_run, rules
 from tests.support.servers import wait_until
 from watcher import reconcile
-from watcher.model import Plan, Policy
+from watcher.model import Plan, Rules
 from watcher.observe import evidence
 from watcher.observe.host import Host
 from watcher.ollama.names import ModelName
@@ -22,7 +23,7 @@ from watcher.service.daemon import _Service
 from watcher.service.metrics import Metrics
 from watcher.service.scrub import Scrub
 
-VERIFY = Policy(repair=False, hash=True, verify=True, writers_visible=True)
+VERIFY = rules(repair=False, hash=True, verify=True, writers_visible=True)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def digest(store: Store) -> str:
     found = hashlib.sha256(b"right").hexdigest()
     (store.blobs / f"sha256-{found}").write_bytes(b"wrong")
     store.manifest("demo", found)
-    reconcile.cycle(Host(str(store.path)), VERIFY)
+    one_run(Host(str(store.path)), VERIFY)
     return found
 
 
@@ -55,9 +56,9 @@ def test_a_registry_that_was_away_is_asked_again(
     monkeypatch.setattr(scrub, "_AGAIN_SECONDS", 0.0)
     host = Host(str(store.path), registry_length=registry_length)
     tried = Scrub(host, pytest.fail)
-    policy = replace(POLICY, repair=True)
+    policy = changed(POLICY, repair=True)
     try:
-        tried.want(frozenset({digest}), policy)
+        tried.want(frozenset({digest}), policy.settings)
         wait_until(lambda: asked, "the first question")
         wait_until(lambda: not blob.exists() or _again(tried, digest, policy), "the quarantine")
     finally:
@@ -67,9 +68,9 @@ def test_a_registry_that_was_away_is_asked_again(
     assert kept.name.endswith(f"-sha256-{digest}")
 
 
-def _again(tried: Scrub, digest: str, policy: Policy) -> bool:
+def _again(tried: Scrub, digest: str, policy: Rules) -> bool:
     """What each full look of the daemon does."""
-    tried.want(frozenset({digest}), policy)
+    tried.want(frozenset({digest}), policy.settings)
     return False
 
 
@@ -83,7 +84,7 @@ def test_it_is_not_asked_all_the_time(store: Store, digest: str) -> None:
     tried = Scrub(Host(str(store.path), registry_length=registry_length), pytest.fail)
     try:
         for _ in range(3):
-            tried.want(frozenset({digest}), replace(POLICY, repair=True))
+            tried.want(frozenset({digest}), changed(POLICY, repair=True).settings)
             wait_until(lambda: tried._thread is None, "the end of the proof")
     finally:
         tried.stop()
@@ -97,14 +98,14 @@ def test_a_service_goes_on_about_what_its_registry_has_not_answered(
     wanted: list[frozenset[str]] = []
     monkeypatch.setattr(Scrub, "want", lambda _, digests, __: wanted.append(digests))
     host = Host(str(store.path), registry_length=lambda *_: said)
-    policy = replace(POLICY, repair=True, online=True)
+    policy = changed(POLICY, repair=True, online=True)
 
     def only_questions(planned: Plan) -> Plan:
         asks = tuple(each for each in planned.actions if each.kind in reconcile.QUESTIONS)
         return replace(planned, actions=asks)
 
-    report = reconcile.cycle(host, policy, approve=only_questions)
-    _Service(host, policy, Metrics(host.store, policy), [])._prove(report)
+    report = one_run(host, policy, approve=only_questions)
+    _Service(host, policy.settings, Metrics(host.store, policy.settings), [])._prove(report)
     assert [digest in each for each in wanted] == [said is None]
 
 
@@ -115,7 +116,7 @@ def damaged(store: Store, count: int) -> frozenset[str]:
     for digest in digests:
         (store.blobs / f"sha256-{digest}").write_bytes(b"wrong")
     store.manifest("many", *digests)
-    reconcile.cycle(Host(str(store.path)), VERIFY)
+    one_run(Host(str(store.path)), VERIFY)
     return frozenset(digests)
 
 
@@ -135,7 +136,7 @@ def test_thousands_are_put_aside_together(
     proc = private_proc(tmp_path / "proc")
     host = Host(str(store.path), proc=proc, registry_length=lambda *_: len(b"wrong"))
     tried = Scrub(host, pytest.fail)
-    tried.want(digests, replace(POLICY, repair=True))
+    tried.want(digests, changed(POLICY, repair=True).settings)
     wait_until(lambda: tried._thread is None, "the end of the proofs")
     assert len(list(store.ours.glob("quarantine/*"))) == len(digests)
     assert len(looks) < 20
@@ -152,7 +153,7 @@ def test_stop_ends_asking(store: Store) -> None:
         return None
 
     tried = Scrub(Host(str(store.path), registry_length=registry_length), pytest.fail)
-    tried.want(digests, replace(POLICY, repair=True))
+    tried.want(digests, changed(POLICY, repair=True).settings)
     wait_until(lambda: asked, "the first question")
     ended = threading.Thread(target=tried.stop)
     ended.start()
@@ -183,10 +184,10 @@ def test_a_daemon_puts_aside_what_it_has_not_hashed_before(
         proc=private_proc(tmp_path / "proc"),
         registry_length=lambda *_: len(b"right bytes"),
     )
-    policy = replace(POLICY, repair=True, clean=False)
-    service = _Service(host, policy, Metrics(host.store, policy), [])
+    policy = changed(POLICY, repair=True, clean=False)
+    service = _Service(host, policy.settings, Metrics(host.store, policy.settings), [])
     try:
-        service._prove(reconcile.cycle(host, policy))
+        service._prove(one_run(host, policy))
         wait_until(lambda: service._proofs._thread is None, "the end of the proofs")
     finally:
         service._proofs.stop()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.driving import POLICY, Daemon, Store, private_proc
+from tests.support.runs import one_run
 from tests.support.servers import EngineServer, wait_until
 from watcher import reconcile
 from watcher.demo.registry import Layer, Model, Registry
@@ -98,7 +99,7 @@ def test_a_pull_that_its_client_ended_is_told_once_it_was_quiet(
             clock=lambda: time.time() + later[0],
             tell=told.append,
         )
-        return reconcile.cycle(here, POLICY, frozenset({digest[7:]}), reconcile.nothing)
+        return one_run(here, POLICY, frozenset({digest[7:]}), reconcile.approve_none)
 
     look()
     assert [event.event_type for event in told] == ["download_started"]

@@ -31,6 +31,7 @@ from tests.support.driving import (
     run,
     whole_lines,
 )
+from tests.support.runs import one_run
 from tests.support.servers import wait_until
 from watcher import reconcile
 from watcher.model import DAY
@@ -175,7 +176,7 @@ def test_a_server_that_ends_while_it_is_looked_at_stops_nothing(
             return real(*words)
 
         monkeypatch.setattr(processes, "_holders", look)
-        report = reconcile.cycle(host(store), POLICY, approve=reconcile.nothing)
+        report = one_run(host(store), POLICY, approve=reconcile.approve_none)
     assert len(report.diagnosis.diagnosed) == 1
     assert pid not in [server.pid for server in report.evidence.servers]
 

@@ -28,7 +28,7 @@ from watcher.model import DAY, Due
 from watcher.service import file_events
 from watcher.service import triggers as module
 from watcher.service.file_events import Ears
-from watcher.service.triggers import MOST_DIGESTS, Scope, Triggers
+from watcher.service.triggers import MOST_DIGESTS, Digests, Triggers
 
 PATIENCE = 20.0
 
@@ -38,7 +38,7 @@ class Watching:
 
     def __init__(self, store: Path, proc: str = "/proc") -> None:
         self.triggers = Triggers(str(store), proc)
-        self._scopes: queue.SimpleQueue[Scope] = queue.SimpleQueue()
+        self._scopes: queue.SimpleQueue[Digests] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
@@ -57,7 +57,7 @@ class Watching:
         self.triggers.__exit__(None, None, None)
         assert not self._thread.is_alive()
 
-    def next(self) -> Scope:
+    def next(self) -> Digests:
         """The next scope."""
         return self._scopes.get(timeout=PATIENCE)
 
@@ -71,7 +71,7 @@ class Watching:
 
         It is not where all is watched anew just then; a look at everything follows that.
         """
-        scope: Scope = None
+        scope: Digests = None
         while scope is None:
             digest = os.urandom(32).hex()
             (path / f"sha256-{digest}-partial").touch()
@@ -97,7 +97,7 @@ def test_another_thread_can_wake_it_for_some_digests_and_for_everything(watching
 
 def test_a_signal_handler_can_end_and_wake_it(store: Store) -> None:
     """The thread that waits is the one that handles the signal, wherever it is just then."""
-    seen: list[Scope] = []
+    seen: list[Digests] = []
     with Triggers(str(store.path)) as triggers:
         before = signal.signal(signal.SIGUSR1, lambda *_: triggers.wake(None))
         ends = signal.signal(signal.SIGUSR2, lambda *_: triggers.stop())
@@ -383,7 +383,7 @@ def _limited(store: Store, limit: str, count: int, script: str) -> subprocess.Co
     """Run Python in a user namespace with an inotify limit of its own."""
     preamble = (
         "import sys, time\n"
-        "from watcher import wakes\n"
+        "from watcher.service import triggers as wakes\n"
         "def limit(count):\n"
         f"    open('/proc/sys/user/{limit}', 'w').write(str(count))\n"
         f"limit({count})\n"
@@ -462,22 +462,23 @@ def test_a_limit_that_is_reached_by_a_new_folder_is_noticed(store: Store) -> Non
 def test_the_service_tells_once_that_it_hears_nothing_and_looks_all_the_same(store: Store) -> None:
     script = (
         "import threading\n"
-        "from watcher import daemon\n"
-        "from watcher.model import Policy\n"
-        "from watcher.observe.host import World\n"
+        "from watcher import reconcile\n"
+        "from watcher.service import daemon\n"
+        "from watcher.model import Settings\n"
+        "from watcher.observe.host import Host\n"
         "looks = []\n"
         "def tell(event):\n"
         "    if event.event_type == 'error': print(event.message, flush=True)\n"
-        "real = daemon.cycle.cycle\n"
+        "real = reconcile.Reconciler.reconcile\n"
         "def cycle(*words, **more):\n"
         "    looks.append(words)\n"
         "    if len(looks) == 4: threading.Thread(target=stop).start()\n"
         "    return real(*words, **more)\n"
         "import os, signal\n"
         "def stop(): os.kill(os.getpid(), signal.SIGTERM)\n"
-        "daemon.cycle.cycle = cycle\n"
-        "policy = Policy(repair=False, writers_visible=True)\n"
-        "daemon.run(World(sys.argv[1], tell=tell), lambda: policy, [])\n"
+        "reconcile.Reconciler.reconcile = cycle\n"
+        "policy = Settings(repair=False, writers_visible=True)\n"
+        "daemon.run(Host(sys.argv[1], tell=tell), lambda: policy, [])\n"
     )
     done = _limited(store, "max_inotify_watches", 0, script)
     assert done.stderr == ""
@@ -506,7 +507,7 @@ def test_a_folder_that_may_not_be_read_is_named(
 ) -> None:
     script = (
         "import sys\n"
-        "from watcher.service.triggers import Wakes\n"
+        "from watcher.service.triggers import Triggers as Wakes\n"
         "with Wakes(sys.argv[1]) as wakes:\n"
         "    next(iter(wakes))\n"
         "    print(wakes.blind)\n"

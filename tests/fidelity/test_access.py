@@ -8,7 +8,6 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import pytest
 
 from tests.conftest import Run, needs_root
 from tests.support.notation import LIBRARY, Store, quiet_machine
+from tests.support.runs import one_look, rules
 from tests.support.servers import RealServer, ServerDiedError
-from watcher import reconcile
-from watcher.model import Finding, Policy
+from watcher.model import Finding
 from watcher.observe.host import Host
 
 USER = 12345
@@ -184,7 +183,7 @@ def test_a_folder_above_the_store_that_the_server_can_not_pass_through() -> None
 
 def above_of(here: Host) -> tuple[list[Finding], bool]:
     """The findings about folders above a store, and whether a start is foreseen to go well."""
-    report = reconcile.cycle(replace(here, keeps=False), Policy(), approve=reconcile.nothing)
+    report = one_look(here, rules())
     assert report.diagnosis.forecast is not None
     told = [each for each in report.diagnosis.findings if "pass through" in each.message]
     return told, not report.diagnosis.forecast.start_fails

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.forecast.stores import RandomStore, names
+from tests.support.runs import rules
 from tests.support.servers import RealServer, ServerDiedError
 from tests.unit.decide.seen import diagnosis
 from watcher.demo.server.errors import EngineError
 from watcher.demo.server.start import start_store
-from watcher.model import Forecast, Policy
+from watcher.model import Forecast
 from watcher.observe.evidence import observe
 from watcher.observe.host import Host
 from watcher.state.memory import Memory
@@ -23,7 +24,7 @@ STORES_IN_A_BATCH = 25
 
 
 def stage(store: Path) -> Forecast:
-    forecast = diagnosis(observe(Host(str(store)), Policy(), Memory()), Policy()).forecast
+    forecast = diagnosis(observe(Host(str(store)), rules(), Memory()), rules()).forecast
     assert forecast is not None
     return forecast
 

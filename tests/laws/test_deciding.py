@@ -7,6 +7,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.runs import rules
 from tests.unit.decide.seen import NOW, diagnosis
 from watcher.decide import diagnose, plan, transitions
 from watcher.model import (
@@ -23,7 +24,6 @@ from watcher.model import (
     Part,
     Place,
     Plan,
-    Policy,
     Server,
     ServerState,
     Sidecar,
@@ -37,7 +37,7 @@ from watcher.ollama.ranges import normal
 from watcher.state.memory import Memory
 
 DIGESTS = st.sampled_from([letter * 64 for letter in "abcd"])
-POLICY = Policy(clean=True, repair=False)
+POLICY = rules(clean=True, repair=False)
 AGO = st.sampled_from(
     [-DAY, -1.0, 0.0, 1.0, 60.0, 89.0, 91.0, 1800.0, 3601.0, 2 * DAY, 8 * DAY, 400 * DAY]
 )

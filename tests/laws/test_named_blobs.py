@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.notation import Store, digest_of, manifest_bytes
-from watcher import reconcile
-from watcher.model import Policy
+from tests.support.runs import one_look, one_run, rules
 
 BLOBS = st.dictionaries(
     st.sampled_from([f"b{n}" for n in range(6)]),
@@ -78,7 +77,7 @@ def test_what_a_manifest_names_stays(
         kept |= set() if broken else layers_of
         readable &= not broken
 
-    made = reconcile.cycle(models.host(keeps=False), Policy(clean=True, repair=False)).plan
+    made = one_look(models.host(), rules(clean=True, repair=False)).plan
     planned = {entry.name for action in made.actions for entry in action.expects}
     finished = {name for name in planned if len(name) == len("sha256-") + 64}
     assert not finished & kept
@@ -86,7 +85,7 @@ def test_what_a_manifest_names_stays(
     assert not finished & {
         f"sha256-{digest_of(name)}" for name, (aged, _) in blobs.items() if aged in ("1s", "2h")
     }
-    reconcile.cycle(models.host(), Policy(clean=True, repair=False))
+    one_run(models.host(), rules(clean=True, repair=False))
     assert {name for name in models.names() if name in kept} == {
         f"sha256-{digest_of(name)}" for name in blobs
     } & kept

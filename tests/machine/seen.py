@@ -11,14 +11,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.runs import one_look, rules
 from tests.support.servers import blob
-from watcher import reconcile
 from watcher.demo.registry import Content
-from watcher.model import Policy, Ranges
+from watcher.model import Ranges
 from watcher.observe.host import Host
 from watcher.ollama import ranges, sidecars
 
-POLICY = Policy(repair=True, repair_stale=True, writers_visible=True)
+POLICY = rules(repair=True, repair_stale=True, writers_visible=True)
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Seen:
 
 def see(store: Path, contents: dict[str, Content], proc: str) -> Seen:
     """Look at a store; of the machine's processes `proc` shows those that count."""
-    report = reconcile.cycle(Host(str(store), proc=proc, keeps=False), POLICY)
+    report = one_look(Host(str(store), proc=proc), POLICY)
     seen = report.evidence
     wanted = {
         entry.name
         for entry in seen.census.unnamed
-        if seen.now - entry.changed_at < POLICY.stale_after
+        if seen.now - entry.changed_at < POLICY.settings.stale_after
     }
     for diagnosed in report.diagnosis.diagnosed:
         if not diagnosed.stale:

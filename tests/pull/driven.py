@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from tests.repair.scenes import seed_of
 from tests.support.driving import is_right
+from tests.support.runs import rules
 from tests.support.servers import Server
 from watcher.demo.registry import Layer, Model, Registry
-from watcher.model import Policy
 from watcher.observe.host import Host
 from watcher.ollama import sidecars
 from watcher.pull.driver import End, Options, Pull, Update
@@ -21,7 +21,7 @@ MB = 1_000_000
 MIB = 1 << 20
 #: Two parts by the server's own rule.
 SIZE = 120 * MB
-POLICY = Policy(writers_visible=True)
+POLICY = rules(writers_visible=True)
 OPTIONS = Options(insecure=True)
 
 
@@ -57,7 +57,7 @@ class Seen:
 
 def site(server: Server) -> Target:
     """The site of a server whose store is here."""
-    return Target(server.url, POLICY, Host(str(server.store)))
+    return Target(server.url, POLICY.settings, Host(str(server.store)))
 
 
 def add(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.support.breaking import break_files, main
-from watcher.model import Policy
+from tests.support.runs import rules
 from watcher.observe.host import Host
 from watcher.pull.driver import Options, Pull
 from watcher.pull.target import Target
@@ -16,7 +16,7 @@ from watcher.pull.target import Target
 
 def _child(order: dict[str, Any], told: int) -> int:
     break_files(order, told)
-    where = Target(order["url"], Policy(writers_visible=True), Host(order["store"]))
+    where = Target(order["url"], rules(writers_visible=True).settings, Host(order["store"]))
     pull = Pull(where, order["model"], Options(insecure=True))
     for _ in pull.updates():
         pass

@@ -114,7 +114,7 @@ def test_what_can_not_be_verified_is_not_called_verified(
     server: Server, registry: Registry
 ) -> None:
     model = pulled(server, registry)
-    far = replace(sites.find(site(server).url, None, site(server).policy), why="it is far away")
+    far = replace(sites.find(site(server).url, None, site(server).settings), why="it is far away")
     seen = drive(far, model, VERIFY)
     assert seen.end.cause is Cause.UNVERIFIED
     assert "far away" in seen.end.text

@@ -196,7 +196,7 @@ def test_cancelled_far_away_while_nothing_is_heard(
     model = add(registry, server)
     server.start().wait_ready()
     registry.add_fault(Fault("hang", on="head"))
-    far = Target(server.url, POLICY, None, "it is far away")
+    far = Target(server.url, POLICY.settings, None, "it is far away")
     seen = drive(far, model, cancelled=lambda: registry.stats()["requests"].get("head", 0) > 0)
     assert seen.end.cause is Cause.INTERRUPTED
 
@@ -360,7 +360,7 @@ def test_without_the_store_it_arrives_and_says_what_it_can_not_do(
     registry.throttle(RATE)
     registry.add_fault(Fault("reset", after=30 * MB, times=1))
     server.start().wait_ready()
-    far = Target(server.url, POLICY, None, "it is far away")
+    far = Target(server.url, POLICY.settings, None, "it is far away")
     seen = drive(far, model)
     assert seen.end.cause is None, (seen.notes, seen.end)
     assert seen.notes[0] == "it is far away; so resets and stalls can't be cured"
@@ -373,7 +373,9 @@ def test_a_far_server_that_is_killed(server: Server, registry: Registry) -> None
     registry.throttle(RATE)
     server.start().wait_ready()
     killer = Killer(server, 30 * MB)
-    seen = drive(Target(server.url, POLICY, None, "it is far away"), model, on_update=killer)
+    seen = drive(
+        Target(server.url, POLICY.settings, None, "it is far away"), model, on_update=killer
+    )
     killer.join()
     assert seen.end.cause is None, (seen.notes, seen.end)
     assert arrived(server, model)
@@ -384,7 +386,7 @@ def test_a_stall_far_away_is_ended(server: Server, registry: Registry) -> None:
     registry.throttle(RATE)
     registry.add_fault(Fault("stall", after=30 * MB, times=2))
     server.start().wait_ready()
-    far = Target(server.url, POLICY, None, "it is far away")
+    far = Target(server.url, POLICY.settings, None, "it is far away")
     seen = drive(far, model, Options(insecure=True, stall_seconds=2))
     assert seen.end.cause is None, (seen.notes, seen.end)
     assert any(note.startswith("nothing came for") for note in seen.notes)
@@ -399,7 +401,7 @@ def test_a_layer_far_away_of_which_no_byte_comes_is_asked_for_again(
     model = add(registry, server)
     registry.add_fault(Fault("stall", times=2))
     server.start().wait_ready()
-    far = Target(server.url, POLICY, None, "it is far away")
+    far = Target(server.url, POLICY.settings, None, "it is far away")
     seen = drive(far, model, Options(insecure=True, stall_seconds=1))
     assert seen.end.cause is None, (seen.notes, seen.end)
     assert any(note.startswith("nothing came for") for note in seen.notes)

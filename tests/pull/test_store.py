@@ -15,8 +15,9 @@ import pytest
 from tests.conftest import needs_root
 from tests.support.driving import lay_out
 from tests.support.servers import Line, Server, blob
-from watcher import reconcile
 from watcher.demo.registry import Fault, Model, Registry
+from watcher.model import Evidence
+from watcher.observe import evidence
 from watcher.pull.driver import Options, Update
 from watcher.pull.failures import Cause
 from watcher.state.download_states import State
@@ -150,13 +151,13 @@ def test_where_nothing_is_begun_there_is_nothing_to_look_at(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[object] = []
-    usual = reconcile.cycle
+    usual = evidence.observe
 
-    def look(*given: Any, **more: Any) -> reconcile.Report:
+    def look(*given: Any, **more: Any) -> Evidence:
         looks.append(given)
         return usual(*given, **more)
 
-    monkeypatch.setattr(reconcile, "cycle", look)
+    monkeypatch.setattr(evidence, "observe", look)
     model = add(registry, server, 3 * MB)
     server.start().wait_ready()
     assert drive(site(server), model).end.cause is None

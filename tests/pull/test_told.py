@@ -85,7 +85,7 @@ def test_a_recorded_pull(
     monkeypatch.setattr(driver, "_TRIES", 1)
     url, told = answers
     told.extend(streamed)
-    seen = drive(Target(url, POLICY), MODEL)
+    seen = drive(Target(url, POLICY.settings), MODEL)
     error = streamed[-1].get("error")
     if error is None:
         assert seen.end.cause is None
@@ -106,7 +106,7 @@ def test_of_many_lines_only_some_are_shown(answers: tuple[str, list[dict[str, An
     told.append({"status": "pulling manifest"})
     told.extend({**layer, "completed": done} for done in range(TOTAL))
     told.extend({"status": text} for text in ("writing manifest", "success"))
-    seen = drive(Target(url, POLICY), MODEL)
+    seen = drive(Target(url, POLICY.settings), MODEL)
     assert seen.end.cause is None
     assert len(seen.updates) < TOTAL / 4
 
@@ -118,7 +118,7 @@ def test_the_transfer_path(answers: tuple[str, list[dict[str, Any]]]) -> None:
     told.append({"status": "pulling manifest"})
     told.extend({**whole, "completed": done} for done in (100, 400, TOTAL))
     told.extend({"status": text} for text in ("writing manifest", "success"))
-    seen = drive(Target(url, POLICY), MODEL)
+    seen = drive(Target(url, POLICY.settings), MODEL)
     assert seen.end.cause is None
     assert seen.states == [
         State.STARTING,
@@ -149,6 +149,6 @@ def test_nonsense_ends_in_an_error_and_no_traceback(
     monkeypatch.setattr(driver, "_TRIES", 1)
     url, told = answers
     told.extend([line, {"error": "\u001b[31mbroken"}])
-    seen = drive(Target(url, POLICY), MODEL)
+    seen = drive(Target(url, POLICY.settings), MODEL)
     assert seen.end.cause is Cause.UNKNOWN
     assert seen.end.text.isprintable()

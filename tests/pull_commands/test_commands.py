@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from tests.support.driving import Store, command, environment, is_right, run
+from tests.support.runs import rules
 from tests.support.servers import EngineServer, wait_until
 from watcher.commands import pull as pull_command
 from watcher.commands import queue_drive
 from watcher.commands.context import Context
 from watcher.demo.registry import Fault, Layer, Model, Registry
-from watcher.model import Policy
 
 MB = 1_000_000
 INTERRUPTED = 130
@@ -515,7 +515,7 @@ def test_a_ctrl_c_at_the_very_end_of_a_drive_is_heard(
 
     monkeypatch.setattr(signal, "signal", put_back)
     monkeypatch.setattr(pull_command, "drive", lambda *_: None)
-    context = Context(Policy(), stores=(str(models.path),))
+    context = Context(rules().settings, stores=(str(models.path),))
     drive = queue_drive.queued(context, pull_command.PullOptions("http://127.0.0.1:1"))
     with pytest.raises(KeyboardInterrupt):
         drive("x", lambda: "")

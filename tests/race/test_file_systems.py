@@ -13,13 +13,14 @@ import pytest
 
 from tests.conftest import needs_root
 from tests.support.driving import POLICY, Store, age, host, ollama_process, private_proc
+from tests.support.runs import one_run, rules
 from watcher import reconcile
 from watcher.act import transaction
-from watcher.model import ActionKind, Policy, RefusalKind, Result
+from watcher.model import ActionKind, RefusalKind, Result
 
 pytestmark = needs_root
 
-REPAIR = Policy(repair=True, repair_stale=True, writers_visible=True)
+REPAIR = rules(repair=True, repair_stale=True, writers_visible=True)
 MB = 1 << 20
 
 
@@ -119,10 +120,10 @@ def test_without_hard_links_what_broke_is_repaired_and_what_is_stale_goes(
     digests = [broken(store, text) for text in "ab"]
     stale = store.download("stale")
     here = host(store, proc_of(tmp_path))
-    assert results(reconcile.cycle(here, REPAIR, approve=only(*digests))) == [Result.DONE] * 2
+    assert results(one_run(here, REPAIR, approve=only(*digests))) == [Result.DONE] * 2
     for digest in digests:
         assert all(path.stat().st_size for path in store.blobs.glob(f"*{digest}-partial-*"))
-    assert results(reconcile.cycle(here, POLICY)) == [Result.DONE]
+    assert results(one_run(here, POLICY)) == [Result.DONE]
     assert store.partials(stale) == []
     assert store.leftovers() == []
 
@@ -136,7 +137,7 @@ def test_without_hard_links_nothing_is_done_beside_a_server(linkless: Path, tmp_
     digest = broken(store)
     before = store.tree()
     with ollama_process(tmp_path) as pid:
-        report = reconcile.cycle(host(store, proc_of(tmp_path, pid)), REPAIR)
+        report = one_run(host(store, proc_of(tmp_path, pid)), REPAIR)
     acted = (each.refusal for each in report.outcomes)
     (refused,) = [each for each in (*report.plan.refusals, *acted) if each]
     assert refused.subject == digest
@@ -159,17 +160,17 @@ def test_without_hard_links_a_kill_is_put_back_to_the_byte(
     pid = os.fork()
     if pid == 0:
         setattr(transaction, step, lambda *_: os._exit(9))
-        reconcile.cycle(here, REPAIR)
+        one_run(here, REPAIR)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     assert store.partial(digest, 0).read_bytes() == b""
     Path("/proc/sys/vm/drop_caches").write_text("2")
     for _ in range(2):
-        report = reconcile.cycle(here, Policy(repair=False, writers_visible=True))
+        report = one_run(here, rules(repair=False, writers_visible=True))
         assert not report.stuck
     assert texts(store) == before
     assert store.leftovers() == []
-    assert results(reconcile.cycle(here, REPAIR)) == [Result.DONE]
+    assert results(one_run(here, REPAIR)) == [Result.DONE]
 
 
 def texts(store: Store) -> dict[str, tuple[bytes, float]]:
@@ -195,7 +196,7 @@ def test_on_an_overlay_what_lies_in_a_lower_layer_is_repaired(
 ) -> None:
     store, digests = lower(layers, "a", "b")
     here = host(store, proc_of(tmp_path))
-    assert results(reconcile.cycle(here, REPAIR)) == [Result.DONE] * 2
+    assert results(one_run(here, REPAIR)) == [Result.DONE] * 2
     for digest in digests:
         assert all(path.stat().st_size for path in store.blobs.glob(f"*{digest}-partial-*"))
     assert kept(store) == []
@@ -203,7 +204,7 @@ def test_on_an_overlay_what_lies_in_a_lower_layer_is_repaired(
 
 def test_on_an_overlay_what_is_stale_in_a_lower_layer_goes(layers: Layers, tmp_path: Path) -> None:
     store, (digest,) = lower(layers, "stale", aged=8 * 86400)
-    assert results(reconcile.cycle(host(store, proc_of(tmp_path)), POLICY)) == [Result.DONE]
+    assert results(one_run(host(store, proc_of(tmp_path)), POLICY)) == [Result.DONE]
     assert list(store.blobs.glob(f"*{digest}*")) == []
     assert kept(store) == []
 
@@ -216,7 +217,7 @@ def test_on_an_overlay_beside_a_server_it_is_refused_and_nothing_piles_up(
     with ollama_process(tmp_path) as pid:
         here = host(store, proc_of(tmp_path, pid))
         for _ in range(3):
-            (outcome,) = reconcile.cycle(here, REPAIR).outcomes
+            (outcome,) = one_run(here, REPAIR).outcomes
             assert outcome.result is Result.REFUSED
             assert outcome.refusal is not None
             assert outcome.refusal.kind is RefusalKind.SERVER_RUNS
@@ -233,7 +234,7 @@ def test_on_an_overlay_files_of_the_upper_layer_are_changed_beside_a_server(
     store = Store(layers.merged / "models")
     broken(store)
     with ollama_process(tmp_path) as pid:
-        report = reconcile.cycle(host(store, proc_of(tmp_path, pid)), REPAIR)
+        report = one_run(host(store, proc_of(tmp_path, pid)), REPAIR)
     assert results(report) == [Result.DONE]
 
 
@@ -248,7 +249,7 @@ def test_a_file_that_was_exchanged_meanwhile_is_no_copy_of_it(
         if event.event_type == "act_started":
             age(path, 60)
 
-    report = reconcile.cycle(host(store, proc_of(tmp_path), tell=exchange), REPAIR)
+    report = one_run(host(store, proc_of(tmp_path), tell=exchange), REPAIR)
     (outcome,) = report.outcomes
     assert outcome.refusal is not None
     assert outcome.refusal.kind is RefusalKind.CHANGED

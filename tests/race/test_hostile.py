@@ -11,14 +11,15 @@ import pytest
 
 from tests.conftest import needs_root
 from tests.support.driving import POLICY, Store, content, host, once, private_proc
+from tests.support.runs import one_run, rules
 from watcher import reconcile
-from watcher.model import HOUR, Policy, RefusalKind, Result
+from watcher.model import HOUR, RefusalKind, Result
 from watcher.state import fs
 
 from .test_opened_meanwhile import INSTANTS, Moment, refusal
 
-REPAIR = Policy(repair=True, repair_stale=True, writers_visible=True)
-REFRESH = Policy(repair=False, refresh=True, writers_visible=True)
+REPAIR = rules(repair=True, repair_stale=True, writers_visible=True)
+REFRESH = rules(repair=False, refresh=True, writers_visible=True)
 LABEL = "00000001-"
 
 
@@ -112,11 +113,11 @@ def test_a_folder_in_a_sidecars_place_is_told_until_it_has_gone(
     (outcome,) = moment.act(REPAIR, proc=proc).outcomes
     assert outcome.result is Result.FAILED
     assert "the next run finishes it" in outcome.message
-    again = reconcile.cycle(host(store, proc), REPAIR)
+    again = one_run(host(store, proc), REPAIR)
     assert again.stuck
     assert again.outcomes == ()
     path.rmdir()
-    assert not reconcile.cycle(host(store, proc), REPAIR).stuck
+    assert not one_run(host(store, proc), REPAIR).stuck
     assert store.leftovers() == []
     assert path.is_file()
 
@@ -130,7 +131,7 @@ def test_a_link_in_place_of_a_folder_of_ours_leads_nowhere(
 ) -> None:
     """Put there when the act has been announced: it is done with what was opened, or not at all."""
     digest = store.download("stale")
-    reconcile.cycle(host(store, proc), POLICY, approve=reconcile.nothing)
+    one_run(host(store, proc), POLICY, approve=reconcile.approve_none)
     place, away = (store.ours / name).resolve(), store.path / "away"
 
     def swap() -> None:
@@ -144,7 +145,7 @@ def test_a_link_in_place_of_a_folder_of_ours_leads_nowhere(
     place.unlink()
     if away.exists():
         away.rename(place)
-    reconcile.cycle(host(store, proc), POLICY)
+    one_run(host(store, proc), POLICY)
     assert store.partials(digest) == []
     assert store.leftovers() == []
 
@@ -171,7 +172,7 @@ def test_nothing_comes_out_of_quarantine_into_another_folder(
     kept.parent.mkdir(parents=True)
     kept.write_text("kept")
     moment.before_acting(linked)
-    policy = Policy(repair=False, restore=frozenset({kept.name}), writers_visible=True)
+    policy = rules(repair=False, restore=frozenset({kept.name}), writers_visible=True)
     assert refusal(moment.act(policy, proc=proc)).kind is RefusalKind.CHANGED
     assert kept.read_text() == "kept"
 
@@ -227,7 +228,7 @@ def test_root_sets_no_times_of_what_lies_outside(
         monkeypatch.setattr(fs, "touch", touch)
     else:
         do()
-    reconcile.cycle(host(store, proc), REFRESH)
+    one_run(host(store, proc), REFRESH)
     assert not path.is_file() or path.stat().st_mtime == 1e9
 
 
@@ -239,7 +240,7 @@ def test_a_download_with_a_second_name_keeps_all_its_times(
     digest = store.download("wanted", aged=0.9 * HOUR)
     (tmp_path / "second").hardlink_to(store.partial(digest))
     before = content(store.blobs)
-    report = reconcile.cycle(host(store, proc), REFRESH)
+    report = one_run(host(store, proc), REFRESH)
     assert report.outcomes == ()
     assert content(store.blobs) == before
 
@@ -251,6 +252,6 @@ def test_the_clean_up_takes_a_second_name_and_leaves_the_file(
     digest = store.download("stale")
     path = store.partial(digest)
     swap(path, "hard link", outside)()
-    report = reconcile.cycle(host(store, proc), POLICY)
+    report = one_run(host(store, proc), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert store.partials(digest) == []

@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.crash.test_every_call import shape
 from tests.support.driving import Store, command, environment, run
-from watcher import cli, reconcile
+from watcher import cli
+from watcher.decide import modes
 
 HOLD = """
 import fcntl, os, sys
@@ -54,9 +56,7 @@ def test_a_held_lock_ends_in_exit_11_and_names_the_holder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = store.tree()
-    defaults = reconcile.cycle.__kwdefaults__
-    assert defaults is not None
-    monkeypatch.setitem(defaults, "lock_seconds", 0.2)
+    monkeypatch.setattr(modes, "CLEAN", replace(modes.CLEAN, lock_seconds=0.2))
     assert cli.main(["--store", str(store.path), "clean", "--yes"]) == 11
     assert f"pid {holder.pid} " in capsys.readouterr().err
     assert store.tree() == before

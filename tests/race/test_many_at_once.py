@@ -24,6 +24,7 @@ from tests.support.driving import (
     ollama_process,
     private_proc,
 )
+from tests.support.runs import one_run, rules
 from tests.support.servers import wait_until
 from watcher import reconcile
 from watcher.act import apply
@@ -31,12 +32,12 @@ from watcher.commands import acting
 from watcher.commands.context import Context
 from watcher.decide import plan
 from watcher.errors import EndedError
-from watcher.model import Policy, RefusalKind, Result
+from watcher.model import RefusalKind, Result, Rules
 from watcher.observe import evidence, processes
 from watcher.state import fs, memory
 from watcher.state.event_log import Event
 
-REPAIR = Policy(repair=True, repair_stale=True, writers_visible=True)
+REPAIR = rules(repair=True, repair_stale=True, writers_visible=True)
 MANY = apply.FIRST_DOWNLOADS + 20
 
 
@@ -93,7 +94,7 @@ def test_they_share_the_wait_and_the_looks(
             sleep=sleep,
             version=lambda _: "0.33.0",
         )
-        report = reconcile.cycle(here, REPAIR)
+        report = one_run(here, REPAIR)
     assert [each.result for each in report.outcomes] == [Result.DONE] * MANY
     assert waits == [apply.FIRST_DOWNLOADS, MANY - apply.FIRST_DOWNLOADS]
     assert looks == [3 * waits[0]] * 2 + [3 * waits[1]] * 2
@@ -120,7 +121,7 @@ def test_who_opens_or_changes_one_keeps_no_other_from_being_repaired(
         shown = private_proc(tmp_path / "proc", pid)
         here = host(store, shown, sleep=sleep, version=lambda _: "0.33.0")
         try:
-            report = reconcile.cycle(here, REPAIR)
+            report = one_run(here, REPAIR)
         finally:
             taken[0].__exit__(None, None, None)
     ended = {each.action.subject: each for each in report.outcomes}
@@ -153,14 +154,14 @@ def stop_after(calls: int) -> Callable[[], bool]:
 @pytest.mark.parametrize("policy", [REPAIR, POLICY], ids=["repair", "clean"])
 @pytest.mark.parametrize("calls", [0, 1, 2, 4, 7, 8, 9])
 def test_stopped_between_two_of_them_each_is_done_or_as_it_was(
-    calls: int, policy: Policy, store: Store, tmp_path: Path
+    calls: int, policy: Rules, store: Store, tmp_path: Path
 ) -> None:
     digests = broken(store, 6) if policy is REPAIR else [store.download(f"{n}") for n in range(6)]
     before = {digest: download(store, digest) for digest in digests}
     here = host(store, private_proc(tmp_path / "proc"))
-    reconcile.cycle(here, policy, approve=reconcile.nothing)
+    one_run(here, policy, approve=reconcile.approve_none)
     partitions = remembered(store)
-    report = reconcile.cycle(here, policy, stop=stop_after(calls))
+    report = one_run(here, policy, stop=stop_after(calls))
     done = {each.action.subject for each in report.outcomes if each.result is Result.DONE}
     assert len(done) < 6 or calls > 6
     for digest in set(digests) - done:
@@ -169,7 +170,7 @@ def test_stopped_between_two_of_them_each_is_done_or_as_it_was(
     kinds = {each.refusal.kind for each in report.outcomes if each.refusal}
     assert kinds <= {RefusalKind.STOPPED}
     assert store.leftovers() == []
-    again = reconcile.cycle(here, policy)
+    again = one_run(here, policy)
     assert {each.result for each in again.outcomes} <= {Result.DONE}
     assert guards(store) == []
 
@@ -192,7 +193,7 @@ def test_prepare_begins_after_two_whole_looks(
     monkeypatch.setattr(fs, "move", move)
     monkeypatch.setattr(fs, "replace", move)
     monkeypatch.setattr(Context, "worlds", lambda *_, **__: [here])
-    acting.prepare(Context(Policy(writers_visible=True), stores=(str(store.path),)))
+    acting.prepare(Context(rules(writers_visible=True).settings, stores=(str(store.path),)))
     assert came[: came.index("act")] == ["look", "look"]
     assert all(is_new(store.partial(each, 0)) for each in digests)
     assert len(remembered(store)) == 3
@@ -208,7 +209,7 @@ def test_who_is_stopped_during_the_wait_puts_all_of_a_batch_back(
     with ollama_process(tmp_path, "serve") as pid:
         shown = private_proc(tmp_path / "proc", pid)
         here = host(store, shown, sleep=waits.append, version=lambda _: "0.33.0")
-        report = reconcile.cycle(here, REPAIR, stop=lambda: bool(waits))
+        report = one_run(here, REPAIR, stop=lambda: bool(waits))
     assert len(waits) == 1
     assert [each.refusal.kind for each in report.outcomes if each.refusal] == (
         [RefusalKind.STOPPED] * 5
@@ -276,12 +277,12 @@ def test_who_is_asked_to_end_gives_every_look_up_with_everything_in_order(
         digests = broken(store, 4)
         ends = Ends(after)
         with contextlib.suppress(EndedError):
-            reconcile.cycle(host(store, proc, ends=ends), REPAIR, stop=ends.came)
+            one_run(host(store, proc, ends=ends), REPAIR, stop=ends.came)
         ended += ends.asked > after
         after += 1
         assert guards(store) == [], after
         assert store.leftovers() == []
-        reconcile.cycle(host(store, proc), REPAIR)
+        one_run(host(store, proc), REPAIR)
         assert all(is_new(store.partial(each, 0)) for each in digests)
     assert ended > 10  # before, during and after the acts
 
@@ -300,7 +301,7 @@ def test_what_was_hashed_is_told_though_the_look_after_it_is_given_up(
         tell=told.append,
     )
     with pytest.raises(EndedError):
-        reconcile.cycle(here, Policy(hash=True, verify=True))
+        one_run(here, rules(hash=True, verify=True))
     assert {each.event_type for each in told} == {"blob_corrupt"}
     assert f"sha256:{digest}" in {each.details["digest"] for each in told}
 
@@ -312,7 +313,7 @@ def test_a_batch_that_is_interrupted_by_an_error_of_ours_is_put_back(
     before = content(store.blobs)
     monkeypatch.setattr(processes, "holders_of", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
-        reconcile.cycle(host(store, private_proc(tmp_path / "proc")), REPAIR)
+        one_run(host(store, private_proc(tmp_path / "proc")), REPAIR)
     assert {name: each[2:] for name, each in content(store.blobs).items()} == {
         name: each[2:] for name, each in before.items()
     }

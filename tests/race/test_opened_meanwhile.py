@@ -21,8 +21,9 @@ from tests.support.driving import (
     once,
     run,
 )
+from tests.support.runs import one_run
 from watcher import reconcile
-from watcher.model import Approve, Plan, Policy, Refusal, RefusalKind, Result
+from watcher.model import Approve, Plan, Refusal, RefusalKind, Result, Rules
 from watcher.reconcile import Report
 from watcher.state import fs
 
@@ -44,7 +45,7 @@ class Moment:
         self._stack = contextlib.ExitStack()
         self.came = False
         self._tell: Callable[[object], None] = lambda _: None
-        self._approve: Approve = reconcile.everything
+        self._approve: Approve = reconcile.approve_all
 
     def clean(self) -> Report:
         """Remove what is worth nothing; the instant must have come."""
@@ -52,11 +53,11 @@ class Moment:
         assert self.came
         return report
 
-    def act(self, policy: Policy, **more: Any) -> Report:
+    def act(self, policy: Rules, **more: Any) -> Report:
         """A cycle in a world that may be another one."""
         with self._stack:
             here = host(self._store, tell=self._tell, **more)
-            return reconcile.cycle(here, policy, approve=self._approve)
+            return one_run(here, policy, approve=self._approve)
 
     def before_the_act_is_planned_again(self, act: Callable[[], object]) -> None:
         """When the plan has been agreed to."""
@@ -145,7 +146,7 @@ def test_what_has_come_in_the_way_since_the_plan_was_agreed_to_is_told(store: St
             opened.enter_context(holding(path))
             return planned
 
-        refused = refusal(reconcile.cycle(host(store), POLICY, approve=approve))
+        refused = refusal(one_run(host(store), POLICY, approve=approve))
     assert refused.kind is RefusalKind.HELD
     assert f"has {path.name} open" in refused.why
     assert path.exists()
@@ -160,9 +161,7 @@ def test_what_somebody_else_has_done_since_the_plan_was_agreed_to_is_told_once(
         assert run(store.path, "clean", "--yes").returncode == 0
         return planned
 
-    assert (
-        refusal(reconcile.cycle(host(store), POLICY, approve=approve)).kind is RefusalKind.CHANGED
-    )
+    assert refusal(one_run(host(store), POLICY, approve=approve)).kind is RefusalKind.CHANGED
     assert not path.exists()
     told = store.event_types()
     assert (told.count("partial_cleaned"), told.count("refused")) == (1, 0)
@@ -183,7 +182,7 @@ def test_a_download_that_is_opened_meanwhile_is_put_back(
     assert "sleep (" in refused.why
     assert store.tree() == before
     assert store.leftovers() == []
-    reconcile.cycle(host(store), POLICY)
+    one_run(host(store), POLICY)
     assert store.partials(digest) == []
 
 
@@ -389,13 +388,13 @@ def test_our_own_folder_may_be_no_link(
     folder: str, store: Store, tmp_path: Path, outside: Path
 ) -> None:
     digest = store.download("stale")
-    reconcile.cycle(host(store), POLICY, approve=reconcile.nothing)
+    one_run(host(store), POLICY, approve=reconcile.approve_none)
     place = store.ours if folder == ".ollama-watch" else store.ours / folder
     if place.exists():
         place.rename(tmp_path / "away")
     place.symlink_to(outside)
     with contextlib.suppress(Exception):
-        reconcile.cycle(host(store), POLICY)
+        one_run(host(store), POLICY)
     assert len(store.partials(digest)) in (0, 4)
     place.unlink()
 
@@ -443,7 +442,7 @@ def test_a_file_with_a_second_name_elsewhere_frees_nothing(store: Store, tmp_pat
     digest = store.download("stale")
     (tmp_path / "second").hardlink_to(store.partial(digest))
     sidecars = sum(data_size(store.partial(digest, number)) for number in range(3))
-    report = reconcile.cycle(host(store), POLICY)
+    report = one_run(host(store), POLICY)
     assert (report.plan.frees, report.outcomes[0].freed) == (sidecars, sidecars)
 
 
@@ -452,7 +451,7 @@ def test_two_names_of_one_file_that_both_go_free_it_once(store: Store) -> None:
     orphan = store.blobs / f"sha256-{store.blob('orphan')}"
     (store.blobs / "split-copy77").hardlink_to(orphan)
     size = data_size(orphan)
-    report = reconcile.cycle(host(store), POLICY)
+    report = one_run(host(store), POLICY)
     assert [outcome.result for outcome in report.outcomes] == [Result.DONE] * 2
     assert sum(outcome.freed for outcome in report.outcomes) == size
 
@@ -500,7 +499,7 @@ def test_orphans_and_leftovers_stay_while_an_ollama_process_runs(
 ) -> None:
     path = store.file(what if what != "orphan" else f"sha256-{store.digest('orphan')}")
     with ollama_process(tmp_path):
-        report = reconcile.cycle(host(store), POLICY)
+        report = one_run(host(store), POLICY)
     assert [each.kind for each in report.plan.refusals] == [RefusalKind.SERVER_RUNS]
     assert report.plan.refusals[0].remedy.startswith("stop the server")
     assert path.exists()
@@ -519,6 +518,6 @@ def test_a_plan_that_was_agreed_to_an_hour_later_is_carried_out(store: Store) ->
         return planned
 
     here = host(store, clock=lambda: time.time() + late[0])
-    report = reconcile.cycle(here, POLICY, approve=approve)
+    report = one_run(here, POLICY, approve=approve)
     assert [outcome.result for outcome in report.outcomes] == [Result.DONE]
     assert store.partials(digest) == []

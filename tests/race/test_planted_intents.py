@@ -20,12 +20,12 @@ import pytest
 
 from tests.conftest import needs_root
 from tests.support.driving import POLICY, Store, content, host, private_proc
-from watcher import reconcile
-from watcher.model import ActionKind, Kind, Part, Policy, Result
+from tests.support.runs import changed, one_look, one_run, rules
+from watcher.model import ActionKind, Kind, Part, Result, Rules
 from watcher.observe import intents
 from watcher.ollama.sidecars import write
 
-REPAIR = Policy(repair=True, repair_stale=True, writers_visible=True)
+REPAIR = rules(repair=True, repair_stale=True, writers_visible=True)
 NUMBER = "00000007"
 
 
@@ -104,7 +104,7 @@ class Planted:
 
 def foreign(store: Store, proc: str) -> list[str]:
     """Why intents are not believed, as an audit has it."""
-    report = reconcile.cycle(host(store, proc, keeps=False), POLICY)
+    report = one_look(host(store, proc), POLICY)
     return [
         each.message for each in report.diagnosis.findings if each.kind == "store_foreign_intent"
     ]
@@ -125,7 +125,7 @@ def assert_left(store: Store, planted: Planted, proc: str) -> None:
     before = tree_of(planted.path)
     stale = store.download("stale")
     for _ in range(2):
-        report = reconcile.cycle(host(store, proc), POLICY)
+        report = one_run(host(store, proc), POLICY)
         assert not report.stuck
     assert store.partials(stale) == []
     assert tree_of(planted.path) == before
@@ -134,7 +134,7 @@ def assert_left(store: Store, planted: Planted, proc: str) -> None:
     assert [each["details"]["kind"] for each in told] == ["store_foreign_intent"]
     subprocess.run(shlex.split(finding.command), check=True)
     assert foreign(store, proc) == []
-    reconcile.cycle(host(store, proc), POLICY)
+    one_run(host(store, proc), POLICY)
     assert store.leftovers() == [f"foreign-intent-{planted.path.name}"]
 
 
@@ -168,7 +168,7 @@ def test_nothing_of_it_goes_through_a_link_in_place_of_blobs(
     store.blobs.symlink_to(victim)
     before = content(victim)
     for policy in (POLICY, REPAIR):
-        reconcile.cycle(host(store, proc), policy)
+        one_run(host(store, proc), policy)
     assert content(victim) == before
     assert (planted.path / where / "passwd").read_text() == "evil"
 
@@ -360,7 +360,7 @@ def test_what_a_member_of_the_group_has_begun_is_put_back(store: Store, proc: st
         folder.chmod(0o2775)
     for path in (planted.path, *planted.path.rglob("*")):
         os.chown(path, 12345, 4242)
-    reconcile.cycle(host(store, proc), REPAIR)
+    one_run(host(store, proc), REPAIR)
     assert (store.blobs / name).read_text() == "an orphan"
     assert not planted.path.exists()
 
@@ -373,7 +373,7 @@ def test_what_has_another_name_is_no_intent(name: str, store: Store, proc: str) 
     (store.ours / "quarantine").mkdir()
     (store.ours / "quarantine" / f"{'9' * 100}-x").write_text("x")
     stale = store.download("stale")
-    report = reconcile.cycle(host(store, proc), POLICY)
+    report = one_run(host(store, proc), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert store.partials(stale) == []
     assert (store.ours / "intents" / name).read_text() == "x"
@@ -391,18 +391,18 @@ def test_a_named_blob_that_is_decided_to_go_comes_back(store: Store, proc: str) 
         planted.says(kind, path)
         planted.take(path)
         planted.decide()
-        reconcile.cycle(host(store, proc), POLICY)
+        one_run(host(store, proc), POLICY)
         assert store.tree() == before
         assert store.leftovers() == []
 
 
 @pytest.mark.parametrize("policy", [POLICY, REPAIR], ids=["clean", "repair"])
 def test_a_young_orphan_that_is_decided_to_go_comes_back(
-    policy: Policy, store: Store, proc: str
+    policy: Rules, store: Store, proc: str
 ) -> None:
     planted = Planted(store)
     name = _of_orphan(planted).name
-    reconcile.cycle(host(store, proc), policy)
+    one_run(host(store, proc), policy)
     assert (store.blobs / name).read_text() == "an orphan"
     assert store.leftovers() == []
 
@@ -416,7 +416,7 @@ def test_a_download_that_is_decided_to_go_comes_back_whole(store: Store, proc: s
     planted.take(*paths)
     (planted.path / "guard").rename(store.partial(digest, 0))
     planted.decide()
-    reconcile.cycle(host(store, proc), POLICY)
+    one_run(host(store, proc), POLICY)
     assert store.tree() == before
     assert store.leftovers() == []
 
@@ -433,7 +433,7 @@ def test_sidecars_of_data_that_is_there_do_not_go_on_an_intents_word(
     gone.unlink()
     planted.take(*paths)
     planted.decide()
-    reconcile.cycle(host(store, proc), POLICY)
+    one_run(host(store, proc), POLICY)
     assert store.tree() == before
 
 
@@ -454,9 +454,9 @@ def test_sidecars_that_nobody_foresaw_are_not_put_beside_data(store: Store, proc
     (planted.path / "new" / last).write_bytes(texts[last])
     planted.decide()
     before = store.tree()
-    reconcile.cycle(host(store, proc), replace(POLICY, clean=False))
+    one_run(host(store, proc), changed(POLICY, clean=False))
     assert store.tree() == before
-    report = reconcile.cycle(host(store, proc), REPAIR)
+    report = one_run(host(store, proc), REPAIR)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert store.partial(digest, 0).read_bytes() not in (b"", texts[last])
 
@@ -472,7 +472,7 @@ def test_what_takes_no_name_back_goes_to_quarantine_under_a_free_one(
     if taken:
         (store.ours / "quarantine").mkdir()
         (store.ours / "quarantine" / f"{NUMBER}-{name}").write_text("an old one")
-    reconcile.cycle(host(store, proc), replace(POLICY, clean=False))
+    one_run(host(store, proc), changed(POLICY, clean=False))
     texts = {path.name: path.read_text() for path in (store.ours / "quarantine").iterdir()}
     assert texts.pop(f"{'00000008' if taken else NUMBER}-{name}") == "an orphan"
     assert len(texts) == taken
@@ -500,7 +500,7 @@ def test_what_an_earlier_start_has_left_is_put_back(store: Store, proc: str) -> 
     planted = Planted(store)
     name = _of_orphan(planted).name
     planted.change(blobs={**planted.folder()._asdict(), "boot": "an earlier one", "device": 4711})
-    reconcile.cycle(host(store, proc), REPAIR)
+    one_run(host(store, proc), REPAIR)
     assert (store.blobs / name).read_text() == "an orphan"
 
 
@@ -515,6 +515,6 @@ def test_no_intent_that_is_written_is_too_large_to_be_read(store: Store, proc: s
     largest = max(path.stat().st_size for path in planted.path.iterdir() if path.is_file())
     assert largest < 1 << 20
     planted.take(store.partial(digest), *paths)
-    reconcile.cycle(host(store, proc), replace(POLICY, clean=False))
+    one_run(host(store, proc), changed(POLICY, clean=False))
     assert len(store.partials(digest)) == 70_001
     assert store.leftovers() == []

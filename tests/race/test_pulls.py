@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import SERVERS
 from tests.support.driving import OLD, POLICY, age, is_right, lay_out, private_proc
+from tests.support.runs import one_run
 from tests.support.servers import Server, collapsed
-from watcher import reconcile
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import Result
 from watcher.observe.host import Host
@@ -59,7 +59,7 @@ class Scene:
             if at_sleep is not None:
                 at_sleep()
 
-        return reconcile.cycle(self.host(sleep=sleep), POLICY)
+        return one_run(self.host(sleep=sleep), POLICY)
 
     def host(self, **more: Any) -> Host:
         """The store, and of the machine's processes the server alone."""
@@ -110,7 +110,7 @@ def test_a_pull_that_goes_on_before_the_guard_keeps_its_download(scene: Scene) -
             scene.registry.wait_held(scene.digest, 1)
 
     here = scene.host(sleep=lambda _: None, tell=pull_first)
-    report = reconcile.cycle(here, POLICY)
+    report = one_run(here, POLICY)
     scene.registry.release()
     assert collapsed(pulls[0].result())[-1] == "success"
     assert [outcome.result for outcome in report.outcomes] == [Result.REFUSED]

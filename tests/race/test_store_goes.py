@@ -14,19 +14,19 @@ import pytest
 from tests.conftest import needs_root, ordinary_user
 from tests.crash.test_every_call import shape
 from tests.support.driving import POLICY, Store, host, private_proc
-from watcher import reconcile
+from tests.support.runs import one_run, rules
 from watcher.errors import NoPermissionError, WatchError
-from watcher.model import Policy
+from watcher.model import Rules
 
 from .test_opened_meanwhile import Moment
 
-REPAIR = Policy(repair=True, repair_stale=True, writers_visible=True)
+REPAIR = rules(repair=True, repair_stale=True, writers_visible=True)
 
 
 class Case(NamedTuple):
     """An act on a download, and a call of it for a file of the download."""
 
-    policy: Policy
+    policy: Rules
     breaks: Callable[[Store, str], object]
     call: str
     number: int | None
@@ -54,7 +54,7 @@ class Scene:
         self.proc = private_proc(folder / "proc")
         reference, _ = self._laid_out(folder / "reference")
         self.before = shape(reference)
-        reconcile.cycle(host(reference, self.proc), case.policy)
+        one_run(host(reference, self.proc), case.policy)
         self.end = shape(reference)
         assert self.before != self.end
         self.store, self.digest = self._laid_out(folder / "models")
@@ -77,7 +77,7 @@ class Scene:
     def assert_whole(self, path: Path) -> None:
         """At its present place the store comes to the same end, in one run."""
         store = self.store_at(path)
-        reconcile.cycle(host(store, self.proc), self.case.policy)
+        one_run(host(store, self.proc), self.case.policy)
         assert shape(store) == self.end
         assert store.leftovers() == []
 

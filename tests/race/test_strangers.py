@@ -19,9 +19,9 @@ import pytest
 
 from tests.conftest import needs_root, open_parents
 from tests.support.driving import Daemon, Store, command, environment, run
+from tests.support.runs import rules
 from tests.support.servers import wait_until
 from watcher import cli
-from watcher.model import Policy
 from watcher.observe.host import Host
 from watcher.pull import queue, target
 from watcher.state import fs, state_folder
@@ -403,7 +403,7 @@ def test_a_pull_says_why_it_cures_nothing_in_such_a_store(tmp_path: Path) -> Non
     store = Store(tmp_path / "models")
     run(store.path, "verify")
     give(store.ours, STRANGER, STRANGER)
-    found = target.find("http://127.0.0.1:1", Host(str(store.path)), Policy())
+    found = target.find("http://127.0.0.1:1", Host(str(store.path)), rules().settings)
     assert found.host is None
     assert f"user id {STRANGER}" in found.why
 
@@ -519,7 +519,7 @@ def test_a_root_that_may_not_give_files_away_leaves_nothing(tmp_path: Path) -> N
     open_parents(tmp_path)
     script = (
         "import os, sys\n"
-        "from watcher import files\n"
+        "from watcher.state import fs as files\n"
         "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
         "for make in (lambda: files.ensure_folder('sub', fd), lambda: files.save('a', fd, b'x'),\n"
         "             lambda: files.append('log', fd, b'x\\n'),\n"

@@ -22,15 +22,15 @@ from tests.conftest import SERVERS
 from tests.repair.scenes import seed_of
 from tests.support.breaking import break_files
 from tests.support.driving import OLD, age, is_right, lay_out, private_proc
+from tests.support.runs import one_run, rules
 from tests.support.servers import EngineServer, Server, blob, collapsed, sidecar, tree
-from watcher import reconcile
 from watcher.demo.registry import Layer, Model, Registry
-from watcher.model import MIB, Policy
+from watcher.model import MIB
 from watcher.observe.host import Host
 
 SIZE = 12 * MIB
 CHANGES_NAMES = ("link ", "rename ", "renameat2 ", "unlink ", "open decided")
-POLICY = Policy(clean=True, repair=True, writers_visible=True)
+POLICY = rules(clean=True, repair=True, writers_visible=True)
 
 
 @dataclass
@@ -157,7 +157,7 @@ def act(scene: Scene, at: int, told: int) -> int:
         code = 70
         with contextlib.suppress(BaseException):
             break_files({"at": at, "how": "stop"}, told)
-            report = reconcile.cycle(host, POLICY)
+            report = one_run(host, POLICY)
             code = 0 if all(each.result in ("done", "refused") for each in report.outcomes) else 4
         os._exit(code)
     return pid

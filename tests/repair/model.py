@@ -10,14 +10,15 @@ import os
 import random
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.support.notation import Store, digest_of
+from tests.support.runs import changed, one_run, rules
 from watcher import reconcile
-from watcher.model import Part, Policy, Ranges
+from watcher.model import Part, Ranges
 from watcher.observe import parts
 from watcher.observe.host import Host
 from watcher.ollama import ranges, sidecars
@@ -30,7 +31,7 @@ HEAD = 64 * K
 STEP = 400_100
 BLOCK = 4096
 PAGE = b"<html>502 Bad Gateway</html>\n"
-POLICY = Policy(repair=True, clean=False, hash=True, repair_stale=True, refresh=True)
+POLICY = rules(repair=True, clean=False, hash=True, repair_stale=True, refresh=True)
 #: From a power cut to our next look: times are old enough to be set anew.
 AN_HOUR = 3600
 
@@ -177,20 +178,20 @@ class History:
     def repair(self) -> Report:
         """A whole cycle of ours."""
         self.told.append("repair")
-        report = reconcile.cycle(self._host(), POLICY)
+        report = one_run(self._host(), POLICY)
         self._note()
         return report
 
     def look(self) -> None:
         """A look of the service that agrees to nothing."""
         self.told.append("look")
-        reconcile.cycle(self._host(), POLICY, approve=reconcile.nothing)
+        one_run(self._host(), POLICY, approve=reconcile.approve_none)
         self._note()
 
     def keep_fresh(self) -> Report:
         """Our setting of times alone, as before the server's start."""
         self.told.append("times set")
-        report = reconcile.cycle(self._host(), replace(POLICY, repair=False, hash=False))
+        report = one_run(self._host(), changed(POLICY, repair=False, hash=False))
         self._note()
         return report
 

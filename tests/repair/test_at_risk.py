@@ -6,16 +6,15 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import SERVERS
 from tests.support.notation import Store, age, digest_of
+from tests.support.runs import changed, one_look, rules
 from tests.support.servers import Server
-from watcher import reconcile
-from watcher.model import Finding, Policy, Severity
+from watcher.model import Finding, Severity
 from watcher.observe.serving import DAEMON_LOCK
 from watcher.state import fs
 
@@ -30,8 +29,8 @@ def server(request: pytest.FixtureRequest, models: Store) -> Iterator[Server]:
 
 
 def at_risk(store: Store) -> list[Finding]:
-    policy = replace(Policy(), repair=True, clean=True)
-    report = reconcile.cycle(store.host(keeps=False), policy, approve=reconcile.nothing)
+    policy = changed(rules(), repair=True, clean=True)
+    report = one_look(store.host(), policy)
     return [each for each in report.diagnosis.findings if each.kind in KINDS]
 
 
@@ -148,8 +147,8 @@ def test_what_the_unit_keeps_is_not_at_risk(models: Store, text: str, kept: bool
     unit(models, text.replace("STORE", str(models.path)))
     assert (at_risk(models) == []) is kept
     if kept:
-        policy = replace(Policy(), repair=True, clean=True)
-        report = reconcile.cycle(models.host(keeps=False), policy, approve=reconcile.nothing)
+        policy = changed(rules(), repair=True, clean=True)
+        report = one_look(models.host(), policy)
         assert report.diagnosis.forecast is not None
         assert not report.diagnosis.forecast.deletes
 

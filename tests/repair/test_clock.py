@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.driving import Store, command, environment, private_proc
+from tests.support.runs import one_run, rules
 from tests.support.servers import wait_until
 from tests.support.workers import ALONE
-from watcher import reconcile
-from watcher.model import DAY, HOUR, ActionKind, Policy, RefusalKind, Result
+from watcher.model import DAY, HOUR, ActionKind, RefusalKind, Result, Rules
 from watcher.observe.host import Host
 from watcher.reconcile import Report
 
-CLEAN = Policy(repair=False, clean=True, writers_visible=True)
-SERVICE = Policy(repair=True, refresh=True, clean=True, writers_visible=True)
+CLEAN = rules(repair=False, clean=True, writers_visible=True)
+SERVICE = rules(repair=True, refresh=True, clean=True, writers_visible=True)
 
 
 class Machine:
@@ -65,9 +65,9 @@ class Machine:
         self.store = other.store
         self._host = replace(self._host, store=str(other.store.path))
 
-    def act(self, policy: Policy) -> Report:
+    def act(self, policy: Rules) -> Report:
         """A cycle; whatever the clock says, nothing has an age below zero."""
-        report = reconcile.cycle(self._host, policy)
+        report = one_run(self._host, policy)
         for diagnosed in report.diagnosis.diagnosed:
             assert diagnosed.age >= 0
             assert diagnosed.quiet >= 0

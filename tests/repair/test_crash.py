@@ -18,9 +18,9 @@ from tests.crash.conftest import Driver, driver
 from tests.crash.test_every_call import places
 from tests.support.driving import Store, age, host, private_proc
 from tests.support.kills import Ended
+from tests.support.runs import one_run, rules
 from tests.support.servers import sidecar
-from watcher import reconcile
-from watcher.model import MIB, Part, Policy, Ranges
+from watcher.model import MIB, Part, Ranges
 from watcher.ollama import sidecars
 from watcher.state import memory
 
@@ -138,8 +138,8 @@ def test_nothing_is_mended_where_it_can_not_be_remembered(
 
     monkeypatch.setattr(memory, "save", full)
     here = host(store, private_proc(tmp_path / "proc"), clock=lambda: time.time() + 2400)
-    policy = Policy(repair=True, repair_stale=True, writers_visible=True)
-    report = reconcile.cycle(here, policy)
+    policy = rules(repair=True, repair_stale=True, writers_visible=True)
+    report = one_run(here, policy)
     assert report.warnings
     assert texts(store, digest) == before
     assert {path: path.stat().st_mtime_ns for path in store.blobs.iterdir()} == times

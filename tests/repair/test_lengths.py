@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.support.driving import lay_out
+from tests.support.runs import changed, one_run, rules
 from tests.support.servers import blob, sidecar
 from watcher import reconcile
 from watcher.demo.registry import Fault, Layer, Model, Registry
-from watcher.model import ActionKind, Policy, RefusalKind
+from watcher.model import ActionKind, RefusalKind
 from watcher.observe.host import Host
 
 SIZE = 32 << 20
-POLICY = Policy(repair=True, clean=False, online=True, writers_visible=True, repair_stale=True)
+POLICY = rules(repair=True, clean=False, online=True, writers_visible=True, repair_stale=True)
 ASKS = {ActionKind.ASK_REGISTRY, ActionKind.WRITE_SIDECARS}
 
 
@@ -33,7 +33,7 @@ def lost(registry: Registry, store: Path) -> Model:
     """A layer whose data was cut to 24 MiB and whose sidecars contradict that, of a known model."""
     model = registry.add_model("demo", "1b", [Layer(SIZE)], extras=False)
     lay_out(registry, store, model.digests[0], aged=600)
-    report = reconcile.cycle(Host(str(store)), replace(POLICY, repair=False, online=False))
+    report = one_run(Host(str(store)), changed(POLICY, repair=False, online=False))
     assert report.diagnosis.diagnosed
     remember(store, model.name)
     os.truncate(blob(store, model.digests[0], "-partial"), 24 << 20)
@@ -69,7 +69,7 @@ def sidecars(store: Path) -> dict[str, str]:
 
 
 def test_a_length_that_the_manifest_has_too_is_believed(store: Path, lost: Model) -> None:
-    report = reconcile.cycle(Host(str(store)), POLICY)
+    report = one_run(Host(str(store)), POLICY)
     assert lengths(report) == []
     assert [each.action.kind for each in report.outcomes][-1] is ActionKind.WRITE_SIDECARS
     ends = [json.loads(text) for text in sidecars(store).values()]
@@ -82,7 +82,7 @@ def test_another_length_than_the_manifest_s_is_refused(
 ) -> None:
     registry.add_fault(Fault("page", on="head", status=200, body="x" * said))
     before = sidecars(store)
-    report = reconcile.cycle(Host(str(store)), POLICY)
+    report = one_run(Host(str(store)), POLICY)
     (why,) = lengths(report)
     assert f"says {said:,} bytes, and its manifest" in why
     assert f"says {SIZE:,}" in why
@@ -94,7 +94,7 @@ def test_a_length_of_what_the_manifest_does_not_name_is_refused(
 ) -> None:
     registry.add_model("demo", "1b", [Layer(SIZE, seed=9)], extras=False)
     before = sidecars(store)
-    (why,) = lengths(reconcile.cycle(Host(str(store)), POLICY))
+    (why,) = lengths(one_run(Host(str(store)), POLICY))
     assert "does not name it" in why
     assert sidecars(store) == before
 
@@ -110,7 +110,7 @@ def test_registries_of_other_models_are_not_asked(
             asked.append(model.host)  # type: ignore[attr-defined]
             return None
 
-        reconcile.cycle(Host(str(store), registry_length=length), POLICY)
+        one_run(Host(str(store), registry_length=length), POLICY)
         assert len(set(asked)) == 1
 
 
@@ -129,7 +129,7 @@ def test_a_manifest_that_says_less_than_there_is(
     if not sound:
         blob(store, digest, "-partial-1").write_text(sidecar(1, SIZE // 2 + 1, SIZE // 2 - 1, 5))
     name_shorter(store, model, said)
-    reconcile.cycle(Host(str(store)), replace(POLICY, online=False))
+    one_run(Host(str(store)), changed(POLICY, online=False))
     for text in sidecars(store).values():
         part = json.loads(text)
         assert part["Offset"] + part["Size"] <= SIZE
@@ -145,8 +145,8 @@ def test_a_manifest_that_says_less_than_is_claimed(store: Path, registry: Regist
     os.truncate(data, 0)
     os.truncate(data, SIZE)
     name_shorter(store, model, 4096)
-    report = reconcile.cycle(
-        Host(str(store)), replace(POLICY, online=False), approve=reconcile.nothing
+    report = one_run(
+        Host(str(store)), changed(POLICY, online=False), approve=reconcile.approve_none
     )
     (download,) = report.evidence.downloads
     assert download.total == SIZE

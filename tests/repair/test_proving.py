@@ -16,16 +16,17 @@ from typing import Any
 import pytest
 
 from tests.support.driving import Store, audit, command, environment, private_proc, run
+from tests.support.runs import changed, one_run, rules
 from tests.support.servers import EngineServer
 from watcher import reconcile
 from watcher.act import hashing
 from watcher.demo.registry import Registry
-from watcher.model import Action, ActionKind, Policy, Result
+from watcher.model import Action, ActionKind, Result
 from watcher.observe.host import Host
 
 from .scenes import finished
 
-VERIFY = Policy(repair=False, clean=False, hash=True, verify=True, writers_visible=True)
+VERIFY = rules(repair=False, clean=False, hash=True, verify=True, writers_visible=True)
 
 
 class TrueStore(Store):
@@ -62,9 +63,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_what_was_hashed_is_remembered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     names = hashed(monkeypatch)
-    reconcile.cycle(Host(str(store.path)), VERIFY)
+    one_run(Host(str(store.path)), VERIFY)
     assert sorted(names) == sorted(f"sha256-{digest}" for digest in store.digests)
-    reconcile.cycle(Host(str(store.path)), VERIFY)
+    one_run(Host(str(store.path)), VERIFY)
     assert len(names) == len(store.digests), "nothing is hashed twice"
 
 
@@ -78,7 +79,7 @@ def test_a_changed_file_is_hashed_again_and_told(
         file.write(b"H")
     os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
     names = hashed(monkeypatch)
-    report = reconcile.cycle(Host(str(store.path)), VERIFY)
+    report = one_run(Host(str(store.path)), VERIFY)
     assert names == [path.name], "even where its times were set back"
     assert [each.kind for each in report.diagnosis.findings] == ["blob_corrupt"]
     assert verify(store)[0] == 1
@@ -94,7 +95,7 @@ def test_a_limit_of_time_ends_it_and_it_goes_on(store: Store) -> None:
     done: list[int] = []
     for _ in range(60):
         over = itertools.chain(itertools.repeat(False, 20), itertools.repeat(True)).__next__
-        report = reconcile.cycle(Host(str(store.path)), VERIFY, stop=over)
+        report = one_run(Host(str(store.path)), VERIFY, stop=over)
         done.append(sum(each.sha256 is not None for each in report.outcomes))
         if sum(done) == len(digests) + 2:
             break
@@ -118,7 +119,7 @@ def test_a_disk_that_can_not_read_is_told_with_the_offset(
         return real(fd, buffers, at)
 
     monkeypatch.setattr(os, "preadv", failing)
-    report = reconcile.cycle(Host(str(store.path)), VERIFY)
+    report = one_run(Host(str(store.path)), VERIFY)
     (failed,) = [each for each in report.outcomes if each.result is Result.FAILED]
     assert failed.action.expects[0].name == path.name
     assert str(2 * hashing._READ) in failed.message
@@ -140,7 +141,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
         return found
 
     monkeypatch.setattr(os, "preadv", changing)
-    report = reconcile.cycle(Host(str(store.path)), VERIFY)
+    report = one_run(Host(str(store.path)), VERIFY)
     (refused,) = [each for each in report.outcomes if each.result is Result.REFUSED]
     assert refused.sha256 is None
 
@@ -197,12 +198,12 @@ def test_only_what_is_meant_is_hashed(store: Store) -> None:
     def just(action: Action) -> bool:
         return action.subject == digest
 
-    reconcile.cycle(
+    one_run(
         Host(str(store.path)),
         VERIFY,
         approve=lambda plan: replace(plan, actions=tuple(filter(just, plan.actions))),
     )
-    report = reconcile.cycle(Host(str(store.path)), VERIFY, approve=reconcile.nothing)
+    report = one_run(Host(str(store.path)), VERIFY, approve=reconcile.approve_none)
     assert len(report.plan.actions) == 3
 
 
@@ -218,8 +219,8 @@ def test_what_a_hash_has_found_is_asked_of_the_registry_in_the_same_run(
         return rotten.stat().st_size
 
     here = Host(str(store.path), proc=private_proc(tmp_path / "proc"), registry_length=length)
-    policy = replace(VERIFY, repair=True, online=True)
-    report = reconcile.cycle(here, policy)
+    policy = changed(VERIFY, repair=True, online=True)
+    report = one_run(here, policy)
     assert asked == [store.digests[0]]
     assert [each.action.kind for each in report.outcomes][-1] is ActionKind.QUARANTINE_BLOB
     assert not rotten.exists()

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.support.driving import Store, host, private_proc
-from watcher import reconcile
-from watcher.model import Policy, Result
+from tests.support.runs import changed, one_run, rules
+from watcher.model import Result
 
-VERIFY = Policy(repair=False, hash=True, verify=True, writers_visible=True)
-REPAIR = Policy(repair=True, hash=True, online=True, writers_visible=True)
+VERIFY = rules(repair=False, hash=True, verify=True, writers_visible=True)
+REPAIR = rules(repair=True, hash=True, online=True, writers_visible=True)
 
 
 def test_two_of_one_name_are_both_kept_and_told_apart(tmp_path: Path) -> None:
@@ -21,9 +21,9 @@ def test_two_of_one_name_are_both_kept_and_told_apart(tmp_path: Path) -> None:
 
     def put_aside(text: str) -> None:
         blob.write_text(text.ljust(size))
-        reconcile.cycle(here, VERIFY)
+        one_run(here, VERIFY)
 
-        report = reconcile.cycle(here, REPAIR)
+        report = one_run(here, REPAIR)
         assert [each.result for each in report.outcomes if each.action.subject == blob.name] == [
             Result.DONE
         ]
@@ -36,11 +36,11 @@ def test_two_of_one_name_are_both_kept_and_told_apart(tmp_path: Path) -> None:
     labels = frozenset(path.name for path in kept)
     assert len({label.partition("-")[0] for label in labels}) == 2
     (first, second) = sorted(labels)
-    policy = Policy(repair=False, writers_visible=True)
-    (outcome,) = reconcile.cycle(here, replace(policy, restore=frozenset({first}))).outcomes
+    policy = rules(repair=False, writers_visible=True)
+    (outcome,) = one_run(here, changed(policy, restore=frozenset({first}))).outcomes
     assert outcome.result is Result.DONE
     assert blob.read_text().strip() == "the first"
-    report = reconcile.cycle(here, replace(policy, restore=frozenset({second})))
+    report = one_run(here, changed(policy, restore=frozenset({second})))
     assert report.outcomes == ()
     assert [each.subject for each in report.plan.refusals] == [second]
     assert (store.ours / "quarantine" / second).read_text().strip() == "the second"

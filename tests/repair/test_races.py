@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 
 from tests.support.driving import is_right, private_proc
+from tests.support.runs import one_run, rules
 from tests.support.servers import Server, collapsed, wait_until
-from watcher import reconcile
 from watcher.act import transaction
 from watcher.demo.registry import Layer, Model, Registry
-from watcher.model import Policy, RefusalKind, Result
+from watcher.model import RefusalKind, Result
 from watcher.observe.host import Host
 from watcher.reconcile import Report
 from watcher.state import fs
 
 from .scenes import MIB, SIZE, STATES, Download, seed_of
 
-POLICY = Policy(repair=True, repair_stale=True, writers_visible=True)
+POLICY = rules(repair=True, repair_stale=True, writers_visible=True)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def repair(server: Server, **more: object) -> Report:
     """A cycle that sees of the machine's processes the server alone."""
     proc = private_proc(server.store.with_name("proc"), server.pid)
     given: dict[str, object] = {"sleep": lambda _: None, **more}
-    return reconcile.cycle(Host(str(server.store), proc=proc, **given), POLICY)  # type: ignore[arg-type]
+    return one_run(Host(str(server.store), proc=proc, **given), POLICY)  # type: ignore[arg-type]
 
 
 def ends_right(server: Server, it: Download, registry: Registry) -> None:
@@ -132,7 +132,7 @@ def test_who_opens_the_data_between_look_and_act_is_left_alone(
             holders.append(_writer(it.data))
 
     try:
-        report = reconcile.cycle(Host(str(it.store), tell=open_it), POLICY)
+        report = one_run(Host(str(it.store), tell=open_it), POLICY)
     finally:
         for pid in holders:
             os.kill(pid, signal.SIGKILL)
@@ -168,7 +168,7 @@ def stopped_in_the_middle(it: Download) -> int:
                 real(*words)  # type: ignore[arg-type]
 
             transaction._check_unchanged = stop  # type: ignore[assignment]
-            reconcile.cycle(here, POLICY)
+            one_run(here, POLICY)
         finally:
             os._exit(0)
     _, status = os.waitpid(pid, os.WUNTRACED)
@@ -224,7 +224,7 @@ def test_starts_and_repairs_at_the_same_time_harm_neither(
 
     def repair_on() -> None:
         while not over.is_set():
-            reconcile.cycle(Host(str(it.store)), POLICY)
+            one_run(Host(str(it.store)), POLICY)
             time.sleep(0.01)
 
     thread = threading.Thread(target=repair_on)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import needs_root
 from tests.support.driving import Daemon, Store, age, is_right, private_proc, run
+from tests.support.runs import one_run, rules
 from tests.support.servers import (
     Server,
     collapsed,
@@ -22,9 +23,8 @@ from tests.support.servers import (
     wait_written,
 )
 from tests.support.workers import ALONE
-from watcher import reconcile
 from watcher.demo.registry import Layer, Registry
-from watcher.model import DAY, HOUR, ActionKind, Policy
+from watcher.model import DAY, HOUR, ActionKind
 from watcher.observe.host import Host
 from watcher.ollama import sidecars
 from watcher.reconcile import Report
@@ -32,7 +32,7 @@ from watcher.reconcile import Report
 from .scenes import MB, MIB, PART, SIZE, STATES, Download, seed_of
 
 REPAIRS = {"OLLAMA_WATCH_REPAIR": "true"}
-POLICY = Policy(repair=True, refresh=True, writers_visible=True)
+POLICY = rules(repair=True, refresh=True, writers_visible=True)
 HELD = 5 * MB
 OWNER = 12345
 #: Rounds of kill and repair.
@@ -123,7 +123,7 @@ class Machine:
 
     def look(self, scope: frozenset[str] | None = None) -> Report:
         """A cycle as the service has it."""
-        return reconcile.cycle(self._host, POLICY, scope)
+        return one_run(self._host, POLICY, scope)
 
 
 def test_stale_downloads_are_left_by_the_service(store: Store, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_the_rule_for_a_reboot_goes_by_the_own_time(store: Store, tmp_path: Path
     (machine / "stat").write_text(f"btime {int(time.time() - HOUR)}\n")
     here = Host(str(store.path), proc=str(machine))
     for _ in range(3):
-        report = reconcile.cycle(here, POLICY)
+        report = one_run(here, POLICY)
         (diagnosed,) = [each for each in report.diagnosis.diagnosed if each.digest == digest]
         assert diagnosed.download.trust.rebooted
         age(store.partial(digest, 0), 0.9 * HOUR)

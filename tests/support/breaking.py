@@ -23,14 +23,15 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any, TypeAlias
 
+from tests.support.runs import changed, one_run, rules
 from watcher import reconcile
 from watcher.act import transaction
-from watcher.commands import acting, rights
+from watcher.commands import rights
+from watcher.decide import modes
 from watcher.errors import WatchError
-from watcher.model import Entry, Holder, Policy
+from watcher.model import Entry, Holder
 from watcher.observe.host import Host
 from watcher.state import fs
 
@@ -41,7 +42,7 @@ CHANGING = frozenset(
         *("fchmod", "fchown", "chmod", "chown", "utime", "fsync", "fdatasync"),
     )
 )
-POLICY = Policy(clean=True, repair=False, writers_visible=True)
+POLICY = rules(clean=True, repair=False, writers_visible=True)
 
 
 #: Carries out an order, telling its calls to a descriptor; gives back the exit code.
@@ -138,14 +139,14 @@ def _child(order: dict[str, Any], told: int) -> int:
     break_files(order, told)
     if order.get("held_from"):
         _held_from(order["held_from"])
-    approve = reconcile.everything if order.get("clean", True) else reconcile.nothing
-    policy = replace(
+    approve = reconcile.approve_all if order.get("clean", True) else reconcile.approve_none
+    policy = changed(
         POLICY, **{name: _value(each) for name, each in order.get("policy", {}).items()}
     )
     try:
         if order.get("prepare"):
-            acting._keep_wanted(host, policy)
-        report = reconcile.cycle(host, policy, approve=approve)
+            reconcile.Reconciler(host, policy.settings).keep_fresh(modes.PREPARE_TIMES)
+        report = one_run(host, policy, approve=approve)
     except WatchError:
         return 4
     return 0 if all(outcome.result == "done" for outcome in report.outcomes) else 3

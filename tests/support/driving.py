@@ -27,13 +27,14 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from tests.support import commands
+from tests.support.runs import rules
 from tests.support.servers import ROOT, TIMEOUT, Line, blob, sidecar, wait_until
 from watcher.demo.registry import Content, Registry
-from watcher.model import DAY, Policy
+from watcher.model import DAY
 from watcher.observe.host import Host
 
 #: What `clean` does; nothing may hang on who else runs on the machine of the tests.
-POLICY = Policy(clean=True, repair=False, writers_visible=True)
+POLICY = rules(clean=True, repair=False, writers_visible=True)
 PART = 16 * 1024
 OLD = 8 * DAY
 KEYS = ["timestamp", "model_name", "event_type", "message", "details"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.driving import POLICY, Store
+from tests.support.runs import one_run
 from watcher import cli, reconcile
 from watcher.errors import WatchError
 from watcher.observe.host import Host
@@ -50,7 +51,7 @@ def store(tmp_path: Path) -> Store:
     made = Store(tmp_path / "models")
     made.download("wanted", aged=2 * 3600)
     made.file("sha256-" + made.digest("named")[:60], "odd")
-    reconcile.cycle(Host(str(made.path)), POLICY, approve=reconcile.nothing)
+    one_run(Host(str(made.path)), POLICY, approve=reconcile.approve_none)
     with fs.opened_folder(str(made.path)) as folder:
         records.change(folder, "llama3", {"state": "starting", "total_bytes": 10})
         line = queue.add(queue.Queue(), "a", 0, 0.0, 1.0)

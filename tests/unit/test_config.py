@@ -12,9 +12,8 @@ import pytest
 
 from tests.conftest import Run
 from watcher import config
-from watcher.config import Settings
 from watcher.errors import Exit, SettingsError
-from watcher.model import Policy
+from watcher.model import Settings
 from watcher.observe import place
 
 
@@ -114,23 +113,23 @@ def _no_system_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_nothing_set_is_the_default() -> None:
-    assert config.load(None, {"PATH": "x"}) == Settings(Policy(), ())
+    assert config.load(None, {"PATH": "x"}) == Settings()
 
 
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('stale_after = "3d"\nclean = true\nstore = ["/a", "/b"]\nlog_keep = "2w"\n')
-    policy, stores, by = config.load(file, {"OLLAMA_WATCH_STALE_AFTER": "5d"})
-    assert (policy.stale_after, policy.clean, stores) == (5 * 86400, True, ("/a", "/b"))
-    assert by == str(file)
-    assert policy.log_keep_days == 14
+    found = config.load(file, {"OLLAMA_WATCH_STALE_AFTER": "5d"})
+    assert (found.stale_after, found.clean, found.stores) == (5 * 86400, True, ("/a", "/b"))
+    assert found.stores_by == str(file)
+    assert found.log_keep_days == 14
 
 
 def test_a_named_file_is_read_in_place_of_the_systems(tmp_path: Path) -> None:
     (tmp_path / "system.toml").write_text("clean = true\n")
     (tmp_path / "mine.toml").write_text("")
-    assert config.load(None, {}).policy.clean
-    assert not config.load(tmp_path / "mine.toml", {}).policy.clean
+    assert config.load(None, {}).clean
+    assert not config.load(tmp_path / "mine.toml", {}).clean
 
 
 @pytest.mark.parametrize(
@@ -237,18 +236,18 @@ def test_what_is_no_textfile(value: object) -> None:
 def test_the_settings_of_metrics(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text('metrics_file = "/a/b.prom"\nmetrics_listen = "127.0.0.1:9464"\n')
-    policy = config.load(file, {}).policy
-    assert policy.metrics_file == "/a/b.prom"
-    assert policy.metrics_listen == ("127.0.0.1", 9464)
+    found = config.load(file, {})
+    assert found.metrics_file == "/a/b.prom"
+    assert found.metrics_listen == ("127.0.0.1", 9464)
     off = {"OLLAMA_WATCH_METRICS_FILE": "", "OLLAMA_WATCH_METRICS_LISTEN": ""}
-    assert config.load(file, off).policy == Policy()
+    assert config.load(file, off) == Settings()
     with pytest.raises(SettingsError, match=r"OLLAMA_WATCH_METRICS_LISTEN = '0\.0\.0\.0:1'"):
         config.load(file, {"OLLAMA_WATCH_METRICS_LISTEN": "0.0.0.0:1"})
 
 
-def test_every_default_is_that_of_the_policy() -> None:
+def test_every_default_is_that_of_the_settings() -> None:
     fields = {key.field: key.read(key.default) for key in config.KEYS.values()}
-    assert replace(Policy(), **fields) == Policy()
+    assert replace(Settings(), **fields) == Settings()
     assert len(fields) == len(config.KEYS)
 
 
@@ -277,7 +276,7 @@ EXAMPLE = Path(__file__).parents[2] / "ollama-watch.example.toml"
 
 
 def test_the_example_has_every_key_once_with_its_default(tmp_path: Path) -> None:
-    assert config.load(EXAMPLE, {}) == Settings(Policy(), ()), "as it is it must change nothing"
+    assert config.load(EXAMPLE, {}) == Settings(), "as it is it must change nothing"
     lines = re.findall(r"^#(\w+ = .*)$", EXAMPLE.read_text(), re.MULTILINE)
     shown = tomllib.loads("\n".join(lines))
     usual = {key: known.default for key, known in config.KEYS.items()}
@@ -285,7 +284,7 @@ def test_the_example_has_every_key_once_with_its_default(tmp_path: Path) -> None
     assert list(shown) == ["store", *config.KEYS]
     (tmp_path / "all.toml").write_text("\n".join(lines))
     path = tmp_path / "all.toml"
-    assert config.load(path, {}) == Settings(Policy(), (place.SERVICE_STORE,), str(path))
+    assert config.load(path, {}) == Settings((place.SERVICE_STORE,), str(path))
 
 
 def test_show_tells_each_value_and_its_source(run: Run, tmp_path: Path) -> None:

@@ -12,14 +12,15 @@ import pytest
 
 from tests.conftest import ordinary_user
 from tests.support.notation import Store
+from tests.support.runs import one_look, one_run, rules
 from watcher import reconcile
 from watcher.act import journal
 from watcher.errors import Exit, LockedError
-from watcher.model import ActionKind, Plan, Policy, Result
+from watcher.model import ActionKind, Plan, Result
 from watcher.state import fs, memory
 from watcher.state.event_log import Event
 
-POLICY = Policy(clean=True, repair=False)
+POLICY = rules(clean=True, repair=False)
 
 
 @pytest.fixture
@@ -35,14 +36,14 @@ def logged(models: Store) -> list[str]:
 
 def test_a_plan_that_is_agreed_to_is_done_and_told(models: Store, stale: str) -> None:
     told: list[Event] = []
-    report = reconcile.cycle(models.host(tell=told.append), POLICY)
+    report = one_run(models.host(tell=told.append), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert report.outcomes[0].freed == report.plan.frees > 0
     assert not [name for name in models.names() if stale in name]
     assert logged(models) == [event.event_type for event in told]
     told_of_it = [each for each in logged(models) if each in ("act_started", "partial_cleaned")]
     assert told_of_it == ["act_started", "partial_cleaned"]
-    assert reconcile.cycle(models.host(), POLICY).outcomes == ()
+    assert one_run(models.host(), POLICY).outcomes == ()
 
 
 def test_many_orphans_go_in_batches_each_told_before_and_after_it(models: Store) -> None:
@@ -51,7 +52,7 @@ def test_many_orphans_go_in_batches_each_told_before_and_after_it(models: Store)
     for number in range(250):
         models.orphan(f"orphan {number}")
     told: list[Event] = []
-    report = reconcile.cycle(models.host(tell=told.append), POLICY)
+    report = one_run(models.host(tell=told.append), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE] * 250
     kinds = ["act_started"] * 100 + ["orphan_removed"] * 100
     kinds += ["act_started"] * 150 + ["orphan_removed"] * 150
@@ -62,7 +63,7 @@ def test_many_orphans_go_in_batches_each_told_before_and_after_it(models: Store)
 
 def test_what_is_not_agreed_to_is_remembered_and_not_done(models: Store, stale: str) -> None:
     before = models.names()
-    report = reconcile.cycle(models.host(), POLICY, approve=reconcile.nothing)
+    report = one_run(models.host(), POLICY, approve=reconcile.approve_none)
     assert [each.kind for each in report.plan.actions] == [ActionKind.REMOVE_DOWNLOAD]
     assert models.names() == before
     fd = os.open(models.path, os.O_RDONLY)
@@ -72,7 +73,7 @@ def test_what_is_not_agreed_to_is_remembered_and_not_done(models: Store, stale: 
 
 def test_a_world_that_keeps_nothing_is_only_looked_at(models: Store, stale: str) -> None:
     before = models.snapshot()
-    assert reconcile.cycle(models.host(keeps=False), POLICY).plan.actions
+    assert one_look(models.host(), POLICY).plan.actions
     assert models.snapshot() == before
 
 
@@ -84,7 +85,7 @@ def test_who_holds_the_lock_is_named(models: Store, stale: str) -> None:
             fs.locked(journal.ACTING_LOCK, fd, "pid 4711"),
             pytest.raises(LockedError) as caught,
         ):
-            reconcile.cycle(models.host(), POLICY, lock_seconds=0.1)
+            one_run(models.host(), POLICY, lock_seconds=0.1)
     finally:
         os.close(fd)
     assert "4711" in str(caught.value)
@@ -99,7 +100,7 @@ def test_what_changes_between_plan_and_act_is_left(models: Store, stale: str) ->
         os.utime(data)
         return planned
 
-    (outcome,) = reconcile.cycle(models.host(), POLICY, approve=approve).outcomes
+    (outcome,) = one_run(models.host(), POLICY, approve=approve).outcomes
     assert outcome.result is Result.REFUSED
     assert outcome.refusal is not None
     assert data.exists()
@@ -108,7 +109,7 @@ def test_what_changes_between_plan_and_act_is_left(models: Store, stale: str) ->
 def test_a_damaged_memory_is_told_and_everything_goes_on(models: Store, stale: str) -> None:
     (models.path / ".ollama-watch").mkdir()
     (models.path / ".ollama-watch" / "state.json").write_bytes(b"{")
-    report = reconcile.cycle(models.host(), POLICY)
+    report = one_run(models.host(), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert "error" in logged(models)
     assert (models.path / ".ollama-watch" / "state.json.damaged").exists()
@@ -126,7 +127,7 @@ def test_time_that_passes_while_somebody_is_asked_changes_no_plan(
         return planned
 
     host = models.host(clock=lambda: time.time() + passed)
-    (outcome,) = reconcile.cycle(host, POLICY, approve=approve).outcomes
+    (outcome,) = one_run(host, POLICY, approve=approve).outcomes
     assert outcome.result is Result.DONE, outcome.message
 
 
@@ -136,15 +137,15 @@ def test_a_memory_that_can_not_be_read_is_not_written_over(
 ) -> None:
     """It may be whole: without it no sidecars are written and no times are set."""
     digest = models.broken("0:1 E:1", aged="50m")
-    policy = Policy(repair=True, refresh=True, writers_visible=True)
-    reconcile.cycle(models.host(), policy, approve=reconcile.nothing)
+    policy = rules(repair=True, refresh=True, writers_visible=True)
+    one_run(models.host(), policy, approve=reconcile.approve_none)
     state = models.path / ".ollama-watch" / "state.json"
     before, inode = state.read_bytes(), state.stat().st_ino
     shown = models.shown(digest)
     times = {path: path.stat().st_mtime_ns for path in models.blobs.iterdir()}
 
     def look() -> reconcile.Report:
-        report = reconcile.cycle(models.host(), policy)
+        report = one_run(models.host(), policy)
         assert {path: path.stat().st_mtime_ns for path in models.blobs.iterdir()} == times
         return report
 
@@ -168,5 +169,5 @@ def test_a_memory_that_can_not_be_read_is_not_written_over(
     assert (state.read_bytes(), state.stat().st_ino) == (before, inode)
     assert models.shown(digest) == shown
     with ordinary_user(tmp_path):
-        done = reconcile.cycle(models.host(), policy).outcomes
+        done = one_run(models.host(), policy).outcomes
     assert {each.action.kind for each in done} == {ActionKind.WRITE_SIDECARS, ActionKind.REFRESH}

@@ -18,8 +18,9 @@ import pytest
 
 from tests.conftest import environment
 from tests.support.driving import KEYS
+from tests.support.runs import rules
 from tests.support.servers import wait_until
-from watcher.model import DAY, Policy
+from watcher.model import DAY
 from watcher.state import event_log
 from watcher.state.event_log import Event
 
@@ -41,7 +42,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_a_line_has_exactly_the_five_keys(folder: int, logs: Path) -> None:
-    event_log.write(folder, [event(1, "llama3:latest")], Policy())
+    event_log.write(folder, [event(1, "llama3:latest")], rules().settings)
     assert lines(logs / "events.jsonl") == [
         {
             "timestamp": "2025-11-24T16:00:00.123Z",
@@ -70,7 +71,7 @@ def test_any_time_that_a_file_may_have_can_be_shown(at: float) -> None:
 
 
 def test_an_event_of_several_models_is_one_line_in_each_ones_log(folder: int, logs: Path) -> None:
-    event_log.write(folder, [event(1, "a:latest", "hf.co/b/c:Q4")], Policy())
+    event_log.write(folder, [event(1, "a:latest", "hf.co/b/c:Q4")], rules().settings)
     assert sorted(os.listdir(logs)) == [
         "a%3Alatest.jsonl",
         "events.jsonl",
@@ -81,13 +82,13 @@ def test_an_event_of_several_models_is_one_line_in_each_ones_log(folder: int, lo
 
 
 def test_an_event_of_the_store_goes_only_to_the_common_log(folder: int, logs: Path) -> None:
-    event_log.write(folder, [event()], Policy())
+    event_log.write(folder, [event()], rules().settings)
     assert os.listdir(logs) == ["events.jsonl"]
     assert lines(logs / "events.jsonl")[0]["model_name"] is None
 
 
 def test_nothing_to_tell_makes_nothing(folder: int, logs: Path) -> None:
-    event_log.write(folder, [], Policy())
+    event_log.write(folder, [], rules().settings)
     assert not logs.parent.exists()
 
 
@@ -99,14 +100,14 @@ def test_what_is_no_utf_8_is_shown_escaped() -> None:
 
 def test_the_longest_model_name_has_a_log(folder: int, logs: Path) -> None:
     longest = "/".join(("h" * 250, "n" * 80, f"{'m' * 80}:{'t' * 80}"))
-    event_log.write(folder, [event(1, longest)], Policy())
+    event_log.write(folder, [event(1, longest)], rules().settings)
     assert len(os.listdir(logs)) == 2
 
 
 def test_a_full_log_is_set_aside_whole(folder: int, logs: Path) -> None:
-    policy = Policy(log_max_bytes=400)
+    policy = rules(log_max_bytes=400)
     for number in range(20):
-        event_log.write(folder, [event(number, at=NOW + number)], policy)
+        event_log.write(folder, [event(number, at=NOW + number)], policy.settings)
     found = sorted(logs.glob("events*"))
     assert len(found) > 3
     assert all(path.stat().st_size < 600 for path in found)
@@ -117,9 +118,9 @@ def test_a_full_log_is_set_aside_whole(folder: int, logs: Path) -> None:
 def test_no_line_is_lost_when_a_log_is_full_twice_at_the_same_instant(
     folder: int, logs: Path
 ) -> None:
-    policy = Policy(log_max_bytes=200)
+    policy = rules(log_max_bytes=200)
     for number in range(10):
-        event_log.write(folder, [event(number)], policy)
+        event_log.write(folder, [event(number)], policy.settings)
     told = [line["message"] for path in logs.iterdir() for line in lines(path)]
     assert sorted(told) == sorted(f"number {number}" for number in range(10))
 
@@ -128,7 +129,7 @@ def test_many_events_at_once_are_all_kept_and_a_log_stays_within_bounds(
     folder: int, logs: Path
 ) -> None:
     told = [event(number, "m:1b") for number in range(1000)]
-    event_log.write(folder, told, Policy(log_max_bytes=50_000))
+    event_log.write(folder, told, rules(log_max_bytes=50_000).settings)
     assert len(list(logs.glob("events@*"))) > 1
     assert all(path.stat().st_size < 75_000 for path in logs.iterdir())
     for log in ("events", "m%3A1b"):
@@ -138,7 +139,7 @@ def test_many_events_at_once_are_all_kept_and_a_log_stays_within_bounds(
 
 def test_old_logs_go_and_young_ones_stay(folder: int, logs: Path) -> None:
     """Those of models that are no more as well; what is no log of ours is left alone."""
-    event_log.write(folder, [event()], Policy())
+    event_log.write(folder, [event()], rules().settings)
     for name, days in (
         ("events@old.jsonl", 100),
         ("events@young.jsonl", 10),
@@ -151,23 +152,23 @@ def test_old_logs_go_and_young_ones_stay(folder: int, logs: Path) -> None:
         os.utime(path, (NOW - days * DAY,) * 2)
     (logs / "folder.jsonl").mkdir()
     (logs / "link.jsonl").symlink_to(logs / "notes.txt")
-    event_log.expire(folder, NOW, Policy(log_keep_days=90))
+    event_log.expire(folder, NOW, rules(log_keep_days=90).settings)
     kept = ["events.jsonl", "events@young.jsonl", "notes.txt", "there.jsonl"]
     assert sorted(os.listdir(logs)) == sorted([*kept, "folder.jsonl", "link.jsonl"])
 
 
 def test_where_there_are_no_logs_none_are_removed_and_no_folder_is_made(folder: int) -> None:
-    event_log.expire(folder, NOW, Policy())
+    event_log.expire(folder, NOW, rules().settings)
     assert os.listdir(folder) == []
 
 
 def test_a_log_that_somebody_writes_to_just_now_stays(folder: int, logs: Path) -> None:
-    event_log.write(folder, [event()], Policy())
+    event_log.write(folder, [event()], rules().settings)
     with (logs.parent / "logs.lock").open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        event_log.expire(folder, NOW + 1e9, Policy())
+        event_log.expire(folder, NOW + 1e9, rules().settings)
         assert os.listdir(logs) == ["events.jsonl"]
-    event_log.expire(folder, NOW + 1e9, Policy())
+    event_log.expire(folder, NOW + 1e9, rules().settings)
     assert os.listdir(logs) == []
 
 
@@ -175,7 +176,7 @@ def test_a_line_for_a_log_that_is_removed_meanwhile_goes_to_a_new_one(
     folder: int, logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file was opened before, and its lock is had only after it was removed."""
-    event_log.write(folder, [event(1)], Policy())
+    event_log.write(folder, [event(1)], rules().settings)
     real = fcntl.flock
     removing = [(logs / "events.jsonl").unlink]
 
@@ -185,18 +186,18 @@ def test_a_line_for_a_log_that_is_removed_meanwhile_goes_to_a_new_one(
         real(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    event_log.write(folder, [event(2)], Policy())
+    event_log.write(folder, [event(2)], rules().settings)
     assert [line["message"] for line in lines(logs / "events.jsonl")] == ["number 2"]
 
 
 def test_a_log_that_another_process_has_set_aside_is_not_set_aside_again(
     folder: int, logs: Path
 ) -> None:
-    event_log.write(folder, [event(1)], Policy())
+    event_log.write(folder, [event(1)], rules().settings)
     fd = os.open(logs, os.O_RDONLY)
     try:
-        event_log._rotate(fd, "events", NOW, Policy())
-        event_log._rotate(fd, "nothing", NOW, Policy())
+        event_log._rotate(fd, "events", NOW, rules().settings)
+        event_log._rotate(fd, "nothing", NOW, rules().settings)
     finally:
         os.close(fd)
     assert os.listdir(logs) == ["events.jsonl"]
@@ -229,7 +230,7 @@ def test_killed_while_it_writes_it_leaves_lines_and_no_half_line_joins_the_next(
             log.write(b'{"timestamp": "half a li')
     fd = os.open(tmp_path, os.O_RDONLY)
     try:
-        event_log.write(fd, [event(1, "a:latest")], Policy())
+        event_log.write(fd, [event(1, "a:latest")], rules().settings)
     finally:
         os.close(fd)
     for path in logs.iterdir():
@@ -239,29 +240,29 @@ def test_killed_while_it_writes_it_leaves_lines_and_no_half_line_joins_the_next(
 
 @pytest.mark.parametrize("length", [10, (1 << 20) + 10, 3 << 20])
 def test_a_half_line_of_any_length_is_cut_off(folder: int, logs: Path, length: int) -> None:
-    event_log.write(folder, [event(1)], Policy())
+    event_log.write(folder, [event(1)], rules().settings)
     with (logs / "events.jsonl").open("ab") as log:
         log.write(b"x" * length)
-    event_log.write(folder, [event(2)], Policy())
+    event_log.write(folder, [event(2)], rules().settings)
     told = [line["message"] for line in lines(logs / "events.jsonl")]
     assert told == ["number 1", "number 2"]
 
 
 def test_a_line_that_finds_no_room_is_taken_back_whole(folder: int, logs: Path) -> None:
     """A limit on the file's size stands for the full disk: half of the line was written."""
-    event_log.write(folder, [event(1)], Policy())
+    event_log.write(folder, [event(1)], rules().settings)
     size = (logs / "events.jsonl").stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
         with pytest.raises(OSError, match="File too large"):
-            event_log.write(folder, [event(2)], Policy())
+            event_log.write(folder, [event(2)], rules().settings)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert (logs / "events.jsonl").stat().st_size == size
-    event_log.write(folder, [event(3)], Policy())
+    event_log.write(folder, [event(3)], rules().settings)
     told = [line["message"] for line in lines(logs / "events.jsonl")]
     assert told == ["number 1", "number 3"]
 
@@ -270,7 +271,7 @@ def test_what_is_missing_is_looked_for_with_one_list_of_the_logs(
     folder: int, logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = [event(number, f"m{number}") for number in range(20)]
-    event_log.write(folder, told[::2], Policy())
+    event_log.write(folder, told[::2], rules().settings)
     listed, listdir = [], os.listdir
 
     def listing(path: Any = ".") -> list[str]:
@@ -290,6 +291,6 @@ def test_what_has_no_lines_is_set_aside_and_not_read_through(folder: int, logs: 
     logs.mkdir(parents=True)
     with (logs / "events.jsonl").open("wb") as huge:
         huge.truncate(1 << 40)
-    event_log.write(folder, [event()], Policy())
+    event_log.write(folder, [event()], rules().settings)
     assert [each["message"] for each in lines(logs / "events.jsonl")] == ["number 0"]
     assert [path.stat().st_size for path in logs.glob("events@*")] == [1 << 40]

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.runs import rules
 from watcher import config
-from watcher.model import Policy
+from watcher.model import Settings
 from watcher.observe.targets import Targets
 from watcher.state import event_log, history
 from watcher.state.event_log import Event
@@ -30,9 +31,9 @@ def logs(store: Path) -> Path:
     return store / ".ollama-watch/logs"
 
 
-def write(folder: int, *numbers: int, policy: Policy | None = None) -> None:
+def write(folder: int, *numbers: int, policy: Settings | None = None) -> None:
     told = [Event(NOW + number, "error", str(number)) for number in numbers]
-    event_log.write(folder, told, policy or Policy())
+    event_log.write(folder, told, policy or Settings())
 
 
 def messages(log: Log, *, to_the_end: bool = False) -> list[str]:
@@ -42,7 +43,7 @@ def messages(log: Log, *, to_the_end: bool = False) -> list[str]:
 def test_it_reads_on_from_where_it_was_left_over_any_number_of_rotations(
     folder: int, store: Path
 ) -> None:
-    log, small = Log(str(store)), Policy(log_max_bytes=250)
+    log, small = Log(str(store)), Settings(log_max_bytes=250)
     assert messages(log) == []
     write(folder, 0)
     assert messages(log) == ["0"]
@@ -66,7 +67,7 @@ def test_a_log_of_terabytes_of_nothing_is_damaged_and_no_more(
 
 def test_logs_set_aside_at_the_same_instant_are_in_order(folder: int, store: Path) -> None:
     told = [Event(NOW, "error", str(number)) for number in range(30)]
-    event_log.write(folder, told, Policy(log_max_bytes=1))
+    event_log.write(folder, told, rules(log_max_bytes=1).settings)
     assert messages(Log(str(store))) == [str(number) for number in range(30)]
 
 
@@ -76,7 +77,7 @@ def test_a_log_set_aside_between_listing_and_opening_is_read_once(
     write(folder, 1, 2)
     log = Log(str(store))
     real = history._in_order
-    turning = [lambda: write(folder, 3, policy=Policy(log_max_bytes=1)), lambda: write(folder, 4)]
+    turning = [lambda: write(folder, 3, policy=Settings(log_max_bytes=1)), lambda: write(folder, 4)]
 
     def listed(*words: object) -> object:
         there = real(*words)  # type: ignore[arg-type]
@@ -148,7 +149,7 @@ def test_what_is_no_file_of_the_log_is_passed(folder: int, store: Path, logs: Pa
     (logs / "events@2027.jsonl").symlink_to("/etc/passwd")
     os.mkfifo(logs / "events@2028.jsonl")
     (logs / "events@").touch()
-    event_log.write(folder, [Event(NOW, "error", "of a", "a")], Policy())
+    event_log.write(folder, [Event(NOW, "error", "of a", "a")], rules().settings)
     assert messages(Log(str(store))) == ["1", "of a"]
 
 

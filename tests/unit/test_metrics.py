@@ -11,17 +11,18 @@ from pathlib import Path
 import pytest
 from prometheus_client import Metric, generate_latest
 
+from tests.support.runs import rules
 from tests.unit.decide.seen import MB, NOW, POLICY, diagnosis, download, entry, evidence, writer
 from watcher import reconcile
 from watcher.decide import plan
 from watcher.errors import ListenError
-from watcher.model import DAY, BlobCensus, Evidence, Kept, Policy, RefusalKind, Visibility
+from watcher.model import DAY, BlobCensus, Evidence, Kept, RefusalKind, Visibility
 from watcher.service import metrics
 from watcher.state.event_log import Event
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 A, B, C = ("a" * 64, "b" * 64, "c" * 64)
-LISTENS = Policy(metrics_listen=("127.0.0.1", 0))
+LISTENS = rules(metrics_listen=("127.0.0.1", 0))
 
 
 def report(seen: Evidence) -> reconcile.Report:
@@ -162,7 +163,7 @@ def test_every_kind_of_refusal_is_there_from_the_start() -> None:
 
 
 def collected(store: str = "/models") -> list[Metric]:
-    with metrics.Metrics(store, LISTENS) as kept:
+    with metrics.Metrics(store, LISTENS.settings) as kept:
         kept.look(FULL, 0.25)
         return list(kept.collect())
 
@@ -186,14 +187,14 @@ def test_a_store_of_any_name_can_be_told() -> None:
     for metric in collected(odd):
         for sample in metric.samples:
             sample.labels["store"].encode()
-    with metrics.Metrics(odd, LISTENS) as kept:
+    with metrics.Metrics(odd, LISTENS.settings) as kept:
         assert kept.port is not None
         assert kept._registry is not None
         generate_latest(kept._registry).decode()
 
 
 def test_without_a_wish_nothing_is_kept() -> None:
-    with metrics.Metrics("/models", Policy()) as kept:
+    with metrics.Metrics("/models", rules().settings) as kept:
         kept.event(Event(0, "error", ""))
         assert kept.look(FULL, 1) == ""
         assert kept._looked is None
@@ -202,7 +203,7 @@ def test_without_a_wish_nothing_is_kept() -> None:
 
 def test_a_trouble_is_told_once_until_it_is_gone(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "x.prom"
-    with metrics.Metrics("/models", Policy(metrics_file=str(file))) as kept:
+    with metrics.Metrics("/models", rules(metrics_file=str(file)).settings) as kept:
         assert kept.look(FULL, 1) == f"metrics_file: {file} can't be written: " + os.strerror(2)
         assert kept.look(FULL, 1) == ""
         file.parent.mkdir()
@@ -218,7 +219,7 @@ def test_what_is_in_the_way_of_the_new_file_is_not_followed(tmp_path: Path) -> N
     (tmp_path / "precious").write_text("precious")
     (tmp_path / ".x.prom.new").symlink_to("precious")
     (tmp_path / "x.prom").symlink_to("precious")
-    with metrics.Metrics("/models", Policy(metrics_file=str(tmp_path / "x.prom"))) as kept:
+    with metrics.Metrics("/models", rules(metrics_file=str(tmp_path / "x.prom")).settings) as kept:
         assert kept.look(FULL, 1) == ""
     assert (tmp_path / "precious").read_text() == "precious"
     assert sorted(os.listdir(tmp_path)) == ["precious", "x.prom"]
@@ -234,6 +235,6 @@ def test_an_address_is_named_that_cannot_be_listened_at() -> None:
         port = taken.getsockname()[1]
         with (
             pytest.raises(ListenError, match=re.escape(f"[::1]:{port} can't be listened at")),
-            metrics.Metrics("/models", Policy(metrics_listen=("::1", port))),
+            metrics.Metrics("/models", rules(metrics_listen=("::1", port)).settings),
         ):
             pass

@@ -12,11 +12,11 @@ import pytest
 
 from tests.conftest import IS_ROOT, Run
 from tests.support.notation import Store
+from tests.support.runs import rules
 from watcher import cli
 from watcher.commands import queue as commands
 from watcher.commands.context import Context
 from watcher.errors import Exit
-from watcher.model import Policy
 from watcher.pull import queue, running
 from watcher.pull.queue import Driven, Queue, Result
 from watcher.state import fs, records
@@ -211,7 +211,7 @@ def test_it_says_who_runs_it(
         told.append((say("ls"), document()["run_by"]))
         return Driven(Result.DONE)
 
-    commands.run(Context(Policy(), stores=(str(models.path),)), drive)
+    commands.run(Context(rules().settings, stores=(str(models.path),)), drive)
     ((shown, by),) = told
     assert shown.startswith(f"run by ollama-watch queue run (pid {os.getpid()})\n")
     assert by == {"pid": os.getpid(), "daemon": False}
@@ -244,7 +244,7 @@ def test_run_tells_how_each_ended(
     told: str,
 ) -> None:
     say("add", "a")
-    context = Context(Policy(), stores=(str(models.path),))
+    context = Context(rules().settings, stores=(str(models.path),))
     assert commands.run(context, lambda *_: driven) is code
     assert told in capsys.readouterr().err
 
@@ -254,7 +254,7 @@ def test_a_paused_queue_runs_nothing_and_says_so(
 ) -> None:
     say("add", "a")
     say("pause")
-    context = Context(Policy(), stores=(str(models.path),))
+    context = Context(rules().settings, stores=(str(models.path),))
     assert commands.run(context, lambda *_: pytest.fail("driven")) is Exit.HEALTHY
     resume = f"ollama-watch --store {models.path} queue resume\n"
     assert resume in capsys.readouterr().err

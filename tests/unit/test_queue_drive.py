@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.runs import rules
 from tests.support.servers import EngineServer
 from watcher.commands import queue_drive
 from watcher.commands.context import Context
 from watcher.demo.registry import Fault, Layer, Registry
-from watcher.model import Policy
 from watcher.observe.host import Host
 from watcher.pull import queue, running, target
 from watcher.pull.driver import Options
@@ -27,11 +27,11 @@ ELSEWHERE = "the server at http://127.0.0.1:11434 has another store than /models
 
 def test_nothing_is_pulled_into_a_store_that_nobody_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server of the store is stopped, and a user runs one of his own at the usual address."""
-    found = Target("http://127.0.0.1:11434", Policy(), None, ELSEWHERE)
+    found = Target("http://127.0.0.1:11434", rules().settings, None, ELSEWHERE)
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     monkeypatch.setattr(target, "url_of_store", lambda *_: found.url)
     monkeypatch.setattr(target, "find", lambda *_: found)
-    drive = queue_drive.leashed(Context(Policy()), Host("/models"), lambda: False)
+    drive = queue_drive.leashed(Context(rules().settings), Host("/models"), lambda: False)
     driven = drive("llama3", lambda: "")
     assert (driven.result, driven.retry) == (Result.FAILED, True)
     assert ELSEWHERE in driven.why
@@ -55,10 +55,10 @@ def test_what_no_retry_cures_is_given_up_or_tried_hourly(
     store = tmp_path / "models"
     with EngineServer(store) as server, contextlib.redirect_stdout(io.StringIO()):
         server.start().wait_ready()
-        found = Target(server.url, Policy(), Host(str(store)))
+        found = Target(server.url, rules().settings, Host(str(store)))
         options = Options(insecure=True)
         drive = queue_drive._driver(
-            Context(Policy(), quiet=True), found, lambda _: options, lambda: False
+            Context(rules().settings, quiet=True), found, lambda _: options, lambda: False
         )
         with fs.opened_folder(str(store)) as folder:
             now = time.time()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from watcher.act import hashing
 from watcher.act.journal import Journal, locked
 from watcher.decide import transitions
-from watcher.model import Action, ActionKind, Outcome, Policy, Result
+from watcher.model import Action, ActionKind, Outcome, Result, Rules
 from watcher.observe import place
 from watcher.observe.host import Host
 from watcher.ollama import names
@@ -25,11 +25,7 @@ _SILENT_TIMES = 3
 
 
 def answer(
-    host: Host,
-    policy: Policy,
-    questions: Iterable[Action],
-    stop: Callable[[], bool],
-    lock_seconds: float,
+    host: Host, rules: Rules, questions: Iterable[Action]
 ) -> tuple[tuple[Outcome, ...], bool]:
     """Ask and hash, with no lock held meanwhile, and keep the answers in the memory.
 
@@ -41,44 +37,40 @@ def answer(
     kept, is_kept = 0, True
     with folders.opened_store(host.store) as store:
         keep_at = time.monotonic() + _KEEP_SECONDS
-        found = chain(ask(asked, host, stop), hashing.find_out(store, hashed, stop, host.watch))
+        found = chain(ask(asked, host), hashing.find_out(store, hashed, host))
         for outcome in found:
             answers.append(outcome)
             if time.monotonic() >= keep_at:
-                is_kept &= _keep(host, policy, store, answers[kept:], lock_seconds)
+                is_kept &= _keep(host, rules, store, answers[kept:])
                 kept, keep_at = len(answers), time.monotonic() + _KEEP_SECONDS
-        is_kept &= _keep(host, policy, store, answers[kept:], lock_seconds)
+        is_kept &= _keep(host, rules, store, answers[kept:])
     return tuple(answers), is_kept
 
 
-def _keep(
-    host: Host, policy: Policy, store: int, answers: list[Outcome], lock_seconds: float
-) -> bool:
+def _keep(host: Host, rules: Rules, store: int, answers: list[Outcome]) -> bool:
     # Where nothing can be written the answers still tell what to do; that it can't be done is told
     # by who acts.
-    with contextlib.suppress(OSError), locked(store, lock_seconds):
-        journal = Journal(store, policy, host)
+    with contextlib.suppress(OSError), locked(store, rules.mode.lock_seconds):
+        journal = Journal(store, rules.settings, host)
         start, now = place.start(host), host.clock()
         known = transitions.proved(journal.recall(), answers, now, start.id, start.at)
         return journal.save(known)
     return False
 
 
-def ask(
-    actions: Iterable[Action], host: Host, stop: Callable[[], bool] = lambda: False
-) -> Iterator[Outcome]:
+def ask(actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
     """Ask for each action's digest, by its models in turn until one's registry knows it.
 
     The length of an unfinished download is believed only if the registry's manifest of the model
     has it, too, and only that of the registry which its first model comes from: whoever has a
     registry can say anything of a digest.
 
-    `stop` says when to end; what was not asked by then has no outcome. A registry that does not
+    What was not asked when `host.stops` has no outcome. A registry that does not
     answer some times in a row is asked nothing more.
     """
     silent: Counter[str] = Counter()
     for action in actions:
-        if stop():
+        if host.stops():
             return
         length, said = None, "the registry has nothing"
         models = list(filter(None, map(names.parse_model, action.models)))

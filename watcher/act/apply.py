@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from watcher.act import disk_reserve, refresh, transaction
+from watcher.act.journal import Journal
 from watcher.decide import cleaning, safety, transitions
 from watcher.errors import ChangedError, EndedError
 from watcher.model import (
@@ -26,14 +27,20 @@ from watcher.model import (
 from watcher.observe.host import Host
 from watcher.ollama import names, sidecars
 from watcher.state import folders
-from watcher.state.event_log import Event
-from watcher.state.memory import Touched
 
 #: One look, with what was planned on it.
-Decided: TypeAlias = tuple[Evidence, Plan]
+Planned: TypeAlias = tuple[Evidence, Plan]
 
-#: A look at the downloads of some digests, or, for None, at the whole store.
-Look: TypeAlias = Callable[[frozenset[str] | None], Evidence]
+
+class Looks(Protocol):
+    """Looks at the store while it is changed."""
+
+    def again(self) -> Planned:
+        """The plan of now."""
+
+    def glance(self, digests: frozenset[str] | None) -> Evidence:
+        """Only look: at the downloads of some digests, or, for None, at the whole store."""
+
 
 #: What goes together; before each batch the plan is made anew. The first is small, since on a full
 #: disk its intents have to fit into what is set aside, and each makes room for one ten times
@@ -57,30 +64,18 @@ _DOWNLOADS = frozenset(
 )
 
 
-def apply(
-    host: Host,
-    store: int,
-    agreed: Plan,
-    look: Look,
-    plans: Plans,
-    tell: Callable[..., None],
-    remember: Callable[[Mapping[str, Touched]], bool],
-    stop: Callable[[], bool] = lambda: False,
-) -> tuple[Outcome, ...]:
-    """Do what was agreed to, as far as a plan made anew still has it on the very same files.
+def apply(host: Host, agreed: Plan, plans: Plans, journal: Journal) -> tuple[Outcome, ...]:
+    """Do what was approved, as far as a plan made anew still has it on the very same files.
 
-    The lock is held. `look` looks at the store; `plans` has plans of what it is like now; `tell`
-    writes events; `remember` keeps the own times of files whose times are about to be set, and
-    says if it could; `stop` says when to begin nothing more: what has no outcome was not begun.
+    The lock is held. What was not begun when `host.stops` has no outcome.
     """
     outcomes: list[Outcome] = []
     for batch in _batches(agreed.actions):
-        if stop():
+        if host.stops():
             break
         # Times may be set at any moment, whatever else has changed.
-        timeless = batch[0].kind is ActionKind.REFRESH
-        if timeless:
-            outcomes.extend(refresh_all(host, store, batch, remember, tell))
+        if batch[0].kind is ActionKind.REFRESH:
+            outcomes.extend(refresh_all(host, journal.store, batch, journal))
             continue
         try:
             seen, planned = plans.fresh(anew=batch[0].kind not in _DOWNLOADS)
@@ -91,11 +86,11 @@ def apply(
         still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
         gone = [action for action in batch if _essence(action) not in fresh]
         undone = _no_longer(gone, planned) if gone else []
-        tell(*(transitions.begun(action, host.clock()) for action in still))
-        ended = _do(host, store, still, seen, look, stop)
-        # What somebody else has done meanwhile was not begun here, and is told by who has done it.
-        worth_telling = (each for each in undone if not _is_overtaken(each))
-        tell(*(transitions.ended(outcome, host.clock()) for outcome in (*worth_telling, *ended)))
+        journal(*(transitions.begun(action, host.clock()) for action in still))
+        ended = _Batch(host, journal.store, seen, plans.looks).do(still)
+        # What somebody else has done meanwhile was not begun here, and is logged by who did it.
+        logged = (*(each for each in undone if not _is_overtaken(each)), *ended)
+        journal(*(transitions.ended(outcome, host.clock()) for outcome in logged))
         outcomes.extend((*undone, *ended))
     return tuple(outcomes)
 
@@ -103,19 +98,17 @@ def apply(
 class Plans:
     """Makes plans, and keeps the last one while it is fresh."""
 
-    def __init__(
-        self, decide: Callable[[], Decided], last: Decided | None = None, made_at: float = 0.0
-    ) -> None:
+    def __init__(self, looks: Looks, last: Planned, made_at: float) -> None:
         """`last`: a plan that was made at that time of the monotonic clock."""
-        self._decide = decide
-        self._last = last
+        self.looks = looks
+        self._last: Planned | None = last
         self._until = made_at + _FRESH_SECONDS
 
-    def fresh(self, *, anew: bool) -> Decided:
+    def fresh(self, *, anew: bool) -> Planned:
         """A plan as the store is now; `anew`: made just now."""
         if self._last is None or anew or time.monotonic() > self._until:
             self._last = None  # two looks at a large store need not be kept at once
-            self._last = self._decide()
+            self._last = self.looks.again()
             self._until = time.monotonic() + _FRESH_SECONDS
         return self._last
 
@@ -149,36 +142,39 @@ def _essence(action: Action) -> tuple[object, ...]:
     return action.kind, action.subject, files_of_it, action.parts
 
 
-def _do(
-    host: Host,
-    store: int,
-    batch: list[Action],
-    seen: Evidence,
-    look: Look,
-    stop: Callable[[], bool],
-) -> list[Outcome]:
-    if not batch:
-        return []
-    kind = batch[0].kind
-    if kind in (ActionKind.RESTORE, ActionKind.PURGE):
-        return [_leave_quarantine(store, action, seen.place.blobs) for action in batch]
-    together = [batch] if kind in _FILES else [[action] for action in batch]
-    changes = [_change(actions, seen) for actions in together]
+class _Batch(NamedTuple):
+    """Where a batch is done, and what was seen just before."""
 
-    def confirm(moved: Collection[Entry]) -> Mapping[str, ChangedError]:
-        return _must_stay(kind, moved, look)
+    host: Host
+    store: int
+    seen: Evidence
+    looks: Looks
 
-    def commit_all(some: Sequence[transaction.Change]) -> Sequence[transaction.Answer]:
-        return transaction.commit_all(host, store, some, confirm, stop)
+    def do(self, batch: list[Action]) -> list[Outcome]:
+        """Do actions of one kind; the outcome of each."""
+        if not batch:
+            return []
+        kind = batch[0].kind
+        if kind in (ActionKind.RESTORE, ActionKind.PURGE):
+            blobs = self.seen.place.blobs
+            return [_leave_quarantine(self.store, action, blobs) for action in batch]
+        together = [batch] if kind in _FILES else [[action] for action in batch]
+        changes = [_change(actions, self.seen) for actions in together]
 
-    try:
-        answers = disk_reserve.with_room(store, changes, commit_all)
-    except EndedError:
-        answers = [transaction.StoppedError()] * len(changes)
-    except OSError as error:
-        answers = [error] * len(changes)
-    answered = zip(together, answers, strict=True)
-    return [outcome for actions, answer in answered for outcome in _outcomes(actions, answer)]
+        def confirm(moved: Collection[Entry]) -> Mapping[str, ChangedError]:
+            return _must_stay(kind, moved, self.looks)
+
+        def commit_all(some: Sequence[transaction.Change]) -> Sequence[transaction.Answer]:
+            return transaction.commit_all(self.host, self.store, some, confirm)
+
+        try:
+            answers = disk_reserve.with_room(self.store, changes, commit_all)
+        except EndedError:
+            answers = [transaction.StoppedError()] * len(changes)
+        except OSError as error:
+            answers = [error] * len(changes)
+        answered = zip(together, answers, strict=True)
+        return [outcome for actions, answer in answered for outcome in _outcomes(actions, answer)]
 
 
 def _outcomes(actions: list[Action], answer: transaction.Answer) -> list[Outcome]:
@@ -189,13 +185,13 @@ def _outcomes(actions: list[Action], answer: transaction.Answer) -> list[Outcome
     return [_outcome(action, answer, alone=len(actions) == 1) for action in actions]
 
 
-def _must_stay(kind: ActionKind, moved: Collection[Entry], look: Look) -> dict[str, ChangedError]:
+def _must_stay(kind: ActionKind, moved: Collection[Entry], looks: Looks) -> dict[str, ChangedError]:
     """What has to stay after all: what would forbid the act is looked at once more."""
     if not moved and kind is not ActionKind.WRITE_SIDECARS:
         return {}
     # Whether a download's store forbids it is told by servers and place; its data need not be read.
     alone = kind in (ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY)
-    seen = look(None if alone else frozenset())
+    seen = looks.glance(None if alone else frozenset())
     if kind is ActionKind.REMOVE_ORPHAN:
         why = cleaning.orphans_forbidden(seen)
     elif kind is ActionKind.REMOVE_TEMPORARY:
@@ -225,18 +221,12 @@ def _outcome(action: Action, changed: transaction.Changed, *, alone: bool) -> Ou
     return Outcome(action, Result.DONE, _done_message(action), 0 if mended else freed)
 
 
-def refresh_all(
-    host: Host,
-    store: int,
-    batch: list[Action],
-    remember: Callable[[Mapping[str, Touched]], bool],
-    tell: Callable[[Event], None],
-) -> list[Outcome]:
+def refresh_all(host: Host, store: int, batch: list[Action], journal: Journal) -> list[Outcome]:
     """Set the times of wanted things to now, once their own ones are on the disk elsewhere."""
     try:
         with folders.opened_blobs(store) as blobs:
             touching = refresh.own_times(blobs, batch, host.clock())
-            if remember(touching):
+            if journal.remember(touching):
                 refresh.set_times(blobs, touching)
                 ended = [Outcome(action, Result.DONE, _done_message(action)) for action in batch]
             else:
@@ -244,7 +234,7 @@ def refresh_all(
                 ended = [Outcome(action, Result.FAILED, why) for action in batch]
     except OSError as error:
         ended = [_failed(action, error) for action in batch]
-    tell(transitions.refreshed(ended, host.clock()))
+    journal(transitions.refreshed(ended, host.clock()))
     return ended
 
 

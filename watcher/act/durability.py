@@ -30,9 +30,9 @@ from watcher.model import (
     Evidence,
     Outcome,
     Plan,
-    Policy,
     Ranges,
     Result,
+    Settings,
 )
 from watcher.observe import place, scan
 from watcher.observe.host import Host
@@ -171,7 +171,7 @@ def _rest_synced(fds: Sequence[int], stop: Callable[[], bool]) -> int | None:
 # ---------------------------------------------------------------- before anything is done
 
 
-def settle(host: Host, planned: Plan, stop: Callable[[], bool], *, behind: bool) -> Settled:
+def settle(host: Host, planned: Plan, *, behind: bool) -> Settled:
     """Bring to the disk what a plan relies on. No lock is held meanwhile.
 
     `behind`: the claims of repairs come first, under a note.
@@ -180,7 +180,7 @@ def settle(host: Host, planned: Plan, stop: Callable[[], bool], *, behind: bool)
         return Settled(planned)
     needs = [need for action in planned.actions if (need := _need(action, behind=behind))]
     with folders.opened_store(host.store) as store, folders.opened_blobs(store) as blobs:
-        results = list(write_back(blobs, needs, stop))
+        results = list(write_back(blobs, needs, host.stops))
     written = dict(zip(needs, results, strict=True))
     kept: list[Action] = []
     outcomes: list[Outcome] = []
@@ -259,7 +259,7 @@ def still_doubted(known: Memory, seen: Evidence) -> list[str]:
     ]
 
 
-def sync_noted(host: Host, policy: Policy, stop: Callable[[], bool]) -> frozenset[str]:
+def sync_noted(host: Host, settings: Settings) -> frozenset[str]:
     """Bring to the disk what claims stand for, and take the notes back.
 
     Gives back the digests of which the disk did not take all: they are worth another look.
@@ -269,13 +269,13 @@ def sync_noted(host: Host, policy: Policy, stop: Callable[[], bool]) -> frozense
     boot = place.boot(host)
     with folders.opened_store(host.store) as store, folders.opened_blobs(store) as blobs:
         claims = list(_claims(noted(memory.load(store), boot), blobs))
-        while claims and not stop():
+        while claims and not host.stops():
             some = claims[: len(next(_batches([claim.need for claim in claims])))]
             claims = claims[len(some) :]
-            came = write_back(blobs, [claim.need for claim in some], stop)
+            came = write_back(blobs, [claim.need for claim in some], host.stops)
             results = list(zip(some, came, strict=True))
             refused.update(claim.digest for claim, written in results if written.error)
-            _keep(_Keeping(host, policy, store), results)
+            _keep(_Keeping(host, settings, store), results)
     return frozenset(refused)
 
 
@@ -299,14 +299,14 @@ class _Keeping(NamedTuple):
     """Where something is kept."""
 
     host: Host
-    policy: Policy
+    settings: Settings
     store: int
 
 
 def _keep(where: _Keeping, results: Sequence[tuple[_Claim, Written]]) -> None:
-    host, policy, store = where
+    host, settings, store = where
     with locked(store, _LOCK_SECONDS):
-        journal = Journal(store, policy, host)
+        journal = Journal(store, settings, host)
         known = journal.recall()
         for claim, written in results:
             if written == Written():
@@ -327,16 +327,17 @@ class Behind:
         again: Callable[[frozenset[str]], None],
     ) -> None:
         """`trouble` is told what could not be done, `again` what is worth another look."""
-        self._host, self._trouble, self._again = host, trouble, again
+        self._trouble, self._again = trouble, again
         self._stopped = threading.Event()
+        self._host = replace(host, stops=self._stopped.is_set)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._wanted: Policy | None = None
+        self._wanted: Settings | None = None
 
-    def want(self, policy: Policy) -> None:
+    def want(self, settings: Settings) -> None:
         """Begin, or once more after what is under way."""
         with self._lock:
-            self._wanted = policy
+            self._wanted = settings
             if self._thread is None and not self._stopped.is_set():
                 self._thread = threading.Thread(target=self._run, name="behind", daemon=True)
                 self._thread.start()
@@ -350,18 +351,18 @@ class Behind:
             thread.join()
 
     def _run(self) -> None:
-        while (policy := self._next()) is not None:
+        while (settings := self._next()) is not None:
             try:
-                refused = sync_noted(self._host, policy, self._stopped.is_set)
+                refused = sync_noted(self._host, settings)
                 if refused:
                     self._again(refused)
             except (WatchError, OSError) as error:
                 self._trouble(f"what is claimed can't be brought to the disk yet: {error}")
 
-    def _next(self) -> Policy | None:
+    def _next(self) -> Settings | None:
         with self._lock:
-            policy, self._wanted = self._wanted, None
-            if policy is None or self._stopped.is_set():
+            settings, self._wanted = self._wanted, None
+            if settings is None or self._stopped.is_set():
                 self._thread = None
                 return None
-            return policy
+            return settings

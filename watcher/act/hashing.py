@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from watcher.model import Action, Entry, Outcome, Result
 from watcher.observe import scan
+from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import folders, fs
 
@@ -43,16 +44,10 @@ class _StoppedError(Exception):
     """The time is over; the rest comes another time."""
 
 
-def find_out(
-    store: int,
-    actions: Sequence[Action],
-    stop: Callable[[], bool] = lambda: False,
-    watch: Callable[[int, int], None] = lambda _, __: None,
-) -> Iterator[Outcome]:
+def find_out(store: int, actions: Sequence[Action], host: Host) -> Iterator[Outcome]:
     """Hash each action's one file; its outcome has the hash, as soon as it is there.
 
-    `stop` says when to end; what is not done by then has no outcome.
-    `watch` is called with the bytes hashed and the bytes to hash now and then.
+    What is not done when `host.stops` has no outcome. `host.watch` is called now and then.
     """
     progress = Progress(sum(action.expects[0].size for action in actions))
     with (
@@ -61,7 +56,7 @@ def find_out(
     ):
 
         def over() -> bool:
-            return progress.stopped or stop()
+            return progress.stopped or host.stops()
 
         try:
             futures = [pool.submit(_outcome, blobs, each, progress, over) for each in actions]
@@ -71,7 +66,7 @@ def find_out(
                         outcome = future.result(timeout=_WATCH_SECONDS)
                         break
                     except TimeoutError:
-                        watch(progress.done, progress.total)
+                        host.watch(progress.done, progress.total)
                 if outcome is not None:
                     yield outcome
         finally:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from watcher.decide import recording, transitions
 from watcher.errors import LockedError, WatchError
-from watcher.model import Diagnosis, Evidence, Outcome, Policy
+from watcher.model import Diagnosis, Evidence, Outcome, Settings
 from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.ollama import names
@@ -24,8 +24,8 @@ ACTING_LOCK = "lock"
 class Journal:
     """Writes events and the memory; what can't be written is kept as a trouble, not raised."""
 
-    def __init__(self, store: int, policy: Policy, host: Host) -> None:
-        self._store, self._policy, self._host = store, policy, host
+    def __init__(self, store: int, settings: Settings, host: Host) -> None:
+        self.store, self._settings, self._host = store, settings, host
         self.events: tuple[Event, ...] = ()
         self.warnings: tuple[str, ...] = ()
         self._memory: Memory | None = None
@@ -36,7 +36,7 @@ class Journal:
         self.events += told
         for event in told:
             self._host.tell(event)
-        self._try("the event log", lambda: event_log.write(self._store, told, self._policy))
+        self._try("the event log", lambda: event_log.write(self.store, told, self._settings))
 
     def tell_hashed(self, answers: Iterable[Outcome]) -> None:
         """Tell which blobs were hashed and are not what their names say, or can't be read."""
@@ -58,7 +58,7 @@ class Journal:
         if past.lost:
             self(Event(self._host.clock(), "error", f"{past.lost}; it is set aside"))
         self._tell_untold()
-        finished = _finished(self._store, past, seen)
+        finished = _finished(self.store, past, seen)
         now, happened = transitions.learn(
             past, seen, diagnosis, finished, first_look=first_look, ended=ended
         )
@@ -71,7 +71,7 @@ class Journal:
         if seen.scope is None:
             self._try(
                 "an old event log",
-                lambda: event_log.expire(self._store, _certain(seen), self._policy),
+                lambda: event_log.expire(self.store, _certain(seen), self._settings),
             )
         return replace(now, lost="")
 
@@ -81,7 +81,7 @@ class Journal:
         seen = list(recording.recording(told, now, damaged))
         if seen:
             try:
-                records.follow(self._store, seen, self._host.clock)
+                records.follow(self.store, seen, self._host.clock)
             except WatchError as error:
                 self.warnings += (error.message,) if error.message not in self.warnings else ()
 
@@ -90,7 +90,7 @@ class Journal:
         lines = filter(None, map(history.parse, self.recall().untold))
         untold = [each.event for each in lines]
         if untold and self._try(
-            "the event log", lambda: event_log.write_missing(self._store, untold)
+            "the event log", lambda: event_log.write_missing(self.store, untold)
         ):
             self._all_told()
 
@@ -101,7 +101,7 @@ class Journal:
     def recall(self) -> Memory:
         """What is remembered on the disk: read once, since nobody else writes while we lock."""
         if self._memory is None:
-            self._memory = memory.load(self._store)
+            self._memory = memory.load(self.store)
         return self._memory
 
     def save(self, now: Memory) -> bool:
@@ -110,7 +110,7 @@ class Journal:
             # What can't be read may be whole all the same: it is not written over.
             self.warnings += (now.unreadable,) if now.unreadable not in self.warnings else ()
             return False
-        saved = self._try(memory.NAME, lambda: memory.save(self._store, now))
+        saved = self._try(memory.NAME, lambda: memory.save(self.store, now))
         self._memory = replace(now, lost="") if saved else None
         return saved
 
@@ -136,11 +136,11 @@ def _certain(seen: Evidence) -> float:
     return seen.now if seen.clock is None else seen.clock.at_most
 
 
-def announce(host: Host, policy: Policy, event: Event) -> None:
+def announce(host: Host, settings: Settings, event: Event) -> None:
     """Tell an event of the service itself, and write it down where that can be done."""
     host.tell(event)
     with contextlib.suppress(OSError), folders.opened_store(host.store) as store:
-        event_log.write(store, [event], policy)
+        event_log.write(store, [event], settings)
 
 
 def _finished(store: int, past: Memory, seen: Evidence) -> dict[str, int]:

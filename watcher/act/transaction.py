@@ -164,19 +164,18 @@ def commit_all(
     store: int,
     changes: Sequence[Change],
     confirm: Confirm,
-    stop: Callable[[], bool] = lambda: False,
 ) -> list[Answer]:
     """Do changes, safely: one of single files, or any number of downloads; an answer for each.
 
-    Of single files, entries that must stay are kept, and named with the reason. `stop` ends it
-    before the next download is begun. What is raised leaves everything back in its place.
+    Of single files, entries that must stay are kept, and named with the reason. When
+    `host.stops`, no further download is begun. What is raised leaves everything back in its place.
     """
     with state_folder.made(store) as folder:
         fs.ensure_folder(intents.INTENTS, folder)
     with _store(host, store) as base:
         if (base.folder.device, base.folder.inode) != changes[0].blobs:
             return [_changed("blobs") for _ in changes]
-        batch = _Batch(host, base, changes, stop)
+        batch = _Batch(host, base, changes)
         try:
             batch.stage()
             if changes[0].digest:
@@ -193,10 +192,8 @@ def commit_all(
 class _Batch:
     """Changes on their way: those that are staged, by number, and the answers of the others."""
 
-    def __init__(
-        self, host: Host, base: _Store, changes: Sequence[Change], stop: Callable[[], bool]
-    ) -> None:
-        self._host, self._base, self._changes, self._stop = host, base, changes, stop
+    def __init__(self, host: Host, base: _Store, changes: Sequence[Change]) -> None:
+        self._host, self._base, self._changes = host, base, changes
         self._staged: dict[int, tuple[str, Intent]] = {}
         self._kept: Mapping[str, ChangedError] = {}
         self.answers: dict[int, Answer] = {}
@@ -205,7 +202,7 @@ class _Batch:
         """Have the intents on the disk, and the guards in their places."""
         free = _free_numbers(self._base)
         for number, change in enumerate(self._changes):
-            if self._stop():
+            if self._host.stops():
                 self.answers[number] = StoppedError()
                 continue
             try:
@@ -221,9 +218,9 @@ class _Batch:
         if not self._staged:
             return
         seconds = max(self._changes[number].wait_seconds for number in self._staged)
-        if seconds and not self._stop():
+        if seconds and not self._host.stops():
             self._host.sleep(seconds)
-        if self._stop():
+        if self._host.stops():
             self._give_up_all(StoppedError())
         if not self._staged:
             return

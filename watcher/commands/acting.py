@@ -9,19 +9,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from watcher import reconcile
-from watcher.act import durability, refresh
+from watcher.act import durability
 from watcher.commands import lookup
 from watcher.commands.context import Context, complain, patience
-from watcher.decide import enough, remaining, verifying
-from watcher.errors import Exit, LockedError, WatchError, named
-from watcher.model import ActionKind, Approve, Known, Plan, Policy, RefusalKind, Result
+from watcher.decide import enough, modes, remaining, verifying
+from watcher.errors import Exit, WatchError, named
+from watcher.model import ActionKind, Approve, Known, Mode, Plan, RefusalKind, Result
 from watcher.observe import targets
 from watcher.observe.host import Host
 from watcher.ollama import names
+from watcher.reconcile import Reconciler, Report
 from watcher.show import documents, lines, plans
 from watcher.state import state_folder
 from watcher.system import advice
@@ -30,10 +31,8 @@ from watcher.system import advice
 PREPARE_SECONDS = 20
 #: In the last of them nothing more is begun: they are for what was begun by then.
 _PREPARE_ENDS_SECONDS = 5.0
-_PREPARE_LOCK_SECONDS = 5.0
 #: So long data is read that an earlier start of the machine may not have brought to the disk.
 _PREPARE_READS_SECONDS = 10.0
-_REFRESH_LOCK_SECONDS = 1.0
 #: What is done by them mends nothing.
 _LOOKS = reconcile.QUESTIONS | {ActionKind.REFRESH}
 _SHOWN = 5
@@ -49,8 +48,7 @@ def clean(
     until_free: int | None = None,
 ) -> Exit:
     """Free what is worth nothing. `until_free`: no more of it than that many bytes free take."""
-    policy = replace(context.policy, clean=True, repair=False, refresh=False, purge_replaced=True)
-    return act(context, "clean", policy, named, dry_run=dry_run, yes=yes, until_free=until_free)
+    return act(context, Request("clean", modes.CLEAN, named, dry_run, yes, until_free=until_free))
 
 
 def repair(
@@ -63,27 +61,18 @@ def repair(
     offline: bool,
 ) -> Exit:
     """Make interrupted downloads resumable. `wait`: wait until what changed lately is quiet."""
-    policy = replace(
-        context.policy,
-        clean=False,
-        repair=True,
-        refresh=True,
-        repair_stale=True,
-        hash=True,
-        online=not offline,
-        read_limit_bytes=None,
-    )
-    code = act(context, "repair", policy, named, dry_run=dry_run, yes=yes, wait=wait)
+    mode = modes.offline(modes.REPAIR) if offline else modes.REPAIR
+    code = act(context, Request("repair", mode, named, dry_run, yes, wait))
     if not dry_run:
-        _finish_claims(context, policy)
+        _finish_claims(context)
     return code
 
 
-def _finish_claims(context: Context, policy: Policy) -> None:
+def _finish_claims(context: Context) -> None:
     """Bring to the disk what others have claimed ahead of it; who can't may leave that to them."""
-    for host in context.hosts(keeps=True):
+    for host in context.hosts(changes=True):
         with contextlib.suppress(WatchError, OSError):
-            durability.sync_noted(host, policy, lambda: False)
+            durability.sync_noted(host, context.settings)
 
 
 def verify(context: Context, named: tuple[str, ...], most_seconds: float | None) -> Exit:
@@ -91,16 +80,13 @@ def verify(context: Context, named: tuple[str, ...], most_seconds: float | None)
 
     `most_seconds`: begin nothing more after that time; None for no limit.
     """
-    policy = replace(context.policy, repair=False, clean=False, hash=True, verify=True)
     code = Exit.HEALTHY
     until = time.monotonic() + (math.inf if most_seconds is None else most_seconds)
-    hosts = context.hosts(keeps=True, named=bool(named))
+    hosts = context.hosts(changes=True, named=bool(named))
     approve, meant = _meant(hosts, named, context.elsewhere)
     for host in hosts:
-        shown = replace(host, watch=_hashing_progress())
-        report = reconcile.cycle(
-            shown, policy, approve=approve, stop=lambda: time.monotonic() >= until
-        )
+        shown = replace(host, watch=_hashing_progress(), stops=lambda: time.monotonic() >= until)
+        report = Reconciler(shown, context.settings).reconcile(modes.VERIFY, approve=approve)
         sys.stderr.write("\r\033[K" if sys.stderr.isatty() else "")
         done = verifying.verified(report.evidence, report.outcomes, meant)
         ended = _verified_code(report, done)
@@ -116,7 +102,7 @@ def verify(context: Context, named: tuple[str, ...], most_seconds: float | None)
     return code
 
 
-def _verified_code(report: reconcile.Report, done: verifying.Verified) -> Exit:
+def _verified_code(report: Report, done: verifying.Verified) -> Exit:
     """HEALTHY only where everything was checked, is right, and will be known the next time."""
     if done.unseen or report.warnings or report.stuck:
         return Exit.FAILED
@@ -140,33 +126,34 @@ def _hashing_progress() -> Callable[[int, int], None]:
 
 def prepare(context: Context) -> Exit:
     """Just before the server starts: recover, mend, keep what is wanted. Never in its way."""
-    policy = replace(context.policy, clean=False, repair=True, refresh=True, sync_behind=True)
     until = time.monotonic() + PREPARE_SECONDS
     reads_until = until - PREPARE_SECONDS + _PREPARE_READS_SECONDS
     try:
-        hosts = [replace(each, reads_until=reads_until) for each in context.hosts(keeps=True)]
+        hosts = [replace(each, reads_until=reads_until) for each in context.hosts(changes=True)]
         with _limited(until):
             for host in hosts:
-                _keep_wanted(host, policy)
-                report = reconcile.cycle(
-                    host,
-                    policy,
-                    lock_seconds=_PREPARE_LOCK_SECONDS,
-                    stop=lambda: time.monotonic() >= until - _PREPARE_ENDS_SECONDS,
+                patient = replace(
+                    host, stops=lambda: time.monotonic() >= until - _PREPARE_ENDS_SECONDS
                 )
+                reconciler = Reconciler(patient, context.settings)
+                # The times first, and quickly: whatever else there is time for, the start deletes
+                # nothing. Where nothing can be written down, the run that follows says why.
+                with contextlib.suppress(OSError):
+                    reconciler.keep_fresh(modes.PREPARE_TIMES)
+                report = reconciler.reconcile(modes.PREPARE)
                 if context.json:
                     context.document(documents.acting("prepare", report))
                 elif not context.quiet and (report.outcomes or report.warnings):
                     context.tell(plans.outcomes(report))
                 _tell_doubted(host, report)
             for host in hosts:
-                durability.sync_noted(host, policy, lambda: False)
+                durability.sync_noted(host, context.settings)
     except (WatchError, OSError, MemoryError, RuntimeError, _TimeIsUp) as error:
         complain(f"ollama-watch: {named(error) or error}")
     return Exit.HEALTHY
 
 
-def _tell_doubted(host: Host, report: reconcile.Report) -> None:
+def _tell_doubted(host: Host, report: Report) -> None:
     """Name what there was no time to read, and what does."""
     if report.memory is None:
         return
@@ -180,22 +167,6 @@ def _tell_doubted(host: Host, report: reconcile.Report) -> None:
             " before that data was surely on the disk, so its progress files may claim too much"
             f"\n  -> {which}"
         )
-
-
-def _keep_wanted(host: Host, policy: Policy) -> None:
-    """The times first, and quickly: whatever else there is time for, the start deletes nothing."""
-    quickly = replace(policy, repair=False, read_limit_bytes=0)
-    plan = reconcile.cycle(replace(host, keeps=False), quickly).plan
-    if not plan.actions:
-        return
-    try:
-        reconcile.keep_fresh(host, quickly, plan, _REFRESH_LOCK_SECONDS)
-    except LockedError:
-        # Who has the lock may have it for long. Without it the own times can't be remembered, but
-        # a download whose times are too fresh is worth more than one that is gone.
-        refresh.set_times_now(host.store, plan.actions, host.clock())
-    except OSError:
-        pass  # nothing can be written down; the cycle that follows says why
 
 
 class _TimeIsUp(BaseException):
@@ -218,64 +189,72 @@ def _limited(until: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def act(
-    context: Context,
-    name: str,
-    policy: Policy,
-    named: tuple[str, ...],
-    *,
-    dry_run: bool,
-    yes: bool,
-    wait: bool = False,
-    until_free: int | None = None,
-) -> Exit:
-    """One acting command over all stores: what `policy` plans of the named, shown, asked, done."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What an acting command was asked to do."""
+
+    command: str
+    mode: Mode
+    #: Models and digests; empty: all.
+    named: tuple[str, ...] = ()
+    dry_run: bool = False
+    yes: bool = False
+    #: Wait until files that changed lately are quiet.
+    wait: bool = False
+    #: Remove no more than it takes for so many bytes to be free.
+    until_free: int | None = None
+
+
+def act(context: Context, asked: Request) -> Exit:
+    """One acting command over all stores: show the plan, ask, do it, report what came of it."""
     codes = [Exit.HEALTHY]
-    hosts = context.hosts(keeps=not dry_run, named=bool(named))
+    hosts = context.hosts(changes=not asked.dry_run, named=bool(asked.named))
     problems: dict[str, str] = {}
-    if policy.online:
+    if asked.mode.online:
         with patience("asking registries"):
-            looked = [lookup.look_up(host, named) for host in hosts]
+            looked = [lookup.look_up(host, asked.named, keep=not asked.dry_run) for host in hosts]
         hosts = [each.host for each in looked]
         problems = {key: why for each in looked for key, why in each.problems.items()}
     with lookup.blamed(problems):
-        approve, meant = _meant(hosts, named, context.elsewhere)
+        approve, meant = _meant(hosts, asked.named, context.elsewhere)
     for host in hosts:
-        state_folder.check(host.store)  # what only looks tells it, too
-        chosen = _Choice(context, approve, until_free, dry_run=dry_run, yes=yes)
-        report = _until_quiet(context, host, policy, chosen, wait=wait and not dry_run)
-        report = replace(report, plan=chosen.plan)
-        left = _remaining(report, policy, meant)
+        state_folder.check(host.store)  # a dry run reports it, too
+        chosen = _Choice(context, asked, approve)
+        report = replace(_until_quiet(context, host, asked, chosen), plan=chosen.plan)
+        left = _remaining(report, asked.mode, meant)
         if context.json:
-            context.document(documents.acting(name, report, left))
+            context.document(documents.acting(asked.command, report, left))
         else:
             if report.outcomes:
                 context.tell(plans.outcomes(report))
             elif not chosen.shown:
-                _tell_nothing_done(context, report, name, left)
+                _tell_nothing_done(context, report, asked.command, left)
             context.tell(plans.remaining(left))
         if not report.outcomes:
-            for trouble in report.warnings:
-                complain(trouble)
-        codes.append(chosen.unasked or _code(report, left, dry_run=dry_run))
-        if until_free is not None:
-            codes.append(_tell_shortage(report, until_free, dry_run=dry_run))
+            for warning in report.warnings:
+                complain(warning)
+        codes.append(chosen.unasked or _code(report, left, dry_run=asked.dry_run))
+        if asked.until_free is not None:
+            codes.append(_tell_shortage(report, asked.until_free, dry_run=asked.dry_run))
     return max(codes)
 
 
-def _until_quiet(
-    context: Context, host: Host, policy: Policy, chosen: _Choice, *, wait: bool
-) -> reconcile.Report:
-    """One cycle; where somebody waits, more of them until nothing has to wait any longer."""
+def _until_quiet(context: Context, host: Host, asked: Request, chosen: _Choice) -> Report:
+    """One run; where somebody waits, more of them until nothing has to wait any longer."""
+    reconciler = Reconciler(host, context.settings)
+    if asked.dry_run:
+        report = reconciler.inspect(asked.mode)
+        chosen(report.plan)
+        return report
     while True:
-        report = reconcile.cycle(host, policy, approve=chosen)
+        report = reconciler.reconcile(asked.mode, approve=chosen)
         left = [
             refusal.seconds_left
             for refusal in chosen.plan.refusals
             if refusal.seconds_left is not None and refusal.kind is RefusalKind.NOT_QUIET
         ]
-        asked = context.can_ask() and policy.repair and host.keeps
-        if not left or chosen.unasked or not (wait or asked):
+        waits = asked.wait or (asked.mode.repair and context.can_ask())
+        if not left or chosen.unasked or not waits:
             return report
         _count_down(max(left))
 
@@ -297,17 +276,8 @@ def _count_down(seconds: float) -> None:
 class _Choice:
     """The consent of this command: a plan cut down to what is meant, shown, and asked about."""
 
-    def __init__(
-        self,
-        context: Context,
-        meant: Approve,
-        until_free: int | None,
-        *,
-        dry_run: bool,
-        yes: bool,
-    ) -> None:
-        self._context, self._meant, self._until_free = context, meant, until_free
-        self._dry_run, self._yes = dry_run, yes
+    def __init__(self, context: Context, asked: Request, meant: Approve) -> None:
+        self._context, self._asked, self._meant = context, asked, meant
         self.plan = Plan()
         self.shown = False
         #: Set where somebody would have to be asked and nobody is there.
@@ -315,17 +285,17 @@ class _Choice:
 
     def __call__(self, planned: Plan) -> Plan:
         self.plan = self._meant(planned)
-        if self._until_free is not None:
-            self.plan = enough.until_free(self.plan, self._until_free)
-        if self._yes and not self._dry_run:
+        if self._asked.until_free is not None:
+            self.plan = enough.until_free(self.plan, self._asked.until_free)
+        if self._asked.yes and not self._asked.dry_run:
             return self.plan
         if not self._context.json and (self.plan.actions or not self._context.quiet):
             self._show()
-        if self._dry_run or not self.plan.actions:
-            return reconcile.nothing(self.plan)
+        if self._asked.dry_run or not self.plan.actions:
+            return reconcile.approve_none(self.plan)
         agreed = self._context.agreed("Do it?", "say --yes to do it, -n to only look")
         self.unasked = Exit.USAGE if agreed is None else None
-        return self.plan if agreed else reconcile.nothing(self.plan)
+        return self.plan if agreed else reconcile.approve_none(self.plan)
 
     def _show(self) -> None:
         told = plans.plan(self.plan)
@@ -342,18 +312,16 @@ def _meant(
     """
     found = targets.find(hosts, named, elsewhere)
     return (
-        (reconcile.everything, remaining.everything) if found is None else (found.of, found.meant)
+        (reconcile.approve_all, remaining.everything) if found is None else (found.of, found.meant)
     )
 
 
-def _remaining(
-    report: reconcile.Report, policy: Policy, meant: remaining.Meant
-) -> remaining.Remaining:
+def _remaining(report: Report, mode: Mode, meant: remaining.Meant) -> remaining.Remaining:
     """What is wrong still with what a command was about, as far as it was to mend or free it."""
     seen, diagnosis = report.evidence, report.diagnosis
-    if policy.clean:
+    if mode.clean:
         return remaining.of_cleaning(seen, diagnosis, meant)
-    if policy.repair:
+    if mode.repair:
         actions = (*report.plan.actions, *(each.action for each in report.outcomes))
         told = [refusal.subject for refusal in report.plan.refusals]
         told += [action.subject for action in actions if action.kind not in _LOOKS]
@@ -362,7 +330,7 @@ def _remaining(
 
 
 def _tell_nothing_done(
-    context: Context, report: reconcile.Report, name: str, left: remaining.Remaining
+    context: Context, report: Report, name: str, left: remaining.Remaining
 ) -> None:
     if report.plan.refusals:
         context.tell(plans.plan(report.plan))
@@ -370,7 +338,7 @@ def _tell_nothing_done(
         sys.stdout.write(f"nothing to {name}\n")
 
 
-def _tell_shortage(report: reconcile.Report, wanted: int, *, dry_run: bool) -> Exit:
+def _tell_shortage(report: Report, wanted: int, *, dry_run: bool) -> Exit:
     """Tell what more it would take for so many bytes to be free; HEALTHY where they are."""
     freed = sum(outcome.freed for outcome in report.outcomes)
     left = wanted - report.plan.free - (report.plan.frees if dry_run else freed)
@@ -381,7 +349,7 @@ def _tell_shortage(report: reconcile.Report, wanted: int, *, dry_run: bool) -> E
 
 
 def _code(
-    report: reconcile.Report,
+    report: Report,
     left: remaining.Remaining = _NOTHING_LEFT,
     *,
     dry_run: bool,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from watcher import reconcile
@@ -13,6 +12,7 @@ from watcher.commands.context import Context, patience
 from watcher.errors import Exit, NoPermissionError
 from watcher.model import Severity
 from watcher.ollama import names
+from watcher.reconcile import Reconciler
 from watcher.show import documents, lines
 from watcher.state import folders, fs
 
@@ -30,10 +30,9 @@ def audit(context: Context, fail_on: Severity, picture: Path | None = None) -> E
 
 def _audit(context: Context, fail_on: Severity, save: Callable[[str], None] | None) -> Exit:
     code = Exit.HEALTHY
-    for host in context.hosts(keeps=False):
+    for host in context.hosts(changes=False):
         with patience(f"looking at {names.printable(host.store)}"):
-            policy = replace(context.policy, repair=True, clean=True)
-            report = reconcile.cycle(host, policy, approve=reconcile.nothing)
+            report = Reconciler(host, context.settings).inspect()
         if save is not None:
             save(_drawn(report, verbose=context.verbose))
         findings = report.diagnosis.findings

@@ -7,14 +7,14 @@ import os
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from watcher import config
 from watcher.commands import rights
 from watcher.errors import RefusedError, SettingsError
-from watcher.model import Known, Policy
+from watcher.model import Known, Settings
 from watcher.observe import place, targets
 from watcher.observe.host import Host
 from watcher.ollama import names
@@ -27,7 +27,7 @@ _PATIENCE_SECONDS = 1.0
 class Context:
     """One call of the command line."""
 
-    policy: Policy
+    settings: Settings
     #: The settings file that was named; None for the system's.
     config_file: Path | None = None
     #: Stores named by flags or settings; empty: find one.
@@ -45,9 +45,9 @@ class Context:
     #: What other stores can be asked for, that are treated by other processes.
     elsewhere: list[Known] = field(default_factory=list)
 
-    def read_policy(self) -> Policy:
-        """The policy as the settings are now. Raises SettingsError."""
-        return config.load(self.config_file, os.environ).policy
+    def read_settings(self) -> Settings:
+        """The settings as they are now. Raises SettingsError."""
+        return config.load(self.config_file, os.environ)
 
     def places(
         self, *, changes: bool = False, knows: rights.Knows | None = None
@@ -114,10 +114,10 @@ class Context:
             )
         return found
 
-    def hosts(self, *, keeps: bool, named: bool = False) -> list[Host]:
-        """A world for each store. `named`: models or digests are, which any may have."""
-        found = self.places(changes=keeps, knows=targets.known if named else None)
-        return [replace(self.host(each), keeps=keeps) for each in found]
+    def hosts(self, *, changes: bool, named: bool = False) -> list[Host]:
+        """A host for each store. `changes`: to change it; `named`: models or digests are meant."""
+        found = self.places(changes=changes, knows=targets.known if named else None)
+        return [self.host(each) for each in found]
 
     def host(self, found: place.Found) -> Host:
         """A store and the machine around it."""

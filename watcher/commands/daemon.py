@@ -11,7 +11,7 @@ from dataclasses import replace
 from watcher import config
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, WatchError, named
-from watcher.model import Policy
+from watcher.model import Settings
 from watcher.observe import place
 from watcher.service import daemon
 from watcher.state.event_log import Event
@@ -39,10 +39,10 @@ def run(context: Context) -> Exit:
     return Exit.HEALTHY
 
 
-def _settings(context: Context) -> Callable[[], Policy]:
+def _settings(context: Context) -> Callable[[], Settings]:
     """Reads the settings; at first as root has read them, before it became the owner."""
-    before = [context.policy]
-    return lambda: before.pop() if before else context.read_policy()
+    before = [context.settings]
+    return lambda: before.pop() if before else context.read_settings()
 
 
 def _can_start_anew(context: Context) -> bool:

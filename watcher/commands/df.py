@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from watcher import reconcile
 from watcher.commands.context import Context, complain, patience
 from watcher.decide import findings, usage
 from watcher.errors import Exit
 from watcher.observe import space
 from watcher.ollama import names
+from watcher.reconcile import Reconciler
 from watcher.show import documents
 
 
 def df(context: Context) -> Exit:
     """Tell of each store what its space is used for. FAILED where a folder can't be listed."""
     code = Exit.HEALTHY
-    for host in context.hosts(keeps=False):
+    for host in context.hosts(changes=False):
         with patience(f"looking at {names.printable(host.store)}"):
-            report = reconcile.cycle(host, context.policy, approve=reconcile.nothing)
+            report = Reconciler(host, context.settings).inspect()
             found = space.survey(host)
         uses, total = usage.usage(found, report.diagnosis.diagnosed, report.evidence.census)
         if context.json:

@@ -27,11 +27,11 @@ class Looked(NamedTuple):
     problems: Mapping[str, str]
 
 
-def look_up(host: Host, wanted: Iterable[str]) -> Looked:
+def look_up(host: Host, wanted: Iterable[str], *, keep: bool = True) -> Looked:
     """Ask about the models among `wanted`, as people name them, and know what their layers are.
 
     Where nothing is wanted but downloads lie there that nobody knows: about all models that the
-    store and its queue name. What is heard is kept in the store, unless it is only looked at.
+    store and its queue name. `keep`: what is heard goes into the store.
     """
     typed = [model for text in wanted if (model := names.parse_model(text)) is not None]
     heard: dict[str, registry.Cached] = {}
@@ -46,7 +46,7 @@ def look_up(host: Host, wanted: Iterable[str]) -> Looked:
             if model.host in silent:
                 problems[model.key] = f"{model.host} does not answer"
                 continue
-            answer = host.registry_manifest(store if host.keeps else None, model)
+            answer = host.registry_manifest(store if keep else None, model)
             if answer.problem:
                 problems[model.key] = answer.problem
             elif answer.raw is not None and not registry.sizes(answer.raw):

@@ -110,10 +110,10 @@ def site_of(context: Context, host: str | None) -> Target:
             # The server makes its folders with the first pull.
             store = os.path.abspath(context.stores[0])
             context.settle(store)
-            return target.find(url, context.host(place.Found(store, "--store")), context.policy)
+            return target.find(url, context.host(place.Found(store, "--store")), context.settings)
         context.settle()
-        return target.find(url, None, context.policy)
-    return target.find(url, context.host(found), context.policy)
+        return target.find(url, None, context.settings)
+    return target.find(url, context.host(found), context.settings)
 
 
 @contextmanager

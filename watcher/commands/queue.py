@@ -98,7 +98,7 @@ def run_leashed(context: Context) -> Exit:
     """
     from watcher.commands import queue_drive
 
-    (host,) = context.hosts(keeps=True)
+    (host,) = context.hosts(changes=True)
     drive = queue_drive.leashed(context, replace(host, tell=_tell_daemon), _ends_with_stdin())
     with folders.opened_store(host.store) as store, suppress(KeyboardInterrupt):
         while running.run_next(store, drive) is not None:

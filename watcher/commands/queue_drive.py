@@ -32,7 +32,7 @@ def leashed(context: Context, host: Host, ended: Callable[[], bool]) -> Drive:
     Nobody is there to name a server: it is the one that has the store, unless the environment says
     otherwise. A registry on this machine is asked over http, as everywhere.
     """
-    found = target.find(target.url_of_store(host, os.environ), host, context.policy)
+    found = target.find(target.url_of_store(host, os.environ), host, context.settings)
     if found.host is None and not os.environ.get("OLLAMA_HOST"):
         # What it would pull would come into somebody else's store.
         return lambda _, __: Driven(Result.FAILED, f"not pulled: {found.why}")

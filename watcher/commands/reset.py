@@ -32,7 +32,7 @@ def reset(context: Context, models: tuple[str, ...], *, yes: bool, offline: bool
     if not offline:
         with patience("asking registries"):
             problems = lookup.look_up(Host(store), models).problems
-    manager = ModelDownloadManager(StoreFiles(store), policy=context.policy)
+    manager = ModelDownloadManager(StoreFiles(store), policy=context.settings)
     done: list[documents.Reset] = []
     try:
         for model in models:

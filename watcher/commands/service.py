@@ -117,7 +117,7 @@ def _where(context: Context, target: Target, options: InstallOptions) -> Install
     return installation.describe(
         context.only_store("a service has one") if options.store is None else options.store,
         options.config,
-        context.policy.metrics_file,
+        context.settings.metrics_file,
         target.root,
         personal=target.personal,
     )

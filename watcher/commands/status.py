@@ -17,6 +17,7 @@ from watcher.observe.host import Host
 from watcher.pull import queue
 from watcher.pull.queue import Queue
 from watcher.pull.speed import Spread, spread
+from watcher.reconcile import Reconciler
 from watcher.show.status import Pace, Status
 from watcher.state import folders, records, state_folder
 from watcher.state.memory import Memory
@@ -34,7 +35,7 @@ def status(context: Context, *, watch: bool) -> Exit:
     in_turn = watch and context.look_in_turns(_WATCH_SECONDS)
     if in_turn:
         _clear(context)
-    hosts = context.hosts(keeps=False)
+    hosts = context.hosts(changes=False)
     before: dict[str, Status] = {}
     while True:
         shown = [look(host, context, before.get(host.store)) for host in hosts]
@@ -50,13 +51,13 @@ def status(context: Context, *, watch: bool) -> Exit:
 
 def look(host: Host, context: Context, before: Status | None) -> Status:
     """One look at a store, and a second one where something moves and nobody has looked before."""
-    report = reconcile.cycle(host, context.policy, approve=reconcile.nothing)
+    report = Reconciler(host, context.settings).inspect()
     past = before.report if before is not None else None
     if past is None and any(
         each.condition is Condition.LIVE for each in report.diagnosis.diagnosed
     ):
         time.sleep(_APART_SECONDS)
-        past, report = report, reconcile.cycle(host, context.policy, approve=reconcile.nothing)
+        past, report = report, Reconciler(host, context.settings).inspect()
     paces = {} if past is None else _paces(past, report)
     memory = reconcile.remembered(host)
     known, line, unread = _kept(host)

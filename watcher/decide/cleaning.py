@@ -17,9 +17,9 @@ from watcher.model import (
     Entry,
     Evidence,
     Kind,
-    Policy,
     Refusal,
     RefusalKind,
+    Rules,
     Spared,
 )
 from watcher.ollama import names
@@ -84,9 +84,7 @@ def _freed(entries: Iterable[Entry]) -> int:
     return sum(entry.freed for entry in entries)
 
 
-def spared(
-    diagnosed: Iterable[Diagnosed], evidence: Evidence, policy: Policy
-) -> tuple[Spared, ...]:
+def spared(diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules) -> tuple[Spared, ...]:
     """What a clean-up would remove if it were old enough, the oldest first.
 
     Downloads that are not stale yet, and orphaned blobs that are as young.
@@ -101,18 +99,18 @@ def spared(
     ]
     for entry in evidence.census.unnamed:
         age, digest = evidence.age_of(entry.changed_at), names.parse_blob(entry.name).digest
-        if age < policy.stale_after:
+        if age < rules.settings.stale_after:
             found.append(Spared(digest, evidence.known_as.get(digest, ()), age, entry.freed))
     return tuple(sorted(found, key=lambda each: (-each.age, each.digest)))
 
 
-def orphans(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
+def orphans(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
     """Finished blobs that no manifest names, and that no unfinished pull counts on any more."""
     there = [entry for entry in evidence.census.unnamed if entry.kind is Kind.FILE]
     aged = [(evidence.age_of(entry.changed_at), entry) for entry in there]
-    old = [(age, entry) for age, entry in aged if age >= policy.stale_after]
+    old = [(age, entry) for age, entry in aged if age >= rules.settings.stale_after]
     changed = ((entry.changed_at, entry) for entry in there)
-    yield from _too_soon(changed, policy.stale_after, evidence, ActionKind.REMOVE_ORPHAN)
+    yield from _too_soon(changed, rules.settings.stale_after, evidence, ActionKind.REMOVE_ORPHAN)
     if not old:
         return
     why = orphans_forbidden(evidence)
@@ -124,7 +122,7 @@ def orphans(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
         yield Action(ActionKind.REMOVE_ORPHAN, entry.name, because, (entry,), entry.freed)
 
 
-def by_the_clock(diagnosed: Diagnosed, evidence: Evidence, policy: Policy) -> Iterator[Refusal]:
+def by_the_clock(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[Refusal]:
     """A download that only a clock which was set makes stale."""
     why = _clock_forbids(evidence)
     if why is None:
@@ -132,7 +130,7 @@ def by_the_clock(diagnosed: Diagnosed, evidence: Evidence, policy: Policy) -> It
     download = diagnosed.download
     since = download.changed_at if download.progress_at is None else download.progress_at
     never = diagnosed.stale or diagnosed.condition in (Condition.LIVE, Condition.UNKNOWN)
-    if not never and since is not None and evidence.now - since >= policy.stale_after:
+    if not never and since is not None and evidence.now - since >= rules.settings.stale_after:
         yield safety.refusal(why, diagnosed, ActionKind.REMOVE_DOWNLOAD)
 
 

@@ -13,23 +13,23 @@ from watcher.model import (
     Download,
     Evidence,
     Kind,
-    Policy,
+    Rules,
     Severity,
     Visibility,
 )
 from watcher.ollama import names, ranges
 
 
-def judge(evidence: Evidence, policy: Policy) -> tuple[Diagnosed, ...]:
+def judge(evidence: Evidence, rules: Rules) -> tuple[Diagnosed, ...]:
     """Give each download its one condition: all that a plan needs besides the evidence."""
-    return tuple(_judge(download, evidence, policy) for download in evidence.downloads)
+    return tuple(_judge(download, evidence, rules) for download in evidence.downloads)
 
 
-def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, policy: Policy) -> Diagnosis:
+def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> Diagnosis:
     """Everything worth telling of what was judged, and what the server's next start does."""
     whole_store = evidence.scope is None
     kept = (
-        at_risk.paths(diagnosed, evidence, policy)
+        at_risk.paths(diagnosed, evidence, rules)
         if evidence.next_start.prepared
         else frozenset[str]()
     )
@@ -38,16 +38,16 @@ def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, policy: Poli
     found = [
         finding
         for each in diagnosed
-        for finding in findings.of_download(each, evidence, policy, doomed)
+        for finding in findings.of_download(each, evidence, rules, doomed)
     ]
     if foreseen is not None:
-        found.extend(findings.of_store(evidence, diagnosed, foreseen, policy))
-        found.extend(findings.of_blobs(evidence, diagnosed, policy, doomed, blind=foreseen.blind))
+        found.extend(findings.of_store(evidence, diagnosed, foreseen, rules))
+        found.extend(findings.of_blobs(evidence, diagnosed, rules, doomed, blind=foreseen.blind))
         found.extend(findings.of_manifests(evidence))
         found.extend(findings.of_leftovers(evidence, doomed))
         found.extend(astray.of_blobs(evidence))
         found.extend(server_view.barred(evidence))
-        found.extend(server_view.at_risk(diagnosed, evidence, policy, doomed))
+        found.extend(server_view.at_risk(diagnosed, evidence, rules, doomed))
         if evidence.place.read_only and any(each.severity is not Severity.INFO for each in found):
             found.append(findings.OF_READ_ONLY)
     found.sort(key=lambda each: (-each.severity.rank, -each.sizes.allocated, each.path, each.kind))
@@ -57,14 +57,14 @@ def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, policy: Poli
 # ---------------------------------------------------------------- conditions
 
 
-def _judge(download: Download, evidence: Evidence, policy: Policy) -> Diagnosed:
+def _judge(download: Download, evidence: Evidence, rules: Rules) -> Diagnosed:
     quiet = _quiet(download, evidence)
-    if download.digest in policy.own_pulls:
+    if download.digest in rules.mode.own_pulls:
         quiet = max(quiet, QUIET_SECONDS)
     since = download.changed_at if download.progress_at is None else download.progress_at
     age = 0.0 if since is None else evidence.age_of(since)
     condition, because = condition_of(download, evidence, quiet)
-    stale = condition is not Condition.LIVE and age >= policy.stale_after
+    stale = condition is not Condition.LIVE and age >= rules.settings.stale_after
     return Diagnosed(
         download=download,
         condition=condition,

@@ -22,7 +22,7 @@ from watcher.model import (
     ManifestFault,
     OddBlob,
     OddManifest,
-    Policy,
+    Rules,
     Severity,
     Sizes,
     Temporary,
@@ -65,7 +65,7 @@ def sizes(entries: Iterable[Entry]) -> Sizes:
 
 
 def of_download(
-    diagnosed: Diagnosed, evidence: Evidence, policy: Policy, doomed: Mapping[str, float]
+    diagnosed: Diagnosed, evidence: Evidence, rules: Rules, doomed: Mapping[str, float]
 ) -> Iterator[Finding]:
     """What there is to tell about one unfinished download.
 
@@ -95,7 +95,7 @@ def of_download(
             path=path,
             message=f"the download of {who} has made no progress for"
             f" {advice.duration(diagnosed.age)}",
-            evidence=f"stale after {advice.duration(policy.stale_after)}",
+            evidence=f"stale after {advice.duration(rules.settings.stale_after)}",
             alone=fate,
             command=helps(diagnosed, evidence),
             sizes=size,
@@ -208,7 +208,7 @@ def path_of(evidence: Evidence, path: str) -> str:
 
 
 def of_store(
-    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], foreseen: Forecast, policy: Policy
+    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], foreseen: Forecast, rules: Rules
 ) -> Iterator[Finding]:
     """What is wrong with the store as a whole."""
     place, census = evidence.place, evidence.census
@@ -302,7 +302,7 @@ def of_store(
             evidence="who writes from other machines can't be seen",
         )
     yield from _state(evidence)
-    yield from _room(evidence, diagnosed, policy)
+    yield from _room(evidence, diagnosed, rules)
     yield from _no_holes(diagnosed)
 
 
@@ -436,9 +436,7 @@ def lacking(diagnosed: Iterable[Diagnosed]) -> int:
     )
 
 
-def _room(
-    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], policy: Policy
-) -> Iterator[Finding]:
+def _room(evidence: Evidence, diagnosed: tuple[Diagnosed, ...], rules: Rules) -> Iterator[Finding]:
     """Whether the disk has room for the rest of all unfinished downloads together."""
     missing = lacking(diagnosed)
     free = evidence.place.free_bytes
@@ -451,30 +449,30 @@ def _room(
             evidence=f"{missing} bytes are missing, {free} are free",
             alone="the last of them fail with `no space left on device`",
             command=advice.watch(evidence, "clean")
-            if _cleanable(evidence, diagnosed, policy)
+            if _cleanable(evidence, diagnosed, rules)
             else "",
             remedy="remove models that are not needed: ollama list, ollama rm",
         )
 
 
-def _cleanable(evidence: Evidence, diagnosed: tuple[Diagnosed, ...], policy: Policy) -> bool:
+def _cleanable(evidence: Evidence, diagnosed: tuple[Diagnosed, ...], rules: Rules) -> bool:
     """Whether a clean-up would find anything to free."""
     never = (Condition.LIVE, Condition.UNKNOWN)
     return (
         any(each.stale and each.condition not in never for each in diagnosed)
-        or any(_is_old_orphan(entry, evidence, policy) for entry in evidence.census.unnamed)
+        or any(_is_old_orphan(entry, evidence, rules) for entry in evidence.census.unnamed)
         or any(_is_old_leftover(each, evidence) for each in evidence.census.temporaries)
         or any(kept.replaced for kept in evidence.quarantine)
     )
 
 
-def _is_old_orphan(entry: Entry, evidence: Evidence, policy: Policy) -> bool:
-    return entry.kind is Kind.FILE and not _is_young(entry, evidence, policy)
+def _is_old_orphan(entry: Entry, evidence: Evidence, rules: Rules) -> bool:
+    return entry.kind is Kind.FILE and not _is_young(entry, evidence, rules)
 
 
-def _is_young(entry: Entry, evidence: Evidence, policy: Policy) -> bool:
+def _is_young(entry: Entry, evidence: Evidence, rules: Rules) -> bool:
     """As for `clean`: a time that we have set to keep it makes it no younger."""
-    return evidence.age_of(entry.changed_at) < policy.stale_after
+    return evidence.age_of(entry.changed_at) < rules.settings.stale_after
 
 
 def _is_old_leftover(left: Temporary, evidence: Evidence) -> bool:
@@ -504,7 +502,7 @@ def _no_holes(diagnosed: tuple[Diagnosed, ...]) -> Iterator[Finding]:
 def of_blobs(
     evidence: Evidence,
     diagnosed: tuple[Diagnosed, ...],
-    policy: Policy,
+    rules: Rules,
     doomed: Mapping[str, float],
     *,
     blind: bool,
@@ -527,18 +525,18 @@ def of_blobs(
             command=advice.watch(evidence, "repair", entry.name[:19]),
             sizes=sizes([entry]),
         )
-    for found in _orphans(evidence, diagnosed, policy):
+    for found in _orphans(evidence, diagnosed, rules):
         yield found._replace(alone="" if blind else _kept_or_not(found.path, doomed))
 
 
 def _orphans(
-    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], policy: Policy
+    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], rules: Rules
 ) -> Iterator[Finding]:
     pulling = any(not each.stale for each in diagnosed)
     blind = is_blind(evidence)
     manifest = "manifest that can be read" if blind else "manifest"
     for entry in evidence.census.unnamed:
-        young = _is_young(entry, evidence, policy)
+        young = _is_young(entry, evidence, rules)
         waits = "a pull that is not finished may count on it" if young else ""
         models = evidence.known_as.get(names.parse_blob(entry.name).digest, ())
         yield Finding(

@@ -15,9 +15,10 @@ from watcher.model import (
     Due,
     Evidence,
     Plan,
-    Policy,
     Refusal,
     RefusalKind,
+    Rules,
+    Settings,
 )
 from watcher.ollama import names
 from watcher.system import advice
@@ -38,56 +39,56 @@ _ORDER = (
 )
 
 
-def make(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, policy: Policy) -> Plan:
+def make(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> Plan:
     """All that the policy allows to do, and what is refused of it."""
     actions: list[Action] = []
     refusals: list[Refusal] = []
-    for step in _steps(diagnosed, evidence, policy):
+    for step in _steps(diagnosed, evidence, rules):
         if isinstance(step, Action):
             actions.append(step)
         else:
-            refusals.append(_with_command(step, diagnosed, evidence, policy))
+            refusals.append(_with_command(step, diagnosed, evidence, rules))
     actions.sort(key=lambda each: (_ORDER.index(each.kind), -each.frees, -each.saves, each.subject))
     return Plan(
         tuple(actions),
         tuple(refusals),
-        _due(diagnosed, evidence, policy, refusals),
-        cleaning.spared(diagnosed, evidence, policy) if policy.clean else (),
+        _due(diagnosed, evidence, rules, refusals),
+        cleaning.spared(diagnosed, evidence, rules) if rules.mode.clean else (),
         evidence.place.free_bytes,
     )
 
 
 def _steps(
-    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, policy: Policy
+    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
 ) -> Iterator[Action | Refusal]:
     for each in diagnosed:
-        if policy.clean:
-            yield from cleaning.by_the_clock(each, evidence, policy)
-        if each.stale and policy.clean:
+        if rules.mode.clean:
+            yield from cleaning.by_the_clock(each, evidence, rules)
+        if each.stale and rules.mode.clean:
             yield from cleaning.of_download(each, evidence)
-        elif policy.repair and (policy.repair_stale or not each.stale):
-            if policy.hash:
+        elif rules.mode.repair and (rules.mode.repair_stale or not each.stale):
+            if rules.mode.hash:
                 yield from questions.of_download(each)
-            yield from repairing.of_download(each, evidence, policy)
-    if policy.hash and evidence.scope is None:
+            yield from repairing.of_download(each, evidence, rules)
+    if rules.mode.hash and evidence.scope is None:
         yield from questions.blobs_in_doubt(evidence)
-    if policy.online and evidence.scope is None:
+    if rules.mode.online and evidence.scope is None:
         yield from questions.of_registry(diagnosed, evidence)
-    if policy.verify:
+    if rules.mode.verify:
         yield from questions.all_blobs(evidence)
-    if policy.repair:
-        yield from repairing.damaged_blobs(evidence, policy)
-    if policy.refresh:
-        yield from repairing.refresh(diagnosed, evidence, policy)
-    yield from quarantine.steps(evidence, policy)
-    if policy.clean and evidence.scope is None:
+    if rules.mode.repair:
+        yield from repairing.damaged_blobs(evidence, rules)
+    if rules.mode.refresh:
+        yield from repairing.refresh(diagnosed, evidence, rules)
+    yield from quarantine.steps(evidence, rules)
+    if rules.mode.clean and evidence.scope is None:
         # Whether nothing else names a blob takes all manifests, so a narrow look plans none of it.
-        yield from cleaning.orphans(evidence, policy)
+        yield from cleaning.orphans(evidence, rules)
         yield from cleaning.temporaries(evidence)
 
 
 def _with_command(
-    refused: Refusal, diagnosed: tuple[Diagnosed, ...], evidence: Evidence, policy: Policy
+    refused: Refusal, diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
 ) -> Refusal:
     """The refusal with the command that does what was refused, once that is possible."""
     if refused.command:
@@ -97,31 +98,35 @@ def _with_command(
     waits = refused.kind is RefusalKind.NOT_QUIET and refused.action is ActionKind.WRITE_SIDECARS
     if not (root or waits):
         return refused
-    words = _asked_again(refused, diagnosed, policy)
+    words = _asked_again(refused, diagnosed, rules)
     if waits:
         words = (words[0], "--wait", *words[1:])
     return refused._replace(command=advice.watch(evidence, *words, root=root))
 
 
 def _asked_again(
-    refused: Refusal, diagnosed: tuple[Diagnosed, ...], policy: Policy
+    refused: Refusal, diagnosed: tuple[Diagnosed, ...], rules: Rules
 ) -> tuple[str, ...]:
     """The words of the command that does what was refused, and nothing else where that is said."""
     if refused.action in (ActionKind.RESTORE, ActionKind.PURGE):
         return "quarantine", refused.action.value, refused.subject
-    after = () if policy.stale_after == Policy().stale_after else (f"{policy.stale_after:.0f}s",)
+    after = (
+        ()
+        if rules.settings.stale_after == Settings().stale_after
+        else (f"{rules.settings.stale_after:.0f}s",)
+    )
     options = ("--stale-after", *after) if after else ()
     if refused.action in (ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY):
         return "clean", *options
     digest = names.parse_blob(refused.subject).digest or refused.subject
     stale = any(each.stale and each.digest == digest for each in diagnosed)
-    if stale and policy.clean:
+    if stale and rules.mode.clean:
         return "clean", *options, names.short(digest)
     return "repair", names.short(digest)
 
 
 def _due(
-    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, policy: Policy, refusals: list[Refusal]
+    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules, refusals: list[Refusal]
 ) -> tuple[Due, ...]:
     """When each download is worth another look, by itself: quiet ends, it turns stale."""
     when: list[Due] = []
@@ -131,7 +136,7 @@ def _due(
             after = LIVE_LOOK_SECONDS if each.download.writers else QUIET_SECONDS - each.quiet
             when.append(Due(evidence.now + after, each.digest))
         elif not each.stale:
-            when.append(Due(evidence.now - each.age + policy.stale_after, each.digest))
+            when.append(Due(evidence.now - each.age + rules.settings.stale_after, each.digest))
     digests = {each.digest for each in diagnosed}
     when.extend(
         Due(evidence.now + refusal.seconds_left, refusal.subject)

@@ -5,37 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher.decide import findings, safety
-from watcher.model import Action, ActionKind, Evidence, Kept, Policy, Refusal, RefusalKind
+from watcher.model import Action, ActionKind, Evidence, Kept, Refusal, RefusalKind, Rules
 from watcher.ollama import names
 from watcher.system import advice
 
 
-def steps(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
+def steps(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
     """The actions on those kept things that the policy names."""
     known = {kept.label for kept in evidence.quarantine}
-    for kind, labels in ((ActionKind.RESTORE, policy.restore), (ActionKind.PURGE, policy.purge)):
+    for kind, labels in (
+        (ActionKind.RESTORE, rules.mode.restore),
+        (ActionKind.PURGE, rules.mode.purge),
+    ):
         for label in sorted(labels - known):
             why = "nothing of that label is in quarantine"
             listed = advice.watch(evidence, "quarantine", "ls")
             remedy = "look up its label"
             yield Refusal(RefusalKind.UNKNOWN, label, kind, why, remedy, command=listed)
-    expired = _expired(evidence, policy)
+    expired = _expired(evidence, rules)
     for kept in evidence.quarantine:
-        if kept.label in policy.restore:
+        if kept.label in rules.mode.restore:
             yield _restore(kept, evidence)
-        elif kept.label in policy.purge or kept.label in expired:
+        elif kept.label in rules.mode.purge or kept.label in expired:
             yield _purge(kept)
 
 
-def _expired(evidence: Evidence, policy: Policy) -> set[str]:
+def _expired(evidence: Evidence, rules: Rules) -> set[str]:
     """What a good one has replaced and may go now: nothing ever expires before it was."""
-    if not (policy.clean or policy.purge_replaced):
+    if not (rules.mode.clean or rules.mode.purge_replaced):
         return set()
-    room = size(evidence) - policy.quarantine_max_bytes
+    room = size(evidence) - rules.settings.quarantine_max_bytes
     expired: set[str] = set()
     for kept in sorted(evidence.quarantine, key=lambda each: each.entry.ctime_ns):
         age = evidence.age_of(kept.entry.ctime_ns / 1e9)  # it changed last when it was moved here
-        if kept.replaced and (policy.purge_replaced or age >= policy.quarantine_keep or room > 0):
+        if kept.replaced and (
+            rules.mode.purge_replaced or age >= rules.settings.quarantine_keep or room > 0
+        ):
             expired.add(kept.label)
             room -= kept.entry.allocated
     return expired

@@ -19,10 +19,10 @@ from watcher.model import (
     Kind,
     OddBlob,
     Part,
-    Policy,
     Ranges,
     Refusal,
     RefusalKind,
+    Rules,
     Visibility,
 )
 from watcher.ollama import names, ranges, sidecars
@@ -44,7 +44,7 @@ REFRESH_AFTER = HOUR / 2
 
 
 def of_download(
-    diagnosed: Diagnosed, evidence: Evidence, policy: Policy
+    diagnosed: Diagnosed, evidence: Evidence, rules: Rules
 ) -> Iterator[Action | Refusal]:
     """What mends a download, if anything has to be mended."""
     condition = diagnosed.condition
@@ -53,7 +53,7 @@ def of_download(
     elif condition is Condition.REDUNDANT:
         yield from cleaning.surplus(diagnosed, evidence)
     elif condition in _MENDED:
-        yield from _write_sidecars(diagnosed, evidence, policy)
+        yield from _write_sidecars(diagnosed, evidence, rules)
 
 
 def _not_quiet_yet(diagnosed: Diagnosed) -> Iterator[Refusal]:
@@ -72,7 +72,7 @@ def _not_quiet_yet(diagnosed: Diagnosed) -> Iterator[Refusal]:
 
 
 def _write_sidecars(
-    diagnosed: Diagnosed, evidence: Evidence, policy: Policy
+    diagnosed: Diagnosed, evidence: Evidence, rules: Rules
 ) -> Iterator[Action | Refusal]:
     download = diagnosed.download
     if not download.total:
@@ -83,7 +83,7 @@ def _write_sidecars(
         return  # what was not looked through is not believed; `repair` reads without a limit
     if diagnosed.condition is Condition.WHOLE and not questions.believed(diagnosed):
         assert download.data is not None
-        if download.data.sha256 is None and policy.hash:
+        if download.data.sha256 is None and rules.mode.hash:
             return  # it is hashed first; who may not hash goes by what can be trusted
         if download.data.sha256 == diagnosed.digest.lower():
             trusted = ((0, download.total),)
@@ -99,7 +99,7 @@ def _write_sidecars(
         if surplus
         else safety.why_not_add(diagnosed, evidence)
     ) or _owner_forbids(download.entries, evidence)
-    if problem is None and policy.patient:
+    if problem is None and rules.mode.patient:
         problem = safety.another_is_live(diagnosed, evidence)
     if problem is not None:
         yield safety.refusal(problem, diagnosed, ActionKind.WRITE_SIDECARS)
@@ -176,20 +176,20 @@ def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why
     return safety.Why(RefusalKind.OWNER, why, "give them to the store's owner", command=given)
 
 
-def damaged_blobs(evidence: Evidence, policy: Policy) -> Iterator[Action | Refusal]:
+def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
     """Blobs that are not what their names say go to quarantine, if they can be had again.
 
     A link goes itself, never what it leads to.
     """
-    room = policy.quarantine_max_bytes - quarantine.size(evidence)
+    room = rules.settings.quarantine_max_bytes - quarantine.size(evidence)
     for odd in evidence.census.odd:
         if odd.fault not in WRONG or odd.entry is None:
             continue
-        if policy.online and odd.models and not odd.asked:
+        if rules.mode.online and odd.models and not odd.asked:
             continue  # its registry is asked first
         why = _blob_stays(odd, evidence)
         if why is None and odd.entry.allocated > room:
-            why = _no_room(evidence, policy)
+            why = _no_room(evidence, rules)
         name = names.blob(odd.digest)
         if why is not None:
             yield _refused(why, name, odd)
@@ -218,9 +218,9 @@ def _refused(why: safety.Why, name: str, odd: OddBlob) -> Refusal:
     )
 
 
-def _no_room(evidence: Evidence, policy: Policy) -> safety.Why:
+def _no_room(evidence: Evidence, rules: Rules) -> safety.Why:
     """The quarantine is bounded: what does not fit into it stays where it is."""
-    most = policy.quarantine_max_bytes
+    most = rules.settings.quarantine_max_bytes
     replaced = any(kept.replaced for kept in evidence.quarantine)
     return safety.Why(
         RefusalKind.ROOM,
@@ -263,9 +263,7 @@ def _not_to_be_had(odd: OddBlob, evidence: Evidence) -> safety.Why:
 # ---------------------------------------------------------------- times
 
 
-def refresh(
-    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, policy: Policy
-) -> Iterator[Action]:
+def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> Iterator[Action]:
     """Set the times of wanted things, so that no start of the server deletes them.
 
     What is wanted says `wanted`; besides, stale downloads that are mended. All files of a download
@@ -274,8 +272,8 @@ def refresh(
     """
     if evidence.place.foreign:
         return
-    every = [*at_risk.of_downloads(diagnosed), *at_risk.of_blobs(evidence, policy)]
-    if policy.repair_stale:
+    every = [*at_risk.of_downloads(diagnosed), *at_risk.of_blobs(evidence, rules)]
+    if rules.mode.repair_stale:
         stale = (each for each in diagnosed if each.stale and each.condition in _MENDED)
         every += [
             at_risk.AtRisk(each.digest, each.download.entries, each.download.models)

@@ -16,7 +16,7 @@ from watcher.model import (
     Finding,
     Kind,
     Need,
-    Policy,
+    Rules,
     Severity,
     Subject,
 )
@@ -223,7 +223,7 @@ def _selected(each: Barred, evidence: Evidence) -> list[str]:
 
 
 def at_risk(
-    diagnosed: Iterable[Diagnosed], evidence: Evidence, policy: Policy, doomed: Mapping[str, float]
+    diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules, doomed: Mapping[str, float]
 ) -> Iterator[Finding]:
     """What is wanted and a start of the server takes: a warning where one would take it now.
 
@@ -239,7 +239,7 @@ def at_risk(
             yield found._replace(
                 kind="download_at_risk", message=f"the download of {who} is at risk"
             )
-    yield from _blobs_at_risk(list(wanted.of_blobs(evidence, policy)), evidence, doomed)
+    yield from _blobs_at_risk(list(wanted.of_blobs(evidence, rules)), evidence, doomed)
 
 
 def _blobs_at_risk(

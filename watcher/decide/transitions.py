@@ -591,7 +591,7 @@ def synced(
     return replace(memory, downloads={**memory.downloads, key: now})
 
 
-def forget(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
+def drop(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
     """The memory after our own acts: what their events have told is no news to the next look.
 
     Without the downloads that we have removed; those that we have repaired are as they became.

@@ -18,7 +18,7 @@ from watcher.model import (
     ManifestFault,
     NextStart,
     Place,
-    Policy,
+    Rules,
     ServerUser,
     Sharing,
     Sidecar,
@@ -56,7 +56,7 @@ class _ChangedMeanwhile(Exception):  # noqa: N818 - a signal inside this file, n
 
 
 def observe(
-    host: Host, policy: Policy, memory: Memory, scope: frozenset[str] | None = None
+    host: Host, rules: Rules, memory: Memory, scope: frozenset[str] | None = None
 ) -> Evidence:
     """Look at the whole store, or at the downloads of some digests (`scope`).
 
@@ -64,25 +64,25 @@ def observe(
     gone.
     """
     with place.opened(host.store) as store:
-        return _observe(host, policy, memory, scope, store)
+        return _observe(host, rules, memory, scope, store)
 
 
 def _observe(
-    host: Host, policy: Policy, memory: Memory, scope: frozenset[str] | None, store: int
+    host: Host, rules: Rules, memory: Memory, scope: frozenset[str] | None, store: int
 ) -> Evidence:
     host.go_on()
     where = place.describe(host, store)
     start = place.start(host)
     memory = _of_disk(memory, start.id)
     coming = _next_start(host, store) if scope is None else NextStart()
-    found = _scan(host, policy, store, scope, where, coming.user)
+    found = _scan(host, rules, store, scope, where, coming.user)
     host.go_on()
-    downloads = _downloads(host, policy, memory, found, store)
+    downloads = _downloads(host, rules, memory, found, store)
     seen = processes.see(
         host,
         [entry for download in downloads for entry in download.entries],
         network=where.network,
-        writers_visible=policy.writers_visible,
+        writers_visible=rules.settings.writers_visible,
         ours_only=True,
     )
     running = (*seen.servers, *seen.strangers)
@@ -91,7 +91,7 @@ def _observe(
     if user is not None:
         if not user.sees_as(coming.user):
             # Another user than was thought: what it protects, and what it can't use, differs.
-            found = _scan(host, policy, store, scope, where, user)
+            found = _scan(host, rules, store, scope, where, user)
         coming = coming._replace(user=user)
     host.go_on()
     census = with_memory(found, memory, store, host.clock()) if scope is None else found.census
@@ -182,7 +182,7 @@ def _next_start(host: Host, store: int) -> NextStart:
 
 def _scan(
     host: Host,
-    policy: Policy,
+    rules: Rules,
     store: int,
     scope: frozenset[str] | None,
     where: Place,
@@ -194,7 +194,7 @@ def _scan(
             barred = access.Access(user)
             scan.scan_above(host.store, barred)
             found = scan.scan_store(
-                store, barred, manifests_hidden=where.globbed, keep_healthy=policy.verify
+                store, barred, manifests_hidden=where.globbed, keep_healthy=rules.mode.verify
             )
         else:
             found = scan.scan_digests(store, scope)
@@ -258,7 +258,7 @@ def _doubted_first(
 
 
 def _downloads(
-    host: Host, policy: Policy, memory: Memory, found: scan.Scan, store: int
+    host: Host, rules: Rules, memory: Memory, found: scan.Scan, store: int
 ) -> list[Download]:
     if not found.downloads:
         return []
@@ -278,9 +278,7 @@ def _downloads(
             changed: list[str] = []
             for digest, pieces in waiting.items():
                 host.go_on()
-                reader = _Reader(
-                    blobs, digest, pieces, found.named, memory, (start.at, now), policy
-                )
+                reader = _Reader(blobs, digest, pieces, found.named, memory, (start.at, now), rules)
                 reader.kept_size = kept[digest].size if digest in kept else None
                 reader.boot, reader.reads_no_more = start.id, host.reads_no_more
                 if pieces.unseen:
@@ -316,7 +314,7 @@ class _Reader:
         named: scan.Named,
         memory: Memory,
         since_start: tuple[float, float],
-        policy: Policy,
+        rules: Rules,
     ) -> None:
         self.blobs = blobs
         self.digest = digest
@@ -336,7 +334,7 @@ class _Reader:
         self.memory = memory
         self.named_models = named.models_of(digest)
         self.started_at, self.now = since_start
-        self.policy = policy
+        self.rules = rules
 
     def downloads(self) -> list[Download]:
         """The download in parts, and the one of the transfer path, where there are such."""
@@ -479,7 +477,7 @@ class _Reader:
         # Of a copy the file that it was made of may tell more than it does itself.
         known = self.memory.downloads.get(self.digest)
         noted = known is not None and known.unsynced not in ("", self.boot)
-        limit = self.policy.read_limit_bytes
+        limit = self.rules.mode.read_limit_bytes
         fd = self._open(data)
         try:
             return parts.trust(

@@ -52,8 +52,8 @@ class Host:
     ends: Callable[[], bool] = lambda: False
     #: Data is read for blocks of zeros until then, by `uptime`; what is not read stays doubted.
     reads_until: float = math.inf
-    #: False for who only reads: nothing at all is written to the store.
-    keeps: bool = True
+    #: Whether to hash no more and to begin no further act; what was done by then is remembered.
+    stops: Callable[[], bool] = lambda: False
     #: Hands an event on to who listens, besides the logs.
     tell: Callable[[Event], None] = lambda _: None
     #: Is told the bytes hashed so far, and the bytes to hash.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from watcher import reconcile
 from watcher.decide import astray
 from watcher.errors import WatchError
-from watcher.observe import evidence, scan
+from watcher.observe import scan
 from watcher.pull.target import Target
+from watcher.reconcile import Reconciler
 from watcher.state import folders
 
 
@@ -21,13 +21,12 @@ def told(target: Target, model: str, missing: Mapping[str, int]) -> Iterator[str
     host = target.host or target.named
     if host is None or not missing:
         return
-    host = replace(host, keeps=False)
     try:
         with folders.opened_store(host.store) as store:
             lying = scan.lying(store, missing, model)
         if not lying:
             return
-        seen = evidence.observe(host, target.policy, reconcile.remembered(host))
+        seen = Reconciler(host, target.settings).inspect().evidence
     except (WatchError, OSError):
         return
     for finding in astray.of_blobs(replace(seen, census=seen.census._replace(odd=lying))):

@@ -809,7 +809,7 @@ class Pull:
         if self.target.host is not None:
             shown = self.name.shown
             event = Event(time.time(), event_type, message, shown, {"models": [shown], **details})
-            journal.announce(self.target.host, self.target.policy, event)
+            journal.announce(self.target.host, self.target.settings, event)
 
     def _store(self, opened: ExitStack) -> int | None:
         """The descriptor of the store, while `opened` is; None where there is none here."""

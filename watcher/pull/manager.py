@@ -29,7 +29,7 @@ import orjson
 
 from watcher import reconcile
 from watcher.act import journal
-from watcher.decide import remaining
+from watcher.decide import modes, remaining
 from watcher.decide.transitions import RESUMABLE
 from watcher.errors import (
     DownloadError,
@@ -39,12 +39,13 @@ from watcher.errors import (
     RecordError,
     RefusedError,
 )
-from watcher.model import ActionKind, Condition, Diagnosed, Plan, Policy, Result
+from watcher.model import ActionKind, Condition, Diagnosed, Mode, Plan, Result, Scope, Settings
 from watcher.observe import place, scan
 from watcher.observe.host import Host
 from watcher.ollama import manifests, names, ranges
 from watcher.pull import target
 from watcher.pull.driver import Options, Pull, Update
+from watcher.reconcile import Reconciler
 from watcher.state import event_log, folders, history, records, registry
 from watcher.state.download_states import State
 from watcher.state.event_log import Event
@@ -195,7 +196,7 @@ class ModelDownloadManager:
         file_manager: FileManager,
         *,
         server: str | None = None,
-        policy: Policy | None = None,
+        policy: Settings | None = None,
     ) -> None:
         self._store = os.path.abspath(os.fsdecode(file_manager.store_path))
         self._state = os.path.abspath(os.fsdecode(file_manager.state_path))
@@ -204,7 +205,7 @@ class ModelDownloadManager:
                 raise NoStoreError(f"there is no folder {names.printable(folder)}", "make it first")
             place.check_rights(folder)
         self._server = server
-        self._policy = policy or Policy()
+        self._settings = policy or Settings()
         self._host = Host(self._store)
 
     # ------------------------------------------------------------ records
@@ -276,9 +277,7 @@ class ModelDownloadManager:
         Raises NoPermissionError where what is unfinished can't be listed.
         """
         key = None if model is None else names.to_model(model).key
-        report = reconcile.cycle(
-            replace(self._host, keeps=False), self._policy, approve=reconcile.nothing
-        )
+        report = Reconciler(self._host, self._settings).inspect()
         _check_listed(report)
         return [_partial(each) for each in report.diagnosis.diagnosed if _is_of(each, key)]
 
@@ -289,7 +288,8 @@ class ModelDownloadManager:
         tell all of it. Gives back what there is now, and what was refused.
         """
         self._tell(Event(time.time(), "check_started", "Checking for partial model downloads..."))
-        report = reconcile.cycle(self._host, self._policy, first_look=True)
+        mode = Mode(repair=self._settings.repair, clean=self._settings.clean, announce=True)
+        report = Reconciler(self._host, self._settings).reconcile(mode)
         by_model: dict[str, list[Diagnosed]] = {}
         for diagnosed in report.diagnosis.diagnosed:
             for shown in diagnosed.download.models:
@@ -314,14 +314,15 @@ class ModelDownloadManager:
         )
         if not digests:
             return Cleanup(removed=[], freed_bytes=0, refused=[])
-        policy = replace(self._policy, clean=True, repair=False, refresh=False, stale_after=0.0)
+        settings = replace(self._settings, stale_after=0.0)
 
         def approve(planned: Plan) -> Plan:
             mine = planned.only(lambda models, _: key in map(str.lower, models))
             return mine.filtered(lambda each: each.kind in _REMOVALS)
 
         # No more is looked at than has to go: by this policy everything else were stale as well.
-        report = reconcile.cycle(self._host, policy, digests, approve)
+        reconciler = Reconciler(self._host, settings)
+        report = reconciler.reconcile(modes.CLEAN, Scope(digests), approve)
         done = [each for each in report.outcomes if each.result is Result.DONE]
         why = [f"{names.short(each.digest)}: {each.because}" for each in _staying(report, key)]
         why += [
@@ -404,7 +405,7 @@ class ModelDownloadManager:
             raise RecordError(f"days = {days!r}: want a number, 0 or more")
         try:
             with self._opened(self._store) as store:
-                event_log.expire(store, time.time(), replace(self._policy, log_keep_days=days))
+                event_log.expire(store, time.time(), replace(self._settings, log_keep_days=days))
         except PermissionError:
             raise place.no_permission(self._store) from None
 
@@ -432,7 +433,7 @@ class ModelDownloadManager:
             return True
 
         url = target.server_url(self._server, os.environ)
-        found = replace(target.find(url, self._host, self._policy), records=self._state)
+        found = replace(target.find(url, self._host, self._settings), records=self._state)
         pull = Pull(found, model, options or Options(), cancelled)
         for update in pull.updates():
             if not raised:
@@ -471,7 +472,7 @@ class ModelDownloadManager:
             self._go(model, State.ERROR, error="whoever downloaded it has ended")
 
     def _tell(self, event: Event) -> None:
-        journal.announce(self._host, self._policy, event)
+        journal.announce(self._host, self._settings, event)
 
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[int]:

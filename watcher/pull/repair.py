@@ -13,15 +13,14 @@ from typing import TypeVar
 
 from rich.filesize import decimal
 
-from watcher import reconcile
-from watcher.decide import findings
+from watcher.decide import findings, modes
 from watcher.decide.diagnose import settled_condition
 from watcher.errors import LockedError, WatchError
-from watcher.model import Condition, Policy, RefusalKind, Result
+from watcher.model import Condition, RefusalKind, Result, Scope, Settings
 from watcher.observe.host import Host
 from watcher.ollama import ranges
 from watcher.pull.target import Target
-from watcher.reconcile import Report
+from watcher.reconcile import Reconciler, Report
 
 #: A part that waits for its retry keeps the file open so long after its request was closed.
 _RELEASE_SECONDS = 45.0
@@ -69,9 +68,8 @@ def look(target: Target, digests: Set[str]) -> Report | None:
     """How some downloads are, with nothing changed; None where that can't be seen."""
     if target.host is None or not digests:
         return None
-    host = replace(target.host, keeps=False)
     try:
-        return reconcile.cycle(host, target.policy, frozenset(digests), reconcile.nothing)
+        return Reconciler(target.host, target.settings).inspect(scope=Scope(frozenset(digests)))
     except (WatchError, OSError):
         return None
 
@@ -108,27 +106,21 @@ def mend(
     """
     if target.host is None:
         return None
-    policy = replace(
-        target.policy,
-        repair=True,
-        clean=False,
-        refresh=False,
-        own_pulls=own or frozenset(),
-        sync_behind=True,
-    )
+    reconciler = Reconciler(target.host, target.settings)
+    mode = replace(modes.PULL, own_pulls=own or frozenset())
     began = time.monotonic()
     until = began + (0.0 if own is None else _RELEASE_SECONDS)
     written: dict[str, int] = {}
     while True:
         try:
-            report = reconcile.cycle(target.host, policy, digests)
+            report = reconciler.reconcile(mode, Scope(digests))
         except LockedError:
             report = None
         except (WatchError, OSError) as error:
             yield say(f"can't be mended: {error}")
             return None
         if report is not None:
-            _sync_behind(target.host, policy, report)
+            _sync_behind(target.host, target.settings, report)
         waits = report is None or held(report) or _is_refused(report, _PASSING)
         now = time.monotonic()
         if not waits or now >= until:
@@ -141,13 +133,13 @@ def mend(
         time.sleep(_TICK_SECONDS)
 
 
-def _sync_behind(host: Host, policy: Policy, report: Report) -> None:
+def _sync_behind(host: Host, settings: Settings, report: Report) -> None:
     """Have the data brought to the disk that is claimed now, while the pull goes on."""
     from watcher.act.durability import Behind, noted
 
     if report.memory is not None and noted(report.memory, report.evidence.boot):
         with suppress(RuntimeError):  # no thread: who looks next does it
-            Behind(host, lambda _: None, lambda _: None).want(policy)
+            Behind(host, lambda _: None, lambda _: None).want(settings)
 
 
 # ---------------------------------------------------------------- what a look tells

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from watcher.errors import RefusedError, SettingsError
-from watcher.model import Policy, ServerState
+from watcher.model import ServerState, Settings
 from watcher.observe import processes
 from watcher.observe.host import Host
 from watcher.ollama import environment, names, server
@@ -20,7 +20,7 @@ class Target:
     """The server that pulls, and its store where that can be mended from here."""
 
     url: str
-    policy: Policy
+    settings: Settings
     #: None where the store is not here, or may not be changed; `why` says so.
     host: Host | None = None
     why: str = ""
@@ -66,13 +66,13 @@ def url_of_store(host: Host, environment: Mapping[str, str]) -> str:
     return server_url(None, environment)
 
 
-def find(url: str, host: Host | None, policy: Policy) -> Target:
+def find(url: str, host: Host | None, settings: Settings) -> Target:
     """The site of a server; `world` is the store that is taken for its own, where there is one."""
     why = _why_not_its(url, host)
     if why or host is None:
-        return Target(url, policy, None, why, host)
+        return Target(url, settings, None, why, host)
     why = _why_not_changed(host)
-    return Target(url, policy, None if why else host, why, host, is_its=True)
+    return Target(url, settings, None if why else host, why, host, is_its=True)
 
 
 def _why_not_its(url: str, host: Host | None) -> str:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 from watcher import reconcile
-from watcher.decide import findings, verifying
+from watcher.decide import findings, modes, verifying
 from watcher.decide.verifying import Verified
 from watcher.errors import WatchError
 from watcher.model import ActionKind, BlobFault, OddBlob, Plan, Result
@@ -21,7 +21,7 @@ from watcher.ollama.manifests import READ_LIMIT
 from watcher.ollama.names import ModelName
 from watcher.pull.failures import Cause
 from watcher.pull.target import Target
-from watcher.reconcile import Report
+from watcher.reconcile import Reconciler, Report
 from watcher.state import fs, memory, registry
 
 _VERBS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
@@ -74,7 +74,7 @@ def prove(
     """Hash layers, and put aside what is damaged and can be had again."""
     if target.host is None:
         return Proof(cause=Cause.UNVERIFIED, why=target.why)
-    policy = replace(target.policy, repair=True, clean=False, hash=True, verify=True, online=True)
+    host = replace(target.host, stops=cancelled)
 
     def is_meant(_: Iterable[str], subjects: Iterable[str]) -> bool:
         return any((names.parse_blob(each).digest or each) in digests for each in subjects)
@@ -83,7 +83,7 @@ def prove(
         return planned.only(is_meant).filtered(lambda each: each.kind in _VERBS)
 
     try:
-        report = reconcile.cycle(target.host, policy, approve=approve, stop=cancelled)
+        report = Reconciler(host, target.settings).reconcile(modes.PULL_VERIFY, approve=approve)
     except (WatchError, OSError) as error:
         return Proof(cause=Cause.UNVERIFIED, why=f"its layers can't be verified: {error}")
     gone = [each for each in report.outcomes if each.action.kind is ActionKind.QUARANTINE_BLOB]

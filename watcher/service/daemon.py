@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from watcher import __version__, reconcile
 from watcher.act import journal
-from watcher.decide import questions
+from watcher.decide import modes, questions
 from watcher.errors import (
     EndedError,
     LockedError,
@@ -25,16 +25,16 @@ from watcher.errors import (
     WatchError,
     named,
 )
-from watcher.model import Plan, Policy, Refusal
+from watcher.model import Plan, Refusal, Scope, Settings
 from watcher.observe.host import Host
 from watcher.observe.serving import DAEMON_LOCK
+from watcher.reconcile import Reconciler
 from watcher.service import notify
 from watcher.service.metrics import Metrics
 from watcher.service.scrub import Scrub
-from watcher.service.triggers import BLIND_SECONDS, Scope, Triggers
+from watcher.service.triggers import BLIND_SECONDS, Digests, Triggers
 from watcher.state import folders, fs, history, memory, registry, state_folder
 from watcher.state.event_log import Event
-from watcher.state.memory import Memory
 from watcher.system import stopping
 
 if TYPE_CHECKING:
@@ -43,20 +43,22 @@ if TYPE_CHECKING:
     from watcher.pull.starter import Starter
 
 
-def run(host: Host, read_policy: Callable[[], Policy], queue_run: Sequence[str] | Starter) -> None:
+def run(
+    host: Host, read_settings: Callable[[], Settings], queue_run: Sequence[str] | Starter
+) -> None:
     """Watch until SIGTERM or SIGINT; SIGHUP has the settings read again.
 
     `queue_run`: the command line of who runs the queue, where the settings say so, or what starts
     that process.
     Raises LockedError where another daemon has this store, RefusedError where our folder in it is
     somebody else's, ListenError where its metrics can't be
-    served, and what `read_policy` raises at first.
+    served, and what `read_settings` raises at first.
     """
-    policy = read_policy()
-    metrics = Metrics(host.store, policy)
+    settings = read_settings()
+    metrics = Metrics(host.store, settings)
     service = _Service(
         replace(host, tell=metrics.hearing(host.tell), ends=stopping.asked),
-        policy,
+        settings,
         metrics,
         queue_run,
     )
@@ -64,7 +66,7 @@ def run(host: Host, read_policy: Callable[[], Policy], queue_run: Sequence[str] 
     with metrics, triggers, _signals(triggers, service.end) as signals, service:
         for scope in triggers:
             if signals.take_reload():
-                service.reload(read_policy)
+                service.reload(read_settings)
                 scope = None
             service.look(scope, triggers)
             if scope is None:
@@ -94,19 +96,18 @@ class _Service:
     """What a daemon knows between two looks."""
 
     def __init__(
-        self, host: Host, policy: Policy, metrics: Metrics, queue_run: Sequence[str] | Starter
+        self, host: Host, settings: Settings, metrics: Metrics, queue_run: Sequence[str] | Starter
     ) -> None:
         self._host, self._metrics = host, metrics
         self._queue_run = queue_run
         self._queue: QueueProcess | None = None
-        self._set(policy)
+        self._reconciler = Reconciler(host, settings)
         self._proofs = Scrub(host, self._trouble)
         self._behind: Behind | None = None
         self._lock = state_folder.LongLock(DAEMON_LOCK)
         self._begun = self._ready = False
-        #: Device and inode of the store that is ours; the memory where it can't be written down.
+        #: Device and inode of the store that is ours.
         self._store: tuple[int, int] | None = None
-        self._memory: Memory | None = None
         #: What was told already and still holds: told once, not at each look.
         self._refused: set[tuple[str, str]] = set()
         self._troubles: set[str] = set()
@@ -123,36 +124,31 @@ class _Service:
             self._behind.stop()
         self._lock.release()
 
-    def _set(self, policy: Policy) -> None:
-        self._policy = replace(policy, patient=True, refresh=policy.repair, sync_behind=True)
+    @property
+    def _settings(self) -> Settings:
+        return self._reconciler.settings
 
-    def reload(self, read_policy: Callable[[], Policy]) -> None:
+    def reload(self, read_settings: Callable[[], Settings]) -> None:
         """Take the settings as they are now; where they are no good, the old ones stay."""
         notify.reloading()
         try:
-            self._set(read_policy())
+            self._reconciler.settings = read_settings()
         except SettingsError as error:
             self._tell("error", f"the settings stay as they were: {error.message}")
         else:
             self._tell("settings_read", f"settings read again: {self._ways()}", self._facts())
         notify.notify(notify.READY)
 
-    def look(self, scope: Scope, triggers: Triggers) -> None:
+    def look(self, scope: Digests, triggers: Triggers) -> None:
         """One cycle. What goes wrong is told, and the service goes on."""
         begun = time.monotonic()
         try:
             first = self._take_store()
             if scope is None:
                 self._see_to_queue(triggers, anew=first)
-            report = reconcile.cycle(
-                self._host,
-                self._policy,
-                scope,
-                first_look=first,
-                past=self._memory,
-                ended=triggers.ended(),
-                stop=triggers.is_stopped,
-            )
+            mode = replace(modes.watch(self._settings), announce=first)
+            self._reconciler.host = replace(self._host, stops=triggers.is_stopped)
+            report = self._reconciler.reconcile(mode, Scope(scope, triggers.ended()))
         except EndedError:
             return
         except (LockedError, RefusedError) as error:
@@ -171,9 +167,6 @@ class _Service:
             self._trouble(told.message if told else f"{type(error).__name__}: {error}")
             triggers.again(scope)
             return
-        # Only what can't be read again is kept: small things that lie among a look's large ones
-        # would keep all of their memory from the system.
-        self._memory = report.memory if report.warnings else None
         self._tell_blind(triggers)
         trouble = self._metrics.look(report, time.monotonic() - begun)
         if trouble:
@@ -191,13 +184,13 @@ class _Service:
 
     def _prove(self, report: reconcile.Report) -> None:
         """Have hashed in the background what is in doubt, and asked again about what is damaged."""
-        if report.memory is None or not self._policy.repair:
+        if report.memory is None or not self._settings.repair:
             return
         wanted = report.memory.unproven | questions.open_questions(report.evidence)
         if report.evidence.scope is None:
             self._proofs.forget(wanted)
         try:
-            self._proofs.want(wanted, self._policy)
+            self._proofs.want(wanted, self._settings)
         except RuntimeError as error:
             self._trouble(f"no thread to prove blobs: {error}")  # the limits of a unit, say
 
@@ -213,7 +206,7 @@ class _Service:
 
             self._behind = Behind(self._host, self._trouble, triggers.wake)
         try:
-            self._behind.want(self._policy)
+            self._behind.want(self._settings)
         except RuntimeError as error:
             self._trouble(f"no thread to bring data to the disk: {error}")
 
@@ -222,7 +215,7 @@ class _Service:
 
         Done at each full look, so that a change which no event told of is found then.
         """
-        if self._queue is None and self._policy.queue:
+        if self._queue is None and self._settings.queue:
             # Not needed by all, and takes memory.
             from watcher.pull.queue_process import QueueProcess
 
@@ -231,9 +224,9 @@ class _Service:
             )
         if self._queue is None:
             return
-        if self._policy.queue:
+        if self._settings.queue:
             self._hear_of_queue(triggers, self._queue)
-        self._queue.turn(self._policy.queue, anew=anew)
+        self._queue.turn(self._settings.queue, anew=anew)
 
     def _hear_of_queue(self, triggers: Triggers, run: QueueProcess) -> None:
         """Have it look at each change; nothing else comes into that folder, and wakes it."""
@@ -311,17 +304,17 @@ class _Service:
             self._ready = True
 
     def _ways(self) -> str:
-        repairs = "repairs what broke" if self._policy.repair else "tells what broke"
-        cleans = "cleans what is stale" if self._policy.clean else "flags what is stale"
-        runs = ", runs the queue" if self._policy.queue else ""
+        repairs = "repairs what broke" if self._settings.repair else "tells what broke"
+        cleans = "cleans what is stale" if self._settings.clean else "flags what is stale"
+        runs = ", runs the queue" if self._settings.queue else ""
         return f"{repairs}, {cleans}{runs}"
 
     def _facts(self) -> dict[str, object]:
         return {
-            "repair": self._policy.repair,
-            "clean": self._policy.clean,
-            "queue": self._policy.queue,
-            "stale_after_seconds": self._policy.stale_after,
+            "repair": self._settings.repair,
+            "clean": self._settings.clean,
+            "queue": self._settings.queue,
+            "stale_after_seconds": self._settings.stale_after,
         }
 
     def _tell_start(self) -> None:
@@ -336,7 +329,7 @@ class _Service:
             self._tell("error", f"{triggers.blind}; looking every {BLIND_SECONDS:.0f} s instead")
         self._blind = triggers.blind
 
-    def _tell_refusals(self, planned: Plan, scope: Scope) -> None:
+    def _tell_refusals(self, planned: Plan, scope: Digests) -> None:
         # What only has to wait is looked at again when its time has come.
         now = {
             (refusal.subject, refusal.kind.value): refusal
@@ -376,7 +369,7 @@ class _Service:
         model_name: str | None = None,
     ) -> None:
         event = Event(self._host.clock(), event_type, message, model_name, details or {})
-        journal.announce(self._host, self._policy, event)
+        journal.announce(self._host, self._settings, event)
 
 
 class _Signals:

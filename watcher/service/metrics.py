@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 from watcher import __version__
 from watcher.decide.findings import is_blind
-from watcher.model import Condition, Diagnosed, Evidence, Policy, RefusalKind, Severity, Visibility
+from watcher.model import (
+    Condition,
+    Diagnosed,
+    Evidence,
+    RefusalKind,
+    Settings,
+    Severity,
+    Visibility,
+)
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
 from watcher.state import fs
@@ -283,9 +291,9 @@ class Metrics:
     A context: in it the listener answers. Raises ListenError at its beginning.
     """
 
-    def __init__(self, store: str, policy: Policy) -> None:
+    def __init__(self, store: str, settings: Settings) -> None:
         self._store = names.printable(store)
-        self._file, self._address = policy.metrics_file, policy.metrics_listen
+        self._file, self._address = settings.metrics_file, settings.metrics_listen
         self._held = contextlib.ExitStack()
         #: Values that are replaced as a whole: a scrape reads them at any moment.
         self._looked: Looked | None = None

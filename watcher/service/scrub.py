@@ -18,10 +18,12 @@ from dataclasses import replace
 import psutil
 
 from watcher import reconcile
+from watcher.decide import modes
 from watcher.errors import EndedError
-from watcher.model import HOUR, ActionKind, Plan, Policy
+from watcher.model import HOUR, ActionKind, Plan, Settings
 from watcher.observe.host import Host
 from watcher.ollama import names
+from watcher.reconcile import Reconciler
 
 #: What is done about a blob in doubt.
 _VERBS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
@@ -33,23 +35,23 @@ class Scrub:
     """One thread at most, that hashes the blobs it is given and puts damaged ones aside."""
 
     def __init__(self, host: Host, trouble: Callable[[str], None]) -> None:
-        self._host, self._trouble = host, trouble
+        self._trouble = trouble
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
+        self._host = replace(host, stops=self._stopped.is_set)
         self._lock = threading.Lock()
         self._waiting: frozenset[str] = frozenset()
         #: What was tried, and when; on the monotonic clock.
         self._tried: dict[str, float] = {}
 
-    def want(self, digests: frozenset[str], policy: Policy) -> None:
+    def want(self, digests: frozenset[str], settings: Settings) -> None:
         """Prove all blobs that are `digests` now; what could not be is tried again in an hour."""
         latest = time.monotonic() - _AGAIN_SECONDS
         with self._lock:
             self._tried = {each: at for each, at in self._tried.items() if at > latest}
             self._waiting = digests - self._tried.keys()
             if self._waiting and self._thread is None and not self._stopped.is_set():
-                policy = replace(policy, clean=False, refresh=False, hash=True, online=True)
-                thread = threading.Thread(target=self._run, args=(policy,), name="proofs")
+                thread = threading.Thread(target=self._run, args=(settings,), name="proofs")
                 thread.start()
                 self._thread = thread
 
@@ -66,11 +68,11 @@ class Scrub:
         if thread is not None:
             thread.join()
 
-    def _run(self, policy: Policy) -> None:
+    def _run(self, settings: Settings) -> None:
         _yield_to_others()
         while digests := self._next():
             try:
-                self._prove(digests, policy)
+                self._prove(digests, settings)
             except Exception as error:
                 # It outlives whatever one look at a strange machine brings up, as the daemon does.
                 self._trouble(f"a finished blob can't be proved: {error}")
@@ -85,7 +87,7 @@ class Scrub:
                 self._thread = None
             return digests
 
-    def _prove(self, digests: frozenset[str], policy: Policy) -> None:
+    def _prove(self, digests: frozenset[str], settings: Settings) -> None:
         is_hashed = False
 
         def approve(planned: Plan) -> Plan:
@@ -100,7 +102,7 @@ class Scrub:
             return agreed
 
         with contextlib.suppress(EndedError):
-            reconcile.cycle(self._host, policy, approve=approve, stop=self._stopped.is_set)
+            Reconciler(self._host, settings).reconcile(modes.SCRUB, approve=approve)
 
 
 def _digest(subject: str) -> str:

@@ -34,7 +34,7 @@ AGAIN_SECONDS = 1.0
 MOST_DIGESTS = 1000
 
 #: What is worth a look: some digests, or None for the whole store.
-Scope = frozenset[str] | None
+Digests = frozenset[str] | None
 
 
 class Triggers:
@@ -101,7 +101,7 @@ class Triggers:
         """Whether the iteration is to end."""
         return self._stopped
 
-    def wake(self, scope: Scope) -> None:
+    def wake(self, scope: Digests) -> None:
         """Look at a scope soon. Safe in a signal handler and in any thread."""
         if scope is None:
             self._all = True
@@ -116,7 +116,7 @@ class Triggers:
         """
         self._events.watch_also(folder, hear)
 
-    def deadlines(self, scope: Scope, due: Iterable[Due]) -> None:
+    def deadlines(self, scope: Digests, due: Iterable[Due]) -> None:
         """Remember when which digest of a scope is due, in place of what was due of it before."""
         for digest in list(self._due) if scope is None else scope:
             self._due.pop(digest, None)
@@ -125,7 +125,7 @@ class Triggers:
         for each in due:
             self._at(each.digest, each.at + ahead)
 
-    def again(self, scope: Scope) -> None:
+    def again(self, scope: Digests) -> None:
         """Look at a scope again soon: this time it could not be looked at."""
         soon = time.monotonic() + AGAIN_SECONDS
         if scope is None:
@@ -140,7 +140,7 @@ class Triggers:
         self._asked = frozenset(_taken(self._ended))
         return self._asked
 
-    def __iter__(self) -> Iterator[Scope]:
+    def __iter__(self) -> Iterator[Digests]:
         while not self._stopped:
             if self._full_at <= time.monotonic():
                 if self._anew or self.blind or not self._events.sound():
@@ -192,7 +192,7 @@ class Triggers:
 
     # ------------------------------------------------------------ waiting
 
-    def _gather(self) -> Scope:
+    def _gather(self) -> Digests:
         """Wait for the first event or deadline, and gather what follows; empty: nothing to do."""
         until = min([self._full_at, *self._due.values()])
         last = math.inf

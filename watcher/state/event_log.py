@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 import orjson
 
-from watcher.model import DAY, Policy
+from watcher.model import DAY, Settings
 from watcher.ollama import names
 from watcher.state import fs, state_folder
 
@@ -87,7 +87,7 @@ def rfc3339(at: float) -> str:
     return instant(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def write(store: int, events: Iterable[Event], policy: Policy) -> None:
+def write(store: int, events: Iterable[Event], settings: Settings) -> None:
     """Append events to the logs of the store behind a descriptor.
 
     Raises OSError (disk full), and BlockingIOError where another process writes for long.
@@ -105,8 +105,8 @@ def write(store: int, events: Iterable[Event], policy: Policy) -> None:
                 some = its[at : at + _AT_ONCE]
                 lines = b"".join(event.line for event in some)
                 size = _append(log, folder, lines, some[-1].at)
-                if size > policy.log_max_bytes:
-                    _rotate(folder, log, some[-1].at, policy)
+                if size > settings.log_max_bytes:
+                    _rotate(folder, log, some[-1].at, settings)
 
 
 def write_missing(store: int, events: Sequence[Event]) -> None:
@@ -178,11 +178,11 @@ def _lock(folder: int, opened: ExitStack, seconds: float) -> None:
         raise BlockingIOError(errno.EAGAIN, f"{busy.owner} keeps {LOCK}") from None
 
 
-def _rotate(folder: int, log: str, now: float, policy: Policy) -> None:
+def _rotate(folder: int, log: str, now: float, settings: Settings) -> None:
     """Set a full log aside under the time of its end."""
     with contextlib.suppress(FileNotFoundError):
         # Another process may have set it aside since we wrote to it.
-        if os.stat(f"{log}{SUFFIX}", dir_fd=folder).st_size > policy.log_max_bytes:
+        if os.stat(f"{log}{SUFFIX}", dir_fd=folder).st_size > settings.log_max_bytes:
             _set_aside(folder, log, now)
 
 
@@ -199,8 +199,8 @@ def _set_aside(folder: int, log: str, now: float) -> None:
         return
 
 
-def expire(store: int, now: float, policy: Policy) -> None:
-    """Remove all logs to which nothing was written for `policy.log_keep_days`. Raises OSError.
+def expire(store: int, now: float, settings: Settings) -> None:
+    """Remove all logs to which nothing was written for `settings.log_keep_days`. Raises OSError.
 
     Also those of models that are no more, to which nothing will be written again. What can't be
     removed (it is no file, somebody writes to it just now) stays.
@@ -212,4 +212,4 @@ def expire(store: int, now: float, policy: Policy) -> None:
         for name in os.listdir(folder):
             if name.endswith(SUFFIX):
                 with contextlib.suppress(OSError):
-                    fs.remove_older(name, folder, now - policy.log_keep_days * DAY)
+                    fs.remove_older(name, folder, now - settings.log_keep_days * DAY)

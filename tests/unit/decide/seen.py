@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.support.runs import rules
 from watcher.decide import diagnose
 from watcher.model import (
     DAY,
@@ -16,8 +17,8 @@ from watcher.model import (
     Kind,
     Part,
     Place,
-    Policy,
     Ranges,
+    Rules,
     Server,
     ServerState,
     Sidecar,
@@ -30,9 +31,9 @@ from watcher.ollama import ranges
 NOW = 1_764_000_000.0
 MB = 1_000_000
 D = "0123456789abcdef" * 4
-POLICY = Policy()
+POLICY = rules()
 #: Only what `clean` does.
-CLEANING = Policy(clean=True, repair=False)
+CLEANING = rules(clean=True, repair=False)
 
 
 def entry(name: str, *, ago: float = 2 * HOUR, size: int = 100, **more: Any) -> Entry:
@@ -87,6 +88,6 @@ def evidence(
     return Evidence(**{**given, **more})
 
 
-def diagnosis(seen: Evidence, policy: Policy = POLICY) -> Diagnosis:
+def diagnosis(seen: Evidence, policy: Rules = POLICY) -> Diagnosis:
     """What there is to tell of what was seen."""
     return diagnose.diagnosis(diagnose.judge(seen, policy), seen, policy)

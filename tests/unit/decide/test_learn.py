@@ -110,8 +110,8 @@ def test_a_narrow_look_does_not_miss_what_it_did_not_look_at() -> None:
 def test_what_we_removed_ourselves_is_not_told_as_gone() -> None:
     memory, _ = told(Memory(), evidence(PAUSED))
     action = Action(ActionKind.REMOVE_DOWNLOAD, D, "stale", ())
-    assert not transitions.forget(memory, [Outcome(action, Result.DONE, "done")]).downloads
-    assert transitions.forget(memory, [Outcome(action, Result.REFUSED, "held")]) == memory
+    assert not transitions.drop(memory, [Outcome(action, Result.DONE, "done")]).downloads
+    assert transitions.drop(memory, [Outcome(action, Result.REFUSED, "held")]) == memory
 
 
 def test_another_file_of_the_same_digest_is_another_download() -> None:

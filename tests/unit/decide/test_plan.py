@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.runs import changed, rules
 from watcher.decide import diagnose, enough, plan, safety
 from watcher.model import (
     DAY,
@@ -26,8 +27,8 @@ from watcher.model import (
     OddManifest,
     Place,
     Plan,
-    Policy,
     RefusalKind,
+    Rules,
     Server,
     ServerState,
     Temporary,
@@ -65,7 +66,7 @@ def kept(label: str, *, ago: float, size: int, replaced: bool) -> Kept:
     return Kept(label, label, found, in_its_place=replaced, replaced=replaced)
 
 
-def purged(policy: Policy, *things: Kept) -> list[str]:
+def purged(policy: Rules, *things: Kept) -> list[str]:
     seen = replace(evidence(), quarantine=things)
     made = plan.make(diagnose.judge(seen, policy), seen, policy)
     assert {each.kind for each in made.actions} <= {ActionKind.PURGE}
@@ -73,26 +74,26 @@ def purged(policy: Policy, *things: Kept) -> list[str]:
 
 
 def test_nothing_leaves_quarantine_before_a_good_one_has_replaced_it() -> None:
-    service = replace(CLEANING, quarantine_keep=30 * DAY, quarantine_max_bytes=100)
+    service = changed(CLEANING, quarantine_keep=30 * DAY, quarantine_max_bytes=100)
     alone = kept("1-a", ago=999 * DAY, size=10_000, replaced=False)
     assert purged(service, alone) == []
-    assert purged(replace(service, purge_replaced=True), alone) == []
+    assert purged(changed(service, purge_replaced=True), alone) == []
 
 
 def test_a_service_purges_what_is_old_or_too_much_the_oldest_first() -> None:
-    service = replace(CLEANING, quarantine_keep=30 * DAY, quarantine_max_bytes=100)
+    service = changed(CLEANING, quarantine_keep=30 * DAY, quarantine_max_bytes=100)
     old = kept("1-a", ago=31 * DAY, size=10, replaced=True)
     new = kept("2-b", ago=3 * DAY, size=10, replaced=True)
     assert purged(service, old, new) == ["1-a"]
     large, larger = (kept(f"{n}-c", ago=(9 - n) * DAY, size=60, replaced=True) for n in (3, 4))
     assert purged(service, new, large, larger) == ["3-c"]
-    assert purged(replace(service, clean=False), old) == []
+    assert purged(changed(service, clean=False), old) == []
 
 
 def test_a_full_quarantine_takes_nothing_more() -> None:
     blob = entry(f"sha256-{D}", size=60)._replace(allocated=60, sha256="0" * 64)
     odd = OddBlob(D, BlobFault.CORRUPT, 60, blob, ("llama3:latest",), registry=60)
-    policy = Policy(quarantine_max_bytes=100)
+    policy = rules(quarantine_max_bytes=100)
     for held, verbs in ((0, [ActionKind.QUARANTINE_BLOB]), (50, [])):
         seen = replace(
             evidence(census=BlobCensus(odd=(odd,), manifests=1)),
@@ -326,7 +327,7 @@ def test_a_service_mends_nothing_while_another_download_is_live(
 ) -> None:
     """It may be a layer of that pull, whose turn comes."""
     broken = download(claimed=(), trusted=((0, 50 * MB),))
-    policy = Policy(repair=True, patient=patient)
+    policy = rules(repair=True, patient=patient)
     seen = evidence(broken, servers=servers, pulling=frozenset({"ab" * 32}))
     made = plan.make(diagnose.judge(seen, policy), seen, policy)
     if patient and servers:

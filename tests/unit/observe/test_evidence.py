@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from tests.support.notation import MB, Store, age, digest_of, manifest_bytes, quiet_machine
+from tests.support.runs import rules
 from watcher.decide import diagnose
-from watcher.model import DAY, HOUR, MIB, Condition, Download, Evidence, Kind, Policy
+from watcher.model import DAY, HOUR, MIB, Condition, Download, Evidence, Kind
 from watcher.observe.evidence import observe
 from watcher.state import fs
 from watcher.state.memory import Asked, Memory, Remembered
 
 
 def look(models: Store, memory: Memory | None = None, **more: Any) -> Evidence:
-    return observe(models.host(**more), Policy(), memory or Memory())
+    return observe(models.host(**more), rules(), memory or Memory())
 
 
 def one(models: Store, memory: Memory | None = None, **more: Any) -> Download:
@@ -27,7 +28,7 @@ def one(models: Store, memory: Memory | None = None, **more: Any) -> Download:
 
 
 def condition(models: Store) -> Condition:
-    (diagnosed,) = diagnose.judge(look(models), Policy())
+    (diagnosed,) = diagnose.judge(look(models), rules())
     return diagnosed.condition
 
 
@@ -210,7 +211,7 @@ def test_a_manifest_that_is_being_written_is_looked_at_again(models: Store) -> N
 def test_a_narrow_look_reads_only_what_it_was_asked_for(models: Store) -> None:
     wanted = models.broken("0:1", name="wanted")
     models.broken("0:1", name="other")
-    seen = observe(models.host(), Policy(), Memory(), frozenset({wanted}))
+    seen = observe(models.host(), rules(), Memory(), frozenset({wanted}))
     assert [each.digest for each in seen.downloads] == [wanted]
     assert seen.scope == frozenset({wanted})
 

@@ -7,9 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tests.support.notation import Store, digest_of
-from watcher import reconcile
+from tests.support.runs import one_run, rules
 from watcher.errors import Exit, TargetError
-from watcher.model import Policy
 from watcher.observe import targets
 from watcher.observe.host import Host
 from watcher.state import fs, memory
@@ -56,7 +55,7 @@ def test_nothing_named_means_all() -> None:
 
 def test_a_model_that_only_the_memory_gives_a_download(models: Store) -> None:
     digest = models.broken("0:1")
-    reconcile.cycle(models.host(), Policy(repair=False))
+    one_run(models.host(), rules(repair=False))
     with fs.opened_folder(str(models.path)) as store:
         known = memory.load(store)
         record = replace(known.downloads[digest], models=("qwen:4b",))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.driving import environment, holding
+from tests.support.runs import rules
 from tests.support.servers import EngineServer, blob, sidecar
 from watcher import ModelDownloadManager, StoreFiles
 from watcher.demo.registry import Fault, Layer, Model, Registry
@@ -25,14 +26,14 @@ from watcher.errors import (
     RefusedError,
     TargetError,
 )
-from watcher.model import DAY, Policy
+from watcher.model import DAY
 from watcher.pull import driver
 from watcher.pull.driver import Options
 from watcher.pull.manager import DownloadProgress, DownloadUpdate
 from watcher.state.download_states import WAYS, State
 
 MB = 1_000_000
-POLICY = Policy(writers_visible=True)
+POLICY = rules(writers_visible=True)
 LAYER = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
 CONFIG = "sha256:" + "c" * 64
@@ -51,7 +52,7 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def manager(store: Path) -> ModelDownloadManager:
-    return ModelDownloadManager(StoreFiles(store), policy=POLICY)
+    return ModelDownloadManager(StoreFiles(store), policy=POLICY.settings)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def server(store: Path) -> Iterator[EngineServer]:
 @pytest.fixture
 def driven(store: Path, server: EngineServer) -> ModelDownloadManager:
     """A manager with its server."""
-    return ModelDownloadManager(StoreFiles(store), server=server.url, policy=POLICY)
+    return ModelDownloadManager(StoreFiles(store), server=server.url, policy=POLICY.settings)
 
 
 def manifest(
@@ -387,9 +388,11 @@ def test_the_check_finds_repairs_and_tells(
 
 
 def test_the_check_cleans_where_the_policy_says_so(store: Path, broken: Path) -> None:
-    cleaning = Policy(clean=True, stale_after=DAY / 2, writers_visible=True)
+    cleaning = rules(clean=True, stale_after=DAY / 2, writers_visible=True)
     assert (
-        ModelDownloadManager(StoreFiles(store), policy=cleaning).check_partial_model_downloads()
+        ModelDownloadManager(
+            StoreFiles(store), policy=cleaning.settings
+        ).check_partial_model_downloads()
         == []
     )
     assert not broken.exists()
@@ -786,7 +789,7 @@ def test_progress_says_why_it_waits(
     model = registry.add_model("m", "1b", [Layer(1_000_000)]).name
     registry.add_fault(Fault("page", on="manifest", status=503, times=4))
     seen: list[DownloadUpdate] = []
-    manager = ModelDownloadManager(StoreFiles(store), server=server.url, policy=POLICY)
+    manager = ModelDownloadManager(StoreFiles(store), server=server.url, policy=POLICY.settings)
     last = manager.download_model(model, progress=seen.append, options=INSECURE)
     assert last["status"] == "completed"
     waits = [each["waiting"] for each in seen if each["waiting"]]

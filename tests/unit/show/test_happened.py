@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 import pytest
 
+from tests.support.runs import rules
 from watcher.commands import daemon
 from watcher.commands.context import Context
-from watcher.model import Policy
 from watcher.show import log
 from watcher.state import history
 from watcher.state.event_log import Event
@@ -48,7 +48,7 @@ def test_a_daemon_on_a_terminal_tells_events_as_the_log_does(
 ) -> None:
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     event = Event(0.0, "service_started", "ollama-watch watches a store, repairs what broke " * 3)
-    daemon._teller(Context(Policy()))(event)
+    daemon._teller(Context(rules().settings))(event)
     told = capsys.readouterr().err
     line = history.parse(event.line)
     assert line is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.runs import rules
 from tests.unit.decide.seen import CLEANING, MB, D, diagnosis, download, entry, evidence, server
 from watcher import reconcile
 from watcher.decide import plan
@@ -19,7 +20,7 @@ from watcher.model import (
     ManifestFault,
     OddManifest,
     Place,
-    Policy,
+    Rules,
     Trust,
 )
 from watcher.show import documents, part_map, plans, tables
@@ -27,7 +28,7 @@ from watcher.show import documents, part_map, plans, tables
 ODD = os.fsdecode(b"\xff\n\x1b[31m")
 
 
-def report(seen: Evidence, policy: Policy = CLEANING) -> reconcile.Report:
+def report(seen: Evidence, policy: Rules = CLEANING) -> reconcile.Report:
     told_of = diagnosis(seen, policy)
     return reconcile.Report(seen, told_of, plan.make(told_of.diagnosed, seen, policy))
 
@@ -132,8 +133,8 @@ def test_a_piece_half_claimed_and_half_present_is_not_drawn_as_missing() -> None
     assert "." not in part_map.drawing(trust, 100, 1)
 
 
-@pytest.mark.parametrize("policy", [Policy(stale_after=1e12), Policy(stale_after=0.0)])
-def test_any_policy_can_be_shown(policy: Policy) -> None:
+@pytest.mark.parametrize("policy", [rules(stale_after=1e12), rules(stale_after=0.0)])
+def test_any_policy_can_be_shown(policy: Rules) -> None:
     made = report(evidence(download(ago=2 * DAY)), policy)
     documents.line(documents.audit(made))
     tables.render(tables.audit(made, verbose=True), color=False)
