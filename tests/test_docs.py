@@ -1,73 +1,61 @@
-"""The design's tables have a row for everything of their kind that the code has."""
+"""The documentation has what the code has: its tables, its rooms, its pages, its links."""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from watcher import errors
-from watcher.decide import transitions
-from watcher.model import Condition, RefusalKind, Settings, UseKind
-from watcher.pull.queue import ItemState
+from . import doc_tables
+from .doc_tables import ROOT, Table
 
-ROOT = Path(__file__).parent.parent
-DESIGN = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SCHEMAS = ROOT / "watcher/show"
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-#: The functions that make or write an event, and which of their arguments is its type.
-TELLING = {"Event": 1, "_event": 1, "_tell": 0, "_log": 0, "log_download_event": 1}
+TABLES = doc_tables.tables()
+#: Types of events that have several meanings, and so several rows.
+SEVERAL = {"`refused`", "`error`"}
 
 
-def first_cells(text: str) -> set[str]:
-    """What stands in the first column of all tables, as code."""
-    rows = (line.split(" | ", 1)[0] for line in text.splitlines() if line.startswith("| "))
-    return {word for row in rows for word in re.findall(r"`([^`]+)`", row)}
-
-
-def told(tree: ast.AST) -> Iterator[str]:
-    """The types of the events that a module tells, where they stand in the call itself."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            at = TELLING.get(name, len(node.args))
-            if at < len(node.args) and isinstance(node.args[at], ast.Constant):
-                yield str(node.args[at].value)  # type: ignore[attr-defined]
-
-
-def event_types() -> set[str]:
-    paths = (each for each in (ROOT / "watcher").rglob("*.py") if "demo" not in each.parts)
-    found = {kind for path in paths for kind in told(ast.parse(path.read_bytes()))}
-    return found | set(transitions._DONE_EVENT.values()) | {"refused", "error"}
+def found(name: str) -> str:
+    return doc_tables.block((ROOT / TABLES[name].page).read_text(encoding="utf-8"), name)
 
 
 def test_the_search_for_events_finds_some() -> None:
-    assert {"service_started", "download_stalled", "pull_failed", "purged"} <= event_types()
+    known = {"service_started", "download_stalled", "pull_failed", "purged"}
+    assert known <= set(doc_tables.event_types())
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    [
-        event_types(),
-        set(map(str, RefusalKind)),
-        set(map(str, UseKind)),
-        set(map(str, Condition)),
-        set(map(str, ItemState)),
-        {each.name for each in fields(Settings)},
-    ],
-    ids=["events", "refusals", "uses", "conditions", "queue", "policy"],
-)
-def test_the_design_has_a_row_for_each(wanted: set[str]) -> None:
-    assert wanted - first_cells(DESIGN) == set()
+def test_the_search_for_findings_finds_some() -> None:
+    known = {"store_unlisted", "blob_at_risk", "blob_astray", "file_owner", "manifest_case"}
+    assert known <= set(doc_tables.finding_kinds())
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_is_as_the_code_has_it(name: str) -> None:
+    assert found(name) == doc_tables.updated(found(name), TABLES[name])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_each_row_says_something_of_its_own_and_stands_once(name: str) -> None:
+    rows = [doc_tables.cells(line) for line in found(name).splitlines()[2:]]
+    for row in rows:
+        assert row[1 + len(TABLES[name].rows[row[0]])], f"{row[0]} has nothing beside it"
+    keys = [row[0] for row in rows]
+    assert {each for each in keys if keys.count(each) > 1} <= SEVERAL
+
+
+def test_an_update_adds_removes_and_keeps() -> None:
+    old = "| a | own | b |\n|---|---|---|\n| `x` | 1 | kept |\n| `gone` | 2 | with it |\n"
+    table = Table("", {"`x`": ("3",), "`new`": ("4",)})
+    new = "| a | own | b |\n|---|---|---|\n| `x` | 3 | kept |\n| `new` | 4 | |\n"
+    assert doc_tables.updated(old, table) == new
 
 
 def test_each_room_has_its_row() -> None:
-    section = DESIGN.partition("## The house")[2].partition("\n## ")[0]
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    section = text.partition("## The rooms")[2].partition("\n## ")[0]
     rooms = {
         f"{path.name}/" if path.is_dir() else path.name
         for path in (ROOT / "watcher").iterdir()
@@ -83,14 +71,33 @@ def test_both_schemas_describe_the_same_store() -> None:
     assert audit["properties"]["store"] == df["properties"]["store"]
 
 
-def test_an_event_has_one_row() -> None:
-    section = DESIGN.partition("## Events")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)`", section, re.MULTILINE)
-    assert {each for each in rows if rows.count(each) > 1} == {"refused", "error"}
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub links to them."""
+    heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("text", [README, DESIGN], ids=["README", "design"])
-def test_exit_codes_have_their_rows(text: str) -> None:
-    table = text.partition("## Exit codes")[2].partition("\n## ")[0]
-    rows = {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
-    assert rows == set(map(int, errors.Exit))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_its_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_commands_of_the_readme_are_its_first_two_blocks() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert blocks[0].endswith("ollama-watch demo\n")
+    assert blocks[1].endswith("-m pytest\n")
+    assert all(each.count("\n") == 1 for each in blocks[:2])
+
+
+def test_no_page_names_a_file_that_is_gone() -> None:
+    for page in PAGES:
+        for name in re.findall(r"`((?:watcher|tests|docs|systemd|prometheus|container)/[\w./-]+)`",
+                               page.read_text(encoding="utf-8")):  # fmt: skip
+            assert (ROOT / name).exists(), f"{page.name}: {name}"

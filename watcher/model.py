@@ -772,7 +772,7 @@ class Known(NamedTuple):
 
 
 class Condition(enum.StrEnum):
-    """What a download is. Each has exactly one; `docs/design.md` has the table."""
+    """What a download is. Each has exactly one; `docs/reference/conditions.md` has the table."""
 
     LIVE = "live"
     PAUSED = "paused"

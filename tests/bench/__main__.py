@@ -1,4 +1,4 @@
-"""Print the table of the README, measured on this machine."""
+"""Print the table of `docs/benchmarks.md`, measured on this machine."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class PartialDownload(TypedDict):
     #: ``sha256:<64 hex>``, and the models that are known to have it.
     digest: str
     models: list[str]
-    #: See the README; such as ``paused``, ``behind``, ``blocked``.
+    #: See `docs/reference/conditions.md`; such as ``paused``, ``behind``, ``blocked``.
     condition: str
     stale: bool
     #: Bytes on the disk, and of the whole layer where that is known.

@@ -3,7 +3,7 @@
 Nothing else in the package may unlink, rename, replace, truncate or write a file (the linter and
 ``tests/test_layers.py`` hold that, and name the exceptions). Names are opened relative to
 descriptors and no symlink is followed, so nothing outside the store can be reached by a name inside
-it; what is written outside because somebody asks for it stands in promise 7 of ``docs/design.md``.
+it; what is written outside because somebody asks for it stands in promise 7 of ``docs/safety.md``.
 What root creates gets the owner of the folder it is created in, so that the server's user can go on
 using it.
 """

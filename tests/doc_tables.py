@@ -1,0 +1,172 @@
+"""The tables of the documentation that follow the code.
+
+Such a table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. The code owns its
+rows, the first cell of each and the cells right behind it; people write the rest. After a change of
+the code, ``python -m tests.doc_tables`` adds and removes rows and fills in what the code owns.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from watcher import config
+from watcher.decide import findings, server_view, transitions
+from watcher.errors import Exit
+from watcher.model import (
+    ActionKind,
+    BlobFault,
+    Condition,
+    ManifestFault,
+    RefusalKind,
+    UseKind,
+)
+from watcher.pull.queue import ItemState
+
+ROOT = Path(__file__).parent.parent
+HOUSE = ROOT / "watcher"
+#: The functions that make or write an event, and which of their arguments is its type.
+_EMITTING = {"Event": 1, "_event": 1, "_tell": 0, "_log": 0, "log_download_event": 1}
+_FINDING = re.compile(r"(download|blob|manifest|file|store|state)_[a-z_]+")
+
+
+class Table(NamedTuple):
+    """What the code owns of a table: first cells, each with the cells right behind it."""
+
+    page: str
+    rows: Mapping[str, tuple[str, ...]]
+
+
+def tables() -> dict[str, Table]:
+    """All of them, by name."""
+    reference = "docs/reference"
+    return {
+        "conditions": Table(
+            f"{reference}/conditions.md",
+            {_code(each): (findings._SEVERITY[each].value,) for each in Condition},
+        ),
+        "findings": _words(f"{reference}/conditions.md", finding_kinds()),
+        "actions": _words(f"{reference}/conditions.md", ActionKind),
+        "refusals": _words(f"{reference}/conditions.md", RefusalKind),
+        "events": _words(f"{reference}/events.md", event_types()),
+        "uses": _words(f"{reference}/json.md", UseKind),
+        "exit codes": Table(
+            f"{reference}/exit-codes.md",
+            {str(each.value): (_code(each.name),) for each in Exit},
+        ),
+        "settings": Table(f"{reference}/settings.md", _settings()),
+        "queue": _words("docs/pull.md", ItemState),
+    }
+
+
+def _code(word: object) -> str:
+    return f"`{word}`"
+
+
+def _words(page: str, words: object) -> Table:
+    return Table(page, {_code(each): () for each in words})  # type: ignore[attr-defined]
+
+
+def _settings() -> dict[str, tuple[str, ...]]:
+    rows: dict[str, tuple[str, ...]] = {
+        _code("store"): (_code(f"{config.ENVIRONMENT_PREFIX}STORE"), "found, see below")
+    }
+    for key, known in config.KEYS.items():
+        shown = str(known.default).lower() if known.read is config.boolean else f'"{known.default}"'
+        default = "none" if known.default == "" else _code(shown)
+        rows[_code(key)] = (_code(f"{config.ENVIRONMENT_PREFIX}{key.upper()}"), default)
+    return rows
+
+
+# ---------------------------------------------------------------- what is nowhere in one table yet
+
+
+def event_types() -> list[str]:
+    """The types of all events that the code emits, as far as calls name them."""
+    paths = (each for each in HOUSE.rglob("*.py") if "demo" not in each.parts)
+    found = {kind for path in paths for kind in _emitted(ast.parse(path.read_bytes()))}
+    return sorted(found | set(transitions._DONE_EVENT.values()) | {"refused", "error"})
+
+
+def _emitted(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            at = _EMITTING.get(name, len(node.args))
+            if at < len(node.args) and isinstance(node.args[at], ast.Constant):
+                yield str(node.args[at].value)  # type: ignore[attr-defined]
+
+
+def finding_kinds() -> list[str]:
+    """The kinds of all findings; those of conditions together."""
+    found = {each[0] for each in server_view._BARRED.values()}
+    for path in (HOUSE / "decide").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Call):
+                found |= set(_kinds_in(node))
+    found |= {f"blob_{each}" for each in BlobFault} | {f"manifest_{each}" for each in ManifestFault}
+    return ["download_<condition>", *sorted(found)]
+
+
+def _kinds_in(call: ast.Call) -> Iterator[str]:
+    """The kind that a call gives a finding, in its place or by name."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    given = [each.value for each in call.keywords if each.arg == "kind"]
+    if name in ("Finding", "_finding"):
+        given += call.args[1:2] + ([_of_helper(call)] if name == "_finding" else [])
+    for each in given:
+        if isinstance(each, ast.Constant) and _FINDING.fullmatch(str(each.value)):
+            yield str(each.value)
+
+
+def _of_helper(call: ast.Call) -> ast.expr:
+    return call.args[0] if call.args else ast.Constant("")
+
+
+# ---------------------------------------------------------------- in the pages
+
+
+def block(text: str, name: str) -> str:
+    """The table of that name in a page."""
+    start, end = f"<!-- generated: {name} -->\n", "<!-- end -->"
+    assert text.count(start) == 1, f"the page has not one table {name!r}"
+    return text.partition(start)[2].partition(end)[0]
+
+
+def cells(row: str) -> list[str]:
+    """The cells of a row."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+
+
+def updated(found: str, table: Table) -> str:
+    """The table as the code has it: its own cells set, rows added and removed."""
+    head, rule, *rows = found.splitlines()
+    width = len(cells(head))
+    kept = [each for each in map(cells, rows) if each[0] in table.rows]
+    there = {each[0] for each in kept}
+    kept += [[key] + [""] * (width - 1) for key in table.rows if key not in there]
+    for each in kept:
+        owned = table.rows[each[0]]
+        each[1 : 1 + len(owned)] = owned
+    lines = [head, rule, *(_row(each) for each in kept)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _row(each: list[str]) -> str:
+    return f"| {' | '.join(each)} |".replace("|  |", "| |").replace("|  |", "| |")
+
+
+def main() -> None:
+    """Bring all pages up to date."""
+    for name, table in tables().items():
+        page = ROOT / table.page
+        text = page.read_text(encoding="utf-8")
+        found = block(text, name)
+        page.write_text(text.replace(found, updated(found, table)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
