@@ -223,16 +223,16 @@ def _confined(where: Installation, network: str) -> str:
 
 
 _SERVICE = """\
-# Watches an Ollama store, writes down what becomes of its downloads, and makes
-# those that broke resumable (unless the settings say `repair = false`).
+# Watches an Ollama store, logs what happens to its downloads, and repairs
+# interrupted ones (unless the settings say `repair = false`).
 #
-#   journalctl -u ollama-watch -o cat -f     what it tells
+#   journalctl -u ollama-watch -o cat -f     follows what it does
 #   systemctl reload ollama-watch            reads the settings again
-#   systemctl edit ollama-watch              for changes of your own
+#   systemctl edit ollama-watch              is for your own changes
 
 [Unit]
 Description=Watch and repair the downloads in an Ollama model store
-# Not Requires=, and not PartOf=: it must be there when the server dies.
+# Not Requires=, and not PartOf=: it must be running when the server dies.
 After=local-fs.target
 
 [Service]
@@ -241,13 +241,13 @@ ExecStart={command}
 ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure
 RestartSec=10s
-# 2: a wrong setting, which no restart puts right.
+# 2: a wrong setting, which no restart corrects.
 RestartPreventExitStatus=2
-# It looks at the whole store every ten minutes, and says so after each look.
+# It scans the whole store every ten minutes and reports each scan to systemd.
 WatchdogSec=30min
-# What it pulls, with `queue = true`, is put back in order: 75 seconds at most.
+# With `queue = true` it makes running pulls resumable: 75 seconds at most.
 TimeoutStopSec=90s
-# A watcher must not be what makes a machine slow.
+# It must not slow the machine down.
 Nice=5
 IOSchedulingClass=idle
 MemoryMax=512M
@@ -258,26 +258,26 @@ WantedBy={target}
 """
 
 _CLEAN_SERVICE = """\
-# One clean-up of the store; ollama-watch-clean.timer starts it.
+# Cleans the store once; ollama-watch-clean.timer starts it.
 #
-# What it may remove, and what it refuses, is the same as with `ollama-watch
-# clean` by hand. Orphaned blobs go only while no server runs: to clean them,
-# too, stop ollama.service first.
+# It removes and refuses the same things as `ollama-watch clean` by hand. It
+# removes orphaned blobs only while no server runs: to clean them, too, stop
+# ollama.service first.
 #
-# Age is told by modification times: stop the timer while a store is being
-# copied by cp -a or rsync -a.
+# Age comes from modification times: stop the timer while you copy a store with
+# cp -a or rsync -a.
 
 [Unit]
-Description=Clean an Ollama model store of what is worth nothing
+Description=Remove stale downloads and orphans from an Ollama model store
 After=local-fs.target
 
 [Service]
 Type=oneshot
 ExecStart={command}
-# 3: something was refused for safety's sake, mostly because the server runs;
-# the journal has it. 10: there is no store yet.
+# 3: it refused something for safety, mostly because the server runs; see the
+# journal. 10: there is no store yet.
 SuccessExitStatus=3 10
-# It has all the time in the world.
+# It is never urgent.
 Nice=10
 IOSchedulingClass=idle
 MemoryMax=512M
@@ -294,7 +294,7 @@ Description=Clean an Ollama model store regularly
 [Timer]
 OnCalendar={rhythm}
 RandomizedDelaySec=2h
-# If the machine was off at that time: at its next start.
+# If the machine was off at that time, it runs at the next start.
 Persistent=yes
 
 [Install]
@@ -302,15 +302,15 @@ WantedBy=timers.target
 """
 
 _DROP_IN = """\
-# Just before the server starts, as its user: keeps what is wanted from the
-# clean-up of the start, and makes resumable what broke while nobody watched.
-# Takes 20 seconds at most. The "-": whatever becomes of it, the server starts.
+# Just before the server starts, as its user: protects downloads from being
+# pruned by that start, and repairs those that broke while nothing watched.
+# Takes 20 seconds at most. The "-" lets the server start whatever happens.
 #
-# A drop-in, since Ollama's installer writes its unit anew at each update.
+# A drop-in, because Ollama's installer overwrites its unit at each update.
 
 [Unit]
-# Both started: the watcher first. Both stopped: the server first, so that
-# what its end has cut off is seen. Neither needs the other.
+# If both start, the watcher is first. If both stop, the server is first, so
+# that the watcher sees what it left. Neither requires the other.
 After={service}
 
 [Service]
@@ -318,30 +318,29 @@ ExecStartPre=-{command}
 """
 
 _OWNER = """\
-# The store's owner: what it writes, the server can use, and vice versa.
+# The store's owner, so that the server can use what it writes and vice versa.
 User={user}
 Group={group}
-# Whether a download is alive is told by who has its files open: /proc/<pid>/fd
-# of every process. The kernel shows that of another user's process only to who
-# may trace it (CAP_SYS_PTRACE), and the folder itself, mode 0500, only to who
-# may read every folder (CAP_DAC_READ_SEARCH). They are raised for just that
-# look, and nothing in the store is opened with them. Without them the service
-# works, but waits an hour where it now waits 90 seconds, and refuses more.
+# A download is in use while a process has its files open: /proc/<pid>/fd. For
+# another user's process the kernel shows that only with CAP_SYS_PTRACE, and the
+# folder itself, mode 0500, only with CAP_DAC_READ_SEARCH. Both are raised only
+# for that, and nothing in the store is opened with them. Without them the
+# service waits an hour instead of 90 seconds, and refuses more.
 AmbientCapabilities=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH
 CapabilityBoundingSet=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH
 
 """
 
 _SYSTEM = """\
-# It writes to the store, its metrics where the settings say, and nowhere else.
+# It writes to the store and to the metrics file of the settings, nowhere else.
 ProtectSystem=strict
 ReadWritePaths={writable}
 ProtectHome={home}
 PrivateTmp=yes
 PrivateDevices=yes
 PrivateMounts=yes
-{network}# What stays open, since it is the work: it sees all processes and /proc/stat
-# (no ProtectProc=, ProcSubset=, PrivateUsers=), and others can read its logs.
+{network}# Open by design: it sees all processes and /proc/stat (no ProtectProc=,
+# ProcSubset=, PrivateUsers=), and other users can read its logs.
 UMask=0022
 ProtectClock=yes
 ProtectControlGroups=yes
@@ -354,25 +353,26 @@ RemoveIPC=yes
 """
 
 _ONLINE = """\
-# The network stays open: before a corrupt blob is put aside, its registry is
-# asked whether it can be had again, and with `queue = true` for manifests. To
-# have it ask nobody but the server (such a blob is told, then, and stays):
-# IPAddressDeny=any and IPAddressAllow=localhost
+# The network stays open: before a damaged blob moves to quarantine, its
+# registry must confirm that it can be downloaded again; with `queue = true` it
+# also asks registries for manifests. With IPAddressDeny=any and
+# IPAddressAllow=localhost it asks the server only; then a damaged blob is
+# reported and stays.
 """
 
 _OFFLINE = """\
-# It asks the server on this machine for its version, and nobody else anything:
-# what may read every file and has no need of it gets no way to send it away. A
-# server that listens on one address only: IPAddressAllow=<that address>
+# It asks only the server on this machine, for its version. A process that may
+# read every file gets no way to send one away. For a server that listens on one
+# other address: IPAddressAllow=<that address>
 IPAddressDeny=any
 IPAddressAllow=localhost
 """
 
 _PERSONAL = """\
-# One user's systemd gives no capabilities: other users' processes are not seen,
-# so it waits an hour where the system's service waits 90 seconds. A user's own
-# processes are all that has to be seen where the server is the user's, too.
-# It runs while the user is logged in; always after: loginctl enable-linger
+# A user's own systemd gives no capabilities, so other users' processes are
+# invisible and it waits an hour instead of 90 seconds. If the server runs as
+# the same user, that user's processes are enough. It runs while the user is
+# logged in; with `loginctl enable-linger` it always runs.
 """
 
 _EVERYWHERE = """\
@@ -387,7 +387,7 @@ RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 SystemCallArchitectures=native
 SystemCallFilter=@system-service
 SystemCallFilter=~@privileged @resources
-# It gives up the capabilities above but for the moment in which it needs them.
+# It drops the capabilities above except while it needs them.
 SystemCallFilter=capset
 SystemCallErrorNumber=EPERM
 """
@@ -415,7 +415,7 @@ def _cron_command(words: list[str]) -> str:
 
 
 _CRON = """\
-# Makes broken downloads in an Ollama store resumable, and keeps what is wanted
-# from the clean-up of the server's start. As root: who has files open is shown
-# to nobody else. All else it does as the store's owner, whom it becomes.
+# Repairs interrupted downloads in an Ollama store, and protects downloads from
+# pruning at the server's start. It starts as root, because the kernel shows
+# open files to root only; for everything else it becomes the store's owner.
 """
