@@ -14,7 +14,7 @@ from .benches import Setting
 from .measure import Row, file_system, machine
 
 ALL = {**benches.ALL, **acting.ALL, **pulls.ALL, **queueing.ALL, **day.ALL}
-_VERDICT = {True: "kept", False: "**missed**", None: ""}
+_VERDICT = {True: "met", False: "**missed**", None: ""}
 
 
 def main() -> int:
@@ -46,7 +46,7 @@ def main() -> int:
 
 def _measure(setting: Setting, names: list[str]) -> int:
     rows: list[Row] = []
-    sys.stdout.write("| work | at most | measured | |\n|---|---|---|---|\n")
+    sys.stdout.write("| work | limit | measured | |\n|---|---|---|---|\n")
     for name in names:
         for row in ALL[name](setting):
             rows.append(row)
@@ -54,7 +54,7 @@ def _measure(setting: Setting, names: list[str]) -> int:
             sys.stdout.write(f"| {' | '.join(cells)} |\n".replace("|  |", "| |"))
             sys.stdout.flush()
     where = f"; the pull on {file_system(setting.fast)}" if setting.fast != setting.folder else ""
-    sys.stdout.write(f"\nMeasured on: {machine(setting.folder)}{where}.\n")
+    sys.stdout.write(f"\nMeasured on {machine(setting.folder)}{where}.\n")
     return int(any(row.kept is False for row in rows))
 
 

@@ -43,7 +43,7 @@ class _Again(NamedTuple):
 
 def resume(setting: Setting) -> Iterator[Row]:
     """Bytes downloaded again after SIGKILL in a pull of 16 parts: repaired, and by Ollama alone."""
-    yield from _resumed(setting, "the demo's engine", EngineServer, 160_000_000)
+    yield from _resumed(setting, "the demo's server", EngineServer, 160_000_000)
     if "OLLAMA_BIN" in os.environ:
         yield from _resumed(setting, "Ollama", RealServer, 1_600_000_000)
 
@@ -70,8 +70,8 @@ def _resumed(setting: Setting, who: str, kind: type[Server], size: int) -> Itera
             shutil.rmtree(folder)
     most = max(each.bytes / each.parts / _MIB for each in ours)
     yield Row(
-        f"after SIGKILL of {who} in a pull of 16 parts and `repair`: downloaded again for each "
-        "unfinished part, beyond what was missing",
+        f"after SIGKILL of {who} during a pull of 16 parts, then `repair`: bytes downloaded again "
+        "per unfinished part",
         "1.1 MiB",
         f"at most {most:.2f} MiB of {len(ours)} kills (Ollama alone: "
         f"{median(each.bytes / each.parts / _MIB for each in alone):.1f} MiB)",
@@ -166,8 +166,8 @@ def verify(setting: Setting) -> Iterator[Row]:
         share = 1 / ratio(first, second)
         gigabytes = setting.pull_bytes / 1e9
         yield Row(
-            f"`verify` of {gigabytes:g} GB in {_LAYERS} blobs, page cache {state}: its rate beside "
-            f"`openssl dgst -sha256`, {_CORES} at a time",
+            f"`verify` of {gigabytes:g} GB in {_LAYERS} blobs, {state} page cache: rate compared "
+            f"with `openssl dgst -sha256`, {_CORES} at a time",
             "at least 0.9 ×",
             f"{share:.2f} × ({gigabytes / middle(first):.2f} to {gigabytes / middle(second):.2f} "
             "GB/s)",
@@ -204,7 +204,7 @@ def _second(setting: Setting) -> Iterator[Row]:
     shutil.rmtree(store)
     more = median(a.seconds - b.seconds for a, b in zip(ours, audit, strict=True))
     yield Row(
-        f"a second `verify` over {_VERIFIED:,} verified blobs: longer than an audit by",
+        f"a second `verify` of {_VERIFIED:,} verified blobs: time beyond that of an audit",
         "50 ms",
         f"{milliseconds(more)} ({milliseconds(middle(ours))} to {milliseconds(middle(audit))})",
         more <= 0.05,
@@ -234,13 +234,13 @@ def clean(setting: Setting) -> Iterator[Row]:
     shutil.rmtree(store)
     times = ratio(ours, removed)
     yield Row(
-        f"`clean -y` of {_ORPHANS:,} orphans, durable: beside `rm` of the same",
+        f"`clean -y` of {_ORPHANS:,} orphans, durable, compared with `rm` of the same",
         "5 ×",
         f"{times:.1f} × ({milliseconds(middle(ours))} to {milliseconds(middle(removed))})",
         times <= 5,
     )
     yield Row(
-        "the same: beside `rm` and `sync -f`",
+        "the same, compared with `rm` and `sync -f`",
         "",
         f"{ratio(ours, durable):.1f} × ({milliseconds(middle(durable))})",
     )

@@ -68,19 +68,19 @@ def audit(setting: Setting) -> Iterator[Row]:
     work = f"audit of {_BLOBS:,} blobs and {_MODELS:,} manifests, whole process"
     times = ratio(ours, bare)
     yield Row(
-        f"{work}: beside a bare script",
+        f"{work}, compared with a bare script",
         "1.5 ×",
         f"{times:.2f} × ({milliseconds(middle(ours))} to {milliseconds(middle(bare))})",
         times <= 1.5,
     )
     times = ratio(ours, find)
     yield Row(
-        "the same: beside `find` printing name, size, blocks, inode, mtime",
+        "the same, compared with `find` printing name, size, blocks, inode and mtime",
         "3.5 ×",
         f"{times:.2f} × ({milliseconds(middle(ours))} to {milliseconds(middle(find))})",
         times <= 3.5,
     )
-    yield _peak("the same: most memory", ours, 100e6)
+    yield _peak("the same: peak memory", ours, 100e6)
 
 
 def _peak(work: str, runs: list[Run], most: float) -> Row:
@@ -102,12 +102,12 @@ def unfinished(setting: Setting) -> Iterator[Row]:
     )
     times = ratio(ours, find)
     yield Row(
-        f"audit of {_UNFINISHED:,} unfinished downloads of 16 parts each: beside `find`",
+        f"audit of {_UNFINISHED:,} unfinished downloads of 16 parts each, compared with `find`",
         "10 ×",
         f"{times:.1f} × ({milliseconds(middle(ours))} to {milliseconds(middle(find))})",
         times <= 10,
     )
-    yield Row("the same: most memory", "", megabytes(max(each.peak for each in ours)))
+    yield Row("the same: peak memory", "", megabytes(max(each.peak for each in ours)))
 
 
 def start(setting: Setting) -> Iterator[Row]:
@@ -123,14 +123,14 @@ def rest(setting: Setting) -> Iterator[Row]:
         time.sleep(setting.rest_seconds)
         woken = daemon.wakeups() - before
         memory = daemon.memory()
-    work = f"daemon at rest on {_BLOBS:,} blobs"
+    work = f"idle daemon on {_BLOBS:,} blobs"
     yield Row(
         f"{work}: resident memory (proportional share)",
         "35 MB",
         f"{megabytes(memory['Rss'])} ({megabytes(memory['Pss'])})",
         memory["Rss"] <= 35e6,
     )
-    yield Row(f"{work}: wake-ups in {setting.rest_seconds:.0f} s", "0", f"{woken}", woken == 0)
+    yield Row(f"{work}: wakeups in {setting.rest_seconds:.0f} s", "0", f"{woken}", woken == 0)
 
 
 # ---------------------------------------------------------------- a pull
@@ -174,10 +174,10 @@ def pull(setting: Setting) -> Iterator[Row]:
         with Daemon(store):
             watched.append(write())
     yield Row(
-        f"{work}: the writers' time, as fast as it goes",
+        f"{work}: the writers' time at full speed",
         "",
-        f"{_pairs(watched, alone):.3f} × that without a daemon "
-        f"(two without: {_pairs(again, alone):.3f} ×; {median(alone):.2f} s)",
+        f"{_pairs(watched, alone):.3f} × the time without a daemon "
+        f"(two runs without: {_pairs(again, alone):.3f} ×; {median(alone):.2f} s)",
     )
 
 
@@ -217,12 +217,13 @@ def change(setting: Setting) -> Iterator[Row]:
     work = f"one changed download in a store of {_BLOBS:,} blobs, daemon running"
     slow = share(waits, 0.99)
     yield Row(
-        f"{work}: from the change to its event line, 20 ms of gathering included (p50, p99)",
+        f"{work}: from the change to its event line, including 20 ms of collecting events "
+        "(p50, p99)",
         "40 ms",
         f"{milliseconds(median(waits))}, {milliseconds(slow)}",
         slow <= 0.04,
     )
-    yield Row(f"{work}: CPU for each look", "", milliseconds(cpu))
+    yield Row(f"{work}: CPU per scan", "", milliseconds(cpu))
 
 
 # ---------------------------------------------------------------- a kill
@@ -242,7 +243,10 @@ def kill(setting: Setting) -> Iterator[Row]:
             model = f"{registry}/library/m:1b"
             waits = [_killed(daemon, store, model) for _ in range(setting.kills)]
     told, mended = zip(*waits, strict=True)
-    for what, times in (("the line `download_interrupted`", told), ("repaired sidecars", mended)):
+    for what, times in (
+        ("the line `download_interrupted`", told),
+        ("repaired progress files", mended),
+    ):
         yield Row(
             f"from SIGKILL of a server that pulls 16 parts to {what}",
             "500 ms",

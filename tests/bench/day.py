@@ -40,8 +40,8 @@ def day(setting: Setting) -> Iterator[Row]:
     settled = resident[HOURS // 4 :]
     slope, _ = linear_regression(range(len(settled)), settled)
     yield Row(
-        f"a day of the daemon ({HOURS} × {DOWNLOADS} downloads, {LOOKS} full looks), compressed: "
-        "memory at its end, and its growth in an hour",
+        f"one day of the daemon, compressed ({HOURS} × {DOWNLOADS} downloads, {LOOKS} full scans): "
+        "memory at the end, and growth per hour",
         "35 MB, 50 kB",
         f"{megabytes(resident[-1])}, {slope / 1e3:+.1f} kB",
         resident[-1] <= 35e6 and slope <= 50e3,

@@ -41,7 +41,7 @@ def _server(store: Path) -> Server:
 
 
 def _who() -> str:
-    return "Ollama" if "OLLAMA_BIN" in os.environ else "the demo's engine"
+    return "Ollama" if "OLLAMA_BIN" in os.environ else "the demo's server"
 
 
 @contextlib.contextmanager
@@ -95,13 +95,13 @@ def arrival(setting: Setting) -> Iterator[Row]:
     yield Row(
         work,
         "115 %",
-        f"{ours[0] / _SIZE:.1%}, {'arrived' if ours[1] else 'not arrived'} in {ours[2]:.0f} s",
+        f"{ours[0] / _SIZE:.1%}, {'done' if ours[1] else 'not done'} in {ours[2]:.0f} s",
         ours[1] and ours[0] <= 1.15 * _SIZE,
     )
     yield Row(
-        f"the same by it alone, asked {_TRIES_ALONE} times after the last kill",
+        f"the same with Ollama alone, asked {_TRIES_ALONE} times after the last kill",
         "",
-        f"{alone[0] / _SIZE:.0%}, {'arrived' if alone[1] else 'not arrived'} in {alone[2]:.0f} s",
+        f"{alone[0] / _SIZE:.0%}, {'done' if alone[1] else 'not done'} in {alone[2]:.0f} s",
     )
 
 
@@ -184,9 +184,9 @@ def healthy(setting: Setting) -> Iterator[Row]:
         one, two, three = zip(*turns[1:], strict=True)
         work = f"healthy pull of {size / 1e9:g} GB by {_who()}"
         yield Row(
-            f"{work}: whole process beside the bare API",
+            f"{work}: whole process, compared with the bare API",
             "",
-            f"{_pairs(three, one):.3f} × (two by the API: {_pairs(two, one):.3f} ×;"
+            f"{_pairs(three, one):.3f} × (two runs of the API: {_pairs(two, one):.3f} ×;"
             f" {median(one):.2f} s, {median(three) - median(one):+.2f} s)",
         )
         post(registry, "/_control", {"throttle": _FAST})

@@ -77,11 +77,11 @@ def _queue(store: int, rounds: int) -> tuple[Times, Times]:
         "resume": change(lambda kept, turn: queue.resume(kept, [_MODEL.format(last - turn)], now)),
         "rm": change(lambda kept, turn: queue.remove(kept, [f"new{turn}"])),
         "ls": ls,
-        "begin and end one": run,
+        "start and end one": run,
     }
     found = _times(acts, rounds)
     for each in found:
-        each["begin and end one"] /= 2  # two operations
+        each["start and end one"] /= 2  # two operations
     return found
 
 
