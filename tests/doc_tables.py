@@ -8,19 +8,22 @@ the code, ``python -m tests.doc_tables`` adds and removes rows and fills in what
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
 from watcher import config
-from watcher.decide import findings, server_view, transitions
+from watcher.decide import findings, modes, server_view, transitions
 from watcher.errors import Exit
 from watcher.model import (
     ActionKind,
     BlobFault,
     Condition,
     ManifestFault,
+    Mode,
     RefusalKind,
     UseKind,
 )
@@ -59,6 +62,8 @@ def tables() -> dict[str, Table]:
         ),
         "settings": Table(f"{reference}/settings.md", _settings()),
         "queue": _words("docs/pull.md", ItemState),
+        "mode fields": _words("docs/architecture.md", [each.name for each in fields(Mode)]),
+        "modes": Table("docs/architecture.md", _modes()),
     }
 
 
@@ -79,6 +84,23 @@ def _settings() -> dict[str, tuple[str, ...]]:
         default = "none" if known.default == "" else _code(shown)
         rows[_code(key)] = (_code(f"{config.ENVIRONMENT_PREFIX}{key.upper()}"), default)
     return rows
+
+
+def _modes() -> dict[str, tuple[str, ...]]:
+    usual = Mode()
+    rows: dict[str, tuple[str, ...]] = {}
+    for name, mode in vars(modes).items():
+        if isinstance(mode, Mode):
+            given = ((each.name, getattr(mode, each.name)) for each in fields(Mode))
+            differing = (pair for pair in given if pair[1] != getattr(usual, pair[0]))
+            rows[_code(name)] = (", ".join(itertools.starmap(_field, differing)),)
+    return rows
+
+
+def _field(name: str, value: object) -> str:
+    if value is True:
+        return _code(name)
+    return _code(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
 
 
 # ---------------------------------------------------------------- what is nowhere in one table yet
