@@ -98,7 +98,10 @@ class _Choice:
     """Chooses the lines that are wanted; keeps in mind which types there are at all."""
 
     def __init__(self, wanted: LogOptions, target: Targets | None) -> None:
-        self._wanted, self._target = wanted, target
+        self._wanted = wanted
+        self._models = None if target is None else target.models
+        #: While a log is read, what belongs to a model is learned.
+        self._digests = set() if target is None else set(target.digests)
         self.types: set[str] = set()
 
     def __call__(self, lines: Iterable[Line]) -> Iterator[Line]:
@@ -113,14 +116,13 @@ class _Choice:
                 yield line
 
     def _is_about(self, line: Line) -> bool:
-        if self._target is None:
+        if self._models is None:
             return True
-        if not self._target.meant(line.models, line.digests):
-            return False
-        if self._target.meant(line.models, ()):
-            # While a log is followed, what belongs to a model is learnt.
-            self._target = self._target._replace(digests=self._target.digests | line.digests)
-        return True
+        digests = line.digests
+        if not self._models.isdisjoint(map(str.lower, line.models)):
+            self._digests |= digests
+            return True
+        return not self._digests.isdisjoint(digests)
 
 
 def _listed(types: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping
 
 import click
@@ -24,6 +23,8 @@ _STYLE = {
         ("download_completed", "download_repaired", "restored", "pull_completed"), "green"
     ),
 }
+#: Details of the event that ends a pull.
+_PACE = frozenset({"arrived_bytes", "max_bytes_per_second", "resets", "stalls", "lost_bytes"})
 
 
 def teller(*, color: bool) -> Callable[[Line], str]:
@@ -39,12 +40,24 @@ def teller(*, color: bool) -> Callable[[Line], str]:
         indent = len("00:00:00") + 2 + len(kind) + 2
         said = _plain(line.message) + _speed(line.details)
         room = max(_WIDTH - indent, 20)
-        first, *more = textwrap.wrap(said, room, break_on_hyphens=False) or [""]
+        first, *more = _wrapped(said, room)
         shown = click.style(kind, fg=_STYLE.get(line.event_type, "cyan")) if color else kind
         rest = "".join(f"{' ' * indent}{each}\n" for each in more)
         return f"{heading}{f'{at:%H:%M:%S}  {shown}  {first}'.rstrip()}\n{rest}"
 
     return tell
+
+
+def _wrapped(text: str, room: int) -> list[str]:
+    """The lines of a text, one at least, broken at spaces where that can be."""
+    lines: list[str] = []
+    text = text.rstrip()
+    while len(text) > room:
+        space = text.rfind(" ", 0, room + 1)
+        end = space if space > 0 else room
+        lines.append(text[:end].rstrip())
+        text = text[end:].lstrip()
+    return [*lines, text]
 
 
 def losses(resets: int, stalls: int, lost: int) -> list[str]:
@@ -58,6 +71,8 @@ def losses(resets: int, stalls: int, lost: int) -> list[str]:
 
 def _speed(details: Mapping[str, object]) -> str:
     """How a pull went that has ended, where its event says so."""
+    if _PACE.isdisjoint(details):
+        return ""
     from rich.filesize import decimal
 
     def number(key: str) -> float:

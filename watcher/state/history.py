@@ -184,10 +184,11 @@ def _in_order(folder: int, log: str) -> list[tuple[str, tuple[int, int]]]:
 
 def known(lines: Iterable[Line]) -> Known:
     """What can be asked for, as far as these lines know it."""
-    models: dict[str, frozenset[str]] = {}
-    digests: frozenset[str] = frozenset()
+    models: dict[str, set[str]] = {}
+    digests: set[str] = set()
     for line in lines:
-        digests |= line.digests
+        about = line.digests
+        digests |= about
         for shown in line.models:
-            models[shown] = models.get(shown, frozenset()) | line.digests
-    return Known(models, digests)
+            models.setdefault(shown, set()).update(about)
+    return Known({shown: frozenset(its) for shown, its in models.items()}, frozenset(digests))
