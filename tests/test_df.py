@@ -16,9 +16,9 @@ import pytest
 import watcher.show
 from tests.conftest import NOBODY, Run
 from tests.support.notation import Store
+from tests.support.runs import surveyed
 from watcher.decide import usage
 from watcher.model import UseKind
-from watcher.observe import space
 
 KIB = 1024
 
@@ -177,7 +177,7 @@ def test_a_folder_linked_to_another_of_the_store_is_counted_once(models: Store, 
     really.parent.mkdir(exist_ok=True)
     models.blobs.rename(really)
     models.blobs.symlink_to(name)
-    found = space.survey(models.host())
+    found = surveyed(models.host())
     assert found.linked == ("blobs",)
     uses, total = usage.usage(found, ())
     assert total.allocated == sum(use.sizes.allocated for use in uses) == du(models.path)

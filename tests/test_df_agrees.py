@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.notation import Store, age, digest_of
-from tests.support.runs import one_run, rules
-from watcher import reconcile
+from tests.support.runs import one_look, rules, surveyed
 from watcher.decide import usage
 from watcher.model import ActionKind, UseKind
-from watcher.observe import space
 
 CLEAN = rules(clean=True, repair=False, purge_replaced=True)
 
@@ -84,10 +82,10 @@ def test_so_where_nothing_may_be_removed(models: Store, broken: str) -> None:
 
 
 def agree(store: Store) -> None:
-    host = store.host(keeps=False)
-    report = one_run(host, CLEAN, approve=reconcile.approve_none)
+    host = store.host()
+    report = one_look(host, CLEAN)
     census = report.evidence.census
-    uses, _ = usage.usage(space.survey(host), report.diagnosis.diagnosed, census)
+    uses, _ = usage.usage(surveyed(host), report.diagnosis.diagnosed, census)
     of = {use.kind: use for use in uses if use.kind in (UseKind.ORPHAN, UseKind.OTHER_STORE)}
     goes = {each.subject for each in report.plan.actions if each.kind is ActionKind.REMOVE_ORPHAN}
     refused = [each for each in report.plan.refusals if each.action is ActionKind.REMOVE_ORPHAN]
@@ -117,10 +115,10 @@ def test_blobs_of_another_store_in_the_same_folder_are_no_orphans(
     models.blobs.symlink_to(other.blobs)
     other.orphan(aged="30d")
     agree(models)
-    host = models.host(keeps=False)
-    report = one_run(host, CLEAN, approve=reconcile.approve_none)
+    host = models.host()
+    report = one_look(host, CLEAN)
     assert len(report.evidence.census.elsewhere) == 1
-    uses, _ = usage.usage(space.survey(host), report.diagnosis.diagnosed, report.evidence.census)
+    uses, _ = usage.usage(surveyed(host), report.diagnosis.diagnosed, report.evidence.census)
     (theirs,) = [use for use in uses if use.kind is UseKind.OTHER_STORE]
     assert theirs.files == 1
     assert theirs.sizes.apparent == len("weights of theirs/latest")

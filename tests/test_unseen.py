@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.runs import one_run, rules
+from tests.support.runs import one_look, one_run, rules
 from watcher import reconcile
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
 
@@ -180,11 +180,11 @@ def test_metrics_count_nothing_that_could_not_be_listed(store: Store) -> None:
     pytest.importorskip("prometheus_client")
     from watcher.service import metrics
 
-    host = store.host(keeps=False)
+    host = store.host()
 
     def names(closed: bool) -> set[str]:
         store.blobs.chmod(0 if closed else 0o755)
-        report = one_run(host, rules(), approve=reconcile.approve_none)
+        report = one_look(host, rules())
         looked = metrics.looked(None, report, 0.1)
         return {each.name for each in metrics.families(looked, metrics.Counted())}
 

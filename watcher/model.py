@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 #: Byte ranges ``[start, end)``: sorted, disjoint, not touching. `ranges` works on them.
@@ -143,6 +144,18 @@ class Trust(NamedTuple):
     zeros_read: bool = True
 
 
+class Reads(NamedTuple):
+    """What a scan read of a data file to tell where zeros end, and of which bytes that holds."""
+
+    #: Size and time of the last change (ns), which nobody can set, as the file had them then.
+    size: int
+    changed_ns: int
+    #: The start of the machine in which they were read: a power cut may change what is on the disk.
+    boot: str
+    #: See `observe.content`.
+    answers: str
+
+
 class Ahead(NamedTuple):
     """The latest time of a download's files, where that lies in the future: a clock was set back.
 
@@ -223,6 +236,8 @@ class Download:
     #: Why the sidecars are no sound set; empty when they are.
     faults: tuple[str, ...] = ()
     trust: Trust = _NO_TRUST
+    #: What was read of its data for that; None where it can't stand in for another read.
+    reads: Reads | None = None
     holders: tuple[Holder, ...] = ()
     #: Models that a manifest, or the memory, ties to this digest.
     models: tuple[str, ...] = ()
@@ -715,6 +730,38 @@ class Caller(NamedTuple):
 _NOBODY = Caller()
 
 
+class Tally(NamedTuple):
+    """Some files together, none of which has a second name."""
+
+    files: int = 0
+    apparent: int = 0
+    allocated: int = 0
+
+    def plus(self, size: int, blocks: int) -> Tally:
+        """With one file more, of so many bytes and blocks of the kernel's (of 512 bytes)."""
+        return Tally(self.files + 1, self.apparent + size, self.allocated + blocks * 512)
+
+    def joined(self, other: Tally) -> Tally:
+        """All of both."""
+        return Tally(*map(sum, zip(self, other, strict=True)))
+
+
+class Space(NamedTuple):
+    """Every name below a store: valid blobs and manifests summed up, all else one by one."""
+
+    entries: tuple[Located, ...] = ()
+    #: The blobs that some models name, by these.
+    blobs: Mapping[tuple[str, ...], Tally] = MappingProxyType({})
+    manifests: Tally = Tally()
+    #: The models that name the digests of `entries`; and all models.
+    models: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    every_model: frozenset[str] = frozenset()
+    #: Folders that could not be listed, as paths below the store.
+    unlisted: tuple[str, ...] = ()
+    #: Of ``blobs`` and ``manifests``, those that are a link to a folder elsewhere.
+    linked: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """Everything that one look at a store has shown. Deciding reads nothing else."""
@@ -752,6 +799,8 @@ class Evidence:
     intents: tuple[OddIntent, ...] = ()
     #: Downloads (by key) that a server is at work on, those outside of the scope as remembered.
     pulling: frozenset[str] = frozenset()
+    #: Where it was asked for.
+    space: Space | None = None
 
     def age_of(self, at: float) -> float:
         """Seconds that have certainly passed since `at`: what may go is told by this alone."""
@@ -838,17 +887,6 @@ class Use(NamedTuple):
     files: int
     #: `freed`: what removing all of it together gives back.
     sizes: Sizes
-
-
-class Space(NamedTuple):
-    """Every name below a store, and the models that name each digest."""
-
-    entries: tuple[Located, ...]
-    models: Mapping[str, tuple[str, ...]]
-    #: Folders that could not be listed, as paths below the store.
-    unlisted: tuple[str, ...] = ()
-    #: Of ``blobs`` and ``manifests``, those that are a link to a folder elsewhere.
-    linked: tuple[str, ...] = ()
 
 
 class Finding(NamedTuple):
@@ -1134,6 +1172,8 @@ class Mode:
     #: Files may be read whole to hash them; and every blob is, not only those in doubt.
     hash: bool = False
     verify: bool = False
+    #: Every name below the store is counted, for `df`.
+    survey: bool = False
     #: Digests whose pull we have ended ourselves: once nobody has one open, nothing more of it
     #: comes, so no quiet time is needed.
     own_pulls: frozenset[str] = frozenset()

@@ -17,8 +17,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from watcher.model import MIB, Part, Ranges
+from watcher.model import MIB, Part, Ranges, Reads, Trust
 from watcher.observe import parts as looking
+from watcher.observe.content import Content
 from watcher.ollama import ranges
 
 K = 1024
@@ -45,6 +46,16 @@ def content_of(length: int, seed: int) -> bytes:
     for at in range(0, length, 7 * 4096):
         made[at + 4096 - 300 : at + 4096] = bytes(len(made[at + 4096 - 300 : at + 4096]))
     return bytes(made)
+
+
+def trusted(fd: int, size: int, parts: list[Part], *, rebooted: bool = False) -> Trust:
+    """What is trusted; the same where all that was read for it is known from before."""
+    doubts, limits = looking.Doubts(rebooted=rebooted), looking.Limits()
+    content = Content(fd, size)
+    trust = looking.trust(content, parts, doubts, limits)
+    known = Reads(size, 0, "", content.answers)
+    assert looking.trust(Content(fd, size, known), parts, doubts, limits) == trust
+    return trust
 
 
 class Server:
@@ -90,9 +101,7 @@ def test_what_is_trusted_is_true(
         server = Server(file.fileno(), sizes, content)
         for number, end, pieces, odd in steps:
             server.attempt(number, end, pieces * PIECE + odd)
-        trust = looking.trust(
-            file.fileno(), len(content), server.parts, rebooted=False, read_limit=None
-        )
+        trust = trusted(file.fileno(), len(content), server.parts)
         false = wrong(file.fileno(), trust.trusted, content)
         assert not false
         assert not ranges.difference(trust.claimed, trust.trusted), "what is claimed is there"
@@ -114,7 +123,7 @@ def test_what_is_trusted_after_a_power_cut_is_true(
             piece = ranges.intersection(held, ((block * 4096, block * 4096 + 4096),))
             for start, end_of in piece:
                 os.pwrite(fd, bytes(end_of - start), start)
-        trust = looking.trust(fd, len(content), server.parts, rebooted=True, read_limit=None)
+        trust = trusted(fd, len(content), server.parts, rebooted=True)
         false = wrong(fd, trust.trusted, content)
         assert not false
 
@@ -131,9 +140,7 @@ def test_a_copy_without_holes_is_trusted_no_further(
             server.attempt(number, end, pieces * PIECE + odd)
         copy.write(os.pread(file.fileno(), len(content), 0))
         copy.flush()
-        trust = looking.trust(
-            copy.fileno(), len(content), server.parts, rebooted=False, read_limit=None
-        )
+        trust = trusted(copy.fileno(), len(content), server.parts)
         assert not trust.holes_tell
         false = wrong(copy.fileno(), trust.trusted, content)
         assert not false
@@ -148,7 +155,5 @@ def test_the_model_reaches_what_it_is_for(tmp_path: Path) -> None:
         server.attempt(0, "page", MIB)
         false = wrong(file.fileno(), ((0, 16 * PIECE),), content)
         assert false
-        trust = looking.trust(
-            file.fileno(), len(content), server.parts, rebooted=False, read_limit=None
-        )
+        trust = trusted(file.fileno(), len(content), server.parts)
         assert trust.trusted == ((MIB, trust.trusted[0][1]),)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
-from watcher.model import Approve, Mode, Rules, Scope
+from watcher.decide import modes
+from watcher.model import Approve, Mode, Rules, Scope, Settings, Space
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report, approve_all
 from watcher.state.memory import Memory
@@ -49,3 +50,10 @@ def one_run(
 def one_look(host: Host, by: Rules, scope: frozenset[str] | None = None) -> Report:
     """One look."""
     return Reconciler(host, by.settings).inspect(by.mode, Scope(scope))
+
+
+def surveyed(host: Host) -> Space:
+    """What takes a store's space."""
+    space = Reconciler(host, Settings()).inspect(modes.SURVEY).evidence.space
+    assert space is not None
+    return space

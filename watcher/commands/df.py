@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from watcher.commands.context import Context, complain, patience
-from watcher.decide import findings, usage
+from watcher.decide import findings, modes, usage
 from watcher.errors import Exit
-from watcher.observe import space
 from watcher.ollama import names
 from watcher.reconcile import Reconciler
 from watcher.show import documents
@@ -16,8 +15,9 @@ def df(context: Context) -> Exit:
     code = Exit.HEALTHY
     for host in context.hosts(changes=False):
         with patience(f"looking at {names.printable(host.store)}"):
-            report = Reconciler(host, context.settings).inspect()
-            found = space.survey(host)
+            report = Reconciler(host, context.settings).inspect(modes.SURVEY)
+        found = report.evidence.space
+        assert found is not None
         uses, total = usage.usage(found, report.diagnosis.diagnosed, report.evidence.census)
         if context.json:
             context.document(documents.df(report, found, uses, total))

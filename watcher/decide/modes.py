@@ -8,6 +8,8 @@ from watcher.model import Mode, Settings
 
 #: Only look: plan what `repair` and `clean` could do.
 INSPECT = Mode(repair=True, clean=True)
+#: The same, and count what takes the space.
+SURVEY = replace(INSPECT, survey=True)
 REPAIR = Mode(
     repair=True,
     repair_stale=True,

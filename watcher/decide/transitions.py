@@ -344,6 +344,8 @@ def _record(
         ahead=_ahead(download, evidence),
         unsynced=_unsynced(diagnosed, evidence, known),
         lost=before.lost if before is not None else (),
+        # Who writes through a mapping changes bytes, and no time for a while.
+        reads=None if download.writers else download.reads,
     )
 
 
@@ -583,7 +585,7 @@ def synced(
     if record is None or not record.is_of(claimed.device, claimed.inode, claimed.born_ns):
         return memory
     if lost:
-        now = replace(record, unsynced=REFUSED, lost=ranges.union(record.lost, refused))
+        now = replace(record, unsynced=REFUSED, lost=ranges.union(record.lost, refused), reads=None)
     elif (record.checked_at, record.unsynced) == (claimed.checked_at, claimed.unsynced):
         now = replace(record, unsynced="")
     else:

@@ -16,6 +16,7 @@ from watcher.model import (
     Located,
     Sizes,
     Space,
+    Tally,
     Use,
     UseKind,
 )
@@ -43,10 +44,14 @@ def usage(space: Space, diagnosed: Iterable[Diagnosed], census: BlobCensus | Non
     The allocated bytes of all uses add up to what ``du -s --block-size=1`` says of the store.
     """
     conditions = {each.download.key: each.condition for each in diagnosed}
-    models = {model for each in space.models.values() for model in each}
     looked = _Looked(space, conditions, _told(census))
-    sums = {(UseKind.MODEL, model): _Sum() for model in models}
+    sums = {(UseKind.MODEL, model): _Sum() for model in space.every_model}
     total = _Sum()
+    summed = [(_of_models(models), tally) for models, tally in space.blobs.items()]
+    for key, tally in (*summed, ((UseKind.MANIFESTS, ""), space.manifests)):
+        if tally.files:
+            total.add_all(tally)
+            sums.setdefault(key, _Sum()).add_all(tally)
     several: dict[tuple[int, int], list[_Key]] = defaultdict(list)
     linked: dict[tuple[int, int], Entry] = {}
     for located in space.entries:
@@ -80,6 +85,12 @@ class _Sum:
         self.apparent += 0 if entry.kind is Kind.FOLDER else entry.size
         self.allocated += entry.allocated
         self.freed += entry.allocated if freed else 0
+
+    def add_all(self, tally: Tally) -> None:
+        self.files += tally.files
+        self.apparent += tally.apparent
+        self.allocated += tally.allocated
+        self.freed += tally.allocated
 
     @property
     def sizes(self) -> Sizes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from watcher.model import (
     BlobCensus,
@@ -18,9 +18,9 @@ from watcher.model import (
     ManifestFault,
     NextStart,
     Place,
+    Reads,
     Rules,
     ServerUser,
-    Sharing,
     Sidecar,
     Trust,
 )
@@ -35,18 +35,23 @@ from watcher.observe import (
     scan,
     serving,
     sharing,
+    space,
     unit,
 )
 from watcher.observe.blobs import registry_length, remembered, with_memory
+from watcher.observe.content import Content, data_behind
 from watcher.observe.host import Host
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs
 from watcher.state.memory import Memory, Remembered
+from watcher.state.registry import KnownLayer
 
 #: A manifest is written in place: half of one is normal for an instant.
 _WRITING_SECONDS = 2.0
 _LOOK_AGAIN_SECONDS = 0.1
 _MOST_LOOKS = 5
+#: How far apart two times of a file system's clock are at most; where it has seconds alone, theirs.
+_TICK_SECONDS, _COARSE_TICK_SECONDS = 0.1, 2.0
 #: No symlink followed, no wait for a FIFO's writer.
 _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 
@@ -64,20 +69,30 @@ def observe(
     gone.
     """
     with place.opened(host.store) as store:
-        return _observe(host, rules, memory, scope, store)
+        host.go_on()
+        start = place.start(host)
+        seeing = _Seeing(host, rules, _of_disk(memory, start.id), scope, store)
+        return _observe(seeing, place.describe(host, store), start)
 
 
-def _observe(
-    host: Host, rules: Rules, memory: Memory, scope: frozenset[str] | None, store: int
-) -> Evidence:
-    host.go_on()
-    where = place.describe(host, store)
-    start = place.start(host)
-    memory = _of_disk(memory, start.id)
+class _Seeing(NamedTuple):
+    """What is looked at, and with what."""
+
+    host: Host
+    rules: Rules
+    memory: Memory
+    #: None for the whole store.
+    scope: frozenset[str] | None
+    #: The descriptor of the store's folder.
+    store: int
+
+
+def _observe(seeing: _Seeing, where: Place, start: place.Start) -> Evidence:
+    host, rules, memory, scope, store = seeing
     coming = _next_start(host, store) if scope is None else NextStart()
-    found = _scan(host, rules, store, scope, where, coming.user)
+    found = _scan(seeing, where, coming.user)
     host.go_on()
-    downloads = _downloads(host, rules, memory, found, store)
+    downloads = _downloads(seeing, where, found)
     seen = processes.see(
         host,
         [entry for download in downloads for entry in download.entries],
@@ -85,44 +100,61 @@ def _observe(
         writers_visible=rules.settings.writers_visible,
         ours_only=True,
     )
-    running = (*seen.servers, *seen.strangers)
-    shared = sharing.look(store, running) if scope is None else Sharing()
-    user = _user(host, seen, coming.user) if scope is None else None
-    if user is not None:
-        if not user.sees_as(coming.user):
-            # Another user than was thought: what it protects, and what it can't use, differs.
-            found = _scan(host, rules, store, scope, where, user)
-        coming = coming._replace(user=user)
-    host.go_on()
-    census = with_memory(found, memory, store, host.clock()) if scope is None else found.census
-    whole = scope is None
-    aside = quarantine.look(store, memory) if whole else quarantine.Quarantine()
-    now = host.clock()
-    return Evidence(
+    made = Evidence(
         place=where,
-        now=now,
-        next_start=coming,
+        now=0.0,
         view=seen.view,
-        uptime=host.uptime(),
         boot=start.id,
-        clock=clock.look(memory.clock, now, host.counted(), start.id),
         servers=seen.servers,
         others=seen.others,
         downloads=tuple(
             _with_holders(download, seen.holders)
             for download in sorted(downloads, key=lambda download: download.digest)
         ),
-        census=_with_used(sharing.apart(census, shared), host),
-        sharing=shared,
+        census=found.census,
         scope=scope,
         uid=os.geteuid(),
         caller=host.caller,
         forgotten=memory.unreadable or memory.lost,
+        pulling=_pulling(downloads, seen.holders, memory, scope),
+    )
+    if scope is None:
+        made = _of_store(seeing, made, found, (coming, seen))
+    host.go_on()
+    now = host.clock()
+    time = clock.look(memory.clock, now, host.counted(), start.id)
+    return replace(made, now=now, uptime=host.uptime(), clock=time)
+
+
+def _of_store(
+    seeing: _Seeing,
+    made: Evidence,
+    found: scan.Scan,
+    known: tuple[NextStart, processes.Seen],
+) -> Evidence:
+    """The evidence with what only a look at the whole store tells."""
+    host, rules, memory, _, store = seeing
+    coming, seen = known
+    user = _user(host, seen, coming.user)
+    if user is not None:
+        if not user.sees_as(coming.user):
+            # Another user than was thought: what it protects, and what it can't use, differs.
+            found = _scan(seeing, made.place, user)
+        coming = coming._replace(user=user)
+    host.go_on()
+    census = with_memory(found, memory, store, host.clock())
+    shared = sharing.look(store, (*seen.servers, *seen.strangers))
+    aside = quarantine.look(store, memory)
+    return replace(
+        made,
+        next_start=coming,
+        census=_with_used(sharing.apart(census, shared), host),
+        sharing=shared,
         known_as=_known_as(host, store, census),
         quarantine=aside.kept,
         quarantine_unseen=aside.unseen,
-        intents=intents.foreign(store, place.boot(host)) if scope is None else (),
-        pulling=_pulling(downloads, seen.holders, memory, scope),
+        intents=intents.foreign(store, made.boot),
+        space=space.survey(store, found) if rules.mode.survey else None,
     )
 
 
@@ -180,24 +212,11 @@ def _next_start(host: Host, store: int) -> NextStart:
     )
 
 
-def _scan(
-    host: Host,
-    rules: Rules,
-    store: int,
-    scope: frozenset[str] | None,
-    where: Place,
-    user: ServerUser,
-) -> scan.Scan:
+def _scan(seeing: _Seeing, where: Place, user: ServerUser) -> scan.Scan:
     """A pass in which no manifest was being written, for a server that runs as `user`."""
+    host = seeing.host
     for _ in range(_MOST_LOOKS):
-        if scope is None:
-            barred = access.Access(user)
-            scan.scan_above(host.store, barred)
-            found = scan.scan_store(
-                store, barred, manifests_hidden=where.globbed, keep_healthy=rules.mode.verify
-            )
-        else:
-            found = scan.scan_digests(store, scope)
+        found = _scan_once(seeing, where, user)
         now = host.clock()
         if not any(
             odd.fault is ManifestFault.CORRUPT
@@ -208,6 +227,16 @@ def _scan(
             break
         host.sleep(_LOOK_AGAIN_SECONDS)
     return found
+
+
+def _scan_once(seeing: _Seeing, where: Place, user: ServerUser) -> scan.Scan:
+    if seeing.scope is not None:
+        return scan.scan_digests(seeing.store, seeing.scope)
+    barred = access.Access(user)
+    scan.scan_above(seeing.host.store, barred)
+    mode = seeing.rules.mode
+    keep = scan.Keep(named=mode.verify, space=mode.survey)
+    return scan.scan_store(seeing.store, barred, keep, manifests_hidden=where.globbed)
 
 
 def _last_progress(record: Remembered, data: Entry | None) -> float:
@@ -257,67 +286,74 @@ def _doubted_first(
     return {digest: found[digest] for digest in sorted(found, key=lambda each: noted.get(each, 1))}
 
 
-def _downloads(
-    host: Host, rules: Rules, memory: Memory, found: scan.Scan, store: int
-) -> list[Download]:
+class _Around(NamedTuple):
+    """What the pieces of a download are read with."""
+
+    host: Host
+    rules: Rules
+    memory: Memory
+    named: scan.Named
+    #: What is known of layers that no manifest of the store names.
+    kept: Mapping[str, KnownLayer]
+    start: place.Start
+    #: Taken after the listing: what lies beyond it is no time of this clock.
+    now: float
+    #: The descriptor of ``blobs``.
+    blobs: int
+    #: Other machines may change what is there.
+    network: bool
+
+
+def _downloads(seeing: _Seeing, where: Place, found: scan.Scan) -> list[Download]:
     if not found.downloads:
         return []
+    host, rules, memory, store = seeing.host, seeing.rules, seeing.memory, seeing.store
     kept = host.known_layers(store)
     for digest in found.downloads.keys() & kept.keys():
         # Whoever has a registry can say anything of a digest: no length of it comes before others.
         found.named.add(digest, 0, kept[digest].models)
-    # Taken after the listing: what lies beyond it is no time of this clock.
     start, now = place.start(host), host.clock()
-    made: list[Download] = []
     with (
         contextlib.suppress(FileNotFoundError, NotADirectoryError),  # gone since it was listed
         folders.opened_blobs(store, foreign_too=True) as blobs,
     ):
-        waiting: Mapping[str, scan.Pieces] = _doubted_first(found.downloads, memory, start.id)
-        for look in range(_MOST_LOOKS):
-            changed: list[str] = []
-            for digest, pieces in waiting.items():
-                host.go_on()
-                reader = _Reader(blobs, digest, pieces, found.named, memory, (start.at, now), rules)
-                reader.kept_size = kept[digest].size if digest in kept else None
-                reader.boot, reader.reads_no_more = start.id, host.reads_no_more
-                if pieces.unseen:
-                    made.append(reader.unreadable(pieces.unseen))
-                    continue
-                try:
-                    made.extend(reader.downloads())
-                except _ChangedMeanwhile:
-                    changed.append(digest)
-                except OSError as error:
-                    what = names.printable(str(error.filename or ""))
-                    made.append(reader.unreadable(f"{what} {error.strerror}".strip()))
-            if not changed:
-                break
-            if look + 1 < _MOST_LOOKS:
-                waiting = scan.scan_digests(store, changed).downloads
-            else:
-                made.extend(
-                    Download(digest, unreadable="it changes faster than it can be read")
-                    for digest in changed
-                )
-    return made
+        around = _Around(host, rules, memory, found.named, kept, start, now, blobs, where.network)
+        return _read_all(around, found.downloads, store)
+    return []
+
+
+def _read_all(around: _Around, found: Mapping[str, scan.Pieces], store: int) -> list[Download]:
+    made: list[Download] = []
+    waiting = _doubted_first(found, around.memory, around.start.id)
+    for look in range(_MOST_LOOKS):
+        changed: list[str] = []
+        for digest, pieces in waiting.items():
+            around.host.go_on()
+            reader = _Reader(around, digest, pieces)
+            if pieces.unseen:
+                made.append(reader.unreadable(pieces.unseen))
+                continue
+            try:
+                made.extend(reader.downloads())
+            except _ChangedMeanwhile:
+                changed.append(digest)
+            except OSError as error:
+                what = names.printable(str(error.filename or ""))
+                made.append(reader.unreadable(f"{what} {error.strerror}".strip()))
+        if not changed:
+            return made
+        if look + 1 < _MOST_LOOKS:
+            waiting = scan.scan_digests(store, changed).downloads
+    faster = "it changes faster than it can be read"
+    return [*made, *(Download(digest, unreadable=faster) for digest in changed)]
 
 
 class _Reader:
     """Reads the pieces of one digest."""
 
-    def __init__(
-        self,
-        blobs: int,
-        digest: str,
-        pieces: scan.Pieces,
-        named: scan.Named,
-        memory: Memory,
-        since_start: tuple[float, float],
-        rules: Rules,
-    ) -> None:
-        self.blobs = blobs
-        self.digest = digest
+    def __init__(self, around: _Around, digest: str, pieces: scan.Pieces) -> None:
+        memory = around.memory
+        self.around, self.digest = around, digest
         self.data = pieces.data and remembered(pieces.data, memory)
         self.transfer = pieces.transfer and remembered(pieces.transfer, memory)
         self.sidecars = [
@@ -325,16 +361,13 @@ class _Reader:
             for number, found in sorted(pieces.sidecars, key=_by_number)
         ]
         self.finished = pieces.finished and remembered(pieces.finished, memory)
-        self.named_size = named.size_of(digest) or None
+        self.named_size = around.named.size_of(digest) or None
+        self.named_models = around.named.models_of(digest)
+        layer = around.kept.get(digest)
         #: What a kept manifest says, for when nothing else tells.
-        self.kept_size: int | None = None
-        #: The id of the machine's start.
-        self.boot = ""
-        self.reads_no_more: Callable[[], bool] = lambda: False
-        self.memory = memory
-        self.named_models = named.models_of(digest)
-        self.started_at, self.now = since_start
-        self.rules = rules
+        self.kept_size = layer.size if layer is not None else None
+        #: What was read of the data, once it was.
+        self.reads: Reads | None = None
 
     def downloads(self) -> list[Download]:
         """The download in parts, and the one of the transfer path, where there are such."""
@@ -364,8 +397,8 @@ class _Reader:
             models=tuple(sorted({*self.named_models, *models})),
             progress_at=_last_progress(record, made.data) if record else None,
             ahead=record.ahead if record else None,
-            registry=registry_length(self.memory, self.digest, self.now),
-            born_ns=fs.born(made.entries[0].name, self.blobs) if made.entries else 0,
+            registry=registry_length(self.around.memory, self.digest, self.around.now),
+            born_ns=fs.born(made.entries[0].name, self.around.blobs) if made.entries else 0,
         )
 
     def _in_parts(self) -> Download:
@@ -406,15 +439,16 @@ class _Reader:
             faults=faults,
             doubted_length="" if total is not None else doubt or self._why_not_said(),
             trust=self._trust(read, faults, total, record),
+            reads=self.reads,
         )
 
     def _record(self, key: str, entries: list[Entry]) -> Remembered | None:
         """What is remembered of this very download; the digest alone may stand for another file."""
-        record = self.memory.downloads.get(key)
+        record = self.around.memory.downloads.get(key)
         if record is None or not entries:
             return None
         anchor = entries[0]
-        born_ns = fs.born(anchor.name, self.blobs)
+        born_ns = fs.born(anchor.name, self.around.blobs)
         return record if record.is_of(*anchor.identity, born_ns) else None
 
     def _named_length(self) -> int | None:
@@ -427,7 +461,7 @@ class _Reader:
             return named, "manifest"
         if record is not None and record.total is not None and self._agrees(record.total):
             return record.total, "memory"
-        asked = registry_length(self.memory, self.digest, self.now)
+        asked = registry_length(self.around.memory, self.digest, self.around.now)
         return asked, None if asked is None else "registry"
 
     def _agrees(self, total: int) -> bool:
@@ -435,8 +469,8 @@ class _Reader:
         return not self.kept_size or total == self.kept_size
 
     def _why_not_said(self) -> str:
-        asked = self.memory.asked.get(self.digest)
-        return asked.why if asked is not None and asked.counts(self.now) else ""
+        asked = self.around.memory.asked.get(self.digest)
+        return asked.why if asked is not None and asked.counts(self.around.now) else ""
 
     def _contradiction(self, known: int, read: tuple[Sidecar, ...]) -> str:
         """What shows that a layer has more bytes than somebody says; "" where nothing does."""
@@ -450,7 +484,7 @@ class _Reader:
             return ""
         fd = self._open(self.data)
         try:
-            found = parts.data_behind(fd, known)
+            found = data_behind(fd, known)
         finally:
             os.close(fd)
         return f"and there is data at byte {found:,}" if found is not None else ""
@@ -472,28 +506,44 @@ class _Reader:
             whole = tuple(
                 sorted((each.part for each in read if each.part), key=lambda part: part.offset)
             )
-        if data is None or data.kind is not Kind.FILE:
-            return parts.trust(None, 0, whole, rebooted=False, read_limit=None)
         # Of a copy the file that it was made of may tell more than it does itself.
-        known = self.memory.downloads.get(self.digest)
-        noted = known is not None and known.unsynced not in ("", self.boot)
-        limit = self.rules.mode.read_limit_bytes
+        known = self.around.memory.downloads.get(self.digest)
+        if data is None or data.kind is not Kind.FILE:
+            return parts.trust(None, whole, parts.Doubts(), parts.Limits())
+        noted = known is not None and known.unsynced not in ("", self.around.start.id)
+        doubts = parts.Doubts(
+            rebooted=noted or self._rebooted(data, record),
+            refused=record.lost if record is not None else (),
+            doubted=known.doubted if known is not None else (),
+            starts=[part.offset for part in known.partition] if known is not None else (),
+        )
+        limit = self.around.rules.mode.read_limit_bytes
+        # Claims that a power cut may have left without their data are looked through.
+        limits = parts.Limits(None if noted and limit else limit, self.around.host.reads_no_more)
         fd = self._open(data)
         try:
-            return parts.trust(
-                fd,
-                min(data.size, total),
-                whole,
-                rebooted=noted or self._rebooted(data, record),
-                # Claims that a power cut may have left without their data are looked through.
-                read_limit=None if noted and limit else limit,
-                refused=record.lost if record is not None else (),
-                doubted=known.doubted if known is not None else (),
-                starts=[part.offset for part in known.partition] if known is not None else (),
-                stop=self.reads_no_more,
-            )
+            now = self._unchanged_since(os.fstat(fd))
+            reads = record.reads if record is not None else None
+            same = now is not None and reads is not None and reads._replace(answers="") == now
+            content = Content(fd, min(data.size, total), reads if same else None)
+            trust = parts.trust(content, whole, doubts, limits)
+            self.reads = now and now._replace(answers=content.answers)
+            return trust
         finally:
             os.close(fd)
+
+    def _unchanged_since(self, status: os.stat_result) -> Reads | None:
+        """What tells that a data file has not changed; None where nothing does.
+
+        A change within the same tick of the file system's clock as the last one shows in no time.
+        """
+        boot, changed_ns = self.around.start.id, status.st_ctime_ns
+        whole_seconds = changed_ns % 1_000_000_000 == 0
+        tick = _COARSE_TICK_SECONDS if whole_seconds else _TICK_SECONDS
+        settled = self.around.now - changed_ns / 1e9 > tick
+        if not boot or self.around.network or not settled:
+            return None
+        return Reads(status.st_size, changed_ns, boot, "")
 
     def _rebooted(self, data: Entry, record: Remembered | None) -> bool:
         """Whether some of the data may have been written before the machine started.
@@ -503,13 +553,13 @@ class _Reader:
         """
         if record is not None and self._since_start(record.checked_at):
             return False
-        born_ns = fs.born(data.name, self.blobs)
+        born_ns = fs.born(data.name, self.around.blobs)
         written = min(data.changed_at, born_ns / 1e9) if born_ns else data.changed_at
         return not self._since_start(written)
 
     def _since_start(self, at: float) -> bool:
         """Whether it lies between the machine's start and now; the future tells nothing."""
-        return self.started_at <= at <= self.now
+        return self.around.start.at <= at <= self.around.now
 
     def _sidecar(self, number: int | None, found: Entry) -> Sidecar:
         if found.kind is not Kind.FILE:
@@ -526,7 +576,7 @@ class _Reader:
     def _open(self, found: Entry) -> int:
         """Open an entry; it must still be the one that was listed."""
         try:
-            fd = fs.open_quietly(found.name, _READ_ONLY, self.blobs)
+            fd = fs.open_quietly(found.name, _READ_ONLY, self.around.blobs)
         except FileNotFoundError:
             raise _ChangedMeanwhile from None
         status = os.fstat(fd)

@@ -10,23 +10,39 @@ import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from watcher.model import MIB, Part, Ranges, Trust
+from watcher.observe.content import ZEROS_ENOUGH, Content
 from watcher.ollama import ranges, sidecars
 
-#: No allocation unit is larger: this many zeros at an end are enough to stop looking further back.
-ZEROS_ENOUGH = 16 * MIB
 #: The unit in which zeros after a reboot are looked for.
 BLOCK = 4096
-#: So many zeros before the start of a part of old are no content, in a file without holes.
-_TAIL_ENOUGH = 16 << 20
-_NOTHING = 64 * 1024
 #: A file in more pieces than this is hostile; what lies behind them is not believed.
 MOST_SEGMENTS = 100_000
-
 _CHUNK = MIB
-#: So many zeros are stripped as fast as they are told otherwise.
-_FEW = 64
+
+
+class Doubts(NamedTuple):
+    """What is known of a data file from before that makes its bytes doubtful."""
+
+    #: Some of it may have been written before the machine started.
+    rebooted: bool = False
+    #: What the disk did not take, which is as good as a hole.
+    refused: Ranges = ()
+    #: What an earlier scan knew to be doubtful; a claim settles it.
+    doubted: Ranges = ()
+    #: Where parts that were there once began.
+    starts: Sequence[int] = ()
+
+
+class Limits(NamedTuple):
+    """How much may be read."""
+
+    #: Bytes that may be read where holes don't tell; None for no limit.
+    read_bytes: int | None = None
+    #: Says when to read no more for zeros.
+    stop: Callable[[], bool] = lambda: False
 
 
 def segments(fd: int, size: int) -> Ranges:
@@ -41,44 +57,6 @@ def segments(fd: int, size: int) -> Ranges:
         at = os.lseek(fd, start, os.SEEK_HOLE)
         found.append((start, min(at, size)))
     return ranges.normal(found)
-
-
-def without_trailing_zeros(fd: int, start: int, end: int, enough: int = ZEROS_ENOUGH) -> int:
-    """Where the last non-zero byte of ``[start, end)`` ends, looking back over `enough` bytes."""
-    stop = max(start, end - enough)
-    chunk = BLOCK
-    while end > stop:
-        low = max(stop, end - chunk)
-        read = os.pread(fd, end - low, low)
-        if read != bytes(len(read)):
-            return low + _last_written(read)
-        end, chunk = low, _CHUNK
-    return end
-
-
-def _last_written(read: bytes) -> int:
-    """Where the last non-zero byte of `read` ends."""
-    end = run = len(read)
-    # Many zeros at once are told far sooner than stripped one by one.
-    while run > _FEW and not read[end - 1]:
-        run //= 2
-        if read.endswith(bytes(run), 0, end):
-            end -= run
-    return len(read[:end].rstrip(b"\0"))
-
-
-def without_leading_zeros(fd: int, start: int, end: int, enough: int = ZEROS_ENOUGH) -> int:
-    """Where the first non-zero byte of ``[start, end)`` is, looking at `enough` bytes."""
-    stop = min(end, start + enough)
-    chunk = BLOCK
-    while start < stop:
-        read = os.pread(fd, min(chunk, stop - start), start)
-        if not read:
-            break
-        if read != bytes(len(read)):
-            return start + len(read) - len(read.lstrip(b"\0"))
-        start, chunk = start + len(read), _CHUNK
-    return start
 
 
 def zero_blocks(fd: int, within: Ranges, stop: Callable[[], bool] = lambda: False) -> Ranges | None:
@@ -110,108 +88,78 @@ def _cut(start: int, end: int, step: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def trust(
-    fd: int | None,
-    size: int,
-    parts: Sequence[Part],
-    *,
-    rebooted: bool,
-    read_limit: int | None,
-    refused: Ranges = (),
-    doubted: Ranges = (),
-    starts: Sequence[int] = (),
-    stop: Callable[[], bool] = lambda: False,
-) -> Trust:
-    """What can be believed of a data file.
+def trust(content: Content | None, parts: Sequence[Part], doubts: Doubts, limits: Limits) -> Trust:
+    """What can be believed of a data file; None where it is missing.
 
-    `fd` and `size` are the data file's (None and 0 where it is missing), `parts` all parts by
-    offset; those with a lost sidecar have the number -1 and claim nothing. `rebooted`: some of it
-    may have been written before the machine started. `read_limit`: bytes that may be read where
-    holes don't tell; None for no limit. `refused`: what the disk did not take, which is as good as
-    a hole. `doubted`: what an earlier look knew to be doubtful; a claim settles it. `starts`: where
-    parts that were there once began. `stop` says when to read no more for zeros.
+    `parts`: all parts by offset; those with a lost sidecar have the number -1 and claim nothing.
     Raises OSError where the data can't be read.
     """
     claimed = sidecars.claims([part for part in parts if part.number >= 0])
-    if fd is None:
+    if content is None:
         return Trust(claimed=claimed)
-    held = segments(fd, size)
-    holes_tell = ranges.size(held) < size
-    held = ranges.difference(held, refused)
+    held = segments(content.fd, content.size)
+    holes_tell = ranges.size(held) < content.size
+    held = ranges.difference(held, doubts.refused)
     open_ends = ranges.normal((part.starts_at, part.end) for part in parts)
-    if not holes_tell and read_limit is not None and ranges.size(open_ends) > read_limit:
+    most = limits.read_bytes
+    if not holes_tell and most is not None and ranges.size(open_ends) > most:
         present = ranges.intersection(held, claimed)
-        return Trust(claimed, present, present, holes_tell, rebooted, zeros_read=False)
-    edges = {*starts, *(start for start, _ in doubted)}
-    if parts and not holes_tell:
-        edges.update(_begun(fd, sidecars.part_rule(parts[-1].end)))
-    present = _present(fd, held, parts, sorted(edges), ZEROS_ENOUGH if holes_tell else size)
+        return Trust(claimed, present, present, holes_tell, doubts.rebooted, zeros_read=False)
+    present = _present(content, held, parts, _edges(content, parts, doubts, holes_tell=holes_tell))
     started = sidecars.claims(parts)
     believed = ranges.union(ranges.intersection(started, present), _beyond(present, parts))
-    lost = [part for part in parts if part.number < 0]
-    if lost:
-        # Without the sidecars a server may have begun again by the part rule, unseen.
-        heads = sidecars.heads(sidecars.part_rule(parts[-1].end))
-        gaps = ranges.normal((part.offset, part.end) for part in lost)
-        doubted = ranges.union(doubted, ranges.intersection(heads, gaps))
+    doubted = ranges.union(doubts.doubted, _begun_unseen(parts))
     believed = ranges.difference(believed, ranges.difference(doubted, claimed))
-    zeros_read = not rebooted or read_limit is None or ranges.size(believed) <= read_limit
-    if rebooted and zeros_read:
-        zeros = zero_blocks(fd, believed, stop)
+    zeros_read = not doubts.rebooted or most is None or ranges.size(believed) <= most
+    if doubts.rebooted and zeros_read:
+        zeros = zero_blocks(content.fd, believed, limits.stop)
         zeros_read = zeros is not None
         believed = ranges.difference(believed, zeros or ())
-    return Trust(claimed, present, believed, holes_tell, rebooted, zeros_read)
+    return Trust(claimed, present, believed, holes_tell, doubts.rebooted, zeros_read)
 
 
-def data_behind(fd: int, start: int) -> int | None:
-    """Where the first bytes other than zeros lie from `start` on; None where there are none.
-
-    Blocks that a file system has reserved hold zeros; of such no more than 16 MiB are read.
-    """
-    read, at = 0, start
-    while read < _TAIL_ENOUGH:
-        try:
-            at = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:
-            return None  # a hole up to the end
-        piece = os.pread(fd, 1 << 20, at)
-        if not piece:
-            return None
-        if left := len(piece.lstrip(b"\0")):
-            return at + len(piece) - left
-        read, at = read + len(piece), at + len(piece)
-    return None
+def _edges(content: Content, parts: Sequence[Part], doubts: Doubts, *, holes_tell: bool) -> _Edges:
+    """Where something else was written before, by parts that are no more."""
+    edges = {*doubts.starts, *(start for start, _ in doubts.doubted)}
+    if parts and not holes_tell:
+        # A part that a repair has made may hold a beginning of the server's own cut, far behind its
+        # own: it shows behind nothing but zeros.
+        rule = sidecars.part_rule(parts[-1].end)
+        edges.update(part.offset for part in rule[1:] if content.is_zeros_before(part.offset))
+    return _Edges(sorted(edges), ZEROS_ENOUGH if holes_tell else content.size)
 
 
-def _present(
-    fd: int, held: Ranges, parts: Sequence[Part], edges: Sequence[int], enough: int
-) -> Ranges:
+class _Edges(NamedTuple):
+    """Offsets at which zeros are trimmed, and how far back each look for them goes."""
+
+    at: Sequence[int]
+    enough: int
+
+
+def _begun_unseen(parts: Sequence[Part]) -> Ranges:
+    """Without its sidecar a server may have begun a part again by the part rule, unseen."""
+    lost = [part for part in parts if part.number < 0]
+    if not lost:
+        return ()
+    heads = sidecars.heads(sidecars.part_rule(parts[-1].end))
+    return ranges.intersection(heads, ranges.normal((part.offset, part.end) for part in lost))
+
+
+def _present(content: Content, held: Ranges, parts: Sequence[Part], edges: _Edges) -> Ranges:
     """`held` without the zeros at the end of what each part has written.
 
     An allocation ends on a block, not on the last byte; and the block at a part's end belongs to
-    the next part's beginning as well, so that no hole shows there. The same holds at `edges`,
-    where something else was written before, by parts that are no more.
+    the next part's beginning as well, so that no hole shows there. The same holds at `edges`.
     """
-    kept = list(_claimed(fd, held, sidecars.claims(parts)))
+    kept = list(_claimed(content, held, sidecars.claims(parts)))
     for low, high in ranges.intersection(held, _unclaimed(parts)):
-        inside = edges[bisect_right(edges, low) : bisect_left(edges, high)]
+        inside = edges.at[bisect_right(edges.at, low) : bisect_left(edges.at, high)]
         for start, end in pairwise((low, *inside, high)):
-            kept.append((start, without_trailing_zeros(fd, start, end, enough)))
+            kept.append((start, content.written_end(start, end, edges.enough)))
     return ranges.normal(kept)
 
 
-def _begun(fd: int, rule: Sequence[Part]) -> Iterator[int]:
-    """Where parts of the server's own cut begin behind nothing but zeros.
-
-    A part that a repair has made may hold such a beginning far behind its own.
-    """
-    for part in rule[1:]:
-        before = os.pread(fd, _NOTHING, part.offset - _NOTHING)
-        if before and not before.strip(b"\0"):
-            yield part.offset
-
-
-def _claimed(fd: int, held: Ranges, claimed: Ranges) -> Iterator[tuple[int, int]]:
+def _claimed(content: Content, held: Ranges, claimed: Ranges) -> Iterator[tuple[int, int]]:
     """What of the claims is in no hole, without the zeros beside one within a claim.
 
     Data that was cut and made longer again has such a hole, and the rest of a block before it; what
@@ -220,9 +168,9 @@ def _claimed(fd: int, held: Ranges, claimed: Ranges) -> Iterator[tuple[int, int]
     for low, high in claimed:
         for start, end in ranges.within(held, low, high):
             if start > low:
-                start = without_leading_zeros(fd, start, end)
+                start = content.written_start(start, end)
             if end < high:
-                end = without_trailing_zeros(fd, start, end)
+                end = content.written_end(start, end)
             yield start, end
 
 

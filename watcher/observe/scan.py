@@ -29,6 +29,7 @@ from watcher.model import (
     OddManifest,
     SeenModel,
     Subject,
+    Tally,
     Temporary,
     TemporaryKind,
     Unseen,
@@ -136,12 +137,29 @@ class Named:
         }
 
 
+class Keep(NamedTuple):
+    """What a pass keeps of the valid blobs, besides their number."""
+
+    #: Each with the models that name it.
+    named: bool = False
+    #: What they take, by the models that name them.
+    space: bool = False
+
+
+class Listing(NamedTuple):
+    """All of ``blobs/``, where it was asked for: valid blobs summed up, and the other names."""
+
+    sums: dict[tuple[str, ...], Tally]
+    entries: list[Entry]
+
+
 class Scan(NamedTuple):
     """What one pass has found."""
 
     census: BlobCensus
     downloads: dict[str, Pieces]
     named: Named
+    listing: Listing | None = None
 
 
 def entry(name: str, found: os.stat_result) -> Entry:
@@ -243,7 +261,7 @@ def scan_manifests(store: int, access: Access | None = None) -> Named:
     """Read every manifest of the store, as the server finds them: exactly four names deep."""
     named = Named()
     access = access or Access(user_of(store, None))
-    with _folder("manifests", store, "manifests", named, follow=True, access=access) as top:
+    with _folder("manifests", store, named, access, follow=True) as top:
         if top is not None:
             named.follow("manifests", store, "manifests", top)
             removable = access.folder(store, Need.WRITE)
@@ -313,21 +331,14 @@ class _Walk:
             if depth == _TAG_DEPTH:
                 self._misplaced(path, "a folder in a tag's place")
             if depth <= _DEEPEST:
-                with _folder(
-                    item.name,
-                    folder,
-                    path,
-                    self.named,
-                    follow=above_tags,
-                    access=self.access,
-                ) as fd:
+                with _folder(path, folder, self.named, self.access, follow=above_tags) as fd:
                     if fd is not None:
                         if item.is_symlink():
                             self.named.follow(item.name, folder, path, fd)
                         goes = self.folder(fd, parts, hidden=hidden, removable=removable)
                         return goes and not item.is_symlink()
         elif depth == _TAG_DEPTH:
-            _read_manifest(self.named, folder, parts, path, self.access, hidden=hidden)
+            self._manifest(folder, parts, hidden=hidden)
         else:
             self._misplaced(path, f"a file {depth} deep; manifests lie {_TAG_DEPTH} deep")
         return False
@@ -335,64 +346,74 @@ class _Walk:
     def _misplaced(self, path: str, why: str) -> None:
         self.named.odd.append(OddManifest(path, ManifestFault.MISPLACED, why))
 
+    def _manifest(self, folder: int, parts: tuple[str, ...], *, hidden: bool) -> None:
+        path = "/".join(("manifests", *parts))
+        model = names.model_from_path(parts)
+        if model is None:
+            why = "no valid model name"
+            self.named.odd.append(OddManifest(path, ManifestFault.BAD_NAME, why, changed_at=0.0))
+            return
+        try:
+            # Followed, as the server does: a manifest behind a symlink protects its blobs as well.
+            fd = fs.open_behind(parts[-1], folder)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) or look(parts[-1], folder) is not None:
+                self._unopened(error, folder, path, model.shown)
+            return  # or removed since it was listed
+        odd = OddManifest(path, ManifestFault.CORRUPT, "", model.shown)
+        try:
+            status = os.fstat(fd)
+            odd = odd._replace(changed_at=status.st_mtime)
+            manifest = _parse_open(fd, status)
+        except ValueError as error:
+            self.named.odd.append(odd._replace(why=str(error)))
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            self.named.odd.append(odd._replace(fault=ManifestFault.UNREADABLE, why=why))
+        else:
+            self.named.models.append(model.shown)
+            self.named.seen.append(SeenModel(model.shown, status.st_ino, status.st_mtime_ns))
+            self._count(odd, status, folder)
+            self._name(manifest, odd, hidden=hidden)
+        finally:
+            os.close(fd)
 
-def _read_manifest(
-    named: Named, folder: int, parts: tuple[str, ...], path: str, access: Access, *, hidden: bool
-) -> None:
-    model = names.model_from_path(parts)
-    if model is None:
-        named.odd.append(
-            OddManifest(path, ManifestFault.BAD_NAME, "no valid model name", changed_at=0.0)
+    def _unopened(self, error: OSError, folder: int, path: str, model: str) -> None:
+        name = os.path.basename(path)
+        fault, forbidden = _fault_of(error, name, folder), isinstance(error, PermissionError)
+        barred = forbidden and _bars_both(name, folder, path, self.access)
+        hidden = forbidden and not barred
+        self.named.odd.append(
+            OddManifest(path, fault, str(error.strerror), model, barred=barred, hidden=hidden)
         )
-        return
-    try:
-        # Followed, as the server does: a manifest behind a symlink protects its blobs as well.
-        fd = fs.open_behind(parts[-1], folder)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and look(parts[-1], folder) is None:
-            return  # removed since it was listed
-        fault = _fault_of(error, parts[-1], folder)
-        forbidden = isinstance(error, PermissionError)
-        barred = forbidden and _bars_both(parts[-1], folder, path, access)
-        why, hidden = str(error.strerror), forbidden and not barred
-        named.odd.append(OddManifest(path, fault, why, model.shown, barred=barred, hidden=hidden))
-        return
-    changed_at = None
-    try:
-        status = os.fstat(fd)
-        changed_at = status.st_mtime
-        manifest = _parse_open(fd, status)
-    except (OSError, ValueError) as error:
-        broken = isinstance(error, ValueError)
-        fault = ManifestFault.CORRUPT if broken else ManifestFault.UNREADABLE
-        why = str(error) if broken else os.strerror(getattr(error, "errno", None) or 0)
-        named.odd.append(OddManifest(path, fault, why, model.shown, changed_at))
-        return
-    finally:
-        os.close(fd)
-    named.count += 1
-    index = len(named.models)
-    named.models.append(model.shown)
-    named.seen.append(SeenModel(model.shown, status.st_ino, status.st_mtime_ns))
-    other = named.paths.setdefault(path.lower(), path)
-    if other != path:
-        named.odd.append(OddManifest(path, ManifestFault.CASE, other, model.shown))
-    if not access.file(status, Need.READ):
-        why = f"the user id {access.user.uid} may not read it"
-        named.odd.append(OddManifest(path, ManifestFault.UNREADABLE, why, model.shown, barred=True))
-        access.bar(Subject.MANIFEST, Need.READ, path, entry(parts[-1], status), folder)
-    elif not access.file(status, Need.WRITE):
-        access.bar(Subject.MANIFEST, Need.WRITE, path, entry(parts[-1], status), folder)
-    digests, faults = manifest
-    if faults:
-        named.odd.append(
-            OddManifest(path, ManifestFault.BAD_DIGEST, faults[0], model.shown, changed_at)
-        )
-    elif not digests:
-        why = manifests.NAMES_NOTHING
-        named.odd.append(OddManifest(path, ManifestFault.EMPTY, why, model.shown, changed_at))
-    for digest, (size, protects) in digests.items():
-        _name_digest(named, digest, size, index, protected=protects and not hidden)
+
+    def _count(self, odd: OddManifest, status: os.stat_result, folder: int) -> None:
+        """Count a manifest that could be read here, and see whether the server's user can."""
+        named, access, path, name = self.named, self.access, odd.path, os.path.basename(odd.path)
+        named.count += 1
+        other = named.paths.setdefault(path.lower(), path)
+        if other != path:
+            named.odd.append(OddManifest(path, ManifestFault.CASE, other, odd.model))
+        if not access.file(status, Need.READ):
+            why = f"the user id {access.user.uid} may not read it"
+            named.odd.append(
+                OddManifest(path, ManifestFault.UNREADABLE, why, odd.model, barred=True)
+            )
+            access.bar(Subject.MANIFEST, Need.READ, path, entry(name, status), folder)
+        elif not access.file(status, Need.WRITE):
+            access.bar(Subject.MANIFEST, Need.WRITE, path, entry(name, status), folder)
+
+    def _name(self, manifest: manifests.Manifest, odd: OddManifest, *, hidden: bool) -> None:
+        """Note what the manifest that was counted last names."""
+        digests, faults = manifest
+        if faults:
+            self.named.odd.append(odd._replace(fault=ManifestFault.BAD_DIGEST, why=faults[0]))
+        elif not digests:
+            why = manifests.NAMES_NOTHING
+            self.named.odd.append(odd._replace(fault=ManifestFault.EMPTY, why=why))
+        index = len(self.named.models) - 1
+        for digest, (size, protects) in digests.items():
+            _name_digest(self.named, digest, size, index, protected=protects and not hidden)
 
 
 def _name_digest(named: Named, digest: str, size: int, index: int, *, protected: bool) -> None:
@@ -449,23 +470,21 @@ def _is_link(name: str, folder: int) -> bool:
 def scan_store(
     store: int,
     access: Access | None = None,
+    keep: Keep = Keep(),  # noqa: B008 - a value that nothing changes
     *,
     manifests_hidden: bool = False,
-    keep_healthy: bool = False,
 ) -> Scan:
     """One pass over the whole store behind the descriptor `store`.
 
     `access`: who the server runs as; None for the store's owner. `manifests_hidden`: the server
-    sees no manifest at all, so that none protects a blob. `keep_healthy`: the healthy blobs are
-    not only counted.
+    sees no manifest at all, so that none protects a blob.
     """
     access = access or Access(user_of(store, None))
     named = scan_manifests(store, access)
     downloads: dict[str, Pieces] = {}
-    census = _Counting(named, access, manifests_hidden=manifests_hidden)
-    census.keep_healthy = keep_healthy
+    census = _Counting(named, access, keep, manifests_hidden=manifests_hidden)
     # blobs/ itself may be a symlink that the owner made; nothing below it is followed.
-    with _folder("blobs", store, "blobs", named, follow=True, access=access) as fd:
+    with _folder("blobs", store, named, access, follow=True) as fd:
         if fd is not None:
             _scan_blobs(fd, census, downloads)
             for digest, pieces in census.old_downloads.items():
@@ -477,7 +496,8 @@ def scan_store(
     census.temporary_folders(store)
     if not access.folder(store, Need.WRITE) and _lacks(store):
         access.bar(Subject.STORE, Need.WRITE, ".", entry(".", os.fstat(store)), store)
-    return Scan(census.result(), downloads, named)
+    listing = census.listing() if keep.space else None
+    return Scan(census.result(), downloads, named, listing)
 
 
 def lying(store: int, wanted: Mapping[str, int], model: str) -> tuple[OddBlob, ...]:
@@ -485,8 +505,8 @@ def lying(store: int, wanted: Mapping[str, int], model: str) -> tuple[OddBlob, .
     named = Named()
     for digest, size in wanted.items():
         named.add(digest, size, [model])
-    census = _Counting(named, Access(user_of(store, None)), manifests_hidden=False)
-    with _folder("blobs", store, "blobs", named, follow=True) as fd:
+    census = _Counting(named, Access(user_of(store, None)))
+    with _folder("blobs", store, named, follow=True) as fd:
         if fd is not None:
             _scan_blobs(fd, census, {})
             census.look_for_stores(store)
@@ -526,7 +546,7 @@ def scan_digests(store: int, digests: Iterable[str]) -> Scan:
     """
     named = Named()
     downloads: dict[str, Pieces] = {}
-    with _folder("blobs", store, "blobs", named, follow=True) as fd:
+    with _folder("blobs", store, named, follow=True) as fd:
         if fd is not None:
             for found in (found for digest in digests for found in _likely(digest, fd)):
                 name = found.name
@@ -566,12 +586,21 @@ def _spelled(data: str, blobs: int) -> Iterator[Entry]:
 class _Counting:
     """The census while it is taken."""
 
-    def __init__(self, named: Named, access: Access, *, manifests_hidden: bool) -> None:
-        self.named, self.access = named, access
+    def __init__(
+        self,
+        named: Named,
+        access: Access,
+        keep: Keep = Keep(),  # noqa: B008 - a value that nothing changes
+        *,
+        manifests_hidden: bool = False,
+    ) -> None:
+        self.named, self.access, self.keep = named, access, keep
         #: Whether a blob that is named may still be unprotected; rare, so looked at only then.
         self.loose = named.loose or manifests_hidden
         self.manifests_hidden = manifests_hidden
-        self.keep_healthy = False
+        #: What blobs take, by the indexes of the models that name them; and all other names.
+        self._sums: dict[tuple[int, ...], Tally] = {}
+        self.others: list[Entry] = []
         #: The descriptor of ``blobs/``, while it is scanned.
         self.folder = -1
         self.unseen: list[Unseen] = []
@@ -611,7 +640,7 @@ class _Counting:
                 return
         read = found if found.kind is not Kind.SYMLINK else behind
         models = self.named.models_of(digest)
-        if self.keep_healthy and read is not None and read.kind is Kind.FILE:
+        if self.keep.named and read is not None and read.kind is Kind.FILE:
             self.named_blobs.append(NamedBlob(read, models))
         fault = self._fault(digest, size, found, read)
         if fault is None:
@@ -642,11 +671,31 @@ class _Counting:
         self.access.bar(subject, need, f"blobs/{found.name}", found, blobs)
 
     def healthy_blob(self, name: str, found: os.stat_result) -> None:
-        """Keep a healthy blob that has to be verified, or that no manifest protects."""
-        listed = entry(name, found)
-        self.guard(name[7:], listed)
-        if self.keep_healthy:
-            self.named_blobs.append(NamedBlob(listed, self.named.models_of(name[7:])))
+        """Keep a healthy blob that is asked for, or that no manifest protects."""
+        if self.keep.space:
+            self._sum(name, found)
+        if self.loose or self.keep.named:
+            listed = entry(name, found)
+            self.guard(name[7:], listed)
+            if self.keep.named:
+                self.named_blobs.append(NamedBlob(listed, self.named.models_of(name[7:])))
+
+    def _sum(self, name: str, found: os.stat_result) -> None:
+        if found.st_nlink > 1:
+            self.others.append(entry(name, found))
+            return
+        indexes = self.named.digests[name[7:]][2:]
+        self._sums[indexes] = self._sums.get(indexes, Tally()).plus(found.st_size, found.st_blocks)
+
+    def listing(self) -> Listing | None:
+        """All of ``blobs/``; None where not all of it could be looked at."""
+        if "blobs" in self.named.unlisted or self.unseen or self.folder == -1:
+            return None
+        sums: dict[tuple[str, ...], Tally] = {}
+        for indexes, tally in self._sums.items():
+            models = tuple(sorted({self.named.models[index] for index in indexes}))
+            sums[models] = sums.get(models, Tally()).joined(tally)
+        return Listing(sums, self.others)
 
     def guard(self, digest: str, found: Entry) -> None:
         """Keep a named blob in mind that the server's clean-up would not spare."""
@@ -784,7 +833,7 @@ def _scan_names(
     census: _Counting,
     downloads: dict[str, Pieces],
 ) -> None:
-    wanted, special = census.named.digests, census.loose or census.keep_healthy
+    wanted, special = census.named.digests, census.loose or any(census.keep)
     _judge_folder(fd, census)
     # Most blobs have one owner and one mode: those of the one before, and whether they are barred.
     mode = uid = gid = -1
@@ -823,6 +872,8 @@ def _scan_names(
                         census.healthy_blob(name, found)
                     continue
             listed = entry(name, found)
+            if census.keep.space:
+                census.others.append(listed)
             _sort_out(listed, census, downloads, fd)
             if listed.kind is Kind.FOLDER or name.startswith("sha256:"):
                 _look_at_walk(listed, fd, f"blobs/{name}", census)
@@ -884,8 +935,7 @@ def _look_at_walk(found: Entry, parent: int, path: str, census: _Counting) -> No
     """What the server's start, which walks through ``blobs/`` and renames, will meet here."""
     inner: list[str] = []
     if found.kind is Kind.FOLDER:
-        named, access = census.named, census.access
-        with _folder(found.name, parent, path, named, follow=False, access=access) as fd:
+        with _folder(path, parent, census.named, census.access) as fd:
             if fd is not None:
                 inner = sorted(os.listdir(fd))
                 _look_into(fd, path, inner, census)
@@ -952,18 +1002,14 @@ def _add_finished(blobs: int, downloads: dict[str, Pieces]) -> None:
 
 @contextlib.contextmanager
 def _folder(
-    name: str,
-    parent: int,
-    path: str,
-    named: Named,
-    *,
-    follow: bool,
-    access: Access | None = None,
+    path: str, parent: int, named: Named, access: Access | None = None, *, follow: bool = False
 ) -> Iterator[int | None]:
     """A folder's descriptor; None where it is absent, or can't be listed (then noted).
 
-    `access` is told where the server's user can't list it either.
+    `path`: below the store, and its last name the one in `parent`. `access` is told where the
+    server's user can't list it either.
     """
+    name = os.path.basename(path)
     flags = os.O_RDONLY | os.O_DIRECTORY
     fd = None
     try:
@@ -976,7 +1022,7 @@ def _folder(
     except OSError as error:
         named.unlist(path, error)
         if access is not None:
-            _shut(name, parent, path, access)
+            _shut(path, parent, access)
         yield None
     else:
         yield fd
@@ -985,7 +1031,8 @@ def _folder(
             os.close(fd)
 
 
-def _shut(name: str, parent: int, path: str, access: Access) -> None:
+def _shut(path: str, parent: int, access: Access) -> None:
+    name = os.path.basename(path)
     with contextlib.suppress(OSError):
         status = os.stat(name, dir_fd=parent)
         if not stat.S_ISDIR(status.st_mode):

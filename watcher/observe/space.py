@@ -5,40 +5,60 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Iterable
 
-from watcher.model import Kind, Located, Space
-from watcher.observe import place, scan
-from watcher.observe.host import Host
+from watcher.model import Kind, Located, Space, Tally
+from watcher.observe import scan
+from watcher.ollama import names
 from watcher.state import fs
 
 #: What a store's owner may have put elsewhere by a link; no other link is followed.
 _MAY_BE_LINKS = ("blobs", "manifests")
 
 
-def survey(host: Host) -> Space:
-    """Walk through the whole store, each folder once, other file systems below it included.
+def survey(store: int, found: scan.Scan) -> Space:
+    """Walk through the rest of a store whose ``blobs/`` was scanned (with `Keep.space`).
 
-    Raises NoPermissionError where the store's folder can't be entered, NoStoreError where it is
-    gone.
+    Each folder once, other file systems below the store included.
     """
-    with place.opened(host.store) as store:
-        named = scan.scan_manifests(store)
-        walk = _Walk(store)
-        walk.all()
-        return Space(
-            entries=tuple(walk.entries),
-            models={digest: named.models_of(digest) for digest in named.digests},
-            unlisted=tuple(sorted(walk.unlisted)),
-            linked=tuple(sorted(walk.linked)),
-        )
+    walk = _Walk(store, found.listing)
+    walk.all()
+    named = found.named
+    digests = {_digest(each.path) for each in walk.entries} & named.digests.keys()
+    return Space(
+        entries=tuple(walk.entries),
+        blobs=found.listing.sums if found.listing is not None else {},
+        manifests=walk.manifests,
+        models={digest: _models(named, [digest]) for digest in digests},
+        every_model=frozenset(_models(named, named.digests)),
+        unlisted=tuple(sorted(walk.unlisted)),
+        linked=tuple(sorted(walk.linked)),
+    )
+
+
+def _models(named: scan.Named, digests: Iterable[str]) -> tuple[str, ...]:
+    """The models whose manifests, which are those counted, name one of some digests."""
+    indexes = {index for digest in digests for index in named.digests[digest][2:]}
+    return tuple(sorted({named.models[index] for index in indexes if index < named.count}))
+
+
+def _digest(path: str) -> str:
+    """The digest that stands in a path below ``blobs/``; "" for none."""
+    top, _, inside = path.partition("/")
+    name = inside.partition("/")[0]
+    if top != "blobs":
+        return ""
+    return names.parse_blob(names.new_spelling(name) if name.startswith("sha256:") else name).digest
 
 
 class _Walk:
-    def __init__(self, store: int) -> None:
-        self._store = store
+    def __init__(self, store: int, blobs: scan.Listing | None) -> None:
+        self._store, self._blobs = store, blobs
         self._waiting: list[str] = []
         self._met: set[tuple[int, int]] = set()
         self.entries: list[Located] = []
+        #: Those that are plain files.
+        self.manifests = Tally()
         self.unlisted: list[str] = []
         self.linked: list[str] = []
 
@@ -55,6 +75,10 @@ class _Walk:
                 self.unlisted.append(path)
 
     def _list(self, path: str) -> None:
+        if path == "blobs" and self._blobs is not None:
+            for each in self._blobs.entries:
+                self._keep(Located(f"blobs/{each.name}", each))
+            return
         linked = path in self.linked
         with (
             fs.opened_folder(path or ".", self._store, follow=linked) as folder,
@@ -79,10 +103,16 @@ class _Walk:
                 self._note(path, status)
 
     def _note(self, path: str, status: os.stat_result) -> None:
-        found = scan.entry(os.path.basename(path), status)
-        if found.kind is Kind.FOLDER:
-            if found.identity in self._met:
+        plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+        if plain and path.startswith("manifests/"):
+            self.manifests = self.manifests.plus(status.st_size, status.st_blocks)
+        else:
+            self._keep(Located(path, scan.entry(os.path.basename(path), status)))
+
+    def _keep(self, found: Located) -> None:
+        if found.entry.kind is Kind.FOLDER:
+            if found.entry.identity in self._met:
                 return
-            self._met.add(found.identity)
-            self._waiting.append(path)
-        self.entries.append(Located(path, found))
+            self._met.add(found.entry.identity)
+            self._waiting.append(found.path)
+        self.entries.append(found)

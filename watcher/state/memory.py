@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from watcher.model import HOUR, Ahead, Clock, Condition, Entry, Part, Ranges, Shift
+from watcher.model import HOUR, Ahead, Clock, Condition, Entry, Part, Ranges, Reads, Shift
 from watcher.ollama import names
 from watcher.state import checks, fs, state_folder
 
@@ -80,6 +80,8 @@ class Remembered:
     unsynced: str = ""
     #: Bytes that the disk has refused to take, though memory may still show them.
     lost: Ranges = ()
+    #: What was read of the data by the last scan: what has not changed is not read again.
+    reads: Reads | None = None
 
     def is_of(self, device: int, inode: int, born_ns: int) -> bool:
         """Whether this is remembered of the file with these three.
@@ -227,6 +229,7 @@ def _encode(memory: Memory) -> bytes:
                 "ahead": record.ahead and list(record.ahead),
                 "unsynced": record.unsynced,
                 "lost": [list(each) for each in record.lost],
+                "reads": record.reads and list(record.reads),
             }
             for digest, record in memory.downloads.items()
         },
@@ -253,6 +256,15 @@ def _key(name: object) -> str:
 
 def _ahead(latest: object, seen_at: object, boot: object) -> Ahead:
     return Ahead(checks.seconds(latest), checks.seconds(seen_at), checks.text(boot, _LONGEST_BOOT))
+
+
+def _reads(size: object, changed_ns: object, boot: object, answers: object) -> Reads:
+    return Reads(
+        checks.whole(size),
+        checks.nanoseconds(changed_ns),
+        checks.text(boot, _LONGEST_BOOT),
+        checks.text(answers),
+    )
 
 
 def _clock(known: Mapping[str, Any] | None) -> Clock | None:
@@ -303,6 +315,7 @@ def _remembered(each: Mapping[str, Any]) -> Remembered:
         ahead=_ahead(*each["ahead"]) if each.get("ahead") else None,
         unsynced=checks.text(each.get("unsynced", ""), _LONGEST_BOOT),
         lost=checks.byte_ranges(each.get("lost", ())),
+        reads=_reads(*each["reads"]) if each.get("reads") else None,
     )
 
 

@@ -376,11 +376,11 @@ def test_a_proc_that_tells_nothing(models: Store, tmp_path: Path) -> None:
 
 LOOK = """
 import json, sys
-from watcher.observe import holders
-from watcher.observe.host import World
-world = World(sys.argv[1], proc=(sys.argv[2:] or ["/proc"])[0], version=lambda _: None)
-seen = holders.see(world, [], network=False, writers_visible=False)
-print(json.dumps([seen.view.sight.value, seen.view.why, list(seen.view.unseen)]))
+from watcher.observe import processes
+from watcher.observe.host import Host
+host = Host(sys.argv[1], proc=(sys.argv[2:] or ["/proc"])[0], version=lambda _: None)
+seen = processes.see(host, [], network=False, writers_visible=False)
+print(json.dumps([seen.view.visibility.value, seen.view.why, list(seen.view.unseen)]))
 """
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from watcher.model import MIB, Part, Trust
-from watcher.observe import parts
+from watcher.observe import content, parts
+from watcher.observe.content import Content
 from watcher.ollama import ranges
 
 K = 4096
@@ -30,8 +31,8 @@ class File:
         os.pwrite(self.fd, byte * (end - start), start)
 
     def trust(self, *given: Part, **more: Any) -> Trust:
-        options: dict[str, Any] = {"rebooted": False, "read_limit": None, **more}
-        return parts.trust(self.fd, self.size, given, **options)
+        limits = parts.Limits(more.pop("read_limit", None), more.pop("stop", lambda: False))
+        return parts.trust(Content(self.fd, self.size), given, parts.Doubts(**more), limits)
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_zeros_at_the_end_are_not_believed(file: File) -> None:
 def test_sixteen_mebibytes_of_zeros_are_enough_to_stop_looking(file: File) -> None:
     file.write(0, 2 * MIB)
     file.write(2 * MIB, 30 * MIB, b"\0")
-    end = 30 * MIB - parts.ZEROS_ENOUGH
+    end = 30 * MIB - content.ZEROS_ENOUGH
     assert file.trust(whole()).trusted == ((MIB, end),)
 
 
@@ -153,7 +154,7 @@ def test_what_the_data_is_too_short_for_is_not_trusted(tmp_path: Path) -> None:
 
 
 def test_no_data_is_no_trust() -> None:
-    trust = parts.trust(None, 0, [whole(5 * MIB)], rebooted=False, read_limit=None)
+    trust = parts.trust(None, [whole(5 * MIB)], parts.Doubts(), parts.Limits())
     assert trust.claimed == ((0, 5 * MIB),)
     assert trust.present == trust.trusted == ()
 
