@@ -265,6 +265,11 @@ def test_a_blob_of_the_old_spelling_is_its_models(run: Run, models: Store) -> No
 # ---------------------------------------------------------------- for people
 
 
+def _in_one_piece(line: str) -> bool:
+    """A command or a name, however long."""
+    return line.startswith("Run: ") or "m" * 80 in line
+
+
 def test_the_table_fits_and_its_last_line_is_what_du_says(run: Run, models: Store) -> None:
     of_everything(models)
     models.model(f"{'m' * 80}/{'t' * 80}")
@@ -273,9 +278,9 @@ def test_the_table_fits_and_its_last_line_is_what_du_says(run: Run, models: Stor
     done = run("--store", str(models.path), "df")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.decode().splitlines()
-    assert max(map(len, lines)) <= 80
+    assert max(len(line) for line in lines if not _in_one_piece(line)) <= 80
     assert lines[-1].endswith(f"total: {du(models.path)} bytes on disk")
-    assert any("smaller models: -v has them all" in line for line in lines)
+    assert any("smaller models: use -v for all" in line for line in lines)
     verbose = run("-v", "--store", str(models.path), "df").stdout.decode()
     assert all(f" small{number}:latest" in verbose for number in range(30))
 

@@ -323,7 +323,7 @@ def test_what_was_never_hashed_is_by_the_command(scene: Scene) -> None:
     for _ in range(2):
         done = scene.run(("audit",), 0)
         assert done.returncode == 0
-        command = re.search(r"never hashed: (.*)", done.stdout)
+        command = re.search(r"not yet verified\.\s+Run: (.*)", done.stdout)
         if command is not None:
             assert scene.paste(command[1], 0).returncode == 0
     assert command is None
@@ -486,51 +486,55 @@ PLACES: dict[str, str] = {
     for told, found in {
         HERE: (
             "cli.py:_call_by_name", "commands/queue.py:run", "commands/service.py:_why_kept",
-            "config.py:_unread", "cycle.py:_powerless", "decide/plan.py:_with_command",
+            "config.py:_unread", "reconcile.py:_Run._powerless", "decide/plan.py:_with_command",
             "decide/safety.py:idle_forbids", "errors.py:_raised", "errors.py:named",
-            "kept.py:File._failed", "listener.py:listening", "observe/place.py:_candidates",
+            "state/json_file.py:File._failed", "service/listener.py:listening",
+            "observe/place.py:_candidates", "show/queue.py:restart",
             "observe/place.py:_mount_command", "observe/place.py:no_permission",
-            "ours.py:cure", "ours.py:refusal", "pull/causes.py:Cause.command",
-            "pull/causes.py:_pull", "show/lines.py:_never_hashed", "show/lines.py:runs_it",
-            "show/tables.py:verified",
+            "state/state_folder.py:cure", "state/state_folder.py:refusal",
+            "pull/failures.py:Cause.command",
+            "pull/failures.py:_pull", "show/tables.py:healthy",
+            "show/tables.py:verified", "show/usage.py:_verdict", "show/tables.py:quarantine",
         ),
         FINDINGS: (
             "decide/cleaning.py:surplus", "decide/findings.py:_cure",
             "decide/findings.py:_looked_at", "decide/findings.py:_orphans",
             "decide/findings.py:_room", "decide/findings.py:given_to",
-            "decide/findings.py:helps", "decide/findings.py:made_listable",
+            "decide/findings.py:helps", "decide/findings.py:protects",
+            "decide/findings.py:made_listable",
             "decide/findings.py:odd_manifest", "decide/findings.py:of_blobs",
             "decide/findings.py:of_leftovers", "decide/findings.py:of_store",
-            "decide/mending.py:_not_to_be_had", "decide/mending.py:damaged_blobs",
+            "decide/repairing.py:_not_to_be_had", "decide/repairing.py:damaged_blobs",
             "decide/quarantine.py:steps",
         ),
-        ACCESS: ("decide/standing.py:_cure",),
+        ACCESS: ("decide/server_view.py:_cure",),
         ASTRAY: (
             "decide/astray.py:_case", "decide/astray.py:_copied", "decide/astray.py:_old",
             "decide/findings.py:_told_apart",
             "decide/safety.py:_old_names",
         ),
-        "tests/repair/test_at_risk.py": ("decide/standing.py:_at_risk",),
+        "tests/repair/test_at_risk.py": ("decide/server_view.py:_at_risk",),
         "tests/test_root.py": ("decide/findings.py:_state",),
         "tests/race/test_planted_intents.py": ("decide/findings.py:_foreign_intents",),
         "tests/crash/test_power_cut.py": ("commands/acting.py:_tell_doubted",),
-        "tests/test_lookup.py": ("decide/mending.py:_no_length",),
+        "tests/test_lookup.py": ("decide/repairing.py:_no_length",),
         "which of two files counts, or may go, a user decides": (
-            "decide/mending.py:_no_room", "decide/quarantine.py:_restore",
+            "decide/repairing.py:_no_room", "decide/quarantine.py:_restore",
         ),
         "tests/test_service.py": (
             "commands/service.py:_Commands._line", "commands/service.py:_check_permission",
         ),
-        CAUSES: ("pull/causes.py:",),
+        CAUSES: ("pull/failures.py:",),
         "as idle_forbids, whose command it is": (
             "decide/safety.py:_links_forbid", "decide/safety.py:_why_not",
             "decide/safety.py:store_forbids",
         ),
         "no input is known that brings up a fault of ours": ("cli.py:_failed",),
-        "its limit counts for the whole machine": ("file_events.py:FileEvents._why",),
-        "only a unit's filter of system calls brings it up": ("privileges.py:lower",),
+        "its limit counts for the whole machine": ("service/file_events.py:FileEvents._why",),
+        "only a unit's filter of system calls brings it up": ("system/privileges.py:lower",),
         "what runs or what is drawn, and no advice": (
-            "commands/audit.py:_drawn", "decide/forecast.py:forecast", "show/lines.py:runs",
+            "commands/audit.py:_drawn", "decide/forecast.py:forecast", "show/queue.py:runs",
+            "show/queue.py:table",
         ),
     }.items()
     for place in found
@@ -541,7 +545,7 @@ def places() -> Iterator[str]:
     """Every function of the package that makes a command, or spells one."""
     for path in sorted(HOUSE.rglob("*.py")):
         name = path.relative_to(HOUSE).as_posix()
-        if not name.startswith("demo/") and name not in ("advice.py", "units.py"):
+        if not name.startswith("demo/") and name not in ("system/advice.py", "service/units.py"):
             tree = ast.parse(path.read_text())
             docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
             yield from _in(tree, f"{name}:", docs)

@@ -64,8 +64,8 @@ def test_status_names_what_it_could_not_look_at(store: Store, call: Call, path: 
     shown = call("status")
     assert shown.returncode == 4
     text = " ".join(shown.stdout.decode().split())
-    assert f"could not be looked at: {path}: " in text
-    assert "no download is unfinished as" in text or "paused" in text
+    assert f"not inspected: {path}: " in text
+    assert "no unfinished downloads, as far as visible" in text or "resumable" in text
     assert "0 files in blobs/" not in text
     (command,) = told["commands"]
     subprocess.run(["bash", "-ec", command], check=True)
@@ -135,7 +135,7 @@ def test_what_lies_in_quarantine_is_listed_whatever_becomes_of_blobs(
     assert [each["path"] for each in told["unseen"]] == (["blobs"] if code else [])
     shown = call("quarantine", "ls").stdout
     assert b"nothing in quarantine" not in shown
-    assert (b"its place can't be seen" if code else b"its place is empty") in shown
+    assert (b"its place is not visible" if code else b"its place is free") in shown
     refused = call("quarantine", "restore", "-n", LABEL)
     assert refused.returncode == (4 if blobs == "closed" else 1) or b"can't be" in refused.stdout
 

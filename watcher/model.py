@@ -833,6 +833,24 @@ class Condition(enum.StrEnum):
     REDUNDANT = "redundant"
     UNKNOWN = "unknown"
 
+    @property
+    def in_words(self) -> str:
+        """What people read; the value itself is for programs."""
+        return _CONDITION_WORDS[self]
+
+
+_CONDITION_WORDS = {
+    Condition.LIVE: "in use",
+    Condition.PAUSED: "resumable",
+    Condition.BEHIND: "needs repair: progress not recorded",
+    Condition.HOLLOW: "needs repair: recorded data is missing",
+    Condition.BLOCKED: "needs repair: unreadable progress files",
+    Condition.UNCLAIMED: "needs repair: no progress files",
+    Condition.WHOLE: "complete, not yet finalized",
+    Condition.REDUNDANT: "redundant files",
+    Condition.UNKNOWN: "unknown",
+}
+
 
 class Severity(enum.StrEnum):
     """How much a finding matters."""

@@ -55,7 +55,7 @@ def test_stage_percent_and_speed(models: Store, manager: ModelDownloadManager) -
     }  # fmt: skip
     shown = run(models.path, "status").stdout
     assert "50 % of 46.0 GB, 5.0 MB/s" in " ".join(shown.split())
-    assert max(map(len, shown.splitlines())) <= 80
+    assert max(len(line) for line in shown.splitlines() if str(models.path) not in line) <= 80
 
 
 def test_what_is_over_is_not_told(models: Store, manager: ModelDownloadManager) -> None:
@@ -87,8 +87,8 @@ def test_silence_is_told_of_a_pull_that_should_go_on(
     begin(manager, "llama3")
     if ended:
         manager.update_download_state("llama3", {"status": "error", "error": "why"})
-    heard = "nothing was heard of it for 5 min"
-    assert "nothing was heard" not in run(models.path, "status").stdout
+    heard = "no news for 5 min"
+    assert "no news" not in run(models.path, "status").stdout
     set_back(models, "llama3:latest", 301)
     assert (heard in " ".join(run(models.path, "status").stdout.split())) is not ended
 
@@ -96,7 +96,7 @@ def test_silence_is_told_of_a_pull_that_should_go_on(
 @pytest.mark.parametrize(
     ("error", "advice"),
     [
-        ("read: connection reset by peer", "a pull of ours survives"),
+        ("read: connection reset by peer", "to survive that, pull it with"),
         ("write /m/blobs/sha256-1-partial: no space left on device", "make room"),
         ("it was cancelled", None),
     ],
@@ -118,7 +118,7 @@ def test_what_was_in_its_way(models: Store, manager: ModelDownloadManager) -> No
     told = status(models)
     (one,) = told["models"]
     assert (one["resets"], one["stalls"], one["lost_bytes"]) == (3, 1, 20_000_000)
-    assert told["advice"] == ["llama3:latest: connections are reset, and the cure is on"]
+    assert told["advice"] == ["llama3:latest: connections are reset; the pull repairs it"]
     shown = " ".join(run(models.path, "status").stdout.split())
     assert "3 resets, 1 stall, 20.0 MB lost" in shown
 
@@ -128,5 +128,5 @@ def test_two_pulls_share_one_line(models: Store, manager: ModelDownloadManager) 
     assert status(models)["advice"] == []
     begin(manager, "b", bytes_per_second=3e6)
     told = status(models)
-    assert told["advice"] == ["2 pulls share one line: 5.0 MB/s together"]
+    assert told["advice"] == ["2 pulls share the connection: 5.0 MB/s in total"]
     assert told["per_second_bytes"] == 5_000_000

@@ -57,7 +57,7 @@ def change(store: Store, do: Callable[[Queue], Queue]) -> None:
 
 
 def test_an_empty_queue_says_how_to_fill_it_and_writes_nothing(say: Say, models: Store) -> None:
-    assert say("ls") == "the queue is empty: `queue add MODEL` puts a model into it\n"
+    assert say("ls") == "the queue is empty; add a model: ollama-watch queue add MODEL\n"
     assert say("ls", before=("-q",)) == ""
     assert not (models.path / ".ollama-watch").exists()
 
@@ -195,7 +195,7 @@ def test_of_a_long_line_the_beginning_is_shown(say: Say, models: Store) -> None:
     change(models, fill)
     told = say("ls").splitlines()
     assert len(told) == 34
-    assert told[-1] == "and 2,001 more: --json has them all"
+    assert told[-1] == "and 2,001 more; show all: -v"
 
 
 def test_it_says_who_runs_it(
@@ -203,7 +203,7 @@ def test_it_says_who_runs_it(
 ) -> None:
     say("add", "a")
     words, command, *_ = say("ls").splitlines()
-    assert words == "nobody runs it; a daemon does with queue = true in the settings"
+    assert words == "1 queued; nothing runs it; set queue = true for the daemon, or run it"
     assert command.endswith(f"ollama-watch --store {models.path} queue run")
     told = []
 
@@ -213,7 +213,7 @@ def test_it_says_who_runs_it(
 
     commands.run(Context(rules().settings, stores=(str(models.path),)), drive)
     ((shown, by),) = told
-    assert shown.startswith(f"run by ollama-watch queue run (pid {os.getpid()})\n")
+    assert shown.startswith(f"1 queued; run by ollama-watch queue run (pid {os.getpid()})\n")
     assert by == {"pid": os.getpid(), "daemon": False}
     assert document()["run_by"] is None
 

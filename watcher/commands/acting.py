@@ -23,7 +23,7 @@ from watcher.observe import targets
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.reconcile import Reconciler, Report
-from watcher.show import documents, lines, plans
+from watcher.show import documents, plans, tables, text
 from watcher.state import state_folder
 from watcher.system import advice
 
@@ -93,11 +93,9 @@ def verify(context: Context, named: tuple[str, ...], most_seconds: float | None)
         if context.json:
             context.document(documents.verified(report, done))
         elif ended is not Exit.HEALTHY:
-            from watcher.show import tables
-
             context.show(tables.verified(report, done))
         elif not context.quiet:
-            sys.stdout.write(lines.verified_line(done))
+            context.show([tables.verified_line(done)])
         code = max(code, ended)
     return code
 
@@ -144,7 +142,7 @@ def prepare(context: Context) -> Exit:
                 if context.json:
                     context.document(documents.acting("prepare", report))
                 elif not context.quiet and (report.outcomes or report.warnings):
-                    context.tell(plans.outcomes(report))
+                    context.show(plans.outcomes(report))
                 _tell_doubted(host, report)
             for host in hosts:
                 durability.sync_noted(host, context.settings)
@@ -226,10 +224,10 @@ def act(context: Context, asked: Request) -> Exit:
             context.document(documents.acting(asked.command, report, left))
         else:
             if report.outcomes:
-                context.tell(plans.outcomes(report))
+                context.show(plans.outcomes(report))
             elif not chosen.shown:
                 _tell_nothing_done(context, report, asked.command, left)
-            context.tell(plans.remaining(left))
+            context.show(plans.remaining(left))
         if not report.outcomes:
             for warning in report.warnings:
                 complain(warning)
@@ -298,8 +296,8 @@ class _Choice:
         return self.plan if agreed else reconcile.approve_none(self.plan)
 
     def _show(self) -> None:
-        told = plans.plan(self.plan)
-        self._context.tell(told)
+        told = list(plans.plan(self.plan))
+        self._context.show(told)
         self.shown = bool(told)
 
 
@@ -333,7 +331,7 @@ def _tell_nothing_done(
     context: Context, report: Report, name: str, left: remaining.Remaining
 ) -> None:
     if report.plan.refusals:
-        context.tell(plans.plan(report.plan))
+        context.show(plans.plan(report.plan))
     elif not context.quiet and not left.findings and not left.blind:
         sys.stdout.write(f"nothing to {name}\n")
 
@@ -344,7 +342,7 @@ def _tell_shortage(report: Report, wanted: int, *, dry_run: bool) -> Exit:
     left = wanted - report.plan.free - (report.plan.frees if dry_run else freed)
     if left <= 0:
         return Exit.HEALTHY
-    complain(plans.render(plans.shortage(report.plan, left), color=False).rstrip())
+    complain(text.render(plans.shortage(report.plan, left), color=False).rstrip())
     return Exit.FINDINGS
 
 

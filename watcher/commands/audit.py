@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from watcher.errors import Exit, NoPermissionError
 from watcher.model import Severity
 from watcher.ollama import names
 from watcher.reconcile import Reconciler
-from watcher.show import documents, lines
+from watcher.show import documents, tables, text
 from watcher.state import folders, fs
 
 
@@ -42,9 +41,9 @@ def _audit(context: Context, fail_on: Severity, save: Callable[[str], None] | No
             context.document(documents.audit(report))
         elif findings or report.diagnosis.diagnosed:
             if not (context.quiet and all(f.severity is Severity.INFO for f in findings)):
-                _show(context, report)
+                context.show(tables.audit(report, verbose=context.verbose))
         elif not context.quiet:
-            sys.stdout.write(lines.healthy_line(report))
+            context.show([tables.healthy(report)])
     return code
 
 
@@ -72,12 +71,5 @@ def _told(picture: Path) -> Iterator[None]:
 
 
 def _drawn(report: reconcile.Report, *, verbose: bool) -> str:
-    from watcher.show import tables
-
-    return tables.picture(tables.audit(report, verbose=verbose), title="ollama-watch audit")
-
-
-def _show(context: Context, report: reconcile.Report) -> None:
-    from watcher.show import tables
-
-    context.show(tables.audit(report, verbose=context.verbose))
+    drawn = text.render(tables.audit(report, verbose=verbose), color=True)
+    return text.picture(drawn, title="ollama-watch audit")

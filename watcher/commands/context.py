@@ -18,7 +18,8 @@ from watcher.model import Known, Settings
 from watcher.observe import place, targets
 from watcher.observe.host import Host
 from watcher.ollama import names
-from watcher.show import documents, plans
+from watcher.show import documents, text
+from watcher.show.text import Part
 
 _PATIENCE_SECONDS = 1.0
 
@@ -125,10 +126,12 @@ class Context:
         return Host(found.path, found.by, found.foreign, parent=parent)
 
     def colored(self) -> bool:
-        """Whether stdout gets colours: a terminal, no NO_COLOR, no --no-color."""
+        """Whether stdout gets colors: a terminal or FORCE_COLOR, no NO_COLOR, no --no-color."""
         if self.color is not None:
             return self.color
-        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        if os.environ.get("NO_COLOR"):
+            return False
+        return sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
 
     def can_ask(self) -> bool:
         """Whether somebody at a terminal sees what is printed, and can answer."""
@@ -143,18 +146,9 @@ class Context:
 
         return click.confirm(question, default=False)
 
-    def show(self, parts: Iterable[object]) -> None:
-        """Print renderables to stdout."""
-        from watcher.show import tables
-
-        parts = list(parts)
-        if parts:
-            sys.stdout.write(tables.render(parts, color=self.colored()))
-            sys.stdout.flush()
-
-    def tell(self, told: Iterable[plans.Line]) -> None:
-        """Print lines of text to stdout."""
-        sys.stdout.write(plans.render(told, color=self.colored()))
+    def show(self, parts: Iterable[Part]) -> None:
+        """Print text to stdout."""
+        sys.stdout.write(text.render(parts, color=self.colored()))
         sys.stdout.flush()
 
     def document(self, document: dict[str, Any]) -> None:

@@ -30,10 +30,10 @@ def demo(*, keep: bool, pictures: Path | None) -> Exit:
         complain(f"ollama-watch: the demo broke off: {error}")
         return Exit.FAILED
     if pictures is not None:
-        from watcher.show import tables
+        from watcher.show import text as shown
 
         for name, text in told.items():
-            svg = tables.picture([text], title=f"ollama-watch {name}")
+            svg = shown.picture(text, title=f"ollama-watch {name}")
             (pictures / f"{name}.svg").write_text(svg, encoding="utf-8")
     return Exit.HEALTHY
 

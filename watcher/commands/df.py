@@ -8,6 +8,7 @@ from watcher.errors import Exit
 from watcher.ollama import names
 from watcher.reconcile import Reconciler
 from watcher.show import documents
+from watcher.show import usage as shown
 
 
 def df(context: Context) -> Exit:
@@ -22,8 +23,6 @@ def df(context: Context) -> Exit:
         if context.json:
             context.document(documents.df(report, found, uses, total))
         else:
-            from watcher.show import usage as shown
-
             seen = report.evidence
             context.show(shown.table(seen, found, uses, total, verbose=context.verbose))
         for path in found.unlisted:

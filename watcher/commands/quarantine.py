@@ -10,7 +10,10 @@ from watcher.decide import modes, remaining
 from watcher.errors import Exit
 from watcher.ollama import names
 from watcher.reconcile import Reconciler
-from watcher.show import documents
+from watcher.show import documents, tables
+
+#: So many files are listed on a terminal.
+_SHOWN = 50
 
 
 def ls(context: Context) -> Exit:
@@ -24,9 +27,8 @@ def ls(context: Context) -> Exit:
         if context.json:
             context.document(documents.quarantine(report))
         elif report.evidence.quarantine or unseen:
-            from watcher.show import tables
-
-            context.show(tables.quarantine(report))
+            most = _SHOWN if sys.stdout.isatty() and not context.verbose else None
+            context.show(tables.quarantine(report, most))
             context.show(tables.not_seen(unseen, report.diagnosis))
         elif not context.quiet:
             sys.stdout.write(f"nothing in quarantine: {names.printable(host.store)}\n")

@@ -17,7 +17,6 @@ from watcher.ollama import names
 from watcher.pull import queue, running
 from watcher.pull.queue import Item, ItemState, Queue
 from watcher.pull.running import Drive
-from watcher.show import lines
 from watcher.state import folders, records
 from watcher.state.event_log import Event
 from watcher.system import advice, stopping
@@ -150,12 +149,13 @@ def _show(context: Context, found: place.Found, store: int, kept: Queue) -> None
     kept = queue.revived(kept, running.driven_by(store), now)
     known = records.read(store)
     arrivals = queue.arrivals(kept, now, _missing(known), _rate(kept, known))
-    by = serving.queue_runner(found.path)
+    shown = show.Shown(kept, arrivals, serving.queue_runner(found.path), now)
     if context.json:
-        context.document(show.document(found.path, kept, arrivals, by, now))
+        context.document(show.document(shown, found.path))
     elif kept.line or kept.done or not context.quiet:
-        helps = lines.runs_it(kept, by, found.path, found.by)
-        context.show(show.table(kept, arrivals, by, now, helps))
+        helps = show.restart(kept, shown.by, found.path, found.by)
+        most = None if context.verbose else show.SHOWN
+        context.show(show.table(shown, helps, most))
 
 
 def _in_words(item: Item) -> str:

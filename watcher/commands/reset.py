@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
-from rich.filesize import decimal
-
 from watcher.commands import lookup
 from watcher.commands.context import Context, patience
 from watcher.errors import Exit, NoPermissionError, TargetError
@@ -14,8 +12,8 @@ from watcher.observe import targets
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
-from watcher.show import documents
-from watcher.show.lines import count
+from watcher.show import documents, text
+from watcher.show.text import count
 
 _NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
 
@@ -46,7 +44,7 @@ def reset(context: Context, models: tuple[str, ...], *, yes: bool, offline: bool
                 done.append(documents.Reset(model, before, (), 0))
                 _say(context, f"{shown}: nothing of a download is here")
                 continue
-            what = f"{decimal(size)} of {count(len(layers), 'unfinished layer')}"
+            what = f"{text.size(size)} of {count(len(layers), 'unfinished layer')}"
             agreed = yes or context.agreed(f"Remove {what} of {shown}?")
             if not agreed:
                 return Exit.USAGE if agreed is None else Exit.FINDINGS

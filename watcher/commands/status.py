@@ -138,7 +138,7 @@ def _show(context: Context, shown: list[Status], *, redraw: bool) -> None:
         return
     if redraw:
         _clear(context)
-    context.show(part for each in shown for part in drawn.table(each))
+    context.show(part for each in shown for part in drawn.table(each, verbose=context.verbose))
 
 
 def _clear(context: Context) -> None:

@@ -28,7 +28,7 @@ from watcher.model import (
     Temporary,
 )
 from watcher.ollama import names, ranges
-from watcher.state.event_log import instant
+from watcher.state.event_log import clock
 from watcher.state.memory import FOLDER as OURS
 from watcher.system import advice
 
@@ -75,7 +75,7 @@ def of_download(
     who = names.known_as(download.models, download.digest)
     path = f"blobs/{download.entries[0].name}" if download.entries else "blobs"
     size = sizes(download.entries)
-    fate = _fate(download, evidence.now, doomed)
+    fate = fate_of(download, evidence.now, doomed)
     yield Finding(
         severity=_SEVERITY[diagnosed.condition],
         kind=f"download_{diagnosed.condition.value}",
@@ -110,14 +110,21 @@ def helps(diagnosed: Diagnosed, evidence: Evidence) -> str:
         return ""
     if condition is Condition.UNKNOWN:
         return ""
-    short, owner = names.short(diagnosed.digest), _owner(download)
     if diagnosed.stale:
+        short, owner = names.short(diagnosed.digest), _owner(download)
         return advice.watch(evidence, "clean", short, owner=owner)
     if condition is Condition.PAUSED:
         return advice.ollama(evidence, "pull", download.models[0]) if download.models else ""
     if condition is not Condition.REDUNDANT and not (download.total or download.models):
         return ""  # no repair can tell how long it is
-    return advice.watch(evidence, "repair", short, owner=owner)
+    return protects(diagnosed, evidence)
+
+
+def protects(diagnosed: Diagnosed, evidence: Evidence) -> str:
+    """The command that repairs a download, and makes it too young for the server to prune."""
+    download = diagnosed.download
+    known_as = names.known_as(download.models, diagnosed.digest)
+    return advice.watch(evidence, "repair", known_as, owner=_owner(download))
 
 
 def _owner(download: Download) -> int | None:
@@ -165,18 +172,18 @@ def doomed(foreseen: Forecast) -> dict[str, float]:
     }
 
 
-def _fate(download: Download, now: float, doomed: Mapping[str, float]) -> str:
-    """What the next start of the server does to a download's files; "" where that is nothing."""
+def fate_of(download: Download, now: float, doomed: Mapping[str, float]) -> str:
+    """What the next server start does to a download's files; "" where that is nothing."""
     when = [doomed.get(f"blobs/{entry.name}", inf) for entry in download.entries]
     gone = sum(at <= now for at in when)
-    if gone == len(when):
-        return "the next start of the server deletes it"
+    if when and gone == len(when):
+        return "the next server start deletes it"
     if gone:
-        return f"the next start of the server deletes {gone} of its {len(when)} files: it breaks"
-    first = min(when)
+        return f"the next server start deletes {gone} of its {len(when)} files and breaks it"
+    first = min(when, default=inf)
     if first == inf:
         return ""
-    return f"a start of the server after {instant(first):%H:%M} UTC deletes it"
+    return f"the next server start after {clock(first, now)} deletes it"
 
 
 def given_to(owner: int, entries: Iterable[Entry], evidence: Evidence) -> str:

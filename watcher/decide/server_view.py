@@ -21,7 +21,7 @@ from watcher.model import (
     Subject,
 )
 from watcher.ollama import names
-from watcher.state.event_log import instant
+from watcher.state.event_log import clock
 from watcher.system import advice
 
 # ---------------------------------------------------------------- what the server can't use
@@ -279,13 +279,14 @@ def _at_risk(
     if now:
         old = min(entry.mtime for entry in each.entries) + HOUR
         alone = f"the next start of the server deletes {what}"
-        since = f"an hour old since {_clock(old)}"
+        since = f"an hour old since {clock(old, evidence.now)}"
     else:
-        first = _clock(when[0])
+        first = clock(when[0], evidence.now)
         alone = f"a start of the server after {first} deletes {what}"
         since = f"an hour old at {first}"
     digest = names.parse_blob(each.subject).digest or each.subject
-    words = ("repair", names.short(digest)) if digest else ("repair",)
+    known_as = each.models[:1] or ((names.short(digest),) if digest else ())
+    words = ("repair", *known_as)
     return Finding(
         Severity.WARNING if now else Severity.INFO,
         "",
@@ -299,7 +300,3 @@ def _at_risk(
         remedy="this keeps it for an hour; the service, or `prepare` in the server's unit, keeps it"
         " for good",
     )
-
-
-def _clock(at: float) -> str:
-    return f"{instant(at):%Y-%m-%d %H:%M} UTC"

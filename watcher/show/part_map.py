@@ -1,14 +1,15 @@
-"""A download's bytes drawn in a line, readable without colour."""
+"""A download's bytes drawn in a line, readable without color."""
 
 from __future__ import annotations
 
 from watcher.model import Ranges, Trust
 from watcher.ollama import ranges
+from watcher.show.text import size
 
 CLAIMED = "#"
 PRESENT = "+"
 MISSING = "."
-LEGEND = f"{CLAIMED} claimed   {PRESENT} on disk, not claimed   {MISSING} missing"
+LEGEND = f"{CLAIMED} recorded   {PRESENT} on disk, not recorded by the server   {MISSING} missing"
 
 
 def drawing(trust: Trust, total: int, cells: int) -> str:
@@ -26,3 +27,10 @@ def drawing(trust: Trust, total: int, cells: int) -> str:
         else:
             drawn.append(MISSING)
     return "".join(drawn)
+
+
+def scale(total: int, cells: int) -> str:
+    """What stands below a drawing: where it begins, its middle, and its end."""
+    middle, end = size(total // 2), size(total)
+    left = f"{0:<{max(2, (cells - len(middle)) // 2)}}{middle}"
+    return f"{left}{end:>{max(len(end) + 1, cells - len(left))}}"

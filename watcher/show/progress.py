@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import orjson
-from rich.filesize import decimal
 
 from watcher.ollama import names
 from watcher.pull.driver import Pull, Update, Waiting
+from watcher.show.text import size
 from watcher.state import event_log
 from watcher.state.download_states import State
 from watcher.system import advice
@@ -161,9 +161,9 @@ def _numbers(update: Update) -> str:
     record = update.record
     if not record.total_bytes:
         return ""
-    told = f"{record.progress_percent:.0f} % of {decimal(record.total_bytes)}"
+    told = f"{record.progress_percent:.0f} % of {size(record.total_bytes)}"
     if record.state is State.DOWNLOADING and round(record.bytes_per_second or 0):
-        told += f", {decimal(round(record.bytes_per_second or 0))}/s"
+        told += f", {size(round(record.bytes_per_second or 0))}/s"
         if update.seconds_left is not None:
             told += f", {advice.duration(update.seconds_left)} left"
     return told

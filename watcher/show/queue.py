@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from watcher.observe.serving import QueueRunner
 from watcher.ollama import names
 from watcher.pull import queue
 from watcher.pull.queue import Item, ItemState, Queue
-from watcher.show.lines import count, run_by, runs
-from watcher.show.tables import Command, clock
+from watcher.show.text import Line, Part, Span, Table, command, count, more, name
 from watcher.state import event_log
+from watcher.state.event_log import clock
+from watcher.system import advice
 
 SCHEMA = "ollama-watch/queue/1"
 
 #: So many of the line are shown, and so many of what is done.
-_SHOWN, _SHOWN_DONE = 30, 5
+SHOWN, _SHOWN_DONE = 30, 5
 _STYLE = {
     ItemState.RUNNING: "green",
     ItemState.FAILED: "bold red",
@@ -29,44 +27,70 @@ _STYLE = {
 _WORDS = {number: word for word, number in queue.PRIORITIES.items()}
 
 
-def table(
-    kept: Queue, arrivals: Sequence[float | None], by: QueueRunner | None, now: float, helps: str
-) -> list[object]:
-    """What ``queue ls`` prints; `arrivals`: when each of the line will be done, where known.
+class Shown(NamedTuple):
+    """The queue, and who runs it; `arrivals`: when each of the line is complete, where known."""
 
-    `helps`: the command that gets the queue going again, or "".
-    """
-    shown: list[object] = []
+    kept: Queue
+    arrivals: Sequence[float | None]
+    by: QueueRunner | None
+    now: float
+
+
+def table(shown: Shown, helps: str, most: int | None) -> Iterator[Part]:
+    """What ``queue ls`` prints. `helps`: the command that starts the queue again, or ""."""
+    kept, by = shown.kept, shown.by
+    if not (kept.line or kept.done):
+        yield "the queue is empty; add a model: ollama-watch queue add MODEL"
+        return
     if kept.line:
-        told = runs(kept, by)
-        shown.append(Text(told, style="yellow" if kept.paused or by is None else ""))
+        style = "yellow" if kept.paused or by is None else ""
+        yield Line(f"{len(kept.line):,} queued{_all_by(shown)}; {runs(kept, by)}", style=style)
         if helps:
-            shown.append(Command(helps))
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    made.add_column("#", justify="right")
-    made.add_column("model", overflow="fold", ratio=3)
-    made.add_column("priority")
-    made.add_column("state", overflow="fold", ratio=4)
-    made.add_column("done by")
-    made.expand = True
-    for number, (item, at) in enumerate(zip(kept.line, arrivals, strict=True), 1):
-        if number > _SHOWN:
-            break
-        done_by = "" if at is None else clock(at, now)
-        made.add_row(str(number), *_cells(item, now), done_by)
-    for item in kept.done[: -_SHOWN_DONE - 1 : -1]:
-        made.add_row("", *_cells(item, now), "")
-    if made.row_count:
-        shown.append(made)
-    if len(kept.line) > _SHOWN:
-        shown.append(Text(f"and {len(kept.line) - _SHOWN:,} more: --json has them all"))
-    if not made.row_count:
-        shown.append(Text("the queue is empty: `queue add MODEL` puts a model into it"))
-    return shown
+            yield command(helps)
+    rows = [
+        (str(number), *_cells(item, "" if at is None else clock(at, shown.now), shown.now))
+        for number, (item, at) in enumerate(
+            zip(kept.line[:most], shown.arrivals[:most], strict=True), 1
+        )
+    ]
+    done = kept.done[: -_SHOWN_DONE - 1 : -1]
+    rows += [("", *_cells(item, "", shown.now)) for item in done]
+    yield Table(rows, ("#", "model", "priority", "done by", "state"), frozenset({0}))
+    if most is not None and kept.line[most:]:
+        yield more(len(kept.line) - most)
+
+
+def _all_by(shown: Shown) -> str:
+    known = [at for at in shown.arrivals if at is not None]
+    if not known or len(known) < len(shown.kept.line):
+        return ""
+    return f", done by {clock(max(known), shown.now)}"
+
+
+def runs(kept: Queue, by: QueueRunner | None) -> str:
+    """Which process runs the queue, in words; or that nothing does."""
+    if kept.paused:
+        return "paused"
+    if by is None:
+        return "nothing runs it; set queue = true for the daemon, or run it"
+    pid = "" if by.pid is None else f" (pid {by.pid})"
+    return f"run by the daemon{pid}" if by.is_daemon else f"run by ollama-watch queue run{pid}"
+
+
+def restart(kept: Queue, by: QueueRunner | None, store: str, found_by: str) -> str:
+    """The command that starts a queue again; "" where it runs."""
+    if kept.paused:
+        return advice.on(store, found_by, "queue", "resume")
+    return advice.on(store, found_by, "queue", "run") if by is None else ""
+
+
+def run_by(by: QueueRunner | None) -> dict[str, Any] | None:
+    """Which process runs the queue, in a document."""
+    return None if by is None else {"pid": by.pid, "daemon": by.is_daemon}
 
 
 def told(item: Item, now: float) -> str:
-    """What is with an item, in words."""
+    """The state of an item in words."""
     so_far = item.so_far
     if item.state is ItemState.RUNNING:
         assert so_far.runner is not None
@@ -84,34 +108,27 @@ def told(item: Item, now: float) -> str:
     return item.state.value
 
 
-def document(
-    store: str,
-    kept: Queue,
-    arrivals: Sequence[float | None],
-    by: QueueRunner | None,
-    now: float,
-) -> dict[str, Any]:
+def document(shown: Shown, store: str) -> dict[str, Any]:
     """What ``queue ls --json`` prints."""
+    kept = shown.kept
     return {
         "schema": SCHEMA,
-        "time": event_log.rfc3339(now),
+        "time": event_log.rfc3339(shown.now),
         "store": names.exact(store),
         "paused": kept.paused,
-        "run_by": run_by(by),
+        "run_by": run_by(shown.by),
         "items": [
             {"position": number, **_item(item), "done_by": _time(at)}
-            for number, (item, at) in enumerate(zip(kept.line, arrivals, strict=True), 1)
+            for number, (item, at) in enumerate(zip(kept.line, shown.arrivals, strict=True), 1)
         ],
         "done": [_item(item) for item in kept.done],
     }
 
 
-def _cells(item: Item, now: float) -> tuple[Text, str, Text]:
-    return (
-        Text(names.printable(item.model)),
-        _WORDS.get(item.priority, str(item.priority)),
-        Text(told(item, now), style=_STYLE.get(item.state, "")),
-    )
+def _cells(item: Item, done_by: str, now: float) -> tuple[str | Span, ...]:
+    priority = _WORDS.get(item.priority, str(item.priority))
+    state = Span(told(item, now), _STYLE.get(item.state, ""))
+    return name(item.model), priority, done_by, state
 
 
 def _item(item: Item) -> dict[str, Any]:

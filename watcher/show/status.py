@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from watcher.decide import remaining
@@ -15,15 +15,17 @@ from watcher.pull.failures import Asked, Cause, of_error
 from watcher.pull.queue import Queue
 from watcher.pull.speed import Spread
 from watcher.reconcile import Report
-from watcher.show import documents, lines, log
+from watcher.show import documents, log, part_map, queue, tables
+from watcher.show.text import Line, Part, Span, Table, command, name, size
 from watcher.state import event_log
 from watcher.state.download_states import State
+from watcher.state.event_log import clock
 from watcher.state.records import Record, Records
 from watcher.system import advice
 
 #: A record of a download that goes on is changed each second, but for waits.
 _SILENT_SECONDS = 60.0
-_NOBODY = "nobody has it open"
+_NO_WRITER = "no process has it open"
 
 
 class Pace(NamedTuple):
@@ -96,7 +98,7 @@ class Status:
 def _settled(diagnosed: Diagnosed) -> Diagnosed:
     condition, because = settled_condition(diagnosed.download)
     left = max(0.0, QUIET_SECONDS - diagnosed.quiet)
-    why = f"{_NOBODY}, and a pull may go on with it for {left:.0f} s more; {because}"
+    why = f"{_NO_WRITER}; a pull may still continue it for {left:.0f} s; {because}"
     return diagnosed._replace(condition=condition, because=why)
 
 
@@ -112,9 +114,10 @@ def document(status: Status) -> dict[str, Any]:
         "queue": {
             "waiting": len(status.queue.line),
             "paused": status.queue.paused,
-            "run_by": lines.run_by(status.runner),
+            "run_by": queue.run_by(status.runner),
         },
         "looked_at": event_log.rfc3339(status.looked_at) if status.looked_at else None,
+        "visibility": seen.view.visibility.value,
         "sight": seen.view.visibility.value,
         "servers": [{"pid": each.pid, "state": each.state.value} for each in seen.servers],
         "downloads": [_download(each, status) for each in status.diagnosed],
@@ -210,20 +213,18 @@ class Hint(NamedTuple):
 
 def hints(status: Status) -> Iterator[Hint]:
     """What helps, where what is kept says so."""
-    from rich.filesize import decimal
-
     pulls = rates(status)
     if len(pulls) > 1:
-        together = decimal(round(sum(pulls.values())))
-        yield Hint(f"{len(pulls)} pulls share one line: {together}/s together")
+        together = size(round(sum(pulls.values())))
+        yield Hint(f"{len(pulls)} pulls share the connection: {together}/s in total")
     for key, record in status.pulled.items():
         if record.state.active and record.resets:
-            yield Hint(f"{key}: connections are reset, and the cure is on")
+            yield Hint(f"{key}: connections are reset; the pull repairs it")
         if record.state is State.ERROR and record.error:
             cause = of_error(record.error)
             if cause is Cause.RESETS:
-                command = Cause.CANCELLED.command(_asked(status, key))
-                yield Hint(f"{key}: connections are reset, which a pull of ours survives", command)
+                pull = Cause.CANCELLED.command(_asked(status, key))
+                yield Hint(f"{key}: connections are reset; to survive that, pull it with:", pull)
             elif cause is not Cause.UNKNOWN:
                 yield Hint(f"{key}: {cause.step}", cause.command(_asked(status, key)))
 
@@ -236,116 +237,134 @@ def _asked(status: Status, model: str) -> Asked:
     return Asked(model, url, seen.place.path, seen.place.found_by, options)
 
 
-def table(status: Status) -> Iterator[object]:
-    """The same for people."""
-    from rich.padding import Padding
-    from rich.text import Text
-
-    from watcher.show import part_map, tables
-
-    summary = tables.summary(status.report.evidence)
-    summary.add_row(Text("daemon", style="bold"), _daemon(status))
+def table(status: Status, *, verbose: bool) -> Iterator[Part]:
+    """The same for people; `verbose`: every download, not only the first ones."""
+    report = status.report
+    found = sorted(status.diagnosed, key=_liveliest_first)
+    yield _verdict(status, found)
+    yield ""
+    yield from tables.summary(report.evidence)
+    yield tables.row("daemon", _daemon(status))
     if status.queue.line:
-        runs = lines.runs(status.queue, status.runner)
-        summary.add_row(Text("queue", style="bold"), f"{len(status.queue.line)} in line; {runs}")
-    yield summary
-    place = status.report.evidence.place
-    helps = lines.runs_it(status.queue, status.runner, place.path, place.found_by)
-    if status.queue.line and helps:
-        yield tables.Command(helps)
-    for diagnosed in sorted(status.diagnosed, key=_liveliest_first):
-        key = diagnosed.download.key
-        if diagnosed.condition is Condition.LIVE:
-            block = tables.drawn(diagnosed, _pace(status.paces.get(key), status.spreads.get(key)))
-        else:
-            block = tables.drawn(diagnosed)
-        if diagnosed.because.startswith(_NOBODY):
-            block.add_row("", diagnosed.because)
-        for holder in diagnosed.download.writers[:1]:
-            block.add_row("", f"pulled by {names.printable(holder.process)} ({holder.pid})")
-        yield Padding(block, (1, 0, 0, 0))
-    if status.report.diagnosis.diagnosed:
-        yield Text(f"\n  {part_map.LEGEND}", style="dim")
-    else:
-        yield Text(f"\nno download is unfinished{' as far as could be seen' * bool(status.unseen)}")
-    yield from tables.not_seen(status.unseen, status.report.diagnosis)
+        runs = queue.runs(status.queue, status.runner)
+        yield tables.row("queue", f"{len(status.queue.line):,} queued; {runs}")
+        place = report.evidence.place
+        helps = queue.restart(status.queue, status.runner, place.path, place.found_by)
+        if helps:
+            yield command(helps)
+    shown = len(found) if verbose else tables.SHOWN_DRAWN
+    for diagnosed in found[:shown]:
+        yield ""
+        yield from _download_drawn(diagnosed, status)
+    if found[shown:]:
+        yield ""
+        yield Line(tables.left_out(found[shown:]), 2)
+    if found:
+        yield ""
+        yield Line(part_map.LEGEND, 2, "dim")
+    yield from tables.not_seen(status.unseen, report.diagnosis)
     yield from _models(status)
     yield from _due(status)
 
 
-def _models(status: Status) -> Iterator[object]:
+def _verdict(status: Status, found: list[Diagnosed]) -> Line:
+    """What is downloaded just now and how fast; else what an audit says first."""
+    for key, record in status.pulled.items():
+        if record.state.active and record.total_bytes:
+            told = _told(record, status.report.evidence.now)
+            return Line((Span(f"{name(key)}:", "bold"), Span(f" {told}.")))
+    live = [each for each in found if each.condition is Condition.LIVE]
+    if live:
+        first = live[0]
+        alike = [each for each in live if each.download.models[:1] == first.download.models[:1]]
+        alike = alike if first.download.models else [first]
+        paces = [status.paces[key] for each in alike if (key := each.download.key) in status.paces]
+        rate = sum(each.per_second for each in paces)
+        left = [each.left for each in paces]
+        pace = Pace(rate, None if None in left else max(filter(None, left), default=None))
+        others = len(live) - len(alike)
+        more = f"; {others:,} more in use" if others else ""
+        told = f" {tables.on_disk(alike)}{_pace(pace if paces else None, None)}{more}."
+        return Line((Span(f"{tables.known_as(first)}:", "bold"), Span(told)))
+    if found:
+        diagnosis = status.report.diagnosis._replace(diagnosed=tuple(found))
+        return tables.verdict(replace(status.report, diagnosis=diagnosis))
+    return Line(f"no unfinished downloads{', as far as visible' * bool(status.unseen)}")
+
+
+def _download_drawn(diagnosed: Diagnosed, status: Status) -> Iterator[Line]:
+    key = diagnosed.download.key
+    live = diagnosed.condition is Condition.LIVE
+    pace = _pace(status.paces.get(key), status.spreads.get(key)) if live else ""
+    yield from tables.drawn(diagnosed, pace)
+    for holder in diagnosed.download.writers[:1]:
+        yield tables.beside(f"pulled by {name(holder.process)} ({holder.pid})")
+
+
+def _models(status: Status) -> Iterator[Part]:
     """Each model's stage, percent and error, and what helps."""
-    from rich.filesize import decimal
-    from rich.table import Table
-    from rich.text import Text
-
-    from watcher.show import tables
-
     if not status.pulled:
         return
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column(overflow="fold", ratio=1)
-    rows.add_column(overflow="fold", ratio=2)
-    rows.expand = True
-    for key, record in status.pulled.items():
-        told = record.stage
-        if record.total_bytes:
-            told += f" {record.progress_percent:.0f} % of {decimal(record.total_bytes)}"
-        if record.state.active and round(record.bytes_per_second or 0):
-            told += f", {decimal(round(record.bytes_per_second or 0))}/s"
-        for each in log.losses(record.resets, record.stalls, record.lost_bytes):
-            told += f", {each}"
-        silent = status.report.evidence.now - record.updated_at
-        if record.state.active and silent >= _SILENT_SECONDS:
-            told += f"; nothing was heard of it for {advice.duration(silent)}"
-        if record.error:
-            told += f": {record.error}"
-        style = "red" if record.state is State.ERROR else ""
-        rows.add_row(Text(names.printable(key), style="bold"), Text(told, style=style))
-    yield Text("")
-    yield rows
+    now = status.report.evidence.now
+    yield ""
+    yield Table(
+        [
+            (Span(name(key), "bold"), Span(_told(record, now), _style(record)))
+            for key, record in status.pulled.items()
+        ]
+    )
     for hint in hints(status):
-        yield Text(names.printable(hint.words))
+        yield names.printable(hint.words)
         if hint.command:
-            yield tables.Command(hint.command)
+            yield command(hint.command)
+
+
+def _style(record: Record) -> str:
+    return "red" if record.state is State.ERROR else ""
+
+
+def _told(record: Record, now: float) -> str:
+    told = record.stage
+    if record.total_bytes:
+        told += f" {record.progress_percent:.0f} % of {size(record.total_bytes)}"
+    if record.state.active and round(record.bytes_per_second or 0):
+        told += f", {size(round(record.bytes_per_second or 0))}/s"
+    for each in log.losses(record.resets, record.stalls, record.lost_bytes):
+        told += f", {each}"
+    silent = now - record.updated_at
+    if record.state.active and silent >= _SILENT_SECONDS:
+        told += f"; no news for {advice.duration(silent)}"
+    return f"{told}: {record.error}" if record.error else told
 
 
 def _daemon(status: Status) -> str:
-    running = status.daemon
-    if running is None:
-        told = "none watches this store"
-    else:
+    running, now = status.daemon, status.report.evidence.now
+    told = "not running on this store"
+    if running is not None:
         told = f"pid {running.pid}, since {running.since}"
     if status.looked_at:
-        ago = max(0.0, status.report.evidence.now - status.looked_at)
-        told += f"; the last look at all of it {advice.duration(ago)} ago"
+        ago = advice.duration(max(0.0, now - status.looked_at))
+        told += f"; last full scan {ago} ago"
     return told
 
 
 def _pace(pace: Pace | None, lately: Spread | None) -> str:
-    from rich.filesize import decimal
-
     if pace is None:
         return ""
     spread = ""
     if lately is not None:
-        slow, fast = decimal(round(lately.minimum)), decimal(round(lately.maximum))
+        slow, fast = size(round(lately.minimum)), size(round(lately.maximum))
         spread = f" ({slow}/s to {fast}/s in the last minutes)"
     left = "" if pace.left is None else f", {advice.duration(pace.left)} left"
-    return f"; {decimal(round(pace.per_second))}/s{spread}{left}"
+    return f"; {size(round(pace.per_second))}/s{spread}{left}"
 
 
-def _due(status: Status) -> Iterator[object]:
-    """What is worth another look next, and when."""
-    from rich.text import Text
-
-    from watcher.show import tables
-
+def _due(status: Status) -> Iterator[Line]:
+    """What is worth another scan next, and when."""
     models = {each.digest: each.download.models for each in status.report.diagnosis.diagnosed}
     for due in status.report.plan.due[:1]:
-        who = names.known_as(models.get(due.digest, ()), due.digest)
-        when = tables.clock(due.at, status.report.evidence.now)
-        yield Text(f"  next: {who} at {when}", style="dim")
+        who = name(names.known_as(models.get(due.digest, ()), due.digest))
+        yield Line(f"next: {who} at {clock(due.at, status.report.evidence.now)}", 2, "dim")
 
 
 def _liveliest_first(diagnosed: Diagnosed) -> tuple[bool, int, str]:

@@ -1,20 +1,15 @@
-"""Reports as text for people: 80 columns, colours only where the terminal wants them."""
+"""Reports for people: audits, what lies in quarantine, and what a verification found."""
 
 from __future__ import annotations
 
-import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-
-from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Iterator, Sequence
 
 from watcher.decide import findings, remaining, verifying
 from watcher.decide.verifying import Verified
 from watcher.model import (
     BlobCensus,
+    BlobFault,
     Condition,
     Diagnosed,
     Diagnosis,
@@ -22,6 +17,7 @@ from watcher.model import (
     Finding,
     Forecast,
     Kept,
+    Server,
     Severity,
     Unseen,
     Visibility,
@@ -29,19 +25,30 @@ from watcher.model import (
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
 from watcher.show import part_map
-from watcher.show.lines import count, verified_line
-from watcher.state.event_log import instant
+from watcher.show.text import (
+    Line,
+    Part,
+    Span,
+    command,
+    count,
+    more,
+    name,
+    part_of,
+    size,
+    width,
+)
+from watcher.state.event_log import clock
 from watcher.system import advice
 
-WIDTH = 80
 #: Of findings alike, so many are shown one by one.
 _SHOWN_ALIKE = 10
-_CELLS = 64
-#: What stands beside the narrow column of a `_block`.
-_INDENT = 11
 #: So many downloads are drawn.
-_SHOWN_DRAWN = 20
+SHOWN_DRAWN = 20
+#: What stands beside a word in the narrow column.
+_INDENT = 11
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
+_NOTICES = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
+#: From the best to the worst; what is missing here is worse.
 _CONDITION_STYLE = {
     Condition.LIVE: "green",
     Condition.PAUSED: "cyan",
@@ -50,342 +57,417 @@ _CONDITION_STYLE = {
     Condition.WHOLE: "yellow",
     Condition.REDUNDANT: "yellow",
 }
+_CONDITIONS = (*_CONDITION_STYLE, Condition.HOLLOW, Condition.BLOCKED, Condition.UNKNOWN)
+#: In the narrow column; all others need repair.
+_SHORT = {
+    Condition.LIVE: "in use",
+    Condition.PAUSED: "resumable",
+    Condition.WHOLE: "complete",
+    Condition.REDUNDANT: "redundant",
+    Condition.UNKNOWN: "unknown",
+}
+#: Nothing has to be done about them.
+_WELL = (Condition.LIVE, Condition.PAUSED)
+_VISIBILITY = {Visibility.NAMED: "names only", Visibility.PARTIAL: "limited"}
 
 
-class Command(Text):
-    """A command that can be pasted: on a line of its own, which is never broken."""
-
-    def __init__(self, command: str, indent: int = 0) -> None:
-        super().__init__(f"{' ' * indent}-> {command}", style="bold")
+def row(word: str, text: str | tuple[Span, ...], style: str = "bold") -> Line:
+    """A word in a narrow column, and what there is to say beside it."""
+    return Line(text, _INDENT, label=(Span(word, style),))
 
 
-def render(parts: Iterable[object], *, color: bool, width: int = WIDTH) -> str:
-    """Text of rich's renderables, with colour codes only where asked for."""
-    console = Console(
-        file=io.StringIO(),
-        width=width,
-        force_terminal=color,
-        no_color=not color,
-        color_system="standard" if color else None,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        soft_wrap=False,
+def beside(text: str, style: str = "") -> Line:
+    """More to say beside the word."""
+    return Line(text, _INDENT, style)
+
+
+# ---------------------------------------------------------------- the first line
+
+
+def healthy(report: Report) -> Line:
+    """The one line for a store with nothing to report."""
+    census = report.evidence.census
+    left = max(0, census.healthy - census.hashed)
+    verify = advice.watch(report.evidence, "verify") if left else ""
+    return Line(
+        f"healthy: {name(report.evidence.place.path)}: {count(census.manifests, 'model')},"
+        f" {count(census.healthy, 'blob')}, {size(census.healthy_bytes)}"
+        f"{f'; {left:,} not yet verified.' if left else ''}",
+        run=verify,
     )
-    with console.capture() as captured:
-        for part in parts:
-            console.print(part, soft_wrap=isinstance(part, Command))
-    return "\n".join(line.rstrip() for line in names.sayable(captured.get()).splitlines()) + "\n"
 
 
-def picture(parts: Iterable[object], *, title: str) -> str:
-    """The same as an SVG."""
-    console = Console(
-        file=io.StringIO(),
-        width=WIDTH,
-        record=True,
-        force_terminal=True,
-        highlight=False,
-        markup=False,
-        emoji=False,
+def verdict(report: Report) -> Line:
+    """What somebody came for: how much of which model is on disk, its risk, and what to run."""
+    seen, diagnosis = report.evidence, report.diagnosis
+    fates = _fates(seen, diagnosis)
+    urgent, fate = min(fates, key=_urgency, default=(None, ""))
+    other = next((each for each in diagnosis.findings if not _is_drawn(each)), None)
+    is_well = urgent is None or (not fate and urgent.condition in _WELL)
+    least = Severity.WARNING if urgent is None else Severity.ERROR
+    if is_well and other is not None and other.severity.rank >= least.rank:
+        return Line(_sentence(other.message), run=other.command)
+    if urgent is None:
+        return _nothing_wrong(report)
+    alike = [each for each, _ in fates if each.download.models[:1] == urgent.download.models[:1]]
+    return Line(
+        (
+            Span(f"{known_as(urgent)}:", "bold"),
+            Span(f" {on_disk(alike if urgent.download.models else [urgent])}. "),
+            Span(_sentence(fate or _state(urgent))),
+        ),
+        run=_step(urgent, seen, at_risk=bool(fate)),
     )
-    for part in parts:
-        console.print(part)
-    return console.export_svg(title=title, unique_id="ollama-watch")
+
+
+def _nothing_wrong(report: Report) -> Line:
+    notices = len(report.diagnosis.findings)
+    if not notices:
+        return healthy(report)
+    return Line(f"no unfinished downloads and no errors; {count(notices, 'notice')} (show: -v)")
+
+
+def _fates(seen: Evidence, diagnosis: Diagnosis) -> list[tuple[Diagnosed, str]]:
+    """Each download, and what the next server start does to it; "" where that is nothing."""
+    doomed = findings.doomed(diagnosis.forecast) if diagnosis.forecast else {}
+    if seen.next_start.watched:
+        # A daemon protects downloads; where it can't, they are old by now.
+        doomed = {path: at for path, at in doomed.items() if at <= seen.now}
+    return [
+        (
+            each,
+            ""
+            if each.condition is Condition.LIVE
+            else findings.fate_of(each.download, seen.now, doomed),
+        )
+        for each in diagnosis.diagnosed
+    ]
+
+
+def _urgency(item: tuple[Diagnosed, str]) -> tuple[bool, bool, int, int, str]:
+    """Orders downloads: what is worth keeping and at risk first, then the worst and largest."""
+    each, fate = item
+    return each.stale, not fate, *_badness(each)
+
+
+def on_disk(alike: Sequence[Diagnosed]) -> str:
+    """How much of a model is on disk, all its unfinished layers together."""
+    unreadable = next((each.download.unreadable for each in alike), None)
+    if unreadable is not None:
+        return f"its files can't be read: {unreadable}"
+    present = sum(ranges.size(each.download.trust.present) for each in alike)
+    totals = [each.download.total for each in alike]
+    total = sum(each or 0 for each in totals)
+    if None in totals or not total:
+        return f"{size(present)} on disk of an unknown length"
+    return f"{100 * present // total} % on disk ({part_of(present, total)})"
+
+
+def known_as(diagnosed: Diagnosed) -> str:
+    """What people know a download by."""
+    return name(names.known_as(diagnosed.download.models, diagnosed.digest))
+
+
+def _state(diagnosed: Diagnosed) -> str:
+    if diagnosed.stale:
+        return f"stale: no bytes for {advice.duration(diagnosed.age)}"
+    return diagnosed.condition.in_words
+
+
+def _step(diagnosed: Diagnosed, seen: Evidence, *, at_risk: bool) -> str:
+    """The one command to run; what is at risk needs protection before a pull."""
+    if at_risk and diagnosed.condition is Condition.PAUSED and not diagnosed.stale:
+        return findings.protects(diagnosed, seen)
+    return findings.helps(diagnosed, seen)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 # ---------------------------------------------------------------- audit
 
 
-def audit(report: Report, *, verbose: bool) -> list[object]:
-    """A whole audit: the store, its downloads drawn, the findings by severity."""
-    shown: list[object] = [_summary(report.evidence, report.diagnosis)]
-    if report.diagnosis.diagnosed:
-        shown.append(Text("\nUnfinished downloads", style="bold"))
-        worst_first = sorted(report.diagnosis.diagnosed, key=_badness)
-        for each in worst_first[:_SHOWN_DRAWN]:
-            shown.extend((*_download(each, report.evidence), Text("")))
-        if len(worst_first) > _SHOWN_DRAWN:
-            conditions = Counter(each.condition.value for each in worst_first[_SHOWN_DRAWN:])
-            more = ", ".join(f"{count:,} {condition}" for condition, count in conditions.items())
-            shown.append(Text(f"  and {more}: --json has them all"))
-        shown.append(Text(f"  {part_map.LEGEND}", style="dim"))
+def audit(report: Report, *, verbose: bool) -> Iterator[Part]:
+    """A whole audit: its verdict, the store, the downloads drawn, the findings by severity."""
+    seen, diagnosis = report.evidence, report.diagnosis
+    yield verdict(report)
+    yield ""
+    yield from summary(seen)
+    yield row("found", _counts(diagnosis))
+    if diagnosis.diagnosed:
+        yield ""
+        yield Line("Unfinished downloads", style="bold")
+        worst_first = sorted(diagnosis.diagnosed, key=_badness)
+        shown = len(worst_first) if verbose else SHOWN_DRAWN
+        for each in worst_first[:shown]:
+            yield from _download(each, seen)
+            yield ""
+        if worst_first[shown:]:
+            yield Line(left_out(worst_first[shown:]), 2)
+        yield Line(part_map.LEGEND, 2, "dim")
     told = [
         finding
-        for finding in report.diagnosis.findings
-        if not _told_by_drawing(finding) and (verbose or finding.severity is not Severity.INFO)
+        for finding in diagnosis.findings
+        if not _is_drawn(finding) and (verbose or finding.severity is not Severity.INFO)
     ]
     if told:
-        shown.append(Text("\nFindings", style="bold"))
-        shown.extend(_findings(told))
-    if report.diagnosis.forecast is not None:
-        shown.extend(_forecast(report.diagnosis.forecast, report.evidence))
-    return shown
+        yield ""
+        yield Line("Findings", style="bold")
+        yield from _findings(told, None if verbose else _SHOWN_ALIKE)
+    if diagnosis.forecast is not None:
+        yield from _forecast(diagnosis.forecast, seen)
+
+
+def left_out(rest: Sequence[Diagnosed]) -> str:
+    """Says of which conditions the downloads are that are not drawn."""
+    conditions = Counter(each.condition.in_words for each in rest)
+    kinds = ", ".join(f"{number:,} {condition}" for condition, number in conditions.items())
+    return f"{more(len(rest))} ({kinds})"
 
 
 def _badness(diagnosed: Diagnosed) -> tuple[int, int, str]:
-    """Orders downloads: what can't go on first, the largest of them first."""
-    order = list(_CONDITION_STYLE)
-    rank = order.index(diagnosed.condition) if diagnosed.condition in order else len(order)
+    """Orders downloads: the worst condition first, the largest of them first."""
+    rank = _CONDITIONS.index(diagnosed.condition)
     return -rank, -diagnosed.download.allocated, diagnosed.digest
 
 
-def _forecast(foreseen: Forecast, seen: Evidence) -> Iterable[object]:
-    """What the next start of the server does; nothing where it does nothing."""
-    table = _block()
+def _forecast(foreseen: Forecast, seen: Evidence) -> Iterator[Part]:
+    """What the next server start does; nothing where it does nothing."""
+    shown = list(_foreseen(foreseen, seen))
+    if shown:
+        yield ""
+        yield Line("The next server start", style="bold")
+        yield from shown
+        yield from map(beside, foreseen.why[:_SHOWN_ALIKE])
+
+
+def _foreseen(foreseen: Forecast, seen: Evidence) -> Iterator[Line]:
     if foreseen.start_fails:
-        table.add_row(Text("fails", style="bold red"), "the server can't start")
+        yield row("fails", "the server can't start", "bold red")
     if foreseen.pruning_off:
-        table.add_row(Text("keeps", style="cyan"), "its clean-up is off: nothing is deleted")
+        yield row("keeps", "pruning is off: nothing is deleted", "cyan")
     if foreseen.deletes:
-        table.add_row(
-            Text("deletes", style="bold red"),
-            f"{count(len(foreseen.deletes), 'file')}, freeing {decimal(foreseen.freed)}:",
-        )
+        files = count(len(foreseen.deletes), "file")
+        yield row("deletes", f"{files}, freeing {size(foreseen.freed)}:", "bold red")
         for each in foreseen.deletes[:_SHOWN_ALIKE]:
-            size = decimal(each.entry.allocated)
-            table.add_row("", Text(f"{_middle(each.path)}  {size}", style="dim"))
+            yield beside(f"{name(each.path)}  {size(each.entry.allocated)}", "dim")
         if len(foreseen.deletes) > _SHOWN_ALIKE:
-            table.add_row("", f"and {len(foreseen.deletes) - _SHOWN_ALIKE:,} more")
+            yield beside(f"and {len(foreseen.deletes) - _SHOWN_ALIKE:,} more")
     if foreseen.later:
         first, _ = foreseen.later[0]
-        freed = decimal(sum(located.entry.freed for _, located in foreseen.later))
-        more = f"{count(len(foreseen.later), 'file')} more ({freed})"
-        when = f"if it starts after they are an hour old: the first at {clock(first, seen.now)}"
-        table.add_row(Text("later", style="yellow"), f"{more} {when}")
+        freed = size(sum(located.entry.freed for _, located in foreseen.later))
+        files = f"{count(len(foreseen.later), 'file')} more ({freed})"
+        when = f"if it starts once they are one hour old: the first at {clock(first, seen.now)}"
+        yield row("later", f"{files} {when}", "yellow")
     if foreseen.renames:
-        table.add_row("renames", f"{count(len(foreseen.renames), 'file')} of older servers")
-    if table.row_count:
-        for why in foreseen.why[:_SHOWN_ALIKE]:
-            table.add_row("", why)
-        yield Text("\nThe next start of the server", style="bold")
-        yield table
+        files = count(len(foreseen.renames), "file")
+        yield row("renames", f"{files} with names of older servers", "")
 
 
-def clock(at: float, now: float) -> str:
-    """An instant as people say it: the local time, and the day where it is not today."""
-    when, today = (instant(each).astimezone() for each in (at, now))
-    return when.strftime("%H:%M" if when.date() == today.date() else "%Y-%m-%d %H:%M")
-
-
-def _middle(path: str) -> str:
-    """A path whose digest is cut short so that it fits on a line."""
-    shown = names.printable(path)
-    return shown if len(shown) <= _CELLS - 8 else f"{shown[:30]}…{shown[-18:]}"
-
-
-def _block() -> Table:
-    """A word in a narrow column, and what there is to say beside it."""
-    table = Table.grid(padding=(0, 2), expand=True)
-    table.add_column(width=9)
-    table.add_column(ratio=1, overflow="fold")
-    return table
-
-
-def _told_by_drawing(finding: Finding) -> bool:
+def _is_drawn(finding: Finding) -> bool:
+    """Whether a finding says what the drawing of its download says."""
     beside = ("download_stale", "download_at_risk")
     return finding.kind.startswith("download_") and finding.kind not in beside
 
 
-def _summary(seen: Evidence, diagnosis: Diagnosis) -> Table:
-    table = summary(seen)
-    table.add_row(Text("found", style="bold"), _counts(diagnosis))
-    return table
-
-
-def summary(seen: Evidence) -> Table:
-    """The store, the server and the sight: a word in bold, and what there is to say beside it."""
+def summary(seen: Evidence) -> Iterator[Line]:
+    """The store, the server and the visibility."""
     place, census = seen.place, seen.census
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column(overflow="fold")
-    table.add_row(
-        Text("store", style="bold"), f"{names.printable(place.path)} (found by {place.found_by})"
-    )
-    table.add_row(
-        "",
-        f"{place.file_system or 'unknown file system'}, {decimal(place.free_bytes)} free; "
-        f"{_models_of(census)}, {_blobs_of(census)}",
+    yield row("store", f"{name(place.path)} (found by {place.found_by})")
+    yield beside(
+        f"{place.file_system or 'unknown file system'}, {size(place.free_bytes)} free;"
+        f" {_models_of(census)}, {_blobs_of(census)}"
     )
     for server in seen.servers:
-        version = f", version {server.version}" if server.version else ""
-        whose = "" if server.ours else ", perhaps of this store"
-        table.add_row(
-            Text("server", style="bold"),
-            f"ollama serve, pid {server.pid}, {server.state.value}{version}{whose}",
-        )
+        yield row("server", _server(server))
     if not seen.servers:
-        table.add_row(Text("server", style="bold"), "none runs on this store")
+        yield row("server", "not running on this store")
     if seen.view.visibility is not Visibility.FULL:
-        table.add_row(Text("sight", style="bold"), f"{seen.view.visibility.value}: {seen.view.why}")
-    return table
+        yield row("visibility", f"{_VISIBILITY[seen.view.visibility]}: {seen.view.why}")
+
+
+def _server(server: Server) -> str:
+    version = f", version {server.version}" if server.version else ""
+    whose = "" if server.ours else ", possibly of this store"
+    return f"ollama serve, pid {server.pid}, {server.state.value}{version}{whose}"
 
 
 def _models_of(census: BlobCensus) -> str:
     blind = any(path.startswith("manifests") for path in census.unlisted)
     if blind and not census.manifests:
-        return "which models is not known"
-    return f"{count(census.manifests, 'model')}{' that can be seen' * blind}"
+        return "models unknown"
+    return f"{count(census.manifests, 'model')}{' visible' * blind}"
 
 
 def _blobs_of(census: BlobCensus) -> str:
     if "blobs" in census.unlisted:
         return "blobs/ can't be listed"
-    return f"{count(census.entries, 'file')} in blobs/, {decimal(census.allocated)} on disk"
+    return f"{count(census.entries, 'file')} in blobs/, {size(census.allocated)} on disk"
 
 
-def _counts(diagnosis: Diagnosis) -> Text:
+def _counts(diagnosis: Diagnosis) -> tuple[Span, ...]:
     counts = Counter(finding.severity for finding in diagnosis.findings)
-    told = [
-        (f"{count(counts[severity], severity.value)}", _STYLE[severity])
-        for severity in (Severity.ERROR, Severity.WARNING)
-        if counts[severity]
-    ]
-    if counts[Severity.INFO]:
-        told.append((f"{counts[Severity.INFO]} for information", _STYLE[Severity.INFO]))
-    joined = Text()
-    for at, (text, style) in enumerate(told):
-        joined.append(", " if at else "")
-        joined.append(text, style=style)
-    return joined
+    told: list[Span] = []
+    for severity, word in _NOTICES.items():
+        if counts[severity]:
+            told += [Span(", ")] if told else []
+            told.append(Span(count(counts[severity], word), _STYLE[severity]))
+    return tuple(told)
 
 
-def _download(diagnosed: Diagnosed, seen: Evidence) -> Iterator[object]:
-    table = drawn(diagnosed)
-    table.add_row("", diagnosed.because)
-    table.add_row("", _costs(diagnosed))
+def _download(diagnosed: Diagnosed, seen: Evidence) -> Iterator[Line]:
+    yield from drawn(diagnosed)
+    if diagnosed.condition is not Condition.LIVE:
+        yield beside(_costs(diagnosed))
     words = "" if diagnosed.stale else findings.in_words(diagnosed)
     if words:
-        table.add_row("", words)
-    yield table
+        yield beside(words)
     helps = findings.helps(diagnosed, seen)
     if helps and not diagnosed.stale:
-        yield Command(helps, _INDENT)
+        yield command(helps, _INDENT)
 
 
-def drawn(diagnosed: Diagnosed, more: str = "") -> Table:
-    """A download: its condition and name, its bytes drawn, and its sizes in words and `more`."""
+def drawn(diagnosed: Diagnosed, pace: str = "") -> Iterator[Line]:
+    """A download: its condition and name, its bytes drawn, and its sizes in words."""
     download = diagnosed.download
     style = _CONDITION_STYLE.get(diagnosed.condition, "bold red")
-    table = _block()
-    state = Text(diagnosed.condition.value, style=style)
-    head = Text(names.known_as(download.models, diagnosed.digest), style="bold")
+    head = [Span(known_as(diagnosed), "bold")]
     if download.models:
-        head.append(f"  {names.short(diagnosed.digest)}", style="dim")
+        head.append(Span(f"  {names.short(diagnosed.digest)}", "dim"))
     if diagnosed.stale:
-        head.append("  stale", style="bold yellow")
-    table.add_row(state, head)
+        head.append(Span("  stale", "bold yellow"))
+    yield row(_SHORT.get(diagnosed.condition, "repair"), tuple(head), style)
     trust, total = download.trust, download.total
     if total:
-        table.add_row("", Text(part_map.drawing(trust, total, _CELLS), style=style))
-    table.add_row("", f"{_sizes(diagnosed)}{more}")
-    return table
+        cells = width() - _INDENT
+        yield beside(part_map.drawing(trust, total, cells), style)
+        yield beside(part_map.scale(total, cells), "dim")
+    yield beside(f"{_sizes(diagnosed)}{pace}")
+    yield beside(f"{diagnosed.condition.in_words}: {diagnosed.because}")
 
 
 def _costs(diagnosed: Diagnosed) -> str:
-    """What another pull would fetch."""
-    if diagnosed.condition is Condition.LIVE:
-        return ""
-    if diagnosed.cost_alone is None:
-        return "Ollama alone: it can't arrive, or what it would cost is not known"
-    told = f"Ollama alone still downloads {decimal(diagnosed.cost_alone)}"
-    if diagnosed.cost_repaired is not None and diagnosed.cost_repaired < diagnosed.cost_alone:
-        told += f"; {decimal(diagnosed.cost_repaired)} would do"
-    return told
+    """What another pull downloads."""
+    alone, repaired = diagnosed.cost_alone, diagnosed.cost_repaired
+    if alone is None:
+        return "without repair: unknown, or it can't complete"
+    if repaired is not None and repaired < alone:
+        return f"without repair: {size(alone)} to download; after repair: {size(repaired)}"
+    return f"still to download: {size(alone)}"
 
 
 def _sizes(diagnosed: Diagnosed) -> str:
-    download = diagnosed.download
-    trust, total = download.trust, download.total
+    trust, total = diagnosed.download.trust, diagnosed.download.total
     present = ranges.size(trust.present)
     beyond = ranges.size(ranges.difference(trust.present, trust.claimed))
-    of = f" of {decimal(total)}" if total else ""
-    told = f"{decimal(present)}{of} here"
+    told = f"{part_of(present, total) if total else size(present)} on disk"
     if beyond:
-        told += f", {decimal(beyond)} of that not claimed"
-    told += f"; {decimal(download.allocated)} on disk"
+        told += f" ({size(beyond)} not recorded by the server)"
     if diagnosed.condition is Condition.LIVE:
         return told
-    return f"{told}; no progress for {advice.duration(diagnosed.age)}"
+    return f"{told}; no bytes for {advice.duration(diagnosed.age)}"
 
 
-def _findings(told: list[Finding]) -> Iterable[object]:
+def _findings(told: Sequence[Finding], most: int | None) -> Iterator[Line]:
+    """Findings, of those alike at most so many one by one."""
     alike = Counter(finding.kind for finding in told)
     shown: Counter[str] = Counter()
     for finding in told:
         shown[finding.kind] += 1
-        if shown[finding.kind] <= _SHOWN_ALIKE:
+        if most is None or shown[finding.kind] <= most:
             yield from _finding(finding)
-        elif shown[finding.kind] == _SHOWN_ALIKE + 1:
-            more = alike[finding.kind] - _SHOWN_ALIKE
-            total = sum(each.sizes.allocated for each in told if each.kind == finding.kind)
-            yield Text(
-                f"           and {more:,} more {finding.kind}; {decimal(total)} in all of them"
-            )
+        elif shown[finding.kind] == most + 1:
+            every = sum(each.sizes.allocated for each in told if each.kind == finding.kind)
+            rest = alike[finding.kind] - most
+            yield beside(f"{more(rest, finding.kind)} ({size(every)} in all of them)")
 
 
-def _finding(finding: Finding) -> Iterator[object]:
-    table = _block()
-    message = Text(finding.message)
-    if finding.sizes.allocated:
-        message.append(f", {decimal(finding.sizes.allocated)} on disk")
-    table.add_row(Text(finding.severity.value, style=_STYLE[finding.severity]), message)
+def _finding(finding: Finding) -> Iterator[Line]:
+    taken = finding.sizes.allocated
+    on_disk = f", {size(taken)} on disk" if taken else ""
+    yield row(_NOTICES[finding.severity], f"{finding.message}{on_disk}", _STYLE[finding.severity])
     if finding.path:
-        table.add_row("", Text(_middle(finding.path), style="dim"))
-    if finding.evidence:
-        table.add_row("", finding.evidence)
-    if finding.alone:
-        table.add_row("", f"Ollama alone: {finding.alone}")
-    if finding.remedy:
-        table.add_row("", finding.remedy)
-    yield table
+        yield beside(name(finding.path), "dim")
+    without = f"without repair: {finding.alone}" if finding.alone else ""
+    yield from map(beside, filter(None, (finding.evidence, without, finding.remedy)))
     if finding.command:
-        yield Command(finding.command, _INDENT)
+        yield command(finding.command, _INDENT)
 
 
 # ---------------------------------------------------------------- quarantine, and what was hashed
 
 
-def quarantine(report: Report) -> list[object]:
-    """What lies in quarantine, and what has become of its place."""
-    table = Table.grid(padding=(0, 2))
-    for kept in report.evidence.quarantine:
-        table.add_row(Text(_middle(kept.label)), decimal(kept.entry.size), _place_of(kept))
-    return [table]
-
-
-def not_seen(found: Sequence[Unseen], diagnosis: Diagnosis) -> Iterator[object]:
-    """What could not be looked at, why, and what helps."""
-    for each in found[:_SHOWN_ALIKE]:
-        told = f"could not be looked at: {names.printable(each.path)}: {each.why}"
-        yield Text(told, style="red")
-    if len(found) > _SHOWN_ALIKE:
-        yield Text(f"and {len(found) - _SHOWN_ALIKE:,} more: --json has them all")
-    for command in remaining.opening(found, diagnosis)[:_SHOWN_ALIKE]:
-        yield Command(command)
+def quarantine(report: Report, most: int | None) -> Iterator[Line]:
+    """Every quarantined file with its whole label, which the other commands take."""
+    kept = report.evidence.quarantine
+    if kept:
+        taken = size(sum(each.entry.size for each in kept))
+        replaced = sum(each.replaced for each in kept)
+        purge = advice.watch(report.evidence, "quarantine", "purge") if replaced else ""
+        what = f"{replaced:,} replaced by valid blobs."
+        yield Line(f"{count(len(kept), 'file')} in quarantine, {taken}; {what}", run=purge)
+    for each in kept[:most]:
+        what = f"{size(each.entry.size):>9}  {_place_of(each):<25}"
+        yield Line(f"{what}  {names.printable(each.label)}", whole=True)
+    if most is not None and kept[most:]:
+        yield Line(more(len(kept) - most))
 
 
 def _place_of(kept: Kept) -> str:
-    """What has become of the place of a file in quarantine."""
+    """What has become of the place of a quarantined file."""
     if not kept.place_seen:
-        return "its place can't be seen"
+        return "its place is not visible"
     if kept.in_its_place:
-        return "a good one is in its place" if kept.replaced else "something is in its place"
-    return "its place is empty"
+        return "replaced by a valid blob" if kept.replaced else "its place is taken"
+    return "its place is free"
 
 
-def verified(report: Report, done: Verified) -> list[object]:
+def not_seen(found: Sequence[Unseen], diagnosis: Diagnosis) -> Iterator[Line]:
+    """What could not be inspected, why, and what helps."""
+    yield from _unseen("not inspected", found)
+    yield from map(command, remaining.opening(found, diagnosis)[:_SHOWN_ALIKE])
+
+
+def _unseen(what: str, found: Sequence[Unseen]) -> Iterator[Line]:
+    for each in found[:_SHOWN_ALIKE]:
+        yield Line(f"{what}: {name(each.path)}: {each.why}", style="red")
+    if len(found) > _SHOWN_ALIKE:
+        yield Line(f"and {len(found) - _SHOWN_ALIKE:,} more: use --json for all")
+
+
+_WRONG = {
+    BlobFault.CORRUPT: "corrupt",
+    BlobFault.MISSING: "missing",
+    BlobFault.DANGLING: "dangling links",
+    BlobFault.NO_FILE: "not files",
+}
+_ASTRAY = "misplaced"
+
+
+def verified_line(done: Verified) -> Line:
+    """How many blobs a verification has compared with their names, and the result."""
+    wrong = Counter(_WRONG[odd.fault] if odd.lies is None else _ASTRAY for odd in done.wrong)
+    if wrong:
+        words = (*_WRONG.values(), _ASTRAY)
+        result = ", ".join(f"{wrong[word]:,} {word}" for word in words if wrong[word])
+    elif done.unchecked:
+        result = "the rest match" if done.checked else "unknown"
+    else:
+        result = "all match" if done.checked else "nothing to check"
+    left = f"; {done.unchecked:,} not checked" if done.unchecked else ""
+    return Line(
+        f"{count(done.checked, 'blob')} checked: {done.read:,} read, {done.unchanged:,} unchanged;"
+        f" {result}{left}"
+    )
+
+
+def verified(report: Report, done: Verified) -> Iterator[Line]:
     """What a verification has found, and what it could not check or write down."""
-    shown = list(_findings(verifying.told(report.diagnosis, done)))
-    for unseen in done.unseen[:_SHOWN_ALIKE]:
-        told = f"not checked: {names.printable(unseen.path)}: {unseen.why}"
-        shown.append(Text(told, style="red"))
-    if len(done.unseen) > _SHOWN_ALIKE:
-        shown.append(Text(f"and {len(done.unseen) - _SHOWN_ALIKE:,} more: --json has them all"))
+    yield verified_line(done)
+    yield from _findings(verifying.told(report.diagnosis, done), _SHOWN_ALIKE)
+    yield from _unseen("not checked", done.unseen)
     if done.left:
-        told = f"not checked: {count(done.left, 'blob')}, for want of time; to go on there:"
-        shown.append(Text(told))
-        shown.append(Command(advice.watch(report.evidence, "verify")))
-    shown.extend(Text(trouble, style="yellow") for trouble in report.warnings)
-    shown.append(Text(verified_line(done).rstrip()))
-    return shown
+        yield Line(f"not checked: {count(done.left, 'blob')} (out of time); to continue:")
+        yield command(advice.watch(report.evidence, "verify"))
+    yield from (Line(each, style="yellow") for each in report.warnings)

@@ -1,58 +1,70 @@
-"""Where the space is, as a table for people; what is in it adds up to its last line."""
+"""What uses the space, as a table for people; its rows add up to the total."""
 
 from __future__ import annotations
 
-from rich.filesize import decimal
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Iterator
 
 from watcher.decide.findings import is_blind
-from watcher.model import Evidence, Sizes, Space, Use, UseKind
-from watcher.ollama import names
-from watcher.show.lines import count
+from watcher.model import Condition, Evidence, Sizes, Space, Use, UseKind
+from watcher.show.text import Line, Part, Span, Table, count, name, size
+from watcher.system import advice
 
 #: So many models are shown one by one, the largest ones.
 _SHOWN_MODELS = 20
 _WORDS = {
-    UseKind.SHARED: "layers that several models name",
-    UseKind.OTHER_STORE: "blobs that only another store in the same folder names",
-    UseKind.ORPHAN: "orphans: blobs that no model names",
-    UseKind.TEMPORARY: "left-overs of ollama create",
+    UseKind.SHARED: "layers of several models",
+    UseKind.OTHER_STORE: "blobs of another store in the same folder",
+    UseKind.ORPHAN: "orphaned blobs",
+    UseKind.TEMPORARY: "temporary files of ollama create",
     UseKind.FOREIGN: "foreign files",
     UseKind.QUARANTINE: "quarantine",
-    UseKind.OURS: "memory and logs of ollama-watch",
+    UseKind.OURS: "state and logs of ollama-watch",
     UseKind.MANIFESTS: "manifests",
-    UseKind.FOLDERS: "the store's folders themselves",
+    UseKind.FOLDERS: "folders of the store",
+}
+#: What does not belong to a finished model.
+_WASTE = {
+    UseKind.PARTIAL: "unfinished downloads",
+    UseKind.ORPHAN: "orphaned blobs",
+    UseKind.TEMPORARY: "temporary files",
 }
 
 
 def table(
     seen: Evidence, space: Space, uses: tuple[Use, ...], total: Sizes, *, verbose: bool
-) -> list[object]:
+) -> Iterator[Part]:
     """The uses, the largest first; `verbose`: every model, not only the largest."""
-    place = seen.place
-    shown: list[object] = [
-        Text(names.printable(place.path), style="bold"),
-        f"{place.file_system or 'unknown file system'}, {decimal(place.free_bytes)} free",
-        "",
+    yield _verdict(seen, uses, total)
+    yield Line(name(seen.place.path), style="bold")
+    rows: list[tuple[str | Span, ...]] = [
+        (*map(size, _columns(sizes)), what)
+        for sizes, what in _lines(uses, None if verbose else _SHOWN_MODELS)
     ]
-    rows = Table.grid(padding=(0, 2))
-    for _ in range(3):
-        rows.add_column(justify="right", no_wrap=True)
-    rows.add_column(overflow="fold")
-    rows.add_row(*(Text(word, style="bold") for word in ("on disk", "apparent", "freed", "")))
-    for sizes, what in _lines(uses, None if verbose else _SHOWN_MODELS):
-        rows.add_row(*map(decimal, _columns(sizes)), what)
-    exact = Text(f"total: {total.allocated} bytes on disk", style="bold")
-    rows.add_row(*map(decimal, _columns(total)), exact)
-    shown.append(rows)
+    exact = Span(f"total: {total.allocated} bytes on disk", "bold")
+    rows.append((*map(size, _columns(total)), exact))
+    yield ""
+    yield Table(rows, ("on disk", "apparent", "freed", ""), frozenset(range(3)))
     if is_blind(seen) and any(use.kind is UseKind.ORPHAN for use in uses):
-        shown.append("what can't be read may name the orphans: `audit` shows what it is")
-    shown.extend(
-        f"{each}/ is a link: what lies behind it is counted, which du does not follow"
-        for each in space.linked
-    )
-    return shown
+        yield "unreadable manifests may name the orphans: run `ollama-watch audit`"
+    for each in space.linked:
+        yield f"{each}/ is a link; df counts its target, du does not follow it"
+
+
+def _verdict(seen: Evidence, uses: tuple[Use, ...], total: Sizes) -> Line:
+    """How much is used, how much is free, and what of it could go."""
+    place = seen.place
+    waste = {
+        word: sum(use.sizes.allocated for use in uses if use.kind is kind)
+        for kind, word in _WASTE.items()
+    }
+    parts = [f"{size(taken)} of {word}" for word, taken in waste.items() if taken]
+    free = f"{size(place.free_bytes)} free ({place.file_system or 'unknown file system'})"
+    told = f"{size(total.allocated)} on disk, {free}"
+    if not parts:
+        return Line(f"{told}.")
+    goes = any(waste[_WASTE[kind]] for kind in (UseKind.ORPHAN, UseKind.TEMPORARY))
+    words = ("clean", "--dry-run") if goes else ("audit",)
+    return Line(f"{told}; {', '.join(parts)}.", run=advice.watch(seen, *words))
 
 
 def _lines(uses: tuple[Use, ...], most: int | None) -> list[tuple[Sizes, str]]:
@@ -64,15 +76,15 @@ def _lines(uses: tuple[Use, ...], most: int | None) -> list[tuple[Sizes, str]]:
     lines = [(use.sizes, _words(use)) for use in (*shown, *others)]
     if smaller:
         together = Sizes(*map(sum, zip(*(use.sizes for use in smaller), strict=True)))
-        lines.append((together, f"{count(len(smaller), 'smaller model')}: -v has them all"))
+        lines.append((together, f"{count(len(smaller), 'smaller model')}: use -v for all"))
     return sorted(lines, key=lambda line: -line[0].allocated)
 
 
 def _words(use: Use) -> str:
     if use.kind is UseKind.MODEL:
-        return use.name
+        return name(use.name)
     if use.kind is UseKind.PARTIAL:
-        return f"unfinished downloads: {use.name}"
+        return f"unfinished downloads: {Condition(use.name).in_words}"
     return _WORDS[use.kind]
 
 

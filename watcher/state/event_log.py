@@ -87,6 +87,12 @@ def rfc3339(at: float) -> str:
     return instant(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def clock(at: float, now: float) -> str:
+    """An instant for people: the local time, and the day where it is not today."""
+    when, today = (instant(each).astimezone() for each in (at, now))
+    return when.strftime("%H:%M" if when.date() == today.date() else "%Y-%m-%d %H:%M")
+
+
 def write(store: int, events: Iterable[Event], settings: Settings) -> None:
     """Append events to the logs of the store behind a descriptor.
 

@@ -1,4 +1,4 @@
-"""Lines of the event log as text, with colours and without."""
+"""Lines of the event log as text, with colors and without."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def line(kind: str, message: str, at: float = 1_764_000_000.0) -> Line:
     return Line(b"", at, kind, None, message, {})
 
 
-def test_colours_go_by_the_type_and_change_nothing_else() -> None:
+def test_colors_go_by_the_type_and_change_nothing_else() -> None:
     plain, colored = log.teller(color=False), log.teller(color=True)
     styles = {
         "error": "31",
@@ -67,9 +67,9 @@ RATES = "3.1 MB/s, from 0 bytes/s to 5.0 MB/s"
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({}, f"x; 45.0 MB came in 12 s; {RATES}; 2 resets; 1 stall; 2.0 MB lost"),
+        ({}, f"x; 45.0 MB downloaded in 12 s; {RATES}; 2 resets; 1 stall; 2.0 MB lost"),
         ({"max_bytes_per_second": None, "resets": 0, "stalls": 0, "lost_bytes": 0},
-         "x; 45.0 MB came in 12 s"),
+         "x; 45.0 MB downloaded in 12 s"),
         (dict.fromkeys(SPEED, 0), "x"),
         (dict.fromkeys(SPEED, "\x1b[2J"), "x"),
         (dict.fromkeys(SPEED), "x"),

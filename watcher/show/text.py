@@ -1,0 +1,302 @@
+"""The one renderer of text: it knows the terminal's width, its colors, and how values are written.
+
+What is shown is `Line`s and `Table`s. A name is never broken: a path or a command that is longer
+than a line stays in one piece.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import click
+from rich.filesize import decimal, pick_unit_and_suffix
+
+from watcher.ollama import names
+
+NARROWEST, USUAL, WIDEST = 60, 80, 160
+#: A last column that would be narrower than this stands below its row.
+_LEAST_ROOM = 24
+_BELOW = 4
+_UNITS = ["bytes", "kB", "MB", "GB", "TB", "PB"]
+#: Stands for a space within a name. No name has it: `names.printable` escapes it.
+_GLUE = "\ue000"
+_WORDS = re.compile(" +|[^ ]+")
+_DIGEST = re.compile(r"sha256[-:]([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])(-?)")
+
+
+class Span(NamedTuple):
+    """A piece of a line; its style is in words, such as ``bold red``."""
+
+    text: str
+    style: str = ""
+
+
+class Line(NamedTuple):
+    """A paragraph that begins so many columns further in."""
+
+    text: str | tuple[Span, ...] = ""
+    indent: int = 0
+    style: str = ""
+    #: Stands before the text, within its indent where it fits.
+    label: tuple[Span, ...] = ()
+    #: It is never broken and never shortened, so that it can be pasted.
+    whole: bool = False
+    #: A command to run, which ends the paragraph in one piece.
+    run: str = ""
+
+
+class Table(NamedTuple):
+    """Rows in columns as wide as they need; the last column takes what is left, and wraps."""
+
+    rows: Sequence[Sequence[str | Span]]
+    heads: tuple[str, ...] = ()
+    #: The columns whose text stands on the right.
+    right: frozenset[int] = frozenset()
+
+
+Part = str | Line | Table
+
+
+# ---------------------------------------------------------------- values
+
+
+size = decimal
+
+
+def part_of(part: int, whole: int) -> str:
+    """Two sizes in one unit, such as ``36.0 of 40.0 GB``."""
+    unit, suffix = pick_unit_and_suffix(whole, _UNITS, 1000)
+    if unit == 1:
+        return f"{part:,} of {size(whole)}"
+    return f"{part / unit:,.1f} of {whole / unit:,.1f} {suffix}"
+
+
+def count(number: int, what: str) -> str:
+    """A number of things, in words: ``1 model``, ``2,000 models``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def more(number: int, of: str = "") -> str:
+    """Says that so many are left out, and how to see them."""
+    return f"and {number:,} more{f' {of}' if of else ''}; show all: -v"
+
+
+def name(text: str) -> str:
+    """A name from outside: safe to show, its digest shortened, never broken at a space."""
+    return short_digests(names.printable(text)).replace(" ", _GLUE)
+
+
+def short_digests(text: str) -> str:
+    """A text with every digest in it as ``sha256-3102ddefe309``."""
+    return _DIGEST.sub(_short, text) if "sha256" in text else text
+
+
+def _short(found: re.Match[str]) -> str:
+    return f"sha256-{found[1]}{'…-' if found[2] else ''}"
+
+
+def command(text: str, indent: int = 0) -> Line:
+    """A command on a line of its own, which can be pasted."""
+    return Line(f"-> {text}", indent, "bold", whole=True)
+
+
+# ---------------------------------------------------------------- rendering
+
+
+def width() -> int:
+    """The columns of the terminal, within what can be read; 80 in a pipe."""
+    columns = os.environ.get("COLUMNS", "")
+    given = int(columns) if columns.isascii() and columns.isdecimal() else 0
+    return min(max(given or _columns_of_terminal() or USUAL, NARROWEST), WIDEST)
+
+
+def _columns_of_terminal() -> int:
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (AttributeError, ValueError, OSError):  # no file, or no terminal
+        return 0
+
+
+def render(parts: Iterable[Part], *, color: bool, columns: int | None = None) -> str:
+    """Text with color codes only where asked for."""
+    room = width() if columns is None else columns
+    return "".join(f"{_painted(row, color)}\n" for part in parts for row in _rows_of(part, room))
+
+
+def picture(text: str, *, title: str) -> str:
+    """Rendered text as an SVG."""
+    import io
+
+    from rich.console import Console
+    from rich.text import Text
+
+    drawn = Text.from_ansi(text)
+    widest = max(map(cells, drawn.plain.splitlines()), default=0)
+    console = Console(
+        file=io.StringIO(), width=max(USUAL, widest), record=True, force_terminal=True
+    )
+    console.print(drawn, highlight=False, markup=False, emoji=False)
+    return console.export_svg(title=title, unique_id="ollama-watch")
+
+
+def fits(text: str, room: int) -> bool:
+    """Whether a text is shown as it is on one row, as most are."""
+    return len(text) <= room and text.isascii() and "sha256" not in text and "\n" not in text
+
+
+def cells(text: str) -> int:
+    """The columns that a text takes on a terminal."""
+    return len(text) if text.isascii() else sum(map(_cells_of, text))
+
+
+@cache
+def _cells_of(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+Row = list[Span]
+
+
+def _rows_of(part: Part, room: int) -> Iterator[Row]:
+    if isinstance(part, Table):
+        yield from _rows_of_table(part, room)
+        return
+    line = Line(part) if isinstance(part, str) else part
+    margin = Span(" " * line.indent)
+    if line.whole:
+        yield [margin, Span(str(line.text), line.style)]
+        return
+    spans = (Span(line.text, line.style),) if isinstance(line.text, str) else line.text
+    label = _width(line.label)
+    first = [*line.label, Span(" " * (line.indent - label))]
+    broken = _wrapped(spans, room - max(line.indent, label))
+    rows = [first + broken[0], *([margin, *row] for row in broken[1:])]
+    if line.run:
+        run = Span(f"Run: {line.run}", "bold")
+        fits = _width(rows[-1]) + 1 + cells(run.text) <= room
+        rows[-1:] = [[*rows[-1], Span(" "), run]] if fits else [rows[-1], [margin, run]]
+    yield from rows
+
+
+def _rows_of_table(table: Table, room: int) -> Iterator[Row]:
+    rows = [[each if isinstance(each, Span) else Span(each) for each in row] for row in table.rows]
+    if table.heads and rows:
+        rows.insert(0, [Span(each, "bold") for each in table.heads])
+    widths = [max(cells(each.text) for each in column) for column in zip(*rows, strict=True)]
+    beside = _fitting(widths[:-1], room)
+    before = sum(widths[:beside]) + 2 * beside
+    below = beside < len(widths) - 1 or room - before < min(_LEAST_ROOM, widths[-1])
+    for row in rows:
+        first: Row = []
+        for number, (span, wide) in enumerate(zip(row[:beside], widths, strict=False)):
+            pad = Span(" " * (wide - cells(span.text)))
+            first += [pad, span] if number in table.right else [span, pad]
+            first.append(Span("  "))
+        if not below:
+            start, *rest = _wrapped(row[beside:], room - before)
+            yield first + start
+            yield from ([Span(" " * before), *each] for each in rest)
+            continue
+        yield first
+        more = [piece for span in row[beside:] if span.text for piece in (Span("  "), span)][1:]
+        yield from ([Span(" " * _BELOW), *each] for each in _wrapped(more, room - _BELOW))
+
+
+def _fitting(widths: Sequence[int], room: int) -> int:
+    """How many of the first columns fit beside each other; at least one."""
+    used = 0
+    for number, wide in enumerate(widths):
+        used += wide + 2
+        if used > room and number:
+            return number
+    return len(widths)
+
+
+def _wrapped(spans: Iterable[Span], room: int) -> list[Row]:
+    """Rows of words; one that is wider than the room has a row of its own."""
+    spans = [Span(short_digests(each.text.replace("\n", " ")), each.style) for each in spans]
+    if _width(spans) <= room:
+        return [spans]
+    if len(spans) == 1 and spans[0].text.isascii():
+        return [[Span(row, spans[0].style)] for row in _broken(spans[0].text, room)]
+    rows: list[Row] = [[]]
+    used, gap = 0, Span("")
+    for word in _words(spans):
+        if word[0].text.isspace():
+            gap = word[0]
+            continue
+        wide = _width(word)
+        if rows[-1] and used + cells(gap.text) + wide > room:
+            rows.append([])
+            used, gap = 0, Span("")
+        rows[-1] += [gap, *word]
+        used += cells(gap.text) + wide
+        gap = Span("")
+    return rows
+
+
+def _broken(text: str, room: int) -> list[str]:
+    """The same for a text of one style and of narrow characters, as most are."""
+    rows: list[str] = []
+    while len(text) > room:
+        space = text.rfind(" ", 0, room + 1)
+        if space <= 0:
+            space = text.find(" ", room)
+        if space < 0:
+            break
+        rows.append(text[:space].rstrip())
+        text = text[space:].lstrip()
+    return [*rows, text] if text else rows
+
+
+def _words(spans: Iterable[Span]) -> Iterator[Row]:
+    """Words, which may go over several spans, and the spaces between them."""
+    word: Row = []
+    for span in spans:
+        for piece in _WORDS.findall(span.text):
+            if piece[0] != " ":
+                word.append(Span(piece, span.style))
+                continue
+            if word:
+                yield word
+            word = []
+            yield [Span(piece, span.style)]
+    if word:
+        yield word
+
+
+def _width(spans: Iterable[Span]) -> int:
+    return sum(cells(each.text) for each in spans)
+
+
+def _painted(row: Row, color: bool) -> str:
+    texts = [_sayable(each.text) for each in row]
+    if not color:
+        return "".join(texts).rstrip(" ")
+    end = len("".join(texts).rstrip(" "))
+    shown = ""
+    for text, span in zip(texts, row, strict=True):
+        shown += styled(text[: max(0, end)], span.style)
+        end -= len(text)
+    return shown
+
+
+def _sayable(text: str) -> str:
+    return text if text.isascii() else names.sayable(text.replace(_GLUE, " "))
+
+
+def styled(text: str, style: str) -> str:
+    """A text in the colors of a style's words."""
+    if not style or not text:
+        return text
+    words = style.split()
+    color = next((word for word in words if word not in ("bold", "dim")), None)
+    return click.style(text, color, bold="bold" in words or None, dim="dim" in words or None)
