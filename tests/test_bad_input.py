@@ -37,7 +37,7 @@ def calm(done: Done, *codes: int) -> Done:
     said = (done.stdout or b"") + (done.stderr or b"")
     assert b"Traceback" not in said, said.decode(errors="replace")
     assert b"Exception ignored" not in said, said.decode(errors="replace")
-    assert b"fault of ollama-watch" not in said, said.decode(errors="replace")
+    assert b"bug in ollama-watch" not in said, said.decode(errors="replace")
     assert done.returncode in codes, (done.returncode, said.decode(errors="replace"))
     return done
 

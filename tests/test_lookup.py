@@ -135,7 +135,7 @@ def test_reset_finds_what_is_there_of_a_name(
 
 
 def test_reset_of_a_model_that_is_not_here(call: Call, named: str) -> None:
-    assert "nothing of a download is here" in call("reset", "--yes", named)
+    assert "there is no download to forget" in call("reset", "--yes", named)
 
 
 def test_what_is_queued_is_looked_up_without_a_word(call: Call, named: str, partial: str) -> None:

@@ -121,11 +121,11 @@ def test_a_second_installation_changes_nothing_and_asks_nobody(
     service("service", "install", *here(root), "--clean", "weekly", "-y")
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     done = service("service", "install", *here(root), "--clean", "weekly")
-    assert (done.returncode, done.stdout) == (0, "nothing to do: it is as it should be\n")
+    assert (done.returncode, done.stdout) == (0, "nothing to do: the service is installed\n")
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
     service("service", "uninstall", *here(root), "-y")
     done = service("service", "uninstall", *here(root))
-    assert (done.returncode, done.stdout) == (0, "nothing to do: it is as it should be\n")
+    assert (done.returncode, done.stdout) == (0, "nothing to do: the service is installed\n")
 
 
 def test_files_are_readable_for_all_and_have_the_folders_owner(
@@ -242,7 +242,7 @@ def test_an_edited_file_is_told_and_kept(root: Path, service: Service) -> None:
     for words in (["install", "--store", "/data/models"], ["uninstall"]):
         done = service("service", *words, *here(root), "-y")
         assert done.returncode == 3
-        assert f"kept {path}: it was edited since it was written" in done.stderr
+        assert f"kept {path}: it was edited after installation" in done.stderr
         assert path.read_text() == edited
     assert not (root / SYSTEM / "ollama.service.d").exists()
     path.unlink()
@@ -275,7 +275,7 @@ def test_no_link_leads_out_of_the_root(root: Path, service: Service, tmp_path: P
     (root / "etc/systemd").symlink_to(tmp_path / "outside")
     done = service("service", "install", *here(root), "-y")
     assert done.returncode == 3
-    assert "leads out of" in done.stderr
+    assert "leads outside of" in done.stderr
     assert not list((tmp_path / "outside").iterdir())
 
 

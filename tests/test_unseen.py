@@ -91,7 +91,7 @@ def test_a_reset_does_not_say_that_nothing_is_here(
     done = call("reset", "--yes", "--offline", "whole")
     # A folder in blobs/ holds nothing that a server looks for.
     assert done.returncode == (0 if path == "blobs/folder" else code), done.stderr
-    assert (b"nothing of a download" in done.stdout) == (done.returncode == 0)
+    assert (b"no download to forget" in done.stdout) == (done.returncode == 0)
     assert bool(path) == (b"can't be" in done.stderr) or path == "blobs/folder"
 
 
@@ -134,7 +134,7 @@ def test_what_lies_in_quarantine_is_listed_whatever_becomes_of_blobs(
     assert (kept["label"], kept["in_its_place"], kept["replaced"]) == (LABEL, in_place, False)
     assert [each["path"] for each in told["unseen"]] == (["blobs"] if code else [])
     shown = call("quarantine", "ls").stdout
-    assert b"nothing in quarantine" not in shown
+    assert b"the quarantine is empty" not in shown
     assert (b"its place is not visible" if code else b"its place is free") in shown
     refused = call("quarantine", "restore", "-n", LABEL)
     assert refused.returncode == (4 if blobs == "closed" else 1) or b"can't be" in refused.stdout

@@ -6,22 +6,45 @@ import contextlib
 import errno
 import re
 import textwrap
-import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from watcher.errors import SettingsError
-from watcher.model import Settings
-from watcher.ollama import names
-from watcher.system import advice
+from watcher.errors import SettingsError, as_root, shown
 
 SYSTEM_FILE = Path("/etc/ollama-watch.toml")
 #: What is larger is no file of settings, and may have no end.
 _READ_LIMIT = 1 << 20
 ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What people set, and nothing else. `config` reads it."""
+
+    #: The stores to look after; empty: find one. And who named them: a file, or a variable.
+    stores: tuple[str, ...] = ()
+    stores_by: str = ""
+    stale_after: float = 7 * 86400.0
+    #: What a service does by itself: repair, clean, run the queue.
+    repair: bool = True
+    clean: bool = False
+    queue: bool = False
+    #: The user's word that every process which could write to the store is visible from here.
+    writers_visible: bool = False
+    #: The quarantine's bounds: a file that a good one has replaced goes after that time, or before
+    #: where there are more bytes than that; nothing is put into a full one.
+    quarantine_keep: float = 30 * 86400.0
+    quarantine_max_bytes: int = 200_000_000_000
+    log_max_bytes: int = 10_000_000
+    log_keep_days: float = 90.0
+    #: Where a service keeps its metrics, for node_exporter; "" for nowhere. And where it serves
+    #: them: an address of loopback, and a port.
+    metrics_file: str = ""
+    metrics_listen: tuple[str, int] | None = None
+
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 #: Whatever lies beyond is a slip of the pen.
@@ -53,7 +76,7 @@ def duration(value: object) -> float:
             seconds = float(match[1]) * _SECONDS[match[2] or "s"]
     if seconds is not None and 0 <= seconds <= _MOST_SECONDS:
         return float(seconds)
-    raise ValueError("want a duration such as 90s, 30m, 2h, 7d or 1w")
+    raise ValueError("expected a duration such as 90s, 30m, 2h, 7d or 1w")
 
 
 def moment(text: str, now: float) -> float:
@@ -62,7 +85,7 @@ def moment(text: str, now: float) -> float:
         return now - duration(text)
     with contextlib.suppress(ValueError, OverflowError):
         return datetime.fromisoformat(text.strip()).timestamp()
-    raise ValueError("want a duration such as 2h, a date such as 2026-11-24, or RFC 3339")
+    raise ValueError("expected a duration such as 2h, a date such as 2026-11-24, or RFC 3339")
 
 
 def size(value: object) -> int:
@@ -77,7 +100,7 @@ def size(value: object) -> int:
             count = int(float(match[1]) * _BYTES[unit])
     if count is not None and 0 <= count <= _MOST_BYTES:
         return count
-    raise ValueError("want a size such as 50GB or 10MiB")
+    raise ValueError("expected a size such as 50GB or 10MiB")
 
 
 def boolean(value: object) -> bool:
@@ -89,7 +112,7 @@ def boolean(value: object) -> bool:
         return True
     if word in ("false", "no", "off", "0"):
         return False
-    raise ValueError("want true or false")
+    raise ValueError("expected true or false")
 
 
 def days(value: object) -> float:
@@ -104,7 +127,7 @@ def metrics_file(value: object) -> str:
     # It passes over all files that are named otherwise.
     if isinstance(value, str) and re.fullmatch(r"/[^\0]*[^/\0]\.prom", value):
         return value
-    raise ValueError("want an absolute path that ends in .prom")
+    raise ValueError("expected an absolute path that ends in .prom")
 
 
 def loopback(value: object) -> tuple[str, int] | None:
@@ -124,11 +147,11 @@ def loopback(value: object) -> tuple[str, int] | None:
             address = ipaddress.ip_address(host)
             if address.is_loopback:
                 return str(address), int(match[3])
-    raise ValueError("want an address of loopback and a port, such as 127.0.0.1:9464")
+    raise ValueError("expected an address of loopback and a port, such as 127.0.0.1:9464")
 
 
 class Key(NamedTuple):
-    """A setting: its field of `Policy`, how its value is read, and its default as one writes it."""
+    """A setting: its field of `Settings`, what reads its value, and its default as written."""
 
     field: str
     read: Callable[[object], Any]
@@ -188,26 +211,27 @@ def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]
 
 
 def _read(path: Path) -> dict[str, object]:
+    import tomllib  # not loaded where there is no such file
+
     try:
         with path.open("rb") as file:
             raw = file.read(_READ_LIMIT + 1)
         if len(raw) > _READ_LIMIT:
             raise SettingsError(
-                f"{path}: too large for settings", "name the settings file with --config"
+                f"{path} is too large for a settings file", "check the path of --config"
             )
         return tomllib.loads(raw.decode())
     except OSError as error:
         raise _unread(path, error) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: no valid TOML: {error}", "mend that line") from None
+        raise SettingsError(f"{path} is not valid TOML: {error}", "fix that line") from None
 
 
 def _unread(path: Path, error: OSError) -> SettingsError:
-    shown = names.printable(str(path))
-    told = f"{shown}: the settings can't be read: {error.strerror}"
+    told = f"reading the settings {shown(path)} failed: {error.strerror}"
     if path != SYSTEM_FILE or error.errno != errno.EACCES:
-        return SettingsError(told, "name the settings file with --config")
-    command = advice.as_root("chmod", "a+r", str(path))
+        return SettingsError(told, "check the path of --config")
+    command = as_root(f"chmod a+r {path}")
     return SettingsError(told, "let every user read it", command)
 
 
@@ -218,7 +242,7 @@ def _check(key: str, value: object, where: str) -> None:
     if key not in KEYS:
         known = ", ".join(["store", *KEYS])
         known = textwrap.fill(f"known settings: {known}", 78, subsequent_indent="    ")
-        raise SettingsError(f"{where}: unknown setting", known)
+        raise SettingsError(f"{where}: there is no such setting", known)
     try:
         KEYS[key].read(value)
     except ValueError as error:
@@ -230,5 +254,5 @@ def _stores(value: object, where: str) -> tuple[str, ...]:
     if not isinstance(stores, list | tuple) or not all(
         isinstance(store, str) and store for store in stores
     ):
-        raise SettingsError(f"{where} = {value!r}: want a folder, or a list of folders")
+        raise SettingsError(f"{where} = {value!r}: expected a folder, or a list of folders")
     return tuple(stores)

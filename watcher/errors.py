@@ -147,11 +147,11 @@ def named(error: BaseException) -> WatchError | None:
         return _refused("no thread can be started", errno.EAGAIN)
     if not isinstance(error, OSError) or error.errno is None:
         return None
-    path = "" if error.filename is None else f"{_shown(error.filename)}: "
+    path = "" if error.filename is None else f"{shown(error.filename)}: "
     told = f"{path}{error.strerror or os.strerror(error.errno)}"
     if path.startswith("/proc"):
         command = "mount -t proc proc /proc"
-        return WatchError(told, "nobody can be seen without it: mount it", _by_root(command))
+        return WatchError(told, "nobody can be seen without it: mount it", as_root(command))
     return _refused(told, error.errno)
 
 
@@ -159,11 +159,12 @@ def _refused(told: str, number: int) -> WatchError:
     """The error for what the machine has refused, with what helps as a command where one does."""
     step = _STEPS.get(number, "see whether that path is as it should be")
     if number == errno.EIO:
-        return WatchError(told, step, _by_root("dmesg"))
+        return WatchError(told, step, as_root("dmesg"))
     return WatchError(told, step, _raised(number))
 
 
-def _by_root(command: str) -> str:
+def as_root(command: str) -> str:
+    """A command that only root may run, for who has started this process."""
     return command if _OF_ROOT else f"sudo {command}"
 
 
@@ -175,7 +176,8 @@ def _raised(number: int) -> str:
     return f"ulimit -Sn {min(most, _ENOUGH_FILES)}" if number == errno.EMFILE and now < most else ""
 
 
-def _shown(path: object) -> str:
+def shown(path: object) -> str:
+    """A path for people; a descriptor is one of a folder of the store."""
     if isinstance(path, int):
         return "a folder of the store"  # a descriptor, closed by now
     text = os.fsdecode(path) if isinstance(path, str | bytes) else str(path)

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
+from watcher.config import Settings
+
 #: Byte ranges ``[start, end)``: sorted, disjoint, not touching. `ranges` works on them.
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 
@@ -1142,32 +1144,6 @@ class Outcome(NamedTuple):
 
 
 # ---------------------------------------------------------------- what a run may do
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What people set, and nothing else. `config` reads it."""
-
-    #: The stores to look after; empty: find one. And who named them: a file, or a variable.
-    stores: tuple[str, ...] = ()
-    stores_by: str = ""
-    stale_after: float = 7 * DAY
-    #: What a service does by itself: repair, clean, run the queue.
-    repair: bool = True
-    clean: bool = False
-    queue: bool = False
-    #: The user's word that every process which could write to the store is visible from here.
-    writers_visible: bool = False
-    #: The quarantine's bounds: a file that a good one has replaced goes after that time, or before
-    #: where there are more bytes than that; nothing is put into a full one.
-    quarantine_keep: float = 30 * DAY
-    quarantine_max_bytes: int = 200_000_000_000
-    log_max_bytes: int = 10_000_000
-    log_keep_days: float = 90.0
-    #: Where a service keeps its metrics, for node_exporter; "" for nowhere. And where it serves
-    #: them: an address of loopback, and a port.
-    metrics_file: str = ""
-    metrics_listen: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

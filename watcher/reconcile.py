@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from watcher.act.journal import Journal, locked
+from watcher.config import Settings
 from watcher.decide import diagnose, modes, plan, safety, transitions
 from watcher.errors import EndedError, LockedError, NoPermissionError, WatchError
 from watcher.model import (
@@ -28,7 +29,6 @@ from watcher.model import (
     Plan,
     Rules,
     Scope,
-    Settings,
 )
 from watcher.observe import evidence, place
 from watcher.observe.host import Host

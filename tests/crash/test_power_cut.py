@@ -30,7 +30,7 @@ from tests.support.servers import (
     wait_written,
 )
 from watcher.act import durability
-from watcher.commands import acting
+from watcher.commands import prepare
 from watcher.commands.context import Context
 from watcher.demo.registry import Content, Layer, Model, Registry
 from watcher.model import MIB, ActionKind, Condition, Entry, Ranges, Result
@@ -245,13 +245,13 @@ def test_what_there_is_no_time_to_read_stays_doubted_and_is_named(
         before, noted = killed.claims(store), notes(store)
         given = Context(rules(writers_visible=True).settings, stores=(str(store),))
         with monkeypatch.context() as patch:
-            patch.setattr(acting, "_PREPARE_READS_SECONDS", 0.0)
-            assert acting.prepare(given) == 0
+            patch.setattr(prepare, "_PREPARE_READS_SECONDS", 0.0)
+            assert prepare.prepare.body(given) == 0
         told = capsys.readouterr().err
         assert names.short(killed.digest[7:]) in told
         assert f"--store {store} repair {names.short(killed.digest[7:])}" in told
         assert (killed.claims(store), notes(store)) == (before, noted)
-        assert acting.prepare(given) == 0
+        assert prepare.prepare.body(given) == 0
         assert "not read" not in capsys.readouterr().err
         assert (killed.false(store), notes(store)) == (0, [])
 

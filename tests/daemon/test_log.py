@@ -14,7 +14,8 @@ import pytest
 
 from tests.support.driving import KEYS, Daemon, Store, command, environment, run
 from tests.support.servers import wait_until
-from watcher.model import DAY, Settings
+from watcher.config import Settings
+from watcher.model import DAY
 from watcher.state import event_log
 from watcher.state.event_log import Event
 
@@ -123,7 +124,7 @@ def test_logs_set_aside_are_read_in_order_and_damage_is_told(store: Store) -> No
         log.write(b'not a line\n{"timestamp": "20')
     done = run(store.path, "log")
     assert done.returncode == 0
-    assert done.stderr == "2 damaged lines of the log left out\n"
+    assert done.stderr == "skipped 2 damaged lines of the log\n"
     assert done.stdout.endswith("  29\n")
 
 
@@ -152,7 +153,7 @@ def test_it_is_readable_in_80_columns_and_begins_each_day(store: Store) -> None:
 
 def test_nothing_logged_yet_is_no_error(store: Store) -> None:
     done = run(store.path, "log")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "nothing has been logged yet\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "the log is empty\n")
     assert not store.ours.exists()
     done = run(store.path.with_name("nowhere"), "log")
     assert done.returncode == 10

@@ -20,8 +20,7 @@ import pytest
 from tests.support.driving import Store, command, environment, is_right, run
 from tests.support.runs import rules
 from tests.support.servers import EngineServer, wait_until
-from watcher.commands import pull as pull_command
-from watcher.commands import queue_drive
+from watcher.commands import pulling, queue_drive
 from watcher.commands.context import Context
 from watcher.demo.registry import Fault, Layer, Model, Registry
 
@@ -154,7 +153,8 @@ def test_what_a_plain_pull_does_not_need_is_not_loaded(tmp_path: Path) -> None:
     heavy = ["concurrent.futures", "rich.console", "rich.live", "urllib.request"]
     heavy += ["watcher.act.transaction", "watcher.pull.queue"]
     script = (
-        f"import sys, watcher.cli, watcher.commands.pull; print(*({{*{heavy}}} & {{*sys.modules}}))"
+        "import sys, watcher.cli, watcher.commands.pulling\n"
+        f"print(*({{*{heavy}}} & {{*sys.modules}}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment(tmp_path / "models"), capture_output=True
@@ -177,8 +177,8 @@ def test_an_unchanged_model_is_up_to_date(pull: Pull, registry: Registry) -> Non
 
 def test_an_unknown_model(pull: Pull, registry: Registry) -> None:
     done = pull(f"{registry.url}/library/nothing:1b")
-    assert done.returncode == 4
-    assert "nothing:1b has not arrived" in done.stderr
+    assert done.returncode == 2
+    assert "nothing:1b failed" in done.stderr
     assert "look at its spelling" in done.stderr
 
 
@@ -307,7 +307,7 @@ def test_of_several_stores_one_has_to_be_named(store: Path, command: str) -> Non
     done = run(store, "--store", str(store), command, "x")
     assert (done.returncode, done.stdout) == (2, "")
     assert (
-        "2 stores are named, and a download is of one\n  name one of them: --store" in done.stderr
+        "2 stores were given, but a download is of one\n  name one of them: --store" in done.stderr
     )
 
 
@@ -419,10 +419,10 @@ def test_reset_asks_and_removes(registry: Registry, store: Path, server: EngineS
         terminal.wait_for("unfinished layer of")
         terminal.type("y\n")
         assert terminal.end() == 0
-        assert "forgotten; " in terminal.told
+        assert "download forgotten; " in terminal.told
     assert not list(store.glob("blobs/*-partial*"))
     again = run(store, "reset", "-y", wanted.name)
-    assert (again.returncode, "nothing of a download is here" in again.stdout) == (0, True)
+    assert (again.returncode, "there is no download to forget" in again.stdout) == (0, True)
 
 
 def test_reset_tells_programs_what_it_did(
@@ -514,9 +514,9 @@ def test_a_ctrl_c_at_the_very_end_of_a_drive_is_heard(
         return usual(number, handler)
 
     monkeypatch.setattr(signal, "signal", put_back)
-    monkeypatch.setattr(pull_command, "drive", lambda *_: None)
+    monkeypatch.setattr(pulling, "drive", lambda *_: None)
     context = Context(rules().settings, stores=(str(models.path),))
-    drive = queue_drive.queued(context, pull_command.PullOptions("http://127.0.0.1:1"))
+    drive = queue_drive.queued(context, pulling.PullOptions("http://127.0.0.1:1"))
     with pytest.raises(KeyboardInterrupt):
         drive("x", lambda: "")
 

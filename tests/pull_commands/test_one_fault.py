@@ -83,7 +83,7 @@ def test_a_manifest_that_makes_no_sense(
     done = run(store, "pull", "--insecure", "--host", server.url, bad, good)
     assert done.returncode in (0, 4), done.stderr
     assert "Traceback" not in done.stderr
-    assert "fault of ollama-watch" not in done.stderr
+    assert "bug in ollama-watch" not in done.stderr
     assert f"{good.removeprefix('http://')}: Download complete" in done.stdout
     records = json.loads((store / ".ollama-watch/models.json").read_bytes())["models"]
     states = {key.rpartition("/")[2]: record["state"] for key, record in records.items()}
@@ -97,7 +97,7 @@ def test_a_manifest_that_makes_no_sense(
     for command in ("audit", "status", "df", "repair"):
         looked = run(store, "--json", command, *(["-n"] if command == "repair" else []))
         assert looked.returncode in (0, 1, 3, 4), (command, looked.stderr)
-        assert "fault of ollama-watch" not in looked.stderr
+        assert "bug in ollama-watch" not in looked.stderr
         json.loads(looked.stdout)
 
 

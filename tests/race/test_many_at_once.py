@@ -28,7 +28,7 @@ from tests.support.runs import one_run, rules
 from tests.support.servers import wait_until
 from watcher import reconcile
 from watcher.act import apply
-from watcher.commands import acting
+from watcher.commands import prepare
 from watcher.commands.context import Context
 from watcher.decide import plan
 from watcher.errors import EndedError
@@ -193,7 +193,7 @@ def test_prepare_begins_after_two_whole_looks(
     monkeypatch.setattr(fs, "move", move)
     monkeypatch.setattr(fs, "replace", move)
     monkeypatch.setattr(Context, "worlds", lambda *_, **__: [here])
-    acting.prepare(Context(rules(writers_visible=True).settings, stores=(str(store.path),)))
+    prepare.prepare.body(Context(rules(writers_visible=True).settings, stores=(str(store.path),)))
     assert came[: came.index("act")] == ["look", "look"]
     assert all(is_new(store.partial(each, 0)) for each in digests)
     assert len(remembered(store)) == 3

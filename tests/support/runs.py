@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
+from watcher.config import Settings
 from watcher.decide import modes
-from watcher.model import Approve, Mode, Rules, Scope, Settings, Space
+from watcher.model import Approve, Mode, Rules, Scope, Space
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report, approve_all
 from watcher.state.memory import Memory

@@ -12,8 +12,8 @@ import pytest
 
 from tests.conftest import Run
 from watcher import config
+from watcher.config import Settings
 from watcher.errors import Exit, SettingsError
-from watcher.model import Settings
 from watcher.observe import place
 
 
@@ -319,7 +319,7 @@ def test_show_says_where_nobody_has_named_a_store(run: Run, tmp_path: Path) -> N
     command = ["--config", str(tmp_path / "none.toml"), "config", "show"]
     assert json.loads(run(*command, "--json").stdout)["settings"][0]["value"] is None
     assert run(*command).stdout.decode().splitlines()[0].split() == [
-        "store", "(looked", "for)", "default",
+        "store", "(found", "automatically)", "default",
     ]  # fmt: skip
 
 
@@ -327,7 +327,7 @@ def test_check_tells_a_bad_one_and_exits_with_2(run: Run, tmp_path: Path) -> Non
     file = tmp_path / "settings.toml"
     file.write_text('stale_after = "3d"\n')
     done = run("--config", str(file), "config", "check")
-    assert (done.returncode, done.stdout.decode()) == (0, f"{file}: sound\n")
+    assert (done.returncode, done.stdout.decode()) == (0, f"{file}: valid\n")
     assert run("-q", "--config", str(file), "config", "check").stdout == b""
     as_json = json.loads(run("--config", str(file), "--json", "config", "check").stdout)
     assert as_json == {"schema": "ollama-watch/config-check/1", "file": str(file), "sound": True}

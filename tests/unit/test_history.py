@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.runs import rules
 from watcher import config
-from watcher.model import Settings
+from watcher.config import Settings
 from watcher.observe.targets import Targets
 from watcher.state import event_log, history
 from watcher.state.event_log import Event
@@ -233,5 +233,5 @@ def test_a_moment_is_an_age_a_day_or_an_instant(
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01", "-5h"])
 def test_no_moment(text: str) -> None:
-    with pytest.raises(ValueError, match="want a duration"):
+    with pytest.raises(ValueError, match="expected a duration"):
         config.moment(text, NOW)

@@ -20,20 +20,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from watcher.act.journal import Journal, locked
+from watcher.config import Settings
 from watcher.decide import transitions
 from watcher.errors import WatchError
-from watcher.model import (
-    MIB,
-    Action,
-    ActionKind,
-    Entry,
-    Evidence,
-    Outcome,
-    Plan,
-    Ranges,
-    Result,
-    Settings,
-)
+from watcher.model import MIB, Action, ActionKind, Entry, Evidence, Outcome, Plan, Ranges, Result
 from watcher.observe import place, scan
 from watcher.observe.host import Host
 from watcher.ollama import names, ranges, sidecars

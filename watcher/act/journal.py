@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 
+from watcher.config import Settings
 from watcher.decide import recording, transitions
 from watcher.errors import LockedError, WatchError
-from watcher.model import Diagnosis, Evidence, Outcome, Settings
+from watcher.model import Diagnosis, Evidence, Outcome
 from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.ollama import names

@@ -1,4 +1,4 @@
-"""``config``: what the settings are, and who has set them."""
+"""``config``: effective settings, and where each comes from."""
 
 from __future__ import annotations
 
@@ -8,28 +8,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from watcher import config
-from watcher.commands.context import Context
+from watcher import config as settings
+from watcher.commands import declare
+from watcher.commands.declare import Given
 from watcher.errors import Exit
 from watcher.ollama import names
 
+_READ_ON = "docs/reference/settings.md: every setting"
+
 
 class Setting(NamedTuple):
-    """One setting as it counts. `value` is None for a store that is looked for."""
+    """One setting as it counts. `value` is None for a store that is found automatically."""
 
     key: str
     value: object
     source: str
 
 
-def show(context: Context, file: Path | None, stores: tuple[str, ...]) -> Exit:
-    """Each setting with its value and its source. `stores`: those that flags name."""
-    settings = list(_settings(file, stores))
-    if context.json:
-        found = names.all_exact([setting._asdict() for setting in settings])
-        context.document({"schema": "ollama-watch/config/1", "settings": found})
+@declare.group(
+    near={"list": ["show"], "get": ["show"], "ls": ["show"], "test": ["check"]},
+    examples=["config show", "config check"],
+    read_on=_READ_ON,
+)
+def config() -> None:
+    """Show effective settings and where each comes from."""
+
+
+@config.command(context=False, examples=["config show", "config show --json"], read_on=_READ_ON)
+def show(given: Given) -> Exit:
+    """Show effective settings and where each comes from."""
+    found = list(_settings(given.config_file, given.stores))
+    if given.json:
+        exact = names.all_exact([setting._asdict() for setting in found])
+        _document({"schema": "ollama-watch/config/1", "settings": exact})
     else:
-        rows = [(each.key, _shown(each.value), names.printable(each.source)) for each in settings]
+        rows = [(each.key, _shown(each.value), names.printable(each.source)) for each in found]
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
         sys.stdout.writelines(
             f"{key:<{first}}  {value:<{second}}  {source}\n" for key, value, source in rows
@@ -37,33 +50,46 @@ def show(context: Context, file: Path | None, stores: tuple[str, ...]) -> Exit:
     return Exit.HEALTHY
 
 
-def check(context: Context, file: Path | None) -> Exit:
-    """Whether the settings are sound; that they are not is told before any command begins."""
-    looked = file or config.SYSTEM_FILE
-    found = looked.exists()
-    if context.json:
-        path = names.exact(str(looked)) if found else None
-        context.document({"schema": "ollama-watch/config-check/1", "file": path, "sound": True})
-    elif not context.quiet:
-        none = "" if found else " (there is no such file; the defaults hold)"
-        sys.stdout.write(f"{names.printable(str(looked))}: sound{none}\n")
+@config.command(
+    context=False,
+    examples=["config check", "config check --config ./ollama-watch.toml"],
+    read_on=_READ_ON,
+)
+def check(given: Given) -> Exit:
+    """Check the settings; a bad one exits with 2."""
+    settings.load(given.config_file, os.environ)
+    file = given.config_file or settings.SYSTEM_FILE
+    found = file.exists()
+    if given.json:
+        path = names.exact(str(file)) if found else None
+        _document({"schema": "ollama-watch/config-check/1", "file": path, "sound": True})
+    elif not given.quiet:
+        none = "" if found else " (the file does not exist; defaults apply)"
+        sys.stdout.write(f"{names.printable(str(file))}: valid{none}\n")
     return Exit.HEALTHY
 
 
-def _settings(file: Path | None, stores: tuple[str, ...]) -> Iterator[Setting]:
-    given = config.given(file, os.environ)
+def _document(document: dict[str, object]) -> None:
+    from watcher.show import documents
+
+    sys.stdout.buffer.write(documents.line(document))
+    sys.stdout.buffer.flush()
+
+
+def _settings(file: Path | None, stores: list[str]) -> Iterator[Setting]:
+    given = settings.given(file, os.environ)
     if stores:
-        given["store"] = config.Given(list(stores), "--store")
+        given["store"] = settings.Given(list(stores), "--store")
     yield Setting("store", *given.get("store", (None, "default")))
-    for key, known in config.KEYS.items():
+    for key, known in settings.KEYS.items():
         value, source = given.get(key, (known.default, "default"))
         # In a variable a boolean is one of many words.
-        yield Setting(key, known.read(value) if known.read is config.boolean else value, source)
+        yield Setting(key, known.read(value) if known.read is settings.boolean else value, source)
 
 
 def _shown(value: object) -> str:
     if value is None:
-        return "(looked for)"
+        return "(found automatically)"
     if value == "":
         return "(none)"
     if isinstance(value, bool):

@@ -13,9 +13,10 @@ from typing import Any
 
 from watcher import config
 from watcher.commands import rights
+from watcher.config import Settings
 from watcher.errors import RefusedError, SettingsError
-from watcher.model import Known, Settings
-from watcher.observe import place, targets
+from watcher.model import Known
+from watcher.observe import place
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.show import documents, text
@@ -88,7 +89,7 @@ class Context:
     def only_store(self, why: str) -> str | None:
         """The one that is named, if any. Raises SettingsError, saying `why`, where several are."""
         if len(self.stores) > 1:
-            message = f"{len(self.stores)} stores are named, and {why}"
+            message = f"{len(self.stores)} stores were given, but {why}"
             raise SettingsError(message, "name one of them: --store DIR")
         return self.stores[0] if self.stores else None
 
@@ -110,15 +111,18 @@ class Context:
         found = place.find(store, os.environ, self.stores_by)
         if changes and found.foreign:
             raise RefusedError(
-                f"{names.of_link(found.foreign)}: what lies there is only looked at",
+                f"{names.of_link(found.foreign)}: it is inspected only",
                 "name the folder itself",
             )
         return found
 
-    def hosts(self, *, changes: bool, named: bool = False) -> list[Host]:
-        """A host for each store. `changes`: to change it; `named`: models or digests are meant."""
-        found = self.places(changes=changes, knows=targets.known if named else None)
-        return [self.host(each) for each in found]
+    def known(self, look: rights.Knows) -> list[Known]:
+        """What `look` finds in each store with its owner's rights, in a child for each."""
+        return rights.known_to([each.path for each in self._found(changes=False)], look)
+
+    def hosts(self, *, changes: bool, knows: rights.Knows | None = None) -> list[Host]:
+        """A host for each store. `changes`: to change it; `knows` is that of `places`."""
+        return [self.host(each) for each in self.places(changes=changes, knows=knows)]
 
     def host(self, found: place.Found) -> Host:
         """A store and the machine around it."""
@@ -137,10 +141,10 @@ class Context:
         """Whether somebody at a terminal sees what is printed, and can answer."""
         return not self.json and sys.stdin.isatty() and sys.stdout.isatty()
 
-    def agreed(self, question: str, otherwise: str = "say --yes to do it") -> bool | None:
+    def agreed(self, question: str, otherwise: str = "add --yes to do it") -> bool | None:
         """Whether somebody says yes; None where nobody can be asked, which is told."""
         if not self.can_ask():
-            complain(f"nothing was done: nobody to ask here; {otherwise}")
+            complain(f"nothing was changed: there is no terminal to ask on; {otherwise}")
             return None
         import click
 

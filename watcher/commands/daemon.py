@@ -7,35 +7,45 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from watcher import config
-from watcher.commands.context import Context, complain
+from watcher.commands import declare
 from watcher.errors import Exit, WatchError, named
-from watcher.model import Settings
-from watcher.observe import place
-from watcher.service import daemon
-from watcher.state.event_log import Event
-from watcher.system import privileges
+
+if TYPE_CHECKING:
+    from watcher.commands.context import Context
+    from watcher.config import Settings
+    from watcher.state.event_log import Event
 
 
-def run(context: Context) -> Exit:
-    """Watch one store until SIGTERM or SIGINT. A store that is named need not be there yet."""
-    named = context.only_store("each takes a daemon of its own")
+@declare.command(
+    examples=["daemon", "daemon --store /srv/models --json"],
+    read_on="docs/service.md: systemd, cron, containers; docs/metrics.md",
+)
+def daemon(context: Context) -> Exit:
+    """Watch the store, log events, repair downloads as they break.
+
+    One store, until SIGTERM or Ctrl-C. A store that is named need not exist yet.
+    """
+    from watcher.observe import place
+    from watcher.service import daemon as service
+
+    named = context.only_store("each needs a daemon of its own")
     path = None if named is None else os.path.abspath(named)
     if path is None or (os.path.lexists(path) and not os.path.isdir(path)):
-        found = context.only_place("each takes a daemon of its own")
+        found = context.only_place("each needs a daemon of its own")
     else:
         context.settle(path)
         found = place.Found(path, "--store")
     host = replace(context.host(found), tell=_teller(context))
     if _can_start_anew(context):
-        daemon.run(host, _settings(context), _queue_run(context, found.path))
+        service.run(host, _settings(context), _queue_run(context, found.path))
         return Exit.HEALTHY
     # Not needed by all, and takes memory.
     from watcher.pull.starter import Starter
 
     with contextlib.closing(Starter(lambda: _run_queue(context, found.path))) as starter:
-        daemon.run(host, _settings(context), starter)
+        service.run(host, _settings(context), starter)
     return Exit.HEALTHY
 
 
@@ -47,6 +57,9 @@ def _settings(context: Context) -> Callable[[], Settings]:
 
 def _can_start_anew(context: Context) -> bool:
     """Whether the user whom root has become can start us again, with the same settings."""
+    from watcher import config
+    from watcher.system import privileges
+
     settings = config.SYSTEM_FILE if context.config_file is None else context.config_file
     return privileges.can_start_anew() and (
         os.access(settings, os.R_OK) or not os.path.lexists(settings)
@@ -64,11 +77,12 @@ def _queue_run(context: Context, store: str) -> list[str]:
 
 def _run_queue(context: Context, store: str) -> int:
     """The same in a process that was forked."""
-    from watcher.commands import queue
+    from watcher.commands import queue_drive
+    from watcher.commands.context import complain
 
     own = replace(context, stores=(store,), stores_by="--store", quiet=True, json=False)
     try:
-        return queue.run_leashed(own)
+        return queue_drive.run_leashed(own)
     except WatchError as error:
         complain(f"ollama-watch: {error}")
         return error.exit_code

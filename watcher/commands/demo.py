@@ -6,28 +6,46 @@ import os
 import sys
 from pathlib import Path
 
-from watcher.commands.context import complain
-from watcher.demo import scenes
+import click
+
+from watcher.commands import declare
+from watcher.commands.declare import Given
 from watcher.errors import Exit, SettingsError
-from watcher.ollama import names
-from watcher.system import privileges
 
 
-def demo(*, keep: bool, pictures: Path | None) -> Exit:
-    """Play the scenes. FAILED where one did not come to what it shows.
+@declare.command(
+    context=False, examples=["demo", "demo --svg ."], read_on="README.md explains its pictures"
+)
+@click.option("--keep", is_flag=True, help="Keep the demo's folder.")
+@click.option(
+    "--svg",
+    "pictures",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Save its pictures there.",
+)
+def demo(given: Given, keep: bool, pictures: Path | None) -> Exit:
+    """Show everything on a temporary store, in half a minute.
 
-    `pictures`: a folder for ``audit.svg``, ``repair.svg`` and ``pull.svg``.
+    Settings of this machine do not apply.
     """
+    from watcher.commands.context import complain
+    from watcher.demo import scenes
+    from watcher.ollama import names
+    from watcher.system import advice, privileges
+
+    advice.introduce()
     if pictures is not None and not pictures.is_dir():
-        raise SettingsError(f"--svg: no folder: {names.printable(str(pictures))}", "make it first")
+        missing = names.printable(str(pictures))
+        raise SettingsError(f"--svg: the folder {missing} does not exist", "create it first")
     if os.geteuid() == 0:
         privileges.give_on(0)
-    color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    color = not given.no_color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     try:
         audit = None if pictures is None else pictures / "audit.svg"
         told = scenes.play(_say, color=color, keep=keep, picture=audit)
     except scenes.DemoError as error:
-        complain(f"ollama-watch: the demo broke off: {error}")
+        complain(f"ollama-watch: the demo failed: {error}")
         return Exit.FAILED
     if pictures is not None:
         from watcher.show import text as shown

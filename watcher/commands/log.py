@@ -1,4 +1,4 @@
-"""``log``: what happened, from the event logs; a daemon need not run."""
+"""``log``: the event log; a daemon need not run."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from watcher.commands.context import Context, complain
+import click
+
+from watcher.commands import complete, declare
 from watcher.errors import Exit, SettingsError
-from watcher.model import Known
-from watcher.observe import place, targets
-from watcher.observe.targets import Targets
-from watcher.ollama import names
-from watcher.show import log as happened
-from watcher.state.history import Line, Log, known
+
+if TYPE_CHECKING:
+    from watcher.commands.context import Context
+    from watcher.model import Known
+    from watcher.observe.targets import Targets
+    from watcher.state.history import Line, Log
 
 #: How often a followed log is looked at, and so much of its past is shown.
 _POLL_SECONDS = 0.5
 _TAIL = 10
+
+
+def _moment(value: Any) -> float:
+    from watcher import config
+
+    return config.moment(str(value), time.time())
 
 
 class LogOptions(NamedTuple):
@@ -35,16 +43,49 @@ class LogOptions(NamedTuple):
     lines: int | None
 
 
-def log(context: Context, wanted: LogOptions, *, follow: bool) -> Exit:
-    """Tell what was logged; `follow`: and go on with what comes, until ctrl-C."""
-    knows = None if wanted.target is None else _known
+@declare.command(
+    examples=["log", "log llama3 --since 2h", "log --type download_interrupted -n 20"],
+    read_on="docs/reference/events.md: every type of event",
+)
+@click.argument("target", required=False, metavar="[MODEL|DIGEST]", shell_complete=complete.targets)
+@click.option(
+    "--since",
+    type=declare.Read("moment", _moment),
+    metavar="WHEN",
+    help="From this time on (2h, or 2026-11-24).",
+)
+@click.option(
+    "--type",
+    "types",
+    multiple=True,
+    metavar="TYPE",
+    help="Only this event type (repeatable).",
+)
+@click.option("-f", "--follow", is_flag=True, help="Also follow new events until Ctrl-C.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="Only the last N.")
+def log(
+    context: Context,
+    target: str | None,
+    since: float | None,
+    types: tuple[str, ...],
+    follow: bool,
+    lines: int | None,
+) -> Exit:
+    """Show the event log.
+
+    No daemon needs to run. With --json it prints the lines as they are.
+    """
+    from watcher.observe import place
+
+    wanted = LogOptions(target, since, types, lines)
+    knows = None if target is None else _known
     stores = [found.path for found in context.places(knows=knows)]
     if follow and len(stores) > 1:
         raise SettingsError(f"{len(stores)} stores are named", "follow one at a time")
-    target = None if wanted.target is None else _target(stores, wanted.target, context.elsewhere)
+    about = None if target is None else _target(stores, target, context.elsewhere)
     for store in stores:
         try:
-            _tell(context, store, wanted, target, follow=follow)
+            _tell(context, store, wanted, about, follow=follow)
         except PermissionError:
             raise place.no_permission(store) from None
         except KeyboardInterrupt:
@@ -56,11 +97,17 @@ def log(context: Context, wanted: LogOptions, *, follow: bool) -> Exit:
 
 def _target(stores: Iterable[str], text: str, elsewhere: Iterable[Known]) -> Targets:
     """What is meant, as stores and logs know it. Raises TargetError with the nearest names."""
+    from watcher.observe import targets
+
     return targets.among([*map(_known, stores), *elsewhere], [text])
 
 
 def _known(store: str) -> Known:
     """What a store and its log know. Raises NoPermissionError."""
+    from watcher.model import Known
+    from watcher.observe import place, targets
+    from watcher.state.history import Log, known
+
     there = targets.known(store)
     try:
         logged = known(Log(store).read())
@@ -76,6 +123,10 @@ def _known(store: str) -> Known:
 def _tell(
     context: Context, store: str, wanted: LogOptions, target: Targets | None, *, follow: bool
 ) -> None:
+    from watcher.commands.context import complain
+    from watcher.ollama import names
+    from watcher.state.history import Log
+
     choose = _Choice(wanted, target)
     source = Log(store)
     write = _writer(context)
@@ -84,10 +135,11 @@ def _tell(
     count = write(lines if most is None else deque(lines, maxlen=most))
     told = _tell_damaged(source, 0)
     if not (count or follow or context.quiet or wanted.lines == 0):
-        complain("no such event is in the log" if choose.types else "nothing has been logged yet")
+        complain("the log has no such event" if choose.types else "the log is empty")
     unknown = sorted(set(wanted.types) - choose.types) if choose.types else []
     for kind in unknown:
-        complain(f"of type {names.printable(kind)} is none; there are {_listed(choose.types)}")
+        known = _listed(choose.types)
+        complain(f"there is no event of type {names.printable(kind)}; known types: {known}")
     while follow:
         time.sleep(_POLL_SECONDS)
         write(choose(source.read()))
@@ -126,10 +178,14 @@ class _Choice:
 
 
 def _listed(types: Iterable[str]) -> str:
+    from watcher.ollama import names
+
     return ", ".join(names.printable(each) for each in sorted(types))
 
 
 def _writer(context: Context) -> Callable[[Iterable[Line]], int]:
+    from watcher.show import log as happened
+
     text = happened.teller(color=context.colored())
 
     def write(lines: Iterable[Line]) -> int:
@@ -147,7 +203,9 @@ def _writer(context: Context) -> Callable[[Iterable[Line]], int]:
 
 def _tell_damaged(source: Log, told: int) -> int:
     """Tell how many lines could not be read, where there are more than were told; their number."""
+    from watcher.commands.context import complain
+
     if source.damaged > told:
         count = source.damaged - told
-        complain(f"{count} damaged line{'' if count == 1 else 's'} of the log left out")
+        complain(f"skipped {count} damaged line{'' if count == 1 else 's'} of the log")
     return source.damaged

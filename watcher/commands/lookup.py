@@ -44,7 +44,7 @@ def look_up(host: Host, wanted: Iterable[str], *, keep: bool = True) -> Looked:
             if known is not None and known.sizes and 0 <= host.clock() - known.at < _FRESH_SECONDS:
                 continue
             if model.host in silent:
-                problems[model.key] = f"{model.host} does not answer"
+                problems[model.key] = f"{model.host} did not answer"
                 continue
             answer = host.registry_manifest(store if keep else None, model)
             if answer.problem:

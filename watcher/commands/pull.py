@@ -2,140 +2,54 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
+from typing import TYPE_CHECKING
 
-from watcher.commands.context import Context, complain
-from watcher.errors import Exit, NoPermissionError, NoStoreError
-from watcher.observe import place
-from watcher.ollama import names
-from watcher.pull import target
-from watcher.pull.driver import Options, Pull
-from watcher.pull.failures import Cause
-from watcher.pull.layer_locks import LayerLocks
-from watcher.pull.target import Target
-from watcher.show import progress
-from watcher.system import stopping
+import click
 
-_SHOW_CURSOR = b"\033[?25h\n"
+from watcher.commands import complete, declare
+
+if TYPE_CHECKING:
+    from watcher.commands.context import Context
+    from watcher.errors import Exit
 
 
-@dataclass(frozen=True, slots=True)
-class PullOptions:
-    """What the command line says of pulls."""
+@declare.command(
+    examples=["pull llama3", "pull llama3 qwen3:32b --until-done"],
+    read_on="docs/pull.md: what pull repairs on the way, and what stops it",
+)
+@click.argument(
+    "models", nargs=-1, required=True, metavar="MODEL...", shell_complete=complete.models
+)
+@click.option("--until-done", is_flag=True, help="Retry temporary failures without limit.")
+@click.option(
+    "--parallel", type=click.IntRange(1, 16), default=1, help="Download up to so many at once."
+)
+@click.option("--verify", is_flag=True, help="Also hash layers that were on disk before.")
+@declare.insecure
+@declare.host
+@click.option(
+    "--stall",
+    type=declare.DURATION,
+    metavar="TIME",
+    help="Repair after this time without a byte (30s).",
+)
+def pull(
+    context: Context,
+    models: tuple[str, ...],
+    until_done: bool,
+    parallel: int,
+    verify: bool,
+    insecure: bool,
+    host: str | None,
+    stall: float | None,
+) -> Exit:
+    """Download models and repair them on the way.
 
-    host: str | None = None
-    parallel: int = 1
-    options: Options = field(default_factory=Options)
+    Over resets, stalls and restarts of the server. After Ctrl-C, the same command continues.
+    """
+    from watcher.commands.pulling import PullOptions, pull_all
+    from watcher.pull.driver import Options
+    from watcher.pull.speed import STALL_SECONDS
 
-
-def pull(context: Context, models: tuple[str, ...], wanted: PullOptions) -> Exit:
-    """Download models through the server; a ctrl-C leaves what came resumable."""
-    found = site_of(context, wanted.host)
-    layer_locks = LayerLocks()
-    with cancelled_by_signals() as cancelled:
-        pulls = [
-            Pull(found, model, wanted.options, cancelled, layer_locks)
-            for model in dict.fromkeys(models)
-        ]
-        shown = progress.display(json=context.json, quiet=context.quiet, color=context.colored())
-        with shown:
-            _drive_all(pulls, shown, wanted.parallel)
-    return max(_told(context, each) for each in pulls)
-
-
-def _drive_all(pulls: list[Pull], shown: progress.Display, parallel: int) -> None:
-    if parallel <= 1 or len(pulls) == 1:
-        for each in pulls:
-            drive(each, shown)
-        return
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(parallel) as pool:
-        for done in [pool.submit(drive, each, shown) for each in pulls]:
-            done.result()
-
-
-def drive(one: Pull, shown: progress.Display) -> None:
-    """Drive a pull and show it. Where that can't be shown any more, it is ended in order first."""
-    failed: list[OSError] = []
-    asked = one.cancelled
-    one.cancelled = lambda: bool(failed) or asked()
-    if one.name.tag.endswith("cloud"):
-        complain(f"{names.printable(one.name.shown)} runs in the cloud: little of it comes here")
-    for update in one.updates():
-        try:
-            if not failed:
-                shown.show(one, update)
-                sys.stdout.flush()
-        except OSError as error:
-            failed.append(error)
-    if failed:
-        raise failed[0]
-
-
-def _told(context: Context, one: Pull) -> Exit:
-    """Tell how a pull has ended, where it has not arrived."""
-    cause = one.end.cause
-    if cause is None:
-        return Exit.HEALTHY
-    shown = names.printable(one.name.shown)
-    if one.fault is not None and context.verbose:
-        complain("".join(traceback.format_exception(one.fault)))
-    if cause is Cause.INTERRUPTED:
-        complain(f"{shown}: interrupted; to go on:\n  -> {one.command}")
-        return Exit.INTERRUPTED
-    helps = f"\n  -> {one.command}" if one.command else ""
-    what = "was not verified" if cause is Cause.UNVERIFIED else "has not arrived"
-    complain(f"ollama-watch: {shown} {what}: {one.end.text}\n  {cause.step}{helps}")
-    return Exit.FAILED
-
-
-def site_of(context: Context, host: str | None) -> Target:
-    """The server, and its store where that is here."""
-    url = target.server_url(host, os.environ)
-    try:
-        found = context.only_place("a download is of one")
-    except (NoStoreError, NoPermissionError):
-        if context.stores:
-            if not os.path.isdir(context.stores[0]):
-                raise
-            # The server makes its folders with the first pull.
-            store = os.path.abspath(context.stores[0])
-            context.settle(store)
-            return target.find(url, context.host(place.Found(store, "--store")), context.settings)
-        context.settle()
-        return target.find(url, None, context.settings)
-    return target.find(url, context.host(found), context.settings)
-
-
-@contextmanager
-def cancelled_by_signals() -> Iterator[Callable[[], bool]]:
-    """Says whether SIGINT or SIGTERM has come; a second one ends the process at once."""
-    asked = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def stop(_: int, __: FrameType | None) -> None:
-        if asked.is_set():
-            # Threads that mend are not waited for: whatever they leave the next run finishes.
-            if sys.stdout.isatty():
-                os.write(sys.stdout.fileno(), _SHOW_CURSOR)
-            os._exit(Exit.INTERRUPTED)
-        asked.set()
-        stopping.ask()
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        stopping.withdraw()
+    options = Options(insecure, until_done, verify, STALL_SECONDS if stall is None else stall)
+    return pull_all(context, models, PullOptions(host, parallel, options))

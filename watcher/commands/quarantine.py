@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from watcher.commands.acting import Request, act
-from watcher.commands.context import Context
-from watcher.decide import modes, remaining
-from watcher.errors import Exit
-from watcher.ollama import names
-from watcher.reconcile import Reconciler
-from watcher.show import documents, tables
+import click
+
+from watcher.commands import complete, declare
+from watcher.errors import Exit, TargetError
+
+if TYPE_CHECKING:
+    from watcher.commands.acting import Request
+    from watcher.commands.context import Context
 
 #: So many files are listed on a terminal.
 _SHOWN = 50
+_READ_ON = "docs/safety.md: what is moved to quarantine, and when it goes"
 
 
+@declare.group(
+    near={
+        "list": ["ls"],
+        "show": ["ls"],
+        "put": ["restore"],
+        "back": ["restore"],
+        "rm": ["purge"],
+        "delete": ["purge"],
+        "remove": ["purge"],
+    },
+    examples=["quarantine ls", "quarantine purge -n"],
+    read_on=_READ_ON,
+)
+def quarantine() -> None:
+    """List, restore or purge quarantined files.
+
+    A damaged file that was perhaps the only copy is kept there.
+    """
+
+
+@quarantine.command(examples=["quarantine ls", "quarantine ls --json"], read_on=_READ_ON)
 def ls(context: Context) -> Exit:
-    """List what lies in quarantine. FAILED where that, or its place, could not be looked at."""
+    """List quarantined files."""
+    from watcher.decide import remaining
+    from watcher.ollama import names
+    from watcher.reconcile import Reconciler
+    from watcher.show import documents, tables
+
     code = Exit.HEALTHY
     for host in context.hosts(changes=False):
         report = Reconciler(host, context.settings).inspect()
@@ -31,17 +61,66 @@ def ls(context: Context) -> Exit:
             context.show(tables.quarantine(report, most))
             context.show(tables.not_seen(unseen, report.diagnosis))
         elif not context.quiet:
-            sys.stdout.write(f"nothing in quarantine: {names.printable(host.store)}\n")
+            sys.stdout.write(f"the quarantine is empty: {names.printable(host.store)}\n")
     return code
 
 
-def restore(context: Context, labels: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:
-    """Put things back into their place, never over what is there now."""
+@quarantine.command(
+    examples=["quarantine restore LABEL -n", "quarantine restore LABEL"], read_on=_READ_ON
+)
+@click.argument(
+    "labels", nargs=-1, required=True, metavar="LABEL...", shell_complete=complete.labels
+)
+@declare.dry_run
+@declare.yes
+def restore(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool) -> Exit:
+    """Move quarantined files back into their place.
+
+    Never over a file that is there now.
+    """
+    from watcher.commands.acting import Request
+    from watcher.decide import modes
+
     mode = modes.restore(frozenset(labels))
-    return act(context, Request("restore", mode, dry_run=dry_run, yes=yes))
+    return _act(context, Request("restore", mode, dry_run=dry_run, yes=yes))
 
 
-def purge(context: Context, labels: tuple[str, ...], *, dry_run: bool, yes: bool) -> Exit:
-    """Remove things for good: those named, else those that a good one has replaced."""
+@quarantine.command(examples=["quarantine purge -n", "quarantine purge LABEL"], read_on=_READ_ON)
+@click.argument("labels", nargs=-1, metavar="[LABEL]...", shell_complete=complete.labels)
+@declare.dry_run
+@declare.yes
+def purge(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool) -> Exit:
+    """Remove quarantined files for good (without a label: those already replaced)."""
+    from watcher.commands.acting import Request
+    from watcher.decide import modes
+
     mode = modes.purge(frozenset(labels))
-    return act(context, Request("purge", mode, dry_run=dry_run, yes=yes))
+    return _act(context, Request("purge", mode, dry_run=dry_run, yes=yes))
+
+
+def _act(context: Context, asked: Request) -> Exit:
+    """In each store, on those labels that it has. Raises TargetError for one that none has."""
+    from watcher.commands.acting import act_on
+
+    hosts = context.hosts(changes=not asked.dry_run, knows=complete.kept)
+    here = [complete.kept(host.store).digests for host in hosts]
+    known = frozenset().union(*here, *(each.digests for each in context.elsewhere))
+    for label in sorted((asked.mode.restore | asked.mode.purge) - known):
+        _refuse(label, hosts[0].store, hosts[0].found_by)
+    codes = []
+    for host, labels in zip(hosts, here, strict=True):
+        restored, purged = asked.mode.restore & labels, asked.mode.purge & labels
+        mode = replace(asked.mode, restore=restored, purge=purged)
+        codes.append(act_on(context, host, replace(asked, mode=mode)))
+    return max(codes)
+
+
+def _refuse(label: str, store: str, found_by: str) -> None:
+    from watcher.ollama import names
+    from watcher.system import advice
+
+    raise TargetError(
+        f"unknown label: {names.printable(label)}",
+        "look up its label",
+        advice.on(store, found_by, "quarantine", "ls"),
+    )

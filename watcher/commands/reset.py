@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from watcher.commands import lookup
-from watcher.commands.context import Context, patience
+import click
+
+from watcher.commands import complete, declare
 from watcher.errors import Exit, NoPermissionError, TargetError
-from watcher.observe import targets
-from watcher.observe.host import Host
-from watcher.ollama import names
-from watcher.pull.manager import ModelDownloadManager, StoreFiles
-from watcher.show import documents, text
-from watcher.show.text import count
+
+if TYPE_CHECKING:
+    from watcher.commands.context import Context
 
 _NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
 
 
-def reset(context: Context, models: tuple[str, ...], *, yes: bool, offline: bool) -> Exit:
-    """Forget downloads and remove what there is of them, after asking.
+@declare.command(
+    examples=["reset llama3", "reset --yes llama3"],
+    read_on="docs/safety.md: what is never removed",
+)
+@click.argument(
+    "models", nargs=-1, required=True, metavar="MODEL...", shell_complete=complete.models
+)
+@declare.yes
+@declare.offline
+def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -> Exit:
+    """Forget a download and remove its data.
 
-    `offline`: no registry is asked which layers a model has.
+    Asks first. Refused while the model is being pulled.
     """
+    from watcher.commands import lookup
+    from watcher.commands.context import patience
+    from watcher.observe.host import Host
+    from watcher.ollama import names
+    from watcher.pull.manager import ModelDownloadManager, StoreFiles
+    from watcher.show import documents, text
+
     for model in models:
         names.to_model(model)
     store = context.only_place("a download is of one").path
@@ -42,15 +57,15 @@ def reset(context: Context, models: tuple[str, ...], *, yes: bool, offline: bool
             if not found and before in _NOTHING_TO_RESET:
                 _check_known(store, model, problems, before)
                 done.append(documents.Reset(model, before, (), 0))
-                _say(context, f"{shown}: nothing of a download is here")
+                _say(context, f"{shown}: there is no download to forget")
                 continue
-            what = f"{text.size(size)} of {count(len(layers), 'unfinished layer')}"
+            what = f"{text.size(size)} of {text.count(len(layers), 'unfinished layer')}"
             agreed = yes or context.agreed(f"Remove {what} of {shown}?")
             if not agreed:
                 return Exit.USAGE if agreed is None else Exit.FINDINGS
             after = manager.reset_download(model)["status"]
             done.append(documents.Reset(model, after, tuple(layers), size))
-            _say(context, f"{shown}: forgotten; {what} removed")
+            _say(context, f"{shown}: download forgotten; removed {what}")
     finally:
         if context.json:
             context.document(documents.reset(store, done))
@@ -63,6 +78,10 @@ def _check_known(store: str, model: str, problems: Mapping[str, str], state: str
     NoPermissionError where something could not be looked at, TargetError for a name that nothing
     knows.
     """
+    from watcher.commands import lookup
+    from watcher.observe import targets
+    from watcher.ollama import names
+
     known = targets.known(store)
     if unseen := targets.not_seen([known]):
         shown = names.printable(model)
@@ -72,8 +91,8 @@ def _check_known(store: str, model: str, problems: Mapping[str, str], state: str
         return
     with lookup.blamed(problems):
         raise TargetError(
-            f"nothing here knows a model of that name: {names.printable(model)}",
-            targets.perhaps(model, known.models) or "look at its spelling",
+            f"unknown model: {names.printable(model)}",
+            targets.perhaps(model, known.models) or "check its spelling",
         )
 
 

@@ -6,31 +6,38 @@ import sys
 import time
 from contextlib import suppress
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from watcher import reconcile
-from watcher.commands.context import Context
-from watcher.decide import remaining, transitions
+import click
+
+from watcher.commands import declare
 from watcher.errors import Exit, WatchError
-from watcher.model import Condition, Unseen
-from watcher.observe import serving
-from watcher.observe.host import Host
-from watcher.pull import queue
-from watcher.pull.queue import Queue
-from watcher.pull.speed import Spread, spread
-from watcher.reconcile import Reconciler
-from watcher.show.status import Pace, Status
-from watcher.state import folders, records, state_folder
-from watcher.state.memory import Memory
+
+if TYPE_CHECKING:
+    from watcher.commands.context import Context
+    from watcher.model import Unseen
+    from watcher.observe.host import Host
+    from watcher.pull.queue import Queue
+    from watcher.pull.speed import Spread
+    from watcher.reconcile import Report
+    from watcher.show.status import Pace, Status
+    from watcher.state import records
+    from watcher.state.memory import Memory
 
 #: A rate takes two looks; and this is how often `--watch` looks.
 _APART_SECONDS = 1.0
 _WATCH_SECONDS = 2.0
 
 
-def status(context: Context, *, watch: bool) -> Exit:
-    """Tell what is pulled and how fast, what lies broken, and what is due next.
+@declare.command(
+    examples=["status", "status --watch"],
+    read_on="docs/reference/conditions.md: what each condition means; docs/service.md",
+)
+@click.option("-w", "--watch", is_flag=True, help="Refresh until Ctrl-C.")
+def status(context: Context, watch: bool) -> Exit:
+    """Show running and broken downloads, the daemon and the queue.
 
-    FAILED where something could not be looked at. `watch`: again and again, until ctrl-C.
+    Exits with 4 if something can't be read.
     """
     in_turn = watch and context.look_in_turns(_WATCH_SECONDS)
     if in_turn:
@@ -51,6 +58,13 @@ def status(context: Context, *, watch: bool) -> Exit:
 
 def look(host: Host, context: Context, before: Status | None) -> Status:
     """One look at a store, and a second one where something moves and nobody has looked before."""
+    from watcher import reconcile
+    from watcher.decide import remaining
+    from watcher.model import Condition
+    from watcher.observe import serving
+    from watcher.reconcile import Reconciler
+    from watcher.show.status import Status
+
     report = Reconciler(host, context.settings).inspect()
     past = before.report if before is not None else None
     if past is None and any(
@@ -76,8 +90,11 @@ def look(host: Host, context: Context, before: Status | None) -> Status:
 
 def _kept(host: Host) -> tuple[records.Records, Queue, tuple[Unseen, ...]]:
     """What is kept of the models' downloads, and the queue; and what of it can't be read."""
+    from watcher.pull import queue
+    from watcher.state import folders, records
+
     known: records.Records = {}
-    line = Queue()
+    line = queue.Queue()
     unread: list[Unseen] = []
     with suppress(OSError), folders.opened_store(host.store) as store:
         try:
@@ -92,12 +109,18 @@ def _kept(host: Host) -> tuple[records.Records, Queue, tuple[Unseen, ...]]:
 
 
 def _unread(name: str, error: WatchError) -> Unseen:
+    from watcher.model import Unseen
+    from watcher.state import state_folder
+
     path = f"{state_folder.FOLDER}/{name}"
     return Unseen(path, error.message.removeprefix(f"{path} can't be read: "))
 
 
-def _paces(past: reconcile.Report, now: reconcile.Report) -> dict[str, Pace]:
+def _paces(past: Report, now: Report) -> dict[str, Pace]:
     """How fast each download grew on the disk between two looks, by its key."""
+    from watcher.model import Condition
+    from watcher.show.status import Pace
+
     seconds = now.evidence.now - past.evidence.now
     known = {each.key: each for each in past.evidence.downloads}
     found: dict[str, Pace] = {}
@@ -113,8 +136,12 @@ def _paces(past: reconcile.Report, now: reconcile.Report) -> dict[str, Pace]:
     return found
 
 
-def _spreads(memory: Memory, now: reconcile.Report) -> dict[str, Spread]:
+def _spreads(memory: Memory, now: Report) -> dict[str, Spread]:
     """How fast each live download came lately, by its key, where a daemon has looked at it."""
+    from watcher.decide import transitions
+    from watcher.model import Condition
+    from watcher.pull.speed import spread
+
     found: dict[str, Spread] = {}
     for diagnosed in now.diagnosis.diagnosed:
         known = memory.downloads.get(diagnosed.download.key)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from watcher.model import Mode, Settings
+from watcher.config import Settings
+from watcher.model import Mode
 
 #: Only look: plan what `repair` and `clean` could do.
 INSPECT = Mode(repair=True, clean=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from watcher.config import Settings
 from watcher.decide import cleaning, quarantine, questions, repairing, safety
 from watcher.model import (
     LIVE_LOOK_SECONDS,
@@ -18,7 +19,6 @@ from watcher.model import (
     Refusal,
     RefusalKind,
     Rules,
-    Settings,
 )
 from watcher.ollama import names
 from watcher.system import advice

@@ -7,13 +7,14 @@ The shapes of file names are the server's own (`docs/store.md`, Layout). Model n
 from __future__ import annotations
 
 import enum
-import hashlib
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from watcher.errors import TargetError
-from watcher.model import ForeignLink, TemporaryKind
+
+if TYPE_CHECKING:
+    from watcher.model import ForeignLink
 
 DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
@@ -42,15 +43,15 @@ _MODEL_PARTS = (
 
 
 class Role(enum.StrEnum):
-    """What a name under ``blobs/`` stands for."""
+    """What a name under ``blobs/`` stands for; left-overs as `TemporaryKind` has them."""
 
     BLOB = "blob"
     DATA = "data"
     SIDECAR = "sidecar"
     TRANSFER = "transfer"
     OLD = "old"
-    UPLOAD = TemporaryKind.UPLOAD.value
-    CREATE = TemporaryKind.CREATE.value
+    UPLOAD = "upload"
+    CREATE = "create"
     FOREIGN = "foreign"
 
 
@@ -283,4 +284,6 @@ def file_safe(name: str) -> str:
     )
     if len(safe) <= _LONGEST_FILE_NAME:
         return safe
+    import hashlib  # it loads OpenSSL, and few names are so long
+
     return f"{safe[:_LONGEST_FILE_NAME]}-{hashlib.sha256(safe.encode()).hexdigest()[:16]}"

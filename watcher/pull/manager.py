@@ -29,6 +29,7 @@ import orjson
 
 from watcher import reconcile
 from watcher.act import journal
+from watcher.config import Settings
 from watcher.decide import modes, remaining
 from watcher.decide.transitions import RESUMABLE
 from watcher.errors import (
@@ -39,7 +40,7 @@ from watcher.errors import (
     RecordError,
     RefusedError,
 )
-from watcher.model import ActionKind, Condition, Diagnosed, Mode, Plan, Result, Scope, Settings
+from watcher.model import ActionKind, Condition, Diagnosed, Mode, Plan, Result, Scope
 from watcher.observe import place, scan
 from watcher.observe.host import Host
 from watcher.ollama import manifests, names, ranges

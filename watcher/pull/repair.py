@@ -13,10 +13,11 @@ from typing import TypeVar
 
 from rich.filesize import decimal
 
+from watcher.config import Settings
 from watcher.decide import findings, modes
 from watcher.decide.diagnose import settled_condition
 from watcher.errors import LockedError, WatchError
-from watcher.model import Condition, RefusalKind, Result, Scope, Settings
+from watcher.model import Condition, RefusalKind, Result, Scope
 from watcher.observe.host import Host
 from watcher.ollama import ranges
 from watcher.pull.target import Target

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from watcher.config import Settings
 from watcher.errors import RefusedError, SettingsError
-from watcher.model import ServerState, Settings
+from watcher.model import ServerState
 from watcher.observe import processes
 from watcher.observe.host import Host
 from watcher.ollama import environment, names, server

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from watcher import __version__, reconcile
 from watcher.act import journal
+from watcher.config import Settings
 from watcher.decide import modes, questions
 from watcher.errors import (
     EndedError,
@@ -25,7 +26,7 @@ from watcher.errors import (
     WatchError,
     named,
 )
-from watcher.model import Plan, Refusal, Scope, Settings
+from watcher.model import Plan, Refusal, Scope
 from watcher.observe.host import Host
 from watcher.observe.serving import DAEMON_LOCK
 from watcher.reconcile import Reconciler

@@ -14,16 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 
 from watcher import __version__
+from watcher.config import Settings
 from watcher.decide.findings import is_blind
-from watcher.model import (
-    Condition,
-    Diagnosed,
-    Evidence,
-    RefusalKind,
-    Settings,
-    Severity,
-    Visibility,
-)
+from watcher.model import Condition, Diagnosed, Evidence, RefusalKind, Severity, Visibility
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
 from watcher.state import fs

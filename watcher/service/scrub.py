@@ -18,9 +18,10 @@ from dataclasses import replace
 import psutil
 
 from watcher import reconcile
+from watcher.config import Settings
 from watcher.decide import modes
 from watcher.errors import EndedError
-from watcher.model import HOUR, ActionKind, Plan, Settings
+from watcher.model import HOUR, ActionKind, Plan
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.reconcile import Reconciler

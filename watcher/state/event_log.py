@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 
 import orjson
 
-from watcher.model import DAY, Settings
+from watcher.config import Settings
+from watcher.model import DAY
 from watcher.ollama import names
 from watcher.state import fs, state_folder
 

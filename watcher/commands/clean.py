@@ -1,0 +1,61 @@
+"""``clean``: remove what no pull needs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from watcher.commands import complete, declare
+
+if TYPE_CHECKING:
+    from watcher.commands.context import Context
+    from watcher.errors import Exit
+
+
+def _size(value: Any) -> int:
+    from watcher import config
+
+    return config.size(value)
+
+
+@declare.command(
+    examples=["clean -n", "clean --yes --stale-after 14d", "clean --until-free 50GB"],
+    read_on="docs/safety.md: what is never removed",
+)
+@click.argument("targets", nargs=-1, metavar="[MODEL|DIGEST]...", shell_complete=complete.targets)
+@declare.dry_run
+@declare.yes
+@click.option(
+    "--stale-after",
+    type=declare.DURATION,
+    metavar="TIME",
+    help="When a download counts as stale (7d).",
+)
+@click.option(
+    "--until-free",
+    type=declare.Read("size", _size),
+    metavar="SIZE",
+    help="Remove only as much as this needs (50GB).",
+)
+def clean(
+    context: Context,
+    targets: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+    stale_after: float | None,
+    until_free: int | None,
+) -> Exit:
+    """Remove stale downloads and orphaned blobs.
+
+    Shows the plan and asks. Never removes what a process has open, what a manifest names or what a
+    pull could still need.
+    """
+    from watcher.commands.acting import Request, act
+    from watcher.decide import modes
+
+    if stale_after is not None:
+        context.settings = replace(context.settings, stale_after=stale_after)
+    asked = Request("clean", modes.CLEAN, targets, dry_run, yes, until_free=until_free)
+    return act(context, asked)

@@ -1,0 +1,82 @@
+"""What a shell completes: models, digests, labels and types of events, as the store has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import click
+
+from watcher.commands.declare import Given
+from watcher.errors import WatchError
+
+if TYPE_CHECKING:
+    from watcher.model import Known
+
+
+def models(at: click.Context, _: click.Parameter, start: str) -> list[str]:
+    """Models of the store, downloads included."""
+    return _matching(start, (model for known in _found(at, _in_store) for model in known.models))
+
+
+def targets(at: click.Context, parameter: click.Parameter, start: str) -> list[str]:
+    """Models, and digests once one is begun."""
+    from watcher.ollama import names
+
+    found = models(at, parameter, start)
+    if not start:
+        return found
+    digests = {digest for known in _found(at, _in_store) for digest in known.digests}
+    return [*found, *_matching(start, map(names.short, digests))]
+
+
+def queued(at: click.Context, _: click.Parameter, start: str) -> list[str]:
+    """Models of the queue."""
+    return _matching(start, (model for known in _found(at, _in_queue) for model in known.models))
+
+
+def labels(at: click.Context, _: click.Parameter, start: str) -> list[str]:
+    """Labels of the quarantine."""
+    return _matching(start, (each for known in _found(at, kept) for each in known.digests))
+
+
+def _matching(start: str, found: Iterable[str]) -> list[str]:
+    return sorted({each for each in found if each.lower().startswith(start.lower())})
+
+
+def _found(at: click.Context, look: Callable[[str], Known]) -> list[Known]:
+    """What is in the stores that the command line means so far; nothing where that fails."""
+    given = at.ensure_object(Given)
+    given.own = True
+    try:
+        given.begin()
+        return given.context().known(look)
+    except (WatchError, OSError, click.UsageError):
+        return []
+
+
+def _in_store(store: str) -> Known:
+    from watcher.observe import targets
+
+    return targets.known(store)
+
+
+def _in_queue(path: str) -> Known:
+    from watcher.model import Known
+    from watcher.pull import queue
+    from watcher.state import folders
+
+    with folders.opened_store(path) as store:
+        line = queue.FILE.read(store).line
+    return Known({item.model: frozenset() for item in line}, frozenset())
+
+
+def kept(path: str) -> Known:
+    """The labels of a store's quarantine, in place of digests."""
+    from watcher.model import Known
+    from watcher.observe import quarantine
+    from watcher.state import folders, memory
+
+    with folders.opened_store(path) as store:
+        kept = quarantine.look(store, memory.load(store)).kept
+    return Known({}, frozenset(each.label for each in kept))

@@ -1,0 +1,326 @@
+"""How a command is declared: its options, its examples, and the words that lead to it.
+
+Neither this module nor the top of a command's module loads more than click, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from watcher.commands.context import Context
+
+PROGRAM = "ollama-watch"
+_WIDEST = 160
+_CLOSE = 0.7
+#: Commands that remove something: no word leads to them that only looks like theirs.
+_DELETING = frozenset({"clean", "reset", "purge", "rm", "uninstall"})
+
+
+#: What click does the same way in every command.
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDEST}
+
+
+# ---------------------------------------------------------------- options that every command takes
+
+
+@dataclass
+class Given:
+    """What stands on the command line for every command, before its name or after it."""
+
+    #: This process runs one command and nothing else, so it may change its user.
+    own: bool = False
+    stores: list[str] = field(default_factory=list)
+    config_file: Path | None = None
+    verbose: bool = False
+    quiet: bool = False
+    json: bool = False
+    no_color: bool = False
+    staged: bool = False
+
+    @property
+    def words(self) -> list[str]:
+        """The words that say again which store and which settings are meant."""
+        config = [] if self.config_file is None else ["--config", str(self.config_file)]
+        return [*config, *(word for store in self.stores for word in ("--store", store))]
+
+    def begin(self) -> None:
+        """Give up what no command needs. Before anything is read."""
+        if self.verbose and self.quiet:
+            raise click.UsageError("use either -v or -q")
+        if self.own and os.geteuid() != 0:
+            from watcher.system import privileges
+
+            privileges.lower()
+
+    def context(self) -> Context:
+        """What a command needs that works on stores. Raises SettingsError."""
+        from watcher import config
+        from watcher.commands.context import Context
+        from watcher.system import advice
+
+        advice.introduce(self.config_file)
+        settings = config.load(self.config_file, os.environ)
+        return Context(
+            settings=settings,
+            config_file=self.config_file,
+            stores=tuple(self.stores) or settings.stores,
+            stores_by="--store" if self.stores else settings.stores_by,
+            json=self.json,
+            quiet=self.quiet,
+            verbose=self.verbose,
+            color=False if self.no_color else None,
+            settles=self.own,
+            staged=self.staged,
+        )
+
+
+class GlobalOption(click.Option):
+    """An option that each command takes; its value goes to `Given`."""
+
+    def __init__(self, *names: str, **more: Any) -> None:
+        super().__init__(names, expose_value=False, callback=self._remember, **more)
+
+    def _remember(self, at: click.Context, _: click.Parameter, value: Any) -> None:
+        given = at.ensure_object(Given)
+        if self.name == "stores":
+            given.stores += value
+        elif value:
+            setattr(given, self.name or "", value)
+
+
+class _Folder(click.ParamType[str]):
+    """A folder's path as it is given; the shell completes it."""
+
+    name = "folder"
+
+    def shell_complete(self, _: click.Context, __: click.Parameter, start: str) -> list[Any]:
+        """Have the shell list folders."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(start, type="dir")]
+
+
+def _global_options() -> list[click.Parameter]:
+    flag = functools.partial(GlobalOption, is_flag=True)
+    return [
+        GlobalOption("--store", "stores", multiple=True, metavar="DIR", type=_Folder(),
+                     help="Models folder; repeat it for several."),
+        GlobalOption("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",
+                     help="Settings file."),
+        flag("-v", "--verbose", help="Show notices, too, and the traceback of a bug."),
+        flag("-q", "--quiet", help="Print nothing if all is well (for cron)."),
+        flag("--json", help="Print one JSON document on stdout."),
+        flag("--no-color", help="No colors (NO_COLOR does the same)."),
+        flag("--staged", hidden=True, help="For the demo, which starts all writers."),
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- options of several commands
+
+
+class Read(click.ParamType[Any]):
+    """A value that a function reads from what people write, or refuses by ValueError."""
+
+    def __init__(self, name: str, read: Callable[[Any], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value. Raises BadParameter."""
+        try:
+            return self._read(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+def _duration(value: Any) -> float:
+    from watcher import config
+
+    return config.duration(value)
+
+
+DURATION = Read("duration", _duration)
+FILE = click.Path(dir_okay=False, path_type=Path)
+dry_run = click.option("-n", "--dry-run", is_flag=True, help="Show the plan, change nothing.")
+yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+offline = click.option("--offline", is_flag=True, help="Ask no registry.")
+host = click.option("--host", metavar="URL", help="The server (default: OLLAMA_HOST).")
+insecure = click.option("--insecure", is_flag=True, help="Allow registries over plain http, too.")
+
+
+# ---------------------------------------------------------------- commands
+
+
+class _Helped(click.Command):
+    """A command whose help has examples and says where to read on."""
+
+    def __init__(
+        self,
+        *names: Any,
+        examples: Sequence[str] = (),
+        read_on: str = "",
+        **more: Any,
+    ) -> None:
+        super().__init__(*names, **more)
+        self.examples = examples
+        self.read_on = read_on
+        self.params += _global_options()
+
+    @property
+    def first_line(self) -> str:
+        """What the command does, in a sentence."""
+        return (self.help or "").partition("\n")[0]
+
+    def format_options(self, at: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options; those of all commands are listed by the program's help."""
+        rows = rows_of(
+            at, (each for each in self.get_params(at) if not isinstance(each, GlobalOption))
+        )
+        with formatter.section("Options"):
+            formatter.write_dl(rows)
+        self.format_global_options(at, formatter)
+
+    def format_global_options(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        """Name the options that every command takes."""
+        with formatter.section(f"Options of every command ({PROGRAM} --help)"):
+            formatter.write("  --store DIR, --config FILE, -v, -q, --json, --no-color\n")
+
+    def format_epilog(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples, one a line as they are pasted, and where to read on."""
+        if self.examples:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {PROGRAM} {each}\n" for each in self.examples))
+        if self.read_on:
+            with formatter.section("Read on"):
+                formatter.write(click.wrap_text(self.read_on, formatter.width, "  ", "  ") + "\n")
+
+
+def rows_of(at: click.Context, params: Iterable[click.Parameter]) -> list[tuple[str, str]]:
+    """The options among some parameters, as help lists them."""
+    options = (each for each in params if isinstance(each, click.Option))
+    return [row for each in options if (row := each.get_help_record(at)) is not None]
+
+
+class Command(_Helped):
+    """A command. Its function gets a `Context` first, or `Given` where `context` is False."""
+
+    def __init__(self, *names: Any, context: bool = True, **more: Any) -> None:
+        super().__init__(*names, **more)
+        self._context = context
+
+    @property
+    def body(self) -> Callable[..., Any]:
+        """Its function."""
+        assert self.callback is not None
+        return self.callback
+
+    def invoke(self, at: click.Context) -> Any:
+        """Run it, once everything on the command line was understood."""
+        given = at.ensure_object(Given)
+        given.begin()
+        return at.invoke(self.body, given.context() if self._context else given, **at.params)
+
+
+class Group(_Helped, click.Group):
+    """Commands of one name. `near`: words that people try, to the commands that they mean."""
+
+    def __init__(self, *names: Any, near: Mapping[str, Sequence[str]] | None = None, **more: Any):
+        super().__init__(*names, **more)
+        self._near = near or {}
+
+    def command(  # type: ignore[override]
+        self, **more: Any
+    ) -> Callable[[Callable[..., Any]], Command]:
+        """Declare a command of this group."""
+
+        def add(function: Callable[..., Any]) -> Command:
+            declared = command(**more)(function)
+            self.add_command(declared)
+            return declared
+
+        return add
+
+    def format_commands(self, at: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each command with its whole sentence."""
+        self.format_section("Commands", self.list_commands(at), at, formatter)
+
+    def format_section(
+        self, title: str, names: Iterable[str], at: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """Some of the commands under a title."""
+        rows = []
+        for name in names:
+            command = self.get_command(at, name)
+            assert isinstance(command, _Helped)
+            rows.append((name, command.first_line))
+        with formatter.section(title):
+            formatter.write_dl(rows)
+
+    def format_options(self, at: click.Context, formatter: click.HelpFormatter) -> None:
+        """Options, then commands."""
+        _Helped.format_options(self, at, formatter)
+        self.format_commands(at, formatter)
+
+    def resolve_command(
+        self, at: click.Context, words: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant. Raises UsageError, which names what was perhaps meant."""
+        word, *rest = words
+        command = self.get_command(at, word)
+        if command is not None or at.resilient_parsing or word.startswith("-"):
+            return super().resolve_command(at, words)
+        where = "" if at.parent is None else f" of {self.name}"
+        hints = "".join(f"\n  -> {self._hint(at, name, rest)}" for name in self._meant(at, word))
+        perhaps = f"\n  did you mean{hints}" if hints else ""
+        raise click.UsageError(f"unknown command{where}: {_printable(word)}{perhaps}", at)
+
+    def _meant(self, at: click.Context, word: str) -> Sequence[str]:
+        """Commands that are perhaps meant: none that deletes by mere likeness of its name."""
+        known = self._near.get(word.lower())
+        if known is not None:
+            return known
+        names = [name for name in self.list_commands(at) if name not in _DELETING]
+        return difflib.get_close_matches(word.lower(), names, n=2, cutoff=_CLOSE)
+
+    def _hint(self, at: click.Context, name: str, rest: Sequence[str]) -> str:
+        """A command that can be pasted: about the same models, on the same store."""
+        from watcher.system import advice
+
+        command = self.get_command(at, name)
+        assert command is not None
+        arguments = [each for each in command.params if isinstance(each, click.Argument)]
+        plain = bool(arguments) and not any(word.startswith("-") for word in rest)
+        words = [name, *(rest if plain else ())]
+        if name in _DELETING and any("--dry-run" in each.opts for each in command.params):
+            words.append("--dry-run")
+        elif isinstance(command, click.Group) or (
+            len(words) == 1 and any(each.required for each in arguments)
+        ):
+            words.append("--help")
+        group = () if at.parent is None else (self.name or "",)
+        return advice.line(*advice.caller().program, *at.ensure_object(Given).words, *group, *words)
+
+
+def _printable(word: str) -> str:
+    from watcher.ollama import names
+
+    return names.printable(word)
+
+
+def command(**more: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Declare a command by its function: `more` is what `Command` takes."""
+    return click.command(cls=Command, **more)
+
+
+def group(**more: Any) -> Callable[[Callable[..., Any]], Group]:
+    """Declare commands of one name: `more` is what `Group` takes."""
+    return click.group(cls=Group, **more)

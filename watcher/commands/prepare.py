@@ -1,0 +1,111 @@
+"""``prepare``: for the server's own unit, just before it starts."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from watcher.commands import declare
+from watcher.errors import Exit, WatchError, named
+
+if TYPE_CHECKING:
+    from watcher.commands.context import Context
+    from watcher.observe.host import Host
+    from watcher.reconcile import Report
+
+#: The server's start waits no longer than this.
+PREPARE_SECONDS = 20
+#: In the last of them nothing more is begun: they are for what was begun by then.
+_PREPARE_ENDS_SECONDS = 5.0
+#: So long data is read that an earlier start of the machine may not have brought to the disk.
+_PREPARE_READS_SECONDS = 10.0
+_SHOWN = 5
+
+
+@declare.command(
+    examples=["prepare", "-q prepare"],
+    read_on="docs/service.md: the unit that calls it",
+)
+def prepare(context: Context) -> Exit:
+    """Protect and repair downloads before a server starts (for its unit).
+
+    Exits with 0 whatever the state of the store; a wrong setting is 2.
+    """
+    from watcher.act import durability
+    from watcher.commands.context import complain
+    from watcher.decide import modes
+    from watcher.reconcile import Reconciler
+    from watcher.show import documents, plans
+
+    until = time.monotonic() + PREPARE_SECONDS
+    reads_until = until - PREPARE_SECONDS + _PREPARE_READS_SECONDS
+    try:
+        hosts = [replace(each, reads_until=reads_until) for each in context.hosts(changes=True)]
+        with _limited(until):
+            for host in hosts:
+                patient = replace(
+                    host, stops=lambda: time.monotonic() >= until - _PREPARE_ENDS_SECONDS
+                )
+                reconciler = Reconciler(patient, context.settings)
+                # The times first, and quickly: whatever else there is time for, the start deletes
+                # nothing. Where nothing can be written down, the run that follows says why.
+                with contextlib.suppress(OSError):
+                    reconciler.keep_fresh(modes.PREPARE_TIMES)
+                report = reconciler.reconcile(modes.PREPARE)
+                if context.json:
+                    context.document(documents.acting("prepare", report))
+                elif not context.quiet and (report.outcomes or report.warnings):
+                    context.show(plans.outcomes(report))
+                _tell_doubted(host, report)
+            for host in hosts:
+                durability.sync_noted(host, context.settings)
+    except (WatchError, OSError, MemoryError, RuntimeError, _TimeIsUp) as error:
+        complain(f"ollama-watch: {named(error) or error}")
+    return Exit.HEALTHY
+
+
+def _tell_doubted(host: Host, report: Report) -> None:
+    """Name what there was no time to read, and what does."""
+    from watcher.act import durability
+    from watcher.commands.context import complain
+    from watcher.ollama import names
+    from watcher.system import advice
+
+    if report.memory is None:
+        return
+    left = durability.still_doubted(report.memory, report.evidence)
+    if left:
+        shown = [names.short(digest) for digest in left[:_SHOWN]]
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        which = advice.on(host.store, host.found_by, "repair", *(shown if not more else ()))
+        complain(
+            f"ollama-watch: not read in time: {', '.join(shown)}{more}; the machine started anew"
+            " before that data was surely on the disk, so its progress files may claim too much"
+            f"\n  -> {which}"
+        )
+
+
+class _TimeIsUp(BaseException):
+    """The server has waited long enough."""
+
+
+@contextmanager
+def _limited(until: float) -> Iterator[None]:
+    """End the block at a time of the monotonic clock; what it had begun is undone."""
+
+    def stop(_: int, __: FrameType | None) -> None:
+        raise _TimeIsUp(f"not done after {PREPARE_SECONDS} s; the rest waits for the next run")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(0.1, until - time.monotonic()))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

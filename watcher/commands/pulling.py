@@ -1,0 +1,142 @@
+"""What `pull` and the queue share: the server that is meant, one pull driven and shown, signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from watcher.commands.context import Context, complain
+from watcher.errors import Exit, NoPermissionError, NoStoreError
+from watcher.observe import place
+from watcher.ollama import names
+from watcher.pull import target
+from watcher.pull.driver import Options, Pull
+from watcher.pull.failures import Cause
+from watcher.pull.layer_locks import LayerLocks
+from watcher.pull.target import Target
+from watcher.show import progress
+from watcher.system import stopping
+
+_SHOW_CURSOR = b"\033[?25h\n"
+
+
+@dataclass(frozen=True, slots=True)
+class PullOptions:
+    """What the command line says of pulls."""
+
+    host: str | None = None
+    parallel: int = 1
+    options: Options = field(default_factory=Options)
+
+
+def pull_all(context: Context, models: Sequence[str], wanted: PullOptions) -> Exit:
+    """Download models through the server; a Ctrl-C leaves what came resumable."""
+    found = site_of(context, wanted.host)
+    layer_locks = LayerLocks()
+    with cancelled_by_signals() as cancelled:
+        pulls = [
+            Pull(found, model, wanted.options, cancelled, layer_locks)
+            for model in dict.fromkeys(models)
+        ]
+        shown = progress.display(json=context.json, quiet=context.quiet, color=context.colored())
+        with shown:
+            _drive_all(pulls, shown, wanted.parallel)
+    return max(_told(context, each) for each in pulls)
+
+
+def _drive_all(pulls: list[Pull], shown: progress.Display, parallel: int) -> None:
+    if parallel <= 1 or len(pulls) == 1:
+        for each in pulls:
+            drive(each, shown)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(parallel) as pool:
+        for done in [pool.submit(drive, each, shown) for each in pulls]:
+            done.result()
+
+
+def drive(one: Pull, shown: progress.Display) -> None:
+    """Drive a pull and show it. Where that can't be shown any more, it is ended in order first."""
+    failed: list[OSError] = []
+    asked = one.cancelled
+    one.cancelled = lambda: bool(failed) or asked()
+    if one.name.tag.endswith("cloud"):
+        complain(f"{names.printable(one.name.shown)} runs in the cloud: little of it is downloaded")
+    for update in one.updates():
+        try:
+            if not failed:
+                shown.show(one, update)
+                sys.stdout.flush()
+        except OSError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
+
+
+def _told(context: Context, one: Pull) -> Exit:
+    """Tell how a pull has ended, where it has not arrived."""
+    cause = one.end.cause
+    if cause is None:
+        return Exit.HEALTHY
+    shown = names.printable(one.name.shown)
+    if one.fault is not None and context.verbose:
+        complain("".join(traceback.format_exception(one.fault)))
+    if cause is Cause.INTERRUPTED:
+        complain(f"{shown}: interrupted; to continue:\n  -> {one.command}")
+        return Exit.INTERRUPTED
+    helps = f"\n  -> {one.command}" if one.command else ""
+    failed = f"download of {shown} failed"
+    what = f"{shown} was not verified" if cause is Cause.UNVERIFIED else failed
+    complain(f"ollama-watch: {what}: {one.end.text}\n  {cause.step}{helps}")
+    return Exit.USAGE if cause is Cause.NO_MODEL else Exit.FAILED
+
+
+def site_of(context: Context, host: str | None) -> Target:
+    """The server, and its store where that is here."""
+    url = target.server_url(host, os.environ)
+    try:
+        found = context.only_place("a download is of one")
+    except (NoStoreError, NoPermissionError):
+        if context.stores:
+            if not os.path.isdir(context.stores[0]):
+                raise
+            # The server makes its folders with the first pull.
+            store = os.path.abspath(context.stores[0])
+            context.settle(store)
+            return target.find(url, context.host(place.Found(store, "--store")), context.settings)
+        context.settle()
+        return target.find(url, None, context.settings)
+    return target.find(url, context.host(found), context.settings)
+
+
+@contextmanager
+def cancelled_by_signals() -> Iterator[Callable[[], bool]]:
+    """Says whether SIGINT or SIGTERM has come; a second one ends the process at once."""
+    asked = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(_: int, __: FrameType | None) -> None:
+        if asked.is_set():
+            # Threads that mend are not waited for: whatever they leave the next run finishes.
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), _SHOW_CURSOR)
+            os._exit(Exit.INTERRUPTED)
+        asked.set()
+        stopping.ask()
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stopping.withdraw()

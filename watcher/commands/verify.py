@@ -1,0 +1,81 @@
+"""``verify``: hash blobs."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import click
+
+from watcher.commands import complete, declare
+from watcher.errors import Exit
+
+if TYPE_CHECKING:
+    from watcher.commands.context import Context
+    from watcher.decide.verifying import Verified
+    from watcher.reconcile import Report
+
+
+@declare.command(
+    examples=["verify", "verify llama3", "verify --max-duration 2h"],
+    read_on="docs/safety.md: what happens to a damaged blob",
+)
+@click.argument("targets", nargs=-1, metavar="[MODEL]...", shell_complete=complete.targets)
+@click.option(
+    "--max-duration", type=declare.DURATION, metavar="TIME", help="Stop after this time (2h)."
+)
+def verify(context: Context, targets: tuple[str, ...], max_duration: float | None) -> Exit:
+    """Hash blobs and report checksum mismatches.
+
+    Remembers the results: a second run hashes only what changed.
+    """
+    from watcher.commands.acting import meant
+    from watcher.decide import modes, verifying
+    from watcher.observe.targets import known
+    from watcher.reconcile import Reconciler
+    from watcher.show import documents, tables
+
+    code = Exit.HEALTHY
+    until = time.monotonic() + (math.inf if max_duration is None else max_duration)
+    hosts = context.hosts(changes=True, knows=known if targets else None)
+    approve, about = meant(hosts, targets, context.elsewhere)
+    for host in hosts:
+        shown = replace(host, watch=_hashing_progress(), stops=lambda: time.monotonic() >= until)
+        report = Reconciler(shown, context.settings).reconcile(modes.VERIFY, approve=approve)
+        sys.stderr.write("\r\033[K" if sys.stderr.isatty() else "")
+        done = verifying.verified(report.evidence, report.outcomes, about)
+        ended = _code(report, done)
+        if context.json:
+            context.document(documents.verified(report, done))
+        elif ended is not Exit.HEALTHY:
+            context.show(tables.verified(report, done))
+        elif not context.quiet:
+            context.show([tables.verified_line(done)])
+        code = max(code, ended)
+    return code
+
+
+def _code(report: Report, done: Verified) -> Exit:
+    """HEALTHY only where everything was checked, is right, and will be known the next time."""
+    if done.unseen or report.warnings or report.stuck:
+        return Exit.FAILED
+    return Exit.FINDINGS if done.wrong or done.left else Exit.HEALTHY
+
+
+def _hashing_progress() -> Callable[[int, int], None]:
+    """Tells on a terminal how far the hashing has come, its rate and the time left."""
+    began = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        if sys.stderr.isatty() and done:
+            rate = done / (time.monotonic() - began)
+            left = (total - done) / rate
+            text = f"{done:,} of {total:,} bytes, {rate / 1e6:.0f} MB/s, {left:.0f} s left"
+            sys.stderr.write(f"\r\033[K{text}")
+            sys.stderr.flush()
+
+    return tell
