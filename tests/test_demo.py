@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,9 +22,9 @@ OTHER = 54321
 STORY = [
     "old, forgotten download",
     "kill -9",
-    '"event_type":"download_interrupted"',
+    "  download_interrupted  ",
     "$ ollama-watch audit",
-    "-> ollama-watch repair sha256-",
+    "-> ollama-watch repair big:7b",
     "$ ollama-watch clean --dry-run",
     "$ ollama-watch clean --yes",
     "after ollama-watch repair",
@@ -91,8 +92,12 @@ def test_it_tells_its_story_and_leaves_nothing(show: Show, tmp_path: Path) -> No
     assert show.left() == []
     pictures = {path.name: path.read_text() for path in (tmp_path / "pictures").iterdir()}
     assert set(pictures) == {"audit.svg", "repair.svg", "pull.svg"}
-    assert "-&gt;&#160;ollama-watch&#160;repair&#160;sha256-" in pictures["audit.svg"]
+    assert "ollama-watch&#160;repair&#160;big:7b" in pictures["audit.svg"]
     assert "train:7b" in pictures["pull.svg"]
+    for name, picture in pictures.items():
+        assert "&#160;MB" in picture, f"a size in {name}"
+        assert re.search(r">0(&#160;)+[0-9.]+&#160;MB", picture), f"a scale in {name}"
+        assert ":7b" in picture, f"a model in {name}"
     assert not any(str(tmp_path) in pictures[name] for name in ("repair.svg", "pull.svg"))
 
 

@@ -42,8 +42,7 @@ def demo(given: Given, keep: bool, pictures: Path | None) -> Exit:
         privileges.give_on(0)
     color = not given.no_color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     try:
-        audit = None if pictures is None else pictures / "audit.svg"
-        told = scenes.play(_say, color=color, keep=keep, picture=audit)
+        told = scenes.play(_say, color=color, keep=keep)
     except scenes.DemoError as error:
         complain(f"ollama-watch: the demo failed: {error}")
         return Exit.FAILED

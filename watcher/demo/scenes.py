@@ -1,4 +1,4 @@
-"""The demo's story: a pull, a kill, what the daemon told, what an audit draws, what goes.
+"""The demo's story: a pull, a kill, what the daemon reports, what an audit draws, what goes.
 
 Everything is real: a registry and a server as processes on loopback, a store on the disk, and the
 commands as a user runs them. Nothing outside a temporary folder is touched, and nothing is left.
@@ -31,13 +31,11 @@ _RETRY_SECONDS = "0.025"
 _DAY = 86400.0
 #: Done, or findings remain.
 _GOOD_ENDS = (0, 1)
-#: How a command on the demo's store begins, on a line of text, and over the lines of a picture. The
-#: audience reads what they would type for a store of theirs.
-_PRINTED = r"(?m)^( *-> ).*--store {}(?= )"
-_DRAWN = (
-    r'(?s)textLength="[0-9.]+" (clip-path="[^"]+">(?:&#160;)+-&gt;&#160;)'
-    r"(?:(?!-&gt;).)*?(repair|clean)(?:&#160;|</text>|<text[^>]*>|\n)+(sha256-[0-9a-f]{12})"
-)
+#: How a command on the demo's store begins. The audience reads what they would type for theirs.
+_PRINTED = r"(-> |Run: ).*--store {}(?= )"
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+#: The columns of a comparison, and of its bars.
+_NAMES, _COLUMN, _BAR = 20, 32, 26
 
 
 class DemoError(Exception):
@@ -85,11 +83,25 @@ class Stage:
         )
         if done.returncode not in _GOOD_ENDS:
             raise DemoError(f"ollama-watch {words[0]} ended with {done.returncode}: {done.stderr}")
-        told = (done.stdout + done.stderr).rstrip()
-        told = re.sub(_PRINTED.format(re.escape(str(self.store))), r"\1ollama-watch", told)
-        told = told.replace(str(self.store), "models").replace(self.model("")[7:-3], "")
-        self._say(told)
+        told = self.as_typed((done.stdout + done.stderr).rstrip())
+        self._say(told if self._color else plain(told))
         return told
+
+    def as_typed(self, told: str) -> str:
+        """What was printed as it would be for a store and a registry in their usual places."""
+        told = re.sub(_PRINTED.format(re.escape(str(self.store))), r"\1ollama-watch", told)
+        told = told.replace(str(self.store), "~/.ollama/models")
+        return told.replace(self.model("")[7:-3], "")
+
+    def name_layers(self, name: str) -> None:
+        """Have ollama-watch ask the registry which layers a model has."""
+        subprocess.run(
+            [*_us(), "--store", str(self.store), "repair", "--yes", self.model(name)],
+            capture_output=True,
+            timeout=_WAIT,
+            check=False,
+            env=self._environment(),
+        )
 
     # ------------------------------------------------------------ the store
 
@@ -165,11 +177,11 @@ class Stage:
         raise DemoError(f"{command[0]} ended with {process.wait()}: {log.read_text()}")
 
     def start_daemon(self) -> tuple[subprocess.Popen[str], Path]:
-        """Start our own daemon; its JSON lines go to the file that is given back."""
-        told = self.folder / "daemon.jsonl"
+        """Start our own daemon; what it prints goes to the file that is given back."""
+        told = self.folder / "daemon.log"
         with told.open("w") as out:
             process = subprocess.Popen(
-                [*_us(), "--store", str(self.store), "--json", "daemon"],
+                [*_us(), "--store", str(self.store), "daemon"],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -195,9 +207,15 @@ class Stage:
             "PYTHONPATH": os.pathsep.join(packages),
             "PYTHONUNBUFFERED": "1",
             "COLUMNS": "80",
+            "FORCE_COLOR": "1",
             # All that write to this store were started here, even where we run in a container.
             "OLLAMA_WATCH_WRITERS_VISIBLE": "true",
         }
+
+
+def plain(told: str) -> str:
+    """A text without its colors."""
+    return _COLORS.sub("", told)
 
 
 def _us() -> list[str]:
@@ -261,30 +279,22 @@ def staged(say: Callable[[str], None], *, color: bool, keep: bool) -> Iterator[S
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def play(
-    say: Callable[[str], None], *, color: bool, keep: bool, picture: Path | None = None
-) -> dict[str, str]:
+def play(say: Callable[[str], None], *, color: bool, keep: bool) -> dict[str, str]:
     """The whole story, in under half a minute. Raises DemoError where a scene goes wrong.
 
-    `picture`: where the audit is saved as an SVG. Gives back the text of the two comparisons, by
-    the name of their picture.
+    Gives back the texts of its pictures by their names.
     """
     with staged(say, color=color, keep=keep) as stage:
         _an_old_download(stage)
         daemon, told = stage.start_daemon()
         _a_pull_that_dies(stage, told)
         stage.title("What an audit shows")
-        stage.run("audit", *(["--svg", str(picture)] if picture else []), shown=("audit",))
-        if picture:
-            svg = picture.read_text(encoding="utf-8")
-            shown = re.sub(_DRAWN, r"\1ollama-watch&#160;\2&#160;\3", svg)
-            shown = shown.replace(str(stage.store), "~/.ollama/models")
-            picture.write_text(shown, encoding="utf-8")
+        audit = stage.run("audit")
         _what_cleaning_frees(stage)
         repaired = _alone_and_repaired(stage)
         daemon.terminate()
         daemon.wait(_WAIT)
-        return {"repair": repaired, "pull": _a_bad_network_twice(stage)}
+        return {"audit": audit, "repair": repaired, "pull": _a_bad_network_twice(stage)}
 
 
 def _an_old_download(stage: Stage) -> None:
@@ -299,25 +309,26 @@ def _an_old_download(stage: Stage) -> None:
     connection, _ = _pull(stage.server_url, stage.model("old"), _OLD_BYTES // 2)
     connection.close()
     partial = next(stage.store.glob("blobs/*-partial"))
-    wait_for(lambda: not stage.is_open(partial), "the server to end the cancelled pull")
+    wait_for(lambda: not stage.is_open(partial), "the server to end the canceled pull")
+    stage.name_layers("old")
     past = time.time() - 12 * _DAY
     for path in stage.store.glob("blobs/*-partial*"):
         os.utime(path, (past, past))
-    stage.say("A pull was cancelled half way, twelve days ago (its files' times are set back).")
+    stage.say("A pull was canceled half way, twelve days ago (its files' times are set back).")
 
 
 def _a_pull_that_dies(stage: Stage, told: Path) -> None:
     stage.title("A daemon watches; a model is pulled, and its server is killed in the middle")
+    stage.name_layers("big")
     connection, done = _pull(stage.server_url, stage.model("big"), _MODEL_BYTES * 6 // 10)
-    stage.say(f"POST /api/pull big:7b: {done:,} of {_MODEL_BYTES:,} bytes ... kill -9")
+    stage.say(f"ollama pull big:7b: {_mb(done)} of {_mb(_MODEL_BYTES)} ... kill -9")
     killed = time.monotonic()
     assert stage.server is not None
     _end(stage.server)
-    wait_for(lambda: "download_interrupted" in told.read_text(), "the daemon to tell")
-    stage.say(f"the daemon told it {time.monotonic() - killed:.2f} s after the kill; its lines:")
+    wait_for(lambda: "download_interrupted" in told.read_text(), "the daemon to report it")
+    stage.say(f"the daemon reported it {time.monotonic() - killed:.2f} s after the kill:")
     connection.close()
-    for line in told.read_text().splitlines():
-        stage.say(line)
+    stage.say(stage.as_typed(told.read_text().rstrip()))
 
 
 def _alone_and_repaired(stage: Stage) -> str:
@@ -331,13 +342,13 @@ def _alone_and_repaired(stage: Stage) -> str:
         connection, _ = _pull(url, stage.model("big"), None)
         connection.close()
     repaired = stage.served()
-    missing = f"{_MODEL_BYTES - here:,}"
+    missing = _mb(_MODEL_BYTES - here)
     table = _side_by_side(
-        ("", "Ollama alone", "after ollama-watch repair"),
-        ("on the disk", f"{here:,}", f"{here:,}"),
+        (f"big:7b, {_mb(_MODEL_BYTES)}", "Ollama alone", "after ollama-watch repair"),
+        ("on disk", _mb(here), _mb(here)),
         ("missing", missing, missing),
-        ("downloaded", f"{alone:,}", f"{repaired:,}"),
-        ("", *_bars(alone, repaired, _MODEL_BYTES)),
+        ("downloaded", _mb(alone), _mb(repaired)),
+        *_bars(alone, repaired),
     )
     stage.say(table)
     stage.run("audit")
@@ -360,11 +371,10 @@ def _a_bad_network_twice(stage: Stage) -> str:
         told = stage.run(*words, shown=("pull", "train:7b"), store=store)
         alone, ours = map(stage.served, digests)
         table = _side_by_side(
-            ("", "Ollama alone", "ollama-watch pull"),
-            ("the model", f"{_TRAIN_BYTES:,}", f"{_TRAIN_BYTES:,}"),
-            ("downloaded", f"{alone:,}", f"{ours:,}"),
-            ("", *_bars(alone, ours, max(alone, ours))),
-            ("end", end.result(), "success" if "Download complete" in told else "failed"),
+            (f"train:7b, {_mb(_TRAIN_BYTES)}", "Ollama alone", "ollama-watch pull"),
+            ("downloaded", _mb(alone), _mb(ours)),
+            *_bars(alone, ours),
+            ("end", end.result(), "success" if "Download complete" in plain(told) else "failed"),
         )
     stage.say(table)
     return f"$ ollama-watch pull train:7b\n{told}\n\n{table}"
@@ -388,14 +398,21 @@ def _end_of_pull(url: str, model: str) -> str:
 
 
 def _side_by_side(*rows: tuple[str, str, str]) -> str:
-    return "\n".join(f"{name:<12}{left:<32}{right}".rstrip() for name, left, right in rows)
+    return "\n".join(
+        f"{name:<{_NAMES}}{left:<{_COLUMN}}{right}".rstrip() for name, left, right in rows
+    )
 
 
-def _bars(left: int, right: int, whole: int) -> tuple[str, str]:
-    def bar(count: int) -> str:
-        return "#" * round(28 * min(1.0, count / whole))
+def _bars(left: int, right: int) -> Iterator[tuple[str, str, str]]:
+    """Both amounts drawn, and below them the scale that they share."""
+    whole = max(left, right)
+    scale = f"0{_mb(whole):>{_BAR - 1}}"
+    yield "", "#" * round(_BAR * left / whole), "#" * round(_BAR * right / whole)
+    yield "", scale, scale
 
-    return bar(left), bar(right)
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"
 
 
 def _pull_alone(stage: Stage) -> int:

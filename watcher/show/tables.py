@@ -257,7 +257,7 @@ def _foreseen(foreseen: Forecast, seen: Evidence) -> Iterator[Line]:
     if foreseen.later:
         first, _ = foreseen.later[0]
         freed = size(sum(located.entry.freed for _, located in foreseen.later))
-        files = f"{count(len(foreseen.later), 'file')} more ({freed})"
+        files = f"{count(len(foreseen.later), 'more file')} ({freed})"
         when = f"if it starts once they are one hour old: the first at {clock(first, seen.now)}"
         yield row("later", f"{files} {when}", "yellow")
     if foreseen.renames:
