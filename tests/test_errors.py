@@ -49,6 +49,14 @@ def test_too_few_descriptors(run: Run, full: Store, most: int) -> None:
         assert "no store" not in told
 
 
+def test_too_small_a_file_limit_is_no_failing_disk(run: Run, full: Store) -> None:
+    limit = at_most(0, resource.RLIMIT_FSIZE)
+    done = run("--store", str(full.path), "queue", "add", "llama3", preexec_fn=limit)
+    told = said(done, 4)
+    assert "larger files" in told
+    assert "dmesg" not in told
+
+
 @pytest.mark.parametrize("megabytes", [25, 30, 35, 40, 50, 60])
 def test_too_little_memory(run: Run, full: Store, megabytes: int) -> None:
     limit = at_most(megabytes << 20, resource.RLIMIT_AS)

@@ -131,6 +131,7 @@ _STEPS = {
     errno.EROFS: "mount that file system for writing",
     errno.EACCES: _NOT_YOURS,
     errno.EPERM: _NOT_YOURS,
+    errno.EFBIG: "let this process write larger files (RLIMIT_FSIZE; of a unit, LimitFSIZE=)",
     errno.ENOENT: "it went while it was looked at: run it again",
 }
 
@@ -140,11 +141,11 @@ _LOADING = f"{_STEPS[errno.ENOMEM]}; or install it again"
 def named(error: BaseException) -> WatchError | None:
     """What the machine has refused, as an error that says so; None for a fault of ours."""
     if isinstance(error, MemoryError):
-        return _refused("there is not enough memory", errno.ENOMEM)
+        return refused("there is not enough memory", errno.ENOMEM)
     if isinstance(error, ImportError):
         return WatchError(f"it can't be loaded as a whole: {error}", _LOADING)
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
-        return _refused("no thread can be started", errno.EAGAIN)
+        return refused("no thread can be started", errno.EAGAIN)
     if not isinstance(error, OSError) or error.errno is None:
         return None
     path = "" if error.filename is None else f"{shown(error.filename)}: "
@@ -152,10 +153,10 @@ def named(error: BaseException) -> WatchError | None:
     if path.startswith("/proc"):
         command = "mount -t proc proc /proc"
         return WatchError(told, "nobody can be seen without it: mount it", as_root(command))
-    return _refused(told, error.errno)
+    return refused(told, error.errno)
 
 
-def _refused(told: str, number: int) -> WatchError:
+def refused(told: str, number: int) -> WatchError:
     """The error for what the machine has refused, with what helps as a command where one does."""
     step = _STEPS.get(number, "see whether that path is as it should be")
     if number == errno.EIO:

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 
-from watcher.errors import NoPermissionError, WatchError
+from watcher.errors import NoPermissionError, WatchError, refused
 from watcher.model import Caller, Evidence
 from watcher.ollama import names
 
@@ -127,8 +127,7 @@ def cant_write(told: str, error: OSError, store: str) -> WatchError:
         return NoPermissionError(told, as_owner(store), again(store))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WatchError(told, "make room on the disk", ours("df", store=store))
-    step = "see in the kernel's log whether the disk is failing"
-    return WatchError(told, step, as_root("dmesg"))
+    return refused(told, error.errno or errno.EIO)
 
 
 def path_of(folder: int) -> str:
