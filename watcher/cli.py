@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import importlib
 import io
 import os
@@ -118,8 +117,6 @@ def program() -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and give back its exit code."""
-    # Looking for cycles every 700 allocations costs an audit of a large store a tenth of its time.
-    gc.set_threshold(50_000)
     words = sys.argv[1:] if arguments is None else arguments
     stopping.withdraw()
     try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from typing import NamedTuple
 
 from watcher.model import MIB, Reads
 
@@ -15,18 +13,12 @@ NOTHING = 64 * 1024
 #: The first piece that is read on a way through zeros, and each further one.
 _PIECE, _CHUNK = 4096, MIB
 #: What lies behind less than a piece, at a part's end, is the next part's beginning: it is read
-#: along. So many of these are kept.
+#: along.
 _WINDOW = 16 * 1024
-_MOST_WINDOWS = 64
 #: So many zeros are stripped as fast as they are told otherwise.
 _FEW = 64
 #: A file with more answers than this is odd: they are found anew each time.
 _MOST_ANSWERS = 1000
-
-
-class _Window(NamedTuple):
-    start: int
-    data: bytes
 
 
 class Content:
@@ -39,24 +31,34 @@ class Content:
     def __init__(self, fd: int, size: int, known: Reads | None = None) -> None:
         self.fd, self.size = fd, size
         self._known = _parsed(known.answers) if known is not None else {}
-        self._asked: dict[tuple[int, int], int] = {}
-        self._windows: deque[_Window] = deque(maxlen=_MOST_WINDOWS)
+        #: What was asked: where a look for bytes ends, where it starts, and where they are.
+        self._asked: list[int] = []
+        #: What was read last around a short piece, and before offsets.
+        self._window_at, self._window = 0, b""
+        self._before: dict[int, bytes] = {}
 
     @property
     def answers(self) -> str:
         """What was asked, with the answers: to be known at the next scan."""
-        if len(self._asked) > _MOST_ANSWERS:
-            return ""
-        return " ".join(f"{a} {b} {found}" for (a, b), found in self._asked.items())
+        return " ".join(map(str, self._asked)) if len(self._asked) <= 3 * _MOST_ANSWERS else ""
 
     def written_end(self, start: int, end: int, enough: int = ZEROS_ENOUGH) -> int:
         """Where the last non-zero byte of ``[start, end)`` ends, looking back over `enough`."""
         stop = max(start, end - enough)
-        return self._answer(stop, end)
+        found = self._known.get((stop, end), -1)
+        if not stop <= found <= end:
+            found = self._last(stop, end)
+        self._asked += (stop, end, found)
+        return found
 
     def written_start(self, start: int, end: int) -> int:
         """Where the first non-zero byte of ``[start, end)`` is, looking at `ZEROS_ENOUGH`."""
-        return self._answer(min(end, start + ZEROS_ENOUGH), start)
+        stop = min(end, start + ZEROS_ENOUGH)
+        found = self._known.get((stop, start), -1)
+        if not start <= found <= stop:
+            found = self._first(start, stop)
+        self._asked += (stop, start, found)
+        return found
 
     def is_zeros_before(self, offset: int) -> bool:
         """Whether there are `NOTHING` zeros before an offset."""
@@ -64,20 +66,11 @@ class Content:
         if low >= high:
             return False
         if (low, high) not in self._known:
-            self._take(low, NOTHING)
-        return self._answer(low, high) == low
-
-    def _answer(self, stop: int, start: int) -> int:
-        """Where bytes other than zeros begin, on the way from `start` to `stop`, down or up."""
-        key = (stop, start)
-        found = self._known.get(key)
-        if found is None or not min(key) <= found <= max(key):
-            found = self._last(stop, start) if stop <= start else self._first(start, stop)
-        self._asked[key] = found
-        return found
+            self._before[high] = os.pread(self.fd, high - low, low)
+        return self.written_end(low, high) == low
 
     def _last(self, stop: int, end: int) -> int:
-        chunk = _PIECE
+        chunk = len(self._before.get(end, b"")) or _PIECE
         while end > stop:
             low = max(stop, end - chunk)
             read = self._read(low, end)
@@ -98,18 +91,16 @@ class Content:
         return start
 
     def _read(self, low: int, high: int) -> bytes:
-        for start, data in self._windows:
-            if start <= low and high <= start + len(data):
-                return data[low - start : high - start]
-        if high - low >= _PIECE:
-            return os.pread(self.fd, high - low, low)
-        return self._take(low, _WINDOW)[: high - low]
-
-    def _take(self, start: int, length: int) -> bytes:
-        """Read a window, and keep it for what is asked next."""
-        read = os.pread(self.fd, length, start)
-        self._windows.append(_Window(start, read))
-        return read
+        length, at = high - low, low - self._window_at
+        if 0 <= at <= len(self._window) - length:
+            return self._window[at : at + length]
+        before = self._before.get(high, b"")
+        if length <= len(before):
+            return before[-length:]
+        if length >= _PIECE:
+            return os.pread(self.fd, length, low)
+        self._window_at, self._window = low, os.pread(self.fd, _WINDOW, low)
+        return self._window[:length]
 
 
 def _parsed(answers: str) -> dict[tuple[int, int], int]:

@@ -10,8 +10,6 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import psutil
-
 from watcher.errors import NoPermissionError, NoStoreError, RefusedError
 from watcher.model import ForeignLink, Place
 from watcher.observe import processes, unit
@@ -125,7 +123,7 @@ def _mount_command(path: str) -> str:
             fields = line.split()
             if len(fields) < 2 or fields[0].startswith("#"):
                 continue
-            point = re.sub(r"\\([0-7]{3})", lambda each: chr(int(each[1], 8)), fields[1])
+            point = _unescaped(fields[1])
             above = f"{path}/".startswith(f"{point.rstrip('/')}/")
             if above and len(point) > len(best) and not os.path.ismount(point):
                 best = point
@@ -312,14 +310,23 @@ def silent(path: str, proc: str) -> str:
 
 def _file_system(path: str, proc: str) -> str:
     """The type of the file system below a path, as the kernel names it; "" where it's not told."""
-    psutil.PROCFS_PATH = proc
     real = os.path.realpath(path)
     best, kind = "", ""
-    for mount in psutil.disk_partitions(all=True):
-        point = mount.mountpoint.rstrip("/")
-        if (real == point or real.startswith(f"{point}/")) and len(point) >= len(best):
-            best, kind = point, mount.fstype
+    with (
+        contextlib.suppress(OSError),
+        open(f"{proc}/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts,
+    ):
+        for line in mounts:
+            _, point, mounted, *_ = line.split(" ")
+            point = _unescaped(point).rstrip("/")
+            if (real == point or real.startswith(f"{point}/")) and len(point) >= len(best):
+                best, kind = point, mounted
     return kind
+
+
+def _unescaped(field: str) -> str:
+    """A field of fstab(5), in which a space is ``\\040``."""
+    return re.sub(r"\\([0-7]{3})", lambda each: chr(int(each[1], 8)), field)
 
 
 class Start(NamedTuple):

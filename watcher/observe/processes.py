@@ -17,8 +17,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-import psutil
-
 from watcher.model import Blind, Entry, Holder, Server, ServerState, View, Visibility
 from watcher.observe.host import Host
 from watcher.ollama import environment, names
@@ -124,7 +122,6 @@ def see(
     settings say that all writers are visible. `ours_only`: without the servers that surely have
     another store, since to find out where a server listens takes longer than all the rest.
     """
-    psutil.PROCFS_PATH = host.proc
     entries = tuple(entries)
     with privileges.visibility():
         processes = _processes(host.proc, host.parent)
@@ -132,7 +129,7 @@ def see(
         is_strange = _strangers(host, entries)
         ollamas = [each for each in processes if each.is_ollama]
         running = [process for process in ollamas if process.is_server]
-        looked = [_look(host, process, ours_only=ours_only) for process in running]
+        looked = [_server(host, process.pid, ours_only=ours_only) for process in running]
         strange = {process.pid for process in ollamas if is_strange(process.pid)}
     pairs = [
         (process, server)
@@ -152,6 +149,13 @@ def see(
         others,
         tuple(server for process, server in pairs if process.pid in strange),
     )
+
+
+def _server(host: Host, pid: int, *, ours_only: bool) -> Server | None:
+    # Loaded only where a server runs: it takes as long as a look at a usual store.
+    from watcher.observe import servers
+
+    return servers.look(host, pid, ours_only=ours_only)
 
 
 def _strangers(host: Host, entries: Collection[Entry]) -> Callable[[int], bool]:
@@ -213,6 +217,28 @@ def _all_asked(host: Host, pairs: Iterable[tuple[Process, Server]]) -> Iterator[
             yield asked
 
 
+def _asked(host: Host, process: Process, server: Server, *, patient: bool) -> Server | None:
+    """The same with what it answers, if there is patience to ask; None where it has ended."""
+    # One of another store is nobody's business here.
+    silent = server.ours is False or server.url is None or not patient
+    version = None if silent or server.url is None else host.version(server.url)
+    if version is None and not _lives(host, process):
+        return None  # it was killed while it was looked at
+    if version is not None:
+        return server._replace(state=ServerState.ANSWERING, version=version)
+    if host.clock() - server.since > _UNREACHABLE_AFTER:
+        return server._replace(state=ServerState.UNREACHABLE)
+    return server
+
+
+def _lives(host: Host, process: Process) -> bool:
+    """Whether a process that was listed still lives."""
+    try:
+        return process._replace(arguments=_arguments(f"{host.proc}/{process.pid}/cmdline")).lives
+    except OSError:
+        return False
+
+
 def holders_of(host: Host, entries: Iterable[Entry]) -> tuple[Holder, ...]:
     """Who has any of these entries open, or mapped into memory, right now."""
     wanted = tuple(entries)
@@ -258,8 +284,11 @@ def served_stores(proc: str) -> list[tuple[str, int]]:
     with privileges.visibility():
         for process in _processes(proc):
             if process.is_server:
-                with contextlib.suppress(psutil.Error, OSError):
-                    store = environment.models_folder(psutil.Process(process.pid).environ())
+                with contextlib.suppress(OSError):
+                    from watcher.observe import servers
+
+                    variables = servers.variables(proc, process.pid)
+                    store = None if variables is None else environment.models_folder(variables)
                     if store is not None:
                         here = _as_seen_here(proc, process.pid, store)
                         found.extend([(here, process.pid)] if here else [])
@@ -486,145 +515,3 @@ def _hides(options: str) -> bool:
         return True
     shown = not hidden or hidden[-1] in ("hidepid=0", "hidepid=off")
     return not (shown or privileges.sees_all())
-
-
-# ---------------------------------------------------------------- servers
-
-_OF_UNIT = re.compile(r":/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)$")
-
-
-def _look(host: Host, process: Process, *, ours_only: bool) -> Server | None:
-    """A server as it is seen among the processes; it counts as starting until it is asked."""
-    try:
-        handle = psutil.Process(process.pid)
-        since, user, uid = handle.create_time(), handle.username(), handle.uids().real
-    except psutil.Error:
-        return None  # ended meanwhile
-    variables = _variables(handle)
-    store = None if variables is None else environment.models_folder(variables)
-    ours, elsewhere = (None, False) if store is None else _same_blobs(host, process.pid, store)
-    if ours is False and ours_only:
-        return None
-    ports, connections = _sockets(handle)
-    return Server(
-        pid=process.pid,
-        user=user,
-        since=since,
-        state=ServerState.STARTING,
-        store=store,
-        ours=ours,
-        elsewhere=elsewhere,
-        url=_url(variables, ports),
-        connections=connections,
-        no_prune=None if variables is None else environment.no_prune(variables),
-        uid=uid,
-        unit=_unit(host, process.pid),
-    )
-
-
-def _unit(host: Host, pid: int) -> str:
-    """The unit of the system's that a process belongs to; "" for none (systemd's cgroups)."""
-    with contextlib.suppress(OSError, ValueError):
-        with open(f"{host.proc}/{pid}/cgroup", encoding="utf-8") as lines:
-            found = [_OF_UNIT.search(line.rstrip("\n")) for line in lines]
-        return next((each[1] for each in found if each), "")
-    return ""
-
-
-def _asked(host: Host, process: Process, server: Server, *, patient: bool) -> Server | None:
-    """The same with what it answers, if there is patience to ask; None where it has ended."""
-    # One of another store is nobody's business here.
-    silent = server.ours is False or server.url is None or not patient
-    version = None if silent or server.url is None else host.version(server.url)
-    if version is None and not _lives(host, process):
-        return None  # it was killed while it was looked at
-    if version is not None:
-        return server._replace(state=ServerState.ANSWERING, version=version)
-    if host.clock() - server.since > _UNREACHABLE_AFTER:
-        return server._replace(state=ServerState.UNREACHABLE)
-    return server
-
-
-def _lives(host: Host, process: Process) -> bool:
-    """Whether a process that was listed still lives."""
-    try:
-        return process._replace(arguments=_arguments(f"{host.proc}/{process.pid}/cmdline")).lives
-    except OSError:
-        return False
-
-
-def _variables(handle: psutil.Process) -> dict[str, str] | None:
-    try:
-        return handle.environ()
-    except psutil.Error:
-        return None
-
-
-def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:
-    """Whether a server's blobs are those of the store, seen with that server's eyes.
-
-    None where that can't be told: False would be to take a server for nobody's business. And
-    whether its store is another one for all that, of which both or one has linked its blobs.
-    """
-    root = f"{host.proc}/{pid}/root" if store.startswith("/") else f"{host.proc}/{pid}/cwd"
-    there = f"{root}/{store.lstrip('/')}"
-    try:
-        here = os.readlink(f"{host.proc}/self/ns/mnt")
-        same_mounts = os.readlink(f"{host.proc}/{pid}/ns/mnt") == here
-        ours, blobs = folders.identities(host.store)
-        try:
-            theirs = os.stat(there)
-        except FileNotFoundError:
-            # A server makes its folder with its first pull; ours is there, so it is another one.
-            return (False if same_mounts and os.path.isdir(root) else None), False
-        if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
-            return True, False
-        other = _stat(f"{there}/blobs")
-        if blobs is not None and other is not None and os.path.samestat(blobs, other):
-            return True, True
-        if same_mounts:
-            return False, False
-        # In another mount namespace the same files may show another device and inode (an overlay,
-        # a share of a virtual machine), but blobs/ has the same time: it changes with each name.
-        _, after = folders.identities(host.store)
-    except OSError:
-        return None, False
-    times = {each.st_mtime_ns for each in (blobs, after) if each is not None}
-    alike = other is None or theirs.st_ino == ours.st_ino or other.st_mtime_ns in times
-    return (None if alike else False), False
-
-
-def _stat(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except OSError:
-        return None
-
-
-def _sockets(handle: psutil.Process) -> tuple[tuple[tuple[str, int], ...], int | None]:
-    """The addresses that a server listens on, and how many connections to them are open."""
-    try:
-        sockets = handle.net_connections(kind="tcp")
-    except psutil.Error:
-        return (), None
-    listening = tuple(
-        (socket.laddr.ip, socket.laddr.port)
-        for socket in sockets
-        if socket.status == psutil.CONN_LISTEN
-    )
-    if not listening:
-        return (), None
-    ports = {port for _, port in listening}
-    return listening, sum(
-        socket.status == psutil.CONN_ESTABLISHED and socket.laddr.port in ports
-        for socket in sockets
-    )
-
-
-def _url(variables: Mapping[str, str] | None, ports: tuple[tuple[str, int], ...]) -> str:
-    if ports:
-        return environment.at("http", *ports[0])
-    try:
-        return environment.server_url((variables or {}).get("OLLAMA_HOST", ""))
-    except ValueError:
-        return environment.server_url("")  # such a server does not even start

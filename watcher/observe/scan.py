@@ -86,6 +86,8 @@ class Named:
     #: Those that are empty once the start has removed the empty ones in them, and that it can't.
     stuck_folders: list[str] = field(default_factory=list)
     count: int = 0
+    #: What the files and folders take, where that was asked for and each is a plain one.
+    space: Tally | None = None
     #: Whether any digest is named and yet not protected.
     loose: bool = False
 
@@ -110,6 +112,12 @@ class Named:
                 return
             if link.uid not in (0, os.fstat(folder).st_uid):
                 self.foreign.append(path)
+
+    def take(self, found: os.stat_result) -> None:
+        """Count what a file or folder takes; the length of a folder says nothing."""
+        if self.space is not None:
+            size = found.st_size if stat.S_ISREG(found.st_mode) else 0
+            self.space = self.space.plus(size, found.st_blocks)
 
     def models_of(self, digest: str) -> tuple[str, ...]:
         """The models that name a digest, by name."""
@@ -257,9 +265,12 @@ def unfinished(store: int) -> frozenset[str]:
 # ---------------------------------------------------------------- manifests
 
 
-def scan_manifests(store: int, access: Access | None = None) -> Named:
-    """Read every manifest of the store, as the server finds them: exactly four names deep."""
-    named = Named()
+def scan_manifests(store: int, access: Access | None = None, *, space: bool = False) -> Named:
+    """Read every manifest of the store, as the server finds them: exactly four names deep.
+
+    `space`: count what they take, too.
+    """
+    named = Named(space=Tally() if space else None)
     access = access or Access(user_of(store, None))
     with _folder("manifests", store, named, access, follow=True) as top:
         if top is not None:
@@ -284,6 +295,8 @@ class _Walk:
         `hidden`: the server can't see it. `removable`: the server can remove it once it is empty.
         """
         path = "/".join(("manifests", *parts))
+        if parts:  # its own folder is a name of the store
+            self.named.take(os.fstat(folder))
         writable = self.access.folder(folder, Need.WRITE)
         if not self.access.folder(folder, Need.READ):
             hidden = True
@@ -320,6 +333,8 @@ class _Walk:
         """Read what is at a name; whether it is a folder in which the start leaves nothing."""
         depth, path = len(parts), "/".join(("manifests", *parts))
         above_tags = depth < _TAG_DEPTH
+        if item.is_symlink():
+            self.named.space = None
         try:
             is_folder = item.is_dir(follow_symlinks=above_tags)
         except OSError as error:
@@ -344,12 +359,14 @@ class _Walk:
         return False
 
     def _misplaced(self, path: str, why: str) -> None:
+        self.named.space = None
         self.named.odd.append(OddManifest(path, ManifestFault.MISPLACED, why))
 
     def _manifest(self, folder: int, parts: tuple[str, ...], *, hidden: bool) -> None:
         path = "/".join(("manifests", *parts))
         model = names.model_from_path(parts)
         if model is None:
+            self.named.space = None
             why = "no valid model name"
             self.named.odd.append(OddManifest(path, ManifestFault.BAD_NAME, why, changed_at=0.0))
             return
@@ -358,11 +375,15 @@ class _Walk:
             fd = fs.open_behind(parts[-1], folder)
         except OSError as error:
             if not isinstance(error, FileNotFoundError) or look(parts[-1], folder) is not None:
+                self.named.space = None
                 self._unopened(error, folder, path, model.shown)
             return  # or removed since it was listed
         odd = OddManifest(path, ManifestFault.CORRUPT, "", model.shown)
         try:
             status = os.fstat(fd)
+            if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
+                self.named.space = None
+            self.named.take(status)
             odd = odd._replace(changed_at=status.st_mtime)
             manifest = _parse_open(fd, status)
         except ValueError as error:
@@ -480,7 +501,7 @@ def scan_store(
     sees no manifest at all, so that none protects a blob.
     """
     access = access or Access(user_of(store, None))
-    named = scan_manifests(store, access)
+    named = scan_manifests(store, access, space=keep.space)
     downloads: dict[str, Pieces] = {}
     census = _Counting(named, access, keep, manifests_hidden=manifests_hidden)
     # blobs/ itself may be a symlink that the owner made; nothing below it is followed.
@@ -977,7 +998,9 @@ def _rename_fault(old: Entry, parent: int, inner: list[str]) -> str | None:
 
 
 def _add_piece(downloads: dict[str, Pieces], parsed: names.BlobName, found: Entry) -> None:
-    pieces = downloads.setdefault(parsed.digest, Pieces())
+    pieces = downloads.get(parsed.digest)
+    if pieces is None:
+        pieces = downloads[parsed.digest] = Pieces()
     if parsed.role is Role.DATA:
         pieces.data = found
     elif parsed.role is Role.TRANSFER:

@@ -21,7 +21,7 @@ def survey(store: int, found: scan.Scan) -> Space:
 
     Each folder once, other file systems below the store included.
     """
-    walk = _Walk(store, found.listing)
+    walk = _Walk(store, found)
     walk.all()
     named = found.named
     digests = {_digest(each.path) for each in walk.entries} & named.digests.keys()
@@ -52,8 +52,11 @@ def _digest(path: str) -> str:
 
 
 class _Walk:
-    def __init__(self, store: int, blobs: scan.Listing | None) -> None:
-        self._store, self._blobs = store, blobs
+    def __init__(self, store: int, found: scan.Scan) -> None:
+        self._store, self._blobs = store, found.listing
+        named = found.named
+        #: What manifests take; None where that has to be found by a walk.
+        self._scanned = None if named.unlisted or named.unseen else named.space
         self._waiting: list[str] = []
         self._met: set[tuple[int, int]] = set()
         self.entries: list[Located] = []
@@ -75,6 +78,10 @@ class _Walk:
                 self.unlisted.append(path)
 
     def _list(self, path: str) -> None:
+        # Where one is a link, it may lead into the other.
+        if path == "manifests" and self._scanned is not None and not self.linked:
+            self.manifests = self._scanned
+            return
         if path == "blobs" and self._blobs is not None:
             for each in self._blobs.entries:
                 self._keep(Located(f"blobs/{each.name}", each))

@@ -1,0 +1,138 @@
+"""One running server: its store, where it listens, and who is connected to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+
+import psutil
+
+from watcher.model import Server, ServerState
+from watcher.observe.host import Host
+from watcher.ollama import environment
+from watcher.state import folders
+
+_OF_UNIT = re.compile(r":/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)$")
+
+
+def look(host: Host, pid: int, *, ours_only: bool) -> Server | None:
+    """A server as it is seen among the processes; it counts as starting until it is asked.
+
+    None where it has ended, or, for `ours_only`, surely has another store.
+    """
+    psutil.PROCFS_PATH = host.proc
+    try:
+        handle = psutil.Process(pid)
+        since, user, uid = handle.create_time(), handle.username(), handle.uids().real
+    except psutil.Error:
+        return None  # ended meanwhile
+    found = variables(host.proc, pid)
+    store = None if found is None else environment.models_folder(found)
+    ours, elsewhere = (None, False) if store is None else _same_blobs(host, pid, store)
+    if ours is False and ours_only:
+        return None
+    ports, connections = _sockets(handle)
+    return Server(
+        pid=pid,
+        user=user,
+        since=since,
+        state=ServerState.STARTING,
+        store=store,
+        ours=ours,
+        elsewhere=elsewhere,
+        url=_url(found, ports),
+        connections=connections,
+        no_prune=None if found is None else environment.no_prune(found),
+        uid=uid,
+        unit=_unit(host, pid),
+    )
+
+
+def _unit(host: Host, pid: int) -> str:
+    """The unit of the system's that a process belongs to; "" for none (systemd's cgroups)."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(f"{host.proc}/{pid}/cgroup", encoding="utf-8") as lines:
+            found = [_OF_UNIT.search(line.rstrip("\n")) for line in lines]
+        return next((each[1] for each in found if each), "")
+    return ""
+
+
+def variables(proc: str, pid: int) -> dict[str, str] | None:
+    """A process's environment; None where it can't be read."""
+    psutil.PROCFS_PATH = proc
+    try:
+        return psutil.Process(pid).environ()
+    except psutil.Error:
+        return None
+
+
+def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:
+    """Whether a server's blobs are those of the store, seen with that server's eyes.
+
+    None where that can't be told: False would be to take a server for nobody's business. And
+    whether its store is another one for all that, of which both or one has linked its blobs.
+    """
+    root = f"{host.proc}/{pid}/root" if store.startswith("/") else f"{host.proc}/{pid}/cwd"
+    there = f"{root}/{store.lstrip('/')}"
+    try:
+        here = os.readlink(f"{host.proc}/self/ns/mnt")
+        same_mounts = os.readlink(f"{host.proc}/{pid}/ns/mnt") == here
+        ours, blobs = folders.identities(host.store)
+        try:
+            theirs = os.stat(there)
+        except FileNotFoundError:
+            # A server makes its folder with its first pull; ours is there, so it is another one.
+            return (False if same_mounts and os.path.isdir(root) else None), False
+        if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+            return True, False
+        other = _stat(f"{there}/blobs")
+        if blobs is not None and other is not None and os.path.samestat(blobs, other):
+            return True, True
+        if same_mounts:
+            return False, False
+        # In another mount namespace the same files may show another device and inode (an overlay,
+        # a share of a virtual machine), but blobs/ has the same time: it changes with each name.
+        _, after = folders.identities(host.store)
+    except OSError:
+        return None, False
+    times = {each.st_mtime_ns for each in (blobs, after) if each is not None}
+    alike = other is None or theirs.st_ino == ours.st_ino or other.st_mtime_ns in times
+    return (None if alike else False), False
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _sockets(handle: psutil.Process) -> tuple[tuple[tuple[str, int], ...], int | None]:
+    """The addresses that a server listens on, and how many connections to them are open."""
+    try:
+        sockets = handle.net_connections(kind="tcp")
+    except psutil.Error:
+        return (), None
+    listening = tuple(
+        (socket.laddr.ip, socket.laddr.port)
+        for socket in sockets
+        if socket.status == psutil.CONN_LISTEN
+    )
+    if not listening:
+        return (), None
+    ports = {port for _, port in listening}
+    return listening, sum(
+        socket.status == psutil.CONN_ESTABLISHED and socket.laddr.port in ports
+        for socket in sockets
+    )
+
+
+def _url(found: Mapping[str, str] | None, ports: tuple[tuple[str, int], ...]) -> str:
+    if ports:
+        return environment.at("http", *ports[0])
+    try:
+        return environment.server_url((found or {}).get("OLLAMA_HOST", ""))
+    except ValueError:
+        return environment.server_url("")  # such a server does not even start
