@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import click
 
 from watcher import __version__
-from watcher.commands.declare import PROGRAM, SETTINGS, Given, GlobalOption, Group, rows_of
+from watcher.commands.declare import PROGRAM, SETTINGS, Given, GlobalOption, Group, rows_of, width
 from watcher.errors import Exit, OutputError, WatchError, named
 from watcher.system import stopping
 
@@ -194,12 +194,15 @@ def _run(words: list[str], *, own: bool) -> int:
     """
     given = Given(own=own)
     try:
-        code = program.main(words, PROGRAM, standalone_mode=False, obj=given)
+        code = program.main(
+            words, PROGRAM, standalone_mode=False, obj=given, terminal_width=width()
+        )
         return int(code or 0)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except SystemExit:
-        return int(Exit.FAILED)  # so click ends where who read our output has gone
+    except SystemExit as stop:
+        # So click ends what completes a word; and with 1 where who read our output has gone.
+        return int(Exit.FAILED if stop.code else Exit.HEALTHY)
     except (click.Abort, KeyboardInterrupt):
         _say("\nollama-watch: interrupted; no change is left half done")
         return int(Exit.INTERRUPTED)

@@ -189,34 +189,35 @@ def shown(path: object) -> str:
 #
 # No user, password or token of a URL is shown, kept or logged. What a URL has before its last ``@``
 # is its credential: passwords that should have been escaped hold slashes, colons and blanks.
+# Patterns are compiled at their first use, which `--help` never comes to.
 
 _HIDDEN = "***@"
 _SCHEME = "[A-Za-z][A-Za-z0-9+.-]*://"
 #: Up to the last ``@`` of the same word: a password may have one of its own.
-_IN_WORD = re.compile(rf"({_SCHEME})\S*@")
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_IN_WORD = rf"({_SCHEME})\S*@"
+_QUOTED = r'"((?:[^"\\]|\\.)*)"'
 #: An address without a scheme, as a proxy's may be.
-_BARE = re.compile(r"(?<![^\s\"'(=])[^\s\"':@/]+:(?!//)[^\s\"']*@")
+_BARE = r"(?<![^\s\"'(=])[^\s\"':@/]+:(?!//)[^\s\"']*@"
 #: What Go and Python take for the port of such an address is a piece of its password.
-_FRAGMENT = re.compile(
+_FRAGMENT = (
     r"((?:invalid port|invalid URL escape|integer value as|nonnumeric port:) ?)"
     r"""(?:"[^"]*"|'[^']*'|\S+)"""
 )
 #: What stands behind the ``?`` of a URL may be a signature that opens it.
-_QUERY = re.compile(rf"({_SCHEME}[^\s\"'?]*\?)[^\s\"']+")
+_QUERY = rf"({_SCHEME}[^\s\"'?]*\?)[^\s\"']+"
 
 
 def without_credentials(text: str) -> str:
     """A text of ours, which may name URLs that people have given."""
-    return _IN_WORD.sub(rf"\1{_HIDDEN}", text) if "@" in text else text
+    return re.sub(_IN_WORD, rf"\1{_HIDDEN}", text) if "@" in text else text
 
 
 def without_secrets(text: str) -> str:
     """A text of a server or a registry, which may quote any of their addresses, and how."""
-    text = _FRAGMENT.sub(r"\1...", text)
+    text = re.sub(_FRAGMENT, r"\1...", text)
     if "@" in text:
-        text = _BARE.sub(_HIDDEN, without_credentials(_QUOTED.sub(_inside, text)))
-    return _QUERY.sub(r"\1...", text)
+        text = re.sub(_BARE, _HIDDEN, without_credentials(re.sub(_QUOTED, _inside, text)))
+    return re.sub(_QUERY, r"\1...", text)
 
 
 def _inside(quoted: re.Match[str]) -> str:

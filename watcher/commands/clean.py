@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -52,6 +51,8 @@ def clean(
     Shows the plan and asks. Never removes what a process has open, what a manifest names or what a
     pull could still need.
     """
+    from dataclasses import replace
+
     from watcher.commands.acting import Request, act
     from watcher.decide import modes
 

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from watcher import config as settings
 from watcher.commands import declare
 from watcher.commands.declare import Given
 from watcher.errors import Exit
-from watcher.ollama import names
 
 _READ_ON = "docs/reference/settings.md: every setting"
 
@@ -37,6 +35,8 @@ def config() -> None:
 @config.command(context=False, examples=["config show", "config show --json"], read_on=_READ_ON)
 def show(given: Given) -> Exit:
     """Show effective settings and where each comes from."""
+    from watcher.ollama import names
+
     found = list(_settings(given.config_file, given.stores))
     if given.json:
         exact = names.all_exact([setting._asdict() for setting in found])
@@ -57,6 +57,9 @@ def show(given: Given) -> Exit:
 )
 def check(given: Given) -> Exit:
     """Check the settings; a bad one exits with 2."""
+    from watcher import config as settings
+    from watcher.ollama import names
+
     settings.load(given.config_file, os.environ)
     file = given.config_file or settings.SYSTEM_FILE
     found = file.exists()
@@ -77,6 +80,8 @@ def _document(document: dict[str, object]) -> None:
 
 
 def _settings(file: Path | None, stores: list[str]) -> Iterator[Setting]:
+    from watcher import config as settings
+
     given = settings.given(file, os.environ)
     if stores:
         given["store"] = settings.Given(list(stores), "--store")
@@ -88,6 +93,8 @@ def _settings(file: Path | None, stores: list[str]) -> Iterator[Setting]:
 
 
 def _shown(value: object) -> str:
+    from watcher.ollama import names
+
     if value is None:
         return "(found automatically)"
     if value == "":

@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from watcher.commands import declare
@@ -27,6 +26,8 @@ def daemon(context: Context) -> Exit:
 
     One store, until SIGTERM or Ctrl-C. A store that is named need not exist yet.
     """
+    from dataclasses import replace
+
     from watcher.observe import place
     from watcher.service import daemon as service
 
@@ -77,6 +78,8 @@ def _queue_run(context: Context, store: str) -> list[str]:
 
 def _run_queue(context: Context, store: str) -> int:
     """The same in a process that was forked."""
+    from dataclasses import replace
+
     from watcher.commands import queue_drive
     from watcher.commands.context import complain
 

@@ -5,11 +5,9 @@ Neither this module nor the top of a command's module loads more than click, so 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,32 +17,47 @@ if TYPE_CHECKING:
     from watcher.commands.context import Context
 
 PROGRAM = "ollama-watch"
-_WIDEST = 160
+_NARROWEST, _USUAL, _WIDEST = 60, 80, 160
 _CLOSE = 0.7
 #: Commands that remove something: no word leads to them that only looks like theirs.
 _DELETING = frozenset({"clean", "reset", "purge", "rm", "uninstall"})
 
 
 #: What click does the same way in every command.
-SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDEST}
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+def width() -> int:
+    """How wide help is. What click asks for that itself takes longer to load than help does."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return _bounded(int(columns))
+    try:
+        return _bounded(os.get_terminal_size(1).columns or _USUAL)
+    except OSError:
+        return _USUAL
+
+
+def _bounded(columns: int) -> int:
+    return min(_WIDEST, max(_NARROWEST, columns))
 
 
 # ---------------------------------------------------------------- options that every command takes
 
 
-@dataclass
 class Given:
     """What stands on the command line for every command, before its name or after it."""
 
-    #: This process runs one command and nothing else, so it may change its user.
-    own: bool = False
-    stores: list[str] = field(default_factory=list)
-    config_file: Path | None = None
-    verbose: bool = False
-    quiet: bool = False
-    json: bool = False
-    no_color: bool = False
-    staged: bool = False
+    def __init__(self, *, own: bool = False) -> None:
+        #: This process runs one command and nothing else, so it may change its user.
+        self.own = own
+        self.stores: list[str] = []
+        self.config_file: Path | None = None
+        self.verbose = False
+        self.quiet = False
+        self.json = False
+        self.no_color = False
+        self.staged = False
 
     @property
     def words(self) -> list[str]:
@@ -109,19 +122,30 @@ class _Folder(click.ParamType[str]):
         return [CompletionItem(start, type="dir")]
 
 
-def _global_options() -> list[click.Parameter]:
-    flag = functools.partial(GlobalOption, is_flag=True)
-    return [
-        GlobalOption("--store", "stores", multiple=True, metavar="DIR", type=_Folder(),
-                     help="Models folder; repeat it for several."),
-        GlobalOption("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE",
-                     help="Settings file."),
-        flag("-v", "--verbose", help="Show notices, too, and the traceback of a bug."),
-        flag("-q", "--quiet", help="Print nothing if all is well (for cron)."),
-        flag("--json", help="Print one JSON document on stdout."),
-        flag("--no-color", help="No colors (NO_COLOR does the same)."),
-        flag("--staged", hidden=True, help="For the demo, which starts all writers."),
-    ]  # fmt: skip
+_flag = functools.partial(GlobalOption, is_flag=True)
+#: The same ones for all commands: none keeps anything of a call.
+_GLOBAL_OPTIONS = (
+    GlobalOption(
+        "--store",
+        "stores",
+        multiple=True,
+        metavar="DIR",
+        type=_Folder(),
+        help="Models folder; repeat it for several.",
+    ),
+    GlobalOption(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Settings file.",
+    ),
+    _flag("-v", "--verbose", help="Show notices, too, and the traceback of a bug."),
+    _flag("-q", "--quiet", help="Print nothing if all is well (for cron)."),
+    _flag("--json", help="Print one JSON document on stdout."),
+    _flag("--no-color", help="No colors (NO_COLOR does the same)."),
+    _flag("--staged", hidden=True, help="For the demo, which starts all writers."),
+)
 
 
 # ---------------------------------------------------------------- options of several commands
@@ -173,7 +197,7 @@ class _Helped(click.Command):
         super().__init__(*names, **more)
         self.examples = examples
         self.read_on = read_on
-        self.params += _global_options()
+        self.params += _GLOBAL_OPTIONS
 
     @property
     def first_line(self) -> str:
@@ -288,6 +312,8 @@ class Group(_Helped, click.Group):
         known = self._near.get(word.lower())
         if known is not None:
             return known
+        import difflib
+
         names = [name for name in self.list_commands(at) if name not in _DELETING]
         return difflib.get_close_matches(word.lower(), names, n=2, cutoff=_CLOSE)
 

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -37,6 +36,8 @@ def prepare(context: Context) -> Exit:
 
     Exits with 0 whatever the state of the store; a wrong setting is 2.
     """
+    from dataclasses import replace
+
     from watcher.act import durability
     from watcher.commands.context import complain
     from watcher.decide import modes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -100,6 +99,8 @@ def purge(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool) -
 
 def _act(context: Context, asked: Request) -> Exit:
     """In each store, on those labels that it has. Raises TargetError for one that none has."""
+    from dataclasses import replace
+
     from watcher.commands.acting import act_on
 
     hosts = context.hosts(changes=not asked.dry_run, knows=complete.kept)

@@ -63,7 +63,7 @@ def queue() -> None:
 
 
 @queue.command(
-    examples=["queue add llama3", "queue add qwen3:32b --priority high --after 22:00"],
+    examples=["queue add llama3", "queue add llama3 --priority high"],
     read_on=_READ_ON,
 )
 @click.argument(

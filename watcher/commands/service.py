@@ -71,7 +71,7 @@ def _options(context: Context, clean: str | None, cron: bool) -> InstallOptions:
 
 
 @service.command(
-    examples=["service install", "service install --store /srv/models --clean weekly"],
+    examples=["service install", "service install --clean weekly"],
     read_on=_READ_ON,
 )
 @_target_options

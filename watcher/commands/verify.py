@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -33,6 +32,8 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
 
     Remembers the results: a second run hashes only what changed.
     """
+    from dataclasses import replace
+
     from watcher.commands.acting import meant
     from watcher.decide import modes, verifying
     from watcher.observe.targets import known
