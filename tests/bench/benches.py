@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -33,6 +34,7 @@ from .stores import sidecar
 
 _BLOBS, _MODELS = 100_000, 2_000
 _UNFINISHED = 10_000
+_MANIFESTS = 20_000
 _FIND = "%p %s %b %i %T@\\n"
 
 
@@ -108,6 +110,45 @@ def unfinished(setting: Setting) -> Iterator[Row]:
         times <= 10,
     )
     yield Row("the same: peak memory", "", megabytes(max(each.peak for each in ours)))
+
+
+def space(setting: Setting) -> Iterator[Row]:
+    """What `df` costs beside `audit`, of very many blobs and of very many manifests."""
+    stores = {f"{_BLOBS:,} blobs": setting.large_store()}
+    manifests = setting.folder / "manifests"
+    if not manifests.exists():
+        make("healthy", str(manifests), str(_MANIFESTS), str(_MANIFESTS))
+    stores[f"{_MANIFESTS:,} manifests"] = manifests
+    for what, store in stores.items():
+        df, audit = interleaved(
+            [partial(run, (*US, "--store", str(store), word)) for word in ("df", "audit")],
+            setting.rounds,
+        )
+        yield _times(f"`df` of {what}: beside `audit`", 1.3, (df, audit))
+        yield _peak("the same: most memory", df, 80e6)
+
+
+def usual(setting: Setting) -> Iterator[Row]:
+    """An audit of a usual host, most of which is its start."""
+    store = setting.folder / "usual"
+    if not store.exists():
+        make("unfinished", str(store), "20")
+        make("healthy", str(store), "5000", "500")
+    ours, bare = interleaved(
+        (
+            lambda: run((*US, "--store", str(store), "audit"), codes=(0, 1)),
+            lambda: run((PYTHON, str(Path(__file__).with_name("bare.py")), str(store))),
+        ),
+        setting.rounds,
+    )
+    work = "audit of 500 models, 5,000 blobs, 20 downloads: beside a bare script"
+    yield _times(work, 2.0, (ours, bare))
+
+
+def _times(work: str, most: float, runs: tuple[list[Run], list[Run]]) -> Row:
+    times = ratio(*runs)
+    shown = f"{times:.2f} × ({milliseconds(middle(runs[0]))} to {milliseconds(middle(runs[1]))})"
+    return Row(work, f"{most:g} ×", shown, times <= most)
 
 
 def start(setting: Setting) -> Iterator[Row]:
@@ -289,6 +330,8 @@ def _killed(daemon: Daemon, store: Path, model: str) -> tuple[float, float]:
 ALL: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "audit": audit,
     "unfinished": unfinished,
+    "space": space,
+    "usual": usual,
     "start": start,
     "rest": rest,
     "change": change,

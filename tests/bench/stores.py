@@ -35,7 +35,7 @@ def main(words: list[str]) -> None:
 
 def healthy(store: Path, blobs: int, models: int) -> None:
     """Models that name every blob once; the blobs are sparse, one of 50 per model a config."""
-    (store / "blobs").mkdir(parents=True)
+    (store / "blobs").mkdir(parents=True, exist_ok=True)
     each = blobs // models
     for number in range(models):
         references = []

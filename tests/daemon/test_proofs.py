@@ -85,7 +85,7 @@ def test_it_is_not_asked_all_the_time(store: Store, digest: str) -> None:
     try:
         for _ in range(3):
             tried.want(frozenset({digest}), changed(POLICY, repair=True).settings)
-            wait_until(lambda: tried._thread is None, "the end of the proof")
+            wait_until(tried._worker.is_idle, "the end of the proof")
     finally:
         tried.stop()
     assert asked == [digest]
@@ -137,7 +137,7 @@ def test_thousands_are_put_aside_together(
     host = Host(str(store.path), proc=proc, registry_length=lambda *_: len(b"wrong"))
     tried = Scrub(host, pytest.fail)
     tried.want(digests, changed(POLICY, repair=True).settings)
-    wait_until(lambda: tried._thread is None, "the end of the proofs")
+    wait_until(tried._worker.is_idle, "the end of the proofs")
     assert len(list(store.ours.glob("quarantine/*"))) == len(digests)
     assert len(looks) < 20
 
@@ -157,7 +157,7 @@ def test_stop_ends_asking(store: Store) -> None:
     wait_until(lambda: asked, "the first question")
     ended = threading.Thread(target=tried.stop)
     ended.start()
-    wait_until(tried._stopped.is_set, "the stop")
+    wait_until(tried._worker.is_stopped, "the stop")
     goes_on.set()
     ended.join()
     assert len(asked) == 1
@@ -188,7 +188,7 @@ def test_a_daemon_puts_aside_what_it_has_not_hashed_before(
     service = _Service(host, policy.settings, Metrics(host.store, policy.settings), [])
     try:
         service._prove(one_run(host, policy))
-        wait_until(lambda: service._proofs._thread is None, "the end of the proofs")
+        wait_until(service._proofs._worker.is_idle, "the end of the proofs")
     finally:
         service._proofs.stop()
     assert not blob.exists()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -30,6 +29,7 @@ from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs, memory
 from watcher.state.event_log import Event
 from watcher.state.memory import Memory, Remembered
+from watcher.system.worker import Worker
 
 #: So much is written at once; whether to stop is asked in between.
 SLICE = 16 * MIB
@@ -318,41 +318,23 @@ class Behind:
     ) -> None:
         """`trouble` is told what could not be done, `again` what is worth another look."""
         self._trouble, self._again = trouble, again
-        self._stopped = threading.Event()
-        self._host = replace(host, stops=self._stopped.is_set)
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._wanted: Settings | None = None
+        self._worker = Worker("behind", self._sync)
+        self._host = replace(host, stops=self._worker.is_stopped)
+        self._settings = Settings()
 
     def want(self, settings: Settings) -> None:
         """Begin, or once more after what is under way."""
-        with self._lock:
-            self._wanted = settings
-            if self._thread is None and not self._stopped.is_set():
-                self._thread = threading.Thread(target=self._run, name="behind", daemon=True)
-                self._thread.start()
+        self._settings = settings
+        self._worker.wake()
 
     def stop(self) -> None:
         """End within the writing of a slice; what is left is noted still."""
-        self._stopped.set()
-        with self._lock:
-            thread = self._thread
-        if thread is not None:
-            thread.join()
+        self._worker.stop()
 
-    def _run(self) -> None:
-        while (settings := self._next()) is not None:
-            try:
-                refused = sync_noted(self._host, settings)
-                if refused:
-                    self._again(refused)
-            except (WatchError, OSError) as error:
-                self._trouble(f"what is claimed can't be brought to the disk yet: {error}")
-
-    def _next(self) -> Settings | None:
-        with self._lock:
-            settings, self._wanted = self._wanted, None
-            if settings is None or self._stopped.is_set():
-                self._thread = None
-                return None
-            return settings
+    def _sync(self) -> None:
+        try:
+            refused = sync_noted(self._host, self._settings)
+            if refused:
+                self._again(refused)
+        except (WatchError, OSError) as error:
+            self._trouble(f"what is claimed can't be brought to the disk yet: {error}")

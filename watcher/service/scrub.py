@@ -25,6 +25,7 @@ from watcher.model import HOUR, ActionKind, Plan
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.reconcile import Reconciler
+from watcher.system.worker import Worker
 
 #: What is done about a blob in doubt.
 _VERBS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
@@ -37,9 +38,9 @@ class Scrub:
 
     def __init__(self, host: Host, trouble: Callable[[str], None]) -> None:
         self._trouble = trouble
-        self._thread: threading.Thread | None = None
-        self._stopped = threading.Event()
-        self._host = replace(host, stops=self._stopped.is_set)
+        self._worker = Worker("proofs", self._scrub)
+        self._host = replace(host, stops=self._worker.is_stopped)
+        self._settings = Settings()
         self._lock = threading.Lock()
         self._waiting: frozenset[str] = frozenset()
         #: What was tried, and when; on the monotonic clock.
@@ -51,10 +52,10 @@ class Scrub:
         with self._lock:
             self._tried = {each: at for each, at in self._tried.items() if at > latest}
             self._waiting = digests - self._tried.keys()
-            if self._waiting and self._thread is None and not self._stopped.is_set():
-                thread = threading.Thread(target=self._run, args=(settings,), name="proofs")
-                thread.start()
-                self._thread = thread
+            self._settings = settings
+            is_any = bool(self._waiting)
+        if is_any:
+            self._worker.wake()
 
     def forget(self, digests: frozenset[str]) -> None:
         """What is not among all that is unproven now was proved: it may come to be so once more."""
@@ -63,30 +64,20 @@ class Scrub:
 
     def stop(self) -> None:
         """End within a look, or the reading of a few MiB; what was not hashed stays unproven."""
-        self._stopped.set()
-        with self._lock:
-            thread = self._thread
-        if thread is not None:
-            thread.join()
+        self._worker.stop()
 
-    def _run(self, settings: Settings) -> None:
+    def _scrub(self) -> None:
         _yield_to_others()
-        while digests := self._next():
-            try:
-                self._prove(digests, settings)
-            except Exception as error:
-                # It outlives whatever one look at a strange machine brings up, as the daemon does.
-                self._trouble(f"a finished blob can't be proved: {error}")
-
-    def _next(self) -> frozenset[str]:
-        """What to prove next; the thread ends where there is nothing."""
         with self._lock:
-            digests = frozenset() if self._stopped.is_set() else self._waiting
-            self._waiting = frozenset()
+            digests, self._waiting = self._waiting, frozenset()
             self._tried |= dict.fromkeys(digests, time.monotonic())
-            if not digests:
-                self._thread = None
-            return digests
+        if not digests:
+            return
+        try:
+            self._prove(digests, self._settings)
+        except Exception as error:
+            # It outlives whatever one look at a strange machine brings up, as the daemon does.
+            self._trouble(f"a finished blob can't be proved: {error}")
 
     def _prove(self, digests: frozenset[str], settings: Settings) -> None:
         is_hashed = False
@@ -98,7 +89,7 @@ class Scrub:
             )
             is_hashed |= any(each.kind is ActionKind.HASH for each in agreed.actions)
             # What a hash has found is told first; all else another look finds again.
-            if self._stopped.is_set() and not is_hashed:
+            if self._worker.is_stopped() and not is_hashed:
                 raise EndedError
             return agreed
 

@@ -1,0 +1,54 @@
+"""Work in the background: one thread at most, begun when there is something to do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class Worker:
+    """Calls `work` in a thread of its own, once more for whoever wakes it meanwhile."""
+
+    def __init__(self, name: str, work: Callable[[], None]) -> None:
+        self._name, self._work = name, work
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._is_wanted = False
+
+    def wake(self) -> None:
+        """Begin, or once more after what is under way."""
+        with self._lock:
+            self._is_wanted = True
+            if self._thread is None and not self._stopped.is_set():
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def is_idle(self) -> bool:
+        """Whether nothing is under way."""
+        with self._lock:
+            return self._thread is None
+
+    def is_stopped(self) -> bool:
+        """Whether what is under way is to end."""
+        return self._stopped.is_set()
+
+    def stop(self) -> None:
+        """Wait for the end of what is under way, and begin nothing more."""
+        self._stopped.set()
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        while self._goes_on():
+            self._work()
+
+    def _goes_on(self) -> bool:
+        with self._lock:
+            if not self._is_wanted or self._stopped.is_set():
+                self._thread = None
+                return False
+            self._is_wanted = False
+            return True
