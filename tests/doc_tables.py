@@ -7,33 +7,27 @@ the code, ``python -m tests.doc_tables`` adds and removes rows and fills in what
 
 from __future__ import annotations
 
-import ast
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
 from watcher import config
-from watcher.decide import findings, modes, server_view, transitions
+from watcher.decide import actions, conditions, modes
+from watcher.decide import finding_kinds as finding_table
 from watcher.errors import Exit
 from watcher.model import (
-    ActionKind,
-    BlobFault,
     Condition,
-    ManifestFault,
     Mode,
     RefusalKind,
     UseKind,
 )
 from watcher.pull.queue import ItemState
+from watcher.state.event_log import EventType
 
 ROOT = Path(__file__).parent.parent
-HOUSE = ROOT / "watcher"
-#: The functions that make or write an event, and which of their arguments is its type.
-_EMITTING = {"Event": 1, "_event": 1, "_tell": 0, "_log": 0, "log_download_event": 1}
-_FINDING = re.compile(r"(download|blob|manifest|file|store|state)_[a-z_]+")
 
 
 class Table(NamedTuple):
@@ -49,12 +43,12 @@ def tables() -> dict[str, Table]:
     return {
         "conditions": Table(
             f"{reference}/conditions.md",
-            {_code(each): (findings._SEVERITY[each].value,) for each in Condition},
+            {_code(each.condition): (each.severity.value, each.words) for each in conditions.TABLE},
         ),
         "findings": _words(f"{reference}/conditions.md", finding_kinds()),
-        "actions": _words(f"{reference}/conditions.md", ActionKind),
+        "actions": _words(f"{reference}/conditions.md", [each.kind for each in actions.TABLE]),
         "refusals": _words(f"{reference}/conditions.md", RefusalKind),
-        "events": _words(f"{reference}/events.md", event_types()),
+        "events": _words(f"{reference}/events.md", EventType),
         "uses": _words(f"{reference}/json.md", UseKind),
         "exit codes": Table(
             f"{reference}/exit-codes.md",
@@ -103,49 +97,11 @@ def _field(name: str, value: object) -> str:
     return _code(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
 
 
-# ---------------------------------------------------------------- what is nowhere in one table yet
-
-
-def event_types() -> list[str]:
-    """The types of all events that the code emits, as far as calls name them."""
-    paths = (each for each in HOUSE.rglob("*.py") if "demo" not in each.parts)
-    found = {kind for path in paths for kind in _emitted(ast.parse(path.read_bytes()))}
-    return sorted(found | set(transitions._DONE_EVENT.values()) | {"refused", "error"})
-
-
-def _emitted(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            at = _EMITTING.get(name, len(node.args))
-            if at < len(node.args) and isinstance(node.args[at], ast.Constant):
-                yield str(node.args[at].value)  # type: ignore[attr-defined]
-
-
 def finding_kinds() -> list[str]:
     """The kinds of all findings; those of conditions together."""
-    found = {each[0] for each in server_view._BARRED.values()}
-    for path in (HOUSE / "decide").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, ast.Call):
-                found |= set(_kinds_in(node))
-    found |= {f"blob_{each}" for each in BlobFault} | {f"manifest_{each}" for each in ManifestFault}
-    return ["download_<condition>", *sorted(found)]
-
-
-def _kinds_in(call: ast.Call) -> Iterator[str]:
-    """The kind that a call gives a finding, in its place or by name."""
-    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
-    given = [each.value for each in call.keywords if each.arg == "kind"]
-    if name in ("Finding", "_finding"):
-        given += call.args[1:2] + ([_of_helper(call)] if name == "_finding" else [])
-    for each in given:
-        if isinstance(each, ast.Constant) and _FINDING.fullmatch(str(each.value)):
-            yield str(each.value)
-
-
-def _of_helper(call: ast.Call) -> ast.expr:
-    return call.args[0] if call.args else ast.Constant("")
+    of_conditions = {f"download_{each.value}" for each in Condition}
+    kinds = [each.kind for each in finding_table.TABLE if each.kind not in of_conditions]
+    return ["download_<condition>", *kinds]
 
 
 # ---------------------------------------------------------------- in the pages

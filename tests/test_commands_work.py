@@ -146,7 +146,7 @@ ELSEWHERE = {
     "blob_dangling": "as a corrupt one",
     "blob_no_file": "as a corrupt one",
     "blob_unproven": "tests/repair: it is hashed",
-    "blob_old_name": "the next start of the server renames it",
+    "blob_old_name": "the next server start renames it",
     "manifest_unreadable": "the server's permissions",
     "manifest_misplaced": "no command is known to help",
     "manifest_bad_digest": "as a corrupt manifest",
@@ -290,7 +290,7 @@ def test_a_corrupt_blob_comes_again_by_the_commands_alone(
     assert machine.call("verify").returncode == 1
     (finding,) = about(machine.audit(), "blob_corrupt")
     told = machine.call("repair", "-n").stdout.decode()
-    assert "has not answered" not in told
+    assert "did not answer" not in told
     assert machine.paste(finding["command"]).returncode == 0
     (missing,) = about(machine.audit(), "blob_missing")
     assert machine.paste(missing["command"]).returncode == 0

@@ -22,16 +22,6 @@ def found(name: str) -> str:
     return doc_tables.block((ROOT / TABLES[name].page).read_text(encoding="utf-8"), name)
 
 
-def test_the_search_for_events_finds_some() -> None:
-    known = {"service_started", "download_stalled", "pull_failed", "purged"}
-    assert known <= set(doc_tables.event_types())
-
-
-def test_the_search_for_findings_finds_some() -> None:
-    known = {"store_unlisted", "blob_at_risk", "blob_astray", "file_owner", "manifest_case"}
-    assert known <= set(doc_tables.finding_kinds())
-
-
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_is_as_the_code_has_it(name: str) -> None:
     assert found(name) == doc_tables.updated(found(name), TABLES[name])

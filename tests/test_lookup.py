@@ -61,7 +61,7 @@ def download(call: Call) -> dict[str, Any]:
 
 @pytest.mark.parametrize("as_typed", ["{}", "http://{}", "{}".upper()])
 def test_repair_finds_out_by_name(call: Call, named: str, partial: str, as_typed: str) -> None:
-    assert "nothing here says which model" in call("audit", code=1)
+    assert "its model is unknown" in call("audit", code=1)
     assert download(call)["models"] == []
     call("repair", "--yes", as_typed.format(named))
     assert download(call)["models"] == [named]

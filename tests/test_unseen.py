@@ -111,7 +111,7 @@ def test_programs_hear_that_it_can_not_be_listed(store: Store) -> None:
     assert len(manager.detect_partial_downloads()) == 1
     with ordinary_user(store.path):
         store.blobs.chmod(0)
-        with pytest.raises(Exception, match="blobs: this folder can't be listed"):
+        with pytest.raises(Exception, match="blobs: the folder can't be listed"):
             manager.detect_partial_downloads()
         store.blobs.chmod(0o755)
 

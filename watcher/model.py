@@ -590,6 +590,12 @@ class BlobCensus(NamedTuple):
     #: Stores that lie in this one.
     nested: tuple[Nested, ...] = ()
 
+    @property
+    def hides_manifests(self) -> bool:
+        """Whether there may be manifests in what could not be listed or inspected."""
+        paths = (*self.unlisted, *(each.path for each in self.unseen))
+        return any(path.startswith("manifests") for path in paths)
+
 
 _EMPTY_CENSUS = BlobCensus()
 
@@ -834,24 +840,6 @@ class Condition(enum.StrEnum):
     WHOLE = "whole"
     REDUNDANT = "redundant"
     UNKNOWN = "unknown"
-
-    @property
-    def in_words(self) -> str:
-        """What people read; the value itself is for programs."""
-        return _CONDITION_WORDS[self]
-
-
-_CONDITION_WORDS = {
-    Condition.LIVE: "in use",
-    Condition.PAUSED: "resumable",
-    Condition.BEHIND: "needs repair: progress not recorded",
-    Condition.HOLLOW: "needs repair: recorded data is missing",
-    Condition.BLOCKED: "needs repair: unreadable progress files",
-    Condition.UNCLAIMED: "needs repair: no progress files",
-    Condition.WHOLE: "complete, not yet finalized",
-    Condition.REDUNDANT: "redundant files",
-    Condition.UNKNOWN: "unknown",
-}
 
 
 class Severity(enum.StrEnum):

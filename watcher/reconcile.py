@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from watcher.act.journal import Journal, locked
 from watcher.config import Settings
-from watcher.decide import diagnose, modes, plan, safety, transitions
+from watcher.decide import diagnose, events, modes, plan, safety, transitions
 from watcher.errors import EndedError, LockedError, NoPermissionError, WatchError
 from watcher.model import (
     ALL,
@@ -34,7 +34,7 @@ from watcher.observe import evidence, place
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import folders, memory, state_folder
-from watcher.state.event_log import Event
+from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory
 from watcher.system import advice, stopping
 
@@ -158,7 +158,7 @@ class _Looks:
         host, rules = self._host, self._rules
         seen = evidence.observe(host, rules, known, self._scope.digests)
         host.go_on()
-        diagnosed = diagnose.judge(seen, rules)
+        diagnosed = diagnose.diagnose(seen, rules)
         host.go_on()
         made = plan.make(diagnosed, seen, rules)
         host.go_on()
@@ -219,7 +219,7 @@ class _Run:
             if late or known != now.known:
                 # Somebody else has learned or acted meanwhile: what was seen is an old story.
                 now = self._looks.look(known)._replace(plan=now.plan, at=0.0)
-            journal(*(transitions.ended(each, host.clock()) for each in undone))
+            journal(*(events.ended(each, host.clock()) for each in undone))
             seen, diagnosis = now.evidence, now.diagnosis()
             known = journal.learn(
                 known,
@@ -395,9 +395,9 @@ class _Run:
             return (f"what a kill has left waits: {why[1]}",)
         done, stuck = transaction.recover(host, store, journal.recall())
         for each in done:
-            journal(Event(host.clock(), "recovered", each))
+            journal(Event(host.clock(), EventType.RECOVERED, each))
         for each in stuck if report_stuck else ():
-            journal(Event(host.clock(), "error", each))
+            journal(Event(host.clock(), EventType.ERROR, each))
         return stuck
 
     # ------------------------------------------------------------ where nothing can be written
@@ -416,10 +416,9 @@ class _Run:
         if state_folder.cure(host.store):
             warning += "; audit reports the command that helps"
         diagnosis = now.diagnosis()
-        known, happened = transitions.learn(
-            now.known, now.evidence, diagnosis, {}, first_look=self._rules.mode.announce
-        )
-        hashed = (transitions.hashed(each, host.clock()) for each in self._answers)
+        occasion = transitions.Occasion(self._rules.mode.announce)
+        known, happened = transitions.learn(now.known, now.evidence, diagnosis, {}, occasion)
+        hashed = (events.hashed(each, host.clock()) for each in self._answers)
         for event in (*happened, *filter(None, hashed)):
             host.tell(event)
         return Report(

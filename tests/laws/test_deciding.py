@@ -130,7 +130,7 @@ EVIDENCE = st.builds(
 
 
 def planned(seen: Evidence) -> Plan:
-    return plan.make(diagnose.judge(seen, POLICY), seen, POLICY)
+    return plan.make(diagnose.diagnose(seen, POLICY), seen, POLICY)
 
 
 @settings(max_examples=300)
@@ -154,7 +154,7 @@ def test_each_download_gets_one_condition_and_nothing_raises(seen: Evidence) -> 
 def test_what_has_a_writer_is_live_and_nothing_of_it_is_touched(seen: Evidence) -> None:
     made = planned(seen)
     touched = {entry.name for action in made.actions for entry in action.expects}
-    for diagnosed in diagnose.judge(seen, POLICY):
+    for diagnosed in diagnose.diagnose(seen, POLICY):
         one = diagnosed.download
         if one.writers:
             assert diagnosed.condition is Condition.LIVE

@@ -205,7 +205,7 @@ def test_a_log_that_another_process_has_set_aside_is_not_set_aside_again(
 
 WRITES_FOREVER = """
 import os, sys
-from watcher import events
+from watcher.state import event_log as events
 from watcher.state.event_log import Event
 from watcher.model import Policy
 store = os.open(sys.argv[1], os.O_RDONLY)

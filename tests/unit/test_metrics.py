@@ -14,9 +14,21 @@ from prometheus_client import Metric, generate_latest
 from tests.support.runs import rules
 from tests.unit.decide.seen import MB, NOW, POLICY, diagnosis, download, entry, evidence, writer
 from watcher import reconcile
-from watcher.decide import plan
+from watcher.decide import events, plan
 from watcher.errors import ListenError
-from watcher.model import DAY, BlobCensus, Evidence, Kept, RefusalKind, Visibility
+from watcher.model import (
+    DAY,
+    Action,
+    ActionKind,
+    BlobCensus,
+    Evidence,
+    Kept,
+    Outcome,
+    Refusal,
+    RefusalKind,
+    Result,
+    Visibility,
+)
 from watcher.service import metrics
 from watcher.state.event_log import Event
 
@@ -133,21 +145,26 @@ def test_before_the_first_look_there_are_counts_only() -> None:
 
 def test_events_are_counted() -> None:
     counts = metrics.Counted()
-    saved = {"saves_bytes": 70, "freed_bytes": 0}
+    repair = Action(ActionKind.WRITE_SIDECARS, A, "behind", (), saves=70)
+    removal = Action(ActionKind.REMOVE_DOWNLOAD, A, "stale", (), frees=5)
+    purge = Action(ActionKind.PURGE, "0-x", "as asked", (), frees=6)
+    held = Refusal(RefusalKind.HELD, A, removal.kind, "open", "close it")
     for event in (
-        Event(0, "act_started", "", details=saved),
-        Event(0, "download_repaired", "", details=saved),
-        Event(0, "partial_cleaned", "", details={"saves_bytes": 0, "freed_bytes": 5}),
-        Event(0, "purged", "", details={"freed_bytes": 6}),
-        Event(0, "refused", "", details={"kind": "held", "freed_bytes": 0}),
-        Event(0, "error", "", details={"freed_bytes": None}),
+        events.begun(repair, NOW),
+        events.ended(Outcome(repair, Result.DONE, ""), NOW),
+        events.ended(Outcome(removal, Result.DONE, "", freed=5), NOW),
+        events.ended(Outcome(purge, Result.DONE, "", freed=6), NOW),
+        events.ended(Outcome(removal, Result.REFUSED, "", refusal=held), NOW),
+        events.refused(held._replace(kind=RefusalKind.OWNER), NOW),
+        events.ended(Outcome(repair, Result.FAILED, ""), NOW),
     ):
         counts = metrics.counted(counts, event)
     found = numbers(None, counts)
     assert found["repairs_total"] == 1
     assert found["saved_bytes_total"] == 70
     assert found["freed_bytes_total"] == 11
-    assert found["refusals_total held"] == 1
+    assert found["refusals_total held"] == found["refusals_total owner"] == 1
+    assert found["events_total refused"] == 2
     assert found["events_total error"] == found["events_total act_started"] == 1
     assert "refusals_total changed" not in found
 

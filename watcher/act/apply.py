@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from watcher.act import disk_reserve, refresh, transaction
 from watcher.act.journal import Journal
-from watcher.decide import cleaning, safety, transitions
+from watcher.decide import cleaning, events, safety
 from watcher.errors import ChangedError, EndedError
 from watcher.model import (
     Action,
@@ -86,11 +86,11 @@ def apply(host: Host, agreed: Plan, plans: Plans, journal: Journal) -> tuple[Out
         still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
         gone = [action for action in batch if _essence(action) not in fresh]
         undone = _no_longer(gone, planned) if gone else []
-        journal(*(transitions.begun(action, host.clock()) for action in still))
+        journal(*(events.begun(action, host.clock()) for action in still))
         ended = _Batch(host, journal.store, seen, plans.looks).do(still)
         # What somebody else has done meanwhile was not begun here, and is logged by who did it.
         logged = (*(each for each in undone if not _is_overtaken(each)), *ended)
-        journal(*(transitions.ended(outcome, host.clock()) for outcome in logged))
+        journal(*(events.ended(outcome, host.clock()) for outcome in logged))
         outcomes.extend((*undone, *ended))
     return tuple(outcomes)
 
@@ -234,7 +234,7 @@ def refresh_all(host: Host, store: int, batch: list[Action], journal: Journal) -
                 ended = [Outcome(action, Result.FAILED, why) for action in batch]
     except OSError as error:
         ended = [_failed(action, error) for action in batch]
-    journal(transitions.refreshed(ended, host.clock()))
+    journal(events.refreshed(ended, host.clock()))
     return ended
 
 

@@ -27,7 +27,7 @@ from watcher.observe import place, scan
 from watcher.observe.host import Host
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs, memory
-from watcher.state.event_log import Event
+from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Remembered
 from watcher.system.worker import Worker
 
@@ -223,7 +223,9 @@ def _told(at: float, digest: str, record: Remembered, lost: Ranges, error: OSErr
     amount = f"{ranges.size(lost)} bytes" if lost else "some"
     message = f"the disk did not take {amount} of the download of {who}: {error.strerror}"
     details = {"digest": f"sha256:{digest}", "refused_bytes": ranges.size(lost)}
-    return Event(at, "error", f"{message}; what is not there counts as missing", who, details)
+    return Event(
+        at, EventType.ERROR, f"{message}; what is not there counts as missing", who, details
+    )
 
 
 # ---------------------------------------------------------------- behind claims

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 
 from watcher.config import Settings
-from watcher.decide import recording, transitions
+from watcher.decide import events, transitions
 from watcher.errors import LockedError, WatchError
 from watcher.model import Diagnosis, Evidence, Outcome
 from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import event_log, folders, fs, history, memory, records, state_folder
-from watcher.state.event_log import Event
+from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Touched
 
 ACTING_LOCK = "lock"
@@ -41,10 +41,8 @@ class Journal:
 
     def tell_hashed(self, answers: Iterable[Outcome]) -> None:
         """Tell which blobs were hashed and are not what their names say, or can't be read."""
-        told = [transitions.hashed(outcome, self._host.clock()) for outcome in answers]
-        events = [event for event in told if event is not None]
-        if events:
-            self(*events)
+        told = [events.hashed(outcome, self._host.clock()) for outcome in answers]
+        self(*(event for event in told if event is not None))
 
     def learn(
         self,
@@ -57,12 +55,11 @@ class Journal:
     ) -> Memory:
         """Tell what has happened since `past`, and remember it; the memory as it is now."""
         if past.lost:
-            self(Event(self._host.clock(), "error", f"{past.lost}; it is set aside"))
+            self(Event(self._host.clock(), EventType.ERROR, f"{past.lost}; it is set aside"))
         self._tell_untold()
         finished = _finished(self.store, past, seen)
-        now, happened = transitions.learn(
-            past, seen, diagnosis, finished, first_look=first_look, ended=ended
-        )
+        occasion = transitions.Occasion(first_look, ended)
+        now, happened = transitions.learn(past, seen, diagnosis, finished, occasion)
         if happened or now != self.recall() or past.lost:
             # Before they are told: after a kill in between they are told by the next look.
             self.save(replace(now, untold=tuple(event.line for event in happened)))
@@ -79,7 +76,7 @@ class Journal:
     def _follow(self, now: Memory, damaged: Set[str]) -> None:
         """Keep the records of the models of which something was told since this was asked last."""
         told, self._followed = self.events[self._followed :], len(self.events)
-        seen = list(recording.recording(told, now, damaged))
+        seen = list(events.recording(told, now, damaged))
         if seen:
             try:
                 records.follow(self.store, seen, self._host.clock)

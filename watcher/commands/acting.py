@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from watcher import reconcile
 from watcher.commands import lookup
 from watcher.commands.context import Context, complain, patience
-from watcher.decide import enough, remaining
+from watcher.decide import cleaning, remaining
 from watcher.errors import Exit
 from watcher.model import ActionKind, Approve, Known, Mode, Plan, RefusalKind, Result
 from watcher.observe import targets
@@ -130,7 +130,7 @@ class _Choice:
     def __call__(self, planned: Plan) -> Plan:
         self.plan = self._meant(planned)
         if self._asked.until_free is not None:
-            self.plan = enough.until_free(self.plan, self._asked.until_free)
+            self.plan = cleaning.until_free(self.plan, self._asked.until_free)
         if self._asked.yes and not self._asked.dry_run:
             return self.plan
         if not self._context.json and (self.plan.actions or not self._context.quiet):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from watcher.decide import findings
+from watcher.decide.finding_kinds import BEHIND_LINK, found
 from watcher.model import Evidence, Finding, Located, Nested, OddBlob, Severity
 from watcher.ollama import names
 from watcher.system import advice
@@ -14,7 +15,7 @@ def of_blobs(evidence: Evidence) -> Iterator[Finding]:
     """What lies astray, that of one folder or spelling together, with the command that helps."""
     for finding in _of_blobs(evidence):
         away = findings.is_led_away(finding.path, evidence)
-        yield finding._replace(command="", remedy=findings.BEHIND_LINK) if away else finding
+        yield finding._replace(command="", remedy=BEHIND_LINK) if away else finding
 
 
 def _of_blobs(evidence: Evidence) -> Iterator[Finding]:
@@ -44,25 +45,23 @@ def _nested(nested: Nested, evidence: Evidence) -> Finding:
         odd for odd in evidence.census.odd if odd.lies is not None and is_in(odd.lies.path, nested)
     ]
     files = _files(nested)
-    parts = [part for part, found in _parts(nested) if found]
+    parts = [part for part, files in _parts(nested) if files]
     # Of a copy in blobs/ itself not all that is in there.
     whole = nested.path not in ("blobs", "manifests")
     places = [nested.path] if whole else [f"{nested.path}/{part}" for part in parts]
     shown = " and ".join(names.printable(f"{place}/") for place in places)
     moves = bool(nested.apart) and not nested.used
-    return Finding(
-        Severity.ERROR if lost else Severity.WARNING,
-        _kind(nested, lost),
-        _first_of(nested, lost).path,
-        f"{files} in {shown}, where no server looks",
+    finding = found("blob_astray", _first_of(nested, lost).path, what="")
+    return finding._replace(
+        severity=Severity.ERROR if lost else Severity.WARNING,
+        kind=_kind(nested, lost),
+        message=f"{files} in {shown}, where no server looks",
         evidence=_of_lost(lost) or _of_twins(nested),
-        alone="the server does not find them, and a pull fetches them again"
-        if lost
-        else "nothing: they stay, and take the room",
+        alone=finding.alone if lost else "nothing: they stay and use the space",
         command=advice.moved_up(evidence, nested.path, parts, finished=nested.collides)
         if moves
         else "",
-        sizes=findings.sizes(each.entry for _, found in _parts(nested) for each in found),
+        sizes=findings.sizes(each.entry for _, files in _parts(nested) for each in files),
         models=tuple(sorted({model for odd in lost for model in odd.models})),
         remedy=_instead(nested, shown),
     )
@@ -87,25 +86,25 @@ def _parts(nested: Nested) -> tuple[tuple[str, tuple[Located, ...]], ...]:
 
 def _files(nested: Nested) -> str:
     counted = [
-        f"{len(found):,} {word}{'s' if len(found) > 1 else ''}"
-        for word, found in (("file", nested.blobs), ("manifest", nested.manifests))
-        if found
+        f"{len(files):,} {word}{'s' if len(files) > 1 else ''}"
+        for word, files in (("file", nested.blobs), ("manifest", nested.manifests))
+        if files
     ]
     together = len(nested.blobs) + len(nested.manifests)
-    return f"{' and '.join(counted)} of a store {'lie' if together > 1 else 'lies'}"
+    return f"{' and '.join(counted)} of a store {'are' if together > 1 else 'is'}"
 
 
 def _of_lost(lost: list[OddBlob]) -> str:
     if not lost:
         return ""
-    return f"manifests of this store name {len(lost):,} of them, whose places are empty"
+    return f"this store lacks {len(lost):,} of them"
 
 
 def _of_twins(nested: Nested) -> str:
     every = len(nested.blobs) + len(nested.manifests)
     twins = every - nested.apart
-    known = "have their names" if twins > 1 else "has its name"
-    return f"{f'{twins:,}' if twins else 'none'} of them {known} in this store as well"
+    verb = "are" if twins > 1 else "is"
+    return f"{f'{twins:,}' if twins else 'none'} of them {verb} also in this store"
 
 
 def _instead(nested: Nested, shown: str) -> str:
@@ -113,8 +112,8 @@ def _instead(nested: Nested, shown: str) -> str:
     if nested.used:
         return "a server runs on it: leave it, or stop that server first"
     if not nested.apart:
-        return f"if it is a copy that went wrong, remove {shown} after a look at it"
-    return "what has its name in this store already stays there"
+        return f"if it is a failed copy, inspect and remove {shown}"
+    return "files that this store already has stay there"
 
 
 #: Not a folder's path.
@@ -131,16 +130,15 @@ def _group(lies: Located) -> str:
 
 def _old(group: list[OddBlob], evidence: Evidence) -> Finding:
     serves = any(server.ours for server in evidence.servers)
-    waits = not (serves or evidence.place.blobs_linked or _is_sealed(evidence))
-    return _finding(
-        Severity.INFO if waits else Severity.ERROR,
+    finding = _finding(
         group,
-        f"{_many(group)} under the names of older servers (sha256:…)",
-        "the next start of the server renames them"
-        if waits
-        else "the server does not find them, and a pull fetches them again",
+        f"{_many(group)} under names of older servers (sha256:…)",
         advice.new_spellings(evidence),
     )
+    if serves or evidence.place.blobs_linked or _is_sealed(evidence):
+        return finding
+    alone = "the next server start renames them"
+    return finding._replace(severity=Severity.INFO, alone=alone)
 
 
 def _is_sealed(evidence: Evidence) -> bool:
@@ -149,10 +147,8 @@ def _is_sealed(evidence: Evidence) -> bool:
 
 def _copied(folder: str, group: list[OddBlob], evidence: Evidence) -> Finding:
     return _finding(
-        Severity.ERROR,
         group,
         f"{_many(group)} in {names.printable(folder)}, where no server looks",
-        "the server does not find them, and a pull fetches them again",
         advice.brought_up(evidence, folder),
     )
 
@@ -165,35 +161,22 @@ def _case(odd: OddBlob, evidence: Evidence) -> Finding:
     words = ("mv", "-nT") if odd.lies.entry in evidence.census.unprotected else ("ln", "-T")
     owner = evidence.place.owner
     return _finding(
-        Severity.ERROR,
         [odd],
         f"{_many([odd])} under a name that differs by case",
-        "the server does not find it, and a pull fetches it again",
         advice.shell(evidence, *words, here, there, owner=owner),
     )
 
 
 def _many(group: list[OddBlob]) -> str:
     if len(group) > 1:
-        return f"{len(group):,} blobs that manifests name lie"
-    return f"a blob of {names.known_as(group[0].models, group[0].digest)} lies"
+        return f"{len(group):,} blobs of models are"
+    return f"a blob of {names.known_as(group[0].models, group[0].digest)} is"
 
 
-def _finding(
-    severity: Severity,
-    group: list[OddBlob],
-    message: str,
-    alone: str,
-    command: str,
-) -> Finding:
+def _finding(group: list[OddBlob], message: str, command: str) -> Finding:
     lies = [odd.lies for odd in group if odd.lies is not None]
-    return Finding(
-        severity,
-        "blob_astray",
-        lies[0].path,
-        message,
+    return found("blob_astray", lies[0].path, what=message)._replace(
         evidence=_first(each.path for each in lies),
-        alone=alone,
         command=command,
         sizes=findings.sizes(each.entry for each in lies),
         models=tuple(sorted({model for odd in group for model in odd.models})),

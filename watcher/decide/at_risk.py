@@ -1,15 +1,22 @@
-"""What somebody still counts on, and a start of the server takes once it is an hour old. Pure."""
+"""Files that are needed, and that a start of the server deletes once they are an hour old. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from math import inf
 from typing import NamedTuple
 
-from watcher.model import Diagnosed, Entry, Evidence, Rules
+from watcher.decide import findings
+from watcher.decide.finding_kinds import found
+from watcher.model import HOUR, Diagnosed, Entry, Evidence, Finding, Rules, Severity
+from watcher.ollama import names
+from watcher.state.event_log import clock
+from watcher.system import advice
 
 
 class AtRisk(NamedTuple):
-    """One thing that is wanted: a digest, or a blob's name, and its files, which go together."""
+    """One thing that is needed: a digest, or a blob's name, and its files, which go together."""
 
     subject: str
     entries: tuple[Entry, ...]
@@ -45,3 +52,71 @@ def paths(diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules) -> f
     """All of it, as paths below the store."""
     every = (*of_downloads(diagnosed), *of_blobs(evidence, rules))
     return frozenset(path for each in every for path in each.paths)
+
+
+# ---------------------------------------------------------------- findings
+
+
+def findings_about(
+    diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules, doomed: Mapping[str, float]
+) -> Iterator[Finding]:
+    """What a start of the server deletes though it is needed: a warning where it would do so now.
+
+    `doomed`: the paths that a start deletes, and from when on.
+    """
+    if evidence.next_start.watched:
+        # A daemon protects it; where it can't, it is old by now.
+        doomed = {path: at for path, at in doomed.items() if at <= evidence.now}
+    for each in of_downloads(diagnosed):
+        who = names.known_as(each.models, each.subject)
+        if any(path in doomed for path in each.paths):
+            usual = found("download_at_risk", each.paths[0], who=who)
+            yield _finding(usual, each, evidence, doomed)
+    yield from _blobs(list(of_blobs(evidence, rules)), evidence, doomed)
+
+
+def _blobs(
+    every: list[AtRisk], evidence: Evidence, doomed: Mapping[str, float]
+) -> Iterator[Finding]:
+    """One finding for all finished blobs that a start deletes now, one for those of a later one."""
+    due = [(min(doomed.get(path, inf) for path in each.paths), each) for each in every]
+    now = [each for at, each in due if at <= evidence.now]
+    later = [each for at, each in due if evidence.now < at < inf]
+    for alike in filter(None, (now, later)):
+        one = len(alike) == 1
+        entries = tuple(entry for each in alike for entry in each.entries)
+        together = AtRisk(alike[0].subject if one else "", entries)
+        what = "a finished blob is" if one else f"{len(alike):,} finished blobs are"
+        them = "it" if one else "them"
+        usual = found("blob_at_risk", together.paths[0], what=what, them=them)
+        yield _finding(usual, together, evidence, doomed)
+
+
+def _finding(
+    usual: Finding, each: AtRisk, evidence: Evidence, doomed: Mapping[str, float]
+) -> Finding:
+    """With what a start does, from when on, and what protects from it."""
+    when = sorted(doomed[path] for path in each.paths if path in doomed)
+    now = bisect_right(when, evidence.now)
+    taken, files = now or len(when), len(each.paths)
+    what = "all of it" if taken == files else f"{taken} of its {files} files"
+    if now:
+        old = min(entry.mtime for entry in each.entries) + HOUR
+        alone = f"the next server start deletes {what}"
+        since = f"one hour old since {clock(old, evidence.now)}"
+    else:
+        first = clock(when[0], evidence.now)
+        alone = f"a server start after {first} deletes {what}"
+        since = f"one hour old at {first}"
+    digest = names.parse_blob(each.subject).digest or each.subject
+    known_as = each.models[:1] or ((names.short(digest),) if digest else ())
+    return usual._replace(
+        severity=Severity.WARNING if now else Severity.INFO,
+        evidence=since,
+        alone=alone,
+        command=advice.watch(evidence, "repair", *known_as, owner=each.entries[0].uid),
+        sizes=findings.sizes(each.entries),
+        models=each.models,
+        remedy="this protects it for one hour; the service, or `prepare` in the server's unit, "
+        "protects it permanently",
+    )

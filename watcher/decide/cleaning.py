@@ -1,22 +1,24 @@
-"""What is worth nothing and can go: stale downloads, orphans, left-overs. Pure."""
+"""What can be removed: stale downloads, orphaned blobs, temporary files. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from watcher.decide import findings, safety
+from watcher.decide import actions, conditions, findings, safety
+from watcher.decide.conditions import Step
 from watcher.model import (
     BLINDING,
     CLOCK_SETTLED_SECONDS,
     CLOCK_TOLERANCE_SECONDS,
+    DAY,
     HOUR,
     Action,
     ActionKind,
-    Condition,
     Diagnosed,
     Entry,
     Evidence,
     Kind,
+    Plan,
     Refusal,
     RefusalKind,
     Rules,
@@ -25,20 +27,14 @@ from watcher.model import (
 from watcher.ollama import names
 from watcher.system import advice
 
-#: Manifests that protect blobs which nobody can tell.
-
 
 def of_download(diagnosed: Diagnosed, evidence: Evidence) -> Iterator[Action | Refusal]:
     """What goes of a stale download."""
-    match diagnosed.condition:
-        case Condition.LIVE | Condition.UNKNOWN:
-            return
-        case Condition.REDUNDANT:
+    match conditions.row(diagnosed.condition).clean:
+        case Step.REMOVE_SURPLUS:
             yield from surplus(diagnosed, evidence)
-        case _:
-            yield _removal(
-                diagnosed, evidence, ActionKind.REMOVE_DOWNLOAD, diagnosed.download.entries
-            )
+        case Step.REMOVE:
+            yield _removal(diagnosed, evidence, ActionKind.REMOVE_DOWNLOAD)
 
 
 def surplus(diagnosed: Diagnosed, evidence: Evidence) -> Iterator[Action | Refusal]:
@@ -46,56 +42,47 @@ def surplus(diagnosed: Diagnosed, evidence: Evidence) -> Iterator[Action | Refus
     download = diagnosed.download
     blob = download.finished
     if download.data is None:
-        yield _removal(diagnosed, evidence, ActionKind.REMOVE_SURPLUS, download.entries)
+        yield _removal(diagnosed, evidence, ActionKind.REMOVE_SURPLUS)
     elif blob is not None and blob.sha256 == diagnosed.digest.lower():
-        step = _removal(diagnosed, evidence, ActionKind.REMOVE_DOWNLOAD, download.entries)
+        step = _removal(diagnosed, evidence, ActionKind.REMOVE_DOWNLOAD)
         yield step._replace(relies_on=blob) if isinstance(step, Action) else step
     else:
         known = blob is not None and blob.sha256 is not None
         why = safety.Why(
             RefusalKind.UNPROVEN,
-            "the finished blob is corrupt, so the partial data may be needed"
-            if known
-            else "the finished blob was not hashed yet, so the partial data may be needed",
-            "have the blob replaced by a good one" if known else "have the blob hashed",
+            f"the finished blob is {'corrupt' if known else 'not yet verified'}, so the partial "
+            "data may be needed",
+            "replace the blob first" if known else "verify the blob first",
             command=advice.watch(evidence, "repair", names.short(diagnosed.digest)),
         )
         yield safety.refusal(why, diagnosed, ActionKind.REMOVE_DOWNLOAD)
 
 
-def _removal(
-    diagnosed: Diagnosed, evidence: Evidence, kind: ActionKind, expects: tuple[Entry, ...]
-) -> Action | Refusal:
-    why = safety.why_not_take(diagnosed, evidence)
+def _removal(diagnosed: Diagnosed, evidence: Evidence, kind: ActionKind) -> Action | Refusal:
+    download, why = diagnosed.download, safety.why_not_take(diagnosed, evidence)
     if why is not None:
-        return safety.refusal(why, diagnosed, kind)._replace(frees=_freed(expects))
+        return safety.refusal(why, diagnosed, kind)._replace(frees=download.freed)
+    words = conditions.row(diagnosed.condition).words
     return Action(
         kind=kind,
         subject=diagnosed.digest,
-        because=f"{diagnosed.condition.value}, no progress for {advice.duration(diagnosed.age)}",
-        expects=expects,
-        frees=_freed(expects),
-        models=diagnosed.download.models,
+        because=f"{words}, no bytes for {advice.duration(diagnosed.age)}",
+        expects=download.entries,
+        frees=download.freed,
+        models=download.models,
         wait_seconds=safety.guard_seconds(evidence),
     )
 
 
-def _freed(entries: Iterable[Entry]) -> int:
-    return sum(entry.freed for entry in entries)
-
-
 def spared(diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules) -> tuple[Spared, ...]:
-    """What a clean-up would remove if it were old enough, the oldest first.
+    """What `clean` would remove if it were old enough, the oldest first.
 
     Downloads that are not stale yet, and orphaned blobs that are as young.
     """
-    kept = [
-        each
-        for each in diagnosed
-        if not each.stale and each.condition not in (Condition.LIVE, Condition.UNKNOWN)
-    ]
     found = [
-        Spared(each.digest, each.download.models, each.age, each.download.freed) for each in kept
+        Spared(each.digest, each.download.models, each.age, each.download.freed)
+        for each in diagnosed
+        if not each.stale and conditions.is_cleanable(each)
     ]
     for entry in evidence.census.unnamed:
         age, digest = evidence.age_of(entry.changed_at), names.parse_blob(entry.name).digest
@@ -118,7 +105,7 @@ def orphans(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
         yield _refused_all(why, ActionKind.REMOVE_ORPHAN, [entry for _, entry in old])
         return
     for age, entry in old:
-        because = f"no manifest names it, {age / (24 * HOUR):.0f} days old"
+        because = f"no manifest names it, {age / DAY:.0f} days old"
         yield Action(ActionKind.REMOVE_ORPHAN, entry.name, because, (entry,), entry.freed)
 
 
@@ -129,8 +116,8 @@ def by_the_clock(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Iter
         return
     download = diagnosed.download
     since = download.changed_at if download.progress_at is None else download.progress_at
-    never = diagnosed.stale or diagnosed.condition in (Condition.LIVE, Condition.UNKNOWN)
-    if not never and since is not None and evidence.now - since >= rules.settings.stale_after:
+    may_go = not diagnosed.stale and conditions.is_cleanable(diagnosed)
+    if may_go and since is not None and evidence.now - since >= rules.settings.stale_after:
         yield safety.refusal(why, diagnosed, ActionKind.REMOVE_DOWNLOAD)
 
 
@@ -155,14 +142,10 @@ def _clock_forbids(evidence: Evidence) -> safety.Why | None:
     ahead = advice.duration(evidence.now - clock.certain)
     return safety.Why(
         RefusalKind.CLOCK,
-        f"the clock alone makes it old: it is ahead by {ahead} of what this machine has counted",
-        f"the clock is believed if it stays so: try again in {advice.duration(left)}",
+        f"only the clock makes it old: the clock is {ahead} ahead of this machine's own count",
+        f"the clock counts once it has been steady: try again in {advice.duration(left)}",
         left,
     )
-
-
-#: What several files are called, by what is done with them.
-_MANY = {ActionKind.REMOVE_ORPHAN: "orphaned blob", ActionKind.REMOVE_TEMPORARY: "left-over"}
 
 
 def _refused_all(why: safety.Why, kind: ActionKind, old: list[Entry]) -> Refusal:
@@ -170,13 +153,13 @@ def _refused_all(why: safety.Why, kind: ActionKind, old: list[Entry]) -> Refusal
     of_create = " of ollama create" if kind is ActionKind.REMOVE_TEMPORARY else ""
     return Refusal(
         why.kind,
-        f"{len(old)} {_MANY[kind]}{'s' if len(old) > 1 else ''}{of_create}",
+        f"{len(old)} {actions.row(kind).many}{'s' if len(old) > 1 else ''}{of_create}",
         kind,
         why.reason,
         why.remedy,
         why.left,
         entries=tuple(entry.name for entry in old),
-        frees=_freed(old),
+        frees=sum(entry.freed for entry in old),
         command=why.command,
     )
 
@@ -188,35 +171,35 @@ def orphans_forbidden(evidence: Evidence) -> safety.Why | None:
             who = odd.model or names.printable(odd.path)
             return safety.Why(
                 RefusalKind.MANIFESTS,
-                f"the manifest of {who} is {odd.fault.value}: it may name any of them",
-                "mend that manifest first",
+                f"the manifest of {who} is {odd.fault.value}: it may name any blob",
+                "fix that manifest first",
                 command=findings.odd_manifest(odd, evidence).command,
             )
     for path in (*evidence.census.unlisted, *(each.path for each in evidence.census.unseen)):
         return safety.Why(
             RefusalKind.MANIFESTS,
-            f"{names.printable(path)} can't be listed: a manifest in it may name any of them",
+            f"{names.printable(path)} can't be listed: a manifest in it may name any blob",
             "make that folder readable first",
             command=findings.made_listable(path, evidence),
         )
     for path in evidence.sharing.unread:
-        where = f"{names.printable(path)} of another store with its blobs in the same folder"
+        where = f"{names.printable(path)} of another store, which shares the folder of its blobs,"
         return safety.Why(
             RefusalKind.MANIFESTS,
-            f"{where} can't be read: it may name any of them",
-            "run it as a user who may read it",
+            f"{where} can't be read: it may name any blob",
+            "run it as a user who can read it",
         )
     if evidence.census.manifests == 0:
         return safety.Why(
             RefusalKind.MANIFESTS,
-            "there is not a single manifest: more likely manifests/ is missing than all is waste",
-            "bring manifests/ back, or remove the store by hand",
+            "the store has no manifest: manifests/ is probably missing",
+            "restore manifests/, or remove the store by hand",
         )
     return safety.idle_forbids(evidence)
 
 
 def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
-    """Files that ``ollama create`` or an upload has left behind."""
+    """Files that ``ollama create`` or an upload left behind."""
     there = [each.entry for each in evidence.census.temporaries if each.entry.kind is Kind.FILE]
     old = [entry for entry in there if evidence.age_of(entry.mtime) >= HOUR]
     changed = ((entry.mtime, entry) for entry in there)
@@ -228,5 +211,30 @@ def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
         yield _refused_all(why, ActionKind.REMOVE_TEMPORARY, old)
         return
     for entry in old:
-        because = "a left-over of ollama create"
+        because = "a temporary file of ollama create"
         yield Action(ActionKind.REMOVE_TEMPORARY, entry.name, because, (entry,), entry.freed)
+
+
+# ---------------------------------------------------------------- how much is enough
+
+
+def until_free(planned: Plan, wanted: int) -> Plan:
+    """The part of a plan that leaves `wanted` bytes free, the oldest first, then the largest.
+
+    All of what frees anything where that is not enough.
+    """
+    chosen: set[Action] = set()
+    free = planned.free
+    for action in sorted(planned.actions, key=_least_needed_first):
+        if free >= wanted:
+            break
+        if action.frees:
+            chosen.add(action)
+            free += action.frees
+    return planned.filtered(lambda each: each in chosen)
+
+
+def _least_needed_first(action: Action) -> tuple[int, int, str]:
+    """By the day of the last change, so that the size counts among those of a day."""
+    changed = max((entry.changed_at for entry in action.expects), default=0.0)
+    return int(changed // DAY), -action.frees, action.subject

@@ -1,10 +1,10 @@
-"""Evidence to judgements: each download gets its one condition. Pure."""
+"""Evidence to a diagnosis: each download gets its one condition. Pure."""
 
 from __future__ import annotations
 
-from typing import assert_never
-
-from watcher.decide import astray, at_risk, findings, forecast, server_view
+from watcher.decide import astray, at_risk, conditions, findings, forecast, server_view
+from watcher.decide.conditions import settled_condition
+from watcher.decide.finding_kinds import found as finding
 from watcher.model import (
     QUIET_SECONDS,
     Condition,
@@ -12,58 +12,63 @@ from watcher.model import (
     Diagnosis,
     Download,
     Evidence,
-    Kind,
+    Forecast,
     Rules,
     Severity,
     Visibility,
 )
-from watcher.ollama import names, ranges
 
 
-def judge(evidence: Evidence, rules: Rules) -> tuple[Diagnosed, ...]:
+def diagnose(evidence: Evidence, rules: Rules) -> tuple[Diagnosed, ...]:
     """Give each download its one condition: all that a plan needs besides the evidence."""
-    return tuple(_judge(download, evidence, rules) for download in evidence.downloads)
+    return tuple(_diagnose(download, evidence, rules) for download in evidence.downloads)
 
 
 def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> Diagnosis:
-    """Everything worth telling of what was judged, and what the server's next start does."""
-    whole_store = evidence.scope is None
-    kept = (
-        at_risk.paths(diagnosed, evidence, rules)
-        if evidence.next_start.prepared
-        else frozenset[str]()
-    )
-    foreseen = forecast.forecast(evidence, kept) if whole_store else None
+    """All findings, and what the server's next start does."""
+    foreseen = _forecast(diagnosed, evidence, rules)
     doomed = {} if foreseen is None else findings.doomed(foreseen)
     found = [
-        finding
-        for each in diagnosed
-        for finding in findings.of_download(each, evidence, rules, doomed)
+        each
+        for download in diagnosed
+        for each in findings.of_download(download, evidence, rules, doomed)
     ]
     if foreseen is not None:
         found.extend(findings.of_store(evidence, diagnosed, foreseen, rules))
-        found.extend(findings.of_blobs(evidence, diagnosed, rules, doomed, blind=foreseen.blind))
+        found.extend(findings.of_blobs(evidence, diagnosed, rules, foreseen))
         found.extend(findings.of_manifests(evidence))
         found.extend(findings.of_leftovers(evidence, doomed))
         found.extend(astray.of_blobs(evidence))
         found.extend(server_view.barred(evidence))
-        found.extend(server_view.at_risk(diagnosed, evidence, rules, doomed))
+        found.extend(at_risk.findings_about(diagnosed, evidence, rules, doomed))
         if evidence.place.read_only and any(each.severity is not Severity.INFO for each in found):
-            found.append(findings.OF_READ_ONLY)
+            found.append(finding("store_read_only", ""))
     found.sort(key=lambda each: (-each.severity.rank, -each.sizes.allocated, each.path, each.kind))
     return Diagnosis(diagnosed, tuple(found), foreseen)
+
+
+def _forecast(
+    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
+) -> Forecast | None:
+    """What the server's next start does; only a scan of the whole store can say it."""
+    if evidence.scope is not None:
+        return None
+    prepared = evidence.next_start.prepared
+    kept = at_risk.paths(diagnosed, evidence, rules) if prepared else frozenset[str]()
+    return forecast.forecast(evidence, kept)
 
 
 # ---------------------------------------------------------------- conditions
 
 
-def _judge(download: Download, evidence: Evidence, rules: Rules) -> Diagnosed:
+def _diagnose(download: Download, evidence: Evidence, rules: Rules) -> Diagnosed:
     quiet = _quiet(download, evidence)
     if download.digest in rules.mode.own_pulls:
         quiet = max(quiet, QUIET_SECONDS)
     since = download.changed_at if download.progress_at is None else download.progress_at
     age = 0.0 if since is None else evidence.age_of(since)
     condition, because = condition_of(download, evidence, quiet)
+    row = conditions.row(condition)
     stale = condition is not Condition.LIVE and age >= rules.settings.stale_after
     return Diagnosed(
         download=download,
@@ -72,8 +77,8 @@ def _judge(download: Download, evidence: Evidence, rules: Rules) -> Diagnosed:
         because=because,
         age=age,
         quiet=quiet,
-        cost_alone=_cost_alone(download, condition),
-        cost_repaired=_cost_repaired(download, condition),
+        cost_alone=row.cost_alone(download),
+        cost_repaired=row.cost_repaired(download),
     )
 
 
@@ -101,33 +106,6 @@ def condition_of(download: Download, evidence: Evidence, quiet: float) -> tuple[
     return (Condition.LIVE, alive) if alive else settled_condition(download)
 
 
-def settled_condition(download: Download) -> tuple[Condition, str]:
-    """The condition of a download that nobody pulls, and why."""
-    strange = _why_strange(download)
-    if strange:
-        return Condition.UNKNOWN, strange
-    trust, total = download.trust, download.total
-    finished = download.finished
-    if finished is not None and finished.kind is Kind.FILE and total in (None, finished.size):
-        return Condition.REDUNDANT, "the finished blob is there as well"
-    if download.transfer:
-        return Condition.PAUSED, "a layer of the transfer path, which goes on by its size"
-    if download.data is not None and total and ranges.size(trust.present) == total:
-        return Condition.WHOLE, "no byte of it is absent on the disk"
-    if not download.sidecars:
-        return Condition.UNCLAIMED, "data without a single sidecar"
-    if download.faults:
-        return Condition.BLOCKED, "; ".join(download.faults[:3])
-    hollow = ranges.size(ranges.difference(trust.claimed, trust.trusted))
-    if hollow:
-        what = "there is no data file" if download.data is None else "the data does not have them"
-        return Condition.HOLLOW, f"{hollow} claimed bytes are not there: {what}"
-    beyond = ranges.size(ranges.difference(trust.trusted, trust.claimed))
-    if beyond:
-        return Condition.BEHIND, f"{beyond} bytes are on the disk beyond what the sidecars claim"
-    return Condition.PAUSED, "the sidecars are complete and true"
-
-
 def _why_alive(download: Download, evidence: Evidence, quiet: float) -> str:
     if download.writers:
         first = download.writers[0]
@@ -136,49 +114,7 @@ def _why_alive(download: Download, evidence: Evidence, quiet: float) -> str:
         return ""
     ago = f"it changed {quiet:.0f} s ago"
     if evidence.servers:
-        return f"a server runs (pid {evidence.servers[0].pid}), and {ago}"
+        return f"a server is running (pid {evidence.servers[0].pid}), and {ago}"
     if evidence.view.visibility is Visibility.PARTIAL:
-        return f"a server may run unseen ({evidence.view.why}), and {ago}"
+        return f"a server may be running unseen ({evidence.view.why}), and {ago}"
     return ""
-
-
-def _why_strange(download: Download) -> str:
-    if download.unreadable:
-        return f"it can't be read: {download.unreadable}"
-    for entry in download.entries:
-        if entry.kind is not Kind.FILE:
-            return f"{names.printable(entry.name)} is a {entry.kind.value}, no file"
-    return ""
-
-
-def _cost_alone(download: Download, condition: Condition) -> int | None:
-    """Bytes that Ollama alone would still download; None where it can't arrive or isn't known."""
-    total = download.total
-    if total is None:
-        return None
-    claimed = ranges.size(download.trust.claimed)
-    match condition:
-        case Condition.PAUSED | Condition.BEHIND | Condition.LIVE:
-            return total - claimed
-        case Condition.WHOLE if not download.faults:
-            return total - claimed
-        case Condition.HOLLOW:
-            # The rest first, then the mismatch discards everything and it starts again.
-            return total - claimed + total
-        case Condition.UNCLAIMED:
-            return total
-        case Condition.REDUNDANT:
-            return 0
-        case Condition.BLOCKED | Condition.UNKNOWN | Condition.WHOLE:
-            return None
-        case _:
-            assert_never(condition)
-
-
-def _cost_repaired(download: Download, condition: Condition) -> int | None:
-    """Bytes that a pull would download after a repair; None where no repair is possible."""
-    if download.total is None or condition in (Condition.LIVE, Condition.UNKNOWN):
-        return None
-    if condition in (Condition.WHOLE, Condition.REDUNDANT):
-        return 0
-    return download.total - ranges.size(download.trust.trusted)

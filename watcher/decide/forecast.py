@@ -38,7 +38,7 @@ _SKIPS_PRUNING = frozenset(
 def forecast(evidence: Evidence, wanted: frozenset[str] = frozenset()) -> Forecast:
     """What a start at this very moment would do.
 
-    `wanted`: the paths that `prepare` keeps where the server's unit calls it before.
+    `wanted`: the paths that `prepare` protects where the server's unit calls it before.
     """
     fails = tuple(_why_renaming_fails(evidence))
     renames = evidence.census.old_names if _renames(evidence) else ()
@@ -54,9 +54,9 @@ def forecast(evidence: Evidence, wanted: frozenset[str] = frozenset()) -> Foreca
     hidden = hidden_manifests(evidence)
     if hidden:
         unprotected = [each for each in unprotected if not _is_blob(each.entry.name)]
-        why = (*why, f"this user may not read {hidden[0]}, so which blobs are kept is not known")
+        why = (*why, f"this user can't read {hidden[0]}, so it is unknown which blobs are kept")
     if evidence.next_start.prepared and any(each.path in wanted for each in unprotected):
-        why = (*why, "ollama-watch prepare, before each start of the unit, keeps what is wanted")
+        why = (*why, "ollama-watch prepare protects downloads before each start of the unit")
         unprotected = [each for each in unprotected if each.path not in wanted]
     for located in unprotected:
         # A time in the future is younger than any age.
@@ -66,8 +66,8 @@ def forecast(evidence: Evidence, wanted: frozenset[str] = frozenset()) -> Foreca
         else:
             later.append((due, located))
     blind = tuple(
-        f"{names.printable(path)} can't be listed by the server: its models' blobs are deleted, "
-        "then the start ends in an error"
+        f"the server can't list {names.printable(path)}: it deletes the blobs of its models, "
+        "then fails to start"
         for path in evidence.census.unlisted_by_server
         if path.startswith("manifests")
     )
@@ -105,10 +105,11 @@ def _why_folders_stay(evidence: Evidence) -> Iterator[str]:
     """What ends the start in its last step, the removal of empty folders of manifests."""
     if evidence.place.read_only:
         for path in evidence.census.empty_folders[:1]:
-            yield f"{names.printable(path)} is empty, and can't be removed: read-only file system"
+            why = "can't be removed: the file system is read-only"
+            yield f"{names.printable(path)} is empty and {why}"
     for path in evidence.census.stuck_folders[:1]:
         user = evidence.next_start.user.uid
-        yield f"{names.printable(path)} is empty, and the user id {user} may not remove it"
+        yield f"{names.printable(path)} is empty, and user id {user} can't remove it"
 
 
 def _why_renaming_fails(evidence: Evidence) -> Iterator[str]:
@@ -120,14 +121,14 @@ def _why_renaming_fails(evidence: Evidence) -> Iterator[str]:
         return  # a linked blobs/ is not walked
     for path in evidence.census.unlisted_by_server:
         if path.startswith("blobs"):
-            yield f"the folder {names.printable(path)} can't be read by the server"
+            yield f"the server can't read the folder {names.printable(path)}"
     yield from evidence.census.rename_faults
     if evidence.census.old_names:
         first = names.printable(evidence.census.old_names[0].path)
         if evidence.place.read_only:
             yield f"{first} can't be renamed: the file system is mounted read-only"
         elif evidence.census.sealed:
-            yield f"{first} can't be renamed by the user id {evidence.next_start.user.uid}"
+            yield f"{first} can't be renamed by user id {evidence.next_start.user.uid}"
 
 
 def _why_unreachable(evidence: Evidence) -> Iterator[str]:
@@ -136,19 +137,19 @@ def _why_unreachable(evidence: Evidence) -> Iterator[str]:
     for barred in evidence.census.barred:
         path = barred.first[0].path
         if barred.need is Need.ENTER:
-            yield f"the user id {user} may not pass through {names.printable(path)}"
+            yield f"user id {user} can't enter {names.printable(path)}"
         elif barred.subject is Subject.STORE and evidence.place.blobs == (0, 0):
-            yield f"the user id {user} may not make blobs in the store's folder"
+            yield f"user id {user} can't create blobs in the store's folder"
 
 
 def _why_broken(place: Place) -> str:
     """Why ``blobs`` is no folder."""
     if not place.blobs_target:
-        return "blobs is no folder"
+        return "blobs is not a folder"
     target = place.blobs_target
     where = names.printable(target if target.startswith("/") else f"{place.path}/{target}")
-    nothing = "nothing" if place.blobs == (0, 0) else "no folder"
-    return f"blobs is a link to {where}, where {nothing} is"
+    found = "does not exist" if place.blobs == (0, 0) else "is not a folder"
+    return f"blobs is a link to {where}, which {found}"
 
 
 def _why_pruning_is_off(evidence: Evidence) -> Iterator[str]:
@@ -157,7 +158,8 @@ def _why_pruning_is_off(evidence: Evidence) -> Iterator[str]:
     elif evidence.next_start.no_prune:
         yield "OLLAMA_NOPRUNE is set in the server's unit"
     if evidence.place.glob_fails:
-        yield "the store's path is no valid pattern: the search for manifests fails"
+        path = "the path of the store is not a valid pattern"
+        yield f"{path}, so the server can't search for manifests"
     elif evidence.place.globbed:
         return  # no manifest is seen, so none is in the way
     for odd in evidence.census.odd_manifests:
@@ -170,9 +172,9 @@ def _grace(evidence: Evidence) -> tuple[float, tuple[str, ...]]:
     for server in evidence.servers:
         version = _version(server.version)
         if (0, 0) < version < _FIRST_WITH_GRACE:
-            return 0.0, (f"Ollama {server.version} deletes without regard to age",)
+            return 0.0, (f"Ollama {server.version} prunes files of any age",)
     if not any(server.version for server in evidence.servers):
-        return HOUR, ("the server's version is not known: 0.21 or later is assumed",)
+        return HOUR, ("the version of the server is unknown; this assumes 0.21 or later",)
     return HOUR, ()
 
 

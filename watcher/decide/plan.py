@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher.config import Settings
-from watcher.decide import cleaning, quarantine, questions, repairing, safety
+from watcher.decide import actions, cleaning, quarantine, questions, repairing, safety
 from watcher.model import (
     LIVE_LOOK_SECONDS,
     QUIET_SECONDS,
@@ -23,34 +23,19 @@ from watcher.model import (
 from watcher.ollama import names
 from watcher.system import advice
 
-#: In this order: finding out, mending, freeing; times last, since they cover new sidecars, too.
-_ORDER = (
-    ActionKind.ASK_REGISTRY,
-    ActionKind.HASH,
-    ActionKind.WRITE_SIDECARS,
-    ActionKind.QUARANTINE_BLOB,
-    ActionKind.RESTORE,
-    ActionKind.PURGE,
-    ActionKind.REMOVE_SURPLUS,
-    ActionKind.REMOVE_DOWNLOAD,
-    ActionKind.REMOVE_ORPHAN,
-    ActionKind.REMOVE_TEMPORARY,
-    ActionKind.REFRESH,
-)
-
 
 def make(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> Plan:
-    """All that the policy allows to do, and what is refused of it."""
-    actions: list[Action] = []
+    """All that the rules allow to do, and what is refused of it."""
+    steps: list[Action] = []
     refusals: list[Refusal] = []
     for step in _steps(diagnosed, evidence, rules):
         if isinstance(step, Action):
-            actions.append(step)
+            steps.append(step)
         else:
             refusals.append(_with_command(step, diagnosed, evidence, rules))
-    actions.sort(key=lambda each: (_ORDER.index(each.kind), -each.frees, -each.saves, each.subject))
+    steps.sort(key=lambda each: (actions.ORDER[each.kind], -each.frees, -each.saves, each.subject))
     return Plan(
-        tuple(actions),
+        tuple(steps),
         tuple(refusals),
         _due(diagnosed, evidence, rules, refusals),
         cleaning.spared(diagnosed, evidence, rules) if rules.mode.clean else (),
@@ -108,21 +93,19 @@ def _asked_again(
     refused: Refusal, diagnosed: tuple[Diagnosed, ...], rules: Rules
 ) -> tuple[str, ...]:
     """The words of the command that does what was refused, and nothing else where that is said."""
-    if refused.action in (ActionKind.RESTORE, ActionKind.PURGE):
-        return "quarantine", refused.action.value, refused.subject
-    after = (
-        ()
-        if rules.settings.stale_after == Settings().stale_after
-        else (f"{rules.settings.stale_after:.0f}s",)
-    )
-    options = ("--stale-after", *after) if after else ()
-    if refused.action in (ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY):
-        return "clean", *options
+    command = actions.row(refused.action).command
+    if command[0] == "quarantine":
+        return *command, refused.subject
+    after = rules.settings.stale_after
+    usual = after == Settings().stale_after
+    options = () if usual else ("--stale-after", f"{after:.0f}s")
+    if command == ("clean",):
+        return *command, *options
     digest = names.parse_blob(refused.subject).digest or refused.subject
     stale = any(each.stale and each.digest == digest for each in diagnosed)
     if stale and rules.mode.clean:
         return "clean", *options, names.short(digest)
-    return "repair", names.short(digest)
+    return *command, names.short(digest)
 
 
 def _due(

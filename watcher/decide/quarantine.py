@@ -1,4 +1,4 @@
-"""What of the quarantine goes back to its place, or goes for good. Pure."""
+"""What leaves the quarantine: back to its place, or for good. Pure."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from watcher.system import advice
 
 
 def steps(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
-    """The actions on those kept things that the policy names."""
+    """The actions on the kept files that the rules name."""
     known = {kept.label for kept in evidence.quarantine}
     for kind, labels in (
         (ActionKind.RESTORE, rules.mode.restore),
         (ActionKind.PURGE, rules.mode.purge),
     ):
         for label in sorted(labels - known):
-            why = "nothing of that label is in quarantine"
+            why = "nothing in quarantine has that label"
             listed = advice.watch(evidence, "quarantine", "ls")
-            remedy = "look up its label"
+            remedy = "list the labels"
             yield Refusal(RefusalKind.UNKNOWN, label, kind, why, remedy, command=listed)
     expired = _expired(evidence, rules)
     for kept in evidence.quarantine:
@@ -31,7 +31,7 @@ def steps(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
 
 
 def _expired(evidence: Evidence, rules: Rules) -> set[str]:
-    """What a good one has replaced and may go now: nothing ever expires before it was."""
+    """What a valid blob has replaced and may go now: nothing ever expires before it was."""
     if not (rules.mode.clean or rules.mode.purge_replaced):
         return set()
     room = size(evidence) - rules.settings.quarantine_max_bytes
@@ -56,14 +56,14 @@ def _restore(kept: Kept, evidence: Evidence) -> Action | Refusal:
     if unsafe is None and kept.in_its_place:
         unsafe = safety.Why(
             RefusalKind.CHANGED,
-            f"there is a new {names.printable(kept.name)} in its place",
-            "purge it, or move the new one away",
+            f"its place is taken by a new {names.printable(kept.name)}",
+            "purge it, or move the new file away",
             command=advice.watch(evidence, "quarantine", "purge", kept.label),
         )
     if unsafe is None and not kept.place_seen:
         unsafe = safety.Why(
             RefusalKind.PERMISSION,
-            f"whether its place, blobs/{names.printable(kept.name)}, is free can't be seen",
+            f"it is unknown whether its place, blobs/{names.printable(kept.name)}, is free",
             "make blobs/ readable first",
             command=findings.made_listable("blobs", evidence),
         )
@@ -76,7 +76,7 @@ def _restore(kept: Kept, evidence: Evidence) -> Action | Refusal:
 
 
 def _purge(kept: Kept) -> Action:
-    because = "a good one is in its place" if kept.replaced else "removed for good"
+    because = "a valid blob replaced it" if kept.replaced else "as asked"
     return Action(
         ActionKind.PURGE,
         kept.label,

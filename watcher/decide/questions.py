@@ -19,16 +19,18 @@ from watcher.ollama import names
 
 
 def of_download(diagnosed: Diagnosed) -> Iterator[Action]:
-    """What of a download has to be hashed before it can be mended."""
+    """What of a download has to be hashed before it can be repaired."""
     download = diagnosed.download
     data, blob = download.data, download.finished
     if data is None:
         return
     if diagnosed.condition is Condition.REDUNDANT:
         if blob is not None and blob.sha256 is None:
-            yield _hash(blob, diagnosed.digest, "whether its partial data can go")
+            yield _hash(
+                blob, diagnosed.digest, "to find out whether its partial data can be removed"
+            )
     elif diagnosed.condition is Condition.WHOLE and data.sha256 is None and not believed(diagnosed):
-        yield _hash(data, diagnosed.digest, "whether the download is whole")
+        yield _hash(data, diagnosed.digest, "to find out whether the download is complete")
 
 
 def of_registry(diagnosed: tuple[Diagnosed, ...], evidence: Evidence) -> Iterator[Action]:
@@ -36,14 +38,14 @@ def of_registry(diagnosed: tuple[Diagnosed, ...], evidence: Evidence) -> Iterato
     for each in diagnosed:
         download = each.download
         if download.total is None and download.models and download.registry is None:
-            because = "its true length is not known"
+            because = "its length is unknown"
             files = download.entries
             yield Action(
                 ActionKind.ASK_REGISTRY, each.digest, because, files, models=download.models
             )
     for odd in evidence.census.odd:
         if odd.fault in WRONG and odd.models and odd.registry is None:
-            because = "whether a damaged blob can be had again"
+            because = "to find out whether a damaged blob can be downloaded again"
             yield Action(ActionKind.ASK_REGISTRY, odd.digest, because, (), models=odd.models)
 
 
@@ -56,11 +58,11 @@ def blobs_in_doubt(evidence: Evidence) -> Iterator[Action]:
     """Blobs that may not be what their names say, and were not hashed as they are now."""
     for entry in evidence.census.unproven:
         digest = names.parse_blob(entry.name).digest
-        yield _hash(entry, digest, "it was finished on repaired sidecars, or has changed")
+        yield _hash(entry, digest, "it was finished from repaired progress files, or changed")
     for odd in evidence.census.odd:
         content = _undecided(odd)
         if content is not None:
-            yield _hash(content, odd.digest, "its size is not the one that its manifest gives it")
+            yield _hash(content, odd.digest, "its size differs from its manifest")
 
 
 def _undecided(odd: OddBlob) -> Entry | None:
@@ -78,7 +80,9 @@ def all_blobs(evidence: Evidence) -> Iterator[Action]:
     named = [blob.content for blob in evidence.census.named if blob.content.sha256 is None]
     for entry in sorted(named, key=lambda entry: entry.mtime_ns):
         if entry.name not in known:
-            yield _hash(entry, names.parse_blob(entry.name).digest, "not hashed as it is now")
+            yield _hash(
+                entry, names.parse_blob(entry.name).digest, "not hashed in its present state"
+            )
 
 
 def open_questions(evidence: Evidence) -> frozenset[str]:

@@ -1,12 +1,14 @@
-"""What is wrong still after a plan was carried out, and what could not even be looked at. Pure."""
+"""What is still wrong after a plan was carried out, and what could not be inspected. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
+from watcher.decide import conditions, finding_kinds
+from watcher.decide.conditions import NextPull
+from watcher.decide.finding_kinds import Left
 from watcher.model import (
-    Condition,
     Diagnosis,
     Evidence,
     Finding,
@@ -20,30 +22,22 @@ from watcher.ollama import names
 #: Whether something of these models, or with these digests or names, is meant.
 Meant: TypeAlias = Callable[[Iterable[str], Iterable[str]], bool]
 
-#: Manifests that name blobs which nobody can tell.
+#: Manifests whose layers are unknown, and why.
 _BLINDING = {
-    ManifestFault.CORRUPT: "its manifest is corrupt, so what it names is not known",
-    ManifestFault.UNREADABLE: "its manifest can't be read, so what it names is not known",
-    ManifestFault.DANGLING: "its manifest is a link to nothing, so what it names is not known",
-    ManifestFault.BAD_DIGEST: "its manifest names what can't be a blob",
-    ManifestFault.EMPTY: "its manifest is no model's",
+    ManifestFault.CORRUPT: "its manifest is corrupt, so its layers are unknown",
+    ManifestFault.UNREADABLE: "its manifest can't be read, so its layers are unknown",
+    ManifestFault.DANGLING: "its manifest is a link to nothing, so its layers are unknown",
+    ManifestFault.BAD_DIGEST: "its manifest names an invalid digest",
+    ManifestFault.EMPTY: "its manifest names nothing",
 }
 _PARSED = frozenset({ManifestFault.BAD_DIGEST, ManifestFault.EMPTY})
-#: Findings about what could not be looked at.
-_OF_SIGHT = ("store_unlisted", "store_unseen")
-#: And about downloads that nothing is done about: they can't be read, or are no files.
-_UNTOUCHED = ("download_unknown", *_OF_SIGHT)
-#: And about what a repair would mend if it could.
-_OF_REPAIRS = ("blob_", "manifest_", "store_unreadable", "store_unwritable", *_UNTOUCHED)
-#: Downloads in these conditions are none that the next pull goes on with.
-_NO_PULL = (Condition.REDUNDANT, Condition.UNKNOWN)
 
 
 class Remaining(NamedTuple):
-    """What an act has left."""
+    """What a command has left."""
 
     findings: tuple[Finding, ...] = ()
-    #: Something of what was meant could not be looked at.
+    #: Something of what was meant could not be inspected.
     blind: bool = False
 
 
@@ -52,24 +46,34 @@ def everything(_: Iterable[str], __: Iterable[str]) -> bool:
     return True
 
 
-def of_repair(seen: Evidence, diagnosis: Diagnosis, told: Iterable[str], meant: Meant) -> Remaining:
-    """What a repair has left. `told`: subjects of which it has told something already."""
+def of_repair(
+    seen: Evidence, diagnosis: Diagnosis, known: Iterable[str], meant: Meant
+) -> Remaining:
+    """What a repair has left. `known`: subjects that it has reported already."""
     blind = any(unseen(seen, meant, parsed=False)) or _unread(seen, meant)
     pulled = {
         model
         for each in diagnosis.diagnosed
-        if each.condition not in _NO_PULL
+        if conditions.row(each.condition).next_pull is not NextPull.IGNORES
         for model in each.download.models
     }
-    found = _left(diagnosis, _OF_REPAIRS, frozenset(told), meant)
-    return Remaining(tuple(each for each in found if not _comes(each, pulled)), blind)
+    reported = frozenset(known)
+    left = (
+        each
+        for each in _errors(diagnosis, meant)
+        if finding_kinds.row(each.kind).left is not Left.NONE
+        and reported.isdisjoint(_subjects(each))
+        and not _comes(each, pulled)
+    )
+    return Remaining(tuple(left), blind)
 
 
 def of_cleaning(seen: Evidence, diagnosis: Diagnosis, meant: Meant) -> Remaining:
-    """What a clean-up could not look at, or does nothing about."""
-    found = tuple(_left(diagnosis, _UNTOUCHED, frozenset(), meant))
-    blind = any(each.kind in _OF_SIGHT for each in found) or _unread(seen, meant)
-    return Remaining(found, blind)
+    """What `clean` could not inspect, or does nothing about."""
+    rows = ((each, finding_kinds.row(each.kind)) for each in _errors(diagnosis, meant))
+    left = [(each, row) for each, row in rows if row.left is Left.BY_BOTH]
+    blind = any(row.hides for _, row in left) or _unread(seen, meant)
+    return Remaining(tuple(each for each, _ in left), blind)
 
 
 def _unread(seen: Evidence, meant: Meant) -> bool:
@@ -81,16 +85,15 @@ def _comes(finding: Finding, pulled: set[str]) -> bool:
     return finding.kind == "blob_missing" and set() < set(finding.models) <= pulled
 
 
-def _left(
-    diagnosis: Diagnosis, kinds: tuple[str, ...], known: frozenset[str], meant: Meant
-) -> Iterator[Finding]:
+def _errors(diagnosis: Diagnosis, meant: Meant) -> Iterator[Finding]:
     for finding in diagnosis.findings:
-        name = finding.path.rpartition("/")[2]
-        if finding.severity is not Severity.ERROR or not finding.kind.startswith(kinds):
-            continue
-        subjects = {name, names.parse_blob(name).digest}
-        if known.isdisjoint(subjects) and meant(finding.models, subjects):
+        if finding.severity is Severity.ERROR and meant(finding.models, _subjects(finding)):
             yield finding
+
+
+def _subjects(finding: Finding) -> set[str]:
+    name = finding.path.rpartition("/")[2]
+    return {name, names.parse_blob(name).digest}
 
 
 def out_of_sight(seen: Evidence) -> tuple[Unseen, ...]:
@@ -113,9 +116,12 @@ def quarantine_unseen(seen: Evidence) -> tuple[Unseen, ...]:
 def opening(found: Iterable[Unseen], diagnosis: Diagnosis) -> tuple[str, ...]:
     """The commands that let be looked at what could not be."""
     paths = {each.path for each in found}
-    kinds = (*_OF_SIGHT, "manifest_unreadable")
-    told = (each for each in diagnosis.findings if each.kind in kinds and each.path in paths)
-    return tuple(dict.fromkeys(each.command for each in told if each.command))
+    opens = (
+        each
+        for each in diagnosis.findings
+        if finding_kinds.row(each.kind).hides and each.path in paths and each.command
+    )
+    return tuple(dict.fromkeys(each.command for each in opens))
 
 
 def unseen(seen: Evidence, meant: Meant, *, parsed: bool = True) -> Iterator[Unseen]:
@@ -127,7 +133,7 @@ def unseen(seen: Evidence, meant: Meant, *, parsed: bool = True) -> Iterator[Uns
     whole = meant is everything
     for path in census.unlisted:
         if whole or not path.startswith("manifests"):
-            yield Unseen(path, "this folder can't be listed")
+            yield Unseen(path, "the folder can't be listed")
     for each in census.unseen:
         in_blobs = each.path.startswith("blobs/")
         if whole or (in_blobs and meant((), (each.path.removeprefix("blobs/"),))):

@@ -1,11 +1,13 @@
-"""What makes an interrupted download go on with as little as possible to download again. Pure."""
+"""What lets an interrupted download resume with as little as possible to download again. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from watcher.decide import at_risk, cleaning, findings, quarantine, questions, safety
-from watcher.decide.diagnose import settled_condition
+from rich.filesize import decimal
+
+from watcher.decide import at_risk, cleaning, conditions, findings, quarantine, questions, safety
+from watcher.decide.conditions import Step, settled_condition
 from watcher.model import (
     HOUR,
     QUIET_SECONDS,
@@ -28,43 +30,38 @@ from watcher.model import (
 from watcher.ollama import names, ranges, sidecars
 from watcher.system import advice
 
-_MENDED = frozenset(
-    {
-        Condition.BEHIND,
-        Condition.HOLLOW,
-        Condition.BLOCKED,
-        Condition.UNCLAIMED,
-        Condition.WHOLE,
-    }
-)
 #: More sidecars than this are absurd, and brought down.
 MOST_SIDECARS = 1000
-#: Times of wanted things are set anew when they are this old: well before the server's hour.
+#: Times of what is at risk are set anew when they are this old: well before the server's hour.
 REFRESH_AFTER = HOUR / 2
 
 
 def of_download(
     diagnosed: Diagnosed, evidence: Evidence, rules: Rules
 ) -> Iterator[Action | Refusal]:
-    """What mends a download, if anything has to be mended."""
-    condition = diagnosed.condition
-    if condition is Condition.LIVE:
-        yield from _not_quiet_yet(diagnosed)
-    elif condition is Condition.REDUNDANT:
-        yield from cleaning.surplus(diagnosed, evidence)
-    elif condition in _MENDED:
-        yield from _write_sidecars(diagnosed, evidence, rules)
+    """What repairs a download, if anything has to be repaired."""
+    match conditions.row(diagnosed.condition).repair:
+        case Step.WAIT:
+            yield from _not_quiet_yet(diagnosed)
+        case Step.REMOVE_SURPLUS:
+            yield from cleaning.surplus(diagnosed, evidence)
+        case Step.WRITE_SIDECARS:
+            yield from _write_sidecars(diagnosed, evidence, rules)
+
+
+def _is_rewritten(condition: Condition) -> bool:
+    return conditions.row(condition).repair is Step.WRITE_SIDECARS
 
 
 def _not_quiet_yet(diagnosed: Diagnosed) -> Iterator[Refusal]:
-    """A download that counts as live only because it changed lately, and needs mending then."""
+    """A download that counts as live only because it changed lately, and needs repair then."""
     download = diagnosed.download
-    if download.writers or settled_condition(download)[0] not in _MENDED:
+    if download.writers or not _is_rewritten(settled_condition(download)[0]):
         return
     left = max(0.0, QUIET_SECONDS - diagnosed.quiet)
     why = safety.Why(
         RefusalKind.NOT_QUIET,
-        f"{diagnosed.because}; a pull of it may be under way",
+        f"{diagnosed.because}; a pull may be running",
         f"try again in {advice.duration(left)}",
         left,
     )
@@ -108,7 +105,7 @@ def _write_sidecars(
     yield Action(
         kind=ActionKind.WRITE_SIDECARS,
         subject=diagnosed.digest,
-        because=f"{diagnosed.condition.value}: {diagnosed.because}",
+        because=f"{conditions.row(diagnosed.condition).words} ({diagnosed.because})",
         expects=download.entries,
         models=download.models,
         wait_seconds=safety.guard_seconds(evidence),
@@ -146,38 +143,38 @@ def _no_length(diagnosed: Diagnosed, evidence: Evidence) -> safety.Why:
     if doubt:
         return safety.Why(
             RefusalKind.LENGTH,
-            f"its true length is not known: {doubt}",
-            "pull its model again, which asks for it anew, or clean it once it is stale",
+            f"its length is unknown: {doubt}",
+            "pull its model again, or clean it once it is stale",
         )
     if models:
         return safety.Why(
             RefusalKind.LENGTH,
-            f"its true length is not known, and the registry of {models[0]} has not said it",
-            "ask again when that registry can be reached, or clean it once it is stale",
+            f"its length is unknown, and the registry of {models[0]} did not report it",
+            "run it again when the registry is reachable, or clean it once it is stale",
             command=advice.watch(evidence, "repair", names.short(diagnosed.digest)),
         )
     return safety.Why(
         RefusalKind.LENGTH,
-        "its true length is not known, and nothing here says which model it belongs to",
+        "its length and its model are unknown",
         f"{findings.NAMED}; or clean it once it is stale",
     )
 
 
 def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why | None:
-    """Sidecars must belong to who pulls: the server fails at the end if it can't rewrite them."""
+    """The server must own the progress files: it fails at the end if it can't rewrite them."""
     owner = entries[0].uid
     if evidence.uid == owner:
         return None
-    why = f"its files belong to the user id {owner}, and new ones would belong to {evidence.uid}"
+    why = f"its files belong to user id {owner}, but new ones would belong to {evidence.uid}"
     if evidence.caller.uid != 0 and evidence.place.owner == owner:
         return safety.Why(RefusalKind.OWNER, why, "run it as root, or as that user")
     theirs = [entry for entry in entries if entry.uid != evidence.place.owner]
     given = findings.given_to(evidence.place.owner, theirs, evidence)
-    return safety.Why(RefusalKind.OWNER, why, "give them to the store's owner", command=given)
+    return safety.Why(RefusalKind.OWNER, why, "give them to the owner of the store", command=given)
 
 
 def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
-    """Blobs that are not what their names say go to quarantine, if they can be had again.
+    """Damaged blobs go to quarantine, if they can be downloaded again.
 
     A link goes itself, never what it leads to.
     """
@@ -199,7 +196,7 @@ def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal
             ActionKind.QUARANTINE_BLOB,
             name,
             f"{findings.damage(odd)}, and the registry has it: "
-            f"{advice.ollama(evidence, 'pull', odd.models[0])} fetches just this layer",
+            f"{advice.ollama(evidence, 'pull', odd.models[0])} downloads this layer only",
             (odd.entry,),
             models=odd.models,
         )
@@ -224,8 +221,8 @@ def _no_room(evidence: Evidence, rules: Rules) -> safety.Why:
     replaced = any(kept.replaced for kept in evidence.quarantine)
     return safety.Why(
         RefusalKind.ROOM,
-        f"the quarantine may hold {most} bytes, and that would be more",
-        "remove what lies there, or set a larger quarantine_max_size in the settings",
+        f"the quarantine is limited to {decimal(most)}, and this would exceed it",
+        "purge it, or raise quarantine_max_size in the settings",
         command=advice.watch(evidence, "quarantine", "purge" if replaced else "ls"),
     )
 
@@ -239,8 +236,8 @@ def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
 
 
 def _not_to_be_had(odd: OddBlob, evidence: Evidence) -> safety.Why:
-    """A corrupt blob stays where nobody has said that it can be had again."""
-    stays = "it is damaged, but perhaps the only copy"
+    """A damaged blob stays where no registry has said that it can be downloaded again."""
+    stays = "it is damaged but may be the only copy"
     command = advice.watch(evidence, "repair", names.short(odd.digest))
     if not odd.models:
         return safety.Why(
@@ -249,13 +246,13 @@ def _not_to_be_had(odd: OddBlob, evidence: Evidence) -> safety.Why:
     if odd.registry is not None:
         return safety.Why(
             RefusalKind.REGISTRY,
-            f"{stays}: its registry has {odd.registry} bytes of it, and {odd.wanted} are wanted",
+            f"{stays}: its registry has {odd.registry} bytes, the manifest says {odd.wanted}",
             "create the model again, or pull its newer version",
         )
     if not odd.asked:
         why = f"{stays}: its registry was not asked"
-        return safety.Why(RefusalKind.REGISTRY, why, "have it asked", command=command)
-    why = f"{stays}: its registry has not answered, or does not have it"
+        return safety.Why(RefusalKind.REGISTRY, why, "ask it", command=command)
+    why = f"{stays}: its registry did not answer, or does not have it"
     remedy = "make the registry reachable and ask again, or create the model again"
     return safety.Why(RefusalKind.REGISTRY, why, remedy, command=command)
 
@@ -264,17 +261,16 @@ def _not_to_be_had(odd: OddBlob, evidence: Evidence) -> safety.Why:
 
 
 def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> Iterator[Action]:
-    """Set the times of wanted things, so that no start of the server deletes them.
+    """Set the times of what is at risk, so that no start of the server deletes it.
 
-    What is wanted says `wanted`; besides, stale downloads that are mended. All files of a download
-    go together. Root leaves alone what has a second
-    name: that may lie outside of the store.
+    Besides, those of stale downloads that are repaired. All files of a download go together. Root
+    leaves alone what has a second name: that may lie outside of the store.
     """
     if evidence.place.foreign:
         return
     every = [*at_risk.of_downloads(diagnosed), *at_risk.of_blobs(evidence, rules)]
     if rules.mode.repair_stale:
-        stale = (each for each in diagnosed if each.stale and each.condition in _MENDED)
+        stale = (each for each in diagnosed if each.stale and _is_rewritten(each.condition))
         every += [
             at_risk.AtRisk(each.digest, each.download.entries, each.download.models)
             for each in stale
@@ -287,7 +283,7 @@ def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) 
             yield Action(
                 ActionKind.REFRESH,
                 each.subject,
-                "wanted, and soon old enough for the server to delete it",
+                "old enough soon for the server to prune it",
                 entries,
                 models=each.models,
             )

@@ -1,4 +1,4 @@
-"""When names under ``blobs/`` may be changed at all, and why not. Pure; the words are the design's.
+"""When names under ``blobs/`` may be changed, and why not. Pure.
 
 Adding or replacing takes less than taking away: a server that reads while we write fails once at
 the guard, while a name taken from under it is lost to it.
@@ -30,7 +30,7 @@ from watcher.system import advice
 #: A server reads the sidecars before it opens the data; it must have met the guard by then.
 GUARD_SECONDS = 2.0
 _SETTING = "set writers_visible = true in the settings"
-STOP = "stop the server and end other ollama processes"
+STOP = "stop the server and other Ollama processes"
 
 #: File systems without hard links: the sidecar in the guard's place can only be kept as a copy.
 _NO_LINKS = frozenset({"vfat", "msdos", "exfat"})
@@ -90,8 +90,8 @@ def _links_forbid(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     if place.file_system not in _NO_LINKS or not guarded or alone(evidence):
         return None
     why = (
-        f"{place.file_system} has no hard links: files are changed only while no process of "
-        "Ollama's runs and every process can be seen"
+        f"{place.file_system} has no hard links: files are changed only while no Ollama "
+        "process runs and every process is visible"
     )
     if evidence.servers or evidence.others:
         return Why(RefusalKind.SERVER_RUNS, why, STOP, command=advice.stop(evidence))
@@ -104,8 +104,8 @@ def _old_names(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
         return None
     return Why(
         RefusalKind.OLD_NAMES,
-        "its files have names of older servers (sha256:…), which no pull looks for",
-        "rename them; the next start of the server does it, too, and deletes them if they are old",
+        "its files have names of older servers (sha256:…), which no pull finds",
+        "rename them (the next server start does, too, but deletes old ones)",
         command=advice.new_spellings(evidence),
     )
 
@@ -144,8 +144,8 @@ def another_is_live(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
         return None
     return Why(
         RefusalKind.LIVE,
-        f"{names.short(min(others))} is being pulled, and this may be another layer of the model",
-        "try again when that pull has ended",
+        f"{names.short(min(others))} is in use, and this may be another layer of the same model",
+        "try again when that pull ends",
         LIVE_LOOK_SECONDS,
     )
 
@@ -164,8 +164,8 @@ def _held(holders: tuple[Holder, ...], evidence: Evidence) -> Why | None:
 def _until_closed(holder: Holder, evidence: Evidence) -> str:
     """What makes a process close a file; nobody is told to kill what only reads."""
     if any(holder.pid == server.pid for server in evidence.servers):
-        return f"wait until the pull has ended, or {STOP}"
-    ended = f"wait until {holder.process} ({holder.pid}) has closed it"
+        return f"wait until the pull ends, or {STOP}"
+    ended = f"wait until {holder.process} ({holder.pid}) closes it"
     return f"{ended}, or end that process" if holder.writes else ended
 
 
@@ -190,7 +190,7 @@ def _why_not(
     ):
         return Why(
             RefusalKind.SERVER_RUNS,
-            "a client is connected to the server: a pull may be about to write the sidecars",
+            "a client is connected to the server: a pull may be about to write progress files",
             STOP,
             command=advice.stop(evidence),
         )
@@ -200,7 +200,7 @@ def _why_not(
 def unseen(evidence: Evidence, left: float | None = None) -> Why:
     """Why too little was seen, and what lets more be seen; `left`: seconds that help as well."""
     wait = "" if left is None else f", or try again in {advice.duration(left)}"
-    why = f"not every process could be seen: {evidence.view.why}"
+    why = f"some processes are not visible: {evidence.view.why}"
     return Why(RefusalKind.SIGHT, why, f"{sees_more(evidence)}{wait}", left)
 
 
@@ -230,10 +230,10 @@ def _ago(diagnosed: Diagnosed, evidence: Evidence) -> str:
     if latest is None or latest <= evidence.now:
         return f"it changed {advice.duration(diagnosed.quiet)} ago"
     seen = advice.duration(diagnosed.quiet)
-    return f"its files' times lie in the future, and it was seen unchanged for {seen}"
-
-
-#: Root has looked at where the symlink leads, then.
+    return (
+        f"its files have times in the future; it has been unchanged for {seen} since it was first "
+        "scanned"
+    )
 
 
 def store_forbids(evidence: Evidence) -> Why | None:
@@ -242,8 +242,8 @@ def store_forbids(evidence: Evidence) -> Why | None:
         if server.state is ServerState.STARTING:
             return Why(
                 RefusalKind.SERVER_STARTS,
-                f"a server is starting (pid {server.pid}); it stops where a name goes meanwhile",
-                "try again when it answers",
+                f"a server is starting (pid {server.pid}) and would fail if a file disappeared",
+                "try again when it is up",
             )
     if evidence.place.globbed and evidence.servers:
         return Why(
@@ -255,15 +255,17 @@ def store_forbids(evidence: Evidence) -> Why | None:
     if evidence.place.blobs_elsewhere:
         return Why(
             RefusalKind.LINKED,
-            "blobs/ lies on another file system than the store, so nothing can be moved out of it",
+            "blobs/ is on another file system than the store, so nothing can be moved out of it",
             "mount or link the whole store instead of blobs/ alone",
         )
     if evidence.place.foreign:
-        why = f"{names.of_link(evidence.place.foreign)}, so what lies there is not this store's"
+        why = (
+            f"{names.of_link(evidence.place.foreign)}, so its content may not belong to this store"
+        )
         return Why(RefusalKind.OWNER, why, names.TRUST_LINK)
     if evidence.place.read_only:
         why = "the file system is mounted read-only"
-        return Why(RefusalKind.PERMISSION, why, "mount it for writing")
+        return Why(RefusalKind.PERMISSION, why, "mount it writable")
     return None
 
 
@@ -277,14 +279,14 @@ def idle_forbids(evidence: Evidence) -> Why | None:
     if at_work:
         return Why(
             RefusalKind.SERVER_RUNS,
-            f"{at_work[0]} runs: a pull or create may be about to use them",
+            f"{at_work[0]} is running: a pull or create may be about to use them",
             STOP,
             command=advice.stop(evidence),
         )
     if evidence.view.visibility is Visibility.PARTIAL:
         return Why(
             RefusalKind.SIGHT,
-            f"a server may run unseen: {evidence.view.why}",
+            f"a server may be running unseen: {evidence.view.why}",
             sees_more(evidence),
         )
     return None

@@ -1,92 +1,59 @@
-"""How a store stands with its server: what that can't use, and what its next start takes. Pure."""
+"""What the server's user can't use in a store, and what lets it. Pure."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-from math import inf
+from collections.abc import Iterator
 
-from watcher.decide import at_risk as wanted
 from watcher.decide import findings
-from watcher.model import (
-    HOUR,
-    Barred,
-    Diagnosed,
-    Evidence,
-    Finding,
-    Kind,
-    Need,
-    Rules,
-    Severity,
-    Subject,
-)
+from watcher.decide.finding_kinds import BEHIND_LINK, found
+from watcher.model import Barred, Evidence, Finding, Kind, Need, Subject
 from watcher.ollama import names
-from watcher.state.event_log import clock
 from watcher.system import advice
 
-# ---------------------------------------------------------------- what the server can't use
-
-#: For each: the finding's kind and severity, what the server can't do, and what comes of it.
+_FAILS = "it fails to start"
+#: For each: the finding's kind, what the server can't do, and what comes of it.
 _BARRED = {
     (Subject.BLOB, Need.READ): (
         "blob_unreadable",
-        Severity.ERROR,
         "read {}",
-        "models that have it can't be run, and `ollama list` leaves out one whose config it is",
+        "its models can't run, and `ollama list` omits a model whose config it is",
     ),
     (Subject.DOWNLOAD, Need.WRITE): (
         "file_owner",
-        Severity.ERROR,
         "write {} of unfinished downloads",
         "a pull of it fails",
     ),
     (Subject.MANIFEST, Need.READ): (
         "manifest_unreadable",
-        Severity.ERROR,
         "read {}",
-        "its model is not in `ollama list`, pulls of it fail, and no start cleans up any more",
+        "`ollama list` omits its model, pulls of it fail, and server starts no longer prune",
     ),
     (Subject.MANIFEST, Need.WRITE): (
         "manifest_unwritable",
-        Severity.WARNING,
         "write {}",
         "each pull of its model fails at its end",
     ),
     (Subject.MANIFEST_FOLDER, Need.READ): (
         "store_unreadable",
-        Severity.ERROR,
         "list {}",
-        "it sees no model there: its start deletes what only they name, then ends with an error",
+        "it sees no model there: its start deletes blobs that only they name, then fails",
     ),
     (Subject.MANIFEST_FOLDER, Need.WRITE): (
         "store_unwritable",
-        Severity.ERROR,
         "add names to {}",
         "the pull of a model there fails at its end, and `ollama rm` fails",
     ),
-    (Subject.FOLDER, Need.READ): (
-        "store_unreadable",
-        Severity.ERROR,
-        "list {}",
-        "its start ends with an error",
-    ),
+    (Subject.FOLDER, Need.READ): ("store_unreadable", "list {}", _FAILS),
     (Subject.FOLDER, Need.WRITE): (
         "store_unwritable",
-        Severity.ERROR,
         "add names to {}",
         "no pull can begin or end, and nothing is removed",
     ),
-    (Subject.FOLDER, Need.ENTER): (
-        "store_unreadable",
-        Severity.ERROR,
-        "pass through {}",
-        "its start ends with an error",
-    ),
+    (Subject.FOLDER, Need.ENTER): ("store_unreadable", "enter {}", _FAILS),
     (Subject.STORE, Need.WRITE): (
         "store_unwritable",
-        Severity.ERROR,
-        "make blobs/ or manifests/ in the store",
-        "it can't start, or list and pull nothing",
+        "create blobs/ or manifests/ in the store",
+        "it can't start, or can't list and pull",
     ),
 }
 _WORDS = {
@@ -100,24 +67,23 @@ _WORDS = {
 
 
 def barred(evidence: Evidence) -> Iterator[Finding]:
-    """What the server's user can't use, each kind of it once, with the command that cures it."""
+    """What the server's user can't use, each kind of it once, with the command that lets it."""
     user = evidence.next_start.user
     for each in evidence.census.barred:
-        kind, severity, cannot, alone = _BARRED[each.subject, each.need]
-        first = each.first[0]
+        kind, cannot, alone = _BARRED[each.subject, each.need]
+        path = each.first[0].path
         away = each.need is not Need.ENTER and any(
             findings.is_led_away(located.path, evidence) for located in each.first
         )
-        yield Finding(
-            severity,
+        usual = found(kind, path.removeprefix("."), who="", cannot="")
+        yield usual._replace(
             # One that we can't list ourselves has its own kind.
-            "store_unlisted" if first.path in evidence.census.unlisted else kind,
-            first.path.removeprefix("."),
-            f"the server can't {cannot.format(_counted(each))}",
+            kind="store_unlisted" if path in evidence.census.unlisted else kind,
+            message=f"the server can't {cannot.format(_counted(each))}",
             evidence=f"it runs as user id {user.uid} ({user.by}); {_owned(each)}",
             alone=alone,
             command="" if away else _cure(each, evidence),
-            remedy=findings.BEHIND_LINK if away else "",
+            remedy=BEHIND_LINK if away else "",
             models=_models(each, evidence),
         )
 
@@ -131,13 +97,13 @@ def _counted(each: Barred) -> str:
 
 def _owned(each: Barred) -> str:
     """Whose the first few are, with which mode."""
-    told = [
+    shown = [
         f"{_shown(located.path)} belongs to {located.entry.uid}:{located.entry.gid}, "
         f"mode {located.entry.mode:04o}"
         for located in each.first
     ]
-    more = each.total - len(told)
-    return "; ".join(told) + (f"; and {more:,} more" if more > 0 else "")
+    more = each.total - len(shown)
+    return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "")
 
 
 def _shown(path: str) -> str:
@@ -217,86 +183,3 @@ def _selected(each: Barred, evidence: Evidence) -> list[str]:
     else:
         which = ["!", "-user", uid, "!", "-perm", f"-o={rights}"]
     return [*where, "-type", kind, *named, *which]
-
-
-# ---------------------------------------------------------------- what the next start takes
-
-
-def at_risk(
-    diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules, doomed: Mapping[str, float]
-) -> Iterator[Finding]:
-    """What is wanted and a start of the server takes: a warning where one would take it now.
-
-    `doomed`: the paths that a start deletes, and from when on.
-    """
-    if evidence.next_start.watched:
-        # A daemon keeps what is wanted fresh; where it can't, it is old by now.
-        doomed = {path: at for path, at in doomed.items() if at <= evidence.now}
-    for each in wanted.of_downloads(diagnosed):
-        found = _at_risk(each, evidence, doomed)
-        if found is not None:
-            who = names.known_as(each.models, each.subject)
-            yield found._replace(
-                kind="download_at_risk", message=f"the download of {who} is at risk"
-            )
-    yield from _blobs_at_risk(list(wanted.of_blobs(evidence, rules)), evidence, doomed)
-
-
-def _blobs_at_risk(
-    every: list[wanted.AtRisk], evidence: Evidence, doomed: Mapping[str, float]
-) -> Iterator[Finding]:
-    """One finding for all finished blobs that a start takes now, and one for all that are next."""
-    due = [(min(doomed.get(path, inf) for path in each.paths), each) for each in every]
-    now = [each for at, each in due if at <= evidence.now]
-    later = [each for at, each in due if evidence.now < at < inf]
-    for alike in (now, later):
-        if not alike:
-            continue
-        subject = alike[0].subject if len(alike) == 1 else ""
-        together = wanted.AtRisk(subject, tuple(entry for each in alike for entry in each.entries))
-        found = _at_risk(together, evidence, doomed)
-        if found is not None:
-            many = f"{len(alike):,} finished blobs are at risk"
-            one = "a finished blob is at risk"
-            counts = "an unfinished pull, or a model, counts on it"
-            yield found._replace(
-                kind="blob_at_risk",
-                message=f"{one if subject else many}: {counts}",
-            )
-
-
-def _at_risk(
-    each: wanted.AtRisk, evidence: Evidence, doomed: Mapping[str, float]
-) -> Finding | None:
-    """What a start does to it, from when on, and what keeps it; None where it does nothing."""
-    paths = each.paths
-    when = sorted(doomed[path] for path in paths if path in doomed)
-    if not when:
-        return None
-    now = bisect_right(when, evidence.now)
-    taken, files = now or len(when), len(paths)
-    what = "all of it" if taken == files else f"{taken} of its {files} files"
-    if now:
-        old = min(entry.mtime for entry in each.entries) + HOUR
-        alone = f"the next start of the server deletes {what}"
-        since = f"an hour old since {clock(old, evidence.now)}"
-    else:
-        first = clock(when[0], evidence.now)
-        alone = f"a start of the server after {first} deletes {what}"
-        since = f"an hour old at {first}"
-    digest = names.parse_blob(each.subject).digest or each.subject
-    known_as = each.models[:1] or ((names.short(digest),) if digest else ())
-    words = ("repair", *known_as)
-    return Finding(
-        Severity.WARNING if now else Severity.INFO,
-        "",
-        paths[0],
-        "",
-        evidence=since,
-        alone=alone,
-        command=advice.watch(evidence, *words, owner=each.entries[0].uid),
-        sizes=findings.sizes(each.entries),
-        models=each.models,
-        remedy="this keeps it for an hour; the service, or `prepare` in the server's unit, keeps it"
-        " for good",
-    )

@@ -1,15 +1,17 @@
-"""What to remember of a look, and what to tell of it: once for each cause."""
+"""What to remember of a scan, and the events that follow from it: once for each cause. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
-from itertools import chain, groupby
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+from rich.filesize import decimal
+
+from watcher.decide import actions, conditions, events, finding_kinds
 from watcher.model import (
-    CLOCK_SETTLED_SECONDS,
+    DAY,
     LIVE_LOOK_SECONDS,
-    Action,
     ActionKind,
     Ahead,
     Clock,
@@ -19,7 +21,6 @@ from watcher.model import (
     Download,
     Evidence,
     Finding,
-    Kind,
     Outcome,
     Part,
     Plan,
@@ -28,46 +29,42 @@ from watcher.model import (
     Severity,
 )
 from watcher.ollama import names, ranges, sidecars
-from watcher.state.event_log import Event
+from watcher.state.event_log import Event, EventType
 from watcher.state.memory import REFUSED, Asked, Hashed, Memory, Remembered, Sample, bound_to
-from watcher.system import advice
 
-#: Told as ``can_resume``: Ollama alone goes on from what the sidecars claim. In ``behind`` and
-#: ``whole`` that may be less than is there, down to nothing.
-RESUMABLE = frozenset({Condition.LIVE, Condition.PAUSED, Condition.BEHIND, Condition.WHOLE})
-
-_MOST_SUBJECTS = 20
-#: Findings that are told as events of the store; the others have events of their own.
-_PROBLEMS = (
-    "store_",
-    "manifest_",
-    "blob_missing",
-    "blob_short",
-    "blob_long",
-    "blob_dangling",
-    "blob_no_file",
-)
-#: A pull of which nothing has arrived for so long is told once. The server starts a part anew
-#: after 30 s without a byte.
-TELL_STALL_SECONDS = 60.0
+#: A pull that receives nothing for so long is reported once. The server starts a part anew after
+#: 30 s without a byte.
+STALL_SECONDS = 60.0
 _SAMPLE_SECONDS = 10.0
 _MOST_SAMPLES = 7
-_REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
-#: What a repair makes of a condition; of all others, `paused`.
-_REPAIRED = {Condition.WHOLE: Condition.WHOLE}
-_OF_DOWNLOADS = frozenset(
-    {ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS, ActionKind.WRITE_SIDECARS}
-)
-_DONE_EVENT = {
-    ActionKind.REMOVE_DOWNLOAD: "partial_cleaned",
-    ActionKind.REMOVE_SURPLUS: "partial_cleaned",
-    ActionKind.REMOVE_ORPHAN: "orphan_removed",
-    ActionKind.REMOVE_TEMPORARY: "temporary_removed",
-    ActionKind.WRITE_SIDECARS: "download_repaired",
-    ActionKind.QUARANTINE_BLOB: "quarantined",
-    ActionKind.RESTORE: "restored",
-    ActionKind.PURGE: "purged",
-}
+
+
+class Occasion(NamedTuple):
+    """What is special about a scan."""
+
+    #: A service has just begun: it reports each unfinished download once more.
+    first: bool = False
+    #: Digests whose data a process has just closed after writing: a pull, seen or not.
+    ended: frozenset[str] = frozenset()
+
+
+_USUAL = Occasion()
+
+
+class _Change(NamedTuple):
+    """A download as it is, and as it was remembered."""
+
+    diagnosed: Diagnosed
+    before: Remembered | None
+    now: Remembered
+    at: float
+
+    @property
+    def who(self) -> str:
+        return names.known_as(self.diagnosed.download.models, self.diagnosed.digest)
+
+    def event(self, kind: EventType, message: str) -> Event:
+        return events.of_download(self.at, kind, message, self.diagnosed)
 
 
 def learn(
@@ -75,67 +72,174 @@ def learn(
     evidence: Evidence,
     diagnosis: Diagnosis,
     finished: Mapping[str, int],
-    *,
-    first_look: bool = False,
-    ended: frozenset[str] = frozenset(),
+    occasion: Occasion = _USUAL,
 ) -> tuple[Memory, tuple[Event, ...]]:
-    """The memory after this look, and the events that tell what has changed since the last one.
+    """The memory after this scan, and the events since the last one.
 
     `finished`: of remembered downloads that are gone, those whose blob is there, with its size.
-    `first_look`: a service has just begun, and tells each unfinished download once more.
-    `ended`: digests whose data somebody has just closed after writing: a pull, seen or not.
     """
-    records = dict(memory.downloads)
-    told: list[Event] = []
-    seen: set[str] = set()
-    last_told = _last_told(records.values())
-    for diagnosed in diagnosis.diagnosed:
-        key = diagnosed.download.key
-        seen.add(key)
-        before = _same_file(records.get(key), diagnosed.download)
-        now = _record(diagnosed, evidence, before, records.get(key))
-        now, progress = _progress(diagnosed, before, now, last_told, evidence.now)
-        told.extend(progress)
-        told.extend(
-            _told(
-                diagnosed,
-                before,
-                now,
-                evidence.now,
-                first_look=first_look,
-                ended=diagnosed.digest in ended,
-            )
-        )
-        records[key] = now
-    # What could not be looked at has not gone.
+    downloads = _Downloads(memory, evidence, finished, occasion)
+    for each in diagnosis.diagnosed:
+        downloads.take(each)
     hidden = _hides_names(evidence)
-    for key in sorted(set(records) - seen) if not hidden else ():
-        digest = key.removesuffix(".tmp")
-        if evidence.scope is None or digest in evidence.scope:
-            told.append(_gone(digest, records.pop(key), finished, evidence.now))
-    unproven = memory.unproven | {
-        digest
-        for digest, record in memory.downloads.items()
-        if record.mended and digest in finished and digest not in records
-    }
+    if not hidden:  # a name that is not visible may still be there
+        downloads.drop_gone({each.download.key for each in diagnosis.diagnosed})
     there = _names(evidence)
-    touched = {
-        name: each
-        for name, each in memory.touched.items()
-        if hidden or evidence.scope is not None or name in there
-    }
     learnt = replace(
         memory,
-        downloads=records,
-        touched=touched,
-        unproven=frozenset(unproven),
+        downloads=downloads.records,
+        touched={
+            name: each
+            for name, each in memory.touched.items()
+            if hidden or evidence.scope is not None or name in there
+        },
+        unproven=memory.unproven | downloads.unproven(),
         clock=_clock(memory.clock, evidence),
     )
-    told.extend(_clock_told(evidence))
+    happened = [*downloads.events, *events.clock_jumped(evidence)]
     if evidence.scope is None:
         learnt, of_store = _of_store(learnt, evidence, diagnosis)
-        told.extend(of_store)
-    return learnt, tuple(told)
+        happened += of_store
+    return learnt, tuple(happened)
+
+
+@dataclass(slots=True)
+class _Downloads:
+    """The records of downloads as one scan changes them, and the events that this makes."""
+
+    _memory: Memory
+    _evidence: Evidence
+    _finished: Mapping[str, int]
+    _occasion: Occasion
+    records: dict[str, Remembered] = field(init=False)
+    events: list[Event] = field(init=False, default_factory=list)
+    #: When the progress of a layer was last reported, by its models.
+    _reported: dict[tuple[str, ...], float] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.records = dict(self._memory.downloads)
+        for each in self.records.values():
+            last = self._reported.get(each.models, each.told_at)
+            self._reported[each.models] = max(each.told_at, last)
+
+    def take(self, diagnosed: Diagnosed) -> None:
+        """Remember a download, and report what is new about it."""
+        known = self.records.get(diagnosed.download.key)
+        before = _same_file(known, diagnosed.download)
+        now = _record(diagnosed, self._evidence, before, known)
+        change = self._progress(_Change(diagnosed, before, now, self._evidence.now))
+        self.events.extend(_news(change, self._occasion))
+        self.records[diagnosed.download.key] = change.now
+
+    def drop_gone(self, seen: set[str]) -> None:
+        """Forget the downloads in the scope of the scan that it has not seen."""
+        scope = self._evidence.scope
+        for key in sorted(set(self.records) - seen):
+            digest = key.removesuffix(".tmp")
+            if scope is None or digest in scope:
+                size = self._finished.get(digest)
+                gone = events.gone(digest, self.records.pop(key), size, self._evidence.now)
+                self.events.append(gone)
+
+    def unproven(self) -> set[str]:
+        """The digests of blobs that were finished from repaired progress files."""
+        return {
+            digest
+            for digest, record in self._memory.downloads.items()
+            if record.mended and digest in self._finished and digest not in self.records
+        }
+
+    def _progress(self, change: _Change) -> _Change:
+        """Take a sample of a pull; report its progress once a minute, or once that it stalls."""
+        _, before, now, at = change
+        if not now.pulling:
+            return change
+        if before is not None and before.pulling:
+            samples, told_at, stalled = before.samples, before.told_at, before.stalled
+        else:
+            samples, told_at, stalled = (), at, False
+        if not samples or at - samples[-1].at >= _SAMPLE_SECONDS:
+            samples = (*samples, Sample(at, now.allocated))[-_MOST_SAMPLES:]
+        silent = at - now.progress_at
+        stalls = silent >= STALL_SECONDS
+        now = replace(now, samples=samples, told_at=told_at, stalled=stalls)
+        change = change._replace(now=now)
+        if stalls:
+            if not stalled:
+                message = f"{change.who}: no bytes for {silent:.0f} s"
+                self.events.append(change.event(EventType.DOWNLOAD_STALLED, message))
+            return change
+        # The layers of a model may come side by side: one of them reports for all.
+        last = max(told_at, self._reported.get(now.models, told_at))
+        self._reported[now.models] = last
+        if at - last < LIVE_LOOK_SECONDS:
+            return change
+        self._reported[now.models] = at
+        self.events.append(events.progress(at, change.diagnosed, now, rate(samples)))
+        return change._replace(now=replace(now, told_at=at))
+
+
+def _news(change: _Change, occasion: Occasion) -> Iterator[Event]:
+    """What is new about a download besides its progress."""
+    diagnosed, before, now, _ = change
+    who, live = change.who, diagnosed.condition is Condition.LIVE
+    ended = diagnosed.digest in occasion.ended
+    if before is None and live:
+        yield change.event(EventType.DOWNLOAD_STARTED, _started(diagnosed, who))
+    elif before is None or (occasion.first and not live):
+        yield change.event(EventType.PARTIAL_FOUND, _found(diagnosed, who))
+    elif now.pulling and not before.pulling:
+        yield change.event(EventType.DOWNLOAD_RESUMED, f"the download of {who} resumed")
+    elif not live and (before.pulling or ended):
+        if not before.pulling:
+            message = f"the download of {who} resumed between two scans"
+            yield change.event(EventType.DOWNLOAD_RESUMED, message)
+        words = conditions.row(diagnosed.condition).words
+        message = f"the download of {who} was interrupted: {words} ({diagnosed.because})"
+        yield change.event(EventType.DOWNLOAD_INTERRUPTED, message)
+    elif (before.condition, before.models) != (now.condition, now.models):
+        because = "" if before.condition is now.condition else f" ({diagnosed.because})"
+        message = conditions.sentence(now.condition, diagnosed.download)
+        yield change.event(EventType.PARTIAL_CHANGED, f"{message}{because}")
+    if diagnosed.stale and not (before is not None and before.stale):
+        days = diagnosed.age / DAY
+        message = f"the download of {who} is stale: no bytes for {days:.0f} days"
+        yield change.event(EventType.PARTIAL_STALE, message)
+
+
+def _started(diagnosed: Diagnosed, who: str) -> str:
+    total = diagnosed.download.total
+    layer = [names.short(diagnosed.digest)] if diagnosed.download.models else []
+    of = ", ".join([*layer, *([] if total is None else [decimal(total)])])
+    return f"download of {who} started ({of})" if of else f"download of {who} started"
+
+
+def _found(diagnosed: Diagnosed, who: str) -> str:
+    """The words are a contract: programs read them."""
+    trust = diagnosed.download.trust
+    size = ranges.size(trust.present) if trust.zeros_read else diagnosed.download.allocated
+    return (
+        f"Found partial download for model: {who}. Partial size: {size} bytes. "
+        f"Can resume: {conditions.resumes(diagnosed.condition)}"
+    )
+
+
+def _of_store(
+    memory: Memory, evidence: Evidence, diagnosis: Diagnosis
+) -> tuple[Memory, list[Event]]:
+    """What a scan of the whole store shows besides downloads: models, and what is wrong."""
+    models, now = _models(memory, evidence), evidence.now
+    problems = frozenset(
+        (each.kind, each.path)
+        for each in diagnosis.findings
+        if finding_kinds.row(each.kind).logged and each.severity is not Severity.INFO
+    )
+    happened = [
+        *events.of_models(memory, models, damaged(diagnosis.findings), now),
+        *events.problems(diagnosis.findings, problems - memory.problems, now),
+    ]
+    learnt = replace(memory, models=models, problems=problems, looked_at=now)
+    return learnt, happened
 
 
 def _clock(before: Clock | None, evidence: Evidence) -> Clock | None:
@@ -146,47 +250,13 @@ def _clock(before: Clock | None, evidence: Evidence) -> Clock | None:
     return now if now.jump or now.boot != before.boot else before
 
 
-def _clock_told(evidence: Evidence) -> Iterator[Event]:
-    clock = evidence.clock
-    if clock is None or not clock.jump:
-        return
-    way = "ahead" if clock.jump > 0 else "back"
-    by = advice.duration(abs(clock.jump))
-    details = {
-        "jump_seconds": round(clock.jump, 3),
-        "believed_after_seconds": CLOCK_SETTLED_SECONDS,
-    }
-    message = f"the clock has jumped {way} by {by}: until it has stayed so for hours, it makes"
-    yield Event(evidence.now, "clock_jumped", f"{message} nothing old enough to go", None, details)
-
-
-def _of_store(
-    memory: Memory, evidence: Evidence, diagnosis: Diagnosis
-) -> tuple[Memory, Iterator[Event]]:
-    """What a look at the whole store shows besides downloads: models, and what is wrong."""
-    models = _models(memory, evidence)
-    problems = frozenset(
-        (each.kind, each.path)
-        for each in diagnosis.findings
-        if each.kind.startswith(_PROBLEMS) and each.severity is not Severity.INFO
-    )
-    told = chain(
-        _models_told(memory, models, damaged(diagnosis.findings), evidence.now),
-        _problems_told(diagnosis.findings, problems - memory.problems, evidence.now),
-    )
-    learnt = replace(memory, models=models, problems=problems, looked_at=evidence.now)
-    return learnt, told
-
-
 def _models(memory: Memory, evidence: Evidence) -> dict[str, tuple[int, int]]:
     """The models that have a manifest. One that can't be read just now has not gone."""
     census = evidence.census
     models = {each.name: (each.inode, each.mtime_ns) for each in census.models}
-    unseen = (*census.unlisted, *(each.path for each in census.unseen))
-    blind = any(path.startswith("manifests") for path in unseen)
     unread = {odd.model for odd in census.odd_manifests}
     for name, known in (memory.models or {}).items():
-        if name not in models and (blind or name in unread):
+        if name not in models and (census.hides_manifests or name in unread):
             models[name] = known
     return models
 
@@ -197,45 +267,6 @@ def damaged(found: Iterable[Finding]) -> frozenset[str]:
     return frozenset(
         model for each in errors if each.kind.startswith("blob_") for model in each.models
     )
-
-
-def _models_told(
-    memory: Memory, models: Mapping[str, tuple[int, int]], damaged: Set[str], at: float
-) -> Iterator[Event]:
-    if memory.models is None:
-        return  # the first look: nothing is known to have happened
-    for name in sorted(models.keys() | memory.models.keys()):
-        details: dict[str, object] = {"models": [name]}
-        if name not in models:
-            message = f"{name} is removed: it has no manifest any more"
-            yield Event(at, "model_removed", message, name, details)
-        elif models[name] != memory.models.get(name):
-            message = f"{name} is complete: its manifest is written"
-            if name in damaged:
-                message = f"the manifest of {name} is written, but not all of its blobs are right"
-            yield Event(at, "manifest_written", message, name, details)
-
-
-def _problems_told(
-    found: Iterable[Finding], new: frozenset[tuple[str, str]], at: float
-) -> Iterator[Event]:
-    """One event for each kind of problem that has come up since the last look."""
-    fresh = sorted(
-        (each for each in found if (each.kind, each.path) in new),
-        key=lambda each: (each.kind, each.path),
-    )
-    for kind, group in groupby(fresh, key=lambda each: each.kind):
-        alike = list(group)
-        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
-        details = {
-            "kind": kind,
-            "severity": alike[0].severity.value,
-            "paths": [names.exact(each.path) for each in alike[:_MOST_SUBJECTS]],
-            "count": len(alike),
-            "models": sorted({model for each in alike for model in each.models}),
-            "command": alike[0].command,
-        }
-        yield Event(at, "store_problem", f"{alike[0].message}{more}", details=details)
 
 
 def _hides_names(evidence: Evidence) -> bool:
@@ -380,53 +411,6 @@ def _ahead(download: Download, evidence: Evidence) -> Ahead | None:
     return Ahead(latest, evidence.uptime, evidence.boot)
 
 
-def _last_told(known: Iterable[Remembered]) -> dict[tuple[str, ...], float]:
-    """When the progress of a layer was last told, by its models."""
-    last: dict[tuple[str, ...], float] = {}
-    for each in known:
-        last[each.models] = max(each.told_at, last.get(each.models, each.told_at))
-    return last
-
-
-def _progress(
-    diagnosed: Diagnosed,
-    before: Remembered | None,
-    now: Remembered,
-    last_told: dict[tuple[str, ...], float],
-    at: float,
-) -> tuple[Remembered, list[Event]]:
-    """How a pull gets on: its samples, and an event a minute, or one where nothing arrives."""
-    if not now.pulling:
-        return now, []
-    if before is not None and before.pulling:
-        samples, told_at, stalled = before.samples, before.told_at, before.stalled
-    else:
-        samples, told_at, stalled = (), at, False
-    if not samples or at - samples[-1].at >= _SAMPLE_SECONDS:
-        samples = (*samples, Sample(at, now.allocated))[-_MOST_SAMPLES:]
-    now = replace(now, samples=samples, told_at=told_at, stalled=stalled)
-    who = names.known_as(diagnosed.download.models, diagnosed.digest)
-    if at - now.progress_at >= TELL_STALL_SECONDS:
-        if now.stalled:
-            return now, []
-        message = f"nothing of {who} has arrived for {at - now.progress_at:.0f} s"
-        return replace(now, stalled=True), [_event(at, "download_stalled", message, diagnosed)]
-    now = replace(now, stalled=False)
-    # The layers of a model may come side by side: one of them tells for all.
-    last = last_told[now.models] = max(now.told_at, last_told.get(now.models, now.told_at))
-    if at - last < LIVE_LOOK_SECONDS:
-        return now, []
-    last_told[now.models] = at
-    event = _event(at, "download_progress", f"{who}: {now.allocated} bytes are here", diagnosed)
-    speed = rate(samples)
-    left = None if not speed or now.total is None else max(0, now.total - now.allocated) / speed
-    paced = {
-        "per_second_bytes": None if speed is None else round(speed),
-        "left_seconds": None if left is None else round(left, 1),
-    }
-    return replace(now, told_at=at), [replace(event, details={**event.details, **paced})]
-
-
 def rate(samples: Sequence[Sample]) -> float | None:
     """Bytes a second over some samples; None where they tell nothing."""
     if len(samples) < 2 or samples[-1].at <= samples[0].at:
@@ -464,93 +448,6 @@ def _partition(download: Download) -> tuple[Part, ...]:
     if download.faults:
         return ()
     return tuple(sidecar.part for sidecar in download.sidecars if sidecar.part is not None)
-
-
-def _told(
-    diagnosed: Diagnosed,
-    before: Remembered | None,
-    now: Remembered,
-    at: float,
-    *,
-    first_look: bool,
-    ended: bool,
-) -> Iterator[Event]:
-    live = diagnosed.condition is Condition.LIVE
-    who = names.known_as(diagnosed.download.models, diagnosed.digest)
-    if before is None and live:
-        layer = _layer(diagnosed.download.models, diagnosed.digest, diagnosed.download.total)
-        yield _event(at, "download_started", f"{layer} is being downloaded", diagnosed)
-    elif before is None or (first_look and not live):
-        trust = diagnosed.download.trust
-        size = ranges.size(trust.present) if trust.zeros_read else diagnosed.download.allocated
-        yield _event(
-            at,
-            "partial_found",
-            f"Found partial download for model: {who}. Partial size: {size} bytes. "
-            f"Can resume: {diagnosed.condition in RESUMABLE}",
-            diagnosed,
-        )
-    elif now.pulling and not before.pulling:
-        yield _event(at, "download_resumed", f"the download of {who} goes on", diagnosed)
-    elif not live and (before.pulling or ended):
-        if not before.pulling:
-            # It went on and was broken off between two looks.
-            yield _event(at, "download_resumed", f"the download of {who} had gone on", diagnosed)
-        yield _event(
-            at,
-            "download_interrupted",
-            f"the download of {who} was interrupted: {diagnosed.condition.value},"
-            f" {diagnosed.because}",
-            diagnosed,
-        )
-    elif (before.condition, before.models) != (now.condition, now.models):
-        same = before.condition is now.condition
-        state = now.condition.value if same else f"{now.condition.value}, {diagnosed.because}"
-        yield _event(at, "partial_changed", f"the download of {who} is {state}", diagnosed)
-    if diagnosed.stale and not (before is not None and before.stale):
-        days = diagnosed.age / 86400
-        message = f"the download of {who} has made no progress for {days:.0f} days"
-        yield _event(at, "partial_stale", message, diagnosed)
-
-
-def _layer(models: tuple[str, ...], digest: str, size: int | None) -> str:
-    """A layer among the others of its model, in words."""
-    known = f"{models[0]}: {names.short(digest)}" if models else names.short(digest)
-    return known if size is None else f"{known}, {size} bytes,"
-
-
-def _event(at: float, event_type: str, message: str, diagnosed: Diagnosed) -> Event:
-    download = diagnosed.download
-    return Event(
-        at,
-        event_type,
-        message,
-        names.known_as(download.models, diagnosed.digest),
-        {
-            "digest": f"sha256:{diagnosed.digest}",
-            "models": list(download.models),
-            "condition": diagnosed.condition.value,
-            "because": diagnosed.because,
-            "can_resume": diagnosed.condition in RESUMABLE,
-            "total_bytes": download.total,
-            "claimed_bytes": ranges.size(download.trust.claimed),
-            "present_bytes": ranges.size(download.trust.present),
-            "allocated_bytes": download.allocated,
-            "age_seconds": round(diagnosed.age, 3),
-        },
-    )
-
-
-def _gone(digest: str, record: Remembered, finished: Mapping[str, int], at: float) -> Event:
-    who = names.known_as(record.models, digest)
-    details: dict[str, object] = {"digest": f"sha256:{digest}", "models": list(record.models)}
-    if digest in finished:
-        details["total_bytes"] = finished[digest]
-        layer = _layer(record.models, digest, finished[digest])
-        return Event(at, "download_completed", f"{layer} is downloaded", who, details)
-    details["allocated_bytes"] = record.allocated
-    message = f"the partial download of {who} was removed by somebody else"
-    return Event(at, "partial_removed", message, who, details)
 
 
 def proved(
@@ -599,83 +496,14 @@ def drop(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
     Without the downloads that we have removed; those that we have repaired are as they became.
     """
     done = [each.action for each in outcomes if each.result is Result.DONE]
-    gone = {each.subject for each in done if each.kind in _REMOVALS}
+    removed = actions.row(ActionKind.REMOVE_DOWNLOAD).event
+    gone = {each.subject for each in done if actions.row(each.kind).event is removed}
     repaired = {each.subject for each in done if each.kind is ActionKind.WRITE_SIDECARS}
     kept = {
-        key: replace(each, condition=_REPAIRED.get(each.condition, Condition.PAUSED), lost=())
+        key: replace(each, condition=conditions.row(each.condition).repaired, lost=())
         if key in repaired
         else each
         for key, each in memory.downloads.items()
         if key.removesuffix(".tmp") not in gone
     }
     return replace(memory, downloads=kept)
-
-
-# ---------------------------------------------------------------- acts
-
-
-def begun(action: Action, at: float) -> Event:
-    """The event that an action begins."""
-    message = f"{action.kind.value.replace('_', ' ')}: {action.because}"
-    return Event(at, "act_started", message, _of(action), _details(action))
-
-
-def ended(outcome: Outcome, at: float) -> Event:
-    """The event that tells how an action ended, and what it freed."""
-    action = outcome.action
-    kind = {
-        Result.DONE: _DONE_EVENT[action.kind],
-        Result.REFUSED: "refused",
-        Result.FAILED: "error",
-    }[outcome.result]
-    details = {**_details(action), "freed_bytes": outcome.freed}
-    if outcome.refusal is not None:
-        details["kind"] = outcome.refusal.kind.value
-    return Event(at, kind, outcome.message, _of(action), details)
-
-
-def refreshed(outcomes: Sequence[Outcome], at: float) -> Event:
-    """One event for all the times that were set together: they change nothing of worth."""
-    failed = [outcome.message for outcome in outcomes if outcome.result is not Result.DONE]
-    if failed:
-        message = f"the times of wanted files can't be kept fresh: {failed[0]}"
-        return Event(at, "error", message, details={"failed": len(failed)})
-    subjects = [names.exact(outcome.action.subject) for outcome in outcomes]
-    many = "1 wanted thing was" if len(subjects) == 1 else f"{len(subjects)} wanted things were"
-    message = f"{many} kept from the server's clean-up"
-    return Event(at, "refreshed", message, details={"subjects": subjects[:_MOST_SUBJECTS]})
-
-
-def hashed(outcome: Outcome, at: float) -> Event | None:
-    """The event that a file can't be read, or that a blob's hash is wrong; None where all is well.
-
-    Of an unfinished download a wrong hash is no news.
-    """
-    if outcome.result is Result.FAILED:
-        details = {"digest": f"sha256:{outcome.action.subject}"}
-        return Event(at, "error", outcome.message, details=details)
-    entry = outcome.action.expects[0] if outcome.action.expects else None
-    if entry is None or outcome.sha256 in (None, outcome.action.subject.lower()):
-        return None
-    if not names.is_blob(entry.name):
-        return None
-    details = {"digest": f"sha256:{outcome.action.subject}", "hashed": f"sha256:{outcome.sha256}"}
-    return Event(at, "blob_corrupt", f"{entry.name[:19]}: {outcome.message}", details=details)
-
-
-def _of(action: Action) -> str | None:
-    if action.kind in _OF_DOWNLOADS:
-        return names.known_as(action.models, action.subject)
-    return None
-
-
-def _details(action: Action) -> dict[str, object]:
-    files = [entry for entry in action.expects if entry.kind is Kind.FILE]
-    return {
-        "verb": action.kind.value,
-        "subject": names.exact(action.subject),
-        "models": list(action.models),
-        "files": len(files),
-        "frees_bytes": action.frees,
-        "saves_bytes": action.saves,
-    }

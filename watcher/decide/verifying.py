@@ -1,4 +1,4 @@
-"""What a verification has found, and what it can't tell anything of. Pure."""
+"""What a verification has found, and what it could not check. Pure."""
 
 from __future__ import annotations
 
@@ -95,5 +95,5 @@ def _digest(blob: NamedBlob) -> str:
 
 def _unread(outcome: Outcome) -> Unseen:
     name = outcome.action.expects[0].name
-    why = outcome.message if outcome.result is not Result.DONE else "it has changed meanwhile"
+    why = outcome.message if outcome.result is not Result.DONE else "it changed meanwhile"
     return Unseen(f"blobs/{name}", why.removeprefix(f"{name}: "))

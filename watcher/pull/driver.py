@@ -34,7 +34,7 @@ from watcher.pull.target import Target
 from watcher.pull.verification import Proof
 from watcher.state import download_states, folders, records, registry, state_folder
 from watcher.state.download_states import State
-from watcher.state.event_log import Event
+from watcher.state.event_log import Event, EventType
 from watcher.state.records import Record
 from watcher.system import advice
 
@@ -258,7 +258,9 @@ class Pull:
                 self.end = _end(proved)
             if self.end.cause is None:
                 yield self._change(state=State.COMPLETED)
-                self._log("pull_completed", f"{self.name.shown} has arrived", **self.meter.facts)
+                self._log(
+                    EventType.PULL_COMPLETED, f"{self.name.shown} has arrived", **self.meter.facts
+                )
                 return
             if self.record.downloaded_bytes > best:
                 tries, best, self._silences = 0, self.record.downloaded_bytes, 0
@@ -282,7 +284,7 @@ class Pull:
         self._unkept = {}
         yield self._change(state=State.ERROR, error=end.text)
         told = {"cause": end.cause.value, **self.meter.facts}
-        self._log("pull_failed", f"{self.name.shown}: {end.text}", **told)
+        self._log(EventType.PULL_FAILED, f"{self.name.shown}: {end.text}", **told)
 
     # ------------------------------------------------------------ one try
 
@@ -805,7 +807,7 @@ class Pull:
         self._told = {text}
         return Update(self.record, None, note, self._waiting)
 
-    def _log(self, event_type: str, message: str, **details: object) -> None:
+    def _log(self, event_type: EventType, message: str, **details: object) -> None:
         if self.target.host is not None:
             shown = self.name.shown
             event = Event(time.time(), event_type, message, shown, {"models": [shown], **details})

@@ -30,8 +30,7 @@ import orjson
 from watcher import reconcile
 from watcher.act import journal
 from watcher.config import Settings
-from watcher.decide import modes, remaining
-from watcher.decide.transitions import RESUMABLE
+from watcher.decide import conditions, modes, remaining
 from watcher.errors import (
     DownloadError,
     ManifestError,
@@ -49,7 +48,7 @@ from watcher.pull.driver import Options, Pull, Update
 from watcher.reconcile import Reconciler
 from watcher.state import event_log, folders, history, records, registry
 from watcher.state.download_states import State
-from watcher.state.event_log import Event
+from watcher.state.event_log import Event, EventType
 from watcher.state.memory import FOLDER
 from watcher.state.records import Record
 from watcher.system import advice
@@ -250,7 +249,7 @@ class ModelDownloadManager:
         except ValueError as error:
             message = f"the manifest of {shown} is damaged: {error}"
             self._go(model, State.ERROR, error=message)
-            self.log_download_event(model, "error", message)
+            self.log_download_event(model, EventType.ERROR, message)
             raise ManifestError(message, "pull it again") from None
         with self._opened(self._store) as store:
             registry.keep(store, names.to_model(model), raw, "", time.time())
@@ -267,7 +266,7 @@ class ModelDownloadManager:
         )
         details = {"layers": len(sizes), "total_size": total, "present_bytes": present}
         message = f"the manifest of {shown} names {len(sizes)} layers, its config among them"
-        self.log_download_event(model, "manifest_pulled", message, details)
+        self.log_download_event(model, EventType.MANIFEST_PULLED, message, details)
         return _state(record)
 
     # ------------------------------------------------------------ partial downloads
@@ -288,7 +287,9 @@ class ModelDownloadManager:
         The records of their models say ``error`` from then on, unless somebody pulls them; events
         tell all of it. Gives back what there is now, and what was refused.
         """
-        self._tell(Event(time.time(), "check_started", "Checking for partial model downloads..."))
+        self._tell(
+            Event(time.time(), EventType.CHECK_STARTED, "Checking for partial model downloads...")
+        )
         mode = Mode(repair=self._settings.repair, clean=self._settings.clean, announce=True)
         report = Reconciler(self._host, self._settings).reconcile(mode)
         by_model: dict[str, list[Diagnosed]] = {}
@@ -357,7 +358,9 @@ class ModelDownloadManager:
             )
         record = self._go(model, State.RESET)
         freed = {"freed_bytes": cleanup["freed_bytes"]}
-        self.log_download_event(model, "download_reset", f"the download of {shown} is reset", freed)
+        self.log_download_event(
+            model, EventType.DOWNLOAD_RESET, f"the download of {shown} is reset", freed
+        )
         return _state(record)
 
     # ------------------------------------------------------------ events
@@ -647,7 +650,7 @@ def _checked(diagnosed: Diagnosed, report: reconcile.Report) -> CheckedDownload:
 
 def _partial(diagnosed: Diagnosed) -> PartialDownload:
     download = diagnosed.download
-    kept = diagnosed.condition in RESUMABLE or ranges.size(download.trust.trusted) > 0
+    kept = conditions.resumes(diagnosed.condition) or ranges.size(download.trust.trusted) > 0
     known = download.total is not None and diagnosed.condition is not Condition.UNKNOWN
     return PartialDownload(
         digest=f"sha256:{download.digest}",

@@ -15,7 +15,7 @@ from rich.filesize import decimal
 
 from watcher.config import Settings
 from watcher.decide import findings, modes
-from watcher.decide.diagnose import settled_condition
+from watcher.decide.conditions import settled_condition
 from watcher.errors import LockedError, WatchError
 from watcher.model import Condition, RefusalKind, Result, Scope
 from watcher.observe.host import Host

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from watcher import __version__, reconcile
 from watcher.act import journal
 from watcher.config import Settings
-from watcher.decide import modes, questions
+from watcher.decide import events, modes, questions
 from watcher.errors import (
     EndedError,
     LockedError,
@@ -26,7 +26,7 @@ from watcher.errors import (
     WatchError,
     named,
 )
-from watcher.model import Plan, Refusal, Scope
+from watcher.model import Plan, Scope
 from watcher.observe.host import Host
 from watcher.observe.serving import DAEMON_LOCK
 from watcher.reconcile import Reconciler
@@ -35,7 +35,7 @@ from watcher.service.metrics import Metrics
 from watcher.service.scrub import Scrub
 from watcher.service.triggers import BLIND_SECONDS, Digests, Triggers
 from watcher.state import folders, fs, history, memory, registry, state_folder
-from watcher.state.event_log import Event
+from watcher.state.event_log import Event, EventType
 from watcher.system import stopping
 
 if TYPE_CHECKING:
@@ -135,9 +135,11 @@ class _Service:
         try:
             self._reconciler.settings = read_settings()
         except SettingsError as error:
-            self._tell("error", f"the settings stay as they were: {error.message}")
+            self._tell(EventType.ERROR, f"the settings stay as they were: {error.message}")
         else:
-            self._tell("settings_read", f"settings read again: {self._ways()}", self._facts())
+            self._tell(
+                EventType.SETTINGS_READ, f"settings read again: {self._ways()}", self._facts()
+            )
         notify.notify(notify.READY)
 
     def look(self, scope: Digests, triggers: Triggers) -> None:
@@ -171,7 +173,7 @@ class _Service:
         self._tell_blind(triggers)
         trouble = self._metrics.look(report, time.monotonic() - begun)
         if trouble:
-            self._tell("error", trouble)
+            self._tell(EventType.ERROR, trouble)
         triggers.deadlines(scope, report.plan.due)
         self._tell_refusals(report.plan, scope)
         self._prove(report)
@@ -259,7 +261,7 @@ class _Service:
         if self._queue is not None:
             self._queue.stop()
         if self._begun:
-            self._tell("service_stopped", f"ollama-watch stops: {ended_by}")
+            self._tell(EventType.SERVICE_STOPPED, f"ollama-watch stops: {ended_by}")
 
     def _take_store(self) -> bool:
         """Take the store for this daemon's life; one made anew in its place is another store.
@@ -289,7 +291,7 @@ class _Service:
         if not self._begun:
             self._tell_start()
         self._begun = True
-        self._tell("check_started", "Checking for partial model downloads...")
+        self._tell(EventType.CHECK_STARTED, "Checking for partial model downloads...")
         return True
 
     def _tell_systemd(self, report: reconcile.Report) -> None:
@@ -320,14 +322,16 @@ class _Service:
 
     def _tell_start(self) -> None:
         self._tell(
-            "service_started",
+            EventType.SERVICE_STARTED,
             f"ollama-watch {__version__} watches {self._host.store}, {self._ways()}",
             {"pid": os.getpid(), "version": __version__, **self._facts()},
         )
 
     def _tell_blind(self, triggers: Triggers) -> None:
         if triggers.blind and triggers.blind != self._blind:
-            self._tell("error", f"{triggers.blind}; looking every {BLIND_SECONDS:.0f} s instead")
+            self._tell(
+                EventType.ERROR, f"{triggers.blind}; looking every {BLIND_SECONDS:.0f} s instead"
+            )
         self._blind = triggers.blind
 
     def _tell_refusals(self, planned: Plan, scope: Digests) -> None:
@@ -338,38 +342,24 @@ class _Service:
             if refusal.seconds_left is None
         }
         for key in now.keys() - self._refused:
-            self._tell_refusal(now[key])
+            event = events.refused(now[key], self._host.clock())
+            journal.announce(self._host, self._settings, event)
         kept = {key for key in self._refused if scope is not None and key[0] not in scope}
         self._refused = kept | now.keys()
-
-    def _tell_refusal(self, refusal: Refusal) -> None:
-        self._tell(
-            "refused",
-            f"{refusal.action.value.replace('_', ' ')}: {refusal.why}",
-            {
-                "kind": refusal.kind.value,
-                "subject": refusal.subject,
-                "remedy": refusal.remedy,
-                "command": refusal.command,
-                "models": list(refusal.models),
-            },
-            refusal.models[0] if refusal.models else None,
-        )
 
     def _trouble(self, text: str) -> None:
         """Tell an error once, until a look has gone well again."""
         if text not in self._troubles:
             self._troubles.add(text)
-            self._tell("error", text)
+            self._tell(EventType.ERROR, text)
 
     def _tell(
         self,
-        event_type: str,
+        event_type: EventType,
         message: str,
         details: Mapping[str, object] | None = None,
-        model_name: str | None = None,
     ) -> None:
-        event = Event(self._host.clock(), event_type, message, model_name, details or {})
+        event = Event(self._host.clock(), event_type, message, None, details or {})
         journal.announce(self._host, self._settings, event)
 
 

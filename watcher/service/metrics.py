@@ -16,11 +16,20 @@ from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
 from watcher import __version__
 from watcher.config import Settings
 from watcher.decide.findings import is_blind
-from watcher.model import Condition, Diagnosed, Evidence, RefusalKind, Severity, Visibility
+from watcher.model import (
+    Condition,
+    Diagnosed,
+    Evidence,
+    Outcome,
+    Refusal,
+    RefusalKind,
+    Severity,
+    Visibility,
+)
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
 from watcher.state import fs
-from watcher.state.event_log import Event
+from watcher.state.event_log import Event, EventType
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
@@ -126,28 +135,26 @@ def _unfinished(diagnosed: Diagnosed, seen: Evidence) -> Unfinished:
 
 def counted(before: Counted, event: Event) -> Counted:
     """The counts after an event."""
-    kind, details = event.event_type, event.details
-    after = replace(before, events=_one_more(before.events, kind))
-    if kind == "download_repaired":
-        after = replace(
-            after,
-            repairs=after.repairs + 1,
-            saved_bytes=after.saved_bytes + _bytes(details, "saves_bytes"),
-        )
-    elif kind == "refused":
-        after = replace(
-            after, refusals=_one_more(after.refusals, str(details.get("kind", "unknown")))
-        )
-    return replace(after, freed_bytes=after.freed_bytes + _bytes(details, "freed_bytes"))
+    after = replace(before, events=_one_more(before.events, event.event_type))
+    match event.about:
+        case Refusal() as refusal:
+            return _refused(after, refusal)
+        case Outcome() as outcome if event.event_type == EventType.DOWNLOAD_REPAIRED:
+            saved = after.saved_bytes + outcome.action.saves
+            return replace(after, repairs=after.repairs + 1, saved_bytes=saved)
+        case Outcome() as outcome:
+            after = replace(after, freed_bytes=after.freed_bytes + outcome.freed)
+            return after if outcome.refusal is None else _refused(after, outcome.refusal)
+        case _:
+            return after
+
+
+def _refused(before: Counted, refusal: Refusal) -> Counted:
+    return replace(before, refusals=_one_more(before.refusals, refusal.kind.value))
 
 
 def _one_more(counts: Mapping[str, int], key: str) -> dict[str, int]:
     return {**counts, key: counts.get(key, 0) + 1}
-
-
-def _bytes(details: Mapping[str, object], key: str) -> int:
-    size = details.get(key)
-    return size if isinstance(size, int) else 0
 
 
 # ---------------------------------------------------------------- as Prometheus has it

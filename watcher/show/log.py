@@ -7,21 +7,13 @@ from collections.abc import Callable, Mapping
 from watcher.ollama import names
 from watcher.show import text
 from watcher.show.text import Span, count, size
-from watcher.state.event_log import instant
+from watcher.state.event_log import EventType, Tone, instant
 from watcher.state.history import Line
 from watcher.system import advice
 
 _TYPE_WIDTH = 20
-_STYLE = {
-    **dict.fromkeys(("error", "blob_corrupt", "store_problem", "pull_failed"), "red"),
-    **dict.fromkeys(
-        ("download_interrupted", "download_stalled", "partial_stale", "refused", "quarantined"),
-        "yellow",
-    ),
-    **dict.fromkeys(
-        ("download_completed", "download_repaired", "restored", "pull_completed"), "green"
-    ),
-}
+_STYLE = {Tone.BAD: "red", Tone.WARNING: "yellow", Tone.GOOD: "green", Tone.PLAIN: "cyan"}
+_TONES = {str(each): each.tone for each in EventType}
 #: Details of the event that ends a pull.
 _PACE = frozenset({"arrived_bytes", "max_bytes_per_second", "resets", "stalls", "lost_bytes"})
 
@@ -36,7 +28,7 @@ def teller(*, color: bool) -> Callable[[Line], str]:
         before, day = day, f"{at:%Y-%m-%d}"
         heading = "" if day == before else text.render([text.Line(day, style="bold")], color=color)
         kind = f"{_plain(line.event_type):<{_TYPE_WIDTH}}"
-        style = _STYLE.get(line.event_type, "cyan")
+        style = _STYLE[_TONES.get(line.event_type, Tone.PLAIN)]
         message = text.short_digests(f"{_plain(line.message)}{_speed(line.details)}")
         indent = len("00:00:00") + 2 + len(kind) + 2
         if text.fits(message, columns - indent):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from watcher.decide import actions
 from watcher.decide.remaining import Remaining
 from watcher.model import HOUR, Action, ActionKind, Outcome, Plan, Refusal, Result
 from watcher.ollama import names
@@ -12,19 +13,6 @@ from watcher.show.text import Line, command, count, name, size
 
 #: Of what is alike so many are shown one by one.
 _SHOWN_ALIKE = 10
-_DOES = {
-    ActionKind.REMOVE_DOWNLOAD: "remove the download of {}",
-    ActionKind.REMOVE_SURPLUS: "remove redundant progress files of {}",
-    ActionKind.REMOVE_ORPHAN: "remove the orphaned blob {}",
-    ActionKind.REMOVE_TEMPORARY: "remove the temporary file {}",
-    ActionKind.WRITE_SIDECARS: "repair the download of {}",
-    ActionKind.HASH: "hash {}",
-    ActionKind.RESTORE: "restore {} from quarantine",
-    ActionKind.PURGE: "remove {} from quarantine",
-    ActionKind.ASK_REGISTRY: "ask the registry about {}",
-    ActionKind.QUARANTINE_BLOB: "move the damaged blob of {} to quarantine",
-    ActionKind.REFRESH: "protect {} from pruning",
-}
 
 
 def plan(planned: Plan) -> Iterator[Line]:
@@ -96,11 +84,11 @@ def _more(number: int) -> Iterator[Line]:
 def _does(item: Action | Refusal) -> str:
     """What is done, or refused; one of many files has their number for a subject."""
     if isinstance(item, Action):
-        return _DOES[item.kind].format(_subject(item))
+        return actions.row(item.kind).does.format(_subject(item))
     of_files = item.action in (ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY)
     if of_files and item.entries and item.subject not in item.entries:
         return f"remove {item.subject}"
-    return _DOES[item.action].format(_subject(item))
+    return actions.row(item.action).does.format(_subject(item))
 
 
 def _undone(outcome: Outcome) -> Iterator[Line]:

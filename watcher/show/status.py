@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from watcher.decide import remaining
-from watcher.decide.diagnose import settled_condition
+from watcher.decide.conditions import settled_condition
 from watcher.model import DAY, QUIET_SECONDS, Condition, Diagnosed, Unseen, Visibility
 from watcher.observe.serving import QueueRunner, Running
 from watcher.ollama import names, ranges

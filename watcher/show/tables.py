@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from watcher.decide import findings, remaining, verifying
+from watcher.decide import conditions, findings, remaining, verifying
 from watcher.decide.verifying import Verified
 from watcher.model import (
     BlobCensus,
@@ -48,26 +48,6 @@ SHOWN_DRAWN = 20
 _INDENT = 11
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _NOTICES = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
-#: From the best to the worst; what is missing here is worse.
-_CONDITION_STYLE = {
-    Condition.LIVE: "green",
-    Condition.PAUSED: "cyan",
-    Condition.BEHIND: "yellow",
-    Condition.UNCLAIMED: "yellow",
-    Condition.WHOLE: "yellow",
-    Condition.REDUNDANT: "yellow",
-}
-_CONDITIONS = (*_CONDITION_STYLE, Condition.HOLLOW, Condition.BLOCKED, Condition.UNKNOWN)
-#: In the narrow column; all others need repair.
-_SHORT = {
-    Condition.LIVE: "in use",
-    Condition.PAUSED: "resumable",
-    Condition.WHOLE: "complete",
-    Condition.REDUNDANT: "redundant",
-    Condition.UNKNOWN: "unknown",
-}
-#: Nothing has to be done about them.
-_WELL = (Condition.LIVE, Condition.PAUSED)
 _VISIBILITY = {Visibility.NAMED: "names only", Visibility.PARTIAL: "limited"}
 
 
@@ -103,7 +83,9 @@ def verdict(report: Report) -> Line:
     fates = _fates(seen, diagnosis)
     urgent, fate = min(fates, key=_urgency, default=(None, ""))
     other = next((each for each in diagnosis.findings if not _is_drawn(each)), None)
-    is_well = urgent is None or (not fate and urgent.condition in _WELL)
+    is_well = urgent is None or (
+        not fate and conditions.row(urgent.condition).severity is Severity.INFO
+    )
     least = Severity.WARNING if urgent is None else Severity.ERROR
     if is_well and other is not None and other.severity.rank >= least.rank:
         return Line(_sentence(other.message), run=other.command)
@@ -171,7 +153,7 @@ def known_as(diagnosed: Diagnosed) -> str:
 def _state(diagnosed: Diagnosed) -> str:
     if diagnosed.stale:
         return f"stale: no bytes for {advice.duration(diagnosed.age)}"
-    return diagnosed.condition.in_words
+    return conditions.row(diagnosed.condition).words
 
 
 def _step(diagnosed: Diagnosed, seen: Evidence, *, at_risk: bool) -> str:
@@ -221,14 +203,14 @@ def audit(report: Report, *, verbose: bool) -> Iterator[Part]:
 
 def left_out(rest: Sequence[Diagnosed]) -> str:
     """Says of which conditions the downloads are that are not drawn."""
-    conditions = Counter(each.condition.in_words for each in rest)
-    kinds = ", ".join(f"{number:,} {condition}" for condition, number in conditions.items())
+    words = Counter(conditions.row(each.condition).words for each in rest)
+    kinds = ", ".join(f"{number:,} {word}" for word, number in words.items())
     return f"{more(len(rest))} ({kinds})"
 
 
 def _badness(diagnosed: Diagnosed) -> tuple[int, int, str]:
     """Orders downloads: the worst condition first, the largest of them first."""
-    rank = _CONDITIONS.index(diagnosed.condition)
+    rank = conditions.badness(diagnosed.condition)
     return -rank, -diagnosed.download.allocated, diagnosed.digest
 
 
@@ -331,20 +313,22 @@ def _download(diagnosed: Diagnosed, seen: Evidence) -> Iterator[Line]:
 def drawn(diagnosed: Diagnosed, pace: str = "") -> Iterator[Line]:
     """A download: its condition and name, its bytes drawn, and its sizes in words."""
     download = diagnosed.download
-    style = _CONDITION_STYLE.get(diagnosed.condition, "bold red")
+    state = conditions.row(diagnosed.condition)
+    live = diagnosed.condition is Condition.LIVE
+    style = "green" if live else _STYLE[state.severity]
     head = [Span(known_as(diagnosed), "bold")]
     if download.models:
         head.append(Span(f"  {names.short(diagnosed.digest)}", "dim"))
     if diagnosed.stale:
         head.append(Span("  stale", "bold yellow"))
-    yield row(_SHORT.get(diagnosed.condition, "repair"), tuple(head), style)
+    yield row(state.word, tuple(head), style)
     trust, total = download.trust, download.total
     if total:
         cells = width() - _INDENT
         yield beside(part_map.drawing(trust, total, cells), style)
         yield beside(part_map.scale(total, cells), "dim")
     yield beside(f"{_sizes(diagnosed)}{pace}")
-    yield beside(f"{diagnosed.condition.in_words}: {diagnosed.because}")
+    yield beside(f"{state.words}: {diagnosed.because}")
 
 
 def _costs(diagnosed: Diagnosed) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from watcher.decide import conditions
 from watcher.decide.findings import is_blind
 from watcher.model import Condition, Evidence, Sizes, Space, Use, UseKind
 from watcher.show.text import Line, Part, Span, Table, count, name, size
@@ -84,7 +85,7 @@ def _words(use: Use) -> str:
     if use.kind is UseKind.MODEL:
         return name(use.name)
     if use.kind is UseKind.PARTIAL:
-        return f"unfinished downloads: {Condition(use.name).in_words}"
+        return f"unfinished downloads: {conditions.row(Condition(use.name)).words}"
     return _WORDS[use.kind]
 
 

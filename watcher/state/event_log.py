@@ -7,6 +7,7 @@ The five keys of a line are a contract: ``timestamp``, ``model_name``, ``event_t
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import itertools
 import os
@@ -18,7 +19,7 @@ from datetime import UTC, datetime
 import orjson
 
 from watcher.config import Settings
-from watcher.model import DAY
+from watcher.model import DAY, Diagnosed, Outcome, Refusal
 from watcher.ollama import names
 from watcher.state import fs, state_folder
 
@@ -35,16 +36,77 @@ _AT_ONCE = 100
 _SINCE_BYTES = 1 << 20
 
 
+class Tone(enum.Enum):
+    """How good the news of an event is."""
+
+    PLAIN = enum.auto()
+    GOOD = enum.auto()
+    WARNING = enum.auto()
+    BAD = enum.auto()
+
+
+class EventType(enum.StrEnum):
+    """The types of events, one row each; `docs/reference/events.md` says when they come."""
+
+    tone: Tone
+
+    SERVICE_STARTED = "service_started"
+    SERVICE_STOPPED = "service_stopped"
+    SETTINGS_READ = "settings_read"
+    CHECK_STARTED = "check_started"
+    CLOCK_JUMPED = "clock_jumped"
+    PARTIAL_FOUND = "partial_found"
+    PARTIAL_CHANGED = "partial_changed"
+    PARTIAL_STALE = "partial_stale", Tone.WARNING
+    PARTIAL_REMOVED = "partial_removed"
+    DOWNLOAD_STARTED = "download_started"
+    DOWNLOAD_RESUMED = "download_resumed"
+    DOWNLOAD_PROGRESS = "download_progress"
+    DOWNLOAD_STALLED = "download_stalled", Tone.WARNING
+    DOWNLOAD_INTERRUPTED = "download_interrupted", Tone.WARNING
+    DOWNLOAD_COMPLETED = "download_completed", Tone.GOOD
+    DOWNLOAD_RESET = "download_reset"
+    MANIFEST_WRITTEN = "manifest_written"
+    MANIFEST_PULLED = "manifest_pulled"
+    MODEL_REMOVED = "model_removed"
+    STORE_PROBLEM = "store_problem", Tone.BAD
+    BLOB_CORRUPT = "blob_corrupt", Tone.BAD
+    ACT_STARTED = "act_started"
+    DOWNLOAD_REPAIRED = "download_repaired", Tone.GOOD
+    REFRESHED = "refreshed"
+    PARTIAL_CLEANED = "partial_cleaned"
+    ORPHAN_REMOVED = "orphan_removed"
+    TEMPORARY_REMOVED = "temporary_removed"
+    QUARANTINED = "quarantined", Tone.WARNING
+    RESTORED = "restored", Tone.GOOD
+    PURGED = "purged"
+    REFUSED = "refused", Tone.WARNING
+    RECOVERED = "recovered"
+    PULL_COMPLETED = "pull_completed", Tone.GOOD
+    PULL_FAILED = "pull_failed", Tone.BAD
+    ERROR = "error", Tone.BAD
+
+    def __new__(cls, value: str, tone: Tone = Tone.PLAIN) -> EventType:
+        """A member is a string as it stands in the log, and has its tone."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.tone = tone
+        return member
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened at `at` (seconds since the epoch)."""
 
     at: float
+    #: An `EventType`; a program that uses us as a library may have types of its own.
     event_type: str
     message: str
     #: None for an event of the store or of the service.
     model_name: str | None = None
     details: Mapping[str, object] = field(default_factory=dict)
+    #: What it is about, as a value for those in this process: nothing reads `details` back.
+    about: Diagnosed | Outcome | Refusal | None = field(default=None, compare=False, repr=False)
 
     @property
     def line(self) -> bytes:
@@ -62,13 +124,18 @@ class Event:
             return orjson.dumps(names.all_sayable(value), option=orjson.OPT_APPEND_NEWLINE)
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """The models that its details name."""
+        named = self.details.get("models")
+        return tuple(map(str, named)) if isinstance(named, list | tuple) else ()
+
+    @property
     def logs(self) -> tuple[str, ...]:
         """The logs that it goes to: the common one, and one for each of its models."""
         if self.model_name is None:
             return (ALL,)  # an event of the store or of the service
-        models = self.details.get("models") or ()
-        shown = {self.model_name, *(models if isinstance(models, list | tuple) else ())}
-        return (ALL, *sorted(names.file_safe(str(model)) for model in shown))
+        shown = {self.model_name, *self.models}
+        return (ALL, *sorted(names.file_safe(model) for model in shown))
 
 
 def instant(at: float) -> datetime:

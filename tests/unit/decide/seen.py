@@ -90,4 +90,4 @@ def evidence(
 
 def diagnosis(seen: Evidence, policy: Rules = POLICY) -> Diagnosis:
     """What there is to tell of what was seen."""
-    return diagnose.diagnosis(diagnose.judge(seen, policy), seen, policy)
+    return diagnose.diagnosis(diagnose.diagnose(seen, policy), seen, policy)

@@ -30,7 +30,7 @@ FULL = ((0, 200 * MB),)
 
 
 def condition(one: Download, **more: Any) -> Condition:
-    (diagnosed,) = diagnose.judge(evidence(one, **more), POLICY)
+    (diagnosed,) = diagnose.diagnose(evidence(one, **more), POLICY)
     return diagnosed.condition
 
 
@@ -99,13 +99,13 @@ def test_it_may_live_where_a_server_may_and_it_is_not_quiet(
 
 def test_age_goes_by_the_progress_and_quiet_by_the_files() -> None:
     one = replace(download(ago=HOUR), progress_at=NOW - 9 * DAY)
-    (diagnosed,) = diagnose.judge(evidence(one), POLICY)
+    (diagnosed,) = diagnose.diagnose(evidence(one), POLICY)
     assert (diagnosed.age, diagnosed.quiet, diagnosed.stale) == (9 * DAY, HOUR, True)
 
 
 @pytest.mark.parametrize(("ago", "stale"), [(7 * DAY - 1, False), (7 * DAY, True), (-DAY, False)])
 def test_stale_is_an_overlay(ago: float, stale: bool) -> None:
-    (diagnosed,) = diagnose.judge(evidence(download(ago=ago)), POLICY)
+    (diagnosed,) = diagnose.diagnose(evidence(download(ago=ago)), POLICY)
     assert diagnosed.stale is stale
     assert diagnosed.age >= 0
     assert diagnosed.quiet >= 0
@@ -113,13 +113,13 @@ def test_stale_is_an_overlay(ago: float, stale: bool) -> None:
 
 def test_what_is_live_is_never_stale() -> None:
     one = replace(download(ago=9 * DAY), holders=(writer(),))
-    (diagnosed,) = diagnose.judge(evidence(one), POLICY)
+    (diagnosed,) = diagnose.diagnose(evidence(one), POLICY)
     assert not diagnosed.stale
 
 
 def test_what_it_would_still_cost() -> None:
     def costs(one: Download) -> tuple[int | None, int | None]:
-        (diagnosed,) = diagnose.judge(evidence(one), POLICY)
+        (diagnosed,) = diagnose.diagnose(evidence(one), POLICY)
         return diagnosed.cost_alone, diagnosed.cost_repaired
 
     assert costs(download(trusted=((0, 80 * MB),))) == (150 * MB, 120 * MB)

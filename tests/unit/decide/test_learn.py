@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from watcher.decide import transitions
+from watcher.decide import events, transitions
 from watcher.model import (
     DAY,
     Action,
@@ -46,9 +46,8 @@ def told(
         census=seen.census._replace(manifests=1),
         place=seen.place._replace(free_bytes=10**12),
     )
-    now, happened = transitions.learn(
-        memory, seen, diagnosis(seen), finished or {}, first_look=first
-    )
+    occasion = transitions.Occasion(first)
+    now, happened = transitions.learn(memory, seen, diagnosis(seen), finished or {}, occasion)
     assert all(isinstance(event, Event) and event.line for event in happened)
     return now, [event.event_type for event in happened]
 
@@ -275,9 +274,9 @@ def test_events_name_sizes_and_durations_by_their_units() -> None:
 def test_a_refused_act_tells_what_was_in_the_way() -> None:
     action = Action(ActionKind.REMOVE_DOWNLOAD, D, "stale", ())
     refusal = Refusal(RefusalKind.HELD, D, action.kind, "held", "wait")
-    event = transitions.ended(Outcome(action, Result.REFUSED, "held", refusal=refusal), NOW)
+    event = events.ended(Outcome(action, Result.REFUSED, "held", refusal=refusal), NOW)
     assert (event.event_type, event.details["kind"]) == ("refused", "held")
-    assert "kind" not in transitions.ended(Outcome(action, Result.DONE, "done"), NOW).details
+    assert "kind" not in events.ended(Outcome(action, Result.DONE, "done"), NOW).details
 
 
 def test_a_look_that_could_not_read_all_says_nothing_new_of_the_condition() -> None:

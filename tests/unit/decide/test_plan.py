@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.runs import changed, rules
-from watcher.decide import diagnose, enough, plan, safety
+from watcher.decide import cleaning, diagnose, plan, safety
 from watcher.model import (
     DAY,
     HOUR,
@@ -43,7 +43,7 @@ OLD = 9 * DAY
 
 
 def planned(seen: Evidence) -> Plan:
-    return plan.make(diagnose.judge(seen, CLEANING), seen, CLEANING)
+    return plan.make(diagnose.diagnose(seen, CLEANING), seen, CLEANING)
 
 
 def refusals(seen: Evidence) -> list[RefusalKind]:
@@ -68,7 +68,7 @@ def kept(label: str, *, ago: float, size: int, replaced: bool) -> Kept:
 
 def purged(policy: Rules, *things: Kept) -> list[str]:
     seen = replace(evidence(), quarantine=things)
-    made = plan.make(diagnose.judge(seen, policy), seen, policy)
+    made = plan.make(diagnose.diagnose(seen, policy), seen, policy)
     assert {each.kind for each in made.actions} <= {ActionKind.PURGE}
     return [each.subject for each in made.actions]
 
@@ -99,7 +99,7 @@ def test_a_full_quarantine_takes_nothing_more() -> None:
             evidence(census=BlobCensus(odd=(odd,), manifests=1)),
             quarantine=(kept("1-a", ago=DAY, size=held, replaced=False),),
         )
-        made = plan.make(diagnose.judge(seen, policy), seen, policy)
+        made = plan.make(diagnose.diagnose(seen, policy), seen, policy)
         assert [each.kind for each in made.actions] == verbs
         assert [each.kind for each in made.refusals] == [RefusalKind.ROOM] * (not verbs)
 
@@ -123,10 +123,10 @@ def test_no_more_goes_than_the_wanted_room_takes_the_oldest_and_largest_first() 
     made = planned(seen)
     assert len(made.actions) == 4
     for wanted, last in ((0, ""), (5, ""), (6, "2"), (45, "2"), (46, "21"), (55, "21")):
-        chosen = enough.until_free(made, wanted)
+        chosen = cleaning.until_free(made, wanted)
         subjects = {each.subject for each in chosen.actions}
         assert subjects == {f"sha256-{'1' * 63}{digit}" for digit in last}, wanted
-    assert enough.until_free(made, 10**15).actions == made.actions
+    assert cleaning.until_free(made, 10**15).actions == made.actions
 
 
 def test_a_download_is_as_old_as_its_last_change() -> None:
@@ -135,14 +135,14 @@ def test_a_download_is_as_old_as_its_last_change() -> None:
     one = replace(one, sidecars=(one.sidecars[0], last))
     made = planned(evidence(one, census=orphans(entry(f"sha256-{'a' * 64}", ago=20 * DAY))))
     assert len(made.actions) == 2
-    (first,) = enough.until_free(made, made.free + 1).actions
+    (first,) = cleaning.until_free(made, made.free + 1).actions
     assert first.kind is ActionKind.REMOVE_ORPHAN
 
 
 def test_what_frees_nothing_does_not_go_for_room() -> None:
     made = planned(evidence(census=orphans(ORPHAN._replace(links=2, allocated=5 * MB))))
     assert made.actions
-    assert enough.until_free(made, 10**15).actions == ()
+    assert cleaning.until_free(made, 10**15).actions == ()
 
 
 def test_what_is_not_stale_stays_and_is_looked_at_when_it_will_be() -> None:
@@ -329,7 +329,7 @@ def test_a_service_mends_nothing_while_another_download_is_live(
     broken = download(claimed=(), trusted=((0, 50 * MB),))
     policy = rules(repair=True, patient=patient)
     seen = evidence(broken, servers=servers, pulling=frozenset({"ab" * 32}))
-    made = plan.make(diagnose.judge(seen, policy), seen, policy)
+    made = plan.make(diagnose.diagnose(seen, policy), seen, policy)
     if patient and servers:
         assert [each.kind for each in made.refusals] == [RefusalKind.LIVE]
         assert made.actions == ()
@@ -337,7 +337,7 @@ def test_a_service_mends_nothing_while_another_download_is_live(
     else:
         assert [each.kind for each in made.actions] == [ActionKind.WRITE_SIDECARS]
     alone = evidence(broken, servers=servers, pulling=frozenset({D}))
-    made = plan.make(diagnose.judge(alone, policy), alone, policy)
+    made = plan.make(diagnose.diagnose(alone, policy), alone, policy)
     assert [each.kind for each in made.actions] == [ActionKind.WRITE_SIDECARS]
 
 

@@ -28,7 +28,7 @@ def one(models: Store, memory: Memory | None = None, **more: Any) -> Download:
 
 
 def condition(models: Store) -> Condition:
-    (diagnosed,) = diagnose.judge(look(models), rules())
+    (diagnosed,) = diagnose.diagnose(look(models), rules())
     return diagnosed.condition
 
 

@@ -1,0 +1,93 @@
+"""The kinds of actions, one row each, in the order in which a plan does them. Pure."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from watcher.model import ActionKind
+from watcher.state.event_log import EventType
+
+
+class Row(NamedTuple):
+    """Everything that differs from kind to kind."""
+
+    kind: ActionKind
+    #: What it does, with the name of its subject.
+    does: str
+    #: The event once it is done; None where it has none of its own.
+    event: EventType | None
+    #: The words of the command that does it.
+    command: tuple[str, ...]
+    #: Its subject is a digest whose download it changes.
+    of_download: bool = False
+    #: What several of its subjects are called.
+    many: str = ""
+
+
+#: First what finds out, then what repairs, then what frees; times last, since they cover new
+#: progress files, too.
+TABLE = (
+    Row(ActionKind.ASK_REGISTRY, "ask the registry about {}", None, ("repair",)),
+    Row(ActionKind.HASH, "hash {}", None, ("repair",)),
+    Row(
+        ActionKind.WRITE_SIDECARS,
+        "repair the download of {}",
+        EventType.DOWNLOAD_REPAIRED,
+        ("repair",),
+        of_download=True,
+    ),
+    Row(
+        ActionKind.QUARANTINE_BLOB,
+        "move the damaged blob of {} to quarantine",
+        EventType.QUARANTINED,
+        ("repair",),
+    ),
+    Row(
+        ActionKind.RESTORE,
+        "restore {} from quarantine",
+        EventType.RESTORED,
+        ("quarantine", "restore"),
+    ),
+    Row(
+        ActionKind.PURGE,
+        "remove {} from quarantine",
+        EventType.PURGED,
+        ("quarantine", "purge"),
+    ),
+    Row(
+        ActionKind.REMOVE_SURPLUS,
+        "remove redundant progress files of {}",
+        EventType.PARTIAL_CLEANED,
+        ("repair",),
+        of_download=True,
+    ),
+    Row(
+        ActionKind.REMOVE_DOWNLOAD,
+        "remove the download of {}",
+        EventType.PARTIAL_CLEANED,
+        ("repair",),
+        of_download=True,
+    ),
+    Row(
+        ActionKind.REMOVE_ORPHAN,
+        "remove the orphaned blob {}",
+        EventType.ORPHAN_REMOVED,
+        ("clean",),
+        many="orphaned blob",
+    ),
+    Row(
+        ActionKind.REMOVE_TEMPORARY,
+        "remove the temporary file {}",
+        EventType.TEMPORARY_REMOVED,
+        ("clean",),
+        many="temporary file",
+    ),
+    Row(ActionKind.REFRESH, "protect {} from pruning", EventType.REFRESHED, ("repair",)),
+)
+_ROWS = {row.kind: row for row in TABLE}
+ORDER = {row.kind: at for at, row in enumerate(TABLE)}
+
+
+def row(kind: ActionKind) -> Row:
+    """The row of a kind."""
+    return _ROWS[kind]

@@ -1,0 +1,347 @@
+"""The conditions of downloads, one row each: the test, the words, and what becomes of it. Pure.
+
+A new condition is a code in `Condition` and a row here.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+from rich.filesize import decimal
+
+from watcher.model import Condition, Diagnosed, Download, Kind, Severity
+from watcher.ollama import names, ranges
+
+
+class Step(enum.Enum):
+    """What `repair`, or `clean`, does about a download."""
+
+    NOTHING = enum.auto()
+    #: Nothing before the server leaves it alone.
+    WAIT = enum.auto()
+    WRITE_SIDECARS = enum.auto()
+    #: Remove what lies beside a finished blob.
+    REMOVE_SURPLUS = enum.auto()
+    REMOVE = enum.auto()
+
+
+class NextPull(enum.Enum):
+    """Where the next pull of its model begins."""
+
+    #: At what the progress files record; that may be less than is on disk, down to nothing.
+    RESUMES = enum.auto()
+    ANEW = enum.auto()
+    #: It does not touch it.
+    IGNORES = enum.auto()
+
+
+#: Bytes that a pull downloads; None where it fails, or where they are unknown.
+Cost: TypeAlias = Callable[[Download], int | None]
+
+
+class Row(NamedTuple):
+    """Everything that differs from condition to condition."""
+
+    condition: Condition
+    #: Why a download that nobody pulls is in it; "" where it is not.
+    because: Callable[[Download], str]
+    severity: Severity
+    #: In nine characters, in words, and in a sentence about a model.
+    word: str
+    words: str
+    sentence: str
+    #: Where the next pull begins, what it does, and how much it downloads: as it is, and repaired.
+    next_pull: NextPull
+    alone: str
+    cost_alone: Cost
+    cost_repaired: Cost
+    repair: Step
+    clean: Step
+    #: What it is after a repair.
+    repaired: Condition = Condition.PAUSED
+
+
+# ---------------------------------------------------------------- tests
+
+
+def _never(_: Download) -> str:
+    """What a process does now is no property of the files."""
+    return ""
+
+
+def _is_strange(download: Download) -> str:
+    if download.unreadable:
+        return f"reading it failed: {download.unreadable}"
+    for entry in download.entries:
+        if entry.kind is not Kind.FILE:
+            return f"{names.printable(entry.name)} is a {entry.kind.value}, not a file"
+    return ""
+
+
+def _is_finished(download: Download) -> str:
+    blob, total = download.finished, download.total
+    there = blob is not None and blob.kind is Kind.FILE and total in (None, blob.size)
+    return "the finished blob exists, too" if there else ""
+
+
+def _is_whole(download: Download) -> str:
+    if download.transfer or download.data is None or not download.total:
+        return ""
+    whole = ranges.size(download.trust.present) == download.total
+    return "every byte is on disk" if whole else ""
+
+
+def _has_no_sidecar(download: Download) -> str:
+    if download.transfer or download.sidecars:
+        return ""
+    return "data without any progress file"
+
+
+def _has_faults(download: Download) -> str:
+    return "" if download.transfer else "; ".join(download.faults[:3])
+
+
+def _lacks_data(download: Download) -> str:
+    trust = download.trust
+    hollow = ranges.size(ranges.difference(trust.claimed, trust.trusted))
+    if download.transfer or not hollow:
+        return ""
+    lost = "the data file is missing" if download.data is None else "the data file has holes there"
+    return f"{decimal(hollow)} recorded as downloaded is not on disk: {lost}"
+
+
+def _has_more(download: Download) -> str:
+    trust = download.trust
+    beyond = ranges.size(ranges.difference(trust.trusted, trust.claimed))
+    if download.transfer or not beyond:
+        return ""
+    return f"{decimal(beyond)} is on disk but not recorded by the server"
+
+
+def _is_right(download: Download) -> str:
+    if download.transfer:
+        return "a layer on the transfer path, which resumes by its size"
+    return "progress files are valid"
+
+
+# ---------------------------------------------------------------- costs
+
+
+def _unknown(_: Download) -> None:
+    return None
+
+
+def _none(_: Download) -> int:
+    return 0
+
+
+def _all(download: Download) -> int | None:
+    return download.total
+
+
+def _rest(download: Download) -> int | None:
+    """What the progress files don't record."""
+    if download.total is None:
+        return None
+    return download.total - ranges.size(download.trust.claimed)
+
+
+def _rest_if_valid(download: Download) -> int | None:
+    return None if download.faults else _rest(download)
+
+
+def _rest_and_all(download: Download) -> int | None:
+    """The rest first; then the checksum mismatch discards everything, and it starts again."""
+    rest = _rest(download)
+    return None if rest is None or download.total is None else rest + download.total
+
+
+def _untrusted(download: Download) -> int | None:
+    if download.total is None:
+        return None
+    return download.total - ranges.size(download.trust.trusted)
+
+
+# ---------------------------------------------------------------- the table
+
+#: In the order in which they are tested.
+TABLE = (
+    Row(
+        Condition.LIVE,
+        _never,
+        Severity.INFO,
+        "in use",
+        "in use",
+        "the download of {} is in use",
+        NextPull.RESUMES,
+        "it continues",
+        _rest,
+        _unknown,
+        repair=Step.WAIT,
+        clean=Step.NOTHING,
+    ),
+    Row(
+        Condition.UNKNOWN,
+        _is_strange,
+        Severity.ERROR,
+        "unknown",
+        "unknown",
+        "the state of the download of {} is unknown",
+        NextPull.IGNORES,
+        "unknown",
+        _unknown,
+        _unknown,
+        repair=Step.NOTHING,
+        clean=Step.NOTHING,
+    ),
+    Row(
+        Condition.REDUNDANT,
+        _is_finished,
+        Severity.WARNING,
+        "redundant",
+        "redundant files",
+        "the download of {} has redundant files",
+        NextPull.IGNORES,
+        "it stays, and a leftover progress file blocks a later pull",
+        _none,
+        _none,
+        repair=Step.REMOVE_SURPLUS,
+        clean=Step.REMOVE_SURPLUS,
+    ),
+    Row(
+        Condition.WHOLE,
+        _is_whole,
+        Severity.WARNING,
+        "complete",
+        "complete, not yet finalized",
+        "the download of {} is complete, not yet finalized",
+        NextPull.RESUMES,
+        "the next pull downloads {again} again, which is already on disk",
+        _rest_if_valid,
+        _none,
+        repair=Step.WRITE_SIDECARS,
+        clean=Step.REMOVE,
+        repaired=Condition.WHOLE,
+    ),
+    Row(
+        Condition.UNCLAIMED,
+        _has_no_sidecar,
+        Severity.WARNING,
+        "repair",
+        "needs repair: no progress files",
+        "the download of {} needs repair: no progress files",
+        NextPull.ANEW,
+        "the next pull starts at 0",
+        _all,
+        _untrusted,
+        repair=Step.WRITE_SIDECARS,
+        clean=Step.REMOVE,
+    ),
+    Row(
+        Condition.BLOCKED,
+        _has_faults,
+        Severity.ERROR,
+        "repair",
+        "needs repair: unreadable progress files",
+        "the download of {} needs repair: unreadable progress files",
+        NextPull.ANEW,
+        "each pull fails, or truncates the data",
+        _unknown,
+        _untrusted,
+        repair=Step.WRITE_SIDECARS,
+        clean=Step.REMOVE,
+    ),
+    Row(
+        Condition.HOLLOW,
+        _lacks_data,
+        Severity.ERROR,
+        "repair",
+        "needs repair: recorded data is missing",
+        "the download of {} needs repair: recorded data is missing",
+        NextPull.ANEW,
+        "the next pull ends in a checksum mismatch and discards everything",
+        _rest_and_all,
+        _untrusted,
+        repair=Step.WRITE_SIDECARS,
+        clean=Step.REMOVE,
+    ),
+    Row(
+        Condition.BEHIND,
+        _has_more,
+        Severity.WARNING,
+        "repair",
+        "needs repair: progress not recorded",
+        "the download of {} needs repair: progress not recorded",
+        NextPull.RESUMES,
+        "the next pull downloads {again} again, which is already on disk",
+        _rest,
+        _untrusted,
+        repair=Step.WRITE_SIDECARS,
+        clean=Step.REMOVE,
+    ),
+    Row(
+        Condition.PAUSED,
+        _is_right,
+        Severity.INFO,
+        "resumable",
+        "resumable",
+        "the download of {} is resumable",
+        NextPull.RESUMES,
+        "the next pull resumes it",
+        _rest,
+        _untrusted,
+        repair=Step.NOTHING,
+        clean=Step.REMOVE,
+    ),
+)
+_ROWS = {row.condition: row for row in TABLE}
+
+
+def row(condition: Condition) -> Row:
+    """The row of a condition."""
+    return _ROWS[condition]
+
+
+_PLACES = {row.condition: at for at, row in enumerate(TABLE)}
+#: What is in use is best; among those alike in severity the one that is tested later is better.
+_BEST_FIRST = sorted(
+    Condition,
+    key=lambda each: (row(each).severity.rank, row(each).repair is not Step.WAIT, -_PLACES[each]),
+)
+
+
+def badness(condition: Condition) -> int:
+    """Orders conditions from the best to the worst."""
+    return _BEST_FIRST.index(condition)
+
+
+def settled_condition(download: Download) -> tuple[Condition, str]:
+    """The condition of a download that nobody pulls, and why."""
+    for each in TABLE:
+        if because := each.because(download):
+            return each.condition, because
+    raise AssertionError("the last row holds for every download")
+
+
+def alone(condition: Condition, download: Download) -> str:
+    """What the next pull does with it, in words."""
+    trust = download.trust
+    again = decimal(ranges.size(ranges.difference(trust.present, trust.claimed)))
+    return row(condition).alone.format(again=again)
+
+
+def sentence(condition: Condition, download: Download) -> str:
+    """What is so with a download, with the name of its model."""
+    return row(condition).sentence.format(names.known_as(download.models, download.digest))
+
+
+def resumes(condition: Condition) -> bool:
+    """Whether Ollama alone goes on from what the progress files record."""
+    return row(condition).next_pull is NextPull.RESUMES
+
+
+def is_cleanable(diagnosed: Diagnosed) -> bool:
+    """Whether `clean` does anything about it once it is stale."""
+    return row(diagnosed.condition).clean is not Step.NOTHING

@@ -1,0 +1,287 @@
+"""The events that follow from what was seen and done, each with its typed details. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import chain, groupby
+from typing import NotRequired, TypedDict
+
+from rich.filesize import decimal
+
+from watcher.decide import actions, conditions
+from watcher.model import (
+    CLOCK_SETTLED_SECONDS,
+    Action,
+    Diagnosed,
+    Evidence,
+    Finding,
+    Kind,
+    Outcome,
+    Refusal,
+    Result,
+)
+from watcher.ollama import names, ranges
+from watcher.state.download_states import State
+from watcher.state.event_log import Event, EventType
+from watcher.state.memory import Memory, Remembered
+from watcher.system import advice
+
+_MOST_SUBJECTS = 20
+
+
+class DownloadDetails(TypedDict):
+    """The details of an event about a download."""
+
+    digest: str
+    models: list[str]
+    condition: str
+    because: str
+    can_resume: bool
+    total_bytes: int | None
+    claimed_bytes: int
+    present_bytes: int
+    allocated_bytes: int
+    age_seconds: float
+    per_second_bytes: NotRequired[int | None]
+    left_seconds: NotRequired[float | None]
+
+
+class ActionDetails(TypedDict):
+    """The details of an event about an action."""
+
+    verb: str
+    subject: str
+    models: list[str]
+    files: int
+    frees_bytes: int
+    saves_bytes: int
+    freed_bytes: NotRequired[int]
+    kind: NotRequired[str]
+
+
+# ---------------------------------------------------------------- downloads
+
+
+def of_download(at: float, kind: EventType, message: str, diagnosed: Diagnosed) -> Event:
+    """An event about an unfinished download."""
+    who = names.known_as(diagnosed.download.models, diagnosed.digest)
+    return Event(at, kind, message, who, _of_download(diagnosed), diagnosed)
+
+
+def _of_download(diagnosed: Diagnosed) -> DownloadDetails:
+    download = diagnosed.download
+    return {
+        "digest": f"sha256:{diagnosed.digest}",
+        "models": list(download.models),
+        "condition": diagnosed.condition.value,
+        "because": diagnosed.because,
+        "can_resume": conditions.resumes(diagnosed.condition),
+        "total_bytes": download.total,
+        "claimed_bytes": ranges.size(download.trust.claimed),
+        "present_bytes": ranges.size(download.trust.present),
+        "allocated_bytes": download.allocated,
+        "age_seconds": round(diagnosed.age, 3),
+    }
+
+
+def progress(at: float, diagnosed: Diagnosed, now: Remembered, speed: float | None) -> Event:
+    """How far a pull has come, how fast it is, and how long it still takes."""
+    left = None if not speed or now.total is None else max(0, now.total - now.allocated) / speed
+    details = _of_download(diagnosed)
+    details["per_second_bytes"] = None if speed is None else round(speed)
+    details["left_seconds"] = None if left is None else round(left, 1)
+    who = names.known_as(diagnosed.download.models, diagnosed.digest)
+    of = "" if now.total is None else f" of {decimal(now.total)}"
+    message = f"{who}: {decimal(now.allocated)}{of} on disk"
+    return Event(at, EventType.DOWNLOAD_PROGRESS, message, who, details, diagnosed)
+
+
+def gone(digest: str, record: Remembered, size: int | None, at: float) -> Event:
+    """A download is not there any more; `size`: that of its finished blob, where there is one."""
+    who = names.known_as(record.models, digest)
+    details: dict[str, object] = {"digest": f"sha256:{digest}", "models": list(record.models)}
+    if size is not None:
+        details["total_bytes"] = size
+        layer = f"{who}: {names.short(digest)}" if record.models else who
+        message = f"{layer} is complete ({decimal(size)})"
+        return Event(at, EventType.DOWNLOAD_COMPLETED, message, who, details)
+    details["allocated_bytes"] = record.allocated
+    message = f"another process removed the unfinished download of {who}"
+    return Event(at, EventType.PARTIAL_REMOVED, message, who, details)
+
+
+# ---------------------------------------------------------------- the store
+
+
+def clock_jumped(evidence: Evidence) -> Iterator[Event]:
+    """The clock was set since the last scan."""
+    clock = evidence.clock
+    if clock is None or not clock.jump:
+        return
+    way = "ahead" if clock.jump > 0 else "back"
+    by, steady = map(advice.duration, (abs(clock.jump), CLOCK_SETTLED_SECONDS))
+    message = (
+        f"the clock jumped {way} by {by}: it does not make anything old enough to remove until it "
+        f"has been steady for {steady}"
+    )
+    details = {
+        "jump_seconds": round(clock.jump, 3),
+        "believed_after_seconds": CLOCK_SETTLED_SECONDS,
+    }
+    yield Event(evidence.now, EventType.CLOCK_JUMPED, message, None, details)
+
+
+def of_models(
+    memory: Memory, models: Mapping[str, tuple[int, int]], damaged: Set[str], at: float
+) -> Iterator[Event]:
+    """The models that came or went since the memory was written."""
+    if memory.models is None:
+        return  # the first scan: nothing is known to have happened
+    for name in sorted(models.keys() | memory.models.keys()):
+        details: dict[str, object] = {"models": [name]}
+        if name not in models:
+            message = f"{name} was removed: its manifest is gone"
+            yield Event(at, EventType.MODEL_REMOVED, message, name, details)
+        elif models[name] != memory.models.get(name):
+            message = f"{name} is complete"
+            if name in damaged:
+                message = f"the manifest of {name} is written, but some of its blobs are damaged"
+            yield Event(at, EventType.MANIFEST_WRITTEN, message, name, details)
+
+
+def problems(found: Iterable[Finding], new: Set[tuple[str, str]], at: float) -> Iterator[Event]:
+    """One event for each kind of problem that came up since the last scan."""
+    fresh = sorted(
+        (each for each in found if (each.kind, each.path) in new),
+        key=lambda each: (each.kind, each.path),
+    )
+    for kind, group in groupby(fresh, key=lambda each: each.kind):
+        alike = list(group)
+        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
+        details = {
+            "kind": kind,
+            "severity": alike[0].severity.value,
+            "paths": [names.exact(each.path) for each in alike[:_MOST_SUBJECTS]],
+            "count": len(alike),
+            "models": sorted({model for each in alike for model in each.models}),
+            "command": alike[0].command,
+        }
+        message = f"{alike[0].message}{more}"
+        yield Event(at, EventType.STORE_PROBLEM, message, None, details)
+
+
+# ---------------------------------------------------------------- actions
+
+
+def begun(action: Action, at: float) -> Event:
+    """An action begins."""
+    message = f"{action.kind.value.replace('_', ' ')}: {action.because}"
+    return Event(at, EventType.ACT_STARTED, message, _model_of(action), _of_action(action))
+
+
+def ended(outcome: Outcome, at: float) -> Event:
+    """How an action ended, and what it freed."""
+    action = outcome.action
+    done = actions.row(action.kind).event
+    assert done is not None, f"{action.kind} has no event"
+    kind = {
+        Result.DONE: done,
+        Result.REFUSED: EventType.REFUSED,
+        Result.FAILED: EventType.ERROR,
+    }[outcome.result]
+    details = _of_action(action)
+    details["freed_bytes"] = outcome.freed
+    if outcome.refusal is not None:
+        details["kind"] = outcome.refusal.kind.value
+    return Event(at, kind, outcome.message, _model_of(action), details, outcome)
+
+
+def refused(refusal: Refusal, at: float) -> Event:
+    """Something can't be done, and waiting does not help."""
+    details = {
+        "kind": refusal.kind.value,
+        "subject": refusal.subject,
+        "remedy": refusal.remedy,
+        "command": refusal.command,
+        "models": list(refusal.models),
+    }
+    message = f"{refusal.action.value.replace('_', ' ')}: {refusal.why}"
+    model = refusal.models[0] if refusal.models else None
+    return Event(at, EventType.REFUSED, message, model, details, refusal)
+
+
+def refreshed(outcomes: Sequence[Outcome], at: float) -> Event:
+    """One event for all the times that were set together: they change nothing of worth."""
+    failed = [outcome.message for outcome in outcomes if outcome.result is not Result.DONE]
+    if failed:
+        message = f"protecting files from pruning failed: {failed[0]}"
+        return Event(at, EventType.ERROR, message, details={"failed": len(failed)})
+    subjects = [names.exact(outcome.action.subject) for outcome in outcomes]
+    many = "1 download or blob" if len(subjects) == 1 else f"{len(subjects):,} downloads and blobs"
+    message = f"protected {many} from pruning"
+    return Event(at, EventType.REFRESHED, message, details={"subjects": subjects[:_MOST_SUBJECTS]})
+
+
+def hashed(outcome: Outcome, at: float) -> Event | None:
+    """A file can't be read, or the hash of a blob is wrong; None where all is well.
+
+    Of an unfinished download a wrong hash is no news.
+    """
+    subject = outcome.action.subject
+    details = {"digest": f"sha256:{subject}"}
+    if outcome.result is Result.FAILED:
+        return Event(at, EventType.ERROR, outcome.message, details=details)
+    entry = outcome.action.expects[0] if outcome.action.expects else None
+    if entry is None or outcome.sha256 in (None, subject.lower()) or not names.is_blob(entry.name):
+        return None
+    details["hashed"] = f"sha256:{outcome.sha256}"
+    message = f"{entry.name[:19]}: {outcome.message}"
+    return Event(at, EventType.BLOB_CORRUPT, message, details=details)
+
+
+def _model_of(action: Action) -> str | None:
+    if actions.row(action.kind).of_download:
+        return names.known_as(action.models, action.subject)
+    return None
+
+
+def _of_action(action: Action) -> ActionDetails:
+    return {
+        "verb": action.kind.value,
+        "subject": names.exact(action.subject),
+        "models": list(action.models),
+        "files": sum(entry.kind is Kind.FILE for entry in action.expects),
+        "frees_bytes": action.frees,
+        "saves_bytes": action.saves,
+    }
+
+
+# ---------------------------------------------------------------- records of models
+
+
+def recording(
+    told: Iterable[Event], memory: Memory, damaged: Set[str] = frozenset()
+) -> Iterator[tuple[str, State, str]]:
+    """For each model the state that its record goes to, in order, and why it is ``error``.
+
+    `memory`: as it is after all of these events. `damaged`: the models with a damaged blob.
+    """
+    unfinished = set(chain.from_iterable(each.models for each in memory.downloads.values()))
+    complete = (memory.models or {}).keys() - damaged
+    for event, model in ((each, model) for each in told for model in each.models):
+        match event.event_type:
+            case EventType.DOWNLOAD_STARTED | EventType.DOWNLOAD_RESUMED:
+                yield model, State.DOWNLOADING, ""
+            case EventType.DOWNLOAD_INTERRUPTED | EventType.PARTIAL_FOUND:
+                assert isinstance(event.about, Diagnosed)
+                words = conditions.row(event.about.condition).words
+                yield model, State.ERROR, f"{words} ({event.about.because})"
+            case EventType.MANIFEST_WRITTEN if model in damaged:
+                why = "its manifest is written, but some of its blobs are damaged"
+                yield model, State.ERROR, why
+            case EventType.MANIFEST_WRITTEN:
+                yield model, State.COMPLETED, ""
+            case (
+                EventType.MODEL_REMOVED | EventType.PARTIAL_REMOVED | EventType.PARTIAL_CLEANED
+            ) if model not in unfinished:
+                yield model, State.COMPLETED if model in complete else State.IDLE, ""

@@ -1,0 +1,271 @@
+"""The kinds of findings, one row each: words, severity, event, what repair and clean leave."""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from watcher.decide import conditions
+from watcher.decide.conditions import Step
+from watcher.model import Finding, Severity
+from watcher.ollama import names
+
+INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
+
+
+class Left(enum.Enum):
+    """Which command reports it as still wrong, where it is an error."""
+
+    NONE = enum.auto()
+    BY_REPAIR = enum.auto()
+    #: It keeps both from what they would do.
+    BY_BOTH = enum.auto()
+
+
+class Row(NamedTuple):
+    """Everything that differs from kind to kind."""
+
+    kind: str
+    #: The usual one.
+    severity: Severity
+    #: What it is, and what Ollama alone does: usual texts, with names of what is filled in.
+    message: str
+    alone: str = ""
+    #: What helps besides a command, in words.
+    remedy: str = ""
+    #: Its first appearance is the event `store_problem`.
+    logged: bool = False
+    left: Left = Left.NONE
+    #: It is about what could not be inspected.
+    hides: bool = False
+
+
+_NO_PRUNING = "server starts no longer prune"
+_REPAIRS_NOTHING = "a pull reports success and repairs nothing"
+_ONE_LAYER = "a pull downloads this layer only"
+_NOT_FOUND = "the server does not find them, and a pull downloads them again"
+CHECK_DISK = "check the kernel's log and the permissions of the folders on the path"
+#: Of what is behind another user's symlink, in place of a command.
+BEHIND_LINK = "it is behind another user's symlink: check where that leads"
+
+
+def _of_blob(kind: str, message: str, alone: str, *, logged: bool = True) -> Row:
+    return Row(kind, ERROR, message, alone, logged=logged, left=Left.BY_REPAIR)
+
+
+def _of_manifest(kind: str, message: str, alone: str, severity: Severity = ERROR) -> Row:
+    return Row(kind, severity, message, alone, logged=True, left=Left.BY_REPAIR)
+
+
+def _of_store(row: Row) -> Row:
+    return row._replace(logged=True)
+
+
+_DOWNLOADS = (
+    *(
+        Row(
+            f"download_{each.condition.value}",
+            each.severity,
+            each.sentence.replace("{}", "{who}"),
+            left=Left.BY_BOTH
+            if each.severity is ERROR and each.repair is Step.NOTHING
+            else Left.NONE,
+        )
+        for each in conditions.TABLE
+    ),
+    Row("download_stale", WARNING, "the download of {who} received no bytes for {age}"),
+    Row("download_at_risk", WARNING, "the download of {who} is at risk"),
+    Row("download_no_holes", INFO, "the data of {who} is unfinished but has no holes"),
+)
+_BLOBS = (
+    _of_blob(
+        "blob_corrupt",
+        "a blob of {who} is corrupt: checksum mismatch",
+        _REPAIRS_NOTHING,
+        logged=False,  # `blob_corrupt` is an event of its own
+    ),
+    _of_blob("blob_short", "a blob of {who} is truncated", _REPAIRS_NOTHING),
+    _of_blob("blob_long", "a blob of {who} is too long", _REPAIRS_NOTHING),
+    _of_blob("blob_missing", "a blob of {who} is missing", _ONE_LAYER),
+    _of_blob(
+        "blob_dangling",
+        "a blob of {who} is a link to nothing",
+        f"{_ONE_LAYER}, and replaces the link",
+    ),
+    _of_blob("blob_no_file", "a blob of {who} is not a file", _REPAIRS_NOTHING),
+    Row("blob_symlink", INFO, "a blob of {who} is a symlink", "the server uses it as it is"),
+    Row(
+        "blob_unproven",
+        INFO,
+        "{name} is not yet verified: it was finished from repaired progress files, or changed "
+        "after a checksum mismatch",
+        "the server has verified it if its pull succeeded",
+    ),
+    Row("blob_orphan", WARNING, "no {manifest} names {name}"),
+    Row(
+        "blob_old_name",
+        INFO,
+        "{name} has the name format of older servers",
+        "the next server start renames it, over a file that has the new name",
+    ),
+    _of_blob("blob_astray", "{what}", _NOT_FOUND, logged=False),
+    _of_blob("blob_unreadable", "the server can't {cannot}", "", logged=False),
+    Row("blob_at_risk", WARNING, "{what} at risk: an unfinished pull or a model needs {them}"),
+)
+_MANIFESTS = (
+    _of_manifest(
+        "manifest_corrupt",
+        "the manifest of {who} is corrupt",
+        f"`ollama list` omits the model; {_NO_PRUNING}",
+    ),
+    _of_manifest(
+        "manifest_unreadable", "the manifest of {who} can't be read", _NO_PRUNING
+    )._replace(hides=True),
+    _of_manifest("manifest_unwritable", "the server can't {cannot}", "", WARNING),
+    _of_manifest(
+        "manifest_dangling",
+        "the manifest of {who} is a symlink to nothing",
+        f"`ollama list`, pull and rm fail (list until a restart); {_NO_PRUNING}",
+    ),
+    _of_manifest("manifest_bad_name", "{path} is not a valid model name", _NO_PRUNING),
+    _of_manifest(
+        "manifest_bad_digest",
+        "the manifest of {who} names an invalid digest",
+        "the model can't load, or `ollama list` shows a wrong size",
+    ),
+    _of_manifest(
+        "manifest_empty",
+        "the manifest of {who} names nothing",
+        "`ollama list` shows the model, but it can't load",
+    ),
+    _of_manifest(
+        "manifest_wrong_size",
+        "the manifest of {who} gives a blob a wrong size",
+        "the server uses the blob as it is",
+        WARNING,
+    ),
+    _of_manifest(
+        "manifest_misplaced",
+        "{path} is at the wrong depth",
+        "the server does not see it, and it protects no blob",
+        WARNING,
+    ),
+    _of_manifest(
+        "manifest_case",
+        "two model names differ by case only: {who} is the second",
+        "the server picks one of the two by chance",
+        WARNING,
+    ),
+)
+_FILES = (
+    Row("file_temporary", WARNING, "{name} is a temporary file of ollama create"),
+    Row("file_foreign", INFO, "{name} does not belong in blobs/"),
+    Row("file_owner", ERROR, "the server can't {cannot}"),
+)
+_STORE = (
+    Row(
+        "store_start_fails",
+        ERROR,
+        "no server can start on this store",
+        "each start of the server fails",
+    ),
+    Row(
+        "store_unlisted", ERROR, "the folder {path} can't be listed", left=Left.BY_BOTH, hides=True
+    ),
+    Row(
+        "store_unseen",
+        ERROR,
+        "{path} could not be inspected",
+        "a server of the same user can't read it either",
+        CHECK_DISK,
+        left=Left.BY_BOTH,
+        hides=True,
+    ),
+    Row("store_unreadable", ERROR, "the server can't {cannot}", left=Left.BY_REPAIR),
+    Row("store_unwritable", ERROR, "the server can't {cannot}", left=Left.BY_REPAIR),
+    Row(
+        "store_no_manifests",
+        ERROR,
+        "the store has blobs but no manifest",
+        "the next server start deletes every blob older than one hour",
+        "restore manifests/ before the server starts",
+    ),
+    Row(
+        "store_globbed",
+        ERROR,
+        "the path of the store contains glob characters: {path}",
+        "the server finds neither manifests nor progress files: a start deletes every blob older "
+        "than one hour, and each pull starts at 0",
+        "move the store to a path without [ and \\",
+    ),
+    Row(
+        "store_foreign",
+        WARNING,
+        "{link}: it is inspected, never changed",
+        remedy=names.TRUST_LINK,
+    ),
+    Row(
+        "store_shared",
+        WARNING,
+        "it shares the folder of its blobs with another store, which alone names {count} of them",
+        "a server start on one store deletes blobs that only the other one names",
+    ),
+    Row(
+        "store_two_servers",
+        WARNING,
+        "{count} servers run on this store (pid {pids})",
+        "each deletes or truncates what the other writes",
+    ),
+    Row("store_network", INFO, "the store is on a network file system ({file_system})"),
+    Row(
+        "store_no_room",
+        WARNING,
+        "the disk has no room for all unfinished downloads",
+        "the last ones fail with `no space left on device`",
+        "remove a model that you don't need: ollama list, ollama rm MODEL",
+    ),
+    Row(
+        "store_foreign_intent",
+        WARNING,
+        "{path} is not a change that ollama-watch began: {why}",
+    ),
+    Row(
+        "store_read_only",
+        WARNING,
+        "the file system is mounted read-only: nothing can be repaired",
+        remedy="mount it writable; then another audit prints the commands that help",
+    ),
+)
+_STATE = (
+    Row(
+        "state_owner",
+        ERROR,
+        "{path} belongs to user id {found}, but the blobs belong to {user}",
+        "nothing: the server ignores it",
+    ),
+    Row(
+        "state_forgotten",
+        INFO,
+        "earlier results are lost: damaged blobs may look healthy until they are verified",
+    ),
+)
+TABLE = (*_DOWNLOADS, *_BLOBS, *_MANIFESTS, *_FILES, *map(_of_store, _STORE), *_STATE)
+_ROWS = {row.kind: row for row in TABLE}
+
+
+def row(kind: str) -> Row:
+    """The row of a kind."""
+    return _ROWS[kind]
+
+
+def found(kind: str, path: str, /, **words: object) -> Finding:
+    """A finding in the usual words of its kind, with `words` filled in."""
+    usual = _ROWS[kind]
+    return Finding(
+        usual.severity,
+        kind,
+        path,
+        usual.message.format_map(words),
+        alone=usual.alone,
+        remedy=usual.remedy,
+    )
