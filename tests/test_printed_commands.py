@@ -485,7 +485,8 @@ PLACES: dict[str, str] = {
     place: told
     for told, found in {
         HERE: (
-            "cli.py:_call_by_name", "commands/queue.py:run", "commands/service.py:_why_kept",
+            "cli.py:_call_by_name", "commands/queue_drive.py:run",
+            "commands/installing.py:_why_kept",
             "config.py:_unread", "reconcile.py:_Run._powerless", "decide/plan.py:_with_command",
             "decide/safety.py:idle_forbids", "errors.py:_raised", "errors.py:named",
             "state/json_file.py:File._failed", "service/listener.py:listening",
@@ -516,13 +517,16 @@ PLACES: dict[str, str] = {
         "tests/repair/test_at_risk.py": ("decide/at_risk.py:_finding",),
         "tests/test_root.py": ("decide/findings.py:_state",),
         "tests/race/test_planted_intents.py": ("decide/findings.py:_foreign_intents",),
-        "tests/crash/test_power_cut.py": ("commands/acting.py:_tell_doubted",),
+        "tests/crash/test_power_cut.py": ("commands/prepare.py:_tell_doubted",),
+        "tests/test_command_line.py": (
+            "commands/declare.py:Group._hint", "commands/quarantine.py:_refuse",
+        ),
         "tests/test_lookup.py": ("decide/repairing.py:_no_length",),
         "which of two files counts, or may go, a user decides": (
             "decide/repairing.py:_no_room", "decide/quarantine.py:_restore",
         ),
         "tests/test_service.py": (
-            "commands/service.py:_Commands._line", "commands/service.py:_check_permission",
+            "commands/installing.py:_Commands._line", "commands/installing.py:_check_permission",
         ),
         CAUSES: ("pull/failures.py:",),
         "as idle_forbids, whose command it is": (
@@ -530,10 +534,11 @@ PLACES: dict[str, str] = {
             "decide/safety.py:store_forbids",
         ),
         "no input is known that brings up a fault of ours": ("cli.py:_failed",),
+        "a disk that fails is not at hand": ("errors.py:refused",),
         "its limit counts for the whole machine": ("service/file_events.py:FileEvents._why",),
         "only a unit's filter of system calls brings it up": ("system/privileges.py:lower",),
         "what runs or what is drawn, and no advice": (
-            "commands/audit.py:_drawn", "decide/forecast.py:forecast", "show/queue.py:runs",
+            "commands/audit.py:_saving.save", "decide/forecast.py:forecast", "show/queue.py:runs",
             "show/queue.py:table",
         ),
     }.items()
@@ -563,6 +568,8 @@ def _in(node: ast.AST, where: str, docs: set[int]) -> Iterator[str]:
 
 def _makes(node: ast.AST) -> bool:
     called = node.func if isinstance(node, ast.Call) else None
+    if isinstance(called, ast.Name) and called.id == "as_root":
+        return True
     if not isinstance(called, ast.Attribute) or not isinstance(called.value, ast.Name):
         return False
     return called.value.id == "advice" and called.attr in MAKES
