@@ -47,15 +47,13 @@ def line(document: dict[str, Any]) -> bytes:
 def audit(report: Report) -> dict[str, Any]:
     """What ``audit --json`` prints."""
     seen = report.evidence
+    view = {"unseen": [names.exact(each) for each in seen.view.unseen], "why": seen.view.why}
     return {
         "schema": AUDIT_SCHEMA,
         "time": event_log.rfc3339(seen.now),
         "store": _store(seen),
-        "sight": {
-            "sight": seen.view.visibility.value,
-            "unseen": [names.exact(each) for each in seen.view.unseen],
-            "why": seen.view.why,
-        },
+        "visibility": {"visibility": seen.view.visibility.value, **view},
+        "sight": {"sight": seen.view.visibility.value, **view},
         "servers": [_server(server) for server in seen.servers],
         "downloads": [_download(diagnosed, seen) for diagnosed in report.diagnosis.diagnosed],
         "findings": [_finding(finding) for finding in report.diagnosis.findings],
@@ -72,6 +70,7 @@ def acting(command: str, report: Report, left: Remaining = _NOTHING_LEFT) -> dic
         "store": _store(report.evidence),
         "plan": plan(report.plan),
         "outcomes": [_outcome(outcome) for outcome in report.outcomes],
+        "warnings": list(report.warnings),
         "troubles": list(report.warnings),
         "remaining": [_finding(finding) for finding in left.findings],
     }
