@@ -11,6 +11,7 @@ import pytest
 from tests.support.runs import rules
 from tests.unit.decide.seen import MB, NOW, diagnosis, download, evidence
 from watcher import reconcile
+from watcher.decide import conditions
 from watcher.model import DAY, HOUR, Condition, Evidence, Plan
 from watcher.show import tables, text
 from watcher.show.text import Line, Span, Table, render
@@ -157,5 +158,5 @@ def test_the_layers_of_a_model_are_told_together() -> None:
 
 
 def test_every_condition_has_words_of_its_own() -> None:
-    words = [each.in_words for each in Condition]
+    words = [conditions.row(each).words for each in Condition]
     assert len(set(words)) == len(words)
