@@ -41,8 +41,18 @@ ALLOWED = {
 IMPURE = frozenset(
     {"os", "io", "time", "pathlib", "shutil", "subprocess", "socket", "http", "tempfile"}
     | {"random", "secrets", "threading", "asyncio", "psutil", "fcntl", "sys", "glob", "urllib"}
-    | {"watcher.state.fs", "watcher.state.registry", "watcher.state.memory.load"}
-    | {"watcher.ollama.server", "watcher.ollama.pull_stream", "watcher.observe"}
+    | {
+        "watcher.state.fs",
+        "watcher.state.registry_cache",
+        "watcher.state.hashes.keep",
+        "watcher.state.memory.load",
+    }
+    | {
+        "watcher.ollama.server",
+        "watcher.ollama.registry",
+        "watcher.ollama.pull_stream",
+        "watcher.observe",
+    }
 )
 
 

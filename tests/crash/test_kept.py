@@ -19,7 +19,7 @@ from watcher.state import fs, records
 DRIVER = """
 import json, os, sys
 from tests.support.breaking import break_files
-from watcher import records
+from watcher.state import records
 from watcher.errors import WatchError
 from watcher.pull import queue, running
 from watcher.pull.queue import Driven, Result

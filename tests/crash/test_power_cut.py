@@ -37,7 +37,8 @@ from watcher.model import MIB, ActionKind, Condition, Entry, Ranges, Result
 from watcher.observe import evidence, scan
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import fs, memory
-from watcher.state.memory import Hashed, Memory, Remembered
+from watcher.state.hashes import Hashed, Hashes
+from watcher.state.memory import Memory, Remembered
 
 from .power import Disk, Machine
 
@@ -389,7 +390,7 @@ class Fresh:
         found = (models / "blobs" / self.name).stat()
         hashed = Hashed(found.st_ino, found.st_size, found.st_ctime_ns, self.name[7:], boot)
         with fs.opened_folder(str(models)) as fd:
-            memory.save(fd, Memory(hashes={self.name: hashed}))
+            memory.save(fd, Memory(hashes=Hashes({self.name: hashed})))
 
     def assert_kept(self) -> None:
         """The disk has it."""

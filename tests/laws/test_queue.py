@@ -63,7 +63,7 @@ class QueueMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
     def change(self, do: Callable[[Queue], Queue]) -> Queue:
-        return queue.FILE.change(self.store, do, durable=lambda *_: False)
+        return queue.FILE.change(self.store, do)
 
     def kept(self) -> Queue:
         return queue.FILE.read(self.store)

@@ -20,7 +20,7 @@ THREADS, PROCESSES, CHANGES = 10, 3, 10
 #: Each thread has a model of its own and changes it; nobody may lose or undo it.
 CHANGE = """
 import os, sys, threading
-from watcher import records
+from watcher.state import records
 
 store, name, threads, changes = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 folder = os.open(store, os.O_RDONLY)
@@ -142,9 +142,9 @@ def test_many_that_add_and_drive_drive_each_model_once(tmp_path: Path) -> None:
 
 HOLD = """
 import os, sys
-from watcher import files
+from watcher.state import fs
 folder = os.open(sys.argv[1], os.O_RDONLY)
-with files.locked("models.json.lock", folder, f"pid {os.getpid()}"):
+with fs.locked("models.json.lock", folder, f"pid {os.getpid()}"):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -16,9 +16,10 @@ from tests.support.runs import one_run
 from watcher import cli, reconcile
 from watcher.errors import WatchError
 from watcher.observe.host import Host
+from watcher.ollama import names
 from watcher.ollama.names import to_model
 from watcher.pull import queue
-from watcher.state import fs, memory, records, registry
+from watcher.state import fs, hashes, memory, records, registry_cache
 
 #: In the place of any value: beyond what its kind can have, of another kind, too long, too deep.
 DEEP: Any = []
@@ -43,6 +44,13 @@ ABSURD = {
     "object": {"a": {}},
     "deep": DEEP,
 }
+#: In one file: a blob that is right, one that is not, and partial data.
+SHARD = "ab"
+HASHED = {
+    f"sha256-{SHARD}{'1' * 62}": hashes.Hashed(1, 2, 3, SHARD + "1" * 62, "boot"),
+    f"sha256-{SHARD}{'2' * 62}": hashes.Hashed(1, 2, 3, "3" * 64),
+    f"sha256-{SHARD}{'3' * 62}-partial": hashes.Hashed(1, 2, 3, SHARD + "3" * 62, "boot"),
+}
 
 
 @pytest.fixture
@@ -62,7 +70,7 @@ def store(tmp_path: Path) -> Store:
         queue.FILE.change(folder, lambda _: queue.ended(line, item, ended, 4.0, 0.0))
         layer = {"mediaType": "x", "digest": "sha256:" + "1" * 64, "size": 5}
         raw = json.dumps({"schemaVersion": 2, "config": layer, "layers": [layer]}).encode()
-        registry.keep(folder, to_model("llama3"), raw, "tag", 1.0)
+        registry_cache.keep(folder, to_model("llama3"), raw, "tag", 1.0)
         known = memory.load(folder)
         digest = made.digest("wanted")
         memory.save(
@@ -70,7 +78,7 @@ def store(tmp_path: Path) -> Store:
             memory.Memory(
                 downloads=known.downloads,
                 touched={"a": memory.Touched(1, 2, 3)},
-                hashes={f"sha256-{digest}": memory.Hashed(1, 2, 3, digest, "boot")},
+                hashes=hashes.Hashes(HASHED),
                 asked={digest: memory.Asked(5, 1.0)},
                 unproven=frozenset({digest}),
                 models=known.models,
@@ -132,10 +140,22 @@ def use_queue(folder: int) -> None:
     queue.next_due(kept)
 
 
+def use_hashes(folder: int) -> None:
+    of_disk = hashes.Hashes().of_disk(folder, "boot")
+    for name in HASHED:
+        of_disk.get(name)
+    list(of_disk.blobs())
+    more = {names.blob(SHARD * 32): hashes.Hashed(7, 8, 9, SHARD * 32)}
+    hashes.keep(folder, more)
+    assert hashes.Hashes().of_disk(folder, "").get(names.blob(SHARD * 32)) == hashes.Hashed(
+        7, 8, 9, SHARD * 32
+    )
+
+
 def use_cache(folder: int) -> None:
-    registry.known_layers(folder)
+    registry_cache.known_layers(folder)
     raw = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
-    registry.keep(folder, to_model("other"), raw, "tag", 2.0)
+    registry_cache.keep(folder, to_model("other"), raw, "tag", 2.0)
 
 
 FILES: dict[str, Callable[[int], None]] = {
@@ -143,6 +163,7 @@ FILES: dict[str, Callable[[int], None]] = {
     "models.json": use_records,
     "queue.json": use_queue,
     "registry-cache.json": use_cache,
+    f"hashes/{SHARD}.json": use_hashes,
 }
 
 

@@ -205,13 +205,14 @@ def test_a_log_that_another_process_has_set_aside_is_not_set_aside_again(
 
 WRITES_FOREVER = """
 import os, sys
-from watcher.state import event_log as events
+from watcher.state import event_log
 from watcher.state.event_log import Event
-from watcher.model import Policy
+from watcher.model import Settings
 store = os.open(sys.argv[1], os.O_RDONLY)
 for number in range(10**9):
     text = f"{number} " + "x" * (number % 5000)
-    events.write(store, [Event(number, "error", text, "a:latest")], Policy(log_max_bytes=100_000))
+    event = Event(number, "error", text, "a:latest")
+    event_log.write(store, [event], Settings(log_max_bytes=100_000))
 """
 
 

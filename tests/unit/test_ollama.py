@@ -10,9 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from watcher.ollama import server
+from watcher.ollama import registry, server
 from watcher.ollama.names import ModelName
-from watcher.state import registry
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"
 
@@ -131,9 +130,10 @@ def test_a_slow_answer_keeps_nobody_waiting_for_ever(
             case "version":
                 assert server.version(f"http://{host}") is None
             case "length":
-                assert registry.length(model, "0" * 64) in (None, 60000)
+                with contextlib.suppress(TimeoutError):
+                    assert registry.length(model, "0" * 64) in (None, 60000)
             case _:
-                with pytest.raises(OSError, match=r"in time|no answer"):
+                with pytest.raises(OSError, match=r"in time|invalid response"):
                     registry.fetch(model)
     finally:
         ended.set()

@@ -188,7 +188,7 @@ def test_whatever_comes_a_record_is_sound(changes: list[dict[str, Any]]) -> None
         )
         assert not same or now.progress_percent >= record.progress_percent
         assert now.started_at is not None or not now.state.active
-        assert records._decode(records._encode({"m:latest": now})) == {"m:latest": now}
+        assert records._FILE.decode(records._FILE.encode({"m:latest": now})) == {"m:latest": now}
         record = now
 
 
@@ -211,12 +211,9 @@ def test_a_damaged_file_is_set_aside_told_and_all_goes_on(
     place.parent.mkdir()
     place.write_bytes(raw)
     assert records.read(folder) == {}
-    told: list[str] = []
-    made = records.change(folder, "llama3", {"state": "starting"}, tell=told.append)
+    made = records.change(folder, "llama3", {"state": "starting"})
     assert records.read(folder) == {"llama3:latest": made}
     assert place.with_name("models.json.damaged").read_bytes() == raw
-    assert len(told) == 1
-    assert told[0].startswith(".ollama-watch/models.json is damaged: ")
 
 
 @pytest.mark.parametrize("key", [*records.CHANGEABLE, "started_at", "updated_at"])

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from watcher.demo import registry as demo
-from watcher.ollama import names
+from watcher.ollama import names, registry
 from watcher.ollama.names import ModelName
-from watcher.state import registry
+from watcher.state import registry_cache
 from watcher.state.memory import FOLDER
 
 A, B = "a" * 64, "b" * 64
@@ -86,66 +86,66 @@ def served() -> Iterator[Served]:
 
 def test_it_is_asked_kept_and_not_sent_again(served: Served, folder: int) -> None:
     for _ in range(2):
-        assert registry.manifest(folder, served.model) == registry.Answer(text(7, 3))
+        assert registry_cache.manifest(folder, served.model) == registry_cache.Answer(text(7, 3))
     assert served.asked == ["", '"one"']
     served.body, served.etag = text(8, 3), '"two"'
-    assert registry.manifest(folder, served.model).raw == text(8, 3)
-    assert registry.cached(folder)[served.model.key].etag == '"two"'
+    assert registry_cache.manifest(folder, served.model).raw == text(8, 3)
+    assert registry_cache.cached(folder)[served.model.key].etag == '"two"'
 
 
 def test_without_validators_it_is_sent_each_time(served: Served, folder: int) -> None:
     served.etag = ""
     for _ in range(2):
-        assert registry.manifest(folder, served.model) == registry.Answer(text(7, 3))
+        assert registry_cache.manifest(folder, served.model) == registry_cache.Answer(text(7, 3))
     assert served.asked == ["", ""]
 
 
 def test_without_a_store_nothing_is_kept(served: Served) -> None:
     for _ in range(2):
-        assert registry.manifest(None, served.model) == registry.Answer(text(7, 3))
+        assert registry_cache.manifest(None, served.model) == registry_cache.Answer(text(7, 3))
     assert served.asked == ["", ""]
 
 
 def test_offline_the_kept_one_is_given_and_said_so(served: Served, folder: int) -> None:
-    registry.manifest(folder, served.model)
+    registry_cache.manifest(folder, served.model)
     served.close()
-    answer = registry.manifest(folder, served.model)
+    answer = registry_cache.manifest(folder, served.model)
     assert answer.raw == text(7, 3)
     assert "does not answer" in answer.problem
 
 
 def test_offline_with_nothing_kept(served: Served, folder: int) -> None:
     served.close()
-    answer = registry.manifest(folder, served.model)
+    answer = registry_cache.manifest(folder, served.model)
     assert answer.raw is None
     assert "does not answer" in answer.problem
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
 def test_a_registry_in_trouble(served: Served, folder: int, status: int) -> None:
-    registry.manifest(folder, served.model)
+    registry_cache.manifest(folder, served.model)
     served.status = status
-    answer = registry.manifest(folder, served.model)
+    answer = registry_cache.manifest(folder, served.model)
     assert answer.raw == text(7, 3)
     assert str(status) in answer.problem
 
 
 def test_a_model_that_is_gone_is_not_given_from_what_was_kept(served: Served, folder: int) -> None:
-    registry.manifest(folder, served.model)
+    registry_cache.manifest(folder, served.model)
     served.status = 404
-    answer = registry.manifest(folder, served.model)
+    answer = registry_cache.manifest(folder, served.model)
     assert answer.raw is None
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"7", b'{"layers":7}', text(7, 3)[:40]])
 def test_what_is_no_manifest_is_not_kept(served: Served, folder: int, body: bytes) -> None:
-    registry.manifest(folder, served.model)
+    registry_cache.manifest(folder, served.model)
     served.body, served.etag = body, '"other"'
-    answer = registry.manifest(folder, served.model)
+    answer = registry_cache.manifest(folder, served.model)
     assert answer.raw is None
-    assert "no manifest" in answer.problem
+    assert "invalid manifest" in answer.problem
     served.close()
-    assert registry.manifest(folder, served.model).raw == text(7, 3)
+    assert registry_cache.manifest(folder, served.model).raw == text(7, 3)
 
 
 @pytest.mark.parametrize(
@@ -164,26 +164,26 @@ def test_what_is_no_manifest_is_not_kept(served: Served, folder: int, body: byte
 def test_a_damaged_file_is_as_good_as_none(
     served: Served, folder: int, tmp_path: Path, damage: bytes
 ) -> None:
-    registry.manifest(folder, served.model)
-    path = tmp_path / "folder" / FOLDER / registry.NAME
+    registry_cache.manifest(folder, served.model)
+    path = tmp_path / "folder" / FOLDER / registry_cache.NAME
     path.write_bytes(damage)
-    assert registry.cached(folder) == {}
-    assert registry.manifest(folder, served.model).raw == text(7, 3)
-    assert list(registry.cached(folder)) == [served.model.key]
+    assert registry_cache.cached(folder) == {}
+    assert registry_cache.manifest(folder, served.model).raw == text(7, 3)
+    assert list(registry_cache.cached(folder)) == [served.model.key]
 
 
 def test_a_304_that_nobody_asked_for_is_no_manifest(served: Served, folder: int) -> None:
     served.status, served.body = 304, b""
-    answer = registry.manifest(folder, served.model)
+    answer = registry_cache.manifest(folder, served.model)
     assert answer.raw is None
     assert "304" in answer.problem
 
 
 def test_those_asked_for_last_stay(folder: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_MOST", 3)
+    monkeypatch.setattr(registry_cache, "_MOST", 3)
     for number in range(5):
-        registry.keep(folder, names.to_model(f"m{number}"), text(7, 3), "", float(number))
-    assert sorted(key.rpartition("/")[2] for key in registry.cached(folder)) == [
+        registry_cache.keep(folder, names.to_model(f"m{number}"), text(7, 3), "", float(number))
+    assert sorted(key.rpartition("/")[2] for key in registry_cache.cached(folder)) == [
         "m2:latest",
         "m3:latest",
         "m4:latest",
@@ -239,11 +239,8 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 @pytest.mark.parametrize("asks", ["length", "manifest"])
 def test_the_environment_s_proxy_is_asked_for_both(proxy: Proxy, asks: str) -> None:
     model = names.to_model("registry.invalid/library/demo:1b")
-    if asks == "length":
-        assert registry.length(model, A) is None
-    else:
-        with pytest.raises(OSError, match="502"):
-            registry.fetch(model)
+    with pytest.raises(OSError, match="502"):
+        registry.length(model, A) if asks == "length" else registry.fetch(model)
     assert proxy.asked == [("CONNECT", "registry.invalid:443", "Basic bWU6YSBi")]
 
 
@@ -272,7 +269,8 @@ def test_loopback_and_what_is_excepted_go_past_the_proxy(
 ) -> None:
     assert registry.fetch(served.model).raw == text(7, 3)
     monkeypatch.setenv("no_proxy", ".invalid")
-    assert registry.length(names.to_model("registry.invalid/library/demo:1b"), A) is None
+    with pytest.raises(OSError, match=r"."):
+        registry.length(names.to_model("registry.invalid/library/demo:1b"), A)
     assert proxy.asked == []
 
 
@@ -337,7 +335,7 @@ def test_a_proxy_that_is_none_is_told_without_its_password(
     for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, f"http://me:s3cr3t/x@{address}")
     monkeypatch.delenv("no_proxy", raising=False)
-    answer = registry.manifest(None, names.to_model("registry.invalid/library/demo:1b"))
+    answer = registry_cache.manifest(None, names.to_model("registry.invalid/library/demo:1b"))
     assert answer.raw is None
     assert answer.problem
     assert "s3cr3t" not in answer.problem
@@ -348,6 +346,6 @@ def test_a_redirect_to_an_address_with_a_password_is_told_without_it() -> None:
         model = names.to_model(served.add_model("m", "1b", []).name)
         headers = {"Location": "http://me:s3cr3t/x@h:no/"}
         served.add_fault(demo.Fault("page", on="manifest", status=307, headers=headers))
-        answer = registry.manifest(None, model)
+        answer = registry_cache.manifest(None, model)
     assert answer.raw is None
     assert "s3cr3t" not in answer.problem

@@ -14,9 +14,9 @@ from watcher.decide import transitions
 from watcher.model import Action, ActionKind, Outcome, Result, Rules
 from watcher.observe import place
 from watcher.observe.host import Host
-from watcher.ollama import names
+from watcher.ollama import names, registry
 from watcher.ollama.names import ModelName
-from watcher.state import folders, registry
+from watcher.state import folders
 
 #: Answers are written down this often, so that a kill loses little.
 _KEEP_SECONDS = 30.0

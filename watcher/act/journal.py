@@ -55,7 +55,8 @@ class Journal:
     ) -> Memory:
         """Tell what has happened since `past`, and remember it; the memory as it is now."""
         if past.lost:
-            self(Event(self._host.clock(), EventType.ERROR, f"{past.lost}; it is set aside"))
+            lost = f"{past.lost}; it was renamed to {memory.NAME}.damaged"
+            self(Event(self._host.clock(), EventType.ERROR, lost))
         self._tell_untold()
         finished = _finished(self.store, past, seen)
         occasion = transitions.Occasion(first_look, ended)
@@ -108,9 +109,12 @@ class Journal:
             # What can't be read may be whole all the same: it is not written over.
             self.warnings += (now.unreadable,) if now.unreadable not in self.warnings else ()
             return False
-        saved = self._try(memory.NAME, lambda: memory.save(self.store, now))
-        self._memory = replace(now, lost="") if saved else None
-        return saved
+        self._memory = None
+
+        def save() -> None:
+            self._memory = memory.save(self.store, now)
+
+        return self._try(memory.NAME, save)
 
     def remember(self, touching: Mapping[str, Touched]) -> bool:
         """Keep the own times of files whose times are about to be set; False where it can't be."""

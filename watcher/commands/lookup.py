@@ -11,10 +11,10 @@ from typing import NamedTuple
 from watcher.errors import TargetError, WatchError
 from watcher.observe import scan, targets
 from watcher.observe.host import Host
-from watcher.ollama import names
+from watcher.ollama import names, registry
 from watcher.ollama.names import ModelName
 from watcher.pull import queue
-from watcher.state import folders, registry
+from watcher.state import folders, registry_cache
 
 #: What was heard within that time is not asked again.
 _FRESH_SECONDS = 3600.0
@@ -34,11 +34,11 @@ def look_up(host: Host, wanted: Iterable[str], *, keep: bool = True) -> Looked:
     store and its queue name. `keep`: what is heard goes into the store.
     """
     typed = [model for text in wanted if (model := names.parse_model(text)) is not None]
-    heard: dict[str, registry.Cached] = {}
+    heard: dict[str, registry_cache.Cached] = {}
     problems: dict[str, str] = {}
     silent: set[str] = set()
     with contextlib.suppress(OSError), folders.opened_store(host.store) as store:
-        before = registry.cached(store)
+        before = registry_cache.cached(store)
         for model in dict.fromkeys(_unsure(host.store, store, typed)):
             known = before.get(model.key)
             if known is not None and known.sizes and 0 <= host.clock() - known.at < _FRESH_SECONDS:
@@ -54,8 +54,8 @@ def look_up(host: Host, wanted: Iterable[str], *, keep: bool = True) -> Looked:
             if answer.problem and answer.silent:
                 silent.add(model.host)
             if answer.raw is not None:
-                heard[model.key] = registry.as_kept(answer.raw, host.clock())
-    layers = partial(registry.known_layers, more=heard)
+                heard[model.key] = registry_cache.as_kept(answer.raw, host.clock())
+    layers = partial(registry_cache.known_layers, more=heard)
     return Looked(replace(host, known_layers=layers), problems)
 
 

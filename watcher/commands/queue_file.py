@@ -18,7 +18,9 @@ from watcher.state import folders, records
 def change(context: Context, changed: Callable[[Queue], Queue]) -> Queue:
     """Change the queue of the one store that is meant; for programs, print what it is then."""
     with opened(context) as (found, store):
-        kept = queue.FILE.change(store, changed, tell=complain)
+        kept, lost = queue.FILE.change_and_report(store, changed)
+        if lost:
+            complain(lost)
         if context.json:
             show(context, found, store, kept)
         return kept

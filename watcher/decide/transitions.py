@@ -30,7 +30,8 @@ from watcher.model import (
 )
 from watcher.ollama import names, ranges, sidecars
 from watcher.state.event_log import Event, EventType
-from watcher.state.memory import REFUSED, Asked, Hashed, Memory, Remembered, Sample, bound_to
+from watcher.state.hashes import Hashed
+from watcher.state.memory import REFUSED, Asked, Memory, Remembered, Sample, bound_to
 
 #: A pull that receives nothing for so long is reported once. The server starts a part anew after
 #: 30 s without a byte.
@@ -455,18 +456,20 @@ def proved(
 ) -> Memory:
     """The memory with what was found out by hashing and asking in that start of the machine."""
     asked = {digest: each for digest, each in memory.asked.items() if each.counts(now)}
-    hashes, unproven = dict(memory.hashes), set(memory.unproven)
+    found: dict[str, Hashed] = {}
+    unproven = set(memory.unproven)
     for outcome in outcomes:
         if outcome.sha256 is not None:
             entry = outcome.action.expects[0]
             read = "" if entry.ctime_ns / 1e9 < started_at else boot
-            hashes[entry.name] = Hashed(
+            found[entry.name] = Hashed(
                 entry.inode, entry.size, bound_to(entry), outcome.sha256, read
             )
             unproven.discard(outcome.action.subject)
         if outcome.action.kind is ActionKind.ASK_REGISTRY:
             why = outcome.message if outcome.length is None else ""
             asked[outcome.action.subject] = Asked(outcome.length, now, why)
+    hashes = memory.hashes.plus(found)
     return replace(memory, hashes=hashes, asked=asked, unproven=frozenset(unproven))
 
 

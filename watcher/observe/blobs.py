@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 from watcher.model import (
     DOUBTFUL,
@@ -31,8 +31,9 @@ def with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Blo
     odd, sized = _decided(found, memory, now)
     known = {each.digest for each in odd}
     unseen = list(census.unseen)
+    hashed, wrong = _hashed(found, memory)
     with _opened(store, unseen) as blobs:
-        suspects = _suspects(found, memory, blobs)
+        suspects = _suspects(found, memory, wrong, blobs)
         corrupt = [_corrupt(found, memory, each, now) for each in suspects if _is_wrong(each)]
         corrupt = [each for each in corrupt if each.digest not in known]
         sized = {**_disputed(found, blobs, known), **sized}
@@ -52,7 +53,7 @@ def with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Blo
             if each.sha256 is None and names.parse_blob(each.name).digest not in known
         ),
         unseen=census.unseen if "blobs" in census.unlisted else tuple(unseen),
-        hashed=_hashed(found, memory),
+        hashed=hashed,
         healthy=census.healthy - len(counted),
         healthy_bytes=census.healthy_bytes - sum(entry.size for entry in counted),
     )
@@ -102,9 +103,8 @@ def _with_content(odd: OddBlob, content: Entry) -> OddBlob:
     return odd._replace(entry=content) if odd.behind is None else odd._replace(behind=content)
 
 
-def _suspects(found: scan.Scan, memory: Memory, blobs: int | None) -> list[Entry]:
+def _suspects(found: scan.Scan, memory: Memory, wrong: Set[str], blobs: int | None) -> list[Entry]:
     """Files that were found corrupt, or were finished on sidecars of ours, as far as known now."""
-    wrong = {name for name, each in memory.hashes.items() if not name.endswith(each.sha256)}
     mended = {
         digest
         for digest, record in memory.downloads.items()
@@ -126,11 +126,17 @@ def _look(name: str, blobs: int) -> Entry | None:
     return entry if entry is not None and entry.kind is Kind.FILE else None
 
 
-def _hashed(found: scan.Scan, memory: Memory) -> int:
-    """How many of the named blobs had the right bytes when they were hashed last."""
-    wanted, odd = found.named.digests, {each.digest for each in found.census.odd}
-    right = (name[7:] for name, each in memory.hashes.items() if name.endswith(each.sha256))
-    return sum(digest in wanted and digest not in odd for digest in right)
+def _hashed(found: scan.Scan, memory: Memory) -> tuple[int, set[str]]:
+    """How many of the named blobs were right when hashed last, and the files that were wrong."""
+    named, odd = found.named.digests, {each.digest for each in found.census.odd}
+    right, wrong = 0, set[str]()
+    for name, is_right in memory.hashes.blobs():
+        digest = name[7:]
+        if not is_right:
+            wrong.add(name)
+        elif digest in named and digest not in odd:
+            right += 1
+    return right, wrong
 
 
 def _is_wrong(entry: Entry) -> bool:

@@ -71,7 +71,9 @@ def observe(
     with place.opened(host.store) as store:
         host.go_on()
         start = place.start(host)
-        seeing = _Seeing(host, rules, _of_disk(memory, start.id), scope, store)
+        # Without the hashes of what only an earlier start of the machine had in memory.
+        memory = replace(memory, hashes=memory.hashes.of_disk(store, start.id))
+        seeing = _Seeing(host, rules, memory, scope, store)
         return _observe(seeing, place.describe(host, store), start)
 
 
@@ -115,7 +117,6 @@ def _observe(seeing: _Seeing, where: Place, start: place.Start) -> Evidence:
         scope=scope,
         uid=os.geteuid(),
         caller=host.caller,
-        forgotten=memory.unreadable or memory.lost,
         pulling=_pulling(downloads, seen.holders, memory, scope),
     )
     if scope is None:
@@ -123,7 +124,8 @@ def _observe(seeing: _Seeing, where: Place, start: place.Start) -> Evidence:
     host.go_on()
     now = host.clock()
     time = clock.look(memory.clock, now, host.counted(), start.id)
-    return replace(made, now=now, uptime=host.uptime(), clock=time)
+    forgotten = memory.unreadable or memory.lost or memory.hashes.unread
+    return replace(made, now=now, uptime=host.uptime(), clock=time, forgotten=forgotten)
 
 
 def _of_store(
@@ -189,14 +191,6 @@ def _known_as(host: Host, store: int, census: BlobCensus) -> dict[str, tuple[str
         return {}
     digests = {names.parse_blob(entry.name).digest for entry in census.unnamed}
     return {digest: layers[digest].models for digest in digests & layers.keys()}
-
-
-def _of_disk(memory: Memory, boot: str) -> Memory:
-    """The memory without the hashes of what only an earlier start of the machine had in memory."""
-    if all(each.boot in ("", boot) for each in memory.hashes.values()):
-        return memory
-    hashes = {name: each for name, each in memory.hashes.items() if each.counts(name, boot)}
-    return replace(memory, hashes=hashes)
 
 
 def _next_start(host: Host, store: int) -> NextStart:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from watcher.errors import EndedError
 from watcher.model import Caller, ForeignLink
-from watcher.ollama import server
+from watcher.ollama import registry, server
 from watcher.ollama.names import ModelName
-from watcher.state import registry
+from watcher.state import registry_cache
 from watcher.state.event_log import Event
 from watcher.system import advice
 
@@ -43,11 +43,15 @@ class Host:
     version: Callable[[str], str | None] = server.version
     #: Bytes that a model's registry has of a digest, or None where it does not say so; OSError
     #: where it does not answer.
-    registry_length: Callable[[ModelName, str], int | None] = registry.ask_length
+    registry_length: Callable[[ModelName, str], int | None] = registry.length
     #: A model's manifest from its registry, kept in the store behind a descriptor, if any is given.
-    registry_manifest: Callable[[int | None, ModelName], registry.Answer] = registry.manifest
+    registry_manifest: Callable[[int | None, ModelName], registry_cache.Answer] = (
+        registry_cache.manifest
+    )
     #: What is known of layers that no manifest of the store behind a descriptor names.
-    known_layers: Callable[[int], Mapping[str, registry.KnownLayer]] = registry.known_layers
+    known_layers: Callable[[int], Mapping[str, registry_cache.KnownLayer]] = (
+        registry_cache.known_layers
+    )
     #: Whether this process was asked to end, so that a look is given up: nobody waits for it.
     ends: Callable[[], bool] = lambda: False
     #: Data is read for blocks of zeros until then, by `uptime`; what is not read stays doubted.

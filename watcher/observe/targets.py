@@ -14,14 +14,14 @@ from watcher.model import Known, Plan
 from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.ollama import names
-from watcher.state import folders, memory, registry
+from watcher.state import folders, memory, registry_cache
 
 #: Fewer than four digits are more likely a slip than a digest.
 _DIGITS = re.compile(r"(?:sha256[:-])?([0-9a-fA-F]{4,64})(?:-partial(?:-[0-9]+)?|\.tmp)?")
 _MOST_NEAREST = 5
 
 
-Layers: TypeAlias = Callable[[int], Mapping[str, registry.KnownLayer]]
+Layers: TypeAlias = Callable[[int], Mapping[str, registry_cache.KnownLayer]]
 
 
 class Targets(NamedTuple):
@@ -68,7 +68,7 @@ def among(known: Sequence[Known], wanted: Sequence[str]) -> Targets:
     return Targets(frozenset(models), frozenset(digests))
 
 
-def known(path: str, layers: Layers = registry.known_layers) -> Known:
+def known(path: str, layers: Layers = registry_cache.known_layers) -> Known:
     """What is in a store; nothing where it can't be read: the look that follows says why.
 
     `layers` says what else is known of models, whose manifests are not there.

@@ -21,7 +21,7 @@ from rich.filesize import decimal
 from watcher.act import journal
 from watcher.errors import LockedError, WatchError, without_secrets
 from watcher.observe import processes, scan
-from watcher.ollama import environment, manifests, names, server
+from watcher.ollama import environment, manifests, names, registry, server
 from watcher.ollama.pull_stream import PullStream, ServerGoneError, Status
 from watcher.pull import astray, disk, repair, verification
 from watcher.pull.failures import Asked, Cause, hides_why, of_error, of_status
@@ -32,7 +32,7 @@ from watcher.pull.repair import Pace
 from watcher.pull.speed import STALL_SECONDS, Meter
 from watcher.pull.target import Target
 from watcher.pull.verification import Proof
-from watcher.state import download_states, folders, records, registry, state_folder
+from watcher.state import download_states, folders, records, registry_cache, state_folder
 from watcher.state.download_states import State
 from watcher.state.event_log import Event, EventType
 from watcher.state.records import Record
@@ -340,7 +340,7 @@ class Pull:
         """Say first of all what an earlier pull has left, by the manifest that it has kept."""
         with ExitStack() as opened:
             store = self._store(opened)
-            known = None if store is None else registry.cached(store).get(self.name.key)
+            known = None if store is None else registry_cache.cached(store).get(self.name.key)
             if store is None or known is None:
                 return
             sizes = registry.sizes(known.raw.encode())
@@ -478,9 +478,11 @@ class Pull:
 
     # ------------------------------------------------------------ the manifest, and what is here
 
-    def _ask_manifest(self) -> registry.Answer:
+    def _ask_manifest(self) -> registry_cache.Answer:
         with ExitStack() as opened:
-            return registry.manifest(self._store(opened), self.name, insecure=self.options.insecure)
+            return registry_cache.manifest(
+                self._store(opened), self.name, insecure=self.options.insecure
+            )
 
     def _expect(self, sizes: Mapping[str, int]) -> None:
         """Set the bar on the layers of the manifest as it is now."""

@@ -42,11 +42,11 @@ from watcher.errors import (
 from watcher.model import ActionKind, Condition, Diagnosed, Mode, Plan, Result, Scope
 from watcher.observe import place, scan
 from watcher.observe.host import Host
-from watcher.ollama import manifests, names, ranges
+from watcher.ollama import manifests, names, ranges, registry
 from watcher.pull import target
 from watcher.pull.driver import Options, Pull, Update
 from watcher.reconcile import Reconciler
-from watcher.state import event_log, folders, history, records, registry
+from watcher.state import event_log, folders, history, records, registry_cache
 from watcher.state.download_states import State
 from watcher.state.event_log import Event, EventType
 from watcher.state.memory import FOLDER
@@ -252,7 +252,7 @@ class ModelDownloadManager:
             self.log_download_event(model, EventType.ERROR, message)
             raise ManifestError(message, "pull it again") from None
         with self._opened(self._store) as store:
-            registry.keep(store, names.to_model(model), raw, "", time.time())
+            registry_cache.keep(store, names.to_model(model), raw, "", time.time())
             present = sum(sizes[each] for each in scan.present(store, sizes))
         total = sum(sizes.values())
         record = self._go(

@@ -436,26 +436,6 @@ def arrivals(
 # ---------------------------------------------------------------- the file
 
 
-def _encode(queue: Queue) -> bytes:
-    # An item is a row: with ten thousand of them, keys would take most of the time.
-    document = {"schema": SCHEMA, "item": Item._fields, "trial": Trial._fields, **queue._asdict()}
-    return orjson.dumps(document, default=tuple, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _decode(raw: bytes) -> Queue:
-    document = json_file.document(raw, SCHEMA)
-    try:
-        line, done = ([_item(*row) for row in document[key]] for key in ("line", "done"))
-        for items in (line, done):
-            _check(items, Item._fields, _KINDS)
-            _check([item.trial for item in items if item.trial], Trial._fields, _TRIAL_KINDS)
-            _bound(items)
-        line.sort(key=_RANK)
-        return Queue(tuple(line), tuple(done), bool(document["paused"]))
-    except (ValueError, TypeError, KeyError) as error:
-        raise json_file.DamagedError(f"{type(error).__name__}: {error}") from None
-
-
 def _bound(items: Sequence[Item]) -> None:
     """Raise ValueError where a number or a name is beyond all reason."""
     if not all(map(str.isprintable, map(_MODEL, items))):
@@ -515,4 +495,24 @@ _TRIAL_KINDS: Kinds = (
 )  # fmt: skip
 
 
-FILE: json_file.File[Queue] = json_file.File(NAME, _decode, _encode, Queue(), apart="queue")
+class _File(json_file.File[Queue]):
+    apart = "queue"
+
+    def decode(self, raw: bytes) -> Queue:
+        document = json_file.document(raw, SCHEMA)
+        line, done = ([_item(*row) for row in document[key]] for key in ("line", "done"))
+        for items in (line, done):
+            _check(items, Item._fields, _KINDS)
+            _check([item.trial for item in items if item.trial], Trial._fields, _TRIAL_KINDS)
+            _bound(items)
+        line.sort(key=_RANK)
+        return Queue(tuple(line), tuple(done), bool(document["paused"]))
+
+    def encode(self, value: Queue) -> bytes:
+        # An item is a row: with ten thousand of them, keys would take most of the time.
+        rows = {"item": Item._fields, "trial": Trial._fields, **value._asdict()}
+        document = {"schema": SCHEMA, **rows}
+        return orjson.dumps(document, default=tuple, option=orjson.OPT_APPEND_NEWLINE)
+
+
+FILE = _File(NAME, Queue())

@@ -16,13 +16,13 @@ from watcher.decide.verifying import Verified
 from watcher.errors import WatchError
 from watcher.model import ActionKind, BlobFault, OddBlob, Plan, Result
 from watcher.observe import scan
-from watcher.ollama import names
+from watcher.ollama import names, registry
 from watcher.ollama.manifests import READ_LIMIT
 from watcher.ollama.names import ModelName
 from watcher.pull.failures import Cause
 from watcher.pull.target import Target
 from watcher.reconcile import Reconciler, Report
-from watcher.state import fs, memory, registry
+from watcher.state import fs, memory
 
 _VERBS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
 
@@ -59,7 +59,7 @@ def layers(store: int, model: ModelName) -> Mapping[str, int] | None:
 
 def in_doubt(store: int, sizes: Mapping[str, int]) -> frozenset[str]:
     """Of layers those that are not there, or have another size, or were found corrupt before."""
-    known = memory.load(store).hashes
+    known = memory.load(store).hashes.of_disk(store, "")
     corrupt = {
         digest
         for digest in sizes

@@ -34,7 +34,7 @@ from watcher.service import notify
 from watcher.service.metrics import Metrics
 from watcher.service.scrub import Scrub
 from watcher.service.triggers import BLIND_SECONDS, Digests, Triggers
-from watcher.state import folders, fs, history, memory, registry, state_folder
+from watcher.state import folders, fs, history, memory, registry_cache, state_folder
 from watcher.state.event_log import Event, EventType
 from watcher.system import stopping
 
@@ -79,7 +79,7 @@ def run(
 def _give_back() -> None:
     """Give back the memory that a look at the whole store has taken and nobody needs at rest."""
     memory.let_go()
-    registry.let_go()
+    registry_cache.let_go()
     gc.collect()
     # glibc keeps what was freed below anything that is still in use.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -27,7 +27,7 @@ def whole(value: object, most: int = _MOST_SIGNED, least: int = 0) -> int:
     """A whole number; no truth value, and nothing that JSON has as a fraction."""
     if type(value) is int and least <= value <= most:
         return value
-    raise ValueError(f"want a whole number from {least} to {most}")
+    raise ValueError(f"expected a whole number from {least} to {most}")
 
 
 def size(value: object) -> int:
@@ -49,28 +49,28 @@ def seconds(value: object, most: float = _MOST_SECONDS) -> float:
     """A time, in seconds since the epoch, or a duration."""
     if type(value) in (int, float) and -most <= value <= most:  # type: ignore[operator]
         return float(value)  # type: ignore[arg-type]
-    raise ValueError("want a number of seconds")
+    raise ValueError("expected a number of seconds")
 
 
 def flag(value: object) -> bool:
     """True or false."""
     if isinstance(value, bool):
         return value
-    raise ValueError("want true or false")
+    raise ValueError("expected true or false")
 
 
 def text(value: object, longest: int = LONGEST_TEXT) -> str:
     """A text of a reasonable length."""
     if isinstance(value, str) and len(value) <= longest:
         return value
-    raise ValueError(f"want a text of {longest} characters at most")
+    raise ValueError(f"expected a text of {longest} characters at most")
 
 
 def file_name(value: object) -> str:
     """The name of a file in one folder, which leads nowhere else."""
     name = text(value, 4 * _LONGEST_NAME)
     if "/" in name or "\0" in name or name in _FOLDERS:
-        raise ValueError("want the name of a file")
+        raise ValueError("expected the name of a file")
     return name
 
 
@@ -78,7 +78,7 @@ def digest(value: object) -> str:
     """The 64 hexadecimal digits of a digest."""
     found = text(value, 64)
     if not _DIGEST.fullmatch(found):
-        raise ValueError("want a digest of 64 hexadecimal digits")
+        raise ValueError("expected a digest of 64 hexadecimal digits")
     return found
 
 

@@ -408,10 +408,15 @@ def create_all(
 
     On an error those stay that were on the disk before.
     """
+    for some in _batches(contents):
+        _create_some(some, parent, owner, FILE_MODE, durable=durable)
+
+
+def _batches(contents: Mapping[str, bytes]) -> Iterator[dict[str, bytes]]:
+    """As many of some files as are made together, and then the next ones."""
     names = list(contents)
     for at in range(0, len(names), _AT_ONCE):
-        some = {name: contents[name] for name in names[at : at + _AT_ONCE]}
-        _create_some(some, parent, owner, FILE_MODE, durable=durable)
+        yield {name: contents[name] for name in names[at : at + _AT_ONCE]}
 
 
 def _create_some(
@@ -473,6 +478,20 @@ def save(
     os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
     if durable:
         sync(parent)
+
+
+def save_all(contents: Mapping[str, bytes], parent: int) -> None:
+    """Replace many files of ours, each in one step, all on the disk when this returns."""
+    mode = file_mode(os.fstat(parent))
+    for some in _batches(contents):
+        new = {f".{name}.new": data for name, data in some.items()}
+        for name in new:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=parent)
+        _create_some(new, parent, None, mode, durable=True)
+        for name in some:
+            os.rename(f".{name}.new", name, src_dir_fd=parent, dst_dir_fd=parent)
+    sync(parent)
 
 
 def add(name: str, parent: int, data: bytes) -> None:

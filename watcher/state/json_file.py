@@ -1,8 +1,8 @@
-"""JSON files of ours that several processes and threads change, each change whole.
+"""JSON files of ours: replaced in one step, with a schema, set aside when damaged.
 
-A change is made under a short lock of the file's own, never under the lock for acting: read,
-changed, put into its place in one step. Who only reads needs no lock. A damaged file is set aside,
-and everything goes on without it; one that can't be read is not written over.
+What several processes and threads change is changed under a short lock of the file's own, never
+under the lock for acting. Whoever only reads needs no lock. Everything goes on without a damaged
+file; one that can't be read is not written over.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import orjson
 
@@ -24,11 +23,19 @@ from watcher.system import advice
 T = TypeVar("T")
 #: A change takes milliseconds; who waits longer waits for a process that was stopped.
 _PATIENCE_SECONDS = 30.0
-_READ_LIMIT = 64 * 1024 * 1024
+#: What says that something else has a file's name.
+_NO_FILE = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR})
 
 
 class DamagedError(Exception):
     """What lies there is no document of ours; the text says why."""
+
+
+class Loaded(NamedTuple, Generic[T]):
+    """What a file says, and why its content could not be used, if so."""
+
+    value: T
+    lost: str = ""
 
 
 def document(raw: bytes, schema: str) -> dict[str, Any]:
@@ -42,69 +49,106 @@ def document(raw: bytes, schema: str) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
 class File(Generic[T]):
-    """One such file in our folder of a store."""
+    """A kind of file in our folder of a store: each kind is a class, with one instance a file."""
 
-    name: str
-    #: Raises DamagedError for bytes that it can't make sense of.
-    decode: Callable[[bytes], T]
-    encode: Callable[[T], bytes]
-    #: Where there is no file.
-    empty: T
-    #: A folder for its lock alone, in ours; who watches it hears of each change, and of nothing
-    #: else. "" where nobody does.
-    apart: str = ""
+    #: A folder for the lock alone, in ours, for whoever watches the file: nothing else comes into
+    #: that folder. "" where nobody watches.
+    apart = ""
+    #: A longer file is none of ours.
+    limit = 64 * 1024 * 1024
+
+    def __init__(self, name: str, empty: T, inside: str = "") -> None:
+        #: `empty` stands for a file that is not there; `inside` is a folder in ours.
+        self.name, self._empty, self._inside = name, empty, inside
+        self._shown = "/".join(filter(None, (FOLDER, inside, name)))
+
+    def decode(self, raw: bytes) -> T:
+        """What the bytes say. Raises whatever JSON of another shape makes Python raise."""
+        raise NotImplementedError
+
+    def encode(self, value: T) -> bytes:
+        """The bytes that say it."""
+        raise NotImplementedError
+
+    def is_durable(self, before: T, after: T) -> bool:
+        """Whether a change has to be on the disk before anything else is done."""
+        return before is not after
+
+    # ------------------------------------------------------------ reading
+
+    def load(self, store: int) -> Loaded[T]:
+        """What is kept in the store behind a descriptor. Raises OSError where it can't be read."""
+        try:
+            with state_folder.opened(store) as folder, self._entered(folder) as inside:
+                raw = fs.read_ours(self.name, inside, self.limit)
+        except FileNotFoundError:
+            return Loaded(self._empty)
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+            why = f"{self._shown} is not one of our files: {error.strerror}"
+            return Loaded(self._empty, why)
+        try:
+            return Loaded(self.decode(raw))
+        except DamagedError as error:
+            return Loaded(self._empty, f"{self._shown} is damaged: {error}")
+        except (ValueError, TypeError, KeyError, AttributeError, WatchError) as error:
+            why = f"{self._shown} is damaged: {type(error).__name__}: {error}"
+            return Loaded(self._empty, why)
 
     def read(self, store: int) -> T:
-        """What is kept in the store behind a descriptor; `empty` where the file is damaged.
+        """The same; `empty` where the file is damaged. Raises WatchError where it can't be read."""
+        return self._loaded(store).value
 
-        Raises WatchError where it can't be read.
+    def _loaded(self, store: int) -> Loaded[T]:
+        try:
+            return self.load(store)
+        except OSError as error:
+            raise self._failed("read", error, store) from None
+
+    # ------------------------------------------------------------ writing
+
+    def write(self, store: int, value: T, lost: str = "") -> None:
+        """Replace what is kept, where the lock for acting is held. Raises OSError.
+
+        `lost`: why what lies there could not be used; then it is set aside.
         """
-        return self._read(store)[0]
-
-    def change(
-        self,
-        store: int,
-        changed: Callable[[T], T],
-        *,
-        durable: Callable[[T, T], bool] = lambda _, __: True,
-        tell: Callable[[str], None] = lambda _: None,
-    ) -> T:
-        """Replace what is kept by what `changed` makes of it, and give that back.
-
-        It is on the disk when this returns if `durable(before, after)`. Nothing is written where
-        `changed` gives back the very value that it got, or raises. `tell` gets a sentence where a
-        damaged file was set aside. Raises WatchError where it can't be read or written, and
-        LockedError where somebody else keeps the lock.
-        """
-        with self._locked(store) as folder:
-            before, lost = self._read(store)
-            after = changed(before)
-            if after is before and not lost:
-                return after
+        with state_folder.made(store) as folder:
             if lost:
                 fs.set_aside(self.name, folder)
-                tell(f"{lost}; it is set aside")
-            certain = bool(lost) or durable(before, after)
-            fs.save(self.name, folder, self.encode(after), durable=certain)
-            return after
+            fs.save(self.name, folder, self.encode(value))
 
-    def _read(self, store: int) -> tuple[T, str]:
-        """What is kept, and why it could not be used, if so."""
-        try:
-            with state_folder.opened(store) as folder:
-                raw = fs.read_ours(self.name, folder, _READ_LIMIT)
-        except FileNotFoundError:
-            return self.empty, ""
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR):
-                return self.empty, f"{FOLDER}/{self.name} is no file of ours: {error.strerror}"
-            raise self._failed("read", error, store) from None
-        try:
-            return self.decode(raw), ""
-        except DamagedError as error:
-            return self.empty, f"{FOLDER}/{self.name} is damaged: {error}"
+    def change(self, store: int, changed: Callable[[T], T]) -> T:
+        """Replace what is kept by what `changed` makes of it, and give that back.
+
+        Nothing is written where `changed` gives back the very value that it got, or raises. Raises
+        WatchError where it can't be read or written, and LockedError where somebody else keeps the
+        lock.
+        """
+        return self.change_and_report(store, changed).value
+
+    def change_and_report(self, store: int, changed: Callable[[T], T]) -> Loaded[T]:
+        """The same, with a sentence where a damaged file was set aside."""
+        with self._locked(store) as folder:
+            before, lost = self._loaded(store)
+            after = changed(before)
+            if lost:
+                fs.set_aside(self.name, folder)
+                lost = f"{lost}; it was renamed to {self.name}.damaged"
+            if lost or after is not before:
+                durable = bool(lost) or self.is_durable(before, after)
+                fs.save(self.name, folder, self.encode(after), durable=durable)
+            return Loaded(after, lost)
+
+    @contextmanager
+    def _entered(self, folder: int) -> Iterator[int]:
+        """The folder that the file lies in."""
+        if not self._inside:
+            yield folder
+            return
+        with state_folder.opened_in(self._inside, folder) as inside:
+            yield inside
 
     @contextmanager
     def _locked(self, store: int) -> Iterator[int]:
@@ -119,19 +163,21 @@ class File(Generic[T]):
                 yield folder
         except fs.BusyError as busy:
             raise LockedError(
-                f"another ollama-watch has been changing {FOLDER}/{self.name} for"
+                f"another ollama-watch has been changing {self._shown} for"
                 f" {_PATIENCE_SECONDS:.0f} s: {busy.owner}",
-                "try again when it has ended, or end that process",
+                "try again when it ends, or stop it",
             ) from None
         except OSError as error:
             raise self._failed("written", error, store) from None
 
     def _failed(self, what: str, error: OSError, store: int) -> WatchError:
-        told = f"{FOLDER}/{self.name} can't be {what}: {error.strerror}"
+        message = f"{self._shown} can't be {what}: {error.strerror}"
         if isinstance(error, state_folder.ForeignError):
             return state_folder.refusal(advice.path_of(store), error)
         if isinstance(error, PermissionError) and advice.is_owner(store):
             folder = os.path.join(advice.path_of(store), FOLDER)
             opened = ("chmod", "u+rwX", folder, os.path.join(folder, self.name))
-            return NoPermissionError(told, "let its owner read and write it", advice.line(*opened))
-        return advice.cant_write(told, error, advice.path_of(store))
+            return NoPermissionError(
+                message, "let its owner read and write it", advice.line(*opened)
+            )
+        return advice.cant_write(message, error, advice.path_of(store))

@@ -6,17 +6,21 @@ over; everything goes on without it.
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import hashlib
+import os
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
 from watcher.model import HOUR, Ahead, Clock, Condition, Entry, Part, Ranges, Reads, Shift
 from watcher.ollama import names
-from watcher.state import checks, fs, state_folder
+from watcher.state import checks, fs, hashes, json_file, state_folder
+from watcher.state.hashes import LONGEST_BOOT, Hashes, hashed
 
 SCHEMA = "ollama-watch/state/1"
 FOLDER = state_folder.FOLDER
@@ -24,8 +28,8 @@ NAME = "state.json"
 #: In place of a start's id, which none is: the data has to be looked through in any case.
 REFUSED = "refused"
 _LONGEST_KEY = 68
-#: Of the id of a start of the machine; and of a line that tells an event.
-_LONGEST_BOOT, _LONGEST_LINE = 100, 1 << 24
+#: Of a line that tells an event.
+_LONGEST_LINE = 1 << 24
 #: No more settings of the clock are believed to be in there.
 _MOST_SHIFTS = 8
 _READ_LIMIT = 256 * 1024 * 1024
@@ -101,23 +105,6 @@ class Touched(NamedTuple):
     own_ns: int
 
 
-class Hashed(NamedTuple):
-    """A file whose content was hashed, as it was then (inode, bytes, ns), and the hash."""
-
-    inode: int
-    size: int
-    changed_ns: int
-    sha256: str
-    #: The start of the machine in which it was both written and hashed: a power cut may have taken
-    #: what was read then from memory. "" where it was read from the disk.
-    boot: str = ""
-
-    def counts(self, name: str, boot: str) -> bool:
-        """Whether it tells of what is on the disk; that it is wrong, it tells always."""
-        right = names.parse_blob(name).digest.lower() == self.sha256
-        return not right or self.boot in ("", boot)
-
-
 class Asked(NamedTuple):
     """What a registry said of a digest: its bytes (None: nothing), and when."""
 
@@ -138,8 +125,7 @@ class Memory:
     downloads: Mapping[str, Remembered] = field(default_factory=dict)
     #: By file name under ``blobs/``.
     touched: Mapping[str, Touched] = field(default_factory=dict)
-    #: By file name under ``blobs/``.
-    hashes: Mapping[str, Hashed] = field(default_factory=dict)
+    hashes: Hashes = field(default_factory=Hashes)
     #: By digest.
     asked: Mapping[str, Asked] = field(default_factory=dict)
     #: Digests of blobs that were finished on sidecars of ours and not hashed since.
@@ -153,13 +139,21 @@ class Memory:
     looked_at: float = 0.0
     #: The clocks then, or when one had last jumped.
     clock: Clock | None = None
+    #: How often hashes were written: a memory from before knows less.
+    hashed: int = 0
     #: Lines of events that tell how this differs from what was remembered before: on the disk with
     #: it, so that a kill before they are in the log loses none, and tells none twice.
     untold: tuple[bytes, ...] = field(default=(), compare=False)
+    #: The file that `models` and `problems` are in; "" for none.
+    seen_in: str = field(default="", compare=False)
     #: Why the file's content could not be used, if so; told once, and set aside.
     lost: str = ""
     #: Why the file could not even be read: then it must not be written either.
     unreadable: str = ""
+
+
+#: Models with their manifest's inode and time, and findings, as in `Memory`.
+Seen: TypeAlias = tuple[Mapping[str, tuple[int, int]] | None, frozenset[tuple[str, str]]]
 
 
 def bound_to(found: Entry) -> int:
@@ -176,31 +170,104 @@ def bound_to(found: Entry) -> int:
 def load(store: int) -> Memory:
     """Read the memory of the store behind a descriptor. Never raises for what is in the file."""
     try:
-        with state_folder.opened(store) as folder:
-            raw = fs.read_ours(NAME, folder, _READ_LIMIT)
-    except FileNotFoundError:
-        return Memory()
+        found, lost = _FILE.load(store)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR):
-            return Memory(lost=f"{FOLDER}/{NAME} is no file of ours: {error.strerror}")
         return Memory(unreadable=f"{FOLDER}/{NAME} can't be read: {error.strerror}")
-    try:
-        return _decode(raw)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        return Memory(lost=f"{FOLDER}/{NAME} is damaged: {type(error).__name__}: {error}")
+    if lost:
+        return Memory(lost=lost)
+    if not found.seen_in:
+        return found
+    models, problems = _seen(store, found.seen_in)
+    return replace(found, models=models, problems=problems)
 
 
 def let_go() -> None:
-    """Keep nothing of what was read last: for who lives long, and reads another text next time."""
+    """Keep nothing of what was read last: the next text is another one."""
     _decode.cache_clear()
+    _decode_seen.cache_clear()
 
 
-def save(store: int, memory: Memory) -> None:
-    """Write the memory; a damaged file is kept beside it as ``state.json.damaged``."""
+def save(store: int, memory: Memory) -> Memory:
+    """Write the memory and give it back as it is on the disk.
+
+    For whoever holds the lock for acting. A damaged file is set aside. Raises OSError.
+    """
+    if memory.hashes.new:
+        # Before the memory: it may say that nothing is left to be hashed.
+        hashes.keep(store, memory.hashes.new)
+        memory = replace(memory, hashes=Hashes(), hashed=memory.hashed + 1)
     with state_folder.made(store) as folder:
-        if memory.lost:
-            fs.set_aside(NAME, folder)
-        fs.save(NAME, folder, _encode(memory))
+        seen = _encode_seen(memory)
+        memory = replace(memory, seen_in=_seen_name(seen) if seen else "")
+        if seen and _read_seen(memory.seen_in, folder) != seen:
+            fs.save(memory.seen_in, folder, seen)
+        _FILE.write(store, memory, memory.lost)
+        for name in os.listdir(folder):
+            if _SEEN.fullmatch(name) and name != memory.seen_in:
+                with contextlib.suppress(OSError):
+                    fs.remove(name, folder)
+    return replace(memory, lost="")
+
+
+# ---------------------------------------------------------------- what a full look has seen
+
+#: Models and problems grow with the store and seldom change. The name tells the content, and the
+#: memory names it: both are of the same look, whenever a kill comes.
+_SEEN = re.compile(r"seen-[0-9a-f]{16}\.json")
+_SEEN_SCHEMA = "ollama-watch/seen/1"
+
+
+def _seen_name(raw: bytes) -> str:
+    return f"seen-{hashlib.sha256(raw).hexdigest()[:16]}.json"
+
+
+def _read_seen(name: str, folder: int) -> bytes:
+    """The bytes of such a file; none where it is not there, or can't be used."""
+    try:
+        raw = fs.read_ours(name, folder, _READ_LIMIT)
+    except OSError:
+        return b""
+    return raw if _seen_name(raw) == name else b""
+
+
+def _seen(store: int, name: str) -> Seen:
+    """What the last full look has seen; as before the first one where that is lost."""
+    try:
+        with state_folder.opened(store) as folder:
+            return _decode_seen(_read_seen(name, folder))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, json_file.DamagedError):
+        return None, frozenset()
+
+
+def _encode_seen(memory: Memory) -> bytes:
+    if memory.models is None and not memory.problems:
+        return b""
+    models = memory.models
+    document = {
+        "schema": _SEEN_SCHEMA,
+        "models": models if models is None else {key: list(each) for key, each in models.items()},
+        "problems": sorted([kind, names.exact(path)] for kind, path in memory.problems),
+    }
+    return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+
+
+@lru_cache(maxsize=1)
+def _decode_seen(raw: bytes) -> Seen:
+    return _seen_of(json_file.document(raw, _SEEN_SCHEMA))
+
+
+def _seen_of(document: Mapping[str, Any]) -> Seen:
+    models = document["models"]
+    return (
+        models if models is None else {name: _manifest(*each) for name, each in models.items()},
+        frozenset(
+            (checks.text(kind), names.from_exact(checks.text(path)))
+            for kind, path in document["problems"]
+        ),
+    )
+
+
+# ---------------------------------------------------------------- the file
 
 
 def _encode(memory: Memory) -> bytes:
@@ -234,16 +301,17 @@ def _encode(memory: Memory) -> bytes:
             for digest, record in memory.downloads.items()
         },
         "touched": {names.exact(name): list(each) for name, each in memory.touched.items()},
-        "hashes": {name: list(each) for name, each in memory.hashes.items()},
         "asked": {digest: list(each) for digest, each in memory.asked.items()},
         "unproven": sorted(memory.unproven),
-        "models": None
-        if memory.models is None
-        else {name: list(each) for name, each in memory.models.items()},
-        "problems": sorted([kind, names.exact(path)] for kind, path in memory.problems),
         "looked_at": memory.looked_at,
         "clock": _clock_document(memory.clock),
+        "hashed": memory.hashed,
+        "seen_in": memory.seen_in,
         "untold": [line.decode() for line in memory.untold],
+        # Where an earlier version has them: it goes on without.
+        "hashes": {},
+        "models": None,
+        "problems": [],
     }
     return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
@@ -255,7 +323,7 @@ def _key(name: object) -> str:
 
 
 def _ahead(latest: object, seen_at: object, boot: object) -> Ahead:
-    return Ahead(checks.seconds(latest), checks.seconds(seen_at), checks.text(boot, _LONGEST_BOOT))
+    return Ahead(checks.seconds(latest), checks.seconds(seen_at), checks.text(boot, LONGEST_BOOT))
 
 
 def _reads(size: object, changed_ns: object, boot: object, answers: object) -> Reads:
@@ -272,7 +340,7 @@ def _clock(known: Mapping[str, Any] | None) -> Clock | None:
         return None
     times = ("wall", "counted", "certain", "held", "begun", "jump")
     return Clock(
-        boot=checks.text(known["boot"], _LONGEST_BOOT),
+        boot=checks.text(known["boot"], LONGEST_BOOT),
         **{name: checks.seconds(known[name]) for name in times},
         jumped=checks.flag(known["jumped"]),
         shifts=tuple(Shift(*map(checks.seconds, each)) for each in known["shifts"][:_MOST_SHIFTS]),
@@ -313,7 +381,7 @@ def _remembered(each: Mapping[str, Any]) -> Remembered:
         told_at=checks.seconds(each["told_at"]),
         stalled=checks.flag(each["stalled"]),
         ahead=_ahead(*each["ahead"]) if each.get("ahead") else None,
-        unsynced=checks.text(each.get("unsynced", ""), _LONGEST_BOOT),
+        unsynced=checks.text(each.get("unsynced", ""), LONGEST_BOOT),
         lost=checks.byte_ranges(each.get("lost", ())),
         reads=_reads(*each["reads"]) if each.get("reads") else None,
     )
@@ -325,18 +393,6 @@ def _exact_name(name: object) -> str:
 
 def _touched(inode: object, set_ns: object, own_ns: object) -> Touched:
     return Touched(checks.identity(inode), checks.nanoseconds(set_ns), checks.nanoseconds(own_ns))
-
-
-def _hashed(
-    inode: object, size: object, changed_ns: object, sha256: object, *boot: object
-) -> Hashed:
-    return Hashed(
-        checks.identity(inode),
-        checks.whole(size),
-        checks.nanoseconds(changed_ns),
-        checks.digest(sha256),
-        *(checks.text(each, _LONGEST_BOOT) for each in boot),
-    )
 
 
 def _asked(length: object, at: object, why: object = "") -> Asked:
@@ -351,22 +407,36 @@ def _manifest(inode: object, changed_ns: object) -> tuple[int, int]:
 @lru_cache(maxsize=1)
 def _decode(raw: bytes) -> Memory:
     """Made sense of once for who reads the same text again: a cycle does, under the lock."""
-    document = orjson.loads(raw)
-    if not isinstance(document, dict) or document["schema"] != SCHEMA:
-        raise ValueError("an unknown schema")
-    models = document["models"]
+    document = json_file.document(raw, SCHEMA)
+    models, problems = _seen_of(document)
+    seen_in = checks.text(document.get("seen_in", ""))
+    if seen_in and not _SEEN.fullmatch(seen_in):
+        raise ValueError("no name of what was seen")
+    old = {checks.file_name(name): hashed(*each) for name, each in document["hashes"].items()}
     return Memory(
         {_key(digest): _remembered(each) for digest, each in document["downloads"].items()},
         {_exact_name(name): _touched(*each) for name, each in document["touched"].items()},
-        {checks.file_name(name): _hashed(*each) for name, each in document["hashes"].items()},
+        Hashes(old),
         {_key(digest): _asked(*each) for digest, each in document["asked"].items()},
         frozenset(map(_key, document["unproven"])),
-        models if models is None else {name: _manifest(*each) for name, each in models.items()},
-        frozenset(
-            (checks.text(kind), names.from_exact(checks.text(path)))
-            for kind, path in document["problems"]
-        ),
+        models,
+        problems,
         checks.seconds(document["looked_at"]),
         _clock(document.get("clock")),
+        checks.whole(document.get("hashed", 0)),
         tuple(checks.text(line, _LONGEST_LINE).encode() for line in document.get("untold", ())),
+        seen_in,
     )
+
+
+class _File(json_file.File[Memory]):
+    limit = _READ_LIMIT
+
+    def decode(self, raw: bytes) -> Memory:
+        return _decode(raw)
+
+    def encode(self, value: Memory) -> bytes:
+        return _encode(value)
+
+
+_FILE = _File(NAME, Memory())

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from watcher.errors import RecordError, TargetError
+from watcher.errors import RecordError
 from watcher.ollama import names
 from watcher.state import checks, download_states, fs, json_file, state_folder
 from watcher.state.download_states import State
@@ -79,15 +79,14 @@ def change(
     *,
     detour: bool = False,
     clock: Callable[[], float] = time.time,
-    tell: Callable[[str], None] = lambda _: None,
 ) -> Record:
     """Change the record of one model, and give back what it is then.
 
     `changes` may have the keys of `CHANGEABLE`. A new state is on the disk when this returns; what
     else changes is whole after any kill, but a power cut may lose the file. `detour`: where there
-    is no way to the new state, by a new try, or by the end of the one that was. `tell` gets a
-    sentence where a damaged file was set aside. Raises TargetError for what is no model,
-    RecordError for a change that can't be, and WatchError where the file can't be read or written.
+    is no way to the new state, by a new try, or by the end of the one that was. Raises TargetError
+    for what is no model, RecordError for a change that can't be, and WatchError where the file
+    can't be read or written.
     """
     key = names.to_model(model).key
 
@@ -99,10 +98,7 @@ def change(
             before = after(before, {"state": way}, now, shown)
         return {**records, key: after(before, changes, now, shown)}
 
-    def durable(before: Records, now: Records) -> bool:
-        return key not in before or before[key].state is not now[key].state
-
-    return _FILE.change(store, changed, durable=durable, tell=tell)[key]
+    return _FILE.change(store, changed)[key]
 
 
 def follow(store: int, seen: Sequence[tuple[str, State, str]], clock: Callable[[], float]) -> None:
@@ -212,13 +208,13 @@ def _state(value: object) -> State:
     try:
         return State(value)  # type: ignore[arg-type]
     except ValueError:
-        raise ValueError(f"want one of {', '.join(State)}") from None
+        raise ValueError(f"expected one of {', '.join(State)}") from None
 
 
 def _count(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:
         return value
-    raise ValueError("want a whole number, 0 or more")
+    raise ValueError("expected a whole number, 0 or more")
 
 
 def _number(value: object, most: float = math.inf) -> float:
@@ -227,7 +223,7 @@ def _number(value: object, most: float = math.inf) -> float:
         if 0.0 <= number <= most and math.isfinite(number):
             return number
     raise ValueError(
-        "want a number, 0 or more" + ("" if most == math.inf else f", {most:g} at most")
+        "expected a number, 0 or more" + ("" if most == math.inf else f", {most:g} at most")
     )
 
 
@@ -238,13 +234,13 @@ def _time(value: object) -> float:
 def _text(value: object) -> str:
     if isinstance(value, str):
         return names.sayable(value)
-    raise ValueError("want a text")
+    raise ValueError("expected a text")
 
 
 def _flag(value: object) -> bool:
     if isinstance(value, bool):
         return value
-    raise ValueError("want true or false")
+    raise ValueError("expected true or false")
 
 
 def _or_none(check: Callable[[object], Any]) -> Callable[[object], Any]:
@@ -290,13 +286,8 @@ def _checked(changes: Mapping[str, object], model: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- the file
 
 
-def _encode(records: Records) -> bytes:
-    document = {"schema": SCHEMA, "models": dict(records)}
-    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-
-
-def _decode(raw: bytes) -> Records:
-    try:
+class _File(json_file.File[Records]):
+    def decode(self, raw: bytes) -> Records:
         return {
             names.to_model(key).key: Record(
                 **{
@@ -307,8 +298,17 @@ def _decode(raw: bytes) -> Records:
             )
             for key, each in json_file.document(raw, SCHEMA)["models"].items()
         }
-    except (ValueError, TypeError, KeyError, AttributeError, TargetError) as error:
-        raise json_file.DamagedError(f"{type(error).__name__}: {error}") from None
+
+    def encode(self, value: Records) -> bytes:
+        document = {"schema": SCHEMA, "models": dict(value)}
+        return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+    def is_durable(self, before: Records, after: Records) -> bool:
+        """Whether there is a new state: progress may be lost."""
+        return any(
+            each is not (known := before.get(key)) and (known is None or known.state != each.state)
+            for key, each in after.items()
+        )
 
 
-_FILE: json_file.File[Records] = json_file.File(NAME, _decode, _encode, MappingProxyType({}))
+_FILE = _File(NAME, MappingProxyType({}))

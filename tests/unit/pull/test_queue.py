@@ -433,10 +433,10 @@ def test_a_value_that_can_not_be_is_damage(
     document["line"][row][field] = value
     place.write_text(json.dumps(document))
     assert queue.FILE.read(folder) == Queue()
-    told: list[str] = []
-    kept = queue.FILE.change(folder, lambda before: added("a", kept=before), tell=told.append)
+    kept, lost = queue.FILE.change_and_report(folder, lambda before: added("a", kept=before))
     assert line(kept) == ["a"]
-    assert told[0].startswith(".ollama-watch/queue.json is damaged: ")
+    assert lost.startswith(".ollama-watch/queue.json is damaged: ")
+    assert lost.endswith("; it was renamed to queue.json.damaged")
     assert place.with_name("queue.json.damaged").exists()
 
 

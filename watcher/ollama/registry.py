@@ -1,8 +1,4 @@
-"""What the registries say of models: lengths of layers, and manifests, kept for when none answers.
-
-Manifests are kept in ``registry-cache.json``, by model, with what the registry calls the version,
-so that an unchanged one is not sent again. A kept one is never taken for the server's own.
-"""
+"""What a registry answers: manifests, and the lengths of layers. Nothing is kept here."""
 
 from __future__ import annotations
 
@@ -12,30 +8,18 @@ import os
 import queue
 import socket
 import threading
-import time
-from collections.abc import Callable, Mapping
-from functools import lru_cache
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import orjson
-
-from watcher.errors import WatchError, without_secrets
-from watcher.ollama import manifests, names, server
+from watcher.errors import without_secrets
+from watcher.ollama import manifests, server
 from watcher.ollama.names import ModelName
 from watcher.ollama.sidecars import LARGEST_LAYER
-from watcher.state import checks, json_file
 
 if TYPE_CHECKING:
     import http.client
     from urllib.parse import SplitResult
 
-SCHEMA = "ollama-watch/registry-cache/1"
-NAME = "registry-cache.json"
-#: More models than this are not kept; the ones asked for last stay.
-_MOST = 500
-#: Nor more text than this: it is read at each look that finds a download.
-_ROOM = 4 << 20
 #: All layers together have no more, so that every sum of them is a number that can be kept.
 _MOST_BYTES = 1 << 55
 ANSWER_SECONDS = 10.0
@@ -43,103 +27,6 @@ _MOST_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PROXIES = frozenset({"http_proxy", "https_proxy"})
 _MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
-
-
-class Cached(NamedTuple):
-    """A manifest's text as a registry gave it, what the registry calls it, and when it came."""
-
-    raw: str
-    etag: str
-    at: float
-    #: What it names, as `sizes` tells.
-    sizes: Mapping[str, int]
-
-
-class Answer(NamedTuple):
-    """What is known of a model's manifest now."""
-
-    #: None where there is none to be had.
-    raw: bytes | None
-    #: Why it was not got from the registry just now; "" where it was.
-    problem: str = ""
-    #: Nobody has answered.
-    silent: bool = False
-
-
-def cached(store: int) -> Mapping[str, Cached]:
-    """Every manifest that is kept, by `ModelName.key`; none where they can't be read."""
-    try:
-        return _FILE.read(store)
-    except WatchError:
-        return {}
-
-
-class KnownLayer(NamedTuple):
-    """What the kept manifests say of a digest: its bytes, and the models that have it."""
-
-    #: 0 where they do not agree.
-    size: int
-    models: tuple[str, ...]
-
-
-def let_go() -> None:
-    """Keep nothing of what was read last; it is read again when it is asked for."""
-    _decode.cache_clear()
-
-
-_NOTHING_MORE: Mapping[str, Cached] = MappingProxyType({})
-
-
-def known_layers(store: int, more: Mapping[str, Cached] = _NOTHING_MORE) -> dict[str, KnownLayer]:
-    """By digest: a download whose model has no manifest yet is known by the one that was kept.
-
-    `more`: what was heard and not kept, by `ModelName.key`.
-    """
-    found: dict[str, KnownLayer] = {}
-    for key, each in {**cached(store), **more}.items():
-        shown = names.to_model(key).shown
-        for digest, size in each.sizes.items():
-            before = found.get(digest)
-            models = (shown,) if before is None else (*before.models, shown)
-            agreed = size if before is None or before.size == size else 0
-            found[digest] = KnownLayer(agreed, models)
-    return found
-
-
-def manifest(
-    store: int | None,
-    model: ModelName,
-    *,
-    insecure: bool = False,
-    clock: Callable[[], float] = time.time,
-) -> Answer:
-    """Ask a model's registry for its manifest; where nobody answers, the one that was kept.
-
-    `store`: the descriptor of the store that keeps it, or None.
-    """
-    known = None if store is None else cached(store).get(model.key)
-    try:
-        found = fetch(model, known.etag if known else "", insecure=insecure)
-    except OSError as error:
-        why = f"{model.host} does not answer: {error.strerror or error}"
-        return Answer(known.raw.encode() if known else None, why, silent=True)
-    if found.status == 304 and known:
-        return Answer(known.raw.encode())
-    if found.status == 404:
-        return Answer(None, f"{model.host} has no {model.shown}")
-    if found.status != 200:
-        why = f"{model.host} answers {found.status}"
-        return Answer(known.raw.encode() if known else None, why)
-    try:
-        sizes(found.raw)
-    except ValueError as error:
-        return Answer(None, f"{model.host} gives no manifest that makes sense: {error}")
-    if store is not None:
-        keep(store, model, found.raw, found.etag, clock())
-    return Answer(found.raw)
-
-
-# ---------------------------------------------------------------- asking
 
 
 class Fetched(NamedTuple):
@@ -159,15 +46,10 @@ class NoAddressError(OSError):
 
 
 def length(model: ModelName, digest: str) -> int | None:
-    """How many bytes a model's registry has of a digest; None where it does not say so."""
-    try:
-        return ask_length(model, digest)
-    except OSError:
-        return None
+    """How many bytes a model's registry has of a digest; None where it does not say so.
 
-
-def ask_length(model: ModelName, digest: str) -> int | None:
-    """The same. Raises OSError where nobody answers in time."""
+    Raises OSError where nobody answers in time.
+    """
     found = _ask("HEAD", model, f"blobs/sha256:{digest}", {}, insecure=False)
     if found.status != 200 or found.length is None or found.length > LARGEST_LAYER:
         return None
@@ -214,7 +96,7 @@ def _ask(
             answers.put(error)
         except (ValueError, http.client.HTTPException) as error:
             why = without_secrets(str(error))
-            answers.put(OSError(f"{model.host} gives no answer that makes sense: {why}"))
+            answers.put(OSError(f"{model.host} sent an invalid response: {why}"))
         except ImportError as error:
             answers.put(OSError(f"this Python can't speak https: {error}"))
 
@@ -226,7 +108,7 @@ def _ask(
         for each in opened:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
-        raise TimeoutError(f"{model.host} gives no whole answer in time") from None
+        raise TimeoutError(f"{model.host} sent no complete response in time") from None
     if isinstance(answer, OSError):
         raise answer
     return answer
@@ -305,7 +187,7 @@ def _split(url: str) -> SplitResult:
         _ = parts.hostname, parts.port
     except ValueError:
         # Python's own words quote what is in it, a password's rest as the port.
-        raise ValueError(f"no address: {without_secrets(url)}") from None
+        raise ValueError(f"not an address: {without_secrets(url)}") from None
     return parts
 
 
@@ -327,7 +209,7 @@ def _proxy(parts: SplitResult) -> SplitResult | None:
         # A password may have any characters, also those that end an address.
         proxy = _split(f"{scheme}://{quote(user, safe=':%')}{at}{address}")
     except ValueError:
-        raise OSError(f"{parts.scheme}_proxy is no address of a proxy: {address}") from None
+        raise OSError(f"{parts.scheme}_proxy is not the address of a proxy: {address}") from None
     if proxy.scheme != "http":
         raise OSError(f"a proxy by {proxy.scheme} can't be used here: {proxy.hostname}")
     return proxy
@@ -340,31 +222,6 @@ def _authorization(proxy: SplitResult | None) -> dict[str, str]:
 
     word = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
     return {"Proxy-Authorization": f"Basic {base64.b64encode(word.encode()).decode()}"}
-
-
-# ---------------------------------------------------------------- keeping
-
-
-def keep(store: int, model: ModelName, raw: bytes, etag: str, now: float) -> None:
-    """Keep a model's manifest, where that can be done; the ones asked for last stay."""
-    got = _read(raw.decode("utf-8", "replace"), etag, now)
-
-    def changed(before: Mapping[str, Cached]) -> Mapping[str, Cached]:
-        known = before.get(model.key)
-        if known is not None and known[:2] == got[:2]:
-            return before
-        newest = sorted({**before, model.key: got}.items(), key=lambda each: -each[1].at)
-        found, room = {}, _ROOM
-        for key, each in newest[:_MOST]:
-            if len(each.raw) <= room:
-                found[key] = each
-                room -= len(each.raw)
-        return found
-
-    try:
-        _FILE.change(store, changed, durable=lambda _, __: False)
-    except WatchError:
-        return  # it is asked for again another time
 
 
 def sizes(raw: bytes) -> dict[str, int]:
@@ -380,47 +237,3 @@ def sizes(raw: bytes) -> dict[str, int]:
     if (total := sum(found.values())) > _MOST_BYTES:
         raise ValueError(f"{total} bytes together")
     return found
-
-
-def as_kept(raw: bytes, at: float) -> Cached:
-    """A manifest as it is kept. Raises ValueError for what is none."""
-    return _read(raw.decode("utf-8", "replace"), "", at)
-
-
-def _read(text: str, etag: str, at: float) -> Cached:
-    return Cached(text, etag, at, sizes(text.encode()))
-
-
-def _sensible(text: object, etag: object, at: object) -> Cached | None:
-    """A manifest that was kept; None for one that should not have been."""
-    version = checks.text(etag)
-    if not version.isprintable() or not version.isascii():
-        version = ""  # it is sent to the registry as a header
-    try:
-        return _read(checks.text(text, _ROOM), version, checks.seconds(at, checks.LAST_DAY))
-    except ValueError:
-        return None
-
-
-def _encode(found: Mapping[str, Cached]) -> bytes:
-    document = {"schema": SCHEMA, "models": {key: each[:3] for key, each in found.items()}}
-    return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
-
-
-@lru_cache(maxsize=1)
-def _decode(raw: bytes) -> Mapping[str, Cached]:
-    """Made sense of once for all looks that read the same text."""
-    try:
-        rows = json_file.document(raw, SCHEMA)["models"].items()
-        return {
-            names.to_model(key).key: got
-            for key, (text, etag, at) in rows
-            if (got := _sensible(text, etag, at)) is not None
-        }
-    except (ValueError, TypeError, KeyError, AttributeError, WatchError) as error:
-        raise json_file.DamagedError(f"{type(error).__name__}: {error}") from None
-
-
-_FILE: json_file.File[Mapping[str, Cached]] = json_file.File(
-    NAME, _decode, _encode, MappingProxyType({})
-)

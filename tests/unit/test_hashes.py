@@ -1,0 +1,211 @@
+"""``hashes/``: one file for each beginning of a digest, and nothing lost on the way there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from watcher.ollama import names
+from watcher.state import fs, hashes, memory
+from watcher.state.hashes import Hashed, Hashes
+from watcher.state.memory import Memory
+
+RIGHT = [f"{number:02x}" * 32 for number in (0, 1, 171)]
+ROW = Hashed(5, 6, 7, RIGHT[0])
+WRONG = names.blob("ab" + "1" * 62)
+PARTIAL = f"{names.blob('cd' * 32)}-partial"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[int]:
+    with fs.opened_folder(str(tmp_path)) as fd:
+        yield fd
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / ".ollama-watch/hashes"
+
+
+def known() -> dict[str, Hashed]:
+    rows = {names.blob(digest): ROW._replace(sha256=digest) for digest in RIGHT}
+    return {
+        **rows,
+        names.blob("ef" * 32): Hashed(1, 2, 3, "ef" * 32, "this start"),
+        WRONG: Hashed(1, 2, 3, "2" * 64, "an earlier start"),
+        PARTIAL: Hashed(1, 2, 3, "cd" * 32),
+    }
+
+
+def kept(folder: int, boot: str = "this start") -> dict[str, Hashed]:
+    of_disk = Hashes().of_disk(folder, boot)
+    return {name: found for name in known() if (found := of_disk.get(name)) is not None}
+
+
+def test_what_is_kept_is_found_again_in_files_of_its_digests(folder: int, place: Path) -> None:
+    hashes.keep(folder, known())
+    assert kept(folder) == known()
+    assert sorted(os.listdir(place)) == [f"{each}.json" for each in ("00", "01", "ab", "cd", "ef")]
+    blobs = dict(Hashes().of_disk(folder, "this start").blobs())
+    assert blobs == {name: name != WRONG for name in known() if name != PARTIAL}
+
+
+def test_a_hash_of_another_start_counts_only_where_it_is_wrong(folder: int) -> None:
+    hashes.keep(folder, known())
+    left = kept(folder, "the next start")
+    assert names.blob("ef" * 32) not in left
+    assert WRONG in left
+    assert names.blob("ef" * 32) not in dict(Hashes().of_disk(folder, "the next start").blobs())
+
+
+def test_only_files_that_change_are_written(folder: int, place: Path) -> None:
+    hashes.keep(folder, known())
+    before = {path.name: path.stat().st_ino for path in place.iterdir()}
+    hashes.keep(folder, {**known(), WRONG: Hashed(9, 9, 9, "3" * 64)})
+    after = {path.name: path.stat().st_ino for path in place.iterdir()}
+    assert [name for name in before if before[name] != after[name]] == ["ab.json"]
+    assert kept(folder)[WRONG] == Hashed(9, 9, 9, "3" * 64)
+    hashes.keep(folder, {WRONG: Hashed(9, 9, 9, WRONG[7:])})
+    assert dict(Hashes().of_disk(folder, "").blobs())[WRONG]
+
+
+def test_one_digest_is_read_from_one_file(folder: int, place: Path) -> None:
+    hashes.keep(folder, known())
+    for path in place.iterdir():
+        if path.name != "00.json":
+            path.write_bytes(b"damaged")
+    of_disk = Hashes().of_disk(folder, "")
+    assert of_disk.get(names.blob(RIGHT[0])) == ROW
+    assert not of_disk.unread
+    assert of_disk.get(names.blob(RIGHT[1])) is None
+    assert of_disk.unread.startswith(".ollama-watch/hashes/01.json is damaged: ")
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"null", b'{"schema":"ollama-watch/hashes/1","right":{"":5},"others":{}}']
+)
+def test_a_damaged_file_is_set_aside_and_costs_its_own_hashes(
+    folder: int, place: Path, raw: bytes
+) -> None:
+    hashes.keep(folder, known())
+    (place / "00.json").write_bytes(raw)
+    more = {names.blob("00" + "f" * 62): ROW._replace(sha256="00" + "f" * 62)}
+    hashes.keep(folder, more)
+    assert (place / "00.json.damaged").read_bytes() == raw
+    left = {name: each for name, each in known().items() if name != names.blob(RIGHT[0])}
+    assert kept(folder) == left
+    assert Hashes().of_disk(folder, "").get(next(iter(more))) == next(iter(more.values()))
+
+
+def test_a_file_of_a_stranger_is_not_believed(folder: int, place: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    hashes.keep(folder, known())
+    os.chown(place / "00.json", 12345, 12345)
+    of_disk = Hashes().of_disk(folder, "")
+    assert of_disk.get(names.blob(RIGHT[0])) is None
+    assert "belongs to user id 12345" in of_disk.unread
+    os.chown(place, 12345, 12345)
+    assert kept(folder) == {}
+
+
+def test_what_cannot_be_read_is_not_written_over(folder: int, place: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root can read everything")
+    hashes.keep(folder, known())
+    (place / "00.json").chmod(0)
+    with pytest.raises(PermissionError):
+        hashes.keep(folder, {names.blob("00" + "f" * 62): ROW})
+    (place / "00.json").chmod(0o600)
+    assert kept(folder) == known()
+
+
+# ---------------------------------------------------------------- with the memory
+
+
+def old_state(place: Path) -> Path:
+    """A memory as an earlier version has written it."""
+    state = place.parent / "state.json"
+    document = json.loads(state.read_bytes())
+    document["hashes"] = {name: list(each) for name, each in known().items()}
+    document["models"] = {"m:latest": [1, 2]}
+    document["problems"] = [["store_root", "blobs"]]
+    for key in ("hashed", "seen_in"):
+        del document[key]
+    state.write_text(json.dumps(document))
+    return state
+
+
+def test_hashes_of_an_earlier_version_are_moved_by_the_next_save(folder: int, place: Path) -> None:
+    memory.save(folder, Memory())
+    state = old_state(place)
+    found = memory.load(folder)
+    of_disk = found.hashes.of_disk(folder, "this start")
+    assert {name: of_disk.get(name) for name in known()} == known()
+    assert dict(of_disk.blobs())[WRONG] is False
+    assert not place.exists()
+    saved = memory.save(folder, found)
+    assert json.loads(state.read_bytes())["hashes"] == {}
+    assert kept(folder) == known()
+    assert memory.load(folder) == saved
+    assert saved.models == {"m:latest": (1, 2)}
+    assert saved.problems == {("store_root", "blobs")}
+
+
+def test_an_earlier_version_reads_the_memory_and_misses_only_what_grows(
+    folder: int, place: Path
+) -> None:
+    memory.save(folder, Memory(hashes=Hashes(known()), models={"m:latest": (1, 2)}, looked_at=9.0))
+    document = json.loads((place.parent / "state.json").read_bytes())
+    assert (document["hashes"], document["models"], document["problems"]) == ({}, None, [])
+    assert document["looked_at"] == 9.0
+
+
+def test_a_memory_from_before_differs_from_one_that_knows_more(folder: int) -> None:
+    before = memory.save(folder, Memory())
+    memory.save(folder, Memory(hashes=Hashes(known())))
+    assert memory.load(folder) != before
+
+
+def test_a_memory_never_says_more_than_the_hashes_that_are_kept(
+    folder: int, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where hashes can't be written the memory stays as it was: what is unproven stays so."""
+    memory.save(folder, Memory(unproven=frozenset({RIGHT[0]})))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fs, "save_all", full)
+    with pytest.raises(OSError, match="No space"):
+        memory.save(folder, Memory(hashes=Hashes(known())))
+    assert memory.load(folder).unproven == {RIGHT[0]}
+
+
+def test_models_are_written_only_when_they_change(folder: int, place: Path) -> None:
+    first = memory.save(folder, Memory(models={"m:latest": (1, 2)}))
+    (seen,) = place.parent.glob("seen-*.json")
+    inode = seen.stat().st_ino
+    memory.save(folder, Memory(models=first.models, looked_at=5.0))
+    assert seen.stat().st_ino == inode
+    memory.save(folder, Memory(models={"m:latest": (1, 3)}))
+    (other,) = place.parent.glob("seen-*.json")
+    assert other.name != seen.name
+    assert memory.load(folder).models == {"m:latest": (1, 3)}
+
+
+@pytest.mark.parametrize("how", ["gone", "damaged"])
+def test_models_that_are_lost_are_as_before_the_first_look(
+    folder: int, place: Path, how: str
+) -> None:
+    saved = memory.save(folder, Memory(models={"m:latest": (1, 2)}, looked_at=5.0))
+    (seen,) = place.parent.glob("seen-*.json")
+    seen.unlink() if how == "gone" else seen.write_text('{"models": {"x": [1, 1]}}')
+    found = memory.load(folder)
+    assert (found.models, found.looked_at, found.lost) == (None, 5.0, "")
+    memory.save(folder, saved)
+    assert memory.load(folder).models == {"m:latest": (1, 2)}

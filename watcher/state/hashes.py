@@ -1,0 +1,237 @@
+"""``hashes/<2 hex>.json``: what hashing has found out, in one file for each beginning of a digest.
+
+A look at one digest reads one of them, and what is hashed rewrites one. They are read without a
+lock, and written by whoever holds the lock for acting: before the memory, so that the memory never
+relies on a hash that a kill has taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
+
+import orjson
+
+from watcher.ollama import names
+from watcher.state import checks, fs, json_file, state_folder
+
+SCHEMA = "ollama-watch/hashes/1"
+FOLDER = "hashes"
+#: Of the id of a start of the machine.
+LONGEST_BOOT = 100
+_BLOB = "sha256-"
+#: The beginnings of digests, two digits long.
+_PREFIXES = tuple(f"{number:02x}" for number in range(256))
+
+
+class Hashed(NamedTuple):
+    """A file whose content was hashed, as it was then (inode, bytes, ns), and the hash."""
+
+    inode: int
+    size: int
+    changed_ns: int
+    sha256: str
+    #: The start of the machine in which it was both written and hashed: a power cut may have taken
+    #: what was read then from memory. "" where it was read from the disk.
+    boot: str = ""
+
+    def counts(self, name: str, boot: str) -> bool:
+        """Whether it tells of what is on the disk; that it is wrong, it tells always."""
+        return self.boot in ("", boot) or not self.is_right(name)
+
+    def is_right(self, name: str) -> bool:
+        """Whether it is the one that a file of that name has to have."""
+        return names.parse_blob(name).digest.lower() == self.sha256
+
+
+class Shard(NamedTuple):
+    """The rows of one file; each is checked when it is asked for, since most never are."""
+
+    #: Blobs with the right hash, by the start of the machine, and by digest.
+    right: dict[str, dict[str, list[Any]]]
+    #: All others, by file name.
+    others: dict[str, list[Any]]
+
+    def get(self, name: str) -> Hashed | None:
+        """What is known of a file. Raises ValueError or TypeError for what makes no sense."""
+        if (row := self.others.get(name)) is not None:
+            return hashed(*row)
+        digest = name.removeprefix(_BLOB)
+        for boot, rows in self.right.items():
+            if name.startswith(_BLOB) and (row := rows.get(digest)) is not None:
+                return hashed(*[*row, digest, boot])
+        return None
+
+    def all(self) -> dict[str, Hashed]:
+        """Everything. Raises ValueError or TypeError for what makes no sense."""
+        found = {checks.file_name(name): hashed(*row) for name, row in self.others.items()}
+        for boot, rows in self.right.items():
+            for digest, row in rows.items():
+                found[_BLOB + digest] = hashed(*[*row, digest, boot])
+        return found
+
+
+def hashed(
+    inode: object, size: object, changed_ns: object, sha256: object, boot: object = ""
+) -> Hashed:
+    """A row, checked. Raises ValueError."""
+    return Hashed(
+        checks.identity(inode),
+        checks.whole(size),
+        checks.nanoseconds(changed_ns),
+        checks.digest(sha256),
+        checks.text(boot, LONGEST_BOOT),
+    )
+
+
+class _File(json_file.File[Shard]):
+    def decode(self, raw: bytes) -> Shard:
+        found = json_file.document(raw, SCHEMA)
+        right, others = found["right"], found["others"]
+        if not all(isinstance(each, dict) for each in (right, others, *right.values())):
+            raise ValueError("expected objects")
+        return Shard(right, others)
+
+    def encode(self, value: Shard) -> bytes:
+        return orjson.dumps({"schema": SCHEMA, **value._asdict()})
+
+
+_EMPTY = Shard({}, {})
+_FILES = {prefix: _File(f"{prefix}.json", _EMPTY, FOLDER) for prefix in _PREFIXES}
+
+
+# ---------------------------------------------------------------- what is known
+
+New: TypeAlias = Mapping[str, Hashed]
+_NONE: New = MappingProxyType({})
+
+
+class Hashes:
+    """Hashes by file name: those that are in no file yet, and those in the files of a store."""
+
+    __slots__ = ("_boot", "_shards", "_store", "new", "unread")
+
+    def __init__(self, new: New = _NONE, store: int | None = None, boot: str = "") -> None:
+        #: Found out just now, or by an earlier version, which kept them in ``state.json``.
+        self.new = new
+        #: Why some of the files could not be used, if so.
+        self.unread = ""
+        self._store, self._boot = store, boot
+        self._shards: dict[str, Shard] = {}
+
+    def of_disk(self, store: int, boot: str) -> Hashes:
+        """The same with the files of an open store, as far as they count in this start."""
+        return Hashes(self.new, store, boot)
+
+    def plus(self, more: New) -> Hashes:
+        """The same with what was found out besides."""
+        return Hashes({**self.new, **more}, self._store, self._boot)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hashes) and self.new == other.new
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def get(self, name: str) -> Hashed | None:
+        """What is known of a file, as far as it tells of what is on the disk."""
+        found = self.new.get(name)
+        prefix = _prefix_of(name)
+        if found is None and prefix:
+            if prefix not in self._shards:
+                self._shards[prefix] = self._load(prefix)
+            try:
+                found = self._shards[prefix].get(name)
+            except (ValueError, TypeError) as error:
+                self.unread = f"{_shown(prefix)} is damaged: {error}"
+        return found if found is not None and found.counts(name, self._boot) else None
+
+    def blobs(self) -> Iterator[tuple[str, bool]]:
+        """Each blob that was hashed, by its file name, and whether its hash was right.
+
+        One shard after the other, so that a look at a large store holds one at a time.
+        """
+        for name, each in self.new.items():
+            if names.is_blob(name) and each.counts(name, self._boot):
+                yield name, each.is_right(name)
+        for prefix in _PREFIXES if self._store is not None else ():
+            shard = self._load(prefix)
+            for boot, rows in shard.right.items():
+                if boot in ("", self._boot):
+                    yield from (
+                        (name, True) for name in map(names.blob, rows) if self._is_old(name)
+                    )
+            for name in filter(names.is_blob, shard.others):
+                if self._is_old(name):
+                    yield name, False
+
+    def _is_old(self, name: str) -> bool:
+        return name not in self.new
+
+    def _load(self, prefix: str) -> Shard:
+        """What is in a file; nothing where it can't be used."""
+        if self._store is None:
+            return _EMPTY
+        try:
+            found = _FILES[prefix].load(self._store)
+        except OSError as error:
+            self.unread = f"{_shown(prefix)} can't be read: {error.strerror}"
+            return _EMPTY
+        self.unread = found.lost or self.unread
+        return found.value
+
+
+def _prefix_of(name: str) -> str:
+    """The beginning of a name's digest; "" for a name without one."""
+    return names.parse_blob(name).digest[:2].lower()
+
+
+def _shown(prefix: str) -> str:
+    return f"{state_folder.FOLDER}/{FOLDER}/{prefix}.json"
+
+
+# ---------------------------------------------------------------- keeping
+
+
+def keep(store: int, new: New) -> None:
+    """Keep what was found out; on the disk when this returns.
+
+    For whoever holds the lock for acting. A damaged file is set aside; one that can't be read is
+    not written over. Raises OSError.
+    """
+    by_prefix: dict[str, dict[str, Hashed]] = {}
+    for name, each in new.items():
+        if prefix := _prefix_of(name):
+            by_prefix.setdefault(prefix, {})[name] = each
+    contents: dict[str, bytes] = {}
+    damaged: list[str] = []
+    for prefix, more in by_prefix.items():
+        file = _FILES[prefix]
+        known, is_damaged = _known(file, store)
+        if is_damaged:
+            damaged.append(file.name)
+        if more.items() - known.items():
+            contents[file.name] = file.encode(_shard({**known, **more}))
+    with state_folder.made(store) as ours, state_folder.made_in(FOLDER, ours) as folder:
+        for name in damaged:
+            fs.set_aside(name, folder)
+        fs.save_all(contents, folder)
+
+
+def _known(file: _File, store: int) -> tuple[dict[str, Hashed], bool]:
+    """All rows of a file, and whether it is damaged."""
+    shard, lost = file.load(store)
+    try:
+        return shard.all(), bool(lost)
+    except (ValueError, TypeError):
+        return {}, True
+
+
+def _shard(rows: New) -> Shard:
+    shard = Shard({}, {})
+    for name, (*row, sha256, boot) in rows.items():
+        if name == names.blob(sha256):
+            shard.right.setdefault(boot, {})[sha256] = row
+        else:
+            shard.others[name] = [*row, sha256, boot]
+    return shard
