@@ -128,15 +128,12 @@ def _look(name: str, blobs: int) -> Entry | None:
 
 def _hashed(found: scan.Scan, memory: Memory) -> tuple[int, set[str]]:
     """How many of the named blobs were right when hashed last, and the files that were wrong."""
-    named, odd = found.named.digests, {each.digest for each in found.census.odd}
-    right, wrong = 0, set[str]()
-    for name, is_right in memory.hashes.blobs():
-        digest = name[7:]
-        if not is_right:
-            wrong.add(name)
-        elif digest in named and digest not in odd:
-            right += 1
-    return right, wrong
+    named, odd = found.named.digests.keys(), {each.digest for each in found.census.odd}
+    count, wrong = 0, set[str]()
+    for some in memory.hashes.blobs():
+        count += len((some.right & named) - odd)
+        wrong |= some.wrong
+    return count, wrong
 
 
 def _is_wrong(entry: Entry) -> bool:

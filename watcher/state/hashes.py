@@ -107,6 +107,13 @@ New: TypeAlias = Mapping[str, Hashed]
 _NONE: New = MappingProxyType({})
 
 
+class Blobs(NamedTuple):
+    """Digests of blobs whose hash was right, and names of those whose hash was not."""
+
+    right: set[str]
+    wrong: set[str]
+
+
 class Hashes:
     """Hashes by file name: those that are in no file yet, and those in the files of a store."""
 
@@ -146,27 +153,21 @@ class Hashes:
                 self.unread = f"{_shown(prefix)} is damaged: {error}"
         return found if found is not None and found.counts(name, self._boot) else None
 
-    def blobs(self) -> Iterator[tuple[str, bool]]:
-        """Each blob that was hashed, by its file name, and whether its hash was right.
+    def blobs(self) -> Iterator[Blobs]:
+        """The blobs that were hashed, some after some: a look at a large store holds few at a time.
 
-        One shard after the other, so that a look at a large store holds one at a time.
+        What is new comes first, and hides what is in the files.
         """
-        for name, each in self.new.items():
-            if names.is_blob(name) and each.counts(name, self._boot):
-                yield name, each.is_right(name)
+        new = {name for name in self.new if names.is_blob(name)}
+        right = {name for name in new if self.new[name].is_right(name)}
+        on_disk = {name for name in right if self.new[name].counts(name, self._boot)}
+        yield Blobs({name[len(_BLOB) :] for name in on_disk}, new - right)
+        hidden = {name[len(_BLOB) :] for name in new}
         for prefix in _PREFIXES if self._store is not None else ():
             shard = self._load(prefix)
-            for boot, rows in shard.right.items():
-                if boot in ("", self._boot):
-                    yield from (
-                        (name, True) for name in map(names.blob, rows) if self._is_old(name)
-                    )
-            for name in filter(names.is_blob, shard.others):
-                if self._is_old(name):
-                    yield name, False
-
-    def _is_old(self, name: str) -> bool:
-        return name not in self.new
+            rows = (rows for boot, rows in shard.right.items() if boot in ("", self._boot))
+            wrong = set(filter(names.is_blob, shard.others))
+            yield Blobs(set().union(*rows) - hidden, wrong - new)
 
     def _load(self, prefix: str) -> Shard:
         """What is in a file; nothing where it can't be used."""
