@@ -44,7 +44,7 @@ from watcher.observe.host import Host
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs
 from watcher.state.memory import Memory, Remembered
-from watcher.state.registry import KnownLayer
+from watcher.state.registry_cache import KnownLayer
 
 #: A manifest is written in place: half of one is normal for an instant.
 _WRITING_SECONDS = 2.0

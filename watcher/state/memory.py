@@ -330,7 +330,7 @@ def _reads(size: object, changed_ns: object, boot: object, answers: object) -> R
     return Reads(
         checks.whole(size),
         checks.nanoseconds(changed_ns),
-        checks.text(boot, _LONGEST_BOOT),
+        checks.text(boot, LONGEST_BOOT),
         checks.text(answers),
     )
 
