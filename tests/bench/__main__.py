@@ -9,11 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import acting, benches, day, pulls, queueing
+from . import acting, benches, day, keeping, pulls, queueing
 from .benches import Setting
 from .measure import Row, file_system, machine
 
-ALL = {**benches.ALL, **acting.ALL, **pulls.ALL, **queueing.ALL, **day.ALL}
+ALL = {**benches.ALL, **acting.ALL, **keeping.ALL, **pulls.ALL, **queueing.ALL, **day.ALL}
 _VERDICT = {True: "met", False: "**missed**", None: ""}
 
 

@@ -7,7 +7,12 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+
+from watcher.state import fs, memory
+from watcher.state.event_log import Event
+from watcher.state.hashes import Hashed, Hashes
 
 PART = 100_000_000
 _MANIFEST = {
@@ -29,8 +34,39 @@ def main(words: list[str]) -> None:
             contents(Path(folder), int(blobs), int(size))
         case ["orphans", folder, count]:
             orphans(Path(folder), int(count))
+        case ["known", folder]:
+            known(Path(folder))
+        case ["log", folder, digests, size]:
+            log(Path(folder), int(digests), int(size))
         case _:
             raise SystemExit(f"what is {words}?")
+
+
+def known(store: Path) -> None:
+    """Have every blob of a store remembered as verified, as it is now."""
+    with os.scandir(store / "blobs") as entries:
+        found = ((entry.name, entry.stat()) for entry in entries)
+        rows = {
+            name: Hashed(status.st_ino, status.st_size, status.st_ctime_ns, name[7:])
+            for name, status in found
+        }
+    with fs.opened_folder(str(store)) as fd:
+        memory.save(fd, replace(memory.load(fd), hashes=Hashes(rows)))
+
+
+def log(store: Path, digests: int, size: int) -> None:
+    """A store without blobs, and a log of so many bytes about so many digests of 500 models."""
+    for name in ("blobs", "manifests", ".ollama-watch/logs"):
+        (store / name).mkdir(parents=True)
+    names = [_digest(f"layer {number}") for number in range(digests)]
+    with (store / ".ollama-watch/logs/events.jsonl").open("wb") as file:
+        number = 0
+        while file.tell() < size:
+            model = f"model{number % digests % 500}:latest"
+            details = {"digest": f"sha256:{names[number % digests]}", "models": [model]}
+            message = f"{model}: {number} bytes are here, and the rest is on its way"
+            file.write(Event(1e9 + 30 * number, "download_progress", message, model, details).line)
+            number += 1
 
 
 def healthy(store: Path, blobs: int, models: int) -> None:
