@@ -38,7 +38,7 @@ class NotRootsError(PermissionError):
     """A store belongs to somebody, and is not opened with root's rights."""
 
     def __init__(self, uid: int, path: str) -> None:
-        why = f"it belongs to user id {uid}, with whose rights alone it is opened"
+        why = f"it belongs to user id {uid}, and is opened only with that user's rights"
         super().__init__(errno.EACCES, why, path)
         self.uid = uid
 

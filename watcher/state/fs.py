@@ -152,7 +152,7 @@ def read_ours(name: str, parent: int, limit: int) -> bytes:
     try:
         size = os.fstat(fd).st_size
         if size > limit:
-            raise OSError(errno.EINVAL, f"{size} bytes are too many", name)
+            raise OSError(errno.EINVAL, f"{size} bytes is too much", name)
         return read_open(fd, limit)
     finally:
         os.close(fd)
@@ -540,7 +540,7 @@ def _cut_half_line(fd: int, size: int) -> int:
     whole = size
     while whole:
         if size - whole > _LONGEST_LINE:
-            raise NoLogError(errno.EINVAL, f"its last {_LONGEST_LINE} bytes have no end of a line")
+            raise NoLogError(errno.EINVAL, f"its last line is incomplete ({_LONGEST_LINE} bytes)")
         start = max(0, whole - _PIECE)
         end = os.pread(fd, whole - start, start).rfind(b"\n") + 1
         whole = start + end

@@ -29,8 +29,7 @@ class ForeignError(PermissionError):
     def __init__(self, name: str, found: int, wanted: tuple[int, int]) -> None:
         super().__init__(
             errno.EPERM,
-            f"it belongs to user id {found}, and neither to {wanted[0]}, who owns the blobs, nor"
-            " to root",
+            f"it belongs to user id {found}, not to root or to {wanted[0]}, who owns the blobs",
             name,
         )
         self.found = found
@@ -176,9 +175,9 @@ def refusal(store: str, error: ForeignError) -> RefusedError:
     """What whoever wanted to act is told."""
     path = os.path.join(store, FOLDER)
     return RefusedError(
-        f"{names.printable(path)}: {error.strerror}; so nothing in it is believed, and nothing is"
-        " done",
-        "see what is in it; if it may count:",
+        f"{names.printable(path)}: {error.strerror}; its content is ignored, and nothing is"
+        " changed",
+        "check its content; if it is yours:",
         advice.as_root(*give_back(path, error.wanted)),
     )
 

@@ -122,11 +122,11 @@ def in_detail() -> str:
 def cant_write(told: str, error: OSError, store: str) -> WatchError:
     """The error for what could not be written in a store, with what helps against just that."""
     if error.errno == errno.EROFS:
-        return NoPermissionError(told, "mount the file system for writing")
+        return NoPermissionError(told, "mount the file system writable")
     if error.errno in (errno.EACCES, errno.EPERM):
         return NoPermissionError(told, as_owner(store), again(store))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return WatchError(told, "make room on the disk", ours("df", store=store))
+        return WatchError(told, "free space on the disk", ours("df", store=store))
     return refused(told, error.errno or errno.EIO)
 
 
@@ -151,7 +151,7 @@ def as_owner(store: str) -> str:
         owner = os.stat(store).st_uid
     except OSError:
         owner = 0
-    return f"run it as the store's owner, user id {owner}" if owner else "not even root may"
+    return f"run it as the store's owner, user id {owner}" if owner else "not even root can"
 
 
 def changes(words: tuple[str, ...]) -> bool:

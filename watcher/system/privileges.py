@@ -138,8 +138,8 @@ def lower() -> None:
             _set(Capabilities(0, now.permitted & VISIBILITY, 0))
         except OSError as error:
             raise NoPermissionError(
-                f"this process has capabilities and can't give them up: {error.strerror}",
-                "where a unit runs it, install that anew: its filter has to let capset pass",
+                f"this process can't drop its capabilities: {error.strerror}",
+                "reinstall its unit, whose filter must allow capset:",
                 advice.ours("service", "install", root=True),
             ) from None
 
@@ -248,7 +248,7 @@ def _refused(owner: Owner, what: str, error: OSError) -> NoPermissionError:
     else:
         why = str(error.strerror)
     return NoPermissionError(
-        f"{what} belongs to user id {owner.uid}: root treats it with that user's rights alone,"
+        f"{what} belongs to user id {owner.uid}: root works on it only with that user's rights,"
         f" and this process can't become that user: {why}",
         f"run it as user id {owner.uid} from the start, as a container's user or a unit's User=",
     )
