@@ -21,7 +21,7 @@ import pytest
 from tests.conftest import Run, environment, needs_root, open_parents
 from tests.support.driving import Daemon, Store, Tree, content, is_right
 from tests.support.driving import run as driven
-from tests.support.servers import EngineServer, wait_until
+from tests.support.servers import Server, wait_until
 from watcher import ModelDownloadManager, StoreFiles
 from watcher.demo.registry import Layer, Registry
 from watcher.errors import NoPermissionError
@@ -689,7 +689,7 @@ def test_an_installation_that_only_root_can_read(
         assert done.returncode in (0, 1, 3), (words, done)
 
 
-class OwnersServer(EngineServer):
+class OwnersServer(Server):
     """The same server, run by the store's owner."""
 
     as_user: Callable[..., list[str]]

@@ -285,19 +285,17 @@ class Daemon:
         self._errors = beside.with_name(f"{beside.name}.daemon.err")
         # A warning of a library must be seen, and not end the thread that it comes up in.
         self._environment = environment(beside, env) | {"PYTHONWARNINGS": "default"}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: commands.Process | None = None
 
     def start(self) -> Self:
         """Start the process and return at once."""
         with self.told.open("wb") as out, self._errors.open("wb") as errors:
-            self._process = subprocess.Popen(
-                command(self.store, *self._words),
-                env=self._environment,
+            self._process = commands.start(
+                ["--store", str(self.store), *self._words],
+                self._environment,
                 cwd=self.told.parent,
-                stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=errors,
-                start_new_session=True,
             )
         return self
 

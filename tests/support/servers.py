@@ -19,15 +19,16 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import watcher.demo
+
+from . import commands
 
 TIMEOUT = 30.0
 ROOT = Path(watcher.demo.__path__[0]).parents[1]
@@ -114,16 +115,24 @@ class Server:
         self.store = store
         self.port = 0
         self._extra = dict(env or {})
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: commands.Process | None = None
         self._log = store.with_name(store.name + ".log")
 
     def command(self) -> list[str]:
         """The command line."""
         raise NotImplementedError
 
-    def environment(self) -> dict[str, str]:
-        """What the process is given on top of the common settings."""
-        return {}
+    def _begin(self, env: dict[str, str], folder: Path, log: IO[bytes]) -> commands.Process:
+        """Start the process."""
+        return subprocess.Popen(
+            self.command(),
+            env=env,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -144,15 +153,7 @@ class Server:
         }
         self.port = 0
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self.command(),
-                env=common | self.environment() | self._extra,
-                cwd=home,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
-            )
+            self._process = self._begin(common | self._extra, home, log)
         return self
 
     def wait_ready(self, timeout: float = TIMEOUT) -> Self:
@@ -254,11 +255,9 @@ class Server:
 class EngineServer(Server):
     """The demo engine. `env` may hold its DEMO_ settings."""
 
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "watcher.demo.engine", "serve"]
-
-    def environment(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(ROOT)}
+    def _begin(self, env: dict[str, str], folder: Path, log: IO[bytes]) -> commands.Process:
+        env |= {"PYTHONPATH": str(ROOT)}
+        return commands.start(["serve"], env, cwd=folder, stderr=log, module="watcher.demo.engine")
 
 
 class RealServer(Server):

@@ -1,4 +1,4 @@
-"""Makes `python -m watcher` wait, with everything imported, and go on in a child for each order.
+"""Makes `python -m MODULE` wait, with everything imported, and go on in a child for each order.
 
 Python runs this before the module that it was called for. A child returns from here, and its
 Python goes on as if it had just been called so: as a process of its own, with the streams, the
@@ -8,12 +8,15 @@ environment, the folder, the mask and the words of its order. Used by `tests.sup
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import json
 import os
+import runpy
 import select
 import socket
 import sys
+import warnings
 
 
 def _become(order: dict[str, object], streams: list[int]) -> None:
@@ -21,16 +24,28 @@ def _become(order: dict[str, object], streams: list[int]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
     os.closerange(3, 1024)
+    os.setsid()
     environ = order["environ"]
     assert isinstance(environ, dict)
     os.environ.clear()
     os.environ.update(environ)
+    warnings.simplefilter(environ.get("PYTHONWARNINGS", "error"))
     os.umask(int(str(order["umask"])))
     os.chdir(str(order["cwd"]))
     words = order["words"]
     assert isinstance(words, list)
     sys.argv[1:] = words
+    _show(words)
     sys.path[:] = [each for each in sys.path if each != os.path.dirname(__file__)]
+
+
+def _show(words: list[str]) -> None:
+    """Let the system show these words: they take the place of the long blank one."""
+    with open("/proc/self/stat", "rb") as file:
+        start, end = map(int, file.read().rpartition(b")")[2].split()[45:47])
+    first = start + ctypes.string_at(start, end - start).index(b" " * 100)
+    shown = b"".join(os.fsencode(word) + b"\0" for word in words)[: end - first - 1]
+    ctypes.memmove(first, shown.ljust(end - first, b"\0"), end - first)
 
 
 def _serve(orders: socket.socket) -> None:
@@ -67,11 +82,18 @@ def _serve(orders: socket.socket) -> None:
             poll.register(process, select.POLLIN)
 
 
-_descriptor = os.environ.pop("TESTS_COMMANDS", "")
-if _descriptor:
-    from tests.support.loaded import load_all
+def _load(module: str) -> None:
+    """Load what a module loads, but not the module: it is yet to be run."""
+    if not module.startswith("watcher.demo."):
+        from tests.support.loaded import load_all
 
-    load_all()
+        load_all()
+    runpy.run_module(module, run_name="loaded")
+
+
+_order = os.environ.pop("TESTS_COMMANDS", "").split()
+if _order:
+    _load(_order[1])
     # What is here lives as long as the children do: their end needn't look through it.
     gc.freeze()
-    _serve(socket.socket(fileno=int(_descriptor)))
+    _serve(socket.socket(fileno=int(_order[0])))
