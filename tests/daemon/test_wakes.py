@@ -383,7 +383,7 @@ def _limited(store: Store, limit: str, count: int, script: str) -> subprocess.Co
     """Run Python in a user namespace with an inotify limit of its own."""
     preamble = (
         "import sys, time\n"
-        "from watcher.service import triggers as wakes\n"
+        "from watcher.service import triggers\n"
         "def limit(count):\n"
         f"    open('/proc/sys/user/{limit}', 'w').write(str(count))\n"
         f"limit({count})\n"
@@ -403,7 +403,7 @@ def _limited(store: Store, limit: str, count: int, script: str) -> subprocess.Co
 
 
 TRIES_AGAIN = """
-with wakes.Wakes(sys.argv[1]) as woken:
+with triggers.Triggers(sys.argv[1]) as woken:
     for number, scope in enumerate(woken):
         assert scope is None, scope
         if number < 3:
@@ -440,7 +440,7 @@ def test_a_limit_of_inotify_is_named_and_tried_again(
 
 LATER = """
 import os
-with wakes.Wakes(sys.argv[1]) as woken:
+with triggers.Triggers(sys.argv[1]) as woken:
     for number, scope in enumerate(woken):
         assert scope is None, scope
         if not number:
@@ -507,8 +507,8 @@ def test_a_folder_that_may_not_be_read_is_named(
 ) -> None:
     script = (
         "import sys\n"
-        "from watcher.service.triggers import Triggers as Wakes\n"
-        "with Wakes(sys.argv[1]) as wakes:\n"
+        "from watcher.service.triggers import Triggers\n"
+        "with Triggers(sys.argv[1]) as wakes:\n"
         "    next(iter(wakes))\n"
         "    print(wakes.blind)\n"
     )

@@ -29,8 +29,8 @@ _WARM = Path(__file__).with_name("warm")
 _SPECIAL = ("PYTHON", "LC_", "LANG", "MALLOC")
 _USUAL = {"PYTHONPATH", "PYTHONWARNINGS", "LC_ALL"}
 _TIMEOUT = 60.0
-#: For the words in what the system shows of a process.
-_ROOM = 2000
+#: For what the system shows of a process: its words, and as much for its environment.
+_ROOM = " " * 4000
 
 Done = subprocess.CompletedProcess[bytes]
 
@@ -132,11 +132,11 @@ class _Forking:
             "PATH": os.environ.get("PATH", ""),
             "PYTHONPATH": f"{_WARM}{os.pathsep}{ROOT}",
             "LC_ALL": "C.UTF-8",
-            "TESTS_COMMANDS": f"{theirs.fileno()} {module}",
+            "TESTS_COMMANDS": f"{theirs.fileno()} {module}{_ROOM}",
         }
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", module, " " * _ROOM],
+                [sys.executable, "-W", "error", "-m", module, _ROOM],
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

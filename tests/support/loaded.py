@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import pkgutil
@@ -18,4 +19,13 @@ def load_all() -> None:
     names = [found.name for found in pkgutil.walk_packages(watcher.__path__, "watcher.")]
     for name in (*names, *_OTHERS):
         if not name.startswith(("watcher.__main__", "watcher.demo")):
+            importlib.import_module(name)
+
+
+def load_packages() -> None:
+    """Load also what root's commands load before they become another user: all of each package."""
+    from watcher.system import privileges
+
+    for name in privileges._modules():
+        with contextlib.suppress(Exception):  # some are for other systems
             importlib.import_module(name)

@@ -35,17 +35,22 @@ def _become(order: dict[str, object], streams: list[int]) -> None:
     words = order["words"]
     assert isinstance(words, list)
     sys.argv[1:] = words
-    _show(words)
+    _show(words, environ)
     sys.path[:] = [each for each in sys.path if each != os.path.dirname(__file__)]
 
 
-def _show(words: list[str]) -> None:
-    """Let the system show these words: they take the place of the long blank one."""
+def _show(words: list[str], environ: dict[str, str]) -> None:
+    """Let the system show these words, in place of the long blank one, and this environment."""
     with open("/proc/self/stat", "rb") as file:
-        start, end = map(int, file.read().rpartition(b")")[2].split()[45:47])
-    first = start + ctypes.string_at(start, end - start).index(b" " * 100)
-    shown = b"".join(os.fsencode(word) + b"\0" for word in words)[: end - first - 1]
-    ctypes.memmove(first, shown.ljust(end - first, b"\0"), end - first)
+        at = list(map(int, file.read().rpartition(b")")[2].split()[45:49]))
+    words_at = at[0] + ctypes.string_at(at[0], at[1] - at[0]).index(b" " * 100)
+    _put(words, words_at, at[1])
+    _put([f"{name}={value}" for name, value in environ.items()], at[2], at[3])
+
+
+def _put(texts: list[str], start: int, end: int) -> None:
+    shown = b"".join(os.fsencode(text) + b"\0" for text in texts)[: end - start - 1]
+    ctypes.memmove(start, shown.ljust(end - start, b"\0"), end - start)
 
 
 def _serve(orders: socket.socket) -> None:
@@ -85,9 +90,10 @@ def _serve(orders: socket.socket) -> None:
 def _load(module: str) -> None:
     """Load what a module loads, but not the module: it is yet to be run."""
     if not module.startswith("watcher.demo."):
-        from tests.support.loaded import load_all
+        from tests.support.loaded import load_all, load_packages
 
         load_all()
+        load_packages()
     runpy.run_module(module, run_name="loaded")
 
 
