@@ -1,12 +1,13 @@
 """Makes `python -m MODULE` wait, with everything imported, and go on in a child for each order.
 
-Python runs this before the module that it was called for. A child returns from here, and its
-Python goes on as if it had just been called so: as a process of its own, with the streams, the
-environment, the folder, the mask and the words of its order. Used by `tests.support.commands`.
+Python runs this before the module that it was called for. A child goes on here as if its Python had
+just been called so: as a process of its own, with the streams, the environment, the folder, the
+mask and the words of its order. Used by `tests.support.commands`.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -14,9 +15,12 @@ import json
 import os
 import runpy
 import select
+import signal
 import socket
 import sys
+import threading
 import warnings
+from typing import NoReturn
 
 
 def _become(order: dict[str, object], streams: list[int]) -> None:
@@ -97,9 +101,38 @@ def _load(module: str) -> None:
     runpy.run_module(module, run_name="loaded")
 
 
+def _run(module: str) -> NoReturn:
+    """Run a module as Python does, but don't take everything that was loaded apart at the end."""
+    code: object = 0
+    if not sys.flags.safe_path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException as error:
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+        sys.excepthook(type(error), error, error.__traceback__)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    if not isinstance(code, int):
+        sys.stderr.write(f"{code}\n")
+        code = 1
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code & 0xFF)
+
+
 _order = os.environ.pop("TESTS_COMMANDS", "").split()
 if _order:
     _load(_order[1])
     # What is here lives as long as the children do: their end needn't look through it.
     gc.freeze()
     _serve(socket.socket(fileno=int(_order[0])))
+    _run(_order[1])
