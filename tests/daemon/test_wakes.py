@@ -387,7 +387,7 @@ def _limited(store: Store, limit: str, count: int, script: str) -> subprocess.Co
         "def limit(count):\n"
         f"    open('/proc/sys/user/{limit}', 'w').write(str(count))\n"
         f"limit({count})\n"
-        "wakes.BLIND_SECONDS = 0.2\n"
+        "triggers.BLIND_SECONDS = 0.2\n"
     )
     command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", preamble + script]
     done = subprocess.run(

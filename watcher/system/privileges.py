@@ -62,6 +62,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 #: The user whose rights root's process has taken.
 _taken: list[Owner] = []
 #: For whom everything was loaded, who could not load it again.
+#: Of no use here; watchdog's prints at once what its library logs.
+_PROGRAMS = ("watcher.demo", "watchdog.watchmedo")
 _loaded: list[Owner] = []
 
 
@@ -295,7 +297,7 @@ def _modules() -> Iterator[str]:
     for package in ("watcher", "click", "rich", "watchdog", "prometheus_client"):
         found = importlib.import_module(package).__path__
         for module in pkgutil.walk_packages(found, f"{package}.", onerror=lambda _: None):
-            if not module.name.startswith("watcher.demo") and "__main__" not in module.name:
+            if not module.name.startswith(_PROGRAMS) and "__main__" not in module.name:
                 yield module.name
 
 
