@@ -90,7 +90,7 @@ def verified(report: Report, done: Verified) -> dict[str, Any]:
 
 
 def unseen(found: Iterable[Unseen]) -> list[dict[str, str]]:
-    """What could not be looked at, and why."""
+    """What could not be inspected, and why."""
     return [{"path": names.exact(each.path), "why": each.why} for each in found]
 
 
@@ -162,7 +162,7 @@ def df(report: Report, space: Space, uses: tuple[Use, ...], total: Sizes) -> dic
 
 
 def plan(planned: Plan) -> dict[str, Any]:
-    """A plan: what would be done, what is refused, when to look again."""
+    """A plan: what would be done, what is refused, when to scan again."""
     return {
         "actions": [_action(action) for action in planned.actions],
         "refusals": [_refusal(refusal) for refusal in planned.refusals],

@@ -28,7 +28,7 @@ _WORDS = {number: word for word, number in queue.PRIORITIES.items()}
 
 
 class Shown(NamedTuple):
-    """The queue, and who runs it; `arrivals`: when each of the line is complete, where known."""
+    """The queue, and what runs it; `arrivals`: when each of the line is complete, where known."""
 
     kept: Queue
     arrivals: Sequence[float | None]

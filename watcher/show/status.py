@@ -37,21 +37,21 @@ class Pace(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One look, the paces of what is pulled by key, and who else looks."""
+    """One scan, the pace of each pull by key, and what else is known of the store."""
 
     report: Report
     paces: Mapping[str, Pace]
     daemon: Running | None
-    #: When somebody who keeps a memory has looked at the whole store last; 0 for never.
+    #: When the whole store was last scanned with a memory; 0 for never.
     looked_at: float
     #: Of each model, by `ModelName.key`, what is kept of its download.
     records: Records
-    #: What is to be downloaded, and who sees to it.
+    #: The queue, and the process that runs it.
     queue: Queue
     runner: QueueRunner | None
-    #: How fast live downloads came in the last minutes, by key, where somebody has looked.
+    #: The speeds of live downloads in the last minutes, by key, where a daemon runs.
     spreads: Mapping[str, Spread]
-    #: What could not be looked at.
+    #: What could not be inspected.
     unseen: tuple[Unseen, ...] = ()
 
     @property
@@ -59,7 +59,7 @@ class Status:
         """Each download as one true thing: one that has just broken off is live no more.
 
         It counts as live by a change alone, and nothing of it may be changed for so long; but
-        nobody has it open, nothing comes, and those who write could be seen, by us or by a daemon.
+        no process has it open, no bytes arrive, and its writers are visible to us or to a daemon.
         """
         return tuple(
             _settled(each) if self._has_broken_off(each) else each
