@@ -185,7 +185,7 @@ def above_of(here: Host) -> tuple[list[Finding], bool]:
     """The findings about folders above a store, and whether a start is foreseen to go well."""
     report = one_look(here, rules())
     assert report.diagnosis.forecast is not None
-    told = [each for each in report.diagnosis.findings if "pass through" in each.message]
+    told = [each for each in report.diagnosis.findings if "can't enter" in each.message]
     return told, not report.diagnosis.forecast.start_fails
 
 

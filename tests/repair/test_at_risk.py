@@ -73,7 +73,7 @@ def test_the_start_takes_it_unless_the_command_was_run(
     before = models.names()
     (found,) = at_risk(models)
     assert found.severity is Severity.WARNING
-    assert "next start" in found.alone
+    assert "next server start" in found.alone
     told = run("--store", str(models.path), "audit")
     assert told.returncode == 1
     assert b"at risk" in told.stdout

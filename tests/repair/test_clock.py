@@ -256,13 +256,13 @@ def _has_jumped(store: Store, times: int) -> bool:
 DAEMON = """
 import sys, time
 from pathlib import Path
-from watcher import daemon
-from watcher.model import Policy
-from watcher.observe.host import World
+from watcher.config import Settings
+from watcher.observe.host import Host
+from watcher.service import daemon
 
 store, ahead = sys.argv[1], Path(sys.argv[2])
-world = World(store, clock=lambda: time.time() + float(ahead.read_text() or 0))
-daemon.run(world, lambda: Policy(repair=True, clean=True, writers_visible=True), [])
+host = Host(store, clock=lambda: time.time() + float(ahead.read_text() or 0))
+daemon.run(host, lambda: Settings(repair=True, clean=True, writers_visible=True), [])
 """
 
 

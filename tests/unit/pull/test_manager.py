@@ -748,7 +748,7 @@ def test_a_check_that_is_refused_says_so(manager: ModelDownloadManager, store: P
         os.utime(path, (past, past))
     (found,) = manager.check_partial_model_downloads()
     (why,) = found["refused"]
-    assert "its length is unknown" in why
+    assert "its length and its model are unknown" in why
     (plain,) = manager.detect_partial_downloads()
     assert found == {**plain, "refused": [why], "age_seconds": found["age_seconds"]}
 
