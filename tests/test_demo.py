@@ -29,7 +29,7 @@ STORY = [
     "$ ollama-watch clean --yes",
     "after ollama-watch repair",
     "$ ollama-watch pull train:7b",
-    "were lost with a broken connection",
+    "a broken connection lost",
     "Download complete",
     "max retries exceeded            success",
 ]

@@ -62,8 +62,14 @@ def _queue(store: int, rounds: int) -> tuple[Times, Times]:
     def change(do: Callable[[Queue, int], Queue]) -> Callable[[int], object]:
         return lambda turn: queue.FILE.change(store, lambda kept: do(kept, turn))
 
+    class Later(running.Clock):
+        def time(self) -> float:
+            return now + 2 * _ITEMS
+
+    later = Later()
+
     def run(_: int) -> None:
-        running.run_next(store, lambda *_: Driven(Result.DONE), clock=lambda: now + 2 * _ITEMS)
+        running.run_next(store, lambda *_: Driven(Result.DONE), later)
 
     def ls(_: int) -> None:
         kept = queue.revived(queue.FILE.read(store), running.driven_by(store), now)

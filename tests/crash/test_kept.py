@@ -33,9 +33,15 @@ def progress(store):
 def queue_add(store):
     queue.FILE.change(store, lambda kept: queue.add(kept, "new", 10, 0.0, 5.0))
 
+class Clock(running.Clock):
+    def time(self):
+        return 9.0
+    def chance(self):
+        return 0.5
+
 def queue_run(store):
     driven = Driven(Result.FAILED, "no network")
-    running.run_next(store, lambda *_: driven, clock=lambda: 9.0, chance=lambda: 0.5)
+    running.run_next(store, lambda *_: driven, Clock())
 
 for line in sys.stdin:
     order = json.loads(line)

@@ -165,7 +165,7 @@ def test_what_a_daemon_told_is_there_while_it_runs_and_afterwards(store: Store) 
         daemon.wait_event("partial_found")
         assert told(store) == [each["message"] for each in daemon.events]
         daemon.kill(signal.SIGTERM)
-    assert told(store)[-1].startswith("ollama-watch stops")
+    assert told(store)[-1].startswith("ollama-watch stopped")
 
 
 def test_another_user_reads_it_or_is_told_how(

@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_written_is_told_once(store: Store, file: Path, 
         file.parent.write_text("a file")
     with Daemon(store.path, to(file)) as daemon:
         (told,) = daemon.of("error")
-        assert told["message"].startswith(f"metrics_file: {file} can't be written: ")
+        assert told["message"].startswith(f"metrics_file: writing {file} failed: ")
         store.download("young", aged=DAY)
         daemon.wait_event("partial_found")
         daemon.wait_idle()
@@ -260,7 +260,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_it(store: Store) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run(store.path, "daemon", env={"OLLAMA_WATCH_METRICS_LISTEN": address})
     assert done.returncode == 4
-    assert f"{address} can't be listened at: Address already in use" in done.stderr
+    assert f"listening on {address} failed: Address already in use" in done.stderr
     assert "Traceback" not in done.stderr
     assert not store.ours.exists()
 

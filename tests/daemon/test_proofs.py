@@ -105,7 +105,7 @@ def test_a_service_goes_on_about_what_its_registry_has_not_answered(
         return replace(planned, actions=asks)
 
     report = one_run(host, policy, approve=only_questions)
-    _Service(host, policy.settings, Metrics(host.store, policy.settings), [])._prove(report)
+    _Service(host, policy.settings, Metrics(host.store, policy.settings), [])._verify(report)
     assert [digest in each for each in wanted] == [said is None]
 
 
@@ -187,10 +187,10 @@ def test_a_daemon_puts_aside_what_it_has_not_hashed_before(
     policy = changed(POLICY, repair=True, clean=False)
     service = _Service(host, policy.settings, Metrics(host.store, policy.settings), [])
     try:
-        service._prove(one_run(host, policy))
-        wait_until(service._proofs._worker.is_idle, "the end of the proofs")
+        service._verify(one_run(host, policy))
+        wait_until(service._scrub._worker.is_idle, "the end of the proofs")
     finally:
-        service._proofs.stop()
+        service._scrub.stop()
     assert not blob.exists()
     assert not blob.is_symlink()
     assert aside.read_bytes() == b"others"

@@ -278,7 +278,7 @@ def test_all_of_a_unit_killed_at_once(store: Store, registry: Registry, add: Add
         wait_until(lambda: not states(store), "the queue to be empty")
     assert is_right(store.path, model.digests[0])
     (item,) = listed(store)["done"]
-    assert [each["why"] for each in item["reasons"]] == ["the process that drove it is gone"]
+    assert [each["why"] for each in item["reasons"]] == ["its process is gone"]
 
 
 def test_a_unit_s_sigterm_to_all_of_its_processes(
@@ -299,7 +299,7 @@ def test_a_child_that_dies_is_started_again(store: Store, registry: Registry, ad
         registry.wait_held(model.digests[0], 1)
         os.kill(wait_child(daemon), signal.SIGKILL)
         told = daemon.wait_event("error")
-        assert told["message"] == "what runs the queue has ended with -9; started again in 5 s"
+        assert told["message"] == "the queue process ended with -9; restarting in 5 s"
         registry.release()
         daemon.wait_event("pull_completed", timeout=60)
     assert is_right(store.path, model.digests[0])

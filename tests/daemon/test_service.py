@@ -237,7 +237,7 @@ def test_a_store_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "home" / ".ollama" / "models"
     tmp_path.joinpath("home").mkdir()
     with contextlib.closing(Daemon(path, beside=tmp_path / "models").start()) as daemon:
-        assert daemon.wait_event("error")["message"].startswith("there is no store at")
+        assert daemon.wait_event("error")["message"].startswith("waiting for a store at")
         store = Store(path)
         store.download("new", aged=DAY)
         daemon.wait_event("partial_found")

@@ -27,7 +27,7 @@ from tests.support.servers import wait_until
 from watcher.model import DAY, Due
 from watcher.service import file_events
 from watcher.service import triggers as module
-from watcher.service.file_events import Ears
+from watcher.service.file_events import Callbacks
 from watcher.service.triggers import MOST_DIGESTS, Digests, Triggers
 
 PATIENCE = 20.0
@@ -175,7 +175,7 @@ def test_a_thread_of_watchdogs_that_dies_is_noticed_at_once(
 
 
 def test_a_thread_that_has_ended_quietly_is_noticed_by_the_next_look(store: Store) -> None:
-    nothing = Ears(lambda *_: None, lambda: None, lambda: None, lambda: None)
+    nothing = Callbacks(lambda *_: None, lambda: None, lambda: None, lambda: None)
     events = file_events.FileEvents(str(store.path), nothing)
     events.watch()
     try:
@@ -483,7 +483,7 @@ def test_the_service_tells_once_that_it_hears_nothing_and_looks_all_the_same(sto
     done = _limited(store, "max_inotify_watches", 0, script)
     assert done.stderr == ""
     (told,) = done.stdout.splitlines()
-    assert "; looking every " in told
+    assert "; scanning every " in told
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "fuse.mergerfs", "virtiofs"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -16,11 +17,11 @@ from tests.support.driving import lay_out
 from tests.support.servers import EngineServer, Server
 from watcher.demo.registry import Fault, Registry
 from watcher.observe.host import Host
-from watcher.pull import disk, driver
+from watcher.pull import disk, driver, target
 from watcher.pull.driver import Options
 from watcher.pull.failures import Cause
 
-from .driven import MB, Seen, add, arrived, claimed, drive, site
+from .driven import MB, POLICY, Seen, add, arrived, claimed, drive, site
 
 UNTIL_DONE = Options(insecure=True, until_done=True)
 ELSEWHERE = {"WWW-Authenticate": 'Bearer realm="https://auth.example/token",service="x"'}
@@ -38,7 +39,7 @@ def quick(server: Server, slow: bool) -> Server:
 
 def ended_at_once(seen: Seen, cause: Cause, registry: Registry, step: str) -> None:
     assert seen.end.cause is cause, (seen.end, seen.notes)
-    assert not any("try 2" in note for note in seen.notes), seen.notes
+    assert not any("attempt 2" in note for note in seen.notes), seen.notes
     assert all(each.waiting is None for each in seen.updates)
     assert seen.updates[-1].record.error == seen.end.text
     # Once by ourselves, and once by the server.
@@ -50,6 +51,7 @@ def ended_at_once(seen: Seen, cause: Cause, registry: Registry, step: str) -> No
     [
         (Fault("page", on="manifest", status=400, body="what?"), Cause.REFUSED),
         (Fault("page", on="manifest", status=402, body="pay"), Cause.REFUSED),
+        (Fault("page", on="manifest", status=401), Cause.NO_PERMISSION),
         (Fault("page", on="manifest", status=403, body="no"), Cause.NO_PERMISSION),
         (Fault("page", on="manifest", status=407), Cause.PROXY),
         (Fault("page", on="manifest", status=410, body=""), Cause.NO_MODEL),
@@ -93,7 +95,18 @@ def test_a_manifest_that_only_the_server_believes(server: Server, registry: Regi
     assert "-5 bytes" in seen.end.text
 
 
-@pytest.mark.parametrize("status", [200, 404, 451])
+#: What a status of a layer's data means, where the server says nothing of it.
+HIDDEN = {
+    200: Cause.PORTAL,
+    401: Cause.NO_PERMISSION,
+    404: Cause.NO_LAYER,
+    410: Cause.NO_LAYER,
+    416: Cause.DAMAGED,
+    451: Cause.LEGAL,
+}
+
+
+@pytest.mark.parametrize("status", HIDDEN)
 @pytest.mark.parametrize("step", ["direct", "data"])
 def test_a_layer_in_silence(server: Server, registry: Registry, step: str, status: int) -> None:
     """While the server tries again and again, the registry says why."""
@@ -104,8 +117,7 @@ def test_a_layer_in_silence(server: Server, registry: Registry, step: str, statu
     server.start().wait_ready()
     options = Options(insecure=True, until_done=True, stall_seconds=1.0)
     seen = drive(site(server), model, options)
-    cause = {404: Cause.NO_LAYER, 451: Cause.LEGAL, 200: Cause.PORTAL}
-    ended_at_once(seen, cause[status], registry, "manifest")
+    ended_at_once(seen, HIDDEN[status], registry, "manifest")
 
 
 def test_a_layer_at_an_address_that_nobody_can_ask(server: Server, registry: Registry) -> None:
@@ -117,17 +129,28 @@ def test_a_layer_at_an_address_that_nobody_can_ask(server: Server, registry: Reg
     ended_at_once(drive(site(server), model, options), Cause.BAD_ADDRESS, registry, "manifest")
 
 
-@pytest.mark.parametrize("status", [400, 404, 412, 451])
-def test_a_layer_that_no_retry_brings(server: Server, registry: Registry, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "cause"),
+    [
+        (400, Cause.REFUSED),
+        (401, Cause.NO_PERMISSION),
+        (404, Cause.NO_LAYER),
+        (410, Cause.NO_LAYER),
+        (412, Cause.OLD_SERVER),
+        (451, Cause.LEGAL),
+    ],
+)
+def test_a_layer_that_no_retry_brings(
+    server: Server, registry: Registry, status: int, cause: Cause
+) -> None:
     model = add(registry, server, MB)
     registry.add_fault(Fault("page", on="head", digest=model.digests[0], status=status, body=""))
     server.start().wait_ready()
-    cause = {400: Cause.REFUSED, 404: Cause.NO_LAYER, 412: Cause.OLD_SERVER, 451: Cause.LEGAL}
-    ended_at_once(drive(site(server), model, UNTIL_DONE), cause[status], registry, "head")
+    ended_at_once(drive(site(server), model, UNTIL_DONE), cause, registry, "head")
 
 
 @pytest.mark.parametrize("step", ["direct", "data"])
-@pytest.mark.parametrize("status", [404, 451, 200])
+@pytest.mark.parametrize("status", HIDDEN)
 def test_a_begun_layer_of_which_the_server_hides_what_the_registry_says(
     quick: Server, registry: Registry, step: str, status: int
 ) -> None:
@@ -139,8 +162,7 @@ def test_a_begun_layer_of_which_the_server_hides_what_the_registry_says(
     registry.add_fault(Fault("page", on=step, digest=model.digests[0], status=status))  # type: ignore[arg-type]
     quick.start().wait_ready()
     seen = drive(site(quick), model, UNTIL_DONE)
-    cause = {404: Cause.NO_LAYER, 451: Cause.LEGAL, 200: Cause.PORTAL}
-    assert seen.end.cause is cause[status], (seen.end, seen.notes)
+    assert seen.end.cause is HIDDEN[status], (seen.end, seen.notes)
     assert claimed(quick, model) >= MB
 
 
@@ -173,7 +195,7 @@ def test_what_only_the_server_can_say_is_waited_for(
     limited(quick, 40 * MB)
     seen = drive(site(quick), model, Options(insecure=True, until_done=True, stall_seconds=2.0))
     assert seen.end.cause is Cause.FILE_TOO_LARGE, (seen.end, seen.notes)
-    assert sum(note.startswith("nothing came for") for note in seen.notes) <= 1
+    assert sum(note.startswith("no bytes for") for note in seen.notes) <= 1
     assert registry.stats()["requests"]["manifest"] <= 8
 
 
@@ -208,6 +230,29 @@ def test_a_file_system_that_takes_no_file_so_long(tmp_path: Path) -> None:
 
 
 @needs_root
+@pytest.mark.parametrize("until_done", [True, False])
+def test_a_server_that_is_gone_is_not_awaited_on_a_read_only_store(
+    tmp_path: Path, until_done: bool
+) -> None:
+    """It could not serve it; and the pull names the mount."""
+    store = tmp_path / "the models"
+    (store / "blobs").mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "tmpfs", str(store)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        (store / "blobs").mkdir()
+        subprocess.run(["mount", "-o", "remount,ro", str(store)], check=True)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        found = target.find(url, Host(str(store)), POLICY.settings)
+        seen = drive(found, "http://127.0.0.1:1/library/demo:1b", Options(until_done=until_done))
+        assert seen.end == (Cause.READ_ONLY, f"the file system at {store} is mounted read-only")
+    finally:
+        subprocess.run(["umount", str(store)], check=True)
+
+
+@needs_root
 @pytest.mark.parametrize("what", ["blobs", "data"])
 def test_what_is_immutable(server: Server, registry: Registry, what: str) -> None:
     model = add(registry, server, 3 * MB)
@@ -223,7 +268,7 @@ def test_what_is_immutable(server: Server, registry: Registry, what: str) -> Non
     finally:
         subprocess.run(["chattr", "-i", str(path)], check=True)
     assert seen.end.cause is Cause.NOT_PERMITTED, (seen.end, seen.notes)
-    assert not any("try 3" in note for note in seen.notes)
+    assert not any("attempt 3" in note for note in seen.notes)
 
 
 def test_waiting_says_what_for_which_try_and_when(server: Server, registry: Registry) -> None:
@@ -238,7 +283,7 @@ def test_waiting_says_what_for_which_try_and_when(server: Server, registry: Regi
     assert len(waits) >= 2
     for number, each in enumerate(waits, 2):
         assert each.waiting is not None
-        assert each.note.startswith(f"waits for the registry: try {number} of 8 in ")
+        assert each.note.startswith(f"waiting for the registry: attempt {number} of 8 in ")
         assert (each.waiting.attempt, each.waiting.attempts) == (number, 8)
         assert "503" in each.waiting.why
         assert each.waiting.until is not None

@@ -192,7 +192,7 @@ def test_cancelled_while_the_registry_says_nothing(server: Server, registry: Reg
 def test_cancelled_far_away_while_nothing_is_heard(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "_UNHEARD_SECONDS", 1.0)
+    monkeypatch.setattr(driver, "_NO_LINE_SECONDS", 1.0)
     model = add(registry, server)
     server.start().wait_ready()
     registry.add_fault(Fault("hang", on="head"))
@@ -275,7 +275,7 @@ def test_what_another_client_prepares_is_not_left_before_it_moves(
     thread.join(90)
     assert not thread.is_alive()
     assert pull.end.cause is Cause.INTERRUPTED
-    assert sum("ends as soon as that is safe" in note for note in seen.notes) == 1
+    assert sum("stopping when it is safe" in note for note in seen.notes) == 1
     assert collapsed(other.result())[-1] == "success"
     assert server.request("GET", "/")[0] == 200
 
@@ -322,7 +322,7 @@ def test_cancelled_beside_another_client_it_does_not_wait_for_that_one(
         ),
     )
     assert seen.end.cause is Cause.INTERRUPTED
-    assert seen.notes[-1] == "another client goes on with it"
+    assert seen.notes[-1] == "another client continues it"
     assert not other.ended
     registry.throttle(None)
     assert collapsed(other.result())[-1] == "success"
@@ -363,7 +363,7 @@ def test_without_the_store_it_arrives_and_says_what_it_can_not_do(
     far = Target(server.url, POLICY.settings, None, "it is far away")
     seen = drive(far, model)
     assert seen.end.cause is None, (seen.notes, seen.end)
-    assert seen.notes[0] == "it is far away; so resets and stalls can't be cured"
+    assert seen.notes[0] == "it is far away; so resets and stalls can't be repaired"
     assert not any("broken connection" in note for note in seen.notes)
     assert arrived(server, model)
 
@@ -389,7 +389,7 @@ def test_a_stall_far_away_is_ended(server: Server, registry: Registry) -> None:
     far = Target(server.url, POLICY.settings, None, "it is far away")
     seen = drive(far, model, Options(insecure=True, stall_seconds=2))
     assert seen.end.cause is None, (seen.notes, seen.end)
-    assert any(note.startswith("nothing came for") for note in seen.notes)
+    assert any(note.startswith("no bytes for") for note in seen.notes)
     assert arrived(server, model)
 
 
@@ -404,7 +404,7 @@ def test_a_layer_far_away_of_which_no_byte_comes_is_asked_for_again(
     far = Target(server.url, POLICY.settings, None, "it is far away")
     seen = drive(far, model, Options(insecure=True, stall_seconds=1))
     assert seen.end.cause is None, (seen.notes, seen.end)
-    assert any(note.startswith("nothing came for") for note in seen.notes)
+    assert any(note.startswith("no bytes for") for note in seen.notes)
     assert arrived(server, model)
 
 

@@ -82,7 +82,7 @@ def test_a_disk_that_is_too_small_for_all_together_is_told_and_the_pull_goes_on(
         server.stop()
         assert seen.end.cause is None, (seen.notes, seen.end)
         (told,) = [note for note in seen.notes if "the disk has" in note]
-        assert told.endswith(f"other unfinished downloads lack {SIZE // 2 / MB:.1f} MB more")
+        assert told.endswith(f"for other unfinished downloads ({SIZE // 2 / MB:.1f} MB)")
 
 
 @needs_root

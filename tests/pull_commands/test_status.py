@@ -97,7 +97,7 @@ def test_silence_is_told_of_a_pull_that_should_go_on(
     ("error", "advice"),
     [
         ("read: connection reset by peer", "to survive that, pull it with"),
-        ("write /m/blobs/sha256-1-partial: no space left on device", "make room"),
+        ("write /m/blobs/sha256-1-partial: no space left on device", "free space"),
         ("it was cancelled", None),
     ],
 )

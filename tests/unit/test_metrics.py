@@ -221,14 +221,14 @@ def test_without_a_wish_nothing_is_kept() -> None:
 def test_a_trouble_is_told_once_until_it_is_gone(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "x.prom"
     with metrics.Metrics("/models", rules(metrics_file=str(file)).settings) as kept:
-        assert kept.look(FULL, 1) == f"metrics_file: {file} can't be written: " + os.strerror(2)
+        assert kept.look(FULL, 1) == f"metrics_file: writing {file} failed: " + os.strerror(2)
         assert kept.look(FULL, 1) == ""
         file.parent.mkdir()
         assert kept.look(FULL, 1) == ""
         assert "ollama_watch_blobs" in file.read_text()
         file.unlink()
         file.mkdir()
-        assert kept.look(FULL, 1) == f"metrics_file: {file} can't be written: " + os.strerror(21)
+        assert kept.look(FULL, 1) == f"metrics_file: writing {file} failed: " + os.strerror(21)
         assert kept.look(FULL, 1) == ""
 
 
@@ -251,7 +251,7 @@ def test_an_address_is_named_that_cannot_be_listened_at() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with (
-            pytest.raises(ListenError, match=re.escape(f"[::1]:{port} can't be listened at")),
+            pytest.raises(ListenError, match=re.escape(f"listening on [::1]:{port} failed")),
             metrics.Metrics("/models", rules(metrics_listen=("::1", port)).settings),
         ):
             pass

@@ -19,7 +19,7 @@ from watcher.ollama import names, server
 from watcher.pull import queue, running, target
 from watcher.pull.driver import Options, Pull
 from watcher.pull.failures import Again, Cause
-from watcher.pull.queue import Driven, Item, ItemState, Result
+from watcher.pull.queue import Driven, ItemState, Result
 from watcher.pull.running import Drive, Why
 from watcher.pull.target import Target
 from watcher.show import progress
@@ -29,14 +29,12 @@ from watcher.system import advice, stopping
 
 
 def run(context: Context, drive: Drive) -> Exit:
-    """Drive one item after the other until none is left that could be begun by itself."""
-
-    def tell(item: Item) -> None:
-        if not context.quiet:
-            complain(in_words(item))
-
+    """Drive one item after the other until none is left that can start by itself."""
     with opened(context) as (found, store), running.seen_to_run(store):
-        left = running.run(store, drive, tell=tell)
+        for item in running.run(store, drive):
+            if not context.quiet:
+                complain(in_words(item))
+        left = queue.FILE.read(store)
     if left.paused:
         complain(f"the queue is paused\n  -> {advice.on(found.path, found.by, 'queue', 'resume')}")
     given_up = [item for item in left.line if item.state is ItemState.FAILED]

@@ -65,13 +65,13 @@ def fetch(model: ModelName, etag: str = "", *, insecure: bool = False) -> Fetche
     return _ask("GET", model, f"manifests/{model.tag}", headers, insecure=insecure)
 
 
-def layer(model: ModelName, digest: str, *, insecure: bool) -> Fetched:
-    """What a model's registry, or whom it redirects to, answers to who asks for a layer's data.
+def layer(model: ModelName, digest: str, at: int, *, insecure: bool) -> Fetched:
+    """What a model's registry, or the host it redirects to, answers for the byte `at` of a layer.
 
     Raises OSError where nobody answers in time.
     """
-    first = {"Range": "bytes=0-0"}
-    return _ask("GET", model, f"blobs/sha256:{digest}", first, insecure=insecure)
+    one = {"Range": f"bytes={at}-{at}"}
+    return _ask("GET", model, f"blobs/sha256:{digest}", one, insecure=insecure)
 
 
 def _ask(

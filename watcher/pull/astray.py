@@ -1,4 +1,4 @@
-"""Layers that a pull would fetch though their bytes are in the store, where no server looks."""
+"""Layers that a pull would download although the store has their bytes in another place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from watcher.reconcile import Reconciler
 from watcher.state import folders
 
 
-def told(target: Target, model: str, missing: Mapping[str, int]) -> Iterator[str]:
+def notes(target: Target, model: str, missing: Mapping[str, int]) -> Iterator[str]:
     """Where the bytes of missing layers lie, and the command that brings them to their place.
 
     `missing`: digests with their bytes, as the registry's manifest of `model` has them.
@@ -32,5 +32,5 @@ def told(target: Target, model: str, missing: Mapping[str, int]) -> Iterator[str
     for finding in astray.of_blobs(replace(seen, census=seen.census._replace(odd=lying))):
         if finding.models:
             helps = finding.command or finding.remedy
-            helps = f"; to keep that from it, end it and move them first: {helps}" if helps else ""
-            yield f"{finding.message}; this pull fetches again what is there{helps}"
+            helps = f"; to avoid that, stop the pull and move them first: {helps}" if helps else ""
+            yield f"{finding.message}; this pull downloads it again{helps}"

@@ -1,4 +1,4 @@
-"""What of the disk no retry cures, seen before the server runs into it and gives up minutes later.
+"""What of the disk no retry can change, seen before the server gives up minutes later.
 
 A server tries each part of a layer six times, for more than a minute, before it says why
 (``server/download.go``).
@@ -17,28 +17,49 @@ from rich.filesize import decimal
 from watcher.model import Server
 from watcher.observe import processes
 from watcher.observe.host import Host
+from watcher.ollama import names
 from watcher.pull.failures import Cause
 from watcher.state import fs
 from watcher.state.memory import FOLDER
 
 _LIMIT = re.compile(rb"^Max file size +(\d+) ", re.MULTILINE)
-#: Names are looked at up to here for a file that shows what the file system takes.
+#: So many names are tried for a file that shows what the file system takes.
 _MOST_NAMES = 1000
 
 
 def fault(host: Host, largest: int) -> tuple[Cause, str] | None:
     """Why no layer of `largest` bytes can be written to a store; None where nothing forbids it."""
+    if why := read_only(host.store):
+        return Cause.READ_ONLY, why
     try:
         with _folders(host.store) as folders:
-            blobs = folders[0]
-            if os.fstatvfs(blobs).f_flag & os.ST_RDONLY:
-                return Cause.READ_ONLY, "the file system of the store is mounted read-only"
             if not _takes(folders, largest):
-                why = f"a layer has {decimal(largest)}, more than this file system lets a file have"
+                size = decimal(largest)
+                why = f"a layer has {size}, more than this file system allows for a file"
                 return Cause.FILE_TOO_LARGE, why
     except OSError:
         return None  # the server says what is in its way
     return _limited(host, largest)
+
+
+def read_only(store: str) -> str:
+    """That layers can't be written since the file system is read-only; "" where it is not."""
+    with contextlib.suppress(OSError), _folders(store) as folders:
+        if os.fstatvfs(folders[0]).f_flag & os.ST_RDONLY:
+            return f"the file system {_mount_point(folders[0])} is mounted read-only"
+    return ""
+
+
+def _mount_point(fd: int) -> str:
+    """Where what is open is mounted, in words."""
+    with contextlib.suppress(OSError, StopIteration):
+        with open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as info:
+            number = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            point = next(line.split()[4] for line in mounts if line.split()[0] == number)
+        escaped = re.compile(r"\\([0-7]{3})")
+        return f"at {names.printable(escaped.sub(lambda each: chr(int(each[1], 8)), point))}"
+    return "of the store"
 
 
 @contextlib.contextmanager

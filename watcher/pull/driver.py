@@ -1,8 +1,11 @@
 """One model's pull, driven through the server to its end over whatever breaks on the way.
 
-The server throws away what an attempt has brought when its connection is reset, and believes
-sidecars that it could not write in time. So a loss, a stall or the server's death ends our request,
-the cycle makes true sidecars of what is on the disk, and the pull is asked for again.
+The server throws away what an attempt has downloaded when its connection is reset, and believes
+progress files that it could not write in time. So a loss, a stall or the server's death ends our
+request, a reconcile writes progress files for what is on the disk, and the pull is requested again.
+
+`Pull.updates` is the sequence: note what is on disk, attempt, verify, and after a failure repair,
+wait and attempt again.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import orjson
 from rich.filesize import decimal
@@ -38,54 +41,56 @@ from watcher.state.event_log import Event, EventType
 from watcher.state.records import Record
 from watcher.system import advice
 
-#: No line at all for so long while the manifest is asked for: the server waits without any limit.
+#: No line at all for so long while the manifest is requested: the server waits without any limit.
 _SILENT_SECONDS = 120.0
-#: Who waits for what another pull prepares hears of it many times a second. Who hears nothing of a
-#: server far away for so long waits for the registry, and may give up.
-_UNHEARD_SECONDS = 30.0
-#: Who is connected to the server is looked for this often: it takes a look at all processes.
-_LOOK_AROUND_SECONDS = 1.0
-#: How long a server that is gone is waited for, where nobody said to wait for ever.
+#: A request that waits for another one's layer gets lines many times a second. One that gets none
+#: from a server far away for so long waits for the registry, and may be closed.
+_NO_LINE_SECONDS = 30.0
+#: The server's connections are counted this often: it takes a scan of all processes.
+_CONNECTIONS_SECONDS = 1.0
+#: How long a server that is gone is waited for, unless `until_done` is set.
 SERVER_SECONDS = 300.0
-#: Tries in a row that bring nothing, where nobody said to go on for ever.
+#: Attempts in a row that bring nothing, unless `until_done` is set.
 _TRIES = 8
-#: Layers that were damaged on their way, and fetched again from the start: then it is no accident.
+#: Layers that were damaged on their way, and downloaded again from the start: then it is no
+#: accident.
 _MISMATCHES = 3
 #: Less than this on the disk beyond what the server counts may be a file system's roundings.
-_UNHEARD_LOSS = 8 << 20
-#: A server tries a part six times, 63 s long, before it says what is in its way. So once after a
-#: silence it is let to say so.
+_LEAST_LOSS = 8 << 20
+#: A server tries a part six times, 63 s long, before it reports what is in its way. So once after a
+#: silence it gets that time.
 _SAYS_WHY_SECONDS = 90.0
 _TICK_SECONDS = 0.2
-#: Lines come sixteen times a second; what they say is shown this often.
+#: Lines arrive sixteen times a second; updates are given this often.
 _SHOW_SECONDS = 0.25
-#: What changes besides the state is kept this often.
-_KEEP_SECONDS = 1.0
+#: Changes besides the state are saved this often.
+_SAVE_SECONDS = 1.0
 _LONGEST_PAUSE = 60.0
-#: What the disk has beyond half as much again as is claimed, and this, is no data but a file
+#: What the disk has beyond half as much again as is recorded, and this, is no data but a file
 #: system's own: copies, parity.
 _ROUNDINGS = 64 << 20
 _NEVER_WEIGHED = 1 << 62
-_HANGS = (
-    "waits for a layer that another client has begun, and of which the server tells no length: "
-    "if that client is gone, restart the server"
+_WAITS_FOR_OTHER = (
+    "waiting for a layer that another client began; if that client is gone, restart the server"
 )
-#: Of a layer's end no line tells, but these come after the last of them.
-_ALL_HERE = frozenset({State.VERIFYING, State.WRITING_MANIFEST})
+#: No line reports a layer's end, but these come after the last of them.
+_ALL_ON_DISK = frozenset({State.VERIFYING, State.WRITING_MANIFEST})
 _WAITS_UNTIL_SAFE = (
-    "ends as soon as that is safe: to close the request while a layer is being prepared could end "
-    "the server; a second ctrl-C ends at once"
+    "stopping when it is safe: closing the request now could crash the server; "
+    "a second Ctrl-C stops at once"
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is wanted of a pull."""
+    """How a model is pulled."""
 
     insecure: bool = False
-    #: Go on for ever, over whatever may pass.
+    #: Retry temporary failures without limit.
     until_done: bool = False
-    #: Hash the layers that were there before, too.
+    #: Also hash the layers that were on disk before.
     verify: bool = False
     stall_seconds: float = STALL_SECONDS
     server_seconds: float = SERVER_SECONDS
@@ -103,25 +108,25 @@ class Options:
 
 
 class Waiting(NamedTuple):
-    """What the next try waits for, after what, and when it comes."""
+    """What the next attempt waits for, after which failure, and when it begins."""
 
     awaited: str
     why: str
-    #: The number of that try, and of how many; None where they go on for ever.
+    #: The number of that attempt, and of how many; None for no limit.
     attempt: int
     attempts: int | None
-    #: Seconds since the epoch: the next try, or where it is awaited, when it is given up at last.
+    #: Seconds since the epoch: the next attempt, or when the waiting is given up.
     until: float | None
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """The same in words."""
         of = "" if self.attempts is None else f" of {self.attempts}"
-        return f"waits for {self.awaited}: try {self.attempt}{of}"
+        return f"waiting for {self.awaited}: attempt {self.attempt}{of}"
 
 
 class Update(NamedTuple):
-    """How the pull is now, and what there is to say in words, if anything."""
+    """How the pull is now, and a note in words, if any."""
 
     record: Record
     seconds_left: float | None = None
@@ -131,64 +136,88 @@ class Update(NamedTuple):
 
 
 class End(NamedTuple):
-    """How a request, or the whole pull, has ended; no cause where the model has arrived."""
+    """How a request, or the whole pull, ended; no cause where the model is complete."""
 
     cause: Cause | None = None
     text: str = ""
 
 
+_CANCELED = End(Cause.INTERRUPTED, "canceled")
+
+
+@dataclass(slots=True)
+class _Failures:
+    """The attempts that have failed."""
+
+    #: In a row, with nothing gained.
+    count: int = 0
+    silences: int = 0
+    mismatches: int = 0
+    _best: int = 0
+
+    def add(self, cause: Cause, done: int) -> None:
+        """One more, after which `done` bytes of the model are on disk."""
+        if done > self._best:
+            self.count, self.silences, self._best = 0, 0, done
+        self.count += 1
+        self.mismatches += cause is Cause.MISMATCH
+        self.silences += cause is Cause.SILENCE
+
+
 @dataclass(slots=True)
 class Pull:
-    """A pull of `model` (as people write it). Iterate over `updates`; then `end` tells its end.
+    """A pull of `model` (as people write it). Iterate over `updates`; then `end` has its end.
 
-    `cancelled` is asked several times a second. Once it says so the request is closed, as soon as
-    that is safe, what has come is made resumable, and the updates end.
+    `cancelled` is asked several times a second. When it returns True the request is closed as soon
+    as that is safe, what was downloaded is made resumable, and the updates end.
     """
 
     target: Target
     model: str
     options: Options = field(default_factory=Options)
     cancelled: Callable[[], bool] = lambda: False
-    #: Pulls beside this one, if any.
+    #: Shared with pulls beside this one.
     layer_locks: LayerLocks = field(default_factory=LayerLocks)
     end: End = field(default_factory=End)
-    #: What of ours was wrong, where that has ended it.
+    #: A bug of ours, where that ended it.
     fault: Exception | None = None
     record: Record = field(default_factory=Record)
     meter: Meter = field(init=False)
     name: names.ModelName = field(init=False)
-    _driven: state_folder.LongLock = field(init=False)
-    _bar: ModelProgress = field(default_factory=ModelProgress)
+    _driving: state_folder.LongLock = field(init=False)
+    _progress: ModelProgress = field(default_factory=ModelProgress)
     _digests: frozenset[str] = frozenset()
     #: Those of them that were in the store before.
     _present: frozenset[str] | None = None
     #: Those that our requests have pulled.
     _pulled: set[str] = field(default_factory=set)
+    #: Those that were downloaded once more because they were missing or damaged.
+    _fetched_again: frozenset[str] = frozenset()
+    #: The registry gave us its manifest, and wanted no token for it.
+    _is_open: bool = False
     #: What `Options.verify` asks for was done.
-    _proved: bool = False
-    #: It was told already what an earlier pull has left.
-    _is_resumed: bool = False
-    _is_astray_told: bool = False
-    _told: set[str] = field(default_factory=set)
-    _kept_at: float = 0.0
-    _unkept: dict[str, object] = field(default_factory=dict)
+    _is_verified: bool = False
+    _is_resuming_noted: bool = False
+    _is_astray_noted: bool = False
+    _last_note: str = ""
+    _saved_at: float = 0.0
+    _unsaved: dict[str, object] = field(default_factory=dict)
     #: Layers that another client pulls, too: closing our request would end nothing.
     _shared: set[str] = field(default_factory=set)
     _pace: Pace = field(default_factory=Pace)
-    _looked_around_at: float = -_LOOK_AROUND_SECONDS
-    #: Bytes of each layer on the disk that its sidecars did not claim when we looked last.
+    _connections_at: float = -_CONNECTIONS_SECONDS
+    #: Bytes of each layer on the disk that its progress files did not record at the last scan.
     _uncounted: dict[str, int] = field(default_factory=dict)
-    #: The layer that the server told of last.
+    #: The layer of the server's last line.
     _layer: str = ""
-    #: Requests in a row that ended in silence, with nothing gained.
-    _silences: int = 0
+    _failures: _Failures = field(default_factory=_Failures)
     _waiting: Waiting | None = None
 
     def __post_init__(self) -> None:
-        """Raises TargetError for what is no model's name."""
+        """Raises TargetError for what is not a model's name."""
         self.name = names.to_model(self.model)
         self.meter = Meter(stall_seconds=self.options.stall_seconds)
-        self._driven = records.driving_lock(self.model)
+        self._driving = records.driving_lock(self.model)
 
     @property
     def command(self) -> str:
@@ -200,18 +229,28 @@ class Pull:
         asked = Asked(self.name.shown, url, options=tuple(self.options.words()))
         host = self.target.host or self.target.named
         if host is not None:
-            is_its = self.target.is_its or self.target.host is not None
+            is_its = self.target.its is not None
             asked = asked._replace(store=host.store, found_by=host.found_by, is_its=is_its)
         return cause.command(asked)
 
+    # ------------------------------------------------------------ the sequence
+
     def updates(self) -> Iterator[Update]:
-        """Drive the pull until the model has arrived, can't arrive, or the pull was cancelled.
+        """Drive the pull until the model is complete, can't be, or the pull was canceled.
 
         Whatever goes wrong is the end of this pull alone.
         """
         try:
-            with self._driving():
-                yield from self._updates()
+            # While it is held, nobody else infers from the store what the record says.
+            self._hold_driving()
+            self.end = yield from self._drive()
+            if self.end.cause is None:
+                yield self._change(state=State.COMPLETED)
+                self._log(EventType.PULL_COMPLETED, f"{self.name.shown} is complete")
+            else:
+                # What was downloaded is kept for the next pull, whoever makes that.
+                yield from self._repair(own=True)
+                yield from self._failed(self.end)
         except WatchError as error:
             yield from self._failed(End(Cause.UNKNOWN, str(error)))
         except Exception as error:
@@ -219,114 +258,52 @@ class Pull:
             text = names.printable(without_secrets(f"{type(error).__name__}: {error}"))
             yield from self._failed(End(Cause.FAULT, text))
         finally:
+            self._driving.release()
             self.layer_locks.release(self.name.shown)
 
-    @contextmanager
-    def _driving(self) -> Iterator[None]:
-        """While it lasts, nobody else infers from the store what the record says."""
-        self._drive()
-        try:
-            yield
-        finally:
-            self._driven.release()
-
-    def _drive(self) -> None:
-        path = self._records_folder()
-        if path:
-            with suppress(OSError), folders.opened_store(path) as folder:
-                records.drive(self._driven, folder)
-
-    def _records_folder(self) -> str:
-        """The folder whose records are kept; "" where none are."""
-        return self.target.records or (self.target.host.store if self.target.host else "")
-
-    def _updates(self) -> Iterator[Update]:
-        yield from self._tell_what_is_here()
+    def _drive(self) -> Generator[Update, None, End]:
+        """Attempt it until the model is complete, or another attempt can't help."""
+        yield from self._note_on_disk()
         if self.target.why:
-            yield self._say(f"{self.target.why}; so resets and stalls can't be cured")
-        tries, best, mismatches = 0, 0, 0
-        fetched_again: set[str] = set()
+            yield self._note(f"{self.target.why}; so resets and stalls can't be repaired")
         while True:
-            self.end = yield from self._try()
-            if self.end.cause is None:
-                self.end = self._judge_manifest()
-            if self.end.cause is None:
-                proved = yield from self._prove()
-                if proved.gone - fetched_again:
-                    fetched_again |= proved.gone
-                    continue
-                self.end = _end(proved)
-            if self.end.cause is None:
-                yield self._change(state=State.COMPLETED)
-                self._log(
-                    EventType.PULL_COMPLETED, f"{self.name.shown} has arrived", **self.meter.facts
-                )
-                return
-            if self.record.downloaded_bytes > best:
-                tries, best, self._silences = 0, self.record.downloaded_bytes, 0
-            tries += 1
-            mismatches += self.end.cause is Cause.MISMATCH
-            self._silences += self.end.cause is Cause.SILENCE
-            enough = tries >= _TRIES and not self.options.until_done
-            if enough or mismatches >= _MISMATCHES or not self.end.cause.passes:
-                break
-            if not (yield from self._heal(self.end, tries)):
-                break
-        # What has come is kept for the next pull, whosever that is.
-        yield from self._mend(own=True)
-        yield from self._failed(self.end)
+            self.end = end = yield from self._attempt_and_verify()
+            if end.cause is None:
+                return end
+            self._failures.add(end.cause, self.record.downloaded_bytes)
+            if not self._may_retry(end.cause):
+                return end
+            final = yield from self._prepare_retry(end, end.cause)
+            if final is not None:
+                return final
 
-    def _failed(self, end: End) -> Iterator[Update]:
-        """The pull has ended otherwise than with the model."""
-        assert end.cause is not None
-        self.end = end
-        # What could not be kept must not be in the way of the one thing that has to be.
-        self._unkept = {}
-        yield self._change(state=State.ERROR, error=end.text)
-        told = {"cause": end.cause.value, **self.meter.facts}
-        self._log(EventType.PULL_FAILED, f"{self.name.shown}: {end.text}", **told)
+    def _may_retry(self, cause: Cause) -> bool:
+        enough = self._failures.count >= _TRIES and not self.options.until_done
+        return cause.passes and not enough and self._failures.mismatches < _MISMATCHES
 
-    # ------------------------------------------------------------ one try
+    def _attempt_and_verify(self) -> Generator[Update, None, End]:
+        """An attempt, and whether its layers are right; those that are not are pulled again."""
+        while True:
+            end = yield from self._attempt()
+            if end.cause is None:
+                end = self._check_stored_manifest()
+            if end.cause is not None:
+                return end
+            proof = yield from self._verify()
+            if not proof.gone - self._fetched_again:
+                return _end(proof)
+            self._fetched_again |= proof.gone
 
-    def _try(self) -> Generator[Update, None, End]:
+    def _attempt(self) -> Generator[Update, None, End]:
         """Everything from the manifest to the end of one request. Returns its `End`."""
         if self.cancelled():
-            return End(Cause.INTERRUPTED, "it was cancelled")
+            return _CANCELED
         yield self._change(state=State.STARTING)
-        answer = self._ask_manifest()
-        # Where there is none, the server tells why: it may see what is shown to its user alone.
-        if answer.raw is not None and not answer.problem:
-            flawed = _of_manifest(answer.raw)
-            if flawed.cause is not None:
-                return flawed
-        if answer.raw is not None:
-            self._expect(registry.sizes(answer.raw))
-            yield self._change(
-                state=State.PULLING_MANIFEST,
-                manifest_pulled=True,
-                total_bytes=self._bar.total,
-                present_bytes=self._bar.present,
-                downloaded_bytes=self._bar.done,
-                resume_supported=self._bar.total > 0,
-            )
-            if answer.problem:
-                yield self._say(f"{answer.problem}; going by the manifest that was kept")
-            if self._is_here(answer.raw):
-                yield self._say("up to date")
-                return End()
-            yield from self._tell_astray()
-            yield from self._wait_for_others()
-            mended = list(self._mend(own=False))
-            if self._bar.done > self._bar.present and not self._is_resumed:
-                yield self._resuming()
-            self._is_resumed = False  # of each other try it is told again
-            yield from mended
-            if fault := self._disk_fault():
-                return fault
-            if short := (yield from self._look_for_room()):
-                return End(Cause.DISK_FULL, short)
+        ended = yield from self._prepare()
+        if ended is not None:
+            return ended
         if self.cancelled():
-            return End(Cause.INTERRUPTED, "it was cancelled")
+            return _CANCELED
         try:
             with PullStream(self.target.url, self.model, insecure=self.options.insecure) as stream:
                 end = yield from self._follow(stream)
@@ -336,58 +313,157 @@ class Pull:
         finally:
             self.meter.rest(time.monotonic())
 
-    def _tell_what_is_here(self) -> Iterator[Update]:
+    def _prepare(self) -> Generator[Update, None, End | None]:
+        """Ask for the manifest, and see to what is on disk. Returns the end where there is one.
+
+        Without a manifest the server reports why: it may see what only its user may see.
+        """
+        answer = self._ask_manifest()
+        self._is_open = answer.raw is not None and not answer.problem
+        if answer.raw is None:
+            return None
+        if self._is_open and (flawed := _of_manifest(answer.raw)).cause is not None:
+            return flawed
+        self._expect(registry.sizes(answer.raw))
+        yield self._change(
+            state=State.PULLING_MANIFEST,
+            manifest_pulled=True,
+            total_bytes=self._progress.total,
+            present_bytes=self._progress.present,
+            downloaded_bytes=self._progress.done,
+            resume_supported=self._progress.total > 0,
+        )
+        if answer.problem:
+            yield self._note(f"{answer.problem}; using the stored manifest")
+        if self._is_complete(answer.raw):
+            yield self._note("up to date")
+            return End()
+        yield from self._note_astray()
+        yield from self._wait_for_layers()
+        repaired = list(self._repair(own=False))
+        if self._progress.done > self._progress.present and not self._is_resuming_noted:
+            yield self._note_resuming()
+        self._is_resuming_noted = False  # each other attempt notes it again
+        yield from repaired
+        return self._disk_fault() or (yield from self._check_room())
+
+    # ------------------------------------------------------------ before the request
+
+    def _note_on_disk(self) -> Iterator[Update]:
         """Say first of all what an earlier pull has left, by the manifest that it has kept."""
-        with ExitStack() as opened:
-            store = self._store(opened)
+        with self._opened() as store:
             known = None if store is None else registry_cache.cached(store).get(self.name.key)
             if store is None or known is None:
                 return
             sizes = registry.sizes(known.raw.encode())
-            here = scan.present(store, sizes)
-            if not scan.begun(store, sizes.keys() - here):
+            present = scan.present(store, sizes)
+            if not scan.begun(store, sizes.keys() - present):
                 return
-        report = repair.look(self.target, sizes.keys() - here)
+        report = repair.look(self.target, sizes.keys() - present)
         if report is None:
             return
-        self._bar.expect(sizes, here)
-        self._bar.here(repair.trusted(report), here)
-        if self._bar.done > self._bar.present:
-            self._is_resumed = True
-            yield self._resuming()
+        self._progress.expect(sizes, present)
+        self._progress.here(repair.trusted(report), present)
+        if self._progress.done > self._progress.present:
+            self._is_resuming_noted = True
+            yield self._note_resuming()
 
-    def _resuming(self) -> Update:
-        return self._say(f"resuming: {_share(self._bar.done, self._bar.total)} are here")
+    def _note_resuming(self) -> Update:
+        return self._note(f"resuming: {_share(self._progress.done, self._progress.total)} on disk")
 
-    def _tell_astray(self) -> Iterator[Update]:
-        """Say once, before anything is fetched, what of it lies where no server looks."""
-        if self._is_astray_told:
+    def _note_astray(self) -> Iterator[Update]:
+        """Say once, before anything is downloaded, what of it lies where no server looks."""
+        if self._is_astray_noted:
             return
-        self._is_astray_told = True
-        missing = self._digests - (self._present or frozenset())
-        sizes = {digest: self._bar.sizes[digest] for digest in missing & self._bar.sizes.keys()}
-        for text in astray.told(self.target, self.name.shown, sizes):
-            yield self._say(text)
+        self._is_astray_noted = True
+        missing = self._missing() & self._progress.sizes.keys()
+        sizes = {digest: self._progress.sizes[digest] for digest in missing}
+        for text in astray.notes(self.target, self.name.shown, sizes):
+            yield self._note(text)
 
-    def _wait_for_others(self) -> Iterator[Update]:
-        """Let a pull beside this one bring the layers that both miss."""
-        missing = self._digests - (self._present or frozenset())
-        while other := self.layer_locks.claim(self.name.shown, missing):
+    def _wait_for_layers(self) -> Iterator[Update]:
+        """Let a pull beside this one download the layers that both miss."""
+        while other := self.layer_locks.claim(self.name.shown, self._missing()):
             if self.cancelled():
                 return
-            yield self._say(f"waits for {other}, which has a layer of it")
+            yield self._note(f"waiting for {other}, which downloads a layer of it")
             self._rest(_TICK_SECONDS)
+
+    def _missing(self) -> frozenset[str]:
+        return self._digests - (self._present or frozenset())
+
+    def _ask_manifest(self) -> registry_cache.Answer:
+        with self._opened() as store:
+            return registry_cache.manifest(store, self.name, insecure=self.options.insecure)
+
+    def _expect(self, sizes: Mapping[str, int]) -> None:
+        """Take up the layers of the manifest as it is now."""
+        present = self._finished(sizes)
+        if self._present is None:
+            self._present = present
+        self._digests = frozenset(sizes)
+        self._progress.expect(sizes, present)
+
+    def _finished(self, sizes: Mapping[str, int]) -> frozenset[str]:
+        with self._opened() as store:
+            return frozenset() if store is None else scan.present(store, sizes)
+
+    def _is_complete(self, raw: bytes) -> bool:
+        """Whether the store has this very manifest, and all that it names."""
+        with self._opened() as store:
+            if store is None or self._progress.present < self._progress.total:
+                return False
+            path = f"manifests/{self.name.path}"
+            try:
+                same = orjson.loads(verification.read(path, store)) == orjson.loads(raw)
+                return bool(same) and not verification.in_doubt(store, self._progress.sizes)
+            except (OSError, orjson.JSONDecodeError):
+                return False
+
+    def _disk_fault(self) -> End | None:
+        """What of the disk no retry can change, for the layers that are missing."""
+        missing = self._progress.missing
+        if self.target.host is None or not missing:
+            return None
+        found = disk.fault(self.target.host, max(missing))
+        return None if found is None else End(*found)
+
+    def _check_room(self) -> Generator[Update, None, End | None]:
+        """Note where the disk takes this model, but not the other unfinished downloads, too.
+
+        Returns the end where it can't take the rest of this one.
+        """
+        with self._opened() as store:
+            if store is None:
+                return None
+            room = os.fstatvfs(store)
+            begun = scan.begun(store, self._digests)
+            others = scan.unfinished(store) - self._digests
+        free = room.f_bavail * room.f_frsize
+        missing = self._progress.total - max(self._progress.done, self._progress.present + begun)
+        if missing > free:
+            why = f"{decimal(missing)} to download, but the disk has only {decimal(free)} free"
+            return End(Cause.DISK_FULL, why)
+        more = repair.lacking(self.target, others)
+        if missing + more > free:
+            yield self._note(
+                f"the disk has {decimal(free)} free: enough for this model ({decimal(missing)}), "
+                f"but not also for other unfinished downloads ({decimal(more)})"
+            )
+        return None
+
+    # ------------------------------------------------------------ the request
 
     def _follow(self, stream: PullStream) -> Generator[Update, None, End]:
         """Read the stream to its end, or until our request has to be closed. Returns the `End`."""
-        layer_progress, shows_at = LayerProgress(time.monotonic(), self._uncounted), 0.0
+        layer, shows_at = LayerProgress(time.monotonic(), self._uncounted), 0.0
         while True:
             now = time.monotonic()
-            ends = self._wanted_end(now - layer_progress.changed_at)
-            if ends and self._may_close(layer_progress, now):
+            ends = self._wanted_end(now - layer.changed_at)
+            if ends and self._may_close(layer, now):
                 return ends
             if ends:
-                yield self._say(_HANGS if layer_progress.is_joined else _WAITS_UNTIL_SAFE)
+                yield self._note(_WAITS_FOR_OTHER if layer.is_joined else _WAITS_UNTIL_SAFE)
             status = stream.next(_TICK_SECONDS)
             if status is None:
                 continue
@@ -397,160 +473,106 @@ class Pull:
             state = download_states.of_status(status.text)
             if state is State.COMPLETED:
                 return End()
-            fresh = layer_progress.take(status, now)
-            self._layer = layer_progress.digest
-            if state not in (None, self.record.state):
-                layer_progress.changed_at = now
-            before = self._bar.done
-            layer_progress.lost += self._count(status)
-            if state in _ALL_HERE:
-                self._bar.complete()
-            came = self._bar.done - before
-            self._measure(now, came if came or status.total else None, fresh=fresh)
-            if fresh or now >= shows_at or state not in (None, self.record.state):
+            changes = state not in (None, self.record.state)
+            fresh = self._take(status, layer, changes=changes)
+            if fresh or changes or now >= shows_at:
                 shows_at = now + _SHOW_SECONDS
-                yield self._progress(state, now)
-            lost = layer_progress.lost or self._lost_unheard(layer_progress, now)
-            if (
-                lost
-                and self._may_cure(layer_progress.digest, now)
-                and self._may_close(layer_progress, now)
-            ):
-                return End(Cause.RESETS, f"{decimal(lost)} were lost with a broken connection")
+                yield self._reported(state, now)
+            lost = layer.lost or self._lost_unreported(layer, now)
+            if lost and self._may_repair(layer.digest, now) and self._may_close(layer, now):
+                return End(Cause.RESETS, f"a broken connection lost {decimal(lost)}")
+
+    def _take(self, status: Status, layer: LayerProgress, *, changes: bool) -> bool:
+        """Take up a line. Returns whether its layer is another one than before."""
+        now = time.monotonic()
+        fresh = layer.take(status, now)
+        self._layer = layer.digest
+        if changes:
+            layer.changed_at = now
+        before = self._progress.done
+        layer.lost += self._count(status)
+        if download_states.of_status(status.text) in _ALL_ON_DISK:
+            self._progress.complete()
+        came = self._progress.done - before
+        if not came and not status.total:
+            self.meter.rest(now)  # none are to come
+        elif fresh:
+            # Far away nobody knows what a layer had before its first line.
+            self.meter.add(now, 0 if self.target.host is None else max(0, came))
+        else:
+            self.meter.add(now, came)
+        return fresh
+
+    def _count(self, status: Status) -> int:
+        """Take up the bytes that a line counts. Returns how many of its layer were lost."""
+        if not status.digest:
+            self._progress.note_all(status.total, status.completed)
+            return 0
+        lost = self._progress.note(status.digest, status.total, status.completed)
+        # The manifest may be known to the server alone.
+        if status.digest in self._progress.sizes and status.digest not in self._pulled:
+            self._digests |= {status.digest}
+            self._pulled.add(status.digest)
+        return lost
 
     def _wanted_end(self, quiet: float) -> End | None:
-        """Why our request should be closed, if it should: cancelled, or quiet for too long."""
+        """Why our request should be closed, if it should: canceled, or quiet for too long."""
         if self.cancelled():
-            return End(Cause.INTERRUPTED, "it was cancelled")
+            return _CANCELED
         if self._is_silent(quiet):
-            return End(Cause.SILENCE, f"nothing came for {advice.duration(quiet)}")
+            return End(Cause.SILENCE, f"no bytes for {advice.duration(quiet)}")
         return None
 
     def _is_silent(self, seconds: float) -> bool:
         """Whether that is too long without anything; checking a large layer may take for ever."""
         match self.record.state:
             case State.DOWNLOADING:
-                says_why = _SAYS_WHY_SECONDS if self._silences == 1 else 0.0
+                says_why = _SAYS_WHY_SECONDS if self._failures.silences == 1 else 0.0
                 return seconds > max(self.options.stall_seconds, says_why)
             case State.STARTING | State.PULLING_MANIFEST:
                 return seconds > _SILENT_SECONDS
             case _:
                 return False
 
-    def _may_close(self, layer_progress: LayerProgress, now: float) -> bool:
+    def _may_close(self, layer: LayerProgress, now: float) -> bool:
         """Whether no layer is being prepared, or for nobody but us.
 
-        Who closes a request for a layer that another pull is still preparing makes the server
-        panic; who closes the one that prepares it leaves those who wait for it for ever, and the
-        first of them that is closed makes it panic (docs/store.md).
+        Closing a request for a layer that another pull is still preparing makes the server panic;
+        closing the one that prepares it leaves the others waiting for it for ever, and the first of
+        them that is closed makes it panic (docs/store.md).
         """
-        if layer_progress.is_prepared(now) or self.record.state in _ALL_HERE:
+        if layer.is_prepared(now) or self.record.state in _ALL_ON_DISK:
             return True
-        if layer_progress.is_joined:
+        if layer.is_joined:
             return False
         host = self.target.host
         if host is None:
-            # Who else is connected there can't be seen. Who waits for another is heard of often.
-            return now - layer_progress.at >= _UNHEARD_SECONDS
-        if now - self._looked_around_at < _LOOK_AROUND_SECONDS:
+            # Other clients there are not visible. A request that waits for one gets lines often.
+            return now - layer.at >= _NO_LINE_SECONDS
+        if now - self._connections_at < _CONNECTIONS_SECONDS:
             return False
-        self._looked_around_at = now
+        self._connections_at = now
         seen = processes.see(host, (), network=False, writers_visible=False)
         ours = [each for each in seen.servers if each.ours is not False]
         return len(ours) == 1 and ours[0].connections in (0, 1)
 
-    def _may_cure(self, layer: str, now: float) -> bool:
+    def _may_repair(self, layer: str, now: float) -> bool:
         """Whether closing our request would help, and is not done too often."""
         if self.target.host is None or layer in self._shared:
             return False
         return self._pace.allows(now)
 
-    def _lost_unheard(self, layer_progress: LayerProgress, now: float) -> int:
+    def _lost_unreported(self, layer: LayerProgress, now: float) -> int:
         """Bytes that are on the disk and that the server counts no more, where that is much."""
-        if not layer_progress.wants_weighing(now):
+        if not layer.wants_weighing(now):
             return 0
-        with ExitStack() as opened:
-            store = self._store(opened)
+        with self._opened() as store:
             if store is None:
                 return 0
-            lost = layer_progress.weigh(scan.begun(store, (layer_progress.digest,)), now)
-        return lost if lost >= _UNHEARD_LOSS else 0
+            lost = layer.weigh(scan.begun(store, (layer.digest,)), now)
+        return lost if lost >= _LEAST_LOSS else 0
 
-    # ------------------------------------------------------------ the manifest, and what is here
-
-    def _ask_manifest(self) -> registry_cache.Answer:
-        with ExitStack() as opened:
-            return registry_cache.manifest(
-                self._store(opened), self.name, insecure=self.options.insecure
-            )
-
-    def _expect(self, sizes: Mapping[str, int]) -> None:
-        """Set the bar on the layers of the manifest as it is now."""
-        here = self._finished(sizes)
-        if self._present is None:
-            self._present = here
-        self._digests = frozenset(sizes)
-        self._bar.expect(sizes, here)
-
-    def _finished(self, sizes: Mapping[str, int]) -> frozenset[str]:
-        with ExitStack() as opened:
-            store = self._store(opened)
-            return frozenset() if store is None else scan.present(store, sizes)
-
-    def _have_nothing(self, *, own: bool) -> None:
-        """There is nothing to mend yet; the room for mending on a full disk is set aside."""
-        from watcher.act import disk_reserve
-
-        self._count_anew({}, lost=own)
-        with ExitStack() as opened:
-            store = self._store(opened)
-            if store is None:
-                return
-            with suppress(LockedError, OSError), journal.locked(store, 0.0):
-                disk_reserve.set_aside(store)
-
-    def _is_begun(self) -> bool:
-        """Whether there is anything of an unfinished layer, or of an act that was killed."""
-        from watcher.act import transaction
-
-        with ExitStack() as opened:
-            host, store = self.target.host, self._store(opened)
-            if host is None or store is None:
-                return False
-            begun = not self._digests.isdisjoint(scan.unfinished(store))
-            return begun or transaction.unfinished(host, store)
-
-    def _judge_manifest(self) -> End:
-        """Whether the manifest that the server has written is a model's at all."""
-        with ExitStack() as opened:
-            store = self._store(opened)
-            if store is None:
-                return End()
-            try:
-                return _of_manifest(verification.read(f"manifests/{self.name.path}", store))
-            except OSError:
-                return End()  # it is not in the store that is known here
-
-    def _is_here(self, raw: bytes) -> bool:
-        """Whether the store has this very manifest, and all that it names."""
-        with ExitStack() as opened:
-            store = self._store(opened)
-            if store is None or self._bar.present < self._bar.total:
-                return False
-            path = f"manifests/{self.name.path}"
-            try:
-                same = orjson.loads(verification.read(path, store)) == orjson.loads(raw)
-                return bool(same) and not verification.in_doubt(store, self._bar.sizes)
-            except (OSError, orjson.JSONDecodeError):
-                return False
-
-    def _disk_fault(self) -> End | None:
-        """What no retry cures of the disk, for the layers that are missing."""
-        missing = self._bar.missing
-        if self.target.host is None or not missing:
-            return None
-        found = disk.fault(self.target.host, max(missing))
-        return None if found is None else End(*found)
+    # ------------------------------------------------------------ after the request
 
     def _explained(self, end: End) -> End:
         """The same end, with the reason where the server hides what the registry or disk says."""
@@ -566,263 +588,274 @@ class Pull:
 
     def _answer_of_registry(self) -> End | None:
         """Why the registry does not give the layer under way, if it says so to us, too."""
+        last = self._progress.sizes.get(self._layer, 1) - 1
         try:
-            answer = registry.layer(self.name, self._layer, insecure=self.options.insecure)
+            answer = registry.layer(self.name, self._layer, last, insecure=self.options.insecure)
         except registry.NoAddressError as error:
             return End(Cause.BAD_ADDRESS, str(error))
         except OSError:
             return None
         what = f"for layer {names.short(self._layer)}"
         if answer.status == 200 and answer.kind == "text/html":
-            return End(Cause.PORTAL, f"{self.name.host} answers with a web page {what}")
-        # The server may have a token, which we have not.
-        if answer.status < 400 or answer.status in (401, 416):
+            return End(Cause.PORTAL, f"{self.name.host} answered with a web page {what}")
+        # Where even the manifest takes a token, the server may have one, and we have none.
+        if answer.status < 400 or (answer.status == 401 and not self._is_open):
             return None
         cause = of_status(answer.status, of_layer=True)
-        return (
-            None if cause.passes else End(cause, f"{self.name.host} answers {answer.status} {what}")
-        )
+        if cause.passes:
+            return None
+        return End(cause, f"{self.name.host} answered {answer.status} {what}")
 
-    def _look_for_room(self) -> Generator[Update, None, str]:
-        """Say where the disk takes this model, but not all that is unfinished beside it, too.
-
-        Returns why it can't take the rest of this one; "" where it can.
-        """
-        with ExitStack() as opened:
-            store = self._store(opened)
+    def _check_stored_manifest(self) -> End:
+        """Whether the manifest that the server has written is a model's at all."""
+        with self._opened() as store:
             if store is None:
-                return ""
-            room = os.fstatvfs(store)
-            begun = scan.begun(store, self._digests)
-            others = scan.unfinished(store) - self._digests
-        free = room.f_bavail * room.f_frsize
-        missing = self._bar.total - max(self._bar.done, self._bar.present + begun)
-        if missing > free:
-            return f"{decimal(missing)} are missing, and the disk has {decimal(free)} free"
-        more = repair.lacking(self.target, others)
-        if missing + more > free:
-            yield self._say(
-                f"the disk has {decimal(free)} free: enough for the {decimal(missing)} that are "
-                f"missing, but other unfinished downloads lack {decimal(more)} more"
-            )
-        return ""
+                return End()
+            try:
+                return _of_manifest(verification.read(f"manifests/{self.name.path}", store))
+            except OSError:
+                return End()  # it is not in the store that is known here
 
-    # ------------------------------------------------------------ mending
+    def _verify(self) -> Generator[Update, None, Proof]:
+        """Whether the layers are what their names say, as far as that is in doubt or asked for.
 
-    def _heal(self, end: End, tries: int) -> Generator[Update, None, bool]:
-        """What another try takes after such an end. Returns whether there can be one."""
-        yield self._say(end.text)
-        if end.cause is Cause.SERVER_GONE:
-            return (yield from self._await_server(end, tries))
-        if end.cause is Cause.BLOCKED:
+        The server has hashed what it has downloaded just now, and nothing else.
+        """
+        doubted = self._in_doubt()
+        if doubted is None or (self.options.verify and self.target.host is None):
+            asked = self.options.verify
+            why = self.target.why or "its manifest is not in this store"
+            return Proof(cause=Cause.UNVERIFIED if asked else None, why=why)
+        if self.options.verify and not self._is_verified:
+            doubted |= self._digests if self._present is None else self._present
+        if not doubted:
+            return Proof()
+        if download_states.may_follow(self.record.state, State.VERIFYING):
+            yield self._change(state=State.VERIFYING)
+        found = yield from self._noted(verification.prove(self.target, doubted, self.cancelled))
+        self._is_verified = found.cause is None
+        return found
+
+    def _in_doubt(self) -> frozenset[str] | None:
+        """The layers that are perhaps not right; None where the model is not in a store here."""
+        with self._opened() as store:
+            sizes = None if store is None else verification.layers(store, self.name)
+            return None if store is None or sizes is None else verification.in_doubt(store, sizes)
+
+    # ------------------------------------------------------------ after a failure
+
+    def _prepare_retry(self, end: End, cause: Cause) -> Generator[Update, None, End | None]:
+        """What another attempt takes. Returns the end where there can't be one."""
+        yield self._note(end.text)
+        if cause is Cause.SERVER_GONE:
+            return (yield from self._await_server(end))
+        if cause is Cause.BLOCKED:
             self._pulled |= repair.blocked(self.target, self._digests)
-        yield from self._mend(own=True)
-        self._pace.note(self._bar.done)
-        if end.cause not in (Cause.RESETS, Cause.SILENCE) or tries > 1:
+        yield from self._repair(own=True)
+        self._pace.note(self._progress.done)
+        tries = self._failures.count
+        if cause not in (Cause.RESETS, Cause.SILENCE) or tries > 1:
             longest = min(_LONGEST_PAUSE, 2.0 ** min(tries, 6))
             pause = longest * random.uniform(0.5, 1.0)  # noqa: S311 - many clients, no secret
-            yield from self._wait_for_next(end, tries, pause)
-        return True
+            with self._awaiting(end, pause) as waiting:
+                yield self._note(f"{waiting.text} in {advice.duration(pause)}")
+                self._rest(pause)
+        return None
 
-    def _wait_for_next(self, end: End, tries: int, seconds: float) -> Iterator[Update]:
-        """Rest until the next try, and say what for, which one it is, and when it is."""
-        assert end.cause is not None
-        most = None if self.options.until_done else _TRIES
-        waiting = Waiting(end.cause.awaited, end.text, tries + 1, most, time.time() + seconds)
-        with self._awaiting(waiting):
-            yield self._say(f"{waiting.told} in {advice.duration(seconds)}")
-            self._rest(seconds)
+    def _await_server(self, end: End) -> Generator[Update, None, End | None]:
+        """Wait until the server answers; what it left half done is repaired meanwhile.
+
+        Returns the end where it did not answer in time, or can't serve this store.
+        """
+        until_done = self.options.until_done
+        patience = None if until_done else self.options.server_seconds
+        limit = "" if patience is None else f", {patience:.0f} s at most"
+        with self._awaiting(end, patience) as waiting:
+            helps = self._helps(Cause.SERVER_GONE) or Cause.SERVER_GONE.step
+            yield self._note(f"{waiting.text} when it answers{limit}: {helps}")
+            # At once, before somebody starts it again: a killed process closes its files soon.
+            yield from self._repair(own=True)
+            gives_up = float("inf") if patience is None else time.monotonic() + patience
+            while time.monotonic() < gives_up and not self.cancelled():
+                if server.version(self.target.url) is not None:
+                    yield from self._repair(own=True)
+                    return None
+                if self.target.its and (why := disk.read_only(self.target.its.store)):
+                    return End(Cause.READ_ONLY, why)
+                self._rest(1.0)
+            return None if self.cancelled() else end
 
     @contextmanager
-    def _awaiting(self, waiting: Waiting) -> Iterator[None]:
-        """Updates say so as long as this lasts."""
-        self._waiting = waiting
+    def _awaiting(self, end: End, seconds: float | None) -> Iterator[Waiting]:
+        """Updates have it as long as this lasts; `seconds`: None for no limit."""
+        assert end.cause is not None
+        most = None if self.options.until_done else _TRIES
+        until = None if seconds is None else time.time() + seconds
+        self._waiting = Waiting(end.cause.awaited, end.text, self._failures.count + 1, most, until)
         try:
-            yield
+            yield self._waiting
         finally:
             self._waiting = None
-
-    def _await_server(self, end: End, tries: int) -> Generator[Update, None, bool]:
-        """Wait until the server answers; what it left half done is mended meanwhile.
-
-        Returns False where it has not come in time.
-        """
-        patience = float("inf") if self.options.until_done else self.options.server_seconds
-        long = "" if self.options.until_done else f", {patience:.0f} s at most"
-        most, ends = (None, None) if self.options.until_done else (_TRIES, time.time() + patience)
-        waiting = Waiting(Cause.SERVER_GONE.awaited, end.text, tries + 1, most, ends)
-        with self._awaiting(waiting):
-            helps = self._helps(Cause.SERVER_GONE) or Cause.SERVER_GONE.step
-            yield self._say(f"{waiting.told} as soon as it answers{long}: {helps}")
-            return (yield from self._until_it_answers(time.monotonic() + patience))
-
-    def _until_it_answers(self, until: float) -> Generator[Update, None, bool]:
-        # At once, before somebody starts it again: a process that was killed closes its files soon.
-        yield from self._mend(own=True)
-        while time.monotonic() < until and not self.cancelled():
-            if server.version(self.target.url) is not None:
-                yield from self._mend(own=True)
-                return True
-            self._rest(1.0)
-        return self.cancelled()
 
     def _rest(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until and not self.cancelled():
             time.sleep(_TICK_SECONDS)
 
-    def _mend(self, *, own: bool) -> Iterator[Update]:
-        """Make true sidecars of what is on the disk. `own`: our request has just ended."""
+    def _failed(self, end: End) -> Iterator[Update]:
+        """The pull ended without the model."""
+        assert end.cause is not None
+        self.end = end
+        # What could not be saved must not be in the way of the one thing that has to be.
+        self._unsaved = {}
+        yield self._change(state=State.ERROR, error=end.text)
+        self._log(EventType.PULL_FAILED, f"{self.name.shown}: {end.text}", cause=end.cause.value)
+
+    # ------------------------------------------------------------ repairing
+
+    def _repair(self, *, own: bool) -> Iterator[Update]:
+        """Write progress files for what is on the disk. `own`: our request has just ended."""
         if self.target.host is None or not self._digests:
             return
         if not self._is_begun():
             self._have_nothing(own=own)
             return
         pulled = frozenset(self._pulled) if own else None
-        report = yield from repair.mend(
-            self.target, self._digests, pulled, self.cancelled, self._say
+        report = yield from self._noted(
+            repair.run(self.target, self._digests, pulled, self.cancelled)
         )
         if report is None:
             return
         held = repair.held(report)
         if own and not held <= self._shared:
             self._shared |= held
-            goes_on = "goes on with it" if self.cancelled() else "pulls it, too: joined"
-            yield self._say(f"another client {goes_on}")
+            does = "continues it" if self.cancelled() else "also pulls it: joined"
+            yield self._note(f"another client {does}")
         claimed = repair.claimed(report)
         self._count_anew(claimed, lost=own)
         self._uncounted |= {
             digest: rest if rest <= claimed[digest] // 2 + _ROUNDINGS else _NEVER_WEIGHED
             for digest, rest in repair.unclaimed(report).items()
         }
-        for each in repair.told(report):
-            yield self._say(each)
+        for each in repair.notes(report):
+            yield self._note(each)
+
+    def _is_begun(self) -> bool:
+        """Whether there is anything of an unfinished layer, or of a change that was killed."""
+        from watcher.act import transaction
+
+        with self._opened() as store:
+            host = self.target.host
+            if host is None or store is None:
+                return False
+            begun = not self._digests.isdisjoint(scan.unfinished(store))
+            return begun or transaction.unfinished(host, store)
+
+    def _have_nothing(self, *, own: bool) -> None:
+        """There is nothing to repair yet; the room for a repair on a full disk is reserved."""
+        from watcher.act import disk_reserve
+
+        self._count_anew({}, lost=own)
+        with self._opened() as store:
+            if store is None:
+                return
+            with suppress(LockedError, OSError), journal.locked(store, 0.0):
+                disk_reserve.set_aside(store)
 
     def _count_anew(self, claimed: Mapping[str, int], *, lost: bool) -> None:
-        """Set the bar on what is here now, with so many bytes of each unfinished layer.
+        """Count what is on disk now, with so many bytes of each unfinished layer.
 
         `lost`: what is less than before was lost by our request; what is more was not, after all.
         """
-        before = self._bar.done
-        self._bar.here(claimed, self._finished(self._bar.sizes))
+        before = self._progress.done
+        self._progress.here(claimed, self._finished(self._progress.sizes))
         if lost:
-            self.meter.correct(self._bar.done - before)
+            self.meter.correct(self._progress.done - before)
         self._uncounted = dict.fromkeys(self._digests, 0)
 
-    def _prove(self) -> Generator[Update, None, Proof]:
-        """Whether the layers are what their names say, as far as that is in doubt or asked for.
+    # ------------------------------------------------------------ updates, records and events
 
-        The server has hashed what it has fetched just now, and nothing else.
-        """
-        wanted = self._in_doubt()
-        if wanted is None or (self.options.verify and self.target.host is None):
-            asked = self.options.verify
-            why = self.target.why or "its manifest is not in the store that is known here"
-            return Proof(cause=Cause.UNVERIFIED if asked else None, why=why)
-        if self.options.verify and not self._proved:
-            wanted |= self._digests if self._present is None else self._present
-        if not wanted:
-            return Proof()
-        if download_states.may_follow(self.record.state, State.VERIFYING):
-            yield self._change(state=State.VERIFYING)
-        found = yield from verification.prove(self.target, wanted, self.cancelled, self._say)
-        self._proved = found.cause is None
-        return found
-
-    def _in_doubt(self) -> frozenset[str] | None:
-        """The layers that are perhaps not right; None where the model is not in a store here."""
-        with ExitStack() as opened:
-            store = self._store(opened)
-            sizes = None if store is None else verification.layers(store, self.name)
-            return None if store is None or sizes is None else verification.in_doubt(store, sizes)
-
-    # ------------------------------------------------------------ telling
-
-    def _count(self, status: Status) -> int:
-        """Take up the bytes that a line says are here. Returns how many of its layer were lost."""
-        if status.digest:
-            lost = self._bar.note(status.digest, status.total, status.completed)
-            # The manifest may be known to the server alone.
-            if status.digest in self._bar.sizes and status.digest not in self._pulled:
-                self._digests |= {status.digest}
-                self._pulled.add(status.digest)
-            return lost
-        self._bar.note_all(status.total, status.completed)
-        return 0
-
-    def _measure(self, now: float, came: int | None, *, fresh: bool) -> None:
-        """Take up the bytes that have come since the last line; None: none are to come."""
-        if came is None:
-            self.meter.rest(now)
-        elif not fresh:
-            self.meter.add(now, came)
-        else:
-            # Far away nobody knows what a layer had before it was first told of.
-            self.meter.add(now, 0 if self.target.host is None else max(0, came))
-
-    def _progress(self, state: State | None, now: float) -> Update:
-        """What the server says now."""
-        rate = self.meter.rate(now)
+    def _reported(self, state: State | None, now: float) -> Update:
+        """What the server reports now."""
         changes: dict[str, object] = {
-            "downloaded_bytes": self._bar.done,
-            "total_bytes": self._bar.total,
-            "bytes_per_second": rate,
+            "downloaded_bytes": self._progress.done,
+            "total_bytes": self._progress.total,
+            "bytes_per_second": self.meter.rate(now),
             "lost_bytes": self.meter.lost,
             "resets": self.meter.resets,
             "stalls": self.meter.stalls,
         }
-        # The server is sometimes too quick to tell of a state, and a retry goes back in silence.
+        # The server is sometimes too quick to report a state, and a retry goes back in silence.
         if state is not None and download_states.may_follow(self.record.state, state):
             changes["state"] = state
-        left = self.meter.seconds_left(now, self._bar.total - self._bar.done)
-        return self._change(changes, left)
+        missing = self._progress.total - self._progress.done
+        update = self._change(**changes)
+        return update._replace(seconds_left=self.meter.seconds_left(now, missing))
 
-    def _change(
-        self, changes: Mapping[str, object] | None = None, left: float | None = None, **more: object
-    ) -> Update:
+    def _change(self, **changes: object) -> Update:
         """Change the record: here at once, on the disk with each state and now and then."""
-        given = {**(changes or {}), **more}
-        now = time.time()
         before = self.record.state
-        self.record = records.after(self.record, given, now, self.name.shown)
-        self._unkept.update(given)
-        if self.record.state is not before or time.monotonic() - self._kept_at >= _KEEP_SECONDS:
-            self._keep()
-        return Update(self.record, left, waiting=self._waiting)
+        self.record = records.after(self.record, changes, time.time(), self.name.shown)
+        self._unsaved.update(changes)
+        if self.record.state is not before or time.monotonic() - self._saved_at >= _SAVE_SECONDS:
+            self._save()
+        return Update(self.record, waiting=self._waiting)
 
-    def _keep(self) -> None:
-        self._kept_at = time.monotonic()
+    def _save(self) -> None:
+        self._saved_at = time.monotonic()
         folder = self._records_folder()
         if not folder:
             return
         try:
             with folders.opened_store(folder) as opened:
-                records.drive(self._driven, opened)  # anew, where it was removed
-                records.change(opened, self.model, self._unkept)
+                records.drive(self._driving, opened)  # anew, where it was removed
+                records.change(opened, self.model, self._unsaved)
         except (WatchError, OSError):
-            return  # told by whoever reads it; the pull goes on
-        self._unkept = {}
+            return  # whoever reads it reports that; the pull goes on
+        self._unsaved = {}
 
-    def _say(self, text: str) -> Update:
-        """An update with something to say; the same is said once in a row."""
-        note = "" if text in self._told else text
-        self._told = {text}
+    def _hold_driving(self) -> None:
+        path = self._records_folder()
+        if path:
+            with suppress(OSError), folders.opened_store(path) as folder:
+                records.drive(self._driving, folder)
+
+    def _records_folder(self) -> str:
+        """The folder whose records are kept; "" where none are."""
+        return self.target.records or (self.target.host.store if self.target.host else "")
+
+    def _note(self, text: str) -> Update:
+        """An update with a note; the same is noted once in a row."""
+        note = "" if text == self._last_note else text
+        self._last_note = text
         return Update(self.record, None, note, self._waiting)
+
+    def _noted(self, texts: Generator[str, None, T]) -> Generator[Update, None, T]:
+        """Each text as an update. Returns what the generator returns."""
+        while True:
+            try:
+                text = next(texts)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            yield self._note(text)
 
     def _log(self, event_type: EventType, message: str, **details: object) -> None:
         if self.target.host is not None:
             shown = self.name.shown
-            event = Event(time.time(), event_type, message, shown, {"models": [shown], **details})
+            given = {"models": [shown], **details, **self.meter.facts}
+            event = Event(time.time(), event_type, message, shown, given)
             journal.announce(self.target.host, self.target.settings, event)
 
-    def _store(self, opened: ExitStack) -> int | None:
-        """The descriptor of the store, while `opened` is; None where there is none here."""
-        if self.target.host is None:
-            return None
-        try:
-            return opened.enter_context(folders.opened_store(self.target.host.store))
-        except OSError:
-            return None
+    @contextmanager
+    def _opened(self) -> Iterator[int | None]:
+        """The descriptor of the store; None where there is none here."""
+        with ExitStack() as opened:
+            store = None
+            if self.target.host is not None:
+                with suppress(OSError):
+                    store = opened.enter_context(folders.opened_store(self.target.host.store))
+            yield store
 
 
 def _share(part: int, whole: int) -> str:
@@ -833,17 +866,17 @@ def _share(part: int, whole: int) -> str:
 
 
 def _of_manifest(raw: bytes) -> End:
-    """The end of a pull whose manifest names no layer, or what can be none; a server takes it."""
+    """The end of a pull whose manifest names no layer, or an impossible one; a server takes it."""
     try:
         flaw = manifests.flaw(raw)
     except ValueError as error:
         flaw = str(error)
-    return End(Cause.BAD_MANIFEST, f"its manifest is wrong: {flaw}") if flaw else End()
+    return End(Cause.BAD_MANIFEST, f"its manifest is invalid: {flaw}") if flaw else End()
 
 
-def _end(proved: Proof) -> End:
+def _end(proof: Proof) -> End:
     """The end of a pull whose model the server has, as far as its layers are known to be right."""
-    if proved.gone:
-        missing = names.short(min(proved.gone))
-        return End(Cause.DAMAGED, f"{missing} was fetched again, and is not there or not right")
-    return End(proved.cause, proved.why if proved.cause is not None else "")
+    if proof.gone:
+        missing = names.short(min(proof.gone))
+        return End(Cause.DAMAGED, f"{missing} was downloaded again, but is missing or damaged")
+    return End(proof.cause, proof.why if proof.cause is not None else "")

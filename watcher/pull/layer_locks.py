@@ -1,4 +1,4 @@
-"""Pulls side by side in one process: a layer that two of them miss is fetched by one."""
+"""Pulls side by side in one process: one of them downloads a layer that several miss."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 
 class LayerLocks:
-    """Who fetches which layer. Safe among threads."""
+    """The model that downloads each layer. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by: dict[str, str] = {}
 
     def claim(self, model: str, digests: Iterable[str]) -> str:
-        """Take layers for a model, all or none; gives back the model that has one, or ""."""
+        """Take layers for a model, all or none; returns the model that has one, or ""."""
         wanted = tuple(digests)
         with self._lock:
             others = {self._by[each] for each in wanted if each in self._by} - {model}
@@ -24,6 +24,6 @@ class LayerLocks:
             return ""
 
     def release(self, model: str) -> None:
-        """Give back what a model has taken."""
+        """Return the layers of a model."""
         with self._lock:
             self._by = {digest: by for digest, by in self._by.items() if by != model}

@@ -1,7 +1,8 @@
-"""What our own stream has told of the layer under way, and whether its request may be closed. Pure.
+"""The layer under way as our own stream reports it, and whether its request may be closed. Pure.
 
-The server keeps what ends a download only once it has prepared it. Who joins a layer that another
-request is still preparing, and leaves before that, makes the server panic (docs/store.md).
+The server keeps what ends a download only once it has prepared it. A request that joins a layer
+which another one is still preparing, and leaves before that, makes the server panic
+(docs/store.md).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from watcher.ollama.pull_stream import Status
 
 #: How often the disk is asked what of a layer it has.
 _WEIGH_SECONDS = 1.0
-#: While a layer comes, a line is told each 60 ms, and none at its end: after a silence the server
+#: While a layer arrives, a line comes each 60 ms, and none at its end: after a silence the server
 #: may be preparing the next one.
 _LINES_STOP_SECONDS = 1.0
 #: Preparing a layer takes no longer once its length is known: sidecars are written or were read.
@@ -18,15 +19,15 @@ PREPARED_SECONDS = 30.0
 
 
 class LayerProgress:
-    """The last line of a layer and what came before it; times are monotonic seconds."""
+    """The last line of a layer and those before it; times are monotonic seconds."""
 
     def __init__(self, now: float, uncounted: dict[str, int] | None = None) -> None:
         """`uncounted`: bytes of layers that were on the disk before, and that nobody counts."""
         self.digest = ""
         self.total = self.completed = 0
-        #: Bytes of this layer that an attempt had brought and that were thrown away.
+        #: Bytes of this layer that an attempt had downloaded and that were thrown away.
         self.lost = 0
-        #: When a line has come, and when one has told something new.
+        #: When the last line came, and the last one with news.
         self.at = self.changed_at = now
         self._moved = False
         self._total_at = now
@@ -55,8 +56,8 @@ class LayerProgress:
     def weigh(self, allocated: int, now: float) -> int:
         """Bytes that were lost, by what the disk has of this layer.
 
-        On a fast network an attempt comes and is thrown away between two lines. What the disk had
-        when this was asked before is compared with what is counted now: lines may come late.
+        On a fast network an attempt arrives and is thrown away between two lines. This compares
+        what the disk had at the call before with what is counted now: lines may come late.
         """
         before, self._weighed, self._weighed_at = self._weighed, allocated, now
         if before < 0:
@@ -67,7 +68,7 @@ class LayerProgress:
     def is_prepared(self, now: float) -> bool:
         """Whether the layer under way has been prepared, so that leaving it does no harm.
 
-        Of one that is whole, or of which no line comes, the server may be at the next one already.
+        After one that is complete, or without a line, the server may be at the next one already.
         """
         if not self.digest:
             return self.total > 0  # the transfer path prepares nothing
@@ -80,6 +81,6 @@ class LayerProgress:
     def is_joined(self) -> bool:
         """Whether another request prepares the layer that ours waits for.
 
-        Whoever has asked for it may be gone: then nobody will ever tell its length.
+        The client that began it may be gone: then its length never comes.
         """
         return bool(self.digest) and self.total == 0

@@ -9,9 +9,9 @@
         print(partial["models"], partial["partial_size"], partial["can_resume"])
     manager.download_model("llama3", progress=lambda now: print(now["progress_percent"]))
 
-Everything goes through the one cycle and its acts, and through the records in ``models.json``: what
-the command line, the daemon and other processes do is seen here, and the other way round. All of it
-may be called from several threads and processes. Bytes are integers, times seconds since the epoch.
+Everything goes through reconciles, and through the records in ``models.json``: this sees what the
+command line, the daemon and other processes do, and the other way round. All of it may be called
+from several threads and processes. Bytes are integers, times seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class FileManager(Protocol):
     def state_path(self) -> str | os.PathLike[str]:
         """The folder in whose ``.ollama-watch`` the records are kept; most likely the store.
 
-        Logs, and what the acts need, lie in the store's own.
+        Logs, and what repairs need, are in the store's own.
         """
 
 
@@ -73,9 +73,9 @@ class FileManager(Protocol):
 class StoreFiles:
     """A store that keeps its own state.
 
-    Raises NoStoreError for a folder that is not there, and for one that holds something and no
-    store; NoPermissionError for one that can't be looked into. An empty one becomes a store with
-    the server's first pull.
+    Raises NoStoreError for a folder that does not exist, and for one that holds something and no
+    store; NoPermissionError for one that can't be read. An empty one becomes a store with the
+    server's first pull.
     """
 
     store_path: str | os.PathLike[str]
@@ -91,7 +91,7 @@ class StoreFiles:
 
 
 class DownloadState(TypedDict):
-    """A model's record. `status` is one of the nine states, `stage` what people are told of it."""
+    """A model's record. `status` is one of the nine states, `stage` the same for people."""
 
     status: str
     stage: str
@@ -100,8 +100,8 @@ class DownloadState(TypedDict):
     present_bytes: int
     progress_percent: float
     bytes_per_second: float | None
-    #: Of the pull that brings it, or was the last to: bytes that came and were lost, how often that
-    #: happened, and how often none came for long.
+    #: Of the pull that downloads it, or was the last to: bytes that arrived and were lost, how
+    #: often that happened, and how often none arrived for long.
     lost_bytes: int
     resets: int
     stalls: int
@@ -113,10 +113,10 @@ class DownloadState(TypedDict):
 
 
 class DownloadWaiting(TypedDict):
-    """What the next try of a download waits for (such as ``the network``), and why.
+    """What the next attempt of a download waits for (such as ``the network``), and why.
 
-    It is try number `attempt` of `attempts`, None where they go on for ever. At `until` it comes,
-    or the waiting is given up; None where that is never.
+    It is attempt number `attempt` of `attempts`, None for no limit. At `until` it begins, or the
+    waiting is given up; None for never.
     """
 
     awaited: str
@@ -127,14 +127,14 @@ class DownloadWaiting(TypedDict):
 
 
 class DownloadProgress(TypedDict):
-    """How far a model's download has come; it never falls within one download."""
+    """How far a model's download is; it never falls within one download."""
 
     status: str
     stage: str
     progress_percent: float
     downloaded_bytes: int
     total_bytes: int | None
-    #: Bytes per second, and seconds left; None where that is not known.
+    #: Bytes per second, and seconds left; None for unknown.
     speed: float | None
     eta_seconds: float | None
     resume_supported: bool
@@ -143,9 +143,9 @@ class DownloadProgress(TypedDict):
 
 
 class DownloadUpdate(DownloadProgress):
-    """The same while `download_model` is at it."""
+    """The same while `download_model` runs."""
 
-    #: What there is to say in words, once; "" where there is nothing.
+    #: A message, once; "" for none.
     note: str
     #: None while something is done.
     waiting: DownloadWaiting | None
@@ -170,12 +170,12 @@ class PartialDownload(TypedDict):
 class CheckedDownload(PartialDownload):
     """An unfinished layer after a check."""
 
-    #: What the policy wanted to do about it and could not, with the step that helps.
+    #: What the policy allowed about it and was refused: why, and the step that helps.
     refused: list[str]
 
 
 class Cleanup(TypedDict):
-    """What a clean-up has removed, and why something stays."""
+    """What a cleanup removed, and why something stays."""
 
     removed: list[str]
     freed_bytes: int
@@ -183,12 +183,12 @@ class Cleanup(TypedDict):
 
 
 class ModelDownloadManager:
-    """Downloads of one store: what is known of them, and driving them.
+    """Reports, repairs, removes and drives the downloads of one store.
 
-    `server`: the URL of the server; by default what ``OLLAMA_HOST`` says. `policy`: what may be
-    done by itself (`check_partial_model_downloads`); by default it repairs, and cleans nothing.
-    Raises NoStoreError where one of the two folders is not there, and NoPermissionError where root
-    asks for a store of somebody else's: a program's user is its own to choose.
+    `server`: the URL of the server; by default that of ``OLLAMA_HOST``. `policy`: what
+    `check_partial_model_downloads` may do; by default it repairs, and cleans nothing.
+    Raises NoStoreError where one of the two folders does not exist, and NoPermissionError where
+    root asks for another user's store: a program chooses its user itself.
     """
 
     def __init__(
@@ -202,7 +202,9 @@ class ModelDownloadManager:
         self._state = os.path.abspath(os.fsdecode(file_manager.state_path))
         for folder in (self._store, self._state):
             if not folders.is_there(folder):
-                raise NoStoreError(f"there is no folder {names.printable(folder)}", "make it first")
+                raise NoStoreError(
+                    f"the folder {names.printable(folder)} does not exist", "create it first"
+                )
             place.check_rights(folder)
         self._server = server
         self._settings = policy or Settings()
@@ -232,7 +234,7 @@ class ModelDownloadManager:
             return _state(records.change(folder, model, given))
 
     def get_download_progress(self, model: str) -> DownloadProgress:
-        """How far the download of a model has come, and what of it could be resumed."""
+        """How far the download of a model is, and what of it can be resumed."""
         return _progress(self._record(model), self.detect_partial_downloads(model))
 
     def handle_manifest_pull(
@@ -240,22 +242,22 @@ class ModelDownloadManager:
     ) -> DownloadState:
         """Take up a model's manifest: the bytes of its layers and its config, each digest once.
 
-        What of them is in the store already is `present_bytes`. Raises ManifestError for what is no
-        manifest; the record then says ``error``.
+        `present_bytes` counts those that are in the store already. Raises ManifestError for what is
+        not a manifest; the record then says ``error``.
         """
         shown = names.printable(names.to_model(model).shown)
         try:
             raw, sizes = _read_manifest(manifest)
         except ValueError as error:
             message = f"the manifest of {shown} is damaged: {error}"
-            self._go(model, State.ERROR, error=message)
+            self._enter(model, State.ERROR, error=message)
             self.log_download_event(model, EventType.ERROR, message)
             raise ManifestError(message, "pull it again") from None
         with self._opened(self._store) as store:
             registry_cache.keep(store, names.to_model(model), raw, "", time.time())
             present = sum(sizes[each] for each in scan.present(store, sizes))
         total = sum(sizes.values())
-        record = self._go(
+        record = self._enter(
             model,
             State.PULLING_MANIFEST,
             total_bytes=total,
@@ -265,7 +267,7 @@ class ModelDownloadManager:
             resume_supported=total > 0,
         )
         details = {"layers": len(sizes), "total_size": total, "present_bytes": present}
-        message = f"the manifest of {shown} names {len(sizes)} layers, its config among them"
+        message = f"the manifest of {shown} names {len(sizes)} layers, including its config"
         self.log_download_event(model, EventType.MANIFEST_PULLED, message, details)
         return _state(record)
 
@@ -282,12 +284,12 @@ class ModelDownloadManager:
         return [_partial(each) for each in report.diagnosis.diagnosed if _is_of(each, key)]
 
     def check_partial_model_downloads(self) -> list[CheckedDownload]:
-        """What a service does at its start: find what is unfinished, and repair or clean by policy.
+        """What a service does at its start: find unfinished downloads, repair or clean by policy.
 
-        The records of their models say ``error`` from then on, unless somebody pulls them; events
-        tell all of it. Gives back what there is now, and what was refused.
+        The records of their models then say ``error``, unless they are being pulled; events report
+        all of it. Returns what is unfinished now, and what was refused.
         """
-        self._tell(
+        self._emit(
             Event(time.time(), EventType.CHECK_STARTED, "Checking for partial model downloads...")
         )
         mode = Mode(repair=self._settings.repair, clean=self._settings.clean, announce=True)
@@ -305,11 +307,11 @@ class ModelDownloadManager:
         return [_checked(each, report) for each in report.diagnosis.diagnosed]
 
     def can_resume(self, model: str) -> bool:
-        """Whether there is something of a model's download that need not come again."""
+        """Whether some of a model's download need not be downloaded again."""
         return any(each["can_resume"] for each in self.detect_partial_downloads(model))
 
     def cleanup_partial_download(self, model: str) -> Cleanup:
-        """Remove what is unfinished of a model, however young; what somebody pulls stays."""
+        """Remove the unfinished data of a model, however young; what is being pulled stays."""
         key = names.to_model(model).key
         digests = frozenset(
             each["digest"].removeprefix("sha256:") for each in self.detect_partial_downloads(model)
@@ -322,7 +324,7 @@ class ModelDownloadManager:
             mine = planned.only(lambda models, _: key in map(str.lower, models))
             return mine.filtered(lambda each: each.kind in _REMOVALS)
 
-        # No more is looked at than has to go: by this policy everything else were stale as well.
+        # Only these are scanned: by this policy everything else would be stale as well.
         reconciler = Reconciler(self._host, settings)
         report = reconciler.reconcile(modes.CLEAN, Scope(digests), approve)
         done = [each for each in report.outcomes if each.result is Result.DONE]
@@ -339,24 +341,24 @@ class ModelDownloadManager:
         )
 
     def reset_download(self, model: str) -> DownloadState:
-        """Forget the download of a model and remove what is unfinished of it.
+        """Forget the download of a model and remove its unfinished data.
 
-        Raises RefusedError where something has to stay, saying why; the record is as before then.
+        Raises RefusedError where something must stay, saying why; the record is unchanged then.
         """
         record, shown = self._record(model), names.printable(model)
-        # What its own process has left behind when it was killed says so for ever.
+        # The record of a killed process says so for ever.
         if record.state.active and time.time() - record.updated_at < _SAID_SECONDS:
             message = f"{shown} is being downloaded: {record.stage}"
             raise RefusedError(
-                message, f"end that first, or try again in {advice.duration(_SAID_SECONDS)}"
+                message, f"stop it first, or try again in {advice.duration(_SAID_SECONDS)}"
             )
         cleanup = self.cleanup_partial_download(model)
         if cleanup["refused"]:
             raise RefusedError(
                 f"the download of {shown} can't be removed: {cleanup['refused'][0]}",
-                "end the pull if there is one, and try again",
+                "stop the pull if one is running, and try again",
             )
-        record = self._go(model, State.RESET)
+        record = self._enter(model, State.RESET)
         freed = {"freed_bytes": cleanup["freed_bytes"]}
         self.log_download_event(
             model, EventType.DOWNLOAD_RESET, f"the download of {shown} is reset", freed
@@ -389,13 +391,13 @@ class ModelDownloadManager:
         except TypeError as error:
             message = f"{names.printable(shown)}: details of {event_type}: {error}"
             raise RecordError(message, "give what JSON can hold") from None
-        self._tell(event)
+        self._emit(event)
 
     def get_download_log(self, model: str) -> list[dict[str, Any]]:
         """The events of a model, the oldest first, each with its five keys."""
         wanted = names.file_safe(names.to_model(model).shown).lower()
         try:
-            # The server does not regard case, and each spelling has a log of its own.
+            # The server ignores case, and each spelling has a log of its own.
             spelled = [log for log in history.logs(self._store) if log.lower() == wanted]
             lines = [history.Log(self._store, log).read(to_the_end=True) for log in spelled]
             merged = heapq.merge(*lines, key=lambda line: line.at)
@@ -424,10 +426,10 @@ class ModelDownloadManager:
     ) -> DownloadProgress:
         """Download a model through the server, over resets, stalls and the server's death.
 
-        `progress` is called some times a second, and with what a next try waits for, and why. Once
-        `cancel` says so, or one of the two raises, the download is ended so that it can be resumed.
-        Gives back the last progress. Raises DownloadError where the model has not arrived, with its
-        `cause`, its words and the step that helps; and what the two have raised.
+        `progress` is called several times a second, and with what a next attempt waits for, and
+        why. When `cancel` returns True, or one of the two raises, the download ends so that it can
+        be resumed. Returns the last progress. Raises DownloadError if the download failed, with its
+        `cause`, its words and the step that helps; and what the two raised.
         """
         raised: list[BaseException] = []
 
@@ -447,7 +449,7 @@ class ModelDownloadManager:
             raise raised[0]
         if pull.end.cause is None:
             return _progress(pull.record, [])
-        message = f"{names.printable(model)} has not arrived: {pull.end.text}"
+        message = f"download of {names.printable(model)} failed: {pull.end.text}"
         raise DownloadError(message, pull.end.cause.step, pull.end.cause.value, pull.command)
 
     # ------------------------------------------------------------ inside
@@ -456,26 +458,26 @@ class ModelDownloadManager:
         with self._opened(self._state) as folder:
             return records.read(folder).get(names.to_model(model).key, Record())
 
-    def _go(self, model: str, state: State, **changes: object) -> Record:
-        """Bring a record into a state, by a new try, or the end of one, if it takes that."""
+    def _enter(self, model: str, state: State, **changes: object) -> Record:
+        """Bring a record into a state, by a new attempt, or the end of one, if it takes that."""
         with self._opened(self._state) as folder:
             return records.change(folder, model, {"state": state, **changes}, detour=True)
 
     def _infer(self, model: str, record: Record, unfinished: Sequence[Diagnosed]) -> None:
-        """What the record of a model says of a download that others may have driven."""
+        """Infer the record of a model from a download that others may have driven."""
         if any(each.condition is Condition.LIVE for each in unfinished):
             if not record.state.active:
-                self._go(model, State.DOWNLOADING)
+                self._enter(model, State.DOWNLOADING)
         elif record.state is not State.ERROR:
             first = unfinished[0]
-            self._go(model, State.ERROR, error=f"{first.condition.value}: {first.because}")
+            self._enter(model, State.ERROR, error=f"{first.condition.value}: {first.because}")
 
     def _end_if_dead(self, model: str, record: Record) -> None:
-        """Of a download of which nothing is unfinished a killed process may have left the word."""
+        """A killed process may have left the record of a download with nothing unfinished."""
         if record.state.active and time.time() - record.updated_at >= _DEAD_SECONDS:
-            self._go(model, State.ERROR, error="whoever downloaded it has ended")
+            self._enter(model, State.ERROR, error="the process that downloaded it ended")
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         journal.announce(self._host, self._settings, event)
 
     @contextlib.contextmanager
@@ -485,7 +487,7 @@ class ModelDownloadManager:
                 folder = opened.enter_context(folders.opened_store(path))
             except (FileNotFoundError, NotADirectoryError):
                 shown = names.printable(path)
-                raise NoStoreError(f"there is no folder {shown} any more", "name another") from None
+                raise NoStoreError(f"the folder {shown} no longer exists", "name another") from None
             except PermissionError:
                 raise place.no_permission(path) from None
             yield folder
@@ -497,8 +499,8 @@ _CHANGEABLE = {"status" if key == "state" else key: key for key in records.CHANG
 _CONTENT = frozenset({"blobs", "manifests"})
 _NO_CONTENT = frozenset({FOLDER, "lost+found"})
 _REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
-#: A record that was changed within that time is its driver's word, and a driver that waits for the
-#: server or hashes a layer is silent for long.
+#: A record that changed within that time is right, and a driver that waits for the server or hashes
+#: a layer is silent for long.
 _SAID_SECONDS, _DEAD_SECONDS = 10.0, 900.0
 
 
@@ -507,20 +509,20 @@ def _is_of(diagnosed: Diagnosed, key: str | None) -> bool:
 
 
 def _check_listed(report: reconcile.Report) -> None:
-    """Raise NoPermissionError where nothing of what is unfinished could be seen."""
+    """Raise NoPermissionError where unfinished downloads are not visible."""
     blind = [each for each in remaining.out_of_sight(report.evidence) if each.path == "blobs"]
     for each in blind:
         path = names.printable(f"{report.evidence.place.path}/{each.path}")
         commands = remaining.opening(blind, report.diagnosis)
         raise NoPermissionError(
-            f"{path}: {each.why}, so what is unfinished there is not known",
-            "let it be read",
+            f"{path}: {each.why}, so its unfinished downloads are unknown",
+            "make it readable",
             *commands[:1],
         )
 
 
 def _staying(report: reconcile.Report, key: str) -> Iterator[Diagnosed]:
-    """The downloads of a model that no clean-up ever plans to remove."""
+    """The downloads of a model that no cleanup ever plans to remove."""
     for each in report.diagnosis.diagnosed:
         if each.condition in (Condition.LIVE, Condition.UNKNOWN) and _is_of(each, key):
             yield each
@@ -546,7 +548,7 @@ def _read_manifest(manifest: object) -> tuple[bytes, dict[str, int]]:
 
 @contextlib.contextmanager
 def _kept(raised: list[BaseException]) -> Iterator[None]:
-    """Whatever is raised inside is put off."""
+    """Whatever is raised inside is deferred."""
     try:
         yield
     except BaseException as error:
@@ -576,7 +578,7 @@ def _state(record: Record) -> DownloadState:
 def _progress(
     record: Record, partials: list[PartialDownload] | None, left: float | None = None
 ) -> DownloadProgress:
-    """`partials`: None while they grow; what has come is then told by the record."""
+    """`partials`: None while they grow; the record then has what arrived."""
     if partials is None:
         size = max(0, record.downloaded_bytes - record.present_bytes)
         can_resume = record.resume_supported and size > 0
@@ -616,14 +618,14 @@ def _update(update: Update) -> DownloadUpdate:
 
 
 def _check_store(path: str) -> None:
-    """Raise the reason where a folder is no store, and can't become one."""
+    """Raise the reason where a folder is not a store, and can't become one."""
     shown = names.printable(path)
     try:
         with folders.opened_store(path) as store:
             found = set(os.listdir(store))
     except (FileNotFoundError, NotADirectoryError) as error:
-        why = f"there is no folder {shown}: {error.strerror}"
-        raise NoStoreError(why, "make it first, or name the models folder") from None
+        why = f"the folder {shown} does not exist: {error.strerror}"
+        raise NoStoreError(why, "create it first, or name the models folder") from None
     except folders.NotRootsError as error:
         raise place.not_roots(path, error.uid) from None
     except PermissionError:

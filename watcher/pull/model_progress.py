@@ -6,27 +6,27 @@ from collections.abc import Iterable, Mapping
 
 from watcher.ollama.sidecars import LARGEST_LAYER
 
-#: More layers than this are not taken on that no manifest names; the largest models have thousands.
+#: The limit of layers that no manifest names; the largest models have thousands.
 _MOST_LAYERS = 10_000
-#: Fewer bytes than this are given back by roundings, not by a lost attempt.
+#: Fewer bytes than this come from roundings, not from a lost attempt.
 _NOISE = 64 * 1024
 
 
 class ModelProgress:
-    """How far a pull has come, by the manifest's sizes and what the server tells of each layer."""
+    """How far a pull is, by the manifest's sizes and the server's lines on each layer."""
 
     def __init__(self) -> None:
         #: Bytes of each layer and of the config, by digest.
         self.sizes: dict[str, int] = {}
         self._present: frozenset[str] = frozenset()
         self._completed: dict[str, int] = {}
-        #: Bytes of all layers together, where the server tells no more: total, and completed.
+        #: Bytes of all layers together, where the server reports no more: total, and completed.
         self._all = 0, 0
 
     def expect(self, sizes: Mapping[str, int], present: Iterable[str]) -> None:
         """The layers and the config with their bytes, and those that are in the store already.
 
-        What came of layers that are not among them any more is forgotten.
+        Layers that are no longer among them are forgotten.
         """
         self.sizes = dict(sizes)
         self._present = frozenset(present)
@@ -34,15 +34,15 @@ class ModelProgress:
         self._all = 0, 0
 
     def here(self, partial: Mapping[str, int], present: Iterable[str]) -> None:
-        """What the store has by now: bytes that a pull need not fetch, and finished layers."""
+        """What the store has by now: bytes that a pull need not download, and finished layers."""
         self._present = frozenset(present)
         self._completed = {each: partial.get(each, 0) for each in self.sizes}
 
     def note(self, digest: str, total: int, completed: int) -> int:
-        """So many bytes of a layer are here, as the server counts; gives back how many were lost.
+        """So many bytes of a layer are on disk by the server's count; returns how many were lost.
 
-        A layer that the manifest does not name is taken on: the manifest may not be known. A line
-        without a total tells nothing: the layer is being prepared.
+        A layer that the manifest does not name is counted: the manifest may not be known. A line
+        without a total says nothing: the layer is being prepared.
         """
         if not 0 < total <= LARGEST_LAYER:
             return 0
@@ -54,11 +54,11 @@ class ModelProgress:
         return before - completed if before - completed > _NOISE else 0
 
     def complete(self) -> None:
-        """Every layer has come."""
+        """Every layer is complete."""
         self._completed = dict(self.sizes)
 
     def note_all(self, total: int, completed: int) -> None:
-        """So many bytes of all layers together are here, as a server counts on its other path."""
+        """So many bytes of all layers are on disk, as a server counts on its other path."""
         if total:
             self._all = total, completed
 
@@ -69,7 +69,7 @@ class ModelProgress:
 
     @property
     def done(self) -> int:
-        """Bytes of them that are here."""
+        """Bytes of them that are on disk."""
         layers = sum(
             size if digest in self._present else min(size, self._completed.get(digest, 0))
             for digest, size in self.sizes.items()
@@ -78,7 +78,7 @@ class ModelProgress:
 
     @property
     def missing(self) -> list[int]:
-        """The sizes of those layers that are not here as a whole."""
+        """The sizes of those layers that are not complete."""
         return [size for digest, size in self.sizes.items() if digest not in self._present]
 
     @property

@@ -1,12 +1,11 @@
-"""``queue.json``: which models are to be downloaded, in which order, and what became of it.
+"""``queue.json``: which models to download, in which order, and what became of it.
 
 The line is in order: higher priority first, first in first out among equals. Each hour of waiting
-counts as one step of priority, so that nothing waits for ever. As all age alike, the order of two
-that wait never changes by that; so the place of an item is one number, its `rank`, and no time
-plays a part in it.
+counts as one step of priority, so that nothing waits for ever. All age alike, so the order of two
+that wait never changes by that: the place of an item is one number, its `rank`, which does not
+depend on the time.
 
-Everything here but `FILE` is a function from one value to another one; time and chance are handed
-in.
+Everything here but `FILE` is a function from one value to another; time and chance are arguments.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _MOST_PRIORITY = 100
 _AGING = 3600.0
 #: The pause after a failed try: seconds, doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 3600.0
-#: The pause after what somebody has to do something about, of which nobody tells us.
+#: The pause after what somebody has to change, which no event reports.
 HOURLY = 3600.0
 _MOST_REASONS = 10
 _MOST_DONE = 100
@@ -45,7 +44,7 @@ _LONGEST_MODEL = 1000
 
 
 class ItemState(enum.StrEnum):
-    """What is with an item of the queue."""
+    """The state of an item of the queue."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -65,14 +64,14 @@ class Runner(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """Why a try has ended without success, and when."""
+    """Why an attempt failed, and when."""
 
     at: float
     why: str
 
 
 class Trial(NamedTuple):
-    """What has become of an item so far."""
+    """What became of an item so far."""
 
     state: ItemState = ItemState.WAITING
     #: When it got into that state.
@@ -88,7 +87,7 @@ _NEW = Trial()
 
 
 class Item(NamedTuple):
-    """A model that is to be downloaded; times are seconds since the epoch."""
+    """A model to download; times are seconds since the epoch."""
 
     #: As `names.ModelName.shown`.
     model: str
@@ -96,23 +95,23 @@ class Item(NamedTuple):
     #: Its place in the line, the smallest first.
     rank: float
     added_at: float
-    #: It is not begun before that time; None: not by itself.
+    #: It does not start before that time; None: not by itself.
     ready_at: float | None = 0.0
     #: None: nothing yet. Of ten thousand items most are such, and a short row is read fast.
     trial: Trial | None = None
 
     @property
     def so_far(self) -> Trial:
-        """What has become of it."""
+        """What became of it."""
         return self.trial or _NEW
 
     @property
     def state(self) -> ItemState:
-        """What is with it."""
+        """Its state."""
         return self.so_far.state
 
     def due(self, now: float) -> bool:
-        """Whether it may be begun now."""
+        """Whether it may start now."""
         waits = self.trial is None or self.trial.state in _WAIT
         return waits and self.ready_at is not None and self.ready_at <= now
 
@@ -122,12 +121,12 @@ class Queue(NamedTuple):
 
     line: tuple[Item, ...] = ()
     done: tuple[Item, ...] = ()
-    #: Nothing is begun, and who drives an item stops.
+    #: Nothing starts, and a process that drives an item stops.
     paused: bool = False
 
 
 class Result(enum.StrEnum):
-    """How a drive has ended."""
+    """How a drive ended."""
 
     DONE = "done"
     STOPPED = "stopped"
@@ -135,7 +134,7 @@ class Result(enum.StrEnum):
 
 
 class Driven(NamedTuple):
-    """What a drive says of its end; `retry`: it may go better another time."""
+    """How a drive ended, and why; `retry`: another attempt may succeed."""
 
     result: Result
     why: str = ""
@@ -144,7 +143,7 @@ class Driven(NamedTuple):
     pause: float | None = None
 
 
-# ---------------------------------------------------------------- what people write
+# ---------------------------------------------------------------- what people type
 
 
 def priority(text: str) -> int:
@@ -160,7 +159,7 @@ def priority(text: str) -> int:
 
 
 def next_time(text: str, now: float) -> float:
-    """The next time that the clock here shows ``22:00``. Raises ValueError."""
+    """The next time that the local clock shows ``22:00``. Raises ValueError."""
     match = re.fullmatch(r"\s*([01]?[0-9]|2[0-3]):([0-5][0-9])\s*", text, re.ASCII)
     if match is None:
         raise ValueError("want a time of day such as 22:00")
@@ -222,9 +221,9 @@ def remove(queue: Queue, models: Collection[str]) -> Queue:
 
 
 def move(queue: Queue, model: str, to: int) -> Queue:
-    """Put a model at the place `to` of the line, from 1 on; what lies beyond the end is the end.
+    """Put a model at the place `to` of the line, from 1 on; beyond the end means the end.
 
-    There it ages on like its neighbour. Raises TargetError where the model is not there.
+    There it ages like its neighbor. Raises TargetError where the model is not there.
     """
     at = _found(queue, model)
     rest = _without(queue.line, at)
@@ -238,7 +237,7 @@ def move(queue: Queue, model: str, to: int) -> Queue:
 
 
 def pause(queue: Queue, models: Collection[str], now: float) -> Queue:
-    """Let models wait until they are resumed; who drives one stops. Without models: the queue.
+    """Let models wait until they are resumed, and stop those that run. Without models: the queue.
 
     Raises TargetError where one is not there.
     """
@@ -299,11 +298,11 @@ def _waiting(item: Item, now: float, **more: Any) -> Item:
 
 
 def revived(queue: Queue, driven: Callable[[Item, Runner], bool], now: float) -> Queue:
-    """Items that their runner does not drive any more wait again, at their place."""
+    """Items whose runner drives them no more wait again, at their place."""
     for at, item in enumerate(queue.line):
         runner = item.trial and item.trial.runner
         if runner is not None and not driven(item, runner):
-            why = _told(item, now, "the process that drove it is gone")
+            why = _reasons(item, now, "its process is gone")
             queue = _put(queue, at, _waiting(item, now, reasons=why))
     return queue
 
@@ -322,7 +321,7 @@ def take(
 
 
 def ended(queue: Queue, taken: Item, driven: Driven, now: float, chance: float) -> Queue:
-    """What becomes of an item that was taken; nothing where somebody has decided meanwhile.
+    """What becomes of an item that was taken; nothing where somebody decided meanwhile.
 
     `chance`, from 0 to 1, spreads the next try, so that not all come at once.
     """
@@ -330,7 +329,7 @@ def ended(queue: Queue, taken: Item, driven: Driven, now: float, chance: float) 
     if at < 0 or not _still(queue.line[at], taken):
         return queue
     item = queue.line[at]
-    reasons = _told(item, now, driven.why)
+    reasons = _reasons(item, now, driven.why)
     if driven.result is Result.DONE:
         item = _become(item, ItemState.DONE, now)
         done = (*queue.done, item)[-_MOST_DONE:]
@@ -353,9 +352,9 @@ def next_pause(tries: int, chance: float) -> float:
 
 
 def why_stop(queue: Queue, taken: Item, now: float) -> str:
-    """Why whoever drives an item should stop; empty where there is no reason.
+    """Why the process that drives an item should stop; empty where there is no reason.
 
-    An urgent one that is due takes the place of the last in the line that runs.
+    An urgent item that is due replaces the last of those that run.
     """
     at = position(queue, taken.model)
     if at < 0:
@@ -364,7 +363,7 @@ def why_stop(queue: Queue, taken: Item, now: float) -> str:
     if item.state is ItemState.PAUSED:
         return "it was paused"
     if not _still(item, taken):
-        return "it was taken from this process"
+        return "another process took it"
     if queue.paused:
         return "the queue was paused"
     if any(each.state is ItemState.RUNNING for each in queue.line[at + 1 :]):
@@ -378,7 +377,7 @@ def why_stop(queue: Queue, taken: Item, now: float) -> str:
 
 
 def next_due(queue: Queue) -> float | None:
-    """When the next item may be begun; None where there is none that will be by itself."""
+    """When the next item may start; None where none will by itself."""
     if queue.paused:
         return None
     times = (item.ready_at for item in queue.line if item.state in _WAIT)
@@ -390,7 +389,7 @@ def _still(item: Item, taken: Item) -> bool:
     return item.so_far[:3] == taken.so_far[:3]
 
 
-def _told(item: Item, now: float, why: str) -> tuple[Reason, ...]:
+def _reasons(item: Item, now: float, why: str) -> tuple[Reason, ...]:
     """The item's reasons, and one more if there is one."""
     more = (Reason(now, names.sayable(why)),) if why else ()
     return (*item.so_far.reasons, *more)[-_MOST_REASONS:]
@@ -399,7 +398,7 @@ def _told(item: Item, now: float, why: str) -> tuple[Reason, ...]:
 def arrivals(
     queue: Queue, now: float, missing: Callable[[str], int | None], rate: float | None
 ) -> tuple[float | None, ...]:
-    """When each item of the line will be done, one after the other; None where nobody can tell.
+    """When each item of the line will be done, one after the other; None for unknown.
 
     `missing`: bytes that a model still has to download, where that is known. `rate`: bytes per
     second.
@@ -427,7 +426,7 @@ def arrivals(
         at = runs.pop() if runs else ready.pop()
         size = missing(queue.line[at].model)
         if size is None:
-            break  # when the others begin is not known either
+            break  # when the others start is not known either
         now += size / rate
         found[at] = now
     return tuple(found)
@@ -451,15 +450,9 @@ def _bound(items: Sequence[Item]) -> None:
         raise ValueError("a time, or a number of tries, that can't be")
 
 
-def _item(
-    model: str,
-    level: int,
-    rank: float,
-    added_at: float,
-    ready_at: float | None,
-    trial: list[Any] | None,
-) -> Item:
-    return _new(Item, (model, level, rank, added_at, ready_at, trial and _trial(*trial)))
+def _item(row: list[Any]) -> Item:
+    *first, trial = row
+    return _new(Item, (*first, trial and _trial(*trial)))
 
 
 def _trial(
@@ -500,7 +493,7 @@ class _File(json_file.File[Queue]):
 
     def decode(self, raw: bytes) -> Queue:
         document = json_file.document(raw, SCHEMA)
-        line, done = ([_item(*row) for row in document[key]] for key in ("line", "done"))
+        line, done = ([_item(row) for row in document[key]] for key in ("line", "done"))
         for items in (line, done):
             _check(items, Item._fields, _KINDS)
             _check([item.trial for item in items if item.trial], Trial._fields, _TRIAL_KINDS)

@@ -1,9 +1,9 @@
-"""The queue, run by a process of its own whenever something of it is due.
+"""The queue, run by a process of its own whenever an item of it is due.
 
-A daemon must outlive whatever a pull brings up, stay small while nothing is pulled, and end in time
+A daemon must survive whatever a pull meets, stay small while nothing is pulled, and end in time
 whatever a server does. So it drives nothing itself: a thread waits for a change of the queue or for
-the next item's time, and starts ``queue run``. That process hangs on its stdin: where it ends, by
-our will or by our death, what is driven is put back in order. Its stdout has its events.
+the next item's time, and starts ``queue run``. That process ends with its stdin: when that closes,
+because the daemon wants it or is dead, the item that it drives is put back. Its stdout has events.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import contextlib
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from watcher.errors import WatchError
 from watcher.observe.serving import QUEUE_LOCK
@@ -26,34 +26,36 @@ from watcher.system import advice, privileges
 if TYPE_CHECKING:
     from watcher.pull.starter import Started, Starter
 
-#: The pause after a process that has died or done nothing; doubled each time up to the longest.
+#: The pause after a process that died or did nothing; doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0
-#: To close a request may take half a minute, and to mend what has come as long again. A unit's
-#: TimeoutStopSec is more.
+#: Closing a request may take half a minute, and repairing its data as long again. A unit's
+#: TimeoutStopSec is longer.
 _END_SECONDS = 75.0
-#: Who waits for a time of the wall clock looks at it this often.
+#: Waiting for a time of the wall clock, it is read this often.
 _LONGEST_WAIT = 24 * 3600.0
 
 
-class QueueProcess:
-    """Has the queue of one store run from `turn` on, by one process at a time.
+class Owner(Protocol):
+    """The owner of a queue's process; called in a thread of ours."""
 
-    `run` is the command line, or starts that process in another way. `tell` gets each line of its
-    stdout, and `trouble` a sentence where it does not go as it should; both are called in a thread
-    of ours.
+    def queue_line(self, raw: bytes) -> None:
+        """A line of its stdout."""
+
+    def warn(self, text: str) -> None:
+        """It does not run as it should."""
+
+
+class QueueProcess:
+    """Runs the queue of one store after `turn`, with one process at a time.
+
+    `run` is the command line, or starts that process in another way.
     """
 
-    def __init__(
-        self,
-        store: str,
-        run: Sequence[str] | Starter,
-        tell: Callable[[bytes], None],
-        trouble: Callable[[str], None],
-    ) -> None:
-        self._store, self._tell, self._trouble = store, tell, trouble
+    def __init__(self, store: str, run: Sequence[str] | Starter, owner: Owner) -> None:
+        self._store, self._owner = store, owner
         self._start = run if callable(run) else partial(_started, run)
         self._thread: threading.Thread | None = None
-        self._bell = threading.Event()
+        self._wakeup = threading.Event()
         #: Over a process that begins, and its end that is asked for.
         self._lock = threading.Lock()
         self._on = self._ended = False
@@ -64,9 +66,9 @@ class QueueProcess:
         self._pause, self._not_before = 0.0, 0.0
 
     def turn(self, on: bool, *, anew: bool = False) -> None:
-        """Run the queue from now on, or not any more. `anew`: the store is another folder now.
+        """Run the queue from now on, or no more. `anew`: the store is another folder now.
 
-        Told again, it looks at the queue: something may have been missed.
+        Called again, it reads the queue: a change may have been missed.
         """
         with self._lock:
             self._on, self._anew = on, self._anew or anew
@@ -75,47 +77,47 @@ class QueueProcess:
         if on and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="queue")
             self._thread.start()
-        self._bell.set()
+        self._wakeup.set()
 
     def nudge(self) -> None:
-        """The queue has changed. Safe in any thread."""
-        self._bell.set()
+        """The queue changed. Safe in any thread."""
+        self._wakeup.set()
 
     def end(self) -> None:
-        """Begin nothing more. Safe in a signal handler."""
+        """Start nothing more. Safe in a signal handler."""
         self._ended = True
 
     def stop(self) -> None:
-        """End in order: what is driven waits again, and what has come of it is resumable."""
+        """End in order: the item that runs waits again, and its data is resumable."""
         self._ended = True
         with self._lock:
             self._cut()
-        self._bell.set()
+        self._wakeup.set()
         if self._thread is not None:
             self._thread.join(_END_SECONDS)
             with self._lock:
                 if self._process is not None:
-                    self._process.kill()  # the next life finds it as after any kill
+                    self._process.kill()  # the next start finds it as after any kill
             self._thread.join()
 
     # ------------------------------------------------------------ the thread
 
     def _run(self) -> None:
         while True:
-            self._bell.clear()
+            self._wakeup.clear()
             if self._ended:
                 self._seen.release()
                 return
             try:
                 wait = self._step()
             except Exception as error:
-                # It outlives whatever a strange machine brings up, as the daemon does.
-                self._trouble(f"the queue can't be run: {error}")
+                # It survives whatever a strange machine brings up, as the daemon does.
+                self._owner.warn(f"running the queue failed: {error}")
                 wait = _LONGEST_PAUSE
-            self._bell.wait(wait)
+            self._wakeup.wait(wait)
 
     def _step(self) -> float | None:
-        """Do what is due; seconds until the next look, None: until something changes."""
+        """Do what is due; seconds until the next step, None: until something changes."""
         if self._anew or not self._on:
             self._anew = False
             self._seen.release()
@@ -133,19 +135,19 @@ class QueueProcess:
         return 0.0
 
     def _hold(self) -> None:
-        """Be seen as who runs the queue; where somebody else is, that one ends sooner or later."""
+        """Be seen to run the queue; another process that does so ends sooner or later."""
         with contextlib.suppress(OSError), folders.opened_store(self._store) as store:
             running.hold(self._seen, store)
 
     def _read(self) -> Queue:
-        """The queue; what somebody drove who is gone waits in it. Empty where it can't be read."""
+        """The queue; items of processes that are gone wait in it. Empty where it can't be read."""
         try:
             with folders.opened_store(self._store) as store:
                 return queue.revived(queue.FILE.read(store), running.driven_by(store), time.time())
         except OSError:
-            return Queue()  # the store is gone; it is told by who looks at it
+            return Queue()  # the store is gone, which the daemon reports
         except WatchError as error:
-            self._trouble(error.message)
+            self._owner.warn(error.message)
             return Queue()
 
     def _drive(self, before: Queue) -> None:
@@ -153,18 +155,17 @@ class QueueProcess:
         try:
             code = self._see(self._begin())
         except OSError as error:
-            why = f"can't be started: {error.strerror}"
+            why = f"did not start: {error.strerror}"
         else:
-            why = f"has ended with {code}" if code else "has done nothing"
+            why = f"ended with {code}" if code else "did nothing"
             if not code and _moved(before, self._read()):
                 self._pause = 0.0
                 return
         if self._on and not self._ended:
             self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE)
             self._not_before = time.monotonic() + self._pause
-            self._trouble(
-                f"what runs the queue {why}; started again in {advice.duration(self._pause)}"
-            )
+            pause = advice.duration(self._pause)
+            self._owner.warn(f"the queue process {why}; restarting in {pause}")
 
     def _begin(self) -> Started | subprocess.Popen[bytes]:
         with self._lock:
@@ -174,18 +175,18 @@ class QueueProcess:
             return self._process
 
     def _see(self, process: Started | subprocess.Popen[bytes]) -> int:
-        """Hand on what it tells until it has ended; its exit code, negative for a signal."""
+        """Pass its events on until it ends; its exit code, negative for a signal."""
         with process:
             assert process.stdout is not None
             for line in process.stdout:
-                self._tell(line)
+                self._owner.queue_line(line)
             code = process.wait()
         with self._lock:
             self._process = None
         return code
 
     def _cut(self) -> None:
-        """Have the process end in order, if there is one; under the lock."""
+        """End the process in order, if there is one; under the lock."""
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
 
@@ -193,16 +194,16 @@ class QueueProcess:
 def _started(words: Sequence[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         words,
-        # What lies in the folder that a daemon was started in is none of its modules.
+        # The folder that a daemon was started in holds none of its modules.
         env={**privileges.handed_on(), "PYTHONSAFEPATH": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        # A ctrl-C is for the daemon alone: a second signal would end it in the middle.
+        # Ctrl-C is for the daemon alone: a second signal would end it in the middle.
         start_new_session=True,
     )
 
 
 def _moved(before: Queue, after: Queue) -> bool:
-    """Whether a run has brought anything: the first that was due is not as it was."""
+    """Whether a run did anything: the first item that was due changed."""
     now = {item.model: item for item in after.line}
     return any(now.get(item.model) != item for item in before.line if item.due(time.time()))

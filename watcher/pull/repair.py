@@ -1,7 +1,4 @@
-"""What is done about a store for a pull: by the cycle, true sidecars of what is on the disk.
-
-What there is to tell on the way goes through `say`, and what that makes of it is yielded.
-"""
+"""Repairs for a pull: progress files for what is on the disk, written by a reconcile."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Set
 from contextlib import suppress
 from dataclasses import replace
-from typing import TypeVar
 
 from rich.filesize import decimal
 
@@ -25,30 +21,28 @@ from watcher.reconcile import Reconciler, Report
 
 #: A part that waits for its retry keeps the file open so long after its request was closed.
 _RELEASE_SECONDS = 45.0
-#: What a request of ours had under way has reached the disk so long after it was closed: whatever
-#: is written later, another client pulls.
+#: What a request of ours had under way is on the disk so long after it was closed: whatever is
+#: written later, another client pulls.
 _AFTERMATH_SECONDS = 1.0
-#: Whether the files are closed is looked at this often.
+#: Whether the files are closed is checked this often.
 _TICK_SECONDS = 0.2
-#: A cure takes three seconds and more: after some that brought little the next one waits so long.
+#: A repair takes three seconds and more: after some that saved little the next waits so long.
 _PAUSES = (0.0, 5.0, 15.0, 60.0)
-_WORTH_A_CURE = 1 << 20
-#: What is in the way of mending for some moments only.
+_WORTH_A_REPAIR = 1 << 20
+#: What is in the way of a repair for some moments only.
 _PASSING = frozenset({RefusalKind.SERVER_STARTS, RefusalKind.HELD, RefusalKind.CHANGED})
-#: What is in the way of mending until somebody does something about it.
-_TOLD = frozenset(
+#: What is in the way of a repair until somebody does something about it.
+_NOTED = frozenset(
     {RefusalKind.SIGHT, RefusalKind.OWNER, RefusalKind.PERMISSION, RefusalKind.OLD_NAMES}
 )
 _WAITS_FOR_FILES = (
-    "ends when the server has closed its files, so that what has come can be kept; "
-    "a second ctrl-C ends at once"
+    "stopping when the server has closed its files, to keep what was downloaded; "
+    "a second Ctrl-C stops at once"
 )
-
-T = TypeVar("T")
 
 
 class Pace:
-    """How often a pull may be interrupted for a cure."""
+    """How often a pull may be interrupted for a repair."""
 
     def __init__(self) -> None:
         self._idle = 0
@@ -56,17 +50,17 @@ class Pace:
         self._done = 0
 
     def allows(self, now: float) -> bool:
-        """Whether another cure is not too early, on the monotonic clock."""
+        """Whether another repair is not too early, on the monotonic clock."""
         return now - self._at >= _PAUSES[min(self._idle, len(_PAUSES) - 1)]
 
     def note(self, done: int) -> None:
-        """There was a cure just now, after which `done` bytes of the model are here."""
-        self._idle = 0 if done - self._done >= _WORTH_A_CURE else self._idle + 1
+        """A repair ended just now, after which `done` bytes of the model are on disk."""
+        self._idle = 0 if done - self._done >= _WORTH_A_REPAIR else self._idle + 1
         self._at, self._done = time.monotonic(), done
 
 
 def look(target: Target, digests: Set[str]) -> Report | None:
-    """How some downloads are, with nothing changed; None where that can't be seen."""
+    """The state of some downloads, with nothing changed; None where it is not visible."""
     if target.host is None or not digests:
         return None
     try:
@@ -76,13 +70,13 @@ def look(target: Target, digests: Set[str]) -> Report | None:
 
 
 def lacking(target: Target, digests: Set[str]) -> int:
-    """Bytes that some unfinished downloads still have to bring."""
+    """Bytes that some unfinished downloads still lack."""
     report = look(target, digests)
     return 0 if report is None else findings.lacking(report.diagnosis.diagnosed)
 
 
 def blocked(target: Target, digests: Set[str]) -> frozenset[str]:
-    """The layers that no pull can begin with and nobody is at: to wait would be for nothing."""
+    """The layers with unreadable progress files that no process has open: waiting is pointless."""
     report = look(target, digests)
     if report is None:
         return frozenset()
@@ -93,17 +87,18 @@ def blocked(target: Target, digests: Set[str]) -> frozenset[str]:
     )
 
 
-def mend(
+def run(
     target: Target,
     digests: frozenset[str],
     own: frozenset[str] | None,
     cancelled: Callable[[], bool],
-    say: Callable[[str], T],
-) -> Generator[T, None, Report | None]:
-    """Make true sidecars of what is on the disk. Returns the last look; None where there is none.
+) -> Generator[str, None, Report | None]:
+    """Write progress files for what is on the disk, with notes on the way.
 
-    `own`: what our requests have pulled of it, the last of which has just ended, so that the server
-    is waited for until it has closed the files; None: nothing is waited for.
+    Returns the last report; None where there is none.
+
+    `own`: what our requests have pulled of it. The last of them has just ended, so this waits until
+    the server has closed the files; None: it does not wait.
     """
     if target.host is None:
         return None
@@ -118,7 +113,7 @@ def mend(
         except LockedError:
             report = None
         except (WatchError, OSError) as error:
-            yield say(f"can't be mended: {error}")
+            yield f"not repaired: {error}"
             return None
         if report is not None:
             _sync_behind(target.host, target.settings, report)
@@ -130,40 +125,40 @@ def mend(
             if _grows(report, written):
                 return report
             if cancelled():
-                yield say(_WAITS_FOR_FILES)
+                yield _WAITS_FOR_FILES
         time.sleep(_TICK_SECONDS)
 
 
 def _sync_behind(host: Host, settings: Settings, report: Report) -> None:
-    """Have the data brought to the disk that is claimed now, while the pull goes on."""
+    """Write the data back that is recorded now, while the pull goes on."""
     from watcher.act.durability import Behind, noted
 
     if report.memory is not None and noted(report.memory, report.evidence.boot):
-        with suppress(RuntimeError):  # no thread: who looks next does it
+        with suppress(RuntimeError):  # no thread: the next scan does it
             Behind(host, lambda _: None, lambda _: None).want(settings)
 
 
-# ---------------------------------------------------------------- what a look tells
+# ---------------------------------------------------------------- what a report says
 
 
-def told(report: Report) -> Iterator[str]:
-    """What mending has brought, and what was in its way."""
+def notes(report: Report) -> Iterator[str]:
+    """What the repair saved, and what was in its way."""
     saved = sum(each.action.saves for each in report.outcomes if each.result is Result.DONE)
     if saved:
-        yield f"{decimal(saved)} are kept that would have been fetched again"
+        yield f"kept {decimal(saved)} that would have been downloaded again"
     for refusal in report.plan.refusals:
-        if refusal.kind in _TOLD:
+        if refusal.kind in _NOTED:
             command = f": {refusal.command}" if refusal.command else ""
-            yield f"not mended: {refusal.why}; {refusal.remedy}{command}"
+            yield f"not repaired: {refusal.why}; {refusal.remedy}{command}"
 
 
 def held(report: Report) -> frozenset[str]:
-    """The downloads that somebody still writes."""
+    """The downloads that a process still writes."""
     return frozenset(each.digest for each in report.diagnosis.diagnosed if each.download.writers)
 
 
 def trusted(report: Report) -> dict[str, int]:
-    """Bytes of each unfinished layer that are here and can be believed."""
+    """Bytes of each unfinished layer that are on disk and trusted."""
     return {
         each.digest: ranges.size(each.download.trust.trusted) for each in report.diagnosis.diagnosed
     }
@@ -177,7 +172,7 @@ def claimed(report: Report) -> dict[str, int]:
 
 
 def unclaimed(report: Report) -> dict[str, int]:
-    """Bytes of each unfinished layer that are on the disk beyond what its sidecars claim."""
+    """Bytes of each unfinished layer that are on disk and not recorded."""
     there = claimed(report)
     return {
         each.digest: each.data.allocated - there[each.digest]
@@ -187,7 +182,7 @@ def unclaimed(report: Report) -> dict[str, int]:
 
 
 def _grows(report: Report, before: dict[str, int]) -> bool:
-    """Whether data that somebody has open was written since the first call with this `before`."""
+    """Whether data that a process has open was written since the first call with this `before`."""
     return any(
         before.setdefault(each.digest, each.data.mtime_ns) != each.data.mtime_ns
         for each in report.evidence.downloads

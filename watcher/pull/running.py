@@ -1,4 +1,4 @@
-"""Driving what is in the queue: take the first, drive it, write down what became of it."""
+"""Driving the queue: take the first item, drive it, record what became of it."""
 
 from __future__ import annotations
 
@@ -16,52 +16,55 @@ from watcher.pull import queue
 from watcher.pull.queue import Driven, Item, Queue, Result, Runner
 from watcher.state import fs, records, state_folder
 
-#: Says why a drive should stop; empty where it should not. It may be asked as often as one likes.
+#: Why a drive should stop; empty where it should not. It may be called as often as one likes.
 Why = Callable[[], str]
 #: Downloads a model until it is there, has failed or has to stop.
 Drive = Callable[[str, Why], Driven]
 
-#: How old an answer of `Why` may be, and how long an idle runner sleeps until it looks again.
+#: How old an answer of `Why` may be, and how long an idle runner sleeps before it checks again.
 _LOOK_SECONDS = 1.0
-#: Who looks whether somebody runs the queue holds its lock for an instant; that is waited for.
+#: Checking whether something runs the queue takes its lock for an instant; that is waited for.
 _INSTANT_SECONDS = 0.1
 
 
-def run(
-    store: int,
-    drive: Drive,
-    *,
-    tell: Callable[[Item], None] = lambda _: None,
-    clock: Callable[[], float] = time.time,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Queue:
-    """Drive one item after the other until none is left that could be begun by itself.
+class Clock:
+    """Time and chance, which tests replace."""
 
-    `tell` gets each item as it is after its drive. Gives back the queue as it is then.
+    def time(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait so long."""
+        time.sleep(seconds)
+
+    def chance(self) -> float:
+        """A number from 0 to 1 that spreads retries."""
+        return random.random()  # noqa: S311 - many clients, no secret
+
+
+_CLOCK = Clock()
+
+
+def run(store: int, drive: Drive, clock: Clock = _CLOCK) -> Iterator[Item]:
+    """Drive one item after the other until none is left that can start by itself.
+
+    Gives each item as it is after its drive.
     """
     while True:
-        item = run_next(store, drive, clock=clock)
-        if item is not None:
-            tell(item)
-            continue
-        left = queue.FILE.read(store)
-        due = queue.next_due(left)
+        while (item := run_next(store, drive, clock)) is not None:
+            yield item
+        due = queue.next_due(queue.FILE.read(store))
         if due is None:
-            return left
-        sleep(min(_LOOK_SECONDS, max(_INSTANT_SECONDS, due - clock())))
+            return
+        clock.sleep(min(_LOOK_SECONDS, max(_INSTANT_SECONDS, due - clock.time())))
 
 
-def run_next(
-    store: int,
-    drive: Drive,
-    *,
-    clock: Callable[[], float] = time.time,
-    chance: Callable[[], float] = random.random,
-) -> Item | None:
-    """Drive the first item that is due to its end, and give it back as it is then.
+def run_next(store: int, drive: Drive, clock: Clock = _CLOCK) -> Item | None:
+    """Drive the first item that is due to its end, and return it as it is then.
 
-    None where nothing is due. An error of ours that `drive` raises is a failed try; whatever else
-    it raises is raised again, and the item waits for its turn.
+    None where nothing is due. An error of ours that `drive` raises is a failed attempt; for
+    everything else that it raises the item waits for its turn, and the error is raised again.
     """
     with _taken(store, clock) as item:
         if item is None:
@@ -71,7 +74,7 @@ def run_next(
                 driven = drive(item.model, _asking(store, item, clock))
             except WatchError as error:
                 driven = Driven(Result.FAILED, str(error))
-        after = _end(store, item, driven, clock(), chance())
+        after = _end(store, item, driven, clock)
     at = queue.position(after, item.model)
     if at >= 0:
         return after.line[at]
@@ -79,7 +82,7 @@ def run_next(
 
 
 @contextmanager
-def _taken(store: int, clock: Callable[[], float]) -> Iterator[Item | None]:
+def _taken(store: int, clock: Clock) -> Iterator[Item | None]:
     """The first item that is due, driven by this process as long as the block lasts.
 
     A lock says that it is: it goes with its process, and holds in every PID namespace.
@@ -89,7 +92,7 @@ def _taken(store: int, clock: Callable[[], float]) -> Iterator[Item | None]:
     with ExitStack() as held:
 
         def take(before: Queue) -> Queue:
-            now = clock()
+            now = clock.time()
             alive = queue.revived(before, driven_by(store), now)
             passed: set[str] = set()
             while True:
@@ -102,7 +105,7 @@ def _taken(store: int, clock: Callable[[], float]) -> Iterator[Item | None]:
                     # Before anyone else can see it in the file.
                     held.enter_context(lock)
                 except fs.BusyError:
-                    passed.add(item.model)  # who drove it before has not ended yet
+                    passed.add(item.model)  # its last process has not ended yet
                     continue
                 taken.append(item)
                 return after
@@ -119,27 +122,28 @@ def _lock_of(item: Item) -> str:
     return f"queue@{names.file_safe(item.model.lower())}.lock"
 
 
-def _end(store: int, item: Item, driven: Driven, now: float, chance: float) -> Queue:
+def _end(store: int, item: Item, driven: Driven, clock: Clock) -> Queue:
+    now, chance = clock.time(), clock.chance()
     return queue.FILE.change(store, lambda before: queue.ended(before, item, driven, now, chance))
 
 
 @contextmanager
-def _put_back(store: int, item: Item, clock: Callable[[], float]) -> Iterator[None]:
-    """Whatever breaks a drive off, a ctrl-C too: the item waits again."""
+def _put_back(store: int, item: Item, clock: Clock) -> Iterator[None]:
+    """Whatever interrupts a drive, Ctrl-C too: the item waits again."""
     try:
         yield
     except BaseException:
-        _end(store, item, Driven(Result.STOPPED), clock(), 0.0)
+        _end(store, item, Driven(Result.STOPPED), clock)
         raise
 
 
-def _asking(store: int, item: Item, clock: Callable[[], float]) -> Why:
-    """Looks at the queue, once a second at most."""
+def _asking(store: int, item: Item, clock: Clock) -> Why:
+    """Reads the queue, once a second at most."""
     asked_at, answer = -_LOOK_SECONDS, ""
 
     def why() -> str:
         nonlocal asked_at, answer
-        now = clock()
+        now = clock.time()
         if not 0 <= now - asked_at < _LOOK_SECONDS:
             asked_at, answer = now, queue.why_stop(queue.FILE.read(store), item, now)
         return answer
@@ -147,12 +151,12 @@ def _asking(store: int, item: Item, clock: Callable[[], float]) -> Why:
     return why
 
 
-# ---------------------------------------------------------------- who runs
+# ---------------------------------------------------------------- which process runs it
 
 
 @contextmanager
 def seen_to_run(store: int) -> Iterator[bool]:
-    """Be seen as who runs the queue; False where somebody else is, or nothing can be written."""
+    """Be seen to run the queue; False where another process does, or nothing can be written."""
     lock = state_folder.LongLock(QUEUE_LOCK)
     try:
         yield hold(lock, store)
@@ -161,7 +165,7 @@ def seen_to_run(store: int) -> Iterator[bool]:
 
 
 def hold(lock: state_folder.LongLock, store: int) -> bool:
-    """Be seen as who runs the queue, by this lock; whether that is so."""
+    """Be seen to run the queue, by this lock; whether that is so."""
     try:
         lock.hold(store, journal.owner(), _INSTANT_SECONDS)
     except (OSError, fs.BusyError):
@@ -176,7 +180,7 @@ def me() -> Runner:
 
 
 def driven_by(store: int) -> Callable[[Item, Runner], bool]:
-    """Says whether the runner of an item still drives it, as far as can be seen."""
+    """Says whether the runner of an item still drives it, as far as visible."""
 
     def is_driven(item: Item, runner: Runner) -> bool:
         try:
@@ -192,7 +196,7 @@ def driven_by(store: int) -> Callable[[Item, Runner], bool]:
 
 
 def alive(runner: Runner) -> bool:
-    """Whether that very process still runs, as far as can be seen."""
+    """Whether that very process still runs, as far as visible."""
     if runner.pid <= 0:
         return False  # to a signal that would be a group of processes
     since = born(runner.pid)
@@ -201,14 +205,14 @@ def alive(runner: Runner) -> bool:
     try:
         os.kill(runner.pid, 0)
     except PermissionError:
-        return True  # it is there, and hidden from us
+        return True  # it runs, and is not visible to us
     except (ProcessLookupError, OverflowError):
         return False
     return True
 
 
 def born(pid: int) -> int | None:
-    """When a process began, in clock ticks since the boot; None where that can't be seen."""
+    """When a process began, in clock ticks since the boot; None where that is not visible."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as stat:
             # Its name may hold anything, so what follows is counted from its closing bracket on.

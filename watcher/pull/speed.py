@@ -1,6 +1,6 @@
-"""How fast downloads come: a decaying mean, samples, stalls and resets.
+"""How fast downloads are: a decaying mean, samples, stalls and resets.
 
-No clock is asked: `now` is a monotonic time in seconds that the caller hands in.
+It reads no clock: `now` is a monotonic time in seconds, given by the caller.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Collection
 from statistics import median
 from typing import NamedTuple
 
-#: What is older than this counts little: seconds after which a mean has gone 63 % of a change.
+#: Seconds after which the mean has followed 63 % of a change.
 TIME_CONSTANT = 10.0
-#: No byte for so long is a stall; the server itself gives a part up after the same time.
+#: No byte for so long is a stall; the server gives a part up after the same time.
 STALL_SECONDS = 30.0
 #: A sample spans a second at least, and so many are kept: an hour at most of a steady download.
 _SAMPLE_SECONDS = 1.0
@@ -29,7 +29,7 @@ class Spread(NamedTuple):
 
 
 def spread(rates: Collection[float]) -> Spread | None:
-    """How rates are spread; None where there are none."""
+    """The spread of rates; None where there are none."""
     return Spread(min(rates), median(rates), max(rates)) if rates else None
 
 
@@ -40,13 +40,13 @@ class Meter:
         self, time_constant: float = TIME_CONSTANT, stall_seconds: float = STALL_SECONDS
     ) -> None:
         self._time_constant, self._stall_seconds = time_constant, stall_seconds
-        #: Bytes that came, those included that were lost later, and seconds in which they did.
+        #: Bytes that arrived, including those that were lost later, and the seconds of that.
         self.arrived, self.seconds = 0, 0.0
-        #: Bytes that came and were thrown away, and how often that happened.
+        #: Bytes that arrived and were thrown away, and how often that happened.
         self.lost, self.resets = 0, 0
-        #: How often no byte came for `stall_seconds`.
+        #: How often no byte arrived for `stall_seconds`.
         self.stalls = 0
-        # Bytes and seconds, each faded by its age; bytes of this very instant, not yet in them.
+        # Bytes and seconds, each faded by its age; bytes of this instant, not yet in them.
         self._bytes, self._seconds, self._fresh = 0.0, 0.0, 0
         self._at: float | None = None
         self._last_byte_at, self._in_stall = 0.0, False
@@ -54,7 +54,7 @@ class Meter:
         self._sample_seconds, self._sample_bytes = 0.0, 0
 
     def add(self, now: float, change: int) -> None:
-        """Bytes that have come since the last call; negative: that were lost."""
+        """Bytes that arrived since the last call; negative: that were lost."""
         arrived = max(0, change)
         if change < 0:
             self.resets += 1
@@ -76,13 +76,13 @@ class Meter:
             self._sample_seconds, self._sample_bytes = 0.0, 0
 
     def rest(self, now: float) -> None:
-        """No bytes are to come until the next call of `add`: that time counts for nothing."""
+        """No bytes are expected until the next call of `add`: that time does not count."""
         if self._at is not None:
             self.add(now, 0)
             self._at, self._in_stall = None, False
 
     def correct(self, change: int) -> None:
-        """More is here than was thought, or less: what was said to be lost is not, or more is."""
+        """Fewer bytes were lost than counted, or more."""
         self.lost = max(0, self.lost - change)
 
     def rate(self, now: float) -> float | None:
@@ -93,7 +93,7 @@ class Meter:
         return size / seconds if seconds else None
 
     def seconds_left(self, now: float, missing: int) -> float | None:
-        """Until `missing` bytes will have come at this rate; None where that can't be told."""
+        """Until `missing` bytes arrive at this rate; None for unknown."""
         if missing <= 0:
             return 0.0
         rate = self.rate(now)
@@ -120,7 +120,7 @@ class Meter:
         }
 
     def _faded(self, now: float) -> tuple[float, float]:
-        """Bytes and seconds as they are at `now`; fresh bytes came evenly since the last call."""
+        """Bytes and seconds at `now`; fresh bytes arrived evenly since the last call."""
         assert self._at is not None
         passed = now - self._at
         if passed <= 0:

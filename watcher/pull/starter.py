@@ -1,8 +1,8 @@
-"""Starts the queue's process where its user could not start this Python anew.
+"""Starts the queue's process where its user could not start this Python again.
 
-Root may run us from an installation that is root's alone, and goes on as the owner of a store. What
-is loaded by then a fork has, too. But a process with threads can't be forked safely; so one child
-is forked before the first of them, which has none, and forks again whenever it is asked to.
+Root may run us from an installation that only root can read, and continues as the owner of a store.
+A fork has what is loaded by then. But a process with threads can't be forked safely; so one child
+is forked before the first thread starts, and forks again at each request.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _LONGEST = 64
 
 
 class Started:
-    """A process that was asked for; the part of `subprocess.Popen` that its user needs."""
+    """A process that was requested; the part of `subprocess.Popen` that its caller needs."""
 
-    def __init__(self, pid: int, stdin: int, stdout: int, told: socket.socket) -> None:
+    def __init__(self, pid: int, stdin: int, stdout: int, requests: socket.socket) -> None:
         self.pid = pid
         self.stdin = open(stdin, "wb", buffering=0)  # noqa: SIM115
         self.stdout = open(stdout, "rb")  # noqa: SIM115
-        self._told = told
+        self._requests = requests
         self._code: int | None = None
 
     def __enter__(self) -> Started:
@@ -43,8 +43,8 @@ class Started:
     def wait(self) -> int:
         """The exit code, negative for a signal, once it has ended."""
         if self._code is None:
-            told = self._told.recv(_LONGEST)
-            self._code = int(told) if told else -signal.SIGKILL
+            answer = self._requests.recv(_LONGEST)
+            self._code = int(answer) if answer else -signal.SIGKILL
         return self._code
 
     def kill(self) -> None:
@@ -55,14 +55,14 @@ class Started:
 
 
 class Starter:
-    """Starts one process at a time, each of which runs a function of ours and ends."""
+    """Starts one process at a time; each runs a function of ours and ends."""
 
     def __init__(self, run: Callable[[], int]) -> None:
         """Before the first thread. `run` gives the exit code; stdin and stdout are pipes then."""
-        self._told, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._child = os.fork()
         if self._child == 0:
-            self._told.close()
+            self._requests.close()
             _serve(theirs, run)
         theirs.close()
 
@@ -75,39 +75,39 @@ class Starter:
             with contextlib.ExitStack() as kept:
                 kept.callback(os.close, stdin)
                 kept.callback(os.close, stdout)
-                socket.send_fds(self._told, [b"start"], [their_stdin, their_stdout])
-                told = self._told.recv(_LONGEST)
-                if not told:
-                    raise OSError(errno.ECHILD, "the process that starts it has ended")
+                socket.send_fds(self._requests, [b"start"], [their_stdin, their_stdout])
+                answer = self._requests.recv(_LONGEST)
+                if not answer:
+                    raise OSError(errno.ECHILD, "the process that starts it ended")
                 kept.pop_all()
-            return Started(int(told), stdin, stdout, self._told)
+            return Started(int(answer), stdin, stdout, self._requests)
 
     def close(self) -> None:
         """Start nothing more."""
-        self._told.close()
+        self._requests.close()
         os.waitpid(self._child, 0)
 
 
-def _serve(told: socket.socket, run: Callable[[], int]) -> NoReturn:
-    """The life of the child that forks, until whoever asks it has gone."""
+def _serve(requests: socket.socket, run: Callable[[], int]) -> NoReturn:
+    """The life of the child that forks, until its parent is gone."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        while fds := socket.recv_fds(told, _LONGEST, 2)[1]:
+        while fds := socket.recv_fds(requests, _LONGEST, 2)[1]:
             child = os.fork()
             if child == 0:
-                told.close()
+                requests.close()
                 _live(fds, run)
             for fd in fds:
                 os.close(fd)
-            told.send(b"%d" % child)
+            requests.send(b"%d" % child)
             _, status = os.waitpid(child, 0)
-            told.send(b"%d" % os.waitstatus_to_exitcode(status))
+            requests.send(b"%d" % os.waitstatus_to_exitcode(status))
     os._exit(0)
 
 
 def _live(fds: list[int], run: Callable[[], int]) -> NoReturn:
-    """The life of a process that was asked for. Its capabilities are none, as after an exec."""
+    """The life of a process that was requested. It has no capabilities, as after an exec."""
     code = 1
     try:
         privileges.give_up()

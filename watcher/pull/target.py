@@ -1,4 +1,4 @@
-"""Which server pulls, and whether its store can be mended from here."""
+"""Which server pulls, and whether its store can be repaired from here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from watcher.model import ServerState
 from watcher.observe import processes
 from watcher.observe.host import Host
 from watcher.ollama import environment, names, server
+from watcher.pull import disk
 from watcher.state import folders, state_folder
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server that pulls, and its store where that can be mended from here."""
+    """The server that pulls, and its store where that can be repaired from here."""
 
     url: str
     settings: Settings
@@ -27,10 +28,15 @@ class Target:
     why: str = ""
     #: The store that was named or found here, whoever's it is.
     named: Host | None = None
-    #: It is the server's, be it that it can't be changed from here.
+    #: It is the server's, even if it can't be changed from here.
     is_its: bool = False
     #: The folder whose records are kept, where that is not the store.
     records: str = ""
+
+    @property
+    def its(self) -> Host | None:
+        """The server's store, even if it can't be changed from here."""
+        return self.host or (self.named if self.is_its else None)
 
 
 def server_url(host: str | None, variables: Mapping[str, str]) -> str:
@@ -68,7 +74,7 @@ def url_of_store(host: Host, environment: Mapping[str, str]) -> str:
 
 
 def find(url: str, host: Host | None, settings: Settings) -> Target:
-    """The site of a server; `world` is the store that is taken for its own, where there is one."""
+    """The target of a server; `host` has the store that is taken for its own, if there is one."""
     why = _why_not_its(url, host)
     if why or host is None:
         return Target(url, settings, None, why, host)
@@ -97,11 +103,13 @@ def _why_not_its(url: str, host: Host | None) -> str:
 
 
 def _why_not_changed(host: Host) -> str:
-    """Why a server's store can't be mended by us; "" where it can."""
+    """Why we can't repair a server's store; "" where we can."""
     try:
         state_folder.check(host.store)
     except RefusedError as error:
         return error.message
+    if why := disk.read_only(host.store):
+        return why
     if not _may_change(host.store):
         return f"{names.printable(host.store)} can't be changed by this user"
     return ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from watcher import reconcile
 from watcher.decide import findings, modes, verifying
@@ -24,17 +24,15 @@ from watcher.pull.target import Target
 from watcher.reconcile import Reconciler, Report
 from watcher.state import fs, memory
 
-_VERBS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
-
-T = TypeVar("T")
+_KINDS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
 
 
 class Proof(NamedTuple):
-    """What came of it."""
+    """The result of a verification."""
 
-    #: Layers that are out of the way, or were never there: a pull fetches them.
+    #: Layers that were quarantined, or are missing: a pull downloads them.
     gone: frozenset[str] = frozenset()
-    #: Why the others can't be called right; no cause where they can.
+    #: Why the others are not known to be right; no cause where they are.
     cause: Cause | None = None
     why: str = ""
 
@@ -69,9 +67,9 @@ def in_doubt(store: int, sizes: Mapping[str, int]) -> frozenset[str]:
 
 
 def prove(
-    target: Target, digests: frozenset[str], cancelled: Callable[[], bool], say: Callable[[str], T]
-) -> Generator[T, None, Proof]:
-    """Hash layers, and put aside what is damaged and can be had again."""
+    target: Target, digests: frozenset[str], cancelled: Callable[[], bool]
+) -> Generator[str, None, Proof]:
+    """Hash layers, and quarantine what is damaged and can be downloaded again; with notes."""
     if target.host is None:
         return Proof(cause=Cause.UNVERIFIED, why=target.why)
     host = replace(target.host, stops=cancelled)
@@ -80,7 +78,7 @@ def prove(
         return any((names.parse_blob(each).digest or each) in digests for each in subjects)
 
     def approve(planned: Plan) -> Plan:
-        return planned.only(is_meant).filtered(lambda each: each.kind in _VERBS)
+        return planned.only(is_meant).filtered(lambda each: each.kind in _KINDS)
 
     try:
         report = Reconciler(host, target.settings).reconcile(modes.PULL_VERIFY, approve=approve)
@@ -88,18 +86,18 @@ def prove(
         return Proof(cause=Cause.UNVERIFIED, why=f"its layers can't be verified: {error}")
     gone = [each for each in report.outcomes if each.action.kind is ActionKind.QUARANTINE_BLOB]
     for outcome in gone:
-        yield say(outcome.message)
+        yield outcome.message
     done = verifying.verified(report.evidence, report.outcomes, is_meant)
     missing = frozenset(odd.digest for odd in done.wrong if odd.fault is BlobFault.MISSING)
     if missing:
         return Proof(missing)
     if cancelled():
-        return Proof(cause=Cause.INTERRUPTED, why="it was cancelled")
+        return Proof(cause=Cause.INTERRUPTED, why="canceled")
     return _diagnosed(report, done)
 
 
 def _diagnosed(report: Report, done: Verified) -> Proof:
-    """Why layers can't be called right, if so."""
+    """Why layers are not known to be right, if so."""
     damaged = list(_damaged(report, done.wrong))
     if damaged:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
@@ -114,7 +112,7 @@ def _diagnosed(report: Report, done: Verified) -> Proof:
 
 
 def _damaged(report: Report, wrong: Iterable[OddBlob]) -> Iterator[str]:
-    """What is wrong with each layer, and why it could not be put aside."""
+    """What is wrong with each layer, and why it was not quarantined."""
     refused = {each.subject: each.why for each in report.plan.refusals}
     refused |= {
         each.action.subject: each.message

@@ -1,4 +1,4 @@
-"""The service over one store: for each scope that the wakes name, one cycle."""
+"""The service of one store: one reconcile for each scope that the triggers name."""
 
 from __future__ import annotations
 
@@ -47,37 +47,37 @@ if TYPE_CHECKING:
 def run(
     host: Host, read_settings: Callable[[], Settings], queue_run: Sequence[str] | Starter
 ) -> None:
-    """Watch until SIGTERM or SIGINT; SIGHUP has the settings read again.
+    """Watch until SIGTERM or SIGINT; SIGHUP rereads the settings.
 
-    `queue_run`: the command line of who runs the queue, where the settings say so, or what starts
-    that process.
+    `queue_run`: the command line of the process that runs the queue, where the settings say so, or
+    what starts that process.
     Raises LockedError where another daemon has this store, RefusedError where our folder in it is
-    somebody else's, ListenError where its metrics can't be
-    served, and what `read_settings` raises at first.
+    somebody else's, ListenError where its metrics can't be served, and what `read_settings` raises
+    at first.
     """
     settings = read_settings()
     metrics = Metrics(host.store, settings)
     service = _Service(
-        replace(host, tell=metrics.hearing(host.tell), ends=stopping.asked),
+        replace(host, tell=metrics.counting(host.tell), ends=stopping.asked),
         settings,
         metrics,
         queue_run,
     )
     triggers = Triggers(host.store, host.proc)
-    with metrics, triggers, _signals(triggers, service.end) as signals, service:
+    with metrics, triggers, _signals(triggers, service), service:
         for scope in triggers:
-            if signals.take_reload():
+            if service.rereads:
                 service.reload(read_settings)
                 scope = None
             service.look(scope, triggers)
             if scope is None:
                 _give_back()
             service.ready()
-        service.stop(signals.ended_by)
+        service.stop()
 
 
 def _give_back() -> None:
-    """Give back the memory that a look at the whole store has taken and nobody needs at rest."""
+    """Give back the memory that a full scan took and that is not needed at rest."""
     memory.let_go()
     registry_cache.let_go()
     gc.collect()
@@ -88,13 +88,13 @@ def _give_back() -> None:
 
 
 def _is_missing(error: Exception, store: str) -> bool:
-    """Whether it is the store that is not there, and nothing else."""
+    """Whether the store does not exist, and nothing else is wrong."""
     gone = isinstance(error, FileNotFoundError) and not os.path.isdir(store)
     return gone or isinstance(error, NoStoreError)
 
 
 class _Service:
-    """What a daemon knows between two looks."""
+    """What a daemon knows between two scans."""
 
     def __init__(
         self, host: Host, settings: Settings, metrics: Metrics, queue_run: Sequence[str] | Starter
@@ -103,15 +103,18 @@ class _Service:
         self._queue_run = queue_run
         self._queue: QueueProcess | None = None
         self._reconciler = Reconciler(host, settings)
-        self._proofs = Scrub(host, self._trouble)
+        self._scrub = Scrub(host, self.warn)
         self._behind: Behind | None = None
         self._lock = state_folder.LongLock(DAEMON_LOCK)
-        self._begun = self._ready = False
+        self._started = self._ready = False
+        #: Whether to reread the settings.
+        self.rereads = False
+        self._ended_by = "its end"
         #: Device and inode of the store that is ours.
         self._store: tuple[int, int] | None = None
-        #: What was told already and still holds: told once, not at each look.
+        #: What was reported already and still holds: reported once, not after each scan.
         self._refused: set[tuple[str, str]] = set()
-        self._troubles: set[str] = set()
+        self._warnings: set[str] = set()
         self._blind = ""
 
     def __enter__(self) -> _Service:
@@ -120,7 +123,7 @@ class _Service:
     def __exit__(self, *_: object) -> None:
         if self._queue is not None:
             self._queue.stop()
-        self._proofs.stop()
+        self._scrub.stop()
         if self._behind is not None:
             self._behind.stop()
         self._lock.release()
@@ -130,75 +133,76 @@ class _Service:
         return self._reconciler.settings
 
     def reload(self, read_settings: Callable[[], Settings]) -> None:
-        """Take the settings as they are now; where they are no good, the old ones stay."""
+        """Take the settings as they are now; if they are wrong, the old ones stay."""
+        self.rereads = False
         notify.reloading()
         try:
             self._reconciler.settings = read_settings()
         except SettingsError as error:
-            self._tell(EventType.ERROR, f"the settings stay as they were: {error.message}")
+            self._emit(EventType.ERROR, f"kept the previous settings: {error.message}")
         else:
-            self._tell(
-                EventType.SETTINGS_READ, f"settings read again: {self._ways()}", self._facts()
+            self._emit(
+                EventType.SETTINGS_READ, f"reread the settings: {self._ways()}", self._facts()
             )
         notify.notify(notify.READY)
 
     def look(self, scope: Digests, triggers: Triggers) -> None:
-        """One cycle. What goes wrong is told, and the service goes on."""
+        """One reconcile. Errors are reported, and the service continues."""
         begun = time.monotonic()
         try:
             first = self._take_store()
             if scope is None:
-                self._see_to_queue(triggers, anew=first)
+                self._turn_queue(triggers, anew=first)
             mode = replace(modes.watch(self._settings), announce=first)
             self._reconciler.host = replace(self._host, stops=triggers.is_stopped)
             report = self._reconciler.reconcile(mode, Scope(scope, triggers.ended()))
         except EndedError:
             return
         except (LockedError, RefusedError) as error:
-            if not self._begun:
+            if not self._started:
                 raise
-            self._trouble(f"{error.message}; looked at later")
+            self.warn(f"{error.message}; scanning it later")
             triggers.again(scope)
             return
         except Exception as error:
-            # The service outlives whatever one look at a strange machine brings up.
+            # The service survives whatever one scan of a strange machine meets.
             if _is_missing(error, self._host.store):
-                self._trouble(f"there is no store at {self._host.store} yet; waiting for it")
+                self.warn(f"waiting for a store at {self._host.store}")
                 notify.status("waiting for the store")
                 return
-            told = named(error)
-            self._trouble(told.message if told else f"{type(error).__name__}: {error}")
+            known = named(error)
+            self.warn(known.message if known else f"{type(error).__name__}: {error}")
             triggers.again(scope)
             return
-        self._tell_blind(triggers)
-        trouble = self._metrics.look(report, time.monotonic() - begun)
-        if trouble:
-            self._tell(EventType.ERROR, trouble)
+        self._report_blind(triggers)
+        failed = self._metrics.look(report, time.monotonic() - begun)
+        if failed:
+            self._emit(EventType.ERROR, failed)
         triggers.deadlines(scope, report.plan.due)
-        self._tell_refusals(report.plan, scope)
-        self._prove(report)
+        self._report_refusals(report.plan, scope)
+        self._verify(report)
         self._sync_behind(report, triggers)
-        self._tell_systemd(report)
+        self._notify_systemd(report)
         if report.warnings:
-            for trouble in report.warnings:
-                self._trouble(trouble)
+            for warning in report.warnings:
+                self.warn(warning)
         else:
-            self._troubles.clear()
+            self._warnings.clear()
 
-    def _prove(self, report: reconcile.Report) -> None:
-        """Have hashed in the background what is in doubt, and asked again about what is damaged."""
+    def _verify(self, report: reconcile.Report) -> None:
+        """Hash in the background what is in doubt, and ask again about what is damaged."""
         if report.memory is None or not self._settings.repair:
             return
-        wanted = report.memory.unproven | questions.open_questions(report.evidence)
+        doubted = report.memory.unproven | questions.open_questions(report.evidence)
         if report.evidence.scope is None:
-            self._proofs.forget(wanted)
+            self._scrub.forget(doubted)
         try:
-            self._proofs.want(wanted, self._settings)
+            self._scrub.want(doubted, self._settings)
         except RuntimeError as error:
-            self._trouble(f"no thread to prove blobs: {error}")  # the limits of a unit, say
+            self.warn(f"no thread to verify blobs: {error}")  # the limits of a unit, say
 
     def _sync_behind(self, report: reconcile.Report, triggers: Triggers) -> None:
-        """Have the data brought to the disk that repairs have claimed ahead of it."""
+        """Write the data back that repairs have recorded ahead of it."""
         boot = report.evidence.boot
         known = report.memory.downloads.values() if report.memory is not None else ()
         if not boot or all(record.unsynced != boot for record in known):
@@ -207,32 +211,30 @@ class _Service:
             # Not needed by all, and takes memory.
             from watcher.act.durability import Behind
 
-            self._behind = Behind(self._host, self._trouble, triggers.wake)
+            self._behind = Behind(self._host, self.warn, triggers.wake)
         try:
             self._behind.want(self._settings)
         except RuntimeError as error:
-            self._trouble(f"no thread to bring data to the disk: {error}")
+            self.warn(f"no thread to write data back: {error}")
 
-    def _see_to_queue(self, triggers: Triggers, *, anew: bool) -> None:
-        """Have the queue run, or not any more, as the settings say.
+    def _turn_queue(self, triggers: Triggers, *, anew: bool) -> None:
+        """Run the queue, or stop it, as the settings say.
 
-        Done at each full look, so that a change which no event told of is found then.
+        Done at each full scan, which finds a change that no event reported.
         """
         if self._queue is None and self._settings.queue:
             # Not needed by all, and takes memory.
             from watcher.pull.queue_process import QueueProcess
 
-            self._queue = QueueProcess(
-                self._host.store, self._queue_run, self._pass_on, self._trouble
-            )
+            self._queue = QueueProcess(self._host.store, self._queue_run, self)
         if self._queue is None:
             return
         if self._settings.queue:
-            self._hear_of_queue(triggers, self._queue)
+            self._watch_queue(triggers, self._queue)
         self._queue.turn(self._settings.queue, anew=anew)
 
-    def _hear_of_queue(self, triggers: Triggers, run: QueueProcess) -> None:
-        """Have it look at each change; nothing else comes into that folder, and wakes it."""
+    def _watch_queue(self, triggers: Triggers, run: QueueProcess) -> None:
+        """Wake it at each change; nothing else comes into that folder."""
         from watcher.pull.queue import FILE
 
         path = os.path.join(self._host.store, memory.FOLDER, FILE.apart)
@@ -242,31 +244,32 @@ class _Service:
                 folders.opened_store(self._host.store) as store,
             ):
                 FILE.change(store, lambda kept: kept)
-        triggers.hear(path, run.nudge)
+        triggers.watch_also(path, run.nudge)
 
-    def _pass_on(self, raw: bytes) -> None:
-        """Tell what a process that runs the queue has written down already."""
+    def queue_line(self, raw: bytes) -> None:
+        """Emit an event that the queue's process has logged already."""
         line = history.parse(raw)
         if line is not None:
             self._host.tell(line.event)
 
-    def end(self) -> None:
-        """Begin nothing more of the queue. Safe in a signal handler."""
+    def end(self, by: str) -> None:
+        """Start nothing more of the queue; `by`: the signal. Safe in a signal handler."""
+        self._ended_by = by
         if self._queue is not None:
             self._queue.end()
 
-    def stop(self, ended_by: str) -> None:
-        """End what is done beside the looks, and tell that the service ends."""
+    def stop(self) -> None:
+        """End what runs beside the scans, and report that the service stops."""
         notify.notify(notify.STOPPING)
         if self._queue is not None:
             self._queue.stop()
-        if self._begun:
-            self._tell(EventType.SERVICE_STOPPED, f"ollama-watch stops: {ended_by}")
+        if self._started:
+            self._emit(EventType.SERVICE_STOPPED, f"ollama-watch stopped: {self._ended_by}")
 
     def _take_store(self) -> bool:
-        """Take the store for this daemon's life; one made anew in its place is another store.
+        """Take the store while this daemon runs; one recreated in its place is another store.
 
-        The lock is taken anew where our folder was removed. True where the store was not ours yet.
+        The lock is taken again where our folder was removed. True where the store was not ours yet.
         Raises FileNotFoundError, LockedError, RefusedError.
         """
         with folders.opened_store(self._host.store) as store:
@@ -274,7 +277,7 @@ class _Service:
             is_new = self._store != (status.st_dev, status.st_ino)
             try:
                 if self._lock.hold(store, journal.owner()) and not is_new:
-                    self._trouble(f"{memory.FOLDER} was removed, and is made anew")
+                    self.warn(f"{memory.FOLDER} was removed; recreating it")
             except fs.BusyError as busy:
                 raise LockedError(
                     f"a daemon watches this store already: {busy.owner}", "one is enough"
@@ -282,60 +285,56 @@ class _Service:
             except state_folder.ForeignError as error:
                 raise state_folder.refusal(self._host.store, error) from None
             except OSError as error:
-                # A store that can't be written can still be watched; the events go to stderr.
+                # A read-only store can still be watched; the events go to stderr.
                 if is_new:
-                    self._trouble(f"{memory.FOLDER} can't be written: {error.strerror}")
+                    self.warn(f"{memory.FOLDER} can't be written: {error.strerror}")
             if not is_new:
                 return False
             self._store = status.st_dev, status.st_ino
-        if not self._begun:
-            self._tell_start()
-        self._begun = True
-        self._tell(EventType.CHECK_STARTED, "Checking for partial model downloads...")
+        if not self._started:
+            self._report_start()
+        self._started = True
+        self._emit(EventType.CHECK_STARTED, "Checking for partial model downloads...")
         return True
 
-    def _tell_systemd(self, report: reconcile.Report) -> None:
-        """Tell that the service is up, or still lives, and what it watches."""
+    def _notify_systemd(self, report: reconcile.Report) -> None:
+        """Report that the service is up, or still alive, and what it watches."""
         known = report.memory.downloads.values() if report.memory is not None else ()
         pulled = sum(record.pulling for record in known)
-        notify.status(f"{len(known)} unfinished downloads, {pulled} of them being pulled")
+        notify.status(f"{len(known)} unfinished downloads, {pulled} in use")
 
     def ready(self) -> None:
-        """Tell systemd, once, that the service is up, whatever its first look has come to."""
+        """Notify systemd, once, that the service is up, whatever the result of its first scan."""
         if not self._ready:
             notify.notify(notify.READY)
             self._ready = True
 
     def _ways(self) -> str:
-        repairs = "repairs what broke" if self._settings.repair else "tells what broke"
-        cleans = "cleans what is stale" if self._settings.clean else "flags what is stale"
-        runs = ", runs the queue" if self._settings.queue else ""
-        return f"{repairs}, {cleans}{runs}"
+        switches = self._switches().items()
+        return ", ".join(f"{name} {'on' if on else 'off'}" for name, on in switches)
+
+    def _switches(self) -> dict[str, bool]:
+        return {name: getattr(self._settings, name) for name in ("repair", "clean", "queue")}
 
     def _facts(self) -> dict[str, object]:
-        return {
-            "repair": self._settings.repair,
-            "clean": self._settings.clean,
-            "queue": self._settings.queue,
-            "stale_after_seconds": self._settings.stale_after,
-        }
+        return {**self._switches(), "stale_after_seconds": self._settings.stale_after}
 
-    def _tell_start(self) -> None:
-        self._tell(
+    def _report_start(self) -> None:
+        self._emit(
             EventType.SERVICE_STARTED,
             f"ollama-watch {__version__} watches {self._host.store}, {self._ways()}",
             {"pid": os.getpid(), "version": __version__, **self._facts()},
         )
 
-    def _tell_blind(self, triggers: Triggers) -> None:
+    def _report_blind(self, triggers: Triggers) -> None:
         if triggers.blind and triggers.blind != self._blind:
-            self._tell(
-                EventType.ERROR, f"{triggers.blind}; looking every {BLIND_SECONDS:.0f} s instead"
+            self._emit(
+                EventType.ERROR, f"{triggers.blind}; scanning every {BLIND_SECONDS:.0f} s instead"
             )
         self._blind = triggers.blind
 
-    def _tell_refusals(self, planned: Plan, scope: Digests) -> None:
-        # What only has to wait is looked at again when its time has come.
+    def _report_refusals(self, planned: Plan, scope: Digests) -> None:
+        # What only has to wait is planned again when its time comes.
         now = {
             (refusal.subject, refusal.kind.value): refusal
             for refusal in planned.refusals
@@ -347,13 +346,13 @@ class _Service:
         kept = {key for key in self._refused if scope is not None and key[0] not in scope}
         self._refused = kept | now.keys()
 
-    def _trouble(self, text: str) -> None:
-        """Tell an error once, until a look has gone well again."""
-        if text not in self._troubles:
-            self._troubles.add(text)
-            self._tell(EventType.ERROR, text)
+    def warn(self, text: str) -> None:
+        """Report an error once, until a scan succeeds again."""
+        if text not in self._warnings:
+            self._warnings.add(text)
+            self._emit(EventType.ERROR, text)
 
-    def _tell(
+    def _emit(
         self,
         event_type: EventType,
         message: str,
@@ -363,44 +362,23 @@ class _Service:
         journal.announce(self._host, self._settings, event)
 
 
-class _Signals:
-    """What signals have asked for."""
-
-    def __init__(self) -> None:
-        self.ended_by = "its end"
-        self._reload = False
-
-    def end(self, number: int) -> None:
-        self.ended_by = signal.Signals(number).name
-
-    def ask_reload(self) -> None:
-        self._reload = True
-
-    def take_reload(self) -> bool:
-        """Whether the settings are to be read again; asked once."""
-        asked, self._reload = self._reload, False
-        return asked
-
-
 @contextlib.contextmanager
-def _signals(triggers: Triggers, end: Callable[[], None]) -> Iterator[_Signals]:
-    """SIGTERM and SIGINT end the wakes, the look under way comes to its end; SIGHUP wakes."""
-    asked = _Signals()
+def _signals(triggers: Triggers, service: _Service) -> Iterator[None]:
+    """SIGTERM and SIGINT end the triggers after the scan under way; SIGHUP starts a scan."""
 
     def stop(number: int, _: FrameType | None) -> None:
-        asked.end(number)
+        service.end(signal.Signals(number).name)
         stopping.ask()
-        end()
         triggers.stop()
 
     def reload(_: int, __: FrameType | None) -> None:
-        asked.ask_reload()
+        service.rereads = True
         triggers.wake(None)
 
-    wanted = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
-    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    handlers = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield asked
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,9 +1,9 @@
-"""What changes in a store's folders, by watchdog, and why nothing would be heard where that is so.
+"""What changes in a store's folders, by watchdog, and why there would be no events.
 
-inotify tells of names that come, go, are renamed or closed after writing; a running pull's writes
-themselves are filtered out in the kernel and cost nothing. What a kernel or watchdog loses (its
-queue is full, a thread of it has died, a folder is another one now) is told as `lost`; who hears
-that has to `watch` anew and to look at everything.
+inotify reports names that come, go, are renamed or closed after writing; a running pull's writes
+themselves are filtered out in the kernel and cost nothing. What the kernel or watchdog loses (its
+queue is full, a thread died, a folder is another one now) is reported as `lost`; then call `watch`
+again, and scan everything.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ _LIMITS = {
 }
 
 
-class Ears(NamedTuple):
-    """Who hears what; called in threads of watchdog's."""
+class Callbacks(NamedTuple):
+    """What is called for which event, in threads of watchdog's."""
 
     #: A name under ``blobs/``, and whether it was closed after writing.
     blob: Callable[[str, bool], None]
     #: Something under ``manifests/``.
     manifests: Callable[[], None]
-    #: A folder of the store has come, gone or been replaced.
+    #: A folder of the store came, went or was replaced.
     places: Callable[[], None]
     #: Events were lost.
     lost: Callable[[], None]
@@ -71,15 +71,15 @@ class Ears(NamedTuple):
 class FileEvents:
     """The file events of one store, from `watch` to `close`."""
 
-    def __init__(self, store: str, ears: Ears, proc: str = "/proc") -> None:
-        self._store, self._ears, self._proc = store, ears, proc
+    def __init__(self, store: str, callbacks: Callbacks, proc: str = "/proc") -> None:
+        self._store, self._callbacks, self._proc = store, callbacks, proc
         self._observer: BaseObserver | None = None
         self._threads: tuple[threading.Thread, ...] = ()
         self._places: tuple[object, ...] = ()
         #: Folders that are watched besides, and what stands for those that are so just now.
         self._others: dict[str, Callable[[], None]] = {}
         self._watched: dict[str, object] = {}
-        #: Why not everything is heard; "" where it is.
+        #: Why some events are missing; "" where none are.
         self.blind = ""
 
     def watch(self) -> None:
@@ -92,22 +92,22 @@ class FileEvents:
                 self._start()
             except OSError as error:
                 self.close()
-                self.blind = f"no file events to be had: {self._why(error)}"
+                self.blind = f"no file events: {self._why(error)}"
                 if isinstance(error, FileNotFoundError | NotADirectoryError) and turn < _TURNS - 1:
                     continue
             else:
                 self.blind = self._silent()
             return
 
-    def watch_also(self, folder: str, hear: Callable[[], None]) -> None:
-        """From now on `hear` when a file in a folder was closed after writing, too."""
-        self._others[folder] = hear
+    def watch_also(self, folder: str, callback: Callable[[], None]) -> None:
+        """From now on also call it when a file in a folder was closed after writing."""
+        self._others[folder] = callback
         if self._observer is None:
             return
         try:
             self._watch_others()
         except OSError as error:
-            self.blind = f"no file events to be had: {self._why(error)}"
+            self.blind = f"no file events: {self._why(error)}"
 
     def sound(self) -> bool:
         """Whether what is watched is what is there, and all of watchdog's threads are alive."""
@@ -116,7 +116,7 @@ class FileEvents:
         return alive and same and self._places == self._look()
 
     def close(self) -> None:
-        """Hear nothing more."""
+        """Report nothing more."""
         observer, self._observer, self._threads = self._observer, None, ()
         self._watched.clear()
         if observer is not None:
@@ -141,20 +141,20 @@ class FileEvents:
         return {store, real, *inside, *map(os.path.realpath, inside)}
 
     def _start(self) -> None:
-        """Raises OSError where there are no events to be had."""
+        """Raises OSError where there are no events."""
         before = set(threading.enumerate())
         self._observer = observer = Observer()
         observer.start()
         # The many come first: watchdog passes over what it can't watch below a folder, but where
         # the limit was reached there the next one raises.
-        for name, hear in (("manifests", self._on_manifests), ("blobs", self._on_blobs)):
+        for name, callback in (("manifests", self._on_manifests), ("blobs", self._on_blobs)):
             path = os.path.realpath(os.path.join(self._store, name))
             if os.path.isdir(path):
-                self._schedule(path, hear, _NAMES_AND_CLOSES, recursive=name == "manifests")
+                self._schedule(path, callback, _NAMES_AND_CLOSES, recursive=name == "manifests")
         self._watch_others()
         paths = self._paths()
         for above in _above(paths):
-            # Without these a folder that is made anew is found by the next full look.
+            # Without these the next full scan finds a folder that was recreated.
             if os.access(above, os.R_OK) or not os.path.isdir(self._store):
                 self._schedule(above, partial(self._on_above, paths), _NAMES)
         self._threads = tuple(
@@ -164,16 +164,16 @@ class FileEvents:
         )
 
     def _watch_others(self) -> None:
-        for path, hear in self._others.items():
+        for path, callback in self._others.items():
             if path not in self._watched and os.path.isdir(path):
                 known = _identity(path)
-                self._schedule(path, partial(_call, hear), [FileClosedEvent])
+                self._schedule(path, partial(_call, callback), [FileClosedEvent])
                 self._watched[path] = known
 
     def _schedule(
         self,
         path: str,
-        hear: Callable[[FileSystemEvent], None],
+        callback: Callable[[FileSystemEvent], None],
         kinds: list[type[FileSystemEvent]],
         *,
         recursive: bool = False,
@@ -181,30 +181,30 @@ class FileEvents:
         assert self._observer is not None
         if not os.access(path, os.R_OK):  # watchdog would take it for watched
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        self._observer.schedule(_Handler(hear), path, recursive=recursive, event_filter=kinds)
+        self._observer.schedule(_Handler(callback), path, recursive=recursive, event_filter=kinds)
 
-    # ------------------------------------------------------------ what is heard
+    # ------------------------------------------------------------ events
 
     def _on_blobs(self, event: FileSystemEvent) -> None:
         for path in _paths(event):
-            self._ears.blob(os.path.basename(path), isinstance(event, FileClosedEvent))
+            self._callbacks.blob(os.path.basename(path), isinstance(event, FileClosedEvent))
 
     def _on_manifests(self, event: FileSystemEvent) -> None:
         if isinstance(event, DirCreatedEvent | DirMovedEvent):
-            # watchdog doesn't tell whether it could watch a new folder, and where folders come and
-            # go quickly its books fall into disorder.
-            self._ears.places()
-        self._ears.manifests()
+            # watchdog doesn't report whether it could watch a new folder, and where folders come
+            # and go quickly its books fall into disorder.
+            self._callbacks.places()
+        self._callbacks.manifests()
 
     def _on_above(self, ours: Iterable[str], event: FileSystemEvent) -> None:
         # Of our own folder only its end counts: the daemon's lock goes with it.
         ends = isinstance(event, DirDeletedEvent | DirMovedEvent)
         if ends and os.path.basename(os.fsdecode(event.src_path)) == FOLDER:
-            self._ears.places()
+            self._callbacks.places()
         if any(f"{our}/".startswith(f"{path}/") for our in ours for path in _paths(event)):
-            self._ears.places()
+            self._callbacks.places()
 
-    # ------------------------------------------------------------ why nothing is heard
+    # ------------------------------------------------------------ why there are no events
 
     def _why(self, error: OSError) -> str:
         if error.errno not in _LIMITS:
@@ -216,20 +216,18 @@ class FileEvents:
             now = f" = {file.read().strip()}"
         limit = f"fs.inotify.{limit}"
         command = advice.as_root("sysctl", "-w", f"{limit}={more}")
-        return f"the limit {limit}{now} is reached; to raise it: {command}"
+        return f"the limit {limit}{now} is reached; raise it: {command}"
 
     def _silent(self) -> str:
         if folders.begins_further_on(self._store):
             shown = names.printable(self._store)
-            return f"{shown} lies where its owner can't go by himself, so no file event is heard"
+            return f"the owner of {shown} can't reach it, so there are no file events"
         for name in ("", "blobs", "manifests"):
             path = os.path.join(self._store, name).rstrip("/")
             kind = place.silent(path, self._proc)
             if kind:
-                return (
-                    f"{names.printable(path)} is on {kind}, where what others than this machine do"
-                    " brings no file events"
-                )
+                shown = names.printable(path)
+                return f"{shown} is on {kind}, which reports no events of other machines"
         return ""
 
 
@@ -243,17 +241,17 @@ def _end(observer: BaseObserver) -> None:
 
 
 class _Handler(FileSystemEventHandler):
-    """Hands every event on."""
+    """Passes every event on."""
 
-    def __init__(self, hear: Callable[[FileSystemEvent], None]) -> None:
-        self._hear = hear
+    def __init__(self, callback: Callable[[FileSystemEvent], None]) -> None:
+        self._callback = callback
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        self._hear(event)
+        self._callback(event)
 
 
-def _call(hear: Callable[[], None], _: FileSystemEvent) -> None:
-    hear()
+def _call(callback: Callable[[], None], _: FileSystemEvent) -> None:
+    callback()
 
 
 def _paths(event: FileSystemEvent) -> list[str]:
@@ -272,7 +270,7 @@ def _above(paths: Iterable[str]) -> set[str]:
 
 
 def _identity(path: str) -> tuple[int, int, int] | None:
-    """Device, inode and birth: a folder that is made anew often gets the old one's inode."""
+    """Device, inode and birth: a recreated folder often gets the old one's inode."""
     try:
         with fs.opened_folder(path) as folder:
             status = os.fstat(folder)
@@ -282,7 +280,7 @@ def _identity(path: str) -> tuple[int, int, int] | None:
 
 
 class _Complaints(logging.Handler):
-    """What watchdog logs; of a full queue it tells nowhere else."""
+    """What watchdog logs; it reports a full queue nowhere else."""
 
     def __init__(self, lost: Callable[[], None]) -> None:
         super().__init__(logging.WARNING)
@@ -295,9 +293,9 @@ class _Complaints(logging.Handler):
 
 @contextlib.contextmanager
 def complaints(lost: Callable[[], None]) -> Iterator[None]:
-    """Hear of what goes wrong in watchdog's threads, and keep it from stderr.
+    """Catch what goes wrong in watchdog's threads, and keep it from stderr.
 
-    `lost` is called from those threads: their queue was full, or one of them has died. For the
+    `lost` is called from those threads: their queue was full, or one of them died. For the
     whole process, so for one at a time.
     """
     before = threading.excepthook

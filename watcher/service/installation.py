@@ -1,4 +1,4 @@
-"""What a service has to know: this installation's program, and the store with its owner."""
+"""This installation for a service: its program, and the store with its owner."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def describe(
     *,
     personal: bool = False,
 ) -> Installation:
-    """This very installation, for a service of the system, or of the user alone (`personal`).
+    """This installation, for a system service, or one of the user's own (`personal`).
 
     `store` and `config` (a settings file) are those that were named, `metrics_file` is that of the
-    settings, "" for none. `root` is the folder of a system that does not run: the store is as it is
-    there, or as Ollama's installer makes it.
-    Raises RefusedError where a service could not rely on what was found.
+    settings, "" for none. `root` is the folder of a system that is not running: the store is as it
+    is there, or as Ollama's installer makes it.
+    Raises RefusedError where a service can't rely on what was found.
     """
     where = _found(_program(root), store, config and os.path.abspath(config), root, personal)
     python = _interpreter(f"{root}{where.program}", root)
@@ -40,8 +40,8 @@ def describe(
     for path in (where.program, where.python, *where.paths()):
         if why := units.unwritable(path):
             raise RefusedError(
-                f"{names.printable(path)}: {why}, which units and crontabs treat as their own",
-                "give it another name, or reach it by a link with one",
+                f"{names.printable(path)}: {why}, which units and crontabs interpret",
+                "rename it, or use a link with another name",
             )
     if why := units.passing(where.program, personal=personal):
         alone = "" if units.passing(where.program, personal=True) else ", or use --user"
@@ -102,7 +102,7 @@ def _program(root: str) -> str:
     path = os.path.realpath(script)
     if not os.access(path, os.X_OK):
         raise RefusedError(
-            f"{names.printable(path)}: there is no such program, so a service can't start it",
+            f"{names.printable(path)} does not exist, so a service can't start it",
             "install the package (pip install, pipx install) and run its ollama-watch",
         )
     return _inside(path, root)
@@ -118,7 +118,7 @@ def _interpreter(script: str, root: str) -> str:
 
 
 def _check_links(found: place.Found) -> None:
-    """Raise RefusedError where a service would be led into somebody else's folder."""
+    """Raise RefusedError where a link leads into another user's folder."""
     link = found.foreign or folders.foreign_blobs(found.path)
     if link is not None:
         raise RefusedError(
@@ -131,16 +131,16 @@ def _check_links(found: place.Found) -> None:
 
 
 def unreachable(where: Installation, *, cron: bool) -> str:
-    """Why the service's user can't run this very installation; "" where nothing is in the way.
+    """Why the service's user can't run this installation; "" where it can.
 
-    The program's Python, its libraries and the package may lie elsewhere than the program.
+    The program's Python, its libraries and the package may be in other places than the program.
     """
     account = _account(where)
     for path in _needed(where.program):
         for step in _way(path):
             shown, at = names.printable(path), names.printable(step)
             if not cron and units.in_a_home(step):
-                return f"{shown} lies in a home ({at}), which a service of the system does not see"
+                return f"{shown} is in a home ({at}), which a system service can't see"
             try:
                 found = os.stat(step)
             except OSError as error:
@@ -152,7 +152,7 @@ def unreachable(where: Installation, *, cron: bool) -> str:
 
 
 def _needed(program: str) -> Iterator[str]:
-    """The files without which the program does not start, as far as can be told from here."""
+    """The files without which the program does not start, as far as known from here."""
     yield program
     with open(program, "rb") as script:
         first = script.readline(_LONGEST_FIRST_LINE)
@@ -197,7 +197,7 @@ def _account(where: Installation) -> _Account:
 
 
 def _may(account: _Account, found: os.stat_result) -> bool:
-    """Whether a folder can be passed through, and a file run, or read where nobody runs it."""
+    """Whether a folder can be entered, and a file run, or read if it is no program."""
     if account.uid == 0:
         return True
     runs = stat.S_ISDIR(found.st_mode) or found.st_mode & 0o111
@@ -210,7 +210,7 @@ def _may(account: _Account, found: os.stat_result) -> bool:
 
 
 def _inside(path: str, root: str) -> str:
-    """A path as it is called below `root`; one that is not there, as it is."""
+    """A path as it is called below `root`; one that is not there, unchanged."""
     return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
@@ -227,9 +227,8 @@ def _name(file: str, number: int) -> str:
 def _writable(here: str, root: str) -> Iterator[str]:
     """What the service has to write: the store, and what its ``blobs`` links to.
 
-    The folder around the store, where it is its owner's as well: a store that is made anew is
-    another folder, and a service keeps what it was shown at its start. But never a whole home, and
-    no folder of the system.
+    The folder around the store, if it has the same owner: a recreated store is another folder, and
+    a service sees the folders of its start. But never a whole home, nor a folder of the system.
     """
     store = os.path.realpath(here)
     around, owner = os.path.dirname(store), os.stat(store).st_uid

@@ -1,7 +1,7 @@
-"""An HTTP listener on loopback that hands out a registry's metrics, in one thread of its own.
+"""An HTTP listener on loopback that serves the metrics, in one thread of its own.
 
-Whoever connects can't keep the daemon from its work: there are so many connections at most, each
-may send so much and take so long, and who came first gives way to who comes last.
+Clients can't keep the daemon from its work: the number of connections, the length of a request and
+its time are limited, and the oldest connection gives way to a new one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _REQUEST_SECONDS = 10.0
 _MOST_CONNECTIONS = 32
 _LONGEST_REQUEST = 16 * 1024
-#: Where no descriptor is left, who connects waits for so long.
+#: Where no descriptor is left, new clients wait for so long.
 _PAUSE_SECONDS = 1.0
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _REQUEST_LINE = re.compile(r"([A-Z]+) (\S+) HTTP/(1\.[01])")
@@ -40,7 +40,7 @@ _STATUS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 405: "Method Not All
 def listening(host: str, port: int, registry: CollectorRegistry) -> Iterator[int]:
     """Answer scrapes until the context ends; the port (`port` 0: any that is free).
 
-    It sleeps until somebody connects. Raises ListenError, which names the address.
+    It sleeps until a client connects. Raises ListenError, which names the address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -51,8 +51,10 @@ def listening(host: str, port: int, registry: CollectorRegistry) -> Iterator[int
         why = (error.strerror or str(error)).partition(" (while")[0]
         taken = error.errno == errno.EADDRINUSE
         raise ListenError(
-            f"metrics_listen: {shown} can't be listened at: {why}",
-            "name another port, or end what has it" if taken else "name another address",
+            f"metrics_listen: listening on {shown} failed: {why}",
+            "choose another port, or stop the process that uses it"
+            if taken
+            else "choose another address",
             advice.as_root("ss", "-ltnp", f"sport = :{port}") if taken else "",
         ) from None
     ours, theirs = socket.socketpair()
@@ -69,7 +71,7 @@ def listening(host: str, port: int, registry: CollectorRegistry) -> Iterator[int
 
 @dataclass(slots=True)
 class _Client:
-    """A connection: what has come of its request, and what is left of its answer."""
+    """A connection: its request so far, and the rest of its answer."""
 
     socket: socket.socket
     until: float
@@ -82,10 +84,10 @@ class _Server:
         self, listener: socket.socket, end: socket.socket, registry: CollectorRegistry
     ) -> None:
         self._listener, self._end, self._registry = listener, end, registry
-        #: In the order in which they came, which is that of their ends.
+        #: In the order in which they connected, which is that of their deadlines.
         self._clients: dict[int, _Client] = {}
         self._selector = selectors.DefaultSelector()
-        #: When somebody is let in again; None: now.
+        #: When clients are accepted again; None: now.
         self._paused_until: float | None = None
 
     def serve(self) -> None:
@@ -101,14 +103,14 @@ class _Server:
                 self._drop_late()
                 for each in ready:
                     if each is self._listener:
-                        self._let_in()
+                        self._accept()
                     elif isinstance(each, socket.socket) and each.fileno() in self._clients:
-                        self._go_on(self._clients[each.fileno()])
+                        self._continue(self._clients[each.fileno()])
             for client in tuple(self._clients.values()):
                 self._drop(client)
 
     def _wait(self) -> float | None:
-        """Seconds until something is due; None where nobody is connected."""
+        """Seconds until something is due; None where no client is connected."""
         due = [client.until for client in self._clients.values()]
         if self._paused_until is not None:
             due.append(self._paused_until)
@@ -122,12 +124,12 @@ class _Server:
             self._paused_until = None
             self._selector.register(self._listener, selectors.EVENT_READ)
 
-    def _let_in(self) -> None:
+    def _accept(self) -> None:
         try:
             connected, _ = self._listener.accept()
         except OSError as error:
             if error.errno in _NO_ROOM:
-                # It stays ready: asked again at once, this would never sleep.
+                # It stays ready: this would never sleep.
                 self._selector.unregister(self._listener)
                 self._paused_until = time.monotonic() + _PAUSE_SECONDS
             return
@@ -143,7 +145,7 @@ class _Server:
         self._selector.unregister(client.socket)
         client.socket.close()
 
-    def _go_on(self, client: _Client) -> None:
+    def _continue(self, client: _Client) -> None:
         try:
             if client.answer is None:
                 self._read(client)
@@ -152,7 +154,7 @@ class _Server:
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            self._drop(client)  # it has gone away
+            self._drop(client)  # it disconnected
 
     def _read(self, client: _Client) -> None:
         piece = client.socket.recv(4096)
@@ -177,7 +179,7 @@ class _Server:
 
 
 def _answer(head: str, registry: CollectorRegistry) -> bytes:
-    """What is answered to a request, by its first line and its headers."""
+    """The answer to a request, by its first line and its headers."""
     first, *lines = head.split("\r\n")
     request = _REQUEST_LINE.fullmatch(first)
     headers: dict[str, list[str]] = {}
@@ -189,10 +191,10 @@ def _answer(head: str, registry: CollectorRegistry) -> bytes:
     method, target, version = request.groups()
     hosts = headers.get("host", [])
     if len(hosts) > 1 or (not hosts and version == "1.1"):
-        return _response(400, "want one Host")
+        return _response(400, "expected one Host")
     named = [*hosts, urlsplit(target).netloc] if "://" in target else hosts
     if not all(map(is_here, named)):
-        # A page that somebody else's name server sends here (DNS rebinding) has that name.
+        # A web page that is sent here by DNS rebinding has the name of its own host.
         return _response(403, "served to this machine alone: ask for localhost")
     if method not in ("GET", "HEAD"):
         return _response(405, "only GET")
@@ -201,7 +203,7 @@ def _answer(head: str, registry: CollectorRegistry) -> bytes:
 
 
 def is_here(host: str) -> bool:
-    """Whether a ``Host`` is a name or an address of loopback; the port is of no account."""
+    """Whether a ``Host`` is a name or an address of loopback; the port does not matter."""
     name = re.fullmatch(r"(\[[^\]]*\]|[^:\[\]]*)(:[0-9]*)?", host)
     if name is None:
         return False

@@ -1,6 +1,6 @@
-"""What dashboards and alerts are told: numbers of the last looks, and of what this process did.
+"""Numbers for dashboards and alerts: of the last scans, and of what this process did.
 
-`docs/metrics.md` has them all. prometheus_client is loaded only where the settings ask for metrics.
+`docs/metrics.md` has them all. prometheus_client is loaded only if the settings ask for metrics.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Unfinished(NamedTuple):
-    """What is kept of an unfinished download; `missing` is 0 where its length is not known."""
+    """The numbers of an unfinished download; `missing` is 0 where its length is unknown."""
 
     condition: Condition
     stale: bool
@@ -47,18 +47,18 @@ class Unfinished(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What looks have shown: of each digest the last one that had it in its scope."""
+    """The results of scans: of each digest the last one that had it in its scope."""
 
     visibility: Visibility
     free_bytes: int
     downloads: Mapping[str, tuple[Unfinished, ...]] = field(default_factory=dict)
-    #: From here on: what only a look at the whole store tells. Findings by severity and kind.
+    #: From here on: what only a full scan shows. Findings by severity and kind.
     findings: Mapping[tuple[Severity, str], int] = field(default_factory=dict)
     blobs: int = 0
     blob_bytes: int = 0
     orphan_bytes: int = 0
     quarantine_bytes: int = 0
-    #: Whether it could list ``blobs``, and the manifests: else what lies there is not known.
+    #: Whether it could list ``blobs``, and the manifests: otherwise their content is unknown.
     lists_blobs: bool = True
     lists_manifests: bool = True
     #: When the last one was, and how long it took.
@@ -68,12 +68,12 @@ class Looked:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What was told since this process began."""
+    """Events since this process began."""
 
     repairs: int = 0
     saved_bytes: int = 0
     freed_bytes: int = 0
-    #: All kinds, and errors, from the start: a rate can't be told of what begins with its first.
+    #: All kinds, and errors, from the start: a counter that begins at 1 has no rate.
     refusals: Mapping[str, int] = field(
         default_factory=lambda: dict.fromkeys(map(str, RefusalKind), 0)
     )
@@ -84,9 +84,9 @@ class Counted:
 
 
 def looked(before: Looked | None, report: Report, seconds: float) -> Looked:
-    """What is known after a look that took `seconds`.
+    """What is known after a scan that took `seconds`.
 
-    A narrow one says all there is to say of the digests in its scope, and nothing of others.
+    A narrow one covers the digests in its scope, and no others.
     """
     seen = report.evidence
     visibility, free, census = seen.view.visibility, seen.place.free_bytes, seen.census
@@ -157,7 +157,7 @@ def _one_more(counts: Mapping[str, int], key: str) -> dict[str, int]:
     return {**counts, key: counts.get(key, 0) + 1}
 
 
-# ---------------------------------------------------------------- as Prometheus has it
+# ---------------------------------------------------------------- for Prometheus
 
 
 #: Numbers by the values of their labels.
@@ -165,21 +165,21 @@ Samples: TypeAlias = Mapping[tuple[str, ...], float]
 
 
 class Family(NamedTuple):
-    """One metric: its name without the prefix, what it says, and its samples by their labels."""
+    """One metric: its name without the prefix, its meaning, and its samples by their labels."""
 
     name: str
-    says: str
+    meaning: str
     samples: Samples
     labels: tuple[str, ...] = ()
     counts: bool = False
 
 
 def families(known: Looked | None, counts: Counted) -> Iterator[Family]:
-    """Every metric; before the first look only when that was (never), and the counts."""
+    """Every metric; before the first scan only when that was (never), and the counts."""
     yield Family("build_info", "The version of ollama-watch.", {(__version__,): 1}, ("version",))
     yield Family(
         "last_full_look_timestamp_seconds",
-        "When the whole store was last looked at, in seconds since the epoch; 0 before that.",
+        "The time of the last full scan, in seconds since the epoch; 0 before the first.",
         {(): 0 if known is None else known.full_at},
     )
     if known is not None:
@@ -193,26 +193,21 @@ def families(known: Looked | None, counts: Counted) -> Iterator[Family]:
 def _of_store(known: Looked) -> Iterator[Family]:
     yield Family(
         "last_full_look_duration_seconds",
-        "How long that look took, what was done after it included.",
+        "How long it took, including the actions after it.",
         {(): known.full_seconds},
     )
     yield Family(
         "findings",
-        "Findings of the last look at the whole store.",
+        "Findings of the last full scan.",
         {(severity.value, kind): number for (severity, kind), number in known.findings.items()},
         ("severity", "kind"),
     )
-    yield Family(
-        "quarantine_bytes",
-        "What lies in quarantine takes on the disk.",
-        {(): known.quarantine_bytes},
-    )
-    yield Family(
-        "free_bytes", "What is free on the file system of the store.", {(): known.free_bytes}
-    )
+    quarantine: Samples = {(): known.quarantine_bytes}
+    yield Family("quarantine_bytes", "Disk space of the quarantine.", quarantine)
+    yield Family("free_bytes", "Free space on the store's file system.", {(): known.free_bytes})
     yield Family(
         "sight",
-        "How much of the machine's processes could be seen: 1 for what is so.",
+        "The visibility of processes: 1 for the present one.",
         {(visibility.value,): visibility is known.visibility for visibility in Visibility},
         ("sight",),
     )
@@ -227,7 +222,7 @@ def _of_blobs(known: Looked) -> Iterator[Family]:
     yield Family("blob_bytes", "The length of those blobs.", {(): known.blob_bytes})
     yield Family(
         "orphan_bytes",
-        "What finished blobs that no model names take on the disk.",
+        "Disk space of finished blobs that no model names.",
         {(): known.orphan_bytes} if known.lists_manifests else {},
     )
 
@@ -257,7 +252,7 @@ def _of_downloads(downloads: Mapping[str, tuple[Unfinished, ...]]) -> Iterator[F
     )
     yield Family(
         "stale_downloads",
-        "Unfinished downloads that have made no progress for stale_after.",
+        "Downloads without progress for stale_after.",
         {(): sum(each.stale for each in every)},
     )
     waiting = [each.progress_at for each in every if each.condition is not Condition.LIVE]
@@ -269,20 +264,18 @@ def _of_downloads(downloads: Mapping[str, tuple[Unfinished, ...]]) -> Iterator[F
 
 
 def _of_counts(counts: Counted) -> Iterator[Family]:
-    def of(name: str, says: str, number: float) -> Family:
-        return Family(name, says, {(): number}, counts=True)
-
-    def by(name: str, says: str, numbers: Mapping[str, float], label: str) -> Family:
+    for name, meaning, number in (
+        ("repairs_total", "Repaired downloads.", counts.repairs),
+        ("saved_bytes_total", "Bytes saved from downloading by repairs.", counts.saved_bytes),
+        ("freed_bytes_total", "Bytes freed by removals.", counts.freed_bytes),
+    ):
+        yield Family(name, meaning, {(): number}, counts=True)
+    for name, meaning, numbers, label in (
+        ("refusals_total", "Refusals, by kind.", counts.refusals, "kind"),
+        ("events_total", "Events, by type.", counts.events, "type"),
+    ):
         samples: Samples = {(value,): number for value, number in numbers.items()}
-        return Family(name, says, samples, (label,), counts=True)
-
-    yield of("repairs_total", "Downloads repaired.", counts.repairs)
-    saved = "Bytes that need not be downloaded again thanks to repairs."
-    yield of("saved_bytes_total", saved, counts.saved_bytes)
-    yield of("freed_bytes_total", "Bytes that removals have given back.", counts.freed_bytes)
-    refused = "What was refused, by what was in the way."
-    yield by("refusals_total", refused, counts.refusals, "kind")
-    yield by("events_total", "Events told, by their type.", counts.events, "type")
+        yield Family(name, meaning, samples, (label,), counts=True)
 
 
 class Metrics:
@@ -299,9 +292,9 @@ class Metrics:
         self._looked: Looked | None = None
         self._counted = Counted()
         #: Events come from more than one thread.
-        self._counting = threading.Lock()
+        self._count_lock = threading.Lock()
         self._registry: CollectorRegistry | None = None
-        #: The file could not be written: told once, until it can be.
+        #: Writing the file failed: reported once, until it succeeds.
         self._failing = False
         #: The port of the listener.
         self.port: int | None = None
@@ -318,7 +311,7 @@ class Metrics:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def hearing(self, tell: Callable[[Event], None]) -> Callable[[Event], None]:
+    def counting(self, tell: Callable[[Event], None]) -> Callable[[Event], None]:
         """`tell`, with each event counted on its way."""
 
         def both(event: Event) -> None:
@@ -330,11 +323,11 @@ class Metrics:
     def event(self, event: Event) -> None:
         """Count an event."""
         if self._registry is not None:
-            with self._counting:
+            with self._count_lock:
                 self._counted = counted(self._counted, event)
 
     def look(self, report: Report, seconds: float) -> str:
-        """Take in a look, and write the file; why it can't be written, if that is new, else ""."""
+        """Take in a scan, and write the file; why that failed, if that is new, else ""."""
         if self._registry is None:
             return ""
         self._looked = looked(self._looked, report, seconds)
@@ -344,7 +337,8 @@ class Metrics:
             self._write(self._registry)
         except OSError as error:
             new, self._failing = not self._failing, True
-            return f"metrics_file: {self._file} can't be written: {error.strerror}" if new else ""
+            why = f"metrics_file: writing {self._file} failed: {error.strerror}"
+            return why if new else ""
         self._failing = False
         return ""
 
@@ -355,7 +349,7 @@ class Metrics:
         for family in families(self._looked, self._counted):
             kind = CounterMetricFamily if family.counts else GaugeMetricFamily
             made = kind(
-                f"ollama_watch_{family.name}", family.says, labels=("store", *family.labels)
+                f"ollama_watch_{family.name}", family.meaning, labels=("store", *family.labels)
             )
             for values, number in family.samples.items():
                 made.add_metric((self._store, *values), number)
@@ -366,7 +360,7 @@ class Metrics:
 
         folder, name = os.path.split(self._file)
         with fs.opened_folder(folder) as parent:
-            # The next look makes it anew: it need not outlast the machine.
+            # The next scan writes it again: it need not survive a crash of the machine.
             fs.save(name, parent, generate_latest(registry), durable=False)
 
 

@@ -1,4 +1,4 @@
-"""Telling systemd how the service is (``sd_notify(3)``): one datagram a message."""
+"""Notifies systemd of the service's state (``sd_notify(3)``): one datagram a message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ALIVE = "WATCHDOG=1"
 
 
 def notify(*lines: str) -> None:
-    """Send assignments such as `READY` to who has started us; nobody may be listening."""
+    """Send assignments such as `READY` to systemd, if it started us."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -25,10 +25,10 @@ def notify(*lines: str) -> None:
 
 
 def reloading() -> None:
-    """Tell that the settings are read anew; `READY` ends it."""
+    """Report that the settings are reread; `READY` ends it."""
     notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def status(text: str) -> None:
-    """One line for ``systemctl status``; and that the service lives."""
+    """One line for ``systemctl status``; and that the service is alive."""
     notify(ALIVE, f"STATUS={text}")

@@ -1,9 +1,9 @@
-"""Hashing, in the background and at low priority, blobs that may not be what their names say.
+"""Hashes, in the background and at low priority, blobs that may not be what their names say.
 
-What was finished on sidecars of ours may rest on a false claim, and what has another size than its
-manifest says may be cut short; only a hash tells. It takes minutes for a large one, in which the
-daemon has to go on watching. Registries are asked here, too, whether what is damaged can be had
-again; it is put aside if so.
+A blob that was finished on our progress files may rest on a false claim, and one with another size
+than its manifest says may be cut short; only a hash decides. That takes minutes for a large one,
+while the daemon has to watch on. Registries are asked here, too, whether a damaged blob can be
+downloaded again; if so, it is quarantined.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from watcher.reconcile import Reconciler
 from watcher.system.worker import Worker
 
 #: What is done about a blob in doubt.
-_VERBS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
+_KINDS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
 _LOWEST = 19
 _AGAIN_SECONDS = HOUR
 
 
 class Scrub:
-    """One thread at most, that hashes the blobs it is given and puts damaged ones aside."""
+    """One thread at most, which hashes the blobs it is given and quarantines damaged ones."""
 
-    def __init__(self, host: Host, trouble: Callable[[str], None]) -> None:
-        self._trouble = trouble
-        self._worker = Worker("proofs", self._scrub)
+    def __init__(self, host: Host, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._worker = Worker("scrub", self._scrub)
         self._host = replace(host, stops=self._worker.is_stopped)
         self._settings = Settings()
         self._lock = threading.Lock()
@@ -47,7 +47,7 @@ class Scrub:
         self._tried: dict[str, float] = {}
 
     def want(self, digests: frozenset[str], settings: Settings) -> None:
-        """Prove all blobs that are `digests` now; what could not be is tried again in an hour."""
+        """Verify the blobs `digests`; those that fail are tried again in an hour."""
         latest = time.monotonic() - _AGAIN_SECONDS
         with self._lock:
             self._tried = {each: at for each, at in self._tried.items() if at > latest}
@@ -58,12 +58,12 @@ class Scrub:
             self._worker.wake()
 
     def forget(self, digests: frozenset[str]) -> None:
-        """What is not among all that is unproven now was proved: it may come to be so once more."""
+        """Those not among all that are unverified now were verified, and may be in doubt again."""
         with self._lock:
             self._tried = {each: at for each, at in self._tried.items() if each in digests}
 
     def stop(self) -> None:
-        """End within a look, or the reading of a few MiB; what was not hashed stays unproven."""
+        """End within a scan, or the reading of a few MiB; what was not hashed stays unverified."""
         self._worker.stop()
 
     def _scrub(self) -> None:
@@ -74,21 +74,21 @@ class Scrub:
         if not digests:
             return
         try:
-            self._prove(digests, self._settings)
+            self._verify(digests, self._settings)
         except Exception as error:
-            # It outlives whatever one look at a strange machine brings up, as the daemon does.
-            self._trouble(f"a finished blob can't be proved: {error}")
+            # It survives whatever one scan of a strange machine meets, as the daemon does.
+            self._warn(f"verifying a finished blob failed: {error}")
 
-    def _prove(self, digests: frozenset[str], settings: Settings) -> None:
+    def _verify(self, digests: frozenset[str], settings: Settings) -> None:
         is_hashed = False
 
         def approve(planned: Plan) -> Plan:
             nonlocal is_hashed
             agreed = planned.filtered(
-                lambda each: each.kind in _VERBS and _digest(each.subject) in digests
+                lambda each: each.kind in _KINDS and _digest(each.subject) in digests
             )
             is_hashed |= any(each.kind is ActionKind.HASH for each in agreed.actions)
-            # What a hash has found is told first; all else another look finds again.
+            # The result of a hash is reported first; another scan finds everything else again.
             if self._worker.is_stopped() and not is_hashed:
                 raise EndedError
             return agreed

@@ -141,17 +141,14 @@ def unwritable(path: str) -> str | None:
 def passing(program: str, *, personal: bool) -> str | None:
     """Why a program would not be there, or not to be trusted, at the next start; or None."""
     if _below(program, _PASSING) or "/.cache/" in program:
-        return "what is there does not last"
+        return "this location is temporary"
     if not personal and _below(program, _HOMES):
-        return (
-            "a service of the system does not see homes, and with its capabilities"
-            " it must not run what a user can change"
-        )
+        return "a system service can't see homes, and must not run files that a user can change"
     return None
 
 
 def in_a_home(path: str) -> bool:
-    """Whether a path lies where a service of the system sees nothing."""
+    """Whether a path is where a system service sees nothing."""
     return _below(path, _HOMES)
 
 
@@ -205,7 +202,7 @@ def _drop_in(where: Installation) -> str:
 
 
 def _confined(where: Installation, network: str) -> str:
-    """Who a service runs as, and what it is kept from."""
+    """The user that a service runs as, and its restrictions."""
     if where.personal:
         return _PERSONAL + _EVERYWHERE
     at_home = any(_below(path, _HOMES) for path in where.paths())

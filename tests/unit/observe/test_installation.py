@@ -106,6 +106,6 @@ def test_a_python_in_a_home_is_not_seen_by_a_unit(open_folder: Path, cron: bool)
         link.symlink_to(python(home))
         where = program(open_folder, str(link))._replace(user="root", group="root")
         why = unreachable(where, cron=cron)
-        assert why == "" if cron else "lies in a home (/root)" in why
+        assert why == "" if cron else "is in a home (/root)" in why
     finally:
         shutil.rmtree(home)

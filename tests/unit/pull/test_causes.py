@@ -18,12 +18,16 @@ TOLD = {
         "pull model manifest: file does not exist",
         'pull model manifest: 404: {"errors":[{"code":"MANIFEST_UNKNOWN"}]}',
         "model 'nothing' not found",
+        "pull model manifest: 410: ",
+        "the server answers 404",
     ),
     Cause.NO_PERMISSION: (
         "pull model manifest: unauthorized: access denied",
         "pull model manifest: 401: ",
         "pull model manifest: 403: forbidden",
         "you need to be signed in to use this model",
+        'realm host "" does not match original host "x.ai"',
+        "401: ",
     ),
     Cause.STORE: (
         "open /m/blobs/sha256-3102-partial-0: permission denied",
@@ -74,9 +78,16 @@ TOLD = {
     Cause.LEGAL: ("pull model manifest: 451: ", "451: not here"),
     Cause.REALM: (
         'pull model manifest: realm host "auth.x" does not match original host "x.ai"',
-        'realm host "" does not match original host "x.ai"',
+        'realm host "auth.x:5" does not match original host "x.ai"',
     ),
-    Cause.NO_LAYER: ("file does not exist", "max retries exceeded: status 404"),
+    Cause.NO_LAYER: (
+        "file does not exist",
+        "max retries exceeded: status 404",
+        "410: ",
+        "410: gone, said 404",
+        "max retries exceeded: status 410",
+    ),
+    Cause.DAMAGED: ("416: ", "max retries exceeded: status 416"),
     Cause.BAD_ADDRESS: (
         'pull model manifest: Get "ftp://x/token": unsupported protocol scheme "ftp"',
         "http: no Location header in response",
@@ -229,8 +240,12 @@ def test_a_model_of_any_name_changes_nothing() -> None:
     ("text", "cause"),
     [
         ("localhost:5000 answers 451 for layer sha256-310123456789", Cause.LEGAL),
-        ("localhost:5000 answers 404 for layer sha256-310123456789", Cause.NO_LAYER),
-        ("x.ai answers with a web page for layer sha256-310123456789", Cause.PORTAL),
+        ("localhost:5000 answered 404 for layer sha256-310123456789", Cause.NO_LAYER),
+        ("localhost:5000 answered 410 for layer sha256-310123456789", Cause.NO_LAYER),
+        ("localhost:5000 answered 401 for layer sha256-310123456789", Cause.NO_PERMISSION),
+        ("localhost:5000 answered 416 for layer sha256-310123456789", Cause.DAMAGED),
+        ("x.ai answered with a web page for layer sha256-310123456789", Cause.PORTAL),
+        ("certificate.ai answers with a web page for layer sha256-31012345", Cause.PORTAL),
         ("10 GB are missing, and the disk has 1 GB free", Cause.DISK_FULL),
         (
             "a layer has 5.0 GB, more than this file system lets a file have",
@@ -240,7 +255,13 @@ def test_a_model_of_any_name_changes_nothing() -> None:
         ("the file system of the store is mounted read-only", Cause.READ_ONLY),
         ("the server at http://127.0.0.1:11434: Connection refused", Cause.SERVER_GONE),
         ("nothing came for 30 s", Cause.SILENCE),
+        ("no bytes for 30 s", Cause.SILENCE),
         ("40.0 MB were lost with a broken connection", Cause.RESETS),
+        ("a broken connection lost 40.0 MB", Cause.RESETS),
+        ("10 GB to download, but the disk has only 1 GB free", Cause.DISK_FULL),
+        ("a layer has 5.0 GB, more than this file system allows for a file", Cause.FILE_TOO_LARGE),
+        ("the file system at /mnt/x is mounted read-only", Cause.READ_ONLY),
+        ("its manifest is invalid: it names no layer", Cause.BAD_MANIFEST),
     ],
 )
 def test_what_we_say_ourselves_is_understood_in_a_record(text: str, cause: Cause) -> None:

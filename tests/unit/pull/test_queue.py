@@ -304,7 +304,7 @@ def test_where_the_runner_is_gone_the_item_waits_again() -> None:
     assert queue.revived(kept, lambda *_: True, NOW) is kept
     kept = queue.revived(kept, lambda _, runner: runner == ME, NOW + 5)
     assert [item.state for item in kept.line] == [ItemState.RUNNING, ItemState.WAITING]
-    assert at(kept, "b").so_far.reasons[-1].why == "the process that drove it is gone"
+    assert at(kept, "b").so_far.reasons[-1].why == "its process is gone"
     assert taken(kept)[1].model == "b:latest"
 
 

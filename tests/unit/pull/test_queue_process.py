@@ -22,7 +22,13 @@ class Run:
         self.lines: list[bytes] = []
         self.warnings: list[str] = []
         words = [python, "-c", script]
-        self.process = QueueProcess(str(store), words, self.lines.append, self.warnings.append)
+        self.process = QueueProcess(str(store), words, self)
+
+    def queue_line(self, raw: bytes) -> None:
+        self.lines.append(raw)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 @pytest.fixture
@@ -45,9 +51,9 @@ def test_what_it_tells_is_handed_on_line_by_line(models: Store, runs: list[Run])
 @pytest.mark.parametrize(
     ("script", "told"),
     [
-        ("pass", "what runs the queue has done nothing; started again in 5 s"),
-        ("raise SystemExit(4)", "what runs the queue has ended with 4; started again in 5 s"),
-        ("import os; os.kill(os.getpid(), 9)", "has ended with -9; started again in 5 s"),
+        ("pass", "the queue process did nothing; restarting in 5 s"),
+        ("raise SystemExit(4)", "the queue process ended with 4; restarting in 5 s"),
+        ("import os; os.kill(os.getpid(), 9)", "ended with -9; restarting in 5 s"),
     ],
 )
 def test_one_that_brings_nothing_is_not_started_over_and_over(
@@ -87,4 +93,4 @@ def test_what_can_t_be_started_is_told(models: Store, runs: list[Run]) -> None:
     runs.append(Run(models.path, "", "/nowhere/python"))
     runs[0].process.turn(True)
     wait_until(lambda: runs[0].warnings, "its end")
-    assert "can't be started: No such file or directory" in runs[0].warnings[0]
+    assert "did not start: No such file or directory" in runs[0].warnings[0]

@@ -20,7 +20,7 @@ from watcher.state import fs
 DONE, FAILED = Driven(Result.DONE), Driven(Result.FAILED, "no network")
 
 
-class Clock:
+class Clock(running.Clock):
     """A time that goes on only when somebody sleeps."""
 
     def __init__(self) -> None:
@@ -28,6 +28,8 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    time = __call__
 
     def sleep(self, seconds: float) -> None:
         assert 0 <= seconds <= 1
@@ -48,6 +50,13 @@ def change(store: int, do: Callable[[Queue], Queue]) -> Queue:
     return queue.FILE.change(store, do)
 
 
+def run(store: int, drive: running.Drive, clock: Clock) -> Queue:
+    """Drive all of it; the queue as it is then."""
+    for _ in running.run(store, drive, clock):
+        pass
+    return queue.FILE.read(store)
+
+
 def state(store: int, model: str) -> ItemState:
     kept = queue.FILE.read(store)
     return kept.line[queue.position(kept, f"{model}:latest")].state
@@ -63,13 +72,12 @@ def test_one_after_the_other_and_what_it_is_while_it_runs(folder: int, clock: Cl
         assert why() == ""
         return DONE
 
-    told: list[Item] = []
-    left = running.run(folder, drive, tell=told.append, clock=clock, sleep=clock.sleep)
+    told: list[Item] = list(running.run(folder, drive, clock))
+    left = queue.FILE.read(folder)
     assert driven == ["a:latest", "b:latest"]
     assert [(item.model, item.state) for item in told] == [
         (each, ItemState.DONE) for each in driven
     ]
-    assert left == queue.FILE.read(folder)
     assert (left.line, len(left.done)) == ((), 2)
 
 
@@ -86,7 +94,7 @@ def test_what_fails_is_tried_again_and_the_others_come_meanwhile(folder: int, cl
         driven.append((model[0], clock() - began))
         return FAILED if len(driven) in (1, 3) else DONE
 
-    left = running.run(folder, drive, clock=clock, sleep=clock.sleep)
+    left = run(folder, drive, clock)
     assert [model for model, _ in driven] == ["a", "b", "a", "a"]
     assert [item.so_far.tries for item in left.done] == [0, 2]
     (_, first), (_, other), (_, second), (_, third) = driven
@@ -98,7 +106,7 @@ def test_what_fails_is_tried_again_and_the_others_come_meanwhile(folder: int, cl
 def test_what_can_not_go_better_is_left_with_its_reason(folder: int, clock: Clock) -> None:
     fill(folder, clock, "a")
     ends = Driven(Result.FAILED, "no such model", retry=False)
-    left = running.run(folder, lambda *_: ends, clock=clock, sleep=clock.sleep)
+    left = run(folder, lambda *_: ends, clock)
     (item,) = left.line
     assert (item.state, item.ready_at) == (ItemState.FAILED, None)
     assert item.so_far.reasons[-1].why == "no such model"
@@ -110,7 +118,7 @@ def test_an_error_of_ours_is_a_failed_try(folder: int, clock: Clock) -> None:
     def drive(*_: object) -> Driven:
         raise WatchError("the disk is full", "make room")
 
-    item = running.run_next(folder, drive, clock=clock)
+    item = running.run_next(folder, drive, clock)
     assert item is not None
     assert (item.state, item.so_far.tries) == (ItemState.FAILED, 1)
     assert "the disk is full" in item.so_far.reasons[-1].why
@@ -126,7 +134,7 @@ def test_whatever_else_breaks_a_drive_off_the_item_waits_again(
         raise error
 
     with pytest.raises(error):
-        running.run_next(folder, drive, clock=clock)
+        running.run_next(folder, drive, clock)
     assert state(folder, "a") is ItemState.WAITING
 
 
@@ -145,7 +153,7 @@ def test_a_drive_is_told_within_a_second_why_to_stop(folder: int, clock: Clock) 
         assert why() == "urgent:latest is more urgent"
         return Driven(Result.STOPPED, why())
 
-    running.run(folder, drive, clock=clock, sleep=clock.sleep)
+    run(folder, drive, clock)
     assert driven == ["a", "u", "a"]
 
 
@@ -157,7 +165,7 @@ def test_what_is_paused_while_it_runs_stays_paused(folder: int, clock: Clock) ->
         assert why() == "it was paused"
         return Driven(Result.STOPPED, why())
 
-    left = running.run(folder, drive, clock=clock, sleep=clock.sleep)
+    left = run(folder, drive, clock)
     assert [item.state for item in left.line] == [ItemState.PAUSED]
 
 
@@ -169,7 +177,7 @@ def test_what_is_removed_while_it_runs_is_gone(folder: int, clock: Clock) -> Non
         assert why() == "it was removed from the queue"
         return DONE
 
-    item = running.run_next(folder, drive, clock=clock)
+    item = running.run_next(folder, drive, clock)
     assert item is not None
     assert item.model == "a:latest"
     assert queue.FILE.read(folder) == Queue()
@@ -184,7 +192,7 @@ def test_it_waits_for_what_is_to_begin_later(folder: int, clock: Clock) -> None:
         at.append(clock() - began)
         return DONE
 
-    running.run(folder, drive, clock=clock, sleep=clock.sleep)
+    run(folder, drive, clock)
     assert at == [100]
 
 
@@ -193,16 +201,19 @@ def test_what_is_added_while_it_waits_comes_at_once(folder: int, clock: Clock) -
     change(folder, lambda kept: queue.add(kept, "night", 0, began + 100, began))
     driven: list[str] = []
 
-    def sleep(seconds: float) -> None:
-        clock.sleep(seconds)
-        if clock() == began + 10:
-            fill(folder, clock, "day")
+    class Filled(Clock):
+        def sleep(self, seconds: float) -> None:
+            super().sleep(seconds)
+            if self() == began + 10:
+                fill(folder, self, "day")
+
+    clock = Filled()
 
     def drive(model: str, _: Why) -> Driven:
         driven.append(f"{model} {clock() - began:.0f}")
         return DONE
 
-    running.run(folder, drive, clock=clock, sleep=sleep)
+    run(folder, drive, clock)
     assert driven == ["day:latest 10", "night:latest 100"]
 
 
@@ -243,7 +254,7 @@ def test_what_a_killed_process_was_driving_is_driven_again(folder: int, clock: C
     item_again = running.run_next(folder, lambda *_: DONE)
     assert item_again is not None
     assert item_again.state is ItemState.DONE
-    assert item_again.so_far.reasons[0].why == "the process that drove it is gone"
+    assert item_again.so_far.reasons[0].why == "its process is gone"
 
 
 def test_what_could_not_be_put_back_is_driven_again_by_the_same_process(
@@ -261,10 +272,10 @@ def test_what_could_not_be_put_back_is_driven_again_by_the_same_process(
         return DONE
 
     with pytest.raises(WatchError, match="can't be written: No space left"):
-        running.run_next(folder, drive, clock=clock)
+        running.run_next(folder, drive, clock)
     monkeypatch.undo()
     assert state(folder, "a") is ItemState.RUNNING
-    item = running.run_next(folder, lambda *_: DONE, clock=clock)
+    item = running.run_next(folder, lambda *_: DONE, clock)
     assert item is not None
     assert item.state is ItemState.DONE
 
