@@ -20,6 +20,7 @@ from tests.support.driving import content
 from tests.support.notation import Store
 from watcher import cli
 from watcher.commands.declare import Command, Group
+from watcher.state.event_log import EventType
 
 #: What no help, and no look at the settings, may load.
 HEAVY = ("watcher.model", "watcher.observe", "watcher.state", "watcher.show", "watcher.pull")
@@ -240,6 +241,13 @@ def test_models_digests_and_labels_are_completed(run: Run, models: Store) -> Non
     assert completed(run, f"ollama-watch {where} quarantine restore 1") == {f"1-sha256-{digest}"}
     assert run("--store", str(models.path), "queue", "add", "queued").returncode == 0
     assert completed(run, f"ollama-watch {where} queue rm q") == {"queued:latest"}
+
+
+def test_types_of_events_are_completed(run: Run) -> None:
+    assert completed(run, "ollama-watch log --type download_r") == {
+        *("download_resumed", "download_repaired", "download_reset"),
+    }
+    assert completed(run, "ollama-watch log --type ") == set(map(str, EventType))
 
 
 def test_completion_of_what_can_not_be_read_is_empty_and_silent(run: Run, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ _USUAL = {"PYTHONPATH", "PYTHONWARNINGS", "LC_ALL"}
 _TIMEOUT = 60.0
 #: For what the system shows of a process: its words, and as much for its environment.
 _ROOM = " " * 4000
+#: That of the tests, also where one of them names another Python.
+_PYTHON = sys.executable
 
 Done = subprocess.CompletedProcess[bytes]
 
@@ -136,7 +138,7 @@ class _Forking:
         }
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-m", module, _ROOM],
+                [_PYTHON, "-W", "error", "-m", module, _ROOM],
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -40,6 +40,13 @@ def labels(at: click.Context, _: click.Parameter, start: str) -> list[str]:
     return _matching(start, (each for known in _found(at, kept) for each in known.digests))
 
 
+def event_types(_: click.Context, __: click.Parameter, start: str) -> list[str]:
+    """Types of events."""
+    from watcher.state.event_log import EventType
+
+    return _matching(start, map(str, EventType))
+
+
 def _matching(start: str, found: Iterable[str]) -> list[str]:
     return sorted({each for each in found if each.lower().startswith(start.lower())})
 

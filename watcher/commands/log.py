@@ -59,6 +59,7 @@ class LogOptions(NamedTuple):
     "types",
     multiple=True,
     metavar="TYPE",
+    shell_complete=complete.event_types,
     help="Only this event type (repeatable).",
 )
 @click.option("-f", "--follow", is_flag=True, help="Also follow new events until Ctrl-C.")
