@@ -256,7 +256,7 @@ def _has_jumped(store: Store, times: int) -> bool:
 DAEMON = """
 import sys, time
 from pathlib import Path
-from watcher.config import Settings
+from watcher.model import Settings
 from watcher.observe.host import Host
 from watcher.service import daemon
 
