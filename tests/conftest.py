@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import os
 import shutil
@@ -151,6 +152,8 @@ def nobodys_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     needed.append("prometheus_client")
     for name in needed:
         shutil.copytree(installed / name, target / name)
+    # Else each process compiles it, which may not write there.
+    compileall.compile_dir(target / "watcher", quiet=1)
     subprocess.run(["chmod", "-R", "a+rX", str(target)], check=True)
     open_parents(target)
     return target

@@ -29,12 +29,12 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support import commands
 from tests.support.driving import Daemon, age, environment, is_right, private_proc
 from tests.support.servers import Pull, Server, blob, collapsed, wait_until
 from watcher.demo.registry import Content, Fault, Layer, Model, Registry
@@ -375,15 +375,11 @@ class Machine:
         return done
 
     def _run(self, at: int, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "tests.machine.us", str(at), "--store", str(self.store), *words],
-            env=environment(self.store, REPAIRS),
-            cwd=self.store.parent,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        given = [str(at), "--store", str(self.store), *words]
+        env, folder = environment(self.store, REPAIRS), self.store.parent
+        done = commands.run(given, env, folder, module="tests.machine.us")
+        out, errors = done.stdout.decode(), done.stderr.decode()
+        return subprocess.CompletedProcess(given, done.returncode, out, errors)
 
     def watch_for_a_while(self) -> None:
         """The service, which may see the server die, and may be killed at once."""

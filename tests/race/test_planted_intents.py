@@ -505,9 +505,9 @@ def test_what_an_earlier_start_has_left_is_put_back(store: Store, proc: str) -> 
 
 
 def test_no_intent_that_is_written_is_too_large_to_be_read(store: Store, proc: str) -> None:
-    """70,000 sidecars in one download; it is killed before anything is decided, and put back."""
+    """20,000 sidecars in one download; it is killed before anything is decided, and put back."""
     digest = store.download("large", parts=1)
-    paths = [store.blobs / f"sha256-{digest}-partial-{number}" for number in range(1, 70_000)]
+    paths = [store.blobs / f"sha256-{digest}-partial-{number}" for number in range(1, 20_000)]
     for path in paths:
         path.write_bytes(b"{}")
     planted = Planted(store)
@@ -516,5 +516,5 @@ def test_no_intent_that_is_written_is_too_large_to_be_read(store: Store, proc: s
     assert largest < 1 << 20
     planted.take(store.partial(digest), *paths)
     one_run(host(store, proc), changed(POLICY, clean=False))
-    assert len(store.partials(digest)) == 70_001
+    assert len(store.partials(digest)) == 20_001
     assert store.leftovers() == []

@@ -423,7 +423,14 @@ def shared(store: Store) -> Store:
 
 
 @needs_root
-@pytest.mark.parametrize("umask", ["000", "022", "077"])
+@pytest.mark.parametrize(
+    "umask",
+    [
+        pytest.param("000", marks=pytest.mark.slow("the same with a mask that takes more away")),
+        pytest.param("022", marks=pytest.mark.slow("the same with a mask that takes more away")),
+        "077",
+    ],
+)
 @pytest.mark.parametrize(
     ("first", "owner"),
     [("owner", (OWNER, OWNER)), ("owner", (OWNER, GROUP)), ("member", (OWNER, GROUP))],

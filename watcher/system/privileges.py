@@ -61,9 +61,9 @@ _NEEDED = re.compile(
 _libc = ctypes.CDLL(None, use_errno=True)
 #: The user whose rights root's process has taken.
 _taken: list[Owner] = []
-#: For whom everything was loaded, who could not load it again.
 #: Of no use here; watchdog's prints at once what its library logs.
 _PROGRAMS = ("watcher.demo", "watchdog.watchmedo")
+#: For whom everything was loaded, who could not load it again.
 _loaded: list[Owner] = []
 
 
