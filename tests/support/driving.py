@@ -152,7 +152,7 @@ class Store:
             "models.json.lock",
             "registry-cache.json",
         }
-        found = [path for path in self.ours.rglob("*") if path.is_relative_to(self.ours)]
+        found = [path for path in self.ours.rglob("*") if not path.match("seen-*.json")]
         return sorted(
             str(path.relative_to(self.ours))
             for path in found
