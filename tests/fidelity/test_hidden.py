@@ -67,7 +67,7 @@ def test_what_only_we_may_not_read_is_no_fault_of_the_store(
     assert error["command"].startswith("sudo ")
     assert error["command"].endswith(" audit")
     for orphan in (each for each in told["findings"] if each["kind"] == "blob_orphan"):
-        assert "can be read" in orphan["message"]
+        assert "readable manifest" in orphan["message"]
         assert (orphan["alone"], orphan["command"]) == ("", "")
 
 
