@@ -84,8 +84,10 @@ def test_what_was_finished_on_our_sidecars_is_hashed_in_the_background(
         state = it.store / ".ollama-watch/state.json"
         with Daemon(it.store, REPAIRS) as daemon:
             if right:
-                proved = f'"{it.blob.name}":'.encode()
-                wait_until(lambda: proved in state.read_bytes(), "the hash")
+                digest = it.blob.name.removeprefix("sha256-")
+                hashes = it.store / f".ollama-watch/hashes/{digest[:2]}.json"
+                wait_until(hashes.exists, "the hash")
+                assert digest in hashes.read_text()
                 wait_until(lambda: b'"unproven": []' in state.read_bytes(), "the proof")
                 assert daemon.of("blob_corrupt") == []
                 return
