@@ -30,7 +30,7 @@ def verified(setting: Setting) -> Iterator[Row]:
     """One change in a store of verified blobs, beside the same with none verified."""
     plain = setting.large_store()
     known = setting.folder / "known"
-    shutil.copytree(plain, known, symlinks=True)
+    make("healthy", str(known), "100000", "2000")
     make("known", str(known))
     pairs = [(_events(plain), _events(known)) for _ in range(setting.rounds)]
     shutil.rmtree(known)
