@@ -232,7 +232,7 @@ def _takes_data_in_a_repair(planted: Planted) -> None:
 
 def _unknown_verb(planted: Planted) -> None:
     _of_orphan(planted)
-    planted.change(kind="hash")
+    planted.change(verb="hash")
 
 
 def _no_version(planted: Planted) -> None:

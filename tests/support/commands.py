@@ -184,13 +184,15 @@ class _Forked:
     def wait(self, timeout: float | None = None) -> int:
         until = None if timeout is None else time.monotonic() + timeout
         while self._code is None:
+            # Both lines may have come at once.
+            if self._text.count(b"\n") == 2:
+                self._code = int(self._text.split()[1])
+                os.close(self._answers)
+                break
             left = None if until is None else max(0.0, until - time.monotonic()) * 1000
             if not self._ready.poll(left):
                 raise subprocess.TimeoutExpired(self._words, timeout or 0.0)
             self._read()
-            if self._text.count(b"\n") == 2:
-                self._code = int(self._text.split()[1])
-                os.close(self._answers)
         return self._code
 
     def send_signal(self, number: int) -> None:

@@ -10,6 +10,7 @@ One pass over the processes serves all entries together.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -317,7 +318,11 @@ def _processes(proc: str, parent: int | None = None) -> list[Process]:
     Read by hand: psutil takes ten times as long.
     """
     found: list[Process] = []
-    for name in os.listdir(proc):
+    there = os.listdir(proc)
+    if proc == "/proc" and "self" not in there:
+        # Nothing is mounted there: that nobody is seen does not mean that nobody runs.
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/proc/self")
+    for name in there:
         if not name.isdecimal():
             continue
         try:
