@@ -473,7 +473,7 @@ def test_what_the_owner_can_not_change_is_told_with_what_helps(store: Store, run
     assert f"chown -h {OWNER}" in found["command"]
     refused = run("--store", store.path, "repair", "--yes", "--offline", env=VISIBLE)
     assert {path.stat().st_uid for path in store.blobs.glob(f"*{behind}*")} == {0}
-    assert b"belong to the user id 0" in refused.stdout + refused.stderr
+    assert b"belong to user id 0" in refused.stdout + refused.stderr
     subprocess.run(found["command"].removeprefix("sudo "), shell=True, check=True)
     again = json.loads(run("--store", store.path, "--json", "audit").stdout)
     assert "file_owner" not in {each["kind"] for each in again["findings"]}
