@@ -493,8 +493,7 @@ PLACES: dict[str, str] = {
             "observe/place.py:_candidates", "show/queue.py:restart",
             "observe/place.py:_mount_command", "observe/place.py:no_permission",
             "state/state_folder.py:cure", "state/state_folder.py:refusal",
-            "pull/failures.py:Cause.command",
-            "pull/failures.py:_pull", "show/tables.py:healthy",
+            "pull/failures.py:_pull_again.command", "show/tables.py:healthy",
             "show/tables.py:verified", "show/usage.py:_verdict", "show/tables.py:quarantine",
         ),
         FINDINGS: (
@@ -528,7 +527,10 @@ PLACES: dict[str, str] = {
         "tests/test_service.py": (
             "commands/installing.py:_Commands._line", "commands/installing.py:_check_permission",
         ),
-        CAUSES: ("pull/failures.py:",),
+        CAUSES: (
+            "pull/failures.py:_by_root.command", "pull/failures.py:_install",
+            "pull/failures.py:_list_flags", "pull/failures.py:_on_store.command",
+        ),
         "as idle_forbids, whose command it is": (
             "decide/safety.py:_links_forbid", "decide/safety.py:_why_not",
             "decide/safety.py:store_forbids",

@@ -137,7 +137,7 @@ def test_without_the_setting_nobody_runs_it_and_both_commands_say_so(
         assert (states(store), children(daemon)) == (["waiting"], [])
         for words in (("queue", "ls"), ("status",)):
             told = " ".join(run(store.path, *words).stdout.split())
-            assert "nobody runs it; a daemon does with queue = true in the settings" in told
+            assert "nothing runs it; set queue = true for the daemon" in told
             assert f"--store {store.path} queue run" in told
         status = json.loads(run(store.path, "status", "--json").stdout)
         assert status["queue"] == {"waiting": 1, "paused": False, "run_by": None}
