@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -416,7 +417,7 @@ def test_an_interrupted_pull_goes_on_by_its_command(scene: Scene, registry: Regi
 
 
 def interrupted(scene: Scene, words: Sequence[str], when: str) -> Done:
-    """What is run until it says some words, and then interrupted."""
+    """What is run until it prints some words, for a minute at most, and then interrupted."""
     call = scene.as_user(["-m", "watcher", "--store", str(scene.store.path), *words], uid=0, gid=0)
     if scene.inside:
         call = [*scene.inside, *call[call.index("setpriv") :]]
@@ -425,12 +426,15 @@ def interrupted(scene: Scene, words: Sequence[str], when: str) -> Done:
         call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
+        limit = threading.Timer(60, process.kill)
+        limit.start()
         while when not in told:
             line = process.stdout.readline()
             assert line, told
             told += line
         process.send_signal(signal.SIGINT)
         told += process.communicate(timeout=60)[0]
+        limit.cancel()
     return Done(call, process.returncode, told, "")
 
 
@@ -454,7 +458,7 @@ def test_the_unit_of_a_server_that_is_gone_is_started_by_the_command(
     run = "mount -t tmpfs none /run" if not os.path.isdir("/run/systemd/system") else ""
     own_etc(scene, run + SYSTEMD.format(tool=tool, unit=unit))
     at = f"http://127.0.0.1:{port}"
-    told = interrupted(scene, ("pull", "--host", at, "m"), "as soon as it answers").stdout
+    told = interrupted(scene, ("pull", "--host", at, "m"), "when it answers").stdout
     command = re.search(r"at most: (.*)", told)
     assert command
     if port != 7:

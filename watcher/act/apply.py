@@ -284,7 +284,7 @@ def _done_message(action: Action) -> str:
             return f"restored {names.printable(action.subject)}"
         case ActionKind.REFRESH:
             what = names.known_as(action.models, action.subject.removeprefix("sha256-"))
-            return f"kept {what} from the server's clean-up"
+            return f"protected {what} from pruning"
         case _:
             return f"removed {names.printable(action.subject)}"
 

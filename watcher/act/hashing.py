@@ -92,7 +92,9 @@ def _outcome(
     if found is None:
         return Outcome(action, Result.REFUSED, "it has changed meanwhile")
     right = found == action.subject.lower()
-    message = "its hash is right" if right else f"its hash is {found}, not that of its name"
+    message = (
+        "checksum verified" if right else f"checksum mismatch: its hash is {names.short(found)}"
+    )
     return Outcome(action, Result.DONE, message, sha256=found)
 
 

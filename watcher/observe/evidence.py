@@ -522,7 +522,9 @@ class _Reader:
             content = Content(fd, min(data.size, total), reads if same else None)
             trust = parts.trust(content, whole, doubts, limits)
             self.reads = now and now._replace(answers=content.answers)
-            return trust
+            # Where the hash is wrong, nothing says which of the bytes are.
+            is_wrong = data.sha256 not in (None, self.digest.lower())
+            return trust._replace(trusted=()) if is_wrong else trust
         finally:
             os.close(fd)
 

@@ -78,7 +78,7 @@ def test_a_python_that_may_not_be_run(open_folder: Path) -> None:
 
 def test_a_package_that_lies_elsewhere_than_its_python(open_folder: Path) -> None:
     closed = open_folder / "packages"
-    shutil.copytree(Path(names.__file__).parent, closed / "watcher")
+    shutil.copytree(Path(names.__file__).parents[1], closed / "watcher")
     closed.chmod(0o700)
     where = program(open_folder, os.path.realpath(sys.executable))
     if sys.base_prefix in unreachable(where, cron=True):
@@ -94,7 +94,7 @@ def test_a_package_that_lies_elsewhere_than_its_python(open_folder: Path) -> Non
         cwd=open_folder, env={**os.environ, "PYTHONPATH": str(closed)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert done.stdout.endswith(f"watcher/names.py: {closed} is 0700\n")
+    assert done.stdout.endswith(f"watcher/ollama/names.py: {closed} is 0700\n")
 
 
 @needs_root
