@@ -94,6 +94,8 @@ def test_a_package_that_lies_elsewhere_than_its_python(open_folder: Path) -> Non
         cwd=open_folder, env={**os.environ, "PYTHONPATH": str(closed)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
+    if sys.prefix in done.stdout:
+        pytest.skip("this Python itself lies where nobody else can reach it")
     assert done.stdout.endswith(f"watcher/ollama/names.py: {closed} is 0700\n")
 
 
