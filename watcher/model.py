@@ -276,11 +276,6 @@ class Download:
         return any(entry.name.startswith("sha256:") for entry in self.entries[:1])
 
     @property
-    def is_wrong(self) -> bool:
-        """Whether its data was hashed as it is now, and is not what the digest says."""
-        return self.data is not None and self.data.sha256 not in (None, self.digest.lower())
-
-    @property
     def allocated(self) -> int:
         """Bytes on the disk, all entries together."""
         return sum(entry.allocated for entry in self.entries)

@@ -224,38 +224,3 @@ def test_what_a_hash_has_found_is_asked_of_the_registry_in_the_same_run(
     assert asked == [store.digests[0]]
     assert [each.action.kind for each in report.outcomes][-1] is ActionKind.QUARANTINE_BLOB
     assert not rotten.exists()
-
-
-@pytest.mark.parametrize("claims", ["none", "all"])
-def test_data_with_a_wrong_hash_is_not_called_complete_once_that_is_known(
-    tmp_path: Path, claims: str
-) -> None:
-    """Whole data with another hash: nothing of it is trusted, and no repair is advised again."""
-    store = Store(tmp_path / "models")
-    size = 1 << 20
-    digest = hashlib.sha256(b"the right bytes").hexdigest()
-    store.blobs.mkdir(parents=True, exist_ok=True)
-    (store.blobs / f"sha256-{digest}-partial").write_bytes(os.urandom(size))
-    if claims == "all":
-        part = {"N": 0, "Offset": 0, "Size": size, "Completed": size - 1}
-        (store.blobs / f"sha256-{digest}-partial-0").write_text(json.dumps(part))
-    layer = {"mediaType": "x", "digest": f"sha256:{digest}", "size": size}
-    path = store.path / "manifests/registry.ollama.ai/library/m/latest"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"schemaVersion": 2, "config": layer, "layers": [layer]}))
-    for path in store.blobs.iterdir():
-        os.utime(path, (path.stat().st_mtime - 7200,) * 2)
-    visible = {"OLLAMA_WATCH_WRITERS_VISIBLE": "true"}
-    words = command(store.path, "repair", "--yes", "--offline")
-    environ = environment(store.path, visible)
-    done = subprocess.run(words, env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (found,) = audit(store.path)["downloads"]
-    assert found["condition"] == "paused"
-    assert found["bytes"]["claimed"] == found["bytes"]["trusted"] == 0
-    assert found["bytes"]["alone"] == size
-    again = subprocess.run(words, env=environ, capture_output=True, text=True, check=False)
-    assert "nothing to repair" in again.stdout
-    shown = run(store.path, "audit").stdout
-    assert "checksum mismatch" in shown
-    assert " repair m:latest" not in shown

@@ -87,7 +87,7 @@ def _is_finished(download: Download) -> str:
 
 
 def _is_whole(download: Download) -> str:
-    if download.transfer or download.data is None or not download.total or download.is_wrong:
+    if download.transfer or download.data is None or not download.total:
         return ""
     whole = ranges.size(download.trust.present) == download.total
     return "every byte is on disk" if whole else ""
@@ -108,8 +108,6 @@ def _lacks_data(download: Download) -> str:
     hollow = ranges.size(ranges.difference(trust.claimed, trust.trusted))
     if download.transfer or not hollow:
         return ""
-    if download.is_wrong:
-        return f"{decimal(hollow)} is recorded as downloaded, but the checksum does not match"
     lost = "the data file is missing" if download.data is None else "the data file has holes there"
     return f"{decimal(hollow)} recorded as downloaded is not on disk: {lost}"
 
@@ -125,8 +123,6 @@ def _has_more(download: Download) -> str:
 def _is_right(download: Download) -> str:
     if download.transfer:
         return "a layer on the transfer path, which resumes by its size"
-    if download.is_wrong:
-        return "checksum mismatch: the next pull downloads all of it"
     return "progress files are valid"
 
 

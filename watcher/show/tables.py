@@ -119,7 +119,7 @@ def _fates(seen: Evidence, diagnosis: Diagnosis) -> list[tuple[Diagnosed, str]]:
         (
             each,
             ""
-            if each.condition is Condition.LIVE or each.download.is_wrong
+            if each.condition is Condition.LIVE
             else findings.fate_of(each.download, seen.now, doomed),
         )
         for each in diagnosis.diagnosed
@@ -137,8 +137,7 @@ def on_disk(alike: Sequence[Diagnosed]) -> str:
     unreadable = next((each.download.unreadable for each in alike), None)
     if unreadable is not None:
         return f"its files can't be read: {unreadable}"
-    right = [each.download for each in alike if not each.download.is_wrong]
-    present = sum(ranges.size(each.trust.present) for each in right)
+    present = sum(ranges.size(each.download.trust.present) for each in alike)
     totals = [each.download.total for each in alike]
     total = sum(each or 0 for each in totals)
     if None in totals or not total:
@@ -154,8 +153,6 @@ def known_as(diagnosed: Diagnosed) -> str:
 def _state(diagnosed: Diagnosed) -> str:
     if diagnosed.stale:
         return f"stale: no bytes for {advice.duration(diagnosed.age)}"
-    if diagnosed.download.is_wrong:
-        return f"{names.short(diagnosed.digest)}: {diagnosed.because}"
     return conditions.row(diagnosed.condition).words
 
 
