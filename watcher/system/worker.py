@@ -17,12 +17,16 @@ class Worker:
         self._is_wanted = False
 
     def wake(self) -> None:
-        """Begin, or once more after what is under way."""
+        """Begin, or once more after what is under way.
+
+        Raises RuntimeError where no thread can be started; then the next call tries again.
+        """
         with self._lock:
             self._is_wanted = True
             if self._thread is None and not self._stopped.is_set():
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
 
     def is_idle(self) -> bool:
         """Whether nothing is under way."""
