@@ -135,7 +135,7 @@ class Reconciler:
         try:
             with folders.opened_store(self.host.store) as store, locked(store, mode.lock_seconds):
                 journal = Journal(store, self.settings, self.host)
-                apply.refresh_all(self.host, store, refreshes, journal)
+                apply.refresh_all(self.host, refreshes, journal)
         except LockedError:
             # The other process may act for long. Without the lock the own times can't be
             # remembered, but times that are too fresh cost less than a download that is gone.
@@ -212,7 +212,7 @@ class _Run:
 
             disk_reserve.set_aside(store)
             journal = Journal(store, rules.settings, host)
-            stuck = self._finish_leftovers(store, journal)
+            stuck = self._finish_leftovers(journal)
             known = self._with_answers(_or_told(journal.recall(), self._past))
             late = journal.events or host.clock() - looked_at > _LATE_SECONDS
             journal.tell_hashed(self._answers)
@@ -372,21 +372,19 @@ class _Run:
                     return ()
             with self._journal(self._rules.mode.lock_seconds) as journal:
                 # What is stuck is reported by the second try, under the lock that acts.
-                self._finish_leftovers(journal.store, journal, report_stuck=False)
+                self._finish_leftovers(journal, report_stuck=False)
                 return journal.events
         except OSError:
             return ()  # the look that follows says what is wrong with the folder
 
-    def _finish_leftovers(
-        self, store: int, journal: Journal, *, report_stuck: bool = True
-    ) -> tuple[str, ...]:
+    def _finish_leftovers(self, journal: Journal, *, report_stuck: bool = True) -> tuple[str, ...]:
         """The same where the lock is held: nobody is at work on what is unfinished now.
 
         Gives back what could not be finished: then nothing else may be changed.
         """
         from watcher.act import transaction
 
-        host = self._host
+        host, store = self._host, journal.store
         if not transaction.unfinished(host, store):
             return ()
         seen = evidence.observe(host, self._rules, journal.recall(), frozenset())

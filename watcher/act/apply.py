@@ -75,7 +75,7 @@ def apply(host: Host, agreed: Plan, plans: Plans, journal: Journal) -> tuple[Out
             break
         # Times may be set at any moment, whatever else has changed.
         if batch[0].kind is ActionKind.REFRESH:
-            outcomes.extend(refresh_all(host, journal.store, batch, journal))
+            outcomes.extend(refresh_all(host, batch, journal))
             continue
         try:
             seen, planned = plans.fresh(anew=batch[0].kind not in _DOWNLOADS)
@@ -221,10 +221,10 @@ def _outcome(action: Action, changed: transaction.Changed, *, alone: bool) -> Ou
     return Outcome(action, Result.DONE, _done_message(action), 0 if mended else freed)
 
 
-def refresh_all(host: Host, store: int, batch: list[Action], journal: Journal) -> list[Outcome]:
+def refresh_all(host: Host, batch: list[Action], journal: Journal) -> list[Outcome]:
     """Set the times of wanted things to now, once their own ones are on the disk elsewhere."""
     try:
-        with folders.opened_blobs(store) as blobs:
+        with folders.opened_blobs(journal.store) as blobs:
             touching = refresh.own_times(blobs, batch, host.clock())
             if journal.remember(touching):
                 refresh.set_times(blobs, touching)

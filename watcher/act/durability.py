@@ -267,7 +267,7 @@ def sync_noted(host: Host, settings: Settings) -> frozenset[str]:
             came = write_back(blobs, [claim.need for claim in some], host.stops)
             results = list(zip(some, came, strict=True))
             refused.update(claim.digest for claim, written in results if written.error)
-            _keep(_Keeping(host, settings, store), results)
+            _keep(host, settings, store, results)
     return frozenset(refused)
 
 
@@ -287,16 +287,9 @@ def _claims(noted_ones: Iterable[tuple[str, Remembered]], blobs: int) -> Iterato
             yield _Claim(digest, record, Need(data, sidecars.claims(record.partition)))
 
 
-class _Keeping(NamedTuple):
-    """Where something is kept."""
-
-    host: Host
-    settings: Settings
-    store: int
-
-
-def _keep(where: _Keeping, results: Sequence[tuple[_Claim, Written]]) -> None:
-    host, settings, store = where
+def _keep(
+    host: Host, settings: Settings, store: int, results: Sequence[tuple[_Claim, Written]]
+) -> None:
     with locked(store, _LOCK_SECONDS):
         journal = Journal(store, settings, host)
         known = journal.recall()
