@@ -13,9 +13,9 @@ from typing import Any, TextIO
 import click
 
 from watcher import __version__
-from watcher.commands.declare import PROGRAM, SETTINGS, Given, GlobalOption, Group, rows_of, width
+from watcher.commands.declare import PROGRAM, SETTINGS, Given, GlobalOption, Group, rows_of
 from watcher.errors import Exit, OutputError, WatchError, named
-from watcher.system import stopping
+from watcher.system import stopping, terminal
 
 #: Every command, as help lists them. Each is declared in the module of `commands` with its name.
 COMMANDS = {
@@ -195,7 +195,7 @@ def _run(words: list[str], *, own: bool) -> int:
     given = Given(own=own)
     try:
         code = program.main(
-            words, PROGRAM, standalone_mode=False, obj=given, terminal_width=width()
+            words, PROGRAM, standalone_mode=False, obj=given, terminal_width=terminal.width()
         )
         return int(code or 0)
     except click.exceptions.Exit as stop:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from watcher import reconcile
 from watcher.commands import lookup
-from watcher.commands.context import Context, complain, patience
+from watcher.commands.context import Context, complain, patience, transient
 from watcher.decide import cleaning, remaining
 from watcher.errors import Exit
 from watcher.model import ActionKind, Approve, Known, Mode, Plan, RefusalKind, Result
@@ -107,14 +107,9 @@ def _count_down(seconds: float) -> None:
     """Wait, and tell on a terminal how long still."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        if sys.stderr.isatty():
-            sys.stderr.write(
-                f"\r\033[Kwaiting for writes to stop ({advice.duration(left)}), Ctrl-C to stop "
-            )
-            sys.stderr.flush()
+        transient(f"waiting for writes to stop ({advice.duration(left)}), Ctrl-C to stop ")
         time.sleep(min(1.0, left))
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\033[K")
+    transient("")
 
 
 class _Choice:

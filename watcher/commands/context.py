@@ -171,7 +171,7 @@ def patience(what: str) -> Iterator[None]:
 
     def tell() -> None:
         told.set()
-        _status(f"{what} ...")
+        transient(f"{what} ...")
 
     waiting = threading.Timer(_PATIENCE_SECONDS, tell)
     waiting.daemon = True
@@ -182,12 +182,14 @@ def patience(what: str) -> Iterator[None]:
         waiting.cancel()
         waiting.join()
         if told.is_set():
-            _status("")
+            transient("")
 
 
-def _status(text: str) -> None:
-    sys.stderr.write(f"\r\033[K{text}")
-    sys.stderr.flush()
+def transient(text: str) -> None:
+    """Show a text on a terminal's stderr until the next one; "" takes it away."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{text}")
+        sys.stderr.flush()
 
 
 def complain(text: str) -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from watcher.commands.context import Context
 
 PROGRAM = "ollama-watch"
-_NARROWEST, _USUAL, _WIDEST = 60, 80, 160
 _CLOSE = 0.7
 #: Commands that remove something: no word leads to them that only looks like theirs.
 _DELETING = frozenset({"clean", "reset", "purge", "rm", "uninstall"})
@@ -25,21 +24,6 @@ _DELETING = frozenset({"clean", "reset", "purge", "rm", "uninstall"})
 
 #: What click does the same way in every command.
 SETTINGS = {"help_option_names": ["-h", "--help"]}
-
-
-def width() -> int:
-    """How wide help is. What click asks for that itself takes longer to load than help does."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns):
-        return _bounded(int(columns))
-    try:
-        return _bounded(os.get_terminal_size(1).columns or _USUAL)
-    except OSError:
-        return _USUAL
-
-
-def _bounded(columns: int) -> int:
-    return min(_WIDEST, max(_NARROWEST, columns))
 
 
 # ---------------------------------------------------------------- options that every command takes

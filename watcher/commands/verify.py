@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -35,6 +34,7 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
     from dataclasses import replace
 
     from watcher.commands.acting import meant
+    from watcher.commands.context import transient
     from watcher.decide import modes, verifying
     from watcher.observe.targets import known
     from watcher.reconcile import Reconciler
@@ -47,7 +47,7 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
     for host in hosts:
         shown = replace(host, watch=_hashing_progress(), stops=lambda: time.monotonic() >= until)
         report = Reconciler(shown, context.settings).reconcile(modes.VERIFY, approve=approve)
-        sys.stderr.write("\r\033[K" if sys.stderr.isatty() else "")
+        transient("")
         done = verifying.verified(report.evidence, report.outcomes, about)
         ended = _code(report, done)
         if context.json:
@@ -69,14 +69,14 @@ def _code(report: Report, done: Verified) -> Exit:
 
 def _hashing_progress() -> Callable[[int, int], None]:
     """Tells on a terminal how far the hashing has come, its rate and the time left."""
+    from watcher.commands.context import transient
+
     began = time.monotonic()
 
     def tell(done: int, total: int) -> None:
-        if sys.stderr.isatty() and done:
+        if done:
             rate = done / (time.monotonic() - began)
             left = (total - done) / rate
-            text = f"{done:,} of {total:,} bytes, {rate / 1e6:.0f} MB/s, {left:.0f} s left"
-            sys.stderr.write(f"\r\033[K{text}")
-            sys.stderr.flush()
+            transient(f"{done:,} of {total:,} bytes, {rate / 1e6:.0f} MB/s, {left:.0f} s left")
 
     return tell

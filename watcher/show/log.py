@@ -9,7 +9,7 @@ from watcher.show import text
 from watcher.show.text import Span, count, size
 from watcher.state.event_log import EventType, Tone, instant
 from watcher.state.history import Line
-from watcher.system import advice
+from watcher.system import advice, terminal
 
 _TYPE_WIDTH = 20
 _STYLE = {Tone.BAD: "red", Tone.WARNING: "yellow", Tone.GOOD: "green", Tone.PLAIN: "cyan"}
@@ -20,7 +20,7 @@ _PACE = frozenset({"arrived_bytes", "max_bytes_per_second", "resets", "stalls", 
 
 def teller(*, color: bool) -> Callable[[Line], str]:
     """A function from each line in turn to its text; it begins each day with the date."""
-    day, columns = "", text.width()
+    day, columns = "", terminal.width()
 
     def tell(line: Line) -> str:
         nonlocal day

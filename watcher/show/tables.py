@@ -35,10 +35,9 @@ from watcher.show.text import (
     name,
     part_of,
     size,
-    width,
 )
 from watcher.state.event_log import clock
-from watcher.system import advice
+from watcher.system import advice, terminal
 
 #: Of findings alike, so many are shown one by one.
 _SHOWN_ALIKE = 10
@@ -324,7 +323,7 @@ def drawn(diagnosed: Diagnosed, pace: str = "") -> Iterator[Line]:
     yield row(state.word, tuple(head), style)
     trust, total = download.trust, download.total
     if total:
-        cells = width() - _INDENT
+        cells = terminal.width() - _INDENT
         yield beside(part_map.drawing(trust, total, cells), style)
         yield beside(part_map.scale(total, cells), "dim")
     yield beside(f"{_sizes(diagnosed)}{pace}")

@@ -6,9 +6,7 @@ than a line stays in one piece.
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -18,8 +16,8 @@ import click
 from rich.filesize import decimal, pick_unit_and_suffix
 
 from watcher.ollama import names
+from watcher.system import terminal
 
-NARROWEST, USUAL, WIDEST = 60, 80, 160
 #: A last column that would be narrower than this stands below its row.
 _LEAST_ROOM = 24
 _BELOW = 4
@@ -109,23 +107,9 @@ def command(text: str, indent: int = 0) -> Line:
 # ---------------------------------------------------------------- rendering
 
 
-def width() -> int:
-    """The columns of the terminal, within what can be read; 80 in a pipe."""
-    columns = os.environ.get("COLUMNS", "")
-    given = int(columns) if columns.isascii() and columns.isdecimal() else 0
-    return min(max(given or _columns_of_terminal() or USUAL, NARROWEST), WIDEST)
-
-
-def _columns_of_terminal() -> int:
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns
-    except (AttributeError, ValueError, OSError):  # no file, or no terminal
-        return 0
-
-
 def render(parts: Iterable[Part], *, color: bool, columns: int | None = None) -> str:
     """Text with color codes only where asked for."""
-    room = width() if columns is None else columns
+    room = terminal.width() if columns is None else columns
     return "".join(f"{_painted(row, color)}\n" for part in parts for row in _rows_of(part, room))
 
 
@@ -139,7 +123,7 @@ def picture(text: str, *, title: str) -> str:
     drawn = Text.from_ansi(text)
     widest = max(map(cells, drawn.plain.splitlines()), default=0)
     console = Console(
-        file=io.StringIO(), width=max(USUAL, widest), record=True, force_terminal=True
+        file=io.StringIO(), width=max(terminal.USUAL, widest), record=True, force_terminal=True
     )
     console.print(drawn, highlight=False, markup=False, emoji=False)
     return console.export_svg(title=title, unique_id="ollama-watch")

@@ -15,6 +15,7 @@ from watcher.decide import conditions
 from watcher.model import DAY, HOUR, Condition, Evidence, Plan
 from watcher.show import tables, text
 from watcher.show.text import Line, Span, Table, render
+from watcher.system import terminal
 
 WIDTHS = (60, 80, 120, 160)
 MODEL = "hf.co/organization/A-Very-Long-Repository-Name-With-Many-Words-GGUF:Q4_K_M"
@@ -90,13 +91,14 @@ def test_digests_are_short_but_in_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "width"), [("", 80), ("20", 60), ("100", 100), ("999", 160), ("x", 80), ("0", 80)]
+    ("columns", "width"),
+    [("", 80), ("20", 60), ("100", 100), ("999", 160), ("x", 80), ("0", 80), ("9" * 5000, 80)],
 )
 def test_the_width_is_that_of_the_terminal_within_limits(
     monkeypatch: pytest.MonkeyPatch, columns: str, width: int
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    assert text.width() == width
+    assert terminal.width() == width
 
 
 @pytest.mark.parametrize(
