@@ -36,6 +36,9 @@ hypothesis.settings.load_profile("suite")
 # A shell starts what runs in the background with interrupts ignored, and so would our children be.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What makes and mounts file systems lies where a short PATH does not lead.
+os.environ["PATH"] = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+
 IS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root")
 NOBODY = 65534

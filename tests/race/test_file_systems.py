@@ -28,11 +28,7 @@ MB = 1 << 20
 def linkless(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A file system on a loop device that has no hard links; by FUSE it is of no known type."""
     kind, _, by_fuse = request.param.partition("-")
-    path = "/sbin:/usr/sbin:/bin:/usr/bin"
-    make, mount = (
-        shutil.which(f"mkfs.{kind}", path=path),
-        shutil.which("mount.exfat-fuse", path=path),
-    )
+    make, mount = shutil.which(f"mkfs.{kind}"), shutil.which("mount.exfat-fuse")
     if make is None or (by_fuse and mount is None):
         pytest.skip(f"mkfs.{kind}, or mount.exfat-fuse, is missing")
     image, point = tmp_path / "image", tmp_path / "mounted"
