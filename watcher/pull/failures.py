@@ -47,6 +47,11 @@ class Asked(NamedTuple):
         """Whether the server is on this machine."""
         return not self.url or server.is_loopback(urlsplit(self.url).netloc)
 
+    @property
+    def its_store(self) -> str:
+        """The store, where it is that of a server on this machine; else ""."""
+        return self.store if self.is_here and self.is_its else ""
+
 
 # ---------------------------------------------------------------- commands that help
 
@@ -74,8 +79,7 @@ def _on_store(does: str) -> Command:
     """A command of ours on the store of a server on this machine."""
 
     def command(asked: Asked) -> str:
-        its = asked.is_here and asked.is_its and asked.store
-        return advice.on(asked.store, asked.found_by, does) if its else ""
+        return advice.on(asked.its_store, asked.found_by, does) if asked.its_store else ""
 
     return command
 
@@ -91,8 +95,7 @@ def _by_root(*words: str, of_unit: bool = False) -> Command:
 
 
 def _list_flags(asked: Asked) -> str:
-    its = asked.is_here and asked.is_its and asked.store
-    return advice.as_root("lsattr", "-R", asked.store) if its else ""
+    return advice.as_root("lsattr", "-R", asked.its_store) if asked.its_store else ""
 
 
 def _install(asked: Asked) -> str:
