@@ -6,16 +6,14 @@ its time are limited, and the oldest connection gives way to a new one.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
 import re
-import selectors
 import socket
 import threading
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
 _REQUEST_SECONDS = 10.0
 _MOST_CONNECTIONS = 32
 _LONGEST_REQUEST = 16 * 1024
-#: Where no descriptor is left, new clients wait for so long.
-_PAUSE_SECONDS = 1.0
-_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _REQUEST_LINE = re.compile(r"([A-Z]+) (\S+) HTTP/(1\.[01])")
 _STATUS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed"}
 
@@ -57,122 +52,58 @@ def listening(host: str, port: int, registry: CollectorRegistry) -> Iterator[int
             else "choose another address",
             advice.as_root("ss", "-ltnp", f"sport = :{port}") if taken else "",
         ) from None
-    ours, theirs = socket.socketpair()
-    with listener, ours, theirs:
-        server = _Server(listener, theirs, registry)
-        thread = threading.Thread(target=server.serve, name="metrics", daemon=True)
+    loop, ending = asyncio.new_event_loop(), asyncio.Event()
+    # Without a descriptor for a client asyncio pauses by itself, but would log that.
+    loop.set_exception_handler(lambda *_: None)
+
+    def serve() -> None:
+        loop.run_until_complete(_serve(listener, registry, ending))
+
+    thread = threading.Thread(target=serve, name="metrics", daemon=True)
+    with contextlib.closing(loop), listener:
         thread.start()
         try:
             yield listener.getsockname()[1]
         finally:
-            ours.close()  # wakes it, and ends it
+            loop.call_soon_threadsafe(ending.set)
             thread.join()
 
 
-@dataclass(slots=True)
-class _Client:
-    """A connection: its request so far, and the rest of its answer."""
+async def _serve(
+    listener: socket.socket, registry: CollectorRegistry, ending: asyncio.Event
+) -> None:
+    #: In the order in which the clients connected.
+    answering: dict[asyncio.Task[None], None] = {}
 
-    socket: socket.socket
-    until: float
-    request: bytearray = field(default_factory=bytearray)
-    answer: memoryview | None = None
-
-
-class _Server:
-    def __init__(
-        self, listener: socket.socket, end: socket.socket, registry: CollectorRegistry
-    ) -> None:
-        self._listener, self._end, self._registry = listener, end, registry
-        #: In the order in which they connected, which is that of their deadlines.
-        self._clients: dict[int, _Client] = {}
-        self._selector = selectors.DefaultSelector()
-        #: When clients are accepted again; None: now.
-        self._paused_until: float | None = None
-
-    def serve(self) -> None:
-        """Serve until the other end of `end` is closed."""
-        self._listener.setblocking(False)
-        with self._selector:
-            self._selector.register(self._end, selectors.EVENT_READ)
-            self._selector.register(self._listener, selectors.EVENT_READ)
-            while True:
-                ready = [key.fileobj for key, _ in self._selector.select(self._wait())]
-                if self._end in ready:
-                    break
-                self._drop_late()
-                for each in ready:
-                    if each is self._listener:
-                        self._accept()
-                    elif isinstance(each, socket.socket) and each.fileno() in self._clients:
-                        self._continue(self._clients[each.fileno()])
-            for client in tuple(self._clients.values()):
-                self._drop(client)
-
-    def _wait(self) -> float | None:
-        """Seconds until something is due; None where no client is connected."""
-        due = [client.until for client in self._clients.values()]
-        if self._paused_until is not None:
-            due.append(self._paused_until)
-        return max(0.0, min(due) - time.monotonic()) if due else None
-
-    def _drop_late(self) -> None:
-        now = time.monotonic()
-        for client in [each for each in self._clients.values() if each.until <= now]:
-            self._drop(client)
-        if self._paused_until is not None and self._paused_until <= now:
-            self._paused_until = None
-            self._selector.register(self._listener, selectors.EVENT_READ)
-
-    def _accept(self) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(answering) >= _MOST_CONNECTIONS:
+            oldest = next(iter(answering))
+            del answering[oldest]
+            oldest.cancel()
+        task = asyncio.current_task()
+        assert task is not None
+        answering[task] = None
         try:
-            connected, _ = self._listener.accept()
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                # It stays ready: this would never sleep.
-                self._selector.unregister(self._listener)
-                self._paused_until = time.monotonic() + _PAUSE_SECONDS
-            return
-        connected.setblocking(False)
-        if len(self._clients) >= _MOST_CONNECTIONS:
-            self._drop(next(iter(self._clients.values())))
-        client = _Client(connected, time.monotonic() + _REQUEST_SECONDS)
-        self._clients[connected.fileno()] = client
-        self._selector.register(connected, selectors.EVENT_READ)
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(_answer(head[:-4].decode("latin-1"), registry))
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, EOFError, asyncio.LimitOverrunError):
+            pass  # it disconnected, or its request is too long or too slow
+        finally:
+            writer.transport.abort()
+            answering.pop(task, None)
 
-    def _drop(self, client: _Client) -> None:
-        del self._clients[client.socket.fileno()]
-        self._selector.unregister(client.socket)
-        client.socket.close()
-
-    def _continue(self, client: _Client) -> None:
-        try:
-            if client.answer is None:
-                self._read(client)
-            else:
-                self._write(client, client.answer)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self._drop(client)  # it disconnected
-
-    def _read(self, client: _Client) -> None:
-        piece = client.socket.recv(4096)
-        client.request += piece
-        head, end, _ = bytes(client.request).partition(b"\r\n\r\n")
-        if not piece or (not end and len(client.request) > _LONGEST_REQUEST):
-            self._drop(client)
-        elif end:
-            client.answer = memoryview(_answer(head.decode("latin-1"), self._registry))
-            self._selector.modify(client.socket, selectors.EVENT_WRITE)
-            self._write(client, client.answer)
-
-    def _write(self, client: _Client, left: memoryview) -> None:
-        client.answer = left[client.socket.send(left) :]
-        if not client.answer:
-            with contextlib.suppress(OSError):
-                client.socket.shutdown(socket.SHUT_WR)
-            self._drop(client)
+    server = await asyncio.start_server(
+        answer, sock=listener, backlog=_MOST_CONNECTIONS, limit=_LONGEST_REQUEST
+    )
+    await ending.wait()
+    server.close()
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 # ---------------------------------------------------------------- one request
