@@ -188,8 +188,11 @@ def test_metrics_count_nothing_that_could_not_be_listed(store: Store) -> None:
     def names(closed: bool) -> set[str]:
         store.blobs.chmod(0 if closed else 0o755)
         report = one_look(host, rules())
-        looked = metrics.looked(None, report, 0.1)
-        return {each.name for each in metrics.families(looked, metrics.Counted())}
+        with metrics.Metrics(
+            str(store.path), rules(metrics_listen=("127.0.0.1", 0)).settings
+        ) as kept:
+            kept.look(report, 0.1)
+            return {each.name.removeprefix("ollama_watch_") for each in kept.collect()}
 
     there = names(closed=False)
     with ordinary_user(store.path):

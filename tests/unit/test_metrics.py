@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,33 +56,39 @@ FULL = report(
 )
 
 
-def numbers(
-    known: metrics.Looked | None, counts: metrics.Counted | None = None
-) -> dict[str, float]:
+def numbers(kept: metrics.Metrics) -> dict[str, float]:
     """Each sample that is not 0, by its name and its labels' values."""
     return {
-        " ".join((family.name, *values)): number
-        for family in metrics.families(known, counts or metrics.Counted())
-        for values, number in family.samples.items()
-        if number
+        " ".join((sample.name.removeprefix("ollama_watch_"), *list(sample.labels.values())[1:])): (
+            sample.value
+        )
+        for metric in kept.collect()
+        for sample in metric.samples
+        if sample.value
     }
 
 
-def downloads(known: metrics.Looked) -> dict[str, float]:
+def downloads(kept: metrics.Metrics) -> dict[str, float]:
     return {
         name.removeprefix("downloads "): number
-        for name, number in numbers(known).items()
+        for name, number in numbers(kept).items()
         if name.startswith("downloads ")
     }
+
+
+@pytest.fixture
+def kept() -> Iterator[metrics.Metrics]:
+    with metrics.Metrics("/models", LISTENS.settings) as kept:
+        yield kept
 
 
 # ---------------------------------------------------------------- looks
 
 
-def test_a_full_look_tells_everything() -> None:
-    known = metrics.looked(None, FULL, 0.25)
-    found = numbers(known)
-    assert downloads(known) == {"paused": 1, "behind": 1, "live": 1}
+def test_a_full_look_tells_everything(kept: metrics.Metrics) -> None:
+    kept.look(FULL, 0.25)
+    found = numbers(kept)
+    assert downloads(kept) == {"paused": 1, "behind": 1, "live": 1}
     assert found["download_bytes behind present"] == 60 * MB
     assert found["download_bytes behind missing"] == 140 * MB
     assert found["download_bytes paused missing"] == 150 * MB
@@ -96,8 +103,8 @@ def test_a_full_look_tells_everything() -> None:
     assert "sight partial" not in found
 
 
-def test_a_narrow_look_says_all_of_its_scope_and_nothing_of_others() -> None:
-    known = metrics.looked(None, FULL, 0.25)
+def test_a_narrow_look_says_all_of_its_scope_and_nothing_of_others(kept: metrics.Metrics) -> None:
+    kept.look(FULL, 0.25)
     narrow = evidence(
         download(digest=C, ago=200),
         scope=frozenset({B, C}),
@@ -105,9 +112,9 @@ def test_a_narrow_look_says_all_of_its_scope_and_nothing_of_others() -> None:
         now=NOW + 60,
     )
     narrow = replace(narrow, place=narrow.place._replace(free_bytes=5))
-    after = metrics.looked(known, report(narrow), 9.0)
-    assert downloads(after) == {"paused": 2}, "B is gone, C interrupted, A as it was"
-    found = numbers(after)
+    kept.look(report(narrow), 9.0)
+    assert downloads(kept) == {"paused": 2}, "B is gone, C interrupted, A as it was"
+    found = numbers(kept)
     assert found["free_bytes"] == 5
     assert found["sight partial"] == 1
     assert found["last_full_look_timestamp_seconds"] == NOW
@@ -116,35 +123,35 @@ def test_a_narrow_look_says_all_of_its_scope_and_nothing_of_others() -> None:
     assert found["findings warning download_behind"] == 1
 
 
-def test_a_later_full_look_forgets_what_is_gone() -> None:
-    known = metrics.looked(None, FULL, 0.25)
-    after = metrics.looked(known, report(evidence(now=NOW + 600)), 0.5)
-    assert downloads(after) == {}
-    assert "findings warning download_behind" not in numbers(after)
-    assert "oldest_progress_timestamp_seconds" not in numbers(after)
+def test_a_later_full_look_forgets_what_is_gone(kept: metrics.Metrics) -> None:
+    kept.look(FULL, 0.25)
+    kept.look(report(evidence(now=NOW + 600)), 0.5)
+    assert downloads(kept) == {}
+    assert "findings warning download_behind" not in numbers(kept)
+    assert "oldest_progress_timestamp_seconds" not in numbers(kept)
 
 
-def test_what_is_live_is_not_waiting() -> None:
+def test_what_is_live_is_not_waiting(kept: metrics.Metrics) -> None:
     live = report(evidence(download(ago=9 * DAY, holders=(writer(),))))
-    assert "oldest_progress_timestamp_seconds" not in numbers(metrics.looked(None, live, 0))
+    kept.look(live, 0)
+    assert "oldest_progress_timestamp_seconds" not in numbers(kept)
 
 
-def test_an_unknown_length_misses_nothing() -> None:
-    known = metrics.looked(None, report(evidence(download(total=None, trusted=()))), 0)
-    assert not [name for name in numbers(known) if name.endswith(" missing")]
+def test_an_unknown_length_misses_nothing(kept: metrics.Metrics) -> None:
+    kept.look(report(evidence(download(total=None, trusted=()))), 0)
+    assert not [name for name in numbers(kept) if name.endswith(" missing")]
 
 
-def test_before_the_first_look_there_are_counts_only() -> None:
-    names = {family.name for family in metrics.families(None, metrics.Counted())}
-    assert {"repairs_total", "last_full_look_timestamp_seconds"} <= names
+def test_before_the_first_look_there_are_counts_only(kept: metrics.Metrics) -> None:
+    names = {family.name.removeprefix("ollama_watch_") for family in kept.collect()}
+    assert {"repairs", "last_full_look_timestamp_seconds"} <= names
     assert "downloads" not in names
 
 
 # ---------------------------------------------------------------- events
 
 
-def test_events_are_counted() -> None:
-    counts = metrics.Counted()
+def test_events_are_counted(kept: metrics.Metrics) -> None:
     repair = Action(ActionKind.WRITE_SIDECARS, A, "behind", (), saves=70)
     removal = Action(ActionKind.REMOVE_DOWNLOAD, A, "stale", (), frees=5)
     purge = Action(ActionKind.PURGE, "0-x", "as asked", (), frees=6)
@@ -158,8 +165,8 @@ def test_events_are_counted() -> None:
         events.refused(held._replace(kind=RefusalKind.OWNER), NOW),
         events.ended(Outcome(repair, Result.FAILED, ""), NOW),
     ):
-        counts = metrics.counted(counts, event)
-    found = numbers(None, counts)
+        kept.event(event)
+    found = numbers(kept)
     assert found["repairs_total"] == 1
     assert found["saved_bytes_total"] == 70
     assert found["freed_bytes_total"] == 11
@@ -169,11 +176,10 @@ def test_events_are_counted() -> None:
     assert "refusals_total changed" not in found
 
 
-def test_every_kind_of_refusal_is_there_from_the_start() -> None:
-    (refusals,) = [
-        f for f in metrics.families(None, metrics.Counted()) if f.name == "refusals_total"
-    ]
-    assert refusals.samples == {(kind.value,): 0 for kind in RefusalKind}
+def test_every_kind_of_refusal_is_there_from_the_start(kept: metrics.Metrics) -> None:
+    (refusals,) = [each for each in kept.collect() if each.name == "ollama_watch_refusals"]
+    found = {sample.labels["kind"]: sample.value for sample in refusals.samples}
+    assert found == {kind.value: 0 for kind in RefusalKind}
 
 
 # ---------------------------------------------------------------- handed out
@@ -214,7 +220,8 @@ def test_without_a_wish_nothing_is_kept() -> None:
     with metrics.Metrics("/models", rules().settings) as kept:
         kept.event(Event(0, "error", ""))
         assert kept.look(FULL, 1) == ""
-        assert kept._looked is None
+        assert kept._scanned.keys() == {"build_info", "last_full_look_timestamp_seconds"}
+        assert not any(counts.total() for counts in kept._counts.values())
         assert kept.port is None
 
 
