@@ -1,7 +1,7 @@
 """The files that install the service, as text: systemd's units, a drop-in, and lines for cron.
 
-Each begins with a stamp, a comment that tells a file of ours from anyone else's, and one that was
-edited from one that was not.
+Their templates are in `templates/`, under the names that they get. Each file begins with a stamp, a
+comment that tells a file of ours from anyone else's, and one that was edited from one that was not.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shlex
+from pathlib import Path
 from typing import NamedTuple
 
 SERVICE = "ollama-watch.service"
@@ -161,236 +162,51 @@ def _below(path: str, folders: tuple[str, ...]) -> bool:
     return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
-# ---------------------------------------------------------------- systemd
+# ---------------------------------------------------------------- systemd and cron
 
 
 def units(where: Installation, clean: str | None = None) -> dict[str, str]:
     """Names below the folder of units to their text, without stamp. `clean`: one of RHYTHMS."""
-    texts = {SERVICE: _service(where), DROP_IN: _drop_in(where)}
+    commands = {SERVICE: ("daemon",), DROP_IN: ("-q", "prepare")}
     if clean is not None:
-        texts[CLEAN_SERVICE] = _clean_service(where)
-        texts[CLEAN_TIMER] = _CLEAN_TIMER.format(rhythm=clean)
-    return texts
+        commands |= {CLEAN_SERVICE: ("-q", "clean", "--yes"), CLEAN_TIMER: ()}
+    return {
+        name: _template(name).format(
+            command=" ".join(map(_quoted, where.command(*words))),
+            target="default.target" if where.personal else "multi-user.target",
+            confined=_confined(where, "online" if name == SERVICE else "offline"),
+            service=SERVICE,
+            rhythm=clean,
+        )
+        for name, words in commands.items()
+    }
 
 
-def _exec(words: list[str]) -> str:
-    """A command line as units have it: ``%`` is systemd's own there (`unwritable` has the rest)."""
-    return " ".join(_quoted(word) for word in words)
+def _template(name: str) -> str:
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
 
 
 def _quoted(word: str) -> str:
+    """A word as units have it: ``%`` is systemd's own there (`unwritable` has the rest)."""
     escaped = word.replace("%", "%%")
     return escaped if re.fullmatch(r"[\w%@+=:,./-]+", escaped, re.ASCII) else f'"{escaped}"'
-
-
-def _service(where: Installation) -> str:
-    return _SERVICE.format(
-        command=_exec(where.command("daemon")),
-        target="default.target" if where.personal else "multi-user.target",
-        confined=_confined(where, _ONLINE),
-    )
-
-
-def _clean_service(where: Installation) -> str:
-    return _CLEAN_SERVICE.format(
-        command=_exec(where.command("-q", "clean", "--yes")), confined=_confined(where, _OFFLINE)
-    )
-
-
-def _drop_in(where: Installation) -> str:
-    return _DROP_IN.format(service=SERVICE, command=_exec(where.command("-q", "prepare")))
 
 
 def _confined(where: Installation, network: str) -> str:
     """The user that a service runs as, and its restrictions."""
     if where.personal:
-        return _PERSONAL + _EVERYWHERE
+        return _template("confined-personal.part") + _template("confined.part")
     at_home = any(_below(path, _HOMES) for path in where.paths())
     # A store that is not there keeps a service from starting, until it is; metrics don't.
     writable = [*where.writable, *([f"-{where.metrics}"] if where.metrics else ())]
-    return (
-        _OWNER.format(user=where.user, group=where.group)
-        + _SYSTEM.format(
-            writable=" ".join(map(_quoted, writable)),
-            home="read-only" if at_home else "yes",
-            network=network,
-        )
-        + _EVERYWHERE
+    system = _template("confined-system.part").format(
+        user=where.user,
+        group=where.group,
+        writable=" ".join(map(_quoted, writable)),
+        home="read-only" if at_home else "yes",
+        network=_template(f"{network}.part"),
     )
-
-
-_SERVICE = """\
-# Watches an Ollama store, logs what happens to its downloads, and repairs
-# interrupted ones (unless the settings say `repair = false`).
-#
-#   journalctl -u ollama-watch -o cat -f     follows what it does
-#   systemctl reload ollama-watch            reads the settings again
-#   systemctl edit ollama-watch              is for your own changes
-
-[Unit]
-Description=Watch and repair the downloads in an Ollama model store
-# Not Requires=, and not PartOf=: it must be running when the server dies.
-After=local-fs.target
-
-[Service]
-Type=notify
-ExecStart={command}
-ExecReload=/bin/kill -HUP $MAINPID
-Restart=on-failure
-RestartSec=10s
-# 2: a wrong setting, which no restart corrects.
-RestartPreventExitStatus=2
-# It scans the whole store every ten minutes and reports each scan to systemd.
-WatchdogSec=30min
-# With `queue = true` it makes running pulls resumable: 75 seconds at most.
-TimeoutStopSec=90s
-# It must not slow the machine down.
-Nice=5
-IOSchedulingClass=idle
-MemoryMax=512M
-
-{confined}
-[Install]
-WantedBy={target}
-"""
-
-_CLEAN_SERVICE = """\
-# Cleans the store once; ollama-watch-clean.timer starts it.
-#
-# It removes and refuses the same things as `ollama-watch clean` by hand. It
-# removes orphaned blobs only while no server runs: to clean them, too, stop
-# ollama.service first.
-#
-# Age comes from modification times: stop the timer while you copy a store with
-# cp -a or rsync -a.
-
-[Unit]
-Description=Remove stale downloads and orphans from an Ollama model store
-After=local-fs.target
-
-[Service]
-Type=oneshot
-ExecStart={command}
-# 3: it refused something for safety, mostly because the server runs; see the
-# journal. 10: there is no store yet.
-SuccessExitStatus=3 10
-# It is never urgent.
-Nice=10
-IOSchedulingClass=idle
-MemoryMax=512M
-TimeoutStartSec=1h
-
-{confined}"""
-
-_CLEAN_TIMER = """\
-# Cleans the store regularly.
-
-[Unit]
-Description=Clean an Ollama model store regularly
-
-[Timer]
-OnCalendar={rhythm}
-RandomizedDelaySec=2h
-# If the machine was off at that time, it runs at the next start.
-Persistent=yes
-
-[Install]
-WantedBy=timers.target
-"""
-
-_DROP_IN = """\
-# Just before the server starts, as its user: protects downloads from being
-# pruned by that start, and repairs those that broke while nothing watched.
-# Takes 20 seconds at most. The "-" lets the server start whatever happens.
-#
-# A drop-in, because Ollama's installer overwrites its unit at each update.
-
-[Unit]
-# If both start, the watcher is first. If both stop, the server is first, so
-# that the watcher sees what it left. Neither requires the other.
-After={service}
-
-[Service]
-ExecStartPre=-{command}
-"""
-
-_OWNER = """\
-# The store's owner, so that the server can use what it writes and vice versa.
-User={user}
-Group={group}
-# A download is in use while a process has its files open: /proc/<pid>/fd. For
-# another user's process the kernel shows that only with CAP_SYS_PTRACE, and the
-# folder itself, mode 0500, only with CAP_DAC_READ_SEARCH. Both are raised only
-# for that, and nothing in the store is opened with them. Without them the
-# service waits an hour instead of 90 seconds, and refuses more.
-AmbientCapabilities=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH
-CapabilityBoundingSet=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH
-
-"""
-
-_SYSTEM = """\
-# It writes to the store and to the metrics file of the settings, nowhere else.
-ProtectSystem=strict
-ReadWritePaths={writable}
-ProtectHome={home}
-PrivateTmp=yes
-PrivateDevices=yes
-PrivateMounts=yes
-{network}# Open by design: it sees all processes and /proc/stat (no ProtectProc=,
-# ProcSubset=, PrivateUsers=), and other users can read its logs.
-UMask=0022
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-KeyringMode=private
-RemoveIPC=yes
-"""
-
-_ONLINE = """\
-# The network stays open: before a damaged blob moves to quarantine, its
-# registry must confirm that it can be downloaded again; with `queue = true` it
-# also asks registries for manifests. With IPAddressDeny=any and
-# IPAddressAllow=localhost it asks the server only; then a damaged blob is
-# reported and stays.
-"""
-
-_OFFLINE = """\
-# It asks only the server on this machine, for its version. A process that may
-# read every file gets no way to send one away. For a server that listens on one
-# other address: IPAddressAllow=<that address>
-IPAddressDeny=any
-IPAddressAllow=localhost
-"""
-
-_PERSONAL = """\
-# A user's own systemd gives no capabilities, so other users' processes are
-# invisible and it waits an hour instead of 90 seconds. If the server runs as
-# the same user, that user's processes are enough. It runs while the user is
-# logged in; with `loginctl enable-linger` it always runs.
-"""
-
-_EVERYWHERE = """\
-NoNewPrivileges=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-# systemd's own socket, the server, and a registry.
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged @resources
-# It drops the capabilities above except while it needs them.
-SystemCallFilter=capset
-SystemCallErrorNumber=EPERM
-"""
-
-
-# ---------------------------------------------------------------- cron
+    return system + _template("confined.part")
 
 
 def cron(where: Installation, clean: str | None = None) -> dict[str, str]:
@@ -398,21 +214,12 @@ def cron(where: Installation, clean: str | None = None) -> dict[str, str]:
 
     What `prepare` does before a server's start is done every ten minutes.
     """
-    lines = [f"*/10 * * * * root {_cron_command(where.command('-q', 'prepare'))}"]
+    commands = {"*/10 * * * *": where.command("-q", "prepare")}
     if clean is not None:
-        lines.append(
-            f"{RHYTHMS[clean]} root {_cron_command(where.command('-q', 'clean', '--yes'))}"
-        )
-    return {CRON[0]: _CRON + "".join(f"{line}\n" for line in lines)}
-
-
-def _cron_command(words: list[str]) -> str:
-    """A shell's command line in which ``%``, which ends a line of cron's, is escaped."""
-    return shlex.join(words).replace("%", "\\%")
-
-
-_CRON = """\
-# Repairs interrupted downloads in an Ollama store, and protects downloads from
-# pruning at the server's start. It starts as root, because the kernel shows
-# open files to root only; for everything else it becomes the store's owner.
-"""
+        commands[RHYTHMS[clean]] = where.command("-q", "clean", "--yes")
+    text = _template(CRON[0])
+    for rhythm, words in commands.items():
+        # cron ends a line at ``%``.
+        command = shlex.join(words).replace("%", "\\%")
+        text += f"{rhythm} root {command}\n"
+    return {CRON[0]: text}
