@@ -276,6 +276,22 @@ class Download:
         return any(entry.name.startswith("sha256:") for entry in self.entries[:1])
 
     @property
+    def is_wrong(self) -> bool:
+        """Whether its data was hashed as it is now, and is not what the digest says.
+
+        Of a longer file the hash says nothing: a server cuts it first.
+        """
+        data = self.data
+        if data is None or data.size != self.total:
+            return False
+        return data.sha256 not in (None, self.digest.lower())
+
+    @property
+    def is_useless(self) -> bool:
+        """Whether its data is wrong, and none of it is worth keeping."""
+        return self.is_wrong and not self.trust.trusted
+
+    @property
     def allocated(self) -> int:
         """Bytes on the disk, all entries together."""
         return sum(entry.allocated for entry in self.entries)

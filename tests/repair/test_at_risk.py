@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -102,6 +103,19 @@ def test_a_young_one_is_told_for_information_with_its_time(models: Store) -> Non
     (found,) = at_risk(models)
     assert found.severity is Severity.INFO
     assert "after" in found.alone
+
+
+@pytest.mark.parametrize("aged", ["10m", "40m"])
+def test_the_command_is_printed_once_it_does_something(
+    models: Store, run: Callable[..., subprocess.CompletedProcess[bytes]], aged: str
+) -> None:
+    models.model()
+    models.broken("10:10 0:0", aged=aged)
+    said = run("--store", str(models.path), "audit", "-v").stdout
+    assert b"next server start after" in said.splitlines()[0] + said.splitlines()[1]
+    done = run("--store", str(models.path), "repair", "--yes").stdout
+    printed = re.search(rb"(Run:|->) .* repair ", said) is not None
+    assert printed is (b"nothing to repair" not in done)
 
 
 def test_what_is_stale_is_not_wanted(models: Store) -> None:

@@ -14,6 +14,9 @@ from watcher.ollama import names
 from watcher.state.event_log import clock
 from watcher.system import advice
 
+#: Times of what is at risk are set anew when they are this old: well before the server's hour.
+REFRESH_AFTER = HOUR / 2
+
 
 class AtRisk(NamedTuple):
     """One thing that is needed: a digest, or a blob's name, and its files, which go together."""
@@ -29,9 +32,9 @@ class AtRisk(NamedTuple):
 
 
 def of_downloads(diagnosed: Iterable[Diagnosed]) -> Iterator[AtRisk]:
-    """Every download that is not stale."""
+    """Every download that is not stale, and of which something is worth keeping."""
     for each in diagnosed:
-        if not each.stale:
+        if not each.stale and not each.download.is_useless:
             yield AtRisk(each.digest, each.download.entries, each.download.models)
 
 
@@ -52,6 +55,11 @@ def paths(diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules) -> f
     """All of it, as paths below the store."""
     every = (*of_downloads(diagnosed), *of_blobs(evidence, rules))
     return frozenset(path for each in every for path in each.paths)
+
+
+def fades(entries: Iterable[Entry], now: float) -> bool:
+    """Whether a repair would set the times of any of them anew."""
+    return any(now - entry.mtime > REFRESH_AFTER for entry in entries)
 
 
 # ---------------------------------------------------------------- findings
@@ -109,14 +117,17 @@ def _finding(
         alone = f"a server start after {first} deletes {what}"
         since = f"one hour old at {first}"
     digest = names.parse_blob(each.subject).digest or each.subject
+    needed = fades(each.entries, evidence.now)
     known_as = each.models[:1] or ((names.short(digest),) if digest else ())
     return usual._replace(
         severity=Severity.WARNING if now else Severity.INFO,
         evidence=since,
         alone=alone,
-        command=advice.watch(evidence, "repair", *known_as, owner=each.entries[0].uid),
+        command=advice.watch(evidence, "repair", *known_as, owner=each.entries[0].uid)
+        if needed
+        else "",
         sizes=findings.sizes(each.entries),
         models=each.models,
-        remedy="this protects it for one hour; the service, or `prepare` in the server's unit, "
-        "protects it permanently",
+        remedy=f"{'this protects it for one hour; ' * needed}the service, or `prepare` in the "
+        "server's unit, protects it permanently",
     )

@@ -87,7 +87,7 @@ def _is_finished(download: Download) -> str:
 
 
 def _is_whole(download: Download) -> str:
-    if download.transfer or download.data is None or not download.total:
+    if download.transfer or download.data is None or not download.total or download.is_wrong:
         return ""
     whole = ranges.size(download.trust.present) == download.total
     return "every byte is on disk" if whole else ""
@@ -108,6 +108,8 @@ def _lacks_data(download: Download) -> str:
     hollow = ranges.size(ranges.difference(trust.claimed, trust.trusted))
     if download.transfer or not hollow:
         return ""
+    if download.is_useless:
+        return f"checksum mismatch: {decimal(hollow)} recorded as downloaded can't be trusted"
     lost = "the data file is missing" if download.data is None else "the data file has holes there"
     return f"{decimal(hollow)} recorded as downloaded is not on disk: {lost}"
 
@@ -123,6 +125,11 @@ def _has_more(download: Download) -> str:
 def _is_right(download: Download) -> str:
     if download.transfer:
         return "a layer on the transfer path, which resumes by its size"
+    if download.is_wrong:
+        if download.is_useless:
+            return "checksum mismatch: the next pull downloads all of it again"
+        again = decimal(_rest(download) or 0)
+        return f"checksum mismatch: {again} must be downloaded again, all of it if more is wrong"
     return "progress files are valid"
 
 
@@ -258,8 +265,8 @@ TABLE = (
         _lacks_data,
         severity=Severity.ERROR,
         word="repair",
-        words="needs repair: recorded data is missing",
-        sentence="the download of {} needs repair: recorded data is missing",
+        words="needs repair: recorded data is missing or wrong",
+        sentence="the download of {} needs repair: recorded data is missing or wrong",
         next_pull=NextPull.ANEW,
         alone="the next pull ends in a checksum mismatch and discards everything",
         cost_alone=_rest_and_all,

@@ -96,11 +96,23 @@ def helps(diagnosed: Diagnosed, evidence: Evidence) -> str:
     if diagnosed.stale:
         short, owner = names.short(diagnosed.digest), _owner(download)
         return advice.watch(evidence, "clean", short, owner=owner)
-    if row.repair is Step.NOTHING:
+    if row.repair is Step.NOTHING or _is_recorded(diagnosed):
         return advice.ollama(evidence, "pull", download.models[0]) if download.models else ""
     if row.repair is Step.WRITE_SIDECARS and not (download.total or download.models):
         return ""  # no repair can find out how long it is
     return protects(diagnosed, evidence)
+
+
+def _is_recorded(diagnosed: Diagnosed) -> bool:
+    """Whether whole data is recorded as far as a repair would do it."""
+    download, whole = diagnosed.download, ((0, diagnosed.download.total),)
+    is_set = bool(download.sidecars) and not download.faults
+    if diagnosed.condition is not Condition.WHOLE or download.data is None or not is_set:
+        return False
+    trust, hashed = download.trust, download.data.sha256
+    if hashed == diagnosed.digest.lower():
+        return trust.claimed == whole
+    return trust.claimed == trust.trusted and (trust.trusted == whole or hashed is not None)
 
 
 def protects(diagnosed: Diagnosed, evidence: Evidence) -> str:

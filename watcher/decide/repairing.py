@@ -9,7 +9,6 @@ from rich.filesize import decimal
 from watcher.decide import at_risk, cleaning, conditions, findings, quarantine, questions, safety
 from watcher.decide.conditions import Step, settled_condition
 from watcher.model import (
-    HOUR,
     QUIET_SECONDS,
     WRONG,
     Action,
@@ -32,8 +31,6 @@ from watcher.system import advice
 
 #: More sidecars than this are absurd, and brought down.
 MOST_SIDECARS = 1000
-#: Times of what is at risk are set anew when they are this old: well before the server's hour.
-REFRESH_AFTER = HOUR / 2
 
 
 def of_download(
@@ -279,7 +276,7 @@ def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) 
         entries = tuple(
             entry for entry in each.entries if entry.kind is Kind.FILE and evidence.uid == entry.uid
         )
-        if _fading(entries, evidence.now) and _alone(entries, evidence):
+        if at_risk.fades(entries, evidence.now) and _alone(entries, evidence):
             yield Action(
                 ActionKind.REFRESH,
                 each.subject,
@@ -291,7 +288,3 @@ def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) 
 
 def _alone(entries: tuple[Entry, ...], evidence: Evidence) -> bool:
     return evidence.uid != 0 or all(entry.links == 1 for entry in entries)
-
-
-def _fading(entries: tuple[Entry, ...], now: float) -> bool:
-    return any(now - entry.mtime > REFRESH_AFTER for entry in entries)

@@ -406,7 +406,8 @@ class _Reader:
             known, doubt = None, f"the {known_from} says {known:,} bytes, {doubt}"
         faults = sidecars.faults(read, known) if read else ()
         claimed_total = sum(each.part.size for each in read if each.part)
-        if data is not None and read and not faults and data.size > claimed_total:
+        longer = data is not None and data.size > claimed_total
+        if data is not None and read and not faults and known is None and longer:
             faults = (f"the data has {data.size} bytes, the parts only {claimed_total}",)
         total, total_from = known, known_from
         if read and not faults:
@@ -425,7 +426,7 @@ class _Reader:
         if total is not None and total > sidecars.LARGEST_LAYER:
             total, total_from = None, None
             faults = (*faults, "more bytes than any layer has")
-        return self._base(
+        made = self._base(
             data=data,
             sidecars=read,
             total=total,
@@ -435,6 +436,9 @@ class _Reader:
             trust=self._trust(read, faults, total, record),
             reads=self.reads,
         )
+        # A wrong hash that no doubted bytes explain: any byte may be wrong.
+        refuted = made.is_wrong and made.trust.zeros_read and made.trust.trusted == ((0, total),)
+        return replace(made, trust=made.trust._replace(trusted=())) if refuted else made
 
     def _record(self, key: str, entries: list[Entry]) -> Remembered | None:
         """What is remembered of this very download; the digest alone may stand for another file."""

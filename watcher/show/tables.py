@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from watcher.decide import conditions, findings, remaining, verifying
+from watcher.decide.at_risk import fades
 from watcher.decide.verifying import Verified
 from watcher.model import (
     BlobCensus,
@@ -13,10 +14,12 @@ from watcher.model import (
     Condition,
     Diagnosed,
     Diagnosis,
+    Download,
     Evidence,
     Finding,
     Forecast,
     Kept,
+    Ranges,
     Server,
     Severity,
     Unseen,
@@ -118,7 +121,7 @@ def _fates(seen: Evidence, diagnosis: Diagnosis) -> list[tuple[Diagnosed, str]]:
         (
             each,
             ""
-            if each.condition is Condition.LIVE
+            if each.condition is Condition.LIVE or each.download.is_useless
             else findings.fate_of(each.download, seen.now, doomed),
         )
         for each in diagnosis.diagnosed
@@ -136,12 +139,19 @@ def on_disk(alike: Sequence[Diagnosed]) -> str:
     unreadable = next((each.download.unreadable for each in alike), None)
     if unreadable is not None:
         return f"its files can't be read: {unreadable}"
-    present = sum(ranges.size(each.download.trust.present) for each in alike)
+    wrong = any(each.download.is_wrong for each in alike)
+    present = sum(ranges.size(_usable(each.download)) for each in alike)
     totals = [each.download.total for each in alike]
     total = sum(each or 0 for each in totals)
     if None in totals or not total:
         return f"{size(present)} on disk of an unknown length"
-    return f"{100 * present // total} % on disk ({part_of(present, total)})"
+    there = "usable" if wrong else "on disk"
+    return f"{100 * present // total} % {there} ({part_of(present, total)})"
+
+
+def _usable(download: Download) -> Ranges:
+    """What is on disk, or, where that is known to be wrong, what of it can still be right."""
+    return download.trust.trusted if download.is_wrong else download.trust.present
 
 
 def known_as(diagnosed: Diagnosed) -> str:
@@ -152,12 +162,15 @@ def known_as(diagnosed: Diagnosed) -> str:
 def _state(diagnosed: Diagnosed) -> str:
     if diagnosed.stale:
         return f"stale: no bytes for {advice.duration(diagnosed.age)}"
+    if diagnosed.download.is_wrong:
+        return diagnosed.because
     return conditions.row(diagnosed.condition).words
 
 
 def _step(diagnosed: Diagnosed, seen: Evidence, *, at_risk: bool) -> str:
     """The one command to run; what is at risk needs protection before a pull."""
-    if at_risk and diagnosed.condition is Condition.PAUSED and not diagnosed.stale:
+    is_left = diagnosed.condition is Condition.PAUSED and not diagnosed.stale
+    if at_risk and is_left and fades(diagnosed.download.entries, seen.now):
         return findings.protects(diagnosed, seen)
     return findings.helps(diagnosed, seen)
 
