@@ -524,6 +524,7 @@ PLACES: dict[str, str] = {
         "tests/test_command_line.py": (
             "commands/declare.py:Group._hint", "commands/quarantine.py:_refuse",
         ),
+        "tests/test_unseen.py": ("observe/place.py:_named_store",),
         "tests/test_lookup.py": ("decide/repairing.py:_no_length",),
         "which of two files counts, or may go, a user decides": (
             "decide/repairing.py:_no_room", "decide/quarantine.py:_restore",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -70,6 +71,60 @@ def test_status_names_what_it_could_not_look_at(store: Store, call: Call, path: 
     (command,) = told["commands"]
     subprocess.run(["bash", "-ec", command], check=True)
     assert document(call, "status", code=0)["unseen"] == []
+
+
+#: What can be in a folder's place, and how it is reported.
+IN_PLACE = {
+    "a link to nothing": "it is a link to nothing",
+    "a loop": "its links lead in a circle",
+    "a file": "it is not a folder",
+    "a link to a file": "it is not a folder",
+}
+
+
+@pytest.mark.parametrize("what", IN_PLACE)
+@pytest.mark.parametrize("top", ["blobs", "manifests"])
+def test_what_is_no_folder_is_not_an_empty_one(
+    store: Store, call: Call, top: str, what: str
+) -> None:
+    """Of blobs or manifests on a disk that is not mounted nothing is known, so nothing is said."""
+    folder = store.path / top
+    folder.rename(store.path / "elsewhere")
+    if what == "a file":
+        folder.write_bytes(b"")
+    else:
+        (store.path / "file").write_bytes(b"")
+        folder.symlink_to({"a loop": top, "a link to a file": "file"}.get(what, "unmounted"))
+    for words in (["status"], ["verify"], ["repair", "-n"], ["clean", "--yes"], ["df"]):
+        done = call(*words)
+        assert done.returncode == 4, (words, done.stdout)
+        assert f"{top}" in (done.stdout + done.stderr).decode(), words
+    found = {each["path"]: each for each in document(call, "audit", code=1)["findings"]}
+    assert found[top]["kind"] == "store_unlisted"
+    assert found[top]["evidence"] == IN_PLACE[what]
+    missing = [each for each in found.values() if each["kind"] == "blob_missing"]
+    assert top != "blobs" or not missing
+    prepared = call("prepare")
+    assert prepared.returncode == 0
+    assert IN_PLACE[what] in prepared.stderr.decode()
+
+
+@pytest.mark.parametrize("below", ["models", ".ollama/models"])
+def test_a_folder_above_a_store_leads_to_it(models: Store, run: Run, below: str) -> None:
+    home = models.path.parent / "it's $HOME"
+    (home / below).parent.mkdir(parents=True)
+    models.path.rename(home / below)
+    done = run("--store", str(home), "audit")
+    assert done.returncode == 10
+    command = done.stderr.decode().rpartition("-> ")[2].strip()
+    assert shlex.split(command)[-3:] == ["--store", str(home / below), "audit"]
+    assert subprocess.run(["bash", "-ec", command], check=False).returncode == 0
+
+
+def test_a_store_without_blobs_yet_is_prepared_silently(store: Store, call: Call) -> None:
+    shutil.rmtree(store.blobs)
+    done = call("prepare")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 @pytest.mark.parametrize("name", ["models.json", "queue.json"])

@@ -132,6 +132,7 @@ _STEPS = {
     errno.EACCES: _NOT_YOURS,
     errno.EPERM: _NOT_YOURS,
     errno.EFBIG: "let this process write larger files (RLIMIT_FSIZE; of a unit, LimitFSIZE=)",
+    errno.ENOTDIR: "mount what it leads to, or put the folder back",
     errno.ENOENT: "it went while it was looked at: run it again",
 }
 

@@ -259,8 +259,13 @@ def sync_noted(host: Host, settings: Settings) -> frozenset[str]:
     """
     refused: set[str] = set()
     boot = place.boot(host)
-    with folders.opened_store(host.store) as store, folders.opened_blobs(store) as blobs:
-        claims = list(_claims(noted(memory.load(store), boot), blobs))
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(folders.opened_store(host.store))
+        notes = noted(memory.load(store), boot)
+        if not notes:
+            return frozenset()
+        blobs = opened.enter_context(folders.opened_blobs(store))
+        claims = list(_claims(notes, blobs))
         while claims and not host.stops():
             some = claims[: len(next(_batches([claim.need for claim in claims])))]
             claims = claims[len(some) :]

@@ -41,6 +41,7 @@ def prepare(context: Context) -> Exit:
     from watcher.act import durability
     from watcher.commands.context import complain
     from watcher.decide import modes
+    from watcher.ollama import names
     from watcher.reconcile import Reconciler
     from watcher.show import documents, plans
 
@@ -63,6 +64,8 @@ def prepare(context: Context) -> Exit:
                     context.document(documents.acting("prepare", report))
                 elif not context.quiet and (report.outcomes or report.warnings):
                     context.show(plans.outcomes(report))
+                for each in report.evidence.census.failing:
+                    complain(f"ollama-watch: {names.printable(each.path)}: {each.why}")
                 _tell_doubted(host, report)
             for host in hosts:
                 durability.sync_noted(host, context.settings)

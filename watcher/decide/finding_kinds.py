@@ -130,7 +130,7 @@ _MANIFESTS = (
     _of_manifest("manifest_bad_name", "{path} is not a valid model name", _NO_PRUNING),
     _of_manifest(
         "manifest_bad_digest",
-        "the manifest of {who} names an invalid digest",
+        "the manifest of {who} has an invalid layer",
         "the model can't load, or `ollama list` shows a wrong size",
     ),
     _of_manifest(

@@ -36,6 +36,7 @@ from watcher.model import (
 )
 from watcher.ollama import names, ranges
 from watcher.state.event_log import clock
+from watcher.state.folders import NO_FOLDER
 from watcher.state.memory import FOLDER as OURS
 from watcher.system import advice
 
@@ -243,8 +244,14 @@ def _unlisted(evidence: Evidence) -> Iterator[Finding]:
             evidence=why or "this user can't list it",
             alone=alone,
             command=made_listable(path, evidence),
-            remedy=CHECK_DISK if why else "",
+            remedy=_instead_of_folder(why),
         )
+
+
+def _instead_of_folder(why: str) -> str:
+    if why in NO_FOLDER.values():
+        return "mount what it leads to, or put the folder back"
+    return CHECK_DISK if why else ""
 
 
 def _unseen_quarantine(evidence: Evidence) -> Iterator[Finding]:
@@ -466,7 +473,9 @@ def _odd_blob(odd: OddBlob, evidence: Evidence) -> Finding:
 def _evidence_of(odd: OddBlob) -> str:
     """What was seen of a blob, and whether that was through a link."""
     content = odd.content
-    if odd.fault in (BlobFault.DANGLING, BlobFault.NO_FILE):
+    if odd.fault is BlobFault.DANGLING:
+        return ""  # the message has it all
+    if odd.fault is BlobFault.NO_FILE:
         return damage(odd)
     if odd.fault is BlobFault.CORRUPT and content is not None:
         size = "" if odd.wanted in (None, content.size) else f"; {_bytes(odd, content)}"

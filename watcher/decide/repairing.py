@@ -280,7 +280,7 @@ def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) 
             yield Action(
                 ActionKind.REFRESH,
                 each.subject,
-                "old enough soon for the server to prune it",
+                "soon old enough for the server to prune it",
                 entries,
                 models=each.models,
             )

@@ -29,6 +29,8 @@ _NETWORK = frozenset(
     | {"fuse.rclone", "fuse.s3fs"}
 )
 #: What a name says that leads to nothing; all else says nothing of whether there is a store.
+#: Where a store lies below a folder that is easily taken for it.
+_BELOW = ("models", ".ollama/models", "ollama/models")
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 #: In a path these make Go's filepath.Glob look elsewhere, so that the server finds nothing.
 _GLOB_CHARACTERS = frozenset("[\\")
@@ -148,11 +150,19 @@ def _named_store(path: str, by: str) -> Found:
             "name the models folder of the server",
         ) from None
     if not way.is_store:
+        below = next(filter(_is_store, (f"{path.rstrip('/')}/{each}" for each in _BELOW)), "")
         raise NoStoreError(
             f"{shown} ({by}) is no model store: neither blobs/ nor manifests/ is in it",
             "name the folder that holds them, such as ~/.ollama/models",
+            advice.on(below, by, "audit") if below else "",
         )
     return _found(path, by, way)
+
+
+def _is_store(path: str) -> bool:
+    with contextlib.suppress(OSError):
+        return folders.way(path).is_store
+    return False
 
 
 def _absolute(path: str, by: str) -> str:

@@ -102,7 +102,8 @@ class Named:
         """Note a folder below the store that could not be listed."""
         self.unlisted.append(path)
         if error.errno not in (errno.EACCES, errno.EPERM):
-            self.failing.append(Unseen(path, os.strerror(error.errno or 0)))
+            why = folders.NO_FOLDER.get(error.errno or 0) or os.strerror(error.errno or 0)
+            self.failing.append(Unseen(path, why))
 
     def follow(self, name: str, parent: int, path: str, folder: int) -> None:
         """Note a folder that was entered, where somebody else's symlink has led to it."""
@@ -678,7 +679,8 @@ class _Counting:
             return BlobFault.DANGLING
         if read.kind is not Kind.FILE:
             return BlobFault.NO_FILE
-        if self.named.gives(digest, read.size):
+        # No file has a negative size: the manifest is at fault, and says nothing about the blob.
+        if wanted < 0 or self.named.gives(digest, read.size):
             return BlobFault.SYMLINK if found.kind is Kind.SYMLINK else None
         return BlobFault.SHORT if read.size < wanted else BlobFault.LONG
 
@@ -1040,12 +1042,11 @@ def _folder(
         fs.check_link(name, parent, os.fstat(fd))
         # Names may be listed without the right to look at what they stand for.
         os.stat(".", dir_fd=fd)
-    except FileNotFoundError:
-        yield None
     except OSError as error:
-        named.unlist(path, error)
-        if access is not None:
-            _shut(path, parent, access)
+        if not isinstance(error, FileNotFoundError) or look(name, parent) is not None:
+            named.unlist(path, error)
+            if access is not None:
+                _shut(path, parent, access)
         yield None
     else:
         yield fd

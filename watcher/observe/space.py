@@ -31,7 +31,7 @@ def survey(store: int, found: scan.Scan) -> Space:
         manifests=walk.manifests,
         models={digest: _models(named, [digest]) for digest in digests},
         every_model=frozenset(_models(named, named.digests)),
-        unlisted=tuple(sorted(walk.unlisted)),
+        unlisted=tuple(sorted({*walk.unlisted, *named.unlisted})),
         linked=tuple(sorted(walk.linked)),
     )
 

@@ -435,8 +435,8 @@ def _unseen(what: str, found: Sequence[Unseen]) -> Iterator[Line]:
 _WRONG = {
     BlobFault.CORRUPT: "corrupt",
     BlobFault.MISSING: "missing",
-    BlobFault.DANGLING: "dangling links",
-    BlobFault.NO_FILE: "not files",
+    BlobFault.DANGLING: "dangling",
+    BlobFault.NO_FILE: "not regular",
 }
 _ASTRAY = "misplaced"
 

@@ -64,7 +64,7 @@ def _verdict(seen: Evidence, uses: tuple[Use, ...], total: Sizes) -> Line:
     if not parts:
         return Line(f"{told}.")
     goes = any(waste[_WASTE[kind]] for kind in (UseKind.ORPHAN, UseKind.TEMPORARY))
-    words = ("clean", "--dry-run") if goes else ("audit",)
+    words = ("clean", "--dry-run") if goes and not is_blind(seen) else ("audit",)
     return Line(f"{told}; {', '.join(parts)}.", run=advice.watch(seen, *words))
 
 

@@ -24,6 +24,12 @@ _LOOK = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 #: So many symlinks on one way, and they lead in a circle (MAXSYMLINKS of the kernel).
 _MOST_LINKS = 40
+#: What can be in a folder's place, by the error of opening it.
+NO_FOLDER = {
+    errno.ENOENT: "it is a link to nothing",
+    errno.ELOOP: "its links lead in a circle",
+    errno.ENOTDIR: "it is not a folder",
+}
 
 
 class ForeignLinkError(OSError):
@@ -193,10 +199,19 @@ def _blobs(store: int, *, foreign_too: bool) -> int:
         return fs.open_quietly("blobs", _FOLDER | os.O_NOFOLLOW, store)
     except NotADirectoryError:
         pass  # a symlink, or no folder at all
-    with _reached("blobs", _At(store, "")) as (at, links):
-        if not foreign_too:
-            links.forbid()
-        return fs.open_quietly(".", _FOLDER, at.fd)
+    try:
+        with _reached("blobs", _At(store, "")) as (at, links):
+            if not foreign_too:
+                links.forbid()
+            return fs.open_quietly(".", _FOLDER, at.fd)
+    except ForeignLinkError:
+        raise
+    except OSError as error:
+        why = NO_FOLDER.get(error.errno or 0)
+        if why is None:
+            raise
+        # Not the FileNotFoundError of a store that has no blobs yet: something is there.
+        raise NotADirectoryError(errno.ENOTDIR, why, "blobs") from error
 
 
 # ---------------------------------------------------------------- root's way
