@@ -21,9 +21,9 @@ import heapq
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, cast
 
 import orjson
 
@@ -82,7 +82,25 @@ class StoreFiles:
 
     def __post_init__(self) -> None:
         """Raises as above."""
-        _check_store(os.path.abspath(os.fsdecode(self.store_path)))
+        path = os.path.abspath(os.fsdecode(self.store_path))
+        shown = names.printable(path)
+        try:
+            with folders.opened_store(path) as store:
+                found = set(os.listdir(store))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            why = f"the folder {shown} does not exist: {error.strerror}"
+            raise NoStoreError(why, "create it first, or name the models folder") from None
+        except folders.NotRootsError as error:
+            raise place.not_roots(path, error.uid) from None
+        except PermissionError:
+            raise place.no_permission(path) from None
+        if found <= _NO_CONTENT or found & _CONTENT:
+            return
+        inner = os.path.join(path, "models")
+        name = names.printable(inner) if os.path.isdir(inner) else "the folder that holds them"
+        raise NoStoreError(
+            f"{shown} is no model store: neither blobs/ nor manifests/ is in it", f"name {name}"
+        )
 
     @property
     def state_path(self) -> str | os.PathLike[str]:
@@ -280,7 +298,14 @@ class ModelDownloadManager:
         """
         key = None if model is None else names.to_model(model).key
         report = Reconciler(self._host, self._settings).inspect()
-        _check_listed(report)
+        blind = [each for each in remaining.out_of_sight(report.evidence) if each.path == "blobs"]
+        if blind:
+            raise NoPermissionError(
+                f"{names.printable(self._store)}/blobs: {blind[0].why}, so its unfinished "
+                "downloads are unknown",
+                "make it readable",
+                *remaining.opening(blind, report.diagnosis)[:1],
+            )
         return [_partial(each) for each in report.diagnosis.diagnosed if _is_of(each, key)]
 
     def check_partial_model_downloads(self) -> list[CheckedDownload]:
@@ -289,8 +314,9 @@ class ModelDownloadManager:
         The records of their models then say ``error``, unless they are being pulled; events report
         all of it. Returns what is unfinished now, and what was refused.
         """
-        self._emit(
-            Event(time.time(), EventType.CHECK_STARTED, "Checking for partial model downloads...")
+        message = "Checking for partial model downloads..."
+        journal.announce(
+            self._host, self._settings, Event(time.time(), EventType.CHECK_STARTED, message)
         )
         mode = Mode(repair=self._settings.repair, clean=self._settings.clean, announce=True)
         report = Reconciler(self._host, self._settings).reconcile(mode)
@@ -301,9 +327,17 @@ class ModelDownloadManager:
         with self._opened(self._state) as folder:
             known = records.read(folder)
         for key, unfinished in by_model.items():
-            self._infer(key, known.get(key, Record()), unfinished)
+            state = known.get(key, Record()).state
+            if any(each.condition is Condition.LIVE for each in unfinished):
+                if not state.active:
+                    self._enter(key, State.DOWNLOADING)
+            elif state is not State.ERROR:
+                first = unfinished[0]
+                self._enter(key, State.ERROR, error=f"{first.condition.value}: {first.because}")
         for key in known.keys() - by_model.keys():
-            self._end_if_dead(key, known[key])
+            # A killed process may have left the record of a download with nothing unfinished.
+            if known[key].state.active and time.time() - known[key].updated_at >= _DEAD_SECONDS:
+                self._enter(key, State.ERROR, error="the process that downloaded it ended")
         return [_checked(each, report) for each in report.diagnosis.diagnosed]
 
     def can_resume(self, model: str) -> bool:
@@ -328,7 +362,13 @@ class ModelDownloadManager:
         reconciler = Reconciler(self._host, settings)
         report = reconciler.reconcile(modes.CLEAN, Scope(digests), approve)
         done = [each for each in report.outcomes if each.result is Result.DONE]
-        why = [f"{names.short(each.digest)}: {each.because}" for each in _staying(report, key)]
+        # No cleanup ever plans to remove these.
+        staying = (Condition.LIVE, Condition.UNKNOWN)
+        why = [
+            f"{names.short(each.digest)}: {each.because}"
+            for each in report.diagnosis.diagnosed
+            if each.condition in staying and _is_of(each, key)
+        ]
         why += [
             f"{names.short(each.subject)}: {each.why}; {each.remedy}"
             for each in approve(report.plan).refusals
@@ -391,7 +431,7 @@ class ModelDownloadManager:
         except TypeError as error:
             message = f"{names.printable(shown)}: details of {event_type}: {error}"
             raise RecordError(message, "give what JSON can hold") from None
-        self._emit(event)
+        journal.announce(self._host, self._settings, event)
 
     def get_download_log(self, model: str) -> list[dict[str, Any]]:
         """The events of a model, the oldest first, each with its five keys."""
@@ -463,23 +503,6 @@ class ModelDownloadManager:
         with self._opened(self._state) as folder:
             return records.change(folder, model, {"state": state, **changes}, detour=True)
 
-    def _infer(self, model: str, record: Record, unfinished: Sequence[Diagnosed]) -> None:
-        """Infer the record of a model from a download that others may have driven."""
-        if any(each.condition is Condition.LIVE for each in unfinished):
-            if not record.state.active:
-                self._enter(model, State.DOWNLOADING)
-        elif record.state is not State.ERROR:
-            first = unfinished[0]
-            self._enter(model, State.ERROR, error=f"{first.condition.value}: {first.because}")
-
-    def _end_if_dead(self, model: str, record: Record) -> None:
-        """A killed process may have left the record of a download with nothing unfinished."""
-        if record.state.active and time.time() - record.updated_at >= _DEAD_SECONDS:
-            self._enter(model, State.ERROR, error="the process that downloaded it ended")
-
-    def _emit(self, event: Event) -> None:
-        journal.announce(self._host, self._settings, event)
-
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[int]:
         with contextlib.ExitStack() as opened:
@@ -506,26 +529,6 @@ _SAID_SECONDS, _DEAD_SECONDS = 10.0, 900.0
 
 def _is_of(diagnosed: Diagnosed, key: str | None) -> bool:
     return key is None or key in map(str.lower, diagnosed.download.models)
-
-
-def _check_listed(report: reconcile.Report) -> None:
-    """Raise NoPermissionError where unfinished downloads are not visible."""
-    blind = [each for each in remaining.out_of_sight(report.evidence) if each.path == "blobs"]
-    for each in blind:
-        path = names.printable(f"{report.evidence.place.path}/{each.path}")
-        commands = remaining.opening(blind, report.diagnosis)
-        raise NoPermissionError(
-            f"{path}: {each.why}, so its unfinished downloads are unknown",
-            "make it readable",
-            *commands[:1],
-        )
-
-
-def _staying(report: reconcile.Report, key: str) -> Iterator[Diagnosed]:
-    """The downloads of a model that no cleanup ever plans to remove."""
-    for each in report.diagnosis.diagnosed:
-        if each.condition in (Condition.LIVE, Condition.UNKNOWN) and _is_of(each, key):
-            yield each
 
 
 def _read_manifest(manifest: object) -> tuple[bytes, dict[str, int]]:
@@ -556,23 +559,8 @@ def _kept(raised: list[BaseException]) -> Iterator[None]:
 
 
 def _state(record: Record) -> DownloadState:
-    return DownloadState(
-        status=record.state.value,
-        stage=record.stage,
-        total_bytes=record.total_bytes,
-        downloaded_bytes=record.downloaded_bytes,
-        present_bytes=record.present_bytes,
-        progress_percent=record.progress_percent,
-        bytes_per_second=record.bytes_per_second,
-        lost_bytes=record.lost_bytes,
-        resets=record.resets,
-        stalls=record.stalls,
-        error=record.error,
-        manifest_pulled=record.manifest_pulled,
-        resume_supported=record.resume_supported,
-        started_at=record.started_at,
-        updated_at=record.updated_at,
-    )
+    shown = {key: getattr(record, key) for key in DownloadState.__annotations__ if key != "status"}
+    return cast(DownloadState, {"status": record.state.value, **shown})
 
 
 def _progress(
@@ -604,39 +592,8 @@ def _progress(
 
 def _update(update: Update) -> DownloadUpdate:
     now = _progress(update.record, None, update.seconds_left)
-    waiting = update.waiting
-    if waiting is None:
-        return DownloadUpdate(**now, note=update.note, waiting=None)
-    told = DownloadWaiting(
-        awaited=waiting.awaited,
-        why=waiting.why,
-        attempt=waiting.attempt,
-        attempts=waiting.attempts,
-        until=waiting.until,
-    )
-    return DownloadUpdate(**now, note=update.note, waiting=told)
-
-
-def _check_store(path: str) -> None:
-    """Raise the reason where a folder is not a store, and can't become one."""
-    shown = names.printable(path)
-    try:
-        with folders.opened_store(path) as store:
-            found = set(os.listdir(store))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        why = f"the folder {shown} does not exist: {error.strerror}"
-        raise NoStoreError(why, "create it first, or name the models folder") from None
-    except folders.NotRootsError as error:
-        raise place.not_roots(path, error.uid) from None
-    except PermissionError:
-        raise place.no_permission(path) from None
-    if found <= _NO_CONTENT or found & _CONTENT:
-        return
-    inner = os.path.join(path, "models")
-    name = names.printable(inner) if os.path.isdir(inner) else "the folder that holds them"
-    raise NoStoreError(
-        f"{shown} is no model store: neither blobs/ nor manifests/ is in it", f"name {name}"
-    )
+    waiting = None if update.waiting is None else update.waiting._asdict()
+    return DownloadUpdate(**now, note=update.note, waiting=cast(DownloadWaiting | None, waiting))
 
 
 def _checked(diagnosed: Diagnosed, report: reconcile.Report) -> CheckedDownload:
