@@ -14,7 +14,7 @@ import pytest
 from watcher import errors
 from watcher.pull import manager
 from watcher.pull.driver import Options
-from watcher.pull.failures import Again, Cause
+from watcher.pull.failures import Cause
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
 from watcher.state.download_states import State
 
@@ -105,5 +105,5 @@ def test_every_error_and_every_cause() -> None:
     assert sorted(words) == sorted([*known, *(each.value for each in Cause)])
     again = {cells[0].strip("`"): cells[2] for cells in rows(section("Errors")) if len(cells) > 2}
     for each in Cause:
-        assert ("can help" in again[each.value]) is (each.again is Again.SOON), each
-        assert ("hourly" in again[each.value]) is (each.again is Again.HOURLY), each
+        assert ("can help" in again[each.value]) is each.passes, each
+        assert ("hourly" in again[each.value]) is each.hourly, each

@@ -10,7 +10,7 @@ from tests.support.servers import Server
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.pull.driver import Options, Update
 from watcher.pull.failures import Cause
-from watcher.pull.model_progress import ModelProgress
+from watcher.pull.layers import ModelProgress
 
 from .driven import MB, MIB, OPTIONS, SIZE, Seen, add, arrived, claimed, drive, site
 

@@ -12,10 +12,10 @@ import pytest
 from tests.support.servers import Server, collapsed, wait_until
 from watcher.demo.registry import Fault, Layer, Registry, Step
 from watcher.observe.host import Host
-from watcher.pull import driver, layer_progress, repair
+from watcher.pull import driver, layers, repair
 from watcher.pull.driver import Options, Pull, Update
 from watcher.pull.failures import Cause
-from watcher.pull.layer_locks import LayerLocks
+from watcher.pull.layers import LayerLocks
 from watcher.pull.target import Target, url_of_store
 from watcher.state.download_states import State
 
@@ -397,7 +397,7 @@ def test_a_layer_far_away_of_which_no_byte_comes_is_asked_for_again(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its length is known for so long that nobody can be preparing it any more."""
-    monkeypatch.setattr(layer_progress, "PREPARED_SECONDS", 1.0)
+    monkeypatch.setattr(layers, "PREPARED_SECONDS", 1.0)
     model = add(registry, server)
     registry.add_fault(Fault("stall", times=2))
     server.start().wait_ready()

@@ -19,7 +19,7 @@ from watcher.ollama import names
 from watcher.pull import target
 from watcher.pull.driver import Options, Pull
 from watcher.pull.failures import Cause
-from watcher.pull.layer_locks import LayerLocks
+from watcher.pull.layers import LayerLocks
 from watcher.pull.target import Target
 from watcher.show import progress
 from watcher.system import stopping

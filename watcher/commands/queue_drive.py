@@ -18,7 +18,7 @@ from watcher.observe.host import Host
 from watcher.ollama import names, server
 from watcher.pull import queue, running, target
 from watcher.pull.driver import Options, Pull
-from watcher.pull.failures import Again, Cause
+from watcher.pull.failures import Cause
 from watcher.pull.queue import Driven, ItemState, Result
 from watcher.pull.running import Drive, Why
 from watcher.pull.target import Target
@@ -120,8 +120,8 @@ def _driver(
             return Driven(Result.DONE)
         if cause is Cause.INTERRUPTED:
             return Driven(Result.STOPPED, why_stop())
-        pause = queue.HOURLY if cause.again is Again.HOURLY else None
+        pause = queue.HOURLY if cause.hourly else None
         why = "; ".join(filter(None, (one.end.text, cause.step, one.command)))
-        return Driven(Result.FAILED, why, cause.again is not Again.NEVER, pause)
+        return Driven(Result.FAILED, why, cause.passes or cause.hourly, pause)
 
     return drive

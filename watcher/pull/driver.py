@@ -28,9 +28,7 @@ from watcher.ollama import environment, manifests, names, registry, server
 from watcher.ollama.pull_stream import PullStream, ServerGoneError, Status
 from watcher.pull import astray, disk, repair, verification
 from watcher.pull.failures import Asked, Cause, hides_why, of_error, of_status
-from watcher.pull.layer_locks import LayerLocks
-from watcher.pull.layer_progress import LayerProgress
-from watcher.pull.model_progress import ModelProgress
+from watcher.pull.layers import LayerLocks, LayerProgress, ModelProgress
 from watcher.pull.repair import Pace
 from watcher.pull.speed import STALL_SECONDS, Meter
 from watcher.pull.target import Target

@@ -18,15 +18,6 @@ from watcher.ollama import names, server
 from watcher.system import advice
 
 
-class Again(enum.Enum):
-    """When another attempt may end better by itself."""
-
-    SOON = "soon"
-    #: Not before somebody changes something about the network; no event reports that.
-    HOURLY = "hourly"
-    NEVER = "never"
-
-
 class Asked(NamedTuple):
     """What was pulled, where and how: what a command for it needs."""
 
@@ -119,9 +110,10 @@ class _Row(NamedTuple):
     #: What helps, and the command for it.
     step: str
     command: Command = _none
-    again: Again = Again.NEVER
-    #: What another attempt waits for.
+    #: What another attempt a little later waits for; "" where none ends better by itself.
     awaited: str = ""
+    #: It may end better once somebody changes something about the network; no event reports that.
+    hourly: bool = False
     #: HTTP statuses of a registry.
     statuses: tuple[int, ...] = ()
     #: Reasons of the kernel at the end of an error, in the words of Go's ``syscall``.
@@ -138,25 +130,31 @@ class Cause(enum.StrEnum):
     """The kinds of failure. The first whose words match an error is its cause."""
 
     row: _Row
+    step: str
+    command: Command
+    awaited: str
+    hourly: bool
 
-    def __new__(cls, *row: Any) -> Cause:
-        """A member that is its code, and has a row."""
-        member = str.__new__(cls, row[0])
-        member._value_, member.row = row[0], _Row(*row)
+    def __new__(cls, *fields: Any) -> Cause:
+        """A member that is its code, and has the fields of its row."""
+        given = _Row(*fields)
+        member = str.__new__(cls, given.code)
+        member._value_, member.row = given.code, given
+        member.step, member.command = given.step, given.command
+        member.awaited, member.hourly = given.awaited, given.hourly
         return member
 
     SERVER_GONE = _Row(
         "server_gone",
         "start the server",
         _by_root("systemctl", "start", "ollama", of_unit=True),
-        Again.SOON,
         "the server",
         words=(r"^the server at \S+: ",),
     )
     PORTAL = _Row(
         "portal",
         "a web page answers: sign in to the network, or check the server's proxy",
-        again=Again.HOURLY,
+        hourly=True,
         statuses=(511,),
         words=(
             "answer(s|ed) with a web page",
@@ -187,7 +185,6 @@ class Cause(enum.StrEnum):
         "silence",
         "no bytes for long: check the network, and pull it again",
         _pull_again(),
-        Again.SOON,
         "the network",
         words=("^(nothing came|no bytes) for ",),
     )
@@ -195,7 +192,6 @@ class Cause(enum.StrEnum):
         "mismatch",
         "the received data was damaged and discarded: pull it again",
         _pull_again(),
-        Again.SOON,
         "the registry",
         words=("digest mismatch",),
     )
@@ -228,7 +224,7 @@ class Cause(enum.StrEnum):
     PROXY = _Row(
         "proxy",
         "set the proxy's user and password in HTTPS_PROXY of the server",
-        again=Again.HOURLY,
+        hourly=True,
         statuses=(407,),
         words=(
             "Proxy Authentication Required",
@@ -249,7 +245,7 @@ class Cause(enum.StrEnum):
     BAD_MANIFEST = _Row(
         "bad_manifest",
         "the registry's manifest of it is invalid: choose another tag of the model",
-        again=Again.HOURLY,
+        hourly=True,
         words=(
             "^(error: )?pull model manifest: (invalid character|json: |unexpected end of JSON)",
             "digest is empty|invalid digest format|size mismatch",
@@ -291,7 +287,6 @@ class Cause(enum.StrEnum):
     NO_NETWORK = _Row(
         "no_network",
         "check the network and the proxy of the server",
-        again=Again.SOON,
         awaited="the network",
         words=(
             "no such host|dial tcp|network is unreachable|no route to host|TLS handshake",
@@ -302,7 +297,6 @@ class Cause(enum.StrEnum):
         "overloaded",
         "the registry is overloaded: try again later",
         _pull_again(),
-        Again.SOON,
         "the registry",
         statuses=(408, 425, 429),
         words=("too many requests|service unavailable|bad gateway|gateway timeout",),
@@ -311,7 +305,6 @@ class Cause(enum.StrEnum):
         "resets",
         "the network resets connections: retry without limit",
         _pull_again("--until-done"),
-        Again.SOON,
         "the network",
         words=(
             "lost with a broken connection|a broken connection lost",
@@ -327,7 +320,6 @@ class Cause(enum.StrEnum):
         "blocked",
         "repair it, then pull it again",
         _on_store("repair"),
-        Again.SOON,
         "the server",
         words=(
             "^(Error: )?EOF$|no such file or directory|invalid character|cannot unmarshal",
@@ -338,7 +330,6 @@ class Cause(enum.StrEnum):
         "cancelled",
         "pull it again",
         _pull_again(),
-        Again.SOON,
         "the server",
         words=("context canceled",),
     )
@@ -396,40 +387,18 @@ class Cause(enum.StrEnum):
         "unverified", "verify it where, and as a user who, can read the store", _on_store("verify")
     )
     INTERRUPTED = _Row("interrupted", "pull it again to resume", _pull_again())
-    FAULT = _Row(
-        "fault", "a bug in ollama-watch: pull it again with -v", again=Again.SOON, awaited="a retry"
-    )
+    FAULT = _Row("fault", "a bug in ollama-watch: pull it again with -v", awaited="a retry")
     UNKNOWN = _Row(
         "unknown",
         "see the server's log",
         _by_root("journalctl", "-u", "ollama", of_unit=True),
-        Again.SOON,
         "the server",
     )
 
     @property
-    def again(self) -> Again:
-        """When another attempt may end well by itself."""
-        return self.row.again
-
-    @property
     def passes(self) -> bool:
         """Whether an attempt a little later may end well by itself."""
-        return self.again is Again.SOON
-
-    @property
-    def step(self) -> str:
-        """What helps."""
-        return self.row.step
-
-    @property
-    def awaited(self) -> str:
-        """What another attempt waits for; "" where none is made."""
-        return self.row.awaited
-
-    def command(self, asked: Asked) -> str:
-        """The step as a command for the user of this process; "" where no command helps."""
-        return self.row.command(asked)
+        return bool(self.awaited)
 
 
 _OF_STATUS = {status: cause for cause in Cause for status in cause.row.statuses}

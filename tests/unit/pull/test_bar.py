@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from watcher.pull.model_progress import ModelProgress
+from watcher.pull.layers import ModelProgress
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 MB = 1_000_000

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from watcher.pull.failures import Again, Asked, Cause, of_error
+from watcher.pull.failures import Asked, Cause, of_error
 
 TRUTH = Path(__file__).parents[2] / "fidelity" / "truth"
 #: As ``server/download.go``, ``server/images.go`` and Go's ``net`` and ``os`` word them.
@@ -203,10 +203,7 @@ def test_each_cause_has_a_step(cause: Cause) -> None:
 
 
 def test_what_no_retry_cures_is_told_apart_from_what_passes() -> None:
-    soon = {each for each in Cause if each.again is Again.SOON}
-    assert (
-        soon == {each for each in Cause if each.passes} == {each for each in Cause if each.awaited}
-    )
+    soon = {each for each in Cause if each.passes}
     assert soon == {
         Cause.NO_NETWORK,
         Cause.OVERLOADED,
@@ -219,7 +216,7 @@ def test_what_no_retry_cures_is_told_apart_from_what_passes() -> None:
         Cause.FAULT,
         Cause.UNKNOWN,
     }
-    hourly = {each for each in Cause if each.again is Again.HOURLY}
+    hourly = {each for each in Cause if each.hourly}
     assert hourly == {Cause.PORTAL, Cause.PROXY, Cause.BAD_MANIFEST}
 
 

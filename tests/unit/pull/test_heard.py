@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from watcher.ollama.pull_stream import Status
-from watcher.pull.layer_progress import PREPARED_SECONDS, LayerProgress
+from watcher.pull.layers import PREPARED_SECONDS, LayerProgress
 
 A, B = "a" * 64, "b" * 64
 MB = 1_000_000

@@ -14,7 +14,7 @@ import pytest
 from tests.support.servers import wait_until
 from watcher.ollama.pull_stream import PullStream, ServerGoneError, Status
 from watcher.pull.failures import Cause, of_error
-from watcher.pull.model_progress import ModelProgress
+from watcher.pull.layers import ModelProgress
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
 DIGEST = "ab" * 32
