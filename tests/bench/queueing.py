@@ -54,7 +54,7 @@ def _measured(setting: Setting, what: str) -> tuple[Times, Times]:
 
 
 def _queue(store: int, rounds: int) -> tuple[Times, Times]:
-    now = time.time()
+    now = time.time() - 2 * _ITEMS
     items = (Item(_MODEL.format(n), 0, now + n, now + n) for n in range(_ITEMS))
     line = tuple(items)
     queue.FILE.change(store, lambda _: Queue(line))
@@ -62,14 +62,8 @@ def _queue(store: int, rounds: int) -> tuple[Times, Times]:
     def change(do: Callable[[Queue, int], Queue]) -> Callable[[int], object]:
         return lambda turn: queue.FILE.change(store, lambda kept: do(kept, turn))
 
-    class Later(running.Clock):
-        def time(self) -> float:
-            return now + 2 * _ITEMS
-
-    later = Later()
-
     def run(_: int) -> None:
-        running.run_next(store, lambda *_: Driven(Result.DONE), later)
+        running.run_next(store, lambda *_: Driven(Result.DONE))
 
     def ls(_: int) -> None:
         kept = queue.revived(queue.FILE.read(store), running.driven_by(store), now)

@@ -17,7 +17,7 @@ from watcher.state import fs, records
 
 #: Orders a line of stdin: which change to make in which store, and at which call to break it how.
 DRIVER = """
-import json, os, sys
+import json, os, sys, types
 from tests.support.breaking import break_files
 from watcher.state import records
 from watcher.errors import WatchError
@@ -33,15 +33,12 @@ def progress(store):
 def queue_add(store):
     queue.FILE.change(store, lambda kept: queue.add(kept, "new", 10, 0.0, 5.0))
 
-class Clock(running.Clock):
-    def time(self):
-        return 9.0
-    def chance(self):
-        return 0.5
+running.time = types.SimpleNamespace(time=lambda: 9.0)
+running.random = types.SimpleNamespace(random=lambda: 0.5)
 
 def queue_run(store):
     driven = Driven(Result.FAILED, "no network")
-    running.run_next(store, lambda *_: driven, Clock())
+    running.run_next(store, lambda *_: driven)
 
 for line in sys.stdin:
     order = json.loads(line)

@@ -27,91 +27,73 @@ _LOOK_SECONDS = 1.0
 _INSTANT_SECONDS = 0.1
 
 
-class Clock:
-    """Time and chance, which tests replace."""
-
-    def time(self) -> float:
-        """Seconds since the epoch."""
-        return time.time()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait so long."""
-        time.sleep(seconds)
-
-    def chance(self) -> float:
-        """A number from 0 to 1 that spreads retries."""
-        return random.random()  # noqa: S311 - many clients, no secret
-
-
-_CLOCK = Clock()
-
-
-def run(store: int, drive: Drive, clock: Clock = _CLOCK) -> Iterator[Item]:
+def run(store: int, drive: Drive) -> Iterator[Item]:
     """Drive one item after the other until none is left that can start by itself.
 
     Gives each item as it is after its drive.
     """
     while True:
-        while (item := run_next(store, drive, clock)) is not None:
+        while (item := run_next(store, drive)) is not None:
             yield item
         due = queue.next_due(queue.FILE.read(store))
         if due is None:
             return
-        clock.sleep(min(_LOOK_SECONDS, max(_INSTANT_SECONDS, due - clock.time())))
+        time.sleep(min(_LOOK_SECONDS, max(_INSTANT_SECONDS, due - time.time())))
 
 
-def run_next(store: int, drive: Drive, clock: Clock = _CLOCK) -> Item | None:
+def run_next(store: int, drive: Drive) -> Item | None:
     """Drive the first item that is due to its end, and return it as it is then.
 
     None where nothing is due. An error of ours that `drive` raises is a failed attempt; for
     everything else that it raises the item waits for its turn, and the error is raised again.
     """
-    with _taken(store, clock) as item:
+    with ExitStack() as held:
+        item = _take(store, held)
         if item is None:
             return None
-        with _put_back(store, item, clock):
-            try:
-                driven = drive(item.model, _asking(store, item, clock))
-            except WatchError as error:
-                driven = Driven(Result.FAILED, str(error))
-        after = _end(store, item, driven, clock)
+        try:
+            driven = drive(item.model, _asking(store, item))
+        except WatchError as error:
+            driven = Driven(Result.FAILED, str(error))
+        except BaseException:
+            _end(store, item, Driven(Result.STOPPED))
+            raise
+        after = _end(store, item, driven)
     at = queue.position(after, item.model)
     if at >= 0:
         return after.line[at]
     return next((each for each in after.done if each.model == item.model), item)
 
 
-@contextmanager
-def _taken(store: int, clock: Clock) -> Iterator[Item | None]:
-    """The first item that is due, driven by this process as long as the block lasts.
+def _take(store: int, held: ExitStack) -> Item | None:
+    """The first item that is due, driven by this process as long as its lock is held.
 
-    A lock says that it is: it goes with its process, and holds in every PID namespace.
+    The lock says that it is: it goes with its process, and holds in every PID namespace.
     """
-    taken: list[Item] = []
-    owner = journal.owner()
-    with ExitStack() as held:
+    taken: Item | None = None
 
-        def take(before: Queue) -> Queue:
-            now = clock.time()
-            alive = queue.revived(before, driven_by(store), now)
-            passed: set[str] = set()
-            while True:
-                after, item = queue.take(alive, me(), now, passed)
-                if item is None:
-                    return after
-                locks = held.enter_context(records.driven(store))
-                lock = fs.locked(_lock_of(item), locks, owner, seconds=_INSTANT_SECONDS)
-                try:
-                    # Before anyone else can see it in the file.
-                    held.enter_context(lock)
-                except fs.BusyError:
-                    passed.add(item.model)  # its last process has not ended yet
-                    continue
-                taken.append(item)
+    def take(before: Queue) -> Queue:
+        nonlocal taken
+        now = time.time()
+        alive = queue.revived(before, driven_by(store), now)
+        passed: set[str] = set()
+        while True:
+            after, item = queue.take(alive, me(), now, passed)
+            if item is None:
                 return after
+            locks = held.enter_context(records.driven(store))
+            lock = fs.locked(_lock_of(item), locks, journal.owner(), seconds=_INSTANT_SECONDS)
+            try:
+                # Before anyone else can see it in the file.
+                held.enter_context(lock)
+            except fs.BusyError:
+                passed.add(item.model)  # its last process has not ended yet
+                continue
+            taken = item
+            return after
 
-        queue.FILE.change(store, take)
-        yield taken[0] if taken else None
+    queue.FILE.change(store, take)
+    return taken
 
 
 def _lock_of(item: Item) -> str:
@@ -122,28 +104,18 @@ def _lock_of(item: Item) -> str:
     return f"queue@{names.file_safe(item.model.lower())}.lock"
 
 
-def _end(store: int, item: Item, driven: Driven, clock: Clock) -> Queue:
-    now, chance = clock.time(), clock.chance()
+def _end(store: int, item: Item, driven: Driven) -> Queue:
+    now, chance = time.time(), random.random()  # noqa: S311 - many clients, no secret
     return queue.FILE.change(store, lambda before: queue.ended(before, item, driven, now, chance))
 
 
-@contextmanager
-def _put_back(store: int, item: Item, clock: Clock) -> Iterator[None]:
-    """Whatever interrupts a drive, Ctrl-C too: the item waits again."""
-    try:
-        yield
-    except BaseException:
-        _end(store, item, Driven(Result.STOPPED), clock)
-        raise
-
-
-def _asking(store: int, item: Item, clock: Clock) -> Why:
+def _asking(store: int, item: Item) -> Why:
     """Reads the queue, once a second at most."""
     asked_at, answer = -_LOOK_SECONDS, ""
 
     def why() -> str:
         nonlocal asked_at, answer
-        now = clock.time()
+        now = time.time()
         if not 0 <= now - asked_at < _LOOK_SECONDS:
             asked_at, answer = now, queue.why_stop(queue.FILE.read(store), item, now)
         return answer

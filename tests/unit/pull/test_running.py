@@ -20,7 +20,7 @@ from watcher.state import fs
 DONE, FAILED = Driven(Result.DONE), Driven(Result.FAILED, "no network")
 
 
-class Clock(running.Clock):
+class Clock:
     """A time that goes on only when somebody sleeps."""
 
     def __init__(self) -> None:
@@ -37,8 +37,10 @@ class Clock(running.Clock):
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(running, "time", made)
+    return made
 
 
 def fill(store: int, clock: Clock, *models: str, level: int = 0) -> None:
@@ -50,9 +52,9 @@ def change(store: int, do: Callable[[Queue], Queue]) -> Queue:
     return queue.FILE.change(store, do)
 
 
-def run(store: int, drive: running.Drive, clock: Clock) -> Queue:
+def run(store: int, drive: running.Drive) -> Queue:
     """Drive all of it; the queue as it is then."""
-    for _ in running.run(store, drive, clock):
+    for _ in running.run(store, drive):
         pass
     return queue.FILE.read(store)
 
@@ -72,7 +74,7 @@ def test_one_after_the_other_and_what_it_is_while_it_runs(folder: int, clock: Cl
         assert why() == ""
         return DONE
 
-    told: list[Item] = list(running.run(folder, drive, clock))
+    told: list[Item] = list(running.run(folder, drive))
     left = queue.FILE.read(folder)
     assert driven == ["a:latest", "b:latest"]
     assert [(item.model, item.state) for item in told] == [
@@ -94,7 +96,7 @@ def test_what_fails_is_tried_again_and_the_others_come_meanwhile(folder: int, cl
         driven.append((model[0], clock() - began))
         return FAILED if len(driven) in (1, 3) else DONE
 
-    left = run(folder, drive, clock)
+    left = run(folder, drive)
     assert [model for model, _ in driven] == ["a", "b", "a", "a"]
     assert [item.so_far.tries for item in left.done] == [0, 2]
     (_, first), (_, other), (_, second), (_, third) = driven
@@ -106,7 +108,7 @@ def test_what_fails_is_tried_again_and_the_others_come_meanwhile(folder: int, cl
 def test_what_can_not_go_better_is_left_with_its_reason(folder: int, clock: Clock) -> None:
     fill(folder, clock, "a")
     ends = Driven(Result.FAILED, "no such model", retry=False)
-    left = run(folder, lambda *_: ends, clock)
+    left = run(folder, lambda *_: ends)
     (item,) = left.line
     assert (item.state, item.ready_at) == (ItemState.FAILED, None)
     assert item.so_far.reasons[-1].why == "no such model"
@@ -118,7 +120,7 @@ def test_an_error_of_ours_is_a_failed_try(folder: int, clock: Clock) -> None:
     def drive(*_: object) -> Driven:
         raise WatchError("the disk is full", "make room")
 
-    item = running.run_next(folder, drive, clock)
+    item = running.run_next(folder, drive)
     assert item is not None
     assert (item.state, item.so_far.tries) == (ItemState.FAILED, 1)
     assert "the disk is full" in item.so_far.reasons[-1].why
@@ -134,7 +136,7 @@ def test_whatever_else_breaks_a_drive_off_the_item_waits_again(
         raise error
 
     with pytest.raises(error):
-        running.run_next(folder, drive, clock)
+        running.run_next(folder, drive)
     assert state(folder, "a") is ItemState.WAITING
 
 
@@ -153,7 +155,7 @@ def test_a_drive_is_told_within_a_second_why_to_stop(folder: int, clock: Clock) 
         assert why() == "urgent:latest is more urgent"
         return Driven(Result.STOPPED, why())
 
-    run(folder, drive, clock)
+    run(folder, drive)
     assert driven == ["a", "u", "a"]
 
 
@@ -165,7 +167,7 @@ def test_what_is_paused_while_it_runs_stays_paused(folder: int, clock: Clock) ->
         assert why() == "it was paused"
         return Driven(Result.STOPPED, why())
 
-    left = run(folder, drive, clock)
+    left = run(folder, drive)
     assert [item.state for item in left.line] == [ItemState.PAUSED]
 
 
@@ -177,7 +179,7 @@ def test_what_is_removed_while_it_runs_is_gone(folder: int, clock: Clock) -> Non
         assert why() == "it was removed from the queue"
         return DONE
 
-    item = running.run_next(folder, drive, clock)
+    item = running.run_next(folder, drive)
     assert item is not None
     assert item.model == "a:latest"
     assert queue.FILE.read(folder) == Queue()
@@ -192,28 +194,29 @@ def test_it_waits_for_what_is_to_begin_later(folder: int, clock: Clock) -> None:
         at.append(clock() - began)
         return DONE
 
-    run(folder, drive, clock)
+    run(folder, drive)
     assert at == [100]
 
 
-def test_what_is_added_while_it_waits_comes_at_once(folder: int, clock: Clock) -> None:
+def test_what_is_added_while_it_waits_comes_at_once(
+    folder: int, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     began = clock()
     change(folder, lambda kept: queue.add(kept, "night", 0, began + 100, began))
     driven: list[str] = []
 
-    class Filled(Clock):
-        def sleep(self, seconds: float) -> None:
-            super().sleep(seconds)
-            if self() == began + 10:
-                fill(folder, self, "day")
+    def sleep(seconds: float) -> None:
+        Clock.sleep(clock, seconds)
+        if clock() == began + 10:
+            fill(folder, clock, "day")
 
-    clock = Filled()
+    monkeypatch.setattr(clock, "sleep", sleep)
 
     def drive(model: str, _: Why) -> Driven:
         driven.append(f"{model} {clock() - began:.0f}")
         return DONE
 
-    run(folder, drive, clock)
+    run(folder, drive)
     assert driven == ["day:latest 10", "night:latest 100"]
 
 
@@ -272,10 +275,10 @@ def test_what_could_not_be_put_back_is_driven_again_by_the_same_process(
         return DONE
 
     with pytest.raises(WatchError, match="can't be written: No space left"):
-        running.run_next(folder, drive, clock)
+        running.run_next(folder, drive)
     monkeypatch.undo()
     assert state(folder, "a") is ItemState.RUNNING
-    item = running.run_next(folder, lambda *_: DONE, clock)
+    item = running.run_next(folder, lambda *_: DONE)
     assert item is not None
     assert item.state is ItemState.DONE
 
