@@ -407,8 +407,8 @@ with triggers.Triggers(sys.argv[1]) as woken:
     for number, scope in enumerate(woken):
         assert scope is None, scope
         if number < 3:
-            print(woken.blind)
-        elif woken.blind:
+            print(woken.events.blind)
+        elif woken.events.blind:
             limit(1000)
         else:
             woken.stop()
@@ -444,11 +444,11 @@ with triggers.Triggers(sys.argv[1]) as woken:
     for number, scope in enumerate(woken):
         assert scope is None, scope
         if not number:
-            assert not woken.blind
+            assert not woken.events.blind
             limit(1)
             os.mkdir(sys.argv[1] + "/manifests/new")
-        elif woken.blind:
-            print(woken.blind)
+        elif woken.events.blind:
+            print(woken.events.blind)
             woken.stop()
 """
 
@@ -497,7 +497,7 @@ def test_where_others_write_unheard_it_looks_at_intervals(
     point = store.path / where if where else store.path
     (proc / "self/mounts").write_text(f"/dev/a / ext4 rw 0 0\nfar {point} {kind} rw 0 0\n")
     with Watching(store.path, str(proc)) as watching:
-        assert watching.triggers.blind.startswith(f"{point} is on {kind}, ")
+        assert watching.triggers.events.blind.startswith(f"{point} is on {kind}, ")
         watching.hears(store.blobs)
         assert watching.triggers._full_at - time.monotonic() <= module.BLIND_SECONDS
 
@@ -510,7 +510,7 @@ def test_a_folder_that_may_not_be_read_is_named(
         "from watcher.service.triggers import Triggers\n"
         "with Triggers(sys.argv[1]) as wakes:\n"
         "    next(iter(wakes))\n"
-        "    print(wakes.blind)\n"
+        "    print(wakes.events.blind)\n"
     )
     store.blobs.chmod(0o711)
     command = as_nobody(["-c", script, str(store.path)])
@@ -531,6 +531,6 @@ def test_it_leaves_no_descriptor_and_no_thread_behind(store: Store) -> None:
     for _ in range(3):
         with Triggers(str(store.path)) as triggers:
             for _ in triggers:
-                triggers._events.watch()
+                triggers.events.watch()
                 triggers.stop()
     assert here() == before

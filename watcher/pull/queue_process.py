@@ -9,18 +9,20 @@ because the daemon wants it or is dead, the item that it drives is put back. Its
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from watcher.errors import WatchError
+from watcher.observe.host import Host
 from watcher.observe.serving import QUEUE_LOCK
 from watcher.pull import queue, running
 from watcher.pull.queue import Queue
-from watcher.state import folders, state_folder
+from watcher.state import folders, history, state_folder
 from watcher.system import advice, privileges
 
 if TYPE_CHECKING:
@@ -35,24 +37,17 @@ _END_SECONDS = 75.0
 _LONGEST_WAIT = 24 * 3600.0
 
 
-class Owner(Protocol):
-    """The owner of a queue's process; called in a thread of ours."""
-
-    def queue_line(self, raw: bytes) -> None:
-        """A line of its stdout."""
-
-    def warn(self, text: str) -> None:
-        """It does not run as it should."""
-
-
 class QueueProcess:
     """Runs the queue of one store after `turn`, with one process at a time.
 
-    `run` is the command line, or starts that process in another way.
+    `run` is the command line, or starts that process in another way. `warn` is called in a thread
+    of ours where it does not run as it should.
     """
 
-    def __init__(self, store: str, run: Sequence[str] | Starter, owner: Owner) -> None:
-        self._store, self._owner = store, owner
+    def __init__(
+        self, host: Host, run: Sequence[str] | Starter, warn: Callable[[str], None]
+    ) -> None:
+        self._host, self._warn = host, warn
         self._start = run if callable(run) else partial(_started, run)
         self._thread: threading.Thread | None = None
         self._wakeup = threading.Event()
@@ -78,6 +73,20 @@ class QueueProcess:
             self._thread = threading.Thread(target=self._run, name="queue")
             self._thread.start()
         self._wakeup.set()
+
+    def watched_folder(self) -> str:
+        """The folder in which each change of the queue closes a file; it is made where it can be.
+
+        Nothing else comes into it.
+        """
+        path = os.path.join(self._host.store, state_folder.FOLDER, queue.FILE.apart)
+        if not os.path.lexists(path):
+            with (
+                contextlib.suppress(OSError, WatchError),
+                folders.opened_store(self._host.store) as store,
+            ):
+                queue.FILE.change(store, lambda kept: kept)
+        return path
 
     def nudge(self) -> None:
         """The queue changed. Safe in any thread."""
@@ -112,7 +121,7 @@ class QueueProcess:
                 wait = self._step()
             except Exception as error:
                 # It survives whatever a strange machine brings up, as the daemon does.
-                self._owner.warn(f"running the queue failed: {error}")
+                self._warn(f"running the queue failed: {error}")
                 wait = _LONGEST_PAUSE
             self._wakeup.wait(wait)
 
@@ -136,18 +145,18 @@ class QueueProcess:
 
     def _hold(self) -> None:
         """Be seen to run the queue; another process that does so ends sooner or later."""
-        with contextlib.suppress(OSError), folders.opened_store(self._store) as store:
+        with contextlib.suppress(OSError), folders.opened_store(self._host.store) as store:
             running.hold(self._seen, store)
 
     def _read(self) -> Queue:
         """The queue; items of processes that are gone wait in it. Empty where it can't be read."""
         try:
-            with folders.opened_store(self._store) as store:
+            with folders.opened_store(self._host.store) as store:
                 return queue.revived(queue.FILE.read(store), running.driven_by(store), time.time())
         except OSError:
             return Queue()  # the store is gone, which the daemon reports
         except WatchError as error:
-            self._owner.warn(error.message)
+            self._warn(error.message)
             return Queue()
 
     def _drive(self, before: Queue) -> None:
@@ -165,7 +174,7 @@ class QueueProcess:
             self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE)
             self._not_before = time.monotonic() + self._pause
             pause = advice.duration(self._pause)
-            self._owner.warn(f"the queue process {why}; restarting in {pause}")
+            self._warn(f"the queue process {why}; restarting in {pause}")
 
     def _begin(self) -> Started | subprocess.Popen[bytes]:
         with self._lock:
@@ -179,7 +188,9 @@ class QueueProcess:
         with process:
             assert process.stdout is not None
             for line in process.stdout:
-                self._owner.queue_line(line)
+                logged = history.parse(line)  # the process has logged it already
+                if logged is not None:
+                    self._host.tell(logged.event)
             code = process.wait()
         with self._lock:
             self._process = None

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -23,18 +24,16 @@ from watcher.errors import (
     NoStoreError,
     RefusedError,
     SettingsError,
-    WatchError,
     named,
 )
 from watcher.model import Plan, Scope
 from watcher.observe.host import Host
 from watcher.observe.serving import DAEMON_LOCK
 from watcher.reconcile import Reconciler
-from watcher.service import notify
 from watcher.service.metrics import Metrics
 from watcher.service.scrub import Scrub
 from watcher.service.triggers import BLIND_SECONDS, Digests, Triggers
-from watcher.state import folders, fs, history, memory, registry_cache, state_folder
+from watcher.state import folders, fs, memory, registry_cache, state_folder
 from watcher.state.event_log import Event, EventType
 from watcher.system import stopping
 
@@ -87,10 +86,19 @@ def _give_back() -> None:
         trim(0)
 
 
-def _is_missing(error: Exception, store: str) -> bool:
-    """Whether the store does not exist, and nothing else is wrong."""
-    gone = isinstance(error, FileNotFoundError) and not os.path.isdir(store)
-    return gone or isinstance(error, NoStoreError)
+def _notify(*lines: str) -> None:
+    """Send assignments to systemd, if it started us: one datagram (``sd_notify(3)``)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = f"\0{address[1:]}"  # an abstract socket
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)  # a full queue must not stop the service
+        sender.sendto("\n".join(lines).encode(errors="replace"), address)
+
+
+_ALIVE = "WATCHDOG=1"
 
 
 class _Service:
@@ -135,7 +143,7 @@ class _Service:
     def reload(self, read_settings: Callable[[], Settings]) -> None:
         """Take the settings as they are now; if they are wrong, the old ones stay."""
         self.rereads = False
-        notify.reloading()
+        _notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._reconciler.settings = read_settings()
         except SettingsError as error:
@@ -144,7 +152,7 @@ class _Service:
             self._emit(
                 EventType.SETTINGS_READ, f"reread the settings: {self._ways()}", self._facts()
             )
-        notify.notify(notify.READY)
+        _notify("READY=1")
 
     def look(self, scope: Digests, triggers: Triggers) -> None:
         """One reconcile. Errors are reported, and the service continues."""
@@ -166,56 +174,51 @@ class _Service:
             return
         except Exception as error:
             # The service survives whatever one scan of a strange machine meets.
-            if _is_missing(error, self._host.store):
+            gone = isinstance(error, FileNotFoundError) and not os.path.isdir(self._host.store)
+            if gone or isinstance(error, NoStoreError):
                 self.warn(f"waiting for a store at {self._host.store}")
-                notify.status("waiting for the store")
+                _notify(_ALIVE, "STATUS=waiting for the store")
                 return
-            known = named(error)
-            self.warn(known.message if known else f"{type(error).__name__}: {error}")
+            ours = named(error)
+            self.warn(ours.message if ours else f"{type(error).__name__}: {error}")
             triggers.again(scope)
             return
-        self._report_blind(triggers)
+        self._report_blind(triggers.events.blind)
         failed = self._metrics.look(report, time.monotonic() - begun)
         if failed:
             self._emit(EventType.ERROR, failed)
         triggers.deadlines(scope, report.plan.due)
         self._report_refusals(report.plan, scope)
-        self._verify(report)
-        self._sync_behind(report, triggers)
-        self._notify_systemd(report)
+        self._work_beside(report, triggers.wake)
+        known = report.memory.downloads.values() if report.memory is not None else ()
+        pulled = sum(record.pulling for record in known)
+        _notify(_ALIVE, f"STATUS={len(known)} unfinished downloads, {pulled} in use")
         if report.warnings:
             for warning in report.warnings:
                 self.warn(warning)
         else:
             self._warnings.clear()
 
-    def _verify(self, report: reconcile.Report) -> None:
-        """Hash in the background what is in doubt, and ask again about what is damaged."""
-        if report.memory is None or not self._settings.repair:
+    def _work_beside(self, report: reconcile.Report, wake: Callable[[Digests], None]) -> None:
+        """Hash what is in doubt, and write the data back that repairs have recorded ahead of it."""
+        known, boot = report.memory, report.evidence.boot
+        if known is None:
             return
-        doubted = report.memory.unproven | questions.open_questions(report.evidence)
-        if report.evidence.scope is None:
-            self._scrub.forget(doubted)
         try:
-            self._scrub.want(doubted, self._settings)
-        except RuntimeError as error:
-            self.warn(f"no thread to verify blobs: {error}")  # the limits of a unit, say
+            if self._settings.repair:
+                doubted = known.unproven | questions.open_questions(report.evidence)
+                if report.evidence.scope is None:
+                    self._scrub.forget(doubted)
+                self._scrub.want(doubted, self._settings)
+            if boot and any(record.unsynced == boot for record in known.downloads.values()):
+                if self._behind is None:
+                    # Not needed by all, and takes memory.
+                    from watcher.act.durability import Behind
 
-    def _sync_behind(self, report: reconcile.Report, triggers: Triggers) -> None:
-        """Write the data back that repairs have recorded ahead of it."""
-        boot = report.evidence.boot
-        known = report.memory.downloads.values() if report.memory is not None else ()
-        if not boot or all(record.unsynced != boot for record in known):
-            return
-        if self._behind is None:
-            # Not needed by all, and takes memory.
-            from watcher.act.durability import Behind
-
-            self._behind = Behind(self._host, self.warn, triggers.wake)
-        try:
-            self._behind.want(self._settings)
+                    self._behind = Behind(self._host, self.warn, wake)
+                self._behind.want(self._settings)
         except RuntimeError as error:
-            self.warn(f"no thread to write data back: {error}")
+            self.warn(f"no thread for work in the background: {error}")  # the limits of a unit, say
 
     def _turn_queue(self, triggers: Triggers, *, anew: bool) -> None:
         """Run the queue, or stop it, as the settings say.
@@ -226,31 +229,13 @@ class _Service:
             # Not needed by all, and takes memory.
             from watcher.pull.queue_process import QueueProcess
 
-            self._queue = QueueProcess(self._host.store, self._queue_run, self)
+            self._queue = QueueProcess(self._host, self._queue_run, self.warn)
         if self._queue is None:
             return
         if self._settings.queue:
-            self._watch_queue(triggers, self._queue)
+            folder = self._queue.watched_folder()
+            triggers.events.watch_also(folder, self._queue.nudge)
         self._queue.turn(self._settings.queue, anew=anew)
-
-    def _watch_queue(self, triggers: Triggers, run: QueueProcess) -> None:
-        """Wake it at each change; nothing else comes into that folder."""
-        from watcher.pull.queue import FILE
-
-        path = os.path.join(self._host.store, memory.FOLDER, FILE.apart)
-        if not os.path.lexists(path):
-            with (
-                contextlib.suppress(OSError, WatchError),
-                folders.opened_store(self._host.store) as store,
-            ):
-                FILE.change(store, lambda kept: kept)
-        triggers.watch_also(path, run.nudge)
-
-    def queue_line(self, raw: bytes) -> None:
-        """Emit an event that the queue's process has logged already."""
-        line = history.parse(raw)
-        if line is not None:
-            self._host.tell(line.event)
 
     def end(self, by: str) -> None:
         """Start nothing more of the queue; `by`: the signal. Safe in a signal handler."""
@@ -260,7 +245,7 @@ class _Service:
 
     def stop(self) -> None:
         """End what runs beside the scans, and report that the service stops."""
-        notify.notify(notify.STOPPING)
+        _notify("STOPPING=1")
         if self._queue is not None:
             self._queue.stop()
         if self._started:
@@ -292,21 +277,19 @@ class _Service:
                 return False
             self._store = status.st_dev, status.st_ino
         if not self._started:
-            self._report_start()
-        self._started = True
+            self._started = True
+            self._emit(
+                EventType.SERVICE_STARTED,
+                f"ollama-watch {__version__} watches {self._host.store}, {self._ways()}",
+                {"pid": os.getpid(), "version": __version__, **self._facts()},
+            )
         self._emit(EventType.CHECK_STARTED, "Checking for partial model downloads...")
         return True
-
-    def _notify_systemd(self, report: reconcile.Report) -> None:
-        """Report that the service is up, or still alive, and what it watches."""
-        known = report.memory.downloads.values() if report.memory is not None else ()
-        pulled = sum(record.pulling for record in known)
-        notify.status(f"{len(known)} unfinished downloads, {pulled} in use")
 
     def ready(self) -> None:
         """Notify systemd, once, that the service is up, whatever the result of its first scan."""
         if not self._ready:
-            notify.notify(notify.READY)
+            _notify("READY=1")
             self._ready = True
 
     def _ways(self) -> str:
@@ -319,19 +302,10 @@ class _Service:
     def _facts(self) -> dict[str, object]:
         return {**self._switches(), "stale_after_seconds": self._settings.stale_after}
 
-    def _report_start(self) -> None:
-        self._emit(
-            EventType.SERVICE_STARTED,
-            f"ollama-watch {__version__} watches {self._host.store}, {self._ways()}",
-            {"pid": os.getpid(), "version": __version__, **self._facts()},
-        )
-
-    def _report_blind(self, triggers: Triggers) -> None:
-        if triggers.blind and triggers.blind != self._blind:
-            self._emit(
-                EventType.ERROR, f"{triggers.blind}; scanning every {BLIND_SECONDS:.0f} s instead"
-            )
-        self._blind = triggers.blind
+    def _report_blind(self, blind: str) -> None:
+        if blind and blind != self._blind:
+            self._emit(EventType.ERROR, f"{blind}; scanning every {BLIND_SECONDS:.0f} s instead")
+        self._blind = blind
 
     def _report_refusals(self, planned: Plan, scope: Digests) -> None:
         # What only has to wait is planned again when its time comes.

@@ -76,9 +76,8 @@ class FileEvents:
         self._observer: BaseObserver | None = None
         self._threads: tuple[threading.Thread, ...] = ()
         self._places: tuple[object, ...] = ()
-        #: Folders that are watched besides, and what stands for those that are so just now.
+        #: Folders that are watched besides.
         self._others: dict[str, Callable[[], None]] = {}
-        self._watched: dict[str, object] = {}
         #: Why some events are missing; "" where none are.
         self.blind = ""
 
@@ -100,25 +99,22 @@ class FileEvents:
             return
 
     def watch_also(self, folder: str, callback: Callable[[], None]) -> None:
-        """From now on also call it when a file in a folder was closed after writing."""
-        self._others[folder] = callback
-        if self._observer is None:
-            return
-        try:
-            self._watch_others()
-        except OSError as error:
-            self.blind = f"no file events: {self._why(error)}"
+        """Call it, in another thread, when a file in a folder was closed after writing.
+
+        That names no scope. It may be missed where there are no events, or events were lost.
+        """
+        if folder not in self._others:
+            self._others[folder] = callback
+            self.watch()
 
     def sound(self) -> bool:
         """Whether what is watched is what is there, and all of watchdog's threads are alive."""
         alive = all(thread.is_alive() for thread in self._threads)
-        same = all(_identity(path) == known for path, known in self._watched.items())
-        return alive and same and self._places == self._look()
+        return alive and self._places == self._look()
 
     def close(self) -> None:
         """Report nothing more."""
         observer, self._observer, self._threads = self._observer, None, ()
-        self._watched.clear()
         if observer is not None:
             # In a thread of its own: one of watchdog's that has died may have kept a lock.
             closing = threading.Thread(target=_end, args=(observer,), daemon=True)
@@ -130,7 +126,8 @@ class FileEvents:
     def _look(self) -> tuple[object, ...]:
         """What stands for each folder, and for those above it."""
         paths = self._paths()
-        return tuple((path, _identity(path)) for path in sorted(paths | _above(paths)))
+        watched = sorted({*paths, *_above(paths), *self._others})
+        return tuple((path, _identity(path)) for path in watched)
 
     def _paths(self) -> set[str]:
         """Where the store's folders are: every symlink on the way to them, and their end."""
@@ -151,7 +148,9 @@ class FileEvents:
             path = os.path.realpath(os.path.join(self._store, name))
             if os.path.isdir(path):
                 self._schedule(path, callback, _NAMES_AND_CLOSES, recursive=name == "manifests")
-        self._watch_others()
+        for path, notify in self._others.items():
+            if os.path.isdir(path):
+                self._schedule(path, partial(_call, notify), [FileClosedEvent])
         paths = self._paths()
         for above in _above(paths):
             # Without these the next full scan finds a folder that was recreated.
@@ -162,13 +161,6 @@ class FileEvents:
             for thread in threading.enumerate()
             if isinstance(thread, BaseThread) and thread not in before
         )
-
-    def _watch_others(self) -> None:
-        for path, callback in self._others.items():
-            if path not in self._watched and os.path.isdir(path):
-                known = _identity(path)
-                self._schedule(path, partial(_call, callback), [FileClosedEvent])
-                self._watched[path] = known
 
     def _schedule(
         self,
@@ -241,8 +233,6 @@ def _end(observer: BaseObserver) -> None:
 
 
 class _Handler(FileSystemEventHandler):
-    """Passes every event on."""
-
     def __init__(self, callback: Callable[[FileSystemEvent], None]) -> None:
         self._callback = callback
 

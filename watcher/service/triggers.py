@@ -13,7 +13,7 @@ import math
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 from watcher.model import Due
@@ -47,7 +47,8 @@ class Triggers:
 
     def __init__(self, store: str, proc: str = "/proc") -> None:
         callbacks = Callbacks(self._on_blob, self._on_manifests, self._on_places, self._on_lost)
-        self._events = FileEvents(store, callbacks, proc)
+        #: Where they are blind, scans come at intervals. Watching is tried again at each full scan.
+        self.events = FileEvents(store, callbacks, proc)
         self._proc = proc
         self._open = contextlib.ExitStack()
         self._wakeup, self._sender = socket.socketpair()
@@ -69,14 +70,6 @@ class Triggers:
         self._ended: set[str] = set()
         self._asked: frozenset[str] = frozenset()
 
-    @property
-    def blind(self) -> str:
-        """Why there are no events, or not all, so that scans come at intervals; "" where all come.
-
-        Watching is tried again at each full scan, so this changes.
-        """
-        return self._events.blind
-
     def __enter__(self) -> Self:
         self._open.enter_context(self._wakeup)
         self._open.enter_context(self._sender)
@@ -86,7 +79,7 @@ class Triggers:
             mounts = self._open.enter_context(open(f"{self._proc}/self/mountinfo", "rb"))
             self._poll.register(mounts, select.POLLPRI)
         self._open.enter_context(complaints(self._on_lost))
-        self._open.callback(self._events.close)
+        self._open.callback(self.events.close)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -108,13 +101,6 @@ class Triggers:
         else:
             self._digests |= scope
         self._wake()
-
-    def watch_also(self, folder: str, callback: Callable[[], None]) -> None:
-        """Call it, in another thread, when a file in a folder was closed after writing.
-
-        That names no scope. It may be missed where there are no events, or events were lost.
-        """
-        self._events.watch_also(folder, callback)
 
     def deadlines(self, scope: Digests, due: Iterable[Due]) -> None:
         """Remember when which digest of a scope is due, in place of what was due of it before."""
@@ -143,10 +129,10 @@ class Triggers:
     def __iter__(self) -> Iterator[Digests]:
         while not self._stopped:
             if self._full_at <= time.monotonic():
-                if self._anew or self.blind or not self._events.sound():
+                if self._anew or self.events.blind or not self.events.sound():
                     self._anew = False
-                    self._events.watch()
-                interval = BLIND_SECONDS if self.blind else FULL_SECONDS
+                    self.events.watch()
+                interval = BLIND_SECONDS if self.events.blind else FULL_SECONDS
                 self._full_at = time.monotonic() + interval
                 yield None
                 continue
@@ -234,7 +220,7 @@ class Triggers:
                     woken = True
                     with contextlib.suppress(BlockingIOError):
                         self._wakeup.recv(1 << 16)
-                elif not self._events.sound():
+                elif not self.events.sound():
                     woken = self._moved = True
         return True
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.notation import Store
 from tests.support.servers import wait_until
+from watcher.observe.host import Host
 from watcher.pull import queue
 from watcher.pull.queue_process import QueueProcess
 from watcher.state import fs
@@ -19,16 +20,18 @@ class Run:
     """A process that runs a script, and what was told of it."""
 
     def __init__(self, store: Path, script: str, python: str = sys.executable) -> None:
-        self.lines: list[bytes] = []
+        self.told: list[str] = []
         self.warnings: list[str] = []
-        words = [python, "-c", script]
-        self.process = QueueProcess(str(store), words, self)
+        host = Host(str(store), tell=lambda event: self.told.append(event.message))
+        self.process = QueueProcess(host, [python, "-c", SAY + script], self.warnings.append)
 
-    def queue_line(self, raw: bytes) -> None:
-        self.lines.append(raw)
 
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
+#: Prints an event, as the queue's process does.
+SAY = """
+from watcher.state.event_log import Event
+def say(text):
+    print(Event(1.0, "error", text, None, {}).line.decode(), end="", flush=True)
+"""
 
 
 @pytest.fixture
@@ -42,10 +45,10 @@ def runs(models: Store) -> Iterator[list[Run]]:
 
 
 def test_what_it_tells_is_handed_on_line_by_line(models: Store, runs: list[Run]) -> None:
-    runs.append(Run(models.path, "print('one'); print('two')"))
+    runs.append(Run(models.path, "say('one'); print('none'); say('two')"))
     runs[0].process.turn(True)
     wait_until(lambda: runs[0].warnings, "its end")
-    assert runs[0].lines == [b"one\n", b"two\n"]
+    assert runs[0].told == ["one", "two"]
 
 
 @pytest.mark.parametrize(
@@ -59,31 +62,31 @@ def test_what_it_tells_is_handed_on_line_by_line(models: Store, runs: list[Run])
 def test_one_that_brings_nothing_is_not_started_over_and_over(
     models: Store, runs: list[Run], script: str, told: str
 ) -> None:
-    runs.append(Run(models.path, f"print('begun', flush=True); {script}"))
+    runs.append(Run(models.path, f"say('begun'); {script}"))
     runs[0].process.turn(True)
     wait_until(lambda: runs[0].warnings, "its end")
     for _ in range(20):
         runs[0].process.nudge()
     runs[0].process.stop()
     assert [each[-len(told) :] for each in runs[0].warnings] == [told]
-    assert runs[0].lines == [b"begun\n"]
+    assert runs[0].told == ["begun"]
 
 
 def test_once_it_ends_nothing_begins_any_more(models: Store, runs: list[Run]) -> None:
     """What a signal's handler says counts before the look under way has come to its end."""
-    runs.append(Run(models.path, "print('begun')"))
+    runs.append(Run(models.path, "say('begun')"))
     runs[0].process.end()
     runs[0].process.turn(True)
     thread = runs[0].process._thread
     assert thread is not None
     thread.join(20)
-    assert (thread.is_alive(), runs[0].lines, runs[0].warnings) == (False, [], [])
+    assert (thread.is_alive(), runs[0].told, runs[0].warnings) == (False, [], [])
 
 
 def test_it_hangs_on_its_stdin(models: Store, runs: list[Run]) -> None:
-    runs.append(Run(models.path, "import sys; print('begun', flush=True); sys.stdin.read()"))
+    runs.append(Run(models.path, "import sys; say('begun'); sys.stdin.read()"))
     runs[0].process.turn(True)
-    wait_until(lambda: runs[0].lines, "its beginning")
+    wait_until(lambda: runs[0].told, "its beginning")
     runs[0].process.turn(False)
     wait_until(lambda: runs[0].process._process is None, "its end")
     assert runs[0].warnings == []
