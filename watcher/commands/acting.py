@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, replace
 
@@ -54,6 +53,19 @@ def act(context: Context, asked: Request) -> Exit:
     return max(act_on(context, host, asked, approve, about) for host in hosts)
 
 
+def meant(
+    hosts: list[Host], named: tuple[str, ...], elsewhere: list[Known]
+) -> tuple[Approve, remaining.Meant]:
+    """The consent to what is about some models or digests, and what that is.
+
+    Raises TargetError.
+    """
+    found = targets.find(hosts, named, elsewhere)
+    if found is None:
+        return reconcile.approve_all, remaining.everything
+    return found.of, found.meant
+
+
 def act_on(
     context: Context,
     host: Host,
@@ -71,16 +83,23 @@ def act_on(
     else:
         if report.outcomes:
             context.show(plans.outcomes(report))
-        elif not chosen.shown:
-            _tell_nothing_done(context, report, asked.command, left)
+        elif not chosen.shown and report.plan.refusals:
+            context.show(plans.plan(report.plan))
+        elif not chosen.shown and not left.findings and not left.blind:
+            context.say(f"nothing to {asked.command}")
         context.show(plans.remaining(left))
     if not report.outcomes:
         for warning in report.warnings:
             complain(warning)
     code = chosen.unasked or _code(report, left, dry_run=asked.dry_run)
-    if asked.until_free is None:
-        return code
-    return max(code, _tell_shortage(report, asked.until_free, dry_run=asked.dry_run))
+    if asked.until_free is not None:
+        freed = sum(outcome.freed for outcome in report.outcomes)
+        gained = report.plan.frees if asked.dry_run else freed
+        short = asked.until_free - report.plan.free - gained
+        if short > 0:
+            complain(text.render(plans.shortage(report.plan, short), color=False).rstrip())
+            code = max(code, Exit.FINDINGS)
+    return code
 
 
 def _until_quiet(context: Context, host: Host, asked: Request, chosen: _Choice) -> Report:
@@ -90,6 +109,7 @@ def _until_quiet(context: Context, host: Host, asked: Request, chosen: _Choice) 
         report = reconciler.inspect(asked.mode)
         chosen(report.plan)
         return report
+    waits = asked.wait or (asked.mode.repair and context.can_ask())
     while True:
         report = reconciler.reconcile(asked.mode, approve=chosen)
         left = [
@@ -97,19 +117,13 @@ def _until_quiet(context: Context, host: Host, asked: Request, chosen: _Choice) 
             for refusal in chosen.plan.refusals
             if refusal.seconds_left is not None and refusal.kind is RefusalKind.NOT_QUIET
         ]
-        waits = asked.wait or (asked.mode.repair and context.can_ask())
         if not left or chosen.unasked or not waits:
             return report
-        _count_down(max(left))
-
-
-def _count_down(seconds: float) -> None:
-    """Wait, and tell on a terminal how long still."""
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        transient(f"waiting for writes to stop ({advice.duration(left)}), Ctrl-C to stop ")
-        time.sleep(min(1.0, left))
-    transient("")
+        until = time.monotonic() + max(left)
+        while (seconds := until - time.monotonic()) > 0:
+            transient(f"waiting for writes to stop ({advice.duration(seconds)}), Ctrl-C to stop ")
+            time.sleep(min(1.0, seconds))
+        transient("")
 
 
 class _Choice:
@@ -129,30 +143,14 @@ class _Choice:
         if self._asked.yes and not self._asked.dry_run:
             return self.plan
         if not self._context.json and (self.plan.actions or not self._context.quiet):
-            self._show()
+            lines = list(plans.plan(self.plan))
+            self._context.show(lines)
+            self.shown = bool(lines)
         if self._asked.dry_run or not self.plan.actions:
             return reconcile.approve_none(self.plan)
-        agreed = self._context.agreed("Do it?", "add --yes to do it, or -n to see the plan")
-        self.unasked = Exit.USAGE if agreed is None else None
-        return self.plan if agreed else reconcile.approve_none(self.plan)
-
-    def _show(self) -> None:
-        told = list(plans.plan(self.plan))
-        self._context.show(told)
-        self.shown = bool(told)
-
-
-def meant(
-    hosts: list[Host], named: tuple[str, ...], elsewhere: list[Known]
-) -> tuple[Approve, remaining.Meant]:
-    """The consent to what is about some models or digests, and what that is.
-
-    Raises TargetError.
-    """
-    found = targets.find(hosts, named, elsewhere)
-    return (
-        (reconcile.approve_all, remaining.everything) if found is None else (found.of, found.meant)
-    )
+        answer = self._context.ask("Do it?", "add --yes to do it, or -n to see the plan")
+        self.unasked = answer if answer is Exit.USAGE else None
+        return reconcile.approve_none(self.plan) if answer else self.plan
 
 
 def _remaining(report: Report, mode: Mode, meant: remaining.Meant) -> remaining.Remaining:
@@ -162,29 +160,10 @@ def _remaining(report: Report, mode: Mode, meant: remaining.Meant) -> remaining.
         return remaining.of_cleaning(seen, diagnosis, meant)
     if mode.repair:
         actions = (*report.plan.actions, *(each.action for each in report.outcomes))
-        told = [refusal.subject for refusal in report.plan.refusals]
-        told += [action.subject for action in actions if action.kind not in _LOOKS]
-        return remaining.of_repair(seen, diagnosis, told, meant)
+        named = [refusal.subject for refusal in report.plan.refusals]
+        named += [action.subject for action in actions if action.kind not in _LOOKS]
+        return remaining.of_repair(seen, diagnosis, named, meant)
     return remaining.Remaining()
-
-
-def _tell_nothing_done(
-    context: Context, report: Report, name: str, left: remaining.Remaining
-) -> None:
-    if report.plan.refusals:
-        context.show(plans.plan(report.plan))
-    elif not context.quiet and not left.findings and not left.blind:
-        sys.stdout.write(f"nothing to {name}\n")
-
-
-def _tell_shortage(report: Report, wanted: int, *, dry_run: bool) -> Exit:
-    """Tell what more it would take for so many bytes to be free; HEALTHY where they are."""
-    freed = sum(outcome.freed for outcome in report.outcomes)
-    left = wanted - report.plan.free - (report.plan.frees if dry_run else freed)
-    if left <= 0:
-        return Exit.HEALTHY
-    complain(text.render(plans.shortage(report.plan, left), color=False).rstrip())
-    return Exit.FINDINGS
 
 
 def _code(report: Report, left: remaining.Remaining, *, dry_run: bool) -> Exit:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from watcher import config
 from watcher.commands import complete, declare
+from watcher.errors import Exit
 
 if TYPE_CHECKING:
     from watcher.commands.context import Context
-    from watcher.errors import Exit
-
-
-def _size(value: Any) -> int:
-    from watcher import config
-
-    return config.size(value)
 
 
 @declare.command(
@@ -34,7 +29,7 @@ def _size(value: Any) -> int:
 )
 @click.option(
     "--until-free",
-    type=declare.Read("size", _size),
+    type=declare.Read("size", config.size),
     metavar="SIZE",
     help="Remove only as much as this needs (50GB).",
 )

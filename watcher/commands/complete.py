@@ -9,6 +9,7 @@ import click
 
 from watcher.commands.declare import Given
 from watcher.errors import WatchError
+from watcher.ollama import names
 
 if TYPE_CHECKING:
     from watcher.model import Known
@@ -16,28 +17,24 @@ if TYPE_CHECKING:
 
 def models(at: click.Context, _: click.Parameter, start: str) -> list[str]:
     """Models of the store, downloads included."""
-    return _matching(start, (model for known in _found(at, _in_store) for model in known.models))
+    return _matching(start, _found(at, _in_store)[0])
 
 
-def targets(at: click.Context, parameter: click.Parameter, start: str) -> list[str]:
+def targets(at: click.Context, _: click.Parameter, start: str) -> list[str]:
     """Models, and digests once one is begun."""
-    from watcher.ollama import names
-
-    found = models(at, parameter, start)
-    if not start:
-        return found
-    digests = {digest for known in _found(at, _in_store) for digest in known.digests}
-    return [*found, *_matching(start, map(names.short, digests))]
+    models, digests = _found(at, _in_store)
+    begun = _matching(start, map(names.short, digests)) if start else []
+    return [*_matching(start, models), *begun]
 
 
 def queued(at: click.Context, _: click.Parameter, start: str) -> list[str]:
     """Models of the queue."""
-    return _matching(start, (model for known in _found(at, _in_queue) for model in known.models))
+    return _matching(start, _found(at, _in_queue)[0])
 
 
 def labels(at: click.Context, _: click.Parameter, start: str) -> list[str]:
     """Labels of the quarantine."""
-    return _matching(start, (each for known in _found(at, kept) for each in known.digests))
+    return _matching(start, _found(at, kept)[1])
 
 
 def event_types(_: click.Context, __: click.Parameter, start: str) -> list[str]:
@@ -51,15 +48,20 @@ def _matching(start: str, found: Iterable[str]) -> list[str]:
     return sorted({each for each in found if each.lower().startswith(start.lower())})
 
 
-def _found(at: click.Context, look: Callable[[str], Known]) -> list[Known]:
-    """What is in the stores that the command line means so far; nothing where that fails."""
+def _found(at: click.Context, look: Callable[[str], Known]) -> tuple[set[str], set[str]]:
+    """Models and digests of the stores that the command line means so far.
+
+    Nothing where that fails.
+    """
     given = at.ensure_object(Given)
     given.own = True
     try:
         given.begin()
-        return given.context().known(look)
+        known = given.context().known(look)
     except (WatchError, OSError, click.UsageError):
-        return []
+        known = []
+    models = {model for each in known for model in each.models}
+    return models, {digest for each in known for digest in each.digests}
 
 
 def _in_store(store: str) -> Known:

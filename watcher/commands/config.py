@@ -5,26 +5,18 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
+from watcher import config as settings
 from watcher.commands import declare
 from watcher.commands.declare import Given
 from watcher.errors import Exit
+from watcher.ollama import names
 
 _READ_ON = "docs/reference/settings.md: every setting"
 
 
-class Setting(NamedTuple):
-    """One setting as it counts. `value` is None for a store that is found automatically."""
-
-    key: str
-    value: object
-    source: str
-
-
 @declare.group(
-    near={"list": ["show"], "get": ["show"], "ls": ["show"], "test": ["check"]},
+    near={"show": "list get ls", "check": "test"},
     examples=["config show", "config check"],
     read_on=_READ_ON,
 )
@@ -35,18 +27,16 @@ def config() -> None:
 @config.command(context=False, examples=["config show", "config show --json"], read_on=_READ_ON)
 def show(given: Given) -> Exit:
     """Show effective settings and where each comes from."""
-    from watcher.ollama import names
-
-    found = list(_settings(given.config_file, given.stores))
+    found = list(_settings(given))
     if given.json:
-        exact = names.all_exact([setting._asdict() for setting in found])
-        _document({"schema": "ollama-watch/config/1", "settings": exact})
-    else:
-        rows = [(each.key, _shown(each.value), names.printable(each.source)) for each in found]
-        first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-        sys.stdout.writelines(
-            f"{key:<{first}}  {value:<{second}}  {source}\n" for key, value, source in rows
-        )
+        rows = [{"key": key, "value": value, "source": source} for key, value, source in found]
+        _document({"schema": "ollama-watch/config/1", "settings": names.all_exact(rows)})
+        return Exit.HEALTHY
+    texts = [(key, _shown(value), names.printable(source)) for key, value, source in found]
+    first, second = (max(len(row[column]) for row in texts) for column in (0, 1))
+    sys.stdout.writelines(
+        f"{key:<{first}}  {value:<{second}}  {source}\n" for key, value, source in texts
+    )
     return Exit.HEALTHY
 
 
@@ -57,9 +47,6 @@ def show(given: Given) -> Exit:
 )
 def check(given: Given) -> Exit:
     """Check the settings; a bad one exits with 2."""
-    from watcher import config as settings
-    from watcher.ollama import names
-
     settings.load(given.config_file, os.environ)
     file = given.config_file or settings.SYSTEM_FILE
     found = file.exists()
@@ -79,22 +66,22 @@ def _document(document: dict[str, object]) -> None:
     sys.stdout.buffer.flush()
 
 
-def _settings(file: Path | None, stores: list[str]) -> Iterator[Setting]:
-    from watcher import config as settings
+def _settings(given: Given) -> Iterator[tuple[str, object, str]]:
+    """Each setting, its value as it counts, and its source.
 
-    given = settings.given(file, os.environ)
-    if stores:
-        given["store"] = settings.Given(list(stores), "--store")
-    yield Setting("store", *given.get("store", (None, "default")))
+    The value is None for a store that is found automatically.
+    """
+    found = settings.given(given.config_file, os.environ)
+    if given.stores:
+        found["store"] = settings.Given(list(given.stores), "--store")
+    yield "store", *found.get("store", (None, "default"))
     for key, known in settings.KEYS.items():
-        value, source = given.get(key, (known.default, "default"))
+        value, source = found.get(key, (known.default, "default"))
         # In a variable a boolean is one of many words.
-        yield Setting(key, known.read(value) if known.read is settings.boolean else value, source)
+        yield key, known.read(value) if known.read is settings.boolean else value, source
 
 
 def _shown(value: object) -> str:
-    from watcher.ollama import names
-
     if value is None:
         return "(found automatically)"
     if value == "":

@@ -8,61 +8,47 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from watcher import config
+import click
+
 from watcher.commands import rights
+from watcher.commands.declare import Given
 from watcher.config import Settings
-from watcher.errors import RefusedError, SettingsError
-from watcher.model import Known
+from watcher.errors import Exit, RefusedError, SettingsError
+from watcher.model import Known, Mode
 from watcher.observe import place
 from watcher.observe.host import Host
 from watcher.ollama import names
+from watcher.reconcile import Reconciler, Report
 from watcher.show import documents, text
 from watcher.show.text import Part
 
 _PATIENCE_SECONDS = 1.0
 
 
-@dataclass(slots=True)
-class Context:
-    """One call of the command line."""
+@dataclass
+class Context(Given):
+    """One call of the command line, and the settings as they are then."""
 
     settings: Settings
-    #: The settings file that was named; None for the system's.
-    config_file: Path | None = None
-    #: Stores named by flags or settings; empty: find one.
-    stores: tuple[str, ...] = ()
-    #: Which flag or setting has named them.
+    #: Which flag or setting has named the stores.
     stores_by: str = "--store"
-    json: bool = False
-    quiet: bool = False
-    verbose: bool = False
-    color: bool | None = None
-    #: This process is ours alone, so that root's becomes the owner of the store.
-    settles: bool = False
-    #: Nothing writes to the store but what our parent has started, as the demo does.
-    staged: bool = False
     #: What other stores can be asked for, that are treated by other processes.
     elsewhere: list[Known] = field(default_factory=list)
-
-    def read_settings(self) -> Settings:
-        """The settings as they are now. Raises SettingsError."""
-        return config.load(self.config_file, os.environ)
 
     def places(
         self, *, changes: bool = False, knows: rights.Knows | None = None
     ) -> list[place.Found]:
-        """The stores to treat; `changes`: and to change. Raises what `find` raises.
+        """The stores to treat; `changes`: and to change. Raises what `place.find` raises.
 
         Of root's process this is the owner's then; where stores have several owners, each is
         treated in a child, and the process that was called ends here. `knows` then says what the
         stores of the others can be asked for.
         """
-        found = self._found(changes=changes)
+        found = [self._find(store, changes=changes) for store in self.stores or (None,)]
         paths = [each.path for each in found]
-        if self.settles and rights.several_owners(paths):
+        if self.own and rights.several_owners(paths):
             known = [] if knows is None else rights.known_to(paths, knows)
             mine = rights.in_children(paths)
             found, self.stores = [found[mine]], (paths[mine],)
@@ -70,21 +56,32 @@ class Context:
         self.settle(found[0].path)
         return found
 
-    def _found(self, *, changes: bool) -> list[place.Found]:
-        return [self._find(store, changes=changes) for store in self.stores or (None,)]
-
     def look_in_turns(self, pause: float) -> bool:
         """Where stores have several owners: go on in a child, and in another one after each pause.
 
         `places` then starts one for each store, which ends; so nothing can watch them all from
         within. True in such a child. The process that was called ends here.
         """
-        if not self.settles:
+        if not self.own or not rights.several_owners(self._paths()):
             return False
-        split = rights.several_owners([each.path for each in self._found(changes=False)])
-        if split:
-            rights.in_turns(pause)
-        return split
+        rights.in_turns(pause)
+        return True
+
+    def known(self, look: rights.Knows) -> list[Known]:
+        """What `look` finds in each store with its owner's rights, in a child for each."""
+        return rights.known_to(self._paths(), look)
+
+    def _paths(self) -> list[str]:
+        return [self._find(store, changes=False).path for store in self.stores or (None,)]
+
+    def _find(self, store: str | None, *, changes: bool) -> place.Found:
+        found = place.find(store, os.environ, self.stores_by)
+        if changes and found.foreign:
+            raise RefusedError(
+                f"{names.of_link(found.foreign)}: it is inspected only",
+                "name the folder itself",
+            )
+        return found
 
     def only_store(self, why: str) -> str | None:
         """The one that is named, if any. Raises SettingsError, saying `why`, where several are."""
@@ -104,21 +101,8 @@ class Context:
 
         Without one it stays root's, and has no more powers than that user has.
         """
-        if self.settles:
+        if self.own:
             rights.settle(store)
-
-    def _find(self, store: str | None, *, changes: bool) -> place.Found:
-        found = place.find(store, os.environ, self.stores_by)
-        if changes and found.foreign:
-            raise RefusedError(
-                f"{names.of_link(found.foreign)}: it is inspected only",
-                "name the folder itself",
-            )
-        return found
-
-    def known(self, look: rights.Knows) -> list[Known]:
-        """What `look` finds in each store with its owner's rights, in a child for each."""
-        return rights.known_to([each.path for each in self._found(changes=False)], look)
 
     def hosts(self, *, changes: bool, knows: rights.Knows | None = None) -> list[Host]:
         """A host for each store. `changes`: to change it; `knows` is that of `places`."""
@@ -129,11 +113,16 @@ class Context:
         parent = os.getppid() if self.staged else None
         return Host(found.path, found.by, found.foreign, parent=parent)
 
+    def scans(self, mode: Mode) -> Iterator[Report]:
+        """A scan of each store; nothing is changed."""
+        for host in self.hosts(changes=False):
+            with patience(f"scanning {names.printable(host.store)}"):
+                report = Reconciler(host, self.settings).inspect(mode)
+            yield report
+
     def colored(self) -> bool:
         """Whether stdout gets colors: a terminal or FORCE_COLOR, no NO_COLOR, no --no-color."""
-        if self.color is not None:
-            return self.color
-        if os.environ.get("NO_COLOR"):
+        if self.no_color or os.environ.get("NO_COLOR"):
             return False
         return sys.stdout.isatty() or bool(os.environ.get("FORCE_COLOR"))
 
@@ -141,14 +130,18 @@ class Context:
         """Whether somebody at a terminal sees what is printed, and can answer."""
         return not self.json and sys.stdin.isatty() and sys.stdout.isatty()
 
-    def agreed(self, question: str, otherwise: str = "add --yes to do it") -> bool | None:
-        """Whether somebody says yes; None where nobody can be asked, which is told."""
+    def ask(self, question: str, otherwise: str = "add --yes to do it") -> Exit:
+        """HEALTHY for a yes, FINDINGS for a no, and USAGE where nobody can be asked."""
         if not self.can_ask():
             complain(f"nothing was changed: there is no terminal to ask on; {otherwise}")
-            return None
-        import click
+            return Exit.USAGE
+        return Exit.HEALTHY if click.confirm(question, default=False) else Exit.FINDINGS
 
-        return click.confirm(question, default=False)
+    def say(self, line: str) -> None:
+        """Print a line for people to stdout."""
+        if not (self.quiet or self.json):
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
 
     def show(self, parts: Iterable[Part]) -> None:
         """Print text to stdout."""
@@ -163,17 +156,11 @@ class Context:
 
 @contextlib.contextmanager
 def patience(what: str) -> Iterator[None]:
-    """Tell on a terminal's stderr that something takes its time, once it takes over a second."""
+    """Say on a terminal's stderr that something takes its time, once it takes over a second."""
     if not sys.stderr.isatty():
         yield
         return
-    told = threading.Event()
-
-    def tell() -> None:
-        told.set()
-        transient(f"{what} ...")
-
-    waiting = threading.Timer(_PATIENCE_SECONDS, tell)
+    waiting = threading.Timer(_PATIENCE_SECONDS, transient, [f"{what} ..."])
     waiting.daemon = True
     waiting.start()
     try:
@@ -181,8 +168,7 @@ def patience(what: str) -> Iterator[None]:
     finally:
         waiting.cancel()
         waiting.join()
-        if told.is_set():
-            transient("")
+        transient("")
 
 
 def transient(text: str) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from watcher import config
 from watcher.commands import declare
 from watcher.errors import Exit, WatchError, named
 
@@ -39,26 +40,24 @@ def daemon(context: Context) -> Exit:
         context.settle(path)
         found = place.Found(path, "--store")
     host = replace(context.host(found), tell=_teller(context))
+    first = [context.settings]  # as root has read them, before it became the owner
+
+    def settings() -> Settings:
+        return first.pop() if first else config.load(context.config_file, os.environ)
+
     if _can_start_anew(context):
-        service.run(host, _settings(context), _queue_run(context, found.path))
+        service.run(host, settings, _queue_run(context, found.path))
         return Exit.HEALTHY
     # Not needed by all, and takes memory.
     from watcher.pull.starter import Starter
 
     with contextlib.closing(Starter(lambda: _run_queue(context, found.path))) as starter:
-        service.run(host, _settings(context), starter)
+        service.run(host, settings, starter)
     return Exit.HEALTHY
-
-
-def _settings(context: Context) -> Callable[[], Settings]:
-    """Reads the settings; at first as root has read them, before it became the owner."""
-    before = [context.settings]
-    return lambda: before.pop() if before else context.read_settings()
 
 
 def _can_start_anew(context: Context) -> bool:
     """Whether the user whom root has become can start us again, with the same settings."""
-    from watcher import config
     from watcher.system import privileges
 
     settings = config.SYSTEM_FILE if context.config_file is None else context.config_file
@@ -96,30 +95,22 @@ def _run_queue(context: Context, store: str) -> int:
 
 def _teller(context: Context) -> Callable[[Event], None]:
     """Where events go besides the logs: stdout as JSON, the journal as JSON, or a terminal."""
-    if context.json:
-        return _writer(sys.stdout.fileno())
-    if "JOURNAL_STREAM" in os.environ:
-        return _writer(sys.stderr.fileno())
-    return _tell_people()
+    if context.json or "JOURNAL_STREAM" in os.environ:
+        fd = (sys.stdout if context.json else sys.stderr).fileno()
 
+        def write(event: Event) -> None:
+            os.write(fd, event.line)
 
-def _writer(fd: int) -> Callable[[Event], None]:
-    def write(event: Event) -> None:
-        os.write(fd, event.line)
-
-    return write
-
-
-def _tell_people() -> Callable[[Event], None]:
+        return write
+    from watcher.commands.context import complain
     from watcher.show import log
     from watcher.state import history
 
-    told = log.teller(color=sys.stderr.isatty())
+    text = log.teller(color=sys.stderr.isatty())
 
     def tell(event: Event) -> None:
         line = history.parse(event.line)
         if line is not None:
-            sys.stderr.write(told(line))
-            sys.stderr.flush()
+            complain(text(line).removesuffix("\n"))
 
     return tell

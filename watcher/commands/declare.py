@@ -1,6 +1,7 @@
 """How a command is declared: its options, its examples, and the words that lead to it.
 
-Neither this module nor the top of a command's module loads more than click, so that help is quick.
+Neither this module nor the top of a command's module loads the rooms that work on a store, so that
+help is quick.
 """
 
 from __future__ import annotations
@@ -8,10 +9,14 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from watcher import config
+from watcher.ollama import names
 
 if TYPE_CHECKING:
     from watcher.commands.context import Context
@@ -20,8 +25,6 @@ PROGRAM = "ollama-watch"
 _CLOSE = 0.7
 #: Commands that remove something: no word leads to them that only looks like theirs.
 _DELETING = frozenset({"clean", "reset", "purge", "rm", "uninstall"})
-
-
 #: What click does the same way in every command.
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -29,25 +32,28 @@ SETTINGS = {"help_option_names": ["-h", "--help"]}
 # ---------------------------------------------------------------- options that every command takes
 
 
+@dataclass(kw_only=True)
 class Given:
     """What stands on the command line for every command, before its name or after it."""
 
-    def __init__(self, *, own: bool = False) -> None:
-        #: This process runs one command and nothing else, so it may change its user.
-        self.own = own
-        self.stores: list[str] = []
-        self.config_file: Path | None = None
-        self.verbose = False
-        self.quiet = False
-        self.json = False
-        self.no_color = False
-        self.staged = False
+    #: This process runs one command and nothing else, so it may change its user.
+    own: bool = False
+    #: In a `Context` also what the settings name; empty: find one.
+    stores: tuple[str, ...] = ()
+    #: None for the system's.
+    config_file: Path | None = None
+    verbose: bool = False
+    quiet: bool = False
+    json: bool = False
+    no_color: bool = False
+    #: Nothing writes to the store but what our parent has started, as the demo does.
+    staged: bool = False
 
     @property
     def words(self) -> list[str]:
         """The words that say again which store and which settings are meant."""
-        config = [] if self.config_file is None else ["--config", str(self.config_file)]
-        return [*config, *(word for store in self.stores for word in ("--store", store))]
+        file = [] if self.config_file is None else ["--config", str(self.config_file)]
+        return [*file, *(word for store in self.stores for word in ("--store", store))]
 
     def begin(self) -> None:
         """Give up what no command needs. Before anything is read."""
@@ -60,24 +66,15 @@ class Given:
 
     def context(self) -> Context:
         """What a command needs that works on stores. Raises SettingsError."""
-        from watcher import config
         from watcher.commands.context import Context
         from watcher.system import advice
 
         advice.introduce(self.config_file)
         settings = config.load(self.config_file, os.environ)
-        return Context(
-            settings=settings,
-            config_file=self.config_file,
-            stores=tuple(self.stores) or settings.stores,
-            stores_by="--store" if self.stores else settings.stores_by,
-            json=self.json,
-            quiet=self.quiet,
-            verbose=self.verbose,
-            color=False if self.no_color else None,
-            settles=self.own,
-            staged=self.staged,
-        )
+        context = Context(settings, **vars(self))
+        if not self.stores:
+            context.stores, context.stores_by = settings.stores, settings.stores_by
+        return context
 
 
 class GlobalOption(click.Option):
@@ -94,36 +91,20 @@ class GlobalOption(click.Option):
             setattr(given, self.name or "", value)
 
 
-class _Folder(click.ParamType[str]):
-    """A folder's path as it is given; the shell completes it."""
+def _folders(_: click.Context, __: click.Parameter, start: str) -> list[Any]:
+    """Have the shell list folders."""
+    from click.shell_completion import CompletionItem
 
-    name = "folder"
-
-    def shell_complete(self, _: click.Context, __: click.Parameter, start: str) -> list[Any]:
-        """Have the shell list folders."""
-        from click.shell_completion import CompletionItem
-
-        return [CompletionItem(start, type="dir")]
+    return [CompletionItem(start, type="dir")]
 
 
 _flag = functools.partial(GlobalOption, is_flag=True)
+_stores = functools.partial(GlobalOption, multiple=True, metavar="DIR", shell_complete=_folders)
+_file = functools.partial(GlobalOption, type=click.Path(path_type=Path), metavar="FILE")
 #: The same ones for all commands: none keeps anything of a call.
 _GLOBAL_OPTIONS = (
-    GlobalOption(
-        "--store",
-        "stores",
-        multiple=True,
-        metavar="DIR",
-        type=_Folder(),
-        help="Models folder; repeat it for several.",
-    ),
-    GlobalOption(
-        "--config",
-        "config_file",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Settings file.",
-    ),
+    _stores("--store", "stores", help="Models folder; repeat it for several."),
+    _file("--config", "config_file", help="Settings file."),
     _flag("-v", "--verbose", help="Show notices, too, and the traceback of a bug."),
     _flag("-q", "--quiet", help="Print nothing if all is well (for cron)."),
     _flag("--json", help="Print one JSON document on stdout."),
@@ -150,14 +131,8 @@ class Read(click.ParamType[Any]):
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
-def _duration(value: Any) -> float:
-    from watcher import config
-
-    return config.duration(value)
-
-
-DURATION = Read("duration", _duration)
 FILE = click.Path(dir_okay=False, path_type=Path)
+DURATION = Read("duration", config.duration)
 dry_run = click.option("-n", "--dry-run", is_flag=True, help="Show the plan, change nothing.")
 yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 offline = click.option("--offline", is_flag=True, help="Ask no registry.")
@@ -172,11 +147,7 @@ class _Helped(click.Command):
     """A command whose help has examples and says where to read on."""
 
     def __init__(
-        self,
-        *names: Any,
-        examples: Sequence[str] = (),
-        read_on: str = "",
-        **more: Any,
+        self, *names: Any, examples: Sequence[str] = (), read_on: str = "", **more: Any
     ) -> None:
         super().__init__(*names, **more)
         self.examples = examples
@@ -190,11 +161,9 @@ class _Helped(click.Command):
 
     def format_options(self, at: click.Context, formatter: click.HelpFormatter) -> None:
         """The command's own options; those of all commands are listed by the program's help."""
-        rows = rows_of(
-            at, (each for each in self.get_params(at) if not isinstance(each, GlobalOption))
-        )
+        own = (each for each in self.get_params(at) if not isinstance(each, GlobalOption))
         with formatter.section("Options"):
-            formatter.write_dl(rows)
+            formatter.write_dl(rows_of(at, own))
         self.format_global_options(at, formatter)
 
     def format_global_options(self, _: click.Context, formatter: click.HelpFormatter) -> None:
@@ -239,23 +208,16 @@ class Command(_Helped):
 
 
 class Group(_Helped, click.Group):
-    """Commands of one name. `near`: words that people try, to the commands that they mean."""
+    """Commands of one name. `near`: of each command, the words that people try for it."""
 
-    def __init__(self, *names: Any, near: Mapping[str, Sequence[str]] | None = None, **more: Any):
+    command_class = Command
+
+    def __init__(self, *names: Any, near: Mapping[str, str], **more: Any) -> None:
         super().__init__(*names, **more)
-        self._near = near or {}
-
-    def command(  # type: ignore[override]
-        self, **more: Any
-    ) -> Callable[[Callable[..., Any]], Command]:
-        """Declare a command of this group."""
-
-        def add(function: Callable[..., Any]) -> Command:
-            declared = command(**more)(function)
-            self.add_command(declared)
-            return declared
-
-        return add
+        self._near: dict[str, list[str]] = {}
+        for name, words in near.items():
+            for word in words.split():
+                self._near.setdefault(word, []).append(name)
 
     def format_commands(self, at: click.Context, formatter: click.HelpFormatter) -> None:
         """Each command with its whole sentence."""
@@ -289,7 +251,7 @@ class Group(_Helped, click.Group):
         where = "" if at.parent is None else f" of {self.name}"
         hints = "".join(f"\n  -> {self._hint(at, name, rest)}" for name in self._meant(at, word))
         perhaps = f"\n  did you mean{hints}" if hints else ""
-        raise click.UsageError(f"unknown command{where}: {_printable(word)}{perhaps}", at)
+        raise click.UsageError(f"unknown command{where}: {names.printable(word)}{perhaps}", at)
 
     def _meant(self, at: click.Context, word: str) -> Sequence[str]:
         """Commands that are perhaps meant: none that deletes by mere likeness of its name."""
@@ -298,8 +260,8 @@ class Group(_Helped, click.Group):
             return known
         import difflib
 
-        names = [name for name in self.list_commands(at) if name not in _DELETING]
-        return difflib.get_close_matches(word.lower(), names, n=2, cutoff=_CLOSE)
+        alike = [name for name in self.list_commands(at) if name not in _DELETING]
+        return difflib.get_close_matches(word.lower(), alike, n=2, cutoff=_CLOSE)
 
     def _hint(self, at: click.Context, name: str, rest: Sequence[str]) -> str:
         """A command that can be pasted: about the same models, on the same store."""
@@ -320,15 +282,7 @@ class Group(_Helped, click.Group):
         return advice.line(*advice.caller().program, *at.ensure_object(Given).words, *group, *words)
 
 
-def _printable(word: str) -> str:
-    from watcher.ollama import names
-
-    return names.printable(word)
-
-
-def command(**more: Any) -> Callable[[Callable[..., Any]], Command]:
-    """Declare a command by its function: `more` is what `Command` takes."""
-    return click.command(cls=Command, **more)
+command = functools.partial(click.command, cls=Command)
 
 
 def group(**more: Any) -> Callable[[Callable[..., Any]], Group]:

@@ -11,6 +11,7 @@ import click
 from watcher.commands import declare
 from watcher.commands.declare import Given
 from watcher.errors import Exit, SettingsError
+from watcher.ollama import names
 
 
 @declare.command(
@@ -31,7 +32,6 @@ def demo(given: Given, keep: bool, pictures: Path | None) -> Exit:
     """
     from watcher.commands.context import complain
     from watcher.demo import scenes
-    from watcher.ollama import names
     from watcher.system import advice, privileges
 
     advice.introduce()
@@ -42,15 +42,15 @@ def demo(given: Given, keep: bool, pictures: Path | None) -> Exit:
         privileges.give_on(0)
     color = not given.no_color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     try:
-        told = scenes.play(_say, color=color, keep=keep)
+        texts = scenes.play(_say, color=color, keep=keep)
     except scenes.DemoError as error:
         complain(f"ollama-watch: the demo failed: {error}")
         return Exit.FAILED
     if pictures is not None:
         from watcher.show import text as shown
 
-        for name, text in told.items():
-            svg = shown.picture(text, title=f"ollama-watch {name}")
+        for name, text in texts.items():
+            svg = shown.picture(text, name)
             (pictures / f"{name}.svg").write_text(svg, encoding="utf-8")
     return Exit.HEALTHY
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from watcher.commands import declare
 from watcher.errors import Exit
+from watcher.ollama import names
 
 if TYPE_CHECKING:
     from watcher.commands.context import Context
@@ -21,28 +22,23 @@ def df(context: Context) -> Exit:
     Models, unfinished downloads, orphaned blobs, quarantine: the sum equals that of du. -v lists
     every model.
     """
-    from watcher.commands.context import complain, patience
+    from watcher.commands.context import complain
     from watcher.decide import findings, modes, usage
-    from watcher.ollama import names
-    from watcher.reconcile import Reconciler
     from watcher.show import documents
     from watcher.show import usage as shown
 
     code = Exit.HEALTHY
-    for host in context.hosts(changes=False):
-        with patience(f"scanning {names.printable(host.store)}"):
-            report = Reconciler(host, context.settings).inspect(modes.SURVEY)
-        found = report.evidence.space
+    for report in context.scans(modes.SURVEY):
+        seen, found = report.evidence, report.evidence.space
         assert found is not None
-        uses, total = usage.usage(found, report.diagnosis.diagnosed, report.evidence.census)
+        uses, total = usage.usage(found, report.diagnosis.diagnosed, seen.census)
         if context.json:
             context.document(documents.df(report, found, uses, total))
         else:
-            seen = report.evidence
             context.show(shown.table(seen, found, uses, total, verbose=context.verbose))
         for path in found.unlisted:
             code = Exit.FAILED
             complain(f"ollama-watch: {names.printable(path)}/ can't be listed and is not counted")
-            if command := findings.made_listable(path, report.evidence):
+            if command := findings.made_listable(path, seen):
                 complain(f"  -> {command}")
     return code

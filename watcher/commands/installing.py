@@ -145,9 +145,8 @@ def _carry_out(context: Context, target: Target, wanted: Mapping[str, str], *, y
             context.document(_document(steps))
         elif context.can_ask():
             sys.stdout.write("".join(map(_shown, changing)) + commands.shown())
-        agreed = context.agreed("Do it?")
-        if not agreed:
-            return Exit.USAGE if agreed is None else Exit.FINDINGS
+        if answer := context.ask("Do it?"):
+            return answer
     commands.before()
     _change(changing)
     if context.json:

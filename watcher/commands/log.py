@@ -5,42 +5,25 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import click
 
+from watcher import config
 from watcher.commands import complete, declare
 from watcher.errors import Exit, SettingsError
+from watcher.ollama import names
 
 if TYPE_CHECKING:
     from watcher.commands.context import Context
     from watcher.model import Known
     from watcher.observe.targets import Targets
-    from watcher.state.history import Line, Log
+    from watcher.state.history import Line
 
 #: How often a followed log is looked at, and so much of its past is shown.
 _POLL_SECONDS = 0.5
 _TAIL = 10
-
-
-def _moment(value: Any) -> float:
-    from watcher import config
-
-    return config.moment(str(value), time.time())
-
-
-class LogOptions(NamedTuple):
-    """Which events are asked for."""
-
-    #: A model, or a digest's beginning; None: all.
-    target: str | None
-    #: Seconds since the epoch.
-    since: float | None
-    #: Event types; empty: all.
-    types: Collection[str]
-    #: So many, the last ones; None: all.
-    lines: int | None
 
 
 @declare.command(
@@ -50,7 +33,7 @@ class LogOptions(NamedTuple):
 @click.argument("target", required=False, metavar="[MODEL|DIGEST]", shell_complete=complete.targets)
 @click.option(
     "--since",
-    type=declare.Read("moment", _moment),
+    type=declare.Read("moment", lambda text: config.moment(text, time.time())),
     metavar="WHEN",
     help="From this time on (2h, or 2026-11-24).",
 )
@@ -76,17 +59,30 @@ def log(
 
     No daemon needs to run. With --json it prints the lines as they are.
     """
-    from watcher.observe import place
+    from watcher.commands.context import complain
+    from watcher.observe import place, targets
 
-    wanted = LogOptions(target, since, types, lines)
-    knows = None if target is None else _known
-    stores = [found.path for found in context.places(knows=knows)]
+    stores = [found.path for found in context.places(knows=None if target is None else _known)]
     if follow and len(stores) > 1:
         raise SettingsError(f"{len(stores)} stores are named", "follow one at a time")
-    about = None if target is None else _target(stores, target, context.elsewhere)
+    about = None
+    if target is not None:
+        about = targets.among([*map(_known, stores), *context.elsewhere], [target])
+    most = _TAIL if follow and lines is None and since is None else lines
     for store in stores:
+        events = _Events(context, store, about, since, types)
         try:
-            _tell(context, store, wanted, about, follow=follow)
+            found = events.wanted(to_the_end=not follow)
+            count = events.show(found if most is None else deque(found, maxlen=most))
+            if not (count or follow or context.quiet or lines == 0):
+                complain("the log has no such event" if events.types else "the log is empty")
+            known = ", ".join(names.printable(each) for each in sorted(events.types))
+            for kind in sorted({*types} - events.types if events.types else ()):
+                unknown = f"there is no event of type {names.printable(kind)}"
+                complain(f"{unknown}; known types: {known}")
+            while follow:
+                time.sleep(_POLL_SECONDS)
+                events.show(events.wanted())
         except PermissionError:
             raise place.no_permission(store) from None
         except KeyboardInterrupt:
@@ -94,13 +90,6 @@ def log(
                 raise
             return Exit.INTERRUPTED
     return Exit.HEALTHY
-
-
-def _target(stores: Iterable[str], text: str, elsewhere: Iterable[Known]) -> Targets:
-    """What is meant, as stores and logs know it. Raises TargetError with the nearest names."""
-    from watcher.observe import targets
-
-    return targets.among([*map(_known, stores), *elsewhere], [text])
 
 
 def _known(store: str) -> Known:
@@ -121,49 +110,36 @@ def _known(store: str) -> Known:
     return Known(models, there.digests | logged.digests, there.unseen)
 
 
-def _tell(
-    context: Context, store: str, wanted: LogOptions, target: Targets | None, *, follow: bool
-) -> None:
-    from watcher.commands.context import complain
-    from watcher.ollama import names
-    from watcher.state.history import Log
+class _Events:
+    """Those lines of a store's log that are wanted, on their way to stdout."""
 
-    choose = _Choice(wanted, target)
-    source = Log(store)
-    write = _writer(context)
-    lines: Iterable[Line] = choose(source.read(to_the_end=not follow))
-    most = _TAIL if follow and wanted.lines is None and wanted.since is None else wanted.lines
-    count = write(lines if most is None else deque(lines, maxlen=most))
-    told = _tell_damaged(source, 0)
-    if not (count or follow or context.quiet or wanted.lines == 0):
-        complain("the log has no such event" if choose.types else "the log is empty")
-    unknown = sorted(set(wanted.types) - choose.types) if choose.types else []
-    for kind in unknown:
-        known = _listed(choose.types)
-        complain(f"there is no event of type {names.printable(kind)}; known types: {known}")
-    while follow:
-        time.sleep(_POLL_SECONDS)
-        write(choose(source.read()))
-        told = _tell_damaged(source, told)
+    def __init__(
+        self,
+        context: Context,
+        store: str,
+        target: Targets | None,
+        since: float | None,
+        types: tuple[str, ...],
+    ) -> None:
+        from watcher.show import log as shown
+        from watcher.state.history import Log
 
-
-class _Choice:
-    """Chooses the lines that are wanted; keeps in mind which types there are at all."""
-
-    def __init__(self, wanted: LogOptions, target: Targets | None) -> None:
-        self._wanted = wanted
+        self._json, self._text = context.json, shown.teller(color=context.colored())
+        self._log, self._damaged = Log(store), 0
+        self._since, self._types = since, types
         self._models = None if target is None else target.models
         #: While a log is read, what belongs to a model is learned.
         self._digests = set() if target is None else set(target.digests)
+        #: Those that the log has at all.
         self.types: set[str] = set()
 
-    def __call__(self, lines: Iterable[Line]) -> Iterator[Line]:
-        wanted = self._wanted
-        for line in lines:
+    def wanted(self, *, to_the_end: bool = False) -> Iterator[Line]:
+        """What has come since it was read last."""
+        for line in self._log.read(to_the_end=to_the_end):
             self.types.add(line.event_type)
             if (
-                (wanted.since is None or line.at >= wanted.since)
-                and (not wanted.types or line.event_type in wanted.types)
+                (self._since is None or line.at >= self._since)
+                and (not self._types or line.event_type in self._types)
                 and self._is_about(line)
             ):
                 yield line
@@ -177,36 +153,18 @@ class _Choice:
             return True
         return not self._digests.isdisjoint(digests)
 
+    def show(self, lines: Iterable[Line]) -> int:
+        """Print lines, and how many more could not be read; the number of those printed."""
+        from watcher.commands.context import complain
 
-def _listed(types: Iterable[str]) -> str:
-    from watcher.ollama import names
-
-    return ", ".join(names.printable(each) for each in sorted(types))
-
-
-def _writer(context: Context) -> Callable[[Iterable[Line]], int]:
-    from watcher.show import log as happened
-
-    text = happened.teller(color=context.colored())
-
-    def write(lines: Iterable[Line]) -> int:
         count = 0
         for count, line in enumerate(lines, 1):  # noqa: B007
-            if context.json:
+            if self._json:
                 sys.stdout.buffer.write(line.raw)
             else:
-                sys.stdout.write(text(line))
+                sys.stdout.write(self._text(line))
         sys.stdout.flush()
+        damaged, self._damaged = self._log.damaged - self._damaged, self._log.damaged
+        if damaged > 0:
+            complain(f"skipped {damaged} damaged line{'' if damaged == 1 else 's'} of the log")
         return count
-
-    return write
-
-
-def _tell_damaged(source: Log, told: int) -> int:
-    """Tell how many lines could not be read, where there are more than were told; their number."""
-    from watcher.commands.context import complain
-
-    if source.damaged > told:
-        count = source.damaged - told
-        complain(f"skipped {count} damaged line{'' if count == 1 else 's'} of the log")
-    return source.damaged

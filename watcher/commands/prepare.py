@@ -6,7 +6,6 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -45,16 +44,19 @@ def prepare(context: Context) -> Exit:
     from watcher.reconcile import Reconciler
     from watcher.show import documents, plans
 
-    until = time.monotonic() + PREPARE_SECONDS
-    reads_until = until - PREPARE_SECONDS + _PREPARE_READS_SECONDS
+    began = time.monotonic()
+    until = began + PREPARE_SECONDS
+
+    def stops() -> bool:
+        return time.monotonic() >= until - _PREPARE_ENDS_SECONDS
+
     try:
-        hosts = [replace(each, reads_until=reads_until) for each in context.hosts(changes=True)]
+        hosts = context.hosts(changes=True)
         with _limited(until):
             for host in hosts:
-                patient = replace(
-                    host, stops=lambda: time.monotonic() >= until - _PREPARE_ENDS_SECONDS
-                )
-                reconciler = Reconciler(patient, context.settings)
+                reads_until = began + _PREPARE_READS_SECONDS
+                limited = replace(host, stops=stops, reads_until=reads_until)
+                reconciler = Reconciler(limited, context.settings)
                 # The times first, and quickly: whatever else there is time for, the start deletes
                 # nothing. Where nothing can be written down, the run that follows says why.
                 with contextlib.suppress(OSError):
@@ -99,7 +101,7 @@ class _TimeIsUp(BaseException):
     """The server has waited long enough."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def _limited(until: float) -> Iterator[None]:
     """End the block at a time of the monotonic clock; what it had begun is undone."""
 

@@ -9,10 +9,11 @@ import click
 
 from watcher.commands import complete, declare
 from watcher.errors import Exit, TargetError
+from watcher.ollama import names
 
 if TYPE_CHECKING:
-    from watcher.commands.acting import Request
     from watcher.commands.context import Context
+    from watcher.model import Mode
 
 #: So many files are listed on a terminal.
 _SHOWN = 50
@@ -20,15 +21,7 @@ _READ_ON = "docs/safety.md: what is moved to quarantine, and when it goes"
 
 
 @declare.group(
-    near={
-        "list": ["ls"],
-        "show": ["ls"],
-        "put": ["restore"],
-        "back": ["restore"],
-        "rm": ["purge"],
-        "delete": ["purge"],
-        "remove": ["purge"],
-    },
+    near={"ls": "list show", "restore": "put back", "purge": "rm delete remove"},
     examples=["quarantine ls", "quarantine purge -n"],
     read_on=_READ_ON,
 )
@@ -42,14 +35,11 @@ def quarantine() -> None:
 @quarantine.command(examples=["quarantine ls", "quarantine ls --json"], read_on=_READ_ON)
 def ls(context: Context) -> Exit:
     """List quarantined files."""
-    from watcher.decide import remaining
-    from watcher.ollama import names
-    from watcher.reconcile import Reconciler
+    from watcher.decide import modes, remaining
     from watcher.show import documents, tables
 
     code = Exit.HEALTHY
-    for host in context.hosts(changes=False):
-        report = Reconciler(host, context.settings).inspect()
+    for report in context.scans(modes.INSPECT):
         unseen = remaining.quarantine_unseen(report.evidence)
         if unseen:
             code = Exit.FAILED
@@ -59,8 +49,9 @@ def ls(context: Context) -> Exit:
             most = _SHOWN if sys.stdout.isatty() and not context.verbose else None
             context.show(tables.quarantine(report, most))
             context.show(tables.not_seen(unseen, report.diagnosis))
-        elif not context.quiet:
-            sys.stdout.write(f"the quarantine is empty: {names.printable(host.store)}\n")
+        else:
+            path = names.printable(report.evidence.place.path)
+            context.say(f"the quarantine is empty: {path}")
     return code
 
 
@@ -77,11 +68,9 @@ def restore(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool)
 
     Never over a file that is there now.
     """
-    from watcher.commands.acting import Request
     from watcher.decide import modes
 
-    mode = modes.restore(frozenset(labels))
-    return _act(context, Request("restore", mode, dry_run=dry_run, yes=yes))
+    return _act(context, "restore", modes.restore(frozenset(labels)), dry_run, yes)
 
 
 @quarantine.command(examples=["quarantine purge -n", "quarantine purge LABEL"], read_on=_READ_ON)
@@ -90,38 +79,30 @@ def restore(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool)
 @declare.yes
 def purge(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool) -> Exit:
     """Remove quarantined files for good (without a label: those already replaced)."""
-    from watcher.commands.acting import Request
     from watcher.decide import modes
 
-    mode = modes.purge(frozenset(labels))
-    return _act(context, Request("purge", mode, dry_run=dry_run, yes=yes))
+    return _act(context, "purge", modes.purge(frozenset(labels)), dry_run, yes)
 
 
-def _act(context: Context, asked: Request) -> Exit:
+def _act(context: Context, command: str, mode: Mode, dry_run: bool, yes: bool) -> Exit:
     """In each store, on those labels that it has. Raises TargetError for one that none has."""
     from dataclasses import replace
 
-    from watcher.commands.acting import act_on
-
-    hosts = context.hosts(changes=not asked.dry_run, knows=complete.kept)
-    here = [complete.kept(host.store).digests for host in hosts]
-    known = frozenset().union(*here, *(each.digests for each in context.elsewhere))
-    for label in sorted((asked.mode.restore | asked.mode.purge) - known):
-        _refuse(label, hosts[0].store, hosts[0].found_by)
-    codes = []
-    for host, labels in zip(hosts, here, strict=True):
-        restored, purged = asked.mode.restore & labels, asked.mode.purge & labels
-        mode = replace(asked.mode, restore=restored, purge=purged)
-        codes.append(act_on(context, host, replace(asked, mode=mode)))
-    return max(codes)
-
-
-def _refuse(label: str, store: str, found_by: str) -> None:
-    from watcher.ollama import names
+    from watcher.commands.acting import Request, act_on
     from watcher.system import advice
 
-    raise TargetError(
-        f"unknown label: {names.printable(label)}",
-        "look up its label",
-        advice.on(store, found_by, "quarantine", "ls"),
-    )
+    hosts = context.hosts(changes=not dry_run, knows=complete.kept)
+    here = [complete.kept(host.store).digests for host in hosts]
+    known = frozenset().union(*here, *(each.digests for each in context.elsewhere))
+    for label in sorted((mode.restore | mode.purge) - known):
+        raise TargetError(
+            f"unknown label: {names.printable(label)}",
+            "look up its label",
+            advice.on(hosts[0].store, hosts[0].found_by, "quarantine", "ls"),
+        )
+    codes = []
+    for host, labels in zip(hosts, here, strict=True):
+        own = replace(mode, restore=mode.restore & labels, purge=mode.purge & labels)
+        asked = Request(command, own, dry_run=dry_run, yes=yes)
+        codes.append(act_on(context, host, asked))
+    return max(codes)

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from watcher.commands import complete, declare
-from watcher.errors import WatchError
+from watcher.errors import Exit, WatchError
 
 if TYPE_CHECKING:
     from watcher.commands.context import Context
-    from watcher.errors import Exit
 
 
 @declare.command(
@@ -24,32 +23,20 @@ if TYPE_CHECKING:
 @declare.yes
 @click.option("--wait", is_flag=True, help="Wait for writes to stop.")
 @declare.offline
-def repair(
-    context: Context,
-    targets: tuple[str, ...],
-    dry_run: bool,
-    yes: bool,
-    wait: bool,
-    offline: bool,
-) -> Exit:
+def repair(context: Context, targets: tuple[str, ...], offline: bool, **how: bool) -> Exit:
     """Repair interrupted downloads so that the next pull resumes them.
 
     Shows the plan and asks. Asks a model's registry where a length is lost or a blob is damaged.
     """
+    from watcher.act import durability
     from watcher.commands.acting import Request, act
     from watcher.decide import modes
 
     mode = modes.offline(modes.REPAIR) if offline else modes.REPAIR
-    code = act(context, Request("repair", mode, targets, dry_run, yes, wait))
-    if not dry_run:
-        _finish_claims(context)
+    code = act(context, Request("repair", mode, targets, **how))
+    if not how["dry_run"]:
+        for host in context.hosts(changes=True):
+            # Brings to the disk what others have claimed ahead of it; who can't may leave it.
+            with contextlib.suppress(WatchError, OSError):
+                durability.sync_noted(host, context.settings)
     return code
-
-
-def _finish_claims(context: Context) -> None:
-    """Bring to the disk what others have claimed ahead of it; who can't may leave that to them."""
-    from watcher.act import durability
-
-    for host in context.hosts(changes=True):
-        with contextlib.suppress(WatchError, OSError):
-            durability.sync_noted(host, context.settings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import click
 
 from watcher.commands import complete, declare
 from watcher.errors import Exit, NoPermissionError, TargetError
+from watcher.ollama import names
 
 if TYPE_CHECKING:
     from watcher.commands.context import Context
@@ -34,7 +34,6 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
     from watcher.commands import lookup
     from watcher.commands.context import patience
     from watcher.observe.host import Host
-    from watcher.ollama import names
     from watcher.pull.manager import ModelDownloadManager, StoreFiles
     from watcher.show import documents, text
 
@@ -51,52 +50,41 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
         for model in models:
             found = manager.detect_partial_downloads(model)
             before = manager.get_download_state(model)["status"]
-            layers = [each["digest"] for each in found]
+            layers = tuple(each["digest"] for each in found)
             size = sum(each["partial_size"] for each in found)
             shown = names.printable(model)
             if not found and before in _NOTHING_TO_RESET:
-                _check_known(store, model, problems, before)
+                with lookup.blamed(problems):
+                    _check_known(store, model, before)
                 done.append(documents.Reset(model, before, (), 0))
-                _say(context, f"{shown}: there is no download to forget")
+                context.say(f"{shown}: there is no download to forget")
                 continue
             what = f"{text.size(size)} of {text.count(len(layers), 'unfinished layer')}"
-            agreed = yes or context.agreed(f"Remove {what} of {shown}?")
-            if not agreed:
-                return Exit.USAGE if agreed is None else Exit.FINDINGS
+            answer = Exit.HEALTHY if yes else context.ask(f"Remove {what} of {shown}?")
+            if answer:
+                return answer
             after = manager.reset_download(model)["status"]
-            done.append(documents.Reset(model, after, tuple(layers), size))
-            _say(context, f"{shown}: download forgotten; removed {what}")
+            done.append(documents.Reset(model, after, layers, size))
+            context.say(f"{shown}: download forgotten; removed {what}")
     finally:
         if context.json:
             context.document(documents.reset(store, done))
     return Exit.HEALTHY
 
 
-def _check_known(store: str, model: str, problems: Mapping[str, str], state: str) -> None:
+def _check_known(store: str, model: str, state: str) -> None:
     """Raise where it can't be said that nothing of a model is here.
 
     NoPermissionError where something could not be looked at, TargetError for a name that nothing
     knows.
     """
-    from watcher.commands import lookup
     from watcher.observe import targets
-    from watcher.ollama import names
 
     known = targets.known(store)
     if unseen := targets.not_seen([known]):
         shown = names.printable(model)
         raise NoPermissionError(f"{shown}: whether anything of it is here is not known", unseen)
     key = names.to_model(model).key
-    if state != "idle" or any(names.to_model(each).key == key for each in known.models):
-        return
-    with lookup.blamed(problems):
-        raise TargetError(
-            f"unknown model: {names.printable(model)}",
-            targets.perhaps(model, known.models) or "check its spelling",
-        )
-
-
-def _say(context: Context, text: str) -> None:
-    if not (context.quiet or context.json):
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+    if state == "idle" and all(names.to_model(each).key != key for each in known.models):
+        helps = targets.perhaps(model, known.models) or "check its spelling"
+        raise TargetError(f"unknown model: {names.printable(model)}", helps)

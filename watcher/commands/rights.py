@@ -50,8 +50,7 @@ def in_children(stores: Sequence[str]) -> int:
     """
     codes: list[int] = []
     for index in range(len(stores)):
-        _flush()
-        child = os.fork()
+        child = _forked()
         if child == 0:
             return index
         codes.append(_code_of(child))
@@ -65,14 +64,17 @@ def in_turns(pause: float) -> None:
 
     The process itself ends here: it raises click's Exit with the code of the last.
     """
-    while True:
-        _flush()
-        child = os.fork()
-        if child == 0:
-            return
+    while child := _forked():
         if code := _code_of(child):
             raise click.exceptions.Exit(code)
         time.sleep(pause)
+
+
+def _forked() -> int:
+    """Fork; what was printed before is not printed twice."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return os.fork()
 
 
 def known_to(stores: Sequence[str], knows: Knows) -> list[Known]:
@@ -81,17 +83,16 @@ def known_to(stores: Sequence[str], knows: Knows) -> list[Known]:
 
 
 def _known_to(store: str, knows: Knows) -> Known:
-    _flush()
     ours, theirs = os.pipe()
-    child = os.fork()
+    child = _forked()
     if child == 0:
         os.close(ours)
         _answer(store, knows, theirs)
     os.close(theirs)
     with open(ours, "rb") as answer:
-        told = answer.read()
+        found = answer.read()
     os.waitpid(child, 0)
-    models, digests, unseen = json.loads(told) if told else ({}, [], [])
+    models, digests, unseen = json.loads(found) if found else ({}, [], [])
     known = {model: frozenset(each) for model, each in models.items()}
     return Known(known, frozenset(digests), tuple(unseen))
 
@@ -106,11 +107,6 @@ def _answer(store: str, knows: Knows, to: int) -> None:
             json.dump([models, sorted(found.digests), found.unseen], answer)
     finally:
         os._exit(0)
-
-
-def _flush() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
 
 
 def _code_of(child: int) -> int:

@@ -18,15 +18,9 @@ _READ_ON = "docs/service.md: systemd, cron, one user without root, containers"
 
 @declare.group(
     near={
-        "status": ["show"],
-        "ls": ["show"],
-        "list": ["show"],
-        "add": ["install"],
-        "enable": ["install"],
-        "start": ["install"],
-        "remove": ["uninstall"],
-        "rm": ["uninstall"],
-        "delete": ["uninstall"],
+        "show": "status ls list",
+        "install": "add enable start",
+        "uninstall": "remove rm delete",
     },
     examples=["service show", "service install --clean weekly"],
     read_on=_READ_ON,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -41,12 +40,21 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
     from watcher.show import documents, tables
 
     code = Exit.HEALTHY
-    until = time.monotonic() + (math.inf if max_duration is None else max_duration)
+    began = time.monotonic()
+    until = began + (math.inf if max_duration is None else max_duration)
+
+    def watch(done: int, total: int) -> None:
+        if done:
+            rate = done / (time.monotonic() - began)
+            left = (total - done) / rate
+            transient(f"{done:,} of {total:,} bytes, {rate / 1e6:.0f} MB/s, {left:.0f} s left")
+
     hosts = context.hosts(changes=True, knows=known if targets else None)
     approve, about = meant(hosts, targets, context.elsewhere)
     for host in hosts:
-        shown = replace(host, watch=_hashing_progress(), stops=lambda: time.monotonic() >= until)
-        report = Reconciler(shown, context.settings).reconcile(modes.VERIFY, approve=approve)
+        began = time.monotonic()
+        watched = replace(host, watch=watch, stops=lambda: time.monotonic() >= until)
+        report = Reconciler(watched, context.settings).reconcile(modes.VERIFY, approve=approve)
         transient("")
         done = verifying.verified(report.evidence, report.outcomes, about)
         ended = _code(report, done)
@@ -65,18 +73,3 @@ def _code(report: Report, done: Verified) -> Exit:
     if done.unseen or report.warnings or report.stuck:
         return Exit.FAILED
     return Exit.FINDINGS if done.wrong or done.left else Exit.HEALTHY
-
-
-def _hashing_progress() -> Callable[[int, int], None]:
-    """Tells on a terminal how far the hashing has come, its rate and the time left."""
-    from watcher.commands.context import transient
-
-    began = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        if done:
-            rate = done / (time.monotonic() - began)
-            left = (total - done) / rate
-            transient(f"{done:,} of {total:,} bytes, {rate / 1e6:.0f} MB/s, {left:.0f} s left")
-
-    return tell

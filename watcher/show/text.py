@@ -113,8 +113,8 @@ def render(parts: Iterable[Part], *, color: bool, columns: int | None = None) ->
     return "".join(f"{_painted(row, color)}\n" for part in parts for row in _rows_of(part, room))
 
 
-def picture(text: str, *, title: str) -> str:
-    """Rendered text as an SVG."""
+def picture(text: str, command: str) -> str:
+    """What a command prints as an SVG."""
     import io
 
     from rich.console import Console
@@ -126,7 +126,7 @@ def picture(text: str, *, title: str) -> str:
         file=io.StringIO(), width=max(terminal.USUAL, widest), record=True, force_terminal=True
     )
     console.print(drawn, highlight=False, markup=False, emoji=False)
-    return console.export_svg(title=title, unique_id="ollama-watch")
+    return console.export_svg(title=f"ollama-watch {command}", unique_id="ollama-watch")
 
 
 def fits(text: str, room: int) -> bool:
