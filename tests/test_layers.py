@@ -31,7 +31,7 @@ ALLOWED = {
     ("commands/rights.py", "open for writing"): "a pipe",
     ("pull/starter.py", "open for writing"): "a pipe",
     ("commands/daemon.py", "os.write"): "to stdout and stderr",
-    ("commands/queue_drive.py", "os.write"): "to stdout",
+    ("commands/queueing.py", "os.write"): "to stdout",
     ("commands/pulling.py", "os.write"): "the terminal's cursor, at a second ctrl-C",
     ("cli.py", "os.open for writing"): "the null device, after a broken pipe",
     ("cli.py", "open for writing"): "the null device, for a stream that was closed",

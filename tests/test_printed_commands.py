@@ -489,7 +489,7 @@ PLACES: dict[str, str] = {
     place: told
     for told, found in {
         HERE: (
-            "cli.py:_call_by_name", "commands/queue_drive.py:run",
+            "cli.py:_call_by_name", "commands/queueing.py:run",
             "commands/installing.py:_why_kept",
             "config.py:_unread", "reconcile.py:_Run._powerless", "decide/plan.py:_with_command",
             "decide/safety.py:idle_forbids", "errors.py:_raised", "errors.py:named",
@@ -522,7 +522,7 @@ PLACES: dict[str, str] = {
         "tests/race/test_planted_intents.py": ("decide/findings.py:_foreign_intents",),
         "tests/crash/test_power_cut.py": ("commands/prepare.py:_tell_doubted",),
         "tests/test_command_line.py": (
-            "commands/declare.py:Group._hint", "commands/quarantine.py:_refuse",
+            "commands/declare.py:Group._hint", "commands/quarantine.py:_act",
         ),
         "tests/test_unseen.py": ("observe/place.py:_named_store",),
         "tests/test_lookup.py": ("decide/repairing.py:_no_length",),
@@ -530,7 +530,7 @@ PLACES: dict[str, str] = {
             "decide/repairing.py:_no_room", "decide/quarantine.py:_restore",
         ),
         "tests/test_service.py": (
-            "commands/installing.py:_Commands._line", "commands/installing.py:_check_permission",
+            "commands/installing.py:_Systemd._line", "commands/installing.py:_check_permission",
         ),
         CAUSES: (
             "pull/failures.py:_by_root.command", "pull/failures.py:_install",
@@ -545,7 +545,7 @@ PLACES: dict[str, str] = {
         "its limit counts for the whole machine": ("service/file_events.py:FileEvents._why",),
         "only a unit's filter of system calls brings it up": ("system/privileges.py:lower",),
         "what runs or what is drawn, and no advice": (
-            "commands/audit.py:_saving.save", "decide/forecast.py:forecast", "show/queue.py:runs",
+            "decide/forecast.py:forecast", "show/queue.py:runs",
             "show/queue.py:table",
         ),
     }.items()

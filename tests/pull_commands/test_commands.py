@@ -20,7 +20,7 @@ import pytest
 from tests.support.driving import Store, command, environment, is_right, run
 from tests.support.runs import rules
 from tests.support.servers import EngineServer, wait_until
-from watcher.commands import pulling, queue_drive
+from watcher.commands import pulling, queueing
 from watcher.commands.context import Context
 from watcher.demo.registry import Fault, Layer, Model, Registry
 
@@ -516,7 +516,7 @@ def test_a_ctrl_c_at_the_very_end_of_a_drive_is_heard(
     monkeypatch.setattr(signal, "signal", put_back)
     monkeypatch.setattr(pulling, "drive", lambda *_: None)
     context = Context(rules().settings, stores=(str(models.path),))
-    drive = queue_drive.queued(context, pulling.PullOptions("http://127.0.0.1:1"))
+    drive = queueing.queued(context, "http://127.0.0.1:1", insecure=False)
     with pytest.raises(KeyboardInterrupt):
         drive("x", lambda: "")
 

@@ -14,7 +14,7 @@ from tests.conftest import IS_ROOT, Run
 from tests.support.notation import Store
 from tests.support.runs import rules
 from watcher import cli
-from watcher.commands import queue_drive
+from watcher.commands import queueing
 from watcher.commands.context import Context
 from watcher.errors import Exit
 from watcher.pull import queue, running
@@ -211,7 +211,7 @@ def test_it_says_who_runs_it(
         told.append((say("ls"), document()["run_by"]))
         return Driven(Result.DONE)
 
-    queue_drive.run(Context(rules().settings, stores=(str(models.path),)), drive)
+    queueing.run(Context(rules().settings, stores=(str(models.path),)), drive)
     ((shown, by),) = told
     assert shown.startswith(f"1 queued; run by ollama-watch queue run (pid {os.getpid()})\n")
     assert by == {"pid": os.getpid(), "daemon": False}
@@ -245,7 +245,7 @@ def test_run_tells_how_each_ended(
 ) -> None:
     say("add", "a")
     context = Context(rules().settings, stores=(str(models.path),))
-    assert queue_drive.run(context, lambda *_: driven) is code
+    assert queueing.run(context, lambda *_: driven) is code
     assert told in capsys.readouterr().err
 
 
@@ -255,7 +255,7 @@ def test_a_paused_queue_runs_nothing_and_says_so(
     say("add", "a")
     say("pause")
     context = Context(rules().settings, stores=(str(models.path),))
-    assert queue_drive.run(context, lambda *_: pytest.fail("driven")) is Exit.HEALTHY
+    assert queueing.run(context, lambda *_: pytest.fail("driven")) is Exit.HEALTHY
     resume = f"ollama-watch --store {models.path} queue resume\n"
     assert resume in capsys.readouterr().err
     assert resume in say("ls")

@@ -79,12 +79,12 @@ def _run_queue(context: Context, store: str) -> int:
     """The same in a process that was forked."""
     from dataclasses import replace
 
-    from watcher.commands import queue_drive
+    from watcher.commands import queueing
     from watcher.commands.context import complain
 
     own = replace(context, stores=(store,), stores_by="--store", quiet=True, json=False)
     try:
-        return queue_drive.run_leashed(own)
+        return queueing.run_leashed(own)
     except WatchError as error:
         complain(f"ollama-watch: {error}")
         return error.exit_code

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+import click
+
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, RefusedError, WatchError
 from watcher.ollama import names
@@ -23,38 +25,6 @@ _CHANGING = (Kind.WRITE, Kind.REPLACE, Kind.REMOVE)
 _STARTED = (units.SERVICE, units.CLEAN_TIMER)
 
 
-_ELSEWHERE = "reinstall it, such as in /opt, with a Python that every user can run"
-
-
-class Target(NamedTuple):
-    """Where an installation's files go."""
-
-    #: The root folder of a system that does not run, such as an image; "" for this machine.
-    root: str = ""
-    #: One user's own systemd.
-    personal: bool = False
-
-    def paths(self) -> dict[str, str]:
-        """Each name that may be ours to its path."""
-        if self.personal:
-            configs = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-            return {name: f"{configs}/systemd/user/{name}" for name in units.UNITS}
-        of_systemd = {name: f"{self.root}/etc/systemd/system/{name}" for name in units.UNITS}
-        of_cron = {name: f"{self.root}/etc/cron.d/{name}" for name in units.CRON}
-        return of_systemd | of_cron
-
-
-class InstallOptions(NamedTuple):
-    """What is to be installed."""
-
-    #: How often to clean, one of `units.RHYTHMS`; None for never.
-    clean: str | None = None
-    #: For cron in place of systemd.
-    cron: bool = False
-    #: The settings file that was named.
-    config: str | None = None
-
-
 class Step(NamedTuple):
     """What becomes of one file."""
 
@@ -66,116 +36,122 @@ class Step(NamedTuple):
     text: str
 
 
-def show(context: Context, target: Target, options: InstallOptions) -> Exit:
-    """Print the files that `install` writes, as they would be."""
-    wanted = _wanted(context, target, options)
-    paths = target.paths()
-    if context.json:
-        found = [{"path": paths[name], "text": units.stamped(wanted[name])} for name in wanted]
-        context.document({"schema": "ollama-watch/service/1", "files": found})
-    else:
-        texts = (
-            f"# {names.printable(paths[name])}\n{units.stamped(wanted[name])}" for name in wanted
-        )
-        sys.stdout.write("\n".join(texts))
-    return Exit.HEALTHY
+class Target:
+    """Where an installation's files go: this machine, one user's own systemd, or a `root` folder.
 
-
-def install(context: Context, target: Target, options: InstallOptions, *, yes: bool) -> Exit:
-    """Write the files, and start what they describe. Done twice, it changes nothing.
-
-    Where the service's user could not run this installation, that is told first of all.
+    `root` is that of a system that does not run, such as an image. Raises UsageError.
     """
-    where = _where(context, target, options)
-    if not (target.root or target.personal):
-        why = installation.unreachable(where, cron=options.cron)
-        if why:
-            complain(f"ollama-watch: the service will not start: {why}\n  {_ELSEWHERE}")
-    return _carry_out(context, target, _texts(where, options), yes=yes)
 
+    def __init__(self, context: Context, root: str | None, user: bool, cron: bool = False) -> None:
+        if user and (root is not None or cron):
+            raise click.UsageError("--user can't be combined with --root or --cron")
+        if root == "/":
+            raise click.UsageError("--root is for another system: leave it out for this one")
+        self._context, self._cron = context, cron
+        self.root, self.personal = root or "", user
+        #: Each name that may be ours, and its path.
+        self.paths: dict[str, str] = {}
+        if user:
+            configs = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+            self.paths |= {name: f"{configs}/systemd/user/{name}" for name in units.UNITS}
+        else:
+            self.paths |= {name: f"{self.root}/etc/systemd/system/{name}" for name in units.UNITS}
+            self.paths |= {name: f"{self.root}/etc/cron.d/{name}" for name in units.CRON}
 
-def uninstall(context: Context, target: Target, *, yes: bool) -> Exit:
-    """Stop it, and remove what `install` has written."""
-    return _carry_out(context, target, {}, yes=yes)
+    def show(self, clean: str | None) -> Exit:
+        """Print the files that `install` writes, as they would be."""
+        wanted = self._wanted(self._described(), clean)
+        files = {self.paths[name]: units.stamped(text) for name, text in wanted.items()}
+        if self._context.json:
+            found = [{"path": path, "text": text} for path, text in files.items()]
+            self._context.document({"schema": "ollama-watch/service/1", "files": found})
+        else:
+            texts = (f"# {names.printable(path)}\n{text}" for path, text in files.items())
+            sys.stdout.write("\n".join(texts))
+        return Exit.HEALTHY
 
+    def install(self, clean: str | None, *, yes: bool) -> Exit:
+        """Write the files, and start what they describe. Done twice, it changes nothing.
 
-# ---------------------------------------------------------------- what is wanted
+        `clean`: how often to clean, one of `units.RHYTHMS`; None for never.
+        """
+        where = self._described()
+        if not (self.root or self.personal):
+            why = installation.unreachable(where, cron=self._cron)
+            if why:
+                helps = "reinstall it, such as in /opt, with a Python that every user can run"
+                complain(f"ollama-watch: the service will not start: {why}\n  {helps}")
+        return self._bring(self._wanted(where, clean), yes=yes)
 
+    def uninstall(self, *, yes: bool) -> Exit:
+        """Stop it, and remove what `install` has written."""
+        return self._bring({}, yes=yes)
 
-def _wanted(context: Context, target: Target, options: InstallOptions) -> dict[str, str]:
-    """The name of each file that is wanted to its text, without stamp."""
-    return _texts(_where(context, target, options), options)
+    def _described(self) -> Installation:
+        context = self._context
+        config = None if context.config_file is None else str(context.config_file)
+        store = context.only_store("a service has one")
+        metrics = context.settings.metrics_file
+        return installation.describe(store, config, metrics, self.root, personal=self.personal)
 
+    def _wanted(self, where: Installation, clean: str | None) -> dict[str, str]:
+        """The name of each file that is wanted to its text, without stamp."""
+        return units.cron(where, clean) if self._cron else units.units(where, clean)
 
-def _texts(where: Installation, options: InstallOptions) -> dict[str, str]:
-    return units.cron(where, options.clean) if options.cron else units.units(where, options.clean)
-
-
-def _where(context: Context, target: Target, options: InstallOptions) -> Installation:
-    return installation.describe(
-        context.only_store("a service has one"),
-        options.config,
-        context.settings.metrics_file,
-        target.root,
-        personal=target.personal,
-    )
-
-
-# ---------------------------------------------------------------- doing it
-
-
-def _carry_out(context: Context, target: Target, wanted: Mapping[str, str], *, yes: bool) -> Exit:
-    """Bring the target to have just what is wanted: show, ask, do."""
-    steps = list(_steps(target, wanted))
-    changing = [step for step in steps if step.kind in _CHANGING]
-    commands = _Commands(target, steps, wanted)
-    kept = [step for step in steps if step.kind in (Kind.EDITED, Kind.FOREIGN)]
-    code = Exit.REFUSED if kept else Exit.HEALTHY
-    for step in kept:
-        complain(_why_kept(step))
-    if not changing and not commands.needed():
+    def _bring(self, wanted: Mapping[str, str], *, yes: bool) -> Exit:
+        """Bring the target to have just what is wanted: show, ask, do."""
+        context = self._context
+        steps = list(self._steps(wanted))
+        changing = [step for step in steps if step.kind in _CHANGING]
+        kept = [step for step in steps if step.kind in (Kind.EDITED, Kind.FOREIGN)]
+        systemd = _Systemd(self, steps, wanted)
+        for step in kept:
+            complain(_why_kept(step))
+        if not changing and not systemd.is_needed():
+            if context.json:
+                context.document(_document(steps))
+            elif not kept:
+                context.say("nothing to do: the service is installed")
+            return Exit.REFUSED if kept else Exit.HEALTHY
+        _check_permission(changing)
+        if not yes:
+            if context.json:
+                context.document(_document(steps))
+            elif context.can_ask():
+                sys.stdout.write("".join(map(_shown, changing)) + systemd.shown())
+            if answer := context.ask("Do it?"):
+                return answer
+        systemd.run(systemd.before)
+        _change(changing)
         if context.json:
             context.document(_document(steps))
-        elif not context.quiet and not kept:
-            sys.stdout.write("nothing to do: the service is installed\n")
-        return code
-    _check_permission(changing)
-    if not yes:
-        if context.json:
-            context.document(_document(steps))
-        elif context.can_ask():
-            sys.stdout.write("".join(map(_shown, changing)) + commands.shown())
-        if answer := context.ask("Do it?"):
-            return answer
-    commands.before()
-    _change(changing)
-    if context.json:
-        context.document(_document(steps))
-    elif not context.quiet:
-        sys.stdout.writelines(f"{step.kind:<8} {names.printable(step.path)}\n" for step in changing)
-    commands.after()
-    if not context.quiet and not context.json:
-        sys.stdout.write(commands.advice())
-    return code
+        for step in changing:
+            context.say(f"{step.kind:<8} {names.printable(step.path)}")
+        systemd.run(systemd.after)
+        if helps := systemd.advice():
+            context.say(helps)
+        return Exit.REFUSED if kept else Exit.HEALTHY
+
+    def _steps(self, wanted: Mapping[str, str]) -> Iterator[Step]:
+        found_at = {path: _found(path) for path in self.paths.values()}
+        made = {folder for path, text in found_at.items() for folder in _made_for(path, text)}
+        for name, path in self.paths.items():
+            folder = os.path.dirname(path)
+            if self.root and not f"{os.path.realpath(folder)}/".startswith(f"{self.root}/"):
+                raise RefusedError(
+                    f"{names.printable(folder)} leads outside of {names.printable(self.root)}",
+                    "replace the link with a relative one",
+                )
+            found, body = found_at[path], wanted.get(name)
+            if found is None and body is None:
+                continue
+            kind, text = units.change(found, body, _missing(folder, made))
+            if kind is Kind.FOREIGN and wanted and body is None:
+                continue  # somebody's own, of which nothing is wanted
+            yield Step(name, path, kind, found or "", text)
 
 
-def _steps(target: Target, wanted: Mapping[str, str]) -> Iterator[Step]:
-    found_at = {path: _found(path) for path in target.paths().values()}
-    made = {folder for path, text in found_at.items() for folder in _made_for(path, text)}
-    for name, path in target.paths().items():
-        folder = os.path.dirname(path)
-        if target.root and not f"{os.path.realpath(folder)}/".startswith(f"{target.root}/"):
-            raise RefusedError(
-                f"{names.printable(folder)} leads outside of {names.printable(target.root)}",
-                "replace the link with a relative one",
-            )
-        found, body = found_at[path], wanted.get(name)
-        if found is None and body is None:
-            continue
-        kind, text = units.change(found, body, _missing(folder, made))
-        if kind is Kind.FOREIGN and wanted and body is None:
-            continue  # somebody's own, of which nothing is wanted
-        yield Step(name, path, kind, found or "", text)
+# ---------------------------------------------------------------- files
 
 
 def _found(path: str) -> str | None:
@@ -266,62 +242,55 @@ def _remove_empty(folders: Iterable[str]) -> None:
 # ---------------------------------------------------------------- systemd
 
 
-def _systemd_runs(target: Target) -> bool:
-    """Whether the systemd that the files are for can be told of them (sd_booted(3))."""
-    if target.personal:
-        return os.path.exists(f"{os.environ.get('XDG_RUNTIME_DIR')}/systemd/private")
-    return not target.root and os.path.isdir("/run/systemd/system")
-
-
-class _Commands:
-    """What systemd is told, before and after the files change."""
+class _Systemd:
+    """What systemd does before and after the files change; nothing where it does not run."""
 
     def __init__(self, target: Target, steps: Iterable[Step], wanted: Mapping[str, str]) -> None:
         self._target = target
-        self._ours = ours = {
-            step.name: step.kind for step in steps if step.kind is not Kind.FOREIGN
-        }
-        self._runs = _systemd_runs(target)
+        self._user = ["--user"] if target.personal else []
+        if target.personal:
+            self._runs = os.path.exists(f"{os.environ.get('XDG_RUNTIME_DIR')}/systemd/private")
+        else:
+            self._runs = not target.root and os.path.isdir("/run/systemd/system")  # sd_booted(3)
+        ours = {step.name: step.kind for step in steps if step.kind is not Kind.FOREIGN}
         self._start = [name for name in _STARTED if name in wanted and name in ours]
         self._stop = [name for name in _STARTED if name in ours and name not in wanted]
-        self._again = [name for name in self._start if ours[name] is Kind.REPLACE]
-        self._user = ["--user"] if target.personal else []
+        again = [name for name in self._start if ours[name] is Kind.REPLACE]
+        self.before: list[list[str]] = []
+        self.after: list[list[str]] = []
+        if not self._runs:
+            return
+        if self._stop:
+            self.before.append(["disable", "--quiet", "--now", *self._stop])
+        if ours.get(units.CLEAN_TIMER) is Kind.REMOVE:
+            self.before.append(["clean", "--what=state", units.CLEAN_TIMER])  # when it last ran
+        self.after.append(["daemon-reload"])
+        if self._start:
+            self.after.append(["enable", "--quiet", "--now", *self._start])
+        if again:
+            self.after.append(["try-restart", *again])
 
-    def needed(self) -> bool:
+    def is_needed(self) -> bool:
         """Whether there is something to start or to stop, though no file changes."""
         return self._runs and (
             any(not self._is_enabled(name) for name in self._start)
             or any(self._is_enabled(name) for name in self._stop)
         )
 
-    def before(self) -> None:
-        """Stop what goes."""
-        for words in self._words_before() if self._runs else ():
-            self._tell(*words)
-
-    def after(self) -> None:
-        """Read the files again, start what is new, and start again what has changed."""
-        for words in self._words_after() if self._runs else ():
-            self._tell(*words)
-
-    def _words_before(self) -> Iterator[list[str]]:
-        if self._stop:
-            yield ["disable", "--quiet", "--now", *self._stop]
-        if self._ours.get(units.CLEAN_TIMER) is Kind.REMOVE:
-            yield ["clean", "--what=state", units.CLEAN_TIMER]  # when it last ran
-
-    def _words_after(self) -> Iterator[list[str]]:
-        yield ["daemon-reload"]
-        if self._start:
-            yield ["enable", "--quiet", "--now", *self._start]
-        if self._again:
-            yield ["try-restart", *self._again]
+    def run(self, commands: Iterable[list[str]]) -> None:
+        """Run them. Raises WatchError."""
+        for words in commands:
+            done = self._call(*words)
+            if done.returncode:
+                raise WatchError(
+                    f"systemd refused: {names.printable(' '.join(done.stderr.split()))}",
+                    "fix that and run it again; systemd ran:",
+                    self._line(*words),
+                )
 
     def shown(self) -> str:
         """The commands, for who is asked."""
-        if not self._runs:
-            return ""
-        every = (*self._words_before(), *self._words_after())
+        every = (*self.before, *self.after)
         return "".join(f"run      {self._line(*words)}\n" for words in every)
 
     def advice(self) -> str:
@@ -330,48 +299,31 @@ class _Commands:
             return ""
         if self._runs:
             journal = " ".join(["journalctl", *self._user, "-fu", "ollama-watch"])
-            return f"it is running; follow it with: {journal}\n"
-        where = [f"--root={self._target.root}"] if self._target.root else ["--now"]
-        enable = self._line("enable", *where, *self._start)
-        return f"not started{self._why_not_started()}; to enable it:\n  {enable}\n"
-
-    def _why_not_started(self) -> str:
+            return f"it is running; follow it with: {journal}"
+        why, where = " because systemd is not running here (use --cron)", "--now"
         if self._target.root:
-            return ""
-        if self._target.personal:
-            return " because your systemd is not running"
-        return " because systemd is not running here (use --cron)"
+            why, where = "", f"--root={self._target.root}"
+        elif self._target.personal:
+            why = " because your systemd is not running"
+        return f"not started{why}; to enable it:\n  {self._line('enable', where, *self._start)}"
 
     def _is_enabled(self, name: str) -> bool:
         return self._call("is-enabled", "--quiet", name).returncode == 0
 
-    def _tell(self, *words: str) -> None:
-        done = self._call(*words)
-        if done.returncode:
-            raise WatchError(
-                f"systemd refused: {names.printable(' '.join(done.stderr.split()))}",
-                "fix that and run it again; systemd ran:",
-                self._line(*words),
-            )
-
-    def _command(self, *words: str) -> list[str]:
-        return ["systemctl", *self._user, *words]
-
     def _line(self, *words: str) -> str:
-        return advice.line(*self._command(*words))
+        return advice.line("systemctl", *self._user, *words)
 
     def _call(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = ["systemctl", *self._user, *words]
         try:
-            return subprocess.run(
-                self._command(*words), capture_output=True, text=True, check=False
-            )
+            return subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
             raise WatchError(
                 f"systemctl can't be run: {error.strerror}", "see whether systemd is installed"
             ) from None
 
 
-# ---------------------------------------------------------------- telling
+# ---------------------------------------------------------------- what is shown
 
 
 def _shown(step: Step) -> str:

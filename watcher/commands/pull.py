@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from watcher.commands import complete, declare
+from watcher.errors import Exit
 
 if TYPE_CHECKING:
     from watcher.commands.context import Context
-    from watcher.errors import Exit
 
 
 @declare.command(
@@ -47,9 +47,9 @@ def pull(
 
     Over resets, stalls and restarts of the server. After Ctrl-C, the same command continues.
     """
-    from watcher.commands.pulling import PullOptions, pull_all
+    from watcher.commands.pulling import pull_all
     from watcher.pull.driver import Options
     from watcher.pull.speed import STALL_SECONDS
 
     options = Options(insecure, until_done, verify, STALL_SECONDS if stall is None else stall)
-    return pull_all(context, models, PullOptions(host, parallel, options))
+    return pull_all(context, models, host, parallel, options)

@@ -9,7 +9,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import FrameType
 
 from watcher.commands.context import Context, complain
@@ -27,40 +26,30 @@ from watcher.system import stopping
 _SHOW_CURSOR = b"\033[?25h\n"
 
 
-@dataclass(frozen=True, slots=True)
-class PullOptions:
-    """What the command line says of pulls."""
-
-    host: str | None = None
-    parallel: int = 1
-    options: Options = field(default_factory=Options)
-
-
-def pull_all(context: Context, models: Sequence[str], wanted: PullOptions) -> Exit:
+def pull_all(
+    context: Context, models: Sequence[str], host: str | None, parallel: int, options: Options
+) -> Exit:
     """Download models through the server; a Ctrl-C leaves what came resumable."""
-    found = site_of(context, wanted.host)
-    layer_locks = LayerLocks()
-    with cancelled_by_signals() as cancelled:
-        pulls = [
-            Pull(found, model, wanted.options, cancelled, layer_locks)
-            for model in dict.fromkeys(models)
-        ]
-        shown = progress.display(json=context.json, quiet=context.quiet, color=context.colored())
-        with shown:
-            _drive_all(pulls, shown, wanted.parallel)
-    return max(_told(context, each) for each in pulls)
-
-
-def _drive_all(pulls: list[Pull], shown: progress.Display, parallel: int) -> None:
-    if parallel <= 1 or len(pulls) == 1:
-        for each in pulls:
-            drive(each, shown)
-        return
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(parallel) as pool:
-        for done in [pool.submit(drive, each, shown) for each in pulls]:
-            done.result()
+    found = site_of(context, host)
+    locks = LayerLocks()
+    with cancelled_by_signals() as cancelled:
+        pulls = [Pull(found, each, options, cancelled, locks) for each in dict.fromkeys(models)]
+        with display(context) as shown:
+            if parallel == 1 or len(pulls) == 1:
+                for each in pulls:
+                    drive(each, shown)
+            else:
+                with ThreadPoolExecutor(parallel) as pool:
+                    for done in [pool.submit(drive, each, shown) for each in pulls]:
+                        done.result()
+    return max(_report(context, each) for each in pulls)
+
+
+def display(context: Context) -> progress.Display:
+    """What shows pulls where the output of a command goes."""
+    return progress.display(json=context.json, quiet=context.quiet, color=context.colored())
 
 
 def drive(one: Pull, shown: progress.Display) -> None:
@@ -81,8 +70,8 @@ def drive(one: Pull, shown: progress.Display) -> None:
         raise failed[0]
 
 
-def _told(context: Context, one: Pull) -> Exit:
-    """Tell how a pull has ended, where it has not arrived."""
+def _report(context: Context, one: Pull) -> Exit:
+    """Say how a pull has ended, where it has not arrived."""
     cause = one.end.cause
     if cause is None:
         return Exit.HEALTHY
@@ -102,19 +91,19 @@ def _told(context: Context, one: Pull) -> Exit:
 def site_of(context: Context, host: str | None) -> Target:
     """The server, and its store where that is here."""
     url = target.server_url(host, os.environ)
+    found = None
     try:
         found = context.only_place("a download is of one")
     except (NoStoreError, NoPermissionError):
-        if context.stores:
-            if not os.path.isdir(context.stores[0]):
-                raise
+        if not context.stores:
+            context.settle()
+        elif os.path.isdir(context.stores[0]):
             # The server makes its folders with the first pull.
-            store = os.path.abspath(context.stores[0])
-            context.settle(store)
-            return target.find(url, context.host(place.Found(store, "--store")), context.settings)
-        context.settle()
-        return target.find(url, None, context.settings)
-    return target.find(url, context.host(found), context.settings)
+            found = place.Found(os.path.abspath(context.stores[0]), "--store")
+            context.settle(found.path)
+        else:
+            raise
+    return target.find(url, None if found is None else context.host(found), context.settings)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 
 from watcher.commands import complete, declare
 from watcher.errors import Exit
+from watcher.ollama import names
 
 if TYPE_CHECKING:
     from watcher.commands.context import Context
@@ -80,8 +80,7 @@ def queue() -> None:
 )
 def add(context: Context, models: tuple[str, ...], priority: int, after: str | None) -> Exit:
     """Add models to the queue, or change their priority and time."""
-    from watcher.commands.queue_file import change, in_words
-    from watcher.ollama import names
+    from watcher.commands.queueing import change, in_words
     from watcher.pull import queue as queues
 
     now = time.time()
@@ -93,18 +92,16 @@ def add(context: Context, models: tuple[str, ...], priority: int, after: str | N
         return before
 
     kept = change(context, added)
-    if not (context.quiet or context.json):
-        for model in models:
-            place = queues.position(kept, names.to_model(model).shown)
-            words = f"{place + 1} of {len(kept.line)}: {in_words(kept.line[place])}"
-            sys.stdout.write(f"{words}\n")
+    for model in models:
+        place = queues.position(kept, names.to_model(model).shown)
+        context.say(f"{place + 1} of {len(kept.line)}: {in_words(kept.line[place])}")
     return Exit.HEALTHY
 
 
 @queue.command(examples=["queue ls", "queue ls --json"], read_on=_READ_ON)
 def ls(context: Context) -> Exit:
     """List the queue."""
-    from watcher.commands.queue_file import show
+    from watcher.commands.queueing import show
     from watcher.pull import queue as queues
     from watcher.state import folders
 
@@ -118,7 +115,7 @@ def ls(context: Context) -> Exit:
 @_models
 def rm(context: Context, models: tuple[str, ...]) -> Exit:
     """Remove models from the queue; their data stays."""
-    from watcher.commands.queue_file import change
+    from watcher.commands.queueing import change
     from watcher.pull import queue as queues
 
     change(context, lambda before: queues.remove(before, models))
@@ -130,7 +127,7 @@ def rm(context: Context, models: tuple[str, ...]) -> Exit:
 @click.argument("place", type=click.IntRange(min=1))
 def move(context: Context, model: str, place: int) -> Exit:
     """Move a model to a place in the queue (1 is first)."""
-    from watcher.commands.queue_file import change
+    from watcher.commands.queueing import change
     from watcher.pull import queue as queues
 
     change(context, lambda before: queues.move(before, model, place))
@@ -141,7 +138,7 @@ def move(context: Context, model: str, place: int) -> Exit:
 @_any_models
 def pause(context: Context, models: tuple[str, ...]) -> Exit:
     """Pause models, or the whole queue."""
-    from watcher.commands.queue_file import change
+    from watcher.commands.queueing import change
     from watcher.pull import queue as queues
 
     now = time.time()
@@ -153,7 +150,7 @@ def pause(context: Context, models: tuple[str, ...]) -> Exit:
 @_any_models
 def resume(context: Context, models: tuple[str, ...]) -> Exit:
     """Resume paused or failed models, or the whole queue."""
-    from watcher.commands.queue_file import change
+    from watcher.commands.queueing import change
     from watcher.pull import queue as queues
 
     now = time.time()
@@ -167,11 +164,8 @@ def resume(context: Context, models: tuple[str, ...]) -> Exit:
 @click.option("--leashed", is_flag=True, hidden=True, help="For a daemon, which holds its stdin.")
 def run(context: Context, host: str | None, insecure: bool, leashed: bool) -> Exit:
     """Download the queue until nothing is left that can start."""
-    from watcher.commands import queue_drive
-    from watcher.commands.pulling import PullOptions
-    from watcher.pull.driver import Options
+    from watcher.commands import queueing
 
     if leashed:
-        return queue_drive.run_leashed(context)
-    wanted = PullOptions(host, options=Options(insecure=insecure))
-    return queue_drive.run(context, queue_drive.queued(context, wanted))
+        return queueing.run_leashed(context)
+    return queueing.run(context, queueing.queued(context, host, insecure=insecure))

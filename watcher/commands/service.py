@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from watcher.commands import declare
+from watcher.errors import Exit
 
 if TYPE_CHECKING:
     from watcher.commands.context import Context
-    from watcher.commands.installing import InstallOptions, Target
-    from watcher.errors import Exit
 
 _READ_ON = "docs/service.md: systemd, cron, one user without root, containers"
 
@@ -47,23 +46,6 @@ def _install_options(command: Any) -> Any:
     return clean(cron(command))
 
 
-def _target(root: str | None, user: bool, cron: bool = False) -> Target:
-    from watcher.commands.installing import Target
-
-    if user and (root is not None or cron):
-        raise click.UsageError("--user can't be combined with --root or --cron")
-    if root == "/":
-        raise click.UsageError("--root is for another system: leave it out for this one")
-    return Target(root or "", user)
-
-
-def _options(context: Context, clean: str | None, cron: bool) -> InstallOptions:
-    from watcher.commands.installing import InstallOptions
-
-    config = None if context.config_file is None else str(context.config_file)
-    return InstallOptions(clean, cron, config)
-
-
 @service.command(
     examples=["service install", "service install --clean weekly"],
     read_on=_READ_ON,
@@ -78,10 +60,9 @@ def install(
 
     Shows the files that it writes, and asks.
     """
-    from watcher.commands import installing
+    from watcher.commands.installing import Target
 
-    target, options = _target(root, user, cron), _options(context, clean, cron)
-    return installing.install(context, target, options, yes=yes)
+    return Target(context, root, user, cron).install(clean, yes=yes)
 
 
 @service.command(examples=["service uninstall"], read_on=_READ_ON)
@@ -92,9 +73,9 @@ def uninstall(context: Context, root: str | None, user: bool, yes: bool) -> Exit
 
     Only files that it wrote. Shows them, and asks.
     """
-    from watcher.commands import installing
+    from watcher.commands.installing import Target
 
-    return installing.uninstall(context, _target(root, user), yes=yes)
+    return Target(context, root, user).uninstall(yes=yes)
 
 
 @service.command(examples=["service show", "service show --cron"], read_on=_READ_ON)
@@ -102,7 +83,6 @@ def uninstall(context: Context, root: str | None, user: bool, yes: bool) -> Exit
 @_install_options
 def show(context: Context, root: str | None, user: bool, clean: str | None, cron: bool) -> Exit:
     """Print the files that install writes."""
-    from watcher.commands import installing
+    from watcher.commands.installing import Target
 
-    target, options = _target(root, user, cron), _options(context, clean, cron)
-    return installing.show(context, target, options)
+    return Target(context, root, user, cron).show(clean)

@@ -14,10 +14,8 @@ from watcher.state import event_log
 from watcher.state.event_log import clock
 from watcher.system import advice
 
-SCHEMA = "ollama-watch/queue/1"
-
 #: So many of the line are shown, and so many of what is done.
-SHOWN, _SHOWN_DONE = 30, 5
+_SHOWN, _SHOWN_DONE = 30, 5
 _STYLE = {
     ItemState.RUNNING: "green",
     ItemState.FAILED: "bold red",
@@ -36,35 +34,25 @@ class Shown(NamedTuple):
     now: float
 
 
-def table(shown: Shown, helps: str, most: int | None) -> Iterator[Part]:
+def table(shown: Shown, helps: str, *, verbose: bool) -> Iterator[Part]:
     """What ``queue ls`` prints. `helps`: the command that starts the queue again, or ""."""
-    kept, by = shown.kept, shown.by
+    kept, by, most = shown.kept, shown.by, None if verbose else _SHOWN
     if not (kept.line or kept.done):
         yield "the queue is empty; add a model: ollama-watch queue add MODEL"
         return
     if kept.line:
         style = "yellow" if kept.paused or by is None else ""
-        yield Line(f"{len(kept.line):,} queued{_all_by(shown)}; {runs(kept, by)}", style=style)
+        known = [at for at in shown.arrivals if at is not None]
+        all_by = f", done by {clock(max(known), shown.now)}" if len(known) == len(kept.line) else ""
+        yield Line(f"{len(kept.line):,} queued{all_by}; {runs(kept, by)}", style=style)
         if helps:
             yield command(helps)
-    rows = [
-        (str(number), *_cells(item, "" if at is None else clock(at, shown.now), shown.now))
-        for number, (item, at) in enumerate(
-            zip(kept.line[:most], shown.arrivals[:most], strict=True), 1
-        )
-    ]
-    done = kept.done[: -_SHOWN_DONE - 1 : -1]
-    rows += [("", *_cells(item, "", shown.now)) for item in done]
+    line = zip(kept.line[:most], shown.arrivals[:most], strict=True)
+    rows = [(str(number), *_cells(*each, shown.now)) for number, each in enumerate(line, 1)]
+    rows += [("", *_cells(item, None, shown.now)) for item in kept.done[: -_SHOWN_DONE - 1 : -1]]
     yield Table(rows, ("#", "model", "priority", "done by", "state"), frozenset({0}))
     if most is not None and kept.line[most:]:
         yield more(len(kept.line) - most)
-
-
-def _all_by(shown: Shown) -> str:
-    known = [at for at in shown.arrivals if at is not None]
-    if not known or len(known) < len(shown.kept.line):
-        return ""
-    return f", done by {clock(max(known), shown.now)}"
 
 
 def runs(kept: Queue, by: QueueRunner | None) -> str:
@@ -89,7 +77,7 @@ def run_by(by: QueueRunner | None) -> dict[str, Any] | None:
     return None if by is None else {"pid": by.pid, "daemon": by.is_daemon}
 
 
-def told(item: Item, now: float) -> str:
+def state_of(item: Item, now: float) -> str:
     """The state of an item in words."""
     so_far = item.so_far
     if item.state is ItemState.RUNNING:
@@ -112,7 +100,7 @@ def document(shown: Shown, store: str) -> dict[str, Any]:
     """What ``queue ls --json`` prints."""
     kept = shown.kept
     return {
-        "schema": SCHEMA,
+        "schema": "ollama-watch/queue/1",
         "time": event_log.rfc3339(shown.now),
         "store": names.exact(store),
         "paused": kept.paused,
@@ -125,9 +113,10 @@ def document(shown: Shown, store: str) -> dict[str, Any]:
     }
 
 
-def _cells(item: Item, done_by: str, now: float) -> tuple[str | Span, ...]:
+def _cells(item: Item, done_at: float | None, now: float) -> tuple[str | Span, ...]:
     priority = _WORDS.get(item.priority, str(item.priority))
-    state = Span(told(item, now), _STYLE.get(item.state, ""))
+    done_by = "" if done_at is None else clock(done_at, now)
+    state = Span(state_of(item, now), _STYLE.get(item.state, ""))
     return name(item.model), priority, done_by, state
 
 

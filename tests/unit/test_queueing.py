@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.runs import rules
 from tests.support.servers import EngineServer
-from watcher.commands import queue_drive
+from watcher.commands import queueing
 from watcher.commands.context import Context
 from watcher.demo.registry import Fault, Layer, Registry
 from watcher.observe.host import Host
@@ -31,7 +31,7 @@ def test_nothing_is_pulled_into_a_store_that_nobody_meant(monkeypatch: pytest.Mo
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     monkeypatch.setattr(target, "url_of_store", lambda *_: found.url)
     monkeypatch.setattr(target, "find", lambda *_: found)
-    drive = queue_drive.leashed(Context(rules().settings), Host("/models"), lambda: False)
+    drive = queueing.leashed(Context(rules().settings), Host("/models"), lambda: False)
     driven = drive("llama3", lambda: "")
     assert (driven.result, driven.retry) == (Result.FAILED, True)
     assert ELSEWHERE in driven.why
@@ -57,7 +57,7 @@ def test_what_no_retry_cures_is_given_up_or_tried_hourly(
         server.start().wait_ready()
         found = Target(server.url, rules().settings, Host(str(store)))
         options = Options(insecure=True)
-        drive = queue_drive._driver(
+        drive = queueing._driver(
             Context(rules().settings, quiet=True), found, lambda _: options, lambda: False
         )
         with fs.opened_folder(str(store)) as folder:

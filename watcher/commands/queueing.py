@@ -1,0 +1,169 @@
+"""The queue of the one store that is meant: changed, shown, and run item by item."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+from watcher.commands import pulling
+from watcher.commands.context import Context, complain
+from watcher.errors import Exit
+from watcher.observe import place, serving
+from watcher.observe.host import Host
+from watcher.ollama import names, server
+from watcher.pull import queue, running, target
+from watcher.pull.driver import Options, Pull
+from watcher.pull.failures import Cause
+from watcher.pull.queue import Driven, Item, ItemState, Queue, Result
+from watcher.pull.running import Drive, Why
+from watcher.pull.target import Target
+from watcher.show import queue as drawn
+from watcher.state import folders, records
+from watcher.state.event_log import Event
+from watcher.system import advice, stopping
+
+
+def change(context: Context, changed: Callable[[Queue], Queue]) -> Queue:
+    """Change the queue of the one store that is meant; for programs, print what it is then."""
+    with opened(context) as (found, store):
+        kept, lost = queue.FILE.change_and_report(store, changed)
+        if lost:
+            complain(lost)
+        if context.json:
+            show(context, found, store, kept)
+        return kept
+
+
+@contextmanager
+def opened(context: Context) -> Iterator[tuple[place.Found, int]]:
+    """The one store that is meant, and open. Raises SettingsError where several are."""
+    found = context.only_place("each has a queue of its own")
+    with folders.opened_store(found.path) as store:
+        yield found, store
+
+
+def show(context: Context, found: place.Found, store: int, kept: Queue) -> None:
+    """Print a queue, with what runs it and when each item arrives."""
+    now = time.time()
+    kept = queue.revived(kept, running.driven_by(store), now)
+    known = records.read(store)
+
+    def missing(model: str) -> int | None:
+        record = known.get(model.lower())
+        if record is None or record.total_bytes is None:
+            return None
+        return max(0, record.total_bytes - record.downloaded_bytes)
+
+    going = (each.model.lower() for each in kept.line if each.state is ItemState.RUNNING)
+    rate = sum(known[key].bytes_per_second or 0.0 for key in going if key in known) or None
+    arrivals = queue.arrivals(kept, now, missing, rate)
+    shown = drawn.Shown(kept, arrivals, serving.queue_runner(found.path), now)
+    if context.json:
+        context.document(drawn.document(shown, found.path))
+    elif kept.line or kept.done or not context.quiet:
+        helps = drawn.restart(kept, shown.by, found.path, found.by)
+        context.show(drawn.table(shown, helps, verbose=context.verbose))
+
+
+def in_words(item: Item) -> str:
+    """An item and its state."""
+    return f"{names.printable(item.model)}: {drawn.state_of(item, time.time())}"
+
+
+# ---------------------------------------------------------------- running it
+
+
+def run(context: Context, drive: Drive) -> Exit:
+    """Drive one item after the other until none is left that can start by itself."""
+    with opened(context) as (found, store), running.seen_to_run(store):
+        for item in running.run(store, drive):
+            if not context.quiet:
+                complain(in_words(item))
+        left = queue.FILE.read(store)
+    if left.paused:
+        complain(f"the queue is paused\n  -> {advice.on(found.path, found.by, 'queue', 'resume')}")
+    given_up = any(item.state is ItemState.FAILED for item in left.line)
+    return Exit.FAILED if given_up else Exit.HEALTHY
+
+
+def run_leashed(context: Context) -> Exit:
+    """The same for a daemon: drive what is due, and end in order when stdin does.
+
+    On stdout are the events, one a line.
+    """
+    ended = threading.Event()
+
+    def tell(event: Event) -> None:
+        with suppress(OSError):  # the daemon is gone; the logs have the event
+            os.write(sys.stdout.fileno(), event.line)
+
+    def wait_for_the_end() -> None:
+        with suppress(OSError):
+            while os.read(sys.stdin.fileno(), 1 << 10):
+                pass
+        ended.set()
+        stopping.ask()
+
+    (host,) = context.hosts(changes=True)
+    threading.Thread(target=wait_for_the_end, name="leash", daemon=True).start()
+    drive = leashed(context, replace(host, tell=tell), ended.is_set)
+    with folders.opened_store(host.store) as store, suppress(KeyboardInterrupt):
+        while running.run_next(store, drive) is not None:
+            pass
+    return Exit.HEALTHY
+
+
+def queued(context: Context, host: str | None, *, insecure: bool) -> Drive:
+    """What drives an item of the queue, through the server at `host`."""
+    found = pulling.site_of(context, host)
+    return _driver(context, found, lambda _: Options(insecure=insecure), lambda: False)
+
+
+def leashed(context: Context, host: Host, ended: Callable[[], bool]) -> Drive:
+    """The same for a daemon, until `ended` says that it is gone.
+
+    Nobody is there to name a server: it is the one that has the store, unless the environment says
+    otherwise. A registry on this machine is asked over http, as everywhere.
+    """
+    found = target.find(target.url_of_store(host, os.environ), host, context.settings)
+    if found.host is None and not os.environ.get("OLLAMA_HOST"):
+        # What it would pull would come into somebody else's store.
+        return lambda _, __: Driven(Result.FAILED, f"not pulled: {found.why}")
+
+    def options(model: str) -> Options:
+        return Options(insecure=server.is_loopback(names.to_model(model).host))
+
+    return _driver(context, found, options, ended)
+
+
+def _driver(
+    context: Context, found: Target, options: Callable[[str], Options], ended: Callable[[], bool]
+) -> Drive:
+    def drive(model: str, why_stop: Why) -> Driven:
+        with pulling.cancelled_by_signals() as signalled:
+
+            def asked() -> bool:
+                return signalled() or ended()
+
+            one = Pull(found, model, options(model), lambda: asked() or bool(why_stop()))
+            with pulling.display(context) as shown:
+                pulling.drive(one, shown)
+        # Not before signals have their usual meaning again: none is lost between the two.
+        if asked():
+            stopping.ask()
+            raise KeyboardInterrupt  # what was driven is put back, and the run ends
+        cause = one.end.cause
+        if cause is None:
+            return Driven(Result.DONE)
+        if cause is Cause.INTERRUPTED:
+            return Driven(Result.STOPPED, why_stop())
+        pause = queue.HOURLY if cause.hourly else None
+        why = "; ".join(filter(None, (one.end.text, cause.step, one.command)))
+        return Driven(Result.FAILED, why, cause.passes or cause.hourly, pause)
+
+    return drive
