@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from watcher.model import Unseen
     from watcher.observe.host import Host
     from watcher.pull.queue import Queue
-    from watcher.pull.speed import Spread
     from watcher.reconcile import Report
     from watcher.show.status import Pace, Status
     from watcher.state import records
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 #: A rate takes two looks; and this is how often `--watch` looks.
 _APART_SECONDS = 1.0
 _WATCH_SECONDS = 2.0
+_CLEAR = "\033[H\033[2J"
 
 
 @declare.command(
@@ -39,135 +39,107 @@ def status(context: Context, watch: bool) -> Exit:
 
     Exits with 4 if something can't be read.
     """
+    from watcher.show import status as drawn
+
     in_turn = watch and context.look_in_turns(_WATCH_SECONDS)
-    if in_turn:
-        _clear(context)
+    redraws = watch and not context.json and sys.stdout.isatty()
+    if in_turn and redraws:
+        sys.stdout.write(_CLEAR)
     hosts = context.hosts(changes=False)
-    before: dict[str, Status] = {}
+    before: dict[str, Report] = {}
     while True:
-        shown = [look(host, context, before.get(host.store)) for host in hosts]
-        _show(context, shown, redraw=watch and not in_turn)
+        shown = [_look(host, context, before.get(host.store)) for host in hosts]
+        if redraws and not in_turn:
+            sys.stdout.write(_CLEAR)
+        for each in shown:
+            if context.json:
+                context.document(drawn.document(each))
+            else:
+                context.show(drawn.table(each, verbose=context.verbose))
         if in_turn:
             return Exit.HEALTHY
         if not watch:
-            blind = any(each.unseen for each in shown)
-            return Exit.FAILED if blind else Exit.HEALTHY
-        before = {each.report.evidence.place.path: each for each in shown}
+            return Exit.FAILED if any(each.unseen for each in shown) else Exit.HEALTHY
+        before = {each.report.evidence.place.path: each.report for each in shown}
         time.sleep(_WATCH_SECONDS)
 
 
-def look(host: Host, context: Context, before: Status | None) -> Status:
+def _look(host: Host, context: Context, past: Report | None) -> Status:
     """One look at a store, and a second one where something moves and nobody has looked before."""
     from watcher import reconcile
     from watcher.decide import remaining
     from watcher.model import Condition
     from watcher.observe import serving
-    from watcher.reconcile import Reconciler
     from watcher.show.status import Status
 
-    report = Reconciler(host, context.settings).inspect()
-    past = before.report if before is not None else None
-    if past is None and any(
-        each.condition is Condition.LIVE for each in report.diagnosis.diagnosed
-    ):
+    reconciler = reconcile.Reconciler(host, context.settings)
+    report = reconciler.inspect()
+    conditions = {each.condition for each in report.diagnosis.diagnosed}
+    if past is None and Condition.LIVE in conditions:
         time.sleep(_APART_SECONDS)
-        past, report = report, Reconciler(host, context.settings).inspect()
-    paces = {} if past is None else _paces(past, report)
+        past, report = report, reconciler.inspect()
     memory = reconcile.remembered(host)
-    known, line, unread = _kept(host)
+    known, line, unread = _kept(host.store)
     return Status(
         report,
-        paces,
+        _paces(past, report, memory),
         serving.daemon(host.store),
         memory.looked_at,
         known,
         line,
         serving.queue_runner(host.store),
-        _spreads(memory, report),
         (*remaining.out_of_sight(report.evidence), *unread),
     )
 
 
-def _kept(host: Host) -> tuple[records.Records, Queue, tuple[Unseen, ...]]:
+def _kept(path: str) -> tuple[records.Records, Queue, list[Unseen]]:
     """What is kept of the models' downloads, and the queue; and what of it can't be read."""
+    from watcher.model import Unseen
     from watcher.pull import queue
-    from watcher.state import folders, records
+    from watcher.state import folders, records, state_folder
 
     known: records.Records = {}
     line = queue.Queue()
     unread: list[Unseen] = []
-    with suppress(OSError), folders.opened_store(host.store) as store:
+
+    def note(name: str, error: WatchError) -> None:
+        file = f"{state_folder.FOLDER}/{name}"
+        unread.append(Unseen(file, error.message.removeprefix(f"{file} can't be read: ")))
+
+    with suppress(OSError), folders.opened_store(path) as store:
         try:
             known = records.read(store)
         except WatchError as error:
-            unread.append(_unread(records.NAME, error))
+            note(records.NAME, error)
         try:
             line = queue.FILE.read(store)
         except WatchError as error:
-            unread.append(_unread(queue.FILE.name, error))
-    return known, line, tuple(unread)
+            note(queue.FILE.name, error)
+    return known, line, unread
 
 
-def _unread(name: str, error: WatchError) -> Unseen:
-    from watcher.model import Unseen
-    from watcher.state import state_folder
-
-    path = f"{state_folder.FOLDER}/{name}"
-    return Unseen(path, error.message.removeprefix(f"{path} can't be read: "))
-
-
-def _paces(past: Report, now: Report) -> dict[str, Pace]:
-    """How fast each download grew on the disk between two looks, by its key."""
+def _paces(past: Report | None, now: Report, memory: Memory) -> dict[str, Pace]:
+    """How fast each live download comes, by its key: between two looks, and as a daemon saw it."""
+    from watcher.decide.transitions import rate
     from watcher.model import Condition
+    from watcher.pull.speed import spread
     from watcher.show.status import Pace
+    from watcher.state.memory import Sample
 
-    seconds = now.evidence.now - past.evidence.now
-    known = {each.key: each for each in past.evidence.downloads}
+    before = {} if past is None else {each.key: each for each in past.evidence.downloads}
     found: dict[str, Pace] = {}
     for diagnosed in now.diagnosis.diagnosed:
         download = diagnosed.download
-        before = known.get(download.key)
-        if diagnosed.condition is not Condition.LIVE or before is None or seconds <= 0:
+        if diagnosed.condition is not Condition.LIVE:
             continue
-        arrived = max(0, download.allocated - before.allocated)
-        missing = None if download.total is None else max(0, download.total - download.allocated)
-        rate = arrived / seconds
-        found[download.key] = Pace(rate, None if missing is None or not rate else missing / rate)
+        per_second = left = None
+        if past is not None and download.key in before:
+            first = Sample(past.evidence.now, before[download.key].allocated)
+            per_second = rate((first, Sample(now.evidence.now, download.allocated)))
+        if per_second and download.total is not None:
+            left = max(0, download.total - download.allocated) / per_second
+        known = memory.downloads.get(download.key)
+        rates = map(rate, pairwise(known.samples if known else ()))
+        lately = spread([each for each in rates if each is not None])
+        found[download.key] = Pace(per_second, left, lately)
     return found
-
-
-def _spreads(memory: Memory, now: Report) -> dict[str, Spread]:
-    """How fast each live download came lately, by its key, where a daemon has looked at it."""
-    from watcher.decide import transitions
-    from watcher.model import Condition
-    from watcher.pull.speed import spread
-
-    found: dict[str, Spread] = {}
-    for diagnosed in now.diagnosis.diagnosed:
-        known = memory.downloads.get(diagnosed.download.key)
-        if known is None or diagnosed.condition is not Condition.LIVE:
-            continue
-        rates = [
-            rate for pair in pairwise(known.samples) if (rate := transitions.rate(pair)) is not None
-        ]
-        lately = spread(rates)
-        if lately is not None:
-            found[diagnosed.download.key] = lately
-    return found
-
-
-def _show(context: Context, shown: list[Status], *, redraw: bool) -> None:
-    from watcher.show import status as drawn
-
-    if context.json:
-        for each in shown:
-            context.document(drawn.document(each))
-        return
-    if redraw:
-        _clear(context)
-    context.show(part for each in shown for part in drawn.table(each, verbose=context.verbose))
-
-
-def _clear(context: Context) -> None:
-    if not context.json and sys.stdout.isatty():
-        sys.stdout.write("\033[H\033[2J")

@@ -31,13 +31,15 @@ _NO_WRITER = "no process has it open"
 class Pace(NamedTuple):
     """Bytes a second that arrive on the disk, and the seconds left; None where not known."""
 
-    per_second: float
-    left: float | None
+    per_second: float | None = None
+    left: float | None = None
+    #: The rates of the last minutes, where a daemon runs.
+    lately: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One scan, the pace of each pull by key, and what else is known of the store."""
+    """One scan, the pace of each live download by key, and what else is known of the store."""
 
     report: Report
     paces: Mapping[str, Pace]
@@ -49,8 +51,6 @@ class Status:
     #: The queue, and the process that runs it.
     queue: Queue
     runner: QueueRunner | None
-    #: The speeds of live downloads in the last minutes, by key, where a daemon runs.
-    spreads: Mapping[str, Spread]
     #: What could not be inspected.
     unseen: tuple[Unseen, ...] = ()
 
@@ -67,14 +67,14 @@ class Status:
         )
 
     def _has_broken_off(self, diagnosed: Diagnosed) -> bool:
-        download, pace = diagnosed.download, self.paces.get(diagnosed.download.key)
+        download = diagnosed.download
         if diagnosed.condition is not Condition.LIVE or download.writers:
             return False
-        if pace is None or pace.per_second:
+        if self.paces[download.key].per_second != 0:
             return False
         records = (self.records.get(shown.lower()) for shown in download.models)
-        told = any(each is not None and each.state is State.ERROR for each in records)
-        return told or self.report.evidence.view.visibility is not Visibility.PARTIAL
+        failed = any(each is not None and each.state is State.ERROR for each in records)
+        return failed or self.report.evidence.view.visibility is not Visibility.PARTIAL
 
     @property
     def pulled(self) -> dict[str, Record]:
@@ -139,8 +139,8 @@ def document(status: Status) -> dict[str, Any]:
 def _download(diagnosed: Diagnosed, status: Status) -> dict[str, Any]:
     download = diagnosed.download
     live = diagnosed.condition is Condition.LIVE
-    pace = status.paces.get(download.key) if live else None
-    lately = status.spreads.get(download.key) if live else None
+    pace = status.paces[download.key] if live else Pace()
+    lately = pace.lately
     return {
         "digest": f"sha256:{download.digest}",
         "models": list(download.models),
@@ -150,14 +150,14 @@ def _download(diagnosed: Diagnosed, status: Status) -> dict[str, Any]:
         "claimed_bytes": ranges.size(download.trust.claimed),
         "present_bytes": ranges.size(download.trust.present),
         "allocated_bytes": download.allocated,
-        "per_second_bytes": None if pace is None else round(pace.per_second),
+        "per_second_bytes": None if pace.per_second is None else round(pace.per_second),
         "lately_per_second_bytes": lately
         and {
             "min": round(lately.minimum),
             "median": round(lately.median),
             "max": round(lately.maximum),
         },
-        "left_seconds": None if pace is None or pace.left is None else round(pace.left, 1),
+        "left_seconds": None if pace.left is None else round(pace.left, 1),
         "writers": [
             {"pid": each.pid, "process": names.exact(each.process)} for each in download.writers
         ],
@@ -196,9 +196,10 @@ def rates(status: Status) -> dict[str, float]:
     }
     driven = frozenset(found)
     for diagnosed in status.report.diagnosis.diagnosed:
-        download, pace = diagnosed.download, status.paces.get(diagnosed.download.key)
+        download = diagnosed.download
+        pace = status.paces.get(download.key, Pace())
         models = [each.lower() for each in download.models]
-        if pace is not None and pace.per_second and driven.isdisjoint(models):
+        if pace.per_second and driven.isdisjoint(models):
             key = models[0] if models else download.digest
             found[key] = found.get(key, 0.0) + pace.per_second
     return found
@@ -255,7 +256,11 @@ def table(status: Status, *, verbose: bool) -> Iterator[Part]:
     shown = len(found) if verbose else tables.SHOWN_DRAWN
     for diagnosed in found[:shown]:
         yield ""
-        yield from _download_drawn(diagnosed, status)
+        live = diagnosed.condition is Condition.LIVE
+        pace = _pace(status.paces[diagnosed.download.key]) if live else ""
+        yield from tables.drawn(diagnosed, pace)
+        for holder in diagnosed.download.writers[:1]:
+            yield tables.beside(f"pulled by {name(holder.process)} ({holder.pid})")
     if found[shown:]:
         yield ""
         yield Line(tables.left_out(found[shown:]), 2)
@@ -278,27 +283,19 @@ def _verdict(status: Status, found: list[Diagnosed]) -> Line:
         first = live[0]
         alike = [each for each in live if each.download.models[:1] == first.download.models[:1]]
         alike = alike if first.download.models else [first]
-        paces = [status.paces[key] for each in alike if (key := each.download.key) in status.paces]
-        rate = sum(each.per_second for each in paces)
-        left = [each.left for each in paces]
-        pace = Pace(rate, None if None in left else max(filter(None, left), default=None))
+        paces = [status.paces[each.download.key] for each in alike]
+        rates = [each.per_second for each in paces if each.per_second is not None]
+        left = [each.left for each in paces if each.per_second is not None]
+        last = None if None in left else max(filter(None, left), default=None)
+        pace = _pace(Pace(sum(rates) if rates else None, last))
         others = len(live) - len(alike)
         more = f"; {others:,} more in use" if others else ""
-        told = f" {tables.on_disk(alike)}{_pace(pace if paces else None, None)}{more}."
-        return Line((Span(f"{tables.known_as(first)}:", "bold"), Span(told)))
+        text = f" {tables.on_disk(alike)}{pace}{more}."
+        return Line((Span(f"{tables.known_as(first)}:", "bold"), Span(text)))
     if found:
         diagnosis = status.report.diagnosis._replace(diagnosed=tuple(found))
         return tables.verdict(replace(status.report, diagnosis=diagnosis))
     return Line(f"no unfinished downloads{', as far as visible' * bool(status.unseen)}")
-
-
-def _download_drawn(diagnosed: Diagnosed, status: Status) -> Iterator[Line]:
-    key = diagnosed.download.key
-    live = diagnosed.condition is Condition.LIVE
-    pace = _pace(status.paces.get(key), status.spreads.get(key)) if live else ""
-    yield from tables.drawn(diagnosed, pace)
-    for holder in diagnosed.download.writers[:1]:
-        yield tables.beside(f"pulled by {name(holder.process)} ({holder.pid})")
 
 
 def _models(status: Status) -> Iterator[Part]:
@@ -348,12 +345,12 @@ def _daemon(status: Status) -> str:
     return told
 
 
-def _pace(pace: Pace | None, lately: Spread | None) -> str:
-    if pace is None:
+def _pace(pace: Pace) -> str:
+    if pace.per_second is None:
         return ""
     spread = ""
-    if lately is not None:
-        slow, fast = size(round(lately.minimum)), size(round(lately.maximum))
+    if pace.lately is not None:
+        slow, fast = size(round(pace.lately.minimum)), size(round(pace.lately.maximum))
         spread = f" ({slow}/s to {fast}/s in the last minutes)"
     left = "" if pace.left is None else f", {advice.duration(pace.left)} left"
     return f"; {size(round(pace.per_second))}/s{spread}{left}"
