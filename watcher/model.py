@@ -24,17 +24,14 @@ DAY = 24 * HOUR
 
 #: How long nothing may have changed before "nobody has it open" is believed (`docs/store.md`).
 QUIET_SECONDS = 90.0
-#: The same where some process could not be looked into.
+#: The same where some process could not be inspected.
 QUIET_UNSEEN_SECONDS = HOUR
-#: Two looks agree if wall clock and machine have counted alike between them, up to this; a clock
+#: Two scans agree if wall clock and machine have counted alike between them, up to this; a clock
 #: that was set is believed once it has agreed for so long.
 CLOCK_TOLERANCE_SECONDS = 60.0
 CLOCK_SETTLED_SECONDS = 2 * HOUR
-#: How often a pull under way is looked at: its bytes make no file events.
+#: How often a pull under way is inspected: its bytes make no file events.
 LIVE_LOOK_SECONDS = 60.0
-
-
-# ---------------------------------------------------------------- what is on the disk
 
 
 class Kind(enum.StrEnum):
@@ -73,7 +70,7 @@ class Entry(NamedTuple):
 
     @property
     def changed_at(self) -> float:
-        """When its content changed last, times that we have set aside."""
+        """When its content changed last, whatever times we have set."""
         return (self.mtime_ns if self.own_mtime_ns is None else self.own_mtime_ns) / 1e9
 
     @property
@@ -138,7 +135,7 @@ class Trust(NamedTuple):
     claimed: Ranges = ()
     present: Ranges = ()
     trusted: Ranges = ()
-    #: Holes tell what is missing; not so in a copy without any, or where a file system has none.
+    #: Holes show what is missing; not so in a copy without any, or where a file system has none.
     holes_tell: bool = True
     #: Some of it may have been written before the machine started: zero blocks may be no data.
     rebooted: bool = False
@@ -147,7 +144,7 @@ class Trust(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """What a scan read of a data file to tell where zeros end, and of which bytes that holds."""
+    """What a scan read of a data file to find where zeros end, and which bytes that covers."""
 
     #: Size and time of the last change (ns), which nobody can set, as the file had them then.
     size: int
@@ -161,14 +158,13 @@ class Reads(NamedTuple):
 class Ahead(NamedTuple):
     """The latest time of a download's files, where that lies in the future: a clock was set back.
 
-    How long the files are quiet is not told by it; how long it has been seen unchanged is.
+    It does not show how long the files are quiet; how long it has been seen unchanged does.
     """
 
-    #: Seconds since the epoch.
     latest: float
-    #: When it was first seen: seconds that the machine had been awake since its start.
+    #: When it was first seen: seconds that the machine had been awake since its start, and that
+    #: start's id. Of another machine, or after a restart, the seconds mean nothing.
     seen_at: float
-    #: That start's id: of another machine, or after a restart, the seconds tell nothing.
     boot: str
 
     def still(self, latest: float, boot: str) -> bool:
@@ -185,7 +181,7 @@ class Shift(NamedTuple):
 
 
 class Clock(NamedTuple):
-    """The clocks at a look, and what is known of them from the looks before."""
+    """The clocks at a scan, and what is known of them from the scans before."""
 
     #: The machine's start, the wall clock, and the seconds counted since that start.
     boot: str
@@ -197,7 +193,7 @@ class Clock(NamedTuple):
     held: float
     #: When, by itself, the wall clock began to be as it is now.
     begun: float
-    #: By how much it has jumped since the look before, and whether a jump ahead was its beginning.
+    #: By how much it has jumped since the scan before, and whether a jump ahead was its beginning.
     jump: float = 0.0
     jumped: bool = False
     shifts: tuple[Shift, ...] = ()
@@ -217,9 +213,6 @@ class Clock(NamedTuple):
         return max(0.0, self.at_most - at)
 
 
-_NO_TRUST = Trust()
-
-
 @dataclass(frozen=True, slots=True)
 class Download:
     """All that was seen of one unfinished download: the entries of a digest but its blob."""
@@ -235,9 +228,9 @@ class Download:
     #: "registry").
     total: int | None = None
     total_from: str | None = None
-    #: Why the sidecars are no sound set; empty when they are.
+    #: Why the sidecars are no valid set; empty when they are.
     faults: tuple[str, ...] = ()
-    trust: Trust = _NO_TRUST
+    trust: Trust = field(default_factory=Trust)
     #: What was read of its data for that; None where it can't stand in for another read.
     reads: Reads | None = None
     holders: tuple[Holder, ...] = ()
@@ -251,16 +244,15 @@ class Download:
     born_ns: int = 0
     #: Bytes that the registry of one of its models has of it; None where it was not asked lately.
     registry: int | None = None
-    #: Why a length that somebody has said of it is not believed.
+    #: Why a length that somebody has given for it is not believed.
     doubted_length: str = ""
     #: Why something of it could not be read at all.
     unreadable: str | None = None
 
-    #: Every entry of the download, the data first.
+    #: Every entry of the download, the data first; put together once, since it is used often.
     entries: tuple[Entry, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Put the entries together once: they are asked for often."""
         entries = tuple([sidecar.entry for sidecar in self.sidecars])
         entries = entries if self.data is None else (self.data, *entries)
         object.__setattr__(self, "entries", entries)
@@ -320,7 +312,7 @@ class Located(NamedTuple):
 
 
 class ServerUser(NamedTuple):
-    """Who the server runs as, or would: that user and its groups decide what it may do."""
+    """The user whom the server runs as, or would: what it may do depends on that."""
 
     uid: int = 0
     groups: frozenset[int] = frozenset()
@@ -336,23 +328,16 @@ class ServerUser(NamedTuple):
         shift = 6 if uid == self.uid else 3 if gid in self.groups else 0
         return self.unbarred or (mode >> shift) & wanted == wanted
 
-    def sees_as(self, other: ServerUser) -> bool:
-        """Whether another user may do just the same."""
-        return self._replace(by="") == other._replace(by="")
-
 
 class Subject(enum.StrEnum):
     """What the server's user can be kept from."""
 
     BLOB = "blob"
-    #: A file of an unfinished download.
-    DOWNLOAD = "download"
+    DOWNLOAD = "download"  #: a file of an unfinished download
     MANIFEST = "manifest"
-    #: ``blobs``, a folder in it, or one above the store.
-    FOLDER = "folder"
+    FOLDER = "folder"  #: ``blobs``, a folder in it, or one above the store
     MANIFEST_FOLDER = "manifest_folder"
-    #: The store's own folder, in which a missing ``blobs`` or ``manifests`` has to be made.
-    STORE = "store"
+    STORE = "store"  #: in which a missing ``blobs`` or ``manifests`` has to be made
 
 
 class Need(enum.StrEnum):
@@ -360,8 +345,7 @@ class Need(enum.StrEnum):
 
     READ = "read"
     WRITE = "write"
-    #: To pass through a folder.
-    ENTER = "enter"
+    ENTER = "enter"  #: pass through a folder
 
 
 class Barred(NamedTuple):
@@ -371,7 +355,7 @@ class Barred(NamedTuple):
     need: Need
     #: It belongs to that user: its mode is in the way.
     own: bool
-    #: How many there are, and the first few of them.
+    #: How many there are, and the first few.
     total: int
     first: tuple[Located, ...]
 
@@ -380,32 +364,24 @@ class NextStart(NamedTuple):
     """What is known of the server's next start besides the store itself."""
 
     user: ServerUser = ServerUser()
-    #: Its unit has ``OLLAMA_NOPRUNE`` set.
+    #: Its unit has ``OLLAMA_NOPRUNE`` set; its unit calls ``ollama-watch prepare`` before.
     no_prune: bool = False
-    #: Its unit calls ``ollama-watch prepare`` before.
     prepared: bool = False
-    #: A daemon of ours watches the store, and keeps what is wanted.
+    #: A daemon of ours watches the store, and keeps what is needed.
     watched: bool = False
-
-
-_ANY_START = NextStart()
 
 
 class BlobFault(enum.StrEnum):
     """What is wrong with a finished blob."""
 
-    #: Its hash was computed, and is not that of its name.
-    CORRUPT = "corrupt"
+    CORRUPT = "corrupt"  #: its hash was computed, and is not that of its name
     #: Of another size than the manifest gives it, and not hashed as it is now.
     SHORT = "short"
     LONG = "long"
     MISSING = "missing"
-    #: A link to a file of which nothing bad is known.
-    SYMLINK = "symlink"
-    #: A link to nothing.
-    DANGLING = "dangling"
-    #: A folder, a FIFO or a device, or a link to one.
-    NO_FILE = "no_file"
+    SYMLINK = "symlink"  #: to a file of which nothing bad is known
+    DANGLING = "dangling"  #: a symlink to nothing
+    NO_FILE = "no_file"  #: a folder, a FIFO or a device, or a symlink to one
 
 
 #: Blobs that are not what their names say, whatever a hash would be.
@@ -438,18 +414,9 @@ class OddBlob(NamedTuple):
         return found if found is not None and found.kind is Kind.FILE else None
 
 
-class NamedBlob(NamedTuple):
-    """A blob that a manifest names, and whose bytes can be compared with its name."""
-
-    #: The file that is read for it, links followed.
-    content: Entry
-    models: tuple[str, ...]
-
-
 class Unseen(NamedTuple):
-    """A name in the store that could not be looked at, and why."""
+    """A path below the store that could not be inspected, or is not believed, and why."""
 
-    #: Path below the store.
     path: str
     why: str
     #: No right of this user's, and no fault of the disk.
@@ -479,11 +446,10 @@ class TemporaryKind(enum.StrEnum):
 
 
 class Temporary(NamedTuple):
-    """A left-over of ``ollama create`` or of an upload."""
+    """A left-over of ``ollama create`` or of an upload, with its path below the store."""
 
     entry: Entry
     kind: TemporaryKind
-    #: Path below the store.
     path: str
 
 
@@ -496,12 +462,9 @@ class ManifestFault(enum.StrEnum):
     BAD_NAME = "bad_name"
     DANGLING = "dangling"
     BAD_DIGEST = "bad_digest"
-    #: It names nothing: an index of images, or an error in place of one.
-    EMPTY = "empty"
-    #: It gives a blob another size than that of the right bytes.
-    WRONG_SIZE = "wrong_size"
-    #: Another manifest's path differs from its own by case alone.
-    CASE = "case"
+    EMPTY = "empty"  #: it names nothing: an index of images, or an error in place of one
+    WRONG_SIZE = "wrong_size"  #: it gives a blob another size than that of the right bytes
+    CASE = "case"  #: another manifest's path differs from its own by case alone
 
 
 #: Manifests that may name any blob.
@@ -517,18 +480,9 @@ class OddManifest(NamedTuple):
     #: Shown name of the model, where the path gives one.
     model: str | None = None
     changed_at: float | None = None
-    #: We can read it, and the server's user can't.
+    #: We can read it, and the server's user can't; or the other way round.
     barred: bool = False
-    #: The server's user may read it, and we may not.
     hidden: bool = False
-
-
-class SeenModel(NamedTuple):
-    """A model with a manifest that can be read; inode and time tell one manifest from the next."""
-
-    name: str
-    inode: int
-    mtime_ns: int
 
 
 class Kept(NamedTuple):
@@ -541,22 +495,16 @@ class Kept(NamedTuple):
     #: What is in its place was hashed and found right.
     replaced: bool
     there: Entry | None = None
-    #: Whether it could be told what is in its place.
+    #: Whether its place could be inspected.
     place_seen: bool = True
-
-
-class OddIntent(NamedTuple):
-    """An act that was begun, they say, and that is not believed: its path below the store."""
-
-    path: str
-    why: str
 
 
 class BlobCensus(NamedTuple):
     """``blobs/`` and ``manifests/``: the healthy are counted, the oddities kept."""
 
     manifests: int = 0
-    models: tuple[SeenModel, ...] = ()
+    #: Each model with a readable manifest: inode and time tell one manifest from the next.
+    models: Mapping[str, tuple[int, int]] = MappingProxyType({})
     #: Names under ``blobs/`` of any kind, and bytes allocated by all of them.
     entries: int = 0
     allocated: int = 0
@@ -565,8 +513,8 @@ class BlobCensus(NamedTuple):
     healthy_bytes: int = 0
     #: As many of these were hashed, and were right then.
     hashed: int = 0
-    #: Every blob that a manifest names and that can be read, only where they are to be verified.
-    named: tuple[NamedBlob, ...] = ()
+    #: Only for `verify`: each readable blob that a manifest names (links followed), its models.
+    named: tuple[tuple[Entry, tuple[str, ...]], ...] = ()
     #: Blobs that were finished on sidecars of ours and not hashed since.
     unproven: tuple[Entry, ...] = ()
     odd: tuple[OddBlob, ...] = ()
@@ -585,25 +533,24 @@ class BlobCensus(NamedTuple):
     temporaries: tuple[Temporary, ...] = ()
     foreign: tuple[Entry, ...] = ()
     odd_manifests: tuple[OddManifest, ...] = ()
-    #: Folders below the store that could not be listed, as paths below the store.
+    #: Folders that could not be listed, here and below as paths below the store.
     unlisted: tuple[str, ...] = ()
     #: Of these the ones that no right of anybody's opens, and why.
     failing: tuple[Unseen, ...] = ()
     #: Folders below ``manifests`` that a symlink of neither root's nor their owner's leads to.
     behind_foreign: tuple[str, ...] = ()
-    #: Names of which not even the kind could be told.
+    #: Names of which not even the kind is known.
     unseen: tuple[Unseen, ...] = ()
     #: As `unlisted`, for the server, going by the store's owner and the folders' modes.
     unlisted_by_server: tuple[str, ...] = ()
     #: What the server's user can't use as it has to.
     barred: tuple[Barred, ...] = ()
-    #: Folders that the start finds empty and can't remove, as paths below the store.
+    #: Folders that the start finds empty and can't remove.
     stuck_folders: tuple[str, ...] = ()
     #: The server's user can add, rename and remove no name under ``blobs/``.
     sealed: bool = False
     #: Empty folders under ``manifests/``, which the server's start removes.
     empty_folders: tuple[str, ...] = ()
-    #: Stores that lie in this one.
     nested: tuple[Nested, ...] = ()
 
     @property
@@ -611,9 +558,6 @@ class BlobCensus(NamedTuple):
         """Whether there may be manifests in what could not be listed or inspected."""
         paths = (*self.unlisted, *(each.path for each in self.unseen))
         return any(path.startswith("manifests") for path in paths)
-
-
-_EMPTY_CENSUS = BlobCensus()
 
 
 class Sharing(NamedTuple):
@@ -624,9 +568,6 @@ class Sharing(NamedTuple):
     named: frozenset[str] = frozenset()
     #: What of them can't be read, and may name any blob.
     unread: tuple[str, ...] = ()
-
-
-# ---------------------------------------------------------------- who is at work
 
 
 class Visibility(enum.StrEnum):
@@ -640,16 +581,14 @@ class Visibility(enum.StrEnum):
 class Blind(enum.StrEnum):
     """What keeps processes from being seen."""
 
-    #: Other users' open files: root sees them.
-    USERS = "users"
+    USERS = "users"  #: other users' open files, which root sees
     NETWORK = "network"
     CONTAINER = "container"
-    #: ``/proc`` is not there, or mounted in a way that hides processes from root, too.
-    PROC = "proc"
+    PROC = "proc"  #: ``/proc`` is not there, or hides processes from root, too
 
 
 class View(NamedTuple):
-    """The sight, who could not be seen, and why."""
+    """The visibility, which processes could not be seen, and why."""
 
     visibility: Visibility
     #: ``name (pid)`` of processes whose descriptors could not be read, the first few.
@@ -663,8 +602,7 @@ class ServerState(enum.StrEnum):
 
     STARTING = "starting"
     ANSWERING = "answering"
-    #: Not reachable from here for five minutes and more: counts as started.
-    UNREACHABLE = "unreachable"
+    UNREACHABLE = "unreachable"  #: from here, for five minutes and more: counts as started
 
 
 class Server(NamedTuple):
@@ -676,7 +614,7 @@ class Server(NamedTuple):
     state: ServerState
     #: Its models folder, or None where its environment can't be read.
     store: str | None = None
-    #: Whether its blobs lie in the same folder as those looked at; None where not known.
+    #: Whether its blobs lie in the inspected store's folder; None where not known.
     ours: bool | None = None
     #: Whether it is another one, which has its blobs in the same folder.
     elsewhere: bool = False
@@ -689,9 +627,6 @@ class Server(NamedTuple):
     uid: int | None = None
     #: The unit of the system's that it belongs to; "" for none.
     unit: str = ""
-
-
-# ---------------------------------------------------------------- the place
 
 
 class ForeignLink(NamedTuple):
@@ -737,9 +672,6 @@ class Place(NamedTuple):
     writable: bool = True
 
 
-_ALONE = Sharing()
-
-
 class Caller(NamedTuple):
     """Who reads what is printed, and how this user calls ollama-watch: `advice` makes commands."""
 
@@ -749,9 +681,6 @@ class Caller(NamedTuple):
     program_of_root: tuple[str, ...] = ("ollama-watch",)
     #: The settings file that was named; "" for the system's.
     config: str = ""
-
-
-_NOBODY = Caller()
 
 
 class Tally(NamedTuple):
@@ -788,7 +717,7 @@ class Space(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Everything that one look at a store has shown. Deciding reads nothing else."""
+    """Everything that one scan of a store has shown. Deciding reads nothing else."""
 
     place: Place
     now: float
@@ -802,32 +731,32 @@ class Evidence:
     #: Other Ollama processes (clients, runners): ``name (pid)``.
     others: tuple[str, ...] = ()
     downloads: tuple[Download, ...] = ()
-    census: BlobCensus = _EMPTY_CENSUS
-    sharing: Sharing = _ALONE
-    #: The digests looked at; None means the whole store.
+    census: BlobCensus = field(default_factory=BlobCensus)
+    sharing: Sharing = field(default_factory=Sharing)
+    #: The digests inspected; None means the whole store.
     scope: frozenset[str] | None = None
-    #: Of a look at the whole store.
-    next_start: NextStart = _ANY_START
+    #: Of a scan of the whole store.
+    next_start: NextStart = field(default_factory=NextStart)
     #: User id that we act as.
     uid: int = 0
     #: The models that a registry's manifest gives a blob which no manifest of the store names.
     known_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: Who has called us: printed commands are for that user.
-    caller: Caller = _NOBODY
+    #: Printed commands are for this user.
+    caller: Caller = field(default_factory=Caller)
     #: Why what was remembered of the store is not known, if so.
     forgotten: str = ""
     quarantine: tuple[Kept, ...] = ()
     #: What kept it from being listed, if anything did.
     quarantine_unseen: Unseen | None = None
     #: What is not believed among the intents that a kill has left.
-    intents: tuple[OddIntent, ...] = ()
+    intents: tuple[Unseen, ...] = ()
     #: Downloads (by key) that a server is at work on, those outside of the scope as remembered.
     pulling: frozenset[str] = frozenset()
     #: Where it was asked for.
     space: Space | None = None
 
     def age_of(self, at: float) -> float:
-        """Seconds that have certainly passed since `at`: what may go is told by this alone."""
+        """Seconds that have certainly passed since `at`: what may go depends on this alone."""
         return max(0.0, self.now - at) if self.clock is None else self.clock.age_of(at)
 
 
@@ -839,9 +768,6 @@ class Known(NamedTuple):
     digests: frozenset[str]
     #: Paths below the store that could not be read: more may be known there.
     unseen: tuple[str, ...] = ()
-
-
-# ---------------------------------------------------------------- judgements
 
 
 class Condition(enum.StrEnum):
@@ -879,27 +805,20 @@ class Sizes(NamedTuple):
     freed: int = 0
 
 
-_NO_SIZES = Sizes()
-
-
 class UseKind(enum.StrEnum):
     """What space is used for. A file with several names counts as what stands first here."""
 
     MODEL = "model"
-    #: Blobs that several models name.
-    SHARED = "shared"
-    #: Blobs that only another store in the same folder names.
-    OTHER_STORE = "other_store"
+    SHARED = "shared"  #: blobs that several models name
+    OTHER_STORE = "other_store"  #: blobs that only another store in the same folder names
     PARTIAL = "partial"
     ORPHAN = "orphan"
     TEMPORARY = "temporary"
     FOREIGN = "foreign"
     QUARANTINE = "quarantine"
-    #: The rest of our own folder.
-    OURS = "ours"
+    OURS = "ours"  #: the rest of our own folder
     MANIFESTS = "manifests"
-    #: The store's folder and ``blobs`` themselves: the room that their names take.
-    FOLDERS = "folders"
+    FOLDERS = "folders"  #: the store's folder and ``blobs``: the room that their names take
 
 
 class Use(NamedTuple):
@@ -914,7 +833,7 @@ class Use(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Something worth telling: what, the evidence, what Ollama alone would do, what helps."""
+    """What was found, the evidence, what Ollama alone would do, and what helps."""
 
     severity: Severity
     #: ``<subject>_<word>``, such as ``blob_short``.
@@ -926,7 +845,7 @@ class Finding(NamedTuple):
     alone: str = ""
     #: What helps, as a command that can be pasted; else, or besides, in words.
     command: str = ""
-    sizes: Sizes = _NO_SIZES
+    sizes: Sizes = Sizes()
     models: tuple[str, ...] = ()
     remedy: str = ""
 
@@ -976,15 +895,11 @@ class Forecast(NamedTuple):
 
 
 class Diagnosis(NamedTuple):
-    """All judgements on one look."""
+    """All judgements on one scan; no forecast where only some digests were inspected."""
 
     diagnosed: tuple[Diagnosed, ...]
     findings: tuple[Finding, ...]
-    #: None where only some digests were looked at.
     forecast: Forecast | None = None
-
-
-# ---------------------------------------------------------------- plans and what came of them
 
 
 class ActionKind(enum.StrEnum):
@@ -1078,7 +993,7 @@ class Spared(NamedTuple):
 
 
 class Due(NamedTuple):
-    """When a digest is worth another look."""
+    """When a digest is worth another scan."""
 
     at: float
     digest: str
@@ -1086,7 +1001,7 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What would be done, what is refused, and when to look again. Printing it changes nothing."""
+    """What would be done, what is refused, and when to scan again. Printing it changes nothing."""
 
     actions: tuple[Action, ...] = ()
     refusals: tuple[Refusal, ...] = ()
@@ -1147,44 +1062,31 @@ class Outcome(NamedTuple):
     length: int | None = None
 
 
-# ---------------------------------------------------------------- what a run may do
-
-
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """What one run may plan, hash and ask, and how patient it is. `decide.modes` has the table."""
+    """What one run may plan, hash and ask, and how patient it is.
 
-    #: Plan repairs; of stale downloads, too; and fresh times for the files that are wanted.
+    `docs/architecture.md` has the table of the fields, and `decide.modes` that of the modes.
+    """
+
     repair: bool = False
     repair_stale: bool = False
     refresh: bool = False
-    #: Plan the removal of stale downloads, orphans and left-overs.
     clean: bool = False
-    #: Labels of files that leave quarantine: back into their place, or for good. And every one that
-    #: a good one has replaced.
     restore: frozenset[str] = frozenset()
     purge: frozenset[str] = frozenset()
     purge_replaced: bool = False
-    #: Registries may be asked.
     online: bool = False
-    #: Files may be read whole to hash them; and every blob is, not only those in doubt.
     hash: bool = False
     verify: bool = False
-    #: Every name below the store is counted, for `df`.
     survey: bool = False
-    #: Digests whose pull we have ended ourselves: once nobody has one open, nothing more of it
-    #: comes, so no quiet time is needed.
+    #: Once nobody has a download open whose pull we have ended, nothing more of it comes.
     own_pulls: frozenset[str] = frozenset()
-    #: Repairs wait while another download of the store is live: a service has time.
     patient: bool = False
-    #: Claims come before their data is on the disk, under a note that survives a power cut; the
-    #: caller syncs the data behind them.
+    #: The note survives a power cut; the caller syncs the data behind the claims.
     sync_behind: bool = False
-    #: Bytes of one data file that a look may read where holes tell nothing; None for no limit.
     read_limit_bytes: int | None = 1 << 30
-    #: How long to wait for another process that acts on this store.
     lock_seconds: float = 10.0
-    #: Report every unfinished download as new, known or not.
     announce: bool = False
 
 
@@ -1200,9 +1102,8 @@ class Rules(NamedTuple):
 
 
 class Scope(NamedTuple):
-    """What a run is about."""
+    """What a run is about: some digests, or None for the whole store."""
 
-    #: The digests to look at; None for the whole store.
     digests: frozenset[str] | None = None
     #: Digests whose data a process has just closed after writing.
     closed: frozenset[str] = frozenset()

@@ -271,9 +271,8 @@ def _unseen_quarantine(evidence: Evidence) -> Iterator[Finding]:
 def is_blind(evidence: Evidence) -> bool:
     """Whether some manifest may name blobs that are unknown."""
     census = evidence.census
-    read = {model.name for model in census.models}
     return census.hides_manifests or any(
-        odd.fault in BLINDING and odd.model not in read for odd in census.odd_manifests
+        odd.fault in BLINDING and odd.model not in census.models for odd in census.odd_manifests
     )
 
 

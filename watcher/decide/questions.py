@@ -77,7 +77,7 @@ def all_blobs(evidence: Evidence) -> Iterator[Action]:
     """
     known = {entry.name for entry in evidence.census.unproven}
     known |= {names.blob(odd.digest) for odd in evidence.census.odd if _undecided(odd)}
-    named = [blob.content for blob in evidence.census.named if blob.content.sha256 is None]
+    named = [content for content, _ in evidence.census.named if content.sha256 is None]
     for entry in sorted(named, key=lambda entry: entry.mtime_ns):
         if entry.name not in known:
             yield _hash(

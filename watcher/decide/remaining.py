@@ -13,7 +13,6 @@ from watcher.model import (
     Evidence,
     Finding,
     ManifestFault,
-    OddManifest,
     Severity,
     Unseen,
 )
@@ -138,15 +137,11 @@ def unseen(seen: Evidence, meant: Meant, *, parsed: bool = True) -> Iterator[Uns
         in_blobs = each.path.startswith("blobs/")
         if whole or (in_blobs and meant((), (each.path.removeprefix("blobs/"),))):
             yield each
-    read = {model.name for model in census.models}
     for odd in census.odd_manifests:
         if odd.fault in _PARSED and not parsed:
             continue
         why = _BLINDING.get(odd.fault)
-        if why is not None and _is_blind(odd, read) and meant((odd.model or "",), ()):
+        # Whether it is we who can't make sense of it, and not just the server's user.
+        blind = odd.fault is not ManifestFault.UNREADABLE or odd.model not in census.models
+        if why is not None and blind and meant((odd.model or "",), ()):
             yield Unseen(odd.path, f"{why}: {odd.why}")
-
-
-def _is_blind(odd: OddManifest, read: set[str]) -> bool:
-    """Whether it is we who can't make sense of a manifest, and not just the server's user."""
-    return odd.fault is not ManifestFault.UNREADABLE or odd.model not in read

@@ -254,7 +254,7 @@ def _clock(before: Clock | None, evidence: Evidence) -> Clock | None:
 def _models(memory: Memory, evidence: Evidence) -> dict[str, tuple[int, int]]:
     """The models that have a manifest. One that can't be read just now has not gone."""
     census = evidence.census
-    models = {each.name: (each.inode, each.mtime_ns) for each in census.models}
+    models = dict(census.models)
     unread = {odd.model for odd in census.odd_manifests}
     for name, known in (memory.models or {}).items():
         if name not in models and (census.hides_manifests or name in unread):

@@ -13,7 +13,6 @@ from watcher.model import (
     Diagnosis,
     Evidence,
     Finding,
-    NamedBlob,
     OddBlob,
     Outcome,
     Result,
@@ -62,8 +61,13 @@ def verified(evidence: Evidence, outcomes: Iterable[Outcome], meant: remaining.M
     """What is known of the blobs that are meant, after what was hashed for it just now."""
     hashed = {each.action.subject: each for each in outcomes if each.action.kind is ActionKind.HASH}
     census = evidence.census
-    digests = {_digest(blob) for blob in census.named if meant(blob.models, (_digest(blob),))}
-    known = {_digest(blob) for blob in census.named if blob.content.sha256 is not None}
+    digests, known = set(), set()
+    for content, models in census.named:
+        digest = names.parse_blob(content.name).digest
+        if meant(models, (digest,)):
+            digests.add(digest)
+        if content.sha256 is not None:
+            known.add(digest)
     # Those that no manifest names: in doubt all the same.
     unnamed = {digest for digest in hashed if meant((), (digest,))} - digests
     unnamed |= {names.parse_blob(each.name).digest for each in census.unproven} - digests
@@ -87,10 +91,6 @@ def verified(evidence: Evidence, outcomes: Iterable[Outcome], meant: remaining.M
             *(_unread(each) for each in unread if each is not None),
         ),
     )
-
-
-def _digest(blob: NamedBlob) -> str:
-    return names.parse_blob(blob.content.name).digest
 
 
 def _unread(outcome: Outcome) -> Unseen:

@@ -43,9 +43,7 @@ def with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Blo
     return census._replace(
         odd=tuple(sorted((*odd, *corrupt), key=lambda each: each.digest)),
         odd_manifests=(*census.odd_manifests, *_wrong_sizes(found.named, sized)),
-        named=tuple(
-            blob._replace(content=remembered(blob.content, memory)) for blob in census.named
-        ),
+        named=tuple((remembered(content, memory), models) for content, models in census.named),
         unnamed=tuple(remembered(entry, memory) for entry in census.unnamed),
         unproven=tuple(
             each

@@ -139,7 +139,7 @@ def _of_store(
     coming, seen = known
     user = _user(host, seen, coming.user)
     if user is not None:
-        if not user.sees_as(coming.user):
+        if user._replace(by=coming.user.by) != coming.user:
             # Another user than was thought: what it protects, and what it can't use, differs.
             found = _scan(seeing, made.place, user)
         coming = coming._replace(user=user)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from watcher.model import ActionKind, Entry, Kind, OddIntent, Part
+from watcher.model import ActionKind, Entry, Kind, Part, Unseen
 from watcher.observe import scan
 from watcher.ollama import names, sidecars
 from watcher.ollama.names import Role
@@ -487,9 +487,9 @@ def _check_writes(intent: Intent) -> None:
 # ---------------------------------------------------------------- all of a store
 
 
-def foreign(store: int, boot: str) -> tuple[OddIntent, ...]:
+def foreign(store: int, boot: str) -> tuple[Unseen, ...]:
     """The intents that are not believed, with the reason."""
-    found: list[OddIntent] = []
+    found: list[Unseen] = []
     with (
         contextlib.suppress(OSError),
         state_folder.opened(store) as folder,
@@ -501,7 +501,7 @@ def foreign(store: int, boot: str) -> tuple[OddIntent, ...]:
             # Somebody may be at work on it: then the second time it has another reason, or none.
             why = _why_foreign(name, intents, now)
             if why and why == _why_foreign(name, intents, now):
-                found.append(OddIntent(f"{state_folder.FOLDER}/{INTENTS}/{name}", why))
+                found.append(Unseen(f"{state_folder.FOLDER}/{INTENTS}/{name}", why))
     return tuple(found)
 
 

@@ -22,12 +22,10 @@ from watcher.model import (
     Kind,
     Located,
     ManifestFault,
-    NamedBlob,
     Need,
     Nested,
     OddBlob,
     OddManifest,
-    SeenModel,
     Subject,
     Tally,
     Temporary,
@@ -70,7 +68,7 @@ class Named:
     digests: dict[str, tuple[int, ...]] = field(default_factory=dict)
     models: list[str] = field(default_factory=list)
     #: The same with what tells their manifests apart.
-    seen: list[SeenModel] = field(default_factory=list)
+    seen: dict[str, tuple[int, int]] = field(default_factory=dict)
     odd: list[OddManifest] = field(default_factory=list)
     #: The first path of each that differs from others by more than case.
     paths: dict[str, str] = field(default_factory=dict)
@@ -394,7 +392,7 @@ class _Walk:
             self.named.odd.append(odd._replace(fault=ManifestFault.UNREADABLE, why=why))
         else:
             self.named.models.append(model.shown)
-            self.named.seen.append(SeenModel(model.shown, status.st_ino, status.st_mtime_ns))
+            self.named.seen[model.shown] = (status.st_ino, status.st_mtime_ns)
             self._count(odd, status, folder)
             self._name(manifest, odd, hidden=hidden)
         finally:
@@ -626,7 +624,7 @@ class _Counting:
         #: The descriptor of ``blobs/``, while it is scanned.
         self.folder = -1
         self.unseen: list[Unseen] = []
-        self.named_blobs: list[NamedBlob] = []
+        self.named_blobs: list[tuple[Entry, tuple[str, ...]]] = []
         #: The server's user can't add, rename and remove names; only rename and remove its own.
         self.sealed = self.sticky = False
         self.entries = self.allocated = self.healthy = self.healthy_bytes = 0
@@ -663,7 +661,7 @@ class _Counting:
         read = found if found.kind is not Kind.SYMLINK else behind
         models = self.named.models_of(digest)
         if self.keep.named and read is not None and read.kind is Kind.FILE:
-            self.named_blobs.append(NamedBlob(read, models))
+            self.named_blobs.append((read, models))
         fault = self._fault(digest, size, found, read)
         if fault is None:
             self.healthy += 1
@@ -701,7 +699,7 @@ class _Counting:
             listed = entry(name, found)
             self.guard(name[7:], listed)
             if self.keep.named:
-                self.named_blobs.append(NamedBlob(listed, self.named.models_of(name[7:])))
+                self.named_blobs.append((listed, self.named.models_of(name[7:])))
 
     def _sum(self, name: str, found: os.stat_result) -> None:
         if found.st_nlink > 1:
@@ -803,7 +801,7 @@ class _Counting:
     def result(self) -> BlobCensus:
         return BlobCensus(
             manifests=self.named.count,
-            models=tuple(self.named.seen),
+            models=self.named.seen,
             entries=self.entries,
             allocated=self.allocated,
             healthy=self.healthy,

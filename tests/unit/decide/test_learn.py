@@ -22,7 +22,6 @@ from watcher.model import (
     Refusal,
     RefusalKind,
     Result,
-    SeenModel,
     Trust,
 )
 from watcher.state.event_log import Event
@@ -217,7 +216,7 @@ def test_a_stall_is_told_once_and_again_after_bytes_have_come() -> None:
 
 
 def models(*stamps: tuple[str, int], **more: object) -> Evidence:
-    census = BlobCensus(models=tuple(SeenModel(name, 1, at) for name, at in stamps), **more)  # type: ignore[arg-type]
+    census = BlobCensus(models={name: (1, at) for name, at in stamps}, **more)  # type: ignore[arg-type]
     return replace(evidence(), census=census)
 
 
