@@ -16,7 +16,7 @@ from watcher.pull import manager
 from watcher.pull.driver import Options
 from watcher.pull.failures import Cause
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
-from watcher.state.download_states import State
+from watcher.state.records import State
 
 PAGE = (Path(__file__).parents[1] / "docs/library.md").read_text()
 DICTIONARIES = [each for _, each in inspect.getmembers(manager, is_typeddict)]

@@ -15,7 +15,7 @@ from tests.support.driving import Daemon, Store, age, whole_lines
 from tests.support.servers import EngineServer, Pull, wait_until
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.ollama import names
-from watcher.state import download_states, fs, records
+from watcher.state import fs, records
 
 from .replayed import State, on_disk, replay
 
@@ -206,10 +206,10 @@ def _records_agree(store: Store, there: State) -> None:
         kept = records.read(folder)
     unfinished = {model for _, models in there.downloads.values() for model in models}
     for model in there.models - unfinished:
-        assert kept[names.to_model(model).key].state is download_states.State.COMPLETED, model
+        assert kept[names.to_model(model).key].state is records.State.COMPLETED, model
     for model in unfinished - there.models:
-        assert kept[names.to_model(model).key].state is download_states.State.ERROR, model
+        assert kept[names.to_model(model).key].state is records.State.ERROR, model
     for key, record in kept.items():
         assert not record.state.active, key
         if key not in {names.to_model(each).key for each in there.models | unfinished}:
-            assert record.state is download_states.State.IDLE, key
+            assert record.state is records.State.IDLE, key

@@ -14,8 +14,8 @@ from watcher.observe.host import Host
 from watcher.ollama import sidecars
 from watcher.pull.driver import End, Options, Pull, Update
 from watcher.pull.target import Target
-from watcher.state import download_states
-from watcher.state.download_states import State
+from watcher.state import records
+from watcher.state.records import State
 
 MB = 1_000_000
 MIB = 1 << 20
@@ -50,7 +50,7 @@ class Seen:
         """One more; it must be able to follow the one before."""
         if self.updates:
             before, now = self.updates[-1].record, update.record
-            assert download_states.may_follow(before.state, now.state), (before.state, now.state)
+            assert records.may_follow(before.state, now.state), (before.state, now.state)
             assert now.progress_percent >= before.progress_percent, (before, now)
         self.updates.append(update)
 

@@ -14,7 +14,7 @@ from watcher.demo.registry import Fault, Model, Registry
 from watcher.pull import target as sites
 from watcher.pull.driver import Options
 from watcher.pull.failures import Cause
-from watcher.state.download_states import State
+from watcher.state.records import State
 
 from .driven import MB, add, arrived, drive, site
 

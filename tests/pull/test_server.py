@@ -17,7 +17,7 @@ from watcher.pull.driver import Options, Pull, Update
 from watcher.pull.failures import Cause
 from watcher.pull.layers import LayerLocks
 from watcher.pull.target import Target, url_of_store
-from watcher.state.download_states import State
+from watcher.state.records import State
 
 from .driven import MB, MIB, OPTIONS, POLICY, SIZE, Seen, add, arrived, drive, site
 

@@ -20,7 +20,7 @@ from watcher.model import Evidence
 from watcher.observe import evidence
 from watcher.pull.driver import Options, Update
 from watcher.pull.failures import Cause
-from watcher.state.download_states import State
+from watcher.state.records import State
 
 from .driven import MB, MIB, SIZE, add, arrived, claimed, drive, site
 

@@ -14,7 +14,7 @@ import pytest
 from watcher.pull import driver
 from watcher.pull.failures import Cause, of_error
 from watcher.pull.target import Target
-from watcher.state.download_states import State
+from watcher.state.records import State
 
 from .driven import POLICY, drive
 

@@ -14,9 +14,8 @@ from tests.support.runs import rules
 from watcher import config
 from watcher.config import Settings
 from watcher.observe.targets import Targets
-from watcher.state import event_log, history
-from watcher.state.event_log import Event
-from watcher.state.history import Line, Log
+from watcher.state import event_log
+from watcher.state.event_log import Event, Log
 
 NOW = 1_764_000_000.0
 
@@ -76,7 +75,7 @@ def test_a_log_set_aside_between_listing_and_opening_is_read_once(
 ) -> None:
     write(folder, 1, 2)
     log = Log(str(store))
-    real = history._in_order
+    real = event_log._in_order
     turning = [lambda: write(folder, 3, policy=Settings(log_max_bytes=1)), lambda: write(folder, 4)]
 
     def listed(*words: object) -> object:
@@ -85,7 +84,7 @@ def test_a_log_set_aside_between_listing_and_opening_is_read_once(
             turning.pop(0)()
         return there
 
-    monkeypatch.setattr(history, "_in_order", listed)
+    monkeypatch.setattr(event_log, "_in_order", listed)
     assert messages(log) == ["1", "2", "3", "4"]
 
 
@@ -172,14 +171,14 @@ def test_a_log_made_anew_or_cut_short_is_read_from_its_beginning(
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_line_or_damaged(raw: bytes) -> None:
-    assert history.parse(raw) is None or isinstance(history.parse(raw), Line)
+    assert event_log.parse(raw) is None or isinstance(event_log.parse(raw), Event)
 
 
-def line(name: str | None, **details: object) -> Line:
-    return Line(b"", NOW, "error", name, "", details)
+def line(name: str | None, **details: object) -> Event:
+    return Event(NOW, "error", "", name, details)
 
 
-def is_about(it: Line, wanted: Targets) -> bool:
+def is_about(it: Event, wanted: Targets) -> bool:
     return wanted.meant(it.models, it.digests)
 
 
@@ -198,7 +197,7 @@ def test_a_line_is_about_its_models_and_its_digests() -> None:
 
 
 def test_what_can_be_asked_for_is_learnt_from_the_lines() -> None:
-    known = history.known(
+    known = event_log.known(
         [
             line("sha256-abababababab", digest="sha256:" + "ab" * 32),
             line("a:latest", digest="sha256:" + "cd" * 32, models=["a:latest", "b:latest"]),

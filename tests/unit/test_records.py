@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from tests.conftest import IS_ROOT, needs_root
 from watcher.errors import NoPermissionError, RecordError, TargetError
 from watcher.ollama import names
-from watcher.state import download_states, fs, records
-from watcher.state.download_states import State
-from watcher.state.records import Record
+from watcher.state import fs, records
+from watcher.state.records import Record, State
 
 NOW = 1_700_000_000.0
 
@@ -173,7 +172,7 @@ CHANGES = st.fixed_dictionaries(
 def test_whatever_comes_a_record_is_sound(changes: list[dict[str, Any]]) -> None:
     record = Record()
     for each in changes:
-        legal = download_states.may_follow(record.state, each.get("state", record.state))
+        legal = records.may_follow(record.state, each.get("state", record.state))
         try:
             now = after(record, **each)
         except RecordError:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from watcher.state import download_states
-from watcher.state.download_states import ACTIVE, WAYS, State
+from watcher.state import records
+from watcher.state.records import ACTIVE, WAYS, State
 
 TRUTH = Path(__file__).parents[1] / "fidelity" / "truth"
 RESTING = frozenset(State) - ACTIVE
@@ -54,11 +54,11 @@ def test_there_are_recordings() -> None:
 def test_a_pull_goes_by_legal_ways_only(statuses: list[str]) -> None:
     taken = [State.STARTING]
     for status in statuses:
-        state = State.ERROR if status.startswith("error: ") else download_states.of_status(status)
+        state = State.ERROR if status.startswith("error: ") else records.of_status(status)
         assert state is not None, status
         taken.append(state)
     for before, after in pairwise(taken):
-        assert download_states.may_follow(before, after), (before, after)
+        assert records.may_follow(before, after), (before, after)
     assert taken[-1] in (State.COMPLETED, State.ERROR)
 
 
@@ -81,12 +81,12 @@ def test_a_pull_goes_by_legal_ways_only(statuses: list[str]) -> None:
     ],
 )  # fmt: skip
 def test_what_a_status_tells(status: str, state: State | None) -> None:
-    assert download_states.of_status(status) is state
+    assert records.of_status(status) is state
 
 
 @pytest.mark.parametrize("state", State)
 def test_to_stay_is_legal_and_no_way(state: State) -> None:
-    assert download_states.may_follow(state, state)
+    assert records.may_follow(state, state)
     assert state not in WAYS[state]
 
 
@@ -121,7 +121,7 @@ def test_a_try_begins_from_all_that_rests(state: State) -> None:
     ],
 )
 def test_what_no_server_does_is_illegal(before: State, after: State) -> None:
-    assert not download_states.may_follow(before, after)
+    assert not records.may_follow(before, after)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_no_server_does_is_illegal(before: State, after: State) -> None:
 )
 def test_what_others_do_and_what_is_undone(ways: tuple[State, ...]) -> None:
     for before, after in pairwise(ways):
-        assert download_states.may_follow(before, after), (before, after)
+        assert records.may_follow(before, after), (before, after)
 
 
 def test_every_state_has_words_for_people() -> None:
@@ -152,8 +152,8 @@ def test_every_state_has_words_for_people() -> None:
 @pytest.mark.parametrize("before", State)
 @pytest.mark.parametrize("after", [State.DOWNLOADING, State.ERROR, State.COMPLETED, State.IDLE])
 def test_the_way_to_what_was_seen_is_a_legal_one(before: State, after: State) -> None:
-    for step in (steps := download_states.way(before, after)):
-        assert download_states.may_follow(before, step)
+    for step in (steps := records.way(before, after)):
+        assert records.may_follow(before, step)
         before = step
     assert before is after
     assert len(steps) <= 2

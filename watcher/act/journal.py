@@ -15,7 +15,7 @@ from watcher.model import Diagnosis, Evidence, Outcome
 from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.ollama import names
-from watcher.state import event_log, folders, fs, history, memory, records, state_folder
+from watcher.state import event_log, folders, fs, memory, records, state_folder
 from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Touched
 
@@ -86,8 +86,7 @@ class Journal:
 
     def _tell_untold(self) -> None:
         """Write down what a kill, or a full disk, has kept from the log since it was remembered."""
-        lines = filter(None, map(history.parse, self.recall().untold))
-        untold = [each.event for each in lines]
+        untold = [*filter(None, map(event_log.parse, self.recall().untold))]
         if untold and self._try(
             "the event log", lambda: event_log.write_missing(self.store, untold)
         ):

@@ -104,13 +104,11 @@ def _teller(context: Context) -> Callable[[Event], None]:
         return write
     from watcher.commands.context import complain
     from watcher.show import log
-    from watcher.state import history
 
     text = log.teller(color=sys.stderr.isatty())
 
     def tell(event: Event) -> None:
-        line = history.parse(event.line)
-        if line is not None:
-            complain(text(line).removesuffix("\n"))
+        complain(text(event).removesuffix("
+"))
 
     return tell

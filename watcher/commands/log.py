@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from watcher.commands.context import Context
     from watcher.model import Known
     from watcher.observe.targets import Targets
-    from watcher.state.history import Line
+    from watcher.state.event_log import Event
 
 #: How often a followed log is looked at, and so much of its past is shown.
 _POLL_SECONDS = 0.5
@@ -96,7 +96,7 @@ def _known(store: str) -> Known:
     """What a store and its log know. Raises NoPermissionError."""
     from watcher.model import Known
     from watcher.observe import place, targets
-    from watcher.state.history import Log, known
+    from watcher.state.event_log import Log, known
 
     there = targets.known(store)
     try:
@@ -122,7 +122,7 @@ class _Events:
         types: tuple[str, ...],
     ) -> None:
         from watcher.show import log as shown
-        from watcher.state.history import Log
+        from watcher.state.event_log import Log
 
         self._json, self._text = context.json, shown.teller(color=context.colored())
         self._log, self._damaged = Log(store), 0
@@ -133,7 +133,7 @@ class _Events:
         #: Those that the log has at all.
         self.types: set[str] = set()
 
-    def wanted(self, *, to_the_end: bool = False) -> Iterator[Line]:
+    def wanted(self, *, to_the_end: bool = False) -> Iterator[Event]:
         """What has come since it was read last."""
         for line in self._log.read(to_the_end=to_the_end):
             self.types.add(line.event_type)
@@ -144,7 +144,7 @@ class _Events:
             ):
                 yield line
 
-    def _is_about(self, line: Line) -> bool:
+    def _is_about(self, line: Event) -> bool:
         if self._models is None:
             return True
         digests = line.digests
@@ -153,14 +153,14 @@ class _Events:
             return True
         return not self._digests.isdisjoint(digests)
 
-    def show(self, lines: Iterable[Line]) -> int:
+    def show(self, lines: Iterable[Event]) -> int:
         """Print lines, and how many more could not be read; the number of those printed."""
         from watcher.commands.context import complain
 
         count = 0
         for count, line in enumerate(lines, 1):  # noqa: B007
             if self._json:
-                sys.stdout.buffer.write(line.raw)
+                sys.stdout.buffer.write(line.line)
             else:
                 sys.stdout.write(self._text(line))
         sys.stdout.flush()

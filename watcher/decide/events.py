@@ -21,9 +21,9 @@ from watcher.model import (
     Result,
 )
 from watcher.ollama import names, ranges
-from watcher.state.download_states import State
 from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Remembered
+from watcher.state.records import State
 from watcher.system import advice
 
 _MOST_SUBJECTS = 20

@@ -33,10 +33,9 @@ from watcher.pull.repair import Pace
 from watcher.pull.speed import STALL_SECONDS, Meter
 from watcher.pull.target import Target
 from watcher.pull.verification import Proof
-from watcher.state import download_states, folders, records, registry_cache, state_folder
-from watcher.state.download_states import State
+from watcher.state import folders, records, registry_cache, state_folder
 from watcher.state.event_log import Event, EventType
-from watcher.state.records import Record
+from watcher.state.records import Record, State
 from watcher.system import advice
 
 #: No line at all for so long while the manifest is requested: the server waits without any limit.
@@ -468,7 +467,7 @@ class Pull:
             now = time.monotonic()
             if status.error:
                 return End(of_error(status.error), status.error)
-            state = download_states.of_status(status.text)
+            state = records.of_status(status.text)
             if state is State.COMPLETED:
                 return End()
             changes = state not in (None, self.record.state)
@@ -489,7 +488,7 @@ class Pull:
             layer.changed_at = now
         before = self._progress.done
         layer.lost += self._count(status)
-        if download_states.of_status(status.text) in _ALL_ON_DISK:
+        if records.of_status(status.text) in _ALL_ON_DISK:
             self._progress.complete()
         came = self._progress.done - before
         if not came and not status.total:
@@ -628,7 +627,7 @@ class Pull:
             doubted |= self._digests if self._present is None else self._present
         if not doubted:
             return Proof()
-        if download_states.may_follow(self.record.state, State.VERIFYING):
+        if records.may_follow(self.record.state, State.VERIFYING):
             yield self._change(state=State.VERIFYING)
         found = yield from self._noted(verification.prove(self.target, doubted, self.cancelled))
         self._is_verified = found.cause is None
@@ -784,7 +783,7 @@ class Pull:
             "stalls": self.meter.stalls,
         }
         # The server is sometimes too quick to report a state, and a retry goes back in silence.
-        if state is not None and download_states.may_follow(self.record.state, state):
+        if state is not None and records.may_follow(self.record.state, state):
             changes["state"] = state
         missing = self._progress.total - self._progress.done
         update = self._change(**changes)

@@ -46,11 +46,10 @@ from watcher.ollama import manifests, names, ranges, registry
 from watcher.pull import target
 from watcher.pull.driver import Options, Pull, Update
 from watcher.reconcile import Reconciler
-from watcher.state import event_log, folders, history, records, registry_cache
-from watcher.state.download_states import State
+from watcher.state import event_log, folders, records, registry_cache
 from watcher.state.event_log import Event, EventType
 from watcher.state.memory import FOLDER
-from watcher.state.records import Record
+from watcher.state.records import Record, State
 from watcher.system import advice
 
 
@@ -438,10 +437,10 @@ class ModelDownloadManager:
         wanted = names.file_safe(names.to_model(model).shown).lower()
         try:
             # The server ignores case, and each spelling has a log of its own.
-            spelled = [log for log in history.logs(self._store) if log.lower() == wanted]
-            lines = [history.Log(self._store, log).read(to_the_end=True) for log in spelled]
+            spelled = [log for log in event_log.logs(self._store) if log.lower() == wanted]
+            lines = [event_log.Log(self._store, log).read(to_the_end=True) for log in spelled]
             merged = heapq.merge(*lines, key=lambda line: line.at)
-            return [orjson.loads(line.raw) for line in merged]
+            return [orjson.loads(line.line) for line in merged]
         except PermissionError:
             raise place.no_permission(self._store) from None
 

@@ -22,7 +22,7 @@ from watcher.observe.host import Host
 from watcher.observe.serving import QUEUE_LOCK
 from watcher.pull import queue, running
 from watcher.pull.queue import Queue
-from watcher.state import folders, history, state_folder
+from watcher.state import event_log, folders, state_folder
 from watcher.system import advice, privileges
 
 if TYPE_CHECKING:
@@ -188,9 +188,9 @@ class QueueProcess:
         with process:
             assert process.stdout is not None
             for line in process.stdout:
-                logged = history.parse(line)  # the process has logged it already
+                logged = event_log.parse(line)  # the process has logged it already
                 if logged is not None:
-                    self._host.tell(logged.event)
+                    self._host.tell(logged)
             code = process.wait()
         with self._lock:
             self._process = None

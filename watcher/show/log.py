@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from watcher.ollama import names
 from watcher.show import text
 from watcher.show.text import Span, count, size
-from watcher.state.event_log import EventType, Tone, instant
-from watcher.state.history import Line
+from watcher.state.event_log import Event, EventType, Tone, instant
 from watcher.system import advice, terminal
 
 _TYPE_WIDTH = 20
@@ -18,11 +17,11 @@ _TONES = {str(each): each.tone for each in EventType}
 _PACE = frozenset({"arrived_bytes", "max_bytes_per_second", "resets", "stalls", "lost_bytes"})
 
 
-def teller(*, color: bool) -> Callable[[Line], str]:
+def teller(*, color: bool) -> Callable[[Event], str]:
     """A function from each line in turn to its text; it begins each day with the date."""
     day, columns = "", terminal.width()
 
-    def tell(line: Line) -> str:
+    def tell(line: Event) -> str:
         nonlocal day
         at = instant(line.at).astimezone()
         before, day = day, f"{at:%Y-%m-%d}"

@@ -14,7 +14,7 @@ from watcher.ollama import names
 from watcher.pull.driver import Pull, Update, Waiting
 from watcher.show.text import size
 from watcher.state import event_log
-from watcher.state.download_states import State
+from watcher.state.records import State
 from watcher.system import advice
 
 if TYPE_CHECKING:

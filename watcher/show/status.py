@@ -18,9 +18,8 @@ from watcher.reconcile import Report
 from watcher.show import documents, log, part_map, queue, tables
 from watcher.show.text import Line, Part, Span, Table, command, name, size
 from watcher.state import event_log
-from watcher.state.download_states import State
 from watcher.state.event_log import clock
-from watcher.state.records import Record, Records
+from watcher.state.records import Record, Records, State
 from watcher.system import advice
 
 #: A record of a download that goes on is changed each second, but for waits.

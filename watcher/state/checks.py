@@ -45,11 +45,21 @@ def nanoseconds(value: object) -> int:
     return whole(value, _MOST_SIGNED, -_MOST_SIGNED - 1)
 
 
+def number(value: object, most: float = _MOST_SECONDS, least: float = 0.0) -> float:
+    """A number, whole or not."""
+    if type(value) in (int, float) and least <= value <= most:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type]
+    raise ValueError(f"expected a number from {least:g} to {most:g}")
+
+
 def seconds(value: object, most: float = _MOST_SECONDS) -> float:
     """A time, in seconds since the epoch, or a duration."""
-    if type(value) in (int, float) and -most <= value <= most:  # type: ignore[operator]
-        return float(value)  # type: ignore[arg-type]
-    raise ValueError("expected a number of seconds")
+    return number(value, most, -most)
+
+
+def day(value: object) -> float:
+    """A time after 1970, in seconds, that every calendar has."""
+    return number(value, LAST_DAY)
 
 
 def flag(value: object) -> bool:

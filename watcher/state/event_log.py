@@ -1,7 +1,8 @@
-"""One JSON line for each thing that happened: appended, rotated by size, removed by age.
+"""One JSON line for each thing that happened: appended, rotated by size, removed by age, and read.
 
 The five keys of a line are a contract: ``timestamp``, ``model_name``, ``event_type``, ``message``,
-``details``. In ``details`` bytes end in ``_bytes`` and durations in ``_seconds``.
+``details``. In ``details`` bytes end in ``_bytes`` and durations in ``_seconds``. What is read are
+whole lines in order, over all rotations, whatever else is in there.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ import enum
 import errno
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import stat
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import BinaryIO
 
 import orjson
 
 from watcher.config import Settings
-from watcher.model import DAY, Diagnosed, Outcome, Refusal
+from watcher.model import DAY, Diagnosed, Known, Outcome, Refusal
 from watcher.ollama import names
-from watcher.state import fs, state_folder
+from watcher.state import folders, fs, state_folder
 
 LOGS = "logs"
 ALL = "events"
@@ -34,6 +38,15 @@ _PATIENCE_SECONDS = 10.0
 _AT_ONCE = 100
 #: So much may have been added by others since.
 _SINCE_BYTES = 1 << 20
+#: A log that was set aside: its name, the time of its end, and a number where that was not enough.
+_ASIDE = re.compile(r"([^@]+)@(.+?)(?:-([0-9]{1,9}))?" + re.escape(SUFFIX), re.DOTALL)
+#: What stands for the model of a download where that is not known; and a whole digest.
+_SHORT = re.compile(r"sha256-[0-9a-fA-F]{12}")
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
+#: What is longer is no line of ours. Where none ends in so many times as much, it is no log: it may
+#: be terabytes of nothing.
+_LONGEST_LINE = 1 << 24
+_MOST_PIECES = 8
 
 
 class Tone(enum.Enum):
@@ -107,10 +120,14 @@ class Event:
     details: Mapping[str, object] = field(default_factory=dict)
     #: What it is about, as a value for those in this process: nothing reads `details` back.
     about: Diagnosed | Outcome | Refusal | None = field(default=None, compare=False, repr=False)
+    #: Its line, where it was read from a log.
+    raw: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def line(self) -> bytes:
         """The event as one line of JSON."""
+        if self.raw:
+            return self.raw
         value = {
             "timestamp": rfc3339(self.at),
             "model_name": self.model_name,
@@ -123,19 +140,47 @@ class Event:
         except orjson.JSONEncodeError:  # a name that is no UTF-8
             return orjson.dumps(names.all_sayable(value), option=orjson.OPT_APPEND_NEWLINE)
 
+    def _named(self) -> Iterator[str]:
+        several = self.details.get("models")
+        for each in (self.model_name, *(several if isinstance(several, list | tuple) else ())):
+            if isinstance(each, str):
+                yield each
+
     @property
-    def models(self) -> tuple[str, ...]:
-        """The models that its details name."""
-        named = self.details.get("models")
-        return tuple(map(str, named)) if isinstance(named, list | tuple) else ()
+    def models(self) -> frozenset[str]:
+        """The models that it is about, as they are shown."""
+        return frozenset(each for each in self._named() if not _SHORT.fullmatch(each))
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """The digests that it is about: their 64 digits in lower case."""
+        several = self.details.get("subjects")
+        said = [self.details.get("digest"), self.details.get("subject")]
+        said += several if isinstance(several, list) else []
+        found = (_DIGEST.search(each) for each in said if isinstance(each, str))
+        return frozenset(match[0].lower() for match in found if match)
 
     @property
     def logs(self) -> tuple[str, ...]:
         """The logs that it goes to: the common one, and one for each of its models."""
         if self.model_name is None:
             return (ALL,)  # an event of the store or of the service
-        shown = {self.model_name, *self.models}
-        return (ALL, *sorted(names.file_safe(model) for model in shown))
+        return (ALL, *sorted({names.file_safe(model) for model in self._named()}))
+
+
+def parse(raw: bytes) -> Event | None:
+    """The event of a line, or None where that is damaged."""
+    try:
+        value = orjson.loads(raw)
+        at = datetime.fromisoformat(value["timestamp"]).timestamp()
+        name, details = value["model_name"], value["details"]
+        kind, message = value["event_type"], value["message"]
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
+    texts = isinstance(kind, str) and isinstance(message, str)
+    if not texts or not isinstance(name, str | None) or not isinstance(details, dict):
+        return None
+    return Event(at, kind, message, name, details, raw=raw)
 
 
 def instant(at: float) -> datetime:
@@ -161,15 +206,23 @@ def clock(at: float, now: float) -> str:
     return when.strftime("%H:%M" if when.date() == today.date() else "%Y-%m-%d %H:%M")
 
 
+# ---------------------------------------------------------------- writing
+
+
+def _by_log(events: Iterable[Event]) -> dict[str, list[Event]]:
+    logs: dict[str, list[Event]] = {}
+    for event in events:
+        for log in event.logs:
+            logs.setdefault(log, []).append(event)
+    return logs
+
+
 def write(store: int, events: Iterable[Event], settings: Settings) -> None:
     """Append events to the logs of the store behind a descriptor.
 
     Raises OSError (disk full), and BlockingIOError where another process writes for long.
     """
-    logs: dict[str, list[Event]] = {}
-    for event in events:
-        for log in event.logs:
-            logs.setdefault(log, []).append(event)
+    logs = _by_log(events)
     if not logs:
         return
     with ExitStack() as opened:
@@ -188,19 +241,22 @@ def write_missing(store: int, events: Sequence[Event]) -> None:
 
     Looked for at the end of a log, and of what was set aside of it last.
     """
-    logs: dict[str, list[Event]] = {}
-    for event in events:
-        for log in event.logs:
-            logs.setdefault(log, []).append(event)
     with ExitStack() as opened:
         folder = _logs_folder(store, opened)
-        asides = _last_asides(folder)
-        for log, its in sorted(logs.items()):
+        listed = os.listdir(folder)
+        for log, its in sorted(_by_log(events).items()):
             lines = [event.line for event in its]
-            there = _at_end(folder, (asides.get(log, ""), f"{log}{SUFFIX}"), frozenset(lines))
-            left = b"".join(line for line in lines if line not in there)
+            since = sum(map(len, lines)) + _SINCE_BYTES
+            left = dict.fromkeys(lines)
+            for name, _ in _in_order(log, folder, listed)[-2:]:
+                fd = fs.open_to_read(name, folder, ours=True)
+                with os.fdopen(fd, "rb") as stream:
+                    stream.seek(max(0, os.fstat(fd).st_size - since))
+                    # One by one: the end of a log would stay in the memory of a daemon.
+                    for line in stream:
+                        left.pop(line, None)
             if left:
-                _append(log, folder, left, its[-1].at)
+                _append(log, folder, b"".join(left), its[-1].at)
 
 
 def _append(log: str, folder: int, lines: bytes, now: float) -> int:
@@ -211,30 +267,6 @@ def _append(log: str, folder: int, lines: bytes, now: float) -> int:
         # One that another member of the group has made for himself alone is set aside.
         _set_aside(folder, log, now)
         return fs.append(f"{log}{SUFFIX}", folder, lines)
-
-
-def _last_asides(folder: int) -> dict[str, str]:
-    """What was set aside last, by log."""
-    asides = sorted(
-        (os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime_ns, name)
-        for name in os.listdir(folder)
-        if "@" in name and name.endswith(SUFFIX)
-    )
-    return {name.rpartition("@")[0]: name for _, name in asides}
-
-
-def _at_end(folder: int, logs: Iterable[str], wanted: frozenset[bytes]) -> set[bytes]:
-    """Those of some lines that stand at the ends of some files; "" is none."""
-    size = sum(map(len, wanted)) + _SINCE_BYTES
-    found: set[bytes] = set()
-    for name in filter(None, logs):
-        with contextlib.suppress(FileNotFoundError):
-            fd = fs.open_ours(name, folder)
-            with os.fdopen(fd, "rb") as stream:
-                stream.seek(max(0, os.fstat(fd).st_size - size))
-                # One by one: the end of a log would stay in the memory of a daemon.
-                found.update(line for line in stream if line in wanted)
-    return found
 
 
 def _logs_folder(store: int, opened: ExitStack) -> int:
@@ -283,7 +315,131 @@ def expire(store: int, now: float, settings: Settings) -> None:
         our_folder = opened.enter_context(state_folder.opened(store))
         folder = opened.enter_context(state_folder.opened_in(LOGS, our_folder))
         _lock(our_folder, opened, 0.0)
+        before = now - settings.log_keep_days * DAY
         for name in os.listdir(folder):
-            if name.endswith(SUFFIX):
-                with contextlib.suppress(OSError):
-                    fs.remove_older(name, folder, now - settings.log_keep_days * DAY)
+            with contextlib.suppress(OSError):
+                found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                is_log = name.endswith(SUFFIX) and stat.S_ISREG(found.st_mode)
+                if is_log and found.st_mtime < before:
+                    fs.remove(name, folder)
+
+
+# ---------------------------------------------------------------- reading
+
+
+class Log:
+    """One log of a store, read on from where it was left, over every rotation.
+
+    `store` is a path; neither it nor the log need be there yet.
+    """
+
+    def __init__(self, store: str, log: str = ALL) -> None:
+        self._store, self._log = store, log
+        #: Device and inode of the file that was read last, and up to where.
+        self._file: tuple[int, int] | None = None
+        self._offset = 0
+        #: Events that could not be read so far.
+        self.damaged = 0
+
+    def read(self, *, to_the_end: bool = False) -> Iterator[Event]:
+        """What has come since it was read last. Raises PermissionError.
+
+        A half line at the end is left for the next time, or, `to_the_end`, counted as damaged.
+        """
+        missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with ExitStack() as opened, missing:
+            folder = _opened_logs(self._store, opened)
+            whole = False
+            while not whole:
+                whole = yield from self._read_files(folder, to_the_end=to_the_end)
+
+    def _read_files(self, folder: int, *, to_the_end: bool) -> Generator[Event, None, bool]:
+        """Read all from the file where it was left; False where one was set aside meanwhile."""
+        there = _in_order(self._log, folder, os.listdir(folder))
+        left = [number for number, (_, file) in enumerate(there) if file == self._file]
+        for name, file in there[left[0] if left else 0 :]:
+            try:
+                fd = fs.open_to_read(name, folder)
+            except FileNotFoundError:
+                return False
+            with os.fdopen(fd, "rb") as stream:
+                status = os.fstat(fd)
+                if (status.st_dev, status.st_ino) != file:
+                    return False
+                if file != self._file or self._offset > status.st_size:
+                    self._file, self._offset = file, 0
+                stream.seek(self._offset)
+                yield from self._lines(stream)
+                if self._offset < stream.tell() and (to_the_end or "@" in name):
+                    self.damaged += 1
+        return True
+
+    def _lines(self, stream: BinaryIO) -> Iterator[Event]:
+        """All whole lines from here on."""
+        while raw := stream.readline(_LONGEST_LINE):
+            line = parse(raw)
+            for _ in range(_MOST_PIECES):
+                if not raw or raw.endswith(b"\n"):
+                    break
+                line, raw = None, stream.readline(_LONGEST_LINE)
+            else:
+                stream.seek(0, os.SEEK_END)
+            if not raw:
+                return  # half a line, which may still be written
+            self._offset = stream.tell()
+            if line is None:
+                self.damaged += 1
+            else:
+                yield line
+
+
+def logs(store: str) -> list[str]:
+    """The names of all logs of a store, sorted. Raises PermissionError."""
+    found: set[str] = set()
+    missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+    with ExitStack() as opened, missing:
+        folder = _opened_logs(store, opened)
+        for name in os.listdir(folder):
+            aside = _ASIDE.fullmatch(name)
+            if aside is not None or name.endswith(SUFFIX):
+                found.add(aside[1] if aside is not None else name.removesuffix(SUFFIX))
+    return sorted(found)
+
+
+def _opened_logs(store: str, opened: ExitStack) -> int:
+    """The folder of a store's logs. Raises RefusedError where our folder is somebody else's."""
+    folder = opened.enter_context(folders.opened_store(store))
+    try:
+        our_folder = opened.enter_context(state_folder.opened(folder))
+    except state_folder.ForeignError as error:
+        raise state_folder.refusal(store, error) from None
+    return opened.enter_context(state_folder.opened_in(LOGS, our_folder))
+
+
+def _in_order(log: str, folder: int, listed: list[str]) -> list[tuple[str, tuple[int, int]]]:
+    """Name and identity of a log's files, the oldest first and the one that is written to last."""
+    found: list[tuple[str, int, str]] = []
+    for name in listed:
+        match = _ASIDE.fullmatch(name)
+        if match is not None and match[1] == log:
+            found.append((match[2], int(match[3] or 0), name))
+    there: list[tuple[str, tuple[int, int]]] = []
+    above = os.fstat(folder)
+    for name in (*(name for *_, name in sorted(found)), f"{log}{SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) and fs.is_trusted(status, above):
+                there.append((name, (status.st_dev, status.st_ino)))
+    return there
+
+
+def known(lines: Iterable[Event]) -> Known:
+    """What can be asked for, as far as these lines know it."""
+    models: dict[str, set[str]] = {}
+    digests: set[str] = set()
+    for line in lines:
+        about = line.digests
+        digests |= about
+        for shown in line.models:
+            models.setdefault(shown, set()).update(about)
+    return Known({shown: frozenset(its) for shown, its in models.items()}, frozenset(digests))

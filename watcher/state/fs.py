@@ -23,7 +23,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, NoReturn, cast
+from typing import NamedTuple, NoReturn
 
 from watcher.errors import WatchError
 from watcher.system import flocks, privileges, stopping
@@ -32,7 +32,6 @@ from watcher.system import flocks, privileges, stopping
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 #: Of what is made for ``blobs/``: the mode that the server gives its own files there.
 FILE_MODE = 0o644
-_NO_REPLACE = 1
 #: So much is read at once to find where a half line begins.
 _PIECE = 1 << 20
 #: No line of a log is longer: where none ends in so much, it is no log.
@@ -82,22 +81,14 @@ def open_quietly(name: str, flags: int, parent: int | None) -> int:
         return os.open(name, flags, dir_fd=parent)
 
 
-def open_to_read(name: str, parent: int) -> int:
-    """A regular file's descriptor: no symlink followed, no wait for a FIFO's writer."""
+def open_to_read(name: str, parent: int, *, ours: bool = False) -> int:
+    """A regular file's descriptor: no symlink followed, no wait for a FIFO's writer.
+
+    `ours`: in a folder of ours, where a file that somebody else owns is refused, too (EINVAL).
+    """
     fd = open_quietly(name, os.O_RDONLY | _CAREFULLY, parent)
     try:
-        _only_regular(os.fstat(fd), name)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def open_ours(name: str, parent: int) -> int:
-    """The same for a file in a folder of ours: one that somebody else owns is refused, too."""
-    fd = open_to_read(name, parent)
-    try:
-        _only_trusted(os.fstat(fd), os.fstat(parent), name)
+        _check(os.fstat(fd), name, os.fstat(parent) if ours else None)
     except BaseException:
         os.close(fd)
         raise
@@ -105,16 +96,15 @@ def open_ours(name: str, parent: int) -> int:
 
 
 def open_behind(name: str, parent: int) -> int:
-    """The descriptor of the regular file that a link leads to. Nothing else is ever opened.
+    """The descriptor of the regular file that a link leads to. Raises OSError for anything else.
 
-    By its path alone (O_PATH) it is looked at first, and then that very file is opened: a device,
-    or a FIFO, that takes its place meanwhile is not. Raises OSError.
+    It is inspected by its path alone (O_PATH), and then that very file is opened: not a device, or
+    a FIFO, that takes its place meanwhile.
     """
     seen = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=parent)
     try:
         status = os.fstat(seen)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", name)
+        _check(status, name)
         check_link(name, parent, status)
         return open_quietly(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_NOCTTY, None)
     finally:
@@ -144,11 +134,11 @@ def read_small(name: str, parent: int, limit: int) -> bytes:
 
 
 def read_ours(name: str, parent: int, limit: int) -> bytes:
-    """All of a file in a folder of ours. Raises OSError, with EINVAL for what is no file of ours.
+    """All of a file in a folder of ours. Raises OSError: EINVAL where it is no file of ours.
 
     Nor is one of more than `limit` bytes.
     """
-    fd = open_ours(name, parent)
+    fd = open_to_read(name, parent, ours=True)
     try:
         size = os.fstat(fd).st_size
         if size > limit:
@@ -168,26 +158,23 @@ def is_trusted(found: os.stat_result, folder: os.stat_result) -> bool:
     return bool(folder.st_mode & 0o020) and found.st_gid == folder.st_gid
 
 
-def _only_trusted(found: os.stat_result, folder: os.stat_result, name: str) -> None:
-    if not is_trusted(found, folder):
-        raise OSError(errno.EINVAL, f"it belongs to user id {found.st_uid}", name)
+def _check(
+    found: os.stat_result,
+    name: str,
+    ours: os.stat_result | None = None,
+    *,
+    alone: bool = False,
+) -> None:
+    """Raise OSError for what is no regular file.
 
-
-def _only_regular(found: os.stat_result, name: str) -> None:
+    `ours`: the folder of ours that it lies in, where somebody else's file is refused, too. `alone`:
+    so is one that has a second name.
+    """
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", name)
-
-
-def _only_ours(fd: int, parent: int, name: str) -> None:
-    """Raise OSError for what is not to be written to: no file, somebody's, or of a second name."""
-    found = os.fstat(fd)
-    _only_regular(found, name)
-    _only_trusted(found, os.fstat(parent), name)
-    _only_one_name(found, name)
-
-
-def _only_one_name(found: os.stat_result, name: str) -> None:
-    if found.st_nlink > 1:
+    if ours is not None and not is_trusted(found, ours):
+        raise OSError(errno.EINVAL, f"it belongs to user id {found.st_uid}", name)
+    if alone and found.st_nlink > 1:
         raise OSError(errno.EMLINK, "it has a second name", name)
 
 
@@ -212,21 +199,19 @@ def born(name: str, folder: int) -> int:
     return seconds * 1_000_000_000 + nanoseconds if mask & _STATX_BTIME else 0
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+_statx = getattr(_libc, "statx", None)
+_renameat2 = getattr(_libc, "renameat2", None)
+_sync_file_range = getattr(_libc, "sync_file_range", None)
 # statx(2): flags, and where struct statx has stx_btime (linux/stat.h); Python's os.stat lacks it.
 _NO_FOLLOW, _STATX_BTIME, _STATX_SIZE, _BTIME_OFFSET = 0x100, 0x800, 256, 80
-_statx = getattr(ctypes.CDLL(None), "statx", None)
+#: renameat2(2): never over an existing name.
+_NO_REPLACE = 1
+#: sync_file_range(2): wait for what is under way, write what is left, wait for that.
+_WAIT_WRITE_WAIT = 1 | 2 | 4
 
 
 # ---------------------------------------------------------------- making
-
-
-def folder_mode(above: os.stat_result) -> int:
-    """The mode of a folder of ours: as the one that it lies in, and its owner may do everything.
-
-    Where a group may write, what is made in it belongs to that group.
-    """
-    mode = stat.S_IMODE(above.st_mode) & (0o777 | stat.S_ISGID) | 0o700
-    return mode | stat.S_ISGID if mode & 0o020 else mode
 
 
 def file_mode(folder: os.stat_result) -> int:
@@ -245,12 +230,15 @@ def ensure_folder(
 ) -> bool:
     """Make a folder of ours where there is none, with the owner and mode that it needs.
 
-    One that a kill left half made is put right, too, and one that a group's member has made so
-    that the others can't write there. Not `durable`: who calls syncs the parent. `owner`: as for
-    `create`. Gives back whether it was made.
+    Its mode is that of the folder that it lies in, and its owner may do everything. Where a group
+    may write, what is made in it belongs to that group. One that a kill left half made is put
+    right, too, and one that a group's member has made so that the others can't write there. Not
+    `durable`: who calls syncs the parent. `owner`: as for `create`. Gives back whether it was made.
     """
     above = os.fstat(parent)
-    mode = folder_mode(above)
+    mode = stat.S_IMODE(above.st_mode) & (0o777 | stat.S_ISGID) | 0o700
+    if mode & 0o020:
+        mode |= stat.S_ISGID
     made = True
     try:
         with _exact_modes():
@@ -321,37 +309,32 @@ def _settle(
             os.fchmod(fd, mode)
 
 
-def _made(name: str, parent: int, flags: int, mode: int) -> int:
-    """The descriptor of a new file of ours. Raises FileExistsError; on errors nothing is left."""
-    with _exact_modes():
-        fd = os.open(name, flags | os.O_CREAT | os.O_EXCL | _CAREFULLY, mode, dir_fd=parent)
-    try:
-        _settle(fd, os.fstat(parent), mode)
-    except BaseException:
-        os.unlink(name, dir_fd=parent)
-        os.close(fd)
-        raise
-    return fd
-
-
 def _opened_or_made(name: str, parent: int, flags: int, mode: int) -> int:
-    """The descriptor of a file of ours, which is made where there is none."""
-    flags |= os.O_CLOEXEC
+    """The descriptor of a file of ours, made where there is none; on errors no new one is left."""
+    flags |= os.O_CLOEXEC | _CAREFULLY
     while True:
         with contextlib.suppress(FileNotFoundError):
-            return os.open(name, flags | _CAREFULLY, dir_fd=parent)
-        with contextlib.suppress(FileExistsError):
-            return _made(name, parent, flags, mode)
+            return os.open(name, flags, dir_fd=parent)
+        try:
+            with _exact_modes():
+                fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, mode, dir_fd=parent)
+        except FileExistsError:
+            continue
+        try:
+            _settle(fd, os.fstat(parent), mode)
+        except BaseException:
+            os.unlink(name, dir_fd=parent)
+            os.close(fd)
+            raise
+        return fd
 
 
 def open_output(name: str, parent: int) -> int:
     """A file that somebody asks for, such as a picture: what is in it stays until it is written."""
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | _CAREFULLY | os.O_CLOEXEC, 0o666, dir_fd=parent)
     try:
-        _only_regular(os.fstat(fd), name)
-        if os.geteuid() == 0:
-            # In a folder of somebody else's it may be a file of root's from elsewhere.
-            _only_one_name(os.fstat(fd), name)
+        # As root's, in a folder of somebody else's, it may be a file of root's from elsewhere.
+        _check(os.fstat(fd), name, alone=os.geteuid() == 0)
     except BaseException:
         os.close(fd)
         raise
@@ -379,7 +362,7 @@ def create(
     `owner`: user and group id that it gets where we are root; None for the folder's. Not `durable`:
     a power cut may lose what was written.
     """
-    _create_some({name: data}, parent, owner, mode, durable=durable)
+    create_all({name: data}, parent, owner, durable=durable, mode=mode)
 
 
 def create_like(
@@ -403,20 +386,16 @@ def create_all(
     owner: tuple[int, int] | None = None,
     *,
     durable: bool = True,
+    mode: int = FILE_MODE,
 ) -> None:
-    """Make new files, by name; the same for many of them, in far less time.
+    """Make new files, by name: as `create`, in far less time.
 
     On an error those stay that were on the disk before.
     """
-    for some in _batches(contents):
-        _create_some(some, parent, owner, FILE_MODE, durable=durable)
-
-
-def _batches(contents: Mapping[str, bytes]) -> Iterator[dict[str, bytes]]:
-    """As many of some files as are made together, and then the next ones."""
     names = list(contents)
     for at in range(0, len(names), _AT_ONCE):
-        yield {name: contents[name] for name in names[at : at + _AT_ONCE]}
+        some = {name: contents[name] for name in names[at : at + _AT_ONCE]}
+        _create_some(some, parent, owner, mode, durable=durable)
 
 
 def _create_some(
@@ -436,10 +415,9 @@ def _create_some(
             _settle(fd, above, mode, owner)
             _write_all(fd, data)
             if durable and len(contents) > 1:
-                # Linux begins to write what is not wanted in memory, so that the journal is
+                # Linux begins to write what is not needed in memory, so that the journal is
                 # committed once for nearly all of them, and not once for each.
-                with contextlib.suppress(OSError):
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                drop_cache(fd)
         for fd in made.values() if durable else ():
             os.fsync(fd)
     except BaseException:
@@ -470,28 +448,23 @@ def save(
     save replaces. Not `durable`: whole after a kill all the same, but a power cut within half a
     minute may leave it empty where the file system does not write a file out before its renaming.
     """
-    temporary = f".{name}.new"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary, dir_fd=parent)
+    save_all({name: data}, parent, durable=durable, mode=mode)
+
+
+def save_all(
+    contents: Mapping[str, bytes], parent: int, *, durable: bool = True, mode: int | None = None
+) -> None:
+    """Replace many files of ours, each as `save` does."""
+    new = {f".{name}.new": data for name, data in contents.items()}
+    for name in new:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=parent)
     mode = file_mode(os.fstat(parent)) if mode is None else mode
-    create(temporary, parent, data, durable=durable, mode=mode)
-    os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+    create_all(new, parent, durable=durable, mode=mode)
+    for name in contents:
+        os.rename(f".{name}.new", name, src_dir_fd=parent, dst_dir_fd=parent)
     if durable:
         sync(parent)
-
-
-def save_all(contents: Mapping[str, bytes], parent: int) -> None:
-    """Replace many files of ours, each in one step, all on the disk when this returns."""
-    mode = file_mode(os.fstat(parent))
-    for some in _batches(contents):
-        new = {f".{name}.new": data for name, data in some.items()}
-        for name in new:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=parent)
-        _create_some(new, parent, None, mode, durable=True)
-        for name in some:
-            os.rename(f".{name}.new", name, src_dir_fd=parent, dst_dir_fd=parent)
-    sync(parent)
 
 
 def add(name: str, parent: int, data: bytes) -> None:
@@ -522,7 +495,7 @@ def append(name: str, parent: int, lines: bytes) -> int:
     flags = os.O_RDWR | os.O_APPEND
     fd = _opened_or_made(name, parent, flags, file_mode(os.fstat(parent)))
     try:
-        _only_ours(fd, parent, name)
+        _check(os.fstat(fd), name, os.fstat(parent), alone=True)
         size = _cut_half_line(fd, os.fstat(fd).st_size)
         try:
             _write_all(fd, lines)
@@ -550,16 +523,6 @@ def _cut_half_line(fd: int, size: int) -> int:
     return whole
 
 
-def remove_older(name: str, parent: int, before: float) -> None:
-    """Unlink a log to which nothing was written since `before`, seconds since the epoch.
-
-    Nothing but a regular file, and only for who holds the logs' lock. Raises OSError.
-    """
-    found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-    if stat.S_ISREG(found.st_mode) and found.st_mtime < before:
-        os.unlink(name, dir_fd=parent)
-
-
 def _write_all(fd: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
@@ -578,10 +541,8 @@ def move(name: str, parent: int, new_name: str, new_parent: int, *, private: boo
         os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
         return
     if _renameat2 is not None:
-        if (
-            _renameat2(parent, os.fsencode(name), new_parent, os.fsencode(new_name), _NO_REPLACE)
-            == 0
-        ):
+        names = os.fsencode(name), os.fsencode(new_name)
+        if _renameat2(parent, names[0], new_parent, names[1], _NO_REPLACE) == 0:
             return
         code = ctypes.get_errno()
         if code not in (errno.ENOSYS, errno.EINVAL):
@@ -593,17 +554,13 @@ def move(name: str, parent: int, new_name: str, new_parent: int, *, private: boo
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        _move_after_a_look(name, parent, new_name, new_parent)
+        # There are no second names either: all that can be done is to look first.
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(new_name, dir_fd=new_parent, follow_symlinks=False)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name) from None
+        os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
     else:
         os.unlink(name, dir_fd=parent)
-
-
-def _move_after_a_look(name: str, parent: int, new_name: str, new_parent: int) -> None:
-    """Rename where there are no second names either: all that can be done is to look first."""
-    with contextlib.suppress(FileNotFoundError):
-        os.stat(new_name, dir_fd=new_parent, follow_symlinks=False)
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
-    os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
 
 
 def replace(name: str, parent: int, new_name: str, new_parent: int) -> None:
@@ -677,7 +634,8 @@ def write_back(fd: int, start: int, end: int) -> None:
     """
     if _sync_file_range is None or end <= start:
         return
-    if _sync_file_range(fd, start, end - start, _WAIT_WRITE_WAIT) != 0:
+    reach = ctypes.c_int64(start), ctypes.c_int64(end - start)
+    if _sync_file_range(fd, *reach, _WAIT_WRITE_WAIT) != 0:
         code = ctypes.get_errno()
         if code not in (errno.ENOSYS, errno.EINVAL, errno.ESPIPE):
             raise OSError(code, os.strerror(code))
@@ -730,16 +688,15 @@ def _sync_and_exit(fds: Sequence[int]) -> NoReturn:
 
 
 def _first_error(fds: Sequence[int]) -> int:
-    return next(filter(None, [_data_sync_error(fd) for fd in fds]), 0)
-
-
-def _data_sync_error(fd: int) -> int:
-    """The errno of a sync; 0 where it went well, or where the file system can't do it."""
-    try:
-        _fdatasync(fd)
-    except OSError as error:
-        return 0 if error.errno == errno.EINVAL else error.errno or errno.EIO
-    return 0
+    """The errno of the first sync that failed, after all; 0 where the file system can't do it."""
+    first = 0
+    for fd in fds:
+        try:
+            _fdatasync(fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                first = first or error.errno or errno.EIO
+    return first
 
 
 def _close_all_but(fds: Sequence[int]) -> None:
@@ -757,31 +714,6 @@ def drop_cache(fd: int) -> None:
     """Have later reads ask the disk: after a write error memory may hold what the disk has not."""
     with contextlib.suppress(OSError):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _find_sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    function = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
-    if function is None:
-        return None
-    function.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
-    return cast("Callable[[int, int, int, int], int]", function)
-
-
-_sync_file_range = _find_sync_file_range()
-#: sync_file_range(2): wait for what is under way, write what is left, wait for that.
-_WAIT_WRITE_WAIT = 1 | 2 | 4
-
-
-def _find_renameat2() -> Callable[[int, bytes, int, bytes, int], int] | None:
-    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if function is None:
-        return None
-    name, folder = ctypes.c_char_p, ctypes.c_int
-    function.argtypes = [folder, name, folder, name, ctypes.c_uint]
-    return cast("Callable[[int, bytes, int, bytes, int], int]", function)
-
-
-_renameat2 = _find_renameat2()
 
 
 # ---------------------------------------------------------------- locks
@@ -805,27 +737,14 @@ class Holding(NamedTuple):
     since: float
 
 
-class HeldLock:
-    """A lock that this process holds."""
-
-    def __init__(self, fd: int, name: str) -> None:
-        self._fd, self._name = fd, name
-
-    def is_in(self, folder: int) -> bool:
-        """Whether it is the one that has its name in a folder: if not, somebody else may hold that.
-
-        So it is where the file, or the folder that it was in, was removed meanwhile.
-        """
-        return _is_named(self._fd, self._name, folder)
-
-
 @contextlib.contextmanager
-def locked(name: str, parent: int, owner: str, *, seconds: float = 0.0) -> Iterator[HeldLock]:
+def locked(name: str, parent: int, owner: str, *, seconds: float = 0.0) -> Iterator[int]:
     """Hold a lock file (flock), `owner` written into it; wait so many seconds for who has it.
 
     It keeps the threads of one process apart, too. Nobody can open it who may not write to the
-    folder; an old one that others could open is replaced. Raises BusyError where it stays held, or
-    this process is asked to end meanwhile, and OSError for what is no file of ours.
+    folder; an old one that others could open is replaced. Gives its descriptor. Raises BusyError
+    where it stays held, or this process is asked to end meanwhile, and OSError for what is no file
+    of ours.
     """
     fd = _take(name, parent, time.monotonic() + seconds)
     try:
@@ -833,7 +752,7 @@ def locked(name: str, parent: int, owner: str, *, seconds: float = 0.0) -> Itera
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{owner}\n".encode(), 0)
-        yield HeldLock(fd, name)
+        yield fd
     finally:
         os.close(fd)
 
@@ -849,8 +768,10 @@ def _take(name: str, parent: int, until: float) -> int:
     while True:
         fd = _open_lock(name, parent)
         try:
-            _only_ours(fd, parent, name)
-            if not tried and _is_loose(fd, parent):
+            _check(os.fstat(fd), name, os.fstat(parent), alone=True)
+            # Who may not write to the folder could open it, and so hold it.
+            loose = os.fstat(fd).st_mode & 0o066 & ~lock_mode(os.fstat(parent))
+            if not tried and loose:
                 tried = True
                 try:
                     _replace_loose(name, parent, fd, until)
@@ -858,7 +779,7 @@ def _take(name: str, parent: int, until: float) -> int:
                     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                         raise
                     # A full disk must not keep anyone from acting: as it is, then.
-            elif _wait_for(fd, until) and _is_named(fd, name, parent):
+            elif _wait_for(fd, until) and is_named(fd, name, parent):
                 return fd
         except BaseException:
             os.close(fd)
@@ -876,11 +797,6 @@ def _open_lock(name: str, parent: int) -> int:
         raise
 
 
-def _is_loose(fd: int, parent: int) -> bool:
-    """Whether somebody who may not write to the folder can open a lock in it, and so hold it."""
-    return bool(os.fstat(fd).st_mode & 0o066 & ~lock_mode(os.fstat(parent)))
-
-
 def _replace_loose(name: str, parent: int, fd: int, until: float) -> None:
     """Put a lock that nobody else can open in the place of one, once none of ours holds that.
 
@@ -890,7 +806,7 @@ def _replace_loose(name: str, parent: int, fd: int, until: float) -> None:
     seconds = max(_REPLACING_SECONDS, until - time.monotonic())
     with locked(_REPLACING, parent, f"pid {os.getpid()}", seconds=seconds):
         # Once more: somebody may have been quicker with either.
-        if _is_named(fd, name, parent) and _wait_for(fd, 0.0, lambda: _is_strangers(fd, parent)):
+        if is_named(fd, name, parent) and _wait_for(fd, 0.0, lambda: _is_strangers(fd, parent)):
             save(name, parent, b"", durable=False, mode=lock_mode(os.fstat(parent)))
 
 
@@ -900,7 +816,8 @@ def _is_strangers(fd: int, parent: int) -> bool:
     return bool(pids) and all(flocks.is_stranger(pid, folder) for pid in pids)
 
 
-def _is_named(fd: int, name: str, folder: int) -> bool:
+def is_named(fd: int, name: str, folder: int) -> bool:
+    """Whether an open file still has its name in a folder: of a lock, else somebody may hold it."""
     try:
         named = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except OSError:

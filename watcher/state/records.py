@@ -3,12 +3,17 @@
 A change is checked as a whole before anything is written: its keys, its values, and whether its
 state may follow the one before. Within one download the progress never falls. A download begins
 when a try follows a state other than ``error``: after an error the same one goes on.
+
+The ways between states are those of the server's own statuses (`docs/store.md`, What a client is
+told; the recordings in ``tests/fidelity/truth``), and those that are inferred of downloads that
+others drive, of which only the store is seen.
 """
 
 from __future__ import annotations
 
-import math
+import enum
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,13 +25,113 @@ import orjson
 
 from watcher.errors import RecordError
 from watcher.ollama import names
-from watcher.state import checks, download_states, fs, json_file, state_folder
-from watcher.state.download_states import State
+from watcher.state import checks, fs, json_file, state_folder
 
 SCHEMA = "ollama-watch/models/1"
 NAME = "models.json"
 #: Locks of those who drive a download, one for each model.
 DRIVEN = "driven"
+
+
+# ---------------------------------------------------------------- states
+
+
+class State(enum.StrEnum):
+    """Where a model's download is; `stage` are the words for people."""
+
+    stage: str
+
+    IDLE = "idle", "Not started"
+    STARTING = "starting", "Waiting for manifest..."
+    PULLING_MANIFEST = "pulling_manifest", "Pulling manifest from Ollama registry..."
+    DOWNLOADING = "downloading", "Downloading model layers..."
+    WRITING_MANIFEST = "writing_manifest", "Writing model manifest..."
+    VERIFYING = "verifying", "Verifying download integrity..."
+    COMPLETED = "completed", "Download complete"
+    ERROR = "error", "Download interrupted"
+    RESET = "reset", "Download reset"
+
+    def __new__(cls, value: str, stage: str = "") -> State:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.stage = stage
+        return member
+
+    @property
+    def active(self) -> bool:
+        """Somebody is at work on it."""
+        return self in ACTIVE
+
+
+#: How each active state goes on when all goes well, as the server's statuses show it.
+_ONWARD = {
+    State.STARTING: {State.PULLING_MANIFEST},
+    # Straight to the check where nothing is missing, or where a download was too short to be told;
+    # straight to the manifest on the transfer path, which hashes layers as they arrive.
+    State.PULLING_MANIFEST: {State.DOWNLOADING, State.VERIFYING, State.WRITING_MANIFEST},
+    State.DOWNLOADING: {State.VERIFYING, State.WRITING_MANIFEST},
+    State.VERIFYING: {State.WRITING_MANIFEST},
+    State.WRITING_MANIFEST: set[State](),
+}
+ACTIVE = frozenset(_ONWARD)
+#: Where every active state may go besides: the request is made again, after a repair or after the
+#: process that made it died; the pull failed, or a download of others' was interrupted; or the
+#: server reports success, or the model's manifest appears, since a server goes on alone once the
+#: data is in, and another client may be quicker.
+_FROM_ACTIVE = {State.STARTING, State.ERROR, State.COMPLETED}
+#: Where every other state may go: a try begins, with a request or with a manifest that is at hand;
+#: somebody else's is seen live; a try can't even begin, or an unfinished download is found that
+#: nobody drives; the record is reset (never while somebody is at work on the download: that is
+#: canceled first); nothing of it is left in the store.
+_FROM_RESTING = {
+    State.STARTING,
+    State.PULLING_MANIFEST,
+    State.DOWNLOADING,
+    State.ERROR,
+    State.RESET,
+    State.IDLE,
+}
+#: From each state to those that may follow it. To stay is always possible.
+WAYS: dict[State, frozenset[State]] = {
+    **{state: frozenset(_FROM_ACTIVE | onward) - {state} for state, onward in _ONWARD.items()},
+    **{state: frozenset(_FROM_RESTING) - {state} for state in State if state not in ACTIVE},
+    # An interrupted download of somebody else's may have gone on and ended between two scans.
+    State.ERROR: frozenset(_FROM_RESTING | {State.COMPLETED}) - {State.ERROR},
+}
+
+_OF_STATUS = (
+    (re.compile("pulling manifest"), State.PULLING_MANIFEST),
+    # The second and the third are those of the transfer path.
+    (re.compile("pulling [0-9a-f]{12}|pulling model|sha256:.*"), State.DOWNLOADING),
+    (re.compile("verifying sha256 digest"), State.VERIFYING),
+    (re.compile("writing manifest|removing unused layers"), State.WRITING_MANIFEST),
+    (re.compile("success"), State.COMPLETED),
+)
+
+
+def may_follow(before: State, after: State) -> bool:
+    """Whether there is a way from one state to another one."""
+    return before is after or after in WAYS[before]
+
+
+def way(before: State, after: State) -> tuple[State, ...]:
+    """The states to go through to a state that was seen, with itself at the end.
+
+    What lies between two scans is not seen: a try, or its end. Nothing where it is there already.
+    """
+    if before is after:
+        return ()
+    if after in WAYS[before]:
+        return (after,)
+    return (State.ERROR if before.active else State.STARTING, after)
+
+
+def of_status(status: str) -> State | None:
+    """The state that a status of the server's stream shows; None for one that is not known."""
+    return next((state for shape, state in _OF_STATUS if shape.fullmatch(status)), None)
+
+
+# ---------------------------------------------------------------- records
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +198,7 @@ def change(
     def changed(records: Records) -> Records:
         before, shown, now = records.get(key, Record()), names.printable(model), clock()
         wanted = _checked(changes, shown).get("state", before.state)
-        if detour and not download_states.may_follow(before.state, wanted):
+        if detour and not may_follow(before.state, wanted):
             way = State.STARTING if wanted.active else State.ERROR
             before = after(before, {"state": way}, now, shown)
         return {**records, key: after(before, changes, now, shown)}
@@ -117,7 +222,7 @@ def follow(store: int, seen: Sequence[tuple[str, State, str]], clock: Callable[[
         for model, state, why in seen:
             key = names.to_model(model).key
             record = now.get(key, Record())
-            steps = download_states.way(record.state, state) if model in free else ()
+            steps = way(record.state, state) if model in free else ()
             for step in steps:
                 error = {"error": why} if step is State.ERROR else {}
                 record = after(record, {"state": step, **error}, clock(), model)
@@ -137,10 +242,7 @@ def driven(store: int) -> Iterator[int]:
 
 @contextmanager
 def driving(store: int, model: str) -> Iterator[bool]:
-    """Hold that this process writes the record of a model; False where another one does.
-
-    True without a lock where the store can't be written: there is no record to be kept then.
-    """
+    """Hold that this process writes the record of a model; False where another one does."""
     lock = driving_lock(model)
     try:
         yield drive(lock, store)
@@ -154,7 +256,10 @@ def driving_lock(model: str) -> state_folder.LongLock:
 
 
 def drive(lock: state_folder.LongLock, store: int) -> bool:
-    """Hold such a lock from now on; False where another process does."""
+    """Hold such a lock from now on; False where another process does.
+
+    True without a lock where the store can't be written: there is no record to be kept then.
+    """
     try:
         lock.hold(store, f"pid {os.getpid()}")
     except fs.BusyError:
@@ -168,13 +273,17 @@ def after(before: Record, changes: Mapping[str, object], now: float, model: str)
     """The record that a change makes of another one. Raises RecordError, naming `model`."""
     given = _checked(changes, model)
     state = given.get("state", before.state)
-    if not download_states.may_follow(before.state, state):
-        ways = ", ".join(sorted(download_states.WAYS[before.state]))
+    if not may_follow(before.state, state):
+        ways = ", ".join(sorted(WAYS[before.state]))
         raise RecordError(f"{model}: status: {before.state} can't become {state}", f"only {ways}")
     if given.get("error") and state is not State.ERROR:
         raise RecordError(f"{model}: error: the state is {state}", "give it with the state error")
-    record = before if _goes_on(before.state, state) else Record()
-    least = record.progress_percent
+    # Whether both are of the same download.
+    goes_on = before.state is state or before.state.active
+    if before.state is State.ERROR:
+        goes_on = state not in (State.IDLE, State.RESET)
+    record = before if goes_on else Record()
+    percent = record.progress_percent
     if state is not State.ERROR:
         given["error"] = ""
     record = replace(record, **given, updated_at=now)
@@ -185,20 +294,9 @@ def after(before: Record, changes: Mapping[str, object], now: float, model: str)
     if state is State.COMPLETED:
         here = record.downloaded_bytes if record.total_bytes is None else record.total_bytes
         return replace(record, downloaded_bytes=here, progress_percent=100.0)
-    return replace(record, progress_percent=max(least, record.progress_percent, _percent(record)))
-
-
-def _goes_on(before: State, after: State) -> bool:
-    """Whether two states are of the same download."""
-    if before is after or before.active:
-        return True
-    return before is State.ERROR and after not in (State.IDLE, State.RESET)
-
-
-def _percent(record: Record) -> float:
-    if not record.total_bytes:
-        return 0.0
-    return min(100.0, 100.0 * record.downloaded_bytes / record.total_bytes)
+    if record.total_bytes:
+        percent = max(percent, min(100.0, 100.0 * record.downloaded_bytes / record.total_bytes))
+    return replace(record, progress_percent=max(percent, record.progress_percent))
 
 
 # ---------------------------------------------------------------- values
@@ -211,36 +309,8 @@ def _state(value: object) -> State:
         raise ValueError(f"expected one of {', '.join(State)}") from None
 
 
-def _count(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:
-        return value
-    raise ValueError("expected a whole number, 0 or more")
-
-
-def _number(value: object, most: float = math.inf) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value)
-        if 0.0 <= number <= most and math.isfinite(number):
-            return number
-    raise ValueError(
-        "expected a number, 0 or more" + ("" if most == math.inf else f", {most:g} at most")
-    )
-
-
-def _time(value: object) -> float:
-    return _number(value, checks.LAST_DAY)
-
-
 def _text(value: object) -> str:
-    if isinstance(value, str):
-        return names.sayable(value)
-    raise ValueError("expected a text")
-
-
-def _flag(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError("expected true or false")
+    return names.sayable(checks.text(value, 1 << 24))
 
 
 def _or_none(check: Callable[[object], Any]) -> Callable[[object], Any]:
@@ -251,22 +321,22 @@ def _or_none(check: Callable[[object], Any]) -> Callable[[object], Any]:
 CHANGEABLE: Mapping[str, Callable[[object], Any]] = MappingProxyType(
     {
         "state": _state,
-        "total_bytes": _or_none(_count),
-        "downloaded_bytes": _count,
-        "present_bytes": _count,
-        "progress_percent": lambda value: _number(value, 100.0),
-        "bytes_per_second": _or_none(_number),
-        "lost_bytes": _count,
-        "resets": _count,
-        "stalls": _count,
+        "total_bytes": _or_none(checks.whole),
+        "downloaded_bytes": checks.whole,
+        "present_bytes": checks.whole,
+        "progress_percent": lambda value: checks.number(value, 100.0),
+        "bytes_per_second": _or_none(checks.number),
+        "lost_bytes": checks.whole,
+        "resets": checks.whole,
+        "stalls": checks.whole,
         "error": _text,
-        "manifest_pulled": _flag,
-        "resume_supported": _flag,
+        "manifest_pulled": checks.flag,
+        "resume_supported": checks.flag,
     }
 )
 #: What files from before don't have.
 _LATER = frozenset({"lost_bytes", "resets", "stalls"})
-_ALL = {**CHANGEABLE, "started_at": _or_none(_time), "updated_at": _time}
+_ALL = {**CHANGEABLE, "started_at": _or_none(checks.day), "updated_at": checks.day}
 
 
 def _checked(changes: Mapping[str, object], model: str) -> dict[str, Any]:

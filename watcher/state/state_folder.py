@@ -93,7 +93,7 @@ class LongLock:
     def __init__(self, name: str, inside: str = "") -> None:
         self._name, self._inside = name, inside
         self._opened = contextlib.ExitStack()
-        self._held: fs.HeldLock | None = None
+        self._held: int | None = None
 
     def hold(self, store: int, owner: str, seconds: float = 0.0) -> bool:
         """Hold it from now on; gives back whether it was not held just before.
@@ -104,7 +104,7 @@ class LongLock:
         with made(store) as folder, contextlib.ExitStack() as inside:
             if self._inside:
                 folder = inside.enter_context(made_in(self._inside, folder))
-            if self._held is not None and self._held.is_in(folder):
+            if self._held is not None and fs.is_named(self._held, self._name, folder):
                 return False
             self.release()
             lock = fs.locked(self._name, folder, owner, seconds=seconds)

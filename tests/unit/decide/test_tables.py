@@ -158,7 +158,7 @@ def test_an_event_about_a_download_carries_it() -> None:
     (diagnosed,) = diagnose.diagnose(evidence(download(models=("x:latest",))), POLICY)
     event = events.of_download(NOW, EventType.PARTIAL_FOUND, "", diagnosed)
     assert event.about is diagnosed
-    assert event.models == ("x:latest",)
+    assert event.models == {"x:latest"}
     assert event.model_name == names.known_as(("x:latest",), D)
 
 

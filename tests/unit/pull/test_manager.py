@@ -30,7 +30,7 @@ from watcher.model import DAY
 from watcher.pull import driver
 from watcher.pull.driver import Options
 from watcher.pull.manager import DownloadProgress, DownloadUpdate
-from watcher.state.download_states import WAYS, State
+from watcher.state.records import WAYS, State
 
 MB = 1_000_000
 POLICY = rules(writers_visible=True)

@@ -9,13 +9,12 @@ from tests.support.runs import rules
 from watcher.commands import daemon
 from watcher.commands.context import Context
 from watcher.show import log
-from watcher.state import history
+from watcher.state import event_log
 from watcher.state.event_log import Event
-from watcher.state.history import Line
 
 
-def line(kind: str, message: str, at: float = 1_764_000_000.0) -> Line:
-    return Line(b"", at, kind, None, message, {})
+def line(kind: str, message: str, at: float = 1_764_000_000.0) -> Event:
+    return Event(at, kind, message)
 
 
 def test_colors_go_by_the_type_and_change_nothing_else() -> None:
@@ -50,7 +49,7 @@ def test_a_daemon_on_a_terminal_tells_events_as_the_log_does(
     event = Event(0.0, "service_started", "ollama-watch watches a store, repairs what broke " * 3)
     daemon._teller(Context(rules().settings))(event)
     told = capsys.readouterr().err
-    line = history.parse(event.line)
+    line = event_log.parse(event.line)
     assert line is not None
     assert told == log.teller(color=False)(line)
     assert max(map(len, told.splitlines())) <= 80
@@ -76,7 +75,5 @@ RATES = "3.1 MB/s, from 0 bytes/s to 5.0 MB/s"
     ],
 )  # fmt: skip
 def test_how_fast_a_pull_was(changes: dict[str, object], told: str) -> None:
-    shown = log.teller(color=False)(
-        Line(b"", 0.0, "pull_completed", None, "x", {**SPEED, **changes})
-    )
+    shown = log.teller(color=False)(Event(0.0, "pull_completed", "x", details={**SPEED, **changes}))
     assert " ".join(shown.split("pull_completed")[1].split()) == told
