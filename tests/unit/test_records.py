@@ -187,7 +187,9 @@ def test_whatever_comes_a_record_is_sound(changes: list[dict[str, Any]]) -> None
         )
         assert not same or now.progress_percent >= record.progress_percent
         assert now.started_at is not None or not now.state.active
-        assert records._FILE.decode(records._FILE.encode({"m:latest": now})) == {"m:latest": now}
+        assert records._FILE.from_bytes(records._FILE.to_bytes({"m:latest": now})) == {
+            "m:latest": now
+        }
         record = now
 
 

@@ -15,10 +15,8 @@ import operator
 import re
 import time
 from bisect import bisect_right, insort
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import orjson
 
 from watcher.errors import TargetError
 from watcher.observe import targets
@@ -489,23 +487,21 @@ _TRIAL_KINDS: Kinds = (
 
 
 class _File(json_file.File[Queue]):
+    schema = SCHEMA
     apart = "queue"
 
-    def decode(self, raw: bytes) -> Queue:
-        document = json_file.document(raw, SCHEMA)
-        line, done = ([_item(row) for row in document[key]] for key in ("line", "done"))
+    def decode(self, found: Mapping[str, Any]) -> Queue:
+        line, done = ([_item(row) for row in found[key]] for key in ("line", "done"))
         for items in (line, done):
             _check(items, Item._fields, _KINDS)
             _check([item.trial for item in items if item.trial], Trial._fields, _TRIAL_KINDS)
             _bound(items)
         line.sort(key=_RANK)
-        return Queue(tuple(line), tuple(done), bool(document["paused"]))
+        return Queue(tuple(line), tuple(done), bool(found["paused"]))
 
-    def encode(self, value: Queue) -> bytes:
+    def encode(self, value: Queue) -> Mapping[str, object]:
         # An item is a row: with ten thousand of them, keys would take most of the time.
-        rows = {"item": Item._fields, "trial": Trial._fields, **value._asdict()}
-        document = {"schema": SCHEMA, **rows}
-        return orjson.dumps(document, default=tuple, option=orjson.OPT_APPEND_NEWLINE)
+        return {"item": Item._fields, "trial": Trial._fields, **value._asdict()}
 
 
 FILE = _File(NAME, Queue())

@@ -78,7 +78,7 @@ def run(
 def _give_back() -> None:
     """Give back the memory that a full scan took and that is not needed at rest."""
     memory.let_go()
-    registry_cache.let_go()
+    registry_cache.FILE.let_go()
     gc.collect()
     # glibc keeps what was freed below anything that is still in use.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -6,12 +6,14 @@ Each function gives back the value, or raises ValueError, with nothing of the va
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from watcher.model import Ranges
 from watcher.ollama import ranges
 from watcher.ollama.sidecars import LARGEST_LAYER
 
+T = TypeVar("T")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 #: As the kernel counts: inodes and devices without a sign, times in ns with one.
 _MOST_UNSIGNED, _MOST_SIGNED = (1 << 64) - 1, (1 << 63) - 1
@@ -19,8 +21,6 @@ _MOST_UNSIGNED, _MOST_SIGNED = (1 << 64) - 1, (1 << 63) - 1
 _MOST_SECONDS = float(1 << 63)
 LAST_DAY = 253402300800.0 - 2 * 86400.0
 _LONGEST_NAME = 255
-LONGEST_TEXT = 1 << 16
-_FOLDERS = frozenset({"", ".", ".."})
 
 
 def whole(value: object, most: int = _MOST_SIGNED, least: int = 0) -> int:
@@ -69,17 +69,22 @@ def flag(value: object) -> bool:
     raise ValueError("expected true or false")
 
 
-def text(value: object, longest: int = LONGEST_TEXT) -> str:
+def text(value: object, longest: int = 1 << 16) -> str:
     """A text of a reasonable length."""
     if isinstance(value, str) and len(value) <= longest:
         return value
     raise ValueError(f"expected a text of {longest} characters at most")
 
 
+def boot(value: object) -> str:
+    """The id of a start of the machine, or what stands for one."""
+    return text(value, 100)
+
+
 def file_name(value: object) -> str:
     """The name of a file in one folder, which leads nowhere else."""
     name = text(value, 4 * _LONGEST_NAME)
-    if "/" in name or "\0" in name or name in _FOLDERS:
+    if "/" in name or "\0" in name or name in ("", ".", ".."):
         raise ValueError("expected the name of a file")
     return name
 
@@ -96,3 +101,19 @@ def byte_ranges(value: Iterable[Iterable[object]]) -> Ranges:
     """Ranges of bytes in a layer; what is doubted may reach a little beyond its end."""
     most = 2 * LARGEST_LAYER
     return ranges.normal((whole(start, most), whole(end, most)) for start, end in value)
+
+
+def row(make: Callable[..., T], *kinds: Callable[[Any], object]) -> Callable[[Any], T]:
+    """What makes something of a list of values, each of its kind; the last ones may be missing."""
+
+    def checked(values: list[object]) -> T:
+        if len(values) > len(kinds):
+            raise ValueError(f"expected {len(kinds)} values at most")
+        return make(*(check(value) for check, value in zip(kinds, values, strict=False)))
+
+    return checked
+
+
+def optional(check: Callable[[Any], T]) -> Callable[[object], T | None]:
+    """What checks a value that may be None."""
+    return lambda value: None if value is None else check(value)

@@ -11,15 +11,11 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
-import orjson
-
 from watcher.ollama import names
 from watcher.state import checks, fs, json_file, state_folder
 
 SCHEMA = "ollama-watch/hashes/1"
 FOLDER = "hashes"
-#: Of the id of a start of the machine.
-LONGEST_BOOT = 100
 _BLOB = "sha256-"
 #: The beginnings of digests, two digits long.
 _PREFIXES = tuple(f"{number:02x}" for number in range(256))
@@ -56,45 +52,40 @@ class Shard(NamedTuple):
     def get(self, name: str) -> Hashed | None:
         """What is known of a file. Raises ValueError or TypeError for what makes no sense."""
         if (row := self.others.get(name)) is not None:
-            return hashed(*row)
+            return hashed(row)
         digest = name.removeprefix(_BLOB)
         for boot, rows in self.right.items():
             if name.startswith(_BLOB) and (row := rows.get(digest)) is not None:
-                return hashed(*[*row, digest, boot])
+                return hashed([*row, digest, boot])
         return None
 
     def all(self) -> dict[str, Hashed]:
         """Everything. Raises ValueError or TypeError for what makes no sense."""
-        found = {checks.file_name(name): hashed(*row) for name, row in self.others.items()}
+        found = {checks.file_name(name): hashed(row) for name, row in self.others.items()}
         for boot, rows in self.right.items():
             for digest, row in rows.items():
-                found[_BLOB + digest] = hashed(*[*row, digest, boot])
+                found[_BLOB + digest] = hashed([*row, digest, boot])
         return found
 
 
-def hashed(
-    inode: object, size: object, changed_ns: object, sha256: object, boot: object = ""
-) -> Hashed:
-    """A row, checked. Raises ValueError."""
-    return Hashed(
-        checks.identity(inode),
-        checks.whole(size),
-        checks.nanoseconds(changed_ns),
-        checks.digest(sha256),
-        checks.text(boot, LONGEST_BOOT),
-    )
+#: A row, checked.
+hashed = checks.row(
+    Hashed, checks.identity, checks.whole, checks.nanoseconds, checks.digest, checks.boot
+)
 
 
 class _File(json_file.File[Shard]):
-    def decode(self, raw: bytes) -> Shard:
-        found = json_file.document(raw, SCHEMA)
+    schema = SCHEMA
+    option = 0
+
+    def decode(self, found: Mapping[str, Any]) -> Shard:
         right, others = found["right"], found["others"]
         if not all(isinstance(each, dict) for each in (right, others, *right.values())):
             raise ValueError("expected objects")
         return Shard(right, others)
 
-    def encode(self, value: Shard) -> bytes:
-        return orjson.dumps({"schema": SCHEMA, **value._asdict()})
+    def encode(self, value: Shard) -> Mapping[str, object]:
+        return value._asdict()
 
 
 _EMPTY = Shard({}, {})
@@ -212,7 +203,7 @@ def keep(store: int, new: New) -> None:
         if is_damaged:
             damaged.append(file.name)
         if more.items() - known.items():
-            contents[file.name] = file.encode(_shard({**known, **more}))
+            contents[file.name] = file.to_bytes(_shard({**known, **more}))
     with state_folder.made(store) as ours, state_folder.made_in(FOLDER, ours) as folder:
         for name in damaged:
             fs.set_aside(name, folder)

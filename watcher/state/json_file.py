@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -23,12 +23,10 @@ from watcher.system import advice
 T = TypeVar("T")
 #: A change takes milliseconds; who waits longer waits for a process that was stopped.
 _PATIENCE_SECONDS = 30.0
-#: What says that something else has a file's name.
+#: What shows that something else has a file's name.
 _NO_FILE = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR})
-
-
-class DamagedError(Exception):
-    """What lies there is no document of ours; the text says why."""
+#: What JSON of another shape makes Python raise.
+NO_SENSE = (ValueError, TypeError, KeyError, AttributeError, WatchError)
 
 
 class Loaded(NamedTuple, Generic[T]):
@@ -39,49 +37,72 @@ class Loaded(NamedTuple, Generic[T]):
 
 
 def document(raw: bytes, schema: str) -> dict[str, Any]:
-    """The object that `raw` is, if it has that schema. Raises DamagedError."""
-    try:
-        found = orjson.loads(raw)
-    except ValueError as error:
-        raise DamagedError(str(error)) from None
+    """The object that `raw` is, if it has that schema. Raises ValueError."""
+    found = orjson.loads(raw)
     if not isinstance(found, dict) or found.get("schema") != schema:
-        raise DamagedError("an unknown schema")
+        raise ValueError("an unknown schema")
     return found
 
 
 class File(Generic[T]):
     """A kind of file in our folder of a store: each kind is a class, with one instance a file."""
 
+    schema = ""
     #: A folder for the lock alone, in ours, for whoever watches the file: nothing else comes into
     #: that folder. "" where nobody watches.
     apart = ""
     #: A longer file is none of ours.
     limit = 64 * 1024 * 1024
+    #: Whether what was read last is kept for whoever reads the same text again.
+    cached = False
+    #: Of orjson.
+    option = orjson.OPT_APPEND_NEWLINE
 
     def __init__(self, name: str, empty: T, inside: str = "") -> None:
         #: `empty` stands for a file that is not there; `inside` is a folder in ours.
         self.name, self._empty, self._inside = name, empty, inside
         self._shown = "/".join(filter(None, (FOLDER, inside, name)))
+        self._last: tuple[bytes, T] | None = None
 
-    def decode(self, raw: bytes) -> T:
-        """What the bytes say. Raises whatever JSON of another shape makes Python raise."""
+    def decode(self, found: Mapping[str, Any]) -> T:
+        """What a document of the schema says. Raises one of `NO_SENSE`."""
         raise NotImplementedError
 
-    def encode(self, value: T) -> bytes:
-        """The bytes that say it."""
+    def encode(self, value: T) -> Mapping[str, object]:
+        """The document, without its schema, that says it; a tuple of ours is a list there."""
         raise NotImplementedError
 
-    def is_durable(self, before: T, after: T) -> bool:
+    def is_durable(self, before: T, after: T) -> bool:  # noqa: ARG002
         """Whether a change has to be on the disk before anything else is done."""
-        return before is not after
+        return True
+
+    def let_go(self) -> None:
+        """Keep nothing of what was read last."""
+        self._last = None
+
+    def from_bytes(self, raw: bytes) -> T:
+        """What the text of a file says. Raises one of `NO_SENSE`."""
+        if self._last is not None and self._last[0] == raw:
+            return self._last[1]
+        value = self.decode(document(raw, self.schema))
+        self._last = (raw, value) if self.cached else None
+        return value
+
+    def to_bytes(self, value: T) -> bytes:
+        """The text of a file."""
+        found = {"schema": self.schema, **self.encode(value)}
+        return orjson.dumps(found, default=list, option=self.option)
 
     # ------------------------------------------------------------ reading
 
     def load(self, store: int) -> Loaded[T]:
         """What is kept in the store behind a descriptor. Raises OSError where it can't be read."""
         try:
-            with state_folder.opened(store) as folder, self._entered(folder) as inside:
-                raw = fs.read_ours(self.name, inside, self.limit)
+            with ExitStack() as held:
+                folder = held.enter_context(state_folder.opened(store))
+                if self._inside:
+                    folder = held.enter_context(state_folder.opened_in(self._inside, folder))
+                raw = fs.read_ours(self.name, folder, self.limit)
         except FileNotFoundError:
             return Loaded(self._empty)
         except OSError as error:
@@ -90,12 +111,10 @@ class File(Generic[T]):
             why = f"{self._shown} is not one of our files: {error.strerror}"
             return Loaded(self._empty, why)
         try:
-            return Loaded(self.decode(raw))
-        except DamagedError as error:
-            return Loaded(self._empty, f"{self._shown} is damaged: {error}")
-        except (ValueError, TypeError, KeyError, AttributeError, WatchError) as error:
-            why = f"{self._shown} is damaged: {type(error).__name__}: {error}"
-            return Loaded(self._empty, why)
+            return Loaded(self.from_bytes(raw))
+        except NO_SENSE as error:
+            why = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            return Loaded(self._empty, f"{self._shown} is damaged: {why}{error}")
 
     def read(self, store: int) -> T:
         """The same; `empty` where the file is damaged. Raises WatchError where it can't be read."""
@@ -117,7 +136,7 @@ class File(Generic[T]):
         with state_folder.made(store) as folder:
             if lost:
                 fs.set_aside(self.name, folder)
-            fs.save(self.name, folder, self.encode(value))
+            fs.save(self.name, folder, self.to_bytes(value))
 
     def change(self, store: int, changed: Callable[[T], T]) -> T:
         """Replace what is kept by what `changed` makes of it, and give that back.
@@ -138,17 +157,8 @@ class File(Generic[T]):
                 lost = f"{lost}; it was renamed to {self.name}.damaged"
             if lost or after is not before:
                 durable = bool(lost) or self.is_durable(before, after)
-                fs.save(self.name, folder, self.encode(after), durable=durable)
+                fs.save(self.name, folder, self.to_bytes(after), durable=durable)
             return Loaded(after, lost)
-
-    @contextmanager
-    def _entered(self, folder: int) -> Iterator[int]:
-        """The folder that the file lies in."""
-        if not self._inside:
-            yield folder
-            return
-        with state_folder.opened_in(self._inside, folder) as inside:
-            yield inside
 
     @contextmanager
     def _locked(self, store: int) -> Iterator[int]:
@@ -172,12 +182,14 @@ class File(Generic[T]):
 
     def _failed(self, what: str, error: OSError, store: int) -> WatchError:
         message = f"{self._shown} can't be {what}: {error.strerror}"
+        path = advice.path_of(store)
         if isinstance(error, state_folder.ForeignError):
-            return state_folder.refusal(advice.path_of(store), error)
-        if isinstance(error, PermissionError) and advice.is_owner(store):
-            folder = os.path.join(advice.path_of(store), FOLDER)
+            return state_folder.refusal(path, error)
+        # The store's owner can give themselves the right.
+        if isinstance(error, PermissionError) and os.fstat(store).st_uid == os.geteuid():
+            folder = os.path.join(path, FOLDER)
             opened = ("chmod", "u+rwX", folder, os.path.join(folder, self.name))
             return NoPermissionError(
                 message, "let its owner read and write it", advice.line(*opened)
             )
-        return advice.cant_write(message, error, advice.path_of(store))
+        return advice.cant_write(message, error, path)

@@ -1,4 +1,4 @@
-"""``state.json``: what is remembered of a store from one look to the next.
+"""``state.json``: what is remembered of a store from one scan to the next.
 
 Saved atomically and durably. A damaged file is set aside, one that can't be read is not written
 over; everything goes on without it.
@@ -10,25 +10,26 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 
 from watcher.model import HOUR, Ahead, Clock, Condition, Entry, Part, Ranges, Reads, Shift
 from watcher.ollama import names
 from watcher.state import checks, fs, hashes, json_file, state_folder
-from watcher.state.hashes import LONGEST_BOOT, Hashes, hashed
+from watcher.state.checks import optional, row
+from watcher.state.hashes import Hashes, hashed
 
+T = TypeVar("T")
 SCHEMA = "ollama-watch/state/1"
 FOLDER = state_folder.FOLDER
 NAME = "state.json"
 #: In place of a start's id, which none is: the data has to be looked through in any case.
 REFUSED = "refused"
-_LONGEST_KEY = 68
-#: Of a line that tells an event.
+#: Of a line of an event.
 _LONGEST_LINE = 1 << 24
 #: No more settings of the clock are believed to be in there.
 _MOST_SHIFTS = 8
@@ -177,13 +178,17 @@ def load(store: int) -> Memory:
         return Memory(lost=lost)
     if not found.seen_in:
         return found
-    models, problems = _seen(store, found.seen_in)
+    try:
+        with state_folder.opened(store) as folder:
+            models, problems = _decode_seen(_read_seen(found.seen_in, folder))
+    except (OSError, *json_file.NO_SENSE):
+        models, problems = None, frozenset()  # as before the first full scan
     return replace(found, models=models, problems=problems)
 
 
 def let_go() -> None:
     """Keep nothing of what was read last: the next text is another one."""
-    _decode.cache_clear()
+    _FILE.let_go()
     _decode_seen.cache_clear()
 
 
@@ -209,10 +214,10 @@ def save(store: int, memory: Memory) -> Memory:
     return replace(memory, lost="")
 
 
-# ---------------------------------------------------------------- what a full look has seen
+# ---------------------------------------------------------------- what a full scan has seen
 
 #: Models and problems grow with the store and seldom change. The name tells the content, and the
-#: memory names it: both are of the same look, whenever a kill comes.
+#: memory names it: both are of the same scan, whenever a kill comes.
 _SEEN = re.compile(r"seen-[0-9a-f]{16}\.json")
 _SEEN_SCHEMA = "ollama-watch/seen/1"
 
@@ -230,24 +235,12 @@ def _read_seen(name: str, folder: int) -> bytes:
     return raw if _seen_name(raw) == name else b""
 
 
-def _seen(store: int, name: str) -> Seen:
-    """What the last full look has seen; as before the first one where that is lost."""
-    try:
-        with state_folder.opened(store) as folder:
-            return _decode_seen(_read_seen(name, folder))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, json_file.DamagedError):
-        return None, frozenset()
-
-
 def _encode_seen(memory: Memory) -> bytes:
     if memory.models is None and not memory.problems:
         return b""
-    models = memory.models
-    document = {
-        "schema": _SEEN_SCHEMA,
-        "models": models if models is None else {key: list(each) for key, each in models.items()},
-        "problems": sorted([kind, names.exact(path)] for kind, path in memory.problems),
-    }
+    problems = sorted([kind, names.exact(path)] for kind, path in memory.problems)
+    models = memory.models if memory.models is None else dict(memory.models)
+    document = {"schema": _SEEN_SCHEMA, "models": models, "problems": problems}
     return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -259,7 +252,7 @@ def _decode_seen(raw: bytes) -> Seen:
 def _seen_of(document: Mapping[str, Any]) -> Seen:
     models = document["models"]
     return (
-        models if models is None else {name: _manifest(*each) for name, each in models.items()},
+        models if models is None else {name: _manifest(each) for name, each in models.items()},
         frozenset(
             (checks.text(kind), names.from_exact(checks.text(path)))
             for kind, path in document["problems"]
@@ -267,176 +260,140 @@ def _seen_of(document: Mapping[str, Any]) -> Seen:
     )
 
 
+def _pair(inode: int, changed_ns: int) -> tuple[int, int]:
+    return inode, changed_ns
+
+
+_manifest = row(_pair, checks.identity, checks.nanoseconds)
+
+
 # ---------------------------------------------------------------- the file
 
 
-def _encode(memory: Memory) -> bytes:
-    document = {
-        "schema": SCHEMA,
-        "downloads": {
-            digest: {
-                "device": record.device,
-                "inode": record.inode,
-                "born_ns": record.born_ns,
-                "condition": record.condition.value,
-                "stale": record.stale,
-                "pulling": record.pulling,
-                "total_bytes": record.total,
-                "claimed_bytes": record.claimed,
-                "allocated_bytes": record.allocated,
-                "progress_at": record.progress_at,
-                "models": list(record.models),
-                "partition": [list(part) for part in record.partition],
-                "doubted": [list(each) for each in record.doubted],
-                "mended": record.mended,
-                "checked_at": record.checked_at,
-                "samples": [list(each) for each in record.samples],
-                "told_at": record.told_at,
-                "stalled": record.stalled,
-                "ahead": record.ahead and list(record.ahead),
-                "unsynced": record.unsynced,
-                "lost": [list(each) for each in record.lost],
-                "reads": record.reads and list(record.reads),
-            }
-            for digest, record in memory.downloads.items()
-        },
-        "touched": {names.exact(name): list(each) for name, each in memory.touched.items()},
-        "asked": {digest: list(each) for digest, each in memory.asked.items()},
-        "unproven": sorted(memory.unproven),
-        "looked_at": memory.looked_at,
-        "clock": _clock_document(memory.clock),
-        "hashed": memory.hashed,
-        "seen_in": memory.seen_in,
-        "untold": [line.decode() for line in memory.untold],
-        # Where an earlier version has them: it goes on without.
-        "hashes": {},
-        "models": None,
-        "problems": [],
-    }
-    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-
-
 def _key(name: object) -> str:
-    text = checks.text(name, _LONGEST_KEY)
+    text = checks.text(name, 68)
     checks.digest(text.removesuffix(".tmp"))
     return text
 
 
-def _ahead(latest: object, seen_at: object, boot: object) -> Ahead:
-    return Ahead(checks.seconds(latest), checks.seconds(seen_at), checks.text(boot, LONGEST_BOOT))
+def _part(values: list[object]) -> Part:
+    part = row(Part, *[checks.size] * 4)(values)
+    if part.completed > part.size:
+        raise ValueError("an impossible part")
+    return part
 
 
-def _reads(size: object, changed_ns: object, boot: object, answers: object) -> Reads:
-    return Reads(
-        checks.whole(size),
-        checks.nanoseconds(changed_ns),
-        checks.text(boot, LONGEST_BOOT),
-        checks.text(answers),
-    )
-
-
-def _clock(known: Mapping[str, Any] | None) -> Clock | None:
-    if not known:
-        return None
+def _clock(known: Mapping[str, Any]) -> Clock:
     times = ("wall", "counted", "certain", "held", "begun", "jump")
+    shift = row(Shift, *[checks.seconds] * 3)
     return Clock(
-        boot=checks.text(known["boot"], LONGEST_BOOT),
+        boot=checks.boot(known["boot"]),
         **{name: checks.seconds(known[name]) for name in times},
         jumped=checks.flag(known["jumped"]),
-        shifts=tuple(Shift(*map(checks.seconds, each)) for each in known["shifts"][:_MOST_SHIFTS]),
+        shifts=tuple(map(shift, known["shifts"][:_MOST_SHIFTS])),
     )
 
 
-def _clock_document(clock: Clock | None) -> dict[str, object] | None:
-    if clock is None:
-        return None
-    return {**clock._asdict(), "shifts": [list(shift) for shift in clock.shifts]}
+def _several(check: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
+    return lambda values: tuple(map(check, values))
 
 
-def _part(numbers: Iterable[object]) -> Part:
-    number, offset, size, completed = map(checks.size, numbers)
-    if completed > size:
-        raise ValueError("an impossible part")
-    return Part(number, offset, size, completed)
+_sample = row(Sample, checks.seconds, checks.whole)
+_ahead = row(Ahead, checks.seconds, checks.seconds, checks.boot)
+_reads = row(Reads, checks.whole, checks.nanoseconds, checks.boot, checks.text)
+_touched = row(Touched, checks.identity, checks.nanoseconds, checks.nanoseconds)
+_asked = row(Asked, optional(checks.size), checks.seconds, checks.text)
+#: The fields of `Remembered`, each with its key in the file and what checks its value.
+_FIELDS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
+    ("device", "device", checks.identity),
+    ("inode", "inode", checks.identity),
+    ("born_ns", "born_ns", checks.nanoseconds),
+    ("condition", "condition", Condition),
+    ("stale", "stale", checks.flag),
+    ("pulling", "pulling", checks.flag),
+    ("total", "total_bytes", optional(checks.size)),
+    ("claimed", "claimed_bytes", checks.whole),
+    ("allocated", "allocated_bytes", checks.whole),
+    ("progress_at", "progress_at", checks.seconds),
+    ("models", "models", _several(checks.text)),
+    ("partition", "partition", _several(_part)),
+    ("doubted", "doubted", checks.byte_ranges),
+    ("mended", "mended", checks.flag),
+    ("checked_at", "checked_at", checks.seconds),
+    ("samples", "samples", _several(_sample)),
+    ("told_at", "told_at", checks.seconds),
+    ("stalled", "stalled", checks.flag),
+    ("ahead", "ahead", optional(_ahead)),
+    ("unsynced", "unsynced", checks.boot),
+    ("lost", "lost", checks.byte_ranges),
+    ("reads", "reads", optional(_reads)),
+)
+#: What files from before don't have.
+_LATER = frozenset({"ahead", "unsynced", "lost", "reads"})
 
 
 def _remembered(each: Mapping[str, Any]) -> Remembered:
     return Remembered(
-        device=checks.identity(each["device"]),
-        inode=checks.identity(each["inode"]),
-        born_ns=checks.nanoseconds(each["born_ns"]),
-        condition=Condition(each["condition"]),
-        stale=checks.flag(each["stale"]),
-        pulling=checks.flag(each["pulling"]),
-        total=None if each["total_bytes"] is None else checks.size(each["total_bytes"]),
-        claimed=checks.whole(each["claimed_bytes"]),
-        allocated=checks.whole(each["allocated_bytes"]),
-        progress_at=checks.seconds(each["progress_at"]),
-        models=tuple(map(checks.text, each["models"])),
-        partition=tuple(map(_part, each["partition"])),
-        doubted=checks.byte_ranges(each["doubted"]),
-        mended=checks.flag(each["mended"]),
-        checked_at=checks.seconds(each["checked_at"]),
-        samples=tuple(Sample(checks.seconds(at), checks.whole(n)) for at, n in each["samples"]),
-        told_at=checks.seconds(each["told_at"]),
-        stalled=checks.flag(each["stalled"]),
-        ahead=_ahead(*each["ahead"]) if each.get("ahead") else None,
-        unsynced=checks.text(each.get("unsynced", ""), LONGEST_BOOT),
-        lost=checks.byte_ranges(each.get("lost", ())),
-        reads=_reads(*each["reads"]) if each.get("reads") else None,
-    )
-
-
-def _exact_name(name: object) -> str:
-    return checks.file_name(names.from_exact(checks.text(name)))
-
-
-def _touched(inode: object, set_ns: object, own_ns: object) -> Touched:
-    return Touched(checks.identity(inode), checks.nanoseconds(set_ns), checks.nanoseconds(own_ns))
-
-
-def _asked(length: object, at: object, why: object = "") -> Asked:
-    size = None if length is None else checks.size(length)
-    return Asked(size, checks.seconds(at), checks.text(why))
-
-
-def _manifest(inode: object, changed_ns: object) -> tuple[int, int]:
-    return checks.identity(inode), checks.nanoseconds(changed_ns)
-
-
-@lru_cache(maxsize=1)
-def _decode(raw: bytes) -> Memory:
-    """Made sense of once for who reads the same text again: a cycle does, under the lock."""
-    document = json_file.document(raw, SCHEMA)
-    models, problems = _seen_of(document)
-    seen_in = checks.text(document.get("seen_in", ""))
-    if seen_in and not _SEEN.fullmatch(seen_in):
-        raise ValueError("no name of what was seen")
-    old = {checks.file_name(name): hashed(*each) for name, each in document["hashes"].items()}
-    return Memory(
-        {_key(digest): _remembered(each) for digest, each in document["downloads"].items()},
-        {_exact_name(name): _touched(*each) for name, each in document["touched"].items()},
-        Hashes(old),
-        {_key(digest): _asked(*each) for digest, each in document["asked"].items()},
-        frozenset(map(_key, document["unproven"])),
-        models,
-        problems,
-        checks.seconds(document["looked_at"]),
-        _clock(document.get("clock")),
-        checks.whole(document.get("hashed", 0)),
-        tuple(checks.text(line, _LONGEST_LINE).encode() for line in document.get("untold", ())),
-        seen_in,
+        **{
+            field: check(each[key])
+            for field, key, check in _FIELDS
+            if key in each or key not in _LATER
+        }
     )
 
 
 class _File(json_file.File[Memory]):
+    schema = SCHEMA
     limit = _READ_LIMIT
+    cached = True  # a run reads the same text again, under the lock
+    option = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
-    def decode(self, raw: bytes) -> Memory:
-        return _decode(raw)
+    def decode(self, found: Mapping[str, Any]) -> Memory:
+        models, problems = _seen_of(found)
+        seen_in = checks.text(found.get("seen_in", ""))
+        if seen_in and not _SEEN.fullmatch(seen_in):
+            raise ValueError("no name of what was seen")
+        return Memory(
+            downloads={_key(key): _remembered(each) for key, each in found["downloads"].items()},
+            touched={
+                checks.file_name(names.from_exact(checks.text(name))): _touched(each)
+                for name, each in found["touched"].items()
+            },
+            hashes=Hashes(
+                {checks.file_name(name): hashed(each) for name, each in found["hashes"].items()}
+            ),
+            asked={_key(digest): _asked(each) for digest, each in found["asked"].items()},
+            unproven=frozenset(map(_key, found["unproven"])),
+            models=models,
+            problems=problems,
+            looked_at=checks.seconds(found["looked_at"]),
+            clock=_clock(found["clock"]) if found.get("clock") else None,
+            hashed=checks.whole(found.get("hashed", 0)),
+            untold=tuple(
+                checks.text(line, _LONGEST_LINE).encode() for line in found.get("untold", ())
+            ),
+            seen_in=seen_in,
+        )
 
-    def encode(self, value: Memory) -> bytes:
-        return _encode(value)
+    def encode(self, value: Memory) -> Mapping[str, object]:
+        return {
+            "downloads": {
+                digest: {key: getattr(record, field) for field, key, _ in _FIELDS}
+                for digest, record in value.downloads.items()
+            },
+            "touched": {names.exact(name): each for name, each in value.touched.items()},
+            "asked": dict(value.asked),
+            "unproven": sorted(value.unproven),
+            "looked_at": value.looked_at,
+            "clock": value.clock and value.clock._asdict(),
+            "hashed": value.hashed,
+            "seen_in": value.seen_in,
+            "untold": [line.decode() for line in value.untold],
+            # Where an earlier version has them: it goes on without.
+            "hashes": {},
+            "models": None,
+            "problems": [],
+        }
 
 
 _FILE = _File(NAME, Memory())

@@ -313,19 +313,15 @@ def _text(value: object) -> str:
     return names.sayable(checks.text(value, 1 << 24))
 
 
-def _or_none(check: Callable[[object], Any]) -> Callable[[object], Any]:
-    return lambda value: None if value is None else check(value)
-
-
 #: What a change may have, and how each value is checked.
 CHANGEABLE: Mapping[str, Callable[[object], Any]] = MappingProxyType(
     {
         "state": _state,
-        "total_bytes": _or_none(checks.whole),
+        "total_bytes": checks.optional(checks.whole),
         "downloaded_bytes": checks.whole,
         "present_bytes": checks.whole,
         "progress_percent": lambda value: checks.number(value, 100.0),
-        "bytes_per_second": _or_none(checks.number),
+        "bytes_per_second": checks.optional(checks.number),
         "lost_bytes": checks.whole,
         "resets": checks.whole,
         "stalls": checks.whole,
@@ -336,7 +332,7 @@ CHANGEABLE: Mapping[str, Callable[[object], Any]] = MappingProxyType(
 )
 #: What files from before don't have.
 _LATER = frozenset({"lost_bytes", "resets", "stalls"})
-_ALL = {**CHANGEABLE, "started_at": _or_none(checks.day), "updated_at": checks.day}
+_ALL = {**CHANGEABLE, "started_at": checks.optional(checks.day), "updated_at": checks.day}
 
 
 def _checked(changes: Mapping[str, object], model: str) -> dict[str, Any]:
@@ -357,7 +353,10 @@ def _checked(changes: Mapping[str, object], model: str) -> dict[str, Any]:
 
 
 class _File(json_file.File[Records]):
-    def decode(self, raw: bytes) -> Records:
+    schema = SCHEMA
+    option = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+
+    def decode(self, found: Mapping[str, Any]) -> Records:
         return {
             names.to_model(key).key: Record(
                 **{
@@ -366,12 +365,11 @@ class _File(json_file.File[Records]):
                     if field in each or field not in _LATER
                 }
             )
-            for key, each in json_file.document(raw, SCHEMA)["models"].items()
+            for key, each in found["models"].items()
         }
 
-    def encode(self, value: Records) -> bytes:
-        document = {"schema": SCHEMA, "models": dict(value)}
-        return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    def encode(self, value: Records) -> Mapping[str, object]:
+        return {"models": dict(value)}
 
     def is_durable(self, before: Records, after: Records) -> bool:
         """Whether there is a new state: progress may be lost."""

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from types import MappingProxyType
-from typing import NamedTuple
-
-import orjson
+from typing import Any, NamedTuple
 
 from watcher.errors import WatchError
 from watcher.ollama import names, registry
@@ -23,7 +20,7 @@ SCHEMA = "ollama-watch/registry-cache/1"
 NAME = "registry-cache.json"
 #: More models than this are not kept; the ones asked for last stay.
 _MOST = 500
-#: Nor more text than this: it is read at each look that finds a download.
+#: Nor more text than this: it is read at each scan that finds a download.
 _ROOM = 4 << 20
 
 
@@ -33,7 +30,7 @@ class Cached(NamedTuple):
     raw: str
     etag: str
     at: float
-    #: What it names, as `sizes` tells.
+    #: The bytes of each digest that it names.
     sizes: Mapping[str, int]
 
 
@@ -48,14 +45,6 @@ class Answer(NamedTuple):
     silent: bool = False
 
 
-def cached(store: int) -> Mapping[str, Cached]:
-    """Every manifest that is kept, by `ModelName.key`; none where they can't be read."""
-    try:
-        return _FILE.read(store)
-    except WatchError:
-        return {}
-
-
 class KnownLayer(NamedTuple):
     """What the kept manifests say of a digest: its bytes, and the models that have it."""
 
@@ -64,27 +53,31 @@ class KnownLayer(NamedTuple):
     models: tuple[str, ...]
 
 
-def let_go() -> None:
-    """Keep nothing of what was read last; it is read again when it is asked for."""
-    _decode.cache_clear()
+#: Kept manifests, by `ModelName.key`.
+Manifests = Mapping[str, Cached]
+_NONE: Manifests = MappingProxyType({})
 
 
-_NOTHING_MORE: Mapping[str, Cached] = MappingProxyType({})
+def cached(store: int) -> Manifests:
+    """Every manifest that is kept; none where they can't be read."""
+    try:
+        return FILE.read(store)
+    except WatchError:
+        return {}
 
 
-def known_layers(store: int, more: Mapping[str, Cached] = _NOTHING_MORE) -> dict[str, KnownLayer]:
+def known_layers(store: int, more: Manifests = _NONE) -> dict[str, KnownLayer]:
     """By digest: a download whose model has no manifest yet is known by the one that was kept.
 
-    `more`: what was heard and not kept, by `ModelName.key`.
+    `more`: what was received and not kept.
     """
     found: dict[str, KnownLayer] = {}
     for key, each in {**cached(store), **more}.items():
         shown = names.to_model(key).shown
         for digest, size in each.sizes.items():
-            before = found.get(digest)
-            models = (shown,) if before is None else (*before.models, shown)
-            agreed = size if before is None or before.size == size else 0
-            found[digest] = KnownLayer(agreed, models)
+            before = found.get(digest, KnownLayer(size, ()))
+            agreed = size if before.size == size else 0
+            found[digest] = KnownLayer(agreed, (*before.models, shown))
     return found
 
 
@@ -100,18 +93,18 @@ def manifest(
     `store`: the descriptor of the store that keeps it, or None.
     """
     known = None if store is None else cached(store).get(model.key)
+    kept = known.raw.encode() if known else None
     try:
         found = registry.fetch(model, known.etag if known else "", insecure=insecure)
     except OSError as error:
         why = f"{model.host} does not answer: {error.strerror or error}"
-        return Answer(known.raw.encode() if known else None, why, silent=True)
+        return Answer(kept, why, silent=True)
     if found.status == 304 and known:
-        return Answer(known.raw.encode())
+        return Answer(kept)
     if found.status == 404:
         return Answer(None, f"{model.host} has no {model.shown}")
     if found.status != 200:
-        why = f"{model.host} answers {found.status}"
-        return Answer(known.raw.encode() if known else None, why)
+        return Answer(kept, f"{model.host} answers {found.status}")
     try:
         registry.sizes(found.raw)
     except ValueError as error:
@@ -121,14 +114,11 @@ def manifest(
     return Answer(found.raw)
 
 
-# ---------------------------------------------------------------- keeping
-
-
 def keep(store: int, model: ModelName, raw: bytes, etag: str, now: float) -> None:
     """Keep a model's manifest, where that can be done; the ones asked for last stay."""
-    got = _read(raw.decode("utf-8", "replace"), etag, now)
+    got = as_kept(raw, now, etag)
 
-    def changed(before: Mapping[str, Cached]) -> Mapping[str, Cached]:
+    def changed(before: Manifests) -> Manifests:
         known = before.get(model.key)
         if known is not None and known[:2] == got[:2]:
             return before
@@ -141,52 +131,41 @@ def keep(store: int, model: ModelName, raw: bytes, etag: str, now: float) -> Non
         return found
 
     try:
-        _FILE.change(store, changed)
+        FILE.change(store, changed)
     except WatchError:
         return  # it is asked for again another time
 
 
-def as_kept(raw: bytes, at: float) -> Cached:
+def as_kept(raw: bytes, at: float, etag: str = "") -> Cached:
     """A manifest as it is kept. Raises ValueError for what is none."""
-    return _read(raw.decode("utf-8", "replace"), "", at)
-
-
-def _read(text: str, etag: str, at: float) -> Cached:
+    text = raw.decode("utf-8", "replace")
     return Cached(text, etag, at, registry.sizes(text.encode()))
 
 
-def _sensible(text: object, etag: object, at: object) -> Cached | None:
-    """A manifest that was kept; None for one that should not have been."""
-    version = checks.text(etag)
-    if not version.isprintable() or not version.isascii():
-        version = ""  # it is sent to the registry as a header
-    try:
-        return _read(checks.text(text, _ROOM), version, checks.seconds(at, checks.LAST_DAY))
-    except ValueError:
-        return None
+class _File(json_file.File[Manifests]):
+    schema = SCHEMA
+    cached = True
 
+    def decode(self, found: Mapping[str, Any]) -> Manifests:
+        kept = {}
+        for key, (raw, etag, at) in found["models"].items():
+            version = checks.text(etag)
+            if not version.isprintable() or not version.isascii():
+                version = ""  # it is sent to the registry as a header
+            try:
+                text = checks.text(raw, _ROOM).encode()
+                kept[names.to_model(key).key] = as_kept(
+                    text, checks.seconds(at, checks.LAST_DAY), version
+                )
+            except ValueError:
+                continue  # one that should not have been kept
+        return kept
 
-@lru_cache(maxsize=1)
-def _decode(raw: bytes) -> Mapping[str, Cached]:
-    """Made sense of once for all looks that read the same text."""
-    rows = json_file.document(raw, SCHEMA)["models"].items()
-    return {
-        names.to_model(key).key: got
-        for key, (text, etag, at) in rows
-        if (got := _sensible(text, etag, at)) is not None
-    }
-
-
-class _File(json_file.File[Mapping[str, Cached]]):
-    def decode(self, raw: bytes) -> Mapping[str, Cached]:
-        return _decode(raw)
-
-    def encode(self, value: Mapping[str, Cached]) -> bytes:
-        document = {"schema": SCHEMA, "models": {key: each[:3] for key, each in value.items()}}
-        return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
+    def encode(self, value: Manifests) -> Mapping[str, object]:
+        return {"models": {key: each[:3] for key, each in value.items()}}
 
     def is_durable(self, *_: object) -> bool:
         return False  # what a power cut takes is asked for again
 
 
-_FILE = _File(NAME, MappingProxyType({}))
+FILE = _File(NAME, _NONE)
