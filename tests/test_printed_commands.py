@@ -471,7 +471,7 @@ def test_the_unit_of_a_server_that_is_gone_is_started_by_the_command(
 # ---------------------------------------------------------------- none is forgotten
 
 MAKES = frozenset(
-    {"watch", "on", "again", "in_detail", "ours", "shell", "as_root", "ollama", "line", "stop"}
+    {"watch", "on", "again", "ours", "shell", "as_root", "ollama", "line", "stop"}
     | {"new_spellings", "brought_up", "cant_write"}
 )
 SPELLED = re.compile(
@@ -489,10 +489,10 @@ PLACES: dict[str, str] = {
     place: told
     for told, found in {
         HERE: (
-            "cli.py:_call_by_name", "commands/queueing.py:run",
+            "cli.py:_run", "commands/queueing.py:run",
             "commands/installing.py:_why_kept",
-            "config.py:_unread", "reconcile.py:_Run._powerless", "decide/plan.py:_with_command",
-            "decide/safety.py:idle_forbids", "errors.py:_raised", "errors.py:named",
+            "config.py:_read", "reconcile.py:_Run._powerless", "decide/plan.py:_with_command",
+            "decide/safety.py:idle_forbids", "errors.py:refused", "errors.py:named",
             "state/json_file.py:File._failed", "service/listener.py:listening",
             "observe/place.py:_candidates", "show/queue.py:restart",
             "observe/place.py:_mount_command", "observe/place.py:no_permission",

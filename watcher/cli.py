@@ -8,7 +8,7 @@ import importlib
 import io
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -103,15 +103,14 @@ def main(arguments: list[str] | None = None) -> int:
         _open_streams()
         code = _run(words, own=arguments is None)
         sys.stdout.flush()
-    except OutputError as error:
-        _drop(sys.stdout)
-        # Who read our output may have gone; then there is nobody left to tell.
-        if error.errno != errno.EPIPE:
+    except (OutputError, MemoryError) as error:
+        # So that the end of a stream that can't be written is quiet.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, MemoryError):
+            _say(f"ollama-watch: {named(error)}")
+        elif error.errno != errno.EPIPE:  # else whoever read our output has gone
             _say(f"ollama-watch: writing the output failed: {error.strerror}")
-        return int(Exit.FAILED)
-    except MemoryError as error:
-        _drop(sys.stdout)
-        _say(f"ollama-watch: {named(error)}")
         return int(Exit.FAILED)
     return code
 
@@ -135,36 +134,26 @@ def _open_streams() -> None:
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
         stream = getattr(sys, name)
         if name != "stdin" and isinstance(getattr(stream, "buffer", None), io.BufferedWriter):
-            stream = _Stream.over(number, stream)
+            # Another text stream on the same descriptor, with the same encoding and buffering.
+            stream.flush()
+            stream = io.TextIOWrapper(
+                io.BufferedWriter(_Stream(number, "w", closefd=False)),
+                encoding=stream.encoding,
+                line_buffering=os.isatty(number) or number == 2,
+            )
             setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 class _Stream(io.FileIO):
-    """A stream whose failures are told from those of all other files."""
-
-    @classmethod
-    def over(cls, number: int, stream: TextIO) -> TextIO:
-        """A text stream on the same descriptor, with the same encoding and buffering."""
-        stream.flush()
-        return io.TextIOWrapper(
-            io.BufferedWriter(cls(number, "w", closefd=False)),
-            encoding=stream.encoding,
-            line_buffering=os.isatty(number) or number == 2,
-        )
+    """A stream whose failures differ from those of all other files."""
 
     def write(self, data: Any) -> int | None:  # type: ignore[override]
         try:
             return super().write(data)
         except OSError as error:
             raise OutputError(error.errno, error.strerror) from None
-
-
-def _drop(stream: TextIO) -> None:
-    """Let a stream that can't be written end in the null device, so that its end is quiet."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _run(words: list[str], *, own: bool) -> int:
@@ -187,7 +176,11 @@ def _run(words: list[str], *, own: bool) -> int:
         _say("\nollama-watch: interrupted; no change is left half done")
         return int(Exit.INTERRUPTED)
     except click.ClickException as error:
-        _call_by_name(error)
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            from watcher.system import advice
+
+            # Click's hint calls this program as it was called, and as a shell finds it.
+            error.ctx.find_root().info_name = advice.line(*advice.caller().program)
         error.show()
         return int(Exit.USAGE)
     except WatchError as error:
@@ -199,14 +192,6 @@ def _run(words: list[str], *, own: bool) -> int:
         return _failed(error, verbose=given.verbose)
 
 
-def _call_by_name(error: click.ClickException) -> None:
-    """Let click's hint call this program as it was called, and as a shell finds it."""
-    from watcher.system import advice
-
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        error.ctx.find_root().info_name = advice.line(*advice.caller().program)
-
-
 def _failed(error: Exception, *, verbose: bool) -> int:
     """What no command has expected: named, where it is the machine that refuses."""
     told = named(error)
@@ -214,11 +199,12 @@ def _failed(error: Exception, *, verbose: bool) -> int:
         import traceback
 
         traceback.print_exception(error)
-        told = told or WatchError(f"{type(error).__name__}: {error}", "please report this bug")
     if told is None:
         from watcher.system import advice
 
-        fault = "this is a bug in ollama-watch; run it again with -v and report it"
-        told = WatchError(f"{type(error).__name__}: {error}", fault, advice.in_detail())
+        step = "this is a bug in ollama-watch; run it again with -v and report it"
+        step = "please report this bug" if verbose else step
+        again = "" if verbose else advice.again("", "-v", root=False)
+        told = WatchError(f"{type(error).__name__}: {error}", step, again)
     _say(f"ollama-watch: {told}")
     return int(told.exit_code)

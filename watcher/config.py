@@ -48,21 +48,7 @@ class Settings:
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 #: Whatever lies beyond is a slip of the pen.
-_MOST_SECONDS = 1e14
-_MOST_BYTES = (1 << 63) - 1
-_LARGEST_PORT = 65535
-_BYTES = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 1 << 10,
-    "mib": 1 << 20,
-    "gib": 1 << 30,
-    "tib": 1 << 40,
-}
+_MOST_SECONDS, _MOST_BYTES, _LARGEST_PORT = 1e14, (1 << 63) - 1, 65535
 
 
 def duration(value: object) -> float:
@@ -94,10 +80,11 @@ def size(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         count = value
     elif isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([kmgt]?i?b?)\s*", value.lower())
-        unit = match and (match[2] if match[2] in _BYTES else f"{match[2]}b")
-        if match and unit in _BYTES:
-            count = int(float(match[1]) * _BYTES[unit])
+        number = r"(\d{1,15}(?:\.\d{1,9})?)"
+        match = re.fullmatch(rf"\s*{number}\s*(?:([kmgt])(i?))?b?\s*", value.lower())
+        if match:
+            base = 1024 if match[3] else 1000
+            count = int(float(match[1]) * base ** " kmgt".index(match[2] or " "))
     if count is not None and 0 <= count <= _MOST_BYTES:
         return count
     raise ValueError("expected a size such as 50GB or 10MiB")
@@ -113,11 +100,6 @@ def boolean(value: object) -> bool:
     if word in ("false", "no", "off", "0"):
         return False
     raise ValueError("expected true or false")
-
-
-def days(value: object) -> float:
-    """A duration, in days."""
-    return duration(value) / _SECONDS["d"]
 
 
 def metrics_file(value: object) -> str:
@@ -142,8 +124,8 @@ def loopback(value: object) -> tuple[str, int] | None:
     pattern = r"(?:\[([0-9a-fA-F:]+)\]|([0-9.]+|localhost)):([0-9]{1,5})"
     match = re.fullmatch(pattern, value) if isinstance(value, str) else None
     if match is not None and 0 < int(match[3]) <= _LARGEST_PORT:
-        host = (match[1] or match[2]).replace("localhost", "127.0.0.1")
         with contextlib.suppress(ValueError):
+            host = (match[1] or match[2]).replace("localhost", "127.0.0.1")
             address = ipaddress.ip_address(host)
             if address.is_loopback:
                 return str(address), int(match[3])
@@ -168,7 +150,7 @@ KEYS = {
     "quarantine_keep": Key("quarantine_keep", duration, "30d"),
     "quarantine_max_size": Key("quarantine_max_bytes", size, "200GB"),
     "log_max_size": Key("log_max_bytes", size, "10MB"),
-    "log_keep": Key("log_keep_days", days, "90d"),
+    "log_keep": Key("log_keep_days", lambda value: duration(value) / _SECONDS["d"], "90d"),
     "metrics_file": Key("metrics_file", metrics_file, ""),
     "metrics_listen": Key("metrics_listen", loopback, ""),
 }
@@ -213,26 +195,21 @@ def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]
 def _read(path: Path) -> dict[str, object]:
     import tomllib  # not loaded where there is no such file
 
+    named = "check the path of --config"
     try:
         with path.open("rb") as file:
             raw = file.read(_READ_LIMIT + 1)
         if len(raw) > _READ_LIMIT:
-            raise SettingsError(
-                f"{path} is too large for a settings file", "check the path of --config"
-            )
+            raise SettingsError(f"{path} is too large for a settings file", named)
         return tomllib.loads(raw.decode())
     except OSError as error:
-        raise _unread(path, error) from None
+        why = f"reading the settings {shown(path)} failed: {error.strerror}"
+        if path != SYSTEM_FILE or error.errno != errno.EACCES:
+            raise SettingsError(why, named) from None
+        command = as_root(f"chmod a+r {path}")
+        raise SettingsError(why, "let every user read it", command) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}", "fix that line") from None
-
-
-def _unread(path: Path, error: OSError) -> SettingsError:
-    told = f"reading the settings {shown(path)} failed: {error.strerror}"
-    if path != SYSTEM_FILE or error.errno != errno.EACCES:
-        return SettingsError(told, "check the path of --config")
-    command = as_root(f"chmod a+r {path}")
-    return SettingsError(told, "let every user read it", command)
 
 
 def _check(key: str, value: object, where: str) -> None:

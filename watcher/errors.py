@@ -31,10 +31,9 @@ class WatchError(Exception):
     exit_code = Exit.FAILED
 
     def __init__(self, message: str, next_step: str = "", command: str = "") -> None:
-        message, next_step = without_credentials(message), without_credentials(next_step)
-        super().__init__(message)
-        self.message = message
-        self.next_step = next_step
+        self.message = without_credentials(message)
+        super().__init__(self.message)
+        self.next_step = without_credentials(next_step)
         #: The next step as a command that can be pasted, made by `advice`; "" where none helps.
         self.command = command
 
@@ -159,10 +158,14 @@ def named(error: BaseException) -> WatchError | None:
 
 def refused(told: str, number: int) -> WatchError:
     """The error for what the machine has refused, with what helps as a command where one does."""
+    command = as_root("dmesg") if number == errno.EIO else ""
+    if number == errno.EMFILE:
+        # The limit is raised as far as this user may.
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _ENOUGH_FILES if most == resource.RLIM_INFINITY else min(most, _ENOUGH_FILES)
+        command = f"ulimit -Sn {most}" if now < most else ""
     step = _STEPS.get(number, "see whether that path is as it should be")
-    if number == errno.EIO:
-        return WatchError(told, step, as_root("dmesg"))
-    return WatchError(told, step, _raised(number))
+    return WatchError(told, step, command)
 
 
 def as_root(command: str) -> str:
@@ -170,28 +173,17 @@ def as_root(command: str) -> str:
     return command if _OF_ROOT else f"sudo {command}"
 
 
-def _raised(number: int) -> str:
-    """The shell's command that raises the limit that was reached, as far as this user may."""
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if most == resource.RLIM_INFINITY:
-        most = _ENOUGH_FILES
-    return f"ulimit -Sn {min(most, _ENOUGH_FILES)}" if number == errno.EMFILE and now < most else ""
-
-
 def shown(path: object) -> str:
-    """A path for people; a descriptor is one of a folder of the store."""
+    """A path for people; a descriptor, closed by now, is one of a folder of the store."""
     if isinstance(path, int):
-        return "a folder of the store"  # a descriptor, closed by now
+        return "a folder of the store"
     text = os.fsdecode(path) if isinstance(path, str | bytes) else str(path)
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-# ---------------------------------------------------------------- credentials and signatures
-#
-# No user, password or token of a URL is shown, kept or logged. What a URL has before its last ``@``
-# is its credential: passwords that should have been escaped hold slashes, colons and blanks.
-# Patterns are compiled at their first use, which `--help` never comes to.
-
+# No user, password, token or signature of a URL is shown, kept or logged. What a URL has before its
+# last ``@`` is its credential: passwords that should have been escaped hold slashes, colons and
+# blanks. Patterns are compiled at their first use, which `--help` never comes to.
 _HIDDEN = "***@"
 _SCHEME = "[A-Za-z][A-Za-z0-9+.-]*://"
 #: Up to the last ``@`` of the same word: a password may have one of its own.

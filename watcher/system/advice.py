@@ -1,6 +1,6 @@
-"""Commands that can be pasted as they are printed: quoted, on this store, for this user.
+"""Commands that can be pasted as they are printed: quoted, on one line, for this store and user.
 
-Whatever prints a command has it made here. A command is one line: it is never wrapped.
+Whatever prints a command has it made here.
 """
 
 from __future__ import annotations
@@ -90,33 +90,24 @@ def on(path: str, found_by: str, *words: str) -> str:
     return ours(*words, store="" if found_by in FOUND_AGAIN else path, root=powerless)
 
 
-def again(store: str) -> str:
-    """The command that was given, for root, on the same store; "" where that is root already."""
-    return _given(store, root=True) if caller().uid != 0 else ""
-
-
-def _given(store: str, *options: str, root: bool = False) -> str:
+def again(store: str, *options: str, root: bool = True) -> str:
     """The command that was given, with more options before it; "" where nobody has given one.
 
-    `store`: the one that is meant where it names none. `root`: by root, with `sudo`.
+    `store`: the one that is meant where it names none. `root`: by root, with `sudo`, so also ""
+    where that is root already.
     """
-    if not _introduced:
-        return ""
     by, words = caller(), sys.argv[1:]
+    if not _introduced or (root and by.uid == 0):
+        return ""
     is_named = any(f"{word}=".startswith("--store=") for word in words)
     named = () if is_named or not store else ("--store", store)
     # Root does not get this user's variables.
-    host = os.environ.get("OLLAMA_HOST", "")
+    host = os.environ.get("OLLAMA_HOST", "") if root else ""
     pulls = "pull" in words or ("queue" in words and "run" in words)
     is_there = any(f"{word}=".startswith("--host=") for word in words)
-    to = ("--host", host) if root and pulls and host and not is_there else ()
+    to = ("--host", host) if pulls and host and not is_there else ()
     program = ("sudo", *by.program_of_root) if root else by.program
     return line(*program, *options, *named, *words, *to)
-
-
-def in_detail() -> str:
-    """The command that was given, with the details of what goes wrong in it."""
-    return _given("", "-v")
 
 
 def cant_write(told: str, error: OSError, store: str) -> WatchError:
@@ -138,30 +129,20 @@ def path_of(folder: int) -> str:
         return ""
 
 
-def is_owner(store: int) -> bool:
-    """Whether this process has the rights of the user who owns the store behind a descriptor."""
-    return os.fstat(store).st_uid == os.geteuid()
-
-
 def as_owner(store: str) -> str:
     """Who could do what this user may not, in words."""
     if caller().uid != 0:
         return "run it as root, or as the user who owns the store"
-    try:
+    owner = 0
+    with contextlib.suppress(OSError):
         owner = os.stat(store).st_uid
-    except OSError:
-        owner = 0
     return f"run it as the store's owner, user id {owner}" if owner else "not even root can"
 
 
 def changes(words: tuple[str, ...]) -> bool:
     """Whether a command of ours changes something in the store."""
-    reads = {"audit", "df", "status", "log", "config", "demo"}
-    return (
-        bool(words)
-        and words[0] not in reads
-        and words[:2] not in {("quarantine", "ls"), ("queue", "ls")}
-    )
+    reads = {"", "audit", "df", "status", "log", "config", "demo", "quarantine ls", "queue ls"}
+    return reads.isdisjoint((" ".join(words[:1]), " ".join(words[:2])))
 
 
 def ours(*words: str, store: str = "", by: Caller | None = None, root: bool = False) -> str:
@@ -212,10 +193,7 @@ def server_of(seen: Evidence) -> str:
 
 
 def stop(seen: Evidence) -> str:
-    """The command that ends a server that runs, and not for its unit to start another; "" for none.
-
-    The first one's: what is asked for again then names the next.
-    """
+    """The command that ends the first server that runs, or its unit; "" for none."""
     if not seen.servers:
         return ""
     server = seen.servers[0]
@@ -225,7 +203,7 @@ def stop(seen: Evidence) -> str:
 
 
 def is_on_loopback(model: str) -> bool:
-    """Whether a model's registry is on this machine: it is asked over http there."""
+    """Whether a model's registry is on this machine, and so asked over http."""
     parsed = names.parse_model(model)
     host = "" if parsed is None else parsed.host.rpartition(":")[0] or parsed.host
     return host == "localhost" or host.startswith("127.")
@@ -240,7 +218,13 @@ def quoted(word: str) -> str:
     """A word as any shell needs it, on one line: what can't be printed is spelled by ``printf``."""
     if word.isprintable():
         return shlex.quote(word)
-    escaped = "".join(_escaped(char) for char in word)
+    # Three octal digits, since a hexadecimal escape would take the digits behind it, too.
+    escaped = "".join(
+        char
+        if char.isprintable() and char not in "\\'%!"
+        else "".join(f"\\{byte:03o}" for byte in os.fsencode(char))
+        for char in word
+    )
     if word.startswith("-"):
         escaped = f"\\055{escaped[1:]}"  # no option of printf's
     if word.endswith("\n"):
@@ -249,22 +233,12 @@ def quoted(word: str) -> str:
     return f"\"$(printf '{escaped}')\""
 
 
-def _escaped(char: str) -> str:
-    if char.isprintable() and char not in "\\'%!":
-        return char
-    # Three octal digits, since a hexadecimal escape would take the digits behind it, too.
-    return "".join(f"\\{byte:03o}" for byte in os.fsencode(char))
-
-
 def new_spellings(seen: Evidence) -> str:
     """The command that gives all names of older servers in ``blobs/`` the spelling of today."""
-    found = ("-maxdepth", "1", "-name", "sha256:*")
+    find = ("find", f"{seen.place.path}/blobs/", "-maxdepth", "1", "-name", "sha256:*")
     rename = 'for each do mv -nT "$each" "${each%/*}/sha256-${each##*:}"; done'
-    owner = seen.place.owner
-    where = f"{seen.place.path}/blobs/"
-    return shell(
-        seen, "find", where, *found, "-exec", "sh", "-c", rename, "sh", "{}", "+", owner=owner
-    )
+    run = ("-exec", "sh", "-c", rename, "sh", "{}", "+")
+    return shell(seen, *find, *run, owner=seen.place.owner)
 
 
 def brought_up(seen: Evidence, folder: str) -> str:
@@ -275,8 +249,8 @@ def brought_up(seen: Evidence, folder: str) -> str:
     top = folder.partition("/")[0]
     found = ("-mindepth", "1", "-maxdepth", "1", "!", "-name", "*-partial*", "!", "-name", "*.tmp")
     here, there = f"{seen.place.path}/{folder}/", f"{seen.place.path}/{top}/"
-    owner = seen.place.owner
-    return shell(seen, "find", here, *found, "-exec", "mv", "-nt", there, "{}", "+", owner=owner)
+    run = ("-exec", "mv", "-nt", there, "{}", "+")
+    return shell(seen, "find", here, *found, *run, owner=seen.place.owner)
 
 
 def moved_up(seen: Evidence, folder: str, parts: list[str], *, finished: bool) -> str:
@@ -292,9 +266,6 @@ def moved_up(seen: Evidence, folder: str, parts: list[str], *, finished: bool) -
     moving = ("-links", "+0", "-exec", "sh", "-c", move, "sh", here, there, "{}", ";", "-prune")
     paths = [f"{here}{part}" for part in parts]
     return shell(seen, "find", *paths, *which, *moving, owner=seen.place.owner)
-
-
-# ---------------------------------------------------------------- times
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection
 
@@ -31,10 +32,9 @@ def holders(status: os.stat_result, proc: str = "/proc") -> tuple[int, ...]:
 def is_stranger(
     pid: int, folder: os.stat_result, proc: str = "/proc", owners: Collection[int] = ()
 ) -> bool:
-    """Whether a process is known to be nobody's who may write to a folder.
+    """Whether a process is known to be nobody's who may write to a folder; one that is gone is.
 
-    One that is gone is nobody's: a lock of ours goes with the process that took it. `owners`: who
-    may write to what is in there.
+    (A lock of ours goes with the process that took it.) `owners`: who may write to what is there.
     """
     if folder.st_mode & 0o002:
         return False
@@ -42,19 +42,15 @@ def is_stranger(
         with open(f"{proc}/{pid}/status", encoding="utf-8", errors="replace") as lines:
             facts = dict(line.split(":", 1) for line in lines if ":" in line)
     except OSError:
-        return _is_gone(pid)  # or hidden from this user
+        # It is gone, or hidden from this user.
+        with contextlib.suppress(PermissionError):
+            try:
+                os.kill(pid, 0)
+            except (ProcessLookupError, OverflowError):
+                return True
+        return False
     users = set(map(int, facts.get("Uid", "0").split()))
     groups = set(map(int, f"{facts.get('Gid', '')} {facts.get('Groups', '')}".split()))
     ours = {0, folder.st_uid, os.geteuid(), *owners}
     shared = bool(folder.st_mode & 0o020) and folder.st_gid in groups
     return users.isdisjoint(ours) and not shared
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        return False
-    return False

@@ -1,9 +1,8 @@
 """Whose rights this process has: root becomes the owner of the store, for good.
 
 Whoever owns a store may put anything into it. So nothing in it is opened with more rights than its
-owner has: what they plant can lead us only where they could go themselves. Of root's powers two
-stay within reach, those that show who has files open (`VISIBILITY`), and they are raised only while
-the processes are looked at.
+owner has. Of root's powers two stay within reach, those that show who has files open
+(`VISIBILITY`), and they are raised only while the processes are inspected.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ import pwd
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from watcher.errors import NoPermissionError, without_secrets
 from watcher.system import advice
 
-#: Numbers of linux/capability.h.
-_DAC_READ_SEARCH, _SYS_PTRACE = 2, 19
-#: What lets a process see the descriptors of other users' processes, as bits.
-VISIBILITY = 1 << _DAC_READ_SEARCH | 1 << _SYS_PTRACE
+#: What lets a process see the descriptors of other users' processes, as bits: the numbers 2
+#: (CAP_DAC_READ_SEARCH) and 19 (CAP_SYS_PTRACE) of linux/capability.h.
+VISIBILITY = 1 << 2 | 1 << 19
 #: The layout of capget(2) and capset(2) for 64 capabilities.
 _VERSION_3, _WORDS = 0x20080522, 2
 #: Numbers of linux/prctl.h.
@@ -50,7 +49,10 @@ _LOADED_LATE = (
     "traceback",
     "urllib.request",
 )
-
+#: Whose modules are loaded as a whole, and those of no use here; watchdog's prints at once what its
+#: library logs.
+_PACKAGES = ("watcher", "click", "rich", "watchdog", "prometheus_client")
+_PROGRAMS = ("watcher.demo", "watchdog.watchmedo")
 #: Of root's environment what a process of somebody else's needs.
 _NEEDED = re.compile(
     "OLLAMA_WATCH_.*|OLLAMA_(HOST|MODELS|NOPRUNE|NO_CLOUD)|PATH|HOME|TZ|TERM|COLUMNS|NO_COLOR|LANG"
@@ -61,8 +63,6 @@ _NEEDED = re.compile(
 _libc = ctypes.CDLL(None, use_errno=True)
 #: The user whose rights root's process has taken.
 _taken: list[Owner] = []
-#: Of no use here; watchdog's prints at once what its library logs.
-_PROGRAMS = ("watcher.demo", "watchdog.watchmedo")
 #: For whom everything was loaded, who could not load it again.
 _loaded: list[Owner] = []
 
@@ -82,9 +82,6 @@ class Capabilities(NamedTuple):
     inheritable: int
 
 
-# ---------------------------------------------------------------- becoming
-
-
 def become(owner: Owner, what: str) -> None:
     """Take a user's rights in place of root's, for good; the two for visibility stay in reach.
 
@@ -92,12 +89,19 @@ def become(owner: Owner, what: str) -> None:
     Raises NoPermissionError where this process may not become that user.
     """
     try:
-        _take_groups(owner)
-        if owner.uid != 0:
+        if owner.uid == 0:
+            # Root keeps its own groups, and has that of its store.
+            with contextlib.suppress(PermissionError):
+                os.setgroups([*os.getgroups(), owner.gid])
+            # What runs root's queue has to see root's server, which has more rights than none.
+            give_on(VISIBILITY)
+        else:
+            groups = [owner.gid]
+            with contextlib.suppress(KeyError):
+                groups = os.getgrouplist(pwd.getpwuid(owner.uid).pw_name, owner.gid)
+            os.setgroups(groups)
             _load_all(owner)
-        # What runs root's queue has to see root's server, which has more rights than none.
-        give_on(VISIBILITY if owner.uid == 0 else 0)
-        if owner.uid != 0:
+            give_on(0)
             _prctl(_KEEPCAPS, 1)
             _taken.append(owner)
             os.setresgid(owner.gid, owner.gid, owner.gid)
@@ -194,44 +198,28 @@ def _prctl(option: int, first: int, second: int = 0) -> int:
     return int(_libc.prctl(option, *(ctypes.c_ulong(each) for each in (first, second, 0, 0))))
 
 
-# ---------------------------------------------------------------- users and groups
-
-
 def owner_of(uid: int, folder_gid: int) -> Owner:
     """A user with the group that the system gives them.
 
     One whom the system does not know gets that of their folder, unless it knows that one: they may
     not be in it.
     """
-    try:
+    with contextlib.suppress(KeyError):
         return Owner(uid, pwd.getpwuid(uid).pw_gid)
-    except KeyError:
-        return Owner(uid, _NO_GROUP if uid and _is_known_group(folder_gid) else folder_gid)
-
-
-def _is_known_group(gid: int) -> bool:
-    try:
-        grp.getgrgid(gid)
-    except KeyError:
-        return False
-    return True
-
-
-def _take_groups(owner: Owner) -> None:
-    """The groups that the system gives a user. Root keeps its own, and has that of its store."""
-    if owner.uid == 0:
-        with contextlib.suppress(PermissionError):
-            os.setgroups([*os.getgroups(), owner.gid])
-        return
-    try:
-        groups = os.getgrouplist(pwd.getpwuid(owner.uid).pw_name, owner.gid)
-    except KeyError:
-        groups = [owner.gid]
-    os.setgroups(groups)
+    with contextlib.suppress(KeyError):
+        grp.getgrgid(folder_gid)
+        return Owner(uid, _NO_GROUP if uid else folder_gid)
+    return Owner(uid, folder_gid)
 
 
 def _refused(owner: Owner, what: str, error: OSError) -> NoPermissionError:
-    if owner.uid == _overflow() and not _is_mapped("uid_map", owner.uid):
+    overflow = ""  # the user id that stands for all that have none in this user namespace
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/sys/kernel/overflowuid", encoding="ascii") as line,
+    ):
+        overflow = line.read().strip()
+    if str(owner.uid) == overflow and not _is_mapped("uid_map", owner.uid):
         return NoPermissionError(
             f"{what} belongs to a user for whom this user namespace has no mapping, shown as user"
             f" id {owner.uid}: root treats it with its owner's rights alone, and nobody here can"
@@ -256,25 +244,13 @@ def _refused(owner: Owner, what: str, error: OSError) -> NoPermissionError:
     )
 
 
-def _overflow() -> int:
-    """The user id that stands for all that have none in this user namespace."""
-    try:
-        with open("/proc/sys/kernel/overflowuid", encoding="ascii") as line:
-            return int(line.read())
-    except (OSError, ValueError):
-        return -1
-
-
 def _is_mapped(name: str, number: int) -> bool:
     try:
-        with open(f"/proc/self/{name}", encoding="ascii") as lines:
-            ranges = [tuple(map(int, line.split())) for line in lines]
+        lines = Path("/proc/self", name).read_text("ascii").splitlines()
     except OSError:
         return True  # such a thing is not here
+    ranges = [tuple(map(int, line.split())) for line in lines]
     return any(first <= number < first + count for first, _, count in ranges)
-
-
-# ---------------------------------------------------------------- what is loaded before
 
 
 def _load_all(owner: Owner) -> None:
@@ -287,18 +263,17 @@ def _load_all(owner: Owner) -> None:
                 importlib.import_module(name)
 
 
-def can_start_anew() -> bool:
-    """Whether this user can start this Python and load our package, as far as is known."""
-    return not _loaded and os.access(sys.executable, os.X_OK)
-
-
 def _modules() -> Iterator[str]:
-    """All modules of ours, and of packages that load some of theirs late."""
-    for package in ("watcher", "click", "rich", "watchdog", "prometheus_client"):
+    for package in _PACKAGES:
         found = importlib.import_module(package).__path__
         for module in pkgutil.walk_packages(found, f"{package}.", onerror=lambda _: None):
             if not module.name.startswith(_PROGRAMS) and "__main__" not in module.name:
                 yield module.name
+
+
+def can_start_anew() -> bool:
+    """Whether this user can start this Python and load our package, as far as is known."""
+    return not _loaded and os.access(sys.executable, os.X_OK)
 
 
 def _can_load(owner: Owner) -> bool:
