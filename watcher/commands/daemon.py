@@ -108,7 +108,6 @@ def _teller(context: Context) -> Callable[[Event], None]:
     text = log.teller(color=sys.stderr.isatty())
 
     def tell(event: Event) -> None:
-        complain(text(event).removesuffix("
-"))
+        complain(text(event).removesuffix("\n"))
 
     return tell
