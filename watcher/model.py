@@ -1082,6 +1082,7 @@ class Mode:
     survey: bool = False
     #: Once nobody has a download open whose pull we have ended, nothing more of it comes.
     own_pulls: frozenset[str] = frozenset()
+    lengths: Mapping[str, int] = field(default_factory=dict)
     patient: bool = False
     #: The note survives a power cut; the caller syncs the data behind the claims.
     sync_behind: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import socket
 import subprocess
 import time
@@ -13,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
-from tests.support.driving import lay_out
-from tests.support.servers import EngineServer, Server
-from watcher.demo.registry import Fault, Registry
+from tests.support.driving import age, is_right, lay_out, run
+from tests.support.servers import EngineServer, Server, blob, wait_until
+from watcher.demo.registry import Fault, Model, Registry
 from watcher.observe.host import Host
 from watcher.pull import disk, driver, target
 from watcher.pull.driver import Options
-from watcher.pull.failures import Cause
+from watcher.pull.failures import Asked, Cause, of_error
 
 from .driven import MB, POLICY, Seen, add, arrived, claimed, drive, site
 
@@ -164,6 +165,81 @@ def test_a_begun_layer_of_which_the_server_hides_what_the_registry_says(
     seen = drive(site(quick), model, UNTIL_DONE)
     assert seen.end.cause is HIDDEN[status], (seen.end, seen.notes)
     assert claimed(quick, model) >= MB
+
+
+def held(server: Server, model: Model) -> bool:
+    """Whether the server has the data of the layer open."""
+    path = os.fspath(blob(server.store, model.digests[0], "-partial"))
+    opened = Path(f"/proc/{server.pid}/fd").iterdir()
+    return path in [os.readlink(each) for each in opened if os.path.lexists(each)]
+
+
+def announced(registry: Registry, digest: str, size: int) -> Fault:
+    """The registry announces so many bytes of a layer."""
+    return registry.add_fault(Fault("page", on="head", digest=digest, status=200, body="x" * size))
+
+
+LENGTHS = [3 * MB + 1, 5 * MB, 3 * MB - 1, 2 * MB]
+
+
+@pytest.mark.parametrize("size", LENGTHS)
+def test_a_length_that_the_registry_does_not_have(
+    server: Server, registry: Registry, size: int
+) -> None:
+    """The server believes progress files before the registry, and those of ours are right."""
+    model = add(registry, server, 3 * MB)
+    digest = model.digests[0]
+    registry.throttle(2 * MB)
+    announced(registry, digest, size)
+    server.start().wait_ready()
+    seen = drive(site(server), model, UNTIL_DONE)
+    assert seen.end.cause is None, (seen.end, seen.notes)
+    assert arrived(server, model)
+    assert any(f"announces {size:,} bytes" in note for note in seen.notes)
+    assert registry.stats()["requests"]["head"] == 2, "one of them for the config"
+    assert registry.bytes_served(digest) < 6 * MB
+
+
+@pytest.mark.parametrize("size", LENGTHS)
+def test_it_is_the_end_where_no_progress_files_can_be_written(
+    server: Server, registry: Registry, size: int
+) -> None:
+    """It is forgotten by the command that is printed: a server keeps to what it has heard."""
+    model = add(registry, server, 3 * MB)
+    digest = model.digests[0]
+    registry.throttle(2 * MB)
+    announced(registry, digest, size)
+    server.start().wait_ready()
+    seen = drive(target.Target(server.url, POLICY.settings), model, UNTIL_DONE)
+    ended_at_once(seen, Cause.WRONG_LENGTH, registry, "head")
+    assert f"announces {size:,} bytes" in seen.end.text
+    assert of_error(seen.end.text) is Cause.WRONG_LENGTH
+    registry.clear_faults()
+    registry.throttle(None)
+    wait_until(lambda: not held(server, model), "the server to close its files")
+    for path in (server.store / "blobs").iterdir():
+        age(path, 600)
+    command = Cause.WRONG_LENGTH.command(Asked(model.name, server.url, str(server.store)))
+    words = shlex.split(command)
+    done = run(server.store, *words[words.index("reset") :], "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert drive(site(server), model, UNTIL_DONE).end.cause is None
+    assert arrived(server, model)
+
+
+@pytest.mark.parametrize("size", [2 * MB, 5 * MB])
+def test_a_length_that_the_manifest_alone_has_wrong(
+    server: Server, registry: Registry, size: int
+) -> None:
+    """The server goes by what the registry announces, and arrives."""
+    model = add(registry, server, 3 * MB)
+    manifest = json.loads(model.manifest)
+    manifest["layers"][0]["size"] = size
+    registry.set_manifests("library/demo", "1b", [json.dumps(manifest).encode()])
+    registry.throttle(10 * MB)
+    server.start().wait_ready()
+    assert drive(site(server), model, UNTIL_DONE).end.cause is None
+    assert is_right(server.store, model.digests[0])
 
 
 def limited(server: Server, size: int) -> None:

@@ -455,6 +455,8 @@ class _Reader:
         return self.named_size if known else None
 
     def _known_length(self, record: Remembered | None) -> tuple[int | None, str | None]:
+        if (compared := self.around.rules.mode.lengths.get(self.digest)) is not None:
+            return compared, "registry"
         if (named := self._named_length()) is not None:
             return named, "manifest"
         if record is not None and record.total is not None and self._agrees(record.total):

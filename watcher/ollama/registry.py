@@ -40,6 +40,12 @@ class Fetched(NamedTuple):
     #: The media type, such as ``text/html``.
     kind: str = ""
 
+    def has(self, at: int) -> bool | None:
+        """Whether a layer has a byte, by the answer about it; None where that does not say it."""
+        if self.status == 200 and self.length is not None and self.kind != "text/html":
+            return self.length > at  # all of it, whatever was asked for
+        return {206: True, 416: False}.get(self.status)
+
 
 class NoAddressError(OSError):
     """A registry redirects to what nobody can ask."""

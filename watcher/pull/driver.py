@@ -207,6 +207,15 @@ class Pull:
     _uncounted: dict[str, int] = field(default_factory=dict)
     #: The layer of the server's last line.
     _layer: str = ""
+    #: Bytes of each layer by the manifest, and by the registry's answer to the server.
+    _promised: Mapping[str, int] = field(default_factory=dict)
+    _announced: dict[str, int] = field(default_factory=dict)
+    #: The layers of which both were compared with what the registry has, in this attempt.
+    _compared: set[str] = field(default_factory=set)
+    #: Lengths that progress files are to have in place of what the registry has announced.
+    _corrected: dict[str, int] = field(default_factory=dict)
+    #: Why this attempt can't arrive, once that is known.
+    _doomed: End | None = None
     _failures: _Failures = field(default_factory=_Failures)
     _waiting: Waiting | None = None
 
@@ -267,12 +276,23 @@ class Pull:
             self.end = end = yield from self._attempt_and_verify()
             if end.cause is None:
                 return end
+            if end.cause is Cause.WRONG_LENGTH and self._is_correctable():
+                yield self._note(f"{end.text}; continuing with that")
+                yield from self._repair(own=True)
+                continue
             self._failures.add(end.cause, self.record.downloaded_bytes)
             if not self._may_retry(end.cause):
                 return end
             final = yield from self._prepare_retry(end, end.cause)
             if final is not None:
                 return final
+
+    def _is_correctable(self) -> bool:
+        """Whether progress files of the right length, which a server believes, may help now."""
+        if self.target.host is None or self._layer in self._corrected:
+            return False
+        self._corrected[self._layer] = self._promised[self._layer]
+        return True
 
     def _may_retry(self, cause: Cause) -> bool:
         enough = self._failures.count >= _TRIES and not self.options.until_done
@@ -295,6 +315,7 @@ class Pull:
         """Everything from the manifest to the end of one request. Returns its `End`."""
         if self.cancelled():
             return _CANCELED
+        self._announced, self._compared, self._doomed = {}, set(), None
         yield self._change(state=State.STARTING)
         ended = yield from self._prepare()
         if ended is not None:
@@ -398,7 +419,7 @@ class Pull:
         present = self._finished(sizes)
         if self._present is None:
             self._present = present
-        self._digests = frozenset(sizes)
+        self._digests, self._promised = frozenset(sizes), sizes
         self._progress.expect(sizes, present)
 
     def _finished(self, sizes: Mapping[str, int]) -> frozenset[str]:
@@ -472,6 +493,7 @@ class Pull:
                 return End()
             changes = state not in (None, self.record.state)
             fresh = self._take(status, layer, changes=changes)
+            self._doomed = self._doomed or self._wrong_length(status)
             if fresh or changes or now >= shows_at:
                 shows_at = now + _SHOW_SECONDS
                 yield self._reported(state, now)
@@ -516,6 +538,8 @@ class Pull:
         """Why our request should be closed, if it should: canceled, or quiet for too long."""
         if self.cancelled():
             return _CANCELED
+        if self._doomed is not None:
+            return self._doomed
         if self._is_silent(quiet):
             return End(Cause.SILENCE, f"no bytes for {advice.duration(quiet)}")
         return None
@@ -530,6 +554,34 @@ class Pull:
                 return seconds > _SILENT_SECONDS
             case _:
                 return False
+
+    def _wrong_length(self, status: Status) -> End | None:
+        """The end of a layer of which the registry announces another length than it has.
+
+        Where the manifest's length is the wrong one the server arrives all the same.
+        """
+        digest, promised = status.digest, self._promised.get(status.digest, 0)
+        if not status.completed < status.total:
+            return None  # finished before, or still being prepared
+        self._announced[digest] = status.total
+        if promised in (0, status.total) or digest in self._compared:
+            return None
+        self._compared.add(digest)
+        longer = max(promised, status.total)
+        try:
+            answer = registry.layer(self.name, digest, longer - 1, insecure=self.options.insecure)
+        except OSError:
+            return None
+        has_it = answer.has(longer - 1)
+        if has_it is None or has_it == (status.total > promised):
+            return None
+        return self._misannounced(digest)
+
+    def _misannounced(self, digest: str) -> End:
+        said, promised = self._announced[digest], self._promised[digest]
+        what = f"{said:,} bytes of layer {names.short(digest)}"
+        text = f"{self.name.host} announces {what}, but has {promised:,}, as its manifest says"
+        return End(Cause.WRONG_LENGTH, text)
 
     def _may_close(self, layer: LayerProgress, now: float) -> bool:
         """Whether no layer is being prepared, or for nobody but us.
@@ -576,6 +628,8 @@ class Pull:
         if end.cause is None or not end.cause.passes:
             return end
         if hides_why(end.text) and self._layer:
+            if self._announced.get(self._layer, 0) > self._promised.get(self._layer, 1 << 62):
+                return self._misannounced(self._layer)
             return self._answer_of_registry() or end
         if end.cause in (Cause.RESETS, Cause.SILENCE) and (fault := self._disk_fault()):
             return fault
@@ -585,7 +639,8 @@ class Pull:
 
     def _answer_of_registry(self) -> End | None:
         """Why the registry does not give the layer under way, if it says so to us, too."""
-        last = self._progress.sizes.get(self._layer, 1) - 1
+        known = self._announced.get(self._layer) or self._promised.get(self._layer, 1)
+        last = max(known, 1) - 1
         try:
             answer = registry.layer(self.name, self._layer, last, insecure=self.options.insecure)
         except registry.NoAddressError as error:
@@ -719,7 +774,7 @@ class Pull:
             return
         pulled = frozenset(self._pulled) if own else None
         report = yield from self._noted(
-            repair.run(self.target, self._digests, pulled, self.cancelled)
+            repair.run(self.target, self._digests, pulled, self._corrected, self.cancelled)
         )
         if report is None:
             return

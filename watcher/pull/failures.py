@@ -75,6 +75,13 @@ def _on_store(does: str) -> Command:
     return command
 
 
+def _forget(asked: Asked) -> str:
+    """The command that forgets what was begun of the model."""
+    if not asked.its_store:
+        return ""
+    return advice.on(asked.its_store, asked.found_by, "reset", asked.model)
+
+
 def _by_root(*words: str, of_unit: bool = False) -> Command:
     """What root runs on the server's machine; `of_unit`: where systemd's unit is that server."""
 
@@ -262,6 +269,13 @@ class Cause(enum.StrEnum):
         "no_layer",
         "the registry lacks a layer of it: choose another tag of the model",
         words=(_WRAPPED + "file does not exist$",),
+    )
+    #: A server keeps to the length that it has heard first, also when the registry is mended.
+    WRONG_LENGTH = _Row(
+        "wrong_length",
+        "the registry announces a wrong length: forget the download, pull it later",
+        _forget,
+        words=(r"^\S+ announces [\d,]+ bytes of layer ",),
     )
     BAD_NAME = _Row(
         "bad_name",

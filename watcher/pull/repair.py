@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Set
+from collections.abc import Callable, Generator, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import replace
 
@@ -91,6 +91,7 @@ def run(
     target: Target,
     digests: frozenset[str],
     own: frozenset[str] | None,
+    lengths: Mapping[str, int],
     cancelled: Callable[[], bool],
 ) -> Generator[str, None, Report | None]:
     """Write progress files for what is on the disk, with notes on the way.
@@ -98,12 +99,13 @@ def run(
     Returns the last report; None where there is none.
 
     `own`: what our requests have pulled of it. The last of them has just ended, so this waits until
-    the server has closed the files; None: it does not wait.
+    the server has closed the files; None: it does not wait. `lengths`: of layers of which the
+    registry has announced another one to the server.
     """
     if target.host is None:
         return None
     reconciler = Reconciler(target.host, target.settings)
-    mode = replace(modes.PULL, own_pulls=own or frozenset())
+    mode = replace(modes.PULL, own_pulls=own or frozenset(), lengths=lengths)
     began = time.monotonic()
     until = began + (0.0 if own is None else _RELEASE_SECONDS)
     written: dict[str, int] = {}

@@ -80,6 +80,9 @@ TOLD = {
         'pull model manifest: realm host "auth.x" does not match original host "x.ai"',
         'realm host "auth.x:5" does not match original host "x.ai"',
     ),
+    Cause.WRONG_LENGTH: (
+        "x.ai announces 5,000,000 bytes of layer sha256-3102, but has 3, as its manifest says",
+    ),
     Cause.NO_LAYER: (
         "file does not exist",
         "max retries exceeded: status 404",
