@@ -49,7 +49,11 @@ def pull_all(
 
 def display(context: Context) -> progress.Display:
     """What shows pulls where the output of a command goes."""
-    return progress.display(json=context.json, quiet=context.quiet, color=context.colored())
+    if context.json:
+        return progress.JsonLines()
+    if context.quiet:
+        return progress.Display()
+    return progress.Blocks(color=context.colored()) if sys.stdout.isatty() else progress.Lines()
 
 
 def drive(one: Pull, shown: progress.Display) -> None:

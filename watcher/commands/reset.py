@@ -35,7 +35,7 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
     from watcher.commands.context import patience
     from watcher.observe.host import Host
     from watcher.pull.manager import ModelDownloadManager, StoreFiles
-    from watcher.show import documents, text
+    from watcher.show import text
 
     for model in models:
         names.to_model(model)
@@ -45,18 +45,18 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
         with patience("asking registries"):
             problems = lookup.look_up(Host(store), models).problems
     manager = ModelDownloadManager(StoreFiles(store), policy=context.settings)
-    done: list[documents.Reset] = []
+    done: list[dict[str, object]] = []
     try:
         for model in models:
             found = manager.detect_partial_downloads(model)
             before = manager.get_download_state(model)["status"]
-            layers = tuple(each["digest"] for each in found)
+            layers = [each["digest"] for each in found]
             size = sum(each["partial_size"] for each in found)
             shown = names.printable(model)
             if not found and before in _NOTHING_TO_RESET:
                 with lookup.blamed(problems):
                     _check_known(store, model, before)
-                done.append(documents.Reset(model, before, (), 0))
+                done.append(_forgotten(model, before, [], 0))
                 context.say(f"{shown}: there is no download to forget")
                 continue
             what = f"{text.size(size)} of {text.count(len(layers), 'unfinished layer')}"
@@ -64,12 +64,18 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
             if answer:
                 return answer
             after = manager.reset_download(model)["status"]
-            done.append(documents.Reset(model, after, layers, size))
+            done.append(_forgotten(model, after, layers, size))
             context.say(f"{shown}: download forgotten; removed {what}")
     finally:
         if context.json:
-            context.document(documents.reset(store, done))
+            schema = "ollama-watch/reset/1"
+            context.document({"schema": schema, "store": names.exact(store), "models": done})
     return Exit.HEALTHY
+
+
+def _forgotten(model: str, status: str, layers: list[str], size: int) -> dict[str, object]:
+    name = names.exact(model)
+    return {"model": name, "status": status, "removed": layers, "removed_bytes": size}
 
 
 def _check_known(store: str, model: str, state: str) -> None:

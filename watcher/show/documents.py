@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
+from watcher import model
 from watcher.decide import findings, remaining, verifying
 from watcher.decide.remaining import Remaining
 from watcher.decide.verifying import Verified
-from watcher.model import (
-    Action,
-    Diagnosed,
-    Download,
-    Evidence,
-    Finding,
-    Forecast,
-    Outcome,
-    Plan,
-    Ranges,
-    Refusal,
-    Server,
-    Sizes,
-    Space,
-    Unseen,
-    Use,
-)
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
 from watcher.state import event_log
+from watcher.state.records import Record
 
 _NOTHING_LEFT = Remaining()
-AUDIT_SCHEMA = "ollama-watch/audit/1"
 
 
 def line(document: dict[str, Any]) -> bytes:
@@ -44,14 +28,21 @@ def line(document: dict[str, Any]) -> bytes:
         return orjson.dumps(names.all_sayable(document), option=orjson.OPT_APPEND_NEWLINE)
 
 
+def _begun(command: str, seen: model.Evidence) -> dict[str, Any]:
+    """What the documents of scans begin with."""
+    return {
+        "schema": f"ollama-watch/{command}/1",
+        "time": event_log.rfc3339(seen.now),
+        "store": _store(seen),
+    }
+
+
 def audit(report: Report) -> dict[str, Any]:
     """What ``audit --json`` prints."""
     seen = report.evidence
     view = {"unseen": [names.exact(each) for each in seen.view.unseen], "why": seen.view.why}
     return {
-        "schema": AUDIT_SCHEMA,
-        "time": event_log.rfc3339(seen.now),
-        "store": _store(seen),
+        **_begun("audit", seen),
         "visibility": {"visibility": seen.view.visibility.value, **view},
         "sight": {"sight": seen.view.visibility.value, **view},
         "servers": [_server(server) for server in seen.servers],
@@ -65,9 +56,7 @@ def audit(report: Report) -> dict[str, Any]:
 def acting(command: str, report: Report, left: Remaining = _NOTHING_LEFT) -> dict[str, Any]:
     """What a command that acts prints, such as ``clean --json``."""
     return {
-        "schema": f"ollama-watch/{command}/1",
-        "time": event_log.rfc3339(report.evidence.now),
-        "store": _store(report.evidence),
+        **_begun(command, report.evidence),
         "plan": plan(report.plan),
         "outcomes": [_outcome(outcome) for outcome in report.outcomes],
         "warnings": list(report.warnings),
@@ -89,7 +78,7 @@ def verified(report: Report, done: Verified) -> dict[str, Any]:
     }
 
 
-def unseen(found: Iterable[Unseen]) -> list[dict[str, str]]:
+def unseen(found: Iterable[model.Unseen]) -> list[dict[str, str]]:
     """What could not be inspected, and why."""
     return [{"path": names.exact(each.path), "why": each.why} for each in found]
 
@@ -97,9 +86,7 @@ def unseen(found: Iterable[Unseen]) -> list[dict[str, str]]:
 def quarantine(report: Report) -> dict[str, Any]:
     """What ``quarantine ls --json`` prints."""
     return {
-        "schema": "ollama-watch/quarantine/1",
-        "time": event_log.rfc3339(report.evidence.now),
-        "store": _store(report.evidence),
+        **_begun("quarantine", report.evidence),
         "kept": [
             {
                 "label": names.exact(kept.label),
@@ -114,38 +101,27 @@ def quarantine(report: Report) -> dict[str, Any]:
     }
 
 
-class Reset(NamedTuple):
-    """What became of one model's download: its state, and the layers that were removed."""
-
-    model: str
-    status: str
-    layers: tuple[str, ...]
-    size: int
-
-
-def reset(store: str, done: list[Reset]) -> dict[str, Any]:
-    """What ``reset --json`` prints: the models that were asked for and came to their turn."""
+def record(name: str, known: Record) -> dict[str, Any]:
+    """What is kept of a model's download."""
+    rate = known.bytes_per_second
     return {
-        "schema": "ollama-watch/reset/1",
-        "store": names.exact(store),
-        "models": [
-            {
-                "model": names.exact(each.model),
-                "status": each.status,
-                "removed": list(each.layers),
-                "removed_bytes": each.size,
-            }
-            for each in done
-        ],
+        "model": name,
+        "status": known.state.value,
+        "stage": known.stage,
+        "progress_percent": round(known.progress_percent, 2),
+        "downloaded_bytes": known.downloaded_bytes,
+        "total_bytes": known.total_bytes,
+        "per_second_bytes": None if rate is None else round(rate),
+        "error": known.error,
     }
 
 
-def df(report: Report, space: Space, uses: tuple[Use, ...], total: Sizes) -> dict[str, Any]:
+def df(
+    report: Report, space: model.Space, uses: Iterable[model.Use], total: model.Sizes
+) -> dict[str, Any]:
     """What ``df --json`` prints."""
     return {
-        "schema": "ollama-watch/df/1",
-        "time": event_log.rfc3339(report.evidence.now),
-        "store": _store(report.evidence),
+        **_begun("df", report.evidence),
         "uses": [
             {
                 "kind": use.kind.value,
@@ -161,7 +137,7 @@ def df(report: Report, space: Space, uses: tuple[Use, ...], total: Sizes) -> dic
     }
 
 
-def plan(planned: Plan) -> dict[str, Any]:
+def plan(planned: model.Plan) -> dict[str, Any]:
     """A plan: what would be done, what is refused, when to scan again."""
     return {
         "actions": [_action(action) for action in planned.actions],
@@ -178,14 +154,19 @@ def plan(planned: Plan) -> dict[str, Any]:
             }
             for spared in planned.spared
         ],
-        "due": [
-            {"at": event_log.rfc3339(due.at), "digest": f"sha256:{due.digest}"}
-            for due in planned.due
-        ],
+        "due": due(planned),
     }
 
 
-def _forecast(foreseen: Forecast | None) -> dict[str, Any] | None:
+def due(planned: model.Plan) -> list[dict[str, str]]:
+    """What is worth another scan, and when."""
+    return [
+        {"at": event_log.rfc3339(each.at), "digest": f"sha256:{each.digest}"}
+        for each in planned.due
+    ]
+
+
+def _forecast(foreseen: model.Forecast | None) -> dict[str, Any] | None:
     if foreseen is None:
         return None
     return {
@@ -207,7 +188,7 @@ def _forecast(foreseen: Forecast | None) -> dict[str, Any] | None:
     }
 
 
-def _store(seen: Evidence) -> dict[str, Any]:
+def _store(seen: model.Evidence) -> dict[str, Any]:
     place, census = seen.place, seen.census
     return {
         "path": names.exact(place.path),
@@ -226,7 +207,7 @@ def _store(seen: Evidence) -> dict[str, Any]:
     }
 
 
-def _server(server: Server) -> dict[str, Any]:
+def _server(server: model.Server) -> dict[str, Any]:
     return {
         "pid": server.pid,
         "user": server.user,
@@ -239,9 +220,8 @@ def _server(server: Server) -> dict[str, Any]:
     }
 
 
-def _download(diagnosed: Diagnosed, seen: Evidence) -> dict[str, Any]:
-    download: Download = diagnosed.download
-    trust = download.trust
+def _download(diagnosed: model.Diagnosed, seen: model.Evidence) -> dict[str, Any]:
+    download, trust = diagnosed.download, diagnosed.download.trust
     known = download.unreadable is None
     return {
         "digest": f"sha256:{download.digest}",
@@ -260,9 +240,9 @@ def _download(diagnosed: Diagnosed, seen: Evidence) -> dict[str, Any]:
             "repaired": diagnosed.cost_repaired,
         },
         "ranges": {
-            "claimed": _ranges(trust.claimed),
-            "present": _ranges(trust.present),
-            "trusted": _ranges(trust.trusted),
+            "claimed": trust.claimed,
+            "present": trust.present,
+            "trusted": trust.trusted,
         },
         "holders": [
             {
@@ -282,11 +262,7 @@ def _download(diagnosed: Diagnosed, seen: Evidence) -> dict[str, Any]:
     }
 
 
-def _ranges(found: Ranges) -> list[list[int]]:
-    return [[start, end] for start, end in found]
-
-
-def _finding(finding: Finding) -> dict[str, Any]:
+def _finding(finding: model.Finding) -> dict[str, Any]:
     return {
         "severity": finding.severity.value,
         "kind": finding.kind,
@@ -301,7 +277,7 @@ def _finding(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _sizes(sizes: Sizes) -> dict[str, int]:
+def _sizes(sizes: model.Sizes) -> dict[str, int]:
     return {
         "apparent_bytes": sizes.apparent,
         "allocated_bytes": sizes.allocated,
@@ -309,7 +285,7 @@ def _sizes(sizes: Sizes) -> dict[str, int]:
     }
 
 
-def _action(action: Action) -> dict[str, Any]:
+def _action(action: model.Action) -> dict[str, Any]:
     return {
         "verb": action.kind.value,
         "subject": names.exact(action.subject),
@@ -322,7 +298,7 @@ def _action(action: Action) -> dict[str, Any]:
     }
 
 
-def _refusal(refusal: Refusal) -> dict[str, Any]:
+def _refusal(refusal: model.Refusal) -> dict[str, Any]:
     return {
         "kind": refusal.kind.value,
         "verb": refusal.action.value,
@@ -336,7 +312,7 @@ def _refusal(refusal: Refusal) -> dict[str, Any]:
     }
 
 
-def _outcome(outcome: Outcome) -> dict[str, Any]:
+def _outcome(outcome: model.Outcome) -> dict[str, Any]:
     return {
         "result": outcome.result.value,
         "verb": outcome.action.kind.value,

@@ -128,10 +128,7 @@ def document(status: Status) -> dict[str, Any]:
             *remaining.opening(status.unseen, status.report.diagnosis),
         ],
         "unseen": documents.unseen(status.unseen),
-        "due": [
-            {"at": event_log.rfc3339(each.at), "digest": f"sha256:{each.digest}"}
-            for each in status.report.plan.due
-        ],
+        "due": documents.due(status.report.plan),
     }
 
 
@@ -164,19 +161,11 @@ def _download(diagnosed: Diagnosed, status: Status) -> dict[str, Any]:
 
 
 def _model(key: str, record: Record) -> dict[str, Any]:
-    rate = record.bytes_per_second
     return {
-        "model": key,
-        "status": record.state.value,
-        "stage": record.stage,
-        "progress_percent": round(record.progress_percent, 2),
-        "downloaded_bytes": record.downloaded_bytes,
-        "total_bytes": record.total_bytes,
-        "per_second_bytes": None if rate is None else round(rate),
+        **documents.record(key, record),
         "resets": record.resets,
         "stalls": record.stalls,
         "lost_bytes": record.lost_bytes,
-        "error": record.error,
         "updated_at": event_log.rfc3339(record.updated_at),
     }
 
