@@ -15,7 +15,7 @@ from watcher.pull.failures import Asked, Cause, of_error
 from watcher.pull.queue import Queue
 from watcher.pull.speed import Spread
 from watcher.reconcile import Report
-from watcher.show import documents, log, part_map, queue, tables
+from watcher.show import documents, log, queue, tables
 from watcher.show.text import Line, Part, Span, Table, command, name, size
 from watcher.state import event_log
 from watcher.state.event_log import clock
@@ -241,20 +241,9 @@ def table(status: Status, *, verbose: bool) -> Iterator[Part]:
         helps = queue.restart(status.queue, status.runner, place.path, place.found_by)
         if helps:
             yield command(helps)
-    shown = len(found) if verbose else tables.SHOWN_DRAWN
-    for diagnosed in found[:shown]:
-        yield ""
-        live = diagnosed.condition is Condition.LIVE
-        pace = _pace(status.paces[diagnosed.download.key]) if live else ""
-        yield from tables.drawn(diagnosed, pace)
-        for holder in diagnosed.download.writers[:1]:
-            yield tables.beside(f"pulled by {name(holder.process)} ({holder.pid})")
-    if found[shown:]:
-        yield ""
-        yield Line(tables.left_out(found[shown:]), 2)
     if found:
         yield ""
-        yield Line(part_map.LEGEND, 2, "dim")
+        yield from tables.downloads(found, lambda each: _drawn(each, status), verbose=verbose)
     yield from tables.not_seen(status.unseen, report.diagnosis)
     yield from _models(status)
     yield from _due(status)
@@ -284,6 +273,13 @@ def _verdict(status: Status, found: list[Diagnosed]) -> Line:
         diagnosis = status.report.diagnosis._replace(diagnosed=tuple(found))
         return tables.verdict(replace(status.report, diagnosis=diagnosis))
     return Line(f"no unfinished downloads{', as far as visible' * bool(status.unseen)}")
+
+
+def _drawn(diagnosed: Diagnosed, status: Status) -> Iterator[Line]:
+    live = diagnosed.condition is Condition.LIVE
+    yield from tables.drawn(diagnosed, _pace(status.paces[diagnosed.download.key]) if live else "")
+    for holder in diagnosed.download.writers[:1]:
+        yield tables.beside(f"pulled by {name(holder.process)} ({holder.pid})")
 
 
 def _models(status: Status) -> Iterator[Part]:

@@ -23,7 +23,7 @@ from watcher.model import (
     Rules,
     Trust,
 )
-from watcher.show import documents, part_map, plans, tables
+from watcher.show import documents, plans, tables
 from watcher.show.text import render
 
 ODD = os.fsdecode(b"\xff\n\x1b[31m")
@@ -121,19 +121,19 @@ def strings(value: object) -> list[str]:
 
 def test_a_drawing_shows_what_most_of_each_piece_is() -> None:
     trust = Trust(((0, 25),), ((0, 50),), ((0, 50),))
-    assert part_map.drawing(trust, 100, 4) == "#+.."
-    assert part_map.drawing(Trust(), 100, 4) == "...."
+    assert tables.part_map(trust, 100, 4) == "#+.."
+    assert tables.part_map(Trust(), 100, 4) == "...."
 
 
 @pytest.mark.parametrize("total", [1, 3, 63, 64, 65, 1000])
 def test_a_whole_download_is_drawn_whole_however_small(total: int) -> None:
     every = ((0, total),)
-    assert part_map.drawing(Trust(every, every, every), total, 64) == "#" * 64
+    assert tables.part_map(Trust(every, every, every), total, 64) == "#" * 64
 
 
 def test_a_piece_half_claimed_and_half_present_is_not_drawn_as_missing() -> None:
     trust = Trust(((0, 50),), ((0, 100),), ((0, 100),))
-    assert "." not in part_map.drawing(trust, 100, 1)
+    assert "." not in tables.part_map(trust, 100, 1)
 
 
 @pytest.mark.parametrize("policy", [rules(stale_after=1e12), rules(stale_after=0.0)])
