@@ -6,23 +6,26 @@ from collections.abc import Iterable, Iterator
 
 from watcher.decide import actions
 from watcher.decide.remaining import Remaining
-from watcher.model import HOUR, Action, ActionKind, Outcome, Plan, Refusal, Result
+from watcher.model import HOUR, Action, ActionKind, Finding, Plan, Refusal, Result
 from watcher.ollama import names
 from watcher.reconcile import Report
 from watcher.show.text import Line, command, count, name, size
 
 #: Of what is alike so many are shown one by one.
 _SHOWN_ALIKE = 10
+#: Actions on a file that people know by its name.
+_OF_FILES = frozenset(
+    {ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY, ActionKind.RESTORE, ActionKind.PURGE}
+)
 
 
 def plan(planned: Plan) -> Iterator[Line]:
     """What would be done, and what is refused."""
     if planned.actions:
-        gains = _gains(planned.frees, planned.saves)
-        yield Line(f"To do: {count(len(planned.actions), 'action')}{gains}", style="bold")
+        number = count(len(planned.actions), "action")
+        yield Line(f"To do: {number}{_gains(planned)}", style="bold")
     for action in planned.actions[:_SHOWN_ALIKE]:
-        gains = _gains(action.frees, action.saves)
-        yield Line(f"{_does(action)}{gains}", 2)
+        yield Line(f"{_does(action)}{_gains(action)}", 2)
         yield Line(action.because, 4, "dim")
     yield from _more(len(planned.actions))
     yield from _refused(planned.refusals)
@@ -60,7 +63,10 @@ def outcomes(report: Report) -> Iterator[Line]:
     yield from _more(len(done))
     for outcome in report.outcomes:
         if outcome.result is not Result.DONE:
-            yield from _undone(outcome)
+            word = "Refused" if outcome.result is Result.REFUSED else "Failed"
+            yield Line(f"{word}: {_subject(outcome.action)}: {outcome.message}", style="yellow")
+            if outcome.refusal is not None:
+                yield from _helps(outcome.refusal)
     yield from _refused(report.plan.refusals)
     yield from (Line(warning, style="yellow") for warning in report.warnings)
 
@@ -70,7 +76,7 @@ def remaining(left: Remaining) -> Iterator[Line]:
     for finding in left.findings[:_SHOWN_ALIKE]:
         evidence = f" ({finding.evidence})" if finding.evidence else ""
         yield Line(f"Not repaired: {finding.message}{evidence}", style="yellow")
-        yield from _helps(finding.remedy, finding.command)
+        yield from _helps(finding)
     rest = len(left.findings) - _SHOWN_ALIKE
     if rest > 0:
         yield Line(f"and {rest:,} more: run `ollama-watch audit`", 2)
@@ -91,43 +97,31 @@ def _does(item: Action | Refusal) -> str:
     return actions.row(item.action).does.format(_subject(item))
 
 
-def _undone(outcome: Outcome) -> Iterator[Line]:
-    word = "Refused" if outcome.result is Result.REFUSED else "Failed"
-    yield Line(f"{word}: {_subject(outcome.action)}: {outcome.message}", style="yellow")
-    if outcome.refusal is not None:
-        yield from _helps(outcome.refusal.remedy, outcome.refusal.command)
-
-
 def _refused(refusals: Iterable[Refusal]) -> Iterator[Line]:
     for refusal in refusals:
         yield Line(f"Refused: {_does(refusal)}", style="yellow")
         yield Line(refusal.why, 2)
-        yield from _helps(refusal.remedy, refusal.command)
+        yield from _helps(refusal)
 
 
-def _helps(remedy: str, helps: str) -> Iterator[Line]:
+def _helps(item: Refusal | Finding) -> Iterator[Line]:
     """What helps, in words, and as a command on a line of its own."""
-    if remedy:
-        yield Line(remedy, 2)
-    if helps:
-        yield command(helps, 2)
+    if item.remedy:
+        yield Line(item.remedy, 2)
+    if item.command:
+        yield command(item.command, 2)
 
 
 def _subject(item: Action | Refusal) -> str:
     """What an action is about, as people know it."""
-    if item.kind in (
-        ActionKind.REMOVE_ORPHAN,
-        ActionKind.REMOVE_TEMPORARY,
-        ActionKind.RESTORE,
-        ActionKind.PURGE,
-    ):
+    if item.kind in _OF_FILES:
         return name(item.subject)
     return name(names.known_as(item.models, item.subject.removeprefix("sha256-")))
 
 
-def _gains(frees: int, saves: int) -> str:
+def _gains(item: Plan | Action) -> str:
     """What is won by it, in words."""
-    gains = [f"frees {size(frees)}"] if frees else []
-    if saves:
-        gains.append(f"saves {size(saves)} of downloading")
+    gains = [f"frees {size(item.frees)}"] if item.frees else []
+    if item.saves:
+        gains.append(f"saves {size(item.saves)} of downloading")
     return f" ({', '.join(gains)})" if gains else ""

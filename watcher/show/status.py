@@ -24,7 +24,6 @@ from watcher.system import advice
 
 #: A record of a download that goes on is changed each second, but for waits.
 _SILENT_SECONDS = 60.0
-_NO_WRITER = "no process has it open"
 
 
 class Pace(NamedTuple):
@@ -60,10 +59,15 @@ class Status:
         It counts as live by a change alone, and nothing of it may be changed for so long; but
         no process has it open, no bytes arrive, and its writers are visible to us or to a daemon.
         """
-        return tuple(
-            _settled(each) if self._has_broken_off(each) else each
-            for each in self.report.diagnosis.diagnosed
-        )
+        found = []
+        for each in self.report.diagnosis.diagnosed:
+            if self._has_broken_off(each):
+                condition, because = settled_condition(each.download)
+                left = max(0.0, QUIET_SECONDS - each.quiet)
+                why = "no process has it open; a pull may still continue it for"
+                each = each._replace(condition=condition, because=f"{why} {left:.0f} s; {because}")
+            found.append(each)
+        return tuple(found)
 
     def _has_broken_off(self, diagnosed: Diagnosed) -> bool:
         download = diagnosed.download
@@ -94,13 +98,6 @@ class Status:
         }
 
 
-def _settled(diagnosed: Diagnosed) -> Diagnosed:
-    condition, because = settled_condition(diagnosed.download)
-    left = max(0.0, QUIET_SECONDS - diagnosed.quiet)
-    why = f"{_NO_WRITER}; a pull may still continue it for {left:.0f} s; {because}"
-    return diagnosed._replace(condition=condition, because=why)
-
-
 def document(status: Status) -> dict[str, Any]:
     """What ``status --json`` prints."""
     seen = status.report.evidence
@@ -120,11 +117,20 @@ def document(status: Status) -> dict[str, Any]:
         "sight": seen.view.visibility.value,
         "servers": [{"pid": each.pid, "state": each.state.value} for each in seen.servers],
         "downloads": [_download(each, status) for each in status.diagnosed],
-        "models": [_model(key, each) for key, each in status.pulled.items()],
+        "models": [
+            {
+                **documents.record(key, each),
+                "resets": each.resets,
+                "stalls": each.stalls,
+                "lost_bytes": each.lost_bytes,
+                "updated_at": event_log.rfc3339(each.updated_at),
+            }
+            for key, each in status.pulled.items()
+        ],
         "per_second_bytes": round(sum(rates(status).values())),
-        "advice": [each.words for each in hints(status)],
+        "advice": [words for words, _ in hints(status)],
         "commands": [
-            *(each.command for each in hints(status) if each.command),
+            *(command for _, command in hints(status) if command),
             *remaining.opening(status.unseen, status.report.diagnosis),
         ],
         "unseen": documents.unseen(status.unseen),
@@ -160,16 +166,6 @@ def _download(diagnosed: Diagnosed, status: Status) -> dict[str, Any]:
     }
 
 
-def _model(key: str, record: Record) -> dict[str, Any]:
-    return {
-        **documents.record(key, record),
-        "resets": record.resets,
-        "stalls": record.stalls,
-        "lost_bytes": record.lost_bytes,
-        "updated_at": event_log.rfc3339(record.updated_at),
-    }
-
-
 def rates(status: Status) -> dict[str, float]:
     """Bytes a second of each pull of which some come: by model, or digest where that is not known.
 
@@ -193,43 +189,41 @@ def rates(status: Status) -> dict[str, float]:
     return found
 
 
-class Hint(NamedTuple):
-    """What helps, in words, and as a command where one does."""
-
-    words: str
-    command: str = ""
-
-
-def hints(status: Status) -> Iterator[Hint]:
-    """What helps, where what is kept says so."""
+def hints(status: Status) -> Iterator[tuple[str, str]]:
+    """What helps, in words, and as a command; "" where none does."""
+    seen = status.report.evidence
     pulls = rates(status)
     if len(pulls) > 1:
         together = size(round(sum(pulls.values())))
-        yield Hint(f"{len(pulls)} pulls share the connection: {together}/s in total")
+        yield f"{len(pulls)} pulls share the connection: {together}/s in total", ""
     for key, record in status.pulled.items():
         if record.state.active and record.resets:
-            yield Hint(f"{key}: connections are reset; the pull repairs it")
+            yield f"{key}: connections are reset; the pull repairs it", ""
         if record.state is State.ERROR and record.error:
             cause = of_error(record.error)
+            insecure = ("--insecure",) if advice.is_on_loopback(key) else ()
+            url = advice.server_of(seen)
+            asked = Asked(key, url, seen.place.path, seen.place.found_by, insecure)
             if cause is Cause.RESETS:
-                pull = Cause.CANCELLED.command(_asked(status, key))
-                yield Hint(f"{key}: connections are reset; to survive that, pull it with:", pull)
+                words = f"{key}: connections are reset; to survive that, pull it with:"
+                yield words, Cause.CANCELLED.command(asked)
             elif cause is not Cause.UNKNOWN:
-                yield Hint(f"{key}: {cause.step}", cause.command(_asked(status, key)))
-
-
-def _asked(status: Status, model: str) -> Asked:
-    """What was pulled, and where, as commands about it need it."""
-    seen = status.report.evidence
-    url = advice.server_of(seen)
-    options = ("--insecure",) if advice.is_on_loopback(model) else ()
-    return Asked(model, url, seen.place.path, seen.place.found_by, options)
+                yield f"{key}: {cause.step}", cause.command(asked)
 
 
 def table(status: Status, *, verbose: bool) -> Iterator[Part]:
     """The same for people; `verbose`: every download, not only the first ones."""
     report = status.report
-    found = sorted(status.diagnosed, key=_liveliest_first)
+    now = report.evidence.now
+    # The liveliest first.
+    found = sorted(
+        status.diagnosed,
+        key=lambda each: (
+            each.condition is not Condition.LIVE,
+            -each.download.allocated,
+            each.digest,
+        ),
+    )
     yield _verdict(status, found)
     yield ""
     yield from tables.summary(report.evidence)
@@ -245,16 +239,33 @@ def table(status: Status, *, verbose: bool) -> Iterator[Part]:
         yield ""
         yield from tables.downloads(found, lambda each: _drawn(each, status), verbose=verbose)
     yield from tables.not_seen(status.unseen, report.diagnosis)
-    yield from _models(status)
-    yield from _due(status)
+    if status.pulled:
+        yield ""
+        yield Table(
+            [
+                (
+                    Span(name(key), "bold"),
+                    Span(_stage(each, now), "red" if each.state is State.ERROR else ""),
+                )
+                for key, each in status.pulled.items()
+            ]
+        )
+        for words, helps in hints(status):
+            yield names.printable(words)
+            if helps:
+                yield command(helps)
+    models = {each.digest: each.download.models for each in report.diagnosis.diagnosed}
+    for due in report.plan.due[:1]:
+        who = name(names.known_as(models.get(due.digest, ()), due.digest))
+        yield Line(f"next: {who} at {clock(due.at, now)}", 2, "dim")
 
 
 def _verdict(status: Status, found: list[Diagnosed]) -> Line:
     """What is downloaded just now and how fast; else what an audit says first."""
     for key, record in status.pulled.items():
         if record.state.active and record.total_bytes:
-            told = _told(record, status.report.evidence.now)
-            return Line((Span(f"{name(key)}:", "bold"), Span(f" {told}.")))
+            stage = _stage(record, status.report.evidence.now)
+            return Line((Span(f"{name(key)}:", "bold"), Span(f" {stage}.")))
     live = [each for each in found if each.condition is Condition.LIVE]
     if live:
         first = live[0]
@@ -282,51 +293,30 @@ def _drawn(diagnosed: Diagnosed, status: Status) -> Iterator[Line]:
         yield tables.beside(f"pulled by {name(holder.process)} ({holder.pid})")
 
 
-def _models(status: Status) -> Iterator[Part]:
-    """Each model's stage, percent and error, and what helps."""
-    if not status.pulled:
-        return
-    now = status.report.evidence.now
-    yield ""
-    yield Table(
-        [
-            (Span(name(key), "bold"), Span(_told(record, now), _style(record)))
-            for key, record in status.pulled.items()
-        ]
-    )
-    for hint in hints(status):
-        yield names.printable(hint.words)
-        if hint.command:
-            yield command(hint.command)
-
-
-def _style(record: Record) -> str:
-    return "red" if record.state is State.ERROR else ""
-
-
-def _told(record: Record, now: float) -> str:
-    told = record.stage
+def _stage(record: Record, now: float) -> str:
+    """A model's stage, percent, rate, losses and error."""
+    text = record.stage
     if record.total_bytes:
-        told += f" {record.progress_percent:.0f} % of {size(record.total_bytes)}"
+        text += f" {record.progress_percent:.0f} % of {size(record.total_bytes)}"
     if record.state.active and round(record.bytes_per_second or 0):
-        told += f", {size(round(record.bytes_per_second or 0))}/s"
+        text += f", {size(round(record.bytes_per_second or 0))}/s"
     for each in log.losses(record.resets, record.stalls, record.lost_bytes):
-        told += f", {each}"
+        text += f", {each}"
     silent = now - record.updated_at
     if record.state.active and silent >= _SILENT_SECONDS:
-        told += f"; no news for {advice.duration(silent)}"
-    return f"{told}: {record.error}" if record.error else told
+        text += f"; no news for {advice.duration(silent)}"
+    return f"{text}: {record.error}" if record.error else text
 
 
 def _daemon(status: Status) -> str:
-    running, now = status.daemon, status.report.evidence.now
-    told = "not running on this store"
+    running = status.daemon
+    text = "not running on this store"
     if running is not None:
-        told = f"pid {running.pid}, since {running.since}"
+        text = f"pid {running.pid}, since {running.since}"
     if status.looked_at:
-        ago = advice.duration(max(0.0, now - status.looked_at))
-        told += f"; last full scan {ago} ago"
-    return told
+        ago = advice.duration(max(0.0, status.report.evidence.now - status.looked_at))
+        text += f"; last full scan {ago} ago"
+    return text
 
 
 def _pace(pace: Pace) -> str:
@@ -338,19 +328,3 @@ def _pace(pace: Pace) -> str:
         spread = f" ({slow}/s to {fast}/s in the last minutes)"
     left = "" if pace.left is None else f", {advice.duration(pace.left)} left"
     return f"; {size(round(pace.per_second))}/s{spread}{left}"
-
-
-def _due(status: Status) -> Iterator[Line]:
-    """What is worth another scan next, and when."""
-    models = {each.digest: each.download.models for each in status.report.diagnosis.diagnosed}
-    for due in status.report.plan.due[:1]:
-        who = name(names.known_as(models.get(due.digest, ()), due.digest))
-        yield Line(f"next: {who} at {clock(due.at, status.report.evidence.now)}", 2, "dim")
-
-
-def _liveliest_first(diagnosed: Diagnosed) -> tuple[bool, int, str]:
-    return (
-        diagnosed.condition is not Condition.LIVE,
-        -diagnosed.download.allocated,
-        diagnosed.digest,
-    )

@@ -7,6 +7,7 @@ than a line stays in one piece.
 from __future__ import annotations
 
 import re
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -92,11 +93,9 @@ def name(text: str) -> str:
 
 def short_digests(text: str) -> str:
     """A text with every digest in it as ``sha256-3102ddefe309``."""
-    return _DIGEST.sub(_short, text) if "sha256" in text else text
-
-
-def _short(found: re.Match[str]) -> str:
-    return f"sha256-{found[1]}{'…-' if found[2] else ''}"
+    if "sha256" not in text:
+        return text
+    return _DIGEST.sub(lambda found: f"sha256-{found[1]}{'…-' if found[2] else ''}", text)
 
 
 def command(text: str, indent: int = 0) -> Line:
@@ -210,35 +209,23 @@ def _wrapped(spans: Iterable[Span], room: int) -> list[Row]:
     if _width(spans) <= room:
         return [spans]
     if len(spans) == 1 and spans[0].text.isascii():
-        return [[Span(row, spans[0].style)] for row in _broken(spans[0].text, room)]
-    rows: list[Row] = [[]]
+        text, style = spans[0]
+        rows = textwrap.wrap(text, max(1, room), break_long_words=False, break_on_hyphens=False)
+        return [[Span(row, style)] for row in rows]
+    broken: list[Row] = [[]]
     used, gap = 0, Span("")
     for word in _words(spans):
         if word[0].text.isspace():
             gap = word[0]
             continue
         wide = _width(word)
-        if rows[-1] and used + cells(gap.text) + wide > room:
-            rows.append([])
+        if broken[-1] and used + cells(gap.text) + wide > room:
+            broken.append([])
             used, gap = 0, Span("")
-        rows[-1] += [gap, *word]
+        broken[-1] += [gap, *word]
         used += cells(gap.text) + wide
         gap = Span("")
-    return rows
-
-
-def _broken(text: str, room: int) -> list[str]:
-    """The same for a text of one style and of narrow characters, as most are."""
-    rows: list[str] = []
-    while len(text) > room:
-        space = text.rfind(" ", 0, room + 1)
-        if space <= 0:
-            space = text.find(" ", room)
-        if space < 0:
-            break
-        rows.append(text[:space].rstrip())
-        text = text[space:].lstrip()
-    return [*rows, text] if text else rows
+    return broken
 
 
 def _words(spans: Iterable[Span]) -> Iterator[Row]:
@@ -262,7 +249,7 @@ def _width(spans: Iterable[Span]) -> int:
 
 
 def _painted(row: Row, color: bool) -> str:
-    texts = [_sayable(each.text) for each in row]
+    texts = [text if text.isascii() else names.sayable(text.replace(_GLUE, " ")) for text, _ in row]
     if not color:
         return "".join(texts).rstrip(" ")
     end = len("".join(texts).rstrip(" "))
@@ -271,10 +258,6 @@ def _painted(row: Row, color: bool) -> str:
         shown += styled(text[: max(0, end)], span.style)
         end -= len(text)
     return shown
-
-
-def _sayable(text: str) -> str:
-    return text if text.isascii() else names.sayable(text.replace(_GLUE, " "))
 
 
 def styled(text: str, style: str) -> str:

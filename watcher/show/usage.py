@@ -37,12 +37,12 @@ def table(
     """The uses, the largest first; `verbose`: every model, not only the largest."""
     yield _verdict(seen, uses, total)
     yield Line(name(seen.place.path), style="bold")
-    rows: list[tuple[str | Span, ...]] = [
-        (*map(size, _columns(sizes)), what)
-        for sizes, what in _lines(uses, None if verbose else _SHOWN_MODELS)
+    lines: list[tuple[Sizes, str | Span]] = [*_lines(uses, None if verbose else _SHOWN_MODELS)]
+    lines.append((total, Span(f"total: {total.allocated} bytes on disk", "bold")))
+    rows = [
+        (size(sizes.allocated), size(sizes.apparent), size(sizes.freed), what)
+        for sizes, what in lines
     ]
-    exact = Span(f"total: {total.allocated} bytes on disk", "bold")
-    rows.append((*map(size, _columns(total)), exact))
     yield ""
     yield Table(rows, ("on disk", "apparent", "freed", ""), frozenset(range(3)))
     if is_blind(seen) and any(use.kind is UseKind.ORPHAN for use in uses):
@@ -60,12 +60,12 @@ def _verdict(seen: Evidence, uses: tuple[Use, ...], total: Sizes) -> Line:
     }
     parts = [f"{size(taken)} of {word}" for word, taken in waste.items() if taken]
     free = f"{size(place.free_bytes)} free ({place.file_system or 'unknown file system'})"
-    told = f"{size(total.allocated)} on disk, {free}"
+    text = f"{size(total.allocated)} on disk, {free}"
     if not parts:
-        return Line(f"{told}.")
+        return Line(f"{text}.")
     goes = any(waste[_WASTE[kind]] for kind in (UseKind.ORPHAN, UseKind.TEMPORARY))
     words = ("clean", "--dry-run") if goes and not is_blind(seen) else ("audit",)
-    return Line(f"{told}; {', '.join(parts)}.", run=advice.watch(seen, *words))
+    return Line(f"{text}; {', '.join(parts)}.", run=advice.watch(seen, *words))
 
 
 def _lines(uses: tuple[Use, ...], most: int | None) -> list[tuple[Sizes, str]]:
@@ -87,7 +87,3 @@ def _words(use: Use) -> str:
     if use.kind is UseKind.PARTIAL:
         return f"unfinished downloads: {conditions.row(Condition(use.name)).words}"
     return _WORDS[use.kind]
-
-
-def _columns(sizes: Sizes) -> tuple[int, int, int]:
-    return sizes.allocated, sizes.apparent, sizes.freed
