@@ -7,7 +7,6 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from watcher.errors import NoPermissionError, RefusedError
 from watcher.observe import place, unit
@@ -15,8 +14,6 @@ from watcher.ollama import names
 from watcher.service import units
 from watcher.service.units import Installation
 from watcher.state import folders
-
-_LONGEST_FIRST_LINE = 4096
 
 
 def describe(
@@ -62,7 +59,11 @@ def _found(
             return usual if store == usual.store else usual._replace(store=store, writable=(store,))
     else:
         found = place.find(named, os.environ)
-        _check_links(found)
+        link = found.foreign or folders.foreign_blobs(found.path)
+        if link is not None:
+            raise RefusedError(
+                f"{names.of_link(link)}: a service does not follow it", names.TRUST_LINK
+            )
         store = found.path
     here = root + store
     if personal and not os.access(here, os.W_OK):
@@ -82,16 +83,14 @@ def _by_the_unit(usual: Installation, root: str) -> Installation:
     server = unit.from_files(root)
     if server is None or server.store is None:
         return usual
-    user, group = server.user or "root", server.group or _group_of(server, root)
+    user, group = server.user or "root", server.group
+    if not group:
+        # The group that the user has, or one of the same name where that is not known.
+        known = server.user_known
+        group = user if known is None else _name(f"{root}/etc/group", known.gid)
     if server.store == usual.store:
         return usual._replace(user=user, group=group)
     return usual._replace(store=server.store, user=user, group=group, writable=(server.store,))
-
-
-def _group_of(server: unit.Unit, root: str) -> str:
-    """The name of the group that a unit's user has, or the user's where that is not known."""
-    known = server.user_known
-    return (server.user or "root") if known is None else _name(f"{root}/etc/group", known.gid)
 
 
 def _program(root: str) -> str:
@@ -117,16 +116,6 @@ def _interpreter(script: str, root: str) -> str:
     return _inside(sys.executable, root)
 
 
-def _check_links(found: place.Found) -> None:
-    """Raise RefusedError where a link leads into another user's folder."""
-    link = found.foreign or folders.foreign_blobs(found.path)
-    if link is not None:
-        raise RefusedError(
-            f"{names.of_link(link)}: a service does not follow it",
-            names.TRUST_LINK,
-        )
-
-
 # ---------------------------------------------------------------- whether its user can run it
 
 
@@ -135,8 +124,12 @@ def unreachable(where: Installation, *, cron: bool) -> str:
 
     The program's Python, its libraries and the package may be in other places than the program.
     """
-    account = _account(where)
-    for path in _needed(where.program):
+    uid, groups = _account(where)
+    python = _interpreter(where.program, "")
+    needed = [where.program, python]
+    if os.path.realpath(python) == os.path.realpath(sys.executable):
+        needed += [os.__file__, os.path.abspath(names.__file__)]
+    for path in needed:
         for step in _way(path):
             shown, at = names.printable(path), names.printable(step)
             if not cron and units.in_a_home(step):
@@ -145,23 +138,10 @@ def unreachable(where: Installation, *, cron: bool) -> str:
                 found = os.stat(step)
             except OSError as error:
                 return f"{shown} can't be reached: {at}: {error.strerror}"
-            if not _may(account, found):
+            if uid and not _may(uid, groups, found):
                 mode = f"{stat.S_IMODE(found.st_mode):04o}"
                 return f"the service's user {where.user} can't reach {shown}: {at} is {mode}"
     return ""
-
-
-def _needed(program: str) -> Iterator[str]:
-    """The files without which the program does not start, as far as known from here."""
-    yield program
-    with open(program, "rb") as script:
-        first = script.readline(_LONGEST_FIRST_LINE)
-    python = os.fsdecode(first[2:]).strip() if first.startswith(b"#!/") else ""
-    if python and os.path.exists(python):
-        yield python
-    if not python or os.path.realpath(python) == os.path.realpath(sys.executable):
-        yield os.__file__
-        yield os.path.abspath(names.__file__)
 
 
 def _way(path: str) -> Iterator[str]:
@@ -176,12 +156,8 @@ def _way(path: str) -> Iterator[str]:
     yield at
 
 
-class _Account(NamedTuple):
-    uid: int
-    groups: frozenset[int]
-
-
-def _account(where: Installation) -> _Account:
+def _account(where: Installation) -> tuple[int, set[int]]:
+    """The number of the service's user, and those of its groups."""
     import grp
     import pwd
 
@@ -189,22 +165,20 @@ def _account(where: Installation) -> _Account:
         known = pwd.getpwnam(where.user)
     except KeyError:
         uid = int(where.user) if where.user.isdecimal() else -1
-        return _Account(uid, frozenset({int(where.group)} if where.group.isdecimal() else ()))
+        return uid, {int(where.group)} if where.group.isdecimal() else set()
     groups = {known.pw_gid, *os.getgrouplist(where.user, known.pw_gid)}
     with contextlib.suppress(KeyError):
         groups.add(grp.getgrnam(where.group).gr_gid)
-    return _Account(known.pw_uid, frozenset(groups))
+    return known.pw_uid, groups
 
 
-def _may(account: _Account, found: os.stat_result) -> bool:
+def _may(uid: int, groups: set[int], found: os.stat_result) -> bool:
     """Whether a folder can be entered, and a file run, or read if it is no program."""
-    if account.uid == 0:
-        return True
     runs = stat.S_ISDIR(found.st_mode) or found.st_mode & 0o111
     wanted = 0o1 if runs else 0o4
-    if account.uid == found.st_uid:
+    if uid == found.st_uid:
         wanted <<= 6
-    elif found.st_gid in account.groups:
+    elif found.st_gid in groups:
         wanted <<= 3
     return bool(found.st_mode & wanted)
 
