@@ -12,7 +12,8 @@ from tests.support.servers import Server
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.observe.host import Host
 from watcher.ollama import sidecars
-from watcher.pull.driver import End, Options, Pull, Update
+from watcher.pull.driver import Options, Pull, Update
+from watcher.pull.failures import End
 from watcher.pull.target import Target
 from watcher.state import records
 from watcher.state.records import State

@@ -296,11 +296,11 @@ def test_a_file_system_that_takes_no_file_so_long(tmp_path: Path) -> None:
         assert disk.fault(host, 10 * 10**9) is None
         found = disk.fault(host, 20 * 10**9)
         assert found is not None
-        assert (found[0], "20.0 GB" in found[1]) == (Cause.FILE_TOO_LARGE, True)
+        assert (found.cause, "20.0 GB" in found.text) == (Cause.FILE_TOO_LARGE, True)
         subprocess.run(["mount", "-o", "remount,ro", str(store / "blobs")], check=True)
         found = disk.fault(host, 1)
         assert found is not None
-        assert found[0] is Cause.READ_ONLY
+        assert found.cause is Cause.READ_ONLY
     finally:
         subprocess.run(["umount", str(store / "blobs")], check=True)
 

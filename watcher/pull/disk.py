@@ -18,7 +18,7 @@ from watcher.model import Server
 from watcher.observe import processes
 from watcher.observe.host import Host
 from watcher.ollama import names
-from watcher.pull.failures import Cause
+from watcher.pull.failures import Cause, End
 from watcher.state import fs
 from watcher.state.memory import FOLDER
 
@@ -27,19 +27,25 @@ _LIMIT = re.compile(rb"^Max file size +(\d+) ", re.MULTILINE)
 _MOST_NAMES = 1000
 
 
-def fault(host: Host, largest: int) -> tuple[Cause, str] | None:
+def fault(host: Host, largest: int) -> End | None:
     """Why no layer of `largest` bytes can be written to a store; None where nothing forbids it."""
     if why := read_only(host.store):
-        return Cause.READ_ONLY, why
+        return End(Cause.READ_ONLY, why)
+    size = f"a layer has {decimal(largest)}"
     try:
         with _folders(host.store) as folders:
             if not _takes(folders, largest):
-                size = decimal(largest)
-                why = f"a layer has {size}, more than this file system allows for a file"
-                return Cause.FILE_TOO_LARGE, why
+                why = f"{size}, more than this file system allows for a file"
+                return End(Cause.FILE_TOO_LARGE, why)
     except OSError:
         return None  # the server says what is in its way
-    return _limited(host, largest)
+    seen = processes.see(host, (), network=False, writers_visible=False, ours_only=True)
+    for server in seen.servers:
+        limit = _limit_of(host, server)
+        if server.ours and limit is not None and largest > limit:
+            why = f"{size}, and LimitFSIZE of the server {decimal(limit)}"
+            return End(Cause.FILE_TOO_LARGE, why)
+    return None
 
 
 def read_only(store: str) -> str:
@@ -81,48 +87,24 @@ def _takes(folders: list[int], size: int) -> bool:
     """
     device = os.fstat(folders[0]).st_dev
     for folder in folders:
-        with _some_file(folder) as fd:
-            if fd is not None and os.fstat(fd).st_dev == device:
-                return _seeks(fd, size)
+        with os.scandir(folder) as entries:
+            some = itertools.islice(entries, _MOST_NAMES)
+            name = next((each.name for each in some if each.is_file(follow_symlinks=False)), None)
+        if name is None:
+            continue
+        with open(fs.open_to_read(name, folder), "rb") as file:
+            if os.fstat(file.fileno()).st_dev != device:
+                continue
+            try:
+                os.lseek(file.fileno(), size, os.SEEK_SET)
+            except OSError:
+                return False
+            return True
     return True
-
-
-@contextlib.contextmanager
-def _some_file(folder: int) -> Iterator[int | None]:
-    """A file of a folder, opened for reading; None where there is none."""
-    with os.scandir(folder) as entries:
-        some = itertools.islice(entries, _MOST_NAMES)
-        name = next((each.name for each in some if each.is_file(follow_symlinks=False)), None)
-    if name is None:
-        yield None
-        return
-    fd = fs.open_to_read(name, folder)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _seeks(fd: int, size: int) -> bool:
-    try:
-        os.lseek(fd, size, os.SEEK_SET)
-    except OSError:
-        return False
-    return True
-
-
-def _limited(host: Host, largest: int) -> tuple[Cause, str] | None:
-    """Whether the store's server runs under a limit for files (``LimitFSIZE``, ``ulimit -f``)."""
-    seen = processes.see(host, (), network=False, writers_visible=False, ours_only=True)
-    for server in seen.servers:
-        limit = _limit_of(host, server)
-        if server.ours and limit is not None and largest > limit:
-            why = f"a layer has {decimal(largest)}, and LimitFSIZE of the server {decimal(limit)}"
-            return Cause.FILE_TOO_LARGE, why
-    return None
 
 
 def _limit_of(host: Host, server: Server) -> int | None:
+    """The limit for files under which a server runs (``LimitFSIZE``, ``ulimit -f``)."""
     try:
         with open(f"{host.proc}/{server.pid}/limits", "rb") as limits:
             found = _LIMIT.search(limits.read())

@@ -22,12 +22,13 @@ import orjson
 from rich.filesize import decimal
 
 from watcher.act import journal
+from watcher.decide import findings
 from watcher.errors import LockedError, WatchError, without_secrets
 from watcher.observe import processes, scan
 from watcher.ollama import environment, manifests, names, registry, server
 from watcher.ollama.pull_stream import PullStream, ServerGoneError, Status
-from watcher.pull import astray, disk, repair, verification
-from watcher.pull.failures import Asked, Cause, hides_why, of_error, of_status
+from watcher.pull import disk, repair, verification
+from watcher.pull.failures import Asked, Cause, End, hides_why, of_error, of_status
 from watcher.pull.layers import LayerLocks, LayerProgress, ModelProgress
 from watcher.pull.repair import Pace
 from watcher.pull.speed import STALL_SECONDS, Meter
@@ -132,33 +133,7 @@ class Update(NamedTuple):
     waiting: Waiting | None = None
 
 
-class End(NamedTuple):
-    """How a request, or the whole pull, ended; no cause where the model is complete."""
-
-    cause: Cause | None = None
-    text: str = ""
-
-
 _CANCELED = End(Cause.INTERRUPTED, "canceled")
-
-
-@dataclass(slots=True)
-class _Failures:
-    """The attempts that have failed."""
-
-    #: In a row, with nothing gained.
-    count: int = 0
-    silences: int = 0
-    mismatches: int = 0
-    _best: int = 0
-
-    def add(self, cause: Cause, done: int) -> None:
-        """One more, after which `done` bytes of the model are on disk."""
-        if done > self._best:
-            self.count, self.silences, self._best = 0, 0, done
-        self.count += 1
-        self.mismatches += cause is Cause.MISMATCH
-        self.silences += cause is Cause.SILENCE
 
 
 @dataclass(slots=True)
@@ -216,7 +191,12 @@ class Pull:
     _corrected: dict[str, int] = field(default_factory=dict)
     #: Why this attempt can't arrive, once that is known.
     _doomed: End | None = None
-    _failures: _Failures = field(default_factory=_Failures)
+    #: Attempts that have failed in a row with nothing gained, and those of them in silence.
+    _tries: int = 0
+    _silences: int = 0
+    _mismatches: int = 0
+    #: The most bytes that were on disk after an attempt.
+    _best: int = 0
     _waiting: Waiting | None = None
 
     def __post_init__(self) -> None:
@@ -248,7 +228,10 @@ class Pull:
         """
         try:
             # While it is held, nobody else infers from the store what the record says.
-            self._hold_driving()
+            path = self._records_folder()
+            if path:
+                with suppress(OSError), folders.opened_store(path) as folder:
+                    records.drive(self._driving, folder)
             self.end = yield from self._drive()
             if self.end.cause is None:
                 yield self._change(state=State.COMPLETED)
@@ -280,7 +263,11 @@ class Pull:
                 yield self._note(f"{end.text}; continuing with that")
                 yield from self._repair(own=True)
                 continue
-            self._failures.add(end.cause, self.record.downloaded_bytes)
+            if self.record.downloaded_bytes > self._best:
+                self._tries, self._silences, self._best = 0, 0, self.record.downloaded_bytes
+            self._tries += 1
+            self._mismatches += end.cause is Cause.MISMATCH
+            self._silences += end.cause is Cause.SILENCE
             if not self._may_retry(end.cause):
                 return end
             final = yield from self._prepare_retry(end, end.cause)
@@ -295,8 +282,8 @@ class Pull:
         return True
 
     def _may_retry(self, cause: Cause) -> bool:
-        enough = self._failures.count >= _TRIES and not self.options.until_done
-        return cause.passes and not enough and self._failures.mismatches < _MISMATCHES
+        enough = self._tries >= _TRIES and not self.options.until_done
+        return cause.passes and not enough and self._mismatches < _MISMATCHES
 
     def _attempt_and_verify(self) -> Generator[Update, None, End]:
         """An attempt, and whether its layers are right; those that are not are pulled again."""
@@ -307,8 +294,12 @@ class Pull:
             if end.cause is not None:
                 return end
             proof = yield from self._verify()
-            if not proof.gone - self._fetched_again:
-                return _end(proof)
+            if not proof.gone:
+                return proof.end
+            if proof.gone <= self._fetched_again:
+                missing = names.short(min(proof.gone))
+                why = f"{missing} was downloaded again, but is missing or damaged"
+                return End(Cause.DAMAGED, why)
             self._fetched_again |= proof.gone
 
     def _attempt(self) -> Generator[Update, None, End]:
@@ -387,7 +378,11 @@ class Pull:
             yield self._note_resuming()
 
     def _note_resuming(self) -> Update:
-        return self._note(f"resuming: {_share(self._progress.done, self._progress.total)} on disk")
+        done, total = self._progress.done, self._progress.total
+        # In the unit of the whole: ``41.2 of 46.0 GB``.
+        scale = 1000 ** ((len(str(total)) - 1) // 3)
+        number = f"{done / scale:,.1f}" if scale > 1 else f"{done}"
+        return self._note(f"resuming: {number} of {decimal(total)} on disk")
 
     def _note_astray(self) -> Iterator[Update]:
         """Say once, before anything is downloaded, what of it lies where no server looks."""
@@ -396,7 +391,7 @@ class Pull:
         self._is_astray_noted = True
         missing = self._missing() & self._progress.sizes.keys()
         sizes = {digest: self._progress.sizes[digest] for digest in missing}
-        for text in astray.notes(self.target, self.name.shown, sizes):
+        for text in repair.astray(self.target, self.name.shown, sizes):
             yield self._note(text)
 
     def _wait_for_layers(self) -> Iterator[Update]:
@@ -443,8 +438,7 @@ class Pull:
         missing = self._progress.missing
         if self.target.host is None or not missing:
             return None
-        found = disk.fault(self.target.host, max(missing))
-        return None if found is None else End(*found)
+        return disk.fault(self.target.host, max(missing))
 
     def _check_room(self) -> Generator[Update, None, End | None]:
         """Note where the disk takes this model, but not the other unfinished downloads, too.
@@ -462,7 +456,8 @@ class Pull:
         if missing > free:
             why = f"{decimal(missing)} to download, but the disk has only {decimal(free)} free"
             return End(Cause.DISK_FULL, why)
-        more = repair.lacking(self.target, others)
+        report = repair.look(self.target, others)
+        more = 0 if report is None else findings.lacking(report.diagnosis.diagnosed)
         if missing + more > free:
             yield self._note(
                 f"the disk has {decimal(free)} free: enough for this model ({decimal(missing)}), "
@@ -548,7 +543,7 @@ class Pull:
         """Whether that is too long without anything; checking a large layer may take for ever."""
         match self.record.state:
             case State.DOWNLOADING:
-                says_why = _SAYS_WHY_SECONDS if self._failures.silences == 1 else 0.0
+                says_why = _SAYS_WHY_SECONDS if self._silences == 1 else 0.0
                 return seconds > max(self.options.stall_seconds, says_why)
             case State.STARTING | State.PULLING_MANIFEST:
                 return seconds > _SILENT_SECONDS
@@ -675,9 +670,10 @@ class Pull:
         """
         doubted = self._in_doubt()
         if doubted is None or (self.options.verify and self.target.host is None):
-            asked = self.options.verify
+            if not self.options.verify:
+                return Proof()
             why = self.target.why or "its manifest is not in this store"
-            return Proof(cause=Cause.UNVERIFIED if asked else None, why=why)
+            return Proof(end=End(Cause.UNVERIFIED, why))
         if self.options.verify and not self._is_verified:
             doubted |= self._digests if self._present is None else self._present
         if not doubted:
@@ -685,7 +681,7 @@ class Pull:
         if records.may_follow(self.record.state, State.VERIFYING):
             yield self._change(state=State.VERIFYING)
         found = yield from self._noted(verification.prove(self.target, doubted, self.cancelled))
-        self._is_verified = found.cause is None
+        self._is_verified = found.end.cause is None
         return found
 
     def _in_doubt(self) -> frozenset[str] | None:
@@ -705,7 +701,7 @@ class Pull:
             self._pulled |= repair.blocked(self.target, self._digests)
         yield from self._repair(own=True)
         self._pace.note(self._progress.done)
-        tries = self._failures.count
+        tries = self._tries
         if cause not in (Cause.RESETS, Cause.SILENCE) or tries > 1:
             longest = min(_LONGEST_PAUSE, 2.0 ** min(tries, 6))
             pause = longest * random.uniform(0.5, 1.0)  # noqa: S311 - many clients, no secret
@@ -743,7 +739,7 @@ class Pull:
         assert end.cause is not None
         most = None if self.options.until_done else _TRIES
         until = None if seconds is None else time.time() + seconds
-        self._waiting = Waiting(end.cause.awaited, end.text, self._failures.count + 1, most, until)
+        self._waiting = Waiting(end.cause.awaited, end.text, self._tries + 1, most, until)
         try:
             yield self._waiting
         finally:
@@ -785,12 +781,13 @@ class Pull:
             yield self._note(f"another client {does}")
         claimed = repair.claimed(report)
         self._count_anew(claimed, lost=own)
-        self._uncounted |= {
-            digest: rest if rest <= claimed[digest] // 2 + _ROUNDINGS else _NEVER_WEIGHED
-            for digest, rest in repair.unclaimed(report).items()
-        }
-        for each in repair.notes(report):
-            yield self._note(each)
+        for each in report.evidence.downloads:
+            if each.data is not None:
+                rest = each.data.allocated - claimed[each.digest]
+                known = rest <= claimed[each.digest] // 2 + _ROUNDINGS
+                self._uncounted[each.digest] = rest if known else _NEVER_WEIGHED
+        for text in repair.notes(report):
+            yield self._note(text)
 
     def _is_begun(self) -> bool:
         """Whether there is anything of an unfinished layer, or of a change that was killed."""
@@ -866,12 +863,6 @@ class Pull:
             return  # whoever reads it reports that; the pull goes on
         self._unsaved = {}
 
-    def _hold_driving(self) -> None:
-        path = self._records_folder()
-        if path:
-            with suppress(OSError), folders.opened_store(path) as folder:
-                records.drive(self._driving, folder)
-
     def _records_folder(self) -> str:
         """The folder whose records are kept; "" where none are."""
         return self.target.records or (self.target.host.store if self.target.host else "")
@@ -910,13 +901,6 @@ class Pull:
             yield store
 
 
-def _share(part: int, whole: int) -> str:
-    """A part of some bytes in the unit of the whole: ``41.2 of 46.0 GB``."""
-    scale = 1000 ** ((len(str(whole)) - 1) // 3)
-    number = f"{part / scale:,.1f}" if scale > 1 else f"{part}"
-    return f"{number} of {decimal(whole)}"
-
-
 def _of_manifest(raw: bytes) -> End:
     """The end of a pull whose manifest names no layer, or an impossible one; a server takes it."""
     try:
@@ -924,11 +908,3 @@ def _of_manifest(raw: bytes) -> End:
     except ValueError as error:
         flaw = str(error)
     return End(Cause.BAD_MANIFEST, f"its manifest is invalid: {flaw}") if flaw else End()
-
-
-def _end(proof: Proof) -> End:
-    """The end of a pull whose model the server has, as far as its layers are known to be right."""
-    if proof.gone:
-        missing = names.short(min(proof.gone))
-        return End(Cause.DAMAGED, f"{missing} was downloaded again, but is missing or damaged")
-    return End(proof.cause, proof.why if proof.cause is not None else "")

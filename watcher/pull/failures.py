@@ -426,6 +426,13 @@ _WORDS = {
 }
 
 
+class End(NamedTuple):
+    """How a request, or the whole pull, ended; no cause where the model is complete."""
+
+    cause: Cause | None = None
+    text: str = ""
+
+
 # ---------------------------------------------------------------- from an error to its cause
 
 

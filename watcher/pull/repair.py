@@ -10,14 +10,17 @@ from dataclasses import replace
 from rich.filesize import decimal
 
 from watcher.config import Settings
-from watcher.decide import findings, modes
+from watcher.decide import astray as decide_astray
+from watcher.decide import modes
 from watcher.decide.conditions import settled_condition
 from watcher.errors import LockedError, WatchError
 from watcher.model import Condition, RefusalKind, Result, Scope
+from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.ollama import ranges
 from watcher.pull.target import Target
 from watcher.reconcile import Reconciler, Report
+from watcher.state import folders
 
 #: A part that waits for its retry keeps the file open so long after its request was closed.
 _RELEASE_SECONDS = 45.0
@@ -67,12 +70,6 @@ def look(target: Target, digests: Set[str]) -> Report | None:
         return Reconciler(target.host, target.settings).inspect(scope=Scope(frozenset(digests)))
     except (WatchError, OSError):
         return None
-
-
-def lacking(target: Target, digests: Set[str]) -> int:
-    """Bytes that some unfinished downloads still lack."""
-    report = look(target, digests)
-    return 0 if report is None else findings.lacking(report.diagnosis.diagnosed)
 
 
 def blocked(target: Target, digests: Set[str]) -> frozenset[str]:
@@ -154,6 +151,30 @@ def notes(report: Report) -> Iterator[str]:
             yield f"not repaired: {refusal.why}; {refusal.remedy}{command}"
 
 
+def astray(target: Target, model: str, missing: Mapping[str, int]) -> Iterator[str]:
+    """Where the bytes of missing layers lie, and the command that brings them to their place.
+
+    `missing`: digests with their bytes, as the registry's manifest of `model` has them.
+    """
+    host = target.host or target.named
+    if host is None or not missing:
+        return
+    try:
+        with folders.opened_store(host.store) as store:
+            lying = scan.lying(store, missing, model)
+        if not lying:
+            return
+        seen = Reconciler(host, target.settings).inspect().evidence
+    except (WatchError, OSError):
+        return
+    seen = replace(seen, census=seen.census._replace(odd=lying))
+    for finding in decide_astray.of_blobs(seen):
+        if finding.models:
+            helps = finding.command or finding.remedy
+            helps = f"; to avoid that, stop the pull and move them first: {helps}" if helps else ""
+            yield f"{finding.message}; this pull downloads it again{helps}"
+
+
 def held(report: Report) -> frozenset[str]:
     """The downloads that a process still writes."""
     return frozenset(each.digest for each in report.diagnosis.diagnosed if each.download.writers)
@@ -170,16 +191,6 @@ def claimed(report: Report) -> dict[str, int]:
     """Bytes of each unfinished layer that another pull need not fetch."""
     return {
         each.digest: ranges.size(each.download.trust.claimed) for each in report.diagnosis.diagnosed
-    }
-
-
-def unclaimed(report: Report) -> dict[str, int]:
-    """Bytes of each unfinished layer that are on disk and not recorded."""
-    there = claimed(report)
-    return {
-        each.digest: each.data.allocated - there[each.digest]
-        for each in report.evidence.downloads
-        if each.data is not None
     }
 
 

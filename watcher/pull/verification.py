@@ -19,7 +19,7 @@ from watcher.observe import scan
 from watcher.ollama import names, registry
 from watcher.ollama.manifests import READ_LIMIT
 from watcher.ollama.names import ModelName
-from watcher.pull.failures import Cause
+from watcher.pull.failures import Cause, End
 from watcher.pull.target import Target
 from watcher.reconcile import Reconciler, Report
 from watcher.state import fs, memory
@@ -33,8 +33,7 @@ class Proof(NamedTuple):
     #: Layers that were quarantined, or are missing: a pull downloads them.
     gone: frozenset[str] = frozenset()
     #: Why the others are not known to be right; no cause where they are.
-    cause: Cause | None = None
-    why: str = ""
+    end: End = End()
 
 
 def read(path: str, store: int) -> bytes:
@@ -71,7 +70,7 @@ def prove(
 ) -> Generator[str, None, Proof]:
     """Hash layers, and quarantine what is damaged and can be downloaded again; with notes."""
     if target.host is None:
-        return Proof(cause=Cause.UNVERIFIED, why=target.why)
+        return Proof(end=End(Cause.UNVERIFIED, target.why))
     host = replace(target.host, stops=cancelled)
 
     def is_meant(_: Iterable[str], subjects: Iterable[str]) -> bool:
@@ -83,7 +82,7 @@ def prove(
     try:
         report = Reconciler(host, target.settings).reconcile(modes.PULL_VERIFY, approve=approve)
     except (WatchError, OSError) as error:
-        return Proof(cause=Cause.UNVERIFIED, why=f"its layers can't be verified: {error}")
+        return Proof(end=End(Cause.UNVERIFIED, f"its layers can't be verified: {error}"))
     gone = [each for each in report.outcomes if each.action.kind is ActionKind.QUARANTINE_BLOB]
     for outcome in gone:
         yield outcome.message
@@ -92,23 +91,23 @@ def prove(
     if missing:
         return Proof(missing)
     if cancelled():
-        return Proof(cause=Cause.INTERRUPTED, why="canceled")
-    return _diagnosed(report, done)
+        return Proof(end=End(Cause.INTERRUPTED, "canceled"))
+    return Proof(end=_diagnosed(report, done))
 
 
-def _diagnosed(report: Report, done: Verified) -> Proof:
+def _diagnosed(report: Report, done: Verified) -> End:
     """Why layers are not known to be right, if so."""
     damaged = list(_damaged(report, done.wrong))
     if damaged:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
-        return Proof(cause=Cause.DAMAGED, why=f"{damaged[0]}{more}")
+        return End(Cause.DAMAGED, f"{damaged[0]}{more}")
     if done.unseen:
         first = done.unseen[0]
         why = f"{names.printable(first.path)} can't be verified: {first.why}"
-        return Proof(cause=Cause.UNVERIFIED, why=why)
+        return End(Cause.UNVERIFIED, why)
     if done.left:
-        return Proof(cause=Cause.UNVERIFIED, why=f"{done.left} of its layers were not hashed")
-    return Proof()
+        return End(Cause.UNVERIFIED, f"{done.left} of its layers were not hashed")
+    return End()
 
 
 def _damaged(report: Report, wrong: Iterable[OddBlob]) -> Iterator[str]:
