@@ -15,7 +15,7 @@ import operator
 import re
 import time
 from bisect import bisect_right, insort
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from watcher.errors import TargetError
@@ -81,9 +81,6 @@ class Trial(NamedTuple):
     reasons: tuple[Reason, ...] = ()
 
 
-_NEW = Trial()
-
-
 class Item(NamedTuple):
     """A model to download; times are seconds since the epoch."""
 
@@ -95,13 +92,13 @@ class Item(NamedTuple):
     added_at: float
     #: It does not start before that time; None: not by itself.
     ready_at: float | None = 0.0
-    #: None: nothing yet. Of ten thousand items most are such, and a short row is read fast.
+    #: None: nothing yet.
     trial: Trial | None = None
 
     @property
     def so_far(self) -> Trial:
         """What became of it."""
-        return self.trial or _NEW
+        return self.trial or Trial()
 
     @property
     def state(self) -> ItemState:
@@ -177,7 +174,7 @@ def next_time(text: str, now: float) -> float:
 def position(queue: Queue, model: str) -> int:
     """Where a model is in the line, from 0 on; -1 where it is not."""
     key = model.lower()
-    keys = list(map(str.lower, map(_MODEL, queue.line)))
+    keys = [item.model.lower() for item in queue.line]
     return keys.index(key) if key in keys else -1
 
 
@@ -198,7 +195,7 @@ def add(queue: Queue, model: str, level: int, not_before: float, now: float) -> 
         item = item._replace(ready_at=not_before)
     rank = max(item.added_at, item.ready_at or 0.0) - level * _AGING
     line = queue.line if at < 0 else _without(queue.line, at)
-    place = bisect_right(line, rank, key=_RANK)
+    place = bisect_right(line, rank, key=lambda each: each.rank)
     done = tuple(each for each in queue.done if each.model.lower() != shown.lower())
     line = (*line[:place], item._replace(rank=rank), *line[place:])
     return queue._replace(line=line, done=done)
@@ -269,7 +266,7 @@ def _found(queue: Queue, model: str) -> int:
     if at < 0:
         raise TargetError(
             f"not in the queue: {names.printable(model)}",
-            targets.perhaps(model, map(_MODEL, queue.line)) or "the queue is empty",
+            targets.perhaps(model, [item.model for item in queue.line]) or "the queue is empty",
         )
     return at
 
@@ -433,57 +430,32 @@ def arrivals(
 # ---------------------------------------------------------------- the file
 
 
-def _bound(items: Sequence[Item]) -> None:
-    """Raise ValueError where a number or a name is beyond all reason."""
-    if not all(map(str.isprintable, map(_MODEL, items))):
-        raise ValueError("a model that has no name")
-    longest = max(map(len, map(_MODEL, items)), default=0)
-    levels = [abs(item.priority) for item in items]
-    tries = [item.trial.tries for item in items if item.trial]
-    times = [abs(at) for item in items for at in item[2:5] if at is not None]
-    times += [abs(item.trial.since) for item in items if item.trial]
-    if longest > _LONGEST_MODEL or max(levels, default=0) > _MOST_PRIORITY:
-        raise ValueError("a name, or a priority, that no model has")
-    if max(times, default=0.0) > checks.LAST_DAY or not 0 <= max(tries, default=0) < 1 << 31:
-        raise ValueError("a time, or a number of tries, that can't be")
-
-
 def _item(row: list[Any]) -> Item:
-    *first, trial = row
-    return _new(Item, (*first, trial and _trial(*trial)))
+    model, priority, rank, added_at, ready_at, trial = row
+    if not checks.text(model, _LONGEST_MODEL).isprintable():
+        raise ValueError("a model that has no name")
+    return Item(
+        model,
+        checks.whole(priority, _MOST_PRIORITY, -_MOST_PRIORITY),
+        checks.seconds(rank, checks.LAST_DAY),
+        checks.seconds(added_at, checks.LAST_DAY),
+        None if ready_at is None else checks.seconds(ready_at, checks.LAST_DAY),
+        None if trial is None else _trial(*trial),
+    )
 
 
 def _trial(
-    state: str, since: float, runner: list[Any] | None, tries: int, reasons: list[list[Any]]
+    state: str, since: float, runner: list[int] | None, tries: int, reasons: list[list[Any]]
 ) -> Trial:
-    driver = None if runner is None else Runner(*map(int, runner))
-    if driver is not None and not all(0 <= number < 1 << 63 for number in driver):
-        raise ValueError("no process has such a number")
-    if (driver is None) is (state == ItemState.RUNNING):
+    if (runner is None) is (state == ItemState.RUNNING):
         raise ValueError("what runs has a runner, and nothing else has one")
-    whys = tuple(
-        Reason(checks.seconds(at, checks.LAST_DAY), checks.text(why)) for at, why in reasons
+    return Trial(
+        ItemState(state),
+        checks.seconds(since, checks.LAST_DAY),
+        None if runner is None else Runner(*map(checks.whole, runner)),
+        checks.whole(tries, (1 << 31) - 1),
+        tuple(Reason(checks.seconds(at, checks.LAST_DAY), checks.text(why)) for at, why in reasons),
     )
-    return Trial(ItemState(state), since, driver, tries, whys)
-
-
-def _check(rows: Sequence[tuple[Any, ...]], fields: tuple[str, ...], kinds: Kinds) -> None:
-    """Raise ValueError where a value is of another kind. By columns, since that is fast."""
-    for field, kind, values in zip(fields, kinds, zip(*rows, strict=True), strict=False):
-        if not kind.issuperset(map(type, values)):
-            raise ValueError(f"a wrong {field}")
-
-
-#: Much faster than `Item` itself.
-_new = tuple.__new__
-_MODEL, _RANK = (operator.itemgetter(Item._fields.index(each)) for each in ("model", "rank"))
-Kinds = tuple[frozenset[type], ...]
-_TEXT, _WHOLE, _NUMBER = frozenset({str}), frozenset({int}), frozenset({int, float})
-_NONE = frozenset({type(None)})
-_KINDS: Kinds = (_TEXT, _WHOLE, _NUMBER, _NUMBER, _NUMBER | _NONE, frozenset({Trial}) | _NONE)
-_TRIAL_KINDS: Kinds = (
-    frozenset({ItemState}), _NUMBER, frozenset({Runner}) | _NONE, _WHOLE, frozenset({tuple}),
-)  # fmt: skip
 
 
 class _File(json_file.File[Queue]):
@@ -492,11 +464,7 @@ class _File(json_file.File[Queue]):
 
     def decode(self, found: Mapping[str, Any]) -> Queue:
         line, done = ([_item(row) for row in found[key]] for key in ("line", "done"))
-        for items in (line, done):
-            _check(items, Item._fields, _KINDS)
-            _check([item.trial for item in items if item.trial], Trial._fields, _TRIAL_KINDS)
-            _bound(items)
-        line.sort(key=_RANK)
+        line.sort(key=lambda item: item.rank)
         return Queue(tuple(line), tuple(done), bool(found["paused"]))
 
     def encode(self, value: Queue) -> Mapping[str, object]:
