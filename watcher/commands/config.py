@@ -30,7 +30,8 @@ def show(given: Given) -> Exit:
     found = list(_settings(given))
     if given.json:
         rows = [{"key": key, "value": value, "source": source} for key, value, source in found]
-        _document({"schema": "ollama-watch/config/1", "settings": names.all_exact(rows)})
+        shown = names.everywhere(rows, names.exact)
+        _document({"schema": "ollama-watch/config/1", "settings": shown})
         return Exit.HEALTHY
     texts = [(key, _shown(value), names.printable(source)) for key, value, source in found]
     first, second = (max(len(row[column]) for row in texts) for column in (0, 1))

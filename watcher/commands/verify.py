@@ -13,7 +13,7 @@ from watcher.errors import Exit
 
 if TYPE_CHECKING:
     from watcher.commands.context import Context
-    from watcher.decide.verifying import Verified
+    from watcher.decide.remaining import Verified
     from watcher.reconcile import Report
 
 
@@ -34,7 +34,7 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
 
     from watcher.commands.acting import meant
     from watcher.commands.context import transient
-    from watcher.decide import modes, verifying
+    from watcher.decide import modes, remaining
     from watcher.observe.targets import known
     from watcher.reconcile import Reconciler
     from watcher.show import documents, tables
@@ -56,7 +56,7 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
         watched = replace(host, watch=watch, stops=lambda: time.monotonic() >= until)
         report = Reconciler(watched, context.settings).reconcile(modes.VERIFY, approve=approve)
         transient("")
-        done = verifying.verified(report.evidence, report.outcomes, about)
+        done = remaining.verified(report.evidence, report.outcomes, about)
         ended = _code(report, done)
         if context.json:
             context.document(documents.verified(report, done))

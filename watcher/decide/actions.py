@@ -17,7 +17,7 @@ class Row(NamedTuple):
     #: The event once it is done; None where it has none of its own.
     event: EventType | None
     #: The words of the command that does it.
-    command: tuple[str, ...]
+    command: tuple[str, ...] = ("repair",)
     #: Its subject is a digest whose download it changes.
     of_download: bool = False
     #: What several of its subjects are called.
@@ -27,20 +27,18 @@ class Row(NamedTuple):
 #: First what finds out, then what repairs, then what frees; times last, since they cover new
 #: progress files, too.
 TABLE = (
-    Row(ActionKind.ASK_REGISTRY, "ask the registry about {}", None, ("repair",)),
-    Row(ActionKind.HASH, "hash {}", None, ("repair",)),
+    Row(ActionKind.ASK_REGISTRY, "ask the registry about {}", None),
+    Row(ActionKind.HASH, "hash {}", None),
     Row(
         ActionKind.WRITE_SIDECARS,
         "repair the download of {}",
         EventType.DOWNLOAD_REPAIRED,
-        ("repair",),
         of_download=True,
     ),
     Row(
         ActionKind.QUARANTINE_BLOB,
         "move the damaged blob of {} to quarantine",
         EventType.QUARANTINED,
-        ("repair",),
     ),
     Row(
         ActionKind.RESTORE,
@@ -58,14 +56,12 @@ TABLE = (
         ActionKind.REMOVE_SURPLUS,
         "remove redundant progress files of {}",
         EventType.PARTIAL_CLEANED,
-        ("repair",),
         of_download=True,
     ),
     Row(
         ActionKind.REMOVE_DOWNLOAD,
         "remove the download of {}",
         EventType.PARTIAL_CLEANED,
-        ("repair",),
         of_download=True,
     ),
     Row(
@@ -82,7 +78,7 @@ TABLE = (
         ("clean",),
         many="temporary file",
     ),
-    Row(ActionKind.REFRESH, "protect {} from pruning", EventType.REFRESHED, ("repair",)),
+    Row(ActionKind.REFRESH, "protect {} from pruning", EventType.REFRESHED),
 )
 _ROWS = {row.kind: row for row in TABLE}
 ORDER = {row.kind: at for at, row in enumerate(TABLE)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from watcher.decide import actions, conditions, findings, safety
+from watcher.decide import actions, blob_findings, conditions, findings, safety
 from watcher.decide.conditions import Step
 from watcher.model import (
     BLINDING,
@@ -32,36 +32,34 @@ def of_download(diagnosed: Diagnosed, evidence: Evidence) -> Iterator[Action | R
     """What goes of a stale download."""
     match conditions.row(diagnosed.condition).clean:
         case Step.REMOVE_SURPLUS:
-            yield from surplus(diagnosed, evidence)
+            yield surplus(diagnosed, evidence)
         case Step.REMOVE:
             yield _removal(diagnosed, evidence, ActionKind.REMOVE_DOWNLOAD)
 
 
-def surplus(diagnosed: Diagnosed, evidence: Evidence) -> Iterator[Action | Refusal]:
+def surplus(diagnosed: Diagnosed, evidence: Evidence) -> Action | Refusal:
     """What is left of a download beside its finished blob."""
-    download = diagnosed.download
-    blob = download.finished
-    if download.data is None:
-        yield _removal(diagnosed, evidence, ActionKind.REMOVE_SURPLUS)
-    elif blob is not None and blob.sha256 == diagnosed.digest.lower():
+    blob = diagnosed.download.finished
+    if diagnosed.download.data is None:
+        return _removal(diagnosed, evidence, ActionKind.REMOVE_SURPLUS)
+    if blob is not None and blob.sha256 == diagnosed.digest.lower():
         step = _removal(diagnosed, evidence, ActionKind.REMOVE_DOWNLOAD)
-        yield step._replace(relies_on=blob) if isinstance(step, Action) else step
-    else:
-        known = blob is not None and blob.sha256 is not None
-        why = safety.Why(
-            RefusalKind.UNPROVEN,
-            f"the finished blob is {'corrupt' if known else 'not yet verified'}, so the partial "
-            "data may be needed",
-            "replace the blob first" if known else "verify the blob first",
-            command=advice.watch(evidence, "repair", names.short(diagnosed.digest)),
-        )
-        yield safety.refusal(why, diagnosed, ActionKind.REMOVE_DOWNLOAD)
+        return step._replace(relies_on=blob) if isinstance(step, Action) else step
+    known = blob is not None and blob.sha256 is not None
+    is_so = "corrupt" if known else "not yet verified"
+    why = safety.Why(
+        RefusalKind.UNPROVEN,
+        f"the finished blob is {is_so}, so the partial data may be needed",
+        "replace the blob first" if known else "verify the blob first",
+        command=advice.watch(evidence, "repair", names.short(diagnosed.digest)),
+    )
+    return why.of_download(diagnosed, ActionKind.REMOVE_DOWNLOAD)
 
 
 def _removal(diagnosed: Diagnosed, evidence: Evidence, kind: ActionKind) -> Action | Refusal:
     download, why = diagnosed.download, safety.why_not_take(diagnosed, evidence)
     if why is not None:
-        return safety.refusal(why, diagnosed, kind)._replace(frees=download.freed)
+        return why.of_download(diagnosed, kind)._replace(frees=download.freed)
     words = conditions.row(diagnosed.condition).words
     return Action(
         kind=kind,
@@ -91,46 +89,15 @@ def spared(diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules) -> 
     return tuple(sorted(found, key=lambda each: (-each.age, each.digest)))
 
 
-def orphans(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
-    """Finished blobs that no manifest names, and that no unfinished pull counts on any more."""
-    there = [entry for entry in evidence.census.unnamed if entry.kind is Kind.FILE]
-    aged = [(evidence.age_of(entry.changed_at), entry) for entry in there]
-    old = [(age, entry) for age, entry in aged if age >= rules.settings.stale_after]
-    changed = ((entry.changed_at, entry) for entry in there)
-    yield from _too_soon(changed, rules.settings.stale_after, evidence, ActionKind.REMOVE_ORPHAN)
-    if not old:
-        return
-    why = orphans_forbidden(evidence)
-    if why is not None:
-        yield _refused_all(why, ActionKind.REMOVE_ORPHAN, [entry for _, entry in old])
-        return
-    for age, entry in old:
-        because = f"no manifest names it, {age / DAY:.0f} days old"
-        yield Action(ActionKind.REMOVE_ORPHAN, entry.name, because, (entry,), entry.freed)
-
-
 def by_the_clock(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[Refusal]:
     """A download that only a clock which was set makes stale."""
-    why = _clock_forbids(evidence)
-    if why is None:
-        return
-    download = diagnosed.download
+    download, why = diagnosed.download, _clock_forbids(evidence)
     since = download.changed_at if download.progress_at is None else download.progress_at
     may_go = not diagnosed.stale and conditions.is_cleanable(diagnosed)
-    if may_go and since is not None and evidence.now - since >= rules.settings.stale_after:
-        yield safety.refusal(why, diagnosed, ActionKind.REMOVE_DOWNLOAD)
-
-
-def _too_soon(
-    changed: Iterable[tuple[float, Entry]], enough: float, evidence: Evidence, kind: ActionKind
-) -> Iterator[Refusal]:
-    """The same of single files: those that only a clock which was set makes old."""
-    why = _clock_forbids(evidence)
-    if why is None:
+    if why is None or since is None or not may_go:
         return
-    young = [entry for at, entry in changed if evidence.age_of(at) < enough <= evidence.now - at]
-    if young:
-        yield _refused_all(why, kind, young)
+    if evidence.now - since >= rules.settings.stale_after:
+        yield why.of_download(diagnosed, ActionKind.REMOVE_DOWNLOAD)
 
 
 def _clock_forbids(evidence: Evidence) -> safety.Why | None:
@@ -148,71 +115,74 @@ def _clock_forbids(evidence: Evidence) -> safety.Why | None:
     )
 
 
-def _refused_all(why: safety.Why, kind: ActionKind, old: list[Entry]) -> Refusal:
-    """One refusal about many files."""
+# ---------------------------------------------------------------- single files
+
+
+def orphans(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
+    """Finished blobs that no manifest names, and that no unfinished pull counts on any more."""
+    changed = [(entry.changed_at, entry) for entry in evidence.census.unnamed]
+    yield from _old_files(changed, rules.settings.stale_after, evidence, ActionKind.REMOVE_ORPHAN)
+
+
+def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
+    """Files that ``ollama create`` or an upload left behind."""
+    changed = [(each.entry.mtime, each.entry) for each in evidence.census.temporaries]
+    yield from _old_files(changed, HOUR, evidence, ActionKind.REMOVE_TEMPORARY)
+
+
+def _old_files(
+    changed: list[tuple[float, Entry]], enough: float, evidence: Evidence, kind: ActionKind
+) -> Iterator[Action | Refusal]:
+    """The files that have not changed for long enough. A refusal is about all of them."""
+    is_orphan = kind is ActionKind.REMOVE_ORPHAN
+    files = [(at, entry) for at, entry in changed if entry.kind is Kind.FILE]
+    old = [(at, entry) for at, entry in files if evidence.age_of(at) >= enough]
+    why = _clock_forbids(evidence)
+    young = [entry for at, entry in files if evidence.age_of(at) < enough <= evidence.now - at]
+    if why is not None and young:
+        yield _refused_all(why, kind, young)
+    if not old:
+        return
+    why = orphans_forbidden(evidence) if is_orphan else safety.idle_forbids(evidence)
+    if why is not None:
+        yield _refused_all(why, kind, [entry for _, entry in old])
+        return
+    for at, entry in old:
+        because = "a temporary file of ollama create"
+        if is_orphan:
+            because = f"no manifest names it, {evidence.age_of(at) / DAY:.0f} days old"
+        yield Action(kind, entry.name, because, (entry,), entry.freed)
+
+
+def _refused_all(why: safety.Why, kind: ActionKind, files: list[Entry]) -> Refusal:
     of_create = " of ollama create" if kind is ActionKind.REMOVE_TEMPORARY else ""
-    return Refusal(
-        why.kind,
-        f"{len(old)} {actions.row(kind).many}{'s' if len(old) > 1 else ''}{of_create}",
-        kind,
-        why.reason,
-        why.remedy,
-        why.left,
-        entries=tuple(entry.name for entry in old),
-        frees=sum(entry.freed for entry in old),
-        command=why.command,
+    subject = f"{len(files)} {actions.row(kind).many}{'s' if len(files) > 1 else ''}{of_create}"
+    return why.refusal(subject, kind)._replace(
+        entries=tuple(entry.name for entry in files), frees=sum(entry.freed for entry in files)
     )
 
 
 def orphans_forbidden(evidence: Evidence) -> safety.Why | None:
     """Why no finished blob may be removed: something may name it, or be about to."""
-    for odd in evidence.census.odd_manifests:
+    census, kind = evidence.census, RefusalKind.MANIFESTS
+    for odd in census.odd_manifests:
         if odd.fault in BLINDING:
             who = odd.model or names.printable(odd.path)
-            return safety.Why(
-                RefusalKind.MANIFESTS,
-                f"the manifest of {who} is {odd.fault.value}: it may name any blob",
-                "fix that manifest first",
-                command=findings.odd_manifest(odd, evidence).command,
-            )
-    for path in (*evidence.census.unlisted, *(each.path for each in evidence.census.unseen)):
-        return safety.Why(
-            RefusalKind.MANIFESTS,
-            f"{names.printable(path)} can't be listed: a manifest in it may name any blob",
-            "make that folder readable first",
-            command=findings.made_listable(path, evidence),
-        )
+            why = f"the manifest of {who} is {odd.fault.value}: it may name any blob"
+            command = blob_findings.odd_manifest(odd, evidence).command
+            return safety.Why(kind, why, "fix that manifest first", command=command)
+    for path in (*census.unlisted, *(each.path for each in census.unseen)):
+        why = f"{names.printable(path)} can't be listed: a manifest in it may name any blob"
+        command = findings.made_listable(path, evidence)
+        return safety.Why(kind, why, "make that folder readable first", command=command)
     for path in evidence.sharing.unread:
         where = f"{names.printable(path)} of another store, which shares the folder of its blobs,"
-        return safety.Why(
-            RefusalKind.MANIFESTS,
-            f"{where} can't be read: it may name any blob",
-            "run it as a user who can read it",
-        )
-    if evidence.census.manifests == 0:
-        return safety.Why(
-            RefusalKind.MANIFESTS,
-            "the store has no manifest: manifests/ is probably missing",
-            "restore manifests/, or remove the store by hand",
-        )
+        why = f"{where} can't be read: it may name any blob"
+        return safety.Why(kind, why, "run it as a user who can read it")
+    if census.manifests == 0:
+        why = "the store has no manifest: manifests/ is probably missing"
+        return safety.Why(kind, why, "restore manifests/, or remove the store by hand")
     return safety.idle_forbids(evidence)
-
-
-def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
-    """Files that ``ollama create`` or an upload left behind."""
-    there = [each.entry for each in evidence.census.temporaries if each.entry.kind is Kind.FILE]
-    old = [entry for entry in there if evidence.age_of(entry.mtime) >= HOUR]
-    changed = ((entry.mtime, entry) for entry in there)
-    yield from _too_soon(changed, HOUR, evidence, ActionKind.REMOVE_TEMPORARY)
-    if not old:
-        return
-    why = safety.idle_forbids(evidence)
-    if why is not None:
-        yield _refused_all(why, ActionKind.REMOVE_TEMPORARY, old)
-        return
-    for entry in old:
-        because = "a temporary file of ollama create"
-        yield Action(ActionKind.REMOVE_TEMPORARY, entry.name, because, (entry,), entry.freed)
 
 
 # ---------------------------------------------------------------- how much is enough
@@ -223,18 +193,18 @@ def until_free(planned: Plan, wanted: int) -> Plan:
 
     All of what frees anything where that is not enough.
     """
+
+    def least_needed_first(action: Action) -> tuple[int, int, str]:
+        # By the day of the last change, so that the size counts among those of a day.
+        changed = max((entry.changed_at for entry in action.expects), default=0.0)
+        return int(changed // DAY), -action.frees, action.subject
+
     chosen: set[Action] = set()
     free = planned.free
-    for action in sorted(planned.actions, key=_least_needed_first):
+    for action in sorted(planned.actions, key=least_needed_first):
         if free >= wanted:
             break
         if action.frees:
             chosen.add(action)
             free += action.frees
     return planned.filtered(lambda each: each in chosen)
-
-
-def _least_needed_first(action: Action) -> tuple[int, int, str]:
-    """By the day of the last change, so that the size counts among those of a day."""
-    changed = max((entry.changed_at for entry in action.expects), default=0.0)
-    return int(changed // DAY), -action.frees, action.subject

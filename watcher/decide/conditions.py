@@ -41,34 +41,7 @@ class NextPull(enum.Enum):
 Cost: TypeAlias = Callable[[Download], int | None]
 
 
-class Row(NamedTuple):
-    """Everything that differs from condition to condition."""
-
-    condition: Condition
-    #: Why a download that nobody pulls is in it; "" where it is not.
-    because: Callable[[Download], str]
-    severity: Severity
-    #: In nine characters, in words, and in a sentence about a model.
-    word: str
-    words: str
-    sentence: str
-    #: Where the next pull begins, what it does, and how much it downloads: as it is, and repaired.
-    next_pull: NextPull
-    alone: str
-    cost_alone: Cost
-    cost_repaired: Cost
-    repair: Step
-    clean: Step
-    #: What it is after a repair.
-    repaired: Condition = Condition.PAUSED
-
-
 # ---------------------------------------------------------------- tests
-
-
-def _never(_: Download) -> str:
-    """What a process does now is no property of the files."""
-    return ""
 
 
 def _is_strange(download: Download) -> str:
@@ -136,27 +109,11 @@ def _is_right(download: Download) -> str:
 # ---------------------------------------------------------------- costs
 
 
-def _unknown(_: Download) -> None:
-    return None
-
-
-def _none(_: Download) -> int:
-    return 0
-
-
-def _all(download: Download) -> int | None:
-    return download.total
-
-
 def _rest(download: Download) -> int | None:
     """What the progress files don't record."""
     if download.total is None:
         return None
     return download.total - ranges.size(download.trust.claimed)
-
-
-def _rest_if_valid(download: Download) -> int | None:
-    return None if download.faults else _rest(download)
 
 
 def _rest_and_all(download: Download) -> int | None:
@@ -173,134 +130,130 @@ def _untrusted(download: Download) -> int | None:
 
 # ---------------------------------------------------------------- the table
 
+
+class Row(NamedTuple):
+    """Everything that differs from condition to condition; the usual values are those of most."""
+
+    condition: Condition
+    #: Why a download that nobody pulls is in it; "" where it is not.
+    because: Callable[[Download], str]
+    #: In nine characters, and in a sentence about a model.
+    word: str
+    sentence: str
+    #: What the next pull does, and how much it downloads.
+    alone: str
+    cost_alone: Cost
+    #: How much it downloads after a repair.
+    cost_repaired: Cost = _untrusted
+    severity: Severity = Severity.WARNING
+    #: Where the next pull begins.
+    next_pull: NextPull = NextPull.RESUMES
+    repair: Step = Step.WRITE_SIDECARS
+    clean: Step = Step.REMOVE
+    #: What it is after a repair.
+    repaired: Condition = Condition.PAUSED
+
+    @property
+    def words(self) -> str:
+        """What the sentence says of the download."""
+        return self.sentence.partition("{} ")[2].removeprefix("is ").removeprefix("has ")
+
+
 #: In the order in which they are tested.
 TABLE = (
     Row(
         Condition.LIVE,
-        _never,
-        severity=Severity.INFO,
-        word="in use",
-        words="in use",
-        sentence="the download of {} is in use",
-        next_pull=NextPull.RESUMES,
-        alone="it continues",
+        lambda _: "",  # what a process does now is no property of the files
+        "in use",
+        "the download of {} is in use",
+        "it continues",
         cost_alone=_rest,
-        cost_repaired=_unknown,
+        cost_repaired=lambda _: None,
+        severity=Severity.INFO,
         repair=Step.WAIT,
         clean=Step.NOTHING,
     ),
     Row(
         Condition.UNKNOWN,
         _is_strange,
+        "unknown",
+        "the state of the download of {} is unknown",
+        "unknown",
+        cost_alone=lambda _: None,
+        cost_repaired=lambda _: None,
         severity=Severity.ERROR,
-        word="unknown",
-        words="unknown",
-        sentence="the state of the download of {} is unknown",
         next_pull=NextPull.IGNORES,
-        alone="unknown",
-        cost_alone=_unknown,
-        cost_repaired=_unknown,
         repair=Step.NOTHING,
         clean=Step.NOTHING,
     ),
     Row(
         Condition.REDUNDANT,
         _is_finished,
-        severity=Severity.WARNING,
-        word="redundant",
-        words="redundant files",
-        sentence="the download of {} has redundant files",
+        "redundant",
+        "the download of {} has redundant files",
+        "it stays, and a leftover progress file blocks a later pull",
+        cost_alone=lambda _: 0,
+        cost_repaired=lambda _: 0,
         next_pull=NextPull.IGNORES,
-        alone="it stays, and a leftover progress file blocks a later pull",
-        cost_alone=_none,
-        cost_repaired=_none,
         repair=Step.REMOVE_SURPLUS,
         clean=Step.REMOVE_SURPLUS,
     ),
     Row(
         Condition.WHOLE,
         _is_whole,
-        severity=Severity.WARNING,
-        word="complete",
-        words="complete, not yet finalized",
-        sentence="the download of {} is complete, not yet finalized",
-        next_pull=NextPull.RESUMES,
-        alone="the next pull downloads {again} again, which is already on disk",
-        cost_alone=_rest_if_valid,
-        cost_repaired=_none,
-        repair=Step.WRITE_SIDECARS,
-        clean=Step.REMOVE,
+        "complete",
+        "the download of {} is complete, not yet finalized",
+        "the next pull downloads {again} again, which is already on disk",
+        cost_alone=lambda download: None if download.faults else _rest(download),
+        cost_repaired=lambda _: 0,
         repaired=Condition.WHOLE,
     ),
     Row(
         Condition.UNCLAIMED,
         _has_no_sidecar,
-        severity=Severity.WARNING,
-        word="repair",
-        words="needs repair: no progress files",
-        sentence="the download of {} needs repair: no progress files",
+        "repair",
+        "the download of {} needs repair: no progress files",
+        "the next pull starts at 0",
+        cost_alone=lambda download: download.total,
         next_pull=NextPull.ANEW,
-        alone="the next pull starts at 0",
-        cost_alone=_all,
-        cost_repaired=_untrusted,
-        repair=Step.WRITE_SIDECARS,
-        clean=Step.REMOVE,
     ),
     Row(
         Condition.BLOCKED,
         _has_faults,
+        "repair",
+        "the download of {} needs repair: unreadable progress files",
+        "each pull fails, or truncates the data",
+        cost_alone=lambda _: None,
         severity=Severity.ERROR,
-        word="repair",
-        words="needs repair: unreadable progress files",
-        sentence="the download of {} needs repair: unreadable progress files",
         next_pull=NextPull.ANEW,
-        alone="each pull fails, or truncates the data",
-        cost_alone=_unknown,
-        cost_repaired=_untrusted,
-        repair=Step.WRITE_SIDECARS,
-        clean=Step.REMOVE,
     ),
     Row(
         Condition.HOLLOW,
         _lacks_data,
-        severity=Severity.ERROR,
-        word="repair",
-        words="needs repair: recorded data is missing or wrong",
-        sentence="the download of {} needs repair: recorded data is missing or wrong",
-        next_pull=NextPull.ANEW,
-        alone="the next pull ends in a checksum mismatch and discards everything",
+        "repair",
+        "the download of {} needs repair: recorded data is missing or wrong",
+        "the next pull ends in a checksum mismatch and discards everything",
         cost_alone=_rest_and_all,
-        cost_repaired=_untrusted,
-        repair=Step.WRITE_SIDECARS,
-        clean=Step.REMOVE,
+        severity=Severity.ERROR,
+        next_pull=NextPull.ANEW,
     ),
     Row(
         Condition.BEHIND,
         _has_more,
-        severity=Severity.WARNING,
-        word="repair",
-        words="needs repair: progress not recorded",
-        sentence="the download of {} needs repair: progress not recorded",
-        next_pull=NextPull.RESUMES,
-        alone="the next pull downloads {again} again, which is already on disk",
+        "repair",
+        "the download of {} needs repair: progress not recorded",
+        "the next pull downloads {again} again, which is already on disk",
         cost_alone=_rest,
-        cost_repaired=_untrusted,
-        repair=Step.WRITE_SIDECARS,
-        clean=Step.REMOVE,
     ),
     Row(
         Condition.PAUSED,
         _is_right,
-        severity=Severity.INFO,
-        word="resumable",
-        words="resumable",
-        sentence="the download of {} is resumable",
-        next_pull=NextPull.RESUMES,
-        alone="the next pull resumes it",
+        "resumable",
+        "the download of {} is resumable",
+        "the next pull resumes it",
         cost_alone=_rest,
-        cost_repaired=_untrusted,
+        severity=Severity.INFO,
         repair=Step.NOTHING,
-        clean=Step.REMOVE,
     ),
 )
 _ROWS = {row.condition: row for row in TABLE}
@@ -311,17 +264,16 @@ def row(condition: Condition) -> Row:
     return _ROWS[condition]
 
 
-_PLACES = {row.condition: at for at, row in enumerate(TABLE)}
 #: What is in use is best; among those alike in severity the one that is tested later is better.
 _BEST_FIRST = sorted(
-    Condition,
-    key=lambda each: (row(each).severity.rank, row(each).repair is not Step.WAIT, -_PLACES[each]),
+    TABLE,
+    key=lambda row: (row.severity.rank, row.repair is not Step.WAIT, -TABLE.index(row)),
 )
 
 
 def badness(condition: Condition) -> int:
     """Orders conditions from the best to the worst."""
-    return _BEST_FIRST.index(condition)
+    return _BEST_FIRST.index(row(condition))
 
 
 def settled_condition(download: Download) -> tuple[Condition, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from watcher.decide import astray, at_risk, conditions, findings, forecast, server_view
+from watcher.decide import at_risk, blob_findings, conditions, findings, forecast, server_view
 from watcher.decide.conditions import settled_condition
 from watcher.decide.finding_kinds import found as finding
 from watcher.model import (
@@ -12,7 +12,7 @@ from watcher.model import (
     Diagnosis,
     Download,
     Evidence,
-    Forecast,
+    Finding,
     Rules,
     Severity,
     Visibility,
@@ -25,37 +25,31 @@ def diagnose(evidence: Evidence, rules: Rules) -> tuple[Diagnosed, ...]:
 
 
 def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> Diagnosis:
-    """All findings, and what the server's next start does."""
-    foreseen = _forecast(diagnosed, evidence, rules)
+    """All findings, and what the server's next start does.
+
+    Only a scan of the whole store can report that, and what is wrong with the store.
+    """
+    is_whole = evidence.scope is None
+    prepared = is_whole and evidence.next_start.prepared
+    kept = at_risk.paths(diagnosed, evidence, rules) if prepared else frozenset[str]()
+    foreseen = forecast.forecast(evidence, kept) if is_whole else None
     doomed = {} if foreseen is None else findings.doomed(foreseen)
-    found = [
-        each
-        for download in diagnosed
-        for each in findings.of_download(download, evidence, rules, doomed)
-    ]
+    found: list[Finding] = []
+    for each in diagnosed:
+        found.extend(findings.of_download(each, evidence, rules, doomed))
     if foreseen is not None:
+        gone = None if foreseen.blind else doomed
         found.extend(findings.of_store(evidence, diagnosed, foreseen, rules))
-        found.extend(findings.of_blobs(evidence, diagnosed, rules, foreseen))
-        found.extend(findings.of_manifests(evidence))
-        found.extend(findings.of_leftovers(evidence, doomed))
-        found.extend(astray.of_blobs(evidence))
+        found.extend(blob_findings.of_blobs(evidence, diagnosed, rules, gone))
+        found.extend(blob_findings.of_manifests(evidence))
+        found.extend(blob_findings.of_leftovers(evidence, doomed))
+        found.extend(blob_findings.astray(evidence))
         found.extend(server_view.barred(evidence))
         found.extend(at_risk.findings_about(diagnosed, evidence, rules, doomed))
         if evidence.place.read_only and any(each.severity is not Severity.INFO for each in found):
             found.append(finding("store_read_only", ""))
     found.sort(key=lambda each: (-each.severity.rank, -each.sizes.allocated, each.path, each.kind))
     return Diagnosis(diagnosed, tuple(found), foreseen)
-
-
-def _forecast(
-    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
-) -> Forecast | None:
-    """What the server's next start does; only a scan of the whole store can say it."""
-    if evidence.scope is not None:
-        return None
-    prepared = evidence.next_start.prepared
-    kept = at_risk.paths(diagnosed, evidence, rules) if prepared else frozenset[str]()
-    return forecast.forecast(evidence, kept)
 
 
 # ---------------------------------------------------------------- conditions
@@ -67,13 +61,14 @@ def _diagnose(download: Download, evidence: Evidence, rules: Rules) -> Diagnosed
         quiet = max(quiet, QUIET_SECONDS)
     since = download.changed_at if download.progress_at is None else download.progress_at
     age = 0.0 if since is None else evidence.age_of(since)
-    condition, because = condition_of(download, evidence, quiet)
+    condition, because = settled_condition(download)
+    if alive := _why_alive(download, evidence, quiet):
+        condition, because = Condition.LIVE, alive
     row = conditions.row(condition)
-    stale = condition is not Condition.LIVE and age >= rules.settings.stale_after
     return Diagnosed(
         download=download,
         condition=condition,
-        stale=stale,
+        stale=condition is not Condition.LIVE and age >= rules.settings.stale_after,
         because=because,
         age=age,
         quiet=quiet,
@@ -100,13 +95,8 @@ def _quiet(download: Download, evidence: Evidence) -> float:
     return min([evidence.uptime - known.seen_at, *(age for age in ages if age >= 0)])
 
 
-def condition_of(download: Download, evidence: Evidence, quiet: float) -> tuple[Condition, str]:
-    """The one condition of a download, and why. `quiet`: seconds since any entry of it changed."""
-    alive = _why_alive(download, evidence, quiet)
-    return (Condition.LIVE, alive) if alive else settled_condition(download)
-
-
 def _why_alive(download: Download, evidence: Evidence, quiet: float) -> str:
+    """Why a pull of it may be running; "" where none is. `quiet`: seconds since it changed."""
     if download.writers:
         first = download.writers[0]
         return f"{first.process} ({first.pid}) has it open for writing{first.doubt}"

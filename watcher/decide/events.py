@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from itertools import chain, groupby
 from typing import NotRequired, TypedDict
 
@@ -13,7 +14,6 @@ from watcher.model import (
     CLOCK_SETTLED_SECONDS,
     Action,
     Diagnosed,
-    Evidence,
     Finding,
     Kind,
     Outcome,
@@ -42,8 +42,6 @@ class DownloadDetails(TypedDict):
     present_bytes: int
     allocated_bytes: int
     age_seconds: float
-    per_second_bytes: NotRequired[int | None]
-    left_seconds: NotRequired[float | None]
 
 
 class ActionDetails(TypedDict):
@@ -64,13 +62,8 @@ class ActionDetails(TypedDict):
 
 def of_download(at: float, kind: EventType, message: str, diagnosed: Diagnosed) -> Event:
     """An event about an unfinished download."""
-    who = names.known_as(diagnosed.download.models, diagnosed.digest)
-    return Event(at, kind, message, who, _of_download(diagnosed), diagnosed)
-
-
-def _of_download(diagnosed: Diagnosed) -> DownloadDetails:
     download = diagnosed.download
-    return {
+    details: DownloadDetails = {
         "digest": f"sha256:{diagnosed.digest}",
         "models": list(download.models),
         "condition": diagnosed.condition.value,
@@ -82,18 +75,22 @@ def _of_download(diagnosed: Diagnosed) -> DownloadDetails:
         "allocated_bytes": download.allocated,
         "age_seconds": round(diagnosed.age, 3),
     }
+    who = names.known_as(download.models, diagnosed.digest)
+    return Event(at, kind, message, who, details, diagnosed)
 
 
 def progress(at: float, diagnosed: Diagnosed, now: Remembered, speed: float | None) -> Event:
     """How far a pull has come, how fast it is, and how long it still takes."""
     left = None if not speed or now.total is None else max(0, now.total - now.allocated) / speed
-    details = _of_download(diagnosed)
-    details["per_second_bytes"] = None if speed is None else round(speed)
-    details["left_seconds"] = None if left is None else round(left, 1)
     who = names.known_as(diagnosed.download.models, diagnosed.digest)
     of = "" if now.total is None else f" of {decimal(now.total)}"
     message = f"{who}: {decimal(now.allocated)}{of} on disk"
-    return Event(at, EventType.DOWNLOAD_PROGRESS, message, who, details, diagnosed)
+    event = of_download(at, EventType.DOWNLOAD_PROGRESS, message, diagnosed)
+    pace = {
+        "per_second_bytes": None if speed is None else round(speed),
+        "left_seconds": None if left is None else round(left, 1),
+    }
+    return replace(event, details={**event.details, **pace})
 
 
 def gone(digest: str, record: Remembered, size: int | None, at: float) -> Event:
@@ -113,22 +110,15 @@ def gone(digest: str, record: Remembered, size: int | None, at: float) -> Event:
 # ---------------------------------------------------------------- the store
 
 
-def clock_jumped(evidence: Evidence) -> Iterator[Event]:
+def clock_jumped(jump: float, at: float) -> Event:
     """The clock was set since the last scan."""
-    clock = evidence.clock
-    if clock is None or not clock.jump:
-        return
-    way = "ahead" if clock.jump > 0 else "back"
-    by, steady = map(advice.duration, (abs(clock.jump), CLOCK_SETTLED_SECONDS))
+    by, steady = map(advice.duration, (abs(jump), CLOCK_SETTLED_SECONDS))
     message = (
-        f"the clock jumped {way} by {by}: it does not make anything old enough to remove until it "
-        f"has been steady for {steady}"
+        f"the clock jumped {'ahead' if jump > 0 else 'back'} by {by}: it does not make anything old"
+        f" enough to remove until it has been steady for {steady}"
     )
-    details = {
-        "jump_seconds": round(clock.jump, 3),
-        "believed_after_seconds": CLOCK_SETTLED_SECONDS,
-    }
-    yield Event(evidence.now, EventType.CLOCK_JUMPED, message, None, details)
+    details = {"jump_seconds": round(jump, 3), "believed_after_seconds": CLOCK_SETTLED_SECONDS}
+    return Event(at, EventType.CLOCK_JUMPED, message, None, details)
 
 
 def of_models(
@@ -157,7 +147,6 @@ def problems(found: Iterable[Finding], new: Set[tuple[str, str]], at: float) -> 
     )
     for kind, group in groupby(fresh, key=lambda each: each.kind):
         alike = list(group)
-        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
         details = {
             "kind": kind,
             "severity": alike[0].severity.value,
@@ -166,8 +155,8 @@ def problems(found: Iterable[Finding], new: Set[tuple[str, str]], at: float) -> 
             "models": sorted({model for each in alike for model in each.models}),
             "command": alike[0].command,
         }
-        message = f"{alike[0].message}{more}"
-        yield Event(at, EventType.STORE_PROBLEM, message, None, details)
+        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
+        yield Event(at, EventType.STORE_PROBLEM, f"{alike[0].message}{more}", None, details)
 
 
 # ---------------------------------------------------------------- actions
@@ -181,19 +170,15 @@ def begun(action: Action, at: float) -> Event:
 
 def ended(outcome: Outcome, at: float) -> Event:
     """How an action ended, and what it freed."""
-    action = outcome.action
-    done = actions.row(action.kind).event
-    assert done is not None, f"{action.kind} has no event"
-    kind = {
-        Result.DONE: done,
-        Result.REFUSED: EventType.REFUSED,
-        Result.FAILED: EventType.ERROR,
-    }[outcome.result]
-    details = _of_action(action)
+    kind = actions.row(outcome.action.kind).event
+    assert kind is not None, f"{outcome.action.kind} has no event"
+    if outcome.result is not Result.DONE:
+        kind = EventType.REFUSED if outcome.result is Result.REFUSED else EventType.ERROR
+    details = _of_action(outcome.action)
     details["freed_bytes"] = outcome.freed
     if outcome.refusal is not None:
         details["kind"] = outcome.refusal.kind.value
-    return Event(at, kind, outcome.message, _model_of(action), details, outcome)
+    return Event(at, kind, outcome.message, _model_of(outcome.action), details, outcome)
 
 
 def refused(refusal: Refusal, at: float) -> Event:

@@ -1,6 +1,7 @@
-"""The findings about a store: what, the evidence, what Ollama alone does, what helps. Pure.
+"""The findings about downloads and about the store itself, and what all findings share. Pure.
 
-Their kinds, with the usual words, are rows of `finding_kinds`.
+Each has the evidence, what Ollama alone does, and what helps. Their kinds, with the usual words,
+are rows of `finding_kinds`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from rich.filesize import decimal
 
 from watcher.decide import conditions
 from watcher.decide.conditions import Step
-from watcher.decide.finding_kinds import BEHIND_LINK, CHECK_DISK, found
+from watcher.decide.finding_kinds import CHECK_DISK, found
 from watcher.model import (
     BLINDING,
-    DOUBTFUL,
     HOUR,
-    BlobFault,
     Condition,
     Diagnosed,
     Download,
@@ -26,11 +25,7 @@ from watcher.model import (
     Finding,
     Forecast,
     Kind,
-    ManifestFault,
-    OddBlob,
-    OddManifest,
     Rules,
-    Severity,
     Sizes,
     Temporary,
 )
@@ -191,15 +186,50 @@ def of_store(
     yield from _state(evidence)
     if foreseen.start_fails:
         yield found("store_start_fails", "")._replace(evidence="; ".join(foreseen.why[:3]))
-    yield from _unlisted(evidence)
-    for unseen in evidence.census.unseen:
-        path = names.printable(unseen.path)
-        yield found("store_unseen", path, path=path)._replace(evidence=unseen.why)
-    yield from _unseen_quarantine(evidence)
+    yield from _not_seen(evidence)
     yield from _place(evidence)
     yield from _foreign_intents(evidence)
-    yield from _room(evidence, diagnosed, rules)
-    yield from _no_holes(diagnosed)
+    yield from _no_room(evidence, diagnosed, rules)
+    for each in diagnosed:
+        download = each.download
+        unfinished = each.condition is not Condition.LIVE and each.cost_repaired != 0
+        if unfinished and download.data and download.sidecars and not download.trust.holes_tell:
+            who = names.known_as(download.models, download.digest)
+            path = f"blobs/{download.data.name}"
+            yield found("download_no_holes", path, who=who)._replace(
+                evidence="it is a copy, or the file system has no holes; the last non-zero byte of "
+                "each part counts as its end",
+                models=download.models,
+            )
+
+
+def _state(evidence: Evidence) -> Iterator[Finding]:
+    """Whether our own folder is whose it has to be, and what was remembered is known."""
+    if evidence.forgotten:
+        yield found("state_forgotten", f"{OURS}/state.json")._replace(
+            evidence=evidence.forgotten, command=advice.watch(evidence, "verify")
+        )
+    if evidence.place.state_owner is not None:
+        owner, (user, group), foreign = evidence.place.state_owner
+        seen = f"user id {user} can't write there, so nothing is remembered or changed"
+        path = path_of(evidence, OURS)
+        yield found("state_owner", OURS, path=OURS, found=owner, user=user)._replace(
+            evidence="its content is ignored, and nothing is changed" if foreign else seen,
+            command=advice.shell(evidence, "chown", "-hR", f"{user}:{group}", path),
+            remedy="check its content first; if it is yours:" if foreign else "",
+        )
+
+
+def _foreign_intents(evidence: Evidence) -> Iterator[Finding]:
+    """Changes that ollama-watch has not begun so, whoever claims it; they are kept."""
+    for odd in evidence.intents:
+        here = path_of(evidence, odd.path)
+        aside = path_of(evidence, odd.path.replace("/intents/", "/foreign-intent-"))
+        owner = evidence.place.owner
+        yield found("store_foreign_intent", odd.path, path=odd.path, why=odd.why)._replace(
+            evidence="it is left alone",
+            command=advice.shell(evidence, "mv", "-n", here, aside, owner=owner),
+        )
 
 
 def _place(evidence: Evidence) -> Iterator[Finding]:
@@ -226,46 +256,40 @@ def _place(evidence: Evidence) -> Iterator[Finding]:
         yield network._replace(evidence="writers on other machines are not visible")
 
 
-def _unlisted(evidence: Evidence) -> Iterator[Finding]:
-    """The folders that we can't list, and that the server's user may."""
+def _not_seen(evidence: Evidence) -> Iterator[Finding]:
+    """The folders that we can't list, and that the server's user may; names; the quarantine."""
     census = evidence.census
     failing = {each.path: each.why for each in census.failing}
     for path in census.unlisted:
         if path in census.unlisted_by_server:
             continue  # reported with what keeps the server from it
-        why = failing.get(path, "")
+        why, remedy = failing.get(path, ""), CHECK_DISK
         if not why:
-            alone = "nothing: the server's user can list it"
+            alone, remedy = "nothing: the server's user can list it", ""
         elif path.startswith("manifests"):
             alone = "the next server start deletes blobs that only its manifests name"
         else:
             alone = "the start of the server fails there"
+        if why in NO_FOLDER.values():
+            remedy = "mount what it leads to, or put the folder back"
         yield found("store_unlisted", path, path=names.printable(path))._replace(
             evidence=why or "this user can't list it",
             alone=alone,
             command=made_listable(path, evidence),
-            remedy=_instead_of_folder(why),
+            remedy=remedy,
         )
-
-
-def _instead_of_folder(why: str) -> str:
-    if why in NO_FOLDER.values():
-        return "mount what it leads to, or put the folder back"
-    return CHECK_DISK if why else ""
-
-
-def _unseen_quarantine(evidence: Evidence) -> Iterator[Finding]:
-    """The quarantine can't be listed."""
-    unseen, ours = evidence.quarantine_unseen, evidence.place.state_owner
-    if unseen is None or (ours is not None and ours[2]):
-        return  # reported with whose it is
-    yield found("store_unseen", unseen.path, path="")._replace(
-        message="the quarantine can't be listed",
-        evidence=f"{unseen.path}: {unseen.why}",
-        alone="nothing: the server ignores it",
-        command=made_listable(unseen.path, evidence) if unseen.forbidden else "",
-        remedy="" if unseen.forbidden else CHECK_DISK,
-    )
+    for unseen in census.unseen:
+        path = names.printable(unseen.path)
+        yield found("store_unseen", path, path=path)._replace(evidence=unseen.why)
+    aside, ours = evidence.quarantine_unseen, evidence.place.state_owner
+    if aside is not None and not (ours is not None and ours[2]):  # else reported with whose it is
+        yield found("store_unseen", aside.path, path="")._replace(
+            message="the quarantine can't be listed",
+            evidence=f"{aside.path}: {aside.why}",
+            alone="nothing: the server ignores it",
+            command=made_listable(aside.path, evidence) if aside.forbidden else "",
+            remedy="" if aside.forbidden else CHECK_DISK,
+        )
 
 
 def is_blind(evidence: Evidence) -> bool:
@@ -283,43 +307,13 @@ def made_listable(path: str, evidence: Evidence) -> str:
     if fails or is_led_away(path, evidence):
         return ""
     if path not in census.unlisted_by_server and evidence.caller.uid not in (0, owner):
-        return _looked_at(evidence)
+        return looked_at(evidence)
     return advice.shell(evidence, "chmod", "u+rx", path_of(evidence, path), owner=owner)
 
 
-def _looked_at(evidence: Evidence) -> str:
+def looked_at(evidence: Evidence) -> str:
     """The command that inspects what this user may not read."""
     return advice.watch(evidence, "audit", root=True)
-
-
-def _state(evidence: Evidence) -> Iterator[Finding]:
-    """Whether our own folder is whose it has to be, and what was remembered is known."""
-    if evidence.forgotten:
-        yield found("state_forgotten", f"{OURS}/state.json")._replace(
-            evidence=evidence.forgotten, command=advice.watch(evidence, "verify")
-        )
-    if evidence.place.state_owner is None:
-        return
-    owner, (user, group), foreign = evidence.place.state_owner
-    nothing = f"user id {user} can't write there, so nothing is remembered or changed"
-    path = path_of(evidence, OURS)
-    yield found("state_owner", OURS, path=OURS, found=owner, user=user)._replace(
-        evidence="its content is ignored, and nothing is changed" if foreign else nothing,
-        command=advice.shell(evidence, "chown", "-hR", f"{user}:{group}", path),
-        remedy="check its content first; if it is yours:" if foreign else "",
-    )
-
-
-def _foreign_intents(evidence: Evidence) -> Iterator[Finding]:
-    """Changes that ollama-watch has not begun so, whoever says it has; they are kept."""
-    for odd in evidence.intents:
-        here = path_of(evidence, odd.path)
-        aside = path_of(evidence, odd.path.replace("/intents/", "/foreign-intent-"))
-        owner = evidence.place.owner
-        yield found("store_foreign_intent", odd.path, path=odd.path, why=odd.why)._replace(
-            evidence="it is left alone",
-            command=advice.shell(evidence, "mv", "-n", here, aside, owner=owner),
-        )
 
 
 def lacking(diagnosed: Iterable[Diagnosed]) -> int:
@@ -333,265 +327,33 @@ def lacking(diagnosed: Iterable[Diagnosed]) -> int:
     )
 
 
-def _room(evidence: Evidence, diagnosed: tuple[Diagnosed, ...], rules: Rules) -> Iterator[Finding]:
-    """Whether the disk has room for the rest of all unfinished downloads together."""
-    missing, free = lacking(diagnosed), evidence.place.free_bytes
-    if missing > free:
-        frees = _cleanable(evidence, diagnosed, rules)
-        yield found("store_no_room", "")._replace(
-            evidence=f"{decimal(missing)} to download, {decimal(free)} free",
-            command=advice.watch(evidence, "clean") if frees else "",
-        )
-
-
-def _cleanable(evidence: Evidence, diagnosed: tuple[Diagnosed, ...], rules: Rules) -> bool:
-    """Whether `clean` would find anything to free."""
-    census = evidence.census
-    return (
+def _no_room(
+    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], rules: Rules
+) -> Iterator[Finding]:
+    """The disk has no room for the rest of all unfinished downloads together."""
+    missing, free, census = lacking(diagnosed), evidence.place.free_bytes, evidence.census
+    if missing <= free:
+        return
+    cleanable = (
         any(each.stale and conditions.is_cleanable(each) for each in diagnosed)
         or any(
-            entry.kind is Kind.FILE and not _is_young(entry, evidence, rules)
+            entry.kind is Kind.FILE and not is_young(entry, evidence, rules)
             for entry in census.unnamed
         )
-        or any(_is_old_temporary(each, evidence) for each in census.temporaries)
+        or any(is_old_temporary(each, evidence) for each in census.temporaries)
         or any(kept.replaced for kept in evidence.quarantine)
+    )
+    yield found("store_no_room", "")._replace(
+        evidence=f"{decimal(missing)} to download, {decimal(free)} free",
+        command=advice.watch(evidence, "clean") if cleanable else "",
     )
 
 
-def _is_young(entry: Entry, evidence: Evidence, rules: Rules) -> bool:
+def is_young(entry: Entry, evidence: Evidence, rules: Rules) -> bool:
     """As for `clean`: a time that we have set to protect it makes it no younger."""
     return evidence.age_of(entry.changed_at) < rules.settings.stale_after
 
 
-def _is_old_temporary(left: Temporary, evidence: Evidence) -> bool:
+def is_old_temporary(left: Temporary, evidence: Evidence) -> bool:
+    """Whether `clean` would remove it."""
     return left.entry.kind is Kind.FILE and evidence.age_of(left.entry.mtime) >= HOUR
-
-
-def _no_holes(diagnosed: tuple[Diagnosed, ...]) -> Iterator[Finding]:
-    for each in diagnosed:
-        download = each.download
-        unfinished = each.condition is not Condition.LIVE and each.cost_repaired != 0
-        if unfinished and download.data and download.sidecars and not download.trust.holes_tell:
-            who = names.known_as(download.models, download.digest)
-            path = f"blobs/{download.data.name}"
-            yield found("download_no_holes", path, who=who)._replace(
-                evidence="it is a copy, or the file system has no holes; the last non-zero byte of "
-                "each part counts as its end",
-                models=download.models,
-            )
-
-
-# ---------------------------------------------------------------- blobs
-
-
-def of_blobs(
-    evidence: Evidence,
-    diagnosed: tuple[Diagnosed, ...],
-    rules: Rules,
-    foreseen: Forecast,
-) -> Iterator[Finding]:
-    """Blobs that are not as their manifests want them, and those that no manifest names."""
-    for odd in evidence.census.odd:
-        if odd.lies is None:  # else `astray` reports it
-            yield _odd_blob(odd, evidence)
-    for entry in evidence.census.unproven:
-        name = entry.name[:19]
-        yield found("blob_unproven", f"blobs/{entry.name}", name=name)._replace(
-            command=advice.watch(evidence, "repair", name), sizes=sizes([entry])
-        )
-    gone = doomed(foreseen)
-    for orphan in _orphans(evidence, diagnosed, rules):
-        alone = "" if foreseen.blind else _kept_or_not(orphan.path, gone)
-        yield orphan._replace(alone=alone)
-
-
-def _orphans(
-    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], rules: Rules
-) -> Iterator[Finding]:
-    pulling = any(not each.stale for each in diagnosed)
-    blind = is_blind(evidence)
-    for entry in evidence.census.unnamed:
-        young = _is_young(entry, evidence, rules)
-        waits = "an unfinished pull may need it" if young else ""
-        models = evidence.known_as.get(names.parse_blob(entry.name).digest, ())
-        of = f"a layer of {', '.join(models[:3])}, whose manifest is missing" if models else ""
-        name, manifest = entry.name[:19], "readable manifest" if blind else "manifest"
-        goes = not (young or blind) and entry.kind is Kind.FILE
-        orphan = found("blob_orphan", f"blobs/{entry.name}", manifest=manifest, name=name)
-        yield orphan._replace(
-            # The finished layers of a pull under way are nothing to worry about.
-            severity=Severity.INFO if young and pulling else orphan.severity,
-            evidence="; ".join(filter(None, (of, waits))),
-            command=advice.watch(evidence, "clean", name) if goes else "",
-            sizes=sizes([entry]),
-            models=models,
-        )
-
-
-def _kept_or_not(path: str, doomed: Mapping[str, float]) -> str:
-    """What a start of the server does to a file that no manifest keeps."""
-    return "a server start deletes it once it is one hour old" if path in doomed else "it stays"
-
-
-_KINDS = {
-    Kind.FILE: "a file",
-    Kind.FOLDER: "a folder",
-    Kind.SYMLINK: "a symlink",
-    Kind.OTHER: "a device, a pipe or a socket",
-}
-_DAMAGE = {
-    BlobFault.CORRUPT: "checksum mismatch",
-    BlobFault.SHORT: "it is truncated",
-    BlobFault.LONG: "it is too long",
-    BlobFault.MISSING: "it is missing",
-    BlobFault.SYMLINK: "it is a symlink",
-    BlobFault.DANGLING: "it is a link to nothing",
-}
-
-
-def damage(odd: OddBlob) -> str:
-    """What is wrong with a blob, in a clause about it."""
-    if odd.fault is not BlobFault.NO_FILE:
-        return _DAMAGE[odd.fault]
-    there = odd.entry if odd.behind is None else odd.behind
-    kind = "not a file" if there is None else f"{_KINDS[there.kind]}, not a file"
-    return f"it is {'a link to ' if odd.behind is not None else ''}{kind}"
-
-
-def _odd_blob(odd: OddBlob, evidence: Evidence) -> Finding:
-    who = odd.models[0] if odd.models else names.short(odd.digest)
-    path = f"blobs/{names.blob(odd.digest)}"
-    return found(f"blob_{odd.fault.value}", path, who=who)._replace(
-        evidence=_evidence_of(odd),
-        command=_cure(odd, evidence),
-        sizes=sizes([odd.entry] if odd.entry else []),
-        models=odd.models,
-    )
-
-
-def _evidence_of(odd: OddBlob) -> str:
-    """What was seen of a blob, and whether that was through a link."""
-    content = odd.content
-    if odd.fault is BlobFault.DANGLING:
-        return ""  # the message has it all
-    if odd.fault is BlobFault.NO_FILE:
-        return damage(odd)
-    if odd.fault is BlobFault.CORRUPT and content is not None:
-        size = "" if odd.wanted in (None, content.size) else f"; {_bytes(odd, content)}"
-        seen = f"its hash is {names.short(content.sha256 or '')}{size}"
-    else:
-        doubt = "; not hashed, so the manifest can also be wrong" * (odd.fault in DOUBTFUL)
-        seen = f"{_bytes(odd, content)}{doubt}"
-    return f"{seen}; read through a link" if odd.behind is not None else seen
-
-
-def _bytes(odd: OddBlob, content: Entry | None) -> str:
-    return f"expected {odd.wanted} bytes, found {content.size if content else 'nothing'}"
-
-
-def _cure(odd: OddBlob, evidence: Evidence) -> str:
-    """The command that helps a blob; "" where none does, or none is needed."""
-    if not odd.models or odd.fault is BlobFault.SYMLINK:
-        return ""
-    if odd.fault is BlobFault.MISSING:
-        return advice.ollama(evidence, "pull", odd.models[0])
-    return advice.watch(evidence, "repair", names.short(odd.digest))
-
-
-# ---------------------------------------------------------------- manifests
-
-
-def of_manifests(evidence: Evidence) -> Iterator[Finding]:
-    """Files under ``manifests/`` that are no manifest in its place."""
-    nested = [
-        f"{each.path}/{part}" for each in evidence.census.nested for part in ("blobs", "manifests")
-    ]
-    # What lies in a store in the store is reported together, by `astray`.
-    return (
-        odd_manifest(odd, evidence)
-        for odd in evidence.census.odd_manifests
-        if not odd.barred and not any(f"{odd.path}/".startswith(f"{each}/") for each in nested)
-    )
-
-
-#: Manifests that a pull replaces.
-_PULLED = frozenset(
-    {
-        ManifestFault.CORRUPT,
-        ManifestFault.BAD_DIGEST,
-        ManifestFault.EMPTY,
-        ManifestFault.WRONG_SIZE,
-    }
-)
-
-
-def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
-    """The finding about a file that is no manifest in its place."""
-    path = names.printable(odd.path)
-    finding = found(
-        f"manifest_{odd.fault.value}", odd.path, who=odd.model or path, path=path
-    )._replace(evidence=odd.why, models=(odd.model,) if odd.model else ())
-    if odd.hidden:
-        return finding._replace(
-            severity=Severity.ERROR,
-            kind="manifest_unreadable",
-            message=f"this user can't read the manifest of {odd.model or path}",
-            alone="nothing: the server's user can read it",
-            command=_looked_at(evidence),
-        )
-    if odd.fault in _PULLED:
-        pull = advice.ollama(evidence, "pull", odd.model) if odd.model else ""
-        remedy = BEHIND_LINK if is_led_away(odd.path, evidence) else ""
-        return finding._replace(command=pull, remedy=remedy)
-    if is_led_away(odd.path, evidence):
-        return finding._replace(remedy=BEHIND_LINK)
-    return finding._replace(command=_fixed(odd, evidence))
-
-
-def _fixed(odd: OddManifest, evidence: Evidence) -> str:
-    """The command that lets the server go on without, or with, a manifest; "" where none does."""
-    path, owner = path_of(evidence, odd.path), evidence.place.owner
-    match odd.fault:
-        case ManifestFault.UNREADABLE:
-            return advice.shell(evidence, "chmod", "u+r", path, owner=owner)
-        case ManifestFault.DANGLING | ManifestFault.BAD_NAME:
-            return advice.shell(evidence, "rm", path, owner=owner)
-        case ManifestFault.CASE:
-            return _told_apart(odd, evidence)
-        case _:
-            return ""
-
-
-def _told_apart(odd: OddManifest, evidence: Evidence) -> str:
-    """The command that gives the second of two models a name of its own; nothing is lost."""
-    own, other = odd.path.split("/"), odd.why.split("/")
-    at = next(at for at, (a, b) in enumerate(zip(own, other, strict=True)) if a != b)
-    here = path_of(evidence, "/".join(own[: at + 1]))
-    return advice.shell(evidence, "mv", "-nT", here, f"{here}-2", owner=evidence.place.owner)
-
-
-# ---------------------------------------------------------------- what does not belong there
-
-
-def of_leftovers(evidence: Evidence, doomed: Mapping[str, float]) -> Iterator[Finding]:
-    """Temporary files of the server's own, foreign files, and names of older servers."""
-    for each in evidence.census.temporaries:
-        old = _is_old_temporary(each, evidence)
-        name = names.printable(each.entry.name)
-        yield found("file_temporary", each.path, name=name)._replace(
-            alone=_kept_or_not(each.path, doomed),
-            command=advice.watch(evidence, "clean") if old else "",
-            sizes=sizes([each.entry]),
-        )
-    for entry in evidence.census.foreign:
-        path = f"blobs/{entry.name}"
-        yield found("file_foreign", path, name=names.printable(entry.name))._replace(
-            alone=_kept_or_not(path, doomed), sizes=sizes([entry])
-        )
-    astray = {odd.lies.path for odd in evidence.census.odd if odd.lies is not None}
-    for located in evidence.census.old_names:
-        if located.path not in astray:
-            name = names.printable(located.entry.name)
-            yield found("blob_old_name", located.path, name=name)._replace(
-                sizes=sizes([located.entry])
-            )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher.model import (
+    BLINDING,
     HOUR,
     Evidence,
     Forecast,
@@ -25,14 +26,7 @@ from watcher.ollama import names
 #: Servers before this one deleted without regard to age.
 _FIRST_WITH_GRACE = (0, 21)
 #: Manifests on which the server's reading of all manifests ends in an error.
-_SKIPS_PRUNING = frozenset(
-    {
-        ManifestFault.CORRUPT,
-        ManifestFault.UNREADABLE,
-        ManifestFault.DANGLING,
-        ManifestFault.BAD_NAME,
-    }
-)
+_SKIPS_PRUNING = BLINDING | {ManifestFault.BAD_NAME}
 
 
 def forecast(evidence: Evidence, wanted: frozenset[str] = frozenset()) -> Forecast:
@@ -40,46 +34,36 @@ def forecast(evidence: Evidence, wanted: frozenset[str] = frozenset()) -> Foreca
 
     `wanted`: the paths that `prepare` protects where the server's unit calls it before.
     """
-    fails = tuple(_why_renaming_fails(evidence))
-    renames = evidence.census.old_names if _renames(evidence) else ()
-    if fails:
+    census = evidence.census
+    renames = () if evidence.place.blobs_linked else census.old_names
+    if fails := tuple(_why_renaming_fails(evidence)):
         return Forecast(renames=renames, start_fails=True, why=fails)
-    off = tuple(_why_pruning_is_off(evidence))
-    if off:
+    if off := tuple(_why_pruning_is_off(evidence)):
         return Forecast(renames=renames, pruning_off=True, why=off)
-    grace, why = _grace(evidence)
-    deletes: list[Located] = []
-    later: list[tuple[float, Located]] = []
-    unprotected = [] if _removes_nothing(evidence) else list(_unprotected(evidence))
+    grace, assumed = _grace(evidence)
+    why = [assumed] if assumed else []
+    # Each removal under a blobs/ that can't be changed fails, which a start only logs.
+    fixed = census.sealed or evidence.place.read_only
+    unprotected = [] if fixed else list(_unprotected(evidence))
     hidden = hidden_manifests(evidence)
     if hidden:
         unprotected = [each for each in unprotected if not _is_blob(each.entry.name)]
-        why = (*why, f"this user can't read {hidden[0]}, so it is unknown which blobs are kept")
+        why.append(f"this user can't read {hidden[0]}, so it is unknown which blobs are kept")
     if evidence.next_start.prepared and any(each.path in wanted for each in unprotected):
-        why = (*why, "ollama-watch prepare protects downloads before each start of the unit")
+        why.append("ollama-watch prepare protects downloads before each start of the unit")
         unprotected = [each for each in unprotected if each.path not in wanted]
-    for located in unprotected:
-        # A time in the future is younger than any age.
-        due = located.entry.mtime + grace
-        if due <= evidence.now:
-            deletes.append(located)
-        else:
-            later.append((due, located))
-    blind = tuple(
-        f"the server can't list {names.printable(path)}: it deletes the blobs of its models, "
-        "then fails to start"
-        for path in evidence.census.unlisted_by_server
-        if path.startswith("manifests")
-    )
-    stuck = tuple(_why_folders_stay(evidence))
+    # A time in the future is younger than any age.
+    due = [(each.entry.mtime + grace, each) for each in unprotected]
+    deletes = [each for at, each in due if at <= evidence.now]
+    fails = tuple(_why_it_fails_at_the_end(evidence))
     return Forecast(
         deletes=tuple(sorted(deletes, key=lambda each: (each.entry.mtime_ns, each.path))),
-        later=tuple(sorted(later)),
+        later=tuple(sorted((at, each) for at, each in due if at > evidence.now)),
         renames=renames,
-        empty_folders=evidence.census.empty_folders,
-        start_fails=bool(blind or stuck),
+        empty_folders=census.empty_folders,
+        start_fails=bool(fails),
         blind=bool(hidden),
-        why=(*why, *blind, *stuck),
+        why=(*why, *fails),
     )
 
 
@@ -96,57 +80,34 @@ def _is_blob(name: str) -> bool:
     return names.is_blob(names.new_spelling(name) if name.startswith("sha256:") else name)
 
 
-def _removes_nothing(evidence: Evidence) -> bool:
-    """Whether each removal under ``blobs/`` fails, which a start only logs."""
-    return evidence.census.sealed or evidence.place.read_only
-
-
-def _why_folders_stay(evidence: Evidence) -> Iterator[str]:
-    """What ends the start in its last step, the removal of empty folders of manifests."""
-    if evidence.place.read_only:
-        for path in evidence.census.empty_folders[:1]:
-            why = "can't be removed: the file system is read-only"
-            yield f"{names.printable(path)} is empty and {why}"
-    for path in evidence.census.stuck_folders[:1]:
-        user = evidence.next_start.user.uid
-        yield f"{names.printable(path)} is empty, and user id {user} can't remove it"
-
-
 def _why_renaming_fails(evidence: Evidence) -> Iterator[str]:
     """What ends the start in its first step, the walk that renames old spellings."""
-    yield from _why_unreachable(evidence)
-    if evidence.place.blobs_broken:
-        yield _why_broken(evidence.place)
-    if not _renames(evidence):
+    place, census, user = evidence.place, evidence.census, evidence.next_start.user.uid
+    for barred in census.barred:  # a folder on the way, or no right to make one
+        if barred.need is Need.ENTER:
+            yield f"user id {user} can't enter {names.printable(barred.first[0].path)}"
+        elif barred.subject is Subject.STORE and place.blobs == (0, 0):
+            yield f"user id {user} can't create blobs in the store's folder"
+    if place.blobs_broken:
+        yield _why_broken(place)
+    if place.blobs_linked:
         return  # a linked blobs/ is not walked
-    for path in evidence.census.unlisted_by_server:
+    for path in census.unlisted_by_server:
         if path.startswith("blobs"):
             yield f"the server can't read the folder {names.printable(path)}"
-    yield from evidence.census.rename_faults
-    if evidence.census.old_names:
-        first = names.printable(evidence.census.old_names[0].path)
-        if evidence.place.read_only:
-            yield f"{first} can't be renamed: the file system is mounted read-only"
-        elif evidence.census.sealed:
-            yield f"{first} can't be renamed by user id {evidence.next_start.user.uid}"
-
-
-def _why_unreachable(evidence: Evidence) -> Iterator[str]:
-    """What keeps the server from its store: a folder on the way, or no right to make one."""
-    user = evidence.next_start.user.uid
-    for barred in evidence.census.barred:
-        path = barred.first[0].path
-        if barred.need is Need.ENTER:
-            yield f"user id {user} can't enter {names.printable(path)}"
-        elif barred.subject is Subject.STORE and evidence.place.blobs == (0, 0):
-            yield f"user id {user} can't create blobs in the store's folder"
+    yield from census.rename_faults
+    if census.old_names and (place.read_only or census.sealed):
+        so = "can't be renamed: the file system is mounted read-only"
+        if not place.read_only:
+            so = f"can't be renamed by user id {user}"
+        yield f"{names.printable(census.old_names[0].path)} {so}"
 
 
 def _why_broken(place: Place) -> str:
     """Why ``blobs`` is no folder."""
-    if not place.blobs_target:
-        return "blobs is not a folder"
     target = place.blobs_target
+    if not target:
+        return "blobs is not a folder"
     where = names.printable(target if target.startswith("/") else f"{place.path}/{target}")
     found = "does not exist" if place.blobs == (0, 0) else "is not a folder"
     return f"blobs is a link to {where}, which {found}"
@@ -167,33 +128,44 @@ def _why_pruning_is_off(evidence: Evidence) -> Iterator[str]:
             yield f"{names.printable(odd.path)}: {odd.why}"
 
 
-def _grace(evidence: Evidence) -> tuple[float, tuple[str, ...]]:
-    """The age in seconds from which on things go, and what there is to say about it."""
-    for server in evidence.servers:
-        version = _version(server.version)
-        if (0, 0) < version < _FIRST_WITH_GRACE:
-            return 0.0, (f"Ollama {server.version} prunes files of any age",)
-    if not any(server.version for server in evidence.servers):
-        return HOUR, ("the version of the server is unknown; this assumes 0.21 or later",)
-    return HOUR, ()
+def _why_it_fails_at_the_end(evidence: Evidence) -> Iterator[str]:
+    """What ends the start in its last step, the removal of empty folders of manifests."""
+    census = evidence.census
+    for path in census.unlisted_by_server:
+        if path.startswith("manifests"):
+            cannot = f"the server can't list {names.printable(path)}"
+            yield f"{cannot}: it deletes the blobs of its models, then fails to start"
+    if evidence.place.read_only and census.empty_folders:
+        why = "can't be removed: the file system is read-only"
+        yield f"{names.printable(census.empty_folders[0])} is empty and {why}"
+    for path in census.stuck_folders[:1]:
+        user = evidence.next_start.user.uid
+        yield f"{names.printable(path)} is empty, and user id {user} can't remove it"
 
 
-def _version(text: str | None) -> tuple[int, int]:
-    """Major and minor of a version; (0, 0) where it is none, or a build without one."""
-    numbers = (text or "").split("-")[0].split(".")
-    if len(numbers) < 2 or not all(number.isdecimal() for number in numbers[:2]):
-        return 0, 0
-    return int(numbers[0]), int(numbers[1])
+def _grace(evidence: Evidence) -> tuple[float, str]:
+    """The age in seconds from which on things go, and what there is to add."""
+    versions = [server.version for server in evidence.servers if server.version]
+    for version in versions:
+        numbers = version.split("-")[0].split(".")[:2]
+        # A build without a version has 0.0, and what is no version says nothing.
+        known = len(numbers) == 2 and all(number.isdecimal() for number in numbers)
+        if known and (0, 0) < tuple(map(int, numbers)) < _FIRST_WITH_GRACE:
+            return 0.0, f"Ollama {version} prunes files of any age"
+    unknown = "the version of the server is unknown; this assumes 0.21 or later"
+    return HOUR, "" if versions else unknown
 
 
 def _unprotected(evidence: Evidence) -> Iterator[Located]:
     """Everything right in ``blobs/`` that no manifest keeps, as it is after the renaming."""
-    census = evidence.census
-    renamed = (
-        {names.new_spelling(old.entry.name): old for old in _top(evidence)}
-        if _renames(evidence)
-        else {}
-    )
+    census, is_renamed = evidence.census, not evidence.place.blobs_linked
+    # What lies deeper is renamed and stays.
+    old_names = [
+        old
+        for old in census.old_names
+        if old.path == f"blobs/{old.entry.name}" and old.entry.kind is not Kind.FOLDER
+    ]
+    renamed = {names.new_spelling(old.entry.name): old for old in old_names if is_renamed}
     downloads = (
         entry
         for download in evidence.downloads
@@ -203,31 +175,14 @@ def _unprotected(evidence: Evidence) -> Iterator[Located]:
     temporaries = (
         each.entry for each in census.temporaries if each.path == f"blobs/{each.entry.name}"
     )
-    for entry in (
-        *downloads,
-        *census.unnamed,
-        *census.elsewhere,
-        *census.unprotected,
-        *census.foreign,
-        *temporaries,
-    ):
+    every = (*downloads, *census.unnamed, *census.elsewhere, *census.unprotected, *census.foreign)
+    for entry in (*every, *temporaries):
         # Renaming puts the old spelling's file, and its time, in the place of the new one's.
         twin = renamed.get(entry.name)
         if entry.kind is not Kind.FOLDER:
             yield Located(f"blobs/{entry.name}", entry if twin is None else twin.entry)
-    for old in _top(evidence):
-        is_blob = names.is_blob(names.new_spelling(old.entry.name))
+    for old in old_names:
         # Not renamed, a blob is looked for under its new spelling only, so the old one stays.
-        if old.path not in census.old_protected and (_renames(evidence) or not is_blob):
-            yield old
-
-
-def _renames(evidence: Evidence) -> bool:
-    return not evidence.place.blobs_linked
-
-
-def _top(evidence: Evidence) -> Iterator[Located]:
-    """Files in the old spelling right in ``blobs/``; what lies deeper is renamed and stays."""
-    for old in evidence.census.old_names:
-        if old.path == f"blobs/{old.entry.name}" and old.entry.kind is not Kind.FOLDER:
+        goes = is_renamed or not _is_blob(old.entry.name)
+        if old.path not in census.old_protected and goes:
             yield old

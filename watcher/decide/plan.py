@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from watcher.config import Settings
-from watcher.decide import actions, cleaning, quarantine, questions, repairing, safety
+from watcher.decide import actions, cleaning, quarantine, repairing, safety
 from watcher.model import (
     LIVE_LOOK_SECONDS,
     QUIET_SECONDS,
@@ -46,27 +46,28 @@ def make(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> 
 def _steps(
     diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
 ) -> Iterator[Action | Refusal]:
+    mode, is_whole = rules.mode, evidence.scope is None
     for each in diagnosed:
-        if rules.mode.clean:
+        if mode.clean:
             yield from cleaning.by_the_clock(each, evidence, rules)
-        if each.stale and rules.mode.clean:
+        if each.stale and mode.clean:
             yield from cleaning.of_download(each, evidence)
-        elif rules.mode.repair and (rules.mode.repair_stale or not each.stale):
-            if rules.mode.hash:
-                yield from questions.of_download(each)
+        elif mode.repair and (mode.repair_stale or not each.stale):
+            if mode.hash:
+                yield from repairing.questions_of(each)
             yield from repairing.of_download(each, evidence, rules)
-    if rules.mode.hash and evidence.scope is None:
-        yield from questions.blobs_in_doubt(evidence)
-    if rules.mode.online and evidence.scope is None:
-        yield from questions.of_registry(diagnosed, evidence)
-    if rules.mode.verify:
-        yield from questions.all_blobs(evidence)
-    if rules.mode.repair:
-        yield from repairing.damaged_blobs(evidence, rules)
-    if rules.mode.refresh:
+    if mode.hash and is_whole:
+        yield from repairing.blobs_in_doubt(evidence)
+    if mode.online and is_whole:
+        yield from repairing.questions_to_registries(diagnosed, evidence)
+    if mode.verify:
+        yield from repairing.all_blobs(evidence)
+    if mode.repair:
+        yield from quarantine.damaged_blobs(evidence, rules)
+    if mode.refresh:
         yield from repairing.refresh(diagnosed, evidence, rules)
     yield from quarantine.steps(evidence, rules)
-    if rules.mode.clean and evidence.scope is None:
+    if mode.clean and is_whole:
         # Whether nothing else names a blob takes all manifests, so a narrow look plans none of it.
         yield from cleaning.orphans(evidence, rules)
         yield from cleaning.temporaries(evidence)
@@ -76,36 +77,28 @@ def _with_command(
     refused: Refusal, diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
 ) -> Refusal:
     """The refusal with the command that does what was refused, once that is possible."""
-    if refused.command:
-        return refused
     root = refused.kind is RefusalKind.OWNER and evidence.caller.uid != 0
     root |= refused.kind is RefusalKind.SIGHT and safety.root_sees_more(evidence)
     waits = refused.kind is RefusalKind.NOT_QUIET and refused.action is ActionKind.WRITE_SIDECARS
-    if not (root or waits):
+    if refused.command or not (root or waits):
         return refused
-    words = _asked_again(refused, diagnosed, rules)
-    if waits:
-        words = (words[0], "--wait", *words[1:])
-    return refused._replace(command=advice.watch(evidence, *words, root=root))
-
-
-def _asked_again(
-    refused: Refusal, diagnosed: tuple[Diagnosed, ...], rules: Rules
-) -> tuple[str, ...]:
-    """The words of the command that does what was refused, and nothing else where that is said."""
     command = actions.row(refused.action).command
-    if command[0] == "quarantine":
-        return *command, refused.subject
     after = rules.settings.stale_after
     usual = after == Settings().stale_after
     options = () if usual else ("--stale-after", f"{after:.0f}s")
-    if command == ("clean",):
-        return *command, *options
     digest = names.parse_blob(refused.subject).digest or refused.subject
     stale = any(each.stale and each.digest == digest for each in diagnosed)
-    if stale and rules.mode.clean:
-        return "clean", *options, names.short(digest)
-    return *command, names.short(digest)
+    if command[0] == "quarantine":
+        words = (*command, refused.subject)
+    elif command == ("clean",):
+        words = (*command, *options)
+    elif stale and rules.mode.clean:
+        words = ("clean", *options, names.short(digest))
+    else:
+        words = (*command, names.short(digest))
+    if waits:
+        words = (words[0], "--wait", *words[1:])
+    return refused._replace(command=advice.watch(evidence, *words, root=root))
 
 
 def _due(

@@ -1,87 +1,151 @@
-"""What leaves the quarantine: back to its place, or for good. Pure."""
+"""What goes into quarantine, and what leaves it: back to its place, or for good. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from watcher.decide import findings, safety
-from watcher.model import Action, ActionKind, Evidence, Kept, Refusal, RefusalKind, Rules
+from rich.filesize import decimal
+
+from watcher.decide import blob_findings, findings, safety
+from watcher.model import (
+    WRONG,
+    Action,
+    ActionKind,
+    Evidence,
+    Kept,
+    OddBlob,
+    Refusal,
+    RefusalKind,
+    Rules,
+    Visibility,
+)
 from watcher.ollama import names
 from watcher.system import advice
 
 
+def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
+    """Damaged blobs go to quarantine, if they can be downloaded again.
+
+    A link goes itself, never what it leads to.
+    """
+    most = rules.settings.quarantine_max_bytes
+    room = most - _size(evidence)
+    for odd in evidence.census.odd:
+        if odd.fault not in WRONG or odd.entry is None:
+            continue
+        if rules.mode.online and odd.models and not odd.asked:
+            continue  # its registry is asked first
+        why = _blob_stays(odd, evidence)
+        if why is None and odd.entry.allocated > room:
+            why = _no_room(evidence, most)
+        name = names.blob(odd.digest)
+        if why is not None:
+            yield why.refusal(name, ActionKind.QUARANTINE_BLOB, odd.models)
+            continue
+        room -= odd.entry.allocated
+        yield Action(
+            ActionKind.QUARANTINE_BLOB,
+            name,
+            f"{blob_findings.damage(odd)}, and the registry has it: "
+            f"{advice.ollama(evidence, 'pull', odd.models[0])} downloads this layer only",
+            (odd.entry,),
+            models=odd.models,
+        )
+
+
+def _size(evidence: Evidence) -> int:
+    return sum(kept.entry.allocated for kept in evidence.quarantine)
+
+
+def _no_room(evidence: Evidence, most: int) -> safety.Why:
+    """The quarantine is bounded: what does not fit into it stays where it is."""
+    replaced = any(kept.replaced for kept in evidence.quarantine)
+    return safety.Why(
+        RefusalKind.ROOM,
+        f"the quarantine is limited to {decimal(most)}, and this would exceed it",
+        "purge it, or raise quarantine_max_size in the settings",
+        command=advice.watch(evidence, "quarantine", "purge" if replaced else "ls"),
+    )
+
+
+def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
+    """A damaged blob stays where no registry has said that it can be downloaded again."""
+    if odd.registry is not None and odd.registry == odd.wanted:
+        if evidence.view.visibility is not Visibility.FULL:
+            return safety.unseen(evidence)
+        return safety.store_forbids(evidence)
+    kind, stays, command = RefusalKind.REGISTRY, "it is damaged but may be the only copy", ""
+    if not odd.models:
+        why, remedy = "no model names it", "pull or create its model again"
+    elif odd.registry is not None:
+        why = f"its registry has {odd.registry} bytes, the manifest says {odd.wanted}"
+        remedy = "create the model again, or pull its newer version"
+    else:
+        command = advice.watch(evidence, "repair", names.short(odd.digest))
+        why, remedy = "its registry was not asked", "ask it"
+        if odd.asked:
+            why = "its registry did not answer, or does not have it"
+            remedy = "make the registry reachable and ask again, or create the model again"
+    return safety.Why(kind, f"{stays}: {why}", remedy, command=command)
+
+
+# ---------------------------------------------------------------- what leaves it
+
+
 def steps(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
     """The actions on the kept files that the rules name."""
-    known = {kept.label for kept in evidence.quarantine}
-    for kind, labels in (
-        (ActionKind.RESTORE, rules.mode.restore),
-        (ActionKind.PURGE, rules.mode.purge),
-    ):
-        for label in sorted(labels - known):
-            why = "nothing in quarantine has that label"
-            listed = advice.watch(evidence, "quarantine", "ls")
-            remedy = "list the labels"
-            yield Refusal(RefusalKind.UNKNOWN, label, kind, why, remedy, command=listed)
-    expired = _expired(evidence, rules)
+    mode, known = rules.mode, {kept.label for kept in evidence.quarantine}
+    unknown = safety.Why(
+        RefusalKind.UNKNOWN,
+        "nothing in quarantine has that label",
+        "list the labels",
+        command=advice.watch(evidence, "quarantine", "ls"),
+    )
+    for kind, labels in (ActionKind.RESTORE, mode.restore), (ActionKind.PURGE, mode.purge):
+        yield from (unknown.refusal(label, kind) for label in sorted(labels - known))
+    purged = mode.purge | _expired(evidence, rules)
     for kept in evidence.quarantine:
-        if kept.label in rules.mode.restore:
+        if kept.label in mode.restore:
             yield _restore(kept, evidence)
-        elif kept.label in rules.mode.purge or kept.label in expired:
-            yield _purge(kept)
+        elif kept.label in purged:
+            because = "a valid blob replaced it" if kept.replaced else "as asked"
+            stays = kept.there if kept.replaced else None
+            files, frees = (kept.entry,), kept.entry.freed
+            yield Action(ActionKind.PURGE, kept.label, because, files, frees, relies_on=stays)
 
 
 def _expired(evidence: Evidence, rules: Rules) -> set[str]:
     """What a valid blob has replaced and may go now: nothing ever expires before it was."""
-    if not (rules.mode.clean or rules.mode.purge_replaced):
+    settings, mode = rules.settings, rules.mode
+    if not (mode.clean or mode.purge_replaced):
         return set()
-    room = size(evidence) - rules.settings.quarantine_max_bytes
+    excess = _size(evidence) - settings.quarantine_max_bytes
     expired: set[str] = set()
     for kept in sorted(evidence.quarantine, key=lambda each: each.entry.ctime_ns):
         age = evidence.age_of(kept.entry.ctime_ns / 1e9)  # it changed last when it was moved here
-        if kept.replaced and (
-            rules.mode.purge_replaced or age >= rules.settings.quarantine_keep or room > 0
-        ):
+        due = mode.purge_replaced or age >= settings.quarantine_keep or excess > 0
+        if kept.replaced and due:
             expired.add(kept.label)
-            room -= kept.entry.allocated
+            excess -= kept.entry.allocated
     return expired
 
 
-def size(evidence: Evidence) -> int:
-    """Bytes on the disk of everything in quarantine."""
-    return sum(kept.entry.allocated for kept in evidence.quarantine)
-
-
 def _restore(kept: Kept, evidence: Evidence) -> Action | Refusal:
-    unsafe = safety.store_forbids(evidence)
-    if unsafe is None and kept.in_its_place:
-        unsafe = safety.Why(
+    name, why = names.printable(kept.name), safety.store_forbids(evidence)
+    if why is None and kept.in_its_place:
+        why = safety.Why(
             RefusalKind.CHANGED,
-            f"its place is taken by a new {names.printable(kept.name)}",
+            f"its place is taken by a new {name}",
             "purge it, or move the new file away",
             command=advice.watch(evidence, "quarantine", "purge", kept.label),
         )
-    if unsafe is None and not kept.place_seen:
-        unsafe = safety.Why(
+    if why is None and not kept.place_seen:
+        why = safety.Why(
             RefusalKind.PERMISSION,
-            f"it is unknown whether its place, blobs/{names.printable(kept.name)}, is free",
+            f"it is unknown whether its place, blobs/{name}, is free",
             "make blobs/ readable first",
             command=findings.made_listable("blobs", evidence),
         )
-    if unsafe is not None:
-        why, remedy = unsafe.reason, unsafe.remedy
-        command = unsafe.command
-        return Refusal(unsafe.kind, kept.label, ActionKind.RESTORE, why, remedy, command=command)
-    because = f"back to blobs/{names.printable(kept.name)}"
-    return Action(ActionKind.RESTORE, kept.label, because, (kept.entry,))
-
-
-def _purge(kept: Kept) -> Action:
-    because = "a valid blob replaced it" if kept.replaced else "as asked"
-    return Action(
-        ActionKind.PURGE,
-        kept.label,
-        because,
-        (kept.entry,),
-        kept.entry.freed,
-        relies_on=kept.there if kept.replaced else None,
-    )
+    if why is not None:
+        return why.refusal(kept.label, ActionKind.RESTORE)
+    return Action(ActionKind.RESTORE, kept.label, f"back to blobs/{name}", (kept.entry,))

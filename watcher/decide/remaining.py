@@ -9,10 +9,16 @@ from watcher.decide import conditions, finding_kinds
 from watcher.decide.conditions import NextPull
 from watcher.decide.finding_kinds import Left
 from watcher.model import (
+    WRONG,
+    ActionKind,
+    BlobFault,
     Diagnosis,
     Evidence,
     Finding,
     ManifestFault,
+    OddBlob,
+    Outcome,
+    Result,
     Severity,
     Unseen,
 )
@@ -57,14 +63,14 @@ def of_repair(
         for model in each.download.models
     }
     reported = frozenset(known)
-    left = (
-        each
-        for each in _errors(diagnosis, meant)
-        if finding_kinds.row(each.kind).left is not Left.NONE
-        and reported.isdisjoint(_subjects(each))
-        and not _comes(each, pulled)
-    )
-    return Remaining(tuple(left), blind)
+
+    def is_left(finding: Finding) -> bool:
+        # The pull of an unfinished model fetches a missing blob with the rest of it.
+        comes = finding.kind == "blob_missing" and set() < set(finding.models) <= pulled
+        left = finding_kinds.row(finding.kind).left is not Left.NONE
+        return left and reported.isdisjoint(_subjects(finding)) and not comes
+
+    return Remaining(tuple(filter(is_left, _errors(diagnosis, meant))), blind)
 
 
 def of_cleaning(seen: Evidence, diagnosis: Diagnosis, meant: Meant) -> Remaining:
@@ -77,11 +83,6 @@ def of_cleaning(seen: Evidence, diagnosis: Diagnosis, meant: Meant) -> Remaining
 
 def _unread(seen: Evidence, meant: Meant) -> bool:
     return any(each.unreadable and meant(each.models, (each.digest,)) for each in seen.downloads)
-
-
-def _comes(finding: Finding, pulled: set[str]) -> bool:
-    """Whether it is a blob that the pull of an unfinished model fetches with the rest of it."""
-    return finding.kind == "blob_missing" and set() < set(finding.models) <= pulled
 
 
 def _errors(diagnosis: Diagnosis, meant: Meant) -> Iterator[Finding]:
@@ -138,10 +139,80 @@ def unseen(seen: Evidence, meant: Meant, *, parsed: bool = True) -> Iterator[Uns
         if whole or (in_blobs and meant((), (each.path.removeprefix("blobs/"),))):
             yield each
     for odd in census.odd_manifests:
-        if odd.fault in _PARSED and not parsed:
-            continue
         why = _BLINDING.get(odd.fault)
-        # Whether it is we who can't make sense of it, and not just the server's user.
+        if why is None or (odd.fault in _PARSED and not parsed):
+            continue
+        # It is we who can't make sense of it, and not just the server's user.
         blind = odd.fault is not ManifestFault.UNREADABLE or odd.model not in census.models
-        if why is not None and blind and meant((odd.model or "",), ()):
+        if blind and meant((odd.model or "",), ()):
             yield Unseen(odd.path, f"{why}: {odd.why}")
+
+
+# ---------------------------------------------------------------- verifying
+
+
+class Verified(NamedTuple):
+    """How many blobs were compared with their names, and what came of it."""
+
+    #: Blobs that were read just now, and blobs that have not changed since they were.
+    read: int
+    unchanged: int
+    #: Blobs that are not what their names say, the missing ones among them.
+    wrong: tuple[OddBlob, ...]
+    #: So many blobs nobody came to, since the time was over.
+    left: int
+    #: What could not be checked, and why.
+    unseen: tuple[Unseen, ...]
+
+    @property
+    def checked(self) -> int:
+        """Blobs whose bytes are known, as they are now."""
+        return self.read + self.unchanged
+
+    @property
+    def unchecked(self) -> int:
+        """Blobs, manifests and folders of which nothing is known."""
+        return self.left + len(self.unseen)
+
+
+def of_verified(diagnosis: Diagnosis, done: Verified) -> list[Finding]:
+    """The findings about the blobs that are wrong."""
+    wrong = {(f"blob_{odd.fault.value}", f"blobs/{names.blob(odd.digest)}") for odd in done.wrong}
+    # One finding is about all that lie in the same place.
+    astray = any(odd.lies is not None for odd in done.wrong)
+    return [
+        each
+        for each in diagnosis.findings
+        if (each.kind, each.path) in wrong or (astray and each.kind == "blob_astray")
+    ]
+
+
+def verified(evidence: Evidence, outcomes: Iterable[Outcome], meant: Meant) -> Verified:
+    """What is known of the blobs that are meant, after what was hashed for it just now."""
+    hashed = {each.action.subject: each for each in outcomes if each.action.kind is ActionKind.HASH}
+    right = {digest for digest, outcome in hashed.items() if outcome.sha256 is not None}
+    census = evidence.census
+    named = [(names.parse_blob(blob.name).digest, blob, models) for blob, models in census.named]
+    digests = {digest for digest, _, models in named if meant(models, (digest,))}
+    known = {digest for digest, blob, _ in named if blob.sha256 is not None}
+    # Those that no manifest names: in doubt all the same.
+    unnamed = {digest for digest in hashed if meant((), (digest,))} - digests
+    unnamed |= {names.parse_blob(each.name).digest for each in census.unproven} - digests
+    faults = WRONG | {BlobFault.MISSING}
+    odd_blobs = (odd for odd in census.odd if odd.fault in faults)
+    wrong = [odd for odd in odd_blobs if meant(odd.models, (odd.digest,))]
+    known |= {odd.digest for odd in wrong if odd.fault is BlobFault.CORRUPT} | (unnamed & right)
+    checked = (digests | unnamed | {odd.digest for odd in wrong}) & known
+    unread = [hashed.get(digest) for digest in sorted((digests | unnamed) - known)]
+    unchecked = list(unseen(evidence, meant))
+    for outcome in filter(None, unread):
+        name = outcome.action.expects[0].name
+        why = outcome.message if outcome.result is not Result.DONE else "it changed meanwhile"
+        unchecked.append(Unseen(f"blobs/{name}", why.removeprefix(f"{name}: ")))
+    return Verified(
+        read=len(checked & right),
+        unchanged=len(checked - right),
+        wrong=tuple(wrong),
+        left=unread.count(None),
+        unseen=tuple(unchecked),
+    )

@@ -1,14 +1,16 @@
-"""What lets an interrupted download resume with as little as possible to download again. Pure."""
+"""What lets an interrupted download resume with as little as possible to download again. Pure.
+
+That is: what has to be hashed, or asked of a registry, before; progress files; times.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.filesize import decimal
-
-from watcher.decide import at_risk, cleaning, conditions, findings, quarantine, questions, safety
+from watcher.decide import at_risk, cleaning, conditions, findings, safety
 from watcher.decide.conditions import Step, settled_condition
 from watcher.model import (
+    DOUBTFUL,
     QUIET_SECONDS,
     WRONG,
     Action,
@@ -19,12 +21,9 @@ from watcher.model import (
     Evidence,
     Kind,
     OddBlob,
-    Part,
-    Ranges,
     Refusal,
     RefusalKind,
     Rules,
-    Visibility,
 )
 from watcher.ollama import names, ranges, sidecars
 from watcher.system import advice
@@ -41,66 +40,56 @@ def of_download(
         case Step.WAIT:
             yield from _not_quiet_yet(diagnosed)
         case Step.REMOVE_SURPLUS:
-            yield from cleaning.surplus(diagnosed, evidence)
+            yield cleaning.surplus(diagnosed, evidence)
         case Step.WRITE_SIDECARS:
             yield from _write_sidecars(diagnosed, evidence, rules)
 
 
-def _is_rewritten(condition: Condition) -> bool:
-    return conditions.row(condition).repair is Step.WRITE_SIDECARS
-
-
 def _not_quiet_yet(diagnosed: Diagnosed) -> Iterator[Refusal]:
     """A download that counts as live only because it changed lately, and needs repair then."""
-    download = diagnosed.download
-    if download.writers or not _is_rewritten(settled_condition(download)[0]):
+    settled, _ = settled_condition(diagnosed.download)
+    if diagnosed.download.writers or conditions.row(settled).repair is not Step.WRITE_SIDECARS:
         return
     left = max(0.0, QUIET_SECONDS - diagnosed.quiet)
-    why = safety.Why(
-        RefusalKind.NOT_QUIET,
-        f"{diagnosed.because}; a pull may be running",
-        f"try again in {advice.duration(left)}",
-        left,
-    )
-    yield safety.refusal(why, diagnosed, ActionKind.WRITE_SIDECARS)
+    reason = f"{diagnosed.because}; a pull may be running"
+    why = safety.Why(RefusalKind.NOT_QUIET, reason, f"try again in {advice.duration(left)}", left)
+    yield why.of_download(diagnosed, ActionKind.WRITE_SIDECARS)
 
 
 def _write_sidecars(
     diagnosed: Diagnosed, evidence: Evidence, rules: Rules
 ) -> Iterator[Action | Refusal]:
-    download = diagnosed.download
-    if not download.total:
-        yield safety.refusal(_no_length(diagnosed, evidence), diagnosed, ActionKind.WRITE_SIDECARS)
+    download, trust, kind = diagnosed.download, diagnosed.download.trust, ActionKind.WRITE_SIDECARS
+    total, trusted = download.total, trust.trusted
+    if not total:
+        yield _no_length(diagnosed, evidence).of_download(diagnosed, kind)
         return
-    trusted = download.trust.trusted
-    if not download.trust.zeros_read:
+    if not trust.zeros_read:
         return  # what was not looked through is not believed; `repair` reads without a limit
-    if diagnosed.condition is Condition.WHOLE and not questions.believed(diagnosed):
+    if diagnosed.condition is Condition.WHOLE and not _is_believed(diagnosed):
         assert download.data is not None
         if download.data.sha256 is None and rules.mode.hash:
             return  # it is hashed first; who may not hash goes by what can be trusted
         if download.data.sha256 == diagnosed.digest.lower():
-            trusted = ((0, download.total),)
-    parts = sidecars.from_trusted(trusted, download.total, _at_least(diagnosed))
+            trusted = ((0, total),)
+    # So many parts that every sidecar is replaced and none is left over.
+    numbers = [each.number for each in download.sidecars if each.number is not None]
+    parts = sidecars.from_trusted(trusted, total, min(max(numbers, default=0) + 1, MOST_SIDECARS))
     if parts == tuple(sidecar.part for sidecar in download.sidecars):
         return  # it claims just what can be believed
     wanted = {names.sidecar(diagnosed.digest, part.number) for part in parts}
-    surplus = tuple(
-        sidecar.entry for sidecar in download.sidecars if sidecar.entry.name not in wanted
-    )
-    problem = (
-        safety.why_not_take(diagnosed, evidence)
-        if surplus
-        else safety.why_not_add(diagnosed, evidence)
-    ) or _owner_forbids(download.entries, evidence)
-    if problem is None and rules.mode.patient:
-        problem = safety.another_is_live(diagnosed, evidence)
-    if problem is not None:
-        yield safety.refusal(problem, diagnosed, ActionKind.WRITE_SIDECARS)
+    surplus = tuple(each.entry for each in download.sidecars if each.entry.name not in wanted)
+    forbids = safety.why_not_take if surplus else safety.why_not_add
+    why = forbids(diagnosed, evidence) or _owner_forbids(download.entries, evidence)
+    if why is None and rules.mode.patient:
+        why = safety.another_is_live(diagnosed, evidence)
+    if why is not None:
+        yield why.of_download(diagnosed, kind)
         return
     claims = sidecars.claims(parts)
+    alone = total if diagnosed.cost_alone is None else diagnosed.cost_alone
     yield Action(
-        kind=ActionKind.WRITE_SIDECARS,
+        kind=kind,
         subject=diagnosed.digest,
         because=f"{conditions.row(diagnosed.condition).words} ({diagnosed.because})",
         expects=download.entries,
@@ -108,52 +97,27 @@ def _write_sidecars(
         wait_seconds=safety.guard_seconds(evidence),
         parts=parts,
         surplus=surplus,
-        saves=_saves(diagnosed, claims),
-        doubts=_doubts(parts, download.trust.present, claims),
+        saves=max(0, alone - (total - ranges.size(claims))),
+        # Where attempts will start, and what is there and not claimed.
+        doubts=ranges.union(sidecars.heads(parts), ranges.difference(trust.present, claims)),
     )
-
-
-def _at_least(diagnosed: Diagnosed) -> int:
-    """So many parts that every sidecar is replaced and none is left over."""
-    numbers = [
-        sidecar.number for sidecar in diagnosed.download.sidecars if sidecar.number is not None
-    ]
-    return min(max(numbers, default=0) + 1, MOST_SIDECARS)
-
-
-def _saves(diagnosed: Diagnosed, claims: Ranges) -> int:
-    """Bytes that Ollama alone would have downloaded again."""
-    total = diagnosed.download.total or 0
-    rest = total - ranges.size(claims)
-    alone = total if diagnosed.cost_alone is None else diagnosed.cost_alone
-    return max(0, alone - rest)
-
-
-def _doubts(parts: tuple[Part, ...], present: Ranges, claims: Ranges) -> Ranges:
-    """What must stay doubtful: where attempts will start, and what is there and not claimed."""
-    return ranges.union(sidecars.heads(parts), ranges.difference(present, claims))
 
 
 def _no_length(diagnosed: Diagnosed, evidence: Evidence) -> safety.Why:
     """Nothing here tells the length of a layer: its model's registry would."""
-    models, doubt = diagnosed.download.models, diagnosed.download.doubted_length
-    if doubt:
-        return safety.Why(
-            RefusalKind.LENGTH,
-            f"its length is unknown: {doubt}",
-            "pull its model again, or clean it once it is stale",
-        )
-    if models:
-        return safety.Why(
-            RefusalKind.LENGTH,
-            f"its length is unknown, and the registry of {models[0]} did not report it",
-            "run it again when the registry is reachable, or clean it once it is stale",
-            command=advice.watch(evidence, "repair", names.short(diagnosed.digest)),
-        )
+    download, kind = diagnosed.download, RefusalKind.LENGTH
+    if download.doubted_length:
+        reason = f"its length is unknown: {download.doubted_length}"
+        return safety.Why(kind, reason, "pull its model again, or clean it once it is stale")
+    if not download.models:
+        remedy = f"{findings.NAMED}; or clean it once it is stale"
+        return safety.Why(kind, "its length and its model are unknown", remedy)
+    registry = f"the registry of {download.models[0]}"
     return safety.Why(
-        RefusalKind.LENGTH,
-        "its length and its model are unknown",
-        f"{findings.NAMED}; or clean it once it is stale",
+        kind,
+        f"its length is unknown, and {registry} did not report it",
+        "run it again when the registry is reachable, or clean it once it is stale",
+        command=advice.watch(evidence, "repair", names.short(diagnosed.digest)),
     )
 
 
@@ -170,88 +134,77 @@ def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why
     return safety.Why(RefusalKind.OWNER, why, "give them to the owner of the store", command=given)
 
 
-def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
-    """Damaged blobs go to quarantine, if they can be downloaded again.
+# ---------------------------------------------------------------- questions
 
-    A link goes itself, never what it leads to.
-    """
-    room = rules.settings.quarantine_max_bytes - quarantine.size(evidence)
+
+def questions_of(diagnosed: Diagnosed) -> Iterator[Action]:
+    """What of a download has to be hashed before it can be repaired."""
+    data, blob = diagnosed.download.data, diagnosed.download.finished
+    redundant = diagnosed.condition is Condition.REDUNDANT
+    if data is not None and redundant and blob is not None and blob.sha256 is None:
+        because = "to find out whether its partial data can be removed"
+        yield _hash(blob, diagnosed.digest, because)
+    whole = diagnosed.condition is Condition.WHOLE and not _is_believed(diagnosed)
+    if data is not None and whole and data.sha256 is None:
+        yield _hash(data, diagnosed.digest, "to find out whether the download is complete")
+
+
+def _is_believed(diagnosed: Diagnosed) -> bool:
+    """Whether every byte of a download can be trusted without a look at its hash."""
+    return diagnosed.download.trust.trusted == ((0, diagnosed.download.total),)
+
+
+def questions_to_registries(
+    diagnosed: tuple[Diagnosed, ...], evidence: Evidence
+) -> Iterator[Action]:
+    """What only the registry that a model came from can tell: a lost length, a corrupt blob's."""
+    ask = ActionKind.ASK_REGISTRY
+    for download in (each.download for each in diagnosed):
+        if download.total is None and download.models and download.registry is None:
+            because, files = "its length is unknown", download.entries
+            yield Action(ask, download.digest, because, files, models=download.models)
+    because = "to find out whether a damaged blob can be downloaded again"
+    for odd in _damaged_and_unheard(evidence):
+        yield Action(ask, odd.digest, because, (), models=odd.models)
+
+
+def _damaged_and_unheard(evidence: Evidence) -> Iterator[OddBlob]:
     for odd in evidence.census.odd:
-        if odd.fault not in WRONG or odd.entry is None:
-            continue
-        if rules.mode.online and odd.models and not odd.asked:
-            continue  # its registry is asked first
-        why = _blob_stays(odd, evidence)
-        if why is None and odd.entry.allocated > room:
-            why = _no_room(evidence, rules)
-        name = names.blob(odd.digest)
-        if why is not None:
-            yield _refused(why, name, odd)
-            continue
-        room -= odd.entry.allocated
-        yield Action(
-            ActionKind.QUARANTINE_BLOB,
-            name,
-            f"{findings.damage(odd)}, and the registry has it: "
-            f"{advice.ollama(evidence, 'pull', odd.models[0])} downloads this layer only",
-            (odd.entry,),
-            models=odd.models,
-        )
+        if odd.fault in WRONG and odd.models and odd.registry is None:
+            yield odd
 
 
-def _refused(why: safety.Why, name: str, odd: OddBlob) -> Refusal:
-    return Refusal(
-        why.kind,
-        name,
-        ActionKind.QUARANTINE_BLOB,
-        why.reason,
-        why.remedy,
-        why.left,
-        odd.models,
-        command=why.command,
-    )
+def blobs_in_doubt(evidence: Evidence) -> Iterator[Action]:
+    """Blobs that may not be what their names say, and were not hashed as they are now."""
+    for entry in evidence.census.unproven:
+        digest = names.parse_blob(entry.name).digest
+        yield _hash(entry, digest, "it was finished from repaired progress files, or changed")
+    for odd in evidence.census.odd:
+        if odd.fault in DOUBTFUL and odd.content is not None:
+            yield _hash(odd.content, odd.digest, "its size differs from its manifest")
 
 
-def _no_room(evidence: Evidence, rules: Rules) -> safety.Why:
-    """The quarantine is bounded: what does not fit into it stays where it is."""
-    most = rules.settings.quarantine_max_bytes
-    replaced = any(kept.replaced for kept in evidence.quarantine)
-    return safety.Why(
-        RefusalKind.ROOM,
-        f"the quarantine is limited to {decimal(most)}, and this would exceed it",
-        "purge it, or raise quarantine_max_size in the settings",
-        command=advice.watch(evidence, "quarantine", "purge" if replaced else "ls"),
-    )
+def all_blobs(evidence: Evidence) -> Iterator[Action]:
+    """Every blob that a manifest names and that was not hashed as it is now; the oldest first.
+
+    Those that are in doubt are hashed as such.
+    """
+    known = {each.subject for each in blobs_in_doubt(evidence)}
+    named = [content for content, _ in evidence.census.named if content.sha256 is None]
+    for entry in sorted(named, key=lambda entry: entry.mtime_ns):
+        digest = names.parse_blob(entry.name).digest
+        if digest not in known:
+            yield _hash(entry, digest, "not hashed in its present state")
 
 
-def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
-    if odd.registry is None or odd.registry != odd.wanted:
-        return _not_to_be_had(odd, evidence)
-    if evidence.view.visibility is not Visibility.FULL:
-        return safety.unseen(evidence)
-    return safety.store_forbids(evidence)
+def open_questions(evidence: Evidence) -> frozenset[str]:
+    """The digests of blobs that have to be hashed, or that a registry has not been heard about."""
+    unheard = {odd.digest for odd in _damaged_and_unheard(evidence)}
+    return frozenset(unheard | {each.subject for each in blobs_in_doubt(evidence)})
 
 
-def _not_to_be_had(odd: OddBlob, evidence: Evidence) -> safety.Why:
-    """A damaged blob stays where no registry has said that it can be downloaded again."""
-    stays = "it is damaged but may be the only copy"
-    command = advice.watch(evidence, "repair", names.short(odd.digest))
-    if not odd.models:
-        return safety.Why(
-            RefusalKind.REGISTRY, f"{stays}: no model names it", "pull or create its model again"
-        )
-    if odd.registry is not None:
-        return safety.Why(
-            RefusalKind.REGISTRY,
-            f"{stays}: its registry has {odd.registry} bytes, the manifest says {odd.wanted}",
-            "create the model again, or pull its newer version",
-        )
-    if not odd.asked:
-        why = f"{stays}: its registry was not asked"
-        return safety.Why(RefusalKind.REGISTRY, why, "ask it", command=command)
-    why = f"{stays}: its registry did not answer, or does not have it"
-    remedy = "make the registry reachable and ask again, or create the model again"
-    return safety.Why(RefusalKind.REGISTRY, why, remedy, command=command)
+def _hash(entry: Entry, digest: str, because: str) -> Action:
+    return Action(ActionKind.HASH, digest, because, (entry,))
 
 
 # ---------------------------------------------------------------- times
@@ -266,25 +219,17 @@ def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) 
     if evidence.place.foreign:
         return
     every = [*at_risk.of_downloads(diagnosed), *at_risk.of_blobs(evidence, rules)]
-    if rules.mode.repair_stale:
-        stale = (each for each in diagnosed if each.stale and _is_rewritten(each.condition))
-        every += [
-            at_risk.AtRisk(each.digest, each.download.entries, each.download.models)
-            for each in stale
-        ]
-    for each in every:
-        entries = tuple(
-            entry for entry in each.entries if entry.kind is Kind.FILE and evidence.uid == entry.uid
+    for each in diagnosed if rules.mode.repair_stale else ():
+        if each.stale and conditions.row(each.condition).repair is Step.WRITE_SIDECARS:
+            download = each.download
+            every.append(at_risk.AtRisk(each.digest, download.entries, download.models))
+    for needed in every:
+        files = tuple(
+            entry
+            for entry in needed.entries
+            if entry.kind is Kind.FILE and evidence.uid == entry.uid
         )
-        if at_risk.fades(entries, evidence.now) and _alone(entries, evidence):
-            yield Action(
-                ActionKind.REFRESH,
-                each.subject,
-                "soon old enough for the server to prune it",
-                entries,
-                models=each.models,
-            )
-
-
-def _alone(entries: tuple[Entry, ...], evidence: Evidence) -> bool:
-    return evidence.uid != 0 or all(entry.links == 1 for entry in entries)
+        fades = at_risk.fades(files, evidence.now)
+        if fades and (evidence.uid != 0 or all(entry.links == 1 for entry in files)):
+            because = "soon old enough for the server to prune it"
+            yield Action(ActionKind.REFRESH, needed.subject, because, files, models=needed.models)

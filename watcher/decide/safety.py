@@ -49,19 +49,14 @@ class Why(NamedTuple):
     left: float | None = None
     command: str = ""
 
+    def refusal(self, subject: str, action: ActionKind, models: tuple[str, ...] = ()) -> Refusal:
+        """The refusal of an action for this reason."""
+        words = self.reason, self.remedy, self.left
+        return Refusal(self.kind, subject, action, *words, models, command=self.command)
 
-def refusal(why: Why, diagnosed: Diagnosed, kind: ActionKind) -> Refusal:
-    """The refusal of an act on a download."""
-    return Refusal(
-        why.kind,
-        diagnosed.digest,
-        kind,
-        why.reason,
-        why.remedy,
-        why.left,
-        diagnosed.download.models,
-        command=why.command,
-    )
+    def of_download(self, diagnosed: Diagnosed, action: ActionKind) -> Refusal:
+        """The refusal of an action on a download."""
+        return self.refusal(diagnosed.digest, action, diagnosed.download.models)
 
 
 def guard_seconds(evidence: Evidence) -> float:
@@ -79,35 +74,6 @@ def alone(evidence: Evidence) -> bool:
 def is_loose(place: Place) -> bool:
     """Whether a file may have another inode once it was moved, or is read again."""
     return place.file_system in _LOOSE or place.file_system.startswith("fuse.")
-
-
-def _links_forbid(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
-    """Without hard links a guard takes a sidecar's place safely only while nobody else acts."""
-    place = evidence.place
-    guarded = names.sidecar(diagnosed.digest, 0) in (
-        each.name for each in diagnosed.download.entries
-    )
-    if place.file_system not in _NO_LINKS or not guarded or alone(evidence):
-        return None
-    why = (
-        f"{place.file_system} has no hard links: files are changed only while no Ollama "
-        "process runs and every process is visible"
-    )
-    if evidence.servers or evidence.others:
-        return Why(RefusalKind.SERVER_RUNS, why, STOP, command=advice.stop(evidence))
-    return Why(RefusalKind.SIGHT, f"{why}, and {evidence.view.why}", sees_more(evidence))
-
-
-def _old_names(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
-    """No pull looks for the names of older servers, so what is changed beside them is no help."""
-    if not diagnosed.download.has_old_names:
-        return None
-    return Why(
-        RefusalKind.OLD_NAMES,
-        "its files have names of older servers (sha256:…), which no pull finds",
-        "rename them (the next server start does, too, but deletes old ones)",
-        command=advice.new_spellings(evidence),
-    )
 
 
 def why_not_take(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
@@ -154,47 +120,61 @@ def _held(holders: tuple[Holder, ...], evidence: Evidence) -> Why | None:
     if not holders:
         return None
     first = next((each for each in holders if each.writes), holders[0])
-    return Why(
-        RefusalKind.HELD,
-        f"{first.process} ({first.pid}) has {names.printable(first.entry)} open{first.doubt}",
-        _until_closed(first, evidence),
-    )
-
-
-def _until_closed(holder: Holder, evidence: Evidence) -> str:
-    """What makes a process close a file; nobody is told to kill what only reads."""
-    if any(holder.pid == server.pid for server in evidence.servers):
-        return f"wait until the pull ends, or {STOP}"
-    ended = f"wait until {holder.process} ({holder.pid}) closes it"
-    return f"{ended}, or end that process" if holder.writes else ended
+    process = f"{first.process} ({first.pid})"
+    if any(first.pid == server.pid for server in evidence.servers):
+        remedy = f"wait until the pull ends, or {STOP}"
+    else:  # nobody is asked to kill what only reads
+        or_end = ", or end that process" if first.writes else ""
+        remedy = f"wait until {process} closes it{or_end}"
+    why = f"{process} has {names.printable(first.entry)} open{first.doubt}"
+    return Why(RefusalKind.HELD, why, remedy)
 
 
 def _why_not(
     diagnosed: Diagnosed, evidence: Evidence, needed: float, enough_sight: bool
 ) -> Why | None:
-    unsafe = (
-        store_forbids(evidence)
-        or _old_names(diagnosed, evidence)
-        or _links_forbid(diagnosed, evidence)
-    )
+    download, servers = diagnosed.download, evidence.servers
+    unsafe = store_forbids(evidence)
+    if unsafe is None and download.has_old_names:
+        unsafe = Why(
+            RefusalKind.OLD_NAMES,
+            "its files have names of older servers (sha256:…), which no pull finds",
+            "rename them (the next server start does, too, but deletes old ones)",
+            command=advice.new_spellings(evidence),
+        )
+    unsafe = unsafe or _links_forbid(diagnosed, evidence)
     if unsafe is not None:
         return unsafe
     if diagnosed.quiet < needed:
-        left = needed - diagnosed.quiet
-        wait = f"try again in {advice.duration(left)}"
-        if enough_sight:
-            return Why(RefusalKind.NOT_QUIET, _ago(diagnosed, evidence), wait, left)
-        return unseen(evidence, left)
-    if diagnosed.condition is Condition.UNCLAIMED and any(
-        server.connections != 0 for server in evidence.servers
-    ):
-        return Why(
-            RefusalKind.SERVER_RUNS,
-            "a client is connected to the server: a pull may be about to write progress files",
-            STOP,
-            command=advice.stop(evidence),
-        )
+        left, seen = needed - diagnosed.quiet, advice.duration(diagnosed.quiet)
+        if not enough_sight:
+            return unseen(evidence, left)
+        why = f"it changed {seen} ago"
+        if download.changed_at is not None and download.changed_at > evidence.now:
+            times = "its files have times in the future"
+            why = f"{times}; it has been unchanged for {seen} since it was first scanned"
+        return Why(RefusalKind.NOT_QUIET, why, f"try again in {advice.duration(left)}", left)
+    connected = any(server.connections != 0 for server in servers)
+    if diagnosed.condition is Condition.UNCLAIMED and connected:
+        why = "a client is connected to the server: a pull may be about to write progress files"
+        return Why(RefusalKind.SERVER_RUNS, why, STOP, command=advice.stop(evidence))
     return None
+
+
+def _links_forbid(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
+    """Without hard links a guard takes a sidecar's place safely only while nobody else acts."""
+    guard = names.sidecar(diagnosed.digest, 0)
+    guarded = any(entry.name == guard for entry in diagnosed.download.entries)
+    system = evidence.place.file_system
+    if system not in _NO_LINKS or not guarded or alone(evidence):
+        return None
+    why = (
+        f"{system} has no hard links: files are changed only while no Ollama process runs and "
+        "every process is visible"
+    )
+    if evidence.servers or evidence.others:
+        return Why(RefusalKind.SERVER_RUNS, why, STOP, command=advice.stop(evidence))
+    return Why(RefusalKind.SIGHT, f"{why}, and {evidence.view.why}", sees_more(evidence))
 
 
 def unseen(evidence: Evidence, left: float | None = None) -> Why:
@@ -217,53 +197,29 @@ def sees_more(evidence: Evidence) -> str:
         case Blind.NETWORK:
             return f"{_SETTING} if no other machine writes here"
         case Blind.CONTAINER:
-            return (
-                "run the container with the host's processes (pid: host); "
-                f"or {_SETTING} if nothing outside of it writes here"
-            )
+            host = "run the container with the host's processes (pid: host)"
+            return f"{host}; or {_SETTING} if nothing outside of it writes here"
         case _:
             return f"{_SETTING} if you know of every process that writes here"
 
 
-def _ago(diagnosed: Diagnosed, evidence: Evidence) -> str:
-    latest = diagnosed.download.changed_at
-    if latest is None or latest <= evidence.now:
-        return f"it changed {advice.duration(diagnosed.quiet)} ago"
-    seen = advice.duration(diagnosed.quiet)
-    return (
-        f"its files have times in the future; it has been unchanged for {seen} since it was first "
-        "scanned"
-    )
-
-
 def store_forbids(evidence: Evidence) -> Why | None:
     """Why no name under ``blobs/`` may be changed, whichever it is."""
+    place = evidence.place
     for server in evidence.servers:
         if server.state is ServerState.STARTING:
-            return Why(
-                RefusalKind.SERVER_STARTS,
-                f"a server is starting (pid {server.pid}) and would fail if a file disappeared",
-                "try again when it is up",
-            )
-    if evidence.place.globbed and evidence.servers:
-        return Why(
-            RefusalKind.SERVER_RUNS,
-            "the store's path has glob characters: a running server would not see the guard",
-            STOP,
-            command=advice.stop(evidence),
-        )
-    if evidence.place.blobs_elsewhere:
-        return Why(
-            RefusalKind.LINKED,
-            "blobs/ is on another file system than the store, so nothing can be moved out of it",
-            "mount or link the whole store instead of blobs/ alone",
-        )
-    if evidence.place.foreign:
-        why = (
-            f"{names.of_link(evidence.place.foreign)}, so its content may not belong to this store"
-        )
+            why = f"a server is starting (pid {server.pid}) and would fail if a file disappeared"
+            return Why(RefusalKind.SERVER_STARTS, why, "try again when it is up")
+    if place.globbed and evidence.servers:
+        why = "the store's path has glob characters: a running server would not see the guard"
+        return Why(RefusalKind.SERVER_RUNS, why, STOP, command=advice.stop(evidence))
+    if place.blobs_elsewhere:
+        why = "blobs/ is on another file system than the store, so nothing can be moved out of it"
+        return Why(RefusalKind.LINKED, why, "mount or link the whole store instead of blobs/ alone")
+    if place.foreign:
+        why = f"{names.of_link(place.foreign)}, so its content may not belong to this store"
         return Why(RefusalKind.OWNER, why, names.TRUST_LINK)
-    if evidence.place.read_only:
+    if place.read_only:
         why = "the file system is mounted read-only"
         return Why(RefusalKind.PERMISSION, why, "mount it writable")
     return None
@@ -274,19 +230,10 @@ def idle_forbids(evidence: Evidence) -> Why | None:
     unsafe = store_forbids(evidence)
     if unsafe is not None:
         return unsafe
-    at_work = [f"ollama serve ({server.pid})" for server in evidence.servers]
-    at_work.extend(evidence.others)
-    if at_work:
-        return Why(
-            RefusalKind.SERVER_RUNS,
-            f"{at_work[0]} is running: a pull or create may be about to use them",
-            STOP,
-            command=advice.stop(evidence),
-        )
+    for process in (*(f"ollama serve ({each.pid})" for each in evidence.servers), *evidence.others):
+        why = f"{process} is running: a pull or create may be about to use them"
+        return Why(RefusalKind.SERVER_RUNS, why, STOP, command=advice.stop(evidence))
     if evidence.view.visibility is Visibility.PARTIAL:
-        return Why(
-            RefusalKind.SIGHT,
-            f"a server may be running unseen: {evidence.view.why}",
-            sees_more(evidence),
-        )
+        why = f"a server may be running unseen: {evidence.view.why}"
+        return Why(RefusalKind.SIGHT, why, sees_more(evidence))
     return None

@@ -56,40 +56,36 @@ _BARRED = {
         "it can't start, or can't list and pull",
     ),
 }
-_WORDS = {
-    Subject.BLOB: "blob",
-    Subject.DOWNLOAD: "file",
-    Subject.MANIFEST: "manifest",
-    Subject.FOLDER: "folder",
-    Subject.MANIFEST_FOLDER: "folder",
-    Subject.STORE: "folder",
-}
 
 
 def barred(evidence: Evidence) -> Iterator[Finding]:
     """What the server's user can't use, each kind of it once, with the command that lets it."""
-    user = evidence.next_start.user
-    for each in evidence.census.barred:
+    user, census = evidence.next_start.user, evidence.census
+    for each in census.barred:
         kind, cannot, alone = _BARRED[each.subject, each.need]
         path = each.first[0].path
         away = each.need is not Need.ENTER and any(
             findings.is_led_away(located.path, evidence) for located in each.first
         )
+        models: tuple[str, ...] = ()
+        if (each.subject, each.need) == (Subject.MANIFEST, Need.READ):
+            models = tuple(odd.model for odd in census.odd_manifests if odd.barred and odd.model)
         usual = found(kind, path.removeprefix("."), who="", cannot="")
         yield usual._replace(
             # One that we can't list ourselves has its own kind.
-            kind="store_unlisted" if path in evidence.census.unlisted else kind,
+            kind="store_unlisted" if path in census.unlisted else kind,
             message=f"the server can't {cannot.format(_counted(each))}",
             evidence=f"it runs as user id {user.uid} ({user.by}); {_owned(each)}",
             alone=alone,
             command="" if away else _cure(each, evidence),
             remedy=BEHIND_LINK if away else "",
-            models=_models(each, evidence),
+            models=models,
         )
 
 
 def _counted(each: Barred) -> str:
-    word = _WORDS[each.subject]
+    words = {Subject.BLOB: "blob", Subject.DOWNLOAD: "file", Subject.MANIFEST: "manifest"}
+    word = words.get(each.subject, "folder")
     if each.total == 1:
         return names.printable(each.first[0].path) if word == "folder" else f"a {word}"
     return f"{each.total:,} {word}s"
@@ -97,49 +93,41 @@ def _counted(each: Barred) -> str:
 
 def _owned(each: Barred) -> str:
     """Whose the first few are, with which mode."""
-    shown = [
-        f"{_shown(located.path)} belongs to {located.entry.uid}:{located.entry.gid}, "
-        f"mode {located.entry.mode:04o}"
-        for located in each.first
-    ]
-    more = each.total - len(shown)
-    return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "")
-
-
-def _shown(path: str) -> str:
-    if path == ".":
-        return "the store's folder"
-    digest = names.parse_blob(path.rpartition("/")[2]).digest or ""
-    return names.printable(path).replace(digest, digest[:12])
-
-
-def _models(each: Barred, evidence: Evidence) -> tuple[str, ...]:
-    if (each.subject, each.need) != (Subject.MANIFEST, Need.READ):
-        return ()
-    return tuple(odd.model for odd in evidence.census.odd_manifests if odd.barred and odd.model)
+    shown: list[str] = []
+    for path, entry in each.first:
+        digest = names.parse_blob(path.rpartition("/")[2]).digest
+        name = names.printable(path).replace(digest, digest[:12])
+        name = "the store's folder" if path == "." else name
+        shown.append(f"{name} belongs to {entry.uid}:{entry.gid}, mode {entry.mode:04o}")
+    if each.total > len(shown):
+        shown.append(f"and {each.total - len(shown):,} more")
+    return "; ".join(shown)
 
 
 def _cure(each: Barred, evidence: Evidence) -> str:
     """The command that lets the server's user in."""
-    user = evidence.next_start.user
+    user, entry = evidence.next_start.user, each.first[0].entry
     if each.need is Need.ENTER:
-        entry = each.first[0].entry
         who = "u" if each.own else "g" if entry.gid in user.groups else "o"
         return advice.shell(evidence, "chmod", f"{who}+x", each.first[0].path, owner=entry.uid)
-    rights = _rights(each)
+    is_folder = entry.kind is Kind.FOLDER
+    rights = {Need.READ: "rx" if is_folder else "r", Need.WRITE: "wx" if is_folder else "rw"}[
+        each.need
+    ]
+    change, owner = ["chown", "-h", str(user.uid)], None
     if each.own:
         change, owner = ["chmod", f"u+{rights}"], user.uid
-    else:
-        change, owner = ["chown", "-h", str(user.uid)], None
-    if each.total <= len(each.first) and (each.own or all(_would_do(each, rights))):
+    bits = sum({"r": 4, "w": 2, "x": 1}[right] for right in rights)
+    # Another owner alone is enough where the mode has these rights.
+    would_do = all((located.entry.mode >> 6) & bits == bits for located in each.first)
+    if each.total <= len(each.first) and (each.own or would_do):
         paths = (_path(located.path, evidence) for located in each.first)
         return advice.shell(evidence, *change, *paths, owner=owner)
     changes = [*change, "{}", "+"]
     if not each.own:
         changes += ["-exec", "chmod", f"u+{rights}", "{}", "+"]
-    return advice.shell(
-        evidence, "find", *_selected(each, evidence), "-exec", *changes, owner=owner
-    )
+    found_by = _selected(each, evidence, rights)
+    return advice.shell(evidence, "find", *found_by, "-exec", *changes, owner=owner)
 
 
 def _path(path: str, evidence: Evidence) -> str:
@@ -148,38 +136,21 @@ def _path(path: str, evidence: Evidence) -> str:
     return f"{whole}/." if path == "blobs" and evidence.place.blobs_linked else whole
 
 
-def _rights(each: Barred) -> str:
-    folder = each.first[0].entry.kind is Kind.FOLDER
-    return {Need.READ: "rx" if folder else "r", Need.WRITE: "wx" if folder else "rw"}[each.need]
-
-
-def _would_do(each: Barred, rights: str) -> Iterator[bool]:
-    """Of each of the first few, whether another owner alone is enough."""
-    bits = sum({"r": 4, "w": 2, "x": 1}[right] for right in rights)
-    return ((located.entry.mode >> 6) & bits == bits for located in each.first)
-
-
-def _selected(each: Barred, evidence: Evidence) -> list[str]:
+def _selected(each: Barred, evidence: Evidence, rights: str) -> list[str]:
     """What selects all of them for ``find``, and nothing that the server's user can use."""
-    uid, rights = str(evidence.next_start.user.uid), _rights(each)
-    below = (
-        "blobs" if each.subject in (Subject.BLOB, Subject.DOWNLOAD, Subject.FOLDER) else "manifests"
-    )
+    uid, in_blobs = str(evidence.next_start.user.uid), (Subject.BLOB, Subject.DOWNLOAD)
+    below = "blobs" if each.subject in (*in_blobs, Subject.FOLDER) else "manifests"
+    where = [f"{evidence.place.path}/{below}/"]
     if each.subject is Subject.STORE:
         where = [f"{evidence.place.path}/", "-maxdepth", "0"]
-    else:
-        where = [f"{evidence.place.path}/{below}/"]
-    if each.subject in (Subject.BLOB, Subject.DOWNLOAD):
+    elif each.subject in in_blobs:
         where += ["-maxdepth", "1"]
-    kind = "d" if each.first[0].entry.kind is Kind.FOLDER else "f"
-    named = {
-        Subject.BLOB: ["-name", "sha256-*"],
-        Subject.DOWNLOAD: ["(", "-name", "*-partial*", "-o", "-name", "*.tmp", ")"],
-    }.get(each.subject, [])
-    if each.own:
-        which = ["-user", uid, "!", "-perm", f"-u={rights}"]
+    where += ["-type", "d" if each.first[0].entry.kind is Kind.FOLDER else "f"]
+    if each.subject is Subject.BLOB:
+        where += ["-name", "sha256-*"]
     elif each.subject is Subject.DOWNLOAD:
-        which = ["!", "-user", uid]
-    else:
-        which = ["!", "-user", uid, "!", "-perm", f"-o={rights}"]
-    return [*where, "-type", kind, *named, *which]
+        where += ["(", "-name", "*-partial*", "-o", "-name", "*.tmp", ")"]
+    if each.own:
+        return [*where, "-user", uid, "!", "-perm", f"-u={rights}"]
+    suffices = [] if each.subject is Subject.DOWNLOAD else ["!", "-perm", f"-o={rights}"]
+    return [*where, "!", "-user", uid, *suffices]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 from rich.filesize import decimal
 
-from watcher.decide import actions, conditions, events, finding_kinds
+from watcher.decide import conditions, events, finding_kinds
 from watcher.model import (
     DAY,
     LIVE_LOOK_SECONDS,
@@ -52,22 +52,6 @@ class Occasion(NamedTuple):
 _USUAL = Occasion()
 
 
-class _Change(NamedTuple):
-    """A download as it is, and as it was remembered."""
-
-    diagnosed: Diagnosed
-    before: Remembered | None
-    now: Remembered
-    at: float
-
-    @property
-    def who(self) -> str:
-        return names.known_as(self.diagnosed.download.models, self.diagnosed.digest)
-
-    def event(self, kind: EventType, message: str) -> Event:
-        return events.of_download(self.at, kind, message, self.diagnosed)
-
-
 def learn(
     memory: Memory,
     evidence: Evidence,
@@ -79,133 +63,133 @@ def learn(
 
     `finished`: of remembered downloads that are gone, those whose blob is there, with its size.
     """
-    downloads = _Downloads(memory, evidence, finished, occasion)
-    for each in diagnosis.diagnosed:
-        downloads.take(each)
-    hidden = _hides_names(evidence)
+    now, census = evidence.now, evidence.census
+    records, happened = _downloads(memory, evidence, diagnosis.diagnosed, occasion)
+    unseen = (each.path for each in census.unseen)
+    hidden = "blobs" in census.unlisted or any(path.startswith("blobs") for path in unseen)
     if not hidden:  # a name that is not visible may still be there
-        downloads.drop_gone({each.download.key for each in diagnosis.diagnosed})
-    there = _names(evidence)
+        for key in sorted(records.keys() - {each.download.key for each in diagnosis.diagnosed}):
+            digest = key.removesuffix(".tmp")
+            if evidence.scope is None or digest in evidence.scope:
+                size = finished.get(digest)
+                happened.append(events.gone(digest, records.pop(key), size, now))
+    # Blobs that were finished from repaired progress files.
+    unproven = {
+        digest
+        for digest, record in memory.downloads.items()
+        if record.mended and digest in finished and digest not in records
+    }
     learnt = replace(
         memory,
-        downloads=downloads.records,
-        touched={
-            name: each
-            for name, each in memory.touched.items()
-            if hidden or evidence.scope is not None or name in there
-        },
-        unproven=memory.unproven | downloads.unproven(),
+        downloads=records,
+        unproven=memory.unproven | unproven,
         clock=_clock(memory.clock, evidence),
     )
-    happened = [*downloads.events, *events.clock_jumped(evidence)]
+    if not hidden and evidence.scope is None:
+        in_downloads = (entry for each in evidence.downloads for entry in each.entries)
+        there = {each.name for each in (*in_downloads, *census.unnamed, *census.unprotected)}
+        touched = {name: each for name, each in memory.touched.items() if name in there}
+        learnt = replace(learnt, touched=touched)
+    if evidence.clock is not None and evidence.clock.jump:
+        happened.append(events.clock_jumped(evidence.clock.jump, now))
     if evidence.scope is None:
         learnt, of_store = _of_store(learnt, evidence, diagnosis)
         happened += of_store
     return learnt, tuple(happened)
 
 
-@dataclass(slots=True)
-class _Downloads:
-    """The records of downloads as one scan changes them, and the events that this makes."""
-
-    _memory: Memory
-    _evidence: Evidence
-    _finished: Mapping[str, int]
-    _occasion: Occasion
-    records: dict[str, Remembered] = field(init=False)
-    events: list[Event] = field(init=False, default_factory=list)
-    #: When the progress of a layer was last reported, by its models.
-    _reported: dict[tuple[str, ...], float] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.records = dict(self._memory.downloads)
-        for each in self.records.values():
-            last = self._reported.get(each.models, each.told_at)
-            self._reported[each.models] = max(each.told_at, last)
-
-    def take(self, diagnosed: Diagnosed) -> None:
-        """Remember a download, and report what is new about it."""
-        known = self.records.get(diagnosed.download.key)
-        before = _same_file(known, diagnosed.download)
-        now = _record(diagnosed, self._evidence, before, known)
-        change = self._progress(_Change(diagnosed, before, now, self._evidence.now))
-        self.events.extend(_news(change, self._occasion))
-        self.records[diagnosed.download.key] = change.now
-
-    def drop_gone(self, seen: set[str]) -> None:
-        """Forget the downloads in the scope of the scan that it has not seen."""
-        scope = self._evidence.scope
-        for key in sorted(set(self.records) - seen):
-            digest = key.removesuffix(".tmp")
-            if scope is None or digest in scope:
-                size = self._finished.get(digest)
-                gone = events.gone(digest, self.records.pop(key), size, self._evidence.now)
-                self.events.append(gone)
-
-    def unproven(self) -> set[str]:
-        """The digests of blobs that were finished from repaired progress files."""
-        return {
-            digest
-            for digest, record in self._memory.downloads.items()
-            if record.mended and digest in self._finished and digest not in self.records
-        }
-
-    def _progress(self, change: _Change) -> _Change:
-        """Take a sample of a pull; report its progress once a minute, or once that it stalls."""
-        _, before, now, at = change
-        if not now.pulling:
-            return change
-        if before is not None and before.pulling:
-            samples, told_at, stalled = before.samples, before.told_at, before.stalled
-        else:
-            samples, told_at, stalled = (), at, False
-        if not samples or at - samples[-1].at >= _SAMPLE_SECONDS:
-            samples = (*samples, Sample(at, now.allocated))[-_MOST_SAMPLES:]
-        silent = at - now.progress_at
-        stalls = silent >= STALL_SECONDS
-        now = replace(now, samples=samples, told_at=told_at, stalled=stalls)
-        change = change._replace(now=now)
-        if stalls:
-            if not stalled:
-                message = f"{change.who}: no bytes for {silent:.0f} s"
-                self.events.append(change.event(EventType.DOWNLOAD_STALLED, message))
-            return change
-        # The layers of a model may come side by side: one of them reports for all.
-        last = max(told_at, self._reported.get(now.models, told_at))
-        self._reported[now.models] = last
-        if at - last < LIVE_LOOK_SECONDS:
-            return change
-        self._reported[now.models] = at
-        self.events.append(events.progress(at, change.diagnosed, now, rate(samples)))
-        return change._replace(now=replace(now, told_at=at))
+def _downloads(
+    memory: Memory, evidence: Evidence, diagnosed: Iterable[Diagnosed], occasion: Occasion
+) -> tuple[dict[str, Remembered], list[Event]]:
+    """The records with those of the downloads that were seen, and what is new about these."""
+    records, happened = dict(memory.downloads), list[Event]()
+    # When the progress of a layer was last reported, by its models.
+    reported: dict[tuple[str, ...], float] = {}
+    for record in records.values():
+        last = reported.get(record.models, record.told_at)
+        reported[record.models] = max(record.told_at, last)
+    for each in diagnosed:
+        known = records.get(each.download.key)
+        before = known if known is not None and _is_same(known, each.download) else None
+        now = _record(each, evidence, before, known)
+        if now.pulling:
+            now, event = _sampled(each, before, now, evidence.now, reported)
+            happened += [] if event is None else [event]
+        for kind, message in _news(each, before, now, occasion):
+            happened.append(events.of_download(evidence.now, kind, message, each))
+        records[each.download.key] = now
+    return records, happened
 
 
-def _news(change: _Change, occasion: Occasion) -> Iterator[Event]:
+def _is_same(record: Remembered, download: Download) -> bool:
+    """Whether it is remembered of this very file: the digest may have begun anew."""
+    entries = download.entries
+    return bool(entries) and record.is_of(*entries[0].identity, download.born_ns)
+
+
+def _sampled(
+    diagnosed: Diagnosed,
+    before: Remembered | None,
+    now: Remembered,
+    at: float,
+    reported: dict[tuple[str, ...], float],
+) -> tuple[Remembered, Event | None]:
+    """A pull with a sample taken; its progress is reported once a minute, or once that it stalls.
+
+    `reported`: when the progress of a layer of these models was reported last.
+    """
+    samples: tuple[Sample, ...] = ()
+    told_at, stalled = at, False
+    if before is not None and before.pulling:
+        samples, told_at, stalled = before.samples, before.told_at, before.stalled
+    if not samples or at - samples[-1].at >= _SAMPLE_SECONDS:
+        samples = (*samples, Sample(at, now.allocated))[-_MOST_SAMPLES:]
+    silent = at - now.progress_at
+    stalls = silent >= STALL_SECONDS
+    now = replace(now, samples=samples, told_at=told_at, stalled=stalls)
+    if stalls:
+        message = f"{_who(diagnosed)}: no bytes for {silent:.0f} s"
+        event = events.of_download(at, EventType.DOWNLOAD_STALLED, message, diagnosed)
+        return now, None if stalled else event
+    # The layers of a model may come side by side: one of them reports for all.
+    last = max(told_at, reported.get(now.models, told_at))
+    reported[now.models] = last
+    if at - last < LIVE_LOOK_SECONDS:
+        return now, None
+    reported[now.models] = at
+    return replace(now, told_at=at), events.progress(at, diagnosed, now, rate(samples))
+
+
+def _who(diagnosed: Diagnosed) -> str:
+    return names.known_as(diagnosed.download.models, diagnosed.digest)
+
+
+def _news(
+    diagnosed: Diagnosed, before: Remembered | None, now: Remembered, occasion: Occasion
+) -> Iterator[tuple[EventType, str]]:
     """What is new about a download besides its progress."""
-    diagnosed, before, now, _ = change
-    who, live = change.who, diagnosed.condition is Condition.LIVE
+    who, live = _who(diagnosed), diagnosed.condition is Condition.LIVE
     ended = diagnosed.digest in occasion.ended
     if before is None and live:
-        yield change.event(EventType.DOWNLOAD_STARTED, _started(diagnosed, who))
+        yield EventType.DOWNLOAD_STARTED, _started(diagnosed, who)
     elif before is None or (occasion.first and not live):
-        yield change.event(EventType.PARTIAL_FOUND, _found(diagnosed, who))
+        yield EventType.PARTIAL_FOUND, _found(diagnosed, who)
     elif now.pulling and not before.pulling:
-        yield change.event(EventType.DOWNLOAD_RESUMED, f"the download of {who} resumed")
+        yield EventType.DOWNLOAD_RESUMED, f"the download of {who} resumed"
     elif not live and (before.pulling or ended):
         if not before.pulling:
-            message = f"the download of {who} resumed between two scans"
-            yield change.event(EventType.DOWNLOAD_RESUMED, message)
+            yield EventType.DOWNLOAD_RESUMED, f"the download of {who} resumed between two scans"
         words = conditions.row(diagnosed.condition).words
         message = f"the download of {who} was interrupted: {words} ({diagnosed.because})"
-        yield change.event(EventType.DOWNLOAD_INTERRUPTED, message)
+        yield EventType.DOWNLOAD_INTERRUPTED, message
     elif (before.condition, before.models) != (now.condition, now.models):
         because = "" if before.condition is now.condition else f" ({diagnosed.because})"
         message = conditions.sentence(now.condition, diagnosed.download)
-        yield change.event(EventType.PARTIAL_CHANGED, f"{message}{because}")
+        yield EventType.PARTIAL_CHANGED, f"{message}{because}"
     if diagnosed.stale and not (before is not None and before.stale):
         days = diagnosed.age / DAY
         message = f"the download of {who} is stale: no bytes for {days:.0f} days"
-        yield change.event(EventType.PARTIAL_STALE, message)
+        yield EventType.PARTIAL_STALE, message
 
 
 def _started(diagnosed: Diagnosed, who: str) -> str:
@@ -229,7 +213,13 @@ def _of_store(
     memory: Memory, evidence: Evidence, diagnosis: Diagnosis
 ) -> tuple[Memory, list[Event]]:
     """What a scan of the whole store shows besides downloads: models, and what is wrong."""
-    models, now = _models(memory, evidence), evidence.now
+    census, now = evidence.census, evidence.now
+    models = dict(census.models)
+    unread = {odd.model for odd in census.odd_manifests}
+    for name, known in (memory.models or {}).items():
+        # One that can't be read just now has not gone.
+        if name not in models and (census.hides_manifests or name in unread):
+            models[name] = known
     problems = frozenset(
         (each.kind, each.path)
         for each in diagnosis.findings
@@ -239,8 +229,7 @@ def _of_store(
         *events.of_models(memory, models, damaged(diagnosis.findings), now),
         *events.problems(diagnosis.findings, problems - memory.problems, now),
     ]
-    learnt = replace(memory, models=models, problems=problems, looked_at=now)
-    return learnt, happened
+    return replace(memory, models=models, problems=problems, looked_at=now), happened
 
 
 def _clock(before: Clock | None, evidence: Evidence) -> Clock | None:
@@ -251,37 +240,12 @@ def _clock(before: Clock | None, evidence: Evidence) -> Clock | None:
     return now if now.jump or now.boot != before.boot else before
 
 
-def _models(memory: Memory, evidence: Evidence) -> dict[str, tuple[int, int]]:
-    """The models that have a manifest. One that can't be read just now has not gone."""
-    census = evidence.census
-    models = dict(census.models)
-    unread = {odd.model for odd in census.odd_manifests}
-    for name, known in (memory.models or {}).items():
-        if name not in models and (census.hides_manifests or name in unread):
-            models[name] = known
-    return models
-
-
 def damaged(found: Iterable[Finding]) -> frozenset[str]:
     """The models of which a blob is not what its name says, or may not be."""
     errors = (each for each in found if each.severity is Severity.ERROR)
     return frozenset(
         model for each in errors if each.kind.startswith("blob_") for model in each.models
     )
-
-
-def _hides_names(evidence: Evidence) -> bool:
-    """Whether names under ``blobs/`` may be there that this look could not see."""
-    census = evidence.census
-    unseen = (each.path for each in census.unseen)
-    return "blobs" in census.unlisted or any(path.startswith("blobs") for path in unseen)
-
-
-def _names(evidence: Evidence) -> set[str]:
-    """Every name whose time we may have set."""
-    downloads = (entry for download in evidence.downloads for entry in download.entries)
-    census = evidence.census
-    return {entry.name for entry in (*downloads, *census.unnamed, *census.unprotected)}
 
 
 def stage(memory: Memory, plan: Plan, now: float, note: str) -> Memory:
@@ -310,29 +274,19 @@ def unstage(now: Memory, before: Memory, plan: Plan, outcomes: Iterable[Outcome]
 
     What has failed may have been decided all the same, and is finished by the next run.
     """
-    records = dict(now.downloads)
     begun = {
-        outcome.action.subject
-        for outcome in outcomes
-        if outcome.action.kind is ActionKind.WRITE_SIDECARS and outcome.result is not Result.REFUSED
+        each.action.subject
+        for each in outcomes
+        if each.action.kind is ActionKind.WRITE_SIDECARS and each.result is not Result.REFUSED
     }
-    for action in plan.actions:
-        was = before.downloads.get(action.subject)
-        if (
-            action.kind is ActionKind.WRITE_SIDECARS
-            and action.subject not in begun
-            and was is not None
-        ):
-            records[action.subject] = was
-    return replace(now, downloads=records)
-
-
-def _same_file(record: Remembered | None, download: Download) -> Remembered | None:
-    """What is remembered, if it is of this very file: the digest may have begun anew."""
-    if record is None or not download.entries:
-        return None
-    anchor = download.entries[0].identity
-    return record if record.is_of(*anchor, download.born_ns) else None
+    undone = {
+        each.subject: before.downloads[each.subject]
+        for each in plan.actions
+        if each.kind is ActionKind.WRITE_SIDECARS
+        and each.subject in before.downloads
+        and each.subject not in begun
+    }
+    return replace(now, downloads={**now.downloads, **undone})
 
 
 def _record(
@@ -340,35 +294,41 @@ def _record(
 ) -> Remembered:
     """What to remember of a download. `known`: what is remembered of its digest, `before` if it is
     of this very file: a copy is to be doubted as much as what it was made of."""
-    download = diagnosed.download
+    download, condition = diagnosed.download, diagnosed.condition
     anchor = download.entries[0].identity if download.entries else (0, 0)
-    claimed = ranges.size(download.trust.claimed)
+    claimed, partition = ranges.size(download.trust.claimed), _partition(download)
     allocated = download.data.allocated if download.data is not None else 0
     # Never by way of an age: rounding would make a new memory of each look.
     progress_at = _last_progress(download, before, evidence.now)
-    live = diagnosed.condition is Condition.LIVE
-    arrived = before is not None and (
-        live or before.pulling or allocated > before.allocated or claimed > before.claimed
-    )
-    if arrived and not _mended_since(before, download):
-        progress_at = _last_progress(download, None, evidence.now)
-    certain = download.total_from in ("sidecars", "manifest")
+    live = condition is Condition.LIVE
     pulling = live and (before is None or before.pulling or bool(download.writers))
+    total = download.total
+    if before is not None:
+        arrived = live or before.pulling
+        arrived |= allocated > before.allocated or claimed > before.claimed
+        # Claims that grew because we wrote them are no bytes that arrived.
+        if arrived and not (before.mended and before.partition == partition):
+            progress_at = _last_progress(download, None, evidence.now)
+        if download.total_from not in ("sidecars", "manifest"):
+            total = before.total or download.total
+        # Live by a change alone may have been anybody's; and what could not be read through looks
+        # as if only what is claimed were there.
+        unread = not download.trust.zeros_read and before.condition is not Condition.LIVE
+        says_less = not pulling if live else unread
+        condition = before.condition if says_less else condition
     return Remembered(
         device=anchor[0],
         inode=anchor[1],
         born_ns=download.born_ns,
-        condition=before.condition
-        if before and _says_less(diagnosed, before, pulling=pulling)
-        else diagnosed.condition,
+        condition=condition,
         stale=diagnosed.stale,
         pulling=pulling,
-        total=download.total if certain or before is None else (before.total or download.total),
+        total=total,
         claimed=claimed,
         allocated=allocated,
         progress_at=progress_at,
         models=download.models,
-        partition=_partition(download) or (before.partition if before is not None else ()),
+        partition=partition or (before.partition if before is not None else ()),
         doubted=_doubted(known, download),
         mended=known is not None and known.mended,
         # A clock that was ahead then would make a later start of the machine seem an earlier one.
@@ -383,23 +343,11 @@ def _record(
 
 def _unsynced(diagnosed: Diagnosed, evidence: Evidence, known: Remembered | None) -> str:
     """The note as it stands after a look; one that was looked into and found right is done with."""
-    note = known.unsynced if known is not None else ""
-    trust = diagnosed.download.trust
+    note, trust = known.unsynced if known is not None else "", diagnosed.download.trust
     looked_through = trust.rebooted and trust.zeros_read
     if note in ("", evidence.boot) or diagnosed.condition is Condition.LIVE or not looked_through:
         return note
     return note if ranges.difference(trust.claimed, trust.trusted) else ""
-
-
-def _says_less(diagnosed: Diagnosed, before: Remembered, *, pulling: bool) -> bool:
-    """Whether this look tells less of the condition than what is remembered.
-
-    Live by a change alone may have been anybody's; and what could not be read through looks as if
-    only what is claimed were there.
-    """
-    if diagnosed.condition is Condition.LIVE:
-        return not pulling
-    return not diagnosed.download.trust.zeros_read and before.condition is not Condition.LIVE
 
 
 def _ahead(download: Download, evidence: Evidence) -> Ahead | None:
@@ -437,11 +385,6 @@ def _doubted(before: Remembered | None, download: Download) -> Ranges:
     starts = sidecars.heads(_partition(download))
     known = before.doubted if before is not None else ()
     return ranges.difference(ranges.union(known, ranges.union(untrusted, starts)), trust.claimed)
-
-
-def _mended_since(before: Remembered | None, download: Download) -> bool:
-    """Whether the claims grew because we wrote them, not because bytes have arrived."""
-    return before is not None and before.mended and before.partition == _partition(download)
 
 
 def _partition(download: Download) -> tuple[Part, ...]:
@@ -499,14 +442,13 @@ def drop(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
     Without the downloads that we have removed; those that we have repaired are as they became.
     """
     done = [each.action for each in outcomes if each.result is Result.DONE]
-    removed = actions.row(ActionKind.REMOVE_DOWNLOAD).event
-    gone = {each.subject for each in done if actions.row(each.kind).event is removed}
+    removed = (ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS)
+    gone = {each.subject for each in done if each.kind in removed}
     repaired = {each.subject for each in done if each.kind is ActionKind.WRITE_SIDECARS}
-    kept = {
-        key: replace(each, condition=conditions.row(each.condition).repaired, lost=())
-        if key in repaired
-        else each
-        for key, each in memory.downloads.items()
-        if key.removesuffix(".tmp") not in gone
-    }
+    kept: dict[str, Remembered] = {}
+    for key, each in memory.downloads.items():
+        if key in repaired:
+            each = replace(each, condition=conditions.row(each.condition).repaired, lost=())
+        if key.removesuffix(".tmp") not in gone:
+            kept[key] = each
     return replace(memory, downloads=kept)

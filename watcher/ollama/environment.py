@@ -51,17 +51,20 @@ def server_url(setting: str) -> str:
     if "@" in rest:
         raise ValueError("want an address without a user or a password")
     address, _, path = rest.partition("/")
-    match = _HOST_AND_PORT.fullmatch(address)
-    host = (match[1] or match[3] or "") if match else _bare(address)
-    port = (match[2] or match[4] or "") if match else ""
+    host, port = address, ""
+    if match := _HOST_AND_PORT.fullmatch(address):
+        host, port = match[1] or match[3] or "", match[2] or match[4] or ""
+    else:  # brackets around an address don't count
+        with contextlib.suppress(ValueError):
+            host = str(ipaddress.ip_address(address.strip("[]")))
     usual = _PORTS[scheme] if named else _PORT
     number = int(port) if re.fullmatch("[0-9]{1,5}", port) and int(port) < 1 << 16 else usual
     url = at(scheme, host, number) + (f"/{path.rstrip('/')}" if path.strip("/") else "")
     with contextlib.suppress(ValueError):
         name = urlsplit(url).hostname or ""
         labels = name.removesuffix(".").split(".")
-        sound = ":" in name or all(0 < len(label) < 64 for label in labels)
-        if sound and not re.search(r"[\s\0-\x1f]", url):
+        is_valid = ":" in name or all(0 < len(label) < 64 for label in labels)
+        if is_valid and not re.search(r"[\s\0-\x1f]", url):
             return url
     raise ValueError("want an address such as http://127.0.0.1:11434")
 
@@ -70,10 +73,3 @@ def at(scheme: str, host: str, port: int) -> str:
     """The URL of a host (a name or an address as it is listened on) and a port."""
     host = _REACHED.get(host, host)
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def _bare(address: str) -> str:
-    """A host without a port; brackets around an address don't count."""
-    with contextlib.suppress(ValueError):
-        return str(ipaddress.ip_address(address.strip("[]")))
-    return address

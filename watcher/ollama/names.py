@@ -33,13 +33,8 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 #: A digest as a manifest spells it: colon or dash, and its 64 digits.
 SPELLED_DIGEST = re.compile(r"sha256([:-])([0-9a-fA-F]{64})")
 
-_WORD = "[A-Za-z0-9_]"
-_MODEL_PARTS = (
-    re.compile(_WORD + r"[A-Za-z0-9_.:-]{0,349}"),
-    re.compile(_WORD + r"[A-Za-z0-9_-]{0,79}"),
-    re.compile(_WORD + r"[A-Za-z0-9_.-]{0,79}"),
-    re.compile(_WORD + r"[A-Za-z0-9_.-]{0,79}"),
-)
+#: The host, the namespace, the model and the tag, in a path.
+_MODEL_PATH = re.compile(r"\w[\w.:-]{0,349}/\w[\w-]{0,79}/\w[\w.-]{0,79}/\w[\w.-]{0,79}", re.ASCII)
 
 
 class Role(enum.StrEnum):
@@ -55,6 +50,9 @@ class Role(enum.StrEnum):
     FOREIGN = "foreign"
 
 
+_ROLES = {"": Role.BLOB, "-partial": Role.DATA, ".tmp": Role.TRANSFER}
+
+
 class BlobName(NamedTuple):
     """A name under ``blobs/``, told apart."""
 
@@ -66,25 +64,19 @@ class BlobName(NamedTuple):
 
 def parse_blob(name: str) -> BlobName:
     """Tell a name under ``blobs/`` apart by its spelling alone."""
-    match = _DIGEST.fullmatch(name)
-    if match is not None:
+    if match := _DIGEST.fullmatch(name):
         digest, rest = match.groups()
-        if not rest:
-            return BlobName(Role.BLOB, digest)
-        if rest == "-partial":
-            return BlobName(Role.DATA, digest)
-        if rest == ".tmp":
-            return BlobName(Role.TRANSFER, digest)
+        if rest in _ROLES:
+            return BlobName(_ROLES[rest], digest)
         if rest.startswith("-partial-"):
             # The server's glob takes whatever follows, so a foreign tail is a sidecar, too.
             tail = rest.removeprefix("-partial-")
             return BlobName(Role.SIDECAR, digest, int(tail) if _NUMBER.fullmatch(tail) else None)
-        return BlobName(Role.FOREIGN)
-    if name.startswith("sha256:"):
+    elif name.startswith("sha256:"):
         return BlobName(Role.OLD)
-    if _UPLOAD.fullmatch(name):
+    elif _UPLOAD.fullmatch(name):
         return BlobName(Role.UPLOAD)
-    if _CREATE.fullmatch(name):
+    elif _CREATE.fullmatch(name):
         return BlobName(Role.CREATE)
     return BlobName(Role.FOREIGN)
 
@@ -165,11 +157,8 @@ class ModelName(NamedTuple):
 
 def model_from_path(parts: tuple[str, ...]) -> ModelName | None:
     """The model whose manifest lies at these path parts below ``manifests/``, or None."""
-    if len(parts) != len(_MODEL_PARTS):
-        return None
-    if not all(shape.fullmatch(part) for shape, part in zip(_MODEL_PARTS, parts, strict=True)):
-        return None
-    return ModelName(*parts)
+    path = "/".join(parts)
+    return ModelName(*parts) if len(parts) == 4 and _MODEL_PATH.fullmatch(path) else None
 
 
 def parse_model(text: str) -> ModelName | None:
@@ -202,10 +191,8 @@ TRUST_LINK = "look at where it leads; if that is meant, let root own the symlink
 
 def of_link(link: ForeignLink) -> str:
     """Whose symlink leads to whose folder, for people."""
-    return (
-        f"{printable(link.path)}: a symlink of user id {link.uid} leads to a folder of user id"
-        f" {link.target_uid}"
-    )
+    whose = f"a symlink of user id {link.uid} leads to a folder of user id {link.target_uid}"
+    return f"{printable(link.path)}: {whose}"
 
 
 def printable(name: str) -> str:
@@ -222,22 +209,22 @@ _ESCAPED = re.compile("\0(?:([0-9a-f]{2})|u([0-9a-f]{4}))")
 
 def exact(name: str) -> str:
     """A name for JSON: UTF-8 as it is, each other byte as U+0000 and its two hexadecimal digits."""
-    return name if name.isascii() else _NO_UTF8.sub(_as_escape, name)
+
+    def escape(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        # Half a pair, as JSON can spell it, is no byte of a name.
+        return f"\0{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\0u{code:04x}"
+
+    return name if name.isascii() else _NO_UTF8.sub(escape, name)
 
 
 def from_exact(text: str) -> str:
     """The name that `exact` has made a text of."""
-    return _ESCAPED.sub(_as_char, text) if "\0" in text else text
 
+    def char(found: re.Match[str]) -> str:
+        return chr(0xDC00 + int(found[1], 16)) if found[1] else chr(int(found[2], 16))
 
-def _as_escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    # Half a pair, as JSON can spell it, is no byte of a name.
-    return f"\0{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\0u{code:04x}"
-
-
-def _as_char(found: re.Match[str]) -> str:
-    return chr(0xDC00 + int(found[1], 16)) if found[1] else chr(int(found[2], 16))
+    return _ESCAPED.sub(char, text) if "\0" in text else text
 
 
 def sayable(text: str) -> str:
@@ -245,23 +232,14 @@ def sayable(text: str) -> str:
     return "".join(_escaped(char) if "\ud800" <= char <= "\udfff" else char for char in text)
 
 
-def all_sayable(value: object) -> object:
-    """A JSON value with all texts in it made `sayable`."""
-    return _all(value, sayable)
-
-
-def all_exact(value: object) -> object:
-    """A JSON value with all names in it made `exact`."""
-    return _all(value, exact)
-
-
-def _all(value: object, made: Callable[[str], str]) -> object:
+def everywhere(value: object, made: Callable[[str], str]) -> object:
+    """A JSON value with each text in it made, by `exact` for one; keys stay."""
     if isinstance(value, str):
         return made(value)
     if isinstance(value, Mapping):
-        return {key: _all(each, made) for key, each in value.items()}
+        return {key: everywhere(each, made) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_all(each, made) for each in value]
+        return [everywhere(each, made) for each in value]
     return value
 
 

@@ -64,9 +64,8 @@ class PullStream:
 
     def __init__(self, url: str, model: str, *, insecure: bool) -> None:
         parts = urlsplit(url)
-        kind = (
-            http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        )
+        secure = parts.scheme == "https"
+        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         self._connection = kind(parts.hostname or "", parts.port, timeout=CONNECT_SECONDS)
         self._path = f"{parts.path.rstrip('/')}/api/pull"
         self._body = orjson.dumps({"model": model, "insecure": insecure, "stream": True})
@@ -116,12 +115,16 @@ class PullStream:
     def _read(self) -> None:
         try:
             with self._connection.getresponse() as answer:
-                while not self._closed.is_set() and (raw := _line(answer)):
+                while not self._closed.is_set() and (raw := answer.readline(_LONGEST_LINE)):
+                    rest = raw
+                    while len(rest) == _LONGEST_LINE and not rest.endswith(b"\n"):
+                        rest = answer.readline(_LONGEST_LINE)  # of a longer one that is enough
                     if not raw.strip():
                         continue
-                    if answer.status == 200 and _is_half(raw):
+                    status = _status(raw, answer.status)
+                    if status is None:
                         break  # the server has died while it wrote it
-                    self._put(_status(raw, answer.status))
+                    self._put(status)
             why = "the server has ended the answer"
         except (OSError, ValueError, http.client.HTTPException, AttributeError) as error:
             why = _why(error)
@@ -135,23 +138,19 @@ class PullStream:
                 return
 
 
-def _line(answer: http.client.HTTPResponse) -> bytes:
-    """The next line; of one that is too long its beginning."""
-    raw = rest = answer.readline(_LONGEST_LINE)
-    while len(rest) == _LONGEST_LINE and not rest.endswith(b"\n"):
-        rest = answer.readline(_LONGEST_LINE)
-    return raw
-
-
 def _why(error: Exception) -> str:
     """What is wrong, without the number that Python puts before it."""
     return getattr(error, "strerror", None) or without_secrets(str(error)) or type(error).__name__
 
 
-def _status(raw: bytes, code: int) -> Status:
+def _status(raw: bytes, code: int) -> Status | None:
+    """What a line reports; None where it is the beginning of a line that has no end."""
     try:
         line = orjson.loads(raw)
     except orjson.JSONDecodeError:
+        is_cut = not raw.endswith(b"\n") and len(raw) < _LONGEST_LINE
+        if code == 200 and is_cut:
+            return None
         line = None
     if not isinstance(line, dict):
         if long := _TOO_LONG.match(raw):
@@ -173,14 +172,3 @@ def _status(raw: bytes, code: int) -> Status:
 
 def _count(value: object) -> int:
     return value if type(value) is int and 0 < value < _MOST_BYTES else 0
-
-
-def _is_half(raw: bytes) -> bool:
-    """Whether that is the beginning of a line that has no end."""
-    if raw.endswith(b"\n") or len(raw) >= _LONGEST_LINE:
-        return False
-    try:
-        orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return True
-    return False

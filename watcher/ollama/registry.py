@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import queue
 import socket
-import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,9 +55,8 @@ def length(model: ModelName, digest: str) -> int | None:
     Raises OSError where nobody answers in time.
     """
     found = _ask("HEAD", model, f"blobs/sha256:{digest}", {}, insecure=False)
-    if found.status != 200 or found.length is None or found.length > LARGEST_LAYER:
-        return None
-    return found.length
+    told = found.length if found.status == 200 else None
+    return None if told is None or told > LARGEST_LAYER else told
 
 
 def fetch(model: ModelName, etag: str = "", *, insecure: bool = False) -> Fetched:
@@ -88,36 +85,21 @@ def _ask(
     Loopback registries are asked over http, as Ollama's insecure pulls do, all others over https.
     Proxies are taken from the environment, and a few redirects are followed, as the server does.
     """
+    import http.client
+
     scheme = "http" if server.is_loopback(model.host) else "https"
     url = f"{scheme}://{model.host}/v2/{model.namespace}/{model.model}/{path}"
-    answers: queue.SimpleQueue[Fetched | OSError] = queue.SimpleQueue()
-    opened: list[socket.socket] = []
-
-    def ask() -> None:
-        import http.client
-
-        try:
-            answers.put(_follow(method, url, headers, insecure, opened))
-        except OSError as error:
-            answers.put(error)
-        except (ValueError, http.client.HTTPException) as error:
-            why = without_secrets(str(error))
-            answers.put(OSError(f"{model.host} sent an invalid response: {why}"))
-        except ImportError as error:
-            answers.put(OSError(f"this Python can't speak https: {error}"))
-
-    # A socket's own time-out begins anew with each byte, and looking up a name has none.
-    threading.Thread(target=ask, name="registry", daemon=True).start()
     try:
-        answer = answers.get(timeout=ANSWER_SECONDS)
-    except queue.Empty:
-        for each in opened:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+        return server.within(
+            ANSWER_SECONDS, lambda opened: _follow(method, url, headers, insecure, opened)
+        )
+    except TimeoutError:
         raise TimeoutError(f"{model.host} sent no complete response in time") from None
-    if isinstance(answer, OSError):
-        raise answer
-    return answer
+    except (ValueError, http.client.HTTPException) as error:
+        why = without_secrets(str(error))
+        raise OSError(f"{model.host} sent an invalid response: {why}") from None
+    except ImportError as error:
+        raise OSError(f"this Python can't speak https: {error}") from None
 
 
 def _follow(
@@ -169,16 +151,17 @@ def _connection(
     if not parts.hostname or parts.scheme not in ("http", "https"):
         raise NoAddressError(f"unsupported protocol: {without_secrets(parts.geturl())}")
     proxy = _proxy(parts)
+    host, port = parts.hostname, parts.port
+    if proxy:
+        host, port = proxy.hostname or "", proxy.port or 80
     if parts.scheme == "http":
-        host, port = (proxy.hostname, proxy.port) if proxy else (parts.hostname, parts.port)
-        return http.client.HTTPConnection(host or "", port, timeout=ANSWER_SECONDS), proxy
+        return http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS), proxy
     import ssl
 
     trust = ssl.create_default_context()
     if insecure:
         trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
-    host, port = (proxy.hostname, proxy.port or 80) if proxy else (parts.hostname, parts.port)
-    made = http.client.HTTPSConnection(host or "", port, timeout=ANSWER_SECONDS, context=trust)
+    made = http.client.HTTPSConnection(host, port, timeout=ANSWER_SECONDS, context=trust)
     if proxy:
         made.set_tunnel(parts.hostname, parts.port, _authorization(proxy))
     return made, None
@@ -199,9 +182,8 @@ def _split(url: str) -> SplitResult:
 
 def _proxy(parts: SplitResult) -> SplitResult | None:
     """The proxy that the environment names for a URL; none for this machine itself."""
-    if server.is_loopback(parts.netloc) or not any(
-        name.lower() in _PROXIES and value for name, value in os.environ.items()
-    ):
+    named = any(name.lower() in _PROXIES and value for name, value in os.environ.items())
+    if server.is_loopback(parts.netloc) or not named:
         return None
     from urllib.parse import quote
     from urllib.request import getproxies, proxy_bypass

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import socket
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TypeVar
 
 import orjson
 
-if TYPE_CHECKING:
-    import http.client
+_T = TypeVar("_T")
 
+_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 #: A server that starts has its port open and does not answer: the wait must be short.
 ANSWER_SECONDS = 1.0
 _LONGEST_ANSWER = 64 * 1024
-_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 def version(url: str) -> str | None:
@@ -25,45 +25,51 @@ def version(url: str) -> str | None:
     import http.client
     from urllib.parse import urlsplit
 
-    try:
+    def ask(opened: list[socket.socket]) -> object:
         parts = urlsplit(url)
-        connection = http.client.HTTPConnection(
-            parts.hostname or "127.0.0.1", parts.port or 11434, timeout=ANSWER_SECONDS
-        )
-        with _deadline(connection, ANSWER_SECONDS):
-            connection.request("GET", "/api/version")
-            answer = orjson.loads(connection.getresponse().read(_LONGEST_ANSWER))
+        host, port = parts.hostname or "127.0.0.1", parts.port or 11434
+        made = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
+        with contextlib.closing(made):
+            made.connect()
+            opened.append(made.sock)
+            made.request("GET", "/api/version")
+            return orjson.loads(made.getresponse().read(_LONGEST_ANSWER))
+
+    try:
+        answer = within(ANSWER_SECONDS, ask)
     except (OSError, ValueError, http.client.HTTPException):
         return None  # nobody there, no Ollama, or no address at all
     found = answer.get("version") if isinstance(answer, dict) else None
     return found if isinstance(found, str) else None
 
 
-@contextlib.contextmanager
-def _deadline(connection: http.client.HTTPConnection, seconds: float) -> Iterator[None]:
-    """Connect, and end all talk over this connection after so long.
+def within(seconds: float, ask: Callable[[list[socket.socket]], _T]) -> _T:
+    """What `ask` gives, or raises; TimeoutError after so long. It lists the sockets it opens.
 
-    A socket's own time-out begins anew with each byte, so a slow answer could take for ever.
+    A socket's own time-out begins anew with each byte, and looking up a name has none.
     """
-    with contextlib.closing(connection):
-        connection.connect()
-        talk: socket.socket = connection.sock
+    answers: queue.SimpleQueue[tuple[_T] | Exception] = queue.SimpleQueue()
+    opened: list[socket.socket] = []
 
-        def end() -> None:
-            with contextlib.suppress(OSError):
-                talk.shutdown(socket.SHUT_RDWR)
-
-        timer = threading.Timer(seconds, end)
-        timer.daemon = True
-        timer.start()
+    def run() -> None:
         try:
-            yield
-        finally:
-            timer.cancel()
+            answers.put((ask(opened),))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=run, name="asking", daemon=True).start()
+    try:
+        answer = answers.get(timeout=seconds)
+    except queue.Empty:
+        for each in opened:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        raise TimeoutError("no complete response in time") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer[0]
 
 
 def is_loopback(host: str) -> bool:
     """Whether a host, with or without a port, is this machine by its loopback."""
-    if host in _LOOPBACK_HOSTS:
-        return True
-    return host.rsplit(":", 1)[0] in _LOOPBACK_HOSTS
+    return host in _LOOPBACK_HOSTS or host.rsplit(":", 1)[0] in _LOOPBACK_HOSTS

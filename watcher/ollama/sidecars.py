@@ -83,7 +83,8 @@ def faults(sidecars: Sequence[Sidecar], total: int | None) -> tuple[str, ...]:
 
     `total` is the layer's true length in bytes, where something other than the set tells it.
     """
-    found = [f"part {_label(sidecar)}: {sidecar.fault}" for sidecar in sidecars if sidecar.fault]
+    faulty = [each for each in sidecars if each.fault]
+    found = [f"part {'?' if each.number is None else each.number}: {each.fault}" for each in faulty]
     numbers = Counter(sidecar.number for sidecar in sidecars if sidecar.number is not None)
     missing = sorted(set(range(len(sidecars))) - set(numbers))
     if missing and not all(sidecar.number is None for sidecar in sidecars):
@@ -165,11 +166,9 @@ def from_trusted(trusted: Ranges, total: int, at_least: int = 1) -> tuple[Part, 
     The same ranges give the same parts. Trusted bytes beside a very small missing piece are given
     up, and so are the smallest runs where there would be too many pieces.
     """
-    gaps = _bounded(_wide_enough(ranges.complement(trusted, total), total), total)
-    pieces = _spread(gaps)
     made: list[tuple[int, int, int]] = []
     at = 0
-    for start, end in pieces:
+    for start, end in _spread(_gaps(trusted, total)):
         made.append((at, end - at, start - at))
         at = end
     if at < total:
@@ -179,24 +178,20 @@ def from_trusted(trusted: Ranges, total: int, at_least: int = 1) -> tuple[Part, 
     return tuple(Part(number, *each) for number, each in enumerate(sorted(made)))
 
 
-def _wide_enough(gaps: Ranges, total: int) -> Ranges:
-    """Missing pieces of at least 1 MiB: trusted bytes before them, or else behind, are given up."""
+def _gaps(trusted: Ranges, total: int) -> Ranges:
+    """The missing pieces: of at least 1 MiB, and not too many; what lies between is given up."""
     wide: list[tuple[int, int]] = []
-    for start, end in gaps:
-        before = wide[-1][1] if wide else 0
-        start = max(before, min(start, end - MIB))
+    for start, end in ranges.complement(trusted, total):
+        # Trusted bytes before them are given up, or else behind.
+        start = max(wide[-1][1] if wide else 0, min(start, end - MIB))
         wide.append((start, min(total, max(end, start + MIB))))
-    return ranges.normal(wide)
-
-
-def _bounded(gaps: Ranges, total: int) -> Ranges:
-    """No more than so many missing pieces: the smallest runs between them are given up."""
+    gaps = ranges.normal(wide)
     too_many = len(gaps) - _MOST_GAPS
     if too_many <= 0:
         return gaps
     runs = ranges.intersection(ranges.complement(gaps, total), ((gaps[0][1], gaps[-1][0]),))
-    given_up = sorted(runs, key=lambda run: (run[1] - run[0], run[0]))[:too_many]
-    return ranges.normal((*gaps, *given_up))
+    smallest = sorted(runs, key=lambda run: (run[1] - run[0], run[0]))[:too_many]
+    return ranges.normal((*gaps, *smallest))
 
 
 def _spread(gaps: Ranges) -> list[tuple[int, int]]:
@@ -233,7 +228,3 @@ def _split_largest(parts: list[tuple[int, int, int]]) -> bool:
 def claims(parts: Sequence[Part]) -> Ranges:
     """The bytes that the sidecars say are there."""
     return ranges.normal((part.offset, part.starts_at) for part in parts)
-
-
-def _label(sidecar: Sidecar) -> str:
-    return "?" if sidecar.number is None else str(sidecar.number)

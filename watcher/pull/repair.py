@@ -10,8 +10,7 @@ from dataclasses import replace
 from rich.filesize import decimal
 
 from watcher.config import Settings
-from watcher.decide import astray as decide_astray
-from watcher.decide import modes
+from watcher.decide import blob_findings, modes
 from watcher.decide.conditions import settled_condition
 from watcher.errors import LockedError, WatchError
 from watcher.model import Condition, RefusalKind, Result, Scope
@@ -168,7 +167,7 @@ def astray(target: Target, model: str, missing: Mapping[str, int]) -> Iterator[s
     except (WatchError, OSError):
         return
     seen = replace(seen, census=seen.census._replace(odd=lying))
-    for finding in decide_astray.of_blobs(seen):
+    for finding in blob_findings.astray(seen):
         if finding.models:
             helps = finding.command or finding.remedy
             helps = f"; to avoid that, stop the pull and move them first: {helps}" if helps else ""

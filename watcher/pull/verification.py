@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from watcher import reconcile
-from watcher.decide import findings, modes, verifying
-from watcher.decide.verifying import Verified
+from watcher.decide import blob_findings, modes, remaining
+from watcher.decide.remaining import Verified
 from watcher.errors import WatchError
 from watcher.model import ActionKind, BlobFault, OddBlob, Plan, Result
 from watcher.observe import scan
@@ -86,7 +86,7 @@ def prove(
     gone = [each for each in report.outcomes if each.action.kind is ActionKind.QUARANTINE_BLOB]
     for outcome in gone:
         yield outcome.message
-    done = verifying.verified(report.evidence, report.outcomes, is_meant)
+    done = remaining.verified(report.evidence, report.outcomes, is_meant)
     missing = frozenset(odd.digest for odd in done.wrong if odd.fault is BlobFault.MISSING)
     if missing:
         return Proof(missing)
@@ -121,4 +121,4 @@ def _damaged(report: Report, wrong: Iterable[OddBlob]) -> Iterator[str]:
     for odd in wrong:
         name = names.blob(odd.digest)
         why = refused.get(name, "")
-        yield "; ".join(filter(None, (f"{name[:19]}: {findings.damage(odd)}", why)))
+        yield "; ".join(filter(None, (f"{name[:19]}: {blob_findings.damage(odd)}", why)))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from watcher import __version__, reconcile
 from watcher.act import journal
 from watcher.config import Settings
-from watcher.decide import events, modes, questions
+from watcher.decide import events, modes, repairing
 from watcher.errors import (
     EndedError,
     LockedError,
@@ -206,7 +206,7 @@ class _Service:
             return
         try:
             if self._settings.repair:
-                doubted = known.unproven | questions.open_questions(report.evidence)
+                doubted = known.unproven | repairing.open_questions(report.evidence)
                 if report.evidence.scope is None:
                     self._scrub.forget(doubted)
                 self._scrub.want(doubted, self._settings)

@@ -8,9 +8,8 @@ from typing import Any
 import orjson
 
 from watcher import model
-from watcher.decide import findings, remaining, verifying
-from watcher.decide.remaining import Remaining
-from watcher.decide.verifying import Verified
+from watcher.decide import findings, remaining
+from watcher.decide.remaining import Remaining, Verified
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
 from watcher.state import event_log
@@ -25,7 +24,8 @@ def line(document: dict[str, Any]) -> bytes:
         return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:
         # A name from outside that is no UTF-8, quoted in some words.
-        return orjson.dumps(names.all_sayable(document), option=orjson.OPT_APPEND_NEWLINE)
+        shown = names.everywhere(document, names.sayable)
+        return orjson.dumps(shown, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _begun(command: str, seen: model.Evidence) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def verified(report: Report, done: Verified) -> dict[str, Any]:
         "read": done.read,
         "unchanged": done.unchanged,
         "unchecked": done.unchecked,
-        "wrong": [_finding(each) for each in verifying.told(report.diagnosis, done)],
+        "wrong": [_finding(each) for each in remaining.of_verified(report.diagnosis, done)],
         "unseen": unseen(done.unseen),
     }
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from watcher import model
-from watcher.decide import conditions, findings, remaining, verifying
+from watcher.decide import conditions, findings, remaining
 from watcher.decide.at_risk import fades
-from watcher.decide.verifying import Verified
+from watcher.decide.remaining import Verified
 from watcher.model import BlobFault, Condition, Diagnosed, Evidence, Severity, Visibility
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
@@ -427,7 +427,7 @@ def verified_line(done: Verified) -> Line:
 def verified(report: Report, done: Verified) -> Iterator[Line]:
     """What a verification has found, and what it could not check or write down."""
     yield verified_line(done)
-    yield from _findings(verifying.told(report.diagnosis, done), _SHOWN_ALIKE)
+    yield from _findings(remaining.of_verified(report.diagnosis, done), _SHOWN_ALIKE)
     yield from _unseen("not checked", done.unseen)
     if done.left:
         yield Line(f"not checked: {count(done.left, 'blob')} (out of time); to continue:")

@@ -138,7 +138,9 @@ class Event:
         try:
             return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
         except orjson.JSONEncodeError:  # a name that is no UTF-8
-            return orjson.dumps(names.all_sayable(value), option=orjson.OPT_APPEND_NEWLINE)
+            return orjson.dumps(
+                names.everywhere(value, names.sayable), option=orjson.OPT_APPEND_NEWLINE
+            )
 
     def _named(self) -> Iterator[str]:
         several = self.details.get("models")
