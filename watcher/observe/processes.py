@@ -16,6 +16,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 from watcher.model import Blind, Entry, Holder, Server, ServerState, View, Visibility
@@ -41,7 +42,6 @@ _DISGUISING = frozenset(
     {"overlay", "aufs", "unionfs", "ecryptfs", "shiftfs", "9p", "virtiofs", "vboxsf", "prl_fs"}
     | {"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "lustre", "afs", "beegfs", "gpfs"}
 )
-_PIECE = 1 << 16
 #: Options of Python's that take a value; behind -c and -m come the program's own.
 _VALUED_OPTION = re.compile(r"-[a-zA-Z]*?([mcWX])(.*)", re.DOTALL)
 
@@ -52,16 +52,13 @@ class Process(NamedTuple):
     pid: int
     name: str
     arguments: tuple[str, ...]
-    #: A thread of the kernel: it has no descriptors of interest.
-    kernel: bool
 
     @property
     def is_ollama(self) -> bool:
         """By its name or its command: a server, a client or a runner."""
         first = os.path.basename(self.arguments[0]) if self.arguments else ""
         # A binary may be called after its platform, too: ollama-linux-amd64.
-        named = self.name.startswith("ollama") or first.startswith("ollama")
-        return named and not self.is_ours
+        return self.name.startswith("ollama") or first.startswith("ollama")
 
     @property
     def is_ours(self) -> bool:
@@ -124,19 +121,20 @@ def see(
     another store, since to find out where a server listens takes longer than all the rest.
     """
     entries = tuple(entries)
+    pairs: list[tuple[Process, Server]] = []
     with privileges.visibility():
         processes = _processes(host.proc, host.parent)
         holders, unread = _holders(host, processes, entries)
         is_strange = _strangers(host, entries)
         ollamas = [each for each in processes if each.is_ollama]
-        running = [process for process in ollamas if process.is_server]
-        looked = [_server(host, process.pid, ours_only=ours_only) for process in running]
+        for process in ollamas:
+            if process.is_server:
+                # Loaded only where a server runs: it takes as long as a look at a usual store.
+                from watcher.observe import servers
+
+                server = servers.look(host, process.pid, ours_only=ours_only)
+                pairs += [(process, server)] if server is not None else []
         strange = {process.pid for process in ollamas if is_strange(process.pid)}
-    pairs = [
-        (process, server)
-        for process, server in zip(running, looked, strict=True)
-        if server is not None
-    ]
     kept = [(process, server) for process, server in pairs if process.pid not in strange]
     others = tuple(
         f"{process.name} ({process.pid})"
@@ -146,17 +144,10 @@ def see(
     return Seen(
         _view(host, unread, network=network, writers_visible=writers_visible),
         holders,
-        tuple(_all_asked(host, kept)),
+        tuple(_asked(host, kept)),
         others,
         tuple(server for process, server in pairs if process.pid in strange),
     )
-
-
-def _server(host: Host, pid: int, *, ours_only: bool) -> Server | None:
-    # Loaded only where a server runs: it takes as long as a look at a usual store.
-    from watcher.observe import servers
-
-    return servers.look(host, pid, ours_only=ours_only)
 
 
 def _strangers(host: Host, entries: Collection[Entry]) -> Callable[[int], bool]:
@@ -171,8 +162,10 @@ def _strangers(host: Host, entries: Collection[Entry]) -> Callable[[int], bool]:
             folders.opened_blobs(store, foreign_too=True) as blobs,
         ):
             both = os.fstat(store), os.fstat(blobs)
-            if any(b"system.posix_acl_access" in _attributes(fd) for fd in (store, blobs)):
-                return lambda _: False
+            for fd in (store, blobs):
+                with contextlib.suppress(OSError):  # a file system without attributes
+                    if "system.posix_acl_access" in os.listxattr(fd):
+                        return lambda _: False
         ours = _namespaces(host, "self")
     except OSError:
         return lambda _: False
@@ -188,13 +181,6 @@ def _strangers(host: Host, entries: Collection[Entry]) -> Callable[[int], bool]:
     return is_strange
 
 
-def _attributes(fd: int) -> list[bytes]:
-    try:
-        return [os.fsencode(name) for name in os.listxattr(fd)]
-    except OSError:
-        return []  # a file system without them
-
-
 def _namespaces(host: Host, pid: int | str) -> tuple[str, ...]:
     return tuple(os.readlink(f"{host.proc}/{pid}/ns/{kind}") for kind in ("mnt", "user"))
 
@@ -207,37 +193,25 @@ def _overrides(host: Host, pid: int) -> bool:
     return True
 
 
-def _all_asked(host: Host, pairs: Iterable[tuple[Process, Server]]) -> Iterator[Server]:
+def _asked(host: Host, pairs: Iterable[tuple[Process, Server]]) -> Iterator[Server]:
     """Servers with what they answer. Those that don't share the time: many could take for ever."""
     left = _ASKING_SECONDS
     for process, server in pairs:
-        began = time.monotonic()
-        asked = _asked(host, process, server, patient=left > 0)
+        began, version = time.monotonic(), None
+        # One of another store is nobody's business here.
+        if left > 0 and server.ours is not False and server.url is not None:
+            version = host.version(server.url)
         left -= time.monotonic() - began
-        if asked is not None:
-            yield asked
-
-
-def _asked(host: Host, process: Process, server: Server, *, patient: bool) -> Server | None:
-    """The same with what it answers, if there is patience to ask; None where it has ended."""
-    # One of another store is nobody's business here.
-    silent = server.ours is False or server.url is None or not patient
-    version = None if silent or server.url is None else host.version(server.url)
-    if version is None and not _lives(host, process):
-        return None  # it was killed while it was looked at
-    if version is not None:
-        return server._replace(state=ServerState.ANSWERING, version=version)
-    if host.clock() - server.since > _UNREACHABLE_AFTER:
-        return server._replace(state=ServerState.UNREACHABLE)
-    return server
-
-
-def _lives(host: Host, process: Process) -> bool:
-    """Whether a process that was listed still lives."""
-    try:
-        return process._replace(arguments=_arguments(f"{host.proc}/{process.pid}/cmdline")).lives
-    except OSError:
-        return False
+        if version is not None:
+            yield server._replace(state=ServerState.ANSWERING, version=version)
+            continue
+        with contextlib.suppress(OSError):
+            arguments = _arguments(f"{host.proc}/{process.pid}/cmdline")
+            if not process._replace(arguments=arguments).lives:
+                continue  # it was killed while it was looked at
+            if host.clock() - server.since > _UNREACHABLE_AFTER:
+                server = server._replace(state=ServerState.UNREACHABLE)
+            yield server
 
 
 def holders_of(host: Host, entries: Iterable[Entry]) -> tuple[Holder, ...]:
@@ -254,26 +228,27 @@ def _mapped(
     host: Host, processes: Iterable[Process], entries: tuple[Entry, ...]
 ) -> Iterator[Holder]:
     """Who has an entry mapped: the descriptor may be closed by then."""
-    by_inode = {str(entry.inode).encode(): entry for entry in entries if entry.inode}
+    wanted: dict[tuple[bytes, bytes], Entry] = {}
+    for entry in entries:
+        device = b"%02x:%02x" % (os.major(entry.device), os.minor(entry.device))
+        wanted[device, b"%d" % entry.inode] = entry
     for process in processes:
-        if process.kernel or process.is_ours or process.pid == os.getpid():
-            continue
-        try:
-            with open(f"{host.proc}/{process.pid}/maps", "rb") as lines:
-                for line in lines:
-                    # address, mode, offset, device, inode, path
-                    fields = line.split(None, 5)
-                    entry = by_inode.get(fields[4]) if len(fields) > 5 else None
-                    if entry is not None and fields[3] == _device(entry):
-                        shared = fields[1][1:2] == b"w" and fields[1][3:4] == b"s"
-                        yield Holder(process.pid, process.name, entry.name, writes=shared)
-                        break
-        except OSError:
-            continue
-
-
-def _device(entry: Entry) -> bytes:
-    return b"%02x:%02x" % (os.major(entry.device), os.minor(entry.device))
+        found: dict[str, Holder] = {}
+        with (
+            contextlib.suppress(OSError),
+            open(f"{host.proc}/{process.pid}/maps", "rb") as lines,
+        ):
+            for line in lines:
+                # address, mode, offset, device, inode, path
+                fields = line.split(None, 5)
+                mapped = wanted.get((fields[3], fields[4])) if len(fields) > 5 else None
+                if mapped is not None:
+                    shared = fields[1][1:2] == b"w" and fields[1][3:4] == b"s"
+                    before = found.get(mapped.name)
+                    if before is None or shared:
+                        holder = Holder(process.pid, process.name, mapped.name, writes=shared)
+                        found[mapped.name] = holder
+        yield from found.values()
 
 
 def served_stores(proc: str) -> list[tuple[str, int]]:
@@ -284,15 +259,15 @@ def served_stores(proc: str) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     with privileges.visibility():
         for process in _processes(proc):
-            if process.is_server:
-                with contextlib.suppress(OSError):
-                    from watcher.observe import servers
+            if not process.is_server:
+                continue
+            from watcher.observe import servers
 
-                    variables = servers.variables(proc, process.pid)
-                    store = None if variables is None else environment.models_folder(variables)
-                    if store is not None:
-                        here = _as_seen_here(proc, process.pid, store)
-                        found.extend([(here, process.pid)] if here else [])
+            with contextlib.suppress(OSError):
+                variables = servers.variables(proc, process.pid)
+                store = None if variables is None else environment.models_folder(variables)
+                here = None if store is None else _as_seen_here(proc, process.pid, store)
+                found += [(here, process.pid)] if here is not None else []
     return found
 
 
@@ -313,10 +288,7 @@ def _as_seen_here(proc: str, pid: int, store: str) -> str | None:
 
 
 def _processes(proc: str, parent: int | None = None) -> list[Process]:
-    """Every process that still holds something, or the children of one alone.
-
-    Read by hand: psutil takes ten times as long.
-    """
+    """Every other process, not ours, or the children of one. psutil is ten times slower."""
     found: list[Process] = []
     there = os.listdir(proc)
     if proc == "/proc" and "self" not in there:
@@ -331,14 +303,14 @@ def _processes(proc: str, parent: int | None = None) -> list[Process]:
             fields = after.split()
             if parent is not None and int(fields[1]) != parent:
                 continue
-            kernel = bool(int(fields[6]) & _KERNEL_THREAD)
-            arguments = () if kernel else _arguments(f"{proc}/{name}/cmdline")
+            if fields[0] in _GONE_STATES or int(fields[6]) & _KERNEL_THREAD:
+                continue
+            command = names.printable(os.fsdecode(before.partition(b"(")[2]))
+            process = Process(int(name), command, _arguments(f"{proc}/{name}/cmdline"))
         except OSError:
             continue  # gone meanwhile
-        if fields[0] in _GONE_STATES:
-            continue
-        command = names.printable(os.fsdecode(before.partition(b"(")[2]))
-        found.append(Process(int(name), command, arguments, kernel))
+        if process.pid != os.getpid() and not process.is_ours:
+            found.append(process)
     return found
 
 
@@ -347,27 +319,16 @@ def _arguments(path: str) -> tuple[str, ...]:
 
 
 def _read(path: str) -> bytes:
-    """All of it, by three calls to the kernel, since there are many; a file object makes seven."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        read = piece = os.read(fd, _PIECE)
-        while len(piece) == _PIECE:
-            piece = os.read(fd, _PIECE)
-            read += piece
-    finally:
-        os.close(fd)
-    return read
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
 class _Sought:
-    """The entries that open files are compared with."""
-
     def __init__(self, host: Host, entries: tuple[Entry, ...]) -> None:
         self.host = host
         self.by_identity = {entry.identity: entry.name for entry in entries}
         self.names = {entry.name for entry in entries}
         self.devices = {entry.device for entry in entries}
-        self._ours_disguises: bool | None = None
 
     def match(self, pid: int, number: str) -> tuple[str, bool] | None:
         """The entry that a descriptor is open on, and whether its name alone says so; or None."""
@@ -385,30 +346,27 @@ class _Sought:
             raise
         except OSError:
             return None
-        return (shown, True) if shown in self.names and self._disguised(pid, number) else None
+        # A file on another device may be one of ours all the same.
+        if shown in self.names and (self._ours_disguises or self._disguises(pid, number)):
+            return shown, True
+        return None
 
-    def _disguised(self, pid: int, number: str) -> bool:
-        """Whether a file on another device may be one of ours all the same."""
-        if self._ours_disguises is None:
-            with contextlib.ExitStack() as opened:
-                try:
-                    ours = opened.enter_context(folders.opened_store(self.host.store))
-                    own = opened.enter_context(folders.opened_blobs(ours, foreign_too=True))
-                except OSError:
-                    own = -1
-                self._ours_disguises = self._disguises("self", own)
-        return self._ours_disguises or self._disguises(pid, number)
+    @cached_property
+    def _ours_disguises(self) -> bool:
+        with (
+            contextlib.suppress(OSError),
+            folders.opened_store(self.host.store) as store,
+            folders.opened_blobs(store, foreign_too=True) as blobs,
+        ):
+            return self._disguises("self", blobs)
+        return True
 
     def _disguises(self, pid: int | str, number: int | str) -> bool:
-        """Whether an open file lies on a file system that shows identities of its own.
-
-        Where that can't be told it is taken to be so: a download that is held is left alone.
-        """
+        """Whether an open file lies where identities are disguised, or that can't be known."""
         folder = f"{self.host.proc}/{pid}"
         try:
-            fields = dict(
-                line.split(b":", 1) for line in _read(f"{folder}/fdinfo/{number}").splitlines()
-            )
+            lines = _read(f"{folder}/fdinfo/{number}").splitlines()
+            fields = dict(line.split(b":", 1) for line in lines)
             mount = fields[b"mnt_id"].strip()
             for line in _read(f"{folder}/mountinfo").splitlines():
                 before, _, after = line.partition(b" - ")
@@ -428,8 +386,6 @@ def _holders(
     found: dict[str, dict[int, Holder]] = {}
     unread: list[Process] = []
     for process in processes:
-        if process.kernel or process.is_ours or process.pid == os.getpid():
-            continue
         try:
             descriptors = os.listdir(f"{host.proc}/{process.pid}/fd")
         except PermissionError:
@@ -475,25 +431,20 @@ def _view(host: Host, unread: list[Process], *, network: bool, writers_visible: 
     unseen = tuple(f"{process.name} ({process.pid})" for process in unread[:_SHOWN_UNSEEN])
     if writers_visible:
         return View(Visibility.FULL, (), "the settings say that all writers are visible")
+    blind: tuple[str, Blind] | None = None
     if network:
-        return View(
-            Visibility.PARTIAL,
-            unseen,
-            "other machines may write to a network file system",
-            Blind.NETWORK,
-        )
-    blind = _blind_spot(host)
+        blind = "other machines may write to a network file system", Blind.NETWORK
+    blind = blind or _blind_spot(host)
     if blind:
         return View(Visibility.PARTIAL, unseen, *blind)
     if not unread:
         return View(Visibility.FULL)
-    ollamas = [process for process in unread if process.is_ollama]
     several = f"{len(unread)} processes of other users"
     whose = several if len(unread) > 1 else "a process of another user"
     why = f"the open files of {whose} can't be read"
+    ollamas = [f"{process.name} ({process.pid})" for process in unread if process.is_ollama]
     if ollamas:
-        shown = ", ".join(f"{process.name} ({process.pid})" for process in ollamas)
-        return View(Visibility.PARTIAL, unseen, f"{why}, {shown} among them")
+        return View(Visibility.PARTIAL, unseen, f"{why}, {', '.join(ollamas)} among them")
     return View(Visibility.NAMED, unseen, why)
 
 
@@ -515,8 +466,6 @@ def _blind_spot(host: Host) -> tuple[str, Blind] | None:
 
 def _hides(options: str) -> bool:
     words = options.split(",")
-    hidden = [word for word in words if word.startswith("hidepid=")]
-    if "subset=pid" in words:
-        return True
-    shown = not hidden or hidden[-1] in ("hidepid=0", "hidepid=off")
-    return not (shown or privileges.sees_all())
+    hidden = [word for word in words if word.startswith("hidepid=")][-1:]
+    some = bool(hidden) and hidden[0] not in ("hidepid=0", "hidepid=off")
+    return "subset=pid" in words or (some and not privileges.sees_all())

@@ -33,9 +33,10 @@ MAP = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None)
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-fd = os.open(sys.argv[1], os.O_RDONLY)
-libc.mmap(None, 4096, 1, 1, fd, 0)
-os.close(fd)
+for path in sys.argv[1:]:
+    fd = os.open(path, os.O_RDONLY)
+    libc.mmap(None, 4096, 1, 1, fd, 0)
+    os.close(fd)
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -158,6 +159,16 @@ def test_who_has_it_only_mapped_is_a_holder(models: Store, data: Path, children:
     assert str(data) not in [os.readlink(each) for each in open_files]
     (found,) = held(models, entry_of(data))
     assert (found.pid, found.entry, found.writes) == (child.pid, data.name, False)
+
+
+def test_a_process_holds_every_file_that_it_has_mapped(
+    models: Store, data: Path, children: Children
+) -> None:
+    other = data.with_name(f"{data.name}-0")
+    other.write_bytes(bytes(4096))
+    children.start(sys.executable, "-c", MAP, str(data), str(other))
+    found = held(models, entry_of(data), entry_of(other))
+    assert {each.entry for each in found} == {data.name, other.name}
 
 
 def test_other_files_and_our_own_process_are_no_holders(
@@ -456,4 +467,4 @@ def test_descriptors_that_can_be_listed_and_not_read_are_unseen(
     ],
 )
 def test_our_own_process_is_known_in_every_form(words: str, ours: bool) -> None:
-    assert processes.Process(1, "x", tuple(words.split()), kernel=False).is_ours is ours
+    assert processes.Process(1, "x", tuple(words.split())).is_ours is ours
