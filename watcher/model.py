@@ -151,7 +151,7 @@ class Reads(NamedTuple):
     changed_ns: int
     #: The start of the machine in which they were read: a power cut may change what is on the disk.
     boot: str
-    #: See `observe.content`.
+    #: See `observe.parts`.
     answers: str
 
 

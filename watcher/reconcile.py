@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from watcher.act.journal import Journal, locked
+from watcher.act.journal import Journal, hold_reserve, locked, release_reserve
 from watcher.config import Settings
 from watcher.decide import diagnose, events, modes, plan, safety, transitions
 from watcher.errors import EndedError, LockedError, NoPermissionError, WatchError
@@ -126,7 +126,7 @@ class Reconciler:
 
         Raises LockedError, and OSError where nothing can be written down.
         """
-        from watcher.act import apply, refresh
+        from watcher.act import apply
 
         look = _Looks(self.host, Rules(self.settings, mode), ALL).first(None)
         refreshes = [each for each in look.plan.actions if each.kind is ActionKind.REFRESH]
@@ -139,7 +139,7 @@ class Reconciler:
         except LockedError:
             # The other process may act for long. Without the lock the own times can't be
             # remembered, but times that are too fresh cost less than a download that is gone.
-            refresh.set_times_now(self.host.store, refreshes, self.host.clock())
+            apply.set_times_now(self.host, refreshes)
 
 
 class _Looks:
@@ -208,9 +208,7 @@ class _Run:
                 opened.enter_context(locked(store, rules.mode.lock_seconds))
             except OSError as error:
                 return replace(self._powerless(now, agreed, error), outcomes=self._answers + undone)
-            from watcher.act import disk_reserve
-
-            disk_reserve.set_aside(store)
+            hold_reserve(store)
             journal = Journal(store, rules.settings, host)
             stuck = self._finish_leftovers(journal)
             known = self._with_answers(_or_told(journal.recall(), self._past))
@@ -221,13 +219,8 @@ class _Run:
                 now = self._looks.look(known)._replace(plan=now.plan, at=0.0)
             journal(*(events.ended(each, host.clock()) for each in undone))
             seen, diagnosis = now.evidence, now.diagnosis()
-            known = journal.learn(
-                known,
-                seen,
-                diagnosis,
-                first_look=rules.mode.announce,
-                ended=self._scope.closed,
-            )
+            occasion = transitions.Occasion(rules.mode.announce, self._scope.closed)
+            known = journal.learn(known, seen, diagnosis, occasion)
             outcomes: tuple[Outcome, ...] = ()
             if agreed.actions and not stuck:
                 outcomes, after = self._act(now, known, agreed, journal)
@@ -330,7 +323,7 @@ class _Run:
 
         Gives back the outcomes, and what was seen then; None where nobody waits for another look.
         """
-        from watcher.act import apply, disk_reserve
+        from watcher.act import apply
 
         host, store = self._host, journal.store
         note = now.evidence.boot if self._claims_first(now) else ""
@@ -341,7 +334,7 @@ class _Run:
         plans = apply.Plans(self._looks, (now.evidence, now.plan), made_at)
         with _signals_wait(host) as stoppable:
             saved = journal.save(staged)
-            if repairs and not saved and not (disk_reserve.give(store) and journal.save(staged)):
+            if repairs and not saved and not (release_reserve(store) and journal.save(staged)):
                 # Without a memory a repair could not be told from the server's own work.
                 agreed = agreed.filtered(lambda each: each.kind is not ActionKind.WRITE_SIDECARS)
             outcomes = apply.apply(stoppable, agreed, plans, journal)

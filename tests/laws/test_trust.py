@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from watcher.model import MIB, Part, Ranges, Reads, Trust
 from watcher.observe import parts as looking
-from watcher.observe.content import Content
+from watcher.observe.parts import Content
 from watcher.ollama import ranges
 
 K = 1024

@@ -19,7 +19,7 @@ from tests.support.driving import Store, audit, command, environment, private_pr
 from tests.support.runs import changed, one_run, rules
 from tests.support.servers import EngineServer
 from watcher import reconcile
-from watcher.act import hashing
+from watcher.act import answering
 from watcher.demo.registry import Registry
 from watcher.model import Action, ActionKind, Result
 from watcher.observe.host import Host
@@ -51,13 +51,13 @@ def verify(store: Store, *words: str) -> tuple[int, dict[str, Any]]:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are hashed from now on."""
     names: list[str] = []
-    real = hashing._sha256
+    real = answering._sha256
 
     def note(blobs: int, entry: Any, *words: Any) -> str | None:
         names.append(entry.name)
         return real(blobs, entry, *words)
 
-    monkeypatch.setattr(hashing, "_sha256", note)
+    monkeypatch.setattr(answering, "_sha256", note)
     return names
 
 
@@ -109,12 +109,12 @@ def test_a_disk_that_can_not_read_is_told_with_the_offset(
 ) -> None:
     path = store.blobs / f"sha256-{store.digests[0]}"
     with path.open("wb") as file:
-        file.truncate(hashing._READ * 3)
+        file.truncate(answering._READ * 3)
     store.manifest("healthy", *store.digests)
     real = os.preadv
 
     def failing(fd: int, buffers: list[memoryview], at: int) -> int:
-        if at == 2 * hashing._READ and os.fstat(fd).st_ino == path.stat().st_ino:
+        if at == 2 * answering._READ and os.fstat(fd).st_ino == path.stat().st_ino:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(fd, buffers, at)
 
@@ -122,7 +122,7 @@ def test_a_disk_that_can_not_read_is_told_with_the_offset(
     report = one_run(Host(str(store.path)), VERIFY)
     (failed,) = [each for each in report.outcomes if each.result is Result.FAILED]
     assert failed.action.expects[0].name == path.name
-    assert str(2 * hashing._READ) in failed.message
+    assert str(2 * answering._READ) in failed.message
     assert sum(each.sha256 is not None for each in report.outcomes) == 1, "the others are done"
 
 

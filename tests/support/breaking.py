@@ -127,7 +127,7 @@ def _held_from(look: int) -> None:
         return tuple(Holder(1, "reader", entry.name, False) for entry in entries) if held else ()
 
     module: Any = transaction
-    module.holders.holders_of = holders_of
+    module.processes.holders_of = holders_of
 
 
 def _child(order: dict[str, Any], told: int) -> int:

@@ -1,44 +1,51 @@
-"""Answering what has to be known before anything is decided: registries asked, files hashed."""
+"""Answering what has to be known before anything is decided: registries asked, files hashed.
+
+Files are hashed on all cores, in big reads, sparing others' page cache. No lock is held meanwhile
+and nothing is changed; what was found out goes to the memory.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
+import os
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
-from watcher.act import hashing
 from watcher.act.journal import Journal, locked
 from watcher.decide import transitions
-from watcher.model import Action, ActionKind, Outcome, Result, Rules
-from watcher.observe import place
+from watcher.model import Action, ActionKind, Entry, Outcome, Result, Rules
+from watcher.observe import place, scan
 from watcher.observe.host import Host
 from watcher.ollama import names, registry
 from watcher.ollama.names import ModelName
-from watcher.state import folders
+from watcher.state import folders, fs
 
 #: Answers are written down this often, so that a kill loses little.
 _KEEP_SECONDS = 30.0
 #: So often a registry may leave one question after another unanswered.
 _SILENT_TIMES = 3
+#: Fits into a core's own cache together with what hashes it.
+_READ = 1 << 20
+_WATCH_SECONDS = 0.5
 
 
 def answer(
     host: Host, rules: Rules, questions: Iterable[Action]
 ) -> tuple[tuple[Outcome, ...], bool]:
-    """Ask and hash, with no lock held meanwhile, and keep the answers in the memory.
-
-    Gives back the answers, and whether they could be kept.
-    """
+    """Ask and hash, with no lock held; the answers, and whether the memory could keep them."""
     asked = [action for action in questions if action.kind is ActionKind.ASK_REGISTRY]
     hashed = [action for action in questions if action.kind is ActionKind.HASH]
     answers: list[Outcome] = []
     kept, is_kept = 0, True
     with folders.opened_store(host.store) as store:
         keep_at = time.monotonic() + _KEEP_SECONDS
-        found = chain(ask(asked, host), hashing.find_out(store, hashed, host))
-        for outcome in found:
+        for outcome in chain(ask(asked, host), _hash(store, hashed, host)):
             answers.append(outcome)
             if time.monotonic() >= keep_at:
                 is_kept &= _keep(host, rules, store, answers[kept:])
@@ -48,14 +55,16 @@ def answer(
 
 
 def _keep(host: Host, rules: Rules, store: int, answers: list[Outcome]) -> bool:
-    # Where nothing can be written the answers still tell what to do; that it can't be done is told
-    # by who acts.
+    # Where nothing can be written the answers count all the same; the act reports that.
     with contextlib.suppress(OSError), locked(store, rules.mode.lock_seconds):
         journal = Journal(store, rules.settings, host)
         start, now = place.start(host), host.clock()
         known = transitions.proved(journal.recall(), answers, now, start.id, start.at)
         return journal.save(known)
     return False
+
+
+# ---------------------------------------------------------------- registries
 
 
 def ask(actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
@@ -108,3 +117,112 @@ def _doubt(host: Host, model: ModelName, action: Action, length: int | None) -> 
         return ""
     says = "does not name it" if named is None else f"says {named:,}"
     return f"{model.host} says {length:,} bytes, and its manifest of {model.shown} {says}"
+
+
+# ---------------------------------------------------------------- hashes
+
+
+class _StoppedError(Exception):
+    """The time is over; the rest comes another time."""
+
+
+class _ReadError(OSError):
+    """The disk can't give back a file's bytes; the text is the offset."""
+
+
+class _Progress:
+    """How far the hashing of many files has come; shared by its threads."""
+
+    def __init__(self, host: Host) -> None:
+        self.done, self.ended = 0, False
+        self._host = host
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.done += count
+
+    def over(self) -> bool:
+        return self.ended or self._host.stops()
+
+
+def _hash(store: int, actions: Sequence[Action], host: Host) -> Iterator[Outcome]:
+    """Hash each action's one file. What is not done when `host.stops` has no outcome."""
+    total, progress = sum(action.expects[0].size for action in actions), _Progress(host)
+    with (
+        folders.opened_blobs(store, foreign_too=True) as blobs,
+        ThreadPoolExecutor(os.cpu_count() or 1) as pool,
+    ):
+        try:
+            futures = [pool.submit(_hashed, blobs, each, progress) for each in actions]
+            for future in futures:
+                while True:
+                    try:
+                        outcome = future.result(timeout=_WATCH_SECONDS)
+                        break
+                    except TimeoutError:
+                        host.watch(progress.done, total)
+                if outcome is not None:
+                    yield outcome
+        finally:
+            progress.ended = True
+
+
+def _hashed(blobs: int, action: Action, progress: _Progress) -> Outcome | None:
+    entry = action.expects[0]
+    if progress.over():
+        return None
+    try:
+        found = _sha256(blobs, entry, progress)
+    except _StoppedError:
+        return None
+    except FileNotFoundError:
+        found = None
+    except OSError as error:
+        is_read = isinstance(error, _ReadError)
+        why = f"read error at byte {error}" if is_read else f"it can't be read: {error.strerror}"
+        return Outcome(action, Result.FAILED, f"{names.printable(entry.name)}: {why}")
+    if found is None:
+        return Outcome(action, Result.REFUSED, "it has changed meanwhile")
+    message = f"checksum mismatch: its hash is {names.short(found)}"
+    if found == action.subject.lower():
+        message = "checksum verified"
+    return Outcome(action, Result.DONE, message, sha256=found)
+
+
+def _sha256(blobs: int, entry: Entry, progress: _Progress) -> str | None:
+    """The hash of a file's content; None where it is not the one meant, or changed meanwhile."""
+    try:
+        fd = fs.open_to_read(entry.name, blobs)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        fd = fs.open_behind(entry.name, blobs)  # a link is followed, as the server does
+    try:
+        digest, at = hashlib.sha256(), 0
+        buffer = memoryview(bytearray(min(_READ, entry.size + 1)))
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while True:
+            if progress.over():
+                raise _StoppedError
+            try:
+                count = os.preadv(fd, [buffer], at)
+            except OSError:
+                raise _ReadError(str(at)) from None
+            if not count:
+                break
+            digest.update(buffer[:count])
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(fd, at, count, os.POSIX_FADV_DONTNEED)
+            at += count
+            progress.add(count)
+        if not os.path.samestat(os.fstat(fd), os.stat(entry.name, dir_fd=blobs)):
+            return None
+    finally:
+        os.close(fd)
+    now = scan.content(entry.name, blobs)
+    if now is None or now.identity != entry.identity:
+        return None
+    same = (now.size, now.mtime_ns) == (entry.size, entry.mtime_ns)
+    return digest.hexdigest() if same else None

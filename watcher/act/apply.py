@@ -1,15 +1,18 @@
-"""A plan that was agreed to, carried out: each act announced, done, and its outcome told."""
+"""A plan that was agreed to, carried out: each act announced, done, and its outcome logged."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple, Protocol, TypeAlias
 
-from watcher.act import disk_reserve, refresh, transaction
-from watcher.act.journal import Journal
+from watcher.act import transaction
+from watcher.act.journal import Journal, hold_reserve, release_reserve
 from watcher.decide import cleaning, events, safety
 from watcher.errors import ChangedError, EndedError
 from watcher.model import (
@@ -24,11 +27,13 @@ from watcher.model import (
     RefusalKind,
     Result,
 )
+from watcher.observe import scan
 from watcher.observe.host import Host
+from watcher.observe.intents import IN_PARTS
 from watcher.ollama import names, sidecars
-from watcher.state import folders
+from watcher.state import folders, fs
+from watcher.state.memory import Touched
 
-#: One look, with what was planned on it.
 Planned: TypeAlias = tuple[Evidence, Plan]
 
 
@@ -45,7 +50,7 @@ class Looks(Protocol):
 #: What goes together; before each batch the plan is made anew. The first is small, since on a full
 #: disk its intents have to fit into what is set aside, and each makes room for one ten times
 #: larger. Files share an intent; downloads have one each, and share the wait and the looks: not too
-#: many of them, since whoever stops us waits until they are put back.
+#: many of them, since a stop waits until they are put back.
 FIRST_BATCH, BATCH = 100, 10_000
 FIRST_DOWNLOADS, DOWNLOADS = 10, 100
 #: So long a plan counts for further batches of downloads: each is compared under its own guard.
@@ -58,9 +63,6 @@ _FILES = frozenset(
         ActionKind.REFRESH,
         ActionKind.QUARANTINE_BLOB,
     }
-)
-_DOWNLOADS = frozenset(
-    {ActionKind.WRITE_SIDECARS, ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS}
 )
 
 
@@ -78,19 +80,20 @@ def apply(host: Host, agreed: Plan, plans: Plans, journal: Journal) -> tuple[Out
             outcomes.extend(refresh_all(host, batch, journal))
             continue
         try:
-            seen, planned = plans.fresh(anew=batch[0].kind not in _DOWNLOADS)
+            seen, planned = plans.fresh(anew=batch[0].kind not in IN_PARTS)
         except EndedError:
             break
         fresh = {_essence(action): action for action in planned.actions}
         # The fresh one is done: it knows whether the guard has to wait for a server.
         still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
         gone = [action for action in batch if _essence(action) not in fresh]
-        undone = _no_longer(gone, planned) if gone else []
+        undone = list(_no_longer(gone, planned)) if gone else []
         journal(*(events.begun(action, host.clock()) for action in still))
         ended = _Batch(host, journal.store, seen, plans.looks).do(still)
         # What somebody else has done meanwhile was not begun here, and is logged by who did it.
-        logged = (*(each for each in undone if not _is_overtaken(each)), *ended)
-        journal(*(events.ended(outcome, host.clock()) for outcome in logged))
+        changed = RefusalKind.CHANGED
+        logged = [each for each in undone if each.refusal and each.refusal.kind is not changed]
+        journal(*(events.ended(outcome, host.clock()) for outcome in (*logged, *ended)))
         outcomes.extend((*undone, *ended))
     return tuple(outcomes)
 
@@ -116,18 +119,17 @@ class Plans:
 def _batches(actions: Sequence[Action]) -> Iterator[list[Action]]:
     """What is done together: downloads by the hundreds, single files by the thousands."""
     for key, alike in groupby(actions, key=lambda action: (action.kind, _is_transfer(action))):
+        kind, is_transfer = key
+        size = most = 1
+        if kind in _FILES:
+            size, most = FIRST_BATCH, BATCH
+        elif kind in IN_PARTS and not is_transfer:
+            size, most = FIRST_DOWNLOADS, DOWNLOADS
         rest = list(alike)
-        size, most = _sizes(*key)
         while rest:
             yield rest[:size]
             rest = rest[size:]
             size = min(size * 10, most)
-
-
-def _sizes(kind: ActionKind, is_transfer: bool) -> tuple[int, int]:
-    if kind in _FILES:
-        return FIRST_BATCH, BATCH
-    return (FIRST_DOWNLOADS, DOWNLOADS) if kind in _DOWNLOADS and not is_transfer else (1, 1)
 
 
 def _is_transfer(action: Action) -> bool:
@@ -135,11 +137,9 @@ def _is_transfer(action: Action) -> bool:
 
 
 def _essence(action: Action) -> tuple[object, ...]:
-    """What two plans must agree in; the reasons' words tell times, which go on."""
-    files_of_it = tuple(
-        (entry.name, entry.identity, entry.size, entry.mtime_ns) for entry in action.expects
-    )
-    return action.kind, action.subject, files_of_it, action.parts
+    """What two plans must agree in; the reasons' words hold times, which go on."""
+    files = tuple((each.name, each.identity, each.size, each.mtime_ns) for each in action.expects)
+    return action.kind, action.subject, files, action.parts
 
 
 class _Batch(NamedTuple):
@@ -156,103 +156,99 @@ class _Batch(NamedTuple):
             return []
         kind = batch[0].kind
         if kind in (ActionKind.RESTORE, ActionKind.PURGE):
-            blobs = self.seen.place.blobs
-            return [_leave_quarantine(self.store, action, blobs) for action in batch]
+            return [self._leave_quarantine(action) for action in batch]
         together = [batch] if kind in _FILES else [[action] for action in batch]
         changes = [_change(actions, self.seen) for actions in together]
-
-        def confirm(moved: Collection[Entry]) -> Mapping[str, ChangedError]:
-            return _must_stay(kind, moved, self.looks)
-
-        def commit_all(some: Sequence[transaction.Change]) -> Sequence[transaction.Answer]:
-            return transaction.commit_all(self.host, self.store, some, confirm)
-
         try:
-            answers = disk_reserve.with_room(self.store, changes, commit_all)
+            answers = self._commit_all(changes)
         except EndedError:
-            answers = [transaction.StoppedError()] * len(changes)
+            answers = [transaction.stopped()] * len(changes)
         except OSError as error:
             answers = [error] * len(changes)
         answered = zip(together, answers, strict=True)
         return [outcome for actions, answer in answered for outcome in _outcomes(actions, answer)]
 
+    def _leave_quarantine(self, action: Action) -> Outcome:
+        back_into = self.seen.place.blobs if action.kind is ActionKind.RESTORE else None
+        try:
+            transaction.leave_quarantine(self.store, action.expects[0], back_into)
+        except (ChangedError, OSError) as error:
+            return _not_done(action, error)
+        return Outcome(action, Result.DONE, _done_message(action), action.frees)
 
-def _outcomes(actions: list[Action], answer: transaction.Answer) -> list[Outcome]:
-    if isinstance(answer, ChangedError):
-        return [_refused(action, answer) for action in actions]
-    if isinstance(answer, OSError):
-        return [_failed(action, answer) for action in actions]
-    return [_outcome(action, answer, alone=len(actions) == 1) for action in actions]
+    def _commit_all(self, changes: list[transaction.Change]) -> list[transaction.Answer]:
+        """Do changes; again those for which the disk was full, while each try frees more room."""
 
+        confirm = partial(self._must_stay, changes[0].kind)
 
-def _must_stay(kind: ActionKind, moved: Collection[Entry], looks: Looks) -> dict[str, ChangedError]:
-    """What has to stay after all: what would forbid the act is looked at once more."""
-    if not moved and kind is not ActionKind.WRITE_SIDECARS:
-        return {}
-    # Whether a download's store forbids it is told by servers and place; its data need not be read.
-    alone = kind in (ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY)
-    seen = looks.glance(None if alone else frozenset())
-    if kind is ActionKind.REMOVE_ORPHAN:
-        why = cleaning.orphans_forbidden(seen)
-    elif kind is ActionKind.REMOVE_TEMPORARY:
-        why = safety.idle_forbids(seen)
-    else:
-        why = safety.store_forbids(seen)
-    if why is not None:
-        error = ChangedError(why.reason, why.remedy, why.command)
-        return {entry.name: error for entry in moved} or {"": error}
-    if kind is not ActionKind.REMOVE_ORPHAN:
-        return {}
-    named = {names.blob(odd.digest) for odd in seen.census.odd if odd.fault is BlobFault.MISSING}
-    return {
-        entry.name: ChangedError("a manifest names it now", "")
-        for entry in moved
-        if entry.name in named
-    }
+        def commit(some: list[transaction.Change]) -> list[transaction.Answer]:
+            return transaction.commit_all(self.host, self.store, some, confirm)
 
+        answers = commit(changes)
+        full = _full(answers)
+        if full and release_reserve(self.store):
+            while full:
+                again = commit([changes[at] for at in full])
+                for at, answer in zip(full, again, strict=True):
+                    answers[at] = answer
+                still = _full(answers)
+                full = still if len(still) < len(full) else []
+        hold_reserve(self.store)
+        return answers
 
-def _outcome(action: Action, changed: transaction.Changed, *, alone: bool) -> Outcome:
-    for entry in action.expects:
-        if entry.name in changed.kept:
-            return _refused(action, changed.kept[entry.name])
-    # Replaced sidecars give back a block each, which is not what anybody asked for.
-    mended = action.kind in (ActionKind.WRITE_SIDECARS, ActionKind.QUARANTINE_BLOB)
-    freed = changed.freed if alone else action.frees
-    return Outcome(action, Result.DONE, _done_message(action), 0 if mended else freed)
-
-
-def refresh_all(host: Host, batch: list[Action], journal: Journal) -> list[Outcome]:
-    """Set the times of wanted things to now, once their own ones are on the disk elsewhere."""
-    try:
-        with folders.opened_blobs(journal.store) as blobs:
-            touching = refresh.own_times(blobs, batch, host.clock())
-            if journal.remember(touching):
-                refresh.set_times(blobs, touching)
-                ended = [Outcome(action, Result.DONE, _done_message(action)) for action in batch]
-            else:
-                why = "the own times of its files can't be remembered, so they are left alone"
-                ended = [Outcome(action, Result.FAILED, why) for action in batch]
-    except OSError as error:
-        ended = [_failed(action, error) for action in batch]
-    journal(events.refreshed(ended, host.clock()))
-    return ended
+    def _must_stay(self, kind: ActionKind, moved: Collection[Entry]) -> dict[str, ChangedError]:
+        """What has to stay after all: what would forbid the act is looked at once more."""
+        if not moved and kind is not ActionKind.WRITE_SIDECARS:
+            return {}
+        # Servers and place forbid a download's change, whatever its data: that is not read again.
+        alone = kind in (ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY)
+        seen = self.looks.glance(None if alone else frozenset())
+        if kind is ActionKind.REMOVE_ORPHAN:
+            why = cleaning.orphans_forbidden(seen)
+        elif kind is ActionKind.REMOVE_TEMPORARY:
+            why = safety.idle_forbids(seen)
+        else:
+            why = safety.store_forbids(seen)
+        if why is not None:
+            error = ChangedError(why.reason, why.remedy, why.command)
+            return {entry.name: error for entry in moved} or {"": error}
+        if kind is not ActionKind.REMOVE_ORPHAN:
+            return {}
+        missing = [odd.digest for odd in seen.census.odd if odd.fault is BlobFault.MISSING]
+        named = set(map(names.blob, missing))
+        error = ChangedError("a manifest names it now")
+        return {entry.name: error for entry in moved if entry.name in named}
 
 
-def _leave_quarantine(store: int, action: Action, blobs: tuple[int, int]) -> Outcome:
-    back_into = blobs if action.kind is ActionKind.RESTORE else None
-    try:
-        transaction.leave_quarantine(store, action.expects[0], back_into)
-    except ChangedError as error:
-        return _refused(action, error)
-    except OSError as error:
-        return _failed(action, error)
-    return Outcome(action, Result.DONE, _done_message(action), action.frees)
+def _full(answers: Sequence[transaction.Answer]) -> list[int]:
+    return [
+        at
+        for at, answer in enumerate(answers)
+        if isinstance(answer, OSError)
+        and answer.errno in (errno.ENOSPC, errno.EDQUOT)
+        and not isinstance(answer, transaction.CutShortError)
+    ]
+
+
+def _outcomes(actions: list[Action], answer: transaction.Answer) -> Iterator[Outcome]:
+    for action in actions:
+        if not isinstance(answer, transaction.Changed):
+            yield _not_done(action, answer)
+            continue
+        kept = [answer.kept[each.name] for each in action.expects if each.name in answer.kept]
+        if kept:
+            yield _not_done(action, kept[0])
+            continue
+        freed = answer.freed if len(actions) == 1 else action.frees
+        # Replaced sidecars give back a block each, which is not what anybody asked for.
+        mended = action.kind in (ActionKind.WRITE_SIDECARS, ActionKind.QUARANTINE_BLOB)
+        yield Outcome(action, Result.DONE, _done_message(action), 0 if mended else freed)
 
 
 def _change(batch: list[Action], seen: Evidence) -> transaction.Change:
     first = batch[0]
     entries = tuple(entry for action in batch for entry in action.expects)
-    in_parts = first.kind in _DOWNLOADS and not _is_transfer(first)
+    in_parts = first.kind in IN_PARTS and not _is_transfer(first)
     alone = safety.alone(seen)
     return transaction.Change(
         kind=first.kind,
@@ -263,7 +259,6 @@ def _change(batch: list[Action], seen: Evidence) -> transaction.Change:
         },
         digest=first.subject if in_parts else "",
         wait_seconds=first.wait_seconds,
-        owner=(first.expects[0].uid, first.expects[0].gid),
         blobs=seen.place.blobs,
         alone=alone,
         loose=alone and safety.is_loose(seen.place),
@@ -271,47 +266,40 @@ def _change(batch: list[Action], seen: Evidence) -> transaction.Change:
 
 
 def _done_message(action: Action) -> str:
+    who = names.known_as(action.models, action.subject.removeprefix("sha256-"))
     match action.kind:
         case ActionKind.REMOVE_DOWNLOAD | ActionKind.REMOVE_SURPLUS:
-            who = names.known_as(action.models, action.subject)
             return f"Cleaned up partial download for: {who}"
         case ActionKind.WRITE_SIDECARS:
-            who = names.known_as(action.models, action.subject)
             return f"Repaired the partial download of {who}: {action.saves} bytes saved"
         case ActionKind.QUARANTINE_BLOB:
             return f"{action.subject[:19]} is in quarantine; {action.because.partition(': ')[2]}"
         case ActionKind.RESTORE:
             return f"restored {names.printable(action.subject)}"
         case ActionKind.REFRESH:
-            what = names.known_as(action.models, action.subject.removeprefix("sha256-"))
-            return f"protected {what} from pruning"
+            return f"protected {who} from pruning"
         case _:
             return f"removed {names.printable(action.subject)}"
 
 
-def _no_longer(gone: list[Action], planned: Plan) -> list[Outcome]:
-    """The outcomes of what a fresh plan does not have, with its reason where it gives one."""
+def _no_longer(gone: list[Action], planned: Plan) -> Iterator[Outcome]:
     why: dict[tuple[ActionKind, str], Refusal] = {}
     for refusal in planned.refusals:
         for about in (refusal.subject, *refusal.entries):
             why.setdefault((refusal.action, about), refusal)
     error = ChangedError("the store has changed since the plan was made", "plan again")
-    undone: list[Outcome] = []
     for action in gone:
         known = why.get((action.kind, action.subject))
-        told = _refused(action, error)
-        undone.append(told if known is None else told._replace(message=known.why, refusal=known))
-    return undone
+        outcome = _not_done(action, error)
+        yield outcome._replace(message=known.why, refusal=known) if known else outcome
 
 
-def _is_overtaken(outcome: Outcome) -> bool:
-    return outcome.refusal is not None and outcome.refusal.kind is RefusalKind.CHANGED
-
-
-def _refused(action: Action, error: ChangedError) -> Outcome:
-    kind = getattr(error, "kind", RefusalKind.CHANGED)
+def _not_done(action: Action, error: ChangedError | OSError) -> Outcome:
+    if isinstance(error, OSError):
+        file = names.printable(os.fsdecode(error.filename)) if error.filename else action.kind.value
+        return Outcome(action, Result.FAILED, f"{file}: {error.strerror}")
     refusal = Refusal(
-        kind,
+        getattr(error, "kind", RefusalKind.CHANGED),
         action.subject,
         action.kind,
         error.message,
@@ -322,6 +310,53 @@ def _refused(action: Action, error: ChangedError) -> Outcome:
     return Outcome(action, Result.REFUSED, error.message, refusal=refusal)
 
 
-def _failed(action: Action, error: OSError) -> Outcome:
-    what = names.printable(os.fsdecode(error.filename)) if error.filename else action.kind.value
-    return Outcome(action, Result.FAILED, f"{what}: {error.strerror}")
+# ---------------------------------------------------------------- times
+
+
+def refresh_all(host: Host, batch: list[Action], journal: Journal) -> list[Outcome]:
+    """Set the times of wanted things to now, once their own ones are on the disk elsewhere."""
+    try:
+        with folders.opened_blobs(journal.store) as blobs:
+            touching = _own_times(blobs, batch, host.clock())
+            if journal.remember(touching):
+                _set_times(blobs, touching)
+                ended = [Outcome(action, Result.DONE, _done_message(action)) for action in batch]
+            else:
+                why = "the own times of its files can't be remembered, so they are left alone"
+                ended = [Outcome(action, Result.FAILED, why) for action in batch]
+    except OSError as error:
+        ended = [_not_done(action, error) for action in batch]
+    journal(events.refreshed(ended, host.clock()))
+    return ended
+
+
+def set_times_now(host: Host, actions: Iterable[Action]) -> None:
+    """The same at once, with nothing remembered: for a caller that can't wait for the lock."""
+    with folders.opened_store(host.store) as store, folders.opened_blobs(store) as blobs:
+        _set_times(blobs, _own_times(blobs, actions, host.clock()))
+
+
+def _own_times(blobs: int, actions: Iterable[Action], now: float) -> dict[str, Touched]:
+    """The files that would get a later time, by name: their inode, that time, and their own one.
+
+    Times are never set back: what has changed since it was looked at keeps what it has. Another
+    file of that name is left alone; so is all of another ``blobs``.
+    """
+    at_ns = int(now * 1e9)
+    found: dict[str, Touched] = {}
+    for entry in (entry for action in actions for entry in action.expects):
+        there = scan.look(entry.name, blobs)
+        if there is None or there.identity != entry.identity or there.mtime_ns >= at_ns:
+            continue
+        known = entry.own_mtime_ns if there.mtime_ns == entry.mtime_ns else None
+        own = there.mtime_ns if known is None else known
+        found[entry.name] = Touched(there.inode, at_ns, own)
+    return found
+
+
+def _set_times(blobs: int, touching: Mapping[str, Touched]) -> None:
+    for name, touched in touching.items():
+        there = scan.look(name, blobs)
+        if there is not None and there.inode == touched.inode:
+            with contextlib.suppress(FileNotFoundError):
+                fs.touch(name, blobs, touched.set_ns)

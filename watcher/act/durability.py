@@ -95,57 +95,51 @@ def _batch_written(
     blobs: int, batch: Sequence[Need], stop: Callable[[], bool]
 ) -> Iterator[Written]:
     with contextlib.ExitStack() as opened:
-        fds = [_opened(blobs, need.entry, opened) for need in batch]
-        each = [_slices_written(fd, need.wanted, stop) for fd, need in zip(fds, batch, strict=True)]
+        fds: list[int | None] = []
+        each: list[Written] = []
+        for entry, wanted in batch:
+            try:
+                fd = fs.open_to_read(entry.name, blobs)
+            except OSError:
+                fds.append(None)
+                each.append(Written(gone=True))
+                continue
+            opened.callback(os.close, fd)
+            status = os.fstat(fd)
+            is_it = (status.st_dev, status.st_ino) == entry.identity
+            fds.append(fd if is_it else None)
+            each.append(_slices_written(fd, wanted, stop) if is_it else Written(gone=True))
         code = _rest_synced([fd for fd in fds if fd is not None], stop)
-        error = OSError(code, os.strerror(code)) if code else None
-        for fd, written in zip(fds, each, strict=True):
-            if fd is None:
-                yield Written(gone=True)
+        rest = OSError(code, os.strerror(code)) if code else None
+        for file, written in zip(fds, each, strict=True):
+            if file is None:
+                yield written
                 continue
             # An error of the rest may be about any of them.
-            first = written.error or error
-            if first is not None:
-                fs.drop_cache(fd)
-            cut_short = written.cut_short or code is None
-            yield Written(cut_short, refused=written.refused, error=first)
+            error = written.error or rest
+            if error is not None:
+                fs.drop_cache(file)
+            yield written._replace(cut_short=written.cut_short or code is None, error=error)
 
 
-def _opened(blobs: int, entry: Entry, opened: contextlib.ExitStack) -> int | None:
-    """The descriptor of a file; None where it is another one now."""
-    try:
-        fd = fs.open_to_read(entry.name, blobs)
-    except OSError:
-        return None
-    opened.callback(os.close, fd)
-    status = os.fstat(fd)
-    return fd if (status.st_dev, status.st_ino) == entry.identity else None
-
-
-def _slices_written(fd: int | None, wanted: Ranges, stop: Callable[[], bool]) -> Written:
+def _slices_written(fd: int, wanted: Ranges, stop: Callable[[], bool]) -> Written:
     refused: list[tuple[int, int]] = []
     first: OSError | None = None
-    if fd is None:
-        return Written(gone=True)
-    for start, end in _slices(wanted):
-        if stop():
-            return Written(cut_short=True, refused=ranges.normal(refused), error=first)
-        try:
-            fs.write_back(fd, start, end)
-        except OSError as error:
-            first = first or error
-            refused.append((start, end))
+    for start, end in wanted:
+        for low in range(start, end, SLICE):
+            if stop():
+                return Written(cut_short=True, refused=ranges.normal(refused), error=first)
+            high = min(low + SLICE, end)
+            try:
+                fs.write_back(fd, low, high)
+            except OSError as error:
+                first = first or error
+                refused.append((low, high))
     return Written(refused=ranges.normal(refused), error=first)
 
 
-def _slices(wanted: Ranges) -> Iterator[tuple[int, int]]:
-    for start, end in wanted:
-        for low in range(start, end, SLICE):
-            yield low, min(low + SLICE, end)
-
-
 def _rest_synced(fds: Sequence[int], stop: Callable[[], bool]) -> int | None:
-    """Wait for what tells where the data lies; the errno, or None where the wait was cut short."""
+    """Wait for what says where the data lies; the errno, or None where the wait was cut short."""
     if stop():
         return None
     ended = fs.data_synced(fds)
@@ -162,24 +156,21 @@ def _rest_synced(fds: Sequence[int], stop: Callable[[], bool]) -> int | None:
 
 
 def settle(host: Host, planned: Plan, *, behind: bool) -> Settled:
-    """Bring to the disk what a plan relies on. No lock is held meanwhile.
-
-    `behind`: the claims of repairs come first, under a note.
-    """
-    if not any(_need(action, behind=behind) for action in planned.actions):
+    """Bring to the disk what a plan relies on, unlocked; `behind`: but not what it claims."""
+    needed = [_need(action, behind=behind) for action in planned.actions]
+    needs = [need for need in needed if need]
+    if not needs:
         return Settled(planned)
-    needs = [need for action in planned.actions if (need := _need(action, behind=behind))]
     with folders.opened_store(host.store) as store, folders.opened_blobs(store) as blobs:
-        results = list(write_back(blobs, needs, host.stops))
-    written = dict(zip(needs, results, strict=True))
+        written = dict(zip(needs, write_back(blobs, needs, host.stops), strict=True))
     kept: list[Action] = []
     outcomes: list[Outcome] = []
     refused: list[tuple[str, Written]] = []
-    for action in planned.actions:
-        need = _need(action, behind=behind)
+    for action, need in zip(planned.actions, needed, strict=True):
         came = written[need] if need else Written()
         if came.error is not None:
-            outcomes.append(_failed(action, came.error))
+            why = f"what it relies on can't be brought to the disk: {came.error.strerror}"
+            outcomes.append(Outcome(action, Result.FAILED, why))
             if action.kind is ActionKind.WRITE_SIDECARS:
                 refused.append((action.subject, came))
         elif not came.cut_short:
@@ -188,7 +179,6 @@ def settle(host: Host, planned: Plan, *, behind: bool) -> Settled:
 
 
 def _need(action: Action, *, behind: bool) -> Need | None:
-    """The file, and the bytes of it, that have to be on the disk before an action."""
     if action.relies_on is not None:
         return Need(action.relies_on, ((0, action.relies_on.size),))
     if action.kind is not ActionKind.WRITE_SIDECARS or behind:
@@ -199,43 +189,30 @@ def _need(action: Action, *, behind: bool) -> Need | None:
     return None if data is None or not claims else Need(data, claims)
 
 
-def _failed(action: Action, error: OSError) -> Outcome:
-    why = f"what it relies on can't be brought to the disk: {error.strerror}"
-    return Outcome(action, Result.FAILED, why)
-
-
-def keep_refused(journal: Journal, now: float, refused: tuple[tuple[str, Written], ...]) -> bool:
-    """Remember and tell what the disk did not take: it counts as missing. The lock is held.
-
-    Whether it could be remembered.
-    """
+def keep_refused(journal: Journal, now: float, refused: Iterable[tuple[str, Written]]) -> bool:
+    """Remember and log what the disk did not take, under the lock; whether it could be."""
     known = journal.recall()
     for digest, written in refused:
-        record = known.downloads.get(digest)
-        if record is not None and written.error is not None:
-            known = transitions.synced(known, digest, record, written.refused, lost=True)
-            journal(_told(now, digest, record, written.refused, written.error))
+        record, error = known.downloads.get(digest), written.error
+        if record is None or error is None:
+            continue
+        known = transitions.synced(known, digest, record, written.refused, lost=True)
+        who, lost = names.known_as(record.models, digest), ranges.size(written.refused)
+        what = f"{lost} bytes" if written.refused else "some"
+        message = (
+            f"the disk did not take {what} of the download of {who}: {error.strerror};"
+            " what is not there counts as missing"
+        )
+        details = {"digest": f"sha256:{digest}", "refused_bytes": lost}
+        journal(Event(now, EventType.ERROR, message, who, details))
     return journal.save(known)
-
-
-def _told(at: float, digest: str, record: Remembered, lost: Ranges, error: OSError) -> Event:
-    who = names.known_as(record.models, digest)
-    amount = f"{ranges.size(lost)} bytes" if lost else "some"
-    message = f"the disk did not take {amount} of the download of {who}: {error.strerror}"
-    details = {"digest": f"sha256:{digest}", "refused_bytes": ranges.size(lost)}
-    return Event(
-        at, EventType.ERROR, f"{message}; what is not there counts as missing", who, details
-    )
 
 
 # ---------------------------------------------------------------- behind claims
 
 
 def noted(known: Memory, boot: str) -> list[tuple[str, Remembered]]:
-    """The downloads whose claims this start of the machine has made ahead of their data.
-
-    The most valuable first.
-    """
+    """The downloads whose claims this start made ahead of their data, the most valuable first."""
     found = [(key, each) for key, each in known.downloads.items() if boot and each.unsynced == boot]
     return sorted(found, key=lambda each: (-each[1].claimed, each[0]))
 
@@ -258,14 +235,19 @@ def sync_noted(host: Host, settings: Settings) -> frozenset[str]:
     Raises WatchError and OSError where the store can't be read or written.
     """
     refused: set[str] = set()
-    boot = place.boot(host)
     with contextlib.ExitStack() as opened:
         store = opened.enter_context(folders.opened_store(host.store))
-        notes = noted(memory.load(store), boot)
+        notes = noted(memory.load(store), place.boot(host))
         if not notes:
             return frozenset()
         blobs = opened.enter_context(folders.opened_blobs(store))
-        claims = list(_claims(notes, blobs))
+        claims: list[_Claim] = []
+        for digest, record in notes:
+            data = scan.look(names.data(digest), blobs)
+            # What is finished, or gone, the next look forgets.
+            if data is not None and data.inode == record.inode:
+                need = Need(data, sidecars.claims(record.partition))
+                claims.append(_Claim(digest, record, need))
         while claims and not host.stops():
             some = claims[: len(next(_batches([claim.need for claim in claims])))]
             claims = claims[len(some) :]
@@ -277,19 +259,9 @@ def sync_noted(host: Host, settings: Settings) -> frozenset[str]:
 
 
 class _Claim(NamedTuple):
-    """Claims of ours, as they were remembered, and what they stand for."""
-
     digest: str
     record: Remembered
     need: Need
-
-
-def _claims(noted_ones: Iterable[tuple[str, Remembered]], blobs: int) -> Iterator[_Claim]:
-    for digest, record in noted_ones:
-        data = scan.look(names.data(digest), blobs)
-        # What is finished, or gone, the next look forgets.
-        if data is not None and data.inode == record.inode:
-            yield _Claim(digest, record, Need(data, sidecars.claims(record.partition)))
 
 
 def _keep(
@@ -302,7 +274,7 @@ def _keep(
             if written == Written():
                 known = transitions.synced(known, claim.digest, claim.record)
         journal.save(known)
-        lost = tuple((claim.digest, written) for claim, written in results if written.error)
+        lost = [(claim.digest, written) for claim, written in results if written.error]
         if lost:
             keep_refused(journal, host.clock(), lost)
 

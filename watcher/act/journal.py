@@ -1,4 +1,4 @@
-"""What is written down: the lock for acting, the events, the memory."""
+"""What is written down: the lock for acting, the events, the memory, and the room for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
+from functools import partial
 
 from watcher.config import Settings
 from watcher.decide import events, transitions
@@ -20,6 +21,10 @@ from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Touched
 
 ACTING_LOCK = "lock"
+RESERVE = "reserve"
+#: Enough for an intent, its folders and a saved memory of a usual store.
+_RESERVE_BYTES = 128 * 1024
+_USUAL = transitions.Occasion()
 
 
 class Journal:
@@ -49,17 +54,14 @@ class Journal:
         past: Memory,
         seen: Evidence,
         diagnosis: Diagnosis,
-        *,
-        first_look: bool = False,
-        ended: frozenset[str] = frozenset(),
+        occasion: transitions.Occasion = _USUAL,
     ) -> Memory:
-        """Tell what has happened since `past`, and remember it; the memory as it is now."""
+        """Log what has happened since `past`, and remember it; the memory as it is now."""
         if past.lost:
             lost = f"{past.lost}; it was renamed to {memory.NAME}.damaged"
             self(Event(self._host.clock(), EventType.ERROR, lost))
         self._tell_untold()
         finished = _finished(self.store, past, seen)
-        occasion = transitions.Occasion(first_look, ended)
         now, happened = transitions.learn(past, seen, diagnosis, finished, occasion)
         if happened or now != self.recall() or past.lost:
             # Before they are told: after a kill in between they are told by the next look.
@@ -68,28 +70,27 @@ class Journal:
         self._all_told()
         self._follow(now, transitions.damaged(diagnosis.findings))
         if seen.scope is None:
-            self._try(
-                "an old event log",
-                lambda: event_log.expire(self.store, _certain(seen), self._settings),
-            )
+            # Nothing goes by a clock that may be ahead.
+            certain = seen.now if seen.clock is None else seen.clock.at_most
+            expire = partial(event_log.expire, self.store, certain, self._settings)
+            self._try("an old event log", expire)
         return replace(now, lost="")
 
     def _follow(self, now: Memory, damaged: Set[str]) -> None:
         """Keep the records of the models of which something was told since this was asked last."""
         told, self._followed = self.events[self._followed :], len(self.events)
         seen = list(events.recording(told, now, damaged))
-        if seen:
-            try:
+        try:
+            if seen:
                 records.follow(self.store, seen, self._host.clock)
-            except WatchError as error:
-                self.warnings += (error.message,) if error.message not in self.warnings else ()
+        except WatchError as error:
+            self._warn(error.message)
 
     def _tell_untold(self) -> None:
         """Write down what a kill, or a full disk, has kept from the log since it was remembered."""
         untold = [*filter(None, map(event_log.parse, self.recall().untold))]
-        if untold and self._try(
-            "the event log", lambda: event_log.write_missing(self.store, untold)
-        ):
+        write = partial(event_log.write_missing, self.store, untold)
+        if untold and self._try("the event log", write):
             self._all_told()
 
     def _all_told(self) -> None:
@@ -106,7 +107,7 @@ class Journal:
         """Keep the memory on the disk; False where that can't be done."""
         if now.unreadable:
             # What can't be read may be whole all the same: it is not written over.
-            self.warnings += (now.unreadable,) if now.unreadable not in self.warnings else ()
+            self._warn(now.unreadable)
             return False
         self._memory = None
 
@@ -125,16 +126,13 @@ class Journal:
         try:
             write()
         except OSError as error:
-            trouble = f"{what} can't be written: {error.strerror}"
-            if trouble not in self.warnings:
-                self.warnings += (trouble,)
+            self._warn(f"{what} can't be written: {error.strerror}")
             return False
         return True
 
-
-def _certain(seen: Evidence) -> float:
-    """The time that it is at least: nothing goes by a clock that may be ahead."""
-    return seen.now if seen.clock is None else seen.clock.at_most
+    def _warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings += (message,)
 
 
 def announce(host: Host, settings: Settings, event: Event) -> None:
@@ -176,3 +174,19 @@ def locked(store: int, seconds: float) -> Iterator[None]:
 def owner() -> str:
     """What we write into a lock: who holds it, and since when."""
     return f"pid {os.getpid()} since {event_log.rfc3339(time.time())}"
+
+
+def hold_reserve(store: int) -> None:
+    """Reserve some room, if there is any yet: a full disk is when cleaning is asked for."""
+    with contextlib.suppress(OSError), state_folder.made(store) as folder:
+        fs.reserve(RESERVE, folder, _RESERVE_BYTES)
+
+
+def release_reserve(store: int) -> bool:
+    """Give back what was reserved, for what has to be kept before an act; False: nothing was."""
+    try:
+        with state_folder.opened(store) as folder:
+            fs.remove(RESERVE, folder)
+    except OSError:
+        return False
+    return True

@@ -1,31 +1,9 @@
 """Changing a store's files: a kill at any call, or a pull at any instant, loses nothing.
 
-Nothing is unlinked where it lies. Under an intent on the disk each file that is to go is renamed
-into a folder of ours and its holders are looked up again by inode; if somebody has it, it is put
-back, never over an existing name. The files of a download change under a guard: an empty file in
-place of ``…-partial-0``, on which a pull that begins meanwhile fails once with EOF before it opens
-the data (seen on a real server). New sidecars lie ready beside the intent and are renamed over the
-old ones; part 0's goes last, over the guard.
-
-An act has three steps, and several downloads go through each of them together: *stage* (the
-intents are on the disk, the guards in their places), *check and take* (one wait, one pass over the
-processes, and each download compared under its own guard), *commit*, one by one.
-
-An intent is a folder ``.ollama-watch/intents/<id>/``:
-
-``intent.json``, ``more-<n>``
-    what is to be done, on the disk before anything changes (`observe.intents`)
-``new/``
-    the sidecars to put in place, whole and on the disk
-``guard``
-    the guard, until it is put in place
-``out/``
-    what was taken away, under its own name
-``decided``
-    appears once everything that goes is out and nobody held it
-
-What a kill has left is put back, and planned again by the store's own rules. It is finished only
-where it has gone so far that it can't be put back.
+``docs/safety.md`` (How files are changed) has the steps, the files of an intent, and what becomes
+of one after a kill. Several downloads go through each step together: *stage* (the intents are on
+the disk, the guards in their places), *check and take* (one wait, one pass over the processes, and
+each download compared under its own guard), *commit*, one by one.
 """
 
 from __future__ import annotations
@@ -38,11 +16,11 @@ from typing import NamedTuple, TypeAlias
 
 from watcher.decide import safety
 from watcher.errors import ChangedError
-from watcher.model import ActionKind, Entry, Holder, Part, RefusalKind
+from watcher.model import ActionKind, Entry, Holder, RefusalKind
 from watcher.observe import intents, place, processes, scan
+from watcher.observe.blobs import QUARANTINE
 from watcher.observe.host import Host
 from watcher.observe.intents import Folder, ForeignError, Intent
-from watcher.observe.quarantine import QUARANTINE
 from watcher.ollama import names, sidecars
 from watcher.ollama.names import Role
 from watcher.state import folders, fs, state_folder
@@ -50,39 +28,12 @@ from watcher.state.memory import Memory
 from watcher.system import advice
 
 
-class HeldError(ChangedError):
-    """Somebody has a file open that was about to go; everything is back in its place."""
+class UndoneError(ChangedError):
+    """A change can't be done now, for a reason of its own kind; everything is in its place."""
 
-    kind = RefusalKind.HELD
-
-    def __init__(self, holder: Holder) -> None:
-        super().__init__(
-            f"{holder.process} ({holder.pid}) has opened {names.printable(holder.entry)} meanwhile"
-            f"{holder.doubt}",
-            "try again when it has ended",
-        )
-
-
-class StoppedError(ChangedError):
-    """It was stopped before anything was decided; everything is in its place."""
-
-    kind = RefusalKind.STOPPED
-
-    def __init__(self) -> None:
-        super().__init__("it was stopped before its turn came; nothing was changed", "run it again")
-
-
-class LooseError(ChangedError):
-    """The file system can't do it safely beside others."""
-
-    kind = RefusalKind.SERVER_RUNS
-
-    def __init__(self, why: str) -> None:
-        super().__init__(
-            f"{why}: on this file system files are changed only while no process of Ollama's runs "
-            "and every process can be seen",
-            "stop the server" + (", and run it as root" if advice.caller().uid else ""),
-        )
+    def __init__(self, kind: RefusalKind, message: str, next_step: str) -> None:
+        super().__init__(message, next_step)
+        self.kind = kind
 
 
 class CutShortError(OSError):
@@ -103,8 +54,6 @@ class Change:
     #: The download that they belong to: all or nothing of it is done, under a guard.
     digest: str = ""
     wait_seconds: float = 0.0
-    #: User and group id that written files get, where we may give them.
-    owner: tuple[int, int] | None = None
     #: Device and inode of the ``blobs`` that was looked at; what is put in its place is not it.
     blobs: tuple[int, int] = (0, 0)
     #: No process of Ollama's runs, and none can be unseen.
@@ -113,12 +62,11 @@ class Change:
     loose: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(NamedTuple):
     """What has gone, and what is still there and why, by name."""
 
     freed: int
-    kept: Mapping[str, ChangedError] = field(default_factory=dict)
+    kept: Mapping[str, ChangedError]
 
 
 #: What came of one change. With an error everything of it is back in its place, but for a
@@ -139,32 +87,28 @@ class _Store(NamedTuple):
     folder: Folder
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
+class _Work(NamedTuple):
     """The descriptors of one intent's folders, and what it says; None where it says nothing."""
 
     store: _Store
+    blobs: int
     name: str
     here: int
     new: int
     out: int
-    intent: Intent | None = None
-
-    @property
-    def blobs(self) -> int:
-        """The descriptor of ``blobs``."""
-        return self.store.blobs
+    intent: Intent | None
 
 
 # ---------------------------------------------------------------- doing
 
 
-def commit_all(
-    host: Host,
-    store: int,
-    changes: Sequence[Change],
-    confirm: Confirm,
-) -> list[Answer]:
+def stopped() -> UndoneError:
+    """The answer where an end was asked for before anything was decided."""
+    why = "it was stopped before its turn came; nothing was changed"
+    return UndoneError(RefusalKind.STOPPED, why, "run it again")
+
+
+def commit_all(host: Host, store: int, changes: Sequence[Change], confirm: Confirm) -> list[Answer]:
     """Do changes, safely: one of single files, or any number of downloads; an answer for each.
 
     Of single files, entries that must stay are kept, and named with the reason. When
@@ -181,10 +125,10 @@ def commit_all(
             if changes[0].digest:
                 batch.of_downloads(confirm)
             else:
-                batch.of_files(confirm)
+                batch.each(lambda work, change: batch.take_each(work, change, confirm))
             batch.commit()
         except BaseException:
-            batch.undo()
+            batch.give_up_all(stopped())
             raise
         return [batch.answers[number] for number in range(len(changes))]
 
@@ -203,7 +147,7 @@ class _Batch:
         free = _free_numbers(self._base)
         for number, change in enumerate(self._changes):
             if self._host.stops():
-                self.answers[number] = StoppedError()
+                self.answers[number] = stopped()
                 continue
             try:
                 self._staged[number] = _begun(self._base, f"{next(free):08}", change)
@@ -215,39 +159,56 @@ class _Batch:
 
     def of_downloads(self, confirm: Confirm) -> None:
         """Wait, compare, and take what goes."""
-        if not self._staged:
-            return
-        seconds = max(self._changes[number].wait_seconds for number in self._staged)
+        seconds = max((self._changes[each].wait_seconds for each in self._staged), default=0.0)
         if seconds and not self._host.stops():
             self._host.sleep(seconds)
         if self._host.stops():
-            self._give_up_all(StoppedError())
+            self.give_up_all(stopped())
         if not self._staged:
             return
-        there = _names_by_digest(self._base.blobs)
-        self._each(lambda work, change: _check_unchanged(work, change, there))
+        there: dict[str, list[str]] = {}
+        for name in os.listdir(self._base.blobs):
+            if "-partial" in name:
+                parsed = names.parse_blob(name)
+                if parsed.role in (Role.DATA, Role.SIDECAR):
+                    there.setdefault(parsed.digest, []).append(name)
+        self.each(lambda work, change: _check_unchanged(work, change, there))
         self._check_unheld()
         if self._staged:
-            forbidden = confirm(self._entries(lambda change: change.takes))
-            for error in list(forbidden.values())[:1]:
-                self._give_up_all(error)
-        self._each(_take_of_download)
-        self._each(lambda work, _: _check_guard(work))
+            going = [entry for each in self._staged for entry in self._changes[each].takes]
+            for error in list(confirm(going).values())[:1]:
+                self.give_up_all(error)
+        self.each(_take_of_download)
+        self.each(lambda work, _: _check_guard(work))
         self._check_unheld()
 
-    def of_files(self, confirm: Confirm) -> None:
-        """Take each file that goes, and put those back that must stay."""
-
-        def take(work: _Work, change: Change) -> None:
-            self._kept = _take_each(self._host, work, change, confirm)
-
-        self._each(take)
+    def take_each(self, work: _Work, change: Change, confirm: Confirm) -> None:
+        """Take each single file that goes, and put those back that must stay."""
+        moved: dict[str, Entry] = {}
+        kept: dict[str, ChangedError] = {}
+        for entry in change.takes:
+            try:
+                if not _same(scan.look(entry.name, work.blobs), entry, loose=change.loose):
+                    raise _changed(entry.name)
+                _take(work, entry, change)
+            except ChangedError as error:
+                kept[entry.name] = error
+                if scan.look(entry.name, work.out) is not None:
+                    _put_back(work, entry.name)
+            else:
+                moved[entry.name] = entry
+        for holder in processes.holders_of(self._host, moved.values()):
+            kept[holder.entry] = _held(holder)
+        kept.update(confirm(moved.values()))
+        for name in kept.keys() & moved.keys():
+            _put_back(work, name)
+        self._kept = kept
 
     def commit(self) -> None:
         """Decide each, and finish it."""
         if self._staged:
             fs.sync(self._base.blobs)
-        self._each(_decide)
+        self.each(_decide)
         for number, (name, intent) in list(self._staged.items()):
             del self._staged[number]
             try:
@@ -257,19 +218,12 @@ class _Batch:
                 why = f"{error.strerror}; the next run finishes it"
                 self.answers[number] = CutShortError(error.errno, why, error.filename)
 
-    def undo(self) -> None:
-        """Put everything back."""
-        for number in list(self._staged):
-            name, intent = self._staged.pop(number)
-            with contextlib.suppress(OSError), _opened(self._base, name, intent) as work:
-                _undo(work)
-
-    def _each(self, do: Callable[[_Work, Change], None]) -> None:
+    def each(self, do: Callable[[_Work, Change], None]) -> None:
+        """One step of all changes that are staged."""
         for number in list(self._staged):
             self._do(number, do)
 
     def _do(self, number: int, do: Callable[[_Work, Change], None]) -> None:
-        """One step of a change; where it can't be done, all of the change is undone."""
         name, intent = self._staged[number]
         try:
             with _opened(self._base, name, intent) as work:
@@ -286,29 +240,26 @@ class _Batch:
         except OSError as worse:
             self.answers[number] = worse
 
-    def _give_up_all(self, error: ChangedError) -> None:
+    def give_up_all(self, error: ChangedError) -> None:
+        """Put everything back that is staged."""
         for number in list(self._staged):
             self._give_up(number, error)
 
-    def _entries(self, of: Callable[[Change], Iterable[Entry]]) -> list[Entry]:
-        return [entry for number in self._staged for entry in of(self._changes[number])]
-
     def _check_unheld(self) -> None:
-        """One pass over the processes for all; each download stands for itself."""
         if not self._staged:
             return
         held: dict[str, list[Holder]] = {}
-        every = self._entries(lambda change: change.expects)
+        every = [entry for each in self._staged for entry in self._changes[each].expects]
         for holder in processes.holders_of(self._host, every):
             held.setdefault(holder.entry, []).append(holder)
         for number in list(self._staged):
             change = self._changes[number]
             mine = [each for entry in change.expects for each in held.get(entry.name, ())]
             if not change.takes:
-                # Who only reads keeps no sidecar from being written.
+                # A process that only reads keeps no sidecar from being written.
                 mine = list(filter(safety.minds_sidecars, mine))
             if mine:
-                self._give_up(number, HeldError(mine[0]))
+                self._give_up(number, _held(mine[0]))
 
 
 def _put_guard(work: _Work, change: Change) -> None:
@@ -323,11 +274,11 @@ def _put_guard(work: _Work, change: Change) -> None:
         return
     if not _same(scan.look(guard, work.blobs), expected, loose=change.loose):
         raise _changed(guard)
-    _keep_displaced(work, change, expected)
+    _keep_displaced(work, expected, alone=change.alone)
     fs.replace(intents.GUARD, work.here, guard, work.blobs)
 
 
-def _keep_displaced(work: _Work, change: Change, expected: Entry) -> None:
+def _keep_displaced(work: _Work, expected: Entry, *, alone: bool) -> None:
     """Keep part 0's sidecar in ``out/``: by a second name, or where there is none, by a copy."""
     name = expected.name
     try:
@@ -347,16 +298,11 @@ def _keep_displaced(work: _Work, change: Change, expected: Entry) -> None:
         if not _same(found, expected, loose=True):
             raise _changed(name)
         why = "a file gets another inode here when it is moved"
-    if not change.alone:
-        raise LooseError(why)
-    _copy_displaced(work, expected)
-
-
-def _copy_displaced(work: _Work, expected: Entry) -> None:
-    name = expected.name
+    if not alone:
+        raise _loose(why)
     raw = fs.read_small(name, work.blobs, sidecars.READ_LIMIT + 1)
     if len(raw) > sidecars.READ_LIMIT:
-        raise LooseError(f"{names.printable(name)} is too large to be copied")
+        raise _loose(f"{names.printable(name)} is too large to be copied")
     owner = expected.uid, expected.gid
     fs.create_like(intents.COPY, work.here, raw, owner, (expected.mode, expected.mtime_ns))
     intact = _same(scan.look(name, work.blobs), expected, loose=True)
@@ -364,17 +310,6 @@ def _copy_displaced(work: _Work, expected: Entry) -> None:
         raise _changed(name)
     fs.move(intents.COPY, work.here, name, work.out, private=True)
     fs.sync(work.out)
-
-
-def _names_by_digest(blobs: int) -> dict[str, list[str]]:
-    """The names of unfinished downloads as they are now."""
-    found: dict[str, list[str]] = {}
-    for name in os.listdir(blobs):
-        if "-partial" in name:
-            parsed = names.parse_blob(name)
-            if parsed.role in (Role.DATA, Role.SIDECAR):
-                found.setdefault(parsed.digest, []).append(name)
-    return found
 
 
 def _check_unchanged(work: _Work, change: Change, there: Mapping[str, list[str]]) -> None:
@@ -415,54 +350,39 @@ def _take_of_download(work: _Work, change: Change) -> None:
 
 
 def _take(work: _Work, entry: Entry, change: Change) -> None:
-    """Move an entry out; raises ChangedError where it is not, or no longer, what was meant."""
     try:
         fs.move(entry.name, work.blobs, entry.name, work.out, private=True)
     except FileNotFoundError:
         raise _changed(entry.name) from None
-    found = scan.look(entry.name, work.out)
-    if not _same(found, entry, loose=change.loose):
+    if not _same(scan.look(entry.name, work.out), entry, loose=change.loose):
         raise _changed(entry.name)
-
-
-def _take_each(
-    host: Host, work: _Work, change: Change, confirm: Confirm
-) -> Mapping[str, ChangedError]:
-    moved: dict[str, Entry] = {}
-    kept: dict[str, ChangedError] = {}
-    for entry in change.takes:
-        try:
-            if not _same(scan.look(entry.name, work.blobs), entry, loose=change.loose):
-                raise _changed(entry.name)
-            _take(work, entry, change)
-        except ChangedError as error:
-            kept[entry.name] = error
-            if scan.look(entry.name, work.out) is not None:
-                _put_back(work, entry.name)
-        else:
-            moved[entry.name] = entry
-    for holder in processes.holders_of(host, moved.values()):
-        kept[holder.entry] = HeldError(holder)
-    kept.update(confirm(moved.values()))
-    for name in kept.keys() & moved.keys():
-        _put_back(work, name)
-    return kept
 
 
 def _same(found: Entry | None, expected: Entry, *, loose: bool) -> bool:
     """Whether an entry is still the one planned on. A second name of ours changes only ctime."""
     if found is None or not (loose or found.identity == expected.identity):
         return False
-    return (found.kind, found.size, found.mtime_ns) == (
-        expected.kind,
-        expected.size,
-        expected.mtime_ns,
-    )
+    kept = expected.kind, expected.size, expected.mtime_ns
+    return (found.kind, found.size, found.mtime_ns) == kept
 
 
 def _changed(name: str) -> ChangedError:
-    return ChangedError(
-        f"{names.printable(name)} has changed since it was looked at", "look again, then try again"
+    why = f"{names.printable(name)} has changed since it was looked at"
+    return ChangedError(why, "look again, then try again")
+
+
+def _held(holder: Holder) -> UndoneError:
+    who, what = f"{holder.process} ({holder.pid})", names.printable(holder.entry)
+    why = f"{who} has opened {what} meanwhile{holder.doubt}"
+    return UndoneError(RefusalKind.HELD, why, "try again when it has ended")
+
+
+def _loose(why: str) -> UndoneError:
+    return UndoneError(
+        RefusalKind.SERVER_RUNS,
+        f"{why}: on this file system files are changed only while no process of Ollama's runs "
+        "and every process can be seen",
+        "stop the server" + (", and run it as root" if advice.caller().uid else ""),
     )
 
 
@@ -489,68 +409,60 @@ def _opened(base: _Store, name: str, intent: Intent | None) -> Iterator[_Work]:
             fs.opened_folder(intents.NEW, here) as new,
             fs.opened_folder(intents.OUT, here) as out,
         ):
-            yield _Work(base, name, here, new, out, intent)
+            yield _Work(base, base.blobs, name, here, new, out, intent)
 
 
 def _begun(base: _Store, name: str, change: Change) -> tuple[str, Intent]:
-    """An intent on the disk, before anything is changed."""
     if len(change.expects) > intents.MOST_FILES:
-        raise ChangedError(
-            f"{len(change.expects)} files are too many for one act",
-            "stop the server, and remove them by hand",
-        )
+        why = f"{len(change.expects)} files are too many for one act"
+        raise ChangedError(why, "stop the server, and remove them by hand")
     fs.ensure_folder(name, base.intents)
     with _opened(base, name, None) as work:
         try:
-            return name, _prepare(work, change)
+            # What is written gets the owner of the download's files, where we may give it.
+            owner = change.expects[0].uid, change.expects[0].gid
+            if change.digest:
+                fs.create(intents.GUARD, work.here, b"", owner)
+            fs.create_all(change.writes, work.new, owner)
+            fs.sync(work.new)
+            guard = scan.look(intents.GUARD, work.here)
+            taken = {entry.name for entry in change.takes}
+            expects = {entry.name: entry for entry in change.expects}
+            displaced, guarded = "", names.sidecar(change.digest, 0)
+            if guarded in expects:
+                with contextlib.suppress(OSError):
+                    displaced = intents.hash_of(guarded, work.blobs)
+            intent = Intent(
+                change.kind,
+                change.digest,
+                base.folder,
+                None if guard is None else guard.inode,
+                {
+                    name: intents.File(
+                        name, each.kind, each.size, each.mtime_ns, each.inode, name in taken
+                    )
+                    for name, each in expects.items()
+                },
+                change.writes,
+                displaced,
+                change.loose,
+            )
+            fs.create_all(intents.encode(intent), work.here)
+            fs.sync(work.here)
         except BaseException:
             _forget(work)
             raise
-
-
-def _prepare(work: _Work, change: Change) -> Intent:
-    if change.digest:
-        fs.create(intents.GUARD, work.here, b"", change.owner)
-    fs.create_all(change.writes, work.new, change.owner)
-    fs.sync(work.new)
-    guard = scan.look(intents.GUARD, work.here)
-    taken = {entry.name for entry in change.takes}
-    intent = Intent(
-        change.kind,
-        change.digest,
-        work.store.folder,
-        None if guard is None else guard.inode,
-        {each.name: intents.described(each, taken=each.name in taken) for each in change.expects},
-        change.writes,
-        _displaced(work, change),
-        change.loose,
-    )
-    note = intents.encode(intent)
-    fs.create_all(note, work.here)
-    fs.sync(work.here)
-    return intent
-
-
-def _displaced(work: _Work, change: Change) -> str:
-    """The hash of the sidecar that the guard stands in for; "" where it can't be told."""
-    guard = names.sidecar(change.digest, 0)
-    if guard not in (entry.name for entry in change.expects):
-        return ""
-    try:
-        return intents.hash_of(guard, work.blobs)
-    except OSError:
-        return ""
+    return name, intent
 
 
 def _free_numbers(base: _Store) -> Iterator[int]:
     """Numbers that no intent has, nor anything in quarantine, whose names begin with one."""
     taken = {int(name) for name in intents.numbers(base.intents)}
     with contextlib.suppress(OSError), fs.opened_folder(QUARANTINE, base.ours) as quarantine:
-        taken |= {
-            int(number)
-            for number, dash, _ in (name.partition("-") for name in os.listdir(quarantine))
-            if dash and intents.is_number(number)
-        }
+        for label in os.listdir(quarantine):
+            begin, dash, _ = label.partition("-")
+            if dash and intents.is_number(begin):
+                taken.add(int(begin))
     number = max(taken, default=0) + 1
     number = number if intents.is_number(f"{number + intents.MOST_FILES:08}") else 1
     while True:
@@ -563,14 +475,11 @@ def _free_numbers(base: _Store) -> Iterator[int]:
 
 
 def _undo(work: _Work) -> None:
-    """Put everything back and forget the intent."""
+    intent = work.intent
+    assert intent is not None
     with contextlib.suppress(FileNotFoundError):
         # It could not be brought to the disk: a kill in here must not find it.
         fs.remove(intents.DECIDED, work.here)
-    intent = work.intent
-    if intent is None:
-        _forget(work)
-        return
     for name in _data_first(os.listdir(work.out)):
         displaced = intent.guard is not None and name == intent.guard_name
         if not displaced and not _drop_orphaned(work, intent, name):
@@ -603,8 +512,7 @@ def _take_guard_off(work: _Work, intent: Intent) -> None:
 
 
 def _drop_orphaned(work: _Work, intent: Intent, name: str) -> bool:
-    """Let a sidecar go where its data has gone: a server that ended or deleted the download just
-    before the guard came did so to the sidecar, too. Beside other data it would be false."""
+    """Let a sidecar go whose data a server took away just before the guard came."""
     if intent.data is None or names.parse_blob(name).role is not Role.SIDECAR:
         return False
     in_place = scan.look(intent.data.name, work.blobs)
@@ -726,10 +634,7 @@ def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None
 
 
 def unfinished(host: Host, store: int) -> bool:
-    """Whether a kill has left an intent that is to be believed.
-
-    Where somebody is at work, theirs is one, too.
-    """
+    """Whether an intent is there that is to be believed: a kill's, or that of another process."""
     try:
         with _store(host, store) as base:
             return any(True for _ in _believed(base))
@@ -797,10 +702,15 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
 def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
     """Whether it is finished: new sidecars that we foresaw, or what can't be put back any more.
 
+    A removal can be put back while its data is there, or all that it took.
     Raises ForeignError where neither can be done safely.
     """
     if intent.kind is not ActionKind.WRITE_SIDECARS:
-        return not _can_go_back(work, intent)
+        data = names.data(intent.digest)
+        if intent.guard is None or scan.look(data, work.blobs) or scan.look(data, work.out):
+            return False
+        taken = {name for name, each in intent.files.items() if each.taken}
+        return not taken <= set(os.listdir(work.out))
     if not _is_of_this_data(work, intent):
         return False
     if _is_foreseen(work, intent, memory):
@@ -808,17 +718,6 @@ def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
     if len(os.listdir(work.new)) < len(intent.writes):
         raise ForeignError("nothing is remembered of a repair like that")
     return False
-
-
-def _can_go_back(work: _Work, intent: Intent) -> bool:
-    """Whether a removal can be put back: its data is there, or all that it took."""
-    if intent.guard is None:
-        return True
-    data = names.data(intent.digest)
-    if scan.look(data, work.blobs) is not None or scan.look(data, work.out) is not None:
-        return True
-    taken = {name for name, each in intent.files.items() if each.taken}
-    return taken <= set(os.listdir(work.out))
 
 
 def _is_of_this_data(work: _Work, intent: Intent) -> bool:
@@ -829,12 +728,11 @@ def _is_of_this_data(work: _Work, intent: Intent) -> bool:
     """
     if not os.listdir(work.new):
         return True
-    there = scan.look(names.data(intent.digest), work.blobs)
     data = intent.data
-    if data is not None and (there is None or there.size != data.size):
-        return False
-    if data is not None and not intent.is_file(there, data.name):
-        return False
+    if data is not None:
+        there = scan.look(data.name, work.blobs)
+        if there is None or there.size != data.size or not intent.is_file(there, data.name):
+            return False
     return intent.is_guard(scan.look(intent.guard_name, work.blobs))
 
 
@@ -847,11 +745,11 @@ def _is_foreseen(work: _Work, intent: Intent, memory: Memory) -> bool:
     if record is None:
         there = scan.look(names.data(intent.digest), work.blobs)
         return there is None and not os.listdir(work.new)
-    return _spans(record.partition) == _spans(intent.parts)
-
-
-def _spans(parts: Iterable[Part]) -> list[tuple[int, int]]:
-    return sorted((part.offset, part.size) for part in parts)
+    remembered, written = (
+        sorted((part.offset, part.size) for part in parts)
+        for parts in (record.partition, intent.parts)
+    )
+    return remembered == written
 
 
 def _check_still_unheld(host: Host, work: _Work, intent: Intent) -> None:
@@ -862,4 +760,4 @@ def _check_still_unheld(host: Host, work: _Work, intent: Intent) -> None:
     if intent.kind is ActionKind.WRITE_SIDECARS:
         held = tuple(filter(safety.minds_sidecars, held))
     if held:
-        raise HeldError(held[0])
+        raise _held(held[0])

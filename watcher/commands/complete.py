@@ -83,9 +83,9 @@ def _in_queue(path: str) -> Known:
 def kept(path: str) -> Known:
     """The labels of a store's quarantine, in place of digests."""
     from watcher.model import Known
-    from watcher.observe import quarantine
+    from watcher.observe import blobs
     from watcher.state import folders, memory
 
     with folders.opened_store(path) as store:
-        kept = quarantine.look(store, memory.load(store)).kept
+        kept = blobs.look_at_quarantine(store, memory.load(store)).kept
     return Known({}, frozenset(each.label for each in kept))

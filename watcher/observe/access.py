@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 from collections.abc import Iterable
 
 from watcher.model import Barred, Entry, Kind, Located, Need, Server, ServerUser, Subject
@@ -18,32 +19,23 @@ _RIGHTS_IN_FOLDERS = {Need.READ: 0o5, Need.WRITE: 0o3, Need.ENTER: 0o1}
 _FIRST = 3
 
 
-def is_of(server: unit.Unit, store: int) -> bool:
-    """Whether a unit's server has the store behind a descriptor."""
-    with contextlib.suppress(OSError):
-        return server.store is not None and os.path.samestat(os.stat(server.store), os.fstat(store))
-    return False
-
-
 def user_of(store: int, server: unit.Unit | None) -> ServerUser:
     """Who a server of the store behind a descriptor would run as: by its unit, else its owner."""
     ids = None if server is None or server.idle else server.ids()
     if ids is not None:
         return ServerUser(*ids, by=f"the unit {unit.NAME}", unbarred=ids[0] == 0)
-    uid, gid = _owner(store)
-    groups = unit.groups_of(uid) or frozenset({gid})
-    return ServerUser(uid, groups, unbarred=uid == 0)
-
-
-def _owner(store: int) -> tuple[int, int]:
-    """User and group id of the store's owner; where its folder is root's, that of what is in it."""
+    # Where the store's folder is root's, the owner of what is in it.
     status = os.fstat(store)
     for name in ("blobs", "manifests"):
         if status.st_uid != 0:
             break
         with contextlib.suppress(OSError):
             status = os.stat(name, dir_fd=store)
-    return status.st_uid, status.st_gid
+    uid, groups = status.st_uid, [status.st_gid]
+    with contextlib.suppress(KeyError, OverflowError):
+        found = pwd.getpwuid(uid)
+        groups = os.getgrouplist(found.pw_name, found.pw_gid)
+    return ServerUser(uid, frozenset(groups), unbarred=uid == 0)
 
 
 def running(host: Host, servers: Iterable[Server]) -> ServerUser | None:
@@ -54,9 +46,8 @@ def running(host: Host, servers: Iterable[Server]) -> ServerUser | None:
         told_apart = contextlib.suppress(OSError, ValueError, KeyError, IndexError)
         with told_apart, privileges.visibility():
             with open(f"{host.proc}/{server.pid}/status", encoding="utf-8") as lines:
-                told = {
-                    key: value.split() for key, _, value in (line.partition(":") for line in lines)
-                }
+                fields = (line.partition(":") for line in lines)
+                told = {key: value.split() for key, _, value in fields}
             here = os.readlink(f"{host.proc}/self/ns/mnt")
             return ServerUser(
                 # The last of four is the one that counts for files.
@@ -76,33 +67,31 @@ class Access:
         self.user = user
         #: Folders below the store that the user can't list.
         self.unlisted: list[str] = []
-        self._counts: dict[tuple[Subject, Need, bool], int] = {}
-        self._first: dict[tuple[Subject, Need, bool], list[Located]] = {}
+        self._barred: dict[tuple[Subject, Need, bool], Barred] = {}
 
     def folder(self, folder: int, need: Need) -> bool:
         """Whether the user may use an open folder so."""
         status = os.fstat(folder)
         return self._may(status, _RIGHTS_IN_FOLDERS[need]) or _has_rules(folder)
 
-    def may_list(self, status: os.stat_result, parent: int, name: str) -> bool:
-        """Whether the user may list a folder and pass through it, which we can't do ourselves."""
-        return self._may(status, _RIGHTS_IN_FOLDERS[Need.READ]) or _has_rules(parent, name)
+    def shut_unless_listed(self, path: str, entry: Entry, parent: int) -> None:
+        """The same of a folder that we can't list ourselves, unless the user may."""
+        may = self._may(entry, _RIGHTS_IN_FOLDERS[Need.READ])
+        if not may and not _has_rules(parent, os.path.basename(path)):
+            self.shut(path, entry, parent)
 
     def shut(self, path: str, entry: Entry, folder: int) -> None:
         """Keep in mind that the user can't list a folder below the store."""
-        below = path.startswith("manifests")
         self.unlisted.append(path)
-        self.bar(
-            Subject.MANIFEST_FOLDER if below else Subject.FOLDER, Need.READ, path, entry, folder
-        )
+        below = path.startswith("manifests")
+        subject = Subject.MANIFEST_FOLDER if below else Subject.FOLDER
+        self.bar(subject, Need.READ, path, entry, folder)
 
     def file(self, status: os.stat_result | Entry, need: Need) -> bool:
         """Whether the user may use a file so, by its owner and mode."""
         return self._may(status, _RIGHTS[need])
 
     def _may(self, of: os.stat_result | Entry, wanted: int) -> bool:
-        if self.user.unbarred:
-            return True
         if isinstance(of, Entry):
             return self.user.may(wanted, of.mode, of.uid, of.gid)
         return self.user.may(wanted, of.st_mode, of.st_uid, of.st_gid)
@@ -110,20 +99,16 @@ class Access:
     def bar(self, subject: Subject, need: Need, path: str, entry: Entry, folder: int) -> None:
         """Keep in mind that the user can't use a name in an open folder so."""
         key = subject, need, entry.uid == self.user.uid
-        first = self._first.setdefault(key, [])
+        *_, total, first = self._barred.get(key, Barred(*key, 0, ()))
         if len(first) < _FIRST:
             if entry.kind is Kind.FILE and _has_rules(folder, entry.name):
                 return  # rules of its own (an access control list) may let the user in
-            first.append(Located(path, entry))
-        self._counts[key] = self._counts.get(key, 0) + 1
+            first = (*first, Located(path, entry))
+        self._barred[key] = Barred(*key, total + 1, first)
 
     def result(self) -> tuple[Barred, ...]:
         """All that is barred, what is barred alike together."""
-        return tuple(
-            Barred(subject, need, own, self._counts[subject, need, own], tuple(first))
-            for (subject, need, own), first in sorted(self._first.items())
-            if first
-        )
+        return tuple(self._barred[key] for key in sorted(self._barred))
 
 
 def _has_rules(folder: int, name: str = ".") -> bool:

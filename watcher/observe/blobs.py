@@ -1,16 +1,18 @@
-"""What is remembered of finished blobs, put together with what was seen: a known hash decides."""
+"""Finished blobs, in their places and in quarantine, with what is remembered: a hash decides."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import NamedTuple
 
 from watcher.model import (
     DOUBTFUL,
     BlobCensus,
     BlobFault,
     Entry,
+    Kept,
     Kind,
     ManifestFault,
     OddBlob,
@@ -19,9 +21,11 @@ from watcher.model import (
 )
 from watcher.observe import scan
 from watcher.ollama import names
-from watcher.state import folders
+from watcher.state import folders, state_folder
 from watcher.state.memory import Memory, bound_to
 
+QUARANTINE = "quarantine"
+_NO_FILE = frozenset({"", ".", ".."})
 _DISPUTED = "other manifests give that blob the size that it has"
 
 
@@ -30,13 +34,30 @@ def with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Blo
     census = found.census
     odd, sized = _decided(found, memory, now)
     known = {each.digest for each in odd}
-    unseen = list(census.unseen)
-    hashed, wrong = _hashed(found, memory)
-    with _opened(store, unseen) as blobs:
-        suspects = _suspects(found, memory, wrong, blobs)
-        corrupt = [_corrupt(found, memory, each, now) for each in suspects if _is_wrong(each)]
-        corrupt = [each for each in corrupt if each.digest not in known]
-        sized = {**_disputed(found, blobs, known), **sized}
+    unseen = census.unseen
+    # How many of the named blobs were right when hashed last, and the files that were wrong.
+    named, faulty = found.named.digests.keys(), {each.digest for each in census.odd}
+    hashed, wrong = 0, set[str]()
+    for some in memory.hashes.blobs():
+        hashed += len((some.right & named) - faulty)
+        wrong |= some.wrong
+    corrupt: list[OddBlob] = []
+    suspects: list[Entry] = []
+    try:
+        with folders.opened_blobs(store, foreign_too=True) as blobs:
+            suspects = _suspects(found, memory, wrong, blobs)
+            sized = {**_disputed(found, blobs, known), **sized}
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if "blobs" not in census.unlisted:
+            unseen = (*unseen, Unseen("blobs", os.strerror(error.errno or 0)))
+    for entry in suspects:
+        digest = names.parse_blob(entry.name).digest
+        if digest not in known and entry.sha256 not in (None, digest.lower()):
+            size, models = found.named.size_of(digest), found.named.models_of(digest)
+            odd_one = OddBlob(digest, BlobFault.CORRUPT, size, entry, models)
+            corrupt.append(_with_registry(odd_one, memory, now))
     # They have the right size, so they were counted as healthy.
     counted = [each.entry for each in corrupt if each.entry is not None and each.wanted is not None]
     known |= {each.digest for each in corrupt}
@@ -50,25 +71,11 @@ def with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Blo
             for each in suspects
             if each.sha256 is None and names.parse_blob(each.name).digest not in known
         ),
-        unseen=census.unseen if "blobs" in census.unlisted else tuple(unseen),
+        unseen=unseen,
         hashed=hashed,
         healthy=census.healthy - len(counted),
         healthy_bytes=census.healthy_bytes - sum(entry.size for entry in counted),
     )
-
-
-@contextlib.contextmanager
-def _opened(store: int, unseen: list[Unseen]) -> Iterator[int | None]:
-    """The descriptor of ``blobs/``; None where it is not there, or can't be opened (noted)."""
-    with contextlib.ExitStack() as opened:
-        try:
-            blobs = opened.enter_context(folders.opened_blobs(store, foreign_too=True))
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError):
-                unseen.append(Unseen("blobs", os.strerror(error.errno or 0)))
-            yield None
-            return
-        yield blobs
 
 
 # ---------------------------------------------------------------- what a hash decides
@@ -86,22 +93,19 @@ def _decided(
         if content is None or content.sha256 is None:
             odd.append(each)
             continue
-        each = _with_content(each, content)
+        link = each.behind is not None
+        each = each._replace(behind=content) if link else each._replace(entry=content)
         if content.sha256 != each.digest.lower():
             odd.append(each._replace(fault=BlobFault.CORRUPT))
             continue
         if each.fault in DOUBTFUL:
             sized[each.digest] = content.size, f"its {content.size} bytes are the right ones"
-        if each.behind is not None:
+        if link:
             odd.append(each._replace(fault=BlobFault.SYMLINK))
     return odd, sized
 
 
-def _with_content(odd: OddBlob, content: Entry) -> OddBlob:
-    return odd._replace(entry=content) if odd.behind is None else odd._replace(behind=content)
-
-
-def _suspects(found: scan.Scan, memory: Memory, wrong: Set[str], blobs: int | None) -> list[Entry]:
+def _suspects(found: scan.Scan, memory: Memory, wrong: Set[str], blobs: int) -> list[Entry]:
     """Files that were found corrupt, or were finished on sidecars of ours, as far as known now."""
     mended = {
         digest
@@ -109,40 +113,13 @@ def _suspects(found: scan.Scan, memory: Memory, wrong: Set[str], blobs: int | No
         if record.mended and digest not in found.downloads
     }
     wanted = {names.blob(digest) for digest in memory.unproven | mended}
-    if blobs is None:
-        return []
-    listed = (_look(name, blobs) for name in sorted(wrong | wanted) if names.is_blob(name))
-    return [remembered(entry, memory) for entry in listed if entry is not None]
-
-
-def _look(name: str, blobs: int) -> Entry | None:
-    """A file; None for anything else, and for what can't be looked at."""
-    try:
-        entry = scan.look(name, blobs)
-    except OSError:
-        return None
-    return entry if entry is not None and entry.kind is Kind.FILE else None
-
-
-def _hashed(found: scan.Scan, memory: Memory) -> tuple[int, set[str]]:
-    """How many of the named blobs were right when hashed last, and the files that were wrong."""
-    named, odd = found.named.digests.keys(), {each.digest for each in found.census.odd}
-    count, wrong = 0, set[str]()
-    for some in memory.hashes.blobs():
-        count += len((some.right & named) - odd)
-        wrong |= some.wrong
-    return count, wrong
-
-
-def _is_wrong(entry: Entry) -> bool:
-    digest = names.parse_blob(entry.name).digest.lower()
-    return entry.sha256 is not None and entry.sha256 != digest
-
-
-def _corrupt(found: scan.Scan, memory: Memory, entry: Entry, now: float) -> OddBlob:
-    digest = names.parse_blob(entry.name).digest
-    size, models = found.named.size_of(digest), found.named.models_of(digest)
-    return _with_registry(OddBlob(digest, BlobFault.CORRUPT, size, entry, models), memory, now)
+    suspects: list[Entry] = []
+    for name in filter(names.is_blob, sorted(wrong | wanted)):
+        with contextlib.suppress(OSError):
+            entry = scan.look(name, blobs)
+            if entry is not None and entry.kind is Kind.FILE:
+                suspects.append(remembered(entry, memory))
+    return suspects
 
 
 def _with_registry(odd: OddBlob, memory: Memory, now: float) -> OddBlob:
@@ -153,13 +130,9 @@ def _with_registry(odd: OddBlob, memory: Memory, now: float) -> OddBlob:
 # ---------------------------------------------------------------- manifests with a wrong size
 
 
-def _disputed(
-    found: scan.Scan, blobs: int | None, odd: Iterable[str]
-) -> dict[str, tuple[int, str]]:
+def _disputed(found: scan.Scan, blobs: int, odd: Iterable[str]) -> dict[str, tuple[int, str]]:
     """The sizes of blobs to which manifests give several, and which have one of them."""
     sizes: dict[str, tuple[int, str]] = {}
-    if blobs is None:
-        return sizes
     for digest in found.named.disputed.keys() - set(odd):
         with contextlib.suppress(OSError):
             content = scan.content(names.blob(digest), blobs)
@@ -169,7 +142,6 @@ def _disputed(
 
 
 def _wrong_sizes(named: scan.Named, sized: Mapping[str, tuple[int, str]]) -> Iterator[OddManifest]:
-    """The manifests that give a blob a size that is not its own."""
     for digest, (size, why) in sorted(sized.items()):
         for wanted, models in sorted(named.models_by_size(digest).items()):
             for model in models if wanted != size else ():
@@ -184,18 +156,12 @@ def _wrong_sizes(named: scan.Named, sized: Mapping[str, tuple[int, str]]) -> Ite
 
 def remembered(found: Entry, memory: Memory) -> Entry:
     """The entry with what is remembered of it: its own time where we set another, its hash."""
-    found = _with_own_time(found, memory)
+    touched = memory.touched.get(found.name) if memory.touched else None
+    if touched is not None and (touched.inode, touched.set_ns) == (found.inode, found.mtime_ns):
+        found = found._replace(own_mtime_ns=touched.own_ns)
     hashed = memory.hashes.get(found.name)
     if hashed is not None and hashed[:3] == (found.inode, found.size, bound_to(found)):
         return found._replace(sha256=hashed.sha256)
-    return found
-
-
-def _with_own_time(found: Entry, memory: Memory) -> Entry:
-    if memory.touched:
-        touched = memory.touched.get(found.name)
-        if touched is not None and (touched.inode, touched.set_ns) == (found.inode, found.mtime_ns):
-            return found._replace(own_mtime_ns=touched.own_ns)
     return found
 
 
@@ -208,3 +174,59 @@ def was_asked(memory: Memory, digest: str, now: float) -> bool:
     """Whether a registry was asked about a digest within the hour."""
     asked = memory.asked.get(digest)
     return asked is not None and asked.counts(now)
+
+
+# ---------------------------------------------------------------- quarantine
+
+
+class Quarantine(NamedTuple):
+    """What lies in quarantine, and why that could not be listed, if so."""
+
+    kept: tuple[Kept, ...] = ()
+    unseen: Unseen | None = None
+
+
+def look_at_quarantine(store: int, memory: Memory) -> Quarantine:
+    """Everything in quarantine, the oldest first. Its file names are ``<number>-<own name>``."""
+    path = state_folder.FOLDER
+    try:
+        with state_folder.opened(store) as our_folder:
+            path = f"{state_folder.FOLDER}/{QUARANTINE}"
+            with state_folder.opened_in(QUARANTINE, our_folder) as folder:
+                labels = sorted(os.listdir(folder))
+                entries = [(label, scan.look(label, folder)) for label in labels]
+    except FileNotFoundError:
+        return Quarantine()
+    except OSError as error:
+        return Quarantine(
+            unseen=Unseen(path, str(error.strerror), isinstance(error, PermissionError))
+        )
+    kept = [
+        Kept(label, name, entry, in_its_place=False, replaced=False)
+        for label, entry in entries
+        if entry is not None and (name := _own_name(label))
+    ]
+    try:
+        with folders.opened_blobs(store, foreign_too=True) as blobs:
+            return Quarantine(tuple(_with_place(each, blobs, memory) for each in kept))
+    except FileNotFoundError:
+        return Quarantine(tuple(kept))
+    except OSError:
+        return Quarantine(tuple(each._replace(place_seen=False) for each in kept))
+
+
+def _own_name(label: str) -> str:
+    """The name that a file had in ``blobs/``; "" where the label is none of ours."""
+    number, dash, name = label.partition("-")
+    is_ours = number.isascii() and number.isdecimal() and dash and name not in _NO_FILE
+    return name if is_ours else ""
+
+
+def _with_place(kept: Kept, blobs: int, memory: Memory) -> Kept:
+    try:
+        there, read = scan.look(kept.name, blobs), scan.content(kept.name, blobs)
+    except OSError:
+        return kept._replace(place_seen=False)
+    sha256 = None if read is None else remembered(read, memory).sha256
+    good = sha256 is not None and sha256 == names.parse_blob(kept.name).digest.lower()
+    return kept._replace(in_its_place=there is not None, replaced=good, there=there)

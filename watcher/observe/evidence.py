@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from watcher.model import (
     BlobCensus,
@@ -17,7 +17,6 @@ from watcher.model import (
     Kind,
     ManifestFault,
     NextStart,
-    Place,
     Reads,
     Rules,
     ServerUser,
@@ -31,16 +30,15 @@ from watcher.observe import (
     parts,
     place,
     processes,
-    quarantine,
     scan,
     serving,
     sharing,
     space,
     unit,
 )
-from watcher.observe.blobs import registry_length, remembered, with_memory
-from watcher.observe.content import Content, data_behind
+from watcher.observe.blobs import look_at_quarantine, registry_length, remembered, with_memory
 from watcher.observe.host import Host
+from watcher.observe.parts import Content, data_behind
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs
 from watcher.state.memory import Memory, Remembered
@@ -63,198 +61,187 @@ class _ChangedMeanwhile(Exception):  # noqa: N818 - a signal inside this file, n
 def observe(
     host: Host, rules: Rules, memory: Memory, scope: frozenset[str] | None = None
 ) -> Evidence:
-    """Look at the whole store, or at the downloads of some digests (`scope`).
-
-    Raises NoPermissionError where the store's folder can't be entered, NoStoreError where it is
-    gone.
-    """
+    """Look at the whole store, or at downloads of some digests. Raises as `place.opened` does."""
     with place.opened(host.store) as store:
         host.go_on()
-        start = place.start(host)
+        return _Look(host, rules, memory, scope, store).evidence()
+
+
+class _Look:
+    def __init__(
+        self, host: Host, rules: Rules, memory: Memory, scope: frozenset[str] | None, store: int
+    ) -> None:
+        self.host, self.rules, self.scope = host, rules, scope
+        self.start = place.start(host)
         # Without the hashes of what only an earlier start of the machine had in memory.
-        memory = replace(memory, hashes=memory.hashes.of_disk(store, start.id))
-        seeing = _Seeing(host, rules, memory, scope, store)
-        return _observe(seeing, place.describe(host, store), start)
+        self.memory = replace(memory, hashes=memory.hashes.of_disk(store, self.start.id))
+        self.store = store
+        self.place = place.describe(host, store)
+        self.named = scan.Named()
+        #: What is known of layers that no manifest of the store names.
+        self.kept: Mapping[str, KnownLayer] = {}
+        #: Taken after the listing: what lies beyond it is no time of this clock.
+        self.now = 0.0
+        self.blobs = -1
 
-
-class _Seeing(NamedTuple):
-    """What is looked at, and with what."""
-
-    host: Host
-    rules: Rules
-    memory: Memory
-    #: None for the whole store.
-    scope: frozenset[str] | None
-    #: The descriptor of the store's folder.
-    store: int
-
-
-def _observe(seeing: _Seeing, where: Place, start: place.Start) -> Evidence:
-    host, rules, memory, scope, store = seeing
-    coming = _next_start(host, store) if scope is None else NextStart()
-    found = _scan(seeing, where, coming.user)
-    host.go_on()
-    downloads = _downloads(seeing, where, found)
-    seen = processes.see(
-        host,
-        [entry for download in downloads for entry in download.entries],
-        network=where.network,
-        writers_visible=rules.settings.writers_visible,
-        ours_only=True,
-    )
-    made = Evidence(
-        place=where,
-        now=0.0,
-        view=seen.view,
-        boot=start.id,
-        servers=seen.servers,
-        others=seen.others,
-        downloads=tuple(
-            _with_holders(download, seen.holders)
-            for download in sorted(downloads, key=lambda download: download.digest)
-        ),
-        census=found.census,
-        scope=scope,
-        uid=os.geteuid(),
-        caller=host.caller,
-        pulling=_pulling(downloads, seen.holders, memory, scope),
-    )
-    if scope is None:
-        made = _of_store(seeing, made, found, (coming, seen))
-    host.go_on()
-    now = host.clock()
-    time = clock.look(memory.clock, now, host.counted(), start.id)
-    forgotten = memory.unreadable or memory.lost or memory.hashes.unread
-    return replace(made, now=now, uptime=host.uptime(), clock=time, forgotten=forgotten)
-
-
-def _of_store(
-    seeing: _Seeing,
-    made: Evidence,
-    found: scan.Scan,
-    known: tuple[NextStart, processes.Seen],
-) -> Evidence:
-    """The evidence with what only a look at the whole store tells."""
-    host, rules, memory, _, store = seeing
-    coming, seen = known
-    user = _user(host, seen, coming.user)
-    if user is not None:
-        if user._replace(by=coming.user.by) != coming.user:
-            # Another user than was thought: what it protects, and what it can't use, differs.
-            found = _scan(seeing, made.place, user)
-        coming = coming._replace(user=user)
-    host.go_on()
-    census = with_memory(found, memory, store, host.clock())
-    shared = sharing.look(store, (*seen.servers, *seen.strangers))
-    aside = quarantine.look(store, memory)
-    return replace(
-        made,
-        next_start=coming,
-        census=_with_used(sharing.apart(census, shared), host),
-        sharing=shared,
-        known_as=_known_as(host, store, census),
-        quarantine=aside.kept,
-        quarantine_unseen=aside.unseen,
-        intents=intents.foreign(store, made.boot),
-        space=space.survey(store, found) if rules.mode.survey else None,
-    )
-
-
-def _user(host: Host, seen: processes.Seen, foreseen: ServerUser) -> ServerUser | None:
-    """Who a running server of the store runs as.
-
-    One who can change nothing in it counts only where everything may have become root's by mistake:
-    else anybody could have the store given to him.
-    """
-    mistaken = foreseen.by == ServerUser().by and foreseen.uid == 0
-    return access.running(host, (*seen.servers, *(seen.strangers if mistaken else ())))
-
-
-def _with_used(census: BlobCensus, host: Host) -> BlobCensus:
-    """The census that knows on which of the stores in the store a server runs."""
-    if not census.nested:
-        return census
-    served = {os.path.realpath(path) for path, _ in processes.served_stores(host.proc)}
-    inside = (os.path.realpath(f"{host.store}/{each.path}") for each in census.nested)
-    return census._replace(
-        nested=tuple(
-            each._replace(used=path in served)
-            for each, path in zip(census.nested, inside, strict=True)
+    def evidence(self) -> Evidence:
+        host, rules, memory, scope = self.host, self.rules, self.memory, self.scope
+        coming = self._next_start() if scope is None else NextStart()
+        found = self._scan(coming.user)
+        host.go_on()
+        downloads = self._downloads(found)
+        seen = processes.see(
+            host,
+            [entry for download in downloads for entry in download.entries],
+            network=self.place.network,
+            writers_visible=rules.settings.writers_visible,
+            ours_only=True,
         )
-    )
-
-
-def _known_as(host: Host, store: int, census: BlobCensus) -> dict[str, tuple[str, ...]]:
-    """The models of blobs that no manifest here names, by digest, as far as registries told."""
-    layers = host.known_layers(store) if census.unnamed else {}
-    if not layers:
-        return {}
-    digests = {names.parse_blob(entry.name).digest for entry in census.unnamed}
-    return {digest: layers[digest].models for digest in digests & layers.keys()}
-
-
-def _next_start(host: Host, store: int) -> NextStart:
-    """What is known of the server's next start besides the store."""
-    server = unit.from_files(host.system)
-    if server is not None and not access.is_of(server, store):
-        server = None
-    return NextStart(
-        user=access.user_of(store, server),
-        no_prune=server is not None and server.no_prune,
-        prepared=server is not None and server.prepares(host.store),
-        watched=serving.daemon(host.store) is not None,
-    )
-
-
-def _scan(seeing: _Seeing, where: Place, user: ServerUser) -> scan.Scan:
-    """A pass in which no manifest was being written, for a server that runs as `user`."""
-    host = seeing.host
-    for _ in range(_MOST_LOOKS):
-        found = _scan_once(seeing, where, user)
+        downloads = sorted(
+            (_with_holders(download, seen.holders) for download in downloads),
+            key=lambda download: download.digest,
+        )
+        pulling = {each.key for each in downloads if each.writers}
+        for key, record in memory.downloads.items():
+            if scope is not None and key.removesuffix(".tmp") not in scope and record.pulling:
+                pulling.add(key)
+        made = Evidence(
+            place=self.place,
+            now=0.0,
+            view=seen.view,
+            boot=self.start.id,
+            servers=seen.servers,
+            others=seen.others,
+            downloads=tuple(downloads),
+            census=found.census,
+            scope=scope,
+            uid=os.geteuid(),
+            caller=host.caller,
+            pulling=frozenset(pulling),
+        )
+        if scope is None:
+            made = self._of_store(made, found, coming, seen)
+        host.go_on()
         now = host.clock()
-        if not any(
-            odd.fault is ManifestFault.CORRUPT
-            and odd.changed_at is not None
-            and abs(now - odd.changed_at) < _WRITING_SECONDS
-            for odd in found.named.odd
+        time = clock.look(memory.clock, now, host.counted(), self.start.id)
+        forgotten = memory.unreadable or memory.lost or memory.hashes.unread
+        return replace(made, now=now, uptime=host.uptime(), clock=time, forgotten=forgotten)
+
+    def _of_store(
+        self, made: Evidence, found: scan.Scan, coming: NextStart, seen: processes.Seen
+    ) -> Evidence:
+        """The evidence with what only a look at the whole store shows."""
+        host, memory, store = self.host, self.memory, self.store
+        # A running server's user who can change nothing here counts only where everything may have
+        # become root's by mistake: else anybody could have the store given to him.
+        mistaken = coming.user.by == ServerUser().by and coming.user.uid == 0
+        user = access.running(host, (*seen.servers, *(seen.strangers if mistaken else ())))
+        if user is not None:
+            if user._replace(by=coming.user.by) != coming.user:
+                # Another user than was thought: what it protects, and what it can't use, differs.
+                found = self._scan(user)
+            coming = coming._replace(user=user)
+        host.go_on()
+        census = with_memory(found, memory, store, host.clock())
+        shared = sharing.look(store, (*seen.servers, *seen.strangers))
+        # What registries know of the blobs that no manifest here names.
+        layers = host.known_layers(store) if census.unnamed else {}
+        unnamed = {names.parse_blob(entry.name).digest for entry in census.unnamed}
+        aside = look_at_quarantine(store, memory)
+        return replace(
+            made,
+            next_start=coming,
+            census=self._with_used(sharing.apart(census, shared)),
+            sharing=shared,
+            known_as={digest: layers[digest].models for digest in unnamed & layers.keys()},
+            quarantine=aside.kept,
+            quarantine_unseen=aside.unseen,
+            intents=intents.foreign(store, made.boot),
+            space=space.survey(store, found) if self.rules.mode.survey else None,
+        )
+
+    def _with_used(self, census: BlobCensus) -> BlobCensus:
+        if not census.nested:
+            return census
+        stores = processes.served_stores(self.host.proc)
+        served = {os.path.realpath(path) for path, _ in stores}
+        used = (os.path.realpath(f"{self.host.store}/{each.path}") for each in census.nested)
+        both = zip(census.nested, used, strict=True)
+        nested = tuple(each._replace(used=path in served) for each, path in both)
+        return census._replace(nested=nested)
+
+    def _next_start(self) -> NextStart:
+        server = unit.from_files(self.host.system)
+        path = None if server is None else server.store
+        is_of_store = False
+        with contextlib.suppress(OSError):
+            its = None if path is None else os.stat(path)
+            is_of_store = its is not None and os.path.samestat(its, os.fstat(self.store))
+        server = server if is_of_store else None
+        return NextStart(
+            user=access.user_of(self.store, server),
+            no_prune=server is not None and server.no_prune,
+            prepared=server is not None and server.prepares(self.host.store),
+            watched=serving.daemon(self.host.store) is not None,
+        )
+
+    def _scan(self, user: ServerUser) -> scan.Scan:
+        """A pass in which no manifest was being written, for a server that runs as `user`."""
+        for _ in range(_MOST_LOOKS):
+            if self.scope is not None:
+                found = scan.scan_digests(self.store, self.scope)
+            else:
+                barred, hidden = access.Access(user), self.place.globbed
+                scan.scan_above(self.host.store, barred)
+                mode = self.rules.mode
+                found = scan.scan_store(self.store, barred, mode, manifests_hidden=hidden)
+            now = self.host.clock()
+            corrupt = [odd for odd in found.named.odd if odd.fault is ManifestFault.CORRUPT]
+            times = [odd.changed_at for odd in corrupt if odd.changed_at is not None]
+            if not any(abs(now - at) < _WRITING_SECONDS for at in times):
+                break
+            self.host.sleep(_LOOK_AGAIN_SECONDS)
+        return found
+
+    def _downloads(self, found: scan.Scan) -> list[Download]:
+        if not found.downloads:
+            return []
+        self.named, self.kept = found.named, self.host.known_layers(self.store)
+        for digest in found.downloads.keys() & self.kept.keys():
+            # Whoever has a registry can say anything of a digest: no length of it comes first.
+            self.named.add(digest, 0, self.kept[digest].models)
+        self.now = self.host.clock()
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),  # gone since it was listed
+            folders.opened_blobs(self.store, foreign_too=True) as self.blobs,
         ):
-            break
-        host.sleep(_LOOK_AGAIN_SECONDS)
-    return found
+            return self._read_all(found.downloads)
+        return []
 
-
-def _scan_once(seeing: _Seeing, where: Place, user: ServerUser) -> scan.Scan:
-    if seeing.scope is not None:
-        return scan.scan_digests(seeing.store, seeing.scope)
-    barred = access.Access(user)
-    scan.scan_above(seeing.host.store, barred)
-    mode = seeing.rules.mode
-    keep = scan.Keep(named=mode.verify, space=mode.survey)
-    return scan.scan_store(seeing.store, barred, keep, manifests_hidden=where.globbed)
-
-
-def _last_progress(record: Remembered, data: Entry | None) -> float:
-    """When bytes last arrived: as remembered, or since then, while nobody looked."""
-    return record.progress_at if data is None else max(record.progress_at, data.changed_at)
-
-
-def _pulling(
-    downloads: list[Download],
-    held: Mapping[str, tuple[Holder, ...]],
-    memory: Memory,
-    scope: frozenset[str] | None,
-) -> frozenset[str]:
-    here = {
-        download.key
-        for download in downloads
-        if any(holder.writes for entry in download.entries for holder in held.get(entry.name, ()))
-    }
-    elsewhere = {
-        key
-        for key, record in memory.downloads.items()
-        if scope is not None and key.removesuffix(".tmp") not in scope and record.pulling
-    }
-    return frozenset(here | elsewhere)
+    def _read_all(self, found: Mapping[str, scan.Pieces]) -> list[Download]:
+        made: list[Download] = []
+        waiting = _doubted_first(found, self.memory, self.start.id)
+        for look in range(_MOST_LOOKS):
+            changed: list[str] = []
+            for digest, pieces in waiting.items():
+                self.host.go_on()
+                reader = _Reader(self, digest, pieces)
+                if pieces.unseen:
+                    made.append(reader.unreadable(pieces.unseen))
+                    continue
+                try:
+                    made.extend(reader.downloads())
+                except _ChangedMeanwhile:
+                    changed.append(digest)
+                except OSError as error:
+                    what = names.printable(str(error.filename or ""))
+                    made.append(reader.unreadable(f"{what} {error.strerror}".strip()))
+            if not changed:
+                return made
+            if look + 1 < _MOST_LOOKS:
+                waiting = scan.scan_digests(self.store, changed).downloads
+        faster = "it changes faster than it can be read"
+        return [*made, *(Download(digest, unreadable=faster) for digest in changed)]
 
 
 def _with_holders(download: Download, found: Mapping[str, tuple[Holder, ...]]) -> Download:
@@ -268,10 +255,7 @@ def _with_holders(download: Download, found: Mapping[str, tuple[Holder, ...]]) -
 def _doubted_first(
     found: Mapping[str, scan.Pieces], memory: Memory, boot: str
 ) -> Mapping[str, scan.Pieces]:
-    """Those first whose claims another start has noted, the most valuable one of them before all.
-
-    They have to be read, and there may be no time to read all.
-    """
+    """First, by value, those whose claims another start has noted: they have to be read."""
     noted = {
         digest: -known.claimed
         for digest in found
@@ -280,82 +264,22 @@ def _doubted_first(
     return {digest: found[digest] for digest in sorted(found, key=lambda each: noted.get(each, 1))}
 
 
-class _Around(NamedTuple):
-    """What the pieces of a download are read with."""
-
-    host: Host
-    rules: Rules
-    memory: Memory
-    named: scan.Named
-    #: What is known of layers that no manifest of the store names.
-    kept: Mapping[str, KnownLayer]
-    start: place.Start
-    #: Taken after the listing: what lies beyond it is no time of this clock.
-    now: float
-    #: The descriptor of ``blobs``.
-    blobs: int
-    #: Other machines may change what is there.
-    network: bool
-
-
-def _downloads(seeing: _Seeing, where: Place, found: scan.Scan) -> list[Download]:
-    if not found.downloads:
-        return []
-    host, rules, memory, store = seeing.host, seeing.rules, seeing.memory, seeing.store
-    kept = host.known_layers(store)
-    for digest in found.downloads.keys() & kept.keys():
-        # Whoever has a registry can say anything of a digest: no length of it comes before others.
-        found.named.add(digest, 0, kept[digest].models)
-    start, now = place.start(host), host.clock()
-    with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError),  # gone since it was listed
-        folders.opened_blobs(store, foreign_too=True) as blobs,
-    ):
-        around = _Around(host, rules, memory, found.named, kept, start, now, blobs, where.network)
-        return _read_all(around, found.downloads, store)
-    return []
-
-
-def _read_all(around: _Around, found: Mapping[str, scan.Pieces], store: int) -> list[Download]:
-    made: list[Download] = []
-    waiting = _doubted_first(found, around.memory, around.start.id)
-    for look in range(_MOST_LOOKS):
-        changed: list[str] = []
-        for digest, pieces in waiting.items():
-            around.host.go_on()
-            reader = _Reader(around, digest, pieces)
-            if pieces.unseen:
-                made.append(reader.unreadable(pieces.unseen))
-                continue
-            try:
-                made.extend(reader.downloads())
-            except _ChangedMeanwhile:
-                changed.append(digest)
-            except OSError as error:
-                what = names.printable(str(error.filename or ""))
-                made.append(reader.unreadable(f"{what} {error.strerror}".strip()))
-        if not changed:
-            return made
-        if look + 1 < _MOST_LOOKS:
-            waiting = scan.scan_digests(store, changed).downloads
-    faster = "it changes faster than it can be read"
-    return [*made, *(Download(digest, unreadable=faster) for digest in changed)]
-
-
 class _Reader:
     """Reads the pieces of one digest."""
 
-    def __init__(self, around: _Around, digest: str, pieces: scan.Pieces) -> None:
+    def __init__(self, around: _Look, digest: str, pieces: scan.Pieces) -> None:
         memory = around.memory
         self.around, self.digest = around, digest
         self.data = pieces.data and remembered(pieces.data, memory)
         self.transfer = pieces.transfer and remembered(pieces.transfer, memory)
-        self.sidecars = [
-            (number, remembered(found, memory))
-            for number, found in sorted(pieces.sidecars, key=_by_number)
-        ]
+        listed = sorted(
+            pieces.sidecars, key=lambda each: (each[0] is None, each[0] or 0, each[1].name)
+        )
+        self.sidecars = [(number, remembered(found, memory)) for number, found in listed]
         self.finished = pieces.finished and remembered(pieces.finished, memory)
-        self.named_size = around.named.size_of(digest) or None
+        size = around.named.size_of(digest) or 0
+        #: The length that a manifest says, where a layer can have it.
+        self.named_size = size if 0 < size <= sidecars.LARGEST_LAYER else None
         self.named_models = around.named.models_of(digest)
         layer = around.kept.get(digest)
         #: What a kept manifest says, for when nothing else tells.
@@ -376,9 +300,7 @@ class _Reader:
         """The download when its content can't be read."""
         return self._base(
             data=self.data,
-            sidecars=tuple(
-                Sidecar(found, number, None, "not read") for number, found in self.sidecars
-            ),
+            sidecars=tuple(Sidecar(each, n, None, "not read") for n, each in self.sidecars),
             unreadable=why,
         )
 
@@ -386,10 +308,14 @@ class _Reader:
         made = Download(digest=self.digest, finished=self.finished, **more)
         record = self._record(made.key, list(made.entries))
         models = record.models if record else ()
+        progress_at = record.progress_at if record else None
+        if progress_at is not None and made.data is not None:
+            # As remembered, or since then, while nobody looked.
+            progress_at = max(progress_at, made.data.changed_at)
         return replace(
             made,
             models=tuple(sorted({*self.named_models, *models})),
-            progress_at=_last_progress(record, made.data) if record else None,
+            progress_at=progress_at,
             ahead=record.ahead if record else None,
             registry=registry_length(self.around.memory, self.digest, self.around.now),
             born_ns=fs.born(made.entries[0].name, self.around.blobs) if made.entries else 0,
@@ -410,9 +336,11 @@ class _Reader:
         if data is not None and read and not faults and known is None and longer:
             faults = (f"the data has {data.size} bytes, the parts only {claimed_total}",)
         total, total_from = known, known_from
+        # A part beyond the data's end: a pull with a sidecar missing has cut the data.
+        was_cut = data is not None and any(each.part.end > data.size for each in read if each.part)
         if read and not faults:
             total, total_from = claimed_total, "sidecars"
-        elif known is None and data is not None and not _was_cut(data, read):
+        elif known is None and data is not None and not was_cut:
             # The server creates the data file at its full length; a copy may have ended early.
             if self._agrees(data.size):
                 total, total_from = data.size, "data"
@@ -426,13 +354,15 @@ class _Reader:
         if total is not None and total > sidecars.LARGEST_LAYER:
             total, total_from = None, None
             faults = (*faults, "more bytes than any layer has")
+        asked = self.around.memory.asked.get(self.digest)
+        why_not = asked.why if asked is not None and asked.counts(self.around.now) else ""
         made = self._base(
             data=data,
             sidecars=read,
             total=total,
             total_from=total_from,
             faults=faults,
-            doubted_length="" if total is not None else doubt or self._why_not_said(),
+            doubted_length="" if total is not None else doubt or why_not,
             trust=self._trust(read, faults, total, record),
             reads=self.reads,
         )
@@ -449,16 +379,11 @@ class _Reader:
         born_ns = fs.born(anchor.name, self.around.blobs)
         return record if record.is_of(*anchor.identity, born_ns) else None
 
-    def _named_length(self) -> int | None:
-        """The length that a manifest says, where a layer can have it."""
-        known = self.named_size is not None and 0 < self.named_size <= sidecars.LARGEST_LAYER
-        return self.named_size if known else None
-
     def _known_length(self, record: Remembered | None) -> tuple[int | None, str | None]:
         if (compared := self.around.rules.mode.lengths.get(self.digest)) is not None:
             return compared, "registry"
-        if (named := self._named_length()) is not None:
-            return named, "manifest"
+        if self.named_size is not None:
+            return self.named_size, "manifest"
         if record is not None and record.total is not None and self._agrees(record.total):
             return record.total, "memory"
         asked = registry_length(self.around.memory, self.digest, self.around.now)
@@ -467,10 +392,6 @@ class _Reader:
     def _agrees(self, total: int) -> bool:
         """Whether a length that was inferred is not another than that of a kept manifest."""
         return not self.kept_size or total == self.kept_size
-
-    def _why_not_said(self) -> str:
-        asked = self.around.memory.asked.get(self.digest)
-        return asked.why if asked is not None and asked.counts(self.around.now) else ""
 
     def _contradiction(self, known: int, read: tuple[Sidecar, ...]) -> str:
         """What shows that a layer has more bytes than somebody says; "" where nothing does."""
@@ -482,11 +403,8 @@ class _Reader:
                 return f"and the sidecars claim {claimed:,}"
         if self.data is None or self.data.kind is not Kind.FILE or self.data.size <= known:
             return ""
-        fd = self._open(self.data)
-        try:
+        with self._opened(self.data) as fd:
             found = data_behind(fd, known)
-        finally:
-            os.close(fd)
         return f"and there is data at byte {found:,}" if found is not None else ""
 
     def _trust(
@@ -503,9 +421,8 @@ class _Reader:
             before = record.partition if record is not None else ()
             whole = sidecars.fill_gaps(sidecars.believable(read, total), total, before)
         else:
-            whole = tuple(
-                sorted((each.part for each in read if each.part), key=lambda part: part.offset)
-            )
+            claims = (each.part for each in read if each.part)
+            whole = tuple(sorted(claims, key=lambda part: part.offset))
         # Of a copy the file that it was made of may tell more than it does itself.
         known = self.around.memory.downloads.get(self.digest)
         if data is None or data.kind is not Kind.FILE:
@@ -520,8 +437,7 @@ class _Reader:
         limit = self.around.rules.mode.read_limit_bytes
         # Claims that a power cut may have left without their data are looked through.
         limits = parts.Limits(None if noted and limit else limit, self.around.host.reads_no_more)
-        fd = self._open(data)
-        try:
+        with self._opened(data) as fd:
             now = self._unchanged_since(os.fstat(fd))
             reads = record.reads if record is not None else None
             same = now is not None and reads is not None and reads._replace(answers="") == now
@@ -529,8 +445,6 @@ class _Reader:
             trust = parts.trust(content, whole, doubts, limits)
             self.reads = now and now._replace(answers=content.answers)
             return trust
-        finally:
-            os.close(fd)
 
     def _unchanged_since(self, status: os.stat_result) -> Reads | None:
         """What tells that a data file has not changed; None where nothing does.
@@ -541,7 +455,7 @@ class _Reader:
         whole_seconds = changed_ns % 1_000_000_000 == 0
         tick = _COARSE_TICK_SECONDS if whole_seconds else _TICK_SECONDS
         settled = self.around.now - changed_ns / 1e9 > tick
-        if not boot or self.around.network or not settled:
+        if not boot or self.around.place.network or not settled:
             return None
         return Reads(status.st_size, changed_ns, boot, "")
 
@@ -564,44 +478,35 @@ class _Reader:
     def _sidecar(self, number: int | None, found: Entry) -> Sidecar:
         if found.kind is not Kind.FILE:
             return Sidecar(found, number, None, f"a {found.kind.value}, no file")
-        fd = self._open(found)
+        with self._opened(found) as fd:
+            raw = os.read(fd, sidecars.READ_LIMIT)
         try:
-            part = sidecars.parse(os.read(fd, sidecars.READ_LIMIT))
+            part = sidecars.parse(raw)
         except ValueError as error:
             return Sidecar(found, number, None, str(error))
-        finally:
-            os.close(fd)
         return Sidecar(found, number, part, sidecars.part_fault(number, part))
 
-    def _open(self, found: Entry) -> int:
-        """Open an entry; it must still be the one that was listed."""
+    @contextlib.contextmanager
+    def _opened(self, found: Entry) -> Iterator[int]:
+        """The descriptor of an entry; it must still be the one that was listed."""
         try:
             fd = fs.open_quietly(found.name, _READ_ONLY, self.around.blobs)
         except FileNotFoundError:
             raise _ChangedMeanwhile from None
-        status = os.fstat(fd)
-        if (status.st_dev, status.st_ino) != found.identity:
+        try:
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) != found.identity:
+                raise _ChangedMeanwhile
+            yield fd
+        finally:
             os.close(fd)
-            raise _ChangedMeanwhile
-        return fd
 
     def _of_transfer(self, found: Entry) -> Download:
         written = ((0, found.size),) if found.size and found.kind is Kind.FILE else ()
-        total = self._named_length()
         return self._base(
             data=found,
             transfer=True,
-            total=total,
-            total_from=None if total is None else "manifest",
+            total=self.named_size,
+            total_from=None if self.named_size is None else "manifest",
             trust=Trust(written, written, written),
         )
-
-
-def _by_number(found: tuple[int | None, Entry]) -> tuple[bool, int, str]:
-    number, entry = found
-    return number is None, number or 0, entry.name
-
-
-def _was_cut(data: Entry, read: Iterable[Sidecar]) -> bool:
-    """A part lies beyond the data's end: a pull with a sidecar missing has cut the data."""
-    return any(each.part is not None and each.part.end > data.size for each in read)

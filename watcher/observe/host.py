@@ -31,7 +31,6 @@ class Host:
     parent: int | None = None
     #: The root folder of the system whose unit the server has; "" for this one.
     system: str = ""
-    #: Seconds since the epoch.
     clock: Callable[[], float] = time.time
     #: Seconds that the machine has been awake since its start; setting the clock moves nothing.
     uptime: Callable[[], float] = time.monotonic

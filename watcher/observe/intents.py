@@ -21,7 +21,7 @@ from watcher.model import ActionKind, Entry, Kind, Part, Unseen
 from watcher.observe import scan
 from watcher.ollama import names, sidecars
 from watcher.ollama.names import Role
-from watcher.state import folders, fs, state_folder
+from watcher.state import checks, folders, fs, state_folder
 
 INTENTS = "intents"
 NOTE = "intent.json"
@@ -49,7 +49,8 @@ _SINGLE = {
     ActionKind.QUARANTINE_BLOB: {Role.BLOB},
     ActionKind.REMOVE_DOWNLOAD: {Role.TRANSFER},
 }
-_IN_PARTS = frozenset(
+#: What an act on a download in parts does.
+IN_PARTS = frozenset(
     {ActionKind.WRITE_SIDECARS, ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS}
 )
 
@@ -72,10 +73,7 @@ class Folder(NamedTuple):
     file_system: int
 
     def is_same(self, now: Folder, *, loose: bool) -> bool:
-        """Whether this, of an intent, is the folder of `now`.
-
-        `loose`: the file system gives its inodes other numbers when it reads them again.
-        """
+        """Whether this, of an intent, is `now`; `loose`: inodes get other numbers here."""
         if not loose and self.inode != now.inode:
             return False
         if self.boot and self.boot == now.boot:
@@ -127,18 +125,14 @@ class Intent:
     @property
     def parts(self) -> tuple[Part, ...]:
         """The parts whose sidecars are written, by offset."""
-        return tuple(
-            sorted(map(sidecars.parse, self.writes.values()), key=lambda each: each.offset)
-        )
+        parts = map(sidecars.parse, self.writes.values())
+        return tuple(sorted(parts, key=lambda each: each.offset))
 
     def is_guard(self, found: Entry | None) -> bool:
         """Whether that is the guard, as nobody has written to it."""
-        return (
-            found is not None
-            and found.kind is Kind.FILE
-            and found.size == 0
-            and (self.loose or found.inode == self.guard)
-        )
+        if found is None or found.kind is not Kind.FILE or found.size:
+            return False
+        return self.loose or found.inode == self.guard
 
     def is_file(self, found: Entry | None, name: str) -> bool:
         """Whether that is the file of this name that the act was planned on.
@@ -154,17 +148,10 @@ class Intent:
         return found.inode == known.inode
 
 
-def described(entry: Entry, *, taken: bool) -> File:
-    """What an intent says of an entry."""
-    return File(entry.name, entry.kind, entry.size, entry.mtime_ns, entry.inode, taken)
-
-
 def folder_of(blobs: int, boot: str) -> Folder:
     """What tells the folder behind a descriptor apart."""
-    status = os.fstat(blobs)
-    return Folder(
-        boot, status.st_dev, status.st_ino, fs.born(".", blobs), os.fstatvfs(blobs).f_fsid
-    )
+    status, born_ns = os.fstat(blobs), fs.born(".", blobs)
+    return Folder(boot, status.st_dev, status.st_ino, born_ns, os.fstatvfs(blobs).f_fsid)
 
 
 # ---------------------------------------------------------------- writing
@@ -172,7 +159,11 @@ def folder_of(blobs: int, boot: str) -> Folder:
 
 def encode(intent: Intent) -> dict[str, bytes]:
     """The files that hold an intent, by name; ``intent.json`` is to be written last."""
-    rows = [_row(each) for each in intent.files.values()]
+    # Latin-1 holds every byte that a name can have, one to one.
+    rows = [
+        [os.fsencode(each.name).decode("latin-1"), each.kind.value, *each[2:]]
+        for each in intent.files.values()
+    ]
     more = {
         f"{MORE}{number}": orjson.dumps(rows[at : at + _IN_ONE])
         for number, at in enumerate(range(_IN_ONE, len(rows), _IN_ONE), 1)
@@ -192,12 +183,6 @@ def encode(intent: Intent) -> dict[str, bytes]:
     return {**more, NOTE: orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE)}
 
 
-def _row(file: File) -> list[object]:
-    # Latin-1 holds every byte that a name can have, one to one.
-    name = os.fsencode(file.name).decode("latin-1")
-    return [name, file.kind.value, file.size, file.mtime_ns, file.inode, file.taken]
-
-
 # ---------------------------------------------------------------- reading
 
 
@@ -206,38 +191,34 @@ def is_number(name: str) -> bool:
     return _NUMBER.fullmatch(name) is not None
 
 
-def numbers(intents: int) -> Iterator[str]:
+def numbers(intents: int) -> list[str]:
     """The names of intents, the oldest first; what has another name is none of ours."""
-    return iter(sorted(filter(is_number, os.listdir(intents))))
+    return sorted(filter(is_number, os.listdir(intents)))
 
 
 def read(name: str, intents: int) -> Intent | None:
-    """An intent that is to be believed; None where nothing of it had begun.
-
-    Raises ForeignError with the reason, and OSError where it can't be read.
-    """
+    """An intent that is believed; None where nothing had begun. Raises ForeignError and OSError."""
     above = os.fstat(intents)
     try:
         with fs.opened_folder(name, intents) as here:
             _check_owner(os.fstat(here), above)
-            return _read(here, above)
+            _check_names(here)
+            decided = _small(DECIDED, here, above)
+            if decided:
+                raise ForeignError(f"{DECIDED} has something in it")
+            try:
+                value = orjson.loads(_small(NOTE, here, above) or b"")
+            except orjson.JSONDecodeError:
+                # A kill while it was written: nothing has changed by then, nothing is believed.
+                _check_unbegun(here, decided=decided is not None)
+                return None
+            if not isinstance(value, dict) or value.get("schema") != _SCHEMA:
+                raise ForeignError(f"{NOTE} is of no version that is known here")
+            intent = _intent(value, here)
+            _check_folders(here, intent)
+            return intent
     except NotADirectoryError:
         raise ForeignError("it is no folder") from None
-
-
-def _read(here: int, above: os.stat_result) -> Intent | None:
-    _check_names(here)
-    raw = _note(here, above)
-    value = _parsed(raw)
-    decided = _decided(here, above)
-    if value is None:
-        # A kill while it was written: nothing has been changed by then, and nothing is believed.
-        _check_unbegun(here, decided=decided)
-        return None
-    intent = _intent(value, here)
-    _check_new(here, intent)
-    _check_out(here, intent)
-    return intent
 
 
 def _check_owner(status: os.stat_result, above: os.stat_result) -> None:
@@ -263,16 +244,18 @@ def _listed(folder: int) -> Iterator[str]:
             yield item.name
 
 
-def _note(here: int, above: os.stat_result) -> bytes:
-    """``intent.json`` as it was written; b"" where there is none."""
+def _in(name: str, here: int) -> Iterator[tuple[str, int]]:
+    with contextlib.suppress(FileNotFoundError), fs.opened_folder(name, here) as folder:
+        for each in _listed(folder):
+            yield each, folder
+
+
+def _small(name: str, here: int, above: os.stat_result) -> bytes | None:
+    """What is in a file of an intent; None where there is none."""
     try:
-        return _small(NOTE, here, above)
+        fd = fs.open_to_read(name, here)
     except FileNotFoundError:
-        return b""
-
-
-def _small(name: str, here: int, above: os.stat_result) -> bytes:
-    fd = fs.open_to_read(name, here)
+        return None
     try:
         status = os.fstat(fd)
         _check_owner(status, above)
@@ -283,80 +266,41 @@ def _small(name: str, here: int, above: os.stat_result) -> bytes:
         os.close(fd)
 
 
-def _parsed(raw: bytes) -> dict[str, Any] | None:
-    """The note's value; None where it is half of one."""
-    try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return None
-    if not isinstance(value, dict) or value.get("schema") != _SCHEMA:
-        raise ForeignError(f"{NOTE} is of no version that is known here")
-    return value
-
-
-def _decided(here: int, above: os.stat_result) -> bool:
-    try:
-        if _small(DECIDED, here, above):
-            raise ForeignError(f"{DECIDED} has something in it")
-        return True
-    except FileNotFoundError:
-        return False
-
-
 def _check_unbegun(here: int, *, decided: bool) -> None:
     """A kill before ``intent.json`` was whole, or at the very end, has nothing in ``out/``."""
-    for name in _in(OUT, here):
+    for name, _ in _in(OUT, here):
         raise ForeignError(f"{names.printable(name)} is in {OUT}/, and no {NOTE} says why")
-    for name in _in(NEW, here):
+    for name, _ in _in(NEW, here):
         if decided or names.parse_blob(name).role is not Role.SIDECAR:
             raise ForeignError(f"{names.printable(name)} is in {NEW}/, and no {NOTE} says why")
 
 
-def _in(name: str, here: int) -> Iterator[str]:
-    with contextlib.suppress(FileNotFoundError), fs.opened_folder(name, here) as folder:
-        yield from _listed(folder)
+def _check_folders(here: int, intent: Intent) -> None:
+    for name, folder in _in(NEW, here):
+        content, found = intent.writes.get(name), scan.look(name, folder)
+        plain = found is not None and found.kind is Kind.FILE and found.links == 1
+        if content is None or not plain or _sidecar(name, folder) != content:
+            raise ForeignError(f"{names.printable(name)} in {NEW}/ is not what it says")
+    for name, folder in _in(OUT, here):
+        found, known = scan.look(name, folder), intent.files.get(name)
+        good = known is not None and intent.is_file(found, name)
+        if name != intent.guard_name or intent.guard is None:
+            good = good and known is not None and known.taken
+        elif known is not None and found is not None:
+            # The sidecar that the guard stands in for, or a copy of it.
+            alike = (found.kind, found.size) == (known.kind, known.size)
+            good = alike and (good or hash_of(name, folder) == intent.displaced != "")
+        if found is not None and not good:
+            raise ForeignError(f"{names.printable(name)} in {OUT}/ is not what it says")
 
 
-def _check_new(here: int, intent: Intent) -> None:
-    with contextlib.suppress(FileNotFoundError), fs.opened_folder(NEW, here) as folder:
-        for name in _listed(folder):
-            content = intent.writes.get(name)
-            if content is None or not _has(name, folder, content):
-                raise ForeignError(f"{names.printable(name)} in {NEW}/ is not what it says")
-
-
-def _has(name: str, folder: int, content: bytes) -> bool:
-    """Whether a file, and nothing else of that name, has just this content and no other name."""
-    found = scan.look(name, folder)
-    if found is None or found.kind is not Kind.FILE or found.links != 1:
-        return False
-    return fs.read_small(name, folder, len(content) + 1) == content
-
-
-def _check_out(here: int, intent: Intent) -> None:
-    with contextlib.suppress(FileNotFoundError), fs.opened_folder(OUT, here) as folder:
-        for name in _listed(folder):
-            found = scan.look(name, folder)
-            if name == intent.guard_name and intent.guard is not None:
-                good = _is_displaced(name, folder, intent)
-            else:
-                good = name in intent.files and intent.files[name].taken
-                good = good and intent.is_file(found, name)
-            if found is not None and not good:
-                raise ForeignError(f"{names.printable(name)} in {OUT}/ is not what it says")
-
-
-def _is_displaced(name: str, folder: int, intent: Intent) -> bool:
-    """Whether that is the sidecar that the guard stands in for, or a copy of it."""
-    known, found = intent.files.get(name), scan.look(name, folder)
-    if known is None or found is None or (found.kind, found.size) != (known.kind, known.size):
-        return False
-    return intent.is_file(found, name) or hash_of(name, folder) == intent.displaced != ""
+def _sidecar(name: str, folder: int) -> bytes:
+    return fs.read_small(name, folder, sidecars.READ_LIMIT + 1)
 
 
 def hash_of(name: str, folder: int) -> str:
     """The hash of a sidecar's bytes; "" where it is too large for one."""
-    raw = fs.read_small(name, folder, sidecars.READ_LIMIT + 1)
+    raw = _sidecar(name, folder)
     return hashlib.sha256(raw).hexdigest() if len(raw) <= sidecars.READ_LIMIT else ""
 
 
@@ -365,14 +309,15 @@ def hash_of(name: str, folder: int) -> str:
 
 def _intent(value: Mapping[str, Any], here: int) -> Intent:
     try:
+        boot, *rest = (value["blobs"][name] for name in Folder._fields)
         intent = Intent(
             kind=ActionKind(value["verb"]),
-            digest=_text(value["digest"]),
-            place=_place(value["blobs"]),
-            guard=None if value["guard"] is None else _whole(value["guard"]),
+            digest=checks.text(value["digest"]),
+            place=Folder(checks.text(boot), *map(checks.identity, rest)),
+            guard=None if value["guard"] is None else checks.identity(value["guard"]),
             files={each.name: each for each in _files(value, here)},
-            writes={name: _text(text).encode() for name, text in value["writes"].items()},
-            displaced=_text(value["displaced"]),
+            writes={name: checks.text(text).encode() for name, text in value["writes"].items()},
+            displaced=checks.text(value["displaced"]),
             loose=value["loose"] is True,
         )
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -383,12 +328,16 @@ def _intent(value: Mapping[str, Any], here: int) -> Intent:
     if intent.digest:
         _check_in_parts(intent)
     else:
-        _check_single(intent)
+        roles = _SINGLE.get(intent.kind)
+        more = intent.kind is ActionKind.REMOVE_DOWNLOAD and len(intent.files) != 1
+        if roles is None or more or intent.writes or intent.guard is not None:
+            raise ForeignError(f"no {intent.kind.value} is as this one")
+        _check_all(intent.files, roles)
     return intent
 
 
 def _files(value: Mapping[str, Any], here: int) -> Iterator[File]:
-    yield from map(_file, value["files"])
+    yield from (_file(*row) for row in value["files"])
     if len(value["more"]) > _MOST_MORE:
         raise ForeignError("it has more files than any intent")
     for name, digest in value["more"].items():
@@ -400,64 +349,44 @@ def _files(value: Mapping[str, Any], here: int) -> Iterator[File]:
             raise ForeignError(f"{name} can't be read: {error.strerror}") from None
         if hashlib.sha256(raw).hexdigest() != digest:
             raise ForeignError(f"{name} is not what {NOTE} says")
-        yield from map(_file, orjson.loads(raw))
+        yield from (_file(*row) for row in orjson.loads(raw))
 
 
-def _file(row: object) -> File:
-    if not isinstance(row, list):
-        raise TypeError
-    name, kind, size, mtime_ns, inode, taken = row
-    if not isinstance(taken, bool):
-        raise TypeError
+def _file(name: object, kind: str, size: object, mtime_ns: object, *rest: object) -> File:
+    inode, taken = rest
     return File(
-        os.fsdecode(_text(name).encode("latin-1")),
+        os.fsdecode(checks.text(name).encode("latin-1")),
         Kind(kind),
-        _whole(size),
-        _whole(mtime_ns),
-        _whole(inode),
-        taken,
+        checks.whole(size),
+        checks.nanoseconds(mtime_ns),
+        checks.identity(inode),
+        checks.flag(taken),
     )
-
-
-def _place(value: Mapping[str, Any]) -> Folder:
-    boot, *rest = (value[name] for name in Folder._fields)
-    return Folder(_text(boot), *map(_whole, rest))
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError
-    return value
 
 
 def _check_in_parts(intent: Intent) -> None:
     """A change of a download has its own names in it, and no others."""
-    right = intent.kind in _IN_PARTS and intent.guard is not None
-    if not right or not names.is_blob(names.blob(intent.digest)):
+    right = intent.kind in IN_PARTS and intent.guard is not None
+    writes = intent.kind is ActionKind.WRITE_SIDECARS
+    if not right or not names.is_blob(names.blob(intent.digest)) or writes != bool(intent.writes):
         raise ForeignError(f"no {intent.kind.value} is as this one")
     _check_all(intent.files, {Role.DATA, Role.SIDECAR}, intent.digest)
     _check_all(intent.writes, {Role.SIDECAR}, intent.digest)
-    if (intent.kind is ActionKind.WRITE_SIDECARS) != bool(intent.writes):
-        raise ForeignError(f"no {intent.kind.value} is as this one")
-    if intent.kind is ActionKind.WRITE_SIDECARS:
-        data = intent.data
-        if data is not None and data.taken:
-            raise ForeignError("a repair takes no data")
-        _check_writes(intent)
-
-
-def _check_single(intent: Intent) -> None:
-    roles = _SINGLE.get(intent.kind)
-    more = intent.kind is ActionKind.REMOVE_DOWNLOAD and len(intent.files) != 1
-    if roles is None or more or intent.writes or intent.guard is not None:
-        raise ForeignError(f"no {intent.kind.value} is as this one")
-    _check_all(intent.files, roles)
+    if not writes:
+        return
+    if intent.data is not None and intent.data.taken:
+        raise ForeignError("a repair takes no data")
+    # Sidecars to the letter as we write them, that together are a partition.
+    at = 0
+    try:
+        parts = intent.parts
+    except ValueError:
+        raise ForeignError("it writes what is no sidecar") from None
+    for part in parts:
+        exact = intent.writes.get(names.sidecar(intent.digest, part.number)) == sidecars.write(part)
+        if not exact or part.offset != at or sidecars.part_fault(part.number, part):
+            raise ForeignError("it writes sidecars that are no set")
+        at = part.end
 
 
 def _check_all(wanted: Iterable[str], roles: Collection[Role], digest: str = "") -> None:
@@ -466,22 +395,6 @@ def _check_all(wanted: Iterable[str], roles: Collection[Role], digest: str = "")
         path = "/" in name or "\0" in name
         if path or parsed.role not in roles or (digest and parsed.digest != digest):
             raise ForeignError(f"it is about {names.printable(name)[:100]}")
-
-
-def _check_writes(intent: Intent) -> None:
-    """Sidecars to the letter as we write them, that together are a partition."""
-    at = 0
-    try:
-        parts = intent.parts
-    except ValueError:
-        raise ForeignError("it writes what is no sidecar") from None
-    for part in parts:
-        name = names.sidecar(intent.digest, part.number)
-        if intent.writes.get(name) != sidecars.write(part) or part.offset != at:
-            raise ForeignError("it writes sidecars that are no set")
-        if sidecars.part_fault(part.number, part):
-            raise ForeignError("it writes sidecars that are no set")
-        at = part.end
 
 
 # ---------------------------------------------------------------- all of a store

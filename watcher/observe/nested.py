@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from watcher.ollama import names
@@ -37,25 +37,20 @@ def find(store: int, in_blobs: Iterable[str]) -> Iterator[Found]:
     yield from _in(store, "manifests", ("blobs", "manifests", "models"), budget)
     for name in _folders(store, "."):
         if name not in (*_PARTS, FOLDER) and not name.startswith("ollama-safetensors"):
-            yield from _under(store, name, budget)
+            yield from _in(store, name, _folders(store, name), budget)
 
 
-def _under(store: int, path: str, budget: list[int]) -> Iterator[Found]:
-    if path.count("/") < _DEEPEST:
-        yield from _in(store, path, _folders(store, path), budget)
-
-
-def _in(store: int, path: str, inside: Iterable[str], budget: list[int]) -> Iterator[Found]:
+def _in(store: int, path: str, inside: Sequence[str], budget: list[int]) -> Iterator[Found]:
     """The store that a folder may be, and those in the folders in it."""
-    inside = list(inside)
     blobs = tuple(_blobs(store, f"{path}/blobs")) if "blobs" in inside else ()
     manifests = tuple(_manifests(store, f"{path}/manifests", 0)) if "manifests" in inside else ()
     if blobs or manifests:
         yield Found(path, blobs, manifests)
     for name in inside:
         budget[0] -= 1
-        if name not in _PARTS and budget[0] > 0:
-            yield from _under(store, f"{path}/{name}", budget)
+        below = f"{path}/{name}"
+        if name not in _PARTS and budget[0] > 0 and below.count("/") < _DEEPEST:
+            yield from _in(store, below, _folders(store, below), budget)
 
 
 def _folders(store: int, path: str) -> list[str]:
@@ -81,10 +76,7 @@ def _manifests(store: int, path: str, depth: int) -> Iterator[tuple[str, os.stat
 def _listed(store: int, path: str) -> list[tuple[str, os.stat_result]]:
     """Names with what they stand for, in order; none of a folder that can't be listed."""
     found: list[tuple[str, os.stat_result]] = []
-    with (
-        contextlib.suppress(OSError),
-        contextlib.ExitStack() as opened,
-    ):
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         at = store
         for name in path.split("/"):
             at = opened.enter_context(fs.opened_folder(name, at))

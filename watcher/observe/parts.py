@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from watcher.model import MIB, Part, Ranges, Trust
-from watcher.observe.content import ZEROS_ENOUGH, Content
+from watcher.model import MIB, Part, Ranges, Reads, Trust
 from watcher.ollama import ranges, sidecars
 
+#: No allocation unit is larger: this many zeros at an end are enough to stop looking further back.
+ZEROS_ENOUGH = 16 * MIB
+#: So many zeros before the start of a part of old are no content, in a file without holes.
+NOTHING = 64 * 1024
 #: The unit in which zeros after a reboot are looked for.
 BLOCK = 4096
 #: A file in more pieces than this is hostile; what lies behind them is not believed.
 MOST_SEGMENTS = 100_000
-_CHUNK = MIB
+#: The first piece that is read on a way through zeros, and each further one.
+_PIECE, _CHUNK = 4096, MIB
+#: What lies behind less than a piece, at a part's end, is the next part's beginning: read along.
+_WINDOW = 16 * 1024
+#: A file with more answers than this is odd: they are found anew each time.
+_MOST_ANSWERS = 1000
 
 
 class Doubts(NamedTuple):
@@ -60,10 +68,7 @@ def segments(fd: int, size: int) -> Ranges:
 
 
 def zero_blocks(fd: int, within: Ranges, stop: Callable[[], bool] = lambda: False) -> Ranges | None:
-    """Blocks of nothing but zeros in `within`, on the file's grid of blocks. Reads all of it.
-
-    None where `stop`, which is asked for each piece, said to read no more.
-    """
+    """Blocks of zeros in `within`, on the file's grid; None where `stop` ended the reading."""
     found: list[tuple[int, int]] = []
     zeros = bytes(BLOCK)
     for start, end in within:
@@ -105,9 +110,22 @@ def trust(content: Content | None, parts: Sequence[Part], doubts: Doubts, limits
     if not holes_tell and most is not None and ranges.size(open_ends) > most:
         present = ranges.intersection(held, claimed)
         return Trust(claimed, present, present, holes_tell, doubts.rebooted, zeros_read=False)
-    present = _present(content, held, parts, _edges(content, parts, doubts, holes_tell=holes_tell))
-    started = sidecars.claims(parts)
-    believed = ranges.union(ranges.intersection(started, present), _beyond(present, parts))
+    # Where something else was written before, by parts that are no more.
+    edges = {*doubts.starts, *(start for start, _ in doubts.doubted)}
+    if parts and not holes_tell:
+        # A part that a repair has made may hold a beginning of the server's own cut, far behind its
+        # own: it shows behind nothing but zeros.
+        rule = sidecars.part_rule(parts[-1].end)
+        edges.update(part.offset for part in rule[1:] if content.is_zeros_before(part.offset))
+    present = _present(content, held, parts, sorted(edges), holes_tell=holes_tell)
+    # Behind its claim a part has written the run that begins where the claim ends.
+    begins = {part.starts_at for part in parts}
+    beyond = ranges.normal(
+        (start + sidecars.DOUBTED_HEAD, end)
+        for start, end in ranges.intersection(present, _unclaimed(parts))
+        if start in begins
+    )
+    believed = ranges.union(ranges.intersection(sidecars.claims(parts), present), beyond)
     doubted = ranges.union(doubts.doubted, _begun_unseen(parts))
     believed = ranges.difference(believed, ranges.difference(doubted, claimed))
     zeros_read = not doubts.rebooted or most is None or ranges.size(believed) <= most
@@ -118,72 +136,148 @@ def trust(content: Content | None, parts: Sequence[Part], doubts: Doubts, limits
     return Trust(claimed, present, believed, holes_tell, doubts.rebooted, zeros_read)
 
 
-def _edges(content: Content, parts: Sequence[Part], doubts: Doubts, *, holes_tell: bool) -> _Edges:
-    """Where something else was written before, by parts that are no more."""
-    edges = {*doubts.starts, *(start for start, _ in doubts.doubted)}
-    if parts and not holes_tell:
-        # A part that a repair has made may hold a beginning of the server's own cut, far behind its
-        # own: it shows behind nothing but zeros.
-        rule = sidecars.part_rule(parts[-1].end)
-        edges.update(part.offset for part in rule[1:] if content.is_zeros_before(part.offset))
-    return _Edges(sorted(edges), ZEROS_ENOUGH if holes_tell else content.size)
-
-
-class _Edges(NamedTuple):
-    """Offsets at which zeros are trimmed, and how far back each look for them goes."""
-
-    at: Sequence[int]
-    enough: int
-
-
 def _begun_unseen(parts: Sequence[Part]) -> Ranges:
     """Without its sidecar a server may have begun a part again by the part rule, unseen."""
-    lost = [part for part in parts if part.number < 0]
-    if not lost:
-        return ()
-    heads = sidecars.heads(sidecars.part_rule(parts[-1].end))
-    return ranges.intersection(heads, ranges.normal((part.offset, part.end) for part in lost))
+    lost = ranges.normal((part.offset, part.end) for part in parts if part.number < 0)
+    return lost and ranges.intersection(sidecars.heads(sidecars.part_rule(parts[-1].end)), lost)
 
 
-def _present(content: Content, held: Ranges, parts: Sequence[Part], edges: _Edges) -> Ranges:
+def _present(
+    content: Content, held: Ranges, parts: Sequence[Part], edges: list[int], *, holes_tell: bool
+) -> Ranges:
     """`held` without the zeros at the end of what each part has written.
 
     An allocation ends on a block, not on the last byte; and the block at a part's end belongs to
     the next part's beginning as well, so that no hole shows there. The same holds at `edges`.
     """
-    kept = list(_claimed(content, held, sidecars.claims(parts)))
-    for low, high in ranges.intersection(held, _unclaimed(parts)):
-        inside = edges.at[bisect_right(edges.at, low) : bisect_left(edges.at, high)]
-        for start, end in pairwise((low, *inside, high)):
-            kept.append((start, content.written_end(start, end, edges.enough)))
-    return ranges.normal(kept)
-
-
-def _claimed(content: Content, held: Ranges, claimed: Ranges) -> Iterator[tuple[int, int]]:
-    """What of the claims is in no hole, without the zeros beside one within a claim.
-
-    Data that was cut and made longer again has such a hole, and the rest of a block before it; what
-    was then written behind the hole may begin within a block, too.
-    """
-    for low, high in claimed:
+    kept: list[tuple[int, int]] = []
+    # A claim holds no hole, but in data that was cut and made longer again: such a hole has the
+    # rest of a block before it, and what was then written behind it may begin within a block, too.
+    for low, high in sidecars.claims(parts):
         for start, end in ranges.within(held, low, high):
             if start > low:
                 start = content.written_start(start, end)
             if end < high:
                 end = content.written_end(start, end)
-            yield start, end
+            kept.append((start, end))
+    enough = ZEROS_ENOUGH if holes_tell else content.size
+    for low, high in ranges.intersection(held, _unclaimed(parts)):
+        inside = edges[bisect_right(edges, low) : bisect_left(edges, high)]
+        for start, end in pairwise((low, *inside, high)):
+            kept.append((start, content.written_end(start, end, enough)))
+    return ranges.normal(kept)
 
 
-def _beyond(present: Ranges, parts: Sequence[Part]) -> Ranges:
-    """What parts have written behind their claims: the run that begins where the claim ends."""
-    begins = {part.starts_at for part in parts}
-    return ranges.normal(
-        (start + sidecars.DOUBTED_HEAD, end)
-        for start, end in ranges.intersection(present, _unclaimed(parts))
-        if start in begins
-    )
-
-
-def _unclaimed(parts: Sequence[Part]) -> Ranges:
+def _unclaimed(parts: Iterable[Part]) -> Ranges:
     """What the parts don't claim, each on its own: parts that touch are not joined."""
     return tuple((part.starts_at, part.end) for part in parts if part.completed < part.size)
+
+
+# ---------------------------------------------------------------- reading
+
+
+class Content:
+    """A data file up to `size` bytes; `known`: what a scan of the very same bytes read."""
+
+    def __init__(self, fd: int, size: int, known: Reads | None = None) -> None:
+        self.fd, self.size = fd, size
+        self._known = _parsed(known.answers) if known is not None else {}
+        #: What was asked: where a look for bytes ends, where it starts, and where they are.
+        self._asked: list[int] = []
+        #: What was read last around a short piece, and before offsets.
+        self._window_at, self._window = 0, b""
+        self._before: dict[int, bytes] = {}
+
+    @property
+    def answers(self) -> str:
+        """What was asked, with the answers: to be known at the next scan."""
+        return " ".join(map(str, self._asked)) if len(self._asked) <= 3 * _MOST_ANSWERS else ""
+
+    def written_end(self, start: int, end: int, enough: int = ZEROS_ENOUGH) -> int:
+        """Where the last non-zero byte of ``[start, end)`` ends, looking back over `enough`."""
+        stop = max(start, end - enough)
+        found = self._known.get((stop, end), -1)
+        if not stop <= found <= end:
+            found = self._last(stop, end)
+        self._asked += (stop, end, found)
+        return found
+
+    def written_start(self, start: int, end: int) -> int:
+        """Where the first non-zero byte of ``[start, end)`` is, looking at `ZEROS_ENOUGH`."""
+        stop = min(end, start + ZEROS_ENOUGH)
+        found = self._known.get((stop, start), -1)
+        if not start <= found <= stop:
+            found = self._first(start, stop)
+        self._asked += (stop, start, found)
+        return found
+
+    def is_zeros_before(self, offset: int) -> bool:
+        """Whether there are `NOTHING` zeros before an offset."""
+        low, high = offset - NOTHING, min(offset, self.size)
+        if low >= high:
+            return False
+        if (low, high) not in self._known:
+            self._before[high] = os.pread(self.fd, high - low, low)
+        return self.written_end(low, high) == low
+
+    def _last(self, stop: int, end: int) -> int:
+        chunk = len(self._before.get(end, b"")) or _PIECE
+        while end > stop:
+            low = max(stop, end - chunk)
+            read = self._read(low, end)
+            if read != bytes(len(read)):
+                return low + len(read.rstrip(b"\0"))
+            end, chunk = low, _CHUNK
+        return end
+
+    def _first(self, start: int, stop: int) -> int:
+        chunk = _PIECE
+        while start < stop:
+            read = self._read(start, min(start + chunk, stop))
+            if not read:
+                break
+            if read != bytes(len(read)):
+                return start + len(read) - len(read.lstrip(b"\0"))
+            start, chunk = start + len(read), _CHUNK
+        return start
+
+    def _read(self, low: int, high: int) -> bytes:
+        length, at = high - low, low - self._window_at
+        if 0 <= at <= len(self._window) - length:
+            return self._window[at : at + length]
+        before = self._before.get(high, b"")
+        if length <= len(before):
+            return before[-length:]
+        if length >= _PIECE:
+            return os.pread(self.fd, length, low)
+        self._window_at, self._window = low, os.pread(self.fd, _WINDOW, low)
+        return self._window[:length]
+
+
+def _parsed(answers: str) -> dict[tuple[int, int], int]:
+    """Answers as they were written down; none of a text that is none of ours."""
+    try:
+        numbers = list(map(int, answers.split()))
+        return {(a, b): found for a, b, found in zip(*[iter(numbers)] * 3, strict=True)}
+    except ValueError:
+        return {}
+
+
+def data_behind(fd: int, start: int) -> int | None:
+    """Where the first bytes other than zeros lie from `start` on; None where there are none.
+
+    Blocks that a file system has reserved hold zeros; of such no more than `ZEROS_ENOUGH` are read.
+    """
+    read, at = 0, start
+    while read < ZEROS_ENOUGH:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:
+            return None  # a hole up to the end
+        piece = os.pread(fd, _CHUNK, at)
+        if not piece:
+            return None
+        if left := len(piece.lstrip(b"\0")):
+            return at + len(piece) - left
+        read, at = read + len(piece), at + len(piece)
+    return None

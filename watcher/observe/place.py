@@ -28,9 +28,9 @@ _NETWORK = frozenset(
     | {"afs", "beegfs", "gpfs", "vboxsf", "fuse.sshfs", "fuse.glusterfs", "fuse.cephfs"}
     | {"fuse.rclone", "fuse.s3fs"}
 )
-#: What a name says that leads to nothing; all else says nothing of whether there is a store.
 #: Where a store lies below a folder that is easily taken for it.
 _BELOW = ("models", ".ollama/models", "ollama/models")
+#: What a name says that leads to nothing; all else says nothing of whether there is a store.
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 #: In a path these make Go's filepath.Glob look elsewhere, so that the server finds nothing.
 _GLOB_CHARACTERS = frozenset("[\\")
@@ -60,17 +60,24 @@ def find(given: str | None, environment: Mapping[str, str], by: str = "--store")
         return _named_store(models, "OLLAMA_MODELS")
     looked: list[str] = []
     for path, by, needed in _candidates():
+        shown = names.printable(path)
         try:
             way = folders.way(path)
             if way.is_store:
                 return _found(path, by, way)
+            why = "there is neither blobs/ nor manifests/ in it"
         except PermissionError:
             raise no_permission(path) from None
-        except OSError:
-            pass
+        except OSError as error:
+            why = error.strerror or "it is not there"
         if needed:
-            raise _not_there(path, by, needed)
-        looked.append(f"{names.printable(path)} ({by})")
+            # No other store is taken for one that a unit names.
+            raise NoStoreError(
+                f"{by} has its store in {shown} ({needed}): {why}",
+                "mount its disk if that is missing, or name another store with --store",
+                _mount_command(path),
+            )
+        looked.append(f"{shown} ({by})")
     raise NoStoreError(
         "no model store found; looked at:\n" + "\n".join(f"    {each}" for each in looked),
         "name it with --store DIR, or set OLLAMA_MODELS",
@@ -78,10 +85,7 @@ def find(given: str | None, environment: Mapping[str, str], by: str = "--store")
 
 
 def _candidates() -> Iterator[tuple[str, str, str]]:
-    """Where a store may be: its path, how it is found, and who says that it has to be there, if so.
-
-    Raises NoPermissionError where what would say more can't be read.
-    """
+    """Where a store may be: its path, how it is found, and what requires it to be there, if so."""
     for path, pid in processes.served_stores("/proc"):
         yield path, f"the running server, pid {pid}", ""
     of_server = unit.find()
@@ -95,26 +99,12 @@ def _candidates() -> Iterator[tuple[str, str, str]]:
             )
         if of_server.store is not None:
             needed = of_server.names_store and not of_server.idle
-            yield of_server.store, f"the unit {unit.NAME}", of_server.said if needed else ""
+            variable = "OLLAMA_MODELS" if "OLLAMA_MODELS" in of_server.variables else "HOME"
+            yield of_server.store, f"the unit {unit.NAME}", variable if needed else ""
     yield SERVICE_STORE, "the place of Ollama's Linux service", ""
     yield OTHER_STORE, "the place of some distributions' service", ""
     home = os.path.expanduser("~")
     yield os.path.join(home, ".ollama", "models"), "the home folder", ""
-
-
-def _not_there(path: str, by: str, said: str) -> NoStoreError:
-    """The error for a store that a unit names and that is not there: no other is taken for it."""
-    shown = names.printable(path)
-    try:
-        os.stat(path)
-        why = "there is neither blobs/ nor manifests/ in it"
-    except OSError as error:
-        why = error.strerror or "it is not there"
-    return NoStoreError(
-        f"{by} has its store in {shown} ({said}): {why}",
-        "mount its disk if that is missing, or name another store with --store",
-        _mount_command(path),
-    )
 
 
 def _mount_command(path: str) -> str:
@@ -135,7 +125,14 @@ def _mount_command(path: str) -> str:
 def _named_store(path: str, by: str) -> Found:
     shown = names.printable(path)
     try:
-        way = folders.way(_absolute(path, by))
+        absolute = os.path.abspath(path)
+    except FileNotFoundError:
+        raise NoStoreError(
+            f"{shown} ({by}) is relative to the working directory, which is gone",
+            "go to another one, or name the whole path",
+        ) from None
+    try:
+        way = folders.way(absolute)
     except PermissionError:
         raise no_permission(path) from None
     except NotADirectoryError:
@@ -165,17 +162,6 @@ def _is_store(path: str) -> bool:
     return False
 
 
-def _absolute(path: str, by: str) -> str:
-    """A path from the root on. Raises NoStoreError where the working directory is gone."""
-    try:
-        return os.path.abspath(path)
-    except FileNotFoundError:
-        raise NoStoreError(
-            f"{names.printable(path)} ({by}) is relative to the working directory, which is gone",
-            "go to another one, or name the whole path",
-        ) from None
-
-
 def _found(path: str, by: str, way: folders.Way) -> Found:
     if way.foreign is None:
         return Found(os.path.abspath(path), by)
@@ -184,10 +170,8 @@ def _found(path: str, by: str, way: folders.Way) -> Found:
 
 @contextlib.contextmanager
 def opened(store: str) -> Iterator[int]:
-    """The descriptor of a store's folder, to look at it.
-
-    Raises NoPermissionError where it can't be entered, NoStoreError where it is gone.
-    """
+    """The descriptor of a store's folder. Raises NoPermissionError, NoStoreError, RefusedError."""
+    gone = NoStoreError(f"there is no store at {names.printable(store)} any more", "name another")
     with contextlib.ExitStack() as held:
         try:
             fd = held.enter_context(folders.opened_store(store))
@@ -201,14 +185,17 @@ def opened(store: str) -> Iterator[int]:
         except PermissionError:
             raise no_permission(store) from None
         except (FileNotFoundError, NotADirectoryError):
-            raise _gone(store) from None
+            raise gone from None
         try:
             yield fd
         except (FileNotFoundError, NotADirectoryError):
             # It went while it was looked at; or else something else is missing.
-            if _is_still(store, fd):
+            is_still = False
+            with contextlib.suppress(OSError):
+                is_still = os.path.samestat(os.stat(store), os.fstat(fd))
+            if is_still:
                 raise
-            raise _gone(store) from None
+            raise gone from None
 
 
 def check_rights(store: str) -> None:
@@ -226,17 +213,6 @@ def not_roots(store: str, owner: int) -> NoPermissionError:
         " opened, since its owner may put anything there",
         f"run the program as user id {owner}",
     )
-
-
-def _is_still(store: str, fd: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(store), os.fstat(fd))
-    except OSError:
-        return False
-
-
-def _gone(store: str) -> NoStoreError:
-    return NoStoreError(f"there is no store at {names.printable(store)} any more", "name another")
 
 
 def no_permission(path: str) -> NoPermissionError:
@@ -274,7 +250,10 @@ def describe(host: Host, store: int) -> Place:
     room = os.fstatvfs(store)
     kind = _file_system(host.store, host.proc)
     blobs = folders.look_at_blobs(store)
-    behind = blobs.status
+    behind, link = blobs.status, blobs.foreign
+    if link is not None:
+        link = link._replace(path=os.path.join(host.store, link.path))
+    way_in = os.W_OK | os.X_OK
     return Place(
         path=host.store,
         found_by=host.found_by,
@@ -284,7 +263,7 @@ def describe(host: Host, store: int) -> Place:
         owner=status.st_uid,
         blobs_linked=blobs.linked,
         state_owner=state_folder.oddity(store),
-        foreign=host.foreign or _below(host.store, blobs.foreign),
+        foreign=host.foreign or link,
         blobs_elsewhere=behind is not None and behind.st_dev != status.st_dev,
         globbed=not _GLOB_CHARACTERS.isdisjoint(host.store),
         glob_fails=re.fullmatch(f"(?:{_GLOB_ITEM})*", host.store, re.DOTALL) is None,
@@ -293,23 +272,13 @@ def describe(host: Host, store: int) -> Place:
         free_bytes=room.f_bavail * room.f_frsize,
         free_inodes=room.f_favail,
         read_only=bool(room.f_flag & os.ST_RDONLY),
-        writable=_writable(store),
+        # Where ``blobs`` is not there, or leads nowhere, the folder alone counts.
+        writable=os.access(".", way_in, dir_fd=store)
+        and (
+            not os.access("blobs", os.F_OK, dir_fd=store)
+            or os.access("blobs", way_in, dir_fd=store)
+        ),
     )
-
-
-def _writable(store: int) -> bool:
-    """Whether the user who has called us may add and remove names here and in ``blobs``."""
-    way_in = os.W_OK | os.X_OK
-    try:
-        os.stat("blobs", dir_fd=store)
-    except OSError:
-        return os.access(".", way_in, dir_fd=store)
-    return os.access(".", way_in, dir_fd=store) and os.access("blobs", way_in, dir_fd=store)
-
-
-def _below(store: str, link: ForeignLink | None) -> ForeignLink | None:
-    """The same with its whole path."""
-    return link and link._replace(path=os.path.join(store, link.path))
 
 
 def silent(path: str, proc: str) -> str:

@@ -22,10 +22,12 @@ from watcher.model import (
     Kind,
     Located,
     ManifestFault,
+    Mode,
     Need,
     Nested,
     OddBlob,
     OddManifest,
+    ServerUser,
     Subject,
     Tally,
     Temporary,
@@ -60,34 +62,39 @@ class Pieces:
     unseen: str = ""
 
 
-@dataclass(slots=True)
 class Named:
-    """What all manifests together name."""
+    """What all manifests together name; `access` is for the user that the server runs as.
 
-    #: Digits to (size, whether it is protected, index of a model that names it, more indexes …).
-    digests: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    models: list[str] = field(default_factory=list)
-    #: The same with what tells their manifests apart.
-    seen: dict[str, tuple[int, int]] = field(default_factory=dict)
-    odd: list[OddManifest] = field(default_factory=list)
-    #: The first path of each that differs from others by more than case.
-    paths: dict[str, str] = field(default_factory=dict)
-    #: Digests to which manifests give several sizes: each size, and the indexes of its models.
-    disputed: dict[str, dict[int, list[int]]] = field(default_factory=dict)
-    unlisted: list[str] = field(default_factory=list)
-    #: Of these the ones that no right of anybody's opens, and why.
-    failing: list[Unseen] = field(default_factory=list)
-    #: Folders that a symlink of neither root's nor their owner's leads to.
-    foreign: list[str] = field(default_factory=list)
-    unseen: list[Unseen] = field(default_factory=list)
-    empty_folders: list[str] = field(default_factory=list)
-    #: Those that are empty once the start has removed the empty ones in them, and that it can't.
-    stuck_folders: list[str] = field(default_factory=list)
-    count: int = 0
-    #: What the files and folders take, where that was asked for and each is a plain one.
-    space: Tally | None = None
-    #: Whether any digest is named and yet not protected.
-    loose: bool = False
+    What that user can't list the server does not see: manifests below are read here, and protect
+    nothing there.
+    """
+
+    def __init__(self, access: Access | None = None, space: Tally | None = None) -> None:
+        self.access = access or Access(ServerUser())
+        #: What the files and folders take, where that was asked for and each is a plain one.
+        self.space = space
+        #: Digits to (size, whether it is protected, index of a model that names it, more indexes …)
+        self.digests: dict[str, tuple[int, ...]] = {}
+        self.models: list[str] = []
+        #: The same with what tells their manifests apart.
+        self.seen: dict[str, tuple[int, int]] = {}
+        self.count = 0
+        self.odd: list[OddManifest] = []
+        #: The first path of each that differs from others by more than case.
+        self._paths: dict[str, str] = {}
+        #: Digests to which manifests give several sizes: each size, and the indexes of its models.
+        self.disputed: dict[str, dict[int, list[int]]] = {}
+        self.unlisted: list[str] = []
+        #: Of these the ones that no right of anybody's opens, and why.
+        self.failing: list[Unseen] = []
+        #: Folders that a symlink of neither root's nor their owner's leads to.
+        self.foreign: list[str] = []
+        self.unseen: list[Unseen] = []
+        self.empty_folders: list[str] = []
+        #: Those that are empty once the start has removed the empty ones in them, and can't remove.
+        self.stuck_folders: list[str] = []
+        #: Whether any digest is named and yet not protected.
+        self.loose = False
 
     def add(self, digest: str, size: int, models: Sequence[str]) -> None:
         """Name a digest that no manifest of the store names: it protects nothing."""
@@ -103,24 +110,12 @@ class Named:
             why = folders.NO_FOLDER.get(error.errno or 0) or os.strerror(error.errno or 0)
             self.failing.append(Unseen(path, why))
 
-    def follow(self, name: str, parent: int, path: str, folder: int) -> None:
-        """Note a folder that was entered, where somebody else's symlink has led to it."""
-        with contextlib.suppress(OSError):
-            link = look(name, parent)
-            if link is None or link.kind is not Kind.SYMLINK:
-                return
-            if link.uid not in (0, os.fstat(folder).st_uid):
-                self.foreign.append(path)
-
-    def take(self, found: os.stat_result) -> None:
-        """Count what a file or folder takes; the length of a folder says nothing."""
-        if self.space is not None:
-            size = found.st_size if stat.S_ISREG(found.st_mode) else 0
-            self.space = self.space.plus(size, found.st_blocks)
-
     def models_of(self, digest: str) -> tuple[str, ...]:
         """The models that name a digest, by name."""
-        _, _, *indexes = self.digests.get(digest, (0, 0))
+        return self.shown(self.digests.get(digest, ())[2:])
+
+    def shown(self, indexes: Iterable[int]) -> tuple[str, ...]:
+        """The names of some models."""
         return tuple(sorted({self.models[index] for index in indexes}))
 
     def size_of(self, digest: str) -> int | None:
@@ -135,22 +130,218 @@ class Named:
     def models_by_size(self, digest: str) -> dict[int, tuple[str, ...]]:
         """The sizes that manifests give a digest, and the models by which they do."""
         found = self.disputed.get(digest)
-        if found is None:
-            size = self.size_of(digest)
-            return {} if size is None else {size: self.models_of(digest)}
-        return {
-            size: tuple(sorted({self.models[index] for index in indexes}))
-            for size, indexes in found.items()
-        }
+        if found is not None:
+            return {size: self.shown(indexes) for size, indexes in found.items()}
+        size = self.size_of(digest)
+        return {} if size is None else {size: self.models_of(digest)}
 
+    @contextlib.contextmanager
+    def opened(self, path: str, parent: int, *, follow: bool = False) -> Iterator[int | None]:
+        """A folder's descriptor; None where it is absent, or can't be listed (then noted).
 
-class Keep(NamedTuple):
-    """What a pass keeps of the valid blobs, besides their number."""
+        `path`: below the store, and its last name the one in `parent`.
+        """
+        name = os.path.basename(path)
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        with contextlib.ExitStack() as held:
+            fd = None
+            try:
+                fd = fs.open_quietly(name, flags if follow else flags | os.O_NOFOLLOW, parent)
+                held.callback(os.close, fd)
+                fs.check_link(name, parent, os.fstat(fd))
+                # Names may be listed without the right to look at what they stand for.
+                os.stat(".", dir_fd=fd)
+            except OSError as error:
+                fd = None
+                if not isinstance(error, FileNotFoundError) or look(name, parent) is not None:
+                    self._unopened_folder(path, parent, error)
+            yield fd
 
-    #: Each with the models that name it.
-    named: bool = False
-    #: What they take, by the models that name them.
-    space: bool = False
+    def _unopened_folder(self, path: str, parent: int, error: OSError) -> None:
+        self.unlist(path, error)
+        with contextlib.suppress(OSError):
+            status = os.stat(os.path.basename(path), dir_fd=parent)
+            # No right makes a folder of what is none.
+            if stat.S_ISDIR(status.st_mode):
+                self.access.shut_unless_listed(path, entry(path, status), parent)
+
+    # ------------------------------------------------------------ the walk through manifests/
+
+    def walk(self, folder: int, parts: tuple[str, ...], *, hidden: bool, removable: bool) -> bool:
+        """Read a folder; whether the server's start leaves nothing in it.
+
+        `hidden`: the server can't see it. `removable`: the server can remove it once it is empty.
+        """
+        path = "/".join(("manifests", *parts))
+        itself = os.fstat(folder)
+        if parts:  # its own folder is a name of the store
+            self._take(itself)
+        writable = self.access.folder(folder, Need.WRITE)
+        if not self.access.folder(folder, Need.READ):
+            hidden = True
+            self.access.shut(path, entry(path, itself), folder)
+        elif not writable:
+            self.access.bar(Subject.MANIFEST_FOLDER, Need.WRITE, path, entry(path, itself), folder)
+        try:
+            with os.scandir(folder) as listing:
+                # By name, as the server's glob gives them.
+                items = sorted(listing, key=lambda item: item.name)
+        except OSError as error:
+            self.unlist(path, error)
+            return False
+        if not items:
+            self.empty_folders.append(path)
+        left = False
+        for item in items:
+            goes = self._item(item, folder, (*parts, item.name), hidden=hidden, removable=writable)
+            left = left or not goes
+        if not left and not removable:
+            self.stuck_folders.append(path)
+        return not left
+
+    def _item(
+        self,
+        item: os.DirEntry[str],
+        folder: int,
+        parts: tuple[str, ...],
+        *,
+        hidden: bool,
+        removable: bool,
+    ) -> bool:
+        """Read what is at a name; whether it is a folder in which the start leaves nothing."""
+        depth, path = len(parts), "/".join(("manifests", *parts))
+        above_tags = depth < _TAG_DEPTH
+        if item.is_symlink():
+            self.space = None
+        try:
+            is_folder = item.is_dir(follow_symlinks=above_tags)
+        except OSError as error:
+            is_folder = False
+            if above_tags and error.errno != errno.ELOOP:
+                self.unseen.append(Unseen(path, os.strerror(error.errno or 0)))
+                return False
+        if is_folder:
+            if depth == _TAG_DEPTH:
+                self._misplaced(path, "a folder in a tag's place")
+            if depth <= _DEEPEST:
+                with self.opened(path, folder, follow=above_tags) as fd:
+                    if fd is not None:
+                        if item.is_symlink():
+                            self.follow(item.name, folder, path, fd)
+                        goes = self.walk(fd, parts, hidden=hidden, removable=removable)
+                        return goes and not item.is_symlink()
+        elif depth == _TAG_DEPTH:
+            self._manifest(folder, parts, path, hidden=hidden)
+        else:
+            self._misplaced(path, f"a file {depth} deep; manifests lie {_TAG_DEPTH} deep")
+        return False
+
+    def follow(self, name: str, parent: int, path: str, folder: int) -> None:
+        """Note a folder that was entered, where somebody else's symlink has led to it."""
+        with contextlib.suppress(OSError):
+            link = look(name, parent)
+            trusted = 0, os.fstat(folder).st_uid
+            if link is not None and link.kind is Kind.SYMLINK and link.uid not in trusted:
+                self.foreign.append(path)
+
+    def _take(self, found: os.stat_result) -> None:
+        """Count what a file or folder takes; the length of a folder says nothing."""
+        if self.space is not None:
+            size = found.st_size if stat.S_ISREG(found.st_mode) else 0
+            self.space = self.space.plus(size, found.st_blocks)
+
+    def _misplaced(self, path: str, why: str) -> None:
+        self.space = None
+        self.odd.append(OddManifest(path, ManifestFault.MISPLACED, why))
+
+    def _manifest(self, folder: int, parts: tuple[str, ...], path: str, *, hidden: bool) -> None:
+        model = names.model_from_path(parts)
+        if model is None:
+            self.space = None
+            why = "no valid model name"
+            self.odd.append(OddManifest(path, ManifestFault.BAD_NAME, why, changed_at=0.0))
+            return
+        try:
+            # Followed, as the server does: a manifest behind a symlink protects its blobs as well.
+            fd = fs.open_behind(parts[-1], folder)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError) or look(parts[-1], folder) is not None:
+                self._unopened(error, folder, path, model.shown)
+            return  # or removed since it was listed
+        odd = OddManifest(path, ManifestFault.CORRUPT, "", model.shown)
+        try:
+            status = os.fstat(fd)
+            if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
+                self.space = None
+            self._take(status)
+            odd = odd._replace(changed_at=status.st_mtime)
+            manifest = _parse_open(fd, status)
+        except ValueError as error:
+            self.odd.append(odd._replace(why=str(error)))
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            self.odd.append(odd._replace(fault=ManifestFault.UNREADABLE, why=why))
+        else:
+            self._count(odd, status, folder)
+            self._name(manifest, odd, hidden=hidden)
+        finally:
+            os.close(fd)
+
+    def _unopened(self, error: OSError, folder: int, path: str, model: str) -> None:
+        self.space = None
+        name, fault = os.path.basename(path), ManifestFault.UNREADABLE
+        if error.errno in (errno.EINVAL, errno.ENXIO):
+            fault = ManifestFault.CORRUPT  # a device, a FIFO, a socket, a folder
+        elif error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+            found = look(name, folder)
+            if found is not None and found.kind is Kind.SYMLINK:
+                fault = ManifestFault.DANGLING
+        barred, forbidden = False, isinstance(error, PermissionError)
+        with contextlib.suppress(OSError):
+            status = os.stat(name, dir_fd=folder) if forbidden else None
+            if status is not None and not self.access.file(status, Need.READ):
+                # Neither can the server's user read it.
+                self.access.bar(Subject.MANIFEST, Need.READ, path, entry(name, status), folder)
+                barred = True
+        odd = OddManifest(path, fault, str(error.strerror), model, barred=barred)
+        self.odd.append(odd._replace(hidden=forbidden and not barred))
+
+    def _count(self, odd: OddManifest, status: os.stat_result, folder: int) -> None:
+        path, name, model = odd.path, os.path.basename(odd.path), odd.model or ""
+        self.models.append(model)
+        self.seen[model] = (status.st_ino, status.st_mtime_ns)
+        self.count += 1
+        other = self._paths.setdefault(path.lower(), path)
+        if other != path:
+            self.odd.append(OddManifest(path, ManifestFault.CASE, other, model))
+        if not self.access.file(status, Need.READ):
+            why = f"the user id {self.access.user.uid} may not read it"
+            self.odd.append(OddManifest(path, ManifestFault.UNREADABLE, why, model, barred=True))
+            self.access.bar(Subject.MANIFEST, Need.READ, path, entry(name, status), folder)
+        elif not self.access.file(status, Need.WRITE):
+            self.access.bar(Subject.MANIFEST, Need.WRITE, path, entry(name, status), folder)
+
+    def _name(self, manifest: manifests.Manifest, odd: OddManifest, *, hidden: bool) -> None:
+        digests, faults = manifest
+        if faults:
+            self.odd.append(odd._replace(fault=ManifestFault.BAD_DIGEST, why=faults[0]))
+        elif not digests:
+            why = manifests.NAMES_NOTHING
+            self.odd.append(odd._replace(fault=ManifestFault.EMPTY, why=why))
+        index = len(self.models) - 1
+        for digest, (size, protects) in digests.items():
+            protected = protects and not hidden
+            before = self.digests.get(digest)
+            if before is None:
+                self.digests[digest] = (size, protected, index)
+            else:
+                known, already, *others = before
+                if size != known or digest in self.disputed:
+                    by_size = self.disputed.setdefault(digest, {known: list(others)})
+                    by_size.setdefault(size, []).append(index)
+                protected = protected or bool(already)
+                self.digests[digest] = (known, protected, *others, index)
+            self.loose = self.loose or not protected
 
 
 class Listing(NamedTuple):
@@ -205,10 +396,7 @@ def look(name: str, folder: int) -> Entry | None:
 
 
 def content(name: str, folder: int) -> Entry | None:
-    """What is read under a name, links followed as the server does; None where that is nothing.
-
-    Raises OSError where it can't be told.
-    """
+    """What is read under a name, links followed as the server does; None for nothing."""
     try:
         return entry(name, os.stat(name, dir_fd=folder))
     except (FileNotFoundError, NotADirectoryError):
@@ -221,254 +409,46 @@ def content(name: str, folder: int) -> Entry | None:
 
 def present(store: int, wanted: Mapping[str, int]) -> frozenset[str]:
     """Of digests with their bytes those whose blob is in the store, and as long."""
-    with contextlib.ExitStack() as opened:
-        try:
-            blobs = opened.enter_context(folders.opened_blobs(store, foreign_too=True))
-        except OSError:
-            return frozenset()
-        found: dict[str, Entry | None] = {}
-        for digest in wanted:
+    found: set[str] = set()
+    with contextlib.suppress(OSError), folders.opened_blobs(store, foreign_too=True) as blobs:
+        for digest, size in wanted.items():
             with contextlib.suppress(OSError):
-                found[digest] = content(names.blob(digest), blobs)
-    return frozenset(
-        digest
-        for digest, blob in found.items()
-        if blob is not None and blob.kind is Kind.FILE and blob.size == wanted[digest]
-    )
+                blob = content(names.blob(digest), blobs)
+                if blob is not None and blob.kind is Kind.FILE and blob.size == size:
+                    found.add(digest)
+    return frozenset(found)
 
 
 def begun(store: int, digests: Iterable[str]) -> int:
     """Bytes on the disk of the data files of unfinished layers."""
-    with contextlib.ExitStack() as opened:
-        try:
-            blobs = opened.enter_context(folders.opened_blobs(store, foreign_too=True))
-        except OSError:
-            return 0
-        found = [look(names.data(digest), blobs) for digest in digests]
+    found: list[Entry | None] = []
+    with contextlib.suppress(OSError), folders.opened_blobs(store, foreign_too=True) as blobs:
+        found.extend(look(names.data(digest), blobs) for digest in digests)
     return sum(data.allocated for data in found if data is not None)
 
 
 def unfinished(store: int) -> frozenset[str]:
     """The digests of which there is an unfinished layer, or a sidecar of one."""
-    with contextlib.ExitStack() as opened:
-        try:
-            blobs = opened.enter_context(folders.opened_blobs(store, foreign_too=True))
-            listed = os.listdir(blobs)
-        except OSError:
-            return frozenset()
+    listed: list[str] = []
+    with contextlib.suppress(OSError), folders.opened_blobs(store, foreign_too=True) as blobs:
+        listed = os.listdir(blobs)
     # Most are finished blobs: those are told apart by less.
-    parsed = (names.parse_blob(name) for name in listed if name.endswith(_TMP) or _PARTIAL in name)
-    return frozenset(each.digest for each in parsed if each.role in _UNFINISHED)
-
-
-# ---------------------------------------------------------------- manifests
+    seen = (names.parse_blob(name) for name in listed if name.endswith(_TMP) or _PARTIAL in name)
+    return frozenset(each.digest for each in seen if each.role in _UNFINISHED)
 
 
 def scan_manifests(store: int, access: Access | None = None, *, space: bool = False) -> Named:
     """Read every manifest of the store, as the server finds them: exactly four names deep.
 
-    `space`: count what they take, too.
+    `access`: who the server runs as; None for the store's owner. `space`: count what they take.
     """
-    named = Named(space=Tally() if space else None)
-    access = access or Access(user_of(store, None))
-    with _folder("manifests", store, named, access, follow=True) as top:
+    named = Named(access or Access(user_of(store, None)), Tally() if space else None)
+    with named.opened("manifests", store, follow=True) as top:
         if top is not None:
             named.follow("manifests", store, "manifests", top)
-            removable = access.folder(store, Need.WRITE)
-            _Walk(named, access).folder(top, (), hidden=False, removable=removable)
+            removable = named.access.folder(store, Need.WRITE)
+            named.walk(top, (), hidden=False, removable=removable)
     return named
-
-
-class _Walk:
-    """A walk through ``manifests/``; `access` is for the user that the server runs as.
-
-    What it can't list it does not see: manifests below are read here, and protect nothing there.
-    """
-
-    def __init__(self, named: Named, access: Access) -> None:
-        self.named, self.access = named, access
-
-    def folder(self, folder: int, parts: tuple[str, ...], *, hidden: bool, removable: bool) -> bool:
-        """Read a folder; whether the server's start leaves nothing in it.
-
-        `hidden`: the server can't see it. `removable`: the server can remove it once it is empty.
-        """
-        path = "/".join(("manifests", *parts))
-        if parts:  # its own folder is a name of the store
-            self.named.take(os.fstat(folder))
-        writable = self.access.folder(folder, Need.WRITE)
-        if not self.access.folder(folder, Need.READ):
-            hidden = True
-            self.access.shut(path, entry(path, os.fstat(folder)), folder)
-        elif not writable:
-            itself = entry(path, os.fstat(folder))
-            self.access.bar(Subject.MANIFEST_FOLDER, Need.WRITE, path, itself, folder)
-        try:
-            with os.scandir(folder) as listing:
-                # By name, as the server's glob gives them.
-                items = sorted(listing, key=lambda item: item.name)
-        except OSError as error:
-            self.named.unlist(path, error)
-            return False
-        if not items:
-            self.named.empty_folders.append(path)
-        left = False
-        for item in items:
-            goes = self._item(item, folder, (*parts, item.name), hidden=hidden, removable=writable)
-            left = left or not goes
-        if not left and not removable:
-            self.named.stuck_folders.append(path)
-        return not left
-
-    def _item(
-        self,
-        item: os.DirEntry[str],
-        folder: int,
-        parts: tuple[str, ...],
-        *,
-        hidden: bool,
-        removable: bool,
-    ) -> bool:
-        """Read what is at a name; whether it is a folder in which the start leaves nothing."""
-        depth, path = len(parts), "/".join(("manifests", *parts))
-        above_tags = depth < _TAG_DEPTH
-        if item.is_symlink():
-            self.named.space = None
-        try:
-            is_folder = item.is_dir(follow_symlinks=above_tags)
-        except OSError as error:
-            is_folder = False
-            if above_tags and error.errno != errno.ELOOP:
-                self.named.unseen.append(Unseen(path, os.strerror(error.errno or 0)))
-                return False
-        if is_folder:
-            if depth == _TAG_DEPTH:
-                self._misplaced(path, "a folder in a tag's place")
-            if depth <= _DEEPEST:
-                with _folder(path, folder, self.named, self.access, follow=above_tags) as fd:
-                    if fd is not None:
-                        if item.is_symlink():
-                            self.named.follow(item.name, folder, path, fd)
-                        goes = self.folder(fd, parts, hidden=hidden, removable=removable)
-                        return goes and not item.is_symlink()
-        elif depth == _TAG_DEPTH:
-            self._manifest(folder, parts, hidden=hidden)
-        else:
-            self._misplaced(path, f"a file {depth} deep; manifests lie {_TAG_DEPTH} deep")
-        return False
-
-    def _misplaced(self, path: str, why: str) -> None:
-        self.named.space = None
-        self.named.odd.append(OddManifest(path, ManifestFault.MISPLACED, why))
-
-    def _manifest(self, folder: int, parts: tuple[str, ...], *, hidden: bool) -> None:
-        path = "/".join(("manifests", *parts))
-        model = names.model_from_path(parts)
-        if model is None:
-            self.named.space = None
-            why = "no valid model name"
-            self.named.odd.append(OddManifest(path, ManifestFault.BAD_NAME, why, changed_at=0.0))
-            return
-        try:
-            # Followed, as the server does: a manifest behind a symlink protects its blobs as well.
-            fd = fs.open_behind(parts[-1], folder)
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError) or look(parts[-1], folder) is not None:
-                self.named.space = None
-                self._unopened(error, folder, path, model.shown)
-            return  # or removed since it was listed
-        odd = OddManifest(path, ManifestFault.CORRUPT, "", model.shown)
-        try:
-            status = os.fstat(fd)
-            if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
-                self.named.space = None
-            self.named.take(status)
-            odd = odd._replace(changed_at=status.st_mtime)
-            manifest = _parse_open(fd, status)
-        except ValueError as error:
-            self.named.odd.append(odd._replace(why=str(error)))
-        except OSError as error:
-            why = os.strerror(error.errno or 0)
-            self.named.odd.append(odd._replace(fault=ManifestFault.UNREADABLE, why=why))
-        else:
-            self.named.models.append(model.shown)
-            self.named.seen[model.shown] = (status.st_ino, status.st_mtime_ns)
-            self._count(odd, status, folder)
-            self._name(manifest, odd, hidden=hidden)
-        finally:
-            os.close(fd)
-
-    def _unopened(self, error: OSError, folder: int, path: str, model: str) -> None:
-        name = os.path.basename(path)
-        fault, forbidden = _fault_of(error, name, folder), isinstance(error, PermissionError)
-        barred = forbidden and _bars_both(name, folder, path, self.access)
-        hidden = forbidden and not barred
-        self.named.odd.append(
-            OddManifest(path, fault, str(error.strerror), model, barred=barred, hidden=hidden)
-        )
-
-    def _count(self, odd: OddManifest, status: os.stat_result, folder: int) -> None:
-        """Count a manifest that could be read here, and see whether the server's user can."""
-        named, access, path, name = self.named, self.access, odd.path, os.path.basename(odd.path)
-        named.count += 1
-        other = named.paths.setdefault(path.lower(), path)
-        if other != path:
-            named.odd.append(OddManifest(path, ManifestFault.CASE, other, odd.model))
-        if not access.file(status, Need.READ):
-            why = f"the user id {access.user.uid} may not read it"
-            named.odd.append(
-                OddManifest(path, ManifestFault.UNREADABLE, why, odd.model, barred=True)
-            )
-            access.bar(Subject.MANIFEST, Need.READ, path, entry(name, status), folder)
-        elif not access.file(status, Need.WRITE):
-            access.bar(Subject.MANIFEST, Need.WRITE, path, entry(name, status), folder)
-
-    def _name(self, manifest: manifests.Manifest, odd: OddManifest, *, hidden: bool) -> None:
-        """Note what the manifest that was counted last names."""
-        digests, faults = manifest
-        if faults:
-            self.named.odd.append(odd._replace(fault=ManifestFault.BAD_DIGEST, why=faults[0]))
-        elif not digests:
-            why = manifests.NAMES_NOTHING
-            self.named.odd.append(odd._replace(fault=ManifestFault.EMPTY, why=why))
-        index = len(self.named.models) - 1
-        for digest, (size, protects) in digests.items():
-            _name_digest(self.named, digest, size, index, protected=protects and not hidden)
-
-
-def _name_digest(named: Named, digest: str, size: int, index: int, *, protected: bool) -> None:
-    """Note that the model `index` names a digest."""
-    before = named.digests.get(digest)
-    if before is None:
-        named.digests[digest] = (size, protected, index)
-    else:
-        known, already, *others = before
-        if size != known or digest in named.disputed:
-            by_size = named.disputed.setdefault(digest, {known: list(others)})
-            by_size.setdefault(size, []).append(index)
-        protected = protected or bool(already)
-        named.digests[digest] = (known, protected, *others, index)
-    if not protected:
-        named.loose = True
-
-
-def _bars_both(name: str, folder: int, path: str, access: Access) -> bool:
-    """Whether the server's user can't read a manifest that we can't read (noted)."""
-    with contextlib.suppress(OSError):
-        status = os.stat(name, dir_fd=folder)
-        if not access.file(status, Need.READ):
-            access.bar(Subject.MANIFEST, Need.READ, path, entry(name, status), folder)
-            return True
-    return False
-
-
-def _fault_of(error: OSError, name: str, folder: int) -> ManifestFault:
-    """What is wrong with a manifest that could not be opened."""
-    if error.errno in (errno.EINVAL, errno.ENXIO):
-        return ManifestFault.CORRUPT  # a device, a FIFO, a socket, a folder
-    leads_nowhere = error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
-    is_dangling = leads_nowhere and _is_link(name, folder)
-    return ManifestFault.DANGLING if is_dangling else ManifestFault.UNREADABLE
 
 
 def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
@@ -476,12 +456,7 @@ def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
         raise ValueError("not a regular file")
     if status.st_size > manifests.READ_LIMIT:
         raise ValueError(f"{status.st_size} bytes are too many for a manifest")
-    return manifests.parse(fs.read_open(fd, min(status.st_size, manifests.READ_LIMIT)))
-
-
-def _is_link(name: str, folder: int) -> bool:
-    found = look(name, folder)
-    return found is not None and found.kind is Kind.SYMLINK
+    return manifests.parse(fs.read_open(fd, status.st_size))
 
 
 # ---------------------------------------------------------------- blobs
@@ -490,34 +465,38 @@ def _is_link(name: str, folder: int) -> bool:
 def scan_store(
     store: int,
     access: Access | None = None,
-    keep: Keep = Keep(),  # noqa: B008 - a value that nothing changes
+    mode: Mode = Mode(),  # noqa: B008 - a value that nothing changes
     *,
     manifests_hidden: bool = False,
 ) -> Scan:
     """One pass over the whole store behind the descriptor `store`.
 
-    `access`: who the server runs as; None for the store's owner. `manifests_hidden`: the server
-    sees no manifest at all, so that none protects a blob.
+    `access`: who the server runs as; None for the store's owner. `mode`: to `verify`, each valid
+    blob is kept, too, and for a `survey` what they take by the models that name them.
+    `manifests_hidden`: the server sees no manifest at all, so that none protects a blob.
     """
-    access = access or Access(user_of(store, None))
-    named = scan_manifests(store, access, space=keep.space)
-    downloads: dict[str, Pieces] = {}
-    census = _Counting(named, access, keep, manifests_hidden=manifests_hidden)
+    named = scan_manifests(store, access, space=mode.survey)
+    census = _Census(named, mode, manifests_hidden=manifests_hidden)
     # blobs/ itself may be a symlink that the owner made; nothing below it is followed.
-    with _folder("blobs", store, named, access, follow=True) as fd:
+    with named.opened("blobs", store, follow=True) as fd:
         if fd is not None:
-            _scan_blobs(fd, census, downloads)
+            census.scan(fd)
             for digest, pieces in census.old_downloads.items():
-                downloads.setdefault(digest, pieces)
-            _add_finished(fd, downloads)
+                census.downloads.setdefault(digest, pieces)
+            _add_finished(fd, census.downloads)
         census.look_for_stores(store)
         if fd is not None or "blobs" not in named.unlisted:
             census.missing(fd)
-    census.temporary_folders(store)
-    if not access.folder(store, Need.WRITE) and _lacks(store):
-        access.bar(Subject.STORE, Need.WRITE, ".", entry(".", os.fstat(store)), store)
-    listing = census.listing() if keep.space else None
-    return Scan(census.result(), downloads, named, listing)
+    for name in os.listdir(store):
+        found = look(name, store) if name.startswith("ollama-safetensors") else None
+        if found is not None and found.kind is Kind.FOLDER:
+            census.temporaries.append(Temporary(found, TemporaryKind.CREATE_FOLDER, name))
+    writable = named.access.folder(store, Need.WRITE)
+    if not writable and any(look(name, store) is None for name in ("blobs", "manifests")):
+        # A server has to make what is missing.
+        named.access.bar(Subject.STORE, Need.WRITE, ".", entry(".", os.fstat(store)), store)
+    listing = census.listing() if mode.survey else None
+    return Scan(census.result(), census.downloads, named, listing)
 
 
 def lying(store: int, wanted: Mapping[str, int], model: str) -> tuple[OddBlob, ...]:
@@ -525,18 +504,13 @@ def lying(store: int, wanted: Mapping[str, int], model: str) -> tuple[OddBlob, .
     named = Named()
     for digest, size in wanted.items():
         named.add(digest, size, [model])
-    census = _Counting(named, Access(user_of(store, None)))
-    with _folder("blobs", store, named, follow=True) as fd:
+    census = _Census(named)
+    with named.opened("blobs", store, follow=True) as fd:
         if fd is not None:
-            _scan_blobs(fd, census, {})
+            census.scan(fd)
             census.look_for_stores(store)
             census.missing(fd)
     return tuple(odd for odd in census.odd if odd.lies is not None)
-
-
-def _lacks(store: int) -> bool:
-    """Whether a server has to make a folder in the store."""
-    return any(look(name, store) is None for name in ("blobs", "manifests"))
 
 
 def scan_above(path: str, access: Access) -> None:
@@ -566,30 +540,20 @@ def scan_digests(store: int, digests: Iterable[str]) -> Scan:
     """
     named = Named()
     downloads: dict[str, Pieces] = {}
-    with _folder("blobs", store, named, follow=True) as fd:
+    with named.opened("blobs", store, follow=True) as fd:
         if fd is not None:
-            for found in (found for digest in digests for found in _likely(digest, fd)):
-                name = found.name
-                new = names.new_spelling(name) if name.startswith("sha256:") else name
-                _add_piece(downloads, names.parse_blob(new), found)
+            for digest in digests:
+                # Names of older servers count where there are no others.
+                spelled = list(_spelled(names.data(digest), fd))
+                for found in spelled or _spelled(names.old_data(digest), fd):
+                    _add_piece(downloads, parsed(found.name), found)
             _add_finished(fd, downloads)
     census = BlobCensus(unlisted=tuple(named.unlisted), failing=tuple(named.failing))
     return Scan(census, downloads, named)
 
 
-def _likely(digest: str, blobs: int) -> Iterator[Entry]:
-    """A download's entries by the names that they have, up to the last sidecar that is there.
-
-    Those of older servers count where there are no others.
-    """
-    for spelled in (names.data, names.old_data):
-        found = list(_spelled(spelled(digest), blobs))
-        if found:
-            yield from found
-            return
-
-
 def _spelled(data: str, blobs: int) -> Iterator[Entry]:
+    """A download's entries by the names that they have, up to the last sidecar that is there."""
     for name in (data, f"{data.removesuffix(_PARTIAL)}{_TMP}"):
         found = look(name, blobs)
         if found is not None:
@@ -603,25 +567,27 @@ def _spelled(data: str, blobs: int) -> Iterator[Entry]:
             yield found
 
 
-class _Counting:
-    """The census while it is taken."""
+def parsed(name: str) -> names.BlobName:
+    """What a name stands for, in whichever spelling."""
+    return names.parse_blob(names.new_spelling(name) if name.startswith("sha256:") else name)
 
+
+class _Census:
     def __init__(
         self,
         named: Named,
-        access: Access,
-        keep: Keep = Keep(),  # noqa: B008 - a value that nothing changes
+        mode: Mode = Mode(),  # noqa: B008 - a value that nothing changes
         *,
         manifests_hidden: bool = False,
     ) -> None:
-        self.named, self.access, self.keep = named, access, keep
+        self.named, self.access, self.mode = named, named.access, mode
+        self.downloads: dict[str, Pieces] = {}
         #: Whether a blob that is named may still be unprotected; rare, so looked at only then.
         self.loose = named.loose or manifests_hidden
         self.manifests_hidden = manifests_hidden
         #: What blobs take, by the indexes of the models that name them; and all other names.
         self._sums: dict[tuple[int, ...], Tally] = {}
-        self.others: list[Entry] = []
-        #: The descriptor of ``blobs/``, while it is scanned.
+        self._others: list[Entry] = []
         self.folder = -1
         self.unseen: list[Unseen] = []
         self.named_blobs: list[tuple[Entry, tuple[str, ...]]] = []
@@ -642,91 +608,178 @@ class _Counting:
         self.foreign: list[Entry] = []
         self.nested: list[Nested] = []
 
-    def blob(self, digest: str, found: Entry) -> None:
+    def scan(self, blobs: int) -> None:
+        """Look at every name in ``blobs/``."""
+        self.folder = blobs
+        self._judge_folder()
+        with os.scandir(blobs) as listing:
+            try:
+                self._scan_names(listing)
+            except OSError as error:
+                # The disk gives no more of its names.
+                self.named.unlist("blobs", error)
+
+    def _judge_folder(self) -> None:
+        """What the server's user can't do in ``blobs`` itself."""
+        access, status = self.access, os.fstat(self.folder)
+        itself = entry("blobs", status)
+        if not access.folder(self.folder, Need.READ):
+            access.shut("blobs", itself, self.folder)
+        elif not access.folder(self.folder, Need.WRITE):
+            self.sealed = True
+            access.bar(Subject.FOLDER, Need.WRITE, "blobs", itself, self.folder)
+        # In such a folder a name goes, and is renamed, by its owner and by the folder's alone.
+        others = status.st_uid != access.user.uid and not access.user.unbarred
+        self.sticky = bool(status.st_mode & stat.S_ISVTX) and others
+
+    def _scan_names(self, listing: Iterable[os.DirEntry[str]]) -> None:
+        wanted, special = self.named.digests, self.loose or self.mode.verify or self.mode.survey
+        # Most blobs have one owner and one mode: those of the one before, and if they are barred.
+        mode = uid = gid = -1
+        barred = False
+        entries = blocks = healthy = healthy_bytes = 0
+        try:
+            for item in listing:
+                name = item.name
+                try:
+                    found = item.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    self._unsee(name, error)
+                    continue
+                entries += 1
+                blocks += found.st_blocks
+                # The common case first, and bare: it decides how long a large store takes.
+                reference = wanted.get(name[7:])
+                if reference is not None:
+                    size = found.st_size
+                    if (
+                        reference[0] == size
+                        and found.st_mode & _TYPE_BITS == stat.S_IFREG
+                        and name[:7] == "sha256-"
+                    ):
+                        healthy += 1
+                        healthy_bytes += size
+                        if found.st_mode != mode or found.st_uid != uid or found.st_gid != gid:
+                            mode, uid, gid = found.st_mode, found.st_uid, found.st_gid
+                            barred = not self.access.file(found, Need.READ)
+                        if barred:
+                            self._bar(Need.READ, entry(name, found))
+                        if special:
+                            self._healthy_blob(name, found)
+                        continue
+                listed = entry(name, found)
+                if self.mode.survey:
+                    self._others.append(listed)
+                self._sort_out(listed)
+                if listed.kind is Kind.FOLDER or name.startswith("sha256:"):
+                    self._look_at_walk(listed, self.folder, f"blobs/{name}")
+        finally:
+            self.entries, self.allocated = entries, blocks * 512
+            self.healthy += healthy
+            self.healthy_bytes += healthy_bytes
+
+    def _unsee(self, name: str, error: OSError) -> None:
+        """Note a name that could not be looked at: nothing of its download can be judged."""
+        why = os.strerror(error.errno or 0)
+        self.unseen.append(Unseen(f"blobs/{name}", why))
+        parsed = names.parse_blob(name)
+        if parsed.role in _UNFINISHED:
+            pieces = self.downloads.setdefault(parsed.digest, Pieces())
+            pieces.unseen = f"{names.printable(name)} {why}"
+
+    def _bar(self, need: Need, found: Entry) -> None:
+        subject = Subject.BLOB if need is Need.READ else Subject.DOWNLOAD
+        self.access.bar(subject, need, f"blobs/{found.name}", found, self.folder)
+
+    def _healthy_blob(self, name: str, found: os.stat_result) -> None:
+        """Keep a healthy blob that is asked for, or that no manifest protects."""
+        digest = name[7:]
+        if self.mode.survey and found.st_nlink > 1:
+            self._others.append(entry(name, found))
+        elif self.mode.survey:
+            indexes = self.named.digests[digest][2:]
+            before = self._sums.get(indexes, Tally())
+            self._sums[indexes] = before.plus(found.st_size, found.st_blocks)
+        if self.loose or self.mode.verify:
+            listed = entry(name, found)
+            self._guard(digest, listed)
+            if self.mode.verify:
+                self.named_blobs.append((listed, self.named.models_of(digest)))
+
+    def _sort_out(self, found: Entry) -> None:
+        parsed = names.parse_blob(found.name)
+        path, is_file = f"blobs/{found.name}", found.kind is Kind.FILE
+        match parsed.role:
+            case Role.BLOB:
+                self._blob(parsed.digest, found)
+                if is_file and not self.access.file(found, Need.READ):
+                    self._bar(Need.READ, found)
+            case Role.DATA | Role.SIDECAR | Role.TRANSFER:
+                _add_piece(self.downloads, parsed, found)
+                stuck = self.sticky and found.uid != self.access.user.uid
+                if is_file and (stuck or not self.access.file(found, Need.WRITE)):
+                    self._bar(Need.WRITE, found)
+            case Role.OLD:
+                self.old.append(Located(path, found))
+                spelled = names.SPELLED_DIGEST.fullmatch(found.name)
+                if spelled is not None:
+                    self._stray(spelled[2], path, found)
+                    if self._protects(spelled[2]):
+                        self.old_protected.add(path)
+                parsed = names.parse_blob(names.new_spelling(found.name))
+                if parsed.role in _UNFINISHED:
+                    _add_piece(self.old_downloads, parsed, found)
+            case Role.UPLOAD | Role.CREATE if is_file:
+                self.temporaries.append(Temporary(found, TemporaryKind(parsed.role.value), path))
+            case _ if found.kind is Kind.FOLDER and found.name.startswith("split-gguf-"):
+                self.temporaries.append(Temporary(found, TemporaryKind.CREATE_FOLDER, path))
+            case _:
+                self.foreign.append(found)
+
+    def _blob(self, digest: str, found: Entry) -> None:
         size = self.named.size_of(digest)
-        if size is None and found.kind is not Kind.FILE:
-            self.foreign.append(found)
-            return
         if size is None:
-            self.unnamed.append(found)
+            (self.unnamed if found.kind is Kind.FILE else self.foreign).append(found)
             return
-        self.guard(digest, found)
+        self._guard(digest, found)
+        read: Entry | None = found
         behind: Entry | None = None
         if found.kind is Kind.SYMLINK:
             try:
-                behind = content(found.name, self.folder)
+                read = behind = content(found.name, self.folder)
             except OSError as error:
-                self.unsee(found.name, error)
+                self._unsee(found.name, error)
                 return
-        read = found if found.kind is not Kind.SYMLINK else behind
         models = self.named.models_of(digest)
-        if self.keep.named and read is not None and read.kind is Kind.FILE:
+        is_file = read is not None and read.kind is Kind.FILE
+        if self.mode.verify and read is not None and is_file:
             self.named_blobs.append((read, models))
-        fault = self._fault(digest, size, found, read)
-        if fault is None:
+        fault = BlobFault.SYMLINK
+        if read is None:
+            fault = BlobFault.DANGLING
+        elif not is_file:
+            fault = BlobFault.NO_FILE
+        elif size >= 0 and not self.named.gives(digest, read.size):
+            # No file has a negative size: then the manifest is at fault, not the blob.
+            fault = BlobFault.SHORT if read.size < size else BlobFault.LONG
+        elif behind is None:
             self.healthy += 1
             self.healthy_bytes += found.size
-        else:
-            self.odd.append(OddBlob(digest, fault, size, found, models, behind=behind))
-
-    def _fault(
-        self, digest: str, wanted: int, found: Entry, read: Entry | None
-    ) -> BlobFault | None:
-        """What is wrong with a named blob, by what it is and its size; None where nothing is."""
-        if read is None:
-            return BlobFault.DANGLING
-        if read.kind is not Kind.FILE:
-            return BlobFault.NO_FILE
-        # No file has a negative size: the manifest is at fault, and says nothing about the blob.
-        if wanted < 0 or self.named.gives(digest, read.size):
-            return BlobFault.SYMLINK if found.kind is Kind.SYMLINK else None
-        return BlobFault.SHORT if read.size < wanted else BlobFault.LONG
-
-    def unsee(self, name: str, error: OSError) -> None:
-        """Note a name under ``blobs/`` that could not be looked at."""
-        self.unseen.append(Unseen(f"blobs/{name}", os.strerror(error.errno or 0)))
-
-    def bar(self, need: Need, found: Entry, blobs: int) -> None:
-        """Keep in mind that the server's user can't read a blob, or write a download's file."""
-        subject = Subject.BLOB if need is Need.READ else Subject.DOWNLOAD
-        self.access.bar(subject, need, f"blobs/{found.name}", found, blobs)
-
-    def healthy_blob(self, name: str, found: os.stat_result) -> None:
-        """Keep a healthy blob that is asked for, or that no manifest protects."""
-        if self.keep.space:
-            self._sum(name, found)
-        if self.loose or self.keep.named:
-            listed = entry(name, found)
-            self.guard(name[7:], listed)
-            if self.keep.named:
-                self.named_blobs.append((listed, self.named.models_of(name[7:])))
-
-    def _sum(self, name: str, found: os.stat_result) -> None:
-        if found.st_nlink > 1:
-            self.others.append(entry(name, found))
             return
-        indexes = self.named.digests[name[7:]][2:]
-        self._sums[indexes] = self._sums.get(indexes, Tally()).plus(found.st_size, found.st_blocks)
+        self.odd.append(OddBlob(digest, fault, size, found, models, behind=behind))
 
-    def listing(self) -> Listing | None:
-        """All of ``blobs/``; None where not all of it could be looked at."""
-        if "blobs" in self.named.unlisted or self.unseen or self.folder == -1:
-            return None
-        sums: dict[tuple[str, ...], Tally] = {}
-        for indexes, tally in self._sums.items():
-            models = tuple(sorted({self.named.models[index] for index in indexes}))
-            sums[models] = sums.get(models, Tally()).joined(tally)
-        return Listing(sums, self.others)
-
-    def guard(self, digest: str, found: Entry) -> None:
+    def _guard(self, digest: str, found: Entry) -> None:
         """Keep a named blob in mind that the server's clean-up would not spare."""
-        if self.loose and not self.protects(digest):
+        if self.loose and not self._protects(digest):
             self.unprotected.append(found)
 
-    def protects(self, digest: str) -> bool:
-        """Whether a manifest keeps the server's clean-up from a blob."""
+    def _protects(self, digest: str) -> bool:
         named = self.named.digests.get(digest)
         return named is not None and bool(named[1]) and not self.manifests_hidden
+
+    # ------------------------------------------------------------ the rest of the store
 
     def missing(self, blobs: int | None) -> None:
         """Add what manifests name and ``blobs/`` does not have; None where that is not there."""
@@ -734,7 +787,7 @@ class _Counting:
             return
         unseen = {each.path for each in self.unseen}
         for each in self.unnamed:
-            self.astray(names.parse_blob(each.name).digest, f"blobs/{each.name}", each)
+            self._stray(names.parse_blob(each.name).digest, f"blobs/{each.name}", each)
         for digest in self.named.digests.keys() - {odd.digest for odd in self.odd}:
             name = names.blob(digest)
             if f"blobs/{name}" in unseen:
@@ -742,14 +795,14 @@ class _Counting:
             try:
                 found = None if blobs is None else look(name, blobs)
             except OSError as error:
-                self.unsee(name, error)
+                self._unsee(name, error)
                 continue
             if found is None:
                 size, models = self.named.size_of(digest), self.named.models_of(digest)
                 lies = None if blobs is None else self._lies(digest, blobs)
                 self.odd.append(OddBlob(digest, BlobFault.MISSING, size, None, models, lies=lies))
 
-    def astray(self, digest: str, path: str, found: Entry) -> None:
+    def _stray(self, digest: str, path: str, found: Entry) -> None:
         """Note a name that may stand for a blob, and under which no server looks for it."""
         if found.kind is Kind.FILE:
             self._astray.setdefault(digest.lower(), []).append(Located(path, found))
@@ -781,24 +834,54 @@ class _Counting:
             for path, blob in blobs:
                 spelled = names.SPELLED_DIGEST.fullmatch(blob.name)
                 if spelled is not None and not path.startswith("blobs/"):
-                    self.astray(spelled[2], path, blob)
-            twins = [
-                each for each in (*blobs, *manifests) if _has_twin(each.path, found.path, store)
-            ]
+                    self._stray(spelled[2], path, blob)
+            inner = (*blobs, *manifests)
+            twins = [each for each in inner if _has_twin(each.path, found.path, store)]
             unfinished = {names.parse_blob(each.entry.name).role for each in twins} & _UNFINISHED
-            apart = len(blobs) + len(manifests) - len(twins)
+            apart = len(inner) - len(twins)
             self.nested.append(Nested(found.path, blobs, manifests, apart, bool(unfinished)))
 
-    def temporary_folders(self, store: int) -> None:
-        with os.scandir(store) as listing:
-            for item in listing:
-                if item.name.startswith("ollama-safetensors"):
-                    found = look(item.name, store)
-                    if found is not None and found.kind is Kind.FOLDER:
-                        kind = TemporaryKind.CREATE_FOLDER
-                        self.temporaries.append(Temporary(found, kind, item.name))
+    def _look_at_walk(self, found: Entry, parent: int, path: str) -> None:
+        """What the server's start, which walks through ``blobs/`` and renames, will meet here."""
+        inner: list[str] = []
+        if found.kind is Kind.FOLDER:
+            with self.named.opened(path, parent) as fd:
+                if fd is not None:
+                    inner = sorted(os.listdir(fd))
+                    self._look_into(fd, path, inner)
+        if found.name.startswith("sha256:"):
+            fault = _rename_fault(found, parent, inner)
+            if fault:
+                self.rename_faults.append(f"{names.printable(path)} {fault}")
+
+    def _look_into(self, fd: int, path: str, inner: list[str]) -> None:
+        if not self.access.folder(fd, Need.READ):
+            self.access.shut(path, entry(path, os.fstat(fd)), fd)
+        if path.count("/") >= _DEEPEST:
+            return
+        for name in inner:
+            found, below = look(name, fd), f"{path}/{name}"
+            if found is not None:
+                if name.startswith("sha256:"):
+                    self.old.append(Located(below, found))
+                if (spelled := names.SPELLED_DIGEST.fullmatch(name)) is not None:
+                    self._stray(spelled[2], below, found)
+                self._look_at_walk(found, fd, below)
+
+    # ------------------------------------------------------------ what came of it
+
+    def listing(self) -> Listing | None:
+        """All of ``blobs/``; None where not all of it could be looked at."""
+        if "blobs" in self.named.unlisted or self.unseen or self.folder == -1:
+            return None
+        sums: dict[tuple[str, ...], Tally] = {}
+        for indexes, tally in self._sums.items():
+            models = self.named.shown(indexes)
+            sums[models] = sums.get(models, Tally()).joined(tally)
+        return Listing(sums, self._others)
 
     def result(self) -> BlobCensus:
+        """The census as a value."""
         return BlobCensus(
             manifests=self.named.count,
             models=self.named.seen,
@@ -830,155 +913,11 @@ class _Counting:
 
 
 def _has_twin(path: str, inside: str, store: int) -> bool:
-    """Whether what lies in a store in this one has its name here, too."""
     try:
         os.stat(path.removeprefix(f"{inside}/"), dir_fd=store, follow_symlinks=False)
     except OSError:
         return False
     return True
-
-
-def _scan_blobs(fd: int, census: _Counting, downloads: dict[str, Pieces]) -> None:
-    census.folder = fd
-    with os.scandir(fd) as listing:
-        try:
-            _scan_names(listing, fd, census, downloads)
-        except OSError as error:
-            # The disk gives no more of its names.
-            census.named.unlist("blobs", error)
-
-
-def _scan_names(
-    listing: Iterable[os.DirEntry[str]],
-    fd: int,
-    census: _Counting,
-    downloads: dict[str, Pieces],
-) -> None:
-    wanted, special = census.named.digests, census.loose or any(census.keep)
-    _judge_folder(fd, census)
-    # Most blobs have one owner and one mode: those of the one before, and whether they are barred.
-    mode = uid = gid = -1
-    barred = False
-    entries = blocks = healthy = healthy_bytes = 0
-    try:
-        for item in listing:
-            name = item.name
-            try:
-                found = item.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                census.unsee(name, error)
-                _add_unseen(downloads, name, error)
-                continue
-            entries += 1
-            blocks += found.st_blocks
-            # The common case first, and bare: it decides how long a large store takes.
-            reference = wanted.get(name[7:])
-            if reference is not None:
-                size = found.st_size
-                if (
-                    reference[0] == size
-                    and found.st_mode & _TYPE_BITS == stat.S_IFREG
-                    and name[:7] == "sha256-"
-                ):
-                    healthy += 1
-                    healthy_bytes += size
-                    if found.st_mode != mode or found.st_uid != uid or found.st_gid != gid:
-                        mode, uid, gid = found.st_mode, found.st_uid, found.st_gid
-                        barred = not census.access.file(found, Need.READ)
-                    if barred:
-                        census.bar(Need.READ, entry(name, found), fd)
-                    if special:
-                        census.healthy_blob(name, found)
-                    continue
-            listed = entry(name, found)
-            if census.keep.space:
-                census.others.append(listed)
-            _sort_out(listed, census, downloads, fd)
-            if listed.kind is Kind.FOLDER or name.startswith("sha256:"):
-                _look_at_walk(listed, fd, f"blobs/{name}", census)
-    finally:
-        census.entries, census.allocated = entries, blocks * 512
-        census.healthy += healthy
-        census.healthy_bytes += healthy_bytes
-
-
-def _judge_folder(blobs: int, census: _Counting) -> None:
-    """What the server's user can't do in ``blobs`` itself."""
-    access, status = census.access, os.fstat(blobs)
-    itself = entry("blobs", status)
-    if not access.folder(blobs, Need.READ):
-        access.shut("blobs", itself, blobs)
-    elif not access.folder(blobs, Need.WRITE):
-        census.sealed = True
-        access.bar(Subject.FOLDER, Need.WRITE, "blobs", itself, blobs)
-    # In such a folder a name goes, and is renamed, by its owner and by the folder's alone.
-    user = access.user
-    census.sticky = bool(status.st_mode & stat.S_ISVTX) and status.st_uid != user.uid
-    census.sticky = census.sticky and not user.unbarred
-
-
-def _sort_out(found: Entry, census: _Counting, downloads: dict[str, Pieces], blobs: int) -> None:
-    parsed = names.parse_blob(found.name)
-    match parsed.role:
-        case Role.BLOB:
-            census.blob(parsed.digest, found)
-            if found.kind is Kind.FILE and not census.access.file(found, Need.READ):
-                census.bar(Need.READ, found, blobs)
-        case Role.DATA | Role.SIDECAR | Role.TRANSFER:
-            _add_piece(downloads, parsed, found)
-            stuck = census.sticky and found.uid != census.access.user.uid
-            if found.kind is Kind.FILE and (stuck or not census.access.file(found, Need.WRITE)):
-                census.bar(Need.WRITE, found, blobs)
-        case Role.OLD:
-            located = Located(f"blobs/{found.name}", found)
-            census.old.append(located)
-            spelled = names.SPELLED_DIGEST.fullmatch(found.name)
-            if spelled is not None:
-                census.astray(spelled[2], located.path, found)
-                if census.protects(spelled[2]):
-                    census.old_protected.add(located.path)
-            parsed = names.parse_blob(names.new_spelling(found.name))
-            if parsed.role in _UNFINISHED:
-                _add_piece(census.old_downloads, parsed, found)
-        case Role.UPLOAD | Role.CREATE if found.kind is Kind.FILE:
-            kind = TemporaryKind(parsed.role.value)
-            census.temporaries.append(Temporary(found, kind, f"blobs/{found.name}"))
-        case _ if found.kind is Kind.FOLDER and found.name.startswith("split-gguf-"):
-            kind = TemporaryKind.CREATE_FOLDER
-            census.temporaries.append(Temporary(found, kind, f"blobs/{found.name}"))
-        case _:
-            census.foreign.append(found)
-
-
-def _look_at_walk(found: Entry, parent: int, path: str, census: _Counting) -> None:
-    """What the server's start, which walks through ``blobs/`` and renames, will meet here."""
-    inner: list[str] = []
-    if found.kind is Kind.FOLDER:
-        with _folder(path, parent, census.named, census.access) as fd:
-            if fd is not None:
-                inner = sorted(os.listdir(fd))
-                _look_into(fd, path, inner, census)
-    if found.name.startswith("sha256:"):
-        fault = _rename_fault(found, parent, inner)
-        if fault:
-            census.rename_faults.append(f"{names.printable(path)} {fault}")
-
-
-def _look_into(fd: int, path: str, inner: list[str], census: _Counting) -> None:
-    if not census.access.folder(fd, Need.READ):
-        census.access.shut(path, entry(path, os.fstat(fd)), fd)
-    if path.count("/") >= _DEEPEST:
-        return
-    for name in inner:
-        found = look(name, fd)
-        if found is not None:
-            if name.startswith("sha256:"):
-                census.old.append(Located(f"{path}/{name}", found))
-            if (spelled := names.SPELLED_DIGEST.fullmatch(name)) is not None:
-                census.astray(spelled[2], f"{path}/{name}", found)
-            _look_at_walk(found, fd, f"{path}/{name}", census)
 
 
 def _rename_fault(old: Entry, parent: int, inner: list[str]) -> str | None:
@@ -998,9 +937,7 @@ def _rename_fault(old: Entry, parent: int, inner: list[str]) -> str | None:
 
 
 def _add_piece(downloads: dict[str, Pieces], parsed: names.BlobName, found: Entry) -> None:
-    pieces = downloads.get(parsed.digest)
-    if pieces is None:
-        pieces = downloads[parsed.digest] = Pieces()
+    pieces = downloads.setdefault(parsed.digest, Pieces())
     if parsed.role is Role.DATA:
         pieces.data = found
     elif parsed.role is Role.TRANSFER:
@@ -1009,55 +946,7 @@ def _add_piece(downloads: dict[str, Pieces], parsed: names.BlobName, found: Entr
         pieces.sidecars.append((parsed.number, found))
 
 
-def _add_unseen(downloads: dict[str, Pieces], name: str, error: OSError) -> None:
-    """Note that something of a download could not be looked at: nothing of it can be judged."""
-    parsed = names.parse_blob(name)
-    if parsed.role in _UNFINISHED:
-        pieces = downloads.setdefault(parsed.digest, Pieces())
-        pieces.unseen = f"{names.printable(name)} {os.strerror(error.errno or 0)}"
-
-
 def _add_finished(blobs: int, downloads: dict[str, Pieces]) -> None:
     for digest, pieces in downloads.items():
         with contextlib.suppress(OSError):  # noted by the pass over all names
             pieces.finished = look(names.blob(digest), blobs)
-
-
-@contextlib.contextmanager
-def _folder(
-    path: str, parent: int, named: Named, access: Access | None = None, *, follow: bool = False
-) -> Iterator[int | None]:
-    """A folder's descriptor; None where it is absent, or can't be listed (then noted).
-
-    `path`: below the store, and its last name the one in `parent`. `access` is told where the
-    server's user can't list it either.
-    """
-    name = os.path.basename(path)
-    flags = os.O_RDONLY | os.O_DIRECTORY
-    fd = None
-    try:
-        fd = fs.open_quietly(name, flags if follow else flags | os.O_NOFOLLOW, parent)
-        fs.check_link(name, parent, os.fstat(fd))
-        # Names may be listed without the right to look at what they stand for.
-        os.stat(".", dir_fd=fd)
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError) or look(name, parent) is not None:
-            named.unlist(path, error)
-            if access is not None:
-                _shut(path, parent, access)
-        yield None
-    else:
-        yield fd
-    finally:
-        if fd is not None:
-            os.close(fd)
-
-
-def _shut(path: str, parent: int, access: Access) -> None:
-    name = os.path.basename(path)
-    with contextlib.suppress(OSError):
-        status = os.stat(name, dir_fd=parent)
-        if not stat.S_ISDIR(status.st_mode):
-            return  # no right makes a folder of it
-        if not access.may_list(status, parent, name):
-            access.shut(path, entry(path, status), parent)

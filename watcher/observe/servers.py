@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping
 
 import psutil
 
@@ -34,6 +33,20 @@ def look(host: Host, pid: int, *, ours_only: bool) -> Server | None:
     if ours is False and ours_only:
         return None
     ports, connections = _sockets(handle)
+    if ports:
+        url = environment.at("http", *ports[0])
+    else:
+        try:
+            url = environment.server_url((found or {}).get("OLLAMA_HOST", ""))
+        except ValueError:
+            url = environment.server_url("")  # such a server does not even start
+    unit = ""
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open(f"{host.proc}/{pid}/cgroup", encoding="utf-8") as lines,
+    ):
+        matches = [_OF_UNIT.search(line.rstrip("\n")) for line in lines]
+        unit = next((each[1] for each in matches if each), "")
     return Server(
         pid=pid,
         user=user,
@@ -42,21 +55,12 @@ def look(host: Host, pid: int, *, ours_only: bool) -> Server | None:
         store=store,
         ours=ours,
         elsewhere=elsewhere,
-        url=_url(found, ports),
+        url=url,
         connections=connections,
         no_prune=None if found is None else environment.no_prune(found),
         uid=uid,
-        unit=_unit(host, pid),
+        unit=unit,
     )
-
-
-def _unit(host: Host, pid: int) -> str:
-    """The unit of the system's that a process belongs to; "" for none (systemd's cgroups)."""
-    with contextlib.suppress(OSError, ValueError):
-        with open(f"{host.proc}/{pid}/cgroup", encoding="utf-8") as lines:
-            found = [_OF_UNIT.search(line.rstrip("\n")) for line in lines]
-        return next((each[1] for each in found if each), "")
-    return ""
 
 
 def variables(proc: str, pid: int) -> dict[str, str] | None:
@@ -87,7 +91,9 @@ def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:
             return (False if same_mounts and os.path.isdir(root) else None), False
         if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
             return True, False
-        other = _stat(f"{there}/blobs")
+        other: os.stat_result | None = None
+        with contextlib.suppress(OSError):
+            other = os.stat(f"{there}/blobs")
         if blobs is not None and other is not None and os.path.samestat(blobs, other):
             return True, True
         if same_mounts:
@@ -102,15 +108,7 @@ def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:
     return (None if alike else False), False
 
 
-def _stat(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except OSError:
-        return None
-
-
 def _sockets(handle: psutil.Process) -> tuple[tuple[tuple[str, int], ...], int | None]:
-    """The addresses that a server listens on, and how many connections to them are open."""
     try:
         sockets = handle.net_connections(kind="tcp")
     except psutil.Error:
@@ -127,12 +125,3 @@ def _sockets(handle: psutil.Process) -> tuple[tuple[tuple[str, int], ...], int |
         socket.status == psutil.CONN_ESTABLISHED and socket.laddr.port in ports
         for socket in sockets
     )
-
-
-def _url(found: Mapping[str, str] | None, ports: tuple[tuple[str, int], ...]) -> str:
-    if ports:
-        return environment.at("http", *ports[0])
-    try:
-        return environment.server_url((found or {}).get("OLLAMA_HOST", ""))
-    except ValueError:
-        return environment.server_url("")  # such a server does not even start

@@ -35,10 +35,9 @@ class QueueRunner(NamedTuple):
 
 def queue_runner(store: str) -> QueueRunner | None:
     """Who runs the queue of a store, a daemon or ``queue run``; None where nobody is seen to."""
-    found = _holder(store, QUEUE_LOCK)
+    found, watching = _holder(store, QUEUE_LOCK), daemon(store)
     if found is None:
         return None
-    watching = daemon(store)
     return QueueRunner(found.pid, watching is not None and watching.pid == found.pid)
 
 

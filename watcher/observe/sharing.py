@@ -15,8 +15,6 @@ from watcher.observe import scan
 from watcher.ollama import names
 from watcher.state import folders
 
-_LOOK = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-
 
 def look(store: int, servers: Iterable[Server] = ()) -> Sharing:
     """The other stores, as far as they are seen, and what their manifests name."""
@@ -52,45 +50,38 @@ def _others(store: int, servers: Iterable[Server]) -> Iterator[tuple[str, int | 
     blobs = folders.look_at_blobs(store)
     if blobs.status is None:
         return
-    met = {_identity(os.fstat(store))}
+    met = [os.fstat(store)]
     if blobs.linked:
         try:
             with (
                 folders.opened_blobs(store, foreign_too=True) as there,
                 _opened("..", there) as beside,
             ):
-                met.add(_identity(os.fstat(beside)))
+                met.append(os.fstat(beside))
                 if scan.look("manifests", beside) is not None:
                     yield os.path.dirname(os.path.realpath(f"/proc/self/fd/{there}")), beside
         except OSError as error:
             yield f"the folder beside blobs/ ({error.strerror})", None
     for server in servers:
-        if server.elsewhere and server.store is not None:
-            with _of(server.store, blobs.status) as folder:
-                if folder is None or _identity(os.fstat(folder)) not in met:
-                    yield f"{names.printable(server.store)} (pid {server.pid})", folder
-
-
-@contextmanager
-def _of(path: str, blobs: os.stat_result) -> Iterator[int | None]:
-    """A server's store, if its path leads there from here, too."""
-    try:
-        with _opened(path) as folder:
-            there = folders.look_at_blobs(folder).status
-            yield folder if there is not None and os.path.samestat(there, blobs) else None
-    except OSError:
-        yield None
+        if not server.elsewhere or server.store is None:
+            continue
+        shown = f"{names.printable(server.store)} (pid {server.pid})"
+        try:
+            with _opened(server.store) as folder:
+                found, its_blobs = os.fstat(folder), folders.look_at_blobs(folder).status
+                # If its path leads there from here, too.
+                same = its_blobs is not None and os.path.samestat(its_blobs, blobs.status)
+                if not same or not any(os.path.samestat(found, each) for each in met):
+                    yield shown, folder if same else None
+        except OSError:
+            yield shown, None
 
 
 @contextmanager
 def _opened(name: str, parent: int | None = None) -> Iterator[int]:
     """A folder, which need not be listed to find its manifests."""
-    folder = os.open(name, _LOOK, dir_fd=parent)
+    folder = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
     try:
         yield folder
     finally:
         os.close(folder)
-
-
-def _identity(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino

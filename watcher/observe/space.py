@@ -9,7 +9,6 @@ from collections.abc import Iterable
 
 from watcher.model import Kind, Located, Space, Tally
 from watcher.observe import scan
-from watcher.ollama import names
 from watcher.state import fs
 
 #: What a store's owner may have put elsewhere by a link; no other link is followed.
@@ -17,10 +16,7 @@ _MAY_BE_LINKS = ("blobs", "manifests")
 
 
 def survey(store: int, found: scan.Scan) -> Space:
-    """Walk through the rest of a store whose ``blobs/`` was scanned (with `Keep.space`).
-
-    Each folder once, other file systems below the store included.
-    """
+    """Walk once through each folder of a store whose ``blobs/`` was scanned for a survey."""
     walk = _Walk(store, found)
     walk.all()
     named = found.named
@@ -37,18 +33,13 @@ def survey(store: int, found: scan.Scan) -> Space:
 
 
 def _models(named: scan.Named, digests: Iterable[str]) -> tuple[str, ...]:
-    """The models whose manifests, which are those counted, name one of some digests."""
     indexes = {index for digest in digests for index in named.digests[digest][2:]}
-    return tuple(sorted({named.models[index] for index in indexes if index < named.count}))
+    return named.shown(index for index in indexes if index < named.count)
 
 
 def _digest(path: str) -> str:
-    """The digest that stands in a path below ``blobs/``; "" for none."""
     top, _, inside = path.partition("/")
-    name = inside.partition("/")[0]
-    if top != "blobs":
-        return ""
-    return names.parse_blob(names.new_spelling(name) if name.startswith("sha256:") else name).digest
+    return scan.parsed(inside.partition("/")[0]).digest if top == "blobs" else ""
 
 
 class _Walk:
@@ -99,15 +90,12 @@ class _Walk:
                 except FileNotFoundError:
                     continue
                 if inside in _MAY_BE_LINKS and item.is_symlink():
-                    self._note_behind(item, inside)
-
-    def _note_behind(self, item: os.DirEntry[str], path: str) -> None:
-        """The folder that a link leads to; one that leads nowhere is only a link."""
-        with contextlib.suppress(OSError):
-            status = item.stat()
-            if stat.S_ISDIR(status.st_mode):
-                self.linked.append(path)
-                self._note(path, status)
+                    # One that leads nowhere is only a link.
+                    with contextlib.suppress(OSError):
+                        status = item.stat()
+                        if stat.S_ISDIR(status.st_mode):
+                            self.linked.append(inside)
+                            self._note(inside, status)
 
     def _note(self, path: str, status: os.stat_result) -> None:
         plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1

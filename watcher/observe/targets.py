@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from watcher.errors import TargetError
 from watcher.model import Known, Plan
@@ -19,9 +19,6 @@ from watcher.state import folders, memory, registry_cache
 #: Fewer than four digits are more likely a slip than a digest.
 _DIGITS = re.compile(r"(?:sha256[:-])?([0-9a-fA-F]{4,64})(?:-partial(?:-[0-9]+)?|\.tmp)?")
 _MOST_NEAREST = 5
-
-
-Layers: TypeAlias = Callable[[int], Mapping[str, registry_cache.KnownLayer]]
 
 
 class Targets(NamedTuple):
@@ -68,28 +65,28 @@ def among(known: Sequence[Known], wanted: Sequence[str]) -> Targets:
     return Targets(frozenset(models), frozenset(digests))
 
 
-def known(path: str, layers: Layers = registry_cache.known_layers) -> Known:
-    """What is in a store; nothing where it can't be read: the look that follows says why.
-
-    `layers` says what else is known of models, whose manifests are not there.
-    """
-    models: dict[str, frozenset[str]] = {}
+def known(
+    path: str,
+    layers: Callable[[int], Mapping[str, registry_cache.KnownLayer]] = registry_cache.known_layers,
+) -> Known:
+    """What is in a store, and what `layers` knows of; nothing where it can't be read."""
+    models: dict[str, set[str]] = {}
     digests: set[str] = set()
     unseen: list[str] = []
     with contextlib.suppress(OSError), folders.opened_store(path) as store:
         named = scan.scan_manifests(store)
+        digests.update(named.digests)
         for shown in (*named.models, *(odd.model for odd in named.odd if odd.model)):
-            models.setdefault(shown, frozenset())
-        for digest, (_, _, *indexes) in named.digests.items():
-            digests.add(digest)
-            for index in indexes:
-                models[named.models[index]] |= {digest}
-        for key, record in memory.load(store).downloads.items():
-            for shown in record.models:
-                models[shown] = models.get(shown, frozenset()) | {key.removesuffix(".tmp")}
-        for digest, layer in layers(store).items():
-            for shown in layer.models:
-                models[shown] = models.get(shown, frozenset()) | {digest}
+            models.setdefault(shown, set())
+        downloads = memory.load(store).downloads.items()
+        for pairs in (
+            ((digest, named.models_of(digest)) for digest in named.digests),
+            ((key.removesuffix(".tmp"), each.models) for key, each in downloads),
+            ((digest, layer.models) for digest, layer in layers(store).items()),
+        ):
+            for digest, by in pairs:
+                for shown in by:
+                    models.setdefault(shown, set()).add(digest)
         unseen = [*named.unlisted, *(each.path for each in named.unseen)]
         try:
             with folders.opened_blobs(store, foreign_too=True) as blobs:
@@ -98,7 +95,8 @@ def known(path: str, layers: Layers = registry_cache.known_layers) -> Known:
             pass
         except OSError:
             unseen.append("blobs")
-    return Known(models, frozenset(digests), tuple(unseen))
+    digests_of = {shown: frozenset(some) for shown, some in models.items()}
+    return Known(digests_of, frozenset(digests), tuple(unseen))
 
 
 def _model(text: str, known: Iterable[Known]) -> Targets | None:
@@ -106,12 +104,9 @@ def _model(text: str, known: Iterable[Known]) -> Targets | None:
     if model is None:
         return None
     shown = model.shown.lower()
-    found = [
-        digests for each in known for name, digests in each.models.items() if name.lower() == shown
-    ]
-    if not found:
-        return None
-    return Targets(frozenset({shown}), frozenset(map(str.lower, frozenset().union(*found))))
+    named = [pair for each in known for pair in each.models.items() if pair[0].lower() == shown]
+    digests = frozenset(digest.lower() for _, some in named for digest in some)
+    return Targets(frozenset({shown}), digests) if named else None
 
 
 def _digest(text: str, known: Sequence[Known]) -> Targets:
@@ -120,9 +115,14 @@ def _digest(text: str, known: Sequence[Known]) -> Targets:
     every = {digest.lower() for each in known for digest in each.digests}
     found = sorted(digest for digest in every if match and digest.startswith(start))
     if not found:
+        cut = {digest[: len(start)]: digest for digest in sorted(every)} if start else {}
+        close = difflib.get_close_matches(start, cut, n=_MOST_NEAREST, cutoff=0.6)
+        models = {shown for each in known for shown in each.models}
         raise TargetError(
             f"neither a model nor a digest of this store: {names.printable(text)}",
-            not_seen(known) or _nearest(text, start, known, every),
+            not_seen(known)
+            or perhaps(text, models, [names.short(cut[each]) for each in close])
+            or "`repair MODEL` asks the registry of a model; a digest is as `audit` shows it",
         )
     if len(found) > 1:
         shown = ", ".join(f"sha256-{digest[:20]}…" for digest in found[:_MOST_NEAREST])
@@ -136,43 +136,22 @@ def _digest(text: str, known: Sequence[Known]) -> Targets:
 
 def not_seen(known: Iterable[Known]) -> str:
     """Why a name that nothing knows may be one all the same; "" where all could be read."""
-    paths = [names.printable(path) for each in known for path in each.unseen]
-    return (
-        f"{paths[0]} can't be read, and what is in there is not known; `audit` shows what helps"
-        if paths
-        else ""
-    )
+    for path in (path for each in known for path in each.unseen):
+        shown = names.printable(path)
+        return f"{shown} can't be read, and what is in there is not known; `audit` shows what helps"
+    return ""
 
 
-def _nearest(text: str, start: str, known: Iterable[Known], digests: Iterable[str]) -> str:
-    """What was perhaps meant."""
-    models = sorted({shown for each in known for shown in each.models})
-    near = _alike(text, models)
-    if start:
-        cut = {digest[: len(start)]: digest for digest in sorted(digests)}
-        close = difflib.get_close_matches(start, cut, n=_MOST_NEAREST, cutoff=0.6)
-        near.extend(names.short(cut[each]) for each in close)
-    unknown = "`repair MODEL` asks the registry of a model; a digest is as `audit` shows it"
-    return _perhaps(near, models) or unknown
-
-
-def perhaps(model: str, models: Iterable[str]) -> str:
-    """Which of some models was perhaps meant, in words; empty where there are none."""
+def perhaps(text: str, models: Iterable[str], digests: Sequence[str] = ()) -> str:
+    """Which of some models or digests was perhaps meant, in words; empty where there are none."""
     known = sorted(models)
-    return _perhaps(_alike(model, known), known)
-
-
-def _perhaps(near: Sequence[str], models: Sequence[str]) -> str:
-    if near:
-        return f"did you mean {', '.join(near)}?"
-    more = ", …" if len(models) > _MOST_NEAREST else ""
-    return f"it has {', '.join(models[:_MOST_NEAREST])}{more}" if models else ""
-
-
-def _alike(text: str, models: Sequence[str]) -> list[str]:
-    """This model under its other tags, and those with a similar name."""
-    lower = {shown.lower(): shown for shown in models}
+    lower = {shown.lower(): shown for shown in known}
     base = text.lower().partition(":")[0]
     tags = [shown for each, shown in lower.items() if each.partition(":")[0] == base]
     close = difflib.get_close_matches(text.lower(), lower, n=_MOST_NEAREST, cutoff=0.5)
-    return list(dict.fromkeys((*tags, *(lower[each] for each in close))))[:_MOST_NEAREST]
+    near = list(dict.fromkeys((*tags, *(lower[each] for each in close))))[:_MOST_NEAREST]
+    near.extend(digests)
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    more = ", …" if len(known) > _MOST_NEAREST else ""
+    return f"it has {', '.join(known[:_MOST_NEAREST])}{more}" if known else ""

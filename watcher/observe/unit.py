@@ -47,15 +47,6 @@ _RUNS = "/run/systemd/system"
 _MOST_LINKS = 40
 
 
-class User(NamedTuple):
-    """A user as a system has it."""
-
-    uid: int
-    gid: int
-    name: str
-    home: str
-
-
 class Unit(NamedTuple):
     """The unit's settings that decide what its server does to which store."""
 
@@ -66,7 +57,6 @@ class Unit(NamedTuple):
     folder: str = ""
     #: As the unit and its files set them, the later ones counting.
     variables: Mapping[str, str] = MappingProxyType({})
-    #: Command lines that are run before the server.
     before: tuple[str, ...] = ()
     #: A file of variables that this user can't read, "" for none.
     unread: str = ""
@@ -78,14 +68,23 @@ class Unit(NamedTuple):
     @property
     def home(self) -> str | None:
         """The home of its server's processes."""
-        if "HOME" in self.variables or not self.user:
-            return self.variables.get("HOME")
-        return None if self.user_known is None else self.user_known.home
+        known = self.user_known if "HOME" not in self.variables and self.user else None
+        return self.variables.get("HOME") if known is None else known.pw_dir
 
     @property
-    def user_known(self) -> User | None:
+    def user_known(self) -> pwd.struct_passwd | None:
         """Its user as the system has it; None where it has none of that name."""
-        return _user(self.user or "0", self.root)
+        name = self.user or "0"
+        if not self.root:
+            with contextlib.suppress(KeyError, OverflowError):
+                return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+            return None
+        for fields in _fields("/etc/passwd", self.root):
+            if len(fields) > 5 and name in (fields[0], fields[2]):
+                with contextlib.suppress(ValueError):
+                    ids = int(fields[2]), int(fields[3])
+                    return pwd.struct_passwd((fields[0], "x", *ids, "", fields[5], ""))
+        return None
 
     @property
     def store(self) -> str | None:
@@ -101,11 +100,6 @@ class Unit(NamedTuple):
     def names_store(self) -> bool:
         """Whether the unit itself says where the store is, and not just its user's home."""
         return bool({"OLLAMA_MODELS", "HOME"} & self.variables.keys()) and self.store is not None
-
-    @property
-    def said(self) -> str:
-        """What of it says where the store is."""
-        return "OLLAMA_MODELS" if "OLLAMA_MODELS" in self.variables else "HOME"
 
     def prepares(self, store: str) -> bool:
         """Whether ``ollama-watch prepare`` is run for a store before each start of its server."""
@@ -127,10 +121,10 @@ class Unit(NamedTuple):
         found = self.user_known
         if found is None:
             return None
-        group = _group(self.group, self.root) if self.group else found.gid
+        group = _group(self.group, self.root) if self.group else found.pw_gid
         more = [_group(each, self.root) for each in self.groups]
-        listed = [] if self.root else os.getgrouplist(found.name, found.gid)
-        return found.uid, frozenset(each for each in (group, *more, *listed) if each is not None)
+        listed = [] if self.root else os.getgrouplist(found.pw_name, found.pw_gid)
+        return found.pw_uid, frozenset(each for each in (group, *more, *listed) if each is not None)
 
 
 def find(root: str = "") -> Unit | None:
@@ -154,10 +148,7 @@ def from_files(root: str = "") -> Unit | None:
     whole = next(filter(None, (_text(f"{folder}/{NAME}", root) for folder in _FOLDERS)), None)
     if whole is None:
         return None  # not there, or masked
-    texts = (whole, *_drop_ins(root))
-    settings = [
-        (key, _expanded(value)) for text in texts for key, value in _settings(text.splitlines())
-    ]
+    settings = [each for text in (whole, *_drop_ins(root)) for each in _settings(text)]
     return _made(settings, root)
 
 
@@ -169,7 +160,8 @@ def _made(settings: Iterable[tuple[str, str]], root: str = "", *, idle: bool = F
             given.setdefault(key, []).append(value)
         else:
             given.pop(key, None)
-    variables = dict(_pairs(word for each in given.get("Environment", ()) for word in _words(each)))
+    words = (word for each in given.get("Environment", ()) for word in _words(each))
+    variables = dict(word.split("=", 1) for word in words if "=" in word)
     unread = ""
     for each in given.get("EnvironmentFile", ()):
         try:
@@ -198,7 +190,6 @@ def _made(settings: Iterable[tuple[str, str]], root: str = "", *, idle: bool = F
 
 
 def _asked() -> Unit | None:
-    """The unit as systemd has it; None where none runs, or where it has no such unit."""
     try:
         answer = subprocess.run(
             ["systemctl", "show", NAME, f"--property={_PROPERTIES}"],
@@ -211,36 +202,26 @@ def _asked() -> Unit | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = [(key, value) for key, _, value in map(_parted, answer.stdout.splitlines())]
+    # Properties as systemctl shows them, turned into what a unit has.
+    found: list[tuple[str, str]] = []
+    for line in answer.stdout.splitlines():
+        key, _, value = line.partition("=")
+        if key == "EnvironmentFiles":
+            key, value = "EnvironmentFile", re.sub(r" \(ignore_errors=\w+\)$", "", value)
+        elif key == "ExecStartPre" and (argv := re.search(r"argv\[\]=(.*?) ;", value)):
+            value = argv[1]
+        found.append((key, value))
     state = dict(found)
     if answer.returncode or state.get("LoadState", "loaded") != "loaded":
         return None
     off = state.get("UnitFileState") in ("disabled", "masked", "masked-runtime")
-    return _made(
-        [_as_in_a_file(key, value) for key, value in found],
-        idle=off and state.get("ActiveState") == "inactive",
-    )
-
-
-def _parted(line: str) -> tuple[str, str, str]:
-    return line.partition("=")
-
-
-def _as_in_a_file(key: str, value: str) -> tuple[str, str]:
-    """A property as systemctl shows it, as a unit has it."""
-    if key == "EnvironmentFiles":
-        return "EnvironmentFile", re.sub(r" \(ignore_errors=\w+\)$", "", value)
-    if key == "ExecStartPre":
-        argv = re.search(r"argv\[\]=(.*?) ;", value)
-        return key, argv[1] if argv else value
-    return key, value
+    return _made(found, idle=off and state.get("ActiveState") == "inactive")
 
 
 # ---------------------------------------------------------------- files
 
 
 def _drop_ins(root: str) -> Iterator[str]:
-    """The texts of all drop-ins, in the order in which they count."""
     found: dict[str, str] = {}
     for kind in ("service.d", f"{NAME}.d"):
         for folder in reversed(_FOLDERS):
@@ -253,7 +234,6 @@ def _drop_ins(root: str) -> Iterator[str]:
 
 
 def _text(path: str, root: str) -> str | None:
-    """A file's text; None where there is none that can be read."""
     try:
         with open(_resolved(path, root), encoding="utf-8", errors="replace") as file:
             return file.read(_LONGEST)
@@ -272,10 +252,10 @@ def _resolved(path: str, root: str) -> str:
     return root + path
 
 
-def _settings(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+def _settings(text: str) -> Iterator[tuple[str, str]]:
     """The keys and values in a unit's section ``[Service]``; continued lines are one."""
     section, begun = "", ""
-    for line in lines:
+    for line in text.splitlines():
         if line.lstrip()[:1] in ("#", ";"):
             continue
         if line.endswith("\\"):
@@ -286,11 +266,8 @@ def _settings(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
             section = whole
         elif section == "[Service]" and "=" in whole:
             key, _, value = whole.partition("=")
-            yield key.strip(), value.strip()
-
-
-def _expanded(value: str) -> str:
-    return re.sub("%(.)", lambda found: _SPECIFIERS.get(found[1], found[0]), value)
+            expanded = re.sub("%(.)", lambda each: _SPECIFIERS.get(each[1], each[0]), value.strip())
+            yield key.strip(), expanded
 
 
 def _words(value: str) -> list[str]:
@@ -299,15 +276,7 @@ def _words(value: str) -> list[str]:
     return []
 
 
-def _pairs(words: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for word in words:
-        name, named, value = word.partition("=")
-        if named:
-            yield name, value
-
-
 def _of_file(text: str) -> Iterator[tuple[str, str]]:
-    """The variables in a file of variables (systemd.exec(5), EnvironmentFile=)."""
     for line in text.replace("\\\n", "").splitlines():
         name, named, value = line.strip().partition("=")
         if named and name[:1] not in ("#", ";"):
@@ -317,37 +286,17 @@ def _of_file(text: str) -> Iterator[tuple[str, str]]:
 # ---------------------------------------------------------------- users
 
 
-def _user(name: str, root: str) -> User | None:
-    """A user by name or number; below `root` from the files there."""
-    if root:
-        lines = [line.split(":") for line in (_text("/etc/passwd", root) or "").splitlines()]
-        for fields in lines:
-            if len(fields) > 5 and name in (fields[0], fields[2]):
-                with contextlib.suppress(ValueError):
-                    return User(int(fields[2]), int(fields[3]), fields[0], fields[5])
-        return None
-    with contextlib.suppress(KeyError, OverflowError):
-        found = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
-        return User(found.pw_uid, found.pw_gid, found.pw_name, found.pw_dir)
-    return None
+def _fields(path: str, root: str) -> list[list[str]]:
+    return [line.split(":") for line in (_text(path, root) or "").splitlines()]
 
 
 def _group(name: str, root: str) -> int | None:
-    """A group's number by its name, or as it stands there."""
     if name.isdecimal():
         return int(name)
     if root:
-        lines = [line.split(":") for line in (_text("/etc/group", root) or "").splitlines()]
-        found = [fields[2] for fields in lines if len(fields) > 2 and fields[0] == name]
-        return int(found[0]) if found and found[0].isdecimal() else None
+        groups = [each for each in _fields("/etc/group", root) if len(each) > 2]
+        found = next((each[2] for each in groups if each[0] == name), "")
+        return int(found) if found.isdecimal() else None
     with contextlib.suppress(KeyError):
         return grp.getgrnam(name).gr_gid
     return None
-
-
-def groups_of(uid: int) -> frozenset[int]:
-    """The groups of a user of this system; empty where nothing is known of one."""
-    with contextlib.suppress(KeyError, OverflowError):
-        found = pwd.getpwuid(uid)
-        return frozenset(os.getgrouplist(found.pw_name, found.pw_gid))
-    return frozenset()

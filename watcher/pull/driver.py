@@ -802,14 +802,12 @@ class Pull:
 
     def _have_nothing(self, *, own: bool) -> None:
         """There is nothing to repair yet; the room for a repair on a full disk is reserved."""
-        from watcher.act import disk_reserve
-
         self._count_anew({}, lost=own)
         with self._opened() as store:
             if store is None:
                 return
             with suppress(LockedError, OSError), journal.locked(store, 0.0):
-                disk_reserve.set_aside(store)
+                journal.hold_reserve(store)
 
     def _count_anew(self, claimed: Mapping[str, int], *, lost: bool) -> None:
         """Count what is on disk now, with so many bytes of each unfinished layer.

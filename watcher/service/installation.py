@@ -87,7 +87,7 @@ def _by_the_unit(usual: Installation, root: str) -> Installation:
     if not group:
         # The group that the user has, or one of the same name where that is not known.
         known = server.user_known
-        group = user if known is None else _name(f"{root}/etc/group", known.gid)
+        group = user if known is None else _name(f"{root}/etc/group", known.pw_gid)
     if server.store == usual.store:
         return usual._replace(user=user, group=group)
     return usual._replace(store=server.store, user=user, group=group, writable=(server.store,))

@@ -16,7 +16,7 @@ import pytest
 from tests.support.notation import Store
 from watcher.model import MIB, Part, Reads, Trust
 from watcher.observe import parts
-from watcher.observe.content import Content
+from watcher.observe.parts import Content
 
 PART = 100_000_000
 SETTLED = 0.3

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from watcher.model import MIB, Part, Trust
-from watcher.observe import content, parts
-from watcher.observe.content import Content
+from watcher.observe import parts
+from watcher.observe.parts import Content
 from watcher.ollama import ranges
 
 K = 4096
@@ -94,7 +94,7 @@ def test_zeros_at_the_end_are_not_believed(file: File) -> None:
 def test_sixteen_mebibytes_of_zeros_are_enough_to_stop_looking(file: File) -> None:
     file.write(0, 2 * MIB)
     file.write(2 * MIB, 30 * MIB, b"\0")
-    end = 30 * MIB - content.ZEROS_ENOUGH
+    end = 30 * MIB - parts.ZEROS_ENOUGH
     assert file.trust(whole()).trusted == ((MIB, end),)
 
 
