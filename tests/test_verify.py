@@ -257,7 +257,7 @@ def test_a_wrong_size_in_a_manifest_is_the_manifests_fault(store: TrueStore, how
     assert (code, told["checked"], told["wrong"]) == (0, 7, [])
     (found,) = audit(store.path)["findings"]
     assert (found["kind"], found["models"]) == ("manifest_wrong_size", [f"{name}:latest"])
-    assert "ollama pull" in found["command"]
+    assert found["command"].endswith(f" pull {name}:latest"), "ours asks for its manifest"
     here = Host(str(store.path), registry_length=lambda *_: pytest.fail("nothing is to be asked"))
     assert one_run(here, REPAIR).outcomes == ()
     assert store.at(digest).exists()

@@ -483,6 +483,8 @@ class OddManifest(NamedTuple):
     #: We can read it, and the server's user can't; or the other way round.
     barred: bool = False
     hidden: bool = False
+    #: The registry's own manifest was as wrong when it was asked last.
+    published: bool = False
 
 
 class Kept(NamedTuple):

@@ -84,16 +84,19 @@ def test_a_manifest_that_no_retry_brings(
     assert (last["event_type"], last["details"]["cause"]) == ("pull_failed", cause.value)
 
 
-def test_a_manifest_that_only_the_server_believes(server: Server, registry: Registry) -> None:
+@pytest.mark.parametrize("size", [-5, 1 << 50])
+def test_a_manifest_that_only_the_server_believes(
+    server: Server, registry: Registry, size: int
+) -> None:
     """What is called complete is nothing that the next audit calls an error."""
     model = add(registry, server, MB)
     manifest = json.loads(model.manifest)
-    manifest["layers"][0]["size"] = -5
+    manifest["layers"][0]["size"] = size
     registry.set_manifests("library/demo", "1b", [json.dumps(manifest).encode()])
     server.start().wait_ready()
     seen = drive(site(server), model, UNTIL_DONE)
     assert seen.end.cause is Cause.BAD_MANIFEST, (seen.end, seen.notes)
-    assert "-5 bytes" in seen.end.text
+    assert f"{size} bytes" in seen.end.text
 
 
 #: What a status of a layer's data means, where the server says nothing of it.
@@ -255,7 +258,7 @@ def test_a_limit_of_the_servers_files_is_seen_before_anything_comes(
     seen = drive(site(server), model, UNTIL_DONE)
     ended_at_once(seen, Cause.FILE_TOO_LARGE, registry, "manifest")
     assert "40.0 MB" in seen.end.text
-    assert registry.bytes_served(model.digests[0]) == 0
+    assert registry.bytes_served(model.digests[0]) <= 1, "the last one, which we ask for"
 
 
 def test_what_only_the_server_can_say_is_waited_for(

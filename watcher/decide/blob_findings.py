@@ -146,6 +146,9 @@ _PULLED = frozenset(
 )
 
 
+_CORRECTED = "the model's publisher must correct it: pull it later, or choose another tag"
+
+
 def of_manifests(evidence: Evidence) -> Iterator[Finding]:
     """Files under ``manifests/`` that are no manifest in its place."""
     # What lies in a store in the store is reported together, by `astray`.
@@ -170,10 +173,20 @@ def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
             command=looked_at(evidence),
         )
     remedy = BEHIND_LINK if is_led_away(odd.path, evidence) else ""
+    if odd.published:
+        same = f"{odd.why}; its registry's manifest was as wrong when it was asked last"
+        return finding._replace(evidence=same, remedy=_CORRECTED)
     if odd.fault in _PULLED:
-        pull = advice.ollama(evidence, "pull", odd.model) if odd.model else ""
+        pull = _pulled(odd.model, odd.fault, evidence) if odd.model else ""
         return finding._replace(command=pull, remedy=remedy)
     return finding._replace(command="" if remedy else _fixed(odd, evidence), remedy=remedy)
+
+
+def _pulled(model: str, fault: ManifestFault, evidence: Evidence) -> str:
+    if fault is ManifestFault.WRONG_SIZE:
+        # Ours, not Ollama's: then it is known whether the registry's own manifest is as wrong.
+        return advice.pull(evidence, model)
+    return advice.ollama(evidence, "pull", model)
 
 
 def _fixed(odd: OddManifest, evidence: Evidence) -> str:

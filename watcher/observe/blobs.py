@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Set
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from typing import NamedTuple, TypeAlias
 
 from watcher.model import (
     DOUBTFUL,
@@ -23,14 +23,22 @@ from watcher.observe import scan
 from watcher.ollama import names
 from watcher.state import folders, state_folder
 from watcher.state.memory import Memory, bound_to
+from watcher.state.registry_cache import KnownLayer
 
 QUARANTINE = "quarantine"
 _NO_FILE = frozenset({"", ".", ".."})
+_UNKNOWN_LAYER = KnownLayer(0, ())
 _DISPUTED = "other manifests give that blob the size that it has"
 
 
-def with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> BlobCensus:
-    """The census with what is remembered of its blobs."""
+#: What the kept manifests of registries say of layers, by digest.
+Layers: TypeAlias = Callable[[], Mapping[str, KnownLayer]]
+
+
+def with_memory(
+    found: scan.Scan, memory: Memory, store: int, now: float, layers: Layers
+) -> BlobCensus:
+    """The census with what is remembered of its blobs; `layers` is called where it matters."""
     census = found.census
     odd, sized = _decided(found, memory, now)
     known = {each.digest for each in odd}
@@ -63,7 +71,7 @@ def with_memory(found: scan.Scan, memory: Memory, store: int, now: float) -> Blo
     known |= {each.digest for each in corrupt}
     return census._replace(
         odd=tuple(sorted((*odd, *corrupt), key=lambda each: each.digest)),
-        odd_manifests=(*census.odd_manifests, *_wrong_sizes(found.named, sized)),
+        odd_manifests=(*census.odd_manifests, *_wrong_sizes(found.named, sized, layers)),
         named=tuple((remembered(content, memory), models) for content, models in census.named),
         unnamed=tuple(remembered(entry, memory) for entry in census.unnamed),
         unproven=tuple(
@@ -141,14 +149,21 @@ def _disputed(found: scan.Scan, blobs: int, odd: Iterable[str]) -> dict[str, tup
     return sizes
 
 
-def _wrong_sizes(named: scan.Named, sized: Mapping[str, tuple[int, str]]) -> Iterator[OddManifest]:
+def _wrong_sizes(
+    named: scan.Named, sized: Mapping[str, tuple[int, str]], layers: Layers
+) -> Iterator[OddManifest]:
+    """The manifests that give a blob a size that is not its own."""
+    known = layers() if sized else {}
     for digest, (size, why) in sorted(sized.items()):
         for wanted, models in sorted(named.models_by_size(digest).items()):
             for model in models if wanted != size else ():
                 parsed = names.parse_model(model)
                 path = f"manifests/{parsed.path}" if parsed is not None else "manifests"
                 said = f"it gives {names.short(digest)} {wanted} bytes, and {why}"
-                yield OddManifest(path, ManifestFault.WRONG_SIZE, said, model)
+                odd = OddManifest(path, ManifestFault.WRONG_SIZE, said, model)
+                layer = known.get(digest, _UNKNOWN_LAYER)
+                same = (model, wanted) in zip(layer.models, layer.sizes, strict=True)
+                yield odd._replace(published=same)
 
 
 # ---------------------------------------------------------------- what is remembered

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from watcher.model import (
@@ -142,7 +143,8 @@ class _Look:
                 found = self._scan(user)
             coming = coming._replace(user=user)
         host.go_on()
-        census = with_memory(found, memory, store, host.clock())
+        known = partial(host.known_layers, store)
+        census = with_memory(found, memory, store, host.clock(), known)
         shared = sharing.look(store, (*seen.servers, *seen.strangers))
         # What registries know of the blobs that no manifest here names.
         layers = host.known_layers(store) if census.unnamed else {}

@@ -409,14 +409,20 @@ def content(name: str, folder: int) -> Entry | None:
 
 def present(store: int, wanted: Mapping[str, int]) -> frozenset[str]:
     """Of digests with their bytes those whose blob is in the store, and as long."""
-    found: set[str] = set()
+    found = contents(store, wanted)
+    return frozenset(digest for digest, blob in found.items() if blob.size == wanted[digest])
+
+
+def contents(store: int, digests: Iterable[str]) -> dict[str, Entry]:
+    """The files that a server reads for some digests, links followed, where there are such."""
+    found: dict[str, Entry] = {}
     with contextlib.suppress(OSError), folders.opened_blobs(store, foreign_too=True) as blobs:
-        for digest, size in wanted.items():
+        for digest in digests:
             with contextlib.suppress(OSError):
                 blob = content(names.blob(digest), blobs)
-                if blob is not None and blob.kind is Kind.FILE and blob.size == size:
-                    found.add(digest)
-    return frozenset(found)
+                if blob is not None and blob.kind is Kind.FILE:
+                    found[digest] = blob
+    return found
 
 
 def begun(store: int, digests: Iterable[str]) -> int:

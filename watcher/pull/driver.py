@@ -24,7 +24,7 @@ from rich.filesize import decimal
 from watcher.act import journal
 from watcher.decide import findings
 from watcher.errors import LockedError, WatchError, without_secrets
-from watcher.observe import processes, scan
+from watcher.observe import place, processes, scan
 from watcher.ollama import environment, manifests, names, registry, server
 from watcher.ollama.pull_stream import PullStream, ServerGoneError, Status
 from watcher.pull import disk, repair, verification
@@ -333,7 +333,9 @@ class Pull:
             return None
         if self._is_open and (flawed := _of_manifest(answer.raw)).cause is not None:
             return flawed
-        self._expect(registry.sizes(answer.raw))
+        sizes = registry.sizes(answer.raw)
+        right = self._right_sizes(sizes)
+        self._expect({**sizes, **right})
         yield self._change(
             state=State.PULLING_MANIFEST,
             manifest_pulled=True,
@@ -344,6 +346,9 @@ class Pull:
         )
         if answer.problem:
             yield self._note(f"{answer.problem}; using the stored manifest")
+        for digest, size in sorted(right.items()):
+            wrong = f"its manifest gives {names.short(digest)} {sizes[digest]:,} bytes"
+            yield self._note(f"{wrong}, but {size:,} are right; its publisher must correct that")
         if self._is_complete(answer.raw):
             yield self._note("up to date")
             return End()
@@ -354,7 +359,8 @@ class Pull:
             yield self._note_resuming()
         self._is_resuming_noted = False  # each other attempt notes it again
         yield from repaired
-        return self._disk_fault() or (yield from self._check_room())
+        ends = self._disk_fault() or (yield from self._check_room())
+        return None if ends is not None and self._is_oversized() else ends
 
     # ------------------------------------------------------------ before the request
 
@@ -421,6 +427,32 @@ class Pull:
         with self._opened() as store:
             return frozenset() if store is None else scan.present(store, sizes)
 
+    @property
+    def _boot(self) -> str:
+        """The id of this start of the machine, where the store is here."""
+        return "" if self.target.host is None else place.start(self.target.host).id
+
+    def _right_sizes(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """The sizes of finished layers that the manifest has wrong, as far as they were hashed."""
+        with self._opened() as store:
+            if store is None or len(scan.present(store, sizes)) == len(sizes):
+                return {}
+            return verification.right_sizes(store, sizes, self._boot)
+
+    def _is_oversized(self) -> bool:
+        """Whether the manifest gives its largest missing layer more bytes than the registry has."""
+        missing = {each: self._promised[each] for each in self._missing() & self._promised.keys()}
+        largest = max(missing, key=missing.__getitem__, default="")
+        return bool(largest) and self._has(largest, missing[largest] - 1) is False
+
+    def _has(self, digest: str, at: int) -> bool | None:
+        """Whether the registry has a byte of a layer; None where it does not say so."""
+        try:
+            answer = registry.layer(self.name, digest, at, insecure=self.options.insecure)
+        except OSError:
+            return None
+        return answer.has(at)
+
     def _is_complete(self, raw: bytes) -> bool:
         """Whether the store has this very manifest, and all that it names."""
         with self._opened() as store:
@@ -429,7 +461,9 @@ class Pull:
             path = f"manifests/{self.name.path}"
             try:
                 same = orjson.loads(verification.read(path, store)) == orjson.loads(raw)
-                return bool(same) and not verification.in_doubt(store, self._progress.sizes)
+                return bool(same) and not verification.in_doubt(
+                    store, self._progress.sizes, self._boot
+                )
             except (OSError, orjson.JSONDecodeError):
                 return False
 
@@ -563,11 +597,7 @@ class Pull:
             return None
         self._compared.add(digest)
         longer = max(promised, status.total)
-        try:
-            answer = registry.layer(self.name, digest, longer - 1, insecure=self.options.insecure)
-        except OSError:
-            return None
-        has_it = answer.has(longer - 1)
+        has_it = self._has(digest, longer - 1)
         if has_it is None or has_it == (status.total > promised):
             return None
         return self._misannounced(digest)
@@ -688,7 +718,9 @@ class Pull:
         """The layers that are perhaps not right; None where the model is not in a store here."""
         with self._opened() as store:
             sizes = None if store is None else verification.layers(store, self.name)
-            return None if store is None or sizes is None else verification.in_doubt(store, sizes)
+            if store is None or sizes is None:
+                return None
+            return verification.in_doubt(store, sizes, self._boot)
 
     # ------------------------------------------------------------ after a failure
 
@@ -902,7 +934,8 @@ class Pull:
 def _of_manifest(raw: bytes) -> End:
     """The end of a pull whose manifest names no layer, or an impossible one; a server takes it."""
     try:
-        flaw = manifests.flaw(raw)
+        if not (flaw := manifests.flaw(raw)):
+            registry.sizes(raw)
     except ValueError as error:
         flaw = str(error)
     return End(Cause.BAD_MANIFEST, f"its manifest is invalid: {flaw}") if flaw else End()

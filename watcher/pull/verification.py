@@ -15,7 +15,7 @@ from watcher.decide import blob_findings, modes, remaining
 from watcher.decide.remaining import Verified
 from watcher.errors import WatchError
 from watcher.model import ActionKind, BlobFault, OddBlob, Plan, Result
-from watcher.observe import scan
+from watcher.observe import blobs, scan
 from watcher.ollama import names, registry
 from watcher.ollama.manifests import READ_LIMIT
 from watcher.ollama.names import ModelName
@@ -54,7 +54,22 @@ def layers(store: int, model: ModelName) -> Mapping[str, int] | None:
         return None
 
 
-def in_doubt(store: int, sizes: Mapping[str, int]) -> frozenset[str]:
+def right_sizes(store: int, sizes: Mapping[str, int], boot: str) -> dict[str, int]:
+    """The sizes of finished layers with the right hash to which a manifest gives another one.
+
+    `boot`: the id of this start of the machine.
+    """
+    remembered = memory.load(store)
+    remembered = replace(remembered, hashes=remembered.hashes.of_disk(store, boot))
+    found = {
+        digest: blobs.remembered(each, remembered)
+        for digest, each in scan.contents(store, sizes).items()
+        if each.size != sizes[digest]
+    }
+    return {digest: each.size for digest, each in found.items() if each.sha256 == digest.lower()}
+
+
+def in_doubt(store: int, sizes: Mapping[str, int], boot: str) -> frozenset[str]:
     """Of layers those that are not there, or have another size, or were found corrupt before."""
     known = memory.load(store).hashes.of_disk(store, "")
     corrupt = {
@@ -62,7 +77,9 @@ def in_doubt(store: int, sizes: Mapping[str, int]) -> frozenset[str]:
         for digest in sizes
         if (each := known.get(names.blob(digest))) is not None and each.sha256 != digest.lower()
     }
-    return frozenset(sizes.keys() - scan.present(store, sizes)) | corrupt
+    wrong = sizes.keys() - scan.present(store, sizes)
+    right = right_sizes(store, sizes, boot) if wrong else {}
+    return frozenset(wrong - right.keys()) | corrupt
 
 
 def prove(

@@ -51,6 +51,8 @@ class KnownLayer(NamedTuple):
     #: 0 where they do not agree.
     size: int
     models: tuple[str, ...]
+    #: What the manifest of each of these says.
+    sizes: tuple[int, ...] = ()
 
 
 #: Kept manifests, by `ModelName.key`.
@@ -77,7 +79,7 @@ def known_layers(store: int, more: Manifests = _NONE) -> dict[str, KnownLayer]:
         for digest, size in each.sizes.items():
             before = found.get(digest, KnownLayer(size, ()))
             agreed = size if before.size == size else 0
-            found[digest] = KnownLayer(agreed, (*before.models, shown))
+            found[digest] = KnownLayer(agreed, (*before.models, shown), (*before.sizes, size))
     return found
 
 

@@ -185,6 +185,16 @@ def ollama(seen: Evidence, kind: str, model: str) -> str:
     return " ".join((*where, line("ollama", kind, *insecure, model)))
 
 
+def pull(seen: Evidence, model: str) -> str:
+    """Our own pull of a model, at the server of the store that was looked at."""
+    if seen.place.read_only:
+        return ""
+    url = server_of(seen)
+    where = ("--host", url) if url else ()
+    insecure = ("--insecure",) if is_on_loopback(model) else ()
+    return watch(seen, "pull", *where, *insecure, model)
+
+
 def server_of(seen: Evidence) -> str:
     """The address of the one server that is seen to have the store; "" for the usual one."""
     urls = {server.url for server in seen.servers if server.ours and server.url}
