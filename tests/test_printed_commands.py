@@ -541,7 +541,7 @@ PLACES: dict[str, str] = {
         ),
         "no input is known that brings up a fault of ours": ("cli.py:_failed",),
         "a disk that fails is not at hand": ("errors.py:refused",),
-        "its limit counts for the whole machine": ("service/file_events.py:FileEvents._why",),
+        "its limit counts for the whole machine": ("service/triggers.py:FileEvents._why",),
         "only a unit's filter of system calls brings it up": ("system/privileges.py:lower",),
         "what runs or what is drawn, and no advice": (
             "decide/forecast.py:forecast", "show/queue.py:runs",

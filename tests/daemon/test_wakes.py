@@ -25,9 +25,7 @@ from tests.conftest import IS_ROOT, environment
 from tests.support.driving import Daemon, Store
 from tests.support.servers import wait_until
 from watcher.model import DAY, Due
-from watcher.service import file_events
 from watcher.service import triggers as module
-from watcher.service.file_events import Callbacks
 from watcher.service.triggers import MOST_DIGESTS, Digests, Triggers
 
 PATIENCE = 20.0
@@ -175,10 +173,9 @@ def test_a_thread_of_watchdogs_that_dies_is_noticed_at_once(
 
 
 def test_a_thread_that_has_ended_quietly_is_noticed_by_the_next_look(store: Store) -> None:
-    nothing = Callbacks(lambda *_: None, lambda: None, lambda: None, lambda: None)
-    events = file_events.FileEvents(str(store.path), nothing)
-    events.watch()
-    try:
+    with Triggers(str(store.path)) as watching:
+        events = watching.events
+        events.watch()
         assert events.sound()
         thread = events._threads[-1]
         assert isinstance(thread, BaseThread)
@@ -187,23 +184,21 @@ def test_a_thread_that_has_ended_quietly_is_noticed_by_the_next_look(store: Stor
         assert not events.sound()
         events.watch()
         assert events.sound()
-    finally:
-        events.close()
 
 
 def test_a_watch_that_cannot_be_ended_keeps_nobody_waiting(
     store: Store, watching: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_events, "_CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.1)
     ending = threading.Event()
-    real = file_events._end
+    real = module._end
 
     def hang(observer: BaseObserver) -> None:
         ending.wait(PATIENCE)
         real(observer)
 
-    monkeypatch.setattr(file_events, "_end", hang)
-    watching.triggers._on_places()
+    monkeypatch.setattr(module, "_end", hang)
+    watching.triggers.on_places()
     watching.full()
     watching.hears(store.blobs)
     ending.set()
@@ -238,7 +233,7 @@ def test_a_storm_under_manifests_leaves_it_hearing(store: Store, watching: Watch
 
 
 def test_a_warning_of_watchdogs_ends_no_thread_and_another_one_is_seen() -> None:
-    with file_events.complaints(lambda: None):
+    with module.complaints(lambda: None):
         warnings.warn_explicit("books", RuntimeWarning, "x", 1, module="watchdog.observers.a")
         with pytest.raises(RuntimeWarning):
             warnings.warn_explicit(

@@ -88,7 +88,7 @@ class QueueProcess:
                 queue.FILE.change(store, lambda kept: kept)
         return path
 
-    def nudge(self) -> None:
+    def nudge(self, _: object = None) -> None:
         """The queue changed. Safe in any thread."""
         self._wakeup.set()
 
