@@ -49,7 +49,7 @@ def daemon(context: Context) -> Exit:
         service.run(host, settings, _queue_run(context, found.path))
         return Exit.HEALTHY
     # Not needed by all, and takes memory.
-    from watcher.pull.starter import Starter
+    from watcher.pull.queue_process import Starter
 
     with contextlib.closing(Starter(lambda: _run_queue(context, found.path))) as starter:
         service.run(host, settings, starter)

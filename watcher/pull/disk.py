@@ -57,7 +57,6 @@ def read_only(store: str) -> str:
 
 
 def _mount_point(fd: int) -> str:
-    """Where what is open is mounted, in words."""
     with contextlib.suppress(OSError, StopIteration):
         with open(f"/proc/self/fdinfo/{fd}", encoding="utf-8") as info:
             number = next(line.split()[1] for line in info if line.startswith("mnt_id:"))

@@ -94,7 +94,6 @@ class Options:
     server_seconds: float = SERVER_SECONDS
 
     def words(self) -> Iterator[str]:
-        """The options of the command that pulls so."""
         if self.insecure:
             yield "--insecure"
         if self.until_done:
@@ -118,7 +117,6 @@ class Waiting(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The same in words."""
         of = "" if self.attempts is None else f" of {self.attempts}"
         return f"waiting for {self.awaited}: attempt {self.attempt}{of}"
 
@@ -251,7 +249,6 @@ class Pull:
             self.layer_locks.release(self.name.shown)
 
     def _drive(self) -> Generator[Update, None, End]:
-        """Attempt it until the model is complete, or another attempt can't help."""
         yield from self._note_on_disk()
         if self.target.why:
             yield self._note(f"{self.target.why}; so resets and stalls can't be repaired")
@@ -416,7 +413,6 @@ class Pull:
             return registry_cache.manifest(store, self.name, insecure=self.options.insecure)
 
     def _expect(self, sizes: Mapping[str, int]) -> None:
-        """Take up the layers of the manifest as it is now."""
         present = self._finished(sizes)
         if self._present is None:
             self._present = present
@@ -564,7 +560,6 @@ class Pull:
         return lost
 
     def _wanted_end(self, quiet: float) -> End | None:
-        """Why our request should be closed, if it should: canceled, or quiet for too long."""
         if self.cancelled():
             return _CANCELED
         if self._doomed is not None:
@@ -631,7 +626,6 @@ class Pull:
         return len(ours) == 1 and ours[0].connections in (0, 1)
 
     def _may_repair(self, layer: str, now: float) -> bool:
-        """Whether closing our request would help, and is not done too often."""
         if self.target.host is None or layer in self._shared:
             return False
         return self._pace.allows(now)
@@ -684,7 +678,6 @@ class Pull:
         return End(cause, f"{self.name.host} answered {answer.status} {what}")
 
     def _check_stored_manifest(self) -> End:
-        """Whether the manifest that the server has written is a model's at all."""
         with self._opened() as store:
             if store is None:
                 return End()
@@ -783,7 +776,6 @@ class Pull:
             time.sleep(_TICK_SECONDS)
 
     def _failed(self, end: End) -> Iterator[Update]:
-        """The pull ended without the model."""
         assert end.cause is not None
         self.end = end
         # What could not be saved must not be in the way of the one thing that has to be.
@@ -855,7 +847,6 @@ class Pull:
     # ------------------------------------------------------------ updates, records and events
 
     def _reported(self, state: State | None, now: float) -> Update:
-        """What the server reports now."""
         changes: dict[str, object] = {
             "downloaded_bytes": self._progress.done,
             "total_bytes": self._progress.total,

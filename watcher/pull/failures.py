@@ -35,7 +35,6 @@ class Asked(NamedTuple):
 
     @property
     def is_here(self) -> bool:
-        """Whether the server is on this machine."""
         return not self.url or server.is_loopback(urlsplit(self.url).netloc)
 
     @property
@@ -55,7 +54,6 @@ def _none(_: Asked) -> str:
 
 
 def _pull_again(*more: str) -> Command:
-    """The command that pulls it again, with these options besides."""
 
     def command(asked: Asked) -> str:
         options = dict.fromkeys((*asked.options, *more))
@@ -67,7 +65,6 @@ def _pull_again(*more: str) -> Command:
 
 
 def _on_store(does: str) -> Command:
-    """A command of ours on the store of a server on this machine."""
 
     def command(asked: Asked) -> str:
         return advice.on(asked.its_store, asked.found_by, does) if asked.its_store else ""
@@ -101,7 +98,6 @@ def _install(asked: Asked) -> str:
 
 
 def _sign_in(asked: Asked) -> str:
-    """The command that gives the server's key to an account; other registries have their ways."""
     model = names.parse_model(asked.model)
     if model is None or model.host.lower() != names.DEFAULT_HOST:
         return ""
@@ -143,7 +139,6 @@ class Cause(enum.StrEnum):
     hourly: bool
 
     def __new__(cls, *fields: Any) -> Cause:
-        """A member that is its code, and has the fields of its row."""
         given = _Row(*fields)
         member = str.__new__(cls, given.code)
         member._value_, member.row = given.code, given

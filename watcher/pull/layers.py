@@ -69,7 +69,6 @@ class ModelProgress:
         return before - completed if before - completed > _NOISE else 0
 
     def complete(self) -> None:
-        """Every layer is complete."""
         self._completed = dict(self.sizes)
 
     def note_all(self, total: int, completed: int) -> None:
@@ -79,7 +78,6 @@ class ModelProgress:
 
     @property
     def total(self) -> int:
-        """Bytes of all layers and of the config."""
         return sum(self.sizes.values()) or self._all[0]
 
     @property
@@ -134,7 +132,6 @@ class LayerProgress:
         return fresh
 
     def wants_weighing(self, now: float) -> bool:
-        """Whether it is time for `weigh`."""
         return bool(self.digest) and now - self._weighed_at >= _WEIGH_SECONDS
 
     def weigh(self, allocated: int, now: float) -> int:
@@ -188,6 +185,5 @@ class LayerLocks:
             return ""
 
     def release(self, model: str) -> None:
-        """Return the layers of a model."""
         with self._lock:
             self._by = {digest: by for digest, by in self._by.items() if by != model}

@@ -80,7 +80,6 @@ class StoreFiles:
     store_path: str | os.PathLike[str]
 
     def __post_init__(self) -> None:
-        """Raises as above."""
         path = os.path.abspath(os.fsdecode(self.store_path))
         shown = names.printable(path)
         try:

@@ -42,8 +42,6 @@ _LONGEST_MODEL = 1000
 
 
 class ItemState(enum.StrEnum):
-    """The state of an item of the queue."""
-
     WAITING = "waiting"
     RUNNING = "running"
     PAUSED = "paused"
@@ -62,8 +60,6 @@ class Runner(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """Why an attempt failed, and when."""
-
     at: float
     why: str
 
@@ -102,7 +98,6 @@ class Item(NamedTuple):
 
     @property
     def state(self) -> ItemState:
-        """Its state."""
         return self.so_far.state
 
     def due(self, now: float) -> bool:
@@ -280,7 +275,6 @@ def _put(queue: Queue, at: int, item: Item) -> Queue:
 
 
 def _become(item: Item, state: ItemState, now: float, **more: Any) -> Item:
-    """The item in another state, driven by nobody."""
     trial = item.so_far._replace(state=state, since=now, runner=None)
     return item._replace(trial=trial._replace(**more))
 

@@ -4,18 +4,27 @@ A daemon must survive whatever a pull meets, stay small while nothing is pulled,
 whatever a server does. So it drives nothing itself: a thread waits for a change of the queue or for
 the next item's time, and starts ``queue run``. That process ends with its stdin: when that closes,
 because the daemon wants it or is dead, the item that it drives is put back. Its stdout has events.
+
+Its user may be unable to start this Python again: root may run us from an installation that only
+root can read, and continues as the owner of a store. A fork has what is loaded by then. But a
+process with threads can't be forked safely. So one child is forked before the first thread starts,
+and forks again at each request.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import NoReturn
 
 from watcher.errors import WatchError
 from watcher.observe.host import Host
@@ -25,14 +34,13 @@ from watcher.pull.queue import Queue
 from watcher.state import event_log, folders, state_folder
 from watcher.system import advice, privileges
 
-if TYPE_CHECKING:
-    from watcher.pull.starter import Started, Starter
-
 #: The pause after a process that died or did nothing; doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0
 #: Closing a request may take half a minute, and repairing its data as long again. A unit's
 #: TimeoutStopSec is longer.
 _END_SECONDS = 75.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LONGEST_MESSAGE = 64
 #: Waiting for a time of the wall clock, it is read this often.
 _LONGEST_WAIT = 24 * 3600.0
 
@@ -132,7 +140,9 @@ class QueueProcess:
             self._seen.release()
         if not self._on:
             return None
-        self._hold()
+        with contextlib.suppress(OSError), folders.opened_store(self._host.store) as store:
+            # Be seen to run it; another process that does so ends sooner or later.
+            running.hold(self._seen, store)
         before = self._read()
         due = queue.next_due(before)
         if due is None:
@@ -142,11 +152,6 @@ class QueueProcess:
             return min(wait, _LONGEST_WAIT)
         self._drive(before)
         return 0.0
-
-    def _hold(self) -> None:
-        """Be seen to run the queue; another process that does so ends sooner or later."""
-        with contextlib.suppress(OSError), folders.opened_store(self._host.store) as store:
-            running.hold(self._seen, store)
 
     def _read(self) -> Queue:
         """The queue; items of processes that are gone wait in it. Empty where it can't be read."""
@@ -162,12 +167,18 @@ class QueueProcess:
     def _drive(self, before: Queue) -> None:
         """Start a process, and see it to its end. `before`: the queue as it was then."""
         try:
-            code = self._see(self._begin())
+            with self._lock:
+                self._process = process = self._start()
+                if self._ended or not self._on:
+                    self._cut()
+            code = self._see(process)
         except OSError as error:
             why = f"did not start: {error.strerror}"
         else:
             why = f"ended with {code}" if code else "did nothing"
-            if not code and _moved(before, self._read()):
+            now = {item.model: item for item in self._read().line}
+            due = [item for item in before.line if item.due(time.time())]
+            if not code and any(now.get(item.model) != item for item in due):
                 self._pause = 0.0
                 return
         if self._on and not self._ended:
@@ -176,15 +187,7 @@ class QueueProcess:
             pause = advice.duration(self._pause)
             self._warn(f"the queue process {why}; restarting in {pause}")
 
-    def _begin(self) -> Started | subprocess.Popen[bytes]:
-        with self._lock:
-            self._process = self._start()
-            if self._ended or not self._on:
-                self._cut()
-            return self._process
-
     def _see(self, process: Started | subprocess.Popen[bytes]) -> int:
-        """Pass its events on until it ends; its exit code, negative for a signal."""
         with process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -214,7 +217,105 @@ def _started(words: Sequence[str]) -> subprocess.Popen[bytes]:
     )
 
 
-def _moved(before: Queue, after: Queue) -> bool:
-    """Whether a run did anything: the first item that was due changed."""
-    now = {item.model: item for item in after.line}
-    return any(now.get(item.model) != item for item in before.line if item.due(time.time()))
+# ---------------------------------------------------------------- a fork in place of a new Python
+
+
+class Started:
+    def __init__(self, pid: int, stdin: int, stdout: int, requests: socket.socket) -> None:
+        self.pid = pid
+        self.stdin = open(stdin, "wb", buffering=0)  # noqa: SIM115
+        self.stdout = open(stdout, "rb")  # noqa: SIM115
+        self._requests = requests
+        self._code: int | None = None
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stdin.close()
+        self.stdout.close()
+
+    def wait(self) -> int:
+        """The exit code, negative for a signal, once it has ended."""
+        if self._code is None:
+            answer = self._requests.recv(_LONGEST_MESSAGE)
+            self._code = int(answer) if answer else -signal.SIGKILL
+        return self._code
+
+    def kill(self) -> None:
+        if self._code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+class Starter:
+    """Starts one process at a time; each runs a function of ours and ends."""
+
+    def __init__(self, run: Callable[[], int]) -> None:
+        """Before the first thread. `run` gives the exit code; stdin and stdout are pipes then."""
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._child = os.fork()
+        if self._child == 0:
+            self._requests.close()
+            _serve(theirs, run)
+        theirs.close()
+
+    def __call__(self) -> Started:
+        """Start a process. Raises OSError."""
+        with contextlib.ExitStack() as opened:
+            (their_stdin, stdin), (stdout, their_stdout) = os.pipe(), os.pipe()
+            for fd in (their_stdin, their_stdout):
+                opened.callback(os.close, fd)
+            with contextlib.ExitStack() as kept:
+                kept.callback(os.close, stdin)
+                kept.callback(os.close, stdout)
+                socket.send_fds(self._requests, [b"start"], [their_stdin, their_stdout])
+                answer = self._requests.recv(_LONGEST_MESSAGE)
+                if not answer:
+                    raise OSError(errno.ECHILD, "the process that starts it ended")
+                kept.pop_all()
+            return Started(int(answer), stdin, stdout, self._requests)
+
+    def close(self) -> None:
+        self._requests.close()
+        os.waitpid(self._child, 0)
+
+
+def _serve(requests: socket.socket, run: Callable[[], int]) -> NoReturn:
+    """The life of the child that forks, until its parent is gone."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        while fds := socket.recv_fds(requests, _LONGEST_MESSAGE, 2)[1]:
+            child = os.fork()
+            if child == 0:
+                requests.close()
+                _live(fds, run)
+            for fd in fds:
+                os.close(fd)
+            requests.send(b"%d" % child)
+            _, status = os.waitpid(child, 0)
+            requests.send(b"%d" % os.waitstatus_to_exitcode(status))
+    os._exit(0)
+
+
+def _live(fds: list[int], run: Callable[[], int]) -> NoReturn:
+    """The life of a process that was requested. It has no capabilities, as after an exec."""
+    code = 1
+    try:
+        privileges.give_up()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.setsid()
+        for number, fd in enumerate(fds):
+            os.dup2(fd, number)
+            os.close(fd)
+        code = run()
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)

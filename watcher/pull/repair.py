@@ -72,7 +72,6 @@ def look(target: Target, digests: Set[str]) -> Report | None:
 
 
 def blocked(target: Target, digests: Set[str]) -> frozenset[str]:
-    """The layers with unreadable progress files that no process has open: waiting is pointless."""
     report = look(target, digests)
     if report is None:
         return frozenset()
@@ -140,7 +139,6 @@ def _sync_behind(host: Host, settings: Settings, report: Report) -> None:
 
 
 def notes(report: Report) -> Iterator[str]:
-    """What the repair saved, and what was in its way."""
     saved = sum(each.action.saves for each in report.outcomes if each.result is Result.DONE)
     if saved:
         yield f"kept {decimal(saved)} that would have been downloaded again"
@@ -175,7 +173,6 @@ def astray(target: Target, model: str, missing: Mapping[str, int]) -> Iterator[s
 
 
 def held(report: Report) -> frozenset[str]:
-    """The downloads that a process still writes."""
     return frozenset(each.digest for each in report.diagnosis.diagnosed if each.download.writers)
 
 

@@ -110,7 +110,6 @@ def _end(store: int, item: Item, driven: Driven) -> Queue:
 
 
 def _asking(store: int, item: Item) -> Why:
-    """Reads the queue, once a second at most."""
     asked_at, answer = -_LOOK_SECONDS, ""
 
     def why() -> str:
@@ -146,7 +145,6 @@ def hold(lock: state_folder.LongLock, store: int) -> bool:
 
 
 def me() -> Runner:
-    """This process."""
     pid = os.getpid()
     return Runner(pid, born(pid) or 0)
 

@@ -103,7 +103,6 @@ def _why_not_its(url: str, host: Host | None) -> str:
 
 
 def _why_not_changed(host: Host) -> str:
-    """Why we can't repair a server's store; "" where we can."""
     try:
         state_folder.check(host.store)
     except RefusedError as error:

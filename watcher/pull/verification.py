@@ -28,8 +28,6 @@ _KINDS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
 
 
 class Proof(NamedTuple):
-    """The result of a verification."""
-
     #: Layers that were quarantined, or are missing: a pull downloads them.
     gone: frozenset[str] = frozenset()
     #: Why the others are not known to be right; no cause where they are.
@@ -113,7 +111,6 @@ def prove(
 
 
 def _diagnosed(report: Report, done: Verified) -> End:
-    """Why layers are not known to be right, if so."""
     damaged = list(_damaged(report, done.wrong))
     if damaged:
         more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
@@ -128,7 +125,6 @@ def _diagnosed(report: Report, done: Verified) -> End:
 
 
 def _damaged(report: Report, wrong: Iterable[OddBlob]) -> Iterator[str]:
-    """What is wrong with each layer, and why it was not quarantined."""
     refused = {each.subject: each.why for each in report.plan.refusals}
     refused |= {
         each.action.subject: each.message

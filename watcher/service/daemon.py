@@ -39,8 +39,7 @@ from watcher.system import stopping
 
 if TYPE_CHECKING:
     from watcher.act.durability import Behind
-    from watcher.pull.queue_process import QueueProcess
-    from watcher.pull.starter import Starter
+    from watcher.pull.queue_process import QueueProcess, Starter
 
 
 def run(

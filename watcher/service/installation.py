@@ -79,7 +79,6 @@ def _found(
 
 
 def _by_the_unit(usual: Installation, root: str) -> Installation:
-    """The same for the server's unit and the drop-ins below `root`, where there are any."""
     server = unit.from_files(root)
     if server is None or server.store is None:
         return usual
@@ -157,7 +156,6 @@ def _way(path: str) -> Iterator[str]:
 
 
 def _account(where: Installation) -> tuple[int, set[int]]:
-    """The number of the service's user, and those of its groups."""
     import grp
     import pwd
 

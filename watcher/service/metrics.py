@@ -142,7 +142,6 @@ class Metrics:
         return both
 
     def event(self, event: Event) -> None:
-        """Count an event."""
         if self._registry is None:
             return
         with self._count_lock:
@@ -247,7 +246,6 @@ _OF_BLOBS = (
 
 
 def _of_full_scan(report: Report, seconds: float) -> dict[str, Samples]:
-    """What only a full scan shows."""
     seen, census = report.evidence, report.evidence.census
     findings: Counter[tuple[str, ...]] = Counter(
         (each.severity.value, each.kind) for each in report.diagnosis.findings

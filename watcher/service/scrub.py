@@ -67,7 +67,12 @@ class Scrub:
         self._worker.stop()
 
     def _scrub(self) -> None:
-        _yield_to_others()
+        # This thread, and those that it starts, have the lowest priority; a unit may deny either.
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, _LOWEST)
+        with contextlib.suppress(OSError, psutil.Error):
+            psutil.Process(thread).ionice(psutil.IOPRIO_CLASS_IDLE)
         with self._lock:
             digests, self._waiting = self._waiting, frozenset()
             self._tried |= dict.fromkeys(digests, time.monotonic())
@@ -85,7 +90,10 @@ class Scrub:
         def approve(planned: Plan) -> Plan:
             nonlocal is_hashed
             agreed = planned.filtered(
-                lambda each: each.kind in _KINDS and _digest(each.subject) in digests
+                lambda each: (
+                    each.kind in _KINDS
+                    and (names.parse_blob(each.subject).digest or each.subject) in digests
+                )
             )
             is_hashed |= any(each.kind is ActionKind.HASH for each in agreed.actions)
             # The result of a hash is reported first; another scan finds everything else again.
@@ -95,17 +103,3 @@ class Scrub:
 
         with contextlib.suppress(EndedError):
             Reconciler(self._host, settings).reconcile(modes.SCRUB, approve=approve)
-
-
-def _digest(subject: str) -> str:
-    return names.parse_blob(subject).digest or subject
-
-
-def _yield_to_others() -> None:
-    """Give this thread, and those that it starts, the lowest priority."""
-    thread = threading.get_native_id()
-    # A unit may deny either.
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, thread, _LOWEST)
-    with contextlib.suppress(OSError, psutil.Error):
-        psutil.Process(thread).ionice(psutil.IOPRIO_CLASS_IDLE)

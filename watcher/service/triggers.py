@@ -133,7 +133,6 @@ class Triggers:
         self._wake()
 
     def is_stopped(self) -> bool:
-        """Whether the iteration is to end."""
         return self._stopped
 
     def wake(self, scope: Digests) -> None:
@@ -326,7 +325,6 @@ class FileEvents:
         return alive and self._places == self._look()
 
     def close(self) -> None:
-        """Report nothing more."""
         observer, self._observer, self._threads = self._observer, None, ()
         if observer is not None:
             # In a thread of its own: one of watchdog's that has died may have kept a lock.

@@ -51,7 +51,6 @@ class Installation(NamedTuple):
     python: str = "/usr/bin/python3"
 
     def paths(self) -> list[str]:
-        """All paths but the program's and its interpreter's."""
         return [self.store, *self.writable, *filter(None, (self.config, self.metrics))]
 
     def command(self, *words: str) -> list[str]:
@@ -68,8 +67,6 @@ class Installation(NamedTuple):
 
 
 class Stamp(NamedTuple):
-    """What the first line of a file of ours says."""
-
     #: Folders that were made for the file: they go with it, where they are empty by then.
     made: int
     #: The rest is as we wrote it.
@@ -113,7 +110,6 @@ def stamped(body: str, made: int = 0) -> str:
 
 
 def stamp(text: str) -> Stamp | None:
-    """The stamp of a file, or None where it is none of ours."""
     match = re.match(
         r"# ollama-watch service install: sha256=([0-9a-f]{16}) folders=(\d{1,3})\n", text
     )
@@ -149,12 +145,10 @@ def passing(program: str, *, personal: bool) -> str | None:
 
 
 def in_a_home(path: str) -> bool:
-    """Whether a path is where a system service sees nothing."""
     return _below(path, _HOMES)
 
 
 def is_home(folder: str) -> bool:
-    """Whether a folder is somebody's home, or holds homes."""
     return folder in _HOMES or os.path.dirname(folder) in _HOMES
 
 
@@ -193,7 +187,6 @@ def _quoted(word: str) -> str:
 
 
 def _confined(where: Installation, network: str) -> str:
-    """The user that a service runs as, and its restrictions."""
     if where.personal:
         return _template("confined-personal.part") + _template("confined.part")
     at_home = any(_below(path, _HOMES) for path in where.paths())
