@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -39,7 +39,7 @@ from watcher.state.memory import Memory
 from watcher.system import advice, stopping
 
 if TYPE_CHECKING:
-    from watcher.act import durability
+    pass
 
 #: Older than this, what was seen is looked at once more before it is learned from.
 _LATE_SECONDS = 0.5
@@ -133,8 +133,7 @@ class Reconciler:
         if not refreshes:
             return
         try:
-            with folders.opened_store(self.host.store) as store, locked(store, mode.lock_seconds):
-                journal = Journal(store, self.settings, self.host)
+            with _journal(self.host, self.settings, mode.lock_seconds) as journal:
                 apply.refresh_all(self.host, refreshes, journal)
         except LockedError:
             # The other process may act for long. Without the lock the own times can't be
@@ -143,18 +142,18 @@ class Reconciler:
 
 
 class _Looks:
-    """Looks at one store, each with the plan that follows from it."""
+    """Scans of one store, each with the plan that follows from it."""
 
     def __init__(self, host: Host, rules: Rules, scope: Scope) -> None:
         self._host, self._rules, self._scope = host, rules, scope
         self._known = Memory()
 
     def first(self, unsaved: Memory | None) -> Look:
-        """Look, with what is remembered."""
+        """Scan, with what is remembered."""
         return self.look(remembered(self._host, unsaved))
 
     def look(self, known: Memory) -> Look:
-        """Look and plan. Raises EndedError where nobody waits for it any more."""
+        """Scan and plan. Raises EndedError where nobody waits for it any more."""
         host, rules = self._host, self._rules
         seen = evidence.observe(host, rules, known, self._scope.digests)
         host.go_on()
@@ -167,16 +166,16 @@ class _Looks:
 
     def again(self) -> tuple[Evidence, Plan]:
         """The plan of now; with the same memory, so that two plans can be compared."""
-        seen, _, made, *_ = self.look(self._known)
-        return seen, made
+        look = self.look(self._known)
+        return look.evidence, look.plan
 
     def glance(self, digests: frozenset[str] | None) -> Evidence:
-        """Only look: at the downloads of some digests, or, for None, at the whole store."""
+        """Only scan: the downloads of some digests, or, for None, the whole store."""
         return evidence.observe(self._host, self._rules, self._known, digests)
 
 
 class _Run:
-    """One run of `Reconciler.reconcile`."""
+    """One run of `Reconciler.reconcile`. What acts is loaded only where something is to be done."""
 
     def __init__(
         self, host: Host, rules: Rules, scope: Scope, approve: Approve, unsaved: Memory | None
@@ -190,7 +189,7 @@ class _Run:
         self._unkept: list[Outcome] = []
 
     def report(self) -> Report:
-        host, rules = self._host, self._rules
+        host, mode = self._host, self._rules.mode
         state_folder.check(host.store)
         recovered = self._recover()
         now = self._looks.first(self._past)
@@ -199,19 +198,22 @@ class _Run:
             now, agreed = self._find_out(now, agreed)
             now, agreed, undone = self._settle(now, agreed)
         except EndedError:
-            self._tell_found()
+            # What was hashed is logged before the end: no other run does.
+            with (
+                contextlib.suppress(OSError, WatchError),
+                self._journal(stopping.GRACE_SECONDS) as journal,
+            ):
+                journal.tell_hashed(self._answers)
             raise
         looked_at = host.clock()
         with contextlib.ExitStack() as opened:
             try:
-                store = opened.enter_context(folders.opened_store(host.store))
-                opened.enter_context(locked(store, rules.mode.lock_seconds))
+                journal = opened.enter_context(self._journal(mode.lock_seconds))
             except OSError as error:
                 return replace(self._powerless(now, agreed, error), outcomes=self._answers + undone)
-            hold_reserve(store)
-            journal = Journal(store, rules.settings, host)
+            hold_reserve(journal.store)
             stuck = self._finish_leftovers(journal)
-            known = self._with_answers(_or_told(journal.recall(), self._past))
+            known = self._with_answers(_or_unsaved(journal.recall(), self._past))
             late = journal.events or host.clock() - looked_at > _LATE_SECONDS
             journal.tell_hashed(self._answers)
             if late or known != now.known:
@@ -219,7 +221,7 @@ class _Run:
                 now = self._looks.look(known)._replace(plan=now.plan, at=0.0)
             journal(*(events.ended(each, host.clock()) for each in undone))
             seen, diagnosis = now.evidence, now.diagnosis()
-            occasion = transitions.Occasion(rules.mode.announce, self._scope.closed)
+            occasion = transitions.Occasion(mode.announce, self._scope.closed)
             known = journal.learn(known, seen, diagnosis, occasion)
             outcomes: tuple[Outcome, ...] = ()
             if agreed.actions and not stuck:
@@ -237,29 +239,29 @@ class _Run:
             known,
         )
 
-    # ------------------------------------------------------------ before anything is changed
+    def _journal(self, seconds: float) -> contextlib.AbstractContextManager[Journal]:
+        return _journal(self._host, self._rules.settings, seconds)
 
     def _find_out(self, now: Look, agreed: Plan) -> tuple[Look, Plan]:
-        """Answer the plan's questions: the last look, and what is approved then.
+        """Answer the plan's questions: the last scan, and what is approved then.
 
         What has to be known first is found out without a lock, and then everything is decided anew,
         until no question is new (some get no answer): nothing is decided while acting.
         """
         asked: set[tuple[ActionKind, str]] = set()
-        while questions := _questions(agreed, asked):
-            self._answer(questions)
+        while True:
+            new = [each for each in agreed.actions if (each.kind, each.subject) not in asked]
+            questions = [each for each in new if not _is_act(each)]
+            if not questions:
+                return now, agreed.filtered(_is_act)
+            from watcher.act import answering
+
+            answers, is_kept = answering.answer(self._host, self._rules, questions)
+            self._unkept.extend(() if is_kept else answers)
+            self._answers += answers
             asked.update((each.kind, each.subject) for each in questions)
             now = self._anew()
             agreed = self._approve(now.plan)
-        return now, agreed.filtered(_is_act)
-
-    def _answer(self, questions: Sequence[Action]) -> None:
-        # Here and below: what acts is loaded only where something is to be done.
-        from watcher.act import answering
-
-        answers, is_kept = answering.answer(self._host, self._rules, questions)
-        self._unkept.extend(() if is_kept else answers)
-        self._answers += answers
 
     def _anew(self) -> Look:
         return self._looks.look(self._with_answers(remembered(self._host, self._past)))
@@ -272,15 +274,23 @@ class _Run:
         return transitions.proved(known, self._unkept, self._host.clock(), start.id, start.at)
 
     def _settle(self, now: Look, agreed: Plan) -> tuple[Look, Plan, tuple[Outcome, ...]]:
-        """Bring to the disk what the plan relies on: the look, the plan, and what has failed.
+        """Bring to the disk what the plan relies on: the scan, the plan, and what has failed.
 
-        What the disk did not take counts as missing from then on, and everything is decided anew.
+        What the disk did not take is remembered as missing, and everything is decided anew.
         """
         from watcher.act import durability
 
         for _ in range(_MOST_TRIES):
             done = durability.settle(self._host, agreed, behind=self._claims_first(now))
-            if not done.refused or not self._keep_refused(now, done):
+            kept = False
+            if done.refused:
+                with (
+                    contextlib.suppress(OSError),
+                    self._journal(self._rules.mode.lock_seconds) as journal,
+                ):
+                    journal.learn(journal.recall(), now.evidence, now.diagnosis())
+                    kept = durability.keep_refused(journal, self._host.clock(), done.refused)
+            if not kept:
                 break
             now = self._anew()
             agreed = self._approve(now.plan).filtered(_is_act)
@@ -289,32 +299,6 @@ class _Run:
     def _claims_first(self, now: Look) -> bool:
         """Whether claims may come before their data: the note names the machine's start."""
         return self._rules.mode.sync_behind and bool(now.evidence.boot)
-
-    def _keep_refused(self, now: Look, done: durability.Settled) -> bool:
-        """Whether what the disk did not take is remembered, so that it can be planned anew."""
-        from watcher.act import durability
-
-        try:
-            with self._journal(self._rules.mode.lock_seconds) as journal:
-                journal.learn(journal.recall(), now.evidence, now.diagnosis())
-                return durability.keep_refused(journal, self._host.clock(), done.refused)
-        except OSError:
-            return False
-
-    def _tell_found(self) -> None:
-        """Log what was hashed, before an end: no other look does."""
-        with (
-            contextlib.suppress(OSError, WatchError),
-            self._journal(stopping.GRACE_SECONDS) as journal,
-        ):
-            journal.tell_hashed(self._answers)
-
-    @contextlib.contextmanager
-    def _journal(self, seconds: float) -> Iterator[Journal]:
-        with folders.opened_store(self._host.store) as store, locked(store, seconds):
-            yield Journal(store, self._rules.settings, self._host)
-
-    # ------------------------------------------------------------ acting
 
     def _act(
         self, now: Look, known: Memory, agreed: Plan, journal: Journal
@@ -353,8 +337,6 @@ class _Run:
         journal.learn(left, after.evidence, diagnosis)
         return outcomes, (after.evidence, diagnosis)
 
-    # ------------------------------------------------------------ what a kill has left
-
     def _recover(self) -> tuple[Event, ...]:
         """Finish or undo what a kill has left, before anything is planned."""
         from watcher.act import transaction
@@ -391,20 +373,22 @@ class _Run:
             journal(Event(host.clock(), EventType.ERROR, each))
         return stuck
 
-    # ------------------------------------------------------------ where nothing can be written
-
     def _powerless(self, now: Look, agreed: Plan, error: OSError) -> Report:
         """The report where our own folder can't be written: nothing is done, nor written down."""
         host = self._host
-        where = names.printable(os.path.join(host.store, memory.FOLDER))
         if isinstance(error, state_folder.ForeignError):
             raise state_folder.refusal(host.store, error) from None
-        warning = f"{where} can't be written: {error.strerror}"
+        where = names.printable(os.path.join(host.store, memory.FOLDER))
+        warning, command = (
+            f"{where} can't be written: {error.strerror}",
+            state_folder.cure(host.store),
+        )
         if any(action.kind is not ActionKind.REFRESH for action in agreed.actions):
-            if command := state_folder.cure(host.store):
-                raise NoPermissionError(f"{warning}; nothing was done", "give it back:", command)
-            raise advice.cant_write(f"{warning}; nothing was done", error, host.store) from None
-        if state_folder.cure(host.store):
+            message = f"{warning}; nothing was done"
+            if command:
+                raise NoPermissionError(message, "give it back:", command)
+            raise advice.cant_write(message, error, host.store) from None
+        if command:
             warning += "; audit reports the command that helps"
         diagnosis = now.diagnosis()
         occasion = transitions.Occasion(self._rules.mode.announce)
@@ -417,11 +401,6 @@ class _Run:
         )
 
 
-def _questions(agreed: Plan, asked: set[tuple[ActionKind, str]]) -> list[Action]:
-    new = (each for each in agreed.actions if (each.kind, each.subject) not in asked)
-    return [each for each in new if not _is_act(each)]
-
-
 def _is_act(action: Action) -> bool:
     return action.kind not in QUESTIONS
 
@@ -430,8 +409,8 @@ def _is_act(action: Action) -> bool:
 def _signals_wait(host: Host) -> Iterator[Host]:
     """Have ctrl-C and SIGTERM end the block between two acts, and take effect then.
 
-    Gives the host whose `stops` says so. A handler of somebody else's stays, and so does a second
-    ctrl-C. Only the main thread may.
+    Gives the host whose `stops` says so. A handler of somebody else's stays, and a second ctrl-C
+    takes effect at once. Only the main thread may.
     """
     came: list[int] = []
     usual: dict[signal.Signals, Any] = {
@@ -456,6 +435,13 @@ def _signals_wait(host: Host) -> Iterator[Host]:
         signal.raise_signal(came[0])
 
 
+@contextlib.contextmanager
+def _journal(host: Host, settings: Settings, seconds: float) -> Iterator[Journal]:
+    """What is written down while the lock for acting is held. Raises OSError, LockedError."""
+    with folders.opened_store(host.store) as store, locked(store, seconds):
+        yield Journal(store, settings, host)
+
+
 def remembered(host: Host, unsaved: Memory | None = None) -> Memory:
     """What is remembered on the disk; where there is nothing, what could not be saved there."""
     try:
@@ -463,8 +449,8 @@ def remembered(host: Host, unsaved: Memory | None = None) -> Memory:
             found = memory.load(store)
     except OSError:
         return unsaved or Memory()  # observe says what is wrong with the folder
-    return _or_told(found, unsaved)
+    return _or_unsaved(found, unsaved)
 
 
-def _or_told(found: Memory, unsaved: Memory | None) -> Memory:
+def _or_unsaved(found: Memory, unsaved: Memory | None) -> Memory:
     return unsaved if unsaved is not None and found == Memory() else found

@@ -83,7 +83,7 @@ def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:
     try:
         here = os.readlink(f"{host.proc}/self/ns/mnt")
         same_mounts = os.readlink(f"{host.proc}/{pid}/ns/mnt") == here
-        ours, blobs = folders.identities(host.store)
+        ours, before = folders.look(host.store)
         try:
             theirs = os.stat(there)
         except FileNotFoundError:
@@ -94,16 +94,17 @@ def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:
         other: os.stat_result | None = None
         with contextlib.suppress(OSError):
             other = os.stat(f"{there}/blobs")
+        blobs = before.status
         if blobs is not None and other is not None and os.path.samestat(blobs, other):
             return True, True
         if same_mounts:
             return False, False
         # In another mount namespace the same files may show another device and inode (an overlay,
         # a share of a virtual machine), but blobs/ has the same time: it changes with each name.
-        _, after = folders.identities(host.store)
+        _, after = folders.look(host.store)
     except OSError:
         return None, False
-    times = {each.st_mtime_ns for each in (blobs, after) if each is not None}
+    times = {each.status.st_mtime_ns for each in (before, after) if each.status is not None}
     alike = other is None or theirs.st_ino == ours.st_ino or other.st_mtime_ns in times
     return (None if alike else False), False
 

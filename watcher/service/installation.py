@@ -59,7 +59,7 @@ def _found(
             return usual if store == usual.store else usual._replace(store=store, writable=(store,))
     else:
         found = place.find(named, os.environ)
-        link = found.foreign or folders.foreign_blobs(found.path)
+        link = found.foreign or folders.look(found.path)[1].foreign
         if link is not None:
             raise RefusedError(
                 f"{names.of_link(link)}: a service does not follow it", names.TRUST_LINK

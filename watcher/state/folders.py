@@ -81,10 +81,8 @@ def opened_store(path: str) -> Iterator[int]:
         if os.geteuid() == 0 and (uid := _owner(at.open_fd).st_uid):
             raise NotRootsError(uid, path)
         fd = fs.open_quietly(".", _FOLDER, at.fd)
-    try:
+    with fs.closing(fd):
         yield fd
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -93,11 +91,8 @@ def opened_blobs(store: int, *, foreign_too: bool = False) -> Iterator[int]:
 
     `foreign_too`: also where it is foreign, for who only reads; else that raises ForeignLinkError.
     """
-    fd = _blobs(store, foreign_too=foreign_too)
-    try:
+    with fs.closing(_blobs(store, foreign_too=foreign_too)) as fd:
         yield fd
-    finally:
-        os.close(fd)
 
 
 def way(path: str) -> Way:
@@ -106,14 +101,18 @@ def way(path: str) -> Way:
     PermissionError also where that folder can't be looked into.
     """
     with _reached(path) as (at, links):
-        is_store = any(_is_there(name, at.open_fd) for name in ("blobs", "manifests"))
+        is_store = False
+        for name in ("blobs", "manifests"):
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(name, dir_fd=at.open_fd, follow_symlinks=False)
+                is_store = True
         return Way(at.path, is_store, links.foreign)
 
 
-def identities(path: str) -> tuple[os.stat_result, os.stat_result | None]:
-    """A store's folder and the one that its blobs lie in, if any. Raises OSError."""
+def look(path: str) -> tuple[os.stat_result, Blobs]:
+    """A store's folder, and what is at the name ``blobs`` in it. Raises OSError."""
     with _reached(path) as (at, _):
-        return os.fstat(at.open_fd), look_at_blobs(at.open_fd).status
+        return os.fstat(at.open_fd), look_at_blobs(at.open_fd)
 
 
 @contextlib.contextmanager
@@ -123,16 +122,8 @@ def opened_output(path: str) -> Iterator[int]:
     with _reached(folder) as (at, links):
         links.forbid()
         fd = fs.open_output(name, at.open_fd)
-    try:
+    with fs.closing(fd):
         yield fd
-    finally:
-        os.close(fd)
-
-
-def foreign_blobs(path: str) -> ForeignLink | None:
-    """The symlink that makes the blobs of a store foreign, if one does. Raises OSError."""
-    with _reached(path) as (at, _):
-        return look_at_blobs(at.open_fd).foreign
 
 
 def owner(path: str) -> os.stat_result:
@@ -186,14 +177,6 @@ def look_at_blobs(store: int) -> Blobs:
     return Blobs(True, None)
 
 
-def _is_there(name: str, folder: int) -> bool:
-    try:
-        os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def _blobs(store: int, *, foreign_too: bool) -> int:
     try:
         return fs.open_quietly("blobs", _FOLDER | os.O_NOFOLLOW, store)
@@ -213,8 +196,6 @@ def _blobs(store: int, *, foreign_too: bool) -> int:
         # Not the FileNotFoundError of a store that has no blobs yet: something is there.
         raise NotADirectoryError(errno.ENOTDIR, why, "blobs") from error
 
-
-# ---------------------------------------------------------------- root's way
 
 #: Where the way to a store begins, by its path, for the owner who could not go all of it.
 _begun: dict[str, tuple[_At, str]] = {}
@@ -241,7 +222,14 @@ class KeptWay:
     def begin(self) -> None:
         """Begin the way, from now on, where this user can go on: mostly at its start."""
         for at, rest in self._steps:
-            if self._path not in _begun and _may_go(at, rest):
+            may_go = True
+            try:
+                with _reached(rest, at):
+                    pass
+            except OSError as error:
+                # Where something else is wrong with it, the scan will report that.
+                may_go = not isinstance(error, PermissionError)
+            if self._path not in _begun and may_go:
                 _begun[self._path] = at, rest
             else:
                 os.close(at.open_fd)
@@ -250,19 +238,6 @@ class KeptWay:
 def begins_further_on(path: str) -> bool:
     """Whether a store lies where we can't go from the root folder on."""
     return path in _begun and _begun[path][0].path != "/"
-
-
-def _may_go(at: _At, rest: str) -> bool:
-    try:
-        with _reached(rest, at):
-            return True
-    except PermissionError:
-        return False
-    except OSError:
-        return True  # something else is wrong with it, as the look will tell
-
-
-# ---------------------------------------------------------------- the walk
 
 
 class _At(NamedTuple):
@@ -286,22 +261,12 @@ class _Links:
 
     def __init__(self) -> None:
         self.foreign: ForeignLink | None = None
-        self._count = 0
+        self.count = 0
 
     def forbid(self) -> None:
         """Raise what forbids to change anything at the end of the way."""
         if self.foreign is not None:
             raise ForeignLinkError(self.foreign)
-
-    def meet(self, name: str) -> None:
-        self._count += 1
-        if self._count > _MOST_LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
-
-    def judge(self, link: str, owner: int, behind: _At) -> None:
-        target = os.fstat(behind.open_fd).st_uid
-        if owner not in (0, target) and self.foreign is None:
-            self.foreign = ForeignLink(link, owner, behind.path, target)
 
 
 @contextlib.contextmanager
@@ -342,9 +307,13 @@ def _step(name: str, at: _At, links: _Links) -> _At:
     try:
         if not stat.S_ISLNK(kind):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), inside)
-        links.meet(inside)
+        links.count += 1
+        if links.count > _MOST_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), inside)
         behind = _behind(fd, at, inside, links)
-        links.judge(inside, os.fstat(fd).st_uid, behind)
+        uid, target = os.fstat(fd).st_uid, os.fstat(behind.open_fd).st_uid
+        if uid not in (0, target) and links.foreign is None:
+            links.foreign = ForeignLink(inside, uid, behind.path, target)
         return behind
     finally:
         os.close(fd)
@@ -353,15 +322,11 @@ def _step(name: str, at: _At, links: _Links) -> _At:
 def _behind(link: int, at: _At, inside: str, links: _Links) -> _At:
     """What a symlink points to."""
     target = os.readlink("", dir_fd=link)
-    if _is_magic(link):
+    is_magic = False
+    with contextlib.suppress(OSError):
+        is_magic = os.fstat(link).st_dev == os.stat("/proc/self").st_dev
+    if is_magic:
         # Such as /proc/<pid>/root: it does not lead where its text says, and nobody can make one.
         name = os.path.basename(inside)
         return _At(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at.fd), inside)
     return _along(target, at, links)
-
-
-def _is_magic(link: int) -> bool:
-    try:
-        return os.fstat(link).st_dev == os.stat("/proc/self").st_dev
-    except OSError:
-        return False

@@ -54,6 +54,15 @@ class NoLogError(OSError):
 
 
 @contextlib.contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """A descriptor that is closed at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
 def opened_folder(name: str, parent: int | None = None, *, follow: bool = False) -> Iterator[int]:
     """A folder's descriptor. Below another folder (`parent`) a symlink is refused (ENOTDIR).
 
@@ -62,11 +71,8 @@ def opened_folder(name: str, parent: int | None = None, *, follow: bool = False)
     flags = os.O_RDONLY | os.O_DIRECTORY
     if parent is not None and not follow:
         flags |= os.O_NOFOLLOW
-    fd = open_quietly(name, flags, parent)
-    try:
+    with closing(open_quietly(name, flags, parent)) as fd:
         yield fd
-    finally:
-        os.close(fd)
 
 
 def open_quietly(name: str, flags: int, parent: int | None) -> int:
@@ -101,14 +107,11 @@ def open_behind(name: str, parent: int) -> int:
     It is inspected by its path alone (O_PATH), and then that very file is opened: not a device, or
     a FIFO, that takes its place meanwhile.
     """
-    seen = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=parent)
-    try:
+    with closing(os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=parent)) as seen:
         status = os.fstat(seen)
         _check(status, name)
         check_link(name, parent, status)
         return open_quietly(f"/proc/self/fd/{seen}", os.O_RDONLY | os.O_NOCTTY, None)
-    finally:
-        os.close(seen)
 
 
 def check_link(name: str, parent: int, behind: os.stat_result) -> None:
@@ -126,11 +129,8 @@ def check_link(name: str, parent: int, behind: os.stat_result) -> None:
 
 def read_small(name: str, parent: int, limit: int) -> bytes:
     """The first `limit` bytes of a regular file. Raises OSError."""
-    fd = open_to_read(name, parent)
-    try:
+    with closing(open_to_read(name, parent)) as fd:
         return read_open(fd, limit)
-    finally:
-        os.close(fd)
 
 
 def read_ours(name: str, parent: int, limit: int) -> bytes:
@@ -138,14 +138,11 @@ def read_ours(name: str, parent: int, limit: int) -> bytes:
 
     Nor is one of more than `limit` bytes.
     """
-    fd = open_to_read(name, parent, ours=True)
-    try:
+    with closing(open_to_read(name, parent, ours=True)) as fd:
         size = os.fstat(fd).st_size
         if size > limit:
             raise OSError(errno.EINVAL, f"{size} bytes is too much", name)
         return read_open(fd, limit)
-    finally:
-        os.close(fd)
 
 
 def is_trusted(found: os.stat_result, folder: os.stat_result) -> bool:
@@ -370,14 +367,11 @@ def create_like(
 ) -> None:
     """Make a copy of a small file of the store, with the mode and modification time of `like`."""
     create(name, parent, data, owner, durable=False)
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
+    with closing(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as fd:
         mode, at_ns = like
         os.fchmod(fd, mode)
         os.utime(fd, ns=(at_ns, at_ns))
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def create_all(
@@ -493,8 +487,7 @@ def append(name: str, parent: int, lines: bytes) -> int:
     could hold one on the log itself.
     """
     flags = os.O_RDWR | os.O_APPEND
-    fd = _opened_or_made(name, parent, flags, file_mode(os.fstat(parent)))
-    try:
+    with closing(_opened_or_made(name, parent, flags, file_mode(os.fstat(parent)))) as fd:
         _check(os.fstat(fd), name, os.fstat(parent), alone=True)
         size = _cut_half_line(fd, os.fstat(fd).st_size)
         try:
@@ -503,8 +496,6 @@ def append(name: str, parent: int, lines: bytes) -> int:
             os.ftruncate(fd, size)
             raise
         return size + len(lines)
-    finally:
-        os.close(fd)
 
 
 def _cut_half_line(fd: int, size: int) -> int:
@@ -607,14 +598,12 @@ def touch(name: str, parent: int, at_ns: int) -> None:
 
     Nor, as root, of a file that has another name: that may lie outside of the store.
     """
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
-    try:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with closing(os.open(name, flags, dir_fd=parent)) as fd:
         status = os.fstat(fd)
         alone = status.st_nlink == 1 or os.geteuid() != 0
         if stat.S_ISREG(status.st_mode) and alone:
             os.utime(fd, ns=(at_ns, at_ns))
-    finally:
-        os.close(fd)
 
 
 def sync(folder: int) -> None:
@@ -746,15 +735,12 @@ def locked(name: str, parent: int, owner: str, *, seconds: float = 0.0) -> Itera
     where it stays held, or this process is asked to end meanwhile, and OSError for what is no file
     of ours.
     """
-    fd = _take(name, parent, time.monotonic() + seconds)
-    try:
+    with closing(_take(name, parent, time.monotonic() + seconds)) as fd:
         # A full disk must not keep anyone from acting; the text is for people only.
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{owner}\n".encode(), 0)
         yield fd
-    finally:
-        os.close(fd)
 
 
 #: Held while a lock that others could open is replaced.
