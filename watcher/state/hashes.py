@@ -92,8 +92,6 @@ _EMPTY = Shard({}, {})
 _FILES = {prefix: _File(f"{prefix}.json", _EMPTY, FOLDER) for prefix in _PREFIXES}
 
 
-# ---------------------------------------------------------------- what is known
-
 New: TypeAlias = Mapping[str, Hashed]
 _NONE: New = MappingProxyType({})
 
@@ -182,9 +180,6 @@ def _shown(prefix: str) -> str:
     return f"{state_folder.FOLDER}/{FOLDER}/{prefix}.json"
 
 
-# ---------------------------------------------------------------- keeping
-
-
 def keep(store: int, new: New) -> None:
     """Keep what was found out; on the disk when this returns.
 
@@ -199,31 +194,22 @@ def keep(store: int, new: New) -> None:
     damaged: list[str] = []
     for prefix, more in by_prefix.items():
         file = _FILES[prefix]
-        known, is_damaged = _known(file, store)
-        if is_damaged:
+        shard, lost = file.load(store)
+        try:
+            known = shard.all()
+        except (ValueError, TypeError) as error:
+            known, lost = {}, str(error)
+        if lost:
             damaged.append(file.name)
         if more.items() - known.items():
-            contents[file.name] = file.to_bytes(_shard({**known, **more}))
+            after = Shard({}, {})
+            for name, (*row, sha256, boot) in {**known, **more}.items():
+                if name == names.blob(sha256):
+                    after.right.setdefault(boot, {})[sha256] = row
+                else:
+                    after.others[name] = [*row, sha256, boot]
+            contents[file.name] = file.to_bytes(after)
     with state_folder.made(store) as ours, state_folder.made_in(FOLDER, ours) as folder:
         for name in damaged:
             fs.set_aside(name, folder)
         fs.save_all(contents, folder)
-
-
-def _known(file: _File, store: int) -> tuple[dict[str, Hashed], bool]:
-    """All rows of a file, and whether it is damaged."""
-    shard, lost = file.load(store)
-    try:
-        return shard.all(), bool(lost)
-    except (ValueError, TypeError):
-        return {}, True
-
-
-def _shard(rows: New) -> Shard:
-    shard = Shard({}, {})
-    for name, (*row, sha256, boot) in rows.items():
-        if name == names.blob(sha256):
-            shard.right.setdefault(boot, {})[sha256] = row
-        else:
-            shard.others[name] = [*row, sha256, boot]
-    return shard

@@ -13,7 +13,6 @@ import os
 import pwd
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from watcher.errors import RefusedError
 from watcher.ollama import names
@@ -41,7 +40,13 @@ class ForeignError(PermissionError):
 def opened(store: int) -> Iterator[int]:
     """The descriptor of our folder of a store. Raises ForeignError, and OSError."""
     with fs.opened_folder(FOLDER, store) as fd:
-        _check(store, os.fstat(fd))
+        found, blobs, top = os.fstat(fd), _blobs(store), os.fstat(store)
+        if found.st_uid not in (0, blobs.st_uid):
+            # Whoever may write to blobs/ can do there himself what our folder could have us do.
+            mode = 0 if blobs.st_mode & stat.S_ISVTX else blobs.st_mode
+            alike = found.st_gid == blobs.st_gid == top.st_gid and not top.st_mode & stat.S_IWOTH
+            if not (mode & stat.S_IWOTH or (mode & stat.S_IWGRP and alike)):
+                raise ForeignError(FOLDER, found.st_uid, _owner(store))
         yield fd
 
 
@@ -117,49 +122,22 @@ class LongLock:
         self._opened.close()
 
 
-def foreign(store: int) -> ForeignError | None:
-    """Why nothing in our folder of a store is believed; None where it is, or is not there."""
-    try:
-        with opened(store):
-            return None
-    except ForeignError as error:
-        return error
-    except OSError:
-        return None
-
-
-class Odd(NamedTuple):
-    """Our folder of a store is not as it has to be: who owns it, and who should."""
-
-    found: int
-    wanted: tuple[int, int]
-    #: Else it counts, and the owner of the blobs can't write to it.
-    is_foreign: bool
-
-
-def oddity(store: int) -> Odd | None:
-    """What is wrong with our folder of a store; None where it is right, or not there."""
-    error = foreign(store)
-    if error is not None:
-        return Odd(error.found, error.wanted, is_foreign=True)
+def oddity(store: int) -> tuple[int, tuple[int, int], bool] | None:
+    """What is wrong with our folder of a store, as `Place.state_owner` has it; None for nothing."""
     try:
         with opened(store) as fd:
             found, owner = os.fstat(fd), _blobs(store)
+    except ForeignError as error:
+        return error.found, error.wanted, True
     except OSError:
         return None
-    by_group = found.st_mode & 0o020 and _may_be_in(owner.st_uid, found.st_gid)
+    by_group = bool(found.st_mode & 0o020)
+    with contextlib.suppress(KeyError):  # of a user who is not known that can't be told
+        user = pwd.getpwuid(owner.st_uid)
+        by_group = by_group and found.st_gid in os.getgrouplist(user.pw_name, user.pw_gid)
     if owner.st_uid in (0, found.st_uid) or by_group or found.st_mode & 0o002:
         return None
-    return Odd(found.st_uid, _owner(store), is_foreign=False)
-
-
-def _may_be_in(uid: int, group: int) -> bool:
-    """Whether a user is in a group, or that can't be told."""
-    try:
-        user = pwd.getpwuid(uid)
-    except KeyError:
-        return True
-    return group in os.getgrouplist(user.pw_name, user.pw_gid)
+    return found.st_uid, _owner(store), False
 
 
 def cure(store: str) -> str:
@@ -167,32 +145,33 @@ def cure(store: str) -> str:
     with contextlib.suppress(OSError), folders.opened_store(store) as fd:
         odd = oddity(fd)
         if odd is not None:
-            return advice.as_root(*give_back(os.path.join(store, FOLDER), odd.wanted))
+            return _give_back(os.path.join(store, FOLDER), odd[1])
     return ""
 
 
 def refusal(store: str, error: ForeignError) -> RefusedError:
-    """What whoever wanted to act is told."""
+    """The error for whoever wants to act where our folder is somebody else's."""
     path = os.path.join(store, FOLDER)
     return RefusedError(
         f"{names.printable(path)}: {error.strerror}; its content is ignored, and nothing is"
         " changed",
         "check its content; if it is yours:",
-        advice.as_root(*give_back(path, error.wanted)),
+        _give_back(path, error.wanted),
     )
 
 
 def check(store: str) -> None:
     """Raise RefusedError where nothing may be done, since our folder is somebody else's."""
     with contextlib.suppress(OSError), folders.opened_store(store) as fd:
-        error = foreign(fd)
-        if error is not None:
-            raise refusal(store, error)
+        try:
+            with opened(fd):
+                pass
+        except ForeignError as error:
+            raise refusal(store, error) from None
 
 
-def give_back(path: str, wanted: tuple[int, int]) -> tuple[str, ...]:
-    """The words of the command that gives our folder to whom it should belong."""
-    return ("chown", "-hR", f"{wanted[0]}:{wanted[1]}", path)
+def _give_back(path: str, wanted: tuple[int, int]) -> str:
+    return advice.as_root("chown", "-hR", f"{wanted[0]}:{wanted[1]}", path)
 
 
 def _owner(store: int) -> tuple[int, int]:
@@ -203,15 +182,3 @@ def _owner(store: int) -> tuple[int, int]:
 def _blobs(store: int) -> os.stat_result:
     """Of the folder that the blobs lie in; of the store's where there is none yet."""
     return folders.look_at_blobs(store).status or os.fstat(store)
-
-
-def _check(store: int, found: os.stat_result) -> None:
-    blobs, top = _blobs(store), os.fstat(store)
-    if found.st_uid in (0, blobs.st_uid):
-        return
-    # Whoever may write to blobs/ can do there himself what our folder could have us do.
-    everybody = blobs.st_mode & stat.S_IWOTH and not blobs.st_mode & stat.S_ISVTX
-    alike = found.st_gid == blobs.st_gid == top.st_gid and not top.st_mode & stat.S_IWOTH
-    member = blobs.st_mode & stat.S_IWGRP and not blobs.st_mode & stat.S_ISVTX and alike
-    if not (everybody or member):
-        raise ForeignError(FOLDER, found.st_uid, _owner(store))
