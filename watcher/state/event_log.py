@@ -220,10 +220,7 @@ def _by_log(events: Iterable[Event]) -> dict[str, list[Event]]:
 
 
 def write(store: int, events: Iterable[Event], settings: Settings) -> None:
-    """Append events to the logs of the store behind a descriptor.
-
-    Raises OSError (disk full), and BlockingIOError where another process writes for long.
-    """
+    """Append events to the logs of a store. Raises OSError: BlockingIOError where others write."""
     logs = _by_log(events)
     if not logs:
         return
@@ -239,10 +236,7 @@ def write(store: int, events: Iterable[Event], settings: Settings) -> None:
 
 
 def write_missing(store: int, events: Sequence[Event]) -> None:
-    """Append to each log what is not in it yet. Raises OSError.
-
-    Looked for at the end of a log, and of what was set aside of it last.
-    """
+    """Append to each log what is not at its end, nor at that of its last rotation. OSError."""
     with ExitStack() as opened:
         folder = _logs_folder(store, opened)
         listed = os.listdir(folder)
@@ -308,11 +302,7 @@ def _set_aside(folder: int, log: str, now: float) -> None:
 
 
 def expire(store: int, now: float, settings: Settings) -> None:
-    """Remove all logs to which nothing was written for `settings.log_keep_days`. Raises OSError.
-
-    Also those of models that are no more, to which nothing will be written again. What can't be
-    removed (it is no file, somebody writes to it just now) stays.
-    """
+    """Remove all logs to which nothing was written for `settings.log_keep_days`. Raises OSError."""
     with ExitStack() as opened, contextlib.suppress(FileNotFoundError, BlockingIOError):
         our_folder = opened.enter_context(state_folder.opened(store))
         folder = opened.enter_context(state_folder.opened_in(LOGS, our_folder))
@@ -330,10 +320,7 @@ def expire(store: int, now: float, settings: Settings) -> None:
 
 
 class Log:
-    """One log of a store, read on from where it was left, over every rotation.
-
-    `store` is a path; neither it nor the log need be there yet.
-    """
+    """One log of a store (a path; neither need be there yet), read on over every rotation."""
 
     def __init__(self, store: str, log: str = ALL) -> None:
         self._store, self._log = store, log

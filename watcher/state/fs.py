@@ -76,10 +76,7 @@ def opened_folder(name: str, parent: int | None = None, *, follow: bool = False)
 
 
 def open_quietly(name: str, flags: int, parent: int | None) -> int:
-    """A descriptor for reading. The time of last access stays, where the kernel lets us.
-
-    (O_NOATIME is for the owner and for root.)
-    """
+    """A descriptor for reading that leaves the time of last access as it is, where it may."""
     flags |= os.O_CLOEXEC
     try:
         return os.open(name, flags | getattr(os, "O_NOATIME", 0), dir_fd=parent)
@@ -115,10 +112,7 @@ def open_behind(name: str, parent: int) -> int:
 
 
 def check_link(name: str, parent: int, behind: os.stat_result) -> None:
-    """Forbid root to follow what may be somebody's symlink to what only root may read.
-
-    Everybody else is kept from that by the kernel. Raises PermissionError.
-    """
+    """Keep root, as the kernel keeps others, from following what may be somebody's symlink."""
     if os.geteuid() != 0:
         return
     link = os.stat(name, dir_fd=parent, follow_symlinks=False)
@@ -134,10 +128,7 @@ def read_small(name: str, parent: int, limit: int) -> bytes:
 
 
 def read_ours(name: str, parent: int, limit: int) -> bytes:
-    """All of a file in a folder of ours. Raises OSError: EINVAL where it is no file of ours.
-
-    Nor is one of more than `limit` bytes.
-    """
+    """All of a file in a folder of ours. Raises OSError: EINVAL where it is none, or too large."""
     with closing(open_to_read(name, parent, ours=True)) as fd:
         size = os.fstat(fd).st_size
         if size > limit:
@@ -146,10 +137,7 @@ def read_ours(name: str, parent: int, limit: int) -> bytes:
 
 
 def is_trusted(found: os.stat_result, folder: os.stat_result) -> bool:
-    """Whether what lies in a folder of ours may be believed, by who owns it.
-
-    That is the folder's owner, root, this user, or whoever may write to that folder anyway.
-    """
+    """Whether what lies in a folder of ours may be believed: who owns it may write there anyway."""
     if found.st_uid in (0, folder.st_uid, os.geteuid()) or folder.st_mode & 0o002:
         return True
     return bool(folder.st_mode & 0o020) and found.st_gid == folder.st_gid
@@ -286,10 +274,7 @@ def _exact_modes() -> Iterator[None]:
 def _settle(
     fd: int, above: os.stat_result, mode: int, owner: tuple[int, int] | None = None
 ) -> None:
-    """Give what was made in a folder its owner, group and mode. Raises OSError where it can't be.
-
-    Root's goes to `owner`, else to the folder's owner.
-    """
+    """Give what was made in a folder its owner (root's), group and mode. Raises OSError."""
     made = os.fstat(fd)
     if os.geteuid() == 0:
         wanted = owner or (above.st_uid, above.st_gid)
@@ -382,10 +367,7 @@ def create_all(
     durable: bool = True,
     mode: int = FILE_MODE,
 ) -> None:
-    """Make new files, by name: as `create`, in far less time.
-
-    On an error those stay that were on the disk before.
-    """
+    """Make new files, by name, as `create`, in far less time. On an error the first may stay."""
     names = list(contents)
     for at in range(0, len(names), _AT_ONCE):
         some = {name: contents[name] for name in names[at : at + _AT_ONCE]}
@@ -462,11 +444,7 @@ def save_all(
 
 
 def add(name: str, parent: int, data: bytes) -> None:
-    """Make a new file in one step, on the disk when this returns. Raises FileExistsError.
-
-    Unlike `create` it leaves no half file under that name after a kill, but ``.<name>.new``, which
-    the next `add` or `save` replaces.
-    """
+    """Make a new file in one step, as `save` does. Raises FileExistsError."""
     temporary = f".{name}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=parent)
@@ -524,10 +502,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def move(name: str, parent: int, new_name: str, new_parent: int, *, private: bool = False) -> None:
-    """Rename, never over an existing name (FileExistsError), in one step where the system can.
-
-    `private`: the new folder is ours alone, so that nothing can be in the way there.
-    """
+    """Rename, never over an existing name (FileExistsError), which `private` folders don't have."""
     if private:
         os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
         return
@@ -560,10 +535,7 @@ def replace(name: str, parent: int, new_name: str, new_parent: int) -> None:
 
 
 def set_aside(name: str, parent: int) -> None:
-    """Keep a damaged file of ours beside its place, as ``<name>.damaged``, if it is still there.
-
-    Where a folder is in the way, or is to be kept, the name gets a number.
-    """
+    """Keep a damaged file of ours as ``<name>.damaged``, with a number where that can't be."""
     for number in itertools.count():
         try:
             replace(name, parent, f"{name}.damaged{f'-{number}' if number else ''}", parent)
@@ -594,10 +566,7 @@ def remove_folder(name: str, parent: int) -> None:
 
 
 def touch(name: str, parent: int, at_ns: int) -> None:
-    """Set both times of a regular file, never of what a symlink points to.
-
-    Nor, as root, of a file that has another name: that may lie outside of the store.
-    """
+    """Set both times of a regular file; of root's none that has another name, maybe elsewhere."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     with closing(os.open(name, flags, dir_fd=parent)) as fd:
         status = os.fstat(fd)
@@ -784,10 +753,7 @@ def _open_lock(name: str, parent: int) -> int:
 
 
 def _replace_loose(name: str, parent: int, fd: int, until: float) -> None:
-    """Put a lock that nobody else can open in the place of one, once none of ours holds that.
-
-    Who can't write to the folder has no business with it, and keeps a file that is none any more.
-    """
+    """Put a lock that only the folder's writers can open in the place of one that nobody holds."""
     _wait_for(fd, until, lambda: _is_strangers(fd, parent))
     seconds = max(_REPLACING_SECONDS, until - time.monotonic())
     with locked(_REPLACING, parent, f"pid {os.getpid()}", seconds=seconds):

@@ -143,10 +143,7 @@ class Hashes:
         return found if found is not None and found.counts(name, self._boot) else None
 
     def blobs(self) -> Iterator[Blobs]:
-        """The blobs that were hashed, some after some: a look at a large store holds few at a time.
-
-        What is new comes first, and hides what is in the files.
-        """
+        """The blobs that were hashed, file by file; what is new comes first, and hides the rest."""
         new = {name for name in self.new if names.is_blob(name)}
         right = {name for name in new if self.new[name].is_right(name)}
         on_disk = {name for name in right if self.new[name].counts(name, self._boot)}
@@ -181,11 +178,7 @@ def _shown(prefix: str) -> str:
 
 
 def keep(store: int, new: New) -> None:
-    """Keep what was found out; on the disk when this returns.
-
-    For whoever holds the lock for acting. A damaged file is set aside; one that can't be read is
-    not written over. Raises OSError.
-    """
+    """Keep what was found out, on the disk, where the lock for acting is held. Raises OSError."""
     by_prefix: dict[str, dict[str, Hashed]] = {}
     for name, each in new.items():
         if prefix := _prefix_of(name):

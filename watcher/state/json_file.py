@@ -129,10 +129,7 @@ class File(Generic[T]):
     # ------------------------------------------------------------ writing
 
     def write(self, store: int, value: T, lost: str = "") -> None:
-        """Replace what is kept, where the lock for acting is held. Raises OSError.
-
-        `lost`: why what lies there could not be used; then it is set aside.
-        """
+        """Replace what is kept, under the lock for acting; `lost`: set it aside. Raises OSError."""
         with state_folder.made(store) as folder:
             if lost:
                 fs.set_aside(self.name, folder)

@@ -89,10 +89,7 @@ class Remembered:
     reads: Reads | None = None
 
     def is_of(self, device: int, inode: int, born_ns: int) -> bool:
-        """Whether this is remembered of the file with these three.
-
-        A device may have another number after a restart, so where births are known they count.
-        """
+        """Whether it is the same file; a device may have another number after a restart."""
         if (self.inode, self.born_ns) != (inode, born_ns):
             return False
         return born_ns != 0 or self.device == device
@@ -193,10 +190,7 @@ def let_go() -> None:
 
 
 def save(store: int, memory: Memory) -> Memory:
-    """Write the memory and give it back as it is on the disk.
-
-    For whoever holds the lock for acting. A damaged file is set aside. Raises OSError.
-    """
+    """Write the memory under the lock for acting: as it is on the disk then. Raises OSError."""
     if memory.hashes.new:
         # Before the memory: it may say that nothing is left to be hashed.
         hashes.keep(store, memory.hashes.new)

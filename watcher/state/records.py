@@ -115,10 +115,7 @@ def may_follow(before: State, after: State) -> bool:
 
 
 def way(before: State, after: State) -> tuple[State, ...]:
-    """The states to go through to a state that was seen, with itself at the end.
-
-    What lies between two scans is not seen: a try, or its end. Nothing where it is there already.
-    """
+    """The states to go through to one that was seen: a try, or its end, may lie in between."""
     if before is after:
         return ()
     if after in WAYS[before]:
@@ -170,10 +167,7 @@ Records = Mapping[str, Record]
 
 
 def read(store: int) -> Records:
-    """All records of the store behind a descriptor.
-
-    Empty where there are none or the file is damaged. Raises WatchError where it can't be read.
-    """
+    """All records of a store; none of a damaged file. Raises WatchError where it can't be read."""
     return _FILE.read(store)
 
 
@@ -256,10 +250,7 @@ def driving_lock(model: str) -> state_folder.LongLock:
 
 
 def drive(lock: state_folder.LongLock, store: int) -> bool:
-    """Hold such a lock from now on; False where another process does.
-
-    True without a lock where the store can't be written: there is no record to be kept then.
-    """
+    """Hold such a lock; False where another process does. True where there can be no record."""
     try:
         lock.hold(store, f"pid {os.getpid()}")
     except fs.BusyError:

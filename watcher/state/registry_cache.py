@@ -69,10 +69,7 @@ def cached(store: int) -> Manifests:
 
 
 def known_layers(store: int, more: Manifests = _NONE) -> dict[str, KnownLayer]:
-    """By digest: a download whose model has no manifest yet is known by the one that was kept.
-
-    `more`: what was received and not kept.
-    """
+    """By digest; `more`: what was received and not kept."""
     found: dict[str, KnownLayer] = {}
     for key, each in {**cached(store), **more}.items():
         shown = names.to_model(key).shown
@@ -90,10 +87,7 @@ def manifest(
     insecure: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> Answer:
-    """Ask a model's registry for its manifest; where nobody answers, the one that was kept.
-
-    `store`: the descriptor of the store that keeps it, or None.
-    """
+    """Ask a model's registry for its manifest; where nobody answers, the one kept in `store`."""
     known = None if store is None else cached(store).get(model.key)
     kept = known.raw.encode() if known else None
     try:

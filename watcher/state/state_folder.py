@@ -90,10 +90,7 @@ def made_in(name: str, ours: int) -> Iterator[int]:
 
 
 class LongLock:
-    """A lock that is held for long: taken anew where it, or the folder that it is in, was removed.
-
-    `inside`: a folder in ours that it lies in.
-    """
+    """A lock held for long, maybe in a folder in ours: taken anew where either was removed."""
 
     def __init__(self, name: str, inside: str = "") -> None:
         self._name, self._inside = name, inside
@@ -101,11 +98,7 @@ class LongLock:
         self._held: int | None = None
 
     def hold(self, store: int, owner: str, seconds: float = 0.0) -> bool:
-        """Hold it from now on; gives back whether it was not held just before.
-
-        Raises BusyError where another process has it for so many seconds, and OSError; then it is
-        not held.
-        """
+        """Hold it, or raise BusyError or OSError; returns whether it was not held just before."""
         with made(store) as folder, contextlib.ExitStack() as inside:
             if self._inside:
                 folder = inside.enter_context(made_in(self._inside, folder))

@@ -146,10 +146,7 @@ def changes(words: tuple[str, ...]) -> bool:
 
 
 def ours(*words: str, store: str = "", by: Caller | None = None, root: bool = False) -> str:
-    """A command of ours. `store`: the one that is meant; "" where a bare call finds it.
-
-    `root`: by root, with `sudo` where the caller is another user.
-    """
+    """A command of ours; with `sudo` for `root`. `store`: "" where a bare call finds it."""
     by = by or caller()
     sudo = root and by.uid != 0
     config = ("--config", by.config) if by.config else ()
@@ -159,10 +156,7 @@ def ours(*words: str, store: str = "", by: Caller | None = None, root: bool = Fa
 
 
 def shell(seen: Evidence, *words: str, owner: int | None = None) -> str:
-    """Another program's command, which changes the store.
-
-    `owner`: the user who may do it besides root; None: root alone.
-    """
+    """Another program's command, which changes the store: for root and, if given, `owner`."""
     return "" if seen.place.read_only else line(*_sudo(seen.caller, owner), *words)
 
 

@@ -124,10 +124,7 @@ def give_on(most: int) -> None:
 
 
 def handed_on() -> dict[str, str]:
-    """The environment for what this process starts, which its user can read.
-
-    Of root's that is what it needs, and no address with a password.
-    """
+    """The environment for what this process starts: root's own is not for the store's owner."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -199,11 +196,7 @@ def _prctl(option: int, first: int, second: int = 0) -> int:
 
 
 def owner_of(uid: int, folder_gid: int) -> Owner:
-    """A user with the group that the system gives them.
-
-    One whom the system does not know gets that of their folder, unless it knows that one: they may
-    not be in it.
-    """
+    """A user with the group that the system gives them; else that of a folder, if nobody has it."""
     with contextlib.suppress(KeyError):
         return Owner(uid, pwd.getpwuid(uid).pw_gid)
     with contextlib.suppress(KeyError):

@@ -17,10 +17,7 @@ class Worker:
         self._is_wanted = False
 
     def wake(self) -> None:
-        """Begin, or once more after what is under way.
-
-        Raises RuntimeError where no thread can be started; then the next call tries again.
-        """
+        """Begin, or once more after what is under way. Raises RuntimeError where it can't."""
         with self._lock:
             self._is_wanted = True
             if self._thread is None and not self._stopped.is_set():
