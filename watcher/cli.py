@@ -157,10 +157,7 @@ class _Stream(io.FileIO):
 
 
 def _run(words: list[str], *, own: bool) -> int:
-    """Run a command; every error becomes its message and its exit code.
-
-    `own`: in a process of its own, which may change its user.
-    """
+    """Run a command, maybe in a process of its `own`; its exit code, or that of an error."""
     given = Given(own=own)
     try:
         code = program.main(

@@ -22,26 +22,20 @@ ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What people set, and nothing else. `config` reads it."""
+    """What people set, and nothing else: `docs/reference/settings.md` explains each."""
 
-    #: The stores to look after; empty: find one. And who named them: a file, or a variable.
+    #: And who named them: a file, or a variable.
     stores: tuple[str, ...] = ()
     stores_by: str = ""
     stale_after: float = 7 * 86400.0
-    #: What a service does by itself: repair, clean, run the queue.
     repair: bool = True
     clean: bool = False
     queue: bool = False
-    #: The user's word that every process which could write to the store is visible from here.
     writers_visible: bool = False
-    #: The quarantine's bounds: a file that a good one has replaced goes after that time, or before
-    #: where there are more bytes than that; nothing is put into a full one.
     quarantine_keep: float = 30 * 86400.0
     quarantine_max_bytes: int = 200_000_000_000
     log_max_bytes: int = 10_000_000
     log_keep_days: float = 90.0
-    #: Where a service keeps its metrics, for node_exporter; "" for nowhere. And where it serves
-    #: them: an address of loopback, and a port.
     metrics_file: str = ""
     metrics_listen: tuple[str, int] | None = None
 
@@ -113,10 +107,7 @@ def metrics_file(value: object) -> str:
 
 
 def loopback(value: object) -> tuple[str, int] | None:
-    """Address and port of ``127.0.0.1:9464`` or ``[::1]:9464``; None for "".
-
-    No other than loopback: metrics tell a store's path, and nobody is asked who they are.
-    """
+    """Address and port of ``127.0.0.1:9464`` or ``[::1]:9464``; None for ""."""
     import ipaddress
 
     if value == "":

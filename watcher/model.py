@@ -156,10 +156,7 @@ class Reads(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """The latest time of a download's files, where that lies in the future: a clock was set back.
-
-    It does not show how long the files are quiet; how long it has been seen unchanged does.
-    """
+    """The latest time of a download's files, where it lies in the future: a clock was set back."""
 
     latest: float
     #: When it was first seen: seconds that the machine had been awake since its start, and that
@@ -222,21 +219,17 @@ class Download:
     sidecars: tuple[Sidecar, ...] = ()
     #: A ``.tmp`` of the transfer path: data without parts.
     transfer: bool = False
-    #: The finished blob of the same digest, where there is one.
     finished: Entry | None = None
     #: The true length where known, and who says so ("sidecars", "manifest", "memory", "data",
     #: "registry").
     total: int | None = None
     total_from: str | None = None
-    #: Why the sidecars are no valid set; empty when they are.
     faults: tuple[str, ...] = ()
     trust: Trust = field(default_factory=Trust)
     #: What was read of its data for that; None where it can't stand in for another read.
     reads: Reads | None = None
     holders: tuple[Holder, ...] = ()
-    #: Models that a manifest, or the memory, ties to this digest.
     models: tuple[str, ...] = ()
-    #: When bytes last arrived, where the memory knows better than the files' times.
     progress_at: float | None = None
     #: As remembered, where its files' times lie in the future.
     ahead: Ahead | None = None
@@ -316,7 +309,6 @@ class ServerUser(NamedTuple):
 
     uid: int = 0
     groups: frozenset[int] = frozenset()
-    #: Who says so, in words.
     by: str = "the store's owner"
     #: No owner and no mode keeps it from anything, as root.
     unbarred: bool = True
@@ -355,7 +347,6 @@ class Barred(NamedTuple):
     need: Need
     #: It belongs to that user: its mode is in the way.
     own: bool
-    #: How many there are, and the first few.
     total: int
     first: tuple[Located, ...]
 
@@ -402,7 +393,6 @@ class OddBlob(NamedTuple):
     #: not `asked` within the hour.
     registry: int | None = None
     asked: bool = False
-    #: What a link leads to, under the blob's name.
     behind: Entry | None = None
     #: Of a missing one: where its bytes lie under a name that the server does not look for.
     lies: Located | None = None
@@ -433,7 +423,6 @@ class Nested(NamedTuple):
     apart: int
     #: Whether unfinished downloads of both stores have the same names.
     collides: bool
-    #: A server runs on it: it lies there on purpose.
     used: bool = False
 
 
@@ -477,7 +466,6 @@ class OddManifest(NamedTuple):
     path: str
     fault: ManifestFault
     why: str
-    #: Shown name of the model, where the path gives one.
     model: str | None = None
     changed_at: float | None = None
     #: We can read it, and the server's user can't; or the other way round.
@@ -497,7 +485,6 @@ class Kept(NamedTuple):
     #: What is in its place was hashed and found right.
     replaced: bool
     there: Entry | None = None
-    #: Whether its place could be inspected.
     place_seen: bool = True
 
 
@@ -507,7 +494,6 @@ class BlobCensus(NamedTuple):
     manifests: int = 0
     #: Each model with a readable manifest: inode and time tell one manifest from the next.
     models: Mapping[str, tuple[int, int]] = MappingProxyType({})
-    #: Names under ``blobs/`` of any kind, and bytes allocated by all of them.
     entries: int = 0
     allocated: int = 0
     #: Finished blobs that a manifest names and that have the right size.
@@ -517,16 +503,12 @@ class BlobCensus(NamedTuple):
     hashed: int = 0
     #: Only for `verify`: each readable blob that a manifest names (links followed), its models.
     named: tuple[tuple[Entry, tuple[str, ...]], ...] = ()
-    #: Blobs that were finished on sidecars of ours and not hashed since.
     unproven: tuple[Entry, ...] = ()
     odd: tuple[OddBlob, ...] = ()
-    #: Finished blobs that no manifest names, be it of another store.
     unnamed: tuple[Entry, ...] = ()
-    #: Finished blobs that only a manifest of another store names, see `Sharing`.
     elsewhere: tuple[Entry, ...] = ()
     #: Names in the old spelling ``sha256:<hex>``, as paths below ``blobs/``.
     old_names: tuple[Located, ...] = ()
-    #: Why the server's start fails at renaming one of them.
     rename_faults: tuple[str, ...] = ()
     #: Those of them that a manifest protects once they are renamed.
     old_protected: frozenset[str] = frozenset()
@@ -545,13 +527,11 @@ class BlobCensus(NamedTuple):
     unseen: tuple[Unseen, ...] = ()
     #: As `unlisted`, for the server, going by the store's owner and the folders' modes.
     unlisted_by_server: tuple[str, ...] = ()
-    #: What the server's user can't use as it has to.
     barred: tuple[Barred, ...] = ()
     #: Folders that the start finds empty and can't remove.
     stuck_folders: tuple[str, ...] = ()
     #: The server's user can add, rename and remove no name under ``blobs/``.
     sealed: bool = False
-    #: Empty folders under ``manifests/``, which the server's start removes.
     empty_folders: tuple[str, ...] = ()
     nested: tuple[Nested, ...] = ()
 
@@ -566,7 +546,6 @@ class Sharing(NamedTuple):
     """Other stores whose blobs lie in the same folder, as far as they are seen."""
 
     stores: tuple[str, ...] = ()
-    #: The digests that their manifests name.
     named: frozenset[str] = frozenset()
     #: What of them can't be read, and may name any blob.
     unread: tuple[str, ...] = ()
@@ -614,7 +593,6 @@ class Server(NamedTuple):
     user: str
     since: float
     state: ServerState
-    #: Its models folder, or None where its environment can't be read.
     store: str | None = None
     #: Whether its blobs lie in the inspected store's folder; None where not known.
     ours: bool | None = None
@@ -627,7 +605,6 @@ class Server(NamedTuple):
     no_prune: bool | None = None
     #: Who may end it besides root; None where not known.
     uid: int | None = None
-    #: The unit of the system's that it belongs to; "" for none.
     unit: str = ""
 
 
@@ -636,7 +613,6 @@ class ForeignLink(NamedTuple):
 
     path: str
     uid: int
-    #: The folder that it points to, its own symlinks resolved.
     target: str
     target_uid: int
 
@@ -648,7 +624,6 @@ class Place(NamedTuple):
     found_by: str
     file_system: str = ""
     network: bool = False
-    #: Device and inode of ``blobs``, links followed.
     blobs: tuple[int, int] = (0, 0)
     #: User id of the store's folder: the one that the server runs as, most likely.
     owner: int = 0
@@ -681,7 +656,6 @@ class Caller(NamedTuple):
     #: The words that run it, for this user and behind ``sudo``.
     program: tuple[str, ...] = ("ollama-watch",)
     program_of_root: tuple[str, ...] = ("ollama-watch",)
-    #: The settings file that was named; "" for the system's.
     config: str = ""
 
 
@@ -711,7 +685,6 @@ class Space(NamedTuple):
     #: The models that name the digests of `entries`; and all models.
     models: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     every_model: frozenset[str] = frozenset()
-    #: Folders that could not be listed, as paths below the store.
     unlisted: tuple[str, ...] = ()
     #: Of ``blobs`` and ``manifests``, those that are a link to a folder elsewhere.
     linked: tuple[str, ...] = ()
@@ -735,26 +708,21 @@ class Evidence:
     downloads: tuple[Download, ...] = ()
     census: BlobCensus = field(default_factory=BlobCensus)
     sharing: Sharing = field(default_factory=Sharing)
-    #: The digests inspected; None means the whole store.
     scope: frozenset[str] | None = None
     #: Of a scan of the whole store.
     next_start: NextStart = field(default_factory=NextStart)
-    #: User id that we act as.
     uid: int = 0
     #: The models that a registry's manifest gives a blob which no manifest of the store names.
     known_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    #: Printed commands are for this user.
     caller: Caller = field(default_factory=Caller)
     #: Why what was remembered of the store is not known, if so.
     forgotten: str = ""
     quarantine: tuple[Kept, ...] = ()
-    #: What kept it from being listed, if anything did.
     quarantine_unseen: Unseen | None = None
     #: What is not believed among the intents that a kill has left.
     intents: tuple[Unseen, ...] = ()
     #: Downloads (by key) that a server is at work on, those outside of the scope as remembered.
     pulling: frozenset[str] = frozenset()
-    #: Where it was asked for.
     space: Space | None = None
 
     def age_of(self, at: float) -> float:
@@ -828,7 +796,6 @@ class Use(NamedTuple):
 
     kind: UseKind
     name: str
-    #: Files, folders and links, each inode once.
     files: int
     #: `freed`: what removing all of it together gives back.
     sizes: Sizes
@@ -858,7 +825,6 @@ class Diagnosed(NamedTuple):
     download: Download
     condition: Condition
     stale: bool
-    #: Why it is so, in one clause.
     because: str
     #: Seconds since its last progress, and since any of its entries changed; never negative.
     age: float
@@ -881,9 +847,7 @@ class Forecast(NamedTuple):
     later: tuple[tuple[float, Located], ...] = ()
     renames: tuple[Located, ...] = ()
     empty_folders: tuple[str, ...] = ()
-    #: The start ends in an error, and no server runs.
     start_fails: bool = False
-    #: Its clean-up is skipped as a whole.
     pruning_off: bool = False
     #: There are manifests that the server may read, and we may not: which finished blobs it deletes
     #: is not known, and none of them is among those above.
@@ -924,7 +888,6 @@ class Action(NamedTuple):
     """One thing to do, but only while the disk still has what it `expects`."""
 
     kind: ActionKind
-    #: The digest, or the entry's name.
     subject: str
     because: str
     #: The entries under ``blobs/`` that it was planned on.
@@ -979,7 +942,6 @@ class Refusal(NamedTuple):
     models: tuple[str, ...] = ()
     #: The names under ``blobs/`` that it is about, where one refusal is about many.
     entries: tuple[str, ...] = ()
-    #: Bytes that it would have given back.
     frees: int = 0
     #: The command that makes it possible, where one does; made by `advice`.
     command: str = ""
@@ -1008,9 +970,7 @@ class Plan:
     actions: tuple[Action, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     due: tuple[Due, ...] = ()
-    #: Of a clean-up: what it leaves until it is stale.
     spared: tuple[Spared, ...] = ()
-    #: Bytes free on the store's file system when it was made.
     free: int = 0
 
     def only(self, meant: Callable[[Iterable[str], Iterable[str]], bool]) -> Plan:

@@ -51,18 +51,18 @@ QUESTIONS = frozenset({ActionKind.HASH, ActionKind.ASK_REGISTRY})
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One run: what was seen, diagnosed, planned and done."""
+    """One run: what was seen, diagnosed, planned and done, and what is remembered after it.
+
+    `stuck`: what a kill has left could not be finished, so nothing was done.
+    """
 
     evidence: Evidence
     diagnosis: Diagnosis
     plan: Plan
     outcomes: tuple[Outcome, ...] = ()
-    #: What happened since the last look, and what could not be written down.
     events: tuple[Event, ...] = ()
     warnings: tuple[str, ...] = ()
-    #: What a kill has left could not be finished, so nothing was done.
     stuck: bool = False
-    #: What is remembered after the run.
     memory: Memory | None = None
 
 
@@ -101,10 +101,7 @@ class Reconciler:
         self._unsaved: Memory | None = None
 
     def inspect(self, mode: Mode = modes.INSPECT, scope: Scope = ALL) -> Report:
-        """Look at the store and decide. Nothing is written, hashed or asked.
-
-        Raises what `evidence.observe` raises.
-        """
+        """Scan the store and decide; nothing is written, hashed or asked. Raises as `observe`."""
         look = _Looks(self.host, Rules(self.settings, mode), scope).first(self._unsaved)
         return Report(look.evidence, look.diagnosis(), look.plan)
 
@@ -122,10 +119,7 @@ class Reconciler:
         return report
 
     def keep_fresh(self, mode: Mode) -> None:
-        """Set the times of what is wanted, and nothing else; their own ones are remembered.
-
-        Raises LockedError, and OSError where nothing can be written down.
-        """
+        """Set the times of what is needed, and nothing else. Raises LockedError, and OSError."""
         from watcher.act import apply
 
         look = _Looks(self.host, Rules(self.settings, mode), ALL).first(None)
@@ -274,10 +268,7 @@ class _Run:
         return transitions.proved(known, self._unkept, self._host.clock(), start.id, start.at)
 
     def _settle(self, now: Look, agreed: Plan) -> tuple[Look, Plan, tuple[Outcome, ...]]:
-        """Bring to the disk what the plan relies on: the scan, the plan, and what has failed.
-
-        What the disk did not take is remembered as missing, and everything is decided anew.
-        """
+        """Bring to the disk what the plan relies on; what it refuses is remembered as missing."""
         from watcher.act import durability
 
         for _ in range(_MOST_TRIES):
@@ -303,10 +294,7 @@ class _Run:
     def _act(
         self, now: Look, known: Memory, agreed: Plan, journal: Journal
     ) -> tuple[tuple[Outcome, ...], tuple[Evidence, Diagnosis] | None]:
-        """Do what was approved, look at what has come of it, and learn that; under the lock.
-
-        Gives back the outcomes, and what was seen then; None where nobody waits for another look.
-        """
+        """Do what was approved, under the lock: what came of it, and what was seen then."""
         from watcher.act import apply
 
         host, store = self._host, journal.store
@@ -353,10 +341,7 @@ class _Run:
             return ()  # the look that follows says what is wrong with the folder
 
     def _finish_leftovers(self, journal: Journal, *, report_stuck: bool = True) -> tuple[str, ...]:
-        """The same where the lock is held: nobody is at work on what is unfinished now.
-
-        Gives back what could not be finished: then nothing else may be changed.
-        """
+        """The same under the lock; what could not be finished, so that nothing else may change."""
         from watcher.act import transaction
 
         host, store = self._host, journal.store
@@ -407,11 +392,7 @@ def _is_act(action: Action) -> bool:
 
 @contextlib.contextmanager
 def _signals_wait(host: Host) -> Iterator[Host]:
-    """Have ctrl-C and SIGTERM end the block between two acts, and take effect then.
-
-    Gives the host whose `stops` says so. A handler of somebody else's stays, and a second ctrl-C
-    takes effect at once. Only the main thread may.
-    """
+    """Have ctrl-C and SIGTERM, if nobody else handles them, end the block between two acts."""
     came: list[int] = []
     usual: dict[signal.Signals, Any] = {
         signal.SIGINT: signal.default_int_handler,

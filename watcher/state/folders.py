@@ -72,10 +72,7 @@ class Blobs(NamedTuple):
 
 @contextlib.contextmanager
 def opened_store(path: str) -> Iterator[int]:
-    """The descriptor of a store's folder. Raises OSError.
-
-    ForeignLinkError is one, and NotRootsError: with root's rights only root's stores are opened.
-    """
+    """A store's folder. Raises OSError: ForeignLinkError, and NotRootsError for root's rights."""
     with _reached(path) as (at, links):
         links.forbid()
         if os.geteuid() == 0 and (uid := _owner(at.open_fd).st_uid):
@@ -87,19 +84,13 @@ def opened_store(path: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def opened_blobs(store: int, *, foreign_too: bool = False) -> Iterator[int]:
-    """The descriptor of the folder that a store's blobs lie in. Raises OSError.
-
-    `foreign_too`: also where it is foreign, for who only reads; else that raises ForeignLinkError.
-    """
+    """The folder that the blobs lie in. Raises OSError: ForeignLinkError unless `foreign_too`."""
     with fs.closing(_blobs(store, foreign_too=foreign_too)) as fd:
         yield fd
 
 
 def way(path: str) -> Way:
-    """Where a path to a folder leads, foreign or not. Raises OSError.
-
-    PermissionError also where that folder can't be looked into.
-    """
+    """Where a path to a folder leads, foreign or not. Raises OSError where it can't be seen."""
     with _reached(path) as (at, links):
         is_store = False
         for name in ("blobs", "manifests"):
@@ -202,10 +193,7 @@ _begun: dict[str, tuple[_At, str]] = {}
 
 
 class KeptWay:
-    """The way to a store as root goes it, for the owner whom root becomes.
-
-    Their store may lie where they can't go by themselves, as below a folder of Docker's.
-    """
+    """The way to a store as root goes it, for the owner, who may not get there by themselves."""
 
     def __init__(self, path: str) -> None:
         self._path = path
