@@ -426,22 +426,6 @@ class Nested(NamedTuple):
     used: bool = False
 
 
-class TemporaryKind(enum.StrEnum):
-    """Names in the store that the server itself leaves behind when it is stopped at work."""
-
-    CREATE = "create"
-    CREATE_FOLDER = "create_folder"
-    UPLOAD = "upload"
-
-
-class Temporary(NamedTuple):
-    """A left-over of ``ollama create`` or of an upload, with its path below the store."""
-
-    entry: Entry
-    kind: TemporaryKind
-    path: str
-
-
 class ManifestFault(enum.StrEnum):
     """Why a file under ``manifests/`` is no use."""
 
@@ -514,7 +498,8 @@ class BlobCensus(NamedTuple):
     old_protected: frozenset[str] = frozenset()
     #: Blobs that a manifest names in a way that does not keep the server from deleting them.
     unprotected: tuple[Entry, ...] = ()
-    temporaries: tuple[Temporary, ...] = ()
+    #: Left-overs of ``ollama create`` and of uploads, as paths below the store.
+    temporaries: tuple[Located, ...] = ()
     foreign: tuple[Entry, ...] = ()
     odd_manifests: tuple[OddManifest, ...] = ()
     #: Folders that could not be listed, here and below as paths below the store.

@@ -19,6 +19,7 @@ from watcher.model import (
     Evidence,
     Holder,
     Kind,
+    Located,
     ManifestFault,
     OddManifest,
     Part,
@@ -27,8 +28,6 @@ from watcher.model import (
     Server,
     ServerState,
     Sidecar,
-    Temporary,
-    TemporaryKind,
     Trust,
     View,
     Visibility,
@@ -108,7 +107,7 @@ def censuses(draw: st.DrawFn) -> BlobCensus:
         manifests=draw(st.integers(0, 2)),
         unnamed=tuple(draw(entries(f"sha256-{name}")) for name in sorted(names)),
         temporaries=tuple(
-            Temporary(draw(entries(name)), TemporaryKind.CREATE, f"blobs/{name}")
+            Located(f"blobs/{name}", draw(entries(name)))
             for name in draw(st.sets(st.sampled_from(["COPY1", "COPY2"])))
         ),
         odd_manifests=tuple(OddManifest("manifests/a/b/c/d", fault, "why") for fault in odd),

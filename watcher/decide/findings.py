@@ -25,9 +25,9 @@ from watcher.model import (
     Finding,
     Forecast,
     Kind,
+    Located,
     Rules,
     Sizes,
-    Temporary,
 )
 from watcher.ollama import names, ranges
 from watcher.state.event_log import clock
@@ -354,6 +354,6 @@ def is_young(entry: Entry, evidence: Evidence, rules: Rules) -> bool:
     return evidence.age_of(entry.changed_at) < rules.settings.stale_after
 
 
-def is_old_temporary(left: Temporary, evidence: Evidence) -> bool:
+def is_old_temporary(left: Located, evidence: Evidence) -> bool:
     """Whether `clean` would remove it."""
     return left.entry.kind is Kind.FILE and evidence.age_of(left.entry.mtime) >= HOUR

@@ -30,8 +30,6 @@ from watcher.model import (
     ServerUser,
     Subject,
     Tally,
-    Temporary,
-    TemporaryKind,
     Unseen,
 )
 from watcher.observe import nested
@@ -496,7 +494,7 @@ def scan_store(
     for name in os.listdir(store):
         found = look(name, store) if name.startswith("ollama-safetensors") else None
         if found is not None and found.kind is Kind.FOLDER:
-            census.temporaries.append(Temporary(found, TemporaryKind.CREATE_FOLDER, name))
+            census.temporaries.append(Located(name, found))
     writable = named.access.folder(store, Need.WRITE)
     if not writable and any(look(name, store) is None for name in ("blobs", "manifests")):
         # A server has to make what is missing.
@@ -610,7 +608,7 @@ class _Census:
         self.rename_faults: list[str] = []
         self.old_protected: set[str] = set()
         self.unprotected: list[Entry] = []
-        self.temporaries: list[Temporary] = []
+        self.temporaries: list[Located] = []
         self.foreign: list[Entry] = []
         self.nested: list[Nested] = []
 
@@ -738,9 +736,9 @@ class _Census:
                 if parsed.role in _UNFINISHED:
                     _add_piece(self.old_downloads, parsed, found)
             case Role.UPLOAD | Role.CREATE if is_file:
-                self.temporaries.append(Temporary(found, TemporaryKind(parsed.role.value), path))
+                self.temporaries.append(Located(path, found))
             case _ if found.kind is Kind.FOLDER and found.name.startswith("split-gguf-"):
-                self.temporaries.append(Temporary(found, TemporaryKind.CREATE_FOLDER, path))
+                self.temporaries.append(Located(path, found))
             case _:
                 self.foreign.append(found)
 

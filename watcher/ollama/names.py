@@ -38,7 +38,7 @@ _MODEL_PATH = re.compile(r"\w[\w.:-]{0,349}/\w[\w-]{0,79}/\w[\w.-]{0,79}/\w[\w.-
 
 
 class Role(enum.StrEnum):
-    """What a name under ``blobs/`` stands for; left-overs as `TemporaryKind` has them."""
+    """What a name under ``blobs/`` stands for."""
 
     BLOB = "blob"
     DATA = "data"

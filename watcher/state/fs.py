@@ -144,11 +144,7 @@ def is_trusted(found: os.stat_result, folder: os.stat_result) -> bool:
 
 
 def _check(
-    found: os.stat_result,
-    name: str,
-    ours: os.stat_result | None = None,
-    *,
-    alone: bool = False,
+    found: os.stat_result, name: str, ours: os.stat_result | None = None, *, alone: bool = False
 ) -> None:
     """Raise OSError for what is no regular file.
 

@@ -22,6 +22,7 @@ from watcher.model import (
     Evidence,
     ForeignLink,
     Kept,
+    Located,
     ManifestFault,
     OddBlob,
     OddManifest,
@@ -31,8 +32,6 @@ from watcher.model import (
     Rules,
     Server,
     ServerState,
-    Temporary,
-    TemporaryKind,
     View,
     Visibility,
 )
@@ -286,7 +285,7 @@ def test_no_orphan_goes_while_something_may_name_it(
 
 
 def test_a_narrow_look_plans_no_orphans_and_no_left_overs() -> None:
-    left = Temporary(entry("COPY1", ago=OLD), TemporaryKind.CREATE, "blobs/COPY1")
+    left = Located("blobs/COPY1", entry("COPY1", ago=OLD))
     seen = evidence(census=orphans(temporaries=(left,)))
     assert len(planned(seen).actions) == 2
     assert planned(replace(seen, scope=frozenset({D}))).actions == ()
@@ -303,7 +302,7 @@ def test_a_narrow_look_plans_no_orphans_and_no_left_overs() -> None:
     ],
 )
 def test_left_overs_of_create(ago: float, more: dict[str, Any], goes: bool) -> None:
-    left = Temporary(entry("COPY1", ago=ago), TemporaryKind.CREATE, "blobs/COPY1")
+    left = Located("blobs/COPY1", entry("COPY1", ago=ago))
     seen = evidence(census=BlobCensus(manifests=1, temporaries=(left,)), **more)
     assert len(planned(seen).actions) == goes
 
