@@ -326,9 +326,11 @@ def test_what_was_seen_of_others_downloads_is_kept_by_legal_ways(folder: int) ->
 
 def test_a_record_that_a_process_of_ours_writes_is_left_to_it(folder: int) -> None:
     records.change(folder, "llama3", {"state": "starting"})
-    with records.driving(folder, "llama3") as ours, records.driving(folder, "LLAMA3:latest") as too:
-        assert (ours, too) == (True, False)
-        records.follow(folder, [("llama3", State.ERROR, "killed")], lambda: 5.0)
+    lock = records.driving_lock("llama3")
+    assert records.drive(lock, folder)
+    assert not records.drive(records.driving_lock("LLAMA3:latest"), folder)
+    records.follow(folder, [("llama3", State.ERROR, "killed")], lambda: 5.0)
+    lock.release()
     assert records.read(folder)[names.to_model("llama3").key].state is State.STARTING
     records.follow(folder, [("llama3", State.ERROR, "killed")], lambda: 5.0)
     assert records.read(folder)[names.to_model("llama3").key].state is State.ERROR

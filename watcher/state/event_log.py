@@ -208,9 +208,6 @@ def clock(at: float, now: float) -> str:
     return when.strftime("%H:%M" if when.date() == today.date() else "%Y-%m-%d %H:%M")
 
 
-# ---------------------------------------------------------------- writing
-
-
 def _by_log(events: Iterable[Event]) -> dict[str, list[Event]]:
     logs: dict[str, list[Event]] = {}
     for event in events:
@@ -314,9 +311,6 @@ def expire(store: int, now: float, settings: Settings) -> None:
                 is_log = name.endswith(SUFFIX) and stat.S_ISREG(found.st_mode)
                 if is_log and found.st_mtime < before:
                     fs.remove(name, folder)
-
-
-# ---------------------------------------------------------------- reading
 
 
 class Log:

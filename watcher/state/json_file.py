@@ -93,8 +93,6 @@ class File(Generic[T]):
         found = {"schema": self.schema, **self.encode(value)}
         return orjson.dumps(found, default=list, option=self.option)
 
-    # ------------------------------------------------------------ reading
-
     def load(self, store: int) -> Loaded[T]:
         """What is kept in the store behind a descriptor. Raises OSError where it can't be read."""
         try:
@@ -125,8 +123,6 @@ class File(Generic[T]):
             return self.load(store)
         except OSError as error:
             raise self._failed("read", error, store) from None
-
-    # ------------------------------------------------------------ writing
 
     def write(self, store: int, value: T, lost: str = "") -> None:
         """Replace what is kept, under the lock for acting; `lost`: set it aside. Raises OSError."""

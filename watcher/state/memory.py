@@ -45,47 +45,34 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """One download as it was last seen."""
+    """One download as it was last seen; `docs/reference/state-files.md` explains the fields."""
 
     device: int
     inode: int
     #: Birth time of the data file, ns since the epoch; 0 where the file system has none. ext4 gives
-    #: an inode to the next file at once, so inode and digest alone don't tell a file.
+    #: an inode to the next file at once, so inode and digest alone don't identify a file.
     born_ns: int
-    #: As it was last told.
     condition: Condition
     stale: bool
-    #: A pull of it was told, and its end was not yet.
     pulling: bool
-    #: True length in bytes, where it was known.
     total: int | None
     #: Claimed bytes, and those that the data file has on the disk: they grow when bytes arrive.
     claimed: int
     allocated: int
-    #: When bytes last arrived, seconds since the epoch.
     progress_at: float
     models: tuple[str, ...] = ()
-    #: The parts last seen as a sound set, or written by us: they stand in for lost sidecars.
     partition: tuple[Part, ...] = ()
-    #: Bytes that are there and must not be believed, until a part of the server's covers them.
+    #: Until a part of the server's covers them.
     doubted: Ranges = ()
-    #: Its sidecars were written by us: the finished blob is unproven until it was hashed.
     mended: bool = False
-    #: When it was last repaired, zero blocks looked for; seconds since the epoch.
     checked_at: float = 0.0
-    #: While it is pulled: the last few instants at which it was looked at, and the bytes on the
-    #: disk then.
     samples: tuple[Sample, ...] = ()
-    #: When its progress was told last, and whether it was told that none comes.
     told_at: float = 0.0
     stalled: bool = False
     ahead: Ahead | None = None
-    #: The note: the start of the machine in which claims of ours were written that the disk may not
-    #: have the data of; "" where it has, and `REFUSED` where it may have lost some.
+    #: The id of a start of the machine; "" for no note, and `REFUSED` where bytes may be lost.
     unsynced: str = ""
-    #: Bytes that the disk has refused to take, though memory may still show them.
     lost: Ranges = ()
-    #: What was read of the data by the last scan: what has not changed is not read again.
     reads: Reads | None = None
 
     def is_of(self, device: int, inode: int, born_ns: int) -> bool:
@@ -118,7 +105,7 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """All that is remembered of one store."""
+    """All that is remembered of one store; `docs/reference/state-files.md` explains the fields."""
 
     downloads: Mapping[str, Remembered] = field(default_factory=dict)
     #: By file name under ``blobs/``.
@@ -126,25 +113,18 @@ class Memory:
     hashes: Hashes = field(default_factory=Hashes)
     #: By digest.
     asked: Mapping[str, Asked] = field(default_factory=dict)
-    #: Digests of blobs that were finished on sidecars of ours and not hashed since.
     unproven: frozenset[str] = frozenset()
-    #: The models that had a manifest at the last full look, with their manifest's inode and time;
-    #: None before the first one.
+    #: None before the first full scan.
     models: Mapping[str, tuple[int, int]] | None = None
-    #: Findings that were told and still hold, by kind and path.
+    #: By kind and path.
     problems: frozenset[tuple[str, str]] = frozenset()
-    #: When the whole store was looked at last.
     looked_at: float = 0.0
-    #: The clocks then, or when one had last jumped.
     clock: Clock | None = None
-    #: How often hashes were written: a memory from before knows less.
     hashed: int = 0
-    #: Lines of events that tell how this differs from what was remembered before: on the disk with
-    #: it, so that a kill before they are in the log loses none, and tells none twice.
     untold: tuple[bytes, ...] = field(default=(), compare=False)
     #: The file that `models` and `problems` are in; "" for none.
     seen_in: str = field(default="", compare=False)
-    #: Why the file's content could not be used, if so; told once, and set aside.
+    #: Why the file's content could not be used, if so; reported once, and set aside.
     lost: str = ""
     #: Why the file could not even be read: then it must not be written either.
     unreadable: str = ""
@@ -208,8 +188,6 @@ def save(store: int, memory: Memory) -> Memory:
     return replace(memory, lost="")
 
 
-# ---------------------------------------------------------------- what a full scan has seen
-
 #: Models and problems grow with the store and seldom change. The name tells the content, and the
 #: memory names it: both are of the same scan, whenever a kill comes.
 _SEEN = re.compile(r"seen-[0-9a-f]{16}\.json")
@@ -259,9 +237,6 @@ def _pair(inode: int, changed_ns: int) -> tuple[int, int]:
 
 
 _manifest = row(_pair, checks.identity, checks.nanoseconds)
-
-
-# ---------------------------------------------------------------- the file
 
 
 def _key(name: object) -> str:

@@ -33,9 +33,6 @@ NAME = "models.json"
 DRIVEN = "driven"
 
 
-# ---------------------------------------------------------------- states
-
-
 class State(enum.StrEnum):
     """Where a model's download is; `stage` are the words for people."""
 
@@ -128,28 +125,19 @@ def of_status(status: str) -> State | None:
     return next((state for shape, state in _OF_STATUS if shape.fullmatch(status)), None)
 
 
-# ---------------------------------------------------------------- records
-
-
 @dataclass(frozen=True, slots=True)
 class Record:
-    """The download of one model; times are seconds since the epoch."""
+    """The download of one model; `docs/library.md` explains the fields."""
 
     state: State = State.IDLE
-    #: Of its layers and its config, each digest once; None before the manifest is known.
     total_bytes: int | None = None
-    #: Bytes that are here, those included that were here before; they fall when an attempt is lost.
     downloaded_bytes: int = 0
-    #: Bytes that were here when the manifest came.
     present_bytes: int = 0
     progress_percent: float = 0.0
     bytes_per_second: float | None = None
-    #: Of the pull that brings it, or was the last to: bytes that came and were lost, how often that
-    #: happened, and how often none came for long. Of others' pulls that is not known.
     lost_bytes: int = 0
     resets: int = 0
     stalls: int = 0
-    #: Why it is in the state ``error``.
     error: str = ""
     manifest_pulled: bool = False
     resume_supported: bool = False
@@ -204,12 +192,14 @@ def follow(store: int, seen: Sequence[tuple[str, State, str]], clock: Callable[[
     """Bring the records of models to the states that were seen of downloads that others drive.
 
     `seen`: model, state and why it is ``error``, in order. A record of which a process of ours
-    holds `driving` stays. Raises WatchError where the file can't be read or written.
+    holds `driving_lock` stays. Raises WatchError where the file can't be read or written.
     """
     free = set()
     for model in {each[0] for each in seen}:
-        with driving(store, model) as free_now:
-            free |= {model} if free_now else set()
+        lock = driving_lock(model)
+        if drive(lock, store):
+            free.add(model)
+        lock.release()
 
     def changed(records: Records) -> Records:
         now = dict(records)
@@ -232,16 +222,6 @@ def driven(store: int) -> Iterator[int]:
     """The folder of the locks of those who drive something. Raises OSError."""
     with state_folder.made(store) as folder, state_folder.made_in(DRIVEN, folder) as locks:
         yield locks
-
-
-@contextmanager
-def driving(store: int, model: str) -> Iterator[bool]:
-    """Hold that this process writes the record of a model; False where another one does."""
-    lock = driving_lock(model)
-    try:
-        yield drive(lock, store)
-    finally:
-        lock.release()
 
 
 def driving_lock(model: str) -> state_folder.LongLock:
@@ -290,9 +270,6 @@ def after(before: Record, changes: Mapping[str, object], now: float, model: str)
     return replace(record, progress_percent=max(percent, record.progress_percent))
 
 
-# ---------------------------------------------------------------- values
-
-
 def _state(value: object) -> State:
     try:
         return State(value)  # type: ignore[arg-type]
@@ -338,9 +315,6 @@ def _checked(changes: Mapping[str, object], model: str) -> dict[str, Any]:
             shown = "status" if key == "state" else key
             raise RecordError(f"{model}: {shown} = {value!r}: {error}") from None
     return checked
-
-
-# ---------------------------------------------------------------- the file
 
 
 class _File(json_file.File[Records]):

@@ -67,9 +67,6 @@ def _name_of(path: str, search: str) -> str:
     return path
 
 
-# ---------------------------------------------------------------- commands
-
-
 def watch(seen: Evidence, *words: str, owner: int | None = None, root: bool = False) -> str:
     """A command of ours on the store that was looked at.
 
