@@ -386,7 +386,7 @@ class ModelDownloadManager:
         record, shown = self._record(model), names.printable(model)
         # The record of a killed process says so for ever.
         if record.state.active and time.time() - record.updated_at < _SAID_SECONDS:
-            message = f"{shown} is being downloaded: {record.stage}"
+            message = f"{shown} is being downloaded: {record.state.stage}"
             raise RefusedError(
                 message, f"stop it first, or try again in {advice.duration(_SAID_SECONDS)}"
             )
@@ -576,7 +576,7 @@ def _progress(
         left = missing / record.bytes_per_second
     return DownloadProgress(
         status=record.state.value,
-        stage=record.stage,
+        stage=record.state.stage,
         progress_percent=record.progress_percent,
         downloaded_bytes=record.downloaded_bytes,
         total_bytes=record.total_bytes,

@@ -107,7 +107,7 @@ def record(name: str, known: Record) -> dict[str, Any]:
     return {
         "model": name,
         "status": known.state.value,
-        "stage": known.stage,
+        "stage": known.state.stage,
         "progress_percent": round(known.progress_percent, 2),
         "downloaded_bytes": known.downloaded_bytes,
         "total_bytes": known.total_bytes,

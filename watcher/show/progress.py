@@ -55,7 +55,7 @@ class Lines(Display):
             if begun or (steps and record.state is State.DOWNLOADING):
                 self._shown[who] = record.state, record.progress_percent
                 more = f": {record.error}" if record.error else f" {_numbers(update)}"
-                sys.stdout.write(f"{who}: {record.stage}{more.rstrip()}\n")
+                sys.stdout.write(f"{who}: {record.state.stage}{more.rstrip()}\n")
 
 
 class JsonLines(Display):
@@ -111,7 +111,7 @@ class Blocks(Display):
         for who, update in shown.items():
             record = update.record
             style = _STYLE.get(record.state, "cyan")
-            drawn.append(Text.assemble((f"{who}  ", "bold"), (record.stage, style)))
+            drawn.append(Text.assemble((f"{who}  ", "bold"), (record.state.stage, style)))
             filled = int(_CELLS * record.progress_percent / 100)
             bar, rest = ("#" * filled, style), ("." * (_CELLS - filled), "dim")
             drawn.append(Text.assemble("  ", bar, rest, f" {_numbers(update)}"))

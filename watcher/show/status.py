@@ -295,7 +295,7 @@ def _drawn(diagnosed: Diagnosed, status: Status) -> Iterator[Line]:
 
 def _stage(record: Record, now: float) -> str:
     """A model's stage, percent, rate, losses and error."""
-    text = record.stage
+    text = record.state.stage
     if record.total_bytes:
         text += f" {record.progress_percent:.0f} % of {size(record.total_bytes)}"
     if record.state.active and round(record.bytes_per_second or 0):

@@ -1,11 +1,9 @@
 """Every call that changes a file: by directory descriptor, durable, never over an existing name.
 
-Nothing else in the package may unlink, rename, replace, truncate or write a file (the linter and
-``tests/test_layers.py`` hold that, and name the exceptions). Names are opened relative to
-descriptors and no symlink is followed, so nothing outside the store can be reached by a name inside
-it; what is written outside because somebody asks for it stands in promise 7 of ``docs/safety.md``.
-What root creates gets the owner of the folder it is created in, so that the server's user can go on
-using it.
+Nothing else in the package may do so (the linter and ``tests/test_layers.py`` check it, and name
+the exceptions). Names are opened relative to descriptors and no symlink is followed, so no name in
+the store leads outside; promise 7 of ``docs/safety.md`` says what is written there. What root
+creates gets the owner of the folder it is created in, so that the server's user can use it.
 """
 
 from __future__ import annotations
@@ -48,9 +46,6 @@ _CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 class NoLogError(OSError):
     """What is to be added to is no log, but of its name."""
-
-
-# ---------------------------------------------------------------- looking, by descriptor
 
 
 @contextlib.contextmanager
@@ -146,10 +141,9 @@ def is_trusted(found: os.stat_result, folder: os.stat_result) -> bool:
 def _check(
     found: os.stat_result, name: str, ours: os.stat_result | None = None, *, alone: bool = False
 ) -> None:
-    """Raise OSError for what is no regular file.
+    """Raise OSError for what is no regular file; `alone`: or has a second name.
 
-    `ours`: the folder of ours that it lies in, where somebody else's file is refused, too. `alone`:
-    so is one that has a second name.
+    `ours`: the folder of ours that it lies in, where somebody else's file is refused, too.
     """
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", name)
@@ -192,9 +186,6 @@ _NO_REPLACE = 1
 _WAIT_WRITE_WAIT = 1 | 2 | 4
 
 
-# ---------------------------------------------------------------- making
-
-
 def file_mode(folder: os.stat_result) -> int:
     """The mode of a file of ours: who may read and write the folder may do so with the file."""
     return stat.S_IMODE(folder.st_mode) & 0o666 | 0o600
@@ -209,12 +200,10 @@ def lock_mode(folder: os.stat_result) -> int:
 def ensure_folder(
     name: str, parent: int, *, durable: bool = True, owner: tuple[int, int] | None = None
 ) -> bool:
-    """Make a folder of ours where there is none, with the owner and mode that it needs.
+    """Make a folder of ours where there is none, or a half made one right; whether it was made.
 
-    Its mode is that of the folder that it lies in, and its owner may do everything. Where a group
-    may write, what is made in it belongs to that group. One that a kill left half made is put
-    right, too, and one that a group's member has made so that the others can't write there. Not
-    `durable`: who calls syncs the parent. `owner`: as for `create`. Gives back whether it was made.
+    It gets the mode of the folder that it lies in, its owner all rights, and where a group may
+    write, what is made in it belongs to that group. Not `durable`: who calls syncs the parent.
     """
     above = os.fstat(parent)
     mode = stat.S_IMODE(above.st_mode) & (0o777 | stat.S_ISGID) | 0o700
@@ -254,11 +243,7 @@ _umask = threading.Lock()
 
 @contextlib.contextmanager
 def _exact_modes() -> Iterator[None]:
-    """Modes are given as they are asked for, whatever this process's umask is.
-
-    To set one afterwards would leave an instant in which a kill locks others out, and takes the
-    set-group bit from a folder of a group that this user is not in.
-    """
+    """Give modes as asked for, whatever the umask is: set later, a kill could lock others out."""
     with _umask:
         before = os.umask(0)
         try:
@@ -454,11 +439,9 @@ def add(name: str, parent: int, data: bytes) -> None:
 
 
 def append(name: str, parent: int, lines: bytes) -> int:
-    """Add whole lines to a log and give back the log's size in bytes.
+    """Add whole lines to a log, under the logs' lock; the log's size in bytes.
 
-    A half line that a kill left behind is cut off first; where the disk is full what was added is
-    taken back as a whole and OSError raised. For who holds the logs' lock: who may only read a log
-    could hold one on the log itself.
+    A half line that a kill left is cut off first. Raises OSError, with nothing added.
     """
     flags = os.O_RDWR | os.O_APPEND
     with closing(_opened_or_made(name, parent, flags, file_mode(os.fstat(parent)))) as fd:
@@ -492,9 +475,6 @@ def _write_all(fd: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
-
-
-# ---------------------------------------------------------------- moving and removing
 
 
 def move(name: str, parent: int, new_name: str, new_parent: int, *, private: bool = False) -> None:
@@ -537,13 +517,11 @@ def set_aside(name: str, parent: int) -> None:
             replace(name, parent, f"{name}.damaged{f'-{number}' if number else ''}", parent)
         except FileNotFoundError:
             return
-        except (IsADirectoryError, NotADirectoryError):
-            continue
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            continue
-        return
+        else:
+            return
 
 
 def second_name(name: str, parent: int, new_name: str, new_parent: int) -> None:
@@ -581,10 +559,9 @@ def sync(folder: int) -> None:
 
 
 def write_back(fd: int, start: int, end: int) -> None:
-    """Have the data in ``[start, end)`` of a file written, and wait until it is. Raises OSError.
+    """Have the data in ``[start, end)`` of a file written, where that can be. Raises OSError.
 
-    What tells where it lies is not on the disk by that; `data_synced` is for the rest. A file
-    system, or a libc, that can't do it leaves all of it to that.
+    The metadata, and the rest, is left to `data_synced`.
     """
     if _sync_file_range is None or end <= start:
         return
@@ -670,9 +647,6 @@ def drop_cache(fd: int) -> None:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-# ---------------------------------------------------------------- locks
-
-
 class BusyError(WatchError):
     """Somebody else has the lock; `owner` is what they wrote into it."""
 
@@ -693,12 +667,11 @@ class Holding(NamedTuple):
 
 @contextlib.contextmanager
 def locked(name: str, parent: int, owner: str, *, seconds: float = 0.0) -> Iterator[int]:
-    """Hold a lock file (flock), `owner` written into it; wait so many seconds for who has it.
+    """Hold a lock file (flock, so threads count, too), `owner` written into it: its descriptor.
 
-    It keeps the threads of one process apart, too. Nobody can open it who may not write to the
-    folder; an old one that others could open is replaced. Gives its descriptor. Raises BusyError
-    where it stays held, or this process is asked to end meanwhile, and OSError for what is no file
-    of ours.
+    Nobody can open it who may not write to the folder; an old one that others could open is
+    replaced. Raises OSError for what is no file of ours, and BusyError where it stays held for so
+    many seconds, or this process is asked to end meanwhile.
     """
     with closing(_take(name, parent, time.monotonic() + seconds)) as fd:
         # A full disk must not keep anyone from acting; the text is for people only.

@@ -144,11 +144,6 @@ class Record:
     started_at: float | None = None
     updated_at: float = 0.0
 
-    @property
-    def stage(self) -> str:
-        """What people are told of its state."""
-        return self.state.stage
-
 
 #: By `names.ModelName.key`.
 Records = Mapping[str, Record]
