@@ -147,6 +147,17 @@ KEYS = {
 }
 
 
+def stores(value: object) -> tuple[str, ...]:
+    """One folder, or a list of them."""
+    found = (value,) if isinstance(value, str) else value
+    if isinstance(found, list | tuple) and all(isinstance(each, str) and each for each in found):
+        return tuple(found)
+    raise ValueError("expected a folder, or a list of folders")
+
+
+_READ = {"store": stores, **{key: each.read for key, each in KEYS.items()}}
+
+
 class Given(NamedTuple):
     """A value as somebody gave it, and where: a file, or a variable."""
 
@@ -162,9 +173,8 @@ def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
     """
     values = given(file, environment)
     store = values.pop("store", Given((), ""))
-    stores = _stores(store.value, store.source)
     fields = {KEYS[key].field: KEYS[key].read(value) for key, (value, _) in values.items()}
-    return replace(Settings(), stores=stores, stores_by=store.source, **fields)
+    return replace(Settings(), stores=stores(store.value), stores_by=store.source, **fields)
 
 
 def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]:
@@ -204,23 +214,11 @@ def _read(path: Path) -> dict[str, object]:
 
 
 def _check(key: str, value: object, where: str) -> None:
-    if key == "store":
-        _stores(value, where)
-        return
-    if key not in KEYS:
-        known = ", ".join(["store", *KEYS])
-        known = textwrap.fill(f"known settings: {known}", 78, subsequent_indent="    ")
+    if key not in _READ:
+        known = f"known settings: {', '.join(_READ)}"
+        known = textwrap.fill(known, 78, subsequent_indent="    ")
         raise SettingsError(f"{where}: there is no such setting", known)
     try:
-        KEYS[key].read(value)
+        _READ[key](value)
     except ValueError as error:
         raise SettingsError(f"{where} = {value!r}: {error}") from None
-
-
-def _stores(value: object, where: str) -> tuple[str, ...]:
-    stores = (value,) if isinstance(value, str) else value
-    if not isinstance(stores, list | tuple) or not all(
-        isinstance(store, str) and store for store in stores
-    ):
-        raise SettingsError(f"{where} = {value!r}: expected a folder, or a list of folders")
-    return tuple(stores)

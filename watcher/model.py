@@ -151,8 +151,7 @@ class Reads(NamedTuple):
     changed_ns: int
     #: The start of the machine in which they were read: a power cut may change what is on the disk.
     boot: str
-    #: See `observe.parts`.
-    answers: str
+    answers: str  #: see `observe.parts`
 
 
 class Ahead(NamedTuple):
@@ -188,8 +187,7 @@ class Clock(NamedTuple):
     certain: float
     #: For so many seconds the wall clock has been seen to advance as the machine counts.
     held: float
-    #: When, by itself, the wall clock began to be as it is now.
-    begun: float
+    begun: float  #: when, by itself, the wall clock began to be as it is now
     #: By how much it has jumped since the scan before, and whether a jump ahead was its beginning.
     jump: float = 0.0
     jumped: bool = False
@@ -217,8 +215,7 @@ class Download:
     digest: str
     data: Entry | None = None
     sidecars: tuple[Sidecar, ...] = ()
-    #: A ``.tmp`` of the transfer path: data without parts.
-    transfer: bool = False
+    transfer: bool = False  #: a ``.tmp`` of the transfer path: data without parts
     finished: Entry | None = None
     #: The true length where known, and who says so ("sidecars", "manifest", "memory", "data",
     #: "registry").
@@ -239,8 +236,7 @@ class Download:
     registry: int | None = None
     #: Why a length that somebody has given for it is not believed.
     doubted_length: str = ""
-    #: Why something of it could not be read at all.
-    unreadable: str | None = None
+    unreadable: str | None = None  #: why something of it could not be read at all
 
     #: Every entry of the download, the data first; put together once, since it is used often.
     entries: tuple[Entry, ...] = field(init=False, repr=False, compare=False)
@@ -310,10 +306,8 @@ class ServerUser(NamedTuple):
     uid: int = 0
     groups: frozenset[int] = frozenset()
     by: str = "the store's owner"
-    #: No owner and no mode keeps it from anything, as root.
-    unbarred: bool = True
-    #: It sees other folders above the store than we do.
-    elsewhere: bool = False
+    unbarred: bool = True  #: no owner and no mode keeps it from anything, as root
+    elsewhere: bool = False  #: it sees other folders above the store than we do
 
     def may(self, wanted: int, mode: int, uid: int, gid: int) -> bool:
         """Whether it has all the `wanted` rights (``rwx`` as bits) to what has this mode, owner."""
@@ -345,8 +339,7 @@ class Barred(NamedTuple):
 
     subject: Subject
     need: Need
-    #: It belongs to that user: its mode is in the way.
-    own: bool
+    own: bool  #: it belongs to that user: its mode is in the way
     total: int
     first: tuple[Located, ...]
 
@@ -409,8 +402,7 @@ class Unseen(NamedTuple):
 
     path: str
     why: str
-    #: No right of this user's, and no fault of the disk.
-    forbidden: bool = False
+    forbidden: bool = False  #: no right of this user's, and no fault of the disk
 
 
 class Nested(NamedTuple):
@@ -419,10 +411,8 @@ class Nested(NamedTuple):
     path: str
     blobs: tuple[Located, ...]
     manifests: tuple[Located, ...]
-    #: So many of them have no name of theirs in the outer store.
-    apart: int
-    #: Whether unfinished downloads of both stores have the same names.
-    collides: bool
+    apart: int  #: so many of them have no name of theirs in the outer store
+    collides: bool  #: whether unfinished downloads of both stores have the same names
     used: bool = False
 
 
@@ -466,8 +456,7 @@ class Kept(NamedTuple):
     name: str
     entry: Entry
     in_its_place: bool
-    #: What is in its place was hashed and found right.
-    replaced: bool
+    replaced: bool  #: what is in its place was hashed and found right
     there: Entry | None = None
     place_seen: bool = True
 
@@ -483,8 +472,7 @@ class BlobCensus(NamedTuple):
     #: Finished blobs that a manifest names and that have the right size.
     healthy: int = 0
     healthy_bytes: int = 0
-    #: As many of these were hashed, and were right then.
-    hashed: int = 0
+    hashed: int = 0  #: as many of these were hashed, and were right then
     #: Only for `verify`: each readable blob that a manifest names (links followed), its models.
     named: tuple[tuple[Entry, tuple[str, ...]], ...] = ()
     unproven: tuple[Entry, ...] = ()
@@ -508,8 +496,7 @@ class BlobCensus(NamedTuple):
     failing: tuple[Unseen, ...] = ()
     #: Folders below ``manifests`` that a symlink of neither root's nor their owner's leads to.
     behind_foreign: tuple[str, ...] = ()
-    #: Names of which not even the kind is known.
-    unseen: tuple[Unseen, ...] = ()
+    unseen: tuple[Unseen, ...] = ()  #: names of which not even the kind is known
     #: As `unlisted`, for the server, going by the store's owner and the folders' modes.
     unlisted_by_server: tuple[str, ...] = ()
     barred: tuple[Barred, ...] = ()
@@ -532,8 +519,7 @@ class Sharing(NamedTuple):
 
     stores: tuple[str, ...] = ()
     named: frozenset[str] = frozenset()
-    #: What of them can't be read, and may name any blob.
-    unread: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()  #: what of them can't be read, and may name any blob
 
 
 class Visibility(enum.StrEnum):
@@ -588,8 +574,7 @@ class Server(NamedTuple):
     #: Established connections to its API; None where they can't be counted.
     connections: int | None = None
     no_prune: bool | None = None
-    #: Who may end it besides root; None where not known.
-    uid: int | None = None
+    uid: int | None = None  #: who may end it besides root; None where not known
     unit: str = ""
 
 
@@ -685,8 +670,7 @@ class Evidence:
     #: Seconds that the machine has been awake since its start, and that start's id; "": not known.
     uptime: float = 0.0
     boot: str = ""
-    #: None: the wall clock is all there is, and is right.
-    clock: Clock | None = None
+    clock: Clock | None = None  #: None: the wall clock is all there is, and is right
     servers: tuple[Server, ...] = ()
     #: Other Ollama processes (clients, runners): ``name (pid)``.
     others: tuple[str, ...] = ()
@@ -700,8 +684,7 @@ class Evidence:
     #: The models that a registry's manifest gives a blob which no manifest of the store names.
     known_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     caller: Caller = field(default_factory=Caller)
-    #: Why what was remembered of the store is not known, if so.
-    forgotten: str = ""
+    forgotten: str = ""  #: why what was remembered of the store is not known, if so
     quarantine: tuple[Kept, ...] = ()
     quarantine_unseen: Unseen | None = None
     #: What is not believed among the intents that a kill has left.
@@ -782,18 +765,15 @@ class Use(NamedTuple):
     kind: UseKind
     name: str
     files: int
-    #: `freed`: what removing all of it together gives back.
-    sizes: Sizes
+    sizes: Sizes  #: `freed`: what removing all of it together gives back
 
 
 class Finding(NamedTuple):
     """What was found, the evidence, what Ollama alone would do, and what helps."""
 
     severity: Severity
-    #: ``<subject>_<word>``, such as ``blob_short``.
-    kind: str
-    #: Path below the store, or "" for the store itself.
-    path: str
+    kind: str  #: ``<subject>_<word>``, such as ``blob_short``
+    path: str  #: path below the store, or "" for the store itself
     message: str
     evidence: str = ""
     alone: str = ""
@@ -875,8 +855,7 @@ class Action(NamedTuple):
     kind: ActionKind
     subject: str
     because: str
-    #: The entries under ``blobs/`` that it was planned on.
-    expects: tuple[Entry, ...]
+    expects: tuple[Entry, ...]  #: the entries under ``blobs/`` that it was planned on
     frees: int = 0
     models: tuple[str, ...] = ()
     #: A server runs: it reads the sidecars before it opens the data, so the guard waits for it.

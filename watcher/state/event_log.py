@@ -115,8 +115,7 @@ class Event:
     #: An `EventType`; a program that uses us as a library may have types of its own.
     event_type: str
     message: str
-    #: None for an event of the store or of the service.
-    model_name: str | None = None
+    model_name: str | None = None  #: None for an event of the store or of the service
     details: Mapping[str, object] = field(default_factory=dict)
     #: What it is about, as a value for those in this process: nothing reads `details` back.
     about: Diagnosed | Outcome | Refusal | None = field(default=None, compare=False, repr=False)

@@ -52,10 +52,8 @@ class NotRootsError(PermissionError):
 class Way(NamedTuple):
     """Where a path leads."""
 
-    #: The same without symlinks.
-    real: str
-    #: Whether the folder holds ``blobs`` or ``manifests``.
-    is_store: bool
+    real: str  #: the same without symlinks
+    is_store: bool  #: whether the folder holds ``blobs`` or ``manifests``
     #: The first symlink on the way that does not count, if any.
     foreign: ForeignLink | None
 
@@ -63,8 +61,7 @@ class Way(NamedTuple):
 class Blobs(NamedTuple):
     """What is at the name ``blobs`` of a store."""
 
-    #: Whether it is a symlink.
-    linked: bool
+    linked: bool  #: whether it is a symlink
     #: What is there, a symlink followed; None where nothing is.
     status: os.stat_result | None
     foreign: ForeignLink | None = None

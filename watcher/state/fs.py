@@ -661,8 +661,7 @@ class Holding(NamedTuple):
     text: str
     #: None where the kernel does not list it, as of another PID namespace.
     pid: int | None
-    #: When it was taken, seconds since the epoch.
-    since: float
+    since: float  #: when it was taken, seconds since the epoch
 
 
 @contextlib.contextmanager

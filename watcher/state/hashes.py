@@ -46,8 +46,7 @@ class Shard(NamedTuple):
 
     #: Blobs with the right hash, by the start of the machine, and by digest.
     right: dict[str, dict[str, list[Any]]]
-    #: All others, by file name.
-    others: dict[str, list[Any]]
+    others: dict[str, list[Any]]  #: all others, by file name
 
     def get(self, name: str) -> Hashed | None:
         """What is known of a file. Raises ValueError or TypeError for what makes no sense."""

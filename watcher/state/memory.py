@@ -62,8 +62,7 @@ class Remembered:
     progress_at: float
     models: tuple[str, ...] = ()
     partition: tuple[Part, ...] = ()
-    #: Until a part of the server's covers them.
-    doubted: Ranges = ()
+    doubted: Ranges = ()  #: until a part of the server's covers them
     mended: bool = False
     checked_at: float = 0.0
     samples: tuple[Sample, ...] = ()
@@ -95,8 +94,7 @@ class Asked(NamedTuple):
 
     length: int | None
     at: float
-    #: Why a length that it said is not believed, or it said none.
-    why: str = ""
+    why: str = ""  #: why a length that it said is not believed, or it said none
 
     def counts(self, now: float) -> bool:
         """Whether it is an answer still: for an hour, and not from a clock that was wrong."""
@@ -111,13 +109,11 @@ class Memory:
     #: By file name under ``blobs/``.
     touched: Mapping[str, Touched] = field(default_factory=dict)
     hashes: Hashes = field(default_factory=Hashes)
-    #: By digest.
-    asked: Mapping[str, Asked] = field(default_factory=dict)
+    asked: Mapping[str, Asked] = field(default_factory=dict)  #: by digest
     unproven: frozenset[str] = frozenset()
     #: None before the first full scan.
     models: Mapping[str, tuple[int, int]] | None = None
-    #: By kind and path.
-    problems: frozenset[tuple[str, str]] = frozenset()
+    problems: frozenset[tuple[str, str]] = frozenset()  #: by kind and path
     looked_at: float = 0.0
     clock: Clock | None = None
     hashed: int = 0

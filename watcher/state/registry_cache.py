@@ -30,26 +30,21 @@ class Cached(NamedTuple):
     raw: str
     etag: str
     at: float
-    #: The bytes of each digest that it names.
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, int]  #: the bytes of each digest that it names
 
 
 class Answer(NamedTuple):
     """What is known of a model's manifest now."""
 
-    #: None where there is none to be had.
-    raw: bytes | None
-    #: Why it was not got from the registry just now; "" where it was.
-    problem: str = ""
-    #: Nobody has answered.
-    silent: bool = False
+    raw: bytes | None  #: None where there is none to be had
+    problem: str = ""  #: why it was not got from the registry just now; "" where it was
+    silent: bool = False  #: nobody has answered
 
 
 class KnownLayer(NamedTuple):
     """What the kept manifests say of a digest: its bytes, and the models that have it."""
 
-    #: 0 where they do not agree.
-    size: int
+    size: int  #: 0 where they do not agree
     models: tuple[str, ...]
     #: What the manifest of each of these says.
     sizes: tuple[int, ...] = ()
