@@ -135,15 +135,14 @@ _STEPS = {
     errno.ENOENT: "it went while it was looked at: run it again",
 }
 
-_LOADING = f"{_STEPS[errno.ENOMEM]}; or install it again"
-
 
 def named(error: BaseException) -> WatchError | None:
     """What the machine has refused, as an error that says so; None for a fault of ours."""
     if isinstance(error, MemoryError):
         return refused("there is not enough memory", errno.ENOMEM)
     if isinstance(error, ImportError):
-        return WatchError(f"it can't be loaded as a whole: {error}", _LOADING)
+        step = f"{_STEPS[errno.ENOMEM]}; or install it again"
+        return WatchError(f"it can't be loaded as a whole: {error}", step)
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return refused("no thread can be started", errno.EAGAIN)
     if not isinstance(error, OSError) or error.errno is None:

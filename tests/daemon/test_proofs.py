@@ -85,7 +85,7 @@ def test_it_is_not_asked_all_the_time(store: Store, digest: str) -> None:
     try:
         for _ in range(3):
             tried.want(frozenset({digest}), changed(POLICY, repair=True).settings)
-            wait_until(tried._worker.is_idle, "the end of the proof")
+            wait_until(lambda: tried._worker._thread is None, "the end of the proof")
     finally:
         tried.stop()
     assert asked == [digest]
@@ -139,7 +139,7 @@ def test_thousands_are_put_aside_together(
     host = Host(str(store.path), proc=proc, registry_length=lambda *_: len(b"wrong"))
     tried = Scrub(host, pytest.fail)
     tried.want(digests, changed(POLICY, repair=True).settings)
-    wait_until(tried._worker.is_idle, "the end of the proofs")
+    wait_until(lambda: tried._worker._thread is None, "the end of the proofs")
     assert len(list(store.ours.glob("quarantine/*"))) == len(digests)
     assert len(looks) < 20
 
@@ -190,7 +190,7 @@ def test_a_daemon_puts_aside_what_it_has_not_hashed_before(
     service = _Service(host, policy.settings, Metrics(host.store, policy.settings), [])
     try:
         service._work_beside(one_run(host, policy), lambda _: None)
-        wait_until(service._scrub._worker.is_idle, "the end of the proofs")
+        wait_until(lambda: service._scrub._worker._thread is None, "the end of the proofs")
     finally:
         service._scrub.stop()
     assert not blob.exists()

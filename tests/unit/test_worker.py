@@ -21,9 +21,9 @@ def test_who_can_start_no_thread_tries_again_and_ends(monkeypatch: pytest.Monkey
         limited.setattr(threading.Thread, "start", refuse)
         with pytest.raises(RuntimeError):
             worker.wake()
-    assert worker.is_idle()
+    assert worker._thread is None
     worker.wake()
-    wait_until(lambda: bool(done) and worker.is_idle(), "the work")
+    wait_until(lambda: bool(done) and worker._thread is None, "the work")
     worker.stop()
     worker.wake()
     assert done == [1]

@@ -12,6 +12,8 @@ class Worker:
     def __init__(self, name: str, work: Callable[[], None]) -> None:
         self._name, self._work = name, work
         self._stopped = threading.Event()
+        #: Whether what is under way is to end.
+        self.is_stopped = self._stopped.is_set
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_wanted = False
@@ -24,15 +26,6 @@ class Worker:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 thread.start()
                 self._thread = thread
-
-    def is_idle(self) -> bool:
-        """Whether nothing is under way."""
-        with self._lock:
-            return self._thread is None
-
-    def is_stopped(self) -> bool:
-        """Whether what is under way is to end."""
-        return self._stopped.is_set()
 
     def stop(self) -> None:
         """Wait for the end of what is under way, and begin nothing more."""
