@@ -497,7 +497,7 @@ PLACES: dict[str, str] = {
             "observe/place.py:_candidates", "show/queue.py:restart",
             "observe/place.py:_mount_command", "observe/place.py:no_permission",
             "state/state_folder.py:cure", "state/state_folder.py:refusal",
-            "pull/failures.py:_pull_again.command", "show/tables.py:healthy",
+            "pull/failures.py:Asked.pull_again", "show/tables.py:healthy",
             "show/tables.py:verified", "show/usage.py:_verdict", "show/tables.py:quarantine",
         ),
         FINDINGS: (
@@ -533,8 +533,8 @@ PLACES: dict[str, str] = {
             "commands/installing.py:_Systemd._line", "commands/installing.py:_check_permission",
         ),
         CAUSES: (
-            "pull/failures.py:_by_root.command", "pull/failures.py:_install",
-            "pull/failures.py:_list_flags", "pull/failures.py:_on_store.command",
+            "pull/failures.py:Asked.by_root", "pull/failures.py:Asked.install",
+            "pull/failures.py:Asked.list_flags", "pull/failures.py:Asked.on_store",
         ),
         "as idle_forbids, whose command it is": (
             "decide/safety.py:_links_forbid", "decide/safety.py:store_forbids",

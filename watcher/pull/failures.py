@@ -42,77 +42,46 @@ class Asked(NamedTuple):
         """The store, where it is that of a server on this machine; else ""."""
         return self.store if self.is_here and self.is_its else ""
 
+    # ------------------------------------------------------------ commands that help
 
-# ---------------------------------------------------------------- commands that help
+    def pull_again(self, *more: str) -> str:
+        """The command that pulls it again, with these options besides."""
+        options = dict.fromkeys((*self.options, *more))
+        host = ("--host", self.url) if self.url else ()
+        store = "" if self.found_by in advice.FOUND_AGAIN else self.store
+        return advice.ours("pull", *options, *host, self.model, store=store)
+
+    def on_store(self, *words: str) -> str:
+        """A command of ours on the store of a server on this machine."""
+        return advice.on(self.its_store, self.found_by, *words) if self.its_store else ""
+
+    def by_root(self, *words: str, of_unit: bool = False) -> str:
+        """What root runs on that machine; `of_unit`: where systemd's unit is the server."""
+        works = self.is_here and (not of_unit or unit.serves(self.url))
+        return advice.as_root(*words) if works else ""
+
+    def list_flags(self) -> str:
+        return advice.as_root("lsattr", "-R", self.its_store) if self.its_store else ""
+
+    def install(self) -> str:
+        return "curl -fsSL https://ollama.com/install.sh | sh" if self.is_here else ""
+
+    def sign_in(self) -> str:
+        model = names.parse_model(self.model)
+        if model is None or model.host.lower() != names.DEFAULT_HOST:
+            return ""
+        where = f"OLLAMA_HOST={advice.quoted(self.url)} " if self.url else ""
+        return f"{where}ollama signin"
 
 
 Command = Callable[[Asked], str]
-
-
-def _none(_: Asked) -> str:
-    return ""
-
-
-def _pull_again(*more: str) -> Command:
-
-    def command(asked: Asked) -> str:
-        options = dict.fromkeys((*asked.options, *more))
-        host = ("--host", asked.url) if asked.url else ()
-        store = "" if asked.found_by in advice.FOUND_AGAIN else asked.store
-        return advice.ours("pull", *options, *host, asked.model, store=store)
-
-    return command
-
-
-def _on_store(does: str) -> Command:
-
-    def command(asked: Asked) -> str:
-        return advice.on(asked.its_store, asked.found_by, does) if asked.its_store else ""
-
-    return command
-
-
-def _forget(asked: Asked) -> str:
-    """The command that forgets what was begun of the model."""
-    if not asked.its_store:
-        return ""
-    return advice.on(asked.its_store, asked.found_by, "reset", asked.model)
-
-
-def _by_root(*words: str, of_unit: bool = False) -> Command:
-    """What root runs on the server's machine; `of_unit`: where systemd's unit is that server."""
-
-    def command(asked: Asked) -> str:
-        works = asked.is_here and (not of_unit or unit.serves(asked.url))
-        return advice.as_root(*words) if works else ""
-
-    return command
-
-
-def _list_flags(asked: Asked) -> str:
-    return advice.as_root("lsattr", "-R", asked.its_store) if asked.its_store else ""
-
-
-def _install(asked: Asked) -> str:
-    return "curl -fsSL https://ollama.com/install.sh | sh" if asked.is_here else ""
-
-
-def _sign_in(asked: Asked) -> str:
-    model = names.parse_model(asked.model)
-    if model is None or model.host.lower() != names.DEFAULT_HOST:
-        return ""
-    where = f"OLLAMA_HOST={advice.quoted(asked.url)} " if asked.url else ""
-    return f"{where}ollama signin"
-
-
-# ---------------------------------------------------------------- the table
 
 
 class _Row(NamedTuple):
     code: str
     #: What helps, and the command for it.
     step: str
-    command: Command = _none
+    command: Command = lambda _: ""
     #: What another attempt a little later waits for; "" where none ends better by itself.
     awaited: str = ""
     #: It may end better once somebody changes something about the network; no event reports that.
@@ -149,7 +118,7 @@ class Cause(enum.StrEnum):
     SERVER_GONE = _Row(
         "server_gone",
         "start the server",
-        _by_root("systemctl", "start", "ollama", of_unit=True),
+        lambda asked: asked.by_root("systemctl", "start", "ollama", of_unit=True),
         "the server",
         words=(r"^the server at \S+: ",),
     )
@@ -166,7 +135,7 @@ class Cause(enum.StrEnum):
     DISK_FULL = _Row(
         "disk_full",
         "free space: run df, clean, or remove a model",
-        _on_store("df"),
+        lambda asked: asked.on_store("df"),
         disk=("no space left on device", "disk quota exceeded"),
         words=("and the disk has", "but the disk has only"),
     )
@@ -179,21 +148,21 @@ class Cause(enum.StrEnum):
     READ_ONLY = _Row(
         "read_only",
         "mount it writable; the kernel's log says why it is not",
-        _by_root("dmesg"),
+        lambda asked: asked.by_root("dmesg"),
         disk=("read-only file system",),
         words=("is mounted read-only$",),
     )
     SILENCE = _Row(
         "silence",
         "no bytes for long: check the network, and pull it again",
-        _pull_again(),
+        Asked.pull_again,
         "the network",
         words=("^(nothing came|no bytes) for ",),
     )
     MISMATCH = _Row(
         "mismatch",
         "the received data was damaged and discarded: pull it again",
-        _pull_again(),
+        Asked.pull_again,
         "the registry",
         words=("digest mismatch",),
     )
@@ -205,13 +174,13 @@ class Cause(enum.StrEnum):
     SERVER_KEY = _Row(
         "server_key",
         "restart the server, which makes a missing key; remove one that it can't read",
-        _by_root("systemctl", "restart", "ollama", of_unit=True),
+        lambda asked: asked.by_root("systemctl", "restart", "ollama", of_unit=True),
         words=("id_ed25519: |ssh: no key found|malformed public key|ssh: (cannot|unsupported)",),
     )
     INSECURE = _Row(
         "insecure",
         "the registry speaks plain http: use --insecure to allow it",
-        _pull_again("--insecure"),
+        lambda asked: asked.pull_again("--insecure"),
         words=(
             "server gave HTTP response to HTTPS client",
             "insecure protocol http",
@@ -269,7 +238,7 @@ class Cause(enum.StrEnum):
     WRONG_LENGTH = _Row(
         "wrong_length",
         "the registry announces a wrong length: forget the download, pull it later",
-        _forget,
+        lambda asked: asked.on_store("reset", asked.model),
         words=(r"^\S+ announces [\d,]+ bytes of layer ",),
     )
     BAD_NAME = _Row(
@@ -288,7 +257,7 @@ class Cause(enum.StrEnum):
     NO_PERMISSION = _Row(
         "no_permission",
         "sign in, or ask the model's owner for access",
-        _sign_in,
+        Asked.sign_in,
         statuses=(401, 403),
         # A registry that refuses without a word on where its tokens are has the realm "".
         words=('realm host ""|unauthorized|access denied|forbidden|signed in|signin',),
@@ -305,7 +274,7 @@ class Cause(enum.StrEnum):
     OVERLOADED = _Row(
         "overloaded",
         "the registry is overloaded: try again later",
-        _pull_again(),
+        Asked.pull_again,
         "the registry",
         statuses=(408, 425, 429),
         words=("too many requests|service unavailable|bad gateway|gateway timeout",),
@@ -313,7 +282,7 @@ class Cause(enum.StrEnum):
     RESETS = _Row(
         "resets",
         "the network resets connections: retry without limit",
-        _pull_again("--until-done"),
+        lambda asked: asked.pull_again("--until-done"),
         "the network",
         words=(
             "lost with a broken connection|a broken connection lost",
@@ -328,7 +297,7 @@ class Cause(enum.StrEnum):
     BLOCKED = _Row(
         "blocked",
         "repair it, then pull it again",
-        _on_store("repair"),
+        lambda asked: asked.on_store("repair"),
         "the server",
         words=(
             "^(Error: )?EOF$|no such file or directory|invalid character|cannot unmarshal",
@@ -338,12 +307,15 @@ class Cause(enum.StrEnum):
     CANCELLED = _Row(
         "cancelled",
         "pull it again",
-        _pull_again(),
+        Asked.pull_again,
         "the server",
         words=("context canceled",),
     )
     OLD_SERVER = _Row(
-        "old_server", "the model needs a newer Ollama: update the server", _install, statuses=(412,)
+        "old_server",
+        "the model needs a newer Ollama: update the server",
+        Asked.install,
+        statuses=(412,),
     )
     REFUSED = _Row("refused", "the registry does not accept the request: check the model's name")
     LEGAL = _Row(
@@ -352,7 +324,7 @@ class Cause(enum.StrEnum):
     STORE = _Row(
         "store",
         "the server's user must own the store: the audit shows what is wrong",
-        _on_store("audit"),
+        lambda asked: asked.on_store("audit"),
         disk=(
             *("key has expired", "required key not available", "permission denied"),
             *("not a directory", "is a directory", "file exists", "directory not empty"),
@@ -362,13 +334,13 @@ class Cause(enum.StrEnum):
     NOT_PERMITTED = _Row(
         "not_permitted",
         "find what is immutable in the store, an i beside it, and remove that (chattr)",
-        _list_flags,
+        Asked.list_flags,
         disk=("operation not permitted",),
     )
     DISK_FAILS = _Row(
         "disk_fails",
         "the disk fails: check dmesg, and copy your data elsewhere",
-        _by_root("dmesg"),
+        lambda asked: asked.by_root("dmesg"),
         disk=(
             *("input/output error", "structure needs cleaning", "bad message"),
             *("no such device", "no such device or address", "remote i/o error"),
@@ -389,18 +361,20 @@ class Cause(enum.StrEnum):
     DAMAGED = _Row(
         "damaged",
         "see what the repair says of it; if nothing, choose another tag of the model",
-        _on_store("repair"),
+        lambda asked: asked.on_store("repair"),
     )
     #: The model is complete, but not every layer could be hashed.
     UNVERIFIED = _Row(
-        "unverified", "verify it where, and as a user who, can read the store", _on_store("verify")
+        "unverified",
+        "verify it where, and as a user who, can read the store",
+        lambda asked: asked.on_store("verify"),
     )
-    INTERRUPTED = _Row("interrupted", "pull it again to resume", _pull_again())
+    INTERRUPTED = _Row("interrupted", "pull it again to resume", Asked.pull_again)
     FAULT = _Row("fault", "a bug in ollama-watch: pull it again with -v", awaited="a retry")
     UNKNOWN = _Row(
         "unknown",
         "see the server's log",
-        _by_root("journalctl", "-u", "ollama", of_unit=True),
+        lambda asked: asked.by_root("journalctl", "-u", "ollama", of_unit=True),
         "the server",
     )
 
