@@ -76,27 +76,20 @@ def findings_about(
         # A daemon protects it; where it can't, it is old by now.
         doomed = {path: at for path, at in doomed.items() if at <= evidence.now}
     for each in of_downloads(diagnosed):
-        who = names.known_as(each.models, each.subject)
         if any(path in doomed for path in each.paths):
+            who = names.known_as(each.models, each.subject)
             usual = found("download_at_risk", each.paths[0], who=who)
             yield _finding(usual, each, evidence, doomed)
-    yield from _blobs(list(of_blobs(evidence, rules)), evidence, doomed)
-
-
-def _blobs(
-    every: list[AtRisk], evidence: Evidence, doomed: Mapping[str, float]
-) -> Iterator[Finding]:
-    """One finding for all finished blobs that a start deletes now, one for those of a later one."""
-    due = [(min(doomed.get(path, inf) for path in each.paths), each) for each in every]
+    # One finding for all finished blobs that a start deletes now, one for those of a later one.
+    due = [(doomed.get(each.paths[0], inf), each) for each in of_blobs(evidence, rules)]
     now = [each for at, each in due if at <= evidence.now]
     later = [each for at, each in due if evidence.now < at < inf]
     for alike in filter(None, (now, later)):
-        one = len(alike) == 1
-        entries = tuple(entry for each in alike for entry in each.entries)
-        together = AtRisk(alike[0].subject if one else "", entries)
-        what = "a finished blob is" if one else f"{len(alike):,} finished blobs are"
-        them = "it" if one else "them"
-        usual = found("blob_at_risk", together.paths[0], what=what, them=them)
+        what, them, subject = "a finished blob is", "it", alike[0].subject
+        if len(alike) > 1:
+            what, them, subject = f"{len(alike):,} finished blobs are", "them", ""
+        usual = found("blob_at_risk", alike[0].paths[0], what=what, them=them)
+        together = AtRisk(subject, tuple(entry for each in alike for entry in each.entries))
         yield _finding(usual, together, evidence, doomed)
 
 
@@ -116,18 +109,19 @@ def _finding(
         first = clock(when[0], evidence.now)
         alone = f"a server start after {first} deletes {what}"
         since = f"one hour old at {first}"
-    digest = names.parse_blob(each.subject).digest or each.subject
-    needed = fades(each.entries, evidence.now)
-    known_as = each.models[:1] or ((names.short(digest),) if digest else ())
+    command, remedy = "", ""
+    if fades(each.entries, evidence.now):
+        remedy = "this protects it for one hour; "
+        digest = names.parse_blob(each.subject).digest or each.subject
+        known_as = each.models[:1] or ((names.short(digest),) if digest else ())
+        command = advice.watch(evidence, "repair", *known_as, owner=each.entries[0].uid)
+    service = "the service, or `prepare` in the server's unit, protects it permanently"
     return usual._replace(
         severity=Severity.WARNING if now else Severity.INFO,
         evidence=since,
         alone=alone,
-        command=advice.watch(evidence, "repair", *known_as, owner=each.entries[0].uid)
-        if needed
-        else "",
+        command=command,
         sizes=findings.sizes(each.entries),
         models=each.models,
-        remedy=f"{'this protects it for one hour; ' * needed}the service, or `prepare` in the "
-        "server's unit, protects it permanently",
+        remedy=f"{remedy}{service}",
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from watcher import model
 from watcher.decide.finding_kinds import BEHIND_LINK, found, row
 from watcher.decide.findings import (
     is_blind,
@@ -17,28 +18,15 @@ from watcher.decide.findings import (
     path_of,
     sizes,
 )
-from watcher.model import (
-    DOUBTFUL,
-    BlobFault,
-    Diagnosed,
-    Evidence,
-    Finding,
-    Kind,
-    ManifestFault,
-    Nested,
-    OddBlob,
-    OddManifest,
-    Rules,
-    Severity,
-)
+from watcher.model import BlobFault, Evidence, Finding, Kind, ManifestFault, OddBlob, Severity
 from watcher.ollama import names
 from watcher.system import advice
 
 
 def of_blobs(
     evidence: Evidence,
-    diagnosed: tuple[Diagnosed, ...],
-    rules: Rules,
+    diagnosed: tuple[model.Diagnosed, ...],
+    rules: model.Rules,
     doomed: Mapping[str, float] | None,
 ) -> Iterator[Finding]:
     """Blobs that are not as their manifests want them, and those that no manifest names.
@@ -128,7 +116,7 @@ def _evidence_of(odd: OddBlob) -> str:
     if odd.fault is BlobFault.CORRUPT and content is not None:
         differs = "" if odd.wanted in (None, content.size) else f"; {seen}"
         seen = f"its hash is {names.short(content.sha256 or '')}{differs}"
-    elif odd.fault in DOUBTFUL:
+    elif odd.fault in model.DOUBTFUL:
         seen += "; not hashed, so the manifest can also be wrong"
     return f"{seen}; read through a link" if odd.behind is not None else seen
 
@@ -158,7 +146,7 @@ def of_manifests(evidence: Evidence) -> Iterator[Finding]:
             yield odd_manifest(odd, evidence)
 
 
-def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
+def odd_manifest(odd: model.OddManifest, evidence: Evidence) -> Finding:
     """The finding about a file that is no manifest in its place."""
     path, models = names.printable(odd.path), (odd.model,) if odd.model else ()
     who = odd.model or path
@@ -177,19 +165,15 @@ def odd_manifest(odd: OddManifest, evidence: Evidence) -> Finding:
         same = f"{odd.why}; its registry's manifest was as wrong when it was asked last"
         return finding._replace(evidence=same, remedy=_CORRECTED)
     if odd.fault in _PULLED:
-        pull = _pulled(odd.model, odd.fault, evidence) if odd.model else ""
+        pull = advice.ollama(evidence, "pull", odd.model) if odd.model else ""
+        if odd.model and odd.fault is ManifestFault.WRONG_SIZE:
+            # Ours: then it is known whether the registry's own manifest is as wrong.
+            pull = advice.pull(evidence, odd.model)
         return finding._replace(command=pull, remedy=remedy)
     return finding._replace(command="" if remedy else _fixed(odd, evidence), remedy=remedy)
 
 
-def _pulled(model: str, fault: ManifestFault, evidence: Evidence) -> str:
-    if fault is ManifestFault.WRONG_SIZE:
-        # Ours, not Ollama's: then it is known whether the registry's own manifest is as wrong.
-        return advice.pull(evidence, model)
-    return advice.ollama(evidence, "pull", model)
-
-
-def _fixed(odd: OddManifest, evidence: Evidence) -> str:
+def _fixed(odd: model.OddManifest, evidence: Evidence) -> str:
     """The command that lets the server go on without, or with, a manifest; "" where none does."""
     path, owner = path_of(evidence, odd.path), evidence.place.owner
     match odd.fault:
@@ -258,12 +242,12 @@ def _astray(evidence: Evidence) -> Iterator[Finding]:
             yield from (_case(odd, evidence) for odd in group)
 
 
-def _is_in(path: str, nested: Nested) -> bool:
+def _is_in(path: str, nested: model.Nested) -> bool:
     """Whether something lies in a store in the store."""
     return path.startswith((f"{nested.path}/blobs/", f"{nested.path}/manifests/"))
 
 
-def _nested(nested: Nested, evidence: Evidence) -> Finding:
+def _nested(nested: model.Nested, evidence: Evidence) -> Finding:
     """A store in the store, with what is missing outside of it."""
     lying = ((odd, odd.lies) for odd in evidence.census.odd if odd.lies is not None)
     lost = [(odd, lies) for odd, lies in lying if _is_in(lies.path, nested)]
@@ -304,7 +288,9 @@ def _nested(nested: Nested, evidence: Evidence) -> Finding:
     )
 
 
-def _moved_up(nested: Nested, parts: list[str], shown: str, evidence: Evidence) -> tuple[str, str]:
+def _moved_up(
+    nested: model.Nested, parts: list[str], shown: str, evidence: Evidence
+) -> tuple[str, str]:
     """The command that moves a store in the store to its place, and what else there is to do."""
     if nested.used:
         return "", "a server runs on it: leave it, or stop that server first"

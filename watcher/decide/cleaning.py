@@ -4,26 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from watcher import model
 from watcher.decide import actions, blob_findings, conditions, findings, safety
 from watcher.decide.conditions import Step
-from watcher.model import (
-    BLINDING,
-    CLOCK_SETTLED_SECONDS,
-    CLOCK_TOLERANCE_SECONDS,
-    DAY,
-    HOUR,
-    Action,
-    ActionKind,
-    Diagnosed,
-    Entry,
-    Evidence,
-    Kind,
-    Plan,
-    Refusal,
-    RefusalKind,
-    Rules,
-    Spared,
-)
+from watcher.model import DAY, Action, ActionKind, Diagnosed, Evidence, Plan, Refusal, Rules, Spared
 from watcher.ollama import names
 from watcher.system import advice
 
@@ -48,7 +32,7 @@ def surplus(diagnosed: Diagnosed, evidence: Evidence) -> Action | Refusal:
     known = blob is not None and blob.sha256 is not None
     is_so = "corrupt" if known else "not yet verified"
     why = safety.Why(
-        RefusalKind.UNPROVEN,
+        model.RefusalKind.UNPROVEN,
         f"the finished blob is {is_so}, so the partial data may be needed",
         "replace the blob first" if known else "verify the blob first",
         command=advice.watch(evidence, "repair", names.short(diagnosed.digest)),
@@ -103,12 +87,12 @@ def by_the_clock(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Iter
 def _clock_forbids(evidence: Evidence) -> safety.Why | None:
     """Why the wall clock makes nothing old: it has moved on, and the machine has not counted it."""
     clock = evidence.clock
-    if clock is None or evidence.now - clock.certain <= CLOCK_TOLERANCE_SECONDS:
+    if clock is None or evidence.now - clock.certain <= model.CLOCK_TOLERANCE_SECONDS:
         return None
-    left = max(0.0, CLOCK_SETTLED_SECONDS - clock.held)
+    left = max(0.0, model.CLOCK_SETTLED_SECONDS - clock.held)
     ahead = advice.duration(evidence.now - clock.certain)
     return safety.Why(
-        RefusalKind.CLOCK,
+        model.RefusalKind.CLOCK,
         f"only the clock makes it old: the clock is {ahead} ahead of this machine's own count",
         f"the clock counts once it has been steady: try again in {advice.duration(left)}",
         left,
@@ -127,15 +111,15 @@ def orphans(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
 def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
     """Files that ``ollama create`` or an upload left behind."""
     changed = [(each.entry.mtime, each.entry) for each in evidence.census.temporaries]
-    yield from _old_files(changed, HOUR, evidence, ActionKind.REMOVE_TEMPORARY)
+    yield from _old_files(changed, model.HOUR, evidence, ActionKind.REMOVE_TEMPORARY)
 
 
 def _old_files(
-    changed: list[tuple[float, Entry]], enough: float, evidence: Evidence, kind: ActionKind
+    changed: list[tuple[float, model.Entry]], enough: float, evidence: Evidence, kind: ActionKind
 ) -> Iterator[Action | Refusal]:
     """The files that have not changed for long enough. A refusal is about all of them."""
     is_orphan = kind is ActionKind.REMOVE_ORPHAN
-    files = [(at, entry) for at, entry in changed if entry.kind is Kind.FILE]
+    files = [(at, entry) for at, entry in changed if entry.kind is model.Kind.FILE]
     old = [(at, entry) for at, entry in files if evidence.age_of(at) >= enough]
     why = _clock_forbids(evidence)
     young = [entry for at, entry in files if evidence.age_of(at) < enough <= evidence.now - at]
@@ -154,7 +138,7 @@ def _old_files(
         yield Action(kind, entry.name, because, (entry,), entry.freed)
 
 
-def _refused_all(why: safety.Why, kind: ActionKind, files: list[Entry]) -> Refusal:
+def _refused_all(why: safety.Why, kind: ActionKind, files: list[model.Entry]) -> Refusal:
     of_create = " of ollama create" if kind is ActionKind.REMOVE_TEMPORARY else ""
     subject = f"{len(files)} {actions.row(kind).many}{'s' if len(files) > 1 else ''}{of_create}"
     return why.refusal(subject, kind)._replace(
@@ -164,9 +148,9 @@ def _refused_all(why: safety.Why, kind: ActionKind, files: list[Entry]) -> Refus
 
 def orphans_forbidden(evidence: Evidence) -> safety.Why | None:
     """Why no finished blob may be removed: something may name it, or be about to."""
-    census, kind = evidence.census, RefusalKind.MANIFESTS
+    census, kind = evidence.census, model.RefusalKind.MANIFESTS
     for odd in census.odd_manifests:
-        if odd.fault in BLINDING:
+        if odd.fault in model.BLINDING:
             who = odd.model or names.printable(odd.path)
             why = f"the manifest of {who} is {odd.fault.value}: it may name any blob"
             command = blob_findings.odd_manifest(odd, evidence).command

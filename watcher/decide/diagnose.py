@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
+from watcher import model
 from watcher.decide import at_risk, blob_findings, conditions, findings, forecast, server_view
 from watcher.decide.conditions import settled_condition
 from watcher.decide.finding_kinds import found as finding
-from watcher.model import (
-    QUIET_SECONDS,
-    Condition,
-    Diagnosed,
-    Diagnosis,
-    Download,
-    Evidence,
-    Finding,
-    Rules,
-    Severity,
-    Visibility,
-)
+from watcher.model import QUIET_SECONDS, Condition, Diagnosed, Diagnosis, Download, Evidence, Rules
 
 
 def diagnose(evidence: Evidence, rules: Rules) -> tuple[Diagnosed, ...]:
@@ -34,7 +24,7 @@ def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
     kept = at_risk.paths(diagnosed, evidence, rules) if prepared else frozenset[str]()
     foreseen = forecast.forecast(evidence, kept) if is_whole else None
     doomed = {} if foreseen is None else findings.doomed(foreseen)
-    found: list[Finding] = []
+    found: list[model.Finding] = []
     for each in diagnosed:
         found.extend(findings.of_download(each, evidence, rules, doomed))
     if foreseen is not None:
@@ -46,7 +36,9 @@ def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
         found.extend(blob_findings.astray(evidence))
         found.extend(server_view.barred(evidence))
         found.extend(at_risk.findings_about(diagnosed, evidence, rules, doomed))
-        if evidence.place.read_only and any(each.severity is not Severity.INFO for each in found):
+        if evidence.place.read_only and any(
+            each.severity is not model.Severity.INFO for each in found
+        ):
             found.append(finding("store_read_only", ""))
     found.sort(key=lambda each: (-each.severity.rank, -each.sizes.allocated, each.path, each.kind))
     return Diagnosis(diagnosed, tuple(found), foreseen)
@@ -105,6 +97,6 @@ def _why_alive(download: Download, evidence: Evidence, quiet: float) -> str:
     ago = f"it changed {quiet:.0f} s ago"
     if evidence.servers:
         return f"a server is running (pid {evidence.servers[0].pid}), and {ago}"
-    if evidence.view.visibility is Visibility.PARTIAL:
+    if evidence.view.visibility is model.Visibility.PARTIAL:
         return f"a server may be running unseen ({evidence.view.why}), and {ago}"
     return ""

@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain, groupby
-from typing import NotRequired, TypedDict
+from typing import TypedDict
 
 from rich.filesize import decimal
 
+from watcher import model
 from watcher.decide import actions, conditions
-from watcher.model import (
-    CLOCK_SETTLED_SECONDS,
-    Action,
-    Diagnosed,
-    Finding,
-    Kind,
-    Outcome,
-    Refusal,
-    Result,
-)
+from watcher.model import CLOCK_SETTLED_SECONDS, Action, Diagnosed, Kind, Outcome, Refusal, Result
 from watcher.ollama import names, ranges
 from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Remembered
@@ -53,8 +45,6 @@ class ActionDetails(TypedDict):
     files: int
     frees_bytes: int
     saves_bytes: int
-    freed_bytes: NotRequired[int]
-    kind: NotRequired[str]
 
 
 # ---------------------------------------------------------------- downloads
@@ -139,7 +129,9 @@ def of_models(
             yield Event(at, EventType.MANIFEST_WRITTEN, message, name, details)
 
 
-def problems(found: Iterable[Finding], new: Set[tuple[str, str]], at: float) -> Iterator[Event]:
+def problems(
+    found: Iterable[model.Finding], new: Set[tuple[str, str]], at: float
+) -> Iterator[Event]:
     """One event for each kind of problem that came up since the last scan."""
     fresh = sorted(
         (each for each in found if (each.kind, each.path) in new),
@@ -152,7 +144,7 @@ def problems(found: Iterable[Finding], new: Set[tuple[str, str]], at: float) -> 
             "severity": alike[0].severity.value,
             "paths": [names.exact(each.path) for each in alike[:_MOST_SUBJECTS]],
             "count": len(alike),
-            "models": sorted({model for each in alike for model in each.models}),
+            "models": sorted({name for each in alike for name in each.models}),
             "command": alike[0].command,
         }
         more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
@@ -165,7 +157,7 @@ def problems(found: Iterable[Finding], new: Set[tuple[str, str]], at: float) -> 
 def begun(action: Action, at: float) -> Event:
     """An action begins."""
     message = f"{action.kind.value.replace('_', ' ')}: {action.because}"
-    return Event(at, EventType.ACT_STARTED, message, _model_of(action), _of_action(action))
+    return _of_action(at, EventType.ACT_STARTED, message, action)
 
 
 def ended(outcome: Outcome, at: float) -> Event:
@@ -174,11 +166,25 @@ def ended(outcome: Outcome, at: float) -> Event:
     assert kind is not None, f"{outcome.action.kind} has no event"
     if outcome.result is not Result.DONE:
         kind = EventType.REFUSED if outcome.result is Result.REFUSED else EventType.ERROR
-    details = _of_action(outcome.action)
-    details["freed_bytes"] = outcome.freed
+    event = _of_action(at, kind, outcome.message, outcome.action)
+    details = {**event.details, "freed_bytes": outcome.freed}
     if outcome.refusal is not None:
         details["kind"] = outcome.refusal.kind.value
-    return Event(at, kind, outcome.message, _model_of(outcome.action), details, outcome)
+    return replace(event, details=details, about=outcome)
+
+
+def _of_action(at: float, kind: EventType, message: str, action: Action) -> Event:
+    details: ActionDetails = {
+        "verb": action.kind.value,
+        "subject": names.exact(action.subject),
+        "models": list(action.models),
+        "files": sum(entry.kind is Kind.FILE for entry in action.expects),
+        "frees_bytes": action.frees,
+        "saves_bytes": action.saves,
+    }
+    of_download = actions.row(action.kind).of_download
+    who = names.known_as(action.models, action.subject) if of_download else None
+    return Event(at, kind, message, who, details)
 
 
 def refused(refusal: Refusal, at: float) -> Event:
@@ -191,8 +197,8 @@ def refused(refusal: Refusal, at: float) -> Event:
         "models": list(refusal.models),
     }
     message = f"{refusal.action.value.replace('_', ' ')}: {refusal.why}"
-    model = refusal.models[0] if refusal.models else None
-    return Event(at, EventType.REFUSED, message, model, details, refusal)
+    who = refusal.models[0] if refusal.models else None
+    return Event(at, EventType.REFUSED, message, who, details, refusal)
 
 
 def refreshed(outcomes: Sequence[Outcome], at: float) -> Event:
@@ -224,23 +230,6 @@ def hashed(outcome: Outcome, at: float) -> Event | None:
     return Event(at, EventType.BLOB_CORRUPT, message, details=details)
 
 
-def _model_of(action: Action) -> str | None:
-    if actions.row(action.kind).of_download:
-        return names.known_as(action.models, action.subject)
-    return None
-
-
-def _of_action(action: Action) -> ActionDetails:
-    return {
-        "verb": action.kind.value,
-        "subject": names.exact(action.subject),
-        "models": list(action.models),
-        "files": sum(entry.kind is Kind.FILE for entry in action.expects),
-        "frees_bytes": action.frees,
-        "saves_bytes": action.saves,
-    }
-
-
 # ---------------------------------------------------------------- records of models
 
 
@@ -253,20 +242,20 @@ def recording(
     """
     unfinished = set(chain.from_iterable(each.models for each in memory.downloads.values()))
     complete = (memory.models or {}).keys() - damaged
-    for event, model in ((each, model) for each in told for model in each.models):
+    for event, name in ((each, name) for each in told for name in each.models):
         match event.event_type:
             case EventType.DOWNLOAD_STARTED | EventType.DOWNLOAD_RESUMED:
-                yield model, State.DOWNLOADING, ""
+                yield name, State.DOWNLOADING, ""
             case EventType.DOWNLOAD_INTERRUPTED | EventType.PARTIAL_FOUND:
                 assert isinstance(event.about, Diagnosed)
                 words = conditions.row(event.about.condition).words
-                yield model, State.ERROR, f"{words} ({event.about.because})"
-            case EventType.MANIFEST_WRITTEN if model in damaged:
+                yield name, State.ERROR, f"{words} ({event.about.because})"
+            case EventType.MANIFEST_WRITTEN if name in damaged:
                 why = "its manifest is written, but some of its blobs are damaged"
-                yield model, State.ERROR, why
+                yield name, State.ERROR, why
             case EventType.MANIFEST_WRITTEN:
-                yield model, State.COMPLETED, ""
+                yield name, State.COMPLETED, ""
             case (
                 EventType.MODEL_REMOVED | EventType.PARTIAL_REMOVED | EventType.PARTIAL_CLEANED
-            ) if model not in unfinished:
-                yield model, State.COMPLETED if model in complete else State.IDLE, ""
+            ) if name not in unfinished:
+                yield name, State.COMPLETED if name in complete else State.IDLE, ""

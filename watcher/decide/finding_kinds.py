@@ -49,16 +49,10 @@ CHECK_DISK = "check the kernel's log and the permissions of the folders on the p
 BEHIND_LINK = "it is behind another user's symlink: check where that leads"
 
 
-def _of_blob(kind: str, message: str, alone: str, *, logged: bool = True) -> Row:
-    return Row(kind, ERROR, message, alone, logged=logged, left=Left.BY_REPAIR)
-
-
-def _of_manifest(kind: str, message: str, alone: str, severity: Severity = ERROR) -> Row:
-    return Row(kind, severity, message, alone, logged=True, left=Left.BY_REPAIR)
-
-
-def _of_store(row: Row) -> Row:
-    return row._replace(logged=True)
+def _of_file(
+    kind: str, message: str, alone: str, severity: Severity = ERROR, *, logged: bool = True
+) -> Row:
+    return Row(kind, severity, message, alone, logged=logged, left=Left.BY_REPAIR)
 
 
 _DOWNLOADS = (
@@ -78,21 +72,21 @@ _DOWNLOADS = (
     Row("download_no_holes", INFO, "the data of {who} is unfinished but has no holes"),
 )
 _BLOBS = (
-    _of_blob(
+    _of_file(
         "blob_corrupt",
         "a blob of {who} is corrupt: checksum mismatch",
         _REPAIRS_NOTHING,
         logged=False,  # `blob_corrupt` is an event of its own
     ),
-    _of_blob("blob_short", "a blob of {who} is truncated", _REPAIRS_NOTHING),
-    _of_blob("blob_long", "a blob of {who} is too long", _REPAIRS_NOTHING),
-    _of_blob("blob_missing", "a blob of {who} is missing", _ONE_LAYER),
-    _of_blob(
+    _of_file("blob_short", "a blob of {who} is truncated", _REPAIRS_NOTHING),
+    _of_file("blob_long", "a blob of {who} is too long", _REPAIRS_NOTHING),
+    _of_file("blob_missing", "a blob of {who} is missing", _ONE_LAYER),
+    _of_file(
         "blob_dangling",
         "a blob of {who} is a link to nothing",
         f"{_ONE_LAYER}, and replaces the link",
     ),
-    _of_blob("blob_no_file", "a blob of {who} is not a file", _REPAIRS_NOTHING),
+    _of_file("blob_no_file", "a blob of {who} is not a file", _REPAIRS_NOTHING),
     Row("blob_symlink", INFO, "a blob of {who} is a symlink", "the server uses it as it is"),
     Row(
         "blob_unproven",
@@ -108,49 +102,49 @@ _BLOBS = (
         "{name} has the name format of older servers",
         "the next server start renames it, over a file that has the new name",
     ),
-    _of_blob("blob_astray", "{what}", _NOT_FOUND, logged=False),
-    _of_blob("blob_unreadable", "the server can't {cannot}", "", logged=False),
+    _of_file("blob_astray", "{what}", _NOT_FOUND, logged=False),
+    _of_file("blob_unreadable", "the server can't {cannot}", "", logged=False),
     Row("blob_at_risk", WARNING, "{what} at risk: an unfinished pull or a model needs {them}"),
 )
 _MANIFESTS = (
-    _of_manifest(
+    _of_file(
         "manifest_corrupt",
         "the manifest of {who} is corrupt",
         f"`ollama list` omits the model; {_NO_PRUNING}",
     ),
-    _of_manifest(
-        "manifest_unreadable", "the manifest of {who} can't be read", _NO_PRUNING
-    )._replace(hides=True),
-    _of_manifest("manifest_unwritable", "the server can't {cannot}", "", WARNING),
-    _of_manifest(
+    _of_file("manifest_unreadable", "the manifest of {who} can't be read", _NO_PRUNING)._replace(
+        hides=True
+    ),
+    _of_file("manifest_unwritable", "the server can't {cannot}", "", WARNING),
+    _of_file(
         "manifest_dangling",
         "the manifest of {who} is a symlink to nothing",
         f"`ollama list`, pull and rm fail (list until a restart); {_NO_PRUNING}",
     ),
-    _of_manifest("manifest_bad_name", "{path} is not a valid model name", _NO_PRUNING),
-    _of_manifest(
+    _of_file("manifest_bad_name", "{path} is not a valid model name", _NO_PRUNING),
+    _of_file(
         "manifest_bad_digest",
         "the manifest of {who} has an invalid layer",
         "the model can't load, or `ollama list` shows a wrong size",
     ),
-    _of_manifest(
+    _of_file(
         "manifest_empty",
         "the manifest of {who} names nothing",
         "`ollama list` shows the model, but it can't load",
     ),
-    _of_manifest(
+    _of_file(
         "manifest_wrong_size",
         "the manifest of {who} gives a blob a wrong size",
         "the server uses the blob as it is",
         WARNING,
     ),
-    _of_manifest(
+    _of_file(
         "manifest_misplaced",
         "{path} is at the wrong depth",
         "the server does not see it, and it protects no blob",
         WARNING,
     ),
-    _of_manifest(
+    _of_file(
         "manifest_case",
         "two model names differ by case only: {who} is the second",
         "the server picks one of the two by chance",
@@ -249,7 +243,11 @@ _STATE = (
         "earlier results are lost: damaged blobs may look healthy until they are verified",
     ),
 )
-TABLE = (*_DOWNLOADS, *_BLOBS, *_MANIFESTS, *_FILES, *map(_of_store, _STORE), *_STATE)
+TABLE = (
+    *(*_DOWNLOADS, *_BLOBS, *_MANIFESTS, *_FILES),
+    *(row._replace(logged=True) for row in _STORE),
+    *_STATE,
+)
 _ROWS = {row.kind: row for row in TABLE}
 
 

@@ -11,24 +11,11 @@ from math import inf
 
 from rich.filesize import decimal
 
+from watcher import model
 from watcher.decide import conditions
 from watcher.decide.conditions import Step
 from watcher.decide.finding_kinds import CHECK_DISK, found
-from watcher.model import (
-    BLINDING,
-    HOUR,
-    Condition,
-    Diagnosed,
-    Download,
-    Entry,
-    Evidence,
-    Finding,
-    Forecast,
-    Kind,
-    Located,
-    Rules,
-    Sizes,
-)
+from watcher.model import Condition, Diagnosed, Download, Entry, Evidence, Finding, Rules, Sizes
 from watcher.ollama import names, ranges
 from watcher.state.event_log import clock
 from watcher.state.folders import NO_FOLDER
@@ -130,7 +117,7 @@ def in_words(diagnosed: Diagnosed) -> str:
     return "" if diagnosed.download.models or needless else f"its model is unknown; {NAMED}"
 
 
-def doomed(foreseen: Forecast) -> dict[str, float]:
+def doomed(foreseen: model.Forecast) -> dict[str, float]:
     """The paths that a start of the server deletes, each with when it is old enough to go."""
     return {located.path: 0.0 for located in foreseen.deletes} | {
         located.path: at for at, located in foreseen.later
@@ -180,7 +167,7 @@ def path_of(evidence: Evidence, path: str) -> str:
 
 
 def of_store(
-    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], foreseen: Forecast, rules: Rules
+    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], foreseen: model.Forecast, rules: Rules
 ) -> Iterator[Finding]:
     """What is wrong with the store as a whole."""
     yield from _state(evidence)
@@ -296,7 +283,8 @@ def is_blind(evidence: Evidence) -> bool:
     """Whether some manifest may name blobs that are unknown."""
     census = evidence.census
     return census.hides_manifests or any(
-        odd.fault in BLINDING and odd.model not in census.models for odd in census.odd_manifests
+        odd.fault in model.BLINDING and odd.model not in census.models
+        for odd in census.odd_manifests
     )
 
 
@@ -337,7 +325,7 @@ def _no_room(
     cleanable = (
         any(each.stale and conditions.is_cleanable(each) for each in diagnosed)
         or any(
-            entry.kind is Kind.FILE and not is_young(entry, evidence, rules)
+            entry.kind is model.Kind.FILE and not is_young(entry, evidence, rules)
             for entry in census.unnamed
         )
         or any(is_old_temporary(each, evidence) for each in census.temporaries)
@@ -354,6 +342,6 @@ def is_young(entry: Entry, evidence: Evidence, rules: Rules) -> bool:
     return evidence.age_of(entry.changed_at) < rules.settings.stale_after
 
 
-def is_old_temporary(left: Located, evidence: Evidence) -> bool:
+def is_old_temporary(left: model.Located, evidence: Evidence) -> bool:
     """Whether `clean` would remove it."""
-    return left.entry.kind is Kind.FILE and evidence.age_of(left.entry.mtime) >= HOUR
+    return left.entry.kind is model.Kind.FILE and evidence.age_of(left.entry.mtime) >= model.HOUR

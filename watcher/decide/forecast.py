@@ -9,18 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from watcher.model import (
-    BLINDING,
-    HOUR,
-    Evidence,
-    Forecast,
-    Kind,
-    Located,
-    ManifestFault,
-    Need,
-    Place,
-    Subject,
-)
+from watcher import model
+from watcher.model import BLINDING, HOUR, Evidence, Forecast, Kind, Located, ManifestFault, Place
 from watcher.ollama import names
 
 #: Servers before this one deleted without regard to age.
@@ -84,9 +74,9 @@ def _why_renaming_fails(evidence: Evidence) -> Iterator[str]:
     """What ends the start in its first step, the walk that renames old spellings."""
     place, census, user = evidence.place, evidence.census, evidence.next_start.user.uid
     for barred in census.barred:  # a folder on the way, or no right to make one
-        if barred.need is Need.ENTER:
+        if barred.need is model.Need.ENTER:
             yield f"user id {user} can't enter {names.printable(barred.first[0].path)}"
-        elif barred.subject is Subject.STORE and place.blobs == (0, 0):
+        elif barred.subject is model.Subject.STORE and place.blobs == (0, 0):
             yield f"user id {user} can't create blobs in the store's folder"
     if place.blobs_broken:
         yield _why_broken(place)

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from watcher import model
 from watcher.config import Settings
 from watcher.decide import actions, cleaning, quarantine, repairing, safety
-from watcher.model import (
-    LIVE_LOOK_SECONDS,
-    QUIET_SECONDS,
-    Action,
-    ActionKind,
-    Condition,
-    Diagnosed,
-    Due,
-    Evidence,
-    Plan,
-    Refusal,
-    RefusalKind,
-    Rules,
-)
+from watcher.model import Action, Diagnosed, Due, Evidence, Plan, Refusal, RefusalKind, Rules
 from watcher.ollama import names
 from watcher.system import advice
 
@@ -79,7 +67,9 @@ def _with_command(
     """The refusal with the command that does what was refused, once that is possible."""
     root = refused.kind is RefusalKind.OWNER and evidence.caller.uid != 0
     root |= refused.kind is RefusalKind.SIGHT and safety.root_sees_more(evidence)
-    waits = refused.kind is RefusalKind.NOT_QUIET and refused.action is ActionKind.WRITE_SIDECARS
+    waits = (
+        refused.kind is RefusalKind.NOT_QUIET and refused.action is model.ActionKind.WRITE_SIDECARS
+    )
     if refused.command or not (root or waits):
         return refused
     command = actions.row(refused.action).command
@@ -107,9 +97,13 @@ def _due(
     """When each download is worth another look, by itself: quiet ends, it turns stale."""
     when: list[Due] = []
     for each in diagnosed:
-        if each.condition is Condition.LIVE:
+        if each.condition is model.Condition.LIVE:
             # With a writer the close of its file tells; without one only time does.
-            after = LIVE_LOOK_SECONDS if each.download.writers else QUIET_SECONDS - each.quiet
+            after = (
+                model.LIVE_LOOK_SECONDS
+                if each.download.writers
+                else model.QUIET_SECONDS - each.quiet
+            )
             when.append(Due(evidence.now + after, each.digest))
         elif not each.stale:
             when.append(Due(evidence.now - each.age + rules.settings.stale_after, each.digest))

@@ -6,19 +6,9 @@ from collections.abc import Iterator
 
 from rich.filesize import decimal
 
+from watcher import model
 from watcher.decide import blob_findings, findings, safety
-from watcher.model import (
-    WRONG,
-    Action,
-    ActionKind,
-    Evidence,
-    Kept,
-    OddBlob,
-    Refusal,
-    RefusalKind,
-    Rules,
-    Visibility,
-)
+from watcher.model import Action, ActionKind, Evidence, Kept, OddBlob, Refusal, RefusalKind, Rules
 from watcher.ollama import names
 from watcher.system import advice
 
@@ -31,7 +21,7 @@ def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal
     most = rules.settings.quarantine_max_bytes
     room = most - _size(evidence)
     for odd in evidence.census.odd:
-        if odd.fault not in WRONG or odd.entry is None:
+        if odd.fault not in model.WRONG or odd.entry is None:
             continue
         if rules.mode.online and odd.models and not odd.asked:
             continue  # its registry is asked first
@@ -71,7 +61,7 @@ def _no_room(evidence: Evidence, most: int) -> safety.Why:
 def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
     """A damaged blob stays where no registry has said that it can be downloaded again."""
     if odd.registry is not None and odd.registry == odd.wanted:
-        if evidence.view.visibility is not Visibility.FULL:
+        if evidence.view.visibility is not model.Visibility.FULL:
             return safety.unseen(evidence)
         return safety.store_forbids(evidence)
     kind, stays, command = RefusalKind.REGISTRY, "it is damaged but may be the only copy", ""

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from typing import NamedTuple, TypeAlias
 
+from watcher import model
 from watcher.decide import conditions, finding_kinds
 from watcher.decide.conditions import NextPull
 from watcher.decide.finding_kinds import Left
-from watcher.model import (
-    WRONG,
-    ActionKind,
-    BlobFault,
-    Diagnosis,
-    Evidence,
-    Finding,
-    ManifestFault,
-    OddBlob,
-    Outcome,
-    Result,
-    Severity,
-    Unseen,
-)
+from watcher.model import WRONG, BlobFault, Diagnosis, Evidence, Finding, ManifestFault, Unseen
 from watcher.ollama import names
 
 #: Whether something of these models, or with these digests or names, is meant.
@@ -35,7 +23,6 @@ _BLINDING = {
     ManifestFault.BAD_DIGEST: "its manifest has an invalid layer",
     ManifestFault.EMPTY: "its manifest names nothing",
 }
-_PARSED = frozenset({ManifestFault.BAD_DIGEST, ManifestFault.EMPTY})
 
 
 class Remaining(NamedTuple):
@@ -55,12 +42,12 @@ def of_repair(
     seen: Evidence, diagnosis: Diagnosis, known: Iterable[str], meant: Meant
 ) -> Remaining:
     """What a repair has left. `known`: subjects that it has reported already."""
-    blind = any(unseen(seen, meant, parsed=False)) or _unread(seen, meant)
+    blind = any(unseen(seen, meant, model.BLINDING)) or _unread(seen, meant)
     pulled = {
-        model
+        name
         for each in diagnosis.diagnosed
         if conditions.row(each.condition).next_pull is not NextPull.IGNORES
-        for model in each.download.models
+        for name in each.download.models
     }
     reported = frozenset(known)
 
@@ -87,7 +74,7 @@ def _unread(seen: Evidence, meant: Meant) -> bool:
 
 def _errors(diagnosis: Diagnosis, meant: Meant) -> Iterator[Finding]:
     for finding in diagnosis.findings:
-        if finding.severity is Severity.ERROR and meant(finding.models, _subjects(finding)):
+        if finding.severity is model.Severity.ERROR and meant(finding.models, _subjects(finding)):
             yield finding
 
 
@@ -99,10 +86,7 @@ def _subjects(finding: Finding) -> set[str]:
 def out_of_sight(seen: Evidence) -> tuple[Unseen, ...]:
     """What a look at the whole store could not see: names, folders, manifests, the quarantine."""
     aside = () if seen.quarantine_unseen is None else (seen.quarantine_unseen,)
-    lists = {ManifestFault.CORRUPT, ManifestFault.DANGLING, ManifestFault.BAD_DIGEST}
-    seen_well = {odd.path for odd in seen.census.odd_manifests if odd.fault in lists}
-    found = unseen(seen, everything, parsed=False)
-    return (*(each for each in found if each.path not in seen_well), *aside)
+    return (*unseen(seen, everything, frozenset({ManifestFault.UNREADABLE})), *aside)
 
 
 def quarantine_unseen(seen: Evidence) -> tuple[Unseen, ...]:
@@ -124,11 +108,10 @@ def opening(found: Iterable[Unseen], diagnosis: Diagnosis) -> tuple[str, ...]:
     return tuple(dict.fromkeys(each.command for each in opens))
 
 
-def unseen(seen: Evidence, meant: Meant, *, parsed: bool = True) -> Iterator[Unseen]:
-    """What a look could not see of what is meant: names, folders, manifests.
-
-    `parsed`: also what manifests name that is no blob.
-    """
+def unseen(
+    seen: Evidence, meant: Meant, faults: Set[ManifestFault] = _BLINDING.keys()
+) -> Iterator[Unseen]:
+    """What a look could not see of what is meant: names, folders, manifests with these faults."""
     census = seen.census
     whole = meant is everything
     for path in census.unlisted:
@@ -139,13 +122,10 @@ def unseen(seen: Evidence, meant: Meant, *, parsed: bool = True) -> Iterator[Uns
         if whole or (in_blobs and meant((), (each.path.removeprefix("blobs/"),))):
             yield each
     for odd in census.odd_manifests:
-        why = _BLINDING.get(odd.fault)
-        if why is None or (odd.fault in _PARSED and not parsed):
-            continue
-        # It is we who can't make sense of it, and not just the server's user.
+        # Whether it is we who can't make sense of it, and not just the server's user.
         blind = odd.fault is not ManifestFault.UNREADABLE or odd.model not in census.models
-        if blind and meant((odd.model or "",), ()):
-            yield Unseen(odd.path, f"{why}: {odd.why}")
+        if odd.fault in faults and blind and meant((odd.model or "",), ()):
+            yield Unseen(odd.path, f"{_BLINDING[odd.fault]}: {odd.why}")
 
 
 # ---------------------------------------------------------------- verifying
@@ -158,7 +138,7 @@ class Verified(NamedTuple):
     read: int
     unchanged: int
     #: Blobs that are not what their names say, the missing ones among them.
-    wrong: tuple[OddBlob, ...]
+    wrong: tuple[model.OddBlob, ...]
     #: So many blobs nobody came to, since the time was over.
     left: int
     #: What could not be checked, and why.
@@ -187,9 +167,11 @@ def of_verified(diagnosis: Diagnosis, done: Verified) -> list[Finding]:
     ]
 
 
-def verified(evidence: Evidence, outcomes: Iterable[Outcome], meant: Meant) -> Verified:
+def verified(evidence: Evidence, outcomes: Iterable[model.Outcome], meant: Meant) -> Verified:
     """What is known of the blobs that are meant, after what was hashed for it just now."""
-    hashed = {each.action.subject: each for each in outcomes if each.action.kind is ActionKind.HASH}
+    hashed = {
+        each.action.subject: each for each in outcomes if each.action.kind is model.ActionKind.HASH
+    }
     right = {digest for digest, outcome in hashed.items() if outcome.sha256 is not None}
     census = evidence.census
     named = [(names.parse_blob(blob.name).digest, blob, models) for blob, models in census.named]
@@ -207,7 +189,7 @@ def verified(evidence: Evidence, outcomes: Iterable[Outcome], meant: Meant) -> V
     unchecked = list(unseen(evidence, meant))
     for outcome in filter(None, unread):
         name = outcome.action.expects[0].name
-        why = outcome.message if outcome.result is not Result.DONE else "it changed meanwhile"
+        why = outcome.message if outcome.result is not model.Result.DONE else "it changed meanwhile"
         unchecked.append(Unseen(f"blobs/{name}", why.removeprefix(f"{name}: ")))
     return Verified(
         read=len(checked & right),

@@ -7,24 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from watcher import model
 from watcher.decide import at_risk, cleaning, conditions, findings, safety
 from watcher.decide.conditions import Step, settled_condition
-from watcher.model import (
-    DOUBTFUL,
-    QUIET_SECONDS,
-    WRONG,
-    Action,
-    ActionKind,
-    Condition,
-    Diagnosed,
-    Entry,
-    Evidence,
-    Kind,
-    OddBlob,
-    Refusal,
-    RefusalKind,
-    Rules,
-)
+from watcher.model import Action, ActionKind, Diagnosed, Evidence, Kind, Refusal, RefusalKind, Rules
 from watcher.ollama import names, ranges, sidecars
 from watcher.system import advice
 
@@ -50,7 +36,7 @@ def _not_quiet_yet(diagnosed: Diagnosed) -> Iterator[Refusal]:
     settled, _ = settled_condition(diagnosed.download)
     if diagnosed.download.writers or conditions.row(settled).repair is not Step.WRITE_SIDECARS:
         return
-    left = max(0.0, QUIET_SECONDS - diagnosed.quiet)
+    left = max(0.0, model.QUIET_SECONDS - diagnosed.quiet)
     reason = f"{diagnosed.because}; a pull may be running"
     why = safety.Why(RefusalKind.NOT_QUIET, reason, f"try again in {advice.duration(left)}", left)
     yield why.of_download(diagnosed, ActionKind.WRITE_SIDECARS)
@@ -66,7 +52,7 @@ def _write_sidecars(
         return
     if not trust.zeros_read:
         return  # what was not looked through is not believed; `repair` reads without a limit
-    if diagnosed.condition is Condition.WHOLE and not _is_believed(diagnosed):
+    if diagnosed.condition is model.Condition.WHOLE and not _is_believed(diagnosed):
         assert download.data is not None
         if download.data.sha256 is None and rules.mode.hash:
             return  # it is hashed first; who may not hash goes by what can be trusted
@@ -121,7 +107,7 @@ def _no_length(diagnosed: Diagnosed, evidence: Evidence) -> safety.Why:
     )
 
 
-def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why | None:
+def _owner_forbids(entries: tuple[model.Entry, ...], evidence: Evidence) -> safety.Why | None:
     """The server must own the progress files: it fails at the end if it can't rewrite them."""
     owner = entries[0].uid
     if evidence.uid == owner:
@@ -140,11 +126,11 @@ def _owner_forbids(entries: tuple[Entry, ...], evidence: Evidence) -> safety.Why
 def questions_of(diagnosed: Diagnosed) -> Iterator[Action]:
     """What of a download has to be hashed before it can be repaired."""
     data, blob = diagnosed.download.data, diagnosed.download.finished
-    redundant = diagnosed.condition is Condition.REDUNDANT
+    redundant = diagnosed.condition is model.Condition.REDUNDANT
     if data is not None and redundant and blob is not None and blob.sha256 is None:
         because = "to find out whether its partial data can be removed"
         yield _hash(blob, diagnosed.digest, because)
-    whole = diagnosed.condition is Condition.WHOLE and not _is_believed(diagnosed)
+    whole = diagnosed.condition is model.Condition.WHOLE and not _is_believed(diagnosed)
     if data is not None and whole and data.sha256 is None:
         yield _hash(data, diagnosed.digest, "to find out whether the download is complete")
 
@@ -168,9 +154,9 @@ def questions_to_registries(
         yield Action(ask, odd.digest, because, (), models=odd.models)
 
 
-def _damaged_and_unheard(evidence: Evidence) -> Iterator[OddBlob]:
+def _damaged_and_unheard(evidence: Evidence) -> Iterator[model.OddBlob]:
     for odd in evidence.census.odd:
-        if odd.fault in WRONG and odd.models and odd.registry is None:
+        if odd.fault in model.WRONG and odd.models and odd.registry is None:
             yield odd
 
 
@@ -180,7 +166,7 @@ def blobs_in_doubt(evidence: Evidence) -> Iterator[Action]:
         digest = names.parse_blob(entry.name).digest
         yield _hash(entry, digest, "it was finished from repaired progress files, or changed")
     for odd in evidence.census.odd:
-        if odd.fault in DOUBTFUL and odd.content is not None:
+        if odd.fault in model.DOUBTFUL and odd.content is not None:
             yield _hash(odd.content, odd.digest, "its size differs from its manifest")
 
 
@@ -203,7 +189,7 @@ def open_questions(evidence: Evidence) -> frozenset[str]:
     return frozenset(unheard | {each.subject for each in blobs_in_doubt(evidence)})
 
 
-def _hash(entry: Entry, digest: str, because: str) -> Action:
+def _hash(entry: model.Entry, digest: str, because: str) -> Action:
     return Action(ActionKind.HASH, digest, because, (entry,))
 
 

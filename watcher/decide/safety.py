@@ -8,22 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from watcher.model import (
-    LIVE_LOOK_SECONDS,
-    QUIET_SECONDS,
-    QUIET_UNSEEN_SECONDS,
-    ActionKind,
-    Blind,
-    Condition,
-    Diagnosed,
-    Evidence,
-    Holder,
-    Place,
-    Refusal,
-    RefusalKind,
-    ServerState,
-    Visibility,
-)
+from watcher import model
+from watcher.model import Blind, Diagnosed, Evidence, Holder, Refusal, RefusalKind, Visibility
 from watcher.ollama import names
 from watcher.system import advice
 
@@ -49,12 +35,14 @@ class Why(NamedTuple):
     left: float | None = None
     command: str = ""
 
-    def refusal(self, subject: str, action: ActionKind, models: tuple[str, ...] = ()) -> Refusal:
+    def refusal(
+        self, subject: str, action: model.ActionKind, models: tuple[str, ...] = ()
+    ) -> Refusal:
         """The refusal of an action for this reason."""
         words = self.reason, self.remedy, self.left
         return Refusal(self.kind, subject, action, *words, models, command=self.command)
 
-    def of_download(self, diagnosed: Diagnosed, action: ActionKind) -> Refusal:
+    def of_download(self, diagnosed: Diagnosed, action: model.ActionKind) -> Refusal:
         """The refusal of an action on a download."""
         return self.refusal(diagnosed.digest, action, diagnosed.download.models)
 
@@ -71,7 +59,7 @@ def alone(evidence: Evidence) -> bool:
     return seen and not (evidence.servers or evidence.others)
 
 
-def is_loose(place: Place) -> bool:
+def is_loose(place: model.Place) -> bool:
     """Whether a file may have another inode once it was moved, or is read again."""
     return place.file_system in _LOOSE or place.file_system.startswith("fuse.")
 
@@ -79,7 +67,7 @@ def is_loose(place: Place) -> bool:
 def why_not_take(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     """Why no name of a download may be taken away now: FULL sight and 90 s, else an hour."""
     full = evidence.view.visibility is Visibility.FULL
-    needed = QUIET_SECONDS if full else QUIET_UNSEEN_SECONDS
+    needed = model.QUIET_SECONDS if full else model.QUIET_UNSEEN_SECONDS
     why = _held(diagnosed.download.holders, evidence) or _why_not(diagnosed, evidence, needed, full)
     return why or another_is_live(diagnosed, evidence)
 
@@ -90,7 +78,9 @@ def why_not_add(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     Who only reads the download, a backup for one, keeps nothing from being written.
     """
     named = evidence.view.visibility is not Visibility.PARTIAL
-    needed = (QUIET_SECONDS if evidence.servers else 0.0) if named else QUIET_UNSEEN_SECONDS
+    needed = (
+        (model.QUIET_SECONDS if evidence.servers else 0.0) if named else model.QUIET_UNSEEN_SECONDS
+    )
     held = tuple(filter(minds_sidecars, diagnosed.download.holders))
     return _held(held, evidence) or _why_not(diagnosed, evidence, needed, named)
 
@@ -112,7 +102,7 @@ def another_is_live(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
         RefusalKind.LIVE,
         f"{names.short(min(others))} is in use, and this may be another layer of the same model",
         "try again when that pull ends",
-        LIVE_LOOK_SECONDS,
+        model.LIVE_LOOK_SECONDS,
     )
 
 
@@ -155,7 +145,7 @@ def _why_not(
             why = f"{times}; it has been unchanged for {seen} since it was first scanned"
         return Why(RefusalKind.NOT_QUIET, why, f"try again in {advice.duration(left)}", left)
     connected = any(server.connections != 0 for server in servers)
-    if diagnosed.condition is Condition.UNCLAIMED and connected:
+    if diagnosed.condition is model.Condition.UNCLAIMED and connected:
         why = "a client is connected to the server: a pull may be about to write progress files"
         return Why(RefusalKind.SERVER_RUNS, why, STOP, command=advice.stop(evidence))
     return None
@@ -207,7 +197,7 @@ def store_forbids(evidence: Evidence) -> Why | None:
     """Why no name under ``blobs/`` may be changed, whichever it is."""
     place = evidence.place
     for server in evidence.servers:
-        if server.state is ServerState.STARTING:
+        if server.state is model.ServerState.STARTING:
             why = f"a server is starting (pid {server.pid}) and would fail if a file disappeared"
             return Why(RefusalKind.SERVER_STARTS, why, "try again when it is up")
     if place.globbed and evidence.servers:

@@ -8,26 +8,9 @@ from typing import NamedTuple
 
 from rich.filesize import decimal
 
+from watcher import model
 from watcher.decide import conditions, events, finding_kinds
-from watcher.model import (
-    DAY,
-    LIVE_LOOK_SECONDS,
-    ActionKind,
-    Ahead,
-    Clock,
-    Condition,
-    Diagnosed,
-    Diagnosis,
-    Download,
-    Evidence,
-    Finding,
-    Outcome,
-    Part,
-    Plan,
-    Ranges,
-    Result,
-    Severity,
-)
+from watcher.model import DAY, ActionKind, Condition, Diagnosed, Download, Evidence, Outcome, Ranges
 from watcher.ollama import names, ranges, sidecars
 from watcher.state.event_log import Event, EventType
 from watcher.state.hashes import Hashed
@@ -55,7 +38,7 @@ _USUAL = Occasion()
 def learn(
     memory: Memory,
     evidence: Evidence,
-    diagnosis: Diagnosis,
+    diagnosis: model.Diagnosis,
     finished: Mapping[str, int],
     occasion: Occasion = _USUAL,
 ) -> tuple[Memory, tuple[Event, ...]]:
@@ -154,7 +137,7 @@ def _sampled(
     # The layers of a model may come side by side: one of them reports for all.
     last = max(told_at, reported.get(now.models, told_at))
     reported[now.models] = last
-    if at - last < LIVE_LOOK_SECONDS:
+    if at - last < model.LIVE_LOOK_SECONDS:
         return now, None
     reported[now.models] = at
     return replace(now, told_at=at), events.progress(at, diagnosed, now, rate(samples))
@@ -210,7 +193,7 @@ def _found(diagnosed: Diagnosed, who: str) -> str:
 
 
 def _of_store(
-    memory: Memory, evidence: Evidence, diagnosis: Diagnosis
+    memory: Memory, evidence: Evidence, diagnosis: model.Diagnosis
 ) -> tuple[Memory, list[Event]]:
     """What a scan of the whole store shows besides downloads: models, and what is wrong."""
     census, now = evidence.census, evidence.now
@@ -223,7 +206,7 @@ def _of_store(
     problems = frozenset(
         (each.kind, each.path)
         for each in diagnosis.findings
-        if finding_kinds.row(each.kind).logged and each.severity is not Severity.INFO
+        if finding_kinds.row(each.kind).logged and each.severity is not model.Severity.INFO
     )
     happened = [
         *events.of_models(memory, models, damaged(diagnosis.findings), now),
@@ -232,7 +215,7 @@ def _of_store(
     return replace(memory, models=models, problems=problems, looked_at=now), happened
 
 
-def _clock(before: Clock | None, evidence: Evidence) -> Clock | None:
+def _clock(before: model.Clock | None, evidence: Evidence) -> model.Clock | None:
     """The clocks as they are remembered: a narrow look writes down only what has changed."""
     now = evidence.clock
     if now is None or before is None or evidence.scope is None:
@@ -240,15 +223,15 @@ def _clock(before: Clock | None, evidence: Evidence) -> Clock | None:
     return now if now.jump or now.boot != before.boot else before
 
 
-def damaged(found: Iterable[Finding]) -> frozenset[str]:
+def damaged(found: Iterable[model.Finding]) -> frozenset[str]:
     """The models of which a blob is not what its name says, or may not be."""
-    errors = (each for each in found if each.severity is Severity.ERROR)
+    errors = (each for each in found if each.severity is model.Severity.ERROR)
     return frozenset(
         model for each in errors if each.kind.startswith("blob_") for model in each.models
     )
 
 
-def stage(memory: Memory, plan: Plan, now: float, note: str) -> Memory:
+def stage(memory: Memory, plan: model.Plan, now: float, note: str) -> Memory:
     """What has to be remembered before a plan is carried out, so that a kill can't lose it.
 
     The bytes that a repair does not believe, the parts that it writes, and, as `note`, the start
@@ -269,7 +252,7 @@ def stage(memory: Memory, plan: Plan, now: float, note: str) -> Memory:
     return replace(memory, downloads=records)
 
 
-def unstage(now: Memory, before: Memory, plan: Plan, outcomes: Iterable[Outcome]) -> Memory:
+def unstage(now: Memory, before: Memory, plan: model.Plan, outcomes: Iterable[Outcome]) -> Memory:
     """The memory without what was foreseen of repairs of a plan that did not come about.
 
     What has failed may have been decided all the same, and is finished by the next run.
@@ -277,7 +260,7 @@ def unstage(now: Memory, before: Memory, plan: Plan, outcomes: Iterable[Outcome]
     begun = {
         each.action.subject
         for each in outcomes
-        if each.action.kind is ActionKind.WRITE_SIDECARS and each.result is not Result.REFUSED
+        if each.action.kind is ActionKind.WRITE_SIDECARS and each.result is not model.Result.REFUSED
     }
     undone = {
         each.subject: before.downloads[each.subject]
@@ -350,14 +333,14 @@ def _unsynced(diagnosed: Diagnosed, evidence: Evidence, known: Remembered | None
     return note if ranges.difference(trust.claimed, trust.trusted) else ""
 
 
-def _ahead(download: Download, evidence: Evidence) -> Ahead | None:
+def _ahead(download: Download, evidence: Evidence) -> model.Ahead | None:
     """Since when times in the future have been seen as they are."""
     latest, known = download.changed_at, download.ahead
     if latest is None or latest <= evidence.now or not evidence.boot:
         return None
     if known is not None and known.still(latest, evidence.boot):
         return known
-    return Ahead(latest, evidence.uptime, evidence.boot)
+    return model.Ahead(latest, evidence.uptime, evidence.boot)
 
 
 def rate(samples: Sequence[Sample]) -> float | None:
@@ -387,7 +370,7 @@ def _doubted(before: Remembered | None, download: Download) -> Ranges:
     return ranges.difference(ranges.union(known, ranges.union(untrusted, starts)), trust.claimed)
 
 
-def _partition(download: Download) -> tuple[Part, ...]:
+def _partition(download: Download) -> tuple[model.Part, ...]:
     """The parts of a sound set of sidecars."""
     if download.faults:
         return ()
@@ -441,7 +424,7 @@ def drop(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
 
     Without the downloads that we have removed; those that we have repaired are as they became.
     """
-    done = [each.action for each in outcomes if each.result is Result.DONE]
+    done = [each.action for each in outcomes if each.result is model.Result.DONE]
     removed = (ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS)
     gone = {each.subject for each in done if each.kind in removed}
     repaired = {each.subject for each in done if each.kind is ActionKind.WRITE_SIDECARS}

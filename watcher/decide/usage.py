@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-from watcher.model import (
-    BlobCensus,
-    Condition,
-    Diagnosed,
-    Entry,
-    Kind,
-    Located,
-    Sizes,
-    Space,
-    Tally,
-    Use,
-    UseKind,
-)
+from watcher import model
+from watcher.model import Condition, Entry, Kind, Located, Sizes, Space, Tally, Use, UseKind
 from watcher.ollama import names
 from watcher.ollama.names import Role
 from watcher.state.memory import FOLDER
@@ -29,48 +18,6 @@ _Key: TypeAlias = tuple[UseKind, str]
 _RANK = {kind: rank for rank, kind in enumerate(UseKind)}
 
 
-class Usage(NamedTuple):
-    """What space is used for, the largest use first, and all of it together."""
-
-    uses: tuple[Use, ...]
-    total: Sizes
-
-
-def usage(space: Space, diagnosed: Iterable[Diagnosed], census: BlobCensus | None = None) -> Usage:
-    """What the space is used for; each model is there, one of 0 bytes, too.
-
-    `census`: what a look has said of the same blobs, so that both say the same.
-
-    The allocated bytes of all uses add up to what ``du -s --block-size=1`` says of the store.
-    """
-    conditions = {each.download.key: each.condition for each in diagnosed}
-    looked = _Looked(space, conditions, _told(census))
-    sums = {(UseKind.MODEL, model): _Sum() for model in space.every_model}
-    total = _Sum()
-    summed = [(_of_models(models), tally) for models, tally in space.blobs.items()]
-    for key, tally in (*summed, ((UseKind.MANIFESTS, ""), space.manifests)):
-        if tally.files:
-            total.add_all(tally)
-            sums.setdefault(key, _Sum()).add_all(tally)
-    several: dict[tuple[int, int], list[_Key]] = defaultdict(list)
-    linked: dict[tuple[int, int], Entry] = {}
-    for located in space.entries:
-        key, entry = _key(located, looked), located.entry
-        if entry.links > 1 and entry.kind is not Kind.FOLDER:
-            several[entry.identity].append(key)
-            linked[entry.identity] = entry
-            continue
-        for each in (total, sums.setdefault(key, _Sum())):
-            each.add(entry, freed=True)
-    for identity, keys in several.items():
-        key, entry = min(keys, key=lambda key: (_RANK[key[0]], key[1])), linked[identity]
-        total.add(entry, freed=len(keys) >= entry.links)
-        sums.setdefault(key, _Sum()).add(entry, freed=keys.count(key) >= entry.links)
-    uses = [Use(*key, each.files, each.sizes) for key, each in sums.items()]
-    uses.sort(key=lambda use: (-use.sizes.allocated, _RANK[use.kind], use.name))
-    return Usage(tuple(uses), total.sizes)
-
-
 @dataclass(slots=True)
 class _Sum:
     files: int = 0
@@ -78,50 +25,71 @@ class _Sum:
     allocated: int = 0
     freed: int = 0
 
-    def add(self, entry: Entry, *, freed: bool) -> None:
-        """`freed`: all of its names are among those that are removed together."""
-        self.files += 1
-        # The length of a folder says nothing.
-        self.apparent += 0 if entry.kind is Kind.FOLDER else entry.size
-        self.allocated += entry.allocated
-        self.freed += entry.allocated if freed else 0
-
-    def add_all(self, tally: Tally) -> None:
+    def add(self, tally: Tally, *, freed: bool = True) -> None:
+        """`freed`: all names of these files are among those that are removed together."""
         self.files += tally.files
         self.apparent += tally.apparent
         self.allocated += tally.allocated
-        self.freed += tally.allocated
+        self.freed += tally.allocated if freed else 0
 
     @property
     def sizes(self) -> Sizes:
         return Sizes(self.apparent, self.allocated, self.freed)
 
 
-class _Looked(NamedTuple):
-    """What is known of names below the store."""
+def usage(
+    space: Space, diagnosed: Iterable[model.Diagnosed], census: model.BlobCensus | None = None
+) -> tuple[tuple[Use, ...], Sizes]:
+    """What the space is used for, the largest use first, and all of it together.
 
-    space: Space
-    conditions: dict[str, Condition]
-    #: Of paths below the store that a look has told apart.
-    told: dict[str, _Key]
+    Each model is there, one of 0 bytes, too. `census`: what a look has said of the same blobs, so
+    that both say the same. The allocated bytes of all uses add up to what ``du -s --block-size=1``
+    says of the store.
+    """
+    conditions = {each.download.key: each.condition for each in diagnosed}
+    known: dict[str, _Key] = {}
+    if census is not None:  # what the names of blobs alone do not show
+        known = {f"blobs/{entry.name}": (UseKind.OTHER_STORE, "") for entry in census.elsewhere}
+        for odd in census.odd:
+            if odd.lies is not None:
+                known[odd.lies.path] = _of_models(odd.models)
+    total, sums = _Sum(), defaultdict[_Key, _Sum](_Sum)
+    sums.update({(UseKind.MODEL, name): _Sum() for name in space.every_model})
+    summed = [(_of_models(models), tally) for models, tally in space.blobs.items()]
+    summed.append(((UseKind.MANIFESTS, ""), space.manifests))
+    for key, tally in summed:
+        if tally.files:
+            total.add(tally)
+            sums[key].add(tally)
+    several: dict[tuple[int, int], list[tuple[_Key, Entry]]] = defaultdict(list)
+    for located in space.entries:
+        entry = located.entry
+        key = known.get(located.path) or _key(located, space.models, conditions)
+        if entry.links > 1 and entry.kind is not Kind.FOLDER:
+            several[entry.identity].append((key, entry))
+        else:
+            total.add(_one(entry))
+            sums[key].add(_one(entry))
+    for found in several.values():
+        keys, entry = [key for key, _ in found], found[-1][1]
+        key = min(keys, key=lambda key: (_RANK[key[0]], key[1]))
+        total.add(_one(entry), freed=len(keys) >= entry.links)
+        sums[key].add(_one(entry), freed=keys.count(key) >= entry.links)
+    uses = [Use(*key, each.files, each.sizes) for key, each in sums.items()]
+    uses.sort(key=lambda use: (-use.sizes.allocated, _RANK[use.kind], use.name))
+    return tuple(uses), total.sizes
 
 
-def _told(census: BlobCensus | None) -> dict[str, _Key]:
-    """The uses of blobs that their names alone do not tell."""
-    if census is None:
-        return {}
-    other = {f"blobs/{entry.name}": (UseKind.OTHER_STORE, "") for entry in census.elsewhere}
-    astray = {odd.lies.path: _of_models(odd.models) for odd in census.odd if odd.lies is not None}
-    return other | astray
+def _one(entry: Entry) -> Tally:
+    # The length of a folder says nothing.
+    return Tally(1, 0 if entry.kind is Kind.FOLDER else entry.size, entry.allocated)
 
 
-def _key(located: Located, looked: _Looked) -> _Key:
+def _key(
+    located: Located, models: Mapping[str, tuple[str, ...]], conditions: Mapping[str, Condition]
+) -> _Key:
     path, entry = located
-    if (told := looked.told.get(path)) is not None:
-        return told
     top, _, inside = path.partition("/")
-    if top == "blobs" and inside:
-        return _in_blobs(inside, entry, looked)
     if path in ("", "blobs"):
         return UseKind.FOLDERS, ""
     if top == "manifests":
@@ -129,40 +97,24 @@ def _key(located: Located, looked: _Looked) -> _Key:
     if top == FOLDER:
         in_quarantine = inside.startswith("quarantine/")
         return UseKind.QUARANTINE if in_quarantine else UseKind.OURS, ""
-    if top.startswith("ollama-safetensors") and (inside or entry.kind is Kind.FOLDER):
-        return UseKind.TEMPORARY, ""
-    return UseKind.FOREIGN, ""
-
-
-def _in_blobs(inside: str, entry: Entry, looked: _Looked) -> _Key:
+    if top != "blobs":
+        left = top.startswith("ollama-safetensors") and (inside or entry.kind is Kind.FOLDER)
+        return UseKind.TEMPORARY if left else UseKind.FOREIGN, ""
     name, deeper, _ = inside.partition("/")
     is_old = name.startswith("sha256:")
-    parsed = names.parse_blob(names.new_spelling(name) if is_old else name)
+    role, digest, _ = names.parse_blob(names.new_spelling(name) if is_old else name)
+    is_file = entry.kind is Kind.FILE and not deeper
+    match role:
+        case Role.BLOB if (is_file and not is_old) or models.get(digest):
+            return _of_models(models.get(digest, ()))  # an orphan where no model names it
+        case Role.DATA | Role.SIDECAR | Role.TRANSFER:
+            download = f"{digest}.tmp" if role is Role.TRANSFER else digest
+            return UseKind.PARTIAL, conditions.get(download, Condition.UNKNOWN).value
+        case Role.UPLOAD | Role.CREATE if is_file:
+            return UseKind.TEMPORARY, ""
     is_folder = bool(deeper) or entry.kind is Kind.FOLDER
-    match parsed.role:
-        case Role.BLOB:
-            is_file = entry.kind is Kind.FILE and not deeper
-            return _of_blob(parsed.digest, looked, may_go=is_file and not is_old)
-        case Role.DATA | Role.SIDECAR:
-            return UseKind.PARTIAL, _condition(parsed.digest, looked)
-        case Role.TRANSFER:
-            return UseKind.PARTIAL, _condition(f"{parsed.digest}.tmp", looked)
-        case Role.UPLOAD | Role.CREATE if entry.kind is Kind.FILE and not deeper:
-            return UseKind.TEMPORARY, ""
-        case _ if is_folder and name.startswith("split-gguf-"):
-            return UseKind.TEMPORARY, ""
-        case _:
-            return UseKind.FOREIGN, ""
-
-
-def _condition(key: str, looked: _Looked) -> str:
-    return looked.conditions.get(key, Condition.UNKNOWN).value
-
-
-def _of_blob(digest: str, looked: _Looked, *, may_go: bool) -> _Key:
-    """`may_go`: it is an orphan where no model names it, and nothing else."""
-    models = looked.space.models.get(digest, ())
-    return _of_models(models) if models or may_go else (UseKind.FOREIGN, "")
+    split = is_folder and name.startswith("split-gguf-")
+    return UseKind.TEMPORARY if split else UseKind.FOREIGN, ""
 
 
 def _of_models(models: tuple[str, ...]) -> _Key:
