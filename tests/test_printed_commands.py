@@ -496,7 +496,7 @@ PLACES: dict[str, str] = {
             "state/json_file.py:File._failed", "service/listener.py:listening",
             "observe/place.py:_candidates", "show/queue.py:restart",
             "observe/place.py:_mount_command", "observe/place.py:no_permission",
-            "state/state_folder.py:cure", "state/state_folder.py:refusal",
+            "state/state_folder.py:_give_back",
             "pull/failures.py:Asked.pull_again", "show/tables.py:healthy",
             "show/tables.py:verified", "show/usage.py:_verdict", "show/tables.py:quarantine",
         ),

@@ -557,8 +557,10 @@ def _kept(raised: list[BaseException]) -> Iterator[None]:
 
 
 def _state(record: Record) -> DownloadState:
-    shown = {key: getattr(record, key) for key in DownloadState.__annotations__ if key != "status"}
-    return cast(DownloadState, {"status": record.state.value, **shown})
+    of_state = {"status": record.state.value, "stage": record.state.stage}
+    keys = DownloadState.__annotations__.keys()
+    shown = {key: of_state[key] if key in of_state else getattr(record, key) for key in keys}
+    return cast(DownloadState, shown)
 
 
 def _progress(
