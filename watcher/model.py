@@ -176,8 +176,20 @@ class Shift(NamedTuple):
     by: float
 
 
+class Unsure(NamedTuple):
+    """A start of the machine that seems to lie before the last scan, in another start.
+
+    Either the clock was set back, or that was another machine, which then goes on counting.
+    """
+
+    jump: float
+    #: The other start, and what was counted in it by then.
+    boot: str
+    counted: float
+
+
 class Clock(NamedTuple):
-    """The clocks at a scan, and what is known of them from the scans before."""
+    """The clocks of a machine at a scan, and what is known of them from its scans before."""
 
     #: The machine's start, the wall clock, and the seconds counted since that start.
     boot: str
@@ -192,6 +204,11 @@ class Clock(NamedTuple):
     jump: float = 0.0
     jumped: bool = False
     shifts: tuple[Shift, ...] = ()
+    #: Of the machine; "" where it has no id.
+    machine: str = ""
+    unsure: Unsure | None = None
+    #: Of other machines that share the store, those that make something younger; not kept.
+    others: tuple[Shift, ...] = ()
 
     @property
     def at_most(self) -> float:
@@ -200,7 +217,7 @@ class Clock(NamedTuple):
 
     def age_of(self, at: float) -> float:
         """How long something has certainly been so, by a time that some clock has given it."""
-        for start, end, by in self.shifts:
+        for start, end, by in (*self.shifts, *self.others):
             # A time that no later setting explains may be any clock's: then it is the younger one.
             if start <= at <= end and (by > 0 or at > self.wall):
                 at += by
@@ -671,6 +688,7 @@ class Evidence:
     uptime: float = 0.0
     boot: str = ""
     clock: Clock | None = None  #: None: the wall clock is all there is, and is right
+    other_clocks: tuple[Clock, ...] = ()  #: of machines that share the store
     servers: tuple[Server, ...] = ()
     #: Other Ollama processes (clients, runners): ``name (pid)``.
     others: tuple[str, ...] = ()

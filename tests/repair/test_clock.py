@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -64,6 +65,12 @@ class Machine:
         """Have the store that another machine has."""
         self.store = other.store
         self._host = replace(self._host, store=str(other.store.path))
+
+    def named(self, folder: Path, machine_id: str) -> None:
+        """It has this id."""
+        (folder / "etc").mkdir(parents=True, exist_ok=True)
+        (folder / "etc/machine-id").write_text(f"{machine_id}\n")
+        self._host = replace(self._host, system=str(folder))
 
     def act(self, policy: Rules) -> Report:
         """A cycle; whatever the clock says, nothing has an age below zero."""
@@ -361,6 +368,112 @@ def test_machines_that_share_a_store_count_nothing_twice(machine: Machine, tmp_p
             assert gone(each.act(SERVICE)) == []
     machine.ahead = 8 * DAY
     assert gone(machine.act(SERVICE)) == []
+
+
+def beside(machine: Machine, folder: Path, machine_id: str) -> Machine:
+    """Another machine that shares the store, and has been up for a month, too."""
+    other = Machine(folder)
+    other.share(machine)
+    for each, name in ((machine, "a" * 32), (other, machine_id)):
+        each.named(folder.parent / f"system {name}", name)
+        each.up_for(30 * DAY)
+    return other
+
+
+#: Of another machine, of a clone, and of one that has none.
+IDS = ["b" * 32, "a" * 32, ""]
+
+
+@pytest.mark.parametrize("machine_id", IDS)
+def test_another_machines_look_is_no_jump(
+    machine: Machine, tmp_path: Path, machine_id: str
+) -> None:
+    """Each is compared with itself alone, and so the clock of each is believed."""
+    other = beside(machine, tmp_path / "other", machine_id)
+    machine.act(SERVICE)
+    machine.store.download("stale later", aged=0)
+    for hours in range(1, 6):
+        machine.passed = other.passed = hours * HOUR
+        for each in (other, machine):
+            assert gone(each.act(SERVICE)) == []
+    assert "clock_jumped" not in machine.store.event_types()
+    machine.passed = other.passed = 8 * DAY
+    assert gone(other.act(SERVICE)) == [ActionKind.REMOVE_DOWNLOAD]
+    machine.act(SERVICE)
+    assert "clock_jumped" not in machine.store.event_types()
+
+
+@pytest.mark.parametrize("machine_id", IDS)
+@pytest.mark.parametrize("ahead", [8 * DAY, 40 * DAY, 400 * DAY])
+def test_the_wrong_clock_of_a_machine_that_joins_removes_nothing(
+    machine: Machine, tmp_path: Path, ahead: float, machine_id: str
+) -> None:
+    """What one machine knows no single reading of another's clock makes older."""
+    other = beside(machine, tmp_path / "other", machine_id)
+    machine.act(SERVICE)
+    names = lay_out(machine.store)
+    other.ahead = ahead
+    for passed in (0, 60, HOUR / 2):
+        machine.passed = other.passed = passed
+        for each in (other, machine):
+            assert gone(each.act(SERVICE)) == []
+    assert sorted(path.name for path in machine.store.blobs.iterdir()) == names
+    other.ahead = 0
+    other.act(SERVICE)
+    assert machine.store.event_types().count("clock_jumped") == 1, "its own"
+
+
+@pytest.mark.parametrize("machine_id", IDS)
+def test_a_file_from_a_clock_that_is_ahead_is_young_on_another_machine(
+    machine: Machine, tmp_path: Path, machine_id: str
+) -> None:
+    other = beside(machine, tmp_path / "other", machine_id)
+    machine.act(SERVICE)
+    other.act(SERVICE)
+    machine.store.download("from ahead", aged=-HOUR)
+    for each in (other, machine, other):
+        (diagnosed,) = each.act(SERVICE).diagnosis.diagnosed
+        assert diagnosed.age < 60
+
+
+def test_what_a_machine_wrote_while_it_was_behind_is_young_on_the_others(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """Its clock is set right; the other one's was right all along."""
+    other = beside(machine, tmp_path / "other", "b" * 32)
+    machine.ahead = -8 * DAY
+    machine.act(SERVICE)
+    other.act(SERVICE)
+    machine.store.download("young", aged=8 * DAY)
+    machine.ahead = 0
+    machine.act(SERVICE)
+    for passed in (0, 3 * HOUR):
+        machine.passed = other.passed = passed
+        for each in (other, machine):
+            assert gone(each.act(CLEAN)) == []
+
+
+def test_a_clock_that_was_set_back_while_the_machine_was_off_is_told(machine: Machine) -> None:
+    """Once no other machine can explain it: none has looked for two hours."""
+    machine.act(SERVICE)
+    machine.ahead = -3 * DAY
+    machine.restart(off=60, awake=20)
+    machine.act(SERVICE)
+    assert "clock_jumped" not in machine.store.event_types()
+    machine.passed += 2.1 * HOUR
+    machine.act(SERVICE)
+    machine.act(SERVICE)
+    assert machine.store.event_types().count("clock_jumped") == 1
+
+
+def test_the_clocks_of_a_few_machines_are_kept(machine: Machine, tmp_path: Path) -> None:
+    machine.act(SERVICE)
+    for number in range(12):
+        other = beside(machine, tmp_path / f"other{number}", f"{number:032}")
+        assert gone(other.act(SERVICE)) == []
+    assert "clock_jumped" not in machine.store.event_types()
+    memory = json.loads((machine.store.ours / "state.json").read_bytes())
+    assert len(memory["other_clocks"]) == 7
 
 
 @pytest.mark.parametrize("more", [30 * DAY, -DAY / 2])

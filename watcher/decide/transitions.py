@@ -66,7 +66,7 @@ def learn(
         memory,
         downloads=records,
         unproven=memory.unproven | unproven,
-        clock=_clock(memory.clock, evidence),
+        clocks=_clocks(memory.clocks, evidence),
     )
     if not hidden and evidence.scope is None:
         in_downloads = (entry for each in evidence.downloads for entry in each.entries)
@@ -215,12 +215,15 @@ def _of_store(
     return replace(memory, models=models, problems=problems, looked_at=now), happened
 
 
-def _clock(before: model.Clock | None, evidence: Evidence) -> model.Clock | None:
+def _clocks(before: tuple[model.Clock, ...], evidence: Evidence) -> tuple[model.Clock, ...]:
     """The clocks as they are remembered: a narrow look writes down only what has changed."""
     now = evidence.clock
-    if now is None or before is None or evidence.scope is None:
-        return now
-    return now if now.jump or now.boot != before.boot else before
+    if now is None:
+        return ()
+    known = before and before[-1].boot == now.boot
+    if known and evidence.scope is not None and not now.jump:
+        return before
+    return (*evidence.other_clocks, now._replace(others=()))
 
 
 def damaged(found: Iterable[model.Finding]) -> frozenset[str]:

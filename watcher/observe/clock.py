@@ -7,7 +7,10 @@ where they don't, it was set, and only what was counted is certain, for hours.
 
 from __future__ import annotations
 
-from watcher.model import CLOCK_SETTLED_SECONDS, CLOCK_TOLERANCE_SECONDS, Clock, Shift
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from watcher.model import CLOCK_SETTLED_SECONDS, CLOCK_TOLERANCE_SECONDS, Clock, Shift, Unsure
 
 #: A clock that is brought right slowly gains half of this.
 _DRIFT = 0.001
@@ -15,28 +18,69 @@ _DRIFT = 0.001
 _YOUNG_SECONDS = 600.0
 #: Settings of the clock that are kept in mind.
 _MOST_SHIFTS = 8
+#: Machines whose clocks are kept in mind; one that is forgotten begins as another machine.
+_MOST_MACHINES = 8
 
 
-def look(before: Clock | None, wall: float, counted: float, boot: str) -> Clock:
-    """The clocks at a look. `before`: as they were remembered; `counted`: since the start `boot`.
+class Reading(NamedTuple):
+    """The clocks of this machine now."""
+
+    wall: float
+    #: Seconds since the start `boot`; "" where the machine does not say which start this is.
+    counted: float
+    boot: str
+    #: "" where the machine has no id.
+    machine: str = ""
+
+
+class Clocks(NamedTuple):
+    """This machine's clocks, and those of others that share the store, looked at last."""
+
+    own: Clock
+    others: tuple[Clock, ...] = ()
+
+
+def look(known: Sequence[Clock], now: Reading) -> Clocks:
+    """The clocks at a look. `known`: as they were remembered, the last ones last.
 
     A first look has nothing to compare with, and takes the wall clock as it is; so does one on a
-    machine that does not say which start this is.
+    machine that does not say which start this is. Each machine is compared with itself alone.
     """
-    if before is None or not boot:
-        return Clock(boot, wall, counted, wall, CLOCK_SETTLED_SECONDS, wall - counted)
-    if before.boot != boot:
-        return _after_start(before, wall, counted, boot)
+    if not known or not now.boot:
+        return Clocks(_as_it_is(now))
+    before = next((each for each in known if each.boot == now.boot), None)
+    if before is not None:
+        own = _compared(before, now)
+        own = _decided(own, known)._replace(machine=now.machine)
+    else:
+        before = _earlier_start(known, now)
+        own = _joined(known, now) if before is None else _after_start(before, now)
+        if own.unsure is not None:
+            before = None  # it may be another machine's
+    gone = {now.boot, *([before.boot] if before is not None else [])}
+    others = tuple(each for each in known if each.boot not in gone)[1 - _MOST_MACHINES :]
+    shifts = tuple(each for other in others for each in other.shifts if each.by > 0)
+    return Clocks(own._replace(others=shifts), others)
+
+
+def _as_it_is(now: Reading) -> Clock:
+    wall, counted, boot, machine = now
+    held, begun = CLOCK_SETTLED_SECONDS, wall - counted
+    return Clock(boot, wall, counted, wall, held, begun, machine=machine)
+
+
+def _compared(before: Clock, now: Reading) -> Clock:
+    """Another look in the same start of the machine."""
+    wall, counted = now.wall, now.counted
     passed = counted - before.counted
     jump = wall - before.wall - passed
     if abs(jump) <= CLOCK_TOLERANCE_SECONDS + _DRIFT * abs(passed):
         held = before.held + passed
         certain = wall if held >= CLOCK_SETTLED_SECONDS else before.certain + passed
         return before._replace(wall=wall, counted=counted, certain=certain, held=held, jump=0.0)
-    return Clock(
-        boot,
-        wall,
-        counted,
+    return before._replace(
+        wall=wall,
+        counted=counted,
         certain=before.certain + passed,
         held=0.0,
         # Whenever it was set since the last look: times from then on are of this clock.
@@ -47,26 +91,60 @@ def look(before: Clock | None, wall: float, counted: float, boot: str) -> Clock:
     )
 
 
-def _after_start(before: Clock, wall: float, counted: float, boot: str) -> Clock:
+def _decided(own: Clock, known: Sequence[Clock]) -> Clock:
+    """With the jump that a restart seemed to show, unless another machine explains that by now.
+
+    That one looks again within hours, if it is at work.
+    """
+    if own.unsure is None:
+        return own
+    jump, boot, counted = own.unsure
+    if own.held < CLOCK_SETTLED_SECONDS and not own.jump:
+        return own
+    goes_on = any(each.boot == boot and each.counted != counted for each in known)
+    return own._replace(unsure=None, jump=own.jump or (0.0 if goes_on else jump))
+
+
+def _earlier_start(known: Sequence[Clock], now: Reading) -> Clock | None:
+    """The last look in another start of this machine; None where there was none."""
+    mine = [each for each in known if each.machine in ("", now.machine) or not now.machine]
+    last = mine[-1] if mine else None
+    return next((each for each in reversed(mine) if not _behind(each, now)), last)
+
+
+def _behind(before: Clock, now: Reading) -> float:
+    """By how much this start lies before that look; 0.0 where it does not."""
+    return min(0.0, now.wall - now.counted - before.wall + CLOCK_TOLERANCE_SECONDS)
+
+
+def _joined(known: Sequence[Clock], now: Reading) -> Clock:
+    """The first look of another machine: it has one reading, and what others know."""
+    certain = max(each.certain for each in known)
+    begun = now.wall - now.counted
+    return Clock(now.boot, now.wall, now.counted, certain, 0.0, begun, machine=now.machine)
+
+
+def _after_start(before: Clock, now: Reading) -> Clock:
     """The first look in another start of the machine: it was off, nobody knows for how long."""
-    begun = wall - counted
-    behind = min(0.0, begun - before.wall + CLOCK_TOLERANCE_SECONDS)
-    # Where this start is older than that look, as on another machine, they are counted already.
-    certain = before.certain + (0.0 if behind else counted)
-    asked = min(before.counted, counted) >= _YOUNG_SECONDS
-    if not behind and asked and (not before.jumped or before.held >= CLOCK_SETTLED_SECONDS):
-        # Two starts, and the later one's clock bears out what the earlier one's had said.
-        certain = max(certain, before.wall)
+    wall, counted, boot, machine = now
+    behind = _behind(before, now)
+    certain = before.certain
+    if not behind and before.machine == machine != "":
+        asked = min(before.counted, counted) >= _YOUNG_SECONDS
+        if asked and (not before.jumped or before.held >= CLOCK_SETTLED_SECONDS):
+            # Two starts, and the later one's clock bears out what the earlier one's had said.
+            certain = max(certain, before.wall)
     return Clock(
         boot,
         wall,
         counted,
         certain,
         held=0.0,
-        begun=begun,
-        jump=behind,
-        jumped=False,
-        shifts=_shifted(before, before.wall, behind) if behind else before.shifts,
+        begun=wall - counted,
+        # Times of a clock that was ahead then count as young.
+        shifts=before.shifts,
+        machine=machine,
+        unsure=Unsure(behind, before.boot, before.counted) if behind else None,
     )
 
 

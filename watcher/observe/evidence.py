@@ -124,9 +124,11 @@ class _Look:
             made = self._of_store(made, found, coming, seen)
         host.go_on()
         now = host.clock()
-        time = clock.look(memory.clock, now, host.counted(), self.start.id)
+        reading = clock.Reading(now, host.counted(), self.start.id, place.machine(host))
+        time = clock.look(memory.clocks, reading)
         forgotten = memory.unreadable or memory.lost or memory.hashes.unread
-        return replace(made, now=now, uptime=host.uptime(), clock=time, forgotten=forgotten)
+        made = replace(made, now=now, uptime=host.uptime(), forgotten=forgotten)
+        return replace(made, clock=time.own, other_clocks=time.others)
 
     def _of_store(
         self, made: Evidence, found: scan.Scan, coming: NextStart, seen: processes.Seen

@@ -329,6 +329,16 @@ def boot(host: Host) -> str:
         return ""
 
 
+def machine(host: Host) -> str:
+    """The machine's id, as far as its system gives it one; "" where it does not."""
+    try:
+        with open(f"{host.system}/etc/machine-id", "rb") as file:
+            found = file.read(64).strip().decode("ascii")
+    except (OSError, ValueError):
+        return ""
+    return found if found.isalnum() and len(found) == 32 else ""
+
+
 def started_at(host: Host) -> float:
     """When the machine started, seconds since the epoch; 0 where that can't be told."""
     try:

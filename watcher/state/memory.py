@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 
-from watcher.model import HOUR, Ahead, Clock, Condition, Entry, Part, Ranges, Reads, Shift
+from watcher.model import HOUR, Ahead, Clock, Condition, Entry, Part, Ranges, Reads, Shift, Unsure
 from watcher.ollama import names
 from watcher.state import checks, fs, hashes, json_file, state_folder
 from watcher.state.checks import optional, row
@@ -31,8 +31,9 @@ NAME = "state.json"
 REFUSED = "refused"
 #: Of a line of an event.
 _LONGEST_LINE = 1 << 24
-#: No more settings of the clock are believed to be in there.
+#: No more settings of the clock, and machines, are believed to be in there.
 _MOST_SHIFTS = 8
+_MOST_MACHINES = 8
 _READ_LIMIT = 256 * 1024 * 1024
 
 
@@ -115,7 +116,7 @@ class Memory:
     models: Mapping[str, tuple[int, int]] | None = None
     problems: frozenset[tuple[str, str]] = frozenset()  #: by kind and path
     looked_at: float = 0.0
-    clock: Clock | None = None
+    clocks: tuple[Clock, ...] = ()  #: of each machine; that of the last scan is last
     hashed: int = 0
     untold: tuple[bytes, ...] = field(default=(), compare=False)
     #: The file that `models` and `problems` are in; "" for none.
@@ -248,21 +249,44 @@ def _part(values: list[object]) -> Part:
     return part
 
 
+_TIMES = ("wall", "counted", "certain", "held", "begun", "jump")
+
+
 def _clock(known: Mapping[str, Any]) -> Clock:
-    times = ("wall", "counted", "certain", "held", "begun", "jump")
+    wall, counted, certain, held, begun, jump = (checks.seconds(known[name]) for name in _TIMES)
     shift = row(Shift, *[checks.seconds] * 3)
     return Clock(
-        boot=checks.boot(known["boot"]),
-        **{name: checks.seconds(known[name]) for name in times},
+        checks.boot(known["boot"]),
+        wall,
+        counted,
+        certain,
+        held,
+        begun,
+        jump,
         jumped=checks.flag(known["jumped"]),
         shifts=tuple(map(shift, known["shifts"][:_MOST_SHIFTS])),
+        machine=checks.boot(known.get("machine", "")),
+        unsure=_unsure(known["unsure"]) if known.get("unsure") else None,
     )
+
+
+def _clocks(found: Mapping[str, Any]) -> tuple[Clock, ...]:
+    """Those of other machines, which earlier versions don't know, and that of the last scan."""
+    if not found.get("clock"):
+        return ()
+    others = tuple(map(_clock, found.get("other_clocks", ())[:_MOST_MACHINES]))
+    return (*others, _clock(found["clock"]))
+
+
+def _of_clock(clock: Clock) -> dict[str, object]:
+    return {key: value for key, value in clock._asdict().items() if key != "others"}
 
 
 def _several(check: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
     return lambda values: tuple(map(check, values))
 
 
+_unsure = row(Unsure, checks.seconds, checks.boot, checks.seconds)
 _sample = row(Sample, checks.seconds, checks.whole)
 _ahead = row(Ahead, checks.seconds, checks.seconds, checks.boot)
 _reads = row(Reads, checks.whole, checks.nanoseconds, checks.boot, checks.text)
@@ -332,7 +356,7 @@ class _File(json_file.File[Memory]):
             models=models,
             problems=problems,
             looked_at=checks.seconds(found["looked_at"]),
-            clock=_clock(found["clock"]) if found.get("clock") else None,
+            clocks=_clocks(found),
             hashed=checks.whole(found.get("hashed", 0)),
             untold=tuple(
                 checks.text(line, _LONGEST_LINE).encode() for line in found.get("untold", ())
@@ -350,7 +374,8 @@ class _File(json_file.File[Memory]):
             "asked": dict(value.asked),
             "unproven": sorted(value.unproven),
             "looked_at": value.looked_at,
-            "clock": value.clock and value.clock._asdict(),
+            "clock": _of_clock(value.clocks[-1]) if value.clocks else None,
+            "other_clocks": list(map(_of_clock, value.clocks[:-1])),
             "hashed": value.hashed,
             "seen_in": value.seen_in,
             "untold": [line.decode() for line in value.untold],
