@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from watcher import __version__
-from watcher.commands.declare import PROGRAM, SETTINGS, Given, GlobalOption, Group, rows_of
+from watcher.commands.context import Context
+from watcher.commands.declare import PROGRAM, SETTINGS, GlobalOption, Group, rows_of
 from watcher.errors import Exit, OutputError, WatchError, named
 from watcher.system import stopping, terminal
 
@@ -158,10 +159,10 @@ class _Stream(io.FileIO):
 
 def _run(words: list[str], *, own: bool) -> int:
     """Run a command, maybe in a process of its `own`; its exit code, or that of an error."""
-    given = Given(own=own)
+    context = Context(own=own)
     try:
         code = program.main(
-            words, PROGRAM, standalone_mode=False, obj=given, terminal_width=terminal.width()
+            words, PROGRAM, standalone_mode=False, obj=context, terminal_width=terminal.width()
         )
         return int(code or 0)
     except click.exceptions.Exit as stop:
@@ -186,7 +187,7 @@ def _run(words: list[str], *, own: bool) -> int:
     except OutputError:
         raise
     except Exception as error:
-        return _failed(error, verbose=given.verbose)
+        return _failed(error, verbose=context.verbose)
 
 
 def _failed(error: Exception, *, verbose: bool) -> int:

@@ -1,7 +1,5 @@
 """What the commands that change a store share: show the plan, ask, do it, report the results."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, replace
 
@@ -38,6 +36,33 @@ class Request:
     until_free: int | None = None
 
 
+class _Choice:
+    """The consent of this command: a plan cut down to what is meant, shown, and asked about."""
+
+    def __init__(self, context: Context, asked: Request, meant: Approve) -> None:
+        self._context, self._asked, self._meant = context, asked, meant
+        self.plan = Plan()
+        self.shown = False
+        #: Set where somebody would have to be asked and nobody is there.
+        self.unasked: Exit | None = None
+
+    def __call__(self, planned: Plan) -> Plan:
+        self.plan = self._meant(planned)
+        if self._asked.until_free is not None:
+            self.plan = cleaning.until_free(self.plan, self._asked.until_free)
+        if self._asked.yes and not self._asked.dry_run:
+            return self.plan
+        if not self._context.json and (self.plan.actions or not self._context.quiet):
+            lines = list(plans.plan(self.plan))
+            self._context.show(lines)
+            self.shown = bool(lines)
+        if self._asked.dry_run or not self.plan.actions:
+            return reconcile.approve_none(self.plan)
+        answer = self._context.ask("Do it?", "add --yes to do it, or -n to see the plan")
+        self.unasked = answer if answer is Exit.USAGE else None
+        return reconcile.approve_none(self.plan) if answer else self.plan
+
+
 def act(context: Context, asked: Request) -> Exit:
     """One acting command over all stores. Raises TargetError for what no store knows."""
     knows = targets.known if asked.named else None
@@ -46,8 +71,8 @@ def act(context: Context, asked: Request) -> Exit:
     if asked.mode.online:
         with patience("asking registries"):
             looked = [lookup.look_up(host, asked.named, keep=not asked.dry_run) for host in hosts]
-        hosts = [each.host for each in looked]
-        problems = {key: why for each in looked for key, why in each.problems.items()}
+        hosts = [host for host, _ in looked]
+        problems = {key: why for _, each in looked for key, why in each.items()}
     with lookup.blamed(problems):
         approve, about = meant(hosts, asked.named, context.elsewhere)
     return max(act_on(context, host, asked, approve, about) for host in hosts)
@@ -56,10 +81,7 @@ def act(context: Context, asked: Request) -> Exit:
 def meant(
     hosts: list[Host], named: tuple[str, ...], elsewhere: list[Known]
 ) -> tuple[Approve, remaining.Meant]:
-    """The consent to what is about some models or digests, and what that is.
-
-    Raises TargetError.
-    """
+    """The consent to what is about some models or digests, and that. Raises TargetError."""
     found = targets.find(hosts, named, elsewhere)
     if found is None:
         return reconcile.approve_all, remaining.everything
@@ -126,33 +148,6 @@ def _until_quiet(context: Context, host: Host, asked: Request, chosen: _Choice) 
         transient("")
 
 
-class _Choice:
-    """The consent of this command: a plan cut down to what is meant, shown, and asked about."""
-
-    def __init__(self, context: Context, asked: Request, meant: Approve) -> None:
-        self._context, self._asked, self._meant = context, asked, meant
-        self.plan = Plan()
-        self.shown = False
-        #: Set where somebody would have to be asked and nobody is there.
-        self.unasked: Exit | None = None
-
-    def __call__(self, planned: Plan) -> Plan:
-        self.plan = self._meant(planned)
-        if self._asked.until_free is not None:
-            self.plan = cleaning.until_free(self.plan, self._asked.until_free)
-        if self._asked.yes and not self._asked.dry_run:
-            return self.plan
-        if not self._context.json and (self.plan.actions or not self._context.quiet):
-            lines = list(plans.plan(self.plan))
-            self._context.show(lines)
-            self.shown = bool(lines)
-        if self._asked.dry_run or not self.plan.actions:
-            return reconcile.approve_none(self.plan)
-        answer = self._context.ask("Do it?", "add --yes to do it, or -n to see the plan")
-        self.unasked = answer if answer is Exit.USAGE else None
-        return reconcile.approve_none(self.plan) if answer else self.plan
-
-
 def _remaining(report: Report, mode: Mode, meant: remaining.Meant) -> remaining.Remaining:
     """What is wrong still with what a command was about, as far as it was to mend or free it."""
     seen, diagnosis = report.evidence, report.diagnosis
@@ -172,6 +167,5 @@ def _code(report: Report, left: remaining.Remaining, *, dry_run: bool) -> Exit:
         return Exit.FAILED
     if report.plan.refusals or Result.REFUSED in results:
         return Exit.REFUSED
-    undone = len(report.plan.actions) > len(report.outcomes)
-    undone = undone or bool(left.findings)
+    undone = len(report.plan.actions) > len(report.outcomes) or left.findings
     return Exit.FINDINGS if undone or (dry_run and report.plan.actions) else Exit.HEALTHY

@@ -1,20 +1,15 @@
 """``audit``: inspect, and write nothing at all."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from watcher.commands import declare
+from watcher.commands.context import Context
 from watcher.errors import Exit, NoPermissionError
 from watcher.ollama import names
-
-if TYPE_CHECKING:
-    from watcher.commands.context import Context
 
 
 @declare.command(

@@ -1,24 +1,18 @@
 """``clean``: remove what no pull needs."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import click
 
 from watcher import config
 from watcher.commands import complete, declare
+from watcher.commands.context import Context
 from watcher.errors import Exit
-
-if TYPE_CHECKING:
-    from watcher.commands.context import Context
 
 
 @declare.command(
     examples=["clean -n", "clean --yes --stale-after 14d", "clean --until-free 50GB"],
     read_on="docs/safety.md: what is never removed",
 )
-@click.argument("targets", nargs=-1, metavar="[MODEL|DIGEST]...", shell_complete=complete.targets)
+@complete.TARGETS
 @declare.dry_run
 @declare.yes
 @click.option(

@@ -2,66 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import click
 
-from watcher.commands.declare import Given
+from watcher.commands.context import Context
 from watcher.errors import WatchError
 from watcher.ollama import names
 
 if TYPE_CHECKING:
     from watcher.model import Known
 
-
-def models(at: click.Context, _: click.Parameter, start: str) -> list[str]:
-    """Models of the store, downloads included."""
-    return _matching(start, _found(at, _in_store)[0])
+Completes = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
-def targets(at: click.Context, _: click.Parameter, start: str) -> list[str]:
-    """Models, and digests once one is begun."""
-    models, digests = _found(at, _in_store)
-    begun = _matching(start, map(names.short, digests)) if start else []
-    return [*_matching(start, models), *begun]
-
-
-def queued(at: click.Context, _: click.Parameter, start: str) -> list[str]:
-    """Models of the queue."""
-    return _matching(start, _found(at, _in_queue)[0])
-
-
-def labels(at: click.Context, _: click.Parameter, start: str) -> list[str]:
-    """Labels of the quarantine."""
-    return _matching(start, _found(at, kept)[1])
-
-
-def event_types(_: click.Context, __: click.Parameter, start: str) -> list[str]:
-    """Types of events."""
-    from watcher.state.event_log import EventType
-
-    return _matching(start, map(str, EventType))
+def _known(at: click.Context, look: Callable[[str], Known]) -> list[Known]:
+    """What the stores know that the command line means so far; nothing where that fails."""
+    context = at.ensure_object(Context)
+    context.own = True
+    try:
+        context.begin()
+        context.load()
+        return context.known(look)
+    except (WatchError, OSError, click.UsageError):
+        return []
 
 
 def _matching(start: str, found: Iterable[str]) -> list[str]:
     return sorted({each for each in found if each.lower().startswith(start.lower())})
 
 
-def _found(at: click.Context, look: Callable[[str], Known]) -> tuple[set[str], set[str]]:
-    """Models and digests of the stores that the command line means so far.
+def _names(look: Callable[[str], Known]) -> Completes:
+    """Completes the names that `look` finds in a store as models."""
 
-    Nothing where that fails.
-    """
-    given = at.ensure_object(Given)
-    given.own = True
-    try:
-        given.begin()
-        known = given.context().known(look)
-    except (WatchError, OSError, click.UsageError):
-        known = []
-    models = {model for each in known for model in each.models}
-    return models, {digest for each in known for digest in each.digests}
+    def complete(at: click.Context, _: click.Parameter, start: str) -> list[str]:
+        return _matching(start, (model for each in _known(at, look) for model in each.models))
+
+    return complete
 
 
 def _in_store(store: str) -> Known:
@@ -81,11 +60,36 @@ def _in_queue(path: str) -> Known:
 
 
 def kept(path: str) -> Known:
-    """The labels of a store's quarantine, in place of digests."""
+    """The labels of a store's quarantine, in place of models."""
     from watcher.model import Known
     from watcher.observe import blobs
     from watcher.state import folders, memory
 
     with folders.opened_store(path) as store:
         kept = blobs.look_at_quarantine(store, memory.load(store)).kept
-    return Known({}, frozenset(each.label for each in kept))
+    return Known({each.label: frozenset() for each in kept}, frozenset())
+
+
+models, queued, labels = _names(_in_store), _names(_in_queue), _names(kept)
+
+
+def targets(at: click.Context, parameter: click.Parameter, start: str) -> list[str]:
+    """Models, and digests once one is begun."""
+    found = models(at, parameter, start)
+    if start:
+        digests = {digest for each in _known(at, _in_store) for digest in each.digests}
+        found += _matching(start, map(names.short, digests))
+    return found
+
+
+def event_types(_: click.Context, __: click.Parameter, start: str) -> list[str]:
+    """Types of events."""
+    from watcher.state.event_log import EventType
+
+    return _matching(start, map(str, EventType))
+
+
+several = functools.partial(click.argument, nargs=-1)
+#: Arguments of several commands.
+MODELS = several("models", required=True, metavar="MODEL...", shell_complete=models)
+TARGETS = several("targets", metavar="[MODEL|DIGEST]...", shell_complete=targets)

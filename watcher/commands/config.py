@@ -1,34 +1,30 @@
 """``config``: effective settings, and where each comes from."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator
 
 from watcher import config as settings
 from watcher.commands import declare
-from watcher.commands.declare import Given
+from watcher.commands.context import Context
 from watcher.errors import Exit
 from watcher.ollama import names
-
-_READ_ON = "docs/reference/settings.md: every setting"
 
 
 @declare.group(
     near={"show": "list get ls", "check": "test"},
     examples=["config show", "config check"],
-    read_on=_READ_ON,
+    read_on="docs/reference/settings.md: every setting",
 )
 def config() -> None:
     """Show effective settings and where each comes from."""
 
 
-@config.command(context=False, examples=["config show", "config show --json"], read_on=_READ_ON)
-def show(given: Given) -> Exit:
+@config.command(settings=False, examples=["config show", "config show --json"])
+def show(context: Context) -> Exit:
     """Show effective settings and where each comes from."""
-    found = list(_settings(given))
-    if given.json:
+    found = list(_settings(context))
+    if context.json:
         rows = [{"key": key, "value": value, "source": source} for key, value, source in found]
         shown = names.everywhere(rows, names.exact)
         _document({"schema": "ollama-watch/config/1", "settings": shown})
@@ -42,19 +38,17 @@ def show(given: Given) -> Exit:
 
 
 @config.command(
-    context=False,
-    examples=["config check", "config check --config ./ollama-watch.toml"],
-    read_on=_READ_ON,
+    settings=False, examples=["config check", "config check --config ./ollama-watch.toml"]
 )
-def check(given: Given) -> Exit:
+def check(context: Context) -> Exit:
     """Check the settings; a bad one exits with 2."""
-    settings.load(given.config_file, os.environ)
-    file = given.config_file or settings.SYSTEM_FILE
+    settings.load(context.config_file, os.environ)
+    file = context.config_file or settings.SYSTEM_FILE
     found = file.exists()
-    if given.json:
+    if context.json:
         path = names.exact(str(file)) if found else None
         _document({"schema": "ollama-watch/config-check/1", "file": path, "sound": True})
-    elif not given.quiet:
+    elif not context.quiet:
         none = "" if found else " (the file does not exist; defaults apply)"
         sys.stdout.write(f"{names.printable(str(file))}: valid{none}\n")
     return Exit.HEALTHY
@@ -67,14 +61,14 @@ def _document(document: dict[str, object]) -> None:
     sys.stdout.buffer.flush()
 
 
-def _settings(given: Given) -> Iterator[tuple[str, object, str]]:
+def _settings(context: Context) -> Iterator[tuple[str, object, str]]:
     """Each setting, its value as it counts, and its source.
 
     The value is None for a store that is found automatically.
     """
-    found = settings.given(given.config_file, os.environ)
-    if given.stores:
-        found["store"] = settings.Given(list(given.stores), "--store")
+    found = settings.given(context.config_file, os.environ)
+    if context.stores:
+        found["store"] = settings.Given(list(context.stores), "--store")
     yield "store", *found.get("store", (None, "default"))
     for key, known in settings.KEYS.items():
         value, source = found.get(key, (known.default, "default"))

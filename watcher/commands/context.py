@@ -1,4 +1,7 @@
-"""What every command needs: the settings, the stores, and where its words go."""
+"""What every command needs: the settings, the stores, and where its words go.
+
+It loads what works on a store only when that is needed, so that help is quick.
+"""
 
 from __future__ import annotations
 
@@ -8,79 +11,109 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from watcher import config
 from watcher.commands import rights
-from watcher.commands.declare import Given
 from watcher.config import Settings
 from watcher.errors import Exit, RefusedError, SettingsError
-from watcher.model import Known, Mode
-from watcher.observe import place
-from watcher.observe.host import Host
 from watcher.ollama import names
-from watcher.reconcile import Reconciler, Report
-from watcher.show import documents, text
-from watcher.show.text import Part
+
+if TYPE_CHECKING:
+    from watcher.model import Known, Mode
+    from watcher.observe import place
+    from watcher.observe.host import Host
+    from watcher.reconcile import Report
+    from watcher.show.text import Part
 
 _PATIENCE_SECONDS = 1.0
 
 
 @dataclass
-class Context(Given):
-    """One call of the command line, and the settings as they are then."""
+class Context:
+    """One call of the command line: what stands on it for every command, and the settings."""
 
-    settings: Settings
-    #: Which flag or setting has named the stores.
+    settings: Settings = field(default_factory=Settings)
+    #: Stores named by options or the settings; empty: find one. And what has named them.
+    stores: tuple[str, ...] = ()
     stores_by: str = "--store"
+    #: None for the system's.
+    config_file: Path | None = None
+    verbose: bool = False
+    quiet: bool = False
+    json: bool = False
+    no_color: bool = False
+    #: This process runs one command and nothing else, so it may change its user.
+    own: bool = False
+    #: Nothing writes to the store but what our parent has started, as the demo does.
+    staged: bool = False
     #: What other stores can be asked for, that are treated by other processes.
     elsewhere: list[Known] = field(default_factory=list)
+    #: The number of this process's store among them.
+    turn: int | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """The words that say again which store and which settings are meant."""
+        file = [] if self.config_file is None else ["--config", str(self.config_file)]
+        return [*file, *(word for store in self.stores for word in ("--store", store))]
+
+    def begin(self) -> None:
+        """Give up what no command needs. Before anything is read."""
+        if self.verbose and self.quiet:
+            raise click.UsageError("use either -v or -q")
+        if self.own and os.geteuid() != 0:
+            from watcher.system import privileges
+
+            privileges.lower()
+
+    def load(self) -> None:
+        """Read the settings. Raises SettingsError."""
+        from watcher.system import advice
+
+        advice.introduce(self.config_file)
+        self.settings = config.load(self.config_file, os.environ)
+        if not self.stores:
+            self.stores, self.stores_by = self.settings.stores, self.settings.stores_by
 
     def places(
-        self, *, changes: bool = False, knows: rights.Knows | None = None
+        self,
+        *,
+        changes: bool = False,
+        knows: rights.Knows | None = None,
+        again: float | None = None,
     ) -> list[place.Found]:
         """The stores to treat; `changes`: and to change. Raises what `place.find` raises.
 
         Of root's process this is the owner's then; where stores have several owners, each is
         treated in a child, and the process that was called ends here. `knows` then says what the
-        stores of the others can be asked for.
+        stores of the others can be asked for, and `again` after how long each has another child.
         """
         found = [self._find(store, changes=changes) for store in self.stores or (None,)]
         paths = [each.path for each in found]
         if self.own and rights.several_owners(paths):
             known = [] if knows is None else rights.known_to(paths, knows)
-            mine = rights.in_children(paths)
+            mine = self.turn = rights.in_children(paths, again)
             found, self.stores = [found[mine]], (paths[mine],)
             self.elsewhere = known[:mine] + known[mine + 1 :]
         self.settle(found[0].path)
         return found
 
-    def look_in_turns(self, pause: float) -> bool:
-        """Where stores have several owners: go on in a child, and in another one after each pause.
-
-        `places` then starts one for each store, which ends; so nothing can watch them all from
-        within. True in such a child. The process that was called ends here.
-        """
-        if not self.own or not rights.several_owners(self._paths()):
-            return False
-        rights.in_turns(pause)
-        return True
-
     def known(self, look: rights.Knows) -> list[Known]:
         """What `look` finds in each store with its owner's rights, in a child for each."""
-        return rights.known_to(self._paths(), look)
-
-    def _paths(self) -> list[str]:
-        return [self._find(store, changes=False).path for store in self.stores or (None,)]
+        stores = [self._find(store, changes=False).path for store in self.stores or (None,)]
+        return rights.known_to(stores, look)
 
     def _find(self, store: str | None, *, changes: bool) -> place.Found:
+        from watcher.observe import place
+
         found = place.find(store, os.environ, self.stores_by)
         if changes and found.foreign:
-            raise RefusedError(
-                f"{names.of_link(found.foreign)}: it is inspected only",
-                "name the folder itself",
-            )
+            link = names.of_link(found.foreign)
+            raise RefusedError(f"{link}: it is inspected only", "name the folder itself")
         return found
 
     def only_store(self, why: str) -> str | None:
@@ -104,18 +137,22 @@ class Context(Given):
         if self.own:
             rights.settle(store)
 
-    def hosts(self, *, changes: bool, knows: rights.Knows | None = None) -> list[Host]:
-        """A host for each store. `changes`: to change it; `knows` is that of `places`."""
-        return [self.host(each) for each in self.places(changes=changes, knows=knows)]
+    def hosts(self, **how: Any) -> list[Host]:
+        """A host for each store; `how` is what `places` takes."""
+        return [self.host(each) for each in self.places(**how)]
 
     def host(self, found: place.Found) -> Host:
         """A store and the machine around it."""
+        from watcher.observe.host import Host
+
         parent = os.getppid() if self.staged else None
         return Host(found.path, found.by, found.foreign, parent=parent)
 
     def scans(self, mode: Mode) -> Iterator[Report]:
         """A scan of each store; nothing is changed."""
-        for host in self.hosts(changes=False):
+        from watcher.reconcile import Reconciler
+
+        for host in self.hosts():
             with patience(f"scanning {names.printable(host.store)}"):
                 report = Reconciler(host, self.settings).inspect(mode)
             yield report
@@ -145,11 +182,15 @@ class Context(Given):
 
     def show(self, parts: Iterable[Part]) -> None:
         """Print text to stdout."""
+        from watcher.show import text
+
         sys.stdout.write(text.render(parts, color=self.colored()))
         sys.stdout.flush()
 
     def document(self, document: dict[str, Any]) -> None:
         """Print a JSON document as one line."""
+        from watcher.show import documents
+
         sys.stdout.buffer.write(documents.line(document))
         sys.stdout.buffer.flush()
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from watcher import config
 from watcher.commands import declare
+from watcher.commands.context import Context, complain
+from watcher.config import Settings
 from watcher.errors import Exit, WatchError, named
 
 if TYPE_CHECKING:
-    from watcher.commands.context import Context
-    from watcher.config import Settings
     from watcher.state.event_log import Event
 
 
@@ -31,11 +31,13 @@ def daemon(context: Context) -> Exit:
 
     from watcher.observe import place
     from watcher.service import daemon as service
+    from watcher.system import privileges
 
-    named = context.only_store("each needs a daemon of its own")
-    path = None if named is None else os.path.abspath(named)
+    why = "each needs a daemon of its own"
+    given = context.only_store(why)
+    path = None if given is None else os.path.abspath(given)
     if path is None or (os.path.lexists(path) and not os.path.isdir(path)):
-        found = context.only_place("each needs a daemon of its own")
+        found = context.only_place(why)
     else:
         context.settle(path)
         found = place.Found(path, "--store")
@@ -45,42 +47,28 @@ def daemon(context: Context) -> Exit:
     def settings() -> Settings:
         return first.pop() if first else config.load(context.config_file, os.environ)
 
-    if _can_start_anew(context):
-        service.run(host, settings, _queue_run(context, found.path))
+    file = config.SYSTEM_FILE if context.config_file is None else context.config_file
+    readable = os.access(file, os.R_OK) or not os.path.lexists(file)
+    if readable and privileges.can_start_anew():
+        given_file = [] if context.config_file is None else ["--config", os.path.abspath(file)]
+        isolated = ["-I"] if sys.flags.isolated else []
+        words = ["--store", found.path, "-q", "queue", "run", "--leashed"]
+        runner = [sys.executable, *isolated, "-m", "watcher", *given_file, *words]
+        service.run(host, settings, runner)
         return Exit.HEALTHY
-    # Not needed by all, and takes memory.
-    from watcher.pull.queue_process import Starter
+    # The user whom root has become can't start us again, or not with the same settings.
+    from watcher.pull.queue_process import Starter  # not needed by all, and takes memory
 
     with contextlib.closing(Starter(lambda: _run_queue(context, found.path))) as starter:
         service.run(host, settings, starter)
     return Exit.HEALTHY
 
 
-def _can_start_anew(context: Context) -> bool:
-    """Whether the user whom root has become can start us again, with the same settings."""
-    from watcher.system import privileges
-
-    settings = config.SYSTEM_FILE if context.config_file is None else context.config_file
-    return privileges.can_start_anew() and (
-        os.access(settings, os.R_OK) or not os.path.lexists(settings)
-    )
-
-
-def _queue_run(context: Context, store: str) -> list[str]:
-    """The command line of who runs the queue for this daemon."""
-    file = context.config_file
-    settings = [] if file is None else ["--config", os.path.abspath(file)]
-    words = [*settings, "--store", store, "-q", "queue", "run", "--leashed"]
-    isolated = ["-I"] if sys.flags.isolated else []
-    return [sys.executable, *isolated, "-m", "watcher", *words]
-
-
 def _run_queue(context: Context, store: str) -> int:
-    """The same in a process that was forked."""
+    """Run the queue for a daemon, in a process that was forked."""
     from dataclasses import replace
 
     from watcher.commands import queueing
-    from watcher.commands.context import complain
 
     own = replace(context, stores=(store,), stores_by="--store", quiet=True, json=False)
     try:
@@ -102,7 +90,6 @@ def _teller(context: Context) -> Callable[[Event], None]:
             os.write(fd, event.line)
 
         return write
-    from watcher.commands.context import complain
     from watcher.show import log
 
     text = log.teller(color=sys.stderr.isatty())

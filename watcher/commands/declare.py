@@ -4,22 +4,16 @@ Neither this module nor the top of a command's module loads the rooms that work 
 help is quick.
 """
 
-from __future__ import annotations
-
 import functools
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from watcher import config
+from watcher.commands.context import Context
 from watcher.ollama import names
-
-if TYPE_CHECKING:
-    from watcher.commands.context import Context
 
 PROGRAM = "ollama-watch"
 _CLOSE = 0.7
@@ -32,63 +26,18 @@ SETTINGS = {"help_option_names": ["-h", "--help"]}
 # ---------------------------------------------------------------- options that every command takes
 
 
-@dataclass(kw_only=True)
-class Given:
-    """What stands on the command line for every command, before its name or after it."""
-
-    #: This process runs one command and nothing else, so it may change its user.
-    own: bool = False
-    #: In a `Context` also what the settings name; empty: find one.
-    stores: tuple[str, ...] = ()
-    #: None for the system's.
-    config_file: Path | None = None
-    verbose: bool = False
-    quiet: bool = False
-    json: bool = False
-    no_color: bool = False
-    #: Nothing writes to the store but what our parent has started, as the demo does.
-    staged: bool = False
-
-    @property
-    def words(self) -> list[str]:
-        """The words that say again which store and which settings are meant."""
-        file = [] if self.config_file is None else ["--config", str(self.config_file)]
-        return [*file, *(word for store in self.stores for word in ("--store", store))]
-
-    def begin(self) -> None:
-        """Give up what no command needs. Before anything is read."""
-        if self.verbose and self.quiet:
-            raise click.UsageError("use either -v or -q")
-        if self.own and os.geteuid() != 0:
-            from watcher.system import privileges
-
-            privileges.lower()
-
-    def context(self) -> Context:
-        """What a command needs that works on stores. Raises SettingsError."""
-        from watcher.commands.context import Context
-        from watcher.system import advice
-
-        advice.introduce(self.config_file)
-        settings = config.load(self.config_file, os.environ)
-        context = Context(settings, **vars(self))
-        if not self.stores:
-            context.stores, context.stores_by = settings.stores, settings.stores_by
-        return context
-
-
 class GlobalOption(click.Option):
-    """An option that each command takes; its value goes to `Given`."""
+    """An option that each command takes; its value goes to the `Context`."""
 
     def __init__(self, *names: str, **more: Any) -> None:
         super().__init__(names, expose_value=False, callback=self._remember, **more)
 
     def _remember(self, at: click.Context, _: click.Parameter, value: Any) -> None:
-        given = at.ensure_object(Given)
+        context = at.ensure_object(Context)
         if self.name == "stores":
-            given.stores += value
+            context.stores += value
         elif value:
-            setattr(given, self.name or "", value)
+            setattr(context, self.name or "", value)
 
 
 def _folders(_: click.Context, __: click.Parameter, start: str) -> list[Any]:
@@ -188,11 +137,11 @@ def rows_of(at: click.Context, params: Iterable[click.Parameter]) -> list[tuple[
 
 
 class Command(_Helped):
-    """A command. Its function gets a `Context` first, or `Given` where `context` is False."""
+    """A command. Its function gets the `Context` first, with `settings` unless that is False."""
 
-    def __init__(self, *names: Any, context: bool = True, **more: Any) -> None:
+    def __init__(self, *names: Any, settings: bool = True, **more: Any) -> None:
         super().__init__(*names, **more)
-        self._context = context
+        self._settings = settings
 
     @property
     def body(self) -> Callable[..., Any]:
@@ -202,9 +151,11 @@ class Command(_Helped):
 
     def invoke(self, at: click.Context) -> Any:
         """Run it, once everything on the command line was understood."""
-        given = at.ensure_object(Given)
-        given.begin()
-        return at.invoke(self.body, given.context() if self._context else given, **at.params)
+        context = at.ensure_object(Context)
+        context.begin()
+        if self._settings:
+            context.load()
+        return at.invoke(self.body, context, **at.params)
 
 
 class Group(_Helped, click.Group):
@@ -218,6 +169,12 @@ class Group(_Helped, click.Group):
         for name, words in near.items():
             for word in words.split():
                 self._near.setdefault(word, []).append(name)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add one; where to read on about it is where the group says, unless it says so itself."""
+        if isinstance(cmd, _Helped):
+            cmd.read_on = cmd.read_on or self.read_on
+        super().add_command(cmd, name)
 
     def format_commands(self, at: click.Context, formatter: click.HelpFormatter) -> None:
         """Each command with its whole sentence."""
@@ -279,7 +236,9 @@ class Group(_Helped, click.Group):
         ):
             words.append("--help")
         group = () if at.parent is None else (self.name or "",)
-        return advice.line(*advice.caller().program, *at.ensure_object(Given).words, *group, *words)
+        return advice.line(
+            *advice.caller().program, *at.ensure_object(Context).words, *group, *words
+        )
 
 
 command = functools.partial(click.command, cls=Command)

@@ -1,7 +1,5 @@
 """``demo``: the whole story on a store of its own."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -9,13 +7,13 @@ from pathlib import Path
 import click
 
 from watcher.commands import declare
-from watcher.commands.declare import Given
+from watcher.commands.context import Context, complain
 from watcher.errors import Exit, SettingsError
 from watcher.ollama import names
 
 
 @declare.command(
-    context=False, examples=["demo", "demo --svg ."], read_on="README.md explains its pictures"
+    settings=False, examples=["demo", "demo --svg ."], read_on="README.md explains its pictures"
 )
 @click.option("--keep", is_flag=True, help="Keep the demo's folder.")
 @click.option(
@@ -25,12 +23,11 @@ from watcher.ollama import names
     metavar="DIR",
     help="Save its pictures there.",
 )
-def demo(given: Given, keep: bool, pictures: Path | None) -> Exit:
+def demo(context: Context, keep: bool, pictures: Path | None) -> Exit:
     """Show everything on a temporary store, in half a minute.
 
     Settings of this machine do not apply.
     """
-    from watcher.commands.context import complain
     from watcher.demo import scenes
     from watcher.system import advice, privileges
 
@@ -40,7 +37,7 @@ def demo(given: Given, keep: bool, pictures: Path | None) -> Exit:
         raise SettingsError(f"--svg: the folder {missing} does not exist", "create it first")
     if os.geteuid() == 0:
         privileges.give_on(0)
-    color = not given.no_color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    color = not context.no_color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     try:
         texts = scenes.play(_say, color=color, keep=keep)
     except scenes.DemoError as error:

@@ -1,15 +1,9 @@
 """``df``: what uses the space; writes nothing."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from watcher.commands import declare
+from watcher.commands.context import Context, complain
 from watcher.errors import Exit
 from watcher.ollama import names
-
-if TYPE_CHECKING:
-    from watcher.commands.context import Context
 
 
 @declare.command(
@@ -22,7 +16,6 @@ def df(context: Context) -> Exit:
     Models, unfinished downloads, orphaned blobs, quarantine: the sum equals that of du. -v lists
     every model.
     """
-    from watcher.commands.context import complain
     from watcher.decide import findings, modes, usage
     from watcher.show import documents
     from watcher.show import usage as shown

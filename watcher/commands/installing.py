@@ -1,7 +1,5 @@
 """The files of the service: shown, written, and removed again."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import subprocess

@@ -12,11 +12,11 @@ import click
 
 from watcher import config
 from watcher.commands import complete, declare
+from watcher.commands.context import Context, complain
 from watcher.errors import Exit, SettingsError
 from watcher.ollama import names
 
 if TYPE_CHECKING:
-    from watcher.commands.context import Context
     from watcher.model import Known
     from watcher.observe.targets import Targets
     from watcher.state.event_log import Event
@@ -59,7 +59,6 @@ def log(
 
     No daemon needs to run. With --json it prints the lines as they are.
     """
-    from watcher.commands.context import complain
     from watcher.observe import place, targets
 
     stores = [found.path for found in context.places(knows=None if target is None else _known)]
@@ -155,7 +154,6 @@ class _Events:
 
     def show(self, lines: Iterable[Event]) -> int:
         """Print lines, and how many more could not be read; the number of those printed."""
-        from watcher.commands.context import complain
 
         count = 0
         for count, line in enumerate(lines, 1):  # noqa: B007

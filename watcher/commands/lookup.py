@@ -1,12 +1,9 @@
 """Which layers a model has, asked of its registry by the model's name, and kept for all to read."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 from watcher.errors import TargetError, WatchError
 from watcher.observe import scan, targets
@@ -20,18 +17,14 @@ from watcher.state import folders, registry_cache
 _FRESH_SECONDS = 3600.0
 
 
-class Looked(NamedTuple):
-    """A store, known with what was heard; and why nothing was, by the model's key."""
-
-    host: Host
-    problems: Mapping[str, str]
-
-
-def look_up(host: Host, wanted: Iterable[str], *, keep: bool = True) -> Looked:
+def look_up(
+    host: Host, wanted: Iterable[str], *, keep: bool = True
+) -> tuple[Host, Mapping[str, str]]:
     """Ask about the models among `wanted`, as people name them, and know what their layers are.
 
     Where nothing is wanted but downloads lie there that nobody knows: about all models that the
     store and its queue name. `keep`: what is heard goes into the store.
+    Gives the host with that knowledge; and why nothing was heard, by the model's key.
     """
     typed = [model for text in wanted if (model := names.parse_model(text)) is not None]
     heard: dict[str, registry_cache.Cached] = {}
@@ -56,7 +49,7 @@ def look_up(host: Host, wanted: Iterable[str], *, keep: bool = True) -> Looked:
             if answer.raw is not None:
                 heard[model.key] = registry_cache.as_kept(answer.raw, host.clock())
     layers = partial(registry_cache.known_layers, more=heard)
-    return Looked(replace(host, known_layers=layers), problems)
+    return replace(host, known_layers=layers), problems
 
 
 def _unsure(path: str, store: int, typed: list[ModelName]) -> Iterator[ModelName]:

@@ -1,21 +1,15 @@
 """``prepare``: for the server's own unit, just before it starts."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from watcher.commands import declare
+from watcher.commands.context import Context, complain
 from watcher.errors import Exit, WatchError, named
-
-if TYPE_CHECKING:
-    from watcher.commands.context import Context
-    from watcher.observe.host import Host
-    from watcher.reconcile import Report
+from watcher.ollama import names
 
 #: The server's start waits no longer than this.
 PREPARE_SECONDS = 20
@@ -27,8 +21,7 @@ _SHOWN = 5
 
 
 @declare.command(
-    examples=["prepare", "-q prepare"],
-    read_on="docs/service.md: the unit that calls it",
+    examples=["prepare", "-q prepare"], read_on="docs/service.md: the unit that calls it"
 )
 def prepare(context: Context) -> Exit:
     """Protect and repair downloads before a server starts (for its unit).
@@ -38,9 +31,7 @@ def prepare(context: Context) -> Exit:
     from dataclasses import replace
 
     from watcher.act import durability
-    from watcher.commands.context import complain
     from watcher.decide import modes
-    from watcher.ollama import names
     from watcher.reconcile import Reconciler
     from watcher.show import documents, plans
 
@@ -54,8 +45,7 @@ def prepare(context: Context) -> Exit:
         hosts = context.hosts(changes=True)
         with _limited(until):
             for host in hosts:
-                reads_until = began + _PREPARE_READS_SECONDS
-                limited = replace(host, stops=stops, reads_until=reads_until)
+                limited = replace(host, stops=stops, reads_until=began + _PREPARE_READS_SECONDS)
                 reconciler = Reconciler(limited, context.settings)
                 # The times first, and quickly: whatever else there is time for, the start deletes
                 # nothing. Where nothing can be written down, the run that follows says why.
@@ -68,7 +58,9 @@ def prepare(context: Context) -> Exit:
                     context.show(plans.outcomes(report))
                 for each in report.evidence.census.failing:
                     complain(f"ollama-watch: {names.printable(each.path)}: {each.why}")
-                _tell_doubted(host, report)
+                memory = report.memory
+                if memory and (left := durability.still_doubted(memory, report.evidence)):
+                    _name_doubted(host.store, host.found_by, left)
             for host in hosts:
                 durability.sync_noted(host, context.settings)
     except (WatchError, OSError, MemoryError, RuntimeError, _TimeIsUp) as error:
@@ -76,25 +68,18 @@ def prepare(context: Context) -> Exit:
     return Exit.HEALTHY
 
 
-def _tell_doubted(host: Host, report: Report) -> None:
+def _name_doubted(store: str, found_by: str, left: list[str]) -> None:
     """Name what there was no time to read, and what does."""
-    from watcher.act import durability
-    from watcher.commands.context import complain
-    from watcher.ollama import names
     from watcher.system import advice
 
-    if report.memory is None:
-        return
-    left = durability.still_doubted(report.memory, report.evidence)
-    if left:
-        shown = [names.short(digest) for digest in left[:_SHOWN]]
-        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
-        which = advice.on(host.store, host.found_by, "repair", *(shown if not more else ()))
-        complain(
-            f"ollama-watch: not read in time: {', '.join(shown)}{more}; the machine started anew"
-            " before that data was surely on the disk, so its progress files may claim too much"
-            f"\n  -> {which}"
-        )
+    shown = [names.short(digest) for digest in left[:_SHOWN]]
+    more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+    which = advice.on(store, found_by, "repair", *(shown if not more else ()))
+    complain(
+        f"ollama-watch: not read in time: {', '.join(shown)}{more}; the machine started anew"
+        " before that data was surely on the disk, so its progress files may claim too much"
+        f"\n  -> {which}"
+    )
 
 
 class _TimeIsUp(BaseException):

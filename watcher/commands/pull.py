@@ -1,25 +1,17 @@
 """``pull``: downloads through the server, to their end."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import click
 
 from watcher.commands import complete, declare
+from watcher.commands.context import Context
 from watcher.errors import Exit
-
-if TYPE_CHECKING:
-    from watcher.commands.context import Context
 
 
 @declare.command(
     examples=["pull llama3", "pull llama3 qwen3:32b --until-done"],
     read_on="docs/pull.md: what pull repairs on the way, and what stops it",
 )
-@click.argument(
-    "models", nargs=-1, required=True, metavar="MODEL...", shell_complete=complete.models
-)
+@complete.MODELS
 @click.option("--until-done", is_flag=True, help="Retry temporary failures without limit.")
 @click.option(
     "--parallel", type=click.IntRange(1, 16), default=1, help="Download up to so many at once."

@@ -1,7 +1,5 @@
 """What `pull` and the queue share: the server that is meant, one pull driven and shown, signals."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -5,25 +5,22 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-import click
-
 from watcher.commands import complete, declare
+from watcher.commands.context import Context
 from watcher.errors import Exit, TargetError
 from watcher.ollama import names
 
 if TYPE_CHECKING:
-    from watcher.commands.context import Context
     from watcher.model import Mode
 
 #: So many files are listed on a terminal.
 _SHOWN = 50
-_READ_ON = "docs/safety.md: what is moved to quarantine, and when it goes"
 
 
 @declare.group(
     near={"ls": "list show", "restore": "put back", "purge": "rm delete remove"},
     examples=["quarantine ls", "quarantine purge -n"],
-    read_on=_READ_ON,
+    read_on="docs/safety.md: what is moved to quarantine, and when it goes",
 )
 def quarantine() -> None:
     """List, restore or purge quarantined files.
@@ -32,7 +29,7 @@ def quarantine() -> None:
     """
 
 
-@quarantine.command(examples=["quarantine ls", "quarantine ls --json"], read_on=_READ_ON)
+@quarantine.command(examples=["quarantine ls", "quarantine ls --json"])
 def ls(context: Context) -> Exit:
     """List quarantined files."""
     from watcher.decide import modes, remaining
@@ -55,12 +52,8 @@ def ls(context: Context) -> Exit:
     return code
 
 
-@quarantine.command(
-    examples=["quarantine restore LABEL -n", "quarantine restore LABEL"], read_on=_READ_ON
-)
-@click.argument(
-    "labels", nargs=-1, required=True, metavar="LABEL...", shell_complete=complete.labels
-)
+@quarantine.command(examples=["quarantine restore LABEL -n", "quarantine restore LABEL"])
+@complete.several("labels", required=True, metavar="LABEL...", shell_complete=complete.labels)
 @declare.dry_run
 @declare.yes
 def restore(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool) -> Exit:
@@ -73,8 +66,8 @@ def restore(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool)
     return _act(context, "restore", modes.restore(frozenset(labels)), dry_run, yes)
 
 
-@quarantine.command(examples=["quarantine purge -n", "quarantine purge LABEL"], read_on=_READ_ON)
-@click.argument("labels", nargs=-1, metavar="[LABEL]...", shell_complete=complete.labels)
+@quarantine.command(examples=["quarantine purge -n", "quarantine purge LABEL"])
+@complete.several("labels", metavar="[LABEL]...", shell_complete=complete.labels)
 @declare.dry_run
 @declare.yes
 def purge(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool) -> Exit:
@@ -92,8 +85,8 @@ def _act(context: Context, command: str, mode: Mode, dry_run: bool, yes: bool) -
     from watcher.system import advice
 
     hosts = context.hosts(changes=not dry_run, knows=complete.kept)
-    here = [complete.kept(host.store).digests for host in hosts]
-    known = frozenset().union(*here, *(each.digests for each in context.elsewhere))
+    here = [frozenset(complete.kept(host.store).models) for host in hosts]
+    known = frozenset().union(*here, *(each.models for each in context.elsewhere))
     for label in sorted((mode.restore | mode.purge) - known):
         raise TargetError(
             f"unknown label: {names.printable(label)}",

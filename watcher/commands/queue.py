@@ -8,34 +8,29 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from watcher.commands import complete, declare
+from watcher.commands.context import Context
 from watcher.errors import Exit
 from watcher.ollama import names
 
 if TYPE_CHECKING:
-    from watcher.commands.context import Context
     from watcher.pull.queue import Queue
 
-_READ_ON = "docs/pull.md: the order of the queue, and its retries"
-_models = click.argument(
-    "models", nargs=-1, required=True, metavar="MODEL...", shell_complete=complete.queued
+_models = complete.several(
+    "models", required=True, metavar="MODEL...", shell_complete=complete.queued
 )
-_any_models = click.argument(
-    "models", nargs=-1, metavar="[MODEL]...", shell_complete=complete.queued
-)
+_any_models = complete.several("models", metavar="[MODEL]...", shell_complete=complete.queued)
 
 
 def _priority(value: Any) -> int:
     from watcher.pull import queue
 
-    return value if isinstance(value, int) else queue.priority(value)
+    return queue.priority(value)
 
 
-def _time_of_day(value: Any) -> str:
-    """As it was written: when that is next is decided when it goes into the queue."""
+def _next_time(value: Any) -> float:
     from watcher.pull import queue
 
-    queue.next_time(value, 0.0)
-    return str(value)
+    return queue.next_time(value, time.time())
 
 
 @declare.group(
@@ -49,7 +44,7 @@ def _time_of_day(value: Any) -> str:
         "move": "mv",
     },
     examples=["queue add llama3 --after 22:00", "queue run"],
-    read_on=_READ_ON,
+    read_on="docs/pull.md: the order of the queue, and its retries",
 )
 def queue() -> None:
     """Download models one after the other.
@@ -58,37 +53,31 @@ def queue() -> None:
     """
 
 
-@queue.command(
-    examples=["queue add llama3", "queue add llama3 --priority high"],
-    read_on=_READ_ON,
-)
-@click.argument(
-    "models", nargs=-1, required=True, metavar="MODEL...", shell_complete=complete.models
-)
+@queue.command(examples=["queue add llama3", "queue add llama3 --priority high"])
+@complete.MODELS
 @click.option(
     "--priority",
     type=declare.Read("priority", _priority),
-    default=0,
+    default="normal",
     metavar="high|normal|low|N",
     help="Higher goes first (normal).",
 )
 @click.option(
     "--after",
-    type=declare.Read("time", _time_of_day),
+    type=declare.Read("time", _next_time),
     metavar="22:00",
     help="Not before this time of day.",
 )
-def add(context: Context, models: tuple[str, ...], priority: int, after: str | None) -> Exit:
+def add(context: Context, models: tuple[str, ...], priority: int, after: float | None) -> Exit:
     """Add models to the queue, or change their priority and time."""
     from watcher.commands.queueing import change, in_words
     from watcher.pull import queue as queues
 
     now = time.time()
-    not_before = 0.0 if after is None else queues.next_time(after, now)
 
     def added(before: Queue) -> Queue:
         for model in models:
-            before = queues.add(before, model, priority, not_before, now)
+            before = queues.add(before, model, priority, after or 0.0, now)
         return before
 
     kept = change(context, added)
@@ -98,7 +87,7 @@ def add(context: Context, models: tuple[str, ...], priority: int, after: str | N
     return Exit.HEALTHY
 
 
-@queue.command(examples=["queue ls", "queue ls --json"], read_on=_READ_ON)
+@queue.command(examples=["queue ls", "queue ls --json"])
 def ls(context: Context) -> Exit:
     """List the queue."""
     from watcher.commands.queueing import show
@@ -111,7 +100,7 @@ def ls(context: Context) -> Exit:
     return Exit.HEALTHY
 
 
-@queue.command(examples=["queue rm llama3"], read_on=_READ_ON)
+@queue.command(examples=["queue rm llama3"])
 @_models
 def rm(context: Context, models: tuple[str, ...]) -> Exit:
     """Remove models from the queue; their data stays."""
@@ -122,7 +111,7 @@ def rm(context: Context, models: tuple[str, ...]) -> Exit:
     return Exit.HEALTHY
 
 
-@queue.command(examples=["queue move llama3 1"], read_on=_READ_ON)
+@queue.command(examples=["queue move llama3 1"])
 @click.argument("model", shell_complete=complete.queued)
 @click.argument("place", type=click.IntRange(min=1))
 def move(context: Context, model: str, place: int) -> Exit:
@@ -134,31 +123,29 @@ def move(context: Context, model: str, place: int) -> Exit:
     return Exit.HEALTHY
 
 
-@queue.command(examples=["queue pause", "queue pause llama3"], read_on=_READ_ON)
+@queue.command(examples=["queue pause", "queue pause llama3"])
 @_any_models
 def pause(context: Context, models: tuple[str, ...]) -> Exit:
     """Pause models, or the whole queue."""
     from watcher.commands.queueing import change
     from watcher.pull import queue as queues
 
-    now = time.time()
-    change(context, lambda before: queues.pause(before, models, now))
+    change(context, lambda before: queues.pause(before, models, time.time()))
     return Exit.HEALTHY
 
 
-@queue.command(examples=["queue resume", "queue resume llama3"], read_on=_READ_ON)
+@queue.command(examples=["queue resume", "queue resume llama3"])
 @_any_models
 def resume(context: Context, models: tuple[str, ...]) -> Exit:
     """Resume paused or failed models, or the whole queue."""
     from watcher.commands.queueing import change
     from watcher.pull import queue as queues
 
-    now = time.time()
-    change(context, lambda before: queues.resume(before, models, now))
+    change(context, lambda before: queues.resume(before, models, time.time()))
     return Exit.HEALTHY
 
 
-@queue.command(examples=["queue run", "queue run --host http://127.0.0.1:11434"], read_on=_READ_ON)
+@queue.command(examples=["queue run", "queue run --host http://127.0.0.1:11434"])
 @declare.host
 @declare.insecure
 @click.option("--leashed", is_flag=True, hidden=True, help="For a daemon, which holds its stdin.")

@@ -1,7 +1,5 @@
 """The queue of the one store that is meant: changed, shown, and run item by item."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

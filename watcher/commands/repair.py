@@ -1,24 +1,19 @@
 """``repair``: make interrupted downloads resumable."""
 
-from __future__ import annotations
-
 import contextlib
-from typing import TYPE_CHECKING
 
 import click
 
 from watcher.commands import complete, declare
+from watcher.commands.context import Context
 from watcher.errors import Exit, WatchError
-
-if TYPE_CHECKING:
-    from watcher.commands.context import Context
 
 
 @declare.command(
     examples=["repair", "repair llama3", "repair -n sha256-3102ddefe309"],
     read_on="docs/reference/conditions.md: what repair does with each condition; docs/safety.md",
 )
-@click.argument("targets", nargs=-1, metavar="[MODEL|DIGEST]...", shell_complete=complete.targets)
+@complete.TARGETS
 @declare.dry_run
 @declare.yes
 @click.option("--wait", is_flag=True, help="Wait for writes to stop.")

@@ -1,18 +1,11 @@
 """``reset``: forget downloads."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-import click
 
 from watcher.commands import complete, declare
+from watcher.commands.context import Context, patience
 from watcher.errors import Exit, NoPermissionError, TargetError
 from watcher.ollama import names
-
-if TYPE_CHECKING:
-    from watcher.commands.context import Context
 
 _NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
 
@@ -21,9 +14,7 @@ _NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
     examples=["reset llama3", "reset --yes llama3"],
     read_on="docs/safety.md: what is never removed",
 )
-@click.argument(
-    "models", nargs=-1, required=True, metavar="MODEL...", shell_complete=complete.models
-)
+@complete.MODELS
 @declare.yes
 @declare.offline
 def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -> Exit:
@@ -32,7 +23,6 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
     Asks first. Refused while the model is being pulled.
     """
     from watcher.commands import lookup
-    from watcher.commands.context import patience
     from watcher.observe.host import Host
     from watcher.pull.manager import ModelDownloadManager, StoreFiles
     from watcher.show import text
@@ -43,7 +33,7 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
     problems: Mapping[str, str] = {}
     if not offline:
         with patience("asking registries"):
-            problems = lookup.look_up(Host(store), models).problems
+            _, problems = lookup.look_up(Host(store), models)
     manager = ModelDownloadManager(StoreFiles(store), policy=context.settings)
     done: list[dict[str, object]] = []
     try:
@@ -79,11 +69,7 @@ def _forgotten(model: str, status: str, layers: list[str], size: int) -> dict[st
 
 
 def _check_known(store: str, model: str, state: str) -> None:
-    """Raise where it can't be said that nothing of a model is here.
-
-    NoPermissionError where something could not be looked at, TargetError for a name that nothing
-    knows.
-    """
+    """Raise NoPermissionError where that can't be looked at, TargetError for an unknown name."""
     from watcher.observe import targets
 
     known = targets.known(store)

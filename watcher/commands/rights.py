@@ -10,16 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from watcher.errors import Exit, WatchError
-from watcher.model import Known
 from watcher.ollama import names
-from watcher.state import folders
-from watcher.system import privileges
 
-Knows = Callable[[str], Known]
+if TYPE_CHECKING:
+    from watcher.model import Known
+
+    Knows = Callable[[str], Known]
 
 #: A child that was stopped goes on after so long, and is ended where it was so often.
 _STOPPED_SECONDS, _MOST_STOPS = 1.0, 5
@@ -31,6 +32,9 @@ def settle(store: str) -> None:
     Before the first thread, and before anything in the store is opened.
     Raises NoPermissionError where that can't be.
     """
+    from watcher.state import folders
+    from watcher.system import privileges
+
     if os.geteuid() == 0:
         way, folder = folders.KeptWay(store), folders.owner(store)
         owner = privileges.owner_of(folder.st_uid, folder.st_gid)
@@ -40,34 +44,29 @@ def settle(store: str) -> None:
 
 def several_owners(stores: Sequence[str]) -> bool:
     """Whether these stores can't be treated in one process: root's, and of several users."""
+    from watcher.state import folders
+
     return os.geteuid() == 0 and len({folders.owner(store).st_uid for store in stores}) > 1
 
 
-def in_children(stores: Sequence[str]) -> int:
+def in_children(stores: Sequence[str], again: float | None) -> int:
     """Go on in a child for each store, one after the other; there, the index of its store.
 
-    The process itself ends here: it raises click's Exit with the highest code of all.
+    With `again`, in others after so many seconds, as long as all end well. The process itself ends
+    here: it raises click's Exit with the highest code of all.
     """
-    codes: list[int] = []
-    for index in range(len(stores)):
-        child = _forked()
-        if child == 0:
-            return index
-        codes.append(_code_of(child))
-        if codes[-1] == Exit.INTERRUPTED:
-            break
-    raise click.exceptions.Exit(max(codes))
-
-
-def in_turns(pause: float) -> None:
-    """Go on in a child, and in another one after each pause, as long as they end well.
-
-    The process itself ends here: it raises click's Exit with the code of the last.
-    """
-    while child := _forked():
-        if code := _code_of(child):
-            raise click.exceptions.Exit(code)
-        time.sleep(pause)
+    while True:
+        codes: list[int] = []
+        for index in range(len(stores)):
+            child = _forked()
+            if child == 0:
+                return index
+            codes.append(_code_of(child))
+            if codes[-1] == Exit.INTERRUPTED:
+                break
+        if again is None or max(codes):
+            raise click.exceptions.Exit(max(codes))
+        time.sleep(again)
 
 
 def _forked() -> int:
@@ -83,6 +82,8 @@ def known_to(stores: Sequence[str], knows: Knows) -> list[Known]:
 
 
 def _known_to(store: str, knows: Knows) -> Known:
+    from watcher.model import Known
+
     ours, theirs = os.pipe()
     child = _forked()
     if child == 0:

@@ -1,18 +1,12 @@
 """``service``: install, show or remove the service."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from watcher.commands import declare
+from watcher.commands.context import Context
 from watcher.errors import Exit
-
-if TYPE_CHECKING:
-    from watcher.commands.context import Context
-
-_READ_ON = "docs/service.md: systemd, cron, one user without root, containers"
 
 
 @declare.group(
@@ -22,7 +16,7 @@ _READ_ON = "docs/service.md: systemd, cron, one user without root, containers"
         "uninstall": "remove rm delete",
     },
     examples=["service show", "service install --clean weekly"],
-    read_on=_READ_ON,
+    read_on="docs/service.md: systemd, cron, one user without root, containers",
 )
 def service() -> None:
     """Install, show or remove the service."""
@@ -46,10 +40,7 @@ def _install_options(command: Any) -> Any:
     return clean(cron(command))
 
 
-@service.command(
-    examples=["service install", "service install --clean weekly"],
-    read_on=_READ_ON,
-)
+@service.command(examples=["service install", "service install --clean weekly"])
 @_target_options
 @_install_options
 @declare.yes
@@ -65,7 +56,7 @@ def install(
     return Target(context, root, user, cron).install(clean, yes=yes)
 
 
-@service.command(examples=["service uninstall"], read_on=_READ_ON)
+@service.command(examples=["service uninstall"])
 @_target_options
 @declare.yes
 def uninstall(context: Context, root: str | None, user: bool, yes: bool) -> Exit:
@@ -78,7 +69,7 @@ def uninstall(context: Context, root: str | None, user: bool, yes: bool) -> Exit
     return Target(context, root, user).uninstall(yes=yes)
 
 
-@service.command(examples=["service show", "service show --cron"], read_on=_READ_ON)
+@service.command(examples=["service show", "service show --cron"])
 @_target_options
 @_install_options
 def show(context: Context, root: str | None, user: bool, clean: str | None, cron: bool) -> Exit:

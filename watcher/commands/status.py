@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from watcher.commands import declare
+from watcher.commands.context import Context
 from watcher.errors import Exit, WatchError
 
 if TYPE_CHECKING:
-    from watcher.commands.context import Context
     from watcher.model import Unseen
     from watcher.observe.host import Host
     from watcher.pull.queue import Queue
@@ -41,22 +41,19 @@ def status(context: Context, watch: bool) -> Exit:
     """
     from watcher.show import status as drawn
 
-    in_turn = watch and context.look_in_turns(_WATCH_SECONDS)
     redraws = watch and not context.json and sys.stdout.isatty()
-    if in_turn and redraws:
-        sys.stdout.write(_CLEAR)
-    hosts = context.hosts(changes=False)
+    hosts = context.hosts(again=_WATCH_SECONDS if watch else None)
     before: dict[str, Report] = {}
     while True:
         shown = [_look(host, context, before.get(host.store)) for host in hosts]
-        if redraws and not in_turn:
+        if redraws and not context.turn:
             sys.stdout.write(_CLEAR)
         for each in shown:
             if context.json:
                 context.document(drawn.document(each))
             else:
                 context.show(drawn.table(each, verbose=context.verbose))
-        if in_turn:
+        if watch and context.turn is not None:
             return Exit.HEALTHY
         if not watch:
             return Exit.FAILED if any(each.unseen for each in shown) else Exit.HEALTHY

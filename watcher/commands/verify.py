@@ -1,27 +1,20 @@
 """``verify``: hash blobs."""
 
-from __future__ import annotations
-
 import math
 import time
-from typing import TYPE_CHECKING
 
 import click
 
 from watcher.commands import complete, declare
+from watcher.commands.context import Context, transient
 from watcher.errors import Exit
-
-if TYPE_CHECKING:
-    from watcher.commands.context import Context
-    from watcher.decide.remaining import Verified
-    from watcher.reconcile import Report
 
 
 @declare.command(
     examples=["verify", "verify llama3", "verify --max-duration 2h"],
     read_on="docs/safety.md: what happens to a damaged blob",
 )
-@click.argument("targets", nargs=-1, metavar="[MODEL]...", shell_complete=complete.targets)
+@complete.several("targets", metavar="[MODEL]...", shell_complete=complete.targets)
 @click.option(
     "--max-duration", type=declare.DURATION, metavar="TIME", help="Stop after this time (2h)."
 )
@@ -33,7 +26,6 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
     from dataclasses import replace
 
     from watcher.commands.acting import meant
-    from watcher.commands.context import transient
     from watcher.decide import modes, remaining
     from watcher.observe.targets import known
     from watcher.reconcile import Reconciler
@@ -57,7 +49,10 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
         report = Reconciler(watched, context.settings).reconcile(modes.VERIFY, approve=approve)
         transient("")
         done = remaining.verified(report.evidence, report.outcomes, about)
-        ended = _code(report, done)
+        # HEALTHY only where everything was checked, is right, and will be known the next time.
+        ended = Exit.FINDINGS if done.wrong or done.left else Exit.HEALTHY
+        if done.unseen or report.warnings or report.stuck:
+            ended = Exit.FAILED
         if context.json:
             context.document(documents.verified(report, done))
         elif ended is not Exit.HEALTHY:
@@ -66,10 +61,3 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
             context.show([tables.verified_line(done)])
         code = max(code, ended)
     return code
-
-
-def _code(report: Report, done: Verified) -> Exit:
-    """HEALTHY only where everything was checked, is right, and will be known the next time."""
-    if done.unseen or report.warnings or report.stuck:
-        return Exit.FAILED
-    return Exit.FINDINGS if done.wrong or done.left else Exit.HEALTHY

@@ -1,7 +1,5 @@
 """The JSON documents: one versioned object for each command, with names as `names.exact`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,7 +43,19 @@ def audit(report: Report) -> dict[str, Any]:
         **_begun("audit", seen),
         "visibility": {"visibility": seen.view.visibility.value, **view},
         "sight": {"sight": seen.view.visibility.value, **view},
-        "servers": [_server(server) for server in seen.servers],
+        "servers": [
+            {
+                "pid": server.pid,
+                "user": server.user,
+                "since": event_log.rfc3339(server.since),
+                "state": server.state.value,
+                "store": None if server.store is None else names.exact(server.store),
+                "serves_this_store": server.ours,
+                "url": server.url,
+                "version": server.version,
+            }
+            for server in seen.servers
+        ],
         "downloads": [_download(diagnosed, seen) for diagnosed in report.diagnosis.diagnosed],
         "findings": [_finding(finding) for finding in report.diagnosis.findings],
         "forecast": _forecast(report.diagnosis.forecast),
@@ -58,7 +68,17 @@ def acting(command: str, report: Report, left: Remaining = _NOTHING_LEFT) -> dic
     return {
         **_begun(command, report.evidence),
         "plan": plan(report.plan),
-        "outcomes": [_outcome(outcome) for outcome in report.outcomes],
+        "outcomes": [
+            {
+                "result": outcome.result.value,
+                "verb": outcome.action.kind.value,
+                "subject": names.exact(outcome.action.subject),
+                "message": outcome.message,
+                "freed_bytes": outcome.freed,
+                "refusal": outcome.refusal and _refusal(outcome.refusal),
+            }
+            for outcome in report.outcomes
+        ],
         "warnings": list(report.warnings),
         "troubles": list(report.warnings),
         "remaining": [_finding(finding) for finding in left.findings],
@@ -140,7 +160,19 @@ def df(
 def plan(planned: model.Plan) -> dict[str, Any]:
     """A plan: what would be done, what is refused, when to scan again."""
     return {
-        "actions": [_action(action) for action in planned.actions],
+        "actions": [
+            {
+                "verb": action.kind.value,
+                "subject": names.exact(action.subject),
+                "because": action.because,
+                "models": action.models,
+                "entries": [names.exact(entry.name) for entry in action.expects],
+                "frees_bytes": action.frees,
+                "saves_bytes": action.saves,
+                "parts": [part._asdict() for part in action.parts],
+            }
+            for action in planned.actions
+        ],
         "refusals": [_refusal(refusal) for refusal in planned.refusals],
         "frees_bytes": planned.frees,
         "saves_bytes": planned.saves,
@@ -207,19 +239,6 @@ def _store(seen: model.Evidence) -> dict[str, Any]:
     }
 
 
-def _server(server: model.Server) -> dict[str, Any]:
-    return {
-        "pid": server.pid,
-        "user": server.user,
-        "since": event_log.rfc3339(server.since),
-        "state": server.state.value,
-        "store": None if server.store is None else names.exact(server.store),
-        "serves_this_store": server.ours,
-        "url": server.url,
-        "version": server.version,
-    }
-
-
 def _download(diagnosed: model.Diagnosed, seen: model.Evidence) -> dict[str, Any]:
     download, trust = diagnosed.download, diagnosed.download.trust
     known = download.unreadable is None
@@ -278,24 +297,7 @@ def _finding(finding: model.Finding) -> dict[str, Any]:
 
 
 def _sizes(sizes: model.Sizes) -> dict[str, int]:
-    return {
-        "apparent_bytes": sizes.apparent,
-        "allocated_bytes": sizes.allocated,
-        "freed_bytes": sizes.freed,
-    }
-
-
-def _action(action: model.Action) -> dict[str, Any]:
-    return {
-        "verb": action.kind.value,
-        "subject": names.exact(action.subject),
-        "because": action.because,
-        "models": list(action.models),
-        "entries": [names.exact(entry.name) for entry in action.expects],
-        "frees_bytes": action.frees,
-        "saves_bytes": action.saves,
-        "parts": [part._asdict() for part in action.parts],
-    }
+    return {f"{key}_bytes": value for key, value in sizes._asdict().items()}
 
 
 def _refusal(refusal: model.Refusal) -> dict[str, Any]:
@@ -309,15 +311,4 @@ def _refusal(refusal: model.Refusal) -> dict[str, Any]:
         "command": refusal.command,
         "frees_bytes": refusal.frees,
         "seconds_left": refusal.seconds_left,
-    }
-
-
-def _outcome(outcome: model.Outcome) -> dict[str, Any]:
-    return {
-        "result": outcome.result.value,
-        "verb": outcome.action.kind.value,
-        "subject": names.exact(outcome.action.subject),
-        "message": outcome.message,
-        "freed_bytes": outcome.freed,
-        "refusal": None if outcome.refusal is None else _refusal(outcome.refusal),
     }

@@ -1,7 +1,5 @@
 """Lines of the event log for people, with a heading for each day."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from watcher.ollama import names
@@ -30,17 +28,14 @@ def teller(*, color: bool) -> Callable[[Event], str]:
         style = _STYLE[_TONES.get(line.event_type, Tone.PLAIN)]
         message = text.short_digests(f"{_plain(line.message)}{_speed(line.details)}")
         indent = len("00:00:00") + 2 + len(kind) + 2
-        if text.fits(message, columns - indent):
+        if message.isascii() and len(message) <= columns - indent:  # as most are
             shown = text.styled(kind, style) if color else kind
             return f"{heading}{f'{at:%H:%M:%S}  {shown}  {message}'.rstrip()}\n"
-        label = (Span(f"{at:%H:%M:%S}  "), Span(kind, style), _GAP)
+        label = (Span(f"{at:%H:%M:%S}  "), Span(kind, style), Span("  "))
         rows = text.Line(message, indent, label=label)
         return heading + text.render([rows], color=color, columns=columns)
 
     return tell
-
-
-_GAP = Span("  ")
 
 
 def losses(resets: int, stalls: int, lost: int) -> list[str]:

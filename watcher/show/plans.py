@@ -1,7 +1,5 @@
 """Plans and their outcomes for people."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from watcher.decide import actions

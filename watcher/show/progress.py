@@ -1,7 +1,5 @@
 """Pulls while they go on: blocks drawn again on a terminal, lines in a pipe, or JSON lines."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from typing import Any, Self

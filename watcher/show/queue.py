@@ -1,7 +1,5 @@
 """The queue for people and for programs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 

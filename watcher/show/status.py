@@ -1,7 +1,5 @@
 """What is going on in a store, as text and as a document."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Reports for people: audits, what lies in quarantine, and what a verification found."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 

@@ -4,8 +4,7 @@ What is shown is `Line`s and `Table`s. A name is never broken: a path or a comma
 than a line stays in one piece.
 """
 
-from __future__ import annotations
-
+import itertools
 import re
 import textwrap
 import unicodedata
@@ -60,6 +59,7 @@ class Table(NamedTuple):
 
 
 Part = str | Line | Table
+Row = list[Span]
 
 
 # ---------------------------------------------------------------- values
@@ -128,11 +128,6 @@ def picture(text: str, command: str) -> str:
     return console.export_svg(title=f"ollama-watch {command}", unique_id="ollama-watch")
 
 
-def fits(text: str, room: int) -> bool:
-    """Whether a text is shown as it is on one row, as most are."""
-    return len(text) <= room and text.isascii() and "sha256" not in text and "\n" not in text
-
-
 def cells(text: str) -> int:
     """The columns that a text takes on a terminal."""
     return len(text) if text.isascii() else sum(map(_cells_of, text))
@@ -143,9 +138,6 @@ def _cells_of(char: str) -> int:
     if unicodedata.combining(char):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
-
-
-Row = list[Span]
 
 
 def _rows_of(part: Part, room: int) -> Iterator[Row]:
@@ -174,8 +166,10 @@ def _rows_of_table(table: Table, room: int) -> Iterator[Row]:
     if table.heads and rows:
         rows.insert(0, [Span(each, "bold") for each in table.heads])
     widths = [max(cells(each.text) for each in column) for column in zip(*rows, strict=True)]
-    beside = _fitting(widths[:-1], room)
-    before = sum(widths[:beside]) + 2 * beside
+    ends = list(itertools.accumulate(wide + 2 for wide in widths[:-1]))
+    # So many of the first columns fit beside each other.
+    beside = max(min(1, len(ends)), sum(end <= room for end in ends))
+    before = ends[beside - 1] if beside else 0
     below = beside < len(widths) - 1 or room - before < min(_LEAST_ROOM, widths[-1])
     for row in rows:
         first: Row = []
@@ -191,16 +185,6 @@ def _rows_of_table(table: Table, room: int) -> Iterator[Row]:
         yield first
         more = [piece for span in row[beside:] if span.text for piece in (Span("  "), span)][1:]
         yield from ([Span(" " * _BELOW), *each] for each in _wrapped(more, room - _BELOW))
-
-
-def _fitting(widths: Sequence[int], room: int) -> int:
-    """How many of the first columns fit beside each other; at least one."""
-    used = 0
-    for number, wide in enumerate(widths):
-        used += wide + 2
-        if used > room and number:
-            return number
-    return len(widths)
 
 
 def _wrapped(spans: Iterable[Span], room: int) -> list[Row]:

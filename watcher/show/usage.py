@@ -1,7 +1,5 @@
 """What uses the space, as a table for people; its rows add up to the total."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from watcher.decide import conditions
