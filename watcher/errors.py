@@ -30,6 +30,10 @@ class WatchError(Exception):
 
     exit_code = Exit.FAILED
 
+    def __init_subclass__(cls, exit_code: Exit | None = None) -> None:
+        if exit_code is not None:
+            cls.exit_code = exit_code
+
     def __init__(self, message: str, next_step: str = "", command: str = "") -> None:
         self.message = without_credentials(message)
         super().__init__(self.message)
@@ -42,28 +46,20 @@ class WatchError(Exception):
         return self.message + step + (f"\n  -> {self.command}" if self.command else "")
 
 
-class NoStoreError(WatchError):
+class NoStoreError(WatchError, exit_code=Exit.NO_STORE):
     """There is no model store where one was looked for."""
 
-    exit_code = Exit.NO_STORE
 
-
-class SettingsError(WatchError):
+class SettingsError(WatchError, exit_code=Exit.USAGE):
     """A setting has an unknown key or a bad value."""
 
-    exit_code = Exit.USAGE
 
-
-class TargetError(WatchError):
+class TargetError(WatchError, exit_code=Exit.USAGE):
     """A command names a model or a digest that no store has, or several."""
 
-    exit_code = Exit.USAGE
 
-
-class RecordError(WatchError):
+class RecordError(WatchError, exit_code=Exit.USAGE):
     """A change of a download's record has an unknown key, a bad value or an illegal transition."""
-
-    exit_code = Exit.USAGE
 
 
 class ManifestError(WatchError):
@@ -82,16 +78,12 @@ class NoPermissionError(WatchError):
     """Something may not be read or changed by this user."""
 
 
-class RefusedError(WatchError):
+class RefusedError(WatchError, exit_code=Exit.REFUSED):
     """Something could be done, and would do harm, or not last."""
 
-    exit_code = Exit.REFUSED
 
-
-class LockedError(WatchError):
+class LockedError(WatchError, exit_code=Exit.LOCKED):
     """Another ollama-watch is at work on this store."""
-
-    exit_code = Exit.LOCKED
 
 
 class ListenError(WatchError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from watcher.model import Ranges
@@ -30,19 +31,10 @@ def whole(value: object, most: int = _MOST_SIGNED, least: int = 0) -> int:
     raise ValueError(f"expected a whole number from {least} to {most}")
 
 
-def size(value: object) -> int:
-    """Bytes of a layer, or a place in it."""
-    return whole(value, LARGEST_LAYER)
-
-
-def identity(value: object) -> int:
-    """An inode's number, or a device's."""
-    return whole(value, _MOST_UNSIGNED)
-
-
-def nanoseconds(value: object) -> int:
-    """A time of a file, in ns since the epoch."""
-    return whole(value, _MOST_SIGNED, -_MOST_SIGNED - 1)
+#: Bytes of a layer, or a place in it; an inode's number, or a device's; a time of a file, in ns.
+size = partial(whole, most=LARGEST_LAYER)
+identity = partial(whole, most=_MOST_UNSIGNED)
+nanoseconds = partial(whole, least=-_MOST_SIGNED - 1)
 
 
 def number(value: object, most: float = _MOST_SECONDS, least: float = 0.0) -> float:
@@ -57,9 +49,8 @@ def seconds(value: object, most: float = _MOST_SECONDS) -> float:
     return number(value, most, -most)
 
 
-def day(value: object) -> float:
-    """A time after 1970, in seconds, that every calendar has."""
-    return number(value, LAST_DAY)
+#: A time after 1970, in seconds, that every calendar has.
+day = partial(number, most=LAST_DAY)
 
 
 def flag(value: object) -> bool:
@@ -76,9 +67,8 @@ def text(value: object, longest: int = 1 << 16) -> str:
     raise ValueError(f"expected a text of {longest} characters at most")
 
 
-def boot(value: object) -> str:
-    """The id of a start of the machine, or what stands for one."""
-    return text(value, 100)
+#: The id of a start of the machine, or what stands for one.
+boot = partial(text, longest=100)
 
 
 def file_name(value: object) -> str:

@@ -22,6 +22,8 @@ from watcher.state import fs
 #: To look at a name before it is opened: a descriptor of whatever it is, a symlink itself included.
 _LOOK = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
+#: The working directory, in place of a descriptor (fcntl.h).
+_AT_FDCWD = -100
 #: So many symlinks on one way, and they lead in a circle (MAXSYMLINKS of the kernel).
 _MOST_LINKS = 40
 #: What can be in a folder's place, by the error of opening it.
@@ -72,7 +74,7 @@ def opened_store(path: str) -> Iterator[int]:
     """A store's folder. Raises OSError: ForeignLinkError, and NotRootsError for root's rights."""
     with _reached(path) as (at, links):
         links.forbid()
-        if os.geteuid() == 0 and (uid := _owner(at.open_fd).st_uid):
+        if os.geteuid() == 0 and (uid := _owner(at.fd).st_uid):
             raise NotRootsError(uid, path)
         fd = fs.open_quietly(".", _FOLDER, at.fd)
     with fs.closing(fd):
@@ -92,7 +94,7 @@ def way(path: str) -> Way:
         is_store = False
         for name in ("blobs", "manifests"):
             with contextlib.suppress(FileNotFoundError):
-                os.stat(name, dir_fd=at.open_fd, follow_symlinks=False)
+                os.stat(name, dir_fd=at.fd, follow_symlinks=False)
                 is_store = True
         return Way(at.path, is_store, links.foreign)
 
@@ -100,7 +102,7 @@ def way(path: str) -> Way:
 def look(path: str) -> tuple[os.stat_result, Blobs]:
     """A store's folder, and what is at the name ``blobs`` in it. Raises OSError."""
     with _reached(path) as (at, _):
-        return os.fstat(at.open_fd), look_at_blobs(at.open_fd)
+        return os.fstat(at.fd), look_at_blobs(at.fd)
 
 
 @contextlib.contextmanager
@@ -109,7 +111,7 @@ def opened_output(path: str) -> Iterator[int]:
     folder, name = os.path.split(os.path.abspath(path))
     with _reached(folder) as (at, links):
         links.forbid()
-        fd = fs.open_output(name, at.open_fd)
+        fd = fs.open_output(name, at.fd)
     with fs.closing(fd):
         yield fd
 
@@ -124,7 +126,7 @@ def owner(path: str) -> os.stat_result:
     while True:
         try:
             with _reached(path) as (at, _):
-                return _owner(at.open_fd)
+                return _owner(at.fd)
         except FileNotFoundError:
             path = os.path.dirname(path)
 
@@ -156,7 +158,7 @@ def look_at_blobs(store: int) -> Blobs:
         return Blobs(False, status)
     try:
         with _reached("blobs", _At(store, "")) as (at, links):
-            return Blobs(True, os.fstat(at.open_fd), links.foreign)
+            return Blobs(True, os.fstat(at.fd), links.foreign)
     except NotADirectoryError:
         with contextlib.suppress(OSError):
             return Blobs(True, os.stat("blobs", dir_fd=store))
@@ -217,7 +219,7 @@ class KeptWay:
             if self._path not in _begun and may_go:
                 _begun[self._path] = at, rest
             else:
-                os.close(at.open_fd)
+                os.close(at.fd)
 
 
 def begins_further_on(path: str) -> bool:
@@ -226,19 +228,10 @@ def begins_further_on(path: str) -> bool:
 
 
 class _At(NamedTuple):
-    """A folder on the way: its descriptor (None: the working directory), its path without links."""
+    """A folder on the way: its descriptor, and its path without links."""
 
-    fd: int | None
+    fd: int
     path: str
-
-    @property
-    def open_fd(self) -> int:
-        assert self.fd is not None
-        return self.fd
-
-    def again(self) -> _At:
-        """The same with a descriptor of its own."""
-        return self._replace(fd=os.open(".", _LOOK, dir_fd=self.fd))
 
 
 class _Links:
@@ -259,22 +252,23 @@ def _reached(path: str, start: _At | None = None) -> Iterator[tuple[_At, _Links]
     """The folder at the end of a path, which begins at the folder `start`, and the links met."""
     links = _Links()
     if start is None:
-        start, path = _begun.get(path, (_At(None, ""), path))
+        start, path = _begun.get(path, (_At(_AT_FDCWD, ""), path))
     at = _along(path, start, links)
     try:
         yield at, links
     finally:
-        os.close(at.open_fd)
+        os.close(at.fd)
 
 
 def _along(path: str, start: _At, links: _Links) -> _At:
     """Walk a path name by name; the descriptor given back is a new one."""
-    at = _At(os.open("/", _LOOK), "/") if path.startswith("/") else start.again()
+    top, real = ("/", "/") if path.startswith("/") else (".", start.path)
+    at = _At(os.open(top, _LOOK, dir_fd=start.fd), real)
     for name in _names(path):
         try:
             beyond = _step(name, at, links)
         finally:
-            os.close(at.open_fd)
+            os.close(at.fd)
         at = beyond
     return at
 
@@ -296,7 +290,7 @@ def _step(name: str, at: _At, links: _Links) -> _At:
         if links.count > _MOST_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), inside)
         behind = _behind(fd, at, inside, links)
-        uid, target = os.fstat(fd).st_uid, os.fstat(behind.open_fd).st_uid
+        uid, target = os.fstat(fd).st_uid, os.fstat(behind.fd).st_uid
         if uid not in (0, target) and links.foreign is None:
             links.foreign = ForeignLink(inside, uid, behind.path, target)
         return behind

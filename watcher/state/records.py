@@ -295,7 +295,11 @@ CHANGEABLE: Mapping[str, Callable[[object], Any]] = MappingProxyType(
 )
 #: What files from before don't have.
 _LATER = frozenset({"lost_bytes", "resets", "stalls"})
-_ALL = {**CHANGEABLE, "started_at": checks.optional(checks.day), "updated_at": checks.day}
+_ALL: Mapping[str, Callable[[object], Any]] = {
+    **CHANGEABLE,
+    "started_at": checks.optional(checks.day),
+    "updated_at": checks.day,
+}
 
 
 def _checked(changes: Mapping[str, object], model: str) -> dict[str, Any]:
