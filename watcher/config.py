@@ -24,9 +24,8 @@ ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
 class Settings:
     """What people set, and nothing else: `docs/reference/settings.md` explains each."""
 
-    #: And who named them: a file, or a variable.
     stores: tuple[str, ...] = ()
-    stores_by: str = ""
+    stores_by: str = ""  #: who named them: a file, or a variable
     stale_after: float = 7 * 86400.0
     repair: bool = True
     clean: bool = False

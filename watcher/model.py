@@ -245,14 +245,12 @@ class Download:
     holders: tuple[Holder, ...] = ()
     models: tuple[str, ...] = ()
     progress_at: float | None = None
-    #: As remembered, where its files' times lie in the future.
-    ahead: Ahead | None = None
+    ahead: Ahead | None = None  #: as remembered, where its files' times lie in the future
     #: Birth time of its data file (or first sidecar), ns since the epoch; 0 where not known.
     born_ns: int = 0
     #: Bytes that the registry of one of its models has of it; None where it was not asked lately.
     registry: int | None = None
-    #: Why a length that somebody has given for it is not believed.
-    doubted_length: str = ""
+    doubted_length: str = ""  #: why a length that somebody has given for it is not believed
     unreadable: str | None = None  #: why something of it could not be read at all
 
     #: Every entry of the download, the data first; put together once, since it is used often.
@@ -368,8 +366,7 @@ class NextStart(NamedTuple):
     #: Its unit has ``OLLAMA_NOPRUNE`` set; its unit calls ``ollama-watch prepare`` before.
     no_prune: bool = False
     prepared: bool = False
-    #: A daemon of ours watches the store, and keeps what is needed.
-    watched: bool = False
+    watched: bool = False  #: a daemon of ours watches the store, and keeps what is needed
 
 
 class BlobFault(enum.StrEnum):
@@ -459,11 +456,9 @@ class OddManifest(NamedTuple):
     why: str
     model: str | None = None
     changed_at: float | None = None
-    #: We can read it, and the server's user can't; or the other way round.
-    barred: bool = False
-    hidden: bool = False
-    #: The registry's own manifest was as wrong when it was asked last.
-    published: bool = False
+    barred: bool = False  #: we can read it, and the server's user can't
+    hidden: bool = False  #: the other way round
+    published: bool = False  #: the registry's own manifest was as wrong when it was asked last
 
 
 class Kept(NamedTuple):
@@ -486,8 +481,7 @@ class BlobCensus(NamedTuple):
     models: Mapping[str, tuple[int, int]] = MappingProxyType({})
     entries: int = 0
     allocated: int = 0
-    #: Finished blobs that a manifest names and that have the right size.
-    healthy: int = 0
+    healthy: int = 0  #: finished blobs that a manifest names and that have the right size
     healthy_bytes: int = 0
     hashed: int = 0  #: as many of these were hashed, and were right then
     #: Only for `verify`: each readable blob that a manifest names (links followed), its models.
@@ -517,10 +511,8 @@ class BlobCensus(NamedTuple):
     #: As `unlisted`, for the server, going by the store's owner and the folders' modes.
     unlisted_by_server: tuple[str, ...] = ()
     barred: tuple[Barred, ...] = ()
-    #: Folders that the start finds empty and can't remove.
-    stuck_folders: tuple[str, ...] = ()
-    #: The server's user can add, rename and remove no name under ``blobs/``.
-    sealed: bool = False
+    stuck_folders: tuple[str, ...] = ()  #: folders that the start finds empty and can't remove
+    sealed: bool = False  #: the server's user can add, rename and remove no name under ``blobs/``
     empty_folders: tuple[str, ...] = ()
     nested: tuple[Nested, ...] = ()
 
@@ -584,8 +576,7 @@ class Server(NamedTuple):
     store: str | None = None
     #: Whether its blobs lie in the inspected store's folder; None where not known.
     ours: bool | None = None
-    #: Whether it is another one, which has its blobs in the same folder.
-    elsewhere: bool = False
+    elsewhere: bool = False  #: whether it is another one, which has its blobs in the same folder
     url: str | None = None
     version: str | None = None
     #: Established connections to its API; None where they can't be counted.
@@ -612,8 +603,7 @@ class Place(NamedTuple):
     file_system: str = ""
     network: bool = False
     blobs: tuple[int, int] = (0, 0)
-    #: User id of the store's folder: the one that the server runs as, most likely.
-    owner: int = 0
+    owner: int = 0  #: user id of the store's folder: the one that the server runs as, most likely
     #: ``blobs`` is a symlink, or a mount or link to another file system.
     blobs_linked: bool = False
     blobs_elsewhere: bool = False
@@ -690,14 +680,12 @@ class Evidence:
     clock: Clock | None = None  #: None: the wall clock is all there is, and is right
     other_clocks: tuple[Clock, ...] = ()  #: of machines that share the store
     servers: tuple[Server, ...] = ()
-    #: Other Ollama processes (clients, runners): ``name (pid)``.
-    others: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()  #: other Ollama processes (clients, runners): ``name (pid)``
     downloads: tuple[Download, ...] = ()
     census: BlobCensus = field(default_factory=BlobCensus)
     sharing: Sharing = field(default_factory=Sharing)
     scope: frozenset[str] | None = None
-    #: Of a scan of the whole store.
-    next_start: NextStart = field(default_factory=NextStart)
+    next_start: NextStart = field(default_factory=NextStart)  #: of a scan of the whole store
     uid: int = 0
     #: The models that a registry's manifest gives a blob which no manifest of the store names.
     known_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -795,8 +783,7 @@ class Finding(NamedTuple):
     message: str
     evidence: str = ""
     alone: str = ""
-    #: What helps, as a command that can be pasted; else, or besides, in words.
-    command: str = ""
+    command: str = ""  #: what helps, as a command that can be pasted; else, or besides, in words
     sizes: Sizes = Sizes()
     models: tuple[str, ...] = ()
     remedy: str = ""
@@ -925,8 +912,7 @@ class Refusal(NamedTuple):
     #: The names under ``blobs/`` that it is about, where one refusal is about many.
     entries: tuple[str, ...] = ()
     frees: int = 0
-    #: The command that makes it possible, where one does; made by `advice`.
-    command: str = ""
+    command: str = ""  #: the command that makes it possible, where one does; made by `advice`
 
 
 class Spared(NamedTuple):

@@ -73,8 +73,7 @@ class Look(NamedTuple):
     diagnosed: tuple[Diagnosed, ...]
     plan: Plan
     known: Memory
-    #: When, on the monotonic clock; 0.0 where the look is a later one than the plan.
-    at: float
+    at: float  #: when, on the monotonic clock; 0.0 where the look is a later one than the plan
     rules: Rules
 
     def diagnosis(self) -> Diagnosis:

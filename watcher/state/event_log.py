@@ -100,7 +100,6 @@ class EventType(enum.StrEnum):
     ERROR = "error", Tone.BAD
 
     def __new__(cls, value: str, tone: Tone = Tone.PLAIN) -> EventType:
-        """A member is a string as it stands in the log, and has its tone."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.tone = tone
@@ -252,7 +251,6 @@ def write_missing(store: int, events: Sequence[Event]) -> None:
 
 
 def _append(log: str, folder: int, lines: bytes, now: float) -> int:
-    """Add lines to a log; the log's size in bytes."""
     try:
         return fs.append(f"{log}{SUFFIX}", folder, lines)
     except (PermissionError, fs.NoLogError):
@@ -262,7 +260,6 @@ def _append(log: str, folder: int, lines: bytes, now: float) -> int:
 
 
 def _logs_folder(store: int, opened: ExitStack) -> int:
-    """The folder of the logs, and their lock, while `opened` is."""
     folder = opened.enter_context(state_folder.made(store))
     logs = opened.enter_context(state_folder.made_in(LOGS, folder))
     _lock(folder, opened, _PATIENCE_SECONDS)
@@ -277,7 +274,6 @@ def _lock(folder: int, opened: ExitStack, seconds: float) -> None:
 
 
 def _rotate(folder: int, log: str, now: float, settings: Settings) -> None:
-    """Set a full log aside under the time of its end."""
     with contextlib.suppress(FileNotFoundError):
         # Another process may have set it aside since we wrote to it.
         if os.stat(f"{log}{SUFFIX}", dir_fd=folder).st_size > settings.log_max_bytes:
@@ -357,7 +353,6 @@ class Log:
         return True
 
     def _lines(self, stream: BinaryIO) -> Iterator[Event]:
-        """All whole lines from here on."""
         while raw := stream.readline(_LONGEST_LINE):
             line = parse(raw)
             for _ in range(_MOST_PIECES):

@@ -56,16 +56,14 @@ class Way(NamedTuple):
 
     real: str  #: the same without symlinks
     is_store: bool  #: whether the folder holds ``blobs`` or ``manifests``
-    #: The first symlink on the way that does not count, if any.
-    foreign: ForeignLink | None
+    foreign: ForeignLink | None  #: the first symlink on the way that does not count, if any
 
 
 class Blobs(NamedTuple):
     """What is at the name ``blobs`` of a store."""
 
     linked: bool  #: whether it is a symlink
-    #: What is there, a symlink followed; None where nothing is.
-    status: os.stat_result | None
+    status: os.stat_result | None  #: what is there, a symlink followed; None where nothing is
     foreign: ForeignLink | None = None
 
 
@@ -299,7 +297,6 @@ def _step(name: str, at: _At, links: _Links) -> _At:
 
 
 def _behind(link: int, at: _At, inside: str, links: _Links) -> _At:
-    """What a symlink points to."""
     target = os.readlink("", dir_fd=link)
     is_magic = False
     with contextlib.suppress(OSError):

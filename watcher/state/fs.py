@@ -659,8 +659,7 @@ class Holding(NamedTuple):
     """Who holds a lock: what they wrote into it, where that may be read; the process, and when."""
 
     text: str
-    #: None where the kernel does not list it, as of another PID namespace.
-    pid: int | None
+    pid: int | None  #: None where the kernel does not list it, as of another PID namespace
     since: float  #: when it was taken, seconds since the epoch
 
 
@@ -686,7 +685,6 @@ _REPLACING_SECONDS = 1.0
 
 
 def _take(name: str, parent: int, until: float) -> int:
-    """The descriptor of the lock file that has the name, locked."""
     tried = name == _REPLACING
     while True:
         fd = _open_lock(name, parent)

@@ -107,13 +107,11 @@ class Memory:
     """All that is remembered of one store; `docs/reference/state-files.md` explains the fields."""
 
     downloads: Mapping[str, Remembered] = field(default_factory=dict)
-    #: By file name under ``blobs/``.
-    touched: Mapping[str, Touched] = field(default_factory=dict)
+    touched: Mapping[str, Touched] = field(default_factory=dict)  #: by file name under ``blobs/``
     hashes: Hashes = field(default_factory=Hashes)
     asked: Mapping[str, Asked] = field(default_factory=dict)  #: by digest
     unproven: frozenset[str] = frozenset()
-    #: None before the first full scan.
-    models: Mapping[str, tuple[int, int]] | None = None
+    models: Mapping[str, tuple[int, int]] | None = None  #: None before the first full scan
     problems: frozenset[tuple[str, str]] = frozenset()  #: by kind and path
     looked_at: float = 0.0
     clocks: tuple[Clock, ...] = ()  #: of each machine; that of the last scan is last

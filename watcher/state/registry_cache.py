@@ -46,8 +46,7 @@ class KnownLayer(NamedTuple):
 
     size: int  #: 0 where they do not agree
     models: tuple[str, ...]
-    #: What the manifest of each of these says.
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()  #: what the manifest of each of these says
 
 
 #: Kept manifests, by `ModelName.key`.
