@@ -6,7 +6,8 @@ Each function gives back the value, or raises ValueError, with nothing of the va
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import field, fields
 from functools import partial
 from typing import Any, TypeVar
 
@@ -107,3 +108,21 @@ def row(make: Callable[..., T], *kinds: Callable[[Any], object]) -> Callable[[An
 def optional(check: Callable[[Any], T]) -> Callable[[object], T | None]:
     """What checks a value that may be None."""
     return lambda value: None if value is None else check(value)
+
+
+def kept(check: Callable[[Any], object], key: str = "", *, later: bool = False, **more: Any) -> Any:
+    """A field of a dataclass that a file of ours keeps, with what checks its value there.
+
+    `key`: its name there, where that is another one. `later`: files from before may not have it.
+    """
+    return field(metadata={"check": check, "key": key, "later": later}, **more)
+
+
+def from_keys(make: type[T], found: Mapping[str, Any]) -> T:
+    """A dataclass of such fields, from an object in a file. Raises KeyError, too."""
+    values = {}
+    for each in fields(make):  # type: ignore[arg-type]
+        key = each.metadata["key"] or each.name
+        if key in found or not each.metadata["later"]:
+            values[each.name] = each.metadata["check"](found[key])
+    return make(**values)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -20,7 +20,7 @@ import orjson
 from watcher.model import HOUR, Ahead, Clock, Condition, Entry, Part, Ranges, Reads, Shift, Unsure
 from watcher.ollama import names
 from watcher.state import checks, fs, hashes, json_file, state_folder
-from watcher.state.checks import optional, row
+from watcher.state.checks import kept, optional, row
 from watcher.state.hashes import Hashes, hashed
 
 T = TypeVar("T")
@@ -44,36 +44,53 @@ class Sample(NamedTuple):
     allocated: int
 
 
+def _part(values: list[object]) -> Part:
+    part = row(Part, *[checks.size] * 4)(values)
+    if part.completed > part.size:
+        raise ValueError("an impossible part")
+    return part
+
+
+def _several(check: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
+    return lambda values: tuple(map(check, values))
+
+
+_sample = row(Sample, checks.seconds, checks.whole)
+_ahead = row(Ahead, checks.seconds, checks.seconds, checks.boot)
+_reads = row(Reads, checks.whole, checks.nanoseconds, checks.boot, checks.text)
+
+
 @dataclass(frozen=True, slots=True)
 class Remembered:
     """One download as it was last seen; `docs/reference/state-files.md` explains the fields."""
 
-    device: int
-    inode: int
+    device: int = kept(checks.identity)
+    inode: int = kept(checks.identity)
     #: Birth time of the data file, ns since the epoch; 0 where the file system has none. ext4 gives
     #: an inode to the next file at once, so inode and digest alone don't identify a file.
-    born_ns: int
-    condition: Condition
-    stale: bool
-    pulling: bool
-    total: int | None
+    born_ns: int = kept(checks.nanoseconds)
+    condition: Condition = kept(Condition)
+    stale: bool = kept(checks.flag)
+    pulling: bool = kept(checks.flag)
+    total: int | None = kept(optional(checks.size), "total_bytes")
     #: Claimed bytes, and those that the data file has on the disk: they grow when bytes arrive.
-    claimed: int
-    allocated: int
-    progress_at: float
-    models: tuple[str, ...] = ()
-    partition: tuple[Part, ...] = ()
-    doubted: Ranges = ()  #: until a part of the server's covers them
-    mended: bool = False
-    checked_at: float = 0.0
-    samples: tuple[Sample, ...] = ()
-    told_at: float = 0.0
-    stalled: bool = False
-    ahead: Ahead | None = None
+    claimed: int = kept(checks.whole, "claimed_bytes")
+    allocated: int = kept(checks.whole, "allocated_bytes")
+    progress_at: float = kept(checks.seconds)
+    models: tuple[str, ...] = kept(_several(checks.text), default=())
+    partition: tuple[Part, ...] = kept(_several(_part), default=())
+    #: Until a part of the server's covers them.
+    doubted: Ranges = kept(checks.byte_ranges, default=())
+    mended: bool = kept(checks.flag, default=False)
+    checked_at: float = kept(checks.seconds, default=0.0)
+    samples: tuple[Sample, ...] = kept(_several(_sample), default=())
+    told_at: float = kept(checks.seconds, default=0.0)
+    stalled: bool = kept(checks.flag, default=False)
+    ahead: Ahead | None = kept(optional(_ahead), later=True, default=None)
     #: The id of a start of the machine; "" for no note, and `REFUSED` where bytes may be lost.
-    unsynced: str = ""
-    lost: Ranges = ()
-    reads: Reads | None = None
+    unsynced: str = kept(checks.boot, later=True, default="")
+    lost: Ranges = kept(checks.byte_ranges, later=True, default=())
+    reads: Reads | None = kept(optional(_reads), later=True, default=None)
 
     def is_of(self, device: int, inode: int, born_ns: int) -> bool:
         """Whether it is the same file; a device may have another number after a restart."""
@@ -90,6 +107,9 @@ class Touched(NamedTuple):
     own_ns: int
 
 
+_touched = row(Touched, checks.identity, checks.nanoseconds, checks.nanoseconds)
+
+
 class Asked(NamedTuple):
     """What a registry said of a digest: its bytes (None: nothing), and when."""
 
@@ -100,6 +120,9 @@ class Asked(NamedTuple):
     def counts(self, now: float) -> bool:
         """Whether it is an answer still: for an hour, and not from a clock that was wrong."""
         return 0 <= now - self.at < HOUR
+
+
+_asked = row(Asked, optional(checks.size), checks.seconds, checks.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,14 +263,8 @@ def _key(name: object) -> str:
     return text
 
 
-def _part(values: list[object]) -> Part:
-    part = row(Part, *[checks.size] * 4)(values)
-    if part.completed > part.size:
-        raise ValueError("an impossible part")
-    return part
-
-
 _TIMES = ("wall", "counted", "certain", "held", "begun", "jump")
+_unsure = row(Unsure, checks.seconds, checks.boot, checks.seconds)
 
 
 def _clock(known: Mapping[str, Any]) -> Clock:
@@ -280,55 +297,6 @@ def _of_clock(clock: Clock) -> dict[str, object]:
     return {key: value for key, value in clock._asdict().items() if key != "others"}
 
 
-def _several(check: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
-    return lambda values: tuple(map(check, values))
-
-
-_unsure = row(Unsure, checks.seconds, checks.boot, checks.seconds)
-_sample = row(Sample, checks.seconds, checks.whole)
-_ahead = row(Ahead, checks.seconds, checks.seconds, checks.boot)
-_reads = row(Reads, checks.whole, checks.nanoseconds, checks.boot, checks.text)
-_touched = row(Touched, checks.identity, checks.nanoseconds, checks.nanoseconds)
-_asked = row(Asked, optional(checks.size), checks.seconds, checks.text)
-#: The fields of `Remembered`, each with its key in the file and what checks its value.
-_FIELDS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
-    ("device", "device", checks.identity),
-    ("inode", "inode", checks.identity),
-    ("born_ns", "born_ns", checks.nanoseconds),
-    ("condition", "condition", Condition),
-    ("stale", "stale", checks.flag),
-    ("pulling", "pulling", checks.flag),
-    ("total", "total_bytes", optional(checks.size)),
-    ("claimed", "claimed_bytes", checks.whole),
-    ("allocated", "allocated_bytes", checks.whole),
-    ("progress_at", "progress_at", checks.seconds),
-    ("models", "models", _several(checks.text)),
-    ("partition", "partition", _several(_part)),
-    ("doubted", "doubted", checks.byte_ranges),
-    ("mended", "mended", checks.flag),
-    ("checked_at", "checked_at", checks.seconds),
-    ("samples", "samples", _several(_sample)),
-    ("told_at", "told_at", checks.seconds),
-    ("stalled", "stalled", checks.flag),
-    ("ahead", "ahead", optional(_ahead)),
-    ("unsynced", "unsynced", checks.boot),
-    ("lost", "lost", checks.byte_ranges),
-    ("reads", "reads", optional(_reads)),
-)
-#: What files from before don't have.
-_LATER = frozenset({"ahead", "unsynced", "lost", "reads"})
-
-
-def _remembered(each: Mapping[str, Any]) -> Remembered:
-    return Remembered(
-        **{
-            field: check(each[key])
-            for field, key, check in _FIELDS
-            if key in each or key not in _LATER
-        }
-    )
-
-
 class _File(json_file.File[Memory]):
     schema = SCHEMA
     limit = _READ_LIMIT
@@ -341,7 +309,10 @@ class _File(json_file.File[Memory]):
         if seen_in and not _SEEN.fullmatch(seen_in):
             raise ValueError("no name of what was seen")
         return Memory(
-            downloads={_key(key): _remembered(each) for key, each in found["downloads"].items()},
+            downloads={
+                _key(key): checks.from_keys(Remembered, each)
+                for key, each in found["downloads"].items()
+            },
             touched={
                 checks.file_name(names.from_exact(checks.text(name))): _touched(each)
                 for name, each in found["touched"].items()
@@ -365,7 +336,10 @@ class _File(json_file.File[Memory]):
     def encode(self, value: Memory) -> Mapping[str, object]:
         return {
             "downloads": {
-                digest: {key: getattr(record, field) for field, key, _ in _FIELDS}
+                digest: {
+                    each.metadata["key"] or each.name: getattr(record, each.name)
+                    for each in fields(Remembered)
+                }
                 for digest, record in value.downloads.items()
             },
             "touched": {names.exact(name): each for name, each in value.touched.items()},

@@ -17,7 +17,8 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +27,7 @@ import orjson
 from watcher.errors import RecordError
 from watcher.ollama import names
 from watcher.state import checks, fs, json_file, state_folder
+from watcher.state.checks import kept, optional
 
 SCHEMA = "ollama-watch/models/1"
 NAME = "models.json"
@@ -125,26 +127,41 @@ def of_status(status: str) -> State | None:
     return next((state for shape, state in _OF_STATUS if shape.fullmatch(status)), None)
 
 
+def _state(value: object) -> State:
+    try:
+        return State(value)  # type: ignore[arg-type]
+    except ValueError:
+        raise ValueError(f"expected one of {', '.join(State)}") from None
+
+
+def _text(value: object) -> str:
+    return names.sayable(checks.text(value, 1 << 24))
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """The download of one model; `docs/library.md` explains the fields."""
 
-    state: State = State.IDLE
-    total_bytes: int | None = None
-    downloaded_bytes: int = 0
-    present_bytes: int = 0
-    progress_percent: float = 0.0
-    bytes_per_second: float | None = None
-    lost_bytes: int = 0
-    resets: int = 0
-    stalls: int = 0
-    error: str = ""
-    manifest_pulled: bool = False
-    resume_supported: bool = False
-    started_at: float | None = None
-    updated_at: float = 0.0
+    state: State = kept(_state, default=State.IDLE)
+    total_bytes: int | None = kept(optional(checks.whole), default=None)
+    downloaded_bytes: int = kept(checks.whole, default=0)
+    present_bytes: int = kept(checks.whole, default=0)
+    progress_percent: float = kept(partial(checks.number, most=100.0), default=0.0)
+    bytes_per_second: float | None = kept(optional(checks.number), default=None)
+    lost_bytes: int = kept(checks.whole, later=True, default=0)
+    resets: int = kept(checks.whole, later=True, default=0)
+    stalls: int = kept(checks.whole, later=True, default=0)
+    error: str = kept(_text, default="")
+    manifest_pulled: bool = kept(checks.flag, default=False)
+    resume_supported: bool = kept(checks.flag, default=False)
+    started_at: float | None = kept(optional(checks.day), default=None)
+    updated_at: float = kept(checks.day, default=0.0)
 
 
+#: What a change may have, and how each value is checked.
+CHANGEABLE: Mapping[str, Callable[[object], Any]] = MappingProxyType(
+    {each.name: each.metadata["check"] for each in fields(Record) if not each.name.endswith("_at")}
+)
 #: By `names.ModelName.key`.
 Records = Mapping[str, Record]
 
@@ -265,43 +282,6 @@ def after(before: Record, changes: Mapping[str, object], now: float, model: str)
     return replace(record, progress_percent=max(percent, record.progress_percent))
 
 
-def _state(value: object) -> State:
-    try:
-        return State(value)  # type: ignore[arg-type]
-    except ValueError:
-        raise ValueError(f"expected one of {', '.join(State)}") from None
-
-
-def _text(value: object) -> str:
-    return names.sayable(checks.text(value, 1 << 24))
-
-
-#: What a change may have, and how each value is checked.
-CHANGEABLE: Mapping[str, Callable[[object], Any]] = MappingProxyType(
-    {
-        "state": _state,
-        "total_bytes": checks.optional(checks.whole),
-        "downloaded_bytes": checks.whole,
-        "present_bytes": checks.whole,
-        "progress_percent": lambda value: checks.number(value, 100.0),
-        "bytes_per_second": checks.optional(checks.number),
-        "lost_bytes": checks.whole,
-        "resets": checks.whole,
-        "stalls": checks.whole,
-        "error": _text,
-        "manifest_pulled": checks.flag,
-        "resume_supported": checks.flag,
-    }
-)
-#: What files from before don't have.
-_LATER = frozenset({"lost_bytes", "resets", "stalls"})
-_ALL: Mapping[str, Callable[[object], Any]] = {
-    **CHANGEABLE,
-    "started_at": checks.optional(checks.day),
-    "updated_at": checks.day,
-}
-
-
 def _checked(changes: Mapping[str, object], model: str) -> dict[str, Any]:
     unknown = ", ".join(names.printable(str(key)) for key in changes if key not in CHANGEABLE)
     if unknown:
@@ -321,16 +301,8 @@ class _File(json_file.File[Records]):
     option = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
 
     def decode(self, found: Mapping[str, Any]) -> Records:
-        return {
-            names.to_model(key).key: Record(
-                **{
-                    field: check(each[field])
-                    for field, check in _ALL.items()
-                    if field in each or field not in _LATER
-                }
-            )
-            for key, each in found["models"].items()
-        }
+        rows = found["models"].items()
+        return {names.to_model(key).key: checks.from_keys(Record, each) for key, each in rows}
 
     def encode(self, value: Records) -> Mapping[str, object]:
         return {"models": dict(value)}
