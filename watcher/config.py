@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import re
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,25 +19,6 @@ SYSTEM_FILE = Path("/etc/ollama-watch.toml")
 #: What is larger is no file of settings, and may have no end.
 _READ_LIMIT = 1 << 20
 ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What people set, and nothing else: `docs/reference/settings.md` explains each."""
-
-    stores: tuple[str, ...] = ()
-    stores_by: str = ""  #: who named them: a file, or a variable
-    stale_after: float = 7 * 86400.0
-    repair: bool = True
-    clean: bool = False
-    queue: bool = False
-    writers_visible: bool = False
-    quarantine_keep: float = 30 * 86400.0
-    quarantine_max_bytes: int = 200_000_000_000
-    log_max_bytes: int = 10_000_000
-    log_keep_days: float = 90.0
-    metrics_file: str = ""
-    metrics_listen: tuple[str, int] | None = None
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -107,8 +89,6 @@ def metrics_file(value: object) -> str:
 
 def loopback(value: object) -> tuple[str, int] | None:
     """Address and port of ``127.0.0.1:9464`` or ``[::1]:9464``; None for ""."""
-    import ipaddress
-
     if value == "":
         return None
     pattern = r"(?:\[([0-9a-fA-F:]+)\]|([0-9.]+|localhost)):([0-9]{1,5})"
@@ -130,19 +110,37 @@ class Key(NamedTuple):
     default: object
 
 
+def _setting(read: Callable[[object], Any], default: object, key: str = "") -> Any:
+    """A field that `read` makes of a value; `key`: its name in the file, if it is another one."""
+    return field(default=read(default), metadata={"key": key, "read": read, "default": default})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What people set, and nothing else: `docs/reference/settings.md` explains each."""
+
+    stores: tuple[str, ...] = ()
+    stores_by: str = ""  #: who named them: a file, or a variable
+    stale_after: float = _setting(duration, "7d")
+    repair: bool = _setting(boolean, True)
+    clean: bool = _setting(boolean, False)
+    queue: bool = _setting(boolean, False)
+    writers_visible: bool = _setting(boolean, False)
+    quarantine_keep: float = _setting(duration, "30d")
+    quarantine_max_bytes: int = _setting(size, "200GB", "quarantine_max_size")
+    log_max_bytes: int = _setting(size, "10MB", "log_max_size")
+    log_keep_days: float = _setting(lambda value: duration(value) / 86400, "90d", "log_keep")
+    metrics_file: str = _setting(metrics_file, "")
+    metrics_listen: tuple[str, int] | None = _setting(loopback, "")
+
+
 #: Keys in the file; `store` is besides.
 KEYS = {
-    "stale_after": Key("stale_after", duration, "7d"),
-    "repair": Key("repair", boolean, True),
-    "clean": Key("clean", boolean, False),
-    "queue": Key("queue", boolean, False),
-    "writers_visible": Key("writers_visible", boolean, False),
-    "quarantine_keep": Key("quarantine_keep", duration, "30d"),
-    "quarantine_max_size": Key("quarantine_max_bytes", size, "200GB"),
-    "log_max_size": Key("log_max_bytes", size, "10MB"),
-    "log_keep": Key("log_keep_days", lambda value: duration(value) / _SECONDS["d"], "90d"),
-    "metrics_file": Key("metrics_file", metrics_file, ""),
-    "metrics_listen": Key("metrics_listen", loopback, ""),
+    each.metadata["key"] or each.name: Key(
+        each.name, each.metadata["read"], each.metadata["default"]
+    )
+    for each in fields(Settings)
+    if each.metadata
 }
 
 
