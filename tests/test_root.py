@@ -26,6 +26,7 @@ from watcher import ModelDownloadManager, StoreFiles
 from watcher.demo.registry import Layer, Registry
 from watcher.errors import NoPermissionError
 from watcher.model import DAY
+from watcher.observe import servers
 from watcher.service.units import Installation
 from watcher.system import privileges
 
@@ -747,6 +748,37 @@ def test_from_such_an_installation_the_queue_runs_as_well(
         assert daemon.of("error") == []
     (item,) = json.loads(driven(store.path, "queue", "ls", "--json", env=given).stdout)["items"]
     assert (item["state"], owners(store.path)) == ("waiting", {(OWNER, OWNER)})
+
+
+def test_settings_that_only_root_can_read_take_a_restart(
+    closed_daemon: Daemon, closed_package: Path, store: Store
+) -> None:
+    """Not even what the file was at the start is read again: it may be another one now."""
+    settings = closed_package / "settings.toml"
+    settings.write_text("clean = false")
+    stale = store.download("stale", aged=9 * DAY)
+    give(store.path, OWNER)
+    with closed_daemon as daemon:
+        settings.write_text("clean = true")
+        os.kill(daemon.pid, signal.SIGHUP)
+        told = str(daemon.wait_event("error")["message"])
+        assert told.startswith(f"kept the previous settings: {settings} can only be read by root")
+        assert f"user id {OWNER}" in told
+        assert "restarted as root" in told
+        assert store.partials(stale)
+        os.chmod(settings.parent.parent, 0o755)
+        os.kill(daemon.pid, signal.SIGHUP)
+        assert daemon.wait_event("settings_read")["details"]["clean"] is True
+
+
+@pytest.mark.parametrize("group", ["system.slice", "system.slice/system-watch.slice"])
+def test_the_restart_is_that_of_its_unit(tmp_path: Path, group: str) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/cgroup").write_text(f"0::/{group}/ollama-watch.service\n")
+    assert servers.unit_of(str(tmp_path), 7) == "ollama-watch.service"
+    (tmp_path / "7/cgroup").write_text("0::/user.slice/user-0.slice/session-1.scope\n")
+    assert servers.unit_of(str(tmp_path), 7) == ""
+    assert servers.unit_of(str(tmp_path), 8) == ""
 
 
 def below(pid: int) -> set[int]:

@@ -178,7 +178,7 @@ def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]
     """Each key that somebody has set to what counts. Takes and raises the same as `load`."""
     found: dict[str, Given] = {}
     path = SYSTEM_FILE if file is None else file
-    if file is not None or path.exists():
+    if file is not None or not _is_missing(path):
         for key, value in _read(path).items():
             _check(key, value, f"{path}: {key}")
             found[key] = Given(value, str(path))
@@ -188,6 +188,17 @@ def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]
             _check(key, value, f"{ENVIRONMENT_PREFIX}{key.upper()}")
             found[key] = Given(value, variable)
     return found
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether there is no such file; one behind a folder that is closed to this user may be."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _read(path: Path) -> dict[str, object]:

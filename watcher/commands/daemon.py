@@ -6,13 +6,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from watcher import config
 from watcher.commands import declare
 from watcher.commands.context import Context, complain
 from watcher.config import Settings
-from watcher.errors import Exit, WatchError, named
+from watcher.errors import Exit, SettingsError, WatchError, named
 
 if TYPE_CHECKING:
     from watcher.state.event_log import Event
@@ -45,11 +46,10 @@ def daemon(context: Context) -> Exit:
     first = [context.settings]  # as root has read them, before it became the owner
 
     def settings() -> Settings:
-        return first.pop() if first else config.load(context.config_file, os.environ)
+        return first.pop() if first else _read_again(context)
 
-    file = config.SYSTEM_FILE if context.config_file is None else context.config_file
-    readable = os.access(file, os.R_OK) or not os.path.lexists(file)
-    if readable and privileges.can_start_anew():
+    file = _settings_of(context)
+    if _reads_settings(file) and privileges.can_start_anew():
         given_file = [] if context.config_file is None else ["--config", os.path.abspath(file)]
         isolated = ["-I"] if sys.flags.isolated else []
         words = ["--store", found.path, "-q", "queue", "run", "--leashed"]
@@ -62,6 +62,40 @@ def daemon(context: Context) -> Exit:
     with contextlib.closing(Starter(lambda: _run_queue(context, found.path))) as starter:
         service.run(host, settings, starter)
     return Exit.HEALTHY
+
+
+def _read_again(context: Context) -> Settings:
+    """The settings as they are now. Raises SettingsError with what helps."""
+    try:
+        return config.load(context.config_file, os.environ)
+    except SettingsError as error:
+        from watcher.observe import servers
+        from watcher.system import advice, privileges
+
+        file = _settings_of(context)
+        if not privileges.was_root() or _reads_settings(file):
+            raise
+        # What could be kept open from root's time may be another file than the one there now.
+        unit = servers.unit_of("/proc", "self")
+        command = advice.as_root("systemctl", "restart", unit) if unit else ""
+        why = f"{file} can only be read by root, and this daemon is user id {os.geteuid()} by now"
+        how = "it reads them when it is restarted as root"
+        raise SettingsError(f"{why}; {how}", command=command) from error
+
+
+def _settings_of(context: Context) -> Path:
+    return config.SYSTEM_FILE if context.config_file is None else context.config_file
+
+
+def _reads_settings(file: Path) -> bool:
+    """Whether this user can read the settings, or sees that there are none."""
+    try:
+        file.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return os.access(file, os.R_OK)
 
 
 def _run_queue(context: Context, store: str) -> int:

@@ -40,13 +40,6 @@ def look(host: Host, pid: int, *, ours_only: bool) -> Server | None:
             url = environment.server_url((found or {}).get("OLLAMA_HOST", ""))
         except ValueError:
             url = environment.server_url("")  # such a server does not even start
-    unit = ""
-    with (
-        contextlib.suppress(OSError, ValueError),
-        open(f"{host.proc}/{pid}/cgroup", encoding="utf-8") as lines,
-    ):
-        matches = [_OF_UNIT.search(line.rstrip("\n")) for line in lines]
-        unit = next((each[1] for each in matches if each), "")
     return Server(
         pid=pid,
         user=user,
@@ -59,8 +52,19 @@ def look(host: Host, pid: int, *, ours_only: bool) -> Server | None:
         connections=connections,
         no_prune=None if found is None else environment.no_prune(found),
         uid=uid,
-        unit=unit,
+        unit=unit_of(host.proc, pid),
     )
+
+
+def unit_of(proc: str, pid: int | str) -> str:
+    """The unit of the system's that a process belongs to; "" for none."""
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open(f"{proc}/{pid}/cgroup", encoding="utf-8") as lines,
+    ):
+        matches = [_OF_UNIT.search(line.rstrip("\n")) for line in lines]
+        return next((each[1] for each in matches if each), "")
+    return ""
 
 
 def variables(proc: str, pid: int) -> dict[str, str] | None:

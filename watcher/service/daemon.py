@@ -146,7 +146,8 @@ class _Service:
         try:
             self._reconciler.settings = read_settings()
         except SettingsError as error:
-            self._emit(EventType.ERROR, f"kept the previous settings: {error.message}")
+            helps = f": {error.command}" if error.command else ""
+            self._emit(EventType.ERROR, f"kept the previous settings: {error.message}{helps}")
         else:
             self._emit(
                 EventType.SETTINGS_READ, f"reread the settings: {self._ways()}", self._facts()

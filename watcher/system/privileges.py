@@ -264,6 +264,11 @@ def _modules() -> Iterator[str]:
                 yield module.name
 
 
+def was_root() -> bool:
+    """Whether this process has taken a user's rights in place of root's."""
+    return bool(_taken)
+
+
 def can_start_anew() -> bool:
     """Whether this user can start this Python and load our package, as far as is known."""
     return not _loaded and os.access(sys.executable, os.X_OK)
