@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 #: Older than this, what was seen is looked at once more before it is learned from.
 _LATE_SECONDS = 0.5
+#: So long a plan counts for further batches of downloads: each is compared under its own guard.
+_FRESH_SECONDS = 5.0
 #: How often a plan is made anew because the disk did not take what it relies on.
 _MOST_TRIES = 5
 #: Actions that change nothing but what is known.
@@ -140,6 +142,8 @@ class _Looks:
     def __init__(self, host: Host, rules: Rules, scope: Scope) -> None:
         self._host, self._rules, self._scope = host, rules, scope
         self._known = Memory()
+        #: What a plan for the next batch may still rest on.
+        self.last: Look | None = None
 
     def first(self, unsaved: Memory | None) -> Look:
         """Scan, with what is remembered."""
@@ -157,10 +161,12 @@ class _Looks:
         self._known = known
         return Look(seen, diagnosed, made, known, time.monotonic(), rules)
 
-    def again(self) -> tuple[Evidence, Plan]:
-        """The plan of now; with the same memory, so that two plans can be compared."""
-        look = self.look(self._known)
-        return look.evidence, look.plan
+    def fresh(self, *, anew: bool) -> tuple[Evidence, Plan]:
+        """A plan as the store is now; with the same memory, so that two plans can be compared."""
+        if anew or self.last is None or time.monotonic() > self.last.at + _FRESH_SECONDS:
+            self.last = None  # two looks at a large store need not be kept at once
+            self.last = self.look(self._known)
+        return self.last.evidence, self.last.plan
 
     def glance(self, digests: frozenset[str] | None) -> Evidence:
         """Only scan: the downloads of some digests, or, for None, the whole store."""
@@ -301,14 +307,13 @@ class _Run:
         staged = transitions.stage(known, agreed, host.clock(), note)
         repairs = any(each.kind is ActionKind.WRITE_SIDECARS for each in agreed.actions)
         # Somebody who was asked may have taken long.
-        made_at = now.at if self._approve is approve_all else 0.0
-        plans = apply.Plans(self._looks, (now.evidence, now.plan), made_at)
+        self._looks.last = now if self._approve is approve_all else None
         with _signals_wait(host) as stoppable:
             saved = journal.save(staged)
             if repairs and not saved and not (release_reserve(store) and journal.save(staged)):
                 # Without a memory a repair could not be told from the server's own work.
                 agreed = agreed.filtered(lambda each: each.kind is not ActionKind.WRITE_SIDECARS)
-            outcomes = apply.apply(stoppable, agreed, plans, journal)
+            outcomes = apply.apply(stoppable, agreed, self._looks, journal)
             learned = transitions.unstage(journal.recall(), known, agreed, outcomes)
             left = transitions.drop(learned, outcomes)
             if stoppable.stops():

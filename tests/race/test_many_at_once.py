@@ -66,7 +66,7 @@ def test_they_share_the_wait_and_the_looks(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(store.path))
-    monkeypatch.setattr(apply, "_FRESH_SECONDS", 600.0)
+    monkeypatch.setattr(reconcile, "_FRESH_SECONDS", 600.0)
     digests = broken(store, MANY)
     waits: list[int] = []
     looks: list[int] = []

@@ -70,12 +70,9 @@ def _keep(host: Host, rules: Rules, store: int, answers: list[Outcome]) -> bool:
 def ask(actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
     """Ask for each action's digest, by its models in turn until one's registry knows it.
 
-    The length of an unfinished download is believed only if the registry's manifest of the model
-    has it, too, and only that of the registry which its first model comes from: whoever has a
-    registry can say anything of a digest.
-
-    What was not asked when `host.stops` has no outcome. A registry that does not
-    answer some times in a row is asked nothing more.
+    The length of an unfinished download is believed only if the manifest of the registry which its
+    first model comes from has it, too: whoever has a registry can say anything of a digest. When
+    `host.stops` the rest is not asked, nor is a registry that does not answer some times in a row.
     """
     silent: Counter[str] = Counter()
     for action in actions:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 from watcher.act import transaction
 from watcher.act.journal import Journal, hold_reserve, release_reserve
@@ -34,14 +33,12 @@ from watcher.ollama import names, sidecars
 from watcher.state import folders, fs
 from watcher.state.memory import Touched
 
-Planned: TypeAlias = tuple[Evidence, Plan]
-
 
 class Looks(Protocol):
     """Looks at the store while it is changed."""
 
-    def again(self) -> Planned:
-        """The plan of now."""
+    def fresh(self, *, anew: bool) -> tuple[Evidence, Plan]:
+        """A plan as the store is now; `anew`: made just now."""
 
     def glance(self, digests: frozenset[str] | None) -> Evidence:
         """Only look: at the downloads of some digests, or, for None, at the whole store."""
@@ -53,8 +50,6 @@ class Looks(Protocol):
 #: many of them, since a stop waits until they are put back.
 FIRST_BATCH, BATCH = 100, 10_000
 FIRST_DOWNLOADS, DOWNLOADS = 10, 100
-#: So long a plan counts for further batches of downloads: each is compared under its own guard.
-_FRESH_SECONDS = 5.0
 
 _FILES = frozenset(
     {
@@ -66,21 +61,18 @@ _FILES = frozenset(
 )
 
 
-def apply(host: Host, agreed: Plan, plans: Plans, journal: Journal) -> tuple[Outcome, ...]:
-    """Do what was approved, as far as a plan made anew still has it on the very same files.
-
-    The lock is held. What was not begun when `host.stops` has no outcome.
-    """
+def apply(host: Host, agreed: Plan, looks: Looks, journal: Journal) -> tuple[Outcome, ...]:
+    """Do, under the lock, what was approved and a new plan still has on the very same files."""
     outcomes: list[Outcome] = []
     for batch in _batches(agreed.actions):
         if host.stops():
-            break
+            break  # what was not begun has no outcome
         # Times may be set at any moment, whatever else has changed.
         if batch[0].kind is ActionKind.REFRESH:
             outcomes.extend(refresh_all(host, batch, journal))
             continue
         try:
-            seen, planned = plans.fresh(anew=batch[0].kind not in IN_PARTS)
+            seen, planned = looks.fresh(anew=batch[0].kind not in IN_PARTS)
         except EndedError:
             break
         fresh = {_essence(action): action for action in planned.actions}
@@ -89,31 +81,13 @@ def apply(host: Host, agreed: Plan, plans: Plans, journal: Journal) -> tuple[Out
         gone = [action for action in batch if _essence(action) not in fresh]
         undone = list(_no_longer(gone, planned)) if gone else []
         journal(*(events.begun(action, host.clock()) for action in still))
-        ended = _Batch(host, journal.store, seen, plans.looks).do(still)
+        ended = _Batch(host, journal.store, seen, looks).do(still)
         # What somebody else has done meanwhile was not begun here, and is logged by who did it.
         changed = RefusalKind.CHANGED
         logged = [each for each in undone if each.refusal and each.refusal.kind is not changed]
         journal(*(events.ended(outcome, host.clock()) for outcome in (*logged, *ended)))
         outcomes.extend((*undone, *ended))
     return tuple(outcomes)
-
-
-class Plans:
-    """Makes plans, and keeps the last one while it is fresh."""
-
-    def __init__(self, looks: Looks, last: Planned, made_at: float) -> None:
-        """`last`: a plan that was made at that time of the monotonic clock."""
-        self.looks = looks
-        self._last: Planned | None = last
-        self._until = made_at + _FRESH_SECONDS
-
-    def fresh(self, *, anew: bool) -> Planned:
-        """A plan as the store is now; `anew`: made just now."""
-        if self._last is None or anew or time.monotonic() > self._until:
-            self._last = None  # two looks at a large store need not be kept at once
-            self._last = self.looks.again()
-            self._until = time.monotonic() + _FRESH_SECONDS
-        return self._last
 
 
 def _batches(actions: Sequence[Action]) -> Iterator[list[Action]]:

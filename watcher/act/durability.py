@@ -1,11 +1,7 @@
 """Bringing to the disk what is relied upon: before it is claimed, or behind claims under a note.
 
-What a server has written lies in memory for half a minute and longer, and a sidecar of ours is on
-the disk at once. A power cut in between would leave a claim without its data, on which the next
-pull loses all of it. So the data is written back first. Who can't wait for that (the moment of a
-server's death, or of its start) has `Policy.sync_behind`: the memory notes, on the disk and before
-the claims, in which start of the machine they are made, and `sync_noted` comes behind them. A note
-from another start has every look read the data for what is not there.
+A power cut between a sidecar of ours and its data would leave a claim on which the next pull loses
+all of it. Who can't wait for the data has `Mode.sync_behind`; ``docs/safety.md`` says how.
 """
 
 from __future__ import annotations

@@ -60,7 +60,11 @@ class Journal:
         if past.lost:
             lost = f"{past.lost}; it was renamed to {memory.NAME}.damaged"
             self(Event(self._host.clock(), EventType.ERROR, lost))
-        self._tell_untold()
+        # What a kill, or a full disk, has kept from the log since it was remembered.
+        untold = [*filter(None, map(event_log.parse, self.recall().untold))]
+        write = partial(event_log.write_missing, self.store, untold)
+        if untold and self._try("the event log", write):
+            self._all_told()
         finished = _finished(self.store, past, seen)
         now, happened = transitions.learn(past, seen, diagnosis, finished, occasion)
         if happened or now != self.recall() or past.lost:
@@ -85,13 +89,6 @@ class Journal:
                 records.follow(self.store, seen, self._host.clock)
         except WatchError as error:
             self._warn(error.message)
-
-    def _tell_untold(self) -> None:
-        """Write down what a kill, or a full disk, has kept from the log since it was remembered."""
-        untold = [*filter(None, map(event_log.parse, self.recall().untold))]
-        write = partial(event_log.write_missing, self.store, untold)
-        if untold and self._try("the event log", write):
-            self._all_told()
 
     def _all_told(self) -> None:
         if self._memory is not None and not self.warnings:

@@ -652,10 +652,7 @@ def _believed(base: _Store) -> Iterator[tuple[str, Intent | None]]:
 
 
 def recover(host: Host, store: int, memory: Memory) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Put back, or finish, every intent that a kill has left. The store's lock is held.
-
-    Gives back, for people, what was done, and what could not be: then nothing else may be changed.
-    """
+    """Put back, or finish, what a kill has left; in words what was done, and what could not be."""
     done: list[str] = []
     stuck: list[str] = []
     try:
@@ -684,7 +681,14 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
         return
     kind = intent.kind.value.replace("_", " ")
     if scan.look(intents.DECIDED, work.here) is not None and _goes_on(work, intent, memory):
-        _check_still_unheld(host, work, intent)
+        looked = [scan.look(name, work.out) for name in os.listdir(work.out)]
+        if os.listdir(work.new):
+            looked.append(scan.look(names.data(intent.digest), work.blobs))
+        held = processes.holders_of(host, [entry for entry in looked if entry is not None])
+        if intent.kind is ActionKind.WRITE_SIDECARS:
+            held = tuple(filter(safety.minds_sidecars, held))
+        if held:
+            raise _held(held[0])
         yield f"finished what was begun: {kind}, {_finish(work)} bytes freed"
         return
     replaced = len(os.listdir(work.new)) < len(intent.writes)
@@ -702,8 +706,7 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
 def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
     """Whether it is finished: new sidecars that we foresaw, or what can't be put back any more.
 
-    A removal can be put back while its data is there, or all that it took.
-    Raises ForeignError where neither can be done safely.
+    A removal can be put back while its data is there, or all that it took. Raises ForeignError.
     """
     if intent.kind is not ActionKind.WRITE_SIDECARS:
         data = names.data(intent.digest)
@@ -721,13 +724,10 @@ def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
 
 
 def _is_of_this_data(work: _Work, intent: Intent) -> bool:
-    """Whether new sidecars are still for what is there: under our guard, beside the same data.
-
-    With the guard in its place nobody can have gone on with it; without it anything may have
-    happened, and sidecars made for other data must not be put beside it.
-    """
+    """Whether new sidecars are still for what is there: under our guard, beside the same data."""
     if not os.listdir(work.new):
         return True
+    # Without the guard anything may have happened: a pull may have gone on with other data.
     data = intent.data
     if data is not None:
         there = scan.look(data.name, work.blobs)
@@ -737,12 +737,10 @@ def _is_of_this_data(work: _Work, intent: Intent) -> bool:
 
 
 def _is_foreseen(work: _Work, intent: Intent, memory: Memory) -> bool:
-    """Whether the memory has the parts that are written: it had them before the act began.
-
-    Where all are in their place and the data has gone, as a finished blob has, none are needed.
-    """
+    """Whether the memory has the parts that are written: it had them before the act began."""
     record = memory.downloads.get(intent.digest)
     if record is None:
+        # Where all are in place and the data has gone, as a finished blob has, none are needed.
         there = scan.look(names.data(intent.digest), work.blobs)
         return there is None and not os.listdir(work.new)
     remembered, written = (
@@ -750,14 +748,3 @@ def _is_foreseen(work: _Work, intent: Intent, memory: Memory) -> bool:
         for parts in (record.partition, intent.parts)
     )
     return remembered == written
-
-
-def _check_still_unheld(host: Host, work: _Work, intent: Intent) -> None:
-    looked = [scan.look(name, work.out) for name in os.listdir(work.out)]
-    if os.listdir(work.new):
-        looked.append(scan.look(names.data(intent.digest), work.blobs))
-    held = processes.holders_of(host, [entry for entry in looked if entry is not None])
-    if intent.kind is ActionKind.WRITE_SIDECARS:
-        held = tuple(filter(safety.minds_sidecars, held))
-    if held:
-        raise _held(held[0])

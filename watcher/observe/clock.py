@@ -1,8 +1,7 @@
 """What time it certainly is: the wall clock, as far as the machine's own counting bears it out.
 
-The machine counts the seconds since its start, asleep ones too, and no setting of a clock moves
-that (CLOCK_BOOTTIME). While both clocks advance alike, look for look, the wall clock is believed;
-where they don't, it was set, and only what was counted is certain, for hours.
+No setting of a clock moves the seconds since the machine's start (CLOCK_BOOTTIME). While both
+advance alike, the wall clock is believed; else only what was counted is certain, for hours.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from watcher.model import (
     Download,
     Entry,
     Evidence,
-    Holder,
     Kind,
     ManifestFault,
     NextStart,
@@ -90,18 +89,18 @@ class _Look:
         coming = self._next_start() if scope is None else NextStart()
         found = self._scan(coming.user)
         host.go_on()
-        downloads = self._downloads(found)
+        listed = sorted(self._downloads(found), key=lambda download: download.digest)
         seen = processes.see(
             host,
-            [entry for download in downloads for entry in download.entries],
+            [entry for download in listed for entry in download.entries],
             network=self.place.network,
             writers_visible=rules.settings.writers_visible,
             ours_only=True,
         )
-        downloads = sorted(
-            (_with_holders(download, seen.holders) for download in downloads),
-            key=lambda download: download.digest,
-        )
+        downloads: list[Download] = []
+        for each in listed:
+            held = [holder for entry in each.entries for holder in seen.holders.get(entry.name, ())]
+            downloads.append(replace(each, holders=tuple(held)) if held else each)
         pulling = {each.key for each in downloads if each.writers}
         for key, record in memory.downloads.items():
             if scope is not None and key.removesuffix(".tmp") not in scope and record.pulling:
@@ -248,11 +247,6 @@ class _Look:
         return [*made, *(Download(digest, unreadable=faster) for digest in changed)]
 
 
-def _with_holders(download: Download, found: Mapping[str, tuple[Holder, ...]]) -> Download:
-    held = tuple(holder for entry in download.entries for holder in found.get(entry.name, ()))
-    return replace(download, holders=held) if held else download
-
-
 # ---------------------------------------------------------------- downloads
 
 
@@ -296,8 +290,15 @@ class _Reader:
         made: list[Download] = []
         if self.data is not None or self.sidecars:
             made.append(self._in_parts())
-        if self.transfer is not None:
-            made.append(self._of_transfer(self.transfer))
+        found, total = self.transfer, self.named_size
+        if found is not None:
+            written = ((0, found.size),) if found.size and found.kind is Kind.FILE else ()
+            trust = Trust(written, written, written)
+            by = None if total is None else "manifest"
+            transfer = self._base(
+                data=found, transfer=True, total=total, total_from=by, trust=trust
+            )
+            made.append(transfer)
         return made
 
     def unreadable(self, why: str) -> Download:
@@ -451,11 +452,9 @@ class _Reader:
             return trust
 
     def _unchanged_since(self, status: os.stat_result) -> Reads | None:
-        """What tells that a data file has not changed; None where nothing does.
-
-        A change within the same tick of the file system's clock as the last one shows in no time.
-        """
+        """What shows that a data file has not changed; None where nothing does."""
         boot, changed_ns = self.around.start.id, status.st_ctime_ns
+        # A change within the same tick as the last one shows in no time.
         whole_seconds = changed_ns % 1_000_000_000 == 0
         tick = _COARSE_TICK_SECONDS if whole_seconds else _TICK_SECONDS
         settled = self.around.now - changed_ns / 1e9 > tick
@@ -464,11 +463,8 @@ class _Reader:
         return Reads(status.st_size, changed_ns, boot, "")
 
     def _rebooted(self, data: Entry, record: Remembered | None) -> bool:
-        """Whether some of the data may have been written before the machine started.
-
-        A pull that went on since then has changed its time, not its past; what a repair has looked
-        through since then is known.
-        """
+        """Whether some of the data may have been written before the machine started."""
+        # A pull that went on since then has changed its time, not its past.
         if record is not None and self._since_start(record.checked_at):
             return False
         born_ns = fs.born(data.name, self.around.blobs)
@@ -504,13 +500,3 @@ class _Reader:
             yield fd
         finally:
             os.close(fd)
-
-    def _of_transfer(self, found: Entry) -> Download:
-        written = ((0, found.size),) if found.size and found.kind is Kind.FILE else ()
-        return self._base(
-            data=found,
-            transfer=True,
-            total=self.named_size,
-            total_from=None if self.named_size is None else "manifest",
-            trust=Trust(written, written, written),
-        )

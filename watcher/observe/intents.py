@@ -1,7 +1,6 @@
 """The intents that a kill has left: what each says, and whether it is to be believed.
 
-An intent is a folder below ``.ollama-watch/intents/``; `act.moves` says what lies in it. Whoever
-may write to the store can put one there, so it is input: it is believed only whole, and what is
+Whoever may write to the store can put one there, so it is input: it is believed only whole. What is
 not believed is *foreign*, reported and never changed.
 """
 
@@ -137,8 +136,7 @@ class Intent:
     def is_file(self, found: Entry | None, name: str) -> bool:
         """Whether that is the file of this name that the act was planned on.
 
-        Somebody may have written to it since, so its size and time count only where there is
-        nothing better.
+        It may have been written to since: size and time count only where there is nothing better.
         """
         known = self.files.get(name)
         if found is None or known is None or found.kind is not known.kind:

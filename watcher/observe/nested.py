@@ -28,10 +28,7 @@ class Found(NamedTuple):
 
 
 def find(store: int, in_blobs: Iterable[str]) -> Iterator[Found]:
-    """The stores in the store behind a descriptor. `in_blobs`: names of folders in its ``blobs``.
-
-    What can't be listed is none: nothing of the outer store lies there.
-    """
+    """The stores in a store; `in_blobs`: folders in its ``blobs``. What can't be listed is none."""
     budget = [_MOST_FOLDERS]
     yield from _in(store, "blobs", sorted(in_blobs), budget)
     yield from _in(store, "manifests", ("blobs", "manifests", "models"), budget)

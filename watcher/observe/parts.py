@@ -126,7 +126,12 @@ def trust(content: Content | None, parts: Sequence[Part], doubts: Doubts, limits
         if start in begins
     )
     believed = ranges.union(ranges.intersection(sidecars.claims(parts), present), beyond)
-    doubted = ranges.union(doubts.doubted, _begun_unseen(parts))
+    doubted = doubts.doubted
+    lost = ranges.normal((part.offset, part.end) for part in parts if part.number < 0)
+    if lost:
+        # Without its sidecar a server may have begun a part again by the part rule, unseen.
+        heads = sidecars.heads(sidecars.part_rule(parts[-1].end))
+        doubted = ranges.union(doubted, ranges.intersection(heads, lost))
     believed = ranges.difference(believed, ranges.difference(doubted, claimed))
     zeros_read = not doubts.rebooted or most is None or ranges.size(believed) <= most
     if doubts.rebooted and zeros_read:
@@ -134,12 +139,6 @@ def trust(content: Content | None, parts: Sequence[Part], doubts: Doubts, limits
         zeros_read = zeros is not None
         believed = ranges.difference(believed, zeros or ())
     return Trust(claimed, present, believed, holes_tell, doubts.rebooted, zeros_read)
-
-
-def _begun_unseen(parts: Sequence[Part]) -> Ranges:
-    """Without its sidecar a server may have begun a part again by the part rule, unseen."""
-    lost = ranges.normal((part.offset, part.end) for part in parts if part.number < 0)
-    return lost and ranges.intersection(sidecars.heads(sidecars.part_rule(parts[-1].end)), lost)
 
 
 def _present(
@@ -264,10 +263,7 @@ def _parsed(answers: str) -> dict[tuple[int, int], int]:
 
 
 def data_behind(fd: int, start: int) -> int | None:
-    """Where the first bytes other than zeros lie from `start` on; None where there are none.
-
-    Blocks that a file system has reserved hold zeros; of such no more than `ZEROS_ENOUGH` are read.
-    """
+    """Where the first bytes other than zeros lie from `start` on; None where there are none."""
     read, at = 0, start
     while read < ZEROS_ENOUGH:
         try:

@@ -1,10 +1,8 @@
 """Which processes have which entries open, which Ollama servers run, and how much could be seen.
 
-Open files are matched by device and inode (``/proc/<pid>/fd/<n>`` is followed by stat), never by
-path alone: containers and renames change paths. On the same device another inode is another file.
-A file of an entry's name on another device counts only where its file system, or ours, shows the
-files of another one under identities of its own (an overlay, a share); who holds it is marked so.
-One pass over the processes serves all entries together.
+Open files are matched by device and inode, never by path alone: containers and renames change
+paths. A file of an entry's name on another device counts only where its file system, or ours, shows
+the files of another one under identities of its own (an overlay, a share).
 """
 
 from __future__ import annotations
@@ -113,12 +111,10 @@ def see(
     writers_visible: bool,
     ours_only: bool = False,
 ) -> Seen:
-    """Look at every process once.
+    """Look at every process once; `holders` are by the names of those `entries` that are open.
 
-    `entries` are looked for among the open files; the answer's `holders` are by entry name. On a
-    network file system the sight is PARTIAL, since other machines can't be seen, unless the
-    settings say that all writers are visible. `ours_only`: without the servers that surely have
-    another store, since to find out where a server listens takes longer than all the rest.
+    On a network file system the sight is PARTIAL unless all `writers_visible`: other machines can't
+    be seen. `ours_only`: without servers of another store, where asking for addresses takes long.
     """
     entries = tuple(entries)
     pairs: list[tuple[Process, Server]] = []
@@ -252,10 +248,7 @@ def _mapped(
 
 
 def served_stores(proc: str) -> list[tuple[str, int]]:
-    """The models folder and pid of each running server whose environment can be read.
-
-    Without those whose folder is gone, and those of containers that have another one at that path.
-    """
+    """Models folder and pid of each running server, where they are known and there for us, too."""
     found: list[tuple[str, int]] = []
     with privileges.visibility():
         for process in _processes(proc):
@@ -456,16 +449,14 @@ def _blind_spot(host: Host) -> tuple[str, Blind] | None:
         with open(f"{host.proc}/self/mounts", encoding="utf-8", errors="replace") as mounts:
             for line in mounts:
                 _, point, kind, options, *_ = line.split(" ")
-                if kind == "proc" and point == host.proc and _hides(options):
-                    blind = Blind.PROC if "subset=pid" in options.split(",") else Blind.USERS
+                if kind != "proc" or point != host.proc:
+                    continue
+                words = options.split(",")
+                hidden = [word for word in words if word.startswith("hidepid=")][-1:]
+                some = bool(hidden) and hidden[0] not in ("hidepid=0", "hidepid=off")
+                if "subset=pid" in words or (some and not privileges.sees_all()):
+                    blind = Blind.PROC if "subset=pid" in words else Blind.USERS
                     return f"{host.proc} is mounted with {options}: it hides processes", blind
     except OSError:
         return f"{host.proc} does not tell which processes it shows", Blind.PROC
     return None
-
-
-def _hides(options: str) -> bool:
-    words = options.split(",")
-    hidden = [word for word in words if word.startswith("hidepid=")][-1:]
-    some = bool(hidden) and hidden[0] not in ("hidepid=0", "hidepid=off")
-    return "subset=pid" in words or (some and not privileges.sees_all())

@@ -1,8 +1,7 @@
 """One pass over ``blobs/`` and ``manifests/``: the healthy are counted, the oddities kept.
 
-Names are listed and looked at relative to directory descriptors. Below ``blobs/`` no symlink is
-followed; under ``manifests/`` they are, as the server does, since what lies behind one protects
-blobs as well; depth is bounded, so a loop ends.
+Below ``blobs/`` no symlink is followed; under ``manifests/`` they are, as the server does, since
+what lies behind one protects blobs as well; depth is bounded, so a loop ends.
 """
 
 from __future__ import annotations
@@ -61,11 +60,7 @@ class Pieces:
 
 
 class Named:
-    """What all manifests together name; `access` is for the user that the server runs as.
-
-    What that user can't list the server does not see: manifests below are read here, and protect
-    nothing there.
-    """
+    """What all manifests together name; `access` is for the user that the server runs as."""
 
     def __init__(self, access: Access | None = None, space: Tally | None = None) -> None:
         self.access = access or Access(ServerUser())
@@ -135,10 +130,7 @@ class Named:
 
     @contextlib.contextmanager
     def opened(self, path: str, parent: int, *, follow: bool = False) -> Iterator[int | None]:
-        """A folder's descriptor; None where it is absent, or can't be listed (then noted).
-
-        `path`: below the store, and its last name the one in `parent`.
-        """
+        """A folder below the store; None where it is absent, or can't be listed and is noted so."""
         name = os.path.basename(path)
         flags = os.O_RDONLY | os.O_DIRECTORY
         with contextlib.ExitStack() as held:
@@ -442,10 +434,7 @@ def unfinished(store: int) -> frozenset[str]:
 
 
 def scan_manifests(store: int, access: Access | None = None, *, space: bool = False) -> Named:
-    """Read every manifest of the store, as the server finds them: exactly four names deep.
-
-    `access`: who the server runs as; None for the store's owner. `space`: count what they take.
-    """
+    """Read all manifests, for the server's user (None: the owner); `space`: sum up their sizes."""
     named = Named(access or Access(user_of(store, None)), Tally() if space else None)
     with named.opened("manifests", store, follow=True) as top:
         if top is not None:
@@ -535,12 +524,10 @@ def scan_above(path: str, access: Access) -> None:
 
 
 def scan_digests(store: int, digests: Iterable[str]) -> Scan:
-    """A look at the downloads of some digests only, by their names.
+    """Look at the downloads of some digests only, by their names; the census stays empty.
 
-    The census stays empty, but for what can't be listed.
-
-    It costs nothing that grows with the store: no folder is listed (so a sidecar with a strange
-    name is only seen by a pass over the whole store), and no manifest read.
+    Nothing grows with the store: no folder is listed (a sidecar with a strange name is not seen),
+    and no manifest read.
     """
     named = Named()
     downloads: dict[str, Pieces] = {}

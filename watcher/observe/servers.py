@@ -17,10 +17,7 @@ _OF_UNIT = re.compile(r":/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)$")
 
 
 def look(host: Host, pid: int, *, ours_only: bool) -> Server | None:
-    """A server as it is seen among the processes; it counts as starting until it is asked.
-
-    None where it has ended, or, for `ours_only`, surely has another store.
-    """
+    """A server, not asked yet; None: it ended, or surely has another store (`ours_only`)."""
     psutil.PROCFS_PATH = host.proc
     try:
         handle = psutil.Process(pid)
@@ -77,10 +74,9 @@ def variables(proc: str, pid: int) -> dict[str, str] | None:
 
 
 def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:
-    """Whether a server's blobs are those of the store, seen with that server's eyes.
+    """Whether a server's blobs are ours, with that server's eyes; None where that can't be known.
 
-    None where that can't be told: False would be to take a server for nobody's business. And
-    whether its store is another one for all that, of which both or one has linked its blobs.
+    And whether its store is another one for all that, of which both or one has linked its blobs.
     """
     root = f"{host.proc}/{pid}/root" if store.startswith("/") else f"{host.proc}/{pid}/cwd"
     there = f"{root}/{store.lstrip('/')}"

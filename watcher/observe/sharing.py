@@ -1,7 +1,6 @@
 """Other stores whose blobs lie in the same folder: what their manifests name is no orphan.
 
-Seen are the store beside the real folder, where ``blobs`` is a symlink, and that of each running
-server. Another one, such as a store that links here and has no server running, is not.
+Seen are the store beside the real folder, where ``blobs`` is a symlink, and those of servers.
 """
 
 from __future__ import annotations

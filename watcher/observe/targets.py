@@ -42,9 +42,7 @@ class Targets(NamedTuple):
 def find(
     hosts: Sequence[Host], wanted: Sequence[str], elsewhere: Sequence[Known] = ()
 ) -> Targets | None:
-    """The targets of a command over some stores; None where all is meant.
-
-    `elsewhere` is what stores know that are treated by other processes.
+    """The targets of a command over some stores (`elsewhere`: treated by others); None for all.
 
     Raises TargetError for what no store knows, and for a digest's beginning that several have.
     """

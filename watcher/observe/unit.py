@@ -1,7 +1,6 @@
-"""What the unit ``ollama.service`` says of its server: user, store, what is run before it.
+"""What ``ollama.service`` says of its server: asked of systemd, or read as systemd reads units.
 
-systemd is asked where it runs; else, and below another root folder, the unit and its drop-ins are
-read as systemd reads them (systemd.unit(5), systemd.exec(5)).
+See systemd.unit(5) and systemd.exec(5).
 """
 
 from __future__ import annotations
