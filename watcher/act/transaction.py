@@ -646,9 +646,7 @@ def _believed(base: _Store) -> Iterator[tuple[str, Intent | None]]:
     """The intents that are believed, with what they say; what is foreign is left as it is."""
     for name in intents.numbers(base.intents):
         with contextlib.suppress(ForeignError, FileNotFoundError):
-            intent = intents.read(name, base.intents)
-            if intent is None or not intents.elsewhere(intent, base.folder):
-                yield name, intent
+            yield name, intents.read(name, base.intents, base.folder)
 
 
 def recover(host: Host, store: int, memory: Memory) -> tuple[tuple[str, ...], tuple[str, ...]]:

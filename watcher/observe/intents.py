@@ -194,8 +194,11 @@ def numbers(intents: int) -> list[str]:
     return sorted(filter(is_number, os.listdir(intents)))
 
 
-def read(name: str, intents: int) -> Intent | None:
-    """An intent that is believed; None where nothing had begun. Raises ForeignError and OSError."""
+def read(name: str, intents: int, now: Folder) -> Intent | None:
+    """An intent about the ``blobs`` of `now` that is believed; None where nothing had begun.
+
+    Raises ForeignError with the reason, and OSError where it can't be read.
+    """
     above = os.fstat(intents)
     try:
         with fs.opened_folder(name, intents) as here:
@@ -214,9 +217,11 @@ def read(name: str, intents: int) -> Intent | None:
                 raise ForeignError(f"{NOTE} is of no version that is known here")
             intent = _intent(value, here)
             _check_folders(here, intent)
-            return intent
     except NotADirectoryError:
         raise ForeignError("it is no folder") from None
+    if not intent.place.is_same(now, loose=intent.loose):
+        raise ForeignError("it was begun in another blobs folder than the one that is there now")
+    return intent
 
 
 def _check_owner(status: os.stat_result, above: os.stat_result) -> None:
@@ -418,16 +423,9 @@ def foreign(store: int, boot: str) -> tuple[Unseen, ...]:
 
 def _why_foreign(name: str, intents: int, now: Folder) -> str:
     try:
-        intent = read(name, intents)
+        read(name, intents, now)
     except ForeignError as error:
         return str(error)
     except OSError:
-        return ""
-    return "" if intent is None else elsewhere(intent, now)
-
-
-def elsewhere(intent: Intent, now: Folder) -> str:
-    """Why it is not about the ``blobs`` of `now`; "" where it is."""
-    if intent.place.is_same(now, loose=intent.loose):
-        return ""
-    return "it was begun in another blobs folder than the one that is there now"
+        pass
+    return ""

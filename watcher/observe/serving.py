@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import NamedTuple
 
@@ -15,10 +16,11 @@ _OWNER = re.compile(r"pid ([0-9]{1,9}) since (\S{1,40})")
 
 
 class Running(NamedTuple):
-    """A process, and since when it serves the store (RFC 3339); "" where that is not told."""
+    """A process that serves a store: since when (RFC 3339), and whether it is the daemon."""
 
     pid: int | None
     since: str
+    is_daemon: bool = True
 
 
 def daemon(store: str) -> Running | None:
@@ -26,27 +28,21 @@ def daemon(store: str) -> Running | None:
     return _holder(store, DAEMON_LOCK)
 
 
-class QueueRunner(NamedTuple):
-    """Who runs the queue: its process id, where that is told, and whether it is the daemon."""
-
-    pid: int | None
-    is_daemon: bool
-
-
-def queue_runner(store: str) -> QueueRunner | None:
-    """Who runs the queue of a store, a daemon or ``queue run``; None where nobody is seen to."""
+def queue_runner(store: str) -> Running | None:
+    """What runs the queue of a store, a daemon or ``queue run``; None where nothing is seen to."""
     found, watching = _holder(store, QUEUE_LOCK), daemon(store)
-    if found is None:
-        return None
-    return QueueRunner(found.pid, watching is not None and watching.pid == found.pid)
+    is_daemon = found is not None and watching is not None and watching.pid == found.pid
+    return found and found._replace(is_daemon=is_daemon)
 
 
 def _holder(store: str, lock: str) -> Running | None:
-    try:
-        with folders.opened_store(store) as folder, state_folder.opened(folder) as our_folder:
-            found = fs.holder(lock, our_folder)
-    except OSError:
-        return None
+    found = None
+    with (
+        contextlib.suppress(OSError),
+        folders.opened_store(store) as folder,
+        state_folder.opened(folder) as ours,
+    ):
+        found = fs.holder(lock, ours)
     if found is None:
         return None
     written = _OWNER.match(found.text)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from watcher.observe.serving import QueueRunner
+from watcher.observe.serving import Running
 from watcher.ollama import names
 from watcher.pull import queue
 from watcher.pull.queue import Item, ItemState, Queue
@@ -28,7 +28,7 @@ class Shown(NamedTuple):
 
     kept: Queue
     arrivals: Sequence[float | None]
-    by: QueueRunner | None
+    by: Running | None
     now: float
 
 
@@ -53,7 +53,7 @@ def table(shown: Shown, helps: str, *, verbose: bool) -> Iterator[Part]:
         yield more(len(kept.line) - most)
 
 
-def runs(kept: Queue, by: QueueRunner | None) -> str:
+def runs(kept: Queue, by: Running | None) -> str:
     """Which process runs the queue, in words; or that nothing does."""
     if kept.paused:
         return "paused"
@@ -63,14 +63,14 @@ def runs(kept: Queue, by: QueueRunner | None) -> str:
     return f"run by the daemon{pid}" if by.is_daemon else f"run by ollama-watch queue run{pid}"
 
 
-def restart(kept: Queue, by: QueueRunner | None, store: str, found_by: str) -> str:
+def restart(kept: Queue, by: Running | None, store: str, found_by: str) -> str:
     """The command that starts a queue again; "" where it runs."""
     if kept.paused:
         return advice.on(store, found_by, "queue", "resume")
     return advice.on(store, found_by, "queue", "run") if by is None else ""
 
 
-def run_by(by: QueueRunner | None) -> dict[str, Any] | None:
+def run_by(by: Running | None) -> dict[str, Any] | None:
     """Which process runs the queue, in a document."""
     return None if by is None else {"pid": by.pid, "daemon": by.is_daemon}
 

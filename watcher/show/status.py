@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from watcher.decide import remaining
 from watcher.decide.conditions import settled_condition
 from watcher.model import DAY, QUIET_SECONDS, Condition, Diagnosed, Unseen, Visibility
-from watcher.observe.serving import QueueRunner, Running
+from watcher.observe.serving import Running
 from watcher.ollama import names, ranges
 from watcher.pull.failures import Asked, Cause, of_error
 from watcher.pull.queue import Queue
@@ -46,7 +46,7 @@ class Status:
     records: Records
     #: The queue, and the process that runs it.
     queue: Queue
-    runner: QueueRunner | None
+    runner: Running | None
     #: What could not be inspected.
     unseen: tuple[Unseen, ...] = ()
 
