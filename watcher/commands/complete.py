@@ -66,7 +66,7 @@ def kept(path: str) -> Known:
     from watcher.state import folders, memory
 
     with folders.opened_store(path) as store:
-        kept = blobs.look_at_quarantine(store, memory.load(store)).kept
+        kept, _ = blobs.look_at_quarantine(store, memory.load(store))
     return Known({each.label: frozenset() for each in kept}, frozenset())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from watcher.model import (
     DOUBTFUL,
@@ -22,7 +22,7 @@ from watcher.model import (
 from watcher.observe import scan
 from watcher.ollama import names
 from watcher.state import folders, state_folder
-from watcher.state.memory import Memory, bound_to
+from watcher.state.memory import Asked, Memory, bound_to
 from watcher.state.registry_cache import KnownLayer
 
 QUARANTINE = "quarantine"
@@ -131,8 +131,8 @@ def _suspects(found: scan.Scan, memory: Memory, wrong: Set[str], blobs: int) -> 
 
 
 def _with_registry(odd: OddBlob, memory: Memory, now: float) -> OddBlob:
-    asked = was_asked(memory, odd.digest, now)
-    return odd._replace(registry=registry_length(memory, odd.digest, now), asked=asked)
+    said = asked(memory, odd.digest, now)
+    return odd._replace(registry=said and said.length, asked=said is not None)
 
 
 # ---------------------------------------------------------------- manifests with a wrong size
@@ -180,61 +180,43 @@ def remembered(found: Entry, memory: Memory) -> Entry:
     return found
 
 
-def registry_length(memory: Memory, digest: str, now: float) -> int | None:
-    """What a registry said of a digest within the hour; None where it said nothing."""
-    return memory.asked[digest].length if was_asked(memory, digest, now) else None
-
-
-def was_asked(memory: Memory, digest: str, now: float) -> bool:
-    """Whether a registry was asked about a digest within the hour."""
-    asked = memory.asked.get(digest)
-    return asked is not None and asked.counts(now)
+def asked(memory: Memory, digest: str, now: float) -> Asked | None:
+    """What a registry said of a digest within the hour; None where none was asked."""
+    found = memory.asked.get(digest)
+    return found if found is not None and found.counts(now) else None
 
 
 # ---------------------------------------------------------------- quarantine
 
 
-class Quarantine(NamedTuple):
-    """What lies in quarantine, and why that could not be listed, if so."""
+def look_at_quarantine(store: int, memory: Memory) -> tuple[tuple[Kept, ...], Unseen | None]:
+    """Everything in quarantine, the oldest first, and why that could not be listed, if so.
 
-    kept: tuple[Kept, ...] = ()
-    unseen: Unseen | None = None
-
-
-def look_at_quarantine(store: int, memory: Memory) -> Quarantine:
-    """Everything in quarantine, the oldest first. Its file names are ``<number>-<own name>``."""
+    Its file names are ``<number>-<own name>``.
+    """
     path = state_folder.FOLDER
+    kept: list[Kept] = []
     try:
         with state_folder.opened(store) as our_folder:
             path = f"{state_folder.FOLDER}/{QUARANTINE}"
             with state_folder.opened_in(QUARANTINE, our_folder) as folder:
-                labels = sorted(os.listdir(folder))
-                entries = [(label, scan.look(label, folder)) for label in labels]
+                for label in sorted(os.listdir(folder)):
+                    number, dash, name = label.partition("-")
+                    ours = number.isascii() and number.isdecimal() and dash
+                    entry = scan.look(label, folder)
+                    if ours and name not in _NO_FILE and entry is not None:
+                        kept.append(Kept(label, name, entry, in_its_place=False, replaced=False))
     except FileNotFoundError:
-        return Quarantine()
+        return (), None
     except OSError as error:
-        return Quarantine(
-            unseen=Unseen(path, str(error.strerror), isinstance(error, PermissionError))
-        )
-    kept = [
-        Kept(label, name, entry, in_its_place=False, replaced=False)
-        for label, entry in entries
-        if entry is not None and (name := _own_name(label))
-    ]
+        return (), Unseen(path, str(error.strerror), isinstance(error, PermissionError))
     try:
         with folders.opened_blobs(store, foreign_too=True) as blobs:
-            return Quarantine(tuple(_with_place(each, blobs, memory) for each in kept))
+            return tuple(_with_place(each, blobs, memory) for each in kept), None
     except FileNotFoundError:
-        return Quarantine(tuple(kept))
+        return tuple(kept), None
     except OSError:
-        return Quarantine(tuple(each._replace(place_seen=False) for each in kept))
-
-
-def _own_name(label: str) -> str:
-    """The name that a file had in ``blobs/``; "" where the label is none of ours."""
-    number, dash, name = label.partition("-")
-    is_ours = number.isascii() and number.isdecimal() and dash and name not in _NO_FILE
-    return name if is_ours else ""
+        return tuple(each._replace(place_seen=False) for each in kept), None
 
 
 def _with_place(kept: Kept, blobs: int, memory: Memory) -> Kept:

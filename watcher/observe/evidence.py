@@ -36,7 +36,7 @@ from watcher.observe import (
     space,
     unit,
 )
-from watcher.observe.blobs import look_at_quarantine, registry_length, remembered, with_memory
+from watcher.observe.blobs import asked, look_at_quarantine, remembered, with_memory
 from watcher.observe.host import Host
 from watcher.observe.parts import Content, data_behind
 from watcher.ollama import names, ranges, sidecars
@@ -150,15 +150,15 @@ class _Look:
         # What registries know of the blobs that no manifest here names.
         layers = host.known_layers(store) if census.unnamed else {}
         unnamed = {names.parse_blob(entry.name).digest for entry in census.unnamed}
-        aside = look_at_quarantine(store, memory)
+        kept, quarantine_unseen = look_at_quarantine(store, memory)
         return replace(
             made,
             next_start=coming,
             census=self._with_used(sharing.apart(census, shared)),
             sharing=shared,
             known_as={digest: layers[digest].models for digest in unnamed & layers.keys()},
-            quarantine=aside.kept,
-            quarantine_unseen=aside.unseen,
+            quarantine=kept,
+            quarantine_unseen=quarantine_unseen,
             intents=intents.foreign(store, made.boot),
             space=space.survey(store, found) if self.rules.mode.survey else None,
         )
@@ -274,6 +274,7 @@ class _Reader:
             pieces.sidecars, key=lambda each: (each[0] is None, each[0] or 0, each[1].name)
         )
         self.sidecars = [(number, remembered(found, memory)) for number, found in listed]
+        self.asked = asked(memory, digest, around.now)
         self.finished = pieces.finished and remembered(pieces.finished, memory)
         size = around.named.size_of(digest) or 0
         #: The length that a manifest says, where a layer can have it.
@@ -322,7 +323,7 @@ class _Reader:
             models=tuple(sorted({*self.named_models, *models})),
             progress_at=progress_at,
             ahead=record.ahead if record else None,
-            registry=registry_length(self.around.memory, self.digest, self.around.now),
+            registry=self.asked and self.asked.length,
             born_ns=fs.born(made.entries[0].name, self.around.blobs) if made.entries else 0,
         )
 
@@ -359,8 +360,7 @@ class _Reader:
         if total is not None and total > sidecars.LARGEST_LAYER:
             total, total_from = None, None
             faults = (*faults, "more bytes than any layer has")
-        asked = self.around.memory.asked.get(self.digest)
-        why_not = asked.why if asked is not None and asked.counts(self.around.now) else ""
+        why_not = self.asked.why if self.asked is not None else ""
         made = self._base(
             data=data,
             sidecars=read,
@@ -391,8 +391,8 @@ class _Reader:
             return self.named_size, "manifest"
         if record is not None and record.total is not None and self._agrees(record.total):
             return record.total, "memory"
-        asked = registry_length(self.around.memory, self.digest, self.around.now)
-        return asked, None if asked is None else "registry"
+        length = self.asked and self.asked.length
+        return length, None if length is None else "registry"
 
     def _agrees(self, total: int) -> bool:
         """Whether a length that was inferred is not another than that of a kept manifest."""

@@ -334,20 +334,14 @@ class Named:
             self.loose = self.loose or not protected
 
 
-class Listing(NamedTuple):
-    """All of ``blobs/``, where it was asked for: valid blobs summed up, and the other names."""
-
-    sums: dict[tuple[str, ...], Tally]
-    entries: list[Entry]
-
-
 class Scan(NamedTuple):
     """What one pass has found."""
 
     census: BlobCensus
     downloads: dict[str, Pieces]
     named: Named
-    listing: Listing | None = None
+    #: Of a survey, all of ``blobs/``: valid blobs summed up by their models, and the other names.
+    listing: tuple[dict[tuple[str, ...], Tally], list[Entry]] | None = None
 
 
 def entry(name: str, found: os.stat_result) -> Entry:
@@ -861,7 +855,7 @@ class _Census:
 
     # ------------------------------------------------------------ what came of it
 
-    def listing(self) -> Listing | None:
+    def listing(self) -> tuple[dict[tuple[str, ...], Tally], list[Entry]] | None:
         """All of ``blobs/``; None where not all of it could be looked at."""
         if "blobs" in self.named.unlisted or self.unseen or self.folder == -1:
             return None
@@ -869,7 +863,7 @@ class _Census:
         for indexes, tally in self._sums.items():
             models = self.named.shown(indexes)
             sums[models] = sums.get(models, Tally()).joined(tally)
-        return Listing(sums, self._others)
+        return sums, self._others
 
     def result(self) -> BlobCensus:
         """The census as a value."""

@@ -23,7 +23,7 @@ def survey(store: int, found: scan.Scan) -> Space:
     digests = {_digest(each.path) for each in walk.entries} & named.digests.keys()
     return Space(
         entries=tuple(walk.entries),
-        blobs=found.listing.sums if found.listing is not None else {},
+        blobs=found.listing[0] if found.listing is not None else {},
         manifests=walk.manifests,
         models={digest: _models(named, [digest]) for digest in digests},
         every_model=frozenset(_models(named, named.digests)),
@@ -44,7 +44,7 @@ def _digest(path: str) -> str:
 
 class _Walk:
     def __init__(self, store: int, found: scan.Scan) -> None:
-        self._store, self._blobs = store, found.listing
+        self._store, self._blobs = store, found.listing and found.listing[1]
         named = found.named
         #: What manifests take; None where that has to be found by a walk.
         self._scanned = None if named.unlisted or named.unseen else named.space
@@ -74,7 +74,7 @@ class _Walk:
             self.manifests = self._scanned
             return
         if path == "blobs" and self._blobs is not None:
-            for each in self._blobs.entries:
+            for each in self._blobs:
                 self._keep(Located(f"blobs/{each.name}", each))
             return
         linked = path in self.linked
