@@ -44,10 +44,8 @@ class Looks(Protocol):
         """Only look: at the downloads of some digests, or, for None, at the whole store."""
 
 
-#: What goes together; before each batch the plan is made anew. The first is small, since on a full
-#: disk its intents have to fit into what is set aside, and each makes room for one ten times
-#: larger. Files share an intent; downloads have one each, and share the wait and the looks: not too
-#: many of them, since a stop waits until they are put back.
+#: What goes together (``docs/safety.md``): on a full disk the first intents fit into the reserve,
+#: and each batch makes room for the next; a stop waits until downloads are put back.
 FIRST_BATCH, BATCH = 100, 10_000
 FIRST_DOWNLOADS, DOWNLOADS = 10, 100
 
