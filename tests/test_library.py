@@ -102,8 +102,8 @@ def test_every_error_and_every_cause() -> None:
         for name, each in inspect.getmembers(errors, inspect.isclass)
         if issubclass(each, errors.WatchError) and each is not errors.WatchError
     ]
-    assert sorted(words) == sorted([*known, *(each.value for each in Cause)])
+    assert sorted(words) == sorted([*known, *(each.code for each in Cause)])
     again = {cells[0].strip("`"): cells[2] for cells in rows(section("Errors")) if len(cells) > 2}
     for each in Cause:
-        assert ("can help" in again[each.value]) is each.passes, each
-        assert ("hourly" in again[each.value]) is each.hourly, each
+        assert ("can help" in again[each.code]) is each.passes, each
+        assert ("hourly" in again[each.code]) is each.hourly, each

@@ -81,7 +81,7 @@ def test_a_manifest_that_no_retry_brings(
     ended_at_once(drive(site(server), model, UNTIL_DONE), cause, registry, "manifest")
     (log,) = (server.store / ".ollama-watch/logs").glob("events.jsonl")
     last = json.loads(log.read_bytes().splitlines()[-1])
-    assert (last["event_type"], last["details"]["cause"]) == ("pull_failed", cause.value)
+    assert (last["event_type"], last["details"]["cause"]) == ("pull_failed", cause.code)
 
 
 @pytest.mark.parametrize("size", [-5, 1 << 50])

@@ -117,14 +117,14 @@ def test_whatever_goes_wrong_with_one_the_others_come(
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours goes wrong at one model, in a way that nobody has thought of."""
-    usual = driver.Pull._ask_manifest
+    usual = driver.Pull._prepare
 
     def ask(self: Pull) -> Any:
         if "bad" in self.model:
             raise OverflowError("int too large")
         return usual(self)
 
-    monkeypatch.setattr(driver.Pull, "_ask_manifest", ask)
+    monkeypatch.setattr(driver.Pull, "_prepare", ask)
 
 
 @pytest.mark.usefixtures("broken")

@@ -130,7 +130,10 @@ def test_an_answer_that_nobody_reads_keeps_nobody_waiting(port: int) -> None:
         assert ask(port, "Host: localhost")[0] == 200
 
 
-def test_without_a_descriptor_left_it_waits_and_goes_on(port: int) -> None:
+def test_without_a_descriptor_left_it_waits_and_goes_on(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener, "_PAUSE_SECONDS", 0.05)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket() as client:
         client.settimeout(10)

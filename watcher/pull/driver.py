@@ -10,6 +10,7 @@ wait and attempt again.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -324,7 +325,8 @@ class Pull:
 
         Without a manifest the server reports why: it may see what only its user may see.
         """
-        answer = self._ask_manifest()
+        with self._opened() as store:
+            answer = registry_cache.manifest(store, self.name, insecure=self.options.insecure)
         self._is_open = answer.raw is not None and not answer.problem
         if answer.raw is None:
             return None
@@ -407,10 +409,6 @@ class Pull:
 
     def _missing(self) -> frozenset[str]:
         return self._digests - (self._present or frozenset())
-
-    def _ask_manifest(self) -> registry_cache.Answer:
-        with self._opened() as store:
-            return registry_cache.manifest(store, self.name, insecure=self.options.insecure)
 
     def _expect(self, sizes: Mapping[str, int]) -> None:
         present = self._finished(sizes)
@@ -564,20 +562,15 @@ class Pull:
             return _CANCELED
         if self._doomed is not None:
             return self._doomed
-        if self._is_silent(quiet):
+        longest = math.inf  # checking a large layer may take for ever
+        if self.record.state is State.DOWNLOADING:
+            says_why = _SAYS_WHY_SECONDS if self._silences == 1 else 0.0
+            longest = max(self.options.stall_seconds, says_why)
+        elif self.record.state in (State.STARTING, State.PULLING_MANIFEST):
+            longest = _SILENT_SECONDS
+        if quiet > longest:
             return End(Cause.SILENCE, f"no bytes for {advice.duration(quiet)}")
         return None
-
-    def _is_silent(self, seconds: float) -> bool:
-        """Whether that is too long without anything; checking a large layer may take for ever."""
-        match self.record.state:
-            case State.DOWNLOADING:
-                says_why = _SAYS_WHY_SECONDS if self._silences == 1 else 0.0
-                return seconds > max(self.options.stall_seconds, says_why)
-            case State.STARTING | State.PULLING_MANIFEST:
-                return seconds > _SILENT_SECONDS
-            case _:
-                return False
 
     def _wrong_length(self, status: Status) -> End | None:
         """The end of a layer of which the registry announces another length than it has.
@@ -748,7 +741,7 @@ class Pull:
             yield self._note(f"{waiting.text} when it answers{limit}: {helps}")
             # At once, before somebody starts it again: a killed process closes its files soon.
             yield from self._repair(own=True)
-            gives_up = float("inf") if patience is None else time.monotonic() + patience
+            gives_up = math.inf if patience is None else time.monotonic() + patience
             while time.monotonic() < gives_up and not self.cancelled():
                 if server.version(self.target.url) is not None:
                     yield from self._repair(own=True)
@@ -781,7 +774,7 @@ class Pull:
         # What could not be saved must not be in the way of the one thing that has to be.
         self._unsaved = {}
         yield self._change(state=State.ERROR, error=end.text)
-        self._log(EventType.PULL_FAILED, f"{self.name.shown}: {end.text}", cause=end.cause.value)
+        self._log(EventType.PULL_FAILED, f"{self.name.shown}: {end.text}", cause=end.cause.code)
 
     # ------------------------------------------------------------ repairing
 

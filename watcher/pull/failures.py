@@ -78,7 +78,6 @@ Command = Callable[[Asked], str]
 
 
 class _Row(NamedTuple):
-    code: str
     #: What helps, and the command for it.
     step: str
     command: Command = lambda _: ""
@@ -98,32 +97,32 @@ class _Row(NamedTuple):
 _WRAPPED = r"^(?:error: |pull model manifest: |max retries exceeded: )*"
 
 
-class Cause(enum.StrEnum):
+class Cause(enum.Enum):
     """The kinds of failure. The first whose words match an error is its cause."""
 
-    row: _Row
     step: str
     command: Command
     awaited: str
     hourly: bool
+    statuses: tuple[int, ...]
+    disk: tuple[str, ...]
+    words: tuple[str, ...]
 
-    def __new__(cls, *fields: Any) -> Cause:
-        given = _Row(*fields)
-        member = str.__new__(cls, given.code)
-        member._value_, member.row = given.code, given
-        member.step, member.command = given.step, given.command
-        member.awaited, member.hourly = given.awaited, given.hourly
-        return member
+    def __init__(self, *row: Any) -> None:
+        vars(self).update(_Row(*row)._asdict())
+
+    @property
+    def code(self) -> str:
+        """Its name in records, events and errors."""
+        return self.name.lower()
 
     SERVER_GONE = _Row(
-        "server_gone",
         "start the server",
         lambda asked: asked.by_root("systemctl", "start", "ollama", of_unit=True),
         "the server",
         words=(r"^the server at \S+: ",),
     )
     PORTAL = _Row(
-        "portal",
         "a web page answers: sign in to the network, or check the server's proxy",
         hourly=True,
         statuses=(511,),
@@ -133,52 +132,44 @@ class Cause(enum.StrEnum):
         ),
     )
     DISK_FULL = _Row(
-        "disk_full",
         "free space: run df, clean, or remove a model",
         lambda asked: asked.on_store("df"),
         disk=("no space left on device", "disk quota exceeded"),
         words=("and the disk has", "but the disk has only"),
     )
     FILE_TOO_LARGE = _Row(
-        "file_too_large",
         "move the store to ext4 or xfs, or raise LimitFSIZE of the server's unit",
         disk=("file too large",),
         words=("than this file system (allows for|lets) a file", "LimitFSIZE of the server"),
     )
     READ_ONLY = _Row(
-        "read_only",
         "mount it writable; the kernel's log says why it is not",
         lambda asked: asked.by_root("dmesg"),
         disk=("read-only file system",),
         words=("is mounted read-only$",),
     )
     SILENCE = _Row(
-        "silence",
         "no bytes for long: check the network, and pull it again",
         Asked.pull_again,
         "the network",
         words=("^(nothing came|no bytes) for ",),
     )
     MISMATCH = _Row(
-        "mismatch",
         "the received data was damaged and discarded: pull it again",
         Asked.pull_again,
         "the registry",
         words=("digest mismatch",),
     )
     REALM = _Row(
-        "realm",
         "name the registry by the host of its realm, which hands out its tokens",
         words=('realm host "[^"]+" does not match',),
     )
     SERVER_KEY = _Row(
-        "server_key",
         "restart the server, which makes a missing key; remove one that it can't read",
         lambda asked: asked.by_root("systemctl", "restart", "ollama", of_unit=True),
         words=("id_ed25519: |ssh: no key found|malformed public key|ssh: (cannot|unsupported)",),
     )
     INSECURE = _Row(
-        "insecure",
         "the registry speaks plain http: use --insecure to allow it",
         lambda asked: asked.pull_again("--insecure"),
         words=(
@@ -188,12 +179,10 @@ class Cause(enum.StrEnum):
         ),
     )
     CERTIFICATE = _Row(
-        "certificate",
         "make the server's machine trust the signer of the registry's certificate",
         words=("x509|certificate|remote error: tls",),
     )
     PROXY = _Row(
-        "proxy",
         "set the proxy's user and password in HTTPS_PROXY of the server",
         hourly=True,
         statuses=(407,),
@@ -204,7 +193,6 @@ class Cause(enum.StrEnum):
         ),
     )
     BAD_ADDRESS = _Row(
-        "bad_address",
         "check the registry's address in the name, and HTTPS_PROXY of the server",
         words=(
             "unsupported protocol|missing protocol scheme|malformed HTTP|invalid port",
@@ -214,7 +202,6 @@ class Cause(enum.StrEnum):
         ),
     )
     BAD_MANIFEST = _Row(
-        "bad_manifest",
         "the registry's manifest of it is invalid: choose another tag of the model",
         hourly=True,
         words=(
@@ -224,25 +211,21 @@ class Cause(enum.StrEnum):
         ),
     )
     NO_MODEL = _Row(
-        "no_model",
         "check its spelling and tag: https://ollama.com/search",
         statuses=(404, 410),
         words=("manifest: file does not exist|manifest unknown|model .* not found",),
     )
     NO_LAYER = _Row(
-        "no_layer",
         "the registry lacks a layer of it: choose another tag of the model",
         words=(_WRAPPED + "file does not exist$",),
     )
     #: A server keeps to the length that it has heard first, also when the registry is mended.
     WRONG_LENGTH = _Row(
-        "wrong_length",
         "the registry announces a wrong length: forget the download, pull it later",
         lambda asked: asked.on_store("reset", asked.model),
         words=(r"^\S+ announces [\d,]+ bytes of layer ",),
     )
     BAD_NAME = _Row(
-        "bad_name",
         "write the name as https://ollama.com/search shows it",
         words=(
             "invalid model name|unqualified name|model is required|missing request body",
@@ -250,12 +233,10 @@ class Cause(enum.StrEnum):
         ),
     )
     UNSUPPORTED = _Row(
-        "unsupported",
         "this server can't run it: choose another tag of the model",
         words=("requires MLX|MLX runtime|cloud is disabled",),
     )
     NO_PERMISSION = _Row(
-        "no_permission",
         "sign in, or ask the model's owner for access",
         Asked.sign_in,
         statuses=(401, 403),
@@ -263,7 +244,6 @@ class Cause(enum.StrEnum):
         words=('realm host ""|unauthorized|access denied|forbidden|signed in|signin',),
     )
     NO_NETWORK = _Row(
-        "no_network",
         "check the network and the proxy of the server",
         awaited="the network",
         words=(
@@ -272,7 +252,6 @@ class Cause(enum.StrEnum):
         ),
     )
     OVERLOADED = _Row(
-        "overloaded",
         "the registry is overloaded: try again later",
         Asked.pull_again,
         "the registry",
@@ -280,7 +259,6 @@ class Cause(enum.StrEnum):
         words=("too many requests|service unavailable|bad gateway|gateway timeout",),
     )
     RESETS = _Row(
-        "resets",
         "the network resets connections: retry without limit",
         lambda asked: asked.pull_again("--until-done"),
         "the network",
@@ -295,7 +273,6 @@ class Cause(enum.StrEnum):
         ),
     )
     BLOCKED = _Row(
-        "blocked",
         "repair it, then pull it again",
         lambda asked: asked.on_store("repair"),
         "the server",
@@ -305,24 +282,19 @@ class Cause(enum.StrEnum):
         ),
     )
     CANCELLED = _Row(
-        "cancelled",
         "pull it again",
         Asked.pull_again,
         "the server",
         words=("context canceled",),
     )
     OLD_SERVER = _Row(
-        "old_server",
         "the model needs a newer Ollama: update the server",
         Asked.install,
         statuses=(412,),
     )
-    REFUSED = _Row("refused", "the registry does not accept the request: check the model's name")
-    LEGAL = _Row(
-        "legal", "the registry may not provide it here: choose another model", statuses=(451,)
-    )
+    REFUSED = _Row("the registry does not accept the request: check the model's name")
+    LEGAL = _Row("the registry may not provide it here: choose another model", statuses=(451,))
     STORE = _Row(
-        "store",
         "the server's user must own the store: the audit shows what is wrong",
         lambda asked: asked.on_store("audit"),
         disk=(
@@ -332,13 +304,11 @@ class Cause(enum.StrEnum):
         ),
     )
     NOT_PERMITTED = _Row(
-        "not_permitted",
         "find what is immutable in the store, an i beside it, and remove that (chattr)",
         Asked.list_flags,
         disk=("operation not permitted",),
     )
     DISK_FAILS = _Row(
-        "disk_fails",
         "the disk fails: check dmesg, and copy your data elsewhere",
         lambda asked: asked.by_root("dmesg"),
         disk=(
@@ -349,7 +319,6 @@ class Cause(enum.StrEnum):
         ),
     )
     FILE_SYSTEM = _Row(
-        "file_system",
         "its file system can't do that: move the store to ext4 or xfs",
         disk=(
             *("invalid argument", "operation not supported", "not supported"),
@@ -359,20 +328,17 @@ class Cause(enum.StrEnum):
     )
     #: A layer is not what its name says, and can't be replaced.
     DAMAGED = _Row(
-        "damaged",
         "see what the repair says of it; if nothing, choose another tag of the model",
         lambda asked: asked.on_store("repair"),
     )
     #: The model is complete, but not every layer could be hashed.
     UNVERIFIED = _Row(
-        "unverified",
         "verify it where, and as a user who, can read the store",
         lambda asked: asked.on_store("verify"),
     )
-    INTERRUPTED = _Row("interrupted", "pull it again to resume", Asked.pull_again)
-    FAULT = _Row("fault", "a bug in ollama-watch: pull it again with -v", awaited="a retry")
+    INTERRUPTED = _Row("pull it again to resume", Asked.pull_again)
+    FAULT = _Row("a bug in ollama-watch: pull it again with -v", awaited="a retry")
     UNKNOWN = _Row(
-        "unknown",
         "see the server's log",
         lambda asked: asked.by_root("journalctl", "-u", "ollama", of_unit=True),
         "the server",
@@ -384,14 +350,14 @@ class Cause(enum.StrEnum):
         return bool(self.awaited)
 
 
-_OF_STATUS = {status: cause for cause in Cause for status in cause.row.statuses}
+_OF_STATUS = {status: cause for cause in Cause for status in cause.statuses}
 #: What a status says of a layer, where that is something else.
 _OF_LAYER = {404: Cause.NO_LAYER, 410: Cause.NO_LAYER, 416: Cause.DAMAGED}
-_ON_DISK = {reason: cause for cause in Cause for reason in cause.row.disk}
+_ON_DISK = {reason: cause for cause in Cause for reason in cause.disk}
 _WORDS = {
-    cause: re.compile("|".join(cause.row.words), re.IGNORECASE | re.DOTALL)
+    cause: re.compile("|".join(cause.words), re.IGNORECASE | re.DOTALL)
     for cause in Cause
-    if cause.row.words
+    if cause.words
 }
 
 

@@ -488,7 +488,7 @@ class ModelDownloadManager:
         if pull.end.cause is None:
             return _progress(pull.record, [])
         message = f"download of {names.printable(model)} failed: {pull.end.text}"
-        raise DownloadError(message, pull.end.cause.step, pull.end.cause.value, pull.command)
+        raise DownloadError(message, pull.end.cause.step, pull.end.cause.code, pull.command)
 
     # ------------------------------------------------------------ inside
 

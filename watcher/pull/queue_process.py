@@ -117,8 +117,6 @@ class QueueProcess:
                     self._process.kill()  # the next start finds it as after any kill
             self._thread.join()
 
-    # ------------------------------------------------------------ the thread
-
     def _run(self) -> None:
         while True:
             self._wakeup.clear()
@@ -215,9 +213,6 @@ def _started(words: Sequence[str]) -> subprocess.Popen[bytes]:
         # Ctrl-C is for the daemon alone: a second signal would end it in the middle.
         start_new_session=True,
     )
-
-
-# ---------------------------------------------------------------- a fork in place of a new Python
 
 
 class Started:

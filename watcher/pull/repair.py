@@ -135,9 +135,6 @@ def _sync_behind(host: Host, settings: Settings, report: Report) -> None:
             Behind(host, lambda _: None, lambda _: None).want(settings)
 
 
-# ---------------------------------------------------------------- what a report says
-
-
 def notes(report: Report) -> Iterator[str]:
     saved = sum(each.action.saves for each in report.outcomes if each.result is Result.DONE)
     if saved:

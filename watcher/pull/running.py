@@ -122,9 +122,6 @@ def _asking(store: int, item: Item) -> Why:
     return why
 
 
-# ---------------------------------------------------------------- which process runs it
-
-
 @contextmanager
 def seen_to_run(store: int) -> Iterator[bool]:
     """Be seen to run the queue; False where another process does, or nothing can be written."""

@@ -115,9 +115,6 @@ def _interpreter(script: str, root: str) -> str:
     return _inside(sys.executable, root)
 
 
-# ---------------------------------------------------------------- whether its user can run it
-
-
 def unreachable(where: Installation, *, cron: bool) -> str:
     """Why the service's user can't run this installation; "" where it can.
 

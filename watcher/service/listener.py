@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 #: For a whole request and its answer.
 _REQUEST_SECONDS = 10.0
 _MOST_CONNECTIONS = 32
+#: Clients that the kernel lets wait to be accepted: they take no descriptor.
+_MOST_WAITING = 512
 _LONGEST_REQUEST = 16 * 1024
+#: Where no descriptor is left, new clients wait for so long.
+_PAUSE_SECONDS = 1.0
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _REQUEST_LINE = re.compile(r"([A-Z]+) (\S+) HTTP/(1\.[01])")
 _STATUS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed"}
 
@@ -39,7 +44,7 @@ def listening(host: str, port: int, registry: CollectorRegistry) -> Iterator[int
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=_MOST_CONNECTIONS)
+        listener = socket.create_server((host, port), family=family, backlog=_MOST_WAITING)
     except OSError as error:
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         # create_server adds the address to the reason.
@@ -53,8 +58,6 @@ def listening(host: str, port: int, registry: CollectorRegistry) -> Iterator[int
             advice.as_root("ss", "-ltnp", f"sport = :{port}") if taken else "",
         ) from None
     loop, ending = asyncio.new_event_loop(), asyncio.Event()
-    # Without a descriptor for a client asyncio pauses by itself, but would log that.
-    loop.set_exception_handler(lambda *_: None)
 
     def serve() -> None:
         loop.run_until_complete(_serve(listener, registry, ending))
@@ -72,41 +75,50 @@ def listening(host: str, port: int, registry: CollectorRegistry) -> Iterator[int
 async def _serve(
     listener: socket.socket, registry: CollectorRegistry, ending: asyncio.Event
 ) -> None:
+    listener.setblocking(False)
+    tasks = {asyncio.create_task(_accept(listener, registry))}
+    await ending.wait()
+    tasks |= asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _accept(listener: socket.socket, registry: CollectorRegistry) -> None:
     #: In the order in which the clients connected.
     answering: dict[asyncio.Task[None], None] = {}
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while True:
+        try:
+            client, _ = await asyncio.get_running_loop().sock_accept(listener)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                await asyncio.sleep(_PAUSE_SECONDS)
+            continue
         if len(answering) >= _MOST_CONNECTIONS:
             oldest = next(iter(answering))
             del answering[oldest]
             oldest.cancel()
-        task = asyncio.current_task()
-        assert task is not None
+        task = asyncio.create_task(_converse(client, registry))
         answering[task] = None
-        try:
-            async with asyncio.timeout(_REQUEST_SECONDS):
-                head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_answer(head[:-4].decode("latin-1"), registry))
-                writer.close()
-                await writer.wait_closed()
-        except (OSError, EOFError, asyncio.LimitOverrunError):
-            pass  # it disconnected, or its request is too long or too slow
-        finally:
-            writer.transport.abort()
-            answering.pop(task, None)
-
-    server = await asyncio.start_server(
-        answer, sock=listener, backlog=_MOST_CONNECTIONS, limit=_LONGEST_REQUEST
-    )
-    await ending.wait()
-    server.close()
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+        task.add_done_callback(lambda ended: answering.pop(ended, None))
+        await asyncio.sleep(0)  # it begins, and others go on
 
 
-# ---------------------------------------------------------------- one request
+async def _converse(client: socket.socket, registry: CollectorRegistry) -> None:
+    loop = asyncio.get_running_loop()
+    request = b""
+    client.setblocking(False)
+    # It may disconnect, or take too long.
+    with client, contextlib.suppress(OSError):
+        async with asyncio.timeout(_REQUEST_SECONDS):
+            while b"\r\n\r\n" not in request:
+                piece = await loop.sock_recv(client, 4096)
+                if not piece or len(request) > _LONGEST_REQUEST:
+                    return
+                request += piece
+            head = request.partition(b"\r\n\r\n")[0].decode("latin-1")
+            await loop.sock_sendall(client, _answer(head, registry))
+            client.shutdown(socket.SHUT_WR)
 
 
 def _answer(head: str, registry: CollectorRegistry) -> bytes:

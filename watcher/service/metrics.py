@@ -235,9 +235,6 @@ def _registry(collect: Callable[[], Iterator[Metric]]) -> CollectorRegistry:
     return registry
 
 
-# ---------------------------------------------------------------- from a scan
-
-
 #: What is unknown while the blobs can't be listed.
 _OF_BLOBS = (
     *("blobs", "blob_bytes", "orphan_bytes"),

@@ -123,9 +123,6 @@ def _hash(body: str, made: int) -> str:
     return hashlib.sha256(f"{made}\n{body}".encode()).hexdigest()[:16]
 
 
-# ---------------------------------------------------------------- what can't be installed
-
-
 def unwritable(path: str) -> str | None:
     """Why a path can't be written into a unit and a crontab alike; None where it can."""
     if not path.isprintable():
@@ -154,9 +151,6 @@ def is_home(folder: str) -> bool:
 
 def _below(path: str, folders: tuple[str, ...]) -> bool:
     return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
-
-
-# ---------------------------------------------------------------- systemd and cron
 
 
 def units(where: Installation, clean: str | None = None) -> dict[str, str]:

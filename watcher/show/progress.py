@@ -139,7 +139,7 @@ def _document(pull: Pull, update: Update) -> dict[str, Any]:
         "left_seconds": None if update.seconds_left is None else round(update.seconds_left, 1),
         "note": update.note,
         "waiting": update.waiting and _waiting(update.waiting),
-        "cause": None if pull.end.cause is None else pull.end.cause.value,
+        "cause": None if pull.end.cause is None else pull.end.cause.code,
     }
 
 
