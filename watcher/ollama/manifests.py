@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple, TypeAlias
 
 import orjson
@@ -15,8 +14,6 @@ READ_LIMIT = 16 * 1024 * 1024
 _USUAL_KEYS = frozenset({"schemaVersion", "mediaType", "config", "layers"})
 _USUAL_REFERENCE = frozenset({"mediaType", "digest", "size"})
 _KNOWN_REFERENCE = _USUAL_REFERENCE | {"name", "from"}
-_USUAL_DIGEST = re.compile("sha256:[0-9a-fA-F]{64}").fullmatch
-_TOO_MANY = 1 << 63
 NAMES_NOTHING = "it names no layer"
 
 
@@ -36,21 +33,18 @@ class Manifest(NamedTuple):
 
 def parse(raw: bytes) -> Manifest:
     """Read a manifest. Raises ValueError with the reason where the server would fail."""
-    usual = _usual(raw)
-    if usual is not None:
-        return usual
-    value = gojson.record(gojson.first_value(raw), "the manifest")
-    gojson.int64(value, "schemaVersion")
-    gojson.string(value, "mediaType")
-    layers = gojson.lookup(value, "layers")
-    if layers is not None and not isinstance(layers, list):
-        raise ValueError("layers is no list")
-    if isinstance(layers, gojson.Fields):
-        raise ValueError("layers is no list")
-    references = [_reference(layer, "a layer") for layer in layers or ()]
-    config = _reference(gojson.lookup(value, "config"), "the config")
-    if config[0]:
-        references.append(config)
+    references = _usual(raw)
+    if references is None:
+        value = gojson.record(gojson.first_value(raw), "the manifest")
+        gojson.int64(value, "schemaVersion")
+        gojson.string(value, "mediaType")
+        layers = gojson.lookup(value, "layers")
+        if layers is not None and (not isinstance(layers, list) or type(layers) is gojson.Fields):
+            raise ValueError("layers is no list")
+        references = [_reference(layer, "a layer") for layer in layers or ()]
+        references.append(_reference(gojson.lookup(value, "config"), "the config"))
+    if not references[-1][0]:
+        references.pop()  # a config that names nothing
     found: dict[str, Naming] = {}
     faults: list[str] = []
     for text, size in references:
@@ -60,7 +54,9 @@ def parse(raw: bytes) -> Manifest:
             continue
         if size < 0:
             faults.append(f"a size of {size} bytes")
-        _name(found, spelled, size)
+        # Either spelling can be loaded; only the one with the colon protects.
+        colon, digest = spelled.groups()
+        found[digest] = size, colon == ":" or (digest in found and found[digest][1])
     return Manifest(found, tuple(faults))
 
 
@@ -73,14 +69,8 @@ def flaw(raw: bytes) -> str:
     return faults[0] if faults else "" if named else NAMES_NOTHING
 
 
-def _name(found: dict[str, Naming], spelled: re.Match[str], size: int) -> None:
-    """Note a digest. Either spelling can be loaded; only the one with the colon protects."""
-    colon, digest = spelled.groups()
-    found[digest] = size, colon == ":" or (digest in found and found[digest][1])
-
-
-def _usual(raw: bytes) -> Manifest | None:
-    """A manifest with just the usual keys; None for any other.
+def _usual(raw: bytes) -> list[tuple[str, int]] | None:
+    """What a manifest with just the usual keys refers to, the config last; None for any other.
 
     Nearly all are just so, and a large store has thousands: orjson reads them many times faster.
     Of keys that come twice it keeps the last, as the server does where that is not null; a null is
@@ -92,26 +82,18 @@ def _usual(raw: bytes) -> Manifest | None:
         return None
     if type(value) is not dict or value.keys() != _USUAL_KEYS or type(value["layers"]) is not list:
         return None
-    found: dict[str, Naming] = {}
-    references = [*value["layers"], value["config"]]
-    for each in references:
-        if type(each) is not dict:
-            return None
-        if each.keys() != _USUAL_REFERENCE:
-            # Layers of tensor models have a name, those made from others where they are from.
-            if not _USUAL_REFERENCE <= each.keys() <= _KNOWN_REFERENCE:
-                return None
-            if type(each.get("name", "")) is not str or type(each.get("from", "")) is not str:
-                return None
-        digest, size = each["digest"], each["size"]
-        if type(digest) is not str or type(size) is not int or type(each["mediaType"]) is not str:
-            return None
-        if _USUAL_DIGEST(digest) is None or not 0 <= size < _TOO_MANY:
-            return None
-        found[digest[7:]] = size, True
     if not gojson.is_int64(value["schemaVersion"]) or type(value["mediaType"]) is not str:
         return None
-    return Manifest(found, ())
+    references: list[tuple[str, int]] = []
+    for each in (*value["layers"], value["config"]):
+        # Layers of tensor models have a name, those made from others where they are from.
+        if type(each) is not dict or not _USUAL_REFERENCE <= each.keys() <= _KNOWN_REFERENCE:
+            return None
+        size = each.pop("size")
+        if not gojson.is_int64(size) or set(map(type, each.values())) != {str}:
+            return None
+        references.append((each["digest"], size))
+    return references
 
 
 def _reference(value: object, what: str) -> tuple[str, int]:
