@@ -1,6 +1,7 @@
 """``repair``: make interrupted downloads resumable."""
 
 import contextlib
+from dataclasses import replace
 
 import click
 
@@ -27,7 +28,7 @@ def repair(context: Context, targets: tuple[str, ...], offline: bool, **how: boo
     from watcher.commands.acting import Request, act
     from watcher.decide import modes
 
-    mode = modes.offline(modes.REPAIR) if offline else modes.REPAIR
+    mode = replace(modes.REPAIR, online=not offline)
     code = act(context, Request("repair", mode, targets, **how))
     if not how["dry_run"]:
         for host in context.hosts(changes=True):

@@ -20,8 +20,6 @@ class Row(NamedTuple):
     command: tuple[str, ...] = ("repair",)
     #: Its subject is a digest whose download it changes.
     of_download: bool = False
-    #: What several of its subjects are called.
-    many: str = ""
 
 
 #: First what finds out, then what repairs, then what frees; times last, since they cover new
@@ -46,12 +44,7 @@ TABLE = (
         EventType.RESTORED,
         ("quarantine", "restore"),
     ),
-    Row(
-        ActionKind.PURGE,
-        "remove {} from quarantine",
-        EventType.PURGED,
-        ("quarantine", "purge"),
-    ),
+    Row(ActionKind.PURGE, "remove {} from quarantine", EventType.PURGED, ("quarantine", "purge")),
     Row(
         ActionKind.REMOVE_SURPLUS,
         "remove redundant progress files of {}",
@@ -69,14 +62,12 @@ TABLE = (
         "remove the orphaned blob {}",
         EventType.ORPHAN_REMOVED,
         ("clean",),
-        many="orphaned blob",
     ),
     Row(
         ActionKind.REMOVE_TEMPORARY,
         "remove the temporary file {}",
         EventType.TEMPORARY_REMOVED,
         ("clean",),
-        many="temporary file",
     ),
     Row(ActionKind.REFRESH, "protect {} from pruning", EventType.REFRESHED),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from watcher import model
-from watcher.decide import actions, blob_findings, conditions, findings, safety
+from watcher.decide import blob_findings, conditions, findings, safety
 from watcher.decide.conditions import Step
 from watcher.model import DAY, Action, ActionKind, Diagnosed, Evidence, Plan, Refusal, Rules, Spared
 from watcher.ollama import names
@@ -139,8 +139,10 @@ def _old_files(
 
 
 def _refused_all(why: safety.Why, kind: ActionKind, files: list[model.Entry]) -> Refusal:
-    of_create = " of ollama create" if kind is ActionKind.REMOVE_TEMPORARY else ""
-    subject = f"{len(files)} {actions.row(kind).many}{'s' if len(files) > 1 else ''}{of_create}"
+    s = "s" if len(files) > 1 else ""
+    subject = f"{len(files)} temporary file{s} of ollama create"
+    if kind is ActionKind.REMOVE_ORPHAN:
+        subject = f"{len(files)} orphaned blob{s}"
     return why.refusal(subject, kind)._replace(
         entries=tuple(entry.name for entry in files), frees=sum(entry.freed for entry in files)
     )

@@ -193,10 +193,7 @@ _STORE = (
         "move the store to a path without [ and \\",
     ),
     Row(
-        "store_foreign",
-        WARNING,
-        "{link}: it is inspected, never changed",
-        remedy=names.TRUST_LINK,
+        "store_foreign", WARNING, "{link}: it is inspected, never changed", remedy=names.TRUST_LINK
     ),
     Row(
         "store_shared",
@@ -218,11 +215,7 @@ _STORE = (
         "the last ones fail with `no space left on device`",
         "remove a model that you don't need: ollama list, ollama rm MODEL",
     ),
-    Row(
-        "store_foreign_intent",
-        WARNING,
-        "{path} is not a change that ollama-watch began: {why}",
-    ),
+    Row("store_foreign_intent", WARNING, "{path} is not a change that ollama-watch began: {why}"),
     Row(
         "store_read_only",
         WARNING,

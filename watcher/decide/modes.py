@@ -46,8 +46,3 @@ def restore(labels: frozenset[str]) -> Mode:
 def purge(labels: frozenset[str]) -> Mode:
     """Remove files from quarantine for good; without labels, those that a good one has replaced."""
     return Mode(purge=labels, purge_replaced=not labels)
-
-
-def offline(mode: Mode) -> Mode:
-    """The same, and no registry is asked."""
-    return replace(mode, online=False)

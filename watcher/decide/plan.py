@@ -98,12 +98,9 @@ def _due(
     when: list[Due] = []
     for each in diagnosed:
         if each.condition is model.Condition.LIVE:
-            # With a writer the close of its file tells; without one only time does.
-            after = (
-                model.LIVE_LOOK_SECONDS
-                if each.download.writers
-                else model.QUIET_SECONDS - each.quiet
-            )
+            after = model.QUIET_SECONDS - each.quiet
+            if each.download.writers:  # the close of its file is an event
+                after = model.LIVE_LOOK_SECONDS
             when.append(Due(evidence.now + after, each.digest))
         elif not each.stale:
             when.append(Due(evidence.now - each.age + rules.settings.stale_after, each.digest))

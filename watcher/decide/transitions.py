@@ -92,22 +92,20 @@ def _downloads(
         last = reported.get(record.models, record.told_at)
         reported[record.models] = max(record.told_at, last)
     for each in diagnosed:
-        known = records.get(each.download.key)
-        before = known if known is not None and _is_same(known, each.download) else None
+        download, before = each.download, None
+        known = records.get(download.key)
+        if known is not None and download.entries:
+            # The digest may have begun anew, with another file.
+            is_same = known.is_of(*download.entries[0].identity, download.born_ns)
+            before = known if is_same else None
         now = _record(each, evidence, before, known)
         if now.pulling:
             now, event = _sampled(each, before, now, evidence.now, reported)
             happened += [] if event is None else [event]
         for kind, message in _news(each, before, now, occasion):
             happened.append(events.of_download(evidence.now, kind, message, each))
-        records[each.download.key] = now
+        records[download.key] = now
     return records, happened
-
-
-def _is_same(record: Remembered, download: Download) -> bool:
-    """Whether it is remembered of this very file: the digest may have begun anew."""
-    entries = download.entries
-    return bool(entries) and record.is_of(*entries[0].identity, download.born_ns)
 
 
 def _sampled(
@@ -151,10 +149,14 @@ def _news(
     diagnosed: Diagnosed, before: Remembered | None, now: Remembered, occasion: Occasion
 ) -> Iterator[tuple[EventType, str]]:
     """What is new about a download besides its progress."""
-    who, live = _who(diagnosed), diagnosed.condition is Condition.LIVE
+    download, who = diagnosed.download, _who(diagnosed)
+    live = diagnosed.condition is Condition.LIVE
     ended = diagnosed.digest in occasion.ended
     if before is None and live:
-        yield EventType.DOWNLOAD_STARTED, _started(diagnosed, who)
+        layer = [names.short(diagnosed.digest)] if download.models else []
+        total = [] if download.total is None else [decimal(download.total)]
+        of = f" ({', '.join([*layer, *total])})" if layer or total else ""
+        yield EventType.DOWNLOAD_STARTED, f"download of {who} started{of}"
     elif before is None or (occasion.first and not live):
         yield EventType.PARTIAL_FOUND, _found(diagnosed, who)
     elif now.pulling and not before.pulling:
@@ -173,13 +175,6 @@ def _news(
         days = diagnosed.age / DAY
         message = f"the download of {who} is stale: no bytes for {days:.0f} days"
         yield EventType.PARTIAL_STALE, message
-
-
-def _started(diagnosed: Diagnosed, who: str) -> str:
-    total = diagnosed.download.total
-    layer = [names.short(diagnosed.digest)] if diagnosed.download.models else []
-    of = ", ".join([*layer, *([] if total is None else [decimal(total)])])
-    return f"download of {who} started ({of})" if of else f"download of {who} started"
 
 
 def _found(diagnosed: Diagnosed, who: str) -> str:

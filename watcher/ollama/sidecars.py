@@ -130,17 +130,17 @@ def fill_gaps(
     would have made, with nothing completed. The added parts have number -1.
     """
     known = list(parts)
+
+    def gaps() -> Ranges:
+        taken = ranges.normal((part.offset, part.end) for part in known)
+        return ranges.complement(taken, total)
+
     for part in remembered:
-        gaps = ranges.complement(_taken(known), total)
-        if any(start <= part.offset and part.end <= end for start, end in gaps):
+        free = gaps()
+        if any(start <= part.offset and part.end <= end for start, end in free):
             known.append(part._replace(number=-1))
-    rule = part_rule(total)
-    lost: list[Part] = []
-    for start, end in ranges.complement(_taken(known), total):
-        for part in rule:
-            low, high = max(start, part.offset), min(end, part.end)
-            if low < high:
-                lost.append(Part(-1, low, high - low, 0))
+    rule = tuple((part.offset, part.end) for part in part_rule(total))
+    lost = [Part(-1, low, high - low, 0) for low, high in ranges.intersection(gaps(), rule)]
     return tuple(sorted((*known, *lost), key=lambda part: part.offset))
 
 
@@ -151,10 +151,6 @@ def heads(parts: Sequence[Part]) -> Ranges:
         for part in parts
         if part.completed < part.size
     )
-
-
-def _taken(parts: Sequence[Part]) -> Ranges:
-    return ranges.normal((part.offset, part.end) for part in parts)
 
 
 def from_trusted(trusted: Ranges, total: int, at_least: int = 1) -> tuple[Part, ...]:
