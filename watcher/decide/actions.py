@@ -1,7 +1,5 @@
 """The kinds of actions, one row each, in the order in which a plan does them. Pure."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from watcher.model import ActionKind

@@ -1,7 +1,5 @@
 """Files that are needed, and that a start of the server deletes once they are an hour old. Pure."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from math import inf

@@ -3,8 +3,6 @@
 Their kinds, with the usual words, are rows of `finding_kinds`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 
 from watcher import model

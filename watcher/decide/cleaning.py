@@ -1,7 +1,5 @@
 """What can be removed: stale downloads, orphaned blobs, temporary files. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from watcher import model

@@ -3,8 +3,6 @@
 A new condition is a code in `Condition` and a row here.
 """
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias

@@ -1,7 +1,5 @@
 """Evidence to a diagnosis: each download gets its one condition. Pure."""
 
-from __future__ import annotations
-
 from watcher import model
 from watcher.decide import at_risk, blob_findings, conditions, findings, forecast, server_view
 from watcher.decide.conditions import settled_condition

@@ -1,7 +1,5 @@
 """The events that follow from what was seen and done, each with its typed details. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain, groupby

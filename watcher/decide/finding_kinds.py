@@ -1,7 +1,5 @@
 """The kinds of findings, one row each: words, severity, event, what repair and clean leave."""
 
-from __future__ import annotations
-
 import enum
 from typing import NamedTuple
 

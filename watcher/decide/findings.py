@@ -4,8 +4,6 @@ Each has the evidence, what Ollama alone does, and what helps. Their kinds, with
 are rows of `finding_kinds`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 

@@ -5,8 +5,6 @@ on a real one: first every name with ``sha256:`` is renamed, then, if every mani
 everything in ``blobs/`` that is an hour old and that no manifest names goes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from watcher import model

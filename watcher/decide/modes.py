@@ -1,7 +1,5 @@
 """The modes: one row for each occasion on which a store is looked at or changed. Pure."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from watcher.config import Settings

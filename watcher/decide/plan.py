@@ -1,7 +1,5 @@
 """Judgements and policy to a `Plan`: actions, typed refusals, and when to look again. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from watcher import model

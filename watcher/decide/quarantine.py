@@ -1,7 +1,5 @@
 """What goes into quarantine, and what leaves it: back to its place, or for good. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from rich.filesize import decimal

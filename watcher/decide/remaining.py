@@ -1,7 +1,5 @@
 """What is still wrong after a plan was carried out, and what could not be inspected. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Set
 from typing import NamedTuple, TypeAlias
 

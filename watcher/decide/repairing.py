@@ -3,8 +3,6 @@
 That is: what has to be hashed, or asked of a registry, before; progress files; times.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from watcher import model

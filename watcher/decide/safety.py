@@ -4,8 +4,6 @@ Adding or replacing takes less than taking away: a server that reads while we wr
 the guard, while a name taken from under it is lost to it.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from watcher import model

@@ -1,7 +1,5 @@
 """What the server's user can't use in a store, and what lets it. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from watcher.decide import findings

@@ -1,7 +1,5 @@
 """What to remember of a scan, and the events that follow from it: once for each cause. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Where a store's space is: each inode counted once, for one use. Pure."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The server's variables, as the server reads them (Ollama's ``envconfig/config.go``)."""
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import os

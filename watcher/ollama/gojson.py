@@ -5,8 +5,6 @@ regard to case, and of several the last one counts; unknown keys are ignored; ``
 field as it was; an integer field takes neither ``1.0`` nor ``1e3`` nor a number beyond 64 bits.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from typing import NoReturn

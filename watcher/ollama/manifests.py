@@ -1,7 +1,5 @@
 """A manifest's bytes to its value, exactly as leniently as the server reads it."""
 
-from __future__ import annotations
-
 from typing import NamedTuple, TypeAlias
 
 import orjson

@@ -1,7 +1,5 @@
 """One request ``POST /api/pull`` and what the server streams back, line by line."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import queue

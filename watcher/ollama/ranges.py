@@ -1,7 +1,5 @@
 """Sets of byte ranges: sorted, disjoint, half-open ``[start, end)``, neighbours joined."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterable
 from operator import itemgetter

@@ -1,7 +1,5 @@
 """What is asked of a server by HTTP, and which hosts are this machine."""
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import socket

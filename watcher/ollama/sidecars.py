@@ -1,7 +1,5 @@
 """A sidecar's bytes, the part rule, and the faults of a set."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence
