@@ -166,8 +166,8 @@ def _found(path: str) -> str | None:
 
 def _made_for(path: str, text: str | None) -> Iterator[str]:
     """The folders that were made for a file of ours."""
-    stamp = units.stamp(text or "")
-    for _ in range(stamp.made if stamp else 0):
+    made, _ = units.stamp(text or "") or (0, True)
+    for _ in range(made):
         path = os.path.dirname(path)
         yield path
 

@@ -42,8 +42,6 @@ class Asked(NamedTuple):
         """The store, where it is that of a server on this machine; else ""."""
         return self.store if self.is_here and self.is_its else ""
 
-    # ------------------------------------------------------------ commands that help
-
     def pull_again(self, *more: str) -> str:
         """The command that pulls it again, with these options besides."""
         options = dict.fromkeys((*self.options, *more))
@@ -366,9 +364,6 @@ class End(NamedTuple):
 
     cause: Cause | None = None
     text: str = ""
-
-
-# ---------------------------------------------------------------- from an error to its cause
 
 
 #: ``412: <body>`` of a layer, and behind ``pull model manifest:`` of the manifest; the transfer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -60,14 +61,8 @@ def url_of_store(host: Host, environment: Mapping[str, str]) -> str:
     """
     if not environment.get("OLLAMA_HOST"):
         seen = processes.see(host, (), network=False, writers_visible=False, ours_only=True)
-        urls = [
-            each.url
-            for each in seen.servers
-            if each.ours
-            and not each.elsewhere
-            and each.url
-            and each.state is not ServerState.UNREACHABLE
-        ]
+        ours = [each for each in seen.servers if each.ours and not each.elsewhere]
+        urls = [each.url for each in ours if each.state is not ServerState.UNREACHABLE and each.url]
         if len(urls) == 1:
             return urls[0]
     return server_url(None, environment)
@@ -109,14 +104,7 @@ def _why_not_changed(host: Host) -> str:
         return error.message
     if why := disk.read_only(host.store):
         return why
-    if not _may_change(host.store):
-        return f"{names.printable(host.store)} can't be changed by this user"
-    return ""
-
-
-def _may_change(store: str) -> bool:
-    try:
-        with folders.opened_store(store) as opened:
-            return os.access(".", os.W_OK | os.X_OK, dir_fd=opened)
-    except OSError:
-        return False
+    with suppress(OSError), folders.opened_store(host.store) as store:
+        if os.access(".", os.W_OK | os.X_OK, dir_fd=store):
+            return ""
+    return f"{names.printable(host.store)} can't be changed by this user"

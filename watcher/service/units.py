@@ -54,23 +54,14 @@ class Installation(NamedTuple):
         return [self.store, *self.writable, *filter(None, (self.config, self.metrics))]
 
     def command(self, *words: str) -> list[str]:
-        """The words of a command of ours on the store."""
-        config = () if self.config is None else ("--config", self.config)
-        return [*self._program(), *config, "--store", self.store, *words]
+        """The words of a command of ours on the store.
 
-    def _program(self) -> tuple[str, ...]:
-        """What runs the program: isolated (-I), but for a user's own, which may be in their home.
-
-        Else a home's usercustomize.py, or a variable, would have other code run with our rights.
+        The program is isolated (-I), because a home's usercustomize.py, or a variable, would have
+        other code run with our rights; but not a user's own, which may be in their home.
         """
-        return (self.program,) if self.personal else (self.python, "-I", self.program)
-
-
-class Stamp(NamedTuple):
-    #: Folders that were made for the file: they go with it, where they are empty by then.
-    made: int
-    #: The rest is as we wrote it.
-    untouched: bool
+        program = (self.program,) if self.personal else (self.python, "-I", self.program)
+        config = () if self.config is None else ("--config", self.config)
+        return [*program, *config, "--store", self.store, *words]
 
 
 class Kind(enum.StrEnum):
@@ -96,11 +87,12 @@ def change(found: str | None, body: str | None, missing: int) -> tuple[Kind, str
     ours = stamp(found)
     if ours is None:
         return Kind.FOREIGN, found
-    if not ours.untouched:
+    made, is_untouched = ours
+    if not is_untouched:
         return Kind.EDITED, found
     if body is None:
         return Kind.REMOVE, found
-    text = stamped(body, ours.made)
+    text = stamped(body, made)
     return (Kind.SAME if text == found else Kind.REPLACE), text
 
 
@@ -109,14 +101,18 @@ def stamped(body: str, made: int = 0) -> str:
     return f"# ollama-watch service install: sha256={_hash(body, made)} folders={made}\n{body}"
 
 
-def stamp(text: str) -> Stamp | None:
+def stamp(text: str) -> tuple[int, bool] | None:
+    """How many folders were made for a file of ours, and whether the rest is as we wrote it.
+
+    The folders go with it, where they are empty by then. None for no file of ours.
+    """
     match = re.match(
         r"# ollama-watch service install: sha256=([0-9a-f]{16}) folders=(\d{1,3})\n", text
     )
     if match is None:
         return None
     made = int(match[2])
-    return Stamp(made, _hash(text[match.end() :], made) == match[1])
+    return made, _hash(text[match.end() :], made) == match[1]
 
 
 def _hash(body: str, made: int) -> str:
