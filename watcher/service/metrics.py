@@ -10,7 +10,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias, cast
 
 from watcher import __version__
 from watcher.config import Settings
@@ -31,6 +31,7 @@ from watcher.state.event_log import Event, EventType
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Metric
+    from prometheus_client.registry import Collector
 
 
 class _Family(NamedTuple):
@@ -122,7 +123,10 @@ class Metrics:
 
     def __enter__(self) -> Self:
         if self._file or self._address is not None:
-            self._registry = _registry(self.collect)
+            from prometheus_client import CollectorRegistry
+
+            self._registry = CollectorRegistry()
+            self._registry.register(cast("Collector", self))  # all it needs is `collect`
         if self._registry is not None and self._address is not None:
             from watcher.service.listener import listening
 
@@ -164,8 +168,13 @@ class Metrics:
         self._take(report, seconds)
         if not self._file:
             return ""
+        from prometheus_client import generate_latest
+
+        folder, name = os.path.split(self._file)
         try:
-            self._write(self._registry)
+            with fs.opened_folder(folder) as parent:
+                # The next scan writes it again: it need not survive a crash of the machine.
+                fs.save(name, parent, generate_latest(self._registry), durable=False)
         except OSError as error:
             new, self._failing = not self._failing, True
             why = f"metrics_file: writing {self._file} failed: {error.strerror}"
@@ -212,27 +221,6 @@ class Metrics:
             for values, number in samples.items():
                 family.add_metric((self._store, *values), number)
             yield family
-
-    def _write(self, registry: CollectorRegistry) -> None:
-        from prometheus_client import generate_latest
-
-        folder, name = os.path.split(self._file)
-        with fs.opened_folder(folder) as parent:
-            # The next scan writes it again: it need not survive a crash of the machine.
-            fs.save(name, parent, generate_latest(registry), durable=False)
-
-
-def _registry(collect: Callable[[], Iterator[Metric]]) -> CollectorRegistry:
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.registry import Collector
-
-    class Source(Collector):
-        def collect(self) -> Iterator[Metric]:
-            return collect()
-
-    registry = CollectorRegistry()
-    registry.register(Source())
-    return registry
 
 
 #: What is unknown while the blobs can't be listed.
