@@ -64,9 +64,6 @@ def _keep(host: Host, rules: Rules, store: int, answers: list[Outcome]) -> bool:
     return False
 
 
-# ---------------------------------------------------------------- registries
-
-
 def ask(actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
     """Ask for each action's digest, by its models in turn until one's registry knows it.
 
@@ -114,9 +111,6 @@ def _doubt(host: Host, model: ModelName, action: Action, length: int | None) -> 
         return ""
     says = "does not name it" if named is None else f"says {named:,}"
     return f"{model.host} says {length:,} bytes, and its manifest of {model.shown} {says}"
-
-
-# ---------------------------------------------------------------- hashes
 
 
 class _StoppedError(Exception):

@@ -271,7 +271,7 @@ def _not_done(action: Action, error: ChangedError | OSError) -> Outcome:
         file = names.printable(os.fsdecode(error.filename)) if error.filename else action.kind.value
         return Outcome(action, Result.FAILED, f"{file}: {error.strerror}")
     refusal = Refusal(
-        getattr(error, "kind", RefusalKind.CHANGED),
+        error.kind if isinstance(error, transaction.UndoneError) else RefusalKind.CHANGED,
         action.subject,
         action.kind,
         error.message,
@@ -280,9 +280,6 @@ def _not_done(action: Action, error: ChangedError | OSError) -> Outcome:
         command=error.command,
     )
     return Outcome(action, Result.REFUSED, error.message, refusal=refusal)
-
-
-# ---------------------------------------------------------------- times
 
 
 def refresh_all(host: Host, batch: list[Action], journal: Journal) -> list[Outcome]:

@@ -65,9 +65,6 @@ class Need(NamedTuple):
     wanted: Ranges
 
 
-# ---------------------------------------------------------------- files
-
-
 def write_back(blobs: int, needs: Sequence[Need], stop: Callable[[], bool]) -> Iterator[Written]:
     """Bring some bytes of each file to the disk; small files share the wait for the rest."""
     for batch in _batches(needs):
@@ -148,9 +145,6 @@ def _rest_synced(fds: Sequence[int], stop: Callable[[], bool]) -> int | None:
     return None if code == errno.EINTR else code
 
 
-# ---------------------------------------------------------------- before anything is done
-
-
 def settle(host: Host, planned: Plan, *, behind: bool) -> Settled:
     """Bring to the disk what a plan relies on, unlocked; `behind`: but not what it claims."""
     needed = [_need(action, behind=behind) for action in planned.actions]
@@ -202,9 +196,6 @@ def keep_refused(journal: Journal, now: float, refused: Iterable[tuple[str, Writ
         details = {"digest": f"sha256:{digest}", "refused_bytes": lost}
         journal(Event(now, EventType.ERROR, message, who, details))
     return journal.save(known)
-
-
-# ---------------------------------------------------------------- behind claims
 
 
 def noted(known: Memory, boot: str) -> list[tuple[str, Remembered]]:

@@ -86,9 +86,6 @@ def with_memory(
     )
 
 
-# ---------------------------------------------------------------- what a hash decides
-
-
 def _decided(
     found: scan.Scan, memory: Memory, now: float
 ) -> tuple[list[OddBlob], dict[str, tuple[int, str]]]:
@@ -135,9 +132,6 @@ def _with_registry(odd: OddBlob, memory: Memory, now: float) -> OddBlob:
     return odd._replace(registry=said and said.length, asked=said is not None)
 
 
-# ---------------------------------------------------------------- manifests with a wrong size
-
-
 def _disputed(found: scan.Scan, blobs: int, odd: Iterable[str]) -> dict[str, tuple[int, str]]:
     """The sizes of blobs to which manifests give several, and which have one of them."""
     sizes: dict[str, tuple[int, str]] = {}
@@ -166,9 +160,6 @@ def _wrong_sizes(
                 yield odd._replace(published=same)
 
 
-# ---------------------------------------------------------------- what is remembered
-
-
 def remembered(found: Entry, memory: Memory) -> Entry:
     """The entry with what is remembered of it: its own time where we set another, its hash."""
     touched = memory.touched.get(found.name) if memory.touched else None
@@ -184,9 +175,6 @@ def asked(memory: Memory, digest: str, now: float) -> Asked | None:
     """What a registry said of a digest within the hour; None where none was asked."""
     found = memory.asked.get(digest)
     return found if found is not None and found.counts(now) else None
-
-
-# ---------------------------------------------------------------- quarantine
 
 
 def look_at_quarantine(store: int, memory: Memory) -> tuple[tuple[Kept, ...], Unseen | None]:

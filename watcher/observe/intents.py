@@ -307,9 +307,6 @@ def hash_of(name: str, folder: int) -> str:
     return hashlib.sha256(raw).hexdigest() if len(raw) <= sidecars.READ_LIMIT else ""
 
 
-# ---------------------------------------------------------------- what it says
-
-
 def _intent(value: Mapping[str, Any], here: int) -> Intent:
     try:
         boot, *rest = (value["blobs"][name] for name in Folder._fields)
@@ -398,9 +395,6 @@ def _check_all(wanted: Iterable[str], roles: Collection[Role], digest: str = "")
         path = "/" in name or "\0" in name
         if path or parsed.role not in roles or (digest and parsed.digest != digest):
             raise ForeignError(f"it is about {names.printable(name)[:100]}")
-
-
-# ---------------------------------------------------------------- all of a store
 
 
 def foreign(store: int, boot: str) -> tuple[Unseen, ...]:

@@ -172,9 +172,6 @@ def _unclaimed(parts: Iterable[Part]) -> Ranges:
     return tuple((part.starts_at, part.end) for part in parts if part.completed < part.size)
 
 
-# ---------------------------------------------------------------- reading
-
-
 class Content:
     """A data file up to `size` bytes; `known`: what a scan of the very same bytes read."""
 

@@ -417,9 +417,6 @@ def _writes(host: Host, pid: int, number: str) -> bool:
     return True  # held, and not known how: the worse is assumed
 
 
-# ---------------------------------------------------------------- sight
-
-
 def _view(host: Host, unread: list[Process], *, network: bool, writers_visible: bool) -> View:
     unseen = tuple(f"{process.name} ({process.pid})" for process in unread[:_SHOWN_UNSEEN])
     if writers_visible:

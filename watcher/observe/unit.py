@@ -147,8 +147,16 @@ def from_files(root: str = "") -> Unit | None:
     whole = next(filter(None, (_text(f"{folder}/{NAME}", root) for folder in _FOLDERS)), None)
     if whole is None:
         return None  # not there, or masked
-    settings = [each for text in (whole, *_drop_ins(root)) for each in _settings(text)]
-    return _made(settings, root)
+    # Drop-ins count by name, those of an earlier folder before those of a later one.
+    found: dict[str, str] = {}
+    for kind in ("service.d", f"{NAME}.d"):
+        for folder in reversed(_FOLDERS):
+            with contextlib.suppress(OSError):
+                for name in os.listdir(_resolved(f"{folder}/{kind}", root)):
+                    if name.endswith(".conf"):
+                        found[name] = f"{folder}/{kind}/{name}"
+    texts = (whole, *(_text(found[name], root) or "" for name in sorted(found)))
+    return _made([each for text in texts for each in _settings(text)], root)
 
 
 def _made(settings: Iterable[tuple[str, str]], root: str = "", *, idle: bool = False) -> Unit:
@@ -185,9 +193,6 @@ def _made(settings: Iterable[tuple[str, str]], root: str = "", *, idle: bool = F
     )
 
 
-# ---------------------------------------------------------------- systemd
-
-
 def _asked() -> Unit | None:
     try:
         answer = subprocess.run(
@@ -215,21 +220,6 @@ def _asked() -> Unit | None:
         return None
     off = state.get("UnitFileState") in ("disabled", "masked", "masked-runtime")
     return _made(found, idle=off and state.get("ActiveState") == "inactive")
-
-
-# ---------------------------------------------------------------- files
-
-
-def _drop_ins(root: str) -> Iterator[str]:
-    found: dict[str, str] = {}
-    for kind in ("service.d", f"{NAME}.d"):
-        for folder in reversed(_FOLDERS):
-            with contextlib.suppress(OSError):
-                for name in os.listdir(_resolved(f"{folder}/{kind}", root)):
-                    if name.endswith(".conf"):
-                        found[name] = f"{folder}/{kind}/{name}"
-    for name in sorted(found):
-        yield _text(found[name], root) or ""
 
 
 def _text(path: str, root: str) -> str | None:
@@ -280,9 +270,6 @@ def _of_file(text: str) -> Iterator[tuple[str, str]]:
         name, named, value = line.strip().partition("=")
         if named and name[:1] not in ("#", ";"):
             yield name.strip(), " ".join(_words(value)) if value else ""
-
-
-# ---------------------------------------------------------------- users
 
 
 def _fields(path: str, root: str) -> list[list[str]]:
