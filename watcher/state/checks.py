@@ -22,7 +22,6 @@ _MOST_UNSIGNED, _MOST_SIGNED = (1 << 64) - 1, (1 << 63) - 1
 #: Seconds since the epoch on any file system, and those that a calendar has, in every time zone.
 _MOST_SECONDS = float(1 << 63)
 LAST_DAY = 253402300800.0 - 2 * 86400.0
-_LONGEST_NAME = 255
 
 
 def whole(value: object, most: int = _MOST_SIGNED, least: int = 0) -> int:
@@ -74,7 +73,7 @@ boot = partial(text, longest=100)
 
 def file_name(value: object) -> str:
     """The name of a file in one folder, which leads nowhere else."""
-    name = text(value, 4 * _LONGEST_NAME)
+    name = text(value, 4 * 255)
     if "/" in name or "\0" in name or name in ("", ".", ".."):
         raise ValueError("expected the name of a file")
     return name

@@ -8,6 +8,7 @@ relies on a hash that a kill has taken.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -102,18 +103,17 @@ class Blobs(NamedTuple):
     wrong: set[str]
 
 
+@dataclass(slots=True)
 class Hashes:
     """Hashes by file name: those that are in no file yet, and those in the files of a store."""
 
-    __slots__ = ("_boot", "_shards", "_store", "new", "unread")
-
-    def __init__(self, new: New = _NONE, store: int | None = None, boot: str = "") -> None:
-        #: Found out just now, or by an earlier version, which kept them in ``state.json``.
-        self.new = new
-        #: Why some of the files could not be used, if so.
-        self.unread = ""
-        self._store, self._boot = store, boot
-        self._shards: dict[str, Shard] = {}
+    #: Found out just now, or by an earlier version, which kept them in ``state.json``.
+    new: New = _NONE
+    _store: int | None = field(default=None, compare=False)
+    _boot: str = field(default="", compare=False)
+    #: Why some of the files could not be used, if so.
+    unread: str = field(default="", compare=False)
+    _shards: dict[str, Shard] = field(default_factory=dict, compare=False)
 
     def of_disk(self, store: int, boot: str) -> Hashes:
         """The same with the files of an open store, as far as they count in this start."""
@@ -122,11 +122,6 @@ class Hashes:
     def plus(self, more: New) -> Hashes:
         """The same with what was found out besides."""
         return Hashes({**self.new, **more}, self._store, self._boot)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Hashes) and self.new == other.new
-
-    __hash__ = None  # type: ignore[assignment]
 
     def get(self, name: str) -> Hashed | None:
         """What is known of a file, as far as it tells of what is on the disk."""

@@ -250,11 +250,7 @@ def _seen_of(document: Mapping[str, Any]) -> Seen:
     )
 
 
-def _pair(inode: int, changed_ns: int) -> tuple[int, int]:
-    return inode, changed_ns
-
-
-_manifest = row(_pair, checks.identity, checks.nanoseconds)
+_manifest = row(lambda inode, changed_ns: (inode, changed_ns), checks.identity, checks.nanoseconds)
 
 
 def _key(name: object) -> str:
