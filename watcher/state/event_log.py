@@ -316,7 +316,7 @@ class Log:
         #: Device and inode of the file that was read last, and up to where.
         self._file: tuple[int, int] | None = None
         self._offset = 0
-        #: Events that could not be read so far.
+        #: Lines that could not be read so far.
         self.damaged = 0
 
     def read(self, *, to_the_end: bool = False) -> Iterator[Event]:

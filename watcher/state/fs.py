@@ -349,41 +349,28 @@ def create_all(
     mode: int = FILE_MODE,
 ) -> None:
     """Make new files, by name, as `create`, in far less time. On an error the first may stay."""
-    names = list(contents)
-    for at in range(0, len(names), _AT_ONCE):
-        some = {name: contents[name] for name in names[at : at + _AT_ONCE]}
-        _create_some(some, parent, owner, mode, durable=durable)
-
-
-def _create_some(
-    contents: Mapping[str, bytes],
-    parent: int,
-    owner: tuple[int, int] | None,
-    mode: int,
-    *,
-    durable: bool,
-) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    above = os.fstat(parent)
-    made: dict[str, int] = {}
-    try:
-        for name, data in contents.items():
-            fd = made[name] = os.open(name, flags, mode, dir_fd=parent)
-            _settle(fd, above, mode, owner)
-            _write_all(fd, data)
-            if durable and len(contents) > 1:
-                # Linux begins to write what is not needed in memory, so that the journal is
-                # committed once for nearly all of them, and not once for each.
-                drop_cache(fd)
-        for fd in made.values() if durable else ():
-            os.fsync(fd)
-    except BaseException:
-        for name in made:
-            os.unlink(name, dir_fd=parent)
-        raise
-    finally:
-        for fd in made.values():
-            os.close(fd)
+    above, names = os.fstat(parent), list(contents)
+    for at in range(0, len(names), _AT_ONCE):
+        made: dict[str, int] = {}
+        try:
+            for name in names[at : at + _AT_ONCE]:
+                fd = made[name] = os.open(name, flags, mode, dir_fd=parent)
+                _settle(fd, above, mode, owner)
+                _write_all(fd, contents[name])
+                if durable and len(contents) > 1:
+                    # Linux begins to write what is not needed in memory, so that the journal is
+                    # committed once for nearly all of them, and not once for each.
+                    drop_cache(fd)
+            for fd in made.values() if durable else ():
+                os.fsync(fd)
+        except BaseException:
+            for name in made:
+                os.unlink(name, dir_fd=parent)
+            raise
+        finally:
+            for fd in made.values():
+                os.close(fd)
 
 
 def reserve(name: str, parent: int, size: int) -> None:
@@ -611,7 +598,14 @@ def _sync_and_exit(fds: Sequence[int]) -> NoReturn:
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
-        _close_all_but(fds)
+        try:
+            last = max(map(int, os.listdir("/proc/self/fd")))
+        except OSError:
+            last = min(os.sysconf("SC_OPEN_MAX"), _MANY_FILES)
+        start = 0
+        for fd in (*sorted(fds), last + 1):
+            os.closerange(start, fd)
+            start = fd + 1
         privileges.give_up()
         code = _first_error(fds)
     finally:
@@ -628,17 +622,6 @@ def _first_error(fds: Sequence[int]) -> int:
             if error.errno != errno.EINVAL:
                 first = first or error.errno or errno.EIO
     return first
-
-
-def _close_all_but(fds: Sequence[int]) -> None:
-    try:
-        last = max(map(int, os.listdir("/proc/self/fd")))
-    except OSError:
-        last = min(os.sysconf("SC_OPEN_MAX"), _MANY_FILES)
-    start = 0
-    for fd in (*sorted(fds), last + 1):
-        os.closerange(start, fd)
-        start = fd + 1
 
 
 def drop_cache(fd: int) -> None:

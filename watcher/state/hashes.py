@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from watcher.ollama import names
@@ -93,7 +92,6 @@ _FILES = {prefix: _File(f"{prefix}.json", _EMPTY, FOLDER) for prefix in _PREFIXE
 
 
 New: TypeAlias = Mapping[str, Hashed]
-_NONE: New = MappingProxyType({})
 
 
 class Blobs(NamedTuple):
@@ -108,7 +106,7 @@ class Hashes:
     """Hashes by file name: those that are in no file yet, and those in the files of a store."""
 
     #: Found out just now, or by an earlier version, which kept them in ``state.json``.
-    new: New = _NONE
+    new: New = field(default_factory=dict)
     _store: int | None = field(default=None, compare=False)
     _boot: str = field(default="", compare=False)
     #: Why some of the files could not be used, if so.
