@@ -518,9 +518,9 @@ PLACES: dict[str, str] = {
             "decide/safety.py:_why_not",
         ),
         "tests/repair/test_at_risk.py": ("decide/at_risk.py:_finding",),
-        "tests/test_root.py": ("decide/findings.py:_state",),
+        "tests/test_root.py": ("decide/findings.py:_state", "commands/daemon.py:_read_again"),
         "tests/race/test_planted_intents.py": ("decide/findings.py:_foreign_intents",),
-        "tests/crash/test_power_cut.py": ("commands/prepare.py:_tell_doubted",),
+        "tests/crash/test_power_cut.py": ("commands/prepare.py:_name_doubted",),
         "tests/test_command_line.py": (
             "commands/declare.py:Group._hint", "commands/quarantine.py:_act",
         ),

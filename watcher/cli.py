@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
@@ -67,10 +68,9 @@ class _Program(Group):
             words = [*words[1:], "--help"]
         return super().resolve_command(at, words)
 
-    def format_commands(self, at: click.Context, formatter: click.HelpFormatter) -> None:
+    def sections(self, _: click.Context) -> Mapping[str, Iterable[str]]:
         """The commands by what they are for."""
-        for title, names in COMMANDS.items():
-            self.format_section(title, names, at, formatter)
+        return COMMANDS
 
     def format_global_options(self, at: click.Context, formatter: click.HelpFormatter) -> None:
         """All options that every command takes."""

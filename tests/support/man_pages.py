@@ -12,7 +12,7 @@ from click_man.man import ManPage  # type: ignore[import-untyped]
 
 import watcher
 from watcher.cli import program
-from watcher.commands.declare import PROGRAM, Command, Group, rows_of
+from watcher.commands.declare import PROGRAM, Command, Group, first_line, rows_of
 
 ROOT = Path(watcher.__file__).parents[1]
 FOLDER = ROOT / "man"
@@ -38,21 +38,17 @@ def _page(at: click.Context) -> str:
     command = at.command
     page = ManPage(at.command_path)
     page.version, page.date = watcher.__version__, _DATE
-    page.short_help = _first_line(command)
+    page.short_help = first_line(command)
     page.synopsis = " ".join(command.collect_usage_pieces(at))
     page.description = _escaped(inspect.cleandoc(command.help or ""))
     page.options = [(name, _escaped(text)) for name, text in rows_of(at, command.params)]
     if isinstance(command, Group):
         found = {name: command.get_command(at, name) for name in command.list_commands(at)}
-        page.commands = [(name, _first_line(each)) for name, each in found.items() if each]
+        page.commands = [(name, first_line(each)) for name, each in found.items() if each]
     assert isinstance(command, Command | Group)
     examples = "".join(f"{PROGRAM} {_escaped(each)}\n" for each in command.examples)
     read_on = _escaped(command.read_on)
     return f"{page}.SH EXAMPLES\n.nf\n{examples}.fi\n.SH SEE ALSO\n{read_on}\n"
-
-
-def _first_line(command: click.Command) -> str:
-    return (command.help or "").partition("\n")[0]
 
 
 def _escaped(text: str) -> str:

@@ -62,10 +62,7 @@ def _document(document: dict[str, object]) -> None:
 
 
 def _settings(context: Context) -> Iterator[tuple[str, object, str]]:
-    """Each setting, its value as it counts, and its source.
-
-    The value is None for a store that is found automatically.
-    """
+    """Each setting, its value (None for a store that is found automatically), and its source."""
     found = settings.given(context.config_file, os.environ)
     if context.stores:
         found["store"] = settings.Given(list(context.stores), "--store")

@@ -41,7 +41,6 @@ class GlobalOption(click.Option):
 
 
 def _folders(_: click.Context, __: click.Parameter, start: str) -> list[Any]:
-    """Have the shell list folders."""
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(start, type="dir")]
@@ -103,11 +102,6 @@ class _Helped(click.Command):
         self.read_on = read_on
         self.params += _GLOBAL_OPTIONS
 
-    @property
-    def first_line(self) -> str:
-        """What the command does, in a sentence."""
-        return (self.help or "").partition("\n")[0]
-
     def format_options(self, at: click.Context, formatter: click.HelpFormatter) -> None:
         """The command's own options; those of all commands are listed by the program's help."""
         own = (each for each in self.get_params(at) if not isinstance(each, GlobalOption))
@@ -128,6 +122,11 @@ class _Helped(click.Command):
         if self.read_on:
             with formatter.section("Read on"):
                 formatter.write(click.wrap_text(self.read_on, formatter.width, "  ", "  ") + "\n")
+
+
+def first_line(command: click.Command | None) -> str:
+    """What a command does, in a sentence."""
+    return ((command and command.help) or "").partition("\n")[0]
 
 
 def rows_of(at: click.Context, params: Iterable[click.Parameter]) -> list[tuple[str, str]]:
@@ -176,26 +175,17 @@ class Group(_Helped, click.Group):
             cmd.read_on = cmd.read_on or self.read_on
         super().add_command(cmd, name)
 
-    def format_commands(self, at: click.Context, formatter: click.HelpFormatter) -> None:
-        """Each command with its whole sentence."""
-        self.format_section("Commands", self.list_commands(at), at, formatter)
-
-    def format_section(
-        self, title: str, names: Iterable[str], at: click.Context, formatter: click.HelpFormatter
-    ) -> None:
-        """Some of the commands under a title."""
-        rows = []
-        for name in names:
-            command = self.get_command(at, name)
-            assert isinstance(command, _Helped)
-            rows.append((name, command.first_line))
-        with formatter.section(title):
-            formatter.write_dl(rows)
+    def sections(self, at: click.Context) -> Mapping[str, Iterable[str]]:
+        """The titles of help, with the commands under each."""
+        return {"Commands": self.list_commands(at)}
 
     def format_options(self, at: click.Context, formatter: click.HelpFormatter) -> None:
-        """Options, then commands."""
+        """Options, then each command with its whole sentence."""
         _Helped.format_options(self, at, formatter)
-        self.format_commands(at, formatter)
+        for title, listed in self.sections(at).items():
+            found = {name: self.get_command(at, name) for name in listed}
+            with formatter.section(title):
+                formatter.write_dl([(name, first_line(each)) for name, each in found.items()])
 
     def resolve_command(
         self, at: click.Context, words: list[str]

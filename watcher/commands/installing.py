@@ -165,7 +165,7 @@ def _found(path: str) -> str | None:
 
 
 def _made_for(path: str, text: str | None) -> Iterator[str]:
-    """The folders that were made for a file of ours."""
+    """The folders that were made for a file of ours, the innermost first."""
     made, _ = units.stamp(text or "") or (0, True)
     for _ in range(made):
         path = os.path.dirname(path)
@@ -212,8 +212,15 @@ def _change(steps: Iterable[Step]) -> None:
                 "fix that and run it again; completed steps are kept",
             ) from None
     for step in steps:
-        if step.kind is Kind.REMOVE:
-            _remove_empty(_made_for(step.path, step.text))
+        for made in _made_for(step.path, step.text) if step.kind is Kind.REMOVE else ():
+            parent, name = os.path.split(made)
+            try:
+                with fs.opened_folder(parent) as fd:
+                    fs.remove_folder(name, fd)
+            except FileNotFoundError:
+                continue  # gone already, with what was below it
+            except OSError:
+                break  # in use, and so are those above it
 
 
 def _make_folder(path: str) -> None:
@@ -222,19 +229,6 @@ def _make_folder(path: str) -> None:
         _make_folder(parent)
         with fs.opened_folder(parent) as fd:
             fs.ensure_folder(name, fd)
-
-
-def _remove_empty(folders: Iterable[str]) -> None:
-    """Remove folders, the innermost first, up to the first that is in use."""
-    for folder in folders:
-        parent, name = os.path.split(folder)
-        try:
-            with fs.opened_folder(parent) as fd:
-                fs.remove_folder(name, fd)
-        except FileNotFoundError:
-            continue  # gone already, with what was below it
-        except OSError:
-            return
 
 
 # ---------------------------------------------------------------- systemd
@@ -325,7 +319,6 @@ class _Systemd:
 
 
 def _shown(step: Step) -> str:
-    """A change, for who is asked: a new file as it is, a changed one by its differences."""
     head = f"{step.kind:<8} {names.printable(step.path)}\n"
     if step.kind is Kind.REMOVE:
         return head

@@ -90,10 +90,7 @@ def run(context: Context, drive: Drive) -> Exit:
 
 
 def run_leashed(context: Context) -> Exit:
-    """The same for a daemon: drive what is due, and end in order when stdin does.
-
-    On stdout are the events, one a line.
-    """
+    """The same for a daemon: drive what is due, print events, end in order when stdin does."""
     ended = threading.Event()
 
     def tell(event: Event) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,9 @@ _STOPPED_SECONDS, _MOST_STOPS = 1.0, 5
 
 
 def settle(store: str) -> None:
-    """Go on as the owner of a store, where this is root's process.
+    """Go on as the owner of a store, where this is root's process. Raises NoPermissionError.
 
     Before the first thread, and before anything in the store is opened.
-    Raises NoPermissionError where that can't be.
     """
     from watcher.state import folders
     from watcher.system import privileges
@@ -87,27 +86,25 @@ def _known_to(store: str, knows: Knows) -> Known:
     ours, theirs = os.pipe()
     child = _forked()
     if child == 0:
-        os.close(ours)
-        _answer(store, knows, theirs)
+        try:
+            os.close(ours)
+            with (
+                contextlib.suppress(WatchError, OSError),
+                open(theirs, "w", encoding="ascii") as answer,
+            ):
+                settle(store)
+                found = knows(store)
+                known = {model: sorted(each) for model, each in found.models.items()}
+                json.dump([known, sorted(found.digests), found.unseen], answer)
+        finally:
+            os._exit(0)
     os.close(theirs)
     with open(ours, "rb") as answer:
-        found = answer.read()
+        raw = answer.read()
     os.waitpid(child, 0)
-    models, digests, unseen = json.loads(found) if found else ({}, [], [])
-    known = {model: frozenset(each) for model, each in models.items()}
-    return Known(known, frozenset(digests), tuple(unseen))
-
-
-def _answer(store: str, knows: Knows, to: int) -> None:
-    """In the child: look, answer, and end, whatever comes of it."""
-    try:
-        with contextlib.suppress(WatchError, OSError), open(to, "w", encoding="ascii") as answer:
-            settle(store)
-            found = knows(store)
-            models = {model: sorted(each) for model, each in found.models.items()}
-            json.dump([models, sorted(found.digests), found.unseen], answer)
-    finally:
-        os._exit(0)
+    models, digests, unseen = json.loads(raw) if raw else ({}, [], [])
+    models = {model: frozenset(each) for model, each in models.items()}
+    return Known(models, frozenset(digests), tuple(unseen))
 
 
 def _code_of(child: int) -> int:
@@ -115,7 +112,16 @@ def _code_of(child: int) -> int:
 
     Its user may stop or end it, and keeps nobody else's store from its turn by that.
     """
-    with _handed_on(child) as asked:
+    asked: list[int] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+        if number == signal.SIGTERM:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+
+    before = {each: signal.signal(each, end) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
         for _ in range(_MOST_STOPS):
             _, status = os.waitpid(child, os.WUNTRACED)
             if not os.WIFSTOPPED(status):
@@ -125,28 +131,10 @@ def _code_of(child: int) -> int:
         else:
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     code = os.waitstatus_to_exitcode(status)
     if asked:
         return Exit.INTERRUPTED
     return Exit.FAILED if code in (Exit.INTERRUPTED, *range(-signal.NSIG, 0)) else code
-
-
-@contextlib.contextmanager
-def _handed_on(child: int) -> Iterator[list[int]]:
-    """The signals that have ended it; it may have ended by itself meanwhile."""
-    asked: list[int] = []
-
-    def end(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, number)
-
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda number, _: asked.append(number)),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, end),
-    }
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,12 +1,19 @@
 """``service``: install, show or remove the service."""
 
-from typing import Any
-
 import click
 
 from watcher.commands import declare
 from watcher.commands.context import Context
 from watcher.errors import Exit
+
+_FOLDER = click.Path(exists=True, file_okay=False, readable=False, resolve_path=True)
+_RHYTHM = click.Choice(["daily", "weekly", "monthly"])
+_root = click.option(
+    "--root", type=_FOLDER, metavar="DIR", help="Root folder of a system that is not running."
+)
+_user = click.option("--user", is_flag=True, help="Install for your own systemd.")
+_clean = click.option("--clean", type=_RHYTHM, help="Also clean regularly.")
+_cron = click.option("--cron", is_flag=True, help="Install for cron instead of systemd.")
 
 
 @declare.group(
@@ -22,27 +29,11 @@ def service() -> None:
     """Install, show or remove the service."""
 
 
-def _target_options(command: Any) -> Any:
-    """Where an installation's files go."""
-    root = click.Path(exists=True, file_okay=False, readable=False, resolve_path=True)
-    user = click.option("--user", is_flag=True, help="Install for your own systemd.")
-    other = click.option(
-        "--root", type=root, metavar="DIR", help="Root folder of a system that is not running."
-    )
-    return other(user(command))
-
-
-def _install_options(command: Any) -> Any:
-    """What is to be installed."""
-    cron = click.option("--cron", is_flag=True, help="Install for cron instead of systemd.")
-    rhythm = click.Choice(["daily", "weekly", "monthly"])
-    clean = click.option("--clean", type=rhythm, help="Also clean regularly.")
-    return clean(cron(command))
-
-
 @service.command(examples=["service install", "service install --clean weekly"])
-@_target_options
-@_install_options
+@_root
+@_user
+@_clean
+@_cron
 @declare.yes
 def install(
     context: Context, root: str | None, user: bool, clean: str | None, cron: bool, yes: bool
@@ -57,7 +48,8 @@ def install(
 
 
 @service.command(examples=["service uninstall"])
-@_target_options
+@_root
+@_user
 @declare.yes
 def uninstall(context: Context, root: str | None, user: bool, yes: bool) -> Exit:
     """Stop the service and remove its files.
@@ -70,8 +62,10 @@ def uninstall(context: Context, root: str | None, user: bool, yes: bool) -> Exit
 
 
 @service.command(examples=["service show", "service show --cron"])
-@_target_options
-@_install_options
+@_root
+@_user
+@_clean
+@_cron
 def show(context: Context, root: str | None, user: bool, clean: str | None, cron: bool) -> Exit:
     """Print the files that install writes."""
     from watcher.commands.installing import Target

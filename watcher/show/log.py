@@ -47,8 +47,6 @@ def losses(resets: int, stalls: int, lost: int) -> list[str]:
 
 
 def _speed(details: Mapping[str, object]) -> str:
-    """The speed of a pull that has ended, where its event has it."""
-
     def number(key: str) -> float:
         value = details.get(key)
         return value if isinstance(value, int | float) and value > 0 else 0

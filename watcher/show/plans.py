@@ -103,7 +103,6 @@ def _refused(refusals: Iterable[Refusal]) -> Iterator[Line]:
 
 
 def _helps(item: Refusal | Finding) -> Iterator[Line]:
-    """What helps, in words, and as a command on a line of its own."""
     if item.remedy:
         yield Line(item.remedy, 2)
     if item.command:
@@ -111,14 +110,12 @@ def _helps(item: Refusal | Finding) -> Iterator[Line]:
 
 
 def _subject(item: Action | Refusal) -> str:
-    """What an action is about, as people know it."""
     if item.kind in _OF_FILES:
         return name(item.subject)
     return name(names.known_as(item.models, item.subject.removeprefix("sha256-")))
 
 
 def _gains(item: Plan | Action) -> str:
-    """What is won by it, in words."""
     gains = [f"frees {size(item.frees)}"] if item.frees else []
     if item.saves:
         gains.append(f"saves {size(item.saves)} of downloading")

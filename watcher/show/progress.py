@@ -119,7 +119,6 @@ class Blocks(Display):
 
 
 def _numbers(update: Update) -> str:
-    """Percent, bytes, rate and time left."""
     record = update.record
     if not record.total_bytes:
         return ""
@@ -132,7 +131,6 @@ def _numbers(update: Update) -> str:
 
 
 def _document(pull: Pull, update: Update) -> dict[str, Any]:
-    """One line of ``pull --json``."""
     return {
         **documents.record(pull.name.shown, update.record),
         "present_bytes": update.record.present_bytes,

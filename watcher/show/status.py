@@ -1,27 +1,38 @@
-"""What is going on in a store, as text and as a document."""
+"""What is going on in a store: looked at, as text and as a document."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+from watcher.config import Settings
 from watcher.decide import remaining
 from watcher.decide.conditions import settled_condition
+from watcher.decide.transitions import rate
+from watcher.errors import WatchError
 from watcher.model import DAY, QUIET_SECONDS, Condition, Diagnosed, Unseen, Visibility
-from watcher.observe.serving import Running
+from watcher.observe import serving
+from watcher.observe.host import Host
 from watcher.ollama import names, ranges
+from watcher.pull import queue as queues
 from watcher.pull.failures import Asked, Cause, of_error
 from watcher.pull.queue import Queue
-from watcher.pull.speed import Spread
-from watcher.reconcile import Report
+from watcher.pull.speed import Spread, spread
+from watcher.reconcile import Reconciler, Report, remembered
 from watcher.show import documents, log, queue, tables
 from watcher.show.text import Line, Part, Span, Table, command, name, size
-from watcher.state import event_log
+from watcher.state import event_log, folders, records, state_folder
 from watcher.state.event_log import clock
+from watcher.state.memory import Memory, Sample
 from watcher.state.records import Record, Records, State
 from watcher.system import advice
 
 #: A record of a download that goes on is changed each second, but for waits.
 _SILENT_SECONDS = 60.0
+#: A rate takes two looks.
+_APART_SECONDS = 1.0
 
 
 class Pace(NamedTuple):
@@ -33,22 +44,26 @@ class Pace(NamedTuple):
     lately: Spread | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Status:
-    """One scan, the pace of each live download by key, and what else is known of the store."""
+    """One look at a store, and what else is known of it. `past` is an earlier look."""
 
-    report: Report
-    paces: Mapping[str, Pace]
-    daemon: Running | None
-    #: When the whole store was last scanned with a memory; 0 for never.
-    looked_at: float
-    #: Of each model, by `ModelName.key`, what is kept of its download.
-    records: Records
-    #: The queue, and the process that runs it.
-    queue: Queue
-    runner: Running | None
-    #: What could not be inspected.
-    unseen: tuple[Unseen, ...] = ()
+    def __init__(self, host: Host, settings: Settings, past: Report | None = None) -> None:
+        reconciler = Reconciler(host, settings)
+        self.report = reconciler.inspect()
+        conditions = {each.condition for each in self.report.diagnosis.diagnosed}
+        if past is None and Condition.LIVE in conditions:
+            time.sleep(_APART_SECONDS)
+            past, self.report = self.report, reconciler.inspect()
+        memory = remembered(host)
+        #: When the whole store was last scanned with a memory; 0 for never.
+        self.looked_at = memory.looked_at
+        #: Of each live download, by its key.
+        self.paces = _paces(past, self.report, memory)
+        self.daemon = serving.daemon(host.store)
+        self.runner = serving.queue_runner(host.store)
+        self.records, self.queue, unread = _kept(host.store)
+        #: What could not be inspected.
+        self.unseen = (*remaining.out_of_sight(self.report.evidence), *unread)
 
     @property
     def diagnosed(self) -> tuple[Diagnosed, ...]:
@@ -94,6 +109,49 @@ class Status:
                 and (key in unfinished or seen.now - each.updated_at < DAY)
             )
         }
+
+
+def _kept(path: str) -> tuple[Records, Queue, list[Unseen]]:
+    """What is kept of the models' downloads, and the queue; and what of it can't be read."""
+    known: Records = {}
+    line = Queue()
+    unread: list[Unseen] = []
+
+    def note(name: str, error: WatchError) -> None:
+        file = f"{state_folder.FOLDER}/{name}"
+        unread.append(Unseen(file, error.message.removeprefix(f"{file} can't be read: ")))
+
+    with suppress(OSError), folders.opened_store(path) as store:
+        try:
+            known = records.read(store)
+        except WatchError as error:
+            note(records.NAME, error)
+        try:
+            line = queues.FILE.read(store)
+        except WatchError as error:
+            note(queues.FILE.name, error)
+    return known, line, unread
+
+
+def _paces(past: Report | None, now: Report, memory: Memory) -> dict[str, Pace]:
+    """How fast each live download comes, by its key: between two looks, and as a daemon saw it."""
+    before = {} if past is None else {each.key: each for each in past.evidence.downloads}
+    found: dict[str, Pace] = {}
+    for diagnosed in now.diagnosis.diagnosed:
+        download = diagnosed.download
+        if diagnosed.condition is not Condition.LIVE:
+            continue
+        per_second = left = None
+        if past is not None and download.key in before:
+            first = Sample(past.evidence.now, before[download.key].allocated)
+            per_second = rate((first, Sample(now.evidence.now, download.allocated)))
+        if per_second and download.total is not None:
+            left = max(0, download.total - download.allocated) / per_second
+        known = memory.downloads.get(download.key)
+        rates = map(rate, pairwise(known.samples if known else ()))
+        lately = spread([each for each in rates if each is not None])
+        found[download.key] = Pace(per_second, left, lately)
+    return found
 
 
 def document(status: Status) -> dict[str, Any]:
@@ -167,8 +225,7 @@ def _download(diagnosed: Diagnosed, status: Status) -> dict[str, Any]:
 def rates(status: Status) -> dict[str, float]:
     """Bytes a second of each pull of which some come: by model, or digest where that is not known.
 
-    Of those that a process of ours drives by what the server tells, of others by what comes on the
-    disk.
+    Of our own pulls as the server reports them, of others as they arrive on the disk.
     """
     now = status.report.evidence.now
     found = {
@@ -292,7 +349,6 @@ def _drawn(diagnosed: Diagnosed, status: Status) -> Iterator[Line]:
 
 
 def _stage(record: Record, now: float) -> str:
-    """A model's stage, percent, rate, losses and error."""
     text = record.state.stage
     if record.total_bytes:
         text += f" {record.progress_percent:.0f} % of {size(record.total_bytes)}"

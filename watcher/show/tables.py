@@ -152,7 +152,12 @@ def audit(report: Report, *, verbose: bool) -> Iterator[Part]:
     yield verdict(report)
     yield ""
     yield from summary(seen)
-    yield row("found", _counts(diagnosis))
+    counts = Counter(finding.severity for finding in diagnosis.findings)
+    spans: list[Span] = []
+    for severity, word in _NOTICES.items():
+        if counts[severity]:
+            spans += [Span(", "), Span(count(counts[severity], word), _STYLE[severity])]
+    yield row("found", tuple(spans[1:]))
     if diagnosis.diagnosed:
         yield ""
         yield Line("Unfinished downloads", style="bold")
@@ -175,7 +180,6 @@ def audit(report: Report, *, verbose: bool) -> Iterator[Part]:
 
 
 def _forecast(foreseen: model.Forecast, seen: Evidence) -> Iterator[Line]:
-    """What the next server start does, and why; nothing where it does nothing."""
     does: list[Line] = []
     if foreseen.start_fails:
         does.append(row("fails", "the server can't start", "bold red"))
@@ -234,17 +238,8 @@ def summary(seen: Evidence) -> Iterator[Line]:
         yield row("visibility", f"{_VISIBILITY[seen.view.visibility]}: {seen.view.why}")
 
 
-def _counts(diagnosis: model.Diagnosis) -> tuple[Span, ...]:
-    counts = Counter(finding.severity for finding in diagnosis.findings)
-    spans: list[Span] = []
-    for severity, word in _NOTICES.items():
-        if counts[severity]:
-            spans += [Span(", "), Span(count(counts[severity], word), _STYLE[severity])]
-    return tuple(spans[1:])
-
-
 def _findings(found: Sequence[model.Finding], most: int | None) -> Iterator[Line]:
-    """Findings, of those alike at most so many one by one."""
+    """Findings, of those alike at most so many."""
     alike = Counter(finding.kind for finding in found)
     shown: Counter[str] = Counter()
     for finding in found:
@@ -293,7 +288,6 @@ def downloads(
 
 
 def _download(diagnosed: Diagnosed, seen: Evidence) -> Iterator[Line]:
-    """A download, what another pull costs, and what helps."""
     yield from drawn(diagnosed)
     if diagnosed.condition is not Condition.LIVE:
         alone, repaired = diagnosed.cost_alone, diagnosed.cost_repaired
