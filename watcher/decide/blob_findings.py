@@ -6,16 +6,9 @@ Their kinds, with the usual words, are rows of `finding_kinds`.
 from collections.abc import Iterator, Mapping
 
 from watcher import model
+from watcher.decide import findings
 from watcher.decide.finding_kinds import BEHIND_LINK, found, row
-from watcher.decide.findings import (
-    is_blind,
-    is_led_away,
-    is_old_temporary,
-    is_young,
-    looked_at,
-    path_of,
-    sizes,
-)
+from watcher.decide.findings import path_of, sizes
 from watcher.model import BlobFault, Evidence, Finding, Kind, ManifestFault, OddBlob, Severity
 from watcher.ollama import names
 from watcher.system import advice
@@ -40,10 +33,10 @@ def of_blobs(
             command=advice.watch(evidence, "repair", name), sizes=sizes([entry])
         )
     pulling = any(not each.stale for each in diagnosed)
-    unread = is_blind(evidence)
+    unread = findings.is_blind(evidence)
     for entry in evidence.census.unnamed:
         path, name = f"blobs/{entry.name}", entry.name[:19]
-        young = is_young(entry, evidence, rules)
+        young = findings.is_young(entry, evidence, rules)
         models = evidence.known_as.get(names.parse_blob(entry.name).digest, ())
         of = f"a layer of {', '.join(models[:3])}, whose manifest is missing" if models else ""
         waits = "an unfinished pull may need it" if young else ""
@@ -156,9 +149,9 @@ def odd_manifest(odd: model.OddManifest, evidence: Evidence) -> Finding:
             kind="manifest_unreadable",
             message=f"this user can't read the manifest of {who}",
             alone="nothing: the server's user can read it",
-            command=looked_at(evidence),
+            command=findings.looked_at(evidence),
         )
-    remedy = BEHIND_LINK if is_led_away(odd.path, evidence) else ""
+    remedy = BEHIND_LINK if findings.is_led_away(odd.path, evidence) else ""
     if odd.published:
         same = f"{odd.why}; its registry's manifest was as wrong when it was asked last"
         return finding._replace(evidence=same, remedy=_CORRECTED)
@@ -198,7 +191,9 @@ def of_leftovers(evidence: Evidence, doomed: Mapping[str, float]) -> Iterator[Fi
         name = names.printable(each.entry.name)
         yield found("file_temporary", each.path, name=name)._replace(
             alone=_kept_or_not(each.path, doomed),
-            command=advice.watch(evidence, "clean") if is_old_temporary(each, evidence) else "",
+            command=advice.watch(evidence, "clean")
+            if findings.is_old_temporary(each, evidence)
+            else "",
             sizes=sizes([each.entry]),
         )
     for entry in evidence.census.foreign:
@@ -216,7 +211,7 @@ def of_leftovers(evidence: Evidence, doomed: Mapping[str, float]) -> Iterator[Fi
 def astray(evidence: Evidence) -> Iterator[Finding]:
     """What lies where no server looks, that of one folder or spelling together."""
     for finding in _astray(evidence):
-        away = is_led_away(finding.path, evidence)
+        away = findings.is_led_away(finding.path, evidence)
         yield finding._replace(command="", remedy=BEHIND_LINK) if away else finding
 
 

@@ -64,16 +64,6 @@ def _is_whole(download: Download) -> str:
     return "every byte is on disk" if whole else ""
 
 
-def _has_no_sidecar(download: Download) -> str:
-    if download.transfer or download.sidecars:
-        return ""
-    return "data without any progress file"
-
-
-def _has_faults(download: Download) -> str:
-    return "" if download.transfer else "; ".join(download.faults[:3])
-
-
 def _lacks_data(download: Download) -> str:
     trust = download.trust
     hollow = ranges.size(ranges.difference(trust.claimed, trust.trusted))
@@ -208,7 +198,7 @@ TABLE = (
     ),
     Row(
         Condition.UNCLAIMED,
-        _has_no_sidecar,
+        lambda of: "" if of.transfer or of.sidecars else "data without any progress file",
         "repair",
         "the download of {} needs repair: no progress files",
         "the next pull starts at 0",
@@ -217,7 +207,7 @@ TABLE = (
     ),
     Row(
         Condition.BLOCKED,
-        _has_faults,
+        lambda of: "" if of.transfer else "; ".join(of.faults[:3]),
         "repair",
         "the download of {} needs repair: unreadable progress files",
         "each pull fails, or truncates the data",

@@ -530,7 +530,7 @@ def scan_digests(store: int, digests: Iterable[str]) -> Scan:
             for digest in digests:
                 # Names of older servers count where there are no others.
                 spelled = list(_spelled(names.data(digest), fd))
-                for found in spelled or _spelled(names.old_data(digest), fd):
+                for found in spelled or _spelled(f"sha256:{digest}-partial", fd):
                     _add_piece(downloads, parsed(found.name), found)
             _add_finished(fd, downloads)
     census = BlobCensus(unlisted=tuple(named.unlisted), failing=tuple(named.failing))

@@ -96,11 +96,6 @@ def data(digest: str) -> str:
     return f"sha256-{digest}-partial"
 
 
-def old_data(digest: str) -> str:
-    """The same as older servers spelled it."""
-    return f"sha256:{digest}-partial"
-
-
 def new_spelling(name: str) -> str:
     """The name that the server's start gives to a ``sha256:…``."""
     return f"sha256-{name.removeprefix('sha256:')}"

@@ -1,7 +1,6 @@
 """A sidecar's bytes, the part rule, and the faults of a set."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise, zip_longest
 
@@ -83,9 +82,9 @@ def faults(sidecars: Sequence[Sidecar], total: int | None) -> tuple[str, ...]:
     """
     faulty = [each for each in sidecars if each.fault]
     found = [f"part {'?' if each.number is None else each.number}: {each.fault}" for each in faulty]
-    numbers = Counter(sidecar.number for sidecar in sidecars if sidecar.number is not None)
-    missing = sorted(set(range(len(sidecars))) - set(numbers))
-    if missing and not all(sidecar.number is None for sidecar in sidecars):
+    numbers = {each.number for each in sidecars if each.number is not None}
+    missing = sorted(set(range(len(sidecars))) - numbers)
+    if missing and numbers:
         shown = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
         found.append(f"of {len(sidecars)} sidecars, number {shown} is missing")
     parts = sorted(
