@@ -60,9 +60,6 @@ def fades(entries: Iterable[Entry], now: float) -> bool:
     return any(now - entry.mtime > REFRESH_AFTER for entry in entries)
 
 
-# ---------------------------------------------------------------- findings
-
-
 def findings_about(
     diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules, doomed: Mapping[str, float]
 ) -> Iterator[Finding]:

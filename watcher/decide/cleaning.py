@@ -97,9 +97,6 @@ def _clock_forbids(evidence: Evidence) -> safety.Why | None:
     )
 
 
-# ---------------------------------------------------------------- single files
-
-
 def orphans(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
     """Finished blobs that no manifest names, and that no unfinished pull counts on any more."""
     changed = [(entry.changed_at, entry) for entry in evidence.census.unnamed]
@@ -167,9 +164,6 @@ def orphans_forbidden(evidence: Evidence) -> safety.Why | None:
         why = "the store has no manifest: manifests/ is probably missing"
         return safety.Why(kind, why, "restore manifests/, or remove the store by hand")
     return safety.idle_forbids(evidence)
-
-
-# ---------------------------------------------------------------- how much is enough
 
 
 def until_free(planned: Plan, wanted: int) -> Plan:

@@ -94,9 +94,6 @@ def _is_right(download: Download) -> str:
     return "progress files are valid"
 
 
-# ---------------------------------------------------------------- costs
-
-
 def _rest(download: Download) -> int | None:
     """What the progress files don't record."""
     if download.total is None:

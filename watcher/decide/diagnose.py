@@ -42,9 +42,6 @@ def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
     return Diagnosis(diagnosed, tuple(found), foreseen)
 
 
-# ---------------------------------------------------------------- conditions
-
-
 def _diagnose(download: Download, evidence: Evidence, rules: Rules) -> Diagnosed:
     quiet = _quiet(download, evidence)
     if download.digest in rules.mode.own_pulls:

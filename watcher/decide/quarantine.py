@@ -77,9 +77,6 @@ def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
     return safety.Why(kind, f"{stays}: {why}", remedy, command=command)
 
 
-# ---------------------------------------------------------------- what leaves it
-
-
 def steps(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
     """The actions on the kept files that the rules name."""
     mode, known = rules.mode, {kept.label for kept in evidence.quarantine}

@@ -126,9 +126,6 @@ def unseen(
             yield Unseen(odd.path, f"{_BLINDING[odd.fault]}: {odd.why}")
 
 
-# ---------------------------------------------------------------- verifying
-
-
 class Verified(NamedTuple):
     """How many blobs were compared with their names, and what came of it."""
 

@@ -118,9 +118,6 @@ def _owner_forbids(entries: tuple[model.Entry, ...], evidence: Evidence) -> safe
     return safety.Why(RefusalKind.OWNER, why, "give them to the owner of the store", command=given)
 
 
-# ---------------------------------------------------------------- questions
-
-
 def questions_of(diagnosed: Diagnosed) -> Iterator[Action]:
     """What of a download has to be hashed before it can be repaired."""
     data, blob = diagnosed.download.data, diagnosed.download.finished
@@ -189,9 +186,6 @@ def open_questions(evidence: Evidence) -> frozenset[str]:
 
 def _hash(entry: model.Entry, digest: str, because: str) -> Action:
     return Action(ActionKind.HASH, digest, because, (entry,))
-
-
-# ---------------------------------------------------------------- times
 
 
 def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> Iterator[Action]:
