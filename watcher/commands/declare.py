@@ -23,9 +23,6 @@ _DELETING = frozenset({"clean", "reset", "purge", "rm", "uninstall"})
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
-# ---------------------------------------------------------------- options that every command takes
-
-
 class GlobalOption(click.Option):
     """An option that each command takes; its value goes to the `Context`."""
 
@@ -61,9 +58,6 @@ _GLOBAL_OPTIONS = (
 )
 
 
-# ---------------------------------------------------------------- options of several commands
-
-
 class Read(click.ParamType[Any]):
     """A value that a function reads from what people write, or refuses by ValueError."""
 
@@ -86,9 +80,6 @@ yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 offline = click.option("--offline", is_flag=True, help="Ask no registry.")
 host = click.option("--host", metavar="URL", help="The server (default: OLLAMA_HOST).")
 insecure = click.option("--insecure", is_flag=True, help="Allow registries over plain http, too.")
-
-
-# ---------------------------------------------------------------- commands
 
 
 class _Helped(click.Command):

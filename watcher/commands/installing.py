@@ -149,9 +149,6 @@ class Target:
             yield Step(name, path, kind, found or "", text)
 
 
-# ---------------------------------------------------------------- files
-
-
 def _found(path: str) -> str | None:
     """A file's text, None where there is none. What can't be read, or is a link, is not ours."""
     folder, name = os.path.split(path)
@@ -229,9 +226,6 @@ def _make_folder(path: str) -> None:
         _make_folder(parent)
         with fs.opened_folder(parent) as fd:
             fs.ensure_folder(name, fd)
-
-
-# ---------------------------------------------------------------- systemd
 
 
 class _Systemd:
@@ -313,9 +307,6 @@ class _Systemd:
             raise WatchError(
                 f"systemctl can't be run: {error.strerror}", "see whether systemd is installed"
             ) from None
-
-
-# ---------------------------------------------------------------- what is shown
 
 
 def _shown(step: Step) -> str:

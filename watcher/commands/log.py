@@ -154,7 +154,6 @@ class _Events:
 
     def show(self, lines: Iterable[Event]) -> int:
         """Print lines, and how many more could not be read; the number of those printed."""
-
         count = 0
         for count, line in enumerate(lines, 1):  # noqa: B007
             if self._json:

@@ -73,9 +73,6 @@ def in_words(item: Item) -> str:
     return f"{names.printable(item.model)}: {drawn.state_of(item, time.time())}"
 
 
-# ---------------------------------------------------------------- running it
-
-
 def run(context: Context, drive: Drive) -> Exit:
     """Drive one item after the other until none is left that can start by itself."""
     with opened(context) as (found, store), running.seen_to_run(store):

@@ -62,9 +62,6 @@ Part = str | Line | Table
 Row = list[Span]
 
 
-# ---------------------------------------------------------------- values
-
-
 size = decimal
 
 
@@ -101,9 +98,6 @@ def short_digests(text: str) -> str:
 def command(text: str, indent: int = 0) -> Line:
     """A command on a line of its own, which can be pasted."""
     return Line(f"-> {text}", indent, "bold", whole=True)
-
-
-# ---------------------------------------------------------------- rendering
 
 
 def render(parts: Iterable[Part], *, color: bool, columns: int | None = None) -> str:
