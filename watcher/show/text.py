@@ -7,12 +7,11 @@ than a line stays in one piece.
 import itertools
 import re
 import textwrap
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import click
+from rich.cells import cell_len
 from rich.filesize import decimal, pick_unit_and_suffix
 
 from watcher.ollama import names
@@ -124,14 +123,7 @@ def picture(text: str, command: str) -> str:
 
 def cells(text: str) -> int:
     """The columns that a text takes on a terminal."""
-    return len(text) if text.isascii() else sum(map(_cells_of, text))
-
-
-@cache
-def _cells_of(char: str) -> int:
-    if unicodedata.combining(char):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+    return len(text) if text.isascii() else cell_len(text)
 
 
 def _rows_of(part: Part, room: int) -> Iterator[Row]:
