@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import os
 import resource
@@ -122,6 +123,42 @@ def test_a_request_without_end_is_dropped(port: int) -> None:
             client.sendall(b"x" * 1_000_000)
         with contextlib.suppress(OSError):
             assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("target", "accept", "status"),
+    [
+        ("http://[/metrics", "", 400),
+        ("/metrics", "text/plain; version=1.0.0x", 200),
+        ("/metrics", "application/openmetrics-text; version=1.0.0q=0.5,x0", 200),
+    ],
+)
+def test_what_makes_no_sense_is_answered_too(
+    port: int, target: str, accept: str, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(port, "Host: localhost", f"Accept: {accept}", target=target)[0] == status
+    assert ask(port, "Host: localhost")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_it_ends_although_no_client_can_be_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some errors of accept(2) are the client's; a kernel may give one again and again."""
+    tried = threading.Event()
+
+    def refused(_: socket.socket) -> None:
+        tried.set()
+        raise PermissionError(errno.EPERM, "refused by a firewall")
+
+    def lives() -> None:
+        with listener.listening("127.0.0.1", 0, CollectorRegistry()):
+            tried.wait(10)
+
+    monkeypatch.setattr(socket.socket, "accept", refused)
+    life = threading.Thread(target=lives, daemon=True)
+    life.start()
+    life.join(10)
+    assert tried.is_set()
+    assert not life.is_alive()
 
 
 def test_an_answer_that_nobody_reads_keeps_nobody_waiting(port: int) -> None:

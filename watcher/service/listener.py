@@ -91,8 +91,8 @@ async def _accept(listener: socket.socket, registry: CollectorRegistry) -> None:
         try:
             client, _ = await asyncio.get_running_loop().sock_accept(listener)
         except OSError as error:
-            if error.errno in _NO_ROOM:
-                await asyncio.sleep(_PAUSE_SECONDS)
+            # In any case others go on, and the end is not kept waiting.
+            await asyncio.sleep(_PAUSE_SECONDS if error.errno in _NO_ROOM else 0)
             continue
         if len(answering) >= _MOST_CONNECTIONS:
             oldest = next(iter(answering))
@@ -135,13 +135,17 @@ def _answer(head: str, registry: CollectorRegistry) -> bytes:
     hosts = headers.get("host", [])
     if len(hosts) > 1 or (not hosts and version == "1.1"):
         return _response(400, "expected one Host")
-    named = [*hosts, urlsplit(target).netloc] if "://" in target else hosts
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        return _response(400, "no address")
+    named = [*hosts, parts.netloc] if "://" in target else hosts
     if not all(map(is_here, named)):
         # A web page that is sent here by DNS rebinding has the name of its own host.
         return _response(403, "served to this machine alone: ask for localhost")
     if method not in ("GET", "HEAD"):
         return _response(405, "only GET")
-    kind, body = _metrics(target, headers.get("accept", [""])[0], registry)
+    kind, body = _metrics(parts.query, headers.get("accept", [""])[0], registry)
     return _response(200, body, kind, only_head=method == "HEAD")
 
 
@@ -158,12 +162,15 @@ def is_here(host: str) -> bool:
     return False
 
 
-def _metrics(target: str, accept: str, registry: CollectorRegistry) -> tuple[str, bytes]:
+def _metrics(query: str, accept: str, registry: CollectorRegistry) -> tuple[str, bytes]:
     from prometheus_client.exposition import choose_encoder
 
-    names = parse_qs(urlsplit(target).query).get("name[]")
+    names = parse_qs(query).get("name[]")
     wanted = registry.restricted_registry(names) if names else registry
-    encode, kind = choose_encoder(accept)
+    try:
+        encode, kind = choose_encoder(accept)
+    except (TypeError, ValueError):
+        encode, kind = choose_encoder("")  # the library reads no odd version
     return kind, encode(wanted)
 
 
