@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -180,6 +181,30 @@ def test_of_files_that_are_made_together_none_is_left_half(folder: int, path: Pa
         fs.create_all({"first": b"1", "taken": b"2", "last": b"3"}, folder)
     assert [each.name for each in path.iterdir()] == ["taken"]
     assert (path / "taken").read_bytes() == b"of somebody"
+
+
+def test_of_many_files_that_find_no_room_none_is_left_beside(
+    folder: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first hundreds are new then, and the others as they were."""
+    before = {f"{number:03}": b"old" for number in range(250)}
+    fs.save_all(before, folder)
+    made, create = [], os.open
+
+    def opened(name: str, flags: int, *more: Any, **where: Any) -> int:
+        if flags & os.O_CREAT:
+            made.append(name)
+            if len(made) > 150:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+        return create(name, flags, *more, **where)
+
+    monkeypatch.setattr(os, "open", opened)
+    with pytest.raises(OSError, match="No space left"):
+        fs.save_all(dict.fromkeys(before, b"new"), folder)
+    assert sorted(os.listdir(path)) == sorted(before)
+    assert [(path / name).read_bytes() for name in sorted(before)] == [b"new"] * 100 + [
+        b"old"
+    ] * 150
 
 
 def test_save_does_not_write_through_a_link(folder: int, path: Path) -> None:

@@ -398,15 +398,20 @@ def save(
 def save_all(
     contents: Mapping[str, bytes], parent: int, *, durable: bool = True, mode: int | None = None
 ) -> None:
-    """Replace many files of ours, each as `save` does."""
-    new = {f".{name}.new": data for name, data in contents.items()}
-    for name in new:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=parent)
+    """Replace many files of ours, each as `save` does. On an error the first are replaced."""
     mode = file_mode(os.fstat(parent)) if mode is None else mode
-    create_all(new, parent, durable=durable, mode=mode)
-    for name in contents:
-        os.rename(f".{name}.new", name, src_dir_fd=parent, dst_dir_fd=parent)
+    names = list(contents)
+    for at in range(0, len(names), _AT_ONCE):
+        some = {name: f".{name}.new" for name in names[at : at + _AT_ONCE]}
+        for new in some.values():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new, dir_fd=parent)
+        # All of them or none: where the disk is full, no new one is left beside an old one.
+        create_all(
+            {new: contents[name] for name, new in some.items()}, parent, durable=durable, mode=mode
+        )
+        for name, new in some.items():
+            os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
     if durable:
         sync(parent)
 
