@@ -126,3 +126,34 @@ def test_a_linked_folder_of_ours_is_not_followed(folder: int, state: Path, tmp_p
     with pytest.raises(OSError):
         memory.save(folder, Memory())
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+class _Overtaken(bytes):
+    """Text that another thread lets go of, or replaces, while it is compared."""
+
+    def __new__(cls, raw: bytes, last: object) -> _Overtaken:
+        made = super().__new__(cls, raw)
+        made.last = last
+        return made
+
+    last: object
+
+    def __eq__(self, other: object) -> bool:
+        memory._FILE._last = self.last  # type: ignore[assignment]
+        return bytes.__eq__(self, other)
+
+    __hash__ = bytes.__hash__
+
+
+@pytest.mark.parametrize("last", [None, (b"other", Memory(looked_at=7.0))])
+def test_threads_that_read_it_at_once_get_what_they_read(
+    folder: int, state: Path, last: object
+) -> None:
+    kept = Memory({D: record()})
+    memory.save(folder, kept)
+    known = memory._FILE.from_bytes(state.read_bytes())
+    memory._FILE._last = _Overtaken(state.read_bytes(), last), known
+    try:
+        assert memory.load(folder) == kept
+    finally:
+        memory.let_go()

@@ -82,8 +82,9 @@ class File(Generic[T]):
 
     def from_bytes(self, raw: bytes) -> T:
         """What the text of a file says. Raises one of `NO_SENSE`."""
-        if self._last is not None and self._last[0] == raw:
-            return self._last[1]
+        last = self._last  # once: threads of a daemon read the same file
+        if last is not None and last[0] == raw:
+            return last[1]
         value = self.decode(document(raw, self.schema))
         self._last = (raw, value) if self.cached else None
         return value
