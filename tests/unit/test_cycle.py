@@ -171,3 +171,21 @@ def test_a_memory_that_can_not_be_read_is_not_written_over(
     with ordinary_user(tmp_path):
         done = one_run(models.host(), policy).outcomes
     assert {each.action.kind for each in done} == {ActionKind.WRITE_SIDECARS, ActionKind.REFRESH}
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", " \t\n"])
+def test_events_that_were_kept_from_the_log_become_lines_of_it(
+    models: Store, stale: str, end: str
+) -> None:
+    """However the memory spells them: a line without its end would spoil the next one."""
+    one_run(models.host(), POLICY, approve=reconcile.approve_none)
+    state = models.path / ".ollama-watch" / "state.json"
+    document = json.loads(state.read_bytes())
+    line = Event(1e9, "error", "kept from the log")
+    spelled = json.dumps(json.loads(line.line), indent=2) + end
+    document["untold"] = [spelled, spelled.replace("kept from", "missing in")]
+    state.write_text(json.dumps(document))
+    one_run(models.host(), POLICY)
+    log = models.path / ".ollama-watch" / "logs" / "events.jsonl"
+    messages = [json.loads(each)["message"] for each in log.read_bytes().splitlines()]
+    assert {"kept from the log", "missing in the log"} <= set(messages)

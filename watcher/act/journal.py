@@ -61,7 +61,9 @@ class Journal:
             lost = f"{past.lost}; it was renamed to {memory.NAME}.damaged"
             self(Event(self._host.clock(), EventType.ERROR, lost))
         # What a kill, or a full disk, has kept from the log since it was remembered.
-        untold = [*filter(None, map(event_log.parse, self.recall().untold))]
+        kept = filter(None, map(event_log.parse, self.recall().untold))
+        # As lines of ours: what they were kept as may be spelled otherwise, or have no end.
+        untold = [replace(each, raw=b"") for each in kept]
         write = partial(event_log.write_missing, self.store, untold)
         if untold and self._try("the event log", write):
             self._all_told()

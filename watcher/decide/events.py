@@ -240,7 +240,7 @@ def recording(
     """
     unfinished = set(chain.from_iterable(each.models for each in memory.downloads.values()))
     complete = (memory.models or {}).keys() - damaged
-    for event, name in ((each, name) for each in told for name in each.models):
+    for event, name in ((each, name) for each in told for name in sorted(each.models)):
         match event.event_type:
             case EventType.DOWNLOAD_STARTED | EventType.DOWNLOAD_RESUMED:
                 yield name, State.DOWNLOADING, ""

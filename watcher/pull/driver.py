@@ -274,9 +274,10 @@ class Pull:
 
     def _is_correctable(self) -> bool:
         """Whether progress files of the right length, which a server believes, may help now."""
-        if self.target.host is None or self._layer in self._corrected:
+        right = self._promised.get(self._layer)
+        if self.target.host is None or right is None or self._layer in self._corrected:
             return False
-        self._corrected[self._layer] = self._promised[self._layer]
+        self._corrected[self._layer] = right
         return True
 
     def _may_retry(self, cause: Cause) -> bool:
