@@ -13,6 +13,8 @@ import pytest
 from tests.conftest import environment, needs_root
 from tests.support.driving import command
 from tests.support.notation import LIBRARY, Store
+from watcher.observe import scan
+from watcher.state import fs
 
 pytestmark = needs_root
 OWNER = 12345
@@ -87,6 +89,36 @@ def test_no_printed_command_reaches_behind_a_planted_symlink(
             if not each.startswith("ollama "):
                 subprocess.run(["bash", "-c", each], env=environment(tmp_path), timeout=60)
             assert tree(victim) == before, each
+
+
+@pytest.mark.parametrize("name", ["blobs", "manifests", f"manifests/{LIBRARY}"])
+def test_a_symlink_for_the_moment_at_which_a_folder_is_entered_is_noted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after it the folder is what it was: no other look can see the symlink."""
+    store, victim = Store(tmp_path / "models"), Store(tmp_path / "victim")
+    for each in (store, victim):
+        each.model("llama3/latest")
+    owned(store.path)
+    place, aside = store.path / name, store.path / "aside"
+    enter = fs.open_quietly
+
+    def exchanged(path: str, flags: int, parent: int) -> int:
+        if path != place.name:
+            return enter(path, flags, parent)
+        place.rename(aside)
+        place.symlink_to(victim.path / name)
+        os.chown(place, OWNER, OWNER, follow_symlinks=False)
+        try:
+            return enter(path, flags, parent)
+        finally:
+            place.unlink()
+            aside.rename(place)
+
+    monkeypatch.setattr(fs, "open_quietly", exchanged)
+    with fs.opened_folder(str(store.path)) as folder:
+        found = scan.scan_store(folder)
+    assert name in {*found.census.behind_foreign, *found.named.unlisted}
 
 
 def commands(told: object) -> list[str]:

@@ -214,12 +214,13 @@ class Named:
             if depth == _TAG_DEPTH:
                 self._misplaced(path, "a folder in a tag's place")
             if depth <= _DEEPEST:
-                with self.opened(path, folder, follow=above_tags) as fd:
+                is_link = item.is_symlink()
+                with self.opened(path, folder, follow=is_link and above_tags) as fd:
                     if fd is not None:
-                        if item.is_symlink():
+                        if is_link:
                             self.follow(item.name, folder, path, fd)
                         goes = self.walk(fd, parts, hidden=hidden, removable=removable)
-                        return goes and not item.is_symlink()
+                        return goes and not is_link
         elif depth == _TAG_DEPTH:
             self._manifest(folder, parts, path, hidden=hidden)
         else:
@@ -227,12 +228,17 @@ class Named:
         return False
 
     def follow(self, name: str, parent: int, path: str, folder: int) -> None:
-        """Note a folder that was entered, where somebody else's symlink has led to it."""
+        """Note a folder that was entered, unless it is the one there, or a trusted link led to it.
+
+        What is at its name may be exchanged after it was entered.
+        """
+        found = os.fstat(folder)
         with contextlib.suppress(OSError):
-            link = look(name, parent)
-            trusted = 0, os.fstat(folder).st_uid
-            if link is not None and link.kind is Kind.SYMLINK and link.uid not in trusted:
-                self.foreign.append(path)
+            named = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            is_link = stat.S_ISLNK(named.st_mode)
+            if os.path.samestat(named, found) or (is_link and named.st_uid in (0, found.st_uid)):
+                return
+        self.foreign.append(path)
 
     def _take(self, found: os.stat_result) -> None:
         """Count what a file or folder takes; the length of a folder says nothing."""
@@ -467,6 +473,7 @@ def scan_store(
     # blobs/ itself may be a symlink that the owner made; nothing below it is followed.
     with named.opened("blobs", store, follow=True) as fd:
         if fd is not None:
+            named.follow("blobs", store, "blobs", fd)
             census.scan(fd)
             for digest, pieces in census.old_downloads.items():
                 census.downloads.setdefault(digest, pieces)
