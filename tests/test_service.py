@@ -409,6 +409,7 @@ SYSTEMCTL = """#!/bin/sh
 echo "systemctl $*" >>"$SPOKEN"
 case "$*" in
     *is-enabled*) test -e "$SPOKEN.enabled" ;;
+    "clean "*) test ! -e "$SPOKEN.no-bus" || { echo "Failed to connect to bus" >&2; exit 1; } ;;
     *enable*) test ! -e "$SPOKEN.refuse" || { printf "no such\\nluck\\n" >&2; exit 1; } ;;
 esac
 """
@@ -522,6 +523,18 @@ def test_what_is_written_and_not_enabled_is_enabled(machine: Callable[..., Machi
     refuse.unlink()
     assert here("install", "--store", str(here.models), "-y").returncode == 0
     assert f"systemctl enable --quiet --now {units.SERVICE}" in here.told()
+
+
+def test_without_dbus_everything_goes_but_when_the_timer_last_ran(
+    machine: Callable[..., Machine],
+) -> None:
+    here = machine()
+    before = tree(here.units)
+    Path(f"{here.spoken}.no-bus").touch()
+    assert here("install", "--store", str(here.models), "--clean", "daily", "-y").returncode == 0
+    done = here("uninstall", "-y")
+    assert done.returncode == 0, done.stderr
+    assert tree(here.units) == before
 
 
 def test_a_foreign_service_is_neither_started_nor_stopped(machine: Callable[..., Machine]) -> None:
