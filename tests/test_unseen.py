@@ -66,7 +66,7 @@ def test_status_names_what_it_could_not_look_at(store: Store, call: Call, path: 
     assert shown.returncode == 4
     text = " ".join(shown.stdout.decode().split())
     assert f"not inspected: {path}: " in text
-    assert "no unfinished downloads, as far as visible" in text or "resumable" in text
+    assert "No unfinished downloads, as far as visible." in text or "resumable" in text
     assert "0 files in blobs/" not in text
     (command,) = told["commands"]
     subprocess.run(["bash", "-ec", command], check=True)
@@ -75,7 +75,7 @@ def test_status_names_what_it_could_not_look_at(store: Store, call: Call, path: 
 
 #: What can be in a folder's place, and how it is reported.
 IN_PLACE = {
-    "a link to nothing": "it is a link to nothing",
+    "a link to nothing": "it is a dangling symlink",
     "a loop": "its links lead in a circle",
     "a file": "it is not a folder",
     "a link to a file": "it is not a folder",

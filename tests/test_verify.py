@@ -267,22 +267,22 @@ def test_a_wrong_size_in_a_manifest_is_the_manifests_fault(store: TrueStore, how
 
 
 def test_what_was_read_and_what_has_not_changed(store: TrueStore) -> None:
-    assert lines(store, "verify") == (0, "7 blobs checked: 7 read, 0 unchanged; all match")
-    assert lines(store, "verify") == (0, "7 blobs checked: 0 read, 7 unchanged; all match")
+    assert lines(store, "verify") == (0, "7 blobs checked: all match (7 read, 0 unchanged)")
+    assert lines(store, "verify") == (0, "7 blobs checked: all match (0 read, 7 unchanged)")
     assert lines(store, "-q", "verify") == (0, "")
     _cut(store.at(store.layer))
     code, words = lines(store, "-q", "verify")
     assert code == 1
-    assert words.startswith("7 blobs checked: 1 read, 6 unchanged; 1 corrupt")
+    assert words.startswith("7 blobs checked: 1 corrupt (1 read, 6 unchanged)")
     _lost(store.at(store.shared))
     code, words = lines(store, "verify")
     assert code == 1
-    assert words.startswith("6 blobs checked: 0 read, 6 unchanged; 1 corrupt, 1 missing")
+    assert words.startswith("6 blobs checked: 1 corrupt, 1 missing (0 read, 6 unchanged)")
 
 
 def test_a_models_blobs_alone(store: TrueStore) -> None:
     code, words = lines(store, "verify", "second")
-    assert (code, words) == (0, "3 blobs checked: 3 read, 0 unchanged; all match")
+    assert (code, words) == (0, "3 blobs checked: all match (3 read, 0 unchanged)")
     _other_bytes(store.at(store.layer))
     assert lines(store, "verify", "second")[0] == 0
     code, told = verify(store, "first")
@@ -300,7 +300,7 @@ def test_a_limit_of_time_says_how_much_is_left(store: TrueStore) -> None:
     assert (code, told["checked"], told["unchecked"]) == (1, 0, 7)
     code, words = lines(store, "verify", "--max-duration", "0s")
     assert code == 1
-    assert words.startswith("0 blobs checked: 0 read, 0 unchanged; unknown; 7 not checked")
+    assert words.startswith("0 blobs checked: unknown; 7 not checked (0 read, 0 unchanged)")
 
 
 def test_what_can_not_be_read_is_not_called_right(store: TrueStore, tmp_path: Path) -> None:

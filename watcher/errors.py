@@ -105,9 +105,9 @@ class OutputError(OSError):
 _ENOUGH_FILES = 65536
 #: Root acts with the rights of whoever owns the store, and has tried it so.
 _NOT_YOURS = (
-    "see whose it is, and whether the store's owner may pass through the folders above it"
+    "check who owns it, and whether the store's owner may enter the folders above it"
     if _OF_ROOT
-    else "see whose it is, and run it as that user or as root"
+    else "check who owns it, and run this as that user or as root"
 )
 #: What the machine says, and what helps against it.
 _STEPS = {
@@ -116,15 +116,15 @@ _STEPS = {
     errno.ENOMEM: "free memory, or raise this process's limit (RLIMIT_AS; of a unit, MemoryMax=)",
     errno.EAGAIN: "raise the limit of processes and threads (RLIMIT_NPROC; of a unit, TasksMax=)",
     errno.EIO: "the disk, or the way to it, is failing; the kernel's log says why",
-    errno.ESTALE: "the share has another folder there now: mount it anew",
-    errno.ENOSPC: "make room on that file system",
-    errno.EDQUOT: "make room, or have the quota raised",
+    errno.ESTALE: "mount the share again: its server has another folder there now",
+    errno.ENOSPC: "free space on that file system",
+    errno.EDQUOT: "free space, or have the quota raised",
     errno.EROFS: "mount that file system for writing",
     errno.EACCES: _NOT_YOURS,
     errno.EPERM: _NOT_YOURS,
     errno.EFBIG: "let this process write larger files (RLIMIT_FSIZE; of a unit, LimitFSIZE=)",
-    errno.ENOTDIR: "mount what it leads to, or put the folder back",
-    errno.ENOENT: "it went while it was looked at: run it again",
+    errno.ENOTDIR: "mount what it leads to, or restore the folder",
+    errno.ENOENT: "it was removed meanwhile: run this again",
 }
 
 
@@ -134,7 +134,7 @@ def named(error: BaseException) -> WatchError | None:
         return refused("there is not enough memory", errno.ENOMEM)
     if isinstance(error, ImportError):
         step = f"{_STEPS[errno.ENOMEM]}; or install it again"
-        return WatchError(f"it can't be loaded as a whole: {error}", step)
+        return WatchError(f"a part of ollama-watch can't be loaded: {error}", step)
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return refused("no thread can be started", errno.EAGAIN)
     if not isinstance(error, OSError) or error.errno is None:
@@ -143,7 +143,7 @@ def named(error: BaseException) -> WatchError | None:
     told = f"{path}{error.strerror or os.strerror(error.errno)}"
     if path.startswith("/proc"):
         command = "mount -t proc proc /proc"
-        return WatchError(told, "nobody can be seen without it: mount it", as_root(command))
+        return WatchError(told, "no process is visible without it: mount it", as_root(command))
     return refused(told, error.errno)
 
 
@@ -155,7 +155,7 @@ def refused(told: str, number: int) -> WatchError:
         now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = _ENOUGH_FILES if most == resource.RLIM_INFINITY else min(most, _ENOUGH_FILES)
         command = f"ulimit -Sn {most}" if now < most else ""
-    step = _STEPS.get(number, "see whether that path is as it should be")
+    step = _STEPS.get(number, "check that path, then run this again")
     return WatchError(told, step, command)
 
 

@@ -929,6 +929,8 @@ class Due(NamedTuple):
 
     at: float
     digest: str
+    #: What becomes of its download then, in words; "" where a scan only looks again.
+    then: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,7 @@ def test_by_time_type_and_number(store: Store) -> None:
     assert done.returncode == 2
     assert "such as 2h" in done.stderr
     done = run(store.path, "log", "--type", "eror")
-    assert (done.returncode, done.stdout) == (0, "")
+    assert (done.returncode, done.stdout) == (0, "No events.\n")
     assert "eror" in done.stderr
     assert "error, partial_found, partial_stale" in done.stderr
 
@@ -143,6 +143,7 @@ def test_it_is_readable_in_80_columns_and_begins_each_day(store: Store) -> None:
     done = run(store.path, "log", env={"TZ": "UTC"})
     assert done.stderr == ""
     shown = done.stdout.splitlines()
+    assert shown.pop(0) == "4 events, from 2025-11-24 16:00 to 2025-11-26 16:00."
     assert shown[0] == "2025-11-24"
     assert shown[1].startswith("16:00:00  download_interrupted  the download was interrupted")
     assert all(len(each) <= 80 or "y" * 200 in each for each in shown), "a name is never broken"
@@ -153,7 +154,7 @@ def test_it_is_readable_in_80_columns_and_begins_each_day(store: Store) -> None:
 
 def test_nothing_logged_yet_is_no_error(store: Store) -> None:
     done = run(store.path, "log")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "the log is empty\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "No events.\n", "")
     assert not store.ours.exists()
     done = run(store.path.with_name("nowhere"), "log")
     assert done.returncode == 10

@@ -10,6 +10,8 @@ from functools import partial
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
+from rich.filesize import decimal
+
 from watcher.act import transaction
 from watcher.act.journal import Journal, hold_reserve, release_reserve
 from watcher.decide import cleaning, events, safety
@@ -243,7 +245,8 @@ def _done_message(action: Action) -> str:
         case ActionKind.REMOVE_DOWNLOAD | ActionKind.REMOVE_SURPLUS:
             return f"Cleaned up partial download for: {who}"
         case ActionKind.WRITE_SIDECARS:
-            return f"Repaired the partial download of {who}: {action.saves} bytes saved"
+            saves = f": {decimal(action.saves)} less to download" if action.saves else ""
+            return f"Repaired the partial download of {who}{saves}"
         case ActionKind.QUARANTINE_BLOB:
             return f"{action.subject[:19]} is in quarantine; {action.because.partition(': ')[2]}"
         case ActionKind.RESTORE:

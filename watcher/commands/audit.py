@@ -27,7 +27,7 @@ from watcher.ollama import names
 def audit(context: Context, fail_on: str, svg: Path | None) -> Exit:
     """Inspect the store and report the state of every unfinished download.
 
-    Also reports damaged blobs, and what the next server start deletes. Writes nothing to the store.
+    Also reports damaged blobs and what the next server start deletes. Writes nothing to the store.
     """
     from watcher.decide import modes
     from watcher.model import Severity

@@ -25,7 +25,7 @@ from watcher.errors import Exit
     "--until-free",
     type=declare.Read("size", config.size),
     metavar="SIZE",
-    help="Remove only as much as this needs (50GB).",
+    help="Stop removing when this much is free (50GB).",
 )
 def clean(
     context: Context,

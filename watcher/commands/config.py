@@ -41,7 +41,7 @@ def show(context: Context) -> Exit:
     settings=False, examples=["config check", "config check --config ./ollama-watch.toml"]
 )
 def check(context: Context) -> Exit:
-    """Check the settings; a bad one exits with 2."""
+    """Check the settings; exit with 2 if one is invalid."""
     settings.load(context.config_file, os.environ)
     file = context.config_file or settings.SYSTEM_FILE
     found = file.exists()

@@ -24,9 +24,9 @@ from watcher.ollama import names
     help="Save its pictures there.",
 )
 def demo(context: Context, keep: bool, pictures: Path | None) -> Exit:
-    """Show everything on a temporary store, in half a minute.
+    """Show what it does, on a temporary store, in half a minute.
 
-    Settings of this machine do not apply.
+    The settings of this machine do not apply.
     """
     from watcher.demo import scenes
     from watcher.system import advice, privileges

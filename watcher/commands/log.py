@@ -57,7 +57,7 @@ def log(
 ) -> Exit:
     """Show the event log.
 
-    No daemon needs to run. With --json it prints the lines as they are.
+    Works without a daemon. With --json, prints the lines as they are stored.
     """
     from watcher.observe import place, targets
 
@@ -71,10 +71,12 @@ def log(
     for store in stores:
         events = _Events(context, store, about, since, types)
         try:
-            found = events.wanted(to_the_end=not follow)
-            count = events.show(found if most is None else deque(found, maxlen=most))
-            if not (count or follow or context.quiet or lines == 0):
-                complain("the log has no such event" if events.types else "the log is empty")
+            wanted = events.wanted(to_the_end=not follow)
+            found = wanted if most is None else deque(wanted, maxlen=most)
+            if follow or context.json or context.quiet:
+                events.show(found)
+            else:
+                events.sum_up(found, f" of {target}" if target else "")
             known = ", ".join(names.printable(each) for each in sorted(events.types))
             for kind in sorted({*types} - events.types if events.types else ()):
                 unknown = f"there is no event of type {names.printable(kind)}"
@@ -123,7 +125,8 @@ class _Events:
         from watcher.show import log as shown
         from watcher.state.event_log import Log
 
-        self._json, self._text = context.json, shown.teller(color=context.colored())
+        self._context, self._json = context, context.json
+        self._text = shown.teller(color=context.colored())
         self._log, self._damaged = Log(store), 0
         self._since, self._types = since, types
         self._models = None if target is None else target.models
@@ -152,16 +155,31 @@ class _Events:
             return True
         return not self._digests.isdisjoint(digests)
 
-    def show(self, lines: Iterable[Event]) -> int:
-        """Print lines, and how many more could not be read; the number of those printed."""
-        count = 0
-        for count, line in enumerate(lines, 1):  # noqa: B007
+    def show(self, lines: Iterable[Event]) -> None:
+        """Print lines, and how many more could not be read."""
+        for line in lines:
             if self._json:
                 sys.stdout.buffer.write(line.line)
             else:
                 sys.stdout.write(self._text(line))
+        self._end()
+
+    def sum_up(self, lines: Iterable[Event], of: str) -> None:
+        """Print how many lines there are and from when, then the lines."""
+        from watcher.show import log as shown
+
+        first = last = None
+        texts: list[str] = []
+        for line in lines:
+            first, last = first or line, line
+            texts.append(self._text(line))
+        span = None if first is None or last is None else (first.at, last.at)
+        self._context.show([shown.verdict(len(texts), of, span)])
+        sys.stdout.writelines(texts)
+        self._end()
+
+    def _end(self) -> None:
         sys.stdout.flush()
         damaged, self._damaged = self._log.damaged - self._damaged, self._log.damaged
         if damaged > 0:
             complain(f"skipped {damaged} damaged line{'' if damaged == 1 else 's'} of the log")
-        return count

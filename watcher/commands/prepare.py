@@ -26,7 +26,7 @@ _SHOWN = 5
 def prepare(context: Context) -> Exit:
     """Protect and repair downloads before a server starts (for its unit).
 
-    Exits with 0 whatever the state of the store; a wrong setting is 2.
+    Exits with 0 whatever the state of the store, with 2 for a wrong setting.
     """
     from dataclasses import replace
 

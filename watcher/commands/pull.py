@@ -14,7 +14,7 @@ from watcher.errors import Exit
 @complete.MODELS
 @click.option("--until-done", is_flag=True, help="Retry temporary failures without limit.")
 @click.option(
-    "--parallel", type=click.IntRange(1, 16), default=1, help="Download up to so many at once."
+    "--parallel", type=click.IntRange(1, 16), default=1, help="Download so many models at once."
 )
 @click.option("--verify", is_flag=True, help="Also hash layers that were on disk before.")
 @declare.insecure
@@ -23,7 +23,7 @@ from watcher.errors import Exit
     "--stall",
     type=declare.DURATION,
     metavar="TIME",
-    help="Repair after this time without a byte (30s).",
+    help="Repair after this time without bytes (30s).",
 )
 def pull(
     context: Context,
@@ -37,7 +37,7 @@ def pull(
 ) -> Exit:
     """Download models and repair them on the way.
 
-    Over resets, stalls and restarts of the server. After Ctrl-C, the same command continues.
+    Continues after resets, stalls and server restarts. After Ctrl-C, the same command continues.
     """
     from watcher.commands.pulling import pull_all
     from watcher.pull.driver import Options

@@ -59,7 +59,7 @@ def ls(context: Context) -> Exit:
 def restore(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool) -> Exit:
     """Move quarantined files back into their place.
 
-    Never over a file that is there now.
+    Never replaces a file that is there now.
     """
     from watcher.decide import modes
 

@@ -150,7 +150,7 @@ def resume(context: Context, models: tuple[str, ...]) -> Exit:
 @declare.insecure
 @click.option("--leashed", is_flag=True, hidden=True, help="For a daemon, which holds its stdin.")
 def run(context: Context, host: str | None, insecure: bool, leashed: bool) -> Exit:
-    """Download the queue until nothing is left that can start."""
+    """Download queued models until none is left that can start."""
     from watcher.commands import queueing
 
     if leashed:

@@ -22,7 +22,7 @@ from watcher.errors import Exit, WatchError
 def repair(context: Context, targets: tuple[str, ...], offline: bool, **how: bool) -> Exit:
     """Repair interrupted downloads so that the next pull resumes them.
 
-    Shows the plan and asks. Asks a model's registry where a length is lost or a blob is damaged.
+    Shows the plan and asks. If a length is lost or a blob is damaged, asks the model's registry.
     """
     from watcher.act import durability
     from watcher.commands.acting import Request, act

@@ -20,7 +20,7 @@ _NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
 def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -> Exit:
     """Forget a download and remove its data.
 
-    Asks first. Refused while the model is being pulled.
+    Asks first. Refuses while the model is being pulled.
     """
     from watcher.commands import lookup
     from watcher.observe.host import Host

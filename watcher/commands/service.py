@@ -40,7 +40,7 @@ def install(
 ) -> Exit:
     """Install and start the service.
 
-    Shows the files that it writes, and asks.
+    Shows the files that it writes, and asks first.
     """
     from watcher.commands.installing import Target
 
@@ -54,7 +54,7 @@ def install(
 def uninstall(context: Context, root: str | None, user: bool, yes: bool) -> Exit:
     """Stop the service and remove its files.
 
-    Only files that it wrote. Shows them, and asks.
+    Removes only files that it wrote. Shows them, and asks first.
     """
     from watcher.commands.installing import Target
 

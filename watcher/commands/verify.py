@@ -30,6 +30,8 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
     from watcher.observe.targets import known
     from watcher.reconcile import Reconciler
     from watcher.show import documents, tables
+    from watcher.show.text import part_of, size
+    from watcher.system import advice
 
     code = Exit.HEALTHY
     began = time.monotonic()
@@ -39,7 +41,8 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
         if done:
             rate = done / (time.monotonic() - began)
             left = (total - done) / rate
-            transient(f"{done:,} of {total:,} bytes, {rate / 1e6:.0f} MB/s, {left:.0f} s left")
+            speed = f"{size(round(rate))}/s, {advice.duration(left)} left"
+            transient(f"hashed {part_of(done, total)}, {speed}")
 
     hosts = context.hosts(changes=True, knows=known if targets else None)
     approve, about = meant(hosts, targets, context.elsewhere)

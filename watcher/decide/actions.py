@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from watcher.model import ActionKind
+from watcher.model import Action, ActionKind, Refusal
+from watcher.ollama import names
 from watcher.state.event_log import EventType
 
 
@@ -71,8 +72,28 @@ TABLE = (
 )
 _ROWS = {row.kind: row for row in TABLE}
 ORDER = {row.kind: at for at, row in enumerate(TABLE)}
+#: Those on a file that people know by its name.
+_OF_FILES = frozenset(
+    {ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY, ActionKind.RESTORE, ActionKind.PURGE}
+)
 
 
 def row(kind: ActionKind) -> Row:
     """The row of a kind."""
     return _ROWS[kind]
+
+
+def subject(item: Action | Refusal) -> str:
+    """What people know the subject of an action or a refusal by."""
+    kind = item.kind if isinstance(item, Action) else item.action
+    if kind in _OF_FILES:
+        return names.printable(item.subject)
+    return names.known_as(item.models, item.subject.removeprefix("sha256-"))
+
+
+def does(item: Action | Refusal, subject: str) -> str:
+    """What is done, or refused; the subject of a refusal about many files is their number."""
+    kind = item.kind if isinstance(item, Action) else item.action
+    if isinstance(item, Refusal) and item.entries and item.subject not in item.entries:
+        return f"remove {subject}"
+    return row(kind).does.format(subject)

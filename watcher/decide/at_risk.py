@@ -99,14 +99,14 @@ def _finding(
     if now:
         old = min(entry.mtime for entry in each.entries) + HOUR
         alone = f"the next server start deletes {what}"
-        since = f"one hour old since {clock(old, evidence.now)}"
+        since = f"old enough to be pruned since {clock(old, evidence.now)}"
     else:
         first = clock(when[0], evidence.now)
         alone = f"a server start after {first} deletes {what}"
-        since = f"one hour old at {first}"
+        since = f"old enough to be pruned at {first}"
     command, remedy = "", ""
     if fades(each.entries, evidence.now):
-        remedy = "this protects it for one hour; "
+        remedy = "the command protects it for one hour; "
         digest = names.parse_blob(each.subject).digest or each.subject
         known_as = each.models[:1] or ((names.short(digest),) if digest else ())
         command = advice.watch(evidence, "repair", *known_as, owner=each.entries[0].uid)

@@ -75,7 +75,7 @@ def damage(odd: OddBlob) -> str:
         return row(f"blob_{odd.fault.value}").message.replace("a blob of {who}", "it")
     there = odd.entry if odd.behind is None else odd.behind
     kind = "not a file" if there is None else f"{_KINDS[there.kind]}, not a file"
-    return f"it is {'a link to ' if odd.behind is not None else ''}{kind}"
+    return f"it is {'a symlink to ' if odd.behind is not None else ''}{kind}"
 
 
 def _odd_blob(odd: OddBlob, evidence: Evidence) -> Finding:
@@ -109,7 +109,7 @@ def _evidence_of(odd: OddBlob) -> str:
         seen = f"its hash is {names.short(content.sha256 or '')}{differs}"
     elif odd.fault in model.DOUBTFUL:
         seen += "; not hashed, so the manifest can also be wrong"
-    return f"{seen}; read through a link" if odd.behind is not None else seen
+    return f"{seen}; read through a symlink" if odd.behind is not None else seen
 
 
 # ---------------------------------------------------------------- manifests

@@ -85,7 +85,7 @@ def _has_more(download: Download) -> str:
 
 def _is_right(download: Download) -> str:
     if download.transfer:
-        return "a layer on the transfer path, which resumes by its size"
+        return "a layer on the transfer path, which resumes at its size"
     if download.is_wrong:
         if download.is_useless:
             return "checksum mismatch: the next pull downloads all of it again"
@@ -163,7 +163,7 @@ TABLE = (
         _is_strange,
         "unknown",
         "the state of the download of {} is unknown",
-        "unknown",
+        "what the next pull does is unknown",
         cost_alone=lambda _: None,
         cost_repaired=lambda _: None,
         severity=Severity.ERROR,
@@ -176,7 +176,7 @@ TABLE = (
         _is_finished,
         "redundant",
         "the download of {} has redundant files",
-        "it stays, and a leftover progress file blocks a later pull",
+        "the files stay, and a leftover progress file blocks a later pull",
         cost_alone=lambda _: 0,
         cost_repaired=lambda _: 0,
         next_pull=NextPull.IGNORES,
@@ -195,7 +195,7 @@ TABLE = (
     ),
     Row(
         Condition.UNCLAIMED,
-        lambda of: "" if of.transfer or of.sidecars else "data without any progress file",
+        lambda of: "" if of.transfer or of.sidecars else "the server starts such a download at 0",
         "repair",
         "the download of {} needs repair: no progress files",
         "the next pull starts at 0",

@@ -154,7 +154,7 @@ def problems(
 
 def begun(action: Action, at: float) -> Event:
     """An action begins."""
-    message = f"{action.kind.value.replace('_', ' ')}: {action.because}"
+    message = f"{actions.does(action, actions.subject(action))}: {action.because}"
     return _of_action(at, EventType.ACT_STARTED, message, action)
 
 
@@ -194,7 +194,8 @@ def refused(refusal: Refusal, at: float) -> Event:
         "command": refusal.command,
         "models": list(refusal.models),
     }
-    message = f"{refusal.action.value.replace('_', ' ')}: {refusal.why}"
+    does = actions.does(refusal, actions.subject(refusal))
+    message = f"refused to {does}: {refusal.why}"
     who = refusal.models[0] if refusal.models else None
     return Event(at, EventType.REFUSED, message, who, details, refusal)
 

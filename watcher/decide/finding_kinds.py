@@ -38,7 +38,7 @@ class Row(NamedTuple):
     hides: bool = False
 
 
-_NO_PRUNING = "server starts no longer prune"
+_NO_PRUNING = "the server prunes nothing when it starts"
 _REPAIRS_NOTHING = "a pull reports success and repairs nothing"
 _ONE_LAYER = "a pull downloads this layer only"
 _NOT_FOUND = "the server does not find them, and a pull downloads them again"
@@ -81,15 +81,15 @@ _BLOBS = (
     _of_file("blob_missing", "a blob of {who} is missing", _ONE_LAYER),
     _of_file(
         "blob_dangling",
-        "a blob of {who} is a link to nothing",
-        f"{_ONE_LAYER}, and replaces the link",
+        "a blob of {who} is a dangling symlink",
+        f"{_ONE_LAYER}, and replaces the symlink",
     ),
     _of_file("blob_no_file", "a blob of {who} is not a file", _REPAIRS_NOTHING),
     Row("blob_symlink", INFO, "a blob of {who} is a symlink", "the server uses it as it is"),
     Row(
         "blob_unproven",
         INFO,
-        "{name} is not yet verified: it was finished from repaired progress files, or changed "
+        "{name} is not verified yet: it was finished from repaired progress files, or changed "
         "after a checksum mismatch",
         "the server has verified it if its pull succeeded",
     ),
@@ -98,7 +98,7 @@ _BLOBS = (
         "blob_old_name",
         INFO,
         "{name} has the name format of older servers",
-        "the next server start renames it, over a file that has the new name",
+        "the next server start renames it, and replaces a file that has the new name",
     ),
     _of_file("blob_astray", "{what}", _NOT_FOUND, logged=False),
     _of_file("blob_unreadable", "the server can't {cannot}", "", logged=False),
@@ -116,8 +116,8 @@ _MANIFESTS = (
     _of_file("manifest_unwritable", "the server can't {cannot}", "", WARNING),
     _of_file(
         "manifest_dangling",
-        "the manifest of {who} is a symlink to nothing",
-        f"`ollama list`, pull and rm fail (list until a restart); {_NO_PRUNING}",
+        "the manifest of {who} is a dangling symlink",
+        f"`ollama list`, `pull` and `rm` fail (`list` until a restart); {_NO_PRUNING}",
     ),
     _of_file("manifest_bad_name", "{path} is not a valid model name", _NO_PRUNING),
     _of_file(
@@ -127,7 +127,7 @@ _MANIFESTS = (
     ),
     _of_file(
         "manifest_empty",
-        "the manifest of {who} names nothing",
+        "the manifest of {who} names no layer",
         "`ollama list` shows the model, but it can't load",
     ),
     _of_file(
@@ -144,7 +144,7 @@ _MANIFESTS = (
     ),
     _of_file(
         "manifest_case",
-        "two model names differ by case only: {who} is the second",
+        "the name of {who} differs from another model's by case only",
         "the server picks one of the two by chance",
         WARNING,
     ),
@@ -191,12 +191,15 @@ _STORE = (
         "move the store to a path without [ and \\",
     ),
     Row(
-        "store_foreign", WARNING, "{link}: it is inspected, never changed", remedy=names.TRUST_LINK
+        "store_foreign",
+        WARNING,
+        "{link}: the store is inspected, never changed",
+        remedy=names.TRUST_LINK,
     ),
     Row(
         "store_shared",
         WARNING,
-        "it shares the folder of its blobs with another store, which alone names {count} of them",
+        "it shares its blobs folder with another store; only that store names {count} of its blobs",
         "a server start on one store deletes blobs that only the other one names",
     ),
     Row(
@@ -218,7 +221,7 @@ _STORE = (
         "store_read_only",
         WARNING,
         "the file system is mounted read-only: nothing can be repaired",
-        remedy="mount it writable; then another audit prints the commands that help",
+        remedy="mount it writable, then run the audit again: it prints the commands that help",
     ),
 )
 _STATE = (

@@ -256,7 +256,7 @@ def _not_seen(evidence: Evidence) -> Iterator[Finding]:
         else:
             alone = "the start of the server fails there"
         if why in NO_FOLDER.values():
-            remedy = "mount what it leads to, or put the folder back"
+            remedy = "mount what it leads to, or restore the folder"
         yield found("store_unlisted", path, path=names.printable(path))._replace(
             evidence=why or "this user can't list it",
             alone=alone,

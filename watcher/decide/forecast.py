@@ -98,7 +98,7 @@ def _why_broken(place: Place) -> str:
         return "blobs is not a folder"
     where = names.printable(target if target.startswith("/") else f"{place.path}/{target}")
     found = "does not exist" if place.blobs == (0, 0) else "is not a folder"
-    return f"blobs is a link to {where}, which {found}"
+    return f"blobs is a symlink to {where}, which {found}"
 
 
 def _why_pruning_is_off(evidence: Evidence) -> Iterator[str]:
@@ -140,7 +140,7 @@ def _grace(evidence: Evidence) -> tuple[float, str]:
         known = len(numbers) == 2 and all(number.isdecimal() for number in numbers)
         if known and (0, 0) < tuple(map(int, numbers)) < _FIRST_WITH_GRACE:
             return 0.0, f"Ollama {version} prunes files of any age"
-    unknown = "the version of the server is unknown; this assumes 0.21 or later"
+    unknown = "the server's version is unknown; this assumes 0.21 or later"
     return HOUR, "" if versions else unknown
 
 

@@ -96,12 +96,13 @@ def _due(
     when: list[Due] = []
     for each in diagnosed:
         if each.condition is model.Condition.LIVE:
-            after = model.QUIET_SECONDS - each.quiet
+            after, then = model.QUIET_SECONDS - each.quiet, "counts as interrupted"
             if each.download.writers:  # the close of its file is an event
-                after = model.LIVE_LOOK_SECONDS
-            when.append(Due(evidence.now + after, each.digest))
+                after, then = model.LIVE_LOOK_SECONDS, ""
+            when.append(Due(evidence.now + after, each.digest, then))
         elif not each.stale:
-            when.append(Due(evidence.now - each.age + rules.settings.stale_after, each.digest))
+            stale_at = evidence.now - each.age + rules.settings.stale_after
+            when.append(Due(stale_at, each.digest, "becomes stale"))
     digests = {each.digest for each in diagnosed}
     when.extend(
         Due(evidence.now + refusal.seconds_left, refusal.subject)

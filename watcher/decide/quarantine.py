@@ -73,7 +73,7 @@ def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
         why, remedy = "its registry was not asked", "ask it"
         if odd.asked:
             why = "its registry did not answer, or does not have it"
-            remedy = "make the registry reachable and ask again, or create the model again"
+            remedy = "make the registry reachable and run this again, or create the model again"
     return safety.Why(kind, f"{stays}: {why}", remedy, command=command)
 
 

@@ -17,7 +17,7 @@ Meant: TypeAlias = Callable[[Iterable[str], Iterable[str]], bool]
 _BLINDING = {
     ManifestFault.CORRUPT: "its manifest is corrupt, so its layers are unknown",
     ManifestFault.UNREADABLE: "its manifest can't be read, so its layers are unknown",
-    ManifestFault.DANGLING: "its manifest is a link to nothing, so its layers are unknown",
+    ManifestFault.DANGLING: "its manifest is a dangling symlink, so its layers are unknown",
     ManifestFault.BAD_DIGEST: "its manifest has an invalid layer",
     ManifestFault.EMPTY: "its manifest names nothing",
 }

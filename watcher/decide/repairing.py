@@ -209,5 +209,5 @@ def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) 
         )
         fades = at_risk.fades(files, evidence.now)
         if fades and (evidence.uid != 0 or all(entry.links == 1 for entry in files)):
-            because = "soon old enough for the server to prune it"
+            because = "a server start deletes files that are one hour old"
             yield Action(ActionKind.REFRESH, needed.subject, because, files, models=needed.models)

@@ -8,11 +8,12 @@ from rich.filesize import decimal
 
 from watcher import model
 from watcher.decide import conditions, events, finding_kinds
-from watcher.model import DAY, ActionKind, Condition, Diagnosed, Download, Evidence, Outcome, Ranges
+from watcher.model import ActionKind, Condition, Diagnosed, Download, Evidence, Outcome, Ranges
 from watcher.ollama import names, ranges, sidecars
 from watcher.state.event_log import Event, EventType
 from watcher.state.hashes import Hashed
 from watcher.state.memory import REFUSED, Asked, Memory, Remembered, Sample, bound_to
+from watcher.system import advice
 
 #: A pull that receives nothing for so long is reported once. The server starts a part anew after
 #: 30 s without a byte.
@@ -170,8 +171,8 @@ def _news(
         message = conditions.sentence(now.condition, diagnosed.download)
         yield EventType.PARTIAL_CHANGED, f"{message}{because}"
     if diagnosed.stale and not (before is not None and before.stale):
-        days = diagnosed.age / DAY
-        message = f"the download of {who} is stale: no bytes for {days:.0f} days"
+        age = advice.duration(diagnosed.age)
+        message = f"the download of {who} is stale: no bytes for {age}"
         yield EventType.PARTIAL_STALE, message
 
 

@@ -149,7 +149,7 @@ def _named_store(path: str, by: str) -> Found:
     if not way.is_store:
         below = next(filter(_is_store, (f"{path.rstrip('/')}/{each}" for each in _BELOW)), "")
         raise NoStoreError(
-            f"{shown} ({by}) is no model store: neither blobs/ nor manifests/ is in it",
+            f"{shown} ({by}) is not a model store: it has neither blobs/ nor manifests/",
             "name the folder that holds them, such as ~/.ollama/models",
             advice.on(below, by, "audit") if below else "",
         )

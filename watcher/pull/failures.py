@@ -147,7 +147,7 @@ class Cause(enum.Enum):
         words=("is mounted read-only$",),
     )
     SILENCE = _Row(
-        "no bytes for long: check the network, and pull it again",
+        "no bytes arrive: check the network, and pull it again",
         Asked.pull_again,
         "the network",
         words=("^(nothing came|no bytes) for ",),
@@ -302,12 +302,12 @@ class Cause(enum.Enum):
         ),
     )
     NOT_PERMITTED = _Row(
-        "find what is immutable in the store, an i beside it, and remove that (chattr)",
+        "files of the store are immutable (an i beside them): remove that flag (chattr)",
         Asked.list_flags,
         disk=("operation not permitted",),
     )
     DISK_FAILS = _Row(
-        "the disk fails: check dmesg, and copy your data elsewhere",
+        "the disk is failing: check dmesg, and copy your data elsewhere",
         lambda asked: asked.by_root("dmesg"),
         disk=(
             *("input/output error", "structure needs cleaning", "bad message"),
@@ -326,12 +326,12 @@ class Cause(enum.Enum):
     )
     #: A layer is not what its name says, and can't be replaced.
     DAMAGED = _Row(
-        "see what the repair says of it; if nothing, choose another tag of the model",
+        "see what the repair reports; if nothing, choose another tag of the model",
         lambda asked: asked.on_store("repair"),
     )
     #: The model is complete, but not every layer could be hashed.
     UNVERIFIED = _Row(
-        "verify it where, and as a user who, can read the store",
+        "verify it on the server's machine, as a user who can read the store",
         lambda asked: asked.on_store("verify"),
     )
     INTERRUPTED = _Row("pull it again to resume", Asked.pull_again)

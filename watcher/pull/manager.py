@@ -97,7 +97,7 @@ class StoreFiles:
         inner = os.path.join(path, "models")
         name = names.printable(inner) if os.path.isdir(inner) else "the folder that holds them"
         raise NoStoreError(
-            f"{shown} is no model store: neither blobs/ nor manifests/ is in it", f"name {name}"
+            f"{shown} is not a model store: it has neither blobs/ nor manifests/", f"name {name}"
         )
 
     @property

@@ -48,22 +48,24 @@ _FAMILIES = {
     "last_full_look_timestamp_seconds": _Family(
         "The time of the last full scan, in seconds since the epoch; 0 before the first."
     ),
-    "last_full_look_duration_seconds": _Family("How long it took, including the actions after it."),
+    "last_full_look_duration_seconds": _Family(
+        "The seconds that it took, including the actions after it."
+    ),
     "findings": _Family("Findings of the last full scan.", ("severity", "kind")),
     "quarantine_bytes": _Family("Disk space of the quarantine."),
     "free_bytes": _Family("Free space on the store's file system."),
-    "sight": _Family("The visibility of processes: 1 for the present one.", ("sight",)),
+    "sight": _Family("The visibility of processes: 1 for the current one.", ("sight",)),
     "blobs": _Family("Finished blobs that a model names and that have the right size."),
-    "blob_bytes": _Family("The length of those blobs."),
+    "blob_bytes": _Family("The total length of those blobs."),
     "orphan_bytes": _Family("Disk space of finished blobs that no model names."),
     "downloads": _Family("Unfinished downloads.", ("condition",)),
     "download_bytes": _Family(
         "Bytes of unfinished downloads that are on the disk, and that are missing.",
         ("condition", "part"),
     ),
-    "stale_downloads": _Family("Downloads without progress for stale_after."),
+    "stale_downloads": _Family("Unfinished downloads that received no bytes for stale_after."),
     "oldest_progress_timestamp_seconds": _Family(
-        "When bytes last arrived of the download that has waited longest; absent without any."
+        "When the longest idle download last received bytes; absent if there is none."
     ),
     "repairs_total": _Family("Repaired downloads.", counts=True),
     "saved_bytes_total": _Family("Bytes saved from downloading by repairs.", counts=True),

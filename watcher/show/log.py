@@ -1,11 +1,12 @@
 """Lines of the event log for people, with a heading for each day."""
 
+import time
 from collections.abc import Callable, Mapping
 
 from watcher.ollama import names
 from watcher.show import text
-from watcher.show.text import Span, count, size
-from watcher.state.event_log import Event, EventType, Tone, instant
+from watcher.show.text import Line, Span, count, size
+from watcher.state.event_log import Event, EventType, Tone, clock, instant
 from watcher.system import advice, terminal
 
 _TYPE_WIDTH = 20
@@ -23,7 +24,7 @@ def teller(*, color: bool) -> Callable[[Event], str]:
         nonlocal day
         at = instant(line.at).astimezone()
         before, day = day, f"{at:%Y-%m-%d}"
-        heading = "" if day == before else text.render([text.Line(day, style="bold")], color=color)
+        heading = "" if day == before else text.render([Line(day, style="bold")], color=color)
         kind = f"{_plain(line.event_type):<{_TYPE_WIDTH}}"
         style = _STYLE[_TONES.get(line.event_type, Tone.PLAIN)]
         message = text.short_digests(f"{_plain(line.message)}{_speed(line.details)}")
@@ -32,10 +33,20 @@ def teller(*, color: bool) -> Callable[[Event], str]:
             shown = text.styled(kind, style) if color else kind
             return f"{heading}{f'{at:%H:%M:%S}  {shown}  {message}'.rstrip()}\n"
         label = (Span(f"{at:%H:%M:%S}  "), Span(kind, style), Span("  "))
-        rows = text.Line(message, indent, label=label)
+        rows = Line(message, indent, label=label)
         return heading + text.render([rows], color=color, columns=columns)
 
     return tell
+
+
+def verdict(number: int, of: str, span: tuple[float, float] | None) -> Line:
+    """How many events are shown, `of` what, and from when until when they were logged."""
+    about = names.printable(of)
+    if span is None:
+        return Line(f"No events{about}.")
+    first, last = (clock(each, time.time()) for each in span)
+    when = f"at {first}" if first == last else f"from {first} to {last}"
+    return Line(f"{count(number, 'event')}{about}, {when}.")
 
 
 def losses(resets: int, stalls: int, lost: int) -> list[str]:

@@ -11,10 +11,6 @@ from watcher.show.text import Line, command, count, name, size
 
 #: Of what is alike so many are shown one by one.
 _SHOWN_ALIKE = 10
-#: Actions on a file that people know by its name.
-_OF_FILES = frozenset(
-    {ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY, ActionKind.RESTORE, ActionKind.PURGE}
-)
 
 
 def plan(planned: Plan) -> Iterator[Line]:
@@ -31,7 +27,7 @@ def plan(planned: Plan) -> Iterator[Line]:
 
 def shortage(planned: Plan, left: int) -> Iterator[Line]:
     """What more it would take to have `left` bytes more."""
-    yield Line(f"{size(left)} more must be freed:")
+    yield Line(f"{size(left)} more to free. What could go:")
     for spared in planned.spared[:_SHOWN_ALIKE]:
         who = name(names.known_as(spared.models, spared.digest))
         hours, minutes = int(spared.age // HOUR), int(spared.age // 60)
@@ -43,7 +39,7 @@ def shortage(planned: Plan, left: int) -> Iterator[Line]:
     for refusal in planned.refusals[:_SHOWN_ALIKE]:
         if refusal.frees:
             yield Line(f"{size(refusal.frees)}: {_subject(refusal)}, refused (see above)", 2)
-    yield Line("the rest are models: `ollama rm` removes them", 2)
+    yield Line("models use the rest; remove one with `ollama rm MODEL`", 2)
 
 
 def outcomes(report: Report) -> Iterator[Line]:
@@ -86,13 +82,7 @@ def _more(number: int) -> Iterator[Line]:
 
 
 def _does(item: Action | Refusal) -> str:
-    """What is done, or refused; one of many files has their number for a subject."""
-    if isinstance(item, Action):
-        return actions.row(item.kind).does.format(_subject(item))
-    of_files = item.action in (ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY)
-    if of_files and item.entries and item.subject not in item.entries:
-        return f"remove {item.subject}"
-    return actions.row(item.action).does.format(_subject(item))
+    return actions.does(item, _subject(item))
 
 
 def _refused(refusals: Iterable[Refusal]) -> Iterator[Line]:
@@ -110,9 +100,7 @@ def _helps(item: Refusal | Finding) -> Iterator[Line]:
 
 
 def _subject(item: Action | Refusal) -> str:
-    if item.kind in _OF_FILES:
-        return name(item.subject)
-    return name(names.known_as(item.models, item.subject.removeprefix("sha256-")))
+    return name(actions.subject(item))
 
 
 def _gains(item: Plan | Action) -> str:

@@ -310,9 +310,11 @@ def table(status: Status, *, verbose: bool) -> Iterator[Part]:
             if helps:
                 yield command(helps)
     models = {each.digest: each.download.models for each in report.diagnosis.diagnosed}
-    for due in report.plan.due[:1]:
+    due = next((each for each in report.plan.due if each.then), None)
+    if due is not None:
         who = name(names.known_as(models.get(due.digest, ()), due.digest))
-        yield Line(f"next: {who} at {clock(due.at, now)}", 2, "dim")
+        text = f"{who} {due.then} at {clock(due.at, now)} unless bytes arrive"
+        yield Line(text, 2, "dim")
 
 
 def _verdict(status: Status, found: list[Diagnosed]) -> Line:
@@ -338,7 +340,7 @@ def _verdict(status: Status, found: list[Diagnosed]) -> Line:
     if found:
         diagnosis = status.report.diagnosis._replace(diagnosed=tuple(found))
         return tables.verdict(replace(status.report, diagnosis=diagnosis))
-    return Line(f"no unfinished downloads{', as far as visible' * bool(status.unseen)}")
+    return Line(f"No unfinished downloads{', as far as visible' * bool(status.unseen)}.")
 
 
 def _drawn(diagnosed: Diagnosed, status: Status) -> Iterator[Line]:

@@ -65,7 +65,7 @@ def verdict(report: Report) -> Line:
         return Line(_sentence(other.message), run=other.command)
     if urgent is None:
         notices = count(len(diagnosis.findings), "notice")
-        nothing = f"no unfinished downloads and no errors; {notices} (show: -v)"
+        nothing = f"No unfinished downloads and no errors; {notices}, shown with -v."
         return Line(nothing) if diagnosis.findings else healthy(report)
     alike = [each for each, _ in fates if each.download.models[:1] == urgent.download.models[:1]]
     is_left = urgent.condition is Condition.PAUSED and not urgent.stale
@@ -184,7 +184,7 @@ def _forecast(foreseen: model.Forecast, seen: Evidence) -> Iterator[Line]:
     if foreseen.start_fails:
         does.append(row("fails", "the server can't start", "bold red"))
     if foreseen.pruning_off:
-        does.append(row("keeps", "pruning is off: nothing is deleted", "cyan"))
+        does.append(row("keeps", "every file: pruning is off", "cyan"))
     if foreseen.deletes:
         files = count(len(foreseen.deletes), "file")
         does.append(row("deletes", f"{files}, freeing {size(foreseen.freed)}:", "bold red"))
@@ -198,7 +198,7 @@ def _forecast(foreseen: model.Forecast, seen: Evidence) -> Iterator[Line]:
         first, _ = foreseen.later[0]
         freed = size(sum(located.entry.freed for _, located in foreseen.later))
         files = f"{count(len(foreseen.later), 'more file')} ({freed})"
-        when = f"if it starts once they are one hour old: the first at {clock(first, seen.now)}"
+        when = f"once they are one hour old, the first of them at {clock(first, seen.now)}"
         does.append(row("later", f"{files} {when}", "yellow"))
     if foreseen.renames:
         files = count(len(foreseen.renames), "file")
@@ -217,7 +217,7 @@ def _is_drawn(finding: model.Finding) -> bool:
 def summary(seen: Evidence) -> Iterator[Line]:
     """The store, the server and the visibility."""
     place, census = seen.place, seen.census
-    yield row("store", f"{name(place.path)} (found by {place.found_by})")
+    yield row("store", f"{name(place.path)} (from {place.found_by})")
     blind = any(path.startswith("manifests") for path in census.unlisted)
     models = f"{count(census.manifests, 'model')}{' visible' * blind}"
     if blind and not census.manifests:
@@ -292,7 +292,8 @@ def _download(diagnosed: Diagnosed, seen: Evidence) -> Iterator[Line]:
     if diagnosed.condition is not Condition.LIVE:
         alone, repaired = diagnosed.cost_alone, diagnosed.cost_repaired
         if alone is None:
-            yield beside("without repair: unknown, or it can't complete")
+            fails = conditions.alone(diagnosed.condition, diagnosed.download)
+            yield beside(f"without repair: {fails}")
         elif repaired is not None and repaired < alone:
             after = f"after repair: {size(repaired)}"
             yield beside(f"without repair: {size(alone)} to download; {after}")
@@ -411,8 +412,8 @@ def verified_line(done: Verified) -> Line:
         result = "all match" if done.checked else "nothing to check"
     left = f"; {done.unchecked:,} not checked" if done.unchecked else ""
     return Line(
-        f"{count(done.checked, 'blob')} checked: {done.read:,} read, {done.unchanged:,} unchanged;"
-        f" {result}{left}"
+        f"{count(done.checked, 'blob')} checked: {result}{left}"
+        f" ({done.read:,} read, {done.unchanged:,} unchanged)"
     )
 
 

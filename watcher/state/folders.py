@@ -28,7 +28,7 @@ _AT_FDCWD = -100
 _MOST_LINKS = 40
 #: What can be in a folder's place, by the error of opening it.
 NO_FOLDER = {
-    errno.ENOENT: "it is a link to nothing",
+    errno.ENOENT: "it is a dangling symlink",
     errno.ELOOP: "its links lead in a circle",
     errno.ENOTDIR: "it is not a folder",
 }

@@ -147,7 +147,7 @@ def test_what_frees_nothing_does_not_go_for_room() -> None:
 def test_what_is_not_stale_stays_and_is_looked_at_when_it_will_be() -> None:
     made = planned(evidence(download(ago=2 * DAY)))
     assert (made.actions, made.refusals) == ((), ())
-    assert made.due == ((NOW + 5 * DAY, D),)
+    assert made.due == ((NOW + 5 * DAY, D, "becomes stale"),)
 
 
 def test_a_server_that_runs_is_given_time_to_meet_the_guard() -> None:
@@ -222,7 +222,7 @@ def test_a_refusal_that_passes_says_when_and_is_due_then() -> None:
     seen = evidence(replace(download(ago=10), progress_at=NOW - OLD))
     (refusal,) = planned(seen).refusals
     assert refusal.seconds_left == 80
-    assert (NOW + 80, D) in planned(seen).due
+    assert (NOW + 80, D, "") in planned(seen).due
 
 
 @pytest.mark.parametrize(
@@ -314,9 +314,9 @@ def test_what_a_hard_link_keeps_is_not_counted_as_freed() -> None:
 
 def test_live_downloads_are_due_when_their_quiet_ends_and_held_ones_each_minute() -> None:
     silent = evidence(download(ago=30), servers=(server(),))
-    assert planned(silent).due == ((NOW + 60, D),)
+    assert planned(silent).due == ((NOW + 60, D, "counts as interrupted"),)
     held = evidence(replace(download(ago=30), holders=(writer(),)), servers=(server(),))
-    assert planned(held).due == ((NOW + 60, D),)
+    assert planned(held).due == ((NOW + 60, D, ""),)
 
 
 @pytest.mark.parametrize("patient", [True, False])

@@ -763,7 +763,7 @@ def test_a_check_that_does_all_it_wanted_has_refused_nothing(
 def test_a_folder_that_is_no_store_is_told_with_its_reason(tmp_path: Path) -> None:
     folder = tmp_path / "home"
     (folder / "models/blobs").mkdir(parents=True)
-    with pytest.raises(NoStoreError, match="no model store: neither blobs/ nor") as raised:
+    with pytest.raises(NoStoreError, match="not a model store: it has neither blobs/") as raised:
         StoreFiles(folder)
     assert str(folder / "models") in raised.value.next_step
     StoreFiles(folder / "models")
