@@ -21,9 +21,9 @@ from tests.support.driving import (
     once,
     run,
 )
-from tests.support.runs import one_run
+from tests.support.runs import one_look, one_run, rules
 from watcher import reconcile
-from watcher.model import Approve, Plan, Refusal, RefusalKind, Result, Rules
+from watcher.model import HOUR, Approve, Plan, Refusal, RefusalKind, Result, Rules
 from watcher.reconcile import Report
 from watcher.state import fs
 
@@ -165,6 +165,22 @@ def test_what_somebody_else_has_done_since_the_plan_was_agreed_to_is_told_once(
     assert not path.exists()
     told = store.event_types()
     assert (told.count("partial_cleaned"), told.count("refused")) == (1, 0)
+
+
+def test_times_that_somebody_else_of_us_has_set_since_are_no_files_own(tmp_path: Path) -> None:
+    """Two repairs at once: the second one knows the first one's times for what they are."""
+    here = Store(tmp_path / "models")
+    here.download("resumable", aged=7200)
+    refresh = rules(refresh=True)
+
+    def approve(planned: Plan) -> Plan:
+        assert one_run(host(here), refresh).outcomes
+        return planned
+
+    assert one_run(host(here), refresh, approve=approve).outcomes
+    (seen,) = one_look(host(here), refresh).evidence.downloads
+    age = time.time() - max(each.changed_at for each in seen.entries)
+    assert 7200 <= age < 7200 + HOUR
 
 
 @pytest.mark.parametrize("mode", ["rb", "r+b"])

@@ -29,11 +29,12 @@ from watcher.model import (
     Result,
 )
 from watcher.observe import scan
+from watcher.observe.blobs import remembered
 from watcher.observe.host import Host
 from watcher.observe.intents import IN_PARTS
 from watcher.ollama import names, sidecars
 from watcher.state import folders, fs
-from watcher.state.memory import Touched
+from watcher.state.memory import Memory, Touched
 
 
 class Looks(Protocol):
@@ -289,7 +290,7 @@ def refresh_all(host: Host, batch: list[Action], journal: Journal) -> list[Outco
     """Set the times of wanted things to now, once their own ones are on the disk elsewhere."""
     try:
         with folders.opened_blobs(journal.store) as blobs:
-            touching = _own_times(blobs, batch, host.clock())
+            touching = _own_times(blobs, batch, host.clock(), journal.recall())
             if journal.remember(touching):
                 _set_times(blobs, touching)
                 ended = [Outcome(action, Result.DONE, _done_message(action)) for action in batch]
@@ -305,14 +306,17 @@ def refresh_all(host: Host, batch: list[Action], journal: Journal) -> list[Outco
 def set_times_now(host: Host, actions: Iterable[Action]) -> None:
     """The same at once, with nothing remembered: for a caller that can't wait for the lock."""
     with folders.opened_store(host.store) as store, folders.opened_blobs(store) as blobs:
-        _set_times(blobs, _own_times(blobs, actions, host.clock()))
+        _set_times(blobs, _own_times(blobs, actions, host.clock(), Memory()))
 
 
-def _own_times(blobs: int, actions: Iterable[Action], now: float) -> dict[str, Touched]:
+def _own_times(
+    blobs: int, actions: Iterable[Action], now: float, memory: Memory
+) -> dict[str, Touched]:
     """The files that would get a later time, by name: their inode, that time, and their own one.
 
     Times are never set back: what has changed since it was looked at keeps what it has. Another
-    file of that name is left alone; so is all of another ``blobs``.
+    file of that name is left alone; so is all of another ``blobs``. Another process of ours may
+    have set times since the plan was made: the memory knows which are the files' own.
     """
     at_ns = int(now * 1e9)
     found: dict[str, Touched] = {}
@@ -320,7 +324,7 @@ def _own_times(blobs: int, actions: Iterable[Action], now: float) -> dict[str, T
         there = scan.look(entry.name, blobs)
         if there is None or there.identity != entry.identity or there.mtime_ns >= at_ns:
             continue
-        known = entry.own_mtime_ns if there.mtime_ns == entry.mtime_ns else None
+        known = remembered(there, memory).own_mtime_ns
         own = there.mtime_ns if known is None else known
         found[entry.name] = Touched(there.inode, at_ns, own)
     return found
