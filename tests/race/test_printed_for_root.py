@@ -91,6 +91,21 @@ def test_no_printed_command_reaches_behind_a_planted_symlink(
             assert tree(victim) == before, each
 
 
+def test_of_a_store_that_a_planted_symlink_leads_to_no_command_is_printed(tmp_path: Path) -> None:
+    there, planted = Store(tmp_path / "root's"), tmp_path / "models"
+    there.model("llama3/latest")
+    there.orphan()
+    there.temporary()
+    planted.symlink_to(there.path)
+    os.chown(planted, OWNER, OWNER, follow_symlinks=False)
+    for words in (("audit",), ("repair", "-n", "--offline"), ("clean", "-n")):
+        done = subprocess.run(
+            command(planted, "--json", *words),
+            env=environment(tmp_path), capture_output=True, timeout=60,
+        )  # fmt: skip
+        assert commands(json.loads(done.stdout)) == []
+
+
 @pytest.mark.parametrize("name", ["blobs", "manifests", f"manifests/{LIBRARY}"])
 def test_a_symlink_for_the_moment_at_which_a_folder_is_entered_is_noted(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ import shlex
 import sys
 
 from watcher.errors import NoPermissionError, WatchError, refused
-from watcher.model import Caller, Evidence
+from watcher.model import Caller, Evidence, Place
 from watcher.ollama import names
 
 PROGRAM = "ollama-watch"
@@ -74,11 +74,16 @@ def watch(seen: Evidence, *words: str, owner: int | None = None, root: bool = Fa
     "" where nothing in the store can be changed; the same goes for those below.
     """
     place, by = seen.place, seen.caller
-    if place.read_only and changes(words):
+    if is_fixed(place) and changes(words):
         return ""
     powerless = not (place.writable or place.read_only) or owner not in (None, by.uid)
     store = "" if place.found_by in FOUND_AGAIN and not (root or powerless) else place.path
     return ours(*words, store=store, by=by, root=root or (powerless and changes(words)))
+
+
+def is_fixed(place: Place) -> bool:
+    """Whether nothing in a store can be changed, or none of ours changes anything there."""
+    return place.read_only or place.foreign is not None
 
 
 def on(path: str, found_by: str, *words: str) -> str:
@@ -154,7 +159,7 @@ def ours(*words: str, store: str = "", by: Caller | None = None, root: bool = Fa
 
 def shell(seen: Evidence, *words: str, owner: int | None = None) -> str:
     """Another program's command, which changes the store: for root and, if given, `owner`."""
-    return "" if seen.place.read_only else line(*_sudo(seen.caller, owner), *words)
+    return "" if is_fixed(seen.place) else line(*_sudo(seen.caller, owner), *words)
 
 
 def as_root(*words: str) -> str:
@@ -168,7 +173,7 @@ def _sudo(by: Caller, owner: int | None) -> tuple[str, ...]:
 
 def ollama(seen: Evidence, kind: str, model: str) -> str:
     """A command of Ollama's own about a model, at the server of the store that was looked at."""
-    if seen.place.read_only:
+    if is_fixed(seen.place):
         return ""
     url = server_of(seen)
     where = (f"OLLAMA_HOST={quoted(url)}",) if url else ()
@@ -178,7 +183,7 @@ def ollama(seen: Evidence, kind: str, model: str) -> str:
 
 def pull(seen: Evidence, model: str) -> str:
     """Our own pull of a model, at the server of the store that was looked at."""
-    if seen.place.read_only:
+    if is_fixed(seen.place):
         return ""
     url = server_of(seen)
     where = ("--host", url) if url else ()
