@@ -106,6 +106,7 @@ def test_by_time_type_and_number(store: Store) -> None:
     assert told(store, "--type", "error", "--type", "partial_stale") == ["stale", "last"]
     assert told(store, "--lines", "2") == ["stale", "last"]
     assert told(store, "-n", "0") == []
+    assert run(store.path, "log", "-n", "0").stdout == "", "no word about lines not asked for"
     done = run(store.path, "log", "--since", "tomorrow")
     assert done.returncode == 2
     assert "such as 2h" in done.stderr

@@ -73,7 +73,7 @@ def log(
         try:
             wanted = events.wanted(to_the_end=not follow)
             found = wanted if most is None else deque(wanted, maxlen=most)
-            if follow or context.json or context.quiet:
+            if follow or context.json or context.quiet or most == 0:
                 events.show(found)
             else:
                 events.sum_up(found, f" of {target}" if target else "")

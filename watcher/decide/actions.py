@@ -87,7 +87,7 @@ def subject(item: Action | Refusal) -> str:
     """What people know the subject of an action or a refusal by."""
     kind = item.kind if isinstance(item, Action) else item.action
     if kind in _OF_FILES:
-        return names.printable(item.subject)
+        return item.subject
     return names.known_as(item.models, item.subject.removeprefix("sha256-"))
 
 

@@ -15,11 +15,14 @@ from watcher import reconcile
 from watcher.decide import plan
 from watcher.model import (
     DAY,
+    Action,
+    ActionKind,
     BlobCensus,
     Evidence,
     ManifestFault,
     OddManifest,
     Place,
+    Plan,
     Rules,
     Trust,
 )
@@ -167,3 +170,11 @@ def test_names_from_outside_are_always_shown_escaped(seen: Evidence) -> None:
     assert b"\x1b" not in line
     # Programs get it as it is, by JSON's own escape.
     assert (b"\\u001b" in line) is (b"31m" in line)
+
+
+@pytest.mark.parametrize("kind", [ActionKind.REMOVE_TEMPORARY, ActionKind.PURGE])
+def test_a_files_name_is_escaped_once(kind: ActionKind) -> None:
+    planned = Plan(actions=(Action(kind, "split-gguf-a\\b\x1b", "it is old", ()),))
+    shown = render(plans.plan(planned), color=False)
+    assert "split-gguf-a\\x5cb\\x1b" in shown
+    assert "\x1b" not in shown
