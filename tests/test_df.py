@@ -267,7 +267,7 @@ def test_a_blob_of_the_old_spelling_is_its_models(run: Run, models: Store) -> No
 
 def _in_one_piece(line: str) -> bool:
     """A command or a name, however long."""
-    return line.startswith(("Run: ", "store ")) or "m" * 80 in line
+    return line.startswith(("Run: ", "store ", "/")) or "m" * 80 in line
 
 
 def test_the_table_fits_and_its_last_line_is_what_du_says(run: Run, models: Store) -> None:

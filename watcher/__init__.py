@@ -1,4 +1,4 @@
-"""ollama-watch: watches, tells and cleans what becomes of an Ollama model store's downloads.
+"""ollama-watch: watches, reports and repairs the downloads of an Ollama model store.
 
 For programs: `ModelDownloadManager` and `StoreFiles`, of `watcher.pull.manager`.
 """

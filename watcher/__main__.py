@@ -13,7 +13,7 @@ _FAILED, _INTERRUPTED = 4, 130
 
 
 def main() -> int:
-    """Run the command line. What comes while it is loaded is told in a line, too."""
+    """Run the command line. An error while it is loaded is one line, too."""
     # Looking for cycles every 700 allocations costs a tenth of an audit, and of the loading.
     gc.set_threshold(50_000)
     mine = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -23,7 +23,7 @@ def main() -> int:
         from watcher import cli
     except (ImportError, MemoryError, OSError) as error:
         why = str(error) or "there is not enough memory"
-        _say(
+        _complain(
             f"ollama-watch can't be loaded: {why}\n"
             "  raise the limits of this process, or install it anew"
         )
@@ -33,7 +33,7 @@ def main() -> int:
     try:
         return cli.main()
     except KeyboardInterrupt:
-        _say("ollama-watch: interrupted")
+        _complain("ollama-watch: interrupted")
         return _INTERRUPTED
     finally:
         if mine:
@@ -42,11 +42,11 @@ def main() -> int:
 
 def _end(*_: object) -> None:
     """End at once: nothing was begun, or all is done."""
-    _say("ollama-watch: interrupted")
+    _complain("ollama-watch: interrupted")
     os._exit(_INTERRUPTED)
 
 
-def _say(text: str) -> None:
+def _complain(text: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, f"\n{text}\n".encode(errors="backslashreplace"))
 

@@ -109,14 +109,14 @@ def main(arguments: list[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, MemoryError):
-            _say(f"ollama-watch: {named(error)}")
+            _complain(f"ollama-watch: {named(error)}")
         elif error.errno != errno.EPIPE:  # else whoever read our output has gone
-            _say(f"ollama-watch: writing the output failed: {error.strerror}")
+            _complain(f"ollama-watch: writing the output failed: {error.strerror}")
         return int(Exit.FAILED)
     return code
 
 
-def _say(text: str) -> None:
+def _complain(text: str) -> None:
     with contextlib.suppress(OSError):
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
@@ -170,7 +170,7 @@ def _run(words: list[str], *, own: bool) -> int:
         # So click ends what completes a word; and with 1 where who read our output has gone.
         return int(Exit.FAILED if stop.code else Exit.HEALTHY)
     except (click.Abort, KeyboardInterrupt):
-        _say("\nollama-watch: interrupted; no change is left half done")
+        _complain("\nollama-watch: interrupted; no change is left half done")
         return int(Exit.INTERRUPTED)
     except click.ClickException as error:
         if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -181,7 +181,7 @@ def _run(words: list[str], *, own: bool) -> int:
         error.show()
         return int(Exit.USAGE)
     except WatchError as error:
-        _say(f"ollama-watch: {error}")
+        _complain(f"ollama-watch: {error}")
         return int(error.exit_code)
     except OutputError:
         raise
@@ -191,17 +191,17 @@ def _run(words: list[str], *, own: bool) -> int:
 
 def _failed(error: Exception, *, verbose: bool) -> int:
     """What no command has expected: named, where it is the machine that refuses."""
-    told = named(error)
+    failure = named(error)
     if verbose:
         import traceback
 
         traceback.print_exception(error)
-    if told is None:
+    if failure is None:
         from watcher.system import advice
 
         step = "this is a bug in ollama-watch; run it again with -v and report it"
         step = "please report this bug" if verbose else step
         again = "" if verbose else advice.again("", "-v", root=False)
-        told = WatchError(f"{type(error).__name__}: {error}", step, again)
-    _say(f"ollama-watch: {told}")
-    return int(told.exit_code)
+        failure = WatchError(f"{type(error).__name__}: {error}", step, again)
+    _complain(f"ollama-watch: {failure}")
+    return int(failure.exit_code)

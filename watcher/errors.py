@@ -109,7 +109,7 @@ _NOT_YOURS = (
     if _OF_ROOT
     else "check who owns it, and run this as that user or as root"
 )
-#: What the machine says, and what helps against it.
+#: What helps, by the system's error number.
 _STEPS = {
     errno.EMFILE: "let this process open more files (RLIMIT_NOFILE; of a unit, LimitNOFILE=)",
     errno.ENFILE: "let the machine open more files (the kernel's setting fs.file-max)",
@@ -129,7 +129,7 @@ _STEPS = {
 
 
 def named(error: BaseException) -> WatchError | None:
-    """What the machine has refused, as an error that says so; None for a fault of ours."""
+    """What the machine has refused, as an error with the reason; None for a fault of ours."""
     if isinstance(error, MemoryError):
         return refused("there is not enough memory", errno.ENOMEM)
     if isinstance(error, ImportError):
@@ -140,14 +140,14 @@ def named(error: BaseException) -> WatchError | None:
     if not isinstance(error, OSError) or error.errno is None:
         return None
     path = "" if error.filename is None else f"{shown(error.filename)}: "
-    told = f"{path}{error.strerror or os.strerror(error.errno)}"
+    text = f"{path}{error.strerror or os.strerror(error.errno)}"
     if path.startswith("/proc"):
         command = "mount -t proc proc /proc"
-        return WatchError(told, "no process is visible without it: mount it", as_root(command))
-    return refused(told, error.errno)
+        return WatchError(text, "no process is visible without it: mount it", as_root(command))
+    return refused(text, error.errno)
 
 
-def refused(told: str, number: int) -> WatchError:
+def refused(text: str, number: int) -> WatchError:
     """The error for what the machine has refused, with what helps as a command where one does."""
     command = as_root("dmesg") if number == errno.EIO else ""
     if number == errno.EMFILE:
@@ -156,7 +156,7 @@ def refused(told: str, number: int) -> WatchError:
         most = _ENOUGH_FILES if most == resource.RLIM_INFINITY else min(most, _ENOUGH_FILES)
         command = f"ulimit -Sn {most}" if now < most else ""
     step = _STEPS.get(number, "check that path, then run this again")
-    return WatchError(told, step, command)
+    return WatchError(text, step, command)
 
 
 def as_root(command: str) -> str:

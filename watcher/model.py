@@ -125,7 +125,7 @@ class Holder(NamedTuple):
 
     @property
     def doubt(self) -> str:
-        """What to add where its name alone says so; "" where the file is known to be the same."""
+        """What to add where only its name shows it; "" where the file is known to be the same."""
         return ", by the name alone: it is on an overlay or a share" if self.by_name else ""
 
 
@@ -136,7 +136,7 @@ class Trust(NamedTuple):
     present: Ranges = ()
     trusted: Ranges = ()
     #: Holes show what is missing; not so in a copy without any, or where a file system has none.
-    holes_tell: bool = True
+    has_holes: bool = True
     #: Some of it may have been written before the machine started: zero blocks may be no data.
     rebooted: bool = False
     #: Zero blocks were looked for after a reboot (it means reading, so it can be left out).
@@ -234,7 +234,7 @@ class Download:
     sidecars: tuple[Sidecar, ...] = ()
     transfer: bool = False  #: a ``.tmp`` of the transfer path: data without parts
     finished: Entry | None = None
-    #: The true length where known, and who says so ("sidecars", "manifest", "memory", "data",
+    #: The true length where known, and its source ("sidecars", "manifest", "memory", "data",
     #: "registry").
     total: int | None = None
     total_from: str | None = None
@@ -273,9 +273,9 @@ class Download:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether its data was hashed as it is now, and is not what the digest says.
+        """Whether its data was hashed as it is now, and does not match the digest.
 
-        Of a longer file the hash says nothing: a server cuts it first.
+        The hash of a longer file proves nothing: a server cuts it first.
         """
         data = self.data
         if data is None or data.size != self.total:
@@ -382,7 +382,7 @@ class BlobFault(enum.StrEnum):
     NO_FILE = "no_file"  #: a folder, a FIFO or a device, or a symlink to one
 
 
-#: Blobs that are not what their names say, whatever a hash would be.
+#: Blobs that don't match their names, whatever a hash would be.
 WRONG = frozenset({BlobFault.CORRUPT, BlobFault.DANGLING, BlobFault.NO_FILE})
 #: Blobs of which a hash decides.
 DOUBTFUL = frozenset({BlobFault.SHORT, BlobFault.LONG})
@@ -396,7 +396,7 @@ class OddBlob(NamedTuple):
     wanted: int | None
     entry: Entry | None
     models: tuple[str, ...]
-    #: Bytes that the registry of one of its models has of it; None where it does not say so, or was
+    #: Bytes that the registry of one of its models has of it; None where it gives none, or was
     #: not `asked` within the hour.
     registry: int | None = None
     asked: bool = False
@@ -477,7 +477,7 @@ class BlobCensus(NamedTuple):
     """``blobs/`` and ``manifests/``: the healthy are counted, the oddities kept."""
 
     manifests: int = 0
-    #: Each model with a readable manifest: inode and time tell one manifest from the next.
+    #: Each model with a readable manifest: inode and time distinguish manifests.
     models: Mapping[str, tuple[int, int]] = MappingProxyType({})
     entries: int = 0
     allocated: int = 0

@@ -202,7 +202,7 @@ class _Run:
                 contextlib.suppress(OSError, WatchError),
                 self._journal(stopping.GRACE_SECONDS) as journal,
             ):
-                journal.tell_hashed(self._answers)
+                journal.log_hashed(self._answers)
             raise
         looked_at = host.clock()
         with contextlib.ExitStack() as opened:
@@ -214,7 +214,7 @@ class _Run:
             stuck = self._finish_leftovers(journal)
             known = self._with_answers(_or_unsaved(journal.recall(), self._past))
             late = journal.events or host.clock() - looked_at > _LATE_SECONDS
-            journal.tell_hashed(self._answers)
+            journal.log_hashed(self._answers)
             if late or known != now.known:
                 # Somebody else has learned or acted meanwhile: what was seen is an old story.
                 now = self._looks.look(known)._replace(plan=now.plan, at=0.0)
@@ -311,7 +311,7 @@ class _Run:
         with _signals_wait(host) as stoppable:
             saved = journal.save(staged)
             if repairs and not saved and not (release_reserve(store) and journal.save(staged)):
-                # Without a memory a repair could not be told from the server's own work.
+                # Without a memory a repair could not be distinguished from the server's own work.
                 agreed = agreed.filtered(lambda each: each.kind is not ActionKind.WRITE_SIDECARS)
             outcomes = apply.apply(stoppable, agreed, self._looks, journal)
             learned = transitions.unstage(journal.recall(), known, agreed, outcomes)
@@ -342,7 +342,7 @@ class _Run:
                 self._finish_leftovers(journal, report_stuck=False)
                 return journal.events
         except OSError:
-            return ()  # the look that follows says what is wrong with the folder
+            return ()  # the scan that follows reports what is wrong with the folder
 
     def _finish_leftovers(self, journal: Journal, *, report_stuck: bool = True) -> tuple[str, ...]:
         """The same under the lock; what could not be finished, so that nothing else may change."""
@@ -384,7 +384,7 @@ class _Run:
         known, happened = transitions.learn(now.known, now.evidence, diagnosis, {}, occasion)
         hashed = (events.hashed(each, host.clock()) for each in self._answers)
         for event in (*happened, *filter(None, hashed)):
-            host.tell(event)
+            host.report(event)
         return Report(
             now.evidence, diagnosis, now.plan, events=happened, warnings=(warning,), memory=known
         )
@@ -433,7 +433,7 @@ def remembered(host: Host, unsaved: Memory | None = None) -> Memory:
         with folders.opened_store(host.store) as store:
             found = memory.load(store)
     except OSError:
-        return unsaved or Memory()  # observe says what is wrong with the folder
+        return unsaved or Memory()  # observe reports what is wrong with the folder
     return _or_unsaved(found, unsaved)
 
 

@@ -131,7 +131,7 @@ def test_a_kill_around_the_log_loses_nothing_and_doubles_nothing(
         if where == "before the log":
             broken.setattr(event_log, "write", killed)
         elif where == "after the log":
-            broken.setattr(journal.Journal, "_all_told", killed)
+            broken.setattr(journal.Journal, "_all_logged", killed)
         else:
             broken.setattr(fs, "append", append_to_common)
         with pytest.raises(KilledError):

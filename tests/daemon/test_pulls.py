@@ -97,7 +97,7 @@ def test_a_pull_that_its_client_ended_is_told_once_it_was_quiet(
             str(store.path),
             proc=private_proc(tmp_path / "proc", server.pid),
             clock=lambda: time.time() + later[0],
-            tell=told.append,
+            report=told.append,
         )
         return one_run(here, POLICY, frozenset({digest[7:]}), reconcile.approve_none)
 

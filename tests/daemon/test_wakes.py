@@ -473,7 +473,7 @@ def test_the_service_tells_once_that_it_hears_nothing_and_looks_all_the_same(sto
         "def stop(): os.kill(os.getpid(), signal.SIGTERM)\n"
         "reconcile.Reconciler.reconcile = cycle\n"
         "policy = Settings(repair=False, writers_visible=True)\n"
-        "daemon.run(Host(sys.argv[1], tell=tell), lambda: policy, [])\n"
+        "daemon.run(Host(sys.argv[1], report=tell), lambda: policy, [])\n"
     )
     done = _limited(store, "max_inotify_watches", 0, script)
     assert done.stderr == ""

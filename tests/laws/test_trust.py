@@ -141,7 +141,7 @@ def test_a_copy_without_holes_is_trusted_no_further(
         copy.write(os.pread(file.fileno(), len(content), 0))
         copy.flush()
         trust = trusted(copy.fileno(), len(content), server.parts)
-        assert not trust.holes_tell
+        assert not trust.has_holes
         false = wrong(copy.fileno(), trust.trusted, content)
         assert not false
 

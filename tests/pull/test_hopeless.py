@@ -268,7 +268,7 @@ def test_what_only_the_server_can_say_is_waited_for(
     monkeypatch.setattr(disk, "fault", lambda *_: None)
     if isinstance(quick, EngineServer):
         quick._extra |= {"DEMO_RETRY_SECONDS": "0.2"}
-        monkeypatch.setattr(driver, "_SAYS_WHY_SECONDS", 30.0)
+        monkeypatch.setattr(driver, "_REASON_SECONDS", 30.0)
     model = add(registry, quick)
     quick.start().wait_ready()
     limited(quick, 40 * MB)

@@ -245,7 +245,7 @@ def test_a_file_that_was_exchanged_meanwhile_is_no_copy_of_it(
         if event.event_type == "act_started":
             age(path, 60)
 
-    report = one_run(host(store, proc_of(tmp_path), tell=exchange), REPAIR)
+    report = one_run(host(store, proc_of(tmp_path), report=exchange), REPAIR)
     (outcome,) = report.outcomes
     assert outcome.refusal is not None
     assert outcome.refusal.kind is RefusalKind.CHANGED

@@ -298,7 +298,7 @@ def test_what_was_hashed_is_told_though_the_look_after_it_is_given_up(
         store,
         private_proc(tmp_path / "proc"),
         ends=(store.ours / memory.NAME).exists,  # once the hash is remembered
-        tell=told.append,
+        report=told.append,
     )
     with pytest.raises(EndedError):
         one_run(here, rules(hash=True, verify=True))

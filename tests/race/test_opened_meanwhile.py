@@ -56,7 +56,7 @@ class Moment:
     def act(self, policy: Rules, **more: Any) -> Report:
         """A cycle in a world that may be another one."""
         with self._stack:
-            here = host(self._store, tell=self._tell, **more)
+            here = host(self._store, report=self._tell, **more)
             return one_run(here, policy, approve=self._approve)
 
     def before_the_act_is_planned_again(self, act: Callable[[], object]) -> None:

@@ -109,7 +109,7 @@ def test_a_pull_that_goes_on_before_the_guard_keeps_its_download(scene: Scene) -
             pulls.append(scene.server.start_pull(scene.model.name))
             scene.registry.wait_held(scene.digest, 1)
 
-    here = scene.host(sleep=lambda _: None, tell=pull_first)
+    here = scene.host(sleep=lambda _: None, report=pull_first)
     report = one_run(here, POLICY)
     scene.registry.release()
     assert collapsed(pulls[0].result())[-1] == "success"

@@ -112,7 +112,7 @@ def test_a_pull_that_begins_before_the_guard_keeps_its_download(
             pulls.append(server.start_pull(it.model.name))
             registry.wait_held(it.digest, 1)
 
-    report = repair(server, tell=pull_first)
+    report = repair(server, report=pull_first)
     assert [each.result for each in report.outcomes] == [Result.REFUSED]
     assert it.texts() == before
     registry.release()
@@ -132,7 +132,7 @@ def test_who_opens_the_data_between_look_and_act_is_left_alone(
             holders.append(_writer(it.data))
 
     try:
-        report = one_run(Host(str(it.store), tell=open_it), POLICY)
+        report = one_run(Host(str(it.store), report=open_it), POLICY)
     finally:
         for pid in holders:
             os.kill(pid, signal.SIGKILL)

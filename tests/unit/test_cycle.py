@@ -36,7 +36,7 @@ def logged(models: Store) -> list[str]:
 
 def test_a_plan_that_is_agreed_to_is_done_and_told(models: Store, stale: str) -> None:
     told: list[Event] = []
-    report = one_run(models.host(tell=told.append), POLICY)
+    report = one_run(models.host(report=told.append), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE]
     assert report.outcomes[0].freed == report.plan.frees > 0
     assert not [name for name in models.names() if stale in name]
@@ -52,7 +52,7 @@ def test_many_orphans_go_in_batches_each_told_before_and_after_it(models: Store)
     for number in range(250):
         models.orphan(f"orphan {number}")
     told: list[Event] = []
-    report = one_run(models.host(tell=told.append), POLICY)
+    report = one_run(models.host(report=told.append), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE] * 250
     kinds = ["act_started"] * 100 + ["orphan_removed"] * 100
     kinds += ["act_started"] * 150 + ["orphan_removed"] * 150

@@ -68,39 +68,39 @@ def ask(actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
     """Ask for each action's digest, by its models in turn until one's registry knows it.
 
     The length of an unfinished download is believed only if the manifest of the registry which its
-    first model comes from has it, too: whoever has a registry can say anything of a digest. When
-    `host.stops` the rest is not asked, nor is a registry that does not answer some times in a row.
+    first model comes from has it, too: whoever runs a registry can claim anything about a digest.
+    When `host.stops` the rest is not asked, nor is a registry that repeatedly does not answer.
     """
     silent: Counter[str] = Counter()
     for action in actions:
         if host.stops():
             return
-        length, said = None, "the registry has nothing"
+        length, reply = None, "the registry has nothing"
         models = list(filter(None, map(names.parse_model, action.models)))
         if action.expects:
             models = [each for each in models if each.host == models[0].host]
         for model in models:
             if silent[model.host] >= _SILENT_TIMES:
-                said = f"{model.host} does not answer"
+                reply = f"{model.host} does not answer"
                 continue
             try:
                 length = host.registry_length(model, action.subject)
                 doubt = _doubt(host, model, action, length)
             except OSError as error:
                 silent[model.host] += 1
-                said = f"{model.host} does not answer: {error.strerror or error}"
+                reply = f"{model.host} does not answer: {error.strerror or error}"
                 continue
             silent[model.host] = 0
             if doubt:
-                length, said = None, doubt
+                length, reply = None, doubt
             elif length is not None:
-                said = f"the registry has {length} bytes of it"
+                reply = f"the registry has {length} bytes of it"
                 break
-        yield Outcome(action, Result.DONE, said, length=length)
+        yield Outcome(action, Result.DONE, reply, length=length)
 
 
 def _doubt(host: Host, model: ModelName, action: Action, length: int | None) -> str:
-    """Why a length that a registry says is not believed. Raises OSError."""
+    """Why a length that a registry gives is not believed. Raises OSError."""
     if length is None or not action.expects:
         return ""
     raw = host.registry_manifest(None, model).raw
@@ -109,8 +109,8 @@ def _doubt(host: Host, model: ModelName, action: Action, length: int | None) -> 
     named = registry.sizes(raw).get(action.subject)
     if named == length:
         return ""
-    says = "does not name it" if named is None else f"says {named:,}"
-    return f"{model.host} says {length:,} bytes, and its manifest of {model.shown} {says}"
+    names_it = "does not name it" if named is None else f"says {named:,}"
+    return f"{model.host} says {length:,} bytes, and its manifest of {model.shown} {names_it}"
 
 
 class _StoppedError(Exception):

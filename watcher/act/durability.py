@@ -1,7 +1,7 @@
 """Bringing to the disk what is relied upon: before it is claimed, or behind claims under a note.
 
 A power cut between a sidecar of ours and its data would leave a claim on which the next pull loses
-all of it. Who can't wait for the data has `Mode.sync_behind`; ``docs/safety.md`` says how.
+all of it. Who can't wait for the data has `Mode.sync_behind`; ``docs/safety.md`` describes how.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MOST_FILES = 100
 class Written(NamedTuple):
     """What came of bringing some bytes of a file to the disk."""
 
-    #: Somebody said to stop, or ended the child that syncs.
+    #: Somebody asked to stop, or ended the child that syncs.
     cut_short: bool = False
     #: It is another file now.
     gone: bool = False
@@ -132,7 +132,7 @@ def _slices_written(fd: int, wanted: Ranges, stop: Callable[[], bool]) -> Writte
 
 
 def _rest_synced(fds: Sequence[int], stop: Callable[[], bool]) -> int | None:
-    """Wait for what says where the data lies; the errno, or None where the wait was cut short."""
+    """Wait for the map of where the data lies; the errno, or None where the wait was cut short."""
     if stop():
         return None
     ended = fs.data_synced(fds)
@@ -275,7 +275,7 @@ class Behind:
         trouble: Callable[[str], None],
         again: Callable[[frozenset[str]], None],
     ) -> None:
-        """`trouble` is told what could not be done, `again` what is worth another look."""
+        """`trouble` takes what could not be done, `again` what is worth another scan."""
         self._trouble, self._again = trouble, again
         self._worker = Worker("behind", self._sync)
         self._host = replace(host, stops=self._worker.is_stopped)

@@ -38,16 +38,16 @@ class Journal:
         #: So many of the events are in the records of their models.
         self._followed = 0
 
-    def __call__(self, *told: Event) -> None:
-        self.events += told
-        for event in told:
-            self._host.tell(event)
-        self._try("the event log", lambda: event_log.write(self.store, told, self._settings))
+    def __call__(self, *logged: Event) -> None:
+        self.events += logged
+        for event in logged:
+            self._host.report(event)
+        self._try("the event log", lambda: event_log.write(self.store, logged, self._settings))
 
-    def tell_hashed(self, answers: Iterable[Outcome]) -> None:
-        """Tell which blobs were hashed and are not what their names say, or can't be read."""
-        told = [events.hashed(outcome, self._host.clock()) for outcome in answers]
-        self(*(event for event in told if event is not None))
+    def log_hashed(self, answers: Iterable[Outcome]) -> None:
+        """Log which blobs were hashed and don't match their names, or can't be read."""
+        logged = [events.hashed(outcome, self._host.clock()) for outcome in answers]
+        self(*(event for event in logged if event is not None))
 
     def learn(
         self,
@@ -66,14 +66,14 @@ class Journal:
         untold = [replace(each, raw=b"") for each in kept]
         write = partial(event_log.write_missing, self.store, untold)
         if untold and self._try("the event log", write):
-            self._all_told()
+            self._all_logged()
         finished = _finished(self.store, past, seen)
         now, happened = transitions.learn(past, seen, diagnosis, finished, occasion)
         if happened or now != self.recall() or past.lost:
-            # Before they are told: after a kill in between they are told by the next look.
+            # Before they are logged: after a kill in between the next scan logs them.
             self.save(replace(now, untold=tuple(event.line for event in happened)))
         self(*happened)
-        self._all_told()
+        self._all_logged()
         self._follow(now, transitions.damaged(diagnosis.findings))
         if seen.scope is None:
             # Nothing goes by a clock that may be ahead.
@@ -83,16 +83,16 @@ class Journal:
         return replace(now, lost="")
 
     def _follow(self, now: Memory, damaged: Set[str]) -> None:
-        """Keep the records of the models of which something was told since this was asked last."""
-        told, self._followed = self.events[self._followed :], len(self.events)
-        seen = list(events.recording(told, now, damaged))
+        """Keep the records of the models that were logged about since the last call."""
+        logged, self._followed = self.events[self._followed :], len(self.events)
+        seen = list(events.recording(logged, now, damaged))
         try:
             if seen:
                 records.follow(self.store, seen, self._host.clock)
         except WatchError as error:
             self._warn(error.message)
 
-    def _all_told(self) -> None:
+    def _all_logged(self) -> None:
         if self._memory is not None and not self.warnings:
             self._memory = replace(self._memory, untold=())
 
@@ -136,7 +136,7 @@ class Journal:
 
 def announce(host: Host, settings: Settings, event: Event) -> None:
     """Tell an event of the service itself, and write it down where that can be done."""
-    host.tell(event)
+    host.report(event)
     with contextlib.suppress(OSError), folders.opened_store(host.store) as store:
         event_log.write(store, [event], settings)
 

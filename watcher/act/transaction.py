@@ -79,7 +79,7 @@ Confirm: TypeAlias = Callable[[Collection[Entry]], Mapping[str, ChangedError]]
 
 
 class _Store(NamedTuple):
-    """The folders that all intents of one store share, and what tells ``blobs`` apart."""
+    """The folders that all intents of one store share, and what identifies ``blobs``."""
 
     ours: int
     intents: int
@@ -88,7 +88,7 @@ class _Store(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """The descriptors of one intent's folders, and what it says; None where it says nothing."""
+    """The descriptors of one intent's folders, and its content; None where it has none."""
 
     store: _Store
     blobs: int
@@ -643,7 +643,7 @@ def unfinished(host: Host, store: int) -> bool:
 
 
 def _believed(base: _Store) -> Iterator[tuple[str, Intent | None]]:
-    """The intents that are believed, with what they say; what is foreign is left as it is."""
+    """The intents that are believed, with their content; what is foreign is left as it is."""
     for name in intents.numbers(base.intents):
         with contextlib.suppress(ForeignError, FileNotFoundError):
             yield name, intents.read(name, base.intents, base.folder)
@@ -672,7 +672,7 @@ def recover(host: Host, store: int, memory: Memory) -> tuple[tuple[str, ...], tu
 
 
 def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
-    """Put it back, if that can be done; the store's rules then say whether it is done anew."""
+    """Put it back, if that can be done; the store's rules then decide whether it is done anew."""
     intent = work.intent
     if intent is None:
         _forget(work)

@@ -108,7 +108,7 @@ def act_on(
         elif not chosen.shown and report.plan.refusals:
             context.show(plans.plan(report.plan))
         elif not chosen.shown and not left.findings and not left.blind:
-            context.say(f"nothing to {asked.command}")
+            context.note(f"nothing to {asked.command}")
         context.show(plans.remaining(left))
     if not report.outcomes:
         for warning in report.warnings:

@@ -57,7 +57,7 @@ class Context:
 
     @property
     def words(self) -> list[str]:
-        """The words that say again which store and which settings are meant."""
+        """The options that name the same store and settings again."""
         file = [] if self.config_file is None else ["--config", str(self.config_file)]
         return [*file, *(word for store in self.stores for word in ("--store", store))]
 
@@ -89,7 +89,7 @@ class Context:
         """The stores to treat; `changes`: and to change. Raises what `place.find` raises.
 
         Of root's process this is the owner's then; where stores have several owners, each is
-        treated in a child, and the process that was called ends here. `knows` then says what the
+        treated in a child, and the process that was called ends here. `knows` then gives what the
         stores of the others can be asked for, and `again` after how long each has another child.
         """
         found = [self._find(store, changes=changes) for store in self.stores or (None,)]
@@ -174,7 +174,7 @@ class Context:
             return Exit.USAGE
         return Exit.HEALTHY if click.confirm(question, default=False) else Exit.FINDINGS
 
-    def say(self, line: str) -> None:
+    def note(self, line: str) -> None:
         """Print a line for people to stdout."""
         if not (self.quiet or self.json):
             sys.stdout.write(f"{line}\n")

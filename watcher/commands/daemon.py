@@ -42,7 +42,7 @@ def daemon(context: Context) -> Exit:
     else:
         context.settle(path)
         found = place.Found(path, "--store")
-    host = replace(context.host(found), tell=_teller(context))
+    host = replace(context.host(found), report=_printer(context))
     first = [context.settings]  # as root has read them, before it became the owner
 
     def settings() -> Settings:
@@ -115,7 +115,7 @@ def _run_queue(context: Context, store: str) -> int:
         return Exit.FAILED
 
 
-def _teller(context: Context) -> Callable[[Event], None]:
+def _printer(context: Context) -> Callable[[Event], None]:
     """Where events go besides the logs: stdout as JSON, the journal as JSON, or a terminal."""
     if context.json or "JOURNAL_STREAM" in os.environ:
         fd = (sys.stdout if context.json else sys.stderr).fileno()
@@ -126,9 +126,9 @@ def _teller(context: Context) -> Callable[[Event], None]:
         return write
     from watcher.show import log
 
-    text = log.teller(color=sys.stderr.isatty())
+    text = log.printer(color=sys.stderr.isatty())
 
-    def tell(event: Event) -> None:
+    def report(event: Event) -> None:
         complain(text(event).removesuffix("\n"))
 
-    return tell
+    return report

@@ -83,7 +83,7 @@ insecure = click.option("--insecure", is_flag=True, help="Allow registries over 
 
 
 class _Helped(click.Command):
-    """A command whose help has examples and says where to read on."""
+    """A command whose help has examples and names where to read on."""
 
     def __init__(
         self, *names: Any, examples: Sequence[str] = (), read_on: str = "", **more: Any
@@ -161,7 +161,7 @@ class Group(_Helped, click.Group):
                 self._near.setdefault(word, []).append(name)
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Add one; where to read on about it is where the group says, unless it says so itself."""
+        """Add one; where to read on about it is that of the group, unless it names its own."""
         if isinstance(cmd, _Helped):
             cmd.read_on = cmd.read_on or self.read_on
         super().add_command(cmd, name)

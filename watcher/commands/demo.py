@@ -39,7 +39,7 @@ def demo(context: Context, keep: bool, pictures: Path | None) -> Exit:
         privileges.give_on(0)
     color = not context.no_color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     try:
-        texts = scenes.play(_say, color=color, keep=keep)
+        texts = scenes.play(_print, color=color, keep=keep)
     except scenes.DemoError as error:
         complain(f"ollama-watch: the demo failed: {error}")
         return Exit.FAILED
@@ -52,6 +52,6 @@ def demo(context: Context, keep: bool, pictures: Path | None) -> Exit:
     return Exit.HEALTHY
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()

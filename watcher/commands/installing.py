@@ -111,7 +111,7 @@ class Target:
             if context.json:
                 context.document(_document(steps))
             elif not kept:
-                context.say("nothing to do: the service is installed")
+                context.note("nothing to do: the service is installed")
             return Exit.REFUSED if kept else Exit.HEALTHY
         _check_permission(changing)
         if not yes:
@@ -126,10 +126,10 @@ class Target:
         if context.json:
             context.document(_document(steps))
         for step in changing:
-            context.say(f"{step.kind:<8} {names.printable(step.path)}")
+            context.note(f"{step.kind:<8} {names.printable(step.path)}")
         systemd.run(systemd.after)
         if helps := systemd.advice():
-            context.say(helps)
+            context.note(helps)
         return Exit.REFUSED if kept else Exit.HEALTHY
 
     def _steps(self, wanted: Mapping[str, str]) -> Iterator[Step]:

@@ -126,7 +126,7 @@ class _Events:
         from watcher.state.event_log import Log
 
         self._context, self._json = context, context.json
-        self._text = shown.teller(color=context.colored())
+        self._text = shown.printer(color=context.colored())
         self._log, self._damaged = Log(store), 0
         self._since, self._types = since, types
         self._models = None if target is None else target.models

@@ -75,7 +75,7 @@ def _unsure(path: str, store: int, typed: list[ModelName]) -> Iterator[ModelName
 
 @contextlib.contextmanager
 def blamed(problems: Mapping[str, str]) -> Iterator[None]:
-    """Say of a name that nothing knows what its registry has said, too."""
+    """Add to an unknown name what its registry answers."""
     try:
         yield
     except TargetError as error:

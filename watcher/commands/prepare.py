@@ -48,7 +48,7 @@ def prepare(context: Context) -> Exit:
                 limited = replace(host, stops=stops, reads_until=began + _PREPARE_READS_SECONDS)
                 reconciler = Reconciler(limited, context.settings)
                 # The times first, and quickly: whatever else there is time for, the start deletes
-                # nothing. Where nothing can be written down, the run that follows says why.
+                # nothing. Where nothing can be written down, the run that follows reports why.
                 with contextlib.suppress(OSError):
                     reconciler.keep_fresh(modes.PREPARE_TIMES)
                 report = reconciler.reconcile(modes.PREPARE)

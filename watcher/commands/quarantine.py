@@ -48,7 +48,7 @@ def ls(context: Context) -> Exit:
             context.show(tables.not_seen(unseen, report.diagnosis))
         else:
             path = names.printable(report.evidence.place.path)
-            context.say(f"the quarantine is empty: {path}")
+            context.note(f"the quarantine is empty: {path}")
     return code
 
 

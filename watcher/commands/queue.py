@@ -83,7 +83,7 @@ def add(context: Context, models: tuple[str, ...], priority: int, after: float |
     kept = change(context, added)
     for model in models:
         place = queues.position(kept, names.to_model(model).shown)
-        context.say(f"{place + 1} of {len(kept.line)}: {in_words(kept.line[place])}")
+        context.note(f"{place + 1} of {len(kept.line)}: {in_words(kept.line[place])}")
     return Exit.HEALTHY
 
 

@@ -90,7 +90,7 @@ def run_leashed(context: Context) -> Exit:
     """The same for a daemon: drive what is due, print events, end in order when stdin does."""
     ended = threading.Event()
 
-    def tell(event: Event) -> None:
+    def report(event: Event) -> None:
         with suppress(OSError):  # the daemon is gone; the logs have the event
             os.write(sys.stdout.fileno(), event.line)
 
@@ -103,7 +103,7 @@ def run_leashed(context: Context) -> Exit:
 
     (host,) = context.hosts(changes=True)
     threading.Thread(target=wait_for_the_end, name="leash", daemon=True).start()
-    drive = leashed(context, replace(host, tell=tell), ended.is_set)
+    drive = leashed(context, replace(host, report=report), ended.is_set)
     with folders.opened_store(host.store) as store, suppress(KeyboardInterrupt):
         while running.run_next(store, drive) is not None:
             pass
@@ -117,9 +117,9 @@ def queued(context: Context, host: str | None, *, insecure: bool) -> Drive:
 
 
 def leashed(context: Context, host: Host, ended: Callable[[], bool]) -> Drive:
-    """The same for a daemon, until `ended` says that it is gone.
+    """The same for a daemon, until `ended` is set, when it is gone.
 
-    Nobody is there to name a server: it is the one that has the store, unless the environment says
+    Nobody is there to name a server: it is the one that has the store, unless the environment names
     otherwise. A registry on this machine is asked over http, as everywhere.
     """
     found = target.find(target.url_of_store(host, os.environ), host, context.settings)

@@ -47,7 +47,7 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
                 with lookup.blamed(problems):
                     _check_known(store, model, before)
                 done.append(_forgotten(model, before, [], 0))
-                context.say(f"{shown}: there is no download to forget")
+                context.note(f"{shown}: there is no download to forget")
                 continue
             what = f"{text.size(size)} of {text.count(len(layers), 'unfinished layer')}"
             answer = Exit.HEALTHY if yes else context.ask(f"Remove {what} of {shown}?")
@@ -55,7 +55,7 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
                 return answer
             after = manager.reset_download(model)["status"]
             done.append(_forgotten(model, after, layers, size))
-            context.say(f"{shown}: download forgotten; removed {what}")
+            context.note(f"{shown}: download forgotten; removed {what}")
     finally:
         if context.json:
             schema = "ollama-watch/reset/1"

@@ -1,5 +1,5 @@
 """What a look means, and what to do about it: pure functions of the evidence. No I/O, no clock.
 
 `diagnose.diagnose` gives each download its condition, `plan.make` makes the plan,
-`transitions` says what to remember and which events follow.
+`transitions` has what to remember and which events follow.
 """

@@ -140,7 +140,7 @@ class Row(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What the sentence says of the download."""
+        """What the sentence states about the download."""
         return self.sentence.partition("{} ")[2].removeprefix("is ").removeprefix("has ")
 
 

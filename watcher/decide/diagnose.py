@@ -65,7 +65,7 @@ def _diagnose(download: Download, evidence: Evidence, rules: Rules) -> Diagnosed
 
 
 def _quiet(download: Download, evidence: Evidence) -> float:
-    """Seconds since any entry of it changed, as far as times, or looks, can tell."""
+    """Seconds since any entry of it changed, as far as times, or scans, show."""
     latest = download.changed_at
     if latest is None:
         return 0.0

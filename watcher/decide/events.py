@@ -233,7 +233,7 @@ def hashed(outcome: Outcome, at: float) -> Event | None:
 
 
 def recording(
-    told: Iterable[Event], memory: Memory, damaged: Set[str] = frozenset()
+    logged: Iterable[Event], memory: Memory, damaged: Set[str] = frozenset()
 ) -> Iterator[tuple[str, State, str]]:
     """For each model the state that its record goes to, in order, and why it is ``error``.
 
@@ -241,7 +241,7 @@ def recording(
     """
     unfinished = set(chain.from_iterable(each.models for each in memory.downloads.values()))
     complete = (memory.models or {}).keys() - damaged
-    for event, name in ((each, name) for each in told for name in sorted(each.models)):
+    for event, name in ((each, name) for each in logged for name in sorted(each.models)):
         match event.event_type:
             case EventType.DOWNLOAD_STARTED | EventType.DOWNLOAD_RESUMED:
                 yield name, State.DOWNLOADING, ""

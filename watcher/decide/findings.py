@@ -178,7 +178,7 @@ def of_store(
     for each in diagnosed:
         download = each.download
         unfinished = each.condition is not Condition.LIVE and each.cost_repaired != 0
-        if unfinished and download.data and download.sidecars and not download.trust.holes_tell:
+        if unfinished and download.data and download.sidecars and not download.trust.has_holes:
             who = names.known_as(download.models, download.digest)
             path = f"blobs/{download.data.name}"
             yield found("download_no_holes", path, who=who)._replace(

@@ -136,7 +136,7 @@ def _grace(evidence: Evidence) -> tuple[float, str]:
     versions = [server.version for server in evidence.servers if server.version]
     for version in versions:
         numbers = version.split("-")[0].split(".")[:2]
-        # A build without a version has 0.0, and what is no version says nothing.
+        # A build without a version has 0.0, and what is no version means nothing.
         known = len(numbers) == 2 and all(number.isdecimal() for number in numbers)
         if known and (0, 0) < tuple(map(int, numbers)) < _FIRST_WITH_GRACE:
             return 0.0, f"Ollama {version} prunes files of any age"

@@ -57,7 +57,7 @@ def _no_room(evidence: Evidence, most: int) -> safety.Why:
 
 
 def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
-    """A damaged blob stays where no registry has said that it can be downloaded again."""
+    """A damaged blob stays where no registry has confirmed that it can be downloaded again."""
     if odd.registry is not None and odd.registry == odd.wanted:
         if evidence.view.visibility is not model.Visibility.FULL:
             return safety.unseen(evidence)

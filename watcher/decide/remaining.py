@@ -132,7 +132,7 @@ class Verified(NamedTuple):
     #: Blobs that were read just now, and blobs that have not changed since they were.
     read: int
     unchanged: int
-    #: Blobs that are not what their names say, the missing ones among them.
+    #: Blobs that don't match their names, the missing ones among them.
     wrong: tuple[model.OddBlob, ...]
     #: So many blobs nobody came to, since the time was over.
     left: int

@@ -88,7 +88,7 @@ def _write_sidecars(
 
 
 def _no_length(diagnosed: Diagnosed, evidence: Evidence) -> safety.Why:
-    """Nothing here tells the length of a layer: its model's registry would."""
+    """Nothing here gives the length of a layer: its model's registry would."""
     download, kind = diagnosed.download, RefusalKind.LENGTH
     if download.doubted_length:
         reason = f"its length is unknown: {download.doubted_length}"
@@ -138,7 +138,7 @@ def _is_believed(diagnosed: Diagnosed) -> bool:
 def questions_to_registries(
     diagnosed: tuple[Diagnosed, ...], evidence: Evidence
 ) -> Iterator[Action]:
-    """What only the registry that a model came from can tell: a lost length, a corrupt blob's."""
+    """What only the registry that a model came from knows: a lost length, a corrupt blob's."""
     ask = ActionKind.ASK_REGISTRY
     for download in (each.download for each in diagnosed):
         if download.total is None and download.models and download.registry is None:
@@ -156,7 +156,7 @@ def _damaged_and_unheard(evidence: Evidence) -> Iterator[model.OddBlob]:
 
 
 def blobs_in_doubt(evidence: Evidence) -> Iterator[Action]:
-    """Blobs that may not be what their names say, and were not hashed as they are now."""
+    """Blobs that may not match their names, and were not hashed as they are now."""
     for entry in evidence.census.unproven:
         digest = names.parse_blob(entry.name).digest
         yield _hash(entry, digest, "it was finished from repaired progress files, or changed")

@@ -221,7 +221,7 @@ def _clocks(before: tuple[model.Clock, ...], evidence: Evidence) -> tuple[model.
 
 
 def damaged(found: Iterable[model.Finding]) -> frozenset[str]:
-    """The models of which a blob is not what its name says, or may not be."""
+    """The models of which a blob does not match its name, or may not be."""
     errors = (each for each in found if each.severity is model.Severity.ERROR)
     return frozenset(
         model for each in errors if each.kind.startswith("blob_") for model in each.models
@@ -294,8 +294,8 @@ def _record(
         # Live by a change alone may have been anybody's; and what could not be read through looks
         # as if only what is claimed were there.
         unread = not download.trust.zeros_read and before.condition is not Condition.LIVE
-        says_less = not pulling if live else unread
-        condition = before.condition if says_less else condition
+        sees_less = not pulling if live else unread
+        condition = before.condition if sees_less else condition
     return Remembered(
         device=anchor[0],
         inode=anchor[1],
@@ -341,7 +341,7 @@ def _ahead(download: Download, evidence: Evidence) -> model.Ahead | None:
 
 
 def rate(samples: Sequence[Sample]) -> float | None:
-    """Bytes a second over some samples; None where they tell nothing."""
+    """Bytes a second over some samples; None where they show nothing."""
     if len(samples) < 2 or samples[-1].at <= samples[0].at:
         return None
     arrived = samples[-1].allocated - samples[0].allocated
@@ -349,7 +349,7 @@ def rate(samples: Sequence[Sample]) -> float | None:
 
 
 def _last_progress(download: Download, before: Remembered | None, now: float) -> float:
-    """When bytes last arrived: as remembered, else as the files' times say; never in the future."""
+    """When bytes last arrived: as remembered, else by the files' times; never in the future."""
     if before is not None:
         return max(before.progress_at, min(now, download.progress_at or 0.0))
     return now if download.changed_at is None else min(now, download.changed_at)
@@ -417,7 +417,7 @@ def synced(
 
 
 def drop(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
-    """The memory after our own acts: what their events have told is no news to the next look.
+    """The memory after our own acts: what their events report is no news to the next scan.
 
     Without the downloads that we have removed; those that we have repaired are as they became.
     """

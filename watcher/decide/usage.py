@@ -40,9 +40,9 @@ def usage(
 ) -> tuple[tuple[Use, ...], Sizes]:
     """What the space is used for, the largest use first, and all of it together.
 
-    Each model is there, one of 0 bytes, too. `census`: what a look has said of the same blobs, so
-    that both say the same. The allocated bytes of all uses add up to what ``du -s --block-size=1``
-    says of the store.
+    Each model is there, one of 0 bytes, too. `census`: what a scan has found of the same blobs, so
+    that both agree. The allocated bytes of all uses add up to what ``du -s --block-size=1``
+    reports for the store.
     """
     conditions = {each.download.key: each.condition for each in diagnosed}
     known: dict[str, _Key] = {}
@@ -79,7 +79,7 @@ def usage(
 
 
 def _one(entry: Entry) -> Tally:
-    # The length of a folder says nothing.
+    # The length of a folder means nothing.
     return Tally(1, 0 if entry.kind is Kind.FOLDER else entry.size, entry.allocated)
 
 

@@ -39,22 +39,22 @@ def user_of(store: int, server: unit.Unit | None) -> ServerUser:
 
 
 def running(host: Host, servers: Iterable[Server]) -> ServerUser | None:
-    """Who a running server of the store runs as; None where there is none, or it can't be told."""
+    """Who a running server of the store runs as; None where there is none, or that is unknown."""
     for server in servers:
         if not server.ours:
             continue
-        told_apart = contextlib.suppress(OSError, ValueError, KeyError, IndexError)
-        with told_apart, privileges.visibility():
+        unknown = contextlib.suppress(OSError, ValueError, KeyError, IndexError)
+        with unknown, privileges.visibility():
             with open(f"{host.proc}/{server.pid}/status", encoding="utf-8") as lines:
                 fields = (line.partition(":") for line in lines)
-                told = {key: value.split() for key, _, value in fields}
+                status = {key: value.split() for key, _, value in fields}
             here = os.readlink(f"{host.proc}/self/ns/mnt")
             return ServerUser(
                 # The last of four is the one that counts for files.
-                int(told["Uid"][3]),
-                frozenset(map(int, (told["Gid"][3], *told["Groups"]))),
+                int(status["Uid"][3]),
+                frozenset(map(int, (status["Gid"][3], *status["Groups"]))),
                 by=f"the running server, pid {server.pid}",
-                unbarred=bool(int(told["CapEff"][0], 16) & _OVERRIDES),
+                unbarred=bool(int(status["CapEff"][0], 16) & _OVERRIDES),
                 elsewhere=os.readlink(f"{host.proc}/{server.pid}/ns/mnt") != here,
             )
     return None

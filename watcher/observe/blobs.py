@@ -31,7 +31,7 @@ _UNKNOWN_LAYER = KnownLayer(0, ())
 _DISPUTED = "other manifests give that blob the size that it has"
 
 
-#: What the kept manifests of registries say of layers, by digest.
+#: What the kept manifests of registries have of layers, by digest.
 Layers: TypeAlias = Callable[[], Mapping[str, KnownLayer]]
 
 
@@ -89,7 +89,7 @@ def with_memory(
 def _decided(
     found: scan.Scan, memory: Memory, now: float
 ) -> tuple[list[OddBlob], dict[str, tuple[int, str]]]:
-    """Odd blobs, and the sizes of those with the right hash whose manifests say another one."""
+    """Odd blobs, and the sizes of those with the right hash whose manifests give another one."""
     odd: list[OddBlob] = []
     sized: dict[str, tuple[int, str]] = {}
     for seen in found.census.odd:
@@ -128,8 +128,8 @@ def _suspects(found: scan.Scan, memory: Memory, wrong: Set[str], blobs: int) -> 
 
 
 def _with_registry(odd: OddBlob, memory: Memory, now: float) -> OddBlob:
-    said = asked(memory, odd.digest, now)
-    return odd._replace(registry=said and said.length, asked=said is not None)
+    reply = asked(memory, odd.digest, now)
+    return odd._replace(registry=reply and reply.length, asked=reply is not None)
 
 
 def _disputed(found: scan.Scan, blobs: int, odd: Iterable[str]) -> dict[str, tuple[int, str]]:
@@ -153,8 +153,8 @@ def _wrong_sizes(
             for model in models if wanted != size else ():
                 parsed = names.parse_model(model)
                 path = f"manifests/{parsed.path}" if parsed is not None else "manifests"
-                said = f"it gives {names.short(digest)} {wanted} bytes, and {why}"
-                odd = OddManifest(path, ManifestFault.WRONG_SIZE, said, model)
+                reply = f"it gives {names.short(digest)} {wanted} bytes, and {why}"
+                odd = OddManifest(path, ManifestFault.WRONG_SIZE, reply, model)
                 layer = known.get(digest, _UNKNOWN_LAYER)
                 same = (model, wanted) in zip(layer.models, layer.sizes, strict=True)
                 yield odd._replace(published=same)
@@ -172,7 +172,7 @@ def remembered(found: Entry, memory: Memory) -> Entry:
 
 
 def asked(memory: Memory, digest: str, now: float) -> Asked | None:
-    """What a registry said of a digest within the hour; None where none was asked."""
+    """What a registry answered about a digest within the hour; None where none was asked."""
     found = memory.asked.get(digest)
     return found if found is not None and found.counts(now) else None
 

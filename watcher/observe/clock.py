@@ -25,7 +25,7 @@ class Reading(NamedTuple):
     """The clocks of this machine now."""
 
     wall: float
-    #: Seconds since the start `boot`; "" where the machine does not say which start this is.
+    #: Seconds since the start `boot`; "" where the machine does not identify its starts.
     counted: float
     boot: str
     #: "" where the machine has no id.
@@ -43,7 +43,7 @@ def look(known: Sequence[Clock], now: Reading) -> Clocks:
     """The clocks at a look. `known`: as they were remembered, the last ones last.
 
     A first look has nothing to compare with, and takes the wall clock as it is; so does one on a
-    machine that does not say which start this is. Each machine is compared with itself alone.
+    machine that does not identify its starts. Each machine is compared with itself alone.
     """
     if not known or not now.boot:
         return Clocks(_as_it_is(now))
@@ -131,7 +131,7 @@ def _after_start(before: Clock, now: Reading) -> Clock:
     if not behind and before.machine == machine != "":
         asked = min(before.counted, counted) >= _YOUNG_SECONDS
         if asked and (not before.jumped or before.held >= CLOCK_SETTLED_SECONDS):
-            # Two starts, and the later one's clock bears out what the earlier one's had said.
+            # Two starts, and the later one's clock bears out what the earlier one's had shown.
             certain = max(certain, before.wall)
     return Clock(
         boot,

@@ -211,7 +211,7 @@ class _Look:
             return []
         self.named, self.kept = found.named, self.host.known_layers(self.store)
         for digest in found.downloads.keys() & self.kept.keys():
-            # Whoever has a registry can say anything of a digest: no length of it comes first.
+            # Whoever runs a registry can claim anything of a digest: its length never comes first.
             self.named.add(digest, 0, self.kept[digest].models)
         self.now = self.host.clock()
         with (
@@ -277,11 +277,11 @@ class _Reader:
         self.asked = asked(memory, digest, around.now)
         self.finished = pieces.finished and remembered(pieces.finished, memory)
         size = around.named.size_of(digest) or 0
-        #: The length that a manifest says, where a layer can have it.
+        #: The length that a manifest gives, where a layer can have it.
         self.named_size = size if 0 < size <= sidecars.LARGEST_LAYER else None
         self.named_models = around.named.models_of(digest)
         layer = around.kept.get(digest)
-        #: What a kept manifest says, for when nothing else tells.
+        #: What a kept manifest gives, for when nothing else gives one.
         self.kept_size = layer.size if layer is not None else None
         #: What was read of the data, once it was.
         self.reads: Reads | None = None
@@ -399,7 +399,7 @@ class _Reader:
         return not self.kept_size or total == self.kept_size
 
     def _contradiction(self, known: int, read: tuple[Sidecar, ...]) -> str:
-        """What shows that a layer has more bytes than somebody says; "" where nothing does."""
+        """What shows that a layer has more bytes than somebody claims; "" where nothing does."""
         claims = [each.part for each in read if each.part is not None]
         if sum(part.completed for part in claims) > known:
             ends = ((part.offset, part.offset + part.completed) for part in claims)
@@ -428,7 +428,7 @@ class _Reader:
         else:
             claims = (each.part for each in read if each.part)
             whole = tuple(sorted(claims, key=lambda part: part.offset))
-        # Of a copy the file that it was made of may tell more than it does itself.
+        # Of a copy the file that it was made of may show more than it does itself.
         known = self.around.memory.downloads.get(self.digest)
         if data is None or data.kind is not Kind.FILE:
             return parts.trust(None, whole, parts.Doubts(), parts.Limits())
@@ -472,7 +472,7 @@ class _Reader:
         return not self._since_start(written)
 
     def _since_start(self, at: float) -> bool:
-        """Whether it lies between the machine's start and now; the future tells nothing."""
+        """Whether it lies between the machine's start and now; the future shows nothing."""
         return self.around.start.at <= at <= self.around.now
 
     def _sidecar(self, number: int | None, found: Entry) -> Sidecar:

@@ -40,7 +40,7 @@ class Host:
     sleep: Callable[[float], None] = time.sleep
     #: A server's version by its URL, or None where nobody answers.
     version: Callable[[str], str | None] = server.version
-    #: Bytes that a model's registry has of a digest, or None where it does not say so; OSError
+    #: Bytes that a model's registry has of a digest, or None where it does not report that; OSError
     #: where it does not answer.
     registry_length: Callable[[ModelName, str], int | None] = registry.length
     #: A model's manifest from its registry, kept in the store behind a descriptor, if any is given.
@@ -58,8 +58,8 @@ class Host:
     #: Whether to hash no more and to begin no further act; what was done by then is remembered.
     stops: Callable[[], bool] = lambda: False
     #: Hands an event on to who listens, besides the logs.
-    tell: Callable[[Event], None] = lambda _: None
-    #: Is told the bytes hashed so far, and the bytes to hash.
+    report: Callable[[Event], None] = lambda _: None
+    #: Is called with the bytes hashed so far, and the bytes to hash.
     watch: Callable[[int, int], None] = lambda _, __: None
     #: Who has called us; printed commands are for that user.
     caller: Caller = field(default_factory=advice.caller)

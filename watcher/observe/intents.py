@@ -1,4 +1,4 @@
-"""The intents that a kill has left: what each says, and whether it is to be believed.
+"""The intents that a kill has left: what each holds, and whether it is to be believed.
 
 Whoever may write to the store can put one there, so it is input: it is believed only whole. What is
 not believed is *foreign*, reported and never changed.
@@ -55,11 +55,11 @@ IN_PARTS = frozenset(
 
 
 class ForeignError(Exception):
-    """An intent is not to be believed; says why."""
+    """An intent is not to be believed, and why."""
 
 
 class Folder(NamedTuple):
-    """What tells a ``blobs`` folder apart.
+    """What identifies a ``blobs`` folder.
 
     A device may have another number after a restart. Then the birth time of the folder stands in
     for it, or, where the file system knows no births, the file system's own id.
@@ -96,7 +96,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What an intent says is to be done."""
+    """What an intent records as to be done."""
 
     kind: ActionKind
     #: The download that it is about; "" where it is about single files.
@@ -147,7 +147,7 @@ class Intent:
 
 
 def folder_of(blobs: int, boot: str) -> Folder:
-    """What tells the folder behind a descriptor apart."""
+    """What identifies the folder behind a descriptor."""
     status, born_ns = os.fstat(blobs), fs.born(".", blobs)
     return Folder(boot, status.st_dev, status.st_ino, born_ns, os.fstatvfs(blobs).f_fsid)
 

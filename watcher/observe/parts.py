@@ -1,6 +1,6 @@
 """Claimed, present and trusted bytes of one download, by the rules of ``docs/store.md``.
 
-Holes (``lseek`` with SEEK_DATA and SEEK_HOLE) tell what was never written; the data itself is read
+Holes (``lseek`` with SEEK_DATA and SEEK_HOLE) show what was never written; the data itself is read
 only for the zeros at a range's end, and, after a reboot, for blocks that were never written.
 """
 
@@ -47,7 +47,7 @@ class Doubts(NamedTuple):
 class Limits(NamedTuple):
     """How much may be read."""
 
-    #: Bytes that may be read where holes don't tell; None for no limit.
+    #: Bytes that may be read where the file system has no holes; None for no limit.
     read_bytes: int | None = None
     #: Says when to read no more for zeros.
     stop: Callable[[], bool] = lambda: False
@@ -103,21 +103,21 @@ def trust(content: Content | None, parts: Sequence[Part], doubts: Doubts, limits
     if content is None:
         return Trust(claimed=claimed)
     held = segments(content.fd, content.size)
-    holes_tell = ranges.size(held) < content.size
+    has_holes = ranges.size(held) < content.size
     held = ranges.difference(held, doubts.refused)
     open_ends = ranges.normal((part.starts_at, part.end) for part in parts)
     most = limits.read_bytes
-    if not holes_tell and most is not None and ranges.size(open_ends) > most:
+    if not has_holes and most is not None and ranges.size(open_ends) > most:
         present = ranges.intersection(held, claimed)
-        return Trust(claimed, present, present, holes_tell, doubts.rebooted, zeros_read=False)
+        return Trust(claimed, present, present, has_holes, doubts.rebooted, zeros_read=False)
     # Where something else was written before, by parts that are no more.
     edges = {*doubts.starts, *(start for start, _ in doubts.doubted)}
-    if parts and not holes_tell:
+    if parts and not has_holes:
         # A part that a repair has made may hold a beginning of the server's own cut, far behind its
         # own: it shows behind nothing but zeros.
         rule = sidecars.part_rule(parts[-1].end)
         edges.update(part.offset for part in rule[1:] if content.is_zeros_before(part.offset))
-    present = _present(content, held, parts, sorted(edges), holes_tell=holes_tell)
+    present = _present(content, held, parts, sorted(edges), has_holes=has_holes)
     # Behind its claim a part has written the run that begins where the claim ends.
     begins = {part.starts_at for part in parts}
     beyond = ranges.normal(
@@ -138,11 +138,11 @@ def trust(content: Content | None, parts: Sequence[Part], doubts: Doubts, limits
         zeros = zero_blocks(content.fd, believed, limits.stop)
         zeros_read = zeros is not None
         believed = ranges.difference(believed, zeros or ())
-    return Trust(claimed, present, believed, holes_tell, doubts.rebooted, zeros_read)
+    return Trust(claimed, present, believed, has_holes, doubts.rebooted, zeros_read)
 
 
 def _present(
-    content: Content, held: Ranges, parts: Sequence[Part], edges: list[int], *, holes_tell: bool
+    content: Content, held: Ranges, parts: Sequence[Part], edges: list[int], *, has_holes: bool
 ) -> Ranges:
     """`held` without the zeros at the end of what each part has written.
 
@@ -159,7 +159,7 @@ def _present(
             if end < high:
                 end = content.written_end(start, end)
             kept.append((start, end))
-    enough = ZEROS_ENOUGH if holes_tell else content.size
+    enough = ZEROS_ENOUGH if has_holes else content.size
     for low, high in ranges.intersection(held, _unclaimed(parts)):
         inside = edges[bisect_right(edges, low) : bisect_left(edges, high)]
         for start, end in pairwise((low, *inside, high)):

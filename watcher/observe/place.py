@@ -30,7 +30,7 @@ _NETWORK = frozenset(
 )
 #: Where a store lies below a folder that is easily taken for it.
 _BELOW = ("models", ".ollama/models", "ollama/models")
-#: What a name says that leads to nothing; all else says nothing of whether there is a store.
+#: The errors of a path that leads to nothing; others leave open whether there is a store.
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 #: In a path these make Go's filepath.Glob look elsewhere, so that the server finds nothing.
 _GLOB_CHARACTERS = frozenset("[\\")
@@ -217,15 +217,15 @@ def not_roots(store: str, owner: int) -> NoPermissionError:
 
 def no_permission(path: str) -> NoPermissionError:
     """The error for a store that this user may not look into, with the command that may."""
-    told = f"{names.printable(path)}: permission denied"
+    denied = f"{names.printable(path)}: permission denied"
     shut = _shut_folder(path) if advice.caller().uid == 0 and os.geteuid() != 0 else None
     if shut is None:
-        return NoPermissionError(told, advice.as_owner(path), advice.again(path))
+        return NoPermissionError(denied, advice.as_owner(path), advice.again(path))
     # Root acts with the rights of the owner of what is in the store, who is kept out of it.
     folder, status = shut
     who = "u" if status.st_uid == os.geteuid() else "g" if status.st_gid in os.getgroups() else "o"
     return NoPermissionError(
-        f"{told}: user id {os.geteuid()}, whose store it is, may not pass through "
+        f"{denied}: user id {os.geteuid()}, whose store it is, may not pass through "
         f"{names.printable(folder)} (of {status.st_uid}:{status.st_gid}, mode "
         f"{stat.S_IMODE(status.st_mode):04o}), and neither may a server of that user",
         "let that user in",
@@ -288,7 +288,7 @@ def silent(path: str, proc: str) -> str:
 
 
 def _file_system(path: str, proc: str) -> str:
-    """The type of the file system below a path, as the kernel names it; "" where it's not told."""
+    """The type of the file system below a path, as the kernel names it; "" where unknown."""
     real = os.path.realpath(path)
     best, kind = "", ""
     with (
@@ -316,12 +316,12 @@ class Start(NamedTuple):
 
 
 def start(host: Host) -> Start:
-    """The machine's last start, as far as it can be told."""
+    """The machine's last start, as far as it is known."""
     return Start(boot(host), started_at(host))
 
 
 def boot(host: Host) -> str:
-    """The id of the machine's start, another one at each; "" where that can't be told."""
+    """The id of the machine's start, another one at each; "" where that is unknown."""
     try:
         with open(f"{host.proc}/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
@@ -340,7 +340,7 @@ def machine(host: Host) -> str:
 
 
 def started_at(host: Host) -> float:
-    """When the machine started, seconds since the epoch; 0 where that can't be told."""
+    """When the machine started, seconds since the epoch; 0 where that is unknown."""
     try:
         with open(f"{host.proc}/stat", encoding="ascii") as lines:
             for line in lines:

@@ -99,7 +99,7 @@ class Seen(NamedTuple):
     holders: Mapping[str, tuple[Holder, ...]]
     servers: tuple[Server, ...]
     others: tuple[str, ...]
-    #: Servers that say they have this store, of users who can change nothing in it.
+    #: Servers that claim to have this store, of users who can change nothing in it.
     strangers: tuple[Server, ...] = ()
 
 
@@ -147,7 +147,7 @@ def see(
 
 
 def _strangers(host: Host, entries: Collection[Entry]) -> Callable[[int], bool]:
-    """What tells the processes of users who can't change the store: they keep nobody from it.
+    """What identifies the processes of users who can't change the store: they keep nobody from it.
 
     Anybody can call a process "ollama serve". A container may show a folder with other owners, and
     an access control list is not looked into: then nobody is a stranger.
@@ -182,7 +182,7 @@ def _namespaces(host: Host, pid: int | str) -> tuple[str, ...]:
 
 
 def _overrides(host: Host, pid: int) -> bool:
-    """Whether a process may write whatever an owner and a mode say."""
+    """Whether a process may write whatever the owner and the mode."""
     for line in _read(f"{host.proc}/{pid}/status").splitlines():
         if line.startswith(b"CapPrm:"):
             return int(line.split()[1], 16) != 0
@@ -324,7 +324,7 @@ class _Sought:
         self.devices = {entry.device for entry in entries}
 
     def match(self, pid: int, number: str) -> tuple[str, bool] | None:
-        """The entry that a descriptor is open on, and whether its name alone says so; or None."""
+        """The entry that a descriptor is open on, and whether only its name shows it; or None."""
         link = f"{self.host.proc}/{pid}/fd/{number}"
         try:
             status = os.stat(link)
@@ -386,7 +386,7 @@ def _holders(
             continue
         except OSError:
             continue  # gone meanwhile
-        # Where nothing is looked for, one tells for all of a process whether they can be read.
+        # Where nothing is looked for, one shows for all of a process whether they can be read.
         for number in descriptors if entries else descriptors[:1]:
             try:
                 match = sought.match(process.pid, number)
@@ -420,7 +420,7 @@ def _writes(host: Host, pid: int, number: str) -> bool:
 def _view(host: Host, unread: list[Process], *, network: bool, writers_visible: bool) -> View:
     unseen = tuple(f"{process.name} ({process.pid})" for process in unread[:_SHOWN_UNSEEN])
     if writers_visible:
-        return View(Visibility.FULL, (), "the settings say that all writers are visible")
+        return View(Visibility.FULL, (), "writers_visible is set in the settings")
     blind: tuple[str, Blind] | None = None
     if network:
         blind = "other machines may write to a network file system", Blind.NETWORK
@@ -455,5 +455,5 @@ def _blind_spot(host: Host) -> tuple[str, Blind] | None:
                     blind = Blind.PROC if "subset=pid" in words else Blind.USERS
                     return f"{host.proc} is mounted with {options}: it hides processes", blind
     except OSError:
-        return f"{host.proc} does not tell which processes it shows", Blind.PROC
+        return f"{host.proc} does not report which processes it hides", Blind.PROC
     return None

@@ -69,7 +69,7 @@ class Named:
         #: Digits to (size, whether it is protected, index of a model that names it, more indexes …)
         self.digests: dict[str, tuple[int, ...]] = {}
         self.models: list[str] = []
-        #: The same with what tells their manifests apart.
+        #: The same with what identifies their manifests.
         self.seen: dict[str, tuple[int, int]] = {}
         self.count = 0
         self.odd: list[OddManifest] = []
@@ -241,7 +241,7 @@ class Named:
         self.foreign.append(path)
 
     def _take(self, found: os.stat_result) -> None:
-        """Count what a file or folder takes; the length of a folder says nothing."""
+        """Count what a file or folder takes; the length of a folder means nothing."""
         if self.space is not None:
             size = found.st_size if stat.S_ISREG(found.st_mode) else 0
             self.space = self.space.plus(size, found.st_blocks)
@@ -428,7 +428,7 @@ def unfinished(store: int) -> frozenset[str]:
     listed: list[str] = []
     with contextlib.suppress(OSError), folders.opened_blobs(store, foreign_too=True) as blobs:
         listed = os.listdir(blobs)
-    # Most are finished blobs: those are told apart by less.
+    # Most are finished blobs: those are distinguished by less.
     seen = (names.parse_blob(name) for name in listed if name.endswith(_TMP) or _PARTIAL in name)
     return frozenset(each.digest for each in seen if each.role in _UNFINISHED)
 

@@ -1,4 +1,4 @@
-"""Who serves a store: a daemon, and who runs the queue, hold a lock meanwhile that says so."""
+"""Who serves a store: a daemon, and who runs the queue, hold a lock meanwhile."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Running(NamedTuple):
 
 
 def daemon(store: str) -> Running | None:
-    """The daemon that watches a store; None where there is none, or that can't be told."""
+    """The daemon that watches a store; None where there is none, or that is unknown."""
     return _holder(store, DAEMON_LOCK)
 
 

@@ -34,7 +34,7 @@ def look(store: int, servers: Iterable[Server] = ()) -> Sharing:
 
 
 def apart(census: BlobCensus, shared: Sharing) -> BlobCensus:
-    """The census with what another store's manifests name told apart from what none does."""
+    """The census with what another store's manifests name distinguished from what none does."""
     named = {names.blob(digest) for digest in shared.named}
     if not named:
         return census

@@ -1,4 +1,4 @@
-"""What ``ollama.service`` says of its server: asked of systemd, or read as systemd reads units.
+"""What ``ollama.service`` sets for its server: asked of systemd, or read as systemd reads units.
 
 See systemd.unit(5) and systemd.exec(5).
 """
@@ -49,7 +49,7 @@ _MOST_LINKS = 40
 class Unit(NamedTuple):
     """The unit's settings that decide what its server does to which store."""
 
-    #: "" for root, which a system's service runs as where nothing else is said.
+    #: "" for root, which a system's service runs as where nothing else is set.
     user: str = ""
     group: str = ""
     groups: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class Unit(NamedTuple):
 
     @property
     def store(self) -> str | None:
-        """Its server's models folder; None where nothing says which, so that no server starts."""
+        """Its server's models folder; None where nothing names it, so that no server starts."""
         home = {} if self.home is None else {"HOME": self.home}
         models = environment.models_folder({**home, **self.variables})
         if models is None or os.path.isabs(models):
@@ -97,7 +97,7 @@ class Unit(NamedTuple):
 
     @property
     def names_store(self) -> bool:
-        """Whether the unit itself says where the store is, and not just its user's home."""
+        """Whether the unit itself names the store, and not just its user's home."""
         return bool({"OLLAMA_MODELS", "HOME"} & self.variables.keys()) and self.store is not None
 
     def prepares(self, store: str) -> bool:

@@ -1,4 +1,4 @@
-"""What Ollama reads, writes and says: names, progress files, manifests, its server's stream.
+"""What Ollama reads, writes and sends: names, progress files, manifests, its server's stream.
 
 Facts of its source and its registry, each with the place where it stands. Knows nothing of us.
 """

@@ -21,7 +21,7 @@ def trimmed(value: str) -> str:
 
 
 def models_folder(environment: Mapping[str, str]) -> str | None:
-    """Where a server has its store; None where its environment does not say."""
+    """Where a server has its store; None where its environment does not name one."""
     models = trimmed(environment.get("OLLAMA_MODELS", ""))
     if models:
         return models

@@ -15,7 +15,7 @@ _KNOWN_REFERENCE = _USUAL_REFERENCE | {"name", "from"}
 NAMES_NOTHING = "it names no layer"
 
 
-#: What a manifest says of a digest: size in bytes, and whether it protects the blob from clean-up.
+#: What a manifest has of a digest: size in bytes, and whether it protects the blob from clean-up.
 #: Plain tuples: a large store has a hundred thousand of them.
 Naming: TypeAlias = tuple[int, bool]
 

@@ -54,7 +54,7 @@ _ROLES = {"": Role.BLOB, "-partial": Role.DATA, ".tmp": Role.TRANSFER}
 
 
 class BlobName(NamedTuple):
-    """A name under ``blobs/``, told apart."""
+    """A name under ``blobs/``, distinguished."""
 
     role: Role
     digest: str = ""
@@ -180,7 +180,7 @@ def to_model(text: str) -> ModelName:
     return model
 
 
-#: No command says this: pasted without a look, it would lead us to wherever the link leads.
+#: No command has this: pasted unread, it would lead us to wherever the link leads.
 TRUST_LINK = "look at where it leads; if that is meant, let root own the symlink, else remove it"
 
 
@@ -247,7 +247,7 @@ def _escaped(char: str) -> str:
 def file_safe(name: str) -> str:
     """A model's name as a file name: everything but letters, digits, ``._-`` becomes ``%NN``.
 
-    A very long one is cut, and told apart by the hash of the whole.
+    A very long one is cut, and distinguished by the hash of the whole.
     """
     safe = "".join(
         char

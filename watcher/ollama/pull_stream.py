@@ -21,7 +21,7 @@ _LONGEST_ERROR, _LONGEST_STATUS = 2000, 200
 #: Lines that nobody has taken up yet. A server that sends more waits.
 _MOST_LINES = 256
 _TICK_SECONDS = 0.2
-#: Sums of what a server tells must stay numbers that can be kept.
+#: Sums of what a server reports must stay numbers that can be kept.
 _MOST_BYTES = 1 << 55
 #: A machine that is gone without a word is noticed after a minute, even while a layer is checked.
 _ALIVE = (
@@ -37,7 +37,7 @@ _TOO_LONG = re.compile(rb'\s*\{\s*"error"\s*:\s*"([^"]{1,2000})')
 
 
 class Status(NamedTuple):
-    """One line of the stream. `digest` has its 64 digits only; bytes are 0 where none are told.
+    """One line of the stream. `digest` has its 64 digits only; bytes are 0 where none are given.
 
     Bytes without a digest are those of all layers together.
     """
@@ -157,8 +157,8 @@ def _status(raw: bytes, code: int) -> Status | None:
             shown = names.printable(without_secrets(raw[:200].decode("utf-8", "replace").strip()))
             return Status("", error=f"the server answers {code}: {shown}")
     if "error" in line or code >= 400:
-        told = names.printable(without_secrets(str(line.get("error") or ""))[:_LONGEST_ERROR])
-        return Status("", error=told or f"the server answers {code}")
+        reason = names.printable(without_secrets(str(line.get("error") or ""))[:_LONGEST_ERROR])
+        return Status("", error=reason or f"the server answers {code}")
     digest = names.SPELLED_DIGEST.fullmatch(str(line.get("digest", ""))[:_LONGEST_STATUS])
     return Status(
         str(line.get("status", ""))[:_LONGEST_STATUS],

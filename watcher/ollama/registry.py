@@ -32,14 +32,14 @@ class Fetched(NamedTuple):
 
     status: int
     raw: bytes = b""
-    #: What the registry calls this version; "" where it does not say.
+    #: What the registry calls this version; "" where it gives none.
     etag: str = ""
     length: int | None = None
     #: The media type, such as ``text/html``.
     kind: str = ""
 
     def has(self, at: int) -> bool | None:
-        """Whether a layer has a byte, by the answer about it; None where that does not say it."""
+        """Whether a layer has a byte, by the answer about it; None where that does not show it."""
         if self.status == 200 and self.length is not None and self.kind != "text/html":
             return self.length > at  # all of it, whatever was asked for
         return {206: True, 416: False}.get(self.status)
@@ -50,13 +50,13 @@ class NoAddressError(OSError):
 
 
 def length(model: ModelName, digest: str) -> int | None:
-    """How many bytes a model's registry has of a digest; None where it does not say so.
+    """How many bytes a model's registry has of a digest; None where it does not report that.
 
     Raises OSError where nobody answers in time.
     """
     found = _ask("HEAD", model, f"blobs/sha256:{digest}", {}, insecure=False)
-    told = found.length if found.status == 200 else None
-    return None if told is None or told > LARGEST_LAYER else told
+    length = found.length if found.status == 200 else None
+    return None if length is None or length > LARGEST_LAYER else length
 
 
 def fetch(model: ModelName, etag: str = "", *, insecure: bool = False) -> Fetched:
@@ -145,7 +145,7 @@ def _follow(
 def _connection(
     parts: SplitResult, insecure: bool
 ) -> tuple[http.client.HTTPConnection, SplitResult | None]:
-    """Whom to connect to for a URL, and the proxy that has to be told it, if any."""
+    """Whom to connect to for a URL, and the proxy that needs it, if any."""
     import http.client
 
     if not parts.hostname or parts.scheme not in ("http", "https"):

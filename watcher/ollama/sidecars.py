@@ -20,7 +20,7 @@ _SMALLEST_PART = 100_000_000
 _LARGEST_PART = 1_000_000_000
 #: Each retry begins at Offset + Completed, and a failed one may have written an error page there.
 DOUBTED_HEAD = MIB
-#: No layer is larger; what says so is wrong, and must not cost memory.
+#: No layer is larger; a larger one is wrong, and must not cost memory.
 LARGEST_LAYER = 64 << 40
 #: A missing piece is cut no smaller, so that the parts of a resumed pull stay few.
 _SMALLEST_CUT = 32 * MIB
@@ -31,7 +31,7 @@ _MOST_GAPS = 128
 def parse(raw: bytes) -> Part:
     """Read a sidecar as the server does. Raises ValueError with the reason where it would fail.
 
-    ``{}`` is no error to the server (a part of no bytes), so it is none here; `faults` tells it.
+    ``{}`` is no error to the server (a part of no bytes), so it is none here; `faults` reports it.
     """
     usual = _USUAL.fullmatch(raw)
     if usual is not None:
@@ -61,7 +61,7 @@ def part_rule(total: int) -> tuple[Part, ...]:
 
 
 def part_fault(number: int | None, part: Part) -> str | None:
-    """What is wrong with one parsed part, whatever the others say."""
+    """What is wrong with one parsed part, whatever the others have."""
     if number is None:
         return "no plain number in its name"
     if part.number != number:
@@ -78,7 +78,7 @@ def part_fault(number: int | None, part: Part) -> str | None:
 def faults(sidecars: Sequence[Sidecar], total: int | None) -> tuple[str, ...]:
     """Why the server can't go on with this set as it stands; empty where it can.
 
-    `total` is the layer's true length in bytes, where something other than the set tells it.
+    `total` is the layer's true length in bytes, where something other than the set gives it.
     """
     faulty = [each for each in sidecars if each.fault]
     found = [f"part {'?' if each.number is None else each.number}: {each.fault}" for each in faulty]
@@ -219,5 +219,5 @@ def _split_largest(parts: list[tuple[int, int, int]]) -> bool:
 
 
 def claims(parts: Sequence[Part]) -> Ranges:
-    """The bytes that the sidecars say are there."""
+    """The bytes that the sidecars record."""
     return ranges.normal((part.offset, part.starts_at) for part in parts)

@@ -1,6 +1,6 @@
 """What of the disk no retry can change, seen before the server gives up minutes later.
 
-A server tries each part of a layer six times, for more than a minute, before it says why
+A server tries each part of a layer six times, for more than a minute, before it reports why
 (``server/download.go``).
 """
 
@@ -38,7 +38,7 @@ def fault(host: Host, largest: int) -> End | None:
                 why = f"{size}, more than this file system allows for a file"
                 return End(Cause.FILE_TOO_LARGE, why)
     except OSError:
-        return None  # the server says what is in its way
+        return None  # the server reports what is in its way
     seen = processes.see(host, (), network=False, writers_visible=False, ours_only=True)
     for server in seen.servers:
         limit = _limit_of(host, server)

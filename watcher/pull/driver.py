@@ -58,7 +58,7 @@ _MISMATCHES = 3
 _LEAST_LOSS = 8 << 20
 #: A server tries a part six times, 63 s long, before it reports what is in its way. So once after a
 #: silence it gets that time.
-_SAYS_WHY_SECONDS = 90.0
+_REASON_SECONDS = 90.0
 _TICK_SECONDS = 0.2
 #: Lines arrive sixteen times a second; updates are given this often.
 _SHOW_SECONDS = 0.25
@@ -226,7 +226,7 @@ class Pull:
         Whatever goes wrong is the end of this pull alone.
         """
         try:
-            # While it is held, nobody else infers from the store what the record says.
+            # While it is held, nobody else infers from the store what the record has.
             path = self._records_folder()
             if path:
                 with suppress(OSError), folders.opened_store(path) as folder:
@@ -441,7 +441,7 @@ class Pull:
         return bool(largest) and self._has(largest, missing[largest] - 1) is False
 
     def _has(self, digest: str, at: int) -> bool | None:
-        """Whether the registry has a byte of a layer; None where it does not say so."""
+        """Whether the registry has a byte of a layer; None where it does not report that."""
         try:
             answer = registry.layer(self.name, digest, at, insecure=self.options.insecure)
         except OSError:
@@ -565,8 +565,8 @@ class Pull:
             return self._doomed
         longest = math.inf  # checking a large layer may take for ever
         if self.record.state is State.DOWNLOADING:
-            says_why = _SAYS_WHY_SECONDS if self._silences == 1 else 0.0
-            longest = max(self.options.stall_seconds, says_why)
+            until_reason = _REASON_SECONDS if self._silences == 1 else 0.0
+            longest = max(self.options.stall_seconds, until_reason)
         elif self.record.state in (State.STARTING, State.PULLING_MANIFEST):
             longest = _SILENT_SECONDS
         if quiet > longest:
@@ -592,8 +592,8 @@ class Pull:
         return self._misannounced(digest)
 
     def _misannounced(self, digest: str) -> End:
-        said, promised = self._announced[digest], self._promised[digest]
-        what = f"{said:,} bytes of layer {names.short(digest)}"
+        announced, promised = self._announced[digest], self._promised[digest]
+        what = f"{announced:,} bytes of layer {names.short(digest)}"
         text = f"{self.name.host} announces {what}, but has {promised:,}, as its manifest says"
         return End(Cause.WRONG_LENGTH, text)
 
@@ -637,7 +637,7 @@ class Pull:
     # ------------------------------------------------------------ after the request
 
     def _explained(self, end: End) -> End:
-        """The same end, with the reason where the server hides what the registry or disk says."""
+        """The same end, with the reason where the server hides that of registry or disk."""
         if end.cause is None or not end.cause.passes:
             return end
         if hides_why(end.text) and self._layer:
@@ -651,7 +651,7 @@ class Pull:
         return end
 
     def _answer_of_registry(self) -> End | None:
-        """Why the registry does not give the layer under way, if it says so to us, too."""
+        """Why the registry does not give the layer under way, if it refuses us, too."""
         known = self._announced.get(self._layer) or self._promised.get(self._layer, 1)
         last = max(known, 1) - 1
         try:
@@ -681,7 +681,7 @@ class Pull:
                 return End()  # it is not in the store that is known here
 
     def _verify(self) -> Generator[Update, None, Proof]:
-        """Whether the layers are what their names say, as far as that is in doubt or asked for.
+        """Whether the layers match their names, as far as that is in doubt or asked for.
 
         The server has hashed what it has downloaded just now, and nothing else.
         """

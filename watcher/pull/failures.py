@@ -91,7 +91,7 @@ class _Row(NamedTuple):
     words: tuple[str, ...] = ()
 
 
-#: Go wraps an error in what was being done. The text of a registry itself says nothing.
+#: Go wraps an error in what was being done. The text of a registry itself means nothing.
 _WRAPPED = r"^(?:error: |pull model manifest: |max retries exceeded: )*"
 
 
@@ -324,7 +324,7 @@ class Cause(enum.Enum):
             *("invalid cross-device link", "file name too long"),
         ),
     )
-    #: A layer is not what its name says, and can't be replaced.
+    #: A layer does not match its name, and can't be replaced.
     DAMAGED = _Row(
         "see what the repair reports; if nothing, choose another tag of the model",
         lambda asked: asked.on_store("repair"),
@@ -349,7 +349,7 @@ class Cause(enum.Enum):
 
 
 _OF_STATUS = {status: cause for cause in Cause for status in cause.statuses}
-#: What a status says of a layer, where that is something else.
+#: What a status means for a layer, where that is something else.
 _OF_LAYER = {404: Cause.NO_LAYER, 410: Cause.NO_LAYER, 416: Cause.DAMAGED}
 _ON_DISK = {reason: cause for cause in Cause for reason in cause.disk}
 _WORDS = {
@@ -367,7 +367,7 @@ class End(NamedTuple):
 
 
 #: ``412: <body>`` of a layer, and behind ``pull model manifest:`` of the manifest; the transfer
-#: path says ``status 412``; ours are ``… answered 412 for layer …`` and ``the server answers 412``.
+#: path has ``status 412``; ours are ``… answered 412 for layer …`` and ``the server answers 412``.
 _STATUS = re.compile(
     _WRAPPED
     + r"(?:(?:unexpected )?status (?:code )?|(?P<by>the server|\S+) answer(?:s|ed) )?"

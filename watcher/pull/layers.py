@@ -57,7 +57,7 @@ class ModelProgress:
         """So many bytes of a layer are on disk by the server's count; returns how many were lost.
 
         A layer that the manifest does not name is counted: the manifest may not be known. A line
-        without a total says nothing: the layer is being prepared.
+        without a total means nothing: the layer is being prepared.
         """
         if not 0 < total <= LARGEST_LAYER:
             return 0

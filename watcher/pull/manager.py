@@ -58,7 +58,7 @@ class FileManager(Protocol):
 
     @property
     def store_path(self) -> str | os.PathLike[str]:
-        """The models folder: what ``OLLAMA_MODELS`` of the server says."""
+        """The models folder: ``OLLAMA_MODELS`` of the server."""
 
     @property
     def state_path(self) -> str | os.PathLike[str]:
@@ -259,7 +259,7 @@ class ModelDownloadManager:
         """Take up a model's manifest: the bytes of its layers and its config, each digest once.
 
         `present_bytes` counts those that are in the store already. Raises ManifestError for what is
-        not a manifest; the record then says ``error``.
+        not a manifest; the record is then ``error``.
         """
         shown = names.printable(names.to_model(model).shown)
         try:
@@ -309,7 +309,7 @@ class ModelDownloadManager:
     def check_partial_model_downloads(self) -> list[CheckedDownload]:
         """What a service does at its start: find unfinished downloads, repair or clean by policy.
 
-        The records of their models then say ``error``, unless they are being pulled; events report
+        The records of their models are then ``error``, unless they are being pulled; events report
         all of it. Returns what is unfinished now, and what was refused.
         """
         message = "Checking for partial model downloads..."
@@ -384,11 +384,11 @@ class ModelDownloadManager:
         Raises RefusedError where something must stay, saying why; the record is unchanged then.
         """
         record, shown = self._record(model), names.printable(model)
-        # The record of a killed process says so for ever.
-        if record.state.active and time.time() - record.updated_at < _SAID_SECONDS:
+        # The record of a killed process stays active for ever.
+        if record.state.active and time.time() - record.updated_at < _RECENT_SECONDS:
             message = f"{shown} is being downloaded: {record.state.stage}"
             raise RefusedError(
-                message, f"stop it first, or try again in {advice.duration(_SAID_SECONDS)}"
+                message, f"stop it first, or try again in {advice.duration(_RECENT_SECONDS)}"
             )
         cleanup = self.cleanup_partial_download(model)
         if cleanup["refused"]:
@@ -522,7 +522,7 @@ _NO_CONTENT = frozenset({FOLDER, "lost+found"})
 _REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
 #: A record that changed within that time is right, and a driver that waits for the server or hashes
 #: a layer is silent for long.
-_SAID_SECONDS, _DEAD_SECONDS = 10.0, 900.0
+_RECENT_SECONDS, _DEAD_SECONDS = 10.0, 900.0
 
 
 def _is_of(diagnosed: Diagnosed, key: str | None) -> bool:

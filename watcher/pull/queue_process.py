@@ -191,7 +191,7 @@ class QueueProcess:
             for line in process.stdout:
                 logged = event_log.parse(line)  # the process has logged it already
                 if logged is not None:
-                    self._host.tell(logged)
+                    self._host.report(logged)
             code = process.wait()
         with self._lock:
             self._process = None

@@ -68,7 +68,7 @@ def run_next(store: int, drive: Drive) -> Item | None:
 def _take(store: int, held: ExitStack) -> Item | None:
     """The first item that is due, driven by this process as long as its lock is held.
 
-    The lock says that it is: it goes with its process, and holds in every PID namespace.
+    The lock shows it: it goes with its process, and holds in every PID namespace.
     """
     taken: Item | None = None
 

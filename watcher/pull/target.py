@@ -24,7 +24,7 @@ class Target:
 
     url: str
     settings: Settings
-    #: None where the store is not here, or may not be changed; `why` says so.
+    #: None where the store is not here, or may not be changed; `why` has the reason.
     host: Host | None = None
     why: str = ""
     #: The store that was named or found here, whoever's it is.

@@ -1,4 +1,4 @@
-"""Whether a pulled model's layers are what their names say, as far as that is in doubt.
+"""Whether a pulled model's layers match their names, as far as that is in doubt.
 
 The server takes a layer that is there for a whole one, whatever it is (`docs/store.md`).
 """

@@ -47,7 +47,7 @@ def run(
 ) -> None:
     """Watch until SIGTERM or SIGINT; SIGHUP rereads the settings.
 
-    `queue_run`: the command line of the process that runs the queue, where the settings say so, or
+    `queue_run`: the command line of the process that runs the queue, if the settings want it, or
     what starts that process.
     Raises LockedError where another daemon has this store, RefusedError where our folder in it is
     somebody else's, ListenError where its metrics can't be served, and what `read_settings` raises
@@ -56,7 +56,7 @@ def run(
     settings = read_settings()
     metrics = Metrics(host.store, settings)
     service = _Service(
-        replace(host, tell=metrics.counting(host.tell), ends=stopping.asked),
+        replace(host, report=metrics.counting(host.report), ends=stopping.asked),
         settings,
         metrics,
         queue_run,
@@ -218,10 +218,12 @@ class _Service:
                     self._behind = Behind(self._host, self.warn, wake)
                 self._behind.want(self._settings)
         except RuntimeError as error:
-            self.warn(f"no thread for work in the background: {error}")  # the limits of a unit, say
+            self.warn(
+                f"no thread for work in the background: {error}"
+            )  # such as the limits of a unit
 
     def _turn_queue(self, triggers: Triggers, *, anew: bool) -> None:
-        """Run the queue, or stop it, as the settings say.
+        """Run the queue, or stop it, as the settings have it.
 
         Done at each full scan, which finds a change that no event reported.
         """

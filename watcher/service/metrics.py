@@ -89,7 +89,7 @@ class _Unfinished(NamedTuple):
 
 
 class Metrics:
-    """Keeps the numbers of one daemon, and hands them out as the settings say; else does nothing.
+    """Keeps the numbers of one daemon, and hands them out by the settings; else does nothing.
 
     A context: in it the listener answers. Raises ListenError at its beginning.
     """
@@ -138,12 +138,12 @@ class Metrics:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def counting(self, tell: Callable[[Event], None]) -> Callable[[Event], None]:
-        """`tell`, with each event counted on its way."""
+    def counting(self, report: Callable[[Event], None]) -> Callable[[Event], None]:
+        """`report`, with each event counted on its way."""
 
         def both(event: Event) -> None:
             self.event(event)
-            tell(event)
+            report(event)
 
         return both
 

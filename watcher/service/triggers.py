@@ -48,7 +48,7 @@ from watcher.state import folders, fs
 from watcher.state.state_folder import FOLDER
 from watcher.system import advice
 
-#: A full scan, whatever the events say.
+#: A full scan, whatever the events.
 FULL_SECONDS = 600.0
 #: The same where there are no events, or not all.
 BLIND_SECONDS = 30.0
@@ -83,7 +83,7 @@ Digests = frozenset[str] | None
 class Triggers:
     """An iterator of scopes over one store; ends after `stop`.
 
-    The first scope is the whole store. `deadlines` is called with what a plan says is due. Calls
+    The first scope is the whole store. `deadlines` is called with what is due by a plan. Calls
     from other threads and from signal handlers only add to a set, set a flag and send a wakeup;
     each is one step for the interpreter, and waits for no lock.
     """

@@ -1,7 +1,7 @@
 """The files that install the service, as text: systemd's units, a drop-in, and lines for cron.
 
 Their templates are in `templates/`, under the names that they get. Each file begins with a stamp, a
-comment that tells a file of ours from anyone else's, and one that was edited from one that was not.
+comment that identifies a file of ours, and shows whether it was edited.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DROP_IN = "ollama.service.d/ollama-watch.conf"
 UNITS = (SERVICE, CLEAN_SERVICE, CLEAN_TIMER, DROP_IN)
 CRON = ("ollama-watch",)  # cron passes over names with a dot
 
-#: How often a clean-up may run, as systemd says it, to the fields of a crontab.
+#: How often a clean-up may run, in systemd's words, to the fields of a crontab.
 RHYTHMS = {"daily": "17 4 * * *", "weekly": "17 4 * * 0", "monthly": "17 4 1 * *"}
 
 #: What ``ProtectHome=`` is about.

@@ -16,11 +16,11 @@ _TONES = {str(each): each.tone for each in EventType}
 _PACE = frozenset({"arrived_bytes", "max_bytes_per_second", "resets", "stalls", "lost_bytes"})
 
 
-def teller(*, color: bool) -> Callable[[Event], str]:
+def printer(*, color: bool) -> Callable[[Event], str]:
     """A function from each line in turn to its text; it begins each day with the date."""
     day, columns = "", terminal.width()
 
-    def tell(line: Event) -> str:
+    def render(line: Event) -> str:
         nonlocal day
         at = instant(line.at).astimezone()
         before, day = day, f"{at:%Y-%m-%d}"
@@ -36,7 +36,7 @@ def teller(*, color: bool) -> Callable[[Event], str]:
         rows = Line(message, indent, label=label)
         return heading + text.render([rows], color=color, columns=columns)
 
-    return tell
+    return render
 
 
 def verdict(number: int, of: str, span: tuple[float, float] | None) -> Line:
@@ -77,5 +77,5 @@ def _speed(details: Mapping[str, object]) -> str:
 
 
 def _plain(text: str) -> str:
-    """What a log says may come from anywhere: nothing of it may drive the terminal."""
+    """The content of a log may come from anywhere: it must not control the terminal."""
     return text if text.isprintable() else names.printable(text)

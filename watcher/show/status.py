@@ -318,7 +318,7 @@ def table(status: Status, *, verbose: bool) -> Iterator[Part]:
 
 
 def _verdict(status: Status, found: list[Diagnosed]) -> Line:
-    """What is downloaded just now and how fast; else what an audit says first."""
+    """What is downloaded just now and how fast; else the verdict of an audit."""
     for key, record in status.pulled.items():
         if record.state.active and record.total_bytes:
             stage = _stage(record, status.report.evidence.now)

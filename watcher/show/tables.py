@@ -26,12 +26,12 @@ _VISIBILITY = {Visibility.NAMED: "names only", Visibility.PARTIAL: "limited"}
 
 
 def row(word: str, text: str | tuple[Span, ...], style: str = "bold") -> Line:
-    """A word in a narrow column, and what there is to say beside it."""
+    """A word in a narrow column, and the text beside it."""
     return Line(text, _INDENT, label=(Span(word, style),))
 
 
 def beside(text: str, style: str = "") -> Line:
-    """More to say beside the word."""
+    """More text beside the word."""
     return Line(text, _INDENT, style)
 
 
@@ -209,7 +209,7 @@ def _forecast(foreseen: model.Forecast, seen: Evidence) -> Iterator[Line]:
 
 
 def _is_drawn(finding: model.Finding) -> bool:
-    """Whether a finding says what the drawing of its download says."""
+    """Whether the drawing of its download shows what a finding reports."""
     beside = ("download_stale", "download_at_risk")
     return finding.kind.startswith("download_") and finding.kind not in beside
 

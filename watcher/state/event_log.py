@@ -59,7 +59,7 @@ class Tone(enum.Enum):
 
 
 class EventType(enum.StrEnum):
-    """The types of events, one row each; `docs/reference/events.md` says when they come."""
+    """The types of events, one row each; `docs/reference/events.md` lists when they come."""
 
     tone: Tone
 
@@ -155,9 +155,9 @@ class Event:
     def digests(self) -> frozenset[str]:
         """The digests that it is about: their 64 digits in lower case."""
         several = self.details.get("subjects")
-        said = [self.details.get("digest"), self.details.get("subject")]
-        said += several if isinstance(several, list) else []
-        found = (_DIGEST.search(each) for each in said if isinstance(each, str))
+        named = [self.details.get("digest"), self.details.get("subject")]
+        named += several if isinstance(several, list) else []
+        found = (_DIGEST.search(each) for each in named if isinstance(each, str))
         return frozenset(match[0].lower() for match in found if match)
 
     @property

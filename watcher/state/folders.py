@@ -302,7 +302,7 @@ def _behind(link: int, at: _At, inside: str, links: _Links) -> _At:
     with contextlib.suppress(OSError):
         is_magic = os.fstat(link).st_dev == os.stat("/proc/self").st_dev
     if is_magic:
-        # Such as /proc/<pid>/root: it does not lead where its text says, and nobody can make one.
+        # Such as /proc/<pid>/root: it does not lead where its text does, and nobody can make one.
         name = os.path.basename(inside)
         return _At(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at.fd), inside)
     return _along(target, at, links)

@@ -2,7 +2,7 @@
 
 Nothing else in the package may do so (the linter and ``tests/test_layers.py`` check it, and name
 the exceptions). Names are opened relative to descriptors and no symlink is followed, so no name in
-the store leads outside; promise 7 of ``docs/safety.md`` says what is written there. What root
+the store leads outside; promise 7 of ``docs/safety.md`` lists what is written there. What root
 creates gets the owner of the folder it is created in, so that the server's user can use it.
 """
 
@@ -26,7 +26,7 @@ from typing import NamedTuple, NoReturn
 from watcher.errors import WatchError
 from watcher.system import flocks, privileges, stopping
 
-#: What says that a file system has no hard links.
+#: The errors of a file system without hard links.
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 #: Of what is made for ``blobs/``: the mode that the server gives its own files there.
 FILE_MODE = 0o644
@@ -542,7 +542,7 @@ def touch(name: str, parent: int, at_ns: int) -> None:
 
 
 def sync(folder: int) -> None:
-    """Bring a folder's names to the disk (file systems that can't say so by EINVAL)."""
+    """Bring a folder's names to the disk (file systems that can't answer EINVAL)."""
     try:
         os.fsync(folder)
     except OSError as error:
@@ -567,8 +567,8 @@ def write_back(fd: int, start: int, end: int) -> None:
 def data_synced(fds: Sequence[int]) -> Callable[[], int | None]:
     """Begin to bring the data of some files to the disk, in a child that can be left behind.
 
-    Gives back what tells how it ended: None while it goes on, 0, or the errno. A process that waits
-    for a disk that has gone can't even be killed; so it is not this one.
+    Returns a function that reports how it ended: None while it goes on, 0, or the errno. A process
+    that waits for a disk that has gone can't even be killed; so it is not this one.
     """
     with warnings.catch_warnings():
         # The child of a process with threads runs nothing that could wait for one of them.
@@ -753,7 +753,7 @@ def holder(name: str, parent: int) -> Holding | None:
     try:
         fd = open_to_read(name, parent)
     except PermissionError:
-        # Who may not hold it either is told by the kernel.
+        # Who may not hold it either is refused by the kernel.
         status = os.stat(name, dir_fd=parent, follow_symlinks=False)
         pids = flocks.holders(status)
         return Holding("", pids[0], status.st_mtime) if pids else None

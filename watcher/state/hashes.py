@@ -33,7 +33,7 @@ class Hashed(NamedTuple):
     boot: str = ""
 
     def counts(self, name: str, boot: str) -> bool:
-        """Whether it tells of what is on the disk; that it is wrong, it tells always."""
+        """Whether it is about what is on the disk; a mismatch always is."""
         return self.boot in ("", boot) or not self.is_right(name)
 
     def is_right(self, name: str) -> bool:
@@ -122,7 +122,7 @@ class Hashes:
         return Hashes({**self.new, **more}, self._store, self._boot)
 
     def get(self, name: str) -> Hashed | None:
-        """What is known of a file, as far as it tells of what is on the disk."""
+        """What is known of a file, as far as it is about what is on the disk."""
         found = self.new.get(name)
         prefix = _prefix_of(name)
         if found is None and prefix:

@@ -30,7 +30,7 @@ NO_SENSE = (ValueError, TypeError, KeyError, AttributeError, WatchError)
 
 
 class Loaded(NamedTuple, Generic[T]):
-    """What a file says, and why its content could not be used, if so."""
+    """What a file holds, and why its content could not be used, if so."""
 
     value: T
     lost: str = ""
@@ -65,11 +65,11 @@ class File(Generic[T]):
         self._last: tuple[bytes, T] | None = None
 
     def decode(self, found: Mapping[str, Any]) -> T:
-        """What a document of the schema says. Raises one of `NO_SENSE`."""
+        """What a document of the schema holds. Raises one of `NO_SENSE`."""
         raise NotImplementedError
 
     def encode(self, value: T) -> Mapping[str, object]:
-        """The document, without its schema, that says it; a tuple of ours is a list there."""
+        """The document, without its schema, that holds it; a tuple of ours is a list there."""
         raise NotImplementedError
 
     def is_durable(self, before: T, after: T) -> bool:  # noqa: ARG002
@@ -81,7 +81,7 @@ class File(Generic[T]):
         self._last = None
 
     def from_bytes(self, raw: bytes) -> T:
-        """What the text of a file says. Raises one of `NO_SENSE`."""
+        """What the text of a file holds. Raises one of `NO_SENSE`."""
         last = self._last  # once: threads of a daemon read the same file
         if last is not None and last[0] == raw:
             return last[1]

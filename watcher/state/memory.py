@@ -111,11 +111,11 @@ _touched = row(Touched, checks.identity, checks.nanoseconds, checks.nanoseconds)
 
 
 class Asked(NamedTuple):
-    """What a registry said of a digest: its bytes (None: nothing), and when."""
+    """What a registry answered about a digest: its bytes (None: nothing), and when."""
 
     length: int | None
     at: float
-    why: str = ""  #: why a length that it said is not believed, or it said none
+    why: str = ""  #: why the length that it gave is not believed, or it gave none
 
     def counts(self, now: float) -> bool:
         """Whether it is an answer still: for an hour, and not from a clock that was wrong."""
@@ -190,7 +190,7 @@ def let_go() -> None:
 def save(store: int, memory: Memory) -> Memory:
     """Write the memory under the lock for acting: as it is on the disk then. Raises OSError."""
     if memory.hashes.new:
-        # Before the memory: it may say that nothing is left to be hashed.
+        # Before the memory: it may record that nothing is left to be hashed.
         hashes.keep(store, memory.hashes.new)
         memory = replace(memory, hashes=Hashes(), hashed=memory.hashed + 1)
     with state_folder.made(store) as folder:
@@ -206,8 +206,8 @@ def save(store: int, memory: Memory) -> Memory:
     return replace(memory, lost="")
 
 
-#: Models and problems grow with the store and seldom change. The name tells the content, and the
-#: memory names it: both are of the same scan, whenever a kill comes.
+#: Models and problems grow with the store and seldom change. The name identifies the content, and
+#: the memory names it: both are of the same scan, whenever a kill comes.
 _SEEN = re.compile(r"seen-[0-9a-f]{16}\.json")
 _SEEN_SCHEMA = "ollama-watch/seen/1"
 

@@ -4,8 +4,8 @@ A change is checked as a whole before anything is written: its keys, its values,
 state may follow the one before. Within one download the progress never falls. A download begins
 when a try follows a state other than ``error``: after an error the same one goes on.
 
-The ways between states are those of the server's own statuses (`docs/store.md`, What a client is
-told; the recordings in ``tests/fidelity/truth``), and those that are inferred of downloads that
+The ways between states are those of the server's own statuses (`docs/store.md`, What a client
+receives; the recordings in ``tests/fidelity/truth``), and those that are inferred of downloads that
 others drive, of which only the store is seen.
 """
 
@@ -65,7 +65,7 @@ class State(enum.StrEnum):
 #: How each active state goes on when all goes well, as the server's statuses show it.
 _ONWARD = {
     State.STARTING: {State.PULLING_MANIFEST},
-    # Straight to the check where nothing is missing, or where a download was too short to be told;
+    # Straight to the check where nothing is missing, or where a download was too short to be seen;
     # straight to the manifest on the transfer path, which hashes layers as they arrive.
     State.PULLING_MANIFEST: {State.DOWNLOADING, State.VERIFYING, State.WRITING_MANIFEST},
     State.DOWNLOADING: {State.VERIFYING, State.WRITING_MANIFEST},

@@ -42,11 +42,11 @@ class Answer(NamedTuple):
 
 
 class KnownLayer(NamedTuple):
-    """What the kept manifests say of a digest: its bytes, and the models that have it."""
+    """What the kept manifests have of a digest: its bytes, and the models that have it."""
 
     size: int  #: 0 where they do not agree
     models: tuple[str, ...]
-    sizes: tuple[int, ...] = ()  #: what the manifest of each of these says
+    sizes: tuple[int, ...] = ()  #: what the manifest of each of these has
 
 
 #: Kept manifests, by `ModelName.key`.

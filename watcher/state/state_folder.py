@@ -23,7 +23,7 @@ FOLDER = ".ollama-watch"
 
 
 class ForeignError(PermissionError):
-    """Our folder, or one in it, belongs to somebody who has no say in the store."""
+    """Our folder, or one in it, belongs to somebody who has no rights in the store."""
 
     def __init__(self, name: str, found: int, wanted: tuple[int, int]) -> None:
         super().__init__(
@@ -125,7 +125,7 @@ def oddity(store: int) -> tuple[int, tuple[int, int], bool] | None:
     except OSError:
         return None
     by_group = bool(found.st_mode & 0o020)
-    with contextlib.suppress(KeyError):  # of a user who is not known that can't be told
+    with contextlib.suppress(KeyError):  # of a user who is not known that is unknown
         user = pwd.getpwuid(owner.st_uid)
         by_group = by_group and found.st_gid in os.getgrouplist(user.pw_name, user.pw_gid)
     if owner.st_uid in (0, found.st_uid) or by_group or found.st_mode & 0o002:

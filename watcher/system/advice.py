@@ -112,19 +112,19 @@ def again(store: str, *options: str, root: bool = True) -> str:
     return line(*program, *options, *named, *words, *to)
 
 
-def cant_write(told: str, error: OSError, store: str) -> WatchError:
+def cant_write(text: str, error: OSError, store: str) -> WatchError:
     """The error for what could not be written in a store, with what helps against just that."""
     if error.errno == errno.EROFS:
-        return NoPermissionError(told, "mount the file system writable")
+        return NoPermissionError(text, "mount the file system writable")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return NoPermissionError(told, as_owner(store), again(store))
+        return NoPermissionError(text, as_owner(store), again(store))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return WatchError(told, "free space on the disk", ours("df", store=store))
-    return refused(told, error.errno or errno.EIO)
+        return WatchError(text, "free space on the disk", ours("df", store=store))
+    return refused(text, error.errno or errno.EIO)
 
 
 def path_of(folder: int) -> str:
-    """The path of an open folder; "" where the kernel does not tell it."""
+    """The path of an open folder; "" where the kernel does not show it."""
     try:
         return os.readlink(f"/proc/self/fd/{folder}")
     except OSError:

@@ -49,7 +49,7 @@ def whole(completed: int = 0, size: int = 64 * MIB) -> Part:
 def test_nothing_written_is_nothing_trusted(file: File) -> None:
     trust = file.trust(whole())
     assert (trust.claimed, trust.present, trust.trusted) == ((), (), ())
-    assert trust.holes_tell
+    assert trust.has_holes
 
 
 def test_what_is_claimed_and_present_is_trusted(file: File) -> None:
@@ -195,7 +195,7 @@ def test_a_file_without_holes_goes_by_its_last_bytes(tmp_path: Path) -> None:
     copy.write(20 * MIB, 23 * MIB)
     trust = copy.trust(Part(0, 0, 20 * MIB, 0), Part(1, 20 * MIB, 20 * MIB, MIB))
     os.close(copy.fd)
-    assert not trust.holes_tell
+    assert not trust.has_holes
     assert trust.trusted == ((MIB, 5 * MIB), (20 * MIB, 21 * MIB), (22 * MIB, 23 * MIB))
 
 

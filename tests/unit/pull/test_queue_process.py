@@ -22,7 +22,7 @@ class Run:
     def __init__(self, store: Path, script: str, python: str = sys.executable) -> None:
         self.told: list[str] = []
         self.warnings: list[str] = []
-        host = Host(str(store), tell=lambda event: self.told.append(event.message))
+        host = Host(str(store), report=lambda event: self.told.append(event.message))
         self.process = QueueProcess(host, [python, "-c", SAY + script], self.warnings.append)
 
 

@@ -18,7 +18,7 @@ def line(kind: str, message: str, at: float = 1_764_000_000.0) -> Event:
 
 
 def test_colors_go_by_the_type_and_change_nothing_else() -> None:
-    plain, colored = log.teller(color=False), log.teller(color=True)
+    plain, colored = log.printer(color=False), log.printer(color=True)
     styles = {
         "error": "31",
         "partial_stale": "33",
@@ -32,12 +32,12 @@ def test_colors_go_by_the_type_and_change_nothing_else() -> None:
 
 
 def test_a_type_that_is_longer_than_most_still_leaves_room() -> None:
-    shown = log.teller(color=False)(line("a_type_that_is_very_long_indeed", "why " * 30))
+    shown = log.printer(color=False)(line("a_type_that_is_very_long_indeed", "why " * 30))
     assert all(len(each) <= 80 for each in shown.splitlines())
 
 
 def test_a_time_that_no_calendar_has_is_shown() -> None:
-    tell = log.teller(color=False)
+    tell = log.printer(color=False)
     assert tell(line("error", "x", at=-1e15))
     assert tell(line("error", "x", at=1e15))
 
@@ -47,11 +47,11 @@ def test_a_daemon_on_a_terminal_tells_events_as_the_log_does(
 ) -> None:
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     event = Event(0.0, "service_started", "ollama-watch watches a store, repairs what broke " * 3)
-    daemon._teller(Context(rules().settings))(event)
+    daemon._printer(Context(rules().settings))(event)
     told = capsys.readouterr().err
     line = event_log.parse(event.line)
     assert line is not None
-    assert told == log.teller(color=False)(line)
+    assert told == log.printer(color=False)(line)
     assert max(map(len, told.splitlines())) <= 80
 
 
@@ -75,5 +75,7 @@ RATES = "3.1 MB/s, from 0 bytes/s to 5.0 MB/s"
     ],
 )  # fmt: skip
 def test_how_fast_a_pull_was(changes: dict[str, object], told: str) -> None:
-    shown = log.teller(color=False)(Event(0.0, "pull_completed", "x", details={**SPEED, **changes}))
+    shown = log.printer(color=False)(
+        Event(0.0, "pull_completed", "x", details={**SPEED, **changes})
+    )
     assert " ".join(shown.split("pull_completed")[1].split()) == told
