@@ -67,7 +67,7 @@ class ManifestError(WatchError):
 
 
 class DownloadError(WatchError):
-    """A model has not arrived. `cause` is one of `pull.causes.Cause`."""
+    """A model has not arrived. `cause` is one of `pull.failures.Cause`."""
 
     def __init__(self, message: str, next_step: str, cause: str, command: str = "") -> None:
         super().__init__(message, next_step, command)
