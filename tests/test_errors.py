@@ -117,10 +117,11 @@ def test_what_fails_without_a_path_is_not_the_output(
     assert "Input/output error" in said(done, 4)
 
 
-def test_interrupted_while_it_is_loaded(full: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["click", "typing"])
+def test_interrupted_while_it_is_loaded(module: str, full: Store, tmp_path: Path) -> None:
     slow = tmp_path / "slow"
     slow.mkdir()
-    (slow / "click.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+    (slow / f"{module}.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
     words = [sys.executable, "-m", "watcher", "--store", str(full.path), "audit"]
     env = {**environment(tmp_path), "PYTHONPATH": str(slow)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -3,8 +3,8 @@
 For programs: `ModelDownloadManager` and `StoreFiles`, of `watcher.pull.manager`.
 """
 
-from typing import TYPE_CHECKING, Any
-
+# Not from typing: what comes while that loads would end in a traceback.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from watcher.pull.manager import ModelDownloadManager, StoreFiles
 
@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 __all__ = ["ModelDownloadManager", "StoreFiles", "__version__"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Only who asks for it pays for what it loads.
     if name in ("ModelDownloadManager", "StoreFiles"):
         from watcher.pull import manager
