@@ -159,6 +159,12 @@ def refused(text: str, number: int) -> WatchError:
     return WatchError(text, step, command)
 
 
+def with_step(told: str, number: int | None) -> str:
+    """What the machine has refused, on one line with what helps against it, where that is known."""
+    step = _STEPS.get(number or 0)
+    return f"{told}; {step}" if step else told
+
+
 def as_root(command: str) -> str:
     """A command that only root may run, for who has started this process."""
     return command if _OF_ROOT else f"sudo {command}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -181,6 +182,20 @@ def test_times_that_somebody_else_of_us_has_set_since_are_no_files_own(tmp_path:
     (seen,) = one_look(host(here), refresh).evidence.downloads
     age = time.time() - max(each.changed_at for each in seen.entries)
     assert 7200 <= age < 7200 + HOUR
+
+
+def test_a_full_disk_is_told_with_what_helps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.download("stale")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name in ("create_all", "save", "save_all"):
+        monkeypatch.setattr(fs, name, full)
+    report = one_run(host(store), POLICY)
+    told = [outcome.message for outcome in report.outcomes]
+    assert told == ["No space left on device; free space on that file system"]
+    assert "state.json can't be written: " + told[0] in report.warnings
 
 
 @pytest.mark.parametrize("mode", ["rb", "r+b"])

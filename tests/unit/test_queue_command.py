@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -270,6 +271,20 @@ def test_a_store_that_can_not_be_written_is_told(models: Store, say: Say) -> Non
         models.path.chmod(0o755)
     assert "queue.json can't be written: Permission denied" in told
     assert "run it as root" in told
+
+
+def test_no_rights_are_given_to_what_is_not_there(
+    models: Store, say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a share that gives what is made to another user."""
+
+    def refused(*_: object, **__: object) -> bool:
+        raise PermissionError(errno.EACCES, "the blobs belong to user id 1")
+
+    monkeypatch.setattr(fs, "ensure_folder", refused)
+    told = say("add", "a", code=4)
+    assert "queue.json can't be written: the blobs belong to user id 1" in told
+    assert "chmod" not in told
 
 
 def test_a_damaged_queue_is_told_and_set_aside(

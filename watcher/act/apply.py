@@ -15,7 +15,7 @@ from rich.filesize import decimal
 from watcher.act import transaction
 from watcher.act.journal import Journal, hold_reserve, release_reserve
 from watcher.decide import cleaning, events, safety
-from watcher.errors import ChangedError, EndedError
+from watcher.errors import ChangedError, EndedError, with_step
 from watcher.model import (
     Action,
     ActionKind,
@@ -272,8 +272,9 @@ def _no_longer(gone: list[Action], planned: Plan) -> Iterator[Outcome]:
 
 def _not_done(action: Action, error: ChangedError | OSError) -> Outcome:
     if isinstance(error, OSError):
-        file = names.printable(os.fsdecode(error.filename)) if error.filename else action.kind.value
-        return Outcome(action, Result.FAILED, f"{file}: {error.strerror}")
+        file = f"{names.printable(os.fsdecode(error.filename))}: " if error.filename else ""
+        why = with_step(f"{file}{error.strerror}", error.errno)
+        return Outcome(action, Result.FAILED, why)
     refusal = Refusal(
         error.kind if isinstance(error, transaction.UndoneError) else RefusalKind.CHANGED,
         action.subject,

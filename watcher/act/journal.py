@@ -11,7 +11,7 @@ from functools import partial
 
 from watcher.config import Settings
 from watcher.decide import events, transitions
-from watcher.errors import LockedError, WatchError
+from watcher.errors import LockedError, WatchError, with_step
 from watcher.model import Diagnosis, Evidence, Outcome
 from watcher.observe import scan
 from watcher.observe.host import Host
@@ -125,7 +125,7 @@ class Journal:
         try:
             write()
         except OSError as error:
-            self._warn(f"{what} can't be written: {error.strerror}")
+            self._warn(with_step(f"{what} can't be written: {error.strerror}", error.errno))
             return False
         return True
 

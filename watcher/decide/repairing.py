@@ -194,7 +194,7 @@ def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) 
     Besides, those of stale downloads that are repaired. All files of a download go together. Root
     leaves alone what has a second name: that may lie outside of the store.
     """
-    if evidence.place.foreign:
+    if evidence.place.foreign or evidence.place.read_only:
         return
     every = [*at_risk.of_downloads(diagnosed), *at_risk.of_blobs(evidence, rules)]
     for each in diagnosed if rules.mode.repair_stale else ():

@@ -182,8 +182,8 @@ class File(Generic[T]):
         # The store's owner can give themselves the right.
         if isinstance(error, PermissionError) and os.fstat(store).st_uid == os.geteuid():
             folder = os.path.join(path, FOLDER)
-            opened = ("chmod", "u+rwX", folder, os.path.join(folder, self.name))
-            return NoPermissionError(
-                message, "let its owner read and write it", advice.line(*opened)
-            )
+            there = filter(os.path.lexists, (folder, os.path.join(folder, self.name)))
+            if command := advice.line(*there):
+                helps = "let its owner read and write it"
+                return NoPermissionError(message, helps, f"chmod u+rwX {command}")
         return advice.cant_write(message, error, path)

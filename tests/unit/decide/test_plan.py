@@ -218,6 +218,14 @@ def test_what_makes_it_possible(one: Download, more: dict[str, Any]) -> None:
     assert len(planned(evidence(one, **more)).actions) == 1
 
 
+def test_no_times_are_set_where_nothing_can_be_written() -> None:
+    policy, one = rules(refresh=True), download(ago=HOUR)
+    for place, wanted in ((Place("/m", "x"), 1), (Place("/m", "x", read_only=True), 0)):
+        seen = evidence(one, place=place)
+        actions = plan.make(diagnose.diagnose(seen, policy), seen, policy).actions
+        assert len([each for each in actions if each.kind is ActionKind.REFRESH]) == wanted
+
+
 def test_a_refusal_that_passes_says_when_and_is_due_then() -> None:
     seen = evidence(replace(download(ago=10), progress_at=NOW - OLD))
     (refusal,) = planned(seen).refusals
