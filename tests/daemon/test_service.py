@@ -261,7 +261,7 @@ def test_a_store_made_anew_is_taken_by_the_service_again(store: Store) -> None:
             stderr=subprocess.PIPE,
         )
         try:
-            _, errors = process.communicate(timeout=5)
+            _, errors = process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
