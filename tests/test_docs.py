@@ -91,3 +91,6 @@ def test_no_page_names_a_file_that_is_gone() -> None:
         for name in re.findall(r"`((?:watcher|tests|docs|systemd|prometheus|container)/[\w./-]+)`",
                                page.read_text(encoding="utf-8")):  # fmt: skip
             assert (ROOT / name).exists(), f"{page.name}: {name}"
+        for name in re.findall(r"`([a-z_]+/[a-z_]+\.py)`", page.read_text(encoding="utf-8")):
+            there = (ROOT / "watcher" / name, ROOT / name, ROOT / "tests" / name)
+            assert any(each.exists() for each in there), f"{page.name}: {name}"

@@ -14,7 +14,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
-from watcher.decide import safety
+from rich.filesize import decimal
+
+from watcher.decide import actions, safety
 from watcher.errors import ChangedError
 from watcher.model import ActionKind, Entry, Holder, RefusalKind
 from watcher.observe import intents, place, processes, scan
@@ -663,11 +665,11 @@ def recover(host: Host, store: int, memory: Memory) -> tuple[tuple[str, ...], tu
                     continue  # `observe` reports it
                 except (OSError, ChangedError) as error:
                     where = f"{state_folder.FOLDER}/{intents.INTENTS}/{name}"
-                    stuck.append(f"what was begun as {where} is stuck: {error}")
+                    stuck.append(f"the interrupted change in {where} can't be finished: {error}")
     except FileNotFoundError:
         pass
     except folders.ForeignLinkError as error:
-        stuck.append(f"what was begun is left as it is: {error.strerror}")
+        stuck.append(f"interrupted changes are left as they are: {error.strerror}")
     return tuple(done), tuple(stuck)
 
 
@@ -677,7 +679,10 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
     if intent is None:
         _forget(work)
         return
-    kind = intent.kind.value.replace("_", " ")
+    first, *others = sorted(intent.files) or [""]
+    subject = names.short(intent.digest) if intent.digest else names.printable(first[:19])
+    more = f" and {len(others):,} more" if others and not intent.digest else ""
+    what = actions.row(intent.kind).does.format(f"{subject}{more}")
     if scan.look(intents.DECIDED, work.here) is not None and _goes_on(work, intent, memory):
         looked = [scan.look(name, work.out) for name in os.listdir(work.out)]
         if os.listdir(work.new):
@@ -687,7 +692,7 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
             held = tuple(filter(safety.minds_sidecars, held))
         if held:
             raise _held(held[0])
-        yield f"finished what was begun: {kind}, {_finish(work)} bytes freed"
+        yield f"finished an interrupted change: {what}, {decimal(_finish(work))} freed"
         return
     replaced = len(os.listdir(work.new)) < len(intent.writes)
     _drop_new(work)
@@ -695,10 +700,10 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
     if replaced and intent.is_file(scan.look(data, work.blobs), data):
         # Somebody has taken our guard off: old sidecars beside new ones would be false.
         _finish(work)
-        yield f"dropped what was begun: {kind}; its download has changed since"
+        yield f"dropped an interrupted change: {what}; the download has changed since"
         return
     _undo(work)
-    yield f"undid what was begun: {kind}; all is back in its place"
+    yield f"undid an interrupted change: {what}; every file is back in its place"
 
 
 def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
@@ -717,7 +722,7 @@ def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
     if _is_foreseen(work, intent, memory):
         return True
     if len(os.listdir(work.new)) < len(intent.writes):
-        raise ForeignError("nothing is remembered of a repair like that")
+        raise ForeignError("state.json has no such repair")
     return False
 
 
