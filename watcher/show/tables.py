@@ -197,7 +197,8 @@ def _forecast(foreseen: model.Forecast, seen: Evidence) -> Iterator[Line]:
     if foreseen.later:
         first, _ = foreseen.later[0]
         freed = size(sum(located.entry.freed for _, located in foreseen.later))
-        files = f"{count(len(foreseen.later), 'more file')} ({freed})"
+        what = "more file" if foreseen.deletes else "file"
+        files = f"{count(len(foreseen.later), what)} ({freed})"
         when = f"once they are one hour old, the first of them at {clock(first, seen.now)}"
         does.append(row("later", f"{files} {when}", "yellow"))
     if foreseen.renames:
