@@ -109,7 +109,7 @@ class Reconciler:
     def reconcile(self, mode: Mode, scope: Scope = ALL, approve: Approve = approve_all) -> Report:
         """Look, decide, do what `approve` leaves of the plan, and remember what was learned.
 
-        ctrl-C and SIGTERM wait for the act under way, where nothing else waits for them.
+        ctrl-C, SIGTERM and SIGHUP wait for the act under way, where nothing else waits for them.
         Raises LockedError where another process acts for longer than `mode.lock_seconds`,
         NoPermissionError where this user can't do what was approved, RefusedError where our folder
         is another user's, and what `evidence.observe` raises.
@@ -396,11 +396,12 @@ def _is_act(action: Action) -> bool:
 
 @contextlib.contextmanager
 def _signals_wait(host: Host) -> Iterator[Host]:
-    """Have ctrl-C and SIGTERM, if nobody else handles them, end the block between two acts."""
+    """Have ctrl-C, SIGTERM and SIGHUP, if nobody handles them, end the block between two acts."""
     came: list[int] = []
     usual: dict[signal.Signals, Any] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
     }
     ours = threading.current_thread() is threading.main_thread()
     waiting = [each for each in usual if ours and signal.getsignal(each) is usual[each]]
