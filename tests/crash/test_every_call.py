@@ -60,6 +60,8 @@ def _transfer(store: Store) -> None:
 
 #: Each breaks at every call.
 ALIKE = pytest.mark.slow("another error, scene or instant of a kind that stands beside it")
+#: Where each call takes several runs: at the first call and each third one after it, and so on.
+TURNS = (0, pytest.param(1, marks=ALIKE), pytest.param(2, marks=ALIKE))
 
 SCENES: dict[str, Callable[[Store], None]] = {
     "stale": _stale_with_sidecars,
@@ -108,9 +110,9 @@ class Trial:
         """A cycle over a store: unhindered, if nothing else is said."""
         return self._driver.cycle(store, **(self._order | more))
 
-    def broken(self, how: str, **more: Any) -> Iterator[Broken]:
+    def broken(self, how: str, part: slice = slice(None), **more: Any) -> Iterator[Broken]:
         """Stores in which a cycle broke at its first call, at its second one, and so on."""
-        for at in places(self.run(self.store(), **more).calls, how):
+        for at in places(self.run(self.store(), **more).calls, how)[part]:
             store = self.store()
             files = inodes(store.path)
             ended = self.run(store, at=at, how=how, **more)
@@ -237,14 +239,15 @@ def test_a_kill_while_a_held_file_is_put_back_leaves_all_in_place(
 
 @pytest.mark.parametrize("scene", ["stale", "surplus", "orphans"])
 @pytest.mark.parametrize("share", [0.5, pytest.param(0.8, marks=ALIKE)])
+@pytest.mark.parametrize("first_call", TURNS)
 def test_a_kill_of_the_recovery_itself_comes_to_the_same_end(
-    scene: str, share: float, tmp_path: Path, driver: Driver
+    scene: str, share: float, first_call: int, tmp_path: Path, driver: Driver
 ) -> None:
     trial = Trial(tmp_path, driver, scene)
     first = int(len(trial.calls) * share)
     again = trial.store()
     trial.run(again, at=first, how="kill")
-    for at in places(trial.run(again).calls, "kill"):
+    for at in places(trial.run(again).calls, "kill")[first_call :: len(TURNS)]:
         store = trial.store()
         assert trial.run(store, at=first, how="kill").code == -9
         ended = trial.run(store, at=at, how="kill")
@@ -289,13 +292,14 @@ def test_half_a_line_that_a_kill_left_is_gone_after_the_next_run(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files for others")
+@pytest.mark.parametrize("first", TURNS)
 def test_what_root_leaves_after_a_kill_belongs_to_the_owner_of_the_store(
-    tmp_path: Path, driver: Driver
+    first: int, tmp_path: Path, driver: Driver
 ) -> None:
     owner = 65534
     open_parents(driver.proc)  # as everybody may read the real one
     trial = Trial(tmp_path, driver, "stale", owner=owner, umask=0o077)
-    for store, _, where in trial.broken("kill"):
+    for store, _, where in trial.broken("kill", slice(first, None, len(TURNS))):
         trial.assert_same_end(store, where)
         for path in (store.ours, *store.ours.rglob("*")):
             if path.name.startswith(".state.json"):
