@@ -54,8 +54,14 @@ def test_rounds_of_kill_and_repair_end_right(server: Server, registry: Registry)
         registry.hold(it.digest, after=HELD)
         server.start().wait_ready()
         with contextlib.closing(server.start_pull(it.model.name)):
-            wait_until(lambda: it.data.exists() and it.texts(), "sidecars")
-            parts = [sidecars.parse(raw) for raw in it.texts().values()]
+            texts: list[bytes] = []
+
+            def whole(texts: list[bytes] = texts) -> bool:
+                texts[:] = it.texts().values()  # the server empties each before it writes it
+                return it.data.exists() and bool(texts) and all(texts)
+
+            wait_until(whole, "sidecars")
+            parts = [sidecars.parse(raw) for raw in texts]
             long = sum(part.size - part.completed > HELD for part in parts)
             wait_written(it.data, registry.wait_held(it.digest, min(16, long)))
             server.kill()
