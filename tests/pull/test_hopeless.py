@@ -182,6 +182,15 @@ def announced(registry: Registry, digest: str, size: int) -> Fault:
     return registry.add_fault(Fault("page", on="head", digest=digest, status=200, body="x" * size))
 
 
+def misannounced(server: Server, registry: Registry, size: int) -> Model:
+    """A slow layer of 3 MB, announced as so many bytes, and a server that is to pull it."""
+    model = add(registry, server, 3 * MB)
+    registry.throttle(2 * MB)
+    announced(registry, model.digests[0], size)
+    server.start().wait_ready()
+    return model
+
+
 LENGTHS = [3 * MB + 1, 5 * MB, 3 * MB - 1, 2 * MB]
 
 
@@ -190,17 +199,13 @@ def test_a_length_that_the_registry_does_not_have(
     server: Server, registry: Registry, size: int
 ) -> None:
     """The server believes progress files before the registry, and those of ours are right."""
-    model = add(registry, server, 3 * MB)
-    digest = model.digests[0]
-    registry.throttle(2 * MB)
-    announced(registry, digest, size)
-    server.start().wait_ready()
+    model = misannounced(server, registry, size)
     seen = drive(site(server), model, UNTIL_DONE)
     assert seen.end.cause is None, (seen.end, seen.notes)
     assert arrived(server, model)
     assert any(f"announces {size:,} bytes" in note for note in seen.notes)
     assert registry.stats()["requests"]["head"] == 2, "one of them for the config"
-    assert registry.bytes_served(digest) < 6 * MB
+    assert registry.bytes_served(model.digests[0]) < 6 * MB
 
 
 @pytest.mark.parametrize("size", LENGTHS)
@@ -208,11 +213,7 @@ def test_it_is_the_end_where_no_progress_files_can_be_written(
     server: Server, registry: Registry, size: int
 ) -> None:
     """It is forgotten by the command that is printed: a server keeps to what it has heard."""
-    model = add(registry, server, 3 * MB)
-    digest = model.digests[0]
-    registry.throttle(2 * MB)
-    announced(registry, digest, size)
-    server.start().wait_ready()
+    model = misannounced(server, registry, size)
     seen = drive(target.Target(server.url, POLICY.settings), model, UNTIL_DONE)
     ended_at_once(seen, Cause.WRONG_LENGTH, registry, "head")
     assert f"announces {size:,} bytes" in seen.end.text
