@@ -65,7 +65,7 @@ def hidden_manifests(evidence: Evidence) -> list[str]:
 
 
 def _is_blob(name: str) -> bool:
-    return names.is_blob(names.new_spelling(name) if name.startswith("sha256:") else name)
+    return names.is_blob(names.new_spelling(name))
 
 
 def _why_renaming_fails(evidence: Evidence) -> Iterator[str]:

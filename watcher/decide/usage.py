@@ -100,7 +100,7 @@ def _key(
         return UseKind.TEMPORARY if left else UseKind.FOREIGN, ""
     name, deeper, _ = inside.partition("/")
     is_old = name.startswith("sha256:")
-    role, digest, _ = names.parse_blob(names.new_spelling(name) if is_old else name)
+    role, digest, _ = names.parse_blob(names.new_spelling(name))
     is_file = entry.kind is Kind.FILE and not deeper
     match role:
         case Role.BLOB if (is_file and not is_old) or models.get(digest):

@@ -56,7 +56,7 @@ def _folders(store: int, path: str) -> list[str]:
 
 def _blobs(store: int, path: str) -> Iterator[tuple[str, os.stat_result]]:
     for name, status in _listed(store, path):
-        known = names.parse_blob(names.new_spelling(name) if name.startswith("sha256:") else name)
+        known = names.parse_blob(names.new_spelling(name))
         if known.digest and stat.S_ISREG(status.st_mode):
             yield f"{path}/{name}", status
 

@@ -538,7 +538,8 @@ def scan_digests(store: int, digests: Iterable[str]) -> Scan:
                 # Names of older servers count where there are no others.
                 spelled = list(_spelled(names.data(digest), fd))
                 for found in spelled or _spelled(f"sha256:{digest}-partial", fd):
-                    _add_piece(downloads, parsed(found.name), found)
+                    piece = names.parse_blob(names.new_spelling(found.name))
+                    _add_piece(downloads, piece, found)
             _add_finished(fd, downloads)
     census = BlobCensus(unlisted=tuple(named.unlisted), failing=tuple(named.failing))
     return Scan(census, downloads, named)
@@ -557,11 +558,6 @@ def _spelled(data: str, blobs: int) -> Iterator[Entry]:
         if found is not None:
             last = number
             yield found
-
-
-def parsed(name: str) -> names.BlobName:
-    """What a name stands for, in whichever spelling."""
-    return names.parse_blob(names.new_spelling(name) if name.startswith("sha256:") else name)
 
 
 class _Census:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from watcher.model import Kind, Located, Space, Tally
 from watcher.observe import scan
+from watcher.ollama import names
 from watcher.state import fs
 
 #: What a store's owner may have put elsewhere by a link; no other link is followed.
@@ -39,7 +40,8 @@ def _models(named: scan.Named, digests: Iterable[str]) -> tuple[str, ...]:
 
 def _digest(path: str) -> str:
     top, _, inside = path.partition("/")
-    return scan.parsed(inside.partition("/")[0]).digest if top == "blobs" else ""
+    name = names.new_spelling(inside.partition("/")[0])
+    return names.parse_blob(name).digest if top == "blobs" else ""
 
 
 class _Walk:

@@ -97,8 +97,8 @@ def data(digest: str) -> str:
 
 
 def new_spelling(name: str) -> str:
-    """The name that the server's start gives to a ``sha256:…``."""
-    return f"sha256-{name.removeprefix('sha256:')}"
+    """The name that the server's start gives to a ``sha256:…``; others keep theirs."""
+    return f"sha256-{name.removeprefix('sha256:')}" if name.startswith("sha256:") else name
 
 
 def transfer(digest: str) -> str:
