@@ -133,6 +133,26 @@ def test_interrupted_while_it_is_loaded(module: str, full: Store, tmp_path: Path
     assert "interrupted" in said(done, 130)
 
 
+def test_interrupted_in_a_library_that_leaves_its_socket_open(tmp_path: Path) -> None:
+    script = """
+import os, signal, socket, sys
+connect = socket.socket.connect
+def interrupted(self, address):
+    os.kill(os.getpid(), signal.SIGINT)
+    connect(self, address)
+socket.socket.connect = interrupted
+from watcher.cli import main
+sys.exit(main(["demo"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        capture_output=True,
+        timeout=60,
+        env=environment(tmp_path) | {"TMPDIR": str(tmp_path)},
+    )
+    assert "interrupted" in said(done, 130)
+
+
 def test_what_can_not_be_loaded(full: Store, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -170,6 +171,8 @@ def _run(words: list[str], *, own: bool) -> int:
         # So click ends what completes a word; and with 1 where who read our output has gone.
         return int(Exit.FAILED if stop.code else Exit.HEALTHY)
     except (click.Abort, KeyboardInterrupt):
+        # A library that was interrupted while it connected leaves its socket to the collector.
+        warnings.simplefilter("ignore", ResourceWarning)
         _complain("\nollama-watch: interrupted; no change is left half done")
         return int(Exit.INTERRUPTED)
     except click.ClickException as error:
