@@ -73,7 +73,7 @@ def kinds(document: dict[str, Any]) -> set[str]:
 
 
 @pytest.mark.parametrize("command", ["audit", "clean"])
-def test_without_a_store_it_says_where_it_looked(run: Run, tmp_path: Path, command: str) -> None:
+def test_without_a_store_it_names_where_it_looked(run: Run, tmp_path: Path, command: str) -> None:
     done = run(command)
     if done.returncode != 10:
         pytest.skip("this machine has a model store")
@@ -85,7 +85,7 @@ def test_without_a_store_it_says_where_it_looked(run: Run, tmp_path: Path, comma
 
 @pytest.mark.parametrize("command", ["audit", "clean"])
 @pytest.mark.parametrize("kind", ["file", "absent", "empty folder", "dangling link", "fifo", "nul"])
-def test_what_is_no_store_is_told(run: Run, tmp_path: Path, command: str, kind: str) -> None:
+def test_what_is_no_store_is_reported(run: Run, tmp_path: Path, command: str, kind: str) -> None:
     path = tmp_path / "x"
     match kind:
         case "file":
@@ -242,7 +242,7 @@ def test_a_folder_that_others_may_not_list_has_any_name(
 
 @needs_root
 @pytest.mark.parametrize("where", ["blobs/folder", "blobs", "manifests/h/n/m", "manifests"])
-def test_a_folder_whose_names_others_see_and_no_more_is_told(
+def test_a_folder_whose_names_others_see_and_no_more_is_reported(
     models: Store, as_nobody: Callable[[Sequence[str]], list[str]], where: str
 ) -> None:
     """Its mode is r--: a listing goes well, and each look at what was listed fails."""
@@ -557,7 +557,7 @@ def nobodys(
 
 
 @needs_root
-def test_without_permission_the_exact_command_is_told(
+def test_without_permission_the_exact_command_is_printed(
     nobodys: Callable[..., Done], models: Store, nobodys_package: Path, tmp_path: Path
 ) -> None:
     models.model()
@@ -586,7 +586,7 @@ def test_an_ordinary_user_may_look_and_can_not_change(
 
 @needs_root
 @pytest.mark.parametrize("what", ["blobs", "manifests", "data", "sidecar", "manifest"])
-def test_what_can_not_be_read_is_told(
+def test_what_can_not_be_read_is_reported(
     nobodys: Callable[..., Done], everything: Store, what: str
 ) -> None:
     digest = digest_of("behind")
@@ -742,7 +742,7 @@ def test_a_state_with_hostile_digests(run: Run, models: Store) -> None:
         ["clean", "--stale-after", "9" * 400 + "d"],
     ],
 )
-def test_a_wrong_call_is_told(run: Run, models: Store, words: list[str]) -> None:
+def test_a_wrong_call_is_reported(run: Run, models: Store, words: list[str]) -> None:
     done = calm(run("--store", str(models.path), *words), 2)
     assert done.stderr
     assert not done.stdout

@@ -420,7 +420,7 @@ def test_a_command_is_never_broken(machine: Machine) -> None:
         assert {f"-> {each}" for each in commands} <= {line.strip() for line in lines}
 
 
-def test_root_is_not_told_to_be_root(machine: Machine) -> None:
+def test_root_is_not_advised_to_use_sudo(machine: Machine) -> None:
     if os.geteuid():
         pytest.skip("for root")
     machine.store.broken("0:40 0:60", total=200)

@@ -83,7 +83,7 @@ def show(tmp_path: Path) -> Iterator[Show]:
         made.process.wait()
 
 
-def test_it_tells_its_story_and_leaves_nothing(show: Show, tmp_path: Path) -> None:
+def test_it_runs_its_story_and_leaves_nothing(show: Show, tmp_path: Path) -> None:
     assert show.process.wait(60) == 0, show.told
     at = [show.told.find(words) for words in STORY]
     assert -1 not in at, show.told

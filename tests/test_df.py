@@ -144,7 +144,7 @@ STORES = [of_everything, hard_links, symlinks, sparse, deep, odd_names, no_files
 
 
 @pytest.mark.parametrize("make", STORES)
-def test_it_adds_up_to_what_du_says_and_writes_nothing(
+def test_it_adds_up_to_what_du_counts_and_writes_nothing(
     run: Run, models: Store, make: Callable[[Store], None]
 ) -> None:
     make(models)
@@ -155,7 +155,7 @@ def test_it_adds_up_to_what_du_says_and_writes_nothing(
 
 
 @pytest.mark.parametrize("name", ["blobs", "manifests"])
-def test_what_lies_behind_a_linked_folder_is_counted_and_told(
+def test_what_lies_behind_a_linked_folder_is_counted_and_reported(
     run: Run, models: Store, name: str
 ) -> None:
     of_everything(models)
@@ -188,7 +188,7 @@ def test_a_folder_linked_to_another_of_the_store_is_counted_once(models: Store, 
     assert total.freed == total.allocated - orphan.allocated
 
 
-def test_a_folder_that_cannot_be_listed_is_told(
+def test_a_folder_that_cannot_be_listed_is_reported(
     models: Store, as_nobody: Callable[[Sequence[str]], list[str]]
 ) -> None:
     of_everything(models)
@@ -270,7 +270,7 @@ def _in_one_piece(line: str) -> bool:
     return line.startswith(("Run: ", "store ", "/")) or "m" * 80 in line
 
 
-def test_the_table_fits_and_its_last_line_is_what_du_says(run: Run, models: Store) -> None:
+def test_the_table_fits_and_its_last_line_is_what_du_counts(run: Run, models: Store) -> None:
     of_everything(models)
     models.model(f"{'m' * 80}/{'t' * 80}")
     for number in range(30):

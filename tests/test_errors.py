@@ -164,7 +164,9 @@ def test_what_can_not_be_loaded(full: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["audit", "df", "clean -n", "--json audit", "status"])
-def test_only_what_can_not_be_printed_is_told_as_that(run: Run, full: Store, command: str) -> None:
+def test_only_what_can_not_be_printed_is_reported_as_that(
+    run: Run, full: Store, command: str
+) -> None:
     with open("/dev/full", "wb") as nowhere:
         done = run(
             "--store", str(full.path), *command.split(),

@@ -106,7 +106,7 @@ def test_what_nothing_knows_is_wrong_usage(
     assert "does not answer" in told
 
 
-def test_a_manifest_that_names_nothing_is_told(call: Call, registry: Registry) -> None:
+def test_a_manifest_that_names_nothing_is_reported(call: Call, registry: Registry) -> None:
     registry.set_manifests("library/index", "1b", [b'{"manifests": []}'])
     for command in ("repair", "reset"):
         told = call(command, "--yes", f"{registry.host}/library/index:1b", code=2)

@@ -219,7 +219,7 @@ def test_what_root_can_load_alone_is_loaded_before(
     assert b"unknown encoding" not in done.stderr
 
 
-def test_a_store_behind_somebodys_link_is_told_and_not_changed(
+def test_a_store_behind_somebodys_link_is_reported_and_not_changed(
     tmp_path: Path, victim: Path, run: Run
 ) -> None:
     link = tmp_path / "link"
@@ -463,7 +463,7 @@ def test_a_store_that_its_owner_can_not_reach_alone(tmp_path: Path, run: Run) ->
     assert owners(made.path) == {(OWNER, OWNER)}
 
 
-def test_what_the_owner_can_not_change_is_told_with_what_helps(store: Store, run: Run) -> None:
+def test_what_the_owner_can_not_change_is_reported_with_what_helps(store: Store, run: Run) -> None:
     behind = store.download("broken", aged=2 * DAY)
     store.partial(behind, 2).write_text("")
     for path in store.blobs.glob(f"*{behind}*"):

@@ -195,7 +195,7 @@ def test_the_settings_file_that_was_named_is_the_services(
     assert f'--config "{tmp_path}/my settings.toml" --store' in shown.stdout
 
 
-def test_the_metrics_may_be_written_where_the_settings_say(
+def test_the_metrics_may_be_written_where_the_settings_allow_it(
     root: Path, service: Service, tmp_path: Path
 ) -> None:
     (tmp_path / "x.toml").write_text('metrics_file = "/var/lib/node exporter/x.prom"\n')
@@ -234,7 +234,7 @@ def test_what_it_did_not_write_is_kept(root: Path, service: Service, kind: str) 
         assert tree(root) == before
 
 
-def test_an_edited_file_is_told_and_kept(root: Path, service: Service) -> None:
+def test_an_edited_file_is_reported_and_kept(root: Path, service: Service) -> None:
     service("service", "install", *here(root), "-y")
     path = root / SYSTEM / units.SERVICE
     edited = path.read_text().replace("MemoryMax=512M", "MemoryMax=1G")
@@ -259,9 +259,7 @@ def test_an_update_replaces_what_was_not_edited(root: Path, service: Service) ->
     assert tree(root) == before
 
 
-def test_somebody_elses_file_that_is_not_wanted_is_nobodys_business(
-    root: Path, service: Service
-) -> None:
+def test_somebody_elses_file_that_is_not_wanted_is_ignored(root: Path, service: Service) -> None:
     path = root / SYSTEM / units.CLEAN_TIMER
     path.parent.mkdir(parents=True)
     path.write_text("[Timer]\n")
@@ -481,7 +479,7 @@ def machine(tmp_path: Path, root: Path) -> Callable[..., Machine]:
     return make
 
 
-def test_systemd_is_told_and_told_again(machine: Callable[..., Machine]) -> None:
+def test_systemd_is_notified_again_and_again(machine: Callable[..., Machine]) -> None:
     here = machine()
     before = tree(here.units)
     models = ["--store", str(here.models)]
@@ -545,7 +543,9 @@ def test_a_foreign_service_is_neither_started_nor_stopped(machine: Callable[...,
         assert here.told() == ["systemctl daemon-reload"]
 
 
-def test_with_a_root_systemd_is_never_told(machine: Callable[..., Machine], tmp_path: Path) -> None:
+def test_with_a_root_systemd_is_never_notified(
+    machine: Callable[..., Machine], tmp_path: Path
+) -> None:
     here = machine()
     (tmp_path / "image").mkdir()
     for word in ("install", "uninstall"):
@@ -592,7 +592,7 @@ def test_a_service_of_ones_own(machine: Callable[..., Machine], runs: bool) -> N
 
 
 @needs_root
-def test_who_may_not_write_there_is_told_before_being_asked(
+def test_who_can_not_write_there_sees_it_before_the_prompt(
     tmp_path: Path, as_nobody: Callable[[list[str]], list[str]]
 ) -> None:
     program = install_program(tmp_path, "/opt/x/ollama-watch")

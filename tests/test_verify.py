@@ -228,7 +228,7 @@ def test_an_empty_layer_can_be_had_again(store: TrueStore, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("how", ["symlink", "hardlink"])
-def test_a_link_to_the_right_bytes_is_healthy_and_told(store: TrueStore, how: str) -> None:
+def test_a_link_to_the_right_bytes_is_healthy_and_reported(store: TrueStore, how: str) -> None:
     """What a tool makes that keeps equal files once."""
     path = store.at(store.layer)
     aside = path.parent.parent.parent / "kept once"
@@ -293,7 +293,7 @@ def test_a_models_blobs_alone(store: TrueStore) -> None:
     assert verify(store, "healthy")[0] == 0
 
 
-def test_a_limit_of_time_says_how_much_is_left(store: TrueStore) -> None:
+def test_a_time_limit_reports_how_much_is_left(store: TrueStore) -> None:
     code, told = verify(store, "--max-duration", "0s")
     if code == 2:
         pytest.skip("no such short time")
@@ -315,7 +315,7 @@ def test_what_can_not_be_read_is_not_called_right(store: TrueStore, tmp_path: Pa
     assert "Permission denied" in unseen["why"]
 
 
-def test_what_can_not_be_remembered_is_told(store: TrueStore, tmp_path: Path) -> None:
+def test_what_can_not_be_remembered_is_reported(store: TrueStore, tmp_path: Path) -> None:
     store.path.chmod(0o555)
     _other_bytes(store.at(store.config))
     with ordinary_user(tmp_path):
@@ -421,7 +421,7 @@ def test_no_right_is_given_against_a_failing_disk(store: TrueStore) -> None:
         ("manifests", "openat"),
     ],
 )
-def test_a_failing_disk_is_told(store: TrueStore, path: str, call: str) -> None:
+def test_a_failing_disk_is_reported(store: TrueStore, path: str, call: str) -> None:
     assert verify(store)[0] == 0
     done = failing(store, path, call, "verify")
     assert done.returncode == 4, (done.stdout, done.stderr)
@@ -489,7 +489,7 @@ def test_what_no_pull_is_on_its_way_to_fetch_is_left_wrong(store: TrueStore, why
 
 @strace
 @pytest.mark.parametrize("how", ["no file", "can't be read"])
-def test_a_clean_up_tells_what_is_no_file_from_what_it_could_not_read(
+def test_a_clean_up_distinguishes_what_is_no_file_from_what_it_could_not_read(
     store: TrueStore, how: str
 ) -> None:
     digest = store.download("unfinished", aged=7200)
@@ -534,7 +534,7 @@ def test_what_lies_astray_is_not_called_missing(store: TrueStore) -> None:
     assert "under names of older servers" in told
 
 
-def test_healthy_says_how_many_were_never_hashed(store: TrueStore) -> None:
+def test_healthy_counts_the_blobs_that_were_never_hashed(store: TrueStore) -> None:
     count = len(list(store.blobs.iterdir()))
     told = lines(store, "audit")[1]
     assert told.startswith("healthy: ")

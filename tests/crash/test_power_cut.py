@@ -569,7 +569,7 @@ def _locks(fd: int) -> bool:
     return False
 
 
-def test_an_error_of_the_rest_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_rest_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"x")
 

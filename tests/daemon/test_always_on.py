@@ -37,7 +37,7 @@ def until(listener: socket.socket, wanted: str) -> list[str]:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_systemd_is_told_of_a_whole_life(
+def test_systemd_is_notified_of_a_whole_life(
     tmp_path: Path, listener: socket.socket, there: bool
 ) -> None:
     store = Store(tmp_path / "models").path if there else tmp_path / "none"

@@ -47,7 +47,7 @@ def in_order(lines: list[Line]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_three_lives_tell_one_story(store: Store, registry: Registry, seed: int) -> None:
+def test_three_lives_log_one_history(store: Store, registry: Registry, seed: int) -> None:
     """The server is killed with each of them, before or after it."""
     chance = random.Random(seed)
     digest_seed = int(store.digest("layers")[:7], 16)

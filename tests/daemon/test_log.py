@@ -83,7 +83,7 @@ def test_a_model_that_no_event_names_is_found_by_its_manifest(store: Store) -> N
     assert told(store, "healthy") == ["its layer"]
 
 
-def test_an_unknown_model_is_told_with_the_nearest_names(store: Store) -> None:
+def test_an_unknown_model_is_reported_with_the_nearest_names(store: Store) -> None:
     tell(store, event("x", "llama3:latest"))
     done = run(store.path, "log", "lama3")
     assert (done.returncode, done.stdout) == (2, "")
@@ -116,7 +116,7 @@ def test_by_time_type_and_number(store: Store) -> None:
     assert "error, partial_found, partial_stale" in done.stderr
 
 
-def test_logs_set_aside_are_read_in_order_and_damage_is_told(store: Store) -> None:
+def test_logs_set_aside_are_read_in_order_and_damage_is_reported(store: Store) -> None:
     for number in range(30):
         tell(store, event(str(number), at=NOW + number), policy=Settings(log_max_bytes=500))
     assert len(list((store.ours / "logs").iterdir())) > 3
@@ -161,7 +161,7 @@ def test_nothing_logged_yet_is_no_error(store: Store) -> None:
     assert done.returncode == 10
 
 
-def test_what_a_daemon_told_is_there_while_it_runs_and_afterwards(store: Store) -> None:
+def test_what_a_daemon_reported_is_there_while_it_runs_and_afterwards(store: Store) -> None:
     with Daemon(store.path) as daemon:
         store.download("new", aged=DAY)
         daemon.wait_event("partial_found")
@@ -170,7 +170,7 @@ def test_what_a_daemon_told_is_there_while_it_runs_and_afterwards(store: Store) 
     assert told(store)[-1].startswith("ollama-watch stopped")
 
 
-def test_another_user_reads_it_or_is_told_how(
+def test_another_user_reads_it_or_is_shown_how(
     store: Store, as_nobody: Callable[[list[str]], list[str]]
 ) -> None:
     tell(store, event("x", "llama3:latest"))

@@ -81,7 +81,7 @@ def cancelled(server: EngineServer, model: Model, lines: int) -> None:
         server.request("DELETE", "/api/delete", {"model": name})
 
 
-def test_a_pull_of_sixteen_writers_is_told_once(store: Store, registry: Registry) -> None:
+def test_a_pull_of_sixteen_writers_is_reported_once(store: Store, registry: Registry) -> None:
     size = 16_000_000
     seed = int(store.digest("layer")[:7], 16)
     model = registry.add_model("large", "1b", [Layer(size, seed=seed)], extras=False)

@@ -81,7 +81,7 @@ def by_condition(text: str, store: Store) -> dict[str, float]:
 # ---------------------------------------------------------------- a file
 
 
-def test_a_textfile_tells_of_the_store(store: Store, file: Path) -> None:
+def test_a_textfile_describes_the_store(store: Store, file: Path) -> None:
     store.download("stale")
     store.download("young", aged=DAY)
     orphan = store.blobs / f"sha256-{store.blob('orphan' * 1000)}"
@@ -113,7 +113,7 @@ def test_a_textfile_tells_of_the_store(store: Store, file: Path) -> None:
     assert file.stat().st_mode & 0o777 == 0o644, "node_exporter has to read it"
 
 
-def test_a_pull_that_dies_is_told_at_once_and_its_repair_counted(
+def test_a_pull_that_dies_is_reported_at_once_and_its_repair_counted(
     store: Store, file: Path, server: EngineServer, begin: Begin
 ) -> None:
     """By narrow looks: no look at the whole store comes for ten minutes."""
@@ -168,7 +168,9 @@ def test_refusals_are_counted_by_kind(store: Store, file: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "no folder"])
-def test_a_folder_that_cannot_be_written_is_told_once(store: Store, file: Path, how: str) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_once(
+    store: Store, file: Path, how: str
+) -> None:
     file.parent.rmdir()
     if how == "no folder":
         file.parent.write_text("a file")
@@ -222,7 +224,7 @@ def test_a_listener_answers_with_the_same(store: Store, listening: tuple[Daemon,
         scrape(port)
 
 
-def test_clients_that_say_nothing_or_go_away_keep_nobody_waiting(
+def test_clients_that_send_nothing_or_go_away_keep_nobody_waiting(
     store: Store, listening: tuple[Daemon, int]
 ) -> None:
     daemon, port = listening

@@ -23,7 +23,7 @@ from watcher.state.event_log import Event
 from .conftest import HELD, SIZE, Begin
 
 
-def test_a_killed_pull_is_told_within_a_second_with_condition_and_sizes(
+def test_a_killed_pull_is_reported_within_a_second_with_condition_and_sizes(
     store: Store, server: EngineServer, begin: Begin
 ) -> None:
     server.start().wait_ready()
@@ -55,7 +55,7 @@ def watched(store: Store, server: EngineServer, begin: Begin) -> Iterator[tuple[
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["to its end", "killed again"])
-def test_a_pull_that_goes_on_after_a_kill_is_told(
+def test_a_pull_that_goes_on_after_a_kill_is_reported(
     watched: tuple[Daemon, Model], registry: Registry, server: EngineServer, again: bool
 ) -> None:
     daemon, model = watched
@@ -73,7 +73,7 @@ def test_a_pull_that_goes_on_after_a_kill_is_told(
             daemon.wait_event("download_completed")
 
 
-def test_a_pull_that_ends_well_is_told_as_completed(
+def test_a_pull_that_ends_well_is_reported_as_completed(
     watched: tuple[Daemon, Model], registry: Registry
 ) -> None:
     daemon, model = watched
@@ -84,7 +84,7 @@ def test_a_pull_that_ends_well_is_told_as_completed(
     assert daemon.of("download_interrupted") == []
 
 
-def test_a_pull_that_its_client_ended_is_told_once_it_was_quiet(
+def test_a_pull_that_its_client_ended_is_reported_once_it_was_quiet(
     store: Store, server: EngineServer, begin: Begin, tmp_path: Path
 ) -> None:
     server.start().wait_ready()

@@ -82,7 +82,7 @@ def wait_child(daemon: Daemon) -> int:
 # ---------------------------------------------------------------- it runs
 
 
-def test_what_is_added_arrives_and_is_told_like_any_pull(
+def test_what_is_added_arrives_and_is_reported_like_any_pull(
     store: Store, server: Server, add: Add
 ) -> None:
     with Daemon(store.path, ON) as daemon:
@@ -128,7 +128,7 @@ def test_nothing_begins_before_its_time(store: Store, registry: Registry, add: A
     assert line["timestamp"] > time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now + 1))
 
 
-def test_without_the_setting_nobody_runs_it_and_both_commands_say_so(
+def test_without_the_setting_nobody_runs_it_and_both_commands_report_it(
     store: Store, add: Add
 ) -> None:
     with Daemon(store.path) as daemon:
@@ -143,7 +143,7 @@ def test_without_the_setting_nobody_runs_it_and_both_commands_say_so(
         assert status["queue"] == {"waiting": 1, "paused": False, "run_by": None}
 
 
-def test_what_no_event_told_of_is_found_by_the_next_look(
+def test_what_no_file_event_reported_is_found_by_the_next_scan(
     store: Store, registry: Registry, add: Add
 ) -> None:
     """Models that are not there: of what arrives, all is watched anew."""
@@ -158,7 +158,7 @@ def test_what_no_event_told_of_is_found_by_the_next_look(
         daemon.wait_event("pull_failed", 2, timeout=30)
 
 
-def test_what_can_t_arrive_is_told_and_the_next_one_is_driven(
+def test_what_can_not_be_downloaded_is_reported_and_the_next_one_is_driven(
     store: Store, registry: Registry, add: Add
 ) -> None:
     run(store.path, "queue", "add", f"{registry.url}/library/nothing:1b")

@@ -187,7 +187,7 @@ ACTIONS: tuple[Callable[[History], None], ...] = (
 
 
 @pytest.mark.parametrize("seed", range(HISTORIES))
-def test_the_log_tells_the_same_end_as_the_disk(
+def test_the_log_shows_the_same_end_as_the_disk(
     seed: int, store: Store, registry: Registry
 ) -> None:
     with History(store, registry, seed) as history:

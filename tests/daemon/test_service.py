@@ -66,7 +66,7 @@ def test_a_partial_is_found_and_stale_once_and_not_at_every_look(store: Store) -
         assert daemon.of("check_started")[0]["message"].startswith("Checking for partial model")
 
 
-def test_a_stale_one_is_cleaned_where_the_settings_say_so(store: Store) -> None:
+def test_a_stale_download_is_cleaned_where_the_settings_allow_it(store: Store) -> None:
     digest = store.download("stale")
     kept = store.download("young", aged=DAY)
     size = sum(path.stat().st_blocks * 512 for path in store.blobs.glob(f"*{digest}*"))
@@ -88,7 +88,7 @@ def test_nothing_is_cleaned_by_default(store: Store) -> None:
         assert store.partials(digest)
 
 
-def test_a_refusal_is_told_once_and_the_act_done_when_it_can_be(store: Store) -> None:
+def test_a_refusal_is_reported_once_and_the_act_done_when_it_can_be(store: Store) -> None:
     digest = store.download("stale")
     with Daemon(store.path, CLEANS) as daemon:
         daemon.kill(signal.SIGTERM)
@@ -348,7 +348,7 @@ def test_a_store_that_cannot_be_written_is_watched_all_the_same(
     assert content(store.path) == before
 
 
-def test_a_full_disk_leaves_whole_lines_and_is_told(small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_whole_lines_and_is_reported(small_disk: Path, tmp_path: Path) -> None:
     store = Store(small_disk / "models")
     with Daemon(store.path, beside=tmp_path / "models") as daemon:
         empty_data(store, "f" * 64)

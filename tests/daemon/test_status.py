@@ -46,7 +46,7 @@ def test_a_pull_is_shown_with_who_pulls_it(
 
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("restarted", [False, True])
-def test_right_after_a_break_it_says_one_true_thing(
+def test_right_after_a_break_it_shows_one_state(
     store: Store, server: EngineServer, begin: Begin, watched: bool, restarted: bool
 ) -> None:
     """Not live, nothing a second, and interrupted all at once."""
@@ -90,7 +90,7 @@ def test_the_rate_is_that_of_what_arrives(
         assert process.wait(20) == 130
 
 
-def test_the_pulls_of_others_are_told_together(
+def test_the_pulls_of_others_are_reported_together(
     store: Store, registry: Registry, server: EngineServer
 ) -> None:
     server.start().wait_ready()
@@ -138,7 +138,7 @@ def test_how_fast_it_was_lately_is_what_the_daemon_has_seen(
     assert "(1.0 MB/s to 3.0 MB/s in the last minutes)" in shown
 
 
-def test_the_daemon_is_told_while_it_lives(store: Store) -> None:
+def test_the_daemon_is_notified_while_it_lives(store: Store) -> None:
     store.download("broken", aged=3600)
     with Daemon(store.path) as daemon:
         told = status(store)

@@ -110,7 +110,7 @@ def test_a_signal_handler_can_end_and_wake_it(store: Store) -> None:
     assert seen == [None] * 50
 
 
-def test_what_was_closed_is_told_again_where_the_look_failed(
+def test_a_closed_file_is_reported_again_where_the_scan_failed(
     store: Store, watching: Watching
 ) -> None:
     watching.hears(store.blobs)
@@ -300,7 +300,7 @@ def _point(link: Path, target: Path) -> None:
     new.rename(link)
 
 
-def test_a_store_behind_a_symlink_is_heard_and_so_is_the_link_pointed_elsewhere(
+def test_a_store_behind_a_symlink_is_noticed_and_so_is_the_link_pointed_elsewhere(
     tmp_path: Path,
 ) -> None:
     one, two = Store(tmp_path / "far" / "one"), Store(tmp_path / "two")
@@ -318,7 +318,9 @@ def test_a_store_behind_a_symlink_is_heard_and_so_is_the_link_pointed_elsewhere(
         watching.hears(one.blobs)
 
 
-def test_blobs_behind_a_symlink_are_heard_wherever_it_points(store: Store, tmp_path: Path) -> None:
+def test_blobs_behind_a_symlink_are_noticed_wherever_it_points(
+    store: Store, tmp_path: Path
+) -> None:
     disks = [tmp_path / "disks" / name / "blobs" for name in ("one", "two")]
     disks[1].mkdir(parents=True)
     disks[0].parent.mkdir()
@@ -350,7 +352,7 @@ def test_blobs_on_a_mount_that_comes_and_goes(store: Store, watching: Watching) 
     watching.hears(store.blobs)
 
 
-def test_a_store_that_is_not_there_yet_is_heard_when_it_comes(tmp_path: Path) -> None:
+def test_a_store_that_is_not_there_yet_is_noticed_when_it_comes(tmp_path: Path) -> None:
     with Watching(tmp_path / "home" / ".ollama" / "models") as watching:
         store = Store(tmp_path / "home" / ".ollama" / "models")
         watching.full()
@@ -454,7 +456,9 @@ def test_a_limit_that_is_reached_by_a_new_folder_is_noticed(store: Store) -> Non
     assert "fs.inotify.max_user_watches" in done.stdout
 
 
-def test_the_service_tells_once_that_it_hears_nothing_and_looks_all_the_same(store: Store) -> None:
+def test_the_service_reports_once_that_it_receives_no_file_events_and_looks_all_the_same(
+    store: Store,
+) -> None:
     script = (
         "import threading\n"
         "from watcher import reconcile\n"

@@ -111,7 +111,7 @@ def audited(store: Store, run: Run) -> tuple[list[dict[str, Any]], dict[str, Any
 
 @needs_root
 @pytest.mark.parametrize("state", STATES)
-def test_the_audit_says_what_is_in_the_way_and_its_command_cures_it(
+def test_the_audit_names_what_is_in_the_way_and_its_command_fixes_it(
     store: Store, run: Run, state: str
 ) -> None:
     command, kinds, fails = STATES[state]

@@ -139,7 +139,7 @@ def test_an_old_spelling_of_a_download_is_a_download(
     assert f"sha256-{digest}-partial-1" in models.names()
 
 
-def test_the_refusal_says_how_to_rename_it(models: Store, run: Run) -> None:
+def test_the_refusal_explains_how_to_rename_it(models: Store, run: Run) -> None:
     models.model()
     digest = old_download(models, "0:10 0:0")
     done = run("--store", str(models.path), "repair", "-n", "--offline", "--json")
@@ -224,7 +224,7 @@ def test_a_store_that_was_moved_into_itself_comes_back_whole(
 
 
 @pytest.mark.parametrize("inside", COPIES)
-def test_a_copy_of_what_is_there_is_told_and_nothing_of_it_moved(
+def test_a_copy_of_what_is_there_is_reported_and_nothing_of_it_moved(
     models: Store, run: Run, inside: str
 ) -> None:
     of_everything(models)

@@ -71,7 +71,7 @@ def test_what_only_we_may_not_read_is_no_fault_of_the_store(
         assert (orphan["alone"], orphan["command"]) == ("", "")
 
 
-def test_what_no_start_deletes_is_not_said_to_go(
+def test_what_no_start_deletes_is_not_announced_as_deleted(
     stranger: Callable[..., dict[str, Any]],
 ) -> None:
     def broken_and_waste(store: Store) -> None:
@@ -89,7 +89,7 @@ def test_what_no_start_deletes_is_not_said_to_go(
     assert alone == {"blob_orphan": "it stays", "file_temporary": "it stays"}
 
 
-def test_a_repair_says_what_the_server_can_not_use(tmp_path: Path) -> None:
+def test_a_repair_reports_what_the_server_can_not_use(tmp_path: Path) -> None:
     store = Store(tmp_path / "models")
     store.model("llama3/latest")
     for path in (store.path, *store.path.rglob("*")):

@@ -194,7 +194,7 @@ def acts(seen: Evidence) -> set[tuple[str, str]]:
 
 @settings(max_examples=300)
 @given(EVIDENCE)
-def test_less_sight_is_never_more_daring(seen: Evidence) -> None:
+def test_less_visibility_is_never_more_daring(seen: Evidence) -> None:
     by_sight = [acts(replace(seen, view=View(visibility, (), "why"))) for visibility in Visibility]
     full, named, partial = by_sight
     assert partial <= named <= full

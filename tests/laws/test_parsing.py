@@ -103,7 +103,7 @@ def test_what_is_believed_fits_and_overlaps_nothing_that_was_claimed(
 
 @pytest.mark.parametrize("n", [1, 2, 3, 16, 336])
 @given(st.data())
-def test_any_sound_partition_has_no_fault(n: int, data: st.DataObject) -> None:
+def test_any_valid_partition_has_no_fault(n: int, data: st.DataObject) -> None:
     edges = sorted(data.draw(st.sets(st.integers(1, 10**12), min_size=n, max_size=n)))
     starts = [0, *edges[:-1]]
     each = [

@@ -39,7 +39,7 @@ def rate(meter: Meter, now: float) -> float:
 
 
 @given(st.lists(SECONDS, min_size=1, max_size=40), st.integers(1, 10**9), TIME_CONSTANTS)
-def test_a_constant_rate_is_told_as_it_is(
+def test_a_constant_rate_is_reported_as_it_is(
     gaps: list[float], per_second: int, time_constant: float
 ) -> None:
     meter, now = Meter(time_constant), 0.0
@@ -88,7 +88,7 @@ def test_when_the_clock_began_plays_no_part(steps: list[tuple[float, int]], bega
 
 
 @given(TIME_CONSTANTS, st.integers(1, 20))
-def test_after_the_time_constant_63_percent_of_a_change_are_told(
+def test_after_the_time_constant_63_percent_of_a_change_are_reported(
     time_constant: float, looks: int
 ) -> None:
     meter = Meter(time_constant)

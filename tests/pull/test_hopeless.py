@@ -351,7 +351,7 @@ def test_what_is_immutable(server: Server, registry: Registry, what: str) -> Non
     assert not any("attempt 3" in note for note in seen.notes)
 
 
-def test_waiting_says_what_for_which_try_and_when(server: Server, registry: Registry) -> None:
+def test_waiting_shows_the_reason_the_try_and_the_time(server: Server, registry: Registry) -> None:
     model = add(registry, server, MB)
     registry.add_fault(Fault("page", on="manifest", status=503, times=6))
     server.start().wait_ready()

@@ -175,7 +175,7 @@ def test_cancelled_in_any_state(server: Server, registry: Registry, state: State
     assert arrived(server, model)
 
 
-def test_cancelled_while_the_registry_says_nothing(server: Server, registry: Registry) -> None:
+def test_cancelled_while_the_registry_is_silent(server: Server, registry: Registry) -> None:
     model = add(registry, server)
     server.start().wait_ready()
     drive(site(server), add(registry, server, MB, "other"))
@@ -189,7 +189,7 @@ def test_cancelled_while_the_registry_says_nothing(server: Server, registry: Reg
     assert seen.end.cause is Cause.INTERRUPTED
 
 
-def test_cancelled_far_away_while_nothing_is_heard(
+def test_cancelled_far_away_while_nothing_arrives(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "_NO_LINE_SECONDS", 1.0)
@@ -353,7 +353,7 @@ def test_two_pulls_beside_each_other_fetch_a_shared_layer_once(
 # ---------------------------------------------------------------- far away
 
 
-def test_without_the_store_it_arrives_and_says_what_it_can_not_do(
+def test_without_the_store_it_arrives_and_names_what_it_can_not_do(
     server: Server, registry: Registry
 ) -> None:
     model = add(registry, server)

@@ -57,7 +57,7 @@ def small_disk(path: Path, megabytes: int) -> Iterator[None]:
 
 
 @needs_root
-def test_a_disk_that_is_too_small_is_told_before_anything_comes(
+def test_a_disk_that_is_too_small_is_reported_before_anything_comes(
     server: Server, registry: Registry
 ) -> None:
     with small_disk(server.store, 60):
@@ -71,7 +71,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_comes(
 
 
 @needs_root
-def test_a_disk_that_is_too_small_for_all_together_is_told_and_the_pull_goes_on(
+def test_a_disk_that_is_too_small_for_all_together_is_reported_and_the_pull_goes_on(
     server: Server, registry: Registry
 ) -> None:
     with small_disk(server.store, 200):
@@ -111,7 +111,7 @@ def test_a_disk_that_gets_full_keeps_what_has_come(server: Server, registry: Reg
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["before", "after the EOF"])
-def test_a_blocked_download_is_mended(server: Server, registry: Registry, known: bool) -> None:
+def test_a_blocked_download_is_repaired(server: Server, registry: Registry, known: bool) -> None:
     model = cut_off(server, registry)
     blob(server.store, model.digests[0], "-partial-0").write_bytes(b"")
     if not known:
@@ -188,7 +188,7 @@ def test_verify_fetches_a_corrupt_layer_again_once(server: Server, registry: Reg
     assert registry.bytes_served(model.digests[0]) == 2 * 3 * MB
 
 
-def test_verify_of_what_is_right_says_nothing_more(server: Server, registry: Registry) -> None:
+def test_verify_of_what_is_right_prints_nothing_more(server: Server, registry: Registry) -> None:
     model = add(registry, server, 3 * MB)
     server.start().wait_ready()
     drive(site(server), model)

@@ -128,7 +128,7 @@ def test_json_lines(pull: Pull, registry: Registry) -> None:
     )
 
 
-def test_quiet_says_nothing_of_what_goes_well(pull: Pull, registry: Registry) -> None:
+def test_quiet_prints_nothing_that_goes_well(pull: Pull, registry: Registry) -> None:
     done = pull(model(registry).name, before=("-q",))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -261,7 +261,7 @@ def test_a_second_ctrl_c_ends_at_once(
         assert terminal.end(10) == INTERRUPTED
 
 
-def test_a_server_that_is_down_is_told_and_waited_for(
+def test_a_server_that_is_down_is_reported_and_waited_for(
     store: Path, server: EngineServer, registry: Registry
 ) -> None:
     wanted = model(registry)
@@ -295,7 +295,7 @@ def test_a_store_that_this_user_can_t_change(
     assert "can't be changed by this user; so resets and stalls can't be repaired" in done.stdout
 
 
-def test_a_model_of_the_cloud_is_told_and_passed_on(pull: Pull, registry: Registry) -> None:
+def test_a_model_of_the_cloud_is_reported_and_passed_on(pull: Pull, registry: Registry) -> None:
     made = registry.add_model("far", "cloud", [], extras=False)
     done = pull(made.name)
     assert "far:cloud runs in the cloud" in done.stderr
@@ -425,7 +425,7 @@ def test_reset_asks_and_removes(registry: Registry, store: Path, server: EngineS
     assert (again.returncode, "there is no download to forget" in again.stdout) == (0, True)
 
 
-def test_reset_tells_programs_what_it_did(
+def test_reset_reports_programs_what_it_did(
     registry: Registry, store: Path, server: EngineServer
 ) -> None:
     wanted = broken_off(registry, store, server)
@@ -502,7 +502,7 @@ def test_the_queue_ends_in_order(
     assert list(store.glob("blobs/*-partial"))
 
 
-def test_a_ctrl_c_at_the_very_end_of_a_drive_is_heard(
+def test_a_ctrl_c_at_the_very_end_of_a_drive_is_noticed(
     monkeypatch: pytest.MonkeyPatch, models: Store
 ) -> None:
     """It comes when the last word of the drive has been said, before signals are put back."""
@@ -521,7 +521,7 @@ def test_a_ctrl_c_at_the_very_end_of_a_drive_is_heard(
         drive("x", lambda: "")
 
 
-def test_the_queue_tells_what_can_t_arrive(
+def test_the_queue_reports_what_can_not_be_downloaded(
     registry: Registry, store: Path, server: EngineServer
 ) -> None:
     (store / "blobs").mkdir(exist_ok=True)

@@ -69,7 +69,7 @@ def test_what_is_over_is_not_told(models: Store, manager: ModelDownloadManager) 
     assert (told["models"], told["advice"]) == ([], [])
 
 
-def test_an_old_failure_is_told_while_something_of_it_is_here(
+def test_an_old_failure_is_reported_while_something_of_it_is_here(
     models: Store, manager: ModelDownloadManager
 ) -> None:
     digest = models.broken("0:1 0:0")
@@ -81,7 +81,7 @@ def test_an_old_failure_is_told_while_something_of_it_is_here(
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_silence_is_told_of_a_pull_that_should_go_on(
+def test_silence_is_reported_of_a_pull_that_should_go_on(
     models: Store, manager: ModelDownloadManager, ended: bool
 ) -> None:
     begin(manager, "llama3")

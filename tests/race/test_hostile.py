@@ -103,7 +103,7 @@ def test_a_sidecar_takes_the_place_of_what_somebody_has_put_there(
     assert path.stat().st_nlink == 1
 
 
-def test_a_folder_in_a_sidecars_place_is_told_until_it_has_gone(
+def test_a_folder_in_a_sidecars_place_is_reported_until_it_has_gone(
     store: Store, moment: Moment, outside: Path, proc: str
 ) -> None:
     digest = store.download("broken")

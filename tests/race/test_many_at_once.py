@@ -297,7 +297,7 @@ def test_who_is_asked_to_end_gives_every_look_up_with_everything_in_order(
     assert ended > 10  # before, during and after the acts
 
 
-def test_what_was_hashed_is_told_though_the_look_after_it_is_given_up(
+def test_what_was_hashed_is_reported_though_the_look_after_it_is_given_up(
     store: Store, tmp_path: Path
 ) -> None:
     digest = store.blob("good")

@@ -139,7 +139,7 @@ DOWNLOAD_INSTANTS = {
 }
 
 
-def test_what_has_come_in_the_way_since_the_plan_was_agreed_to_is_told(store: Store) -> None:
+def test_what_has_come_in_the_way_since_the_plan_was_agreed_to_is_reported(store: Store) -> None:
     path = store.partial(store.download("stale"))
     with contextlib.ExitStack() as opened:
 
@@ -153,7 +153,7 @@ def test_what_has_come_in_the_way_since_the_plan_was_agreed_to_is_told(store: St
     assert path.exists()
 
 
-def test_what_somebody_else_has_done_since_the_plan_was_agreed_to_is_told_once(
+def test_what_somebody_else_has_done_since_the_plan_was_agreed_to_is_reported_once(
     store: Store,
 ) -> None:
     path = store.partial(store.download("stale"))
@@ -184,7 +184,9 @@ def test_times_that_somebody_else_of_us_has_set_since_are_no_files_own(tmp_path:
     assert 7200 <= age < 7200 + HOUR
 
 
-def test_a_full_disk_is_told_with_what_helps(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_with_what_helps(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.download("stale")
 
     def full(*_: object, **__: object) -> None:

@@ -153,7 +153,7 @@ def test_a_store_that_is_unmounted_meanwhile_is_whole(
 
 @needs_root
 @pytest.mark.parametrize("name", CASES)
-def test_a_disk_that_turns_read_only_before_the_act_is_told(
+def test_a_disk_that_turns_read_only_before_the_act_is_reported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Later than that the kernel doesn't let anybody but itself: we have the lock's file open."""

@@ -125,7 +125,7 @@ def test_only_who_may_change_the_store_keeps_others_from_it_by_a_server(
 
 
 @needs_root
-def test_a_server_that_can_change_nothing_in_a_store_of_roots_is_told(store: Store) -> None:
+def test_a_server_that_can_change_nothing_in_a_store_of_roots_is_reported(store: Store) -> None:
     """Everything may have become root's by mistake."""
     give(store.path, 0, 0)
     with served_by(STRANGER, store):
@@ -371,7 +371,9 @@ def test_an_intent_in_somebody_elses_folder_is_not_carried_out(store: Store) -> 
 
 
 @needs_root
-def test_roots_own_folder_in_a_users_store_is_believed_and_its_cure_is_told(store: Store) -> None:
+def test_roots_own_folder_in_a_users_store_is_believed_and_its_remedy_is_reported(
+    store: Store,
+) -> None:
     """As an earlier version, run as root on a store that was root's then, has left it."""
     give(store.ours, 0, 0)
     done = run(store.path, "--json", "audit")
@@ -399,7 +401,7 @@ def test_who_owns_no_blobs_leaves_no_folder_behind(
 
 
 @needs_root
-def test_a_pull_says_why_it_cures_nothing_in_such_a_store(tmp_path: Path) -> None:
+def test_a_pull_explains_why_it_repairs_nothing_in_such_a_store(tmp_path: Path) -> None:
     store = Store(tmp_path / "models")
     run(store.path, "verify")
     give(store.ours, STRANGER, STRANGER)
@@ -470,7 +472,7 @@ def test_neither_the_owner_nor_a_member_locks_the_other_out(
 
 
 @needs_root
-def test_what_an_earlier_version_left_of_a_member_is_put_right_by_the_member_or_told(
+def test_what_an_earlier_version_left_of_a_member_is_put_right_by_the_member_or_reported(
     shared: Store, as_user: Callable[..., list[str]]
 ) -> None:
     def verify(uid: int, gid: int, *groups: int) -> subprocess.CompletedProcess[str]:

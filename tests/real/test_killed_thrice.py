@@ -42,7 +42,7 @@ def on_disk(path: Path) -> int:
     return path.stat().st_blocks * 512 if path.exists() else 0
 
 
-def test_three_kills_cost_the_budget_and_the_log_tells_of_each(
+def test_three_kills_cost_the_budget_and_the_log_describes_each(
     tmp_path: Path, registry: Registry
 ) -> None:
     store = Store(tmp_path / "models")

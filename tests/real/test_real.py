@@ -51,7 +51,7 @@ def begin(registry: Registry, server: RealServer) -> Iterator[Begin]:
         pull.close()
 
 
-def test_a_killed_pull_is_told_within_a_second(server: RealServer, begin: Begin) -> None:
+def test_a_killed_pull_is_reported_within_a_second(server: RealServer, begin: Begin) -> None:
     with Daemon(server.store) as daemon:
         model, _ = begin()
         daemon.wait_event("download_started")

@@ -97,7 +97,7 @@ def test_it_is_true_that_the_start_takes_it(models: Store, server: Server, make:
     assert set(models.names()) < set(before)
 
 
-def test_a_young_one_is_told_for_information_with_its_time(models: Store) -> None:
+def test_a_young_one_is_reported_for_information_with_its_time(models: Store) -> None:
     models.model()
     models.broken("10:10 0:0", aged="10m")
     (found,) = at_risk(models)
@@ -167,7 +167,7 @@ def test_what_the_unit_keeps_is_not_at_risk(models: Store, text: str, kept: bool
         assert not report.diagnosis.forecast.deletes
 
 
-def test_what_a_daemon_keeps_is_told_only_where_it_did_not(models: Store) -> None:
+def test_what_a_daemon_keeps_is_reported_only_where_it_did_not(models: Store) -> None:
     models.model()
     digest = models.broken("10:10 0:0", aged="40m")
     with watched(models):

@@ -453,7 +453,7 @@ def test_what_a_machine_wrote_while_it_was_behind_is_young_on_the_others(
             assert gone(each.act(CLEAN)) == []
 
 
-def test_a_clock_that_was_set_back_while_the_machine_was_off_is_told(machine: Machine) -> None:
+def test_a_clock_that_was_set_back_while_the_machine_was_off_is_reported(machine: Machine) -> None:
     """Once no other machine can explain it: none has looked for two hours."""
     machine.act(SERVICE)
     machine.ahead = -3 * DAY
@@ -489,7 +489,7 @@ def test_what_is_counted_elsewhere_makes_nothing_old(machine: Machine, more: flo
     assert gone(machine.act(SERVICE)) == []
 
 
-def test_a_clock_that_was_set_back_is_told_and_removes_nothing(machine: Machine) -> None:
+def test_a_clock_that_was_set_back_is_reported_and_removes_nothing(machine: Machine) -> None:
     machine.act(CLEAN)
     machine.store.download("a", aged=6 * DAY)
     machine.ahead = -3 * DAY
@@ -518,7 +518,7 @@ def broken(store: Store) -> str:
     return digest
 
 
-def test_times_from_the_future_tell_no_quiet_and_looks_do(machine: Machine) -> None:
+def test_times_from_the_future_show_no_quiet_and_looks_do(machine: Machine) -> None:
     broken(machine.store)
     before = machine.store.tree()
     for machine.ahead, machine.up, left in ((-DAY, 100, 90), (-2 * DAY, 150, 40)):

@@ -124,7 +124,7 @@ def test_what_is_undone_is_the_original_to_the_byte(
         shutil.rmtree(store.path)
 
 
-def test_nothing_is_mended_where_it_can_not_be_remembered(
+def test_nothing_is_repaired_where_it_can_not_be_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the doubts in the memory, the bytes that were given up would be trusted later."""

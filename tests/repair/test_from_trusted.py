@@ -50,7 +50,7 @@ AT_LEAST = st.one_of(st.just(1), st.integers(1, 40), st.integers(1, 1000))
 
 @settings(max_examples=300)
 @given(layers(), AT_LEAST)
-def test_the_parts_are_a_sound_set(layer: tuple[Ranges, int], at_least: int) -> None:
+def test_the_parts_are_a_valid_set(layer: tuple[Ranges, int], at_least: int) -> None:
     trusted, total = layer
     made = sidecars.from_trusted(trusted, total, at_least)
     assert [part.number for part in made] == list(range(len(made)))

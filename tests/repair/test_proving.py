@@ -69,7 +69,7 @@ def test_what_was_hashed_is_remembered(store: Store, monkeypatch: pytest.MonkeyP
     assert len(names) == len(store.digests), "nothing is hashed twice"
 
 
-def test_a_changed_file_is_hashed_again_and_told(
+def test_a_changed_file_is_hashed_again_and_reported(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert verify(store)[0] == 0
@@ -104,7 +104,7 @@ def test_a_limit_of_time_ends_it_and_it_goes_on(store: Store) -> None:
     assert verify(store, "--max-duration", "1s")[1]["outcomes"] == []
 
 
-def test_a_disk_that_can_not_read_is_told_with_the_offset(
+def test_a_disk_that_can_not_read_is_reported_with_the_offset(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = store.blobs / f"sha256-{store.digests[0]}"
@@ -173,7 +173,7 @@ def test_a_blob_finished_on_our_sidecars_is_unproven_until_it_was_hashed(
         assert "blob_corrupt" in kinds
 
 
-def test_an_audit_alone_tells_what_is_unproven(registry: Registry, tmp_path: Path) -> None:
+def test_an_audit_alone_reports_what_is_unproven(registry: Registry, tmp_path: Path) -> None:
     """It writes nothing, and the end of the download was seen by nobody."""
     with EngineServer(tmp_path / "pulled") as server:
         it = finished(server, registry, right=True)

@@ -13,7 +13,7 @@ VERIFY = rules(repair=False, hash=True, verify=True, writers_visible=True)
 REPAIR = rules(repair=True, hash=True, online=True, writers_visible=True)
 
 
-def test_two_of_one_name_are_both_kept_and_told_apart(tmp_path: Path) -> None:
+def test_two_of_one_name_are_both_kept_and_distinguished(tmp_path: Path) -> None:
     store = Store(tmp_path / "models")
     blob = store.blobs / f"sha256-{store.digests[0]}"
     size = blob.stat().st_size

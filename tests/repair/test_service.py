@@ -77,7 +77,7 @@ def test_rounds_of_kill_and_repair_end_right(server: Server, registry: Registry)
     assert registry.bytes_served(it.digest) <= SIZE + 1.1 * MIB * sum(counts) + 16 * MIB * ROUNDS
 
 
-def test_what_dies_is_mended_within_a_second(server: Server, registry: Registry) -> None:
+def test_what_dies_is_repaired_within_a_second(server: Server, registry: Registry) -> None:
     it = download(server, registry)
     (it.store / "blobs").mkdir(parents=True)
     (it.store / "manifests").mkdir()

@@ -59,7 +59,7 @@ def pull(server: Server, it: Download, registry: Registry) -> int:
 
 
 @pytest.mark.parametrize(("command", "name"), CASES)
-def test_a_mended_download_ends_right_at_little_cost(
+def test_a_repaired_download_ends_right_at_little_cost(
     command: str, name: str, registry: Registry, model: Model, server: Server
 ) -> None:
     it = Download(server.store, model, registry.content(model.digests[0]))
@@ -104,7 +104,7 @@ def test_lost_sidecars_are_made_up_for_from_memory(
     assert served <= it.missing + 2 * 1.1 * MIB * len(before)
 
 
-def test_data_that_was_cut_is_whole_again_where_the_manifest_tells_its_length(
+def test_data_that_was_cut_is_whole_again_where_the_manifest_has_its_length(
     registry: Registry, model: Model, server: Server
 ) -> None:
     """A pull with a sidecar missing has cut the data; an older pull's manifest names the layer."""

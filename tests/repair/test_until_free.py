@@ -35,7 +35,7 @@ def test_nothing_goes_where_there_is_room(store: Store) -> None:
     assert stale.exists()
 
 
-def test_what_more_it_would_take_is_told(store: Store) -> None:
+def test_what_more_it_would_take_is_reported(store: Store) -> None:
     stale = dead(store, "stale", size=1 << 20, aged="20d")
     young = dead(store, "young", size=2 << 20, aged="3d")
     done = run(store.path, "clean", "--yes", "--until-free", "8000TB")

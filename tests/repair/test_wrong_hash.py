@@ -144,7 +144,7 @@ def test_it_is_not_protected_from_pruning(server: Server, model: Model, registry
 
 
 @pytest.mark.parametrize("hashed", [False, True])
-def test_the_hash_of_a_longer_file_says_nothing_about_the_layer(
+def test_the_hash_of_a_longer_file_proves_nothing_about_the_layer(
     hashed: bool, server: Server, model: Model, registry: Registry
 ) -> None:
     """The server cuts what lies beyond the parts before it hashes."""

@@ -251,7 +251,7 @@ def test_every_default_is_that_of_the_settings() -> None:
     assert len(fields) == len(config.KEYS)
 
 
-def test_what_is_given_is_told_with_its_source(tmp_path: Path) -> None:
+def test_what_is_given_is_reported_with_its_source(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('clean = true\nlog_keep = "2w"\n')
     environment = {"OLLAMA_WATCH_CLEAN": "no", "OLLAMA_WATCH_STORE": "/a"}
@@ -263,7 +263,7 @@ def test_what_is_given_is_told_with_its_source(tmp_path: Path) -> None:
     assert config.given(None, {}) == {}
 
 
-def test_a_bad_value_is_told_though_a_later_one_would_win(tmp_path: Path) -> None:
+def test_a_bad_value_is_reported_though_a_later_one_would_win(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("clean = 3\n")
     with pytest.raises(SettingsError, match="clean"):
@@ -287,7 +287,7 @@ def test_the_example_has_every_key_once_with_its_default(tmp_path: Path) -> None
     assert config.load(path, {}) == Settings((place.SERVICE_STORE,), str(path))
 
 
-def test_show_tells_each_value_and_its_source(run: Run, tmp_path: Path) -> None:
+def test_show_reports_each_value_and_its_source(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('clean = true\nstore = ["/a", "/b c"]\n')
     command = ["--config", str(file), "config", "show"]
@@ -314,7 +314,7 @@ def test_show_tells_each_value_and_its_source(run: Run, tmp_path: Path) -> None:
     assert found["settings"][3] == {"key": "clean", "value": True, "source": str(file)}
 
 
-def test_show_says_where_nobody_has_named_a_store(run: Run, tmp_path: Path) -> None:
+def test_show_reports_a_store_that_nobody_has_named(run: Run, tmp_path: Path) -> None:
     (tmp_path / "none.toml").touch()
     command = ["--config", str(tmp_path / "none.toml"), "config", "show"]
     assert json.loads(run(*command, "--json").stdout)["settings"][0]["value"] is None
@@ -323,7 +323,7 @@ def test_show_says_where_nobody_has_named_a_store(run: Run, tmp_path: Path) -> N
     ]  # fmt: skip
 
 
-def test_check_tells_a_bad_one_and_exits_with_2(run: Run, tmp_path: Path) -> None:
+def test_check_reports_a_bad_one_and_exits_with_2(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text('stale_after = "3d"\n')
     done = run("--config", str(file), "config", "check")

@@ -34,7 +34,7 @@ def logged(models: Store) -> list[str]:
     return [json.loads(line)["event_type"] for line in raw.splitlines()]
 
 
-def test_a_plan_that_is_agreed_to_is_done_and_told(models: Store, stale: str) -> None:
+def test_a_plan_that_is_agreed_to_is_done_and_reported(models: Store, stale: str) -> None:
     told: list[Event] = []
     report = one_run(models.host(report=told.append), POLICY)
     assert [each.result for each in report.outcomes] == [Result.DONE]
@@ -46,7 +46,7 @@ def test_a_plan_that_is_agreed_to_is_done_and_told(models: Store, stale: str) ->
     assert one_run(models.host(), POLICY).outcomes == ()
 
 
-def test_many_orphans_go_in_batches_each_told_before_and_after_it(models: Store) -> None:
+def test_many_orphans_go_in_batches_each_reported_before_and_after_it(models: Store) -> None:
     """The first batch is small: on a full disk its intent has little room."""
     models.model()
     for number in range(250):
@@ -106,7 +106,7 @@ def test_what_changes_between_plan_and_act_is_left(models: Store, stale: str) ->
     assert data.exists()
 
 
-def test_a_damaged_memory_is_told_and_everything_goes_on(models: Store, stale: str) -> None:
+def test_a_damaged_memory_is_reported_and_everything_goes_on(models: Store, stale: str) -> None:
     (models.path / ".ollama-watch").mkdir()
     (models.path / ".ollama-watch" / "state.json").write_bytes(b"{")
     report = one_run(models.host(), POLICY)

@@ -87,7 +87,7 @@ def test_an_event_of_the_store_goes_only_to_the_common_log(folder: int, logs: Pa
     assert lines(logs / "events.jsonl")[0]["model_name"] is None
 
 
-def test_nothing_to_tell_makes_nothing(folder: int, logs: Path) -> None:
+def test_nothing_to_show_makes_nothing(folder: int, logs: Path) -> None:
     event_log.write(folder, [], rules().settings)
     assert not logs.parent.exists()
 

@@ -32,7 +32,7 @@ ODD = (
 
 
 @given(st.lists(RAW, unique=True, max_size=5))
-def test_names_are_told_exactly_and_apart(raw: list[bytes]) -> None:
+def test_names_are_shown_exactly_and_apart(raw: list[bytes]) -> None:
     told = [names.exact(os.fsdecode(each)) for each in raw]
     there = orjson.loads(orjson.dumps(told))
     assert [os.fsencode(names.from_exact(each)) for each in there] == raw
@@ -40,7 +40,7 @@ def test_names_are_told_exactly_and_apart(raw: list[bytes]) -> None:
 
 
 @given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=20))
-def test_utf8_is_told_as_it_is(name: str) -> None:
+def test_utf8_is_reported_as_it_is(name: str) -> None:
     assert names.exact(name) == names.from_exact(name) == name
 
 

@@ -88,7 +88,7 @@ def test_a_log_set_aside_between_listing_and_opening_is_read_once(
     assert messages(log) == ["1", "2", "3", "4"]
 
 
-def test_a_half_line_is_waited_for_or_told(folder: int, store: Path, logs: Path) -> None:
+def test_a_half_line_is_waited_for_or_reported(folder: int, store: Path, logs: Path) -> None:
     write(folder, 1, 2)
     whole = (logs / "events.jsonl").read_bytes()
     (logs / "events.jsonl").write_bytes(whole[:-10])

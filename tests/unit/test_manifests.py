@@ -112,14 +112,14 @@ def test_ten_thousand_layers() -> None:
     [r"sha256:", rf"sha256:{A[:-1]}", rf"sha256:{A}0", rf"sha512:{A}", rf"{A}",
      rf"sha256:../{A}", r"\ud800", r"\u0000", r"\n", "\N{GRINNING FACE}"],
 )  # fmt: skip
-def test_what_is_no_digest_is_told_and_named_as_nothing(digest: str) -> None:
+def test_what_is_no_digest_is_reported_and_named_as_nothing(digest: str) -> None:
     raw = b'{"layers":[{"digest":"%s","size":1}]}' % digest.encode()
     found, (fault,) = manifests.parse(raw)
     assert not found
     assert fault.isprintable()
 
 
-def test_a_negative_size_is_told() -> None:
+def test_a_negative_size_is_reported() -> None:
     assert manifests.parse(manifest_bytes({A: -1})).faults
     assert not manifests.parse(manifest_bytes({A: 0})).faults
 

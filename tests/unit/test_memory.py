@@ -62,7 +62,7 @@ def whole(folder: int, state: Path) -> dict[str, Any]:
      b'{"schema":"ollama-watch/state/1","downloads":{"x":null}}',
      b'{"schema":"ollama-watch/state/2","downloads":{}}'],
 )  # fmt: skip
-def test_a_damaged_file_is_told_set_aside_and_replaced(
+def test_a_damaged_file_is_reported_set_aside_and_replaced(
     folder: int, state: Path, raw: bytes
 ) -> None:
     state.parent.mkdir()

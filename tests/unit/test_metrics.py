@@ -85,7 +85,7 @@ def kept() -> Iterator[metrics.Metrics]:
 # ---------------------------------------------------------------- looks
 
 
-def test_a_full_look_tells_everything(kept: metrics.Metrics) -> None:
+def test_a_full_look_reports_everything(kept: metrics.Metrics) -> None:
     kept.look(FULL, 0.25)
     found = numbers(kept)
     assert downloads(kept) == {"paused": 1, "behind": 1, "live": 1}
@@ -225,7 +225,7 @@ def test_without_a_wish_nothing_is_kept() -> None:
         assert kept.port is None
 
 
-def test_a_trouble_is_told_once_until_it_is_gone(tmp_path: Path) -> None:
+def test_a_trouble_is_reported_once_until_it_is_gone(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "x.prom"
     with metrics.Metrics("/models", rules(metrics_file=str(file)).settings) as kept:
         assert kept.look(FULL, 1) == f"metrics_file: writing {file} failed: " + os.strerror(2)

@@ -53,7 +53,7 @@ D = "0123456789abcdef" * 4
         ("Q4_K_M", Role.FOREIGN, None),
     ],
 )
-def test_a_name_is_told_by_its_spelling(name: str, role: Role, number: int | None) -> None:
+def test_a_name_is_recognized_by_its_spelling(name: str, role: Role, number: int | None) -> None:
     parsed = names.parse_blob(name)
     assert (parsed.role, parsed.number) == (role, number)
 

@@ -71,7 +71,7 @@ def test_what_is_no_ollama(port: socket.socket, answer: bytes) -> None:
     assert asked(port, answer) is None
 
 
-def test_one_that_starts_has_its_port_open_and_says_nothing(port: socket.socket) -> None:
+def test_one_that_starts_has_its_port_open_and_is_silent(port: socket.socket) -> None:
     before = time.monotonic()
     assert asked(port, None) is None
     assert time.monotonic() - before < 5

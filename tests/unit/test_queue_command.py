@@ -57,13 +57,13 @@ def change(store: Store, do: Callable[[Queue], Queue]) -> None:
         queue.FILE.change(folder, do)
 
 
-def test_an_empty_queue_says_how_to_fill_it_and_writes_nothing(say: Say, models: Store) -> None:
+def test_an_empty_queue_explains_how_to_fill_it_and_writes_nothing(say: Say, models: Store) -> None:
     assert say("ls") == "the queue is empty; add a model: ollama-watch queue add MODEL\n"
     assert say("ls", before=("-q",)) == ""
     assert not (models.path / ".ollama-watch").exists()
 
 
-def test_what_is_added_is_told_with_its_place(say: Say) -> None:
+def test_what_is_added_is_reported_with_its_place(say: Say) -> None:
     assert say("add", "llama3") == "1 of 1: llama3:latest: waiting\n"
     assert say("add", "a", "b", "--priority", "high") == (
         "1 of 3: a:latest: waiting\n2 of 3: b:latest: waiting\n"
@@ -145,7 +145,7 @@ def test_a_queue_belongs_to_one_store(
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_a_table_fits_80_columns_and_says_what_is_with_each(
+def test_a_table_fits_80_columns_and_names_what_is_with_each(
     say: Say, models: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1_700_000_000.0
@@ -236,7 +236,7 @@ def test_what_a_dead_process_was_driving_is_shown_as_waiting(
         (Driven(Result.FAILED, "no such model", retry=False), Exit.FAILED, "failed: no such model"),
     ],
 )
-def test_run_tells_how_each_ended(
+def test_run_reports_how_each_ended(
     say: Say,
     models: Store,
     capsys: pytest.CaptureFixture[str],
@@ -250,7 +250,7 @@ def test_run_tells_how_each_ended(
     assert told in capsys.readouterr().err
 
 
-def test_a_paused_queue_runs_nothing_and_says_so(
+def test_a_paused_queue_runs_nothing_and_reports_it(
     say: Say, models: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     say("add", "a")
@@ -263,7 +263,7 @@ def test_a_paused_queue_runs_nothing_and_says_so(
 
 
 @pytest.mark.skipif(IS_ROOT, reason="root may write everywhere")
-def test_a_store_that_can_not_be_written_is_told(models: Store, say: Say) -> None:
+def test_a_store_that_can_not_be_written_is_reported(models: Store, say: Say) -> None:
     models.path.chmod(0o555)
     try:
         told = say("add", "a", code=4)
@@ -287,7 +287,7 @@ def test_no_rights_are_given_to_what_is_not_there(
     assert "chmod" not in told
 
 
-def test_a_damaged_queue_is_told_and_set_aside(
+def test_a_damaged_queue_is_reported_and_set_aside(
     models: Store, say: Say, capsys: pytest.CaptureFixture[str]
 ) -> None:
     say("add", "a")

@@ -13,7 +13,7 @@ def test_what_lies_inside_another_adds_nothing() -> None:
     assert ranges.normal([(0, 100), (10, 20), (90, 110)]) == ((0, 110),)
 
 
-def test_complement_ends_where_it_is_told() -> None:
+def test_complement_ends_at_the_given_end() -> None:
     assert ranges.complement(((2, 4), (8, 20)), 10) == ((0, 2), (4, 8))
     assert ranges.complement((), 3) == ((0, 3),)
     assert ranges.complement((), 0) == ()

@@ -206,7 +206,7 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("raw", DAMAGED)
-def test_a_damaged_file_is_set_aside_told_and_all_goes_on(
+def test_a_damaged_file_is_set_aside_reported_and_all_goes_on(
     folder: int, place: Path, raw: bytes
 ) -> None:
     place.parent.mkdir()
@@ -262,7 +262,7 @@ def test_what_can_not_be_read_is_not_written_over(folder: int, place: Path) -> N
     assert set(records.read(folder)) == {"llama3:latest"}
 
 
-def test_a_failing_disk_is_told_and_nothing_is_written_over(
+def test_a_failing_disk_is_reported_and_nothing_is_written_over(
     folder: int, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records.change(folder, "llama3", {"state": "starting"})

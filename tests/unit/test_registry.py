@@ -274,7 +274,7 @@ def test_loopback_and_what_is_excepted_go_past_the_proxy(
     assert proxy.asked == []
 
 
-def test_a_python_without_https_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_https_reports_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ssl", None)
     with pytest.raises(OSError, match="can't speak https"):
         registry.fetch(names.to_model("registry.invalid/library/demo:1b"))
@@ -329,7 +329,7 @@ def test_a_proxy_s_password_has_any_characters(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:no/x", "[::1", "h:99999", "ftp://h", ":"])
-def test_a_proxy_that_is_none_is_told_without_its_password(
+def test_a_proxy_that_is_none_is_reported_without_its_password(
     monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     for name in ("http_proxy", "https_proxy", "HTTPS_PROXY"):
@@ -341,7 +341,7 @@ def test_a_proxy_that_is_none_is_told_without_its_password(
     assert "s3cr3t" not in answer.problem
 
 
-def test_a_redirect_to_an_address_with_a_password_is_told_without_it() -> None:
+def test_a_redirect_to_an_address_with_a_password_is_reported_without_it() -> None:
     with demo.Registry() as served:
         model = names.to_model(served.add_model("m", "1b", []).name)
         headers = {"Location": "http://me:s3cr3t/x@h:no/"}

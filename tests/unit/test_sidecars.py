@@ -79,7 +79,7 @@ def test_faults_of_one_part(number: int | None, part: Part) -> None:
     assert sidecars.part_fault(number, part)
 
 
-def test_a_sound_set_has_no_faults() -> None:
+def test_a_valid_set_has_no_faults() -> None:
     assert sidecars.faults(sound(262 * MB), None) == ()
     assert sidecars.faults(sound(262 * MB), 262 * MB) == ()
 

@@ -56,7 +56,7 @@ def test_every_file_is_one_that_an_uninstallation_knows() -> None:
 
 
 @pytest.mark.parametrize("made", [0, 3, 40])
-def test_a_stamp_tells_what_was_made_and_that_nothing_was_touched(made: int) -> None:
+def test_a_stamp_reports_what_was_made_and_that_nothing_was_touched(made: int) -> None:
     assert units.stamp(units.stamped("[Unit]\n", made)) == (made, True)
 
 
@@ -69,7 +69,7 @@ def test_a_stamp_tells_what_was_made_and_that_nothing_was_touched(made: int) -> 
         lambda text: text.rstrip("\n"),
     ],
 )
-def test_an_edited_file_is_ours_and_told_from_one_that_was_not(edit) -> None:  # type: ignore[no-untyped-def]
+def test_an_edited_file_is_ours_and_distinct_from_one_that_was_not(edit) -> None:  # type: ignore[no-untyped-def]
     stamp = units.stamp(edit(units.stamped(units.units(USUAL)[units.SERVICE])))
     assert stamp is not None
     assert not stamp[1]

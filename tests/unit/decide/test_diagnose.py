@@ -143,12 +143,12 @@ def findings(seen: Evidence) -> dict[str, Severity]:
         (BlobFault.SYMLINK, "blob_symlink", Severity.INFO),
     ],
 )
-def test_odd_blobs_are_told(fault: BlobFault, kind: str, severity: Severity) -> None:
+def test_odd_blobs_are_reported(fault: BlobFault, kind: str, severity: Severity) -> None:
     odd = OddBlob(D, fault, 5, None if fault is BlobFault.MISSING else entry("x"), ("m:latest",))
     assert findings(evidence(census=BlobCensus(odd=(odd,), manifests=1)))[kind] is severity
 
 
-def test_odd_manifests_are_told() -> None:
+def test_odd_manifests_are_reported() -> None:
     for fault in ManifestFault:
         odd = OddManifest("manifests/h/n/m/t", fault, "why", "h/n/m:t", NOW - HOUR)
         seen = findings(evidence(census=BlobCensus(odd_manifests=(odd,), manifests=1)))

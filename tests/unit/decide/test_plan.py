@@ -350,7 +350,7 @@ def test_a_service_mends_nothing_while_another_download_is_live(
 
 @pytest.mark.parametrize("uid", [0, 1000])
 @pytest.mark.parametrize("blind", Blind)
-def test_only_who_is_not_root_is_told_to_be_and_only_where_that_helps(
+def test_sudo_is_printed_for_others_than_root_and_only_where_it_helps(
     blind: Blind, uid: int
 ) -> None:
     by = Caller(uid, ("ollama-watch",), ("ollama-watch",))

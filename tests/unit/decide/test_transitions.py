@@ -59,7 +59,7 @@ def story(*looks: Evidence) -> list[list[str]]:
     return all_told
 
 
-def test_a_found_partial_is_told_once() -> None:
+def test_a_found_partial_is_reported_once() -> None:
     assert story(evidence(PAUSED), evidence(PAUSED)) == [["partial_found"], []]
 
 
@@ -75,13 +75,13 @@ def test_a_pull_from_its_start_to_its_interruption_and_on() -> None:
     ]
 
 
-def test_what_only_may_live_is_not_told_as_interrupted_again() -> None:
+def test_what_only_may_live_is_not_reported_as_interrupted_again() -> None:
     # No writer: some file was touched while a server runs. That is no pull.
     touched = evidence(download(ago=5), servers=(server(),))
     assert story(evidence(PAUSED), touched, evidence(PAUSED)) == [["partial_found"], [], []]
 
 
-def test_stale_is_told_once() -> None:
+def test_stale_is_reported_once() -> None:
     stale = evidence(download(ago=8 * DAY))
     assert story(evidence(PAUSED), stale, stale)[1:] == [["partial_stale"], []]
 
@@ -105,7 +105,7 @@ def test_a_narrow_look_does_not_miss_what_it_did_not_look_at() -> None:
     assert D in kept.downloads
 
 
-def test_what_we_removed_ourselves_is_not_told_as_gone() -> None:
+def test_what_we_removed_ourselves_is_not_reported_as_gone() -> None:
     memory, _ = told(Memory(), evidence(PAUSED))
     action = Action(ActionKind.REMOVE_DOWNLOAD, D, "stale", ())
     assert not transitions.drop(memory, [Outcome(action, Result.DONE, "done")]).downloads
@@ -127,7 +127,7 @@ def test_a_copy_is_doubted_as_much_as_what_it_was_made_of() -> None:
     assert (150 * MB, 151 * MB) in kept.doubted
 
 
-def test_a_service_that_begins_tells_each_unfinished_download() -> None:
+def test_a_service_that_begins_reports_each_unfinished_download() -> None:
     memory, _ = told(Memory(), evidence(PAUSED))
     assert told(memory, evidence(PAUSED), first=True)[1] == ["partial_found"]
 
@@ -144,7 +144,7 @@ def growing(at: float, arrived: int, *, total: int = 1000, written: float = 0.0)
     return replace(evidence(one), now=at)
 
 
-def test_progress_is_told_once_a_minute_with_rate_and_time_left() -> None:
+def test_progress_is_reported_once_a_minute_with_rate_and_time_left() -> None:
     memory, _ = told(Memory(), growing(NOW, 100))
     for seconds in (10, 20, 59):
         memory, happened = told(memory, growing(NOW + seconds, 100 + seconds))
@@ -178,7 +178,7 @@ def test_a_pull_that_goes_on_begins_its_samples_anew() -> None:
     assert [each.at - NOW for each in memory.downloads[D].samples] == [600]
 
 
-def test_no_rate_is_told_where_samples_tell_none() -> None:
+def test_no_rate_is_reported_where_samples_show_none() -> None:
     one, other = Sample(NOW, 500), Sample(NOW + 10, 200)
     assert transitions.rate(()) is None
     assert transitions.rate((one,)) is None
@@ -187,7 +187,7 @@ def test_no_rate_is_told_where_samples_tell_none() -> None:
     assert transitions.rate((one, other)) == 0, "a pull that began anew"
 
 
-def test_the_layers_of_one_model_tell_one_progress() -> None:
+def test_the_layers_of_one_model_show_one_progress() -> None:
     def two(at: float, arrived: int) -> Evidence:
         (one,) = growing(at, arrived).downloads
         other = replace(one, digest="e" * 64, data=one.data and one.data._replace(inode=6))
@@ -198,7 +198,7 @@ def test_the_layers_of_one_model_tell_one_progress() -> None:
     assert told(memory, two(NOW + 60, 200))[1] == ["download_progress"]
 
 
-def test_a_stall_is_told_once_and_again_after_bytes_have_come() -> None:
+def test_a_stall_is_reported_once_and_again_after_bytes_have_come() -> None:
     memory, _ = told(Memory(), growing(NOW, 100))
     stories = []
     for seconds, arrived, written in (
@@ -220,7 +220,7 @@ def models(*stamps: tuple[str, int], **more: object) -> Evidence:
     return replace(evidence(), census=census)
 
 
-def test_a_manifest_is_told_when_it_comes_changes_and_goes() -> None:
+def test_a_manifest_is_reported_when_it_comes_changes_and_goes() -> None:
     assert story(
         models(("a:1", 1)),
         models(("a:1", 1)),
@@ -239,7 +239,7 @@ def test_a_manifest_that_can_t_be_read_has_not_gone() -> None:
     assert story(models(("a:1", 1)), models(unlisted=("manifests/x",)))[1] == ["store_problem"]
 
 
-def test_a_problem_is_told_once_while_it_lasts() -> None:
+def test_a_problem_is_reported_once_while_it_lasts() -> None:
     def missing(*digests: str) -> Evidence:
         found = [OddBlob(each * 64, BlobFault.MISSING, 5, None, ("a:1",)) for each in digests]
         return models(("a:1", 1), odd=tuple(found))
@@ -270,7 +270,7 @@ def test_events_name_sizes_and_durations_by_their_units() -> None:
     assert "Can resume: True" in event.message
 
 
-def test_a_refused_act_tells_what_was_in_the_way() -> None:
+def test_a_refused_act_reports_what_was_in_the_way() -> None:
     action = Action(ActionKind.REMOVE_DOWNLOAD, D, "stale", ())
     refusal = Refusal(RefusalKind.HELD, D, action.kind, "held", "wait")
     event = events.ended(Outcome(action, Result.REFUSED, "held", refusal=refusal), NOW)
@@ -278,7 +278,7 @@ def test_a_refused_act_tells_what_was_in_the_way() -> None:
     assert "kind" not in events.ended(Outcome(action, Result.DONE, "done"), NOW).details
 
 
-def test_a_look_that_could_not_read_all_says_nothing_new_of_the_condition() -> None:
+def test_a_scan_that_could_not_read_all_reports_no_new_condition() -> None:
     """A short look takes what is claimed for all that is there."""
     trust = Trust((), ((0, 200 * MB),), ((0, 200 * MB),))
     whole = download(parts=0, claimed=(), trusted=trust.trusted)
@@ -294,7 +294,7 @@ def test_the_size_of_what_could_not_be_read_is_that_on_the_disk() -> None:
     assert short.allocated > 0
 
 
-def test_a_pull_that_ends_is_told_even_by_a_look_that_could_not_read_all() -> None:
+def test_a_pull_that_ends_is_reported_even_by_a_look_that_could_not_read_all() -> None:
     short = replace(PAUSED, trust=Trust(zeros_read=False))
     (_, ended) = story(evidence(LIVE), evidence(short))
     assert ended == ["download_interrupted"]

@@ -68,7 +68,7 @@ def test_the_length_comes_from_whole_sidecars_a_manifest_or_the_data(models: Sto
     assert one(models).models == ("m:latest",)
 
 
-def test_data_that_was_cut_does_not_tell_its_length(models: Store) -> None:
+def test_data_that_was_cut_does_not_show_its_length(models: Store) -> None:
     # A pull with a sidecar missing has cut it to the sum of the others.
     digest = models.broken("0:1 -:1 0:1")
     os.truncate(models.blobs / f"sha256-{digest}-partial", 200 * MB)
@@ -182,7 +182,7 @@ def test_what_is_no_file_is_not_opened(models: Store) -> None:
     assert condition(models) is Condition.UNKNOWN
 
 
-def test_data_longer_than_its_parts_is_no_sound_set(models: Store) -> None:
+def test_data_longer_than_its_parts_is_no_valid_set(models: Store) -> None:
     digest = models.broken("0:1 0:1")
     os.truncate(models.blobs / f"sha256-{digest}-partial", 250 * MB)
     assert one(models).faults

@@ -199,7 +199,7 @@ def program(folder: Path, name: str) -> str:
     return str(path)
 
 
-def test_servers_clients_and_others_are_told_apart(
+def test_servers_clients_and_others_are_distinguished(
     models: Store, tmp_path: Path, children: Children
 ) -> None:
     ollama, other = program(tmp_path, "ollama"), program(tmp_path, "llama")
@@ -379,7 +379,7 @@ def test_a_proc_that_hides(models: Store, options: str, expected: Visibility) ->
     assert visibility(models, proc=host.proc) is expected
 
 
-def test_a_proc_that_tells_nothing(models: Store, tmp_path: Path) -> None:
+def test_a_proc_without_information(models: Store, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "stat").write_text("cpu 0 0 0 0\nbtime 1\n")
     assert visibility(models, proc=str(tmp_path / "empty")) is Visibility.PARTIAL

@@ -196,7 +196,7 @@ def test_links_to_manifests_are_followed_and_their_blobs_are_named(models: Store
     assert found.named.models_of(digest) == ("linked:tag",)
 
 
-def test_dangling_links_and_loops_are_told(models: Store, fd: int) -> None:
+def test_dangling_links_and_loops_are_reported(models: Store, fd: int) -> None:
     model = models.manifests / LIBRARY / "m"
     model.mkdir(parents=True)
     (model / "gone").symlink_to("nowhere")

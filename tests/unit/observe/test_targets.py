@@ -74,7 +74,7 @@ def test_a_model_that_only_the_memory_gives_a_download(models: Store) -> None:
         ("zzzz-no-such", "it has llama3:8b, llama3:latest, qwen:4b-instruct-q8_0"),
     ],
 )
-def test_an_unknown_model_is_told_with_the_nearest(models: Store, text: str, near: str) -> None:
+def test_an_unknown_model_is_reported_with_the_nearest(models: Store, text: str, near: str) -> None:
     for name in ("llama3/latest", "llama3/8b", "qwen/4b-instruct-q8_0"):
         models.model(name)
     message, next_step = refused(models, text)
@@ -82,13 +82,13 @@ def test_an_unknown_model_is_told_with_the_nearest(models: Store, text: str, nea
     assert sorted(next_step.strip("?").split(", ")) == sorted(near.strip("?").split(", "))
 
 
-def test_an_unknown_digest_is_told_with_the_nearest(models: Store) -> None:
+def test_an_unknown_digest_is_reported_with_the_nearest(models: Store) -> None:
     digest = models.broken("0:1")
     slip = f"{digest[:5]}{int(digest[5] == '0')}{digest[6:12]}"
     assert refused(models, slip)[1] == f"did you mean sha256-{digest[:12]}?"
 
 
-def test_a_store_without_models_says_how_its_downloads_are_named(models: Store) -> None:
+def test_a_store_without_models_explains_how_its_downloads_are_named(models: Store) -> None:
     assert "`repair MODEL`" in refused(models, "llama3")[1]
 
 
@@ -97,7 +97,7 @@ def test_fewer_than_four_digits_are_no_digest(models: Store) -> None:
     assert "neither a model nor a digest" in refused(models, digest[:3])[0]
 
 
-def test_the_beginning_of_several_digests_is_told_with_them(models: Store) -> None:
+def test_the_beginning_of_several_digests_is_reported_with_them(models: Store) -> None:
     digests = alike(models, "one", "two")
     message, next_step = refused(models, "abcd")
     assert "is the beginning of 2 digests" in message

@@ -24,7 +24,7 @@ def test_layers_join_into_one() -> None:
     assert made.done == made.total
 
 
-def test_what_is_lost_is_told_beyond_roundings() -> None:
+def test_what_is_lost_is_reported_beyond_roundings() -> None:
     made = bar()
     made.note(A, 10 * MB, 4 * MB)
     assert made.note(A, 10 * MB, 4 * MB - 1000) == 0

@@ -205,7 +205,7 @@ def test_each_cause_has_a_step(cause: Cause) -> None:
     assert len(cause.step) < 80
 
 
-def test_what_no_retry_cures_is_told_apart_from_what_passes() -> None:
+def test_what_no_retry_cures_is_distinguished_from_what_passes() -> None:
     soon = {each for each in Cause if each.passes}
     assert soon == {
         Cause.NO_NETWORK,

@@ -101,7 +101,7 @@ def test_another_layer_is_weighed_anew() -> None:
     assert told.weigh(0, 2.5) == 0
 
 
-def test_where_blocks_tell_nothing_no_layer_is_weighed() -> None:
+def test_where_blocks_show_nothing_no_layer_is_weighed() -> None:
     """A file system with two copies of each block allocates twice what comes."""
     told = heard((A, 900 * MB, 0), uncounted={A: 1 << 62})
     for second in range(1, 9):

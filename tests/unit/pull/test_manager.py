@@ -114,7 +114,7 @@ def test_any_object_with_two_paths_will_do(tmp_path: Path, store: Path) -> None:
     assert ModelDownloadManager(StoreFiles(store)).get_download_state("llama3")["status"] == "idle"
 
 
-def test_folders_that_are_not_there_are_told(tmp_path: Path, store: Path) -> None:
+def test_folders_that_are_not_there_are_reported(tmp_path: Path, store: Path) -> None:
     with pytest.raises(NoStoreError, match=r"the folder .*/nowhere does not exist"):
         ModelDownloadManager(StoreFiles(tmp_path / "nowhere"))
     manager = ModelDownloadManager(StoreFiles(store))
@@ -319,7 +319,7 @@ BAD: list[object] = [
 
 
 @pytest.mark.parametrize("given", BAD, ids=[str(number) for number in range(len(BAD))])
-def test_a_malformed_manifest_is_told_and_loses_nothing(
+def test_a_malformed_manifest_is_reported_and_loses_nothing(
     manager: ModelDownloadManager, store: Path, given: Any
 ) -> None:
     data = interrupted(store, LAYER)
@@ -387,7 +387,7 @@ def test_the_check_finds_repairs_and_tells(
     assert "download_repaired" in types(manager)
 
 
-def test_the_check_cleans_where_the_policy_says_so(store: Path, broken: Path) -> None:
+def test_the_check_cleans_where_the_policy_allows_it(store: Path, broken: Path) -> None:
     cleaning = rules(clean=True, stale_after=DAY / 2, writers_visible=True)
     assert (
         ModelDownloadManager(
@@ -474,7 +474,7 @@ def test_a_killed_driver_does_not_keep_reset_from_its_work(
     assert not broken.exists()
 
 
-def test_what_can_t_be_understood_stays_and_is_told(
+def test_what_can_t_be_understood_stays_and_is_reported(
     manager: ModelDownloadManager, broken: Path
 ) -> None:
     broken.with_name(f"{broken.name}-0").unlink()
@@ -544,7 +544,7 @@ def small(registry: Registry, name: str = "demo", size: int = 3 * MB) -> Model:
     return registry.add_model(name, "1b", [Layer(size)], seed=len(name))
 
 
-def test_a_download_tells_its_progress_and_arrives(
+def test_a_download_reports_its_progress_and_arrives(
     driven: ModelDownloadManager, registry: Registry, store: Path
 ) -> None:
     model = small(registry, size=20 * MB)
@@ -737,7 +737,7 @@ for each in threads: each.join()
 # ---------------------------------------------------------------- what is refused, and why it waits
 
 
-def test_a_check_that_is_refused_says_so(manager: ModelDownloadManager, store: Path) -> None:
+def test_a_check_that_is_refused_reports_it(manager: ModelDownloadManager, store: Path) -> None:
     """The data was cut and a sidecar is lost: nothing here tells how long the layer is."""
     data = blob(store, OTHER, "-partial")
     data.parent.mkdir(parents=True)
@@ -760,7 +760,7 @@ def test_a_check_that_does_all_it_wanted_has_refused_nothing(
     assert found["refused"] == []
 
 
-def test_a_folder_that_is_no_store_is_told_with_its_reason(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_store_is_reported_with_its_reason(tmp_path: Path) -> None:
     folder = tmp_path / "home"
     (folder / "models/blobs").mkdir(parents=True)
     with pytest.raises(NoStoreError, match="not a model store: it has neither blobs/") as raised:
@@ -782,7 +782,7 @@ def test_a_folder_that_can_become_a_store_is_one(tmp_path: Path, there: tuple[st
     assert StoreFiles(tmp_path).state_path == tmp_path
 
 
-def test_progress_says_why_it_waits(
+def test_progress_explains_why_it_waits(
     store: Path, server: EngineServer, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "_LONGEST_PAUSE", 0.2)

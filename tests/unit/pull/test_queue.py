@@ -179,7 +179,7 @@ def test_taken_out() -> None:
 
 
 @pytest.mark.parametrize("act", ["remove", "move", "pause", "resume"])
-def test_what_is_not_there_is_told_with_the_nearest(act: str) -> None:
+def test_what_is_not_there_is_reported_with_the_nearest(act: str) -> None:
     def do(kept: Queue) -> Queue:
         if act == "move":
             return queue.move(kept, "lama3", 1)

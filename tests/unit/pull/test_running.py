@@ -140,7 +140,7 @@ def test_whatever_else_breaks_a_drive_off_the_item_waits_again(
     assert state(folder, "a") is ItemState.WAITING
 
 
-def test_a_drive_is_told_within_a_second_why_to_stop(folder: int, clock: Clock) -> None:
+def test_a_drive_learns_within_a_second_why_to_stop(folder: int, clock: Clock) -> None:
     fill(folder, clock, "a")
     driven: list[str] = []
 

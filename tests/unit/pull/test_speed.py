@@ -6,7 +6,7 @@ from watcher.pull import speed
 from watcher.pull.speed import Meter, Spread
 
 
-def test_before_anything_is_known_nothing_is_told() -> None:
+def test_before_anything_is_known_nothing_is_reported() -> None:
     meter = Meter()
     assert (meter.rate(5.0), meter.spread) == (None, None)
     assert meter.seconds_left(5.0, 10) is None
@@ -50,7 +50,7 @@ def test_samples_are_a_ring() -> None:
     assert meter.spread == Spread(100, 100, 100)
 
 
-def test_a_stall_is_told_while_it_lasts_and_once() -> None:
+def test_a_stall_is_reported_while_it_lasts_and_once() -> None:
     meter = Meter(stall_seconds=30)
     meter.add(0.0, 0)
     meter.add(1.0, 5)

@@ -143,7 +143,7 @@ def test_values_that_make_no_sense_are_none(peer: Peer, line: bytes) -> None:
 @pytest.mark.parametrize(
     "line", [b"[1]\n", b"null\n", b"<html>\n", b"\0\xff\x1b[31m\n", b"x" * (3 << 20) + b"\n"]
 )
-def test_garbage_is_told_as_an_error_in_printable_words(peer: Peer, line: bytes) -> None:
+def test_garbage_is_reported_as_an_error_in_printable_words(peer: Peer, line: bytes) -> None:
     lines, _ = read(peer.answer(chunked(line)))
     assert lines
     assert lines[0].error.startswith("the server answers 200: ")
@@ -199,7 +199,7 @@ def test_a_silent_one_can_be_left_at_any_time(peer: Peer, head: bytes) -> None:
     assert peer.closed_by_us.wait(10)
 
 
-def test_the_end_is_told_again(peer: Peer) -> None:
+def test_the_end_is_reported_again(peer: Peer) -> None:
     with peer.answer(b"") as stream:
         for _ in range(3):
             with pytest.raises(ServerGoneError):

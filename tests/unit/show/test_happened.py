@@ -42,7 +42,7 @@ def test_a_time_that_no_calendar_has_is_shown() -> None:
     assert tell(line("error", "x", at=1e15))
 
 
-def test_a_daemon_on_a_terminal_tells_events_as_the_log_does(
+def test_a_daemon_on_a_terminal_reports_events_as_the_log_does(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)

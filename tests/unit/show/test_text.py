@@ -127,7 +127,7 @@ def interrupted(ago: float) -> Evidence:
     return evidence(download(ago=ago, trusted=((0, 60 * MB),), models=("llama3:70b",)))
 
 
-def test_the_verdict_says_how_much_of_which_model_its_risk_and_what_to_run() -> None:
+def test_the_verdict_shows_how_much_of_which_model_its_risk_and_what_to_run() -> None:
     told = first_line(interrupted(2 * HOUR))
     assert re.fullmatch(
         r"llama3:70b: \d+ % on disk \(60\.0 of \d+\.0 MB\)\. The next server start deletes it\."
@@ -148,7 +148,7 @@ def test_the_verdict_is_about_what_is_worth_keeping() -> None:
     assert " clean sha256-aaaaaaaaaaaa" in told
 
 
-def test_the_layers_of_a_model_are_told_together() -> None:
+def test_the_layers_of_a_model_are_reported_together() -> None:
     layers = [
         download(ago=2 * HOUR, digest=each * 64, trusted=((0, 30 * MB),), models=("two:7b",))
         for each in "ab"
