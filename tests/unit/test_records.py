@@ -316,7 +316,7 @@ def test_what_was_seen_of_others_downloads_is_kept_by_legal_ways(folder: int) ->
         ("phi", State.COMPLETED, ""),
         ("gone", State.IDLE, ""),
     ]
-    records.follow(folder, seen, lambda: 5.0)
+    records.follow(folder, seen, lambda _: (), 5.0)
     kept = {key: (each.state, each.error) for key, each in records.read(folder).items()}
     assert kept == {
         names.to_model("llama3").key: (State.ERROR, "killed"),
@@ -329,8 +329,8 @@ def test_a_record_that_a_process_of_ours_writes_is_left_to_it(folder: int) -> No
     lock = records.driving_lock("llama3")
     assert records.drive(lock, folder)
     assert not records.drive(records.driving_lock("LLAMA3:latest"), folder)
-    records.follow(folder, [("llama3", State.ERROR, "killed")], lambda: 5.0)
+    records.follow(folder, [("llama3", State.ERROR, "killed")], lambda _: (), 5.0)
     lock.release()
     assert records.read(folder)[names.to_model("llama3").key].state is State.STARTING
-    records.follow(folder, [("llama3", State.ERROR, "killed")], lambda: 5.0)
+    records.follow(folder, [("llama3", State.ERROR, "killed")], lambda _: (), 5.0)
     assert records.read(folder)[names.to_model("llama3").key].state is State.ERROR

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from watcher.config import Settings
-from watcher.decide import events, transitions
+from watcher.decide import events, following, remaining, transitions
 from watcher.errors import LockedError, WatchError, with_step
 from watcher.model import Diagnosis, Evidence, Outcome
 from watcher.observe import scan
@@ -74,7 +74,8 @@ class Journal:
             self.save(replace(now, untold=tuple(event.line for event in happened)))
         self(*happened)
         self._all_logged()
-        self._follow(now, transitions.damaged(diagnosis.findings))
+        whole = seen.scope is None and not any(remaining.out_of_sight(seen))
+        self._follow(now, transitions.damaged(diagnosis.findings), whole=whole)
         if seen.scope is None:
             # Nothing goes by a clock that may be ahead.
             certain = seen.now if seen.clock is None else seen.clock.at_most
@@ -82,13 +83,17 @@ class Journal:
             self._try("an old event log", expire)
         return replace(now, lost="")
 
-    def _follow(self, now: Memory, damaged: Set[str]) -> None:
-        """Keep the records of the models that were logged about since the last call."""
+    def _follow(self, now: Memory, damaged: Set[str], *, whole: bool) -> None:
+        """Keep the records of the models true to the store, and to what was logged since."""
         logged, self._followed = self.events[self._followed :], len(self.events)
-        seen = list(events.recording(logged, now, damaged))
+        if not (logged or whole):
+            return
+        seen = list(following.from_events(logged, now, damaged))
+        standing = following.of_memory(now, damaged if whole else None)
+        restated = partial(following.restated, standing=standing)
         try:
-            if seen:
-                records.follow(self.store, seen, self._host.clock)
+            if seen or any(restated(records.read(self.store))):
+                records.follow(self.store, seen, restated, self._host.clock())
         except WatchError as error:
             self._warn(error.message)
 

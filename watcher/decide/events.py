@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
-from itertools import chain, groupby
+from itertools import groupby
 from typing import TypedDict
 
 from rich.filesize import decimal
@@ -13,7 +13,6 @@ from watcher.model import CLOCK_SETTLED_SECONDS, Action, Diagnosed, Kind, Outcom
 from watcher.ollama import names, ranges
 from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Remembered
-from watcher.state.records import State
 from watcher.system import advice
 
 _MOST_SUBJECTS = 20
@@ -227,34 +226,3 @@ def hashed(outcome: Outcome, at: float) -> Event | None:
     details["hashed"] = f"sha256:{outcome.sha256}"
     message = f"{entry.name[:19]}: {outcome.message}"
     return Event(at, EventType.BLOB_CORRUPT, message, details=details)
-
-
-# ---------------------------------------------------------------- records of models
-
-
-def recording(
-    logged: Iterable[Event], memory: Memory, damaged: Set[str] = frozenset()
-) -> Iterator[tuple[str, State, str]]:
-    """For each model the state that its record goes to, in order, and why it is ``error``.
-
-    `memory`: as it is after all of these events. `damaged`: the models with a damaged blob.
-    """
-    unfinished = set(chain.from_iterable(each.models for each in memory.downloads.values()))
-    complete = (memory.models or {}).keys() - damaged
-    for event, name in ((each, name) for each in logged for name in sorted(each.models)):
-        match event.event_type:
-            case EventType.DOWNLOAD_STARTED | EventType.DOWNLOAD_RESUMED:
-                yield name, State.DOWNLOADING, ""
-            case EventType.DOWNLOAD_INTERRUPTED | EventType.PARTIAL_FOUND:
-                assert isinstance(event.about, Diagnosed)
-                words = conditions.row(event.about.condition).words
-                yield name, State.ERROR, f"{words} ({event.about.because})"
-            case EventType.MANIFEST_WRITTEN if name in damaged:
-                why = "its manifest is written, but some of its blobs are damaged"
-                yield name, State.ERROR, why
-            case EventType.MANIFEST_WRITTEN:
-                yield name, State.COMPLETED, ""
-            case (
-                EventType.MODEL_REMOVED | EventType.PARTIAL_REMOVED | EventType.PARTIAL_CLEANED
-            ) if name not in unfinished:
-                yield name, State.COMPLETED if name in complete else State.IDLE, ""

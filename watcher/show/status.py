@@ -8,9 +8,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from watcher.config import Settings
-from watcher.decide import remaining
-from watcher.decide.conditions import settled_condition
-from watcher.decide.transitions import rate
+from watcher.decide import conditions, following, remaining, transitions
 from watcher.errors import WatchError
 from watcher.model import DAY, QUIET_SECONDS, Condition, Diagnosed, Unseen, Visibility
 from watcher.observe import serving
@@ -50,8 +48,8 @@ class Status:
     def __init__(self, host: Host, settings: Settings, past: Report | None = None) -> None:
         reconciler = Reconciler(host, settings)
         self.report = reconciler.inspect()
-        conditions = {each.condition for each in self.report.diagnosis.diagnosed}
-        if past is None and Condition.LIVE in conditions:
+        seen = {each.condition for each in self.report.diagnosis.diagnosed}
+        if past is None and Condition.LIVE in seen:
             time.sleep(_APART_SECONDS)
             past, self.report = self.report, reconciler.inspect()
         memory = remembered(host)
@@ -61,9 +59,10 @@ class Status:
         self.paces = _paces(past, self.report, memory)
         self.daemon = serving.daemon(host.store)
         self.runner = serving.queue_runner(host.store)
-        self.records, self.queue, unread = _kept(host.store)
+        kept, self.queue, unread = _kept(host.store)
         #: What could not be inspected.
         self.unseen = (*remaining.out_of_sight(self.report.evidence), *unread)
+        self.records = _as_they_are(kept, self.report, whole=not self.unseen)
 
     @property
     def diagnosed(self) -> tuple[Diagnosed, ...]:
@@ -75,7 +74,7 @@ class Status:
         found = []
         for each in self.report.diagnosis.diagnosed:
             if self._has_broken_off(each):
-                condition, because = settled_condition(each.download)
+                condition, because = conditions.settled_condition(each.download)
                 left = max(0.0, QUIET_SECONDS - each.quiet)
                 why = "no process has it open; a pull may still continue it for"
                 each = each._replace(condition=condition, because=f"{why} {left:.0f} s; {because}")
@@ -133,6 +132,19 @@ def _kept(path: str) -> tuple[Records, Queue, list[Unseen]]:
     return known, line, unread
 
 
+def _as_they_are(known: Records, report: Report, *, whole: bool) -> Records:
+    """The records, where their reasons are no longer so as the store is; `whole`: all was seen."""
+    unfinished = [(each.download.models, each.condition) for each in report.diagnosis.diagnosed]
+    written = report.evidence.census.models.keys() if whole else None
+    damaged = transitions.damaged(report.diagnosis.findings)
+    now = dict(known)
+    for key, state, why in following.restated(
+        known, following.Standing(tuple(unfinished), written, damaged)
+    ):
+        now[key] = records.restate(now[key], state, why, now[key].updated_at)
+    return now
+
+
 def _paces(past: Report | None, now: Report, memory: Memory) -> dict[str, Pace]:
     """How fast each live download comes, by its key: between two looks, and as a daemon saw it."""
     before = {} if past is None else {each.key: each for each in past.evidence.downloads}
@@ -144,11 +156,11 @@ def _paces(past: Report | None, now: Report, memory: Memory) -> dict[str, Pace]:
         per_second = left = None
         if past is not None and download.key in before:
             first = Sample(past.evidence.now, before[download.key].allocated)
-            per_second = rate((first, Sample(now.evidence.now, download.allocated)))
+            per_second = transitions.rate((first, Sample(now.evidence.now, download.allocated)))
         if per_second and download.total is not None:
             left = max(0, download.total - download.allocated) / per_second
         known = memory.downloads.get(download.key)
-        rates = map(rate, pairwise(known.samples if known else ()))
+        rates = map(transitions.rate, pairwise(known.samples if known else ()))
         lately = spread([each for each in rates if each is not None])
         found[download.key] = Pace(per_second, left, lately)
     return found
@@ -259,11 +271,23 @@ def hints(status: Status) -> Iterator[tuple[str, str]]:
             insecure = ("--insecure",) if advice.is_on_loopback(key) else ()
             url = advice.server_of(seen)
             asked = Asked(key, url, seen.place.path, seen.place.found_by, insecure)
+            if cause is Cause.BLOCKED and not _needs_repair(key, status):
+                cause = Cause.INTERRUPTED
             if cause is Cause.RESETS:
                 words = f"{key}: connections are reset; to survive that, pull it with:"
                 yield words, Cause.CANCELLED.command(asked)
             elif cause is not Cause.UNKNOWN:
                 yield f"{key}: {cause.step}", cause.command(asked)
+
+
+def _needs_repair(key: str, status: Status) -> bool:
+    """Whether a repair does anything about what is unfinished of a model, or may."""
+    steps = (
+        conditions.row(each.condition).repair
+        for each in status.report.diagnosis.diagnosed
+        if not each.download.models or key in map(str.lower, each.download.models)
+    )
+    return any(step is not conditions.Step.NOTHING for step in steps)
 
 
 def table(status: Status, *, verbose: bool) -> Iterator[Part]:

@@ -15,12 +15,12 @@ import enum
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -200,33 +200,56 @@ def change(
     return _FILE.change(store, changed)[key]
 
 
-def follow(store: int, seen: Sequence[tuple[str, State, str]], clock: Callable[[], float]) -> None:
+#: A model, the state that was seen of its download, and why that is ``error``.
+Seen: TypeAlias = tuple[str, State, str]
+
+
+def follow(
+    store: int, seen: Sequence[Seen], restated: Callable[[Records], Iterable[Seen]], now: float
+) -> None:
     """Bring the records of models to the states that were seen of downloads that others drive.
 
-    `seen`: model, state and why it is ``error``, in order. A record of which a process of ours
-    holds `driving_lock` stays. Raises WatchError where the file can't be read or written.
+    `seen`: in order. `restated`: of the records that follow, those whose reason is no longer so. A
+    record of which a process of ours holds `driving_lock` stays. Raises WatchError where the file
+    can't be read or written.
     """
-    free = set()
-    for model in {each[0] for each in seen}:
-        lock = driving_lock(model)
-        if drive(lock, store):
-            free.add(model)
-        lock.release()
+    free: dict[str, bool] = {}
 
     def changed(records: Records) -> Records:
-        now = dict(records)
+        after_all = dict(records)
         for model, state, why in seen:
             key = names.to_model(model).key
-            record = now.get(key, Record())
-            steps = way(record.state, state) if model in free else ()
+            record = after_all.get(key, Record())
+            steps = way(record.state, state) if _is_free(model, store, free) else ()
             for step in steps:
                 error = {"error": why} if step is State.ERROR else {}
-                record = after(record, {"state": step, **error}, clock(), model)
+                record = after(record, {"state": step, **error}, now, model)
             if steps:
-                now[key] = record
-        return records if now == records else now
+                after_all[key] = record
+        for model, state, why in list(restated(after_all)):
+            if _is_free(model, store, free):
+                key = names.to_model(model).key
+                after_all[key] = restate(after_all[key], state, why, now)
+        return records if after_all == records else after_all
 
     _FILE.change(store, changed)
+
+
+def restate(record: Record, state: State, why: str, now: float) -> Record:
+    """A record as it is now, where what it said of a download is no longer so."""
+    if state is State.COMPLETED:
+        return after(record, {"state": state}, now, "")
+    # What has arrived is still known.
+    return replace(record, state=state, error=why, updated_at=now)
+
+
+def _is_free(model: str, store: int, free: dict[str, bool]) -> bool:
+    """Whether no process of ours drives a model's download; looked at once."""
+    if model not in free:
+        lock = driving_lock(model)
+        free[model] = drive(lock, store)
+        lock.release()
+    return free[model]
 
 
 @contextmanager
