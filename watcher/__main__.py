@@ -8,8 +8,7 @@ import os
 import signal
 import sys
 
-#: As `errors.Exit` has them, which may not be loaded.
-_FAILED, _INTERRUPTED = 4, 130
+_FAILED, _INTERRUPTED = 4, 130  #: those of `errors.Exit`, which is not loaded yet
 
 
 def main() -> int:

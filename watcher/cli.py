@@ -9,7 +9,6 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
@@ -47,11 +46,9 @@ class _Program(Group):
     """The program: it loads the module of a command once that is meant."""
 
     def list_commands(self, _: click.Context) -> list[str]:
-        """The names of all commands."""
         return [name for names in COMMANDS.values() for name in names]
 
     def get_command(self, at: click.Context, name: str) -> click.Command | None:
-        """A command, loaded now."""
         if name not in self.list_commands(at):
             return None
         found = getattr(importlib.import_module(f"watcher.commands.{name}"), name)
@@ -61,7 +58,7 @@ class _Program(Group):
     def resolve_command(
         self, at: click.Context, words: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is meant; `help COMMAND` is `COMMAND --help`."""
+        # `help COMMAND` is `COMMAND --help`.
         if words[0] == "help":
             if len(words) == 1:
                 click.echo(at.get_help(), color=at.color)
@@ -69,12 +66,13 @@ class _Program(Group):
             words = [*words[1:], "--help"]
         return super().resolve_command(at, words)
 
-    def sections(self, _: click.Context) -> Mapping[str, Iterable[str]]:
-        """The commands by what they are for."""
-        return COMMANDS
+    def format_commands(self, at: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in COMMANDS.items():
+            found = [each for name in names if (each := self.get_command(at, name))]
+            with formatter.section(title):
+                formatter.write_dl([(each.name or "", each.short_help or "") for each in found])
 
     def format_global_options(self, at: click.Context, formatter: click.HelpFormatter) -> None:
-        """All options that every command takes."""
         rows = rows_of(at, (each for each in self.params if isinstance(each, GlobalOption)))
         with formatter.section("Options of every command, before its name or after it"):
             formatter.write_dl(rows)
@@ -158,7 +156,6 @@ class _Stream(io.FileIO):
 
 
 def _run(words: list[str], *, own: bool) -> int:
-    """Run a command, maybe in a process of its `own`; its exit code, or that of an error."""
     context = Context(own=own)
     try:
         code = program.main(

@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 from watcher.errors import SettingsError, as_root, shown
 
 SYSTEM_FILE = Path("/etc/ollama-watch.toml")
-#: What is larger is no file of settings, and may have no end.
-_READ_LIMIT = 1 << 20
+_READ_LIMIT = 1 << 20  #: what is larger is no file of settings, and may have no end
 ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
 
 
@@ -178,10 +177,9 @@ def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]
     """Each key that somebody has set to what counts. Takes and raises the same as `load`."""
     found: dict[str, Given] = {}
     path = SYSTEM_FILE if file is None else file
-    if file is not None or not _is_missing(path):
-        for key, value in _read(path).items():
-            _check(key, value, f"{path}: {key}")
-            found[key] = Given(value, str(path))
+    for key, value in _read(path, needed=file is not None).items():
+        _check(key, value, f"{path}: {key}")
+        found[key] = Given(value, str(path))
     for variable, value in environment.items():
         if variable.startswith(ENVIRONMENT_PREFIX):
             key = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
@@ -190,33 +188,26 @@ def given(file: Path | None, environment: Mapping[str, str]) -> dict[str, Given]
     return found
 
 
-def _is_missing(path: Path) -> bool:
-    """Whether there is no such file; one behind a folder that is closed to this user may be."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _read(path: Path) -> dict[str, object]:
-    import tomllib  # not loaded where there is no such file
-
+def _read(path: Path, *, needed: bool) -> dict[str, object]:
+    """What a file of settings has; nothing where there is none and it is not `needed`."""
     named = "check the path of --config"
     try:
         with path.open("rb") as file:
             raw = file.read(_READ_LIMIT + 1)
-        if len(raw) > _READ_LIMIT:
-            raise SettingsError(f"{path} is too large for a settings file", named)
-        return tomllib.loads(raw.decode())
     except OSError as error:
+        if not needed and isinstance(error, FileNotFoundError | NotADirectoryError):
+            return {}
         why = f"reading the settings {shown(path)} failed: {error.strerror}"
         if path != SYSTEM_FILE or error.errno != errno.EACCES:
             raise SettingsError(why, named) from None
         command = as_root(f"chmod a+r {path}")
         raise SettingsError(why, "let every user read it", command) from None
+    if len(raw) > _READ_LIMIT:
+        raise SettingsError(f"{path} is too large for a settings file", named)
+    import tomllib  # not loaded where there is no such file
+
+    try:
+        return tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}", "fix that line") from None
 

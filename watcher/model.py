@@ -24,14 +24,12 @@ DAY = 24 * HOUR
 
 #: How long nothing may have changed before "nobody has it open" is believed (`docs/store.md`).
 QUIET_SECONDS = 90.0
-#: The same where some process could not be inspected.
-QUIET_UNSEEN_SECONDS = HOUR
+QUIET_UNSEEN_SECONDS = HOUR  #: the same where some process could not be inspected
 #: Two scans agree if wall clock and machine have counted alike between them, up to this; a clock
 #: that was set is believed once it has agreed for so long.
 CLOCK_TOLERANCE_SECONDS = 60.0
 CLOCK_SETTLED_SECONDS = 2 * HOUR
-#: How often a pull under way is inspected: its bytes make no file events.
-LIVE_LOOK_SECONDS = 60.0
+LIVE_LOOK_SECONDS = 60.0  #: how often a pull under way is inspected: its bytes make no file events
 
 
 class Kind(enum.StrEnum):
@@ -204,8 +202,7 @@ class Clock(NamedTuple):
     jump: float = 0.0
     jumped: bool = False
     shifts: tuple[Shift, ...] = ()
-    #: Of the machine; "" where it has no id.
-    machine: str = ""
+    machine: str = ""  #: its id; "" where it has none
     unsure: Unsure | None = None
     #: Of other machines that share the store, those that make something younger; not kept.
     others: tuple[Shift, ...] = ()
@@ -373,8 +370,7 @@ class BlobFault(enum.StrEnum):
     """What is wrong with a finished blob."""
 
     CORRUPT = "corrupt"  #: its hash was computed, and is not that of its name
-    #: Of another size than the manifest gives it, and not hashed as it is now.
-    SHORT = "short"
+    SHORT = "short"  #: of another size than the manifest gives it, and not hashed as it is now
     LONG = "long"
     MISSING = "missing"
     SYMLINK = "symlink"  #: to a file of which nothing bad is known
@@ -384,8 +380,7 @@ class BlobFault(enum.StrEnum):
 
 #: Blobs that don't match their names, whatever a hash would be.
 WRONG = frozenset({BlobFault.CORRUPT, BlobFault.DANGLING, BlobFault.NO_FILE})
-#: Blobs of which a hash decides.
-DOUBTFUL = frozenset({BlobFault.SHORT, BlobFault.LONG})
+DOUBTFUL = frozenset({BlobFault.SHORT, BlobFault.LONG})  #: blobs of which a hash decides
 
 
 class OddBlob(NamedTuple):
@@ -503,8 +498,7 @@ class BlobCensus(NamedTuple):
     odd_manifests: tuple[OddManifest, ...] = ()
     #: Folders that could not be listed, here and below as paths below the store.
     unlisted: tuple[str, ...] = ()
-    #: Of these the ones that no right of anybody's opens, and why.
-    failing: tuple[Unseen, ...] = ()
+    failing: tuple[Unseen, ...] = ()  #: of these the ones that no right of anybody's opens, and why
     #: Folders below ``manifests`` that a symlink of neither root's nor their owner's leads to.
     behind_foreign: tuple[str, ...] = ()
     unseen: tuple[Unseen, ...] = ()  #: names of which not even the kind is known
@@ -693,8 +687,7 @@ class Evidence:
     forgotten: str = ""  #: why what was remembered of the store is not known, if so
     quarantine: tuple[Kept, ...] = ()
     quarantine_unseen: Unseen | None = None
-    #: What is not believed among the intents that a kill has left.
-    intents: tuple[Unseen, ...] = ()
+    intents: tuple[Unseen, ...] = ()  #: what is not believed among the intents that a kill has left
     #: Downloads (by key) that a server is at work on, those outside of the scope as remembered.
     pulling: frozenset[str] = frozenset()
     space: Space | None = None
@@ -929,8 +922,7 @@ class Due(NamedTuple):
 
     at: float
     digest: str
-    #: What becomes of its download then, in words; "" where a scan only looks again.
-    then: str = ""
+    then: str = ""  #: what becomes of its download then, in words; "" where a scan only looks again
 
 
 @dataclass(frozen=True, slots=True)
@@ -1023,8 +1015,7 @@ class Mode:
     announce: bool = False
 
 
-#: The name of `Settings` until version 1.
-Policy = Settings
+Policy = Settings  #: the name of `Settings` until version 1
 
 
 class Rules(NamedTuple):
@@ -1042,5 +1033,4 @@ class Scope(NamedTuple):
     closed: frozenset[str] = frozenset()
 
 
-#: The whole store.
-ALL = Scope()
+ALL = Scope()  #: the whole store

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from watcher.act.journal import Journal, hold_reserve, locked, release_reserve
 from watcher.config import Settings
@@ -38,15 +38,11 @@ from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory
 from watcher.system import advice, stopping
 
-if TYPE_CHECKING:
-    pass
-
 #: Older than this, what was seen is looked at once more before it is learned from.
 _LATE_SECONDS = 0.5
 #: So long a plan counts for further batches of downloads: each is compared under its own guard.
 _FRESH_SECONDS = 5.0
-#: How often a plan is made anew because the disk did not take what it relies on.
-_MOST_TRIES = 5
+_MOST_TRIES = 5  #: how often a plan is made anew because the disk did not take what it relies on
 #: Actions that change nothing but what is known.
 QUESTIONS = frozenset({ActionKind.HASH, ActionKind.ASK_REGISTRY})
 
@@ -98,8 +94,7 @@ class Reconciler:
 
     def __init__(self, host: Host, settings: Settings) -> None:
         self.host, self.settings = host, settings
-        #: What was learned, where the store can't be written.
-        self._unsaved: Memory | None = None
+        self._unsaved: Memory | None = None  #: what was learned, where the store can't be written
 
     def inspect(self, mode: Mode = modes.INSPECT, scope: Scope = ALL) -> Report:
         """Scan the store and decide; nothing is written, hashed or asked. Raises as `observe`."""
@@ -142,8 +137,7 @@ class _Looks:
     def __init__(self, host: Host, rules: Rules, scope: Scope) -> None:
         self._host, self._rules, self._scope = host, rules, scope
         self._known = Memory()
-        #: What a plan for the next batch may still rest on.
-        self.last: Look | None = None
+        self.last: Look | None = None  #: what a plan for the next batch may still rest on
 
     def first(self, unsaved: Memory | None) -> Look:
         """Scan, with what is remembered."""
@@ -410,13 +404,8 @@ def _signals_wait(host: Host) -> Iterator[Host]:
         came.append(number)
         signal.signal(number, usual[signal.Signals(number)])
 
-    for each in waiting:
-        signal.signal(each, note)
-    try:
+    with stopping.handling(dict.fromkeys(waiting, note)):
         yield replace(host, stops=lambda: bool(came) or host.stops())
-    finally:
-        for each in waiting:
-            signal.signal(each, usual[each])
     if came:
         signal.raise_signal(came[0])
 

@@ -193,7 +193,8 @@ def test_prepare_begins_after_two_whole_looks(
     monkeypatch.setattr(fs, "move", move)
     monkeypatch.setattr(fs, "replace", move)
     monkeypatch.setattr(Context, "hosts", lambda *_, **__: [here])
-    prepare.prepare.body(Context(rules(writers_visible=True).settings, stores=(str(store.path),)))
+    settings = rules(writers_visible=True).settings
+    prepare.prepare.callback(Context(settings, stores=(str(store.path),)))
     assert came[: came.index("act")] == ["look", "look"]
     assert all(is_new(store.partial(each, 0)) for each in digests)
     assert len(remembered(store)) == 3

@@ -12,7 +12,7 @@ from click_man.man import ManPage  # type: ignore[import-untyped]
 
 import watcher
 from watcher.cli import program
-from watcher.commands.declare import PROGRAM, Command, Group, first_line, rows_of
+from watcher.commands.declare import PROGRAM, Command, Group, rows_of
 
 ROOT = Path(watcher.__file__).parents[1]
 FOLDER = ROOT / "man"
@@ -38,13 +38,13 @@ def _page(at: click.Context) -> str:
     command = at.command
     page = ManPage(at.command_path)
     page.version, page.date = watcher.__version__, _DATE
-    page.short_help = first_line(command)
+    page.short_help = command.short_help or ""
     page.synopsis = " ".join(command.collect_usage_pieces(at))
     page.description = _escaped(inspect.cleandoc(command.help or ""))
     page.options = [(name, _escaped(text)) for name, text in rows_of(at, command.params)]
     if isinstance(command, Group):
         found = {name: command.get_command(at, name) for name in command.list_commands(at)}
-        page.commands = [(name, first_line(each)) for name, each in found.items() if each]
+        page.commands = [(name, each.short_help) for name, each in found.items() if each]
     assert isinstance(command, Command | Group)
     examples = "".join(f"{PROGRAM} {_escaped(each)}\n" for each in command.examples)
     read_on = _escaped(command.read_on)

@@ -16,8 +16,7 @@ from watcher.show import documents, plans, text
 from watcher.state import state_folder
 from watcher.system import advice
 
-#: What is done by them repairs nothing.
-_LOOKS = reconcile.QUESTIONS | {ActionKind.REFRESH}
+_LOOKS = reconcile.QUESTIONS | {ActionKind.REFRESH}  #: what is done by them repairs nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +25,11 @@ class Request:
 
     command: str
     mode: Mode
-    #: Models and digests; empty: all.
-    named: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()  #: models and digests; empty: all
     dry_run: bool = False
     yes: bool = False
-    #: Wait until files that changed lately are quiet.
-    wait: bool = False
-    #: Remove no more than it takes for so many bytes to be free.
-    until_free: int | None = None
+    wait: bool = False  #: wait until files that changed lately are quiet
+    until_free: int | None = None  #: remove no more than it takes for so many bytes to be free
 
 
 class _Choice:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from watcher import config as settings
 from watcher.commands import declare
 from watcher.commands.context import Context
-from watcher.errors import Exit
 from watcher.ollama import names
 
 
@@ -21,44 +20,36 @@ def config() -> None:
 
 
 @config.command(settings=False, examples=["config show", "config show --json"])
-def show(context: Context) -> Exit:
+def show(context: Context) -> None:
     """Show effective settings and where each comes from."""
     found = list(_settings(context))
     if context.json:
         rows = [{"key": key, "value": value, "source": source} for key, value, source in found]
         shown = names.everywhere(rows, names.exact)
-        _document({"schema": "ollama-watch/config/1", "settings": shown})
-        return Exit.HEALTHY
+        context.document({"schema": "ollama-watch/config/1", "settings": shown})
+        return
     texts = [(key, _shown(value), names.printable(source)) for key, value, source in found]
     first, second = (max(len(row[column]) for row in texts) for column in (0, 1))
     sys.stdout.writelines(
         f"{key:<{first}}  {value:<{second}}  {source}\n" for key, value, source in texts
     )
-    return Exit.HEALTHY
 
 
 @config.command(
     settings=False, examples=["config check", "config check --config ./ollama-watch.toml"]
 )
-def check(context: Context) -> Exit:
+def check(context: Context) -> None:
     """Check the settings; exit with 2 if one is invalid."""
     settings.load(context.config_file, os.environ)
     file = context.config_file or settings.SYSTEM_FILE
     found = file.exists()
     if context.json:
         path = names.exact(str(file)) if found else None
-        _document({"schema": "ollama-watch/config-check/1", "file": path, "sound": True})
+        schema = "ollama-watch/config-check/1"
+        context.document({"schema": schema, "file": path, "sound": True})
     elif not context.quiet:
         none = "" if found else " (the file does not exist; defaults apply)"
         sys.stdout.write(f"{names.printable(str(file))}: valid{none}\n")
-    return Exit.HEALTHY
-
-
-def _document(document: dict[str, object]) -> None:
-    from watcher.show import documents
-
-    sys.stdout.buffer.write(documents.line(document))
-    sys.stdout.buffer.flush()
 
 
 def _settings(context: Context) -> Iterator[tuple[str, object, str]]:

@@ -40,20 +40,17 @@ class Context:
     #: Stores named by options or the settings; empty: find one. And what has named them.
     stores: tuple[str, ...] = ()
     stores_by: str = "--store"
-    #: None for the system's.
-    config_file: Path | None = None
+    config_file: Path | None = None  #: None: the system's
     verbose: bool = False
     quiet: bool = False
     json: bool = False
     no_color: bool = False
-    #: This process runs one command and nothing else, so it may change its user.
-    own: bool = False
+    own: bool = False  #: this process runs one command and nothing else, so it may change its user
     #: Nothing writes to the store but what our parent has started, as the demo does.
     staged: bool = False
     #: What other stores can be asked for, that are treated by other processes.
     elsewhere: list[Known] = field(default_factory=list)
-    #: The number of this process's store among them.
-    turn: int | None = None
+    turn: int | None = None  #: the number of this process's store among them
 
     @property
     def words(self) -> list[str]:

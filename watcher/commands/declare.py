@@ -19,8 +19,7 @@ PROGRAM = "ollama-watch"
 _CLOSE = 0.7
 #: Commands that remove something: no word leads to them that only looks like theirs.
 _DELETING = frozenset({"clean", "reset", "purge", "rm", "uninstall"})
-#: What click does the same way in every command.
-SETTINGS = {"help_option_names": ["-h", "--help"]}
+SETTINGS = {"help_option_names": ["-h", "--help"]}  #: what click does the same way in every command
 
 
 class GlobalOption(click.Option):
@@ -66,7 +65,6 @@ class Read(click.ParamType[Any]):
         self._read = read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The value. Raises BadParameter."""
         try:
             return self._read(value)
         except ValueError as error:
@@ -91,33 +89,26 @@ class _Helped(click.Command):
         super().__init__(*names, **more)
         self.examples = examples
         self.read_on = read_on
+        self.short_help = (self.help or "").partition("\n")[0]
         self.params += _GLOBAL_OPTIONS
 
     def format_options(self, at: click.Context, formatter: click.HelpFormatter) -> None:
-        """The command's own options; those of all commands are listed by the program's help."""
         own = (each for each in self.get_params(at) if not isinstance(each, GlobalOption))
         with formatter.section("Options"):
             formatter.write_dl(rows_of(at, own))
         self.format_global_options(at, formatter)
 
     def format_global_options(self, _: click.Context, formatter: click.HelpFormatter) -> None:
-        """Name the options that every command takes."""
         with formatter.section(f"Options of every command ({PROGRAM} --help)"):
             formatter.write("  --store DIR, --config FILE, -v, -q, --json, --no-color\n")
 
     def format_epilog(self, _: click.Context, formatter: click.HelpFormatter) -> None:
-        """Examples, one a line as they are pasted, and where to read on."""
         if self.examples:
             with formatter.section("Examples"):
                 formatter.write("".join(f"  {PROGRAM} {each}\n" for each in self.examples))
         if self.read_on:
             with formatter.section("Read on"):
                 formatter.write(click.wrap_text(self.read_on, formatter.width, "  ", "  ") + "\n")
-
-
-def first_line(command: click.Command | None) -> str:
-    """What a command does, in a sentence."""
-    return ((command and command.help) or "").partition("\n")[0]
 
 
 def rows_of(at: click.Context, params: Iterable[click.Parameter]) -> list[tuple[str, str]]:
@@ -133,19 +124,13 @@ class Command(_Helped):
         super().__init__(*names, **more)
         self._settings = settings
 
-    @property
-    def body(self) -> Callable[..., Any]:
-        """Its function."""
-        assert self.callback is not None
-        return self.callback
-
     def invoke(self, at: click.Context) -> Any:
-        """Run it, once everything on the command line was understood."""
+        assert self.callback is not None
         context = at.ensure_object(Context)
         context.begin()
         if self._settings:
             context.load()
-        return at.invoke(self.body, context, **at.params)
+        return at.invoke(self.callback, context, **at.params)
 
 
 class Group(_Helped, click.Group):
@@ -161,22 +146,13 @@ class Group(_Helped, click.Group):
                 self._near.setdefault(word, []).append(name)
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
-        """Add one; where to read on about it is that of the group, unless it names its own."""
         if isinstance(cmd, _Helped):
             cmd.read_on = cmd.read_on or self.read_on
         super().add_command(cmd, name)
 
-    def sections(self, at: click.Context) -> Mapping[str, Iterable[str]]:
-        """The titles of help, with the commands under each."""
-        return {"Commands": self.list_commands(at)}
-
     def format_options(self, at: click.Context, formatter: click.HelpFormatter) -> None:
-        """Options, then each command with its whole sentence."""
         _Helped.format_options(self, at, formatter)
-        for title, listed in self.sections(at).items():
-            found = {name: self.get_command(at, name) for name in listed}
-            with formatter.section(title):
-                formatter.write_dl([(name, first_line(each)) for name, each in found.items()])
+        self.format_commands(at, formatter)
 
     def resolve_command(
         self, at: click.Context, words: list[str]
@@ -202,7 +178,6 @@ class Group(_Helped, click.Group):
         return difflib.get_close_matches(word.lower(), alike, n=2, cutoff=_CLOSE)
 
     def _hint(self, at: click.Context, name: str, rest: Sequence[str]) -> str:
-        """A command that can be pasted: about the same models, on the same store."""
         from watcher.system import advice
 
         command = self.get_command(at, name)

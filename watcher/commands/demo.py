@@ -1,5 +1,6 @@
 """``demo``: the whole story on a store of its own."""
 
+import functools
 import os
 import sys
 from pathlib import Path
@@ -39,19 +40,14 @@ def demo(context: Context, keep: bool, pictures: Path | None) -> Exit:
         privileges.give_on(0)
     color = not context.no_color and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     try:
-        texts = scenes.play(_print, color=color, keep=keep)
+        texts = scenes.play(functools.partial(print, flush=True), color=color, keep=keep)
     except scenes.DemoError as error:
         complain(f"ollama-watch: the demo failed: {error}")
         return Exit.FAILED
     if pictures is not None:
-        from watcher.show import text as shown
+        from watcher.show import text
 
-        for name, text in texts.items():
-            svg = shown.picture(text, name)
+        for name, drawn in texts.items():
+            svg = text.picture(drawn, name)
             (pictures / f"{name}.svg").write_text(svg, encoding="utf-8")
     return Exit.HEALTHY
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

@@ -19,10 +19,8 @@ from watcher.system import advice
 
 _LONGEST_FILE = 1 << 16
 _CHANGING = (Kind.WRITE, Kind.REPLACE, Kind.REMOVE)
-#: What is started, in the order in which it is.
-_STARTED = (units.SERVICE, units.CLEAN_TIMER)
-#: The one command of systemctl that nothing depends on.
-_CLEAN = "clean"
+_STARTED = (units.SERVICE, units.CLEAN_TIMER)  #: what is started, in the order in which it is
+_CLEAN = "clean"  #: the one command of systemctl that nothing depends on
 
 
 class Step(NamedTuple):
@@ -49,8 +47,7 @@ class Target:
             raise click.UsageError("--root is for another system: leave it out for this one")
         self._context, self._cron = context, cron
         self.root, self.personal = root or "", user
-        #: Each name that may be ours, and its path.
-        self.paths: dict[str, str] = {}
+        self.paths: dict[str, str] = {}  #: each name that may be ours, and its path
         if user:
             configs = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
             self.paths |= {name: f"{configs}/systemd/user/{name}" for name in units.UNITS}

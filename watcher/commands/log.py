@@ -132,8 +132,7 @@ class _Events:
         self._models = None if target is None else target.models
         #: While a log is read, what belongs to a model is learned.
         self._digests = set() if target is None else set(target.digests)
-        #: Those that the log has at all.
-        self.types: set[str] = set()
+        self.types: set[str] = set()  #: those that the log has at all
 
     def wanted(self, *, to_the_end: bool = False) -> Iterator[Event]:
         """What has come since it was read last."""

@@ -13,8 +13,7 @@ from watcher.ollama.names import ModelName
 from watcher.pull import queue
 from watcher.state import folders, registry_cache
 
-#: What was heard within that time is not asked again.
-_FRESH_SECONDS = 3600.0
+_FRESH_SECONDS = 3600.0  #: what was heard within that time is not asked again
 
 
 def look_up(

@@ -10,9 +10,9 @@ from watcher.commands import declare
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, WatchError, named
 from watcher.ollama import names
+from watcher.system import stopping
 
-#: The server's start waits no longer than this.
-PREPARE_SECONDS = 20
+PREPARE_SECONDS = 20  #: the server's start waits no longer than this
 #: In the last of them nothing more is begun: they are for what was begun by then.
 _PREPARE_ENDS_SECONDS = 5.0
 #: So long data is read that an earlier start of the machine may not have brought to the disk.
@@ -93,10 +93,9 @@ def _limited(until: float) -> Iterator[None]:
     def stop(_: int, __: FrameType | None) -> None:
         raise _TimeIsUp(f"not done after {PREPARE_SECONDS} s; the rest waits for the next run")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, max(0.1, until - time.monotonic()))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    with stopping.handling({signal.SIGALRM: stop}):
+        signal.setitimer(signal.ITIMER_REAL, max(0.1, until - time.monotonic()))
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)

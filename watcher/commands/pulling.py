@@ -112,7 +112,6 @@ def site_of(context: Context, host: str | None) -> Target:
 def cancelled_by_signals() -> Iterator[Callable[[], bool]]:
     """Says whether SIGINT or SIGTERM has come; a second one ends the process at once."""
     asked = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def stop(_: int, __: FrameType | None) -> None:
         if asked.is_set():
@@ -123,11 +122,8 @@ def cancelled_by_signals() -> Iterator[Callable[[], bool]]:
         asked.set()
         stopping.ask()
 
-    for number in before:
-        signal.signal(number, stop)
     try:
-        yield asked.is_set
+        with stopping.handling({signal.SIGINT: stop, signal.SIGTERM: stop}):
+            yield asked.is_set
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         stopping.withdraw()

@@ -13,8 +13,7 @@ from watcher.ollama import names
 if TYPE_CHECKING:
     from watcher.model import Mode
 
-#: So many files are listed on a terminal.
-_SHOWN = 50
+_SHOWN = 50  #: so many files are listed on a terminal
 
 
 @declare.group(

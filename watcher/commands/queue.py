@@ -68,7 +68,7 @@ def queue() -> None:
     metavar="22:00",
     help="Not before this time of day.",
 )
-def add(context: Context, models: tuple[str, ...], priority: int, after: float | None) -> Exit:
+def add(context: Context, models: tuple[str, ...], priority: int, after: float | None) -> None:
     """Add models to the queue, or change their priority and time."""
     from watcher.commands.queueing import change, in_words
     from watcher.pull import queue as queues
@@ -84,11 +84,10 @@ def add(context: Context, models: tuple[str, ...], priority: int, after: float |
     for model in models:
         place = queues.position(kept, names.to_model(model).shown)
         context.note(f"{place + 1} of {len(kept.line)}: {in_words(kept.line[place])}")
-    return Exit.HEALTHY
 
 
 @queue.command(examples=["queue ls", "queue ls --json"])
-def ls(context: Context) -> Exit:
+def ls(context: Context) -> None:
     """List the queue."""
     from watcher.commands.queueing import show
     from watcher.pull import queue as queues
@@ -97,52 +96,47 @@ def ls(context: Context) -> Exit:
     for found in context.places():
         with folders.opened_store(found.path) as store:
             show(context, found, store, queues.FILE.read(store))
-    return Exit.HEALTHY
 
 
 @queue.command(examples=["queue rm llama3"])
 @_models
-def rm(context: Context, models: tuple[str, ...]) -> Exit:
+def rm(context: Context, models: tuple[str, ...]) -> None:
     """Remove models from the queue; their data stays."""
     from watcher.commands.queueing import change
     from watcher.pull import queue as queues
 
     change(context, lambda before: queues.remove(before, models))
-    return Exit.HEALTHY
 
 
 @queue.command(examples=["queue move llama3 1"])
 @click.argument("model", shell_complete=complete.queued)
 @click.argument("place", type=click.IntRange(min=1))
-def move(context: Context, model: str, place: int) -> Exit:
+def move(context: Context, model: str, place: int) -> None:
     """Move a model to a place in the queue (1 is first)."""
     from watcher.commands.queueing import change
     from watcher.pull import queue as queues
 
     change(context, lambda before: queues.move(before, model, place))
-    return Exit.HEALTHY
 
 
 @queue.command(examples=["queue pause", "queue pause llama3"])
 @_any_models
-def pause(context: Context, models: tuple[str, ...]) -> Exit:
+def pause(context: Context, models: tuple[str, ...]) -> None:
     """Pause models, or the whole queue."""
     from watcher.commands.queueing import change
     from watcher.pull import queue as queues
 
     change(context, lambda before: queues.pause(before, models, time.time()))
-    return Exit.HEALTHY
 
 
 @queue.command(examples=["queue resume", "queue resume llama3"])
 @_any_models
-def resume(context: Context, models: tuple[str, ...]) -> Exit:
+def resume(context: Context, models: tuple[str, ...]) -> None:
     """Resume paused or failed models, or the whole queue."""
     from watcher.commands.queueing import change
     from watcher.pull import queue as queues
 
     change(context, lambda before: queues.resume(before, models, time.time()))
-    return Exit.HEALTHY
 
 
 @queue.command(examples=["queue run", "queue run --host http://127.0.0.1:11434"])

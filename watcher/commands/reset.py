@@ -46,26 +46,22 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
             if not found and before in _NOTHING_TO_RESET:
                 with lookup.blamed(problems):
                     _check_known(store, model, before)
-                done.append(_forgotten(model, before, [], 0))
-                context.note(f"{shown}: there is no download to forget")
-                continue
-            what = f"{text.size(size)} of {text.count(len(layers), 'unfinished layer')}"
-            answer = Exit.HEALTHY if yes else context.ask(f"Remove {what} of {shown}?")
-            if answer:
-                return answer
-            after = manager.reset_download(model)["status"]
-            done.append(_forgotten(model, after, layers, size))
-            context.note(f"{shown}: download forgotten; removed {what}")
+                after, result = before, "there is no download to forget"
+            else:
+                what = f"{text.size(size)} of {text.count(len(layers), 'unfinished layer')}"
+                answer = Exit.HEALTHY if yes else context.ask(f"Remove {what} of {shown}?")
+                if answer:
+                    return answer
+                after = manager.reset_download(model)["status"]
+                result = f"download forgotten; removed {what}"
+            row = {"model": names.exact(model), "status": after}
+            done.append({**row, "removed": layers, "removed_bytes": size})
+            context.note(f"{shown}: {result}")
     finally:
         if context.json:
             schema = "ollama-watch/reset/1"
             context.document({"schema": schema, "store": names.exact(store), "models": done})
     return Exit.HEALTHY
-
-
-def _forgotten(model: str, status: str, layers: list[str], size: int) -> dict[str, object]:
-    name = names.exact(model)
-    return {"model": name, "status": status, "removed": layers, "removed_bytes": size}
 
 
 def _check_known(store: str, model: str, state: str) -> None:

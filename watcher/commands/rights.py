@@ -16,6 +16,7 @@ import click
 
 from watcher.errors import Exit, WatchError
 from watcher.ollama import names
+from watcher.system import stopping
 
 if TYPE_CHECKING:
     from watcher.model import Known
@@ -120,8 +121,7 @@ def _code_of(child: int) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, number)
 
-    before = {each: signal.signal(each, end) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stopping.handling({signal.SIGINT: end, signal.SIGTERM: end}):
         for _ in range(_MOST_STOPS):
             _, status = os.waitpid(child, os.WUNTRACED)
             if not os.WIFSTOPPED(status):
@@ -131,9 +131,6 @@ def _code_of(child: int) -> int:
         else:
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     code = os.waitstatus_to_exitcode(status)
     if asked:
         return Exit.INTERRUPTED

@@ -15,8 +15,7 @@ from watcher.errors import Exit
 if TYPE_CHECKING:
     from watcher.reconcile import Report
 
-#: How often `--watch` looks.
-_WATCH_SECONDS = 2.0
+_WATCH_SECONDS = 2.0  #: how often `--watch` looks
 _CLEAR = "\033[H\033[2J"
 
 

@@ -114,11 +114,9 @@ class _Service:
         self._behind: Behind | None = None
         self._lock = state_folder.LongLock(DAEMON_LOCK)
         self._started = self._ready = False
-        #: Whether to reread the settings.
-        self.rereads = False
+        self.rereads = False  #: whether to reread the settings
         self._ended_by = "its end"
-        #: Device and inode of the store that is ours.
-        self._store: tuple[int, int] | None = None
+        self._store: tuple[int, int] | None = None  #: device and inode of the store that is ours
         #: What was reported already and still holds: reported once, not after each scan.
         self._refused: set[tuple[str, str]] = set()
         self._warnings: set[str] = set()
@@ -352,10 +350,8 @@ def _signals(triggers: Triggers, service: _Service) -> Iterator[None]:
         triggers.wake(None)
 
     handlers = {signal.SIGTERM: stop, signal.SIGINT: stop, signal.SIGHUP: reload}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        with stopping.handling(handlers):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         stopping.withdraw()

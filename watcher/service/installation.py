@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 from watcher.errors import NoPermissionError, RefusedError
+from watcher.model import ServerUser
 from watcher.observe import place, unit
 from watcher.ollama import names
 from watcher.service import units
@@ -120,7 +121,11 @@ def unreachable(where: Installation, *, cron: bool) -> str:
 
     The program's Python, its libraries and the package may be in other places than the program.
     """
-    uid, groups = _account(where)
+    named = unit.Unit(user=where.user, group=where.group)
+    # An owner without a name is a number.
+    numbers = [int(each) if each.isdecimal() else -1 for each in (where.user, where.group)]
+    uid, groups = named.ids() or (numbers[0], frozenset(numbers[1:]))
+    user = ServerUser(uid, groups, unbarred=uid == 0)
     python = _interpreter(where.program, "")
     needed = [where.program, python]
     if os.path.realpath(python) == os.path.realpath(sys.executable):
@@ -134,7 +139,8 @@ def unreachable(where: Installation, *, cron: bool) -> str:
                 found = os.stat(step)
             except OSError as error:
                 return f"{shown} can't be reached: {at}: {error.strerror}"
-            if uid and not _may(uid, groups, found):
+            runs = stat.S_ISDIR(found.st_mode) or found.st_mode & 0o111
+            if not user.may(0o1 if runs else 0o4, found.st_mode, found.st_uid, found.st_gid):
                 mode = f"{stat.S_IMODE(found.st_mode):04o}"
                 return f"the service's user {where.user} can't reach {shown}: {at} is {mode}"
     return ""
@@ -150,32 +156,6 @@ def _way(path: str) -> Iterator[str]:
             yield from _way(os.path.normpath(os.path.join(os.path.dirname(at), os.readlink(at))))
             at = os.path.realpath(at)
     yield at
-
-
-def _account(where: Installation) -> tuple[int, set[int]]:
-    import grp
-    import pwd
-
-    try:
-        known = pwd.getpwnam(where.user)
-    except KeyError:
-        uid = int(where.user) if where.user.isdecimal() else -1
-        return uid, {int(where.group)} if where.group.isdecimal() else set()
-    groups = {known.pw_gid, *os.getgrouplist(where.user, known.pw_gid)}
-    with contextlib.suppress(KeyError):
-        groups.add(grp.getgrnam(where.group).gr_gid)
-    return known.pw_uid, groups
-
-
-def _may(uid: int, groups: set[int], found: os.stat_result) -> bool:
-    """Whether a folder can be entered, and a file run, or read if it is no program."""
-    runs = stat.S_ISDIR(found.st_mode) or found.st_mode & 0o111
-    wanted = 0o1 if runs else 0o4
-    if uid == found.st_uid:
-        wanted <<= 6
-    elif found.st_gid in groups:
-        wanted <<= 3
-    return bool(found.st_mode & wanted)
 
 
 def _inside(path: str, root: str) -> str:

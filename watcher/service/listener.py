@@ -23,14 +23,11 @@ from watcher.system import advice
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-#: For a whole request and its answer.
-_REQUEST_SECONDS = 10.0
+_REQUEST_SECONDS = 10.0  #: for a whole request and its answer
 _MOST_CONNECTIONS = 32
-#: Clients that the kernel lets wait to be accepted: they take no descriptor.
-_MOST_WAITING = 512
+_MOST_WAITING = 512  #: clients that the kernel lets wait to be accepted: they take no descriptor
 _LONGEST_REQUEST = 16 * 1024
-#: Where no descriptor is left, new clients wait for so long.
-_PAUSE_SECONDS = 1.0
+_PAUSE_SECONDS = 1.0  #: where no descriptor is left, new clients wait for so long
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _REQUEST_LINE = re.compile(r"([A-Z]+) (\S+) HTTP/(1\.[01])")
 _STATUS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed"}
@@ -85,8 +82,7 @@ async def _serve(
 
 
 async def _accept(listener: socket.socket, registry: CollectorRegistry) -> None:
-    #: In the order in which the clients connected.
-    answering: dict[asyncio.Task[None], None] = {}
+    answering: dict[asyncio.Task[None], None] = {}  #: in the order in which the clients connected
     while True:
         try:
             client, _ = await asyncio.get_running_loop().sock_accept(listener)

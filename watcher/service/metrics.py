@@ -105,8 +105,7 @@ class Metrics:
         }
         #: By digest, of the last scan that had it in its scope.
         self._downloads: dict[str, tuple[_Unfinished, ...]] = {}
-        #: Whether all scans since the last full one could list the blobs.
-        self._lists_blobs = True
+        self._lists_blobs = True  #: whether all scans since the last full one could list the blobs
         # All kinds, and errors, from the start: a counter that begins at 1 has no rate.
         self._counts: dict[str, Counter[tuple[str, ...]]] = {
             "repairs_total": Counter({(): 0}),
@@ -115,13 +114,10 @@ class Metrics:
             "refusals_total": Counter({(kind.value,): 0 for kind in RefusalKind}),
             "events_total": Counter({(EventType.ERROR.value,): 0}),
         }
-        #: Events come from more than one thread.
-        self._count_lock = threading.Lock()
+        self._count_lock = threading.Lock()  #: events come from more than one thread
         self._registry: CollectorRegistry | None = None
-        #: Writing the file failed: reported once, until it succeeds.
-        self._failing = False
-        #: The port of the listener.
-        self.port: int | None = None
+        self._failing = False  #: writing the file failed: reported once, until it succeeds
+        self.port: int | None = None  #: the port of the listener
 
     def __enter__(self) -> Self:
         if self._file or self._address is not None:

@@ -27,8 +27,7 @@ from watcher.ollama import names
 from watcher.reconcile import Reconciler
 from watcher.system.worker import Worker
 
-#: What is done about a blob in doubt.
-_KINDS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
+_KINDS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}  #: what is done about a blob in doubt
 _LOWEST = 19
 _AGAIN_SECONDS = HOUR
 
@@ -43,8 +42,7 @@ class Scrub:
         self._settings = Settings()
         self._lock = threading.Lock()
         self._waiting: frozenset[str] = frozenset()
-        #: What was tried, and when; on the monotonic clock.
-        self._tried: dict[str, float] = {}
+        self._tried: dict[str, float] = {}  #: what was tried, and when; on the monotonic clock
 
     def want(self, digests: frozenset[str], settings: Settings) -> None:
         """Verify the blobs `digests`; those that fail are tried again in an hour."""

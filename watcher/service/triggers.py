@@ -48,18 +48,14 @@ from watcher.state import folders, fs
 from watcher.state.state_folder import FOLDER
 from watcher.system import advice
 
-#: A full scan, whatever the events.
-FULL_SECONDS = 600.0
-#: The same where there are no events, or not all.
-BLIND_SECONDS = 30.0
+FULL_SECONDS = 600.0  #: a full scan, whatever the events
+BLIND_SECONDS = 30.0  #: the same where there are no events, or not all
 #: Events are gathered until none has come for the pause, and no longer than the maximum.
 PAUSE_SECONDS = 0.02
 MOST_SECONDS = 0.25
 SIDECAR_SECONDS = 5.0
-#: A scan that failed is repeated after this, and one looks for what was missed.
-AGAIN_SECONDS = 1.0
-#: So many digests at once are worth a full scan, and no more are remembered.
-MOST_DIGESTS = 1000
+AGAIN_SECONDS = 1.0  #: a scan that failed is repeated after this, and one looks for what was missed
+MOST_DIGESTS = 1000  #: so many digests at once are worth a full scan, and no more are remembered
 
 #: What comes, goes or is replaced: a symlink to a folder is a file here.
 _NAMES = [
@@ -67,8 +63,7 @@ _NAMES = [
     *(FileCreatedEvent, FileDeletedEvent, FileMovedEvent),
 ]
 _NAMES_AND_CLOSES = [FileClosedEvent, *_NAMES]
-#: How often it is tried again to watch folders that go meanwhile.
-_TURNS = 5
+_TURNS = 5  #: how often it is tried again to watch folders that go meanwhile
 _CLOSE_SECONDS = 5.0
 #: The limits that inotify meets, by error number; how they are named, and what to set them to.
 _LIMITS = {
@@ -76,8 +71,7 @@ _LIMITS = {
     errno.EMFILE: ("max_user_instances", 1024),
 }
 
-#: What to scan: some digests, or None for the whole store.
-Digests = frozenset[str] | None
+Digests = frozenset[str] | None  #: what to scan: some digests, or None for the whole store
 
 
 class Triggers:
@@ -290,8 +284,7 @@ class FileEvents:
         self._places: tuple[object, ...] = ()
         #: Folders that are watched besides.
         self._others: dict[str, Callable[[FileSystemEvent], None]] = {}
-        #: Why some events are missing; "" where none are.
-        self.blind = ""
+        self.blind = ""  #: why some events are missing; "" where none are
 
     def watch(self) -> None:
         """Watch what is there now of the store, and above it whatever may bring it back."""

@@ -25,8 +25,7 @@ CRON = ("ollama-watch",)  # cron passes over names with a dot
 #: How often a clean-up may run, in systemd's words, to the fields of a crontab.
 RHYTHMS = {"daily": "17 4 * * *", "weekly": "17 4 * * 0", "monthly": "17 4 1 * *"}
 
-#: What ``ProtectHome=`` is about.
-_HOMES = ("/home", "/root", "/run/user")
+_HOMES = ("/home", "/root", "/run/user")  #: what ``ProtectHome=`` is about
 #: What a restart, or someone's tidying, clears; a unit has ``/tmp`` for itself, too.
 _PASSING = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # noqa: S108
 
@@ -41,14 +40,12 @@ class Installation(NamedTuple):
     group: str = "ollama"
     #: What the service has to be able to write.
     writable: tuple[str, ...] = ("/usr/share/ollama/.ollama",)
-    #: The settings file, where it is not the system's.
-    config: str | None = None
+    config: str | None = None  #: the settings file, where it is not the system's
     #: The folder of the textfile of metrics, where the settings name one.
     metrics: str | None = None
     #: For one user's own systemd, which can neither give capabilities nor hide anything.
     personal: bool = False
-    #: The interpreter that the program names.
-    python: str = "/usr/bin/python3"
+    python: str = "/usr/bin/python3"  #: the interpreter that the program names
 
     def paths(self) -> list[str]:
         return [self.store, *self.writable, *filter(None, (self.config, self.metrics))]

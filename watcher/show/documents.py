@@ -283,15 +283,8 @@ def _download(diagnosed: model.Diagnosed, seen: model.Evidence) -> dict[str, Any
 
 def _finding(finding: model.Finding) -> dict[str, Any]:
     return {
-        "severity": finding.severity.value,
-        "kind": finding.kind,
+        **finding._asdict(),
         "path": names.exact(finding.path),
-        "message": finding.message,
-        "evidence": finding.evidence,
-        "alone": finding.alone,
-        "remedy": finding.remedy,
-        "command": finding.command,
-        "models": list(finding.models),
         "sizes": _sizes(finding.sizes),
     }
 

@@ -9,8 +9,7 @@ from watcher.ollama import names
 from watcher.reconcile import Report
 from watcher.show.text import Line, command, count, name, size
 
-#: Of what is alike so many are shown one by one.
-_SHOWN_ALIKE = 10
+_SHOWN_ALIKE = 10  #: of what is alike so many are shown one by one
 
 
 def plan(planned: Plan) -> Iterator[Line]:

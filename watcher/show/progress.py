@@ -16,8 +16,7 @@ from watcher.system import advice
 
 _STYLE = {State.COMPLETED: "green", State.ERROR: "bold red", State.RESET: "yellow"}
 _CELLS = 30
-#: In a pipe a line is written when this much more is here.
-_STEP_PERCENT = 10.0
+_STEP_PERCENT = 10.0  #: in a pipe a line is written when this much more is here
 
 
 class Display:

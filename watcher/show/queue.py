@@ -12,8 +12,7 @@ from watcher.state import event_log
 from watcher.state.event_log import clock
 from watcher.system import advice
 
-#: So many of the line are shown, and so many of what is done.
-_SHOWN, _SHOWN_DONE = 30, 5
+_SHOWN, _SHOWN_DONE = 30, 5  #: so many of the line are shown, and so many of what is done
 _STYLE = {
     ItemState.RUNNING: "green",
     ItemState.FAILED: "bold red",

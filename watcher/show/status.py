@@ -27,10 +27,8 @@ from watcher.state.memory import Memory, Sample
 from watcher.state.records import Record, Records, State
 from watcher.system import advice
 
-#: A record of a download that goes on is changed each second, but for waits.
-_SILENT_SECONDS = 60.0
-#: A rate takes two looks.
-_APART_SECONDS = 1.0
+_SILENT_SECONDS = 60.0  #: a record of a download that goes on is changed each second, but for waits
+_APART_SECONDS = 1.0  #: a rate takes two looks
 
 
 class Pace(NamedTuple):
@@ -38,8 +36,7 @@ class Pace(NamedTuple):
 
     per_second: float | None = None
     left: float | None = None
-    #: The rates of the last minutes, where a daemon runs.
-    lately: Spread | None = None
+    lately: Spread | None = None  #: the rates of the last minutes, where a daemon runs
 
 
 class Status:
@@ -55,8 +52,7 @@ class Status:
         memory = remembered(host)
         #: When the whole store was last scanned with a memory; 0 for never.
         self.looked_at = memory.looked_at
-        #: Of each live download, by its key.
-        self.paces = _paces(past, self.report, memory)
+        self.paces = _paces(past, self.report, memory)  #: of each live download, by its key
         self.daemon = serving.daemon(host.store)
         self.runner = serving.queue_runner(host.store)
         kept, self.queue, unread = _kept(host.store)

@@ -14,12 +14,9 @@ from watcher.show.text import Line, Part, Span, command, count, more, name, part
 from watcher.state.event_log import clock
 from watcher.system import advice, terminal
 
-#: Of findings alike, so many are shown one by one.
-_SHOWN_ALIKE = 10
-#: So many downloads are drawn.
-_SHOWN_DRAWN = 20
-#: What stands beside a word in the narrow column.
-_INDENT = 11
+_SHOWN_ALIKE = 10  #: of findings alike, so many are shown one by one
+_SHOWN_DRAWN = 20  #: so many downloads are drawn
+_INDENT = 11  #: what stands beside a word in the narrow column
 _STYLE = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.INFO: "cyan"}
 _NOTICES = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "notice"}
 _VISIBILITY = {Visibility.NAMED: "names only", Visibility.PARTIAL: "limited"}

@@ -17,8 +17,7 @@ from rich.filesize import decimal, pick_unit_and_suffix
 from watcher.ollama import names
 from watcher.system import terminal
 
-#: A last column that would be narrower than this stands below its row.
-_LEAST_ROOM = 24
+_LEAST_ROOM = 24  #: a last column that would be narrower than this stands below its row
 _BELOW = 4
 _UNITS = ["bytes", "kB", "MB", "GB", "TB", "PB"]
 #: Stands for a space within a name. No name has it: `names.printable` escapes it.
@@ -40,12 +39,9 @@ class Line(NamedTuple):
     text: str | tuple[Span, ...] = ""
     indent: int = 0
     style: str = ""
-    #: Stands before the text, within its indent where it fits.
-    label: tuple[Span, ...] = ()
-    #: It is never broken and never shortened, so that it can be pasted.
-    whole: bool = False
-    #: A command to run, which ends the paragraph in one piece.
-    run: str = ""
+    label: tuple[Span, ...] = ()  #: stands before the text, within its indent where it fits
+    whole: bool = False  #: it is never broken and never shortened, so that it can be pasted
+    run: str = ""  #: a command to run, which ends the paragraph in one piece
 
 
 class Table(NamedTuple):
@@ -53,8 +49,7 @@ class Table(NamedTuple):
 
     rows: Sequence[Sequence[str | Span]]
     heads: tuple[str, ...] = ()
-    #: The columns whose text stands on the right.
-    right: frozenset[int] = frozenset()
+    right: frozenset[int] = frozenset()  #: the columns whose text stands on the right
 
 
 Part = str | Line | Table

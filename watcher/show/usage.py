@@ -8,8 +8,7 @@ from watcher.model import Condition, Evidence, Sizes, Space, Use, UseKind
 from watcher.show.text import Line, Part, Span, Table, count, name, size
 from watcher.system import advice
 
-#: So many models are shown one by one, the largest ones.
-_SHOWN_MODELS = 20
+_SHOWN_MODELS = 20  #: so many models are shown one by one, the largest ones
 _WORDS = {
     UseKind.SHARED: "layers of several models",
     UseKind.OTHER_STORE: "blobs of another store in the same folder",

@@ -29,8 +29,7 @@ FOUND_AGAIN = frozenset(
 )
 _SERVER_URL = "http://127.0.0.1:11434"
 
-#: Who was introduced last.
-_introduced: list[Caller] = []
+_introduced: list[Caller] = []  #: who was introduced last
 
 
 def introduce(config_file: str | os.PathLike[str] | None = None) -> None:

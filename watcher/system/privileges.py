@@ -27,13 +27,11 @@ from watcher.system import advice
 #: What lets a process see the descriptors of other users' processes, as bits: the numbers 2
 #: (CAP_DAC_READ_SEARCH) and 19 (CAP_SYS_PTRACE) of linux/capability.h.
 VISIBILITY = 1 << 2 | 1 << 19
-#: The layout of capget(2) and capset(2) for 64 capabilities.
-_VERSION_3, _WORDS = 0x20080522, 2
+_VERSION_3, _WORDS = 0x20080522, 2  #: the layout of capget(2) and capset(2) for 64 capabilities
 #: Numbers of linux/prctl.h.
 _KEEPCAPS, _BOUNDING_READ, _BOUNDING_DROP, _NO_NEW_PRIVS = 8, 23, 24, 38
 _AMBIENT, _AMBIENT_CLEAR_ALL = 47, 4
-#: A group without rights.
-_NO_GROUP = 65534
+_NO_GROUP = 65534  #: a group without rights
 #: What the standard library and ours load only where it is needed.
 _LOADED_LATE = (
     "_strptime",
@@ -61,10 +59,8 @@ _NEEDED = re.compile(
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)
-#: The user whose rights root's process has taken.
-_taken: list[Owner] = []
-#: For whom everything was loaded, who could not load it again.
-_loaded: list[Owner] = []
+_taken: list[Owner] = []  #: the user whose rights root's process has taken
+_loaded: list[Owner] = []  #: for whom everything was loaded, who could not load it again
 
 
 class Owner(NamedTuple):

@@ -5,7 +5,11 @@ A signal is for the whole process, and so is this.
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
 
 #: What is written down at the end may still wait this long for another process of ours.
 GRACE_SECONDS = 2.0
@@ -26,6 +30,19 @@ def asked() -> bool:
 def withdraw() -> None:
     """Nobody asks any more: whoever handled the signal has ended what it was for."""
     _asked_at.clear()
+
+
+@contextlib.contextmanager
+def handling(
+    handlers: Mapping[signal.Signals, Callable[[int, FrameType | None], object]],
+) -> Iterator[None]:
+    """Handle signals so in the block, and as before after it."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def no_later(until: float) -> float:

@@ -12,8 +12,7 @@ class Worker:
     def __init__(self, name: str, work: Callable[[], None]) -> None:
         self._name, self._work = name, work
         self._stopped = threading.Event()
-        #: Whether what is under way is to end.
-        self.is_stopped = self._stopped.is_set
+        self.is_stopped = self._stopped.is_set  #: whether what is under way is to end
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_wanted = False
