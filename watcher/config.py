@@ -144,7 +144,6 @@ KEYS = {
 
 
 def stores(value: object) -> tuple[str, ...]:
-    """One folder, or a list of them."""
     found = (value,) if isinstance(value, str) else value
     if isinstance(found, list | tuple) and all(isinstance(each, str) and each for each in found):
         return tuple(found)

@@ -140,7 +140,6 @@ class _Looks:
         self.last: Look | None = None  #: what a plan for the next batch may still rest on
 
     def first(self, unsaved: Memory | None) -> Look:
-        """Scan, with what is remembered."""
         return self.look(remembered(self._host, unsaved))
 
     def look(self, known: Memory) -> Look:

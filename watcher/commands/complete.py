@@ -83,7 +83,6 @@ def targets(at: click.Context, parameter: click.Parameter, start: str) -> list[s
 
 
 def event_types(_: click.Context, __: click.Parameter, start: str) -> list[str]:
-    """Types of events."""
     from watcher.state.event_log import EventType
 
     return _matching(start, map(str, EventType))

@@ -68,7 +68,6 @@ class Context:
             privileges.lower()
 
     def load(self) -> None:
-        """Read the settings. Raises SettingsError."""
         from watcher.system import advice
 
         advice.introduce(self.config_file)
@@ -135,11 +134,9 @@ class Context:
             rights.settle(store)
 
     def hosts(self, **how: Any) -> list[Host]:
-        """A host for each store; `how` is what `places` takes."""
         return [self.host(each) for each in self.places(**how)]
 
     def host(self, found: place.Found) -> Host:
-        """A store and the machine around it."""
         from watcher.observe.host import Host
 
         parent = os.getppid() if self.staged else None
@@ -178,14 +175,12 @@ class Context:
             sys.stdout.flush()
 
     def show(self, parts: Iterable[Part]) -> None:
-        """Print text to stdout."""
         from watcher.show import text
 
         sys.stdout.write(text.render(parts, color=self.colored()))
         sys.stdout.flush()
 
     def document(self, document: dict[str, Any]) -> None:
-        """Print a JSON document as one line."""
         from watcher.show import documents
 
         sys.stdout.buffer.write(documents.line(document))

@@ -112,7 +112,6 @@ class _Helped(click.Command):
 
 
 def rows_of(at: click.Context, params: Iterable[click.Parameter]) -> list[tuple[str, str]]:
-    """The options among some parameters, as help lists them."""
     options = (each for each in params if isinstance(each, click.Option))
     return [row for each in options if (row := each.get_help_record(at)) is not None]
 

@@ -56,7 +56,6 @@ class Target:
             self.paths |= {name: f"{self.root}/etc/cron.d/{name}" for name in units.CRON}
 
     def show(self, clean: str | None) -> Exit:
-        """Print the files that `install` writes, as they would be."""
         wanted = self._wanted(self._described(), clean)
         files = {self.paths[name]: units.stamped(text) for name, text in wanted.items()}
         if self._context.json:
@@ -81,7 +80,6 @@ class Target:
         return self._bring(self._wanted(where, clean), yes=yes)
 
     def uninstall(self, *, yes: bool) -> Exit:
-        """Stop it, and remove what `install` has written."""
         return self._bring({}, yes=yes)
 
     def _described(self) -> Installation:
@@ -92,7 +90,6 @@ class Target:
         return installation.describe(store, config, metrics, self.root, personal=self.personal)
 
     def _wanted(self, where: Installation, clean: str | None) -> dict[str, str]:
-        """The name of each file that is wanted to its text, without stamp."""
         return units.cron(where, clean) if self._cron else units.units(where, clean)
 
     def _bring(self, wanted: Mapping[str, str], *, yes: bool) -> Exit:
@@ -264,7 +261,6 @@ class _Systemd:
         )
 
     def run(self, commands: Iterable[list[str]]) -> None:
-        """Run them. Raises WatchError."""
         for words in commands:
             done = self._call(*words)
             if done.returncode and words[0] != _CLEAN:
@@ -275,12 +271,10 @@ class _Systemd:
                 )
 
     def shown(self) -> str:
-        """The commands, for who is asked."""
         every = (*self.before, *self.after)
         return "".join(f"run      {self._line(*words)}\n" for words in every)
 
     def advice(self) -> str:
-        """What is left to do by hand."""
         if not self._start:
             return ""
         if self._runs:

@@ -135,7 +135,6 @@ class _Events:
         self.types: set[str] = set()  #: those that the log has at all
 
     def wanted(self, *, to_the_end: bool = False) -> Iterator[Event]:
-        """What has come since it was read last."""
         for line in self._log.read(to_the_end=to_the_end):
             self.types.add(line.event_type)
             if (
@@ -155,7 +154,6 @@ class _Events:
         return not self._digests.isdisjoint(digests)
 
     def show(self, lines: Iterable[Event]) -> None:
-        """Print lines, and how many more could not be read."""
         for line in lines:
             if self._json:
                 sys.stdout.buffer.write(line.line)
@@ -164,7 +162,6 @@ class _Events:
         self._end()
 
     def sum_up(self, lines: Iterable[Event], of: str) -> None:
-        """Print how many lines there are and from when, then the lines."""
         from watcher.show import log as shown
 
         first = last = None

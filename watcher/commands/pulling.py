@@ -73,7 +73,6 @@ def drive(one: Pull, shown: progress.Display) -> None:
 
 
 def _report(context: Context, one: Pull) -> Exit:
-    """Say how a pull has ended, where it has not arrived."""
     cause = one.end.cause
     if cause is None:
         return Exit.HEALTHY

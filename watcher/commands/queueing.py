@@ -69,7 +69,6 @@ def show(context: Context, found: place.Found, store: int, kept: Queue) -> None:
 
 
 def in_words(item: Item) -> str:
-    """An item and its state."""
     return f"{names.printable(item.model)}: {drawn.state_of(item, time.time())}"
 
 

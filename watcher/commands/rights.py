@@ -77,7 +77,6 @@ def _forked() -> int:
 
 
 def known_to(stores: Sequence[str], knows: Knows) -> list[Known]:
-    """What each store can be asked for, each looked at by a child with its owner's rights."""
     return [_known_to(store, knows) for store in stores]
 
 

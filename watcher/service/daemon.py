@@ -287,7 +287,6 @@ class _Service:
         return True
 
     def ready(self) -> None:
-        """Notify systemd, once, that the service is up, whatever the result of its first scan."""
         if not self._ready:
             _notify("READY=1")
             self._ready = True

@@ -118,7 +118,6 @@ async def _converse(client: socket.socket, registry: CollectorRegistry) -> None:
 
 
 def _answer(head: str, registry: CollectorRegistry) -> bytes:
-    """The answer to a request, by its first line and its headers."""
     first, *lines = head.split("\r\n")
     request = _REQUEST_LINE.fullmatch(first)
     headers: dict[str, list[str]] = {}

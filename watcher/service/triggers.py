@@ -328,7 +328,6 @@ class FileEvents:
     # ------------------------------------------------------------ what to watch
 
     def _look(self) -> tuple[object, ...]:
-        """What stands for each folder, and for those above it."""
         paths = self._paths()
         watched = sorted({*paths, *_above(paths), *self._others})
         return tuple((path, _identity(path)) for path in watched)

@@ -17,7 +17,6 @@ _NOTHING_LEFT = Remaining()
 
 
 def line(document: dict[str, Any]) -> bytes:
-    """A document as one line."""
     try:
         return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:
@@ -27,7 +26,6 @@ def line(document: dict[str, Any]) -> bytes:
 
 
 def _begun(command: str, seen: model.Evidence) -> dict[str, Any]:
-    """What the documents of scans begin with."""
     return {
         "schema": f"ollama-watch/{command}/1",
         "time": event_log.rfc3339(seen.now),
@@ -36,7 +34,6 @@ def _begun(command: str, seen: model.Evidence) -> dict[str, Any]:
 
 
 def audit(report: Report) -> dict[str, Any]:
-    """What ``audit --json`` prints."""
     seen = report.evidence
     view = {"unseen": [names.exact(each) for each in seen.view.unseen], "why": seen.view.why}
     return {
@@ -86,7 +83,6 @@ def acting(command: str, report: Report, left: Remaining = _NOTHING_LEFT) -> dic
 
 
 def verified(report: Report, done: Verified) -> dict[str, Any]:
-    """What ``verify --json`` prints."""
     return {
         **acting("verify", report),
         "checked": done.checked,
@@ -99,12 +95,10 @@ def verified(report: Report, done: Verified) -> dict[str, Any]:
 
 
 def unseen(found: Iterable[model.Unseen]) -> list[dict[str, str]]:
-    """What could not be inspected, and why."""
     return [{"path": names.exact(each.path), "why": each.why} for each in found]
 
 
 def quarantine(report: Report) -> dict[str, Any]:
-    """What ``quarantine ls --json`` prints."""
     return {
         **_begun("quarantine", report.evidence),
         "kept": [
@@ -139,7 +133,6 @@ def record(name: str, known: Record) -> dict[str, Any]:
 def df(
     report: Report, space: model.Space, uses: Iterable[model.Use], total: model.Sizes
 ) -> dict[str, Any]:
-    """What ``df --json`` prints."""
     return {
         **_begun("df", report.evidence),
         "uses": [
@@ -158,7 +151,6 @@ def df(
 
 
 def plan(planned: model.Plan) -> dict[str, Any]:
-    """A plan: what would be done, what is refused, when to scan again."""
     return {
         "actions": [
             {
@@ -191,7 +183,6 @@ def plan(planned: model.Plan) -> dict[str, Any]:
 
 
 def due(planned: model.Plan) -> list[dict[str, str]]:
-    """What is worth another scan, and when."""
     return [
         {"at": event_log.rfc3339(each.at), "digest": f"sha256:{each.digest}"}
         for each in planned.due

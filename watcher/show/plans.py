@@ -13,7 +13,6 @@ _SHOWN_ALIKE = 10  #: of what is alike so many are shown one by one
 
 
 def plan(planned: Plan) -> Iterator[Line]:
-    """What would be done, and what is refused."""
     if planned.actions:
         number = count(len(planned.actions), "action")
         yield Line(f"To do: {number}{_gains(planned)}", style="bold")
@@ -42,7 +41,6 @@ def shortage(planned: Plan, left: int) -> Iterator[Line]:
 
 
 def outcomes(report: Report) -> Iterator[Line]:
-    """What was done, and what was not; what it gained comes first."""
     done = [outcome for outcome in report.outcomes if outcome.result is Result.DONE]
     freed = sum(outcome.freed for outcome in done)
     saved = sum(outcome.action.saves for outcome in done)
@@ -65,7 +63,6 @@ def outcomes(report: Report) -> Iterator[Line]:
 
 
 def remaining(left: Remaining) -> Iterator[Line]:
-    """What was not repaired."""
     for finding in left.findings[:_SHOWN_ALIKE]:
         evidence = f" ({finding.evidence})" if finding.evidence else ""
         yield Line(f"Not repaired: {finding.message}{evidence}", style="yellow")

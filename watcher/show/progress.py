@@ -41,7 +41,6 @@ class Lines(Display):
     """A line for each stage, each ten percent and each note; for pipes and logs."""
 
     def show(self, pull: Pull, update: Update) -> None:
-        """Write what is new."""
         record, who = update.record, names.printable(pull.name.shown)
         with self._lock:
             if update.note:
@@ -59,7 +58,6 @@ class JsonLines(Display):
     """One JSON object a line: with each state, each percent and each note."""
 
     def show(self, pull: Pull, update: Update) -> None:
-        """Write what is new."""
         record, who = update.record, pull.name.shown
         now = record.state, int(record.progress_percent)
         with self._lock:
@@ -91,7 +89,6 @@ class Blocks(Display):
         self._live.stop()
 
     def show(self, pull: Pull, update: Update) -> None:
-        """Take up how a pull is now; it is drawn a little later."""
         who = names.printable(pull.name.shown)
         with self._lock:
             self._pulls[who] = update

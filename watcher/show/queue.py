@@ -75,7 +75,6 @@ def run_by(by: Running | None) -> dict[str, Any] | None:
 
 
 def state_of(item: Item, now: float) -> str:
-    """The state of an item in words."""
     so_far = item.so_far
     if item.state is ItemState.RUNNING:
         assert so_far.runner is not None
@@ -94,7 +93,6 @@ def state_of(item: Item, now: float) -> str:
 
 
 def document(shown: Shown, store: str) -> dict[str, Any]:
-    """What ``queue ls --json`` prints."""
     kept = shown.kept
     return {
         "schema": "ollama-watch/queue/1",

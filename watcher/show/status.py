@@ -163,7 +163,6 @@ def _paces(past: Report | None, now: Report, memory: Memory) -> dict[str, Pace]:
 
 
 def document(status: Status) -> dict[str, Any]:
-    """What ``status --json`` prints."""
     seen = status.report.evidence
     running = status.daemon
     return {
@@ -338,7 +337,6 @@ def table(status: Status, *, verbose: bool) -> Iterator[Part]:
 
 
 def _verdict(status: Status, found: list[Diagnosed]) -> Line:
-    """What is downloaded just now and how fast; else the verdict of an audit."""
     for key, record in status.pulled.items():
         if record.state.active and record.total_bytes:
             stage = _stage(record, status.report.evidence.now)

@@ -23,12 +23,10 @@ _VISIBILITY = {Visibility.NAMED: "names only", Visibility.PARTIAL: "limited"}
 
 
 def row(word: str, text: str | tuple[Span, ...], style: str = "bold") -> Line:
-    """A word in a narrow column, and the text beside it."""
     return Line(text, _INDENT, label=(Span(word, style),))
 
 
 def beside(text: str, style: str = "") -> Line:
-    """More text beside the word."""
     return Line(text, _INDENT, style)
 
 
@@ -124,7 +122,6 @@ def on_disk(alike: Sequence[Diagnosed]) -> str:
 
 
 def known_as(diagnosed: Diagnosed) -> str:
-    """What people know a download by."""
     return name(names.known_as(diagnosed.download.models, diagnosed.digest))
 
 
@@ -213,7 +210,6 @@ def _is_drawn(finding: model.Finding) -> bool:
 
 
 def summary(seen: Evidence) -> Iterator[Line]:
-    """The store, the server and the visibility."""
     place, census = seen.place, seen.census
     yield row("store", f"{name(place.path)} (from {place.found_by})")
     blind = any(path.startswith("manifests") for path in census.unlisted)
@@ -237,7 +233,6 @@ def summary(seen: Evidence) -> Iterator[Line]:
 
 
 def _findings(found: Sequence[model.Finding], most: int | None) -> Iterator[Line]:
-    """Findings, of those alike at most so many."""
     alike = Counter(finding.kind for finding in found)
     shown: Counter[str] = Counter()
     for finding in found:

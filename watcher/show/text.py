@@ -90,12 +90,10 @@ def short_digests(text: str) -> str:
 
 
 def command(text: str, indent: int = 0) -> Line:
-    """A command on a line of its own, which can be pasted."""
     return Line(f"-> {text}", indent, "bold", whole=True)
 
 
 def render(parts: Iterable[Part], *, color: bool, columns: int | None = None) -> str:
-    """Text with color codes only where asked for."""
     room = terminal.width() if columns is None else columns
     return "".join(f"{_painted(row, color)}\n" for part in parts for row in _rows_of(part, room))
 
@@ -117,7 +115,6 @@ def picture(text: str, command: str) -> str:
 
 
 def cells(text: str) -> int:
-    """The columns that a text takes on a terminal."""
     return len(text) if text.isascii() else cell_len(text)
 
 

@@ -49,7 +49,6 @@ def table(
 
 
 def _verdict(seen: Evidence, uses: tuple[Use, ...], total: Sizes) -> Line:
-    """How much is used, how much is free, and what of it could go."""
     place = seen.place
     waste = {
         word: sum(use.sizes.allocated for use in uses if use.kind is kind)
