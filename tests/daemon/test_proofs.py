@@ -139,7 +139,7 @@ def test_thousands_are_put_aside_together(
     host = Host(str(store.path), proc=proc, registry_length=lambda *_: len(b"wrong"))
     tried = Scrub(host, pytest.fail)
     tried.want(digests, changed(POLICY, repair=True).settings)
-    wait_until(lambda: tried._worker._thread is None, "the end of the proofs")
+    wait_until(lambda: tried._worker._thread is None, "the end of the proofs", 120)
     assert len(list(store.ours.glob("quarantine/*"))) == len(digests)
     assert len(looks) < 20
 

@@ -38,9 +38,12 @@ class Watching:
         self.triggers = Triggers(str(store), proc)
         self._scopes: queue.SimpleQueue[Digests] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run)
+        #: How many scans of everything there were so far.
+        self.full_scans = 0
 
     def _run(self) -> None:
         for scope in self.triggers:
+            self.full_scans += scope is None
             self._scopes.put(scope)
 
     def __enter__(self) -> Self:
@@ -139,8 +142,10 @@ def test_a_clock_that_jumps_puts_no_deadline_off(
     clocks = SimpleNamespace(time=lambda: time.time() + jump, monotonic=time.monotonic)
     monkeypatch.setattr(module, "time", clocks)
     watching.triggers.wake(frozenset({"c" * 64}))
-    assert watching.next() == frozenset({"c" * 64})
-    assert watching.next() == frozenset({"a" * 64})
+    named = watching.next() or frozenset()
+    assert "c" * 64 in named
+    # On a busy machine it is due by then.
+    assert "a" * 64 in named or watching.next() == frozenset({"a" * 64})
 
 
 # ---------------------------------------------------------------- what is lost
@@ -367,10 +372,8 @@ def test_what_happens_beside_the_store_is_nothing(store: Store, watching: Watchi
     beside.mkdir()
     (store.path / "a file").touch()
     beside.rename(store.path.with_name("other"))
-    mark = frozenset({"a" * 64})
     watching.hears(store.blobs)
-    watching.triggers.wake(mark)
-    assert watching.next() == mark
+    assert watching.full_scans == 1
 
 
 # ---------------------------------------------------------------- where nothing is to be heard
