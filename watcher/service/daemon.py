@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -18,14 +18,7 @@ from watcher import __version__, reconcile
 from watcher.act import journal
 from watcher.config import Settings
 from watcher.decide import events, modes, repairing
-from watcher.errors import (
-    EndedError,
-    LockedError,
-    NoStoreError,
-    RefusedError,
-    SettingsError,
-    named,
-)
+from watcher.errors import EndedError, LockedError, NoStoreError, RefusedError, SettingsError, named
 from watcher.model import Plan, Scope
 from watcher.observe.host import Host
 from watcher.observe.serving import DAEMON_LOCK
@@ -55,22 +48,25 @@ def run(
     """
     settings = read_settings()
     metrics = Metrics(host.store, settings)
-    service = _Service(
-        replace(host, report=metrics.counting(host.report), ends=stopping.asked),
-        settings,
-        metrics,
-        queue_run,
-    )
+
+    def report(event: Event) -> None:
+        metrics.event(event)
+        host.report(event)
+
+    counted = replace(host, report=report, ends=stopping.asked)
+    service = _Service(counted, settings, metrics, queue_run)
     triggers = Triggers(host.store, host.proc)
-    with metrics, triggers, _signals(triggers, service), service:
-        for scope in triggers:
+    ending = contextlib.closing(service)
+    with metrics, triggers, _signals(triggers, service), ending:
+        for number, scope in enumerate(triggers):
             if service.rereads:
                 service.reload(read_settings)
                 scope = None
             service.look(scope, triggers)
             if scope is None:
                 _give_back()
-            service.ready()
+            if number == 0:  # whatever the result of the first scan
+                _notify("READY=1")
         service.stop()
 
 
@@ -113,7 +109,7 @@ class _Service:
         self._scrub = Scrub(host, self.warn)
         self._behind: Behind | None = None
         self._lock = state_folder.LongLock(DAEMON_LOCK)
-        self._started = self._ready = False
+        self._started = False
         self.rereads = False  #: whether to reread the settings
         self._ended_by = "its end"
         self._store: tuple[int, int] | None = None  #: device and inode of the store that is ours
@@ -122,10 +118,7 @@ class _Service:
         self._warnings: set[str] = set()
         self._blind = ""
 
-    def __enter__(self) -> _Service:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         if self._queue is not None:
             self._queue.stop()
         self._scrub.stop()
@@ -147,9 +140,8 @@ class _Service:
             helps = f": {error.command}" if error.command else ""
             self._emit(EventType.ERROR, f"kept the previous settings: {error.message}{helps}")
         else:
-            self._emit(
-                EventType.SETTINGS_READ, f"reread the settings: {self._ways()}", self._facts()
-            )
+            reread = f"reread the settings: {self._ways()}"
+            self._emit(EventType.SETTINGS_READ, reread, **self._facts())
         _notify("READY=1")
 
     def look(self, scope: Digests, triggers: Triggers) -> None:
@@ -182,8 +174,7 @@ class _Service:
             triggers.again(scope)
             return
         self._report_blind(triggers.events.blind)
-        failed = self._metrics.look(report, time.monotonic() - begun)
-        if failed:
+        if failed := self._metrics.look(report, time.monotonic() - begun):
             self._emit(EventType.ERROR, failed)
         triggers.deadlines(scope, report.plan.due)
         self._report_refusals(report.plan, scope)
@@ -191,10 +182,9 @@ class _Service:
         known = report.memory.downloads.values() if report.memory is not None else ()
         pulled = sum(record.pulling for record in known)
         _notify(_ALIVE, f"STATUS={len(known)} unfinished downloads, {pulled} in use")
-        if report.warnings:
-            for warning in report.warnings:
-                self.warn(warning)
-        else:
+        for warning in report.warnings:
+            self.warn(warning)
+        if not report.warnings:
             self._warnings.clear()
 
     def _work_beside(self, report: reconcile.Report, wake: Callable[[Digests], None]) -> None:
@@ -216,9 +206,8 @@ class _Service:
                     self._behind = Behind(self._host, self.warn, wake)
                 self._behind.want(self._settings)
         except RuntimeError as error:
-            self.warn(
-                f"no thread for work in the background: {error}"
-            )  # such as the limits of a unit
+            # Such as the limits of a unit.
+            self.warn(f"no thread for work in the background: {error}")
 
     def _turn_queue(self, triggers: Triggers, *, anew: bool) -> None:
         """Run the queue, or stop it, as the settings have it.
@@ -278,18 +267,11 @@ class _Service:
             self._store = status.st_dev, status.st_ino
         if not self._started:
             self._started = True
-            self._emit(
-                EventType.SERVICE_STARTED,
-                f"ollama-watch {__version__} watches {self._host.store}, {self._ways()}",
-                {"pid": os.getpid(), "version": __version__, **self._facts()},
-            )
+            facts = {"pid": os.getpid(), "version": __version__, **self._facts()}
+            starts = f"ollama-watch {__version__} watches {self._host.store}, {self._ways()}"
+            self._emit(EventType.SERVICE_STARTED, starts, **facts)
         self._emit(EventType.CHECK_STARTED, "Checking for partial model downloads...")
         return True
-
-    def ready(self) -> None:
-        if not self._ready:
-            _notify("READY=1")
-            self._ready = True
 
     def _ways(self) -> str:
         switches = self._switches().items()
@@ -325,13 +307,8 @@ class _Service:
             self._warnings.add(text)
             self._emit(EventType.ERROR, text)
 
-    def _emit(
-        self,
-        event_type: EventType,
-        message: str,
-        details: Mapping[str, object] | None = None,
-    ) -> None:
-        event = Event(self._host.clock(), event_type, message, None, details or {})
+    def _emit(self, event_type: EventType, message: str, **details: object) -> None:
+        event = Event(self._host.clock(), event_type, message, None, details)
         journal.announce(self._host, self._settings, event)
 
 

@@ -9,21 +9,13 @@ import contextlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias, cast
 
 from watcher import __version__
 from watcher.config import Settings
 from watcher.decide.findings import is_blind
-from watcher.model import (
-    Condition,
-    Diagnosed,
-    Evidence,
-    Outcome,
-    Refusal,
-    RefusalKind,
-    Visibility,
-)
+from watcher.model import Condition, Diagnosed, Evidence, Outcome, Refusal, RefusalKind, Visibility
 from watcher.ollama import names, ranges
 from watcher.reconcile import Report
 from watcher.state import fs
@@ -114,7 +106,7 @@ class Metrics:
             "refusals_total": Counter({(kind.value,): 0 for kind in RefusalKind}),
             "events_total": Counter({(EventType.ERROR.value,): 0}),
         }
-        self._count_lock = threading.Lock()  #: events come from more than one thread
+        self._count_lock = threading.Lock()
         self._registry: CollectorRegistry | None = None
         self._failing = False  #: writing the file failed: reported once, until it succeeds
         self.port: int | None = None  #: the port of the listener
@@ -134,16 +126,8 @@ class Metrics:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def counting(self, report: Callable[[Event], None]) -> Callable[[Event], None]:
-        """`report`, with each event counted on its way."""
-
-        def both(event: Event) -> None:
-            self.event(event)
-            report(event)
-
-        return both
-
     def event(self, event: Event) -> None:
+        """Count an event. Safe among threads."""
         if self._registry is None:
             return
         with self._count_lock:
@@ -247,13 +231,9 @@ def _of_full_scan(report: Report, seconds: float) -> dict[str, Samples]:
 
 def _unfinished(diagnosed: Diagnosed, seen: Evidence) -> _Unfinished:
     present, total = ranges.size(diagnosed.download.trust.present), diagnosed.download.total
-    return _Unfinished(
-        diagnosed.condition,
-        diagnosed.stale,
-        present,
-        0 if total is None else max(0, total - present),
-        seen.now - diagnosed.age,
-    )
+    missing = 0 if total is None else max(0, total - present)
+    at = seen.now - diagnosed.age
+    return _Unfinished(diagnosed.condition, diagnosed.stale, present, missing, at)
 
 
 def _of_downloads(every: list[_Unfinished]) -> dict[str, Samples]:

@@ -2,12 +2,8 @@
 
 Events are gathered for a moment, so that one scan serves many. Where there are none, or some may be
 missed, scans come at intervals instead. All waiting is by the monotonic clock, so that a wall clock
-that jumps delays nothing. It stands still while the machine is suspended, and the next full scan
-finds what is overdue then.
-
-inotify reports names that come, go, are renamed or closed after writing; a running pull's writes
-themselves are filtered out in the kernel and cost nothing. What the kernel or watchdog loses (its
-queue is full, a thread died, a folder is another one now) starts watching again, and a full scan.
+that jumps delays nothing. What the kernel or watchdog loses (its queue is full, a thread died, a
+folder is another one now) starts watching again, and a full scan.
 """
 
 from __future__ import annotations
@@ -26,17 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Self
 
-from watchdog.events import (
-    DirCreatedEvent,
-    DirDeletedEvent,
-    DirMovedEvent,
-    FileClosedEvent,
-    FileCreatedEvent,
-    FileDeletedEvent,
-    FileMovedEvent,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
+from watchdog import events
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 from watchdog.utils import BaseThread
@@ -59,10 +45,10 @@ MOST_DIGESTS = 1000  #: so many digests at once are worth a full scan, and no mo
 
 #: What comes, goes or is replaced: a symlink to a folder is a file here.
 _NAMES = [
-    *(DirCreatedEvent, DirDeletedEvent, DirMovedEvent),
-    *(FileCreatedEvent, FileDeletedEvent, FileMovedEvent),
+    *(events.DirCreatedEvent, events.DirDeletedEvent, events.DirMovedEvent),
+    *(events.FileCreatedEvent, events.FileDeletedEvent, events.FileMovedEvent),
 ]
-_NAMES_AND_CLOSES = [FileClosedEvent, *_NAMES]
+_NAMES_AND_CLOSES = [events.FileClosedEvent, *_NAMES]
 _TURNS = 5  #: how often it is tried again to watch folders that go meanwhile
 _CLOSE_SECONDS = 5.0
 #: The limits that inotify meets, by error number; how they are named, and what to set them to.
@@ -177,8 +163,6 @@ class Triggers:
             elif scope:
                 yield scope
 
-    # ------------------------------------------------------------ from threads of watchdog's
-
     def on_blob(self, name: str, closed: bool) -> None:
         """A name under ``blobs/``, and whether it was closed after writing."""
         parsed = names.parse_blob(name)
@@ -195,11 +179,6 @@ class Triggers:
             digests.clear()
         self._wake()
 
-    def on_manifests(self) -> None:
-        # It ends a pull, or removes a model: any digest may be concerned.
-        self._all = True
-        self._wake()
-
     def on_places(self) -> None:
         """A folder of the store came, went or was replaced."""
         self._moved = True
@@ -212,8 +191,6 @@ class Triggers:
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # a wakeup waits already, or nobody is left to take it
             self._sender.send(b"\0")
-
-    # ------------------------------------------------------------ waiting
 
     def _gather(self) -> Digests:
         """Wait for the first event or deadline, and gather what follows; empty: nothing to do."""
@@ -283,7 +260,7 @@ class FileEvents:
         self._threads: tuple[threading.Thread, ...] = ()
         self._places: tuple[object, ...] = ()
         #: Folders that are watched besides.
-        self._others: dict[str, Callable[[FileSystemEvent], None]] = {}
+        self._others: dict[str, Callable[[events.FileSystemEvent], None]] = {}
         self.blind = ""  #: why some events are missing; "" where none are
 
     def watch(self) -> None:
@@ -303,7 +280,7 @@ class FileEvents:
                 self.blind = self._silent()
             return
 
-    def watch_also(self, folder: str, callback: Callable[[FileSystemEvent], None]) -> None:
+    def watch_also(self, folder: str, callback: Callable[[events.FileSystemEvent], None]) -> None:
         """Call it, in another thread, when a file in a folder was closed after writing.
 
         That names no scope. It may be missed where there are no events, or events were lost.
@@ -324,8 +301,6 @@ class FileEvents:
             closing = threading.Thread(target=_end, args=(observer,), daemon=True)
             closing.start()
             closing.join(_CLOSE_SECONDS)
-
-    # ------------------------------------------------------------ what to watch
 
     def _look(self) -> tuple[object, ...]:
         paths = self._paths()
@@ -353,7 +328,7 @@ class FileEvents:
                 self._schedule(path, callback, _NAMES_AND_CLOSES, recursive=name == "manifests")
         for path, notify in self._others.items():
             if os.path.isdir(path):
-                self._schedule(path, notify, [FileClosedEvent])
+                self._schedule(path, notify, [events.FileClosedEvent])
         paths = self._paths()
         for above in _above(paths):
             # Without these the next full scan finds a folder that was recreated.
@@ -368,8 +343,8 @@ class FileEvents:
     def _schedule(
         self,
         path: str,
-        callback: Callable[[FileSystemEvent], None],
-        kinds: list[type[FileSystemEvent]],
+        callback: Callable[[events.FileSystemEvent], None],
+        kinds: list[type[events.FileSystemEvent]],
         *,
         recursive: bool = False,
     ) -> None:
@@ -378,28 +353,26 @@ class FileEvents:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         self._observer.schedule(_Handler(callback), path, recursive=recursive, event_filter=kinds)
 
-    # ------------------------------------------------------------ events
-
-    def _on_blobs(self, event: FileSystemEvent) -> None:
+    def _on_blobs(self, event: events.FileSystemEvent) -> None:
         for path in _paths(event):
-            self._triggers.on_blob(os.path.basename(path), isinstance(event, FileClosedEvent))
+            self._triggers.on_blob(
+                os.path.basename(path), isinstance(event, events.FileClosedEvent)
+            )
 
-    def _on_manifests(self, event: FileSystemEvent) -> None:
-        if isinstance(event, DirCreatedEvent | DirMovedEvent):
+    def _on_manifests(self, event: events.FileSystemEvent) -> None:
+        if isinstance(event, events.DirCreatedEvent | events.DirMovedEvent):
             # watchdog doesn't report whether it could watch a new folder, and where folders come
             # and go quickly its books fall into disorder.
             self._triggers.on_places()
-        self._triggers.on_manifests()
+        self._triggers.wake(None)  # a pull ends, or a model goes: it may be about any digest
 
-    def _on_above(self, ours: Iterable[str], event: FileSystemEvent) -> None:
+    def _on_above(self, ours: Iterable[str], event: events.FileSystemEvent) -> None:
         # Of our own folder only its end counts: the daemon's lock goes with it.
-        ends = isinstance(event, DirDeletedEvent | DirMovedEvent)
+        ends = isinstance(event, events.DirDeletedEvent | events.DirMovedEvent)
         if ends and os.path.basename(os.fsdecode(event.src_path)) == FOLDER:
             self._triggers.on_places()
         if any(f"{our}/".startswith(f"{path}/") for our in ours for path in _paths(event)):
             self._triggers.on_places()
-
-    # ------------------------------------------------------------ why there are no events
 
     def _why(self, error: OSError) -> str:
         if error.errno not in _LIMITS:
@@ -435,15 +408,15 @@ def _end(observer: BaseObserver) -> None:
             return
 
 
-class _Handler(FileSystemEventHandler):
-    def __init__(self, callback: Callable[[FileSystemEvent], None]) -> None:
+class _Handler(events.FileSystemEventHandler):
+    def __init__(self, callback: Callable[[events.FileSystemEvent], None]) -> None:
         self._callback = callback
 
-    def on_any_event(self, event: FileSystemEvent) -> None:
+    def on_any_event(self, event: events.FileSystemEvent) -> None:
         self._callback(event)
 
 
-def _paths(event: FileSystemEvent) -> list[str]:
+def _paths(event: events.FileSystemEvent) -> list[str]:
     return [os.fsdecode(path) for path in (event.src_path, event.dest_path) if path]
 
 

@@ -62,11 +62,7 @@ class Status:
 
     @property
     def diagnosed(self) -> tuple[Diagnosed, ...]:
-        """Each download as one true thing: one that has just broken off is live no more.
-
-        It counts as live by a change alone, and nothing of it may be changed for so long; but
-        no process has it open, no bytes arrive, and its writers are visible to us or to a daemon.
-        """
+        """Each download as it is now: one that has just broken off is live no more."""
         found = []
         for each in self.report.diagnosis.diagnosed:
             if self._has_broken_off(each):
@@ -78,6 +74,7 @@ class Status:
         return tuple(found)
 
     def _has_broken_off(self, diagnosed: Diagnosed) -> bool:
+        """Whether it counts as live by a change alone: it is not open, and no bytes arrive."""
         download = diagnosed.download
         if diagnosed.condition is not Condition.LIVE or download.writers:
             return False
@@ -110,22 +107,20 @@ def _kept(path: str) -> tuple[Records, Queue, list[Unseen]]:
     """What is kept of the models' downloads, and the queue; and what of it can't be read."""
     known: Records = {}
     line = Queue()
-    unread: list[Unseen] = []
-
-    def note(name: str, error: WatchError) -> None:
-        file = f"{state_folder.FOLDER}/{name}"
-        unread.append(Unseen(file, error.message.removeprefix(f"{file} can't be read: ")))
-
+    failed: dict[str, WatchError] = {}
     with suppress(OSError), folders.opened_store(path) as store:
         try:
             known = records.read(store)
         except WatchError as error:
-            note(records.NAME, error)
+            failed[f"{state_folder.FOLDER}/{records.NAME}"] = error
         try:
             line = queues.FILE.read(store)
         except WatchError as error:
-            note(queues.FILE.name, error)
-    return known, line, unread
+            failed[f"{state_folder.FOLDER}/{queues.FILE.name}"] = error
+    whys = {
+        file: each.message.removeprefix(f"{file} can't be read: ") for file, each in failed.items()
+    }
+    return known, line, [Unseen(file, why) for file, why in whys.items()]
 
 
 def _as_they_are(known: Records, report: Report, *, whole: bool) -> Records:
@@ -290,14 +285,8 @@ def table(status: Status, *, verbose: bool) -> Iterator[Part]:
     report = status.report
     now = report.evidence.now
     # The liveliest first.
-    found = sorted(
-        status.diagnosed,
-        key=lambda each: (
-            each.condition is not Condition.LIVE,
-            -each.download.allocated,
-            each.digest,
-        ),
-    )
+    found = sorted(status.diagnosed, key=lambda each: (-each.download.allocated, each.digest))
+    found.sort(key=lambda each: each.condition is not Condition.LIVE)
     yield _verdict(status, found)
     yield ""
     yield from tables.summary(report.evidence)
@@ -306,8 +295,7 @@ def table(status: Status, *, verbose: bool) -> Iterator[Part]:
         runs = queue.runs(status.queue, status.runner)
         yield tables.row("queue", f"{len(status.queue.line):,} queued; {runs}")
         place = report.evidence.place
-        helps = queue.restart(status.queue, status.runner, place.path, place.found_by)
-        if helps:
+        if helps := queue.restart(status.queue, status.runner, place.path, place.found_by):
             yield command(helps)
     if found:
         yield ""
@@ -315,12 +303,10 @@ def table(status: Status, *, verbose: bool) -> Iterator[Part]:
     yield from tables.not_seen(status.unseen, report.diagnosis)
     if status.pulled:
         yield ""
+        style = {State.ERROR: "red"}
         yield Table(
             [
-                (
-                    Span(name(key), "bold"),
-                    Span(_stage(each, now), "red" if each.state is State.ERROR else ""),
-                )
+                (Span(name(key), "bold"), Span(_stage(each, now), style.get(each.state, "")))
                 for key, each in status.pulled.items()
             ]
         )
@@ -384,9 +370,8 @@ def _stage(record: Record, now: float) -> str:
 
 def _daemon(status: Status) -> str:
     running = status.daemon
-    text = "not running on this store"
-    if running is not None:
-        text = f"pid {running.pid}, since {running.since}"
+    known = running and f"pid {running.pid}, since {running.since}"
+    text = known or "not running on this store"
     if status.looked_at:
         ago = advice.duration(max(0.0, status.report.evidence.now - status.looked_at))
         text += f"; last full scan {ago} ago"
