@@ -161,10 +161,9 @@ class Given(NamedTuple):
 
 
 def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
-    """Read the settings.
+    """Read the settings; `file` must exist, None means the system's, which need not.
 
-    `file` is the one that ``--config`` names and must exist; None means the system's file, which
-    need not. Raises SettingsError naming file or variable, key and value.
+    Raises SettingsError naming file or variable, key and value.
     """
     values = given(file, environment)
     store = values.pop("store", Given((), ""))

@@ -235,11 +235,7 @@ class _Run:
         return _journal(self._host, self._rules.settings, seconds)
 
     def _find_out(self, now: Look, agreed: Plan) -> tuple[Look, Plan]:
-        """Answer the plan's questions: the last scan, and what is approved then.
-
-        What has to be known first is found out without a lock, and then everything is decided anew,
-        until no question is new (some get no answer): nothing is decided while acting.
-        """
+        """Answer the plan's questions until none is new: the last scan, and what is approved."""
         asked: set[tuple[ActionKind, str]] = set()
         while True:
             new = [each for each in agreed.actions if (each.kind, each.subject) not in asked]

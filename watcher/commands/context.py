@@ -84,9 +84,8 @@ class Context:
     ) -> list[place.Found]:
         """The stores to treat; `changes`: and to change. Raises what `place.find` raises.
 
-        Of root's process this is the owner's then; where stores have several owners, each is
-        treated in a child, and the process that was called ends here. `knows` then gives what the
-        stores of the others can be asked for, and `again` after how long each has another child.
+        Root's process becomes their owner. Stores of several owners are treated in a child each:
+        `knows` gives what the others' can be asked for, `again` when each has another child.
         """
         found = [self._find(store, changes=changes) for store in self.stores or (None,)]
         paths = [each.path for each in found]
@@ -126,10 +125,7 @@ class Context:
         return found
 
     def settle(self, store: str = "/") -> None:
-        """Have root's process go on as the owner of a store, which need not be there yet.
-
-        Without one it stays root's, and has no more powers than that user has.
-        """
+        """Have root's process go on as the owner of a store; without one it only drops powers."""
         if self.own:
             rights.settle(store)
 

@@ -12,7 +12,7 @@ import click
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, RefusedError, WatchError
 from watcher.ollama import names
-from watcher.service import installation, units
+from watcher.service import units
 from watcher.service.units import Installation, Kind
 from watcher.state import fs
 from watcher.system import advice
@@ -35,10 +35,7 @@ class Step(NamedTuple):
 
 
 class Target:
-    """Where an installation's files go: this machine, one user's own systemd, or a `root` folder.
-
-    `root` is that of a system that does not run, such as an image. Raises UsageError.
-    """
+    """Where an installation's files go: this machine, a user's systemd, or a system in `root`."""
 
     def __init__(self, context: Context, root: str | None, user: bool, cron: bool = False) -> None:
         if user and (root is not None or cron):
@@ -47,12 +44,13 @@ class Target:
             raise click.UsageError("--root is for another system: leave it out for this one")
         self._context, self._cron = context, cron
         self.root, self.personal = root or "", user
-        self.paths: dict[str, str] = {}  #: each name that may be ours, and its path
+        folder = f"{self.root}/etc/systemd/system"
         if user:
             configs = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-            self.paths |= {name: f"{configs}/systemd/user/{name}" for name in units.UNITS}
-        else:
-            self.paths |= {name: f"{self.root}/etc/systemd/system/{name}" for name in units.UNITS}
+            folder = f"{configs}/systemd/user"
+        #: Each name that may be ours, and its path.
+        self.paths = {name: f"{folder}/{name}" for name in units.UNITS}
+        if not user:
             self.paths |= {name: f"{self.root}/etc/cron.d/{name}" for name in units.CRON}
 
     def show(self, clean: str | None) -> Exit:
@@ -67,13 +65,10 @@ class Target:
         return Exit.HEALTHY
 
     def install(self, clean: str | None, *, yes: bool) -> Exit:
-        """Write the files, and start what they describe. Done twice, it changes nothing.
-
-        `clean`: how often to clean, one of `units.RHYTHMS`; None for never.
-        """
+        """Write the files, and start what they describe; `clean`: one of `units.RHYTHMS`."""
         where = self._described()
         if not (self.root or self.personal):
-            why = installation.unreachable(where, cron=self._cron)
+            why = units.unreachable(where, cron=self._cron)
             if why:
                 helps = "reinstall it, such as in /opt, with a Python that every user can run"
                 complain(f"ollama-watch: the service will not start: {why}\n  {helps}")
@@ -87,7 +82,7 @@ class Target:
         config = None if context.config_file is None else str(context.config_file)
         store = context.only_store("a service has one")
         metrics = context.settings.metrics_file
-        return installation.describe(store, config, metrics, self.root, personal=self.personal)
+        return units.describe(store, config, metrics, self.root, personal=self.personal)
 
     def _wanted(self, where: Installation, clean: str | None) -> dict[str, str]:
         return units.cron(where, clean) if self._cron else units.units(where, clean)
@@ -314,15 +309,12 @@ def _shown(step: Step) -> str:
 
 
 def _why_kept(step: Step) -> str:
-    if step.kind is Kind.EDITED:
-        why = "it was edited after installation"
-    else:
-        why = "ollama-watch service install did not write it"
+    foreign = "ollama-watch service install did not write it"
+    why = "it was edited after installation" if step.kind is Kind.EDITED else foreign
     mine = os.access(os.path.dirname(step.path), os.W_OK)
     remove = advice.line("rm", step.path) if mine else advice.as_root("rm", step.path)
-    return (
-        f"kept {names.printable(step.path)}: {why}\n  to have it replaced or gone:\n  -> {remove}"
-    )
+    kept = f"kept {names.printable(step.path)}: {why}"
+    return f"{kept}\n  to have it replaced or removed, run:\n  -> {remove}"
 
 
 def _document(steps: Iterable[Step]) -> dict[str, object]:

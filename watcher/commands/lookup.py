@@ -52,11 +52,7 @@ def look_up(
 
 
 def _unsure(path: str, store: int, typed: list[ModelName]) -> Iterator[ModelName]:
-    """The models whose layers may lie there without a name.
-
-    Of those that are typed, all that nothing here knows; and where there are downloads that nobody
-    knows, the others, too. Without any, all models of the queue and of the store then.
-    """
+    """The models, of those typed or, without any, of all, whose layers may be here unnamed."""
     known = targets.known(path)
     here = {shown.lower() for shown in known.models}
     nameless = not scan.unfinished(store) <= frozenset().union(*known.models.values())

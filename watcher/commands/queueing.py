@@ -116,11 +116,7 @@ def queued(context: Context, host: str | None, *, insecure: bool) -> Drive:
 
 
 def leashed(context: Context, host: Host, ended: Callable[[], bool]) -> Drive:
-    """The same for a daemon, until `ended` is set, when it is gone.
-
-    Nobody is there to name a server: it is the one that has the store, unless the environment names
-    otherwise. A registry on this machine is asked over http, as everywhere.
-    """
+    """The same for a daemon, until it has `ended`: through the server that has the store."""
     found = target.find(target.url_of_store(host, os.environ), host, context.settings)
     if found.host is None and not os.environ.get("OLLAMA_HOST"):
         # What it would pull would come into somebody else's store.

@@ -108,10 +108,7 @@ def _known_to(store: str, knows: Knows) -> Known:
 
 
 def _code_of(child: int) -> int:
-    """Wait for a child. A ctrl-C reaches it by itself, SIGTERM is handed on.
-
-    Its user may stop or end it, and keeps nobody else's store from its turn by that.
-    """
+    """Wait for a child, whose user may stop or end it, and hand SIGTERM on to it."""
     asked: list[int] = []
 
     def end(number: int, _: FrameType | None) -> None:

@@ -210,10 +210,7 @@ class _Service:
             self.warn(f"no thread for work in the background: {error}")
 
     def _turn_queue(self, triggers: Triggers, *, anew: bool) -> None:
-        """Run the queue, or stop it, as the settings have it.
-
-        Done at each full scan, which finds a change that no event reported.
-        """
+        """Run the queue, or stop it, as the settings have it."""
         if self._queue is None and self._settings.queue:
             # Not needed by all, and takes memory.
             from watcher.pull.queue_process import QueueProcess

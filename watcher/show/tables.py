@@ -30,9 +30,6 @@ def beside(text: str, style: str = "") -> Line:
     return Line(text, _INDENT, style)
 
 
-# ---------------------------------------------------------------- the first line
-
-
 def healthy(report: Report) -> Line:
     """The one line for a store with nothing to report."""
     census = report.evidence.census
@@ -135,9 +132,6 @@ def _state(diagnosed: Diagnosed) -> str:
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
-
-
-# ---------------------------------------------------------------- audit
 
 
 def audit(report: Report, *, verbose: bool) -> Iterator[Part]:
@@ -257,8 +251,6 @@ def _finding(finding: model.Finding) -> Iterator[Line]:
         yield command(finding.command, _INDENT)
 
 
-# ---------------------------------------------------------------- downloads
-
 CLAIMED = "#"
 PRESENT = "+"
 MISSING = "."
@@ -345,9 +337,6 @@ def part_map(trust: model.Trust, total: int, cells: int) -> str:
         else:
             drawn.append(MISSING)
     return "".join(drawn)
-
-
-# ---------------------------------------------------------------- quarantine, and what was hashed
 
 
 def quarantine(report: Report, most: int | None) -> Iterator[Line]:

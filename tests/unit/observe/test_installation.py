@@ -14,8 +14,7 @@ import pytest
 
 from tests.conftest import needs_root
 from watcher.ollama import names
-from watcher.service.installation import unreachable
-from watcher.service.units import Installation
+from watcher.service.units import Installation, unreachable
 
 OTHER = "54321"
 
@@ -85,7 +84,7 @@ def test_a_package_that_lies_elsewhere_than_its_python(open_folder: Path) -> Non
         pytest.skip("this Python itself lies where nobody else can reach it")
     script = """if True:
         import sys
-        from watcher.service.installation import unreachable
+        from watcher.service.units import unreachable
         from watcher.service.units import Installation
         print(unreachable(Installation(sys.argv[1], user=sys.argv[2]), cron=True))
     """
