@@ -22,10 +22,8 @@ def main() -> int:
         from watcher import cli
     except (ImportError, MemoryError, OSError) as error:
         why = str(error) or "there is not enough memory"
-        _complain(
-            f"ollama-watch can't be loaded: {why}\n"
-            "  raise the limits of this process, or install it anew"
-        )
+        step = "raise the limits of this process, or install it again"
+        _complain(f"ollama-watch can't be loaded: {why}\n  {step}")
         return _FAILED
     if mine:
         signal.signal(signal.SIGINT, signal.default_int_handler)

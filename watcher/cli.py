@@ -15,7 +15,7 @@ import click
 
 from watcher import __version__
 from watcher.commands.context import Context
-from watcher.commands.declare import PROGRAM, SETTINGS, GlobalOption, Group, rows_of
+from watcher.commands.declare import PROGRAM, SETTINGS, GlobalOption, Group, Resolved, rows_of
 from watcher.errors import Exit, OutputError, WatchError, named
 from watcher.system import stopping, terminal
 
@@ -55,9 +55,7 @@ class _Program(Group):
         assert isinstance(found, click.Command)
         return found
 
-    def resolve_command(
-        self, at: click.Context, words: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, at: click.Context, words: list[str]) -> Resolved:
         # `help COMMAND` is `COMMAND --help`.
         if words[0] == "help":
             if len(words) == 1:
@@ -158,10 +156,8 @@ class _Stream(io.FileIO):
 def _run(words: list[str], *, own: bool) -> int:
     context = Context(own=own)
     try:
-        code = program.main(
-            words, PROGRAM, standalone_mode=False, obj=context, terminal_width=terminal.width()
-        )
-        return int(code or 0)
+        how: dict[str, Any] = {"obj": context, "terminal_width": terminal.width()}
+        return int(program.main(words, PROGRAM, standalone_mode=False, **how) or 0)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except SystemExit as stop:

@@ -191,10 +191,8 @@ class _Run:
             now, agreed, undone = self._settle(now, agreed)
         except EndedError:
             # What was hashed is logged before the end: no other run does.
-            with (
-                contextlib.suppress(OSError, WatchError),
-                self._journal(stopping.GRACE_SECONDS) as journal,
-            ):
+            failed = contextlib.suppress(OSError, WatchError)
+            with failed, self._journal(stopping.GRACE_SECONDS) as journal:
                 journal.log_hashed(self._answers)
             raise
         looked_at = host.clock()
@@ -269,10 +267,8 @@ class _Run:
             done = durability.settle(self._host, agreed, behind=self._claims_first(now))
             kept = False
             if done.refused:
-                with (
-                    contextlib.suppress(OSError),
-                    self._journal(self._rules.mode.lock_seconds) as journal,
-                ):
+                seconds = self._rules.mode.lock_seconds
+                with contextlib.suppress(OSError), self._journal(seconds) as journal:
                     journal.learn(journal.recall(), now.evidence, now.diagnosis())
                     kept = durability.keep_refused(journal, self._host.clock(), done.refused)
             if not kept:
@@ -357,10 +353,8 @@ class _Run:
         if isinstance(error, state_folder.ForeignError):
             raise state_folder.refusal(host.store, error) from None
         where = names.printable(os.path.join(host.store, memory.FOLDER))
-        warning, command = (
-            f"{where} can't be written: {error.strerror}",
-            state_folder.cure(host.store),
-        )
+        warning = f"{where} can't be written: {error.strerror}"
+        command = state_folder.cure(host.store)
         if any(action.kind is not ActionKind.REFRESH for action in agreed.actions):
             message = f"{warning}; nothing was done"
             if command:
@@ -374,9 +368,7 @@ class _Run:
         hashed = (events.hashed(each, host.clock()) for each in self._answers)
         for event in (*happened, *filter(None, hashed)):
             host.report(event)
-        return Report(
-            now.evidence, diagnosis, now.plan, events=happened, warnings=(warning,), memory=known
-        )
+        return Report(now.evidence, diagnosis, now.plan, (), happened, (warning,), memory=known)
 
 
 def _is_act(action: Action) -> bool:

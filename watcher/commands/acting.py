@@ -8,9 +8,10 @@ from watcher.commands import lookup
 from watcher.commands.context import Context, complain, patience, transient
 from watcher.decide import cleaning, remaining
 from watcher.errors import Exit
-from watcher.model import ActionKind, Approve, Known, Mode, Plan, RefusalKind, Result
+from watcher.model import ActionKind, Approve, Mode, Plan, RefusalKind, Result
 from watcher.observe import targets
 from watcher.observe.host import Host
+from watcher.observe.targets import Targets
 from watcher.reconcile import Reconciler, Report
 from watcher.show import documents, plans, text
 from watcher.state import state_folder
@@ -70,32 +71,16 @@ def act(context: Context, asked: Request) -> Exit:
         hosts = [host for host, _ in looked]
         problems = {key: why for _, each in looked for key, why in each.items()}
     with lookup.blamed(problems):
-        approve, about = meant(hosts, asked.named, context.elsewhere)
-    return max(act_on(context, host, asked, approve, about) for host in hosts)
+        about = targets.find(hosts, asked.named, context.elsewhere)
+    return max(act_on(context, host, asked, about) for host in hosts)
 
 
-def meant(
-    hosts: list[Host], named: tuple[str, ...], elsewhere: list[Known]
-) -> tuple[Approve, remaining.Meant]:
-    """The consent to what is about some models or digests, and that. Raises TargetError."""
-    found = targets.find(hosts, named, elsewhere)
-    if found is None:
-        return reconcile.approve_all, remaining.everything
-    return found.of, found.meant
-
-
-def act_on(
-    context: Context,
-    host: Host,
-    asked: Request,
-    approve: Approve = reconcile.approve_all,
-    about: remaining.Meant = remaining.everything,
-) -> Exit:
+def act_on(context: Context, host: Host, asked: Request, about: Targets | None = None) -> Exit:
     """One acting command on a store: show the plan, ask, do it, report the results."""
     state_folder.check(host.store)  # a dry run reports it, too
-    chosen = _Choice(context, asked, approve)
+    chosen = _Choice(context, asked, about.of if about else reconcile.approve_all)
     report = replace(_until_quiet(context, host, asked, chosen), plan=chosen.plan)
-    left = _remaining(report, asked.mode, about)
+    left = _remaining(report, asked.mode, about.meant if about else remaining.everything)
     if context.json:
         context.document(documents.acting(asked.command, report, left))
     else:
@@ -145,7 +130,6 @@ def _until_quiet(context: Context, host: Host, asked: Request, chosen: _Choice) 
 
 
 def _remaining(report: Report, mode: Mode, meant: remaining.Meant) -> remaining.Remaining:
-    """What is wrong still with what a command was about, as far as it was to mend or free it."""
     seen, diagnosis = report.evidence, report.diagnosis
     if mode.clean:
         return remaining.of_cleaning(seen, diagnosis, meant)

@@ -30,9 +30,8 @@ def show(context: Context) -> None:
         return
     texts = [(key, _shown(value), names.printable(source)) for key, value, source in found]
     first, second = (max(len(row[column]) for row in texts) for column in (0, 1))
-    sys.stdout.writelines(
-        f"{key:<{first}}  {value:<{second}}  {source}\n" for key, value, source in texts
-    )
+    for key, value, source in texts:
+        sys.stdout.write(f"{key:<{first}}  {value:<{second}}  {source}\n")
 
 
 @config.command(

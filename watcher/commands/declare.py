@@ -15,6 +15,8 @@ from watcher import config
 from watcher.commands.context import Context
 from watcher.ollama import names
 
+#: The name of a command, the command, and the words behind it, as click has them.
+Resolved = tuple[str | None, click.Command | None, list[str]]
 PROGRAM = "ollama-watch"
 _CLOSE = 0.7
 #: Commands that remove something: no word leads to them that only looks like theirs.
@@ -153,9 +155,7 @@ class Group(_Helped, click.Group):
         _Helped.format_options(self, at, formatter)
         self.format_commands(at, formatter)
 
-    def resolve_command(
-        self, at: click.Context, words: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, at: click.Context, words: list[str]) -> Resolved:
         """The command that is meant. Raises UsageError, which names what was perhaps meant."""
         word, *rest = words
         command = self.get_command(at, word)
@@ -184,16 +184,14 @@ class Group(_Helped, click.Group):
         arguments = [each for each in command.params if isinstance(each, click.Argument)]
         plain = bool(arguments) and not any(word.startswith("-") for word in rest)
         words = [name, *(rest if plain else ())]
+        is_short = len(words) == 1 and any(each.required for each in arguments)
         if name in _DELETING and any("--dry-run" in each.opts for each in command.params):
             words.append("--dry-run")
-        elif isinstance(command, click.Group) or (
-            len(words) == 1 and any(each.required for each in arguments)
-        ):
+        elif is_short or isinstance(command, click.Group):
             words.append("--help")
         group = () if at.parent is None else (self.name or "",)
-        return advice.line(
-            *advice.caller().program, *at.ensure_object(Context).words, *group, *words
-        )
+        options = at.ensure_object(Context).words
+        return advice.line(*advice.caller().program, *options, *group, *words)
 
 
 command = functools.partial(click.command, cls=Command)

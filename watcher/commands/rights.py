@@ -88,10 +88,8 @@ def _known_to(store: str, knows: Knows) -> Known:
     if child == 0:
         try:
             os.close(ours)
-            with (
-                contextlib.suppress(WatchError, OSError),
-                open(theirs, "w", encoding="ascii") as answer,
-            ):
+            failed = contextlib.suppress(WatchError, OSError)
+            with failed, open(theirs, "w", encoding="ascii") as answer:
                 settle(store)
                 found = knows(store)
                 known = {model: sorted(each) for model, each in found.models.items()}

@@ -25,10 +25,9 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
     """
     from dataclasses import replace
 
-    from watcher.commands.acting import meant
     from watcher.decide import modes, remaining
-    from watcher.observe.targets import known
-    from watcher.reconcile import Reconciler
+    from watcher.observe.targets import find, known
+    from watcher.reconcile import Reconciler, approve_all
     from watcher.show import documents, tables
     from watcher.show.text import part_of, size
     from watcher.system import advice
@@ -45,7 +44,9 @@ def verify(context: Context, targets: tuple[str, ...], max_duration: float | Non
             transient(f"hashed {part_of(done, total)}, {speed}")
 
     hosts = context.hosts(changes=True, knows=known if targets else None)
-    approve, about = meant(hosts, targets, context.elsewhere)
+    meant = find(hosts, targets, context.elsewhere)
+    approve = meant.of if meant else approve_all
+    about = meant.meant if meant else remaining.everything
     for host in hosts:
         began = time.monotonic()
         watched = replace(host, watch=watch, stops=lambda: time.monotonic() >= until)

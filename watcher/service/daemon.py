@@ -250,9 +250,8 @@ class _Service:
                 if self._lock.hold(store, journal.owner()) and not is_new:
                     self.warn(f"{memory.FOLDER} was removed; recreating it")
             except fs.BusyError as busy:
-                raise LockedError(
-                    f"a daemon watches this store already: {busy.owner}", "one is enough"
-                ) from None
+                watched = f"a daemon watches this store already: {busy.owner}"
+                raise LockedError(watched, "one is enough") from None
             except state_folder.ForeignError as error:
                 raise state_folder.refusal(self._host.store, error) from None
             except OSError as error:

@@ -52,10 +52,7 @@ _NAMES_AND_CLOSES = [events.FileClosedEvent, *_NAMES]
 _TURNS = 5  #: how often it is tried again to watch folders that go meanwhile
 _CLOSE_SECONDS = 5.0
 #: The limits that inotify meets, by error number; how they are named, and what to set them to.
-_LIMITS = {
-    errno.ENOSPC: ("max_user_watches", 524288),
-    errno.EMFILE: ("max_user_instances", 1024),
-}
+_LIMITS = {errno.ENOSPC: ("max_user_watches", 524288), errno.EMFILE: ("max_user_instances", 1024)}
 
 Digests = frozenset[str] | None  #: what to scan: some digests, or None for the whole store
 
@@ -354,10 +351,9 @@ class FileEvents:
         self._observer.schedule(_Handler(callback), path, recursive=recursive, event_filter=kinds)
 
     def _on_blobs(self, event: events.FileSystemEvent) -> None:
+        closed = isinstance(event, events.FileClosedEvent)
         for path in _paths(event):
-            self._triggers.on_blob(
-                os.path.basename(path), isinstance(event, events.FileClosedEvent)
-            )
+            self._triggers.on_blob(os.path.basename(path), closed)
 
     def _on_manifests(self, event: events.FileSystemEvent) -> None:
         if isinstance(event, events.DirCreatedEvent | events.DirMovedEvent):

@@ -253,9 +253,8 @@ def _found(
         found = place.find(named, os.environ)
         link = found.foreign or folders.look(found.path)[1].foreign
         if link is not None:
-            raise RefusedError(
-                f"{names.of_link(link)}: a service does not follow it", names.TRUST_LINK
-            )
+            why = f"{names.of_link(link)}: a service does not follow it"
+            raise RefusedError(why, names.TRUST_LINK)
         store = found.path
     here = root + store
     if personal and not os.access(here, os.W_OK):

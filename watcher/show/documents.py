@@ -183,10 +183,8 @@ def plan(planned: model.Plan) -> dict[str, Any]:
 
 
 def due(planned: model.Plan) -> list[dict[str, str]]:
-    return [
-        {"at": event_log.rfc3339(each.at), "digest": f"sha256:{each.digest}"}
-        for each in planned.due
-    ]
+    at = event_log.rfc3339
+    return [{"at": at(each.at), "digest": f"sha256:{each.digest}"} for each in planned.due]
 
 
 def _forecast(foreseen: model.Forecast | None) -> dict[str, Any] | None:
@@ -273,11 +271,7 @@ def _download(diagnosed: model.Diagnosed, seen: model.Evidence) -> dict[str, Any
 
 
 def _finding(finding: model.Finding) -> dict[str, Any]:
-    return {
-        **finding._asdict(),
-        "path": names.exact(finding.path),
-        "sizes": _sizes(finding.sizes),
-    }
+    return {**finding._asdict(), "path": names.exact(finding.path), "sizes": _sizes(finding.sizes)}
 
 
 def _sizes(sizes: model.Sizes) -> dict[str, int]:

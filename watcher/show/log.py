@@ -51,10 +51,9 @@ def verdict(number: int, of: str, span: tuple[float, float] | None) -> Line:
 
 def losses(resets: int, stalls: int, lost: int) -> list[str]:
     """What was in the way of a pull, in words."""
-    words = [
-        count(number, what) for number, what in ((resets, "reset"), (stalls, "stall")) if number
-    ]
-    return [*words, *([f"{size(lost)} lost"] if lost else [])]
+    words = [count(resets, "reset")] if resets else []
+    words += [count(stalls, "stall")] if stalls else []
+    return words + ([f"{size(lost)} lost"] if lost else [])
 
 
 def _speed(details: Mapping[str, object]) -> str:

@@ -76,9 +76,7 @@ class Blocks(Display):
 
         super().__init__()
         self._pulls: dict[str, Update] = {}
-        console = Console(
-            highlight=False, markup=False, emoji=False, no_color=not color, soft_wrap=False
-        )
+        console = Console(highlight=False, markup=False, emoji=False, no_color=not color)
         self._live = Live(console=console, refresh_per_second=8, get_renderable=self._drawn)
 
     def __enter__(self) -> Self:

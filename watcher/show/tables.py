@@ -49,9 +49,8 @@ def verdict(report: Report) -> Line:
     fates = _fates(seen, diagnosis)
     urgent, fate = min(fates, key=_urgency, default=(None, ""))
     other = next((each for each in diagnosis.findings if not _is_drawn(each)), None)
-    is_well = urgent is None or (
-        not fate and conditions.row(urgent.condition).severity is Severity.INFO
-    )
+    severity = Severity.INFO if urgent is None else conditions.row(urgent.condition).severity
+    is_well = not fate and severity is Severity.INFO
     least = Severity.WARNING if urgent is None else Severity.ERROR
     if is_well and other is not None and other.severity.rank >= least.rank:
         return Line(_sentence(other.message), run=other.command)

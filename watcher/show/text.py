@@ -6,7 +6,6 @@ than a line stays in one piece.
 
 import itertools
 import re
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -107,9 +106,8 @@ def picture(text: str, command: str) -> str:
 
     drawn = Text.from_ansi(text)
     widest = max(map(cells, drawn.plain.splitlines()), default=0)
-    console = Console(
-        file=io.StringIO(), width=max(terminal.USUAL, widest), record=True, force_terminal=True
-    )
+    width = max(terminal.USUAL, widest)
+    console = Console(file=io.StringIO(), width=width, record=True, force_terminal=True)
     console.print(drawn, highlight=False, markup=False, emoji=False)
     return console.export_svg(title=f"ollama-watch {command}", unique_id="ollama-watch")
 
@@ -170,10 +168,6 @@ def _wrapped(spans: Iterable[Span], room: int) -> list[Row]:
     spans = [Span(short_digests(each.text.replace("\n", " ")), each.style) for each in spans]
     if _width(spans) <= room:
         return [spans]
-    if len(spans) == 1 and spans[0].text.isascii():
-        text, style = spans[0]
-        rows = textwrap.wrap(text, max(1, room), break_long_words=False, break_on_hyphens=False)
-        return [[Span(row, style)] for row in rows]
     broken: list[Row] = [[]]
     used, gap = 0, Span("")
     for word in _words(spans):

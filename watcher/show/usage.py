@@ -37,8 +37,7 @@ def table(
     lines: list[tuple[Sizes, str | Span]] = [*_lines(uses, None if verbose else _SHOWN_MODELS)]
     lines.append((total, Span(f"total: {total.allocated} bytes on disk", "bold")))
     rows = [
-        (size(sizes.allocated), size(sizes.apparent), size(sizes.freed), what)
-        for sizes, what in lines
+        (size(each.allocated), size(each.apparent), size(each.freed), what) for each, what in lines
     ]
     yield ""
     yield Table(rows, ("on disk", "apparent", "freed", ""), frozenset(range(3)))

@@ -34,18 +34,9 @@ _AMBIENT, _AMBIENT_CLEAR_ALL = 47, 4
 _NO_GROUP = 65534  #: a group without rights
 #: What the standard library and ours load only where it is needed.
 _LOADED_LATE = (
-    "_strptime",
-    "concurrent.futures.thread",
-    "encodings.ascii",
-    "encodings.idna",
-    "encodings.latin_1",
-    "http.client",
-    "linecache",
-    "ssl",
-    "stringprep",
-    "subprocess",
-    "traceback",
-    "urllib.request",
+    *("_strptime", "concurrent.futures.thread", "http.client", "ssl", "urllib.request"),
+    *("encodings.ascii", "encodings.idna", "encodings.latin_1", "stringprep"),
+    *("linecache", "subprocess", "traceback"),
 )
 #: Whose modules are loaded as a whole, and those of no use here; watchdog's prints at once what its
 #: library logs.
@@ -203,11 +194,8 @@ def owner_of(uid: int, folder_gid: int) -> Owner:
 
 def _refused(owner: Owner, what: str, error: OSError) -> NoPermissionError:
     overflow = ""  # the user id that stands for all that have none in this user namespace
-    with (
-        contextlib.suppress(OSError),
-        open("/proc/sys/kernel/overflowuid", encoding="ascii") as line,
-    ):
-        overflow = line.read().strip()
+    with contextlib.suppress(OSError):
+        overflow = Path("/proc/sys/kernel/overflowuid").read_text("ascii").strip()
     if str(owner.uid) == overflow and not _is_mapped("uid_map", owner.uid):
         return NoPermissionError(
             f"{what} belongs to a user for whom this user namespace has no mapping, shown as user"
