@@ -40,11 +40,9 @@ def run(
 ) -> None:
     """Watch until SIGTERM or SIGINT; SIGHUP rereads the settings.
 
-    `queue_run`: the command line of the process that runs the queue, if the settings want it, or
-    what starts that process.
+    `queue_run`: the command line of the process that runs the queue, or what starts it.
     Raises LockedError where another daemon has this store, RefusedError where our folder in it is
-    somebody else's, ListenError where its metrics can't be served, and what `read_settings` raises
-    at first.
+    somebody else's, ListenError, and what `read_settings` raises at first.
     """
     settings = read_settings()
     metrics = Metrics(host.store, settings)
@@ -238,9 +236,8 @@ class _Service:
             self._emit(EventType.SERVICE_STOPPED, f"ollama-watch stopped: {self._ended_by}")
 
     def _take_store(self) -> bool:
-        """Take the store while this daemon runs; one recreated in its place is another store.
+        """Take the store, or keep it; True where it is another one than before, or the first.
 
-        The lock is taken again where our folder was removed. True where the store was not ours yet.
         Raises FileNotFoundError, LockedError, RefusedError.
         """
         with folders.opened_store(self._host.store) as store:

@@ -81,10 +81,7 @@ class _Unfinished(NamedTuple):
 
 
 class Metrics:
-    """Keeps the numbers of one daemon, and hands them out by the settings; else does nothing.
-
-    A context: in it the listener answers. Raises ListenError at its beginning.
-    """
+    """The numbers of one daemon, handed out by the settings, if so. Entering raises ListenError."""
 
     def __init__(self, store: str, settings: Settings) -> None:
         self._store = names.printable(store)

@@ -1,9 +1,8 @@
 """Hashes, in the background and at low priority, blobs that may not match their names.
 
-A blob that was finished on our progress files may rest on a false claim, and one with another size
-than in its manifest may be cut short; only a hash decides. That takes minutes for a large one,
-while the daemon has to watch on. Registries are asked here, too, whether a damaged blob can be
-downloaded again; if so, it is quarantined.
+A blob that was finished on our progress files may rest on a false claim, and one of another size
+than in its manifest may be cut short; only a hash decides. Registries are asked here, too, whether
+a damaged blob can be downloaded again; if so, it is quarantined.
 """
 
 from __future__ import annotations

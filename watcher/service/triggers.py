@@ -278,10 +278,7 @@ class FileEvents:
             return
 
     def watch_also(self, folder: str, callback: Callable[[events.FileSystemEvent], None]) -> None:
-        """Call it, in another thread, when a file in a folder was closed after writing.
-
-        That names no scope. It may be missed where there are no events, or events were lost.
-        """
+        """Call it, in another thread, when a file in a folder was closed, if that event arrives."""
         if folder not in self._others:
             self._others[folder] = callback
             self.watch()
@@ -439,10 +436,9 @@ def _identity(path: str) -> tuple[int, int, int] | None:
 
 @contextlib.contextmanager
 def complaints(lost: Callable[[], None]) -> Iterator[None]:
-    """Catch what goes wrong in watchdog's threads, and keep it from stderr.
+    """Keep what watchdog's threads report from stderr, and call `lost` from them where it matters.
 
-    `lost` is called from those threads: their queue was full, or one of them died. For the
-    whole process, so for one at a time.
+    That is where their queue was full, or one of them died. For the whole process.
     """
     before = threading.excepthook
 

@@ -85,10 +85,9 @@ class Kind(enum.StrEnum):
 
 
 def change(found: str | None, body: str | None, missing: int) -> tuple[Kind, str]:
-    """What becomes of a file, and its new text (that which is there, where it stays or goes).
+    """What becomes of a file, and its text then: what is `found`, and the `body` that is wanted.
 
-    `found`: its text now, None where there is none. `body`: what is wanted, None for nothing; not
-    both are None. `missing`: folders above it that are not there.
+    Either is None where there is nothing, not both. `missing`: folders above it that are not there.
     """
     if found is None:
         return Kind.WRITE, stamped(body or "", missing)
@@ -110,10 +109,7 @@ def stamped(body: str, made: int = 0) -> str:
 
 
 def stamp(text: str) -> tuple[int, bool] | None:
-    """How many folders were made for a file of ours, and whether the rest is as we wrote it.
-
-    The folders go with it, where they are empty by then. None for no file of ours.
-    """
+    """How many folders were made for a file of ours, and whether it is as written; else None."""
     match = re.match(
         r"# ollama-watch service install: sha256=([0-9a-f]{16}) folders=(\d{1,3})\n", text
     )
@@ -193,10 +189,7 @@ def _confined(where: Installation, network: str) -> str:
 
 
 def cron(where: Installation, clean: str | None = None) -> dict[str, str]:
-    """The same for a machine without systemd: a file for ``/etc/cron.d``, without stamp.
-
-    What `prepare` does before a server's start is done every ten minutes.
-    """
+    """The same for ``/etc/cron.d``: `prepare` runs every ten minutes, not at a server's start."""
     commands = {"*/10 * * * *": where.command("-q", "prepare")}
     if clean is not None:
         commands[RHYTHMS[clean]] = where.command("-q", "clean", "--yes")
@@ -307,10 +300,7 @@ def _interpreter(script: str, root: str) -> str:
 
 
 def unreachable(where: Installation, *, cron: bool) -> str:
-    """Why the service's user can't run this installation; "" where it can.
-
-    The program's Python, its libraries and the package may be in other places than the program.
-    """
+    """Why the service's user can't run the program, its Python or the package; "" where it can."""
     named = unit.Unit(user=where.user, group=where.group)
     # An owner without a name is a number.
     numbers = [int(each) if each.isdecimal() else -1 for each in (where.user, where.group)]
@@ -364,10 +354,7 @@ def _name(file: str, number: int) -> str:
 
 
 def _writable(here: str, root: str) -> Iterator[str]:
-    """What the service has to write: the store, and what its ``blobs`` links to.
-
-    A recreated store is another folder, so the one around it, where it is the same owner's alone.
-    """
+    """The store, or the folder around it where that has its owner, and what ``blobs`` links to."""
     store = os.path.realpath(here)
     around, owner = os.path.dirname(store), os.stat(store).st_uid
     own = owner != 0 and os.stat(around).st_uid == owner

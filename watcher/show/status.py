@@ -86,10 +86,7 @@ class Status:
 
     @property
     def pulled(self) -> dict[str, Record]:
-        """The records that are worth a word: a download goes on, or has broken off.
-
-        Of an old failure only where something of it is here still: it may have arrived since.
-        """
+        """The records of downloads that go on, and of failures that are fresh or left files."""
         seen = self.report.evidence
         unfinished = {shown.lower() for each in seen.downloads for shown in each.models}
         return {
@@ -225,10 +222,7 @@ def _download(diagnosed: Diagnosed, status: Status) -> dict[str, Any]:
 
 
 def rates(status: Status) -> dict[str, float]:
-    """Bytes a second of each pull of which some come: by model, or digest where that is not known.
-
-    Of our own pulls as the server reports them, of others as they arrive on the disk.
-    """
+    """Bytes a second by model, or digest: our pulls' by the server, others' by the disk."""
     now = status.report.evidence.now
     found = {
         key: each.bytes_per_second

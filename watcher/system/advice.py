@@ -247,10 +247,7 @@ def new_spellings(seen: Evidence) -> str:
 
 
 def brought_up(seen: Evidence, folder: str) -> str:
-    """The command that moves finished blobs in a folder of the store's to where the server looks.
-
-    Files of two unfinished downloads of one digest don't fit together, so these stay.
-    """
+    """The command that moves a folder's finished blobs to where the server looks."""
     top = folder.partition("/")[0]
     found = ("-mindepth", "1", "-maxdepth", "1", "!", "-name", "*-partial*", "!", "-name", "*.tmp")
     here, there = f"{seen.place.path}/{folder}/", f"{seen.place.path}/{top}/"
@@ -259,10 +256,9 @@ def brought_up(seen: Evidence, folder: str) -> str:
 
 
 def moved_up(seen: Evidence, folder: str, parts: list[str], *, finished: bool) -> str:
-    """The command that brings parts of a store in the store to where the server looks.
+    """The command that moves parts of a store in the store to where the server looks.
 
-    What has its name there already stays. `finished`: no unfinished downloads, since files of two
-    of one digest don't fit together.
+    `finished`: no unfinished downloads, since files of two of one digest don't fit together.
     """
     here, there = f"{seen.place.path}/{folder}/", f"{seen.place.path}/"
     which = ("!", "-name", "*-partial*", "!", "-name", "*.tmp") if finished else ()

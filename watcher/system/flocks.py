@@ -12,21 +12,16 @@ _FIELDS = 6
 def holders(status: os.stat_result, proc: str = "/proc") -> tuple[int, ...]:
     """The ids of the processes that are seen to hold a lock on a file.
 
-    Those of other PID namespaces are not listed, and a file system of several devices (btrfs) is
-    listed under another one: then there are none.
+    None of other PID namespaces, nor on a file system of several devices (btrfs).
     """
     wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    found: list[int] = []
     try:
         with open(f"{proc}/locks", encoding="ascii") as lines:
-            for line in lines:
-                # 1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF; who waits has an arrow.
-                fields = line.split()
-                if len(fields) >= _FIELDS and fields[1] == "FLOCK" and fields[5] == wanted:
-                    found.append(int(fields[4]))
+            # 1: FLOCK  ADVISORY  WRITE 1234 08:01:5678 0 EOF; who waits has an arrow.
+            locks = [fields for line in lines if len(fields := line.split()) >= _FIELDS]
+        return tuple(int(each[4]) for each in locks if (each[1], each[5]) == ("FLOCK", wanted))
     except (OSError, ValueError):
         return ()
-    return tuple(found)
 
 
 def is_stranger(
