@@ -10,14 +10,14 @@ from watcher.ollama import gojson
 @pytest.mark.parametrize(
     ("raw", "value"),
     [
-        (b"{}", []),
-        (b" \r\n\t{} ", []),
+        (b"{}", {}),
+        (b" \r\n\t{} ", {}),
         (b"null", None),
         (b"[]", []),
-        (b'{"a":1}\n{"b":2}', [("a", 1)]),
-        (b'{"a":1}garbage', [("a", 1)]),
-        (b'{"a":1}\0\0\0', [("a", 1)]),
-        (b'{"a":"\xff"}', [("a", "\N{REPLACEMENT CHARACTER}")]),
+        (b'{"a":1}\n{"b":2}', {"a": 1}),
+        (b'{"a":1}garbage', {"a": 1}),
+        (b'{"a":1}\0\0\0', {"a": 1}),
+        (b'{"a":"\xff"}', {"a": "\N{REPLACEMENT CHARACTER}"}),
     ],
 )
 def test_the_first_value_counts_and_the_rest_does_not(raw: bytes, value: object) -> None:

@@ -7,15 +7,28 @@ field as it was; an integer field takes neither ``1.0`` nor ``1e3`` nor a number
 
 import json
 import re
-from typing import NoReturn
+from typing import Any, NoReturn, TypeAlias
+
+import orjson
 
 _SPACE = b" \t\r\n"
 _INT64 = range(-(1 << 63), 1 << 63)
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 
+#: An object by its keys in lower case; what is null is left out.
+Fields: TypeAlias = dict[str, object]
 
-class Fields(list[tuple[str, object]]):
-    """An object as its key and value pairs, in their order."""
+
+def plain(raw: bytes) -> dict[str, Any] | None:
+    """An object and nothing else, as orjson reads it: many times faster; None for anything else.
+
+    Of keys that come twice the last one counts, even where it is null.
+    """
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return None
+    return value if type(value) is dict else None
 
 
 def first_value(raw: bytes) -> object:
@@ -45,21 +58,16 @@ def _integer(digits: str) -> int | float:
     return int(digits) if _DIGITS.fullmatch(digits) else float("inf")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=Fields, parse_constant=_refuse, parse_int=_integer)
+def _fields(pairs: list[tuple[str, object]]) -> Fields:
+    return {name.lower(): field for name, field in pairs if field is not None}
 
 
-def lookup(value: Fields, key: str) -> object:
-    """The field `key` of an object; None where it is absent or null."""
-    found = None
-    for name, field in value:
-        if field is not None and (name == key or name.lower() == key.lower()):
-            found = field
-    return found
+_DECODER = json.JSONDecoder(object_pairs_hook=_fields, parse_constant=_refuse, parse_int=_integer)
 
 
 def int64(value: Fields, key: str) -> int:
     """An integer field, 0 where it is absent or null. Raises ValueError where Go would fail."""
-    field = lookup(value, key)
+    field = value.get(key.lower())
     if field is None:
         return 0
     if not is_int64(field):
@@ -75,7 +83,7 @@ def is_int64(value: object) -> bool:
 
 def string(value: Fields, key: str) -> str:
     """A string field, "" where it is absent or null. Raises ValueError where Go would fail."""
-    field = lookup(value, key)
+    field = value.get(key.lower())
     if field is None:
         return ""
     if not isinstance(field, str):
@@ -87,6 +95,6 @@ def record(value: object, what: str) -> Fields:
     """An object; null counts as an empty one. Raises ValueError for anything else."""
     if value is None:
         return Fields()
-    if not isinstance(value, Fields):
+    if not isinstance(value, dict):
         raise ValueError(f"{what} is no object")
     return value

@@ -2,14 +2,13 @@
 
 from typing import NamedTuple, TypeAlias
 
-import orjson
-
 from watcher.ollama import gojson, names
 
 #: Real manifests have a few KiB; tensor models some hundred. What is larger is not read whole.
 READ_LIMIT = 16 * 1024 * 1024
 
-_USUAL_KEYS = frozenset({"schemaVersion", "mediaType", "config", "layers"})
+_NEEDED_KEYS = frozenset({"config", "layers"})
+_USUAL_KEYS = _NEEDED_KEYS | {"schemaVersion", "mediaType"}
 _USUAL_REFERENCE = frozenset({"mediaType", "digest", "size"})
 _KNOWN_REFERENCE = _USUAL_REFERENCE | {"name", "from"}
 NAMES_NOTHING = "it names no layer"
@@ -36,11 +35,11 @@ def parse(raw: bytes) -> Manifest:
         value = gojson.record(gojson.first_value(raw), "the manifest")
         gojson.int64(value, "schemaVersion")
         gojson.string(value, "mediaType")
-        layers = gojson.lookup(value, "layers")
-        if layers is not None and (not isinstance(layers, list) or type(layers) is gojson.Fields):
+        layers = value.get("layers")
+        if layers is not None and not isinstance(layers, list):
             raise ValueError("layers is no list")
         references = [_reference(layer, "a layer") for layer in layers or ()]
-        references.append(_reference(gojson.lookup(value, "config"), "the config"))
+        references.append(_reference(value.get("config"), "the config"))
     if not references[-1][0]:
         references.pop()  # a config that names nothing
     found: dict[str, Naming] = {}
@@ -70,17 +69,13 @@ def flaw(raw: bytes) -> str:
 def _usual(raw: bytes) -> list[tuple[str, int]] | None:
     """What a manifest with just the usual keys refers to, the config last; None for any other.
 
-    Nearly all are just so, and a large store has thousands: orjson reads them many times faster.
-    Of keys that come twice it keeps the last, as the server does where that is not null; a null is
-    nothing usual.
+    Nearly all are just so, and a large store has thousands. A null is nothing usual.
     """
-    try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError:
+    value = gojson.plain(raw)
+    if value is None or not _NEEDED_KEYS <= value.keys() <= _USUAL_KEYS:
         return None
-    if type(value) is not dict or value.keys() != _USUAL_KEYS or type(value["layers"]) is not list:
-        return None
-    if not gojson.is_int64(value["schemaVersion"]) or type(value["mediaType"]) is not str:
+    version, kind = value.get("schemaVersion", 0), value.get("mediaType", "")
+    if not gojson.is_int64(version) or type(kind) is not str or type(value["layers"]) is not list:
         return None
     references: list[tuple[str, int]] = []
     for each in (*value["layers"], value["config"]):

@@ -1,6 +1,5 @@
 """A sidecar's bytes, the part rule, and the faults of a set."""
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise, zip_longest
 
@@ -10,9 +9,7 @@ from watcher.ollama import gojson, ranges
 #: A sidecar of the server has at most about 100 bytes; what is larger is read no further.
 READ_LIMIT = 4096
 
-_NUMBER = rb"(0|[1-9][0-9]{0,17})"
-#: A sidecar as the server writes it; the digits are too few to leave 64 bits.
-_USUAL = re.compile(rb'\{"N":%b,"Offset":%b,"Size":%b,"Completed":%b\}\n?' % ((_NUMBER,) * 4))
+_KEYS = ("N", "Offset", "Size", "Completed")
 
 # Part sizes of the server, in bytes: a sixteenth of the layer, within these (decimal) bounds.
 _PARTS = 16
@@ -33,16 +30,11 @@ def parse(raw: bytes) -> Part:
 
     ``{}`` is no error to the server (a part of no bytes), so it is none here; `faults` reports it.
     """
-    usual = _USUAL.fullmatch(raw)
-    if usual is not None:
-        return Part(*map(int, usual.groups()))
+    usual = gojson.plain(raw)
+    if usual is not None and tuple(usual) == _KEYS and all(map(gojson.is_int64, usual.values())):
+        return Part(*usual.values())
     value = gojson.record(gojson.first_value(raw), "the sidecar")
-    return Part(
-        number=gojson.int64(value, "N"),
-        offset=gojson.int64(value, "Offset"),
-        size=gojson.int64(value, "Size"),
-        completed=gojson.int64(value, "Completed"),
-    )
+    return Part(*(gojson.int64(value, key) for key in _KEYS))
 
 
 def write(part: Part) -> bytes:
