@@ -731,7 +731,10 @@ class Severity(enum.StrEnum):
     @property
     def rank(self) -> int:
         """0 for info, 2 for error."""
-        return list(Severity).index(self)
+        return _RANKS[self]
+
+
+_RANKS = {each: rank for rank, each in enumerate(Severity)}
 
 
 class Sizes(NamedTuple):

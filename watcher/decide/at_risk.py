@@ -20,20 +20,33 @@ class AtRisk(NamedTuple):
     """One thing that is needed: a digest, or a blob's name, and its files, which go together."""
 
     subject: str
+    #: What a command knows it by.
+    who: str
     entries: tuple[Entry, ...]
     models: tuple[str, ...] = ()
 
     @property
-    def paths(self) -> tuple[str, ...]:
-        """Its files as paths below the store."""
-        return tuple(f"blobs/{entry.name}" for entry in self.entries)
+    def path(self) -> str:
+        """Its first file as a path below the store."""
+        return f"blobs/{self.entries[0].name}"
+
+    def ends(self, doomed: Mapping[str, float]) -> list[float]:
+        """When a start begins to delete each of its files that it deletes, the first one first."""
+        found = (doomed.get(f"blobs/{entry.name}") for entry in self.entries)
+        return sorted(at for at in found if at is not None)
 
 
 def of_downloads(diagnosed: Iterable[Diagnosed]) -> Iterator[AtRisk]:
     """Every download that is not stale, and of which something is worth keeping."""
     for each in diagnosed:
         if not each.stale and not each.download.is_useless:
-            yield AtRisk(each.digest, each.download.entries, each.download.models)
+            yield of_download(each)
+
+
+def of_download(each: Diagnosed) -> AtRisk:
+    """A download with its files."""
+    models = each.download.models
+    return AtRisk(each.digest, names.known_as(models, each.digest), each.download.entries, models)
 
 
 def of_blobs(evidence: Evidence, rules: Rules) -> Iterator[AtRisk]:
@@ -41,18 +54,18 @@ def of_blobs(evidence: Evidence, rules: Rules) -> Iterator[AtRisk]:
 
     As for `clean`, a time that we have set to keep a blob makes it no younger.
     """
-    for entry in evidence.census.unnamed:
-        if evidence.age_of(entry.changed_at) < rules.settings.stale_after:
-            yield AtRisk(entry.name, (entry,))
-    if not evidence.place.globbed:  # there it is the path that has to change
-        for entry in evidence.census.unprotected:
-            yield AtRisk(entry.name, (entry,))
+    unnamed, age = evidence.census.unnamed, rules.settings.stale_after
+    young = [entry for entry in unnamed if evidence.age_of(entry.changed_at) < age]
+    # With glob characters it is the store's path that has to change.
+    unprotected = () if evidence.place.globbed else evidence.census.unprotected
+    for entry in (*young, *unprotected):
+        yield AtRisk(entry.name, names.short(names.parse_blob(entry.name).digest), (entry,))
 
 
 def paths(diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules) -> frozenset[str]:
     """All of it, as paths below the store."""
     every = (*of_downloads(diagnosed), *of_blobs(evidence, rules))
-    return frozenset(path for each in every for path in each.paths)
+    return frozenset(f"blobs/{entry.name}" for each in every for entry in each.entries)
 
 
 def fades(entries: Iterable[Entry], now: float) -> bool:
@@ -71,45 +84,40 @@ def findings_about(
         # A daemon protects it; where it can't, it is old by now.
         doomed = {path: at for path, at in doomed.items() if at <= evidence.now}
     for each in of_downloads(diagnosed):
-        if any(path in doomed for path in each.paths):
-            who = names.known_as(each.models, each.subject)
-            usual = found("download_at_risk", each.paths[0], who=who)
-            yield _finding(usual, each, evidence, doomed)
+        if ends := each.ends(doomed):
+            usual = found("download_at_risk", each.path, who=each.who)
+            yield _finding(usual, each, ends, evidence)
     # One finding for all finished blobs that a start deletes now, one for those of a later one.
-    due = [(doomed.get(each.paths[0], inf), each) for each in of_blobs(evidence, rules)]
+    due = [(doomed.get(each.path, inf), each) for each in of_blobs(evidence, rules)]
     now = [each for at, each in due if at <= evidence.now]
     later = [each for at, each in due if evidence.now < at < inf]
     for alike in filter(None, (now, later)):
-        what, them, subject = "a finished blob is", "it", alike[0].subject
+        what, them, together = "a finished blob is", "it", alike[0]
         if len(alike) > 1:
-            what, them, subject = f"{len(alike):,} finished blobs are", "them", ""
-        usual = found("blob_at_risk", alike[0].paths[0], what=what, them=them)
-        together = AtRisk(subject, tuple(entry for each in alike for entry in each.entries))
-        yield _finding(usual, together, evidence, doomed)
+            what, them = f"{len(alike):,} finished blobs are", "them"
+            together = AtRisk("", "", tuple(entry for each in alike for entry in each.entries))
+        usual = found("blob_at_risk", together.path, what=what, them=them)
+        yield _finding(usual, together, together.ends(doomed), evidence)
 
 
-def _finding(
-    usual: Finding, each: AtRisk, evidence: Evidence, doomed: Mapping[str, float]
-) -> Finding:
+def _finding(usual: Finding, each: AtRisk, ends: list[float], evidence: Evidence) -> Finding:
     """With what a start does, from when on, and what protects from it."""
-    when = sorted(doomed[path] for path in each.paths if path in doomed)
-    now = bisect_right(when, evidence.now)
-    taken, files = now or len(when), len(each.paths)
+    now = bisect_right(ends, evidence.now)
+    taken, files = now or len(ends), len(each.entries)
     what = "all of it" if taken == files else f"{taken} of its {files} files"
     if now:
         old = min(entry.mtime for entry in each.entries) + HOUR
         alone = f"the next server start deletes {what}"
         since = f"old enough to be pruned since {clock(old, evidence.now)}"
     else:
-        first = clock(when[0], evidence.now)
+        first = clock(ends[0], evidence.now)
         alone = f"a server start after {first} deletes {what}"
         since = f"old enough to be pruned at {first}"
     command, remedy = "", ""
     if fades(each.entries, evidence.now):
         remedy = "the command protects it for one hour; "
-        digest = names.parse_blob(each.subject).digest or each.subject
-        known_as = each.models[:1] or ((names.short(digest),) if digest else ())
-        command = advice.watch(evidence, "repair", *known_as, owner=each.entries[0].uid)
+        named = filter(None, (each.who,))
+        command = advice.watch(evidence, "repair", *named, owner=each.entries[0].uid)
     service = "the service, or `prepare` in the server's unit, protects it permanently"
     return usual._replace(
         severity=Severity.WARNING if now else Severity.INFO,

@@ -197,10 +197,13 @@ def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) 
     if evidence.place.foreign or evidence.place.read_only:
         return
     every = [*at_risk.of_downloads(diagnosed), *at_risk.of_blobs(evidence, rules)]
-    for each in diagnosed if rules.mode.repair_stale else ():
-        if each.stale and conditions.row(each.condition).repair is Step.WRITE_SIDECARS:
-            download = each.download
-            every.append(at_risk.AtRisk(each.digest, download.entries, download.models))
+    every.extend(
+        at_risk.of_download(each)
+        for each in diagnosed
+        if rules.mode.repair_stale
+        and each.stale
+        and conditions.row(each.condition).repair is Step.WRITE_SIDECARS
+    )
     for needed in every:
         files = tuple(
             entry

@@ -162,12 +162,18 @@ def _wrong_sizes(
 
 def remembered(found: Entry, memory: Memory) -> Entry:
     """The entry with what is remembered of it: its own time where we set another, its hash."""
-    touched = memory.touched.get(found.name) if memory.touched else None
-    if touched is not None and (touched.inode, touched.set_ns) == (found.inode, found.mtime_ns):
-        found = found._replace(own_mtime_ns=touched.own_ns)
+    found = with_own_time(found, memory)
     hashed = memory.hashes.get(found.name)
     if hashed is not None and hashed[:3] == (found.inode, found.size, bound_to(found)):
         return found._replace(sha256=hashed.sha256)
+    return found
+
+
+def with_own_time(found: Entry, memory: Memory) -> Entry:
+    """The entry with its own time where we set another: all there is to know of a progress file."""
+    touched = memory.touched.get(found.name)
+    if touched is not None and (touched.inode, touched.set_ns) == (found.inode, found.mtime_ns):
+        return found._replace(own_mtime_ns=touched.own_ns)
     return found
 
 

@@ -36,7 +36,13 @@ from watcher.observe import (
     space,
     unit,
 )
-from watcher.observe.blobs import asked, look_at_quarantine, remembered, with_memory
+from watcher.observe.blobs import (
+    asked,
+    look_at_quarantine,
+    remembered,
+    with_memory,
+    with_own_time,
+)
 from watcher.observe.host import Host
 from watcher.observe.parts import Content, data_behind
 from watcher.ollama import names, ranges, sidecars
@@ -273,7 +279,11 @@ class _Reader:
         listed = sorted(
             pieces.sidecars, key=lambda each: (each[0] is None, each[0] or 0, each[1].name)
         )
-        self.sidecars = [(number, remembered(found, memory)) for number, found in listed]
+        self.sidecars = [(number, with_own_time(found, memory)) for number, found in listed]
+        anchor = next(
+            (each for each in (self.data, *(one for _, one in self.sidecars)) if each), None
+        )
+        self.record, self.born_ns = self._remembered(digest, anchor)
         self.asked = asked(memory, digest, around.now)
         self.finished = pieces.finished and remembered(pieces.finished, memory)
         size = around.named.size_of(digest) or 0
@@ -296,8 +306,9 @@ class _Reader:
             written = ((0, found.size),) if found.size and found.kind is Kind.FILE else ()
             trust = Trust(written, written, written)
             by = None if total is None else "manifest"
+            own = self._remembered(f"{self.digest}.tmp", found)
             transfer = self._base(
-                data=found, transfer=True, total=total, total_from=by, trust=trust
+                *own, data=found, transfer=True, total=total, total_from=by, trust=trust
             )
             made.append(transfer)
         return made
@@ -305,34 +316,36 @@ class _Reader:
     def unreadable(self, why: str) -> Download:
         """The download when its content can't be read."""
         return self._base(
+            self.record,
+            self.born_ns,
             data=self.data,
             sidecars=tuple(Sidecar(each, n, None, "not read") for n, each in self.sidecars),
             unreadable=why,
         )
 
-    def _base(self, **more: Any) -> Download:
-        made = Download(digest=self.digest, finished=self.finished, **more)
-        record = self._record(made.key, list(made.entries))
-        models = record.models if record else ()
+    def _base(
+        self, record: Remembered | None, born_ns: int, *, data: Entry | None, **more: Any
+    ) -> Download:
         progress_at = record.progress_at if record else None
-        if progress_at is not None and made.data is not None:
+        if progress_at is not None and data is not None:
             # As remembered, or since then, while nobody looked.
-            progress_at = max(progress_at, made.data.changed_at)
-        return replace(
-            made,
-            models=tuple(sorted({*self.named_models, *models})),
+            progress_at = max(progress_at, data.changed_at)
+        return Download(
+            digest=self.digest,
+            data=data,
+            finished=self.finished,
+            models=tuple(sorted({*self.named_models, *(record.models if record else ())})),
             progress_at=progress_at,
             ahead=record.ahead if record else None,
             registry=self.asked and self.asked.length,
-            born_ns=fs.born(made.entries[0].name, self.around.blobs) if made.entries else 0,
+            born_ns=born_ns,
+            **more,
         )
 
     def _in_parts(self) -> Download:
         data = self.data
         read = tuple(self._sidecar(number, found) for number, found in self.sidecars)
-        entries = [each for each in (data, *(sidecar.entry for sidecar in read)) if each]
-        record = self._record(self.digest, entries)
-        known, known_from = self._known_length(record)
+        known, known_from = self._known_length()
         doubt = "" if known is None else self._contradiction(known, read)
         if doubt:
             known, doubt = None, f"the {known_from} says {known:,} bytes, {doubt}"
@@ -362,29 +375,35 @@ class _Reader:
             faults = (*faults, "more bytes than any layer has")
         why_not = self.asked.why if self.asked is not None else ""
         made = self._base(
+            self.record,
+            self.born_ns,
             data=data,
             sidecars=read,
             total=total,
             total_from=total_from,
             faults=faults,
             doubted_length="" if total is not None else doubt or why_not,
-            trust=self._trust(read, faults, total, record),
+            trust=self._trust(read, faults, total),
             reads=self.reads,
         )
         # A wrong hash that no doubted bytes explain: any byte may be wrong.
         refuted = made.is_wrong and made.trust.zeros_read and made.trust.trusted == ((0, total),)
         return replace(made, trust=made.trust._replace(trusted=())) if refuted else made
 
-    def _record(self, key: str, entries: list[Entry]) -> Remembered | None:
-        """What is remembered of this very download; the digest alone may stand for another file."""
-        record = self.around.memory.downloads.get(key)
-        if record is None or not entries:
-            return None
-        anchor = entries[0]
-        born_ns = fs.born(anchor.name, self.around.blobs)
-        return record if record.is_of(*anchor.identity, born_ns) else None
+    def _remembered(self, key: str, anchor: Entry | None) -> tuple[Remembered | None, int]:
+        """What is remembered of this very download, and when its first file was born.
 
-    def _known_length(self, record: Remembered | None) -> tuple[int | None, str | None]:
+        The digest alone may stand for another file.
+        """
+        if anchor is None:
+            return None, 0
+        record = self.around.memory.downloads.get(key)
+        born_ns = fs.born(anchor.name, self.around.blobs)
+        same = record is not None and record.is_of(*anchor.identity, born_ns)
+        return record if same else None, born_ns
+
+    def _known_length(self) -> tuple[int | None, str | None]:
+        record = self.record
         if (compared := self.around.rules.mode.lengths.get(self.digest)) is not None:
             return compared, "registry"
         if self.named_size is not None:
@@ -413,13 +432,9 @@ class _Reader:
         return f"and there is data at byte {found:,}" if found is not None else ""
 
     def _trust(
-        self,
-        read: tuple[Sidecar, ...],
-        faults: tuple[str, ...],
-        total: int | None,
-        record: Remembered | None,
+        self, read: tuple[Sidecar, ...], faults: tuple[str, ...], total: int | None
     ) -> Trust:
-        data = self.data
+        data, record = self.data, self.record
         if not total:
             return Trust()
         if faults or not read:
@@ -434,7 +449,7 @@ class _Reader:
             return parts.trust(None, whole, parts.Doubts(), parts.Limits())
         noted = known is not None and known.unsynced not in ("", self.around.start.id)
         doubts = parts.Doubts(
-            rebooted=noted or self._rebooted(data, record),
+            rebooted=noted or self._rebooted(data),
             refused=record.lost if record is not None else (),
             doubted=known.doubted if known is not None else (),
             starts=[part.offset for part in known.partition] if known is not None else (),
@@ -462,13 +477,12 @@ class _Reader:
             return None
         return Reads(status.st_size, changed_ns, boot, "")
 
-    def _rebooted(self, data: Entry, record: Remembered | None) -> bool:
+    def _rebooted(self, data: Entry) -> bool:
         """Whether some of the data may have been written before the machine started."""
         # A pull that went on since then has changed its time, not its past.
-        if record is not None and self._since_start(record.checked_at):
+        if self.record is not None and self._since_start(self.record.checked_at):
             return False
-        born_ns = fs.born(data.name, self.around.blobs)
-        written = min(data.changed_at, born_ns / 1e9) if born_ns else data.changed_at
+        written = min(data.changed_at, self.born_ns / 1e9) if self.born_ns else data.changed_at
         return not self._since_start(written)
 
     def _since_start(self, at: float) -> bool:
