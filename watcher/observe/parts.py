@@ -99,15 +99,19 @@ def trust(content: Content | None, parts: Sequence[Part], doubts: Doubts, limits
     `parts`: all parts by offset; those with a lost sidecar have the number -1 and claim nothing.
     Raises OSError where the data can't be read.
     """
-    claimed = sidecars.claims([part for part in parts if part.number >= 0])
+    recorded = claimed = sidecars.claims(parts)
+    lost = ranges.normal((part.offset, part.end) for part in parts if part.number < 0)
+    if lost:
+        claimed = sidecars.claims([part for part in parts if part.number >= 0])
     if content is None:
         return Trust(claimed=claimed)
     held = segments(content.fd, content.size)
     has_holes = ranges.size(held) < content.size
     held = ranges.difference(held, doubts.refused)
-    open_ends = ranges.normal((part.starts_at, part.end) for part in parts)
+    # What the parts don't record, each on its own: parts that touch are not joined.
+    rests = tuple((part.starts_at, part.end) for part in parts if part.completed < part.size)
     most = limits.read_bytes
-    if not has_holes and most is not None and ranges.size(open_ends) > most:
+    if not has_holes and most is not None and ranges.size(ranges.normal(rests)) > most:
         present = ranges.intersection(held, claimed)
         return Trust(claimed, present, present, has_holes, doubts.rebooted, zeros_read=False)
     # Where something else was written before, by parts that are no more.
@@ -117,17 +121,17 @@ def trust(content: Content | None, parts: Sequence[Part], doubts: Doubts, limits
         # own: it shows behind nothing but zeros.
         rule = sidecars.part_rule(parts[-1].end)
         edges.update(part.offset for part in rule[1:] if content.is_zeros_before(part.offset))
-    present = _present(content, held, parts, sorted(edges), has_holes=has_holes)
+    enough = ZEROS_ENOUGH if has_holes else content.size
+    present = _present(content, held, recorded, _cut_at(sorted(edges), rests, held), enough)
     # Behind its claim a part has written the run that begins where the claim ends.
-    begins = {part.starts_at for part in parts}
-    beyond = ranges.normal(
+    begins = {start for start, _ in rests}
+    beyond = [
         (start + sidecars.DOUBTED_HEAD, end)
-        for start, end in ranges.intersection(present, _unclaimed(parts))
+        for start, end in ranges.intersection(present, rests)
         if start in begins
-    )
-    believed = ranges.union(ranges.intersection(sidecars.claims(parts), present), beyond)
+    ]
+    believed = ranges.normal((*ranges.intersection(recorded, present), *beyond))
     doubted = doubts.doubted
-    lost = ranges.normal((part.offset, part.end) for part in parts if part.number < 0)
     if lost:
         # Without its sidecar a server may have begun a part again by the part rule, unseen.
         heads = sidecars.heads(sidecars.part_rule(parts[-1].end))
@@ -141,35 +145,38 @@ def trust(content: Content | None, parts: Sequence[Part], doubts: Doubts, limits
     return Trust(claimed, present, believed, has_holes, doubts.rebooted, zeros_read)
 
 
+def _cut_at(edges: list[int], rests: Ranges, held: Ranges) -> Iterator[tuple[int, int]]:
+    """What of `rests` is held, in pieces that end at `edges`."""
+    for low, high in ranges.intersection(held, rests):
+        inside = edges[bisect_right(edges, low) : bisect_left(edges, high)]
+        yield from pairwise((low, *inside, high))
+
+
 def _present(
-    content: Content, held: Ranges, parts: Sequence[Part], edges: list[int], *, has_holes: bool
+    content: Content,
+    held: Ranges,
+    recorded: Ranges,
+    rests: Iterable[tuple[int, int]],
+    enough: int,
 ) -> Ranges:
     """`held` without the zeros at the end of what each part has written.
 
     An allocation ends on a block, not on the last byte; and the block at a part's end belongs to
-    the next part's beginning as well, so that no hole shows there. The same holds at `edges`.
+    the next part's beginning as well, so that no hole shows there. The same holds for each piece
+    of the `rests`, at whose end `enough` zeros end the look.
     """
     kept: list[tuple[int, int]] = []
     # A claim holds no hole, but in data that was cut and made longer again: such a hole has the
     # rest of a block before it, and what was then written behind it may begin within a block, too.
-    for low, high in sidecars.claims(parts):
+    for low, high in recorded:
         for start, end in ranges.within(held, low, high):
             if start > low:
                 start = content.written_start(start, end)
             if end < high:
                 end = content.written_end(start, end)
             kept.append((start, end))
-    enough = ZEROS_ENOUGH if has_holes else content.size
-    for low, high in ranges.intersection(held, _unclaimed(parts)):
-        inside = edges[bisect_right(edges, low) : bisect_left(edges, high)]
-        for start, end in pairwise((low, *inside, high)):
-            kept.append((start, content.written_end(start, end, enough)))
+    kept.extend((start, content.written_end(start, end, enough)) for start, end in rests)
     return ranges.normal(kept)
-
-
-def _unclaimed(parts: Iterable[Part]) -> Ranges:
-    """What the parts don't claim, each on its own: parts that touch are not joined."""
-    return tuple((part.starts_at, part.end) for part in parts if part.completed < part.size)
 
 
 class Content:
