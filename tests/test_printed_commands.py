@@ -517,7 +517,7 @@ PLACES: dict[str, str] = {
             "decide/blob_findings.py:_old",
             "decide/safety.py:_why_not",
         ),
-        "tests/repair/test_at_risk.py": ("decide/at_risk.py:_finding",),
+        "tests/repair/test_at_risk.py": ("decide/at_risk.py:finding",),
         "tests/test_root.py": ("decide/findings.py:_state", "commands/daemon.py:_read_again"),
         "tests/race/test_planted_intents.py": ("decide/findings.py:_foreign_intents",),
         "tests/crash/test_power_cut.py": ("commands/prepare.py:_name_doubted",),

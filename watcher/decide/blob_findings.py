@@ -6,7 +6,7 @@ Their kinds, with the usual words, are rows of `finding_kinds`.
 from collections.abc import Iterator, Mapping
 
 from watcher import model
-from watcher.decide import findings
+from watcher.decide import at_risk, findings
 from watcher.decide.finding_kinds import BEHIND_LINK, found, row
 from watcher.decide.findings import path_of, sizes
 from watcher.model import BlobFault, Evidence, Finding, Kind, ManifestFault, OddBlob, Severity
@@ -36,7 +36,7 @@ def of_blobs(
     unread = findings.is_blind(evidence)
     for entry in evidence.census.unnamed:
         path, name = f"blobs/{entry.name}", entry.name[:19]
-        young = findings.is_young(entry, evidence, rules)
+        young = at_risk.is_young(entry, evidence, rules)
         models = evidence.known_as.get(names.parse_blob(entry.name).digest, ())
         of = f"a layer of {', '.join(models[:3])}, whose manifest is missing" if models else ""
         waits = "an unfinished pull may need it" if young else ""
@@ -52,6 +52,27 @@ def of_blobs(
             sizes=sizes([entry]),
             models=models,
         )
+
+
+def at_risk_of_start(
+    evidence: Evidence, rules: model.Rules, doomed: Mapping[str, float]
+) -> Iterator[Finding]:
+    """One finding for all needed blobs that a start deletes now, one for those of a later one."""
+    now: list[at_risk.AtRisk] = []
+    later: list[at_risk.AtRisk] = []
+    for each in at_risk.of_blobs(evidence, rules):
+        for at in at_risk.unwatched(at_risk.ends(each.entries, doomed), evidence):
+            (now if at <= evidence.now else later).append(each)
+    for alike in filter(None, (now, later)):
+        what, them, known_as = f"{len(alike):,} finished blobs are", "them", ""
+        if len(alike) == 1:
+            what, them = "a finished blob is", "it"
+            known_as = names.short(names.parse_blob(alike[0].subject).digest)
+        entries = tuple(entry for each in alike for entry in each.entries)
+        usual = found("blob_at_risk", f"blobs/{entries[0].name}", what=what, them=them)
+        when = at_risk.ends(entries, doomed)
+        usual = usual._replace(sizes=sizes(entries))
+        yield at_risk.finding(usual, entries, when, known_as, evidence)
 
 
 def _kept_or_not(path: str, doomed: Mapping[str, float]) -> str:

@@ -73,12 +73,12 @@ def spared(diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules) -> 
 
 def by_the_clock(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[Refusal]:
     """A download that only a clock which was set makes stale."""
-    download, why = diagnosed.download, _clock_forbids(evidence)
-    since = download.changed_at if download.progress_at is None else download.progress_at
-    may_go = not diagnosed.stale and conditions.is_cleanable(diagnosed)
-    if why is None or since is None or not may_go:
+    why = _clock_forbids(evidence)
+    if why is None or diagnosed.stale or not conditions.is_cleanable(diagnosed):
         return
-    if evidence.now - since >= rules.settings.stale_after:
+    download = diagnosed.download
+    since = download.changed_at if download.progress_at is None else download.progress_at
+    if since is not None and evidence.now - since >= rules.settings.stale_after:
         yield why.of_download(diagnosed, ActionKind.REMOVE_DOWNLOAD)
 
 

@@ -33,7 +33,7 @@ def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
         found.extend(blob_findings.of_leftovers(evidence, doomed))
         found.extend(blob_findings.astray(evidence))
         found.extend(server_view.barred(evidence))
-        found.extend(at_risk.findings_about(diagnosed, evidence, rules, doomed))
+        found.extend(blob_findings.at_risk_of_start(evidence, rules, doomed))
         if evidence.place.read_only and any(
             each.severity is not model.Severity.INFO for each in found
         ):
@@ -43,10 +43,11 @@ def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
 
 
 def _diagnose(download: Download, evidence: Evidence, rules: Rules) -> Diagnosed:
-    quiet = _quiet(download, evidence)
+    latest = download.changed_at
+    quiet = 0.0 if latest is None else _quiet(download, latest, evidence)
     if download.digest in rules.mode.own_pulls:
         quiet = max(quiet, QUIET_SECONDS)
-    since = download.changed_at if download.progress_at is None else download.progress_at
+    since = latest if download.progress_at is None else download.progress_at
     age = 0.0 if since is None else evidence.age_of(since)
     condition, because = settled_condition(download)
     if alive := _why_alive(download, evidence, quiet):
@@ -64,11 +65,8 @@ def _diagnose(download: Download, evidence: Evidence, rules: Rules) -> Diagnosed
     )
 
 
-def _quiet(download: Download, evidence: Evidence) -> float:
+def _quiet(download: Download, latest: float, evidence: Evidence) -> float:
     """Seconds since any entry of it changed, as far as times, or scans, show."""
-    latest = download.changed_at
-    if latest is None:
-        return 0.0
     if latest <= evidence.now:
         clock = evidence.clock
         quiet = evidence.now - latest

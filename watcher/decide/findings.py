@@ -4,13 +4,13 @@ Each has the evidence, what Ollama alone does, and what helps. Their kinds, with
 are rows of `finding_kinds`.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from math import inf
 
 from rich.filesize import decimal
 
 from watcher import model
-from watcher.decide import conditions
+from watcher.decide import at_risk, conditions
 from watcher.decide.conditions import Step
 from watcher.decide.finding_kinds import CHECK_DISK, found
 from watcher.model import Condition, Diagnosed, Download, Entry, Evidence, Finding, Rules, Sizes
@@ -47,7 +47,8 @@ def of_download(
     download, condition = diagnosed.download, diagnosed.condition
     who = names.known_as(download.models, download.digest)
     path = f"blobs/{download.entries[0].name}" if download.entries else "blobs"
-    fate = fate_of(download, evidence.now, doomed)
+    when = at_risk.ends(download.entries, doomed)
+    fate = fate_of(download, evidence.now, when)
     finding = found(f"download_{condition.value}", path, who=who)._replace(
         evidence=diagnosed.because,
         alone="; ".join(filter(None, (conditions.alone(condition, download), fate))),
@@ -67,6 +68,11 @@ def of_download(
             alone=fate,
             remedy="",
         )
+    elif at_risk.is_needed(diagnosed) and (risky := at_risk.unwatched(when, evidence)):
+        usual = found("download_at_risk", path, who=who)._replace(
+            sizes=finding.sizes, models=download.models
+        )
+        yield at_risk.finding(usual, download.entries, risky, who, evidence)
 
 
 def helps(diagnosed: Diagnosed, evidence: Evidence) -> str:
@@ -122,18 +128,17 @@ def doomed(foreseen: model.Forecast) -> dict[str, float]:
     }
 
 
-def fate_of(download: Download, now: float, doomed: Mapping[str, float]) -> str:
-    """What the next server start does to a download's files; "" where that is nothing."""
-    when = [doomed.get(f"blobs/{entry.name}", inf) for entry in download.entries]
-    gone = sum(at <= now for at in when)
-    if when and gone == len(when):
+def fate_of(download: Download, now: float, when: list[float]) -> str:
+    """What the next server start does to a download's files; "" where that is nothing.
+
+    `when`: from when on it deletes them.
+    """
+    gone, files = bisect_right(when, now), len(download.entries)
+    if gone and gone == files:
         return "the next server start deletes it"
     if gone:
-        return f"the next server start deletes {gone} of its {len(when)} files and breaks it"
-    first = min(when, default=inf)
-    if first == inf:
-        return ""
-    return f"the next server start after {clock(first, now)} deletes it"
+        return f"the next server start deletes {gone} of its {files} files and breaks it"
+    return f"the next server start after {clock(when[0], now)} deletes it" if when else ""
 
 
 def given_to(owner: int, entries: Iterable[Entry], evidence: Evidence) -> str:
@@ -323,7 +328,7 @@ def _no_room(
     cleanable = (
         any(each.stale and conditions.is_cleanable(each) for each in diagnosed)
         or any(
-            entry.kind is model.Kind.FILE and not is_young(entry, evidence, rules)
+            entry.kind is model.Kind.FILE and not at_risk.is_young(entry, evidence, rules)
             for entry in census.unnamed
         )
         or any(is_old_temporary(each, evidence) for each in census.temporaries)
@@ -333,11 +338,6 @@ def _no_room(
         evidence=f"{decimal(missing)} to download, {decimal(free)} free",
         command=advice.watch(evidence, "clean") if cleanable else "",
     )
-
-
-def is_young(entry: Entry, evidence: Evidence, rules: Rules) -> bool:
-    """As for `clean`: a time that we have set to protect it makes it no younger."""
-    return evidence.age_of(entry.changed_at) < rules.settings.stale_after
 
 
 def is_old_temporary(left: model.Located, evidence: Evidence) -> bool:

@@ -198,7 +198,7 @@ def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) 
         return
     every = [*at_risk.of_downloads(diagnosed), *at_risk.of_blobs(evidence, rules)]
     every.extend(
-        at_risk.of_download(each)
+        at_risk.AtRisk(each.digest, each.download.entries, each.download.models)
         for each in diagnosed
         if rules.mode.repair_stale
         and each.stale

@@ -4,8 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from watcher import model
-from watcher.decide import conditions, findings, remaining
-from watcher.decide.at_risk import fades
+from watcher.decide import at_risk, conditions, findings, remaining
 from watcher.decide.remaining import Verified
 from watcher.model import BlobFault, Condition, Diagnosed, Evidence, Severity, Visibility
 from watcher.ollama import names, ranges
@@ -61,7 +60,7 @@ def verdict(report: Report) -> Line:
     alike = [each for each, _ in fates if each.download.models[:1] == urgent.download.models[:1]]
     is_left = urgent.condition is Condition.PAUSED and not urgent.stale
     # What is at risk needs protection before a pull.
-    protected = bool(fate) and is_left and fades(urgent.download.entries, seen.now)
+    protected = bool(fate) and is_left and at_risk.fades(urgent.download.entries, seen.now)
     helps = findings.protects if protected else findings.helps
     return Line(
         (
@@ -76,13 +75,11 @@ def verdict(report: Report) -> Line:
 def _fates(seen: Evidence, diagnosis: model.Diagnosis) -> list[tuple[Diagnosed, str]]:
     """Each download, and what the next server start does to it; "" where that is nothing."""
     doomed = findings.doomed(diagnosis.forecast) if diagnosis.forecast else {}
-    if seen.next_start.watched:
-        # A daemon protects downloads; where it can't, they are old by now.
-        doomed = {path: at for path, at in doomed.items() if at <= seen.now}
     fates = []
     for each in diagnosis.diagnosed:
         is_safe = each.condition is Condition.LIVE or each.download.is_useless
-        fates.append((each, "" if is_safe else findings.fate_of(each.download, seen.now, doomed)))
+        when = at_risk.unwatched(at_risk.ends(each.download.entries, doomed), seen)
+        fates.append((each, "" if is_safe else findings.fate_of(each.download, seen.now, when)))
     return fates
 
 
