@@ -7,7 +7,8 @@ relies on a hash that a kill has taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -141,11 +142,27 @@ class Hashes:
         on_disk = {name for name in right if self.new[name].counts(name, self._boot)}
         yield Blobs({name[len(_BLOB) :] for name in on_disk}, new - right)
         hidden = {name[len(_BLOB) :] for name in new}
-        for prefix in _PREFIXES if self._store is not None else ():
+        for prefix in self._prefixes():
             shard = self._load(prefix)
             rows = (rows for boot, rows in shard.right.items() if boot in ("", self._boot))
             wrong = set(filter(names.is_blob, shard.others))
             yield Blobs(set().union(*rows) - hidden, wrong - new)
+
+    def _prefixes(self) -> Sequence[str]:
+        """The beginnings of which there are files."""
+        if self._store is None:
+            return ()
+        try:
+            with (
+                state_folder.opened(self._store) as ours,
+                state_folder.opened_in(FOLDER, ours) as folder,
+            ):
+                there = set(os.listdir(folder))
+        except FileNotFoundError:
+            return ()
+        except OSError:
+            return _PREFIXES  # reading one gives the reason
+        return [prefix for prefix in _PREFIXES if _FILES[prefix].name in there]
 
     def _load(self, prefix: str) -> Shard:
         """What is in a file; nothing where it can't be used."""
