@@ -566,13 +566,13 @@ def test_where_our_folder_is_removed_the_daemons_lock_is_taken_anew(store: Store
 
 def test_a_lock_is_the_file_that_has_its_name(folder: int) -> None:
     lock = state_folder.LongLock("daemon.lock")
-    assert lock.hold(folder, "pid 1")
-    assert not lock.hold(folder, "pid 1")
+    assert lock.hold(folder)
+    assert not lock.hold(folder)
     with state_folder.opened(folder) as our_folder:
         fs.remove("daemon.lock", our_folder)
         with fs.locked("daemon.lock", our_folder, "pid 2"), pytest.raises(fs.BusyError):
-            lock.hold(folder, "pid 1")
-        assert lock.hold(folder, "pid 1")
+            lock.hold(folder)
+        assert lock.hold(folder)
         with pytest.raises(fs.BusyError), fs.locked("daemon.lock", our_folder, "pid 2"):
             pass
     lock.release()

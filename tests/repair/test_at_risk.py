@@ -16,8 +16,8 @@ from tests.support.notation import Store, age, digest_of
 from tests.support.runs import changed, one_look, rules
 from tests.support.servers import Server
 from watcher.model import Finding, Severity
-from watcher.observe.serving import DAEMON_LOCK
 from watcher.state import fs
+from watcher.state.state_folder import DAEMON_LOCK
 
 KINDS = ("download_at_risk", "blob_at_risk")
 Prepare = Callable[[Store], object]

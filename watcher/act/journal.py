@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from functools import partial
@@ -166,18 +164,13 @@ def locked(store: int, seconds: float) -> Iterator[None]:
     """Hold the store's lock for acting; wait so long for who has it. Raises LockedError."""
     with state_folder.made(store) as folder, contextlib.ExitStack() as held:
         try:
-            held.enter_context(fs.locked(ACTING_LOCK, folder, owner(), seconds=seconds))
+            held.enter_context(fs.locked(ACTING_LOCK, folder, seconds=seconds))
         except fs.BusyError as busy:
             raise LockedError(
                 f"another ollama-watch acts on this store: {busy.owner}",
                 "try again when it has ended",
             ) from None
         yield
-
-
-def owner() -> str:
-    """What we write into a lock: who holds it, and since when."""
-    return f"pid {os.getpid()} since {event_log.rfc3339(time.time())}"
 
 
 def hold_reserve(store: int) -> None:

@@ -116,9 +116,7 @@ def commit_all(host: Host, store: int, changes: Sequence[Change], confirm: Confi
     Of single files, entries that must stay are kept, and named with the reason. When
     `host.stops`, no further download is begun. What is raised leaves everything back in its place.
     """
-    with state_folder.made(store) as folder:
-        fs.ensure_folder(intents.INTENTS, folder)
-    with _store(host, store) as base:
+    with state_folder.made(store, intents.INTENTS), _store(host, store) as base:
         if (base.folder.device, base.folder.inode) != changes[0].blobs:
             return [_changed("blobs") for _ in changes]
         batch = _Batch(host, base, changes)
@@ -615,10 +613,7 @@ def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None
     `back_into`: device and inode of the ``blobs`` that it was planned on; None to remove it.
     Raises FileExistsError where its place is taken, ChangedError where it is not the file meant.
     """
-    with (
-        state_folder.opened(store) as folder,
-        state_folder.opened_in(QUARANTINE, folder) as quarantine,
-    ):
+    with state_folder.opened(store, QUARANTINE) as quarantine:
         if not _same(scan.look(entry.name, quarantine), entry, loose=False):
             raise _changed(entry.name)
         if back_into is None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from watcher.commands import pulling
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit
-from watcher.observe import place, serving
+from watcher.observe import place
 from watcher.observe.host import Host
 from watcher.ollama import names, server
 from watcher.pull import queue, running, target
@@ -21,7 +21,7 @@ from watcher.pull.queue import Driven, Item, ItemState, Queue, Result
 from watcher.pull.running import Drive, Why
 from watcher.pull.target import Target
 from watcher.show import queue as drawn
-from watcher.state import folders, records
+from watcher.state import folders, records, state_folder
 from watcher.state.event_log import Event
 from watcher.system import advice, stopping
 
@@ -60,7 +60,7 @@ def show(context: Context, found: place.Found, store: int, kept: Queue) -> None:
     going = (each.model.lower() for each in kept.line if each.state is ItemState.RUNNING)
     rate = sum(known[key].bytes_per_second or 0.0 for key in going if key in known) or None
     arrivals = queue.arrivals(kept, now, missing, rate)
-    shown = drawn.Shown(kept, arrivals, serving.queue_runner(found.path), now)
+    shown = drawn.Shown(kept, arrivals, state_folder.queue_runner(found.path), now)
     if context.json:
         context.document(drawn.document(shown, found.path))
     elif kept.line or kept.done or not context.quiet:

@@ -31,7 +31,6 @@ from watcher.observe import (
     place,
     processes,
     scan,
-    serving,
     sharing,
     space,
     unit,
@@ -46,7 +45,7 @@ from watcher.observe.blobs import (
 from watcher.observe.host import Host
 from watcher.observe.parts import Content, data_behind
 from watcher.ollama import names, ranges, sidecars
-from watcher.state import folders, fs
+from watcher.state import folders, fs, state_folder
 from watcher.state.memory import Memory, Remembered
 from watcher.state.registry_cache import KnownLayer
 
@@ -191,7 +190,7 @@ class _Look:
             user=access.user_of(self.store, server),
             no_prune=server is not None and server.no_prune,
             prepared=server is not None and server.prepares(self.host.store),
-            watched=serving.daemon(self.host.store) is not None,
+            watched=state_folder.daemon(self.host.store) is not None,
         )
 
     def _scan(self, user: ServerUser) -> scan.Scan:

@@ -402,8 +402,7 @@ def foreign(store: int, boot: str) -> tuple[Unseen, ...]:
     found: list[Unseen] = []
     with (
         contextlib.suppress(OSError),
-        state_folder.opened(store) as folder,
-        state_folder.opened_in(INTENTS, folder) as intents,
+        state_folder.opened(store, INTENTS) as intents,
         folders.opened_blobs(store, foreign_too=True) as blobs,
     ):
         now = folder_of(blobs, boot)

@@ -28,10 +28,10 @@ from typing import NoReturn
 
 from watcher.errors import WatchError
 from watcher.observe.host import Host
-from watcher.observe.serving import QUEUE_LOCK
 from watcher.pull import queue, running
 from watcher.pull.queue import Queue
 from watcher.state import event_log, folders, state_folder
+from watcher.state.state_folder import QUEUE_LOCK
 from watcher.system import advice, privileges
 
 #: The pause after a process that died or did nothing; doubled each time up to the longest.

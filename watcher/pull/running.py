@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from watcher.act import journal
 from watcher.errors import WatchError
-from watcher.observe.serving import QUEUE_LOCK
 from watcher.ollama import names
 from watcher.pull import queue
 from watcher.pull.queue import Driven, Item, Queue, Result, Runner
 from watcher.state import fs, records, state_folder
+from watcher.state.state_folder import QUEUE_LOCK
 
 #: Why a drive should stop; empty where it should not. It may be called as often as one likes.
 Why = Callable[[], str]
@@ -81,8 +80,8 @@ def _take(store: int, held: ExitStack) -> Item | None:
             after, item = queue.take(alive, me(), now, passed)
             if item is None:
                 return after
-            locks = held.enter_context(records.driven(store))
-            lock = fs.locked(_lock_of(item), locks, journal.owner(), seconds=_INSTANT_SECONDS)
+            locks = held.enter_context(state_folder.made(store, records.DRIVEN))
+            lock = fs.locked(_lock_of(item), locks, seconds=_INSTANT_SECONDS)
             try:
                 # Before anyone else can see it in the file.
                 held.enter_context(lock)
@@ -135,7 +134,7 @@ def seen_to_run(store: int) -> Iterator[bool]:
 def hold(lock: state_folder.LongLock, store: int) -> bool:
     """Be seen to run the queue, by this lock; whether that is so."""
     try:
-        lock.hold(store, journal.owner(), _INSTANT_SECONDS)
+        lock.hold(store, _INSTANT_SECONDS)
     except (OSError, fs.BusyError):
         return False
     return True
@@ -151,10 +150,7 @@ def driven_by(store: int) -> Callable[[Item, Runner], bool]:
 
     def is_driven(item: Item, runner: Runner) -> bool:
         try:
-            with (
-                state_folder.opened(store) as folder,
-                state_folder.opened_in(records.DRIVEN, folder) as locks,
-            ):
+            with state_folder.opened(store, records.DRIVEN) as locks:
                 return fs.holder(_lock_of(item), locks) is not None
         except OSError:
             return alive(runner)  # driven by an earlier version, which took no such lock

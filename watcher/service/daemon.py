@@ -21,13 +21,13 @@ from watcher.decide import events, modes, repairing
 from watcher.errors import EndedError, LockedError, NoStoreError, RefusedError, SettingsError, named
 from watcher.model import Plan, Scope
 from watcher.observe.host import Host
-from watcher.observe.serving import DAEMON_LOCK
 from watcher.reconcile import Reconciler
 from watcher.service.metrics import Metrics
 from watcher.service.scrub import Scrub
 from watcher.service.triggers import BLIND_SECONDS, Digests, Triggers
 from watcher.state import folders, fs, memory, registry_cache, state_folder
 from watcher.state.event_log import Event, EventType
+from watcher.state.state_folder import DAEMON_LOCK
 from watcher.system import stopping
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class _Service:
             status = os.fstat(store)
             is_new = self._store != (status.st_dev, status.st_ino)
             try:
-                if self._lock.hold(store, journal.owner()) and not is_new:
+                if self._lock.hold(store) and not is_new:
                     self.warn(f"{memory.FOLDER} was removed; recreating it")
             except fs.BusyError as busy:
                 watched = f"a daemon watches this store already: {busy.owner}"

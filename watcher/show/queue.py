@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from watcher.observe.serving import Running
 from watcher.ollama import names
 from watcher.pull import queue
 from watcher.pull.queue import Item, ItemState, Queue
 from watcher.show.text import Line, Part, Span, Table, command, count, more, name
 from watcher.state import event_log
 from watcher.state.event_log import clock
+from watcher.state.state_folder import Running
 from watcher.system import advice
 
 _SHOWN, _SHOWN_DONE = 30, 5  #: so many of the line are shown, and so many of what is done

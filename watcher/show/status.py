@@ -11,7 +11,6 @@ from watcher.config import Settings
 from watcher.decide import conditions, following, remaining, transitions
 from watcher.errors import WatchError
 from watcher.model import DAY, QUIET_SECONDS, Condition, Diagnosed, Unseen, Visibility
-from watcher.observe import serving
 from watcher.observe.host import Host
 from watcher.ollama import names, ranges
 from watcher.pull import queue as queues
@@ -53,8 +52,8 @@ class Status:
         #: When the whole store was last scanned with a memory; 0 for never.
         self.looked_at = memory.looked_at
         self.paces = _paces(past, self.report, memory)  #: of each live download, by its key
-        self.daemon = serving.daemon(host.store)
-        self.runner = serving.queue_runner(host.store)
+        self.daemon = state_folder.daemon(host.store)
+        self.runner = state_folder.queue_runner(host.store)
         kept, self.queue, unread = _kept(host.store)
         #: What could not be inspected.
         self.unseen = (*remaining.out_of_sight(self.report.evidence), *unread)

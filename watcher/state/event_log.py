@@ -261,14 +261,14 @@ def _append(log: str, folder: int, lines: bytes, now: float) -> int:
 
 def _logs_folder(store: int, opened: ExitStack) -> int:
     folder = opened.enter_context(state_folder.made(store))
-    logs = opened.enter_context(state_folder.made_in(LOGS, folder))
+    logs = opened.enter_context(state_folder.made(store, LOGS))
     _lock(folder, opened, _PATIENCE_SECONDS)
     return logs
 
 
 def _lock(folder: int, opened: ExitStack, seconds: float) -> None:
     try:
-        opened.enter_context(fs.locked(LOCK, folder, f"pid {os.getpid()}", seconds=seconds))
+        opened.enter_context(fs.locked(LOCK, folder, seconds=seconds))
     except fs.BusyError as busy:
         raise BlockingIOError(errno.EAGAIN, f"{busy.owner} keeps {LOCK}") from None
 
@@ -297,7 +297,7 @@ def expire(store: int, now: float, settings: Settings) -> None:
     """Remove all logs to which nothing was written for `settings.log_keep_days`. Raises OSError."""
     with ExitStack() as opened, contextlib.suppress(FileNotFoundError, BlockingIOError):
         our_folder = opened.enter_context(state_folder.opened(store))
-        folder = opened.enter_context(state_folder.opened_in(LOGS, our_folder))
+        folder = opened.enter_context(state_folder.opened(store, LOGS))
         _lock(our_folder, opened, 0.0)
         before = now - settings.log_keep_days * DAY
         for name in os.listdir(folder):
@@ -387,10 +387,9 @@ def _opened_logs(store: str, opened: ExitStack) -> int:
     """The folder of a store's logs. Raises RefusedError where our folder is somebody else's."""
     folder = opened.enter_context(folders.opened_store(store))
     try:
-        our_folder = opened.enter_context(state_folder.opened(folder))
+        return opened.enter_context(state_folder.opened(folder, LOGS))
     except state_folder.ForeignError as error:
         raise state_folder.refusal(store, error) from None
-    return opened.enter_context(state_folder.opened_in(LOGS, our_folder))
 
 
 def _in_order(log: str, folder: int, listed: list[str]) -> list[tuple[str, tuple[int, int]]]:

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import itertools
 import os
+import re
 import signal
 import stat
 import struct
@@ -21,9 +22,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from watcher.errors import WatchError
+from watcher.state.checks import LAST_DAY
 from watcher.system import flocks, privileges, stopping
 
 #: The errors of a file system without hard links.
@@ -58,6 +60,15 @@ def closing(fd: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
+def _closed_on_error(fd: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+@contextlib.contextmanager
 def opened_folder(name: str, parent: int | None = None, *, follow: bool = False) -> Iterator[int]:
     """A folder's descriptor. Below another folder (`parent`) a symlink is refused (ENOTDIR).
 
@@ -85,11 +96,8 @@ def open_to_read(name: str, parent: int, *, ours: bool = False) -> int:
     `ours`: in a folder of ours, where a file that somebody else owns is refused, too (EINVAL).
     """
     fd = open_quietly(name, os.O_RDONLY | _CAREFULLY, parent)
-    try:
+    with _closed_on_error(fd):
         _check(os.fstat(fd), name, os.fstat(parent) if ours else None)
-    except BaseException:
-        os.close(fd)
-        raise
     return fd
 
 
@@ -295,12 +303,9 @@ def _opened_or_made(name: str, parent: int, flags: int, mode: int) -> int:
 def open_output(name: str, parent: int) -> int:
     """A file that somebody asks for, such as a picture: what is in it stays until it is written."""
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | _CAREFULLY | os.O_CLOEXEC, 0o666, dir_fd=parent)
-    try:
+    with _closed_on_error(fd):
         # As root's, in a folder of somebody else's, it may be a file of root's from elsewhere.
         _check(os.fstat(fd), name, alone=os.geteuid() == 0)
-    except BaseException:
-        os.close(fd)
-        raise
     return fd
 
 
@@ -311,28 +316,16 @@ def write_output(fd: int, data: bytes) -> None:
     _write_all(fd, data)
 
 
-def create(
-    name: str,
-    parent: int,
-    data: bytes,
-    owner: tuple[int, int] | None = None,
-    *,
-    durable: bool = True,
-    mode: int = FILE_MODE,
-) -> None:
-    """Make a new file with `data`, on the disk when this returns. Raises FileExistsError.
-
-    `owner`: user and group id that it gets where we are root; None for the folder's. Not `durable`:
-    a power cut may lose what was written.
-    """
-    create_all({name: data}, parent, owner, durable=durable, mode=mode)
+def create(name: str, parent: int, data: bytes, owner: tuple[int, int] | None = None) -> None:
+    """Make a new file with `data`, as `create_all`. Raises FileExistsError."""
+    create_all({name: data}, parent, owner)
 
 
 def create_like(
     name: str, parent: int, data: bytes, owner: tuple[int, int], like: tuple[int, int]
 ) -> None:
     """Make a copy of a small file of the store, with the mode and modification time of `like`."""
-    create(name, parent, data, owner, durable=False)
+    create_all({name: data}, parent, owner, durable=False)
     with closing(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as fd:
         mode, at_ns = like
         os.fchmod(fd, mode)
@@ -348,7 +341,11 @@ def create_all(
     durable: bool = True,
     mode: int = FILE_MODE,
 ) -> None:
-    """Make new files, by name, as `create`, in far less time. On an error the first may stay."""
+    """Make new files, by name, on the disk when this returns. On an error the first may stay.
+
+    `owner`: user and group id that they get where we are root; None for the folder's. Not
+    `durable`: a power cut may lose what was written.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     above, names = os.fstat(parent), list(contents)
     for at in range(0, len(names), _AT_ONCE):
@@ -380,37 +377,34 @@ def reserve(name: str, parent: int, size: int) -> None:
             return
         os.unlink(name, dir_fd=parent)
     # Nothing that a file system could do without storing.
-    create(name, parent, os.urandom(size), mode=file_mode(os.fstat(parent)))
+    create_all({name: os.urandom(size)}, parent, mode=file_mode(os.fstat(parent)))
 
 
-def save(
-    name: str, parent: int, data: bytes, *, durable: bool = True, mode: int | None = None
-) -> None:
-    """Replace a file of ours by `data` in one step, on the disk when this returns.
-
-    For files that only the holder of a lock writes: a kill leaves ``.<name>.new``, which the next
-    save replaces. Not `durable`: whole after a kill all the same, but a power cut within half a
-    minute may leave it empty where the file system does not write a file out before its renaming.
-    """
-    save_all({name: data}, parent, durable=durable, mode=mode)
+def save(name: str, parent: int, data: bytes, *, durable: bool = True) -> None:
+    """Replace a file of ours by `data` in one step, as `save_all`."""
+    save_all({name: data}, parent, durable=durable)
 
 
 def save_all(
     contents: Mapping[str, bytes], parent: int, *, durable: bool = True, mode: int | None = None
 ) -> None:
-    """Replace many files of ours, each as `save` does. On an error the first are replaced."""
+    """Replace each file of ours in one step, on the disk when this returns.
+
+    For files that only the holder of a lock writes: a kill leaves ``.<name>.new``, which the next
+    save replaces; on an error the first files are replaced. Not `durable`: whole after a kill, but
+    a power cut within half a minute may leave it empty on some file systems.
+    """
     mode = file_mode(os.fstat(parent)) if mode is None else mode
     names = list(contents)
     for at in range(0, len(names), _AT_ONCE):
-        some = {name: f".{name}.new" for name in names[at : at + _AT_ONCE]}
-        for new in some.values():
+        some = {f".{name}.new": name for name in names[at : at + _AT_ONCE]}
+        for new in some:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(new, dir_fd=parent)
         # All of them or none: where the disk is full, no new one is left beside an old one.
-        create_all(
-            {new: contents[name] for name, new in some.items()}, parent, durable=durable, mode=mode
-        )
-        for name, new in some.items():
+        data = {new: contents[name] for new, name in some.items()}
+        create_all(data, parent, durable=durable, mode=mode)
+        for new, name in some.items():
             os.rename(new, name, src_dir_fd=parent, dst_dir_fd=parent)
     if durable:
         sync(parent)
@@ -421,7 +415,7 @@ def add(name: str, parent: int, data: bytes) -> None:
     temporary = f".{name}.new"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary, dir_fd=parent)
-    create(temporary, parent, data, mode=file_mode(os.fstat(parent)))
+    create_all({temporary: data}, parent, mode=file_mode(os.fstat(parent)))
     try:
         move(temporary, parent, name, parent)
     except OSError:
@@ -551,10 +545,7 @@ def sync(folder: int) -> None:
 
 
 def write_back(fd: int, start: int, end: int) -> None:
-    """Have the data in ``[start, end)`` of a file written, where that can be. Raises OSError.
-
-    The metadata, and the rest, is left to `data_synced`.
-    """
+    """Have the data in ``[start, end)`` written, if possible; the rest is left to `data_synced`."""
     if _sync_file_range is None or end <= start:
         return
     reach = ctypes.c_int64(start), ctypes.c_int64(end - start)
@@ -598,7 +589,7 @@ _fdatasync = os.fdatasync
 
 
 def _sync_and_exit(fds: Sequence[int]) -> NoReturn:
-    """The child's life. Nothing of its parent's stays open in it: no lock, and nobody's pipe."""
+    # Nothing of its parent's stays open in the child: no lock, and nobody's pipe.
     code = errno.EIO
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
@@ -643,23 +634,21 @@ class BusyError(WatchError):
         self.owner = owner
 
 
-class Holding(NamedTuple):
-    """Who holds a lock: what they wrote into it, where that may be read; the process, and when."""
-
-    text: str
-    pid: int | None  #: None where the kernel does not list it, as of another PID namespace
-    since: float  #: when it was taken, seconds since the epoch
+#: What `locked` writes into a lock.
+_OWNER = re.compile(r"pid ([0-9]{1,9}) since (\S{1,40})")
 
 
 @contextlib.contextmanager
-def locked(name: str, parent: int, owner: str, *, seconds: float = 0.0) -> Iterator[int]:
-    """Hold a lock file (flock, so threads count, too), `owner` written into it: its descriptor.
+def locked(name: str, parent: int, owner: str = "", *, seconds: float = 0.0) -> Iterator[int]:
+    """Hold a lock file (flock, so threads count, too), its `owner` written into it.
 
     Nobody can open it who may not write to the folder; an old one that others could open is
-    replaced. Raises OSError for what is no file of ours, and BusyError where it stays held for so
-    many seconds, or this process is asked to end meanwhile.
+    replaced. `owner`: "" for this process and the time. Yields the descriptor. Raises OSError for
+    what is no file of ours, and BusyError where it stays held for so many seconds, or this process
+    is asked to end meanwhile.
     """
     with closing(_take(name, parent, time.monotonic() + seconds)) as fd:
+        owner = owner or f"pid {os.getpid()} since {_rfc3339(time.time())}"
         # A full disk must not keep anyone from acting; the text is for people only.
         with contextlib.suppress(OSError):
             os.ftruncate(fd, 0)
@@ -676,7 +665,7 @@ def _take(name: str, parent: int, until: float) -> int:
     tried = name == _REPLACING
     while True:
         fd = _open_lock(name, parent)
-        try:
+        with _closed_on_error(fd):
             _check(os.fstat(fd), name, os.fstat(parent), alone=True)
             # Who may not write to the folder could open it, and so hold it.
             loose = os.fstat(fd).st_mode & 0o066 & ~lock_mode(os.fstat(parent))
@@ -690,9 +679,6 @@ def _take(name: str, parent: int, until: float) -> int:
                     # A full disk must not keep anyone from acting: as it is, then.
             elif _wait_for(fd, until) and is_named(fd, name, parent):
                 return fd
-        except BaseException:
-            os.close(fd)
-            raise
         os.close(fd)
 
 
@@ -710,10 +696,10 @@ def _replace_loose(name: str, parent: int, fd: int, until: float) -> None:
     """Put a lock that only the folder's writers can open in the place of one that nobody holds."""
     _wait_for(fd, until, lambda: _is_strangers(fd, parent))
     seconds = max(_REPLACING_SECONDS, until - time.monotonic())
-    with locked(_REPLACING, parent, f"pid {os.getpid()}", seconds=seconds):
+    with locked(_REPLACING, parent, seconds=seconds):
         # Once more: somebody may have been quicker with either.
         if is_named(fd, name, parent) and _wait_for(fd, 0.0, lambda: _is_strangers(fd, parent)):
-            save(name, parent, b"", durable=False, mode=lock_mode(os.fstat(parent)))
+            save_all({name: b""}, parent, durable=False, mode=lock_mode(os.fstat(parent)))
 
 
 def _is_strangers(fd: int, parent: int) -> bool:
@@ -741,28 +727,39 @@ def _wait_for(fd: int, until: float, enough: Callable[[], bool] = lambda: False)
             if enough():
                 return True
             if time.monotonic() >= stopping.no_later(until):
-                raise BusyError(os.pread(fd, 200, 0).decode("utf-8", "replace").strip()) from None
+                raise BusyError(_text(fd)) from None
         else:
             return True
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def holder(name: str, parent: int) -> Holding | None:
-    """Who holds a lock of ours; None where it is free, as far as can be seen."""
+def holder(name: str, parent: int) -> tuple[int | None, str] | None:
+    """Who holds a lock of ours: the process, if known, and since when ("": unknown, or RFC 3339).
+
+    None where it is free, as far as can be seen.
+    """
     try:
         fd = open_to_read(name, parent)
     except PermissionError:
         # Who may not hold it either is refused by the kernel.
         status = os.stat(name, dir_fd=parent, follow_symlinks=False)
         pids = flocks.holders(status)
-        return Holding("", pids[0], status.st_mtime) if pids else None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(fd, 200, 0).decode("utf-8", "replace").strip()
-        pids = flocks.holders(os.fstat(fd))
-        return Holding(text, pids[0] if pids else None, os.fstat(fd).st_mtime)
-    finally:
-        os.close(fd)
+        return (pids[0], _rfc3339(status.st_mtime)) if pids else None
+    with closing(fd):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if written := _OWNER.match(_text(fd)):
+                return int(written[1]), written[2]
+            pids = flocks.holders(os.fstat(fd))
+            return (pids[0], _rfc3339(os.fstat(fd).st_mtime)) if pids else (None, "")
     return None
+
+
+def _text(fd: int) -> str:
+    return os.pread(fd, 200, 0).decode("utf-8", "replace").strip()
+
+
+def _rfc3339(at: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(0.0, min(at, LAST_DAY))))

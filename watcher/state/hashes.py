@@ -211,7 +211,7 @@ def keep(store: int, new: New) -> None:
                 else:
                     after.others[name] = [*row, sha256, boot]
             contents[file.name] = file.to_bytes(after)
-    with state_folder.made(store) as ours, state_folder.made_in(FOLDER, ours) as folder:
+    with state_folder.made(store, FOLDER) as folder:
         for name in damaged:
             fs.set_aside(name, folder)
         fs.save_all(contents, folder)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import orjson
@@ -97,10 +97,7 @@ class File(Generic[T]):
     def load(self, store: int) -> Loaded[T]:
         """What is kept in the store behind a descriptor. Raises OSError where it can't be read."""
         try:
-            with ExitStack() as held:
-                folder = held.enter_context(state_folder.opened(store))
-                if self._inside:
-                    folder = held.enter_context(state_folder.opened_in(self._inside, folder))
+            with state_folder.opened(store, self._inside) as folder:
                 raw = fs.read_ours(self.name, folder, self.limit)
         except FileNotFoundError:
             return Loaded(self._empty)
@@ -156,14 +153,12 @@ class File(Generic[T]):
 
     @contextmanager
     def _locked(self, store: int) -> Iterator[int]:
-        owner = f"pid {os.getpid()}"
         try:
-            with ExitStack() as held:
-                folder = locks = held.enter_context(state_folder.made(store))
-                if self.apart:
-                    locks = held.enter_context(state_folder.made_in(self.apart, folder))
-                lock = fs.locked(f"{self.name}.lock", locks, owner, seconds=_PATIENCE_SECONDS)
-                held.enter_context(lock)
+            with (
+                state_folder.made(store) as folder,
+                state_folder.made(store, self.apart) as locks,
+                fs.locked(f"{self.name}.lock", locks, seconds=_PATIENCE_SECONDS),
+            ):
                 yield folder
         except fs.BusyError as busy:
             raise LockedError(

@@ -12,11 +12,9 @@ others drive, of which only the store is seen.
 from __future__ import annotations
 
 import enum
-import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from types import MappingProxyType
@@ -252,13 +250,6 @@ def _is_free(model: str, store: int, free: dict[str, bool]) -> bool:
     return free[model]
 
 
-@contextmanager
-def driven(store: int) -> Iterator[int]:
-    """The folder of the locks of those who drive something. Raises OSError."""
-    with state_folder.made(store) as folder, state_folder.made_in(DRIVEN, folder) as locks:
-        yield locks
-
-
 def driving_lock(model: str) -> state_folder.LongLock:
     """The lock of who writes the record of a model."""
     return state_folder.LongLock(f"{names.file_safe(names.to_model(model).key)}.lock", DRIVEN)
@@ -267,7 +258,7 @@ def driving_lock(model: str) -> state_folder.LongLock:
 def drive(lock: state_folder.LongLock, store: int) -> bool:
     """Hold such a lock; False where another process does. True where there can be no record."""
     try:
-        lock.hold(store, f"pid {os.getpid()}")
+        lock.hold(store)
     except fs.BusyError:
         return False
     except OSError:

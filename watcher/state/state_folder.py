@@ -13,6 +13,7 @@ import os
 import pwd
 import stat
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from watcher.errors import RefusedError
 from watcher.ollama import names
@@ -20,6 +21,9 @@ from watcher.state import folders, fs
 from watcher.system import advice
 
 FOLDER = ".ollama-watch"
+#: The locks of whoever serves a store: a daemon, and who runs the queue.
+DAEMON_LOCK = "daemon.lock"
+QUEUE_LOCK = "queue.lock"
 
 
 class ForeignError(PermissionError):
@@ -37,8 +41,8 @@ class ForeignError(PermissionError):
 
 
 @contextlib.contextmanager
-def opened(store: int) -> Iterator[int]:
-    """The descriptor of our folder of a store. Raises ForeignError, and OSError."""
+def opened(store: int, inside: str = "") -> Iterator[int]:
+    """Our folder of a store, or a folder `inside` it. Raises ForeignError, and OSError."""
     with fs.opened_folder(FOLDER, store) as fd:
         found, blobs, top = os.fstat(fd), _blobs(store), os.fstat(store)
         if found.st_uid not in (0, blobs.st_uid):
@@ -47,28 +51,27 @@ def opened(store: int) -> Iterator[int]:
             alike = found.st_gid == blobs.st_gid == top.st_gid and not top.st_mode & stat.S_IWOTH
             if not (mode & stat.S_IWOTH or (mode & stat.S_IWGRP and alike)):
                 raise ForeignError(FOLDER, found.st_uid, _owner(store))
-        yield fd
+        with opened_in(inside, fd) if inside else contextlib.nullcontext(fd) as folder:
+            yield folder
 
 
 @contextlib.contextmanager
-def made(store: int) -> Iterator[int]:
+def made(store: int, inside: str = "") -> Iterator[int]:
     """The same; it is made where there is none."""
     is_new = fs.ensure_folder(FOLDER, store, owner=_owner(store))
-    with contextlib.ExitStack() as held:
-        try:
-            fd = held.enter_context(opened(store))
-        except ForeignError as error:
-            if not is_new:
-                raise
-            # By a user who owns no blobs: left there, it would keep those out who do.
-            fs.remove_folder(FOLDER, store)
-            why = f"the blobs belong to user id {error.wanted[0]}"
-            raise PermissionError(errno.EACCES, why, FOLDER) from None
-        if is_new and oddity(store) is not None:
-            fs.remove_folder(FOLDER, store)
-            why = "the owner of the blobs is not in the store's group, and could not write there"
-            raise PermissionError(errno.EACCES, why, FOLDER)
-        yield fd
+    odd = oddity(store) if is_new else None
+    if odd is not None:
+        # Left there, it would keep those out who own the blobs.
+        fs.remove_folder(FOLDER, store)
+        why = "the owner of the blobs is not in the store's group, and could not write there"
+        if odd[2]:
+            why = f"the blobs belong to user id {odd[1][0]}"
+        raise PermissionError(errno.EACCES, why, FOLDER)
+    with (
+        opened(store) as fd,
+        made_in(inside, fd) if inside else contextlib.nullcontext(fd) as folder,
+    ):
+        yield folder
 
 
 @contextlib.contextmanager
@@ -97,15 +100,13 @@ class LongLock:
         self._opened = contextlib.ExitStack()
         self._held: int | None = None
 
-    def hold(self, store: int, owner: str, seconds: float = 0.0) -> bool:
+    def hold(self, store: int, seconds: float = 0.0) -> bool:
         """Hold it, or raise BusyError or OSError; returns whether it was not held just before."""
-        with made(store) as folder, contextlib.ExitStack() as inside:
-            if self._inside:
-                folder = inside.enter_context(made_in(self._inside, folder))
+        with made(store, self._inside) as folder:
             if self._held is not None and fs.is_named(self._held, self._name, folder):
                 return False
             self.release()
-            lock = fs.locked(self._name, folder, owner, seconds=seconds)
+            lock = fs.locked(self._name, folder, seconds=seconds)
             self._held = self._opened.enter_context(lock)
             return True
 
@@ -113,6 +114,37 @@ class LongLock:
         """Hold it no longer."""
         self._held = None
         self._opened.close()
+
+
+class Running(NamedTuple):
+    """A process that serves a store: since when (RFC 3339), and whether it is the daemon."""
+
+    pid: int | None
+    since: str
+    is_daemon: bool = True
+
+
+def daemon(store: str) -> Running | None:
+    """The daemon that watches a store; None where there is none, or that is unknown."""
+    return _holder(store, DAEMON_LOCK)
+
+
+def queue_runner(store: str) -> Running | None:
+    """What runs the queue of a store, a daemon or ``queue run``; None where nothing is seen to."""
+    found, watching = _holder(store, QUEUE_LOCK), daemon(store)
+    is_daemon = found is not None and watching is not None and watching.pid == found.pid
+    return found and found._replace(is_daemon=is_daemon)
+
+
+def _holder(store: str, lock: str) -> Running | None:
+    found = None
+    with (
+        contextlib.suppress(OSError),
+        folders.opened_store(store) as folder,
+        opened(folder) as ours,
+    ):
+        found = fs.holder(lock, ours)
+    return found and Running(*found)
 
 
 def oddity(store: int) -> tuple[int, tuple[int, int], bool] | None:
