@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import NamedTuple, Protocol
@@ -52,14 +53,8 @@ class Looks(Protocol):
 FIRST_BATCH, BATCH = 100, 10_000
 FIRST_DOWNLOADS, DOWNLOADS = 10, 100
 
-_FILES = frozenset(
-    {
-        ActionKind.REMOVE_ORPHAN,
-        ActionKind.REMOVE_TEMPORARY,
-        ActionKind.REFRESH,
-        ActionKind.QUARANTINE_BLOB,
-    }
-)
+_REMOVALS = frozenset({ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY})
+_FILES = _REMOVALS | {ActionKind.REFRESH, ActionKind.QUARANTINE_BLOB}
 
 
 def apply(host: Host, agreed: Plan, looks: Looks, journal: Journal) -> tuple[Outcome, ...]:
@@ -141,7 +136,7 @@ class _Batch(NamedTuple):
         except OSError as error:
             answers = [error] * len(changes)
         answered = zip(together, answers, strict=True)
-        return [outcome for actions, answer in answered for outcome in _outcomes(actions, answer)]
+        return [_outcome(each, answer, actions) for actions, answer in answered for each in actions]
 
     def _leave_quarantine(self, action: Action) -> Outcome:
         back_into = self.seen.place.blobs if action.kind is ActionKind.RESTORE else None
@@ -153,12 +148,8 @@ class _Batch(NamedTuple):
 
     def _commit_all(self, changes: list[transaction.Change]) -> list[transaction.Answer]:
         """Do changes; again those for which the disk was full, while each try frees more room."""
-
         confirm = partial(self._must_stay, changes[0].kind)
-
-        def commit(some: list[transaction.Change]) -> list[transaction.Answer]:
-            return transaction.commit_all(self.host, self.store, some, confirm)
-
+        commit = partial(transaction.commit_all, self.host, self.store, confirm=confirm)
         answers = commit(changes)
         full = _full(answers)
         if full and release_reserve(self.store):
@@ -172,12 +163,10 @@ class _Batch(NamedTuple):
         return answers
 
     def _must_stay(self, kind: ActionKind, moved: Collection[Entry]) -> dict[str, ChangedError]:
-        """What has to stay after all: what would forbid the act is looked at once more."""
         if not moved and kind is not ActionKind.WRITE_SIDECARS:
             return {}
         # Servers and place forbid a download's change, whatever its data: that is not read again.
-        alone = kind in (ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY)
-        seen = self.looks.glance(None if alone else frozenset())
+        seen = self.looks.glance(None if kind in _REMOVALS else frozenset())
         if kind is ActionKind.REMOVE_ORPHAN:
             why = cleaning.orphans_forbidden(seen)
         elif kind is ActionKind.REMOVE_TEMPORARY:
@@ -189,7 +178,7 @@ class _Batch(NamedTuple):
             return {entry.name: error for entry in moved} or {"": error}
         if kind is not ActionKind.REMOVE_ORPHAN:
             return {}
-        missing = [odd.digest for odd in seen.census.odd if odd.fault is BlobFault.MISSING]
+        missing = (odd.digest for odd in seen.census.odd if odd.fault is BlobFault.MISSING)
         named = set(map(names.blob, missing))
         error = ChangedError("a manifest names it now")
         return {entry.name: error for entry in moved if entry.name in named}
@@ -205,19 +194,16 @@ def _full(answers: Sequence[transaction.Answer]) -> list[int]:
     ]
 
 
-def _outcomes(actions: list[Action], answer: transaction.Answer) -> Iterator[Outcome]:
-    for action in actions:
-        if not isinstance(answer, transaction.Changed):
-            yield _not_done(action, answer)
-            continue
-        kept = [answer.kept[each.name] for each in action.expects if each.name in answer.kept]
-        if kept:
-            yield _not_done(action, kept[0])
-            continue
-        freed = answer.freed if len(actions) == 1 else action.frees
-        # Replaced sidecars give back a block each, which is not what anybody asked for.
-        mended = action.kind in (ActionKind.WRITE_SIDECARS, ActionKind.QUARANTINE_BLOB)
-        yield Outcome(action, Result.DONE, _done_message(action), 0 if mended else freed)
+def _outcome(action: Action, answer: transaction.Answer, together: Sequence[Action]) -> Outcome:
+    if not isinstance(answer, transaction.Changed):
+        return _not_done(action, answer)
+    for each in action.expects:
+        if each.name in answer.kept:
+            return _not_done(action, answer.kept[each.name])
+    freed = answer.freed if len(together) == 1 else action.frees
+    # Replaced sidecars give back a block each, which is not what anybody asked for.
+    mended = action.kind in (ActionKind.WRITE_SIDECARS, ActionKind.QUARANTINE_BLOB)
+    return Outcome(action, Result.DONE, _done_message(action), 0 if mended else freed)
 
 
 def _change(batch: list[Action], seen: Evidence) -> transaction.Change:
@@ -275,8 +261,9 @@ def _not_done(action: Action, error: ChangedError | OSError) -> Outcome:
         file = f"{names.printable(os.fsdecode(error.filename))}: " if error.filename else ""
         why = with_step(f"{file}{error.strerror}", error.errno)
         return Outcome(action, Result.FAILED, why)
+    kind = error.kind if isinstance(error, transaction.UndoneError) else RefusalKind.CHANGED
     refusal = Refusal(
-        error.kind if isinstance(error, transaction.UndoneError) else RefusalKind.CHANGED,
+        kind,
         action.subject,
         action.kind,
         error.message,
@@ -292,7 +279,8 @@ def refresh_all(host: Host, batch: list[Action], journal: Journal) -> list[Outco
     try:
         with folders.opened_blobs(journal.store) as blobs:
             touching = _own_times(blobs, batch, host.clock(), journal.recall())
-            if journal.remember(touching):
+            known = journal.recall()
+            if journal.save(replace(known, touched={**known.touched, **touching})):
                 _set_times(blobs, touching)
                 ended = [Outcome(action, Result.DONE, _done_message(action)) for action in batch]
             else:
@@ -313,11 +301,10 @@ def set_times_now(host: Host, actions: Iterable[Action]) -> None:
 def _own_times(
     blobs: int, actions: Iterable[Action], now: float, memory: Memory
 ) -> dict[str, Touched]:
-    """The files that would get a later time, by name: their inode, that time, and their own one.
+    """The files that would get a later time, by name: times are never set back.
 
-    Times are never set back: what has changed since it was looked at keeps what it has. Another
-    file of that name is left alone; so is all of another ``blobs``. Another process of ours may
-    have set times since the plan was made: the memory knows which are the files' own.
+    Another file of that name is left alone; so is all of another ``blobs``. Another process of ours
+    may have set times since the plan was made: the memory knows which are the files' own.
     """
     at_ns = int(now * 1e9)
     found: dict[str, Touched] = {}

@@ -17,7 +17,6 @@ from typing import NamedTuple
 from watcher.act.journal import Journal, locked
 from watcher.config import Settings
 from watcher.decide import transitions
-from watcher.errors import WatchError
 from watcher.model import MIB, Action, ActionKind, Entry, Evidence, Outcome, Plan, Ranges, Result
 from watcher.observe import place, scan
 from watcher.observe.host import Host
@@ -25,7 +24,6 @@ from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs, memory
 from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Remembered
-from watcher.system.worker import Worker
 
 #: So much is written at once; whether to stop is asked in between.
 SLICE = 16 * MIB
@@ -59,10 +57,12 @@ class Settled(NamedTuple):
 
 
 class Need(NamedTuple):
-    """Bytes of a file under ``blobs/`` that have to be on the disk."""
+    """Bytes of a file under ``blobs/`` that have to be on the disk, by the claims of `digest`."""
 
     entry: Entry
     wanted: Ranges
+    digest: str = ""
+    record: Remembered | None = None
 
 
 def write_back(blobs: int, needs: Sequence[Need], stop: Callable[[], bool]) -> Iterator[Written]:
@@ -73,38 +73,30 @@ def write_back(blobs: int, needs: Sequence[Need], stop: Callable[[], bool]) -> I
 
 def _batches(needs: Sequence[Need]) -> Iterator[list[Need]]:
     batch: list[Need] = []
-    size = 0
     for need in needs:
-        size += ranges.size(need.wanted)
         batch.append(need)
-        if size >= SLICE or len(batch) >= _MOST_FILES:
+        size = sum(ranges.size(each.wanted) for each in batch)
+        if size >= SLICE or len(batch) >= _MOST_FILES or need is needs[-1]:
             yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+            batch = []
 
 
 def _batch_written(
     blobs: int, batch: Sequence[Need], stop: Callable[[], bool]
 ) -> Iterator[Written]:
     with contextlib.ExitStack() as opened:
-        fds: list[int | None] = []
-        each: list[Written] = []
-        for entry, wanted in batch:
-            try:
-                fd = fs.open_to_read(entry.name, blobs)
-            except OSError:
-                fds.append(None)
-                each.append(Written(gone=True))
-                continue
-            opened.callback(os.close, fd)
-            status = os.fstat(fd)
-            is_it = (status.st_dev, status.st_ino) == entry.identity
-            fds.append(fd if is_it else None)
-            each.append(_slices_written(fd, wanted, stop) if is_it else Written(gone=True))
-        code = _rest_synced([fd for fd in fds if fd is not None], stop)
+        each: list[tuple[int | None, Written]] = []
+        for entry, wanted, *_ in batch:
+            with contextlib.suppress(OSError):
+                fd = opened.enter_context(fs.closing(fs.open_to_read(entry.name, blobs)))
+                status = os.fstat(fd)
+                if (status.st_dev, status.st_ino) == entry.identity:
+                    each.append((fd, _slices_written(fd, wanted, stop)))
+                    continue
+            each.append((None, Written(gone=True)))
+        code = _rest_synced([fd for fd, _ in each if fd is not None], stop)
         rest = OSError(code, os.strerror(code)) if code else None
-        for file, written in zip(fds, each, strict=True):
+        for file, written in each:
             if file is None:
                 yield written
                 continue
@@ -173,10 +165,9 @@ def _need(action: Action, *, behind: bool) -> Need | None:
         return Need(action.relies_on, ((0, action.relies_on.size),))
     if action.kind is not ActionKind.WRITE_SIDECARS or behind:
         return None
-    name = names.data(action.subject)
-    data = next((entry for entry in action.expects if entry.name == name), None)
-    claims = sidecars.claims(action.parts)
-    return None if data is None or not claims else Need(data, claims)
+    claims, name = sidecars.claims(action.parts), names.data(action.subject)
+    data = (entry for entry in action.expects if claims and entry.name == name)
+    return next((Need(each, claims) for each in data), None)
 
 
 def keep_refused(journal: Journal, now: float, refused: Iterable[tuple[str, Written]]) -> bool:
@@ -228,72 +219,25 @@ def sync_noted(host: Host, settings: Settings) -> frozenset[str]:
         if not notes:
             return frozenset()
         blobs = opened.enter_context(folders.opened_blobs(store))
-        claims: list[_Claim] = []
+        needs: list[Need] = []
         for digest, record in notes:
             data = scan.look(names.data(digest), blobs)
             # What is finished, or gone, the next look forgets.
             if data is not None and data.inode == record.inode:
-                need = Need(data, sidecars.claims(record.partition))
-                claims.append(_Claim(digest, record, need))
-        while claims and not host.stops():
-            some = claims[: len(next(_batches([claim.need for claim in claims])))]
-            claims = claims[len(some) :]
-            came = write_back(blobs, [claim.need for claim in some], host.stops)
-            results = list(zip(some, came, strict=True))
-            refused.update(claim.digest for claim, written in results if written.error)
-            _keep(host, settings, store, results)
+                needs.append(Need(data, sidecars.claims(record.partition), digest, record))
+        for batch in _batches(needs):
+            if host.stops():
+                break
+            results = list(zip(batch, _batch_written(blobs, batch, host.stops), strict=True))
+            lost = [(need.digest, written) for need, written in results if written.error]
+            refused.update(digest for digest, _ in lost)
+            with locked(store, _LOCK_SECONDS):
+                journal = Journal(store, settings, host)
+                known = journal.recall()
+                for need, written in results:
+                    if written == Written() and need.record is not None:
+                        known = transitions.synced(known, need.digest, need.record)
+                journal.save(known)
+                if lost:
+                    keep_refused(journal, host.clock(), lost)
     return frozenset(refused)
-
-
-class _Claim(NamedTuple):
-    digest: str
-    record: Remembered
-    need: Need
-
-
-def _keep(
-    host: Host, settings: Settings, store: int, results: Sequence[tuple[_Claim, Written]]
-) -> None:
-    with locked(store, _LOCK_SECONDS):
-        journal = Journal(store, settings, host)
-        known = journal.recall()
-        for claim, written in results:
-            if written == Written():
-                known = transitions.synced(known, claim.digest, claim.record)
-        journal.save(known)
-        lost = [(claim.digest, written) for claim, written in results if written.error]
-        if lost:
-            keep_refused(journal, host.clock(), lost)
-
-
-class Behind:
-    """One thread at most, that brings to the disk what is claimed already."""
-
-    def __init__(
-        self,
-        host: Host,
-        trouble: Callable[[str], None],
-        again: Callable[[frozenset[str]], None],
-    ) -> None:
-        """`trouble` takes what could not be done, `again` what is worth another scan."""
-        self._trouble, self._again = trouble, again
-        self._worker = Worker("behind", self._sync)
-        self._host = replace(host, stops=self._worker.is_stopped)
-        self._settings = Settings()
-
-    def want(self, settings: Settings) -> None:
-        """Begin, or once more after what is under way."""
-        self._settings = settings
-        self._worker.wake()
-
-    def stop(self) -> None:
-        """End within the writing of a slice; what is left is noted still."""
-        self._worker.stop()
-
-    def _sync(self) -> None:
-        try:
-            refused = sync_noted(self._host, self._settings)
-            if refused:
-                self._again(refused)
-        except (WatchError, OSError) as error:
-            self._trouble(f"what is claimed can't be brought to the disk yet: {error}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
-from functools import partial
 
 from watcher.config import Settings
 from watcher.decide import events, following, remaining, transitions
@@ -16,7 +15,7 @@ from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import event_log, folders, fs, memory, records, state_folder
 from watcher.state.event_log import Event, EventType
-from watcher.state.memory import Memory, Touched
+from watcher.state.memory import Memory
 
 ACTING_LOCK = "lock"
 RESERVE = "reserve"
@@ -40,7 +39,8 @@ class Journal:
         self.events += logged
         for event in logged:
             self._host.report(event)
-        self._try("the event log", lambda: event_log.write(self.store, logged, self._settings))
+        with self._trying("the event log"):
+            event_log.write(self.store, logged, self._settings)
 
     def log_hashed(self, answers: Iterable[Outcome]) -> None:
         """Log which blobs were hashed and don't match their names, or can't be read."""
@@ -62,9 +62,10 @@ class Journal:
         kept = filter(None, map(event_log.parse, self.recall().untold))
         # As lines of ours: what they were kept as may be spelled otherwise, or have no end.
         untold = [replace(each, raw=b"") for each in kept]
-        write = partial(event_log.write_missing, self.store, untold)
-        if untold and self._try("the event log", write):
-            self._all_logged()
+        if untold:
+            with self._trying("the event log"):
+                event_log.write_missing(self.store, untold)
+                self._all_logged()
         finished = _finished(self.store, past, seen)
         now, happened = transitions.learn(past, seen, diagnosis, finished, occasion)
         if happened or now != self.recall() or past.lost:
@@ -77,8 +78,8 @@ class Journal:
         if seen.scope is None:
             # Nothing goes by a clock that may be ahead.
             certain = seen.now if seen.clock is None else seen.clock.at_most
-            expire = partial(event_log.expire, self.store, certain, self._settings)
-            self._try("an old event log", expire)
+            with self._trying("an old event log"):
+                event_log.expire(self.store, certain, self._settings)
         return replace(now, lost="")
 
     def _follow(self, now: Memory, damaged: Set[str], *, whole: bool) -> None:
@@ -112,25 +113,16 @@ class Journal:
             self._warn(now.unreadable)
             return False
         self._memory = None
-
-        def save() -> None:
+        with self._trying(memory.NAME):
             self._memory = memory.save(self.store, now)
+        return self._memory is not None
 
-        return self._try(memory.NAME, save)
-
-    def remember(self, touching: Mapping[str, Touched]) -> bool:
-        """Keep the own times of files whose times are about to be set; False where it can't be."""
-        known = self.recall()
-        touched = {**known.touched, **touching}
-        return self.save(replace(known, touched=touched))
-
-    def _try(self, what: str, write: Callable[[], None]) -> bool:
+    @contextlib.contextmanager
+    def _trying(self, what: str) -> Iterator[None]:
         try:
-            write()
+            yield
         except OSError as error:
             self._warn(with_step(f"{what} can't be written: {error.strerror}", error.errno))
-            return False
-        return True
 
     def _warn(self, message: str) -> None:
         if message not in self.warnings:

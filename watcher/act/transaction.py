@@ -1,9 +1,7 @@
 """Changing a store's files: a kill at any call, or a pull at any instant, loses nothing.
 
 ``docs/safety.md`` (How files are changed) has the steps, the files of an intent, and what becomes
-of one after a kill. Several downloads go through each step together: *stage* (the intents are on
-the disk, the guards in their places), *check and take* (one wait, one pass over the processes, and
-each download compared under its own guard), *commit*, one by one.
+of one after a kill. Several downloads go through each step together, up to *commit*, one by one.
 """
 
 from __future__ import annotations
@@ -101,9 +99,6 @@ class _Work(NamedTuple):
     intent: Intent | None
 
 
-# ---------------------------------------------------------------- doing
-
-
 def stopped() -> UndoneError:
     """The answer where an end was asked for before anything was decided."""
     why = "it was stopped before its turn came; nothing was changed"
@@ -153,9 +148,8 @@ class _Batch:
                 self._staged[number] = _begun(self._base, f"{next(free):08}", change)
             except (ChangedError, OSError) as error:
                 self.answers[number] = error
-            else:
-                if change.digest:
-                    self._do(number, _put_guard)
+        if self._changes[0].digest:
+            self.each(_put_guard)
 
     def of_downloads(self, confirm: Confirm) -> None:
         """Wait, compare, and take what goes."""
@@ -220,16 +214,12 @@ class _Batch:
 
     def each(self, do: Callable[[_Work, Change], None]) -> None:
         """One step of all changes that are staged."""
-        for number in list(self._staged):
-            self._do(number, do)
-
-    def _do(self, number: int, do: Callable[[_Work, Change], None]) -> None:
-        name, intent = self._staged[number]
-        try:
-            with _opened(self._base, name, intent) as work:
-                do(work, self._changes[number])
-        except (ChangedError, OSError) as error:
-            self._give_up(number, error)
+        for number, (name, intent) in list(self._staged.items()):
+            try:
+                with _opened(self._base, name, intent) as work:
+                    do(work, self._changes[number])
+            except (ChangedError, OSError) as error:
+                self._give_up(number, error)
 
     def _give_up(self, number: int, error: ChangedError | OSError) -> None:
         name, intent = self._staged.pop(number)
@@ -327,7 +317,7 @@ def _check_unchanged(work: _Work, change: Change, there: Mapping[str, list[str]]
 
 
 def _check_guard(work: _Work) -> None:
-    """A server that had seen no sidecars at all writes its own into the guard."""
+    # A server that had seen no sidecars at all writes its own into the guard.
     intent = work.intent
     if intent is not None and not intent.is_guard(scan.look(intent.guard_name, work.blobs)):
         raise _changed(intent.guard_name)
@@ -336,10 +326,9 @@ def _check_guard(work: _Work) -> None:
 def _take_of_download(work: _Work, change: Change) -> None:
     # The data first: without it no server can take up what is left of the sidecars.
     guard, data = names.sidecar(change.digest, 0), names.data(change.digest)
+    takes = (entry for entry in change.takes if entry.name != guard)
     out = False
-    for entry in sorted(change.takes, key=lambda entry: entry.name != data):
-        if entry.name == guard:
-            continue
+    for entry in sorted(takes, key=lambda entry: entry.name != data):
         try:
             _take(work, entry, change)
         except ChangedError:
@@ -384,9 +373,6 @@ def _loose(why: str) -> UndoneError:
         "and every process can be seen",
         "stop the server" + (", and run it as root" if advice.caller().uid else ""),
     )
-
-
-# ---------------------------------------------------------------- intents
 
 
 @contextlib.contextmanager
@@ -437,12 +423,7 @@ def _begun(base: _Store, name: str, change: Change) -> tuple[str, Intent]:
                 change.digest,
                 base.folder,
                 None if guard is None else guard.inode,
-                {
-                    name: intents.File(
-                        name, each.kind, each.size, each.mtime_ns, each.inode, name in taken
-                    )
-                    for name, each in expects.items()
-                },
+                {name: intents.File.of(each, name in taken) for name, each in expects.items()},
                 change.writes,
                 displaced,
                 change.loose,
@@ -471,9 +452,6 @@ def _free_numbers(base: _Store) -> Iterator[int]:
         number += 1
 
 
-# ---------------------------------------------------------------- undoing and finishing
-
-
 def _undo(work: _Work) -> None:
     intent = work.intent
     assert intent is not None
@@ -495,7 +473,6 @@ def _data_first(listed: Iterable[str]) -> list[str]:
 
 
 def _take_guard_off(work: _Work, intent: Intent) -> None:
-    """Put part 0's own sidecar over the guard, or remove the guard where it had none."""
     name = intent.guard_name
     if scan.look(name, work.out) is not None:
         _drop_orphaned(work, intent, name)
@@ -562,7 +539,7 @@ def _decide(work: _Work, _: Change) -> None:
 
 
 def _finish(work: _Work) -> int:
-    """Put the new files in place and let go what was taken. Gives back the bytes that it freed."""
+    """Put the new files in place, let go what was taken, and count the bytes that it freed."""
     intent = work.intent
     assert intent is not None
     guard = intent.guard_name if intent.guard is not None else ""
@@ -591,7 +568,8 @@ def _put_new(work: _Work, guard: str) -> None:
 
 def _forget(work: _Work) -> None:
     """Remove an intent with nothing left in ``out/``; the note of what was done goes last."""
-    _drop_new(work)
+    for name in os.listdir(work.new):
+        fs.remove(name, work.new)
     fs.remove_folder(intents.NEW, work.here)
     fs.remove_folder(intents.OUT, work.here)
     last = [intents.NOTE, intents.DECIDED]
@@ -600,11 +578,6 @@ def _forget(work: _Work) -> None:
             fs.remove(name, work.here)
     fs.remove_folder(work.name, work.store.intents)
     fs.sync(work.store.intents)
-
-
-def _drop_new(work: _Work) -> None:
-    for name in os.listdir(work.new):
-        fs.remove(name, work.new)
 
 
 def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None) -> None:
@@ -625,9 +598,6 @@ def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None
                 raise _changed("blobs")
             fs.move(entry.name, quarantine, entry.name.partition("-")[2], blobs)
             fs.sync(blobs)
-
-
-# ---------------------------------------------------------------- after a kill
 
 
 def unfinished(host: Host, store: int) -> bool:
@@ -690,7 +660,8 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
         yield f"finished an interrupted change: {what}, {decimal(_finish(work))} freed"
         return
     replaced = len(os.listdir(work.new)) < len(intent.writes)
-    _drop_new(work)
+    for name in os.listdir(work.new):
+        fs.remove(name, work.new)
     data = names.data(intent.digest)
     if replaced and intent.is_file(scan.look(data, work.blobs), data):
         # Somebody has taken our guard off: old sidecars beside new ones would be false.
@@ -712,26 +683,19 @@ def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
             return False
         taken = {name for name, each in intent.files.items() if each.taken}
         return not taken <= set(os.listdir(work.out))
-    if not _is_of_this_data(work, intent):
-        return False
-    if _is_foreseen(work, intent, memory):
-        return True
-    if len(os.listdir(work.new)) < len(intent.writes):
-        raise ForeignError("state.json has no such repair")
-    return False
-
-
-def _is_of_this_data(work: _Work, intent: Intent) -> bool:
-    """Whether new sidecars are still for what is there: under our guard, beside the same data."""
-    if not os.listdir(work.new):
-        return True
-    # Without the guard anything may have happened: a pull may have gone on with other data.
-    data = intent.data
-    if data is not None:
-        there = scan.look(data.name, work.blobs)
-        if there is None or there.size != data.size or not intent.is_file(there, data.name):
+    left = os.listdir(work.new)
+    if left:
+        # Without the guard anything may have happened: a pull may have gone on with other data.
+        if not intent.is_guard(scan.look(intent.guard_name, work.blobs)):
             return False
-    return intent.is_guard(scan.look(intent.guard_name, work.blobs))
+        known = intent.data
+        there = scan.look(known.name, work.blobs) if known else None
+        same = known and there and there.size == known.size and intent.is_file(there, known.name)
+        if known and not same:
+            return False
+    if not _is_foreseen(work, intent, memory) and len(left) < len(intent.writes):
+        raise ForeignError("state.json has no such repair")
+    return _is_foreseen(work, intent, memory)
 
 
 def _is_foreseen(work: _Work, intent: Intent, memory: Memory) -> bool:
@@ -741,8 +705,5 @@ def _is_foreseen(work: _Work, intent: Intent, memory: Memory) -> bool:
         # Where all are in place and the data has gone, as a finished blob has, none are needed.
         there = scan.look(names.data(intent.digest), work.blobs)
         return there is None and not os.listdir(work.new)
-    remembered, written = (
-        sorted((part.offset, part.size) for part in parts)
-        for parts in (record.partition, intent.parts)
-    )
-    return remembered == written
+    remembered = sorted((part.offset, part.size) for part in record.partition)
+    return remembered == [(part.offset, part.size) for part in intent.parts]

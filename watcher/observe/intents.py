@@ -93,6 +93,11 @@ class File(NamedTuple):
     #: It goes.
     taken: bool
 
+    @classmethod
+    def of(cls, entry: Entry, taken: bool) -> File:
+        """What an intent keeps of an entry."""
+        return cls(entry.name, entry.kind, entry.size, entry.mtime_ns, entry.inode, taken)
+
 
 @dataclass(frozen=True, slots=True)
 class Intent:
@@ -152,9 +157,6 @@ def folder_of(blobs: int, boot: str) -> Folder:
     return Folder(boot, status.st_dev, status.st_ino, born_ns, os.fstatvfs(blobs).f_fsid)
 
 
-# ---------------------------------------------------------------- writing
-
-
 def encode(intent: Intent) -> dict[str, bytes]:
     """The files that hold an intent, by name; ``intent.json`` is to be written last."""
     # Latin-1 holds every byte that a name can have, one to one.
@@ -179,9 +181,6 @@ def encode(intent: Intent) -> dict[str, bytes]:
         "more": {name: hashlib.sha256(content).hexdigest() for name, content in more.items()},
     }
     return {**more, NOTE: orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE)}
-
-
-# ---------------------------------------------------------------- reading
 
 
 def is_number(name: str) -> bool:

@@ -20,6 +20,7 @@ from watcher.ollama import ranges
 from watcher.pull.target import Target
 from watcher.reconcile import Reconciler, Report
 from watcher.state import folders
+from watcher.system.worker import Worker
 
 #: A part that waits for its retry keeps the file open so long after its request was closed.
 _RELEASE_SECONDS = 45.0
@@ -128,11 +129,15 @@ def run(
 
 def _sync_behind(host: Host, settings: Settings, report: Report) -> None:
     """Write the data back that is recorded now, while the pull goes on."""
-    from watcher.act.durability import Behind, noted
+    from watcher.act.durability import noted, sync_noted
+
+    def sync() -> None:
+        with suppress(WatchError, OSError):
+            sync_noted(host, settings)
 
     if report.memory is not None and noted(report.memory, report.evidence.boot):
         with suppress(RuntimeError):  # no thread: the next scan does it
-            Behind(host, lambda _: None, lambda _: None).want(settings)
+            Worker("behind", sync).wake()
 
 
 def notes(report: Report) -> Iterator[str]:

@@ -18,7 +18,15 @@ from watcher import __version__, reconcile
 from watcher.act import journal
 from watcher.config import Settings
 from watcher.decide import events, modes, repairing
-from watcher.errors import EndedError, LockedError, NoStoreError, RefusedError, SettingsError, named
+from watcher.errors import (
+    EndedError,
+    LockedError,
+    NoStoreError,
+    RefusedError,
+    SettingsError,
+    WatchError,
+    named,
+)
 from watcher.model import Plan, Scope
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler
@@ -29,9 +37,9 @@ from watcher.state import folders, fs, memory, registry_cache, state_folder
 from watcher.state.event_log import Event, EventType
 from watcher.state.state_folder import DAEMON_LOCK
 from watcher.system import stopping
+from watcher.system.worker import Worker
 
 if TYPE_CHECKING:
-    from watcher.act.durability import Behind
     from watcher.pull.queue_process import QueueProcess, Starter
 
 
@@ -105,7 +113,8 @@ class _Service:
         self._queue: QueueProcess | None = None
         self._reconciler = Reconciler(host, settings)
         self._scrub = Scrub(host, self.warn)
-        self._behind: Behind | None = None
+        self._behind = Worker("behind", self._write_behind)
+        self._wake: Callable[[Digests], None] = lambda _: None
         self._lock = state_folder.LongLock(DAEMON_LOCK)
         self._started = False
         self.rereads = False  #: whether to reread the settings
@@ -120,8 +129,7 @@ class _Service:
         if self._queue is not None:
             self._queue.stop()
         self._scrub.stop()
-        if self._behind is not None:
-            self._behind.stop()
+        self._behind.stop()
         self._lock.release()
 
     @property
@@ -197,15 +205,23 @@ class _Service:
                     self._scrub.forget(doubted)
                 self._scrub.want(doubted, self._settings)
             if boot and any(record.unsynced == boot for record in known.downloads.values()):
-                if self._behind is None:
-                    # Not needed by all, and takes memory.
-                    from watcher.act.durability import Behind
-
-                    self._behind = Behind(self._host, self.warn, wake)
-                self._behind.want(self._settings)
+                self._wake = wake
+                self._behind.wake()
         except RuntimeError as error:
             # Such as the limits of a unit.
             self.warn(f"no thread for work in the background: {error}")
+
+    def _write_behind(self) -> None:
+        # Not needed by all, and takes memory.
+        from watcher.act import durability
+
+        try:
+            host = replace(self._host, stops=self._behind.is_stopped)
+            refused = durability.sync_noted(host, self._settings)
+            if refused:
+                self._wake(refused)
+        except (WatchError, OSError) as error:
+            self.warn(f"what is claimed can't be brought to the disk yet: {error}")
 
     def _turn_queue(self, triggers: Triggers, *, anew: bool) -> None:
         """Run the queue, or stop it, as the settings have it."""
