@@ -256,8 +256,9 @@ class _Run:
         """The memory with answers that could not be written down: they count all the same."""
         if not self._unkept:
             return known
-        start = place.start(self._host)
-        return transitions.proved(known, self._unkept, self._host.clock(), start.id, start.at)
+        host = self._host
+        boot, at = place.boot(host), place.started_at(host)
+        return transitions.proved(known, self._unkept, host.clock(), boot, at)
 
     def _settle(self, now: Look, agreed: Plan) -> tuple[Look, Plan, tuple[Outcome, ...]]:
         """Bring to the disk what the plan relies on; what it refuses is remembered as missing."""

@@ -58,8 +58,8 @@ def _keep(host: Host, rules: Rules, store: int, answers: list[Outcome]) -> bool:
     # Where nothing can be written the answers count all the same; the act reports that.
     with contextlib.suppress(OSError), locked(store, rules.mode.lock_seconds):
         journal = Journal(store, rules.settings, host)
-        start, now = place.start(host), host.clock()
-        known = transitions.proved(journal.recall(), answers, now, start.id, start.at)
+        boot, at, now = place.boot(host), place.started_at(host), host.clock()
+        known = transitions.proved(journal.recall(), answers, now, boot, at)
         return journal.save(known)
     return False
 

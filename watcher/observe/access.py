@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from watcher.model import Barred, Entry, Kind, Located, Need, Server, ServerUser, Subject
 from watcher.observe import unit
 from watcher.observe.host import Host
-from watcher.system import privileges
+from watcher.system import flocks, privileges
 
 _OVERRIDES = 1 << 1  # CAP_DAC_OVERRIDE of linux/capability.h
 _RIGHTS = {Need.READ: 0o4, Need.WRITE: 0o6}
@@ -40,14 +40,10 @@ def user_of(store: int, server: unit.Unit | None) -> ServerUser:
 
 def running(host: Host, servers: Iterable[Server]) -> ServerUser | None:
     """Who a running server of the store runs as; None where there is none, or that is unknown."""
-    for server in servers:
-        if not server.ours:
-            continue
-        unknown = contextlib.suppress(OSError, ValueError, KeyError, IndexError)
+    unknown = contextlib.suppress(OSError, ValueError, KeyError, IndexError)
+    for server in (each for each in servers if each.ours):
         with unknown, privileges.visibility():
-            with open(f"{host.proc}/{server.pid}/status", encoding="utf-8") as lines:
-                fields = (line.partition(":") for line in lines)
-                status = {key: value.split() for key, _, value in fields}
+            status = flocks.facts(server.pid, host.proc)
             here = os.readlink(f"{host.proc}/self/ns/mnt")
             return ServerUser(
                 # The last of four is the one that counts for files.
@@ -71,8 +67,7 @@ class Access:
 
     def folder(self, folder: int, need: Need) -> bool:
         """Whether the user may use an open folder so."""
-        status = os.fstat(folder)
-        return self._may(status, _RIGHTS_IN_FOLDERS[need]) or _has_rules(folder)
+        return self._may(os.fstat(folder), _RIGHTS_IN_FOLDERS[need]) or _has_rules(folder)
 
     def shut_unless_listed(self, path: str, entry: Entry, parent: int) -> None:
         """The same of a folder that we can't list ourselves, unless the user may."""
@@ -83,8 +78,8 @@ class Access:
     def shut(self, path: str, entry: Entry, folder: int) -> None:
         """Keep in mind that the user can't list a folder below the store."""
         self.unlisted.append(path)
-        below = path.startswith("manifests")
-        subject = Subject.MANIFEST_FOLDER if below else Subject.FOLDER
+        in_manifests = path.startswith("manifests")
+        subject = Subject.MANIFEST_FOLDER if in_manifests else Subject.FOLDER
         self.bar(subject, Need.READ, path, entry, folder)
 
     def file(self, status: os.stat_result | Entry, need: Need) -> bool:

@@ -77,9 +77,9 @@ class _Look:
         self, host: Host, rules: Rules, memory: Memory, scope: frozenset[str] | None, store: int
     ) -> None:
         self.host, self.rules, self.scope = host, rules, scope
-        self.start = place.start(host)
+        self.boot, self.started_at = place.boot(host), place.started_at(host)
         # Without the hashes of what only an earlier start of the machine had in memory.
-        self.memory = replace(memory, hashes=memory.hashes.of_disk(store, self.start.id))
+        self.memory = replace(memory, hashes=memory.hashes.of_disk(store, self.boot))
         self.store = store
         self.place = place.describe(host, store)
         self.named = scan.Named()
@@ -114,7 +114,7 @@ class _Look:
             place=self.place,
             now=0.0,
             view=seen.view,
-            boot=self.start.id,
+            boot=self.boot,
             servers=seen.servers,
             others=seen.others,
             downloads=tuple(downloads),
@@ -128,7 +128,7 @@ class _Look:
             made = self._of_store(made, found, coming, seen)
         host.go_on()
         now = host.clock()
-        reading = clock.Reading(now, host.counted(), self.start.id, place.machine(host))
+        reading = clock.Reading(now, host.counted(), self.boot, place.machine(host))
         time = clock.look(memory.clocks, reading)
         forgotten = memory.unreadable or memory.lost or memory.hashes.unread
         made = replace(made, now=now, uptime=host.uptime(), forgotten=forgotten)
@@ -228,7 +228,7 @@ class _Look:
 
     def _read_all(self, found: Mapping[str, scan.Pieces]) -> list[Download]:
         made: list[Download] = []
-        waiting = _doubted_first(found, self.memory, self.start.id)
+        waiting = _doubted_first(found, self.memory, self.boot)
         for look in range(_MOST_LOOKS):
             changed: list[str] = []
             for digest, pieces in waiting.items():
@@ -446,7 +446,7 @@ class _Reader:
         known = self.around.memory.downloads.get(self.digest)
         if data is None or data.kind is not Kind.FILE:
             return parts.trust(None, whole, parts.Doubts(), parts.Limits())
-        noted = known is not None and known.unsynced not in ("", self.around.start.id)
+        noted = known is not None and known.unsynced not in ("", self.around.boot)
         doubts = parts.Doubts(
             rebooted=noted or self._rebooted(data),
             refused=record.lost if record is not None else (),
@@ -467,7 +467,7 @@ class _Reader:
 
     def _unchanged_since(self, status: os.stat_result) -> Reads | None:
         """What shows that a data file has not changed; None where nothing does."""
-        boot, changed_ns = self.around.start.id, status.st_ctime_ns
+        boot, changed_ns = self.around.boot, status.st_ctime_ns
         # A change within the same tick as the last one shows in no time.
         whole_seconds = changed_ns % 1_000_000_000 == 0
         tick = _COARSE_TICK_SECONDS if whole_seconds else _TICK_SECONDS
@@ -486,7 +486,7 @@ class _Reader:
 
     def _since_start(self, at: float) -> bool:
         """Whether it lies between the machine's start and now; the future shows nothing."""
-        return self.around.start.at <= at <= self.around.now
+        return self.around.started_at <= at <= self.around.now
 
     def _sidecar(self, number: int | None, found: Entry) -> Sidecar:
         if found.kind is not Kind.FILE:

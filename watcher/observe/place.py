@@ -34,6 +34,8 @@ _BELOW = ("models", ".ollama/models", "ollama/models")
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 #: In a path these make Go's filepath.Glob look elsewhere, so that the server finds nothing.
 _GLOB_CHARACTERS = frozenset("[\\")
+#: More is not read of a file of the kernel's, or of the system's.
+_LONGEST = 1 << 20
 #: A class of Go's path patterns, or an escaped character; what else begins with [ or \ is an error.
 _GLOB_ITEM = r"[^\[\\]|\\.|\[\^?(?:(?:\\.|[^\]\\-])(?:-(?:\\.|[^\]\\-]))?)+\]"
 
@@ -136,9 +138,8 @@ def _named_store(path: str, by: str) -> Found:
     except PermissionError:
         raise no_permission(path) from None
     except NotADirectoryError:
-        raise NoStoreError(
-            f"{shown} ({by}) is no folder", "name the models folder itself"
-        ) from None
+        why = f"{shown} ({by}) is no folder"
+        raise NoStoreError(why, "name the models folder itself") from None
     except OSError as error:
         if error.errno not in _NOT_THERE:
             raise
@@ -147,19 +148,14 @@ def _named_store(path: str, by: str) -> Found:
             "name the models folder of the server",
         ) from None
     if not way.is_store:
-        below = next(filter(_is_store, (f"{path.rstrip('/')}/{each}" for each in _BELOW)), "")
+        inside = (f"{path.rstrip('/')}/{each}" for each in _BELOW)
+        below = next((each for each in inside if folders.is_there(f"{each}/blobs")), "")
         raise NoStoreError(
             f"{shown} ({by}) is not a model store: it has neither blobs/ nor manifests/",
             "name the folder that holds them, such as ~/.ollama/models",
             advice.on(below, by, "audit") if below else "",
         )
     return _found(path, by, way)
-
-
-def _is_store(path: str) -> bool:
-    with contextlib.suppress(OSError):
-        return folders.way(path).is_store
-    return False
 
 
 def _found(path: str, by: str, way: folders.Way) -> Found:
@@ -246,14 +242,12 @@ def _shut_folder(path: str) -> tuple[str, os.stat_result] | None:
 
 def describe(host: Host, store: int) -> Place:
     """The folder behind the descriptor `store`, and what it stands on."""
-    status = os.fstat(store)
-    room = os.fstatvfs(store)
+    status, room = os.fstat(store), os.fstatvfs(store)
     kind = _file_system(host.store, host.proc)
     blobs = folders.look_at_blobs(store)
     behind, link = blobs.status, blobs.foreign
     if link is not None:
         link = link._replace(path=os.path.join(host.store, link.path))
-    way_in = os.W_OK | os.X_OK
     return Place(
         path=host.store,
         found_by=host.found_by,
@@ -273,10 +267,10 @@ def describe(host: Host, store: int) -> Place:
         free_inodes=room.f_favail,
         read_only=bool(room.f_flag & os.ST_RDONLY),
         # Where ``blobs`` is not there, or leads nowhere, the folder alone counts.
-        writable=os.access(".", way_in, dir_fd=store)
-        and (
-            not os.access("blobs", os.F_OK, dir_fd=store)
-            or os.access("blobs", way_in, dir_fd=store)
+        writable=all(
+            os.access(name, os.W_OK | os.X_OK, dir_fd=store)
+            for name in (".", "blobs")
+            if os.access(name, os.F_OK, dir_fd=store)
         ),
     )
 
@@ -308,44 +302,26 @@ def _unescaped(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda each: chr(int(each[1], 8)), field)
 
 
-class Start(NamedTuple):
-    """A start of the machine: its id, another one each time, and when it was."""
-
-    id: str
-    at: float
-
-
-def start(host: Host) -> Start:
-    """The machine's last start, as far as it is known."""
-    return Start(boot(host), started_at(host))
-
-
 def boot(host: Host) -> str:
     """The id of the machine's start, another one at each; "" where that is unknown."""
-    try:
-        with open(f"{host.proc}/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except (OSError, ValueError):
-        return ""
+    return _text(f"{host.proc}/sys/kernel/random/boot_id").strip()
 
 
 def machine(host: Host) -> str:
     """The machine's id, as far as its system gives it one; "" where it does not."""
-    try:
-        with open(f"{host.system}/etc/machine-id", "rb") as file:
-            found = file.read(64).strip().decode("ascii")
-    except (OSError, ValueError):
-        return ""
+    found = _text(f"{host.system}/etc/machine-id").strip()
     return found if found.isalnum() and len(found) == 32 else ""
 
 
 def started_at(host: Host) -> float:
     """When the machine started, seconds since the epoch; 0 where that is unknown."""
+    found = re.search(r"^btime ([0-9]+)$", _text(f"{host.proc}/stat"), re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def _text(path: str) -> str:
     try:
-        with open(f"{host.proc}/stat", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("btime "):
-                    return float(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
-    return 0.0
+        with open(path, encoding="ascii") as file:
+            return file.read(_LONGEST)
+    except (OSError, ValueError):
+        return ""

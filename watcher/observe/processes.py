@@ -129,7 +129,8 @@ def see(
                 from watcher.observe import servers
 
                 server = servers.look(host, process.pid, ours_only=ours_only)
-                pairs += [(process, server)] if server is not None else []
+                if server is not None:
+                    pairs.append((process, server))
         strange = {process.pid for process in ollamas if is_strange(process.pid)}
     kept = [(process, server) for process, server in pairs if process.pid not in strange]
     others = tuple(
@@ -169,8 +170,9 @@ def _strangers(host: Host, entries: Collection[Entry]) -> Callable[[int], bool]:
 
     def is_strange(pid: int) -> bool:
         try:
-            apart = _namespaces(host, pid) != ours or _overrides(host, pid)
-        except (OSError, ValueError):
+            may = int(flocks.facts(pid, host.proc)["CapPrm"][0], 16) != 0
+            apart = may or _namespaces(host, pid) != ours
+        except (OSError, ValueError, LookupError):
             return False
         return not apart and all(flocks.is_stranger(pid, each, host.proc, owners) for each in both)
 
@@ -181,16 +183,8 @@ def _namespaces(host: Host, pid: int | str) -> tuple[str, ...]:
     return tuple(os.readlink(f"{host.proc}/{pid}/ns/{kind}") for kind in ("mnt", "user"))
 
 
-def _overrides(host: Host, pid: int) -> bool:
-    """Whether a process may write whatever the owner and the mode."""
-    for line in _read(f"{host.proc}/{pid}/status").splitlines():
-        if line.startswith(b"CapPrm:"):
-            return int(line.split()[1], 16) != 0
-    return True
-
-
 def _asked(host: Host, pairs: Iterable[tuple[Process, Server]]) -> Iterator[Server]:
-    """Servers with what they answer. Those that don't share the time: many could take for ever."""
+    """Servers with what they answer; all together are waited for."""
     left = _ASKING_SECONDS
     for process, server in pairs:
         began, version = time.monotonic(), None
@@ -240,8 +234,7 @@ def _mapped(
                 mapped = wanted.get((fields[3], fields[4])) if len(fields) > 5 else None
                 if mapped is not None:
                     shared = fields[1][1:2] == b"w" and fields[1][3:4] == b"s"
-                    before = found.get(mapped.name)
-                    if before is None or shared:
+                    if shared or mapped.name not in found:
                         holder = Holder(process.pid, process.name, mapped.name, writes=shared)
                         found[mapped.name] = holder
         yield from found.values()
@@ -258,9 +251,10 @@ def served_stores(proc: str) -> list[tuple[str, int]]:
 
             with contextlib.suppress(OSError):
                 variables = servers.variables(proc, process.pid)
-                store = None if variables is None else environment.models_folder(variables)
-                here = None if store is None else _as_seen_here(proc, process.pid, store)
-                found += [(here, process.pid)] if here is not None else []
+                store = variables and environment.models_folder(variables)
+                here = store and _as_seen_here(proc, process.pid, store)
+                if here:
+                    found.append((here, process.pid))
     return found
 
 
@@ -316,6 +310,12 @@ def _read(path: str) -> bytes:
         return file.read()
 
 
+def _fdinfo(host: Host, pid: int | str, number: int | str) -> dict[bytes, bytes]:
+    lines = _read(f"{host.proc}/{pid}/fdinfo/{number}").splitlines()
+    fields = (line.partition(b":") for line in lines)
+    return {key: value.strip() for key, _, value in fields}
+
+
 class _Sought:
     def __init__(self, host: Host, entries: tuple[Entry, ...]) -> None:
         self.host = host
@@ -356,18 +356,13 @@ class _Sought:
 
     def _disguises(self, pid: int | str, number: int | str) -> bool:
         """Whether an open file lies where identities are disguised, or that can't be known."""
-        folder = f"{self.host.proc}/{pid}"
-        try:
-            lines = _read(f"{folder}/fdinfo/{number}").splitlines()
-            fields = dict(line.split(b":", 1) for line in lines)
-            mount = fields[b"mnt_id"].strip()
-            for line in _read(f"{folder}/mountinfo").splitlines():
+        with contextlib.suppress(OSError, LookupError):
+            mount = _fdinfo(self.host, pid, number)[b"mnt_id"]
+            for line in _read(f"{self.host.proc}/{pid}/mountinfo").splitlines():
                 before, _, after = line.partition(b" - ")
                 if before.split(None, 1)[0] == mount:
                     kind = os.fsdecode(after.split(None, 1)[0])
                     return kind in _DISGUISING or kind.startswith("fuse")
-        except (OSError, KeyError, ValueError, IndexError):
-            pass
         return True
 
 
@@ -407,13 +402,8 @@ def _holders(
 
 
 def _writes(host: Host, pid: int, number: str) -> bool:
-    try:
-        with open(f"{host.proc}/{pid}/fdinfo/{number}", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("flags:"):
-                    return int(line.split()[1], 8) & os.O_ACCMODE != os.O_RDONLY
-    except (OSError, ValueError, IndexError):
-        pass
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return int(_fdinfo(host, pid, number)[b"flags"], 8) & os.O_ACCMODE != os.O_RDONLY
     return True  # held, and not known how: the worse is assumed
 
 
@@ -421,10 +411,8 @@ def _view(host: Host, unread: list[Process], *, network: bool, writers_visible: 
     unseen = tuple(f"{process.name} ({process.pid})" for process in unread[:_SHOWN_UNSEEN])
     if writers_visible:
         return View(Visibility.FULL, (), "writers_visible is set in the settings")
-    blind: tuple[str, Blind] | None = None
-    if network:
-        blind = "other machines may write to a network file system", Blind.NETWORK
-    blind = blind or _blind_spot(host)
+    others = "other machines may write to a network file system", Blind.NETWORK
+    blind = others if network else _blind_spot(host)
     if blind:
         return View(Visibility.PARTIAL, unseen, *blind)
     if not unread:
@@ -448,11 +436,10 @@ def _blind_spot(host: Host) -> tuple[str, Blind] | None:
                 _, point, kind, options, *_ = line.split(" ")
                 if kind != "proc" or point != host.proc:
                     continue
-                words = options.split(",")
-                hidden = [word for word in words if word.startswith("hidepid=")][-1:]
-                some = bool(hidden) and hidden[0] not in ("hidepid=0", "hidepid=off")
-                if "subset=pid" in words or (some and not privileges.sees_all()):
-                    blind = Blind.PROC if "subset=pid" in words else Blind.USERS
+                words = dict(word.partition("=")[::2] for word in options.split(","))
+                some = words.get("hidepid", "0") not in ("0", "off")
+                if words.get("subset") == "pid" or (some and not privileges.sees_all()):
+                    blind = Blind.PROC if "subset" in words else Blind.USERS
                     return f"{host.proc} is mounted with {options}: it hides processes", blind
     except OSError:
         return f"{host.proc} does not report which processes it hides", Blind.PROC

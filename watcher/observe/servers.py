@@ -29,14 +29,13 @@ def look(host: Host, pid: int, *, ours_only: bool) -> Server | None:
     ours, elsewhere = (None, False) if store is None else _same_blobs(host, pid, store)
     if ours is False and ours_only:
         return None
-    ports, connections = _sockets(handle)
-    if ports:
-        url = environment.at("http", *ports[0])
+    address, connections = _sockets(handle)
+    url = environment.server_url("")
+    if address is not None:
+        url = environment.at("http", *address)
     else:
-        try:
+        with contextlib.suppress(ValueError):  # such a server does not even start
             url = environment.server_url((found or {}).get("OLLAMA_HOST", ""))
-        except ValueError:
-            url = environment.server_url("")  # such a server does not even start
     return Server(
         pid=pid,
         user=user,
@@ -109,20 +108,15 @@ def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:
     return (None if alike else False), False
 
 
-def _sockets(handle: psutil.Process) -> tuple[tuple[tuple[str, int], ...], int | None]:
+def _sockets(handle: psutil.Process) -> tuple[tuple[str, int] | None, int | None]:
+    """Where it listens first, and how many are connected; None where that is unknown."""
     try:
         sockets = handle.net_connections(kind="tcp")
     except psutil.Error:
-        return (), None
-    listening = tuple(
-        (socket.laddr.ip, socket.laddr.port)
-        for socket in sockets
-        if socket.status == psutil.CONN_LISTEN
-    )
+        return None, None
+    listening = [each.laddr for each in sockets if each.status == psutil.CONN_LISTEN]
     if not listening:
-        return (), None
-    ports = {port for _, port in listening}
-    return listening, sum(
-        socket.status == psutil.CONN_ESTABLISHED and socket.laddr.port in ports
-        for socket in sockets
-    )
+        return None, None
+    ports = {address.port for address in listening}
+    connected = [each for each in sockets if each.status == psutil.CONN_ESTABLISHED]
+    return listening[0], sum(each.laddr.port in ports for each in connected)

@@ -425,7 +425,7 @@ class Pull:
     @property
     def _boot(self) -> str:
         """The id of this start of the machine, where the store is here."""
-        return "" if self.target.host is None else place.start(self.target.host).id
+        return "" if self.target.host is None else place.boot(self.target.host)
 
     def _right_sizes(self, sizes: Mapping[str, int]) -> Mapping[str, int]:
         """The sizes of finished layers that the manifest has wrong, as far as they were hashed."""

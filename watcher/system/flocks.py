@@ -24,6 +24,13 @@ def holders(status: os.stat_result, proc: str = "/proc") -> tuple[int, ...]:
         return ()
 
 
+def facts(pid: int, proc: str = "/proc") -> dict[str, list[str]]:
+    """The words that the kernel shows for each key of a process's status. Raises OSError."""
+    with open(f"{proc}/{pid}/status", encoding="utf-8", errors="replace") as lines:
+        fields = (line.partition(":") for line in lines)
+        return {key: value.split() for key, _, value in fields}
+
+
 def is_stranger(
     pid: int, folder: os.stat_result, proc: str = "/proc", owners: Collection[int] = ()
 ) -> bool:
@@ -34,8 +41,7 @@ def is_stranger(
     if folder.st_mode & 0o002:
         return False
     try:
-        with open(f"{proc}/{pid}/status", encoding="utf-8", errors="replace") as lines:
-            facts = dict(line.split(":", 1) for line in lines if ":" in line)
+        known = facts(pid, proc)
     except OSError:
         # It is gone, or hidden from this user.
         with contextlib.suppress(PermissionError):
@@ -44,8 +50,8 @@ def is_stranger(
             except (ProcessLookupError, OverflowError):
                 return True
         return False
-    users = set(map(int, facts.get("Uid", "0").split()))
-    groups = set(map(int, f"{facts.get('Gid', '')} {facts.get('Groups', '')}".split()))
+    users = set(map(int, known.get("Uid", "0")))
+    groups = set(map(int, [*known.get("Gid", ()), *known.get("Groups", ())]))
     ours = {0, folder.st_uid, os.geteuid(), *owners}
     shared = bool(folder.st_mode & 0o020) and folder.st_gid in groups
     return users.isdisjoint(ours) and not shared
