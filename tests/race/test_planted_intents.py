@@ -83,8 +83,7 @@ class Planted:
 
     def write(self, intent: intents.Intent) -> intents.Intent:
         """Write an intent down as ollama-watch does."""
-        for name, raw in intents.encode(intent).items():
-            (self.path / name).write_bytes(raw)
+        (self.path / intents.NOTE).write_bytes(intents.encode(intent))
         return intent
 
     def change(self, **fields: Any) -> None:
@@ -300,12 +299,12 @@ def _out_is_a_link(planted: Planted) -> None:
     (planted.path / "out").symlink_to(planted.store.blobs)
 
 
-def _more_is_wrong(planted: Planted) -> None:
+def _rows_are_wrong(planted: Planted) -> None:
     paths = [planted.store.file(f"split-copy{number}") for number in range(2100)]
     planted.says(ActionKind.REMOVE_TEMPORARY, *paths)
     planted.take(*paths)
     planted.decide()
-    (planted.path / "more-1").write_text("[]")
+    planted.change(files=[["split-copy1"]])
 
 
 def _more_files_than_it_says(planted: Planted) -> None:
@@ -513,7 +512,7 @@ def test_no_intent_that_is_written_is_too_large_to_be_read(store: Store, proc: s
     planted = Planted(store)
     planted.says(ActionKind.REMOVE_DOWNLOAD, store.partial(digest), *paths, digest=digest)
     largest = max(path.stat().st_size for path in planted.path.iterdir() if path.is_file())
-    assert largest < 1 << 20
+    assert largest < intents.READ_LIMIT
     planted.take(store.partial(digest), *paths)
     one_run(host(store, proc), changed(POLICY, clean=False))
     assert len(store.partials(digest)) == 20_001

@@ -100,7 +100,6 @@ def ask(actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
 
 
 def _doubt(host: Host, model: ModelName, action: Action, length: int | None) -> str:
-    """Why a length that a registry gives is not believed. Raises OSError."""
     if length is None or not action.expects:
         return ""
     raw = host.registry_manifest(None, model).raw
@@ -122,8 +121,6 @@ class _ReadError(OSError):
 
 
 class _Progress:
-    """How far the hashing of many files has come; shared by its threads."""
-
     def __init__(self, host: Host) -> None:
         self.done, self.ended = 0, False
         self._host = host
@@ -138,7 +135,6 @@ class _Progress:
 
 
 def _hash(store: int, actions: Sequence[Action], host: Host) -> Iterator[Outcome]:
-    """Hash each action's one file. What is not done when `host.stops` has no outcome."""
     total, progress = sum(action.expects[0].size for action in actions), _Progress(host)
     with (
         folders.opened_blobs(store, foreign_too=True) as blobs,

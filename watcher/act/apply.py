@@ -87,7 +87,6 @@ def apply(host: Host, agreed: Plan, looks: Looks, journal: Journal) -> tuple[Out
 
 
 def _batches(actions: Sequence[Action]) -> Iterator[list[Action]]:
-    """What is done together: downloads by the hundreds, single files by the thousands."""
     for key, alike in groupby(actions, key=lambda action: (action.kind, _is_transfer(action))):
         kind, is_transfer = key
         size = most = 1
@@ -113,8 +112,6 @@ def _essence(action: Action) -> tuple[object, ...]:
 
 
 class _Batch(NamedTuple):
-    """Where a batch is done, and what was seen just before."""
-
     host: Host
     store: int
     seen: Evidence

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import replace
+from functools import partial
 
 from watcher.config import Settings
 from watcher.decide import events, following, remaining, transitions

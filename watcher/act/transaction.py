@@ -79,8 +79,6 @@ Confirm: TypeAlias = Callable[[Collection[Entry]], Mapping[str, ChangedError]]
 
 
 class _Store(NamedTuple):
-    """The folders that all intents of one store share, and what identifies ``blobs``."""
-
     ours: int
     intents: int
     blobs: int
@@ -253,7 +251,6 @@ class _Batch:
 
 
 def _put_guard(work: _Work, change: Change) -> None:
-    """Put the guard in the place of part 0's sidecar, whose file stays as it is in ``out/``."""
     guard = names.sidecar(change.digest, 0)
     expected = next((entry for entry in change.expects if entry.name == guard), None)
     if expected is None:
@@ -269,7 +266,6 @@ def _put_guard(work: _Work, change: Change) -> None:
 
 
 def _keep_displaced(work: _Work, expected: Entry, *, alone: bool) -> None:
-    """Keep part 0's sidecar in ``out/``: by a second name, or where there is none, by a copy."""
     name = expected.name
     try:
         fs.second_name(name, work.blobs, name, work.out)
@@ -303,7 +299,6 @@ def _keep_displaced(work: _Work, expected: Entry, *, alone: bool) -> None:
 
 
 def _check_unchanged(work: _Work, change: Change, there: Mapping[str, list[str]]) -> None:
-    """Compare what was planned on with what is there; further files of the download count too."""
     guard = names.sidecar(change.digest, 0)
     expected = {entry.name: entry for entry in change.expects}
     for name in there.get(change.digest, ()):
@@ -428,7 +423,7 @@ def _begun(base: _Store, name: str, change: Change) -> tuple[str, Intent]:
                 displaced,
                 change.loose,
             )
-            fs.create_all(intents.encode(intent), work.here)
+            fs.create(intents.NOTE, work.here, intents.encode(intent))
             fs.sync(work.here)
         except BaseException:
             _forget(work)
@@ -610,7 +605,6 @@ def unfinished(host: Host, store: int) -> bool:
 
 
 def _believed(base: _Store) -> Iterator[tuple[str, Intent | None]]:
-    """The intents that are believed, with their content; what is foreign is left as it is."""
     for name in intents.numbers(base.intents):
         with contextlib.suppress(ForeignError, FileNotFoundError):
             yield name, intents.read(name, base.intents, base.folder)

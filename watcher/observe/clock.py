@@ -69,7 +69,6 @@ def _as_it_is(now: Reading) -> Clock:
 
 
 def _compared(before: Clock, now: Reading) -> Clock:
-    """Another look in the same start of the machine."""
     wall, counted = now.wall, now.counted
     passed = counted - before.counted
     jump = wall - before.wall - passed
@@ -105,19 +104,16 @@ def _decided(own: Clock, known: Sequence[Clock]) -> Clock:
 
 
 def _earlier_start(known: Sequence[Clock], now: Reading) -> Clock | None:
-    """The last look in another start of this machine; None where there was none."""
     mine = [each for each in known if each.machine in ("", now.machine) or not now.machine]
     last = mine[-1] if mine else None
     return next((each for each in reversed(mine) if not _behind(each, now)), last)
 
 
 def _behind(before: Clock, now: Reading) -> float:
-    """By how much this start lies before that look; 0.0 where it does not."""
     return min(0.0, now.wall - now.counted - before.wall + CLOCK_TOLERANCE_SECONDS)
 
 
 def _joined(known: Sequence[Clock], now: Reading) -> Clock:
-    """The first look of another machine: it has one reading, and what others know."""
     certain = max(each.certain for each in known)
     begun = now.wall - now.counted
     return Clock(now.boot, now.wall, now.counted, certain, 0.0, begun, machine=now.machine)

@@ -30,17 +30,14 @@ OUT = "out"
 DECIDED = "decided"
 #: The copy of a sidecar while it is made, on file systems without hard links.
 COPY = "copy"
-MORE = "more-"
 
-_SCHEMA = "ollama-watch/intent/2"
+_SCHEMA = "ollama-watch/intent/3"
 #: What is larger is not read: no file of an intent that we write is.
-_READ_LIMIT = 4 << 20
-#: So many files are described in one file of an intent; those that it can have at most.
-_IN_ONE, _MOST_MORE = 2_000, 500
-MOST_FILES = _IN_ONE * (_MOST_MORE + 1)
+READ_LIMIT = 16 << 20
+#: So many files one change may be about.
+MOST_FILES = 50_000
 
 _NUMBER = re.compile(r"[0-9]{8,11}")
-_MORE = re.compile(r"more-[0-9]{1,3}")
 #: What an act on single files may take, by the verb.
 _SINGLE = {
     ActionKind.REMOVE_ORPHAN: {Role.BLOB},
@@ -157,17 +154,8 @@ def folder_of(blobs: int, boot: str) -> Folder:
     return Folder(boot, status.st_dev, status.st_ino, born_ns, os.fstatvfs(blobs).f_fsid)
 
 
-def encode(intent: Intent) -> dict[str, bytes]:
-    """The files that hold an intent, by name; ``intent.json`` is to be written last."""
-    # Latin-1 holds every byte that a name can have, one to one.
-    rows = [
-        [os.fsencode(each.name).decode("latin-1"), each.kind.value, *each[2:]]
-        for each in intent.files.values()
-    ]
-    more = {
-        f"{MORE}{number}": orjson.dumps(rows[at : at + _IN_ONE])
-        for number, at in enumerate(range(_IN_ONE, len(rows), _IN_ONE), 1)
-    }
+def encode(intent: Intent) -> bytes:
+    """The content of ``intent.json``."""
     note = {
         "schema": _SCHEMA,
         "verb": intent.kind.value,
@@ -177,10 +165,13 @@ def encode(intent: Intent) -> dict[str, bytes]:
         "displaced": intent.displaced,
         "loose": intent.loose,
         "writes": {name: content.decode() for name, content in intent.writes.items()},
-        "files": rows[:_IN_ONE],
-        "more": {name: hashlib.sha256(content).hexdigest() for name, content in more.items()},
+        # Latin-1 holds every byte that a name can have, one to one.
+        "files": [
+            [os.fsencode(each.name).decode("latin-1"), each.kind.value, *each[2:]]
+            for each in intent.files.values()
+        ],
     }
-    return {**more, NOTE: orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE)}
+    return orjson.dumps(note, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def is_number(name: str) -> bool:
@@ -214,7 +205,7 @@ def read(name: str, intents: int, now: Folder) -> Intent | None:
                 return None
             if not isinstance(value, dict) or value.get("schema") != _SCHEMA:
                 raise ForeignError(f"{NOTE} is of no version that is known here")
-            intent = _intent(value, here)
+            intent = _intent(value)
             _check_folders(here, intent)
     except NotADirectoryError:
         raise ForeignError("it is no folder") from None
@@ -231,7 +222,7 @@ def _check_owner(status: os.stat_result, above: os.stat_result) -> None:
 def _check_names(here: int) -> None:
     known = {NOTE, NEW, GUARD, OUT, DECIDED, COPY}
     for name in _listed(here):
-        if name not in known and not _MORE.fullmatch(name):
+        if name not in known:
             raise ForeignError(f"{names.printable(name)} is nothing that an intent has")
         found = scan.look(name, here)
         wanted = Kind.FOLDER if name in (NEW, OUT) else Kind.FILE
@@ -253,19 +244,16 @@ def _in(name: str, here: int) -> Iterator[tuple[str, int]]:
 
 
 def _small(name: str, here: int, above: os.stat_result) -> bytes | None:
-    """What is in a file of an intent; None where there is none."""
     try:
         fd = fs.open_to_read(name, here)
     except FileNotFoundError:
         return None
-    try:
+    with fs.closing(fd):
         status = os.fstat(fd)
         _check_owner(status, above)
-        if status.st_size > _READ_LIMIT:
+        if status.st_size > READ_LIMIT:
             raise ForeignError(f"{name} has {status.st_size} bytes, more than any intent")
-        return fs.read_open(fd, _READ_LIMIT)
-    finally:
-        os.close(fd)
+        return fs.read_open(fd, READ_LIMIT)
 
 
 def _check_unbegun(here: int, *, decided: bool) -> None:
@@ -306,7 +294,7 @@ def hash_of(name: str, folder: int) -> str:
     return hashlib.sha256(raw).hexdigest() if len(raw) <= sidecars.READ_LIMIT else ""
 
 
-def _intent(value: Mapping[str, Any], here: int) -> Intent:
+def _intent(value: Mapping[str, Any]) -> Intent:
     try:
         boot, *rest = (value["blobs"][name] for name in Folder._fields)
         intent = Intent(
@@ -314,7 +302,7 @@ def _intent(value: Mapping[str, Any], here: int) -> Intent:
             digest=checks.text(value["digest"]),
             place=Folder(checks.text(boot), *map(checks.identity, rest)),
             guard=None if value["guard"] is None else checks.identity(value["guard"]),
-            files={each.name: each for each in _files(value, here)},
+            files={each.name: each for each in map(_file, value["files"])},
             writes={name: checks.text(text).encode() for name, text in value["writes"].items()},
             displaced=checks.text(value["displaced"]),
             loose=value["loose"] is True,
@@ -335,32 +323,14 @@ def _intent(value: Mapping[str, Any], here: int) -> Intent:
     return intent
 
 
-def _files(value: Mapping[str, Any], here: int) -> Iterator[File]:
-    yield from (_file(*row) for row in value["files"])
-    if len(value["more"]) > _MOST_MORE:
-        raise ForeignError("it has more files than any intent")
-    for name, digest in value["more"].items():
-        if not _MORE.fullmatch(name):
-            raise ValueError(name)
-        try:
-            raw = fs.read_small(name, here, _READ_LIMIT + 1)
-        except OSError as error:
-            raise ForeignError(f"{name} can't be read: {error.strerror}") from None
-        if hashlib.sha256(raw).hexdigest() != digest:
-            raise ForeignError(f"{name} is not what {NOTE} says")
-        yield from (_file(*row) for row in orjson.loads(raw))
+def _row(name: str, *rest: Any) -> File:
+    return File(os.fsdecode(name.encode("latin-1")), *rest)
 
 
-def _file(name: object, kind: str, size: object, mtime_ns: object, *rest: object) -> File:
-    inode, taken = rest
-    return File(
-        os.fsdecode(checks.text(name).encode("latin-1")),
-        Kind(kind),
-        checks.whole(size),
-        checks.nanoseconds(mtime_ns),
-        checks.identity(inode),
-        checks.flag(taken),
-    )
+#: A file from its row.
+_file = checks.row(
+    _row, checks.text, Kind, checks.whole, checks.nanoseconds, checks.identity, checks.flag
+)
 
 
 def _check_in_parts(intent: Intent) -> None:

@@ -38,7 +38,6 @@ def find(store: int, in_blobs: Iterable[str]) -> Iterator[Found]:
 
 
 def _in(store: int, path: str, inside: Sequence[str], budget: list[int]) -> Iterator[Found]:
-    """The store that a folder may be, and those in the folders in it."""
     blobs = tuple(_blobs(store, f"{path}/blobs")) if "blobs" in inside else ()
     manifests = tuple(_manifests(store, f"{path}/manifests", 0)) if "manifests" in inside else ()
     if blobs or manifests:
@@ -71,7 +70,6 @@ def _manifests(store: int, path: str, depth: int) -> Iterator[tuple[str, os.stat
 
 
 def _listed(store: int, path: str) -> list[tuple[str, os.stat_result]]:
-    """Names with what they stand for, in order; none of a folder that can't be listed."""
     found: list[tuple[str, os.stat_result]] = []
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:
         at = store

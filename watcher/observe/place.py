@@ -110,7 +110,6 @@ def _candidates() -> Iterator[tuple[str, str, str]]:
 
 
 def _mount_command(path: str) -> str:
-    """The command that mounts what fstab has for a folder or for one above it; "" for none."""
     best = ""
     with contextlib.suppress(OSError), open("/etc/fstab", encoding="utf-8") as lines:
         for line in lines:
@@ -230,7 +229,6 @@ def no_permission(path: str) -> NoPermissionError:
 
 
 def _shut_folder(path: str) -> tuple[str, os.stat_result] | None:
-    """The first folder on the way to a store, itself included, that can't be passed through."""
     for at in [at for at, char in enumerate(f"{path}/") if char == "/"]:
         folder = path[:at] or "/"
         with contextlib.suppress(OSError):
@@ -282,7 +280,6 @@ def silent(path: str, proc: str) -> str:
 
 
 def _file_system(path: str, proc: str) -> str:
-    """The type of the file system below a path, as the kernel names it; "" where unknown."""
     real = os.path.realpath(path)
     best, kind = "", ""
     with (
@@ -298,7 +295,6 @@ def _file_system(path: str, proc: str) -> str:
 
 
 def _unescaped(field: str) -> str:
-    """A field of fstab(5), in which a space is ``\\040``."""
     return re.sub(r"\\([0-7]{3})", lambda each: chr(int(each[1], 8)), field)
 
 

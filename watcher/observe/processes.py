@@ -184,7 +184,6 @@ def _namespaces(host: Host, pid: int | str) -> tuple[str, ...]:
 
 
 def _asked(host: Host, pairs: Iterable[tuple[Process, Server]]) -> Iterator[Server]:
-    """Servers with what they answer; all together are waited for."""
     left = _ASKING_SECONDS
     for process, server in pairs:
         began, version = time.monotonic(), None
@@ -217,7 +216,6 @@ def holders_of(host: Host, entries: Iterable[Entry]) -> tuple[Holder, ...]:
 def _mapped(
     host: Host, processes: Iterable[Process], entries: tuple[Entry, ...]
 ) -> Iterator[Holder]:
-    """Who has an entry mapped: the descriptor may be closed by then."""
     wanted: dict[tuple[bytes, bytes], Entry] = {}
     for entry in entries:
         device = b"%02x:%02x" % (os.major(entry.device), os.minor(entry.device))
@@ -369,7 +367,6 @@ class _Sought:
 def _holders(
     host: Host, processes: Iterable[Process], entries: tuple[Entry, ...]
 ) -> tuple[dict[str, tuple[Holder, ...]], list[Process]]:
-    """The holders by entry name, and the processes whose descriptors could not be read."""
     sought = _Sought(host, entries)
     found: dict[str, dict[int, Holder]] = {}
     unread: list[Process] = []
@@ -427,7 +424,6 @@ def _view(host: Host, unread: list[Process], *, network: bool, writers_visible: 
 
 
 def _blind_spot(host: Host) -> tuple[str, Blind] | None:
-    """Why whole processes may be hidden from here; None where none can be."""
     try:
         if os.readlink(f"{host.proc}/self/ns/pid") != _FIRST_PID_NAMESPACE:
             return "in a container, processes outside it can't be seen", Blind.CONTAINER

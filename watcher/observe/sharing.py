@@ -45,7 +45,6 @@ def apart(census: BlobCensus, shared: Sharing) -> BlobCensus:
 
 
 def _others(store: int, servers: Iterable[Server]) -> Iterator[tuple[str, int | None]]:
-    """Each other store, its path and folder; None where it can't be looked at."""
     blobs = folders.look_at_blobs(store)
     if blobs.status is None:
         return

@@ -160,7 +160,6 @@ def from_files(root: str = "") -> Unit | None:
 
 
 def _made(settings: Iterable[tuple[str, str]], root: str = "", *, idle: bool = False) -> Unit:
-    """A unit of its settings, in their order; an empty one takes back what was set before."""
     given: dict[str, list[str]] = {}
     for key, value in settings:
         if value:
@@ -242,7 +241,6 @@ def _resolved(path: str, root: str) -> str:
 
 
 def _settings(text: str) -> Iterator[tuple[str, str]]:
-    """The keys and values in a unit's section ``[Service]``; continued lines are one."""
     section, begun = "", ""
     for line in text.splitlines():
         if line.lstrip()[:1] in ("#", ";"):

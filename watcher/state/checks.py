@@ -125,3 +125,8 @@ def from_keys(make: type[T], found: Mapping[str, Any]) -> T:
         if key in found or not each.metadata["later"]:
             values[each.name] = each.metadata["check"](found[key])
     return make(**values)
+
+
+def to_keys(made: Any) -> dict[str, object]:
+    """The object in a file that holds a dataclass of such fields."""
+    return {each.metadata["key"] or each.name: getattr(made, each.name) for each in fields(made)}

@@ -332,7 +332,6 @@ class Log:
                 whole = yield from self._read_files(folder, to_the_end=to_the_end)
 
     def _read_files(self, folder: int, *, to_the_end: bool) -> Generator[Event, None, bool]:
-        """Read all from the file where it was left; False where one was set aside meanwhile."""
         there = _in_order(self._log, folder, os.listdir(folder))
         left = [number for number, (_, file) in enumerate(there) if file == self._file]
         for name, file in there[left[0] if left else 0 :]:
@@ -384,7 +383,6 @@ def logs(store: str) -> list[str]:
 
 
 def _opened_logs(store: str, opened: ExitStack) -> int:
-    """The folder of a store's logs. Raises RefusedError where our folder is somebody else's."""
     folder = opened.enter_context(folders.opened_store(store))
     try:
         return opened.enter_context(state_folder.opened(folder, LOGS))
@@ -393,7 +391,6 @@ def _opened_logs(store: str, opened: ExitStack) -> int:
 
 
 def _in_order(log: str, folder: int, listed: list[str]) -> list[tuple[str, tuple[int, int]]]:
-    """Name and identity of a log's files, the oldest first and the one that is written to last."""
     found: list[tuple[str, int, str]] = []
     for name in listed:
         match = _ASIDE.fullmatch(name)

@@ -82,7 +82,12 @@ def opened_store(path: str) -> Iterator[int]:
 @contextlib.contextmanager
 def opened_blobs(store: int, *, foreign_too: bool = False) -> Iterator[int]:
     """The folder that the blobs lie in. Raises OSError: ForeignLinkError unless `foreign_too`."""
-    with fs.closing(_blobs(store, foreign_too=foreign_too)) as fd:
+    try:
+        fd = fs.open_quietly("blobs", _FOLDER | os.O_NOFOLLOW, store)
+    except NotADirectoryError:
+        # A symlink, or no folder at all.
+        fd = _linked_blobs(store, foreign_too=foreign_too)
+    with fs.closing(fd):
         yield fd
 
 
@@ -165,11 +170,7 @@ def look_at_blobs(store: int) -> Blobs:
     return Blobs(True, None)
 
 
-def _blobs(store: int, *, foreign_too: bool) -> int:
-    try:
-        return fs.open_quietly("blobs", _FOLDER | os.O_NOFOLLOW, store)
-    except NotADirectoryError:
-        pass  # a symlink, or no folder at all
+def _linked_blobs(store: int, *, foreign_too: bool) -> int:
     try:
         with _reached("blobs", _At(store, "")) as (at, links):
             if not foreign_too:
@@ -226,48 +227,36 @@ def begins_further_on(path: str) -> bool:
 
 
 class _At(NamedTuple):
-    """A folder on the way: its descriptor, and its path without links."""
-
     fd: int
     path: str
 
 
 class _Links:
-    """The symlinks that were met on one way."""
-
     def __init__(self) -> None:
         self.foreign: ForeignLink | None = None
         self.count = 0
 
     def forbid(self) -> None:
-        """Raise what forbids to change anything at the end of the way."""
         if self.foreign is not None:
             raise ForeignLinkError(self.foreign)
 
 
 @contextlib.contextmanager
 def _reached(path: str, start: _At | None = None) -> Iterator[tuple[_At, _Links]]:
-    """The folder at the end of a path, which begins at the folder `start`, and the links met."""
     links = _Links()
     if start is None:
         start, path = _begun.get(path, (_At(_AT_FDCWD, ""), path))
     at = _along(path, start, links)
-    try:
+    with fs.closing(at.fd):
         yield at, links
-    finally:
-        os.close(at.fd)
 
 
 def _along(path: str, start: _At, links: _Links) -> _At:
-    """Walk a path name by name; the descriptor given back is a new one."""
     top, real = ("/", "/") if path.startswith("/") else (".", start.path)
     at = _At(os.open(top, _LOOK, dir_fd=start.fd), real)
     for name in _names(path):
-        try:
-            beyond = _step(name, at, links)
-        finally:
-            os.close(at.fd)
-        at = beyond
+        with fs.closing(at.fd):
+            at = _step(name, at, links)
     return at
 
 
@@ -281,7 +270,7 @@ def _step(name: str, at: _At, links: _Links) -> _At:
     kind = os.fstat(fd).st_mode
     if stat.S_ISDIR(kind):
         return _At(fd, inside)
-    try:
+    with fs.closing(fd):
         if not stat.S_ISLNK(kind):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), inside)
         links.count += 1
@@ -292,8 +281,6 @@ def _step(name: str, at: _At, links: _Links) -> _At:
         if uid not in (0, target) and links.foreign is None:
             links.foreign = ForeignLink(inside, uid, behind.path, target)
         return behind
-    finally:
-        os.close(fd)
 
 
 def _behind(link: int, at: _At, inside: str, links: _Links) -> _At:

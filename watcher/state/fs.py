@@ -263,7 +263,6 @@ def _exact_modes() -> Iterator[None]:
 def _settle(
     fd: int, above: os.stat_result, mode: int, owner: tuple[int, int] | None = None
 ) -> None:
-    """Give what was made in a folder its owner (root's), group and mode. Raises OSError."""
     made = os.fstat(fd)
     if os.geteuid() == 0:
         wanted = owner or (above.st_uid, above.st_gid)
@@ -281,7 +280,6 @@ def _settle(
 
 
 def _opened_or_made(name: str, parent: int, flags: int, mode: int) -> int:
-    """The descriptor of a file of ours, made where there is none; on errors no new one is left."""
     flags |= os.O_CLOEXEC | _CAREFULLY
     while True:
         with contextlib.suppress(FileNotFoundError):
@@ -693,7 +691,6 @@ def _open_lock(name: str, parent: int) -> int:
 
 
 def _replace_loose(name: str, parent: int, fd: int, until: float) -> None:
-    """Put a lock that only the folder's writers can open in the place of one that nobody holds."""
     _wait_for(fd, until, lambda: _is_strangers(fd, parent))
     seconds = max(_REPLACING_SECONDS, until - time.monotonic())
     with locked(_REPLACING, parent, seconds=seconds):
@@ -703,7 +700,6 @@ def _replace_loose(name: str, parent: int, fd: int, until: float) -> None:
 
 
 def _is_strangers(fd: int, parent: int) -> bool:
-    """Whether whoever holds a lock may not even write to the folder that it is in."""
     pids, folder = flocks.holders(os.fstat(fd)), os.fstat(parent)
     return bool(pids) and all(flocks.is_stranger(pid, folder) for pid in pids)
 

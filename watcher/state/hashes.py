@@ -165,7 +165,6 @@ class Hashes:
         return [prefix for prefix in _PREFIXES if _FILES[prefix].name in there]
 
     def _load(self, prefix: str) -> Shard:
-        """What is in a file; nothing where it can't be used."""
         if self._store is None:
             return _EMPTY
         try:
@@ -178,7 +177,6 @@ class Hashes:
 
 
 def _prefix_of(name: str) -> str:
-    """The beginning of a name's digest; "" for a name without one."""
     return names.parse_blob(name).digest[:2].lower()
 
 

@@ -11,8 +11,8 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import orjson
@@ -148,10 +148,6 @@ class Memory:
     unreadable: str = ""
 
 
-#: Models with their manifest's inode and time, and findings, as in `Memory`.
-Seen: TypeAlias = tuple[Mapping[str, tuple[int, int]] | None, frozenset[tuple[str, str]]]
-
-
 def bound_to(found: Entry) -> int:
     """The time that a remembered hash is bound to, ns.
 
@@ -182,7 +178,7 @@ def load(store: int) -> Memory:
 
 
 def let_go() -> None:
-    """Keep nothing of what was read last: the next text is another one."""
+    """Keep nothing of what was read last."""
     _FILE.let_go()
     _decode_seen.cache_clear()
 
@@ -217,7 +213,6 @@ def _seen_name(raw: bytes) -> str:
 
 
 def _read_seen(name: str, folder: int) -> bytes:
-    """The bytes of such a file; none where it is not there, or can't be used."""
     try:
         raw = fs.read_ours(name, folder, _READ_LIMIT)
     except OSError:
@@ -234,6 +229,10 @@ def _encode_seen(memory: Memory) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
 
 
+#: Models with their manifest's inode and time, and findings, as in `Memory`.
+Seen: TypeAlias = tuple[Mapping[str, tuple[int, int]] | None, frozenset[tuple[str, str]]]
+
+
 @lru_cache(maxsize=1)
 def _decode_seen(raw: bytes) -> Seen:
     return _seen_of(json_file.document(raw, _SEEN_SCHEMA))
@@ -241,16 +240,22 @@ def _decode_seen(raw: bytes) -> Seen:
 
 def _seen_of(document: Mapping[str, Any]) -> Seen:
     models = document["models"]
-    return (
-        models if models is None else {name: _manifest(each) for name, each in models.items()},
-        frozenset(
-            (checks.text(kind), names.from_exact(checks.text(path)))
-            for kind, path in document["problems"]
-        ),
-    )
+    if models is not None:
+        models = {name: _manifest(each) for name, each in models.items()}
+    return models, frozenset(map(_problem, document["problems"]))
 
 
-_manifest = row(lambda inode, changed_ns: (inode, changed_ns), checks.identity, checks.nanoseconds)
+def _pair(first: Any, second: Any) -> tuple[Any, Any]:
+    return first, second
+
+
+def _exact(name: object) -> str:
+    return names.from_exact(checks.text(name))
+
+
+_line = partial(checks.text, longest=_LONGEST_LINE)
+_manifest = row(_pair, checks.identity, checks.nanoseconds)
+_problem = row(_pair, checks.text, _exact)
 
 
 def _key(name: object) -> str:
@@ -259,34 +264,20 @@ def _key(name: object) -> str:
     return text
 
 
-_TIMES = ("wall", "counted", "certain", "held", "begun", "jump")
-_unsure = row(Unsure, checks.seconds, checks.boot, checks.seconds)
+_shift = row(Shift, *[checks.seconds] * 3)
+_CLOCK: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("wall", "counted", "certain", "held", "begun", "jump"), checks.seconds),
+    "boot": checks.boot,
+    "machine": checks.boot,
+    "jumped": checks.flag,
+    "shifts": lambda rows: tuple(map(_shift, rows[:_MOST_SHIFTS])),
+    "unsure": optional(row(Unsure, checks.seconds, checks.boot, checks.seconds)),
+}
 
 
 def _clock(known: Mapping[str, Any]) -> Clock:
-    wall, counted, certain, held, begun, jump = (checks.seconds(known[name]) for name in _TIMES)
-    shift = row(Shift, *[checks.seconds] * 3)
-    return Clock(
-        checks.boot(known["boot"]),
-        wall,
-        counted,
-        certain,
-        held,
-        begun,
-        jump,
-        jumped=checks.flag(known["jumped"]),
-        shifts=tuple(map(shift, known["shifts"][:_MOST_SHIFTS])),
-        machine=checks.boot(known.get("machine", "")),
-        unsure=_unsure(known["unsure"]) if known.get("unsure") else None,
-    )
-
-
-def _clocks(found: Mapping[str, Any]) -> tuple[Clock, ...]:
-    """Those of other machines, which earlier versions don't know, and that of the last scan."""
-    if not found.get("clock"):
-        return ()
-    others = tuple(map(_clock, found.get("other_clocks", ())[:_MOST_MACHINES]))
-    return (*others, _clock(found["clock"]))
+    whole = {"machine": "", "unsure": None, **known}  # which earlier versions don't have
+    return Clock(**{name: check(whole[name]) for name, check in _CLOCK.items()})
 
 
 def _of_clock(clock: Clock) -> dict[str, object]:
@@ -301,43 +292,31 @@ class _File(json_file.File[Memory]):
 
     def decode(self, found: Mapping[str, Any]) -> Memory:
         models, problems = _seen_of(found)
+        parts = ("downloads", "touched", "hashes", "asked")
+        downloads, touched, hashes, asked = (found[part].items() for part in parts)
+        last = [found["clock"]] if found.get("clock") else []
         seen_in = checks.text(found.get("seen_in", ""))
         if seen_in and not _SEEN.fullmatch(seen_in):
             raise ValueError("no name of what was seen")
         return Memory(
-            downloads={
-                _key(key): checks.from_keys(Remembered, each)
-                for key, each in found["downloads"].items()
-            },
-            touched={
-                checks.file_name(names.from_exact(checks.text(name))): _touched(each)
-                for name, each in found["touched"].items()
-            },
-            hashes=Hashes(
-                {checks.file_name(name): hashed(each) for name, each in found["hashes"].items()}
-            ),
-            asked={_key(digest): _asked(each) for digest, each in found["asked"].items()},
+            downloads={_key(key): checks.from_keys(Remembered, each) for key, each in downloads},
+            touched={checks.file_name(_exact(name)): _touched(each) for name, each in touched},
+            hashes=Hashes({checks.file_name(name): hashed(each) for name, each in hashes}),
+            asked={_key(digest): _asked(each) for digest, each in asked},
             unproven=frozenset(map(_key, found["unproven"])),
             models=models,
             problems=problems,
             looked_at=checks.seconds(found["looked_at"]),
-            clocks=_clocks(found),
+            # Those of other machines, and that of the last scan.
+            clocks=tuple(map(_clock, [*found.get("other_clocks", ())[:_MOST_MACHINES], *last])),
             hashed=checks.whole(found.get("hashed", 0)),
-            untold=tuple(
-                checks.text(line, _LONGEST_LINE).encode() for line in found.get("untold", ())
-            ),
+            untold=tuple(_line(each).encode() for each in found.get("untold", ())),
             seen_in=seen_in,
         )
 
     def encode(self, value: Memory) -> Mapping[str, object]:
         return {
-            "downloads": {
-                digest: {
-                    each.metadata["key"] or each.name: getattr(record, each.name)
-                    for each in fields(Remembered)
-                }
-                for digest, record in value.downloads.items()
-            },
+            "downloads": {digest: checks.to_keys(each) for digest, each in value.downloads.items()},
             "touched": {names.exact(name): each for name, each in value.touched.items()},
             "asked": dict(value.asked),
             "unproven": sorted(value.unproven),

@@ -200,10 +200,8 @@ def _give_back(path: str, wanted: tuple[int, int]) -> str:
 
 
 def _owner(store: int) -> tuple[int, int]:
-    """Whose our folder should be: the blobs' owner's, and of the store's group."""
     return _blobs(store).st_uid, os.fstat(store).st_gid
 
 
 def _blobs(store: int) -> os.stat_result:
-    """Of the folder that the blobs lie in; of the store's where there is none yet."""
     return folders.look_at_blobs(store).status or os.fstat(store)
