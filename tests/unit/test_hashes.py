@@ -48,8 +48,8 @@ def kept(folder: int, boot: str = "this start") -> dict[str, Hashed]:
 
 def blobs(of_disk: Hashes) -> tuple[set[str], set[str]]:
     """The digests with a right hash, and the names with a wrong one."""
-    some = list(of_disk.blobs())
-    return set().union(*(each.right for each in some)), set().union(*(each.wrong for each in some))
+    right, wrong = zip(*of_disk.blobs(), strict=True)
+    return set().union(*right), set().union(*wrong)
 
 
 def test_what_is_new_hides_what_is_kept(folder: int) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import chain
 
 from watcher.act.journal import Journal, locked
@@ -69,7 +69,6 @@ def ask(actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
 
     The length of an unfinished download is believed only if the manifest of the registry which its
     first model comes from has it, too: whoever runs a registry can claim anything about a digest.
-    When `host.stops` the rest is not asked, nor is a registry that repeatedly does not answer.
     """
     silent: Counter[str] = Counter()
     for action in actions:
@@ -143,12 +142,9 @@ def _hash(store: int, actions: Sequence[Action], host: Host) -> Iterator[Outcome
         try:
             futures = [pool.submit(_hashed, blobs, each, progress) for each in actions]
             for future in futures:
-                while True:
-                    try:
-                        outcome = future.result(timeout=_WATCH_SECONDS)
-                        break
-                    except TimeoutError:
-                        host.watch(progress.done, total)
+                while not wait([future], _WATCH_SECONDS).done:
+                    host.watch(progress.done, total)
+                outcome = future.result()
                 if outcome is not None:
                     yield outcome
         finally:
@@ -171,9 +167,8 @@ def _hashed(blobs: int, action: Action, progress: _Progress) -> Outcome | None:
         return Outcome(action, Result.FAILED, f"{names.printable(entry.name)}: {why}")
     if found is None:
         return Outcome(action, Result.REFUSED, "it has changed meanwhile")
-    message = f"checksum mismatch: its hash is {names.short(found)}"
-    if found == action.subject.lower():
-        message = "checksum verified"
+    mismatch = f"checksum mismatch: its hash is {names.short(found)}"
+    message = "checksum verified" if found == action.subject.lower() else mismatch
     return Outcome(action, Result.DONE, message, sha256=found)
 
 
@@ -185,7 +180,7 @@ def _sha256(blobs: int, entry: Entry, progress: _Progress) -> str | None:
         if error.errno != errno.ELOOP:
             raise
         fd = fs.open_behind(entry.name, blobs)  # a link is followed, as the server does
-    try:
+    with fs.closing(fd):
         digest, at = hashlib.sha256(), 0
         buffer = memoryview(bytearray(min(_READ, entry.size + 1)))
         with contextlib.suppress(OSError):
@@ -206,8 +201,6 @@ def _sha256(blobs: int, entry: Entry, progress: _Progress) -> str | None:
             progress.add(count)
         if not os.path.samestat(os.fstat(fd), os.stat(entry.name, dir_fd=blobs)):
             return None
-    finally:
-        os.close(fd)
     now = scan.content(entry.name, blobs)
     if now is None or now.identity != entry.identity:
         return None

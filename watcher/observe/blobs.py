@@ -46,9 +46,9 @@ def with_memory(
     # How many of the named blobs were right when hashed last, and the files that were wrong.
     named, faulty = found.named.digests.keys(), {each.digest for each in census.odd}
     hashed, wrong = 0, set[str]()
-    for some in memory.hashes.blobs():
-        hashed += len((some.right & named) - faulty)
-        wrong |= some.wrong
+    for right, not_right in memory.hashes.blobs():
+        hashed += len((right & named) - faulty)
+        wrong |= not_right
     corrupt: list[OddBlob] = []
     suspects: list[Entry] = []
     try:

@@ -45,27 +45,24 @@ def look(known: Sequence[Clock], now: Reading) -> Clocks:
     A first look has nothing to compare with, and takes the wall clock as it is; so does one on a
     machine that does not identify its starts. Each machine is compared with itself alone.
     """
-    if not known or not now.boot:
-        return Clocks(_as_it_is(now))
-    before = next((each for each in known if each.boot == now.boot), None)
+    wall, counted, boot, machine = now
+    new = Clock(boot, wall, counted, wall, held=0.0, begun=wall - counted, machine=machine)
+    if not known or not boot:
+        return Clocks(new._replace(held=CLOCK_SETTLED_SECONDS))
+    before = next((each for each in known if each.boot == boot), None)
     if before is not None:
-        own = _compared(before, now)
-        own = _decided(own, known)._replace(machine=now.machine)
+        own = _decided(_compared(before, now), known)._replace(machine=machine)
+    elif (before := _earlier_start(known, now)) is None:
+        # Another machine: it has one reading, and what others know.
+        own = new._replace(certain=max(each.certain for each in known))
     else:
-        before = _earlier_start(known, now)
-        own = _joined(known, now) if before is None else _after_start(before, now)
+        own = _after_start(before, now, new)
         if own.unsure is not None:
             before = None  # it may be another machine's
     gone = {now.boot, *([before.boot] if before is not None else [])}
     others = tuple(each for each in known if each.boot not in gone)[1 - _MOST_MACHINES :]
     shifts = tuple(each for other in others for each in other.shifts if each.by > 0)
     return Clocks(own._replace(others=shifts), others)
-
-
-def _as_it_is(now: Reading) -> Clock:
-    wall, counted, boot, machine = now
-    held, begun = CLOCK_SETTLED_SECONDS, wall - counted
-    return Clock(boot, wall, counted, wall, held, begun, machine=machine)
 
 
 def _compared(before: Clock, now: Reading) -> Clock:
@@ -113,34 +110,18 @@ def _behind(before: Clock, now: Reading) -> float:
     return min(0.0, now.wall - now.counted - before.wall + CLOCK_TOLERANCE_SECONDS)
 
 
-def _joined(known: Sequence[Clock], now: Reading) -> Clock:
-    certain = max(each.certain for each in known)
-    begun = now.wall - now.counted
-    return Clock(now.boot, now.wall, now.counted, certain, 0.0, begun, machine=now.machine)
-
-
-def _after_start(before: Clock, now: Reading) -> Clock:
+def _after_start(before: Clock, now: Reading, new: Clock) -> Clock:
     """The first look in another start of the machine: it was off, nobody knows for how long."""
-    wall, counted, boot, machine = now
     behind = _behind(before, now)
     certain = before.certain
-    if not behind and before.machine == machine != "":
-        asked = min(before.counted, counted) >= _YOUNG_SECONDS
+    if not behind and before.machine == now.machine != "":
+        asked = min(before.counted, now.counted) >= _YOUNG_SECONDS
         if asked and (not before.jumped or before.held >= CLOCK_SETTLED_SECONDS):
             # Two starts, and the later one's clock bears out what the earlier one's had shown.
             certain = max(certain, before.wall)
-    return Clock(
-        boot,
-        wall,
-        counted,
-        certain,
-        held=0.0,
-        begun=wall - counted,
-        # Times of a clock that was ahead then count as young.
-        shifts=before.shifts,
-        machine=machine,
-        unsure=Unsure(behind, before.boot, before.counted) if behind else None,
-    )
+    unsure = Unsure(behind, before.boot, before.counted) if behind else None
+    # Times of a clock that was ahead then count as young.
+    return new._replace(certain=certain, shifts=before.shifts, unsure=unsure)
 
 
 def _shifted(before: Clock, until: float, jump: float) -> tuple[Shift, ...]:

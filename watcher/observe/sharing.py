@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 
 from watcher.model import BLINDING, BlobCensus, Server, Sharing
 from watcher.observe import scan
 from watcher.ollama import names
-from watcher.state import folders
+from watcher.state import folders, fs
+
+#: A folder need not be listed to find its manifests.
+_UNLISTED = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def look(store: int, servers: Iterable[Server] = ()) -> Sharing:
@@ -53,7 +55,7 @@ def _others(store: int, servers: Iterable[Server]) -> Iterator[tuple[str, int | 
         try:
             with (
                 folders.opened_blobs(store, foreign_too=True) as there,
-                _opened("..", there) as beside,
+                fs.closing(os.open("..", _UNLISTED, dir_fd=there)) as beside,
             ):
                 met.append(os.fstat(beside))
                 if scan.look("manifests", beside) is not None:
@@ -65,7 +67,7 @@ def _others(store: int, servers: Iterable[Server]) -> Iterator[tuple[str, int | 
             continue
         shown = f"{names.printable(server.store)} (pid {server.pid})"
         try:
-            with _opened(server.store) as folder:
+            with fs.closing(os.open(server.store, _UNLISTED)) as folder:
                 found, its_blobs = os.fstat(folder), folders.look_at_blobs(folder).status
                 # If its path leads there from here, too.
                 same = its_blobs is not None and os.path.samestat(its_blobs, blobs.status)
@@ -73,13 +75,3 @@ def _others(store: int, servers: Iterable[Server]) -> Iterator[tuple[str, int | 
                     yield shown, folder if same else None
         except OSError:
             yield shown, None
-
-
-@contextmanager
-def _opened(name: str, parent: int | None = None) -> Iterator[int]:
-    """A folder, which need not be listed to find its manifests."""
-    folder = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
-    try:
-        yield folder
-    finally:
-        os.close(folder)

@@ -26,6 +26,7 @@ from watcher.config import Settings
 from watcher.model import DAY, Diagnosed, Known, Outcome, Refusal
 from watcher.ollama import names
 from watcher.state import folders, fs, state_folder
+from watcher.state.checks import LAST_DAY
 
 LOGS = "logs"
 ALL = "events"
@@ -47,6 +48,8 @@ _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 #: be terabytes of nothing.
 _LONGEST_LINE = 1 << 24
 _MOST_PIECES = 8
+#: The second day of the year 1, seconds since the epoch.
+_FIRST_DAY = -62135510400.0
 
 
 class Tone(enum.Enum):
@@ -185,14 +188,7 @@ def parse(raw: bytes) -> Event | None:
 
 def instant(at: float) -> datetime:
     """Seconds since the epoch in UTC; what no calendar has becomes its first or last day."""
-    try:
-        return datetime.fromtimestamp(at, UTC)
-    except (ValueError, OverflowError, OSError):
-        return _LAST if at > 0 else _FIRST
-
-
-_FIRST = datetime(1, 1, 2, tzinfo=UTC)
-_LAST = datetime(9999, 12, 30, tzinfo=UTC)
+    return datetime.fromtimestamp(max(_FIRST_DAY, min(at, LAST_DAY)), UTC)
 
 
 def rfc3339(at: float) -> str:
@@ -283,14 +279,11 @@ def _rotate(folder: int, log: str, now: float, settings: Settings) -> None:
 def _set_aside(folder: int, log: str, now: float) -> None:
     stamp = rfc3339(now).replace(":", "").replace(".", "")
     for turn in itertools.count():
-        try:
-            aside = f"{log}@{stamp}{f'-{turn}' if turn else ''}{SUFFIX}"
-            fs.move(f"{log}{SUFFIX}", folder, aside, folder)
-        except FileNotFoundError:
+        aside = f"{log}@{stamp}{f'-{turn}' if turn else ''}{SUFFIX}"
+        with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileNotFoundError):
+                fs.move(f"{log}{SUFFIX}", folder, aside, folder)
             return
-        except FileExistsError:
-            continue
-        return
 
 
 def expire(store: int, now: float, settings: Settings) -> None:
@@ -391,14 +384,11 @@ def _opened_logs(store: str, opened: ExitStack) -> int:
 
 
 def _in_order(log: str, folder: int, listed: list[str]) -> list[tuple[str, tuple[int, int]]]:
-    found: list[tuple[str, int, str]] = []
-    for name in listed:
-        match = _ASIDE.fullmatch(name)
-        if match is not None and match[1] == log:
-            found.append((match[2], int(match[3] or 0), name))
+    found = [match for match in map(_ASIDE.fullmatch, listed) if match and match[1] == log]
+    found.sort(key=lambda match: (match[2], int(match[3] or 0)))
     there: list[tuple[str, tuple[int, int]]] = []
     above = os.fstat(folder)
-    for name in (*(name for *_, name in sorted(found)), f"{log}{SUFFIX}"):
+    for name in (*(match[0] for match in found), f"{log}{SUFFIX}"):
         with contextlib.suppress(FileNotFoundError):
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if stat.S_ISREG(status.st_mode) and fs.is_trusted(status, above):

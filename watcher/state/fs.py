@@ -52,7 +52,6 @@ class NoLogError(OSError):
 
 @contextlib.contextmanager
 def closing(fd: int) -> Iterator[int]:
-    """A descriptor that is closed at the end."""
     try:
         yield fd
     finally:
@@ -70,10 +69,7 @@ def _closed_on_error(fd: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened_folder(name: str, parent: int | None = None, *, follow: bool = False) -> Iterator[int]:
-    """A folder's descriptor. Below another folder (`parent`) a symlink is refused (ENOTDIR).
-
-    `follow` is for ``blobs`` itself, which a store's owner may have linked to another disk.
-    """
+    """A folder's descriptor. In a `parent` a symlink is refused (ENOTDIR), unless to `follow`."""
     flags = os.O_RDONLY | os.O_DIRECTORY
     if parent is not None and not follow:
         flags |= os.O_NOFOLLOW
@@ -91,10 +87,7 @@ def open_quietly(name: str, flags: int, parent: int | None) -> int:
 
 
 def open_to_read(name: str, parent: int, *, ours: bool = False) -> int:
-    """A regular file's descriptor: no symlink followed, no wait for a FIFO's writer.
-
-    `ours`: in a folder of ours, where a file that somebody else owns is refused, too (EINVAL).
-    """
+    """A regular file's descriptor: no symlink followed; of `ours` none that is not trusted."""
     fd = open_quietly(name, os.O_RDONLY | _CAREFULLY, parent)
     with _closed_on_error(fd):
         _check(os.fstat(fd), name, os.fstat(parent) if ours else None)
@@ -102,11 +95,8 @@ def open_to_read(name: str, parent: int, *, ours: bool = False) -> int:
 
 
 def open_behind(name: str, parent: int) -> int:
-    """The descriptor of the regular file that a link leads to. Raises OSError for anything else.
-
-    It is inspected by its path alone (O_PATH), and then that very file is opened: not a device, or
-    a FIFO, that takes its place meanwhile.
-    """
+    """The descriptor of the regular file that a link leads to. Raises OSError for anything else."""
+    # Inspected first, then that very file is opened: no device that takes its place meanwhile.
     with closing(os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=parent)) as seen:
         status = os.fstat(seen)
         _check(status, name)
@@ -149,10 +139,7 @@ def is_trusted(found: os.stat_result, folder: os.stat_result) -> bool:
 def _check(
     found: os.stat_result, name: str, ours: os.stat_result | None = None, *, alone: bool = False
 ) -> None:
-    """Raise OSError for what is no regular file; `alone`: or has a second name.
-
-    `ours`: the folder of ours that it lies in, where somebody else's file is refused, too.
-    """
+    """Raise OSError for no regular file, one not trusted in `ours`, or, `alone`, a second name."""
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", name)
     if ours is not None and not is_trusted(found, ours):
@@ -442,15 +429,13 @@ def append(name: str, parent: int, lines: bytes) -> int:
 def _cut_half_line(fd: int, size: int) -> int:
     if size == 0 or os.pread(fd, 1, size - 1) == b"\n":
         return size
-    whole = size
-    while whole:
+    whole, end = size, 0
+    while whole and not end:
         if size - whole > _LONGEST_LINE:
             raise NoLogError(errno.EINVAL, f"its last line is incomplete ({_LONGEST_LINE} bytes)")
         start = max(0, whole - _PIECE)
         end = os.pread(fd, whole - start, start).rfind(b"\n") + 1
         whole = start + end
-        if end:
-            break
     os.ftruncate(fd, whole)
     return whole
 
@@ -525,8 +510,7 @@ def remove_folder(name: str, parent: int) -> None:
 
 def touch(name: str, parent: int, at_ns: int) -> None:
     """Set both times of a regular file; of root's none that has another name, maybe elsewhere."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    with closing(os.open(name, flags, dir_fd=parent)) as fd:
+    with closing(os.open(name, os.O_RDONLY | os.O_CLOEXEC | _CAREFULLY, dir_fd=parent)) as fd:
         status = os.fstat(fd)
         alone = status.st_nlink == 1 or os.geteuid() != 0
         if stat.S_ISREG(status.st_mode) and alone:
@@ -554,10 +538,10 @@ def write_back(fd: int, start: int, end: int) -> None:
 
 
 def data_synced(fds: Sequence[int]) -> Callable[[], int | None]:
-    """Begin to bring the data of some files to the disk, in a child that can be left behind.
+    """Begin to bring the data of some files to the disk; returns what reports how that ended.
 
-    Returns a function that reports how it ended: None while it goes on, 0, or the errno. A process
-    that waits for a disk that has gone can't even be killed; so it is not this one.
+    None while it goes on, 0, or the errno. It happens in a child, which can be left behind: a
+    process that waits for a disk that has gone can't even be killed.
     """
     with warnings.catch_warnings():
         # The child of a process with threads runs nothing that could wait for one of them.
@@ -717,15 +701,13 @@ def _wait_for(fd: int, until: float, enough: Callable[[], bool] = lambda: False)
     """Wait for a lock, or for what is `enough` without it. Raises BusyError."""
     pause = _FIRST_PAUSE
     while True:
-        try:
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if enough():
-                return True
-            if time.monotonic() >= stopping.no_later(until):
-                raise BusyError(_text(fd)) from None
-        else:
             return True
+        if enough():
+            return True
+        if time.monotonic() >= stopping.no_later(until):
+            raise BusyError(_text(fd))
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 from watcher.ollama import names
 from watcher.state import checks, fs, json_file, state_folder
@@ -92,22 +92,12 @@ _EMPTY = Shard({}, {})
 _FILES = {prefix: _File(f"{prefix}.json", _EMPTY, FOLDER) for prefix in _PREFIXES}
 
 
-New: TypeAlias = Mapping[str, Hashed]
-
-
-class Blobs(NamedTuple):
-    """Digests of blobs whose hash was right, and names of those whose hash was not."""
-
-    right: set[str]
-    wrong: set[str]
-
-
 @dataclass(slots=True)
 class Hashes:
     """Hashes by file name: those that are in no file yet, and those in the files of a store."""
 
     #: Found out just now, or by an earlier version, which kept them in ``state.json``.
-    new: New = field(default_factory=dict)
+    new: Mapping[str, Hashed] = field(default_factory=dict)
     _store: int | None = field(default=None, compare=False)
     _boot: str = field(default="", compare=False)
     #: Why some of the files could not be used, if so.
@@ -118,7 +108,7 @@ class Hashes:
         """The same with the files of an open store, as far as they count in this start."""
         return Hashes(self.new, store, boot)
 
-    def plus(self, more: New) -> Hashes:
+    def plus(self, more: Mapping[str, Hashed]) -> Hashes:
         """The same with what was found out besides."""
         return Hashes({**self.new, **more}, self._store, self._boot)
 
@@ -135,18 +125,21 @@ class Hashes:
                 self.unread = f"{_shown(prefix)} is damaged: {error}"
         return found if found is not None and found.counts(name, self._boot) else None
 
-    def blobs(self) -> Iterator[Blobs]:
-        """The blobs that were hashed, file by file; what is new comes first, and hides the rest."""
+    def blobs(self) -> Iterator[tuple[set[str], set[str]]]:
+        """Digests of blobs with the right hash, and names of those with another, file by file.
+
+        What is new comes first, and hides the rest.
+        """
         new = {name for name in self.new if names.is_blob(name)}
         right = {name for name in new if self.new[name].is_right(name)}
         on_disk = {name for name in right if self.new[name].counts(name, self._boot)}
-        yield Blobs({name[len(_BLOB) :] for name in on_disk}, new - right)
+        yield {name[len(_BLOB) :] for name in on_disk}, new - right
         hidden = {name[len(_BLOB) :] for name in new}
         for prefix in self._prefixes():
             shard = self._load(prefix)
             rows = (rows for boot, rows in shard.right.items() if boot in ("", self._boot))
             wrong = set(filter(names.is_blob, shard.others))
-            yield Blobs(set().union(*rows) - hidden, wrong - new)
+            yield set().union(*rows) - hidden, wrong - new
 
     def _prefixes(self) -> Sequence[str]:
         """The beginnings of which there are files."""
@@ -184,7 +177,7 @@ def _shown(prefix: str) -> str:
     return f"{state_folder.FOLDER}/{FOLDER}/{prefix}.json"
 
 
-def keep(store: int, new: New) -> None:
+def keep(store: int, new: Mapping[str, Hashed]) -> None:
     """Keep what was found out, on the disk, where the lock for acting is held. Raises OSError."""
     by_prefix: dict[str, dict[str, Hashed]] = {}
     for name, each in new.items():
