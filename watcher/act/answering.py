@@ -26,10 +26,8 @@ from watcher.ollama import names, registry
 from watcher.ollama.names import ModelName
 from watcher.state import folders, fs
 
-#: Answers are written down this often, so that a kill loses little.
-_KEEP_SECONDS = 30.0
-#: So often a registry may leave one question after another unanswered.
-_SILENT_TIMES = 3
+_KEEP_SECONDS = 30.0  #: answers are written down this often, so that a kill loses little
+_SILENT_TIMES = 3  #: so often a registry may leave one question after another unanswered
 #: Fits into a core's own cache together with what hashes it.
 _READ = 1 << 20
 _WATCH_SECONDS = 0.5

@@ -25,22 +25,18 @@ from watcher.state import folders, fs, memory
 from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Remembered
 
-#: So much is written at once; whether to stop is asked in between.
-SLICE = 16 * MIB
+SLICE = 16 * MIB  #: so much is written at once; whether to stop is asked in between
 #: How soon a child that syncs is looked at: seconds, doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
 _LOCK_SECONDS = 10.0
-#: Files that share one wait; each is open meanwhile.
-_MOST_FILES = 100
+_MOST_FILES = 100  #: files that share one wait; each is open meanwhile
 
 
 class Written(NamedTuple):
     """What came of bringing some bytes of a file to the disk."""
 
-    #: Somebody asked to stop, or ended the child that syncs.
-    cut_short: bool = False
-    #: It is another file now.
-    gone: bool = False
+    cut_short: bool = False  #: somebody asked to stop, or ended the child that syncs
+    gone: bool = False  #: it is another file now
     #: Bytes that the disk did not take, and the first error; one without bytes may be about any.
     refused: Ranges = ()
     error: OSError | None = None
@@ -49,9 +45,8 @@ class Written(NamedTuple):
 class Settled(NamedTuple):
     """A plan once what it relies on is on the disk."""
 
-    #: What can be done now, and what has come of the rest: an error of the disk's.
-    plan: Plan
-    outcomes: tuple[Outcome, ...] = ()
+    plan: Plan  #: what can be done now
+    outcomes: tuple[Outcome, ...] = ()  #: of the rest: an error of the disk's
     #: By digest: what the disk did not take of downloads that are to be mended: to plan anew.
     refused: tuple[tuple[str, Written], ...] = ()
 

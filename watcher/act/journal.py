@@ -33,8 +33,7 @@ class Journal:
         self.events: tuple[Event, ...] = ()
         self.warnings: tuple[str, ...] = ()
         self._memory: Memory | None = None
-        #: So many of the events are in the records of their models.
-        self._followed = 0
+        self._followed = 0  #: so many of the events are in the records of their models
 
     def __call__(self, *logged: Event) -> None:
         self.events += logged

@@ -47,8 +47,7 @@ class Change:
     kind: ActionKind
     #: The entries that it was planned on; the disk must still have them just so.
     expects: tuple[Entry, ...]
-    #: Those of them that go.
-    takes: tuple[Entry, ...] = ()
+    takes: tuple[Entry, ...] = ()  #: those of them that go
     #: Names to the bytes that are put in their place.
     writes: Mapping[str, bytes] = field(default_factory=dict)
     #: The download that they belong to: all or nothing of it is done, under a guard.
@@ -56,10 +55,8 @@ class Change:
     wait_seconds: float = 0.0
     #: Device and inode of the ``blobs`` that was looked at; what is put in its place is not it.
     blobs: tuple[int, int] = (0, 0)
-    #: No process of Ollama's runs, and none can be unseen.
-    alone: bool = False
-    #: The file system gives a file that is moved, or read again, another inode.
-    loose: bool = False
+    alone: bool = False  #: no process of Ollama's runs, and none can be unseen
+    loose: bool = False  #: the file system gives a file that is moved, or read again, another inode
 
 
 class Changed(NamedTuple):

@@ -15,8 +15,7 @@ from watcher.system import flocks, privileges
 _OVERRIDES = 1 << 1  # CAP_DAC_OVERRIDE of linux/capability.h
 _RIGHTS = {Need.READ: 0o4, Need.WRITE: 0o6}
 _RIGHTS_IN_FOLDERS = {Need.READ: 0o5, Need.WRITE: 0o3, Need.ENTER: 0o1}
-#: So many of the names that are barred alike are kept.
-_FIRST = 3
+_FIRST = 3  #: so many of the names that are barred alike are kept
 
 
 def user_of(store: int, server: unit.Unit | None) -> ServerUser:
@@ -61,8 +60,7 @@ class Access:
 
     def __init__(self, user: ServerUser) -> None:
         self.user = user
-        #: Folders below the store that the user can't list.
-        self.unlisted: list[str] = []
+        self.unlisted: list[str] = []  #: folders below the store that the user can't list
         self._barred: dict[tuple[Subject, Need, bool], Barred] = {}
 
     def folder(self, folder: int, need: Need) -> bool:

@@ -11,12 +11,9 @@ from typing import NamedTuple
 
 from watcher.model import CLOCK_SETTLED_SECONDS, CLOCK_TOLERANCE_SECONDS, Clock, Shift, Unsure
 
-#: A clock that is brought right slowly gains half of this.
-_DRIFT = 0.001
-#: So soon after its start a machine may not have asked anybody for the time.
-_YOUNG_SECONDS = 600.0
-#: Settings of the clock that are kept in mind.
-_MOST_SHIFTS = 8
+_DRIFT = 0.001  #: a clock that is brought right slowly gains half of this
+_YOUNG_SECONDS = 600.0  #: so soon after its start a machine may not have asked anybody for the time
+_MOST_SHIFTS = 8  #: settings of the clock that are kept in mind
 #: Machines whose clocks are kept in mind; one that is forgotten begins as another machine.
 _MOST_MACHINES = 8
 
@@ -28,8 +25,7 @@ class Reading(NamedTuple):
     #: Seconds since the start `boot`; "" where the machine does not identify its starts.
     counted: float
     boot: str
-    #: "" where the machine has no id.
-    machine: str = ""
+    machine: str = ""  #: "" where the machine has no id
 
 
 class Clocks(NamedTuple):

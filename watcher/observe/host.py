@@ -20,17 +20,14 @@ from watcher.system import advice
 class Host:
     """One store and the machine around it."""
 
-    #: The store's folder, and how it was found.
     store: str
     found_by: str = "--store"
     #: The symlink for whose sake nothing may be changed there.
     foreign: ForeignLink | None = None
-    #: Where the kernel shows its processes.
-    proc: str = "/proc"
+    proc: str = "/proc"  #: where the kernel shows its processes
     #: The process whose children alone count among them; None where any may write to the store.
     parent: int | None = None
-    #: The root folder of the system whose unit the server has; "" for this one.
-    system: str = ""
+    system: str = ""  #: the root folder of the system whose unit the server has; "" for this one
     clock: Callable[[], float] = time.time
     #: Seconds that the machine has been awake since its start; setting the clock moves nothing.
     uptime: Callable[[], float] = time.monotonic

@@ -28,14 +28,11 @@ NEW = "new"
 GUARD = "guard"
 OUT = "out"
 DECIDED = "decided"
-#: The copy of a sidecar while it is made, on file systems without hard links.
-COPY = "copy"
+COPY = "copy"  #: the copy of a sidecar while it is made, on file systems without hard links
 
 _SCHEMA = "ollama-watch/intent/3"
-#: What is larger is not read: no file of an intent that we write is.
-READ_LIMIT = 16 << 20
-#: So many files one change may be about.
-MOST_FILES = 50_000
+READ_LIMIT = 16 << 20  #: what is larger is not read: no file of an intent that we write is
+MOST_FILES = 50_000  #: so many files one change may be about
 
 _NUMBER = re.compile(r"[0-9]{8,11}")
 #: What an act on single files may take, by the verb.
@@ -87,8 +84,7 @@ class File(NamedTuple):
     size: int
     mtime_ns: int
     inode: int
-    #: It goes.
-    taken: bool
+    taken: bool  #: it goes
 
     @classmethod
     def of(cls, entry: Entry, taken: bool) -> File:
@@ -101,11 +97,9 @@ class Intent:
     """What an intent records as to be done."""
 
     kind: ActionKind
-    #: The download that it is about; "" where it is about single files.
-    digest: str
+    digest: str  #: the download that it is about; "" where it is about single files
     place: Folder
-    #: The inode of its guard; None for single files.
-    guard: int | None
+    guard: int | None  #: the inode of its guard; None for single files
     files: Mapping[str, File]
     writes: Mapping[str, bytes]
     #: The hash of the sidecar that the guard stands in for; "" where there was none.

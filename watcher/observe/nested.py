@@ -21,8 +21,7 @@ _PARTS = ("blobs", "manifests")
 class Found(NamedTuple):
     """A folder below the store with what a server would look for in a store of its own."""
 
-    #: The folder that holds it; paths are below the outer store.
-    path: str
+    path: str  #: the folder that holds it; paths are below the outer store
     blobs: tuple[tuple[str, os.stat_result], ...]
     manifests: tuple[tuple[str, os.stat_result], ...]
 

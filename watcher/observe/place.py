@@ -34,8 +34,7 @@ _BELOW = ("models", ".ollama/models", "ollama/models")
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 #: In a path these make Go's filepath.Glob look elsewhere, so that the server finds nothing.
 _GLOB_CHARACTERS = frozenset("[\\")
-#: More is not read of a file of the kernel's, or of the system's.
-_LONGEST = 1 << 20
+_LONGEST = 1 << 20  #: more is not read of a file of the kernel's, or of the system's
 #: A class of Go's path patterns, or an escaped character; what else begins with [ or \ is an error.
 _GLOB_ITEM = r"[^\[\\]|\\.|\[\^?(?:(?:\\.|[^\]\\-])(?:-(?:\\.|[^\]\\-]))?)+\]"
 

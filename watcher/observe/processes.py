@@ -27,10 +27,8 @@ from watcher.system import flocks, privileges
 _FIRST_PID_NAMESPACE = "pid:[4026531836]"
 #: PF_KTHREAD of a process's flags: kernel threads have no descriptors of interest.
 _KERNEL_THREAD = 0x00200000
-#: Zombies and what is dying hold nothing any more.
-_GONE_STATES = frozenset({b"Z", b"X", b"x"})
-#: A server that can't be reached counts as started after this.
-_UNREACHABLE_AFTER = 300.0
+_GONE_STATES = frozenset({b"Z", b"X", b"x"})  #: zombies and what is dying hold nothing any more
+_UNREACHABLE_AFTER = 300.0  #: a server that can't be reached counts as started after this
 #: So long all servers together are waited for.
 _ASKING_SECONDS = 3.0
 _SERVE_WORDS = frozenset({"serve", "start"})

@@ -53,8 +53,7 @@ class _Walk:
         self._waiting: list[str] = []
         self._met: set[tuple[int, int]] = set()
         self.entries: list[Located] = []
-        #: Those that are plain files.
-        self.manifests = Tally()
+        self.manifests = Tally()  #: those that are plain files
         self.unlisted: list[str] = []
         self.linked: list[str] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,21 +47,15 @@ def find(
 
     Raises TargetError for what no store knows, and for a digest's beginning that several have.
     """
-    if not wanted:
-        return None
-    here = [known(host.store, host.known_layers) for host in hosts]
-    return among([*here, *elsewhere], wanted)
+    here = (known(host.store, host.known_layers) for host in hosts)
+    return among([*here, *elsewhere], wanted) if wanted else None
 
 
 def among(known: Sequence[Known], wanted: Sequence[str]) -> Targets:
     """The targets among what is known. Raises TargetError as `find` does."""
-    models: set[str] = set()
-    digests: set[str] = set()
-    for text in wanted:
-        found = _model(text, known) or _digest(text, known)
-        models |= found.models
-        digests |= found.digests
-    return Targets(frozenset(models), frozenset(digests))
+    found = [_model(text, known) or _digest(text, known) for text in wanted]
+    models = frozenset().union(*(each.models for each in found))
+    return Targets(models, frozenset().union(*(each.digests for each in found)))
 
 
 def known(
@@ -77,14 +72,13 @@ def known(
         for shown in (*named.models, *(odd.model for odd in named.odd if odd.model)):
             models.setdefault(shown, set())
         downloads = memory.load(store).downloads.items()
-        for pairs in (
+        for digest, by in itertools.chain(
             ((digest, named.models_of(digest)) for digest in named.digests),
             ((key.removesuffix(".tmp"), each.models) for key, each in downloads),
             ((digest, layer.models) for digest, layer in layers(store).items()),
         ):
-            for digest, by in pairs:
-                for shown in by:
-                    models.setdefault(shown, set()).add(digest)
+            for shown in by:
+                models.setdefault(shown, set()).add(digest)
         unseen = [*named.unlisted, *(each.path for each in named.unseen)]
         try:
             with folders.opened_blobs(store, foreign_too=True) as blobs:

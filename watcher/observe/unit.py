@@ -24,12 +24,8 @@ from watcher.system import privileges
 
 NAME = "ollama.service"
 #: Where units lie; an earlier folder's file comes before a later one's of the same name.
-_FOLDERS = (
-    "/etc/systemd/system",
-    "/run/systemd/system",
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-    "/lib/systemd/system",
+_FOLDERS = tuple(
+    f"{top}/systemd/system" for top in ("/etc", "/run", "/usr/local/lib", "/usr/lib", "/lib")
 )
 _PROPERTIES = (
     "LoadState,UnitFileState,ActiveState,User,Group,SupplementaryGroups,WorkingDirectory,"
@@ -49,26 +45,23 @@ _MOST_LINKS = 40
 class Unit(NamedTuple):
     """The unit's settings that decide what its server does to which store."""
 
-    #: "" for root, which a system's service runs as where nothing else is set.
-    user: str = ""
+    user: str = ""  #: "" for root, which a system's service runs as where nothing else is set
     group: str = ""
     groups: tuple[str, ...] = ()
     folder: str = ""
     #: As the unit and its files set them, the later ones counting.
     variables: Mapping[str, str] = MappingProxyType({})
     before: tuple[str, ...] = ()
-    #: A file of variables that this user can't read, "" for none.
-    unread: str = ""
-    #: It is neither switched on nor running.
-    idle: bool = False
-    #: The root folder of the system that it belongs to; "" for this one.
-    root: str = ""
+    unread: str = ""  #: a file of variables that this user can't read, "" for none
+    idle: bool = False  #: it is neither switched on nor running
+    root: str = ""  #: the root folder of the system that it belongs to; "" for this one
 
     @property
     def home(self) -> str | None:
         """The home of its server's processes."""
-        known = self.user_known if "HOME" not in self.variables and self.user else None
-        return self.variables.get("HOME") if known is None else known.pw_dir
+        if "HOME" not in self.variables and self.user and self.user_known is not None:
+            return self.user_known.pw_dir
+        return self.variables.get("HOME")
 
     @property
     def user_known(self) -> pwd.struct_passwd | None:
@@ -79,9 +72,9 @@ class Unit(NamedTuple):
                 return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
             return None
         for fields in _fields("/etc/passwd", self.root):
-            if len(fields) > 5 and name in (fields[0], fields[2]):
-                with contextlib.suppress(ValueError):
-                    ids = int(fields[2]), int(fields[3])
+            with contextlib.suppress(ValueError, IndexError):
+                ids = int(fields[2]), int(fields[3])
+                if name in (fields[0], fields[2]):
                     return pwd.struct_passwd((fields[0], "x", *ids, "", fields[5], ""))
         return None
 
@@ -134,11 +127,10 @@ def find(root: str = "") -> Unit | None:
 def serves(url: str) -> bool:
     """Whether systemd runs here, and the unit's server is the one at an address ("": the usual)."""
     found = find() if os.path.isdir(_RUNS) else None
-    if found is None:
-        return False
     with contextlib.suppress(ValueError):
-        at = environment.server_url(found.variables.get("OLLAMA_HOST", ""))
-        return urlsplit(at).port == urlsplit(url or environment.server_url("")).port
+        at = environment.server_url(found.variables.get("OLLAMA_HOST", "") if found else "")
+        same = urlsplit(at).port == urlsplit(url or environment.server_url("")).port
+        return found is not None and same
     return False
 
 
@@ -149,12 +141,10 @@ def from_files(root: str = "") -> Unit | None:
         return None  # not there, or masked
     # Drop-ins count by name, those of an earlier folder before those of a later one.
     found: dict[str, str] = {}
-    for kind in ("service.d", f"{NAME}.d"):
-        for folder in reversed(_FOLDERS):
-            with contextlib.suppress(OSError):
-                for name in os.listdir(_resolved(f"{folder}/{kind}", root)):
-                    if name.endswith(".conf"):
-                        found[name] = f"{folder}/{kind}/{name}"
+    for kind, folder in itertools.product(("service.d", f"{NAME}.d"), reversed(_FOLDERS)):
+        with contextlib.suppress(OSError):
+            listed = os.listdir(_resolved(f"{folder}/{kind}", root))
+            found |= {each: f"{folder}/{kind}/{each}" for each in listed if each.endswith(".conf")}
     texts = (whole, *(_text(found[name], root) or "" for name in sorted(found)))
     return _made([each for text in texts for each in _settings(text)], root)
 
@@ -176,14 +166,14 @@ def _made(settings: Iterable[tuple[str, str]], root: str = "", *, idle: bool = F
                     variables.update(_of_file(file.read(_LONGEST)))
         except OSError:
             unread = each.removeprefix("-")
-    user = given.get("User", [""])[-1]
+    user, group, folder = (
+        given.get(key, [""])[-1] for key in ("User", "Group", "WorkingDirectory")
+    )
     return Unit(
         user="" if user in ("root", "0") else user,
-        group=given.get("Group", [""])[-1],
-        groups=tuple(
-            name for each in given.get("SupplementaryGroups", ()) for name in each.split()
-        ),
-        folder=given.get("WorkingDirectory", [""])[-1].removeprefix("-"),
+        group=group,
+        groups=tuple(" ".join(given.get("SupplementaryGroups", ())).split()),
+        folder=folder.removeprefix("-"),
         variables=variables,
         before=tuple(given.get("ExecStartPre", ())),
         unread=unread,
@@ -231,12 +221,10 @@ def _text(path: str, root: str) -> str | None:
 
 def _resolved(path: str, root: str) -> str:
     """A path of a system as it is reached here: what its links point to lies below its root."""
-    for _ in range(_MOST_LINKS if root else 0):
-        try:
+    with contextlib.suppress(OSError):
+        for _ in range(_MOST_LINKS if root else 0):
             target = os.readlink(root + path)
-        except OSError:
-            break
-        path = os.path.normpath(os.path.join(os.path.dirname(path), target))
+            path = os.path.normpath(os.path.join(os.path.dirname(path), target))
     return root + path
 
 
@@ -277,10 +265,8 @@ def _fields(path: str, root: str) -> list[list[str]]:
 def _group(name: str, root: str) -> int | None:
     if name.isdecimal():
         return int(name)
-    if root:
-        groups = [each for each in _fields("/etc/group", root) if len(each) > 2]
-        found = next((each[2] for each in groups if each[0] == name), "")
-        return int(found) if found.isdecimal() else None
-    with contextlib.suppress(KeyError):
-        return grp.getgrnam(name).gr_gid
+    with contextlib.suppress(KeyError, IndexError, ValueError):
+        if not root:
+            return grp.getgrnam(name).gr_gid
+        return next((int(each[2]) for each in _fields("/etc/group", root) if each[0] == name), None)
     return None

@@ -49,8 +49,7 @@ def seconds(value: object, most: float = _MOST_SECONDS) -> float:
     return number(value, most, -most)
 
 
-#: A time after 1970, in seconds, that every calendar has.
-day = partial(number, most=LAST_DAY)
+day = partial(number, most=LAST_DAY)  #: a time after 1970, in seconds, that every calendar has
 
 
 def flag(value: object) -> bool:
@@ -67,8 +66,7 @@ def text(value: object, longest: int = 1 << 16) -> str:
     raise ValueError(f"expected a text of {longest} characters at most")
 
 
-#: The id of a start of the machine, or what stands for one.
-boot = partial(text, longest=100)
+boot = partial(text, longest=100)  #: the id of a start of the machine, or what stands for one
 
 
 def file_name(value: object) -> str:

@@ -35,10 +35,8 @@ SUFFIX = ".jsonl"
 LOCK = "logs.lock"
 #: To write takes milliseconds; who waits longer waits for a process that was stopped.
 _PATIENCE_SECONDS = 10.0
-#: Lines that are added in one write: a log is too large by no more than these.
-_AT_ONCE = 100
-#: So much may have been added by others since.
-_SINCE_BYTES = 1 << 20
+_AT_ONCE = 100  #: lines that are added in one write: a log is too large by no more than these
+_SINCE_BYTES = 1 << 20  #: so much may have been added by others since
 #: A log that was set aside: its name, the time of its end, and a number where that was not enough.
 _ASIDE = re.compile(r"([^@]+)@(.+?)(?:-([0-9]{1,9}))?" + re.escape(SUFFIX), re.DOTALL)
 #: What stands for the model of a download where that is not known; and a whole digest.
@@ -48,8 +46,7 @@ _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 #: be terabytes of nothing.
 _LONGEST_LINE = 1 << 24
 _MOST_PIECES = 8
-#: The second day of the year 1, seconds since the epoch.
-_FIRST_DAY = -62135510400.0
+_FIRST_DAY = -62135510400.0  #: the second day of the year 1, seconds since the epoch
 
 
 class Tone(enum.Enum):
@@ -309,8 +306,7 @@ class Log:
         #: Device and inode of the file that was read last, and up to where.
         self._file: tuple[int, int] | None = None
         self._offset = 0
-        #: Lines that could not be read so far.
-        self.damaged = 0
+        self.damaged = 0  #: lines that could not be read so far
 
     def read(self, *, to_the_end: bool = False) -> Iterator[Event]:
         """What has come since it was read last. Raises PermissionError.

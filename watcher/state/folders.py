@@ -22,8 +22,7 @@ from watcher.state import fs
 #: To look at a name before it is opened: a descriptor of whatever it is, a symlink itself included.
 _LOOK = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
-#: The working directory, in place of a descriptor (fcntl.h).
-_AT_FDCWD = -100
+_AT_FDCWD = -100  #: the working directory, in place of a descriptor (fcntl.h)
 #: So many symlinks on one way, and they lead in a circle (MAXSYMLINKS of the kernel).
 _MOST_LINKS = 40
 #: What can be in a folder's place, by the error of opening it.

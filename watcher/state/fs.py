@@ -32,16 +32,12 @@ from watcher.system import flocks, privileges, stopping
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 #: Of what is made for ``blobs/``: the mode that the server gives its own files there.
 FILE_MODE = 0o644
-#: So much is read at once to find where a half line begins.
-_PIECE = 1 << 20
-#: No line of a log is longer: where none ends in so much, it is no log.
-_LONGEST_LINE = 16 << 20
+_PIECE = 1 << 20  #: so much is read at once to find where a half line begins
+_LONGEST_LINE = 16 << 20  #: no line of a log is longer: where none ends in so much, it is no log
 #: How soon a lock that somebody holds is tried again: seconds, doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
-#: Files that are made together; each is open meanwhile.
-_AT_ONCE = 100
-#: So many descriptors a process may have where nothing lists them.
-_MANY_FILES = 65_536
+_AT_ONCE = 100  #: files that are made together; each is open meanwhile
+_MANY_FILES = 65_536  #: so many descriptors a process may have where nothing lists them
 #: No symlink is followed, no FIFO's other end waited for, no terminal taken.
 _CAREFULLY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
@@ -175,8 +171,7 @@ _renameat2 = getattr(_libc, "renameat2", None)
 _sync_file_range = getattr(_libc, "sync_file_range", None)
 # statx(2): flags, and where struct statx has stx_btime (linux/stat.h); Python's os.stat lacks it.
 _NO_FOLLOW, _STATX_BTIME, _STATX_SIZE, _BTIME_OFFSET = 0x100, 0x800, 256, 80
-#: renameat2(2): never over an existing name.
-_NO_REPLACE = 1
+_NO_REPLACE = 1  #: renameat2(2): never over an existing name
 #: sync_file_range(2): wait for what is under way, write what is left, wait for that.
 _WAIT_WRITE_WAIT = 1 | 2 | 4
 
@@ -616,8 +611,7 @@ class BusyError(WatchError):
         self.owner = owner
 
 
-#: What `locked` writes into a lock.
-_OWNER = re.compile(r"pid ([0-9]{1,9}) since (\S{1,40})")
+_OWNER = re.compile(r"pid ([0-9]{1,9}) since (\S{1,40})")  #: what `locked` writes into a lock
 
 
 @contextlib.contextmanager

@@ -51,12 +51,9 @@ class File(Generic[T]):
     #: A folder for the lock alone, in ours, for whoever watches the file: nothing else comes into
     #: that folder. "" where nobody watches.
     apart = ""
-    #: A longer file is none of ours.
-    limit = 64 * 1024 * 1024
-    #: Whether what was read last is kept for whoever reads the same text again.
-    cached = False
-    #: Of orjson.
-    option = orjson.OPT_APPEND_NEWLINE
+    limit = 64 * 1024 * 1024  #: a longer file is none of ours
+    cached = False  #: whether what was read last is kept for whoever reads the same text again
+    option = orjson.OPT_APPEND_NEWLINE  #: of orjson
 
     def __init__(self, name: str, empty: T, inside: str = "") -> None:
         #: `empty` stands for a file that is not there; `inside` is a folder in ours.

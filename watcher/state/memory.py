@@ -29,8 +29,7 @@ FOLDER = state_folder.FOLDER
 NAME = "state.json"
 #: In place of a start's id, which none is: the data has to be looked through in any case.
 REFUSED = "refused"
-#: Of a line of an event.
-_LONGEST_LINE = 1 << 24
+_LONGEST_LINE = 1 << 24  #: of a line of an event
 #: No more settings of the clock, and machines, are believed to be in there.
 _MOST_SHIFTS = 8
 _MOST_MACHINES = 8
@@ -142,10 +141,8 @@ class Memory:
     untold: tuple[bytes, ...] = field(default=(), compare=False)
     #: The file that `models` and `problems` are in; "" for none.
     seen_in: str = field(default="", compare=False)
-    #: Why the file's content could not be used, if so; reported once, and set aside.
-    lost: str = ""
-    #: Why the file could not even be read: then it must not be written either.
-    unreadable: str = ""
+    lost: str = ""  #: why the file's content could not be used, if so; reported once, and set aside
+    unreadable: str = ""  #: why the file could not even be read: then it must not be written either
 
 
 def bound_to(found: Entry) -> int:

@@ -29,8 +29,7 @@ from watcher.state.checks import kept, optional
 
 SCHEMA = "ollama-watch/models/1"
 NAME = "models.json"
-#: Locks of those who drive a download, one for each model.
-DRIVEN = "driven"
+DRIVEN = "driven"  #: locks of those who drive a download, one for each model
 
 
 class State(enum.StrEnum):
@@ -160,8 +159,7 @@ class Record:
 CHANGEABLE: Mapping[str, Callable[[object], Any]] = MappingProxyType(
     {each.name: each.metadata["check"] for each in fields(Record) if not each.name.endswith("_at")}
 )
-#: By `names.ModelName.key`.
-Records = Mapping[str, Record]
+Records = Mapping[str, Record]  #: by `names.ModelName.key`
 
 
 def read(store: int) -> Records:

@@ -18,10 +18,8 @@ from watcher.state import checks, json_file
 
 SCHEMA = "ollama-watch/registry-cache/1"
 NAME = "registry-cache.json"
-#: More models than this are not kept; the ones asked for last stay.
-_MOST = 500
-#: Nor more text than this: it is read at each scan that finds a download.
-_ROOM = 4 << 20
+_MOST = 500  #: more models than this are not kept; the ones asked for last stay
+_ROOM = 4 << 20  #: nor more text than this: it is read at each scan that finds a download
 
 
 class Cached(NamedTuple):

@@ -36,8 +36,7 @@ class ForeignError(PermissionError):
             name,
         )
         self.found = found
-        #: User and group id that it should have.
-        self.wanted = wanted
+        self.wanted = wanted  #: user and group id that it should have
 
 
 @contextlib.contextmanager
