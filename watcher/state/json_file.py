@@ -111,11 +111,8 @@ class File(Generic[T]):
 
     def read(self, store: int) -> T:
         """The same; `empty` where the file is damaged. Raises WatchError where it can't be read."""
-        return self._loaded(store).value
-
-    def _loaded(self, store: int) -> Loaded[T]:
         try:
-            return self.load(store)
+            return self.load(store).value
         except OSError as error:
             raise self._failed("read", error, store) from None
 
@@ -130,15 +127,17 @@ class File(Generic[T]):
         """Replace what is kept by what `changed` makes of it, and give that back.
 
         Nothing is written where `changed` gives back the very value that it got, or raises. Raises
-        WatchError where it can't be read or written, and LockedError where somebody else keeps the
-        lock.
+        WatchError where it can't be read or written, and LockedError where the lock stays held.
         """
         return self.change_and_report(store, changed).value
 
     def change_and_report(self, store: int, changed: Callable[[T], T]) -> Loaded[T]:
         """The same, with a sentence where a damaged file was set aside."""
         with self._locked(store) as folder:
-            before, lost = self._loaded(store)
+            try:
+                before, lost = self.load(store)
+            except OSError as error:
+                raise self._failed("read", error, store) from None
             after = changed(before)
             if lost:
                 fs.set_aside(self.name, folder)

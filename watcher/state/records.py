@@ -11,6 +11,7 @@ others drive, of which only the store is seen.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import re
 import time
@@ -256,11 +257,10 @@ def driving_lock(model: str) -> state_folder.LongLock:
 def drive(lock: state_folder.LongLock, store: int) -> bool:
     """Hold such a lock; False where another process does. True where there can be no record."""
     try:
-        lock.hold(store)
+        with contextlib.suppress(OSError):
+            lock.hold(store)
     except fs.BusyError:
         return False
-    except OSError:
-        pass
     return True
 
 
@@ -281,11 +281,11 @@ def after(before: Record, changes: Mapping[str, object], now: float, model: str)
     percent = record.progress_percent
     if state is not State.ERROR:
         given["error"] = ""
-    record = replace(record, **given, updated_at=now)
     if state.active and record.started_at is None:
-        record = replace(record, started_at=now)
+        given["started_at"] = now
     if not state.active:
-        record = replace(record, bytes_per_second=None)
+        given["bytes_per_second"] = None
+    record = replace(record, **given, updated_at=now)
     if state is State.COMPLETED:
         here = record.downloaded_bytes if record.total_bytes is None else record.total_bytes
         return replace(record, downloaded_bytes=here, progress_percent=100.0)
@@ -321,10 +321,8 @@ class _File(json_file.File[Records]):
 
     def is_durable(self, before: Records, after: Records) -> bool:
         """Whether there is a new state: progress may be lost."""
-        return any(
-            each is not (known := before.get(key)) and (known is None or known.state != each.state)
-            for key, each in after.items()
-        )
+        states = {key: each.state for key, each in before.items()}
+        return any(states.get(key) != each.state for key, each in after.items())
 
 
 _FILE = _File(NAME, MappingProxyType({}))

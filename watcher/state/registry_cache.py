@@ -6,6 +6,7 @@ sent again. A kept one is never taken for the server's own.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -118,10 +119,8 @@ def keep(store: int, model: ModelName, raw: bytes, etag: str, now: float) -> Non
                 room -= len(each.raw)
         return found
 
-    try:
+    with contextlib.suppress(WatchError):  # it is asked for again another time
         FILE.change(store, changed)
-    except WatchError:
-        return  # it is asked for again another time
 
 
 def as_kept(raw: bytes, at: float, etag: str = "") -> Cached:
@@ -140,13 +139,9 @@ class _File(json_file.File[Manifests]):
             version = checks.text(etag)
             if not version.isprintable() or not version.isascii():
                 version = ""  # it is sent to the registry as a header
-            try:
-                text = checks.text(raw, _ROOM).encode()
-                kept[names.to_model(key).key] = as_kept(
-                    text, checks.seconds(at, checks.LAST_DAY), version
-                )
-            except ValueError:
-                continue  # one that should not have been kept
+            with contextlib.suppress(ValueError):  # one that should not have been kept
+                text, when = checks.text(raw, _ROOM), checks.seconds(at, checks.LAST_DAY)
+                kept[names.to_model(key).key] = as_kept(text.encode(), when, version)
         return kept
 
     def encode(self, value: Manifests) -> Mapping[str, object]:

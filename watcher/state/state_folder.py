@@ -131,8 +131,7 @@ def daemon(store: str) -> Running | None:
 def queue_runner(store: str) -> Running | None:
     """What runs the queue of a store, a daemon or ``queue run``; None where nothing is seen to."""
     found, watching = _holder(store, QUEUE_LOCK), daemon(store)
-    is_daemon = found is not None and watching is not None and watching.pid == found.pid
-    return found and found._replace(is_daemon=is_daemon)
+    return found and found._replace(is_daemon=watching is not None and watching.pid == found.pid)
 
 
 def _holder(store: str, lock: str) -> Running | None:
@@ -166,11 +165,10 @@ def oddity(store: int) -> tuple[int, tuple[int, int], bool] | None:
 
 def cure(store: str) -> str:
     """The command by which the owner of the blobs can write to our folder; "" where he can."""
+    odd = None
     with contextlib.suppress(OSError), folders.opened_store(store) as fd:
         odd = oddity(fd)
-        if odd is not None:
-            return _give_back(os.path.join(store, FOLDER), odd[1])
-    return ""
+    return _give_back(os.path.join(store, FOLDER), odd[1]) if odd else ""
 
 
 def refusal(store: str, error: ForeignError) -> RefusedError:
