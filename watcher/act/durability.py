@@ -204,8 +204,7 @@ def still_doubted(known: Memory, seen: Evidence) -> list[str]:
 def sync_noted(host: Host, settings: Settings) -> frozenset[str]:
     """Bring to the disk what claims stand for, and take the notes back.
 
-    Gives back the digests of which the disk did not take all: they are worth another look.
-    Raises WatchError and OSError where the store can't be read or written.
+    Gives back the digests of which the disk did not take all. Raises WatchError and OSError.
     """
     refused: set[str] = set()
     with contextlib.ExitStack() as opened:

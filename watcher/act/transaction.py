@@ -103,8 +103,7 @@ def stopped() -> UndoneError:
 def commit_all(host: Host, store: int, changes: Sequence[Change], confirm: Confirm) -> list[Answer]:
     """Do changes, safely: one of single files, or any number of downloads; an answer for each.
 
-    Of single files, entries that must stay are kept, and named with the reason. When
-    `host.stops`, no further download is begun. What is raised leaves everything back in its place.
+    When `host.stops`, no further download is begun. What is raised leaves everything in its place.
     """
     with state_folder.made(store, intents.INTENTS), _store(host, store) as base:
         if (base.folder.device, base.folder.inode) != changes[0].blobs:
@@ -573,9 +572,8 @@ def _forget(work: _Work) -> None:
 
 
 def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None) -> None:
-    """Move a kept file back to its place under ``blobs/``, or remove it for good.
+    """Move a kept file `back_into` the ``blobs`` that was meant, or remove it for good (None).
 
-    `back_into`: device and inode of the ``blobs`` that it was planned on; None to remove it.
     Raises FileExistsError where its place is taken, ChangedError where it is not the file meant.
     """
     with state_folder.opened(store, QUARANTINE) as quarantine:
@@ -664,10 +662,8 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
 
 
 def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
-    """Whether it is finished: new sidecars that we foresaw, or what can't be put back any more.
-
-    A removal can be put back while its data is there, or all that it took. Raises ForeignError.
-    """
+    """Whether it is finished: new sidecars that we foresaw, or what can't be put back any more."""
+    # A removal can be put back while its data is there, or all that it took.
     if intent.kind is not ActionKind.WRITE_SIDECARS:
         data = names.data(intent.digest)
         if intent.guard is None or scan.look(data, work.blobs) or scan.look(data, work.out):

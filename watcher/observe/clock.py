@@ -36,10 +36,10 @@ class Clocks(NamedTuple):
 
 
 def look(known: Sequence[Clock], now: Reading) -> Clocks:
-    """The clocks at a look. `known`: as they were remembered, the last ones last.
+    """The clocks at a look, each machine compared with itself; `known`: the last ones last.
 
     A first look has nothing to compare with, and takes the wall clock as it is; so does one on a
-    machine that does not identify its starts. Each machine is compared with itself alone.
+    machine that does not identify its starts.
     """
     wall, counted, boot, machine = now
     new = Clock(boot, wall, counted, wall, held=0.0, begun=wall - counted, machine=machine)
@@ -83,10 +83,7 @@ def _compared(before: Clock, now: Reading) -> Clock:
 
 
 def _decided(own: Clock, known: Sequence[Clock]) -> Clock:
-    """With the jump that a restart seemed to show, unless another machine explains that by now.
-
-    That one looks again within hours, if it is at work.
-    """
+    """With the jump that a restart seemed to show, unless another machine explains that by now."""
     if own.unsure is None:
         return own
     jump, boot, counted = own.unsure

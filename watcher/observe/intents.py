@@ -53,14 +53,10 @@ class ForeignError(Exception):
 
 
 class Folder(NamedTuple):
-    """What identifies a ``blobs`` folder.
-
-    A device may have another number after a restart. Then the birth time of the folder stands in
-    for it, or, where the file system knows no births, the file system's own id.
-    """
+    """What identifies a ``blobs`` folder."""
 
     boot: str
-    device: int
+    device: int  #: maybe another one after a restart: then one of the last two stands in for it
     inode: int
     born_ns: int
     file_system: int
@@ -130,10 +126,7 @@ class Intent:
         return self.loose or found.inode == self.guard
 
     def is_file(self, found: Entry | None, name: str) -> bool:
-        """Whether that is the file of this name that the act was planned on.
-
-        It may have been written to since: size and time count only where there is nothing better.
-        """
+        """Whether it is the file of this name from the plan, even if it was written to since."""
         known = self.files.get(name)
         if found is None or known is None or found.kind is not known.kind:
             return False
@@ -179,10 +172,7 @@ def numbers(intents: int) -> list[str]:
 
 
 def read(name: str, intents: int, now: Folder) -> Intent | None:
-    """An intent about the ``blobs`` of `now` that is believed; None where nothing had begun.
-
-    Raises ForeignError with the reason, and OSError where it can't be read.
-    """
+    """An intent about the `blobs` of `now`; None: nothing begun. Raises ForeignError, OSError."""
     above = os.fstat(intents)
     try:
         with fs.opened_folder(name, intents) as here:

@@ -19,29 +19,23 @@ from watcher.ollama import ranges, sidecars
 ZEROS_ENOUGH = 16 * MIB
 #: So many zeros before the start of a part of old are no content, in a file without holes.
 NOTHING = 64 * 1024
-#: The unit in which zeros after a reboot are looked for.
-BLOCK = 4096
+BLOCK = 4096  #: the unit in which zeros after a reboot are looked for
 #: A file in more pieces than this is hostile; what lies behind them is not believed.
 MOST_SEGMENTS = 100_000
 #: The first piece that is read on a way through zeros, and each further one.
 _PIECE, _CHUNK = 4096, MIB
 #: What lies behind less than a piece, at a part's end, is the next part's beginning: read along.
 _WINDOW = 16 * 1024
-#: A file with more answers than this is odd: they are found anew each time.
-_MOST_ANSWERS = 1000
+_MOST_ANSWERS = 1000  #: a file with more answers than this is odd: they are found anew each time
 
 
 class Doubts(NamedTuple):
     """What is known of a data file from before that makes its bytes doubtful."""
 
-    #: Some of it may have been written before the machine started.
-    rebooted: bool = False
-    #: What the disk did not take, which is as good as a hole.
-    refused: Ranges = ()
-    #: What an earlier scan knew to be doubtful; a claim settles it.
-    doubted: Ranges = ()
-    #: Where parts that were there once began.
-    starts: Sequence[int] = ()
+    rebooted: bool = False  #: some of it may have been written before the machine started
+    refused: Ranges = ()  #: what the disk did not take, which is as good as a hole
+    doubted: Ranges = ()  #: what an earlier scan knew to be doubtful; a claim settles it
+    starts: Sequence[int] = ()  #: where parts that were there once began
 
 
 class Limits(NamedTuple):
@@ -49,8 +43,7 @@ class Limits(NamedTuple):
 
     #: Bytes that may be read where the file system has no holes; None for no limit.
     read_bytes: int | None = None
-    #: Says when to read no more for zeros.
-    stop: Callable[[], bool] = lambda: False
+    stop: Callable[[], bool] = lambda: False  #: says when to read no more for zeros
 
 
 def segments(fd: int, size: int) -> Ranges:

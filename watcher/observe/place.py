@@ -49,9 +49,8 @@ class Found(NamedTuple):
 
 
 def find(given: str | None, environment: Mapping[str, str], by: str = "--store") -> Found:
-    """The store to look at: the one given, else the first that is there, in the documented order.
+    """The store `given` by a flag or setting, else the first one there, in the documented order.
 
-    `by`: the flag or the setting that has given it.
     Raises NoStoreError, which lists what was looked at, or NoPermissionError.
     """
     if given is not None:

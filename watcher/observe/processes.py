@@ -111,8 +111,8 @@ def see(
 ) -> Seen:
     """Look at every process once; `holders` are by the names of those `entries` that are open.
 
-    On a network file system the sight is PARTIAL unless all `writers_visible`: other machines can't
-    be seen. `ours_only`: without servers of another store, where asking for addresses takes long.
+    On a `network` file system other machines can't be seen, unless `writers_visible`. `ours_only`:
+    without servers of another store.
     """
     entries = tuple(entries)
     pairs: list[tuple[Process, Server]] = []
@@ -146,10 +146,10 @@ def see(
 
 
 def _strangers(host: Host, entries: Collection[Entry]) -> Callable[[int], bool]:
-    """What identifies the processes of users who can't change the store: they keep nobody from it.
+    """What identifies processes of users who can't change the store: anybody can have a "server".
 
-    Anybody can call a process "ollama serve". A container may show a folder with other owners, and
-    an access control list is not looked into: then nobody is a stranger.
+    A container may show a folder with other owners, and an access control list is not looked into:
+    then nobody is a stranger.
     """
     try:
         with (

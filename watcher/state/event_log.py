@@ -1,8 +1,7 @@
 """One JSON line for each thing that happened: appended, rotated by size, removed by age, and read.
 
-The five keys of a line are a contract: ``timestamp``, ``model_name``, ``event_type``, ``message``,
-``details``. In ``details`` bytes end in ``_bytes`` and durations in ``_seconds``. What is read are
-whole lines in order, over all rotations, whatever else is in there.
+The five keys of a line are a contract. In ``details`` bytes end in ``_bytes`` and durations in
+``_seconds``. What is read are whole lines in order, over all rotations.
 """
 
 from __future__ import annotations
@@ -309,10 +308,7 @@ class Log:
         self.damaged = 0  #: lines that could not be read so far
 
     def read(self, *, to_the_end: bool = False) -> Iterator[Event]:
-        """What has come since it was read last. Raises PermissionError.
-
-        A half line at the end is left for the next time, or, `to_the_end`, counted as damaged.
-        """
+        """What has come since; a half line is left, or, `to_the_end`, damaged. PermissionError."""
         missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
         with ExitStack() as opened, missing:
             folder = _opened_logs(self._store, opened)

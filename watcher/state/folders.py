@@ -119,11 +119,10 @@ def opened_output(path: str) -> Iterator[int]:
 
 
 def owner(path: str) -> os.stat_result:
-    """The folder whose owner a store belongs to. Raises OSError.
+    """The folder whose owner a store belongs to: the one that the blobs lie in. Raises OSError.
 
-    That is the one that the blobs lie in. Where root owns that one, or there is none, it is the
-    store's: whoever owns that can put another one in its place. Of a store that is not there yet
-    it is the nearest folder above.
+    Where root owns that one, or there is none, it is the store's: whoever owns that can put another
+    one in its place. Of a store that is not there yet it is the nearest folder above.
     """
     while True:
         try:

@@ -1,9 +1,8 @@
 """Every call that changes a file: by directory descriptor, durable, never over an existing name.
 
-Nothing else in the package may do so (the linter and ``tests/test_layers.py`` check it, and name
-the exceptions). Names are opened relative to descriptors and no symlink is followed, so no name in
-the store leads outside; promise 7 of ``docs/safety.md`` lists what is written there. What root
-creates gets the owner of the folder it is created in, so that the server's user can use it.
+Nothing else in the package may do so (``tests/test_layers.py`` names the exceptions). No symlink is
+followed, so no name in the store leads outside. What root creates gets the owner of the folder it
+is created in, so that the server's user can use it.
 """
 
 from __future__ import annotations
@@ -192,8 +191,8 @@ def ensure_folder(
 ) -> bool:
     """Make a folder of ours where there is none, or a half made one right; whether it was made.
 
-    It gets the mode of the folder that it lies in, its owner all rights, and where a group may
-    write, what is made in it belongs to that group. Not `durable`: who calls syncs the parent.
+    It gets the mode of the folder that it lies in, and where a group may write, what is made in it
+    belongs to that group. Not `durable`: who calls syncs the parent.
     """
     above = os.fstat(parent)
     mode = stat.S_IMODE(above.st_mode) & (0o777 | stat.S_ISGID) | 0o700
@@ -370,9 +369,8 @@ def save_all(
 ) -> None:
     """Replace each file of ours in one step, on the disk when this returns.
 
-    For files that only the holder of a lock writes: a kill leaves ``.<name>.new``, which the next
-    save replaces; on an error the first files are replaced. Not `durable`: whole after a kill, but
-    a power cut within half a minute may leave it empty on some file systems.
+    For files that only the holder of a lock writes: a kill leaves ``.<name>.new``. On an error the
+    first files are replaced. Not `durable`: after a power cut it may be empty.
     """
     mode = file_mode(os.fstat(parent)) if mode is None else mode
     names = list(contents)
@@ -405,14 +403,11 @@ def add(name: str, parent: int, data: bytes) -> None:
 
 
 def append(name: str, parent: int, lines: bytes) -> int:
-    """Add whole lines to a log, under the logs' lock; the log's size in bytes.
-
-    A half line that a kill left is cut off first. Raises OSError, with nothing added.
-    """
+    """Add whole lines to a log, under its lock; its size in bytes. On OSError nothing is added."""
     flags = os.O_RDWR | os.O_APPEND
     with closing(_opened_or_made(name, parent, flags, file_mode(os.fstat(parent)))) as fd:
         _check(os.fstat(fd), name, os.fstat(parent), alone=True)
-        size = _cut_half_line(fd, os.fstat(fd).st_size)
+        size = _cut_half_line(fd, os.fstat(fd).st_size)  # such as a kill left
         try:
             _write_all(fd, lines)
         except OSError:
@@ -616,12 +611,11 @@ _OWNER = re.compile(r"pid ([0-9]{1,9}) since (\S{1,40})")  #: what `locked` writ
 
 @contextlib.contextmanager
 def locked(name: str, parent: int, owner: str = "", *, seconds: float = 0.0) -> Iterator[int]:
-    """Hold a lock file (flock, so threads count, too), its `owner` written into it.
+    """Hold a lock file (flock, so threads count, too), its `owner` ("": this process) written in.
 
     Nobody can open it who may not write to the folder; an old one that others could open is
-    replaced. `owner`: "" for this process and the time. Yields the descriptor. Raises OSError for
-    what is no file of ours, and BusyError where it stays held for so many seconds, or this process
-    is asked to end meanwhile.
+    replaced. Raises OSError for what is no file of ours, and BusyError where it stays held for so
+    many seconds, or this process is asked to end meanwhile.
     """
     with closing(_take(name, parent, time.monotonic() + seconds)) as fd:
         owner = owner or f"pid {os.getpid()} since {_rfc3339(time.time())}"
@@ -707,10 +701,7 @@ def _wait_for(fd: int, until: float, enough: Callable[[], bool] = lambda: False)
 
 
 def holder(name: str, parent: int) -> tuple[int | None, str] | None:
-    """Who holds a lock of ours: the process, if known, and since when ("": unknown, or RFC 3339).
-
-    None where it is free, as far as can be seen.
-    """
+    """Who holds a lock of ours, if known, and since when (RFC 3339, or ""); None: nobody seen."""
     try:
         fd = open_to_read(name, parent)
     except PermissionError:

@@ -146,11 +146,7 @@ class Memory:
 
 
 def bound_to(found: Entry) -> int:
-    """The time that a remembered hash is bound to, ns.
-
-    Of a blob the one that nobody can set; of partial data its own modification time, since a
-    repair sets times.
-    """
+    """The time that a remembered hash is bound to, ns: of a blob one that nobody can set."""
     if found.own_mtime_ns is None and names.is_blob(found.name):
         return found.ctime_ns
     return found.mtime_ns if found.own_mtime_ns is None else found.own_mtime_ns

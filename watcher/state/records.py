@@ -179,10 +179,9 @@ def change(
     """Change the record of one model, and give back what it is then.
 
     `changes` may have the keys of `CHANGEABLE`. A new state is on the disk when this returns; what
-    else changes is whole after any kill, but a power cut may lose the file. `detour`: where there
-    is no way to the new state, by a new try, or by the end of the one that was. Raises TargetError
-    for what is no model, RecordError for a change that can't be, and WatchError where the file
-    can't be read or written.
+    else changes a power cut may lose. `detour`: where there is no way to the new state, by a new
+    try, or by the end of the one that was. Raises TargetError for what is no model, RecordError for
+    a change that can't be, and WatchError where the file can't be read or written.
     """
     key = names.to_model(model).key
 
