@@ -28,8 +28,7 @@ from watcher.state import folders, fs
 
 _KEEP_SECONDS = 30.0  #: answers are written down this often, so that a kill loses little
 _SILENT_TIMES = 3  #: so often a registry may leave one question after another unanswered
-#: Fits into a core's own cache together with what hashes it.
-_READ = 1 << 20
+_READ = 1 << 20  #: fits into a core's own cache together with what hashes it
 _WATCH_SECONDS = 0.5
 
 

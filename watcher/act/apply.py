@@ -63,7 +63,6 @@ def apply(host: Host, agreed: Plan, looks: Looks, journal: Journal) -> tuple[Out
     for batch in _batches(agreed.actions):
         if host.stops():
             break  # what was not begun has no outcome
-        # Times may be set at any moment, whatever else has changed.
         if batch[0].kind is ActionKind.REFRESH:
             outcomes.extend(refresh_all(host, batch, journal))
             continue

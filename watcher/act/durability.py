@@ -26,8 +26,7 @@ from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Remembered
 
 SLICE = 16 * MIB  #: so much is written at once; whether to stop is asked in between
-#: How soon a child that syncs is looked at: seconds, doubled each time up to the longest.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05  #: seconds, doubled each time up to the longest
 _LOCK_SECONDS = 10.0
 _MOST_FILES = 100  #: files that share one wait; each is open meanwhile
 
@@ -216,7 +215,6 @@ def sync_noted(host: Host, settings: Settings) -> frozenset[str]:
         needs: list[Need] = []
         for digest, record in notes:
             data = scan.look(names.data(digest), blobs)
-            # What is finished, or gone, the next look forgets.
             if data is not None and data.inode == record.inode:
                 needs.append(Need(data, sidecars.claims(record.partition), digest, record))
         for batch in _batches(needs):

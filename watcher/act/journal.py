@@ -20,8 +20,7 @@ from watcher.state.memory import Memory
 
 ACTING_LOCK = "lock"
 RESERVE = "reserve"
-#: Enough for an intent, its folders and a saved memory of a usual store.
-_RESERVE_BYTES = 128 * 1024
+_RESERVE_BYTES = 128 * 1024  #: enough for an intent and a usual memory
 _USUAL = transitions.Occasion()
 
 

@@ -45,16 +45,14 @@ class Change:
     """What is to be done to names under ``blobs/``."""
 
     kind: ActionKind
-    #: The entries that it was planned on; the disk must still have them just so.
-    expects: tuple[Entry, ...]
+    expects: tuple[Entry, ...]  #: the disk must still have them just so
     takes: tuple[Entry, ...] = ()  #: those of them that go
     #: Names to the bytes that are put in their place.
     writes: Mapping[str, bytes] = field(default_factory=dict)
     #: The download that they belong to: all or nothing of it is done, under a guard.
     digest: str = ""
     wait_seconds: float = 0.0
-    #: Device and inode of the ``blobs`` that was looked at; what is put in its place is not it.
-    blobs: tuple[int, int] = (0, 0)
+    blobs: tuple[int, int] = (0, 0)  #: device and inode of those that were looked at
     alone: bool = False  #: no process of Ollama's runs, and none can be unseen
     loose: bool = False  #: the file system gives a file that is moved, or read again, another inode
 
@@ -447,7 +445,6 @@ def _undo(work: _Work) -> None:
     intent = work.intent
     assert intent is not None
     with contextlib.suppress(FileNotFoundError):
-        # It could not be brought to the disk: a kill in here must not find it.
         fs.remove(intents.DECIDED, work.here)
     for name in _data_first(os.listdir(work.out)):
         displaced = intent.guard is not None and name == intent.guard_name
@@ -495,7 +492,6 @@ def _drop_orphaned(work: _Work, intent: Intent, name: str) -> bool:
 
 def _remove_guard(work: _Work, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        # A second name, where a rename is a link first.
         fs.remove(intents.GUARD, work.here)
     fs.move(name, work.blobs, intents.GUARD, work.here)
 

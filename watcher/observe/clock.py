@@ -14,16 +14,14 @@ from watcher.model import CLOCK_SETTLED_SECONDS, CLOCK_TOLERANCE_SECONDS, Clock,
 _DRIFT = 0.001  #: a clock that is brought right slowly gains half of this
 _YOUNG_SECONDS = 600.0  #: so soon after its start a machine may not have asked anybody for the time
 _MOST_SHIFTS = 8  #: settings of the clock that are kept in mind
-#: Machines whose clocks are kept in mind; one that is forgotten begins as another machine.
-_MOST_MACHINES = 8
+_MOST_MACHINES = 8  #: one that is forgotten begins as another machine
 
 
 class Reading(NamedTuple):
     """The clocks of this machine now."""
 
     wall: float
-    #: Seconds since the start `boot`; "" where the machine does not identify its starts.
-    counted: float
+    counted: float  #: seconds since the start `boot`
     boot: str
     machine: str = ""  #: "" where the machine has no id
 

@@ -22,21 +22,16 @@ class Host:
 
     store: str
     found_by: str = "--store"
-    #: The symlink for whose sake nothing may be changed there.
-    foreign: ForeignLink | None = None
+    foreign: ForeignLink | None = None  #: the link for whose sake nothing may be changed
     proc: str = "/proc"  #: where the kernel shows its processes
-    #: The process whose children alone count among them; None where any may write to the store.
-    parent: int | None = None
+    parent: int | None = None  #: only its children count; None: all processes do
     system: str = ""  #: the root folder of the system whose unit the server has; "" for this one
     clock: Callable[[], float] = time.time
-    #: Seconds that the machine has been awake since its start; setting the clock moves nothing.
-    uptime: Callable[[], float] = time.monotonic
+    uptime: Callable[[], float] = time.monotonic  #: seconds awake; no clock moves them
     #: Seconds since its start, those that it has slept included.
     counted: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
-    #: Waits so many seconds: the guard's wait while a server runs.
-    sleep: Callable[[float], None] = time.sleep
-    #: A server's version by its URL, or None where nobody answers.
-    version: Callable[[str], str | None] = server.version
+    sleep: Callable[[float], None] = time.sleep  #: the wait under a guard
+    version: Callable[[str], str | None] = server.version  #: by URL; None where nobody answers
     #: Bytes that a model's registry has of a digest, or None where it does not report that; OSError
     #: where it does not answer.
     registry_length: Callable[[ModelName, str], int | None] = registry.length
@@ -48,18 +43,13 @@ class Host:
     known_layers: Callable[[int], Mapping[str, registry_cache.KnownLayer]] = (
         registry_cache.known_layers
     )
-    #: Whether this process was asked to end, so that a look is given up: nobody waits for it.
-    ends: Callable[[], bool] = lambda: False
-    #: Data is read for blocks of zeros until then, by `uptime`; what is not read stays doubted.
-    reads_until: float = math.inf
-    #: Whether to hash no more and to begin no further act; what was done by then is remembered.
-    stops: Callable[[], bool] = lambda: False
-    #: Hands an event on to who listens, besides the logs.
-    report: Callable[[Event], None] = lambda _: None
+    ends: Callable[[], bool] = lambda: False  #: whether to give a look up: an end was asked for
+    reads_until: float = math.inf  #: by `uptime`: data is read for blocks of zeros until then
+    stops: Callable[[], bool] = lambda: False  #: whether to hash no more and begin no further act
+    report: Callable[[Event], None] = lambda _: None  #: takes events besides the logs
     #: Is called with the bytes hashed so far, and the bytes to hash.
     watch: Callable[[int, int], None] = lambda _, __: None
-    #: Who has called us; printed commands are for that user.
-    caller: Caller = field(default_factory=advice.caller)
+    caller: Caller = field(default_factory=advice.caller)  #: printed commands are for that user
 
     def reads_no_more(self) -> bool:
         """Whether nothing more is to be read for blocks of zeros."""

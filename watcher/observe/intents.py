@@ -98,10 +98,8 @@ class Intent:
     guard: int | None  #: the inode of its guard; None for single files
     files: Mapping[str, File]
     writes: Mapping[str, bytes]
-    #: The hash of the sidecar that the guard stands in for; "" where there was none.
-    displaced: str = ""
-    #: Identities don't hold on this file system: files are compared by size, time and content.
-    loose: bool = False
+    displaced: str = ""  #: hash of the sidecar that the guard stands in for; "": there was none
+    loose: bool = False  #: files are compared by size, time and content
 
     @property
     def guard_name(self) -> str:
@@ -152,7 +150,6 @@ def encode(intent: Intent) -> bytes:
         "displaced": intent.displaced,
         "loose": intent.loose,
         "writes": {name: content.decode() for name, content in intent.writes.items()},
-        # Latin-1 holds every byte that a name can have, one to one.
         "files": [
             [os.fsencode(each.name).decode("latin-1"), each.kind.value, *each[2:]]
             for each in intent.files.values()
@@ -311,7 +308,6 @@ def _row(name: str, *rest: Any) -> File:
     return File(os.fsdecode(name.encode("latin-1")), *rest)
 
 
-#: A file from its row.
 _file = checks.row(
     _row, checks.text, Kind, checks.whole, checks.nanoseconds, checks.identity, checks.flag
 )

@@ -12,8 +12,7 @@ from watcher.ollama import names
 from watcher.state import fs
 from watcher.state.memory import FOLDER
 
-#: Such as ``home/user/.ollama/models``; and so many folders are looked into, no more.
-_DEEPEST, _MOST_FOLDERS = 4, 500
+_DEEPEST, _MOST_FOLDERS = 4, 500  #: how deep, and how many folders, it looks
 _TAG_DEPTH = 4
 _PARTS = ("blobs", "manifests")
 

@@ -20,10 +20,8 @@ ZEROS_ENOUGH = 16 * MIB
 #: So many zeros before the start of a part of old are no content, in a file without holes.
 NOTHING = 64 * 1024
 BLOCK = 4096  #: the unit in which zeros after a reboot are looked for
-#: A file in more pieces than this is hostile; what lies behind them is not believed.
-MOST_SEGMENTS = 100_000
-#: The first piece that is read on a way through zeros, and each further one.
-_PIECE, _CHUNK = 4096, MIB
+MOST_SEGMENTS = 100_000  #: a file in more pieces is hostile
+_PIECE, _CHUNK = 4096, MIB  #: of a way through zeros: the first, and each further one
 #: What lies behind less than a piece, at a part's end, is the next part's beginning: read along.
 _WINDOW = 16 * 1024
 _MOST_ANSWERS = 1000  #: a file with more answers than this is odd: they are found anew each time
@@ -41,8 +39,7 @@ class Doubts(NamedTuple):
 class Limits(NamedTuple):
     """How much may be read."""
 
-    #: Bytes that may be read where the file system has no holes; None for no limit.
-    read_bytes: int | None = None
+    read_bytes: int | None = None  #: where the file system has no holes; None for no limit
     stop: Callable[[], bool] = lambda: False  #: says when to read no more for zeros
 
 

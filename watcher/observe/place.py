@@ -28,8 +28,7 @@ _NETWORK = frozenset(
     | {"afs", "beegfs", "gpfs", "vboxsf", "fuse.sshfs", "fuse.glusterfs", "fuse.cephfs"}
     | {"fuse.rclone", "fuse.s3fs"}
 )
-#: Where a store lies below a folder that is easily taken for it.
-_BELOW = ("models", ".ollama/models", "ollama/models")
+_BELOW = ("models", ".ollama/models", "ollama/models")  #: of a store in a folder taken for it
 #: The errors of a path that leads to nothing; others leave open whether there is a store.
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 #: In a path these make Go's filepath.Glob look elsewhere, so that the server finds nothing.
@@ -262,7 +261,6 @@ def describe(host: Host, store: int) -> Place:
         free_bytes=room.f_bavail * room.f_frsize,
         free_inodes=room.f_favail,
         read_only=bool(room.f_flag & os.ST_RDONLY),
-        # Where ``blobs`` is not there, or leads nowhere, the folder alone counts.
         writable=all(
             os.access(name, os.W_OK | os.X_OK, dir_fd=store)
             for name in (".", "blobs")

@@ -23,14 +23,11 @@ from watcher.ollama import environment, names
 from watcher.state import folders
 from watcher.system import flocks, privileges
 
-#: The inode of the first PID namespace (PROC_PID_INIT_INO in the kernel's proc_ns.h).
-_FIRST_PID_NAMESPACE = "pid:[4026531836]"
-#: PF_KTHREAD of a process's flags: kernel threads have no descriptors of interest.
-_KERNEL_THREAD = 0x00200000
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"  #: PROC_PID_INIT_INO of proc_ns.h
+_KERNEL_THREAD = 0x00200000  #: PF_KTHREAD: no descriptors of interest
 _GONE_STATES = frozenset({b"Z", b"X", b"x"})  #: zombies and what is dying hold nothing any more
 _UNREACHABLE_AFTER = 300.0  #: a server that can't be reached counts as started after this
-#: So long all servers together are waited for.
-_ASKING_SECONDS = 3.0
+_ASKING_SECONDS = 3.0  #: so long all servers together are waited for
 _SERVE_WORDS = frozenset({"serve", "start"})
 _SHOWN_UNSEEN = 5
 #: File systems that show files of another one, or of another machine, with other devices, inodes.
@@ -185,7 +182,6 @@ def _asked(host: Host, pairs: Iterable[tuple[Process, Server]]) -> Iterator[Serv
     left = _ASKING_SECONDS
     for process, server in pairs:
         began, version = time.monotonic(), None
-        # One of another store is nobody's business here.
         if left > 0 and server.ours is not False and server.url is not None:
             version = host.version(server.url)
         left -= time.monotonic() - began
@@ -327,7 +323,6 @@ class _Sought:
             name = self.by_identity.get((status.st_dev, status.st_ino))
             if name is not None:
                 return name, False
-            # Most descriptors are sockets, pipes and devices.
             if not stat.S_ISREG(status.st_mode) or status.st_dev in self.devices:
                 return None
             shown = os.path.basename(os.readlink(link))
@@ -335,7 +330,6 @@ class _Sought:
             raise
         except OSError:
             return None
-        # A file on another device may be one of ours all the same.
         if shown in self.names and (self._ours_disguises or self._disguises(pid, number)):
             return shown, True
         return None

@@ -69,7 +69,6 @@ def _others(store: int, servers: Iterable[Server]) -> Iterator[tuple[str, int | 
         try:
             with fs.closing(os.open(server.store, _UNLISTED)) as folder:
                 found, its_blobs = os.fstat(folder), folders.look_at_blobs(folder).status
-                # If its path leads there from here, too.
                 same = its_blobs is not None and os.path.samestat(its_blobs, blobs.status)
                 if not same or not any(os.path.samestat(found, each) for each in met):
                     yield shown, folder if same else None

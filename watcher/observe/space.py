@@ -91,7 +91,6 @@ class _Walk:
                 except FileNotFoundError:
                     continue
                 if inside in _MAY_BE_LINKS and item.is_symlink():
-                    # One that leads nowhere is only a link.
                     with contextlib.suppress(OSError):
                         status = item.stat()
                         if stat.S_ISDIR(status.st_mode):

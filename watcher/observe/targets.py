@@ -17,7 +17,6 @@ from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import folders, memory, registry_cache
 
-#: Fewer than four digits are more likely a slip than a digest.
 _DIGITS = re.compile(r"(?:sha256[:-])?([0-9a-fA-F]{4,64})(?:-partial(?:-[0-9]+)?|\.tmp)?")
 _MOST_NEAREST = 5
 

@@ -37,8 +37,7 @@ _SPECIFIERS = {
     "S": "/var/lib", "C": "/var/cache", "L": "/var/log", "E": "/etc", "t": "/run",
 }  # fmt: skip
 _LONGEST = 1 << 20
-#: Is there where systemd runs (sd_booted(3)).
-_RUNS = "/run/systemd/system"
+_RUNS = "/run/systemd/system"  #: sd_booted(3)
 _MOST_LINKS = 40
 
 
@@ -49,8 +48,7 @@ class Unit(NamedTuple):
     group: str = ""
     groups: tuple[str, ...] = ()
     folder: str = ""
-    #: As the unit and its files set them, the later ones counting.
-    variables: Mapping[str, str] = MappingProxyType({})
+    variables: Mapping[str, str] = MappingProxyType({})  #: as the unit and its files set them
     before: tuple[str, ...] = ()
     unread: str = ""  #: a file of variables that this user can't read, "" for none
     idle: bool = False  #: it is neither switched on nor running
@@ -195,7 +193,6 @@ def _asked() -> Unit | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    # Properties as systemctl shows them, turned into what a unit has.
     found: list[tuple[str, str]] = []
     for line in answer.stdout.splitlines():
         key, _, value = line.partition("=")

@@ -17,7 +17,6 @@ from watcher.ollama.sidecars import LARGEST_LAYER
 
 T = TypeVar("T")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
-#: As the kernel counts: inodes and devices without a sign, times in ns with one.
 _MOST_UNSIGNED, _MOST_SIGNED = (1 << 64) - 1, (1 << 63) - 1
 #: Seconds since the epoch on any file system, and those that a calendar has, in every time zone.
 _MOST_SECONDS = float(1 << 63)

@@ -30,10 +30,8 @@ from watcher.state.checks import LAST_DAY
 LOGS = "logs"
 ALL = "events"
 SUFFIX = ".jsonl"
-#: Held while something is written there. Who may read a log could hold one on the log itself.
-LOCK = "logs.lock"
-#: To write takes milliseconds; who waits longer waits for a process that was stopped.
-_PATIENCE_SECONDS = 10.0
+LOCK = "logs.lock"  #: who may read a log could hold one on the log itself
+_PATIENCE_SECONDS = 10.0  #: who waits longer waits for a process that was stopped
 _AT_ONCE = 100  #: lines that are added in one write: a log is too large by no more than these
 _SINCE_BYTES = 1 << 20  #: so much may have been added by others since
 #: A log that was set aside: its name, the time of its end, and a number where that was not enough.
@@ -110,8 +108,7 @@ class Event:
     """Something that happened at `at` (seconds since the epoch)."""
 
     at: float
-    #: An `EventType`; a program that uses us as a library may have types of its own.
-    event_type: str
+    event_type: str  #: an `EventType`; a program that uses us as a library may have others
     message: str
     model_name: str | None = None  #: None for an event of the store or of the service
     details: Mapping[str, object] = field(default_factory=dict)
@@ -267,7 +264,6 @@ def _lock(folder: int, opened: ExitStack, seconds: float) -> None:
 
 def _rotate(folder: int, log: str, now: float, settings: Settings) -> None:
     with contextlib.suppress(FileNotFoundError):
-        # Another process may have set it aside since we wrote to it.
         if os.stat(f"{log}{SUFFIX}", dir_fd=folder).st_size > settings.log_max_bytes:
             _set_aside(folder, log, now)
 

@@ -23,8 +23,7 @@ from watcher.state import fs
 _LOOK = getattr(os, "O_PATH", 0) | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _AT_FDCWD = -100  #: the working directory, in place of a descriptor (fcntl.h)
-#: So many symlinks on one way, and they lead in a circle (MAXSYMLINKS of the kernel).
-_MOST_LINKS = 40
+_MOST_LINKS = 40  #: MAXSYMLINKS of the kernel
 #: What can be in a folder's place, by the error of opening it.
 NO_FOLDER = {
     errno.ENOENT: "it is a dangling symlink",
@@ -84,7 +83,6 @@ def opened_blobs(store: int, *, foreign_too: bool = False) -> Iterator[int]:
     try:
         fd = fs.open_quietly("blobs", _FOLDER | os.O_NOFOLLOW, store)
     except NotADirectoryError:
-        # A symlink, or no folder at all.
         fd = _linked_blobs(store, foreign_too=foreign_too)
     with fs.closing(fd):
         yield fd
@@ -211,7 +209,6 @@ class KeptWay:
                 with _reached(rest, at):
                     pass
             except OSError as error:
-                # Where something else is wrong with it, the scan will report that.
                 may_go = not isinstance(error, PermissionError)
             if self._path not in _begun and may_go:
                 _begun[self._path] = at, rest

@@ -29,12 +29,10 @@ from watcher.system import flocks, privileges, stopping
 
 #: The errors of a file system without hard links.
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
-#: Of what is made for ``blobs/``: the mode that the server gives its own files there.
-FILE_MODE = 0o644
+FILE_MODE = 0o644  #: of what is made for ``blobs/``, as the server does
 _PIECE = 1 << 20  #: so much is read at once to find where a half line begins
 _LONGEST_LINE = 16 << 20  #: no line of a log is longer: where none ends in so much, it is no log
-#: How soon a lock that somebody holds is tried again: seconds, doubled each time up to the longest.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.05  #: seconds, doubled each time
 _AT_ONCE = 100  #: files that are made together; each is open meanwhile
 _MANY_FILES = 65_536  #: so many descriptors a process may have where nothing lists them
 #: No symlink is followed, no FIFO's other end waited for, no terminal taken.
@@ -171,8 +169,7 @@ _sync_file_range = getattr(_libc, "sync_file_range", None)
 # statx(2): flags, and where struct statx has stx_btime (linux/stat.h); Python's os.stat lacks it.
 _NO_FOLLOW, _STATX_BTIME, _STATX_SIZE, _BTIME_OFFSET = 0x100, 0x800, 256, 80
 _NO_REPLACE = 1  #: renameat2(2): never over an existing name
-#: sync_file_range(2): wait for what is under way, write what is left, wait for that.
-_WAIT_WRITE_WAIT = 1 | 2 | 4
+_WAIT_WRITE_WAIT = 1 | 2 | 4  #: sync_file_range(2): wait, write, wait
 
 
 def file_mode(folder: os.stat_result) -> int:
@@ -355,7 +352,6 @@ def reserve(name: str, parent: int, size: int) -> None:
         if os.stat(name, dir_fd=parent, follow_symlinks=False).st_size == size:
             return
         os.unlink(name, dir_fd=parent)
-    # Nothing that a file system could do without storing.
     create_all({name: os.urandom(size)}, parent, mode=file_mode(os.fstat(parent)))
 
 
@@ -626,8 +622,7 @@ def locked(name: str, parent: int, owner: str = "", *, seconds: float = 0.0) -> 
         yield fd
 
 
-#: Held while a lock that others could open is replaced.
-_REPLACING = "replacing.lock"
+_REPLACING = "replacing.lock"  #: held while a lock that others could open is replaced
 _REPLACING_SECONDS = 1.0
 
 
@@ -666,7 +661,6 @@ def _replace_loose(name: str, parent: int, fd: int, until: float) -> None:
     _wait_for(fd, until, lambda: _is_strangers(fd, parent))
     seconds = max(_REPLACING_SECONDS, until - time.monotonic())
     with locked(_REPLACING, parent, seconds=seconds):
-        # Once more: somebody may have been quicker with either.
         if is_named(fd, name, parent) and _wait_for(fd, 0.0, lambda: _is_strangers(fd, parent)):
             save_all({name: b""}, parent, durable=False, mode=lock_mode(os.fstat(parent)))
 
@@ -705,7 +699,6 @@ def holder(name: str, parent: int) -> tuple[int | None, str] | None:
     try:
         fd = open_to_read(name, parent)
     except PermissionError:
-        # Who may not hold it either is refused by the kernel.
         status = os.stat(name, dir_fd=parent, follow_symlinks=False)
         pids = flocks.holders(status)
         return (pids[0], _rfc3339(status.st_mtime)) if pids else None

@@ -18,7 +18,6 @@ from watcher.state import checks, fs, json_file, state_folder
 SCHEMA = "ollama-watch/hashes/1"
 FOLDER = "hashes"
 _BLOB = "sha256-"
-#: The beginnings of digests, two digits long.
 _PREFIXES = tuple(f"{number:02x}" for number in range(256))
 
 
@@ -68,7 +67,6 @@ class Shard(NamedTuple):
         return found
 
 
-#: A row, checked.
 hashed = checks.row(
     Hashed, checks.identity, checks.whole, checks.nanoseconds, checks.digest, checks.boot
 )
@@ -100,8 +98,7 @@ class Hashes:
     new: Mapping[str, Hashed] = field(default_factory=dict)
     _store: int | None = field(default=None, compare=False)
     _boot: str = field(default="", compare=False)
-    #: Why some of the files could not be used, if so.
-    unread: str = field(default="", compare=False)
+    unread: str = field(default="", compare=False)  #: why some of the files could not be used
     _shards: dict[str, Shard] = field(default_factory=dict, compare=False)
 
     def of_disk(self, store: int, boot: str) -> Hashes:

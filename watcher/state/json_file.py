@@ -21,8 +21,7 @@ from watcher.state.state_folder import FOLDER
 from watcher.system import advice
 
 T = TypeVar("T")
-#: A change takes milliseconds; who waits longer waits for a process that was stopped.
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 30.0  #: who waits longer waits for a process that was stopped
 #: What shows that something else has a file's name.
 _NO_FILE = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR})
 #: What JSON of another shape makes Python raise.
@@ -170,7 +169,6 @@ class File(Generic[T]):
         path = advice.path_of(store)
         if isinstance(error, state_folder.ForeignError):
             return state_folder.refusal(path, error)
-        # The store's owner can give themselves the right.
         if isinstance(error, PermissionError) and os.fstat(store).st_uid == os.geteuid():
             folder = os.path.join(path, FOLDER)
             there = filter(os.path.lexists, (folder, os.path.join(folder, self.name)))

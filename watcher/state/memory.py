@@ -30,8 +30,7 @@ NAME = "state.json"
 #: In place of a start's id, which none is: the data has to be looked through in any case.
 REFUSED = "refused"
 _LONGEST_LINE = 1 << 24  #: of a line of an event
-#: No more settings of the clock, and machines, are believed to be in there.
-_MOST_SHIFTS = 8
+_MOST_SHIFTS = 8  #: no more are believed to be in there
 _MOST_MACHINES = 8
 _READ_LIMIT = 256 * 1024 * 1024
 
@@ -300,7 +299,6 @@ class _File(json_file.File[Memory]):
             models=models,
             problems=problems,
             looked_at=checks.seconds(found["looked_at"]),
-            # Those of other machines, and that of the last scan.
             clocks=tuple(map(_clock, [*found.get("other_clocks", ())[:_MOST_MACHINES], *last])),
             hashed=checks.whole(found.get("hashed", 0)),
             untold=tuple(_line(each).encode() for each in found.get("untold", ())),

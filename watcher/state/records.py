@@ -156,7 +156,6 @@ class Record:
     updated_at: float = kept(checks.day, default=0.0)
 
 
-#: What a change may have, and how each value is checked.
 CHANGEABLE: Mapping[str, Callable[[object], Any]] = MappingProxyType(
     {each.name: each.metadata["check"] for each in fields(Record) if not each.name.endswith("_at")}
 )
@@ -235,7 +234,6 @@ def restate(record: Record, state: State, why: str, now: float) -> Record:
     """A record as it is now, where what it said of a download is no longer so."""
     if state is State.COMPLETED:
         return after(record, {"state": state}, now, "")
-    # What has arrived is still known.
     return replace(record, state=state, error=why, updated_at=now)
 
 
@@ -272,7 +270,6 @@ def after(before: Record, changes: Mapping[str, object], now: float, model: str)
         raise RecordError(f"{model}: status: {before.state} can't become {state}", f"only {ways}")
     if given.get("error") and state is not State.ERROR:
         raise RecordError(f"{model}: error: the state is {state}", "give it with the state error")
-    # Whether both are of the same download.
     goes_on = before.state is state or before.state.active
     if before.state is State.ERROR:
         goes_on = state not in (State.IDLE, State.RESET)

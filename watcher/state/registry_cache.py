@@ -48,8 +48,7 @@ class KnownLayer(NamedTuple):
     sizes: tuple[int, ...] = ()  #: what the manifest of each of these has
 
 
-#: Kept manifests, by `ModelName.key`.
-Manifests = Mapping[str, Cached]
+Manifests = Mapping[str, Cached]  #: by `ModelName.key`
 _NONE: Manifests = MappingProxyType({})
 
 
