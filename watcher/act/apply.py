@@ -74,7 +74,7 @@ def apply(host: Host, agreed: Plan, looks: Looks, journal: Journal) -> tuple[Out
         # The fresh one is done: it knows whether the guard has to wait for a server.
         still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
         gone = [action for action in batch if _essence(action) not in fresh]
-        undone = list(_no_longer(gone, planned)) if gone else []
+        undone = list(_no_longer(gone, planned))
         journal(*(events.begun(action, host.clock()) for action in still))
         ended = _Batch(host, journal.store, seen, looks).do(still)
         # What somebody else has done meanwhile was not begun here, and is logged by who did it.

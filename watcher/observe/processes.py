@@ -46,6 +46,9 @@ class Process(NamedTuple):
     name: str
     arguments: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.pid})"
+
     @property
     def is_ollama(self) -> bool:
         """By its name or its command: a server, a client or a runner."""
@@ -128,11 +131,8 @@ def see(
                     pairs.append((process, server))
         strange = {process.pid for process in ollamas if is_strange(process.pid)}
     kept = [(process, server) for process, server in pairs if process.pid not in strange]
-    others = tuple(
-        f"{process.name} ({process.pid})"
-        for process in ollamas
-        if not process.is_server and process.lives and process.pid not in strange
-    )
+    rest = (each for each in ollamas if each.pid not in strange and not each.is_server)
+    others = tuple(str(each) for each in rest if each.lives)
     return Seen(
         _view(host, unread, network=network, writers_visible=writers_visible),
         holders,
@@ -381,23 +381,19 @@ def _holders(
             if match is None:
                 continue
             name, by_name = match
-            writes = _writes(host, process.pid, number)
+            writes = True  # as long as that is unknown
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                flags = int(_fdinfo(host, process.pid, number)[b"flags"], 8)
+                writes = flags & os.O_ACCMODE != os.O_RDONLY
             before = found.setdefault(name, {}).get(process.pid)
             if before is None or (writes and not before.writes):
-                found[name][process.pid] = Holder(
-                    process.pid, process.name, name, writes, by_name=by_name
-                )
+                holder = Holder(process.pid, process.name, name, writes, by_name=by_name)
+                found[name][process.pid] = holder
     return {name: tuple(each.values()) for name, each in found.items()}, unread
 
 
-def _writes(host: Host, pid: int, number: str) -> bool:
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return int(_fdinfo(host, pid, number)[b"flags"], 8) & os.O_ACCMODE != os.O_RDONLY
-    return True  # held, and not known how: the worse is assumed
-
-
 def _view(host: Host, unread: list[Process], *, network: bool, writers_visible: bool) -> View:
-    unseen = tuple(f"{process.name} ({process.pid})" for process in unread[:_SHOWN_UNSEEN])
+    unseen = tuple(map(str, unread[:_SHOWN_UNSEEN]))
     if writers_visible:
         return View(Visibility.FULL, (), "writers_visible is set in the settings")
     others = "other machines may write to a network file system", Blind.NETWORK
@@ -409,7 +405,7 @@ def _view(host: Host, unread: list[Process], *, network: bool, writers_visible: 
     several = f"{len(unread)} processes of other users"
     whose = several if len(unread) > 1 else "a process of another user"
     why = f"the open files of {whose} can't be read"
-    ollamas = [f"{process.name} ({process.pid})" for process in unread if process.is_ollama]
+    ollamas = [str(process) for process in unread if process.is_ollama]
     if ollamas:
         return View(Visibility.PARTIAL, unseen, f"{why}, {', '.join(ollamas)} among them")
     return View(Visibility.NAMED, unseen, why)

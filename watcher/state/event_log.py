@@ -209,7 +209,7 @@ def write(store: int, events: Iterable[Event], settings: Settings) -> None:
     if not logs:
         return
     with ExitStack() as opened:
-        folder = _logs_folder(store, opened)
+        folder = _locked(store, opened)
         for log, its in logs.items():
             for at in range(0, len(its), _AT_ONCE):
                 some = its[at : at + _AT_ONCE]
@@ -222,7 +222,7 @@ def write(store: int, events: Iterable[Event], settings: Settings) -> None:
 def write_missing(store: int, events: Sequence[Event]) -> None:
     """Append to each log what is not at its end, nor at that of its last rotation. OSError."""
     with ExitStack() as opened:
-        folder = _logs_folder(store, opened)
+        folder = _locked(store, opened)
         listed = os.listdir(folder)
         for log, its in sorted(_by_log(events).items()):
             lines = [event.line for event in its]
@@ -248,18 +248,14 @@ def _append(log: str, folder: int, lines: bytes, now: float) -> int:
         return fs.append(f"{log}{SUFFIX}", folder, lines)
 
 
-def _logs_folder(store: int, opened: ExitStack) -> int:
+def _locked(store: int, opened: ExitStack, seconds: float = _PATIENCE_SECONDS) -> int:
     folder = opened.enter_context(state_folder.made(store))
     logs = opened.enter_context(state_folder.made(store, LOGS))
-    _lock(folder, opened, _PATIENCE_SECONDS)
-    return logs
-
-
-def _lock(folder: int, opened: ExitStack, seconds: float) -> None:
     try:
         opened.enter_context(fs.locked(LOCK, folder, seconds=seconds))
     except fs.BusyError as busy:
         raise BlockingIOError(errno.EAGAIN, f"{busy.owner} keeps {LOCK}") from None
+    return logs
 
 
 def _rotate(folder: int, log: str, now: float, settings: Settings) -> None:
@@ -281,9 +277,8 @@ def _set_aside(folder: int, log: str, now: float) -> None:
 def expire(store: int, now: float, settings: Settings) -> None:
     """Remove all logs to which nothing was written for `settings.log_keep_days`. Raises OSError."""
     with ExitStack() as opened, contextlib.suppress(FileNotFoundError, BlockingIOError):
-        our_folder = opened.enter_context(state_folder.opened(store))
-        folder = opened.enter_context(state_folder.opened(store, LOGS))
-        _lock(our_folder, opened, 0.0)
+        opened.enter_context(state_folder.opened(store, LOGS))  # it is not made for this
+        folder = _locked(store, opened, 0.0)
         before = now - settings.log_keep_days * DAY
         for name in os.listdir(folder):
             with contextlib.suppress(OSError):
@@ -308,9 +303,8 @@ class Log:
         missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
         with ExitStack() as opened, missing:
             folder = _opened_logs(self._store, opened)
-            whole = False
-            while not whole:
-                whole = yield from self._read_files(folder, to_the_end=to_the_end)
+            while not (yield from self._read_files(folder, to_the_end=to_the_end)):
+                pass
 
     def _read_files(self, folder: int, *, to_the_end: bool) -> Generator[Event, None, bool]:
         there = _in_order(self._log, folder, os.listdir(folder))
@@ -352,15 +346,13 @@ class Log:
 
 def logs(store: str) -> list[str]:
     """The names of all logs of a store, sorted. Raises PermissionError."""
-    found: set[str] = set()
+    listed: list[str] = []
     missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
     with ExitStack() as opened, missing:
-        folder = _opened_logs(store, opened)
-        for name in os.listdir(folder):
-            aside = _ASIDE.fullmatch(name)
-            if aside is not None or name.endswith(SUFFIX):
-                found.add(aside[1] if aside is not None else name.removesuffix(SUFFIX))
-    return sorted(found)
+        listed = os.listdir(_opened_logs(store, opened))
+    aside = {match[1] for match in map(_ASIDE.fullmatch, listed) if match}
+    whole = {name for name in listed if name.endswith(SUFFIX) and not _ASIDE.fullmatch(name)}
+    return sorted(aside | {name.removesuffix(SUFFIX) for name in whole})
 
 
 def _opened_logs(store: str, opened: ExitStack) -> int:
