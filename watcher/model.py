@@ -56,10 +56,8 @@ class Entry(NamedTuple):
     uid: int
     gid: int
     mode: int
-    #: Its own modification time, where the one on the disk was set by us.
-    own_mtime_ns: int | None = None
-    #: The hash of its content, where it was computed and the file has not changed since.
-    sha256: str | None = None
+    own_mtime_ns: int | None = None  #: where the one on the disk was set by us
+    sha256: str | None = None  #: where it was computed and still holds
 
     @property
     def mtime(self) -> float:
@@ -105,8 +103,7 @@ class Sidecar(NamedTuple):
     """One ``-partial-<N>`` file: its part, or why the server can't use it."""
 
     entry: Entry
-    #: N of the file name; None where the name has no plain number (the server takes it).
-    number: int | None
+    number: int | None  #: N of the name; None where that is no plain number
     part: Part | None
     fault: str | None
 
@@ -118,8 +115,7 @@ class Holder(NamedTuple):
     process: str
     entry: str
     writes: bool
-    #: It has a file of that name open where identities can't be compared, such as on an overlay.
-    by_name: bool = False
+    by_name: bool = False  #: seen by name only: identities can't be compared there
 
     @property
     def doubt(self) -> str:
@@ -133,12 +129,9 @@ class Trust(NamedTuple):
     claimed: Ranges = ()
     present: Ranges = ()
     trusted: Ranges = ()
-    #: Holes show what is missing; not so in a copy without any, or where a file system has none.
-    has_holes: bool = True
-    #: Some of it may have been written before the machine started: zero blocks may be no data.
-    rebooted: bool = False
-    #: Zero blocks were looked for after a reboot (it means reading, so it can be left out).
-    zeros_read: bool = True
+    has_holes: bool = True  #: not so in a copy, or where a file system has none
+    rebooted: bool = False  #: some may have been written before the start
+    zeros_read: bool = True  #: zero blocks were looked for
 
 
 class Reads(NamedTuple):
@@ -193,10 +186,8 @@ class Clock(NamedTuple):
     boot: str
     wall: float
     counted: float
-    #: What time it is at least, however the wall clock stands; it may be behind that.
-    certain: float
-    #: For so many seconds the wall clock has been seen to advance as the machine counts.
-    held: float
+    certain: float  #: what time it is at least
+    held: float  #: seconds for which wall clock and count have agreed
     begun: float  #: when, by itself, the wall clock began to be as it is now
     #: By how much it has jumped since the scan before, and whether a jump ahead was its beginning.
     jump: float = 0.0
@@ -237,14 +228,12 @@ class Download:
     total_from: str | None = None
     faults: tuple[str, ...] = ()
     trust: Trust = field(default_factory=Trust)
-    #: What was read of its data for that; None where it can't stand in for another read.
-    reads: Reads | None = None
+    reads: Reads | None = None  #: what was read for that, if another scan may use it
     holders: tuple[Holder, ...] = ()
     models: tuple[str, ...] = ()
     progress_at: float | None = None
     ahead: Ahead | None = None  #: as remembered, where its files' times lie in the future
-    #: Birth time of its data file (or first sidecar), ns since the epoch; 0 where not known.
-    born_ns: int = 0
+    born_ns: int = 0  #: of its data file or first sidecar, ns since the epoch; 0: not known
     #: Bytes that the registry of one of its models has of it; None where it was not asked lately.
     registry: int | None = None
     doubted_length: str = ""  #: why a length that somebody has given for it is not believed
@@ -396,8 +385,7 @@ class OddBlob(NamedTuple):
     registry: int | None = None
     asked: bool = False
     behind: Entry | None = None
-    #: Of a missing one: where its bytes lie under a name that the server does not look for.
-    lies: Located | None = None
+    lies: Located | None = None  #: where its bytes lie under a name that no server looks for
 
     @property
     def content(self) -> Entry | None:
@@ -485,25 +473,18 @@ class BlobCensus(NamedTuple):
     odd: tuple[OddBlob, ...] = ()
     unnamed: tuple[Entry, ...] = ()
     elsewhere: tuple[Entry, ...] = ()
-    #: Names in the old spelling ``sha256:<hex>``, as paths below ``blobs/``.
-    old_names: tuple[Located, ...] = ()
+    old_names: tuple[Located, ...] = ()  #: as ``sha256:<hex>``, below ``blobs/``
     rename_faults: tuple[str, ...] = ()
-    #: Those of them that a manifest protects once they are renamed.
-    old_protected: frozenset[str] = frozenset()
-    #: Blobs that a manifest names in a way that does not keep the server from deleting them.
-    unprotected: tuple[Entry, ...] = ()
-    #: Left-overs of ``ollama create`` and of uploads, as paths below the store.
-    temporaries: tuple[Located, ...] = ()
+    old_protected: frozenset[str] = frozenset()  #: that a manifest protects once renamed
+    unprotected: tuple[Entry, ...] = ()  #: named by a manifest, yet not kept from deletion
+    temporaries: tuple[Located, ...] = ()  #: of ``ollama create`` and uploads
     foreign: tuple[Entry, ...] = ()
     odd_manifests: tuple[OddManifest, ...] = ()
-    #: Folders that could not be listed, here and below as paths below the store.
-    unlisted: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()  #: folders, as paths below the store
     failing: tuple[Unseen, ...] = ()  #: of these the ones that no right of anybody's opens, and why
-    #: Folders below ``manifests`` that a symlink of neither root's nor their owner's leads to.
-    behind_foreign: tuple[str, ...] = ()
+    behind_foreign: tuple[str, ...] = ()  #: below ``manifests``, by a foreign symlink
     unseen: tuple[Unseen, ...] = ()  #: names of which not even the kind is known
-    #: As `unlisted`, for the server, going by the store's owner and the folders' modes.
-    unlisted_by_server: tuple[str, ...] = ()
+    unlisted_by_server: tuple[str, ...] = ()  #: the same for the server, by owner and modes
     barred: tuple[Barred, ...] = ()
     stuck_folders: tuple[str, ...] = ()  #: folders that the start finds empty and can't remove
     sealed: bool = False  #: the server's user can add, rename and remove no name under ``blobs/``
@@ -546,8 +527,7 @@ class View(NamedTuple):
     """The visibility, which processes could not be seen, and why."""
 
     visibility: Visibility
-    #: ``name (pid)`` of processes whose descriptors could not be read, the first few.
-    unseen: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()  #: ``name (pid)``, the first few
     why: str = ""
     blind: Blind = Blind.USERS
 
@@ -573,8 +553,7 @@ class Server(NamedTuple):
     elsewhere: bool = False  #: whether it is another one, which has its blobs in the same folder
     url: str | None = None
     version: str | None = None
-    #: Established connections to its API; None where they can't be counted.
-    connections: int | None = None
+    connections: int | None = None  #: to its API; None where they can't be counted
     no_prune: bool | None = None
     uid: int | None = None  #: who may end it besides root; None where not known
     unit: str = ""
@@ -601,23 +580,19 @@ class Place(NamedTuple):
     #: ``blobs`` is a symlink, or a mount or link to another file system.
     blobs_linked: bool = False
     blobs_elsewhere: bool = False
-    #: The symlink for whose sake nothing is changed; None where there is none.
-    foreign: ForeignLink | None = None
+    foreign: ForeignLink | None = None  #: for whose sake nothing is changed
     #: Our folder is not whose it has to be: its owner's user id, the ones of user and group that it
     #: should have, and whether nothing in it is believed. None where it is right.
     state_owner: tuple[int, tuple[int, int], bool] | None = None
-    #: Glob characters in the path: the server sees neither manifests nor sidecars there.
-    globbed: bool = False
-    #: The same, so spelled that the server's search for manifests fails: it deletes nothing.
-    glob_fails: bool = False
+    globbed: bool = False  #: the server sees neither manifests nor sidecars there
+    glob_fails: bool = False  #: its search for manifests fails: it deletes nothing
     #: ``blobs`` is there and no folder: no server starts. Where it is a link, what it points to.
     blobs_broken: bool = False
     blobs_target: str = ""
     free_bytes: int = 0
     free_inodes: int = 0
     read_only: bool = False
-    #: Whether the caller may add and remove names in the store and in ``blobs``.
-    writable: bool = True
+    writable: bool = True  #: names may be added and removed in it and in ``blobs``
 
 
 class Caller(NamedTuple):
@@ -657,8 +632,7 @@ class Space(NamedTuple):
     models: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     every_model: frozenset[str] = frozenset()
     unlisted: tuple[str, ...] = ()
-    #: Of ``blobs`` and ``manifests``, those that are a link to a folder elsewhere.
-    linked: tuple[str, ...] = ()
+    linked: tuple[str, ...] = ()  #: of the two, a link to a folder elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -688,8 +662,7 @@ class Evidence:
     quarantine: tuple[Kept, ...] = ()
     quarantine_unseen: Unseen | None = None
     intents: tuple[Unseen, ...] = ()  #: what is not believed among the intents that a kill has left
-    #: Downloads (by key) that a server is at work on, those outside of the scope as remembered.
-    pulling: frozenset[str] = frozenset()
+    pulling: frozenset[str] = frozenset()  #: by key; those outside of the scope as remembered
     space: Space | None = None
 
     def age_of(self, at: float) -> float:
@@ -703,8 +676,7 @@ class Known(NamedTuple):
     #: Shown model names, with the digests that a manifest, a registry or the memory gives each.
     models: dict[str, frozenset[str]]
     digests: frozenset[str]
-    #: Paths below the store that could not be read: more may be known there.
-    unseen: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()  #: paths that could not be read
 
 
 class Condition(enum.StrEnum):
@@ -859,16 +831,14 @@ class Action(NamedTuple):
     expects: tuple[Entry, ...]  #: the entries under ``blobs/`` that it was planned on
     frees: int = 0
     models: tuple[str, ...] = ()
-    #: A server runs: it reads the sidecars before it opens the data, so the guard waits for it.
-    wait_seconds: float = 0.0
+    wait_seconds: float = 0.0  #: for a running server, which reads the sidecars first
     #: The parts whose sidecars are written, and those of `expects` that have to go for it.
     parts: tuple[Part, ...] = ()
     surplus: tuple[Entry, ...] = ()
     #: Bytes that a pull need not download again, and bytes that are not to be trusted later.
     saves: int = 0
     doubts: Ranges = ()
-    #: Another file that has to be whole on the disk before this is done: what stays for what goes.
-    relies_on: Entry | None = None
+    relies_on: Entry | None = None  #: has to be whole on the disk before: what stays
 
 
 class RefusalKind(enum.StrEnum):
@@ -905,8 +875,7 @@ class Refusal(NamedTuple):
     remedy: str
     seconds_left: float | None = None
     models: tuple[str, ...] = ()
-    #: The names under ``blobs/`` that it is about, where one refusal is about many.
-    entries: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()  #: names under ``blobs/``, of one refusal about many
     frees: int = 0
     command: str = ""  #: the command that makes it possible, where one does; made by `advice`
 
@@ -1007,12 +976,10 @@ class Mode:
     hash: bool = False
     verify: bool = False
     survey: bool = False
-    #: Once nobody has a download open whose pull we have ended, nothing more of it comes.
-    own_pulls: frozenset[str] = frozenset()
+    own_pulls: frozenset[str] = frozenset()  #: ended by us: once closed, nothing more comes
     lengths: Mapping[str, int] = field(default_factory=dict)
     patient: bool = False
-    #: The note survives a power cut; the caller syncs the data behind the claims.
-    sync_behind: bool = False
+    sync_behind: bool = False  #: the caller syncs the data behind the claims
     read_limit_bytes: int | None = 1 << 30
     lock_seconds: float = 10.0
     announce: bool = False
@@ -1032,8 +999,7 @@ class Scope(NamedTuple):
     """What a run is about: some digests, or None for the whole store."""
 
     digests: frozenset[str] | None = None
-    #: Digests whose data a process has just closed after writing.
-    closed: frozenset[str] = frozenset()
+    closed: frozenset[str] = frozenset()  #: digests, just closed after writing
 
 
 ALL = Scope()  #: the whole store

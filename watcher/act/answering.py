@@ -56,8 +56,7 @@ def _keep(host: Host, rules: Rules, store: int, answers: list[Outcome]) -> bool:
     with contextlib.suppress(OSError), locked(store, rules.mode.lock_seconds):
         journal = Journal(store, rules.settings, host)
         boot, at, now = place.boot(host), place.started_at(host), host.clock()
-        known = transitions.proved(journal.recall(), answers, now, boot, at)
-        return journal.save(known)
+        return journal.save(transitions.proved(journal.recall(), answers, now, boot, at))
     return False
 
 

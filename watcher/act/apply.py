@@ -255,8 +255,7 @@ def _no_longer(gone: list[Action], planned: Plan) -> Iterator[Outcome]:
 def _not_done(action: Action, error: ChangedError | OSError) -> Outcome:
     if isinstance(error, OSError):
         file = f"{names.printable(os.fsdecode(error.filename))}: " if error.filename else ""
-        why = with_step(f"{file}{error.strerror}", error.errno)
-        return Outcome(action, Result.FAILED, why)
+        return Outcome(action, Result.FAILED, with_step(f"{file}{error.strerror}", error.errno))
     kind = error.kind if isinstance(error, transaction.UndoneError) else RefusalKind.CHANGED
     refusal = Refusal(
         kind,

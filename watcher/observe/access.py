@@ -76,8 +76,7 @@ class Access:
     def shut(self, path: str, entry: Entry, folder: int) -> None:
         """Keep in mind that the user can't list a folder below the store."""
         self.unlisted.append(path)
-        in_manifests = path.startswith("manifests")
-        subject = Subject.MANIFEST_FOLDER if in_manifests else Subject.FOLDER
+        subject = Subject.MANIFEST_FOLDER if path.startswith("manifests") else Subject.FOLDER
         self.bar(subject, Need.READ, path, entry, folder)
 
     def file(self, status: os.stat_result | Entry, need: Need) -> bool:

@@ -135,8 +135,7 @@ class Hashes:
         for prefix in self._prefixes():
             shard = self._load(prefix)
             rows = (rows for boot, rows in shard.right.items() if boot in ("", self._boot))
-            wrong = set(filter(names.is_blob, shard.others))
-            yield set().union(*rows) - hidden, wrong - new
+            yield set().union(*rows) - hidden, set(filter(names.is_blob, shard.others)) - new
 
     def _prefixes(self) -> Sequence[str]:
         """The beginnings of which there are files."""
