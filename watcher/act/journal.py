@@ -172,9 +172,7 @@ def hold_reserve(store: int) -> None:
 
 def release_reserve(store: int) -> bool:
     """Give back what was reserved, for what has to be kept before an act; False: nothing was."""
-    try:
-        with state_folder.opened(store) as folder:
-            fs.remove(RESERVE, folder)
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError), state_folder.opened(store) as folder:
+        fs.remove(RESERVE, folder)
+        return True
+    return False

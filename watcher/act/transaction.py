@@ -588,11 +588,9 @@ def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None
 
 def unfinished(host: Host, store: int) -> bool:
     """Whether an intent is there that is to be believed: a kill's, or that of another process."""
-    try:
-        with _store(host, store) as base:
-            return any(True for _ in _believed(base))
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), _store(host, store) as base:
+        return any(True for _ in _believed(base))
+    return False
 
 
 def _believed(base: _Store) -> Iterator[tuple[str, Intent | None]]:

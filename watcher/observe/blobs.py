@@ -137,8 +137,7 @@ def _disputed(found: scan.Scan, blobs: int, odd: Iterable[str]) -> dict[str, tup
     sizes: dict[str, tuple[int, str]] = {}
     for digest in found.named.disputed.keys() - set(odd):
         with contextlib.suppress(OSError):
-            content = scan.content(names.blob(digest), blobs)
-            if content is not None:
+            if content := scan.content(names.blob(digest), blobs):
                 sizes[digest] = content.size, _DISPUTED
     return sizes
 
@@ -188,21 +187,20 @@ def look_at_quarantine(store: int, memory: Memory) -> tuple[tuple[Kept, ...], Un
 
     Its file names are ``<number>-<own name>``.
     """
-    path = state_folder.FOLDER
     kept: list[Kept] = []
     try:
-        with state_folder.opened(store) as our_folder:
-            path = f"{state_folder.FOLDER}/{QUARANTINE}"
-            with state_folder.opened_in(QUARANTINE, our_folder) as folder:
-                for label in sorted(os.listdir(folder)):
-                    number, dash, name = label.partition("-")
-                    ours = number.isascii() and number.isdecimal() and dash
-                    entry = scan.look(label, folder)
-                    if ours and name not in _NO_FILE and entry is not None:
-                        kept.append(Kept(label, name, entry, in_its_place=False, replaced=False))
+        with state_folder.opened(store, QUARANTINE) as folder:
+            for label in sorted(os.listdir(folder)):
+                number, dash, name = label.partition("-")
+                ours = number.isascii() and number.isdecimal() and dash
+                entry = scan.look(label, folder)
+                if ours and name not in _NO_FILE and entry is not None:
+                    kept.append(Kept(label, name, entry, in_its_place=False, replaced=False))
     except FileNotFoundError:
         return (), None
     except OSError as error:
+        inside = "" if error.filename == state_folder.FOLDER else f"/{QUARANTINE}"
+        path = f"{state_folder.FOLDER}{inside}"
         return (), Unseen(path, str(error.strerror), isinstance(error, PermissionError))
     try:
         with folders.opened_blobs(store, foreign_too=True) as blobs:
@@ -218,6 +216,6 @@ def _with_place(kept: Kept, blobs: int, memory: Memory) -> Kept:
         there, read = scan.look(kept.name, blobs), scan.content(kept.name, blobs)
     except OSError:
         return kept._replace(place_seen=False)
-    sha256 = None if read is None else remembered(read, memory).sha256
-    good = sha256 is not None and sha256 == names.parse_blob(kept.name).digest.lower()
+    sha256 = read and remembered(read, memory).sha256
+    good = bool(sha256) and sha256 == names.parse_blob(kept.name).digest.lower()
     return kept._replace(in_its_place=there is not None, replaced=good, there=there)

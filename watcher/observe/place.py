@@ -60,11 +60,11 @@ def find(given: str | None, environment: Mapping[str, str], by: str = "--store")
     looked: list[str] = []
     for path, by, needed in _candidates():
         shown = names.printable(path)
+        why = "there is neither blobs/ nor manifests/ in it"
         try:
             way = folders.way(path)
             if way.is_store:
                 return _found(path, by, way)
-            why = "there is neither blobs/ nor manifests/ in it"
         except PermissionError:
             raise no_permission(path) from None
         except OSError as error:

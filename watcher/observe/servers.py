@@ -66,10 +66,9 @@ def unit_of(proc: str, pid: int | str) -> str:
 def variables(proc: str, pid: int) -> dict[str, str] | None:
     """A process's environment; None where it can't be read."""
     psutil.PROCFS_PATH = proc
-    try:
+    with contextlib.suppress(psutil.Error):
         return psutil.Process(pid).environ()
-    except psutil.Error:
-        return None
+    return None
 
 
 def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:

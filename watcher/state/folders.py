@@ -123,11 +123,9 @@ def owner(path: str) -> os.stat_result:
     one in its place. Of a store that is not there yet it is the nearest folder above.
     """
     while True:
-        try:
-            with _reached(path) as (at, _):
-                return _owner(at.fd)
-        except FileNotFoundError:
-            path = os.path.dirname(path)
+        with contextlib.suppress(FileNotFoundError), _reached(path) as (at, _):
+            return _owner(at.fd)
+        path = os.path.dirname(path)
 
 
 def _owner(store: int) -> os.stat_result:
@@ -140,11 +138,10 @@ def _owner(store: int) -> os.stat_result:
 
 def is_there(path: str) -> bool:
     """Whether there is a folder at a path, as far as we may know."""
-    try:
+    with contextlib.suppress(OSError):
         way(path)
-    except OSError:
-        return False
-    return True
+        return True
+    return False
 
 
 def look_at_blobs(store: int) -> Blobs:
@@ -155,14 +152,12 @@ def look_at_blobs(store: int) -> Blobs:
         return Blobs(False, None)
     if not stat.S_ISLNK(status.st_mode):
         return Blobs(False, status)
-    try:
-        with _reached("blobs", _At(store, "")) as (at, links):
-            return Blobs(True, os.fstat(at.fd), links.foreign)
-    except NotADirectoryError:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        try:
+            with _reached("blobs", _At(store, "")) as (at, links):
+                return Blobs(True, os.fstat(at.fd), links.foreign)
+        except NotADirectoryError:
             return Blobs(True, os.stat("blobs", dir_fd=store))
-    except OSError:
-        pass
     return Blobs(True, None)
 
 
@@ -193,13 +188,11 @@ class KeptWay:
         self._path = path
         self._steps: list[tuple[_At, str]] = []
         at, names = _At(os.open("/", _LOOK), "/"), _names(path)
-        for number, name in enumerate(names):
-            self._steps.append((at, "/".join(names[number:])))
-            try:
+        with contextlib.suppress(FileNotFoundError):
+            for number, name in enumerate(names):
+                self._steps.append((at, "/".join(names[number:])))
                 at = _step(name, at, _Links())
-            except FileNotFoundError:
-                return
-        self._steps.append((at, "."))
+            self._steps.append((at, "."))
 
     def begin(self) -> None:
         """Begin the way, from now on, where this user can go on: mostly at its start."""

@@ -205,11 +205,10 @@ def _seen_name(raw: bytes) -> str:
 
 
 def _read_seen(name: str, folder: int) -> bytes:
-    try:
+    with contextlib.suppress(OSError):
         raw = fs.read_ours(name, folder, _READ_LIMIT)
-    except OSError:
-        return b""
-    return raw if _seen_name(raw) == name else b""
+        return raw if _seen_name(raw) == name else b""
+    return b""
 
 
 def _encode_seen(memory: Memory) -> bytes:
