@@ -94,7 +94,6 @@ def _batch_written(
             if file is None:
                 yield written
                 continue
-            # An error of the rest may be about any of them.
             error = written.error or rest
             if error is not None:
                 fs.drop_cache(file)

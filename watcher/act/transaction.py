@@ -47,10 +47,8 @@ class Change:
     kind: ActionKind
     expects: tuple[Entry, ...]  #: the disk must still have them just so
     takes: tuple[Entry, ...] = ()  #: those of them that go
-    #: Names to the bytes that are put in their place.
-    writes: Mapping[str, bytes] = field(default_factory=dict)
-    #: The download that they belong to: all or nothing of it is done, under a guard.
-    digest: str = ""
+    writes: Mapping[str, bytes] = field(default_factory=dict)  #: what is put there, by name
+    digest: str = ""  #: the download, done as a whole, under a guard; "" for single files
     wait_seconds: float = 0.0
     blobs: tuple[int, int] = (0, 0)  #: device and inode of those that were looked at
     alone: bool = False  #: no process of Ollama's runs, and none can be unseen

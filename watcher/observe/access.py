@@ -23,7 +23,6 @@ def user_of(store: int, server: unit.Unit | None) -> ServerUser:
     ids = None if server is None or server.idle else server.ids()
     if ids is not None:
         return ServerUser(*ids, by=f"the unit {unit.NAME}", unbarred=ids[0] == 0)
-    # Where the store's folder is root's, the owner of what is in it.
     status = os.fstat(store)
     for name in ("blobs", "manifests"):
         if status.st_uid != 0:

@@ -111,7 +111,6 @@ def _after_start(before: Clock, now: Reading, new: Clock) -> Clock:
             # Two starts, and the later one's clock bears out what the earlier one's had shown.
             certain = max(certain, before.wall)
     unsure = Unsure(behind, before.boot, before.counted) if behind else None
-    # Times of a clock that was ahead then count as young.
     return new._replace(certain=certain, shifts=before.shifts, unsure=unsure)
 
 

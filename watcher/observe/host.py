@@ -47,8 +47,7 @@ class Host:
     reads_until: float = math.inf  #: by `uptime`: data is read for blocks of zeros until then
     stops: Callable[[], bool] = lambda: False  #: whether to hash no more and begin no further act
     report: Callable[[Event], None] = lambda _: None  #: takes events besides the logs
-    #: Is called with the bytes hashed so far, and the bytes to hash.
-    watch: Callable[[int, int], None] = lambda _, __: None
+    watch: Callable[[int, int], None] = lambda _, __: None  #: bytes hashed, and bytes to hash
     caller: Caller = field(default_factory=advice.caller)  #: printed commands are for that user
 
     def reads_no_more(self) -> bool:

@@ -42,7 +42,6 @@ _SINGLE = {
     ActionKind.QUARANTINE_BLOB: {Role.BLOB},
     ActionKind.REMOVE_DOWNLOAD: {Role.TRANSFER},
 }
-#: What an act on a download in parts does.
 IN_PARTS = frozenset(
     {ActionKind.WRITE_SIDECARS, ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS}
 )

@@ -175,9 +175,7 @@ class Content:
     def __init__(self, fd: int, size: int, known: Reads | None = None) -> None:
         self.fd, self.size = fd, size
         self._known = _parsed(known.answers) if known is not None else {}
-        #: What was asked: where a look for bytes ends, where it starts, and where they are.
-        self._asked: list[int] = []
-        #: What was read last around a short piece, and before offsets.
+        self._asked: list[int] = []  #: where a look ends, where it starts, and the bytes
         self._window_at, self._window = 0, b""
         self._before: dict[int, bytes] = {}
 

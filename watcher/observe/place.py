@@ -29,7 +29,6 @@ _NETWORK = frozenset(
     | {"fuse.rclone", "fuse.s3fs"}
 )
 _BELOW = ("models", ".ollama/models", "ollama/models")  #: of a store in a folder taken for it
-#: The errors of a path that leads to nothing; others leave open whether there is a store.
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 #: In a path these make Go's filepath.Glob look elsewhere, so that the server finds nothing.
 _GLOB_CHARACTERS = frozenset("[\\")
@@ -43,8 +42,7 @@ class Found(NamedTuple):
 
     path: str
     by: str
-    #: The symlink for whose sake nothing may be changed; `path` is then the folder itself.
-    foreign: ForeignLink | None = None
+    foreign: ForeignLink | None = None  #: why nothing is changed; `path` is then the folder
 
 
 def find(given: str | None, environment: Mapping[str, str], by: str = "--store") -> Found:

@@ -97,8 +97,7 @@ class Seen(NamedTuple):
     holders: Mapping[str, tuple[Holder, ...]]
     servers: tuple[Server, ...]
     others: tuple[str, ...]
-    #: Servers that claim to have this store, of users who can change nothing in it.
-    strangers: tuple[Server, ...] = ()
+    strangers: tuple[Server, ...] = ()  #: of users who can change nothing here
 
 
 def see(

@@ -43,11 +43,8 @@ def number(value: object, most: float = _MOST_SECONDS, least: float = 0.0) -> fl
     raise ValueError(f"expected a number from {least:g} to {most:g}")
 
 
-def seconds(value: object, most: float = _MOST_SECONDS) -> float:
-    """A time, in seconds since the epoch, or a duration."""
-    return number(value, most, -most)
-
-
+#: A time, in seconds since the epoch, or a duration.
+seconds = partial(number, least=-_MOST_SECONDS)
 day = partial(number, most=LAST_DAY)  #: a time after 1970, in seconds, that every calendar has
 
 

@@ -27,7 +27,6 @@ from watcher.errors import WatchError
 from watcher.state.checks import LAST_DAY
 from watcher.system import flocks, privileges, stopping
 
-#: The errors of a file system without hard links.
 NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 FILE_MODE = 0o644  #: of what is made for ``blobs/``, as the server does
 _PIECE = 1 << 20  #: so much is read at once to find where a half line begins

@@ -44,8 +44,7 @@ class Hashed(NamedTuple):
 class Shard(NamedTuple):
     """The rows of one file; each is checked when it is asked for, since most never are."""
 
-    #: Blobs with the right hash, by the start of the machine, and by digest.
-    right: dict[str, dict[str, list[Any]]]
+    right: dict[str, dict[str, list[Any]]]  #: by the start of the machine, and by digest
     others: dict[str, list[Any]]  #: all others, by file name
 
     def get(self, name: str) -> Hashed | None:

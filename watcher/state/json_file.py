@@ -22,7 +22,6 @@ from watcher.system import advice
 
 T = TypeVar("T")
 _PATIENCE_SECONDS = 30.0  #: who waits longer waits for a process that was stopped
-#: What shows that something else has a file's name.
 _NO_FILE = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR})
 #: What JSON of another shape makes Python raise.
 NO_SENSE = (ValueError, TypeError, KeyError, AttributeError, WatchError)
@@ -55,7 +54,6 @@ class File(Generic[T]):
     option = orjson.OPT_APPEND_NEWLINE  #: of orjson
 
     def __init__(self, name: str, empty: T, inside: str = "") -> None:
-        #: `empty` stands for a file that is not there; `inside` is a folder in ours.
         self.name, self._empty, self._inside = name, empty, inside
         self._shown = "/".join(filter(None, (FOLDER, inside, name)))
         self._last: tuple[bytes, T] | None = None

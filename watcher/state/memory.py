@@ -27,8 +27,7 @@ T = TypeVar("T")
 SCHEMA = "ollama-watch/state/1"
 FOLDER = state_folder.FOLDER
 NAME = "state.json"
-#: In place of a start's id, which none is: the data has to be looked through in any case.
-REFUSED = "refused"
+REFUSED = "refused"  #: no id of a start: the data has to be looked through in any case
 _LONGEST_LINE = 1 << 24  #: of a line of an event
 _MOST_SHIFTS = 8  #: no more are believed to be in there
 _MOST_MACHINES = 8
@@ -77,8 +76,7 @@ class Remembered:
     progress_at: float = kept(checks.seconds)
     models: tuple[str, ...] = kept(_several(checks.text), default=())
     partition: tuple[Part, ...] = kept(_several(_part), default=())
-    #: Until a part of the server's covers them.
-    doubted: Ranges = kept(checks.byte_ranges, default=())
+    doubted: Ranges = kept(checks.byte_ranges, default=())  #: until a server's part covers them
     mended: bool = kept(checks.flag, default=False)
     checked_at: float = kept(checks.seconds, default=0.0)
     samples: tuple[Sample, ...] = kept(_several(_sample), default=())
@@ -138,8 +136,7 @@ class Memory:
     clocks: tuple[Clock, ...] = ()  #: of each machine; that of the last scan is last
     hashed: int = 0
     untold: tuple[bytes, ...] = field(default=(), compare=False)
-    #: The file that `models` and `problems` are in; "" for none.
-    seen_in: str = field(default="", compare=False)
+    seen_in: str = field(default="", compare=False)  #: has the last two; "" for none
     lost: str = ""  #: why the file's content could not be used, if so; reported once, and set aside
     unreadable: str = ""  #: why the file could not even be read: then it must not be written either
 

@@ -139,7 +139,7 @@ class _File(json_file.File[Manifests]):
             if not version.isprintable() or not version.isascii():
                 version = ""  # it is sent to the registry as a header
             with contextlib.suppress(ValueError):  # one that should not have been kept
-                text, when = checks.text(raw, _ROOM), checks.seconds(at, checks.LAST_DAY)
+                text, when = checks.text(raw, _ROOM), checks.day(at)
                 kept[names.to_model(key).key] = as_kept(text.encode(), when, version)
         return kept
 
