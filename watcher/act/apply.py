@@ -117,7 +117,6 @@ class _Batch(NamedTuple):
     looks: Looks
 
     def do(self, batch: list[Action]) -> list[Outcome]:
-        """Do actions of one kind; the outcome of each."""
         if not batch:
             return []
         kind = batch[0].kind

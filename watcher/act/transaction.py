@@ -91,7 +91,6 @@ class _Work(NamedTuple):
 
 
 def stopped() -> UndoneError:
-    """The answer where an end was asked for before anything was decided."""
     why = "it was stopped before its turn came; nothing was changed"
     return UndoneError(RefusalKind.STOPPED, why, "run it again")
 
@@ -142,7 +141,6 @@ class _Batch:
             self.each(_put_guard)
 
     def of_downloads(self, confirm: Confirm) -> None:
-        """Wait, compare, and take what goes."""
         seconds = max((self._changes[each].wait_seconds for each in self._staged), default=0.0)
         if seconds and not self._host.stops():
             self._host.sleep(seconds)
@@ -189,7 +187,6 @@ class _Batch:
         self._kept = kept
 
     def commit(self) -> None:
-        """Decide each, and finish it."""
         if self._staged:
             fs.sync(self._base.blobs)
         self.each(_decide)
@@ -203,7 +200,6 @@ class _Batch:
                 self.answers[number] = CutShortError(error.errno, why, error.filename)
 
     def each(self, do: Callable[[_Work, Change], None]) -> None:
-        """One step of all changes that are staged."""
         for number, (name, intent) in list(self._staged.items()):
             try:
                 with _opened(self._base, name, intent) as work:
@@ -221,7 +217,6 @@ class _Batch:
             self.answers[number] = worse
 
     def give_up_all(self, error: ChangedError) -> None:
-        """Put everything back that is staged."""
         for number in list(self._staged):
             self._give_up(number, error)
 

@@ -63,7 +63,6 @@ class Access:
         self._barred: dict[tuple[Subject, Need, bool], Barred] = {}
 
     def folder(self, folder: int, need: Need) -> bool:
-        """Whether the user may use an open folder so."""
         return self._may(os.fstat(folder), _RIGHTS_IN_FOLDERS[need]) or _has_rules(folder)
 
     def shut_unless_listed(self, path: str, entry: Entry, parent: int) -> None:
@@ -98,7 +97,6 @@ class Access:
         self._barred[key] = Barred(*key, total + 1, first)
 
     def result(self) -> tuple[Barred, ...]:
-        """All that is barred, what is barred alike together."""
         return tuple(self._barred[key] for key in sorted(self._barred))
 
 

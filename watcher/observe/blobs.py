@@ -145,7 +145,6 @@ def _disputed(found: scan.Scan, blobs: int, odd: Iterable[str]) -> dict[str, tup
 def _wrong_sizes(
     named: scan.Named, sized: Mapping[str, tuple[int, str]], layers: Layers
 ) -> Iterator[OddManifest]:
-    """The manifests that give a blob a size that is not its own."""
     known = layers() if sized else {}
     for digest, (size, why) in sorted(sized.items()):
         for wanted, models in sorted(named.models_by_size(digest).items()):

@@ -115,7 +115,6 @@ def _after_start(before: Clock, now: Reading, new: Clock) -> Clock:
 
 
 def _shifted(before: Clock, until: float, jump: float) -> tuple[Shift, ...]:
-    """What times of earlier settings have to be moved by, to be compared with this one's."""
     moved = (Shift(start, end, by + jump) for start, end, by in before.shifts)
     kept = [each for each in moved if abs(each.by) > CLOCK_TOLERANCE_SECONDS]
     return (*kept, Shift(before.begun, until, jump))[-_MOST_SHIFTS:]

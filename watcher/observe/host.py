@@ -51,7 +51,6 @@ class Host:
     caller: Caller = field(default_factory=advice.caller)  #: printed commands are for that user
 
     def reads_no_more(self) -> bool:
-        """Whether nothing more is to be read for blocks of zeros."""
         return self.ends() or self.uptime() >= self.reads_until
 
     def go_on(self) -> None:

@@ -83,7 +83,6 @@ class File(NamedTuple):
 
     @classmethod
     def of(cls, entry: Entry, taken: bool) -> File:
-        """What an intent keeps of an entry."""
         return cls(entry.name, entry.kind, entry.size, entry.mtime_ns, entry.inode, taken)
 
 
@@ -102,12 +101,10 @@ class Intent:
 
     @property
     def guard_name(self) -> str:
-        """The name under ``blobs/`` that the guard takes."""
         return names.sidecar(self.digest, 0)
 
     @property
     def data(self) -> File | None:
-        """The download's data, if there was any."""
         return self.files.get(names.data(self.digest))
 
     @property
@@ -133,13 +130,11 @@ class Intent:
 
 
 def folder_of(blobs: int, boot: str) -> Folder:
-    """What identifies the folder behind a descriptor."""
     status, born_ns = os.fstat(blobs), fs.born(".", blobs)
     return Folder(boot, status.st_dev, status.st_ino, born_ns, os.fstatvfs(blobs).f_fsid)
 
 
 def encode(intent: Intent) -> bytes:
-    """The content of ``intent.json``."""
     note = {
         "schema": _SCHEMA,
         "verb": intent.kind.value,
@@ -158,7 +153,6 @@ def encode(intent: Intent) -> bytes:
 
 
 def is_number(name: str) -> bool:
-    """Whether a name is an intent's."""
     return _NUMBER.fullmatch(name) is not None
 
 

@@ -197,7 +197,6 @@ def check_rights(store: str) -> None:
 
 
 def not_roots(store: str, owner: int) -> NoPermissionError:
-    """The error for root's process that would open a user's store."""
     return NoPermissionError(
         f"{names.printable(store)} belongs to user id {owner}: with root's rights nothing in it is"
         " opened, since its owner may put anything there",
@@ -234,7 +233,6 @@ def _shut_folder(path: str) -> tuple[str, os.stat_result] | None:
 
 
 def describe(host: Host, store: int) -> Place:
-    """The folder behind the descriptor `store`, and what it stands on."""
     status, room = os.fstat(store), os.fstatvfs(store)
     kind = _file_system(host.store, host.proc)
     blobs = folders.look_at_blobs(store)

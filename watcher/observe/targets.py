@@ -28,7 +28,6 @@ class Targets(NamedTuple):
     digests: frozenset[str]
 
     def of(self, planned: Plan) -> Plan:
-        """The part of a plan that is about them."""
         return planned.only(self.meant)
 
     def meant(self, models: Iterable[str], subjects: Iterable[str]) -> bool:

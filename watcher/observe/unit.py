@@ -56,7 +56,6 @@ class Unit(NamedTuple):
 
     @property
     def home(self) -> str | None:
-        """The home of its server's processes."""
         if "HOME" not in self.variables and self.user and self.user_known is not None:
             return self.user_known.pw_dir
         return self.variables.get("HOME")

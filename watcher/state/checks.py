@@ -37,7 +37,6 @@ nanoseconds = partial(whole, least=-_MOST_SIGNED - 1)
 
 
 def number(value: object, most: float = _MOST_SECONDS, least: float = 0.0) -> float:
-    """A number, whole or not."""
     if type(value) in (int, float) and least <= value <= most:  # type: ignore[operator]
         return float(value)  # type: ignore[arg-type]
     raise ValueError(f"expected a number from {least:g} to {most:g}")
@@ -49,7 +48,6 @@ day = partial(number, most=LAST_DAY)  #: a time after 1970, in seconds, that eve
 
 
 def flag(value: object) -> bool:
-    """True or false."""
     if isinstance(value, bool):
         return value
     raise ValueError("expected true or false")
@@ -74,7 +72,6 @@ def file_name(value: object) -> str:
 
 
 def digest(value: object) -> str:
-    """The 64 hexadecimal digits of a digest."""
     found = text(value, 64)
     if not _DIGEST.fullmatch(found):
         raise ValueError("expected a digest of 64 hexadecimal digits")
@@ -99,7 +96,6 @@ def row(make: Callable[..., T], *kinds: Callable[[Any], object]) -> Callable[[An
 
 
 def optional(check: Callable[[Any], T]) -> Callable[[object], T | None]:
-    """What checks a value that may be None."""
     return lambda value: None if value is None else check(value)
 
 

@@ -119,7 +119,6 @@ class Event:
 
     @property
     def line(self) -> bytes:
-        """The event as one line of JSON."""
         if self.raw:
             return self.raw
         value = {
@@ -144,7 +143,6 @@ class Event:
 
     @property
     def models(self) -> frozenset[str]:
-        """The models that it is about, as they are shown."""
         return frozenset(each for each in self._named() if not _SHORT.fullmatch(each))
 
     @property

@@ -285,7 +285,6 @@ def open_output(name: str, parent: int) -> int:
 
 
 def write_output(fd: int, data: bytes) -> None:
-    """Put `data` in place of what is in such a file."""
     os.lseek(fd, 0, os.SEEK_SET)
     os.ftruncate(fd, 0)
     _write_all(fd, data)
@@ -489,7 +488,6 @@ def remove(name: str, parent: int) -> None:
 
 
 def remove_folder(name: str, parent: int) -> None:
-    """Remove an empty folder of ours."""
     os.rmdir(name, dir_fd=parent)
 
 

@@ -71,7 +71,6 @@ class File(Generic[T]):
         return True
 
     def let_go(self) -> None:
-        """Keep nothing of what was read last."""
         self._last = None
 
     def from_bytes(self, raw: bytes) -> T:
@@ -84,7 +83,6 @@ class File(Generic[T]):
         return value
 
     def to_bytes(self, value: T) -> bytes:
-        """The text of a file."""
         found = {"schema": self.schema, **self.encode(value)}
         return orjson.dumps(found, default=list, option=self.option)
 

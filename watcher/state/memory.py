@@ -167,7 +167,6 @@ def load(store: int) -> Memory:
 
 
 def let_go() -> None:
-    """Keep nothing of what was read last."""
     _FILE.let_go()
     _decode_seen.cache_clear()
 

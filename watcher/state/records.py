@@ -56,7 +56,6 @@ class State(enum.StrEnum):
 
     @property
     def active(self) -> bool:
-        """Somebody is at work on it."""
         return self in ACTIVE
 
 
@@ -107,7 +106,6 @@ _OF_STATUS = (
 
 
 def may_follow(before: State, after: State) -> bool:
-    """Whether there is a way from one state to another one."""
     return before is after or after in WAYS[before]
 
 
@@ -238,7 +236,6 @@ def restate(record: Record, state: State, why: str, now: float) -> Record:
 
 
 def _is_free(model: str, store: int, free: dict[str, bool]) -> bool:
-    """Whether no process of ours drives a model's download; looked at once."""
     if model not in free:
         lock = driving_lock(model)
         free[model] = drive(lock, store)
@@ -247,7 +244,6 @@ def _is_free(model: str, store: int, free: dict[str, bool]) -> bool:
 
 
 def driving_lock(model: str) -> state_folder.LongLock:
-    """The lock of who writes the record of a model."""
     return state_folder.LongLock(f"{names.file_safe(names.to_model(model).key)}.lock", DRIVEN)
 
 

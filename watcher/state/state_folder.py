@@ -110,7 +110,6 @@ class LongLock:
             return True
 
     def release(self) -> None:
-        """Hold it no longer."""
         self._held = None
         self._opened.close()
 
