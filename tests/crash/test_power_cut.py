@@ -247,12 +247,12 @@ def test_what_there_is_no_time_to_read_stays_doubted_and_is_named(
         given = Context(rules(writers_visible=True).settings, stores=(str(store),))
         with monkeypatch.context() as patch:
             patch.setattr(prepare, "_PREPARE_READS_SECONDS", 0.0)
-            assert prepare.prepare.body(given) == 0
+            assert prepare.prepare.callback(given) == 0
         told = capsys.readouterr().err
         assert names.short(killed.digest[7:]) in told
         assert f"--store {store} repair {names.short(killed.digest[7:])}" in told
         assert (killed.claims(store), notes(store)) == (before, noted)
-        assert prepare.prepare.body(given) == 0
+        assert prepare.prepare.callback(given) == 0
         assert "not read" not in capsys.readouterr().err
         assert (killed.false(store), notes(store)) == (0, [])
 
