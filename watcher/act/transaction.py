@@ -62,12 +62,10 @@ class Changed(NamedTuple):
     kept: Mapping[str, ChangedError]
 
 
-#: What came of one change. With an error everything of it is back in its place, but for a
-#: CutShortError, which leaves the rest to the next run.
+#: What came of one change. With an error, but a CutShortError, everything is back in its place.
 Answer: TypeAlias = Changed | ChangedError | OSError
 
-#: Asked before anything is final (of downloads under their guards, of single files once they are
-#: out): which of them must stay after all, and why.
+#: Asked before anything is final: which of these must stay after all, and why.
 Confirm: TypeAlias = Callable[[Collection[Entry]], Mapping[str, ChangedError]]
 
 

@@ -32,8 +32,7 @@ class Host:
     counted: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
     sleep: Callable[[float], None] = time.sleep  #: the wait under a guard
     version: Callable[[str], str | None] = server.version  #: by URL; None where nobody answers
-    #: Bytes that a model's registry has of a digest, or None where it does not report that; OSError
-    #: where it does not answer.
+    #: Bytes that a model's registry has of a digest; None: it does not report that. OSError.
     registry_length: Callable[[ModelName, str], int | None] = registry.length
     #: A model's manifest from its registry, kept in the store behind a descriptor, if any is given.
     registry_manifest: Callable[[int | None, ModelName], registry_cache.Answer] = (

@@ -1,8 +1,7 @@
 """Which processes have which entries open, which Ollama servers run, and how much could be seen.
 
-Open files are matched by device and inode, never by path alone: containers and renames change
-paths. A file of an entry's name on another device counts only where its file system, or ours, shows
-the files of another one under identities of its own (an overlay, a share).
+Open files are matched by device and inode, since containers and renames change paths. A file of an
+entry's name on another device counts only where identities are disguised (an overlay, a share).
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:
             return True, True
         if same_mounts:
             return False, False
-        # In another mount namespace the same files may show another device and inode (an overlay,
-        # a share of a virtual machine), but blobs/ has the same time: it changes with each name.
+        # Another mount namespace may show the same files with other inodes (an overlay, a share),
+        # and the same time of blobs/: it changes with each name.
         _, after = folders.look(host.store)
     except OSError:
         return None, False

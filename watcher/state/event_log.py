@@ -39,8 +39,7 @@ _ASIDE = re.compile(r"([^@]+)@(.+?)(?:-([0-9]{1,9}))?" + re.escape(SUFFIX), re.D
 #: What stands for the model of a download where that is not known; and a whole digest.
 _SHORT = re.compile(r"sha256-[0-9a-fA-F]{12}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
-#: What is longer is no line of ours. Where none ends in so many times as much, it is no log: it may
-#: be terabytes of nothing.
+#: What is longer is no line of ours; where none ends in so many times as much, it is no log.
 _LONGEST_LINE = 1 << 24
 _MOST_PIECES = 8
 _FIRST_DAY = -62135510400.0  #: the second day of the year 1, seconds since the epoch

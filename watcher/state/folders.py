@@ -1,9 +1,8 @@
 """The one way to a store's folder, and the one to its ``blobs``: name by name, by descriptor.
 
-Real folders are entered whoever owns the folder that they lie in. A symlink on the way counts only
-if it belongs to root or to the owner of what it points to: nobody else can lead us, root above all,
-into a folder that they couldn't change themselves. What lies behind another symlink is *foreign*:
-it may be looked at and is never changed.
+A symlink on the way counts only if it belongs to root or to the owner of what it points to: nobody
+else can lead us, root above all, into a folder that they couldn't change themselves. What lies
+behind another symlink is *foreign*: it may be looked at and is never changed.
 """
 
 from __future__ import annotations

@@ -261,18 +261,16 @@ def _opened_or_made(name: str, parent: int, flags: int, mode: int) -> int:
     while True:
         with contextlib.suppress(FileNotFoundError):
             return os.open(name, flags, dir_fd=parent)
-        try:
+        with contextlib.suppress(FileExistsError):
             with _exact_modes():
                 fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, mode, dir_fd=parent)
-        except FileExistsError:
-            continue
-        try:
-            _settle(fd, os.fstat(parent), mode)
-        except BaseException:
-            os.unlink(name, dir_fd=parent)
-            os.close(fd)
-            raise
-        return fd
+            try:
+                _settle(fd, os.fstat(parent), mode)
+            except BaseException:
+                os.unlink(name, dir_fd=parent)
+                os.close(fd)
+                raise
+            return fd
 
 
 def open_output(name: str, parent: int) -> int:
@@ -330,8 +328,7 @@ def create_all(
                 _settle(fd, above, mode, owner)
                 _write_all(fd, contents[name])
                 if durable and len(contents) > 1:
-                    # Linux begins to write what is not needed in memory, so that the journal is
-                    # committed once for nearly all of them, and not once for each.
+                    # Linux begins to write: the journal is committed once for nearly all of them.
                     drop_cache(fd)
             for fd in made.values() if durable else ():
                 os.fsync(fd)
@@ -442,8 +439,7 @@ def move(name: str, parent: int, new_name: str, new_parent: int, *, private: boo
         code = ctypes.get_errno()
         if code not in (errno.ENOSYS, errno.EINVAL):
             raise OSError(code, os.strerror(code), name)
-    # The file system has no such rename: a second name first (it fails where one exists), then
-    # the old name goes.
+    # No such rename here: a second name first (it fails where one exists), then the old one goes.
     try:
         second_name(name, parent, new_name, new_parent)
     except OSError as error:

@@ -28,8 +28,7 @@ class Hashed(NamedTuple):
     size: int
     changed_ns: int
     sha256: str
-    #: The start of the machine in which it was both written and hashed: a power cut may have taken
-    #: what was read then from memory. "" where it was read from the disk.
+    #: The start of the machine that it holds for, if read from memory; "": read from the disk.
     boot: str = ""
 
     def counts(self, name: str, boot: str) -> bool:

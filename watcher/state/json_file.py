@@ -46,9 +46,7 @@ class File(Generic[T]):
     """A kind of file in our folder of a store: each kind is a class, with one instance a file."""
 
     schema = ""
-    #: A folder for the lock alone, in ours, for whoever watches the file: nothing else comes into
-    #: that folder. "" where nobody watches.
-    apart = ""
+    apart = ""  #: a folder for the lock alone, where somebody watches the one of the file
     limit = 64 * 1024 * 1024  #: a longer file is none of ours
     cached = False  #: whether what was read last is kept for whoever reads the same text again
     option = orjson.OPT_APPEND_NEWLINE  #: of orjson

@@ -63,8 +63,7 @@ class Remembered:
 
     device: int = kept(checks.identity)
     inode: int = kept(checks.identity)
-    #: Birth time of the data file, ns since the epoch; 0 where the file system has none. ext4 gives
-    #: an inode to the next file at once, so inode and digest alone don't identify a file.
+    #: Birth time, ns since the epoch, or 0: ext4 gives a file's inode to the next file at once.
     born_ns: int = kept(checks.nanoseconds)
     condition: Condition = kept(Condition)
     stale: bool = kept(checks.flag)

@@ -5,8 +5,7 @@ state may follow the one before. Within one download the progress never falls. A
 when a try follows a state other than ``error``: after an error the same one goes on.
 
 The ways between states are those of the server's own statuses (`docs/store.md`, What a client
-receives; the recordings in ``tests/fidelity/truth``), and those that are inferred of downloads that
-others drive, of which only the store is seen.
+receives), and those that are inferred of downloads that others drive.
 """
 
 from __future__ import annotations
@@ -70,15 +69,11 @@ _ONWARD = {
     State.WRITING_MANIFEST: set[State](),
 }
 ACTIVE = frozenset(_ONWARD)
-#: Where every active state may go besides: the request is made again, after a repair or after the
-#: process that made it died; the pull failed, or a download of others' was interrupted; or the
-#: server reports success, or the model's manifest appears, since a server goes on alone once the
-#: data is in, and another client may be quicker.
+#: Where every active state may go besides: the request is made again; the pull failed, or somebody
+#: else's was interrupted; or the model is complete, since a server finishes alone what it has.
 _FROM_ACTIVE = {State.STARTING, State.ERROR, State.COMPLETED}
-#: Where every other state may go: a try begins, with a request or with a manifest that is at hand;
-#: somebody else's is seen live; a try can't even begin, or an unfinished download is found that
-#: nobody drives; the record is reset (never while somebody is at work on the download: that is
-#: canceled first); nothing of it is left in the store.
+#: Where every other state may go: a try begins, or somebody else's is seen; it can't even begin, or
+#: nobody drives a download that is found; a reset; nothing of it is left in the store.
 _FROM_RESTING = {
     State.STARTING,
     State.PULLING_MANIFEST,
