@@ -7,6 +7,7 @@ of one after a kill. Several downloads go through each step together, up to *com
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,10 +149,9 @@ class _Batch:
             return
         there: dict[str, list[str]] = {}
         for name in os.listdir(self._base.blobs):
-            if "-partial" in name:
-                parsed = names.parse_blob(name)
-                if parsed.role in (Role.DATA, Role.SIDECAR):
-                    there.setdefault(parsed.digest, []).append(name)
+            parsed = names.parse_blob(name) if "-partial" in name else None
+            if parsed and parsed.role in (Role.DATA, Role.SIDECAR):
+                there.setdefault(parsed.digest, []).append(name)
         self.each(lambda work, change: _check_unchanged(work, change, there))
         self._check_unheld()
         if self._staged:
@@ -426,10 +426,7 @@ def _free_numbers(base: _Store) -> Iterator[int]:
                 taken.add(int(begin))
     number = max(taken, default=0) + 1
     number = number if intents.is_number(f"{number + intents.MOST_FILES:08}") else 1
-    while True:
-        if number not in taken:
-            yield number
-        number += 1
+    yield from (each for each in itertools.count(number) if each not in taken)
 
 
 def _undo(work: _Work) -> None:
