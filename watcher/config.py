@@ -21,8 +21,7 @@ ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-#: Whatever lies beyond is a slip of the pen.
-_MOST_SECONDS, _MOST_BYTES, _LARGEST_PORT = 1e14, (1 << 63) - 1, 65535
+_MOST_SECONDS, _MOST_BYTES, _LARGEST_PORT = 1e14, (1 << 63) - 1, 65535  #: beyond is an error
 
 
 def duration(value: object) -> float:
@@ -133,8 +132,7 @@ class Settings:
     metrics_listen: tuple[str, int] | None = _setting(loopback, "")
 
 
-#: Keys in the file; `store` is besides.
-KEYS = {
+KEYS = {  #: of the file; `store` is besides
     each.metadata["key"] or each.name: Key(
         each.name, each.metadata["read"], each.metadata["default"]
     )

@@ -38,8 +38,7 @@ class WatchError(Exception):
         self.message = without_credentials(message)
         super().__init__(self.message)
         self.next_step = without_credentials(next_step)
-        #: The next step as a command that can be pasted, made by `advice`; "" where none helps.
-        self.command = command
+        self.command = command  #: a command that can be pasted; `advice` makes it
 
     def __str__(self) -> str:
         step = f"\n  {self.next_step}" if self.next_step else ""
@@ -183,8 +182,7 @@ def shown(path: object) -> str:
 # blanks. Patterns are compiled at their first use, which `--help` never comes to.
 _HIDDEN = "***@"
 _SCHEME = "[A-Za-z][A-Za-z0-9+.-]*://"
-#: Up to the last ``@`` of the same word: a password may have one of its own.
-_IN_WORD = rf"({_SCHEME})\S*@"
+_IN_WORD = rf"({_SCHEME})\S*@"  #: up to a word's last ``@``: passwords have some
 _QUOTED = r'"((?:[^"\\]|\\.)*)"'
 #: An address without a scheme, as a proxy's may be.
 _BARE = r"(?<![^\s\"'(=])[^\s\"':@/]+:(?!//)[^\s\"']*@"

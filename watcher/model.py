@@ -15,15 +15,13 @@ from typing import NamedTuple, TypeAlias
 
 from watcher.config import Settings
 
-#: Byte ranges ``[start, end)``: sorted, disjoint, not touching. `ranges` works on them.
-Ranges: TypeAlias = tuple[tuple[int, int], ...]
+Ranges: TypeAlias = tuple[tuple[int, int], ...]  #: ``[start, end)``: sorted, disjoint, not touching
 
 MIB = 1 << 20
 HOUR = 3600.0
 DAY = 24 * HOUR
 
-#: How long nothing may have changed before "nobody has it open" is believed (`docs/store.md`).
-QUIET_SECONDS = 90.0
+QUIET_SECONDS = 90.0  #: so long nothing may have changed; see `docs/store.md`
 QUIET_UNSEEN_SECONDS = HOUR  #: the same where some process could not be inspected
 #: Two scans agree if wall clock and machine have counted alike between them, up to this; a clock
 #: that was set is believed once it has agreed for so long.
@@ -140,8 +138,7 @@ class Reads(NamedTuple):
     #: Size and time of the last change (ns), which nobody can set, as the file had them then.
     size: int
     changed_ns: int
-    #: The start of the machine in which they were read: a power cut may change what is on the disk.
-    boot: str
+    boot: str  #: the machine's start then: a power cut may change what is on the disk
     answers: str  #: see `observe.parts`
 
 
@@ -195,8 +192,7 @@ class Clock(NamedTuple):
     shifts: tuple[Shift, ...] = ()
     machine: str = ""  #: its id; "" where it has none
     unsure: Unsure | None = None
-    #: Of other machines that share the store, those that make something younger; not kept.
-    others: tuple[Shift, ...] = ()
+    others: tuple[Shift, ...] = ()  #: of other machines; those that make something younger
 
     @property
     def at_most(self) -> float:
@@ -239,8 +235,7 @@ class Download:
     doubted_length: str = ""  #: why a length that somebody has given for it is not believed
     unreadable: str | None = None  #: why something of it could not be read at all
 
-    #: Every entry of the download, the data first; put together once, since it is used often.
-    entries: tuple[Entry, ...] = field(init=False, repr=False, compare=False)
+    entries: tuple[Entry, ...] = field(init=False, repr=False, compare=False)  #: the data first
 
     def __post_init__(self) -> None:
         entries = tuple([sidecar.entry for sidecar in self.sidecars])
@@ -467,8 +462,7 @@ class BlobCensus(NamedTuple):
     healthy: int = 0  #: finished blobs that a manifest names and that have the right size
     healthy_bytes: int = 0
     hashed: int = 0  #: as many of these were hashed, and were right then
-    #: Only for `verify`: each readable blob that a manifest names (links followed), its models.
-    named: tuple[tuple[Entry, tuple[str, ...]], ...] = ()
+    named: tuple[tuple[Entry, tuple[str, ...]], ...] = ()  #: readable blobs, for `verify`
     unproven: tuple[Entry, ...] = ()
     odd: tuple[OddBlob, ...] = ()
     unnamed: tuple[Entry, ...] = ()
@@ -548,8 +542,7 @@ class Server(NamedTuple):
     since: float
     state: ServerState
     store: str | None = None
-    #: Whether its blobs lie in the inspected store's folder; None where not known.
-    ours: bool | None = None
+    ours: bool | None = None  #: its blobs lie in the inspected store; None: not known
     elsewhere: bool = False  #: whether it is another one, which has its blobs in the same folder
     url: str | None = None
     version: str | None = None
@@ -625,8 +618,7 @@ class Space(NamedTuple):
     """Every name below a store: valid blobs and manifests summed up, all else one by one."""
 
     entries: tuple[Located, ...] = ()
-    #: The blobs that some models name, by these.
-    blobs: Mapping[tuple[str, ...], Tally] = MappingProxyType({})
+    blobs: Mapping[tuple[str, ...], Tally] = MappingProxyType({})  #: by the models that name them
     manifests: Tally = Tally()
     #: The models that name the digests of `entries`; and all models.
     models: Mapping[str, tuple[str, ...]] = MappingProxyType({})
@@ -673,8 +665,7 @@ class Evidence:
 class Known(NamedTuple):
     """The models and digests that a command may name."""
 
-    #: Shown model names, with the digests that a manifest, a registry or the memory gives each.
-    models: dict[str, frozenset[str]]
+    models: dict[str, frozenset[str]]  #: shown names, with their digests
     digests: frozenset[str]
     unseen: tuple[str, ...] = ()  #: paths that could not be read
 
@@ -787,9 +778,7 @@ class Forecast(NamedTuple):
     empty_folders: tuple[str, ...] = ()
     start_fails: bool = False
     pruning_off: bool = False
-    #: There are manifests that the server may read, and we may not: which finished blobs it deletes
-    #: is not known, and none of them is among those above.
-    blind: bool = False
+    blind: bool = False  #: the server may read manifests that we can't, and keep more blobs
     why: tuple[str, ...] = ()
 
     @property
@@ -933,8 +922,7 @@ class Plan:
         return sum(action.saves for action in self.actions)
 
 
-#: What makes one occasion differ from another: it hands back the part of a plan that may be done.
-Approve: TypeAlias = Callable[[Plan], Plan]
+Approve: TypeAlias = Callable[[Plan], Plan]  #: hands back the part that may be done
 
 
 class Result(enum.StrEnum):

@@ -38,13 +38,10 @@ from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory
 from watcher.system import advice, stopping
 
-#: Older than this, what was seen is looked at once more before it is learned from.
-_LATE_SECONDS = 0.5
-#: So long a plan counts for further batches of downloads: each is compared under its own guard.
-_FRESH_SECONDS = 5.0
+_LATE_SECONDS = 0.5  #: when older, the store is scanned again before learning
+_FRESH_SECONDS = 5.0  #: so long a plan counts for further batches, each under its own guard
 _MOST_TRIES = 5  #: how often a plan is made anew because the disk did not take what it relies on
-#: Actions that change nothing but what is known.
-QUESTIONS = frozenset({ActionKind.HASH, ActionKind.ASK_REGISTRY})
+QUESTIONS = frozenset({ActionKind.HASH, ActionKind.ASK_REGISTRY})  #: changes only what is known
 
 
 @dataclass(frozen=True, slots=True)

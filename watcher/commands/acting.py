@@ -40,8 +40,7 @@ class _Choice:
         self._context, self._asked, self._meant = context, asked, meant
         self.plan = Plan()
         self.shown = False
-        #: Set where somebody would have to be asked and nobody is there.
-        self.unasked: Exit | None = None
+        self.unasked: Exit | None = None  #: nobody is there to be asked
 
     def __call__(self, planned: Plan) -> Plan:
         self.plan = self._meant(planned)

@@ -46,10 +46,8 @@ class Context:
     json: bool = False
     no_color: bool = False
     own: bool = False  #: this process runs one command and nothing else, so it may change its user
-    #: Nothing writes to the store but what our parent has started, as the demo does.
-    staged: bool = False
-    #: What other stores can be asked for, that are treated by other processes.
-    elsewhere: list[Known] = field(default_factory=list)
+    staged: bool = False  #: only what our parent has started writes to it: the demo's
+    elsewhere: list[Known] = field(default_factory=list)  #: by stores that others treat
     turn: int | None = None  #: the number of this process's store among them
 
     @property

@@ -13,10 +13,8 @@ from watcher.ollama import names
 from watcher.system import stopping
 
 PREPARE_SECONDS = 20  #: the server's start waits no longer than this
-#: In the last of them nothing more is begun: they are for what was begun by then.
-_PREPARE_ENDS_SECONDS = 5.0
-#: So long data is read that an earlier start of the machine may not have brought to the disk.
-_PREPARE_READS_SECONDS = 10.0
+_PREPARE_ENDS_SECONDS = 5.0  #: nothing more is begun in the last of them
+_PREPARE_READS_SECONDS = 10.0  #: so long data is read that may be incomplete
 _SHOWN = 5
 
 

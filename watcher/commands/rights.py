@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     Knows = Callable[[str], Known]
 
-#: A child that was stopped goes on after so long, and is ended where it was so often.
-_STOPPED_SECONDS, _MOST_STOPS = 1.0, 5
+_STOPPED_SECONDS, _MOST_STOPS = 1.0, 5  #: when a stopped child goes on, and how often
 
 
 def settle(store: str) -> None:

@@ -120,8 +120,7 @@ class _Service:
         self.rereads = False  #: whether to reread the settings
         self._ended_by = "its end"
         self._store: tuple[int, int] | None = None  #: device and inode of the store that is ours
-        #: What was reported already and still holds: reported once, not after each scan.
-        self._refused: set[tuple[str, str]] = set()
+        self._refused: set[tuple[str, str]] = set()  #: reported once while it holds
         self._warnings: set[str] = set()
         self._blind = ""
 

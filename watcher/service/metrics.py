@@ -66,8 +66,7 @@ _FAMILIES = {
     "events_total": _Family("Events, by type.", ("type",), counts=True),
 }
 
-#: The numbers of a metric by the values of its labels.
-Samples: TypeAlias = Mapping[tuple[str, ...], float]
+Samples: TypeAlias = Mapping[tuple[str, ...], float]  #: by the values of labels
 
 
 class _Unfinished(NamedTuple):
@@ -92,8 +91,7 @@ class Metrics:
             "build_info": {(__version__,): 1},
             "last_full_look_timestamp_seconds": {(): 0},
         }
-        #: By digest, of the last scan that had it in its scope.
-        self._downloads: dict[str, tuple[_Unfinished, ...]] = {}
+        self._downloads: dict[str, tuple[_Unfinished, ...]] = {}  #: by digest, as scanned last
         self._lists_blobs = True  #: whether all scans since the last full one could list the blobs
         # All kinds, and errors, from the start: a counter that begins at 1 has no rate.
         self._counts: dict[str, Counter[tuple[str, ...]]] = {

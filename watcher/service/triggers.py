@@ -74,8 +74,7 @@ class Triggers:
         for end in (self._wakeup, self._sender):
             end.setblocking(False)
         self._poll = select.poll()
-        #: When which digest is due, and when the next full scan is, on the monotonic clock.
-        self._due: dict[str, float] = {}
+        self._due: dict[str, float] = {}  #: when which digest is due, on the monotonic clock
         self._full_at = 0.0
         #: Whether watching must start again then, and when it last did since events were lost.
         self._anew = True
@@ -85,8 +84,7 @@ class Triggers:
         self._digests: set[str] = set()
         self._sidecars: set[str] = set()
         self._all = self._moved = self._lost = False
-        #: Digests whose data was closed after writing: not yet taken, and last taken.
-        self._ended: set[str] = set()
+        self._ended: set[str] = set()  #: data closed after writing: not taken up yet
         self._asked: frozenset[str] = frozenset()
 
     def __enter__(self) -> Self:
@@ -256,8 +254,7 @@ class FileEvents:
         self._observer: BaseObserver | None = None
         self._threads: tuple[threading.Thread, ...] = ()
         self._places: tuple[object, ...] = ()
-        #: Folders that are watched besides.
-        self._others: dict[str, Callable[[events.FileSystemEvent], None]] = {}
+        self._others: dict[str, Callable[[events.FileSystemEvent], None]] = {}  #: more folders
         self.blind = ""  #: why some events are missing; "" where none are
 
     def watch(self) -> None:

@@ -49,13 +49,10 @@ class Installation(NamedTuple):
     #: Owner of the store: names, or numbers where there are none.
     user: str = "ollama"
     group: str = "ollama"
-    #: What the service has to be able to write.
-    writable: tuple[str, ...] = ("/usr/share/ollama/.ollama",)
+    writable: tuple[str, ...] = ("/usr/share/ollama/.ollama",)  #: what it has to write
     config: str | None = None  #: the settings file, where it is not the system's
-    #: The folder of the textfile of metrics, where the settings name one.
-    metrics: str | None = None
-    #: For one user's own systemd, which can neither give capabilities nor hide anything.
-    personal: bool = False
+    metrics: str | None = None  #: the folder of the settings' textfile of metrics
+    personal: bool = False  #: one user's systemd, which confines nothing
     python: str = "/usr/bin/python3"  #: the interpreter that the program names
 
     def paths(self) -> list[str]:
@@ -79,8 +76,7 @@ class Kind(enum.StrEnum):
     REPLACE = "replace"
     REMOVE = "remove"
     SAME = "same"
-    #: Kept, whatever is wanted: somebody has changed it, or somebody else has written it.
-    EDITED = "edited"
+    EDITED = "edited"  #: kept, as the next is: somebody has changed it
     FOREIGN = "foreign"
 
 

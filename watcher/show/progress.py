@@ -24,8 +24,7 @@ class Display:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        #: How each pull was when it was last shown.
-        self._shown: dict[str, tuple[State, float]] = {}
+        self._shown: dict[str, tuple[State, float]] = {}  #: as shown last
 
     def __enter__(self) -> Self:
         return self

@@ -49,14 +49,12 @@ class Status:
             time.sleep(_APART_SECONDS)
             past, self.report = self.report, reconciler.inspect()
         memory = remembered(host)
-        #: When the whole store was last scanned with a memory; 0 for never.
-        self.looked_at = memory.looked_at
+        self.looked_at = memory.looked_at  #: the last full scan with a memory; 0 for never
         self.paces = _paces(past, self.report, memory)  #: of each live download, by its key
         self.daemon = state_folder.daemon(host.store)
         self.runner = state_folder.queue_runner(host.store)
         kept, self.queue, unread = _kept(host.store)
-        #: What could not be inspected.
-        self.unseen = (*remaining.out_of_sight(self.report.evidence), *unread)
+        self.unseen = (*remaining.out_of_sight(self.report.evidence), *unread)  #: not inspected
         self.records = _as_they_are(kept, self.report, whole=not self.unseen)
 
     @property

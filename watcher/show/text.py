@@ -19,8 +19,7 @@ from watcher.system import terminal
 _LEAST_ROOM = 24  #: a last column that would be narrower than this stands below its row
 _BELOW = 4
 _UNITS = ["bytes", "kB", "MB", "GB", "TB", "PB"]
-#: Stands for a space within a name. No name has it: `names.printable` escapes it.
-_GLUE = "\ue000"
+_GLUE = "\ue000"  #: a space within a name: `names.printable` escapes it
 _WORDS = re.compile(" +|[^ ]+")
 _DIGEST = re.compile(r"sha256[-:]([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])(-?)")
 

@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
-#: What is written down at the end may still wait this long for another process of ours.
-GRACE_SECONDS = 2.0
+GRACE_SECONDS = 2.0  #: so long writing down the end may wait for another process
 _asked_at: list[float] = []
 
 
