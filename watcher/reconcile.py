@@ -215,16 +215,9 @@ class _Run:
                 outcomes, after = self._act(now, known, agreed, journal)
                 seen, diagnosis = after or (seen, diagnosis)
             known = journal.recall()
-        return Report(
-            seen,
-            diagnosis,
-            now.plan,
-            self._answers + undone + outcomes,
-            recovered + journal.events,
-            stuck + journal.warnings,
-            bool(stuck),
-            known,
-        )
+        outcomes = self._answers + undone + outcomes
+        happened, warnings = recovered + journal.events, stuck + journal.warnings
+        return Report(seen, diagnosis, now.plan, outcomes, happened, warnings, bool(stuck), known)
 
     def _journal(self, seconds: float) -> contextlib.AbstractContextManager[Journal]:
         return _journal(self._host, self._rules.settings, seconds)

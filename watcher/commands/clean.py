@@ -1,5 +1,7 @@
 """``clean``: remove what no pull needs."""
 
+from typing import Any
+
 import click
 
 from watcher import config
@@ -15,12 +17,7 @@ from watcher.errors import Exit
 @complete.TARGETS
 @declare.dry_run
 @declare.yes
-@click.option(
-    "--stale-after",
-    type=declare.DURATION,
-    metavar="TIME",
-    help="When a download counts as stale (7d).",
-)
+@declare.duration("--stale-after", help="When a download counts as stale (7d).")
 @click.option(
     "--until-free",
     type=declare.Read("size", config.size),
@@ -28,12 +25,7 @@ from watcher.errors import Exit
     help="Stop removing when this much is free (50GB).",
 )
 def clean(
-    context: Context,
-    targets: tuple[str, ...],
-    dry_run: bool,
-    yes: bool,
-    stale_after: float | None,
-    until_free: int | None,
+    context: Context, targets: tuple[str, ...], stale_after: float | None, **how: Any
 ) -> Exit:
     """Remove stale downloads and orphaned blobs.
 
@@ -47,5 +39,4 @@ def clean(
 
     if stale_after is not None:
         context.settings = replace(context.settings, stale_after=stale_after)
-    asked = Request("clean", modes.CLEAN, targets, dry_run, yes, until_free=until_free)
-    return act(context, asked)
+    return act(context, Request("clean", modes.CLEAN, targets, **how))

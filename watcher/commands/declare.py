@@ -74,7 +74,7 @@ class Read(click.ParamType[Any]):
 
 
 FILE = click.Path(dir_okay=False, path_type=Path)
-DURATION = Read("duration", config.duration)
+duration = functools.partial(click.option, type=Read("duration", config.duration), metavar="TIME")
 dry_run = click.option("-n", "--dry-run", is_flag=True, help="Show the plan, change nothing.")
 yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 offline = click.option("--offline", is_flag=True, help="Ask no registry.")

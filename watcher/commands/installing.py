@@ -67,15 +67,11 @@ class Target:
     def install(self, clean: str | None, *, yes: bool) -> Exit:
         """Write the files, and start what they describe; `clean`: one of `units.RHYTHMS`."""
         where = self._described()
-        if not (self.root or self.personal):
-            why = units.unreachable(where, cron=self._cron)
-            if why:
-                helps = "reinstall it, such as in /opt, with a Python that every user can run"
-                complain(f"ollama-watch: the service will not start: {why}\n  {helps}")
-        return self._bring(self._wanted(where, clean), yes=yes)
-
-    def uninstall(self, *, yes: bool) -> Exit:
-        return self._bring({}, yes=yes)
+        ours = not (self.root or self.personal)
+        if ours and (why := units.unreachable(where, cron=self._cron)):
+            helps = "reinstall it, such as in /opt, with a Python that every user can run"
+            complain(f"ollama-watch: the service will not start: {why}\n  {helps}")
+        return self.bring(self._wanted(where, clean), yes=yes)
 
     def _described(self) -> Installation:
         context = self._context
@@ -87,8 +83,8 @@ class Target:
     def _wanted(self, where: Installation, clean: str | None) -> dict[str, str]:
         return units.cron(where, clean) if self._cron else units.units(where, clean)
 
-    def _bring(self, wanted: Mapping[str, str], *, yes: bool) -> Exit:
-        """Bring the target to have just what is wanted: show, ask, do."""
+    def bring(self, wanted: Mapping[str, str], *, yes: bool) -> Exit:
+        """Have it hold the files that are wanted, and no others of ours: show, ask, do."""
         context = self._context
         steps = list(self._steps(wanted))
         changing = [step for step in steps if step.kind in _CHANGING]
@@ -174,13 +170,10 @@ def _check_permission(steps: Iterable[Step]) -> None:
         while not os.path.lexists(folder):
             folder = os.path.dirname(folder)
         if not os.access(folder, os.W_OK):
-            raise NoPermissionError(
-                f"{names.printable(step.path)}: no permission to {step.kind} it",
-                "mount the file system for writing"
-                if advice.caller().uid == 0
-                else "run it as root, or with --user for a service of your own",
-                advice.again(""),
-            )
+            why = f"{names.printable(step.path)}: no permission to {step.kind} it"
+            by_root = "run it as root, or with --user for a service of your own"
+            helps = by_root if advice.caller().uid else "mount the file system for writing"
+            raise NoPermissionError(why, helps, advice.again(""))
 
 
 def _change(steps: Iterable[Step]) -> None:
@@ -318,8 +311,6 @@ def _why_kept(step: Step) -> str:
 
 
 def _document(steps: Iterable[Step]) -> dict[str, object]:
-    found = [
-        {"path": names.exact(each.path), "change": each.kind.value, "text": each.text}
-        for each in steps
-    ]
-    return {"schema": "ollama-watch/service/1", "files": found}
+    exact = names.exact
+    files = [{"path": exact(each.path), "change": each.kind, "text": each.text} for each in steps]
+    return {"schema": "ollama-watch/service/1", "files": files}

@@ -1,5 +1,7 @@
 """``pull``: downloads through the server, to their end."""
 
+from typing import Any
+
 import click
 
 from watcher.commands import complete, declare
@@ -19,21 +21,9 @@ from watcher.errors import Exit
 @click.option("--verify", is_flag=True, help="Also hash layers that were on disk before.")
 @declare.insecure
 @declare.host
-@click.option(
-    "--stall",
-    type=declare.DURATION,
-    metavar="TIME",
-    help="Repair after this time without bytes (30s).",
-)
+@declare.duration("--stall", "stall_seconds", help="Repair after this time without bytes (30s).")
 def pull(
-    context: Context,
-    models: tuple[str, ...],
-    until_done: bool,
-    parallel: int,
-    verify: bool,
-    insecure: bool,
-    host: str | None,
-    stall: float | None,
+    context: Context, models: tuple[str, ...], host: str | None, parallel: int, **how: Any
 ) -> Exit:
     """Download models and repair them on the way.
 
@@ -41,7 +31,6 @@ def pull(
     """
     from watcher.commands.pulling import pull_all
     from watcher.pull.driver import Options
-    from watcher.pull.speed import STALL_SECONDS
 
-    options = Options(insecure, until_done, verify, STALL_SECONDS if stall is None else stall)
-    return pull_all(context, models, host, parallel, options)
+    given = {name: value for name, value in how.items() if value is not None}
+    return pull_all(context, models, host, parallel, Options(**given))

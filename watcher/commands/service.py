@@ -58,7 +58,7 @@ def uninstall(context: Context, root: str | None, user: bool, yes: bool) -> Exit
     """
     from watcher.commands.installing import Target
 
-    return Target(context, root, user).uninstall(yes=yes)
+    return Target(context, root, user).bring({}, yes=yes)
 
 
 @service.command(examples=["service show", "service show --cron"])

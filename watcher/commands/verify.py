@@ -3,8 +3,6 @@
 import math
 import time
 
-import click
-
 from watcher.commands import complete, declare
 from watcher.commands.context import Context, transient
 from watcher.errors import Exit
@@ -15,9 +13,7 @@ from watcher.errors import Exit
     read_on="docs/safety.md: what happens to a damaged blob",
 )
 @complete.several("targets", metavar="[MODEL]...", shell_complete=complete.targets)
-@click.option(
-    "--max-duration", type=declare.DURATION, metavar="TIME", help="Stop after this time (2h)."
-)
+@declare.duration("--max-duration", help="Stop after this time (2h).")
 def verify(context: Context, targets: tuple[str, ...], max_duration: float | None) -> Exit:
     """Hash blobs and report checksum mismatches.
 
