@@ -48,7 +48,7 @@ def daemon(context: Context) -> Exit:
     def settings() -> Settings:
         return first.pop() if first else _read_again(context)
 
-    file = _settings_of(context)
+    file = context.config_file or config.SYSTEM_FILE
     if _reads_settings(file) and privileges.can_start_anew():
         given_file = [] if context.config_file is None else ["--config", os.path.abspath(file)]
         isolated = ["-I"] if sys.flags.isolated else []
@@ -72,7 +72,7 @@ def _read_again(context: Context) -> Settings:
         from watcher.observe import servers
         from watcher.system import advice, privileges
 
-        file = _settings_of(context)
+        file = context.config_file or config.SYSTEM_FILE
         if not privileges.was_root() or _reads_settings(file):
             raise
         # What could be kept open from root's time may be another file than the one there now.
@@ -81,10 +81,6 @@ def _read_again(context: Context) -> Settings:
         why = f"{file} can only be read by root, and this daemon is user id {os.geteuid()} by now"
         how = "it reads them when it is restarted as root"
         raise SettingsError(f"{why}; {how}", command=command) from error
-
-
-def _settings_of(context: Context) -> Path:
-    return config.SYSTEM_FILE if context.config_file is None else context.config_file
 
 
 def _reads_settings(file: Path) -> bool:

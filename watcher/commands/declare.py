@@ -141,10 +141,7 @@ class Group(_Helped, click.Group):
 
     def __init__(self, *names: Any, near: Mapping[str, str], **more: Any) -> None:
         super().__init__(*names, **more)
-        self._near: dict[str, list[str]] = {}
-        for name, words in near.items():
-            for word in words.split():
-                self._near.setdefault(word, []).append(name)
+        self._near = near
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         if isinstance(cmd, _Helped):
@@ -168,8 +165,7 @@ class Group(_Helped, click.Group):
 
     def _meant(self, at: click.Context, word: str) -> Sequence[str]:
         """Commands that are perhaps meant: none that deletes by mere likeness of its name."""
-        known = self._near.get(word.lower())
-        if known is not None:
+        if known := [name for name, near in self._near.items() if word.lower() in near.split()]:
             return known
         import difflib
 

@@ -116,7 +116,6 @@ class _Service:
         self._behind = Worker("behind", self._write_behind)
         self._wake: Callable[[Digests], None] = lambda _: None
         self._lock = state_folder.LongLock(DAEMON_LOCK)
-        self._started = False
         self.rereads = False  #: whether to reread the settings
         self._ended_by = "its end"
         self._store: tuple[int, int] | None = None  #: device and inode of the store that is ours
@@ -162,7 +161,7 @@ class _Service:
         except EndedError:
             return
         except (LockedError, RefusedError) as error:
-            if not self._started:
+            if self._store is None:
                 raise
             self.warn(f"{error.message}; scanning it later")
             triggers.again(scope)
@@ -247,7 +246,7 @@ class _Service:
         _notify("STOPPING=1")
         if self._queue is not None:
             self._queue.stop()
-        if self._started:
+        if self._store is not None:
             self._emit(EventType.SERVICE_STOPPED, f"ollama-watch stopped: {self._ended_by}")
 
     def _take_store(self) -> bool:
@@ -272,12 +271,11 @@ class _Service:
                     self.warn(f"{memory.FOLDER} can't be written: {error.strerror}")
             if not is_new:
                 return False
-            self._store = status.st_dev, status.st_ino
-        if not self._started:
-            self._started = True
+            starts, self._store = self._store is None, (status.st_dev, status.st_ino)
+        if starts:
             facts = {"pid": os.getpid(), "version": __version__, **self._facts()}
-            starts = f"ollama-watch {__version__} watches {self._host.store}, {self._ways()}"
-            self._emit(EventType.SERVICE_STARTED, starts, **facts)
+            watches = f"ollama-watch {__version__} watches {self._host.store}, {self._ways()}"
+            self._emit(EventType.SERVICE_STARTED, watches, **facts)
         self._emit(EventType.CHECK_STARTED, "Checking for partial model downloads...")
         return True
 

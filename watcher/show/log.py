@@ -76,5 +76,5 @@ def _speed(details: Mapping[str, object]) -> str:
 
 
 def _plain(text: str) -> str:
-    """The content of a log may come from anywhere: it must not control the terminal."""
+    """A text that can't control the terminal, wherever it comes from."""
     return text if text.isprintable() else names.printable(text)

@@ -35,13 +35,10 @@ class Worker:
             thread.join()
 
     def _run(self) -> None:
-        while self._goes_on():
+        while True:
+            with self._lock:
+                if not self._is_wanted or self._stopped.is_set():
+                    self._thread = None
+                    return
+                self._is_wanted = False
             self._work()
-
-    def _goes_on(self) -> bool:
-        with self._lock:
-            if not self._is_wanted or self._stopped.is_set():
-                self._thread = None
-                return False
-            self._is_wanted = False
-            return True
