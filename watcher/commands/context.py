@@ -88,7 +88,7 @@ class Context:
         found = [self._find(store, changes=changes) for store in self.stores or (None,)]
         paths = [each.path for each in found]
         if self.own and rights.several_owners(paths):
-            known = [] if knows is None else rights.known_to(paths, knows)
+            known = [rights.known_to(path, knows) for path in paths] if knows else []
             mine = self.turn = rights.in_children(paths, again)
             found, self.stores = [found[mine]], (paths[mine],)
             self.elsewhere = known[:mine] + known[mine + 1 :]
@@ -97,8 +97,8 @@ class Context:
 
     def known(self, look: rights.Knows) -> list[Known]:
         """What `look` finds in each store with its owner's rights, in a child for each."""
-        stores = [self._find(store, changes=False).path for store in self.stores or (None,)]
-        return rights.known_to(stores, look)
+        found = (self._find(store, changes=False) for store in self.stores or (None,))
+        return [rights.known_to(each.path, look) for each in found]
 
     def _find(self, store: str | None, *, changes: bool) -> place.Found:
         from watcher.observe import place

@@ -75,11 +75,8 @@ def _forked() -> int:
     return os.fork()
 
 
-def known_to(stores: Sequence[str], knows: Knows) -> list[Known]:
-    return [_known_to(store, knows) for store in stores]
-
-
-def _known_to(store: str, knows: Knows) -> Known:
+def known_to(store: str, knows: Knows) -> Known:
+    """What a store can be asked for, looked at by a child with its owner's rights."""
     from watcher.model import Known
 
     ours, theirs = os.pipe()

@@ -144,8 +144,8 @@ class _Service:
             helps = f": {error.command}" if error.command else ""
             self._emit(EventType.ERROR, f"kept the previous settings: {error.message}{helps}")
         else:
-            reread = f"reread the settings: {self._ways()}"
-            self._emit(EventType.SETTINGS_READ, reread, **self._facts())
+            words, facts = self._ways()
+            self._emit(EventType.SETTINGS_READ, f"reread the settings: {words}", **facts)
         _notify("READY=1")
 
     def look(self, scope: Digests, triggers: Triggers) -> None:
@@ -273,21 +273,18 @@ class _Service:
                 return False
             starts, self._store = self._store is None, (status.st_dev, status.st_ino)
         if starts:
-            facts = {"pid": os.getpid(), "version": __version__, **self._facts()}
-            watches = f"ollama-watch {__version__} watches {self._host.store}, {self._ways()}"
+            words, facts = self._ways()
+            watches = f"ollama-watch {__version__} watches {self._host.store}, {words}"
+            facts |= {"pid": os.getpid(), "version": __version__}
             self._emit(EventType.SERVICE_STARTED, watches, **facts)
         self._emit(EventType.CHECK_STARTED, "Checking for partial model downloads...")
         return True
 
-    def _ways(self) -> str:
-        switches = self._switches().items()
-        return ", ".join(f"{name} {'on' if on else 'off'}" for name, on in switches)
-
-    def _switches(self) -> dict[str, bool]:
-        return {name: getattr(self._settings, name) for name in ("repair", "clean", "queue")}
-
-    def _facts(self) -> dict[str, object]:
-        return {**self._switches(), "stale_after_seconds": self._settings.stale_after}
+    def _ways(self) -> tuple[str, dict[str, object]]:
+        """The settings that an event names, in words and as its details."""
+        on = {name: getattr(self._settings, name) for name in ("repair", "clean", "queue")}
+        words = ", ".join(f"{name} {'on' if is_on else 'off'}" for name, is_on in on.items())
+        return words, {**on, "stale_after_seconds": self._settings.stale_after}
 
     def _report_blind(self, blind: str) -> None:
         if blind and blind != self._blind:
