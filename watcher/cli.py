@@ -87,9 +87,9 @@ class _Program(Group):
 def program() -> None:
     """Repair interrupted downloads in Ollama's model store.
 
-    Without --store: the setting `store` (OLLAMA_WATCH_STORE), OLLAMA_MODELS, a running server's
-    store, the unit ollama.service, /usr/share/ollama/.ollama/models, /var/lib/ollama/models,
-    ~/.ollama/models.
+    Without --store, it takes the first of these: the setting `store` (OLLAMA_WATCH_STORE),
+    OLLAMA_MODELS, a running server's store, that of the unit ollama.service,
+    /usr/share/ollama/.ollama/models, /var/lib/ollama/models, ~/.ollama/models.
     """
 
 

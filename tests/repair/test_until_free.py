@@ -45,4 +45,7 @@ def test_what_more_it_would_take_is_reported(store: Store) -> None:
     assert "ollama rm" in done.stderr
     planned = json.loads(run(store.path, "--json", "clean", "-n").stdout)["plan"]
     assert [each["frees_bytes"] >= 2 << 20 for each in planned["spared"]] == [True]
+    kept = run(store.path, "clean", "-n").stdout
+    assert kept.startswith("nothing to clean yet: ")
+    assert kept.endswith("MB becomes stale after 7 days without bytes\n")
     assert run(store.path, "clean", "-n", "--until-free", "much").returncode == 2

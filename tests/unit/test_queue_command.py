@@ -58,7 +58,9 @@ def change(store: Store, do: Callable[[Queue], Queue]) -> None:
 
 
 def test_an_empty_queue_explains_how_to_fill_it_and_writes_nothing(say: Say, models: Store) -> None:
-    assert say("ls") == "the queue is empty; add a model: ollama-watch queue add MODEL\n"
+    words, command = say("ls").splitlines()
+    assert words == "the queue is empty; to add a model:"
+    assert command.endswith(f"watch --store {models.path} queue add MODEL")
     assert say("ls", before=("-q",)) == ""
     assert not (models.path / ".ollama-watch").exists()
 

@@ -88,7 +88,10 @@ def act_on(context: Context, host: Host, asked: Request, about: Targets | None =
         elif not chosen.shown and report.plan.refusals:
             context.show(plans.plan(report.plan))
         elif not chosen.shown and not left.findings and not left.blind:
-            context.note(f"nothing to {asked.command}")
+            kept = sum(each.frees for each in report.plan.spared)
+            when = advice.duration(context.settings.stale_after)
+            later = f" yet: {text.size(kept)} becomes stale after {when} without bytes"
+            context.note(f"nothing to {asked.command}{later if kept else ''}")
         context.show(plans.remaining(left))
     if not report.outcomes:
         for warning in report.warnings:

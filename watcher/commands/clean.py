@@ -17,12 +17,12 @@ from watcher.errors import Exit
 @complete.TARGETS
 @declare.dry_run
 @declare.yes
-@declare.duration("--stale-after", help="When a download counts as stale (7d).")
+@declare.duration("--stale-after", help="Time without bytes that makes it stale (default 7d).")
 @click.option(
     "--until-free",
     type=declare.Read("size", config.size),
     metavar="SIZE",
-    help="Stop removing when this much is free (50GB).",
+    help="Stop removing when this much is free, such as 50GB.",
 )
 def clean(
     context: Context, targets: tuple[str, ...], stale_after: float | None, **how: Any

@@ -16,7 +16,7 @@ from watcher.ollama import names
     read_on="docs/reference/settings.md: every setting",
 )
 def config() -> None:
-    """Show effective settings and where each comes from."""
+    """Show or check the settings."""
 
 
 @config.command(settings=False, examples=["config show", "config show --json"])

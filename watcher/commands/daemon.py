@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def daemon(context: Context) -> Exit:
     """Watch the store, log events, repair downloads as they break.
 
-    One store, until SIGTERM or Ctrl-C. A store named with --store need not exist yet.
+    Watches one store until SIGTERM or Ctrl-C. A store named with --store need not exist yet.
     """
     from dataclasses import replace
 

@@ -75,11 +75,11 @@ class Read(click.ParamType[Any]):
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 duration = functools.partial(click.option, type=Read("duration", config.duration), metavar="TIME")
-dry_run = click.option("-n", "--dry-run", is_flag=True, help="Show the plan, change nothing.")
-yes = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-offline = click.option("--offline", is_flag=True, help="Ask no registry.")
+dry_run = click.option("-n", "--dry-run", is_flag=True, help="Show the plan and change nothing.")
+yes = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
+offline = click.option("--offline", is_flag=True, help="Do not ask registries.")
 host = click.option("--host", metavar="URL", help="The server (default: OLLAMA_HOST).")
-insecure = click.option("--insecure", is_flag=True, help="Allow registries over plain http, too.")
+insecure = click.option("--insecure", is_flag=True, help="Also allow registries over plain http.")
 
 
 class _Helped(click.Command):

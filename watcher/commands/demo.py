@@ -25,7 +25,7 @@ from watcher.ollama import names
     help="Save its pictures there.",
 )
 def demo(context: Context, keep: bool, pictures: Path | None) -> Exit:
-    """Show what it does, on a temporary store, in half a minute.
+    """Show what ollama-watch does, on a temporary store, in half a minute.
 
     The settings of this machine do not apply.
     """

@@ -35,7 +35,7 @@ _TAIL = 10
     "--since",
     type=declare.Read("moment", lambda text: config.moment(text, time.time())),
     metavar="WHEN",
-    help="From this time on (2h, or 2026-11-24).",
+    help="Only events since then, such as 2h or 2026-11-24.",
 )
 @click.option(
     "--type",
@@ -43,10 +43,12 @@ _TAIL = 10
     multiple=True,
     metavar="TYPE",
     shell_complete=complete.event_types,
-    help="Only this event type (repeatable).",
+    help="Only events of this type (repeatable).",
 )
 @click.option("-f", "--follow", is_flag=True, help="Also follow new events until Ctrl-C.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), metavar="N", help="Only the last N.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), metavar="N", help="Only the last N events."
+)
 def log(
     context: Context,
     target: str | None,
@@ -79,8 +81,7 @@ def log(
                 events.sum_up(found, f" of {target}" if target else "")
             known = ", ".join(names.printable(each) for each in sorted(events.types))
             for kind in sorted({*types} - events.types if events.types else ()):
-                unknown = f"there is no event of type {names.printable(kind)}"
-                complain(f"{unknown}; known types: {known}")
+                complain(f"the log has no event of type {names.printable(kind)}, only of {known}")
             while follow:
                 time.sleep(_POLL_SECONDS)
                 events.show(events.wanted())

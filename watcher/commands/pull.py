@@ -16,12 +16,18 @@ from watcher.errors import Exit
 @complete.MODELS
 @click.option("--until-done", is_flag=True, help="Retry temporary failures without limit.")
 @click.option(
-    "--parallel", type=click.IntRange(1, 16), default=1, help="Download so many models at once."
+    "--parallel",
+    type=click.IntRange(1, 16),
+    default=1,
+    metavar="N",
+    help="Models at the same time.",
 )
 @click.option("--verify", is_flag=True, help="Also hash layers that were on disk before.")
 @declare.insecure
 @declare.host
-@declare.duration("--stall", "stall_seconds", help="Repair after this time without bytes (30s).")
+@declare.duration(
+    "--stall", "stall_seconds", help="Repair after so long without bytes (default 30s)."
+)
 def pull(
     context: Context, models: tuple[str, ...], host: str | None, parallel: int, **how: Any
 ) -> Exit:

@@ -70,7 +70,10 @@ def restore(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool)
 @declare.dry_run
 @declare.yes
 def purge(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool) -> Exit:
-    """Remove quarantined files for good (without a label: those already replaced)."""
+    """Remove quarantined files for good.
+
+    Without a label, removes those that a valid blob has replaced.
+    """
     from watcher.decide import modes
 
     return _act(context, "purge", modes.purge(frozenset(labels)), dry_run, yes)

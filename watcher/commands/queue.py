@@ -60,7 +60,7 @@ def queue() -> None:
     type=declare.Read("priority", _priority),
     default="normal",
     metavar="high|normal|low|N",
-    help="Higher goes first (normal).",
+    help="Higher goes first (default normal).",
 )
 @click.option(
     "--after",

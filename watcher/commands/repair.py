@@ -17,7 +17,7 @@ from watcher.errors import Exit, WatchError
 @complete.TARGETS
 @declare.dry_run
 @declare.yes
-@click.option("--wait", is_flag=True, help="Wait for writes to stop.")
+@click.option("--wait", is_flag=True, help="Wait until writes to the files have stopped.")
 @declare.offline
 def repair(context: Context, targets: tuple[str, ...], offline: bool, **how: bool) -> Exit:
     """Repair interrupted downloads so that the next pull resumes them.

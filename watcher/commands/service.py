@@ -12,7 +12,7 @@ _root = click.option(
     "--root", type=_FOLDER, metavar="DIR", help="Root folder of a system that is not running."
 )
 _user = click.option("--user", is_flag=True, help="Install for your own systemd.")
-_clean = click.option("--clean", type=_RHYTHM, help="Also clean regularly.")
+_clean = click.option("--clean", type=_RHYTHM, help="Also run clean so often.")
 _cron = click.option("--cron", is_flag=True, help="Install for cron instead of systemd.")
 
 

@@ -13,7 +13,7 @@ from watcher.errors import Exit
     read_on="docs/safety.md: what happens to a damaged blob",
 )
 @complete.several("targets", metavar="[MODEL]...", shell_complete=complete.targets)
-@declare.duration("--max-duration", help="Stop after this time (2h).")
+@declare.duration("--max-duration", help="Stop after this time, such as 2h.")
 def verify(context: Context, targets: tuple[str, ...], max_duration: float | None) -> Exit:
     """Hash blobs and report checksum mismatches.
 

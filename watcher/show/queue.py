@@ -35,7 +35,8 @@ def table(shown: Shown, helps: str, *, verbose: bool) -> Iterator[Part]:
     """What ``queue ls`` prints. `helps`: the command that starts the queue again, or ""."""
     kept, by, most = shown.kept, shown.by, None if verbose else _SHOWN
     if not (kept.line or kept.done):
-        yield "the queue is empty; add a model: ollama-watch queue add MODEL"
+        yield "the queue is empty; to add a model:"
+        yield command(helps)
         return
     if kept.line:
         style = "yellow" if kept.paused or by is None else ""
@@ -63,7 +64,9 @@ def runs(kept: Queue, by: Running | None) -> str:
 
 
 def restart(kept: Queue, by: Running | None, store: str, found_by: str) -> str:
-    """The command that starts a queue again; "" where it runs."""
+    """The command that starts a queue again, or fills it; "" where it runs."""
+    if not (kept.line or kept.done):
+        return advice.on(store, found_by, "queue", "add", "MODEL")
     if kept.paused:
         return advice.on(store, found_by, "queue", "resume")
     return advice.on(store, found_by, "queue", "run") if by is None else ""

@@ -250,7 +250,7 @@ def _finding(finding: model.Finding) -> Iterator[Line]:
 CLAIMED = "#"
 PRESENT = "+"
 MISSING = "."
-_LEGEND = f"{CLAIMED} recorded   {PRESENT} on disk, not recorded by the server   {MISSING} missing"
+_LEGEND = f"{CLAIMED} recorded   {PRESENT} on disk, not recorded   {MISSING} missing"
 
 
 def downloads(

@@ -101,6 +101,10 @@ def test_the_width_is_that_of_the_terminal_within_limits(
     assert terminal.width() == width
 
 
+def test_the_legend_fits_the_narrowest_terminal() -> None:
+    assert len(tables._LEGEND) + 2 <= terminal.NARROWEST
+
+
 @pytest.mark.parametrize(
     ("part", "whole", "told"),
     [
