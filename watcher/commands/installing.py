@@ -123,10 +123,8 @@ class Target:
         for name, path in self.paths.items():
             folder = os.path.dirname(path)
             if self.root and not f"{os.path.realpath(folder)}/".startswith(f"{self.root}/"):
-                raise RefusedError(
-                    f"{names.printable(folder)} leads outside of {names.printable(self.root)}",
-                    "replace the link with a relative one",
-                )
+                why = f"{names.printable(folder)} leads outside of {names.printable(self.root)}"
+                raise RefusedError(why, "replace the link with a relative one")
             found, body = found_at[path], wanted.get(name)
             if found is None and body is None:
                 continue
@@ -188,10 +186,9 @@ def _change(steps: Iterable[Step]) -> None:
                     put = fs.add if step.kind is Kind.WRITE else fs.save
                     put(name, fd, step.text.encode())
         except OSError as error:
-            raise WatchError(
-                f"{names.printable(step.path)}: can't {step.kind} it: {error.strerror}",
-                "fix that and run it again; completed steps are kept",
-            ) from None
+            why = f"{names.printable(step.path)}: can't {step.kind} it: {error.strerror}"
+            helps = "fix that and run it again; completed steps are kept"
+            raise WatchError(why, helps) from None
     for step in steps:
         for made in _made_for(step.path, step.text) if step.kind is Kind.REMOVE else ():
             parent, name = os.path.split(made)
@@ -243,20 +240,16 @@ class _Systemd:
 
     def is_needed(self) -> bool:
         """Whether there is something to start or to stop, though no file changes."""
-        return self._runs and (
-            any(not self._is_enabled(name) for name in self._start)
-            or any(self._is_enabled(name) for name in self._stop)
-        )
+        wanted = {name: name in self._start for name in (*self._start, *self._stop)}
+        return self._runs and any(self._is_enabled(name) is not on for name, on in wanted.items())
 
     def run(self, commands: Iterable[list[str]]) -> None:
         for words in commands:
             done = self._call(*words)
             if done.returncode and words[0] != _CLEAN:
-                raise WatchError(
-                    f"systemd refused: {names.printable(' '.join(done.stderr.split()))}",
-                    "fix that and run it again; systemd ran:",
-                    self._line(*words),
-                )
+                why = f"systemd refused: {names.printable(' '.join(done.stderr.split()))}"
+                step = "fix that and run it again; systemd ran:"
+                raise WatchError(why, step, self._line(*words))
 
     def shown(self) -> str:
         every = (*self.before, *self.after)
@@ -286,9 +279,8 @@ class _Systemd:
         try:
             return subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:
-            raise WatchError(
-                f"systemctl can't be run: {error.strerror}", "see whether systemd is installed"
-            ) from None
+            why = f"systemctl can't be run: {error.strerror}"
+            raise WatchError(why, "check that systemd is installed") from None
 
 
 def _shown(step: Step) -> str:

@@ -90,11 +90,9 @@ def _act(context: Context, command: str, mode: Mode, dry_run: bool, yes: bool) -
     here = [frozenset(complete.kept(host.store).models) for host in hosts]
     known = frozenset().union(*here, *(each.models for each in context.elsewhere))
     for label in sorted((mode.restore | mode.purge) - known):
-        raise TargetError(
-            f"unknown label: {names.printable(label)}",
-            "look up its label",
-            advice.on(hosts[0].store, hosts[0].found_by, "quarantine", "ls"),
-        )
+        command = advice.on(hosts[0].store, hosts[0].found_by, "quarantine", "ls")
+        unknown = f"unknown label: {names.printable(label)}"
+        raise TargetError(unknown, "look up its label", command)
     codes = []
     for host, labels in zip(hosts, here, strict=True):
         own = replace(mode, restore=mode.restore & labels, purge=mode.purge & labels)

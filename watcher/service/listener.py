@@ -46,14 +46,12 @@ def listening(host: str, port: int, registry: CollectorRegistry) -> Iterator[int
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         # create_server adds the address to the reason.
         why = (error.strerror or str(error)).partition(" (while")[0]
-        taken = error.errno == errno.EADDRINUSE
-        raise ListenError(
-            f"metrics_listen: listening on {shown} failed: {why}",
-            "choose another port, or stop the process that uses it"
-            if taken
-            else "choose another address",
-            advice.as_root("ss", "-ltnp", f"sport = :{port}") if taken else "",
-        ) from None
+        step, command = "choose another address", ""
+        if error.errno == errno.EADDRINUSE:
+            step = "choose another port, or stop the process that uses it"
+            command = advice.as_root("ss", "-ltnp", f"sport = :{port}")
+        failed = f"metrics_listen: listening on {shown} failed: {why}"
+        raise ListenError(failed, step, command) from None
     loop, ending = asyncio.new_event_loop(), asyncio.Event()
 
     def serve() -> None:

@@ -37,12 +37,8 @@ class _Family(NamedTuple):
 #: Every metric by its name without the prefix, in the order in which they are handed out.
 _FAMILIES = {
     "build_info": _Family("The version of ollama-watch.", ("version",)),
-    "last_full_look_timestamp_seconds": _Family(
-        "The time of the last full scan, in seconds since the epoch; 0 before the first."
-    ),
-    "last_full_look_duration_seconds": _Family(
-        "The seconds that it took, including the actions after it."
-    ),
+    "last_full_look_timestamp_seconds": _Family("When the last full scan was; 0 before the first."),
+    "last_full_look_duration_seconds": _Family("How long it took, with the actions after it."),
     "findings": _Family("Findings of the last full scan.", ("severity", "kind")),
     "quarantine_bytes": _Family("Disk space of the quarantine."),
     "free_bytes": _Family("Free space on the store's file system."),
@@ -51,14 +47,9 @@ _FAMILIES = {
     "blob_bytes": _Family("The total length of those blobs."),
     "orphan_bytes": _Family("Disk space of finished blobs that no model names."),
     "downloads": _Family("Unfinished downloads.", ("condition",)),
-    "download_bytes": _Family(
-        "Bytes of unfinished downloads that are on the disk, and that are missing.",
-        ("condition", "part"),
-    ),
+    "download_bytes": _Family("Their bytes on disk, and missing ones.", ("condition", "part")),
     "stale_downloads": _Family("Unfinished downloads that received no bytes for stale_after."),
-    "oldest_progress_timestamp_seconds": _Family(
-        "When the longest idle download last received bytes; absent if there is none."
-    ),
+    "oldest_progress_timestamp_seconds": _Family("When the longest idle one last received bytes."),
     "repairs_total": _Family("Repaired downloads.", counts=True),
     "saved_bytes_total": _Family("Bytes saved from downloading by repairs.", counts=True),
     "freed_bytes_total": _Family("Bytes freed by removals.", counts=True),

@@ -217,16 +217,12 @@ def describe(
     where = where._replace(python=python, metrics=os.path.dirname(metrics_file) or None)
     for path in (where.program, where.python, *where.paths()):
         if why := unwritable(path):
-            raise RefusedError(
-                f"{names.printable(path)}: {why}, which units and crontabs interpret",
-                "rename it, or use a link with another name",
-            )
+            bad = f"{names.printable(path)}: {why}, which units and crontabs interpret"
+            raise RefusedError(bad, "rename it, or use a link with another name")
     if why := passing(where.program, personal=personal):
         alone = "" if passing(where.program, personal=True) else ", or use --user"
-        raise RefusedError(
-            f"{where.program}: {why}",
-            f"install it elsewhere, such as in a virtual environment in /opt{alone}",
-        )
+        step = f"install it elsewhere, such as in a virtual environment in /opt{alone}"
+        raise RefusedError(f"{where.program}: {why}", step)
     return where
 
 
@@ -247,10 +243,9 @@ def _found(
         store = found.path
     here = root + store
     if personal and not os.access(here, os.W_OK):
-        raise NoPermissionError(
-            f"{names.printable(store)}: a service of your own can't write there",
-            "install it as root, without --user; it then runs as the store's owner",
-        )
+        step = "install it as root, without --user; it then runs as the store's owner"
+        why = f"{names.printable(store)}: a service of your own can't write there"
+        raise NoPermissionError(why, step)
     status = folders.owner(here)
     user = _name(f"{root}/etc/passwd", status.st_uid)
     group = _name(f"{root}/etc/group", status.st_gid)
@@ -279,10 +274,9 @@ def _program(root: str) -> str:
         script = os.path.join(os.path.dirname(sys.executable), "ollama-watch")
     path = os.path.realpath(script)
     if not os.access(path, os.X_OK):
-        raise RefusedError(
-            f"{names.printable(path)} does not exist, so a service can't start it",
-            "install the package (pip install, pipx install) and run its ollama-watch",
-        )
+        why = f"{names.printable(path)} does not exist, so a service can't start it"
+        step = "install the package (pip install, pipx install) and run its ollama-watch"
+        raise RefusedError(why, step)
     return _inside(path, root)
 
 

@@ -127,11 +127,10 @@ def lower() -> None:
         try:
             _set(Capabilities(0, now.permitted & VISIBILITY, 0))
         except OSError as error:
-            raise NoPermissionError(
-                f"this process can't drop its capabilities: {error.strerror}",
-                "reinstall its unit, whose filter must allow capset:",
-                advice.ours("service", "install", root=True),
-            ) from None
+            why = f"this process can't drop its capabilities: {error.strerror}"
+            step = "reinstall its unit, whose filter must allow capset:"
+            command = advice.ours("service", "install", root=True)
+            raise NoPermissionError(why, step, command) from None
 
 
 def give_up() -> None:
