@@ -22,7 +22,7 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
 
     Asks first. Refuses while the model is being pulled.
     """
-    from watcher.commands import lookup
+    from watcher.commands import acting
     from watcher.observe.host import Host
     from watcher.pull.manager import ModelDownloadManager, StoreFiles
     from watcher.show import text
@@ -33,7 +33,7 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
     problems: Mapping[str, str] = {}
     if not offline:
         with patience("asking registries"):
-            _, problems = lookup.look_up(Host(store), models)
+            _, problems = acting.look_up(Host(store), models)
     manager = ModelDownloadManager(StoreFiles(store), policy=context.settings)
     done: list[dict[str, object]] = []
     try:
@@ -44,7 +44,7 @@ def reset(context: Context, models: tuple[str, ...], yes: bool, offline: bool) -
             size = sum(each["partial_size"] for each in found)
             shown = names.printable(model)
             if not found and before in _NOTHING_TO_RESET:
-                with lookup.blamed(problems):
+                with acting.blamed(problems):
                     _check_known(store, model, before)
                 after, result = before, "there is no download to forget"
             else:
