@@ -74,8 +74,9 @@ def _settings() -> dict[str, tuple[str, ...]]:
         _code("store"): (_code(f"{config.ENVIRONMENT_PREFIX}STORE"), "found, see below")
     }
     for key, known in config.KEYS.items():
-        shown = str(known.default).lower() if known.read is config.boolean else f'"{known.default}"'
-        default = "none" if known.default == "" else _code(shown)
+        usual = known.metadata["default"]
+        shown = str(usual).lower() if isinstance(usual, bool) else f'"{usual}"'
+        default = _code(shown) if usual != "" else "none"
         rows[_code(key)] = (_code(f"{config.ENVIRONMENT_PREFIX}{key.upper()}"), default)
     return rows
 

@@ -100,16 +100,8 @@ def loopback(value: object) -> tuple[str, int] | None:
     raise ValueError("expected an address of loopback and a port, such as 127.0.0.1:9464")
 
 
-class Key(NamedTuple):
-    """A setting: its field of `Settings`, what reads its value, and its default as written."""
-
-    field: str
-    read: Callable[[object], Any]
-    default: object
-
-
 def _setting(read: Callable[[object], Any], default: object, key: str = "") -> Any:
-    """A field that `read` makes of a value; `key`: its name in the file, if it is another one."""
+    """A field that `read` makes of what is written; `key`: its name in the file, if another."""
     return field(default=read(default), metadata={"key": key, "read": read, "default": default})
 
 
@@ -132,13 +124,8 @@ class Settings:
     metrics_listen: tuple[str, int] | None = _setting(loopback, "")
 
 
-KEYS = {  #: of the file; `store` is besides
-    each.metadata["key"] or each.name: Key(
-        each.name, each.metadata["read"], each.metadata["default"]
-    )
-    for each in fields(Settings)
-    if each.metadata
-}
+#: The fields by their keys in the file, which has `store` besides.
+KEYS = {each.metadata["key"] or each.name: each for each in fields(Settings) if each.metadata}
 
 
 def stores(value: object) -> tuple[str, ...]:
@@ -148,7 +135,7 @@ def stores(value: object) -> tuple[str, ...]:
     raise ValueError("expected a folder, or a list of folders")
 
 
-_READ = {"store": stores, **{key: each.read for key, each in KEYS.items()}}
+_READ = {"store": stores, **{key: each.metadata["read"] for key, each in KEYS.items()}}
 
 
 class Given(NamedTuple):
@@ -165,7 +152,7 @@ def load(file: Path | None, environment: Mapping[str, str]) -> Settings:
     """
     values = given(file, environment)
     store = values.pop("store", Given((), ""))
-    fields = {KEYS[key].field: KEYS[key].read(value) for key, (value, _) in values.items()}
+    fields = {KEYS[key].name: _READ[key](value) for key, (value, _) in values.items()}
     return replace(Settings(), stores=stores(store.value), stores_by=store.source, **fields)
 
 

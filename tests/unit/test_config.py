@@ -246,7 +246,9 @@ def test_the_settings_of_metrics(tmp_path: Path) -> None:
 
 
 def test_every_default_is_that_of_the_settings() -> None:
-    fields = {key.field: key.read(key.default) for key in config.KEYS.values()}
+    fields = {
+        key.name: key.metadata["read"](key.metadata["default"]) for key in config.KEYS.values()
+    }
     assert replace(Settings(), **fields) == Settings()
     assert len(fields) == len(config.KEYS)
 
@@ -279,7 +281,7 @@ def test_the_example_has_every_key_once_with_its_default(tmp_path: Path) -> None
     assert config.load(EXAMPLE, {}) == Settings(), "as it is it must change nothing"
     lines = re.findall(r"^#(\w+ = .*)$", EXAMPLE.read_text(), re.MULTILINE)
     shown = tomllib.loads("\n".join(lines))
-    usual = {key: known.default for key, known in config.KEYS.items()}
+    usual = {key: known.metadata["default"] for key, known in config.KEYS.items()}
     assert shown == {"store": place.SERVICE_STORE, **usual}
     assert list(shown) == ["store", *config.KEYS]
     (tmp_path / "all.toml").write_text("\n".join(lines))

@@ -58,9 +58,9 @@ def _settings(context: Context) -> Iterator[tuple[str, object, str]]:
         found["store"] = settings.Given(list(context.stores), "--store")
     yield "store", *found.get("store", (None, "default"))
     for key, known in settings.KEYS.items():
-        value, source = found.get(key, (known.default, "default"))
+        value, source = found.get(key, (known.metadata["default"], "default"))
         # In a variable a boolean is one of many words.
-        yield key, known.read(value) if known.read is settings.boolean else value, source
+        yield key, settings.boolean(value) if known.type == "bool" else value, source
 
 
 def _shown(value: object) -> str:
