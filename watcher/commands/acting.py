@@ -16,7 +16,6 @@ from watcher.observe.host import Host
 from watcher.observe.targets import Targets
 from watcher.ollama import names, registry
 from watcher.ollama.names import ModelName
-from watcher.pull import queue
 from watcher.reconcile import Reconciler, Report
 from watcher.show import documents, plans, text
 from watcher.state import folders, registry_cache, state_folder
@@ -123,13 +122,14 @@ def _unsure(path: str, store: int, typed: list[ModelName]) -> Iterator[ModelName
     if typed:
         yield from (each for each in typed if nameless or each.key not in here)
         return
-    line: Iterable[queue.Item] = ()
+    if not nameless:
+        return
+    from watcher.pull import queue  # to ask about what waits in it is rare
+
+    queued: list[str] = []
     with contextlib.suppress(WatchError):
-        line = queue.FILE.read(store).line if nameless else ()
-    for shown in (*(item.model for item in line), *(known.models if nameless else ())):
-        model = names.parse_model(shown)
-        if model is not None:
-            yield model
+        queued = [item.model for item in queue.FILE.read(store).line]
+    yield from filter(None, map(names.parse_model, (*queued, *known.models)))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -77,6 +76,8 @@ def _forked() -> int:
 
 def known_to(store: str, knows: Knows) -> Known:
     """What a store can be asked for, looked at by a child with its owner's rights."""
+    import json
+
     from watcher.model import Known
 
     ours, theirs = os.pipe()

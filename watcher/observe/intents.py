@@ -7,7 +7,6 @@ not believed is *foreign*, reported and never changed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -264,6 +263,8 @@ def _sidecar(name: str, folder: int) -> bytes:
 
 def hash_of(name: str, folder: int) -> str:
     """The hash of a sidecar's bytes; "" where it is too large for one."""
+    import hashlib  # it loads OpenSSL, and usually there is no intent
+
     raw = _sidecar(name, folder)
     return hashlib.sha256(raw).hexdigest() if len(raw) <= sidecars.READ_LIMIT else ""
 

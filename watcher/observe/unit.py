@@ -13,7 +13,6 @@ import os
 import pwd
 import re
 import shlex
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -180,6 +179,8 @@ def _made(settings: Iterable[tuple[str, str]], root: str = "", *, idle: bool = F
 
 
 def _asked() -> Unit | None:
+    import subprocess  # loaded only where systemd may answer
+
     try:
         answer = subprocess.run(
             ["systemctl", "show", NAME, f"--property={_PROPERTIES}"],
