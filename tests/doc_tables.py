@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +55,7 @@ def tables() -> dict[str, Table]:
         ),
         "settings": Table(f"{reference}/settings.md", _settings()),
         "queue": _words("docs/pull.md", ItemState),
-        "mode fields": _words("docs/architecture.md", [each.name for each in fields(Mode)]),
+        "mode fields": _words("docs/architecture.md", Mode._fields),
         "modes": Table("docs/architecture.md", _modes()),
     }
 
@@ -86,7 +85,7 @@ def _modes() -> dict[str, tuple[str, ...]]:
     rows: dict[str, tuple[str, ...]] = {}
     for name, mode in vars(modes).items():
         if isinstance(mode, Mode):
-            given = ((each.name, getattr(mode, each.name)) for each in fields(Mode))
+            given = mode._asdict().items()
             differing = (pair for pair in given if pair[1] != getattr(usual, pair[0]))
             rows[_code(name)] = (", ".join(itertools.starmap(_field, differing)),)
     return rows

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
@@ -627,8 +627,7 @@ class Space(NamedTuple):
     linked: tuple[str, ...] = ()  #: of the two, a link to a folder elsewhere
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(NamedTuple):
     """Everything that one scan of a store has shown. Deciding reads nothing else."""
 
     place: Place
@@ -642,14 +641,14 @@ class Evidence:
     servers: tuple[Server, ...] = ()
     others: tuple[str, ...] = ()  #: other Ollama processes (clients, runners): ``name (pid)``
     downloads: tuple[Download, ...] = ()
-    census: BlobCensus = field(default_factory=BlobCensus)
-    sharing: Sharing = field(default_factory=Sharing)
+    census: BlobCensus = BlobCensus()
+    sharing: Sharing = Sharing()
     scope: frozenset[str] | None = None
-    next_start: NextStart = field(default_factory=NextStart)  #: of a scan of the whole store
+    next_start: NextStart = NextStart()  #: of a scan of the whole store
     uid: int = 0
     #: The models that a registry's manifest gives a blob which no manifest of the store names.
-    known_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    caller: Caller = field(default_factory=Caller)
+    known_as: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    caller: Caller = Caller()
     forgotten: str = ""  #: why what was remembered of the store is not known, if so
     quarantine: tuple[Kept, ...] = ()
     quarantine_unseen: Unseen | None = None
@@ -886,8 +885,7 @@ class Due(NamedTuple):
     then: str = ""  #: what becomes of its download then, in words; "" where a scan only looks again
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What would be done, what is refused, and when to scan again. Printing it changes nothing."""
 
     actions: tuple[Action, ...] = ()
@@ -898,8 +896,7 @@ class Plan:
 
     def only(self, meant: Callable[[Iterable[str], Iterable[str]], bool]) -> Plan:
         """The part of it whose models and subjects are meant."""
-        return replace(
-            self,
+        return self._replace(
             actions=tuple(each for each in self.actions if meant(each.models, (each.subject,))),
             refusals=tuple(
                 each for each in self.refusals if meant(each.models, (each.subject, *each.entries))
@@ -909,7 +906,7 @@ class Plan:
 
     def filtered(self, wanted: Callable[[Action], bool]) -> Plan:
         """The same plan with no other actions than those that are wanted."""
-        return replace(self, actions=tuple(filter(wanted, self.actions)))
+        return self._replace(actions=tuple(filter(wanted, self.actions)))
 
     @property
     def frees(self) -> int:
@@ -946,8 +943,7 @@ class Outcome(NamedTuple):
     length: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Mode:
+class Mode(NamedTuple):
     """What one run may plan, hash and ask, and how patient it is.
 
     `docs/architecture.md` has the table of the fields, and `decide.modes` that of the modes.
@@ -965,7 +961,7 @@ class Mode:
     verify: bool = False
     survey: bool = False
     own_pulls: frozenset[str] = frozenset()  #: ended by us: once closed, nothing more comes
-    lengths: Mapping[str, int] = field(default_factory=dict)
+    lengths: Mapping[str, int] = MappingProxyType({})
     patient: bool = False
     sync_behind: bool = False  #: the caller syncs the data behind the claims
     read_limit_bytes: int | None = 1 << 30

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -44,8 +44,7 @@ _MOST_TRIES = 5  #: how often a plan is made anew because the disk did not take 
 QUESTIONS = frozenset({ActionKind.HASH, ActionKind.ASK_REGISTRY})  #: changes only what is known
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """One run: what was seen, diagnosed, planned and done, and what is remembered after it.
 
     `stuck`: what a kill has left could not be finished, so nothing was done.
@@ -83,7 +82,7 @@ def approve_all(planned: Plan) -> Plan:
 
 def approve_none(planned: Plan) -> Plan:
     """Approve nothing: ``--dry-run``."""
-    return replace(planned, actions=())
+    return planned._replace(actions=())
 
 
 class Reconciler:
@@ -197,7 +196,7 @@ class _Run:
             try:
                 journal = opened.enter_context(self._journal(mode.lock_seconds))
             except OSError as error:
-                return replace(self._powerless(now, agreed, error), outcomes=self._answers + undone)
+                return self._powerless(now, agreed, error)._replace(outcomes=self._answers + undone)
             hold_reserve(journal.store)
             stuck = self._finish_leftovers(journal)
             known = self._with_answers(_or_unsaved(journal.recall(), self._past))

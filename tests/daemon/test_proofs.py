@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def test_a_service_goes_on_about_what_its_registry_has_not_answered(
 
     def only_questions(planned: Plan) -> Plan:
         asks = tuple(each for each in planned.actions if each.kind in reconcile.QUESTIONS)
-        return replace(planned, actions=asks)
+        return planned._replace(actions=asks)
 
     report = one_run(host, policy, approve=only_questions)
     _Service(host, policy.settings, Metrics(host.store, policy.settings), [])._work_beside(

@@ -195,7 +195,7 @@ def acts(seen: Evidence) -> set[tuple[str, str]]:
 @settings(max_examples=300)
 @given(EVIDENCE)
 def test_less_visibility_is_never_more_daring(seen: Evidence) -> None:
-    by_sight = [acts(replace(seen, view=View(visibility, (), "why"))) for visibility in Visibility]
+    by_sight = [acts(seen._replace(view=View(visibility, (), "why"))) for visibility in Visibility]
     full, named, partial = by_sight
     assert partial <= named <= full
 
@@ -203,13 +203,13 @@ def test_less_visibility_is_never_more_daring(seen: Evidence) -> None:
 @settings(max_examples=300)
 @given(EVIDENCE, SERVERS)
 def test_one_more_at_work_is_never_more_daring(seen: Evidence, server: Server) -> None:
-    assert acts(replace(seen, servers=(*seen.servers, server))) <= acts(seen)
-    assert acts(replace(seen, others=(*seen.others, "ollama (5)"))) <= acts(seen)
+    assert acts(seen._replace(servers=(*seen.servers, server))) <= acts(seen)
+    assert acts(seen._replace(others=(*seen.others, "ollama (5)"))) <= acts(seen)
     held = tuple(
         replace(each, holders=(*each.holders, Holder(5, "x", "y", writes=False)))
         for each in seen.downloads
     )
-    assert acts(replace(seen, downloads=held)) <= acts(seen)
+    assert acts(seen._replace(downloads=held)) <= acts(seen)
 
 
 @settings(max_examples=200)
@@ -223,11 +223,11 @@ def test_a_change_is_never_more_daring(seen: Evidence, ago: float) -> None:
         else each
         for each in seen.downloads
     )
-    assert acts(replace(seen, downloads=touched)) <= acts(seen)
+    assert acts(seen._replace(downloads=touched)) <= acts(seen)
 
 
 @settings(max_examples=200)
 @given(EVIDENCE)
 def test_a_narrow_look_plans_no_more_than_a_whole_one(seen: Evidence) -> None:
-    narrow = acts(replace(seen, scope=frozenset(each.digest for each in seen.downloads)))
-    assert narrow <= acts(replace(seen, scope=None))
+    narrow = acts(seen._replace(scope=frozenset(each.digest for each in seen.downloads)))
+    assert narrow <= acts(seen._replace(scope=None))

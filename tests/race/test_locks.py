@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,7 @@ def test_a_held_lock_ends_in_exit_11_and_names_the_holder(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = store.tree()
-    monkeypatch.setattr(modes, "CLEAN", replace(modes.CLEAN, lock_seconds=0.2))
+    monkeypatch.setattr(modes, "CLEAN", modes.CLEAN._replace(lock_seconds=0.2))
     assert cli.main(["--store", str(store.path), "clean", "--yes"]) == 11
     assert f"pid {holder.pid} " in capsys.readouterr().err
     assert store.tree() == before

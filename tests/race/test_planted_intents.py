@@ -12,7 +12,6 @@ import shlex
 import socket
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ class Planted:
             (self.path / "guard").write_bytes(b"")
             guard = (self.path / "guard").stat().st_ino
         made = intents.Intent(kind, digest, self.folder(), guard, files, {})
-        return self.write(replace(made, **more))
+        return self.write(made._replace(**more))
 
     def write(self, intent: intents.Intent) -> intents.Intent:
         """Write an intent down as ollama-watch does."""

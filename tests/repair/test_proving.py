@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +200,7 @@ def test_only_what_is_meant_is_hashed(store: Store) -> None:
     one_run(
         Host(str(store.path)),
         VERIFY,
-        approve=lambda plan: replace(plan, actions=tuple(filter(just, plan.actions))),
+        approve=lambda plan: plan._replace(actions=tuple(filter(just, plan.actions))),
     )
     report = one_run(Host(str(store.path)), VERIFY, approve=reconcile.approve_none)
     assert len(report.plan.actions) == 3

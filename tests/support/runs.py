@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from watcher.config import Settings
@@ -13,7 +13,7 @@ from watcher.observe.host import Host
 from watcher.reconcile import Reconciler, Report, approve_all
 from watcher.state.memory import Memory
 
-_OF_MODE = frozenset(each.name for each in fields(Mode)) - {"repair", "clean"}
+_OF_MODE = frozenset(Mode._fields) - {"repair", "clean"}
 
 
 def rules(**given: Any) -> Rules:
@@ -26,7 +26,7 @@ def changed(base: Rules, **given: Any) -> Rules:
     mode = {name: value for name, value in given.items() if name in _OF_MODE}
     both = {name: given[name] for name in ("repair", "clean") if name in given}
     rest = {name: value for name, value in given.items() if name not in _OF_MODE}
-    return Rules(replace(base.settings, **rest), replace(base.mode, **mode, **both))
+    return Rules(replace(base.settings, **rest), base.mode._replace(**mode, **both))
 
 
 def one_run(
@@ -44,7 +44,7 @@ def one_run(
     """One run; `past`: what a run before could not write down."""
     reconciler = Reconciler(replace(host, stops=stop) if stop else host, by.settings)
     reconciler._unsaved = past
-    mode = replace(by.mode, lock_seconds=lock_seconds, announce=first_look)
+    mode = by.mode._replace(lock_seconds=lock_seconds, announce=first_look)
     return reconciler.reconcile(mode, Scope(scope, ended), approve)
 
 

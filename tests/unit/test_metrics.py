@@ -6,7 +6,6 @@ import os
 import re
 import socket
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,7 +110,7 @@ def test_a_narrow_look_says_all_of_its_scope_and_nothing_of_others(kept: metrics
         visibility=Visibility.PARTIAL,
         now=NOW + 60,
     )
-    narrow = replace(narrow, place=narrow.place._replace(free_bytes=5))
+    narrow = narrow._replace(place=narrow.place._replace(free_bytes=5))
     kept.look(report(narrow), 9.0)
     assert downloads(kept) == {"paused": 2}, "B is gone, C interrupted, A as it was"
     found = numbers(kept)

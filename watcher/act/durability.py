@@ -11,7 +11,6 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from watcher.act.journal import Journal, locked
@@ -150,7 +149,7 @@ def settle(host: Host, planned: Plan, *, behind: bool) -> Settled:
                 refused.append((action.subject, came))
         elif not came.cut_short:
             kept.append(action)  # what is another file now is refused as changed
-    return Settled(replace(planned, actions=tuple(kept)), tuple(outcomes), tuple(refused))
+    return Settled(planned._replace(actions=tuple(kept)), tuple(outcomes), tuple(refused))
 
 
 def _need(action: Action, *, behind: bool) -> Need | None:

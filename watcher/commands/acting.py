@@ -3,8 +3,9 @@
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from watcher import reconcile
 from watcher.commands.context import Context, complain, patience, transient
@@ -25,8 +26,7 @@ _FRESH_SECONDS = 3600.0  #: what was heard within that time is not asked again
 _LOOKS = reconcile.QUESTIONS | {ActionKind.REFRESH}  #: what is done by them repairs nothing
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """What an acting command was asked to do."""
 
     command: str
@@ -150,7 +150,7 @@ def act_on(context: Context, host: Host, asked: Request, about: Targets | None =
     """One acting command on a store: show the plan, ask, do it, report the results."""
     state_folder.check(host.store)  # a dry run reports it, too
     chosen = _Choice(context, asked, about.of if about else reconcile.approve_all)
-    report = replace(_until_quiet(context, host, asked, chosen), plan=chosen.plan)
+    report = _until_quiet(context, host, asked, chosen)._replace(plan=chosen.plan)
     left = _remaining(report, asked.mode, about.meant if about else remaining.everything)
     if context.json:
         context.document(documents.acting(asked.command, report, left))

@@ -81,7 +81,6 @@ def purge(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool) -
 
 def _act(context: Context, command: str, mode: Mode, dry_run: bool, yes: bool) -> Exit:
     """In each store, on those labels that it has. Raises TargetError for one that none has."""
-    from dataclasses import replace
 
     from watcher.commands.acting import Request, act_on
     from watcher.system import advice
@@ -95,7 +94,7 @@ def _act(context: Context, command: str, mode: Mode, dry_run: bool, yes: bool) -
         raise TargetError(unknown, "look up its label", command)
     codes = []
     for host, labels in zip(hosts, here, strict=True):
-        own = replace(mode, restore=mode.restore & labels, purge=mode.purge & labels)
+        own = mode._replace(restore=mode.restore & labels, purge=mode.purge & labels)
         asked = Request(command, own, dry_run=dry_run, yes=yes)
         codes.append(act_on(context, host, asked))
     return max(codes)

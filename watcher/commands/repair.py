@@ -1,7 +1,6 @@
 """``repair``: make interrupted downloads resumable."""
 
 import contextlib
-from dataclasses import replace
 
 import click
 
@@ -28,7 +27,7 @@ def repair(context: Context, targets: tuple[str, ...], offline: bool, **how: boo
     from watcher.commands.acting import Request, act
     from watcher.decide import modes
 
-    mode = replace(modes.REPAIR, online=not offline)
+    mode = modes.REPAIR._replace(online=not offline)
     code = act(context, Request("repair", mode, targets, **how))
     if not how["dry_run"]:
         for host in context.hosts(changes=True):

@@ -1,14 +1,12 @@
 """The modes: one row for each occasion on which a store is looked at or changed. Pure."""
 
-from dataclasses import replace
-
 from watcher.config import Settings
 from watcher.model import Mode
 
 #: Only look: plan what `repair` and `clean` could do.
 INSPECT = Mode(repair=True, clean=True)
 #: The same, and count what takes the space.
-SURVEY = replace(INSPECT, survey=True)
+SURVEY = INSPECT._replace(survey=True)
 REPAIR = Mode(
     repair=True,
     repair_stale=True,

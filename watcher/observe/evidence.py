@@ -131,8 +131,8 @@ class _Look:
         reading = clock.Reading(now, host.counted(), self.boot, place.machine(host))
         time = clock.look(memory.clocks, reading)
         forgotten = memory.unreadable or memory.lost or memory.hashes.unread
-        made = replace(made, now=now, uptime=host.uptime(), forgotten=forgotten)
-        return replace(made, clock=time.own, other_clocks=time.others)
+        made = made._replace(now=now, uptime=host.uptime(), forgotten=forgotten)
+        return made._replace(clock=time.own, other_clocks=time.others)
 
     def _of_store(
         self, made: Evidence, found: scan.Scan, coming: NextStart, seen: processes.Seen
@@ -156,8 +156,7 @@ class _Look:
         layers = host.known_layers(store) if census.unnamed else {}
         unnamed = {names.parse_blob(entry.name).digest for entry in census.unnamed}
         kept, quarantine_unseen = look_at_quarantine(store, memory)
-        return replace(
-            made,
+        return made._replace(
             next_start=coming,
             census=self._with_used(sharing.apart(census, shared)),
             sharing=shared,

@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
@@ -85,8 +84,7 @@ class File(NamedTuple):
         return cls(entry.name, entry.kind, entry.size, entry.mtime_ns, entry.inode, taken)
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(NamedTuple):
     """What an intent records as to be done."""
 
     kind: ActionKind

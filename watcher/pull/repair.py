@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Set
 from contextlib import suppress
-from dataclasses import replace
 
 from rich.filesize import decimal
 
@@ -101,7 +100,7 @@ def run(
     if target.host is None:
         return None
     reconciler = Reconciler(target.host, target.settings)
-    mode = replace(modes.PULL, own_pulls=own or frozenset(), lengths=lengths)
+    mode = modes.PULL._replace(own_pulls=own or frozenset(), lengths=lengths)
     began = time.monotonic()
     until = began + (0.0 if own is None else _RELEASE_SECONDS)
     written: dict[str, int] = {}
@@ -166,7 +165,7 @@ def astray(target: Target, model: str, missing: Mapping[str, int]) -> Iterator[s
         seen = Reconciler(host, target.settings).inspect().evidence
     except (WatchError, OSError):
         return
-    seen = replace(seen, census=seen.census._replace(odd=lying))
+    seen = seen._replace(census=seen.census._replace(odd=lying))
     for finding in blob_findings.astray(seen):
         if finding.models:
             helps = finding.command or finding.remedy

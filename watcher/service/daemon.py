@@ -155,7 +155,7 @@ class _Service:
             first = self._take_store()
             if scope is None:
                 self._turn_queue(triggers, anew=first)
-            mode = replace(modes.watch(self._settings), announce=first)
+            mode = modes.watch(self._settings)._replace(announce=first)
             self._reconciler.host = replace(self._host, stops=triggers.is_stopped)
             report = self._reconciler.reconcile(mode, Scope(scope, triggers.ended()))
         except EndedError:

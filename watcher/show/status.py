@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -334,7 +333,7 @@ def _verdict(status: Status, found: list[Diagnosed]) -> Line:
         return Line((Span(f"{tables.known_as(first)}:", "bold"), Span(text)))
     if found:
         diagnosis = status.report.diagnosis._replace(diagnosed=tuple(found))
-        return tables.verdict(replace(status.report, diagnosis=diagnosis))
+        return tables.verdict(status.report._replace(diagnosis=diagnosis))
     return Line(f"No unfinished downloads{', as far as visible' * bool(status.unseen)}.")
 
 

@@ -66,7 +66,7 @@ def kept(label: str, *, ago: float, size: int, replaced: bool) -> Kept:
 
 
 def purged(policy: Rules, *things: Kept) -> list[str]:
-    seen = replace(evidence(), quarantine=things)
+    seen = evidence()._replace(quarantine=things)
     made = plan.make(diagnose.diagnose(seen, policy), seen, policy)
     assert {each.kind for each in made.actions} <= {ActionKind.PURGE}
     return [each.subject for each in made.actions]
@@ -94,8 +94,7 @@ def test_a_full_quarantine_takes_nothing_more() -> None:
     odd = OddBlob(D, BlobFault.CORRUPT, 60, blob, ("llama3:latest",), registry=60)
     policy = rules(quarantine_max_bytes=100)
     for held, verbs in ((0, [ActionKind.QUARANTINE_BLOB]), (50, [])):
-        seen = replace(
-            evidence(census=BlobCensus(odd=(odd,), manifests=1)),
+        seen = evidence(census=BlobCensus(odd=(odd,), manifests=1))._replace(
             quarantine=(kept("1-a", ago=DAY, size=held, replaced=False),),
         )
         made = plan.make(diagnose.diagnose(seen, policy), seen, policy)
@@ -118,7 +117,7 @@ def test_no_more_goes_than_the_wanted_room_takes_the_oldest_and_largest_first() 
             ),
         ),
     )
-    seen = replace(seen, place=seen.place._replace(free_bytes=5))
+    seen = seen._replace(place=seen.place._replace(free_bytes=5))
     made = planned(seen)
     assert len(made.actions) == 4
     for wanted, last in ((0, ""), (5, ""), (6, "2"), (45, "2"), (46, "21"), (55, "21")):
@@ -296,7 +295,7 @@ def test_a_narrow_look_plans_no_orphans_and_no_left_overs() -> None:
     left = Located("blobs/COPY1", entry("COPY1", ago=OLD))
     seen = evidence(census=orphans(temporaries=(left,)))
     assert len(planned(seen).actions) == 2
-    assert planned(replace(seen, scope=frozenset({D}))).actions == ()
+    assert planned(seen._replace(scope=frozenset({D}))).actions == ()
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,7 @@ def told(
     *,
     first: bool = False,
 ) -> tuple[Memory, list[str]]:
-    seen = replace(
-        seen,
+    seen = seen._replace(
         census=seen.census._replace(manifests=1),
         place=seen.place._replace(free_bytes=10**12),
     )
@@ -100,7 +99,7 @@ def test_a_download_that_is_just_gone_was_removed() -> None:
 
 def test_a_narrow_look_does_not_miss_what_it_did_not_look_at() -> None:
     memory, _ = told(Memory(), evidence(PAUSED))
-    kept, happened = told(memory, replace(evidence(), scope=frozenset({"f" * 64})))
+    kept, happened = told(memory, evidence()._replace(scope=frozenset({"f" * 64})))
     assert happened == []
     assert D in kept.downloads
 
@@ -141,7 +140,7 @@ def growing(at: float, arrived: int, *, total: int = 1000, written: float = 0.0)
         allocated=arrived, mtime_ns=round((at - written) * 1e9)
     )
     one = replace(LIVE, data=data, sidecars=(), total=total, total_from="manifest")
-    return replace(evidence(one), now=at)
+    return evidence(one)._replace(now=at)
 
 
 def test_progress_is_reported_once_a_minute_with_rate_and_time_left() -> None:
@@ -151,7 +150,7 @@ def test_progress_is_reported_once_a_minute_with_rate_and_time_left() -> None:
         assert happened == []
     memory, (event,) = transitions.learn(
         memory,
-        replace(growing(NOW + 60, 160), scope=frozenset({D})),
+        growing(NOW + 60, 160)._replace(scope=frozenset({D})),
         diagnosis(growing(NOW + 60, 160)),
         {},
     )
@@ -173,7 +172,7 @@ def test_of_a_pull_the_last_minute_is_kept_in_steps_of_ten_seconds() -> None:
 def test_a_pull_that_goes_on_begins_its_samples_anew() -> None:
     memory, _ = told(Memory(), growing(NOW, 100))
     stopped = replace(growing(NOW + 20, 100).downloads[0], holders=())
-    memory, _ = told(memory, replace(evidence(stopped), now=NOW + 500))
+    memory, _ = told(memory, evidence(stopped)._replace(now=NOW + 500))
     memory, _ = told(memory, growing(NOW + 600, 200))
     assert [each.at - NOW for each in memory.downloads[D].samples] == [600]
 
@@ -192,7 +191,7 @@ def test_the_layers_of_one_model_show_one_progress() -> None:
         (one,) = growing(at, arrived).downloads
         other = replace(one, digest="e" * 64, data=one.data and one.data._replace(inode=6))
         both = tuple(replace(each, models=("llama3:latest",)) for each in (one, other))
-        return replace(evidence(*both), now=at)
+        return evidence(*both)._replace(now=at)
 
     memory, _ = told(Memory(), two(NOW, 100))
     assert told(memory, two(NOW + 60, 200))[1] == ["download_progress"]
@@ -217,7 +216,7 @@ def test_a_stall_is_reported_once_and_again_after_bytes_have_come() -> None:
 
 def models(*stamps: tuple[str, int], **more: object) -> Evidence:
     census = BlobCensus(models={name: (1, at) for name, at in stamps}, **more)  # type: ignore[arg-type]
-    return replace(evidence(), census=census)
+    return evidence()._replace(census=census)
 
 
 def test_a_manifest_is_reported_when_it_comes_changes_and_goes() -> None:
