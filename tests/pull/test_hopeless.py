@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import time
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.support.driving import age, is_right, lay_out, run
 from tests.support.servers import EngineServer, Server, blob, wait_until
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.observe.host import Host
+from watcher.ollama.pull_stream import PullStream, Status
 from watcher.pull import disk, driver, target
 from watcher.pull.driver import Options
 from watcher.pull.failures import Asked, Cause, of_error
@@ -229,6 +231,22 @@ def test_it_is_the_end_where_no_progress_files_can_be_written(
     assert done.returncode == 0, done.stdout + done.stderr
     assert drive(site(server), model, UNTIL_DONE).end.cause is None
     assert arrived(server, model)
+
+
+@pytest.mark.parametrize("said_before", [[], [Status("pulling 0123456789ab", "0" * 64, 9, 1)]])
+def test_an_error_that_only_reads_like_a_wrong_length_is_the_end(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch, said_before: list[Status]
+) -> None:
+    """Of a layer that no manifest names, or of none: there is no length to put right."""
+    text = "registry.example announces 5 bytes of layer sha256-012345678901, and it is a joke"
+    assert of_error(text) is Cause.WRONG_LENGTH
+    server.start().wait_ready()
+    model = add(registry, server, 2 * MB)
+    lines = chain(said_before, repeat(Status("", error=text)))
+    monkeypatch.setattr(PullStream, "next", lambda *_: next(lines))
+    seen = drive(site(server), model)
+    assert (seen.end.cause, seen.end.text) == (Cause.WRONG_LENGTH, text)
+    assert not any("continuing with that" in note for note in seen.notes)
 
 
 @pytest.mark.parametrize("size", [2 * MB, 5 * MB])
