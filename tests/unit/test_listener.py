@@ -9,7 +9,9 @@ import os
 import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
@@ -23,7 +25,7 @@ def port() -> Iterator[int]:
     registry = CollectorRegistry()
     Gauge("answer", "A number.", registry=registry).set(42)
     Gauge("other", "Another one.", registry=registry).set(7)
-    with listener.listening("127.0.0.1", 0, registry) as port:
+    with listener.listening("127.0.0.1", 0, registry, print) as port:
         yield port
 
 
@@ -150,7 +152,7 @@ def test_it_ends_although_no_client_can_be_accepted(monkeypatch: pytest.MonkeyPa
         raise PermissionError(errno.EPERM, "refused by a firewall")
 
     def lives() -> None:
-        with listener.listening("127.0.0.1", 0, CollectorRegistry()):
+        with listener.listening("127.0.0.1", 0, CollectorRegistry(), print):
             tried.wait(10)
 
     monkeypatch.setattr(socket.socket, "accept", refused)
@@ -159,6 +161,24 @@ def test_it_ends_although_no_client_can_be_accepted(monkeypatch: pytest.MonkeyPa
     life.join(10)
     assert tried.is_set()
     assert not life.is_alive()
+
+
+def test_what_keeps_clients_out_is_reported_once_and_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried, told = list[float](), list[str]()
+
+    def refused(_: socket.socket) -> None:
+        tried.append(time.monotonic())
+        raise PermissionError(errno.EPERM, "refused by a firewall")
+
+    monkeypatch.setattr(socket.socket, "accept", refused)
+    monkeypatch.setattr(listener, "_PAUSE_SECONDS", 0.2)
+    with listener.listening("127.0.0.1", 0, CollectorRegistry(), told.append):
+        wait_until(lambda: len(tried) > 2, "a third try")
+    assert min(later - before for before, later in pairwise(tried)) >= 0.2
+    (reason,) = told
+    assert reason.startswith("metrics_listen: no client can connect: refused by a firewall")
 
 
 def test_an_answer_that_nobody_reads_keeps_nobody_waiting(port: int) -> None:

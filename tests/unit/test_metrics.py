@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -12,6 +13,7 @@ import pytest
 from prometheus_client import Metric, generate_latest
 
 from tests.support.runs import rules
+from tests.support.servers import wait_until
 from tests.unit.decide.seen import MB, NOW, POLICY, diagnosis, download, entry, evidence, writer
 from watcher import reconcile
 from watcher.decide import events, plan
@@ -246,6 +248,19 @@ def test_what_is_in_the_way_of_the_new_file_is_not_followed(tmp_path: Path) -> N
         assert kept.look(FULL, 1) == ""
     assert (tmp_path / "precious").read_text() == "precious"
     assert sorted(os.listdir(tmp_path)) == ["precious", "x.prom"]
+
+
+def test_a_listener_that_lets_nobody_in_is_reported_with_the_next_scan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(_: socket.socket) -> None:
+        raise PermissionError(errno.EPERM, "refused by a firewall")
+
+    monkeypatch.setattr(socket.socket, "accept", refused)
+    with metrics.Metrics("/models", LISTENS.settings) as kept:
+        wait_until(lambda: bool(kept._troubles), "a client that is refused")
+        assert "refused by a firewall" in kept.look(FULL, 1)
+        assert kept.look(FULL, 1) == ""
 
 
 def test_an_address_is_named_that_cannot_be_listened_at() -> None:

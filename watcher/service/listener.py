@@ -13,11 +13,11 @@ import ipaddress
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
-from watcher.errors import ListenError
+from watcher.errors import ListenError, with_step
 from watcher.system import advice
 
 if TYPE_CHECKING:
@@ -27,17 +27,19 @@ _REQUEST_SECONDS = 10.0  #: for a whole request and its answer
 _MOST_CONNECTIONS = 32
 _MOST_WAITING = 512  #: clients that the kernel lets wait to be accepted: they take no descriptor
 _LONGEST_REQUEST = 16 * 1024
-_PAUSE_SECONDS = 1.0  #: where no descriptor is left, new clients wait for so long
-_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_PAUSE_SECONDS = 1.0  #: where no client can be accepted, new ones wait for so long
 _REQUEST_LINE = re.compile(r"([A-Z]+) (\S+) HTTP/(1\.[01])")
 _STATUS = {200: "OK", 400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed"}
 
 
 @contextlib.contextmanager
-def listening(host: str, port: int, registry: CollectorRegistry) -> Iterator[int]:
+def listening(
+    host: str, port: int, registry: CollectorRegistry, complain: Callable[[str], None]
+) -> Iterator[int]:
     """Answer scrapes until the context ends; the port (`port` 0: any that is free).
 
-    It sleeps until a client connects. Raises ListenError, which names the address.
+    It sleeps until a client connects. `complain` gets, once for each reason, why none can be
+    accepted. Raises ListenError, which names the address.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -55,7 +57,7 @@ def listening(host: str, port: int, registry: CollectorRegistry) -> Iterator[int
     loop, ending = asyncio.new_event_loop(), asyncio.Event()
 
     def serve() -> None:
-        loop.run_until_complete(_serve(listener, registry, ending))
+        loop.run_until_complete(_serve(listener, registry, ending, complain))
 
     thread = threading.Thread(target=serve, name="metrics", daemon=True)
     with contextlib.closing(loop), listener:
@@ -68,10 +70,13 @@ def listening(host: str, port: int, registry: CollectorRegistry) -> Iterator[int
 
 
 async def _serve(
-    listener: socket.socket, registry: CollectorRegistry, ending: asyncio.Event
+    listener: socket.socket,
+    registry: CollectorRegistry,
+    ending: asyncio.Event,
+    complain: Callable[[str], None],
 ) -> None:
     listener.setblocking(False)
-    tasks = {asyncio.create_task(_accept(listener, registry))}
+    tasks = {asyncio.create_task(_accept(listener, registry, complain))}
     await ending.wait()
     tasks |= asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
@@ -79,14 +84,21 @@ async def _serve(
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _accept(listener: socket.socket, registry: CollectorRegistry) -> None:
+async def _accept(
+    listener: socket.socket, registry: CollectorRegistry, complain: Callable[[str], None]
+) -> None:
     answering: dict[asyncio.Task[None], None] = {}  #: in the order in which the clients connected
+    told: set[int | None] = set()
     while True:
         try:
             client, _ = await asyncio.get_running_loop().sock_accept(listener)
         except OSError as error:
-            # In any case others go on, and the end is not kept waiting.
-            await asyncio.sleep(_PAUSE_SECONDS if error.errno in _NO_ROOM else 0)
+            # Whatever it is, it may last; others go on, and the end is not kept waiting.
+            if error.errno not in told:
+                told.add(error.errno)
+                why = error.strerror or str(error)
+                complain(with_step(f"metrics_listen: no client can connect: {why}", error.errno))
+            await asyncio.sleep(_PAUSE_SECONDS)
             continue
         if len(answering) >= _MOST_CONNECTIONS:
             oldest = next(iter(answering))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeAlias, cast
 
@@ -95,6 +95,8 @@ class Metrics:
         self._count_lock = threading.Lock()
         self._registry: CollectorRegistry | None = None
         self._failing = False  #: writing the file failed: reported once, until it succeeds
+        #: Why the listener could accept no client: reported with the next scan.
+        self._troubles: deque[str] = deque()
         self.port: int | None = None  #: the port of the listener
 
     def __enter__(self) -> Self:
@@ -106,7 +108,8 @@ class Metrics:
         if self._registry is not None and self._address is not None:
             from watcher.service.listener import listening
 
-            self.port = self._held.enter_context(listening(*self._address, self._registry))
+            served = listening(*self._address, self._registry, self._troubles.append)
+            self.port = self._held.enter_context(served)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -130,12 +133,16 @@ class Metrics:
                         self._counts["refusals_total"][outcome.refusal.kind.value,] += 1
 
     def look(self, report: Report, seconds: float) -> str:
-        """Take in a scan, and write the file; why that failed, if that is new, else ""."""
+        """Take in a scan, and write the file; what failed of that, or while listening, if new."""
         if self._registry is None:
             return ""
         self._take(report, seconds)
-        if not self._file:
-            return ""
+        failed = self._write() if self._file else ""
+        return failed or (self._troubles.popleft() if self._troubles else "")
+
+    def _write(self) -> str:
+        """Write the file; why that failed, if that is new, else ""."""
+        assert self._registry is not None
         from prometheus_client import generate_latest
 
         folder, name = os.path.split(self._file)
