@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import FrameType
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import folders, memory, state_folder
 from watcher.state.event_log import Event, EventType
-from watcher.state.memory import Memory
+from watcher.state.memory import Memory, Touched
 from watcher.system import advice, stopping
 
 _LATE_SECONDS = 0.5  #: when older, the store is scanned again before learning
@@ -91,6 +91,8 @@ class Reconciler:
     def __init__(self, host: Host, settings: Settings) -> None:
         self.host, self.settings = host, settings
         self._unsaved: Memory | None = None  #: what was learned, where the store can't be written
+        #: Of files whose times were set without the lock, what the memory does not have yet.
+        self._touched: Mapping[str, Touched] = {}
 
     def inspect(self, mode: Mode = modes.INSPECT, scope: Scope = ALL) -> Report:
         """Scan the store and decide; nothing is written, hashed or asked. Raises as `observe`."""
@@ -105,6 +107,7 @@ class Reconciler:
         NoPermissionError where this user can't do what was approved, RefusedError where our folder
         is another user's, and what `evidence.observe` raises.
         """
+        self._remember_times(mode)
         run = _Run(self.host, Rules(self.settings, mode), scope, approve, self._unsaved)
         report = run.report()
         self._unsaved = report.memory if report.warnings else None
@@ -123,8 +126,20 @@ class Reconciler:
                 apply.refresh_all(self.host, refreshes, journal)
         except LockedError:
             # The other process may act for long. Without the lock the own times can't be
-            # remembered, but times that are too fresh cost less than a download that is gone.
-            apply.set_times_now(self.host, refreshes)
+            # remembered before, but times that are too fresh cost less than a download that is
+            # gone. The next run remembers them.
+            self._touched = apply.set_times_now(self.host, refreshes, look.known)
+
+    def _remember_times(self, mode: Mode) -> None:
+        """Remember the own times of files whose times were set without the lock. LockedError."""
+        if not self._touched:
+            return
+        with (
+            contextlib.suppress(OSError),  # the run that follows reports it
+            _journal(self.host, self.settings, mode.lock_seconds) as journal,
+        ):
+            journal.remember(self._touched)
+        self._touched = {}
 
 
 class _Looks:
@@ -197,6 +212,12 @@ class _Run:
                 journal = opened.enter_context(self._journal(mode.lock_seconds))
             except OSError as error:
                 return self._powerless(now, agreed, error)._replace(outcomes=self._answers + undone)
+            except LockedError as error:
+                if agreed.actions or not (mode.verify and self._answers):
+                    raise
+                # Nobody hashes a store twice because of what another process is doing.
+                warning = f"the results of hashing can't be remembered: {error.message}"
+                return self._unwritten(now, warning)._replace(outcomes=self._answers + undone)
             hold_reserve(journal.store)
             stuck = self._finish_leftovers(journal)
             known = self._with_answers(_or_unsaved(journal.recall(), self._past))
@@ -352,7 +373,11 @@ class _Run:
             raise advice.cant_write(message, error, host.store) from None
         if command:
             warning += "; audit reports the command that helps"
-        diagnosis = now.diagnosis()
+        return self._unwritten(now, warning)
+
+    def _unwritten(self, now: Look, warning: str) -> Report:
+        """The report where nothing was done, and what was learned can't be written down."""
+        host, diagnosis = self._host, now.diagnosis()
         occasion = transitions.Occasion(self._rules.mode.announce)
         known, happened = transitions.learn(now.known, now.evidence, diagnosis, {}, occasion)
         hashed = (events.hashed(each, host.clock()) for each in self._answers)

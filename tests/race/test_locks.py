@@ -11,8 +11,14 @@ import pytest
 
 from tests.crash.test_every_call import shape
 from tests.support.driving import Store, command, environment, run
+from tests.support.notation import Store as Notation
 from watcher import cli
+from watcher.act.journal import locked
+from watcher.config import Settings
 from watcher.decide import modes
+from watcher.model import ActionKind, Result
+from watcher.reconcile import Reconciler, approve_none
+from watcher.state import folders
 
 HOLD = """
 import fcntl, os, sys
@@ -136,3 +142,27 @@ def test_repairs_and_clean_ups_at_once_come_to_the_end_of_one_after_another(
     assert shape(store) == shape(alone)
     assert store.leftovers() == []
     assert store.event_types().count("download_repaired") == len(digests)
+
+
+def test_times_that_are_set_without_the_lock_are_remembered_once_it_is_free(
+    tmp_path: Path,
+) -> None:
+    """So what `prepare` protects in the first second is repaired after it, and no younger."""
+    store = Notation(tmp_path / "models")
+    digest = store.broken("0:10 0:0", aged="2h")
+    data = store.blobs / f"sha256-{digest}-partial"
+    own = data.stat().st_mtime_ns
+    by = Reconciler(store.host(), Settings(writers_visible=True))
+    by.reconcile(modes.INSPECT, approve=approve_none)  # it makes our folder
+    brief = replace(modes.PREPARE_TIMES, lock_seconds=0.0)
+    with folders.opened_store(str(store.path)) as opened, locked(opened, 0.0):
+        by.keep_fresh(brief)
+        assert data.stat().st_mtime_ns > own, "protected, whoever acts"
+    report = by.reconcile(modes.PREPARE)
+    assert report.memory is not None
+    touched = report.memory.touched[data.name]
+    assert (touched.set_ns, touched.own_ns) == (data.stat().st_mtime_ns, own)
+    (left,) = report.evidence.downloads
+    assert report.evidence.age_of(left.progress_at or 0) > 3600
+    (outcome,) = report.outcomes
+    assert (outcome.action.kind, outcome.result) == (ActionKind.WRITE_SIDECARS, Result.DONE)

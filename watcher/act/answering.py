@@ -17,8 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import chain
 
+from rich.filesize import decimal
+
 from watcher.act.journal import Journal, locked
 from watcher.decide import transitions
+from watcher.errors import LockedError
 from watcher.model import Action, ActionKind, Entry, Outcome, Result, Rules
 from watcher.observe import place, scan
 from watcher.observe.host import Host
@@ -52,8 +55,9 @@ def answer(
 
 
 def _keep(host: Host, rules: Rules, store: int, answers: list[Outcome]) -> bool:
-    # Where nothing can be written the answers count all the same; the act reports that.
-    with contextlib.suppress(OSError), locked(store, rules.mode.lock_seconds):
+    # Where nothing can be written, or another process acts for long, the answers count all the
+    # same, and are written with what is learned at the end; the act reports where that fails, too.
+    with contextlib.suppress(OSError, LockedError), locked(store, rules.mode.lock_seconds):
         journal = Journal(store, rules.settings, host)
         boot, at, now = place.boot(host), place.started_at(host), host.clock()
         return journal.save(transitions.proved(journal.recall(), answers, now, boot, at))
@@ -89,7 +93,7 @@ def ask(actions: Iterable[Action], host: Host) -> Iterator[Outcome]:
             if doubt:
                 length, reply = None, doubt
             elif length is not None:
-                reply = f"the registry has {length} bytes of it"
+                reply = f"the registry has {decimal(length)} of it"
                 break
         yield Outcome(action, Result.DONE, reply, length=length)
 

@@ -29,12 +29,13 @@ from watcher.model import (
     RefusalKind,
     Result,
 )
-from watcher.observe import scan
+from watcher.observe import place, scan
 from watcher.observe.blobs import remembered
 from watcher.observe.host import Host
 from watcher.observe.intents import IN_PARTS
 from watcher.ollama import names, sidecars
-from watcher.state import folders, fs
+from watcher.state import folders, fs, memory
+from watcher.state.hashes import Hashed
 from watcher.state.memory import Memory, Touched
 
 
@@ -273,9 +274,10 @@ def refresh_all(host: Host, batch: list[Action], journal: Journal) -> list[Outco
     try:
         with folders.opened_blobs(journal.store) as blobs:
             touching = _own_times(blobs, batch, host.clock(), journal.recall())
-            known = journal.recall()
-            if journal.save(replace(known, touched={**known.touched, **touching})):
+            proved = _hashed(host, journal.store, blobs, touching)
+            if journal.remember(touching):
                 _set_times(blobs, touching)
+                _keep_hashes(journal, blobs, proved, touching)
                 ended = [Outcome(action, Result.DONE, _done_message(action)) for action in batch]
             else:
                 why = "the own times of its files can't be remembered, so they are left alone"
@@ -286,14 +288,44 @@ def refresh_all(host: Host, batch: list[Action], journal: Journal) -> list[Outco
     return ended
 
 
-def set_times_now(host: Host, actions: Iterable[Action]) -> None:
-    """The same at once, with nothing remembered: for a caller that can't wait for the lock."""
+def set_times_now(host: Host, actions: Iterable[Action], known: Memory) -> dict[str, Touched]:
+    """The same at once, for a caller that can't wait for the lock; what is to be remembered."""
     with folders.opened_store(host.store) as store, folders.opened_blobs(store) as blobs:
-        _set_times(blobs, _own_times(blobs, actions, host.clock(), Memory()))
+        touching = _own_times(blobs, actions, host.clock(), known)
+        _set_times(blobs, touching)
+    return touching
+
+
+def _hashed(host: Host, store: int, blobs: int, touching: Iterable[str]) -> dict[str, Hashed]:
+    """The hashes that hold for blobs as they are before their times are set."""
+    known = memory.load(store)
+    known = replace(known, hashes=known.hashes.of_disk(store, place.boot(host)))
+    found: dict[str, Hashed] = {}
+    for name in filter(names.is_blob, touching):
+        there, hashed = scan.look(name, blobs), known.hashes.get(name)
+        if hashed is not None and there is not None and remembered(there, known).sha256:
+            found[name] = hashed
+    return found
+
+
+def _keep_hashes(
+    journal: Journal, blobs: int, proved: Mapping[str, Hashed], touching: Mapping[str, Touched]
+) -> None:
+    """Bind hashes to files anew whose times, and nothing else, have changed by us."""
+    kept: dict[str, Hashed] = {}
+    for name, hashed in proved.items():
+        there, touched = scan.look(name, blobs), touching[name]
+        if there is None or (there.inode, there.size) != (hashed.inode, hashed.size):
+            continue
+        if there.mtime_ns == touched.set_ns:
+            kept[name] = hashed._replace(changed_ns=there.ctime_ns)
+    if kept:
+        known = journal.recall()
+        journal.save(replace(known, hashes=known.hashes.plus(kept)))
 
 
 def _own_times(
-    blobs: int, actions: Iterable[Action], now: float, memory: Memory
+    blobs: int, actions: Iterable[Action], now: float, known: Memory
 ) -> dict[str, Touched]:
     """The files that would get a later time, by name: times are never set back.
 
@@ -306,8 +338,8 @@ def _own_times(
         there = scan.look(entry.name, blobs)
         if there is None or there.identity != entry.identity or there.mtime_ns >= at_ns:
             continue
-        known = remembered(there, memory).own_mtime_ns
-        own = there.mtime_ns if known is None else known
+        before = remembered(there, known).own_mtime_ns
+        own = there.mtime_ns if before is None else before
         found[entry.name] = Touched(there.inode, at_ns, own)
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import replace
 from functools import partial
 
@@ -16,7 +16,7 @@ from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.state import event_log, folders, fs, memory, records, state_folder
 from watcher.state.event_log import Event, EventType
-from watcher.state.memory import Memory
+from watcher.state.memory import Memory, Touched
 
 ACTING_LOCK = "lock"
 RESERVE = "reserve"
@@ -104,6 +104,11 @@ class Journal:
         if self._memory is None:
             self._memory = memory.load(self.store)
         return self._memory
+
+    def remember(self, touching: Mapping[str, Touched]) -> bool:
+        """Keep the own times of files whose times we set; False where that can't be done."""
+        known = self.recall()
+        return self.save(replace(known, touched={**known.touched, **touching}))
 
     def save(self, now: Memory) -> bool:
         """Keep the memory on the disk; False where that can't be done."""

@@ -181,10 +181,15 @@ def verified(evidence: Evidence, outcomes: Iterable[model.Outcome], meant: Meant
     known |= {odd.digest for odd in wrong if odd.fault is BlobFault.CORRUPT} | (unnamed & right)
     checked = (digests | unnamed | {odd.digest for odd in wrong}) & known
     unread = [hashed.get(digest) for digest in sorted((digests | unnamed) - known)]
+    as_it_was = {blob for _, blob, _ in named}
     unchecked = list(unseen(evidence, meant))
     for outcome in filter(None, unread):
         name = outcome.action.expects[0].name
-        why = outcome.message if outcome.result is not model.Result.DONE else "it changed meanwhile"
+        why = outcome.message
+        if outcome.result is model.Result.DONE:
+            # One that is just as it was hashed would be known, had its hash been kept.
+            lost = outcome.action.expects[0] in as_it_was
+            why = "its hash could not be remembered" if lost else "it changed meanwhile"
         unchecked.append(Unseen(f"blobs/{name}", why.removeprefix(f"{name}: ")))
     return Verified(
         read=len(checked & right),

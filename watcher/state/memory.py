@@ -141,8 +141,8 @@ class Memory:
 
 
 def bound_to(found: Entry) -> int:
-    """The time that a remembered hash is bound to, ns: of a blob one that nobody can set."""
-    if found.own_mtime_ns is None and names.is_blob(found.name):
+    """The time that a hash is bound to, ns: of a blob one that nobody can set, bound anew by us."""
+    if names.is_blob(found.name):
         return found.ctime_ns
     return found.mtime_ns if found.own_mtime_ns is None else found.own_mtime_ns
 
