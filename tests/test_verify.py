@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,12 @@ import pytest
 from tests.conftest import ordinary_user
 from tests.support.driving import Store, audit, command, environment, private_proc, run
 from tests.support.runs import changed, one_run, rules
+from watcher.act import answering, journal
+from watcher.decide import modes
 from watcher.model import ActionKind, Result
 from watcher.observe.host import Host
 from watcher.ollama.names import ModelName
+from watcher.state import folders, fs, hashes
 
 REPAIR = rules(repair=True, hash=True, online=True, writers_visible=True)
 
@@ -571,3 +577,126 @@ def test_a_lost_memory_is_not_called_healthy(store: TrueStore) -> None:
     assert [each["kind"] for each in audit(store.path)["findings"]] == ["state_forgotten"]
     assert lines(store, "verify")[0] == 0
     assert lines(store, "audit")[1].startswith("healthy: ")
+
+
+def test_to_protect_a_blob_keeps_its_hash(store: TrueStore) -> None:
+    """A time that we set changes the one that a hash is bound to."""
+    path = store.manifest("dashed", store.layer)
+    path.write_text(path.read_text().replace("sha256:", "sha256-"))
+    (store.path / "manifests/registry.ollama.ai/library/first/latest").unlink()
+    count = verify(store)[1]["checked"]
+    before = store.at(store.layer).stat()
+    assert run(store.path, "prepare", env={"OLLAMA_WATCH_REPAIR": "true"}).returncode == 0
+    after = store.at(store.layer).stat()
+    assert after.st_mtime_ns > before.st_mtime_ns
+    assert after.st_ctime_ns > before.st_ctime_ns
+    code, told = verify(store)
+    assert (code, told["read"], told["unchanged"]) == (0, 0, count)
+    _other_bytes(store.at(store.layer))
+    assert verify(store)[0] == 1, "a hash of other bytes is not kept"
+
+
+def test_a_blob_that_is_written_to_while_it_is_protected_is_hashed_anew(
+    store: TrueStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store.manifest("dashed", store.layer)
+    path.write_text(path.read_text().replace("sha256:", "sha256-"))
+    (store.path / "manifests/registry.ollama.ai/library/first/latest").unlink()
+    assert verify(store)[0] == 0
+    usual = fs.touch
+
+    def touch_and_write(name: str, parent: int, at_ns: int) -> None:
+        usual(name, parent, at_ns)
+        _other_bytes(store.at(store.layer))
+
+    monkeypatch.setattr(fs, "touch", touch_and_write)
+    one_run(Host(str(store.path)), rules(refresh=True, writers_visible=True))
+    assert verify(store)[0] == 1
+
+
+@contextlib.contextmanager
+def held(store: Store) -> Iterator[None]:
+    """The lock for acting, as another process holds it."""
+    with folders.opened_store(str(store.path)) as opened, journal.locked(opened, 0.0):
+        yield
+
+
+def test_hashes_outlast_another_process_that_acts_meanwhile(
+    store: TrueStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, kept = answering._keep, list[bool]()
+
+    def keep(*given: Any) -> bool:
+        with held(store):
+            kept.append(usual(*given))
+        return kept[-1]
+
+    monkeypatch.setattr(answering, "_keep", keep)
+    report = one_run(Host(str(store.path)), rules(verify=True, hash=True), lock_seconds=0.0)
+    assert (kept, report.warnings) == ([False], ())
+    assert verify(store)[1]["read"] == 0, "what could not be kept then was kept at the end"
+
+
+def test_hashes_that_can_not_be_remembered_are_reported(
+    store: TrueStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _other_bytes(store.at(store.config))
+    monkeypatch.setattr(modes, "VERIFY", replace(modes.VERIFY, lock_seconds=0.0))
+    assert run(store.path, "clean", "--yes").returncode == 0
+    with held(store):
+        done = _in_this_process(store, "verify")
+    assert done.returncode == 4
+    told = json.loads(done.stdout)
+    assert [each["kind"] for each in told["wrong"]] == ["blob_corrupt"]
+    assert (told["checked"], told["unchecked"]) == (7, 0)
+    assert "can't be remembered: another ollama-watch acts on this store" in told["troubles"][0]
+
+
+def test_a_hash_that_was_not_kept_is_not_called_a_change(
+    store: TrueStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever takes it away again, such as a folder of ours that is exchanged for another."""
+    monkeypatch.setattr(hashes, "keep", lambda *_: None)
+    done = _in_this_process(store, "verify")
+    assert done.returncode == 4
+    told = json.loads(done.stdout)
+    assert {each["why"] for each in told["unseen"]} == {"its hash could not be remembered"}
+    assert told["unchecked"] == 7
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (1_000_000, "expected 3.1 MB, found 1.0 MB"),
+        (0, "expected 3.1 MB, found 0 bytes"),
+        (3_145_729, "expected 3,145,728 bytes, found 3,145,729 bytes"),
+    ],
+)
+def test_sizes_are_those_that_people_compare(store: TrueStore, found: int, said: str) -> None:
+    """In words; exact where two would look alike."""
+    layer = store.blob("w" * 3_145_728)
+    store.manifest("large", layer)
+    os.truncate(store.at(layer), found)
+    assert said in lines(store, "audit")[1]
+    assert run(store.path, "verify").returncode == 1
+    assert said in lines(store, "audit")[1]
+
+
+def test_no_text_has_a_bare_number_of_bytes(store: TrueStore) -> None:
+    layer = store.blob("w" * 3_145_728)
+    store.manifest("large", layer)
+    store.download("left", parts=2)
+    odd = store.download("odd", parts=3)
+    store.partial(odd, 1).write_text('{"N":1,"Offset":16384,"Size":12345678,"Completed":0}')
+    os.truncate(store.at(layer), 1_234_567)
+    path = store.manifest("wrong", store.blob("v" * 1_234_567))
+    path.write_text(path.read_text().replace("1234567", "7654321"))
+    store.manifest("much", store.layer).write_text(json.dumps(_much(store.layer)))
+    for words in (["audit"], ["verify"], ["audit"], ["repair", "-n", "--offline"], ["status"]):
+        bare = re.findall(r".*\b[0-9]{5,} bytes.*", lines(store, *words)[1])
+        assert not bare, (words, bare)
+
+
+def _much(digest: str) -> dict[str, Any]:
+    layer = {"mediaType": "x", "digest": f"sha256:{digest}", "size": -12_345_678}
+    return {"schemaVersion": 2, "config": layer, "layers": [layer]}

@@ -98,7 +98,7 @@ def test_a_manifest_that_only_the_server_believes(
     server.start().wait_ready()
     seen = drive(site(server), model, UNTIL_DONE)
     assert seen.end.cause is Cause.BAD_MANIFEST, (seen.end, seen.notes)
-    assert f"{size} bytes" in seen.end.text
+    assert f"{size:,} bytes" in seen.end.text
 
 
 #: What a status of a layer's data means, where the server says nothing of it.

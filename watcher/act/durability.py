@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from rich.filesize import decimal
+
 from watcher.act.journal import Journal, locked
 from watcher.config import Settings
 from watcher.decide import transitions
@@ -171,7 +173,7 @@ def keep_refused(journal: Journal, now: float, refused: Iterable[tuple[str, Writ
             continue
         known = transitions.synced(known, digest, record, written.refused, lost=True)
         who, lost = names.known_as(record.models, digest), ranges.size(written.refused)
-        what = f"{lost} bytes" if written.refused else "some"
+        what = decimal(lost) if written.refused else "some"
         message = (
             f"the disk did not take {what} of the download of {who}: {error.strerror};"
             " what is not there counts as missing"

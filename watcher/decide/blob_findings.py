@@ -10,7 +10,7 @@ from watcher.decide import at_risk, findings
 from watcher.decide.finding_kinds import BEHIND_LINK, found, row
 from watcher.decide.findings import path_of, sizes
 from watcher.model import BlobFault, Evidence, Finding, Kind, ManifestFault, OddBlob, Severity
-from watcher.ollama import names
+from watcher.ollama import names, ranges
 from watcher.system import advice
 
 
@@ -123,8 +123,10 @@ def _evidence_of(odd: OddBlob) -> str:
     if odd.fault is BlobFault.NO_FILE:
         return damage(odd)
     content = odd.content
-    size = "nothing" if content is None else str(content.size)
-    seen = f"expected {odd.wanted} bytes, found {size}"
+    sizes = [each for each in (odd.wanted, content and content.size) if each is not None]
+    words = ranges.in_words(*sizes)
+    expected = "" if odd.wanted is None else f"expected {words[0]}, "
+    seen = f"{expected}found {'nothing' if content is None else words[-1]}"
     if odd.fault is BlobFault.CORRUPT and content is not None:
         differs = "" if odd.wanted in (None, content.size) else f"; {seen}"
         seen = f"its hash is {names.short(content.sha256 or '')}{differs}"

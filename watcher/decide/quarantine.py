@@ -7,7 +7,7 @@ from rich.filesize import decimal
 from watcher import model
 from watcher.decide import blob_findings, findings, safety
 from watcher.model import Action, ActionKind, Evidence, Kept, OddBlob, Refusal, RefusalKind, Rules
-from watcher.ollama import names
+from watcher.ollama import names, ranges
 from watcher.system import advice
 
 
@@ -66,7 +66,8 @@ def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
     if not odd.models:
         why, remedy = "no model names it", "pull or create its model again"
     elif odd.registry is not None:
-        why = f"its registry has {odd.registry} bytes, the manifest says {odd.wanted}"
+        both = ranges.in_words(odd.registry, odd.wanted or 0)
+        why = "its registry has {}, the manifest says {}".format(*both)
         remedy = "create the model again, or pull its newer version"
     else:
         command = advice.watch(evidence, "repair", names.short(odd.digest))

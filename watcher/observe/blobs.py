@@ -104,7 +104,7 @@ def _decided(
             odd.append(each._replace(fault=BlobFault.CORRUPT))
             continue
         if each.fault in DOUBTFUL:
-            sized[each.digest] = content.size, f"its {content.size} bytes are the right ones"
+            sized[each.digest] = content.size, f"its {content.size:,} bytes are the right ones"
         if link:
             odd.append(each._replace(fault=BlobFault.SYMLINK))
     return odd, sized
@@ -151,7 +151,7 @@ def _wrong_sizes(
             for model in models if wanted != size else ():
                 parsed = names.parse_model(model)
                 path = f"manifests/{parsed.path}" if parsed is not None else "manifests"
-                reply = f"it gives {names.short(digest)} {wanted} bytes, and {why}"
+                reply = f"it gives {names.short(digest)} {wanted:,} bytes, and {why}"
                 odd = OddManifest(path, ManifestFault.WRONG_SIZE, reply, model)
                 layer = known.get(digest, _UNKNOWN_LAYER)
                 same = (model, wanted) in zip(layer.models, layer.sizes, strict=True)

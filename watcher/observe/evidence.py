@@ -351,7 +351,8 @@ class _Reader:
         claimed_total = sum(each.part.size for each in read if each.part)
         longer = data is not None and data.size > claimed_total
         if data is not None and read and not faults and known is None and longer:
-            faults = (f"the data has {data.size} bytes, the parts only {claimed_total}",)
+            both = ranges.in_words(data.size, claimed_total)
+            faults = ("the data has {}, the parts only {}".format(*both),)
         total, total_from = known, known_from
         # A part beyond the data's end: a pull with a sidecar missing has cut the data.
         was_cut = data is not None and any(each.part.end > data.size for each in read if each.part)

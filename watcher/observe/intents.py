@@ -223,7 +223,7 @@ def _small(name: str, here: int, above: os.stat_result) -> bytes | None:
         status = os.fstat(fd)
         _check_owner(status, above)
         if status.st_size > READ_LIMIT:
-            raise ForeignError(f"{name} has {status.st_size} bytes, more than any intent")
+            raise ForeignError(f"{name} has {status.st_size:,} bytes, more than any intent")
         return fs.read_open(fd, READ_LIMIT)
 
 

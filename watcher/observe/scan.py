@@ -448,7 +448,7 @@ def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError("not a regular file")
     if status.st_size > manifests.READ_LIMIT:
-        raise ValueError(f"{status.st_size} bytes are too many for a manifest")
+        raise ValueError(f"{status.st_size:,} bytes are too many for a manifest")
     return manifests.parse(fs.read_open(fd, status.st_size))
 
 

@@ -50,7 +50,7 @@ def parse(raw: bytes) -> Manifest:
             faults.append(f"{names.printable(text[:80])!r} is no sha256 digest")
             continue
         if size < 0:
-            faults.append(f"a size of {size} bytes")
+            faults.append(f"a size of {size:,} bytes")
         # Either spelling can be loaded; only the one with the colon protects.
         colon, digest = spelled.groups()
         found[digest] = size, colon == ":" or (digest in found and found[digest][1])

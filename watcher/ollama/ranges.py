@@ -4,6 +4,8 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from operator import itemgetter
 
+from rich.filesize import decimal
+
 from watcher.model import Ranges
 
 
@@ -76,3 +78,11 @@ def difference(first: Ranges, second: Ranges) -> Ranges:
     if not first or not second:
         return first
     return intersection(first, complement(second, first[-1][1]))
+
+
+def in_words(*sizes: int) -> list[str]:
+    """Numbers of bytes for people, who compare them: exact where two would look alike."""
+    found = list(map(decimal, sizes))
+    if len(set(found)) < len(set(sizes)):
+        return [f"{each:,} bytes" for each in sizes]
+    return found

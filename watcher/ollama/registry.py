@@ -221,7 +221,7 @@ def sizes(raw: bytes) -> dict[str, int]:
     found = {digest: size for digest, (size, _) in manifests.parse(raw).named.items()}
     absurd = [size for size in found.values() if not 0 <= size <= LARGEST_LAYER]
     if absurd:
-        raise ValueError(f"a layer of {absurd[0]} bytes")
+        raise ValueError(f"a layer of {absurd[0]:,} bytes")
     if (total := sum(found.values())) > _MOST_BYTES:
-        raise ValueError(f"{total} bytes together")
+        raise ValueError(f"{total:,} bytes together")
     return found

@@ -91,7 +91,7 @@ def faults(sidecars: Sequence[Sidecar], total: int | None) -> tuple[str, ...]:
             found.append(f"a gap before part {part.number}")
         at = max(at, part.end)
     if not found and total is not None and parts and at != total:
-        found.append(f"the parts add up to {at} bytes, not to {total}")
+        found.append("the parts add up to {}, not to {}".format(*ranges.in_words(at, total)))
     return tuple(found)
 
 

@@ -117,7 +117,7 @@ def read_ours(name: str, parent: int, limit: int) -> bytes:
     with closing(open_to_read(name, parent, ours=True)) as fd:
         size = os.fstat(fd).st_size
         if size > limit:
-            raise OSError(errno.EINVAL, f"{size} bytes is too much", name)
+            raise OSError(errno.EINVAL, f"{size:,} bytes is too much", name)
         return read_open(fd, limit)
 
 
@@ -413,7 +413,7 @@ def _cut_half_line(fd: int, size: int) -> int:
     whole, end = size, 0
     while whole and not end:
         if size - whole > _LONGEST_LINE:
-            raise NoLogError(errno.EINVAL, f"its last line is incomplete ({_LONGEST_LINE} bytes)")
+            raise NoLogError(errno.EINVAL, f"its last line is incomplete ({_LONGEST_LINE:,} bytes)")
         start = max(0, whole - _PIECE)
         end = os.pread(fd, whole - start, start).rfind(b"\n") + 1
         whole = start + end
