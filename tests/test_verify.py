@@ -14,7 +14,6 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -641,7 +640,7 @@ def test_hashes_that_can_not_be_remembered_are_reported(
     store: TrueStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _other_bytes(store.at(store.config))
-    monkeypatch.setattr(modes, "VERIFY", replace(modes.VERIFY, lock_seconds=0.0))
+    monkeypatch.setattr(modes, "VERIFY", modes.VERIFY._replace(lock_seconds=0.0))
     assert run(store.path, "clean", "--yes").returncode == 0
     with held(store):
         done = _in_this_process(store, "verify")

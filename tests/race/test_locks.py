@@ -154,7 +154,7 @@ def test_times_that_are_set_without_the_lock_are_remembered_once_it_is_free(
     own = data.stat().st_mtime_ns
     by = Reconciler(store.host(), Settings(writers_visible=True))
     by.reconcile(modes.INSPECT, approve=approve_none)  # it makes our folder
-    brief = replace(modes.PREPARE_TIMES, lock_seconds=0.0)
+    brief = modes.PREPARE_TIMES._replace(lock_seconds=0.0)
     with folders.opened_store(str(store.path)) as opened, locked(opened, 0.0):
         by.keep_fresh(brief)
         assert data.stat().st_mtime_ns > own, "protected, whoever acts"
