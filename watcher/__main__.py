@@ -1,7 +1,5 @@
 """``python -m watcher``, and the program that is installed: `cli.main`, once it is loaded."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import os

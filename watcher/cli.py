@@ -1,7 +1,5 @@
 """The command line: a group of commands, and the one place that maps errors to exit codes."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import importlib

@@ -1,7 +1,5 @@
 """Reading `Settings`: a TOML file, then ``OLLAMA_WATCH_*``, then flags; later ones win."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import ipaddress

@@ -1,7 +1,5 @@
 """Each error with its message for people and its exit code; `cli` maps them to exits."""
 
-from __future__ import annotations
-
 import enum
 import errno
 import os

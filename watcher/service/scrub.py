@@ -5,8 +5,6 @@ than in its manifest may be cut short; only a hash decides. Registries are asked
 a damaged blob can be downloaded again; if so, it is quarantined.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading

@@ -6,8 +6,6 @@ that jumps delays nothing. What the kernel or watchdog loses (its queue is full,
 folder is another one now) starts watching again, and a full scan.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import logging

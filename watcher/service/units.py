@@ -5,8 +5,6 @@ comment that identifies a file of ours, and shows whether it was edited. What th
 installation, its program, and the store with its owner, is found here, too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import enum
 import hashlib

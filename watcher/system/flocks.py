@@ -1,7 +1,5 @@
 """Which processes hold a lock on a file (flock), as the kernel lists them for everybody."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Collection

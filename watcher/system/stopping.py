@@ -3,8 +3,6 @@
 A signal is for the whole process, and so is this.
 """
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import time

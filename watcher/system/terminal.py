@@ -1,7 +1,5 @@
 """How wide text is. Loads next to nothing, so that help is quick."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Work in the background: one thread at most, begun when there is something to do."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 
