@@ -12,24 +12,12 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any, NamedTuple
 
+from watcher import model
 from watcher.act.journal import Journal, hold_reserve, locked, release_reserve
 from watcher.config import Settings
 from watcher.decide import diagnose, events, modes, plan, safety, transitions
 from watcher.errors import EndedError, LockedError, NoPermissionError, WatchError
-from watcher.model import (
-    ALL,
-    Action,
-    ActionKind,
-    Approve,
-    Diagnosed,
-    Diagnosis,
-    Evidence,
-    Mode,
-    Outcome,
-    Plan,
-    Rules,
-    Scope,
-)
+from watcher.model import ALL, ActionKind, Approve, Evidence, Mode, Outcome, Plan, Rules, Scope
 from watcher.observe import evidence, place
 from watcher.observe.host import Host
 from watcher.ollama import names
@@ -51,7 +39,7 @@ class Report(NamedTuple):
     """
 
     evidence: Evidence
-    diagnosis: Diagnosis
+    diagnosis: model.Diagnosis
     plan: Plan
     outcomes: tuple[Outcome, ...] = ()
     events: tuple[Event, ...] = ()
@@ -64,13 +52,13 @@ class Look(NamedTuple):
     """One look, and the plan that follows from it and from what was known."""
 
     evidence: Evidence
-    diagnosed: tuple[Diagnosed, ...]
+    diagnosed: tuple[model.Diagnosed, ...]
     plan: Plan
     known: Memory
     at: float  #: when, on the monotonic clock; 0.0 where the look is a later one than the plan
     rules: Rules
 
-    def diagnosis(self) -> Diagnosis:
+    def diagnosis(self) -> model.Diagnosis:
         """The findings and the forecast: made where somebody reads them."""
         return diagnose.diagnosis(self.diagnosed, self.evidence, self.rules)
 
@@ -294,7 +282,7 @@ class _Run:
 
     def _act(
         self, now: Look, known: Memory, agreed: Plan, journal: Journal
-    ) -> tuple[tuple[Outcome, ...], tuple[Evidence, Diagnosis] | None]:
+    ) -> tuple[tuple[Outcome, ...], tuple[Evidence, model.Diagnosis] | None]:
         """Do what was approved, under the lock: what came of it, and what was seen then."""
         from watcher.act import apply
 
@@ -386,7 +374,7 @@ class _Run:
         return Report(now.evidence, diagnosis, now.plan, (), happened, (warning,), memory=known)
 
 
-def _is_act(action: Action) -> bool:
+def _is_act(action: model.Action) -> bool:
     return action.kind not in QUESTIONS
 
 

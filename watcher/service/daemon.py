@@ -14,19 +14,10 @@ from dataclasses import replace
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from watcher import __version__, reconcile
+from watcher import __version__, errors, reconcile
 from watcher.act import journal
 from watcher.config import Settings
 from watcher.decide import events, modes, repairing
-from watcher.errors import (
-    EndedError,
-    LockedError,
-    NoStoreError,
-    RefusedError,
-    SettingsError,
-    WatchError,
-    named,
-)
 from watcher.model import Plan, Scope
 from watcher.observe.host import Host
 from watcher.reconcile import Reconciler
@@ -140,7 +131,7 @@ class _Service:
         _notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._reconciler.settings = read_settings()
-        except SettingsError as error:
+        except errors.SettingsError as error:
             helps = f": {error.command}" if error.command else ""
             self._emit(EventType.ERROR, f"kept the previous settings: {error.message}{helps}")
         else:
@@ -158,9 +149,9 @@ class _Service:
             mode = modes.watch(self._settings)._replace(announce=first)
             self._reconciler.host = replace(self._host, stops=triggers.is_stopped)
             report = self._reconciler.reconcile(mode, Scope(scope, triggers.ended()))
-        except EndedError:
+        except errors.EndedError:
             return
-        except (LockedError, RefusedError) as error:
+        except (errors.LockedError, errors.RefusedError) as error:
             if self._store is None:
                 raise
             self.warn(f"{error.message}; scanning it later")
@@ -169,11 +160,11 @@ class _Service:
         except Exception as error:
             # The service survives whatever one scan of a strange machine meets.
             gone = isinstance(error, FileNotFoundError) and not os.path.isdir(self._host.store)
-            if gone or isinstance(error, NoStoreError):
+            if gone or isinstance(error, errors.NoStoreError):
                 self.warn(f"waiting for a store at {self._host.store}")
                 _notify(_ALIVE, "STATUS=waiting for the store")
                 return
-            ours = named(error)
+            ours = errors.named(error)
             self.warn(ours.message if ours else f"{type(error).__name__}: {error}")
             triggers.again(scope)
             return
@@ -218,7 +209,7 @@ class _Service:
             refused = durability.sync_noted(host, self._settings)
             if refused:
                 self._wake(refused)
-        except (WatchError, OSError) as error:
+        except (errors.WatchError, OSError) as error:
             self.warn(f"what is claimed can't be brought to the disk yet: {error}")
 
     def _turn_queue(self, triggers: Triggers, *, anew: bool) -> None:
@@ -262,7 +253,7 @@ class _Service:
                     self.warn(f"{memory.FOLDER} was removed; recreating it")
             except fs.BusyError as busy:
                 watched = f"a daemon watches this store already: {busy.owner}"
-                raise LockedError(watched, "one is enough") from None
+                raise errors.LockedError(watched, "one is enough") from None
             except state_folder.ForeignError as error:
                 raise state_folder.refusal(self._host.store, error) from None
             except OSError as error:
