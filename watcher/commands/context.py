@@ -23,6 +23,7 @@ from watcher.errors import Exit, RefusedError, SettingsError
 from watcher.ollama import names
 
 if TYPE_CHECKING:
+    from watcher.commands.rights import Knows
     from watcher.model import Known, Mode
     from watcher.observe import place
     from watcher.observe.host import Host
@@ -74,11 +75,7 @@ class Context:
             self.stores, self.stores_by = self.settings.stores, self.settings.stores_by
 
     def places(
-        self,
-        *,
-        changes: bool = False,
-        knows: rights.Knows | None = None,
-        again: float | None = None,
+        self, *, changes: bool = False, knows: Knows | None = None, again: float | None = None
     ) -> list[place.Found]:
         """The stores to treat; `changes`: and to change. Raises what `place.find` raises.
 
@@ -95,7 +92,7 @@ class Context:
         self.settle(found[0].path)
         return found
 
-    def known(self, look: rights.Knows) -> list[Known]:
+    def known(self, look: Knows) -> list[Known]:
         """What `look` finds in each store with its owner's rights, in a child for each."""
         found = (self._find(store, changes=False) for store in self.stores or (None,))
         return [rights.known_to(each.path, look) for each in found]

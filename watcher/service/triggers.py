@@ -52,6 +52,9 @@ _CLOSE_SECONDS = 5.0
 #: The limits that inotify meets, by error number; how they are named, and what to set them to.
 _LIMITS = {errno.ENOSPC: ("max_user_watches", 524288), errno.EMFILE: ("max_user_instances", 1024)}
 
+#: What is called with an event, and the kinds of events that it is called with.
+Notify = Callable[[events.FileSystemEvent], None]
+Kinds = list[type[events.FileSystemEvent]]
 Digests = frozenset[str] | None  #: what to scan: some digests, or None for the whole store
 
 
@@ -252,7 +255,7 @@ class FileEvents:
         self._observer: BaseObserver | None = None
         self._threads: tuple[threading.Thread, ...] = ()
         self._places: tuple[object, ...] = ()
-        self._others: dict[str, Callable[[events.FileSystemEvent], None]] = {}  #: more folders
+        self._others: dict[str, Notify] = {}  #: more folders
         self.blind = ""  #: why some events are missing; "" where none are
 
     def watch(self) -> None:
@@ -272,7 +275,7 @@ class FileEvents:
                 self.blind = self._silent()
             return
 
-    def watch_also(self, folder: str, callback: Callable[[events.FileSystemEvent], None]) -> None:
+    def watch_also(self, folder: str, callback: Notify) -> None:
         """Call it, in another thread, when a file in a folder was closed, if that event arrives."""
         if folder not in self._others:
             self._others[folder] = callback
@@ -314,7 +317,7 @@ class FileEvents:
         for name, callback in (("manifests", self._on_manifests), ("blobs", self._on_blobs)):
             path = os.path.realpath(os.path.join(self._store, name))
             if os.path.isdir(path):
-                self._schedule(path, callback, _NAMES_AND_CLOSES, recursive=name == "manifests")
+                self._schedule(path, callback, _NAMES_AND_CLOSES, deep=name == "manifests")
         for path, notify in self._others.items():
             if os.path.isdir(path):
                 self._schedule(path, notify, [events.FileClosedEvent])
@@ -329,18 +332,11 @@ class FileEvents:
             if isinstance(thread, BaseThread) and thread not in before
         )
 
-    def _schedule(
-        self,
-        path: str,
-        callback: Callable[[events.FileSystemEvent], None],
-        kinds: list[type[events.FileSystemEvent]],
-        *,
-        recursive: bool = False,
-    ) -> None:
+    def _schedule(self, path: str, notify: Notify, kinds: Kinds, *, deep: bool = False) -> None:
         assert self._observer is not None
         if not os.access(path, os.R_OK):  # watchdog would take it for watched
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        self._observer.schedule(_Handler(callback), path, recursive=recursive, event_filter=kinds)
+        self._observer.schedule(_Handler(notify), path, recursive=deep, event_filter=kinds)
 
     def _on_blobs(self, event: events.FileSystemEvent) -> None:
         closed = isinstance(event, events.FileClosedEvent)
@@ -397,7 +393,7 @@ def _end(observer: BaseObserver) -> None:
 
 
 class _Handler(events.FileSystemEventHandler):
-    def __init__(self, callback: Callable[[events.FileSystemEvent], None]) -> None:
+    def __init__(self, callback: Notify) -> None:
         self._callback = callback
 
     def on_any_event(self, event: events.FileSystemEvent) -> None:

@@ -196,23 +196,18 @@ def cron(where: Installation, clean: str | None = None) -> dict[str, str]:
 
 
 def describe(
-    store: str | None,
-    config: str | None,
-    metrics_file: str,
-    root: str = "",
-    *,
-    personal: bool = False,
+    store: str | None, config: str | None, metrics: str, root: str = "", *, personal: bool = False
 ) -> Installation:
     """This installation, for a system service, or one of the user's own (`personal`).
 
-    `store` and `config` (a settings file) are those that were named, `metrics_file` is that of the
+    `store` and `config` (a settings file) are those that were named, `metrics` is the file of the
     settings, "" for none. `root` is the folder of a system that is not running: the store is as it
     is there, or as Ollama's installer makes it.
     Raises RefusedError where a service can't rely on what was found.
     """
     where = _found(_program(root), store, config and os.path.abspath(config), root, personal)
     python = _interpreter(f"{root}{where.program}", root)
-    where = where._replace(python=python, metrics=os.path.dirname(metrics_file) or None)
+    where = where._replace(python=python, metrics=os.path.dirname(metrics) or None)
     for path in (where.program, where.python, *where.paths()):
         if why := unwritable(path):
             bad = f"{names.printable(path)}: {why}, which units and crontabs interpret"
