@@ -79,9 +79,7 @@ def act(context: Context, asked: Request) -> Exit:
     return max(act_on(context, host, asked, about) for host in hosts)
 
 
-def look_up(
-    host: Host, wanted: Iterable[str], *, keep: bool = True
-) -> tuple[Host, Mapping[str, str]]:
+def look_up(host: Host, wanted: Iterable[str], *, keep: bool = True) -> tuple[Host, dict[str, str]]:
     """Ask about the models among `wanted`, as people name them, and know what their layers are.
 
     Where nothing is wanted but downloads lie there that nobody knows: about all models that the

@@ -34,12 +34,10 @@ if TYPE_CHECKING:
     from watcher.pull.queue_process import QueueProcess, Starter
 
 
-def run(
-    host: Host, read_settings: Callable[[], Settings], queue_run: Sequence[str] | Starter
-) -> None:
+def run(host: Host, read_settings: Callable[[], Settings], runner: Sequence[str] | Starter) -> None:
     """Watch until SIGTERM or SIGINT; SIGHUP rereads the settings.
 
-    `queue_run`: the command line of the process that runs the queue, or what starts it.
+    `runner`: the command line of the process that runs the queue, or what starts it.
     Raises LockedError where another daemon has this store, RefusedError where our folder in it is
     somebody else's, ListenError, and what `read_settings` raises at first.
     """
@@ -51,7 +49,7 @@ def run(
         host.report(event)
 
     counted = replace(host, report=report, ends=stopping.asked)
-    service = _Service(counted, settings, metrics, queue_run)
+    service = _Service(counted, settings, metrics, runner)
     triggers = Triggers(host.store, host.proc)
     ending = contextlib.closing(service)
     with metrics, triggers, _signals(triggers, service), ending:
