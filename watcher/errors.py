@@ -100,6 +100,8 @@ class OutputError(OSError):
 
 
 _ENOUGH_FILES = 65536
+#: A file system without room says the same.
+NO_INODES = "the file system has room, but no inode for another file: remove files, however small"
 #: Root acts with the rights of whoever owns the store, and has tried it so.
 _NOT_YOURS = (
     "check who owns it, and whether the store's owner may enter the folders above it"
@@ -141,10 +143,10 @@ def named(error: BaseException) -> WatchError | None:
     if path.startswith("/proc"):
         command = "mount -t proc proc /proc"
         return WatchError(text, "no process is visible without it: mount it", as_root(command))
-    return refused(text, error.errno)
+    return refused(text, error.errno, error.filename)
 
 
-def refused(text: str, number: int) -> WatchError:
+def refused(text: str, number: int, where: str | bytes | int | None = None) -> WatchError:
     """The error for what the machine has refused, with what helps as a command where one does."""
     command = as_root("dmesg") if number == errno.EIO else ""
     if number == errno.EMFILE:
@@ -152,14 +154,36 @@ def refused(text: str, number: int) -> WatchError:
         now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = _ENOUGH_FILES if most == resource.RLIM_INFINITY else min(most, _ENOUGH_FILES)
         command = f"ulimit -Sn {most}" if now < most else ""
-    step = _STEPS.get(number, "check that path, then run this again")
+    step = _step(number, where) or "check that path, then run this again"
     return WatchError(text, step, command)
 
 
-def with_step(told: str, number: int | None) -> str:
-    """What the machine has refused, on one line with what helps against it, where that is known."""
-    step = _STEPS.get(number or 0)
+def with_step(told: str, number: int | None, where: str | bytes | int | None = None) -> str:
+    """What the machine has refused, on one line with what helps against it, where that is known.
+
+    `where`: a path or a descriptor on the file system that it is about.
+    """
+    step = _step(number or 0, where)
     return f"{told}; {step}" if step else told
+
+
+def _step(number: int, where: str | bytes | int | None) -> str:
+    if number == errno.ENOSPC and where is not None and lacks_inodes(where):
+        return NO_INODES
+    return _STEPS.get(number, "")
+
+
+def lacks_inodes(where: str | bytes | int) -> bool:
+    """Whether a file system has room, and no inode for one more file."""
+    try:
+        found = os.statvfs(where)
+    except OSError:
+        return (
+            not isinstance(where, int)
+            and where != (above := os.path.dirname(where))
+            and (lacks_inodes(above))
+        )
+    return found.f_files > 0 and not found.f_favail and found.f_bavail > 0
 
 
 def as_root(command: str) -> str:

@@ -941,6 +941,7 @@ class Outcome(NamedTuple):
     #: What was found out by hashing, or by asking the registry for a length.
     sha256: str | None = None
     length: int | None = None
+    command: str = ""  #: what helps where it failed
 
 
 class Mode(NamedTuple):

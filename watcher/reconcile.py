@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -358,6 +359,12 @@ class _Run:
             message = f"{warning}; nothing was done"
             if command:
                 raise NoPermissionError(message, "give it back:", command)
+            from watcher.act import apply
+
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full and (helps := apply.by_hand(agreed.actions, host.store)):
+                step = advice.cant_write(message, error, host.store).next_step
+                raise WatchError(message, f"{step}, {apply.ROOM_BY_HAND}", helps)
             raise advice.cant_write(message, error, host.store) from None
         if command:
             warning += "; audit reports the command that helps"

@@ -195,9 +195,11 @@ def test_a_full_disk_is_reported_with_what_helps(
     for name in ("create_all", "save", "save_all"):
         monkeypatch.setattr(fs, name, full)
     report = one_run(host(store), POLICY)
-    told = [outcome.message for outcome in report.outcomes]
-    assert told == ["No space left on device; free space on that file system"]
-    assert "state.json can't be written: " + told[0] in report.warnings
+    (outcome,) = report.outcomes
+    reason = "No space left on device; free space on that file system"
+    assert outcome.message == f"{reason}, or make room by hand, while no server runs:"
+    assert outcome.command.startswith(f"rm {store.blobs}/sha256-")
+    assert f"state.json can't be written: {reason}" in report.warnings
 
 
 @pytest.mark.parametrize("mode", ["rb", "r+b"])

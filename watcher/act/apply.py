@@ -37,6 +37,10 @@ from watcher.ollama import names, sidecars
 from watcher.state import folders, fs, memory
 from watcher.state.hashes import Hashed
 from watcher.state.memory import Memory, Touched
+from watcher.system import advice
+
+_MOST_NAMED = 100
+ROOM_BY_HAND = "or make room by hand, while no server runs:"
 
 
 class Looks(Protocol):
@@ -132,7 +136,17 @@ class _Batch(NamedTuple):
         except OSError as error:
             answers = [error] * len(changes)
         answered = zip(together, answers, strict=True)
-        return [_outcome(each, answer, actions) for actions, answer in answered for each in actions]
+        ended = [
+            _not_done(each, answer, self.store)
+            if isinstance(answer, OSError)
+            else _outcome(each, answer, actions)
+            for actions, answer in answered
+            for each in actions
+        ]
+        if _full(answers) and (helps := by_hand(batch, self.seen.place.path)):
+            message = f"{ended[0].message}, {ROOM_BY_HAND}"
+            ended[0] = ended[0]._replace(message=message, command=helps)
+        return ended
 
     def _leave_quarantine(self, action: Action) -> Outcome:
         back_into = self.seen.place.blobs if action.kind is ActionKind.RESTORE else None
@@ -252,10 +266,23 @@ def _no_longer(gone: list[Action], planned: Plan) -> Iterator[Outcome]:
         yield outcome._replace(message=known.why, refusal=known) if known else outcome
 
 
-def _not_done(action: Action, error: ChangedError | OSError) -> Outcome:
+def by_hand(actions: Iterable[Action], store: str) -> str:
+    """The removal that frees most, as a command for where no change can be noted; "" for none."""
+    kinds = _REMOVALS | {ActionKind.REMOVE_DOWNLOAD}
+    able = [each for each in actions if each.kind in kinds and len(each.expects) <= _MOST_NAMED]
+    if not able:
+        return ""
+    best = max(able, key=lambda each: (each.kind in _FILES, each.frees))
+    data = names.data(best.subject)
+    files = sorted(best.expects, key=lambda each: (each.name != data, each.name))
+    return advice.line("rm", *(os.path.join(store, "blobs", each.name) for each in files))
+
+
+def _not_done(action: Action, error: ChangedError | OSError, where: int | None = None) -> Outcome:
     if isinstance(error, OSError):
         file = f"{names.printable(os.fsdecode(error.filename))}: " if error.filename else ""
-        return Outcome(action, Result.FAILED, with_step(f"{file}{error.strerror}", error.errno))
+        why = with_step(f"{file}{error.strerror}", error.errno, where)
+        return Outcome(action, Result.FAILED, why)
     kind = error.kind if isinstance(error, transaction.UndoneError) else RefusalKind.CHANGED
     refusal = Refusal(
         kind,

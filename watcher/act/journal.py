@@ -126,7 +126,9 @@ class Journal:
         try:
             yield
         except OSError as error:
-            self._warn(with_step(f"{what} can't be written: {error.strerror}", error.errno))
+            self._warn(
+                with_step(f"{what} can't be written: {error.strerror}", error.errno, self.store)
+            )
 
     def _warn(self, message: str) -> None:
         if message not in self.warnings:

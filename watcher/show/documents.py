@@ -70,7 +70,7 @@ def acting(command: str, report: Report, left: Remaining = _NOTHING_LEFT) -> dic
                 "result": outcome.result.value,
                 "verb": outcome.action.kind.value,
                 "subject": names.exact(outcome.action.subject),
-                "message": outcome.message,
+                "message": " ".join(filter(None, (outcome.message, outcome.command))),
                 "freed_bytes": outcome.freed,
                 "refusal": outcome.refusal and _refusal(outcome.refusal),
             }

@@ -58,6 +58,8 @@ def outcomes(report: Report) -> Iterator[Line]:
             yield Line(f"{word}: {_subject(outcome.action)}: {outcome.message}", style="yellow")
             if outcome.refusal is not None:
                 yield from _helps(outcome.refusal)
+            elif outcome.command:
+                yield command(outcome.command)
     yield from _refused(report.plan.refusals)
     yield from (Line(warning, style="yellow") for warning in report.warnings)
 

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 
-from watcher.errors import NoPermissionError, WatchError, refused
+from watcher.errors import NO_INODES, NoPermissionError, WatchError, lacks_inodes, refused
 from watcher.model import Caller, Evidence, Place
 from watcher.ollama import names
 
@@ -117,6 +117,8 @@ def cant_write(text: str, error: OSError, store: str) -> WatchError:
         return NoPermissionError(text, "mount the file system writable")
     if error.errno in (errno.EACCES, errno.EPERM):
         return NoPermissionError(text, as_owner(store), again(store))
+    if error.errno == errno.ENOSPC and lacks_inodes(store):
+        return WatchError(text, NO_INODES, line("df", "-i", store))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return WatchError(text, "free space on the disk", ours("df", store=store))
     return refused(text, error.errno or errno.EIO)
