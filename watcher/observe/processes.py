@@ -208,10 +208,9 @@ def holders_of(host: Host, entries: Iterable[Entry]) -> tuple[Holder, ...]:
 def _mapped(
     host: Host, processes: Iterable[Process], entries: tuple[Entry, ...]
 ) -> Iterator[Holder]:
-    wanted: dict[tuple[bytes, bytes], Entry] = {}
+    wanted: dict[bytes, list[Entry]] = {}
     for entry in entries:
-        device = b"%02x:%02x" % (os.major(entry.device), os.minor(entry.device))
-        wanted[device, b"%d" % entry.inode] = entry
+        wanted.setdefault(b"%d" % entry.inode, []).append(entry)
     for process in processes:
         found: dict[str, Holder] = {}
         with (
@@ -221,13 +220,24 @@ def _mapped(
             for line in lines:
                 # address, mode, offset, device, inode, path
                 fields = line.split(None, 5)
-                mapped = wanted.get((fields[3], fields[4])) if len(fields) > 5 else None
-                if mapped is not None:
+                alike = wanted.get(fields[4], ()) if len(fields) > 5 else ()
+                for mapped in (each for each in alike if _is_mapped(each, fields[3], fields[5])):
                     shared = fields[1][1:2] == b"w" and fields[1][3:4] == b"s"
                     if shared or mapped.name not in found:
                         holder = Holder(process.pid, process.name, mapped.name, writes=shared)
                         found[mapped.name] = holder
         yield from found.values()
+
+
+def _is_mapped(entry: Entry, device: bytes, path: bytes) -> bool:
+    """Whether a mapped file with an entry's inode is that entry.
+
+    A subvolume of btrfs has a device of its own, and here that of the whole file system is shown:
+    then the name counts.
+    """
+    shown = path.rstrip(b"\n").removesuffix(b" (deleted)").rpartition(b"/")[2]
+    same = device == b"%02x:%02x" % (os.major(entry.device), os.minor(entry.device))
+    return same or shown == os.fsencode(entry.name)
 
 
 def served_stores(proc: str) -> list[tuple[str, int]]:

@@ -468,3 +468,21 @@ def test_descriptors_that_can_be_listed_and_not_read_are_unseen(
 )
 def test_our_own_process_is_known_in_every_form(words: str, ours: bool) -> None:
     assert processes.Process(1, "x", tuple(words.split())).is_ours is ours
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+@pytest.mark.parametrize("deleted", [False, True])
+def test_what_is_mapped_is_held_where_its_device_is_shown_as_another(
+    models: Store, data: Path, children: Children, renamed: bool, deleted: bool
+) -> None:
+    """A subvolume of btrfs has a device of its own, and the maps have that of the whole."""
+    mapped = data.with_name("another") if renamed else data
+    entry = entry_of(data)._replace(device=os.makedev(0, 12345))
+    data.rename(mapped)
+    child = children.start(sys.executable, "-c", MAP, str(mapped))
+    if deleted:
+        mapped.unlink()
+    found = [(each.pid, each.entry) for each in held(models, entry)]
+    assert found == ([] if renamed else [(child.pid, data.name)])
+    other = entry._replace(inode=entry.inode + 1)
+    assert held(models, other) == (), "another inode is another file"
