@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,7 +117,7 @@ def censuses(draw: st.DrawFn) -> BlobCensus:
 
 
 EVIDENCE = st.builds(
-    Evidence,
+    partial(Evidence),  # of a bare named tuple it would make up all other fields
     place=PLACES | st.just(Place("/models", "--store")),
     now=st.just(NOW),
     view=st.sampled_from(Visibility).map(lambda visibility: View(visibility, (), "why")),
