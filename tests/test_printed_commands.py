@@ -545,7 +545,6 @@ PLACES: dict[str, str] = {
         "only a unit's filter of system calls brings it up": ("system/privileges.py:lower",),
         "what runs or what is drawn, and no advice": (
             "decide/forecast.py:forecast", "show/queue.py:runs",
-            "show/queue.py:table",
         ),
     }.items()
     for place in found
