@@ -62,8 +62,8 @@ class Access:
         self.unlisted: list[str] = []  #: folders below the store that the user can't list
         self._barred: dict[tuple[Subject, Need, bool], Barred] = {}
 
-    def folder(self, folder: int, need: Need) -> bool:
-        return self._may(os.fstat(folder), _RIGHTS_IN_FOLDERS[need]) or _has_rules(folder)
+    def folder(self, folder: int, status: os.stat_result, need: Need) -> bool:
+        return self._may(status, _RIGHTS_IN_FOLDERS[need]) or _has_rules(folder)
 
     def shut_unless_listed(self, path: str, entry: Entry, parent: int) -> None:
         """The same of a folder that we can't list ourselves, unless the user may."""

@@ -133,19 +133,21 @@ class Named:
         """A folder below the store; None where it is absent, or can't be listed and is noted so."""
         name = os.path.basename(path)
         flags = os.O_RDONLY | os.O_DIRECTORY
-        with contextlib.ExitStack() as held:
-            fd = None
+        held = shown = None
+        try:
             try:
-                fd = fs.open_quietly(name, flags if follow else flags | os.O_NOFOLLOW, parent)
-                held.callback(os.close, fd)
-                fs.check_link(name, parent, os.fstat(fd))
+                held = fs.open_quietly(name, flags if follow else flags | os.O_NOFOLLOW, parent)
+                fs.check_link(name, parent, os.fstat(held))
                 # Names may be listed without the right to look at what they stand for.
-                os.stat(".", dir_fd=fd)
+                os.stat(".", dir_fd=held)
+                shown = held
             except OSError as error:
-                fd = None
                 if not isinstance(error, FileNotFoundError) or look(name, parent) is not None:
                     self._unopened_folder(path, parent, error)
-            yield fd
+            yield shown
+        finally:
+            if held is not None:
+                os.close(held)
 
     def _unopened_folder(self, path: str, parent: int, error: OSError) -> None:
         self.unlist(path, error)
@@ -166,8 +168,8 @@ class Named:
         itself = os.fstat(folder)
         if parts:  # its own folder is a name of the store
             self._take(itself)
-        writable = self.access.folder(folder, Need.WRITE)
-        if not self.access.folder(folder, Need.READ):
+        writable = self.access.folder(folder, itself, Need.WRITE)
+        if not self.access.folder(folder, itself, Need.READ):
             hidden = True
             self.access.shut(path, entry(path, itself), folder)
         elif not writable:
@@ -254,8 +256,7 @@ class Named:
         model = names.model_from_path(parts)
         if model is None:
             self.space = None
-            why = "no valid model name"
-            self.odd.append(OddManifest(path, ManifestFault.BAD_NAME, why, changed_at=0.0))
+            self.odd.append(OddManifest(path, ManifestFault.BAD_NAME, "no valid model name"))
             return
         try:
             # Followed, as the server does: a manifest behind a symlink protects its blobs as well.
@@ -270,10 +271,9 @@ class Named:
             if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
                 self.space = None
             self._take(status)
-            odd = odd._replace(changed_at=status.st_mtime)
             manifest = _parse_open(fd, status)
         except ValueError as error:
-            self.odd.append(odd._replace(why=str(error)))
+            self.odd.append(odd._replace(why=str(error), changed_at=status.st_mtime))
         except OSError as error:
             why = os.strerror(error.errno or 0)
             self.odd.append(odd._replace(fault=ManifestFault.UNREADABLE, why=why))
@@ -439,7 +439,7 @@ def scan_manifests(store: int, access: Access | None = None, *, space: bool = Fa
     with named.opened("manifests", store, follow=True) as top:
         if top is not None:
             named.follow("manifests", store, "manifests", top)
-            removable = named.access.folder(store, Need.WRITE)
+            removable = named.access.folder(store, os.fstat(store), Need.WRITE)
             named.walk(top, (), hidden=False, removable=removable)
     return named
 
@@ -485,7 +485,7 @@ def scan_store(
         found = look(name, store) if name.startswith("ollama-safetensors") else None
         if found is not None and found.kind is Kind.FOLDER:
             census.temporaries.append(Located(name, found))
-    writable = named.access.folder(store, Need.WRITE)
+    writable = named.access.folder(store, os.fstat(store), Need.WRITE)
     if not writable and any(look(name, store) is None for name in ("blobs", "manifests")):
         # A server has to make what is missing.
         named.access.bar(Subject.STORE, Need.WRITE, ".", entry(".", os.fstat(store)), store)
@@ -517,7 +517,7 @@ def scan_above(path: str, access: Access) -> None:
             above = real[:at] or "/"
             fd = os.open(above, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                if not access.folder(fd, Need.ENTER):
+                if not access.folder(fd, os.fstat(fd), Need.ENTER):
                     itself = entry(above, os.fstat(fd))
                     access.bar(Subject.FOLDER, Need.ENTER, above, itself, fd)
             finally:
@@ -611,9 +611,9 @@ class _Census:
         """What the server's user can't do in ``blobs`` itself."""
         access, status = self.access, os.fstat(self.folder)
         itself = entry("blobs", status)
-        if not access.folder(self.folder, Need.READ):
+        if not access.folder(self.folder, status, Need.READ):
             access.shut("blobs", itself, self.folder)
-        elif not access.folder(self.folder, Need.WRITE):
+        elif not access.folder(self.folder, status, Need.WRITE):
             self.sealed = True
             access.bar(Subject.FOLDER, Need.WRITE, "blobs", itself, self.folder)
         # In such a folder a name goes, and is renamed, by its owner and by the folder's alone.
@@ -843,7 +843,7 @@ class _Census:
                 self.rename_faults.append(f"{names.printable(path)} {fault}")
 
     def _look_into(self, fd: int, path: str, inner: list[str]) -> None:
-        if not self.access.folder(fd, Need.READ):
+        if not self.access.folder(fd, os.fstat(fd), Need.READ):
             self.access.shut(path, entry(path, os.fstat(fd)), fd)
         if path.count("/") >= _DEEPEST:
             return
