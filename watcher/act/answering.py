@@ -4,8 +4,6 @@ Files are hashed on all cores, in big reads, sparing others' page cache. No lock
 and nothing is changed; what was found out goes to the memory.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

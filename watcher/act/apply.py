@@ -1,7 +1,5 @@
 """A plan that was agreed to, carried out: each act announced, done, and its outcome logged."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -4,8 +4,6 @@ A power cut between a sidecar of ours and its data would leave a claim on which 
 all of it. Who can't wait for the data has `Mode.sync_behind`; ``docs/safety.md`` describes how.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """What is written down: the lock for acting, the events, the memory, and the room for them."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import replace

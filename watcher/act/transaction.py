@@ -4,8 +4,6 @@
 of one after a kill. Several downloads go through each step together, up to *commit*, one by one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

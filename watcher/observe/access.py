@@ -1,7 +1,5 @@
 """Who the server runs as, and what of a store that user can't use as a server has to."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pwd

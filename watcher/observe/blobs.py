@@ -1,7 +1,5 @@
 """Finished blobs, in their places and in quarantine, with what is remembered: a hash decides."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set

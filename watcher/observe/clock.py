@@ -4,8 +4,6 @@ No setting of a clock moves the seconds since the machine's start (CLOCK_BOOTTIM
 advance alike, the wall clock is believed; else only what was counted is certain, for hours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Everything outside that a cycle touches; tests hand in another one."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Mapping

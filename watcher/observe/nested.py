@@ -1,7 +1,5 @@
 """Stores that lie in a store, where no server looks: a copy of one that went a folder too deep."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import stat

@@ -1,7 +1,5 @@
 """Which store, and what it stands on."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

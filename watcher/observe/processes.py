@@ -4,8 +4,6 @@ Open files are matched by device and inode, since containers and renames change 
 entry's name on another device counts only where identities are disguised (an overlay, a share).
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """One running server: its store, where it listens, and who is connected to it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -3,8 +3,6 @@
 Seen are the store beside the real folder, where ``blobs`` is a symlink, and those of servers.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 

@@ -1,7 +1,5 @@
 """Every name below a store with its sizes, as ``du`` walks it, and who names which digest."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import stat

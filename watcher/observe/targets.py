@@ -1,7 +1,5 @@
 """What people mean by a model or a digest, as far as a store knows it."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import itertools

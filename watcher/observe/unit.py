@@ -3,8 +3,6 @@
 See systemd.unit(5) and systemd.exec(5).
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import grp

@@ -3,8 +3,6 @@
 Each function gives back the value, or raises ValueError, with nothing of the value in its text.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, fields

@@ -5,8 +5,6 @@ followed, so no name in the store leads outside. What root creates gets the owne
 is created in, so that the server's user can use it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

@@ -5,8 +5,6 @@ under the lock for acting. Whoever only reads needs no lock. Everything goes on 
 file; one that can't be read is not written over.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Callable, Iterator, Mapping

@@ -4,8 +4,6 @@ Saved atomically and durably. A damaged file is set aside, one that can't be rea
 over; everything goes on without it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -4,8 +4,6 @@ Each is kept by model, with what the registry calls the version, so that an unch
 sent again. A kept one is never taken for the server's own.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Mapping

@@ -5,8 +5,6 @@ the owner of the folder that the blobs lie in, to root, or to somebody who may w
 anyway. Else nothing in it is believed, and nothing is done.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

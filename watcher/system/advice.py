@@ -3,8 +3,6 @@
 Whatever prints a command has it made here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
