@@ -369,10 +369,7 @@ def _opened(base: _Store, name: str, intent: Intent | None) -> Iterator[_Work]:
         # On the disk with the intent beside them; before that there is nothing to finish or undo.
         fs.ensure_folder(intents.NEW, here, durable=False)
         fs.ensure_folder(intents.OUT, here, durable=False)
-        with (
-            fs.opened_folder(intents.NEW, here) as new,
-            fs.opened_folder(intents.OUT, here) as out,
-        ):
+        with fs.opened_folder(intents.NEW, here) as new, fs.opened_folder(intents.OUT, here) as out:
             yield _Work(base, base.blobs, name, here, new, out, intent)
 
 

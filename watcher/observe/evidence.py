@@ -35,13 +35,7 @@ from watcher.observe import (
     space,
     unit,
 )
-from watcher.observe.blobs import (
-    asked,
-    look_at_quarantine,
-    remembered,
-    with_memory,
-    with_own_time,
-)
+from watcher.observe.blobs import asked, look_at_quarantine, remembered, with_memory, with_own_time
 from watcher.observe.host import Host
 from watcher.observe.parts import Content, data_behind
 from watcher.ollama import names, ranges, sidecars

@@ -143,11 +143,7 @@ def _cut_at(edges: list[int], rests: Ranges, held: Ranges) -> Iterator[tuple[int
 
 
 def _present(
-    content: Content,
-    held: Ranges,
-    recorded: Ranges,
-    rests: Iterable[tuple[int, int]],
-    enough: int,
+    content: Content, held: Ranges, recorded: Ranges, rests: Iterable[tuple[int, int]], enough: int
 ) -> Ranges:
     """`held` without the zeros at the end of what each part has written.
 

@@ -211,10 +211,7 @@ def _mapped(
         wanted.setdefault(b"%d" % entry.inode, []).append(entry)
     for process in processes:
         found: dict[str, Holder] = {}
-        with (
-            contextlib.suppress(OSError),
-            open(f"{host.proc}/{process.pid}/maps", "rb") as lines,
-        ):
+        with contextlib.suppress(OSError), open(f"{host.proc}/{process.pid}/maps", "rb") as lines:
             for line in lines:
                 # address, mode, offset, device, inode, path
                 fields = line.split(None, 5)
