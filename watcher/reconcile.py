@@ -1,7 +1,5 @@
 """The middle of the program: observe, decide, approve, act, learn."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """The records of models' downloads: what follows for them from events and from the store. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Set
 from itertools import chain
 from typing import NamedTuple
