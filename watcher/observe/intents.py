@@ -4,13 +4,11 @@ Whoever may write to the store can put one there, so it is input: it is believed
 not believed is *foreign*, reported and never changed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import orjson
 
@@ -58,7 +56,7 @@ class Folder(NamedTuple):
     born_ns: int
     file_system: int
 
-    def is_same(self, now: Folder, *, loose: bool) -> bool:
+    def is_same(self, now: Self, *, loose: bool) -> bool:
         """Whether this, of an intent, is `now`; `loose`: inodes get other numbers here."""
         if not loose and self.inode != now.inode:
             return False
@@ -80,7 +78,7 @@ class File(NamedTuple):
     taken: bool  #: it goes
 
     @classmethod
-    def of(cls, entry: Entry, taken: bool) -> File:
+    def of(cls, entry: Entry, taken: bool) -> Self:
         return cls(entry.name, entry.kind, entry.size, entry.mtime_ns, entry.inode, taken)
 
 

@@ -4,8 +4,6 @@ The five keys of a line are a contract. In ``details`` bytes end in ``_bytes`` a
 ``_seconds``. What is read are whole lines in order, over all rotations.
 """
 
-from __future__ import annotations
-
 import contextlib
 import enum
 import errno
@@ -17,7 +15,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import orjson
 
@@ -95,7 +93,7 @@ class EventType(enum.StrEnum):
     PULL_FAILED = "pull_failed", Tone.BAD
     ERROR = "error", Tone.BAD
 
-    def __new__(cls, value: str, tone: Tone = Tone.PLAIN) -> EventType:
+    def __new__(cls, value: str, tone: Tone = Tone.PLAIN) -> Self:
         member = str.__new__(cls, value)
         member._value_ = value
         member.tone = tone

@@ -5,8 +5,6 @@ else can lead us, root above all, into a folder that they couldn't change themse
 behind another symlink is *foreign*: it may be looked at and is never changed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -29,6 +27,21 @@ NO_FOLDER = {
     errno.ELOOP: "its links lead in a circle",
     errno.ENOTDIR: "it is not a folder",
 }
+
+
+class _At(NamedTuple):
+    fd: int
+    path: str
+
+
+class _Links:
+    def __init__(self) -> None:
+        self.foreign: ForeignLink | None = None
+        self.count = 0
+
+    def forbid(self) -> None:
+        if self.foreign is not None:
+            raise ForeignLinkError(self.foreign)
 
 
 class ForeignLinkError(OSError):
@@ -211,21 +224,6 @@ class KeptWay:
 def begins_further_on(path: str) -> bool:
     """Whether a store lies where we can't go from the root folder on."""
     return path in _begun and _begun[path][0].path != "/"
-
-
-class _At(NamedTuple):
-    fd: int
-    path: str
-
-
-class _Links:
-    def __init__(self) -> None:
-        self.foreign: ForeignLink | None = None
-        self.count = 0
-
-    def forbid(self) -> None:
-        if self.foreign is not None:
-            raise ForeignLinkError(self.foreign)
 
 
 @contextlib.contextmanager

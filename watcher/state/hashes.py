@@ -5,12 +5,10 @@ lock, and written by whoever holds the lock for acting: before the memory, so th
 relies on a hash that a kill has taken.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from watcher.ollama import names
 from watcher.state import checks, fs, json_file, state_folder
@@ -99,13 +97,13 @@ class Hashes:
     unread: str = field(default="", compare=False)  #: why some of the files could not be used
     _shards: dict[str, Shard] = field(default_factory=dict, compare=False)
 
-    def of_disk(self, store: int, boot: str) -> Hashes:
+    def of_disk(self, store: int, boot: str) -> Self:
         """The same with the files of an open store, as far as they count in this start."""
-        return Hashes(self.new, store, boot)
+        return type(self)(self.new, store, boot)
 
-    def plus(self, more: Mapping[str, Hashed]) -> Hashes:
+    def plus(self, more: Mapping[str, Hashed]) -> Self:
         """The same with what was found out besides."""
-        return Hashes({**self.new, **more}, self._store, self._boot)
+        return type(self)({**self.new, **more}, self._store, self._boot)
 
     def get(self, name: str) -> Hashed | None:
         """What is known of a file, as far as it is about what is on the disk."""

@@ -8,8 +8,6 @@ The ways between states are those of the server's own statuses (`docs/store.md`,
 receives), and those that are inferred of downloads that others drive.
 """
 
-from __future__ import annotations
-
 import contextlib
 import enum
 import re
@@ -18,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import orjson
 
@@ -47,7 +45,7 @@ class State(enum.StrEnum):
     ERROR = "error", "Download interrupted"
     RESET = "reset", "Download reset"
 
-    def __new__(cls, value: str, stage: str = "") -> State:
+    def __new__(cls, value: str, stage: str = "") -> Self:
         member = str.__new__(cls, value)
         member._value_ = value
         member.stage = stage

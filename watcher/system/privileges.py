@@ -5,8 +5,6 @@ owner has. Of root's powers two stay within reach, those that show who has files
 (`VISIBILITY`), and they are raised only while the processes are inspected.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno
@@ -50,8 +48,6 @@ _NEEDED = re.compile(
 )
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_taken: list[Owner] = []  #: the user whose rights root's process has taken
-_loaded: list[Owner] = []  #: for whom everything was loaded, who could not load it again
 
 
 class Owner(NamedTuple):
@@ -59,6 +55,10 @@ class Owner(NamedTuple):
 
     uid: int
     gid: int
+
+
+_taken: list[Owner] = []  #: the user whose rights root's process has taken
+_loaded: list[Owner] = []  #: for whom everything was loaded, who could not load it again
 
 
 class Capabilities(NamedTuple):
