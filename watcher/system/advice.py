@@ -17,14 +17,9 @@ PROGRAM = "ollama-watch"
 #: Where `sudo` looks for programs, whatever the user's own path is.
 _SUDO_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: How a bare call finds a store again, whatever this shell's environment is; see `observe.place`.
-FOUND_AGAIN = frozenset(
-    {
-        "the unit ollama.service",
-        "the place of Ollama's Linux service",
-        "the place of some distributions' service",
-        "the home folder",
-    }
-)
+FOUND_AGAIN = frozenset({"the unit ollama.service", "the home folder"}) | {
+    f"the place of {whose} service" for whose in ("Ollama's Linux", "some distributions'")
+}
 _SERVER_URL = "http://127.0.0.1:11434"
 
 _introduced: list[Caller] = []  #: who was introduced last
@@ -124,10 +119,9 @@ def cant_write(text: str, error: OSError, store: str) -> WatchError:
 
 def path_of(folder: int) -> str:
     """The path of an open folder; "" where the kernel does not show it."""
-    try:
+    with contextlib.suppress(OSError):
         return os.readlink(f"/proc/self/fd/{folder}")
-    except OSError:
-        return ""
+    return ""
 
 
 def as_owner(store: str) -> str:

@@ -32,9 +32,9 @@ _AMBIENT, _AMBIENT_CLEAR_ALL = 47, 4
 _NO_GROUP = 65534  #: a group without rights
 #: What the standard library and ours load only where it is needed.
 _LOADED_LATE = (
-    *("_strptime", "concurrent.futures.thread", "http.client", "ssl", "urllib.request"),
-    *("encodings.ascii", "encodings.idna", "encodings.latin_1", "stringprep"),
-    *("linecache", "subprocess", "traceback"),
+    *("_strptime", "concurrent.futures.thread", "http.client", "linecache", "ssl", "stringprep"),
+    *("encodings.ascii", "encodings.idna", "encodings.latin_1", "subprocess", "traceback"),
+    "urllib.request",
 )
 #: Whose modules are loaded as a whole, and those of no use here; watchdog's prints at once what its
 #: library logs.
@@ -202,11 +202,8 @@ def _refused(owner: Owner, what: str, error: OSError) -> NoPermissionError:
             " become that user",
             "run it outside of this user namespace, or map the store's owner into it",
         )
-    unmapped = [
-        f"{kind} id {number}"
-        for kind, name, number in (("user", "uid_map", owner.uid), ("group", "gid_map", owner.gid))
-        if not _is_mapped(name, number)
-    ]
+    ids = ("user", "uid_map", owner.uid), ("group", "gid_map", owner.gid)
+    unmapped = [f"{kind} id {each}" for kind, name, each in ids if not _is_mapped(name, each)]
     if unmapped:
         why = f"this user namespace has no mapping for {' and '.join(unmapped)}"
     elif error.errno == errno.EPERM:
