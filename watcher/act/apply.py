@@ -282,15 +282,8 @@ def _not_done(action: Action, error: ChangedError | OSError, where: int | None =
         why = with_step(f"{file}{error.strerror}", error.errno, where)
         return Outcome(action, Result.FAILED, why)
     kind = error.kind if isinstance(error, transaction.UndoneError) else RefusalKind.CHANGED
-    refusal = Refusal(
-        kind,
-        action.subject,
-        action.kind,
-        error.message,
-        error.next_step,
-        models=action.models,
-        command=error.command,
-    )
+    refusal = Refusal(kind, action.subject, action.kind, error.message, error.next_step)
+    refusal = refusal._replace(models=action.models, command=error.command)
     return Outcome(action, Result.REFUSED, error.message, refusal=refusal)
 
 

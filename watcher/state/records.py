@@ -72,14 +72,7 @@ ACTIVE = frozenset(_ONWARD)
 _FROM_ACTIVE = {State.STARTING, State.ERROR, State.COMPLETED}
 #: Where every other state may go: a try begins, or somebody else's is seen; it can't even begin, or
 #: nobody drives a download that is found; a reset; nothing of it is left in the store.
-_FROM_RESTING = {
-    State.STARTING,
-    State.PULLING_MANIFEST,
-    State.DOWNLOADING,
-    State.ERROR,
-    State.RESET,
-    State.IDLE,
-}
+_FROM_RESTING = set(State) - {State.VERIFYING, State.WRITING_MANIFEST, State.COMPLETED}
 #: From each state to those that may follow it. To stay is always possible.
 WAYS: dict[State, frozenset[State]] = {
     **{state: frozenset(_FROM_ACTIVE | onward) - {state} for state, onward in _ONWARD.items()},

@@ -28,11 +28,8 @@ class ForeignError(PermissionError):
     """Our folder, or one in it, belongs to somebody who has no rights in the store."""
 
     def __init__(self, name: str, found: int, wanted: tuple[int, int]) -> None:
-        super().__init__(
-            errno.EPERM,
-            f"it belongs to user id {found}, not to root or to {wanted[0]}, who owns the blobs",
-            name,
-        )
+        why = f"it belongs to user id {found}, not to root or to {wanted[0]}, who owns the blobs"
+        super().__init__(errno.EPERM, why, name)
         self.found = found
         self.wanted = wanted  #: user and group id that it should have
 
