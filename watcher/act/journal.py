@@ -162,10 +162,8 @@ def locked(store: int, seconds: float) -> Iterator[None]:
         try:
             held.enter_context(fs.locked(ACTING_LOCK, folder, seconds=seconds))
         except fs.BusyError as busy:
-            raise LockedError(
-                f"another ollama-watch acts on this store: {busy.owner}",
-                "try again when it has ended",
-            ) from None
+            why = f"another ollama-watch acts on this store: {busy.owner}"
+            raise LockedError(why, "try again when it has ended") from None
         yield
 
 

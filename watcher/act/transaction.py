@@ -345,12 +345,10 @@ def _held(holder: Holder) -> UndoneError:
 
 
 def _loose(why: str) -> UndoneError:
-    return UndoneError(
-        RefusalKind.SERVER_RUNS,
-        f"{why}: on this file system files are changed only while no process of Ollama's runs "
-        "and every process can be seen",
-        "stop the server" + (", and run it as root" if advice.caller().uid else ""),
-    )
+    only = "only while no process of Ollama's runs and every process can be seen"
+    why = f"{why}: on this file system files are changed {only}"
+    helps = "stop the server" + (", and run it as root" if advice.caller().uid else "")
+    return UndoneError(RefusalKind.SERVER_RUNS, why, helps)
 
 
 @contextlib.contextmanager

@@ -67,16 +67,12 @@ def find(given: str | None, environment: Mapping[str, str], by: str = "--store")
             why = error.strerror or "it is not there"
         if needed:
             # No other store is taken for one that a unit names.
-            raise NoStoreError(
-                f"{by} has its store in {shown} ({needed}): {why}",
-                "mount its disk if that is missing, or name another store with --store",
-                _mount_command(path),
-            )
+            why = f"{by} has its store in {shown} ({needed}): {why}"
+            helps = "mount its disk if that is missing, or name another store with --store"
+            raise NoStoreError(why, helps, _mount_command(path))
         looked.append(f"{shown} ({by})")
-    raise NoStoreError(
-        "no model store found; looked at:\n" + "\n".join(f"    {each}" for each in looked),
-        "name it with --store DIR, or set OLLAMA_MODELS",
-    )
+    why = "\n    ".join(("no model store found; looked at:", *looked))
+    raise NoStoreError(why, "name it with --store DIR, or set OLLAMA_MODELS")
 
 
 def _candidates() -> Iterator[tuple[str, str, str]]:
@@ -87,11 +83,11 @@ def _candidates() -> Iterator[tuple[str, str, str]]:
     if of_server is not None:
         if of_server.unread and not of_server.idle:
             shown = names.printable(of_server.unread)
-            raise NoPermissionError(
-                f"{shown} can't be read, and the unit {unit.NAME} may have its store's place in it",
-                "name the store, --store DIR, or run it as root",
-                advice.again(""),
+            why = (
+                f"{shown} can't be read, and the unit {unit.NAME} may have its store's place in it"
             )
+            helps = "name the store, --store DIR, or run it as root"
+            raise NoPermissionError(why, helps, advice.again(""))
         if of_server.store is not None:
             needed = of_server.names_store and not of_server.idle
             variable = "OLLAMA_MODELS" if "OLLAMA_MODELS" in of_server.variables else "HOME"
@@ -121,10 +117,8 @@ def _named_store(path: str, by: str) -> Found:
     try:
         absolute = os.path.abspath(path)
     except FileNotFoundError:
-        raise NoStoreError(
-            f"{shown} ({by}) is relative to the working directory, which is gone",
-            "go to another one, or name the whole path",
-        ) from None
+        why = f"{shown} ({by}) is relative to the working directory, which is gone"
+        raise NoStoreError(why, "go to another one, or name the whole path") from None
     try:
         way = folders.way(absolute)
     except PermissionError:
@@ -135,18 +129,14 @@ def _named_store(path: str, by: str) -> Found:
     except OSError as error:
         if error.errno not in _NOT_THERE:
             raise
-        raise NoStoreError(
-            f"there is no folder {shown} ({by}): {error.strerror}",
-            "name the models folder of the server",
-        ) from None
+        why = f"there is no folder {shown} ({by}): {error.strerror}"
+        raise NoStoreError(why, "name the models folder of the server") from None
     if not way.is_store:
         inside = (f"{path.rstrip('/')}/{each}" for each in _BELOW)
         below = next((each for each in inside if folders.is_there(f"{each}/blobs")), "")
-        raise NoStoreError(
-            f"{shown} ({by}) is not a model store: it has neither blobs/ nor manifests/",
-            "name the folder that holds them, such as ~/.ollama/models",
-            advice.on(below, by, "audit") if below else "",
-        )
+        why = f"{shown} ({by}) is not a model store: it has neither blobs/ nor manifests/"
+        helps = "name the folder that holds them, such as ~/.ollama/models"
+        raise NoStoreError(why, helps, advice.on(below, by, "audit") if below else "")
     return _found(path, by, way)
 
 
@@ -166,10 +156,9 @@ def opened(store: str) -> Iterator[int]:
         except folders.NotRootsError as error:
             raise not_roots(store, error.uid) from None
         except folders.ForeignLinkError as error:
-            raise RefusedError(
-                f"{error.strerror}, so what lies there is somebody else's",
-                "name the folder itself, or let root own the symlink",
-            ) from None
+            why = f"{error.strerror}, so what lies there is somebody else's"
+            helps = "name the folder itself, or let root own the symlink"
+            raise RefusedError(why, helps) from None
         except PermissionError:
             raise no_permission(store) from None
         except (FileNotFoundError, NotADirectoryError):
@@ -195,11 +184,9 @@ def check_rights(store: str) -> None:
 
 
 def not_roots(store: str, owner: int) -> NoPermissionError:
-    return NoPermissionError(
-        f"{names.printable(store)} belongs to user id {owner}: with root's rights nothing in it is"
-        " opened, since its owner may put anything there",
-        f"run the program as user id {owner}",
-    )
+    why = "with root's rights nothing in it is opened, since its owner may put anything there"
+    message = f"{names.printable(store)} belongs to user id {owner}: {why}"
+    return NoPermissionError(message, f"run the program as user id {owner}")
 
 
 def no_permission(path: str) -> NoPermissionError:
@@ -211,13 +198,13 @@ def no_permission(path: str) -> NoPermissionError:
     # Root acts with the rights of the owner of what is in the store, who is kept out of it.
     folder, status = shut
     who = "u" if status.st_uid == os.geteuid() else "g" if status.st_gid in os.getgroups() else "o"
-    return NoPermissionError(
-        f"{denied}: user id {os.geteuid()}, whose store it is, may not pass through "
-        f"{names.printable(folder)} (of {status.st_uid}:{status.st_gid}, mode "
-        f"{stat.S_IMODE(status.st_mode):04o}), and neither may a server of that user",
-        "let that user in",
-        advice.line("chmod", f"{who}+{'rx' if folder == path else 'x'}", folder),
+    whose = f"of {status.st_uid}:{status.st_gid}, mode {stat.S_IMODE(status.st_mode):04o}"
+    why = (
+        f"{denied}: user id {os.geteuid()}, whose store it is, may not pass through"
+        f" {names.printable(folder)} ({whose}), and neither may a server of that user"
     )
+    command = advice.line("chmod", f"{who}+{'rx' if folder == path else 'x'}", folder)
+    return NoPermissionError(why, "let that user in", command)
 
 
 def _shut_folder(path: str) -> tuple[str, os.stat_result] | None:

@@ -106,19 +106,15 @@ def _digest(text: str, known: Sequence[Known]) -> Targets:
         cut = {digest[: len(start)]: digest for digest in sorted(every)} if start else {}
         close = difflib.get_close_matches(start, cut, n=_MOST_NEAREST, cutoff=0.6)
         models = {shown for each in known for shown in each.models}
-        raise TargetError(
-            f"neither a model nor a digest of this store: {names.printable(text)}",
-            not_seen(known)
-            or perhaps(text, models, [names.short(cut[each]) for each in close])
-            or "`repair MODEL` asks the registry of a model; a digest is as `audit` shows it",
-        )
+        meant = not_seen(known) or perhaps(text, models, [names.short(cut[each]) for each in close])
+        helps = "`repair MODEL` asks the registry of a model; a digest is as `audit` shows it"
+        why = f"neither a model nor a digest of this store: {names.printable(text)}"
+        raise TargetError(why, meant or helps)
     if len(found) > 1:
         shown = ", ".join(f"sha256-{digest[:20]}…" for digest in found[:_MOST_NEAREST])
         more = f" and {len(found) - _MOST_NEAREST} more" if len(found) > _MOST_NEAREST else ""
-        raise TargetError(
-            f"{names.printable(text)} is the beginning of {len(found)} digests: {shown}{more}",
-            "give more of its digits",
-        )
+        why = f"{names.printable(text)} is the beginning of {len(found)} digests: {shown}{more}"
+        raise TargetError(why, "give more of its digits")
     return Targets(frozenset(), frozenset(found))
 
 

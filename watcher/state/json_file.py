@@ -148,11 +148,9 @@ class File(Generic[T]):
             ):
                 yield folder
         except fs.BusyError as busy:
-            raise LockedError(
-                f"another ollama-watch has been changing {self._shown} for"
-                f" {_PATIENCE_SECONDS:.0f} s: {busy.owner}",
-                "try again when it ends, or stop it",
-            ) from None
+            since = f"for {_PATIENCE_SECONDS:.0f} s: {busy.owner}"
+            why = f"another ollama-watch has been changing {self._shown} {since}"
+            raise LockedError(why, "try again when it ends, or stop it") from None
         except OSError as error:
             raise self._failed("written", error, store) from None
 

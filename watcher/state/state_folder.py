@@ -168,12 +168,9 @@ def cure(store: str) -> str:
 def refusal(store: str, error: ForeignError) -> RefusedError:
     """The error for whoever wants to act where our folder is somebody else's."""
     path = os.path.join(store, FOLDER)
-    return RefusedError(
-        f"{names.printable(path)}: {error.strerror}; its content is ignored, and nothing is"
-        " changed",
-        "check its content; if it is yours:",
-        _give_back(path, error.wanted),
-    )
+    why = f"{error.strerror}; its content is ignored, and nothing is changed"
+    helps, command = "check its content; if it is yours:", _give_back(path, error.wanted)
+    return RefusedError(f"{names.printable(path)}: {why}", helps, command)
 
 
 def check(store: str) -> None:

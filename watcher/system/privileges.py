@@ -210,11 +210,9 @@ def _refused(owner: Owner, what: str, error: OSError) -> NoPermissionError:
         why = "it lacks CAP_SETUID or CAP_SETGID"
     else:
         why = str(error.strerror)
-    return NoPermissionError(
-        f"{what} belongs to user id {owner.uid}: root works on it only with that user's rights,"
-        f" and this process can't become that user: {why}",
-        f"run it as user id {owner.uid} from the start, as a container's user or a unit's User=",
-    )
+    only = "root works on it only with that user's rights, and this process can't become that user"
+    helps = f"run it as user id {owner.uid} from the start, as a container's user or a unit's User="
+    return NoPermissionError(f"{what} belongs to user id {owner.uid}: {only}: {why}", helps)
 
 
 def _is_mapped(name: str, number: int) -> bool:
