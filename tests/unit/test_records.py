@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,11 @@ DOWNLOADING = (State.STARTING, State.PULLING_MANIFEST, State.DOWNLOADING)
 # ---------------------------------------------------------------- a change
 
 
-def test_a_change_is_what_is_read_again(folder: int) -> None:
+def test_a_change_is_what_is_read_again(folder: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert records.read(folder) == {}
-    made = records.change(folder, "llama3", {"state": "starting"}, clock=lambda: NOW)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: NOW)
+        made = records.change(folder, "llama3", {"state": "starting"})
     assert made == Record(State.STARTING, started_at=NOW, updated_at=NOW)
     assert records.read(folder) == {"llama3:latest": made}
     more = records.change(folder, "llama3", {"state": "pulling_manifest", "total_bytes": 200})

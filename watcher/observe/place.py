@@ -83,11 +83,9 @@ def _candidates() -> Iterator[tuple[str, str, str]]:
     if of_server is not None:
         if of_server.unread and not of_server.idle:
             shown = names.printable(of_server.unread)
-            why = (
-                f"{shown} can't be read, and the unit {unit.NAME} may have its store's place in it"
-            )
+            why = f"the unit {unit.NAME} may have its store's place in it"
             helps = "name the store, --store DIR, or run it as root"
-            raise NoPermissionError(why, helps, advice.again(""))
+            raise NoPermissionError(f"{shown} can't be read, and {why}", helps, advice.again(""))
         if of_server.store is not None:
             needed = of_server.names_store and not of_server.idle
             variable = "OLLAMA_MODELS" if "OLLAMA_MODELS" in of_server.variables else "HOME"

@@ -152,12 +152,7 @@ def read(store: int) -> Records:
 
 
 def change(
-    store: int,
-    model: str,
-    changes: Mapping[str, object],
-    *,
-    detour: bool = False,
-    clock: Callable[[], float] = time.time,
+    store: int, model: str, changes: Mapping[str, object], *, detour: bool = False
 ) -> Record:
     """Change the record of one model, and give back what it is then.
 
@@ -169,7 +164,7 @@ def change(
     key = names.to_model(model).key
 
     def changed(records: Records) -> Records:
-        before, shown, now = records.get(key, Record()), names.printable(model), clock()
+        before, shown, now = records.get(key, Record()), names.printable(model), time.time()
         wanted = _checked(changes, shown).get("state", before.state)
         if detour and not may_follow(before.state, wanted):
             way = State.STARTING if wanted.active else State.ERROR

@@ -6,7 +6,7 @@ sent again. A kept one is never taken for the server's own.
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -70,13 +70,7 @@ def known_layers(store: int, more: Manifests = _NONE) -> dict[str, KnownLayer]:
     return found
 
 
-def manifest(
-    store: int | None,
-    model: ModelName,
-    *,
-    insecure: bool = False,
-    clock: Callable[[], float] = time.time,
-) -> Answer:
+def manifest(store: int | None, model: ModelName, *, insecure: bool = False) -> Answer:
     """Ask a model's registry for its manifest; where nobody answers, the one kept in `store`."""
     known = None if store is None else cached(store).get(model.key)
     kept = known.raw.encode() if known else None
@@ -96,7 +90,7 @@ def manifest(
     except ValueError as error:
         return Answer(None, f"{model.host} sent an invalid manifest: {error}")
     if store is not None:
-        keep(store, model, found.raw, found.etag, clock())
+        keep(store, model, found.raw, found.etag, time.time())
     return Answer(found.raw)
 
 
