@@ -60,7 +60,7 @@ def _settings(context: Context) -> Iterator[tuple[str, object, str]]:
     for key, known in settings.KEYS.items():
         value, source = found.get(key, (known.metadata["default"], "default"))
         # In a variable a boolean is one of many words.
-        yield key, settings.boolean(value) if known.type == "bool" else value, source
+        yield key, settings.boolean(value) if isinstance(known.default, bool) else value, source
 
 
 def _shown(value: object) -> str:
