@@ -387,11 +387,9 @@ def _is_act(action: model.Action) -> bool:
 def _signals_wait(host: Host) -> Iterator[Host]:
     """Have ctrl-C, SIGTERM and SIGHUP, if nobody handles them, end the block between two acts."""
     came: list[int] = []
-    usual: dict[signal.Signals, Any] = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-        signal.SIGHUP: signal.SIG_DFL,
-    }
+    ends = (signal.SIGTERM, signal.SIGHUP)
+    usual: dict[signal.Signals, Any] = dict.fromkeys(ends, signal.SIG_DFL)
+    usual[signal.SIGINT] = signal.default_int_handler
     ours = threading.current_thread() is threading.main_thread()
     waiting = [each for each in usual if ours and signal.getsignal(each) is usual[each]]
 

@@ -64,6 +64,7 @@ def with_memory(
             size, models = found.named.size_of(digest), found.named.models_of(digest)
             odd_one = OddBlob(digest, BlobFault.CORRUPT, size, entry, models)
             corrupt.append(_with_registry(odd_one, memory, now))
+    unproven = (each for each in suspects if each.sha256 is None)
     # They have the right size, so they were counted as healthy.
     counted = [each.entry for each in corrupt if each.entry is not None and each.wanted is not None]
     known |= {each.digest for each in corrupt}
@@ -73,9 +74,7 @@ def with_memory(
         named=tuple((remembered(content, memory), models) for content, models in census.named),
         unnamed=tuple(remembered(entry, memory) for entry in census.unnamed),
         unproven=tuple(
-            each
-            for each in suspects
-            if each.sha256 is None and names.parse_blob(each.name).digest not in known
+            each for each in unproven if names.parse_blob(each.name).digest not in known
         ),
         unseen=unseen,
         hashed=hashed,

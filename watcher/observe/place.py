@@ -243,7 +243,7 @@ def describe(host: Host, store: int) -> Place:
         writable=all(
             os.access(name, os.W_OK | os.X_OK, dir_fd=store)
             for name in (".", "blobs")
-            if os.access(name, os.F_OK, dir_fd=store)
+            if name == "." or os.access(name, os.F_OK, dir_fd=store)
         ),
     )
 

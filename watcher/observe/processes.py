@@ -129,13 +129,9 @@ def see(
     kept = [(process, server) for process, server in pairs if process.pid not in strange]
     rest = (each for each in ollamas if each.pid not in strange and not each.is_server)
     others = tuple(str(each) for each in rest if each.lives)
-    return Seen(
-        _view(host, unread, network=network, writers_visible=writers_visible),
-        holders,
-        tuple(_asked(host, kept)),
-        others,
-        tuple(server for process, server in pairs if process.pid in strange),
-    )
+    view = _view(host, unread, network=network, writers_visible=writers_visible)
+    strangers = tuple(server for process, server in pairs if process.pid in strange)
+    return Seen(view, holders, tuple(_asked(host, kept)), others, strangers)
 
 
 def _strangers(host: Host, entries: Collection[Entry]) -> Callable[[int], bool]:

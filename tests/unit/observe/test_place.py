@@ -12,7 +12,9 @@ from tests.conftest import needs_root
 from tests.support.notation import Store, quiet_machine
 from watcher.errors import Exit, NoPermissionError, NoStoreError
 from watcher.observe import place, processes, unit
+from watcher.observe.host import Host
 from watcher.observe.unit import Unit
+from watcher.state import folders
 
 HOME = "/home/someone"
 
@@ -186,3 +188,11 @@ def test_when_the_machine_started(models: Store, tmp_path: Path, stat: str, at: 
     (tmp_path / "proc" / "stat").write_text(stat)
     assert place.started_at(models.host(proc=str(tmp_path / "proc"))) == at
     assert place.started_at(models.host(proc="/nowhere")) == 0
+
+
+def test_a_store_that_may_not_even_be_searched_is_not_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    with folders.opened_store(str(tmp_path)) as store:
+        assert not place.describe(Host(str(tmp_path)), store).writable
