@@ -525,6 +525,7 @@ PLACES: dict[str, str] = {
             "commands/declare.py:Group._hint", "commands/quarantine.py:_act",
         ),
         "tests/test_unseen.py": ("observe/place.py:_named_store",),
+        "tests/race/test_full_disk.py": ("act/apply.py:by_hand",),
         "tests/test_lookup.py": ("decide/repairing.py:_no_length",),
         "which of two files counts, or may go, a user decides": (
             "decide/quarantine.py:_no_room", "decide/quarantine.py:_restore",
