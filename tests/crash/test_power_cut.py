@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ from tests.support.servers import (
     wait_until,
     wait_written,
 )
-from watcher.act import durability
+from watcher.act import durability, transaction
 from watcher.commands import prepare
 from watcher.commands.context import Context
 from watcher.demo.registry import Content, Layer, Model, Registry
@@ -409,6 +410,65 @@ def test_nothing_goes_for_a_blob_that_is_not_on_the_disk(disk: Disk, machine: Ma
     (done,) = machine.act(it.store.path, purge).outcomes
     assert (done.action.kind, done.result) == (ActionKind.PURGE, Result.DONE)
     it.assert_kept()
+
+
+@pytest.mark.parametrize("renames", [True, False])
+def test_what_leaves_quarantine_is_never_in_neither_place(
+    disk: Disk, machine: Machine, monkeypatch: pytest.MonkeyPatch, renames: bool
+) -> None:
+    """Cut before and after each call of `quarantine restore`."""
+    store = Store(disk.path / "models")
+    name = f"sha256-{store.digest('kept')}"
+    kept = store.ours / "quarantine"
+    kept.mkdir(parents=True)
+    (kept / f"00000001-{name}").write_bytes(b"kept " * MIB)
+    machine.act(store.path, rules(repair=False))  # it makes the rest of our folder
+    disk.keep_all()
+    places: list[tuple[bool, bool]] = []
+
+    def cut() -> None:
+        with disk.power_cut() as after:
+            models = after.path / "models"
+            both = models / "blobs" / name, models / f".ollama-watch/quarantine/00000001-{name}"
+            assert {each.read_bytes() == b"kept " * MIB for each in both if each.exists()} == {True}
+            places.append((both[0].exists(), both[1].exists()))
+
+    within = [False]
+
+    def cut_around(call: str) -> None:
+        usual = getattr(os, call)
+
+        def around(*given: Any, **more: Any) -> Any:
+            if not within[0]:
+                return usual(*given, **more)
+            within[0] = False
+            cut()
+            answer = usual(*given, **more)
+            cut()
+            within[0] = True
+            return answer
+
+        monkeypatch.setattr(os, call, around)
+
+    if not renames:
+        monkeypatch.setattr(fs, "_renameat2", None)
+    for call in ("link", "unlink", "fsync"):
+        cut_around(call)
+    usual = transaction.leave_quarantine
+
+    def leave(*given: Any) -> None:
+        within[0] = True
+        usual(*given)
+        within[0] = False
+
+    monkeypatch.setattr(transaction, "leave_quarantine", leave)
+    policy = rules(repair=False, restore=frozenset({f"00000001-{name}"}), writers_visible=True)
+    (done,) = machine.act(store.path, policy).outcomes
+    monkeypatch.undo()
+    assert (done.action.kind, done.result) == (ActionKind.RESTORE, Result.DONE)
+    assert len(places) > 1
+    cut()
+    assert places[-1] == (True, False), "it is back in its place, on the disk"
 
 
 def test_partial_data_stays_until_its_blob_is_on_the_disk(disk: Disk, machine: Machine) -> None:
