@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.driving import Daemon, Store, age, whole_lines
-from tests.support.servers import EngineServer, Pull, wait_until
+from tests.support.servers import EngineServer, Pull, blob, wait_until
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.ollama import names
 from watcher.state import fs, records
@@ -200,13 +201,22 @@ def test_the_log_shows_the_same_end_as_the_disk(
         assert "Traceback" not in history.daemon.errors, history.daemon.errors
 
 
+def _digests(store: Store, model: str) -> list[str]:
+    """The digests that a model's manifest lists."""
+    path = store.path / "manifests" / names.to_model(model).path
+    manifest = json.loads(path.read_bytes())
+    return [each["digest"] for each in (manifest["config"], *manifest["layers"])]
+
+
 def _records_agree(store: Store, there: State) -> None:
     """A model's record says what became of its download, though nobody of ours has driven it."""
     with fs.opened_folder(str(store.path)) as folder:
         kept = records.read(folder)
     unfinished = {model for _, models in there.downloads.values() for model in models}
     for model in there.models - unfinished:
-        assert kept[names.to_model(model).key].state is records.State.COMPLETED, model
+        is_whole = all(blob(store.path, each).exists() for each in _digests(store, model))
+        wanted = records.State.COMPLETED if is_whole else records.State.ERROR
+        assert kept[names.to_model(model).key].state is wanted, model
     for model in unfinished - there.models:
         assert kept[names.to_model(model).key].state is records.State.ERROR, model
     for key, record in kept.items():

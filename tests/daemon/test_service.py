@@ -238,8 +238,9 @@ def test_a_store_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
     tmp_path.joinpath("home").mkdir()
     with contextlib.closing(Daemon(path, beside=tmp_path / "models").start()) as daemon:
         assert daemon.wait_event("error")["message"].startswith("waiting for a store at")
-        store = Store(path)
-        store.download("new", aged=DAY)
+        Store(tmp_path / "ready").download("new", aged=DAY)
+        path.parent.mkdir()
+        tmp_path.joinpath("ready").rename(path)
         daemon.wait_event("partial_found")
         daemon.wait_event("service_started")
         assert len(daemon.of("error")) == 1
