@@ -50,7 +50,10 @@ CONFIG = "application/vnd.docker.container.image.v1+json"
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 PAGE = "<html><head><title>502 Bad Gateway</title></head><body>" + "gateway error " * 300
 
-Kind = Literal["reset", "stall", "truncate", "page", "ignore_range", "hang"]
+Kind = Literal[
+    "reset", "stall", "truncate", "page", "ignore_range", "hang",
+    "other_range", "wrong_total", "gzip", "crawl", "endless",
+]  # fmt: skip
 Step = Literal["manifest", "head", "direct", "data"]
 
 
@@ -81,6 +84,11 @@ class Fault:
                   promised than comes
     ignore_range  the answer is 200 and the whole blob from its first byte on
     hang          no answer at all, until the fault is removed
+    other_range   206 with the range one block further on, and its bytes
+    wrong_total   206 with the total one byte too large
+    gzip          206 that says its body is compressed
+    crawl         the body comes with `rate` bytes per second
+    endless       a body without a length and an end; with `status`, of words
 
     `on` says which request (`manifest`, `head`: the length, `direct`: the redirect, `data`),
     `digest` of which blob, `begin`/`end` from which first bytes (`begin <= first < end`), `times`
@@ -95,6 +103,7 @@ class Fault:
     body: str = PAGE
     cut: bool = False
     headers: dict[str, str] = field(default_factory=dict)
+    rate: int = 1000
     begin: int = 0
     end: int | None = None
     times: int | None = None
@@ -108,6 +117,26 @@ class Fault:
             and first >= self.begin
             and (self.end is None or first < self.end)
         )
+
+
+@dataclass
+class Manners:
+    """How a registry is; the default is as registry.ollama.ai, without what expires.
+
+    `plain`: layers are served at their own address, as a plain OCI registry does. `lifetime`: the
+    address of a layer's data is good for so many requests, then it answers 403 with an XML body.
+    `wants`: 401 to who has no token (`bearer`), whose realm wants it signed for (`signed`); `signs`
+    is given the ``Authorization`` and the URL that it is for. `uses`: a token is good for so many
+    requests. `realm`: where tokens are, if elsewhere. `newer`: manifests are answered with 412.
+    """
+
+    plain: bool = False
+    lifetime: int | None = None
+    wants: Literal["", "bearer", "signed"] = ""
+    uses: int | None = None
+    signs: Callable[[str, str], bool] = lambda _, __: False
+    realm: str = ""
+    newer: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,6 +242,13 @@ class Registry:
         self._held: dict[str, list[int]] = {}
         self._bytes: dict[str, int] = {}
         self._requests: dict[str, int] = {}
+        #: How it is; may be changed while requests are served.
+        self.manners = Manners()
+        #: The path and the headers of each request.
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        self._leases: dict[str, int] = {}
+        self._tokens: dict[str, int] = {}
+        self._wire = 0
         self._rate: float | None = None
         self._next_send = 0.0
         self._closed = False
@@ -377,6 +413,12 @@ class Registry:
         with self._changed:
             return self._bytes.get(digest, 0)
 
+    @property
+    def sent(self) -> int:
+        """Bytes of all bodies that went out so far, pages of errors included."""
+        with self._changed:
+            return self._wire
+
     def stats(self) -> dict[str, Any]:
         """`{"bytes": {digest: n}, "requests": {step: n}, "held": {digest: [offset]}}`."""
         with self._changed:
@@ -391,6 +433,7 @@ class Registry:
         with self._changed:
             self._bytes.clear()
             self._requests.clear()
+            self._wire = 0
 
     def control(self, order: dict[str, Any]) -> dict[str, Any]:
         """What `POST /_control` does: one or more of these keys, done in this order.
@@ -523,6 +566,45 @@ class Registry:
     def _count_bytes(self, digest: str, size: int) -> None:
         with self._changed:
             self._bytes[digest] = self._bytes.get(digest, 0) + size
+            self._wire += size
+
+    def count_page(self, size: int) -> None:
+        """Count bytes of a body that is no blob's."""
+        with self._changed:
+            self._wire += size
+
+    def note(self, path: str, headers: dict[str, str]) -> None:
+        """Remember a request."""
+        with self._changed:
+            self.asked.append((path, headers))
+
+    def lease(self) -> str:
+        """A new signature of an address that expires."""
+        with self._changed:
+            made = f"{len(self._leases):04d}{os.urandom(8).hex()}"
+            self._leases[made] = self.manners.lifetime or 0
+            return made
+
+    def use_lease(self, signature: str) -> bool:
+        """Use an address once; False where it has expired."""
+        with self._changed:
+            left = self._leases.get(signature, 0)
+            self._leases[signature] = max(0, left - 1)
+            return left > 0
+
+    def token(self) -> str:
+        """A new token."""
+        with self._changed:
+            made = f"token-{os.urandom(8).hex()}"
+            self._tokens[made] = -1 if self.manners.uses is None else self.manners.uses
+            return made
+
+    def use_token(self, token: str) -> bool:
+        """Use a token once; False where it is none, or no longer."""
+        with self._changed:
+            left = self._tokens.get(token, 0)
+            self._tokens[token] = left - 1 if left > 0 else left
+            return left != 0
 
 
 def _seed_of(seed: int, name: str, tag: str, number: int) -> int:
@@ -584,6 +666,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: the counters tell it."""
 
     def do_HEAD(self) -> None:
+        self.registry.note(self.path, dict(self.headers.items()))
         digest = self._blob_digest()
         content = self.registry.blob(digest)
         self.registry.count("head")
@@ -597,12 +680,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self) -> None:
-        if self.path == "/_stats":
+        self.registry.note(self.path, dict(self.headers.items()))
+        if self.path.startswith("/v2/") and not self._may():
+            return
+        if self.path.startswith("/token"):
+            self._get_token()
+        elif self.path == "/_stats":
             self._answer(_Answer(200, body=json.dumps(self.registry.stats()).encode()))
         elif match := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", self.path):
             self._get_manifest(match[1], match[2])
         elif self.path.startswith("/data/"):
             self._get_data(self.path.removeprefix("/data/"))
+        elif re.fullmatch(r"/v2/.+/blobs/[^/]+", self.path) and self.registry.manners.plain:
+            self._get_data(self._blob_digest())
         elif re.fullmatch(r"/v2/.+/blobs/[^/]+", self.path):
             self._redirect(self._blob_digest())
         else:
@@ -620,6 +710,27 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._answer(_Answer(200, body=json.dumps(answer).encode()))
 
+    def _may(self) -> bool:
+        if not self.registry.manners.wants:
+            return True
+        kind, _, token = (self.headers.get("Authorization") or "").partition(" ")
+        if kind == "Bearer" and self.registry.use_token(token):
+            return True
+        host = self.headers.get("Host")
+        realm = self.registry.manners.realm or f"http://{host}/token"
+        asks = f'Bearer realm="{realm}",service="{host}",scope="repository:x:pull a:b:c"'
+        self._answer(_Answer(401, {"WWW-Authenticate": asks}, b'{"errors":[{"code":"DENIED"}]}'))
+        return False
+
+    def _get_token(self) -> None:
+        signed = self.headers.get("Authorization") or ""
+        url = f"http://{self.headers.get('Host')}{self.path}"
+        manners = self.registry.manners
+        if manners.wants == "signed" and not manners.signs(signed, url):
+            self._answer(_Answer(401, body=b"unauthorized"))
+            return
+        self._answer(_Answer(200, body=json.dumps({"token": self.registry.token()}).encode()))
+
     def _blob_digest(self) -> str:
         return self.path.rsplit("/", 1)[-1]
 
@@ -628,6 +739,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self._fails("manifest", None):
             return
         body = self.registry.manifest(name, tag)
+        if self.registry.manners.newer:
+            error = b'{"errors":[{"message":"this model requires a newer version of Ollama"}]}'
+            self._answer(_Answer(412, body=error))
+            return
         if body is None:
             self._answer(_Answer(404, body=b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}'))
             return
@@ -640,31 +755,48 @@ class _Handler(BaseHTTPRequestHandler):
         host = (self.headers.get("Host") or "").partition(":")[0]
         other = "127.0.0.1" if host == "localhost" else "localhost"
         location = f"http://{other}:{self.registry.port}/data/{digest}"
+        if self.registry.manners.lifetime is not None:
+            location += f"?X-Amz-Signature={self.registry.lease()}"
         self._answer(_Answer(307, {"Location": location}))
 
     def _get_data(self, digest: str) -> None:
         self.registry.count("data")
+        digest, _, query = digest.partition("?")
+        if query and not self.registry.use_lease(query.partition("=")[2]):
+            self._answer(_Answer(403, body=b"<Error><Code>ExpiredRequest</Code></Error>"))
+            return
         content = self.registry.blob(digest)
         if content is None:
             self._answer(_Answer(404))
             return
         first, stop = self._range(content.size)
         fault = self.registry.fault_for("data", digest, first)
-        if fault and fault.kind in ("page", "hang"):
+        kind = fault.kind if fault else ""
+        if fault and (kind in ("page", "hang") or (kind == "endless" and fault.status != 206)):
             self._fail(fault)
             return
-        if fault and fault.kind == "ignore_range":
+        if kind == "ignore_range":
             first, stop = 0, content.size
+        if kind == "other_range":
+            first, stop = (first + BLOCK) % content.size, min(stop + BLOCK, content.size)
         if first >= stop > 0:
             self._answer(_Answer(416, {"Content-Range": f"bytes */{content.size}"}))
             return
-        partial = "Range" in self.headers and not (fault and fault.kind == "ignore_range")
+        partial = "Range" in self.headers and kind != "ignore_range"
         self.send_response(206 if partial else 200)
-        self.send_header("Content-Length", str(stop - first))
+        if kind == "endless":
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(stop - first))
+        if kind == "gzip":
+            self.send_header("Content-Encoding", "gzip")
         if partial:
-            self.send_header("Content-Range", f"bytes {first}-{stop - 1}/{content.size}")
+            total = content.size + (kind == "wrong_total")
+            self.send_header("Content-Range", f"bytes {first}-{stop - 1}/{total}")
         self.end_headers()
         self._send_data(content, first, stop, fault)
+        if fault and kind == "endless":
+            self._send_words(fault)
 
     def _range(self, size: int) -> tuple[int, int]:
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
@@ -679,6 +811,9 @@ class _Handler(BaseHTTPRequestHandler):
         while position < end:
             limit = self.registry.wait_gate(content.digest, first, position, end, self._gone)
             step = min(limit, position + self.registry.slice_size())
+            if fault and fault.kind == "crawl":
+                step = min(step, position + max(1, fault.rate // 10))
+                time.sleep(0.1)
             for piece in content.slices(position, step):
                 self.registry.pace(len(piece))
                 with self.registry.sending(content.digest, len(piece)):
@@ -697,13 +832,25 @@ class _Handler(BaseHTTPRequestHandler):
         match fault.kind:
             case "page":
                 self._send_page(fault)
+            case "endless":
+                self.send_response(fault.status)
+                self.end_headers()
+                self.close_connection = True
+                self._send_words(fault)
             case "reset":
                 self._reset()
             case "stall" | "hang":
                 self.registry.wait_over(fault, self._gone)
                 self.close_connection = True
-            case "truncate" | "ignore_range":
+            case _:
                 self.close_connection = True
+
+    def _send_words(self, fault: Fault) -> None:
+        """Words without an end, until the client has enough."""
+        body = fault.body.encode()
+        while True:
+            self.registry.count_page(len(body))
+            self.wfile.write(body)
 
     def _send_page(self, fault: Fault) -> None:
         body = fault.body.encode()
@@ -714,6 +861,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            self.registry.count_page(len(body))
             self.wfile.write(body)
         self.close_connection = fault.cut
 
