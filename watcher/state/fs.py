@@ -710,3 +710,69 @@ def _text(fd: int) -> str:
 
 def _rfc3339(at: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(max(0.0, min(at, LAST_DAY))))
+
+
+# ---------------------------------------------------------------- data that arrives piece by piece
+
+#: What says that a file system, or a kernel, does not copy by itself.
+_NO_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
+
+
+def open_data(name: str, parent: int) -> int:
+    """A file of ours that is read, and written at any place; it is made where there is none.
+
+    Raises OSError, with EINVAL or EMLINK for what is not to be written to.
+    """
+    fd = _opened_or_made(name, parent, os.O_RDWR, file_mode(os.fstat(parent)))
+    try:
+        _check(os.fstat(fd), name, os.fstat(parent), alone=True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def write_at(fd: int, data: bytes, at: int) -> None:
+    """Write all of `data` to a place in such a file."""
+    rest = memoryview(data)
+    while rest:
+        count = os.pwrite(fd, rest, at)
+        rest, at = rest[count:], at + count
+
+
+def cut(fd: int, size: int) -> None:
+    """Give such a file a length; what lay behind it is gone."""
+    os.ftruncate(fd, size)
+
+
+def copy(source: int, fd: int, start: int, end: int) -> None:
+    """Copy the bytes ``[start, end)`` of a file to the same place in such a file.
+
+    Where the file system can, they are shared and not copied. Raises OSError, with ENODATA where
+    the source ends before.
+    """
+    while start < end:
+        try:
+            count = os.copy_file_range(source, fd, end - start, start, start)
+        except OSError as error:
+            if error.errno not in _NO_COPY:
+                raise
+            piece = os.pread(source, min(end - start, _PIECE), start)
+            write_at(fd, piece, start)
+            count = len(piece)
+        if count == 0:
+            raise OSError(errno.ENODATA, "the file ended before")
+        start += count
+
+
+def sync_data(fd: int) -> None:
+    """Bring a file's data to the disk. Raises OSError; then what was written may be lost."""
+    if code := _first_error([fd]):
+        raise OSError(code, os.strerror(code))
+
+
+def make_blob(fd: int, blobs: int) -> None:
+    """Give a file of ours the owner, the mode and the times of what a server has just fetched."""
+    _settle(fd, os.fstat(blobs), FILE_MODE)
+    os.utime(fd)
+    os.fsync(fd)

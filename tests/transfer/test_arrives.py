@@ -1,0 +1,239 @@
+"""A model from a registry to its names: layers, manifest, owners, and what a run leaves."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from watcher.demo.registry import Layer, Manners, Registry
+from watcher.model import MIB
+from watcher.transfer import store
+from watcher.transfer import values as transfer
+from watcher.transfer.values import Cause
+
+from .driven import BOOT, Background, Here, wait_for, with_options
+
+
+def test_a_model_arrives_byte_for_byte(here: Here) -> None:
+    here.pull()
+    assert here.served == here.size + 1  # the one that its address costs
+
+
+def test_a_plain_oci_registry_serves_as_well(here: Here) -> None:
+    here.registry.manners.plain = True
+    here.pull()
+    assert "direct" not in here.registry.stats()["requests"]
+
+
+def test_nothing_has_a_name_before_all_layers_are_right(here: Here) -> None:
+    fetched = here.fetch()
+    assert not list((here.path / "blobs").iterdir())
+    assert not here.manifest.exists()
+    here.publish(fetched)
+    here.check()
+
+
+def test_blobs_are_as_a_server_leaves_them(here: Here) -> None:
+    before = time.time()
+    os.umask(0o077)
+    try:
+        here.pull()
+    finally:
+        os.umask(0o022)
+    blob, folder = here.blob.stat(), (here.path / "blobs").stat()
+    assert stat.S_IMODE(blob.st_mode) == 0o644
+    assert (blob.st_uid, blob.st_gid) == (folder.st_uid, folder.st_gid)
+    assert blob.st_mtime >= before - 1
+    assert blob.st_nlink == 1
+    assert stat.S_IMODE(here.manifest.stat().st_mode) == 0o644
+
+
+def test_a_layer_that_is_there_is_not_fetched(here: Here) -> None:
+    here.pull()
+    here.registry.reset_stats()
+    here.pull()
+    assert not here.registry.stats()["bytes"]
+
+
+def test_a_model_of_many_small_layers_arrives(tmp_path: Path, registry: Registry) -> None:
+    here = Here(tmp_path / "models", registry, 5000)
+    layers = [Layer(1 + 997 * number) for number in range(60)]
+    here.model = registry.add_model("demo", "1b", [*layers, Layer(data=b"")])
+    here.pull()
+
+
+@pytest.mark.parametrize("layers", ["null", "[]"])
+def test_a_model_without_layers_gets_its_config_and_manifest(here: Here, layers: str) -> None:
+    config = here.model.config
+    size = here.registry.content(config).size
+    raw = f'{{"layers": {layers}, "config": {{"digest": "{config}", "size": {size}}}}}'.encode()
+    here.registry.set_manifests("library/demo", "1b", [raw])
+    here.publish(here.fetch())
+    assert here.manifest.read_bytes() == raw
+    assert len(list((here.path / "blobs").iterdir())) == 1
+
+
+def test_one_digest_as_layer_and_config_is_fetched_once(here: Here) -> None:
+    config = here.model.config
+    size = here.registry.content(config).size
+    one = f'{{"digest": "{config}", "size": {size}}}'
+    raw = f'{{"layers": [{one}], "config": {one}}}'.encode()
+    here.registry.set_manifests("library/demo", "1b", [raw])
+    here.publish(here.fetch())
+    assert here.registry.bytes_served(config) == size + 1
+
+
+def test_a_tag_that_moves_meanwhile_keeps_the_layers_that_are_named_still(here: Here) -> None:
+    old = here.model
+    moved = here.registry.add_model(
+        "demo", "1b", [Layer(here.size), Layer(3_000_000)], extras=False
+    )
+    here.registry.set_manifests(
+        "library/demo", "1b", [old.manifest, moved.manifest, moved.manifest]
+    )
+    here.model = moved
+    here.pull()
+    assert "the tag has moved" in here.notices()
+    assert here.served == here.size + 1
+
+
+def test_a_manifest_that_a_server_would_find_by_another_case_is_replaced(here: Here) -> None:
+    older = here.manifest.parent.parent / "DEMO" / "1B"
+    older.parent.mkdir(parents=True)
+    older.write_bytes(b"{}")
+    here.publish(here.fetch())
+    assert older.read_bytes() == here.model.manifest
+    assert not here.manifest.exists()
+
+
+def test_a_blob_that_somebody_else_names_meanwhile_stays(here: Here) -> None:
+    fetched = here.fetch()
+    content = here.registry.content(here.model.digests[0])
+    here.blob.write_bytes(content.read(0, here.size))
+    theirs = here.blob.stat().st_ino
+    here.publish(fetched)
+    here.check()
+    assert here.blob.stat().st_ino == theirs
+
+
+def test_a_layer_that_changed_since_it_was_hashed_gets_no_name(here: Here) -> None:
+    fetched = here.fetch()
+    data = here.folder / "data"
+    with data.open("r+b") as file:
+        file.write(b"x")
+    with store.opened(str(here.path)) as opened:
+        changed = opened.publish(fetched.verified, BOOT)
+    assert [each.layer.digest for each in changed] == [here.digest]
+    assert not here.blob.exists()
+
+
+def test_a_blob_of_another_size_is_reported_and_left(here: Here) -> None:
+    here.blob.write_bytes(b"short")
+    with pytest.raises(transfer.TransferError, match="damaged") as caught:
+        here.fetch()
+    assert caught.value.cause is Cause.DAMAGED_BLOB
+    assert here.blob.read_bytes() == b"short"
+
+
+def test_blobs_on_another_file_system_are_left_to_the_server(here: Here) -> None:
+    (here.path / "blobs").rmdir()
+    other = Path("/dev/shm") / f"transfer-{os.getpid()}"
+    other.mkdir()
+    try:
+        if other.stat().st_dev == here.path.stat().st_dev:
+            pytest.skip("needs a second file system")
+        (here.path / "blobs").symlink_to(other)
+        with pytest.raises(transfer.TransferError) as caught:
+            here.fetch()
+        assert caught.value.cause is Cause.OTHER_DISK
+    finally:
+        other.rmdir()
+
+
+# ---------------------------------------------------------------- ends that no retry cures
+
+
+@pytest.mark.parametrize(
+    ("manners", "cause"),
+    [
+        (Manners(newer=True), Cause.NEWER_OLLAMA),
+        (Manners(wants="signed"), Cause.NOT_ALLOWED),
+    ],
+)
+def test_what_no_retry_cures_ends_before_a_byte(here: Here, manners: Manners, cause: Cause) -> None:
+    here.registry.manners = manners
+    with pytest.raises(transfer.TransferError) as caught:
+        here.fetch()
+    assert caught.value.cause is cause
+    assert not here.waits()
+    assert not here.registry.stats()["bytes"]
+
+
+def test_an_unknown_model_ends_before_a_byte(here: Here) -> None:
+    here.registry.remove_tag("library/demo", "1b")
+    with pytest.raises(transfer.TransferError) as caught:
+        here.fetch()
+    assert caught.value.cause is Cause.NO_SUCH_MODEL
+    assert "MANIFEST_UNKNOWN" in str(caught.value)
+
+
+def test_bytes_that_are_not_the_manifests_end_in_a_mismatch_and_the_next_run_begins_anew(
+    here: Here,
+) -> None:
+    other = here.registry.add_model("other", "1b", [Layer(here.size)], extras=False)
+    blobs = here.registry._blobs
+    right = blobs[f"sha256:{here.digest}"]
+    blobs[f"sha256:{here.digest}"] = here.registry.content(other.digests[0])
+    with pytest.raises(transfer.TransferError) as caught:
+        here.fetch()
+    assert caught.value.cause is Cause.MISMATCH
+    assert here.folder.exists()
+    blobs[f"sha256:{here.digest}"] = right
+    here.pull()
+    assert "its hash was wrong" in here.notices()
+
+
+# ---------------------------------------------------------------- stopping
+
+
+def test_a_stop_keeps_every_byte_and_the_next_run_fetches_the_rest(here: Here) -> None:
+    here.registry.hold(here.model.digests[0], at=(3 * MIB + 5, 7 * MIB + 77))
+    with Background(here.transfer()) as running:
+        here.registry.wait_held(here.model.digests[0], 2)
+        wait_for(lambda: here.written() == here.served - 1)
+        running.work.stop()
+        running.join()
+    assert isinstance(running.error, transfer.StoppedError)
+    assert missing_durable(here) == here.size - (here.served - 1)
+    here.registry.release()
+    here.pull()
+    assert here.served == here.size + 2
+
+
+def missing_durable(here: Here) -> int:
+    """As after a power cut."""
+    with here.ledger("another start") as found:
+        return here.size - sum(end - start for start, end in found.arrived)
+
+
+def test_a_stop_before_the_start_counts(here: Here) -> None:
+    work = here.transfer()
+    work.stop()
+    with pytest.raises(transfer.StoppedError):
+        work.run()
+
+
+def test_nothing_runs_further_ahead_of_the_front_than_allowed(here: Here) -> None:
+    here.registry.hold(here.model.digests[0], at=(100_000,))
+    with Background(here.transfer(with_options(piece=MIB, ahead=4 * MIB))) as running:
+        here.registry.wait_held(here.model.digests[0], 1)
+        wait_for(lambda: here.served - 1 == 3 * MIB + 100_000)
+        wait_for(lambda: here.written() == here.served - 1)
+        assert here.served - 1 == 3 * MIB + 100_000
+        here.registry.release()
+        here.publish(running.result())
+    here.check()

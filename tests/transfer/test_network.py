@@ -1,0 +1,130 @@
+"""Lines that break, crawl and fall silent, addresses that expire, registries that are busy."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+
+from watcher.demo.registry import Fault, Manners
+from watcher.model import MIB
+from watcher.transfer import values as transfer
+from watcher.transfer.values import Cause
+
+from .driven import QUICK, Background, Here, wait_for, with_options
+
+
+@pytest.mark.parametrize("kind", ["reset", "truncate"])
+def test_a_connection_that_breaks_costs_no_byte_twice(here: Here, kind: str) -> None:
+    here.registry.add_fault(Fault(kind, after=700_000, times=15))  # type: ignore[arg-type]
+    here.pull()
+    # A reset that comes before a byte was read drops what the kernel had.
+    assert here.served <= here.size + 15 + 1
+    assert not here.waits()  # each of them brought something
+
+
+def test_resets_without_a_byte_end_it_after_as_many_tries_and_keep_the_rest(here: Here) -> None:
+    here.registry.add_fault(Fault("reset", begin=5 * MIB))
+    with pytest.raises(transfer.TransferError) as caught:
+        here.fetch(with_options(tries=3, connections=1))
+    assert caught.value.cause is Cause.NETWORK
+    assert [each.attempt for each in here.waits()] == [1, 2]
+    assert [each.seconds for each in here.waits()] == [0.01, 0.02]
+    here.registry.clear_faults()
+    before = here.served
+    here.pull()
+    assert here.served - before == here.size - 6 * MIB + 1
+
+
+def test_a_silent_connection_gives_its_rest_to_another_one(here: Here) -> None:
+    here.registry.add_fault(Fault("stall", after=300_000, begin=1, times=2))
+    here.pull(with_options(stall=1.0))
+    assert here.served == here.size + 1
+
+
+def test_no_answer_at_all_is_a_silence(here: Here) -> None:
+    here.registry.add_fault(Fault("hang", begin=1, times=2))
+    here.pull(with_options(stall=1.0))
+    assert any("silent for 1 s" in each.reason for each in here.waits())
+
+
+def test_a_crawling_connection_is_replaced(here: Here) -> None:
+    here.registry.add_fault(Fault("crawl", rate=50_000, begin=4 * MIB, end=6 * MIB, times=1))
+    here.registry.throttle(8_000_000)
+    here.pull(with_options(slow_seconds=0.5))
+    assert "a slow connection is replaced" in here.notices()
+
+
+def test_where_all_are_slow_none_is_called_so(here: Here) -> None:
+    here.registry.throttle(6_000_000)
+    here.pull(with_options(slow_seconds=0.3))
+    assert "slow" not in here.notices()
+
+
+def test_addresses_that_expire_are_asked_for_anew_without_a_wait(here: Here) -> None:
+    here.registry.manners = Manners(lifetime=3)
+    here.pull()
+    assert "the address has expired (403)" in here.notices()
+    assert not here.waits()
+    assert here.registry.stats()["requests"]["direct"] >= 3
+
+
+def test_an_address_that_never_worked_ends_with_its_words(here: Here) -> None:
+    here.registry.manners = Manners(lifetime=0)
+    with pytest.raises(transfer.TransferError, match="403: ExpiredRequest"):
+        here.fetch(with_options(tries=2))
+
+
+def test_a_busy_registry_is_asked_later_and_less(here: Here) -> None:
+    busy = Fault("page", status=429, headers={"Retry-After": "1"}, body="slow down")
+    busy.begin, busy.times = 1, 1
+    here.registry.add_fault(busy)
+    begun = time.monotonic()
+    here.pull()
+    assert time.monotonic() - begun >= 1
+    waits = here.waits()
+    assert "429: slow down" in waits[0].reason
+    assert 0.5 < waits[0].seconds <= 1
+
+
+def test_a_busy_registry_gets_half_the_connections(here: Here) -> None:
+    digest = here.model.digests[0]
+    busy = Fault("page", status=503, headers={"Retry-After": "0"}, times=1, begin=1)
+    here.registry.add_fault(busy)
+    here.registry.hold(digest, after=1000)
+    options = with_options(piece=MIB, connections=4)
+    with Background(here.transfer(options)) as running:
+        here.registry.wait_held(digest, 3)
+        wait_for(here.waits)
+        assert len(here.registry.held(digest)) == 3  # of those that had begun, and no fourth one
+        here.registry.release()
+        running.result()
+
+
+def test_a_registry_that_is_away_for_a_while_is_waited_for(here: Here) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    gone = here.name._replace(host=f"localhost:{port}")
+    with pytest.raises(transfer.TransferError) as caught:
+        here.fetch(with_options(tries=3), model=gone)
+    assert caught.value.cause is Cause.NETWORK
+    assert [each.attempt for each in here.waits()] == [1, 2]
+
+
+def test_for_ever_means_until_somebody_says_stop(here: Here) -> None:
+    here.registry.add_fault(Fault("reset", begin=1))
+    with Background(here.transfer(with_options(tries=None))) as running:
+        wait_for(lambda: max((each.attempt for each in here.waits()), default=0) > 10)
+        running.work.stop()
+        running.join()
+    assert isinstance(running.error, transfer.StoppedError)
+
+
+def test_a_bad_line_as_a_whole(here: Here) -> None:
+    here.registry.manners = Manners(lifetime=5)
+    here.registry.add_fault(Fault("reset", after=900_000, times=10, begin=2 * MIB))
+    here.registry.add_fault(Fault("page", status=500, times=3, begin=4 * MIB))
+    here.registry.add_fault(Fault("truncate", after=100_000, times=3, begin=6 * MIB))
+    here.pull(QUICK)
+    assert here.registry.sent <= 1.02 * here.size

@@ -1,0 +1,173 @@
+"""A real registry as the source, and a real Ollama that takes the store for its own work."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.servers import EngineServer, RealServer, Server
+from watcher.demo.registry import MANIFEST, Registry
+from watcher.model import MIB
+from watcher.ollama import ranges
+
+from .driven import Background, Here, wait_for, with_options
+
+CONFIG = """\
+version: 0.1
+storage: {{filesystem: {{rootdirectory: "{folder}"}}}}
+http: {{addr: "127.0.0.1:{port}"}}
+"""
+
+
+@pytest.fixture
+def docker(tmp_path: Path) -> Iterator[str]:
+    """The address of a real registry, as Debian has it."""
+    binary = shutil.which("docker-registry")
+    if binary is None:
+        pytest.skip("needs docker-registry")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = tmp_path / "docker.yml"
+    config.write_text(CONFIG.format(folder=tmp_path / "docker", port=port))
+    process = subprocess.Popen([binary, "serve", str(config)], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: answers(port))
+        yield f"localhost:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as asked:
+        return asked.connect_ex(("127.0.0.1", port)) == 0
+
+
+def push(host: str, here: Here) -> None:
+    """Push the model there."""
+    base = "/v2/library/demo"
+    for digest in (*here.model.digests, here.model.config):
+        content = here.registry.content(digest)
+        status, headers = send(host, "POST", f"{base}/blobs/uploads/", b"")
+        assert status == 202
+        place = headers["location"].partition(host)[2]
+        mark = "&" if "?" in place else "?"
+        data = content.read(0, content.size)
+        status, _ = send(host, "PUT", f"{place}{mark}digest={digest.replace(':', '%3A')}", data)
+        assert status == 201
+    status, _ = send(host, "PUT", f"{base}/manifests/1b", here.model.manifest, MANIFEST)
+    assert status == 201
+
+
+def send(
+    host: str, method: str, path: str, data: bytes, kind: str = "application/octet-stream"
+) -> tuple[int, dict[str, str]]:
+    connection = http.client.HTTPConnection(host, timeout=30)
+    connection.request(method, path, data, {"Content-Type": kind})
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status, {name.lower(): value for name, value in answer.getheaders()}
+
+
+def test_a_model_arrives_from_a_real_plain_registry(here: Here, docker: str) -> None:
+    push(docker, here)
+    here.model = here.model.__class__(
+        f"http://{docker}/library/demo:1b",
+        here.model.manifest,
+        here.model.digests,
+        here.model.config,
+    )
+    with Background(here.transfer()) as running:
+        wait_for(lambda: here.written_if_any() > MIB or running.fetched)
+        running.work.stop()
+        running.join()
+    here.pull()
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(EngineServer, id="engine"),
+        pytest.param(
+            RealServer,
+            id="real",
+            marks=pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="needs OLLAMA_BIN"),
+        ),
+    ]
+)
+def server(request: pytest.FixtureRequest, here: Here) -> Iterator[Server]:
+    with request.param(here.path) as made:
+        yield made
+
+
+def models(server: Server) -> list[str]:
+    return [each["name"] for each in json.loads(server.request("GET", "/api/tags")[1])["models"]]
+
+
+def test_the_next_server_has_the_model_and_keeps_it(here: Here, server: Server) -> None:
+    here.pull()
+    for blob in (here.path / "blobs").iterdir():
+        os.utime(blob, (1, 1))  # as old as can be: only the manifest protects it
+    server.start().wait_ready()
+    assert len(models(server)) == 1
+    here.check()
+
+
+def test_a_pull_of_a_running_server_finds_all_layers_and_writes_the_same_manifest(
+    here: Here, server: Server
+) -> None:
+    server.start().wait_ready()
+    with here.opened() as opened:
+        assert opened.publish(here.fetch().verified, "boot") == []
+    here.registry.reset_stats()
+    assert server.pull(here.model.name)[-1] == {"status": "success"}
+    assert not here.registry.stats()["bytes"]
+    here.check()
+    assert len(models(server)) == 1
+
+
+def test_a_transfer_is_out_of_reach_of_a_servers_start(here: Here, server: Server) -> None:
+    digest = here.model.digests[0]
+    here.registry.hold(digest, at=(5 * MIB,))
+    with Background(here.transfer(with_options(sync_bytes=MIB))) as running:
+        here.registry.wait_held(digest, 1)
+        wait_for(lambda: here.durable() >= 5 * MIB)
+        running.work.stop()
+    left = here.size - ranges.size(here.believed())
+    for path in here.folder.iterdir():
+        os.utime(path, (1, 1))
+    server.start().wait_ready()
+    server.stop()
+    here.registry.release()
+    before = len(here.registry.asked)
+    here.pull()
+    assert 0 < here.asked(before) == left <= here.size - 5 * MIB
+
+
+def test_a_servers_own_pull_meanwhile_disturbs_neither(here: Here, server: Server) -> None:
+    server.start().wait_ready()
+    here.registry.throttle(10_000_000)
+    with Background(here.transfer()) as running:
+        assert server.pull(here.model.name)[-1] == {"status": "success"}
+        here.publish(running.result())
+    here.check()
+    for digest in here.model.digests:
+        blob = here.path / "blobs" / digest.replace(":", "-")
+        assert hashlib.sha256(blob.read_bytes()).hexdigest() == digest[7:]
+
+
+def test_registries_are_not_mixed_up(tmp_path: Path, here: Here) -> None:
+    with Registry() as second:
+        other = Here(tmp_path / "models", second, 3_000_000)
+        here.pull()
+        other.pull()
+        here.check()

@@ -1,0 +1,74 @@
+"""Ranges of a server's download are copied and not fetched; what is wrong in them is fetched."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from watcher.model import MIB
+
+from .driven import BOOT, Here
+
+TAKEN = ((100, 3 * MIB), (5 * MIB + 1, 9 * MIB))
+SIZE = sum(end - start for start, end in TAKEN)
+
+
+def take(here: Here, data: bytes, *, pieces: int | None = None) -> None:
+    partial = here.path / "blobs" / f"sha256-{here.digest}-partial"
+    partial.write_bytes(data)
+    source = os.open(partial, os.O_RDONLY)
+    try:
+        with here.ledger() as ledger:
+            for number, _ in enumerate(ledger.take(source, TAKEN)):
+                if number + 1 == pieces:
+                    return
+            ledger.make_durable(ledger.arrived)
+    finally:
+        os.close(source)
+
+
+def test_ranges_of_a_partial_are_not_fetched(here: Here) -> None:
+    take(here, here.content())
+    here.pull()
+    assert here.served == here.size - SIZE + 1
+
+
+def test_they_are_there_after_a_power_cut_too(here: Here) -> None:
+    take(here, here.content())
+    assert here.believed("another start") == TAKEN
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_kill_while_they_are_copied_leaves_what_was_copied_and_where_it_is_from(
+    here: Here, pieces: int
+) -> None:
+    take(here, here.content(), pieces=pieces)
+    with here.ledger() as ledger:
+        assert ledger.arrived == TAKEN[:pieces]
+        assert ledger.taken == TAKEN
+
+
+def test_wrong_bytes_in_them_cost_what_was_taken_and_no_more(here: Here) -> None:
+    data = bytearray(here.content())
+    data[6 * MIB] ^= 1
+    take(here, bytes(data))
+    here.pull()
+    assert f"{SIZE} bytes from the server's download are fetched anew" in here.notices()
+    assert here.served == here.size + 1
+
+
+def test_what_has_arrived_is_not_taken(here: Here) -> None:
+    take(here, here.content())
+    source = os.open(os.devnull, os.O_RDONLY)
+    try:
+        with here.ledger(BOOT) as ledger:
+            assert list(ledger.take(source, TAKEN)) == []
+    finally:
+        os.close(source)
+
+
+def test_a_partial_that_ends_before_is_an_error(here: Here) -> None:
+    with pytest.raises(OSError, match="ended before"):
+        take(here, here.content()[: 6 * MIB])
+    here.pull()

@@ -1,0 +1,83 @@
+"""Is this what was asked for? An answer's head, judged before a byte of its body is written. Pure.
+
+Ollama's server checks nothing of it, which is how error pages get into its files.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import orjson
+
+from watcher.errors import without_secrets
+
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+_TAGS = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
+_WORDS = 120
+#: Nobody waits for longer because an answer says so.
+_LONGEST_WAIT = 3600.0
+
+
+class Head(NamedTuple):
+    """The status of an answer, and its headers by their names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+
+
+def fault(head: Head, start: int, end: int, total: int) -> str:
+    """Why this is not the answer to the range ``[start, end)`` of `total` bytes; "" where it is."""
+    if head.status == 200:
+        return "the whole file in place of a range"
+    if head.status != 206:
+        return f"status {head.status}"
+    encoding = head.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        return f"an encoding ({encoding[:40]})"
+    sent = head.headers.get("content-range", "")
+    found = _CONTENT_RANGE.fullmatch(sent)
+    if found is None:
+        return "a range without its place"
+    first, last, size = map(int, found.groups())
+    if size != total:
+        return f"a file of {size} bytes, where the manifest says {total}"
+    if (first, last + 1) != (start, end):
+        return f"bytes {first}-{last} in place of {start}-{end - 1}"
+    length = head.headers.get("content-length", str(end - start))
+    if length != str(end - start):
+        return f"{length[:20]} bytes in place of {end - start}"
+    return ""
+
+
+def words(body: bytes) -> str:
+    """The first words of a body, as an error quotes them."""
+    text = _message(body) or _TAGS.sub(" ", body.decode("utf-8", "replace"))
+    text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    text = without_secrets(text)
+    return text if len(text) <= _WORDS else f"{text[:_WORDS]}…"
+
+
+def _message(body: bytes) -> str:
+    """What a registry's own error says."""
+    try:
+        value = orjson.loads(body)
+        errors = value.get("errors") or [value]
+        found = errors[0].get("message") or errors[0].get("error") or errors[0].get("code")
+    except (ValueError, AttributeError, LookupError, TypeError):
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def retry_after(head: Head, now: float) -> float | None:
+    """In how many seconds the next try is welcome, where the answer says so; now: the epoch's."""
+    value = head.headers.get("retry-after", "").strip()
+    if value.isdecimal() and len(value) < 10:
+        return min(float(value), _LONGEST_WAIT)
+    try:
+        at = email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    return min(max(0.0, at - now), _LONGEST_WAIT)

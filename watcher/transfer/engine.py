@@ -1,0 +1,170 @@
+"""Layers from a registry to files with their right hash, several at a time.
+
+Everything runs in one asyncio loop. Layers are opened in their order, a few at a time: a model of
+many small ones keeps all connections busy. Each that is open is hashed behind its front, and synced
+now and then, both in threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from watcher.ollama import names
+from watcher.state import fs
+from watcher.transfer.connections import FULL, Connections, disk_error
+from watcher.transfer.fetch import Fetch
+from watcher.transfer.ledger import Ledger, LostError
+from watcher.transfer.store import Store, Verified
+from watcher.transfer.tasks import all_of, beside
+from watcher.transfer.values import (
+    Cause,
+    Layer,
+    Noticed,
+    Options,
+    Progress,
+    TransferError,
+    Waiting,
+)
+
+#: Layers that are open at once.
+_AT_ONCE = 8
+_REPORT_SECONDS = 0.25
+#: How often it is seen to what another process does with a layer.
+_JOIN_SECONDS = 0.5
+#: How often it is tried whether there is room for a ledger.
+_ROOM_SECONDS = 1.0
+
+
+class Engine:
+    """Fetches layers into a store. Made and used in one loop."""
+
+    def __init__(self, connections: Connections, store: Store, boot: str, options: Options) -> None:
+        self._connections, self._store = connections, store
+        self._boot, self._options = boot, options
+        self._emit = connections.emit
+
+    async def fetch(self, layers: Sequence[Layer]) -> list[Verified]:
+        """Fetch and verify layers.
+
+        One that another process gives its name meanwhile is not in the result. Raises
+        TransferError, and OSError. Canceled or failed, it keeps what has arrived.
+        """
+        found: dict[Layer, Verified] = {}
+        waiting = iter(layers)
+        self._connections.later = sum(layer.size for layer in layers)
+        openers = [self._each(waiting, found) for _ in range(_AT_ONCE)]
+        await beside(all_of(openers), self._connections.run())
+        return [found[layer] for layer in layers if layer in found]
+
+    async def _each(self, waiting: Iterator[Layer], found: dict[Layer, Verified]) -> None:
+        for layer in waiting:
+            self._connections.later -= layer.size
+            with contextlib.ExitStack() as held:
+                ledger = await self._opened(layer, held)
+                if ledger is not None:
+                    await self._one(ledger)
+                    found[layer] = Verified(layer, ledger.identity)
+
+    async def _opened(self, layer: Layer, held: contextlib.ExitStack) -> Ledger | None:
+        """The ledger of a layer once no other process has it; None: it has got its name."""
+        told = False
+        while not self._store.has(layer):
+            try:
+                return held.enter_context(self._store.ledger(layer, self._boot))
+            except FileNotFoundError:
+                # Its folder went when the other one was done, or all folders did.
+                self._store.check()
+            except fs.BusyError as error:
+                if not told:
+                    text = f"another process fetches this layer: {error.owner}"
+                    self._emit(Noticed(layer.digest, text))
+                told = True
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                await self._wait_for_room(layer)
+                continue
+            arrived = self._store.peek(layer, self._boot)
+            self._emit(Progress(layer.digest, layer.size, arrived, 0, shared=True))
+            await asyncio.sleep(_JOIN_SECONDS)
+        return None
+
+    async def _wait_for_room(self, layer: Layer) -> None:
+        self._emit(Waiting(layer.digest, "the disk is full", 1, _ROOM_SECONDS))
+        await asyncio.sleep(_ROOM_SECONDS)
+
+    async def _one(self, ledger: Ledger) -> None:
+        """Fetch one layer; return once it is right and on the disk."""
+        if ledger.lost:
+            text = f"earlier bytes are fetched anew: {ledger.lost}"
+            self._emit(Noticed(ledger.layer.digest, text))
+        connections = self._connections
+        fetch = Fetch(ledger, self._options, connections.bell)
+        connections.open.append(fetch)
+        connections.bell.ring()
+        try:
+            await beside(self._verify(fetch), self._sync_often(fetch), self._report(fetch))
+            self._emit(fetch.progress())
+        finally:
+            connections.open.remove(fetch)
+            _keep(ledger)
+
+    async def _verify(self, fetch: Fetch) -> None:
+        digest = fetch.layer.digest
+        while await fetch.hash() != digest.lower():
+            if not fetch.ledger.taken:
+                fetch.ledger.note_wrong()
+                raise TransferError(
+                    f"{names.short(digest)}: checksum mismatch: the registry serves other bytes"
+                    " than its manifest names, or they were damaged on the way",
+                    "run it again: the layer is then fetched anew",
+                    Cause.MISMATCH,
+                )
+            await self._sync(fetch)
+            size = fetch.forget_taken()
+            text = f"checksum mismatch: {size} bytes from the server's download are fetched anew"
+            self._emit(Noticed(digest, text))
+        while not await self._sync(fetch):
+            await self._wait_for_room(fetch.layer)
+
+    async def _sync_often(self, fetch: Fetch) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._options.sync_seconds):
+                    while fetch.unsynced < self._options.sync_bytes:
+                        await self._connections.bell.wait()
+            await self._sync(fetch)
+
+    async def _sync(self, fetch: Fetch) -> bool:
+        """Make durable what has arrived. False where there is no room for the ledger.
+
+        Raises TransferError.
+        """
+        try:
+            await fetch.sync()
+        except LostError as error:
+            fetch.ledger.lose()
+            raise disk_error(error) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise disk_error(error) from None
+            return False
+        return True
+
+    async def _report(self, fetch: Fetch) -> None:
+        before = None
+        while True:
+            now = fetch.progress()
+            if now != before:
+                self._emit(now)
+            before = now
+            await asyncio.sleep(_REPORT_SECONDS)
+
+
+def _keep(ledger: Ledger) -> None:
+    """Make durable what has arrived, however it ends. A disk that fails has been reported."""
+    if ledger.arrived != ledger.durable:
+        with contextlib.suppress(OSError):
+            ledger.make_durable(ledger.arrived)

@@ -1,0 +1,93 @@
+"""One layer that is open: its ledger, its missing pieces, and how far its hash is."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+
+from watcher.model import MIB
+from watcher.ollama import ranges
+from watcher.transfer.ledger import Ledger
+from watcher.transfer.pieces import Piece, Pieces
+from watcher.transfer.registry import Address
+from watcher.transfer.tasks import Bell, in_thread
+from watcher.transfer.values import Options, Progress
+
+#: Hashed in one go, and read at once. Whether to stop is asked in between.
+_STEP, _READ = 16 * MIB, MIB
+
+
+class Fetch:
+    """A layer on its way."""
+
+    def __init__(self, ledger: Ledger, options: Options, bell: Bell) -> None:
+        self.ledger, self.layer = ledger, ledger.layer
+        self.pieces = Pieces(self.layer.size, ledger.arrived, options.piece, options.ahead)
+        #: The address that bytes came from; once it stops to work it has expired.
+        self.worked: Address | None = None
+        self._bell = bell
+        self._hashed = 0
+        #: The hash has reached the front: from then on nothing runs too far ahead of it. Before,
+        #: as after a resume, connections don't wait for it.
+        self._is_caught_up = False
+        self._sync_turn = asyncio.Lock()
+
+    def take(self) -> Piece | None:
+        """The next piece that may be fetched now."""
+        return self.pieces.take(self._hashed if self._is_caught_up else self.pieces.front)
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        arrived = self.layer.size - self.pieces.rest
+        return Progress(self.layer.digest, self.layer.size, arrived, self._hashed)
+
+    # ------------------------------------------------------------ hashing
+
+    async def hash(self) -> str:
+        """The hash of all bytes, in order, behind the front."""
+        found = hashlib.sha256()
+        self._hashed, self._is_caught_up = 0, False
+        while self._hashed < self.layer.size:
+            start, end = self._hashed, min(self.pieces.front, self._hashed + _STEP)
+            if start == end:
+                self._is_caught_up = True
+                await self._bell.wait()
+                continue
+            await in_thread(_update, found, self.ledger.data, start, end)
+            self._hashed = end
+            self._bell.ring()
+        return found.hexdigest()
+
+    def forget_taken(self) -> int:
+        """Fetch anew what was copied from a server's download; how many bytes that is."""
+        doubted = self.ledger.taken
+        self.ledger.forget(doubted)
+        self.pieces.forget(doubted)
+        self._bell.ring()
+        return ranges.size(doubted)
+
+    # ------------------------------------------------------------ syncing
+
+    @property
+    def unsynced(self) -> int:
+        """Bytes that have arrived and are not durable."""
+        return ranges.size(self.ledger.arrived) - ranges.size(self.ledger.durable)
+
+    async def sync(self) -> None:
+        """Make durable what has arrived by now. Raises LostError, and OSError."""
+        async with self._sync_turn:
+            snapshot = self.ledger.arrived
+            if snapshot != self.ledger.durable:
+                await in_thread(self.ledger.make_durable, snapshot)
+                self.ledger.shorten()
+
+
+def _update(found: hashlib._Hash, fd: int, start: int, end: int) -> None:
+    buffer = memoryview(bytearray(min(_READ, end - start)))
+    while start < end:
+        count = os.preadv(fd, [buffer[: end - start]], start)
+        if count == 0:
+            return  # somebody has cut it: the hash will tell
+        found.update(buffer[:count])
+        start += count

@@ -1,0 +1,94 @@
+"""The body of one answer on its way to its place: written, marked, and how fast it comes."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Collection
+
+from watcher.model import MIB
+from watcher.state import fs
+from watcher.transfer import answers
+from watcher.transfer.answers import Head
+from watcher.transfer.ledger import Ledger
+from watcher.transfer.pieces import Piece
+from watcher.transfer.tasks import Bell
+from watcher.transfer.values import Cause, TryError
+
+#: So many speeds have to be known before one of them is called slow.
+_ENOUGH = 3
+_SLOW = 0.25
+
+
+class Flow:
+    """Where the bytes of a piece go, as they come (a `client.Sink`)."""
+
+    def __init__(self, ledger: Ledger, piece: Piece, bell: Bell, now: float) -> None:
+        self._ledger, self._piece, self._bell = ledger, piece, bell
+        self._began_with = self._marked = piece.at
+        #: Why the answer is not the range that was asked for; "" where it is; None: no body came.
+        self.fault: str | None = None
+        self._seen = deque([(now, piece.at)])
+        self._moved_at = now
+
+    @property
+    def received(self) -> int:
+        """Bytes that were written."""
+        return self._piece.at - self._began_with
+
+    def begin(self, head: Head) -> bool:
+        """Whether the body is this range of the layer, and nothing else."""
+        piece, total = self._piece, self._ledger.layer.size
+        self.fault = answers.fault(head, piece.at, piece.end, total)
+        return not self.fault
+
+    def write(self, data: bytes) -> None:
+        """Write the next bytes, and mark each MiB. Raises OSError; TryError for too many."""
+        piece = self._piece
+        fitting = data[: piece.end - piece.at]
+        fs.write_at(self._ledger.data, fitting, piece.at)
+        piece.at += len(fitting)
+        if piece.at - self._marked >= MIB or piece.at == piece.end:
+            self._mark()
+        if len(fitting) < len(data):
+            raise TryError("more bytes came than were asked for", Cause.WRONG_ANSWER)
+
+    def end(self, now: float) -> None:
+        """No more comes: mark the rest."""
+        self._mark()
+        self._seen.append((now, self._piece.at))
+
+    def _mark(self) -> None:
+        if self._piece.at > self._marked:
+            self._ledger.mark(self._marked, self._piece.at)
+            self._marked = self._piece.at
+            self._bell.ring()
+
+    # ------------------------------------------------------------ its speed
+
+    def look(self, now: float, seconds: float) -> bool:
+        """Note how far it is, and forget what is older than `seconds`. Whether it covers them."""
+        if self._piece.at != self._seen[-1][1]:
+            self._moved_at = now
+        self._seen.append((now, self._piece.at))
+        while len(self._seen) > 2 and self._seen[1][0] <= now - seconds:
+            self._seen.popleft()
+        return self.covers(seconds)
+
+    def silence(self) -> float:
+        """Seconds without a byte, as far as was looked."""
+        return self._seen[-1][0] - self._moved_at
+
+    def covers(self, seconds: float) -> bool:
+        """Whether it was watched for so long."""
+        return self._seen[-1][0] - self._seen[0][0] >= seconds
+
+    def rate(self) -> float:
+        """Bytes per second, over what was seen."""
+        (before, first), (now, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (now - before) if now > before else 0.0
+
+
+def is_slow(rate: float, rates: Collection[float]) -> bool:
+    """Whether a connection is far behind the others, those included that have ended."""
+    return len(rates) >= _ENOUGH and rate < _SLOW * statistics.median(rates)

@@ -1,0 +1,305 @@
+"""What has arrived of a layer, on the disk: ``.ollama-watch/transfers/<digest>/``.
+
+    data      the bytes, each at its own place
+    ledger    which ranges of it are *durable*: the data was synced before this was written
+    arrived   a line for each MiB that has *arrived* and is not durable yet; its first line is the
+              id of the machine's start, since after another one only what is durable counts
+    lock      held by the one who fetches it
+
+The ledger is input, not truth: what is out of bounds is not believed, and only the hash of the
+whole says that the bytes are right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import orjson
+
+from watcher.model import MIB, Ranges
+from watcher.ollama import ranges
+from watcher.state import checks, fs, json_file, state_folder
+from watcher.transfer.values import Layer
+
+FOLDER = "transfers"
+DATA, LEDGER, ARRIVED, LOCK = "data", "ledger", "arrived", "lock"
+SCHEMA = "ollama-watch/transfer/1"
+_LONGEST_LEDGER = 16 * MIB
+#: A longer log is none of ours: it is made anew when it has an eighth of this.
+_LONGEST_LOG = 64 * MIB
+#: So much is copied between two marks.
+_COPY = 16 * MIB
+
+
+class LostError(OSError):
+    """The disk has not taken what was written: what was not durable may be lost."""
+
+
+class Identity(NamedTuple):
+    """Which file, with which content, by what the kernel says of it."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the file ``ledger`` says."""
+
+    durable: Ranges = ()
+    #: Copied from a server's download: doubted first.
+    taken: Ranges = ()
+    #: All was there, and its hash was wrong.
+    is_wrong: bool = False
+
+
+@contextlib.contextmanager
+def opened(ours: int, layer: Layer, boot: str) -> Iterator[Ledger]:
+    """The ledger of a layer, for who fetches it. `ours`: the store's ``.ollama-watch``.
+
+    Raises fs.BusyError where another one does, and OSError.
+    """
+    with contextlib.ExitStack() as held:
+        folder = held.enter_context(state_folder.made_in(FOLDER, ours))
+        folder = held.enter_context(state_folder.made_in(layer.digest, folder))
+        held.enter_context(fs.locked(LOCK, folder, f"pid {os.getpid()}"))
+        ledger = Ledger(folder, layer, boot)
+        held.callback(ledger.close)
+        yield ledger
+
+
+def peek(ours: int, layer: Layer, boot: str) -> int:
+    """How many bytes have arrived with whoever fetches a layer."""
+    try:
+        with (
+            state_folder.opened_in(FOLDER, ours) as above,
+            state_folder.opened_in(layer.digest, above) as folder,
+        ):
+            kept = _kept(folder, layer, layer.size)
+            return ranges.size(ranges.union(kept.durable, _logged(folder, boot, layer.size)))
+    except (OSError, ValueError):
+        return 0
+
+
+def remove(ours: int, digest: str, *, unless_data: bool = False) -> None:
+    """Remove the folder of a layer that has its name; what is not ours in it stays.
+
+    `unless_data`: only where the name was given to its data.
+    """
+    with contextlib.suppress(OSError), state_folder.opened_in(FOLDER, ours) as above:
+        with state_folder.opened_in(digest, above) as folder:
+            if unless_data and DATA in os.listdir(folder):
+                return
+            for name in (DATA, LEDGER, f"{LEDGER}.damaged", ARRIVED, LOCK):
+                with contextlib.suppress(FileNotFoundError):
+                    fs.remove(name, folder)
+        fs.remove_folder(digest, above)
+
+
+class Ledger:
+    """One layer's bytes and marks. All but `make_durable` is called from one thread."""
+
+    def __init__(self, folder: int, layer: Layer, boot: str) -> None:
+        """Raises OSError."""
+        self.folder, self.layer = folder, layer
+        self._boot = boot
+        #: Why earlier bytes do not count; "" where they do, or there are none.
+        self.lost = ""
+        self._log = -1
+        #: Lines that the log does not have yet, and where they go.
+        self._unwritten, self._log_end = b"", 0
+        self.durable, self.taken, self.arrived = Ranges(), Ranges(), Ranges()
+        self.data = _opened_data(folder)
+        try:
+            self._load()
+            self._begin_log()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close its files."""
+        for fd in (self._log, self.data):
+            if fd >= 0:
+                os.close(fd)
+
+    def _load(self) -> None:
+        size = os.fstat(self.data).st_size
+        try:
+            kept = _kept(self.folder, self.layer, size)
+        except ValueError as error:
+            self.lost = f"the ledger is damaged ({error}), and was renamed to {LEDGER}.damaged"
+            fs.set_aside(LEDGER, self.folder)
+            kept = Kept()
+        if kept.is_wrong:
+            self.lost = "its hash was wrong"
+            kept = Kept()
+        logged = () if self.lost else _logged(self.folder, self._boot, size)
+        self.durable, self.taken = kept.durable, kept.taken
+        self.arrived = ranges.union(kept.durable, logged)
+        if self.lost:
+            self._save()
+        if size > self.layer.size:
+            fs.cut(self.data, self.layer.size)
+
+    @property
+    def identity(self) -> Identity:
+        """Of the data, as it is now."""
+        status = os.fstat(self.data)
+        return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+    # ------------------------------------------------------------ arrived
+
+    def mark(self, start: int, end: int) -> None:
+        """The bytes ``[start, end)`` are in the file: a kill does not lose them from now on.
+
+        A full disk ends nothing: they are written down with the next ones.
+        """
+        self.arrived = ranges.union(self.arrived, ((start, end),))
+        self._unwritten += b"%d %d\n" % (start, end)
+        with contextlib.suppress(OSError):
+            fs.write_at(self._log, self._unwritten, self._log_end)
+            self._log_end += len(self._unwritten)
+            self._unwritten = b""
+
+    def _begin_log(self) -> None:
+        """Begin the log anew with what is not durable. A kill leaves the old one, or this one."""
+        rest = ranges.difference(self.arrived, self.durable)
+        lines = b"".join(b"%d %d\n" % each for each in rest)
+        self._unwritten, self._log_end = f"{self._boot}\n".encode() + lines, 0
+        with contextlib.suppress(OSError):
+            fs.save(ARRIVED, self.folder, self._unwritten, durable=False)
+            self._unwritten, self._log_end = b"", len(self._unwritten)
+        if self._log >= 0:
+            os.close(self._log)
+        self._log = fs.open_data(ARRIVED, self.folder)
+        if self._unwritten:  # no room: what the old one says may be wrong by now
+            fs.cut(self._log, 0)
+
+    # ------------------------------------------------------------ durable
+
+    def make_durable(self, snapshot: Ranges) -> None:
+        """Bring to the disk what had arrived at a moment, then say so. May be called in a thread.
+
+        Raises LostError where the disk refuses data (call `lose`), and OSError where only the
+        ledger can't be written.
+        """
+        try:
+            fs.sync_data(self.data)
+        except OSError as error:
+            raise LostError(error.errno, error.strerror) from None
+        self._save(snapshot)
+        self.durable = snapshot
+
+    def shorten(self) -> None:
+        """Make a long log short: what is durable needs no line."""
+        if self._log_end > _LONGEST_LOG // 8:
+            self._begin_log()
+
+    def lose(self) -> None:
+        """Believe nothing that was not durable, also after a kill."""
+        fs.drop_cache(self.data)
+        self.arrived = self.durable
+        self._begin_log()
+
+    def forget(self, doubted: Ranges) -> None:
+        """Fetch these bytes anew."""
+        self.arrived = ranges.difference(self.arrived, doubted)
+        self.durable = ranges.difference(self.durable, doubted)
+        self.taken = ranges.difference(self.taken, doubted)
+        self._save()
+        self._begin_log()
+
+    def note_wrong(self) -> None:
+        """All is there, and its hash is wrong: whoever opens it next begins anew."""
+        self.arrived = self.durable = self.taken = ()
+        self._save(is_wrong=True)
+        self._begin_log()
+
+    def take(self, source: int, wanted: Ranges) -> Iterator[int]:
+        """Copy ranges of a server's download. Gives back the bytes copied, piece by piece."""
+        wanted = ranges.difference(ranges.within(wanted, 0, self.layer.size), self.arrived)
+        self.taken = ranges.union(self.taken, wanted)
+        # First: what a kill leaves of it must be known as taken.
+        self._save()
+        for low, high in wanted:
+            for start in range(low, high, _COPY):
+                end = min(start + _COPY, high)
+                fs.copy(source, self.data, start, end)
+                self.mark(start, end)
+                yield end - start
+
+    def _save(self, durable: Ranges | None = None, *, is_wrong: bool = False) -> None:
+        said = {
+            "schema": SCHEMA,
+            "digest": self.layer.digest,
+            "total": self.layer.size,
+            "durable": self.durable if durable is None else durable,
+            "taken": self.taken,
+            "wrong": is_wrong,
+        }
+        fs.save(LEDGER, self.folder, orjson.dumps(said))
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _opened_data(folder: int) -> int:
+    """The data file; one that is not ours, or has a second name, is left under another name."""
+    try:
+        return fs.open_data(DATA, folder)
+    except OSError:
+        fs.set_aside(DATA, folder)
+        return fs.open_data(DATA, folder)
+
+
+def _kept(folder: int, layer: Layer, size: int) -> Kept:
+    """What the ledger says of a data file of `size` bytes. Raises ValueError for a damaged one."""
+    try:
+        raw = fs.read_ours(LEDGER, folder, _LONGEST_LEDGER)
+    except FileNotFoundError:
+        return Kept()
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    try:
+        found = json_file.document(raw, SCHEMA)
+        kept = Kept(
+            checks.byte_ranges(found["durable"]),
+            checks.byte_ranges(found["taken"]),
+            checks.flag(found["wrong"]),
+        )
+        about = Layer(checks.digest(found["digest"]), checks.size(found["total"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if about != layer:
+        raise ValueError("it is about another layer")
+    if kept.durable and kept.durable[-1][1] > min(size, layer.size):
+        raise ValueError("it claims bytes beyond the data's end")
+    return kept
+
+
+def _logged(folder: int, boot: str, size: int) -> Ranges:
+    """What has arrived in this start of the machine, up to the first line that makes no sense."""
+    try:
+        raw = fs.read_ours(ARRIVED, folder, _LONGEST_LOG)
+    except OSError:
+        return ()
+    first, *lines = raw.split(b"\n")[:-1] or [b""]
+    if not boot or first != boot.encode():
+        return ()
+    found: list[tuple[int, int]] = []
+    for line in lines:
+        start, _, end = line.partition(b" ")
+        if not (start.isdigit() and end.isdigit() and len(line) < 64):
+            break
+        piece = int(start), int(end)
+        if not piece[0] < piece[1] <= size:
+            break
+        found.append(piece)
+    return ranges.normal(found)

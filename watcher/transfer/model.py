@@ -1,0 +1,121 @@
+"""A model from its manifest to its publication."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from typing import TYPE_CHECKING, NamedTuple
+
+from watcher.ollama import registry as answered
+from watcher.transfer import store
+from watcher.transfer.store import Store, Verified
+from watcher.transfer.values import (
+    Cause,
+    Emit,
+    Layer,
+    Noticed,
+    Options,
+    Order,
+    StoppedError,
+    TransferError,
+)
+
+if TYPE_CHECKING:
+    from watcher.transfer.client import Client
+
+#: A tag that moves more often than this while its model is fetched has something wrong with it.
+_MOST_MOVES = 5
+
+
+class Fetched(NamedTuple):
+    """A model whose layers are all here, with or without their names."""
+
+    #: The manifest's bytes.
+    manifest: bytes
+    #: Those that wait for their names.
+    verified: tuple[Verified, ...]
+
+
+class Transfer:
+    """One model's transfer. `run` is called once; `stop` at any time, from anywhere."""
+
+    def __init__(self, order: Order, options: Options, emit: Emit) -> None:
+        """`emit` is called in the thread of `run`; what it raises ends the transfer."""
+        self._order, self._options, self._emit = order, options, emit
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Future[Fetched]] | None = None
+
+    def stop(self) -> None:
+        """End soon; what has arrived is kept. Safe in a signal handler."""
+        self._is_stopped = True
+        running = self._running
+        if running is not None:
+            with contextlib.suppress(RuntimeError):  # it has just ended
+                running[0].call_soon_threadsafe(running[1].cancel)
+
+    def run(self) -> Fetched:
+        """Fetch and verify all that the store lacks of the model. Names come later.
+
+        Raises TransferError, StoppedError where `stop` was called, and OSError where the store
+        can't be opened.
+        """
+        with store.opened(self._order.store) as target, asyncio.Runner() as runner:
+            try:
+                return runner.get_loop().run_until_complete(self._run(target))
+            except asyncio.CancelledError:
+                raise StoppedError from None
+
+    async def _run(self, target: Store) -> Fetched:
+        work = asyncio.ensure_future(self._fetched(target))
+        self._running = asyncio.get_running_loop(), work
+        if self._is_stopped:
+            work.cancel()
+        try:
+            return await work
+        finally:
+            self._running = None
+
+    async def _fetched(self, target: Store) -> Fetched:
+        from watcher.transfer.connections import Connections
+        from watcher.transfer.engine import Engine
+        from watcher.transfer.registry import Access, Registry
+
+        order, options = self._order, self._options
+        with _client(options.connections) as client:
+            access = Access(order.insecure, order.plain, order.key, options.stall)
+            registry = Registry(client, order.model, access)
+            connections = Connections(client, registry, target, options, self._emit)
+            engine = Engine(connections, target, order.boot, options)
+            raw = await connections.patiently(registry.manifest)
+            for _ in range(_MOST_MOVES):
+                layers = [Layer(*each) for each in answered.sizes(raw).items()]
+                missing = [layer for layer in layers if not target.has(layer)]
+                for layer in {*layers} - {*missing}:
+                    target.tidy(layer)
+                verified = await engine.fetch(missing)
+                now = await connections.patiently(registry.manifest)
+                if now == raw:
+                    return Fetched(raw, tuple(verified))
+                self._emit(Noticed("", "the tag has moved: its new layers are fetched"))
+                raw = now
+            raise TransferError(
+                f"{order.model.shown}: its tag moves again and again",
+                "try again later",
+                Cause.WRONG_ANSWER,
+            )
+
+
+def _client(connections: int) -> Client:
+    """libcurl's connections. Raises TransferError where it can't be loaded."""
+    try:
+        from watcher.transfer.client import Client
+    except ImportError as error:
+        raise TransferError(
+            f"pycurl can't be loaded: {error}",
+            "install it: pip install pycurl, or the package python3-pycurl; until then the server"
+            " fetches",
+            Cause.UNAVAILABLE,
+        ) from None
+    return Client(connections)

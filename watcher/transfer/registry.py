@@ -1,0 +1,227 @@
+"""A model's registry: its manifest, and where the bytes of a layer are.
+
+A layer is asked for at the registry, which answers with the bytes (a plain OCI registry) or with
+the address of another host, which expires. Tokens go to the registry alone, never along a redirect,
+and no redirect leads from https to http. What an address signs with is in no text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from typing import NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+from watcher.ollama import manifests, server
+from watcher.ollama import registry as answered
+from watcher.ollama.names import ModelName
+from watcher.transfer import answers, auth
+from watcher.transfer.client import Answer, Client, Request
+from watcher.transfer.values import BusyError, Cause, Layer, TryError
+
+_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_MOST_REDIRECTS = 5
+_LATER = frozenset({429, 503})
+
+
+class Access(NamedTuple):
+    """How a registry is asked."""
+
+    #: Take unknown certificates.
+    insecure: bool = False
+    #: By http, for who asks for both; this machine's own registries are asked so anyway.
+    plain: bool = False
+    #: The key that signs for tokens; "" for none.
+    key: str = ""
+    stall: float = 30.0
+
+
+class Address(NamedTuple):
+    """Where a layer's bytes are."""
+
+    url: str
+    #: The registry's own: a token goes with it.
+    is_own: bool
+
+
+class Registry:
+    """The registry of one model."""
+
+    def __init__(self, client: Client, model: ModelName, access: Access) -> None:
+        self._client, self._access = client, access
+        plain = server.is_loopback(model.host) or (access.insecure and access.plain)
+        scheme = "http" if plain else "https"
+        self._model = model
+        self._base = f"{scheme}://{model.host}/v2/{model.namespace}/{model.model}"
+        self._token = ""
+        self._addresses: dict[str, Address] = {}
+        #: One asks, the others wait for what it finds.
+        self._asking = asyncio.Lock()
+
+    # ------------------------------------------------------------ the manifest
+
+    async def manifest(self) -> bytes:
+        """The bytes of the manifest, verbatim. Raises TryError."""
+        request = Request(
+            f"{self._base}/manifests/{self._model.tag}",
+            (f"Accept: {_MANIFEST}",),
+            limit=manifests.READ_LIMIT,
+        )
+        _, answer = await self._followed(request)
+        if answer.head.status != 200:
+            raise self.failure(answer)
+        try:
+            answered.sizes(answer.body)
+        except ValueError as error:
+            words = answers.words(answer.body)
+            text = f"{self._model.host} sent no manifest ({error}): {words}"
+            raise TryError(text, Cause.WRONG_ANSWER) from None
+        named = answer.head.headers.get("docker-content-digest", "")
+        if named.startswith("sha256:") and named[7:] != hashlib.sha256(answer.body).hexdigest():
+            text = f"{self._model.host} sent a manifest that is not the one it names"
+            raise TryError(text, Cause.WRONG_ANSWER)
+        return answer.body
+
+    # ------------------------------------------------------------ layers
+
+    async def address(self, layer: Layer) -> Address:
+        """Where a layer's bytes are, by now. Raises TryError."""
+        async with self._asking:
+            known = self._addresses.get(layer.digest)
+            if known is None:
+                known = self._addresses[layer.digest] = await self._ask(layer)
+            return known
+
+    def expire(self, layer: Layer, address: Address) -> None:
+        """An address works no longer: the next one who needs it asks anew."""
+        if self._addresses.get(layer.digest) == address:
+            del self._addresses[layer.digest]
+
+    def request(self, address: Address, start: int, end: int, *, fresh: bool = False) -> Request:
+        """The request for a range of bytes at an address."""
+        headers = self._authorization() if address.is_own else ()
+        return self._as_asked(Request(address.url, headers, (start, end), fresh=fresh))
+
+    async def _ask(self, layer: Layer) -> Address:
+        own = f"{self._base}/blobs/sha256:{layer.digest}"
+        address, answer = await self._followed(Request(own, range=(0, 1)))
+        fault = answers.fault(answer.head, 0, 1, layer.size)
+        if answer.head.status in (200, 206) and fault:
+            raise wrong_answer(address.url, fault, answer)
+        if fault:
+            raise self.failure(answer, address)
+        return address
+
+    async def _followed(self, request: Request) -> tuple[Address, Answer]:
+        """The answer at the end of a few redirects, and where that is."""
+        own = request.url
+        for _ in range(_MOST_REDIRECTS + 1):
+            if _origin(request.url) == _origin(own):
+                answer = await self._authorized(request)
+            else:
+                answer = await self._client.get(self._as_asked(request))
+            location = answer.head.headers.get("location")
+            if answer.head.status not in _REDIRECTS or not location:
+                return Address(request.url, _origin(request.url) == _origin(own)), answer
+            request = request._replace(url=_redirected(request.url, location))
+        raise TryError(f"{self._model.host}: more than {_MOST_REDIRECTS} redirects")
+
+    def _as_asked(self, request: Request) -> Request:
+        return request._replace(insecure=self._access.insecure, seconds=self._access.stall)
+
+    # ------------------------------------------------------------ tokens
+
+    async def _authorized(self, request: Request) -> Answer:
+        """The registry's answer; with a token, where it wants one."""
+        answer = await self._with_token(request)
+        if answer.head.status == 401:
+            asked = auth.challenge(answer.head.headers.get("www-authenticate", ""))
+            for is_signed in (False, True):
+                if asked is None or not await self._renew(asked, is_signed=is_signed):
+                    break
+                answer = await self._with_token(request)
+                if answer.head.status != 401:
+                    break
+        return answer
+
+    async def _with_token(self, request: Request) -> Answer:
+        headers = (*request.headers, *self._authorization())
+        return await self._client.get(self._as_asked(request._replace(headers=headers)))
+
+    def _authorization(self) -> tuple[str, ...]:
+        return (f"Authorization: Bearer {self._token}",) if self._token else ()
+
+    async def _renew(self, asked: auth.Challenge, *, is_signed: bool) -> bool:
+        """Get a token; False where this registry gives none this way. Raises TryError."""
+        self._token = ""
+        _only_upwards(self._base, asked.realm)
+        url, headers = asked.address(), tuple[str, ...]()
+        if is_signed:
+            if urlsplit(asked.realm).hostname != urlsplit(self._base).hostname:
+                return False  # a signature is for the registry alone
+            try:
+                url, signature = auth.signed(asked, self._access.key)
+            except auth.NoKeyError as error:
+                text = f"{self._model.host} wants a signature, and {error}"
+                raise TryError(text, Cause.NOT_ALLOWED, final=True) from None
+            headers = (f"Authorization: {signature}",)
+        answer = await self._client.get(self._as_asked(Request(url, headers, limit=128 * 1024)))
+        if answer.head.status in _LATER or answer.head.status >= 500:
+            raise self.failure(answer)
+        self._token = auth.token(answer.body) if answer.head.status == 200 else ""
+        # Where the first way gives nothing, the second one is tried, too.
+        return bool(self._token) or not is_signed
+
+    # ------------------------------------------------------------ failures
+
+    def failure(self, answer: Answer, address: Address | None = None) -> TryError:
+        """What an answer that is not the wanted one means. `address`: where a layer was asked."""
+        status, host = answer.head.status, self._model.host
+        words = answers.words(answer.body)
+        text = f"{host} answers {status}" + (f": {words}" if words else "")
+        if status in _LATER:
+            return BusyError(text, answers.retry_after(answer.head, time.time()))
+        if address is not None and not address.is_own:
+            # Another host's: a new address may do better.
+            return TryError(f"{urlsplit(address.url).hostname} answers {status}: {words}")
+        if status == 404:
+            return TryError(text, Cause.NO_SUCH_MODEL, final=True)
+        if status == 412:
+            return TryError(text, Cause.NEWER_OLLAMA, final=True)
+        if status in (401, 403):
+            return TryError(text, Cause.NOT_ALLOWED, final=True)
+        return TryError(text, Cause.NETWORK if status >= 500 else Cause.WRONG_ANSWER)
+
+
+def wrong_answer(url: str, fault: str, answer: Answer) -> TryError:
+    """An answer that is not the range that was asked for."""
+    words = answers.words(answer.body)
+    text = f"{urlsplit(url).hostname} sent {fault}"
+    return TryError(f"{text}: {words}" if words else text, Cause.WRONG_ANSWER)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
+
+
+def _redirected(url: str, location: str) -> str:
+    try:
+        target = urljoin(url, location)
+        _ = _origin(target)
+    except ValueError:
+        target = ""
+    if not target.isascii() or not target.isprintable() or not urlsplit(target).hostname:
+        host = urlsplit(url).hostname
+        raise TryError(f"{host} redirects to what is not an address", Cause.WRONG_ANSWER)
+    _only_upwards(url, target)
+    return target
+
+
+def _only_upwards(url: str, target: str) -> None:
+    """From https nothing leads to http, and nowhere does anything lead to another protocol."""
+    scheme, host = urlsplit(target).scheme, urlsplit(url).hostname
+    if scheme not in ("http", "https") or (scheme == "http" and url.startswith("https:")):
+        raise TryError(f"{host} redirects to {scheme or 'no'} protocol", Cause.WRONG_ANSWER)

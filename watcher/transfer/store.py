@@ -1,0 +1,180 @@
+"""A store as transfers use it: where a layer is kept while it arrives, and how it gets its name.
+
+Names come last: a layer once its hash is right, the manifest once all of its layers have theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from watcher.ollama import names
+from watcher.ollama.names import ModelName
+from watcher.state import folders, fs, state_folder
+from watcher.transfer import ledger
+from watcher.transfer.ledger import Identity, Ledger
+from watcher.transfer.values import Cause, Layer, TransferError
+
+#: The manifest until it has its place.
+_NEW_MANIFEST = "manifest"
+#: A server that removes empty folders may be quicker, so often.
+_TRIES = 3
+
+
+class Verified(NamedTuple):
+    """A layer that is all there, on the disk, with its right hash; which file that is."""
+
+    layer: Layer
+    identity: Identity
+
+
+class Store:
+    """The folders of one store."""
+
+    def __init__(self, path: str, store: int, blobs: int, ours: int) -> None:
+        self.path = path
+        self._store, self._blobs, self._ours = store, blobs, ours
+
+    def check(self) -> None:
+        """Raise FileNotFoundError where the store has gone."""
+        if os.fstat(self._ours).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "the store has gone", self.path)
+
+    def free(self) -> int:
+        """Bytes that this user may still write there."""
+        status = os.fstatvfs(self._ours)
+        return status.f_bavail * status.f_frsize
+
+    def has(self, layer: Layer) -> bool:
+        """Whether a layer has its name. Raises TransferError where that is another one's."""
+        name = names.blob(layer.digest)
+        try:
+            found = os.stat(name, dir_fd=self._blobs)
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISREG(found.st_mode) or found.st_size != layer.size:
+            raise TransferError(
+                f"{names.short(layer.digest)}: the blob is damaged: it has {found.st_size} bytes,"
+                f" and the manifest says {layer.size}",
+                "move it out of the way: ollama-watch repair",
+                Cause.DAMAGED_BLOB,
+            )
+        return True
+
+    @contextlib.contextmanager
+    def ledger(self, layer: Layer, boot: str) -> Iterator[Ledger]:
+        """The ledger of a layer that has no name yet, for who fetches it.
+
+        Raises fs.BusyError where another process does, and OSError.
+        """
+        with ledger.opened(self._ours, layer, boot) as found:
+            yield found
+
+    def tidy(self, layer: Layer) -> None:
+        """Remove what a kill has left of a transfer, once its layer has its name."""
+        ledger.remove(self._ours, layer.digest, unless_data=True)
+
+    def peek(self, layer: Layer, boot: str) -> int:
+        """How many bytes of a layer have arrived with another process."""
+        return ledger.peek(self._ours, layer, boot)
+
+    # ------------------------------------------------------------ names
+
+    def publish(self, verified: Sequence[Verified], boot: str) -> list[Verified]:
+        """Give layers their names in ``blobs/``. Gives back those that have changed since.
+
+        One that got its name otherwise meanwhile keeps that file. Raises fs.BusyError where another
+        process has one, and OSError.
+        """
+        changed = [each for each in verified if not self._name(each, boot)]
+        fs.sync(self._blobs)
+        for each in verified:
+            if each not in changed:
+                ledger.remove(self._ours, each.layer.digest)
+        return changed
+
+    def _name(self, verified: Verified, boot: str) -> bool:
+        if self.has(verified.layer):
+            return True
+        with ledger.opened(self._ours, verified.layer, boot) as found:
+            if found.identity != verified.identity:
+                return False
+            fs.make_blob(found.data, self._blobs)
+            with contextlib.suppress(FileExistsError):
+                name = names.blob(verified.layer.digest)
+                fs.move(ledger.DATA, found.folder, name, self._blobs)
+        return True
+
+    # ------------------------------------------------------------ the manifest
+
+    def place_manifest(self, model: ModelName, raw: bytes) -> None:
+        """Put a manifest, byte for byte, in its place, over an older one. Raises OSError.
+
+        It is written outside of ``manifests/``, where a half-written file would turn the server's
+        clean-up off.
+        """
+        with state_folder.made_in(ledger.FOLDER, self._ours) as folder:
+            name = f"{_NEW_MANIFEST}-{os.getpid()}"
+            with contextlib.suppress(FileNotFoundError):
+                fs.remove(name, folder)
+            fs.create(name, folder, raw, _owner(self._blobs))
+            try:
+                for left in reversed(range(_TRIES)):
+                    try:
+                        self._put(model, name, folder)
+                        break
+                    except FileNotFoundError:
+                        if not left:
+                            raise
+            except OSError:
+                fs.remove(name, folder)
+                raise
+
+    def _put(self, model: ModelName, name: str, folder: int) -> None:
+        with contextlib.ExitStack() as held:
+            at = self._store
+            for part in ("manifests", *model[:-1]):
+                part = _spelled(part, at)
+                fs.ensure_folder(part, at)
+                at = held.enter_context(fs.opened_folder(part, at))
+            fs.replace(name, folder, _spelled(model.tag, at), at)
+            fs.sync(at)
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[Store]:
+    """A store's folders. Raises TransferError where its blobs lie elsewhere, and OSError."""
+    with contextlib.ExitStack() as held:
+        store = held.enter_context(folders.opened_store(path))
+        if folders.look_at_blobs(store).status is None:
+            fs.ensure_folder("blobs", store)
+        blobs = held.enter_context(folders.opened_blobs(store))
+        ours = held.enter_context(state_folder.made(store))
+        if os.fstat(blobs).st_dev != os.fstat(ours).st_dev:
+            raise TransferError(
+                f"{names.printable(path)}: blobs/ is on another file system than the store",
+                "let the server fetch it",
+                Cause.OTHER_DISK,
+            )
+        yield Store(path, store, blobs, ours)
+
+
+def _owner(folder: int) -> tuple[int, int]:
+    found = os.fstat(folder)
+    return found.st_uid, found.st_gid
+
+
+def _spelled(name: str, folder: int) -> str:
+    """A name as it is there: the server does not regard case, and takes one of two by chance."""
+    lower = name.lower()
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return next((each for each in os.listdir(folder) if each.lower() == lower), name)
+    return name

@@ -1,0 +1,143 @@
+"""What a transfer is given, what it reports, and how it can end."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+from watcher.errors import WatchError
+from watcher.model import MIB
+from watcher.ollama.names import ModelName
+
+
+class Layer(NamedTuple):
+    """A layer to fetch: the 64 digits of its digest as the manifest spells them, and its bytes."""
+
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to fetch. Sizes in bytes, times in seconds."""
+
+    connections: int = 8
+    #: A connection that is silent for so long gives its rest to another one.
+    stall: float = 30.0
+    #: So often in a row a try may bring nothing before the transfer ends; None: for ever.
+    tries: int | None = 6
+    #: The wait after the first such try, doubled each time up to the longest.
+    first_pause: float = 1.0
+    longest_pause: float = 30.0
+    #: What one request asks for at most.
+    piece: int = 16 * MIB
+    #: Nothing further than this behind the first byte that is not hashed yet is asked for.
+    ahead: int = 256 * MIB
+    #: What has arrived is brought to the disk whenever it is so much, or so old.
+    sync_bytes: int = 64 * MIB
+    sync_seconds: float = 5.0
+    #: A connection below a quarter of the median for so long gives its rest to a fresh one.
+    slow_seconds: float = 10.0
+    #: So much of the disk stays free.
+    reserve: int = 512 * MIB
+
+
+class Order(NamedTuple):
+    """What to fetch, and for which store."""
+
+    #: The store's folder.
+    store: str
+    model: ModelName
+    #: The id of this start of the machine; "" where that can't be told.
+    boot: str
+    #: Take unknown certificates, and with `plain` http.
+    insecure: bool = False
+    plain: bool = False
+    #: The private key (OpenSSH, ed25519) that signs for tokens; "" for none.
+    key: str = ""
+
+
+# ---------------------------------------------------------------- what is reported
+
+
+class Progress(NamedTuple):
+    """How far a layer is. Each is a number of bytes."""
+
+    digest: str
+    total: int
+    arrived: int
+    hashed: int
+    #: Another process fetches it, and this one waits.
+    shared: bool = False
+
+
+class Waiting(NamedTuple):
+    """A wait begins: what for, which try failed, and in how many seconds the next one begins."""
+
+    digest: str
+    reason: str
+    attempt: int
+    seconds: float
+
+
+class Noticed(NamedTuple):
+    """Something that a reader of a log wants to know and that stops nothing."""
+
+    digest: str
+    text: str
+
+
+Event: TypeAlias = Progress | Waiting | Noticed
+Emit: TypeAlias = Callable[[Event], None]
+
+
+# ---------------------------------------------------------------- how it ends
+
+
+class Cause(enum.StrEnum):
+    """Why a transfer failed."""
+
+    UNAVAILABLE = "unavailable"
+    NO_SUCH_MODEL = "no_such_model"
+    NEWER_OLLAMA = "newer_ollama"
+    NOT_ALLOWED = "not_allowed"
+    CERTIFICATE = "certificate"
+    NETWORK = "network"
+    WRONG_ANSWER = "wrong_answer"
+    MISMATCH = "mismatch"
+    DISK = "disk"
+    OTHER_DISK = "other_disk"
+    DAMAGED_BLOB = "damaged_blob"
+
+
+class TransferError(WatchError):
+    """A transfer ended without what it was for. What has arrived is kept."""
+
+    def __init__(self, message: str, next_step: str, cause: Cause) -> None:
+        super().__init__(message, next_step)
+        self.cause = cause
+
+
+class StoppedError(Exception):
+    """Somebody asked the transfer to stop. What has arrived is kept."""
+
+
+class TryError(Exception):
+    """One try failed. The text says why, without any address's secrets."""
+
+    def __init__(self, text: str, cause: Cause = Cause.NETWORK, *, final: bool = False) -> None:
+        super().__init__(text)
+        self.cause = cause
+        #: No further try can succeed.
+        self.final = final
+
+
+class BusyError(TryError):
+    """The registry wants to be asked later (429, 503), and less."""
+
+    def __init__(self, text: str, seconds: float | None) -> None:
+        super().__init__(text)
+        #: When, as far as it says so.
+        self.seconds = seconds
