@@ -152,7 +152,8 @@ class Connections:
         try:
             answer = await connection.asked
         except asyncio.CancelledError:
-            if connection.given_up is None:
+            task = asyncio.current_task()
+            if connection.given_up is None or (task is not None and task.cancelling()):
                 raise
             connection.is_fresh = True
             raise connection.given_up from None

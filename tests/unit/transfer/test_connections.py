@@ -1,0 +1,53 @@
+"""What connections do at the worst instant."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from watcher.transfer import connections as module
+from watcher.transfer import store
+from watcher.transfer.connections import Connections
+from watcher.transfer.fetch import Fetch
+from watcher.transfer.values import Event, Layer, Options, TryError
+
+LAYER = Layer("a" * 64, 1000)
+SECONDS = 30.0
+
+
+class Silent:
+    """A registry, and its client, that never answer."""
+
+    async def address(self, layer: Layer) -> None:
+        pass
+
+    def request(self, *_: Any, **__: Any) -> None:
+        pass
+
+    async def get(self, *_: Any) -> None:
+        await asyncio.Event().wait()
+
+
+def test_a_stop_in_the_instant_in_which_a_connection_is_given_up_is_heard(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    events: list[Event] = []
+
+    async def go() -> None:
+        silent: Any = Silent()
+        with store.opened(str(tmp_path)) as opened, opened.ledger(LAYER, "boot") as ledger:
+            options = Options(connections=1, reserve=0)
+            all_of_them = Connections(silent, silent, opened, options, events.append)
+            all_of_them.open.append(Fetch(ledger, options, all_of_them.bell))
+            running = asyncio.ensure_future(all_of_them.run())
+            (connection,) = all_of_them._all
+            async with asyncio.timeout(SECONDS):
+                while connection.asked is None:
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                module._give_up(connection, TryError("silent"))
+                running.cancel()
+                await asyncio.wait([running])
+
+    asyncio.run(go())
+    assert not events
