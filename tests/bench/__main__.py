@@ -9,11 +9,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import acting, benches, day, keeping, pulls, queueing
+from . import acting, benches, day, keeping, pulls, queueing, transfers
 from .benches import Setting
 from .measure import Row, file_system, machine
 
-ALL = {**benches.ALL, **acting.ALL, **keeping.ALL, **pulls.ALL, **queueing.ALL, **day.ALL}
+_ROOMS = (benches, acting, keeping, pulls, transfers, queueing, day)
+ALL = {name: bench for room in _ROOMS for name, bench in room.ALL.items()}
 _VERDICT = {True: "met", False: "**missed**", None: ""}
 
 

@@ -91,8 +91,8 @@ class Fault:
     endless       a body without a length and an end; with `status`, of words
 
     `on` says which request (`manifest`, `head`: the length, `direct`: the redirect, `data`),
-    `digest` of which blob, `begin`/`end` from which first bytes (`begin <= first < end`), `times`
-    how often before it is spent (None: always).
+    `digest` of which blob, `begin`/`end` from which first bytes (`begin <= first < end`), `every`
+    of how many of those it hits one, `times` how often before it is spent (None: always).
     """
 
     kind: Kind
@@ -106,7 +106,10 @@ class Fault:
     rate: int = 1000
     begin: int = 0
     end: int | None = None
+    every: int = 1
     times: int | None = None
+    #: Requests that it fits so far.
+    met: int = 0
 
     def fits(self, step: Step, digest: str | None, first: int) -> bool:
         """Whether a request of this step, for this digest, from this byte on, is hit."""
@@ -420,9 +423,10 @@ class Registry:
             return self._wire
 
     def stats(self) -> dict[str, Any]:
-        """`{"bytes": {digest: n}, "requests": {step: n}, "held": {digest: [offset]}}`."""
+        """`{"bytes": {digest: n}, "requests": {step: n}, "held": {digest: [offset]}, "sent": n}`."""
         with self._changed:
             return {
+                "sent": self._wire,
                 "bytes": dict(self._bytes),
                 "requests": dict(self._requests),
                 "held": {digest: sorted(at) for digest, at in self._held.items() if at},
@@ -440,7 +444,8 @@ class Registry:
 
         `model {name, tag, layers [{size, …}], seed, extras}`, `remove_tag [name, tag]`,
         `clear_faults`, `fault {kind, …}`, `throttle n|null`, `hold {digest, after, at}`,
-        `release digest|null`, `reset_stats`. Answers `stats()`, and `model` where one was added.
+        `release digest|null`, `manners {plain, lifetime}`, `reset_stats`. Answers `stats()`, and
+        `model` where one was added.
         Raises KeyError, TypeError or ValueError where the order makes no sense.
         """
         answer: dict[str, Any] = {}
@@ -458,6 +463,8 @@ class Registry:
             self.hold(**order["hold"])
         if "release" in order:
             self.release(order["release"])
+        if "manners" in order:
+            self.manners = Manners(**order["manners"])
         if "reset_stats" in order:
             self.reset_stats()
         return answer | self.stats()
@@ -497,6 +504,9 @@ class Registry:
         with self._changed:
             for fault in self._faults:
                 if fault.fits(step, digest, first):
+                    fault.met += 1
+                    if fault.met % fault.every:
+                        continue
                     if fault.times is not None:
                         fault.times -= 1
                     return fault

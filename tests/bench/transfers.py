@@ -1,0 +1,212 @@
+"""What is measured of transfers of our own; each function gives lines of the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+from tests.support.servers import EngineServer, RealServer
+
+from .benches import Setting
+from .measure import PYTHON, ROOT, Row, Run, environment, megabytes, middle, ratio, run
+from .servers import post, process
+
+_BAD = 600_000_000
+_KILLS = 5
+_CONNECTIONS = 8
+_CRAWL = 1_000_000_000
+_SPEED = 12_000_000
+_MIB = 1 << 20
+_OPTIONS = {"reserve": 0, "first_pause": 0.2, "tries": None}
+
+
+def _words(store: Path, model: str, **options: object) -> list[str]:
+    order = {"store": str(store), "model": model, "boot": "", "options": {**_OPTIONS, **options}}
+    return [PYTHON, "-m", "tests.transfer.pulling", json.dumps(order)]
+
+
+def _cleared(store: Path) -> None:
+    shutil.rmtree(store, ignore_errors=True)
+    for name in ("blobs", "manifests"):
+        (store / name).mkdir(parents=True)
+
+
+# ---------------------------------------------------------------- a healthy pull
+
+
+def transfer(setting: Setting) -> Iterator[Row]:
+    """2 GiB over loopback: ours, the server's own pull and sync, and aria2c, sync and openssl."""
+    store, source = setting.folder / "transfer", setting.fast / "source"
+    with process("tests.bench.files", str(source), until="http://") as (_, line):
+        url, model, _digest = line.split()
+        size = source.stat().st_size
+
+        def ours() -> Run:
+            _cleared(store)
+            return run(_words(store, model))
+
+        def theirs() -> Run:
+            _cleared(store)
+            return _timed(lambda: _served(store, model))
+
+        def aria() -> Run:
+            _cleared(store)
+            out = ["aria2c", "-q", f"-x{_CONNECTIONS}", f"-s{_CONNECTIONS}", "-k8M", "-d", store]
+            return _together(
+                [*map(str, out), "--file-allocation=none", "-o", "out", url],
+                ["sync", str(store / "out")],
+                ["openssl", "dgst", "-sha256", str(store / "out")],
+            )
+
+        works: list[Callable[[], Run]] = [ours, theirs]
+        if shutil.which("aria2c"):
+            works.append(aria)
+        runs = [[work() for work in works] for _ in range(max(3, setting.rounds))]
+        mine, server, *others = zip(*runs, strict=True)
+        times = ratio(mine, server)
+        yield Row(
+            f"transfer of {size / 1e9:.2f} GB, whole process, compared with the server's own pull"
+            " and `sync`",
+            "1.1 ×",
+            f"{times:.2f} × ({middle(mine):.1f} s to {middle(server):.1f} s)",
+            times <= 1.1,
+        )
+        peak = max(each.peak for each in mine)
+        yield Row("the same: memory", "80 MB", megabytes(peak), peak <= 80e6)
+        if others:
+            cpu, more = (median(each.cpu for each in runs) for runs in (mine, others[0]))
+            yield Row(
+                "the same, compared with `aria2c -x8`, `sync` and `openssl dgst`",
+                "",
+                f"{ratio(mine, others[0]):.2f} × ({middle(others[0]):.1f} s)",
+            )
+            yield Row(
+                "the same: CPU for each GB, hashing included",
+                f"{more / size * 1e9:.2f} s, theirs",
+                f"{cpu / size * 1e9:.2f} s",
+                cpu <= more,
+            )
+    shutil.rmtree(store)
+    source.unlink()
+
+
+def _served(store: Path, model: str) -> None:
+    kind = RealServer if "OLLAMA_BIN" in os.environ else EngineServer
+    with kind(store) as server:
+        server.start().wait_ready()
+        began = time.perf_counter()
+        asked = server.pull(model, timeout=600)
+        if asked[-1] != {"status": "success"}:
+            raise RuntimeError(f"the server's pull has failed: {asked[-1]}")
+        subprocess.run(["sync", "--file-system", str(store)], check=True)
+        _took.append(time.perf_counter() - began)
+
+
+#: The server's start does not count: the last pull's seconds.
+_took: list[float] = []
+
+
+def _timed(work: Callable[[], None]) -> Run:
+    work()
+    return Run(_took.pop(), 0.0, 0)
+
+
+def _together(*commands: list[str]) -> Run:
+    done = [run(words) for words in commands]
+    seconds, cpu = sum(each.seconds for each in done), sum(each.cpu for each in done)
+    return Run(seconds, cpu, max(each.peak for each in done))
+
+
+# ---------------------------------------------------------------- a bad line
+
+
+def bad_line(setting: Setting) -> Iterator[Row]:
+    """Resets, error pages, kills, addresses that expire and a crawling connection."""
+    store = setting.folder / "bad"
+    _cleared(store)
+    with process("watcher.demo.registry", "--port", "0", until="http://") as (_, line):
+        url = line.strip()
+        layers = [{"size": _BAD}]
+        order = {"name": "bad", "tag": "1b", "layers": layers, "extras": False}
+        model = post(url, "/_control", {"model": order, "throttle": 40_000_000})["model"]
+        post(url, "/_control", {"manners": {"lifetime": 30}})
+        crawl = {"kind": "crawl", "rate": 50_000, "begin": 100_000_000, "times": 1}
+        for fault in (
+            {"kind": "reset", "after": 10_000_000, "begin": 1},
+            {"kind": "page", "begin": 1, "every": 5},
+            crawl,
+        ):
+            post(url, "/_control", {"fault": fault})
+        words = _words(store, model["name"], slow_seconds=5.0)
+        began = time.perf_counter()
+        chance = random.Random(1)
+        for number in range(_KILLS):
+            at = int(_BAD * (number + chance.random()) / _KILLS)
+            _killed(words, lambda at=at: _sent(url) >= at)  # type: ignore[misc]
+        run(words)
+        seconds, sent = time.perf_counter() - began, _sent(url)
+        most = 1.02 * _BAD + _KILLS * _CONNECTIONS * _MIB
+        yield Row(
+            f"transfer of {megabytes(_BAD)} through resets after 10 MB, one answer in five an error"
+            f" page, {_KILLS} SIGKILLs, addresses that expire, one connection crawling: received,"
+            " with what the kernels held at the kills",
+            megabytes(most),
+            f"{megabytes(sent)}, in {seconds:.0f} s",
+            sent <= most,
+        )
+    shutil.rmtree(store)
+
+
+def _sent(url: str) -> int:
+    return int(post(url, "/_control", {})["sent"])
+
+
+def _killed(words: list[str], when: Callable[[], bool]) -> None:
+    pulling = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(), cwd=ROOT
+    )
+    while not when() and pulling.poll() is None:
+        time.sleep(0.01)
+    pulling.send_signal(signal.SIGKILL)
+    pulling.wait()
+
+
+def crawling(setting: Setting) -> Iterator[Row]:
+    """One connection of eight that crawls, beside none."""
+    store = setting.fast / "crawling"
+    with process("watcher.demo.registry", "--port", "0", until="http://") as (_, line):
+        url = line.strip()
+        layers = [{"size": _CRAWL}]
+        order = {"name": "crawl", "tag": "1b", "layers": layers, "extras": False}
+        model = post(url, "/_control", {"model": order, "throttle": _SPEED})["model"]
+        took = []
+        for faults in ([], [{"kind": "crawl", "rate": 30_000, "begin": 1, "times": 1}]):
+            _cleared(store)
+            post(url, "/_control", {"clear_faults": True})
+            for fault in faults:
+                post(url, "/_control", {"fault": fault})
+            took.append(run(_words(store, model["name"])).seconds)
+        times = took[1] / took[0]
+        yield Row(
+            f"transfer of {megabytes(_CRAWL)} at {megabytes(_SPEED)} per second, one connection of"
+            " eight crawling: time",
+            "1.15 × without",
+            f"{times:.2f} × ({took[1]:.0f} s to {took[0]:.0f} s)",
+            times <= 1.15,
+        )
+    shutil.rmtree(store)
+
+
+ALL: dict[str, Callable[[Setting], Iterator[Row]]] = {
+    "transfer": transfer,
+    "bad_line": bad_line,
+    "crawling": crawling,
+}
