@@ -29,7 +29,8 @@ _OPTIONS = {"reserve": 0, "first_pause": 0.2, "tries": None}
 
 
 def _words(store: Path, model: str, **options: object) -> list[str]:
-    order = {"store": str(store), "model": model, "boot": "", "options": {**_OPTIONS, **options}}
+    order: dict[str, object] = {"store": str(store), "model": model, "boot": "this start"}
+    order |= {"options": {**_OPTIONS, **options}}
     return [PYTHON, "-m", "tests.transfer.pulling", json.dumps(order)]
 
 

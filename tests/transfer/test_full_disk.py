@@ -63,10 +63,10 @@ def test_marks_that_could_not_be_written_are_written_later(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with here.ledger() as ledger:
-        fs.write_at(ledger.data, b"x" * 3000, 0)
+        fs.write_at(ledger.data, [b"x" * 3000], 0)
         real = fs.write_at
 
-        def full(fd: int, data: bytes, at: int) -> None:
+        def full(fd: int, pieces: list[bytes], at: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(fs, "write_at", full)

@@ -423,7 +423,7 @@ class Registry:
             return self._wire
 
     def stats(self) -> dict[str, Any]:
-        """`{"bytes": {digest: n}, "requests": {step: n}, "held": {digest: [offset]}, "sent": n}`."""
+        """`{"bytes": {digest: n}, "requests": {step: n}, "held": {digest: [at]}, "sent": n}`."""
         with self._changed:
             return {
                 "sent": self._wire,

@@ -732,12 +732,14 @@ def open_data(name: str, parent: int) -> int:
     return fd
 
 
-def write_at(fd: int, data: bytes, at: int) -> None:
-    """Write all of `data` to a place in such a file."""
-    rest = memoryview(data)
-    while rest:
-        count = os.pwrite(fd, rest, at)
-        rest, at = rest[count:], at + count
+def write_at(fd: int, pieces: Sequence[bytes], at: int) -> None:
+    """Write all of some pieces, one behind the other, to a place in such a file."""
+    left = sum(map(len, pieces))
+    while left:
+        count = os.pwritev(fd, pieces, at)
+        at, left = at + count, left - count
+        if left:
+            pieces = [b"".join(pieces)[count:]]
 
 
 def cut(fd: int, size: int) -> None:
@@ -758,7 +760,7 @@ def copy(source: int, fd: int, start: int, end: int) -> None:
             if error.errno not in _NO_COPY:
                 raise
             piece = os.pread(source, min(end - start, _PIECE), start)
-            write_at(fd, piece, start)
+            write_at(fd, [piece], start)
             count = len(piece)
         if count == 0:
             raise OSError(errno.ENODATA, "the file ended before")

@@ -40,6 +40,8 @@ _FRUIT = 64 * 1024
 #: Pieces without a complaint after which one connection more is allowed again.
 _GOOD_PIECES = 16
 _LONGEST_LOOK = 5.0
+#: What came is written at least so often.
+_LOOK_SECONDS = 0.5
 #: What may mean that an address, or a token, has expired.
 _EXPIRED = frozenset({301, 302, 303, 307, 308, 400, 401, 403, 404, 410})
 _STEPS = {
@@ -70,7 +72,7 @@ class _Connection:
     flow: Flow | None = None
     asked: asyncio.Future[Any] | None = None
     #: Why that request is given up.
-    given_up: TryError | _AgainError | None = None
+    given_up: TryError | _AgainError | OSError | None = None
     #: Bytes per second, when last measured.
     rate: float | None = None
 
@@ -255,10 +257,9 @@ class Connections:
     async def _watch_speeds(self) -> None:
         seconds, stall = self._options.slow_seconds, self._options.stall
         while True:
-            await asyncio.sleep(min(seconds, stall) / 10)
+            await asyncio.sleep(min(seconds / 10, stall / 10, _LOOK_SECONDS))
             for each in self._all:
-                if each.flow is not None and each.flow.look(_now(), seconds):
-                    each.rate = each.flow.rate()
+                self._look(each, seconds)
             rates = [each.rate for each in self._all if each.rate is not None]
             for each in self._all:
                 if each.flow is None:
@@ -268,8 +269,16 @@ class Connections:
                 elif each.flow.covers(seconds) and flows.is_slow(each.flow.rate(), rates):
                     _give_up(each, _AgainError("a slow connection is replaced"))
 
+    @staticmethod
+    def _look(connection: _Connection, seconds: float) -> None:
+        try:
+            if connection.flow is not None and connection.flow.look(_now(), seconds):
+                connection.rate = connection.flow.rate()
+        except OSError as error:
+            _give_up(connection, error)
 
-def _give_up(connection: _Connection, why: TryError | _AgainError) -> None:
+
+def _give_up(connection: _Connection, why: TryError | _AgainError | OSError) -> None:
     if connection.asked is not None:
         connection.given_up = why
         connection.asked.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections import deque
 from collections.abc import Collection
@@ -18,6 +19,11 @@ from watcher.transfer.values import Cause, TryError
 #: So many speeds have to be known before one of them is called slow.
 _ENOUGH = 3
 _SLOW = 0.25
+#: So much is written at once: libcurl gives 16 KiB at a time, and each write costs a turn of the
+#: interpreter's lock, for which the hash waits, too.
+_AT_ONCE = 256 * 1024
+#: With what is not written yet, a kill costs less than a MiB.
+_MARK = MIB - _AT_ONCE
 
 
 class Flow:
@@ -28,6 +34,9 @@ class Flow:
         self._began_with = self._marked = piece.at
         #: Why the answer is not the range that was asked for; "" where it is; None: no body came.
         self.fault: str | None = None
+        #: What came and is not written yet.
+        self._pieces: list[bytes] = []
+        self._held = 0
         self._seen = deque([(now, piece.at)])
         self._moved_at = now
 
@@ -43,20 +52,34 @@ class Flow:
         return not self.fault
 
     def write(self, data: bytes) -> None:
-        """Write the next bytes, and mark each MiB. Raises OSError; TryError for too many."""
-        piece = self._piece
-        fitting = data[: piece.end - piece.at]
-        fs.write_at(self._ledger.data, fitting, piece.at)
-        piece.at += len(fitting)
-        if piece.at - self._marked >= MIB or piece.at == piece.end:
-            self._mark()
+        """Take the next bytes. Raises OSError, and TryError for more than were asked for."""
+        fitting = data[: self._piece.end - self._piece.at - self._held]
+        self._pieces.append(fitting)
+        self._held += len(fitting)
+        if self._held >= _AT_ONCE or self._piece.at + self._held == self._piece.end:
+            self._flush()
         if len(fitting) < len(data):
             raise TryError("more bytes came than were asked for", Cause.WRONG_ANSWER)
 
     def end(self, now: float) -> None:
-        """No more comes: mark the rest."""
+        """No more comes: write and mark the rest.
+
+        What can't be written is missing then, as if it had not come.
+        """
+        with contextlib.suppress(OSError):
+            self._flush()
         self._mark()
         self._seen.append((now, self._piece.at))
+
+    def _flush(self) -> None:
+        """Write what came; mark it from time to time."""
+        if self._held:
+            fs.write_at(self._ledger.data, self._pieces, self._piece.at)
+            self._piece.at += self._held
+            self._pieces.clear()
+            self._held = 0
+        if self._piece.at - self._marked >= _MARK or self._piece.at == self._piece.end:
+            self._mark()
 
     def _mark(self) -> None:
         if self._piece.at > self._marked:
@@ -67,7 +90,11 @@ class Flow:
     # ------------------------------------------------------------ its speed
 
     def look(self, now: float, seconds: float) -> bool:
-        """Note how far it is, and forget what is older than `seconds`. Whether it covers them."""
+        """Note how far it is, and forget what is older than `seconds`. Whether it covers them.
+
+        Raises OSError where what came can't be written.
+        """
+        self._flush()
         if self._piece.at != self._seen[-1][1]:
             self._moved_at = now
         self._seen.append((now, self._piece.at))

@@ -164,7 +164,7 @@ class Ledger:
         self.arrived = ranges.union(self.arrived, ((start, end),))
         self._unwritten += b"%d %d\n" % (start, end)
         with contextlib.suppress(OSError):
-            fs.write_at(self._log, self._unwritten, self._log_end)
+            fs.write_at(self._log, [self._unwritten], self._log_end)
             self._log_end += len(self._unwritten)
             self._unwritten = b""
 

@@ -43,7 +43,7 @@ class Kept:
     def fill(self) -> None:
         """Bytes 0 to 300 are durable, and 500 to 700 have arrived."""
         with self.opened() as found:
-            fs.write_at(found.data, b"x" * 700, 0)
+            fs.write_at(found.data, [b"x" * 700], 0)
             found.mark(0, 300)
             found.make_durable(found.arrived)
             found.mark(500, 700)
@@ -147,7 +147,7 @@ def test_data_beyond_the_layers_end_is_cut(kept: Kept) -> None:
 def test_data_with_a_second_name_is_never_written_to(kept: Kept, tmp_path: Path) -> None:
     os.link(kept.folder / DATA, tmp_path / "precious")
     with kept.opened() as found:
-        fs.write_at(found.data, b"y", 0)
+        fs.write_at(found.data, [b"y"], 0)
         assert found.arrived == ()
     assert (tmp_path / "precious").read_bytes() == b"x" * 700
 
