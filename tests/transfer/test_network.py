@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -128,3 +131,46 @@ def test_a_bad_line_as_a_whole(here: Here) -> None:
     here.registry.add_fault(Fault("truncate", after=100_000, times=3, begin=6 * MIB))
     here.pull(QUICK)
     assert here.registry.sent <= 1.02 * here.size
+
+
+@pytest.fixture
+def proxy() -> Iterator[tuple[str, list[str]]]:
+    """A proxy that refuses to connect anywhere, and what it was asked."""
+    asked: list[str] = []
+
+    def refuse() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with connection:
+                    asked.append(connection.recv(65536).decode())
+                    connection.sendall(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        yield f"127.0.0.1:{listening.getsockname()[1]}", asked
+        listening.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_a_proxy_of_the_environment_is_used_and_its_password_is_in_no_text(
+    here: Here, proxy: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, asked = proxy
+    monkeypatch.setenv("https_proxy", f"http://me:secret@{address}")
+    with pytest.raises(transfer.TransferError) as caught:
+        here.fetch(with_options(tries=2), model=here.name._replace(host="registry.test"))
+    assert asked[0].startswith("CONNECT registry.test:443 ")
+    assert "407" in str(caught.value)
+    assert not any("secret" in text for text in (str(caught.value), *map(repr, here.events)))
+
+
+def test_this_machine_is_asked_without_a_proxy(
+    here: Here, proxy: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, asked = proxy
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, f"http://{address}")
+    here.pull()
+    assert not asked
