@@ -210,13 +210,20 @@ class Background:
 class Process:
     """A pull in a process of its own."""
 
-    def __init__(self, here: Here, options: values.Options = QUICK, boot: str = BOOT) -> None:
+    def __init__(
+        self,
+        here: Here,
+        options: values.Options = QUICK,
+        boot: str = BOOT,
+        count: Path | None = None,
+    ) -> None:
         changed = {name: getattr(options, name) for name in values.Options.__slots__}
         order = {
             "store": str(here.path),
             "model": here.model.name,
             "options": changed,
             "boot": boot,
+            **({"count": str(count)} if count else {}),
         }
         self._out = os.memfd_create("printed")
         self._process = subprocess.Popen(
@@ -232,6 +239,10 @@ class Process:
     def __exit__(self, *_: object) -> None:
         self.kill()
         os.close(self._out)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
 
     def kill(self) -> None:
         self._process.kill()

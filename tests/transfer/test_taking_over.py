@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from watcher.model import MIB
+from watcher.transfer.store import Store
+from watcher.transfer.values import Partial
 
-from .driven import BOOT, Here
+from .driven import BOOT, Background, Here, wait_for
 
 TAKEN = ((100, 3 * MIB), (5 * MIB + 1, 9 * MIB))
 SIZE = sum(end - start for start, end in TAKEN)
@@ -72,3 +75,51 @@ def test_a_partial_that_ends_before_is_an_error(here: Here) -> None:
     with pytest.raises(OSError, match="ended before"):
         take(here, here.content()[: 6 * MIB])
     here.pull()
+
+
+def partial_of(here: Here, data: bytes) -> Partial:
+    path = here.path / "blobs" / f"sha256-{here.digest}-partial"
+    path.write_bytes(data)
+    status = path.stat()
+    return Partial(here.digest, status.st_dev, status.st_ino, TAKEN)
+
+
+def test_a_pull_goes_on_from_a_servers_download_and_leaves_it_where_it_is(here: Here) -> None:
+    partial = partial_of(here, here.content())
+    here.pull(partials=(partial,))
+    assert here.served == here.size - SIZE + 1
+    assert f"{SIZE} bytes of the server's download are taken over" in here.notices()
+    left = here.path / "blobs" / f"sha256-{here.digest}-partial"
+    assert left.read_bytes() == here.content()
+
+
+def test_another_file_under_its_name_is_not_taken(here: Here) -> None:
+    partial = partial_of(here, here.content())._replace(inode=1)
+    here.pull(partials=(partial,))
+    assert here.served == here.size + 1
+
+
+def test_a_symlink_under_its_name_is_not_followed(here: Here, tmp_path: Path) -> None:
+    partial = partial_of(here, here.content())
+    path = here.path / "blobs" / f"sha256-{here.digest}-partial"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    here.pull(partials=(partial,))
+    assert here.served == here.size + 1
+
+
+def test_of_a_download_that_was_cut_meanwhile_what_is_there_is_taken(here: Here) -> None:
+    partial = partial_of(here, here.content()[: 6 * MIB])
+    here.pull(partials=(partial,))
+    assert here.served == here.size - (3 * MIB - 100) - (MIB - 1) + 1
+
+
+def test_it_is_copied_only_beside_the_reserve(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = [MIB]
+    monkeypatch.setattr(Store, "free", lambda _: room[0])
+    with Background(here.transfer(partials=(partial_of(here, here.content()),))) as running:
+        wait_for(here.waits)
+        assert here.written_if_any() == 0
+        room[0] = 1 << 40
+        here.publish(running.result())
+    here.check()

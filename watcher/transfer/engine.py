@@ -11,18 +11,20 @@ import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from watcher.ollama import names
+from watcher.ollama import names, ranges
 from watcher.state import fs
 from watcher.transfer.connections import FULL, Connections, disk_error
 from watcher.transfer.fetch import Fetch
-from watcher.transfer.ledger import Ledger, LostError
+from watcher.transfer.ledger import COPY, Ledger, LostError
 from watcher.transfer.store import Store, Verified
-from watcher.transfer.tasks import all_of, beside
+from watcher.transfer.tasks import all_of, beside, in_thread
 from watcher.transfer.values import (
     Cause,
     Layer,
     Noticed,
     Options,
+    Order,
+    Partial,
     Progress,
     TransferError,
     Waiting,
@@ -40,9 +42,12 @@ _ROOM_SECONDS = 1.0
 class Engine:
     """Fetches layers into a store. Made and used in one loop."""
 
-    def __init__(self, connections: Connections, store: Store, boot: str, options: Options) -> None:
+    def __init__(
+        self, connections: Connections, store: Store, order: Order, options: Options
+    ) -> None:
         self._connections, self._store = connections, store
-        self._boot, self._options = boot, options
+        self._boot, self._options = order.boot, options
+        self._partials = {partial.digest: partial for partial in order.partials}
         self._emit = connections.emit
 
     async def fetch(self, layers: Sequence[Layer]) -> list[Verified]:
@@ -100,6 +105,8 @@ class Engine:
         if ledger.lost:
             text = f"earlier bytes are fetched anew: {ledger.lost}"
             self._emit(Noticed(ledger.layer.digest, text))
+        if partial := self._partials.get(ledger.layer.digest):
+            await self._take(ledger, partial)
         connections = self._connections
         fetch = Fetch(ledger, self._options, connections.bell)
         connections.open.append(fetch)
@@ -110,6 +117,32 @@ class Engine:
         finally:
             connections.open.remove(fetch)
             _keep(ledger)
+
+    async def _take(self, ledger: Ledger, partial: Partial) -> None:
+        """Copy what a server has left of a layer, as far as there is room beside the reserve."""
+        layer, copied = ledger.layer, 0
+        pieces = self._store.take(ledger, partial)
+        while True:
+            while self._store.free() - self._options.reserve < COPY:
+                await self._wait_for_room(layer)
+            try:
+                size = await in_thread(next, pieces, 0)
+            except OSError as error:
+                if error.errno not in FULL:
+                    text = f"the rest of the server's download can't be copied: {error.strerror}"
+                    self._emit(Noticed(layer.digest, text))
+                    return
+                await self._wait_for_room(layer)
+                pieces = self._store.take(ledger, partial)
+                continue
+            if not size:
+                break
+            copied += size
+            arrived = ranges.size(ledger.arrived)
+            self._emit(Progress(layer.digest, layer.size, arrived, 0))
+        if copied:
+            text = f"{copied} bytes of the server's download are taken over"
+            self._emit(Noticed(layer.digest, text))
 
     async def _verify(self, fetch: Fetch) -> None:
         digest = fetch.layer.digest

@@ -32,7 +32,7 @@ _LONGEST_LEDGER = 16 * MIB
 #: A longer log is none of ours: it is made anew when it has an eighth of this.
 _LONGEST_LOG = 64 * MIB
 #: So much is copied between two marks.
-_COPY = 16 * MIB
+COPY = 16 * MIB
 
 
 class LostError(OSError):
@@ -229,8 +229,8 @@ class Ledger:
         # First: what a kill leaves of it must be known as taken.
         self._save()
         for low, high in wanted:
-            for start in range(low, high, _COPY):
-                end = min(start + _COPY, high)
+            for start in range(low, high, COPY):
+                end = min(start + COPY, high)
                 fs.copy(source, self.data, start, end)
                 self.mark(start, end)
                 yield end - start

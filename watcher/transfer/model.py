@@ -87,7 +87,7 @@ class Transfer:
             access = Access(order.insecure, order.plain, order.key, options.stall)
             registry = Registry(client, order.model, access)
             connections = Connections(client, registry, target, options, self._emit)
-            engine = Engine(connections, target, order.boot, options)
+            engine = Engine(connections, target, order, options)
             raw = await connections.patiently(registry.manifest)
             for _ in range(_MOST_MOVES):
                 layers = [Layer(*each) for each in answered.sizes(raw).items()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from watcher.errors import WatchError
-from watcher.model import MIB
+from watcher.model import MIB, Ranges
 from watcher.ollama.names import ModelName
 
 
@@ -44,6 +44,16 @@ class Options:
     reserve: int = 512 * MIB
 
 
+class Partial(NamedTuple):
+    """What a server has left of a layer, which nobody holds: the trusted ranges of its data."""
+
+    digest: str
+    #: Which file ``blobs/sha256-<digest>-partial`` must be.
+    device: int
+    inode: int
+    trusted: Ranges
+
+
 class Order(NamedTuple):
     """What to fetch, and for which store."""
 
@@ -57,6 +67,8 @@ class Order(NamedTuple):
     plain: bool = False
     #: The private key (OpenSSH, ed25519) that signs for tokens; "" for none.
     key: str = ""
+    #: To copy instead of fetching.
+    partials: tuple[Partial, ...] = ()
 
 
 # ---------------------------------------------------------------- what is reported
