@@ -12,9 +12,9 @@ from watcher.ollama import ranges
 from .driven import QUICK, Here, Process, wait_for, with_options
 
 
-@pytest.mark.parametrize(("seed", "connections"), [(1, 2), (2, 8)])
+@pytest.mark.parametrize(("seed", "connections"), [(1, 1), (2, 2), (3, 8)])
 def test_a_kill_costs_a_mib_for_each_connection(here: Here, seed: int, connections: int) -> None:
-    chance, options = random.Random(seed), with_options(connections=connections)
+    chance, options = random.Random(seed), with_options(connections=connections, piece=6 * MIB)
     here.registry.throttle(8_000_000)
     while here.served < here.size * 0.8:
         until = min(here.served + chance.randint(1_000_000, 6_000_000), here.size)
