@@ -14,6 +14,7 @@ from watcher.demo.registry import Registry
 from watcher.model import MIB
 from watcher.state import fs
 from watcher.transfer import values as transfer
+from watcher.transfer.ledger import LEDGER
 from watcher.transfer.store import Store
 from watcher.transfer.values import Cause
 
@@ -87,3 +88,20 @@ def test_a_limit_of_this_process_ends_it_with_what_raises_it(here: Here) -> None
     assert caught.value.cause is Cause.DISK
     assert "LimitFSIZE" in caught.value.next_step
     here.pull()
+
+
+def test_a_ledger_that_can_not_be_written_is_tried_again_and_the_bytes_go_on(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, tries = fs.save, [0]
+
+    def full(name: str, parent: int, data: bytes, *, durable: bool = True) -> None:
+        if name == LEDGER and tries[0] < 3:
+            tries[0] += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(name, parent, data, durable=durable)
+
+    monkeypatch.setattr(fs, "save", full)
+    here.pull(with_options(sync_bytes=MIB))
+    assert tries[0] == 3
+    assert here.served == here.size + 1

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from contextlib import AbstractContextManager
 
 import pytest
 
 from watcher.model import MIB
 from watcher.ollama import ranges
+from watcher.transfer.ledger import Ledger
+from watcher.transfer.store import Store
+from watcher.transfer.values import Layer
 
 from .driven import QUICK, Here, Process, wait_for, with_options
 
@@ -92,3 +96,18 @@ def test_a_second_pull_takes_over_where_the_first_dies(here: Here) -> None:
             second.end()
     here.check()
     assert here.served <= here.size + 2 + QUICK.connections * MIB
+
+
+def test_a_layer_that_gets_its_name_just_before_its_lock_is_free_is_not_fetched(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Store.ledger
+
+    def late(store: Store, layer: Layer, boot: str) -> AbstractContextManager[Ledger]:
+        if layer.digest == here.digest:
+            here.blob.write_bytes(here.content())
+        return real(store, layer, boot)
+
+    monkeypatch.setattr(Store, "ledger", late)
+    here.pull()
+    assert here.served == 0

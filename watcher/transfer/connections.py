@@ -7,8 +7,9 @@ asks for less gets less; a slow connection gives its rest to a fresh one; a full
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -101,6 +102,16 @@ class Connections:
     async def run(self) -> None:
         """Fetch until canceled. Raises TransferError where no further try can help."""
         await all_of([*(self._work(each) for each in self._all), self._watch_speeds()])
+
+    @contextlib.contextmanager
+    def fetching(self, fetch: Fetch) -> Iterator[None]:
+        """Fetch the pieces of one layer more."""
+        self.open.append(fetch)
+        self.bell.ring()
+        try:
+            yield
+        finally:
+            self.open.remove(fetch)
 
     async def patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What a question to the registry brings; it is asked again as often as a piece."""

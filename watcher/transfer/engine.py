@@ -77,7 +77,12 @@ class Engine:
         told = False
         while not self._store.has(layer):
             try:
-                return held.enter_context(self._store.ledger(layer, self._boot))
+                found = held.enter_context(self._store.ledger(layer, self._boot))
+                if not self._store.has(layer):
+                    return found
+                # It has got its name, and its folder went, just before this one was made.
+                self._store.tidy(layer)
+                return None
             except FileNotFoundError:
                 # Its folder went when the other one was done, or all folders did.
                 self._store.check()
@@ -105,17 +110,14 @@ class Engine:
         if ledger.lost:
             text = f"earlier bytes are fetched anew: {ledger.lost}"
             self._emit(Noticed(ledger.layer.digest, text))
-        if partial := self._partials.get(ledger.layer.digest):
-            await self._take(ledger, partial)
-        connections = self._connections
-        fetch = Fetch(ledger, self._options, connections.bell)
-        connections.open.append(fetch)
-        connections.bell.ring()
         try:
-            await beside(self._verify(fetch), self._sync_often(fetch), self._report(fetch))
+            if partial := self._partials.get(ledger.layer.digest):
+                await self._take(ledger, partial)
+            fetch = Fetch(ledger, self._options, self._connections.bell)
+            with self._connections.fetching(fetch):
+                await beside(self._verify(fetch), self._sync_often(fetch), self._report(fetch))
             self._emit(fetch.progress())
         finally:
-            connections.open.remove(fetch)
             _keep(ledger)
 
     async def _take(self, ledger: Ledger, partial: Partial) -> None:
@@ -147,6 +149,7 @@ class Engine:
     async def _verify(self, fetch: Fetch) -> None:
         digest = fetch.layer.digest
         while await fetch.hash() != digest.lower():
+            await self._sync(fetch)  # what is said of it from here on is not overtaken by another
             if not fetch.ledger.taken:
                 fetch.ledger.note_wrong()
                 raise TransferError(
@@ -155,7 +158,6 @@ class Engine:
                     "run it again: the layer is then fetched anew",
                     Cause.MISMATCH,
                 )
-            await self._sync(fetch)
             size = fetch.forget_taken()
             text = f"checksum mismatch: {size} bytes from the server's download are fetched anew"
             self._emit(Noticed(digest, text))
@@ -168,7 +170,8 @@ class Engine:
                 async with asyncio.timeout(self._options.sync_seconds):
                     while fetch.unsynced < self._options.sync_bytes:
                         await self._connections.bell.wait()
-            await self._sync(fetch)
+            if not await self._sync(fetch):
+                await asyncio.sleep(_ROOM_SECONDS)
 
     async def _sync(self, fetch: Fetch) -> bool:
         """Make durable what has arrived. False where there is no room for the ledger.

@@ -87,19 +87,26 @@ def peek(ours: int, layer: Layer, boot: str) -> int:
         return 0
 
 
-def remove(ours: int, digest: str, *, unless_data: bool = False) -> None:
+def remove(ours: int, digest: str, *, only_empty: bool = False) -> None:
     """Remove the folder of a layer that has its name; what is not ours in it stays.
 
-    `unless_data`: only where the name was given to its data.
+    `only_empty`: only where there are no bytes in it.
     """
     with contextlib.suppress(OSError), state_folder.opened_in(FOLDER, ours) as above:
         with state_folder.opened_in(digest, above) as folder:
-            if unless_data and DATA in os.listdir(folder):
+            if only_empty and _size(folder):
                 return
             for name in (DATA, LEDGER, f"{LEDGER}.damaged", ARRIVED, LOCK):
                 with contextlib.suppress(FileNotFoundError):
                     fs.remove(name, folder)
         fs.remove_folder(digest, above)
+
+
+def _size(folder: int) -> int:
+    try:
+        return os.stat(DATA, dir_fd=folder, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
 
 
 class Ledger:

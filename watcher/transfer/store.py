@@ -75,8 +75,11 @@ class Store:
             yield found
 
     def tidy(self, layer: Layer) -> None:
-        """Remove what a kill has left of a transfer, once its layer has its name."""
-        ledger.remove(self._ours, layer.digest, unless_data=True)
+        """Remove what is left of a transfer once its layer has its name.
+
+        Bytes are left to `clean`, since the name may be of damaged ones.
+        """
+        ledger.remove(self._ours, layer.digest, only_empty=True)
 
     def peek(self, layer: Layer, boot: str) -> int:
         """How many bytes of a layer have arrived with another process."""
