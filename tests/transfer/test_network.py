@@ -105,6 +105,15 @@ def test_a_busy_registry_gets_half_the_connections(here: Here) -> None:
         running.result()
 
 
+def test_a_busy_registry_is_asked_once_by_all_who_need_the_answer(here: Here) -> None:
+    later = {"Retry-After": "100"}
+    here.registry.add_fault(Fault("page", on="direct", status=429, headers=later, times=1))
+    with Background(here.transfer(with_options(connections=4))) as running:
+        wait_for(lambda: len(here.waits()) == 4)
+        assert here.registry.stats()["requests"]["direct"] == 1
+        running.work.stop()
+
+
 def test_a_registry_that_is_away_for_a_while_is_waited_for(here: Here) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -59,6 +59,8 @@ class Registry:
         self._addresses: dict[str, Address] = {}
         #: One asks, the others wait for what it finds.
         self._asking = asyncio.Lock()
+        #: The last question that failed: when, and how.
+        self._failed: tuple[float, TryError] | None = None
 
     # ------------------------------------------------------------ the manifest
 
@@ -88,10 +90,19 @@ class Registry:
 
     async def address(self, layer: Layer) -> Address:
         """Where a layer's bytes are, by now. Raises TryError."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         async with self._asking:
             known = self._addresses.get(layer.digest)
-            if known is None:
+            if known is not None:
+                return known
+            if self._failed is not None and self._failed[0] >= began:
+                raise self._failed[1]  # whoever waited for that answer has it, too
+            try:
                 known = self._addresses[layer.digest] = await self._ask(layer)
+            except TryError as error:
+                self._failed = loop.time(), error
+                raise
             return known
 
     def expire(self, layer: Layer, address: Address) -> None:
