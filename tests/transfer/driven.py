@@ -69,8 +69,10 @@ class Here:
 
     def publish(self, fetched: Fetched) -> None:
         with store.opened(str(self.path)) as opened:
-            assert opened.publish(fetched.verified, BOOT) == []
+            published = opened.publish(fetched.verified, BOOT)
+            assert not published.changed
             opened.place_manifest(self.name, fetched.manifest)
+            opened.settle(published.named)
 
     def pull(self, options: values.Options = QUICK, **more: object) -> None:
         """All of it, and a look whether it is right."""

@@ -48,11 +48,12 @@ def main() -> None:
     with store.opened(path) as opened:
         while True:
             try:
-                assert opened.publish(fetched.verified, boot) == []
+                published = opened.publish(fetched.verified, boot)
                 break
             except fs.BusyError:
                 time.sleep(0.05)
         opened.place_manifest(model, fetched.manifest)
+        opened.settle(published.named)
 
 
 if __name__ == "__main__":

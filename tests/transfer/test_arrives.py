@@ -138,7 +138,7 @@ def test_a_layer_that_changed_since_it_was_hashed_gets_no_name(here: Here) -> No
     with data.open("r+b") as file:
         file.write(b"x")
     with store.opened(str(here.path)) as opened:
-        changed = opened.publish(fetched.verified, BOOT)
+        changed = opened.publish(fetched.verified, BOOT).changed
     assert [each.layer.digest for each in changed] == [here.digest]
     assert not here.blob.exists()
 

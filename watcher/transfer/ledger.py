@@ -48,6 +48,11 @@ class Identity(NamedTuple):
     mtime_ns: int
 
 
+def identity(status: os.stat_result) -> Identity:
+    """Of the file with that status."""
+    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What the file ``ledger`` says."""
@@ -158,8 +163,7 @@ class Ledger:
     @property
     def identity(self) -> Identity:
         """Of the data, as it is now."""
-        status = os.fstat(self.data)
-        return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return identity(os.fstat(self.data))
 
     # ------------------------------------------------------------ arrived
 

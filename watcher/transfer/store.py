@@ -32,6 +32,15 @@ class Verified(NamedTuple):
     identity: Identity
 
 
+class Published(NamedTuple):
+    """What came of giving names."""
+
+    #: Layers that have their names; which file of ours that is.
+    named: list[Verified]
+    #: Layers whose file has changed since it was hashed.
+    changed: list[Verified]
+
+
 class Store:
     """The folders of one store."""
 
@@ -103,30 +112,88 @@ class Store:
 
     # ------------------------------------------------------------ names
 
-    def publish(self, verified: Sequence[Verified], boot: str) -> list[Verified]:
-        """Give layers their names in ``blobs/``. Gives back those that have changed since.
+    def publish(self, verified: Sequence[Verified], boot: str) -> Published:
+        """Give layers their names in ``blobs/``.
 
-        One that got its name otherwise meanwhile keeps that file. Raises fs.BusyError where another
-        process has one, and OSError.
+        The caller knows that names may be added there now (``docs/safety.md``), places the manifest
+        next, and then settles. A layer that got its name otherwise meanwhile keeps that file.
+        Raises fs.BusyError where another process has one, and OSError.
         """
-        changed = [each for each in verified if not self._name(each, boot)]
-        fs.sync(self._blobs)
+        published = Published([], [])
         for each in verified:
-            if each not in changed:
-                ledger.remove(self._ours, each.layer.digest)
-        return changed
+            named = self._name(each, boot)
+            (published.changed if named is None else published.named).append(named or each)
+        fs.sync(self._blobs)
+        for each in published.named:
+            self.tidy(each.layer)
+        return published
 
-    def _name(self, verified: Verified, boot: str) -> bool:
-        if self.has(verified.layer):
-            return True
-        with ledger.opened(self._ours, verified.layer, boot) as found:
+    def _name(self, verified: Verified, boot: str) -> Verified | None:
+        layer = verified.layer
+        if self.has(layer):
+            return verified
+        with ledger.opened(self._ours, layer, boot) as found:
             if found.identity != verified.identity:
-                return False
+                return None
             fs.make_blob(found.data, self._blobs)
             with contextlib.suppress(FileExistsError):
-                name = names.blob(verified.layer.digest)
-                fs.move(ledger.DATA, found.folder, name, self._blobs)
+                self._give_name(layer, found.folder, keep=self._is_pulled(layer))
+            return Verified(layer, found.identity)
+
+    def _give_name(self, layer: Layer, folder: int, *, keep: bool) -> None:
+        """Name the data; `keep`: it keeps its own name, too, where a file may have two."""
+        name = names.blob(layer.digest)
+        if keep:
+            try:
+                fs.second_name(ledger.DATA, folder, name, self._blobs)
+            except OSError as error:
+                if error.errno not in fs.NO_LINKS:
+                    raise
+            else:
+                return
+        fs.move(ledger.DATA, folder, name, self._blobs)
+
+    def _is_pulled(self, layer: Layer) -> bool:
+        """Whether a server's own download of it lies there: it may replace the name, or remove it.
+
+        It renames its file over the name, hashes it then, and removes the name if it is wrong.
+        """
+        try:
+            os.stat(names.data(layer.digest), dir_fd=self._blobs, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
         return True
+
+    def settle(self, published: Sequence[Verified]) -> list[Verified]:
+        """Look again at published layers; gives back those that a server is still pulling.
+
+        Our file of such a layer is kept, and gets the name again where the server has removed it.
+        Raises OSError.
+        """
+        pulled = [each for each in published if not self._is_settled(each)]
+        fs.sync(self._blobs)
+        return pulled
+
+    def _is_settled(self, published: Verified) -> bool:
+        layer = published.layer
+        if not self.has(layer):
+            self._put_back(published)
+        if self._is_pulled(layer):
+            return False
+        ledger.remove(self._ours, layer.digest)
+        return True
+
+    def _put_back(self, published: Verified) -> None:
+        digest, meant = published.layer.digest, published.identity
+        with (
+            contextlib.suppress(FileNotFoundError),
+            state_folder.opened_in(ledger.FOLDER, self._ours) as above,
+            state_folder.opened_in(digest, above) as folder,
+        ):
+            found = os.stat(ledger.DATA, dir_fd=folder, follow_symlinks=False)
+            # Another file is a new transfer, of which nobody knows whether it is right.
+            if ledger.identity(found) == meant:
+                self._give_name(published.layer, folder, keep=True)
 
     # ------------------------------------------------------------ the manifest
 
