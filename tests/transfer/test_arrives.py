@@ -78,6 +78,16 @@ def test_a_model_of_many_small_layers_arrives(tmp_path: Path, registry: Registry
     here.pull()
 
 
+def test_some_layers_are_fetched_without_their_manifest(here: Here) -> None:
+    here.registry.remove_tag("library/demo", "1b")
+    fetched = here.fetch(layers=(transfer.Layer(here.digest, here.size),))
+    with here.opened() as opened:
+        named = opened.publish(fetched.verified, BOOT).named
+        assert opened.settle(named) == []
+    assert here.blob.read_bytes() == here.content()
+    assert "manifest" not in here.registry.stats()["requests"]
+
+
 @pytest.mark.parametrize("layers", ["null", "[]"])
 def test_a_model_without_layers_gets_its_config_and_manifest(here: Here, layers: str) -> None:
     config = here.model.config

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from watcher.ollama import registry as answered
 from watcher.transfer import store
@@ -21,9 +21,6 @@ from watcher.transfer.values import (
     TransferError,
 )
 
-if TYPE_CHECKING:
-    from watcher.transfer.client import Client
-
 #: A tag that moves more often than this while its model is fetched has something wrong with it.
 _MOST_MOVES = 5
 
@@ -31,7 +28,7 @@ _MOST_MOVES = 5
 class Fetched(NamedTuple):
     """A model whose layers are all here, with or without their names."""
 
-    #: The manifest's bytes.
+    #: The manifest's bytes; none where only some layers were wanted.
     manifest: bytes
     #: Those that wait for their names.
     verified: tuple[Verified, ...]
@@ -43,7 +40,6 @@ class Transfer:
     def __init__(self, order: Order, options: Options, emit: Emit) -> None:
         """`emit` is called in the thread of `run`; what it raises ends the transfer."""
         self._order, self._options, self._emit = order, options, emit
-        self._lock = threading.Lock()
         self._is_stopped = False
         self._running: tuple[asyncio.AbstractEventLoop, asyncio.Future[Fetched]] | None = None
 
@@ -56,7 +52,7 @@ class Transfer:
                 running[0].call_soon_threadsafe(running[1].cancel)
 
     def run(self) -> Fetched:
-        """Fetch and verify all that the store lacks of the model. Names come later.
+        """Fetch and verify all that the store lacks of the order. Names come later.
 
         Raises TransferError, StoppedError where `stop` was called, and OSError where the store
         can't be opened.
@@ -78,23 +74,31 @@ class Transfer:
             self._running = None
 
     async def _fetched(self, target: Store) -> Fetched:
-        from watcher.transfer.connections import Connections
-        from watcher.transfer.engine import Engine
-        from watcher.transfer.registry import Access, Registry
+        try:
+            from watcher.transfer.client import Client
+            from watcher.transfer.connections import Connections
+            from watcher.transfer.engine import Engine
+            from watcher.transfer.registry import Access, Registry
+        except ImportError as error:
+            raise TransferError(
+                f"pycurl can't be loaded: {error}",
+                "install it: pip install pycurl, or the package python3-pycurl",
+                Cause.UNAVAILABLE,
+            ) from None
 
         order, options = self._order, self._options
-        with _client(options.connections) as client:
+        with Client(options.connections) as client:
             access = Access(order.insecure, order.plain, order.key, options.stall)
             registry = Registry(client, order.model, access)
             connections = Connections(client, registry, target, options, self._emit)
             engine = Engine(connections, target, order, options)
+            if order.layers:
+                missing = self._missing(target, order.layers)
+                return Fetched(b"", tuple(await engine.fetch(missing)))
             raw = await connections.patiently(registry.manifest)
             for _ in range(_MOST_MOVES):
                 layers = [Layer(*each) for each in answered.sizes(raw).items()]
-                missing = [layer for layer in layers if not target.has(layer)]
-                for layer in {*layers} - {*missing}:
-                    target.tidy(layer)
-                verified = await engine.fetch(missing)
+                verified = await engine.fetch(self._missing(target, layers))
                 now = await connections.patiently(registry.manifest)
                 if now == raw:
                     return Fetched(raw, tuple(verified))
@@ -106,16 +110,10 @@ class Transfer:
                 Cause.WRONG_ANSWER,
             )
 
-
-def _client(connections: int) -> Client:
-    """libcurl's connections. Raises TransferError where it can't be loaded."""
-    try:
-        from watcher.transfer.client import Client
-    except ImportError as error:
-        raise TransferError(
-            f"pycurl can't be loaded: {error}",
-            "install it: pip install pycurl, or the package python3-pycurl; until then the server"
-            " fetches",
-            Cause.UNAVAILABLE,
-        ) from None
-    return Client(connections)
+    @staticmethod
+    def _missing(target: Store, layers: Sequence[Layer]) -> list[Layer]:
+        """The layers without a name; of the others nothing is left over."""
+        missing = [layer for layer in layers if not target.has(layer)]
+        for layer in {*layers} - {*missing}:
+            target.tidy(layer)
+        return missing

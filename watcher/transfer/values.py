@@ -67,6 +67,8 @@ class Order(NamedTuple):
     plain: bool = False
     #: The private key (OpenSSH, ed25519) that signs for tokens; "" for none.
     key: str = ""
+    #: Of the model these alone; () for all that its manifest names.
+    layers: tuple[Layer, ...] = ()
     #: To copy instead of fetching.
     partials: tuple[Partial, ...] = ()
 
