@@ -33,7 +33,7 @@ def take(here: Here, data: bytes, *, pieces: int | None = None) -> None:
 
 def test_ranges_of_a_partial_are_not_fetched(here: Here) -> None:
     take(here, here.content())
-    here.pull()
+    pull(here)
     assert here.served == here.size - SIZE + 1
 
 
@@ -56,7 +56,7 @@ def test_wrong_bytes_in_them_cost_what_was_taken_and_no_more(here: Here) -> None
     data = bytearray(here.content())
     data[6 * MIB] ^= 1
     take(here, bytes(data))
-    here.pull()
+    pull(here)
     assert f"{SIZE} bytes from the server's download are fetched anew" in here.notices()
     assert here.served == here.size + 1
 
@@ -74,7 +74,15 @@ def test_what_has_arrived_is_not_taken(here: Here) -> None:
 def test_a_partial_that_ends_before_is_an_error(here: Here) -> None:
     with pytest.raises(OSError, match="ended before"):
         take(here, here.content()[: 6 * MIB])
-    here.pull()
+    pull(here)
+
+
+def pull(here: Here, partials: tuple[Partial, ...] = ()) -> None:
+    """All of it, once the server's download is gone: beside it ours keeps its second name."""
+    fetched = here.fetch(partials=partials)
+    (here.path / "blobs" / f"sha256-{here.digest}-partial").unlink()
+    here.publish(fetched)
+    here.check()
 
 
 def partial_of(here: Here, data: bytes) -> Partial:
@@ -86,16 +94,19 @@ def partial_of(here: Here, data: bytes) -> Partial:
 
 def test_a_pull_goes_on_from_a_servers_download_and_leaves_it_where_it_is(here: Here) -> None:
     partial = partial_of(here, here.content())
-    here.pull(partials=(partial,))
+    fetched = here.fetch(partials=(partial,))
     assert here.served == here.size - SIZE + 1
     assert f"{SIZE} bytes of the server's download are taken over" in here.notices()
     left = here.path / "blobs" / f"sha256-{here.digest}-partial"
     assert left.read_bytes() == here.content()
+    left.unlink()
+    here.publish(fetched)
+    here.check()
 
 
 def test_another_file_under_its_name_is_not_taken(here: Here) -> None:
     partial = partial_of(here, here.content())._replace(inode=1)
-    here.pull(partials=(partial,))
+    pull(here, partials=(partial,))
     assert here.served == here.size + 1
 
 
@@ -104,13 +115,13 @@ def test_a_symlink_under_its_name_is_not_followed(here: Here, tmp_path: Path) ->
     path = here.path / "blobs" / f"sha256-{here.digest}-partial"
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
-    here.pull(partials=(partial,))
+    pull(here, partials=(partial,))
     assert here.served == here.size + 1
 
 
 def test_of_a_download_that_was_cut_meanwhile_what_is_there_is_taken(here: Here) -> None:
     partial = partial_of(here, here.content()[: 6 * MIB])
-    here.pull(partials=(partial,))
+    pull(here, partials=(partial,))
     assert here.served == here.size - (3 * MIB - 100) - (MIB - 1) + 1
 
 
@@ -121,5 +132,5 @@ def test_it_is_copied_only_beside_the_reserve(here: Here, monkeypatch: pytest.Mo
         wait_for(here.waits)
         assert here.written_if_any() == 0
         room[0] = 1 << 40
-        here.publish(running.result())
-    here.check()
+        running.result()
+    pull(here)

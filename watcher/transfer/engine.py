@@ -106,19 +106,31 @@ class Engine:
         await asyncio.sleep(_ROOM_SECONDS)
 
     async def _one(self, ledger: Ledger) -> None:
-        """Fetch one layer; return once it is right and on the disk."""
+        """Fetch one layer; return once it is right, and on the disk where others are under way."""
         if ledger.lost:
             text = f"earlier bytes are fetched anew: {ledger.lost}"
             self._emit(Noticed(ledger.layer.digest, text))
+        is_next_named = False
         try:
             if partial := self._partials.get(ledger.layer.digest):
                 await self._take(ledger, partial)
             fetch = Fetch(ledger, self._options, self._connections.bell)
             with self._connections.fetching(fetch):
                 await beside(self._verify(fetch), self._sync_often(fetch), self._report(fetch))
+                is_next_named = self._is_last()
             self._emit(fetch.progress())
         finally:
-            _keep(ledger)
+            if not is_next_named:
+                _keep(ledger)
+
+    def _is_last(self) -> bool:
+        """Whether the one layer that is open is the last one: it is synced when it gets its name.
+
+        Where no start of the machine is known, nothing but what is durable is found until then.
+        """
+        return (
+            self._connections.later == 0 and len(self._connections.open) == 1 and self._boot != ""
+        )
 
     async def _take(self, ledger: Ledger, partial: Partial) -> None:
         """Copy what a server has left of a layer, as far as there is room beside the reserve."""
@@ -161,7 +173,7 @@ class Engine:
             size = fetch.forget_taken()
             text = f"checksum mismatch: {size} bytes from the server's download are fetched anew"
             self._emit(Noticed(digest, text))
-        while not await self._sync(fetch):
+        while not self._is_last() and not await self._sync(fetch):
             await self._wait_for_room(fetch.layer)
 
     async def _sync_often(self, fetch: Fetch) -> None:

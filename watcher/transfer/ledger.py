@@ -71,10 +71,13 @@ def opened(ours: int, layer: Layer, boot: str) -> Iterator[Ledger]:
     Raises fs.BusyError where another one does, and OSError.
     """
     with contextlib.ExitStack() as held:
-        folder = held.enter_context(state_folder.made_in(FOLDER, ours))
-        folder = held.enter_context(state_folder.made_in(layer.digest, folder))
+        above = held.enter_context(state_folder.made_in(FOLDER, ours))
+        # It is on the disk with the first ledger.
+        fs.ensure_folder(layer.digest, above, durable=False)
+        folder = held.enter_context(state_folder.opened_in(layer.digest, above))
         held.enter_context(fs.locked(LOCK, folder, f"pid {os.getpid()}"))
         ledger = Ledger(folder, layer, boot)
+        ledger.above = above
         held.callback(ledger.close)
         yield ledger
 
@@ -120,6 +123,8 @@ class Ledger:
     def __init__(self, folder: int, layer: Layer, boot: str) -> None:
         """Raises OSError."""
         self.folder, self.layer = folder, layer
+        #: The folder that the folder is in; None once that is on the disk.
+        self.above: int | None = None
         self._boot = boot
         #: Why earlier bytes do not count; "" where they do, or there are none.
         self.lost = ""
@@ -206,6 +211,9 @@ class Ledger:
         except OSError as error:
             raise LostError(error.errno, error.strerror) from None
         self._save(snapshot)
+        if self.above is not None:
+            fs.sync(self.above)
+            self.above = None
         self.durable = snapshot
 
     def shorten(self) -> None:

@@ -26,7 +26,7 @@ _TRIES = 3
 
 
 class Verified(NamedTuple):
-    """A layer that is all there, on the disk, with its right hash; which file that is."""
+    """A layer that is all there, with its right hash; which file that is."""
 
     layer: Layer
     identity: Identity
@@ -135,7 +135,11 @@ class Store:
         with ledger.opened(self._ours, layer, boot) as found:
             if found.identity != verified.identity:
                 return None
-            fs.make_blob(found.data, self._blobs)
+            try:
+                fs.make_blob(found.data, self._blobs)
+            except OSError:
+                found.lose()  # what the disk has not taken
+                raise
             with contextlib.suppress(FileExistsError):
                 self._give_name(layer, found.folder, keep=self._is_pulled(layer))
             return Verified(layer, found.identity)
@@ -170,9 +174,7 @@ class Store:
         Our file of such a layer is kept, and gets the name again where the server has removed it.
         Raises OSError.
         """
-        pulled = [each for each in published if not self._is_settled(each)]
-        fs.sync(self._blobs)
-        return pulled
+        return [each for each in published if not self._is_settled(each)]
 
     def _is_settled(self, published: Verified) -> bool:
         layer = published.layer
@@ -194,6 +196,7 @@ class Store:
             # Another file is a new transfer, of which nobody knows whether it is right.
             if ledger.identity(found) == meant:
                 self._give_name(published.layer, folder, keep=True)
+                fs.sync(self._blobs)
 
     # ------------------------------------------------------------ the manifest
 
@@ -222,13 +225,16 @@ class Store:
 
     def _put(self, model: ModelName, name: str, folder: int) -> None:
         with contextlib.ExitStack() as held:
-            at = self._store
+            ways = [self._store]
+            fresh: list[int] = []
             for part in ("manifests", *model[:-1]):
-                part = _spelled(part, at)
-                fs.ensure_folder(part, at)
-                at = held.enter_context(fs.opened_folder(part, at))
-            fs.replace(name, folder, _spelled(model.tag, at), at)
-            fs.sync(at)
+                part = _spelled(part, ways[-1])
+                if fs.ensure_folder(part, ways[-1], durable=False):
+                    fresh.append(ways[-1])
+                ways.append(held.enter_context(fs.opened_folder(part, ways[-1])))
+            fs.replace(name, folder, _spelled(model.tag, ways[-1]), ways[-1])
+            for at in (ways[-1], *reversed(fresh)):
+                fs.sync(at)
 
 
 @contextlib.contextmanager
