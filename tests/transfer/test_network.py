@@ -73,6 +73,15 @@ def test_addresses_that_expire_are_asked_for_anew_without_a_wait(here: Here) -> 
     assert here.registry.stats()["requests"]["direct"] >= 3
 
 
+def test_a_registry_that_gives_an_expired_address_again_is_not_asked_in_a_frenzy(
+    here: Here,
+) -> None:
+    here.registry.manners = Manners(lifetime=4, same=True)
+    with pytest.raises(transfer.TransferError, match="403"):
+        here.fetch(with_options(tries=3, connections=2))
+    assert here.registry.stats()["requests"]["direct"] < 20
+
+
 def test_an_address_that_never_worked_ends_with_its_words(here: Here) -> None:
     here.registry.manners = Manners(lifetime=0)
     with pytest.raises(transfer.TransferError, match="403: ExpiredRequest"):

@@ -128,6 +128,7 @@ class Manners:
 
     `plain`: layers are served at their own address, as a plain OCI registry does. `lifetime`: the
     address of a layer's data is good for so many requests, then it answers 403 with an XML body.
+    `same`: the registry goes on giving that address.
     `wants`: 401 to who has no token (`bearer`), whose realm wants it signed for (`signed`); `signs`
     is given the ``Authorization`` and the URL that it is for. `uses`: a token is good for so many
     requests. `realm`: where tokens are, if elsewhere. `newer`: manifests are answered with 412.
@@ -135,6 +136,7 @@ class Manners:
 
     plain: bool = False
     lifetime: int | None = None
+    same: bool = False
     wants: Literal["", "bearer", "signed"] = ""
     uses: int | None = None
     signs: Callable[[str, str], bool] = lambda _, __: False
@@ -591,6 +593,8 @@ class Registry:
     def lease(self) -> str:
         """A new signature of an address that expires."""
         with self._changed:
+            if self.manners.same and self._leases:
+                return next(iter(self._leases))
             made = f"{len(self._leases):04d}{os.urandom(8).hex()}"
             self._leases[made] = self.manners.lifetime or 0
             return made

@@ -195,8 +195,10 @@ class Connections:
         """What an answer without the range means."""
         status = answer.head.status
         if status in _EXPIRED:
-            self._registry.expire(fetch.layer, address)
-            if fetch.worked == address:
+            is_first = self._registry.expire(fetch.layer, address)
+            if fetch.worked == address or not is_first:
+                # Only once: a registry may give the same address again.
+                fetch.worked = None if is_first else fetch.worked
                 return _AgainError(f"the address has expired ({status}), and is asked for anew")
             if status == 401 and address.is_own:
                 return TryError("the registry's token has expired", Cause.NOT_ALLOWED)

@@ -105,10 +105,15 @@ class Registry:
                 raise
             return known
 
-    def expire(self, layer: Layer, address: Address) -> None:
-        """An address works no longer: the next one who needs it asks anew."""
-        if self._addresses.get(layer.digest) == address:
+    def expire(self, layer: Layer, address: Address) -> bool:
+        """An address works no longer: the next one who needs it asks anew.
+
+        False where somebody else has found that out before.
+        """
+        is_current = self._addresses.get(layer.digest) == address
+        if is_current:
             del self._addresses[layer.digest]
+        return is_current
 
     def request(self, address: Address, start: int, end: int, *, fresh: bool = False) -> Request:
         """The request for a range of bytes at an address."""
