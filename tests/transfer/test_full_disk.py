@@ -105,3 +105,19 @@ def test_a_ledger_that_can_not_be_written_is_tried_again_and_the_bytes_go_on(
     here.pull(with_options(sync_bytes=MIB))
     assert tries[0] == 3
     assert here.served == here.size + 1
+
+
+def test_bytes_for_which_there_is_no_room_all_the_same_are_fetched_when_there_is(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refused = fs.write_at, [0]
+
+    def full(fd: int, pieces: list[bytes], at: int) -> None:
+        if sum(map(len, pieces)) > 1000 and refused[0] < 12:
+            refused[0] += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(fd, pieces, at)
+
+    monkeypatch.setattr(fs, "write_at", full)
+    here.pull(with_options(tries=2, connections=2))
+    assert any("No space left" in wait.reason for wait in here.waits())

@@ -59,12 +59,6 @@ def test_a_crawling_connection_is_replaced(here: Here) -> None:
     assert "a slow connection is replaced" in here.notices()
 
 
-def test_where_all_are_slow_none_is_called_so(here: Here) -> None:
-    here.registry.throttle(6_000_000)
-    here.pull(with_options(slow_seconds=0.3))
-    assert "slow" not in here.notices()
-
-
 def test_addresses_that_expire_are_asked_for_anew_without_a_wait(here: Here) -> None:
     here.registry.manners = Manners(lifetime=3)
     here.pull()
