@@ -13,7 +13,7 @@ import pytest
 
 from watcher import errors
 from watcher.pull import manager
-from watcher.pull.driver import Options
+from watcher.pull.account import Options
 from watcher.pull.failures import Cause
 from watcher.pull.manager import ModelDownloadManager, StoreFiles
 from watcher.state.records import State

@@ -16,6 +16,8 @@ from watcher.errors import SettingsError, as_root, shown
 SYSTEM_FILE = Path("/etc/ollama-watch.toml")
 _READ_LIMIT = 1 << 20  #: what is larger is no file of settings, and may have no end
 ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
+#: A registry takes more for an attack, and they bring nothing.
+MOST_CONNECTIONS = 64
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -59,6 +61,14 @@ def size(value: object) -> int:
     if count is not None and 0 <= count <= _MOST_BYTES:
         return count
     raise ValueError("expected a size such as 50GB or 10MiB")
+
+
+def connections(value: object) -> int:
+    """A number of connections."""
+    count = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,3}", value) else value
+    if isinstance(count, int) and not isinstance(count, bool) and 0 < count <= MOST_CONNECTIONS:
+        return count
+    raise ValueError(f"expected a number from 1 to {MOST_CONNECTIONS}")
 
 
 def boolean(value: object) -> bool:
@@ -113,6 +123,7 @@ class Settings:
     repair: bool = _setting(boolean, True)
     clean: bool = _setting(boolean, False)
     queue: bool = _setting(boolean, False)
+    connections: int = _setting(connections, 8)
     writers_visible: bool = _setting(boolean, False)
     quarantine_keep: float = _setting(duration, "30d")
     quarantine_max_bytes: int = _setting(size, "200GB", "quarantine_max_size")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.servers import EngineServer, RealServer, Server
-from watcher.pull import driver
+from watcher.pull import by_server, way
+
+from .driven import at_a_port
 
 SERVERS = [
     pytest.param(EngineServer, id="engine"),
@@ -25,14 +26,17 @@ SERVERS = [
 @pytest.fixture(autouse=True)
 def _soon_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between tries only as long as it takes to see that there is a pause."""
-    monkeypatch.setattr(driver, "_LONGEST_PAUSE", 0.3)
+    monkeypatch.setattr(by_server, "_LONGEST_PAUSE", 0.3)
+
+
+@pytest.fixture(autouse=True)
+def _through_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a user who can't write the store, with the store to look at."""
+    monkeypatch.setattr(way, "why_server", lambda *_: "a test wants it so")
 
 
 @pytest.fixture(params=SERVERS)
 def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """Not started; it comes back at the same port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with request.param(tmp_path / "models", {"OLLAMA_HOST": f"127.0.0.1:{port}"}) as made:
-        made.port = port
+    with at_a_port(request.param, tmp_path) as made:
         yield made

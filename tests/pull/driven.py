@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.repair.scenes import seed_of
 from tests.support.driving import is_right
@@ -12,7 +15,8 @@ from tests.support.servers import Server
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.observe.host import Host
 from watcher.ollama import sidecars
-from watcher.pull.driver import Options, Pull, Update
+from watcher.pull.account import Options, Update
+from watcher.pull.driver import Pull
 from watcher.pull.failures import End
 from watcher.pull.target import Target
 from watcher.state import records
@@ -54,6 +58,16 @@ class Seen:
             assert records.may_follow(before.state, now.state), (before.state, now.state)
             assert now.progress_percent >= before.progress_percent, (before, now)
         self.updates.append(update)
+
+
+@contextmanager
+def at_a_port(kind: type[Server], folder: Path) -> Iterator[Server]:
+    """A server that is not started, and comes back at the same port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with kind(folder / "models", {"OLLAMA_HOST": f"127.0.0.1:{port}"}) as made:
+        made.port = port
+        yield made
 
 
 def site(server: Server) -> Target:

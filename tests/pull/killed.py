@@ -10,7 +10,8 @@ from typing import Any
 from tests.support.breaking import break_files, main
 from tests.support.runs import rules
 from watcher.observe.host import Host
-from watcher.pull.driver import Options, Pull
+from watcher.pull.account import Options
+from watcher.pull.driver import Pull
 from watcher.pull.target import Target
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.support.servers import Server, blob
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.pull import target as sites
-from watcher.pull.driver import Options
+from watcher.pull.account import Options
 from watcher.pull.failures import Cause
 from watcher.state.records import State
 

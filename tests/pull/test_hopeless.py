@@ -20,9 +20,9 @@ from tests.support.servers import EngineServer, Server, blob, wait_until
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.observe.host import Host
 from watcher.ollama.pull_stream import PullStream, Status
-from watcher.pull import disk, driver, target
-from watcher.pull.driver import Options
-from watcher.pull.failures import Asked, Cause, of_error
+from watcher.pull import by_server, disk, target
+from watcher.pull.account import Options, Update
+from watcher.pull.failures import Asked, Cause, End, of_error
 
 from .driven import MB, POLICY, Seen, add, arrived, claimed, drive, site
 
@@ -287,7 +287,7 @@ def test_what_only_the_server_can_say_is_waited_for(
     monkeypatch.setattr(disk, "fault", lambda *_: None)
     if isinstance(quick, EngineServer):
         quick._extra |= {"DEMO_RETRY_SECONDS": "0.2"}
-        monkeypatch.setattr(driver, "_REASON_SECONDS", 30.0)
+        monkeypatch.setattr(by_server, "_REASON_SECONDS", 30.0)
     model = add(registry, quick)
     quick.start().wait_ready()
     limited(quick, 40 * MB)
@@ -345,7 +345,8 @@ def test_a_server_that_is_gone_is_not_awaited_on_a_read_only_store(
             url = f"http://127.0.0.1:{free.getsockname()[1]}"
         found = target.find(url, Host(str(store)), POLICY.settings)
         seen = drive(found, "http://127.0.0.1:1/library/demo:1b", Options(until_done=until_done))
-        assert seen.end == (Cause.READ_ONLY, f"the file system at {store} is mounted read-only")
+        why = f"the file system at {store} is mounted read-only"
+        assert seen.end == End(Cause.READ_ONLY, why)
     finally:
         subprocess.run(["umount", str(store)], check=True)
 
@@ -396,7 +397,7 @@ def test_what_is_waited_for_with_until_done_has_no_last_try(
     fault = registry.add_fault(Fault("page", on="manifest", status=503))
     server.start().wait_ready()
 
-    def over(update: driver.Update) -> None:
+    def over(update: Update) -> None:
         if update.waiting and update.waiting.attempt > 9 and fault.times is None:
             fault.times = 0
 

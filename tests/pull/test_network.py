@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.servers import Server
 from watcher.demo.registry import Fault, Model, Registry
-from watcher.pull.driver import Options, Update
+from watcher.pull.account import Options, Update
 from watcher.pull.failures import Cause
 from watcher.pull.layers import ModelProgress
 

@@ -12,8 +12,9 @@ import pytest
 from tests.support.servers import Server, collapsed, wait_until
 from watcher.demo.registry import Fault, Layer, Registry, Step
 from watcher.observe.host import Host
-from watcher.pull import driver, layers, repair
-from watcher.pull.driver import Options, Pull, Update
+from watcher.pull import by_server, layers, repair
+from watcher.pull.account import Options, Update
+from watcher.pull.driver import Pull
 from watcher.pull.failures import Cause
 from watcher.pull.layers import LayerLocks
 from watcher.pull.target import Target, url_of_store
@@ -192,7 +193,7 @@ def test_cancelled_while_the_registry_is_silent(server: Server, registry: Regist
 def test_cancelled_far_away_while_nothing_arrives(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "_NO_LINE_SECONDS", 1.0)
+    monkeypatch.setattr(by_server, "_NO_LINE_SECONDS", 1.0)
     model = add(registry, server)
     server.start().wait_ready()
     registry.add_fault(Fault("hang", on="head"))

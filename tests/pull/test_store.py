@@ -18,7 +18,7 @@ from tests.support.servers import Line, Server, blob
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.model import Evidence
 from watcher.observe import evidence
-from watcher.pull.driver import Options, Update
+from watcher.pull.account import Options, Update
 from watcher.pull.failures import Cause
 from watcher.state.records import State
 

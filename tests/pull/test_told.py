@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from watcher.pull import driver
-from watcher.pull.failures import Cause, of_error
+from watcher.pull import by_server
+from watcher.pull.failures import Cause, End, of_error
 from watcher.pull.target import Target
 from watcher.state.records import State
 
@@ -82,7 +82,7 @@ def test_a_recorded_pull(
     answers: tuple[str, list[dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(driver, "_TRIES", 1)
+    monkeypatch.setattr(by_server, "TRIES", 1)
     url, told = answers
     told.extend(streamed)
     seen = drive(Target(url, POLICY.settings), MODEL)
@@ -94,7 +94,7 @@ def test_a_recorded_pull(
         last = seen.updates[-1].record
         assert last.total_bytes == last.downloaded_bytes == sum(sizes.values())
     else:
-        assert seen.end == (of_error(error), error)
+        assert seen.end == End(of_error(error), error)
         assert seen.updates[-1].record.error == error
     steps = [each for each in seen.states if each.active]
     assert steps == sorted(steps, key=list(State).index) or State.VERIFYING in steps
@@ -146,7 +146,7 @@ def test_nonsense_ends_in_an_error_and_no_traceback(
     answers: tuple[str, list[dict[str, Any]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(driver, "_TRIES", 1)
+    monkeypatch.setattr(by_server, "TRIES", 1)
     url, told = answers
     told.extend([line, {"error": "\u001b[31mbroken"}])
     seen = drive(Target(url, POLICY.settings), MODEL)

@@ -14,8 +14,8 @@ from watcher import ModelDownloadManager, StoreFiles
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.errors import DownloadError
 from watcher.ollama import manifests
-from watcher.pull import driver
-from watcher.pull.driver import Options, Pull
+from watcher.pull import before
+from watcher.pull.account import Account, Options
 
 MB = 1_000_000
 GOOD = "good"
@@ -117,14 +117,14 @@ def test_whatever_goes_wrong_with_one_the_others_come(
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours goes wrong at one model, in a way that nobody has thought of."""
-    usual = driver.Pull._prepare
+    usual = before.take_up
 
-    def ask(self: Pull) -> Any:
-        if "bad" in self.model:
+    def take_up(account: Account, *more: Any) -> Any:
+        if "bad" in account.model:
             raise OverflowError("int too large")
-        return usual(self)
+        return usual(account, *more)
 
-    monkeypatch.setattr(driver.Pull, "_prepare", ask)
+    monkeypatch.setattr(before, "take_up", take_up)
 
 
 @pytest.mark.usefixtures("broken")

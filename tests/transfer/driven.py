@@ -19,6 +19,7 @@ from pathlib import Path
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.model import MIB, Ranges
 from watcher.ollama import names
+from watcher.state import transfers
 from watcher.transfer import ledger, store, values
 from watcher.transfer.model import Fetched, Transfer
 
@@ -49,7 +50,7 @@ class Here:
     @property
     def folder(self) -> Path:
         """Where the layer arrives."""
-        return self.path / ".ollama-watch" / ledger.FOLDER / self.digest
+        return self.path / ".ollama-watch" / transfers.FOLDER / self.digest
 
     @property
     def blob(self) -> Path:
@@ -122,7 +123,7 @@ class Here:
     def durable(self) -> int:
         """As the ledger says at this moment."""
         try:
-            found = json.loads((self.folder / ledger.LEDGER).read_bytes())
+            found = json.loads((self.folder / transfers.LEDGER).read_bytes())
         except FileNotFoundError:
             return 0
         return sum(end - start for start, end in found["durable"])
@@ -135,12 +136,12 @@ class Here:
 
     def written(self) -> int:
         """Bytes of the layer in the data file: they hold no zeros."""
-        data = (self.folder / ledger.DATA).read_bytes()
+        data = (self.folder / transfers.DATA).read_bytes()
         return len(data) - data.count(0)
 
     def check_right(self, claimed: Ranges) -> None:
         """All that is claimed is there, byte for byte."""
-        data = (self.folder / ledger.DATA).read_bytes()
+        data = (self.folder / transfers.DATA).read_bytes()
         content = self.registry.content(f"sha256:{self.digest}")
         for start, end in claimed:
             assert data[start:end] == content.read(start, end)

@@ -13,8 +13,8 @@ from tests.conftest import needs_root
 from watcher.demo.registry import Registry
 from watcher.model import MIB
 from watcher.state import fs
+from watcher.state.transfers import LEDGER
 from watcher.transfer import values as transfer
-from watcher.transfer.ledger import LEDGER
 from watcher.transfer.store import Store
 from watcher.transfer.values import Cause
 

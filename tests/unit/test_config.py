@@ -302,6 +302,7 @@ def test_show_reports_each_value_and_its_source(run: Run, tmp_path: Path) -> Non
         ["repair", "false", "OLLAMA_WATCH_REPAIR"],
         ["clean", "true", str(file)],
         ["queue", "false", "default"],
+        ["connections", "8", "default"],
         ["writers_visible", "false", "default"],
         ["quarantine_keep", "30d", "default"],
         ["quarantine_max_size", "200GB", "default"],

@@ -16,7 +16,7 @@ from watcher.commands.context import Context
 from watcher.demo.registry import Fault, Layer, Registry
 from watcher.observe.host import Host
 from watcher.pull import queue, running, target
-from watcher.pull.driver import Options
+from watcher.pull.account import Options
 from watcher.pull.failures import of_error
 from watcher.pull.queue import Result
 from watcher.pull.target import Target

@@ -1,9 +1,10 @@
-"""``pull``: downloads through the server, to their end."""
+"""``pull``: downloads, to their end."""
 
 from typing import Any
 
 import click
 
+from watcher import config
 from watcher.commands import complete, declare
 from watcher.commands.context import Context
 from watcher.errors import Exit
@@ -26,17 +27,32 @@ from watcher.errors import Exit
 @declare.insecure
 @declare.host
 @declare.duration(
-    "--stall", "stall_seconds", help="Repair after so long without bytes (default 30s)."
+    "--stall", "stall_seconds", help="Replace a connection after so long without bytes (30s)."
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, config.MOST_CONNECTIONS),
+    metavar="N",
+    help="Connections to a registry (8).",
+)
+@click.option(
+    "--no-wait",
+    "wait",
+    is_flag=True,
+    default=True,
+    flag_value=False,
+    help="Also fetch what a server downloads just now.",
 )
 def pull(
     context: Context, models: tuple[str, ...], host: str | None, parallel: int, **how: Any
 ) -> Exit:
-    """Download models and repair them on the way.
+    """Download models, with or without a running server.
 
-    Continues after resets, stalls and server restarts. After Ctrl-C, the same command continues.
+    Continues after resets, stalls, kills and restarts. After Ctrl-C, the same command continues.
     """
     from watcher.commands.pulling import pull_all
-    from watcher.pull.driver import Options
+    from watcher.pull.account import Options
 
-    given = {name: value for name, value in how.items() if value is not None}
+    given: dict[str, Any] = {"connections": context.settings.connections}
+    given |= {name: value for name, value in how.items() if value is not None}
     return pull_all(context, models, host, parallel, Options(**given))

@@ -14,7 +14,8 @@ from watcher.errors import Exit, NoPermissionError, NoStoreError
 from watcher.observe import place
 from watcher.ollama import names
 from watcher.pull import target
-from watcher.pull.driver import Options, Pull
+from watcher.pull.account import Options
+from watcher.pull.driver import Pull
 from watcher.pull.failures import Cause
 from watcher.pull.layers import LayerLocks
 from watcher.pull.target import Target
@@ -85,7 +86,7 @@ def _report(context: Context, one: Pull) -> Exit:
     helps = f"\n  -> {one.command}" if one.command else ""
     failed = f"download of {shown} failed"
     what = f"{shown} was not verified" if cause is Cause.UNVERIFIED else failed
-    complain(f"ollama-watch: {what}: {one.end.text}\n  {cause.step}{helps}")
+    complain(f"ollama-watch: {what}: {one.end.text}\n  {one.step}{helps}")
     return Exit.USAGE if cause is Cause.NO_MODEL else Exit.FAILED
 
 

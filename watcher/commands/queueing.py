@@ -15,7 +15,8 @@ from watcher.observe import place
 from watcher.observe.host import Host
 from watcher.ollama import names, server
 from watcher.pull import queue, running, target
-from watcher.pull.driver import Options, Pull
+from watcher.pull.account import Options
+from watcher.pull.driver import Pull
 from watcher.pull.failures import Cause
 from watcher.pull.queue import Driven, Item, ItemState, Queue, Result
 from watcher.pull.running import Drive, Why
@@ -112,7 +113,7 @@ def run_leashed(context: Context) -> Exit:
 def queued(context: Context, host: str | None, *, insecure: bool) -> Drive:
     """What drives an item of the queue, through the server at `host`."""
     found = pulling.site_of(context, host)
-    return _driver(context, found, lambda _: Options(insecure=insecure), lambda: False)
+    return _driver(context, found, lambda _: _options(context, insecure=insecure), lambda: False)
 
 
 def leashed(context: Context, host: Host, ended: Callable[[], bool]) -> Drive:
@@ -123,9 +124,13 @@ def leashed(context: Context, host: Host, ended: Callable[[], bool]) -> Drive:
         return lambda _, __: Driven(Result.FAILED, f"not pulled: {found.why}")
 
     def options(model: str) -> Options:
-        return Options(insecure=server.is_loopback(names.to_model(model).host))
+        return _options(context, insecure=server.is_loopback(names.to_model(model).host))
 
     return _driver(context, found, options, ended)
+
+
+def _options(context: Context, *, insecure: bool) -> Options:
+    return Options(insecure, connections=context.settings.connections)
 
 
 def _driver(
@@ -150,7 +155,7 @@ def _driver(
         if cause is Cause.INTERRUPTED:
             return Driven(Result.STOPPED, why_stop())
         pause = queue.HOURLY if cause.hourly else None
-        why = "; ".join(filter(None, (one.end.text, cause.step, one.command)))
+        why = "; ".join(filter(None, (one.end.text, one.step, one.command)))
         return Driven(Result.FAILED, why, cause.passes or cause.hourly, pause)
 
     return drive

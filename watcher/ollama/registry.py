@@ -49,12 +49,12 @@ class NoAddressError(OSError):
     """A registry redirects to what nobody can ask."""
 
 
-def length(model: ModelName, digest: str) -> int | None:
+def length(model: ModelName, digest: str, *, insecure: bool = False) -> int | None:
     """How many bytes a model's registry has of a digest; None where it does not report that.
 
     Raises OSError where nobody answers in time.
     """
-    found = _ask("HEAD", model, f"blobs/sha256:{digest}", {}, insecure=False)
+    found = _ask("HEAD", model, f"blobs/sha256:{digest}", {}, insecure=insecure)
     length = found.length if found.status == 200 else None
     return None if length is None or length > LARGEST_LAYER else length
 

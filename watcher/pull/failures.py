@@ -150,13 +150,13 @@ class Cause(enum.Enum):
         "no bytes arrive: check the network, and pull it again",
         Asked.pull_again,
         "the network",
-        words=("^(nothing came|no bytes) for ",),
+        words=("^(nothing came|no bytes|the connection was silent) for ",),
     )
     MISMATCH = _Row(
         "the received data was damaged and discarded: pull it again",
         Asked.pull_again,
         "the registry",
-        words=("digest mismatch",),
+        words=("(digest|checksum) mismatch",),
     )
     REALM = _Row(
         "name the registry by the host of its realm, which hands out its tokens",
@@ -181,11 +181,11 @@ class Cause(enum.Enum):
         words=("x509|certificate|remote error: tls",),
     )
     PROXY = _Row(
-        "set the proxy's user and password in HTTPS_PROXY of the server",
+        "set the proxy's user and password in HTTPS_PROXY of who downloads",
         hourly=True,
         statuses=(407,),
         words=(
-            "Proxy Authentication Required",
+            "Proxy Authentication Required|response 407",
             # A proxy's answer to CONNECT stands bare behind the address.
             '[a-z]+ "https?://[^"]*": (Forbidden|Method Not Allowed|Not Found|Bad Request)$',
         ),
@@ -221,7 +221,7 @@ class Cause(enum.Enum):
     WRONG_LENGTH = _Row(
         "the registry announces a wrong length: forget the download, pull it later",
         lambda asked: asked.on_store("reset", asked.model),
-        words=(r"^\S+ announces [\d,]+ bytes of layer ",),
+        words=(r"^\S+ (announces|has) [\d,]+ bytes of layer ",),
     )
     BAD_NAME = _Row(
         "write the name as https://ollama.com/search shows it",
@@ -239,7 +239,10 @@ class Cause(enum.Enum):
         Asked.sign_in,
         statuses=(401, 403),
         # A registry that refuses without a word on where its tokens are has the realm "".
-        words=('realm host ""|unauthorized|access denied|forbidden|signed in|signin',),
+        words=(
+            'realm host ""|unauthorized|access denied|forbidden|signed in|signin',
+            "wants a signature",
+        ),
     )
     NO_NETWORK = _Row(
         "check the network and the proxy of the server",
@@ -247,6 +250,7 @@ class Cause(enum.Enum):
         words=(
             "no such host|dial tcp|network is unreachable|no route to host|TLS handshake",
             "server misbehaving|proxyconnect|socks connect|name resolution",
+            "could not resolve|could(n't| not) connect|failed to connect|connection timed out",
         ),
     )
     OVERLOADED = _Row(
@@ -364,6 +368,8 @@ class End(NamedTuple):
 
     cause: Cause | None = None
     text: str = ""
+    #: What helps, where that is more than its cause's own step.
+    step: str = ""
 
 
 #: ``412: <body>`` of a layer, and behind ``pull model manifest:`` of the manifest; the transfer

@@ -44,7 +44,8 @@ from watcher.observe import place, scan
 from watcher.observe.host import Host
 from watcher.ollama import manifests, names, ranges, registry
 from watcher.pull import target
-from watcher.pull.driver import Options, Pull, Update
+from watcher.pull.account import Options, Update
+from watcher.pull.driver import Pull
 from watcher.reconcile import Reconciler
 from watcher.state import event_log, folders, records, registry_cache
 from watcher.state.event_log import Event, EventType
@@ -488,7 +489,7 @@ class ModelDownloadManager:
         if pull.end.cause is None:
             return _progress(pull.record, [])
         message = f"download of {names.printable(model)} failed: {pull.end.text}"
-        raise DownloadError(message, pull.end.cause.step, pull.end.cause.code, pull.command)
+        raise DownloadError(message, pull.step, pull.end.cause.code, pull.command)
 
     # ------------------------------------------------------------ inside
 

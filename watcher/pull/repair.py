@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Set
 from contextlib import suppress
+from dataclasses import replace
 
 from rich.filesize import decimal
 
@@ -12,7 +13,7 @@ from watcher.config import Settings
 from watcher.decide import blob_findings, modes
 from watcher.decide.conditions import settled_condition
 from watcher.errors import LockedError, WatchError
-from watcher.model import Condition, RefusalKind, Result, Scope
+from watcher.model import ActionKind, Condition, Plan, RefusalKind, Result, Scope
 from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.ollama import ranges
@@ -37,6 +38,7 @@ _PASSING = frozenset({RefusalKind.SERVER_STARTS, RefusalKind.HELD, RefusalKind.C
 _NOTED = frozenset(
     {RefusalKind.SIGHT, RefusalKind.OWNER, RefusalKind.PERMISSION, RefusalKind.OLD_NAMES}
 )
+_REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
 _WAITS_FOR_FILES = (
     "stopping when the server has closed its files, to keep what was downloaded; "
     "a second Ctrl-C stops at once"
@@ -124,6 +126,22 @@ def run(
             if cancelled():
                 yield _WAITS_FOR_FILES
         time.sleep(_TICK_SECONDS)
+
+
+def remove_surplus(target: Target, digests: Set[str]) -> None:
+    """Remove what a server has left of layers that are finished, if that may go by now."""
+    if target.host is None or not digests:
+        return
+    settings = replace(target.settings, stale_after=0.0)
+
+    def approve(planned: Plan) -> Plan:
+        return planned.filtered(lambda each: each.subject in digests and each.kind in _REMOVALS)
+
+    reconciler, scope = Reconciler(target.host, settings), Scope(frozenset(digests))
+    with suppress(WatchError, OSError):  # `clean` does it later
+        # Only where it may go: by these settings all that is seen is stale, which is no news.
+        if approve(reconciler.inspect(modes.CLEAN, scope).plan).actions:
+            reconciler.reconcile(modes.CLEAN, scope, approve)
 
 
 def _sync_behind(host: Host, settings: Settings, report: Report) -> None:

@@ -7,7 +7,8 @@ from typing import Any, Self
 import orjson
 
 from watcher.ollama import names
-from watcher.pull.driver import Pull, Update, Waiting
+from watcher.pull.account import Update, Waiting
+from watcher.pull.driver import Pull
 from watcher.show import documents
 from watcher.show.text import size
 from watcher.state import event_log
@@ -116,6 +117,8 @@ def _numbers(update: Update) -> str:
     if not record.total_bytes:
         return ""
     text = f"{record.progress_percent:.0f} % of {size(record.total_bytes)}"
+    if record.state is State.VERIFYING and update.hashed_bytes is not None:
+        text += f", {100 * update.hashed_bytes / record.total_bytes:.0f} % verified"
     if record.state is State.DOWNLOADING and round(record.bytes_per_second or 0):
         text += f", {size(round(record.bytes_per_second or 0))}/s"
         if update.seconds_left is not None:
@@ -129,6 +132,9 @@ def _document(pull: Pull, update: Update) -> dict[str, Any]:
         "present_bytes": update.record.present_bytes,
         "left_seconds": None if update.seconds_left is None else round(update.seconds_left, 1),
         "note": update.note,
+        "by": pull.account.by.way,
+        "by_reason": pull.account.by.reason,
+        "hashed_bytes": update.hashed_bytes,
         "waiting": update.waiting and _waiting(update.waiting),
         "cause": None if pull.end.cause is None else pull.end.cause.code,
     }

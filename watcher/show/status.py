@@ -350,6 +350,9 @@ def _stage(record: Record, now: float) -> str:
         text += f" {record.progress_percent:.0f} % of {size(record.total_bytes)}"
     if record.state.active and round(record.bytes_per_second or 0):
         text += f", {size(round(record.bytes_per_second or 0))}/s"
+        if record.total_bytes and record.state is State.DOWNLOADING:
+            left = max(0, record.total_bytes - record.downloaded_bytes)
+            text += f", {advice.duration(left / (record.bytes_per_second or 1))} left"
     for each in log.losses(record.resets, record.stalls, record.lost_bytes):
         text += f", {each}"
     silent = now - record.updated_at

@@ -52,6 +52,12 @@ def fault(head: Head, start: int, end: int, total: int) -> str:
     return ""
 
 
+def total(head: Head) -> int | None:
+    """The bytes of the whole file, as an answer with a range of it says."""
+    found = _CONTENT_RANGE.fullmatch(head.headers.get("content-range", ""))
+    return int(found[3]) if head.status == 206 and found is not None else None
+
+
 def words(body: bytes) -> str:
     """The first words of a body, as an error quotes them."""
     text = _message(body) or _TAGS.sub(" ", body.decode("utf-8", "replace"))

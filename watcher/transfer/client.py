@@ -26,6 +26,8 @@ from watcher.transfer.values import Cause, TryError
 _WORDS = 4096
 _BUFFER = 256 * 1024
 _CONNECT_SECONDS = 15.0
+#: What libcurl says of a proxy that wants a user and a password.
+_NO_PASSWORD = "response 407"  # noqa: S105 - no password
 
 
 class Request(NamedTuple):
@@ -148,8 +150,9 @@ class Client:
 
     def _failure(self, request: Request, code: int, text: str) -> TryError:
         host = urlsplit(request.url).hostname
-        final = code in (pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE)
-        cause = Cause.CERTIFICATE if final else Cause.NETWORK
+        is_untrusted = code in (pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE)
+        cause = Cause.CERTIFICATE if is_untrusted else Cause.NETWORK
+        final = is_untrusted or _NO_PASSWORD in text
         return TryError(f"{host}: {without_secrets(text)}", cause, final=final)
 
     # ------------------------------------------------------------ libcurl's sockets and timer

@@ -51,6 +51,8 @@ _STEPS = {
     Cause.NOT_ALLOWED: "add your key (~/.ollama/id_ed25519.pub) to your account there",
     Cause.CERTIFICATE: "name the bundle that has its authority: SSL_CERT_FILE=/path/to/bundle.pem",
     Cause.NETWORK: "run it again when the network works: it goes on from there",
+    Cause.BAD_MANIFEST: "choose another tag of the model, or tell its publisher",
+    Cause.WRONG_SIZE: "tell its publisher",
     Cause.WRONG_ANSWER: "see what answers in the registry's place: a proxy, a login page",
 }
 
@@ -217,6 +219,7 @@ class Connections:
         if isinstance(error, TryError) and error.final:
             raise _ended(error)
         if connection.has_brought and type(error) is TryError:
+            self.emit(Noticed(digest, str(error)))
             return
         if connection.good_then != self._good:
             connection.tries, connection.good_then = 0, self._good

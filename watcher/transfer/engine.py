@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 
+from rich.filesize import decimal
+
 from watcher.ollama import names, ranges
 from watcher.state import fs
 from watcher.transfer.connections import FULL, Connections, disk_error
@@ -153,9 +155,9 @@ class Engine:
                 break
             copied += size
             arrived = ranges.size(ledger.arrived)
-            self._emit(Progress(layer.digest, layer.size, arrived, 0))
+            self._emit(Progress(layer.digest, layer.size, arrived, 0, copied=True))
         if copied:
-            text = f"{copied} bytes of the server's download are taken over"
+            text = f"{decimal(copied)} of the server's download are taken over"
             self._emit(Noticed(layer.digest, text))
 
     async def _verify(self, fetch: Fetch) -> None:
@@ -171,7 +173,7 @@ class Engine:
                     Cause.MISMATCH,
                 )
             size = fetch.forget_taken()
-            text = f"checksum mismatch: {size} bytes from the server's download are fetched anew"
+            text = f"checksum mismatch: {decimal(size)} from the server's download are fetched anew"
             self._emit(Noticed(digest, text))
         while not self._is_last() and not await self._sync(fetch):
             await self._wait_for_room(fetch.layer)

@@ -1,13 +1,6 @@
-"""What has arrived of a layer, on the disk: ``.ollama-watch/transfers/<digest>/``.
+"""What has arrived of a layer, kept on the disk by whoever fetches it (`state.transfers`).
 
-    data      the bytes, each at its own place
-    ledger    which ranges of it are *durable*: the data was synced before this was written
-    arrived   a line for each MiB that has *arrived* and is not durable yet; its first line is the
-              id of the machine's start, since after another one only what is durable counts
-    lock      held by the one who fetches it
-
-The ledger is input, not truth: what is out of bounds is not believed, and only the hash of the
-whole says that the bytes are right.
+Only the hash of the whole says that the bytes are right.
 """
 
 from __future__ import annotations
@@ -15,22 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import orjson
 
 from watcher.model import MIB, Ranges
 from watcher.ollama import ranges
-from watcher.state import checks, fs, json_file, state_folder
+from watcher.state import fs, state_folder, transfers
+from watcher.state.transfers import ARRIVED, DATA, FOLDER, LEDGER, LOCK, Kept
 from watcher.transfer.values import Layer
 
-FOLDER = "transfers"
-DATA, LEDGER, ARRIVED, LOCK = "data", "ledger", "arrived", "lock"
-SCHEMA = "ollama-watch/transfer/1"
-_LONGEST_LEDGER = 16 * MIB
-#: A longer log is none of ours: it is made anew when it has an eighth of this.
-_LONGEST_LOG = 64 * MIB
 #: So much is copied between two marks.
 COPY = 16 * MIB
 
@@ -51,17 +38,6 @@ class Identity(NamedTuple):
 def identity(status: os.stat_result) -> Identity:
     """Of the file with that status."""
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What the file ``ledger`` says."""
-
-    durable: Ranges = ()
-    #: Copied from a server's download: doubted first.
-    taken: Ranges = ()
-    #: All was there, and its hash was wrong.
-    is_wrong: bool = False
 
 
 @contextlib.contextmanager
@@ -85,35 +61,11 @@ def opened(ours: int, layer: Layer, boot: str) -> Iterator[Ledger]:
 def peek(ours: int, layer: Layer, boot: str) -> int:
     """How many bytes have arrived with whoever fetches a layer."""
     try:
-        with (
-            state_folder.opened_in(FOLDER, ours) as above,
-            state_folder.opened_in(layer.digest, above) as folder,
-        ):
+        with transfers.opened(ours, layer.digest) as folder:
             kept = _kept(folder, layer, layer.size)
-            return ranges.size(ranges.union(kept.durable, _logged(folder, boot, layer.size)))
+            logged = transfers.logged(folder, boot, layer.size)
+            return ranges.size(ranges.union(kept.durable, logged))
     except (OSError, ValueError):
-        return 0
-
-
-def remove(ours: int, digest: str, *, only_empty: bool = False) -> None:
-    """Remove the folder of a layer that has its name; what is not ours in it stays.
-
-    `only_empty`: only where there are no bytes in it.
-    """
-    with contextlib.suppress(OSError), state_folder.opened_in(FOLDER, ours) as above:
-        with state_folder.opened_in(digest, above) as folder:
-            if only_empty and _size(folder):
-                return
-            for name in (DATA, LEDGER, f"{LEDGER}.damaged", ARRIVED, LOCK):
-                with contextlib.suppress(FileNotFoundError):
-                    fs.remove(name, folder)
-        fs.remove_folder(digest, above)
-
-
-def _size(folder: int) -> int:
-    try:
-        return os.stat(DATA, dir_fd=folder, follow_symlinks=False).st_size
-    except FileNotFoundError:
         return 0
 
 
@@ -157,7 +109,7 @@ class Ledger:
         if kept.is_wrong:
             self.lost = "its hash was wrong"
             kept = Kept()
-        logged = () if self.lost else _logged(self.folder, self._boot, size)
+        logged = () if self.lost else transfers.logged(self.folder, self._boot, size)
         self.durable, self.taken = kept.durable, kept.taken
         self.arrived = ranges.union(kept.durable, logged)
         if self.lost:
@@ -218,7 +170,7 @@ class Ledger:
 
     def shorten(self) -> None:
         """Make a long log short: what is durable needs no line."""
-        if self._log_end > _LONGEST_LOG // 8:
+        if self._log_end > transfers.LONGEST_LOG // 2:
             self._begin_log()
 
     def lose(self) -> None:
@@ -256,7 +208,7 @@ class Ledger:
 
     def _save(self, durable: Ranges | None = None, *, is_wrong: bool = False) -> None:
         said = {
-            "schema": SCHEMA,
+            "schema": transfers.SCHEMA,
             "digest": self.layer.digest,
             "total": self.layer.size,
             "durable": self.durable if durable is None else durable,
@@ -279,46 +231,11 @@ def _opened_data(folder: int) -> int:
 
 
 def _kept(folder: int, layer: Layer, size: int) -> Kept:
-    """What the ledger says of a data file of `size` bytes. Raises ValueError for a damaged one."""
+    """What the ledger of a layer says. Raises ValueError for a damaged one."""
     try:
-        raw = fs.read_ours(LEDGER, folder, _LONGEST_LEDGER)
-    except FileNotFoundError:
-        return Kept()
+        kept = transfers.kept(folder, layer.digest, size)
     except OSError as error:
         raise ValueError(error.strerror) from None
-    try:
-        found = json_file.document(raw, SCHEMA)
-        kept = Kept(
-            checks.byte_ranges(found["durable"]),
-            checks.byte_ranges(found["taken"]),
-            checks.flag(found["wrong"]),
-        )
-        about = Layer(checks.digest(found["digest"]), checks.size(found["total"]))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from None
-    if about != layer:
+    if kept.total not in (None, layer.size):
         raise ValueError("it is about another layer")
-    if kept.durable and kept.durable[-1][1] > min(size, layer.size):
-        raise ValueError("it claims bytes beyond the data's end")
     return kept
-
-
-def _logged(folder: int, boot: str, size: int) -> Ranges:
-    """What has arrived in this start of the machine, up to the first line that makes no sense."""
-    try:
-        raw = fs.read_ours(ARRIVED, folder, _LONGEST_LOG)
-    except OSError:
-        return ()
-    first, *lines = raw.split(b"\n")[:-1] or [b""]
-    if not boot or first != boot.encode():
-        return ()
-    found: list[tuple[int, int]] = []
-    for line in lines:
-        start, _, end = line.partition(b" ")
-        if not (start.isdigit() and end.isdigit() and len(line) < 64):
-            break
-        piece = int(start), int(end)
-        if not piece[0] < piece[1] <= size:
-            break
-        found.append(piece)
-    return ranges.normal(found)

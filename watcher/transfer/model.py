@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from watcher.ollama import registry as answered
 from watcher.transfer import store
@@ -21,6 +21,11 @@ from watcher.transfer.values import (
     TransferError,
 )
 
+if TYPE_CHECKING:
+    from watcher.transfer.connections import Connections
+    from watcher.transfer.registry import Registry
+
+T = TypeVar("T")
 #: A tag that moves more often than this while its model is fetched has something wrong with it.
 _MOST_MOVES = 5
 
@@ -35,13 +40,13 @@ class Fetched(NamedTuple):
 
 
 class Transfer:
-    """One model's transfer. `run` is called once; `stop` at any time, from anywhere."""
+    """One model's transfer: `manifest` or `run`, once; `stop` at any time, from anywhere."""
 
     def __init__(self, order: Order, options: Options, emit: Emit) -> None:
         """`emit` is called in the thread of `run`; what it raises ends the transfer."""
         self._order, self._options, self._emit = order, options, emit
         self._is_stopped = False
-        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Future[Fetched]] | None = None
+        self._running: tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]] | None = None
 
     def stop(self) -> None:
         """End soon; what has arrived is kept. Safe in a signal handler."""
@@ -51,33 +56,41 @@ class Transfer:
             with contextlib.suppress(RuntimeError):  # it has just ended
                 running[0].call_soon_threadsafe(running[1].cancel)
 
+    def manifest(self) -> bytes:
+        """The registry's manifest, byte for byte. Raises as `run` does."""
+        return self._ended(self._manifest)
+
     def run(self) -> Fetched:
         """Fetch and verify all that the store lacks of the order. Names come later.
 
         Raises TransferError, StoppedError where `stop` was called, and OSError where the store
         can't be opened.
         """
+        return self._ended(self._fetched)
+
+    def _ended(self, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
         with store.opened(self._order.store) as target, asyncio.Runner() as runner:
             try:
-                return runner.get_loop().run_until_complete(self._run(target))
+                return runner.get_loop().run_until_complete(self._stoppable(work(target)))
             except asyncio.CancelledError:
                 raise StoppedError from None
 
-    async def _run(self, target: Store) -> Fetched:
-        work = asyncio.ensure_future(self._fetched(target))
-        self._running = asyncio.get_running_loop(), work
+    async def _stoppable(self, work: Coroutine[Any, Any, T]) -> T:
+        task = asyncio.ensure_future(work)
+        self._running = asyncio.get_running_loop(), task
         if self._is_stopped:
-            work.cancel()
+            task.cancel()
         try:
-            return await work
+            return await task
         finally:
             self._running = None
 
-    async def _fetched(self, target: Store) -> Fetched:
+    @contextlib.contextmanager
+    def _asking(self, target: Store) -> Iterator[tuple[Connections, Registry]]:
+        """What asks the registry, and fetches from it. Raises TransferError without pycurl."""
         try:
             from watcher.transfer.client import Client
             from watcher.transfer.connections import Connections
-            from watcher.transfer.engine import Engine
             from watcher.transfer.registry import Access, Registry
         except ImportError as error:
             raise TransferError(
@@ -85,20 +98,31 @@ class Transfer:
                 "install it: pip install pycurl, or the package python3-pycurl",
                 Cause.UNAVAILABLE,
             ) from None
-
         order, options = self._order, self._options
         with Client(options.connections) as client:
             access = Access(order.insecure, order.plain, order.key, options.stall)
             registry = Registry(client, order.model, access)
-            connections = Connections(client, registry, target, options, self._emit)
-            engine = Engine(connections, target, order, options)
+            yield Connections(client, registry, target, options, self._emit), registry
+
+    async def _manifest(self, target: Store) -> bytes:
+        with self._asking(target) as (connections, registry):
+            return await connections.patiently(registry.manifest)
+
+    async def _fetched(self, target: Store) -> Fetched:
+        with self._asking(target) as (connections, registry):
+            from watcher.transfer.engine import Engine
+
+            order = self._order
+            engine = Engine(connections, target, order, self._options)
             if order.layers:
                 missing = self._missing(target, order.layers)
                 return Fetched(b"", tuple(await engine.fetch(missing)))
             raw = await connections.patiently(registry.manifest)
             for _ in range(_MOST_MOVES):
-                layers = [Layer(*each) for each in answered.sizes(raw).items()]
-                verified = await engine.fetch(self._missing(target, layers))
+                named = {**answered.sizes(raw), **order.sizes}
+                layers = [Layer(digest, named[digest]) for digest in answered.sizes(raw)]
+                wanted = [each for each in layers if each.digest not in order.given]
+                verified = await engine.fetch(self._missing(target, wanted))
                 now = await connections.patiently(registry.manifest)
                 if now == raw:
                     return Fetched(raw, tuple(verified))

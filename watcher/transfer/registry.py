@@ -13,7 +13,7 @@ import time
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from watcher.ollama import manifests, server
+from watcher.ollama import manifests, names, server
 from watcher.ollama import registry as answered
 from watcher.ollama.names import ModelName
 from watcher.transfer import answers, auth
@@ -23,7 +23,11 @@ from watcher.transfer.values import BusyError, Cause, Layer, TryError
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
+#: One wrong answer is anybody's.
+_SURE = 3
 _LATER = frozenset({429, 503})
+#: Refusals that may pass: a request that took too long, or came too early.
+_PASSING = frozenset({408, 425})
 
 
 class Access(NamedTuple):
@@ -57,6 +61,8 @@ class Registry:
         self._base = f"{scheme}://{model.host}/v2/{model.namespace}/{model.model}"
         self._token = ""
         self._addresses: dict[str, Address] = {}
+        #: How often a layer's size was another one than its manifest gives it.
+        self._other_sizes: dict[str, int] = {}
         #: One asks, the others wait for what it finds.
         self._asking = asyncio.Lock()
         #: The last question that failed: when, and how.
@@ -72,14 +78,21 @@ class Registry:
             limit=manifests.READ_LIMIT,
         )
         _, answer = await self._followed(request)
+        if answer.head.status == 404:
+            words = answers.words(answer.body)
+            text = f"model {self._model.shown} not found: {self._model.host} answers 404: {words}"
+            raise TryError(text.rstrip(": "), Cause.NO_SUCH_MODEL, final=True)
         if answer.head.status != 200:
             raise self.failure(answer)
         try:
             answered.sizes(answer.body)
         except ValueError as error:
-            words = answers.words(answer.body)
-            text = f"{self._model.host} sent no manifest ({error}): {words}"
-            raise TryError(text, Cause.WRONG_ANSWER) from None
+            if answer.body.lstrip().startswith(b"<"):
+                words = answers.words(answer.body)
+                text = f"{self._model.host} answers with a web page: {words}"
+                raise TryError(text, Cause.WRONG_ANSWER, final=True) from None
+            text = f"its manifest is invalid: {error}"
+            raise TryError(text, Cause.BAD_MANIFEST, final=True) from None
         named = answer.head.headers.get("docker-content-digest", "")
         if named.startswith("sha256:") and named[7:] != hashlib.sha256(answer.body).hexdigest():
             text = f"{self._model.host} sent a manifest that is not the one it names"
@@ -125,10 +138,22 @@ class Registry:
         address, answer = await self._followed(Request(own, range=(0, 1)))
         fault = answers.fault(answer.head, 0, 1, layer.size)
         if answer.head.status in (200, 206) and fault:
-            raise wrong_answer(address.url, fault, answer)
+            raise self._other_size(layer, answer) or wrong_answer(address.url, fault, answer)
         if fault:
             raise self.failure(answer, address)
         return address
+
+    def _other_size(self, layer: Layer, answer: Answer) -> TryError | None:
+        """The end of a layer whose size by its manifest is another one, time and again."""
+        found = answers.total(answer.head)
+        if found in (None, layer.size):
+            return None
+        self._other_sizes[layer.digest] = times = self._other_sizes.get(layer.digest, 0) + 1
+        if times < _SURE:
+            return None
+        what = f"layer {names.short(layer.digest)}"
+        text = f"{self._model.host} has {found:,} bytes of {what}, and the manifest {layer.size:,}"
+        return TryError(text, Cause.WRONG_SIZE, final=True)
 
     async def _followed(self, request: Request) -> tuple[Address, Answer]:
         """The answer at the end of a few redirects, and where that is."""
@@ -208,7 +233,9 @@ class Registry:
             return TryError(text, Cause.NEWER_OLLAMA, final=True)
         if status in (401, 403):
             return TryError(text, Cause.NOT_ALLOWED, final=True)
-        return TryError(text, Cause.NETWORK if status >= 500 else Cause.WRONG_ANSWER)
+        is_refused = 400 <= status < 500 and status not in _PASSING
+        cause = Cause.NETWORK if status >= 500 else Cause.WRONG_ANSWER
+        return TryError(text, cause, final=is_refused)
 
 
 def wrong_answer(url: str, fault: str, answer: Answer) -> TryError:

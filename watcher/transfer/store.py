@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from watcher.ollama import names, ranges
 from watcher.ollama.names import ModelName
-from watcher.state import folders, fs, state_folder
+from watcher.state import folders, fs, state_folder, transfers
 from watcher.transfer import ledger
 from watcher.transfer.ledger import Identity, Ledger
 from watcher.transfer.values import Cause, Layer, Partial, TransferError
@@ -88,7 +88,7 @@ class Store:
 
         Bytes are left to `clean`, since the name may be of damaged ones.
         """
-        ledger.remove(self._ours, layer.digest, only_empty=True)
+        transfers.remove(self._ours, layer.digest, only_empty=True)
 
     def peek(self, layer: Layer, boot: str) -> int:
         """How many bytes of a layer have arrived with another process."""
@@ -149,13 +149,13 @@ class Store:
         name = names.blob(layer.digest)
         if keep:
             try:
-                fs.second_name(ledger.DATA, folder, name, self._blobs)
+                fs.second_name(transfers.DATA, folder, name, self._blobs)
             except OSError as error:
                 if error.errno not in fs.NO_LINKS:
                     raise
             else:
                 return
-        fs.move(ledger.DATA, folder, name, self._blobs)
+        fs.move(transfers.DATA, folder, name, self._blobs)
 
     def _is_pulled(self, layer: Layer) -> bool:
         """Whether a server's own download of it lies there: it may replace the name, or remove it.
@@ -168,31 +168,32 @@ class Store:
             return False
         return True
 
-    def settle(self, published: Sequence[Verified]) -> list[Verified]:
+    def settle(
+        self, published: Sequence[Verified], quiet: frozenset[str] = frozenset()
+    ) -> list[Verified]:
         """Look again at published layers; gives back those that a server is still pulling.
 
         Our file of such a layer is kept, and gets the name again where the server has removed it.
-        Raises OSError.
+        `quiet`: digests that nobody pulls, whatever was left of them. Raises OSError.
         """
-        return [each for each in published if not self._is_settled(each)]
+        return [each for each in published if not self._is_settled(each, quiet)]
 
-    def _is_settled(self, published: Verified) -> bool:
+    def _is_settled(self, published: Verified, quiet: frozenset[str]) -> bool:
         layer = published.layer
         if not self.has(layer):
             self._put_back(published)
-        if self._is_pulled(layer):
+        if layer.digest not in quiet and self._is_pulled(layer):
             return False
-        ledger.remove(self._ours, layer.digest)
+        transfers.remove(self._ours, layer.digest)
         return True
 
     def _put_back(self, published: Verified) -> None:
         digest, meant = published.layer.digest, published.identity
         with (
             contextlib.suppress(FileNotFoundError),
-            state_folder.opened_in(ledger.FOLDER, self._ours) as above,
-            state_folder.opened_in(digest, above) as folder,
+            transfers.opened(self._ours, digest) as folder,
         ):
-            found = os.stat(ledger.DATA, dir_fd=folder, follow_symlinks=False)
+            found = os.stat(transfers.DATA, dir_fd=folder, follow_symlinks=False)
             # Another file is a new transfer, of which nobody knows whether it is right.
             if ledger.identity(found) == meant:
                 self._give_name(published.layer, folder, keep=True)
@@ -206,7 +207,7 @@ class Store:
         It is written outside of ``manifests/``, where a half-written file would turn the server's
         clean-up off.
         """
-        with state_folder.made_in(ledger.FOLDER, self._ours) as folder:
+        with state_folder.made_in(transfers.FOLDER, self._ours) as folder:
             name = f"{_NEW_MANIFEST}-{os.getpid()}"
             with contextlib.suppress(FileNotFoundError):
                 fs.remove(name, folder)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 from watcher.errors import WatchError
@@ -69,6 +70,10 @@ class Order(NamedTuple):
     key: str = ""
     #: Of the model these alone; () for all that its manifest names.
     layers: tuple[Layer, ...] = ()
+    #: Digests that are not fetched: their blobs are there, whatever size the manifest gives them.
+    given: frozenset[str] = frozenset()
+    #: The bytes of layers of which the manifest gives other ones; their hashes decide.
+    sizes: Mapping[str, int] = MappingProxyType({})
     #: To copy instead of fetching.
     partials: tuple[Partial, ...] = ()
 
@@ -85,6 +90,8 @@ class Progress(NamedTuple):
     hashed: int
     #: Another process fetches it, and this one waits.
     shared: bool = False
+    #: What arrived just now was copied from a server's download.
+    copied: bool = False
 
 
 class Waiting(NamedTuple):
@@ -120,6 +127,8 @@ class Cause(enum.StrEnum):
     CERTIFICATE = "certificate"
     NETWORK = "network"
     WRONG_ANSWER = "wrong_answer"
+    BAD_MANIFEST = "bad_manifest"
+    WRONG_SIZE = "wrong_size"
     MISMATCH = "mismatch"
     DISK = "disk"
     OTHER_DISK = "other_disk"

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import NOBODY, needs_root
-from watcher.state import fs
+from watcher.state import fs, transfers
+from watcher.state.transfers import ARRIVED, DATA, LEDGER
 from watcher.transfer import ledger
-from watcher.transfer.ledger import ARRIVED, DATA, LEDGER, Ledger
+from watcher.transfer.ledger import Ledger
 from watcher.transfer.values import Layer
 
 LAYER = Layer("a" * 64, 1000)
@@ -29,7 +30,7 @@ class Kept:
     def __init__(self, path: Path) -> None:
         self.ours = path / ".ollama-watch"
         self.ours.mkdir()
-        self.folder = self.ours / ledger.FOLDER / LAYER.digest
+        self.folder = self.ours / transfers.FOLDER / LAYER.digest
 
     @contextmanager
     def opened(self, boot: str = BOOT) -> Iterator[Ledger]:
@@ -197,7 +198,7 @@ def test_a_wrong_hash_is_remembered_once(kept: Kept) -> None:
 
 
 def test_a_long_log_is_made_short(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "_LONGEST_LOG", 800)
+    monkeypatch.setattr(transfers, "LONGEST_LOG", 200)
     with kept.opened() as found:
         for at in range(300, 400):
             found.mark(at, at + 1)

@@ -1,0 +1,319 @@
+"""Whole pulls whose bytes we move: with and without a server, over what breaks, to the manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pull.conftest import SERVERS
+from tests.pull.driven import OPTIONS, POLICY, add, arrived, at_a_port, drive
+from tests.support.servers import Server, blob, wait_until
+from watcher.decide import modes
+from watcher.demo.registry import Fault, Manners, Model, Registry
+from watcher.model import ActionKind, Scope
+from watcher.observe.host import Host
+from watcher.ollama import names
+from watcher.pull import way
+from watcher.pull.account import Options, Update
+from watcher.pull.failures import Cause
+from watcher.pull.target import Target
+from watcher.reconcile import Reconciler
+from watcher.state import event_log
+from watcher.transfer import values
+
+MB = 1_000_000
+SIZE = 24 * MB
+#: Each connection gives a kilobyte or so for its registry's headers; and the manifest, twice.
+OVERHEAD = 64 * 1024
+
+
+@pytest.fixture(autouse=True)
+def _no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk of the tests may be nearly full; and small pieces, so that several come."""
+    usual = values.Options
+
+    def options(**more: object) -> values.Options:
+        small = {"reserve": 0, "piece": 2 << 20, "first_pause": 0.01, "longest_pause": 0.05}
+        return usual(**{**small, **more})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(values, "Options", options)
+
+
+def here(server: Server) -> Target:
+    """The store of a server that need not run."""
+    return Target(f"http://127.0.0.1:{server.port}", POLICY.settings, Host(str(server.store)))
+
+
+@pytest.fixture(params=SERVERS)
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """Not started; it comes back at the same port."""
+    with at_a_port(request.param, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def store(server: Server) -> Path:
+    (server.store / "blobs").mkdir(parents=True)
+    return server.store
+
+
+def served(registry: Registry, model: Model) -> int:
+    """Bytes of its large layer that the registry has sent."""
+    return registry.bytes_served(model.digests[0])
+
+
+# ---------------------------------------------------------------- to the manifest
+
+
+@pytest.mark.usefixtures("store")
+def test_without_a_server(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    seen = drive(here(server), model)
+    assert seen.end.cause is None
+    assert arrived(server, model)
+    assert served(registry, model) <= SIZE + OVERHEAD
+    assert not list((server.store / ".ollama-watch/transfers").glob("*"))
+    server.start().wait_ready()
+    assert b"demo:1b" in server.request("GET", "/api/tags")[1]
+
+
+def test_a_running_server_writes_the_manifest(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    server.start().wait_ready()
+    seen = drive(here(server), model)
+    assert seen.end.cause is None
+    assert arrived(server, model)
+    assert served(registry, model) <= SIZE + OVERHEAD
+
+
+def test_a_server_that_can_not_reach_the_registry_leaves_it_to_us(
+    server: Server, registry: Registry
+) -> None:
+    model = add(registry, server, SIZE)
+    server.start().wait_ready()
+    # It is asked without `insecure`, which a registry that speaks http takes.
+    seen = drive(here(server), model, Options())
+    assert seen.end.cause is None
+    assert arrived(server, model)
+    assert any("its manifest is written by ollama-watch" in each for each in seen.notes)
+
+
+@pytest.mark.usefixtures("store")
+def test_a_model_that_is_here_is_up_to_date(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    drive(here(server), model)
+    before = registry.stats()["requests"]["data"]
+    seen = drive(here(server), model)
+    assert "up to date" in seen.notes
+    assert registry.stats()["requests"]["data"] == before
+
+
+@pytest.mark.usefixtures("store")
+def test_one_that_was_stopped_goes_on(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    registry.throttle(24 * MB)
+    stop = threading.Event()
+
+    def look(update: Update) -> None:
+        if update.record.downloaded_bytes > SIZE // 2:
+            stop.set()
+
+    seen = drive(here(server), model, cancelled=stop.is_set, on_update=look)
+    assert seen.end.cause is Cause.INTERRUPTED
+    assert not arrived_at_all(server, model)
+    seen = drive(here(server), model)
+    assert seen.end.cause is None
+    assert arrived(server, model)
+    assert any(each.startswith("resuming: ") for each in seen.notes)
+    # What was on its way when it was stopped is kept to the byte but for the sockets' buffers.
+    assert served(registry, model) <= SIZE + 8 * MB
+
+
+def arrived_at_all(server: Server, model: Model) -> bool:
+    return blob(server.store, model.digests[0]).exists()
+
+
+# ---------------------------------------------------------------- the server's own
+
+
+def killed_half_way(server: Server, registry: Registry, model: Model) -> int:
+    """A server's pull, killed at more than half; the bytes that the registry had sent."""
+    registry.throttle(24 * MB)
+    server.start().wait_ready()
+    pull = server.start_pull(model.name)
+    wait_until(lambda: pull.completed > SIZE // 2, "half of it")
+    server.kill()
+    pull.close()
+    registry.throttle(None)
+    return served(registry, model)
+
+
+def test_what_a_killed_server_left_is_taken_over(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    before = killed_half_way(server, registry, model)
+    seen = drive(here(server), model)
+    assert seen.end.cause is None
+    assert arrived(server, model)
+    assert any("taken over" in each for each in seen.notes)
+    assert served(registry, model) - before < SIZE // 2 + 2 * MB
+
+
+def test_a_live_pull_is_waited_for(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    registry.throttle(12 * MB)
+    server.start().wait_ready()
+    pull = server.start_pull(model.name)
+    wait_until(lambda: pull.completed > MB, "some of it")
+    seen = drive(here(server), model)
+    assert seen.end.cause is None
+    waits = [each for each in seen.updates if each.waiting is not None]
+    assert "pulls sha256-" in waits[0].waiting.why  # type: ignore[union-attr]
+    assert any("waiting for it since " in each for each in seen.notes)
+    pull.result()
+    assert arrived(server, model)
+    assert served(registry, model) <= SIZE + OVERHEAD
+
+
+def test_a_live_pull_of_a_server_that_dies_is_taken_over(
+    server: Server, registry: Registry
+) -> None:
+    model = add(registry, server, SIZE)
+    registry.throttle(12 * MB)
+    server.start().wait_ready()
+    pull = server.start_pull(model.name)
+    wait_until(lambda: pull.completed > SIZE // 3, "some of it")
+
+    def look(update: Update) -> None:
+        if update.waiting is not None:
+            server.stop()
+            registry.throttle(None)
+
+    seen = drive(here(server), model, on_update=look)
+    pull.close()
+    assert seen.end.cause is None
+    assert arrived(server, model)
+
+
+def test_without_waiting_both_fetch_it(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    registry.throttle(24 * MB)
+    server.start().wait_ready()
+    pull = server.start_pull(model.name)
+    wait_until(lambda: pull.completed > MB, "some of it")
+    seen = drive(here(server), model, dataclasses.replace(OPTIONS, wait=False))
+    assert seen.end.cause is None
+    assert not any("waiting for it since" in each for each in seen.notes)
+    pull.result()
+    assert arrived(server, model)
+
+
+# ---------------------------------------------------------------- what no retry cures
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("status", "cause"),
+    [(404, Cause.NO_MODEL), (412, Cause.OLD_SERVER), (401, Cause.NO_PERMISSION)],
+)
+def test_what_no_retry_cures_ends_at_once(
+    server: Server, registry: Registry, status: int, cause: Cause
+) -> None:
+    model = add(registry, server, SIZE)
+    registry.add_fault(Fault("page", "manifest", status=status))
+    seen = drive(here(server), model, dataclasses.replace(OPTIONS, until_done=True))
+    assert seen.end.cause is cause
+    assert served(registry, model) == 0
+
+
+@pytest.mark.usefixtures("store")
+def test_a_page_in_place_of_the_manifest(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    registry.add_fault(Fault("page", "manifest", status=200))
+    seen = drive(here(server), model)
+    assert seen.end.cause is Cause.PORTAL
+
+
+# ---------------------------------------------------------------- what is kept of it
+
+
+@pytest.mark.usefixtures("store")
+def test_nothing_that_it_has_hashed_is_hashed_again(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    drive(here(server), model)
+    host = Host(str(server.store))
+    seen = Reconciler(host, POLICY.settings).inspect(modes.VERIFY, Scope(None))
+    asked = [each for each in seen.plan.actions if each.kind is ActionKind.HASH]
+    assert asked == []
+    assert seen.evidence.census.hashed == 2
+
+
+@pytest.mark.usefixtures("store")
+def test_its_events_say_who(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    drive(here(server), model)
+    log = event_log.Log(str(server.store), event_log.ALL)
+    lines = [event_log.parse(each.line) for each in log.read(to_the_end=True)]
+    told = {each.event_type: each.details["by"] for each in lines if each and "by" in each.details}
+    assert told == {
+        "download_started": "transfer",
+        "download_completed": "transfer",
+        "pull_completed": "transfer",
+    }
+
+
+@pytest.mark.usefixtures("store")
+def test_a_damaged_blob_is_replaced(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    drive(here(server), model)
+    path = blob(server.store, model.digests[0])
+    os.truncate(path, SIZE - 1)
+    seen = drive(here(server), model)
+    assert seen.end.cause is None
+    assert arrived(server, model)
+
+
+# ---------------------------------------------------------------- the choice
+
+
+def choose(server: Server, name: str = "demo:1b", **more: object) -> str:
+    target = dataclasses.replace(here(server), **more)  # type: ignore[arg-type]
+    return way.choose(target, names.to_model(name)).reason
+
+
+@pytest.mark.usefixtures("store")
+def test_ours_is_chosen_wherever_it_can_be(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(server) == ""
+    assert choose(server, "gpt-oss:120b-cloud") == "it runs in the cloud"
+    assert choose(server, host=None, why="it is elsewhere") == "it is elsewhere"
+
+    def lacking(_: str) -> None:
+        raise ImportError("No module named 'pycurl'")
+
+    monkeypatch.setattr(way.importlib, "import_module", lacking)  # type: ignore[attr-defined]
+    assert choose(server) == "pycurl can't be loaded (No module named 'pycurl'): pip install pycurl"
+
+
+def test_blobs_on_another_file_system_are_the_servers(server: Server, tmp_path: Path) -> None:
+    server.store.mkdir()
+    shm = Path("/dev/shm")
+    if not shm.is_dir() or shm.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no other file system here")
+    with tempfile.TemporaryDirectory(dir=shm) as elsewhere:
+        (server.store / "blobs").symlink_to(elsewhere)
+        reason = choose(server)
+    assert reason == "blobs/ is on another file system than the store"
+
+
+@pytest.mark.usefixtures("store")
+def test_who_wants_a_token(server: Server, registry: Registry) -> None:
+    registry.manners = Manners(wants="bearer")
+    model = add(registry, server, SIZE)
+    seen = drive(here(server), model)
+    assert seen.end.cause is None
+    assert arrived(server, model)

@@ -1,0 +1,156 @@
+"""What a pull looks at before any byte is moved: what is here, what it lacks, and the disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Mapping
+from types import MappingProxyType
+
+import orjson
+from rich.filesize import decimal
+
+from watcher.decide import findings
+from watcher.observe import scan
+from watcher.ollama import manifests, names, registry
+from watcher.pull import disk, repair, verification
+from watcher.pull.account import Account, Update
+from watcher.pull.failures import Cause, End
+from watcher.state import registry_cache
+from watcher.state.records import State
+
+_NONE: Mapping[str, int] = MappingProxyType({})
+
+
+def note_on_disk(account: Account) -> Iterator[Update]:
+    """Say first of all what an earlier pull has left, by the manifest that it has kept."""
+    with account.opened() as store:
+        known = None if store is None else registry_cache.cached(store).get(account.name.key)
+        if store is None or known is None:
+            return
+        sizes = registry.sizes(known.raw.encode())
+        present = scan.present(store, sizes)
+        if not scan.begun(store, sizes.keys() - present):
+            return
+    report = repair.look(account.target, sizes.keys() - present)
+    if report is None:
+        return
+    account.progress.expect(sizes, present)
+    account.progress.here(repair.trusted(report), present)
+    if account.progress.done > account.progress.present:
+        yield note_resuming(account)
+
+
+def take_up(
+    account: Account, raw: bytes, learned: Mapping[str, int] = _NONE
+) -> Generator[Update, None, bool]:
+    """Take up a manifest; whether the store has it already, and all that it names.
+
+    `learned`: bytes of layers that the registry has, where its manifest has others.
+    """
+    sizes = registry.sizes(raw)
+    right = {**right_sizes(account, sizes), **learned}
+    account.expect({**sizes, **right})
+    yield account.change(
+        state=State.PULLING_MANIFEST,
+        manifest_pulled=True,
+        total_bytes=account.progress.total,
+        present_bytes=account.progress.present,
+        downloaded_bytes=account.progress.done,
+        resume_supported=account.progress.total > 0,
+    )
+    for digest, size in sorted(right.items()):
+        wrong = f"its manifest gives {names.short(digest)} {sizes[digest]:,} bytes"
+        yield account.note(f"{wrong}, but {size:,} are right; its publisher must correct that")
+    if is_complete(account, raw):
+        yield account.note("up to date")
+        return True
+    yield from note_astray(account)
+    return False
+
+
+def note_resuming(account: Account) -> Update:
+    """How much of the model was on the disk before."""
+    account.is_resuming_noted = True
+    done, total = account.progress.done, account.progress.total
+    # In the unit of the whole: ``41.2 of 46.0 GB``.
+    scale = 1000 ** ((len(str(total)) - 1) // 3)
+    number = f"{done / scale:,.1f}" if scale > 1 else f"{done}"
+    return account.note(f"resuming: {number} of {decimal(total)} on disk")
+
+
+def note_astray(account: Account) -> Iterator[Update]:
+    """Say once, before anything is downloaded, what of it lies where no server looks."""
+    if account.is_astray_noted:
+        return
+    account.is_astray_noted = True
+    missing = account.missing() & account.progress.sizes.keys()
+    sizes = {digest: account.progress.sizes[digest] for digest in missing}
+    for text in repair.astray(account.target, account.name.shown, sizes):
+        yield account.note(text)
+
+
+def right_sizes(account: Account, sizes: Mapping[str, int]) -> Mapping[str, int]:
+    """The sizes of finished layers that the manifest has wrong, as far as they were hashed."""
+    with account.opened() as store:
+        if store is None or len(scan.present(store, sizes)) == len(sizes):
+            return {}
+        return verification.right_sizes(store, sizes, account.boot)
+
+
+def is_complete(account: Account, raw: bytes) -> bool:
+    """Whether the store has this very manifest, and all that it names."""
+    with account.opened() as store:
+        if store is None or account.progress.present < account.progress.total:
+            return False
+        path = f"manifests/{account.name.path}"
+        try:
+            same = orjson.loads(verification.read(path, store)) == orjson.loads(raw)
+            return bool(same) and not verification.in_doubt(
+                store, account.progress.sizes, account.boot
+            )
+        except (OSError, orjson.JSONDecodeError):
+            return False
+
+
+def disk_fault(account: Account) -> End | None:
+    """What of the disk no retry can change, for the layers that are missing."""
+    missing = account.progress.missing
+    if account.target.host is None or not missing:
+        return None
+    return disk.fault(account.target.host, max(missing))
+
+
+def check_room(account: Account, have: int) -> Generator[Update, None, End | None]:
+    """Note where the disk takes this model, but not the other unfinished downloads, too.
+
+    `have`: bytes of the model that take no more room. Returns the end where the disk can't take the
+    rest of it.
+    """
+    with account.opened() as store:
+        if store is None:
+            return None
+        room = os.fstatvfs(store)
+        others = scan.unfinished(store) - account.digests
+    free = room.f_bavail * room.f_frsize
+    missing = account.progress.total - have
+    if missing > free:
+        why = f"{decimal(missing)} to download, but the disk has only {decimal(free)} free"
+        return End(Cause.DISK_FULL, why)
+    report = repair.look(account.target, others)
+    more = 0 if report is None else findings.lacking(report.diagnosis.diagnosed)
+    if missing + more > free:
+        yield account.note(
+            f"the disk has {decimal(free)} free: enough for this model ({decimal(missing)}), "
+            f"but not also for other unfinished downloads ({decimal(more)})"
+        )
+    return None
+
+
+def flaw(raw: bytes) -> End:
+    """The end of a pull whose manifest names no layer, or an impossible one; a server takes it."""
+    try:
+        if not (found := manifests.flaw(raw)):
+            registry.sizes(raw)
+    except ValueError as error:
+        found = str(error)
+    return End(Cause.BAD_MANIFEST, f"its manifest is invalid: {found}") if found else End()

@@ -1,0 +1,514 @@
+"""A pull whose bytes we move: fetched from the registry, then named, and the manifest last.
+
+It needs no server. Where one runs, that writes the manifest: all layers are there, so it downloads
+nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import queue
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from rich.filesize import decimal
+
+from watcher.act import journal
+from watcher.decide import safety
+from watcher.errors import LockedError, NoStoreError
+from watcher.model import Condition, Diagnosed, RefusalKind, Scope, Visibility
+from watcher.observe import scan
+from watcher.ollama import names, registry, server
+from watcher.ollama.pull_stream import PullStream, ServerGoneError
+from watcher.pull import before, repair
+from watcher.pull.account import CANCELED, TICK_SECONDS, TRIES, Account, Update, Waiting
+from watcher.pull.failures import Cause, End, of_error
+from watcher.reconcile import Reconciler, Report
+from watcher.state import folders, fs, hashes, records, registry_cache
+from watcher.state.event_log import EventType, clock
+from watcher.state.hashes import Hashed
+from watcher.state.records import State
+from watcher.system import advice
+from watcher.transfer import store, values
+from watcher.transfer.ledger import Identity
+from watcher.transfer.model import Fetched, Transfer
+from watcher.transfer.store import Published, Store, Verified
+from watcher.transfer.values import Layer, Noticed, Order, Partial, Progress, TransferError
+
+#: Updates are given this often.
+_SHOW_SECONDS = 0.25
+#: The store is looked at this often while somebody else is waited for.
+_LOOK_SECONDS = 1.0
+#: A server that says nothing for so long is waited for no longer: it has nothing to download.
+_SILENT_SECONDS = 120.0
+#: How often progress is logged.
+_LOG_SECONDS = 60.0
+#: Layers that came out wrong, and were fetched anew: then it is no accident.
+_MISMATCHES = 3
+_LOCK_SECONDS = 5.0
+
+#: Where the words say no more.
+_CAUSES = {
+    values.Cause.NETWORK: Cause.NO_NETWORK,
+    values.Cause.WRONG_ANSWER: Cause.PORTAL,
+    values.Cause.CERTIFICATE: Cause.CERTIFICATE,
+    values.Cause.NOT_ALLOWED: Cause.NO_PERMISSION,
+    values.Cause.DAMAGED_BLOB: Cause.DAMAGED,
+    values.Cause.DISK: Cause.DISK_FAILS,
+}
+#: What helps against these is another step where we are the ones who ask.
+_OURS = frozenset({Cause.NO_NETWORK, Cause.CERTIFICATE, Cause.NO_PERMISSION, Cause.DISK_FAILS})
+
+T = TypeVar("T")
+
+
+class ByTransfer:
+    """Attempts of our own."""
+
+    def __init__(self, account: Account, cancelled: Callable[[], bool]) -> None:
+        assert account.target.host is not None
+        self._account, self._cancelled = account, cancelled
+        self._host = account.target.host
+        #: Of each layer on its way: bytes that have arrived, and of them those that are hashed.
+        self._arrived: dict[str, int] = {}
+        self._hashed: dict[str, int] = {}
+        #: The bytes of layers that the registry has, where its manifest has others.
+        self._sizes: dict[str, int] = {}
+        self._shown_at = self._logged_at = 0.0
+        self._mismatches = 0
+
+    def begin(self) -> Iterator[Update]:
+        """Say first of all what is here already, by the manifest that an earlier pull has kept."""
+        account = self._account
+        with account.opened() as opened:
+            cached = {} if opened is None else registry_cache.cached(opened)
+        known = cached.get(account.name.key)
+        if known is None:
+            return
+        sizes = registry.sizes(known.raw.encode())
+        account.progress.expect(sizes, account.finished(sizes))
+        with contextlib.suppress(OSError, TransferError):
+            self._count(sizes, _partials(repair.look(account.target, sizes.keys())))
+            if account.progress.done > account.progress.present:
+                yield before.note_resuming(account)
+
+    def after(self, end: End) -> Generator[Update, None, End | None]:
+        """None where another attempt may help; a transfer has tried again by itself."""
+        if end.cause is Cause.WRONG_LENGTH and any(map(self._has_other, self._account.missing())):
+            return None
+        self._mismatches += end.cause is Cause.MISMATCH
+        if end.cause is not Cause.MISMATCH or self._mismatches >= _MISMATCHES:
+            return end
+        yield self._account.note(end.text)
+        return None
+
+    def keep(self) -> Iterator[Update]:
+        """All that has arrived is kept already."""
+        return iter(())
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+    def attempt(self) -> Generator[Update, None, End]:
+        """Everything from the manifest to its place. Returns how it ended."""
+        if self._cancelled():
+            return CANCELED
+        yield self._account.change(state=State.STARTING)
+        try:
+            raw = yield from self._driven(Transfer.manifest)
+            return (yield from self._fetched(raw))
+        except values.StoppedError:
+            return CANCELED
+        except TransferError as error:
+            return _end(error)
+        except OSError as error:
+            text = f"{names.printable(self._host.store)}: {error.strerror or error}"
+            return End(of_error(text), text)
+        finally:
+            self._account.meter.rest(time.monotonic())
+
+    def _fetched(self, raw: bytes) -> Generator[Update, None, End]:
+        account = self._account
+        if (flawed := before.flaw(raw)).cause is not None:
+            return flawed
+        with account.opened() as opened:
+            if opened is not None:
+                registry_cache.keep(opened, account.name, raw, "", time.time())
+        if (yield from before.take_up(account, raw, self._sizes)):
+            return End()
+        seen = yield from self._wait_for_server()
+        if self._cancelled():
+            return CANCELED
+        partials = _partials(seen)
+        arrived = self._count(account.promised, partials)
+        is_begun = account.progress.done > account.progress.present
+        if is_begun and not account.is_resuming_noted:
+            yield before.note_resuming(account)
+        have = account.progress.present + arrived
+        ended = before.disk_fault(account) or (yield from before.check_room(account, have))
+        if ended is not None and self._has_other(max(account.missing(), key=_by(account.promised))):
+            return (yield from self._fetched(raw))
+        if ended is not None:
+            return ended
+        self._log_begin()
+        fetched = yield from self._driven(Transfer.run, partials)
+        return (yield from self._published(fetched))
+
+    def _has_other(self, digest: str) -> bool:
+        """Whether the registry has another number of bytes of a layer; what it has is taken."""
+        account = self._account
+        found = None
+        with contextlib.suppress(OSError):
+            found = registry.length(account.name, digest, insecure=account.options.insecure)
+        if found in (None, account.promised.get(digest)):
+            return False
+        self._sizes[digest] = found or 0
+        return True
+
+    def _count(self, sizes: Mapping[str, int], partials: Sequence[Partial]) -> int:
+        """Take up what is here of unfinished layers; how many bytes have arrived with us."""
+        account = self._account
+        missing = sizes.keys() - account.finished(sizes)
+        with store.opened(self._host.store) as opened:
+            ours = {
+                digest: opened.peek(Layer(digest, sizes[digest]), account.boot)
+                for digest in missing
+            }
+        theirs = {each.digest: sum(b - a for a, b in each.trusted) for each in partials}
+        here = {each: max(ours[each], theirs.get(each, 0)) for each in ours}
+        account.progress.here(here, account.finished(account.progress.sizes))
+        self._arrived, self._hashed = {}, {}
+        return sum(ours.values())
+
+    # ------------------------------------------------------------ others at work
+
+    def _wait_for_server(self) -> Generator[Update, None, Report | None]:
+        """Leave layers that a server pulls to it, if that is wanted; how it was seen last."""
+        account, since = self._account, time.time()
+        while True:
+            seen = repair.look(account.target, account.missing())
+            pulled = _pulled(seen)
+            if not pulled or not account.options.wait or self._cancelled():
+                account.progress.here({}, account.finished(account.progress.sizes))
+                return seen
+            first = pulled[0].download
+            by = next((f"{each.process} ({each.pid})" for each in first.writers), "a server")
+            why = f"{by} pulls {names.short(first.digest)}"
+            waiting = Waiting("the server's pull", why, 1, None, None)
+            with account.awaiting(waiting):
+                at = clock(since, time.time())
+                yield account.note(f"{why}: waiting for it since {at}; --no-wait fetches it too")
+                theirs = repair.trusted(seen) if seen is not None else {}
+                account.progress.here(theirs, account.finished(account.progress.sizes))
+                yield account.reported(None, time.monotonic())
+                self._rest(_LOOK_SECONDS)
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._cancelled():
+            time.sleep(TICK_SECONDS)
+
+    # ------------------------------------------------------------ the transfer
+
+    def _driven(
+        self, work: Callable[[Transfer], T], partials: Sequence[Partial] = ()
+    ) -> Generator[Update, None, T]:
+        """Run a transfer in a thread, with updates from what it reports; what it gives back."""
+        events: queue.SimpleQueue[values.Event | None] = queue.SimpleQueue()
+        transfer = Transfer(self._order(partials), self._options(), events.put)
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(work, transfer)
+            job.add_done_callback(lambda _: events.put(None))
+            try:
+                while True:
+                    try:
+                        event = events.get(timeout=TICK_SECONDS)
+                    except queue.Empty:
+                        yield from self._in_silence()
+                    else:
+                        if event is None:
+                            break
+                        yield from self._took(event)
+                    if self._cancelled():
+                        transfer.stop()
+            finally:
+                transfer.stop()
+        return job.result()
+
+    def _order(self, partials: Sequence[Partial]) -> Order:
+        account = self._account
+        insecure = account.options.insecure
+        return Order(
+            self._host.store,
+            account.name,
+            account.boot,
+            insecure=insecure,
+            plain=insecure and account.model.lower().startswith("http://"),
+            key=_key(),
+            given=self._given(),
+            sizes=dict(self._sizes),
+            partials=tuple(partials),
+        )
+
+    def _given(self) -> frozenset[str]:
+        """The layers that have their names; whether they are right is seen later."""
+        with (
+            contextlib.suppress(OSError),
+            folders.opened_store(self._host.store) as opened,
+            folders.opened_blobs(opened) as blobs,
+        ):
+            there = {x for x in self._account.digests if scan.content(names.blob(x), blobs)}
+            return frozenset(there)
+        return frozenset()
+
+    def _options(self) -> values.Options:
+        options = self._account.options
+        return values.Options(
+            connections=options.connections,
+            stall=options.stall_seconds,
+            tries=None if options.until_done else TRIES,
+        )
+
+    def _took(self, event: values.Event) -> Iterator[Update]:
+        """Take up what a transfer reports."""
+        match event:
+            case Progress():
+                yield from self._came(event)
+            case Noticed(digest, text):
+                yield self._account.note(f"{names.short(digest)}: {text}" if digest else text)
+            case values.Waiting(_, reason, attempt, seconds):
+                awaited = "room on the disk" if reason.startswith("the disk") else "the registry"
+                most, until = self._options().tries, time.time() + seconds
+                waiting = Waiting(awaited, reason, attempt + 1, most, until)
+                self._account.waiting = waiting
+                wait = advice.duration(seconds)
+                yield self._account.note(f"{reason}; {waiting.text} in {wait}")
+
+    def _came(self, event: Progress) -> Iterator[Update]:
+        account, now = self._account, time.monotonic()
+        last = self._arrived.get(event.digest)
+        self._arrived[event.digest], self._hashed[event.digest] = event.arrived, event.hashed
+        account.progress.note(event.digest, event.total, event.arrived)
+        is_news = last is not None and not event.copied
+        if is_news and event.arrived > (last or 0):
+            account.waiting = None
+        account.meter.add(now, event.arrived - (last or 0) if is_news else 0)
+        has_all = account.progress.done >= account.progress.total
+        state = State.VERIFYING if has_all else State.DOWNLOADING
+        if now - self._shown_at >= _SHOW_SECONDS or state is not account.record.state:
+            self._shown_at = now
+            hashed = account.progress.present + sum(self._hashed.values())
+            yield account.reported(state, now)._replace(hashed_bytes=hashed)
+        if now - self._logged_at >= _LOG_SECONDS:
+            self._logged_at = now
+            done, total = account.progress.done, account.progress.total
+            message = f"{account.name.shown}: {decimal(done)} of {decimal(total)} on disk"
+            rate = account.meter.rate(now)
+            account.log(
+                EventType.DOWNLOAD_PROGRESS,
+                message,
+                **self._facts(),
+                per_second_bytes=None if rate is None else round(rate),
+                left_seconds=account.meter.seconds_left(now, total - done),
+            )
+
+    def _in_silence(self) -> Iterator[Update]:
+        """Nothing has come: that counts as well."""
+        now = time.monotonic()
+        if self._account.record.state is State.DOWNLOADING and now - self._shown_at >= 1.0:
+            self._shown_at = now
+            self._account.meter.add(now, 0)
+            yield self._account.reported(None, now)
+
+    def _log_begin(self) -> None:
+        account, self._logged_at = self._account, time.monotonic()
+        is_new = account.progress.done <= account.progress.present
+        kind = EventType.DOWNLOAD_STARTED if is_new else EventType.DOWNLOAD_RESUMED
+        does = "is downloaded" if is_new else "is downloaded further"
+        account.log(kind, f"{account.name.shown} {does}, by ollama-watch", **self._facts())
+
+    def _facts(self) -> dict[str, int]:
+        progress = self._account.progress
+        return {"total_bytes": progress.total, "downloaded_bytes": progress.done}
+
+    # ------------------------------------------------------------ names
+
+    def _published(self, fetched: Fetched) -> Generator[Update, None, End]:
+        """Give layers their names, and see that the manifest gets into its place."""
+        account = self._account
+        account.progress.complete()
+        if (ended := (yield from self._until_allowed())) is not None:
+            return ended
+        yield account.reported(State.WRITING_MANIFEST, time.monotonic())
+        with store.opened(self._host.store) as target:
+            published = yield from self._named(target, fetched.verified)
+            if published is None:
+                return CANCELED
+            if published.changed:
+                digest = names.short(published.changed[0].layer.digest)
+                return End(Cause.MISMATCH, f"{digest}: its file changed once it was hashed")
+            yield from self._with_manifest(target, fetched)
+            quiet = yield from self._until_settled(target, published.named)
+        self._remember(published.named)
+        repair.remove_surplus(account.target, quiet)
+        account.log(
+            EventType.DOWNLOAD_COMPLETED,
+            f"{account.name.shown}: {len(published.named)} layers are complete",
+            **self._facts(),
+        )
+        return End()
+
+    def _until_allowed(self) -> Generator[Update, None, End | None]:
+        """Wait while a server starts: it would remove names that no manifest names yet."""
+        while not self._cancelled():
+            why = safety.store_forbids(self._look().evidence)
+            if why is None or why.kind is RefusalKind.SERVER_RUNS:
+                return None  # it can't be led astray by a name that it lacks
+            if why.kind is not RefusalKind.SERVER_STARTS:
+                return End(Cause.STORE, why.reason, why.remedy)
+            yield self._account.note(f"{why.reason}: waiting for its start to end")
+            self._rest(_LOOK_SECONDS)
+        return CANCELED
+
+    def _look(self) -> Report:
+        digests = self._account.digests
+        return Reconciler(self._host, self._account.target.settings).inspect(scope=Scope(digests))
+
+    def _named(
+        self, target: Store, verified: Sequence[Verified]
+    ) -> Generator[Update, None, Published | None]:
+        """Names for layers; None where somebody has stopped it."""
+        while True:
+            try:
+                return target.publish(verified, self._account.boot)
+            except fs.BusyError as error:
+                if self._cancelled():
+                    return None
+                yield self._account.note(f"another process has a layer of it: {error.owner}")
+                self._rest(TICK_SECONDS)
+
+    def _with_manifest(self, target: Store, fetched: Fetched) -> Iterator[Update]:
+        """Have a running server write the manifest; else, or where it can't, write it here."""
+        account, url = self._account, self._account.target.url
+        if server.version(url) is not None:
+            why = self._by_server(frozenset(each.layer.digest for each in fetched.verified))
+            if not why:
+                return
+            yield account.note(f"{why}; its manifest is written by ollama-watch")
+        target.place_manifest(account.name, fetched.manifest)
+
+    def _by_server(self, ours: frozenset[str]) -> str:
+        """Ask the server to pull what is all here; why that does not lead to the manifest."""
+        account, heard_at = self._account, time.monotonic()
+        try:
+            with PullStream(
+                account.target.url, account.model, insecure=account.options.insecure
+            ) as stream:
+                while time.monotonic() - heard_at < _SILENT_SECONDS:
+                    status = stream.next(TICK_SECONDS)
+                    if status is None:
+                        continue
+                    heard_at = time.monotonic()
+                    if status.error:
+                        return f"the server: {status.error}"
+                    if records.of_status(status.text) is State.COMPLETED:
+                        return ""
+                    if status.digest in ours and status.completed < status.total:
+                        return f"the server at {account.target.url} does not see this store"
+        except ServerGoneError as error:
+            return f"the server at {account.target.url}: {error}"
+        return f"the server at {account.target.url} is silent"
+
+    def _until_settled(
+        self, target: Store, named: Sequence[Verified]
+    ) -> Generator[Update, None, frozenset[str]]:
+        """Wait while a server still pulls a layer; the digests of which it has left something.
+
+        It renames its file over ours, hashes it then, and removes the name if it is wrong.
+        """
+        left = target.settle(named)
+        quiet = frozenset[str]()
+        while left:
+            seen = self._look()
+            quiet |= {each.layer.digest for each in left} - {each.digest for each in _pulled(seen)}
+            left = target.settle(left, quiet)
+            if not left or self._cancelled():
+                break
+            short = names.short(left[0].layer.digest)
+            yield self._account.note(f"complete; the server is still pulling {short}")
+            self._rest(_LOOK_SECONDS)
+        return quiet
+
+    def _remember(self, named: Sequence[Verified]) -> None:
+        """Keep that the hashes are right, as the files are now that they have their names."""
+        boot, found = self._account.boot, dict[str, Hashed]()
+        with (
+            contextlib.suppress(OSError, LockedError, NoStoreError),
+            folders.opened_store(self._host.store) as opened,
+        ):
+            with folders.opened_blobs(opened) as blobs:
+                for layer, identity in named:
+                    name = names.blob(layer.digest)
+                    entry = scan.look(name, blobs)
+                    if entry is None or Identity(*entry.identity, entry.size, entry.mtime_ns) != (
+                        identity
+                    ):
+                        continue
+                    digest = layer.digest.lower()
+                    found[name] = Hashed(entry.inode, entry.size, entry.ctime_ns, digest, boot)
+            if found and boot:
+                with journal.locked(opened, _LOCK_SECONDS):
+                    hashes.keep(opened, found)
+
+
+def _by(sizes: Mapping[str, int]) -> Callable[[str], int]:
+    return lambda digest: sizes.get(digest, 0)
+
+
+def _pulled(seen: Report | None) -> list[Diagnosed]:
+    """The downloads that a server is at."""
+    return [] if seen is None else [x for x in seen.diagnosis.diagnosed if _is_live(x, seen)]
+
+
+def _is_live(diagnosed: Diagnosed, seen: Report) -> bool:
+    """Whether a server pulls it: somebody has it open, or may have unseen."""
+    if diagnosed.download.writers:
+        return True
+    is_unseen = seen.evidence.view.visibility is Visibility.PARTIAL
+    return is_unseen and diagnosed.condition is Condition.LIVE
+
+
+def _partials(seen: Report | None) -> tuple[Partial, ...]:
+    """What a server has left that nobody pulls: of its data what is trusted."""
+    if seen is None:
+        return ()
+    return tuple(
+        Partial(each.digest, *each.download.data.identity, each.download.trust.trusted)
+        for each in seen.diagnosis.diagnosed
+        if each.download.data is not None
+        and each.download.trust.trusted
+        and each.condition is not Condition.UNKNOWN
+        and not (each.download.transfer or each.download.has_old_names or _is_live(each, seen))
+    )
+
+
+def _end(error: TransferError) -> End:
+    """The end of a pull for that of a transfer."""
+    cause = of_error(error.message)  # as whoever reads the record later does
+    if cause is Cause.UNKNOWN:
+        cause = _CAUSES.get(error.cause, cause)
+    return End(cause, error.message, error.next_step if cause in _OURS else "")
+
+
+def _key() -> str:
+    """The key of this user that signs for tokens of private models."""
+    homes = [os.path.expanduser("~")]
+    with contextlib.suppress(KeyError):
+        homes.append(pwd.getpwuid(os.geteuid()).pw_dir)
+    paths = [os.path.join(home, ".ollama", "id_ed25519") for home in homes]
+    readable = (path for path in paths if os.access(path, os.R_OK, effective_ids=True))
+    return next(readable, paths[-1])

@@ -1,0 +1,167 @@
+"""What has arrived of a layer, as it lies in ``.ollama-watch/transfers/<digest>/``.
+
+    data      the bytes, each at its own place
+    ledger    which ranges of it are *durable*: the data was synced before this was written
+    arrived   a line for each MiB that has *arrived* and is not durable yet; its first line is the
+              id of the machine's start, since after another one only what is durable counts
+    lock      held by the one who fetches it
+
+All of it is input, not truth: what is out of bounds is not believed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from watcher.model import MIB, Ranges
+from watcher.ollama import ranges
+from watcher.state import checks, fs, json_file, state_folder
+
+FOLDER = "transfers"
+DATA, LEDGER, ARRIVED, LOCK = "data", "ledger", "arrived", "lock"
+FILES = (DATA, LEDGER, f"{LEDGER}.damaged", ARRIVED, LOCK)
+SCHEMA = "ollama-watch/transfer/1"
+LONGEST_LEDGER = 16 * MIB
+#: A longer log is none of ours: it is made anew when it has half of this.
+LONGEST_LOG = 16 * MIB
+#: A manifest until it has its place, with the process that writes it.
+_NEW_MANIFEST = re.compile(r"manifest-[0-9]{1,10}")
+
+
+class Kept(NamedTuple):
+    """What the file ``ledger`` says."""
+
+    #: The bytes of the layer; None where there is no ledger yet.
+    total: int | None = None
+    durable: Ranges = ()
+    #: Copied from a server's download: doubted first.
+    taken: Ranges = ()
+    #: All was there, and its hash was wrong.
+    is_wrong: bool = False
+
+
+def kept(folder: int, digest: str, size: int) -> Kept:
+    """What the ledger says of a data file of `size` bytes.
+
+    Raises ValueError for a damaged one, and OSError for one that can't be read.
+    """
+    try:
+        raw = fs.read_ours(LEDGER, folder, LONGEST_LEDGER)
+    except FileNotFoundError:
+        return Kept()
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EIO):
+            raise
+        raise ValueError(error.strerror) from None
+    try:
+        found = json_file.document(raw, SCHEMA)
+        told = Kept(
+            checks.size(found["total"]),
+            checks.byte_ranges(found["durable"]),
+            checks.byte_ranges(found["taken"]),
+            checks.flag(found["wrong"]),
+        )
+        about = checks.digest(found["digest"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    if about != digest:
+        raise ValueError("it is about another layer")
+    if told.durable and told.durable[-1][1] > min(size, told.total or 0):
+        raise ValueError("it claims bytes beyond the data's end")
+    return told
+
+
+def logged(folder: int, boot: str, size: int) -> Ranges:
+    """What has arrived in this start of the machine, up to the first line that makes no sense."""
+    try:
+        raw = fs.read_ours(ARRIVED, folder, LONGEST_LOG)
+    except OSError:
+        return ()
+    first, *lines = raw.split(b"\n")[:-1] or [b""]
+    if not boot or first != boot.encode():
+        return ()
+    found: list[tuple[int, int]] = []
+    for line in lines:
+        start, _, end = line.partition(b" ")
+        if not (start.isdigit() and end.isdigit() and len(line) < 64):
+            break
+        piece = int(start), int(end)
+        if not piece[0] < piece[1] <= size:
+            break
+        found.append(piece)
+    return ranges.normal(found)
+
+
+@contextlib.contextmanager
+def opened(ours: int, digest: str) -> Iterator[int]:
+    """The folder of a layer. `ours`: the store's ``.ollama-watch``. Raises OSError."""
+    with (
+        state_folder.opened_in(FOLDER, ours) as above,
+        state_folder.opened_in(digest, above) as folder,
+    ):
+        yield folder
+
+
+@contextlib.contextmanager
+def held(ours: int, digest: str) -> Iterator[int]:
+    """The same under its lock. Raises fs.BusyError where somebody has it, and OSError."""
+    with opened(ours, digest) as folder, fs.locked(LOCK, folder, f"pid {os.getpid()}"):
+        yield folder
+
+
+def remove(ours: int, digest: str, *, only_empty: bool = False) -> None:
+    """Remove the folder of a layer that nobody goes on with; what is not ours in it stays.
+
+    `only_empty`: only where there are no bytes in it.
+    """
+    with contextlib.suppress(OSError), state_folder.opened_in(FOLDER, ours) as above:
+        with state_folder.opened_in(digest, above) as folder:
+            if only_empty and size(folder):
+                return
+            # Without a ledger nothing that a kill leaves is believed.
+            for name in (LEDGER, ARRIVED, DATA, *FILES, *(f".{name}.new" for name in FILES)):
+                with contextlib.suppress(FileNotFoundError):
+                    fs.remove(name, folder)
+        fs.remove_folder(digest, above)
+
+
+def size(folder: int) -> int:
+    """How long the data is; 0 where there is none."""
+    try:
+        return os.stat(DATA, dir_fd=folder, follow_symlinks=False).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def digests(ours: int) -> list[str]:
+    """The digests of which there is a folder, by name."""
+    try:
+        with state_folder.opened_in(FOLDER, ours) as above:
+            return sorted(filter(_is_digest, os.listdir(above)))
+    except FileNotFoundError:
+        return []
+
+
+def _is_digest(name: str) -> bool:
+    try:
+        return bool(checks.digest(name))
+    except ValueError:
+        return False
+
+
+def tidy(ours: int, before: float) -> None:
+    """Remove what has no bytes in it: folders of layers, and manifests of before a time."""
+    with contextlib.suppress(OSError), state_folder.opened_in(FOLDER, ours) as above:
+        for digest in digests(ours):
+            with contextlib.suppress(OSError, fs.BusyError), held(ours, digest):
+                remove(ours, digest, only_empty=True)
+        for name in filter(_NEW_MANIFEST.fullmatch, os.listdir(above)):
+            found = os.stat(name, dir_fd=above, follow_symlinks=False)
+            if stat.S_ISREG(found.st_mode) and found.st_mtime < before:
+                fs.remove(name, above)
