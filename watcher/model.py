@@ -5,13 +5,11 @@ File names are ``str`` as ``os.fsdecode`` gives them (surrogate escapes where th
 A digest is its 64 hexadecimal digits, spelled as in the file name.
 """
 
-from __future__ import annotations
-
 import enum
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 from watcher.config import Settings
 
@@ -605,13 +603,13 @@ class Tally(NamedTuple):
     apparent: int = 0
     allocated: int = 0
 
-    def plus(self, size: int, blocks: int) -> Tally:
+    def plus(self, size: int, blocks: int) -> Self:
         """With one file more, of so many bytes and blocks of the kernel's (of 512 bytes)."""
-        return Tally(self.files + 1, self.apparent + size, self.allocated + blocks * 512)
+        return type(self)(self.files + 1, self.apparent + size, self.allocated + blocks * 512)
 
-    def joined(self, other: Tally) -> Tally:
+    def joined(self, other: Self) -> Self:
         """All of both."""
-        return Tally(*map(sum, zip(self, other, strict=True)))
+        return type(self)(*map(sum, zip(self, other, strict=True)))
 
 
 class Space(NamedTuple):
@@ -894,7 +892,7 @@ class Plan(NamedTuple):
     spared: tuple[Spared, ...] = ()
     free: int = 0
 
-    def only(self, meant: Callable[[Iterable[str], Iterable[str]], bool]) -> Plan:
+    def only(self, meant: Callable[[Iterable[str], Iterable[str]], bool]) -> Self:
         """The part of it whose models and subjects are meant."""
         return self._replace(
             actions=tuple(each for each in self.actions if meant(each.models, (each.subject,))),
@@ -904,7 +902,7 @@ class Plan(NamedTuple):
             spared=tuple(each for each in self.spared if meant(each.models, (each.digest,))),
         )
 
-    def filtered(self, wanted: Callable[[Action], bool]) -> Plan:
+    def filtered(self, wanted: Callable[[Action], bool]) -> Self:
         """The same plan with no other actions than those that are wanted."""
         return self._replace(actions=tuple(filter(wanted, self.actions)))
 
