@@ -29,7 +29,7 @@ def dead(store: Store, name: str, *, size: int, aged: str) -> Path:
     return path
 
 
-def test_nothing_goes_where_there_is_room(store: Store) -> None:
+def test_nothing_is_removed_where_enough_is_free(store: Store) -> None:
     stale = dead(store, "stale", size=1 << 20, aged="20d")
     assert run(store.path, "clean", "--yes", "--until-free", "1").returncode == 0
     assert stale.exists()

@@ -58,7 +58,7 @@ def test_durations(value: object, seconds: float) -> None:
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_what_is_no_duration(value: object) -> None:
+def test_invalid_durations(value: object) -> None:
     with pytest.raises(ValueError):
         config.duration(value)
 
@@ -86,23 +86,23 @@ def test_sizes(value: object, size: int) -> None:
     ["", "x", "-5", "5XB", "5i", True, None, 1.5, -1, "9" * 400 + "TB"],
     ids=lambda value: repr(value)[:20],
 )
-def test_what_is_no_size(value: object) -> None:
+def test_invalid_sizes(value: object) -> None:
     with pytest.raises(ValueError):
         config.size(value)
 
 
 @pytest.mark.parametrize("word", ["true", "YES", " on ", "1", True])
-def test_yes(word: object) -> None:
+def test_words_for_true(word: object) -> None:
     assert config.boolean(word) is True
 
 
 @pytest.mark.parametrize("word", ["false", "No", "off", "0", False])
-def test_no(word: object) -> None:
+def test_words_for_false(word: object) -> None:
     assert config.boolean(word) is False
 
 
 @pytest.mark.parametrize("word", ["", "maybe", 1, None])
-def test_neither(word: object) -> None:
+def test_words_for_neither(word: object) -> None:
     with pytest.raises(ValueError):
         config.boolean(word)
 
@@ -215,20 +215,20 @@ def test_addresses_of_loopback(value: str, address: tuple[str, int] | None) -> N
         True,
     ],
 )
-def test_what_is_no_address_of_loopback(value: object) -> None:
+def test_invalid_addresses_of_loopback(value: object) -> None:
     with pytest.raises(ValueError, match="loopback"):
         config.loopback(value)
 
 
 @pytest.mark.parametrize("value", ["/x.prom", "/var/lib/node exporter/ollama-watch.prom", ""])
-def test_textfiles(value: str) -> None:
+def test_paths_of_textfiles(value: str) -> None:
     assert config.metrics_file(value) == value
 
 
 @pytest.mark.parametrize(
     "value", ["x.prom", "/x.txt", "/.prom", "/x/.prom", "/x.prom/", "/\0.prom", 5, None, True]
 )
-def test_what_is_no_textfile(value: object) -> None:
+def test_invalid_paths_of_textfiles(value: object) -> None:
     with pytest.raises(ValueError, match="absolute path"):
         config.metrics_file(value)
 

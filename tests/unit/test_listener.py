@@ -54,7 +54,7 @@ def test_metrics_are_answered(port: int) -> None:
     "host",
     ["localhost", "LOCALHOST:9464", "localhost.", "127.0.0.1", "127.8.9.1:1", "[::1]", "[::1]:80"],
 )
-def test_names_of_this_machine(port: int, host: str) -> None:
+def test_hosts_of_this_machine_are_served(port: int, host: str) -> None:
     assert ask(port, f"Host: {host}")[0] == 200
 
 
@@ -74,14 +74,14 @@ def test_names_of_this_machine(port: int, host: str) -> None:
         "2130706433",
     ],
 )
-def test_names_of_others(port: int, host: str) -> None:
+def test_other_hosts_are_refused(port: int, host: str) -> None:
     """A page that is led here by its own name server would read a store's path."""
     status, body = ask(port, f"Host: {host}")
     assert status == 403
     assert "42" not in body
 
 
-def test_what_names_two_hosts_or_none(port: int) -> None:
+def test_a_request_with_two_hosts_or_none_is_refused(port: int) -> None:
     assert ask(port)[0] == 400
     assert ask(port, "Host: localhost", "Host: evil.example")[0] == 400
     assert ask(port, "Host: localhost", target="http://evil.example/metrics")[0] == 403
@@ -101,7 +101,9 @@ def test_many_slow_clients_take_no_threads_and_few_descriptors(port: int) -> Non
     wait_until(lambda: descriptors() <= before, "the connections to be closed")
 
 
-def test_a_request_has_so_long_as_a_whole(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_limit_is_that_of_the_whole_request(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A byte now and then does not make it longer."""
     monkeypatch.setattr(listener, "_REQUEST_SECONDS", 0.5)
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
@@ -135,7 +137,7 @@ def test_a_request_without_end_is_dropped(port: int) -> None:
         ("/metrics", "application/openmetrics-text; version=1.0.0q=0.5,x0", 200),
     ],
 )
-def test_what_makes_no_sense_is_answered_too(
+def test_invalid_requests_are_answered(
     port: int, target: str, accept: str, status: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(port, "Host: localhost", f"Accept: {accept}", target=target)[0] == status

@@ -86,7 +86,7 @@ def kept() -> Iterator[metrics.Metrics]:
 # ---------------------------------------------------------------- looks
 
 
-def test_a_full_look_reports_everything(kept: metrics.Metrics) -> None:
+def test_a_full_scan_reports_everything(kept: metrics.Metrics) -> None:
     kept.look(FULL, 0.25)
     found = numbers(kept)
     assert downloads(kept) == {"paused": 1, "behind": 1, "live": 1}
@@ -104,7 +104,7 @@ def test_a_full_look_reports_everything(kept: metrics.Metrics) -> None:
     assert "sight partial" not in found
 
 
-def test_a_narrow_look_says_all_of_its_scope_and_nothing_of_others(kept: metrics.Metrics) -> None:
+def test_a_scan_of_some_digests_counts_them_and_keeps_the_others(kept: metrics.Metrics) -> None:
     kept.look(FULL, 0.25)
     narrow = evidence(
         download(digest=C, ago=200),
@@ -124,7 +124,7 @@ def test_a_narrow_look_says_all_of_its_scope_and_nothing_of_others(kept: metrics
     assert found["findings warning download_behind"] == 1
 
 
-def test_a_later_full_look_forgets_what_is_gone(kept: metrics.Metrics) -> None:
+def test_a_later_full_scan_drops_downloads_that_are_gone(kept: metrics.Metrics) -> None:
     kept.look(FULL, 0.25)
     kept.look(report(evidence(now=NOW + 600)), 0.5)
     assert downloads(kept) == {}
@@ -132,18 +132,18 @@ def test_a_later_full_look_forgets_what_is_gone(kept: metrics.Metrics) -> None:
     assert "oldest_progress_timestamp_seconds" not in numbers(kept)
 
 
-def test_what_is_live_is_not_waiting(kept: metrics.Metrics) -> None:
+def test_a_live_download_is_not_idle(kept: metrics.Metrics) -> None:
     live = report(evidence(download(ago=9 * DAY, holders=(writer(),))))
     kept.look(live, 0)
     assert "oldest_progress_timestamp_seconds" not in numbers(kept)
 
 
-def test_an_unknown_length_misses_nothing(kept: metrics.Metrics) -> None:
+def test_no_bytes_are_missing_of_an_unknown_length(kept: metrics.Metrics) -> None:
     kept.look(report(evidence(download(total=None, trusted=()))), 0)
     assert not [name for name in numbers(kept) if name.endswith(" missing")]
 
 
-def test_before_the_first_look_there_are_counts_only(kept: metrics.Metrics) -> None:
+def test_before_the_first_scan_only_counts_are_reported(kept: metrics.Metrics) -> None:
     names = {family.name.removeprefix("ollama_watch_") for family in kept.collect()}
     assert {"repairs", "last_full_look_timestamp_seconds"} <= names
     assert "downloads" not in names
@@ -206,7 +206,7 @@ def test_the_docs_have_every_metric_with_its_type_unit_and_labels() -> None:
     assert told == made
 
 
-def test_a_store_of_any_name_can_be_told() -> None:
+def test_a_store_of_any_name_is_a_label() -> None:
     odd = os.fsdecode(b'/\xff"\n\\')
     for metric in collected(odd):
         for sample in metric.samples:
@@ -217,7 +217,7 @@ def test_a_store_of_any_name_can_be_told() -> None:
         generate_latest(kept._registry).decode()
 
 
-def test_without_a_wish_nothing_is_kept() -> None:
+def test_without_a_setting_nothing_is_kept() -> None:
     with metrics.Metrics("/models", rules().settings) as kept:
         kept.event(Event(0, "error", ""))
         assert kept.look(FULL, 1) == ""
@@ -226,7 +226,7 @@ def test_without_a_wish_nothing_is_kept() -> None:
         assert kept.port is None
 
 
-def test_a_trouble_is_reported_once_until_it_is_gone(tmp_path: Path) -> None:
+def test_a_failed_write_is_reported_once_until_it_succeeds(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "x.prom"
     with metrics.Metrics("/models", rules(metrics_file=str(file)).settings) as kept:
         assert kept.look(FULL, 1) == f"metrics_file: writing {file} failed: " + os.strerror(2)

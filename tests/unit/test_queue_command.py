@@ -189,7 +189,7 @@ def test_a_table_fits_80_columns_and_names_what_is_with_each(
     assert (by["hopeless:latest"], by["paused:latest"]) == (None, None)
 
 
-def test_of_a_long_line_the_beginning_is_shown(say: Say, models: Store) -> None:
+def test_a_long_queue_shows_its_first_items(say: Say, models: Store) -> None:
     def fill(kept: Queue) -> Queue:
         for number in range(2031):
             kept = queue.add(kept, f"m{number}", 0, 0.0, 1.0)
@@ -201,7 +201,7 @@ def test_of_a_long_line_the_beginning_is_shown(say: Say, models: Store) -> None:
     assert told[-1] == "and 2,001 more; show all: -v"
 
 
-def test_it_says_who_runs_it(
+def test_the_list_names_what_runs_the_queue(
     say: Say, models: Store, document: Callable[[], dict[str, Any]]
 ) -> None:
     say("add", "a")

@@ -102,7 +102,7 @@ def test_what_has_no_stamp_as_its_first_line_is_not_ours(text: str) -> None:
         ("", None, Kind.FOREIGN, ""),
     ],
 )
-def test_what_becomes_of_a_file(found: str | None, body: str | None, kind: Kind, text: str) -> None:
+def test_how_a_file_is_changed(found: str | None, body: str | None, kind: Kind, text: str) -> None:
     assert units.change(found, body, missing=2) == (kind, text)
 
 
@@ -125,7 +125,9 @@ def test_what_becomes_of_a_file(found: str | None, body: str | None, kind: Kind,
         ("/homes/x/bin/ollama-watch", False, False),
     ],
 )
-def test_where_a_program_would_not_last(program: str, personal: bool, refused: bool) -> None:
+def test_temporary_places_of_a_program_are_refused(
+    program: str, personal: bool, refused: bool
+) -> None:
     assert bool(units.passing(program, personal=personal)) is refused
 
 
@@ -139,7 +141,7 @@ def test_paths_that_a_unit_can_not_hold(char: str) -> None:
 
 
 @pytest.mark.parametrize("where", [USUAL, HOME, WAYS["personal"]])
-def test_they_fit_a_terminal(where: Installation) -> None:
+def test_the_files_fit_a_terminal(where: Installation) -> None:
     for text in (*units.units(where, "weekly").values(), *units.cron(where, "weekly").values()):
         long = [line for line in units.stamped(text).splitlines() if len(line) > 80]
         assert all("ollama-watch --store" in line for line in long)
@@ -224,7 +226,7 @@ def verify(root: Path) -> str:
 @needs_analyze
 @pytest.mark.parametrize("where", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("clean", units.RHYTHMS)
-def test_systemd_has_nothing_against_them(root: Path, where: Installation, clean: str) -> None:
+def test_systemd_accepts_the_units(root: Path, where: Installation, clean: str) -> None:
     write(root / "etc/systemd/system", where, clean)
     stub(root, where.program, where.python)
     assert verify(root) == ""
