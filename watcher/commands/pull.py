@@ -27,13 +27,15 @@ from watcher.errors import Exit
 @declare.insecure
 @declare.host
 @declare.duration(
-    "--stall", "stall_seconds", help="Replace a connection after so long without bytes (30s)."
+    "--stall",
+    "stall_seconds",
+    help="Replace a connection after so long without bytes (default 30s).",
 )
 @click.option(
     "--connections",
     type=click.IntRange(1, config.MOST_CONNECTIONS),
     metavar="N",
-    help="Connections to a registry (8).",
+    help="Connections to a registry (default 8).",
 )
 @click.option(
     "--no-wait",
