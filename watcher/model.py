@@ -959,8 +959,6 @@ class Mode(NamedTuple):
     hash: bool = False
     verify: bool = False
     survey: bool = False
-    own_pulls: frozenset[str] = frozenset()  #: ended by us: once closed, nothing more comes
-    lengths: Mapping[str, int] = MappingProxyType({})
     patient: bool = False
     sync_behind: bool = False  #: the caller syncs the data behind the claims
     read_limit_bytes: int | None = 1 << 30

@@ -89,6 +89,7 @@ def test_what_can_not_be_had_again_is_not_called_complete(
     model = pulled(server, registry)
     damage(blob(server.store, model.digests[0]))
     registry.add_fault(Fault("page", on="head", status=404))
+    registry.add_fault(Fault("page", on="direct", status=404))
     for options in (PLAIN, VERIFY):
         seen = drive(site(server), model, options)
         assert seen.end.cause is not None, seen.notes

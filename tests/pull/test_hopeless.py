@@ -5,26 +5,23 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shlex
 import socket
 import subprocess
 import time
-from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import needs_root
-from tests.support.driving import age, is_right, lay_out, run
-from tests.support.servers import EngineServer, Server, blob, wait_until
+from tests.support.driving import lay_out
+from tests.support.servers import EngineServer, Server, blob
 from watcher.demo.registry import Fault, Model, Registry
 from watcher.observe.host import Host
-from watcher.ollama.pull_stream import PullStream, Status
 from watcher.pull import by_server, disk, target
 from watcher.pull.account import Options, Update
-from watcher.pull.failures import Asked, Cause, End, of_error
+from watcher.pull.failures import Cause, End
 
-from .driven import MB, POLICY, Seen, add, arrived, claimed, drive, site
+from .driven import MB, POLICY, Seen, add, arrived, drive, site
 
 UNTIL_DONE = Options(insecure=True, until_done=True)
 ELSEWHERE = {"WWW-Authenticate": 'Bearer realm="https://auth.example/token",service="x"'}
@@ -112,29 +109,6 @@ HIDDEN = {
 }
 
 
-@pytest.mark.parametrize("status", HIDDEN)
-@pytest.mark.parametrize("step", ["direct", "data"])
-def test_a_layer_in_silence(server: Server, registry: Registry, step: str, status: int) -> None:
-    """While the server tries again and again, the registry says why."""
-    if (step, status) == ("direct", 200):
-        pytest.skip("that is no answer which the server takes: it says so at once")
-    model = add(registry, server, 3 * MB)
-    registry.add_fault(Fault("page", on=step, digest=model.digests[0], status=status))  # type: ignore[arg-type]
-    server.start().wait_ready()
-    options = Options(insecure=True, until_done=True, stall_seconds=1.0)
-    seen = drive(site(server), model, options)
-    ended_at_once(seen, HIDDEN[status], registry, "manifest")
-
-
-def test_a_layer_at_an_address_that_nobody_can_ask(server: Server, registry: Registry) -> None:
-    model = add(registry, server, 3 * MB)
-    away = {"Location": "ftp://x/y"}
-    registry.add_fault(Fault("page", on="direct", status=307, headers=away))
-    server.start().wait_ready()
-    options = Options(insecure=True, until_done=True, stall_seconds=1.0)
-    ended_at_once(drive(site(server), model, options), Cause.BAD_ADDRESS, registry, "manifest")
-
-
 @pytest.mark.parametrize(
     ("status", "cause"),
     [
@@ -153,23 +127,6 @@ def test_a_layer_that_no_retry_brings(
     registry.add_fault(Fault("page", on="head", digest=model.digests[0], status=status, body=""))
     server.start().wait_ready()
     ended_at_once(drive(site(server), model, UNTIL_DONE), cause, registry, "head")
-
-
-@pytest.mark.parametrize("step", ["direct", "data"])
-@pytest.mark.parametrize("status", HIDDEN)
-def test_a_begun_layer_of_which_the_server_hides_what_the_registry_says(
-    quick: Server, registry: Registry, step: str, status: int
-) -> None:
-    """Its address is asked for until time is up; an error page is data that ends too soon."""
-    if (step, status) == ("direct", 200):
-        pytest.skip("that is no answer which the server takes: it says so at once")
-    model = add(registry, quick, 3 * MB)
-    lay_out(registry, quick.store, model.digests[0], aged=600)
-    registry.add_fault(Fault("page", on=step, digest=model.digests[0], status=status))  # type: ignore[arg-type]
-    quick.start().wait_ready()
-    seen = drive(site(quick), model, UNTIL_DONE)
-    assert seen.end.cause is HIDDEN[status], (seen.end, seen.notes)
-    assert claimed(quick, model) >= MB
 
 
 def held(server: Server, model: Model) -> bool:
@@ -196,88 +153,8 @@ def misannounced(server: Server, registry: Registry, size: int) -> Model:
 LENGTHS = [3 * MB + 1, 5 * MB, 3 * MB - 1, 2 * MB]
 
 
-@pytest.mark.parametrize("size", LENGTHS)
-def test_a_length_that_the_registry_does_not_have(
-    server: Server, registry: Registry, size: int
-) -> None:
-    """The server believes progress files before the registry, and those of ours are right."""
-    model = misannounced(server, registry, size)
-    seen = drive(site(server), model, UNTIL_DONE)
-    assert seen.end.cause is None, (seen.end, seen.notes)
-    assert arrived(server, model)
-    assert any(f"announces {size:,} bytes" in note for note in seen.notes)
-    assert registry.stats()["requests"]["head"] == 2, "one of them for the config"
-    assert registry.bytes_served(model.digests[0]) < 6 * MB
-
-
-@pytest.mark.parametrize("size", LENGTHS)
-def test_it_is_the_end_where_no_progress_files_can_be_written(
-    server: Server, registry: Registry, size: int
-) -> None:
-    """It is forgotten by the command that is printed: a server keeps to what it has heard."""
-    model = misannounced(server, registry, size)
-    seen = drive(target.Target(server.url, POLICY.settings), model, UNTIL_DONE)
-    ended_at_once(seen, Cause.WRONG_LENGTH, registry, "head")
-    assert f"announces {size:,} bytes" in seen.end.text
-    assert of_error(seen.end.text) is Cause.WRONG_LENGTH
-    registry.clear_faults()
-    registry.throttle(None)
-    wait_until(lambda: not held(server, model), "the server to close its files")
-    for path in (server.store / "blobs").iterdir():
-        age(path, 600)
-    command = Cause.WRONG_LENGTH.command(Asked(model.name, server.url, str(server.store)))
-    words = shlex.split(command)
-    done = run(server.store, *words[words.index("reset") :], "--yes")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert drive(site(server), model, UNTIL_DONE).end.cause is None
-    assert arrived(server, model)
-
-
-@pytest.mark.parametrize("said_before", [[], [Status("pulling 0123456789ab", "0" * 64, 9, 1)]])
-def test_an_error_that_only_reads_like_a_wrong_length_is_the_end(
-    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch, said_before: list[Status]
-) -> None:
-    """Of a layer that no manifest names, or of none: there is no length to put right."""
-    text = "registry.example announces 5 bytes of layer sha256-012345678901, and it is a joke"
-    assert of_error(text) is Cause.WRONG_LENGTH
-    server.start().wait_ready()
-    model = add(registry, server, 2 * MB)
-    lines = chain(said_before, repeat(Status("", error=text)))
-    monkeypatch.setattr(PullStream, "next", lambda *_: next(lines))
-    seen = drive(site(server), model)
-    assert (seen.end.cause, seen.end.text) == (Cause.WRONG_LENGTH, text)
-    assert not any("continuing with that" in note for note in seen.notes)
-
-
-@pytest.mark.parametrize("size", [2 * MB, 5 * MB])
-def test_a_length_that_the_manifest_alone_has_wrong(
-    server: Server, registry: Registry, size: int
-) -> None:
-    """The server goes by what the registry announces, and arrives."""
-    model = add(registry, server, 3 * MB)
-    manifest = json.loads(model.manifest)
-    manifest["layers"][0]["size"] = size
-    registry.set_manifests("library/demo", "1b", [json.dumps(manifest).encode()])
-    registry.throttle(10 * MB)
-    server.start().wait_ready()
-    assert drive(site(server), model, UNTIL_DONE).end.cause is None
-    assert is_right(server.store, model.digests[0])
-
-
 def limited(server: Server, size: int) -> None:
     resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (size, size))
-
-
-def test_a_limit_of_the_servers_files_is_seen_before_anything_comes(
-    server: Server, registry: Registry
-) -> None:
-    model = add(registry, server)
-    server.start().wait_ready()
-    limited(server, 40 * MB)
-    seen = drive(site(server), model, UNTIL_DONE)
-    ended_at_once(seen, Cause.FILE_TOO_LARGE, registry, "manifest")
-    assert "40.0 MB" in seen.end.text
-    assert registry.bytes_served(model.digests[0]) <= 1, "the last one, which we ask for"
 
 
 def test_what_only_the_server_can_say_is_waited_for(

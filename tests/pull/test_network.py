@@ -12,7 +12,7 @@ from watcher.pull.account import Options, Update
 from watcher.pull.failures import Cause
 from watcher.pull.layers import ModelProgress
 
-from .driven import MB, MIB, OPTIONS, SIZE, Seen, add, arrived, claimed, drive, site
+from .driven import MB, MIB, OPTIONS, SIZE, Seen, add, arrived, drive, site
 
 #: Slow enough that the server tells of what comes and goes, which it does 16 times a second.
 RATE = 40 * MB
@@ -26,53 +26,12 @@ def told(seen: Seen) -> str:
     return f"{seen.notes} {seen.end}"
 
 
-@pytest.mark.parametrize("after", [pytest.param(5, marks=ALIKE), 20, pytest.param(50, marks=ALIKE)])
-def test_resets_every_so_often(server: Server, registry: Registry, after: int) -> None:
-    model = add(registry, server)
-    registry.throttle(RATE)
-    registry.add_fault(Fault("reset", after=after * MB))
-    server.start().wait_ready()
-    seen = drive(site(server), model)
-    assert seen.end.cause is None, told(seen)
-    assert arrived(server, model)
-    # Each repair costs a MiB of each part that is under way.
-    repairs = sum("connection lost" in note for note in seen.notes)
-    assert registry.bytes_served(model.digests[0]) <= SIZE + (1 + repairs) * 4 * MIB
-
-
-def test_losses_that_the_stream_never_shows(
-    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a fast network an attempt comes and is thrown away between two lines."""
-    monkeypatch.setattr(ModelProgress, "note", _without_losses(ModelProgress.note))
-    model = add(registry, server, 50 * MB)
-    registry.add_fault(Fault("reset", after=20 * MB))
-    server.start().wait_ready()
-    seen = drive(site(server), model)
-    assert seen.end.cause is None, told(seen)
-    assert arrived(server, model)
-    # The server alone fetches the first 20 MB six times before it tells of anything.
-    assert registry.bytes_served(model.digests[0]) <= 100 * MB
-
-
 def _without_losses(note: Callable[[ModelProgress, str, int, int], int]) -> Callable[..., int]:
     def noted(bar: ModelProgress, digest: str, total: int, completed: int) -> int:
         note(bar, digest, total, completed)
         return 0
 
     return noted
-
-
-def test_a_stall_is_ended(server: Server, registry: Registry) -> None:
-    model = add(registry, server)
-    registry.throttle(RATE)
-    registry.add_fault(Fault("stall", after=30 * MB, times=2))
-    server.start().wait_ready()
-    seen = drive(site(server), model, Options(insecure=True, stall_seconds=2))
-    assert seen.end.cause is None, told(seen)
-    assert any(note.startswith("no bytes for") for note in seen.notes)
-    assert arrived(server, model)
-    assert registry.bytes_served(model.digests[0]) <= SIZE + 8 * MIB
 
 
 @pytest.mark.parametrize(
@@ -140,21 +99,6 @@ def test_no_such_model(server: Server, registry: Registry) -> None:
     assert seen.end.cause is Cause.NO_MODEL
 
 
-def test_a_tag_that_vanishes_leaves_what_has_come(server: Server, registry: Registry) -> None:
-    model = add(registry, server)
-    registry.throttle(RATE)
-    registry.add_fault(Fault("reset", after=20 * MB))
-    server.start().wait_ready()
-
-    def vanish(update: Update) -> None:
-        if update.note:
-            registry.remove_tag("library/demo", "1b")
-
-    seen = drive(site(server), model, on_update=vanish)
-    assert seen.end.cause is Cause.NO_MODEL
-    assert claimed(server, model) >= 15 * MB
-
-
 def test_a_manifest_that_changes_between_tries(server: Server, registry: Registry) -> None:
     old = add(registry, server)
     registry.throttle(RATE)
@@ -173,22 +117,3 @@ def test_a_manifest_that_changes_between_tries(server: Server, registry: Registr
     assert seen.updates[-1].record.total_bytes == SIZE // 2 + len(
         registry.content(made[0].config).read(0, registry.content(made[0].config).size)
     )
-
-
-@pytest.mark.slow("a layer of 120 MB at a slow rate, for a way that has a unit test")
-def test_our_own_way_to_the_registry_is_not_needed(server: Server, registry: Registry) -> None:
-    """Only the server gets through to it: the repair works all the same."""
-    model = add(registry, server)
-    registry.throttle(RATE)
-    registry.add_fault(Fault("reset", after=20 * MB))
-    refused = registry.add_fault(Fault("page", on="manifest", status=418, times=1))
-    server.start().wait_ready()
-
-    def again(update: Update) -> None:
-        if update.note.startswith("a broken connection lost"):
-            refused.times = 1
-
-    seen = drive(site(server), model, on_update=again)
-    assert seen.end.cause is None, told(seen)
-    assert arrived(server, model)
-    assert registry.bytes_served(model.digests[0]) <= 1.15 * SIZE + 8 * MIB

@@ -39,8 +39,8 @@ def _no_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = values.Options
 
     def options(**more: object) -> values.Options:
-        small = {"reserve": 0, "piece": 2 << 20, "first_pause": 0.01, "longest_pause": 0.05}
-        return usual(**{**small, **more})  # type: ignore[arg-type]
+        small = {"piece": 2 << 20, "first_pause": 0.01, "longest_pause": 0.05}
+        return usual(**{**small, **more, "reserve": 0})  # type: ignore[arg-type]
 
     monkeypatch.setattr(values, "Options", options)
 

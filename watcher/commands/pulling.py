@@ -17,7 +17,6 @@ from watcher.pull import target
 from watcher.pull.account import Options
 from watcher.pull.driver import Pull
 from watcher.pull.failures import Cause
-from watcher.pull.layers import LayerLocks
 from watcher.pull.target import Target
 from watcher.show import progress
 from watcher.system import stopping
@@ -32,9 +31,8 @@ def pull_all(
     from concurrent.futures import ThreadPoolExecutor
 
     found = site_of(context, host)
-    locks = LayerLocks()
     with cancelled_by_signals() as cancelled:
-        pulls = [Pull(found, each, options, cancelled, locks) for each in dict.fromkeys(models)]
+        pulls = [Pull(found, each, options, cancelled) for each in dict.fromkeys(models)]
         with display(context) as shown:
             if parallel == 1 or len(pulls) == 1:
                 for each in pulls:

@@ -45,8 +45,6 @@ def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
 def _diagnose(download: Download, evidence: Evidence, rules: Rules) -> Diagnosed:
     latest = download.changed_at
     quiet = 0.0 if latest is None else _quiet(download, latest, evidence)
-    if download.digest in rules.mode.own_pulls:
-        quiet = max(quiet, QUIET_SECONDS)
     since = latest if download.progress_at is None else download.progress_at
     age = 0.0 if since is None else evidence.age_of(since)
     condition, because = settled_condition(download)

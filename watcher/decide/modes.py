@@ -23,8 +23,7 @@ PREPARE = Mode(repair=True, refresh=True, sync_behind=True, lock_seconds=5.0)
 PREPARE_TIMES = Mode(refresh=True, read_limit_bytes=0, lock_seconds=1.0)
 #: A service, in the background: hash blobs in doubt, ask about damaged ones, put them aside.
 SCRUB = Mode(repair=True, online=True, hash=True, patient=True, sync_behind=True)
-#: A pull: repair what the server broke; and check the layers that it has brought.
-PULL = Mode(repair=True, sync_behind=True)
+#: A pull: check layers.
 PULL_VERIFY = Mode(repair=True, online=True, hash=True, verify=True)
 
 

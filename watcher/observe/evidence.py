@@ -397,8 +397,6 @@ class _Reader:
 
     def _known_length(self) -> tuple[int | None, str | None]:
         record = self.record
-        if (compared := self.around.rules.mode.lengths.get(self.digest)) is not None:
-            return compared, "registry"
         if self.named_size is not None:
             return self.named_size, "manifest"
         if record is not None and record.total is not None and self._agrees(record.total):

@@ -38,12 +38,6 @@ class Fetched(NamedTuple):
     #: The media type, such as ``text/html``.
     kind: str = ""
 
-    def has(self, at: int) -> bool | None:
-        """Whether a layer has a byte, by the answer about it; None where that does not show it."""
-        if self.status == 200 and self.length is not None and self.kind != "text/html":
-            return self.length > at  # all of it, whatever was asked for
-        return {206: True, 416: False}.get(self.status)
-
 
 class NoAddressError(OSError):
     """A registry redirects to what nobody can ask."""
@@ -66,15 +60,6 @@ def fetch(model: ModelName, etag: str = "", *, insecure: bool = False) -> Fetche
     """
     headers = {"Accept": _MANIFEST_TYPE, **({"If-None-Match": etag} if etag else {})}
     return _ask("GET", model, f"manifests/{model.tag}", headers, insecure=insecure)
-
-
-def layer(model: ModelName, digest: str, at: int, *, insecure: bool) -> Fetched:
-    """What a model's registry, or the host it redirects to, answers for the byte `at` of a layer.
-
-    Raises OSError where nobody answers in time.
-    """
-    one = {"Range": f"bytes={at}-{at}"}
-    return _ask("GET", model, f"blobs/sha256:{digest}", one, insecure=insecure)
 
 
 def _ask(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -25,6 +25,8 @@ from watcher.state.records import Record, State
 SERVER_SECONDS = 300.0
 #: Attempts in a row that bring nothing, unless `until_done` is set.
 TRIES = 8
+#: Layers that came out wrong, and were fetched anew: then it is no accident.
+MISMATCHES = 3
 #: How often it is looked whether to stop.
 TICK_SECONDS = 0.2
 #: Changes besides the state are saved this often.
@@ -227,6 +229,13 @@ class Account:
             yield waiting
         finally:
             self.waiting = None
+
+    @staticmethod
+    def rest(seconds: float, cancelled: Callable[[], bool]) -> None:
+        """Wait so long, unless somebody stops it."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not cancelled():
+            time.sleep(TICK_SECONDS)
 
     def log(self, event_type: EventType, message: str, **details: object) -> None:
         """Log an event about it."""

@@ -3,41 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Set
+from contextlib import suppress
+from dataclasses import replace
 from types import MappingProxyType
 
 import orjson
 from rich.filesize import decimal
 
-from watcher.decide import findings
+from watcher.decide import blob_findings, findings, modes
+from watcher.errors import WatchError
+from watcher.model import ActionKind, Plan, Scope
 from watcher.observe import scan
 from watcher.ollama import manifests, names, registry
-from watcher.pull import disk, repair, verification
+from watcher.pull import disk, verification
 from watcher.pull.account import Account, Update
 from watcher.pull.failures import Cause, End
-from watcher.state import registry_cache
+from watcher.pull.target import Target
+from watcher.reconcile import Reconciler, Report
+from watcher.state import folders
 from watcher.state.records import State
 
 _NONE: Mapping[str, int] = MappingProxyType({})
 
 
-def note_on_disk(account: Account) -> Iterator[Update]:
-    """Say first of all what an earlier pull has left, by the manifest that it has kept."""
-    with account.opened() as store:
-        known = None if store is None else registry_cache.cached(store).get(account.name.key)
-        if store is None or known is None:
-            return
-        sizes = registry.sizes(known.raw.encode())
-        present = scan.present(store, sizes)
-        if not scan.begun(store, sizes.keys() - present):
-            return
-    report = repair.look(account.target, sizes.keys() - present)
-    if report is None:
-        return
-    account.progress.expect(sizes, present)
-    account.progress.here(repair.trusted(report), present)
-    if account.progress.done > account.progress.present:
-        yield note_resuming(account)
+#: So much of a disk stays free, or a fiftieth of a small one.
+_RESERVE = 512 << 20
+_REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
 
 
 def take_up(
@@ -85,7 +77,7 @@ def note_astray(account: Account) -> Iterator[Update]:
     account.is_astray_noted = True
     missing = account.missing() & account.progress.sizes.keys()
     sizes = {digest: account.progress.sizes[digest] for digest in missing}
-    for text in repair.astray(account.target, account.name.shown, sizes):
+    for text in astray(account.target, account.name.shown, sizes):
         yield account.note(text)
 
 
@@ -120,23 +112,28 @@ def disk_fault(account: Account) -> End | None:
     return disk.fault(account.target.host, max(missing))
 
 
+def reserve(room: os.statvfs_result) -> int:
+    """Bytes of a file system that have to stay free."""
+    return min(_RESERVE, room.f_blocks * room.f_frsize // 50)
+
+
 def check_room(account: Account, have: int) -> Generator[Update, None, End | None]:
     """Note where the disk takes this model, but not the other unfinished downloads, too.
 
     `have`: bytes of the model that take no more room. Returns the end where the disk can't take the
-    rest of it.
+    rest of it beside what has to stay free.
     """
     with account.opened() as store:
         if store is None:
             return None
         room = os.fstatvfs(store)
         others = scan.unfinished(store) - account.digests
-    free = room.f_bavail * room.f_frsize
+    free = max(0, room.f_bavail * room.f_frsize - reserve(room))
     missing = account.progress.total - have
     if missing > free:
         why = f"{decimal(missing)} to download, but the disk has only {decimal(free)} free"
         return End(Cause.DISK_FULL, why)
-    report = repair.look(account.target, others)
+    report = look(account.target, others)
     more = 0 if report is None else findings.lacking(report.diagnosis.diagnosed)
     if missing + more > free:
         yield account.note(
@@ -154,3 +151,56 @@ def flaw(raw: bytes) -> End:
     except ValueError as error:
         found = str(error)
     return End(Cause.BAD_MANIFEST, f"its manifest is invalid: {found}") if found else End()
+
+
+# ---------------------------------------------------------------- unfinished layers
+
+
+def look(target: Target, digests: Set[str]) -> Report | None:
+    """The state of some downloads, with nothing changed; None where it is not visible."""
+    if target.host is None or not digests:
+        return None
+    try:
+        return Reconciler(target.host, target.settings).inspect(scope=Scope(frozenset(digests)))
+    except (WatchError, OSError):
+        return None
+
+
+def remove_surplus(target: Target, digests: Set[str]) -> None:
+    """Remove what a server has left of layers that are finished, if that may go by now."""
+    if target.host is None or not digests:
+        return
+    settings = replace(target.settings, stale_after=0.0)
+
+    def approve(planned: Plan) -> Plan:
+        return planned.filtered(lambda each: each.subject in digests and each.kind in _REMOVALS)
+
+    reconciler, scope = Reconciler(target.host, settings), Scope(frozenset(digests))
+    with suppress(WatchError, OSError):  # `clean` does it later
+        # Only where it may go: by these settings all that is seen is stale, which is no news.
+        if approve(reconciler.inspect(modes.CLEAN, scope).plan).actions:
+            reconciler.reconcile(modes.CLEAN, scope, approve)
+
+
+def astray(target: Target, model: str, missing: Mapping[str, int]) -> Iterator[str]:
+    """Where the bytes of missing layers lie, and the command that brings them to their place.
+
+    `missing`: digests with their bytes, as the registry's manifest of `model` has them.
+    """
+    host = target.host or target.named
+    if host is None or not missing:
+        return
+    try:
+        with folders.opened_store(host.store) as store:
+            lying = scan.lying(store, missing, model)
+        if not lying:
+            return
+        seen = Reconciler(host, target.settings).inspect().evidence
+    except (WatchError, OSError):
+        return
+    seen = seen._replace(census=seen.census._replace(odd=lying))
+    for finding in blob_findings.astray(seen):
+        if finding.models:
+            helps = finding.command or finding.remedy
+            helps = f"; to avoid that, stop the pull and move them first: {helps}" if helps else ""
+            yield f"{finding.message}; this pull downloads it again{helps}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import queue
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -17,39 +16,25 @@ from typing import TypeVar
 
 from rich.filesize import decimal
 
-from watcher.act import journal
-from watcher.decide import safety
-from watcher.errors import LockedError, NoStoreError
-from watcher.model import Condition, Diagnosed, RefusalKind, Scope, Visibility
 from watcher.observe import scan
-from watcher.ollama import names, registry, server
-from watcher.ollama.pull_stream import PullStream, ServerGoneError
-from watcher.pull import before, repair
-from watcher.pull.account import CANCELED, TICK_SECONDS, TRIES, Account, Update, Waiting
+from watcher.ollama import names, ranges, registry
+from watcher.pull import before
+from watcher.pull.account import CANCELED, MISMATCHES, TICK_SECONDS, TRIES, Account, Update, Waiting
 from watcher.pull.failures import Cause, End, of_error
-from watcher.reconcile import Reconciler, Report
-from watcher.state import folders, fs, hashes, records, registry_cache
+from watcher.reconcile import Report
+from watcher.state import folders, registry_cache
 from watcher.state.event_log import EventType, clock
-from watcher.state.hashes import Hashed
 from watcher.state.records import State
 from watcher.system import advice
-from watcher.transfer import store, values
-from watcher.transfer.ledger import Identity
+from watcher.transfer import auth, publication, store, values
 from watcher.transfer.model import Fetched, Transfer
-from watcher.transfer.store import Published, Store, Verified
+from watcher.transfer.publication import Publication
 from watcher.transfer.values import Layer, Noticed, Order, Partial, Progress, TransferError
 
-#: Updates are given this often.
 _SHOW_SECONDS = 0.25
 #: The store is looked at this often while somebody else is waited for.
 _LOOK_SECONDS = 1.0
-#: A server that says nothing for so long is waited for no longer: it has nothing to download.
-_SILENT_SECONDS = 120.0
-#: How often progress is logged.
 _LOG_SECONDS = 60.0
-#: Layers that came out wrong, and were fetched anew: then it is no accident.
-_MISMATCHES = 3
-_LOCK_SECONDS = 5.0
 
 #: Where the words say no more.
 _CAUSES = {
@@ -92,7 +77,7 @@ class ByTransfer:
         sizes = registry.sizes(known.raw.encode())
         account.progress.expect(sizes, account.finished(sizes))
         with contextlib.suppress(OSError, TransferError):
-            self._count(sizes, _partials(repair.look(account.target, sizes.keys())))
+            self._count(sizes, publication.partials(before.look(account.target, sizes.keys())))
             if account.progress.done > account.progress.present:
                 yield before.note_resuming(account)
 
@@ -101,17 +86,10 @@ class ByTransfer:
         if end.cause is Cause.WRONG_LENGTH and any(map(self._has_other, self._account.missing())):
             return None
         self._mismatches += end.cause is Cause.MISMATCH
-        if end.cause is not Cause.MISMATCH or self._mismatches >= _MISMATCHES:
+        if end.cause is not Cause.MISMATCH or self._mismatches >= MISMATCHES:
             return end
         yield self._account.note(end.text)
         return None
-
-    def keep(self) -> Iterator[Update]:
-        """All that has arrived is kept already."""
-        return iter(())
-
-    def release(self) -> None:
-        """Nothing is held."""
 
     def attempt(self) -> Generator[Update, None, End]:
         """Everything from the manifest to its place. Returns how it ended."""
@@ -143,20 +121,21 @@ class ByTransfer:
         seen = yield from self._wait_for_server()
         if self._cancelled():
             return CANCELED
-        partials = _partials(seen)
+        partials = publication.partials(seen)
         arrived = self._count(account.promised, partials)
-        is_begun = account.progress.done > account.progress.present
-        if is_begun and not account.is_resuming_noted:
+        if account.progress.done > account.progress.present and not account.is_resuming_noted:
             yield before.note_resuming(account)
         have = account.progress.present + arrived
         ended = before.disk_fault(account) or (yield from before.check_room(account, have))
-        if ended is not None and self._has_other(max(account.missing(), key=_by(account.promised))):
-            return (yield from self._fetched(raw))
         if ended is not None:
-            return ended
+            return (yield from self._fetched(raw)) if self._has_other(self._largest()) else ended
         self._log_begin()
         fetched = yield from self._driven(Transfer.run, partials)
         return (yield from self._published(fetched))
+
+    def _largest(self) -> str:
+        promised = self._account.promised
+        return max(self._account.missing(), key=lambda each: promised.get(each, 0), default="")
 
     def _has_other(self, digest: str) -> bool:
         """Whether the registry has another number of bytes of a layer; what it has is taken."""
@@ -178,7 +157,7 @@ class ByTransfer:
                 digest: opened.peek(Layer(digest, sizes[digest]), account.boot)
                 for digest in missing
             }
-        theirs = {each.digest: sum(b - a for a, b in each.trusted) for each in partials}
+        theirs = {each.digest: ranges.size(each.trusted) for each in partials}
         here = {each: max(ours[each], theirs.get(each, 0)) for each in ours}
         account.progress.here(here, account.finished(account.progress.sizes))
         self._arrived, self._hashed = {}, {}
@@ -190,8 +169,8 @@ class ByTransfer:
         """Leave layers that a server pulls to it, if that is wanted; how it was seen last."""
         account, since = self._account, time.time()
         while True:
-            seen = repair.look(account.target, account.missing())
-            pulled = _pulled(seen)
+            seen = before.look(account.target, account.missing())
+            pulled = publication.live(seen)
             if not pulled or not account.options.wait or self._cancelled():
                 account.progress.here({}, account.finished(account.progress.sizes))
                 return seen
@@ -202,15 +181,10 @@ class ByTransfer:
             with account.awaiting(waiting):
                 at = clock(since, time.time())
                 yield account.note(f"{why}: waiting for it since {at}; --no-wait fetches it too")
-                theirs = repair.trusted(seen) if seen is not None else {}
+                theirs = {x.digest: ranges.size(x.download.trust.trusted) for x in pulled}
                 account.progress.here(theirs, account.finished(account.progress.sizes))
                 yield account.reported(None, time.monotonic())
-                self._rest(_LOOK_SECONDS)
-
-    def _rest(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not self._cancelled():
-            time.sleep(TICK_SECONDS)
+                account.rest(_LOOK_SECONDS, self._cancelled)
 
     # ------------------------------------------------------------ the transfer
 
@@ -248,7 +222,7 @@ class ByTransfer:
             account.boot,
             insecure=insecure,
             plain=insecure and account.model.lower().startswith("http://"),
-            key=_key(),
+            key=auth.usual_key(),
             given=self._given(),
             sizes=dict(self._sizes),
             partials=tuple(partials),
@@ -271,6 +245,7 @@ class ByTransfer:
             connections=options.connections,
             stall=options.stall_seconds,
             tries=None if options.until_done else TRIES,
+            reserve=before.reserve(os.statvfs(self._host.store)),
         )
 
     def _took(self, event: values.Event) -> Iterator[Update]:
@@ -339,161 +314,30 @@ class ByTransfer:
 
     def _published(self, fetched: Fetched) -> Generator[Update, None, End]:
         """Give layers their names, and see that the manifest gets into its place."""
-        account = self._account
+        account, boot = self._account, self._account.boot
         account.progress.complete()
-        if (ended := (yield from self._until_allowed())) is not None:
-            return ended
+        names_of = Publication(
+            self._host, account.target.settings, account.digests, self._cancelled
+        )
+        if (why := (yield from account.noted(names_of.until_allowed()))) is not None:
+            return End(Cause.STORE, why.reason, why.remedy)
         yield account.reported(State.WRITING_MANIFEST, time.monotonic())
         with store.opened(self._host.store) as target:
-            published = yield from self._named(target, fetched.verified)
-            if published is None:
-                return CANCELED
+            published = yield from account.noted(names_of.named(target, fetched.verified, boot))
             if published.changed:
                 digest = names.short(published.changed[0].layer.digest)
                 return End(Cause.MISMATCH, f"{digest}: its file changed once it was hashed")
-            yield from self._with_manifest(target, fetched)
-            quiet = yield from self._until_settled(target, published.named)
-        self._remember(published.named)
-        repair.remove_surplus(account.target, quiet)
+            asked = (account.target.url, account.model, account.options.insecure)
+            yield from account.noted(names_of.with_manifest(target, fetched, *asked))
+            quiet = yield from account.noted(names_of.until_settled(target, published.named))
+        names_of.remember(published.named, boot)
+        before.remove_surplus(account.target, quiet)
         account.log(
             EventType.DOWNLOAD_COMPLETED,
             f"{account.name.shown}: {len(published.named)} layers are complete",
             **self._facts(),
         )
         return End()
-
-    def _until_allowed(self) -> Generator[Update, None, End | None]:
-        """Wait while a server starts: it would remove names that no manifest names yet."""
-        while not self._cancelled():
-            why = safety.store_forbids(self._look().evidence)
-            if why is None or why.kind is RefusalKind.SERVER_RUNS:
-                return None  # it can't be led astray by a name that it lacks
-            if why.kind is not RefusalKind.SERVER_STARTS:
-                return End(Cause.STORE, why.reason, why.remedy)
-            yield self._account.note(f"{why.reason}: waiting for its start to end")
-            self._rest(_LOOK_SECONDS)
-        return CANCELED
-
-    def _look(self) -> Report:
-        digests = self._account.digests
-        return Reconciler(self._host, self._account.target.settings).inspect(scope=Scope(digests))
-
-    def _named(
-        self, target: Store, verified: Sequence[Verified]
-    ) -> Generator[Update, None, Published | None]:
-        """Names for layers; None where somebody has stopped it."""
-        while True:
-            try:
-                return target.publish(verified, self._account.boot)
-            except fs.BusyError as error:
-                if self._cancelled():
-                    return None
-                yield self._account.note(f"another process has a layer of it: {error.owner}")
-                self._rest(TICK_SECONDS)
-
-    def _with_manifest(self, target: Store, fetched: Fetched) -> Iterator[Update]:
-        """Have a running server write the manifest; else, or where it can't, write it here."""
-        account, url = self._account, self._account.target.url
-        if server.version(url) is not None:
-            why = self._by_server(frozenset(each.layer.digest for each in fetched.verified))
-            if not why:
-                return
-            yield account.note(f"{why}; its manifest is written by ollama-watch")
-        target.place_manifest(account.name, fetched.manifest)
-
-    def _by_server(self, ours: frozenset[str]) -> str:
-        """Ask the server to pull what is all here; why that does not lead to the manifest."""
-        account, heard_at = self._account, time.monotonic()
-        try:
-            with PullStream(
-                account.target.url, account.model, insecure=account.options.insecure
-            ) as stream:
-                while time.monotonic() - heard_at < _SILENT_SECONDS:
-                    status = stream.next(TICK_SECONDS)
-                    if status is None:
-                        continue
-                    heard_at = time.monotonic()
-                    if status.error:
-                        return f"the server: {status.error}"
-                    if records.of_status(status.text) is State.COMPLETED:
-                        return ""
-                    if status.digest in ours and status.completed < status.total:
-                        return f"the server at {account.target.url} does not see this store"
-        except ServerGoneError as error:
-            return f"the server at {account.target.url}: {error}"
-        return f"the server at {account.target.url} is silent"
-
-    def _until_settled(
-        self, target: Store, named: Sequence[Verified]
-    ) -> Generator[Update, None, frozenset[str]]:
-        """Wait while a server still pulls a layer; the digests of which it has left something.
-
-        It renames its file over ours, hashes it then, and removes the name if it is wrong.
-        """
-        left = target.settle(named)
-        quiet = frozenset[str]()
-        while left:
-            seen = self._look()
-            quiet |= {each.layer.digest for each in left} - {each.digest for each in _pulled(seen)}
-            left = target.settle(left, quiet)
-            if not left or self._cancelled():
-                break
-            short = names.short(left[0].layer.digest)
-            yield self._account.note(f"complete; the server is still pulling {short}")
-            self._rest(_LOOK_SECONDS)
-        return quiet
-
-    def _remember(self, named: Sequence[Verified]) -> None:
-        """Keep that the hashes are right, as the files are now that they have their names."""
-        boot, found = self._account.boot, dict[str, Hashed]()
-        with (
-            contextlib.suppress(OSError, LockedError, NoStoreError),
-            folders.opened_store(self._host.store) as opened,
-        ):
-            with folders.opened_blobs(opened) as blobs:
-                for layer, identity in named:
-                    name = names.blob(layer.digest)
-                    entry = scan.look(name, blobs)
-                    if entry is None or Identity(*entry.identity, entry.size, entry.mtime_ns) != (
-                        identity
-                    ):
-                        continue
-                    digest = layer.digest.lower()
-                    found[name] = Hashed(entry.inode, entry.size, entry.ctime_ns, digest, boot)
-            if found and boot:
-                with journal.locked(opened, _LOCK_SECONDS):
-                    hashes.keep(opened, found)
-
-
-def _by(sizes: Mapping[str, int]) -> Callable[[str], int]:
-    return lambda digest: sizes.get(digest, 0)
-
-
-def _pulled(seen: Report | None) -> list[Diagnosed]:
-    """The downloads that a server is at."""
-    return [] if seen is None else [x for x in seen.diagnosis.diagnosed if _is_live(x, seen)]
-
-
-def _is_live(diagnosed: Diagnosed, seen: Report) -> bool:
-    """Whether a server pulls it: somebody has it open, or may have unseen."""
-    if diagnosed.download.writers:
-        return True
-    is_unseen = seen.evidence.view.visibility is Visibility.PARTIAL
-    return is_unseen and diagnosed.condition is Condition.LIVE
-
-
-def _partials(seen: Report | None) -> tuple[Partial, ...]:
-    """What a server has left that nobody pulls: of its data what is trusted."""
-    if seen is None:
-        return ()
-    return tuple(
-        Partial(each.digest, *each.download.data.identity, each.download.trust.trusted)
-        for each in seen.diagnosis.diagnosed
-        if each.download.data is not None
-        and each.download.trust.trusted
-        and each.condition is not Condition.UNKNOWN
-        and not (each.download.transfer or each.download.has_old_names or _is_live(each, seen))
-    )
 
 
 def _end(error: TransferError) -> End:
@@ -502,13 +346,3 @@ def _end(error: TransferError) -> End:
     if cause is Cause.UNKNOWN:
         cause = _CAUSES.get(error.cause, cause)
     return End(cause, error.message, error.next_step if cause in _OURS else "")
-
-
-def _key() -> str:
-    """The key of this user that signs for tokens of private models."""
-    homes = [os.path.expanduser("~")]
-    with contextlib.suppress(KeyError):
-        homes.append(pwd.getpwuid(os.geteuid()).pw_dir)
-    paths = [os.path.join(home, ".ollama", "id_ed25519") for home in homes]
-    readable = (path for path in paths if os.access(path, os.R_OK, effective_ids=True))
-    return next(readable, paths[-1])

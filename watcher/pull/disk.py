@@ -1,8 +1,4 @@
-"""What of the disk no retry can change, seen before the server gives up minutes later.
-
-A server tries each part of a layer six times, for more than a minute, before it reports why
-(``server/download.go``).
-"""
+"""What of the disk no retry can change, seen before a byte is fetched."""
 
 from __future__ import annotations
 
@@ -14,15 +10,12 @@ from collections.abc import Iterator
 
 from rich.filesize import decimal
 
-from watcher.model import Server
-from watcher.observe import processes
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.pull.failures import Cause, End
 from watcher.state import fs
 from watcher.state.memory import FOLDER
 
-_LIMIT = re.compile(rb"^Max file size +(\d+) ", re.MULTILINE)
 #: So many names are tried for a file that shows what the file system takes.
 _MOST_NAMES = 1000
 
@@ -38,13 +31,7 @@ def fault(host: Host, largest: int) -> End | None:
                 why = f"{size}, more than this file system allows for a file"
                 return End(Cause.FILE_TOO_LARGE, why)
     except OSError:
-        return None  # the server reports what is in its way
-    seen = processes.see(host, (), network=False, writers_visible=False, ours_only=True)
-    for server in seen.servers:
-        limit = _limit_of(host, server)
-        if server.ours and limit is not None and largest > limit:
-            why = f"{size}, and LimitFSIZE of the server {decimal(limit)}"
-            return End(Cause.FILE_TOO_LARGE, why)
+        pass  # whoever writes meets it
     return None
 
 
@@ -100,13 +87,3 @@ def _takes(folders: list[int], size: int) -> bool:
                 return False
             return True
     return True
-
-
-def _limit_of(host: Host, server: Server) -> int | None:
-    """The limit for files under which a server runs (``LimitFSIZE``, ``ulimit -f``)."""
-    try:
-        with open(f"{host.proc}/{server.pid}/limits", "rb") as limits:
-            found = _LIMIT.search(limits.read())
-    except OSError:
-        return None
-    return int(found[1]) if found else None

@@ -16,7 +16,6 @@ from watcher.pull import before, verification, way
 from watcher.pull.account import Account, Options, Update
 from watcher.pull.by_server import ByServer
 from watcher.pull.failures import Cause, End
-from watcher.pull.layers import LayerLocks
 from watcher.pull.speed import Meter
 from watcher.pull.target import Target
 from watcher.pull.verification import Proof
@@ -40,8 +39,6 @@ class Pull:
     model: str
     options: Options = field(default_factory=Options)
     cancelled: Callable[[], bool] = lambda: False
-    #: Shared with pulls beside this one.
-    layer_locks: LayerLocks = field(default_factory=LayerLocks)
     end: End = field(default_factory=End)
     #: A bug of ours, where that ended it.
     fault: Exception | None = None
@@ -93,7 +90,7 @@ class Pull:
 
             self._way = ByTransfer(account, self._is_cancelled)
         else:
-            self._way = ByServer(account, self._is_cancelled, self.layer_locks)
+            self._way = ByServer(account, self._is_cancelled)
         try:
             account.begin()
             self.end = yield from self._drive()
@@ -101,7 +98,6 @@ class Pull:
                 yield account.change(state=State.COMPLETED)
                 account.log(EventType.PULL_COMPLETED, f"{self.name.shown} is complete")
             else:
-                yield from self._way.keep()
                 yield from self._failed(self.end)
         except WatchError as error:
             yield from self._failed(End(Cause.UNKNOWN, str(error)))
@@ -111,7 +107,6 @@ class Pull:
             yield from self._failed(End(Cause.FAULT, text))
         finally:
             account.end()
-            self._way.release()
 
     def _is_cancelled(self) -> bool:
         # Whoever shows the updates may replace what is asked.

@@ -383,7 +383,6 @@ _STATUS = re.compile(
 #: The network has the same reasons as the disk: a firewall's is "operation not permitted", too.
 _NETWORK = re.compile(r'\b(?:dial|read|write) (?:tcp|udp|unix)|\blookup |"https?://|\bconnect: ')
 _TRAVERSABLE = ": ensure path elements are traversable"
-_HIDES = re.compile(_WRAPPED + "(context deadline exceeded|EOF|unexpected EOF)$", re.IGNORECASE)
 
 
 def of_error(text: str) -> Cause:
@@ -407,12 +406,3 @@ def of_status(status: int, *, of_layer: bool) -> Cause:
         return _OF_LAYER[status]
     usual = Cause.OVERLOADED if status >= 500 else Cause.REFUSED
     return _OF_STATUS.get(status, usual)
-
-
-def hides_why(text: str) -> bool:
-    """Whether the server gave up without saying what the registry answers.
-
-    It asks for a layer's address again for 30 s whatever the answer is, and takes an error page for
-    data that ends too soon (``server/download.go``).
-    """
-    return bool(_HIDES.match(text))

@@ -36,8 +36,7 @@ from watcher.system import advice, privileges
 
 #: The pause after a process that died or did nothing; doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0
-#: Closing a request may take half a minute, and repairing its data as long again. A unit's
-#: TimeoutStopSec is longer.
+#: A unit's TimeoutStopSec is longer.
 _END_SECONDS = 75.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LONGEST_MESSAGE = 64

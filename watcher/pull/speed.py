@@ -81,10 +81,6 @@ class Meter:
             self.add(now, 0)
             self._at, self._in_stall = None, False
 
-    def correct(self, change: int) -> None:
-        """Fewer bytes were lost than counted, or more."""
-        self.lost = max(0, self.lost - change)
-
     def rate(self, now: float) -> float | None:
         """Bytes per second, the time since the last call without a byte included; None: unknown."""
         if self._at is None:

@@ -7,7 +7,10 @@ registry does not. Tokens and signatures stay in memory.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import os
+import pwd
 import re
 import secrets
 import time
@@ -37,6 +40,16 @@ class Challenge(NamedTuple):
         query += more.items()
         mark = "&" if urlsplit(self.realm).query else "?"
         return f"{self.realm}{mark}{urlencode(query)}" if query else self.realm
+
+
+def usual_key() -> str:
+    """The path of this user's key, whether it is there or not."""
+    homes = [os.path.expanduser("~")]
+    with contextlib.suppress(KeyError):
+        homes.append(pwd.getpwuid(os.geteuid()).pw_dir)
+    paths = [os.path.join(home, ".ollama", "id_ed25519") for home in homes]
+    readable = (path for path in paths if os.access(path, os.R_OK, effective_ids=True))
+    return next(readable, paths[-1])
 
 
 class NoKeyError(Exception):

@@ -69,7 +69,7 @@ class Store:
             raise TransferError(
                 f"{names.short(layer.digest)}: the blob is damaged: it has {found.st_size} bytes,"
                 f" and the manifest says {layer.size}",
-                "move it out of the way: ollama-watch repair",
+                "repair the store, then run this again",
                 Cause.DAMAGED_BLOB,
             )
         return True

@@ -83,18 +83,6 @@ def test_a_stall_that_our_end_ends_counts() -> None:
     assert meter.stalls == 1
 
 
-def test_what_is_found_again_was_not_lost() -> None:
-    meter = Meter()
-    for now, change in ((0.0, 0), (1.0, 100), (2.0, -60)):
-        meter.add(now, change)
-    meter.correct(50)
-    assert meter.lost == 10
-    meter.correct(500)
-    assert meter.lost == 0
-    meter.correct(-7)
-    assert (meter.lost, meter.resets) == (7, 1)
-
-
 def test_all_of_it_as_details() -> None:
     meter = Meter()
     assert meter.facts == {

@@ -1,0 +1,175 @@
+"""From verified layers to names: when they may be given, what a server does meanwhile, and what is
+remembered of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Sequence
+
+from watcher.act import journal
+from watcher.config import Settings
+from watcher.decide import safety
+from watcher.errors import LockedError
+from watcher.model import Condition, Diagnosed, RefusalKind, Scope, Visibility
+from watcher.observe import scan
+from watcher.observe.host import Host
+from watcher.ollama import names, server
+from watcher.ollama.pull_stream import PullStream, ServerGoneError
+from watcher.reconcile import Reconciler, Report
+from watcher.state import folders, fs, hashes, records
+from watcher.state.hashes import Hashed
+from watcher.state.records import State
+from watcher.transfer.ledger import Identity
+from watcher.transfer.model import Fetched
+from watcher.transfer.store import Published, Store, Verified
+from watcher.transfer.values import Partial, StoppedError
+
+_LOOK_SECONDS, _TICK_SECONDS = 1.0, 0.2
+_LOCK_SECONDS = 5.0
+#: A server that is silent for so long is waited for no longer: it has nothing to download.
+_SILENT_SECONDS = 120.0
+
+
+class Publication:
+    """What is done about the names of some digests. Its generators give notes, and a result.
+
+    They raise StoppedError where somebody wants that.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        settings: Settings,
+        digests: frozenset[str],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._host, self._settings, self._digests = host, settings, digests
+        self._cancelled = cancelled
+
+    def until_allowed(self) -> Generator[str, None, safety.Why | None]:
+        """Wait while a server starts: it would remove names that no manifest names yet.
+
+        Why names can't be given, if so.
+        """
+        while True:
+            why = safety.store_forbids(self._look().evidence)
+            if why is None or why.kind is RefusalKind.SERVER_RUNS:
+                return None  # it can't be led astray by a name that it lacks
+            if why.kind is not RefusalKind.SERVER_STARTS:
+                return why
+            yield f"{why.reason}: waiting for its start to end"
+            self._rest(_LOOK_SECONDS)
+
+    def named(
+        self, target: Store, verified: Sequence[Verified], boot: str
+    ) -> Generator[str, None, Published]:
+        """Give layers their names, once no other process has one."""
+        while True:
+            try:
+                return target.publish(verified, boot)
+            except fs.BusyError as error:
+                yield f"another process has a layer of it: {error.owner}"
+                self._rest(_TICK_SECONDS)
+
+    def with_manifest(
+        self, target: Store, fetched: Fetched, url: str, model: str, insecure: bool
+    ) -> Generator[str, None, None]:
+        """Have a running server write the manifest; else, or where it can't, write it here."""
+        if server.version(url) is not None:
+            why = self._by_server(PullStream(url, model, insecure=insecure), fetched)
+            if not why:
+                return
+            yield f"the server at {url} {why}; its manifest is written by ollama-watch"
+        target.place_manifest(names.to_model(model), fetched.manifest)
+
+    def _by_server(self, asked: PullStream, fetched: Fetched) -> str:
+        """Ask a server to pull what is all here; why that does not lead to the manifest."""
+        ours, heard_at = {each.layer.digest for each in fetched.verified}, time.monotonic()
+        try:
+            with asked as stream:
+                while time.monotonic() - heard_at < _SILENT_SECONDS and not self._cancelled():
+                    status = stream.next(_TICK_SECONDS)
+                    if status is None:
+                        continue
+                    heard_at = time.monotonic()
+                    if status.error:
+                        return f"fails: {status.error}"
+                    if records.of_status(status.text) is State.COMPLETED:
+                        return ""
+                    if status.digest in ours and status.completed < status.total:
+                        return "does not see this store"
+        except ServerGoneError as error:
+            return f"is gone: {error}"
+        return "is silent"
+
+    def until_settled(
+        self, target: Store, named: Sequence[Verified]
+    ) -> Generator[str, None, frozenset[str]]:
+        """Wait while a server still pulls a layer; the digests of which it has left something.
+
+        It renames its file over ours, hashes it then, and removes the name if it is wrong.
+        """
+        left = target.settle(named)
+        quiet = frozenset[str]()
+        while left:
+            quiet |= {each.layer.digest for each in left} - {x.digest for x in live(self._look())}
+            left = target.settle(left, quiet)
+            if not left or self._cancelled():
+                break
+            yield f"complete; the server is still pulling {names.short(left[0].layer.digest)}"
+            time.sleep(_LOOK_SECONDS)
+        return quiet
+
+    def remember(self, named: Sequence[Verified], boot: str) -> None:
+        """Keep that the hashes are right, as the files are now that they have their names."""
+        found = dict[str, Hashed]()
+        with (
+            contextlib.suppress(OSError, LockedError),
+            folders.opened_store(self._host.store) as opened,
+        ):
+            with folders.opened_blobs(opened) as blobs:
+                for layer, identity in named:
+                    name, digest = names.blob(layer.digest), layer.digest.lower()
+                    seen = scan.look(name, blobs)
+                    if seen and Identity(*seen.identity, seen.size, seen.mtime_ns) == identity:
+                        found[name] = Hashed(seen.inode, seen.size, seen.ctime_ns, digest, boot)
+            if found and boot:
+                with journal.locked(opened, _LOCK_SECONDS):
+                    hashes.keep(opened, found)
+
+    def _look(self) -> Report:
+        return Reconciler(self._host, self._settings).inspect(scope=Scope(self._digests))
+
+    def _rest(self, seconds: float) -> None:
+        if self._cancelled():
+            raise StoppedError
+        time.sleep(seconds)
+
+
+def live(seen: Report | None) -> list[Diagnosed]:
+    """The downloads that a server is at: somebody has them open, or may have unseen."""
+    if seen is None:
+        return []
+    is_unseen = seen.evidence.view.visibility is Visibility.PARTIAL
+    return [
+        each
+        for each in seen.diagnosis.diagnosed
+        if each.download.writers or (is_unseen and each.condition is Condition.LIVE)
+    ]
+
+
+def partials(seen: Report | None) -> tuple[Partial, ...]:
+    """What a server has left that nobody pulls: of its data what is trusted."""
+    if seen is None:
+        return ()
+    pulled = {each.digest for each in live(seen)}
+    return tuple(
+        Partial(each.digest, *each.download.data.identity, each.download.trust.trusted)
+        for each in seen.diagnosis.diagnosed
+        if each.download.data is not None
+        and each.download.trust.trusted
+        and each.condition is not Condition.UNKNOWN
+        and not (each.download.transfer or each.download.has_old_names or each.digest in pulled)
+    )
