@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Run, environment, needs_root, open_parents
-from tests.support.driving import Daemon, Store, Tree, content, is_right
+from tests.support.driving import Daemon, HealthyStore, Tree, content, is_right
 from tests.support.driving import run as driven
 from tests.support.servers import Server, wait_until
 from watcher import ModelDownloadManager, StoreFiles
@@ -66,11 +66,11 @@ def owners(path: Path) -> set[tuple[int, int]]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> HealthyStore:
     """A store of an ordinary user's, with something for each command to do."""
-    made = Store(tmp_path / "home" / "models")
+    made = HealthyStore(tmp_path / "home" / "models")
     made.download("stale")
-    made.blob("orphan")
+    made.text_blob("orphan")
     give(tmp_path / "home", OWNER)
     return made
 
@@ -83,15 +83,15 @@ def victim(tmp_path: Path) -> Iterator[Path]:
     (folder / "passwd").write_text("root")
     (folder / "secret").write_text(json.dumps({"config": {"digest": SECRET}, "layers": []}))
     os.chmod(folder / "secret", 0o600)
-    target = Store(folder / "store")
-    target.blob("no manifest names it")
+    target = HealthyStore(folder / "store")
+    target.text_blob("no manifest names it")
     before = content(folder)
     yield folder
     assert content(folder) == before
     assert owners(folder) == {(0, 0)}
 
 
-def _intent(store: Store, victim: Path) -> Path:
+def _intent(store: HealthyStore, victim: Path) -> Path:
     shutil.rmtree(store.blobs)
     store.blobs.symlink_to(victim)
     for name in ("new", "out"):
@@ -99,60 +99,60 @@ def _intent(store: Store, victim: Path) -> Path:
     return store.ours / "intents/1"
 
 
-def _decided(store: Store, victim: Path) -> None:
+def _decided(store: HealthyStore, victim: Path) -> None:
     intent = _intent(store, victim)
     (intent / "new/passwd").write_text("mine")
     (intent / "decided").touch()
 
 
-def _undecided(store: Store, victim: Path) -> None:
+def _undecided(store: HealthyStore, victim: Path) -> None:
     (_intent(store, victim) / "out/evil").write_text("mine")
 
 
-def _blobs(store: Store, victim: Path) -> None:
+def _blobs(store: HealthyStore, victim: Path) -> None:
     shutil.rmtree(store.blobs)
     store.blobs.symlink_to(victim / "store/blobs")
 
 
-def _further(store: Store, victim: Path) -> None:
+def _further(store: HealthyStore, victim: Path) -> None:
     shutil.rmtree(store.blobs)
     store.blobs.symlink_to("further")
     (store.path / "further").symlink_to(victim / "store/blobs")
 
 
-def _manifest(store: Store, victim: Path) -> None:
+def _manifest(store: HealthyStore, victim: Path) -> None:
     planted = store.path / "manifests/registry.ollama.ai/library/planted"
     planted.mkdir()
     (planted / "latest").symlink_to(victim / "secret")
 
 
-def _manifests(store: Store, victim: Path) -> None:
+def _manifests(store: HealthyStore, victim: Path) -> None:
     (store.path / "manifests/registry.ollama.ai/library/planted").symlink_to(victim)
 
 
-def _ours(store: Store, victim: Path) -> None:
+def _ours(store: HealthyStore, victim: Path) -> None:
     store.ours.symlink_to(victim)
 
 
-def _logs(store: Store, victim: Path) -> None:
+def _logs(store: HealthyStore, victim: Path) -> None:
     store.ours.mkdir()
     (store.ours / "logs").symlink_to(victim)
 
 
-def _files_of_ours(store: Store, victim: Path) -> None:
+def _files_of_ours(store: HealthyStore, victim: Path) -> None:
     store.ours.mkdir()
     for name in ("state.json", "lock", "queue.json", "models.json", "reserve"):
         (store.ours / name).symlink_to(victim / "passwd")
 
 
-def _files(store: Store, victim: Path) -> None:
+def _files(store: HealthyStore, victim: Path) -> None:
     for path in list(store.blobs.iterdir()):
         path.unlink()
         path.symlink_to(victim / "passwd")
 
 
 #: What the owner of a store may think of.
-PLANTED: dict[str, Callable[[Store, Path], None]] = {
+PLANTED: dict[str, Callable[[HealthyStore, Path], None]] = {
     "an intent that is decided": _decided,
     "an intent that is not": _undecided,
     "a link to another store's blobs": _blobs,
@@ -167,7 +167,9 @@ PLANTED: dict[str, Callable[[Store, Path], None]] = {
 
 
 @pytest.mark.parametrize("what", PLANTED)
-def test_what_is_planted_leads_nowhere(store: Store, victim: Path, run: Run, what: str) -> None:
+def test_what_is_planted_leads_nowhere(
+    store: HealthyStore, victim: Path, run: Run, what: str
+) -> None:
     PLANTED[what](store, victim)
     give(store.path, OWNER)
     said = b""
@@ -200,7 +202,7 @@ sys.exit(cli.main())
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_what_root_can_load_alone_is_loaded_before(
-    store: Store, tmp_path: Path, words: tuple[str, ...]
+    store: HealthyStore, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     give(store.path, OWNER)
     command = [
@@ -241,7 +243,9 @@ IN_OPEN = 0x20
 
 
 @pytest.mark.parametrize("kind", ["a device", "a FIFO"])
-def test_what_is_no_file_is_not_opened(store: Store, tmp_path: Path, run: Run, kind: str) -> None:
+def test_what_is_no_file_is_not_opened(
+    store: HealthyStore, tmp_path: Path, run: Run, kind: str
+) -> None:
     special = tmp_path / "special"
     os.mknod(
         special, (stat.S_IFCHR if kind == "a device" else stat.S_IFIFO) | 0o666, os.makedev(1, 3)
@@ -263,7 +267,7 @@ def test_what_is_no_file_is_not_opened(store: Store, tmp_path: Path, run: Run, k
         os.close(watch)
 
 
-def test_a_whole_run_leaves_only_the_owners_files(store: Store, run: Run) -> None:
+def test_a_whole_run_leaves_only_the_owners_files(store: HealthyStore, run: Run) -> None:
     for words in COMMANDS:
         done = run("--store", store.path, *words, env=VISIBLE)
         assert done.returncode in (0, 1, 3), (words, done)
@@ -279,7 +283,7 @@ def status_of(pid: int | str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("uid", [OWNER, 0])
-def test_the_daemon_has_its_owners_rights_in_every_thread(store: Store, uid: int) -> None:
+def test_the_daemon_has_its_owners_rights_in_every_thread(store: HealthyStore, uid: int) -> None:
     give(store.path, uid)
     with Daemon(store.path) as daemon:
         daemon.wait_event("check_started")
@@ -378,7 +382,7 @@ def test_what_root_starts_for_a_store_shows_its_owner_nothing_of_roots(tmp_path:
     assert handed_on(0) == given.keys()
 
 
-def test_what_runs_roots_queue_raises_its_capabilities_only_to_look(store: Store) -> None:
+def test_what_runs_roots_queue_raises_its_capabilities_only_to_look(store: HealthyStore) -> None:
     give(store.path, 0)
     # Nobody listens there, and the pull waits for somebody who does.
     settings = {"OLLAMA_WATCH_QUEUE": "true", "OLLAMA_HOST": "127.0.0.1:1"}
@@ -418,7 +422,7 @@ def test_visibility_is_raised_in_the_thread_that_looks_and_for_no_longer(tmp_pat
 
 
 def test_a_users_service_gives_its_capabilities_up(
-    store: Store, tmp_path: Path, as_user: Callable[..., list[str]]
+    store: HealthyStore, tmp_path: Path, as_user: Callable[..., list[str]]
 ) -> None:
     """As a unit starts it: as the owner, with the two in its ambient set."""
     open_parents(tmp_path)
@@ -440,7 +444,7 @@ def test_a_users_service_gives_its_capabilities_up(
 
 def test_a_volume_of_roots_in_a_users_folder_goes_on_working(tmp_path: Path, run: Run) -> None:
     """As a container's bind mount is: a user's folder, and in it ``models`` of root's."""
-    made = Store(tmp_path / "home/ollama/models")
+    made = HealthyStore(tmp_path / "home/ollama/models")
     gone = made.download("stale")
     os.chown(tmp_path / "home/ollama", OWNER, OWNER)
     os.chown(tmp_path / "home", OWNER, OWNER)
@@ -454,7 +458,7 @@ def test_a_store_that_its_owner_can_not_reach_alone(tmp_path: Path, run: Run) ->
     """As below a folder of Docker's: root goes on from where the owner can."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    made = Store(closed / "volume/models")
+    made = HealthyStore(closed / "volume/models")
     gone = made.download("stale")
     give(made.path.parent, OWNER)
     done = run("--store", made.path, "clean", "--yes", env=VISIBLE)
@@ -463,7 +467,9 @@ def test_a_store_that_its_owner_can_not_reach_alone(tmp_path: Path, run: Run) ->
     assert owners(made.path) == {(OWNER, OWNER)}
 
 
-def test_what_the_owner_can_not_change_is_reported_with_what_helps(store: Store, run: Run) -> None:
+def test_what_the_owner_can_not_change_is_reported_with_what_helps(
+    store: HealthyStore, run: Run
+) -> None:
     behind = store.download("broken", aged=2 * DAY)
     store.partial(behind, 2).write_text("")
     for path in store.blobs.glob(f"*{behind}*"):
@@ -495,7 +501,7 @@ def test_what_the_owner_can_not_change_is_reported_with_what_helps(store: Store,
     "words", [("audit",), ("clean", "--yes"), ("daemon",), ("queue", "add", "m")]
 )
 def test_root_that_can_not_become_the_owner_is_refused(
-    store: Store, tmp_path: Path, before: list[str], why: bytes, words: tuple[str, ...]
+    store: HealthyStore, tmp_path: Path, before: list[str], why: bytes, words: tuple[str, ...]
 ) -> None:
     if subprocess.run([*before, "true"], capture_output=True).returncode:
         pytest.skip(f"{before[0]} can't be used here")
@@ -509,7 +515,7 @@ def test_root_that_can_not_become_the_owner_is_refused(
     assert content(store.path) == there
 
 
-def test_a_program_of_roots_is_refused_and_stays_roots(store: Store) -> None:
+def test_a_program_of_roots_is_refused_and_stays_roots(store: HealthyStore) -> None:
     with pytest.raises(NoPermissionError, match="user id 12345"):
         ModelDownloadManager(StoreFiles(str(store.path)))
     assert os.geteuid() == 0
@@ -518,9 +524,9 @@ def test_a_program_of_roots_is_refused_and_stays_roots(store: Store) -> None:
 # ---------------------------------------------------------------- several stores
 
 
-def several(tmp_path: Path) -> tuple[Store, Store, list[str]]:
-    mine, others = Store(tmp_path / "a/models"), Store(tmp_path / "b/models")
-    others.manifest("only-there", *others.digests)
+def several(tmp_path: Path) -> tuple[HealthyStore, HealthyStore, list[str]]:
+    mine, others = HealthyStore(tmp_path / "a/models"), HealthyStore(tmp_path / "b/models")
+    others.manifest_of("only-there", *others.digests)
     give(mine.path, OWNER)
     give(others.path, OTHER)
     return mine, others, ["--store", str(mine.path), "--store", str(others.path)]
@@ -626,9 +632,9 @@ def test_who_stops_the_run_on_his_store_stops_no_other(tmp_path: Path, number: i
 # ---------------------------------------------------------------- shared blobs
 
 
-def shared(tmp_path: Path) -> tuple[Store, Store]:
+def shared(tmp_path: Path) -> tuple[HealthyStore, HealthyStore]:
     """Two stores whose blobs lie in the folder of the second one."""
-    linked, real = Store(tmp_path / "a/models"), Store(tmp_path / "b/models")
+    linked, real = HealthyStore(tmp_path / "a/models"), HealthyStore(tmp_path / "b/models")
     for blob in linked.blobs.iterdir():
         shutil.copy2(blob, real.blobs)
     shutil.rmtree(linked.blobs)
@@ -636,13 +642,13 @@ def shared(tmp_path: Path) -> tuple[Store, Store]:
     return linked, real
 
 
-def clean(run: Run, store: Store) -> subprocess.CompletedProcess[bytes]:
+def clean(run: Run, store: HealthyStore) -> subprocess.CompletedProcess[bytes]:
     return run("--store", store.path, "clean", "--yes", env=VISIBLE)
 
 
 def test_blobs_that_the_store_beside_them_names_are_no_orphans(tmp_path: Path, run: Run) -> None:
     linked, real = shared(tmp_path)
-    orphan = real.blob("nobody names it")
+    orphan = real.text_blob("nobody names it")
     before = content(real.blobs)
     told = json.loads(run("--store", linked.path, "--json", "audit").stdout)
     (found,) = [each for each in told["findings"] if each["kind"] == "store_shared"]
@@ -654,7 +660,7 @@ def test_blobs_that_the_store_beside_them_names_are_no_orphans(tmp_path: Path, r
 
 def test_what_of_that_store_can_not_be_read_may_name_everything(tmp_path: Path, run: Run) -> None:
     linked, real = shared(tmp_path)
-    real.blob("nobody names it")
+    real.text_blob("nobody names it")
     (real.path / "manifests/registry.ollama.ai/library/healthy/latest").write_text("{")
     before = content(real.blobs)
     assert clean(run, linked).returncode == 3
@@ -675,7 +681,7 @@ def closed_package(nobodys_package: Path, tmp_path: Path) -> Path:
 
 
 def test_an_installation_that_only_root_can_read(
-    closed_package: Path, store: Store, tmp_path: Path
+    closed_package: Path, store: HealthyStore, tmp_path: Path
 ) -> None:
     python = getattr(sys, "_base_executable", sys.executable)
     given = {**environment(tmp_path), "PYTHONPATH": str(closed_package)}
@@ -704,7 +710,7 @@ class OwnersServer(Server):
 
 @pytest.fixture
 def closed_daemon(
-    closed_package: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    closed_package: Path, store: HealthyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Daemon:
     """Root's daemon with a queue, of an installation and with settings that only root can read."""
     monkeypatch.setattr(sys, "executable", getattr(sys, "_base_executable", sys.executable))
@@ -718,7 +724,7 @@ def closed_daemon(
 def test_from_such_an_installation_the_queue_runs_as_well(
     closed_daemon: Daemon,
     closed_package: Path,
-    store: Store,
+    store: HealthyStore,
     registry: Registry,
     as_user: Callable[..., list[str]],
     end: signal.Signals,
@@ -751,7 +757,7 @@ def test_from_such_an_installation_the_queue_runs_as_well(
 
 
 def test_settings_that_only_root_can_read_take_a_restart(
-    closed_daemon: Daemon, closed_package: Path, store: Store
+    closed_daemon: Daemon, closed_package: Path, store: HealthyStore
 ) -> None:
     """Not even what the file was at the start is read again: it may be another one now."""
     settings = closed_package / "settings.toml"

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ordinary_user
-from tests.support.driving import Store, audit, command, environment, private_proc, run
+from tests.support.driving import HealthyStore, audit, command, environment, private_proc, run
 from tests.support.runs import changed, one_run, rules
 from watcher.act import answering, journal
 from watcher.decide import modes
@@ -32,22 +32,22 @@ from watcher.state import folders, fs, hashes
 REPAIR = rules(repair=True, hash=True, online=True, writers_visible=True)
 
 
-class TrueStore(Store):
+class TrueStore(HealthyStore):
     """One whose blobs have the digests of their content; some are named by several models."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.layer = self.blob(f"weights of {self.path}" * 100)
-        self.config = self.blob(f"config of {self.path}")
-        self.empty = self.blob("")
-        self.shared = self.blob(f"a template of {self.path}")
-        self.manifest("first", self.layer, self.empty, self.shared, self.config)
-        self.manifest("second", self.blob(f"more of {self.path}"), self.shared, self.config)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.layer = self.text_blob(f"weights of {self.path}" * 100)
+        self.config = self.text_blob(f"config of {self.path}")
+        self.empty = self.text_blob("")
+        self.shared = self.text_blob(f"a template of {self.path}")
+        self.manifest_of("first", self.layer, self.empty, self.shared, self.config)
+        self.manifest_of("second", self.text_blob(f"more of {self.path}"), self.shared, self.config)
 
     def digest(self, text: str) -> str:
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def at(self, digest: str) -> Path:
+    def blob_path(self, digest: str) -> Path:
         """Where a blob lies."""
         return self.blobs / f"sha256-{digest}"
 
@@ -57,13 +57,13 @@ def store(tmp_path: Path) -> TrueStore:
     return TrueStore(tmp_path / "models")
 
 
-def verify(store: Store, *words: str) -> tuple[int, dict[str, Any]]:
+def verify(store: HealthyStore, *words: str) -> tuple[int, dict[str, Any]]:
     done = run(store.path, "--json", "verify", *words)
     assert done.stdout, done.stderr
     return done.returncode, dict(json.loads(done.stdout))
 
 
-def lines(store: Store, *words: str) -> tuple[int, str]:
+def lines(store: HealthyStore, *words: str) -> tuple[int, str]:
     """A command's exit code and its words, in one line."""
     done = run(store.path, *words)
     return done.returncode, " ".join((done.stdout + done.stderr).split())
@@ -176,7 +176,7 @@ DAMAGES: dict[str, tuple[Break, str, str]] = {
 damages = pytest.mark.parametrize("damage", DAMAGES)
 
 
-def of_blobs(store: Store) -> dict[str, dict[str, Any]]:
+def of_blobs(store: HealthyStore) -> dict[str, dict[str, Any]]:
     """What `audit` says of blobs: by kind."""
     found = audit(store.path)["findings"]
     return {each["kind"]: each for each in found if each["kind"].startswith("blob_")}
@@ -188,7 +188,7 @@ def test_a_blob_that_is_not_what_its_name_says(
     store: TrueStore, tmp_path: Path, damage: str, which: str
 ) -> None:
     digest = getattr(store, which)
-    path, (hurt, before, after) = store.at(digest), DAMAGES[damage]
+    path, (hurt, before, after) = store.blob_path(digest), DAMAGES[damage]
     size = path.stat().st_size
     hurt(path)
     assert list(of_blobs(store)) == [before]
@@ -220,22 +220,22 @@ def test_a_blob_that_is_not_what_its_name_says(
 
 def test_an_empty_layer_is_right_and_one_with_a_byte_is_not(store: TrueStore) -> None:
     assert verify(store)[0] == 0
-    _longer(store.at(store.empty))
+    _longer(store.blob_path(store.empty))
     code, told = verify(store)
     assert (code, [each["kind"] for each in told["wrong"]]) == (1, ["blob_corrupt"])
 
 
 def test_an_empty_layer_can_be_had_again(store: TrueStore, tmp_path: Path) -> None:
-    _longer(store.at(store.empty))
+    _longer(store.blob_path(store.empty))
     proc = private_proc(tmp_path / "proc")
     one_run(Host(str(store.path), proc=proc, registry_length=lambda *_: 0), REPAIR)
-    assert not store.at(store.empty).exists()
+    assert not store.blob_path(store.empty).exists()
 
 
 @pytest.mark.parametrize("how", ["symlink", "hardlink"])
 def test_a_link_to_the_right_bytes_is_healthy_and_reported(store: TrueStore, how: str) -> None:
     """What a tool makes that keeps equal files once."""
-    path = store.at(store.layer)
+    path = store.blob_path(store.layer)
     aside = path.parent.parent.parent / "kept once"
     path.rename(aside)
     getattr(path, f"{how}_to")(aside)
@@ -265,7 +265,7 @@ def test_a_wrong_size_in_a_manifest_is_the_manifests_fault(store: TrueStore, how
     assert found["command"].endswith(f" pull {name}:latest"), "ours asks for its manifest"
     here = Host(str(store.path), registry_length=lambda *_: pytest.fail("nothing is to be asked"))
     assert one_run(here, REPAIR).outcomes == ()
-    assert store.at(digest).exists()
+    assert store.blob_path(digest).exists()
 
 
 # ---------------------------------------------------------------- what verify says
@@ -275,11 +275,11 @@ def test_what_was_read_and_what_has_not_changed(store: TrueStore) -> None:
     assert lines(store, "verify") == (0, "7 blobs checked: all match (7 read, 0 unchanged)")
     assert lines(store, "verify") == (0, "7 blobs checked: all match (0 read, 7 unchanged)")
     assert lines(store, "-q", "verify") == (0, "")
-    _cut(store.at(store.layer))
+    _cut(store.blob_path(store.layer))
     code, words = lines(store, "-q", "verify")
     assert code == 1
     assert words.startswith("7 blobs checked: 1 corrupt (1 read, 6 unchanged)")
-    _lost(store.at(store.shared))
+    _lost(store.blob_path(store.shared))
     code, words = lines(store, "verify")
     assert code == 1
     assert words.startswith("6 blobs checked: 1 corrupt, 1 missing (0 read, 6 unchanged)")
@@ -288,12 +288,12 @@ def test_what_was_read_and_what_has_not_changed(store: TrueStore) -> None:
 def test_a_models_blobs_alone(store: TrueStore) -> None:
     code, words = lines(store, "verify", "second")
     assert (code, words) == (0, "3 blobs checked: all match (3 read, 0 unchanged)")
-    _other_bytes(store.at(store.layer))
+    _other_bytes(store.blob_path(store.layer))
     assert lines(store, "verify", "second")[0] == 0
     code, told = verify(store, "first")
     keys = ("checked", "read", "unchanged", "unchecked")
     assert (code, [told[key] for key in keys]) == (1, [4, 2, 2, 0])
-    _cut(store.at(store.shared))
+    _cut(store.blob_path(store.shared))
     assert verify(store, "second")[0] == verify(store, "first")[0] == 1
     assert verify(store, "healthy")[0] == 0
 
@@ -309,7 +309,7 @@ def test_a_time_limit_reports_how_much_is_left(store: TrueStore) -> None:
 
 
 def test_what_can_not_be_read_is_not_called_right(store: TrueStore, tmp_path: Path) -> None:
-    store.at(store.layer).chmod(0)
+    store.blob_path(store.layer).chmod(0)
     with ordinary_user(tmp_path):
         done = _in_this_process(store, "verify")
     assert done.returncode == 4
@@ -322,7 +322,7 @@ def test_what_can_not_be_read_is_not_called_right(store: TrueStore, tmp_path: Pa
 
 def test_what_can_not_be_remembered_is_reported(store: TrueStore, tmp_path: Path) -> None:
     store.path.chmod(0o555)
-    _other_bytes(store.at(store.config))
+    _other_bytes(store.blob_path(store.config))
     with ordinary_user(tmp_path):
         done = _in_this_process(store, "verify")
     store.path.chmod(0o755)
@@ -357,7 +357,7 @@ def test_a_manifest_that_can_not_be_read(store: TrueStore, tmp_path: Path, how: 
     assert audited.returncode == 1
 
 
-def _in_this_process(store: Store, *words: str) -> subprocess.CompletedProcess[str]:
+def _in_this_process(store: HealthyStore, *words: str) -> subprocess.CompletedProcess[str]:
     """A command as the user that we are just now, in a child of this very interpreter."""
     done = subprocess.CompletedProcess([*words], -1, "", "")
     out, into = os.pipe()
@@ -389,7 +389,9 @@ def _in_this_process(store: Store, *words: str) -> subprocess.CompletedProcess[s
 strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
 
 
-def failing(store: Store, path: str, call: str, *words: str) -> subprocess.CompletedProcess[str]:
+def failing(
+    store: HealthyStore, path: str, call: str, *words: str
+) -> subprocess.CompletedProcess[str]:
     """A command of ours while the disk fails at each `call` about a path."""
     inject = ["-P", str(store.path / path), "-e", f"trace={call}", "-e", f"inject={call}:error=EIO"]
     done = subprocess.run(
@@ -452,7 +454,7 @@ def _unfinished_model(store: TrueStore) -> str:
     """A model of which one layer lies there in part, and two blobs are missing; its digest."""
     digest = store.download("unfinished", aged=7200)
     size = store.partial(digest).stat().st_size
-    sizes = {digest: size, store.shared: store.at(store.shared).stat().st_size, "c" * 64: 12}
+    sizes = {digest: size, store.shared: store.blob_path(store.shared).stat().st_size, "c" * 64: 12}
     *layers, config = [
         {"mediaType": "application/octet-stream", "digest": f"sha256:{each}", "size": length}
         for each, length in sizes.items()
@@ -479,10 +481,10 @@ def test_what_no_pull_is_on_its_way_to_fetch_is_left_wrong(store: TrueStore, why
     digest = _unfinished_model(store)
     lost = "c" * 64
     if why == "another model":
-        _lost(store.at(store.shared))
+        _lost(store.blob_path(store.shared))
         lost = store.shared
     elif why == "left behind":
-        os.replace(store.partial(digest), store.at(digest))
+        os.replace(store.partial(digest), store.blob_path(digest))
     else:
         store.partial(digest, 1).unlink()
         store.partial(digest, 1).mkdir()
@@ -512,10 +514,10 @@ def test_a_clean_up_distinguishes_what_is_no_file_from_what_it_could_not_read(
 def test_a_registry_that_never_answers_is_not_asked_for_ever(
     store: TrueStore, tmp_path: Path
 ) -> None:
-    digests = [store.blob(f"layer {number} of {store.path}") for number in range(50)]
-    store.manifest("many", *digests)
+    digests = [store.text_blob(f"layer {number} of {store.path}") for number in range(50)]
+    store.manifest_of("many", *digests)
     for digest in digests:
-        _other_bytes(store.at(digest))
+        _other_bytes(store.blob_path(digest))
     one_run(Host(str(store.path)), changed(REPAIR, repair=False, online=False, verify=True))
     asked: list[str] = []
 
@@ -557,10 +559,10 @@ def test_healthy_counts_the_blobs_that_were_never_hashed(store: TrueStore) -> No
 
 def test_a_record_calls_no_model_complete_whose_blob_is_not_right(store: TrueStore) -> None:
     assert run(store.path, "repair", "--offline", "--yes").returncode == 0  # the first look
-    right, cut = store.blob("right" * 10), store.blob("cut short" * 100)
-    store.manifest("right", right)
-    store.manifest("wrong", right, cut)
-    os.truncate(store.at(cut), 5)
+    right, cut = store.text_blob("right" * 10), store.text_blob("cut short" * 100)
+    store.manifest_of("right", right)
+    store.manifest_of("wrong", right, cut)
+    os.truncate(store.blob_path(cut), 5)
     run(store.path, "repair", "--offline", "--yes")
     kept = json.loads((store.ours / "models.json").read_bytes())["models"]
     states = {key.partition(":")[0].rpartition("/")[2]: each["state"] for key, each in kept.items()}
@@ -580,25 +582,25 @@ def test_a_lost_memory_is_not_called_healthy(store: TrueStore) -> None:
 
 def test_to_protect_a_blob_keeps_its_hash(store: TrueStore) -> None:
     """A time that we set changes the one that a hash is bound to."""
-    path = store.manifest("dashed", store.layer)
+    path = store.manifest_of("dashed", store.layer)
     path.write_text(path.read_text().replace("sha256:", "sha256-"))
     (store.path / "manifests/registry.ollama.ai/library/first/latest").unlink()
     count = verify(store)[1]["checked"]
-    before = store.at(store.layer).stat()
+    before = store.blob_path(store.layer).stat()
     assert run(store.path, "prepare", env={"OLLAMA_WATCH_REPAIR": "true"}).returncode == 0
-    after = store.at(store.layer).stat()
+    after = store.blob_path(store.layer).stat()
     assert after.st_mtime_ns > before.st_mtime_ns
     assert after.st_ctime_ns > before.st_ctime_ns
     code, told = verify(store)
     assert (code, told["read"], told["unchanged"]) == (0, 0, count)
-    _other_bytes(store.at(store.layer))
+    _other_bytes(store.blob_path(store.layer))
     assert verify(store)[0] == 1, "a hash of other bytes is not kept"
 
 
 def test_a_blob_that_is_written_to_while_it_is_protected_is_hashed_anew(
     store: TrueStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = store.manifest("dashed", store.layer)
+    path = store.manifest_of("dashed", store.layer)
     path.write_text(path.read_text().replace("sha256:", "sha256-"))
     (store.path / "manifests/registry.ollama.ai/library/first/latest").unlink()
     assert verify(store)[0] == 0
@@ -606,7 +608,7 @@ def test_a_blob_that_is_written_to_while_it_is_protected_is_hashed_anew(
 
     def touch_and_write(name: str, parent: int, at_ns: int) -> None:
         usual(name, parent, at_ns)
-        _other_bytes(store.at(store.layer))
+        _other_bytes(store.blob_path(store.layer))
 
     monkeypatch.setattr(fs, "touch", touch_and_write)
     one_run(Host(str(store.path)), rules(refresh=True, writers_visible=True))
@@ -614,7 +616,7 @@ def test_a_blob_that_is_written_to_while_it_is_protected_is_hashed_anew(
 
 
 @contextlib.contextmanager
-def held(store: Store) -> Iterator[None]:
+def held(store: HealthyStore) -> Iterator[None]:
     """The lock for acting, as another process holds it."""
     with folders.opened_store(str(store.path)) as opened, journal.locked(opened, 0.0):
         yield
@@ -639,7 +641,7 @@ def test_hashes_outlast_another_process_that_acts_meanwhile(
 def test_hashes_that_can_not_be_remembered_are_reported(
     store: TrueStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _other_bytes(store.at(store.config))
+    _other_bytes(store.blob_path(store.config))
     monkeypatch.setattr(modes, "VERIFY", modes.VERIFY._replace(lock_seconds=0.0))
     assert run(store.path, "clean", "--yes").returncode == 0
     with held(store):
@@ -673,24 +675,24 @@ def test_a_hash_that_was_not_kept_is_not_called_a_change(
 )
 def test_sizes_are_those_that_people_compare(store: TrueStore, found: int, said: str) -> None:
     """In words; exact where two would look alike."""
-    layer = store.blob("w" * 3_145_728)
-    store.manifest("large", layer)
-    os.truncate(store.at(layer), found)
+    layer = store.text_blob("w" * 3_145_728)
+    store.manifest_of("large", layer)
+    os.truncate(store.blob_path(layer), found)
     assert said in lines(store, "audit")[1]
     assert run(store.path, "verify").returncode == 1
     assert said in lines(store, "audit")[1]
 
 
 def test_no_text_has_a_bare_number_of_bytes(store: TrueStore) -> None:
-    layer = store.blob("w" * 3_145_728)
-    store.manifest("large", layer)
+    layer = store.text_blob("w" * 3_145_728)
+    store.manifest_of("large", layer)
     store.download("left", parts=2)
     odd = store.download("odd", parts=3)
     store.partial(odd, 1).write_text('{"N":1,"Offset":16384,"Size":12345678,"Completed":0}')
-    os.truncate(store.at(layer), 1_234_567)
-    path = store.manifest("wrong", store.blob("v" * 1_234_567))
+    os.truncate(store.blob_path(layer), 1_234_567)
+    path = store.manifest_of("wrong", store.text_blob("v" * 1_234_567))
     path.write_text(path.read_text().replace("1234567", "7654321"))
-    store.manifest("much", store.layer).write_text(json.dumps(_much(store.layer)))
+    store.manifest_of("much", store.layer).write_text(json.dumps(_much(store.layer)))
     for words in (["audit"], ["verify"], ["audit"], ["repair", "-n", "--offline"], ["status"]):
         bare = re.findall(r".*\b[0-9]{5,} bytes.*", lines(store, *words)[1])
         assert not bare, (words, bare)

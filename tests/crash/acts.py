@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.driving import Store, age
+from tests.support.driving import HealthyStore
+from tests.support.notation import age
 from tests.support.servers import sidecar
 from watcher.model import DAY, HOUR, MIB
 
@@ -35,7 +36,7 @@ class Layer(NamedTuple):
 class Act(NamedTuple):
     """What it is done on, the driver's order, and what an ordinary command says for it."""
 
-    lay_out: Callable[[Store, Layer], None]
+    lay_out: Callable[[HealthyStore, Layer], None]
     order: dict[str, Any]
     words: tuple[str, ...]
     #: Bytes that a pull may download after it, beside 1 MiB for each part.
@@ -47,7 +48,7 @@ QUARANTINED = "00000001-sha256-"
 
 
 def download(
-    store: Store,
+    store: HealthyStore,
     layer: Layer,
     present: tuple[int, ...] = PRESENT,
     claimed: tuple[int, ...] = (0, 0, 0),
@@ -65,64 +66,64 @@ def download(
     _aged(store, layer, aged)
 
 
-def _aged(store: Store, layer: Layer, aged: float = QUIET) -> None:
+def _aged(store: HealthyStore, layer: Layer, aged: float = QUIET) -> None:
     for path in store.blobs.glob(f"sha256-{layer.digest}*"):
         age(path, aged)
 
 
-def _finished(store: Store, layer: Layer, wrong: bytes = b"") -> Path:
+def _finished(store: HealthyStore, layer: Layer, wrong: bytes = b"") -> Path:
     path = store.blobs / f"sha256-{layer.digest}"
     path.write_bytes(wrong + layer.content[len(wrong) :])
     age(path, 8 * DAY)
     return path
 
 
-def _behind(store: Store, layer: Layer) -> None:
+def _behind(store: HealthyStore, layer: Layer) -> None:
     download(store, layer)
 
 
-def _hollow(store: Store, layer: Layer) -> None:
+def _hollow(store: HealthyStore, layer: Layer) -> None:
     download(store, layer, claimed=(PART, PART, MIB))
 
 
-def _without_data(store: Store, layer: Layer) -> None:
+def _without_data(store: HealthyStore, layer: Layer) -> None:
     download(store, layer, claimed=(PART, MIB, 0))
     store.partial(layer.digest).unlink()
 
 
-def _numbers_missing(store: Store, layer: Layer) -> None:
+def _numbers_missing(store: HealthyStore, layer: Layer) -> None:
     download(store, layer)
     store.partial(layer.digest, 1).unlink()
 
 
-def _numbers_too_many(store: Store, layer: Layer) -> None:
+def _numbers_too_many(store: HealthyStore, layer: Layer) -> None:
     download(store, layer)
     for number in (3, 7):
         store.partial(layer.digest, number).write_text(sidecar(number, PART, PART, 0))
     _aged(store, layer)
 
 
-def _a_strange_number(store: Store, layer: Layer) -> None:
+def _a_strange_number(store: HealthyStore, layer: Layer) -> None:
     """A name that no sidecar has goes away."""
     download(store, layer)
     store.file(f"sha256-{layer.digest}-partial-0.bak", "{}", QUIET)
 
 
-def _unreadable(store: Store, layer: Layer) -> None:
+def _unreadable(store: HealthyStore, layer: Layer) -> None:
     download(store, layer)
     store.partial(layer.digest, 1).write_bytes(b"")
     _aged(store, layer)
 
 
-def _unclaimed(store: Store, layer: Layer) -> None:
+def _unclaimed(store: HealthyStore, layer: Layer) -> None:
     download(store, layer, claimed=())
 
 
-def _whole(store: Store, layer: Layer) -> None:
+def _whole(store: HealthyStore, layer: Layer) -> None:
     download(store, layer, present=(PART,) * 3, claimed=(PART, 0, 0))
 
 
-def _whole_and_wrong(store: Store, layer: Layer) -> None:
+def _whole_and_wrong(store: HealthyStore, layer: Layer) -> None:
     download(store, layer, present=(PART,) * 3, claimed=(PART, PART, 0))
     with store.partial(layer.digest).open("r+b") as file:
         file.seek(2 * PART)
@@ -130,18 +131,18 @@ def _whole_and_wrong(store: Store, layer: Layer) -> None:
     _aged(store, layer)
 
 
-def _sidecars_left_over(store: Store, layer: Layer) -> None:
+def _sidecars_left_over(store: HealthyStore, layer: Layer) -> None:
     _finished(store, layer)
     for number in (0, 1, 16):
         store.file(f"sha256-{layer.digest}-partial-{number}", "{}", QUIET)
 
 
-def _redundant(store: Store, layer: Layer) -> None:
+def _redundant(store: HealthyStore, layer: Layer) -> None:
     download(store, layer)
     _finished(store, layer)
 
 
-def _corrupt(store: Store, layer: Layer) -> None:
+def _corrupt(store: HealthyStore, layer: Layer) -> None:
     """A blob that its manifest names, and that is not what it should be."""
     _finished(store, layer, b"wrong")
     path = store.path / "manifests" / layer.path
@@ -149,19 +150,19 @@ def _corrupt(store: Store, layer: Layer) -> None:
     path.write_bytes(layer.manifest)
 
 
-def _in_quarantine(store: Store, layer: Layer) -> None:
+def _in_quarantine(store: HealthyStore, layer: Layer) -> None:
     for folder in (store.ours, store.ours / "quarantine"):
         folder.mkdir()
     os.replace(_finished(store, layer), store.ours / "quarantine" / f"{QUARANTINED}{layer.digest}")
 
 
-def _soon_an_hour_old(store: Store, layer: Layer) -> None:
+def _soon_an_hour_old(store: HealthyStore, layer: Layer) -> None:
     download(store, layer, aged=0.9 * HOUR)
 
 
-def _worth_nothing(store: Store, layer: Layer) -> None:
+def _worth_nothing(store: HealthyStore, layer: Layer) -> None:
     download(store, layer, aged=8 * DAY)
-    store.blob("an orphan")
+    store.text_blob("an orphan")
     store.file("split-copy123")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.driving import Store, private_proc
+from tests.support.driving import HealthyStore, private_proc
 from tests.support.kills import Breaker, Ended
 
 
@@ -24,7 +24,7 @@ class Driver:
         """What the process has written to stderr."""
         return self._breaker.errors
 
-    def cycle(self, store: Store, **order: Any) -> Ended:
+    def cycle(self, store: HealthyStore, **order: Any) -> Ended:
         """Run one cycle over a store, to its end or to the call where it breaks."""
         self._breaker.begin(store=str(store.path), proc=str(self.proc), **order)
         return self._breaker.end()

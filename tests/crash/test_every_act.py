@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.repair.scenes import seed_of
-from tests.support.driving import Store, is_right
+from tests.support.driving import HealthyStore, is_right
 from tests.support.kills import Ended
 from tests.support.servers import EngineServer, collapsed
 from watcher.demo.registry import Layer as Content
@@ -72,16 +72,16 @@ class Trial:
         # Sidecars can be written anew; what is in no file at the end was worth nothing.
         self.worth &= {text for name, text in blobs(self.reference) if "-partial-" not in name}
 
-    def store(self) -> Store:
+    def store(self) -> HealthyStore:
         """What the act is done on, in a new store."""
         self._number += 1
-        store = Store(self._folder / f"models{self._number}")
+        store = HealthyStore(self._folder / f"models{self._number}")
         self._act.lay_out(store, self.layer)
         if self._act.order.get("known"):
             assert self._driver.cycle(store, policy=VERIFY).code == 0
         return store
 
-    def run(self, store: Store, **more: Any) -> Ended:
+    def run(self, store: HealthyStore, **more: Any) -> Ended:
         """The act: unhindered, if nothing else is said."""
         order = dict(self._act.order)
         for kind in ("restore", "purge"):
@@ -90,7 +90,7 @@ class Trial:
                 order["policy"] = {**order["policy"], kind: labels}
         return self._driver.cycle(store, **order, **more)
 
-    def broken(self, **how: Any) -> Store:
+    def broken(self, **how: Any) -> HealthyStore:
         """A store in which the act broke at a call, and in which it then was done again."""
         store = self.store()
         files = inodes(store.path)
@@ -102,7 +102,7 @@ class Trial:
         self.assert_same_end(store, where)
         return store
 
-    def assert_same_end(self, store: Store, where: str) -> None:
+    def assert_same_end(self, store: HealthyStore, where: str) -> None:
         """One unhindered run comes to the end that it would have come to at once."""
         assert self.worth <= contents(store), f"{where}: something of worth is gone"
         again = self.run(store)
@@ -122,7 +122,7 @@ class Trial:
                 shutil.rmtree(self.broken(at=at, **way).path)
 
 
-def whole_shape(store: Store) -> dict[str, object]:
+def whole_shape(store: HealthyStore) -> dict[str, object]:
     """The tree without inodes and times, the quarantine included; which times are fresh counts."""
     found = shape(store)
     for path in store.ours.glob("quarantine/*"):
@@ -138,18 +138,18 @@ def is_old(path: Path) -> bool:
     return path.stat().st_mtime < path.parent.stat().st_ctime - 1800
 
 
-def blobs(store: Store) -> list[tuple[str, str]]:
+def blobs(store: HealthyStore) -> list[tuple[str, str]]:
     """Names and hashes of all files with a digest's name, wherever in a store they lie."""
     files = [path for path in store.path.rglob("*sha256-*") if path.is_file()]
     return [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
 
 
-def contents(store: Store) -> set[str]:
+def contents(store: HealthyStore) -> set[str]:
     """Their hashes."""
     return {text for _, text in blobs(store)}
 
 
-def assert_remembered(store: Store, layer: Layer, where: str) -> None:
+def assert_remembered(store: HealthyStore, layer: Layer, where: str) -> None:
     """Sidecars that we have written are known as ours, and their parts too."""
     written = [path.read_bytes() for path in store.blobs.glob(f"sha256-{layer.digest}-partial-*")]
     if written and (store.blobs / f"sha256-{layer.digest}-partial").exists():

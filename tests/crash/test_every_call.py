@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.conftest import open_parents
-from tests.support.driving import Store, whole_lines
+from tests.support.driving import HealthyStore, whole_lines
 from tests.support.kills import Ended
 
 from .conftest import Driver
@@ -21,40 +21,40 @@ from .conftest import Driver
 KEPT = "a young download"
 
 
-def _stale_with_sidecars(store: Store) -> None:
+def _stale_with_sidecars(store: HealthyStore) -> None:
     store.download("stale")
 
 
-def _unclaimed(store: Store) -> None:
+def _unclaimed(store: HealthyStore) -> None:
     store.download("unclaimed", parts=0)
 
 
-def _sidecars_alone(store: Store) -> None:
+def _sidecars_alone(store: HealthyStore) -> None:
     digest = store.download("sidecars alone")
     store.partial(digest).unlink()
 
 
-def _gap_in_sidecars(store: Store) -> None:
+def _gap_in_sidecars(store: HealthyStore) -> None:
     """No `-partial-0`: the guard takes a free name."""
     digest = store.download("gap")
     store.partial(digest, 0).unlink()
 
 
-def _surplus(store: Store) -> None:
-    digest = store.blob("weights that have arrived")
-    store.manifest("arrived", digest, store.blob("its config"))
+def _surplus(store: HealthyStore) -> None:
+    digest = store.text_blob("weights that have arrived")
+    store.manifest_of("arrived", digest, store.text_blob("its config"))
     for number in (0, 1, 16):
         store.file(f"sha256-{digest}-partial-{number}", "{}")
 
 
-def _orphans_and_temporaries(store: Store) -> None:
+def _orphans_and_temporaries(store: HealthyStore) -> None:
     for number in range(3):
-        store.blob(f"an orphan {number}")
+        store.text_blob(f"an orphan {number}")
     store.file("split-copy123")
     store.file("sha256-1234567")
 
 
-def _transfer(store: Store) -> None:
+def _transfer(store: HealthyStore) -> None:
     store.file("sha256-" + "ab" * 32 + ".tmp")
 
 
@@ -63,7 +63,7 @@ ALIKE = pytest.mark.slow("another error, scene or instant of a kind that stands 
 #: Where each call takes several runs: at the first call and each third one after it, and so on.
 TURNS = (0, pytest.param(1, marks=ALIKE), pytest.param(2, marks=ALIKE))
 
-SCENES: dict[str, Callable[[Store], None]] = {
+SCENES: dict[str, Callable[[HealthyStore], None]] = {
     "stale": _stale_with_sidecars,
     "unclaimed": _unclaimed,
     "sidecars-alone": _sidecars_alone,
@@ -77,7 +77,7 @@ SCENES: dict[str, Callable[[Store], None]] = {
 class Broken(NamedTuple):
     """A store in which a cycle broke, and how that ended."""
 
-    store: Store
+    store: HealthyStore
     ended: Ended
     where: str
 
@@ -95,10 +95,10 @@ class Trial:
         self.end, self.calls = shape(reference), ended.calls
         assert self.end != self.before
 
-    def store(self) -> Store:
+    def store(self) -> HealthyStore:
         """The scene in a new store, and beside it what must stay."""
         self._number += 1
-        store = Store(self._folder / f"models{self._number}")
+        store = HealthyStore(self._folder / f"models{self._number}")
         store.download("a young download", aged=3600)
         store.file("README", "of the user")
         self._lay_out(store)
@@ -106,7 +106,7 @@ class Trial:
             give_away(store.path, self._order["owner"])
         return store
 
-    def run(self, store: Store, **more: Any) -> Ended:
+    def run(self, store: HealthyStore, **more: Any) -> Ended:
         """A cycle over a store: unhindered, if nothing else is said."""
         return self._driver.cycle(store, **(self._order | more))
 
@@ -121,7 +121,7 @@ class Trial:
             yield Broken(store, ended, where)
             shutil.rmtree(store.path)
 
-    def assert_same_end(self, store: Store, where: str) -> None:
+    def assert_same_end(self, store: HealthyStore, where: str) -> None:
         """One unhindered run comes to the end that it would have come to at once."""
         again = self.run(store)
         assert again.code == 0, f"{where}; then {again}: {self._driver.errors}"
@@ -141,12 +141,12 @@ def places(calls: list[str], how: str) -> list[int]:
     return list(chosen.values())
 
 
-def shape(store: Store) -> dict[str, object]:
+def shape(store: HealthyStore) -> dict[str, object]:
     """The tree without inodes and times, which differ from store to store."""
     return {name: (entry[0], entry[-1]) for name, entry in store.tree().items()}
 
 
-def assert_nothing_lost(store: Store, files: set[int], where: str) -> None:
+def assert_nothing_lost(store: HealthyStore, files: set[int], where: str) -> None:
     """What is out of its place stands in an intent; until that is decided all of it is there."""
     for intent in (store.ours / "intents").glob("*"):
         if (intent / "decided").exists():
@@ -168,7 +168,7 @@ def inodes(folder: Path) -> set[int]:
     }
 
 
-def assert_settled(store: Store, where: str) -> None:
+def assert_settled(store: HealthyStore, where: str) -> None:
     """No intent and no temporary; every line of the logs whole; the memory readable."""
     left = [
         name for name in store.leftovers() if not name.startswith((".state.json", ".models.json"))

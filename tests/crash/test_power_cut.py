@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SERVERS
-from tests.support.driving import Daemon, Store, command, environment, is_right, run
+from tests.support.driving import Daemon, HealthyStore, command, environment, is_right, run
 from tests.support.runs import one_run, rules
 from tests.support.servers import (
     EngineServer,
@@ -372,13 +372,13 @@ class Fresh:
 
     def __init__(self, disk: Disk, machine: Machine) -> None:
         self.disk, self.machine = disk, machine
-        self.store = Store(disk.path / "models")
+        self.store = HealthyStore(disk.path / "models")
         self.text = b"right " * 3 * MIB
         self.name = f"sha256-{hashlib.sha256(self.text).hexdigest()}"
         with (self.store.blobs / self.name).open("wb") as file:
             file.write(bytes(len(self.text)))
             file.flush()
-            self.store.manifest("demo", self.name[7:])
+            self.store.manifest_of("demo", self.name[7:])
             disk.keep_all()
             file.seek(0)
             file.write(self.text)
@@ -417,7 +417,7 @@ def test_what_leaves_quarantine_is_never_in_neither_place(
     disk: Disk, machine: Machine, monkeypatch: pytest.MonkeyPatch, renames: bool
 ) -> None:
     """Cut before and after each call of `quarantine restore`."""
-    store = Store(disk.path / "models")
+    store = HealthyStore(disk.path / "models")
     name = f"sha256-{store.digest('kept')}"
     kept = store.ours / "quarantine"
     kept.mkdir(parents=True)
@@ -544,20 +544,13 @@ def test_what_the_disk_does_not_take_is_not_claimed(registry: Registry, disk: Di
     refused = ((MIB + durability.SLICE, PART),)
     assert not ranges.intersection(claims, refused)
     assert ranges.size(claims) > 20 * MB
-    told = [each for each in Store.events(_at(it.store)) if each["event_type"] == "error"]
+    told = [each for each in HealthyStore.at(it.store).events() if each["event_type"] == "error"]
     assert [each["details"]["refused_bytes"] for each in told] == [PART - MIB - durability.SLICE]
     # Nor later, when the disk says nothing any more and memory still shows it.
     assert run(it.store, "repair", "--yes").returncode == 0
     assert not ranges.intersection(it.claims(it.store), refused)
     assert run(it.store, "repair", "--yes").stdout == "nothing to repair\n"
     it.pull(it.store)
-
-
-def _at(path: Path) -> Store:
-    """A store that is there already."""
-    store = Store.__new__(Store)
-    store.path = path
-    return store
 
 
 def entry_of(path: Path) -> Entry:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driving import Store, command, environment
+from tests.support.driving import HealthyStore, command, environment
 from tests.support.workers import ALONE
 
 from .acts import ACTS, QUARANTINED, Layer
@@ -42,17 +42,19 @@ def _works() -> bool:
 pytestmark = pytest.mark.skipif(not _works(), reason="strace is missing, or may not trace")
 
 
-def _store(path: Path) -> Store:
+def _store(path: Path) -> HealthyStore:
     """A store with something to clean; named after its folder, since who opens a file of that name
     counts as its holder in any store, and two stores are treated at once.
     """
-    store = Store(path)
+    store = HealthyStore(path)
     store.download("a young download", aged=3600)
     store.download(f"stale {path.name}", parts=2)
     return store
 
 
-def _traced(store: Store, words: Sequence[str], *options: str) -> subprocess.CompletedProcess[str]:
+def _traced(
+    store: HealthyStore, words: Sequence[str], *options: str
+) -> subprocess.CompletedProcess[str]:
     """A command of ours under strace."""
     return subprocess.run(
         [*ALONE, "strace", "-y", *options, *command(store.path, "--json", *words)],
@@ -65,7 +67,7 @@ def _traced(store: Store, words: Sequence[str], *options: str) -> subprocess.Com
     )
 
 
-def _calls(store: Store, words: Sequence[str], log: Path) -> list[tuple[str, int]]:
+def _calls(store: HealthyStore, words: Sequence[str], log: Path) -> list[tuple[str, int]]:
     """Run a command to its end; the calls by which it has changed the store."""
     done = _traced(store, words, "-o", str(log), "-e", f"trace={','.join(CALLS)}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -74,7 +76,7 @@ def _calls(store: Store, words: Sequence[str], log: Path) -> list[tuple[str, int
     return calls
 
 
-def _kill(store: Store, words: Sequence[str], call: tuple[str, int]) -> str:
+def _kill(store: HealthyStore, words: Sequence[str], call: tuple[str, int]) -> str:
     """Run a command until the kernel kills it at a call; where that was."""
     name, number = call
     inject = ["-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={number}"]
@@ -85,7 +87,7 @@ def _kill(store: Store, words: Sequence[str], call: tuple[str, int]) -> str:
     return where
 
 
-def _changing(log: Path, store: Store) -> list[tuple[str, int]]:
+def _changing(log: Path, store: HealthyStore) -> list[tuple[str, int]]:
     """Of a recorded run the calls that change the store: which call, and its how-manieth it is."""
     counts: Counter[str] = Counter()
     shown: list[str] = []
@@ -113,7 +115,7 @@ def test_killed_at_any_system_call_the_next_run_comes_to_the_same_end(
     calls = _calls(reference, words, tmp_path / "strace")
     end = shape(reference)
 
-    def killed(call: tuple[str, int]) -> tuple[str, Store]:
+    def killed(call: tuple[str, int]) -> tuple[str, HealthyStore]:
         store = _store(tmp_path / f"{call[0]}{call[1]}")
         return _kill(store, words, call), store
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driving import Store
+from tests.support.driving import HealthyStore
 from tests.support.servers import EngineServer, Pull, blob, wait_written
 from watcher.demo.registry import Layer, Model, Registry
 
@@ -18,12 +18,12 @@ Begin = Callable[..., tuple[Model, Pull]]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "models")
+def store(tmp_path: Path) -> HealthyStore:
+    return HealthyStore(tmp_path / "models")
 
 
 @pytest.fixture
-def server(store: Store) -> Iterator[EngineServer]:
+def server(store: HealthyStore) -> Iterator[EngineServer]:
     with EngineServer(store.path) as made:
         yield made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from tests.support.driving import Store, audit
+from tests.support.driving import HealthyStore, audit
 
 #: After these a download is no more.
 _GONE = ("download_completed", "partial_removed", "partial_cleaned")
@@ -43,7 +43,7 @@ def replay(lines: Iterable[Mapping[str, Any]]) -> State:
     return State(downloads, frozenset(models), frozenset(quarantined))
 
 
-def on_disk(store: Store) -> State:
+def on_disk(store: HealthyStore) -> State:
     """The same as it stands, told by a look that keeps nothing."""
     document = audit(store.path)
     named = (path for path in (store.path / "manifests").glob("*/*/*/*") if path.is_file())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.repair.scenes import SIZE, finished
-from tests.support.driving import Daemon, Store, command, environment
+from tests.support.driving import Daemon, HealthyStore, command, environment
 from tests.support.servers import EngineServer, collapsed, wait_until
 from watcher.demo.registry import Registry
 from watcher.model import DAY
@@ -40,13 +40,13 @@ def until(listener: socket.socket, wanted: str) -> list[str]:
 def test_systemd_is_notified_of_a_whole_life(
     tmp_path: Path, listener: socket.socket, there: bool
 ) -> None:
-    store = Store(tmp_path / "models").path if there else tmp_path / "none"
+    store = HealthyStore(tmp_path / "models").path if there else tmp_path / "none"
     daemon = Daemon(store, {"NOTIFY_SOCKET": str(tmp_path / "notify")})
     try:
         daemon.start()
         assert "WATCHDOG=1" in until(listener, "READY=1")
         if not there:
-            Store(store)
+            HealthyStore(store)
         daemon.wait_event("service_started")
         os.kill(daemon.pid, signal.SIGHUP)
         told = until(listener, "RELOADING=1")
@@ -58,7 +58,7 @@ def test_systemd_is_notified_of_a_whole_life(
         daemon.close()
 
 
-def test_settings_are_read_again_and_bad_ones_refused(store: Store, tmp_path: Path) -> None:
+def test_settings_are_read_again_and_bad_ones_refused(store: HealthyStore, tmp_path: Path) -> None:
     stale = store.download("stale")
     settings = tmp_path / "settings.toml"
     settings.write_text("clean = false\n")
@@ -101,12 +101,12 @@ def test_what_was_finished_on_our_sidecars_is_hashed_in_the_background(
             assert it.blob.stat().st_size == SIZE
 
 
-def test_an_end_does_not_wait_for_a_long_hash(store: Store) -> None:
+def test_an_end_does_not_wait_for_a_long_hash(store: HealthyStore) -> None:
     """The hash of a large blob is broken off; nothing is said of it, and it stays unproven."""
     digest = store.digest("large")
     with (store.blobs / f"sha256-{digest}").open("wb") as file:
         file.truncate(40 << 30)
-    store.manifest("large", digest)
+    store.manifest_of("large", digest)
     state = store.path / ".ollama-watch/state.json"
     with Daemon(store.path) as daemon:
         daemon.kill(signal.SIGTERM)
@@ -116,11 +116,11 @@ def test_an_end_does_not_wait_for_a_long_hash(store: Store) -> None:
     assert f'"{digest}"' in state.read_text()
 
 
-def test_the_check_at_the_start_is_readable_on_a_terminal(store: Store) -> None:
+def test_the_check_at_the_start_is_readable_on_a_terminal(store: HealthyStore) -> None:
     """What was found, and what was done about it, in 80 columns."""
     weights = store.digest("llama2 weights")
     (store.blobs / f"sha256-{weights}").write_bytes(bytes(48 * 1024))
-    store.manifest("llama2", store.digests[0], weights)
+    store.manifest_of("llama2", store.digests[0], weights)
     (store.blobs / f"sha256-{weights}").unlink()
     store.download("llama2 weights", aged=DAY)
     (store.blobs / f"sha256-{weights}-partial-1").unlink()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.driving import POLICY, Daemon, Store, host, private_proc, whole_lines
+from tests.support.driving import POLICY, Daemon, HealthyStore, host, private_proc, whole_lines
 from tests.support.runs import one_run
 from tests.support.servers import EngineServer, Line, collapsed, wait_until
 from watcher import reconcile
@@ -47,7 +47,7 @@ def in_order(lines: list[Line]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_three_lives_log_one_history(store: Store, registry: Registry, seed: int) -> None:
+def test_three_lives_log_one_history(store: HealthyStore, registry: Registry, seed: int) -> None:
     """The server is killed with each of them, before or after it."""
     chance = random.Random(seed)
     digest_seed = int(store.digest("layers")[:7], 16)
@@ -111,7 +111,7 @@ class KilledError(BaseException):
 
 @pytest.mark.parametrize("where", ["before the log", "after the log", "in the log of the model"])
 def test_a_kill_around_the_log_loses_nothing_and_doubles_nothing(
-    store: Store, where: str, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (store.blobs / f"sha256-{store.digests[0]}").unlink()
     store.download("healthy weights", aged=DAY)

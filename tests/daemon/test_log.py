@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driving import KEYS, Daemon, Store, command, environment, run
+from tests.support.driving import KEYS, Daemon, HealthyStore, command, environment, run
 from tests.support.servers import wait_until
 from watcher.config import Settings
 from watcher.model import DAY
@@ -23,7 +23,7 @@ DIGEST = "ab" * 32
 NOW = 1_764_000_000.0
 
 
-def tell(store: Store, *told: Event, policy: Settings | None = None) -> None:
+def tell(store: HealthyStore, *told: Event, policy: Settings | None = None) -> None:
     fd = os.open(store.path, os.O_RDONLY)
     try:
         event_log.write(fd, told, policy or Settings())
@@ -45,7 +45,7 @@ def event(
     return Event(at, kind, message, models[0] if models else short, details)
 
 
-def told(store: Store, *words: str) -> list[str]:
+def told(store: HealthyStore, *words: str) -> list[str]:
     """The messages that `log --json` gives."""
     done = run(store.path, "log", "--json", *words)
     assert done.returncode == 0, done.stderr
@@ -57,7 +57,9 @@ def told(store: Store, *words: str) -> list[str]:
 # ---------------------------------------------------------------- what is chosen
 
 
-def test_a_model_is_found_as_people_write_it_and_from_before_it_was_known(store: Store) -> None:
+def test_a_model_is_found_as_people_write_it_and_from_before_it_was_known(
+    store: HealthyStore,
+) -> None:
     tell(
         store,
         event("as a digest", digest=DIGEST),
@@ -78,12 +80,12 @@ def test_a_model_is_found_as_people_write_it_and_from_before_it_was_known(store:
     assert len(told(store)) == 7
 
 
-def test_a_model_that_no_event_names_is_found_by_its_manifest(store: Store) -> None:
+def test_a_model_that_no_event_names_is_found_by_its_manifest(store: HealthyStore) -> None:
     tell(store, event("its layer", digest=store.digests[0]), event("another", digest=DIGEST))
     assert told(store, "healthy") == ["its layer"]
 
 
-def test_an_unknown_model_is_reported_with_the_nearest_names(store: Store) -> None:
+def test_an_unknown_model_is_reported_with_the_nearest_names(store: HealthyStore) -> None:
     tell(store, event("x", "llama3:latest"))
     done = run(store.path, "log", "lama3")
     assert (done.returncode, done.stdout) == (2, "")
@@ -92,7 +94,7 @@ def test_an_unknown_model_is_reported_with_the_nearest_names(store: Store) -> No
     assert run(store.path, "log", "lama3", "--follow").returncode == 2
 
 
-def test_by_time_type_and_number(store: Store) -> None:
+def test_by_time_type_and_number(store: HealthyStore) -> None:
     now = time.time()
     tell(
         store,
@@ -116,7 +118,7 @@ def test_by_time_type_and_number(store: Store) -> None:
     assert "error, partial_found, partial_stale" in done.stderr
 
 
-def test_logs_set_aside_are_read_in_order_and_damage_is_reported(store: Store) -> None:
+def test_logs_set_aside_are_read_in_order_and_damage_is_reported(store: HealthyStore) -> None:
     for number in range(30):
         tell(store, event(str(number), at=NOW + number), policy=Settings(log_max_bytes=500))
     assert len(list((store.ours / "logs").iterdir())) > 3
@@ -132,7 +134,7 @@ def test_logs_set_aside_are_read_in_order_and_damage_is_reported(store: Store) -
 # ---------------------------------------------------------------- how it is shown
 
 
-def test_it_is_readable_in_80_columns_and_begins_each_day(store: Store) -> None:
+def test_it_is_readable_in_80_columns_and_begins_each_day(store: HealthyStore) -> None:
     long = "the download was interrupted: " + "behind, because of this and that " * 6
     tell(
         store,
@@ -153,7 +155,7 @@ def test_it_is_readable_in_80_columns_and_begins_each_day(store: Store) -> None:
     assert [each for each in shown if each[:2] == "20"] == ["2025-11-24", "2025-11-26"]
 
 
-def test_nothing_logged_yet_is_no_error(store: Store) -> None:
+def test_nothing_logged_yet_is_no_error(store: HealthyStore) -> None:
     done = run(store.path, "log")
     assert (done.returncode, done.stdout, done.stderr) == (0, "No events.\n", "")
     assert not store.ours.exists()
@@ -161,7 +163,7 @@ def test_nothing_logged_yet_is_no_error(store: Store) -> None:
     assert done.returncode == 10
 
 
-def test_what_a_daemon_reported_is_there_while_it_runs_and_afterwards(store: Store) -> None:
+def test_what_a_daemon_reported_is_there_while_it_runs_and_afterwards(store: HealthyStore) -> None:
     with Daemon(store.path) as daemon:
         store.download("new", aged=DAY)
         daemon.wait_event("partial_found")
@@ -171,7 +173,7 @@ def test_what_a_daemon_reported_is_there_while_it_runs_and_afterwards(store: Sto
 
 
 def test_another_user_reads_it_or_is_shown_how(
-    store: Store, as_nobody: Callable[[list[str]], list[str]]
+    store: HealthyStore, as_nobody: Callable[[list[str]], list[str]]
 ) -> None:
     tell(store, event("x", "llama3:latest"))
 
@@ -197,7 +199,7 @@ def test_another_user_reads_it_or_is_shown_how(
 class Following:
     """``log --follow`` as a process, and what it has written."""
 
-    def __init__(self, store: Store, *words: str) -> None:
+    def __init__(self, store: HealthyStore, *words: str) -> None:
         self.path = store.path.with_name("followed")
         with self.path.open("wb") as out:
             self.process = subprocess.Popen(
@@ -217,7 +219,7 @@ class Following:
 
 
 @pytest.fixture
-def follow(store: Store) -> Iterator[Callable[..., Following]]:
+def follow(store: HealthyStore) -> Iterator[Callable[..., Following]]:
     started: list[Following] = []
 
     def begin(*words: str) -> Following:
@@ -231,7 +233,7 @@ def follow(store: Store) -> Iterator[Callable[..., Following]]:
 
 
 def test_it_follows_a_log_that_is_not_there_yet_and_through_rotation(
-    store: Store, follow: Callable[..., Following]
+    store: HealthyStore, follow: Callable[..., Following]
 ) -> None:
     following = follow("--json")
     tell(store, event("first"))
@@ -253,7 +255,7 @@ def test_it_follows_a_log_that_is_not_there_yet_and_through_rotation(
 
 
 def test_a_followed_model_is_found_by_the_digest_that_it_turns_out_to_have(
-    store: Store, follow: Callable[..., Following]
+    store: HealthyStore, follow: Callable[..., Following]
 ) -> None:
     tell(store, *(event(str(number), "llama3:latest") for number in range(20)))
     following = follow("--json", "llama3")
@@ -267,8 +269,8 @@ def test_a_followed_model_is_found_by_the_digest_that_it_turns_out_to_have(
     following.wait(*map(str, range(10, 20)), "learnt", "then")
 
 
-def test_of_several_stores_one_is_followed(store: Store, tmp_path: Path) -> None:
-    other = Store(tmp_path / "other")
+def test_of_several_stores_one_is_followed(store: HealthyStore, tmp_path: Path) -> None:
+    other = HealthyStore(tmp_path / "other")
     tell(store, event("here"))
     tell(other, event("there"))
     assert told(store, "--since", "1970-01-01") == ["here"]

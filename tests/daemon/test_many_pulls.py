@@ -9,7 +9,8 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.support.driving import Daemon, Store, age, whole_lines
+from tests.support.driving import Daemon, HealthyStore, whole_lines
+from tests.support.notation import age
 from tests.support.servers import EngineServer, wait_until
 from watcher.demo.registry import Layer, Model, Registry
 
@@ -34,7 +35,7 @@ def footprint(daemon: Daemon) -> tuple[int, int, int]:
 
 
 def test_a_thousand_pulls_leave_nothing_behind_in_the_service(
-    store: Store, registry: Registry
+    store: HealthyStore, registry: Registry
 ) -> None:
     chance = random.Random(1)
     first = int(store.digest("layers")[:7], 16)
@@ -81,7 +82,9 @@ def cancelled(server: EngineServer, model: Model, lines: int) -> None:
         server.request("DELETE", "/api/delete", {"model": name})
 
 
-def test_a_pull_of_sixteen_writers_is_reported_once(store: Store, registry: Registry) -> None:
+def test_a_pull_of_sixteen_writers_is_reported_once(
+    store: HealthyStore, registry: Registry
+) -> None:
     size = 16_000_000
     seed = int(store.digest("layer")[:7], 16)
     model = registry.add_model("large", "1b", [Layer(size, seed=seed)], extras=False)

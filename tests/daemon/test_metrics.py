@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.daemon.conftest import HELD, SIZE, Begin
-from tests.support.driving import Daemon, Store, run
+from tests.support.driving import Daemon, HealthyStore, run
 from tests.support.servers import EngineServer, wait_until
 from watcher.model import DAY
 
@@ -43,7 +43,7 @@ def scrape(port: int) -> str:
         return str(answer.read().decode())
 
 
-def values(text: str, store: Store) -> Values:
+def values(text: str, store: HealthyStore) -> Values:
     """Each sample by its name and its labels; that of the store must be the right one."""
     found: Values = {}
     for family in text_string_to_metric_families(text):
@@ -54,7 +54,7 @@ def values(text: str, store: Store) -> Values:
     return found
 
 
-def value(text: str, store: Store, name: str, **labels: str) -> float | None:
+def value(text: str, store: HealthyStore, name: str, **labels: str) -> float | None:
     return values(text, store).get((f"ollama_watch_{name}", frozenset(labels.items())))
 
 
@@ -69,7 +69,7 @@ def to(file: Path, **more: str) -> dict[str, str]:
     return {"OLLAMA_WATCH_METRICS_FILE": str(file), **more}
 
 
-def by_condition(text: str, store: Store) -> dict[str, float]:
+def by_condition(text: str, store: HealthyStore) -> dict[str, float]:
     """The conditions that any download has."""
     return {
         dict(labels)["condition"]: number
@@ -81,10 +81,10 @@ def by_condition(text: str, store: Store) -> dict[str, float]:
 # ---------------------------------------------------------------- a file
 
 
-def test_a_textfile_describes_the_store(store: Store, file: Path) -> None:
+def test_a_textfile_describes_the_store(store: HealthyStore, file: Path) -> None:
     store.download("stale")
     store.download("young", aged=DAY)
-    orphan = store.blobs / f"sha256-{store.blob('orphan' * 1000)}"
+    orphan = store.blobs / f"sha256-{store.text_blob('orphan' * 1000)}"
     with Daemon(store.path, to(file)) as daemon:
         text = file.read_text()
         assert by_condition(text, store) == {"paused": 2}
@@ -114,7 +114,7 @@ def test_a_textfile_describes_the_store(store: Store, file: Path) -> None:
 
 
 def test_a_pull_that_dies_is_reported_at_once_and_its_repair_counted(
-    store: Store, file: Path, server: EngineServer, begin: Begin
+    store: HealthyStore, file: Path, server: EngineServer, begin: Begin
 ) -> None:
     """By narrow looks: no look at the whole store comes for ten minutes."""
     repairs = to(file, OLLAMA_WATCH_REPAIR="true")
@@ -142,7 +142,9 @@ def test_a_pull_that_dies_is_reported_at_once_and_its_repair_counted(
         assert missing + present == SIZE
 
 
-def test_a_removed_download_is_gone_and_the_freed_bytes_counted(store: Store, file: Path) -> None:
+def test_a_removed_download_is_gone_and_the_freed_bytes_counted(
+    store: HealthyStore, file: Path
+) -> None:
     store.download("young", aged=DAY)
     with Daemon(store.path, to(file, OLLAMA_WATCH_CLEAN="true")) as daemon:
         stale = store.download("stale")
@@ -152,7 +154,7 @@ def test_a_removed_download_is_gone_and_the_freed_bytes_counted(store: Store, fi
         assert by_condition(file.read_text(), store) == {"paused": 1}
 
 
-def test_refusals_are_counted_by_kind(store: Store, file: Path) -> None:
+def test_refusals_are_counted_by_kind(store: HealthyStore, file: Path) -> None:
     digest = store.download("stale")
     with store.partial(digest).open("rb"), Daemon(
         store.path, to(file, OLLAMA_WATCH_CLEAN="true")
@@ -169,7 +171,7 @@ def test_refusals_are_counted_by_kind(store: Store, file: Path) -> None:
 
 @pytest.mark.parametrize("how", ["missing", "no folder"])
 def test_a_folder_that_cannot_be_written_is_reported_once(
-    store: Store, file: Path, how: str
+    store: HealthyStore, file: Path, how: str
 ) -> None:
     file.parent.rmdir()
     if how == "no folder":
@@ -192,7 +194,7 @@ def test_a_folder_that_cannot_be_written_is_reported_once(
         daemon.wait_event("error", 2)
 
 
-def test_a_reader_never_sees_half_of_it(store: Store, file: Path) -> None:
+def test_a_reader_never_sees_half_of_it(store: HealthyStore, file: Path) -> None:
     with Daemon(store.path, to(file)) as daemon:
         whole = len(file.read_text().splitlines())
         for number in range(20):
@@ -205,13 +207,15 @@ def test_a_reader_never_sees_half_of_it(store: Store, file: Path) -> None:
 
 
 @pytest.fixture
-def listening(store: Store) -> Iterator[tuple[Daemon, int]]:
+def listening(store: HealthyStore) -> Iterator[tuple[Daemon, int]]:
     port = free_port()
     with Daemon(store.path, {"OLLAMA_WATCH_METRICS_LISTEN": f"127.0.0.1:{port}"}) as daemon:
         yield daemon, port
 
 
-def test_a_listener_answers_with_the_same(store: Store, listening: tuple[Daemon, int]) -> None:
+def test_a_listener_answers_with_the_same(
+    store: HealthyStore, listening: tuple[Daemon, int]
+) -> None:
     daemon, port = listening
     assert by_condition(scrape(port), store) == {}
     assert value(scrape(port), store, "oldest_progress_timestamp_seconds") is None
@@ -225,7 +229,7 @@ def test_a_listener_answers_with_the_same(store: Store, listening: tuple[Daemon,
 
 
 def test_clients_that_send_nothing_or_go_away_keep_nobody_waiting(
-    store: Store, listening: tuple[Daemon, int]
+    store: HealthyStore, listening: tuple[Daemon, int]
 ) -> None:
     daemon, port = listening
     with contextlib.ExitStack() as silent:
@@ -255,7 +259,7 @@ def test_it_sleeps_until_somebody_asks(listening: tuple[Daemon, int]) -> None:
     assert daemon.work() == before
 
 
-def test_a_port_that_is_taken_is_an_error_that_names_it(store: Store) -> None:
+def test_a_port_that_is_taken_is_an_error_that_names_it(store: HealthyStore) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -270,7 +274,7 @@ def test_a_port_that_is_taken_is_an_error_that_names_it(store: Store) -> None:
 # ---------------------------------------------------------------- nothing of it without a wish
 
 
-def test_nothing_is_loaded_that_was_not_asked_for(store: Store) -> None:
+def test_nothing_is_loaded_that_was_not_asked_for(store: HealthyStore) -> None:
     with Daemon(store.path, {"PYTHONPROFILEIMPORTTIME": "1"}) as daemon:
         assert "watcher.service.daemon" in daemon.errors
         assert "prometheus_client" not in daemon.errors
@@ -281,7 +285,7 @@ def test_nothing_is_loaded_that_was_not_asked_for(store: Store) -> None:
 
 
 @needs_promtool
-def test_promtool_has_no_complaint(store: Store, file: Path) -> None:
+def test_promtool_has_no_complaint(store: HealthyStore, file: Path) -> None:
     store.download("stale")
     port = free_port()
     both = to(file, OLLAMA_WATCH_METRICS_LISTEN=f"127.0.0.1:{port}")
@@ -303,7 +307,7 @@ def test_the_rules_are_valid_and_fire_when_they_should() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_rules_ask_for_metrics_that_there_are(store: Store, file: Path) -> None:
+def test_the_rules_ask_for_metrics_that_there_are(store: HealthyStore, file: Path) -> None:
     rules = (ROOT / "prometheus" / "ollama-watch.rules.yml").read_text()
     asked = set(re.findall(r"ollama_watch_\w+", rules))
     store.download("stale")

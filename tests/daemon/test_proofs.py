@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.driving import POLICY, Store, private_proc
+from tests.support.driving import POLICY, HealthyStore, private_proc
 from tests.support.runs import changed, one_run, rules
 from tests.support.servers import wait_until
 from watcher import reconcile
@@ -26,22 +26,22 @@ VERIFY = rules(repair=False, hash=True, verify=True, writers_visible=True)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "models")
+def store(tmp_path: Path) -> HealthyStore:
+    return HealthyStore(tmp_path / "models")
 
 
 @pytest.fixture
-def digest(store: Store) -> str:
+def digest(store: HealthyStore) -> str:
     """The digest of a blob that is known to be corrupt."""
     found = hashlib.sha256(b"right").hexdigest()
     (store.blobs / f"sha256-{found}").write_bytes(b"wrong")
-    store.manifest("demo", found)
+    store.manifest_of("demo", found)
     one_run(Host(str(store.path)), VERIFY)
     return found
 
 
 def test_a_registry_that_was_away_is_asked_again(
-    store: Store, digest: str, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A corrupt blob stays until its registry says that it can be had again, and no longer."""
     blob = store.blobs / f"sha256-{digest}"
@@ -73,7 +73,7 @@ def _again(tried: Scrub, digest: str, policy: Rules) -> bool:
     return False
 
 
-def test_it_is_not_asked_all_the_time(store: Store, digest: str) -> None:
+def test_it_is_not_asked_all_the_time(store: HealthyStore, digest: str) -> None:
     asked: list[str] = []
 
     def registry_length(_: ModelName, of: str) -> int | None:
@@ -92,7 +92,7 @@ def test_it_is_not_asked_all_the_time(store: Store, digest: str) -> None:
 
 @pytest.mark.parametrize("said", [None, len(b"right")])
 def test_a_service_goes_on_about_what_its_registry_has_not_answered(
-    store: Store, digest: str, monkeypatch: pytest.MonkeyPatch, said: int | None
+    store: HealthyStore, digest: str, monkeypatch: pytest.MonkeyPatch, said: int | None
 ) -> None:
     wanted: list[frozenset[str]] = []
     monkeypatch.setattr(Scrub, "want", lambda _, digests, __: wanted.append(digests))
@@ -110,19 +110,19 @@ def test_a_service_goes_on_about_what_its_registry_has_not_answered(
     assert [digest in each for each in wanted] == [said is None]
 
 
-def damaged(store: Store, count: int) -> frozenset[str]:
+def damaged(store: HealthyStore, count: int) -> frozenset[str]:
     """So many blobs that are known to be corrupt, of one model."""
     texts = [f"{store.path} {number}" for number in range(count)]
     digests = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
     for digest in digests:
         (store.blobs / f"sha256-{digest}").write_bytes(b"wrong")
-    store.manifest("many", *digests)
+    store.manifest_of("many", *digests)
     one_run(Host(str(store.path)), VERIFY)
     return frozenset(digests)
 
 
 def test_thousands_are_put_aside_together(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not each of them after a look at all of them."""
     digests = damaged(store, 1200)
@@ -143,7 +143,7 @@ def test_thousands_are_put_aside_together(
     assert len(looks) < 20
 
 
-def test_stop_ends_asking(store: Store) -> None:
+def test_stop_ends_asking(store: HealthyStore) -> None:
     digests = damaged(store, 200)
     asked: list[str] = []
     goes_on = threading.Event()
@@ -166,13 +166,13 @@ def test_stop_ends_asking(store: Store) -> None:
 
 @pytest.mark.parametrize("how", ["cut", "to nowhere", "to other bytes"])
 def test_a_daemon_puts_aside_what_it_has_not_hashed_before(
-    store: Store, tmp_path: Path, how: str
+    store: HealthyStore, tmp_path: Path, how: str
 ) -> None:
     """The hash of a blob of another size decides, and a link goes itself."""
     found = hashlib.sha256(b"right bytes").hexdigest()
     blob = store.blobs / f"sha256-{found}"
     blob.write_bytes(b"right bytes")
-    store.manifest("demo", found)
+    store.manifest_of("demo", found)
     aside = tmp_path / "aside"
     aside.write_bytes(b"others")
     if how == "cut":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driving import POLICY, Daemon, Store, private_proc
+from tests.support.driving import POLICY, Daemon, HealthyStore, private_proc
 from tests.support.runs import one_run
 from tests.support.servers import EngineServer, wait_until
 from watcher import reconcile
@@ -24,7 +24,7 @@ from .conftest import HELD, SIZE, Begin
 
 
 def test_a_killed_pull_is_reported_within_a_second_with_condition_and_sizes(
-    store: Store, server: EngineServer, begin: Begin
+    store: HealthyStore, server: EngineServer, begin: Begin
 ) -> None:
     server.start().wait_ready()
     with Daemon(store.path) as daemon:
@@ -45,7 +45,9 @@ def test_a_killed_pull_is_reported_within_a_second_with_condition_and_sizes(
 
 
 @pytest.fixture
-def watched(store: Store, server: EngineServer, begin: Begin) -> Iterator[tuple[Daemon, Model]]:
+def watched(
+    store: HealthyStore, server: EngineServer, begin: Begin
+) -> Iterator[tuple[Daemon, Model]]:
     """A daemon that has told of a pull, which is held back."""
     server.start().wait_ready()
     with Daemon(store.path) as daemon:
@@ -85,7 +87,7 @@ def test_a_pull_that_ends_well_is_reported_as_completed(
 
 
 def test_a_pull_that_its_client_ended_is_reported_once_it_was_quiet(
-    store: Store, server: EngineServer, begin: Begin, tmp_path: Path
+    store: HealthyStore, server: EngineServer, begin: Begin, tmp_path: Path
 ) -> None:
     server.start().wait_ready()
     model, pull = begin(server)
@@ -120,7 +122,7 @@ def test_a_pull_that_its_client_ended_is_reported_once_it_was_quiet(
 
 
 def test_the_writes_of_a_pull_do_not_wake_the_service(
-    tmp_path: Path, store: Store, registry: Registry
+    tmp_path: Path, store: HealthyStore, registry: Registry
 ) -> None:
     layer = 64_000_000
     model = registry.add_model("large", "1b", [Layer(layer)], extras=False)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import SERVERS
-from tests.support.driving import Daemon, Store, command, environment, is_right, run
+from tests.support.driving import Daemon, HealthyStore, command, environment, is_right, run
 from tests.support.servers import Server, wait_until
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.pull import queue
@@ -26,13 +26,13 @@ Add = Callable[..., Model]
 
 
 @pytest.fixture(params=SERVERS)
-def server(request: pytest.FixtureRequest, store: Store) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest, store: HealthyStore) -> Iterator[Server]:
     with request.param(store.path) as made:
         yield made
 
 
 @pytest.fixture
-def add(store: Store, server: Server, registry: Registry) -> Iterator[Add]:
+def add(store: HealthyStore, server: Server, registry: Registry) -> Iterator[Add]:
     """Adds a model of one layer to the queue of a store whose server runs."""
     server.start().wait_ready()
 
@@ -49,11 +49,11 @@ def add(store: Store, server: Server, registry: Registry) -> Iterator[Add]:
     registry.release()
 
 
-def listed(store: Store) -> dict[str, Any]:
+def listed(store: HealthyStore) -> dict[str, Any]:
     return dict(json.loads(run(store.path, "queue", "ls", "--json").stdout))
 
 
-def states(store: Store) -> list[str]:
+def states(store: HealthyStore) -> list[str]:
     return [item["state"] for item in listed(store)["items"]]
 
 
@@ -83,7 +83,7 @@ def wait_child(daemon: Daemon) -> int:
 
 
 def test_what_is_added_arrives_and_is_reported_like_any_pull(
-    store: Store, server: Server, add: Add
+    store: HealthyStore, server: Server, add: Add
 ) -> None:
     with Daemon(store.path, ON) as daemon:
         assert daemon.of("service_started")[0]["details"]["queue"] is True
@@ -104,7 +104,7 @@ def test_what_is_added_arrives_and_is_reported_like_any_pull(
 
 
 def test_what_was_added_before_it_and_while_the_server_was_away(
-    store: Store, server: Server, add: Add
+    store: HealthyStore, server: Server, add: Add
 ) -> None:
     one, two = add("one"), add("two")
     with Daemon(store.path, ON) as daemon:
@@ -112,7 +112,7 @@ def test_what_was_added_before_it_and_while_the_server_was_away(
     assert all(is_right(store.path, each.digests[0]) for each in (one, two))
 
 
-def test_nothing_begins_before_its_time(store: Store, registry: Registry, add: Add) -> None:
+def test_nothing_begins_before_its_time(store: HealthyStore, registry: Registry, add: Add) -> None:
     with Daemon(store.path, ON) as daemon:
         model = registry.add_model("later", "1b", [Layer(MB)])
         now = time.time()
@@ -129,7 +129,7 @@ def test_nothing_begins_before_its_time(store: Store, registry: Registry, add: A
 
 
 def test_without_the_setting_nobody_runs_it_and_both_commands_report_it(
-    store: Store, add: Add
+    store: HealthyStore, add: Add
 ) -> None:
     with Daemon(store.path) as daemon:
         add()
@@ -144,7 +144,7 @@ def test_without_the_setting_nobody_runs_it_and_both_commands_report_it(
 
 
 def test_what_no_file_event_reported_is_found_by_the_next_scan(
-    store: Store, registry: Registry, add: Add
+    store: HealthyStore, registry: Registry, add: Add
 ) -> None:
     """Models that are not there: of what arrives, all is watched anew."""
     with Daemon(store.path, ON) as daemon:
@@ -159,7 +159,7 @@ def test_what_no_file_event_reported_is_found_by_the_next_scan(
 
 
 def test_what_can_not_be_downloaded_is_reported_and_the_next_one_is_driven(
-    store: Store, registry: Registry, add: Add
+    store: HealthyStore, registry: Registry, add: Add
 ) -> None:
     run(store.path, "queue", "add", f"{registry.url}/library/nothing:1b")
     add("there")
@@ -174,7 +174,9 @@ def test_what_can_not_be_downloaded_is_reported_and_the_next_one_is_driven(
 # ---------------------------------------------------------------- pause, and the setting
 
 
-def test_a_paused_queue_stops_and_goes_on(store: Store, registry: Registry, add: Add) -> None:
+def test_a_paused_queue_stops_and_goes_on(
+    store: HealthyStore, registry: Registry, add: Add
+) -> None:
     with Daemon(store.path, ON) as daemon:
         model = add(held=4 * MB)
         registry.wait_held(model.digests[0], 1)
@@ -193,7 +195,7 @@ def test_a_paused_queue_stops_and_goes_on(store: Store, registry: Registry, add:
 
 
 def test_sighup_turns_it_on_and_off(
-    store: Store, registry: Registry, add: Add, tmp_path: Path
+    store: HealthyStore, registry: Registry, add: Add, tmp_path: Path
 ) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text("")
@@ -219,7 +221,7 @@ def test_sighup_turns_it_on_and_off(
 # ---------------------------------------------------------------- ends
 
 
-def resumable(store: Store, model: Model) -> bool:
+def resumable(store: HealthyStore, model: Model) -> bool:
     """Whether an audit takes what has come for something that the next pull goes on with."""
     found = json.loads(run(store.path, "audit", "--json").stdout)["downloads"]
     return [each["condition"] for each in found if each["digest"] == model.digests[0]] == [
@@ -229,7 +231,7 @@ def resumable(store: Store, model: Model) -> bool:
 
 @pytest.mark.skip(reason="transfers are not shown yet")
 def test_sigterm_in_the_middle_leaves_it_resumable_and_waiting(
-    store: Store, server: Server, registry: Registry, add: Add
+    store: HealthyStore, server: Server, registry: Registry, add: Add
 ) -> None:
     with Daemon(store.path, ON) as daemon:
         model = add(held=4 * MB)
@@ -251,7 +253,7 @@ def test_sigterm_in_the_middle_leaves_it_resumable_and_waiting(
 
 
 def test_sigkill_in_the_middle_and_the_next_life_goes_on(
-    store: Store, registry: Registry, add: Add
+    store: HealthyStore, registry: Registry, add: Add
 ) -> None:
     with Daemon(store.path, ON) as daemon:
         model = add(held=4 * MB)
@@ -268,7 +270,7 @@ def test_sigkill_in_the_middle_and_the_next_life_goes_on(
     assert registry.bytes_served(model.digests[0]) <= 10 * MB
 
 
-def test_all_of_a_unit_killed_at_once(store: Store, registry: Registry, add: Add) -> None:
+def test_all_of_a_unit_killed_at_once(store: HealthyStore, registry: Registry, add: Add) -> None:
     with Daemon(store.path, ON) as daemon:
         model = add(held=4 * MB)
         registry.wait_held(model.digests[0], 1)
@@ -285,7 +287,7 @@ def test_all_of_a_unit_killed_at_once(store: Store, registry: Registry, add: Add
 
 
 def test_a_unit_s_sigterm_to_all_of_its_processes(
-    store: Store, registry: Registry, add: Add
+    store: HealthyStore, registry: Registry, add: Add
 ) -> None:
     with Daemon(store.path, ON) as daemon:
         model = add(held=4 * MB)
@@ -296,7 +298,9 @@ def test_a_unit_s_sigterm_to_all_of_its_processes(
     assert states(store) == ["waiting"]
 
 
-def test_a_child_that_dies_is_started_again(store: Store, registry: Registry, add: Add) -> None:
+def test_a_child_that_dies_is_started_again(
+    store: HealthyStore, registry: Registry, add: Add
+) -> None:
     with Daemon(store.path, ON) as daemon:
         model = add(held=4 * MB)
         registry.wait_held(model.digests[0], 1)
@@ -312,7 +316,7 @@ def test_a_child_that_dies_is_started_again(store: Store, registry: Registry, ad
 
 
 def test_beside_a_queue_run_nothing_is_driven_twice(
-    store: Store, server: Server, registry: Registry, add: Add
+    store: HealthyStore, server: Server, registry: Registry, add: Add
 ) -> None:
     models = [add(f"m{number}", MB) for number in range(4)]
     words = command(store.path, "queue", "run", "--insecure", "--host", server.url)
@@ -330,7 +334,9 @@ def test_beside_a_queue_run_nothing_is_driven_twice(
     assert len(done) == len(set(done)) == len(models)
 
 
-def test_while_nothing_is_due_nothing_wakes_it(store: Store, registry: Registry, add: Add) -> None:
+def test_while_nothing_is_due_nothing_wakes_it(
+    store: HealthyStore, registry: Registry, add: Add
+) -> None:
     later = registry.add_model("later", "1b", [Layer(MB)])
     with Daemon(store.path, ON) as daemon:
         add()

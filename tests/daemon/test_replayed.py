@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.driving import Daemon, Store, age, whole_lines
+from tests.support.driving import Daemon, HealthyStore, whole_lines
+from tests.support.notation import age
 from tests.support.servers import EngineServer, Pull, blob, wait_until
 from watcher.demo.registry import Layer, Model, Registry
 from watcher.ollama import names
@@ -28,7 +29,7 @@ SIZE = 2_000_000
 class History:
     """One history of a store that is empty at first."""
 
-    def __init__(self, store: Store, registry: Registry, seed: int) -> None:
+    def __init__(self, store: HealthyStore, registry: Registry, seed: int) -> None:
         self.chance = random.Random(seed)
         self.told = [f"seed {seed}"]
         self.store, self.registry = store, registry
@@ -189,7 +190,7 @@ ACTIONS: tuple[Callable[[History], None], ...] = (
 
 @pytest.mark.parametrize("seed", range(HISTORIES))
 def test_the_log_shows_the_same_end_as_the_disk(
-    seed: int, store: Store, registry: Registry
+    seed: int, store: HealthyStore, registry: Registry
 ) -> None:
     with History(store, registry, seed) as history:
         history.run()
@@ -201,14 +202,14 @@ def test_the_log_shows_the_same_end_as_the_disk(
         assert "Traceback" not in history.daemon.errors, history.daemon.errors
 
 
-def _digests(store: Store, model: str) -> list[str]:
+def _digests(store: HealthyStore, model: str) -> list[str]:
     """The digests that a model's manifest lists."""
     path = store.path / "manifests" / names.to_model(model).path
     manifest = json.loads(path.read_bytes())
     return [each["digest"] for each in (manifest["config"], *manifest["layers"])]
 
 
-def _records_agree(store: Store, there: State) -> None:
+def _records_agree(store: HealthyStore, there: State) -> None:
     """A model's record says what became of its download, though nobody of ours has driven it."""
     with fs.opened_folder(str(store.path)) as folder:
         kept = records.read(folder)

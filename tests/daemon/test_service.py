@@ -20,8 +20,7 @@ from tests.support.driving import (
     OLD,
     POLICY,
     Daemon,
-    Store,
-    age,
+    HealthyStore,
     command,
     content,
     environment,
@@ -31,6 +30,7 @@ from tests.support.driving import (
     run,
     whole_lines,
 )
+from tests.support.notation import age
 from tests.support.runs import one_run
 from tests.support.servers import wait_until
 from watcher import reconcile
@@ -40,10 +40,10 @@ from watcher.observe import processes
 CLEANS = {"OLLAMA_WATCH_CLEAN": "true"}
 
 
-def look_again(daemon: Daemon, store: Store, mark: str) -> None:
+def look_again(daemon: Daemon, store: HealthyStore, mark: str) -> None:
     """Make it look at the whole store; it has done so when this returns."""
     digest = store.download(mark, aged=3600)
-    model = store.manifest(mark, *store.digests)
+    model = store.manifest_of(mark, *store.digests)
     found = lambda: any(digest[:12] in str(e["model_name"]) for e in daemon.of("partial_found"))  # noqa: E731
     wait_until(found, "the new download to be found")
     daemon.wait_idle()
@@ -54,7 +54,7 @@ def look_again(daemon: Daemon, store: Store, mark: str) -> None:
 # ---------------------------------------------------------------- what is told, and once
 
 
-def test_a_partial_is_found_and_stale_once_and_not_at_every_look(store: Store) -> None:
+def test_a_partial_is_found_and_stale_once_and_not_at_every_look(store: HealthyStore) -> None:
     store.download("stale")
     store.download("young", aged=DAY)
     with Daemon(store.path) as daemon:
@@ -66,7 +66,7 @@ def test_a_partial_is_found_and_stale_once_and_not_at_every_look(store: Store) -
         assert daemon.of("check_started")[0]["message"].startswith("Checking for partial model")
 
 
-def test_a_stale_download_is_cleaned_where_the_settings_allow_it(store: Store) -> None:
+def test_a_stale_download_is_cleaned_where_the_settings_allow_it(store: HealthyStore) -> None:
     digest = store.download("stale")
     kept = store.download("young", aged=DAY)
     size = sum(path.stat().st_blocks * 512 for path in store.blobs.glob(f"*{digest}*"))
@@ -79,7 +79,7 @@ def test_a_stale_download_is_cleaned_where_the_settings_allow_it(store: Store) -
         assert daemon.of("partial_removed") == []
 
 
-def test_nothing_is_cleaned_by_default(store: Store) -> None:
+def test_nothing_is_cleaned_by_default(store: HealthyStore) -> None:
     digest = store.download("stale")
     before = store.tree()
     with Daemon(store.path) as daemon:
@@ -88,7 +88,7 @@ def test_nothing_is_cleaned_by_default(store: Store) -> None:
         assert store.partials(digest)
 
 
-def test_a_refusal_is_reported_once_and_the_act_done_when_it_can_be(store: Store) -> None:
+def test_a_refusal_is_reported_once_and_the_act_done_when_it_can_be(store: HealthyStore) -> None:
     digest = store.download("stale")
     with Daemon(store.path, CLEANS) as daemon:
         daemon.kill(signal.SIGTERM)
@@ -106,7 +106,7 @@ def test_a_refusal_is_reported_once_and_the_act_done_when_it_can_be(store: Store
         daemon.wait_event("partial_cleaned")
 
 
-def test_each_model_has_its_own_log(store: Store) -> None:
+def test_each_model_has_its_own_log(store: HealthyStore) -> None:
     digest = store.digests[0]
     (store.blobs / f"sha256-{digest}").unlink()
     store.download("healthy weights", aged=DAY)
@@ -126,7 +126,7 @@ def test_each_model_has_its_own_log(store: Store) -> None:
 # ---------------------------------------------------------------- beginning and end
 
 
-def test_a_second_service_is_refused_by_name_and_pid(store: Store) -> None:
+def test_a_second_service_is_refused_by_name_and_pid(store: HealthyStore) -> None:
     with Daemon(store.path) as daemon:
         second = run(store.path, "--json", "daemon")
         assert second.returncode == 11
@@ -139,7 +139,7 @@ def test_a_second_service_is_refused_by_name_and_pid(store: Store) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_within_a_second(store: Store, number: signal.Signals) -> None:
+def test_a_signal_ends_it_within_a_second(store: HealthyStore, number: signal.Signals) -> None:
     store.download("young", aged=DAY)
     with Daemon(store.path) as daemon:
         begun = time.monotonic()
@@ -150,7 +150,7 @@ def test_a_signal_ends_it_within_a_second(store: Store, number: signal.Signals) 
         assert store.events() == daemon.events
 
 
-def test_a_command_beside_it_is_not_kept_waiting(store: Store) -> None:
+def test_a_command_beside_it_is_not_kept_waiting(store: HealthyStore) -> None:
     store.download("stale")
     with Daemon(store.path) as daemon:
         begun = time.monotonic()
@@ -162,7 +162,7 @@ def test_a_command_beside_it_is_not_kept_waiting(store: Store) -> None:
 
 
 def test_a_server_that_ends_while_it_is_looked_at_stops_nothing(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.download("stale")
     with ollama_process(tmp_path, "serve") as pid:
@@ -184,7 +184,7 @@ def test_a_server_that_ends_while_it_is_looked_at_stops_nothing(
 # ---------------------------------------------------------------- folders that come and go
 
 
-def _folder_removed(store: Store, name: str) -> Callable[[], None]:
+def _folder_removed(store: HealthyStore, name: str) -> Callable[[], None]:
     def back() -> None:
         (store.path / name).mkdir()
 
@@ -192,13 +192,13 @@ def _folder_removed(store: Store, name: str) -> Callable[[], None]:
     return back
 
 
-def _folder_moved(store: Store, name: str) -> Callable[[], None]:
+def _folder_moved(store: HealthyStore, name: str) -> Callable[[], None]:
     away = store.path / f"{name}.away"
     (store.path / name).rename(away)
     return lambda: (away.rename(store.path / name), None)[1]
 
 
-def _store_moved(store: Store, _: str) -> Callable[[], None]:
+def _store_moved(store: HealthyStore, _: str) -> Callable[[], None]:
     away = store.path.with_name("away")
     store.path.rename(away)
     return lambda: (away.rename(store.path), None)[1]
@@ -214,7 +214,7 @@ COMES_BACK = {
 
 
 @pytest.mark.parametrize("case", COMES_BACK)
-def test_it_goes_on_when_a_folder_comes_back(store: Store, case: str) -> None:
+def test_it_goes_on_when_a_folder_comes_back(store: HealthyStore, case: str) -> None:
     with Daemon(store.path) as daemon:
         go, name = COMES_BACK[case]
         back = go(store, name)
@@ -238,7 +238,7 @@ def test_a_store_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
     tmp_path.joinpath("home").mkdir()
     with contextlib.closing(Daemon(path, beside=tmp_path / "models").start()) as daemon:
         assert daemon.wait_event("error")["message"].startswith("waiting for a store at")
-        Store(tmp_path / "ready").download("new", aged=DAY)
+        HealthyStore(tmp_path / "ready").download("new", aged=DAY)
         path.parent.mkdir()
         tmp_path.joinpath("ready").rename(path)
         daemon.wait_event("partial_found")
@@ -246,13 +246,13 @@ def test_a_store_that_is_not_there_yet_is_waited_for(tmp_path: Path) -> None:
         assert len(daemon.of("error")) == 1
 
 
-def test_a_store_made_anew_is_taken_by_the_service_again(store: Store) -> None:
+def test_a_store_made_anew_is_taken_by_the_service_again(store: HealthyStore) -> None:
     """The lock lay in the old one, so that a second service would begin beside it."""
     with Daemon(store.path) as daemon:
         while store.path.exists():
             shutil.rmtree(store.path, ignore_errors=True)  # it writes to its log meanwhile
         daemon.wait_event("error")
-        anew = Store(store.path)
+        anew = HealthyStore(store.path)
         anew.download("new", aged=DAY)
         daemon.wait_event("partial_found")
         process = subprocess.Popen(
@@ -271,25 +271,27 @@ def test_a_store_made_anew_is_taken_by_the_service_again(store: Store) -> None:
         assert f"pid {daemon.pid} ".encode() in errors
 
 
-def test_a_start_of_the_server_that_makes_manifests_anew_does_not_blind_it(store: Store) -> None:
-    store.blob("orphan")
+def test_a_start_of_the_server_that_makes_manifests_anew_does_not_blind_it(
+    store: HealthyStore,
+) -> None:
+    store.text_blob("orphan")
     with Daemon(store.path, CLEANS) as daemon:
         daemon.wait_event("orphan_removed")
-        orphan = store.blob("another orphan")
+        orphan = store.text_blob("another orphan")
         shutil.rmtree(store.path / "manifests")
         (store.path / "manifests").mkdir()
         daemon.wait_idle()
-        store.manifest("healthy", *store.digests)
+        store.manifest_of("healthy", *store.digests)
         daemon.wait_event("orphan_removed", 2)
         assert not (store.blobs / f"sha256-{orphan}").exists()
 
 
-def test_stderr_stays_empty_while_folders_come_and_go(store: Store) -> None:
+def test_stderr_stays_empty_while_folders_come_and_go(store: HealthyStore) -> None:
     with Daemon(store.path) as daemon:
         for turn in range(10):
             shutil.rmtree(store.path / "manifests")
             (store.path / "manifests").mkdir()
-            store.manifest(f"turn{turn}", *store.digests)
+            store.manifest_of(f"turn{turn}", *store.digests)
         daemon.wait_idle()
         assert daemon.errors == ""
 
@@ -322,7 +324,7 @@ def fill(disk: Path) -> Path:
             return path
 
 
-def empty_data(store: Store, digest: str) -> None:
+def empty_data(store: HealthyStore, digest: str) -> None:
     """A download that takes no room on the disk, and is there at once, old as it is."""
     path = store.path / "data"
     path.touch()
@@ -333,7 +335,7 @@ def empty_data(store: Store, digest: str) -> None:
 def test_a_store_that_cannot_be_written_is_watched_all_the_same(
     small_disk: Path, tmp_path: Path
 ) -> None:
-    store = Store(small_disk / "models")
+    store = HealthyStore(small_disk / "models")
     store.download("stale", parts=1)
     before = content(store.path)
     environment(store.path)
@@ -350,7 +352,7 @@ def test_a_store_that_cannot_be_written_is_watched_all_the_same(
 
 
 def test_a_full_disk_leaves_whole_lines_and_is_reported(small_disk: Path, tmp_path: Path) -> None:
-    store = Store(small_disk / "models")
+    store = HealthyStore(small_disk / "models")
     with Daemon(store.path, beside=tmp_path / "models") as daemon:
         empty_data(store, "f" * 64)
         daemon.wait_event("partial_found")
@@ -372,7 +374,7 @@ def test_a_full_disk_leaves_whole_lines_and_is_reported(small_disk: Path, tmp_pa
 
 def test_a_full_disk_can_be_cleaned(small_disk: Path) -> None:
     """It is when the disk is full that cleaning is asked for."""
-    store = Store(small_disk / "models")
+    store = HealthyStore(small_disk / "models")
     run(store.path, "clean", "--yes")
     digest = store.download("stale", parts=1)
     fill(small_disk)
@@ -384,7 +386,7 @@ def test_a_full_disk_can_be_cleaned(small_disk: Path) -> None:
 # ---------------------------------------------------------------- killed at any moment
 
 
-def test_killed_at_any_moment_it_leaves_whole_lines_and_a_valid_memory(store: Store) -> None:
+def test_killed_at_any_moment_it_leaves_whole_lines_and_a_valid_memory(store: HealthyStore) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
     chance = random.Random(seed)
     store.download("stale")

@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-from tests.support.driving import Daemon, Store, command, environment, run
+from tests.support.driving import Daemon, HealthyStore, command, environment, run
 from tests.support.servers import EngineServer, wait_until
 from watcher.demo.registry import Layer, Registry
 
 from .conftest import HELD, SIZE, Begin
 
 
-def status(store: Store) -> dict[str, Any]:
+def status(store: HealthyStore) -> dict[str, Any]:
     done = run(store.path, "--json", "status")
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 
 
 def test_a_pull_is_shown_with_who_pulls_it(
-    store: Store, server: EngineServer, begin: Begin
+    store: HealthyStore, server: EngineServer, begin: Begin
 ) -> None:
     server.start().wait_ready()
     model, _ = begin(server)
@@ -47,7 +47,7 @@ def test_a_pull_is_shown_with_who_pulls_it(
 @pytest.mark.parametrize("watched", [False, True])
 @pytest.mark.parametrize("restarted", [False, True])
 def test_right_after_a_break_it_shows_one_state(
-    store: Store, server: EngineServer, begin: Begin, watched: bool, restarted: bool
+    store: HealthyStore, server: EngineServer, begin: Begin, watched: bool, restarted: bool
 ) -> None:
     """Not live, nothing a second, and interrupted all at once."""
     server.start().wait_ready()
@@ -70,7 +70,7 @@ def test_right_after_a_break_it_shows_one_state(
 
 
 def test_the_rate_is_that_of_what_arrives(
-    store: Store, registry: Registry, server: EngineServer, begin: Begin
+    store: HealthyStore, registry: Registry, server: EngineServer, begin: Begin
 ) -> None:
     server.start().wait_ready()
     begin(server)
@@ -91,7 +91,7 @@ def test_the_rate_is_that_of_what_arrives(
 
 
 def test_the_pulls_of_others_are_reported_together(
-    store: Store, registry: Registry, server: EngineServer
+    store: HealthyStore, registry: Registry, server: EngineServer
 ) -> None:
     server.start().wait_ready()
     registry.throttle(1_000_000)
@@ -118,7 +118,7 @@ def test_the_pulls_of_others_are_reported_together(
 
 
 def test_how_fast_it_was_lately_is_what_the_daemon_has_seen(
-    store: Store, server: EngineServer, begin: Begin
+    store: HealthyStore, server: EngineServer, begin: Begin
 ) -> None:
     server.start().wait_ready()
     with Daemon(store.path) as daemon:
@@ -138,7 +138,7 @@ def test_how_fast_it_was_lately_is_what_the_daemon_has_seen(
     assert "(1.0 MB/s to 3.0 MB/s in the last minutes)" in shown
 
 
-def test_the_daemon_is_notified_while_it_lives(store: Store) -> None:
+def test_the_daemon_is_notified_while_it_lives(store: HealthyStore) -> None:
     store.download("broken", aged=3600)
     with Daemon(store.path) as daemon:
         told = status(store)
@@ -150,7 +150,7 @@ def test_the_daemon_is_notified_while_it_lives(store: Store) -> None:
         assert status(store)["daemon"] is None
 
 
-def test_on_a_terminal_it_is_drawn_again_and_ends_quietly(store: Store) -> None:
+def test_on_a_terminal_it_is_drawn_again_and_ends_quietly(store: HealthyStore) -> None:
     store.download("broken", aged=3600)
     ours, theirs = pty.openpty()
     with subprocess.Popen(

@@ -22,7 +22,7 @@ from watchdog.observers.api import BaseObserver
 from watchdog.utils import BaseThread
 
 from tests.conftest import IS_ROOT, environment
-from tests.support.driving import Daemon, Store
+from tests.support.driving import Daemon, HealthyStore
 from tests.support.servers import wait_until
 from watcher.model import DAY, Due
 from watcher.service import triggers as module
@@ -81,7 +81,7 @@ class Watching:
 
 
 @pytest.fixture
-def watching(store: Store) -> Iterator[Watching]:
+def watching(store: HealthyStore) -> Iterator[Watching]:
     with Watching(store.path) as watching:
         yield watching
 
@@ -96,7 +96,7 @@ def test_another_thread_can_wake_it_for_some_digests_and_for_everything(watching
     assert watching.next() is None
 
 
-def test_a_signal_handler_can_end_and_wake_it(store: Store) -> None:
+def test_a_signal_handler_can_end_and_wake_it(store: HealthyStore) -> None:
     """The thread that waits is the one that handles the signal, wherever it is just then."""
     seen: list[Digests] = []
     with Triggers(str(store.path)) as triggers:
@@ -114,7 +114,7 @@ def test_a_signal_handler_can_end_and_wake_it(store: Store) -> None:
 
 
 def test_a_closed_file_is_reported_again_where_the_scan_failed(
-    store: Store, watching: Watching
+    store: HealthyStore, watching: Watching
 ) -> None:
     watching.hears(store.blobs)
     closed = watching.triggers.ended()
@@ -160,7 +160,7 @@ def test_a_clock_that_jumps_puts_no_deadline_off(
     ],
 )
 def test_a_thread_of_watchdogs_that_dies_is_noticed_at_once(
-    store: Store, watching: Watching, monkeypatch: pytest.MonkeyPatch, kind: str, step: str
+    store: HealthyStore, watching: Watching, monkeypatch: pytest.MonkeyPatch, kind: str, step: str
 ) -> None:
     def die(*_: object, **__: object) -> None:
         raise KeyError("its books are in disorder")
@@ -177,7 +177,7 @@ def test_a_thread_of_watchdogs_that_dies_is_noticed_at_once(
     watching.hears(store.blobs)
 
 
-def test_a_thread_that_has_ended_quietly_is_noticed_by_the_next_look(store: Store) -> None:
+def test_a_thread_that_has_ended_quietly_is_noticed_by_the_next_look(store: HealthyStore) -> None:
     with Triggers(str(store.path)) as watching:
         events = watching.events
         events.watch()
@@ -192,7 +192,7 @@ def test_a_thread_that_has_ended_quietly_is_noticed_by_the_next_look(store: Stor
 
 
 def test_a_watch_that_cannot_be_ended_keeps_nobody_waiting(
-    store: Store, watching: Watching, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, watching: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.1)
     ending = threading.Event()
@@ -209,7 +209,7 @@ def test_a_watch_that_cannot_be_ended_keeps_nobody_waiting(
     ending.set()
 
 
-def test_events_that_the_kernel_had_no_room_for_bring_a_full_look(store: Store) -> None:
+def test_events_that_the_kernel_had_no_room_for_bring_a_full_look(store: HealthyStore) -> None:
     limit = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     if limit > 100_000:
         pytest.skip("the queue of inotify is too long here")
@@ -226,12 +226,12 @@ def test_events_that_the_kernel_had_no_room_for_bring_a_full_look(store: Store) 
         assert daemon.errors == ""
 
 
-def test_a_storm_under_manifests_leaves_it_hearing(store: Store, watching: Watching) -> None:
+def test_a_storm_under_manifests_leaves_it_hearing(store: HealthyStore, watching: Watching) -> None:
     for turn in range(500):
         folder = store.path / "manifests" / "host" / f"{turn % 3}"
         folder.mkdir(parents=True)
         shutil.rmtree(folder.parent)
-    model = store.manifest("after", *store.digests)
+    model = store.manifest_of("after", *store.digests)
     watching.hears(store.blobs)
     model.unlink()
     watching.full()
@@ -249,7 +249,9 @@ def test_a_warning_of_watchdogs_ends_no_thread_and_another_one_is_seen() -> None
 # ---------------------------------------------------------------- much at once
 
 
-def test_a_thousand_pulls_begun_and_cancelled_take_no_more_room_than_some(store: Store) -> None:
+def test_a_thousand_pulls_begun_and_cancelled_take_no_more_room_than_some(
+    store: HealthyStore,
+) -> None:
     with Triggers(str(store.path)) as triggers:
         scopes = iter(triggers)
         assert next(scopes) is None
@@ -263,7 +265,7 @@ def test_a_thousand_pulls_begun_and_cancelled_take_no_more_room_than_some(store:
         assert None in (next(scopes), next(scopes))
 
 
-def test_the_memory_of_a_service_is_flat_while_pulls_come_and_go(store: Store) -> None:
+def test_the_memory_of_a_service_is_flat_while_pulls_come_and_go(store: HealthyStore) -> None:
     def thousand(turn: int) -> int:
         for number in range(1000):
             digest = store.download(f"{turn} {number}", parts=2, aged=DAY)
@@ -283,16 +285,16 @@ def test_the_memory_of_a_service_is_flat_while_pulls_come_and_go(store: Store) -
 
 
 def test_folders_made_anew_in_one_moment_are_watched_again(
-    store: Store, watching: Watching
+    store: HealthyStore, watching: Watching
 ) -> None:
     for name in ("manifests", "blobs", "manifests"):
         for _ in range(5):
             shutil.rmtree(store.path / name)
             (store.path / name).mkdir()
         watching.hears(store.blobs)
-        store.blob("healthy weights")
-        store.blob("healthy config")
-        model = store.manifest("new", *store.digests)
+        store.text_blob("healthy weights")
+        store.text_blob("healthy config")
+        model = store.manifest_of("new", *store.digests)
         watching.full()
         model.unlink()
         watching.full()
@@ -308,7 +310,7 @@ def _point(link: Path, target: Path) -> None:
 def test_a_store_behind_a_symlink_is_noticed_and_so_is_the_link_pointed_elsewhere(
     tmp_path: Path,
 ) -> None:
-    one, two = Store(tmp_path / "far" / "one"), Store(tmp_path / "two")
+    one, two = HealthyStore(tmp_path / "far" / "one"), HealthyStore(tmp_path / "two")
     link = tmp_path / "models"
     link.symlink_to(one.path)
     with Watching(link) as watching:
@@ -324,7 +326,7 @@ def test_a_store_behind_a_symlink_is_noticed_and_so_is_the_link_pointed_elsewher
 
 
 def test_blobs_behind_a_symlink_are_noticed_wherever_it_points(
-    store: Store, tmp_path: Path
+    store: HealthyStore, tmp_path: Path
 ) -> None:
     disks = [tmp_path / "disks" / name / "blobs" for name in ("one", "two")]
     disks[1].mkdir(parents=True)
@@ -344,7 +346,7 @@ def test_blobs_behind_a_symlink_are_noticed_wherever_it_points(
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can mount")
-def test_blobs_on_a_mount_that_comes_and_goes(store: Store, watching: Watching) -> None:
+def test_blobs_on_a_mount_that_comes_and_goes(store: HealthyStore, watching: Watching) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(store.blobs)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
@@ -359,7 +361,7 @@ def test_blobs_on_a_mount_that_comes_and_goes(store: Store, watching: Watching) 
 
 def test_a_store_that_is_not_there_yet_is_noticed_when_it_comes(tmp_path: Path) -> None:
     with Watching(tmp_path / "home" / ".ollama" / "models") as watching:
-        store = Store(tmp_path / "home" / ".ollama" / "models")
+        store = HealthyStore(tmp_path / "home" / ".ollama" / "models")
         watching.full()
         watching.hears(store.blobs)
         store.path.parent.rename(tmp_path / "home" / "away")
@@ -367,7 +369,7 @@ def test_a_store_that_is_not_there_yet_is_noticed_when_it_comes(tmp_path: Path) 
         watching.full()
 
 
-def test_what_happens_beside_the_store_is_nothing(store: Store, watching: Watching) -> None:
+def test_what_happens_beside_the_store_is_nothing(store: HealthyStore, watching: Watching) -> None:
     beside = store.path.with_name("beside")
     beside.mkdir()
     (store.path / "a file").touch()
@@ -379,7 +381,9 @@ def test_what_happens_beside_the_store_is_nothing(store: Store, watching: Watchi
 # ---------------------------------------------------------------- where nothing is to be heard
 
 
-def _limited(store: Store, limit: str, count: int, script: str) -> subprocess.CompletedProcess[str]:
+def _limited(
+    store: HealthyStore, limit: str, count: int, script: str
+) -> subprocess.CompletedProcess[str]:
     """Run Python in a user namespace with an inotify limit of its own."""
     preamble = (
         "import sys, time\n"
@@ -426,7 +430,7 @@ print("hears again")
     ],
 )
 def test_a_limit_of_inotify_is_named_and_tried_again(
-    store: Store, limit: str, count: int, named: str
+    store: HealthyStore, limit: str, count: int, named: str
 ) -> None:
     done = _limited(store, limit, count, TRIES_AGAIN)
     assert done.stderr == ""
@@ -453,14 +457,14 @@ with triggers.Triggers(sys.argv[1]) as woken:
 """
 
 
-def test_a_limit_that_is_reached_by_a_new_folder_is_noticed(store: Store) -> None:
+def test_a_limit_that_is_reached_by_a_new_folder_is_noticed(store: HealthyStore) -> None:
     done = _limited(store, "max_inotify_watches", 1000, LATER)
     assert done.stderr == ""
     assert "fs.inotify.max_user_watches" in done.stdout
 
 
 def test_the_service_reports_once_that_it_receives_no_file_events_and_looks_all_the_same(
-    store: Store,
+    store: HealthyStore,
 ) -> None:
     script = (
         "import threading\n"
@@ -491,7 +495,7 @@ def test_the_service_reports_once_that_it_receives_no_file_events_and_looks_all_
 @pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "fuse.mergerfs", "virtiofs"])
 @pytest.mark.parametrize("where", ["", "blobs"])
 def test_where_others_write_unheard_it_looks_at_intervals(
-    store: Store, tmp_path: Path, kind: str, where: str
+    store: HealthyStore, tmp_path: Path, kind: str, where: str
 ) -> None:
     proc = tmp_path / "proc"
     (proc / "self").mkdir(parents=True)
@@ -505,7 +509,7 @@ def test_where_others_write_unheard_it_looks_at_intervals(
 
 
 def test_a_folder_that_may_not_be_read_is_named(
-    store: Store, tmp_path: Path, as_nobody: Callable[[list[str]], list[str]]
+    store: HealthyStore, tmp_path: Path, as_nobody: Callable[[list[str]], list[str]]
 ) -> None:
     script = (
         "import sys\n"
@@ -521,7 +525,7 @@ def test_a_folder_that_may_not_be_read_is_named(
     assert f"{store.blobs}: Permission denied" in done.stdout
 
 
-def test_it_leaves_no_descriptor_and_no_thread_behind(store: Store) -> None:
+def test_it_leaves_no_descriptor_and_no_thread_behind(store: HealthyStore) -> None:
     def here() -> tuple[list[str], set[threading.Thread]]:
         opened = []
         for fd in os.listdir("/proc/self/fd"):

@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.support import commands
-from tests.support.driving import Daemon, age, environment, is_right, private_proc
+from tests.support.driving import Daemon, environment, is_right, private_proc
+from tests.support.notation import age
 from tests.support.servers import Pull, Server, blob, collapsed, wait_until
 from watcher.demo.registry import Content, Fault, Layer, Model, Registry
 from watcher.model import DAY, HOUR, MIB, Part, Ranges

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.driving import Store, command, environment, is_right, run
+from tests.support.driving import HealthyStore, command, environment, is_right, run
 from tests.support.runs import rules
 from tests.support.servers import EngineServer, wait_until
 from watcher.commands import pulling, queueing
@@ -497,7 +497,7 @@ def test_the_queue_ends_in_order(
 
 
 def test_a_ctrl_c_at_the_very_end_of_a_drive_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, models: Store
+    monkeypatch: pytest.MonkeyPatch, models: HealthyStore
 ) -> None:
     """It comes when the last word of the drive has been said, before signals are put back."""
     usual = signal.signal

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import needs_root
-from tests.support.driving import POLICY, Store, age, host, ollama_process, private_proc
+from tests.support.driving import POLICY, HealthyStore, host, ollama_process, private_proc
+from tests.support.notation import age
 from tests.support.runs import one_run, rules
 from watcher import reconcile
 from watcher.act import transaction
@@ -83,7 +84,7 @@ def proc_of(tmp_path: Path, *pids: int) -> str:
     return private_proc(tmp_path / "proc", *pids)
 
 
-def broken(store: Store, text: str = "broken") -> str:
+def broken(store: HealthyStore, text: str = "broken") -> str:
     """A download with a sidecar missing."""
     digest = store.download(text, aged=7200)
     store.partial(digest, 2).unlink()
@@ -94,16 +95,9 @@ def results(report: reconcile.Report) -> list[Result]:
     return [each.result for each in report.outcomes]
 
 
-def kept(store: Store) -> list[str]:
+def kept(store: HealthyStore) -> list[str]:
     folder = store.ours / "quarantine"
     return sorted(os.listdir(folder)) if folder.exists() else []
-
-
-def reopened(path: Path) -> Store:
-    """A store that is there already."""
-    store = Store.__new__(Store)
-    store.path = path
-    return store
 
 
 # ---------------------------------------------------------------- without hard links
@@ -112,7 +106,7 @@ def reopened(path: Path) -> Store:
 def test_without_hard_links_what_broke_is_repaired_and_what_is_stale_goes(
     linkless: Path, tmp_path: Path
 ) -> None:
-    store = Store(linkless / "models")
+    store = HealthyStore(linkless / "models")
     digests = [broken(store, text) for text in "ab"]
     stale = store.download("stale")
     here = host(store, proc_of(tmp_path))
@@ -129,7 +123,7 @@ def only(*digests: str) -> Any:
 
 
 def test_without_hard_links_nothing_is_done_beside_a_server(linkless: Path, tmp_path: Path) -> None:
-    store = Store(linkless / "models")
+    store = HealthyStore(linkless / "models")
     digest = broken(store)
     before = store.tree()
     with ollama_process(tmp_path) as pid:
@@ -149,7 +143,7 @@ def test_without_hard_links_a_kill_is_put_back_to_the_byte(
     step: str, linkless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other inodes then: the kernel has dropped those that it knew."""
-    store = Store(linkless / "models")
+    store = HealthyStore(linkless / "models")
     digest = broken(store)
     before = texts(store)
     here = host(store, proc_of(tmp_path))
@@ -169,21 +163,21 @@ def test_without_hard_links_a_kill_is_put_back_to_the_byte(
     assert results(one_run(here, REPAIR)) == [Result.DONE]
 
 
-def texts(store: Store) -> dict[str, tuple[bytes, float]]:
+def texts(store: HealthyStore) -> dict[str, tuple[bytes, float]]:
     return {path.name: (path.read_bytes(), path.stat().st_mtime) for path in store.blobs.iterdir()}
 
 
 # ---------------------------------------------------------------- overlays
 
 
-def lower(layers: Layers, *texts: str, aged: float = 7200) -> tuple[Store, list[str]]:
+def lower(layers: Layers, *texts: str, aged: float = 7200) -> tuple[HealthyStore, list[str]]:
     """A store whose downloads lie in a lower layer."""
-    below = Store(layers.lower / "models")
+    below = HealthyStore(layers.lower / "models")
     digests = [below.download(text, aged=aged) for text in texts]
     for digest in digests:
         below.partial(digest, 2).unlink()
     layers.mount()
-    store = reopened(layers.merged / "models")
+    store = HealthyStore.at(layers.merged / "models")
     return store, digests
 
 
@@ -227,7 +221,7 @@ def test_on_an_overlay_files_of_the_upper_layer_are_changed_beside_a_server(
     layers: Layers, tmp_path: Path
 ) -> None:
     layers.mount()
-    store = Store(layers.merged / "models")
+    store = HealthyStore(layers.merged / "models")
     broken(store)
     with ollama_process(tmp_path) as pid:
         report = one_run(host(store, proc_of(tmp_path, pid)), REPAIR)

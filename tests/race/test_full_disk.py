@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
-from tests.support.driving import Store, run
+from tests.support.driving import HealthyStore, run
 from watcher import errors
 from watcher.state import folders
 from watcher.system import advice
@@ -53,10 +53,10 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 @needs_root
 @pytest.mark.parametrize("what", ["orphan", "download"])
 def test_the_first_clean_at_no_byte_free_prints_a_removal_that_helps(disk: Path, what: str) -> None:
-    store = Store(disk / "models")
+    store = HealthyStore(disk / "models")
     store.path.with_name("models.home").mkdir()
     stale = [store.download(name) for name in "ab"] if what == "download" else []
-    orphans = [store.blob(name * 50_000) for name in "cd"] if what == "orphan" else []
+    orphans = [store.text_blob(name * 50_000) for name in "cd"] if what == "orphan" else []
     filled(disk)
     before = store.tree()
     done = run(store.path, "clean", "--yes")
@@ -78,7 +78,7 @@ def test_the_first_clean_at_no_byte_free_prints_a_removal_that_helps(disk: Path,
 def test_missing_inodes_are_not_called_missing_space(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     with mounted(disk, "-t", "tmpfs", "-o", "size=2m,nr_inodes=60", "none"):
-        store = Store(disk / "models")
+        store = HealthyStore(disk / "models")
         store.download("stale")
         store.path.with_name("models.home").mkdir()
         with contextlib.suppress(OSError):

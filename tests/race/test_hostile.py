@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
-from tests.support.driving import POLICY, Store, content, host, once, private_proc
+from tests.support.driving import POLICY, HealthyStore, content, host, once, private_proc
 from tests.support.runs import one_run, rules
 from watcher import reconcile
 from watcher.model import HOUR, RefusalKind, Result
@@ -24,12 +24,12 @@ LABEL = "00000001-"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "models")
+def store(tmp_path: Path) -> HealthyStore:
+    return HealthyStore(tmp_path / "models")
 
 
 @pytest.fixture
-def moment(monkeypatch: pytest.MonkeyPatch, store: Store) -> Moment:
+def moment(monkeypatch: pytest.MonkeyPatch, store: HealthyStore) -> Moment:
     return Moment(monkeypatch, store)
 
 
@@ -77,7 +77,7 @@ def swap(path: Path, how: str, outside: Path) -> Callable[[], object]:
 @pytest.mark.parametrize("how", ["fifo", "folder", DEVICE])
 @pytest.mark.parametrize("instant", INSTANTS)
 def test_what_is_no_file_is_not_taken_away(
-    instant: str, how: str, store: Store, moment: Moment, outside: Path
+    instant: str, how: str, store: HealthyStore, moment: Moment, outside: Path
 ) -> None:
     data = store.partial(store.download("stale"))
     INSTANTS[instant](moment, data.name, swap(data, how, outside))
@@ -88,7 +88,7 @@ def test_what_is_no_file_is_not_taken_away(
 
 @pytest.mark.parametrize("how", ["symlink", "hard link", "fifo", DEVICE])
 def test_a_sidecar_takes_the_place_of_what_somebody_has_put_there(
-    how: str, store: Store, moment: Moment, outside: Path, proc: str
+    how: str, store: HealthyStore, moment: Moment, outside: Path, proc: str
 ) -> None:
     """Under the guard, just before the new one is renamed over it."""
     digest = store.download("broken")
@@ -104,7 +104,7 @@ def test_a_sidecar_takes_the_place_of_what_somebody_has_put_there(
 
 
 def test_a_folder_in_a_sidecars_place_is_reported_until_it_has_gone(
-    store: Store, moment: Moment, outside: Path, proc: str
+    store: HealthyStore, moment: Moment, outside: Path, proc: str
 ) -> None:
     digest = store.download("broken")
     store.partial(digest, 2).unlink()
@@ -127,7 +127,7 @@ def test_a_folder_in_a_sidecars_place_is_reported_until_it_has_gone(
 
 @pytest.mark.parametrize("name", [".", "intents", "quarantine", "logs"])
 def test_a_link_in_place_of_a_folder_of_ours_leads_nowhere(
-    name: str, store: Store, moment: Moment, outside: Path, proc: str
+    name: str, store: HealthyStore, moment: Moment, outside: Path, proc: str
 ) -> None:
     """Put there when the act has been announced: it is done with what was opened, or not at all."""
     digest = store.download("stale")
@@ -151,7 +151,7 @@ def test_a_link_in_place_of_a_folder_of_ours_leads_nowhere(
 
 
 @pytest.fixture
-def linked(store: Store, outside: Path) -> Iterator[Callable[[], None]]:
+def linked(store: HealthyStore, outside: Path) -> Iterator[Callable[[], None]]:
     """Puts a link to the folder outside in the place of ``blobs``; the end puts it right."""
     away = store.path / "blobs.away"
 
@@ -165,7 +165,7 @@ def linked(store: Store, outside: Path) -> Iterator[Callable[[], None]]:
 
 
 def test_nothing_comes_out_of_quarantine_into_another_folder(
-    store: Store, moment: Moment, linked: Callable[[], None], proc: str
+    store: HealthyStore, moment: Moment, linked: Callable[[], None], proc: str
 ) -> None:
     name = f"sha256-{store.digest('kept')}"
     kept = store.ours / "quarantine" / f"{LABEL}{name}"
@@ -178,7 +178,7 @@ def test_nothing_comes_out_of_quarantine_into_another_folder(
 
 
 def test_no_times_are_set_in_another_folder(
-    store: Store,
+    store: HealthyStore,
     moment: Moment,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -186,7 +186,7 @@ def test_no_times_are_set_in_another_folder(
 ) -> None:
     """It has files of the same names."""
     store.download("wanted", aged=0.9 * HOUR)
-    other = Store(tmp_path / "other")
+    other = HealthyStore(tmp_path / "other")
     digest = other.download("wanted", aged=0.9 * HOUR)
     assert store.partial(digest).exists()
     before = content(other.blobs)
@@ -210,7 +210,7 @@ def test_no_times_are_set_in_another_folder(
 def test_root_sets_no_times_of_what_lies_outside(
     instant: str,
     how: str,
-    store: Store,
+    store: HealthyStore,
     outside: Path,
     monkeypatch: pytest.MonkeyPatch,
     proc: str,
@@ -234,7 +234,7 @@ def test_root_sets_no_times_of_what_lies_outside(
 
 @needs_root
 def test_a_download_with_a_second_name_keeps_all_its_times(
-    store: Store, tmp_path: Path, proc: str
+    store: HealthyStore, tmp_path: Path, proc: str
 ) -> None:
     """Some of them fresh, the server's start would delete the others: worse than all of them."""
     digest = store.download("wanted", aged=0.9 * HOUR)
@@ -246,7 +246,7 @@ def test_a_download_with_a_second_name_keeps_all_its_times(
 
 
 def test_the_clean_up_takes_a_second_name_and_leaves_the_file(
-    store: Store, outside: Path, proc: str
+    store: HealthyStore, outside: Path, proc: str
 ) -> None:
     """A stale download that is a link to somebody's file: the name goes, the file stays."""
     digest = store.download("stale")

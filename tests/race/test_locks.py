@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.crash.test_every_call import shape
-from tests.support.driving import Store, command, environment, run
-from tests.support.notation import Store as Notation
+from tests.support.driving import HealthyStore, command, environment, run
+from tests.support.notation import Store
 from watcher import cli
 from watcher.act.journal import locked
 from watcher.config import Settings
@@ -31,15 +31,15 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    made = Store(tmp_path / "models")
+def store(tmp_path: Path) -> HealthyStore:
+    made = HealthyStore(tmp_path / "models")
     run(made.path, "clean", "--yes")  # it makes our folder
     made.download("stale")
     return made
 
 
 @pytest.fixture
-def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
+def holder(store: HealthyStore) -> Iterator[subprocess.Popen[str]]:
     """A process that has the lock for acting."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(store.ours / "lock")],
@@ -55,7 +55,7 @@ def holder(store: Store) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_held_lock_ends_in_exit_11_and_names_the_holder(
-    store: Store,
+    store: HealthyStore,
     holder: subprocess.Popen[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -67,13 +67,15 @@ def test_a_held_lock_ends_in_exit_11_and_names_the_holder(
     assert store.tree() == before
 
 
-def test_an_audit_needs_no_lock(store: Store, holder: subprocess.Popen[str]) -> None:
+def test_an_audit_needs_no_lock(store: HealthyStore, holder: subprocess.Popen[str]) -> None:
     assert run(store.path, "audit").returncode == 1
     assert run(store.path, "clean", "--dry-run").returncode == 1
     assert holder.poll() is None
 
 
-def test_a_lock_whose_holder_died_is_free(store: Store, holder: subprocess.Popen[str]) -> None:
+def test_a_lock_whose_holder_died_is_free(
+    store: HealthyStore, holder: subprocess.Popen[str]
+) -> None:
     """The text of the dead one is still in it."""
     holder.kill()
     holder.wait()
@@ -85,10 +87,10 @@ def test_a_lock_whose_holder_died_is_free(store: Store, holder: subprocess.Popen
     assert "x" not in text
 
 
-def test_many_at_once_come_to_the_end_of_one(store: Store) -> None:
+def test_many_at_once_come_to_the_end_of_one(store: HealthyStore) -> None:
     for number in range(4):
         store.download(f"stale {number}")
-        store.blob(f"orphan {number}")
+        store.text_blob(f"orphan {number}")
     running = [
         subprocess.Popen(
             command(store.path, "--json", "clean", "--yes"),
@@ -110,15 +112,15 @@ def test_many_at_once_come_to_the_end_of_one(store: Store) -> None:
 
 
 def test_repairs_and_clean_ups_at_once_come_to_the_end_of_one_after_another(
-    store: Store, tmp_path: Path
+    store: HealthyStore, tmp_path: Path
 ) -> None:
-    def lay_out(into: Store) -> list[str]:
+    def lay_out(into: HealthyStore) -> list[str]:
         made = [into.download(f"broken {number}", aged=3600) for number in range(4)]
         for digest in made:
             into.partial(digest, 1).unlink()
         return made
 
-    alone = Store(tmp_path / "alone")
+    alone = HealthyStore(tmp_path / "alone")
     alone.download("stale")
     digests = lay_out(alone)
     for words in (("repair", "--offline"), ("clean",)):
@@ -148,7 +150,7 @@ def test_times_that_are_set_without_the_lock_are_remembered_once_it_is_free(
     tmp_path: Path,
 ) -> None:
     """So what `prepare` protects in the first second is repaired after it, and no younger."""
-    store = Notation(tmp_path / "models")
+    store = Store(tmp_path / "models")
     digest = store.broken("0:10 0:0", aged="2h")
     data = store.blobs / f"sha256-{digest}-partial"
     own = data.stat().st_mtime_ns

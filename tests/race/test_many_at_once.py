@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.driving import (
     POLICY,
-    Store,
+    HealthyStore,
     command,
     content,
     environment,
@@ -42,11 +42,11 @@ MANY = apply.FIRST_DOWNLOADS + 20
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "models")
+def store(tmp_path: Path) -> HealthyStore:
+    return HealthyStore(tmp_path / "models")
 
 
-def broken(store: Store, count: int) -> list[str]:
+def broken(store: HealthyStore, count: int) -> list[str]:
     """Downloads with a sidecar missing."""
     made = [store.download(f"broken {number}", aged=7200) for number in range(count)]
     for digest in made:
@@ -58,12 +58,12 @@ def is_new(path: Path) -> bool:
     return path.stat().st_mtime > time.time() - 3600
 
 
-def guards(store: Store) -> list[str]:
+def guards(store: HealthyStore) -> list[str]:
     return [path.name for path in store.blobs.iterdir() if not path.stat().st_size]
 
 
 def test_they_share_the_wait_and_the_looks(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(store.path))
     monkeypatch.setattr(reconcile, "_FRESH_SECONDS", 600.0)
@@ -104,7 +104,7 @@ def test_they_share_the_wait_and_the_looks(
 
 
 def test_who_opens_or_changes_one_keeps_no_other_from_being_repaired(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(store.path))
     opened, changed, *others = broken(store, 6)
@@ -133,7 +133,7 @@ def test_who_opens_or_changes_one_keeps_no_other_from_being_repaired(
     assert store.leftovers() == []
 
 
-def download(store: Store, digest: str) -> list[tuple[str, int, bytes]]:
+def download(store: HealthyStore, digest: str) -> list[tuple[str, int, bytes]]:
     """A download's files, the data first, with inode and content."""
     return [
         (name, (store.blobs / name).stat().st_ino, (store.blobs / name).read_bytes())
@@ -154,7 +154,7 @@ def stop_after(calls: int) -> Callable[[], bool]:
 @pytest.mark.parametrize("policy", [REPAIR, POLICY], ids=["repair", "clean"])
 @pytest.mark.parametrize("calls", [0, 1, 2, 4, 7, 8, 9])
 def test_stopped_between_two_of_them_each_is_done_or_as_it_was(
-    calls: int, policy: Rules, store: Store, tmp_path: Path
+    calls: int, policy: Rules, store: HealthyStore, tmp_path: Path
 ) -> None:
     digests = broken(store, 6) if policy is REPAIR else [store.download(f"{n}") for n in range(6)]
     before = {digest: download(store, digest) for digest in digests}
@@ -176,7 +176,7 @@ def test_stopped_between_two_of_them_each_is_done_or_as_it_was(
 
 
 def test_prepare_begins_after_two_whole_looks(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digests, came = broken(store, 3), []
     here, look, begin = host(store, private_proc(tmp_path / "proc")), evidence.observe, fs.move
@@ -201,7 +201,7 @@ def test_prepare_begins_after_two_whole_looks(
 
 
 def test_who_is_stopped_during_the_wait_puts_all_of_a_batch_back(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(store.path))
     digests = broken(store, 5)
@@ -219,7 +219,7 @@ def test_who_is_stopped_during_the_wait_puts_all_of_a_batch_back(
     assert store.leftovers() == []
 
 
-def remembered(store: Store) -> dict[str, object]:
+def remembered(store: HealthyStore) -> dict[str, object]:
     """The parts that are remembered of each download."""
     with fs.opened_folder(str(store.path)) as fd:
         return {
@@ -239,7 +239,7 @@ def remembered(store: Store) -> dict[str, object]:
     ],
 )
 def test_a_signal_ends_it_between_two_acts_with_everything_in_order(
-    words: list[str], number: signal.Signals, store: Store
+    words: list[str], number: signal.Signals, store: HealthyStore
 ) -> None:
     if signal.getsignal(number) is signal.SIG_IGN:
         pytest.skip(f"{number.name} is ignored here, as by nohup")
@@ -280,7 +280,7 @@ class Ends:
 
 
 def test_who_is_asked_to_end_gives_every_look_up_with_everything_in_order(
-    store: Store, tmp_path: Path
+    store: HealthyStore, tmp_path: Path
 ) -> None:
     ended, after = 0, 0
     proc = private_proc(tmp_path / "proc")
@@ -299,10 +299,10 @@ def test_who_is_asked_to_end_gives_every_look_up_with_everything_in_order(
 
 
 def test_what_was_hashed_is_reported_though_the_look_after_it_is_given_up(
-    store: Store, tmp_path: Path
+    store: HealthyStore, tmp_path: Path
 ) -> None:
-    digest = store.blob("good")
-    store.manifest("llama3", digest)
+    digest = store.text_blob("good")
+    store.manifest_of("llama3", digest)
     (store.blobs / f"sha256-{digest}").write_bytes(b"evil")
     told: list[Event] = []
     here = host(
@@ -318,7 +318,7 @@ def test_what_was_hashed_is_reported_though_the_look_after_it_is_given_up(
 
 
 def test_a_batch_that_is_interrupted_by_an_error_of_ours_is_put_back(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken(store, 4)
     before = content(store.blobs)

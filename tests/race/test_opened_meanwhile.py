@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.driving import (
     POLICY,
-    Store,
+    HealthyStore,
     content,
     holding,
     host,
@@ -32,8 +32,8 @@ Mode = Literal["rb", "r+b"]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    made = Store(tmp_path / "models")
+def store(tmp_path: Path) -> HealthyStore:
+    made = HealthyStore(tmp_path / "models")
     made.download("a young download", aged=3600)
     return made
 
@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> Store:
 class Moment:
     """An instant of a removal, at which something else happens: once."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, store: Store) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, store: HealthyStore) -> None:
         self._patch, self._store = patch, store
         self._stack = contextlib.ExitStack()
         self.came = False
@@ -118,7 +118,7 @@ class Moment:
 
 
 @pytest.fixture
-def moment(monkeypatch: pytest.MonkeyPatch, store: Store) -> Moment:
+def moment(monkeypatch: pytest.MonkeyPatch, store: HealthyStore) -> Moment:
     return Moment(monkeypatch, store)
 
 
@@ -139,7 +139,9 @@ DOWNLOAD_INSTANTS = {
 }
 
 
-def test_what_has_come_in_the_way_since_the_plan_was_agreed_to_is_reported(store: Store) -> None:
+def test_what_has_come_in_the_way_since_the_plan_was_agreed_to_is_reported(
+    store: HealthyStore,
+) -> None:
     path = store.partial(store.download("stale"))
     with contextlib.ExitStack() as opened:
 
@@ -154,7 +156,7 @@ def test_what_has_come_in_the_way_since_the_plan_was_agreed_to_is_reported(store
 
 
 def test_what_somebody_else_has_done_since_the_plan_was_agreed_to_is_reported_once(
-    store: Store,
+    store: HealthyStore,
 ) -> None:
     path = store.partial(store.download("stale"))
 
@@ -170,7 +172,7 @@ def test_what_somebody_else_has_done_since_the_plan_was_agreed_to_is_reported_on
 
 def test_times_that_somebody_else_of_us_has_set_since_are_no_files_own(tmp_path: Path) -> None:
     """Two repairs at once: the second one knows the first one's times for what they are."""
-    here = Store(tmp_path / "models")
+    here = HealthyStore(tmp_path / "models")
     here.download("resumable", aged=7200)
     refresh = rules(refresh=True)
 
@@ -185,7 +187,7 @@ def test_times_that_somebody_else_of_us_has_set_since_are_no_files_own(tmp_path:
 
 
 def test_a_full_disk_is_reported_with_what_helps(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.download("stale")
 
@@ -205,7 +207,7 @@ def test_a_full_disk_is_reported_with_what_helps(
 @pytest.mark.parametrize("mode", ["rb", "r+b"])
 @pytest.mark.parametrize("instant", DOWNLOAD_INSTANTS)
 def test_a_download_that_is_opened_meanwhile_is_put_back(
-    instant: str, mode: Mode, store: Store, moment: Moment
+    instant: str, mode: Mode, store: HealthyStore, moment: Moment
 ) -> None:
     digest = store.download("stale")
     when, call, number = DOWNLOAD_INSTANTS[instant]
@@ -223,7 +225,7 @@ def test_a_download_that_is_opened_meanwhile_is_put_back(
 
 @pytest.mark.parametrize("mode", ["rb", "r+b"])
 def test_a_transfer_that_is_opened_meanwhile_is_put_back(
-    mode: Mode, store: Store, moment: Moment
+    mode: Mode, store: HealthyStore, moment: Moment
 ) -> None:
     path = store.file(f"sha256-{store.digest('transfer')}.tmp")
     before = store.tree()
@@ -236,9 +238,9 @@ def test_a_transfer_that_is_opened_meanwhile_is_put_back(
 
 @pytest.mark.parametrize("mode", ["rb", "r+b"])
 def test_of_a_batch_only_what_is_opened_meanwhile_is_put_back(
-    mode: Mode, store: Store, moment: Moment
+    mode: Mode, store: HealthyStore, moment: Moment
 ) -> None:
-    orphans = [store.blobs / f"sha256-{store.blob(f'orphan {n}')}" for n in range(3)]
+    orphans = [store.blobs / f"sha256-{store.text_blob(f'orphan {n}')}" for n in range(3)]
     held = orphans[1]
     before = content(store.blobs)[f"blobs/{held.name}"]
     moment.before("move", held.name, moment.hold(held, mode))
@@ -250,15 +252,15 @@ def test_of_a_batch_only_what_is_opened_meanwhile_is_put_back(
     assert content(store.blobs)[f"blobs/{held.name}"] == before
 
 
-def test_the_refusal_of_a_held_orphan_names_who_has_it(store: Store, moment: Moment) -> None:
-    orphan = store.blobs / f"sha256-{store.blob('orphan')}"
+def test_the_refusal_of_a_held_orphan_names_who_has_it(store: HealthyStore, moment: Moment) -> None:
+    orphan = store.blobs / f"sha256-{store.text_blob('orphan')}"
     moment.before("move", orphan.name, moment.hold(orphan, "rb"))
     refused = refusal(moment.clean())
     assert refused.kind is RefusalKind.HELD
     assert "sleep (" in refused.why
 
 
-def test_nothing_is_put_back_over_a_new_file(store: Store, moment: Moment) -> None:
+def test_nothing_is_put_back_over_a_new_file(store: HealthyStore, moment: Moment) -> None:
     """A pull began anew under the old name while the data was out: both stay."""
     digest = store.download("stale", parts=0)
     data = store.partial(digest)
@@ -290,7 +292,7 @@ def _grow(path: Path) -> None:
         file.write(b"more")
 
 
-def _new_sidecar(store: Store, digest: str) -> None:
+def _new_sidecar(store: HealthyStore, digest: str) -> None:
     store.partial(digest, 7).write_text("{}")
 
 
@@ -307,7 +309,7 @@ INSTANTS: dict[str, Instant] = {
 @pytest.mark.parametrize("instant", INSTANTS)
 @pytest.mark.parametrize("number", [None, 1])
 def test_a_download_that_changes_meanwhile_stays(
-    instant: str, number: int | None, store: Store, moment: Moment
+    instant: str, number: int | None, store: HealthyStore, moment: Moment
 ) -> None:
     digest = store.download("stale")
     path = store.partial(digest, number)
@@ -321,7 +323,7 @@ def test_a_download_that_changes_meanwhile_stays(
 
 @pytest.mark.parametrize("instant", ["before acting", "under the guard"])
 def test_a_download_that_gets_a_new_sidecar_meanwhile_stays(
-    instant: str, store: Store, moment: Moment
+    instant: str, store: HealthyStore, moment: Moment
 ) -> None:
     digest = store.download("stale")
     names = store.partials(digest)
@@ -330,7 +332,7 @@ def test_a_download_that_gets_a_new_sidecar_meanwhile_stays(
     assert store.partials(digest) == sorted([*names, store.partial(digest, 7).name])
 
 
-def test_sidecars_that_get_their_data_meanwhile_stay(store: Store, moment: Moment) -> None:
+def test_sidecars_that_get_their_data_meanwhile_stay(store: HealthyStore, moment: Moment) -> None:
     digest = store.download("sidecars alone")
     data = store.partial(digest)
     data.unlink()
@@ -339,7 +341,9 @@ def test_sidecars_that_get_their_data_meanwhile_stay(store: Store, moment: Momen
     assert data.read_bytes() == b"data"
 
 
-def test_data_that_gets_its_first_sidecar_meanwhile_stays(store: Store, moment: Moment) -> None:
+def test_data_that_gets_its_first_sidecar_meanwhile_stays(
+    store: HealthyStore, moment: Moment
+) -> None:
     """The guard's name is taken by the time that it is put there."""
     digest = store.download("unclaimed", parts=0)
     sidecar = store.partial(digest, 0)
@@ -349,7 +353,7 @@ def test_data_that_gets_its_first_sidecar_meanwhile_stays(store: Store, moment: 
     assert sidecar.read_text() == "{}"
 
 
-def test_a_sidecar_written_over_the_guard_stays(store: Store, moment: Moment) -> None:
+def test_a_sidecar_written_over_the_guard_stays(store: HealthyStore, moment: Moment) -> None:
     """A pull that had seen no sidecar at all writes its own."""
     digest = store.download("stale")
     guard = store.partial(digest, 0)
@@ -363,10 +367,10 @@ def test_a_sidecar_written_over_the_guard_stays(store: Store, moment: Moment) ->
 
 @pytest.mark.parametrize("kind", ["download", "orphan"])
 def test_what_vanishes_meanwhile_is_refused_and_not_a_failure(
-    kind: str, store: Store, moment: Moment
+    kind: str, store: HealthyStore, moment: Moment
 ) -> None:
     if kind == "orphan":
-        path = store.blobs / f"sha256-{store.blob('orphan')}"
+        path = store.blobs / f"sha256-{store.text_blob('orphan')}"
     else:
         path = store.partial(store.download("stale"))
     moment.before("move", path.name, path.unlink)
@@ -374,8 +378,10 @@ def test_what_vanishes_meanwhile_is_refused_and_not_a_failure(
     assert store.leftovers() == []
 
 
-def test_an_orphan_that_vanishes_meanwhile_stops_no_other(store: Store, moment: Moment) -> None:
-    orphans = [store.blobs / f"sha256-{store.blob(f'orphan {n}')}" for n in range(3)]
+def test_an_orphan_that_vanishes_meanwhile_stops_no_other(
+    store: HealthyStore, moment: Moment
+) -> None:
+    orphans = [store.blobs / f"sha256-{store.text_blob(f'orphan {n}')}" for n in range(3)]
     moment.before("move", orphans[1].name, orphans[1].unlink)
     report = moment.clean()
     assert sum(outcome.result is Result.DONE for outcome in report.outcomes) == 2
@@ -401,7 +407,11 @@ def outside(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("instant", INSTANTS)
 @pytest.mark.parametrize("how", [os.symlink, os.link])
 def test_a_link_put_in_the_way_is_not_followed(
-    instant: str, how: Callable[[Path, Path], None], store: Store, moment: Moment, outside: Path
+    instant: str,
+    how: Callable[[Path, Path], None],
+    store: HealthyStore,
+    moment: Moment,
+    outside: Path,
 ) -> None:
     digest = store.download("stale")
     data = store.partial(digest)
@@ -420,7 +430,7 @@ def test_a_link_put_in_the_way_is_not_followed(
 
 @pytest.mark.parametrize("folder", [".ollama-watch", "intents", "logs", "quarantine"])
 def test_our_own_folder_may_be_no_link(
-    folder: str, store: Store, tmp_path: Path, outside: Path
+    folder: str, store: HealthyStore, tmp_path: Path, outside: Path
 ) -> None:
     digest = store.download("stale")
     one_run(host(store), POLICY, approve=reconcile.approve_none)
@@ -436,7 +446,7 @@ def test_our_own_folder_may_be_no_link(
 
 @pytest.mark.parametrize("parts", [0, 3])
 def test_blobs_replaced_by_a_link_meanwhile_touches_nothing_there(
-    parts: int, store: Store, moment: Moment, outside: Path
+    parts: int, store: HealthyStore, moment: Moment, outside: Path
 ) -> None:
     store.download("stale", parts=parts)
     away = store.path / "blobs.away"
@@ -454,7 +464,7 @@ def test_blobs_replaced_by_a_link_meanwhile_touches_nothing_there(
 
 
 def test_a_second_hard_link_meanwhile_keeps_the_bytes(
-    store: Store, moment: Moment, tmp_path: Path
+    store: HealthyStore, moment: Moment, tmp_path: Path
 ) -> None:
     digest = store.download("stale")
     data, other = store.partial(digest), tmp_path / "second"
@@ -473,7 +483,9 @@ def data_size(path: Path) -> int:
 # ---------------------------------------------------------------- bytes freed
 
 
-def test_a_file_with_a_second_name_elsewhere_frees_nothing(store: Store, tmp_path: Path) -> None:
+def test_a_file_with_a_second_name_elsewhere_frees_nothing(
+    store: HealthyStore, tmp_path: Path
+) -> None:
     digest = store.download("stale")
     (tmp_path / "second").hardlink_to(store.partial(digest))
     sidecars = sum(data_size(store.partial(digest, number)) for number in range(3))
@@ -481,9 +493,9 @@ def test_a_file_with_a_second_name_elsewhere_frees_nothing(store: Store, tmp_pat
     assert (report.plan.frees, report.outcomes[0].freed) == (sidecars, sidecars)
 
 
-def test_two_names_of_one_file_that_both_go_free_it_once(store: Store) -> None:
+def test_two_names_of_one_file_that_both_go_free_it_once(store: HealthyStore) -> None:
     """Such as a blob and the hard link to it that `ollama create` leaves."""
-    orphan = store.blobs / f"sha256-{store.blob('orphan')}"
+    orphan = store.blobs / f"sha256-{store.text_blob('orphan')}"
     (store.blobs / "split-copy77").hardlink_to(orphan)
     size = data_size(orphan)
     report = one_run(host(store), POLICY)
@@ -503,12 +515,12 @@ ORPHAN_INSTANTS: dict[str, Instant] = {
 
 @pytest.mark.parametrize("instant", ORPHAN_INSTANTS)
 def test_an_orphan_that_a_manifest_names_meanwhile_stays(
-    instant: str, store: Store, moment: Moment
+    instant: str, store: HealthyStore, moment: Moment
 ) -> None:
-    digest = store.blob("orphan")
+    digest = store.text_blob("orphan")
     orphan = store.blobs / f"sha256-{digest}"
     wanted = content(store.blobs)[f"blobs/{orphan.name}"]
-    manifest = store.manifest("late", digest, store.digests[1])
+    manifest = store.manifest_of("late", digest, store.digests[1])
     text = manifest.read_text()
     manifest.unlink()
     ORPHAN_INSTANTS[instant](moment, orphan.name, lambda: manifest.write_text(text))
@@ -518,10 +530,10 @@ def test_an_orphan_that_a_manifest_names_meanwhile_stays(
 
 @pytest.mark.parametrize("instant", ORPHAN_INSTANTS)
 def test_an_orphan_stays_when_an_ollama_process_starts_meanwhile(
-    instant: str, store: Store, moment: Moment, tmp_path: Path
+    instant: str, store: HealthyStore, moment: Moment, tmp_path: Path
 ) -> None:
     """Its pull may have looked for the blob already, and found it."""
-    orphan = store.blobs / f"sha256-{store.blob('orphan')}"
+    orphan = store.blobs / f"sha256-{store.text_blob('orphan')}"
     before = content(store.blobs)
     ORPHAN_INSTANTS[instant](moment, orphan.name, moment.run_ollama(tmp_path))
     assert refusal(moment.clean())
@@ -530,7 +542,7 @@ def test_an_orphan_stays_when_an_ollama_process_starts_meanwhile(
 
 @pytest.mark.parametrize("what", ["orphan", "split-copy1"])
 def test_orphans_and_leftovers_stay_while_an_ollama_process_runs(
-    what: str, store: Store, tmp_path: Path
+    what: str, store: HealthyStore, tmp_path: Path
 ) -> None:
     path = store.file(what if what != "orphan" else f"sha256-{store.digest('orphan')}")
     with ollama_process(tmp_path):
@@ -543,7 +555,7 @@ def test_orphans_and_leftovers_stay_while_an_ollama_process_runs(
 # ---------------------------------------------------------------- a plan that waits
 
 
-def test_a_plan_that_was_agreed_to_an_hour_later_is_carried_out(store: Store) -> None:
+def test_a_plan_that_was_agreed_to_an_hour_later_is_carried_out(store: HealthyStore) -> None:
     """Somebody left the question unanswered for a while; nothing has changed but the time."""
     digest = store.download("stale")
     late = [0.0]

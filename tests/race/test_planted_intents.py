@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import needs_root
-from tests.support.driving import POLICY, Store, content, host, private_proc
+from tests.support.driving import POLICY, HealthyStore, content, host, private_proc
 from tests.support.runs import changed, one_look, one_run, rules
 from watcher.model import ActionKind, Kind, Part, Result, Rules
 from watcher.observe import intents
@@ -29,8 +29,8 @@ NUMBER = "00000007"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "models")
+def store(tmp_path: Path) -> HealthyStore:
+    return HealthyStore(tmp_path / "models")
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def proc(tmp_path: Path) -> str:
 class Planted:
     """An intent that somebody has put there."""
 
-    def __init__(self, store: Store, number: str = NUMBER) -> None:
+    def __init__(self, store: HealthyStore, number: str = NUMBER) -> None:
         self.store = store
         self.path = store.ours / "intents" / number
         for name in ("new", "out"):
@@ -100,7 +100,7 @@ class Planted:
         (self.path / "decided").write_bytes(b"")
 
 
-def foreign(store: Store, proc: str) -> list[str]:
+def foreign(store: HealthyStore, proc: str) -> list[str]:
     """Why intents are not believed, as an audit has it."""
     report = one_look(host(store, proc), POLICY)
     return [
@@ -118,7 +118,7 @@ def tree_of(folder: Path) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def assert_left(store: Store, planted: Planted, proc: str) -> None:
+def assert_left(store: HealthyStore, planted: Planted, proc: str) -> None:
     """It stays to the letter; other work is done; it is reported, once, with what helps."""
     before = tree_of(planted.path)
     stale = store.download("stale")
@@ -142,7 +142,7 @@ def assert_left(store: Store, planted: Planted, proc: str) -> None:
 @pytest.mark.parametrize("decided", [True, False])
 @pytest.mark.parametrize("where", ["new", "out"])
 def test_what_no_note_speaks_of_goes_nowhere(
-    where: str, decided: bool, store: Store, proc: str
+    where: str, decided: bool, store: HealthyStore, proc: str
 ) -> None:
     planted = Planted(store)
     (planted.path / where / "passwd").write_text("root::0:0::/:/bin/sh")
@@ -154,7 +154,7 @@ def test_what_no_note_speaks_of_goes_nowhere(
 
 @pytest.mark.parametrize("where", ["new", "out"])
 def test_nothing_of_it_goes_through_a_link_in_place_of_blobs(
-    where: str, store: Store, tmp_path: Path, proc: str
+    where: str, store: HealthyStore, tmp_path: Path, proc: str
 ) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
@@ -176,7 +176,7 @@ def _sidecars(digest: str, *parts: Part) -> dict[str, bytes]:
 
 
 def _orphan(planted: Planted) -> Path:
-    return planted.store.blobs / f"sha256-{planted.store.blob('an orphan', aged=60)}"
+    return planted.store.blobs / f"sha256-{planted.store.text_blob('an orphan', aged=60)}"
 
 
 def _of_orphan(planted: Planted) -> Path:
@@ -334,7 +334,9 @@ NOT_BELIEVED: dict[str, Callable[[Planted], object]] = {
 
 
 @pytest.mark.parametrize("plant", NOT_BELIEVED)
-def test_what_is_not_just_as_we_write_it_is_left(plant: str, store: Store, proc: str) -> None:
+def test_what_is_not_just_as_we_write_it_is_left(
+    plant: str, store: HealthyStore, proc: str
+) -> None:
     planted = Planted(store)
     NOT_BELIEVED[plant](planted)
     assert_left(store, planted, proc)
@@ -342,7 +344,7 @@ def test_what_is_not_just_as_we_write_it_is_left(plant: str, store: Store, proc:
 
 @needs_root
 @pytest.mark.parametrize("name", [".", "intent.json", "decided"])
-def test_what_a_stranger_has_written_is_left(name: str, store: Store, proc: str) -> None:
+def test_what_a_stranger_has_written_is_left(name: str, store: HealthyStore, proc: str) -> None:
     planted = Planted(store)
     _of_orphan(planted)
     os.chown(planted.path / name, 12345, 12345)
@@ -350,7 +352,7 @@ def test_what_a_stranger_has_written_is_left(name: str, store: Store, proc: str)
 
 
 @needs_root
-def test_what_a_member_of_the_group_has_begun_is_put_back(store: Store, proc: str) -> None:
+def test_what_a_member_of_the_group_has_begun_is_put_back(store: HealthyStore, proc: str) -> None:
     planted = Planted(store)
     name = _of_orphan(planted).name
     for folder in (store.ours, store.ours / "intents"):
@@ -364,7 +366,7 @@ def test_what_a_member_of_the_group_has_begun_is_put_back(store: Store, proc: st
 
 
 @pytest.mark.parametrize("name", ["7", "٠٠٠٠٠٠٠٧", "9" * 200, "note", "00000007"])
-def test_what_has_another_name_is_no_intent(name: str, store: Store, proc: str) -> None:
+def test_what_has_another_name_is_no_intent(name: str, store: HealthyStore, proc: str) -> None:
     """Nor does it keep an act from finding a number; one that is no folder is foreign."""
     (store.ours / "intents").mkdir(parents=True)
     (store.ours / "intents" / name).write_text("x")
@@ -381,7 +383,7 @@ def test_what_has_another_name_is_no_intent(name: str, store: Store, proc: str) 
 # ---------------------------------------------------------------- believed
 
 
-def test_a_named_blob_that_is_decided_to_go_comes_back(store: Store, proc: str) -> None:
+def test_a_named_blob_that_is_decided_to_go_comes_back(store: HealthyStore, proc: str) -> None:
     for kind in (ActionKind.REMOVE_ORPHAN, ActionKind.QUARANTINE_BLOB):
         before = store.tree()
         planted = Planted(store)
@@ -396,7 +398,7 @@ def test_a_named_blob_that_is_decided_to_go_comes_back(store: Store, proc: str) 
 
 @pytest.mark.parametrize("policy", [POLICY, REPAIR], ids=["clean", "repair"])
 def test_a_young_orphan_that_is_decided_to_go_comes_back(
-    policy: Rules, store: Store, proc: str
+    policy: Rules, store: HealthyStore, proc: str
 ) -> None:
     planted = Planted(store)
     name = _of_orphan(planted).name
@@ -405,7 +407,7 @@ def test_a_young_orphan_that_is_decided_to_go_comes_back(
     assert store.leftovers() == []
 
 
-def test_a_download_that_is_decided_to_go_comes_back_whole(store: Store, proc: str) -> None:
+def test_a_download_that_is_decided_to_go_comes_back_whole(store: HealthyStore, proc: str) -> None:
     digest = store.download("young", aged=3600)
     before = store.tree()
     planted = Planted(store)
@@ -420,7 +422,7 @@ def test_a_download_that_is_decided_to_go_comes_back_whole(store: Store, proc: s
 
 
 def test_sidecars_of_data_that_is_there_do_not_go_on_an_intents_word(
-    store: Store, proc: str
+    store: HealthyStore, proc: str
 ) -> None:
     digest = store.download("young", aged=3600)
     before = store.tree()
@@ -435,7 +437,9 @@ def test_sidecars_of_data_that_is_there_do_not_go_on_an_intents_word(
     assert store.tree() == before
 
 
-def test_sidecars_that_nobody_foresaw_are_not_put_beside_data(store: Store, proc: str) -> None:
+def test_sidecars_that_nobody_foresaw_are_not_put_beside_data(
+    store: HealthyStore, proc: str
+) -> None:
     """Some of them are there already, as after a kill; a repair makes the download good."""
     digest = store.download("mine", aged=600)
     size = store.partial(digest).stat().st_size
@@ -461,7 +465,7 @@ def test_sidecars_that_nobody_foresaw_are_not_put_beside_data(store: Store, proc
 
 @pytest.mark.parametrize("taken", [False, True])
 def test_what_takes_no_name_back_goes_to_quarantine_under_a_free_one(
-    taken: bool, store: Store, proc: str
+    taken: bool, store: HealthyStore, proc: str
 ) -> None:
     planted = Planted(store)
     name = _of_orphan(planted).name
@@ -482,7 +486,7 @@ def test_what_takes_no_name_back_goes_to_quarantine_under_a_free_one(
 
 @pytest.mark.parametrize("born", [True, False])
 def test_after_a_restart_the_device_may_have_another_number(
-    born: bool, store: Store, proc: str
+    born: bool, store: HealthyStore, proc: str
 ) -> None:
     now = Planted(store).folder()
     before = now._replace(boot="an earlier one", device=now.device + 1, born_ns=now.born_ns * born)
@@ -494,7 +498,7 @@ def test_after_a_restart_the_device_may_have_another_number(
     assert not other.is_same(now, loose=False)
 
 
-def test_what_an_earlier_start_has_left_is_put_back(store: Store, proc: str) -> None:
+def test_what_an_earlier_start_has_left_is_put_back(store: HealthyStore, proc: str) -> None:
     planted = Planted(store)
     name = _of_orphan(planted).name
     planted.change(blobs={**planted.folder()._asdict(), "boot": "an earlier one", "device": 4711})
@@ -502,7 +506,7 @@ def test_what_an_earlier_start_has_left_is_put_back(store: Store, proc: str) -> 
     assert (store.blobs / name).read_text() == "an orphan"
 
 
-def test_no_intent_that_is_written_is_too_large_to_be_read(store: Store, proc: str) -> None:
+def test_no_intent_that_is_written_is_too_large_to_be_read(store: HealthyStore, proc: str) -> None:
     """20,000 sidecars in one download; it is killed before anything is decided, and put back."""
     digest = store.download("large", parts=1)
     paths = [store.blobs / f"sha256-{digest}-partial-{number}" for number in range(1, 20_000)]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import SERVERS
-from tests.support.driving import OLD, POLICY, age, is_right, lay_out, private_proc
+from tests.support.driving import OLD, POLICY, is_right, lay_out, private_proc
+from tests.support.notation import age
 from tests.support.runs import one_run
 from tests.support.servers import Server, collapsed
 from watcher.demo.registry import Layer, Model, Registry

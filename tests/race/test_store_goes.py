@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import needs_root, ordinary_user
 from tests.crash.test_every_call import shape
-from tests.support.driving import POLICY, Store, host, private_proc
+from tests.support.driving import POLICY, HealthyStore, host, private_proc
 from tests.support.runs import one_run, rules
 from watcher.errors import NoPermissionError, WatchError
 from watcher.model import Rules
@@ -27,7 +27,7 @@ class Case(NamedTuple):
     """An act on a download, and a call of it for a file of the download."""
 
     policy: Rules
-    breaks: Callable[[Store, str], object]
+    breaks: Callable[[HealthyStore, str], object]
     call: str
     number: int | None
 
@@ -60,8 +60,8 @@ class Scene:
         self.store, self.digest = self._laid_out(folder / "models")
         self.moment = Moment(moment_patch, self.store)
 
-    def _laid_out(self, path: Path) -> tuple[Store, str]:
-        store = Store(path)
+    def _laid_out(self, path: Path) -> tuple[HealthyStore, str]:
+        store = HealthyStore(path)
         digest = store.download("broken")
         self.case.breaks(store, digest)
         return store, digest
@@ -81,11 +81,9 @@ class Scene:
         assert shape(store) == self.end
         assert store.leftovers() == []
 
-    def store_at(self, path: Path) -> Store:
+    def store_at(self, path: Path) -> HealthyStore:
         """The same store elsewhere."""
-        store = object.__new__(Store)
-        store.path = path
-        return store
+        return HealthyStore.at(path)
 
 
 @pytest.fixture(params=CASES)
@@ -109,7 +107,7 @@ def test_another_store_in_its_place_is_left_alone(
     instant: str, scene: Scene, tmp_path: Path
 ) -> None:
     """What is looked at in the middle of the act must not be the other one."""
-    away, other = tmp_path / "away", Store(tmp_path / "other")
+    away, other = tmp_path / "away", HealthyStore(tmp_path / "other")
     other.download("broken")
     before = other.tree()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root, open_parents
-from tests.support.driving import Daemon, Store, command, environment, run
+from tests.support.driving import Daemon, HealthyStore, command, environment, run
 from tests.support.runs import rules
 from tests.support.servers import wait_until
 from watcher import cli
@@ -35,9 +35,9 @@ HOLD = 'flock --exclusive --nonblock "$1" sh -c "echo held; exec sleep 600"'
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> HealthyStore:
     """With each file of ours, of a user, who lets others read it."""
-    made = Store(tmp_path / "models")
+    made = HealthyStore(tmp_path / "models")
     made.download("stale")
     made.download("broken", aged=3600)
     made.partial(made.digest("broken"), 1).unlink()
@@ -80,7 +80,7 @@ def held_by(uid: int, path: Path) -> Iterator[bool]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def of_ours(store: Store) -> list[Path]:
+def of_ours(store: HealthyStore) -> list[Path]:
     return [path for path in store.ours.rglob("*") if path.is_file()]
 
 
@@ -90,7 +90,7 @@ SERVES = 'exec -a ollama sh -c "echo serves; sleep 600; :" serve'
 
 
 @contextlib.contextmanager
-def served_by(uid: int, store: Store) -> Iterator[None]:
+def served_by(uid: int, store: HealthyStore) -> Iterator[None]:
     """Somebody's process that says it is a server of this store, and answers nobody."""
     words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "bash", "-c", SERVES]
     with subprocess.Popen(
@@ -112,7 +112,7 @@ def served_by(uid: int, store: Store) -> Iterator[None]:
 @needs_root
 @pytest.mark.parametrize(("uid", "stops"), [(STRANGER, False), (OWNER, True)])
 def test_only_who_may_change_the_store_keeps_others_from_it_by_a_server(
-    store: Store, uid: int, stops: bool
+    store: HealthyStore, uid: int, stops: bool
 ) -> None:
     with served_by(uid, store):
         for words in ACTING[:2]:
@@ -125,7 +125,9 @@ def test_only_who_may_change_the_store_keeps_others_from_it_by_a_server(
 
 
 @needs_root
-def test_a_server_that_can_change_nothing_in_a_store_of_roots_is_reported(store: Store) -> None:
+def test_a_server_that_can_change_nothing_in_a_store_of_roots_is_reported(
+    store: HealthyStore,
+) -> None:
     """Everything may have become root's by mistake."""
     give(store.path, 0, 0)
     with served_by(STRANGER, store):
@@ -137,7 +139,7 @@ def test_a_server_that_can_change_nothing_in_a_store_of_roots_is_reported(store:
 
 
 @needs_root
-def test_a_stranger_who_holds_all_that_can_be_opened_stops_nobody(store: Store) -> None:
+def test_a_stranger_who_holds_all_that_can_be_opened_stops_nobody(store: HealthyStore) -> None:
     with contextlib.ExitStack() as held:
         found = {path.name: held.enter_context(held_by(STRANGER, path)) for path in of_ours(store)}
         assert found["events.jsonl"]  # what may be read can be locked
@@ -155,7 +157,7 @@ def test_a_stranger_who_holds_all_that_can_be_opened_stops_nobody(store: Store) 
 @needs_root
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_that_others_could_open_is_replaced_even_while_a_stranger_holds_it(
-    store: Store, name: str
+    store: HealthyStore, name: str
 ) -> None:
     """As an earlier version has left it."""
     path = store.ours / name
@@ -175,7 +177,7 @@ def test_a_lock_that_others_could_open_is_replaced_even_while_a_stranger_holds_i
 
 @needs_root
 def test_a_lock_that_others_could_open_is_not_replaced_while_one_of_ours_holds_it(
-    store: Store,
+    store: HealthyStore,
 ) -> None:
     path = store.ours / "queue/queue.json.lock"
     path.chmod(0o644)
@@ -199,7 +201,7 @@ def test_a_lock_that_others_could_open_is_not_replaced_while_one_of_ours_holds_i
 
 @needs_root
 def test_who_may_read_the_store_reads_state_and_logs_as_before(
-    store: Store, as_user: Callable[..., list[str]]
+    store: HealthyStore, as_user: Callable[..., list[str]]
 ) -> None:
     with Daemon(store.path) as daemon:
         for words in (["--json", "status"], ["log"], ["--json", "queue", "ls"]):
@@ -259,7 +261,7 @@ def test_what_is_no_file_ends_or_blocks_nothing(
     outside = tmp_path / "outside"
     outside.write_text("precious")
     for number, name in enumerate(NAMES):
-        store = Store(tmp_path / f"models{number}")
+        store = HealthyStore(tmp_path / f"models{number}")
         store.download("stale")
         assert cli.main(["--store", str(store.path), "queue", "add", "first"]) == 0
         assert cli.main(["--store", str(store.path), "verify"]) in (0, 1)
@@ -279,7 +281,7 @@ BIND = "import socket, sys; socket.socket(socket.AF_UNIX).bind(sys.argv[1])"
 
 
 @pytest.mark.parametrize("name", LOCKS[:2])
-def test_sigterm_ends_a_daemon_that_waits_for_a_lock(store: Store, name: str) -> None:
+def test_sigterm_ends_a_daemon_that_waits_for_a_lock(store: HealthyStore, name: str) -> None:
     """Somebody of ours holds it, and was stopped, say."""
     with Daemon(store.path) as daemon, held_by(os.geteuid(), store.ours / name) as held:
         assert held
@@ -304,7 +306,7 @@ def waits(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("name", LOCKS[:2])
-def test_sigterm_ends_a_command_that_waits_for_a_lock(store: Store, name: str) -> None:
+def test_sigterm_ends_a_command_that_waits_for_a_lock(store: HealthyStore, name: str) -> None:
     with held_by(os.geteuid(), store.ours / name) as held:
         assert held
         process = subprocess.Popen(
@@ -324,7 +326,7 @@ def test_sigterm_ends_a_command_that_waits_for_a_lock(store: Store, name: str) -
 
 @needs_root
 def test_what_somebody_elses_folder_says_is_not_believed_and_nothing_is_done(
-    store: Store,
+    store: HealthyStore,
 ) -> None:
     give(store.ours, STRANGER, STRANGER)
     before = store.tree(), sorted((p, p.lstat().st_mtime_ns) for p in store.ours.rglob("*"))
@@ -356,7 +358,7 @@ def test_what_somebody_elses_folder_says_is_not_believed_and_nothing_is_done(
 
 
 @needs_root
-def test_an_intent_in_somebody_elses_folder_is_not_carried_out(store: Store) -> None:
+def test_an_intent_in_somebody_elses_folder_is_not_carried_out(store: HealthyStore) -> None:
     """Planted by who owns the store's folder, and not its blobs."""
     intent = store.ours / "intents/1"
     for name in ("new", "out"):
@@ -372,7 +374,7 @@ def test_an_intent_in_somebody_elses_folder_is_not_carried_out(store: Store) -> 
 
 @needs_root
 def test_roots_own_folder_in_a_users_store_is_believed_and_its_remedy_is_reported(
-    store: Store,
+    store: HealthyStore,
 ) -> None:
     """As an earlier version, run as root on a store that was root's then, has left it."""
     give(store.ours, 0, 0)
@@ -389,7 +391,7 @@ def test_roots_own_folder_in_a_users_store_is_believed_and_its_remedy_is_reporte
 
 @needs_root
 def test_who_owns_no_blobs_leaves_no_folder_behind(
-    store: Store, as_user: Callable[..., list[str]]
+    store: HealthyStore, as_user: Callable[..., list[str]]
 ) -> None:
     """They may write to the store's folder alone."""
     subprocess.run(["rm", "-r", str(store.ours)], check=True)
@@ -402,7 +404,7 @@ def test_who_owns_no_blobs_leaves_no_folder_behind(
 
 @needs_root
 def test_a_pull_explains_why_it_repairs_nothing_in_such_a_store(tmp_path: Path) -> None:
-    store = Store(tmp_path / "models")
+    store = HealthyStore(tmp_path / "models")
     run(store.path, "verify")
     give(store.ours, STRANGER, STRANGER)
     found = target.find("http://127.0.0.1:1", Host(str(store.path)), rules().settings)
@@ -414,7 +416,7 @@ def test_a_pull_explains_why_it_repairs_nothing_in_such_a_store(tmp_path: Path) 
 
 
 @pytest.fixture
-def shared(store: Store) -> Store:
+def shared(store: HealthyStore) -> HealthyStore:
     """A group may write it; its owner is no member, since root has set it up."""
     for path in store.blobs.glob("*-partial*"):
         path.unlink()
@@ -439,7 +441,7 @@ def shared(store: Store) -> Store:
     ids=["owner, not in the group", "owner", "member"],
 )
 def test_neither_the_owner_nor_a_member_locks_the_other_out(
-    shared: Store,
+    shared: HealthyStore,
     as_user: Callable[..., list[str]],
     umask: str,
     first: str,
@@ -473,7 +475,7 @@ def test_neither_the_owner_nor_a_member_locks_the_other_out(
 
 @needs_root
 def test_what_an_earlier_version_left_of_a_member_is_put_right_by_the_member_or_reported(
-    shared: Store, as_user: Callable[..., list[str]]
+    shared: HealthyStore, as_user: Callable[..., list[str]]
 ) -> None:
     def verify(uid: int, gid: int, *groups: int) -> subprocess.CompletedProcess[str]:
         line = as_user(["-m", "watcher", "--store", str(shared.path), "verify"], uid, gid, groups)
@@ -502,7 +504,7 @@ def test_what_an_earlier_version_left_of_a_member_is_put_right_by_the_member_or_
 
 @needs_root
 def test_a_member_makes_no_folder_that_the_owner_of_the_blobs_could_not_write_to(
-    shared: Store, as_user: Callable[..., list[str]]
+    shared: HealthyStore, as_user: Callable[..., list[str]]
 ) -> None:
     """The system says that the owner is not in the store's group."""
     daemon = pwd.getpwnam("daemon").pw_uid
@@ -550,7 +552,7 @@ def test_a_root_that_may_not_give_files_away_leaves_nothing(tmp_path: Path) -> N
 # ---------------------------------------------------------------- our folder goes
 
 
-def test_where_our_folder_is_removed_the_daemons_lock_is_taken_anew(store: Store) -> None:
+def test_where_our_folder_is_removed_the_daemons_lock_is_taken_anew(store: HealthyStore) -> None:
     with Daemon(store.path) as daemon:
         subprocess.run(["rm", "-r", str(store.ours)], check=True)
         wait_until((store.ours / "daemon.lock").exists, "the daemon to take its lock anew")

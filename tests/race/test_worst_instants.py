@@ -21,7 +21,8 @@ import pytest
 from tests.conftest import SERVERS
 from tests.repair.scenes import seed_of
 from tests.support.breaking import break_files
-from tests.support.driving import OLD, age, is_right, lay_out, private_proc
+from tests.support.driving import OLD, is_right, lay_out, private_proc
+from tests.support.notation import age
 from tests.support.runs import one_run, rules
 from tests.support.servers import EngineServer, Server, blob, collapsed, sidecar, tree
 from watcher.demo.registry import Layer, Model, Registry

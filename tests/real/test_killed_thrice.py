@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driving import Daemon, Store, audit, is_right, whole_lines
+from tests.support.driving import Daemon, HealthyStore, audit, is_right, whole_lines
 from tests.support.servers import RealServer, blob, wait_until
 from watcher.demo.registry import Layer, Registry
 from watcher.model import MIB
@@ -45,7 +45,7 @@ def on_disk(path: Path) -> int:
 def test_three_kills_cost_the_budget_and_the_log_describes_each(
     tmp_path: Path, registry: Registry
 ) -> None:
-    store = Store(tmp_path / "models")
+    store = HealthyStore(tmp_path / "models")
     seed = int(store.digest("layer")[:7], 16)
     model = registry.add_model("demo", "1b", [Layer(SIZE, seed=seed)], extras=False)
     digest = model.digests[0]

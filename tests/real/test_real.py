@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driving import OLD, Daemon, age, audit, is_right, lay_out, run
+from tests.support.driving import OLD, Daemon, audit, is_right, lay_out, run
+from tests.support.notation import age
 from tests.support.servers import Pull, RealServer, blob, collapsed, wait_until, wait_written
 from watcher.demo.registry import Layer, Model, Registry
 

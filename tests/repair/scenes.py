@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.driving import age, run
+from tests.support.driving import run
+from tests.support.notation import age
 from tests.support.servers import Server, blob, collapsed, sidecar
 from watcher.demo.registry import Content, Layer, Model, Registry
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driving import Store, command, environment, private_proc
+from tests.support.driving import HealthyStore, command, environment, private_proc
 from tests.support.runs import one_run, rules
 from tests.support.servers import wait_until
 from tests.support.workers import ALONE
@@ -31,7 +31,7 @@ class Machine:
     """A store on a machine whose clock is wrong by `ahead` seconds."""
 
     def __init__(self, folder: Path) -> None:
-        self.store = Store(folder / "models")
+        self.store = HealthyStore(folder / "models")
         self.ahead = 0.0
         self.up = 1000.0
         #: Seconds that have passed besides the test's own.
@@ -97,7 +97,7 @@ def test_nothing_is_thrown_away_for_it(machine: Machine, ahead: float, known: bo
     store = machine.store
     for text, aged in (("new", 0), ("young", HOUR), ("older", 5.5 * DAY)):
         store.download(text, aged=aged)
-        store.blob(f"orphan {text}", aged=aged)
+        store.text_blob(f"orphan {text}", aged=aged)
     if known:
         machine.act(SERVICE)
     names = sorted(path.name for path in store.blobs.iterdir())
@@ -129,11 +129,11 @@ def test_what_is_stale_goes_once_the_clock_is_right_for_hours(machine: Machine) 
     assert machine.store.partials(digest) == []
 
 
-def lay_out(store: Store) -> list[str]:
+def lay_out(store: HealthyStore) -> list[str]:
     """One of each thing that age removes; the names under ``blobs/``."""
     name = f"sha256-{store.digest('replaced')}"
     store.download("a download", aged=2 * HOUR)
-    store.blob("an orphan", aged=2 * HOUR)
+    store.text_blob("an orphan", aged=2 * HOUR)
     store.file("sha256-1234567", aged=60)  # a left-over of `ollama create`
     kept = store.ours / "quarantine"
     kept.mkdir(parents=True)
@@ -168,7 +168,7 @@ def test_the_age_of_what_was_there_before_a_jump_is_its_own(machine: Machine) ->
     machine.act(SERVICE)
     store = machine.store
     digest = store.download("young", aged=8 * DAY + HOUR)  # an hour ago, by that clock
-    store.blob("young orphan", aged=8 * DAY + HOUR)
+    store.text_blob("young orphan", aged=8 * DAY + HOUR)
     machine.act(SERVICE)
     machine.ahead = 0
     for machine.passed in (0, HOUR, 3 * HOUR, DAY):
@@ -209,7 +209,7 @@ def test_a_command_goes_by_what_the_machine_counts(tmp_path: Path) -> None:
     """The machine has counted nothing since the run before, and the clock eight days."""
     if subprocess.run([*_counting(DAY), "true"], capture_output=True).returncode:
         pytest.skip("no time namespace can be made here")
-    store = Store(tmp_path / "models")
+    store = HealthyStore(tmp_path / "models")
 
     def clean(counted: float) -> subprocess.CompletedProcess[str]:
         words = [*ALONE, *_counting(counted), *command(store.path, "clean", "--yes")]
@@ -219,7 +219,7 @@ def test_a_command_goes_by_what_the_machine_counts(tmp_path: Path) -> None:
 
     assert clean(9 * DAY).returncode == 0
     store.download("young", aged=7.5 * DAY)
-    store.blob("young orphan", aged=7.5 * DAY)
+    store.text_blob("young orphan", aged=7.5 * DAY)
     before = store.tree()
     done = clean(DAY)
     assert done.returncode == 3
@@ -230,7 +230,7 @@ def test_a_command_goes_by_what_the_machine_counts(tmp_path: Path) -> None:
 
 def test_a_daemon_goes_by_what_the_machine_counts(tmp_path: Path) -> None:
     """Its clock jumps ahead by eight days for three seconds, and it looks meanwhile."""
-    store = Store(tmp_path / "models")
+    store = HealthyStore(tmp_path / "models")
     names = lay_out(store)
     ahead = tmp_path / "ahead"
     ahead.write_text("0")
@@ -256,7 +256,7 @@ def test_a_daemon_goes_by_what_the_machine_counts(tmp_path: Path) -> None:
     assert len(list((store.ours / "quarantine").iterdir())) == 1
 
 
-def _has_jumped(store: Store, times: int) -> bool:
+def _has_jumped(store: HealthyStore, times: int) -> bool:
     return store.event_types().count("clock_jumped") == times
 
 
@@ -278,7 +278,7 @@ daemon.run(host, lambda: Settings(repair=True, clean=True, writers_visible=True)
 
 def test_a_first_clean_finds_what_is_stale(machine: Machine) -> None:
     machine.store.download("stale", aged=12 * DAY)
-    machine.store.blob("an orphan", aged=12 * DAY)
+    machine.store.text_blob("an orphan", aged=12 * DAY)
     assert sorted(gone(machine.act(CLEAN))) == [
         ActionKind.REMOVE_DOWNLOAD,
         ActionKind.REMOVE_ORPHAN,
@@ -509,7 +509,7 @@ def test_a_clock_that_is_brought_right_slowly_has_not_jumped(machine: Machine) -
     assert "clock_jumped" not in machine.store.event_types()
 
 
-def broken(store: Store) -> str:
+def broken(store: HealthyStore) -> str:
     """A download whose repair takes a surplus name away, so that quiet counts."""
     digest = store.download("broken", aged=HOUR)
     for number in range(3):

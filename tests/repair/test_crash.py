@@ -16,8 +16,9 @@ import pytest
 
 from tests.crash.conftest import Driver, driver
 from tests.crash.test_every_call import places
-from tests.support.driving import Store, age, host, private_proc
+from tests.support.driving import HealthyStore, host, private_proc
 from tests.support.kills import Ended
+from tests.support.notation import age
 from tests.support.runs import one_run, rules
 from tests.support.servers import sidecar
 from watcher.model import MIB, Part, Ranges
@@ -32,7 +33,7 @@ PART = 5 * MIB
 PRESENT = (PART, 3 * MIB, 0)
 
 
-def lay_out(store: Store, claimed: int = 0) -> str:
+def lay_out(store: HealthyStore, claimed: int = 0) -> str:
     """A download of three parts, killed; its digits."""
     digest = "ab" * 32
     data = store.partial(digest)
@@ -48,36 +49,36 @@ def lay_out(store: Store, claimed: int = 0) -> str:
     return digest
 
 
-def _killed(store: Store) -> str:
+def _killed(store: HealthyStore) -> str:
     return lay_out(store)
 
 
-def _empty(store: Store) -> str:
+def _empty(store: HealthyStore) -> str:
     digest = lay_out(store)
     store.partial(digest, 1).write_bytes(b"")
     return digest
 
 
-def _surplus(store: Store) -> str:
+def _surplus(store: HealthyStore) -> str:
     digest = lay_out(store)
     store.file(f"sha256-{digest}-partial-0.bak", "{}", 600)
     return digest
 
 
-SCENES: dict[str, Callable[[Store], str]] = {
+SCENES: dict[str, Callable[[HealthyStore], str]] = {
     "killed": _killed,
     "empty": _empty,
     "surplus": _surplus,
 }
 
 
-def texts(store: Store, digest: str) -> dict[str, bytes]:
+def texts(store: HealthyStore, digest: str) -> dict[str, bytes]:
     """The sidecars as they stand."""
     found = store.blobs.glob(f"sha256-{digest}-partial-*")
     return {path.name: path.read_bytes() for path in found}
 
 
-def claims(store: Store, digest: str) -> Ranges:
+def claims(store: HealthyStore, digest: str) -> Ranges:
     """What they claim."""
     parts = [sidecars.parse(raw) for raw in texts(store, digest).values()]
     return sidecars.claims(parts)
@@ -95,13 +96,13 @@ class Trial:
         self.calls, self.end = ended.calls, texts(store, self.digest)
         assert self.end != self.before
 
-    def laid_out(self) -> tuple[Store, str]:
+    def laid_out(self) -> tuple[HealthyStore, str]:
         """The scene in a new store."""
         self._number += 1
-        store = Store(self._folder / f"models{self._number}")
+        store = HealthyStore(self._folder / f"models{self._number}")
         return store, SCENES[self._scene](store)
 
-    def run(self, store: Store, **order: object) -> Ended:
+    def run(self, store: HealthyStore, **order: object) -> Ended:
         """A repair over a store."""
         return self._driver.cycle(store, policy=POLICY, **order)
 
@@ -128,7 +129,7 @@ def test_nothing_is_repaired_where_it_can_not_be_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the doubts in the memory, the bytes that were given up would be trusted later."""
-    store = Store(tmp_path / "models")
+    store = HealthyStore(tmp_path / "models")
     digest = lay_out(store)
     before = texts(store, digest)
     times = {path: path.stat().st_mtime_ns for path in store.blobs.iterdir()}
@@ -171,7 +172,7 @@ def test_a_new_pull_after_a_kill_keeps_its_own_sidecars(tmp_path: Path, driver: 
 
 
 def test_the_end_is_what_was_there_less_the_starts(tmp_path: Path, driver: Driver) -> None:
-    store = Store(tmp_path / "models")
+    store = HealthyStore(tmp_path / "models")
     digest = lay_out(store)
     assert driver.cycle(store, policy=POLICY).code == 0
     assert claims(store, digest) == ((MIB, PART), (PART + MIB, PART + 3 * MIB))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.driving import Store, audit, command, environment, private_proc, run
+from tests.support.driving import HealthyStore, audit, command, environment, private_proc, run
 from tests.support.runs import changed, one_run, rules
 from tests.support.servers import EngineServer
 from watcher import reconcile
@@ -28,7 +28,7 @@ from .scenes import finished
 VERIFY = rules(repair=False, clean=False, hash=True, verify=True, writers_visible=True)
 
 
-class TrueStore(Store):
+class TrueStore(HealthyStore):
     """One whose blobs have the digests of their content."""
 
     def digest(self, text: str) -> str:
@@ -36,11 +36,11 @@ class TrueStore(Store):
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> HealthyStore:
     return TrueStore(tmp_path / "models")
 
 
-def verify(store: Store, *words: str) -> tuple[int, dict[str, Any]]:
+def verify(store: HealthyStore, *words: str) -> tuple[int, dict[str, Any]]:
     """`verify --json`: its exit code and its document."""
     done = run(store.path, "--json", "verify", *words)
     assert done.stdout, done.stderr
@@ -60,7 +60,9 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_what_was_hashed_is_remembered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_hashed_is_remembered(
+    store: HealthyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = hashed(monkeypatch)
     one_run(Host(str(store.path)), VERIFY)
     assert sorted(names) == sorted(f"sha256-{digest}" for digest in store.digests)
@@ -69,7 +71,7 @@ def test_what_was_hashed_is_remembered(store: Store, monkeypatch: pytest.MonkeyP
 
 
 def test_a_changed_file_is_hashed_again_and_reported(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert verify(store)[0] == 0
     path = store.blobs / f"sha256-{store.digests[0]}"
@@ -88,9 +90,9 @@ def test_a_changed_file_is_hashed_again_and_reported(
     assert verify(store)[0] == 0
 
 
-def test_a_limit_of_time_ends_it_and_it_goes_on(store: Store) -> None:
-    digests = [store.blob(f"layer {number}" * 1000) for number in range(30)]
-    store.manifest("many", *digests)
+def test_a_limit_of_time_ends_it_and_it_goes_on(store: HealthyStore) -> None:
+    digests = [store.text_blob(f"layer {number}" * 1000) for number in range(30)]
+    store.manifest_of("many", *digests)
     done: list[int] = []
     for _ in range(60):
         over = itertools.chain(itertools.repeat(False, 20), itertools.repeat(True)).__next__
@@ -104,12 +106,12 @@ def test_a_limit_of_time_ends_it_and_it_goes_on(store: Store) -> None:
 
 
 def test_a_disk_that_can_not_read_is_reported_with_the_offset(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = store.blobs / f"sha256-{store.digests[0]}"
     with path.open("wb") as file:
         file.truncate(answering._READ * 3)
-    store.manifest("healthy", *store.digests)
+    store.manifest_of("healthy", *store.digests)
     real = os.preadv
 
     def failing(fd: int, buffers: list[memoryview], at: int) -> int:
@@ -126,7 +128,7 @@ def test_a_disk_that_can_not_read_is_reported_with_the_offset(
 
 
 def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: HealthyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = store.blobs / f"sha256-{store.digests[0]}"
     real, done = os.preadv, threading.Event()
@@ -179,7 +181,7 @@ def test_an_audit_alone_reports_what_is_unproven(registry: Registry, tmp_path: P
     assert "blob_unproven" in [each["kind"] for each in audit(it.store)["findings"]]
 
 
-def test_a_kill_while_hashing_loses_little(store: Store) -> None:
+def test_a_kill_while_hashing_loses_little(store: HealthyStore) -> None:
     """The command is killed; what it had hashed and kept is not hashed again, all else is."""
     with subprocess.Popen(
         command(store.path, "verify"), env=environment(store.path), stdout=subprocess.DEVNULL
@@ -190,9 +192,9 @@ def test_a_kill_while_hashing_loses_little(store: Store) -> None:
     assert {each["result"] for each in document["outcomes"]} <= {"done"}
 
 
-def test_only_what_is_meant_is_hashed(store: Store) -> None:
-    digest = store.blob("another layer")
-    store.manifest("other", digest, store.blob("another config"))
+def test_only_what_is_meant_is_hashed(store: HealthyStore) -> None:
+    digest = store.text_blob("another layer")
+    store.manifest_of("other", digest, store.text_blob("another config"))
 
     def just(action: Action) -> bool:
         return action.subject == digest
@@ -207,7 +209,7 @@ def test_only_what_is_meant_is_hashed(store: Store) -> None:
 
 
 def test_what_a_hash_has_found_is_asked_of_the_registry_in_the_same_run(
-    store: Store, tmp_path: Path
+    store: HealthyStore, tmp_path: Path
 ) -> None:
     rotten = store.blobs / f"sha256-{store.digests[0]}"
     rotten.write_bytes(rotten.read_bytes().swapcase())

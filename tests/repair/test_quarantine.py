@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tests.support.driving import Store, host, private_proc
+from tests.support.driving import HealthyStore, host, private_proc
 from tests.support.runs import changed, one_run, rules
 from watcher.model import Result
 
@@ -14,7 +14,7 @@ REPAIR = rules(repair=True, hash=True, online=True, writers_visible=True)
 
 
 def test_two_of_one_name_are_both_kept_and_distinguished(tmp_path: Path) -> None:
-    store = Store(tmp_path / "models")
+    store = HealthyStore(tmp_path / "models")
     blob = store.blobs / f"sha256-{store.digests[0]}"
     size = blob.stat().st_size
     here = replace(host(store, private_proc(tmp_path / "proc")), registry_length=lambda *_: size)

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import needs_root
-from tests.support.driving import Daemon, Store, age, is_right, private_proc, run
+from tests.support.driving import Daemon, HealthyStore, is_right, private_proc, run
+from tests.support.notation import age
 from tests.support.runs import one_run, rules
 from tests.support.servers import (
     Server,
@@ -112,14 +113,14 @@ def test_what_dies_is_repaired_within_a_second(server: Server, registry: Registr
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "models")
+def store(tmp_path: Path) -> HealthyStore:
+    return HealthyStore(tmp_path / "models")
 
 
 class Machine:
     """A store on a machine whose clock is set by hand, and on which nothing else runs."""
 
-    def __init__(self, store: Store, tmp_path: Path) -> None:
+    def __init__(self, store: HealthyStore, tmp_path: Path) -> None:
         self.later = 0.0
         self._host = Host(
             str(store.path),
@@ -132,7 +133,7 @@ class Machine:
         return one_run(self._host, POLICY, scope)
 
 
-def test_stale_downloads_are_left_by_the_service(store: Store, tmp_path: Path) -> None:
+def test_stale_downloads_are_left_by_the_service(store: HealthyStore, tmp_path: Path) -> None:
     digest = store.download("stale", aged=8 * DAY)
     store.partial(digest, 1).unlink()
     before = {path.name: path.stat() for path in store.blobs.iterdir()}
@@ -141,12 +142,14 @@ def test_stale_downloads_are_left_by_the_service(store: Store, tmp_path: Path) -
     assert {path.name: path.stat() for path in store.blobs.iterdir()} == before
 
 
-def test_wanted_ones_are_refreshed_and_stale_ones_are_not(store: Store, tmp_path: Path) -> None:
+def test_wanted_ones_are_refreshed_and_stale_ones_are_not(
+    store: HealthyStore, tmp_path: Path
+) -> None:
     wanted = store.download("wanted", aged=0.75 * HOUR)
     young = store.download("young", aged=0.25 * HOUR)
     live = store.download("live", aged=0.75 * HOUR)
     stale = store.download("stale", aged=8 * DAY)
-    orphan = store.blob("of a pull that is not finished", aged=0.75 * HOUR)
+    orphan = store.text_blob("of a pull that is not finished", aged=0.75 * HOUR)
     with store.partial(live).open("r+b"):
         report = Machine(store, tmp_path).look()
     done = {each.subject for each in report.plan.actions if each.kind is ActionKind.REFRESH}
@@ -158,7 +161,7 @@ def test_wanted_ones_are_refreshed_and_stale_ones_are_not(store: Store, tmp_path
         assert len({round(each, 3) for each in times}) == 1 or not fresh
 
 
-def test_times_are_never_set_back(store: Store, tmp_path: Path) -> None:
+def test_times_are_never_set_back(store: HealthyStore, tmp_path: Path) -> None:
     """One of the files has a later time than our clock: it stays, and the others follow."""
     digest = store.download("wanted", aged=0.75 * HOUR)
     age(store.partial(digest, 1), -300)
@@ -168,7 +171,9 @@ def test_times_are_never_set_back(store: Store, tmp_path: Path) -> None:
     assert time.time() - store.partial(digest, 0).stat().st_mtime < 60
 
 
-def test_age_and_quiet_are_not_disturbed_by_what_we_set(store: Store, tmp_path: Path) -> None:
+def test_age_and_quiet_are_not_disturbed_by_what_we_set(
+    store: HealthyStore, tmp_path: Path
+) -> None:
     """A week of refreshed times: stale all the same, and not live for a moment."""
     digest = store.download("wanted", aged=2 * HOUR)
     machine = Machine(store, tmp_path)
@@ -187,7 +192,7 @@ def test_age_and_quiet_are_not_disturbed_by_what_we_set(store: Store, tmp_path: 
     assert report.plan.actions == ()
 
 
-def test_what_was_written_since_the_last_look_is_not_stale(store: Store) -> None:
+def test_what_was_written_since_the_last_look_is_not_stale(store: HealthyStore) -> None:
     """The memory has it as stale; then a pull of it got on, unseen, and was killed."""
     digest = store.download("resumed", aged=8 * DAY)
     assert run(store.path, "repair", "--yes").returncode == 0
@@ -199,7 +204,7 @@ def test_what_was_written_since_the_last_look_is_not_stale(store: Store) -> None
     assert store.partials(digest) == before
 
 
-def test_the_rule_for_a_reboot_goes_by_the_own_time(store: Store, tmp_path: Path) -> None:
+def test_the_rule_for_a_reboot_goes_by_the_own_time(store: HealthyStore, tmp_path: Path) -> None:
     """Written before the machine started: after a refresh it still counts as that."""
     digest = store.download("wanted", aged=2 * HOUR)
     machine = tmp_path / "rebooted"
@@ -223,7 +228,7 @@ def test_the_rule_for_a_reboot_goes_by_the_own_time(store: Store, tmp_path: Path
 def test_what_root_writes_belongs_to_the_owner_of_the_download(
     words: Sequence[str], tmp_path: Path
 ) -> None:
-    store = Store(tmp_path / "models")
+    store = HealthyStore(tmp_path / "models")
     digest = store.download("killed", aged=600)
     for number in range(3):
         store.partial(digest, number).unlink()
@@ -244,7 +249,7 @@ def test_what_root_writes_belongs_to_the_owner_of_the_download(
 def test_another_ordinary_user_is_refused(
     tmp_path: Path, as_nobody: Callable[[Sequence[str]], list[str]]
 ) -> None:
-    store = Store(tmp_path / "models")
+    store = HealthyStore(tmp_path / "models")
     digest = store.download("killed", aged=2 * HOUR)
     for number in range(3):
         store.partial(digest, number).unlink()

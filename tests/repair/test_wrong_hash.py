@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.driving import age, audit, is_right, run
+from tests.support.driving import audit, is_right, run
+from tests.support.notation import age
 from tests.support.servers import Server, blob, collapsed, sidecar
 from watcher.demo.registry import Layer, Model, Registry
 

@@ -3,7 +3,7 @@
 Everything lies in folders that the caller gives; every wait is for a condition and bounded; leaving
 a context ends what it has started.
 
-    store = Store(tmp_path / "models")
+    store = HealthyStore(tmp_path / "models")
     stale = store.download("a", aged=8 * DAY)
     with Daemon(store.path) as daemon:
         daemon.wait_event("partial_stale")
@@ -21,12 +21,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from tests.support import commands
+from tests.support.notation import Store, age
 from tests.support.runs import rules
 from tests.support.servers import ROOT, TIMEOUT, Line, blob, sidecar, wait_until
 from watcher.demo.registry import Content, Registry
@@ -45,29 +45,14 @@ Tree = dict[str, tuple[object, ...]]
 # ---------------------------------------------------------------- stores
 
 
-def age(path: Path, seconds: float) -> None:
-    """Set a file's times back."""
-    past = time.time() - seconds
-    os.utime(path, (past, past), follow_symlinks=False)
-
-
-@dataclass
-class Store:
+class HealthyStore(Store):
     """A models folder with one healthy model in it, and what tests add."""
 
-    path: Path
-    #: Digests of the healthy model.
-    digests: tuple[str, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.blobs.mkdir(parents=True)
-        self.digests = (self.blob("healthy weights"), self.blob("healthy config"))
-        self.manifest("healthy", *self.digests)
-
-    @property
-    def blobs(self) -> Path:
-        """The folder ``blobs``."""
-        return self.path / "blobs"
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        #: Digests of the healthy model.
+        self.digests = (self.text_blob("healthy weights"), self.text_blob("healthy config"))
+        self.manifest_of("healthy", *self.digests)
 
     @property
     def ours(self) -> Path:
@@ -82,16 +67,16 @@ class Store:
         """
         return hashlib.sha256(f"{self.path.parent} {text}".encode()).hexdigest()
 
-    def blob(self, text: str, aged: float = OLD) -> str:
-        """A finished blob; its 64 digits."""
+    def text_blob(self, text: str, aged: float = OLD) -> str:
+        """A finished blob of a text, named after it (see `digest`); its 64 digits."""
         digest = self.digest(text)
         path = self.blobs / f"sha256-{digest}"
         path.write_text(text)
         age(path, aged)
         return digest
 
-    def manifest(self, model: str, *digests: str) -> Path:
-        """A manifest that names blobs: the last one as its config."""
+    def manifest_of(self, model: str, *digests: str) -> Path:
+        """A manifest of just now that names blobs: the last one as its config."""
         *layers, config = [
             {
                 "mediaType": "application/octet-stream",
@@ -100,10 +85,8 @@ class Store:
             }
             for digest in digests
         ]
-        path = self.path / "manifests/registry.ollama.ai/library" / model / "latest"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"schemaVersion": 2, "config": config, "layers": layers}))
-        return path
+        document = {"schemaVersion": 2, "config": config, "layers": layers}
+        return self.manifest(f"{model}/latest", json.dumps(document).encode(), aged="0s")
 
     def download(self, text: str, *, parts: int = 3, aged: float = OLD) -> str:
         """A download of `parts` parts, half of each completed, and its data; its digits."""
@@ -420,7 +403,7 @@ def private_proc(folder: Path, *pids: int) -> str:
     return str(folder)
 
 
-def host(store: Store, proc: str = "/proc", **more: Any) -> Host:
+def host(store: HealthyStore, proc: str = "/proc", **more: Any) -> Host:
     """A world over a store."""
     return Host(str(store.path), proc=proc, **more)
 

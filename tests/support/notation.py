@@ -25,7 +25,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from watcher.observe.host import Host
 
@@ -58,17 +58,25 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.blobs = path / "blobs"
-        self.manifests = path / "manifests"
         self.blobs.mkdir(parents=True)
         self.manifests.mkdir()
 
     @classmethod
-    def at(cls, path: Path) -> Store:
+    def at(cls, path: Path) -> Self:
         """A store that lies there already."""
         found = cls.__new__(cls)
-        found.path, found.blobs, found.manifests = path, path / "blobs", path / "manifests"
+        found.path = path
         return found
+
+    @property
+    def blobs(self) -> Path:
+        """The folder ``blobs``."""
+        return self.path / "blobs"
+
+    @property
+    def manifests(self) -> Path:
+        """The folder ``manifests``."""
+        return self.path / "manifests"
 
     # ------------------------------------------------------------ making
 
@@ -207,9 +215,9 @@ class Store:
         return Host(**{**given, **changes})
 
 
-def age(path: Path, aged: str) -> None:
-    """Set a file's times back, or, as ``-5m``, forward."""
-    then = time.time() - seconds(aged)
+def age(path: Path, aged: str | float) -> None:
+    """Set a file's times back, by ``5m`` or so many seconds, or, as ``-5m``, forward."""
+    then = time.time() - (seconds(aged) if isinstance(aged, str) else aged)
     os.utime(path, (then, then), follow_symlinks=False)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.driving import POLICY, Store
+from tests.support.driving import POLICY, HealthyStore
 from tests.support.runs import one_run
 from watcher import cli, reconcile
 from watcher.errors import WatchError
@@ -54,9 +54,9 @@ HASHED = {
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> HealthyStore:
     """With each of the files, and something in each place of them."""
-    made = Store(tmp_path / "models")
+    made = HealthyStore(tmp_path / "models")
     made.download("wanted", aged=2 * 3600)
     made.file("sha256-" + made.digest("named")[:60], "odd")
     one_run(Host(str(made.path)), POLICY, approve=reconcile.approve_none)
@@ -168,7 +168,9 @@ FILES: dict[str, Callable[[int], None]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_absurd_value_in_any_place_is_set_aside_or_harmless(store: Store, name: str) -> None:
+def test_an_absurd_value_in_any_place_is_set_aside_or_harmless(
+    store: HealthyStore, name: str
+) -> None:
     file = store.ours / name
     document = json.loads(file.read_bytes())
     count = 0
@@ -206,7 +208,7 @@ def test_an_absurd_value_in_any_place_is_set_aside_or_harmless(store: Store, nam
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
 )
 def test_commands_go_on_over_an_absurd_value(
-    store: Store,
+    store: HealthyStore,
     name: str,
     place: tuple[Any, ...],
     how: str,
@@ -229,7 +231,7 @@ def test_commands_go_on_over_an_absurd_value(
         assert "fault" not in told.err
 
 
-def test_a_file_of_ours_that_is_too_large_is_not_read(store: Store) -> None:
+def test_a_file_of_ours_that_is_too_large_is_not_read(store: HealthyStore) -> None:
     os.truncate(store.ours / "queue.json", 1 << 40)
     with fs.opened_folder(str(store.path)) as folder:
         assert queue.FILE.read(folder) == queue.Queue()
