@@ -254,6 +254,12 @@ def _huge_note(planted: Planted) -> None:
     os.truncate(planted.path / "intent.json", 1 << 33)
 
 
+def _note_that_is_padded_beyond_the_limit(planted: Planted) -> None:
+    _of_orphan(planted)
+    with (planted.path / "intent.json").open("ab") as note:
+        note.write(b" " * intents.READ_LIMIT)
+
+
 def _other_file(planted: Planted) -> None:
     path = _of_orphan(planted)
     (planted.store.path / "other").write_text("other")
@@ -437,11 +443,14 @@ def test_sidecars_of_data_that_is_there_do_not_go_on_an_intents_word(
     assert store.tree() == before
 
 
+@pytest.mark.parametrize("remembered", [False, True])
 def test_sidecars_that_nobody_foresaw_are_not_put_beside_data(
-    store: HealthyStore, proc: str
+    remembered: bool, store: HealthyStore, proc: str
 ) -> None:
     """Some of them are there already, as after a kill; a repair makes the download good."""
     digest = store.download("mine", aged=600)
+    if remembered:  # with its own parts, which are others
+        one_run(host(store, proc), changed(POLICY, clean=False))
     size = store.partial(digest).stat().st_size
     texts = _sidecars(digest, Part(0, 0, size - 9, size - 9), Part(1, size - 9, 9, 9))
     planted = Planted(store)

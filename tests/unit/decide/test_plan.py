@@ -217,6 +217,32 @@ def test_what_makes_it_possible(one: Download, more: dict[str, Any]) -> None:
     assert len(planned(evidence(one, **more)).actions) == 1
 
 
+@pytest.mark.parametrize(
+    ("visibility", "servers", "ago", "refused"),
+    [
+        (Visibility.FULL, (), 1, None),
+        (Visibility.NAMED, (), 1, None),
+        (Visibility.FULL, (server(),), 89, RefusalKind.NOT_QUIET),
+        (Visibility.FULL, (server(),), 91, None),
+        (Visibility.NAMED, (server(),), 89, RefusalKind.NOT_QUIET),
+        (Visibility.NAMED, (server(),), 91, None),
+        (Visibility.PARTIAL, (), 89, RefusalKind.NOT_QUIET),
+        (Visibility.PARTIAL, (), HOUR - 1, RefusalKind.SIGHT),
+        (Visibility.PARTIAL, (), HOUR + 1, None),
+    ],
+)
+def test_progress_files_wait_for_quiet_as_the_visibility_demands(
+    visibility: Visibility, servers: tuple[Server, ...], ago: float, refused: RefusalKind | None
+) -> None:
+    behind = download(ago=ago, claimed=(), trusted=((0, 50 * MB),))
+    seen = evidence(behind, visibility=visibility, servers=servers)
+    policy = rules(repair=True)
+    made = plan.make(diagnose.diagnose(seen, policy), seen, policy)
+    written = [each for each in made.actions if each.kind is ActionKind.WRITE_SIDECARS]
+    assert [each.kind for each in made.refusals] == ([refused] if refused else [])
+    assert len(written) == (refused is None)
+
+
 def test_no_times_are_set_where_nothing_can_be_written() -> None:
     policy, one = rules(refresh=True), download(ago=HOUR)
     for place, wanted in ((Place("/m", "x"), 1), (Place("/m", "x", read_only=True), 0)):
