@@ -73,7 +73,7 @@ def test_its_orphans_are_those_of_clean_and_audit(models: Store, seed: int) -> N
 
 
 @pytest.mark.parametrize("broken", ["corrupt", "none"])
-def test_so_where_nothing_may_be_removed(models: Store, broken: str) -> None:
+def test_df_agrees_where_nothing_may_be_removed(models: Store, broken: str) -> None:
     for aged in ("2h", "9d"):
         orphan(models, aged, aged)
     if broken == "corrupt":

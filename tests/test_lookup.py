@@ -67,7 +67,7 @@ def test_repair_finds_out_by_name(call: Call, named: str, partial: str, as_typed
     assert download(call)["models"] == [named]
 
 
-def test_then_all_commands_know_it_and_ask_nobody(
+def test_a_name_that_was_found_is_known_to_all_commands(
     call: Call, named: str, partial: str, registry: Registry
 ) -> None:
     call("repair", "--yes", named)

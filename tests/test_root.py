@@ -167,7 +167,7 @@ PLANTED: dict[str, Callable[[HealthyStore, Path], None]] = {
 
 
 @pytest.mark.parametrize("what", PLANTED)
-def test_what_is_planted_leads_nowhere(
+def test_a_planted_file_leads_nowhere(
     store: HealthyStore, victim: Path, run: Run, what: str
 ) -> None:
     PLANTED[what](store, victim)
@@ -346,7 +346,7 @@ assert privileges.capabilities().permitted == privileges.VISIBILITY
 
 
 @pytest.mark.parametrize("uid", [OWNER, 0])
-def test_what_waits_for_the_disk_has_no_capability(uid: int, tmp_path: Path) -> None:
+def test_a_process_that_waits_for_the_disk_has_no_capability(uid: int, tmp_path: Path) -> None:
     told = tmp_path / "status"
     told.touch()
     open_parents(tmp_path)
@@ -576,7 +576,7 @@ def test_a_model_that_one_of_them_has_is_known_to_all(tmp_path: Path, run: Run) 
     assert run(*both, "verify", "only-there").returncode == 1
 
 
-def test_what_ends_it_ends_the_child_too(tmp_path: Path) -> None:
+def test_a_signal_to_root_ends_the_child_too(tmp_path: Path) -> None:
     _, others, both = several(tmp_path)
     lock = others.ours
     lock.mkdir()
@@ -598,7 +598,9 @@ def test_what_ends_it_ends_the_child_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
-def test_who_stops_the_run_on_his_store_stops_no_other(tmp_path: Path, number: int) -> None:
+def test_an_owner_who_stops_the_run_on_their_store_stops_no_other(
+    tmp_path: Path, number: int
+) -> None:
     first, others, both = several(tmp_path)
     first.ours.mkdir()
     (first.ours / "lock").touch()

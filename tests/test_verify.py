@@ -531,7 +531,7 @@ def test_a_registry_that_never_answers_is_not_asked_for_ever(
     assert len(report.plan.refusals) == 50
 
 
-def test_what_lies_astray_is_not_called_missing(store: TrueStore) -> None:
+def test_a_blob_under_an_old_name_is_not_called_missing(store: TrueStore) -> None:
     for path in list(store.blobs.iterdir()):
         path.rename(path.with_name(path.name.replace("sha256-", "sha256:")))
     code, told = lines(store, "verify")

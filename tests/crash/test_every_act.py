@@ -192,7 +192,7 @@ def test_killed_in_what_an_error_sets_off_it_is_undone_or_done(
 
 
 @pytest.mark.parametrize("name", ACTS)
-def test_what_comes_of_it_is_pulled_to_a_right_end(
+def test_a_pull_completes_the_state_after_each_act(
     name: str, tmp_path: Path, driver: Driver, layer: Layer, registry: Registry, model: Model
 ) -> None:
     """All ways come to one end, so the pull of one is that of all."""

@@ -293,7 +293,7 @@ def test_half_a_line_that_a_kill_left_is_gone_after_the_next_run(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files for others")
 @pytest.mark.parametrize("first", TURNS)
-def test_what_root_leaves_after_a_kill_belongs_to_the_owner_of_the_store(
+def test_files_of_root_after_a_kill_belong_to_the_owner_of_the_store(
     first: int, tmp_path: Path, driver: Driver
 ) -> None:
     owner = 65534

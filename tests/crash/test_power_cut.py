@@ -196,7 +196,9 @@ def test_claims_ahead_of_their_data_are_looked_through_at_the_next_start(
     assert_looked_through(killed, machine)
 
 
-def test_so_are_those_of_a_whole_download(whole: Scene, machine: Machine) -> None:
+def test_claims_ahead_of_a_whole_download_are_looked_through_at_the_next_start(
+    whole: Scene, machine: Machine
+) -> None:
     assert_looked_through(whole, machine)
 
 
@@ -312,7 +314,7 @@ def test_a_server_that_starts_first_finds_the_note_still_there(
         killed.pull(store)
 
 
-def test_what_is_synced_behind_is_on_the_disk_and_the_note_goes(
+def test_data_synced_after_its_claims_is_on_the_disk_and_the_note_is_removed(
     killed: Scene, machine: Machine
 ) -> None:
     machine.act(killed.store, AHEAD)
@@ -413,7 +415,7 @@ def test_nothing_goes_for_a_blob_that_is_not_on_the_disk(disk: Disk, machine: Ma
 
 
 @pytest.mark.parametrize("renames", [True, False])
-def test_what_leaves_quarantine_is_never_in_neither_place(
+def test_a_restored_file_is_always_in_quarantine_or_in_blobs(
     disk: Disk, machine: Machine, monkeypatch: pytest.MonkeyPatch, renames: bool
 ) -> None:
     """Cut before and after each call of `quarantine restore`."""
@@ -500,7 +502,7 @@ def test_a_hash_of_what_was_in_memory_alone_does_not_outlive_the_machine(
         assert it.name[7:] in {each.digest for each in odd}
 
 
-def test_what_was_there_before_the_machine_started_is_hashed_once(
+def test_a_blob_from_before_the_machine_started_is_hashed_once(
     disk: Disk, machine: Machine
 ) -> None:
     it = Fresh(disk, machine)
@@ -523,7 +525,7 @@ def hashed_by(machine: Machine, models: Path) -> set[str]:
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
-def test_what_the_disk_does_not_take_is_not_claimed(registry: Registry, disk: Disk) -> None:
+def test_bytes_that_the_disk_refuses_are_not_claimed(registry: Registry, disk: Disk) -> None:
     it = Scene(disk, registry, layout="holes", whole=False)
     before = ranges.size(it.claims(it.store))
     assert before == 0
@@ -592,9 +594,7 @@ def test_another_file_of_that_name_is_not_taken_for_it(tmp_path: Path) -> None:
         assert written == durability.Written(gone=True)
 
 
-def test_who_wants_to_stop_leaves_a_stuck_sync_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_leaves_a_stuck_sync_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what it leaves holds nothing: no lock, and no pipe that somebody reads to its end."""
     path = tmp_path / "data"
     path.write_bytes(b"x")

@@ -131,7 +131,9 @@ def test_killed_at_any_system_call_the_next_run_comes_to_the_same_end(
 @pytest.mark.parametrize(
     "name", ["behind", "a-strange-number", "redundant", "quarantine", "restore", "purge", "prepare"]
 )
-def test_so_does_every_other_act(name: str, tmp_path: Path, driver: Driver, layer: Layer) -> None:
+def test_every_other_act_killed_at_any_system_call_comes_to_the_same_end(
+    name: str, tmp_path: Path, driver: Driver, layer: Layer
+) -> None:
     """One after another: it is the same layer in each store."""
     trial = Trial(tmp_path, driver, ACTS[name], layer)
     words = list(ACTS[name].words)

@@ -134,7 +134,7 @@ def test_logs_set_aside_are_read_in_order_and_damage_is_reported(store: HealthyS
 # ---------------------------------------------------------------- how it is shown
 
 
-def test_it_is_readable_in_80_columns_and_begins_each_day(store: HealthyStore) -> None:
+def test_the_log_is_readable_in_80_columns_and_begins_each_day(store: HealthyStore) -> None:
     long = "the download was interrupted: " + "behind, because of this and that " * 6
     tell(
         store,
@@ -269,7 +269,7 @@ def test_a_followed_model_is_found_by_the_digest_that_it_turns_out_to_have(
     following.wait(*map(str, range(10, 20)), "learnt", "then")
 
 
-def test_of_several_stores_one_is_followed(store: HealthyStore, tmp_path: Path) -> None:
+def test_only_one_store_can_be_followed(store: HealthyStore, tmp_path: Path) -> None:
     other = HealthyStore(tmp_path / "other")
     tell(store, event("here"))
     tell(other, event("there"))

@@ -247,7 +247,7 @@ def test_clients_that_send_nothing_or_go_away_keep_nobody_waiting(
     assert daemon.errors == ""
 
 
-def test_it_sleeps_until_somebody_asks(listening: tuple[Daemon, int]) -> None:
+def test_the_listener_sleeps_until_a_scrape(listening: tuple[Daemon, int]) -> None:
     daemon, port = listening
     daemon.wait_idle()
     before = daemon.work()

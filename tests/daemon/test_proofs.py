@@ -73,7 +73,7 @@ def _again(tried: Scrub, digest: str, policy: Rules) -> bool:
     return False
 
 
-def test_it_is_not_asked_all_the_time(store: HealthyStore, digest: str) -> None:
+def test_the_registry_is_not_asked_all_the_time(store: HealthyStore, digest: str) -> None:
     asked: list[str] = []
 
     def registry_length(_: ModelName, of: str) -> int | None:

@@ -82,7 +82,7 @@ def wait_child(daemon: Daemon) -> int:
 # ---------------------------------------------------------------- it runs
 
 
-def test_what_is_added_arrives_and_is_reported_like_any_pull(
+def test_an_added_model_arrives_and_is_reported_like_any_pull(
     store: HealthyStore, server: Server, add: Add
 ) -> None:
     with Daemon(store.path, ON) as daemon:
@@ -103,7 +103,7 @@ def test_what_is_added_arrives_and_is_reported_like_any_pull(
     assert listed(store)["run_by"] is None
 
 
-def test_what_was_added_before_it_and_while_the_server_was_away(
+def test_items_added_before_the_daemon_and_without_a_server_arrive(
     store: HealthyStore, server: Server, add: Add
 ) -> None:
     one, two = add("one"), add("two")
@@ -143,7 +143,7 @@ def test_without_the_setting_nobody_runs_it_and_both_commands_report_it(
         assert status["queue"] == {"waiting": 1, "paused": False, "run_by": None}
 
 
-def test_what_no_file_event_reported_is_found_by_the_next_scan(
+def test_an_item_without_a_file_event_is_found_by_the_next_scan(
     store: HealthyStore, registry: Registry, add: Add
 ) -> None:
     """Models that are not there: of what arrives, all is watched anew."""
@@ -158,7 +158,7 @@ def test_what_no_file_event_reported_is_found_by_the_next_scan(
         daemon.wait_event("pull_failed", 2, timeout=30)
 
 
-def test_what_can_not_be_downloaded_is_reported_and_the_next_one_is_driven(
+def test_a_failed_download_is_reported_and_the_next_one_begins(
     store: HealthyStore, registry: Registry, add: Add
 ) -> None:
     run(store.path, "queue", "add", f"{registry.url}/library/nothing:1b")
@@ -270,7 +270,9 @@ def test_sigkill_in_the_middle_and_the_next_life_goes_on(
     assert registry.bytes_served(model.digests[0]) <= 10 * MB
 
 
-def test_all_of_a_unit_killed_at_once(store: HealthyStore, registry: Registry, add: Add) -> None:
+def test_a_download_goes_on_after_its_whole_unit_was_killed(
+    store: HealthyStore, registry: Registry, add: Add
+) -> None:
     with Daemon(store.path, ON) as daemon:
         model = add(held=4 * MB)
         registry.wait_held(model.digests[0], 1)

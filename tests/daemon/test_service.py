@@ -214,7 +214,7 @@ COMES_BACK = {
 
 
 @pytest.mark.parametrize("case", COMES_BACK)
-def test_it_goes_on_when_a_folder_comes_back(store: HealthyStore, case: str) -> None:
+def test_the_daemon_goes_on_when_a_folder_comes_back(store: HealthyStore, case: str) -> None:
     with Daemon(store.path) as daemon:
         go, name = COMES_BACK[case]
         back = go(store, name)

@@ -369,7 +369,7 @@ def test_a_store_that_is_not_there_yet_is_noticed_when_it_comes(tmp_path: Path) 
         watching.full()
 
 
-def test_what_happens_beside_the_store_is_nothing(store: HealthyStore, watching: Watching) -> None:
+def test_events_beside_the_store_are_ignored(store: HealthyStore, watching: Watching) -> None:
     beside = store.path.with_name("beside")
     beside.mkdir()
     (store.path / "a file").touch()
@@ -525,7 +525,7 @@ def test_a_folder_that_may_not_be_read_is_named(
     assert f"{store.blobs}: Permission denied" in done.stdout
 
 
-def test_it_leaves_no_descriptor_and_no_thread_behind(store: HealthyStore) -> None:
+def test_triggers_leave_no_descriptor_and_no_thread_behind(store: HealthyStore) -> None:
     def here() -> tuple[list[str], set[threading.Thread]]:
         opened = []
         for fd in os.listdir("/proc/self/fd"):

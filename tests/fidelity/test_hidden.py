@@ -55,7 +55,7 @@ def hide_a_manifest(store: Store) -> None:
 
 
 @pytest.mark.parametrize("hide", [hide_a_folder, hide_a_manifest])
-def test_what_only_we_may_not_read_is_no_fault_of_the_store(
+def test_files_that_only_we_can_not_read_are_no_fault_of_the_store(
     stranger: Callable[..., dict[str, Any]], hide: Callable[[Store], None]
 ) -> None:
     told = stranger(hide)
@@ -71,7 +71,7 @@ def test_what_only_we_may_not_read_is_no_fault_of_the_store(
         assert (orphan["alone"], orphan["command"]) == ("", "")
 
 
-def test_what_no_start_deletes_is_not_announced_as_deleted(
+def test_files_that_no_start_deletes_are_not_announced_as_deleted(
     stranger: Callable[..., dict[str, Any]],
 ) -> None:
     def broken_and_waste(store: Store) -> None:

@@ -151,7 +151,7 @@ def test_each_download_gets_one_condition_and_nothing_raises(seen: Evidence) -> 
 
 @settings(max_examples=300)
 @given(EVIDENCE)
-def test_what_has_a_writer_is_live_and_nothing_of_it_is_touched(seen: Evidence) -> None:
+def test_a_download_with_a_writer_is_live_and_untouched(seen: Evidence) -> None:
     made = planned(seen)
     touched = {entry.name for action in made.actions for entry in action.expects}
     for diagnosed in diagnose.diagnose(seen, POLICY):

@@ -42,7 +42,7 @@ def here(tmp_path: Path) -> Path:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(BLOBS, NAMES, PARTIALS)
-def test_what_a_manifest_names_stays(
+def test_a_blob_that_a_manifest_names_stays(
     here: Path,
     blobs: dict[str, tuple[str, bool]],
     named: list[tuple[str, list[str], str, str]],

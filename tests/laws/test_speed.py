@@ -61,7 +61,7 @@ def test_a_rate_lies_between_the_slowest_and_the_fastest_step(
 
 
 @given(STEPS, st.integers(0, 39), st.floats(0.1, 0.9))
-def test_it_does_not_matter_how_often_one_looks(
+def test_the_rate_does_not_depend_on_how_often_it_is_read(
     steps: list[tuple[float, int]], which: int, where: float
 ) -> None:
     which %= len(steps)

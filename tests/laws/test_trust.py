@@ -93,7 +93,7 @@ def wrong(fd: int, trusted: Ranges, content: bytes) -> list[tuple[int, int]]:
 
 @settings(max_examples=120)
 @given(SIZES, STEPS, st.integers(0, 3))
-def test_what_is_trusted_is_true(
+def test_trusted_bytes_are_right(
     sizes: tuple[int, ...], steps: list[tuple[int, str, int, int]], seed: int
 ) -> None:
     content = content_of(sum(sizes), seed)
@@ -109,7 +109,7 @@ def test_what_is_trusted_is_true(
 
 @settings(max_examples=60)
 @given(SIZES, STEPS, st.integers(0, 3), st.lists(st.integers(0, 2500), max_size=20))
-def test_what_is_trusted_after_a_power_cut_is_true(
+def test_trusted_bytes_are_right_after_a_power_cut(
     sizes: tuple[int, ...], steps: list[tuple[int, str, int, int]], seed: int, lost: list[int]
 ) -> None:
     content = content_of(sum(sizes), seed)

@@ -230,7 +230,9 @@ def test_a_server_that_is_gone_is_not_awaited_on_a_read_only_store(
 
 @needs_root
 @pytest.mark.parametrize("what", ["blobs", "data"])
-def test_what_is_immutable(server: Server, registry: Registry, what: str) -> None:
+def test_an_immutable_file_ends_the_pull_as_not_permitted(
+    server: Server, registry: Registry, what: str
+) -> None:
     model = add(registry, server, 3 * MB)
     lay_out(registry, server.store, model.digests[0], aged=600)
     server.start().wait_ready()

@@ -48,7 +48,7 @@ def _without_losses(note: Callable[[ModelProgress, str, int, int], int]) -> Call
     ],
     ids=lambda fault: f"{fault.kind}-{fault.on}-{fault.status}",
 )
-def test_what_passes_is_outlasted(server: Server, registry: Registry, fault: Fault) -> None:
+def test_passing_faults_are_outlasted(server: Server, registry: Registry, fault: Fault) -> None:
     model = add(registry, server)
     registry.throttle(2 * RATE)
     registry.add_fault(Fault(**vars(fault)))

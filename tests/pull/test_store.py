@@ -81,7 +81,9 @@ def test_a_disk_that_is_too_small_for_all_together_is_reported_and_the_pull_goes
         assert told.endswith(f"for other unfinished downloads ({SIZE // 2 / MB:.1f} MB)")
 
 
-def test_all_of_it_is_there_and_the_server_is_not_asked(server: Server, registry: Registry) -> None:
+def test_a_complete_model_is_up_to_date_without_asking_the_server(
+    server: Server, registry: Registry
+) -> None:
     model = add(registry, server, 3 * MB)
     server.start().wait_ready()
     assert drive(site(server), model).end.cause is None
@@ -93,7 +95,7 @@ def test_all_of_it_is_there_and_the_server_is_not_asked(server: Server, registry
 
 
 @pytest.mark.parametrize("what", ["layer", "manifest", "config"])
-def test_what_is_missing_is_fetched(server: Server, registry: Registry, what: str) -> None:
+def test_a_missing_layer_is_fetched(server: Server, registry: Registry, what: str) -> None:
     model = add(registry, server, 3 * MB)
     server.start().wait_ready()
     drive(site(server), model)

@@ -100,7 +100,9 @@ def test_a_recorded_pull(
     assert steps == sorted(steps, key=list(State).index) or State.VERIFYING in steps
 
 
-def test_of_many_lines_only_some_are_shown(answers: tuple[str, list[dict[str, Any]]]) -> None:
+def test_only_some_of_many_progress_lines_are_shown(
+    answers: tuple[str, list[dict[str, Any]]],
+) -> None:
     url, told = answers
     layer = {"status": f"pulling {'a' * 12}", "digest": f"sha256:{'a' * 64}", "total": TOTAL}
     told.append({"status": "pulling manifest"})

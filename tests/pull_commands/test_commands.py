@@ -304,7 +304,7 @@ def test_a_model_of_the_cloud_is_reported_and_passed_on(pull: Pull, registry: Re
 
 
 @pytest.mark.parametrize("command", ["pull", "reset"])
-def test_of_several_stores_one_has_to_be_named(store: Path, command: str) -> None:
+def test_a_pull_into_several_stores_is_wrong_usage(store: Path, command: str) -> None:
     done = run(store, "--store", str(store), command, "x")
     assert (done.returncode, done.stdout) == (2, "")
     assert (
@@ -312,7 +312,7 @@ def test_of_several_stores_one_has_to_be_named(store: Path, command: str) -> Non
     )
 
 
-def test_who_reads_it_has_gone(
+def test_a_closed_pipe_ends_the_pull_and_keeps_its_bytes(
     store: Path, server: EngineServer, registry: Registry, pull: Pull
 ) -> None:
     """It ends as after a ctrl-C: what came is kept."""

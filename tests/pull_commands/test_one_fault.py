@@ -102,7 +102,7 @@ def test_a_manifest_that_makes_no_sense(
 
 
 @pytest.mark.parametrize("words", [(), ("--parallel", "3")], ids=["in turn", "side by side"])
-def test_whatever_goes_wrong_with_one_the_others_come(
+def test_one_failed_model_does_not_keep_the_others_from_arriving(
     store: Path, server: EngineServer, registry: Registry, words: tuple[str, ...]
 ) -> None:
     names = [registry.add_model(each, "1b", [Layer(MB)]).name for each in ("a", "b")]

@@ -59,7 +59,7 @@ def by_hand(store: Store, _: str) -> None:
 
 @pytest.mark.parametrize("change", [by_repair, by_hand])
 @pytest.mark.parametrize("scanned", [False, True])
-def test_what_is_repaired_no_longer_needs_repair(
+def test_a_repaired_download_no_longer_needs_repair(
     models: Store,
     manager: ModelDownloadManager,
     change: Callable[[Store, str], None],
@@ -77,7 +77,7 @@ def test_what_is_repaired_no_longer_needs_repair(
         assert (kept["status"], kept["error"]) == (state, why)
 
 
-def test_what_breaks_again_needs_repair_again(models: Store) -> None:
+def test_a_download_that_breaks_again_needs_repair_again(models: Store) -> None:
     digest = interrupted(models)
     by_repair(models, digest)
     (models.blobs / f"sha256-{digest}-partial-0").write_bytes(b"{")
@@ -94,7 +94,7 @@ def test_the_worst_of_several_layers_counts(models: Store) -> None:
     assert told(models)[1].startswith("resumable")
 
 
-def test_what_somebody_else_completed_is_complete(
+def test_a_download_that_somebody_else_completed_is_complete(
     models: Store, manager: ModelDownloadManager
 ) -> None:
     digest = interrupted(models)

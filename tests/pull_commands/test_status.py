@@ -58,7 +58,9 @@ def test_stage_percent_and_speed(models: Store, manager: ModelDownloadManager) -
     assert max(len(line) for line in shown.splitlines() if str(models.path) not in line) <= 80
 
 
-def test_what_is_over_is_not_told(models: Store, manager: ModelDownloadManager) -> None:
+def test_finished_and_old_downloads_are_not_listed(
+    models: Store, manager: ModelDownloadManager
+) -> None:
     begin(manager, "done")
     manager.update_download_state("done", {"status": "completed"})
     manager.reset_download("other")
@@ -113,7 +115,9 @@ def test_what_helps(
     assert error in shown
 
 
-def test_what_was_in_its_way(models: Store, manager: ModelDownloadManager) -> None:
+def test_resets_stalls_and_lost_bytes_are_shown(
+    models: Store, manager: ModelDownloadManager
+) -> None:
     begin(manager, "llama3", resets=3, stalls=1, lost_bytes=20_000_000)
     told = status(models)
     (one,) = told["models"]

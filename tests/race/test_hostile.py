@@ -76,7 +76,7 @@ def swap(path: Path, how: str, outside: Path) -> Callable[[], object]:
 
 @pytest.mark.parametrize("how", ["fifo", "folder", DEVICE])
 @pytest.mark.parametrize("instant", INSTANTS)
-def test_what_is_no_file_is_not_taken_away(
+def test_only_regular_files_are_removed(
     instant: str, how: str, store: HealthyStore, moment: Moment, outside: Path
 ) -> None:
     data = store.partial(store.download("stale"))

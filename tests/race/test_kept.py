@@ -150,7 +150,7 @@ with fs.locked("models.json.lock", folder, f"pid {os.getpid()}"):
 """
 
 
-def test_who_keeps_the_lock_too_long_is_named(
+def test_the_holder_of_a_lock_held_too_long_is_named(
     folder: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records.change(folder, "llama3", {"state": "starting"})

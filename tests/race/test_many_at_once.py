@@ -103,7 +103,7 @@ def test_they_share_the_wait_and_the_looks(
     assert {digest for digest in digests if store.partial(digest, 0).exists()} == set(digests)
 
 
-def test_who_opens_or_changes_one_keeps_no_other_from_being_repaired(
+def test_one_opened_or_changed_download_keeps_no_other_from_being_repaired(
     store: HealthyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(store.path))
@@ -200,7 +200,7 @@ def test_prepare_begins_after_two_whole_looks(
     assert len(remembered(store)) == 3
 
 
-def test_who_is_stopped_during_the_wait_puts_all_of_a_batch_back(
+def test_a_stop_during_the_wait_puts_the_whole_batch_back(
     store: HealthyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(store.path))
@@ -279,7 +279,7 @@ class Ends:
         return self.asked > self.after
 
 
-def test_who_is_asked_to_end_gives_every_look_up_with_everything_in_order(
+def test_a_stop_during_any_scan_leaves_everything_in_order(
     store: HealthyStore, tmp_path: Path
 ) -> None:
     ended, after = 0, 0

@@ -139,7 +139,7 @@ DOWNLOAD_INSTANTS = {
 }
 
 
-def test_what_has_come_in_the_way_since_the_plan_was_agreed_to_is_reported(
+def test_a_holder_since_the_plan_was_approved_is_reported(
     store: HealthyStore,
 ) -> None:
     path = store.partial(store.download("stale"))
@@ -155,7 +155,7 @@ def test_what_has_come_in_the_way_since_the_plan_was_agreed_to_is_reported(
     assert path.exists()
 
 
-def test_what_somebody_else_has_done_since_the_plan_was_agreed_to_is_reported_once(
+def test_an_action_that_another_process_did_since_the_approval_is_reported_once(
     store: HealthyStore,
 ) -> None:
     path = store.partial(store.download("stale"))
@@ -237,7 +237,7 @@ def test_a_transfer_that_is_opened_meanwhile_is_put_back(
 
 
 @pytest.mark.parametrize("mode", ["rb", "r+b"])
-def test_of_a_batch_only_what_is_opened_meanwhile_is_put_back(
+def test_only_the_opened_files_of_a_batch_are_put_back(
     mode: Mode, store: HealthyStore, moment: Moment
 ) -> None:
     orphans = [store.blobs / f"sha256-{store.text_blob(f'orphan {n}')}" for n in range(3)]
@@ -366,7 +366,7 @@ def test_a_sidecar_written_over_the_guard_stays(store: HealthyStore, moment: Mom
 
 
 @pytest.mark.parametrize("kind", ["download", "orphan"])
-def test_what_vanishes_meanwhile_is_refused_and_not_a_failure(
+def test_a_file_that_vanishes_meanwhile_is_a_refusal_and_no_failure(
     kind: str, store: HealthyStore, moment: Moment
 ) -> None:
     if kind == "orphan":

@@ -141,7 +141,7 @@ def assert_left(store: HealthyStore, planted: Planted, proc: str) -> None:
 
 @pytest.mark.parametrize("decided", [True, False])
 @pytest.mark.parametrize("where", ["new", "out"])
-def test_what_no_note_speaks_of_goes_nowhere(
+def test_files_that_no_intent_names_stay(
     where: str, decided: bool, store: HealthyStore, proc: str
 ) -> None:
     planted = Planted(store)
@@ -340,7 +340,7 @@ NOT_BELIEVED: dict[str, Callable[[Planted], object]] = {
 
 
 @pytest.mark.parametrize("plant", NOT_BELIEVED)
-def test_what_is_not_just_as_we_write_it_is_left(
+def test_an_intent_that_differs_from_ours_is_left(
     plant: str, store: HealthyStore, proc: str
 ) -> None:
     planted = Planted(store)
@@ -350,7 +350,7 @@ def test_what_is_not_just_as_we_write_it_is_left(
 
 @needs_root
 @pytest.mark.parametrize("name", [".", "intent.json", "decided"])
-def test_what_a_stranger_has_written_is_left(name: str, store: HealthyStore, proc: str) -> None:
+def test_an_intent_of_a_stranger_is_left(name: str, store: HealthyStore, proc: str) -> None:
     planted = Planted(store)
     _of_orphan(planted)
     os.chown(planted.path / name, 12345, 12345)
@@ -358,7 +358,9 @@ def test_what_a_stranger_has_written_is_left(name: str, store: HealthyStore, pro
 
 
 @needs_root
-def test_what_a_member_of_the_group_has_begun_is_put_back(store: HealthyStore, proc: str) -> None:
+def test_a_change_that_a_member_of_the_group_began_is_put_back(
+    store: HealthyStore, proc: str
+) -> None:
     planted = Planted(store)
     name = _of_orphan(planted).name
     for folder in (store.ours, store.ours / "intents"):
@@ -372,7 +374,7 @@ def test_what_a_member_of_the_group_has_begun_is_put_back(store: HealthyStore, p
 
 
 @pytest.mark.parametrize("name", ["7", "٠٠٠٠٠٠٠٧", "9" * 200, "note", "00000007"])
-def test_what_has_another_name_is_no_intent(name: str, store: HealthyStore, proc: str) -> None:
+def test_a_folder_of_another_name_is_no_intent(name: str, store: HealthyStore, proc: str) -> None:
     """Nor does it keep an act from finding a number; one that is no folder is foreign."""
     (store.ours / "intents").mkdir(parents=True)
     (store.ours / "intents" / name).write_text("x")
@@ -507,7 +509,7 @@ def test_after_a_restart_the_device_may_have_another_number(
     assert not other.is_same(now, loose=False)
 
 
-def test_what_an_earlier_start_has_left_is_put_back(store: HealthyStore, proc: str) -> None:
+def test_a_change_from_an_earlier_start_is_put_back(store: HealthyStore, proc: str) -> None:
     planted = Planted(store)
     name = _of_orphan(planted).name
     planted.change(blobs={**planted.folder()._asdict(), "boot": "an earlier one", "device": 4711})

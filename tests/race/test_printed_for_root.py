@@ -91,7 +91,7 @@ def test_no_printed_command_reaches_behind_a_planted_symlink(
             assert tree(victim) == before, each
 
 
-def test_of_a_store_that_a_planted_symlink_leads_to_no_command_is_printed(tmp_path: Path) -> None:
+def test_no_command_is_printed_for_a_store_behind_a_planted_symlink(tmp_path: Path) -> None:
     there, planted = Store(tmp_path / "root's"), tmp_path / "models"
     there.model("llama3/latest")
     there.orphan()

@@ -200,7 +200,7 @@ def test_a_lock_that_others_could_open_is_not_replaced_while_one_of_ours_holds_i
 
 
 @needs_root
-def test_who_may_read_the_store_reads_state_and_logs_as_before(
+def test_a_user_who_may_read_the_store_reads_state_and_logs(
     store: HealthyStore, as_user: Callable[..., list[str]]
 ) -> None:
     with Daemon(store.path) as daemon:
@@ -255,7 +255,7 @@ def put(path: Path, kind: str, outside: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "folder", "socket"])
-def test_what_is_no_file_ends_or_blocks_nothing(
+def test_a_special_file_in_our_folder_ends_or_blocks_nothing(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outside = tmp_path / "outside"
@@ -325,7 +325,7 @@ def test_sigterm_ends_a_command_that_waits_for_a_lock(store: HealthyStore, name:
 
 
 @needs_root
-def test_what_somebody_elses_folder_says_is_not_believed_and_nothing_is_done(
+def test_a_folder_of_a_stranger_is_not_believed_and_nothing_is_done(
     store: HealthyStore,
 ) -> None:
     give(store.ours, STRANGER, STRANGER)
@@ -390,7 +390,7 @@ def test_roots_own_folder_in_a_users_store_is_believed_and_its_remedy_is_reporte
 
 
 @needs_root
-def test_who_owns_no_blobs_leaves_no_folder_behind(
+def test_a_user_who_owns_no_blobs_leaves_no_folder_behind(
     store: HealthyStore, as_user: Callable[..., list[str]]
 ) -> None:
     """They may write to the store's folder alone."""

@@ -113,7 +113,7 @@ def gone(report: Report) -> list[ActionKind]:
     return [kind for kind in done if kind is not ActionKind.REFRESH]
 
 
-def test_what_is_stale_goes_once_the_clock_is_right_for_hours(machine: Machine) -> None:
+def test_a_stale_download_goes_once_the_clock_is_right_for_hours(machine: Machine) -> None:
     digest = machine.store.download("stale", aged=7.5 * DAY)
     machine.ahead = -DAY
     assert machine.act(CLEAN).outcomes == ()

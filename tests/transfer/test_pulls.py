@@ -115,7 +115,7 @@ def test_a_model_that_is_here_is_up_to_date(server: Server, registry: Registry) 
 
 
 @pytest.mark.usefixtures("store")
-def test_one_that_was_stopped_goes_on(server: Server, registry: Registry) -> None:
+def test_a_stopped_transfer_resumes(server: Server, registry: Registry) -> None:
     model = add(registry, server, SIZE)
     registry.throttle(24 * MB)
     stop = threading.Event()
@@ -154,7 +154,7 @@ def killed_half_way(server: Server, registry: Registry, model: Model) -> int:
     return served(registry, model)
 
 
-def test_what_a_killed_server_left_is_taken_over(server: Server, registry: Registry) -> None:
+def test_a_download_of_a_killed_server_is_taken_over(server: Server, registry: Registry) -> None:
     model = add(registry, server, SIZE)
     before = killed_half_way(server, registry, model)
     seen = drive(here(server), model)
@@ -311,7 +311,7 @@ def test_blobs_on_another_file_system_are_the_servers(server: Server, tmp_path: 
 
 
 @pytest.mark.usefixtures("store")
-def test_who_wants_a_token(server: Server, registry: Registry) -> None:
+def test_a_registry_that_wants_a_token(server: Server, registry: Registry) -> None:
     registry.manners = Manners(wants="bearer")
     model = add(registry, server, SIZE)
     seen = drive(here(server), model)

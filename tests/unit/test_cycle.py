@@ -61,7 +61,9 @@ def test_many_orphans_go_in_batches_each_reported_before_and_after_it(models: St
     assert len(models.names()) == 1
 
 
-def test_what_is_not_agreed_to_is_remembered_and_not_done(models: Store, stale: str) -> None:
+def test_an_action_that_was_not_approved_is_remembered_and_not_done(
+    models: Store, stale: str
+) -> None:
     before = models.names()
     report = one_run(models.host(), POLICY, approve=reconcile.approve_none)
     assert [each.kind for each in report.plan.actions] == [ActionKind.REMOVE_DOWNLOAD]
@@ -77,7 +79,7 @@ def test_a_world_that_keeps_nothing_is_only_looked_at(models: Store, stale: str)
     assert models.snapshot() == before
 
 
-def test_who_holds_the_lock_is_named(models: Store, stale: str) -> None:
+def test_the_holder_of_the_lock_is_named(models: Store, stale: str) -> None:
     (models.path / ".ollama-watch").mkdir()
     fd = os.open(models.path / ".ollama-watch", os.O_RDONLY)
     try:
@@ -93,7 +95,7 @@ def test_who_holds_the_lock_is_named(models: Store, stale: str) -> None:
     assert [name for name in models.names() if stale in name]
 
 
-def test_what_changes_between_plan_and_act_is_left(models: Store, stale: str) -> None:
+def test_a_file_that_changes_between_plan_and_act_is_left(models: Store, stale: str) -> None:
     data = models.blobs / f"sha256-{stale}-partial"
 
     def approve(planned: Plan) -> Plan:

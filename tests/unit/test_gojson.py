@@ -30,7 +30,7 @@ def test_the_first_value_counts_and_the_rest_does_not(raw: bytes, value: object)
      b'{"a":NaN}', b'{"a":Infinity}', b'{"a":01}', b'{"a":+1}', b'{"a":"\n"}', b"\xff{}",
      b"// x\n{}"],
 )  # fmt: skip
-def test_what_go_does_not_read(raw: bytes) -> None:
+def test_json_that_go_refuses_is_refused(raw: bytes) -> None:
     with pytest.raises(ValueError):
         gojson.first_value(raw)
 

@@ -67,7 +67,7 @@ def test_a_server_that_answers(port: socket.socket) -> None:
         OK % (1000, b"{"),
     ],
 )
-def test_what_is_no_ollama(port: socket.socket, answer: bytes) -> None:
+def test_another_program_is_not_taken_for_ollama(port: socket.socket, answer: bytes) -> None:
     assert asked(port, answer) is None
 
 

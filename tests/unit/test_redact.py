@@ -48,7 +48,7 @@ def test_whatever_is_in_a_password(odd: str) -> None:
         "http://localhost:5000/library/demo:1b",
     ],
 )
-def test_what_has_none_stays(text: str) -> None:
+def test_a_text_without_secrets_stays(text: str) -> None:
     assert without_secrets(text) == without_credentials(text) == text
 
 

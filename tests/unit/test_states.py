@@ -80,7 +80,7 @@ def test_a_pull_goes_by_legal_ways_only(statuses: list[str]) -> None:
         ("", None),
     ],
 )  # fmt: skip
-def test_what_a_status_tells(status: str, state: State | None) -> None:
+def test_each_status_has_its_state(status: str, state: State | None) -> None:
     assert records.of_status(status) is state
 
 
@@ -120,7 +120,7 @@ def test_a_try_begins_from_all_that_rests(state: State) -> None:
         (State.RESET, State.COMPLETED),
     ],
 )
-def test_what_no_server_does_is_illegal(before: State, after: State) -> None:
+def test_transitions_that_no_server_makes_are_illegal(before: State, after: State) -> None:
     assert not records.may_follow(before, after)
 
 

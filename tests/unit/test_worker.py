@@ -10,7 +10,9 @@ from tests.support.servers import wait_until
 from watcher.system.worker import Worker
 
 
-def test_who_can_start_no_thread_tries_again_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_can_start_no_thread_tries_again_and_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     done: list[int] = []
     worker = Worker("test", lambda: done.append(1))
 

@@ -117,7 +117,7 @@ def test_what_is_live_is_never_stale() -> None:
     assert not diagnosed.stale
 
 
-def test_what_it_would_still_cost() -> None:
+def test_the_bytes_that_a_pull_would_still_download() -> None:
     def costs(one: Download) -> tuple[int | None, int | None]:
         (diagnosed,) = diagnose.diagnose(evidence(one), POLICY)
         return diagnosed.cost_alone, diagnosed.cost_repaired

@@ -265,7 +265,7 @@ def test_a_refusal_that_passes_says_when_and_is_due_then() -> None:
         replace(download(ago=OLD), holders=(writer(),)),
     ],
 )
-def test_what_is_unknown_or_live_is_left(one: Download) -> None:
+def test_an_unknown_or_live_download_is_left(one: Download) -> None:
     assert planned(evidence(one)).actions == ()
 
 

@@ -94,7 +94,7 @@ def test_readers_and_writers(
     assert (found.pid, found.entry, found.writes) == (child.pid, data.name, writes)
 
 
-def test_who_reads_and_writes_is_one_holder_that_writes(
+def test_a_process_that_reads_and_writes_is_one_holder_that_writes(
     models: Store, data: Path, children: Children
 ) -> None:
     twice = "import sys; r = open(sys.argv[1], 'rb'); w = open(sys.argv[1], 'r+b');"
@@ -152,7 +152,9 @@ def test_the_same_file_name_counts_where_an_overlay_shows_it(
     assert "by the name alone" in found.doubt
 
 
-def test_who_has_it_only_mapped_is_a_holder(models: Store, data: Path, children: Children) -> None:
+def test_a_process_with_a_mapping_alone_is_a_holder(
+    models: Store, data: Path, children: Children
+) -> None:
     """The descriptor is closed, and the pages are there."""
     child = children.start(sys.executable, "-c", MAP, str(data))
     open_files = Path(f"/proc/{child.pid}/fd").iterdir()

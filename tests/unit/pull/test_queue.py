@@ -60,7 +60,7 @@ def test_priorities(text: str, number: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "urgent", "101", "-101", "1.5", "1e1", "--1", "٣", "0x1", "9999"]
 )
-def test_what_is_no_priority(text: str) -> None:
+def test_an_invalid_priority_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="want high, normal, low or a number from -100 to 100"):
         queue.priority(text)
 
@@ -104,7 +104,7 @@ def test_a_time_that_a_night_does_not_have_is_still_in_that_night() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "22", "24:00", "22:60", "22:00:00", "-1:00", "10pm", "٢٢:00"])
-def test_what_is_no_time_of_day(text: str) -> None:
+def test_an_invalid_time_of_day_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="want a time of day such as 22:00"):
         queue.next_time(text, NOW)
 
@@ -120,7 +120,7 @@ def test_first_in_first_out_and_higher_first() -> None:
     assert line(kept) == ["urgent", "a", "b", "c", "d", "whenever"]
 
 
-def test_who_waits_long_goes_ahead_of_who_comes_later() -> None:
+def test_an_item_that_waits_long_goes_ahead_of_a_later_one() -> None:
     kept = added("low", level=-10)
     assert line(added("fresh", kept=kept, now=NOW + 9 * HOUR)) == ["fresh", "low"]
     assert line(added("fresh", kept=kept, now=NOW + 11 * HOUR)) == ["low", "fresh"]

@@ -44,7 +44,7 @@ def runs(models: Store) -> Iterator[list[Run]]:
         each.process.stop()
 
 
-def test_what_it_reports_is_handed_on_line_by_line(models: Store, runs: list[Run]) -> None:
+def test_the_output_of_the_child_is_handed_on_line_by_line(models: Store, runs: list[Run]) -> None:
     runs.append(Run(models.path, "say('one'); print('none'); say('two')"))
     runs[0].process.turn(True)
     wait_until(lambda: runs[0].warnings, "its end")
@@ -83,7 +83,7 @@ def test_once_it_ends_nothing_begins_any_more(models: Store, runs: list[Run]) ->
     assert (thread.is_alive(), runs[0].told, runs[0].warnings) == (False, [], [])
 
 
-def test_it_hangs_on_its_stdin(models: Store, runs: list[Run]) -> None:
+def test_the_child_ends_when_its_stdin_closes(models: Store, runs: list[Run]) -> None:
     runs.append(Run(models.path, "import sys; say('begun'); sys.stdin.read()"))
     runs[0].process.turn(True)
     wait_until(lambda: runs[0].told, "its beginning")
@@ -92,7 +92,7 @@ def test_it_hangs_on_its_stdin(models: Store, runs: list[Run]) -> None:
     assert runs[0].warnings == []
 
 
-def test_what_can_t_be_started_is_reported(models: Store, runs: list[Run]) -> None:
+def test_a_process_that_can_not_be_started_is_reported(models: Store, runs: list[Run]) -> None:
     runs.append(Run(models.path, "", "/nowhere/python"))
     runs[0].process.turn(True)
     wait_until(lambda: runs[0].warnings, "its end")

@@ -184,7 +184,7 @@ def test_no_answer_that_makes_sense(peer: Peer, raw: bytes) -> None:
     assert why
 
 
-def test_nobody_there() -> None:
+def test_no_server_at_the_address_is_reported_as_gone() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(ServerGoneError), PullStream(url, "m", insecure=False):
@@ -225,7 +225,7 @@ def test_a_flood_of_lines_waits_until_they_are_taken_up(peer: Peer) -> None:
     assert not stream._thread.is_alive()
 
 
-def test_of_a_line_without_end_nothing_is_kept(peer: Peer) -> None:
+def test_a_line_without_end_is_not_kept_in_memory(peer: Peer) -> None:
     tracemalloc.start()
     try:
         with peer.flood(b"x" * (1 << 16)) as stream:

@@ -21,7 +21,7 @@ from watcher.transfer.auth import Challenge
         ("", None),
     ],
 )
-def test_what_a_401_asks_for(header: str, asked: Challenge | None) -> None:
+def test_the_challenge_of_a_401(header: str, asked: Challenge | None) -> None:
     assert auth.challenge(header) == asked
 
 
