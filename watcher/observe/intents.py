@@ -27,8 +27,9 @@ DECIDED = "decided"
 COPY = "copy"  #: the copy of a sidecar while it is made, on file systems without hard links
 
 _SCHEMA = "ollama-watch/intent/3"
-READ_LIMIT = 16 << 20  #: what is larger is not read: no file of an intent that we write is
-MOST_FILES = 50_000  #: so many files one change may be about
+READ_LIMIT = 64 << 20  #: what is larger is not read: no file of an intent that we write is
+#: So many files one change may be about; each takes 380 bytes at most, with its new content.
+MOST_FILES = 170_000
 
 _NUMBER = re.compile(r"[0-9]{8,11}")
 #: What an act on single files may take, by the verb.
