@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import IS_ROOT, NOBODY, needs_root
+from tests.support.driving import once
 from watcher.state import fs
 
 
@@ -63,6 +64,14 @@ def test_reading_ends_at_the_limit_and_keeps_the_time_of_access(folder: int, pat
     os.utime(path / "x", (1, 2))
     assert fs.read_small("x", folder, 4) == b"0123"
     assert (path / "x").stat().st_atime == 1
+
+
+def test_a_file_of_ours_that_is_too_large_is_not_read(folder: int, path: Path) -> None:
+    """Not even its beginning, which may make sense by itself."""
+    (path / "x").write_bytes(b"0123456789")
+    assert fs.read_ours("x", folder, 10) == b"0123456789"
+    with pytest.raises(OSError, match="10 bytes is too much"):
+        fs.read_ours("x", folder, 9)
 
 
 def test_no_descriptor_is_left_open(folder: int, path: Path) -> None:
@@ -358,6 +367,21 @@ def test_a_lock_is_held_by_one_and_names_its_owner(folder: int) -> None:
         assert caught.value.owner == "the first"
     with fs.locked("lock", folder, "the third"):
         pass
+
+
+def test_a_lock_that_loses_its_name_before_it_is_held_is_taken_anew(
+    folder: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever comes next would find another file, and both would hold the lock."""
+    real, removed = fs._wait_for, once(lambda: fs.remove("lock", folder))
+
+    def wait(*given: Any) -> bool:
+        removed()
+        return real(*given)
+
+    monkeypatch.setattr(fs, "_wait_for", wait)
+    with fs.locked("lock", folder) as held:
+        assert fs.is_named(held, "lock", folder)
 
 
 def test_what_has_a_second_name_is_not_written_to(folder: int, path: Path) -> None:
