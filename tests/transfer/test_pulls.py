@@ -19,7 +19,7 @@ from watcher.demo.registry import Fault, Manners, Model, Registry
 from watcher.model import ActionKind, Scope
 from watcher.observe.host import Host
 from watcher.ollama import names
-from watcher.pull import way
+from watcher.pull import before, way
 from watcher.pull.account import Options, Update
 from watcher.pull.failures import Cause
 from watcher.pull.target import Target
@@ -162,6 +162,18 @@ def test_a_download_of_a_killed_server_is_taken_over(server: Server, registry: R
     assert arrived(server, model)
     assert any("taken over" in each for each in seen.notes)
     assert served(registry, model) - before < SIZE // 2 + 2 * MB
+
+
+def test_without_room_for_a_copy_the_server_may_go_on(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = add(registry, server, SIZE)
+    killed_half_way(server, registry, model)
+    free = os.statvfs(server.store).f_bavail * os.statvfs(server.store).f_frsize
+    monkeypatch.setattr(before, "reserve", lambda _: free - SIZE + MB)
+    seen = drive(here(server), model)
+    assert seen.end.cause is Cause.DISK_FULL
+    assert "let the server go on" in seen.end.step
 
 
 def test_a_live_pull_is_waited_for(server: Server, registry: Registry) -> None:

@@ -117,11 +117,10 @@ def reserve(room: os.statvfs_result) -> int:
     return min(_RESERVE, room.f_blocks * room.f_frsize // 50)
 
 
-def check_room(account: Account, have: int) -> Generator[Update, None, End | None]:
+def check_room(account: Account, arrived: int) -> Generator[Update, None, End | None]:
     """Note where the disk takes this model, but not the other unfinished downloads, too.
 
-    `have`: bytes of the model that take no more room. Returns the end where the disk can't take the
-    rest of it beside what has to stay free.
+    `arrived`: bytes of missing layers that are here. Returns the end where there is no room.
     """
     with account.opened() as store:
         if store is None:
@@ -129,7 +128,7 @@ def check_room(account: Account, have: int) -> Generator[Update, None, End | Non
         room = os.fstatvfs(store)
         others = scan.unfinished(store) - account.digests
     free = max(0, room.f_bavail * room.f_frsize - reserve(room))
-    missing = account.progress.total - have
+    missing = account.progress.total - account.progress.present - arrived
     if missing > free:
         why = f"{decimal(missing)} to download, but the disk has only {decimal(free)} free"
         return End(Cause.DISK_FULL, why)

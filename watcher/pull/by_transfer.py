@@ -48,6 +48,8 @@ _CAUSES = {
 #: What helps against these is another step where we are the ones who ask.
 _OURS = frozenset({Cause.NO_NETWORK, Cause.CERTIFICATE, Cause.NO_PERMISSION, Cause.DISK_FAILS})
 
+_NO_ROOM_TO_COPY = "free space for a copy of the server's download, or let the server go on with it"
+
 T = TypeVar("T")
 
 
@@ -67,7 +69,7 @@ class ByTransfer:
         self._mismatches = 0
 
     def begin(self) -> Iterator[Update]:
-        """Say first of all what is here already, by the manifest that an earlier pull has kept."""
+        """Say first of all what is here, by the manifest that an earlier pull has kept."""
         account = self._account
         with account.opened() as opened:
             cached = {} if opened is None else registry_cache.cached(opened)
@@ -125,10 +127,11 @@ class ByTransfer:
         arrived = self._count(account.promised, partials)
         if account.progress.done > account.progress.present and not account.is_resuming_noted:
             yield before.note_resuming(account)
-        have = account.progress.present + arrived
-        ended = before.disk_fault(account) or (yield from before.check_room(account, have))
+        ended = before.disk_fault(account) or (yield from before.check_room(account, arrived))
+        if ended is not None and self._has_other(self._largest()):
+            return (yield from self._fetched(raw))
         if ended is not None:
-            return (yield from self._fetched(raw)) if self._has_other(self._largest()) else ended
+            return ended._replace(step=_NO_ROOM_TO_COPY) if partials else ended
         self._log_begin()
         fetched = yield from self._driven(Transfer.run, partials)
         return (yield from self._published(fetched))
