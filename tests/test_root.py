@@ -22,6 +22,7 @@ from tests.conftest import Run, environment, needs_root, open_parents
 from tests.support.driving import Daemon, HealthyStore, Tree, content, is_right
 from tests.support.driving import run as driven
 from tests.support.servers import Server, wait_until
+from tests.support.transfers import lay_out
 from watcher import ModelDownloadManager, StoreFiles
 from watcher.demo.registry import Layer, Registry
 from watcher.errors import NoPermissionError
@@ -45,6 +46,7 @@ COMMANDS = (
     ("queue", "ls"),
     ("verify",),
     ("repair", "--yes", "--offline"),
+    ("repair", "--yes", "--give-back"),
     ("clean", "--yes", "--stale-after", "1s"),
     ("prepare",),
     ("quarantine", "purge", "--yes"),
@@ -145,6 +147,30 @@ def _files_of_ours(store: HealthyStore, victim: Path) -> None:
         (store.ours / name).symlink_to(victim / "passwd")
 
 
+def _transfers(store: HealthyStore, victim: Path) -> None:
+    store.ours.mkdir()
+    (store.ours / "transfers").symlink_to(victim)
+
+
+def _one_transfer(store: HealthyStore, victim: Path) -> None:
+    (store.ours / "transfers").mkdir(parents=True)
+    (store.ours / "transfers" / store.digest("ours")).symlink_to(victim)
+
+
+def _files_of_a_transfer(store: HealthyStore, victim: Path) -> None:
+    here = lay_out(store.path, store.digest("ours"), b"layer", ((0, 5),), aged=8 * DAY)
+    for name in ("data", "ledger", "arrived", "lock"):
+        (here / name).unlink()
+        (here / name).symlink_to(victim / "passwd")
+
+
+def _locks_of_a_transfer(store: HealthyStore, victim: Path) -> None:
+    """All of it is as ours, but for what is opened to be written."""
+    here = lay_out(store.path, store.digest("ours"), b"layer", ((0, 5),), aged=8 * DAY)
+    (here / "lock").unlink()
+    (here / "lock").symlink_to(victim / "passwd")
+
+
 def _files(store: HealthyStore, victim: Path) -> None:
     for path in list(store.blobs.iterdir()):
         path.unlink()
@@ -162,6 +188,10 @@ PLANTED: dict[str, Callable[[HealthyStore, Path], None]] = {
     "our folder": _ours,
     "our logs": _logs,
     "our files": _files_of_ours,
+    "our transfers": _transfers,
+    "one of our transfers": _one_transfer,
+    "files of a transfer": _files_of_a_transfer,
+    "the lock of a transfer": _locks_of_a_transfer,
     "links in place of blobs and partials": _files,
 }
 

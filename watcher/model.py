@@ -37,6 +37,15 @@ class Kind(enum.StrEnum):
     OTHER = "other"
 
 
+#: What stands behind a digest in the key of a transfer of ours.
+OURS = ".own"
+
+
+def digest_of(key: str) -> str:
+    """The digest of the download that is remembered by a key."""
+    return key.removesuffix(".tmp").removesuffix(OURS)
+
+
 class Entry(NamedTuple):
     """One name in a folder, as ``lstat`` saw it."""
 
@@ -112,6 +121,7 @@ class Holder(NamedTuple):
     entry: str
     writes: bool
     by_name: bool = False  #: seen by name only: identities can't be compared there
+    since: float | None = None  #: it holds the lock of a transfer of ours, since then
 
     @property
     def doubt(self) -> str:
@@ -215,6 +225,8 @@ class Download:
     data: Entry | None = None
     sidecars: tuple[Sidecar, ...] = ()
     transfer: bool = False  #: a ``.tmp`` of the transfer path: data without parts
+    #: A transfer of ours: its entries have paths below the store as names, and no server sees it.
+    ours: bool = False
     finished: Entry | None = None
     #: The true length where known, and its source ("sidecars", "manifest", "memory", "data",
     #: "registry").
@@ -242,8 +254,13 @@ class Download:
 
     @property
     def key(self) -> str:
-        """What it is remembered by: a digest may have a download in parts and a transfer."""
-        return f"{self.digest}.tmp" if self.transfer else self.digest
+        """What it is remembered by: a digest may have one in parts, a ``.tmp``, and one of ours."""
+        return f"{self.digest}{'.tmp' if self.transfer else OURS if self.ours else ''}"
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Its entries as paths below the store, the data first."""
+        return tuple(e.name if self.ours else f"blobs/{e.name}" for e in self.entries)
 
     @property
     def has_old_names(self) -> bool:
@@ -653,6 +670,7 @@ class Evidence(NamedTuple):
     intents: tuple[Unseen, ...] = ()  #: what is not believed among the intents that a kill has left
     pulling: frozenset[str] = frozenset()  #: by key; those outside of the scope as remembered
     space: Space | None = None
+    transfers_unseen: Unseen | None = None
 
     def age_of(self, at: float) -> float:
         """Seconds that have certainly passed since `at`: what may go depends on this alone."""
@@ -678,6 +696,7 @@ class Condition(enum.StrEnum):
     UNCLAIMED = "unclaimed"
     WHOLE = "whole"
     REDUNDANT = "redundant"
+    TRANSFER = "transfer"
     UNKNOWN = "unknown"
 
 
@@ -797,6 +816,8 @@ class ActionKind(enum.StrEnum):
 
     REMOVE_DOWNLOAD = "remove_download"
     REMOVE_SURPLUS = "remove_surplus"
+    REMOVE_TRANSFER = "remove_transfer"
+    GIVE_BACK = "give_back"
     REMOVE_ORPHAN = "remove_orphan"
     REMOVE_TEMPORARY = "remove_temporary"
     WRITE_SIDECARS = "write_sidecars"
@@ -952,6 +973,7 @@ class Mode(NamedTuple):
     repair_stale: bool = False
     refresh: bool = False
     clean: bool = False
+    give_back: bool = False
     restore: frozenset[str] = frozenset()
     purge: frozenset[str] = frozenset()
     purge_replaced: bool = False

@@ -16,11 +16,23 @@ from watcher.act.journal import Journal, hold_reserve, locked, release_reserve
 from watcher.config import Settings
 from watcher.decide import diagnose, events, modes, plan, safety, transitions
 from watcher.errors import EndedError, LockedError, NoPermissionError, WatchError
-from watcher.model import ALL, ActionKind, Approve, Evidence, Mode, Outcome, Plan, Rules, Scope
+from watcher.model import (
+    ALL,
+    HOUR,
+    ActionKind,
+    Approve,
+    Evidence,
+    Mode,
+    Outcome,
+    Plan,
+    Rules,
+    Scope,
+)
 from watcher.observe import evidence, place
 from watcher.observe.host import Host
+from watcher.observe.intents import WRITING
 from watcher.ollama import names
-from watcher.state import folders, memory, state_folder
+from watcher.state import folders, memory, state_folder, transfers
 from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Touched
 from watcher.system import advice, stopping
@@ -222,6 +234,9 @@ class _Run:
                 outcomes, after = self._act(now, known, agreed, journal)
                 seen, diagnosis = after or (seen, diagnosis)
             known = journal.recall()
+            if mode.clean and not stuck:
+                certain = seen.now if seen.clock is None else seen.clock.at_most
+                transfers.tidy(journal.store, certain - HOUR)
         outcomes = self._answers + undone + outcomes
         happened, warnings = recovered + journal.events, stuck + journal.warnings
         return Report(seen, diagnosis, now.plan, outcomes, happened, warnings, bool(stuck), known)
@@ -288,14 +303,14 @@ class _Run:
         host, store = self._host, journal.store
         note = now.evidence.boot if self._claims_first(now) else ""
         staged = transitions.stage(known, agreed, host.clock(), note)
-        repairs = any(each.kind is ActionKind.WRITE_SIDECARS for each in agreed.actions)
+        repairs = any(each.kind in WRITING for each in agreed.actions)
         # Somebody who was asked may have taken long.
         self._looks.last = now if self._approve is approve_all else None
         with _signals_wait(host) as stoppable:
             saved = journal.save(staged)
             if repairs and not saved and not (release_reserve(store) and journal.save(staged)):
                 # Without a memory a repair could not be distinguished from the server's own work.
-                agreed = agreed.filtered(lambda each: each.kind is not ActionKind.WRITE_SIDECARS)
+                agreed = agreed.filtered(lambda each: each.kind not in WRITING)
             outcomes = apply.apply(stoppable, agreed, self._looks, journal)
             learned = transitions.unstage(journal.recall(), known, agreed, outcomes)
             left = transitions.drop(learned, outcomes)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from tests.support.driving import HealthyStore
 from tests.support.notation import age
 from tests.support.servers import sidecar
+from tests.support.transfers import lay_out
 from watcher.model import DAY, HOUR, MIB
 
 PART = 2 * MIB
@@ -166,6 +167,13 @@ def _worth_nothing(store: HealthyStore, layer: Layer) -> None:
     store.file("split-copy123")
 
 
+def _of_ours(store: HealthyStore, layer: Layer) -> None:
+    """Where a server has nothing: the same bytes as in `_behind`."""
+    ends = enumerate(PRESENT)
+    durable = tuple((n * PART, n * PART + length) for n, length in ends if length)
+    lay_out(store.path, layer.digest, layer.content, durable, aged=QUIET)
+
+
 ACTS = {
     "behind": Act(_behind, {"policy": REPAIR}, ("repair",), LEFT),
     "hollow": Act(_hollow, {"policy": REPAIR}, ("repair",), LEFT),
@@ -191,6 +199,9 @@ ACTS = {
         _in_quarantine, {"policy": {"clean": False, "purge": []}}, ("quarantine", "purge")
     ),
     "clean": Act(_worth_nothing, {"policy": {"clean": True}}, ("clean",)),
+    "give-back": Act(
+        _of_ours, {"policy": {"clean": False, "give_back": True}}, ("repair", "--give-back"), LEFT
+    ),
     "prepare": Act(
         _soon_an_hour_old,
         {"policy": {"repair": True, "clean": False, "refresh": True}, "prepare": True},

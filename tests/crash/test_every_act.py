@@ -162,6 +162,7 @@ def assert_remembered(store: HealthyStore, layer: Layer, where: str) -> None:
 VARIANT = pytest.mark.slow("a variant of an act that is broken at each call beside it")
 #: Acts that differ most; the others are variants of them.
 USUAL = {"behind", "numbers-too-many", "redundant", "quarantine", "restore", "purge", "prepare"}
+USUAL |= {"give-back"}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_broken_at_any_call_it_comes_to_the_same_end(
     Trial(tmp_path, driver, ACTS[name], layer).each_call(list(ACTS).index(name), slow)
 
 
-@pytest.mark.parametrize("name", ["numbers-too-many", "redundant"])
+@pytest.mark.parametrize("name", ["numbers-too-many", "redundant", "give-back"])
 def test_killed_in_what_an_error_sets_off_it_is_undone_or_done(
     name: str, tmp_path: Path, driver: Driver, layer: Layer
 ) -> None:

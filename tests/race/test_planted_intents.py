@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import needs_root
 from tests.support.driving import POLICY, HealthyStore, content, host, private_proc
 from tests.support.runs import changed, one_look, one_run, rules
+from tests.support.transfers import lay_out
 from watcher.model import ActionKind, Kind, Part, Result, Rules
 from watcher.observe import intents
 from watcher.ollama.sidecars import write
@@ -225,6 +226,14 @@ def _takes_data_in_a_repair(planted: Planted) -> None:
     texts = _sidecars(digest, Part(0, 0, 9, 9))
     planted.says(ActionKind.WRITE_SIDECARS, store.partial(digest), digest=digest, writes=texts)
     planted.take(store.partial(digest))
+    planted.decide()
+
+
+def _gives_what_is_no_set(planted: Planted) -> None:
+    digest = planted.store.digest("ours")
+    here = lay_out(planted.store.path, digest, b"layer", ((0, 5),))
+    texts = _sidecars(digest, Part(0, 0, 9, 9), Part(1, 5, 9, 9))
+    planted.says(ActionKind.GIVE_BACK, here / "data", digest=digest, writes=texts)
     planted.decide()
 
 
@@ -445,9 +454,10 @@ def test_sidecars_of_data_that_is_there_do_not_go_on_an_intents_word(
     assert store.tree() == before
 
 
+@pytest.mark.parametrize("kind", [ActionKind.WRITE_SIDECARS, ActionKind.GIVE_BACK])
 @pytest.mark.parametrize("remembered", [False, True])
 def test_sidecars_that_nobody_foresaw_are_not_put_beside_data(
-    remembered: bool, store: HealthyStore, proc: str
+    remembered: bool, kind: ActionKind, store: HealthyStore, proc: str
 ) -> None:
     """Some of them are there already, as after a kill; a repair makes the download good."""
     digest = store.download("mine", aged=600)
@@ -461,7 +471,7 @@ def test_sidecars_that_nobody_foresaw_are_not_put_beside_data(
     row = intents.File(
         data.name, Kind.FILE, status.st_size, status.st_mtime_ns, status.st_ino, False
     )
-    planted.says(ActionKind.WRITE_SIDECARS, digest=digest, writes=texts, files={data.name: row})
+    planted.says(kind, digest=digest, writes=texts, files={data.name: row})
     (planted.path / "guard").rename(store.partial(digest, 0))
     last = f"sha256-{digest}-partial-0"
     (planted.path / "new" / last).write_bytes(texts[last])

@@ -134,6 +134,7 @@ class HealthyStore(Store):
             "models.json",
             "models.json.lock",
             "registry-cache.json",
+            "transfers",
         }
         found = [path for path in self.ours.rglob("*") if not path.match("seen-*.json")]
         return sorted(

@@ -30,9 +30,9 @@ from watcher.model import (
 from watcher.observe import place, scan
 from watcher.observe.blobs import remembered
 from watcher.observe.host import Host
-from watcher.observe.intents import IN_PARTS
-from watcher.ollama import names, sidecars
-from watcher.state import folders, fs, memory
+from watcher.observe.intents import IN_PARTS, WRITING
+from watcher.ollama import names, ranges, sidecars
+from watcher.state import folders, fs, memory, state_folder, transfers
 from watcher.state.hashes import Hashed
 from watcher.state.memory import Memory, Touched
 from watcher.system import advice
@@ -58,6 +58,10 @@ FIRST_DOWNLOADS, DOWNLOADS = 10, 100
 
 _REMOVALS = frozenset({ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY})
 _FILES = _REMOVALS | {ActionKind.REFRESH, ActionKind.QUARANTINE_BLOB}
+
+
+#: On transfers of ours, each under its own lock.
+_OURS = frozenset({ActionKind.REMOVE_TRANSFER, ActionKind.GIVE_BACK})
 
 
 def apply(host: Host, agreed: Plan, looks: Looks, journal: Journal) -> tuple[Outcome, ...]:
@@ -125,6 +129,8 @@ class _Batch(NamedTuple):
         kind = batch[0].kind
         if kind in (ActionKind.RESTORE, ActionKind.PURGE):
             return [self._leave_quarantine(action) for action in batch]
+        if kind in _OURS:
+            return [self._of_transfer(action) for action in batch]
         together = [batch] if kind in _FILES else [[action] for action in batch]
         changes = [_change(actions, self.seen) for actions in together]
         try:
@@ -154,6 +160,48 @@ class _Batch(NamedTuple):
             return _not_done(action, error)
         return Outcome(action, Result.DONE, _done_message(action), action.frees)
 
+    def _of_transfer(self, action: Action) -> Outcome:
+        """Remove a transfer of ours, or give it back, while nobody else can go on with it."""
+        digest, loose = action.subject, safety.is_loose(self.seen.place)
+        try:
+            with (
+                state_folder.opened(self.store) as ours,
+                transfers.held(ours, digest) as folder,
+            ):
+                transaction.check_same(transfers.DATA, folder, action.expects[0], loose=loose)
+                if action.kind is ActionKind.REMOVE_TRANSFER:
+                    transfers.drop(ours, digest)
+                else:
+                    given = self._given(folder, action)
+                    answer = self._commit_all([_change([given], self.seen)])[0]
+                    if not isinstance(answer, transaction.Changed):
+                        return _not_done(action, answer)
+        except fs.BusyError as error:
+            return _not_done(action, transaction.busy(error))
+        except EndedError:
+            return _not_done(action, transaction.stopped())
+        except (ChangedError, OSError) as error:
+            return _not_done(action, error)
+        return Outcome(action, Result.DONE, _done_message(action), action.frees)
+
+    def _given(self, folder: int, action: Action) -> Action:
+        """The action on data that is as a server's own, and on the disk."""
+        fd = fs.open_data(transfers.DATA, folder)
+        with fs.closing(fd), folders.opened_blobs(self.store) as blobs:
+            size, boot = os.fstat(fd).st_size, self.seen.boot
+            arrived = transfers.arrived(folder, action.subject, boot, size)
+            if ranges.difference(sidecars.claims(action.parts), arrived):
+                raise transaction.changed(transfers.DATA)
+            fs.cut(fd, max(part.end for part in action.parts))
+            try:
+                fs.make_blob(fd, blobs)
+            except OSError:
+                transfers.lose(folder)
+                fs.drop_cache(fd)
+                raise
+            name = names.data(action.subject)
+            return action._replace(expects=(scan.entry(name, os.fstat(fd)),))
+
     def _commit_all(self, changes: list[transaction.Change]) -> list[transaction.Answer]:
         """Do changes; again those for which the disk was full, while each try frees more room."""
         confirm = partial(self._must_stay, changes[0].kind)
@@ -171,7 +219,7 @@ class _Batch(NamedTuple):
         return answers
 
     def _must_stay(self, kind: ActionKind, moved: Collection[Entry]) -> dict[str, ChangedError]:
-        if not moved and kind is not ActionKind.WRITE_SIDECARS:
+        if not moved and kind not in WRITING:
             return {}
         # Servers and place forbid a download's change, whatever its data: that is not read again.
         seen = self.looks.glance(None if kind in _REMOVALS else frozenset())
@@ -210,7 +258,7 @@ def _outcome(action: Action, answer: transaction.Answer, together: Sequence[Acti
             return _not_done(action, answer.kept[each.name])
     freed = answer.freed if len(together) == 1 else action.frees
     # Replaced sidecars give back a block each, which is not what anybody asked for.
-    mended = action.kind in (ActionKind.WRITE_SIDECARS, ActionKind.QUARANTINE_BLOB)
+    mended = action.kind in (*WRITING, ActionKind.QUARANTINE_BLOB)
     return Outcome(action, Result.DONE, _done_message(action), 0 if mended else freed)
 
 
@@ -222,7 +270,7 @@ def _change(batch: list[Action], seen: Evidence) -> transaction.Change:
     return transaction.Change(
         kind=first.kind,
         expects=entries,
-        takes=first.surplus if first.kind is ActionKind.WRITE_SIDECARS else entries,
+        takes=first.surplus if first.kind in WRITING else entries,
         writes={
             names.sidecar(first.subject, part.number): sidecars.write(part) for part in first.parts
         },
@@ -237,7 +285,9 @@ def _change(batch: list[Action], seen: Evidence) -> transaction.Change:
 def _done_message(action: Action) -> str:
     who = names.known_as(action.models, action.subject.removeprefix("sha256-"))
     match action.kind:
-        case ActionKind.REMOVE_DOWNLOAD | ActionKind.REMOVE_SURPLUS:
+        case ActionKind.GIVE_BACK:
+            return f"Gave the partial download of {who} back to the server"
+        case ActionKind.REMOVE_DOWNLOAD | ActionKind.REMOVE_SURPLUS | ActionKind.REMOVE_TRANSFER:
             return f"Cleaned up partial download for: {who}"
         case ActionKind.WRITE_SIDECARS:
             saves = f": {decimal(action.saves)} less to download" if action.saves else ""

@@ -8,7 +8,7 @@ from functools import partial
 from watcher.config import Settings
 from watcher.decide import events, following, remaining, transitions
 from watcher.errors import LockedError, WatchError, with_step
-from watcher.model import Diagnosis, Evidence, Outcome
+from watcher.model import Diagnosis, Evidence, Outcome, digest_of
 from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.ollama import names
@@ -148,7 +148,7 @@ def _finished(store: int, past: Memory, seen: Evidence) -> dict[str, int]:
         contextlib.suppress(OSError),  # what can't be seen is not known to have become one
         folders.opened_blobs(store, foreign_too=True) as blobs,
     ):
-        for digest in {key.removesuffix(".tmp") for key in gone}:
+        for digest in set(map(digest_of, gone)):
             blob = scan.look(names.blob(digest), blobs)
             if blob is not None:
                 found[digest] = blob.size

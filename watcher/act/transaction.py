@@ -15,14 +15,14 @@ from rich.filesize import decimal
 
 from watcher.decide import actions, safety
 from watcher.errors import ChangedError
-from watcher.model import ActionKind, Entry, Holder, RefusalKind
+from watcher.model import OURS, ActionKind, Entry, Holder, RefusalKind
 from watcher.observe import intents, place, processes, scan
 from watcher.observe.blobs import QUARANTINE
 from watcher.observe.host import Host
-from watcher.observe.intents import Folder, ForeignError, Intent
+from watcher.observe.intents import WRITING, Folder, ForeignError, Intent
 from watcher.ollama import names, sidecars
 from watcher.ollama.names import Role
-from watcher.state import folders, fs, state_folder
+from watcher.state import folders, fs, state_folder, transfers
 from watcher.state.memory import Memory
 from watcher.system import advice
 
@@ -99,7 +99,7 @@ def commit_all(host: Host, store: int, changes: Sequence[Change], confirm: Confi
     """
     with state_folder.made(store, intents.INTENTS), _store(host, store) as base:
         if (base.folder.device, base.folder.inode) != changes[0].blobs:
-            return [_changed("blobs") for _ in changes]
+            return [changed("blobs") for _ in changes]
         batch = _Batch(host, base, changes)
         try:
             batch.stage()
@@ -167,7 +167,7 @@ class _Batch:
         for entry in change.takes:
             try:
                 if not _same(scan.look(entry.name, work.blobs), entry, loose=change.loose):
-                    raise _changed(entry.name)
+                    raise changed(entry.name)
                 _take(work, entry, change)
             except ChangedError as error:
                 kept[entry.name] = error
@@ -240,10 +240,10 @@ def _put_guard(work: _Work, change: Change) -> None:
         try:
             fs.move(intents.GUARD, work.here, guard, work.blobs)
         except FileExistsError:
-            raise _changed(guard) from None
+            raise changed(guard) from None
         return
     if not _same(scan.look(guard, work.blobs), expected, loose=change.loose):
-        raise _changed(guard)
+        raise changed(guard)
     _keep_displaced(work, expected, alone=change.alone)
     fs.replace(intents.GUARD, work.here, guard, work.blobs)
 
@@ -253,7 +253,7 @@ def _keep_displaced(work: _Work, expected: Entry, *, alone: bool) -> None:
     try:
         fs.second_name(name, work.blobs, name, work.out)
     except FileNotFoundError:
-        raise _changed(name) from None
+        raise changed(name) from None
     except OSError as error:
         if error.errno not in fs.NO_LINKS:
             raise
@@ -265,7 +265,7 @@ def _keep_displaced(work: _Work, expected: Entry, *, alone: bool) -> None:
         # An overlay gives a file of a lower layer a new inode as soon as it gets a second name.
         fs.remove(name, work.out)
         if not _same(found, expected, loose=True):
-            raise _changed(name)
+            raise changed(name)
         why = "a file gets another inode here when it is moved"
     if not alone:
         raise _loose(why)
@@ -276,7 +276,7 @@ def _keep_displaced(work: _Work, expected: Entry, *, alone: bool) -> None:
     fs.create_like(intents.COPY, work.here, raw, owner, (expected.mode, expected.mtime_ns))
     intact = _same(scan.look(name, work.blobs), expected, loose=True)
     if not intact or fs.read_small(name, work.blobs, sidecars.READ_LIMIT + 1) != raw:
-        raise _changed(name)
+        raise changed(name)
     fs.move(intents.COPY, work.here, name, work.out, private=True)
     fs.sync(work.out)
 
@@ -284,21 +284,22 @@ def _keep_displaced(work: _Work, expected: Entry, *, alone: bool) -> None:
 def _check_unchanged(work: _Work, change: Change, there: Mapping[str, list[str]]) -> None:
     guard = names.sidecar(change.digest, 0)
     expected = {entry.name: entry for entry in change.expects}
+    is_given = change.kind is ActionKind.GIVE_BACK  # its data is held, and lies elsewhere still
     for name in there.get(change.digest, ()):
-        if name not in expected and name != guard:
-            raise _changed(name)
+        if (is_given or name not in expected) and name != guard:
+            raise changed(name)
     _check_guard(work)
-    for name, entry in expected.items():
+    for name, entry in {} if is_given else expected.items():
         found = scan.look(name, work.blobs)
         if name != guard and not _same(found, entry, loose=change.loose):
-            raise _changed(name)
+            raise changed(name)
 
 
 def _check_guard(work: _Work) -> None:
     # A server that had seen no sidecars at all writes its own into the guard.
     intent = work.intent
     if intent is not None and not intent.is_guard(scan.look(intent.guard_name, work.blobs)):
-        raise _changed(intent.guard_name)
+        raise changed(intent.guard_name)
 
 
 def _take_of_download(work: _Work, change: Change) -> None:
@@ -320,9 +321,9 @@ def _take(work: _Work, entry: Entry, change: Change) -> None:
     try:
         fs.move(entry.name, work.blobs, entry.name, work.out, private=True)
     except FileNotFoundError:
-        raise _changed(entry.name) from None
+        raise changed(entry.name) from None
     if not _same(scan.look(entry.name, work.out), entry, loose=change.loose):
-        raise _changed(entry.name)
+        raise changed(entry.name)
 
 
 def _same(found: Entry | None, expected: Entry, *, loose: bool) -> bool:
@@ -333,9 +334,21 @@ def _same(found: Entry | None, expected: Entry, *, loose: bool) -> bool:
     return (found.kind, found.size, found.mtime_ns) == kept
 
 
-def _changed(name: str) -> ChangedError:
+def changed(name: str) -> ChangedError:
+    """The error for a file that is another one by now."""
     why = f"{names.printable(name)} has changed since it was looked at"
     return ChangedError(why, "look again, then try again")
+
+
+def check_same(name: str, folder: int, expected: Entry, *, loose: bool) -> None:
+    """Raise ChangedError where a file is not the one planned on any more."""
+    if not _same(scan.look(name, folder), expected, loose=loose):
+        raise changed(expected.name)
+
+
+def busy(error: fs.BusyError) -> UndoneError:
+    """The answer where a process fetches what is to be changed."""
+    return UndoneError(RefusalKind.HELD, error.message, "wait until it ends, or stop it")
 
 
 def _held(holder: Holder) -> UndoneError:
@@ -506,11 +519,16 @@ def _decide(work: _Work, _: Change) -> None:
     fs.sync(work.here)
 
 
-def _finish(work: _Work) -> int:
-    """Put the new files in place, let go what was taken, and count the bytes that it freed."""
+def _finish(work: _Work, *, has_lock: bool = True) -> int:
+    """Put the new files in place, let go what was taken, and count the bytes that it freed.
+
+    `has_lock`: of the transfer that is given back; else somebody may go on there.
+    """
     intent = work.intent
     assert intent is not None
     guard = intent.guard_name if intent.guard is not None else ""
+    if intent.kind is ActionKind.GIVE_BACK:
+        _give(work, intent)
     _put_new(work, guard)
     if guard and intent.is_guard(scan.look(guard, work.blobs)):
         _remove_guard(work, guard)
@@ -522,8 +540,31 @@ def _finish(work: _Work) -> int:
         found = scan.look(name, work.out)
         freed += found.freed if found is not None else 0
         fs.remove(name, work.out)
+    if intent.kind is ActionKind.GIVE_BACK and has_lock:
+        transfers.drop(work.store.ours, intent.digest, only_empty=True)
     _forget(work)
     return freed
+
+
+def _take_over(work: _Work, intent: Intent, held: contextlib.ExitStack) -> bool:
+    """Take the lock of the transfer that is given back, if nobody else has it."""
+    if intent.kind is ActionKind.GIVE_BACK:
+        with contextlib.suppress(OSError, fs.BusyError):
+            held.enter_context(transfers.held(work.store.ours, intent.digest))
+            return True
+    return False
+
+
+def _give(work: _Work, intent: Intent) -> None:
+    """Give the data of a transfer of ours the name of a server's, on the disk before its claims."""
+    name = names.data(intent.digest)
+    with (
+        contextlib.suppress(FileNotFoundError),
+        transfers.opened(work.store.ours, intent.digest) as folder,
+    ):
+        if intent.is_file(scan.look(transfers.DATA, folder), name):
+            fs.move(transfers.DATA, folder, name, work.blobs)
+            fs.sync(work.blobs)
 
 
 def _put_new(work: _Work, guard: str) -> None:
@@ -555,14 +596,14 @@ def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None
     """
     with state_folder.opened(store, QUARANTINE) as quarantine:
         if not _same(scan.look(entry.name, quarantine), entry, loose=False):
-            raise _changed(entry.name)
+            raise changed(entry.name)
         if back_into is None:
             fs.remove(entry.name, quarantine)
             return
         with folders.opened_blobs(store) as blobs:
             status = os.fstat(blobs)
             if (status.st_dev, status.st_ino) != back_into:
-                raise _changed("blobs")
+                raise changed("blobs")
             fs.move(entry.name, quarantine, entry.name.partition("-")[2], blobs)
             fs.sync(blobs)
 
@@ -617,11 +658,13 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
         if os.listdir(work.new):
             looked.append(scan.look(names.data(intent.digest), work.blobs))
         held = processes.holders_of(host, [entry for entry in looked if entry is not None])
-        if intent.kind is ActionKind.WRITE_SIDECARS:
+        if intent.kind in WRITING:
             held = tuple(filter(safety.minds_sidecars, held))
         if held:
             raise _held(held[0])
-        yield f"finished an interrupted change: {what}, {decimal(_finish(work))} freed"
+        with contextlib.ExitStack() as locked:
+            freed = _finish(work, has_lock=_take_over(work, intent, locked))
+        yield f"finished an interrupted change: {what}, {decimal(freed)} freed"
         return
     replaced = len(os.listdir(work.new)) < len(intent.writes)
     for name in os.listdir(work.new):
@@ -629,7 +672,7 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
     data = names.data(intent.digest)
     if replaced and intent.is_file(scan.look(data, work.blobs), data):
         # Somebody has taken our guard off: old sidecars beside new ones would be false.
-        _finish(work)
+        _finish(work, has_lock=False)
         yield f"dropped an interrupted change: {what}; the download has changed since"
         return
     _undo(work)
@@ -638,9 +681,12 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
 
 def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
     """Whether it is finished: new sidecars that we foresaw, or what can't be put back any more."""
+    data = names.data(intent.digest)
+    is_given = intent.kind is ActionKind.GIVE_BACK
+    if is_given and not intent.is_file(scan.look(data, work.blobs), data):
+        return False  # it has its old name still
     # A removal can be put back while its data is there, or all that it took.
-    if intent.kind is not ActionKind.WRITE_SIDECARS:
-        data = names.data(intent.digest)
+    if intent.kind not in WRITING:
         if intent.guard is None or scan.look(data, work.blobs) or scan.look(data, work.out):
             return False
         taken = {name for name, each in intent.files.items() if each.taken}
@@ -662,7 +708,8 @@ def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
 
 def _is_foreseen(work: _Work, intent: Intent, memory: Memory) -> bool:
     """Whether the memory has the parts that are written: it had them before the act began."""
-    record = memory.downloads.get(intent.digest)
+    own = intent.kind is ActionKind.GIVE_BACK and memory.downloads.get(f"{intent.digest}{OURS}")
+    record = own or memory.downloads.get(intent.digest)
     if record is None:
         # Where all are in place and the data has gone, as a finished blob has, none are needed.
         there = scan.look(names.data(intent.digest), work.blobs)

@@ -17,17 +17,24 @@ from watcher.errors import Exit, WatchError
 @declare.dry_run
 @declare.yes
 @click.option("--wait", is_flag=True, help="Wait until writes to the files have stopped.")
+@click.option(
+    "--give-back", is_flag=True, help="Make what ollama-watch pulled itself the server's instead."
+)
 @declare.offline
-def repair(context: Context, targets: tuple[str, ...], offline: bool, **how: bool) -> Exit:
+def repair(
+    context: Context, targets: tuple[str, ...], offline: bool, give_back: bool, **how: bool
+) -> Exit:
     """Repair interrupted downloads so that the next pull resumes them.
 
     Shows the plan and asks. If a length is lost or a blob is damaged, asks the model's registry.
+    With --give-back it repairs nothing: what `ollama-watch pull` has of a model becomes a download
+    that the server resumes.
     """
     from watcher.act import durability
     from watcher.commands.acting import Request, act
     from watcher.decide import modes
 
-    mode = modes.REPAIR._replace(online=not offline)
+    mode = modes.GIVE_BACK if give_back else modes.REPAIR._replace(online=not offline)
     code = act(context, Request("repair", mode, targets, **how))
     if not how["dry_run"]:
         for host in context.hosts(changes=True):

@@ -33,6 +33,13 @@ TABLE = (
         of_download=True,
     ),
     Row(
+        ActionKind.GIVE_BACK,
+        "give the download of {} back to the server",
+        EventType.DOWNLOAD_REPAIRED,
+        ("repair", "--give-back"),
+        of_download=True,
+    ),
+    Row(
         ActionKind.QUARANTINE_BLOB,
         "move the damaged blob of {} to quarantine",
         EventType.QUARANTINED,
@@ -54,6 +61,13 @@ TABLE = (
         ActionKind.REMOVE_DOWNLOAD,
         "remove the download of {}",
         EventType.PARTIAL_CLEANED,
+        of_download=True,
+    ),
+    Row(
+        ActionKind.REMOVE_TRANSFER,
+        "remove what ollama-watch has of the download of {}",
+        EventType.PARTIAL_CLEANED,
+        ("clean",),
         of_download=True,
     ),
     Row(

@@ -21,8 +21,8 @@ class AtRisk(NamedTuple):
 
 
 def is_needed(each: Diagnosed) -> bool:
-    """Whether something of a download is worth keeping, and it is not stale."""
-    return not each.stale and not each.download.is_useless
+    """Whether something of a server's download is worth keeping, and it is not stale."""
+    return not (each.stale or each.download.ours or each.download.is_useless)
 
 
 def of_downloads(diagnosed: Iterable[Diagnosed]) -> Iterator[AtRisk]:

@@ -35,12 +35,15 @@ def surplus(diagnosed: Diagnosed, evidence: Evidence) -> Action | Refusal:
         "replace the blob first" if known else "verify the blob first",
         command=advice.watch(evidence, "repair", names.short(diagnosed.digest)),
     )
-    return why.of_download(diagnosed, ActionKind.REMOVE_DOWNLOAD)
+    ours = ActionKind.REMOVE_TRANSFER if diagnosed.download.ours else ActionKind.REMOVE_DOWNLOAD
+    return why.of_download(diagnosed, ours)
 
 
 def _removal(diagnosed: Diagnosed, evidence: Evidence, kind: ActionKind) -> Action | Refusal:
-    download, why = diagnosed.download, safety.why_not_take(diagnosed, evidence)
-    if why is not None:
+    download, forbids = diagnosed.download, safety.why_not_take
+    if download.ours:
+        kind, forbids = ActionKind.REMOVE_TRANSFER, safety.why_not_drop
+    if (why := forbids(diagnosed, evidence)) is not None:
         return why.of_download(diagnosed, kind)._replace(frees=download.freed)
     words = conditions.row(diagnosed.condition).words
     return Action(
@@ -79,7 +82,8 @@ def by_the_clock(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Iter
     download = diagnosed.download
     since = download.changed_at if download.progress_at is None else download.progress_at
     if since is not None and evidence.now - since >= rules.settings.stale_after:
-        yield why.of_download(diagnosed, ActionKind.REMOVE_DOWNLOAD)
+        ours = ActionKind.REMOVE_TRANSFER if download.ours else ActionKind.REMOVE_DOWNLOAD
+        yield why.of_download(diagnosed, ours)
 
 
 def _clock_forbids(evidence: Evidence) -> safety.Why | None:

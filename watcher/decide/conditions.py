@@ -31,6 +31,8 @@ class NextPull(enum.Enum):
     #: At what the progress files record; that may be less than is on disk, down to nothing.
     RESUMES = enum.auto()
     ANEW = enum.auto()
+    #: Where ours stopped, if it is ours; a server's does not see it.
+    OURS = enum.auto()
     #: It does not touch it.
     IGNORES = enum.auto()
 
@@ -83,6 +85,12 @@ def _has_more(download: Download) -> str:
     return f"{decimal(beyond)} is on disk but not recorded by the server"
 
 
+def _is_ours(download: Download) -> str:
+    if not download.ours:
+        return ""
+    return "; ".join(download.faults) or "ollama-watch has downloaded it, outside of blobs/"
+
+
 def _is_right(download: Download) -> str:
     if download.transfer:
         return "a layer on the transfer path, which resumes at its size"
@@ -95,9 +103,9 @@ def _is_right(download: Download) -> str:
 
 
 def _rest(download: Download) -> int | None:
-    """What the progress files don't record."""
-    if download.total is None:
-        return None
+    """What the progress files don't record; of a transfer of ours the server has nothing."""
+    if download.total is None or download.ours:
+        return download.total
     return download.total - ranges.size(download.trust.claimed)
 
 
@@ -182,6 +190,17 @@ TABLE = (
         next_pull=NextPull.IGNORES,
         repair=Step.REMOVE_SURPLUS,
         clean=Step.REMOVE_SURPLUS,
+    ),
+    Row(
+        Condition.TRANSFER,
+        _is_ours,
+        "transfer",
+        "the download of {} is resumable by ollama-watch",
+        "the server downloads all of it; `ollama-watch pull` resumes it",
+        cost_alone=_rest,
+        severity=Severity.INFO,
+        next_pull=NextPull.OURS,
+        repair=Step.NOTHING,
     ),
     Row(
         Condition.WHOLE,
@@ -282,8 +301,8 @@ def sentence(condition: Condition, download: Download) -> str:
 
 
 def resumes(condition: Condition) -> bool:
-    """Whether Ollama alone goes on from what the progress files record."""
-    return row(condition).next_pull is NextPull.RESUMES
+    """Whether Ollama alone, or a pull of ours, goes on from what is recorded."""
+    return row(condition).next_pull in (NextPull.RESUMES, NextPull.OURS)
 
 
 def is_cleanable(diagnosed: Diagnosed) -> bool:

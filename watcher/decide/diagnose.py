@@ -5,6 +5,7 @@ from watcher.decide import at_risk, blob_findings, conditions, findings, forecas
 from watcher.decide.conditions import settled_condition
 from watcher.decide.finding_kinds import found as finding
 from watcher.model import QUIET_SECONDS, Condition, Diagnosed, Diagnosis, Download, Evidence, Rules
+from watcher.state.event_log import clock
 
 
 def diagnose(evidence: Evidence, rules: Rules) -> tuple[Diagnosed, ...]:
@@ -78,8 +79,18 @@ def _quiet(download: Download, latest: float, evidence: Evidence) -> float:
     return min([evidence.uptime - known.seen_at, *(age for age in ages if age >= 0)])
 
 
+def _why_ours(download: Download, evidence: Evidence) -> str:
+    """Why a transfer of ours goes on: a process has its lock."""
+    for holder in download.writers:
+        since = "" if holder.since is None else f" since {clock(holder.since, evidence.now)}"
+        return f"{holder.process} ({holder.pid or 'elsewhere'}) fetches it{since}"
+    return ""
+
+
 def _why_alive(download: Download, evidence: Evidence, quiet: float) -> str:
     """Why a pull of it may be running; "" where none is. `quiet`: seconds since it changed."""
+    if download.ours:
+        return _why_ours(download, evidence)
     if download.writers:
         first = download.writers[0]
         return f"{first.process} ({first.pid}) has it open for writing{first.doubt}"

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from watcher import model
 from watcher.decide import at_risk, conditions
-from watcher.decide.conditions import Step
+from watcher.decide.conditions import NextPull, Step
 from watcher.decide.finding_kinds import CHECK_DISK, found
 from watcher.model import Condition, Diagnosed, Download, Entry, Evidence, Finding, Rules, Sizes
 from watcher.ollama import names, ranges
@@ -46,7 +46,7 @@ def of_download(
     """
     download, condition = diagnosed.download, diagnosed.condition
     who = names.known_as(download.models, download.digest)
-    path = f"blobs/{download.entries[0].name}" if download.entries else "blobs"
+    path = next(iter(download.paths), "blobs")
     when = at_risk.ends(download.entries, doomed)
     fate = fate_of(download, evidence.now, when)
     finding = found(f"download_{condition.value}", path, who=who)._replace(
@@ -83,6 +83,8 @@ def helps(diagnosed: Diagnosed, evidence: Evidence) -> str:
     if diagnosed.stale:
         short, owner = names.short(diagnosed.digest), _owner(download)
         return advice.watch(evidence, "clean", short, owner=owner)
+    if row.next_pull is NextPull.OURS:
+        return advice.pull(evidence, download.models[0]) if download.models else ""
     if row.repair is Step.NOTHING or _is_recorded(diagnosed):
         return advice.ollama(evidence, "pull", download.models[0]) if download.models else ""
     if row.repair is Step.WRITE_SIDECARS and not (download.total or download.models):
@@ -145,7 +147,8 @@ def given_to(owner: int, entries: Iterable[Entry], evidence: Evidence) -> str:
     """The command that gives some of a download's files, and nothing else, to a user."""
     if is_led_away("blobs", evidence):
         return ""
-    paths = (path_of(evidence, f"blobs/{entry.name}") for entry in entries)
+    names_of = (each.name if "/" in each.name else f"blobs/{each.name}" for each in entries)
+    paths = (path_of(evidence, each) for each in names_of)
     # Never through a link: who may write there may put one in a file's place.
     return advice.shell(evidence, "chown", "-h", str(owner), *paths)
 
@@ -271,6 +274,9 @@ def _not_seen(evidence: Evidence) -> Iterator[Finding]:
     for unseen in census.unseen:
         path = names.printable(unseen.path)
         yield found("store_unseen", path, path=path)._replace(evidence=unseen.why)
+    if (hidden := evidence.transfers_unseen) is not None:
+        unlisted = found("store_unseen", hidden.path, path=hidden.path)
+        yield unlisted._replace(evidence=hidden.why, alone="nothing: the server ignores it")
     aside, ours = evidence.quarantine_unseen, evidence.place.state_owner
     if aside is not None and not (ours is not None and ours[2]):  # else reported with whose it is
         yield found("store_unseen", aside.path, path="")._replace(
@@ -308,14 +314,16 @@ def looked_at(evidence: Evidence) -> str:
 
 
 def lacking(diagnosed: Iterable[Diagnosed]) -> int:
-    """Bytes that unfinished downloads still have to bring to the disk; stale ones count no more."""
-    return sum(
-        each.download.total - ranges.size(each.download.trust.present)
-        for each in diagnosed
-        if each.download.total is not None
-        and not each.stale
-        and each.condition is not Condition.REDUNDANT
-    )
+    """Bytes that unfinished layers still have to bring to the disk; stale ones count no more."""
+    missing: dict[str, int] = {}
+    for each in diagnosed:
+        download = each.download
+        if download.total is None or each.stale or each.condition is Condition.REDUNDANT:
+            continue
+        # Of a transfer of ours and a server's download, one is finished.
+        left = download.total - ranges.size(download.trust.present)
+        missing[each.digest] = min(left, missing.get(each.digest, left))
+    return sum(missing.values())
 
 
 def _no_room(

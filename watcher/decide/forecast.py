@@ -157,7 +157,8 @@ def _unprotected(evidence: Evidence) -> Iterator[Located]:
     downloads = (
         entry
         for download in evidence.downloads
-        if not download.has_old_names  # among the old names, below
+        # Those with old names are among these, below.
+        if not (download.ours or download.has_old_names)
         for entry in download.entries
     )
     temporaries = (

@@ -15,6 +15,8 @@ REPAIR = Mode(
     hash=True,
     read_limit_bytes=None,
 )
+#: Make transfers of ours downloads of the server's own.
+GIVE_BACK = Mode(give_back=True)
 CLEAN = Mode(clean=True, purge_replaced=True)
 VERIFY = Mode(hash=True, verify=True)
 #: Before the server starts, which waits for it.

@@ -33,6 +33,7 @@ def _steps(
     diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
 ) -> Iterator[Action | Refusal]:
     mode, is_whole = rules.mode, evidence.scope is None
+    yield from repairing.given_back(diagnosed, evidence, rules)
     for each in diagnosed:
         if mode.clean:
             yield from cleaning.by_the_clock(each, evidence, rules)

@@ -83,7 +83,7 @@ def _subjects(finding: Finding) -> set[str]:
 
 def out_of_sight(seen: Evidence) -> tuple[Unseen, ...]:
     """What a look at the whole store could not see: names, folders, manifests, the quarantine."""
-    aside = () if seen.quarantine_unseen is None else (seen.quarantine_unseen,)
+    aside = filter(None, (seen.quarantine_unseen, seen.transfers_unseen))
     return (*unseen(seen, everything, frozenset({ManifestFault.UNREADABLE})), *aside)
 
 

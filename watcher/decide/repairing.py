@@ -5,6 +5,8 @@ That is: what has to be hashed, or asked of a registry, before; progress files; 
 
 from collections.abc import Iterator
 
+from rich.filesize import decimal
+
 from watcher import model
 from watcher.decide import at_risk, cleaning, conditions, findings, safety
 from watcher.decide.conditions import Step, settled_condition
@@ -87,6 +89,49 @@ def _write_sidecars(
     )
 
 
+def given_back(
+    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
+) -> Iterator[Action | Refusal]:
+    """What makes all transfers of ours downloads of the server's."""
+    if rules.mode.give_back:
+        yield from (_give_back(each, evidence) for each in diagnosed if each.download.ours)
+
+
+def _give_back(diagnosed: Diagnosed, evidence: Evidence) -> Action | Refusal:
+    """What makes a transfer of ours a download that the server resumes."""
+    download, kind, total = diagnosed.download, ActionKind.GIVE_BACK, diagnosed.download.total
+    trusted = download.trust.trusted
+    why = _not_worth_it(diagnosed) or safety.why_not_give_back(diagnosed, evidence)
+    why = why or _owner_forbids(download.entries, evidence) or _is_not_servers(download, evidence)
+    if why is not None or not total:
+        unknown = safety.Why(RefusalKind.LENGTH, "its length is unknown", findings.NAMED)
+        return (why or unknown).of_download(diagnosed, kind)
+    parts = sidecars.from_trusted(trusted, total)
+    return Action(
+        kind=kind,
+        subject=diagnosed.digest,
+        because=f"{decimal(ranges.size(trusted))} of it for the server to resume",
+        expects=download.entries,
+        models=download.models,
+        wait_seconds=safety.guard_seconds(evidence),
+        parts=parts,
+        saves=ranges.size(sidecars.claims(parts)),
+        doubts=sidecars.heads(parts),
+    )
+
+
+def _not_worth_it(diagnosed: Diagnosed) -> safety.Why | None:
+    """Why a transfer of ours is of no use to the server."""
+    match diagnosed.condition:
+        case model.Condition.TRANSFER if not diagnosed.download.trust.trusted:
+            return safety.Why(RefusalKind.UNKNOWN, diagnosed.because, "clean it once it is stale")
+        case model.Condition.UNKNOWN:
+            return safety.Why(RefusalKind.UNKNOWN, diagnosed.because, "see `ollama-watch audit`")
+        case model.Condition.REDUNDANT:
+            return safety.Why(RefusalKind.CHANGED, diagnosed.because, "nothing needs to be done")
+    return None
+
+
 def _no_length(diagnosed: Diagnosed, evidence: Evidence) -> safety.Why:
     """Nothing here gives the length of a layer: its model's registry would."""
     download, kind = diagnosed.download, RefusalKind.LENGTH
@@ -116,6 +161,16 @@ def _owner_forbids(entries: tuple[model.Entry, ...], evidence: Evidence) -> safe
     theirs = [entry for entry in entries if entry.uid != evidence.place.owner]
     given = findings.given_to(evidence.place.owner, theirs, evidence)
     return safety.Why(RefusalKind.OWNER, why, "give them to the owner of the store", command=given)
+
+
+def _is_not_servers(download: model.Download, evidence: Evidence) -> safety.Why | None:
+    """The server's user must be able to write to what is given back."""
+    owner = evidence.place.owner
+    if download.entries[0].uid == owner:
+        return None
+    why = f"its data belongs to user id {download.entries[0].uid}, and the store to {owner}"
+    given = findings.given_to(owner, download.entries, evidence)
+    return safety.Why(RefusalKind.OWNER, why, "give it to the owner of the store", command=given)
 
 
 def questions_of(diagnosed: Diagnosed) -> Iterator[Action]:

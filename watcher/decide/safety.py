@@ -83,6 +83,30 @@ def why_not_add(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     return _held(held, evidence) or _why_not(diagnosed, evidence, needed, named)
 
 
+def why_not_drop(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
+    """Why a transfer of ours that nobody has the lock of may not go: no server sees it."""
+    if diagnosed.condition is model.Condition.REDUNDANT and _beside(diagnosed, evidence):
+        why = "a server's download of this layer may still take the name from the finished blob"
+        return Why(RefusalKind.LIVE, why, "try again when that is gone")
+    return place_forbids(evidence)
+
+
+def why_not_give_back(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
+    """Why a transfer of ours may not become a download of the server's now."""
+    if diagnosed.download.holders:
+        return Why(RefusalKind.HELD, diagnosed.because, "wait until it ends, or stop it")
+    if _beside(diagnosed, evidence):
+        why = "a download of the server's own of this layer lies in blobs/"
+        return Why(RefusalKind.CHANGED, why, "finish that one, or remove it")
+    return why_not_add(diagnosed, evidence)
+
+
+def _beside(diagnosed: Diagnosed, evidence: Evidence) -> bool:
+    """Whether a server's download of the same layer is there."""
+    digest = diagnosed.digest.lower()
+    return any(each.digest.lower() == digest and not each.ours for each in evidence.downloads)
+
+
 def minds_sidecars(holder: Holder) -> bool:
     """Whether a process that has an entry open could be led astray by new sidecars.
 
@@ -143,7 +167,8 @@ def _why_not(
             why = f"{times}; it has been unchanged for {seen} since it was first scanned"
         return Why(RefusalKind.NOT_QUIET, why, f"try again in {advice.duration(left)}", left)
     connected = any(server.connections != 0 for server in servers)
-    if diagnosed.condition is model.Condition.UNCLAIMED and connected:
+    is_new = diagnosed.condition in (model.Condition.UNCLAIMED, model.Condition.TRANSFER)
+    if is_new and connected:
         why = "a client is connected to the server: a pull may be about to write progress files"
         return Why(RefusalKind.SERVER_RUNS, why, STOP, command=advice.stop(evidence))
     return None
@@ -204,6 +229,12 @@ def store_forbids(evidence: Evidence) -> Why | None:
     if place.blobs_elsewhere:
         why = "blobs/ is on another file system than the store, so nothing can be moved out of it"
         return Why(RefusalKind.LINKED, why, "mount or link the whole store instead of blobs/ alone")
+    return place_forbids(evidence)
+
+
+def place_forbids(evidence: Evidence) -> Why | None:
+    """Why nothing of the store may be changed, be it ours alone."""
+    place = evidence.place
     if place.foreign:
         why = f"{names.of_link(place.foreign)}, so its content may not belong to this store"
         return Why(RefusalKind.OWNER, why, names.TRUST_LINK)

@@ -51,10 +51,13 @@ def learn(
     hidden = "blobs" in census.unlisted or any(path.startswith("blobs") for path in unseen)
     if not hidden:  # a name that is not visible may still be there
         for key in sorted(records.keys() - {each.download.key for each in diagnosis.diagnosed}):
-            digest = key.removesuffix(".tmp")
+            digest, is_ours = model.digest_of(key), key.endswith(model.OURS)
+            if is_ours and (evidence.transfers_unseen or evidence.quarantine_unseen):
+                continue
             if evidence.scope is None or digest in evidence.scope:
-                size = finished.get(digest)
-                happened.append(events.gone(digest, records.pop(key), size, now))
+                size, record = finished.get(digest), records.pop(key)
+                if size is None or not is_ours:  # our own pull reports what it has completed
+                    happened.append(events.gone(digest, record, size, now))
     # Blobs that were finished from repaired progress files.
     unproven = {
         digest
@@ -92,7 +95,7 @@ def _downloads(
         reported[record.models] = max(record.told_at, last)
     for each in diagnosed:
         download, before = each.download, None
-        known = records.get(download.key)
+        known = records.get(download.key) or _given_back(download, records)
         if known is not None and download.entries:
             # The digest may have begun anew, with another file.
             is_same = known.is_of(*download.entries[0].identity, download.born_ns)
@@ -105,6 +108,17 @@ def _downloads(
             happened.append(events.of_download(evidence.now, kind, message, each))
         records[download.key] = now
     return records, happened
+
+
+def _given_back(download: Download, records: dict[str, Remembered]) -> Remembered | None:
+    """What is remembered of the transfer of ours that a download was made of."""
+    own = records.get(f"{download.digest}{model.OURS}")
+    if own is None or not download.data:
+        return None
+    if download.ours or not own.is_of(*download.data.identity, download.born_ns):
+        return None
+    del records[f"{download.digest}{model.OURS}"]
+    return replace(own, condition=conditions.row(own.condition).repaired)
 
 
 def _sampled(
@@ -150,7 +164,11 @@ def _news(
     """What is new about a download besides its progress."""
     download, who = diagnosed.download, _who(diagnosed)
     live = diagnosed.condition is Condition.LIVE
-    ended = diagnosed.digest in occasion.ended
+    ended = diagnosed.digest in occasion.ended and not download.ours
+    if download.ours and live:
+        return  # our own pull reports it
+    if download.ours and before is not None and before.condition is Condition.LIVE:
+        before = None
     if before is None and live:
         layer = [names.short(diagnosed.digest)] if download.models else []
         total = [] if download.total is None else [decimal(download.total)]
@@ -236,9 +254,10 @@ def stage(memory: Memory, plan: model.Plan, now: float, note: str) -> Memory:
     """
     records = dict(memory.downloads)
     for action in plan.actions:
-        record = records.get(action.subject)
-        if action.kind is ActionKind.WRITE_SIDECARS and record is not None:
-            records[action.subject] = replace(
+        key = _staged_as(action)
+        record = records.get(key)
+        if record is not None:
+            records[key] = replace(
                 record,
                 doubted=ranges.union(ranges.union(record.doubted, action.doubts), record.lost),
                 partition=action.parts,
@@ -249,23 +268,26 @@ def stage(memory: Memory, plan: model.Plan, now: float, note: str) -> Memory:
     return replace(memory, downloads=records)
 
 
+def _staged_as(action: model.Action) -> str:
+    """The key of what is remembered of the download that progress files are written for."""
+    match action.kind:
+        case ActionKind.WRITE_SIDECARS:
+            return action.subject
+        case ActionKind.GIVE_BACK:
+            return f"{action.subject}{model.OURS}"
+    return ""
+
+
 def unstage(now: Memory, before: Memory, plan: model.Plan, outcomes: Iterable[Outcome]) -> Memory:
     """The memory without what was foreseen of repairs of a plan that did not come about.
 
     What has failed may have been decided all the same, and is finished by the next run.
     """
     begun = {
-        each.action.subject
-        for each in outcomes
-        if each.action.kind is ActionKind.WRITE_SIDECARS and each.result is not model.Result.REFUSED
+        _staged_as(each.action) for each in outcomes if each.result is not model.Result.REFUSED
     }
-    undone = {
-        each.subject: before.downloads[each.subject]
-        for each in plan.actions
-        if each.kind is ActionKind.WRITE_SIDECARS
-        and each.subject in before.downloads
-        and each.subject not in begun
-    }
+    staged = {_staged_as(each) for each in plan.actions} & before.downloads.keys()
+    undone = {key: before.downloads[key] for key in staged - begun}
     return replace(now, downloads={**now.downloads, **undone})
 
 
@@ -282,6 +304,7 @@ def _record(
     progress_at = _last_progress(download, before, evidence.now)
     live = condition is Condition.LIVE
     pulling = live and (before is None or before.pulling or bool(download.writers))
+    pulling = pulling and not download.ours
     total = download.total
     if before is not None:
         arrived = live or before.pulling
@@ -424,6 +447,8 @@ def drop(memory: Memory, outcomes: Iterable[Outcome]) -> Memory:
     done = [each.action for each in outcomes if each.result is model.Result.DONE]
     removed = (ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS)
     gone = {each.subject for each in done if each.kind in removed}
+    ours = (each.subject for each in done if each.kind is ActionKind.REMOVE_TRANSFER)
+    gone |= {f"{digest}{model.OURS}" for digest in ours}
     repaired = {each.subject for each in done if each.kind is ActionKind.WRITE_SIDECARS}
     kept: dict[str, Remembered] = {}
     for key, each in memory.downloads.items():

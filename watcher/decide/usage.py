@@ -1,5 +1,6 @@
 """Where a store's space is: each inode counted once, for one use. Pure."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from watcher.state.memory import FOLDER
 
 _Key: TypeAlias = tuple[UseKind, str]
 
+#: A file of a transfer of ours.
+_TRANSFER = re.compile(r"transfers/([0-9a-fA-F]{64})(?:/|$)")
 _RANK = {kind: rank for rank, kind in enumerate(UseKind)}
 
 
@@ -93,6 +96,9 @@ def _key(
     if top == "manifests":
         return UseKind.MANIFESTS, ""
     if top == FOLDER:
+        match = _TRANSFER.match(inside)
+        if match and (condition := conditions.get(f"{match[1]}{model.OURS}")):
+            return UseKind.PARTIAL, condition.value
         in_quarantine = inside.startswith("quarantine/")
         return UseKind.QUARANTINE if in_quarantine else UseKind.OURS, ""
     if top != "blobs":

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from watcher.model import (
+    OURS,
     BlobCensus,
     Download,
     Entry,
@@ -22,6 +23,8 @@ from watcher.model import (
     ServerUser,
     Sidecar,
     Trust,
+    Unseen,
+    digest_of,
 )
 from watcher.observe import (
     access,
@@ -33,6 +36,7 @@ from watcher.observe import (
     scan,
     sharing,
     space,
+    transfers,
     unit,
 )
 from watcher.observe.blobs import asked, look_at_quarantine, remembered, with_memory, with_own_time
@@ -82,6 +86,8 @@ class _Look:
         #: Taken after the listing: what lies beyond it is no time of this clock.
         self.now = 0.0
         self.blobs = -1
+        #: Why the transfers of ours can't be listed, if so.
+        self.transfers_unseen: Unseen | None = None
 
     def evidence(self) -> Evidence:
         host, rules, memory, scope = self.host, self.rules, self.memory, self.scope
@@ -91,7 +97,7 @@ class _Look:
         listed = sorted(self._downloads(found), key=lambda download: download.digest)
         seen = processes.see(
             host,
-            [entry for download in listed for entry in download.entries],
+            [entry for download in listed if not download.ours for entry in download.entries],
             network=self.place.network,
             writers_visible=rules.settings.writers_visible,
             ours_only=True,
@@ -100,9 +106,9 @@ class _Look:
         for each in listed:
             held = [holder for entry in each.entries for holder in seen.holders.get(entry.name, ())]
             downloads.append(replace(each, holders=tuple(held)) if held else each)
-        pulling = {each.key for each in downloads if each.writers}
+        pulling = {each.key for each in downloads if each.writers and not each.ours}
         for key, record in memory.downloads.items():
-            if scope is not None and key.removesuffix(".tmp") not in scope and record.pulling:
+            if scope is not None and digest_of(key) not in scope and record.pulling:
                 pulling.add(key)
         made = Evidence(
             place=self.place,
@@ -117,6 +123,7 @@ class _Look:
             uid=os.geteuid(),
             caller=host.caller,
             pulling=frozenset(pulling),
+            transfers_unseen=self.transfers_unseen,
         )
         if scope is None:
             made = self._of_store(made, found, coming, seen)
@@ -205,19 +212,32 @@ class _Look:
         return found
 
     def _downloads(self, found: scan.Scan) -> list[Download]:
-        if not found.downloads:
+        ours = list(self._transfers())
+        if not (found.downloads or ours):
             return []
         self.named, self.kept = found.named, self.host.known_layers(self.store)
-        for digest in found.downloads.keys() & self.kept.keys():
+        for digest in {*found.downloads, *(each.digest for each in ours)} & self.kept.keys():
             # Whoever runs a registry can claim anything of a digest: its length never comes first.
             self.named.add(digest, 0, self.kept[digest].models)
         self.now = self.host.clock()
+        made: list[Download] = []
         with (
             contextlib.suppress(FileNotFoundError, NotADirectoryError),  # gone since it was listed
             folders.opened_blobs(self.store, foreign_too=True) as self.blobs,
         ):
-            return self._read_all(found.downloads)
-        return []
+            made = self._read_all(found.downloads)
+            finished = {x.digest: scan.look(names.blob(x.digest), self.blobs) for x in ours}
+            ours_there = [(x, scan.Pieces(finished=finished[x.digest])) for x in ours]
+            made += [_Reader(self, x.digest, pieces).of_ours(x) for x, pieces in ours_there]
+        return made
+
+    def _transfers(self) -> Iterator[transfers.Found]:
+        for each in transfers.look(self.store, self.boot, self.scope):
+            self.host.go_on()
+            if isinstance(each, Unseen):
+                self.transfers_unseen = each
+            else:
+                yield each
 
     def _read_all(self, found: Mapping[str, scan.Pieces]) -> list[Download]:
         made: list[Download] = []
@@ -313,6 +333,28 @@ class _Reader:
             data=self.data,
             sidecars=tuple(Sidecar(each, n, None, "not read") for n, each in self.sidecars),
             unreadable=why,
+        )
+
+    def of_ours(self, found: transfers.Found) -> Download:
+        """The transfer of ours: its ledger is as good as its files show."""
+        kept, arrived = found.kept, found.arrived
+        heard = self.kept_size or (self.asked and self.asked.length)
+        lengths = {"transfer": kept.total, "manifest": self.named_size, "registry": heard}
+        by, total = next(((by, size) for by, size in lengths.items() if size), (None, None))
+        faults = (f"its ledger is damaged: {found.fault}",) if found.fault else ()
+        record = self.around.memory.downloads.get(f"{self.digest}{OURS}")
+        is_it = record and found.data and record.is_of(*found.data.identity, found.born_ns)
+        return self._base(
+            record if is_it else None,
+            found.born_ns,
+            data=found.data,
+            ours=True,
+            total=total,
+            total_from=by,
+            faults=faults or (("its hash was wrong",) if kept.is_wrong else ()),
+            trust=Trust(kept.durable, arrived, arrived),
+            holders=(found.holder,) if found.holder else (),
+            unreadable=found.unreadable or None,
         )
 
     def _base(

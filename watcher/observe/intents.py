@@ -39,9 +39,9 @@ _SINGLE = {
     ActionKind.QUARANTINE_BLOB: {Role.BLOB},
     ActionKind.REMOVE_DOWNLOAD: {Role.TRANSFER},
 }
-IN_PARTS = frozenset(
-    {ActionKind.WRITE_SIDECARS, ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS}
-)
+#: What writes progress files; and all that an act on a download in parts does.
+WRITING = frozenset({ActionKind.WRITE_SIDECARS, ActionKind.GIVE_BACK})
+IN_PARTS = WRITING | {ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS}
 
 
 class ForeignError(Exception):
@@ -307,7 +307,7 @@ _file = checks.row(
 def _check_in_parts(intent: Intent) -> None:
     """A change of a download has its own names in it, and no others."""
     right = intent.kind in IN_PARTS and intent.guard is not None
-    writes = intent.kind is ActionKind.WRITE_SIDECARS
+    writes = intent.kind in WRITING
     if not right or not names.is_blob(names.blob(intent.digest)) or writes != bool(intent.writes):
         raise ForeignError(f"no {intent.kind.value} is as this one")
     _check_all(intent.files, {Role.DATA, Role.SIDECAR}, intent.digest)

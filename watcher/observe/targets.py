@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from watcher.errors import TargetError
-from watcher.model import Known, Plan
+from watcher.model import Known, Plan, digest_of
 from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.ollama import names
-from watcher.state import folders, memory, registry_cache
+from watcher.state import folders, memory, registry_cache, state_folder, transfers
 
 _DIGITS = re.compile(r"(?:sha256[:-])?([0-9a-fA-F]{4,64})(?:-partial(?:-[0-9]+)?|\.tmp)?")
 _MOST_NEAREST = 5
@@ -70,11 +70,13 @@ def known(
         downloads = memory.load(store).downloads.items()
         for digest, by in itertools.chain(
             ((digest, named.models_of(digest)) for digest in named.digests),
-            ((key.removesuffix(".tmp"), each.models) for key, each in downloads),
+            ((digest_of(key), each.models) for key, each in downloads),
             ((digest, layer.models) for digest, layer in layers(store).items()),
         ):
             for shown in by:
                 models.setdefault(shown, set()).add(digest)
+        with contextlib.suppress(OSError), state_folder.opened(store) as ours:
+            digests.update(transfers.digests(ours))
         unseen = [*named.unlisted, *(each.path for each in named.unseen)]
         try:
             with folders.opened_blobs(store, foreign_too=True) as blobs:

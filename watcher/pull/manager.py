@@ -520,7 +520,9 @@ _CHANGEABLE = {"status" if key == "state" else key: key for key in records.CHANG
 #: What a store has, and what may lie in a folder that is to become one.
 _CONTENT = frozenset({"blobs", "manifests"})
 _NO_CONTENT = frozenset({FOLDER, "lost+found"})
-_REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
+_REMOVALS = frozenset(
+    {ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS, ActionKind.REMOVE_TRANSFER}
+)
 #: A record that changed within that time is right, and a driver that waits for the server or hashes
 #: a layer is silent for long.
 _RECENT_SECONDS, _DEAD_SECONDS = 10.0, 900.0

@@ -238,6 +238,7 @@ def _download(diagnosed: model.Diagnosed, seen: model.Evidence) -> dict[str, Any
         "because": diagnosed.because,
         "stale": diagnosed.stale,
         "transfer": download.transfer,
+        "ours": download.ours,
         "bytes": {
             "total": download.total,
             "claimed": ranges.size(trust.claimed) if known else None,

@@ -275,6 +275,8 @@ def _download(diagnosed: Diagnosed, seen: Evidence) -> Iterator[Line]:
         if alone is None:
             fails = conditions.alone(diagnosed.condition, diagnosed.download)
             yield beside(f"without repair: {fails}")
+        elif diagnosed.download.ours:
+            yield beside(f"still to download: {size(alone if repaired is None else repaired)}")
         elif repaired is not None and repaired < alone:
             after = f"after repair: {size(repaired)}"
             yield beside(f"without repair: {size(alone)} to download; {after}")
@@ -310,7 +312,7 @@ def drawn(diagnosed: Diagnosed, pace: str = "") -> Iterator[Line]:
     present = ranges.size(trust.present)
     beyond = ranges.size(ranges.difference(trust.present, trust.claimed))
     text = f"{part_of(present, total) if total else size(present)} on disk"
-    if beyond:
+    if beyond and not diagnosed.download.ours:
         text += f" ({size(beyond)} not recorded by the server)"
     if not live:
         text += f"; no bytes for {advice.duration(diagnosed.age)}"

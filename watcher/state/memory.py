@@ -15,7 +15,19 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import orjson
 
-from watcher.model import HOUR, Ahead, Clock, Condition, Entry, Part, Ranges, Reads, Shift, Unsure
+from watcher.model import (
+    HOUR,
+    Ahead,
+    Clock,
+    Condition,
+    Entry,
+    Part,
+    Ranges,
+    Reads,
+    Shift,
+    Unsure,
+    digest_of,
+)
 from watcher.ollama import names
 from watcher.state import checks, fs, hashes, json_file, state_folder
 from watcher.state.checks import kept, optional, row
@@ -244,7 +256,7 @@ _problem = row(_pair, checks.text, _exact)
 
 def _key(name: object) -> str:
     text = checks.text(name, 68)
-    checks.digest(text.removesuffix(".tmp"))
+    checks.digest(digest_of(text))
     return text
 
 

@@ -25,7 +25,8 @@ from watcher.state import checks, fs, json_file, state_folder
 
 FOLDER = "transfers"
 DATA, LEDGER, ARRIVED, LOCK = "data", "ledger", "arrived", "lock"
-FILES = (DATA, LEDGER, f"{LEDGER}.damaged", ARRIVED, LOCK)
+#: In the order in which they go: without the first two nothing that a kill leaves is believed.
+FILES = (ARRIVED, LEDGER, DATA, f"{LEDGER}.damaged", "replacing.lock", LOCK)
 SCHEMA = "ollama-watch/transfer/1"
 LONGEST_LEDGER = 16 * MIB
 #: A longer log is none of ours: it is made anew when it has half of this.
@@ -98,6 +99,11 @@ def logged(folder: int, boot: str, size: int) -> Ranges:
     return ranges.normal(found)
 
 
+def arrived(folder: int, digest: str, boot: str, size: int) -> Ranges:
+    """All that counts of a data file of `size` bytes. Raises as `kept` does."""
+    return ranges.union(kept(folder, digest, size).durable, logged(folder, boot, size))
+
+
 @contextlib.contextmanager
 def opened(ours: int, digest: str) -> Iterator[int]:
     """The folder of a layer. `ours`: the store's ``.ollama-watch``. Raises OSError."""
@@ -111,32 +117,45 @@ def opened(ours: int, digest: str) -> Iterator[int]:
 @contextlib.contextmanager
 def held(ours: int, digest: str) -> Iterator[int]:
     """The same under its lock. Raises fs.BusyError where somebody has it, and OSError."""
-    with opened(ours, digest) as folder, fs.locked(LOCK, folder, f"pid {os.getpid()}"):
+    with opened(ours, digest) as folder, fs.locked(LOCK, folder):
         yield folder
 
 
 def remove(ours: int, digest: str, *, only_empty: bool = False) -> None:
+    """Remove the folder of a layer, as far as that can be done, as `drop` does."""
+    with contextlib.suppress(OSError):
+        drop(ours, digest, only_empty=only_empty)
+
+
+def drop(ours: int, digest: str, *, only_empty: bool = False) -> None:
     """Remove the folder of a layer that nobody goes on with; what is not ours in it stays.
 
-    `only_empty`: only where there are no bytes in it.
+    `only_empty`: only where there are no bytes in it. Raises OSError.
     """
-    with contextlib.suppress(OSError), state_folder.opened_in(FOLDER, ours) as above:
+    with contextlib.suppress(FileNotFoundError), state_folder.opened_in(FOLDER, ours) as above:
         with state_folder.opened_in(digest, above) as folder:
-            if only_empty and size(folder):
+            if only_empty and _has_data(folder):
                 return
-            # Without a ledger nothing that a kill leaves is believed.
-            for name in (LEDGER, ARRIVED, DATA, *FILES, *(f".{name}.new" for name in FILES)):
+            for name in (*FILES, *(f".{name}.new" for name in FILES)):
                 with contextlib.suppress(FileNotFoundError):
                     fs.remove(name, folder)
-        fs.remove_folder(digest, above)
+        with contextlib.suppress(OSError):
+            fs.remove_folder(digest, above)
 
 
-def size(folder: int) -> int:
-    """How long the data is; 0 where there is none."""
+def lose(folder: int) -> None:
+    """Believe nothing that was not durable: the disk has not taken it."""
+    with contextlib.suppress(FileNotFoundError):
+        fs.remove(ARRIVED, folder)
+
+
+def _has_data(folder: int) -> bool:
+    """Whether there are bytes in it, or something that is no file of ours."""
     try:
-        return os.stat(DATA, dir_fd=folder, follow_symlinks=False).st_size
+        found = os.stat(DATA, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
-        return 0
+        return False
+    return found.st_size > 0 or not stat.S_ISREG(found.st_mode)
 
 
 def digests(ours: int) -> list[str]:
@@ -155,9 +174,13 @@ def _is_digest(name: str) -> bool:
         return False
 
 
-def tidy(ours: int, before: float) -> None:
+def tidy(store: int, before: float) -> None:
     """Remove what has no bytes in it: folders of layers, and manifests of before a time."""
-    with contextlib.suppress(OSError), state_folder.opened_in(FOLDER, ours) as above:
+    with (
+        contextlib.suppress(OSError),
+        state_folder.opened(store) as ours,
+        state_folder.opened_in(FOLDER, ours) as above,
+    ):
         for digest in digests(ours):
             with contextlib.suppress(OSError, fs.BusyError), held(ours, digest):
                 remove(ours, digest, only_empty=True)

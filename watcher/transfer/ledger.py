@@ -51,7 +51,7 @@ def opened(ours: int, layer: Layer, boot: str) -> Iterator[Ledger]:
         # It is on the disk with the first ledger.
         fs.ensure_folder(layer.digest, above, durable=False)
         folder = held.enter_context(state_folder.opened_in(layer.digest, above))
-        held.enter_context(fs.locked(LOCK, folder, f"pid {os.getpid()}"))
+        held.enter_context(fs.locked(LOCK, folder))
         ledger = Ledger(folder, layer, boot)
         ledger.above = above
         held.callback(ledger.close)
@@ -62,9 +62,7 @@ def peek(ours: int, layer: Layer, boot: str) -> int:
     """How many bytes have arrived with whoever fetches a layer."""
     try:
         with transfers.opened(ours, layer.digest) as folder:
-            kept = _kept(folder, layer, layer.size)
-            logged = transfers.logged(folder, boot, layer.size)
-            return ranges.size(ranges.union(kept.durable, logged))
+            return ranges.size(transfers.arrived(folder, layer.digest, boot, layer.size))
     except (OSError, ValueError):
         return 0
 

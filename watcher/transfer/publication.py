@@ -156,7 +156,8 @@ def live(seen: Report | None) -> list[Diagnosed]:
     return [
         each
         for each in seen.diagnosis.diagnosed
-        if each.download.writers or (is_unseen and each.condition is Condition.LIVE)
+        if not each.download.ours
+        and (each.download.writers or (is_unseen and each.condition is Condition.LIVE))
     ]
 
 
@@ -171,5 +172,6 @@ def partials(seen: Report | None) -> tuple[Partial, ...]:
         if each.download.data is not None
         and each.download.trust.trusted
         and each.condition is not Condition.UNKNOWN
-        and not (each.download.transfer or each.download.has_old_names or each.digest in pulled)
+        and not (each.download.transfer or each.download.ours or each.download.has_old_names)
+        and each.digest not in pulled
     )

@@ -1,0 +1,102 @@
+"""The transfers of ours that lie in a store, and which of them a process goes on with.
+
+Nothing in there is followed or waited for, and what makes no sense counts for nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import datetime
+from typing import NamedTuple
+
+from watcher.model import Entry, Holder, Kind, Ranges, Unseen
+from watcher.observe import scan
+from watcher.ollama import ranges
+from watcher.state import fs, state_folder, transfers
+from watcher.state.transfers import Kept
+
+#: A ledger may be replaced while it is read.
+_TRIES = 3
+
+
+class Found(NamedTuple):
+    """The files of one transfer."""
+
+    digest: str
+    #: By its path below the store.
+    data: Entry | None = None
+    kept: Kept = Kept()
+    arrived: Ranges = ()
+    #: Why the ledger is not believed, and why not even that can be read; "" where it is.
+    fault: str = ""
+    unreadable: str = ""
+    holder: Holder | None = None
+    born_ns: int = 0
+
+
+def look(store: int, boot: str, scope: frozenset[str] | None) -> Iterator[Found | Unseen]:
+    """Those of some digests, or all; a folder without any bytes is none."""
+    # What keeps us from all of our folder is reported with the quarantine.
+    with contextlib.suppress(OSError), state_folder.opened(store) as ours:
+        try:
+            here = transfers.digests(ours)
+        except OSError as error:
+            yield Unseen(f"{state_folder.FOLDER}/{transfers.FOLDER}", error.strerror or "")
+            return
+        for digest in here if scope is None else sorted(scope.intersection(here)):
+            found = _one(ours, digest, boot)
+            if found is not None:
+                yield found
+
+
+def _one(ours: int, digest: str, boot: str) -> Found | None:
+    try:
+        with transfers.opened(ours, digest) as folder:
+            return _read(folder, digest, boot)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return Found(digest, unreadable=error.strerror or type(error).__name__)
+
+
+def _read(folder: int, digest: str, boot: str) -> Found | None:
+    path = f"{state_folder.FOLDER}/{transfers.FOLDER}/{digest}"
+    holder = _holder(folder, path)
+    kept, arrived, fault = Kept(), Ranges(), ""
+    for _ in range(_TRIES):
+        data = scan.look(transfers.DATA, folder)
+        if data is None:
+            return None
+        data = data._replace(name=f"{path}/{transfers.DATA}")
+        if data.kind is not Kind.FILE:
+            return Found(digest, data, holder=holder)
+        if not (data.size or holder):
+            return None
+        # The log first: what is no longer in it is in the ledger.
+        arrived = transfers.logged(folder, boot, data.size)
+        try:
+            kept, fault = transfers.kept(folder, digest, data.size), ""
+            break
+        except ValueError as error:
+            fault = str(error)
+    if fault or kept.is_wrong:
+        arrived = ()
+    born_ns = fs.born(transfers.DATA, folder)
+    arrived = ranges.union(kept.durable, arrived)
+    return Found(digest, data, kept, arrived, fault, holder=holder, born_ns=born_ns)
+
+
+def _holder(folder: int, path: str) -> Holder | None:
+    """The process that goes on with it: it has the lock."""
+    try:
+        found = fs.holder(transfers.LOCK, folder)
+    except FileNotFoundError:
+        return None
+    if found is None:
+        return None
+    (pid, text), since = found, None
+    with contextlib.suppress(ValueError):
+        since = datetime.fromisoformat(text).timestamp()
+    entry = f"{path}/{transfers.LOCK}"
+    return Holder(pid or 0, "ollama-watch", entry, writes=True, since=since)
