@@ -12,7 +12,7 @@ from types import FrameType
 from watcher.commands.context import Context, complain
 from watcher.errors import Exit, NoPermissionError, NoStoreError
 from watcher.observe import place
-from watcher.ollama import names
+from watcher.ollama import environment, names
 from watcher.pull import target
 from watcher.pull.account import Options
 from watcher.pull.driver import Pull
@@ -94,15 +94,18 @@ def site_of(context: Context, host: str | None) -> Target:
     found = None
     try:
         found = context.only_place("a download is of one")
-    except (NoStoreError, NoPermissionError):
-        if not context.stores:
-            context.settle()
-        elif os.path.isdir(context.stores[0]):
-            # The server makes its folders with the first pull.
-            found = place.Found(os.path.abspath(context.stores[0]), "--store")
+    except (NoStoreError, NoPermissionError) as error:
+        by, named = "--store", next(iter(context.stores), "")
+        if not named and isinstance(error, NoStoreError):
+            by, named = "OLLAMA_MODELS", environment.trimmed(os.environ.get("OLLAMA_MODELS", ""))
+        if os.path.isdir(named):
+            # Its folders are made with the first pull.
+            found = place.Found(os.path.abspath(named), by)
             context.settle(found.path)
-        else:
+        elif context.stores:
             raise
+        else:
+            context.settle()
     return target.find(url, None if found is None else context.host(found), context.settings)
 
 
