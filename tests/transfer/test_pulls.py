@@ -8,6 +8,8 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -16,10 +18,10 @@ from tests.pull.driven import OPTIONS, POLICY, add, arrived, at_a_port, drive
 from tests.support.servers import Server, blob, wait_until
 from watcher.decide import modes
 from watcher.demo.registry import Fault, Manners, Model, Registry
-from watcher.model import ActionKind, Scope
+from watcher.model import ActionKind, Download, Scope
 from watcher.observe.host import Host
 from watcher.ollama import names
-from watcher.pull import before, way
+from watcher.pull import before, by_transfer, way
 from watcher.pull.account import Options, Update
 from watcher.pull.failures import Cause
 from watcher.pull.target import Target
@@ -133,6 +135,37 @@ def test_a_stopped_transfer_resumes(server: Server, registry: Registry) -> None:
     assert any(each.startswith("resuming: ") for each in seen.notes)
     # What was on its way when it was stopped is kept to the byte but for the sockets' buffers.
     assert served(registry, model) <= SIZE + 8 * MB
+
+
+def test_what_lies_in_the_place_of_a_lock_is_named(
+    server: Server, registry: Registry, store: Path
+) -> None:
+    model = add(registry, server, MB)
+    lock = store / ".ollama-watch/transfers" / model.digests[0].removeprefix("sha256:") / "lock"
+    lock.mkdir(parents=True)
+    seen = drive(here(server), model)
+    assert seen.end.text.startswith(f"{lock}: ")
+    assert "move it out of the way" in seen.end.step
+    lock.rmdir()
+    assert drive(here(server), model).end.cause is None
+    assert arrived(server, model)
+
+
+def test_an_answer_without_words_ends_with_its_number(
+    server: Server, registry: Registry, store: Path
+) -> None:
+    model = add(registry, server, MB)
+    registry.add_fault(Fault("page", status=404, body="", times=2))
+    seen = drive(here(server), model)
+    assert arrived(server, model)
+    told = [each for each in seen.notes if " answers 404" in each]
+    assert told
+    assert not any(" answers 404:" in each for each in told)
+
+
+def test_a_server_that_is_not_seen_is_not_claimed() -> None:
+    seen = cast(Download, SimpleNamespace(digest="a" * 64, writers=()))
+    assert by_transfer._why_waiting(seen).endswith("and an unseen server may pull it")
 
 
 def arrived_at_all(server: Server, model: Model) -> bool:

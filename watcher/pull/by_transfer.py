@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import time
@@ -16,6 +17,7 @@ from typing import TypeVar
 
 from rich.filesize import decimal
 
+from watcher.model import QUIET_SECONDS, Download
 from watcher.observe import scan
 from watcher.ollama import names, ranges, registry
 from watcher.pull import before
@@ -47,6 +49,8 @@ _CAUSES = {
 }
 #: What helps against these is another step where we are the ones who ask.
 _OURS = frozenset({Cause.NO_NETWORK, Cause.CERTIFICATE, Cause.NO_PERMISSION, Cause.DISK_FAILS})
+#: What lies in the place of a file or folder of ours is something else.
+_STRANGE = frozenset({errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK, errno.ENOTDIR})
 
 _NO_ROOM_TO_COPY = "free space for a copy of the server's download, or let the server go on with it"
 
@@ -106,8 +110,7 @@ class ByTransfer:
         except TransferError as error:
             return _end(error)
         except OSError as error:
-            text = f"{names.printable(self._host.store)}: {error.strerror or error}"
-            return End(of_error(text), text)
+            return _refused(self._host.store, error)
         finally:
             self._account.meter.rest(time.monotonic())
 
@@ -178,8 +181,7 @@ class ByTransfer:
                 account.progress.here({}, account.finished(account.progress.sizes))
                 return seen
             first = pulled[0].download
-            by = next((f"{each.process} ({each.pid})" for each in first.writers), "a server")
-            why = f"{by} pulls {names.short(first.digest)}"
+            why = _why_waiting(first)
             waiting = Waiting("the server's pull", why, 1, None, None)
             with account.awaiting(waiting):
                 at = clock(since, time.time())
@@ -341,6 +343,22 @@ class ByTransfer:
             **self._facts(),
         )
         return End()
+
+
+def _why_waiting(download: Download) -> str:
+    """Who pulls it, or may."""
+    short = names.short(download.digest)
+    for each in download.writers:
+        return f"{each.process} ({each.pid}) pulls {short}"
+    return f"{short} changed less than {QUIET_SECONDS:.0f} s ago, and an unseen server may pull it"
+
+
+def _refused(folder: str, error: OSError) -> End:
+    """The end of a pull for what the system refuses in the store."""
+    at = os.path.join(folder, str(error.filename)) if error.filename else folder
+    text = f"{names.printable(at)}: {error.strerror or error}"
+    is_strange = bool(error.filename) and error.errno in _STRANGE
+    return End(of_error(text), text, "move it out of the way, and run it again" * is_strange)
 
 
 def _end(error: TransferError) -> End:

@@ -90,7 +90,7 @@ class Engine:
                 self._store.check()
             except fs.BusyError as error:
                 if not told:
-                    text = f"another process fetches this layer: {error.owner}"
+                    text = f"another process fetches this layer: {error.owner}".rstrip(": ")
                     self._emit(Noticed(layer.digest, text))
                 told = True
             except OSError as error:

@@ -47,12 +47,15 @@ def opened(ours: int, layer: Layer, boot: str) -> Iterator[Ledger]:
     Raises fs.BusyError where another one does, and OSError.
     """
     with contextlib.ExitStack() as held:
-        above = held.enter_context(state_folder.made_in(FOLDER, ours))
-        # It is on the disk with the first ledger.
-        fs.ensure_folder(layer.digest, above, durable=False)
-        folder = held.enter_context(state_folder.opened_in(layer.digest, above))
-        held.enter_context(fs.locked(LOCK, folder))
-        ledger = Ledger(folder, layer, boot)
+        with _named_from_the_store(""):
+            above = held.enter_context(state_folder.made_in(FOLDER, ours))
+        with _named_from_the_store(FOLDER):
+            # It is on the disk with the first ledger.
+            fs.ensure_folder(layer.digest, above, durable=False)
+            folder = held.enter_context(state_folder.opened_in(layer.digest, above))
+        with _named_from_the_store(FOLDER, layer.digest):
+            held.enter_context(fs.locked(LOCK, folder))
+            ledger = Ledger(folder, layer, boot)
         ledger.above = above
         held.callback(ledger.close)
         yield ledger
@@ -82,7 +85,7 @@ class Ledger:
         #: Lines that the log does not have yet, and where they go.
         self._unwritten, self._log_end = b"", 0
         self.durable, self.taken, self.arrived = Ranges(), Ranges(), Ranges()
-        self.data = _opened_data(folder)
+        self.data = _opened(DATA, folder)
         try:
             self._load()
             self._begin_log()
@@ -144,7 +147,7 @@ class Ledger:
             self._unwritten, self._log_end = b"", len(self._unwritten)
         if self._log >= 0:
             os.close(self._log)
-        self._log = fs.open_data(ARRIVED, self.folder)
+        self._log = _opened(ARRIVED, self.folder)
         if self._unwritten:  # no room: what the old one says may be wrong by now
             fs.cut(self._log, 0)
 
@@ -219,13 +222,23 @@ class Ledger:
 # ---------------------------------------------------------------- reading
 
 
-def _opened_data(folder: int) -> int:
-    """The data file; one that is not ours, or has a second name, is left under another name."""
+def _opened(name: str, folder: int) -> int:
+    """A file; one that is not ours, or has a second name, is left under another name."""
     try:
-        return fs.open_data(DATA, folder)
+        return fs.open_data(name, folder)
     except OSError:
-        fs.set_aside(DATA, folder)
-        return fs.open_data(DATA, folder)
+        fs.set_aside(name, folder)
+        return fs.open_data(name, folder)
+
+
+@contextlib.contextmanager
+def _named_from_the_store(*folders: str) -> Iterator[None]:
+    """Errors name what they are about by its path from the store's folder."""
+    try:
+        yield
+    except OSError as error:
+        path = os.path.join(state_folder.FOLDER, *folders, str(error.filename or ""))
+        raise OSError(error.errno, error.strerror, path) from None
 
 
 def _kept(folder: int, layer: Layer, size: int) -> Kept:

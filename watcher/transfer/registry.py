@@ -226,7 +226,8 @@ class Registry:
             return BusyError(text, answers.retry_after(answer.head, time.time()))
         if address is not None and not address.is_own:
             # Another host's: a new address may do better.
-            return TryError(f"{urlsplit(address.url).hostname} answers {status}: {words}")
+            text = f"{urlsplit(address.url).hostname} answers {status}: {words}"
+            return TryError(text.rstrip(": "))
         if status == 404:
             return TryError(text, Cause.NO_SUCH_MODEL, final=True)
         if status == 412:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import NOBODY, needs_root
 from watcher.state import fs, transfers
-from watcher.state.transfers import ARRIVED, DATA, LEDGER
+from watcher.state.transfers import ARRIVED, DATA, LEDGER, LOCK
 from watcher.transfer import ledger
 from watcher.transfer.ledger import Ledger
 from watcher.transfer.values import Layer
@@ -103,6 +104,36 @@ def test_a_damaged_ledger_is_set_aside_and_nothing_is_durable(
     with kept.opened() as found:
         assert found.lost == ""
         assert found.arrived == ()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+class TestWhatIsNoFile:
+    """What lies in the place of a file is not read, not written to, and named."""
+
+    @pytest.mark.parametrize("name", [DATA, LEDGER, ARRIVED])
+    def test_it_is_set_aside(self, kept: Kept, name: str, make: Callable[[Path], None]) -> None:
+        place = kept.folder / name
+        place.unlink()
+        make(place)
+        with kept.opened():
+            pass
+        assert place.is_file()
+        assert not place.is_symlink()
+
+    def test_a_lock_is_named_by_its_path(self, kept: Kept, make: Callable[[Path], None]) -> None:
+        (kept.folder / LOCK).unlink()
+        make(kept.folder / LOCK)
+        with pytest.raises(OSError, match=r".") as caught, kept.opened():
+            pass
+        assert caught.value.filename == f".ollama-watch/transfers/{LAYER.digest}/lock"
+
+
+def test_what_is_no_folder_is_named_by_its_path(kept: Kept) -> None:
+    shutil.rmtree(kept.ours / transfers.FOLDER)
+    (kept.ours / transfers.FOLDER).touch()
+    with pytest.raises(NotADirectoryError) as caught, kept.opened():
+        pass
+    assert caught.value.filename == ".ollama-watch/transfers"
 
 
 @given(raw=st.binary(max_size=200))
