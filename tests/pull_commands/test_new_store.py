@@ -16,9 +16,9 @@ from watcher.demo.registry import Layer, Registry
 @pytest.mark.parametrize("by", ["--store", "OLLAMA_MODELS"])
 def test_its_first_model_makes_it_a_store(store: Path, registry: Registry, by: str) -> None:
     model = registry.add_model("demo", "1b", [Layer(1_000_000)])
-    words, given = ("--store", str(store)), {"OLLAMA_MODELS": ""}
-    if by == "OLLAMA_MODELS":
-        words, given = (), {"OLLAMA_MODELS": str(store)}
+    is_option = by == "--store"
+    words = ("--store", str(store)) if is_option else ()
+    given = {"OLLAMA_MODELS": "" if is_option else str(store)}
     with socket.create_server(("127.0.0.1", 0)) as free:
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}"
     order = [*words, "pull", "--host", nobody, model.name]
