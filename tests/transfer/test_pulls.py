@@ -27,6 +27,7 @@ from watcher.pull.failures import Cause
 from watcher.pull.target import Target
 from watcher.reconcile import Reconciler
 from watcher.state import event_log
+from watcher.transfer import store as store_of_transfers
 from watcher.transfer import values
 
 MB = 1_000_000
@@ -161,6 +162,33 @@ def test_an_answer_without_words_ends_with_its_number(
     told = [each for each in seen.notes if " answers 404" in each]
     assert told
     assert not any(" answers 404:" in each for each in told)
+
+
+def test_a_wait_for_room_has_no_last_attempt(
+    server: Server, registry: Registry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = add(registry, server, MB)
+    full = iter((1, 1, 1))
+    free = store_of_transfers.Store.free
+    monkeypatch.setattr(
+        store_of_transfers.Store, "free", lambda self: free(self) if not next(full, 0) else 0
+    )
+    seen = drive(here(server), model)
+    assert arrived(server, model)
+    told = [each for each in seen.notes if "waiting for room on the disk" in each]
+    assert "MB more are needed" in told[0]
+    assert not any(" of " in each for each in told)
+
+
+@pytest.mark.usefixtures("store")
+def test_a_disk_without_inodes_is_not_called_full(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store_of_transfers.opened(str(server.store)) as opened:
+        for files, reason in (9, "the disk has no inodes left"), (0, "the disk is full"):
+            found = SimpleNamespace(f_files=files, f_favail=0)
+            monkeypatch.setattr(os, "fstatvfs", lambda _, found=found: found)
+            assert opened.why_full() == reason
 
 
 def test_a_server_that_is_not_seen_is_not_claimed() -> None:

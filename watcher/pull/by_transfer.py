@@ -261,8 +261,9 @@ class ByTransfer:
             case Noticed(digest, text):
                 yield self._account.note(f"{names.short(digest)}: {text}" if digest else text)
             case values.Waiting(_, reason, attempt, seconds):
-                awaited = "room on the disk" if reason.startswith("the disk") else "the registry"
-                most, until = self._options().tries, time.time() + seconds
+                is_room, until = reason.startswith("the disk"), time.time() + seconds
+                awaited = "room on the disk" if is_room else "the registry"
+                most = None if is_room else self._options().tries
                 waiting = Waiting(awaited, reason, attempt + 1, most, until)
                 self._account.waiting = waiting
                 wait = advice.duration(seconds)

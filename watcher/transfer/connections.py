@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from rich.filesize import decimal
+
 from watcher.errors import refused
 from watcher.model import MIB
 from watcher.transfer import flows
@@ -257,7 +259,7 @@ class Connections:
             while (missing := self._missing()) > 0:
                 looks += 1
                 seconds = min(self._options.first_pause * 2.0 ** min(looks - 1, 20), _LONGEST_LOOK)
-                reason = f"the disk is full: {missing} bytes more are needed"
+                reason = f"the disk is full: {decimal(missing)} more are needed"
                 self.emit(Waiting(fetch.layer.digest, reason, looks, seconds))
                 await asyncio.sleep(seconds)
 

@@ -104,7 +104,7 @@ class Engine:
         return None
 
     async def _wait_for_room(self, layer: Layer) -> None:
-        self._emit(Waiting(layer.digest, "the disk is full", 1, _ROOM_SECONDS))
+        self._emit(Waiting(layer.digest, self._store.why_full(), 1, _ROOM_SECONDS))
         await asyncio.sleep(_ROOM_SECONDS)
 
     async def _one(self, ledger: Ledger) -> None:

@@ -58,6 +58,12 @@ class Store:
         status = os.fstatvfs(self._ours)
         return status.f_bavail * status.f_frsize
 
+    def why_full(self) -> str:
+        """Why nothing more can be written, where the system says that the disk is full."""
+        status = os.fstatvfs(self._ours)
+        has_no_inodes = status.f_files > 0 and status.f_favail == 0
+        return "the disk has no inodes left" if has_no_inodes else "the disk is full"
+
     def has(self, layer: Layer) -> bool:
         """Whether a layer has its name. Raises TransferError where that is another one's."""
         name = names.blob(layer.digest)
