@@ -34,7 +34,9 @@ def test_it_stops_before_the_reserve_says_what_is_missing_and_goes_on_by_itself(
         wait = here.waits()[0]
         left = here.size - here.written_if_any()
         assert "the disk is full" in wait.reason
-        assert int(wait.reason.split()[4]) in range(left - MIB, here.size)
+        number, unit = wait.reason.split()[4:6]
+        assert unit == "MB"
+        assert left - MIB <= float(number) * 1_000_000 < here.size
         assert here.registry.sent < 5 * MIB
         room[0] = 100 * MIB
         here.publish(running.result())
