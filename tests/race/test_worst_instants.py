@@ -20,6 +20,7 @@ import pytest
 
 from tests.conftest import SERVERS
 from tests.repair.scenes import seed_of
+from tests.support import transfers
 from tests.support.breaking import break_files
 from tests.support.driving import OLD, is_right, lay_out, private_proc
 from tests.support.notation import age
@@ -31,7 +32,7 @@ from watcher.observe.host import Host
 
 SIZE = 12 * MIB
 CHANGES_NAMES = ("link ", "rename ", "renameat2 ", "unlink ", "open decided")
-POLICY = rules(clean=True, repair=True, writers_visible=True)
+POLICY = rules(clean=True, repair=True, give_back=True, writers_visible=True)
 
 
 @dataclass
@@ -104,7 +105,15 @@ def _orphan(scene: Scene) -> None:
     manifest.write_text(json.dumps({"config": None, "layers": None}))
 
 
-ACTS = {"repair": _behind, "removal": _stale, "orphan": _orphan}
+def _of_ours(scene: Scene) -> None:
+    """To be given back."""
+    (scene.store / "blobs").mkdir(parents=True)
+    content = scene.registry.content(scene.digest).read(0, SIZE)
+    digest = scene.digest.removeprefix("sha256:")
+    transfers.lay_out(scene.store, digest, content, ((0, SIZE // 2),), aged=600)
+
+
+ACTS = {"repair": _behind, "removal": _stale, "orphan": _orphan, "giving back": _of_ours}
 
 
 # ---------------------------------------------------------------- what Ollama does meanwhile
@@ -173,7 +182,8 @@ def instants(scene: Scene) -> Iterator[int]:
         made = calls.read().splitlines()
     assert os.waitpid(pid, 0)[1] == 0
     for number, call in enumerate(made, 1):
-        names = "sha256-" in call or "guard" in call or "decided" in call
+        # Which names such a rename has is not told.
+        names = "sha256-" in call or "guard" in call or "decided" in call or call == "renameat2 "
         if call.startswith(CHANGES_NAMES) and names:
             yield number
 

@@ -288,6 +288,8 @@ def _check_unchanged(work: _Work, change: Change, there: Mapping[str, list[str]]
     for name in there.get(change.digest, ()):
         if (is_given or name not in expected) and name != guard:
             raise changed(name)
+    if is_given and scan.look(names.blob(change.digest), work.blobs) is not None:
+        raise changed(names.blob(change.digest))
     _check_guard(work)
     for name, entry in {} if is_given else expected.items():
         found = scan.look(name, work.blobs)
