@@ -164,6 +164,17 @@ def test_an_answer_without_words_ends_with_its_number(
     assert not any(" answers 404:" in each for each in told)
 
 
+@pytest.mark.parametrize("status", [404, 410])
+def test_a_layer_that_another_host_lacks_ends_the_pull(
+    server: Server, registry: Registry, store: Path, status: int
+) -> None:
+    model = add(registry, server, MB)
+    registry.add_fault(Fault("page", status=status))
+    seen = drive(here(server), model)
+    assert seen.end.cause is Cause.NO_LAYER
+    assert len([each for each in seen.notes if f" answers {status}" in each]) < 3
+
+
 def test_a_wait_for_room_has_no_last_attempt(
     server: Server, registry: Registry, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

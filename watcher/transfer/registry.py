@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
@@ -25,6 +26,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 #: One wrong answer is anybody's.
 _SURE = 3
+_GONE = frozenset({404, 410})
 _LATER = frozenset({429, 503})
 #: Refusals that may pass: a request that took too long, or came too early.
 _PASSING = frozenset({408, 425})
@@ -61,8 +63,8 @@ class Registry:
         self._base = f"{scheme}://{model.host}/v2/{model.namespace}/{model.model}"
         self._token = ""
         self._addresses: dict[str, Address] = {}
-        #: How often a layer's size was another one than its manifest gives it.
-        self._other_sizes: dict[str, int] = {}
+        #: How often in a row a layer was missing or had another size, where it was asked for anew.
+        self._refused = Counter[str]()
         #: One asks, the others wait for what it finds.
         self._asking = asyncio.Lock()
         #: The last question that failed: when, and how.
@@ -140,16 +142,22 @@ class Registry:
         if answer.head.status in (200, 206) and fault:
             raise self._other_size(layer, answer) or wrong_answer(address.url, fault, answer)
         if fault:
-            raise self.failure(answer, address)
+            failure = self.failure(answer, address)
+            if answer.head.status in _GONE and self._is_sure(layer):
+                raise TryError(str(failure), Cause.NO_SUCH_MODEL, final=True)
+            raise failure
+        del self._refused[layer.digest]
         return address
+
+    def _is_sure(self, layer: Layer) -> bool:
+        """Whether what is wrong with a layer has been so several times in a row."""
+        self._refused[layer.digest] += 1
+        return self._refused[layer.digest] >= _SURE
 
     def _other_size(self, layer: Layer, answer: Answer) -> TryError | None:
         """The end of a layer whose size by its manifest is another one, time and again."""
         found = answers.total(answer.head)
-        if found in (None, layer.size):
-            return None
-        self._other_sizes[layer.digest] = times = self._other_sizes.get(layer.digest, 0) + 1
-        if times < _SURE:
+        if found in (None, layer.size) or not self._is_sure(layer):
             return None
         what = f"layer {names.short(layer.digest)}"
         text = f"{self._model.host} has {found:,} bytes of {what}, and the manifest {layer.size:,}"
@@ -228,7 +236,7 @@ class Registry:
             # Another host's: a new address may do better.
             text = f"{urlsplit(address.url).hostname} answers {status}: {words}"
             return TryError(text.rstrip(": "))
-        if status == 404:
+        if status in _GONE:
             return TryError(text, Cause.NO_SUCH_MODEL, final=True)
         if status == 412:
             return TryError(text, Cause.NEWER_OLLAMA, final=True)
