@@ -17,10 +17,11 @@ from tests.pull.conftest import SERVERS
 from tests.pull.driven import OPTIONS, POLICY, add, arrived, at_a_port, drive
 from tests.support.servers import Server, blob, wait_until
 from watcher.decide import modes
-from watcher.demo.registry import Fault, Manners, Model, Registry
+from watcher.demo.registry import Fault, Layer, Manners, Model, Registry
 from watcher.model import ActionKind, Download, Scope
 from watcher.observe.host import Host
 from watcher.ollama import names
+from watcher.ollama import registry as registry_of
 from watcher.pull import before, by_transfer, way
 from watcher.pull.account import Options, Update
 from watcher.pull.failures import Cause
@@ -162,6 +163,17 @@ def test_an_answer_without_words_ends_with_its_number(
     told = [each for each in seen.notes if " answers 404" in each]
     assert told
     assert not any(" answers 404:" in each for each in told)
+
+
+def test_a_tag_that_moves_meanwhile_is_counted_once(
+    server: Server, registry: Registry, store: Path
+) -> None:
+    old = add(registry, server, MB)
+    moved = registry.add_model("moved", "1b", [Layer(2 * MB)], extras=False)
+    registry.set_manifests("library/demo", "1b", [old.manifest, *[moved.manifest] * 5])
+    seen = drive(here(server), old)
+    assert seen.end.cause is None
+    assert seen.updates[-1].record.total_bytes == sum(registry_of.sizes(moved.manifest).values())
 
 
 @pytest.mark.parametrize("status", [404, 410])
