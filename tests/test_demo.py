@@ -29,7 +29,6 @@ STORY = [
     "$ ollama-watch clean --yes",
     "after ollama-watch repair",
     "$ ollama-watch pull train:7b",
-    "a broken connection lost",
     "Download complete",
     "max retries exceeded            success",
 ]

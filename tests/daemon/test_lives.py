@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from datetime import datetime
 
 import pytest
 
@@ -84,8 +86,9 @@ def test_three_lives_log_one_history(store: HealthyStore, registry: Registry, se
         server.kill()
         daemon.kill(15)
     told = whole_lines(store.ours / "logs/events.jsonl")
-    at = [line["timestamp"] for line in told]
-    assert at == sorted(at)
+    at = [datetime.fromisoformat(line["timestamp"]).timestamp() for line in told]
+    # What a scan has found bears the time of its beginning; what happens beside it, its own.
+    assert all(later > earlier - 5 for earlier, later in itertools.pairwise(at))
     in_order([line for line in told if line["event_type"] != "act_started"])
     once = Counter((line["event_type"], str(line["details"].get("digest"))) for line in told)
     for digest in model.digests:

@@ -27,8 +27,8 @@ def repair(
     """Repair interrupted downloads so that the next pull resumes them.
 
     Shows the plan and asks. If a length is lost or a blob is damaged, asks the model's registry.
-    With --give-back it repairs nothing: what `ollama-watch pull` has of a model becomes a download
-    that the server resumes.
+    With --give-back it repairs nothing: what a pull of ours has of a model becomes a download that
+    the server resumes.
     """
     from watcher.act import durability
     from watcher.commands.acting import Request, act
