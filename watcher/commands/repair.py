@@ -18,7 +18,7 @@ from watcher.errors import Exit, WatchError
 @declare.yes
 @click.option("--wait", is_flag=True, help="Wait until writes to the files have stopped.")
 @click.option(
-    "--give-back", is_flag=True, help="Make what ollama-watch pulled itself the server's instead."
+    "--give-back", is_flag=True, help="Turn our own unfinished downloads into the server's."
 )
 @declare.offline
 def repair(
