@@ -152,7 +152,7 @@ def nobodys_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(Path(watcher.__file__).parent, target / "watcher")
     installed = Path(psutil.__file__).parent.parent
     needed = ["click", "orjson", "psutil", "rich", "watchdog", "markdown_it", "mdurl", "pygments"]
-    needed.append("prometheus_client")
+    needed += ["prometheus_client", "certifi", "pycurl", "pycurl.libs"]
     for name in needed:
         shutil.copytree(installed / name, target / name)
     # Else each process compiles it, which may not write there.

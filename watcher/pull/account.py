@@ -1,7 +1,5 @@
 """What is known of one model's pull: its record, its speed, and what is reported of it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress

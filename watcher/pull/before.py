@@ -1,7 +1,5 @@
 """What a pull looks at before any byte is moved: what is here, what it lacks, and the disk."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Generator, Iterator, Mapping, Set
 from contextlib import suppress

@@ -4,8 +4,6 @@ What the server throws away on the way is lost, and nothing is repaired in betwe
 that. A failure that passes is followed by another attempt.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time

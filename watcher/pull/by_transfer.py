@@ -4,8 +4,6 @@ It needs no server. Where one runs, that writes the manifest: all layers are the
 nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

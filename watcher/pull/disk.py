@@ -1,7 +1,5 @@
 """What of the disk no retry can change, seen before a byte is fetched."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os

@@ -1,7 +1,5 @@
 """The layers of a pull: their bytes in one sum."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 from watcher.ollama.sidecars import LARGEST_LAYER

@@ -8,8 +8,6 @@ depend on the time.
 Everything here but `FILE` is a function from one value to another; time and chance are arguments.
 """
 
-from __future__ import annotations
-
 import enum
 import operator
 import re

@@ -1,7 +1,5 @@
 """Driving the queue: take the first item, drive it, record what became of it."""
 
-from __future__ import annotations
-
 import os
 import random
 import time

@@ -3,8 +3,6 @@
 It reads no clock: `now` is a monotonic time in seconds, given by the caller.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Collection

@@ -1,7 +1,5 @@
 """Which server pulls, and whether its store can be repaired from here."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from contextlib import suppress

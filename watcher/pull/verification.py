@@ -3,8 +3,6 @@
 The server takes a layer that is there for a whole one, whatever it is (`docs/store.md`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Who moves the bytes of a pull: we do, or the server, and then why."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import os

@@ -28,6 +28,8 @@ from watcher.transfer.values import Partial, StoppedError
 
 _LOOK_SECONDS, _TICK_SECONDS = 1.0, 0.2
 _LOCK_SECONDS = 5.0
+#: A start that takes longer is waited for no longer.
+_START_SECONDS = 5.0
 #: A server that is silent for so long is waited for no longer: it has nothing to download.
 _SILENT_SECONDS = 120.0
 
@@ -49,16 +51,19 @@ class Publication:
         self._cancelled = cancelled
 
     def until_allowed(self) -> Generator[str, None, safety.Why | None]:
-        """Wait while a server starts: it would remove names that no manifest names yet.
+        """Wait a while for a server's start: it may remove names that no manifest names yet.
 
         Why names can't be given, if so.
         """
+        until = time.monotonic() + _START_SECONDS
         while True:
             why = safety.store_forbids(self._look().evidence)
             if why is None or why.kind is RefusalKind.SERVER_RUNS:
                 return None  # it can't be led astray by a name that it lacks
             if why.kind is not RefusalKind.SERVER_STARTS:
                 return why
+            if time.monotonic() >= until:
+                return None  # it may be a server by its name alone, and spares names that are new
             yield f"{why.reason}: waiting for its start to end"
             self._rest(_LOOK_SECONDS)
 
