@@ -39,7 +39,7 @@ def full(models: Store) -> Store:
     return models
 
 
-@pytest.mark.parametrize("most", range(5, 10))
+@pytest.mark.parametrize("most", range(5, 14))
 def test_too_few_descriptors(run: Run, full: Store, most: int) -> None:
     limit = at_most(most, resource.RLIMIT_NOFILE)
     done = run("--store", str(full.path), "audit", preexec_fn=limit)
