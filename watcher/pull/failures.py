@@ -5,6 +5,8 @@ The words are those of Ollama's ``server/download.go``, ``server/images.go``, ``
 ``{"error": …}``; and our own, as they stand in records.
 """
 
+from __future__ import annotations
+
 import enum
 import re
 from collections.abc import Callable

@@ -14,6 +14,8 @@ command line, the daemon and other processes do, and the other way round. All of
 from several threads and processes. Bytes are integers, times seconds since the epoch.
 """
 
+from __future__ import annotations
+
 import contextlib
 import heapq
 import math
