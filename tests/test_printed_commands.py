@@ -458,7 +458,7 @@ def test_the_unit_of_a_server_that_is_gone_is_started_by_the_command(
     run = "mount -t tmpfs none /run" if not os.path.isdir("/run/systemd/system") else ""
     own_etc(scene, run + SYSTEMD.format(tool=tool, unit=unit))
     at = f"http://127.0.0.1:{port}"
-    told = interrupted(scene, ("pull", "--host", at, "m"), "when it answers").stdout
+    told = interrupted(scene, ("pull", "--host", at, "m:cloud"), "when it answers").stdout
     command = re.search(r"at most: (.*)", told)
     assert command
     if port != 7:
