@@ -176,6 +176,19 @@ def test_a_tag_that_moves_meanwhile_is_counted_once(
     assert seen.updates[-1].record.total_bytes == sum(registry_of.sizes(moved.manifest).values())
 
 
+def test_a_tag_that_moves_after_a_wrong_size_was_corrected(
+    server: Server, registry: Registry, store: Path
+) -> None:
+    old = add(registry, server, MB)
+    wrong = old.manifest.replace(b"%d" % MB, b"%d" % (MB + 1))
+    assert wrong != old.manifest
+    moved = registry.add_model("moved", "1b", [Layer(2 * MB)], extras=False)
+    registry.set_manifests("library/demo", "1b", [wrong, wrong, *[moved.manifest] * 5])
+    seen = drive(here(server), old)
+    assert seen.end.cause is None, seen.end
+    assert seen.updates[-1].record.total_bytes == sum(registry_of.sizes(moved.manifest).values())
+
+
 @pytest.mark.parametrize("status", [404, 410])
 def test_a_layer_that_another_host_lacks_ends_the_pull(
     server: Server, registry: Registry, store: Path, status: int

@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from watcher.errors import without_secrets
@@ -24,6 +25,7 @@ ANSWER_SECONDS = 10.0
 _MOST_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PROXIES = frozenset({"http_proxy", "https_proxy"})
+_NOTHING: Mapping[str, int] = MappingProxyType({})
 _MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 
 
@@ -197,8 +199,10 @@ def _authorization(proxy: SplitResult | None) -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {base64.b64encode(word.encode()).decode()}"}
 
 
-def sizes(raw: bytes) -> dict[str, int]:
+def sizes(raw: bytes, right: Mapping[str, int] = _NOTHING) -> dict[str, int]:
     """The digests of all layers and of the config, each once, with their bytes.
+
+    `right`: what is known to be right for some digests, whether the manifest names them or not.
 
     Raises ValueError for what is no manifest, and for bytes that no layer can have. A server pulls
     such a model all the same: it goes by the lengths that the registry answers.
@@ -209,4 +213,4 @@ def sizes(raw: bytes) -> dict[str, int]:
         raise ValueError(f"a layer of {absurd[0]:,} bytes")
     if (total := sum(found.values())) > _MOST_BYTES:
         raise ValueError(f"{total:,} bytes together")
-    return found
+    return {digest: right.get(digest, size) for digest, size in found.items()}

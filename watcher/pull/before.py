@@ -4,7 +4,6 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import replace
-from types import MappingProxyType
 
 import orjson
 from rich.filesize import decimal
@@ -22,24 +21,21 @@ from watcher.reconcile import Reconciler, Report
 from watcher.state import folders
 from watcher.state.records import State
 
-_NONE: Mapping[str, int] = MappingProxyType({})
-
-
 #: So much of a disk stays free, or a fiftieth of a small one.
 _RESERVE = 512 << 20
 _REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
 
 
 def take_up(
-    account: Account, raw: bytes, learned: Mapping[str, int] = _NONE
+    account: Account, raw: bytes, learned: Mapping[str, int]
 ) -> Generator[Update, None, bool]:
     """Take up a manifest; whether the store has it already, and all that it names.
 
     `learned`: bytes of layers that the registry has, where its manifest has others.
     """
     sizes = registry.sizes(raw)
-    right = {**right_sizes(account, sizes), **learned}
-    account.expect({**sizes, **right})
+    right = registry.sizes(raw, {**right_sizes(account, sizes), **learned})
+    account.expect(right)
     yield account.change(
         state=State.PULLING_MANIFEST,
         manifest_pulled=True,
@@ -48,7 +44,7 @@ def take_up(
         downloaded_bytes=account.progress.done,
         resume_supported=account.progress.total > 0,
     )
-    for digest, size in sorted(right.items()):
+    for digest, size in sorted(right.items() - sizes.items()):
         wrong = f"its manifest gives {names.short(digest)} {sizes[digest]:,} bytes"
         yield account.note(f"{wrong}, but {size:,} are right; its publisher must correct that")
     if is_complete(account, raw):

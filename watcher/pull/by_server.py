@@ -99,7 +99,7 @@ class ByServer:
             return flawed
         if answer.problem:
             yield account.note(f"{answer.problem}; using the stored manifest")
-        return End() if (yield from before.take_up(account, answer.raw)) else None
+        return End() if (yield from before.take_up(account, answer.raw, {})) else None
 
     # ------------------------------------------------------------ the request
 

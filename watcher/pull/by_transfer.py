@@ -320,7 +320,7 @@ class ByTransfer:
         """Give layers their names, and see that the manifest gets into its place."""
         account, boot = self._account, self._account.boot
         # The tag may have moved since the pull began.
-        account.expect({**registry.sizes(fetched.manifest), **self._sizes})
+        account.expect(registry.sizes(fetched.manifest, self._sizes))
         account.progress.complete()
         names_of = Publication(
             self._host, account.target.settings, account.digests, self._cancelled

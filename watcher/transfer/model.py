@@ -119,8 +119,7 @@ class Transfer:
                 return Fetched(b"", tuple(await engine.fetch(missing)))
             raw = await connections.patiently(registry.manifest)
             for _ in range(_MOST_MOVES):
-                named = {**answered.sizes(raw), **order.sizes}
-                layers = [Layer(digest, named[digest]) for digest in answered.sizes(raw)]
+                layers = [Layer(*each) for each in answered.sizes(raw, order.sizes).items()]
                 wanted = [each for each in layers if each.digest not in order.given]
                 verified = await engine.fetch(self._missing(target, wanted))
                 now = await connections.patiently(registry.manifest)
