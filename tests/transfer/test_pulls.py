@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,8 +30,8 @@ from watcher.pull.failures import Cause
 from watcher.pull.target import Target
 from watcher.reconcile import Reconciler
 from watcher.state import event_log
+from watcher.transfer import publication, values
 from watcher.transfer import store as store_of_transfers
-from watcher.transfer import values
 
 MB = 1_000_000
 SIZE = 24 * MB
@@ -174,6 +176,25 @@ def test_a_tag_that_moves_meanwhile_is_counted_once(
     seen = drive(here(server), old)
     assert seen.end.cause is None
     assert seen.updates[-1].record.total_bytes == sum(registry_of.sizes(moved.manifest).values())
+
+
+def test_a_server_that_never_ends_its_start_is_waited_for_a_while(
+    server: Server, registry: Registry, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publication, "_START_SECONDS", 0.2)
+    model = add(registry, server, MB)
+    words = ("ollama", "-c", "read line", "serve")
+    env = {"OLLAMA_MODELS": str(store), "OLLAMA_HOST": "127.0.0.1:1"}
+    given_up_at = time.monotonic() + 20
+    with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE, env=env) as starting:
+        try:
+            where = here(server)
+            seen = drive(where, model, cancelled=lambda: time.monotonic() > given_up_at)
+        finally:
+            starting.kill()
+    assert any("waiting for its start to end" in each for each in seen.notes)
+    assert seen.end.cause is None
+    assert arrived(server, model)
 
 
 def test_a_tag_that_moves_after_a_wrong_size_was_corrected(

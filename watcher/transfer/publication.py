@@ -28,7 +28,9 @@ from watcher.transfer.values import Partial, StoppedError
 
 _LOOK_SECONDS, _TICK_SECONDS = 1.0, 0.2
 _LOCK_SECONDS = 5.0
-#: A start that takes longer is waited for no longer.
+#: A start that takes longer is waited for no longer: the process may be a server by its name alone,
+#: and a real one removes a new layer only if it is older than 0.21 and reads `manifests/` in the
+#: instant between the layer's name and the manifest.
 _START_SECONDS = 5.0
 #: A server that is silent for so long is waited for no longer: it has nothing to download.
 _SILENT_SECONDS = 120.0
@@ -51,9 +53,9 @@ class Publication:
         self._cancelled = cancelled
 
     def until_allowed(self) -> Generator[str, None, safety.Why | None]:
-        """Wait a while for a server's start: it may remove names that no manifest names yet.
+        """Wait a while for a server's start to end, since it removes blobs that no manifest names.
 
-        Why names can't be given, if so.
+        Returns why names can't be given, if so.
         """
         until = time.monotonic() + _START_SECONDS
         while True:
@@ -63,7 +65,7 @@ class Publication:
             if why.kind is not RefusalKind.SERVER_STARTS:
                 return why
             if time.monotonic() >= until:
-                return None  # it may be a server by its name alone, and spares names that are new
+                return None
             yield f"{why.reason}: waiting for its start to end"
             self._rest(_LOOK_SECONDS)
 
