@@ -61,10 +61,10 @@ def test_a_crawling_connection_is_replaced(here: Here) -> None:
 
 def test_addresses_that_expire_are_asked_for_anew_without_a_wait(here: Here) -> None:
     here.registry.manners = Manners(lifetime=3)
-    here.pull()
+    # Of several connections one may find that the others have used up the next address, too.
+    here.pull(with_options(connections=1))
     assert "the address has expired (403)" in here.notices()
-    # One that has expired again by the time it is used is asked for once more.
-    assert len(here.waits()) <= 2
+    assert not here.waits()
     assert here.registry.stats()["requests"]["direct"] >= 3
 
 
