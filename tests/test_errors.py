@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Run, environment, needs_root
-from .support.notation import Store
+from .support.notation import Store, digest_of
 
 Done = subprocess.CompletedProcess[bytes]
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is missing")
@@ -85,9 +85,12 @@ def test_a_machine_without_proc(full: Store, tmp_path: Path, command: str) -> No
     assert "no store" not in told
 
 
-def fails(store: Store, tmp_path: Path, call: str, path: Path, command: str) -> Done:
+def fails(
+    store: Store, tmp_path: Path, call: str, path: Path, command: str, error: str = "EIO"
+) -> Done:
     """A command for which the kernel refuses one kind of call on a path."""
-    trace = ["strace", "-f", "-o", "/dev/null", "-P", str(path), "-e", f"inject={call}:error=EIO"]
+    inject = f"inject={call}:error={error}"
+    trace = ["strace", "-f", "-o", "/dev/null", "-P", str(path), "-e", inject]
     words = [sys.executable, "-m", "watcher", "--store", str(store.path), *command.split()]
     done = subprocess.run(
         [*trace, *words], capture_output=True, env=environment(tmp_path), timeout=60
@@ -95,6 +98,29 @@ def fails(store: Store, tmp_path: Path, call: str, path: Path, command: str) -> 
     if "PTRACE" in done.stderr.decode(errors="replace"):
         pytest.skip("strace may not trace")
     return done
+
+
+@needs_strace
+@pytest.mark.parametrize("where", ["data", "progress file", "manifest", "transfer", "transfers"])
+@pytest.mark.parametrize("command", ["audit", "repair -n"])
+def test_a_lack_of_descriptors_is_no_fault_of_a_file(
+    full: Store, tmp_path: Path, where: str, command: str
+) -> None:
+    digest = full.broken("48:48 10:20", name="unfinished")
+    transfers = full.path / ".ollama-watch/transfers"
+    ours = transfers / digest_of("a transfer")
+    ours.mkdir(parents=True)
+    (ours / "data").write_bytes(b"data")
+    # As they are opened: by their names in a folder.
+    name = {
+        "data": f"sha256-{digest}-partial",
+        "progress file": f"sha256-{digest}-partial-1",
+        "manifest": "latest",
+        "transfer": ours.name,
+        "transfers": transfers.name,
+    }[where]
+    done = fails(full, tmp_path, "openat", Path(name), command, "EMFILE")
+    assert "Too many open files" in said(done, 4)
 
 
 @needs_strace

@@ -56,6 +56,7 @@ def with_memory(
     except FileNotFoundError:
         pass
     except OSError as error:
+        scan.raise_own(error)
         if "blobs" not in census.unlisted:
             unseen = (*unseen, Unseen("blobs", os.strerror(error.errno or 0)))
     for entry in suspects:
@@ -195,6 +196,7 @@ def look_at_quarantine(store: int, memory: Memory) -> tuple[tuple[Kept, ...], Un
     except FileNotFoundError:
         return (), None
     except OSError as error:
+        scan.raise_own(error)
         inside = "" if error.filename == state_folder.FOLDER else f"/{QUARANTINE}"
         path = f"{state_folder.FOLDER}{inside}"
         return (), Unseen(path, str(error.strerror), isinstance(error, PermissionError))

@@ -255,6 +255,7 @@ class _Look:
                 except _ChangedMeanwhile:
                     changed.append(digest)
                 except OSError as error:
+                    scan.raise_own(error)
                     what = names.printable(str(error.filename or ""))
                     made.append(reader.unreadable(f"{what} {error.strerror}".strip()))
             if not changed:

@@ -59,7 +59,7 @@ class Pieces:
     unseen: str = ""
 
 
-def _raise_own(error: OSError) -> None:
+def raise_own(error: OSError) -> None:
     """Raise an error that is about this process or machine, and says nothing about the store."""
     if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         raise error
@@ -104,7 +104,7 @@ class Named:
 
     def unlist(self, path: str, error: OSError) -> None:
         """Note a folder below the store that could not be listed."""
-        _raise_own(error)
+        raise_own(error)
         self.unlisted.append(path)
         if error.errno not in (errno.EACCES, errno.EPERM):
             why = folders.NO_FOLDER.get(error.errno or 0) or os.strerror(error.errno or 0)
@@ -215,7 +215,7 @@ class Named:
         try:
             is_folder = item.is_dir(follow_symlinks=above_tags)
         except OSError as error:
-            _raise_own(error)
+            raise_own(error)
             is_folder = False
             if above_tags and error.errno != errno.ELOOP:
                 self.unseen.append(Unseen(path, os.strerror(error.errno or 0)))
@@ -292,7 +292,7 @@ class Named:
             os.close(fd)
 
     def _unopened(self, error: OSError, folder: int, path: str, model: str) -> None:
-        _raise_own(error)
+        raise_own(error)
         self.space = None
         name, fault = os.path.basename(path), ManifestFault.UNREADABLE
         if error.errno in (errno.EINVAL, errno.ENXIO):
@@ -679,7 +679,7 @@ class _Census:
 
     def _unsee(self, name: str, error: OSError) -> None:
         """Note a name that could not be looked at: nothing of its download can be judged."""
-        _raise_own(error)
+        raise_own(error)
         why = os.strerror(error.errno or 0)
         self.unseen.append(Unseen(f"blobs/{name}", why))
         parsed = names.parse_blob(name)

@@ -37,11 +37,16 @@ class Found(NamedTuple):
 
 def look(store: int, boot: str, scope: frozenset[str] | None) -> Iterator[Found | Unseen]:
     """Those of some digests, or all; a folder without any bytes is none."""
-    # What keeps us from all of our folder is reported with the quarantine.
-    with contextlib.suppress(OSError), state_folder.opened(store) as ours:
+    with contextlib.ExitStack() as held:
+        try:
+            ours = held.enter_context(state_folder.opened(store))
+        except OSError as error:
+            scan.raise_own(error)
+            return  # what keeps us from all of our folder is reported with the quarantine
         try:
             here = transfers.digests(ours)
         except OSError as error:
+            scan.raise_own(error)
             yield Unseen(f"{state_folder.FOLDER}/{transfers.FOLDER}", error.strerror or "")
             return
         for digest in here if scope is None else sorted(scope.intersection(here)):
@@ -57,6 +62,7 @@ def _one(ours: int, digest: str, boot: str) -> Found | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        scan.raise_own(error)
         return Found(digest, unreadable=error.strerror or type(error).__name__)
 
 
