@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import EngineServer, RealServer, Server
+from tests.pull.conftest import SERVERS
+from tests.support.servers import Server
 from watcher.demo.registry import MANIFEST, Registry
 from watcher.model import MIB
 from watcher.ollama import ranges
@@ -94,16 +95,7 @@ def test_a_model_arrives_from_a_real_plain_registry(here: Here, docker: str) -> 
     here.pull()
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(EngineServer, id="engine"),
-        pytest.param(
-            RealServer,
-            id="real",
-            marks=pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="needs OLLAMA_BIN"),
-        ),
-    ]
-)
+@pytest.fixture(params=SERVERS)
 def server(request: pytest.FixtureRequest, here: Here) -> Iterator[Server]:
     with request.param(here.path) as made:
         yield made

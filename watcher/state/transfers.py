@@ -31,8 +31,9 @@ SCHEMA = "ollama-watch/transfer/1"
 LONGEST_LEDGER = 16 * MIB
 #: A longer log is none of ours: it is made anew when it has half of this.
 LONGEST_LOG = 16 * MIB
-#: A manifest until it has its place, with the process that writes it.
-_NEW_MANIFEST = re.compile(r"manifest-[0-9]{1,10}")
+#: A manifest until it has its place; the id of the process that writes it follows.
+NEW_MANIFEST = "manifest-"
+_IS_NEW_MANIFEST = re.compile(NEW_MANIFEST + r"[0-9]{1,10}").fullmatch
 
 
 class Kept(NamedTuple):
@@ -184,7 +185,7 @@ def tidy(store: int, before: float) -> None:
         for digest in digests(ours):
             with contextlib.suppress(OSError, fs.BusyError), held(ours, digest):
                 remove(ours, digest, only_empty=True)
-        for name in filter(_NEW_MANIFEST.fullmatch, os.listdir(above)):
+        for name in filter(_IS_NEW_MANIFEST, os.listdir(above)):
             found = os.stat(name, dir_fd=above, follow_symlinks=False)
             if stat.S_ISREG(found.st_mode) and found.st_mtime < before:
                 fs.remove(name, above)

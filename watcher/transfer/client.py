@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -81,12 +80,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._multi.close()
         self._set_timer(-1)
         for fd in self._watched:

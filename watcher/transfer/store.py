@@ -19,8 +19,6 @@ from watcher.transfer import ledger
 from watcher.transfer.ledger import Identity, Ledger
 from watcher.transfer.values import Cause, Layer, Partial, TransferError
 
-#: The manifest until it has its place.
-_NEW_MANIFEST = "manifest"
 #: A server that removes empty folders may be quicker, so often.
 _TRIES = 3
 
@@ -214,7 +212,7 @@ class Store:
         clean-up off.
         """
         with state_folder.made_in(transfers.FOLDER, self._ours) as folder:
-            name = f"{_NEW_MANIFEST}-{os.getpid()}"
+            name = f"{transfers.NEW_MANIFEST}{os.getpid()}"
             with contextlib.suppress(FileNotFoundError):
                 fs.remove(name, folder)
             fs.create(name, folder, raw, _owner(self._blobs))
