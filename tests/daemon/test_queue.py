@@ -229,7 +229,6 @@ def resumable(store: HealthyStore, model: Model) -> bool:
     ]
 
 
-@pytest.mark.skip(reason="transfers are not shown yet")
 def test_sigterm_in_the_middle_leaves_it_resumable_and_waiting(
     store: HealthyStore, server: Server, registry: Registry, add: Add
 ) -> None:

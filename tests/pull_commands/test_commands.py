@@ -401,7 +401,6 @@ def broken_off(registry: Registry, store: Path, server: EngineServer) -> Model:
     return wanted
 
 
-@pytest.mark.skip(reason="transfers are not shown yet")
 def test_reset_asks_and_removes(registry: Registry, store: Path, server: EngineServer) -> None:
     wanted = broken_off(registry, store, server)
     assert run(store, "reset", wanted.name).returncode == 2, "nobody to ask"
@@ -420,7 +419,6 @@ def test_reset_asks_and_removes(registry: Registry, store: Path, server: EngineS
     assert (again.returncode, "there is no download to forget" in again.stdout) == (0, True)
 
 
-@pytest.mark.skip(reason="transfers are not shown yet")
 def test_reset_reports_programs_what_it_did(
     registry: Registry, store: Path, server: EngineServer
 ) -> None:

@@ -575,7 +575,6 @@ def held(registry: Registry) -> Model:
     return model
 
 
-@pytest.mark.skip(reason="transfers are not shown yet")
 def test_a_cancelled_download_can_be_resumed(
     driven: ModelDownloadManager, registry: Registry, store: Path
 ) -> None:
@@ -602,7 +601,6 @@ def driven_bytes(seen: list[DownloadProgress]) -> int:
     return seen[-1]["downloaded_bytes"]
 
 
-@pytest.mark.skip(reason="transfers are not shown yet")
 @pytest.mark.parametrize("broken", ["progress", "cancel"])
 def test_what_a_caller_raises_ends_the_download_in_order(
     driven: ModelDownloadManager, registry: Registry, broken: str
