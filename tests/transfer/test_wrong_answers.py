@@ -40,7 +40,8 @@ def test_nothing_wrong_gets_in_and_the_error_has_its_first_words(
     assert words in str(caught.value)
     assert caught.value.next_step
     claimed = here.believed()
-    assert claimed in ((), ((0, 2 * MIB),))
+    # Of the first piece, which alone is right, what had arrived when the others had no try left.
+    assert not ranges.difference(claimed, ((0, 2 * MIB),))
     assert here.written() == ranges.size(claimed)
     here.check_right(claimed)
     here.registry.clear_faults()
