@@ -1,7 +1,8 @@
 """A registry of one model whose bytes cost the machine little: a file, sent by the kernel.
 
-`python -m tests.bench.files FILE` makes FILE (2 GiB of noise, unless it is there), prints the URL,
-the model and the file's digest, and serves until it is killed.
+`python -m tests.bench.files FILE [IN_ALL [EACH]]` makes FILE (2 GiB of noise, unless it is there),
+prints the URL, the model and the file's digest, and serves until it is killed: at most IN_ALL bytes
+per second, and EACH per connection (0: no limit).
 """
 
 from __future__ import annotations
@@ -13,17 +14,25 @@ import re
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 SIZE = 2 << 30
+#: Of the kernel; Python has no name for it.
+SO_MAX_PACING_RATE = 47
 CONFIG = b"{}"
+_STEP = 256 << 10
 
 
 class Served:
     """What is served, and how a request is answered."""
 
-    def __init__(self, path: Path, digest: str, port: int) -> None:
+    def __init__(self, path: Path, digest: str, port: int, rates: tuple[int, int]) -> None:
         self.fd = os.open(path, os.O_RDONLY)
+        self.in_all, self.each = rates
+        #: When the next bytes may go out, and the last have, by the machine's clock.
+        self._next = self.last = 0.0
+        self._turn = threading.Lock()
         self.size, self.port = os.fstat(self.fd).st_size, port
         self.config = hashlib.sha256(CONFIG).hexdigest()
         parts = [{"digest": f"sha256:{digest}", "size": self.size, "mediaType": "m"}]
@@ -49,7 +58,10 @@ class Served:
     def answer(self, to: socket.socket, method: str, path: str, headers: dict[str, str]) -> None:
         small = self.config in path
         size = len(CONFIG) if small else self.size
-        if "/manifests/" in path:
+        if path == "/last":
+            last = str(self.last).encode()
+            to.sendall(head(200, len(last)) + last)
+        elif "/manifests/" in path:
             to.sendall(head(200, len(self.manifest)) + self.manifest)
         elif method == "HEAD":
             to.sendall(head(200, size))
@@ -65,8 +77,24 @@ class Served:
             if small:
                 to.sendall(CONFIG[at:end])
                 return
+            if self.each:
+                to.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, self.each)
+                # What the kernel holds back would be counted as sent.
+                to.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _STEP // 2)
             while at < end:
-                at += os.sendfile(to.fileno(), self.fd, at, end - at)
+                sent = os.sendfile(to.fileno(), self.fd, at, min(end - at, self._allowed()))
+                at, self.last = at + sent, time.monotonic()
+
+    def _allowed(self) -> int:
+        """How many bytes may be sent now, waiting for it."""
+        if not self.in_all:
+            return SIZE
+        with self._turn:
+            now = time.monotonic()
+            self._next = max(now - 0.05, self._next) + _STEP / self.in_all
+            wait = self._next - now
+        time.sleep(max(0.0, wait))
+        return _STEP
 
 
 def head(status: int, length: int, more: str = "") -> bytes:
@@ -76,6 +104,7 @@ def head(status: int, length: int, more: str = "") -> bytes:
 
 def main() -> None:
     path = Path(sys.argv[1])
+    in_all, each = [*map(int, sys.argv[2:]), 0, 0][:2]
     digest = hashlib.sha256()
     if not path.exists():
         with path.open("wb") as file:
@@ -85,7 +114,7 @@ def main() -> None:
         found = hashlib.file_digest(file, lambda: digest).hexdigest()
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listening:
         port = listening.getsockname()[1]
-        served = Served(path, found, port)
+        served = Served(path, found, port, (in_all, each))
         model = f"http://localhost:{port}/library/file:1b"
         sys.stdout.write(f"http://127.0.0.1:{port}/data/v2/file {model} {found}\n")
         sys.stdout.flush()

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -97,6 +99,48 @@ def transfer(setting: Setting) -> Iterator[Row]:
             )
     shutil.rmtree(store)
     source.unlink()
+
+
+def rates(setting: Setting) -> Iterator[Row]:
+    """2 GiB on lines that are slower than the machine, beside the server's own pull and sync."""
+    for text, limits, connections in (
+        ("at 200 MB per second in all", (200_000_000, 0), _CONNECTIONS),
+        ("at 10 MB per second and connection", (0, 10_000_000), _CONNECTIONS),
+        ("at 10 MB per second and connection, with 16 as the server", (0, 10_000_000), 16),
+    ):
+        yield from _rated(setting, text, limits, connections)
+    (setting.fast / "source").unlink()
+
+
+def _rated(setting: Setting, text: str, limits: tuple[int, int], connections: int) -> Iterator[Row]:
+    store, source = setting.folder / "transfer", setting.fast / "source"
+    words = ["tests.bench.files", str(source), *map(str, limits)]
+    with process(*words, until="http://") as (_, line):
+        url, model, _digest = line.split()
+        mine, server, ends = [], [], []
+        for _ in range(3):
+            _cleared(store)
+            mine.append(run(_words(store, model, connections=connections)))
+            ended = time.monotonic()
+            with urllib.request.urlopen(urllib.parse.urljoin(url, "/last")) as answer:
+                ends.append(ended - float(answer.read()))
+            _cleared(store)
+            server.append(_timed(lambda: _served(store, model)))
+        times, end = ratio(mine, server), median(ends)
+        yield Row(
+            f"transfer of {source.stat().st_size / 1e9:.2f} GB {text}, compared with the server's"
+            " own pull and `sync`",
+            "1.05 ×",
+            f"{times:.2f} × ({middle(mine):.1f} s to {middle(server):.1f} s)",
+            times <= 1.05,
+        )
+        yield Row(
+            "the same: from the last byte that was sent to the end",
+            "0.5 s",
+            f"{end:.2f} s",
+            end <= 0.5,
+        )
+    shutil.rmtree(store)
 
 
 def _served(store: Path, model: str) -> None:
@@ -208,6 +252,7 @@ def crawling(setting: Setting) -> Iterator[Row]:
 
 ALL: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "transfer": transfer,
+    "rates": rates,
     "bad_line": bad_line,
     "crawling": crawling,
 }
