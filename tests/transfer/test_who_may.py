@@ -113,6 +113,15 @@ def test_a_signature_is_only_for_the_registrys_own_realm(here: Here, key: Path) 
     assert not any("Authorization" in headers for headers in realms)
 
 
+@pytest.mark.parametrize("realm", ["ftp://localhost/token", "file:///token", "http://["])
+def test_a_realm_that_can_not_be_asked_ends_it_at_once(here: Here, realm: str) -> None:
+    here.registry.manners = Manners(wants="bearer", realm=realm)
+    with pytest.raises(transfer.TransferError, match="localhost refers to ") as caught:
+        here.fetch(with_options(tries=3))
+    assert caught.value.cause is Cause.WRONG_ANSWER
+    assert not here.waits()
+
+
 def test_no_secret_is_in_an_event_an_error_or_a_file(here: Here, key: Path) -> None:
     here.registry.manners = Manners(
         wants="signed", signs=lambda a, url: is_signed(a, url, key), lifetime=2, uses=3

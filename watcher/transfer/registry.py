@@ -174,7 +174,7 @@ class Registry:
             location = answer.head.headers.get("location")
             if answer.head.status not in _REDIRECTS or not location:
                 return Address(request.url, _origin(request.url) == _origin(own)), answer
-            request = request._replace(url=_redirected(request.url, location))
+            request = request._replace(url=_referred(request.url, location))
         raise TryError(f"{self._model.host}: more than {_MOST_REDIRECTS} redirects")
 
     def _as_asked(self, request: Request) -> Request:
@@ -205,7 +205,7 @@ class Registry:
     async def _renew(self, asked: auth.Challenge, *, is_signed: bool) -> bool:
         """Get a token; False where this registry gives none this way. Raises TryError."""
         self._token = ""
-        _only_upwards(self._base, asked.realm)
+        asked = asked._replace(realm=_referred(self._base, asked.realm))
         url, headers = asked.address(), tuple[str, ...]()
         if is_signed:
             if urlsplit(asked.realm).hostname != urlsplit(self._base).hostname:
@@ -259,21 +259,19 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port
 
 
-def _redirected(url: str, location: str) -> str:
+def _referred(url: str, location: str) -> str:
+    """Where a redirect, or a realm, is. From https nothing leads to http. Raises TryError."""
     try:
         target = urljoin(url, location)
-        _ = _origin(target)
+        scheme, host, _ = _origin(target)
     except ValueError:
-        target = ""
-    if not target.isascii() or not target.isprintable() or not urlsplit(target).hostname:
-        host = urlsplit(url).hostname
-        raise TryError(f"{host} redirects to what is not an address", Cause.WRONG_ANSWER)
-    _only_upwards(url, target)
-    return target
-
-
-def _only_upwards(url: str, target: str) -> None:
-    """From https nothing leads to http, and nowhere does anything lead to another protocol."""
-    scheme, host = urlsplit(target).scheme, urlsplit(url).hostname
-    if scheme not in ("http", "https") or (scheme == "http" and url.startswith("https:")):
-        raise TryError(f"{host} redirects to {scheme or 'no'} protocol", Cause.WRONG_ANSWER)
+        target, scheme, host = "", "", None
+    if scheme not in ("", "http", "https"):
+        why = f"an unsupported protocol: {scheme}"
+    elif not host or not (target.isascii() and target.isprintable()):
+        why = "what is not an address"
+    elif scheme == "http" and url.startswith("https:"):
+        why = "http, which is not encrypted"
+    else:
+        return target
+    raise TryError(f"{urlsplit(url).hostname} refers to {why}", Cause.WRONG_ANSWER, final=True)

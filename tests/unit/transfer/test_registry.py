@@ -19,21 +19,22 @@ from watcher.transfer.values import Cause, TryError
     ],
 )
 def test_a_redirect_leads_there(url: str, location: str, target: str) -> None:
-    assert registry._redirected(url, location) == target
+    assert registry._referred(url, location) == target
 
 
 @pytest.mark.parametrize(
-    ("url", "location"),
+    ("url", "location", "why"),
     [
-        ("https://r/x", "http://cdn/y"),
-        ("https://r/x", "file:///etc/passwd"),
-        ("https://r/x", "ftp://cdn/y"),
-        ("https://r/x", "https://cdn:port/y"),
-        ("https://r/x", "https://[cdn/y"),
-        ("https://r/x", "https://cdn/ÿ"),
+        ("https://r/x", "http://cdn/y", "r refers to http, which is not encrypted"),
+        ("https://r/x", "file:///etc/passwd", "r refers to an unsupported protocol: file"),
+        ("https://r/x", "ftp://cdn/y", "r refers to an unsupported protocol: ftp"),
+        ("https://r/x", "https://cdn:port/y", "r refers to what is not an address"),
+        ("https://r/x", "https://[cdn/y", "r refers to what is not an address"),
+        ("https://r/x", "https://cdn/ÿ", "r refers to what is not an address"),
     ],
 )
-def test_a_redirect_leads_nowhere_else(url: str, location: str) -> None:
-    with pytest.raises(TryError, match="r redirects to") as caught:
-        registry._redirected(url, location)
+def test_a_redirect_leads_nowhere_else(url: str, location: str, why: str) -> None:
+    with pytest.raises(TryError, match=why) as caught:
+        registry._referred(url, location)
     assert caught.value.cause is Cause.WRONG_ANSWER
+    assert caught.value.final
