@@ -493,6 +493,29 @@ def test_a_lock_that_is_taken_at_the_last_moment_keeps_it(
     assert here.data.exists()
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_data_that_was_set_aside_is_counted_and_goes_with_it(here: Here, beside: bool) -> None:
+    here.lay_out()
+    aside = here.folder / "data.damaged-1"
+    shutil.copy(here.data, aside)
+    (here.folder / "arrived.damaged").touch()
+    if not beside:
+        here.data.unlink()
+    uses, _ = usage.usage(surveyed(here.host), here.look().diagnosis.diagnosed)
+    (mine,) = [each for each in uses if each.kind is UseKind.PARTIAL]
+    assert mine.sizes.allocated >= aside.stat().st_blocks * 512
+    for path in here.folder.iterdir():
+        age(path, 6 * DAY)
+    assert not here.run(CLEAN).outcomes
+    assert aside.exists()
+    for path in here.folder.iterdir():
+        age(path, 8 * DAY)
+    (here.store.ours / "state.json").unlink()
+    (done,) = here.run(CLEAN).outcomes
+    assert (done.action.kind, done.result) == (ActionKind.REMOVE_TRANSFER, Result.DONE)
+    assert not here.folder.exists()
+
+
 def test_what_is_empty_goes_with_a_clean(here: Here) -> None:
     """A manifest that a kill has left, once it is old, and folders without bytes."""
     here.lay_out()

@@ -168,7 +168,8 @@ class _Batch(NamedTuple):
                 state_folder.opened(self.store) as ours,
                 transfers.held(ours, digest) as folder,
             ):
-                transaction.check_same(transfers.DATA, folder, action.expects[0], loose=loose)
+                data = os.path.basename(action.expects[0].name)
+                transaction.check_same(data, folder, action.expects[0], loose=loose)
                 if action.kind is ActionKind.REMOVE_TRANSFER:
                     transfers.drop(ours, digest)
                 else:

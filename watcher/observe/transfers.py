@@ -72,13 +72,15 @@ def _read(folder: int, digest: str, boot: str) -> Found | None:
     kept, arrived, fault = Kept(), Ranges(), ""
     for _ in range(_TRIES):
         data = scan.look(transfers.DATA, folder)
+        is_empty = data is None or (data.kind is Kind.FILE and data.size == 0)
+        if is_empty and not holder:
+            data = scan.look(transfers.aside(folder), folder)
+            return data and Found(digest, data._replace(name=f"{path}/{data.name}"))
         if data is None:
             return None
         data = data._replace(name=f"{path}/{transfers.DATA}")
         if data.kind is not Kind.FILE:
             return Found(digest, data, holder=holder)
-        if not (data.size or holder):
-            return None
         # The log first: what is no longer in it is in the ledger.
         arrived = transfers.logged(folder, boot, data.size)
         try:

@@ -26,7 +26,8 @@ from watcher.state import checks, fs, json_file, state_folder
 FOLDER = "transfers"
 DATA, LEDGER, ARRIVED, LOCK = "data", "ledger", "arrived", "lock"
 #: In the order in which they go: without the first two nothing that a kill leaves is believed.
-FILES = (ARRIVED, LEDGER, DATA, f"{LEDGER}.damaged", "replacing.lock", LOCK)
+FILES = (ARRIVED, LEDGER, DATA, "replacing.lock", LOCK)
+_IS_ASIDE = re.compile(rf"(?:{ARRIVED}|{LEDGER}|{DATA})\.damaged(?:-[0-9]+)?").fullmatch
 SCHEMA = "ollama-watch/transfer/1"
 LONGEST_LEDGER = 16 * MIB
 #: A longer log is none of ours: it is made anew when it has half of this.
@@ -137,8 +138,8 @@ def drop(ours: int, digest: str, *, only_empty: bool = False) -> None:
         with state_folder.opened_in(digest, above) as folder:
             if only_empty and _has_data(folder):
                 return
-            for name in (*FILES, *(f".{name}.new" for name in FILES)):
-                with contextlib.suppress(FileNotFoundError):
+            for name in (*FILES, *(f".{name}.new" for name in FILES), *_aside(folder)):
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                     fs.remove(name, folder)
         with contextlib.suppress(OSError):
             fs.remove_folder(digest, above)
@@ -152,11 +153,25 @@ def lose(folder: int) -> None:
 
 def _has_data(folder: int) -> bool:
     """Whether there are bytes in it, or something that is no file of ours."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         found = os.stat(DATA, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return found.st_size > 0 or not stat.S_ISREG(found.st_mode)
+        if found.st_size > 0 or not stat.S_ISREG(found.st_mode):
+            return True
+    return aside(folder) != ""
+
+
+def aside(folder: int) -> str:
+    """The name of data that was set aside, since it could not be gone on with; "" for none."""
+    for name in _aside(folder):
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if name.startswith(DATA) and stat.S_ISREG(found.st_mode) and found.st_size > 0:
+                return name
+    return ""
+
+
+def _aside(folder: int) -> list[str]:
+    return sorted(filter(_IS_ASIDE, os.listdir(folder)))
 
 
 def digests(ours: int) -> list[str]:
