@@ -17,7 +17,7 @@ LOGIN = "<html><title>Hotel</title><body>Please   log in to our <b>network</b></
 WRONG = [
     pytest.param(Fault("ignore_range"), "whole file", id="range ignored"),
     pytest.param(Fault("other_range"), "in place of", id="another range"),
-    pytest.param(Fault("wrong_total"), "12000001 bytes, where the manifest", id="another total"),
+    pytest.param(Fault("wrong_total"), "12,000,001 bytes, where the manifest", id="another total"),
     pytest.param(Fault("gzip"), "encoding (gzip)", id="gzip"),
     pytest.param(Fault("page", status=200, body=LOGIN), "Hotel Please log in", id="login page"),
     pytest.param(Fault("page", status=206, body=LOGIN), "without its place", id="206 of a page"),
@@ -80,7 +80,7 @@ def test_a_manifest_that_is_a_login_page_is_none(here: Here) -> None:
 
 def test_a_wrong_total_at_the_address_ends_before_any_byte_of_the_layer(here: Here) -> None:
     here.registry.add_fault(Fault("wrong_total"))
-    with pytest.raises(transfer.TransferError, match="where the manifest says 12000000"):
+    with pytest.raises(transfer.TransferError, match="where the manifest says 12,000,000 bytes"):
         here.fetch(with_options(tries=2))
     assert here.believed() == ()
 

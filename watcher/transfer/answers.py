@@ -13,6 +13,7 @@ from typing import NamedTuple
 import orjson
 
 from watcher.errors import without_secrets
+from watcher.ollama import ranges
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 _TAGS = re.compile(r"<(script|style)\b.*?</\1>|<[^>]*>", re.DOTALL | re.IGNORECASE)
@@ -43,7 +44,7 @@ def fault(head: Head, start: int, end: int, total: int) -> str:
         return "a range without its place"
     first, last, size = map(int, found.groups())
     if size != total:
-        return f"a file of {size} bytes, where the manifest says {total}"
+        return "a file of {}, where the manifest says {}".format(*ranges.in_words(size, total))
     if (first, last + 1) != (start, end):
         return f"bytes {first}-{last} in place of {start}-{end - 1}"
     length = head.headers.get("content-length", str(end - start))

@@ -70,9 +70,10 @@ class Store:
         except FileNotFoundError:
             return False
         if not stat.S_ISREG(found.st_mode) or found.st_size != layer.size:
+            has, wanted = ranges.in_words(found.st_size, layer.size)
             raise TransferError(
-                f"{names.short(layer.digest)}: the blob is damaged: it has {found.st_size} bytes,"
-                f" and the manifest says {layer.size}",
+                f"{names.short(layer.digest)}: the blob is damaged: it has {has},"
+                f" and the manifest says {wanted}",
                 "repair the store, then run this again",
                 Cause.DAMAGED_BLOB,
             )
