@@ -131,7 +131,8 @@ class Manners:
     `same`: the registry goes on giving that address.
     `wants`: 401 to who has no token (`bearer`), whose realm wants it signed for (`signed`); `signs`
     is given the ``Authorization`` and the URL that it is for. `uses`: a token is good for so many
-    requests. `realm`: where tokens are, if elsewhere. `newer`: manifests are answered with 412.
+    requests. `realm`: where tokens are, if elsewhere. `data`: the host of the layers' data,
+    if elsewhere. `newer`: manifests are answered with 412.
     """
 
     plain: bool = False
@@ -141,6 +142,7 @@ class Manners:
     uses: int | None = None
     signs: Callable[[str, str], bool] = lambda _, __: False
     realm: str = ""
+    data: str = ""
     newer: bool = False
 
 
@@ -768,7 +770,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         host = (self.headers.get("Host") or "").partition(":")[0]
         other = "127.0.0.1" if host == "localhost" else "localhost"
-        location = f"http://{other}:{self.registry.port}/data/{digest}"
+        where = self.registry.manners.data or f"http://{other}:{self.registry.port}"
+        location = f"{where}/data/{digest}"
         if self.registry.manners.lifetime is not None:
             location += f"?X-Amz-Signature={self.registry.lease()}"
         self._answer(_Answer(307, {"Location": location}))
