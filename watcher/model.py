@@ -818,6 +818,7 @@ class ActionKind(enum.StrEnum):
     REMOVE_SURPLUS = "remove_surplus"
     REMOVE_TRANSFER = "remove_transfer"
     GIVE_BACK = "give_back"
+    TAKE_OVER = "take_over"
     REMOVE_ORPHAN = "remove_orphan"
     REMOVE_TEMPORARY = "remove_temporary"
     WRITE_SIDECARS = "write_sidecars"
@@ -974,6 +975,7 @@ class Mode(NamedTuple):
     refresh: bool = False
     clean: bool = False
     give_back: bool = False
+    take_over: bool = False
     restore: frozenset[str] = frozenset()
     purge: frozenset[str] = frozenset()
     purge_replaced: bool = False

@@ -174,6 +174,13 @@ def _of_ours(store: HealthyStore, layer: Layer) -> None:
     lay_out(store.path, layer.digest, layer.content, durable, aged=QUIET)
 
 
+def _of_both(store: HealthyStore, layer: Layer) -> None:
+    """As a pull leaves it that was stopped while it copied what a server has left."""
+    _behind(store, layer)
+    copied = ((PART // 2, PART),)
+    lay_out(store.path, layer.digest, layer.content, copied, taken=copied, aged=QUIET)
+
+
 ACTS = {
     "behind": Act(_behind, {"policy": REPAIR}, ("repair",), LEFT),
     "hollow": Act(_hollow, {"policy": REPAIR}, ("repair",), LEFT),
@@ -202,6 +209,8 @@ ACTS = {
     "give-back": Act(
         _of_ours, {"policy": {"clean": False, "give_back": True}}, ("repair", "--give-back"), LEFT
     ),
+    "take-over": Act(_behind, {"policy": {"clean": False, "take_over": True}}, ("pull",)),
+    "take-over-copied": Act(_of_both, {"policy": {"clean": False, "take_over": True}}, ("pull",)),
     "prepare": Act(
         _soon_an_hour_old,
         {"policy": {"repair": True, "clean": False, "refresh": True}, "prepare": True},

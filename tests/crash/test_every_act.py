@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.repair.scenes import seed_of
 from tests.support.driving import HealthyStore, is_right
 from tests.support.kills import Ended
 from tests.support.servers import EngineServer, collapsed
+from tests.support.transfers import folder
 from watcher.demo.registry import Layer as Content
 from watcher.demo.registry import Model, Registry
 from watcher.model import MIB
@@ -162,7 +164,7 @@ def assert_remembered(store: HealthyStore, layer: Layer, where: str) -> None:
 VARIANT = pytest.mark.slow("a variant of an act that is broken at each call beside it")
 #: Acts that differ most; the others are variants of them.
 USUAL = {"behind", "numbers-too-many", "redundant", "quarantine", "restore", "purge", "prepare"}
-USUAL |= {"give-back"}
+USUAL |= {"give-back", "take-over"}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_broken_at_any_call_it_comes_to_the_same_end(
     Trial(tmp_path, driver, ACTS[name], layer).each_call(list(ACTS).index(name), slow)
 
 
-@pytest.mark.parametrize("name", ["numbers-too-many", "redundant", "give-back"])
+@pytest.mark.parametrize("name", ["numbers-too-many", "redundant", "give-back", "take-over"])
 def test_killed_in_what_an_error_sets_off_it_is_undone_or_done(
     name: str, tmp_path: Path, driver: Driver, layer: Layer
 ) -> None:
@@ -190,6 +192,54 @@ def test_killed_in_what_an_error_sets_off_it_is_undone_or_done(
             where = f"killed {then} calls after an error at {at}, {ended.calls[-1]!r}"
             assert whole_shape(store) in (trial.before, trial.end), where
             shutil.rmtree(store.path)
+
+
+@pytest.mark.parametrize("name", ["take-over", "take-over-copied"])
+@pytest.mark.parametrize("how", ["kill", "EIO"])
+def test_broken_at_any_call_of_taking_over_every_trusted_byte_is_claimed_on_one_side(
+    name: str, how: str, tmp_path: Path, driver: Driver, layer: Layer
+) -> None:
+    """By the server's progress files or by our ledger; nobody acts again."""
+    trial = Trial(tmp_path, driver, ACTS[name], layer)
+    begins = next(at for at, call in enumerate(trial.calls, 1) if call == "mkdir intents")
+    for at in range(begins, len(trial.calls) + 1):
+        store = trial.store()
+        trial.run(store, at=at, how=how)
+        where = f"{how} at {at}, {trial.calls[at - 1]!r}"
+        assert_no_false_claim(store, layer, where)
+        trial.run(store, clean=False)
+        assert whole_shape(store) in (trial.before, trial.end), where
+        shutil.rmtree(store.path)
+
+
+def test_killed_while_a_take_over_is_put_back_it_is_put_back_all_the_same(
+    tmp_path: Path, driver: Driver, layer: Layer
+) -> None:
+    trial = Trial(tmp_path, driver, ACTS["take-over"], layer)
+    (decided,) = [n for n, call in enumerate(trial.calls, 1) if call.startswith("open decided")]
+    for at in range(1, 1000):
+        store = trial.store()
+        trial.run(store, at=decided + 1, how="kill")
+        ended = trial.run(store, clean=False, at=at, how="kill")
+        trial.run(store, clean=False)
+        assert whole_shape(store) in (trial.before, trial.end), f"killed at {ended.calls[-1]!r}"
+        shutil.rmtree(store.path)
+        if ended.code == 0:
+            break
+
+
+def assert_no_false_claim(store: HealthyStore, layer: Layer, where: str) -> None:
+    """What a ledger claims is there, and no server can write to it."""
+    data = folder(store.path, layer.digest) / "data"
+    ledger = data.with_name("ledger")
+    for start, end in json.loads(ledger.read_bytes())["durable"] if ledger.exists() else ():
+        with data.open("rb") as file:
+            assert os.pread(file.fileno(), end - start, start) == layer.content[start:end], where
+    if data.exists():
+        assert data.stat().st_nlink == 1, where
+    guard, partial = store.partial(layer.digest, 0), store.partial(layer.digest)
+    guarded = guard.exists() and guard.stat().st_size == 0
+    assert partial.exists() or guarded or store.partials(layer.digest) == [], where
 
 
 @pytest.mark.parametrize("name", ACTS)

@@ -34,7 +34,7 @@ from watcher.act import durability, transaction
 from watcher.commands import prepare
 from watcher.commands.context import Context
 from watcher.demo.registry import Content, Layer, Model, Registry
-from watcher.model import MIB, ActionKind, Condition, Entry, Ranges, Result
+from watcher.model import MIB, ActionKind, Condition, Entry, Mode, Ranges, Result
 from watcher.observe import evidence, scan
 from watcher.ollama import names, ranges, sidecars
 from watcher.state import fs, memory
@@ -51,6 +51,7 @@ COME = (PART, 15 * MB, 14 * MB, 0)
 REPAIR = rules(repair=True, repair_stale=True, hash=True, writers_visible=True)
 #: What the daemon, `prepare` and `pull` do.
 AHEAD = rules(repair=True, writers_visible=True, sync_behind=True)
+TAKE = rules(repair=False, take_over=True, writers_visible=True)
 
 
 class Scene:
@@ -471,6 +472,59 @@ def test_a_restored_file_is_always_in_quarantine_or_in_blobs(
     assert len(places) > 1
     cut()
     assert places[-1] == (True, False), "it is back in its place, on the disk"
+
+
+def test_a_trusted_byte_is_always_the_servers_or_ours(
+    killed: Scene, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut before each call of a take-over; the next run puts it back, or finishes it."""
+    machine.act(killed.store, rules(repair=False))  # it makes our folder
+    sides: list[str] = []
+
+    def cut() -> None:
+        with killed.disk.power_cut() as after:
+            store = after.path / "models"
+            machine.restart()
+            report = machine.act(store, TAKE._replace(mode=Mode()))
+            (found,) = (each.download for each in report.diagnosis.diagnosed)
+            sides.append("ours" if found.ours else "server's")
+            assert ranges.size(found.trust.trusted) > sum(COME) - 5 * MIB, sides
+            with (store / found.paths[0]).open("rb") as file:
+                for start, end in found.trust.trusted:
+                    here = os.pread(file.fileno(), end - start, start)
+                    assert here == killed.content.read(start, end), sides
+
+    within = [False]
+
+    def cut_before(call: str) -> None:
+        usual = getattr(os, call)
+
+        def before(*given: Any, **more: Any) -> Any:
+            if within[0]:
+                within[0] = False
+                cut()
+                within[0] = True
+            return usual(*given, **more)
+
+        monkeypatch.setattr(os, call, before)
+
+    for call in ("rename", "fsync"):
+        cut_before(call)
+    commit = transaction.commit_all
+
+    def committed(*given: Any, **more: Any) -> Any:
+        within[0] = True
+        answers = commit(*given, **more)
+        within[0] = False
+        return answers
+
+    monkeypatch.setattr(transaction, "commit_all", committed)
+    (done,) = machine.act(killed.store, TAKE).outcomes
+    monkeypatch.undo()
+    assert (done.action.kind, done.result) == (ActionKind.TAKE_OVER, Result.DONE)
+    cut()
+    assert sides == sorted(sides, reverse=True)
+    assert {*sides} == {"ours", "server's"}
 
 
 def test_partial_data_stays_until_its_blob_is_on_the_disk(disk: Disk, machine: Machine) -> None:

@@ -24,6 +24,7 @@ from tests.support.transfers import lay_out
 from watcher.model import ActionKind, Kind, Part, Result, Rules
 from watcher.observe import intents
 from watcher.ollama.sidecars import write
+from watcher.state import transfers
 
 REPAIR = rules(repair=True, repair_stale=True, writers_visible=True)
 NUMBER = "00000007"
@@ -235,6 +236,44 @@ def _gives_what_is_no_set(planted: Planted) -> None:
     texts = _sidecars(digest, Part(0, 0, 9, 9), Part(1, 5, 9, 9))
     planted.says(ActionKind.GIVE_BACK, here / "data", digest=digest, writes=texts)
     planted.decide()
+
+
+def _takes_over(planted: Planted, end: int, **more: object) -> str:
+    """A download of 9,000 bytes, and the ledger that it would get."""
+    digest = planted.store.digest("mine")
+    data = planted.store.file(f"sha256-{digest}-partial", "x" * 9000)
+    told = transfers.encoded(digest, transfers.Kept(9000, ((0, end),)))
+    writes = {"ledger": json.dumps({**json.loads(told), **more}).encode()}
+    planted.says(ActionKind.TAKE_OVER, data, digest=digest, writes=writes)
+    (planted.path / "new/ledger").write_bytes(writes["ledger"])
+    planted.take(data)
+    planted.decide()
+    return digest
+
+
+def _ledger_beyond_the_data(planted: Planted) -> None:
+    _takes_over(planted, 9001, total=10_000)
+
+
+def _ledger_of_another_layer(planted: Planted) -> None:
+    _takes_over(planted, 9000, digest="ab" * 32)
+
+
+def _ledger_that_is_another_one(planted: Planted) -> None:
+    _takes_over(planted, 5000)
+    (planted.path / "new/ledger").write_text("{}")
+
+
+def _ledger_and_a_progress_file(planted: Planted) -> None:
+    digest = _takes_over(planted, 5000)
+    note = json.loads((planted.path / "intent.json").read_bytes())
+    planted.change(writes={**note["writes"], f"sha256-{digest}-partial-0": "{}"})
+
+
+def _takes_over_without_taking_the_data(planted: Planted) -> None:
+    _takes_over(planted, 5000)
+    note = json.loads((planted.path / "intent.json").read_bytes())
+    planted.change(files=[[*row[:-1], False] for row in note["files"]])
 
 
 def _unknown_verb(planted: Planted) -> None:

@@ -27,12 +27,13 @@ from tests.support.notation import age
 from tests.support.runs import one_run, rules
 from tests.support.servers import EngineServer, Server, blob, collapsed, sidecar, tree
 from watcher.demo.registry import Layer, Model, Registry
-from watcher.model import MIB
+from watcher.model import MIB, Rules
 from watcher.observe.host import Host
 
 SIZE = 12 * MIB
 CHANGES_NAMES = ("link ", "rename ", "renameat2 ", "unlink ", "open decided")
 POLICY = rules(clean=True, repair=True, give_back=True, writers_visible=True)
+TAKING = rules(clean=False, repair=False, take_over=True, writers_visible=True)
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Scene:
     registry: Registry
     model: Model
     server: Server
+    policy: Rules = POLICY
 
     @property
     def digest(self) -> str:
@@ -113,7 +115,19 @@ def _of_ours(scene: Scene) -> None:
     transfers.lay_out(scene.store, digest, content, ((0, SIZE // 2),), aged=600)
 
 
-ACTS = {"repair": _behind, "removal": _stale, "orphan": _orphan, "giving back": _of_ours}
+def _left(scene: Scene) -> None:
+    """To be taken over."""
+    _behind(scene)
+    scene.policy = TAKING
+
+
+ACTS = {
+    "repair": _behind,
+    "removal": _stale,
+    "orphan": _orphan,
+    "giving back": _of_ours,
+    "taking over": _left,
+}
 
 
 # ---------------------------------------------------------------- what Ollama does meanwhile
@@ -167,7 +181,7 @@ def act(scene: Scene, at: int, told: int) -> int:
         code = 70
         with contextlib.suppress(BaseException):
             break_files({"at": at, "how": "stop"}, told)
-            report = one_run(host, POLICY)
+            report = one_run(host, scene.policy)
             code = 0 if all(each.result in ("done", "refused") for each in report.outcomes) else 4
         os._exit(code)
     return pid

@@ -27,6 +27,7 @@ def lay_out(
     durable: Ranges = (),
     arrived: Ranges = (),
     *,
+    taken: Ranges = (),
     aged: float = 0.0,
 ) -> Path:
     """The folder of a transfer of which these ranges are there; `arrived` in this start."""
@@ -41,7 +42,7 @@ def lay_out(
         "digest": digest,
         "total": len(content),
         "durable": durable,
-        "taken": [],
+        "taken": taken,
         "wrong": False,
     }
     (here / "ledger").write_text(json.dumps(document))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
@@ -17,6 +18,9 @@ import pytest
 
 from tests.pull.conftest import SERVERS
 from tests.pull.driven import OPTIONS, POLICY, add, arrived, at_a_port, drive
+from tests.support import transfers
+from tests.support.driving import holding
+from tests.support.notation import age
 from tests.support.servers import Server, blob, wait_until
 from watcher.decide import modes
 from watcher.demo.registry import Fault, Layer, Manners, Model, Registry
@@ -26,10 +30,10 @@ from watcher.ollama import names
 from watcher.ollama import registry as registry_of
 from watcher.pull import before, by_transfer, way
 from watcher.pull.account import Options, Update
-from watcher.pull.failures import Cause
+from watcher.pull.failures import Cause, of_error
 from watcher.pull.target import Target
 from watcher.reconcile import Reconciler
-from watcher.state import event_log
+from watcher.state import event_log, fs
 from watcher.transfer import publication, values
 from watcher.transfer import store as store_of_transfers
 
@@ -282,16 +286,174 @@ def test_a_download_of_a_killed_server_is_taken_over(server: Server, registry: R
     assert served(registry, model) - before < SIZE // 2 + 2 * MB
 
 
-def test_without_room_for_a_copy_the_server_may_go_on(
+def room_for_the_rest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for a copy of what the server has left, besides."""
+
+    def all_but_that(room: os.statvfs_result) -> int:
+        return room.f_bavail * room.f_frsize - 3 * SIZE // 4
+
+    monkeypatch.setattr(before, "reserve", all_but_that)
+
+
+def data_of(server: Server, model: Model) -> Path:
+    return blob(server.store, model.digests[0], "-partial")
+
+
+def test_without_room_for_a_copy_it_is_renamed(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = add(registry, server, SIZE)
+    sent = killed_half_way(server, registry, model)
+    inode = data_of(server, model).stat().st_ino
+    room_for_the_rest_alone(monkeypatch)
+    seen = drive(here(server), model)
+    assert seen.end.cause is None, seen.end
+    assert arrived(server, model)
+    assert blob(server.store, model.digests[0]).stat().st_ino == inode
+    assert served(registry, model) - sent < SIZE // 2 + 2 * MB
+
+
+def test_what_can_not_be_renamed_is_copied(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    sent = killed_half_way(server, registry, model)
+    os.link(data_of(server, model), server.store / "another")
+    seen = drive(here(server), model)
+    assert seen.end.cause is None, seen.end
+    assert arrived(server, model)
+    assert (server.store / "another").stat().st_size == SIZE
+    assert served(registry, model) - sent < SIZE // 2 + 2 * MB
+
+
+def test_beside_bytes_of_ours_it_is_copied_and_no_other_way_is_tried(
+    server: Server, registry: Registry
+) -> None:
+    model = add(registry, server, SIZE)
+    sent = killed_half_way(server, registry, model)
+    digest = model.digests[0].removeprefix("sha256:")
+    content = registry.content(model.digests[0]).read(0, SIZE)
+    transfers.lay_out(server.store, digest, content, ((SIZE - MB, SIZE),))
+    seen = drive(here(server), model)
+    assert seen.end.cause is None, seen.end
+    assert arrived(server, model)
+    assert served(registry, model) - sent < SIZE // 2 + MB
+    log = event_log.Log(str(server.store), event_log.ALL)
+    lines = [event_log.parse(each.line) for each in log.read(to_the_end=True)]
+    assert "take_over" not in [each.details.get("verb") for each in lines if each]
+
+
+def test_what_time_does_not_help_against_ends_it_with_what_does(
     server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = add(registry, server, SIZE)
     killed_half_way(server, registry, model)
-    free = os.statvfs(server.store).f_bavail * os.statvfs(server.store).f_frsize
-    monkeypatch.setattr(before, "reserve", lambda _: free - SIZE + MB)
+    os.link(data_of(server, model), server.store / "another")
+    room_for_the_rest_alone(monkeypatch)
     seen = drive(here(server), model)
     assert seen.end.cause is Cause.DISK_FULL
+    assert "has a second name" in seen.end.text
     assert "let the server go on" in seen.end.step
+    assert Cause.DISK_FULL is of_error(seen.end.text), "as a record has it"
+
+
+def test_without_room_for_a_copy_it_waits_until_it_may_be_renamed(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server runs again, and nobody goes on with it."""
+    model = add(registry, server, SIZE)
+    sent = killed_half_way(server, registry, model)
+    server.start().wait_ready()
+    room_for_the_rest_alone(monkeypatch)
+
+    def look(update: Update) -> None:
+        if update.waiting is not None:
+            for path in server.store.glob("blobs/*-partial*"):
+                age(path, 200)
+
+    seen = drive(here(server), model, on_update=look)
+    assert seen.end.cause is None, seen.end
+    assert arrived(server, model)
+    assert served(registry, model) - sent < SIZE // 2 + 2 * MB
+    (wait,) = {each.waiting for each in seen.updates if each.waiting is not None}
+    assert wait is not None
+    assert (wait.awaited, wait.attempt) == ("the server's download", 1)
+    assert 60 < (wait.until or 0) - time.time() <= 90
+    (told,) = [each for each in seen.notes if "no room for a copy" in each]
+    assert "waiting for the server's download: attempt 1 of 8 in " in told
+
+
+def test_that_wait_can_be_stopped(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = add(registry, server, SIZE)
+    killed_half_way(server, registry, model)
+    kept = data_of(server, model).read_bytes()
+    server.start().wait_ready()
+    room_for_the_rest_alone(monkeypatch)
+    stop = threading.Event()
+
+    def look(update: Update) -> None:
+        if update.waiting is not None:
+            stop.set()
+
+    seen = drive(here(server), model, cancelled=stop.is_set, on_update=look)
+    assert seen.end.cause is Cause.INTERRUPTED
+    assert data_of(server, model).read_bytes() == kept
+
+
+def test_without_room_for_a_copy_it_waits_for_who_reads_it(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup, say. It is not written to while somebody has it open."""
+    model = add(registry, server, SIZE)
+    killed_half_way(server, registry, model)
+    room_for_the_rest_alone(monkeypatch)
+    with contextlib.ExitStack() as reading:
+        reading.enter_context(holding(data_of(server, model)))
+
+        def look(update: Update) -> None:
+            if update.waiting is not None:
+                assert "has sha256-" in update.waiting.why
+                reading.close()
+
+        seen = drive(here(server), model, on_update=look)
+    assert any(each.waiting for each in seen.updates)
+    assert seen.end.cause is None, seen.end
+    assert arrived(server, model)
+
+
+def test_a_take_over_that_was_killed_is_finished_before_anything_is_fetched(
+    server: Server, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = add(registry, server, SIZE)
+    sent = killed_half_way(server, registry, model)
+    real = fs.replace
+
+    def fails(name: str, *words: int) -> None:
+        if name == "ledger":
+            raise KeyboardInterrupt
+        real(name, *words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fs, "replace", fails)
+    with pytest.raises(KeyboardInterrupt):
+        drive(here(server), model)
+    monkeypatch.setattr(fs, "replace", real)
+    seen = drive(here(server), model)
+    assert seen.end.cause is None, seen.end
+    assert arrived(server, model)
+    assert served(registry, model) - sent < SIZE // 2 + 2 * MB
+
+
+def test_wrong_bytes_of_the_servers_are_fetched_anew(server: Server, registry: Registry) -> None:
+    model = add(registry, server, SIZE)
+    killed_half_way(server, registry, model)
+    with data_of(server, model).open("r+b") as file:
+        for at in range(MB, 10 * MB, MB):  # some of it is doubted anyway
+            file.seek(at)
+            file.write(b"<html>")
+    seen = drive(here(server), model)
+    assert seen.end.cause is None, seen.end
+    assert any("from the server's download are fetched anew" in each for each in seen.notes)
+    assert arrived(server, model)
 
 
 def test_a_live_pull_is_waited_for(server: Server, registry: Registry) -> None:

@@ -35,6 +35,7 @@ from watcher.ollama import names, ranges, sidecars
 from watcher.state import folders, fs, memory, state_folder, transfers
 from watcher.state.hashes import Hashed
 from watcher.state.memory import Memory, Touched
+from watcher.state.transfers import Kept
 from watcher.system import advice
 
 _MOST_NAMED = 100
@@ -61,7 +62,7 @@ _FILES = _REMOVALS | {ActionKind.REFRESH, ActionKind.QUARANTINE_BLOB}
 
 
 #: On transfers of ours, each under its own lock.
-_OURS = frozenset({ActionKind.REMOVE_TRANSFER, ActionKind.GIVE_BACK})
+_OURS = frozenset({ActionKind.REMOVE_TRANSFER, ActionKind.GIVE_BACK, ActionKind.TAKE_OVER})
 
 
 def apply(host: Host, agreed: Plan, looks: Looks, journal: Journal) -> tuple[Outcome, ...]:
@@ -161,22 +162,17 @@ class _Batch(NamedTuple):
         return Outcome(action, Result.DONE, _done_message(action), action.frees)
 
     def _of_transfer(self, action: Action) -> Outcome:
-        """Remove a transfer of ours, or give it back, while nobody else can go on with it."""
-        digest, loose = action.subject, safety.is_loose(self.seen.place)
+        """Remove, give back or begin a transfer of ours, while nobody else can go on with it."""
+        digest = action.subject
         try:
-            with (
-                state_folder.opened(self.store) as ours,
-                transfers.held(ours, digest) as folder,
-            ):
-                data = os.path.basename(action.expects[0].name)
-                transaction.check_same(data, folder, action.expects[0], loose=loose)
-                if action.kind is ActionKind.REMOVE_TRANSFER:
-                    transfers.drop(ours, digest)
-                else:
-                    given = self._given(folder, action)
-                    answer = self._commit_all([_change([given], self.seen)])[0]
-                    if not isinstance(answer, transaction.Changed):
-                        return _not_done(action, answer)
+            with contextlib.ExitStack() as held:
+                ours = held.enter_context(state_folder.opened(self.store))
+                if action.kind is ActionKind.TAKE_OVER:
+                    transfers.make(ours, digest)
+                folder = held.enter_context(transfers.held(ours, digest))
+                answer = self._of_held(ours, folder, action)
+                if not isinstance(answer, transaction.Changed):
+                    return _not_done(action, answer)
         except fs.BusyError as error:
             return _not_done(action, transaction.busy(error))
         except EndedError:
@@ -184,6 +180,26 @@ class _Batch(NamedTuple):
         except (ChangedError, OSError) as error:
             return _not_done(action, error)
         return Outcome(action, Result.DONE, _done_message(action), action.frees)
+
+    def _of_held(self, ours: int, folder: int, action: Action) -> transaction.Answer:
+        if action.kind is ActionKind.TAKE_OVER:
+            return self._commit_all([self._taken(folder, action)])[0]
+        data, loose = os.path.basename(action.expects[0].name), safety.is_loose(self.seen.place)
+        transaction.check_same(data, folder, action.expects[0], loose=loose)
+        if action.kind is ActionKind.GIVE_BACK:
+            return self._commit_all([_change([self._given(folder, action)], self.seen)])[0]
+        transfers.drop(ours, action.subject)
+        return transaction.Changed(action.frees, {})
+
+    def _taken(self, folder: int, action: Action) -> transaction.Change:
+        """What makes a server's data that of a transfer, with what is trusted in its ledger."""
+        digest, name = action.subject, names.data(action.subject)
+        its = [each for each in self.seen.downloads if each.data and each.data.name == name]
+        trusted, total = its[0].trust.trusted, its[0].total
+        if transfers.has_more(folder, digest, self.seen.boot, trusted):
+            raise transaction.changed(transfers.DATA)
+        told = transfers.encoded(digest, Kept(total, trusted, trusted))
+        return replace(_change([action], self.seen), writes={transfers.LEDGER: told})
 
     def _given(self, folder: int, action: Action) -> Action:
         """The action on data that is as a server's own, and on the disk."""
@@ -288,6 +304,8 @@ def _done_message(action: Action) -> str:
     match action.kind:
         case ActionKind.GIVE_BACK:
             return f"Gave the partial download of {who} back to the server"
+        case ActionKind.TAKE_OVER:
+            return f"{decimal(action.saves)} of the server's download of {who} are taken over"
         case ActionKind.REMOVE_DOWNLOAD | ActionKind.REMOVE_SURPLUS | ActionKind.REMOVE_TRANSFER:
             return f"Cleaned up partial download for: {who}"
         case ActionKind.WRITE_SIDECARS:

@@ -531,7 +531,10 @@ def _finish(work: _Work, *, has_lock: bool = True) -> int:
     guard = intent.guard_name if intent.guard is not None else ""
     if intent.kind is ActionKind.GIVE_BACK:
         _give(work, intent)
-    _put_new(work, guard)
+    if intent.kind is ActionKind.TAKE_OVER:
+        _keep(work, intent)
+    else:
+        _put_new(work, guard)
     if guard and intent.is_guard(scan.look(guard, work.blobs)):
         _remove_guard(work, guard)
     fs.sync(work.blobs)
@@ -548,7 +551,7 @@ def _finish(work: _Work, *, has_lock: bool = True) -> int:
     return freed
 
 
-def _take_over(work: _Work, intent: Intent, held: contextlib.ExitStack) -> bool:
+def _lock_given(work: _Work, intent: Intent, held: contextlib.ExitStack) -> bool:
     """Take the lock of the transfer that is given back, if nobody else has it."""
     if intent.kind is ActionKind.GIVE_BACK:
         with contextlib.suppress(OSError, fs.BusyError):
@@ -567,6 +570,22 @@ def _give(work: _Work, intent: Intent) -> None:
         if intent.is_file(scan.look(transfers.DATA, folder), name):
             fs.move(transfers.DATA, folder, name, work.blobs)
             fs.sync(work.blobs)
+
+
+def _keep(work: _Work, intent: Intent) -> None:
+    """Make the data that was taken that of a transfer of ours, on the disk before its ledger."""
+    name = names.data(intent.digest)
+    transfers.make(work.store.ours, intent.digest)
+    with (
+        contextlib.suppress(FileNotFoundError),
+        transfers.opened(work.store.ours, intent.digest) as folder,
+    ):
+        if scan.look(name, work.out) is not None:
+            fs.replace(name, work.out, transfers.DATA, folder)
+            fs.sync(folder)
+        if intent.is_file(scan.look(transfers.DATA, folder), name):
+            fs.replace(transfers.LEDGER, work.new, transfers.LEDGER, folder)
+            fs.sync(folder)
 
 
 def _put_new(work: _Work, guard: str) -> None:
@@ -665,14 +684,14 @@ def _recover(host: Host, work: _Work, memory: Memory) -> Iterator[str]:
         if held:
             raise _held(held[0])
         with contextlib.ExitStack() as locked:
-            freed = _finish(work, has_lock=_take_over(work, intent, locked))
+            freed = _finish(work, has_lock=_lock_given(work, intent, locked))
         yield f"finished an interrupted change: {what}, {decimal(freed)} freed"
         return
     replaced = len(os.listdir(work.new)) < len(intent.writes)
     for name in os.listdir(work.new):
         fs.remove(name, work.new)
     data = names.data(intent.digest)
-    if replaced and intent.is_file(scan.look(data, work.blobs), data):
+    if replaced and intent.kind in WRITING and intent.is_file(scan.look(data, work.blobs), data):
         # Somebody has taken our guard off: old sidecars beside new ones would be false.
         _finish(work, has_lock=False)
         yield f"dropped an interrupted change: {what}; the download has changed since"
@@ -687,6 +706,9 @@ def _goes_on(work: _Work, intent: Intent, memory: Memory) -> bool:
     is_given = intent.kind is ActionKind.GIVE_BACK
     if is_given and not intent.is_file(scan.look(data, work.blobs), data):
         return False  # it has its old name still
+    if intent.kind is ActionKind.TAKE_OVER:  # until its data is ours, it can be put back
+        is_there = intent.is_file(scan.look(data, work.blobs), data)
+        return not is_there and scan.look(data, work.out) is None
     # A removal can be put back while its data is there, or all that it took.
     if intent.kind not in WRITING:
         if intent.guard is None or scan.look(data, work.blobs) or scan.look(data, work.out):

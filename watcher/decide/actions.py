@@ -40,6 +40,13 @@ TABLE = (
         of_download=True,
     ),
     Row(
+        ActionKind.TAKE_OVER,
+        "take the server's download of {} over",
+        EventType.DOWNLOAD_REPAIRED,
+        ("pull",),
+        of_download=True,
+    ),
+    Row(
         ActionKind.QUARANTINE_BLOB,
         "move the damaged blob of {} to quarantine",
         EventType.QUARANTINED,

@@ -17,6 +17,8 @@ REPAIR = Mode(
 )
 #: Make transfers of ours downloads of the server's own.
 GIVE_BACK = Mode(give_back=True)
+#: The other way round: a pull of ours begins.
+TAKE_OVER = Mode(take_over=True)
 CLEAN = Mode(clean=True, purge_replaced=True)
 VERIFY = Mode(hash=True, verify=True)
 #: Before the server starts, which waits for it.

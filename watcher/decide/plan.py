@@ -34,6 +34,7 @@ def _steps(
 ) -> Iterator[Action | Refusal]:
     mode, is_whole = rules.mode, evidence.scope is None
     yield from repairing.given_back(diagnosed, evidence, rules)
+    yield from repairing.taken_over(diagnosed, evidence, rules)
     for each in diagnosed:
         if mode.clean:
             yield from cleaning.by_the_clock(each, evidence, rules)
@@ -69,7 +70,8 @@ def _with_command(
     waits = (
         refused.kind is RefusalKind.NOT_QUIET and refused.action is model.ActionKind.WRITE_SIDECARS
     )
-    if refused.command or not (root or waits):
+    is_pulls = refused.action is model.ActionKind.TAKE_OVER  # which names its own way on
+    if refused.command or is_pulls or not (root or waits):
         return refused
     command = actions.row(refused.action).command
     after = rules.settings.stale_after

@@ -120,6 +120,50 @@ def _give_back(diagnosed: Diagnosed, evidence: Evidence) -> Action | Refusal:
     )
 
 
+def taken_over(
+    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
+) -> Iterator[Action | Refusal]:
+    """What makes downloads that a server has left transfers of ours."""
+    for each in diagnosed if rules.mode.take_over else ():
+        if is_left(each):
+            yield _take_over(each, evidence)
+
+
+def is_left(diagnosed: Diagnosed) -> bool:
+    """Whether it is a server's, with bytes of worth to a transfer of ours."""
+    download = diagnosed.download
+    is_strange = diagnosed.condition is model.Condition.UNKNOWN or download.has_old_names
+    is_other = download.transfer or download.ours or download.data is None
+    return bool(download.trust.trusted) and not (is_strange or is_other)
+
+
+def _take_over(diagnosed: Diagnosed, evidence: Evidence) -> Action | Refusal:
+    """What makes a server's download a transfer of ours, which must be able to write to it."""
+    download, kind, data = diagnosed.download, ActionKind.TAKE_OVER, diagnosed.download.data
+    assert data is not None
+    why = safety.why_not_take_over(diagnosed, evidence) or _owner_forbids((data,), evidence)
+    if why is None and (data.links > 1 or not data.mode & 0o200):
+        reason = f"{names.printable(data.name)} has a second name, or may not be written to"
+        why = safety.Why(RefusalKind.LINKED, reason, "copy it in its place")
+    if why is None and not download.trust.zeros_read:
+        reason = "it was not read through since the power may have failed"
+        why = safety.Why(RefusalKind.UNPROVEN, reason, "repair it first")
+    if why is not None or not download.total:
+        unknown = safety.Why(RefusalKind.LENGTH, "its length is unknown", findings.NAMED)
+        return (why or unknown).of_download(diagnosed, kind)
+    trusted = ranges.size(download.trust.trusted)
+    return Action(
+        kind=kind,
+        subject=diagnosed.digest,
+        because=f"{decimal(trusted)} of it for ollama-watch to resume",
+        expects=download.entries,
+        models=download.models,
+        wait_seconds=safety.guard_seconds(evidence),
+        saves=trusted,
+        relies_on=data,
+    )
+
+
 def _not_worth_it(diagnosed: Diagnosed) -> safety.Why | None:
     """Why a transfer of ours is of no use to the server."""
     match diagnosed.condition:

@@ -101,6 +101,11 @@ def why_not_give_back(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     return why_not_add(diagnosed, evidence)
 
 
+def why_not_take_over(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
+    """Why a server's download may not become a transfer of ours now: nothing of it is lost."""
+    return _held(diagnosed.download.holders, evidence) or why_not_add(diagnosed, evidence)
+
+
 def _beside(diagnosed: Diagnosed, evidence: Evidence) -> bool:
     """Whether a server's download of the same layer is there."""
     digest = diagnosed.digest.lower()

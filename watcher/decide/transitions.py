@@ -95,7 +95,7 @@ def _downloads(
         reported[record.models] = max(record.told_at, last)
     for each in diagnosed:
         download, before = each.download, None
-        known = records.get(download.key) or _given_back(download, records)
+        known = _renamed(download, records) or records.get(download.key)
         if known is not None and download.entries:
             # The digest may have begun anew, with another file.
             is_same = known.is_of(*download.entries[0].identity, download.born_ns)
@@ -110,15 +110,17 @@ def _downloads(
     return records, happened
 
 
-def _given_back(download: Download, records: dict[str, Remembered]) -> Remembered | None:
-    """What is remembered of the transfer of ours that a download was made of."""
-    own = records.get(f"{download.digest}{model.OURS}")
-    if own is None or not download.data:
+def _renamed(download: Download, records: dict[str, Remembered]) -> Remembered | None:
+    """What is remembered of the transfer of ours, or the download, that one was made of."""
+    key = download.digest if download.ours else f"{download.digest}{model.OURS}"
+    own = records.get(key)
+    if own is None or not download.data or download.transfer:
         return None
-    if download.ours or not own.is_of(*download.data.identity, download.born_ns):
+    if not own.is_of(*download.data.identity, download.born_ns):
         return None
-    del records[f"{download.digest}{model.OURS}"]
-    return replace(own, condition=conditions.row(own.condition).repaired)
+    del records[key]
+    now = Condition.TRANSFER if download.ours else conditions.row(own.condition).repaired
+    return replace(own, condition=now, pulling=False)
 
 
 def _sampled(

@@ -16,7 +16,7 @@ from watcher.model import ActionKind, Entry, Kind, Part, Unseen
 from watcher.observe import scan
 from watcher.ollama import names, sidecars
 from watcher.ollama.names import Role
-from watcher.state import checks, folders, fs, state_folder
+from watcher.state import checks, folders, fs, state_folder, transfers
 
 INTENTS = "intents"
 NOTE = "intent.json"
@@ -41,7 +41,11 @@ _SINGLE = {
 }
 #: What writes progress files; and all that an act on a download in parts does.
 WRITING = frozenset({ActionKind.WRITE_SIDECARS, ActionKind.GIVE_BACK})
-IN_PARTS = WRITING | {ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS}
+IN_PARTS = WRITING | {
+    ActionKind.TAKE_OVER,
+    ActionKind.REMOVE_DOWNLOAD,
+    ActionKind.REMOVE_SURPLUS,
+}
 
 
 class ForeignError(Exception):
@@ -231,7 +235,8 @@ def _check_unbegun(here: int, *, decided: bool) -> None:
     for name, _ in _in(OUT, here):
         raise ForeignError(f"{names.printable(name)} is in {OUT}/, and no {NOTE} says why")
     for name, _ in _in(NEW, here):
-        if decided or names.parse_blob(name).role is not Role.SIDECAR:
+        ours = name == transfers.LEDGER or names.parse_blob(name).role is Role.SIDECAR
+        if decided or not ours:
             raise ForeignError(f"{names.printable(name)} is in {NEW}/, and no {NOTE} says why")
 
 
@@ -239,7 +244,7 @@ def _check_folders(here: int, intent: Intent) -> None:
     for name, folder in _in(NEW, here):
         content, found = intent.writes.get(name), scan.look(name, folder)
         plain = found is not None and found.kind is Kind.FILE and found.links == 1
-        if content is None or not plain or _sidecar(name, folder) != content:
+        if not plain or content is None or content != fs.read_small(name, folder, len(content) + 1):
             raise ForeignError(f"{names.printable(name)} in {NEW}/ is not what it says")
     for name, folder in _in(OUT, here):
         found, known = scan.look(name, folder), intent.files.get(name)
@@ -254,15 +259,11 @@ def _check_folders(here: int, intent: Intent) -> None:
             raise ForeignError(f"{names.printable(name)} in {OUT}/ is not what it says")
 
 
-def _sidecar(name: str, folder: int) -> bytes:
-    return fs.read_small(name, folder, sidecars.READ_LIMIT + 1)
-
-
 def hash_of(name: str, folder: int) -> str:
     """The hash of a sidecar's bytes; "" where it is too large for one."""
     import hashlib  # it loads OpenSSL, and usually there is no intent
 
-    raw = _sidecar(name, folder)
+    raw = fs.read_small(name, folder, sidecars.READ_LIMIT + 1)
     return hashlib.sha256(raw).hexdigest() if len(raw) <= sidecars.READ_LIMIT else ""
 
 
@@ -307,10 +308,13 @@ _file = checks.row(
 def _check_in_parts(intent: Intent) -> None:
     """A change of a download has its own names in it, and no others."""
     right = intent.kind in IN_PARTS and intent.guard is not None
-    writes = intent.kind in WRITING
+    writes = intent.kind in WRITING or intent.kind is ActionKind.TAKE_OVER
     if not right or not names.is_blob(names.blob(intent.digest)) or writes != bool(intent.writes):
         raise ForeignError(f"no {intent.kind.value} is as this one")
     _check_all(intent.files, {Role.DATA, Role.SIDECAR}, intent.digest)
+    if intent.kind is ActionKind.TAKE_OVER:
+        _check_ledger(intent)
+        return
     _check_all(intent.writes, {Role.SIDECAR}, intent.digest)
     if not writes:
         return
@@ -327,6 +331,16 @@ def _check_in_parts(intent: Intent) -> None:
         if not exact or part.offset != at or sidecars.part_fault(part.number, part):
             raise ForeignError("it writes sidecars that are no set")
         at = part.end
+
+
+def _check_ledger(intent: Intent) -> None:
+    """What is taken over takes the data, and writes a ledger of it and nothing else."""
+    raw, data = intent.writes.get(transfers.LEDGER), intent.data
+    if raw is not None and len(intent.writes) == 1 and data is not None and data.taken:
+        with contextlib.suppress(ValueError):
+            transfers.parsed(raw, intent.digest, data.size)
+            return
+    raise ForeignError("it writes what is no ledger of its data")
 
 
 def _check_all(wanted: Iterable[str], roles: Collection[Role], digest: str = "") -> None:

@@ -1,13 +1,14 @@
 """What a pull looks at before any byte is moved: what is here, what it lacks, and the disk."""
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Set
+from collections.abc import Callable, Generator, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import replace
 
 import orjson
 from rich.filesize import decimal
 
+from watcher.act import transaction
 from watcher.decide import blob_findings, findings, modes
 from watcher.errors import WatchError
 from watcher.model import ActionKind, Plan, Scope
@@ -17,7 +18,7 @@ from watcher.pull import disk, verification
 from watcher.pull.account import Account, Update
 from watcher.pull.failures import Cause, End
 from watcher.pull.target import Target
-from watcher.reconcile import Reconciler, Report
+from watcher.reconcile import Reconciler, Report, approve_none
 from watcher.state import folders
 from watcher.state.records import State
 
@@ -157,6 +158,40 @@ def look(target: Target, digests: Set[str]) -> Report | None:
         return Reconciler(target.host, target.settings).inspect(scope=Scope(frozenset(digests)))
     except (WatchError, OSError):
         return None
+
+
+def recover(target: Target) -> None:
+    """Finish or undo what a kill has left of a change, so that its bytes count."""
+    assert target.host is not None
+    with suppress(WatchError, OSError), folders.opened_store(target.host.store) as store:
+        if transaction.unfinished(target.host, store):
+            reconciler = Reconciler(target.host, target.settings)
+            reconciler.reconcile(modes.TAKE_OVER, Scope(frozenset()), approve_none)
+
+
+def take_over(
+    target: Target, sizes: Mapping[str, int], cancelled: Callable[[], bool]
+) -> Report | None:
+    """Make what a server has left of layers transfers of ours, where that may be done now.
+
+    `sizes`: their bytes, which their ledgers have to agree with. None where it failed.
+    """
+    assert target.host is not None
+    reconciler = Reconciler(replace(target.host, stops=cancelled), target.settings)
+    scope = Scope(frozenset(sizes))
+
+    def approve(planned: Plan) -> Plan:
+        return planned.filtered(lambda each: each.subject in alike)
+
+    try:
+        report = reconciler.inspect(modes.TAKE_OVER, scope)
+        left = (each for each in report.evidence.downloads if not each.ours)
+        alike = {each.digest for each in left if each.total == sizes.get(each.digest)}
+        if approve(report.plan).actions:
+            report = reconciler.reconcile(modes.TAKE_OVER, scope, approve)
+    except (WatchError, OSError):
+        return None
+    return report
 
 
 def remove_surplus(target: Target, digests: Set[str]) -> None:

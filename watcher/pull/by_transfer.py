@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from rich.filesize import decimal
 
-from watcher.model import QUIET_SECONDS, Download
+from watcher.decide.safety import Why
+from watcher.model import QUIET_SECONDS, Download, RefusalKind, Result
 from watcher.observe import scan
 from watcher.ollama import names, ranges, registry
 from watcher.pull import before
@@ -50,7 +51,13 @@ _OURS = frozenset({Cause.NO_NETWORK, Cause.CERTIFICATE, Cause.NO_PERMISSION, Cau
 #: What lies in the place of a file or folder of ours is something else.
 _STRANGE = frozenset({errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK, errno.ENOTDIR})
 
-_NO_ROOM_TO_COPY = "free space for a copy of the server's download, or let the server go on with it"
+_NO_COPY = "there is no room for a copy of the server's download, which can't be taken over yet"
+_MAKE_ROOM = "free space for a copy of it, or let the server go on with it"
+#: What ends by itself, nobody knows when.
+_PASSES = frozenset({RefusalKind.HELD, RefusalKind.SERVER_STARTS})
+_BUSY = Why(RefusalKind.CHANGED, "another process changes this store", "try again", 1.0)
+_OTHER_LENGTH = Why(RefusalKind.LENGTH, "its length is not the manifest's", "")
+_OURS_TOO = Why(RefusalKind.LIVE, "ollama-watch has fetched bytes that would be lost", "")
 
 T = TypeVar("T")
 
@@ -121,18 +128,13 @@ class ByTransfer:
                 registry_cache.keep(opened, account.name, raw, "", time.time())
         if (yield from before.take_up(account, raw, self._sizes)):
             return End()
-        seen = yield from self._wait_for_server()
+        partials, ended = yield from self._taken_over()
         if self._cancelled():
             return CANCELED
-        partials = publication.partials(seen)
-        arrived = self._count(account.promised, partials)
-        if account.progress.done > account.progress.present and not account.is_resuming_noted:
-            yield before.note_resuming(account)
-        ended = before.disk_fault(account) or (yield from before.check_room(account, arrived))
         if ended is not None and self._has_other(self._largest()):
             return (yield from self._fetched(raw))
         if ended is not None:
-            return ended._replace(step=_NO_ROOM_TO_COPY) if partials else ended
+            return ended
         self._log_begin()
         fetched = yield from self._driven(Transfer.run, partials)
         return (yield from self._published(fetched))
@@ -188,6 +190,62 @@ class ByTransfer:
                 account.progress.here(theirs, account.finished(account.progress.sizes))
                 yield account.reported(None, time.monotonic())
                 account.rest(_LOOK_SECONDS, self._cancelled)
+
+    def _taken_over(self) -> Generator[Update, None, tuple[Sequence[Partial], End | None]]:
+        """Take over what a server has left, or wait until that may be done.
+
+        Returns what is to be copied, since there is room for it, and why the pull ends, if so.
+        """
+        account, tries, noted = self._account, 0, 0.0
+        while True:
+            before.recover(account.target)
+            partials = [*publication.partials((yield from self._wait_for_server()))]
+            if self._cancelled():
+                return (), CANCELED
+            left = yield from self._not_taken(partials)
+            partials = [each for each in partials if each.digest in left]
+            arrived = self._count(account.promised, partials)
+            if account.progress.done > account.progress.present and not account.is_resuming_noted:
+                yield before.note_resuming(account)
+            ended = before.disk_fault(account) or (yield from before.check_room(account, arrived))
+            if ended is None or not partials:
+                return partials, ended
+            # What time does not help against comes first.
+            why = min(left.values(), key=lambda each: (each.left is not None, each.left or 0.0))
+            tries += why.kind is RefusalKind.CHANGED
+            if why.left is None or tries >= TRIES:
+                text = f"{ended.text}; the server's download can't be taken over: {why.reason}"
+                helps = f"{why.remedy}: {why.command}" if why.command else why.remedy
+                step = f"{helps}; or {_MAKE_ROOM}" if helps else _MAKE_ROOM
+                return partials, ended._replace(text=text, step=step)
+            until = time.time() + why.left
+            waiting = Waiting("the server's download", why.reason, tries + 1, TRIES, until)
+            with account.awaiting(waiting):
+                if until > noted + _LOOK_SECONDS:
+                    wait = advice.duration(why.left)
+                    yield account.note(f"{_NO_COPY}: {why.reason}; {waiting.text} in {wait}")
+                    noted = until
+                yield account.reported(None, time.monotonic())
+                account.rest(min(_LOOK_SECONDS, why.left), self._cancelled)
+
+    def _not_taken(self, partials: Sequence[Partial]) -> Generator[Update, None, dict[str, Why]]:
+        """Take over what may be taken over now; why not the others, by digest."""
+        account = self._account
+        with store.opened(self._host.store) as opened:
+            left = {x.digest: _OURS_TOO for x in partials if opened.has_more(x, account.boot)}
+        sizes = {x.digest: account.promised[x.digest] for x in partials if x.digest not in left}
+        report = before.take_over(account.target, sizes, self._cancelled) if sizes else None
+        left |= dict.fromkeys(sizes, _BUSY if report is None else _OTHER_LENGTH)
+        for each in () if report is None else report.plan.refusals:
+            seconds = 1.0 if each.kind in _PASSES else each.seconds_left
+            left[each.subject] = Why(each.kind, each.why, each.remedy, seconds, each.command)
+        for outcome in () if report is None else report.outcomes:
+            if outcome.result is Result.DONE:
+                del left[outcome.action.subject]
+                yield account.note(outcome.message)
+            else:
+                left[outcome.action.subject] = _BUSY._replace(reason=outcome.message)
+        return left
 
     # ------------------------------------------------------------ the transfer
 

@@ -19,6 +19,8 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import orjson
+
 from watcher.model import MIB, Ranges
 from watcher.ollama import ranges
 from watcher.state import checks, fs, json_file, state_folder
@@ -62,6 +64,11 @@ def kept(folder: int, digest: str, size: int) -> Kept:
         if error.errno in (errno.EACCES, errno.EIO):
             raise
         raise ValueError(error.strerror) from None
+    return parsed(raw, digest, size)
+
+
+def parsed(raw: bytes, digest: str, size: int) -> Kept:
+    """What such a ledger says. Raises ValueError."""
     try:
         found = json_file.document(raw, SCHEMA)
         told = Kept(
@@ -78,6 +85,19 @@ def kept(folder: int, digest: str, size: int) -> Kept:
     if told.durable and told.durable[-1][1] > min(size, told.total or 0):
         raise ValueError("it claims bytes beyond the data's end")
     return told
+
+
+def encoded(digest: str, told: Kept) -> bytes:
+    """The ledger that says so."""
+    said = {
+        "schema": SCHEMA,
+        "digest": digest,
+        "total": told.total,
+        "durable": told.durable,
+        "taken": told.taken,
+        "wrong": told.is_wrong,
+    }
+    return orjson.dumps(said)
 
 
 def logged(folder: int, boot: str, size: int) -> Ranges:
@@ -106,6 +126,18 @@ def arrived(folder: int, digest: str, boot: str, size: int) -> Ranges:
     return ranges.union(kept(folder, digest, size).durable, logged(folder, boot, size))
 
 
+def has_more(folder: int, digest: str, boot: str, trusted: Ranges) -> bool:
+    """Whether it has bytes beside those, or some that no server's download has brought."""
+    try:
+        size = os.stat(DATA, dir_fd=folder, follow_symlinks=False).st_size
+        told = kept(folder, digest, size)
+    except (FileNotFoundError, ValueError):
+        return False  # nothing of it is believed
+    here = ranges.union(told.durable, logged(folder, boot, size))
+    alike = ranges.intersection(told.taken, trusted)
+    return not told.is_wrong and bool(ranges.difference(here, alike))
+
+
 @contextlib.contextmanager
 def opened(ours: int, digest: str) -> Iterator[int]:
     """The folder of a layer. `ours`: the store's ``.ollama-watch``. Raises OSError."""
@@ -114,6 +146,12 @@ def opened(ours: int, digest: str) -> Iterator[int]:
         state_folder.opened_in(digest, above) as folder,
     ):
         yield folder
+
+
+def make(ours: int, digest: str) -> None:
+    """Have the folder of a layer, on the disk. Raises OSError."""
+    with state_folder.made_in(FOLDER, ours) as above:
+        fs.ensure_folder(digest, above)
 
 
 @contextlib.contextmanager

@@ -10,8 +10,6 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import orjson
-
 from watcher.model import MIB, Ranges
 from watcher.ollama import ranges
 from watcher.state import fs, state_folder, transfers
@@ -208,15 +206,9 @@ class Ledger:
                 yield end - start
 
     def _save(self, durable: Ranges | None = None, *, is_wrong: bool = False) -> None:
-        said = {
-            "schema": transfers.SCHEMA,
-            "digest": self.layer.digest,
-            "total": self.layer.size,
-            "durable": self.durable if durable is None else durable,
-            "taken": self.taken,
-            "wrong": is_wrong,
-        }
-        fs.save(LEDGER, self.folder, orjson.dumps(said))
+        durable = self.durable if durable is None else durable
+        told = Kept(self.layer.size, durable, self.taken, is_wrong)
+        fs.save(LEDGER, self.folder, transfers.encoded(self.layer.digest, told))
 
 
 # ---------------------------------------------------------------- reading

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Sequence
 
 from watcher.act import journal
 from watcher.config import Settings
-from watcher.decide import safety
+from watcher.decide import repairing, safety
 from watcher.errors import LockedError
 from watcher.model import Condition, Diagnosed, RefusalKind, Scope, Visibility
 from watcher.observe import scan
@@ -176,9 +176,5 @@ def partials(seen: Report | None) -> tuple[Partial, ...]:
     return tuple(
         Partial(each.digest, *each.download.data.identity, each.download.trust.trusted)
         for each in seen.diagnosis.diagnosed
-        if each.download.data is not None
-        and each.download.trust.trusted
-        and each.condition is not Condition.UNKNOWN
-        and not (each.download.transfer or each.download.ours or each.download.has_old_names)
-        and each.digest not in pulled
+        if each.download.data is not None and repairing.is_left(each) and each.digest not in pulled
     )

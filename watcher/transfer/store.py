@@ -99,6 +99,14 @@ class Store:
         """How many bytes of a layer have arrived with another process."""
         return ledger.peek(self._ours, layer, boot)
 
+    def has_more(self, partial: Partial, boot: str) -> bool:
+        """Whether we have bytes of a layer that are lost where a server's download stands in."""
+        try:
+            with transfers.opened(self._ours, partial.digest) as folder:
+                return transfers.has_more(folder, partial.digest, boot, partial.trusted)
+        except FileNotFoundError:
+            return False
+
     def take(self, found: Ledger, partial: Partial) -> Iterator[int]:
         """Copy what is trusted of a server's download; gives back bytes copied, piece by piece.
 
