@@ -79,6 +79,7 @@ def test_the_server_of_a_store_is_found_by_its_process(server: Server) -> None:
     assert url_of_store(host, {}) == server.url
     other = Host(str(server.store.parent))
     assert url_of_store(other, {}) == "http://127.0.0.1:11434"
+    assert not url_of_store(other, {"OLLAMA_HOST": server.url})
     assert url_of_store(host, {"OLLAMA_HOST": "127.0.0.1:1"}) == "http://127.0.0.1:1"
 
 

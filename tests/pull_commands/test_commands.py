@@ -275,6 +275,27 @@ def test_a_server_that_is_down_is_reported_and_waited_for(
         assert terminal.end() == INTERRUPTED
 
 
+def test_a_store_that_is_named_gets_the_model_whatever_store_the_server_has(
+    store: Path, server: EngineServer, registry: Registry, tmp_path: Path
+) -> None:
+    """The server is not asked: it would download into its own store."""
+    wanted, named = model(registry), tmp_path / "named"
+    (named / "blobs").mkdir(parents=True)
+    done = subprocess.run(
+        command(named, "pull", "--insecure", wanted.name),
+        env=environment(named, {"OLLAMA_HOST": server.url}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the server" not in done.stdout
+    assert is_right(named, wanted.digests[0])
+    assert [each for each in (named / "manifests").rglob("*") if each.is_file()]
+    assert not list((store / "blobs").glob("*"))
+
+
 def test_another_machine_s_server_has_no_store_here(store: Path) -> None:
     with Terminal(store, "pull", "--host", "http://192.0.2.1:11434", "x") as terminal:
         terminal.wait_for("the server is on another machine (192.0.2.1)")

@@ -90,7 +90,6 @@ def _report(context: Context, one: Pull) -> Exit:
 
 def site_of(context: Context, host: str | None) -> Target:
     """The server, and its store where that is here."""
-    url = target.server_url(host, os.environ)
     found = None
     try:
         found = context.only_place("a download is of one")
@@ -106,7 +105,10 @@ def site_of(context: Context, host: str | None) -> Target:
             raise
         else:
             context.settle()
-    return target.find(url, None if found is None else context.host(found), context.settings)
+    of_store = None if found is None else context.host(found)
+    if host is None and of_store is not None:
+        return target.of_store(of_store, context.settings, os.environ)
+    return target.find(target.server_url(host, os.environ), of_store, context.settings)
 
 
 @contextmanager

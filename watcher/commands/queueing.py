@@ -118,7 +118,7 @@ def queued(context: Context, host: str | None, *, insecure: bool) -> Drive:
 
 def leashed(context: Context, host: Host, ended: Callable[[], bool]) -> Drive:
     """The same for a daemon, until it has `ended`: through the server that has the store."""
-    found = target.find(target.url_of_store(host, os.environ), host, context.settings)
+    found = target.of_store(host, context.settings, os.environ)
     if found.host is None and not os.environ.get("OLLAMA_HOST"):
         # What it would pull would come into somebody else's store.
         return lambda _, __: Driven(Result.FAILED, f"not pulled: {found.why}")

@@ -202,8 +202,9 @@ class Cleanup(TypedDict):
 class ModelDownloadManager:
     """Reports, repairs, removes and drives the downloads of one store.
 
-    `server`: the URL of the server; by default that of ``OLLAMA_HOST``. `policy`: what
-    `check_partial_model_downloads` may do; by default it repairs, and cleans nothing.
+    `server`: the URL of the server; by default that of ``OLLAMA_HOST``, or of the one that has the
+    store. `policy`: what `check_partial_model_downloads` may do; by default it repairs, and cleans
+    nothing.
     Raises NoStoreError where one of the two folders does not exist, and NoPermissionError where
     root asks for another user's store: a program chooses its user itself.
     """
@@ -477,8 +478,12 @@ class ModelDownloadManager:
                 return bool(raised or cancel())
             return True
 
-        url = target.server_url(self._server, os.environ)
-        found = replace(target.find(url, self._host, self._settings), records=self._state)
+        if self._server is None:
+            found = target.of_store(self._host, self._settings, os.environ)
+        else:
+            url = target.server_url(self._server, os.environ)
+            found = target.find(url, self._host, self._settings)
+        found = replace(found, records=self._state)
         pull = Pull(found, model, options or Options(), cancelled)
         for update in pull.updates():
             if not raised:

@@ -1,14 +1,14 @@
 """Which server pulls, and whether its store can be repaired from here."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from watcher.config import Settings
 from watcher.errors import RefusedError, SettingsError
-from watcher.model import ServerState
+from watcher.model import Server, ServerState
 from watcher.observe import processes
 from watcher.observe.host import Host
 from watcher.ollama import environment, names, server
@@ -20,6 +20,7 @@ from watcher.state import folders, state_folder
 class Target:
     """The server that pulls, and its store where that can be repaired from here."""
 
+    #: "" where no server has the store.
     url: str
     settings: Settings
     #: None where the store is not here, or may not be changed; `why` has the reason.
@@ -55,20 +56,33 @@ def server_url(host: str | None, variables: Mapping[str, str]) -> str:
 def url_of_store(host: Host, environment: Mapping[str, str]) -> str:
     """The URL by ``OLLAMA_HOST``, else of the one server that is seen to have a store.
 
-    Where there is none such, or several are, the usual one.
+    Where there is none such, or several are, the usual one. "" where the server there is seen to
+    have another store.
     """
+    url = server_url(None, environment)
+    servers = _servers(host)
     if not environment.get("OLLAMA_HOST"):
-        seen = processes.see(host, (), network=False, writers_visible=False, ours_only=True)
-        ours = [each for each in seen.servers if each.ours and not each.elsewhere]
+        ours = [each for each in servers if each.ours and not each.elsewhere]
         urls = [each.url for each in ours if each.state is not ServerState.UNREACHABLE and each.url]
         if len(urls) == 1:
             return urls[0]
-    return server_url(None, environment)
+    return "" if _has_another_store(url, servers) else url
+
+
+def of_store(host: Host, settings: Settings, environment: Mapping[str, str]) -> Target:
+    """The target where the store was named, and no server: a pull is into that store.
+
+    Raises SettingsError for an ``OLLAMA_HOST`` that is no address.
+    """
+    return find(url_of_store(host, environment), host, settings)
 
 
 def find(url: str, host: Host | None, settings: Settings) -> Target:
-    """The target of a server; `host` has the store that is taken for its own, if there is one."""
-    why = _why_not_its(url, host)
+    """The target of a server; `host` has the store that is taken for its own, if there is one.
+
+    `url`: "" where no server has that store.
+    """
+    why = _why_not_its(url, host) if url else ""
     if why or host is None:
         return Target(url, settings, None, why, host)
     why = _why_not_changed(host)
@@ -83,16 +97,32 @@ def _why_not_its(url: str, host: Host | None) -> str:
     if host is None:
         return "no store was found here"
     shown = names.printable(host.store)
-    servers = processes.see(host, (), network=False, writers_visible=False).servers
-    there = [each for each in servers if each.url and urlsplit(each.url).port == parts.port]
-    if any(each.ours is False or each.elsewhere for each in there):
+    servers = _servers(host)
+    if _has_another_store(url, servers):
         return f"the server at {url} has another store than {shown}"
+    there = _at(url, servers)
     others = [
         each.url for each in servers if each.ours and not each.elsewhere and each not in there
     ]
     if others and not there:
         return f"the server of {shown} is at {others[0]}, and not at {url}"
     return ""
+
+
+def _servers(host: Host) -> tuple[Server, ...]:
+    return processes.see(host, (), network=False, writers_visible=False).servers
+
+
+def _at(url: str, servers: Iterable[Server]) -> list[Server]:
+    port = urlsplit(url).port
+    return [each for each in servers if each.url and urlsplit(each.url).port == port]
+
+
+def _has_another_store(url: str, servers: Iterable[Server]) -> bool:
+    """Whether the server at `url`, of those seen on this machine, has not the store."""
+    if not server.is_loopback(urlsplit(url).netloc):
+        return False
+    return any(each.ours is False or each.elsewhere for each in _at(url, servers))
 
 
 def _why_not_changed(host: Host) -> str:
