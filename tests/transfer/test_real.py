@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import http.client
 import json
@@ -15,10 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.pull.conftest import SERVERS
+from tests.pull.driven import POLICY, drive
 from tests.support.servers import Server
 from watcher.demo.registry import MANIFEST, Registry
 from watcher.model import MIB
+from watcher.observe.host import Host
 from watcher.ollama import ranges
+from watcher.pull.failures import Cause
+from watcher.pull.target import Target
 
 from .driven import Background, Here, wait_for, with_options
 
@@ -82,17 +87,12 @@ def send(
 
 def test_a_model_arrives_from_a_real_plain_registry(here: Here, docker: str) -> None:
     push(docker, here)
-    here.model = here.model.__class__(
-        f"http://{docker}/library/demo:1b",
-        here.model.manifest,
-        here.model.digests,
-        here.model.config,
-    )
-    with Background(here.transfer()) as running:
-        wait_for(lambda: here.written_if_any() > MIB or running.fetched)
-        running.work.stop()
-        running.join()
-    here.pull()
+    here.model = dataclasses.replace(here.model, name=f"http://{docker}/library/demo:1b")
+    target = Target("http://127.0.0.1:1", POLICY.settings, Host(str(here.path)))
+    stopped = drive(target, here.model, cancelled=lambda: here.written_if_any() > MIB)
+    assert stopped.end.cause in (Cause.INTERRUPTED, None)  # it may be done before that is seen
+    assert drive(target, here.model).end.cause is None
+    here.check()
 
 
 @pytest.fixture(params=SERVERS)
