@@ -683,6 +683,16 @@ def test_our_own_pulls_are_no_news(here: Here) -> None:
     assert not {"download_completed", "partial_removed"} & set(kinds)
 
 
+def test_a_pull_that_ends_before_the_first_byte_of_a_layer_is_no_news(here: Here) -> None:
+    here.folder.mkdir(parents=True)
+    here.data.touch()
+    (here.folder / "lock").touch(0o600)
+    with held(here.folder):
+        here.run(changed(LOOK, clean=False, repair=False))
+    here.run(changed(LOOK, clean=False, repair=False))
+    assert here.store.events() == []
+
+
 def test_bytes_that_the_disk_refuses_are_not_claimed(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:

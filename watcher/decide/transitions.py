@@ -56,7 +56,8 @@ def learn(
                 continue
             if evidence.scope is None or digest in evidence.scope:
                 size, record = finished.get(digest), records.pop(key)
-                if size is None or not is_ours:  # our own pull reports what it has completed
+                # Our own pull reports what it has completed, and one without bytes is none.
+                if not is_ours or (size is None and record.allocated):
                     happened.append(events.gone(digest, record, size, now))
     # Blobs that were finished from repaired progress files.
     unproven = {
