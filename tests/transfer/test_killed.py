@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 from contextlib import AbstractContextManager
 
 import pytest
 
 from watcher.model import MIB
 from watcher.ollama import ranges
+from watcher.transfer import ledger
 from watcher.transfer.ledger import Ledger
 from watcher.transfer.store import Store
 from watcher.transfer.values import Layer
@@ -96,6 +98,22 @@ def test_a_second_pull_takes_over_where_the_first_dies(here: Here) -> None:
             second.end()
     here.check()
     assert here.served <= here.size + 2 + QUICK.connections * MIB
+
+
+def test_a_layer_that_another_pull_names_at_the_last_moment_has_not_changed(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched, real = here.fetch(), ledger.opened
+
+    def late(ours: int, layer: Layer, boot: str) -> AbstractContextManager[Ledger]:
+        if layer.digest == here.digest:
+            (here.folder / "data").rename(here.blob)
+            shutil.rmtree(here.folder)
+        return real(ours, layer, boot)
+
+    monkeypatch.setattr(ledger, "opened", late)
+    here.publish(fetched)
+    here.check()
 
 
 def test_a_layer_that_gets_its_name_just_before_its_lock_is_free_is_not_fetched(

@@ -77,7 +77,7 @@ class Publication:
             try:
                 return target.publish(verified, boot)
             except fs.BusyError as error:
-                yield f"another process has a layer of it: {error.owner}"
+                yield f"another process has a layer of it: {error.owner}".rstrip(": ")
                 self._rest(_TICK_SECONDS)
 
     def with_manifest(

@@ -146,6 +146,8 @@ class Store:
         if self.has(layer):
             return verified
         with ledger.opened(self._ours, layer, boot) as found:
+            if self.has(layer):  # another pull has given it just before, and its folder went
+                return verified
             if found.identity != verified.identity:
                 return None
             try:
