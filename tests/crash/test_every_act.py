@@ -117,7 +117,7 @@ class Trial:
         """Break at each call, in ways that take turns; in every way where there is time."""
         begins = [at for at, call in enumerate(self.calls, 1) if call == "mkdir intents"]
         first = 0 if slow or turn == 0 else min(begins, default=0)
-        chosen = [at for at in places(self.calls, "kill") if at >= first]
+        chosen = [at for at in places(self.calls, "EIO") if at >= first]
         chosen = chosen if slow else chosen[turn % 2 :: 2]
         for number, at in enumerate(chosen, turn):
             for way in WAYS if slow else (WAYS[number % len(WAYS)],):
@@ -185,11 +185,12 @@ def test_killed_in_what_an_error_sets_off_it_is_undone_or_done(
     (decided,) = [n for n, call in enumerate(trial.calls, 1) if call.startswith("open decided")]
     synced = next(n for n, c in enumerate(trial.calls, 1) if n > decided + 3 and c[:5] == "fsync")
     for at in (decided, synced):
-        for then in range(1, 20):
+        calls = trial.run(trial.store(), at=at, how="EIO").calls
+        for then in [place - at for place in places(calls, "kill") if at < place < at + 20]:
             store = trial.store()
-            ended = trial.run(store, at=at, how="EIO", then=then)
+            assert trial.run(store, at=at, how="EIO", then=then).code == -9
             trial.run(store, clean=False)
-            where = f"killed {then} calls after an error at {at}, {ended.calls[-1]!r}"
+            where = f"killed {then} calls after an error at {at}, {calls[at + then - 1]!r}"
             assert whole_shape(store) in (trial.before, trial.end), where
             shutil.rmtree(store.path)
 

@@ -54,7 +54,7 @@ for line in sys.stdin:
         os._exit(0)
     os.close(told)
     with os.fdopen(reader) as calls:
-        made = calls.read().splitlines()
+        made = calls.read().splitlines()[1:]
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     print(json.dumps([code, made]), flush=True)
 """

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.breaking import REFUSED
 from tests.support.driving import HealthyStore, command, environment
 from tests.support.workers import ALONE
 
@@ -67,12 +68,12 @@ def _traced(
     )
 
 
-def _calls(store: HealthyStore, words: Sequence[str], log: Path) -> list[tuple[str, int]]:
-    """Run a command to its end; the calls by which it has changed the store."""
+def _calls(store: HealthyStore, words: Sequence[str], log: Path) -> dict[tuple[str, int], str]:
+    """Run a command to its end; the calls by which it has changed the store, as `_changing`."""
     done = _traced(store, words, "-o", str(log), "-e", f"trace={','.join(CALLS)}")
     assert done.returncode == 0, done.stdout + done.stderr
     calls = _changing(log, store)
-    assert {name for name, _ in calls} >= {"openat", "write", "fsync"}
+    assert {name for name, _ in calls} >= {"openat", "write", "mkdirat", "unlinkat"}
     return calls
 
 
@@ -87,8 +88,11 @@ def _kill(store: HealthyStore, words: Sequence[str], call: tuple[str, int]) -> s
     return where
 
 
-def _changing(log: Path, store: HealthyStore) -> list[tuple[str, int]]:
-    """Of a recorded run the calls that change the store: which call, and its how-manieth it is."""
+def _changing(log: Path, store: HealthyStore) -> dict[tuple[str, int], str]:
+    """Of a recorded run the calls that change the store: which call, and its how-manieth it is.
+
+    Each with its words, as those of `Breaking`.
+    """
     counts: Counter[str] = Counter()
     shown: list[str] = []
     found: list[tuple[str, int]] = []
@@ -102,17 +106,22 @@ def _changing(log: Path, store: HealthyStore) -> list[tuple[str, int]]:
             continue
         if str(store.path) in words:
             target = re.findall(r"[\w.@-]+(?=[\">])", words.split(", 0", 1)[0])
-            shown.append(f"{name} {target[-1] if target else ''}")
+            refused = REFUSED if " = -1 " in words else ""
+            shown.append(f"{name} {target[-1] if target else ''}{refused}")
             found.append((name, counts[name]))
-    return [found[at - 1] for at in places(shown, "kill")]
+    return {found[at - 1]: shown[at - 1] for at in places(shown, "kill")}
 
 
 def test_killed_at_any_system_call_the_next_run_comes_to_the_same_end(
-    tmp_path: Path, driver: Driver
+    tmp_path: Path, driver: Driver, slow: bool
 ) -> None:
+    """Before the first intent: at the first system call of each name; with `--slow` at each one."""
     words = ("clean", "--yes")
     reference = _store(tmp_path / "reference")
-    calls = _calls(reference, words, tmp_path / "strace")
+    found = _calls(reference, words, tmp_path / "strace")
+    calls, acts = list(found), list(found.values()).index("mkdirat intents")
+    of_each_name = {call[0]: call for call in reversed(calls)}.values()
+    before = calls[:acts] if slow else [each for each in calls[:acts] if each in of_each_name]
     end = shape(reference)
 
     def killed(call: tuple[str, int]) -> tuple[str, HealthyStore]:
@@ -120,7 +129,7 @@ def test_killed_at_any_system_call_the_next_run_comes_to_the_same_end(
         return _kill(store, words, call), store
 
     with ThreadPoolExecutor(2) as pool:
-        for where, store in pool.map(killed, calls):
+        for where, store in pool.map(killed, before + calls[acts:]):
             again = driver.cycle(store)
             assert again.code == 0, f"{where}: {driver.errors}"
             assert shape(store) == end, where

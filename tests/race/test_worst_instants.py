@@ -193,7 +193,7 @@ def instants(scene: Scene) -> Iterator[int]:
     pid = act(scene, 0, writer)
     os.close(writer)
     with os.fdopen(reader) as calls:
-        made = calls.read().splitlines()
+        made = calls.read().splitlines()[1:]
     assert os.waitpid(pid, 0)[1] == 0
     for number, call in enumerate(made, 1):
         # Which names such a rename has is not told.

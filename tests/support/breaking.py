@@ -10,7 +10,7 @@ ENOSPC   and any other name of an error number: the call fails, and with `lastin
 ""       nothing
 
 With `then`, SIGKILL so many calls after that one. The answer tells how the child ended and which
-calls it made.
+calls it made; those that the system refused, and that have changed nothing, end in `REFUSED`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
+from tests.support.loaded import load_packages
 from tests.support.runs import changed, one_run, rules
 from watcher import reconcile
 from watcher.act import transaction
@@ -43,6 +44,7 @@ CHANGING = frozenset(
     )
 )
 POLICY = rules(clean=True, repair=False, writers_visible=True)
+REFUSED = " (refused)"
 
 
 #: Carries out an order, telling its calls to a descriptor; gives back the exit code.
@@ -73,14 +75,18 @@ class Breaking:
     def call(self, name: str, do: Callable[..., Any], *words: Any, **more: Any) -> Any:
         """Make a call, or break at it."""
         shown = " ".join(str(each) for each in map(_shown, words) if each is not None)
-        os.write(self._told, f"{name} {shown}\n".encode())
+        os.write(self._told, f"\n{name} {shown}".encode())
         self._calls += 1
         if self._then and self._calls == self._at + self._then:
             os.kill(os.getpid(), signal.SIGKILL)
         broken = self._calls >= self._at if self._lasting else self._calls == self._at
         if not broken or not self._how:
-            # What has reached the disk plays no part where only the process is killed.
-            return None if name == "fsync" else do(*words, **more)
+            try:
+                # What has reached the disk plays no part where only the process is killed.
+                return None if name == "fsync" else do(*words, **more)
+            except OSError:
+                os.write(self._told, REFUSED.encode())
+                raise
         if self._how == "half" and name == "write":
             fd, data = words
             os.write(fd, bytes(data)[: len(data) // 2])
@@ -158,6 +164,8 @@ def _value(given: Any) -> Any:
 
 
 def _run(order: dict[str, Any], child: Child) -> dict[str, Any]:
+    if "owner" in order:
+        load_packages()  # each child would
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -172,7 +180,7 @@ def _run(order: dict[str, Any], child: Child) -> dict[str, Any]:
             os._exit(code)
     os.close(writer)
     with os.fdopen(reader) as calls:
-        made = calls.read().splitlines()
+        made = calls.read().splitlines()[1:]
     _, status = os.waitpid(pid, 0)
     return {"exit": os.waitstatus_to_exitcode(status), "calls": made}
 

@@ -22,6 +22,7 @@ def load_all() -> None:
             importlib.import_module(name)
 
 
+@functools.cache
 def load_packages() -> None:
     """Load also what root's commands load before they become another user: all of each package."""
     from watcher.system import privileges
