@@ -16,8 +16,7 @@ from watcher.errors import SettingsError, as_root, shown
 SYSTEM_FILE = Path("/etc/ollama-watch.toml")
 _READ_LIMIT = 1 << 20  #: what is larger is no file of settings, and may have no end
 ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
-#: A registry takes more for an attack, and they bring nothing.
-MOST_CONNECTIONS = 64
+MOST_CONNECTIONS = 64  #: a registry takes more for an attack, and they bring nothing
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}

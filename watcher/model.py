@@ -37,8 +37,7 @@ class Kind(enum.StrEnum):
     OTHER = "other"
 
 
-#: What stands behind a digest in the key of a transfer of ours.
-OURS = ".own"
+OURS = ".own"  #: what stands behind a digest in the key of a transfer of ours
 
 
 def digest_of(key: str) -> str:

@@ -1,7 +1,5 @@
 """``quarantine``: what was damaged and perhaps the only copy, kept aside."""
 
-from __future__ import annotations
-
 import sys
 from typing import TYPE_CHECKING
 
@@ -79,7 +77,7 @@ def purge(context: Context, labels: tuple[str, ...], dry_run: bool, yes: bool) -
     return _act(context, "purge", modes.purge(frozenset(labels)), dry_run, yes)
 
 
-def _act(context: Context, command: str, mode: Mode, dry_run: bool, yes: bool) -> Exit:
+def _act(context: Context, command: str, mode: "Mode", dry_run: bool, yes: bool) -> Exit:
     """In each store, on those labels that it has. Raises TargetError for one that none has."""
 
     from watcher.commands.acting import Request, act_on

@@ -1,7 +1,5 @@
 """``queue``: download models one after the other."""
 
-from __future__ import annotations
-
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +73,7 @@ def add(context: Context, models: tuple[str, ...], priority: int, after: float |
 
     now = time.time()
 
-    def added(before: Queue) -> Queue:
+    def added(before: "Queue") -> "Queue":
         for model in models:
             before = queues.add(before, model, priority, after or 0.0, now)
         return before

@@ -1,7 +1,5 @@
 """Root treats each store with the rights of its owner: here, or for several owners in children."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -74,7 +72,7 @@ def _forked() -> int:
     return os.fork()
 
 
-def known_to(store: str, knows: Knows) -> Known:
+def known_to(store: str, knows: "Knows") -> "Known":
     """What a store can be asked for, looked at by a child with its owner's rights."""
     import json
 

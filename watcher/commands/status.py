@@ -1,7 +1,5 @@
 """``status``: what is going on just now."""
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import TYPE_CHECKING

@@ -11,14 +11,10 @@ class Row(NamedTuple):
     """Everything that differs from kind to kind."""
 
     kind: ActionKind
-    #: What it does, with the name of its subject.
-    does: str
-    #: The event once it is done; None where it has none of its own.
-    event: EventType | None
-    #: The words of the command that does it.
-    command: tuple[str, ...] = ("repair",)
-    #: Its subject is a digest whose download it changes.
-    of_download: bool = False
+    does: str  #: what it does, with the name of its subject
+    event: EventType | None  #: the event once it is done; None where it has none of its own
+    command: tuple[str, ...] = ("repair",)  #: the words of the command that does it
+    of_download: bool = False  #: its subject is a digest whose download it changes
 
 
 #: First what finds out, then what repairs, then what frees; times last, since they cover new

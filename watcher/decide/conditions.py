@@ -17,11 +17,9 @@ class Step(enum.Enum):
     """What `repair`, or `clean`, does about a download."""
 
     NOTHING = enum.auto()
-    #: Nothing before the server leaves it alone.
-    WAIT = enum.auto()
+    WAIT = enum.auto()  #: nothing before the server leaves it alone
     WRITE_SIDECARS = enum.auto()
-    #: Remove what lies beside a finished blob.
-    REMOVE_SURPLUS = enum.auto()
+    REMOVE_SURPLUS = enum.auto()  #: remove what lies beside a finished blob
     REMOVE = enum.auto()
 
 
@@ -31,10 +29,8 @@ class NextPull(enum.Enum):
     #: At what the progress files record; that may be less than is on disk, down to nothing.
     RESUMES = enum.auto()
     ANEW = enum.auto()
-    #: Where ours stopped, if it is ours; a server's does not see it.
-    OURS = enum.auto()
-    #: It does not touch it.
-    IGNORES = enum.auto()
+    OURS = enum.auto()  #: where ours stopped, if it is ours; a server's does not see it
+    IGNORES = enum.auto()  #: it does not touch it
 
 
 #: Bytes that a pull downloads; None where it fails, or where they are unknown.
@@ -136,15 +132,12 @@ class Row(NamedTuple):
     #: What the next pull does, and how much it downloads.
     alone: str
     cost_alone: Cost
-    #: How much it downloads after a repair.
-    cost_repaired: Cost = _untrusted
+    cost_repaired: Cost = _untrusted  #: how much it downloads after a repair
     severity: Severity = Severity.WARNING
-    #: Where the next pull begins.
-    next_pull: NextPull = NextPull.RESUMES
+    next_pull: NextPull = NextPull.RESUMES  #: where the next pull begins
     repair: Step = Step.WRITE_SIDECARS
     clean: Step = Step.REMOVE
-    #: What it is after a repair.
-    repaired: Condition = Condition.PAUSED
+    repaired: Condition = Condition.PAUSED  #: what it is after a repair
 
     @property
     def words(self) -> str:

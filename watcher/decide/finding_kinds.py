@@ -16,26 +16,21 @@ class Left(enum.Enum):
 
     NONE = enum.auto()
     BY_REPAIR = enum.auto()
-    #: It keeps both from what they would do.
-    BY_BOTH = enum.auto()
+    BY_BOTH = enum.auto()  #: it keeps both from what they would do
 
 
 class Row(NamedTuple):
     """Everything that differs from kind to kind."""
 
     kind: str
-    #: The usual one.
-    severity: Severity
+    severity: Severity  #: the usual one
     #: What it is, and what Ollama alone does: usual texts, with names of what is filled in.
     message: str
     alone: str = ""
-    #: What helps besides a command, in words.
-    remedy: str = ""
-    #: Its first appearance is the event `store_problem`.
-    logged: bool = False
+    remedy: str = ""  #: what helps besides a command, in words
+    logged: bool = False  #: its first appearance is the event `store_problem`
     left: Left = Left.NONE
-    #: It is about what could not be inspected.
-    hides: bool = False
+    hides: bool = False  #: it is about what could not be inspected
 
 
 _NO_PRUNING = "the server prunes nothing when it starts"

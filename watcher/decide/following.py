@@ -63,8 +63,7 @@ class Standing(NamedTuple):
     unfinished: tuple[tuple[tuple[str, ...], Condition], ...]
     #: The models with a manifest; None where not all of the store was seen.
     written: Set[str] | None
-    #: Those with a damaged blob.
-    damaged: Set[str]
+    damaged: Set[str]  #: those with a damaged blob
 
 
 def of_memory(memory: Memory, damaged: Set[str] | None) -> Standing:

@@ -11,8 +11,7 @@ from watcher import model
 from watcher.model import BLINDING, HOUR, Evidence, Forecast, Kind, Located, ManifestFault, Place
 from watcher.ollama import names
 
-#: Servers before this one deleted without regard to age.
-_FIRST_WITH_GRACE = (0, 21)
+_FIRST_WITH_GRACE = (0, 21)  #: servers before this one deleted without regard to age
 #: Manifests on which the server's reading of all manifests ends in an error.
 _SKIPS_PRUNING = BLINDING | {ManifestFault.BAD_NAME}
 

@@ -3,10 +3,8 @@
 from watcher.config import Settings
 from watcher.model import Mode
 
-#: Only look: plan what `repair` and `clean` could do.
-INSPECT = Mode(repair=True, clean=True)
-#: The same, and count what takes the space.
-SURVEY = INSPECT._replace(survey=True)
+INSPECT = Mode(repair=True, clean=True)  #: only look: plan what `repair` and `clean` could do
+SURVEY = INSPECT._replace(survey=True)  #: the same, and count what takes the space
 REPAIR = Mode(
     repair=True,
     repair_stale=True,
@@ -15,10 +13,8 @@ REPAIR = Mode(
     hash=True,
     read_limit_bytes=None,
 )
-#: Make transfers of ours downloads of the server's own.
-GIVE_BACK = Mode(give_back=True)
-#: The other way round: a pull of ours begins.
-TAKE_OVER = Mode(take_over=True)
+GIVE_BACK = Mode(give_back=True)  #: make transfers of ours downloads of the server's own
+TAKE_OVER = Mode(take_over=True)  #: the other way round: a pull of ours begins
 CLEAN = Mode(clean=True, purge_replaced=True)
 VERIFY = Mode(hash=True, verify=True)
 #: Before the server starts, which waits for it.
@@ -27,8 +23,7 @@ PREPARE = Mode(repair=True, refresh=True, sync_behind=True, lock_seconds=5.0)
 PREPARE_TIMES = Mode(refresh=True, read_limit_bytes=0, lock_seconds=1.0)
 #: A service, in the background: hash blobs in doubt, ask about damaged ones, put them aside.
 SCRUB = Mode(repair=True, online=True, hash=True, patient=True, sync_behind=True)
-#: A pull: check layers.
-PULL_VERIFY = Mode(repair=True, online=True, hash=True, verify=True)
+PULL_VERIFY = Mode(repair=True, online=True, hash=True, verify=True)  #: a pull: check layers
 
 
 def watch(settings: Settings) -> Mode:

@@ -27,8 +27,7 @@ class Remaining(NamedTuple):
     """What a command has left."""
 
     findings: tuple[Finding, ...] = ()
-    #: Something of what was meant could not be inspected.
-    blind: bool = False
+    blind: bool = False  #: something of what was meant could not be inspected
 
 
 def everything(_: Iterable[str], __: Iterable[str]) -> bool:
@@ -134,10 +133,8 @@ class Verified(NamedTuple):
     unchanged: int
     #: Blobs that don't match their names, the missing ones among them.
     wrong: tuple[model.OddBlob, ...]
-    #: So many blobs nobody came to, since the time was over.
-    left: int
-    #: What could not be checked, and why.
-    unseen: tuple[Unseen, ...]
+    left: int  #: so many blobs nobody came to, since the time was over
+    unseen: tuple[Unseen, ...]  #: what could not be checked, and why
 
     @property
     def checked(self) -> int:

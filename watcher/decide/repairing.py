@@ -14,8 +14,7 @@ from watcher.model import Action, ActionKind, Diagnosed, Evidence, Kind, Refusal
 from watcher.ollama import names, ranges, sidecars
 from watcher.system import advice
 
-#: More sidecars than this are absurd, and brought down.
-MOST_SIDECARS = 1000
+MOST_SIDECARS = 1000  #: more sidecars than this are absurd, and brought down
 
 
 def of_download(

@@ -27,10 +27,8 @@ class Why(NamedTuple):
 
     kind: RefusalKind
     reason: str
-    #: In words, always; and as a command, where one does it.
-    remedy: str
-    #: Seconds left where time helps.
-    left: float | None = None
+    remedy: str  #: in words, always; and as a command, where one does it
+    left: float | None = None  #: seconds left where time helps
     command: str = ""
 
     def refusal(

@@ -14,8 +14,7 @@ from watcher.state.memory import FOLDER
 
 _Key: TypeAlias = tuple[UseKind, str]
 
-#: A file of a transfer of ours.
-_TRANSFER = re.compile(r"transfers/([0-9a-fA-F]{64})(?:/|$)")
+_TRANSFER = re.compile(r"transfers/([0-9a-fA-F]{64})(?:/|$)")  #: a file of a transfer of ours
 _RANK = {kind: rank for rank, kind in enumerate(UseKind)}
 
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 _PORTS = {"http": 80, "https": 443}
-#: Where no scheme is given.
-_PORT = 11434
+_PORT = 11434  #: where no scheme is given
 #: Who listens on every address is reached on loopback.
 _REACHED = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 _HOST_AND_PORT = re.compile(r"\[([^\[\]]*)\]:([^:\[\]]*)|([^:\[\]]*):([^:\[\]]*)")

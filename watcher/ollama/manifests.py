@@ -22,10 +22,8 @@ Naming: TypeAlias = tuple[int, bool]
 class Manifest(NamedTuple):
     """What of a manifest matters here."""
 
-    #: By the digits of each digest that the server can load.
-    named: dict[str, Naming]
-    #: Why others can't be looked for.
-    faults: tuple[str, ...]
+    named: dict[str, Naming]  #: by the digits of each digest that the server can load
+    faults: tuple[str, ...]  #: why others can't be looked for
 
 
 def parse(raw: bytes) -> Manifest:

@@ -4,8 +4,6 @@ The shapes of file names are the server's own (`docs/store.md`, Layout). Model n
 ``types/model`` rules: four parts, each with its own alphabet and length.
 """
 
-from __future__ import annotations
-
 import enum
 import re
 from collections.abc import Callable, Mapping
@@ -27,8 +25,7 @@ _UPLOAD = re.compile(r"sha256-[0-9]{1,20}")
 _CREATE = re.compile(
     r"(split-copy|projector-metadata|compat-tensors|COPY|B?F16|F32|T?I?Q\d\w*|MXFP\d\w*|NVFP\d\w*)\d+"
 )
-#: Leaves room for what logs put behind it.
-_LONGEST_FILE_NAME = 180
+_LONGEST_FILE_NAME = 180  #: leaves room for what logs put behind it
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 #: A digest as a manifest spells it: colon or dash, and its 64 digits.
 SPELLED_DIGEST = re.compile(r"sha256([:-])([0-9a-fA-F]{64})")
@@ -184,7 +181,7 @@ def to_model(text: str) -> ModelName:
 TRUST_LINK = "look at where it leads; if that is meant, let root own the symlink, else remove it"
 
 
-def of_link(link: ForeignLink) -> str:
+def of_link(link: "ForeignLink") -> str:
     """Whose symlink leads to whose folder, for people."""
     whose = f"a symlink of user id {link.uid} leads to a folder of user id {link.target_uid}"
     return f"{printable(link.path)}: {whose}"

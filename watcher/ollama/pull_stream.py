@@ -21,8 +21,7 @@ _LONGEST_ERROR, _LONGEST_STATUS = 2000, 200
 #: Lines that nobody has taken up yet. A server that sends more waits.
 _MOST_LINES = 256
 _TICK_SECONDS = 0.2
-#: Sums of what a server reports must stay numbers that can be kept.
-_MOST_BYTES = 1 << 55
+_MOST_BYTES = 1 << 55  #: sums of what a server reports must stay numbers that can be kept
 #: A machine that is gone without a word is noticed after a minute, even while a layer is checked.
 _ALIVE = (
     ((socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1),
@@ -46,8 +45,7 @@ class Status(NamedTuple):
     digest: str = ""
     total: int = 0
     completed: int = 0
-    #: Why the pull has failed: the last line then.
-    error: str = ""
+    error: str = ""  #: why the pull has failed: the last line then
 
 
 class ServerGoneError(Exception):

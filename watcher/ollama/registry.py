@@ -34,11 +34,9 @@ class Fetched(NamedTuple):
 
     status: int
     raw: bytes = b""
-    #: What the registry calls this version; "" where it gives none.
-    etag: str = ""
+    etag: str = ""  #: what the registry calls this version; "" where it gives none
     length: int | None = None
-    #: The media type, such as ``text/html``.
-    kind: str = ""
+    kind: str = ""  #: the media type, such as ``text/html``
 
 
 class NoAddressError(OSError):

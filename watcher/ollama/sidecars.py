@@ -17,8 +17,7 @@ _SMALLEST_PART = 100_000_000
 _LARGEST_PART = 1_000_000_000
 #: Each retry begins at Offset + Completed, and a failed one may have written an error page there.
 DOUBTED_HEAD = MIB
-#: No layer is larger; a larger one is wrong, and must not cost memory.
-LARGEST_LAYER = 64 << 40
+LARGEST_LAYER = 64 << 40  #: no layer is larger; a larger one is wrong, and must not cost memory
 #: A missing piece is cut no smaller, so that the parts of a resumed pull stay few.
 _SMALLEST_CUT = 32 * MIB
 #: More missing pieces than this (they come from many rounds of kill and repair) are joined.

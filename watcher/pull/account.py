@@ -19,16 +19,11 @@ from watcher.state import folders, records
 from watcher.state.event_log import Event, EventType
 from watcher.state.records import Record, State
 
-#: How long a server that is gone is waited for, unless `until_done` is set.
-SERVER_SECONDS = 300.0
-#: Attempts in a row that bring nothing, unless `until_done` is set.
-TRIES = 8
-#: Layers that came out wrong, and were fetched anew: then it is no accident.
-MISMATCHES = 3
-#: How often it is looked whether to stop.
-TICK_SECONDS = 0.2
-#: Changes besides the state are saved this often.
-_SAVE_SECONDS = 1.0
+SERVER_SECONDS = 300.0  #: how long a server that is gone is waited for, unless `until_done` is set
+TRIES = 8  #: attempts in a row that bring nothing, unless `until_done` is set
+MISMATCHES = 3  #: layers that came out wrong, and were fetched anew: then it is no accident
+TICK_SECONDS = 0.2  #: how often it is looked whether to stop
+_SAVE_SECONDS = 1.0  #: changes besides the state are saved this often
 
 T = TypeVar("T")
 
@@ -38,16 +33,12 @@ class Options:
     """How a model is pulled."""
 
     insecure: bool = False
-    #: Retry temporary failures without limit.
-    until_done: bool = False
-    #: Also hash the layers that were on disk before.
-    verify: bool = False
+    until_done: bool = False  #: retry temporary failures without limit
+    verify: bool = False  #: also hash the layers that were on disk before
     stall_seconds: float = STALL_SECONDS
     server_seconds: float = SERVER_SECONDS
-    #: Our own to a registry, each.
-    connections: int = Settings().connections
-    #: Leave a layer that the server pulls just now to it.
-    wait: bool = True
+    connections: int = Settings().connections  #: our own to a registry, each
+    wait: bool = True  #: leave a layer that the server pulls just now to it
 
     def words(self) -> Iterator[str]:
         if self.insecure:
@@ -85,8 +76,7 @@ class Update(NamedTuple):
     record: Record
     seconds_left: float | None = None
     note: str = ""
-    #: None while something is done.
-    waiting: Waiting | None = None
+    waiting: Waiting | None = None  #: None while something is done
     #: Bytes whose hash is computed, where we compute it while they arrive.
     hashed_bytes: int | None = None
 
@@ -271,5 +261,4 @@ class Account:
         return "" if self.target.host is None else place.boot(self.target.host)
 
 
-#: How a pull ends that somebody has stopped.
-CANCELED = End(Cause.INTERRUPTED, "canceled")
+CANCELED = End(Cause.INTERRUPTED, "canceled")  #: how a pull ends that somebody has stopped

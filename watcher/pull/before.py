@@ -22,8 +22,7 @@ from watcher.reconcile import Reconciler, Report, approve_none
 from watcher.state import folders
 from watcher.state.records import State
 
-#: So much of a disk stays free, or a fiftieth of a small one.
-_RESERVE = 512 << 20
+_RESERVE = 512 << 20  #: so much of a disk stays free, or a fiftieth of a small one
 _REMOVALS = frozenset({ActionKind.REMOVE_DOWNLOAD, ActionKind.REMOVE_SURPLUS})
 
 

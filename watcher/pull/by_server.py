@@ -23,8 +23,7 @@ from watcher.system import advice
 _SILENT_SECONDS = 120.0
 #: A server tries a part six times, 63 s long, before it reports what is in its way.
 _REASON_SECONDS = 90.0
-#: Lines arrive sixteen times a second; updates are given this often.
-_SHOW_SECONDS = 0.25
+_SHOW_SECONDS = 0.25  #: lines arrive sixteen times a second; updates are given this often
 _LONGEST_PAUSE = 60.0
 #: No line reports a layer's end, but these come after the last of them.
 _ALL_ON_DISK = frozenset({State.VERIFYING, State.WRITING_MANIFEST})
@@ -39,8 +38,7 @@ class ByServer:
         self._layer, self._news_at = "", 0.0
         #: Attempts that have failed in a row with nothing gained.
         self._tries = self._mismatches = 0
-        #: The most bytes that were on disk after an attempt.
-        self._best = 0
+        self._best = 0  #: the most bytes that were on disk after an attempt
 
     def begin(self) -> Iterator[Update]:
         """Why it is not us."""

@@ -14,8 +14,7 @@ from watcher.pull.failures import Cause, End
 from watcher.state import fs
 from watcher.state.memory import FOLDER
 
-#: So many names are tried for a file that shows what the file system takes.
-_MOST_NAMES = 1000
+_MOST_NAMES = 1000  #: so many names are tried for a file that shows what the file system takes
 
 
 def fault(host: Host, largest: int) -> End | None:

@@ -40,14 +40,12 @@ class Pull:
     options: Options = field(default_factory=Options)
     cancelled: Callable[[], bool] = lambda: False
     end: End = field(default_factory=End)
-    #: A bug of ours, where that ended it.
-    fault: Exception | None = None
+    fault: Exception | None = None  #: a bug of ours, where that ended it
     account: Account = field(init=False)
     _way: ByServer | ByTransfer = field(init=False)
     #: Those that were downloaded once more because they were missing or damaged.
     _fetched_again: frozenset[str] = frozenset()
-    #: What `Options.verify` asks for was done.
-    _is_verified: bool = False
+    _is_verified: bool = False  #: what `Options.verify` asks for was done
 
     def __post_init__(self) -> None:
         """Raises TargetError for what is not a model's name."""

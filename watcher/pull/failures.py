@@ -22,16 +22,11 @@ class Asked(NamedTuple):
     """What was pulled, where and how: what a command for it needs."""
 
     model: str
-    #: The server's address; "" for the usual one.
-    url: str = ""
-    #: The store that was named or found; "" for none.
-    store: str = ""
-    #: How it was found; see `observe.place`.
-    found_by: str = ""
-    #: Options of `pull`.
-    options: tuple[str, ...] = ()
-    #: It is that server's store.
-    is_its: bool = True
+    url: str = ""  #: the server's address; "" for the usual one
+    store: str = ""  #: the store that was named or found; "" for none
+    found_by: str = ""  #: how it was found; see `observe.place`
+    options: tuple[str, ...] = ()  #: options of `pull`
+    is_its: bool = True  #: it is that server's store
 
     @property
     def is_here(self) -> bool:
@@ -83,12 +78,10 @@ class _Row(NamedTuple):
     awaited: str = ""
     #: It may end better once somebody changes something about the network; no event reports that.
     hourly: bool = False
-    #: HTTP statuses of a registry.
-    statuses: tuple[int, ...] = ()
+    statuses: tuple[int, ...] = ()  #: HTTP statuses of a registry
     #: Reasons of the kernel at the end of an error, in the words of Go's ``syscall``.
     disk: tuple[str, ...] = ()
-    #: Patterns that an error may match.
-    words: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()  #: patterns that an error may match
 
 
 #: Go wraps an error in what was being done. The text of a registry itself means nothing.
@@ -368,8 +361,7 @@ class End(NamedTuple):
 
     cause: Cause | None = None
     text: str = ""
-    #: What helps, where that is more than its cause's own step.
-    step: str = ""
+    step: str = ""  #: what helps, where that is more than its cause's own step
 
 
 #: ``412: <body>`` of a layer, and behind ``pull model manifest:`` of the manifest; the transfer

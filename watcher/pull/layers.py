@@ -6,16 +6,14 @@ from watcher.ollama.sidecars import LARGEST_LAYER
 
 #: The limit of layers that no manifest names; the largest models have thousands.
 _MOST_LAYERS = 10_000
-#: Fewer bytes than this come from roundings, not from a lost attempt.
-_NOISE = 64 * 1024
+_NOISE = 64 * 1024  #: fewer bytes than this come from roundings, not from a lost attempt
 
 
 class ModelProgress:
     """How far a pull is, by the manifest's sizes and the server's lines on each layer."""
 
     def __init__(self) -> None:
-        #: Bytes of each layer and of the config, by digest.
-        self.sizes: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}  #: bytes of each layer and of the config, by digest
         self._present: frozenset[str] = frozenset()
         self._completed: dict[str, int] = {}
         #: Bytes of all layers together, where the server reports no more: total, and completed.

@@ -162,10 +162,8 @@ class DownloadProgress(TypedDict):
 class DownloadUpdate(DownloadProgress):
     """The same while `download_model` runs."""
 
-    #: A message, once; "" for none.
-    note: str
-    #: None while something is done.
-    waiting: DownloadWaiting | None
+    note: str  #: a message, once; "" for none
+    waiting: DownloadWaiting | None  #: None while something is done
 
 
 class PartialDownload(TypedDict):

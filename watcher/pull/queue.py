@@ -25,15 +25,12 @@ SCHEMA = "ollama-watch/queue-file/1"
 NAME = "queue.json"
 
 PRIORITIES = {"high": 10, "normal": 0, "low": -10}
-#: From here on an item may take the place of a running one.
-URGENT = PRIORITIES["high"]
+URGENT = PRIORITIES["high"]  #: from here on an item may take the place of a running one
 _MOST_PRIORITY = 100
-#: Seconds of waiting that count as one step of priority.
-_AGING = 3600.0
+_AGING = 3600.0  #: seconds of waiting that count as one step of priority
 #: The pause after a failed try: seconds, doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 3600.0
-#: The pause after what somebody has to change, which no event reports.
-HOURLY = 3600.0
+HOURLY = 3600.0  #: the pause after what somebody has to change, which no event reports
 _MOST_REASONS = 10
 _MOST_DONE = 100
 _LONGEST_MODEL = 1000
@@ -66,28 +63,21 @@ class Trial(NamedTuple):
     """What became of an item so far."""
 
     state: ItemState = ItemState.WAITING
-    #: When it got into that state.
-    since: float = 0.0
+    since: float = 0.0  #: when it got into that state
     runner: Runner | None = None
-    #: Those that have failed, one after the other.
-    tries: int = 0
-    #: The last ones.
-    reasons: tuple[Reason, ...] = ()
+    tries: int = 0  #: those that have failed, one after the other
+    reasons: tuple[Reason, ...] = ()  #: the last ones
 
 
 class Item(NamedTuple):
     """A model to download; times are seconds since the epoch."""
 
-    #: As `names.ModelName.shown`.
-    model: str
+    model: str  #: as `names.ModelName.shown`
     priority: int
-    #: Its place in the line, the smallest first.
-    rank: float
+    rank: float  #: its place in the line, the smallest first
     added_at: float
-    #: It does not start before that time; None: not by itself.
-    ready_at: float | None = 0.0
-    #: None: nothing yet.
-    trial: Trial | None = None
+    ready_at: float | None = 0.0  #: it does not start before that time; None: not by itself
+    trial: Trial | None = None  #: None: nothing yet
 
     @property
     def so_far(self) -> Trial:
@@ -109,8 +99,7 @@ class Queue(NamedTuple):
 
     line: tuple[Item, ...] = ()
     done: tuple[Item, ...] = ()
-    #: Nothing starts, and a process that drives an item stops.
-    paused: bool = False
+    paused: bool = False  #: nothing starts, and a process that drives an item stops
 
 
 class Result(enum.StrEnum):
@@ -127,8 +116,7 @@ class Driven(NamedTuple):
     result: Result
     why: str = ""
     retry: bool = True
-    #: Seconds until then; None: a pause that grows with each try.
-    pause: float | None = None
+    pause: float | None = None  #: seconds until then; None: a pause that grows with each try
 
 
 # ---------------------------------------------------------------- what people type

@@ -36,12 +36,10 @@ from watcher.system import advice, privileges
 
 #: The pause after a process that died or did nothing; doubled each time up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 600.0
-#: A unit's TimeoutStopSec is longer.
-_END_SECONDS = 75.0
+_END_SECONDS = 75.0  #: a unit's TimeoutStopSec is longer
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LONGEST_MESSAGE = 64
-#: Waiting for a time of the wall clock, it is read this often.
-_LONGEST_WAIT = 24 * 3600.0
+_LONGEST_WAIT = 24 * 3600.0  #: waiting for a time of the wall clock, it is read this often
 
 
 class QueueProcess:
@@ -58,8 +56,7 @@ class QueueProcess:
         self._start = run if callable(run) else partial(_started, run)
         self._thread: threading.Thread | None = None
         self._wakeup = threading.Event()
-        #: Over a process that begins, and its end that is asked for.
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  #: over a process that begins, and its end that is asked for
         self._on = self._ended = False
         self._process: Started | subprocess.Popen[bytes] | None = None
         #: The lock by which others see that somebody runs the queue.

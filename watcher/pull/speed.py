@@ -9,8 +9,7 @@ from collections.abc import Collection
 from statistics import median
 from typing import NamedTuple
 
-#: Seconds after which the mean has followed 63 % of a change.
-TIME_CONSTANT = 10.0
+TIME_CONSTANT = 10.0  #: seconds after which the mean has followed 63 % of a change
 #: No byte for so long is a stall; the server gives a part up after the same time.
 STALL_SECONDS = 30.0
 #: A sample spans a second at least, and so many are kept: an hour at most of a steady download.
@@ -42,8 +41,7 @@ class Meter:
         self.arrived, self.seconds = 0, 0.0
         #: Bytes that arrived and were thrown away, and how often that happened.
         self.lost, self.resets = 0, 0
-        #: How often no byte arrived for `stall_seconds`.
-        self.stalls = 0
+        self.stalls = 0  #: how often no byte arrived for `stall_seconds`
         # Bytes and seconds, each faded by its age; bytes of this instant, not yet in them.
         self._bytes, self._seconds, self._fresh = 0.0, 0.0, 0
         self._at: float | None = None

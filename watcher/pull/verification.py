@@ -28,8 +28,7 @@ _KINDS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}
 class Proof(NamedTuple):
     #: Layers that were quarantined, or are missing: a pull downloads them.
     gone: frozenset[str] = frozenset()
-    #: Why the others are not known to be right; no cause where they are.
-    end: End = End()
+    end: End = End()  #: why the others are not known to be right; no cause where they are
 
 
 def read(path: str, store: int) -> bytes:

@@ -3,8 +3,6 @@
 `docs/metrics.md` has them all. prometheus_client is loaded only if the settings ask for metrics.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading
@@ -180,7 +178,7 @@ class Metrics:
                 scanned.pop(name, None)
         self._scanned = scanned
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator["Metric"]:
         """The metrics as they are now; before the first scan only when that was, and counts."""
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 

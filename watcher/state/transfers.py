@@ -9,8 +9,6 @@
 All of it is input, not truth: what is out of bounds is not believed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -32,8 +30,7 @@ FILES = (ARRIVED, LEDGER, DATA, "replacing.lock", LOCK)
 _IS_ASIDE = re.compile(rf"(?:{ARRIVED}|{LEDGER}|{DATA})\.damaged(?:-[0-9]+)?").fullmatch
 SCHEMA = "ollama-watch/transfer/1"
 LONGEST_LEDGER = 16 * MIB
-#: A longer log is none of ours: it is made anew when it has half of this.
-LONGEST_LOG = 16 * MIB
+LONGEST_LOG = 16 * MIB  #: a longer log is none of ours: it is made anew when it has half of this
 #: A manifest until it has its place; the id of the process that writes it follows.
 NEW_MANIFEST = "manifest-"
 _IS_NEW_MANIFEST = re.compile(NEW_MANIFEST + r"[0-9]{1,10}").fullmatch
@@ -42,13 +39,10 @@ _IS_NEW_MANIFEST = re.compile(NEW_MANIFEST + r"[0-9]{1,10}").fullmatch
 class Kept(NamedTuple):
     """What the file ``ledger`` says."""
 
-    #: The bytes of the layer; None where there is no ledger yet.
-    total: int | None = None
+    total: int | None = None  #: the bytes of the layer; None where there is no ledger yet
     durable: Ranges = ()
-    #: Copied from a server's download: doubted first.
-    taken: Ranges = ()
-    #: All was there, and its hash was wrong.
-    is_wrong: bool = False
+    taken: Ranges = ()  #: copied from a server's download: doubted first
+    is_wrong: bool = False  #: all was there, and its hash was wrong
 
 
 def kept(folder: int, digest: str, size: int) -> Kept:
