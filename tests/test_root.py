@@ -27,7 +27,7 @@ from watcher import ModelDownloadManager, StoreFiles
 from watcher.demo.registry import Layer, Registry
 from watcher.errors import NoPermissionError
 from watcher.model import DAY
-from watcher.observe import servers
+from watcher.observe import processes
 from watcher.service.units import Installation
 from watcher.system import privileges
 
@@ -813,10 +813,10 @@ def test_settings_that_only_root_can_read_take_a_restart(
 def test_the_restart_is_that_of_its_unit(tmp_path: Path, group: str) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7/cgroup").write_text(f"0::/{group}/ollama-watch.service\n")
-    assert servers.unit_of(str(tmp_path), 7) == "ollama-watch.service"
+    assert processes.unit_of(str(tmp_path), 7) == "ollama-watch.service"
     (tmp_path / "7/cgroup").write_text("0::/user.slice/user-0.slice/session-1.scope\n")
-    assert servers.unit_of(str(tmp_path), 7) == ""
-    assert servers.unit_of(str(tmp_path), 8) == ""
+    assert processes.unit_of(str(tmp_path), 7) == ""
+    assert processes.unit_of(str(tmp_path), 8) == ""
 
 
 def below(pid: int) -> set[int]:

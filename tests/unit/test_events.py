@@ -190,19 +190,6 @@ def test_a_line_for_a_log_that_is_removed_meanwhile_goes_to_a_new_one(
     assert [line["message"] for line in lines(logs / "events.jsonl")] == ["number 2"]
 
 
-def test_a_log_that_another_process_has_set_aside_is_not_set_aside_again(
-    folder: int, logs: Path
-) -> None:
-    event_log.write(folder, [event(1)], rules().settings)
-    fd = os.open(logs, os.O_RDONLY)
-    try:
-        event_log._rotate(fd, "events", NOW, rules().settings)
-        event_log._rotate(fd, "nothing", NOW, rules().settings)
-    finally:
-        os.close(fd)
-    assert os.listdir(logs) == ["events.jsonl"]
-
-
 WRITES_FOREVER = """
 import os, sys
 from watcher.state import event_log

@@ -59,8 +59,6 @@ FIRST_DOWNLOADS, DOWNLOADS = 10, 100
 
 _REMOVALS = frozenset({ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY})
 _FILES = _REMOVALS | {ActionKind.REFRESH, ActionKind.QUARANTINE_BLOB}
-
-
 #: On transfers of ours, each under its own lock.
 _OURS = frozenset({ActionKind.REMOVE_TRANSFER, ActionKind.GIVE_BACK, ActionKind.TAKE_OVER})
 
@@ -140,12 +138,9 @@ class _Batch(NamedTuple):
             answers = [transaction.stopped()] * len(changes)
         except OSError as error:
             answers = [error] * len(changes)
-        answered = zip(together, answers, strict=True)
         ended = [
-            _not_done(each, answer, self.store)
-            if isinstance(answer, OSError)
-            else _outcome(each, answer, actions)
-            for actions, answer in answered
+            _outcome(each, answer, actions, self.store)
+            for actions, answer in zip(together, answers, strict=True)
             for each in actions
         ]
         if _full(answers) and (helps := by_hand(batch, self.seen.place.path)):
@@ -267,9 +262,11 @@ def _full(answers: Sequence[transaction.Answer]) -> list[int]:
     ]
 
 
-def _outcome(action: Action, answer: transaction.Answer, together: Sequence[Action]) -> Outcome:
+def _outcome(
+    action: Action, answer: transaction.Answer, together: Sequence[Action], store: int
+) -> Outcome:
     if not isinstance(answer, transaction.Changed):
-        return _not_done(action, answer)
+        return _not_done(action, answer, store)
     for each in action.expects:
         if each.name in answer.kept:
             return _not_done(action, answer.kept[each.name])

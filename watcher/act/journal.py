@@ -19,7 +19,6 @@ from watcher.state.memory import Memory, Touched
 ACTING_LOCK = "lock"
 RESERVE = "reserve"
 _RESERVE_BYTES = 128 * 1024  #: enough for an intent and a usual memory
-_USUAL = transitions.Occasion()
 
 
 class Journal:
@@ -49,7 +48,7 @@ class Journal:
         past: Memory,
         seen: Evidence,
         diagnosis: Diagnosis,
-        occasion: transitions.Occasion = _USUAL,
+        occasion: transitions.Occasion = transitions.USUAL,
     ) -> Memory:
         """Log what has happened since `past`, and remember it; the memory as it is now."""
         if past.lost:

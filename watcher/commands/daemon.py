@@ -1,7 +1,5 @@
 """``daemon``: the service in the foreground, as systemd wants it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -69,14 +67,14 @@ def _read_again(context: Context) -> Settings:
     try:
         return config.load(context.config_file, os.environ)
     except SettingsError as error:
-        from watcher.observe import servers
+        from watcher.observe import processes
         from watcher.system import advice, privileges
 
         file = context.config_file or config.SYSTEM_FILE
         if not privileges.was_root() or _reads_settings(file):
             raise
         # What could be kept open from root's time may be another file than the one there now.
-        unit = servers.unit_of("/proc", "self")
+        unit = processes.unit_of("/proc", "self")
         command = advice.as_root("systemctl", "restart", unit) if unit else ""
         why = f"{file} can only be read by root, and this daemon is user id {os.geteuid()} by now"
         how = "it reads them when it is restarted as root"
@@ -111,12 +109,12 @@ def _run_queue(context: Context, store: str) -> int:
         return Exit.FAILED
 
 
-def _printer(context: Context) -> Callable[[Event], None]:
+def _printer(context: Context) -> Callable[["Event"], None]:
     """Where events go besides the logs: stdout as JSON, the journal as JSON, or a terminal."""
     if context.json or "JOURNAL_STREAM" in os.environ:
         fd = (sys.stdout if context.json else sys.stderr).fileno()
 
-        def write(event: Event) -> None:
+        def write(event: "Event") -> None:
             os.write(fd, event.line)
 
         return write
@@ -124,7 +122,7 @@ def _printer(context: Context) -> Callable[[Event], None]:
 
     text = log.printer(color=sys.stderr.isatty())
 
-    def report(event: Event) -> None:
+    def report(event: "Event") -> None:
         complain(text(event).removesuffix("\n"))
 
     return report

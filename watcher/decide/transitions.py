@@ -25,13 +25,12 @@ _MOST_SAMPLES = 7
 class Occasion(NamedTuple):
     """What is special about a scan."""
 
-    #: A service has just begun: it reports each unfinished download once more.
-    first: bool = False
+    first: bool = False  #: a service has just begun: it reports each unfinished download once more
     #: Digests whose data a process has just closed after writing: a pull, seen or not.
     ended: frozenset[str] = frozenset()
 
 
-_USUAL = Occasion()
+USUAL = Occasion()
 
 
 def learn(
@@ -39,7 +38,7 @@ def learn(
     evidence: Evidence,
     diagnosis: model.Diagnosis,
     finished: Mapping[str, int],
-    occasion: Occasion = _USUAL,
+    occasion: Occasion = USUAL,
 ) -> tuple[Memory, tuple[Event, ...]]:
     """The memory after this scan, and the events since the last one.
 

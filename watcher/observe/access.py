@@ -60,14 +60,9 @@ class Access:
         self.unlisted: list[str] = []  #: folders below the store that the user can't list
         self._barred: dict[tuple[Subject, Need, bool], Barred] = {}
 
-    def folder(self, folder: int, status: os.stat_result, need: Need) -> bool:
-        return self._may(status, _RIGHTS_IN_FOLDERS[need]) or _has_rules(folder)
-
-    def shut_unless_listed(self, path: str, entry: Entry, parent: int) -> None:
-        """The same of a folder that we can't list ourselves, unless the user may."""
-        may = self._may(entry, _RIGHTS_IN_FOLDERS[Need.READ])
-        if not may and not _has_rules(parent, os.path.basename(path)):
-            self.shut(path, entry, parent)
+    def folder(self, fd: int, status: os.stat_result, need: Need, name: str = ".") -> bool:
+        """Whether the user may use an open folder so, or the one of this name in it."""
+        return self._may(status, _RIGHTS_IN_FOLDERS[need]) or _has_rules(fd, name)
 
     def shut(self, path: str, entry: Entry, folder: int) -> None:
         """Keep in mind that the user can't list a folder below the store."""

@@ -48,6 +48,7 @@ def with_memory(
         hashed += len((right & named) - faulty)
         wrong |= not_right
     corrupt: list[OddBlob] = []
+    unproven: list[Entry] = []
     suspects: list[Entry] = []
     try:
         with folders.opened_blobs(store, foreign_too=True) as blobs:
@@ -61,22 +62,20 @@ def with_memory(
             unseen = (*unseen, Unseen("blobs", os.strerror(error.errno or 0)))
     for entry in suspects:
         digest = names.parse_blob(entry.name).digest
-        if digest not in known and entry.sha256 not in (None, digest.lower()):
+        if digest not in known and entry.sha256 is None:
+            unproven.append(entry)
+        elif digest not in known and entry.sha256 != digest.lower():
             size, models = found.named.size_of(digest), found.named.models_of(digest)
             odd_one = OddBlob(digest, BlobFault.CORRUPT, size, entry, models)
             corrupt.append(_with_registry(odd_one, memory, now))
-    unproven = (each for each in suspects if each.sha256 is None)
     # They have the right size, so they were counted as healthy.
     counted = [each.entry for each in corrupt if each.entry is not None and each.wanted is not None]
-    known |= {each.digest for each in corrupt}
     return census._replace(
         odd=tuple(sorted((*odd, *corrupt), key=lambda each: each.digest)),
         odd_manifests=(*census.odd_manifests, *_wrong_sizes(found.named, sized, layers)),
         named=tuple((remembered(content, memory), models) for content, models in census.named),
         unnamed=tuple(remembered(entry, memory) for entry in census.unnamed),
-        unproven=tuple(
-            each for each in unproven if names.parse_blob(each.name).digest not in known
-        ),
+        unproven=tuple(unproven),
         unseen=unseen,
         hashed=hashed,
         healthy=census.healthy - len(counted),

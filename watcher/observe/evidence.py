@@ -1,7 +1,5 @@
 """One look at a store: listing, parts and processes joined to `Evidence`."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
@@ -47,8 +45,7 @@ from watcher.state import folders, fs, state_folder
 from watcher.state.memory import Memory, Remembered
 from watcher.state.registry_cache import KnownLayer
 
-#: A manifest is written in place: half of one is normal for an instant.
-_WRITING_SECONDS = 2.0
+_WRITING_SECONDS = 2.0  #: a manifest is written in place: half of one is normal for an instant
 _LOOK_AGAIN_SECONDS = 0.1
 _MOST_LOOKS = 5
 #: How far apart two times of a file system's clock are at most; where it has seconds alone, theirs.
@@ -81,13 +78,10 @@ class _Look:
         self.store = store
         self.place = place.describe(host, store)
         self.named = scan.Named()
-        #: What is known of layers that no manifest of the store names.
-        self.kept: Mapping[str, KnownLayer] = {}
-        #: Taken after the listing: what lies beyond it is no time of this clock.
-        self.now = 0.0
+        self.kept: Mapping[str, KnownLayer] = {}  #: layers that no manifest of the store names
+        self.now = 0.0  #: taken after the listing: what lies beyond it is no time of this clock
         self.blobs = -1
-        #: Why the transfers of ours can't be listed, if so.
-        self.transfers_unseen: Unseen | None = None
+        self.transfers_unseen: Unseen | None = None  #: why those of ours can't be listed, if so
 
     def evidence(self) -> Evidence:
         host, rules, memory, scope = self.host, self.rules, self.memory, self.scope
@@ -95,13 +89,9 @@ class _Look:
         found = self._scan(coming.user)
         host.go_on()
         listed = sorted(self._downloads(found), key=lambda download: download.digest)
-        seen = processes.see(
-            host,
-            [entry for download in listed if not download.ours for entry in download.entries],
-            network=self.place.network,
-            writers_visible=rules.settings.writers_visible,
-            ours_only=True,
-        )
+        wanted = [entry for each in listed if not each.ours for entry in each.entries]
+        seen = processes.see(host, wanted)
+        network, visible = self.place.network, rules.settings.writers_visible
         downloads: list[Download] = []
         for each in listed:
             held = [holder for entry in each.entries for holder in seen.holders.get(entry.name, ())]
@@ -113,9 +103,9 @@ class _Look:
         made = Evidence(
             place=self.place,
             now=0.0,
-            view=seen.view,
+            view=processes.view(host, seen.unread, network=network, writers_visible=visible),
             boot=self.boot,
-            servers=seen.servers,
+            servers=tuple(each for each in seen.servers if each.ours is not False),
             others=seen.others,
             downloads=tuple(downloads),
             census=found.census,
@@ -293,10 +283,8 @@ class _Reader:
             pieces.sidecars, key=lambda each: (each[0] is None, each[0] or 0, each[1].name)
         )
         self.sidecars = [(number, with_own_time(found, memory)) for number, found in listed]
-        anchor = next(
-            (each for each in (self.data, *(one for _, one in self.sidecars)) if each), None
-        )
-        self.record, self.born_ns = self._remembered(digest, anchor)
+        first = self.sidecars[0][1] if self.sidecars else None
+        self.record, self.born_ns = self._remembered(digest, self.data or first)
         self.asked = asked(memory, digest, around.now)
         self.finished = pieces.finished and remembered(pieces.finished, memory)
         size = around.named.size_of(digest) or 0
@@ -306,8 +294,7 @@ class _Reader:
         layer = around.kept.get(digest)
         #: What a kept manifest gives, for when nothing else gives one.
         self.kept_size = layer.size if layer is not None else None
-        #: What was read of the data, once it was.
-        self.reads: Reads | None = None
+        self.reads: Reads | None = None  #: what was read of the data, once it was
 
     def downloads(self) -> list[Download]:
         """The download in parts, and the one of the transfer path, where there are such."""

@@ -131,7 +131,7 @@ def _named_store(path: str, by: str) -> Found:
         raise NoStoreError(why, "name the models folder of the server") from None
     if not way.is_store:
         inside = (f"{path.rstrip('/')}/{each}" for each in _BELOW)
-        below = next((each for each in inside if folders.is_there(f"{each}/blobs")), "")
+        below = next((each for each in inside if os.path.isdir(f"{each}/blobs")), "")
         why = f"{shown} ({by}) is not a model store: it has neither blobs/ nor manifests/"
         helps = "name the folder that holds them, such as ~/.ollama/models"
         raise NoStoreError(why, helps, advice.on(below, by, "audit") if below else "")

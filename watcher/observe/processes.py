@@ -12,7 +12,7 @@ import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from watcher.model import Blind, Entry, Holder, Server, ServerState, View, Visibility
 from watcher.observe.host import Host
@@ -34,6 +34,7 @@ _DISGUISING = frozenset(
 )
 #: Options of Python's that take a value; behind -c and -m come the program's own.
 _VALUED_OPTION = re.compile(r"-[a-zA-Z]*?([mcWX])(.*)", re.DOTALL)
+_OF_UNIT = re.compile(r":/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)$")
 
 
 class Process(NamedTuple):
@@ -90,48 +91,28 @@ def _program(arguments: tuple[str, ...]) -> str:
 class Seen(NamedTuple):
     """What one pass over the processes has shown."""
 
-    view: View
+    unread: list[Process]  #: whose open files can't be read
     holders: Mapping[str, tuple[Holder, ...]]
     servers: tuple[Server, ...]
     others: tuple[str, ...]
-    strangers: tuple[Server, ...] = ()  #: of users who can change nothing here
+    strangers: tuple[Server, ...]  #: of users who can change nothing here
 
 
-def see(
-    host: Host,
-    entries: Iterable[Entry],
-    *,
-    network: bool,
-    writers_visible: bool,
-    ours_only: bool = False,
-) -> Seen:
-    """Look at every process once; `holders` are by the names of those `entries` that are open.
-
-    On a `network` file system other machines can't be seen, unless `writers_visible`. `ours_only`:
-    without servers of another store.
-    """
-    entries = tuple(entries)
-    pairs: list[tuple[Process, Server]] = []
+def see(host: Host, entries: Collection[Entry]) -> Seen:
+    """Look at every process once; `holders` are by the names of those `entries` that are open."""
     with privileges.visibility():
         processes = _processes(host.proc, host.parent)
         holders, unread = _holders(host, processes, entries)
         is_strange = _strangers(host, entries)
         ollamas = [each for each in processes if each.is_ollama]
-        for process in ollamas:
-            if process.is_server:
-                # Loaded only where a server runs: it takes as long as a look at a usual store.
-                from watcher.observe import servers
-
-                server = servers.look(host, process.pid, ours_only=ours_only)
-                if server is not None:
-                    pairs.append((process, server))
+        found = ((each, _server(host, each.pid)) for each in ollamas if each.is_server)
+        pairs = [(process, server) for process, server in found if server is not None]
         strange = {process.pid for process in ollamas if is_strange(process.pid)}
     kept = [(process, server) for process, server in pairs if process.pid not in strange]
     rest = (each for each in ollamas if each.pid not in strange and not each.is_server)
     others = tuple(str(each) for each in rest if each.lives)
-    view = _view(host, unread, network=network, writers_visible=writers_visible)
     strangers = tuple(server for process, server in pairs if process.pid in strange)
-    return Seen(view, holders, tuple(_asked(host, kept)), others, strangers)
+    return Seen(unread, holders, tuple(_asked(host, kept)), others, strangers)
 
 
 def _strangers(host: Host, entries: Collection[Entry]) -> Callable[[int], bool]:
@@ -199,9 +180,7 @@ def holders_of(host: Host, entries: Iterable[Entry]) -> tuple[Holder, ...]:
         return (*held, *_mapped(host, processes, wanted))
 
 
-def _mapped(
-    host: Host, processes: Iterable[Process], entries: tuple[Entry, ...]
-) -> Iterator[Holder]:
+def _mapped(host: Host, processes: Iterable[Process], entries: Iterable[Entry]) -> Iterator[Holder]:
     wanted: dict[bytes, list[Entry]] = {}
     for entry in entries:
         wanted.setdefault(b"%d" % entry.inode, []).append(entry)
@@ -236,15 +215,10 @@ def served_stores(proc: str) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     with privileges.visibility():
         for process in _processes(proc):
-            if not process.is_server:
-                continue
-            from watcher.observe import servers
-
+            variables = _variables(proc, process.pid) if process.is_server else None
+            store = variables and environment.models_folder(variables)
             with contextlib.suppress(OSError):
-                variables = servers.variables(proc, process.pid)
-                store = variables and environment.models_folder(variables)
-                here = store and _as_seen_here(proc, process.pid, store)
-                if here:
+                if here := store and _as_seen_here(proc, process.pid, store):
                     found.append((here, process.pid))
     return found
 
@@ -308,7 +282,7 @@ def _fdinfo(host: Host, pid: int | str, number: int | str) -> dict[bytes, bytes]
 
 
 class _Sought:
-    def __init__(self, host: Host, entries: tuple[Entry, ...]) -> None:
+    def __init__(self, host: Host, entries: Collection[Entry]) -> None:
         self.host = host
         self.by_identity = {entry.identity: entry.name for entry in entries}
         self.names = {entry.name for entry in entries}
@@ -356,7 +330,7 @@ class _Sought:
 
 
 def _holders(
-    host: Host, processes: Iterable[Process], entries: tuple[Entry, ...]
+    host: Host, processes: Iterable[Process], entries: Collection[Entry]
 ) -> tuple[dict[str, tuple[Holder, ...]], list[Process]]:
     sought = _Sought(host, entries)
     found: dict[str, dict[int, Holder]] = {}
@@ -391,7 +365,8 @@ def _holders(
     return {name: tuple(each.values()) for name, each in found.items()}, unread
 
 
-def _view(host: Host, unread: list[Process], *, network: bool, writers_visible: bool) -> View:
+def view(host: Host, unread: list[Process], *, network: bool, writers_visible: bool) -> View:
+    """How much could be seen; of a `network` file system's writers not those of other machines."""
     unseen = tuple(map(str, unread[:_SHOWN_UNSEEN]))
     if writers_visible:
         return View(Visibility.FULL, (), "writers_visible is set in the settings")
@@ -427,3 +402,110 @@ def _blind_spot(host: Host) -> tuple[str, Blind] | None:
     except OSError:
         return f"{host.proc} does not report which processes it hides", Blind.PROC
     return None
+
+
+def _server(host: Host, pid: int) -> Server | None:
+    """A server, not asked yet; None where it has ended."""
+    import psutil  # only where a server runs: it takes as long as a look at a usual store
+
+    psutil.PROCFS_PATH = host.proc
+    try:
+        handle = psutil.Process(pid)
+        since, user, uid = handle.create_time(), handle.username(), handle.uids().real
+    except psutil.Error:
+        return None
+    found = _variables(host.proc, pid)
+    store = None if found is None else environment.models_folder(found)
+    ours, elsewhere = (None, False) if store is None else _same_blobs(host, pid, store)
+    address, connections = _sockets(handle)
+    url = environment.server_url("")
+    if address is not None:
+        url = environment.at("http", *address)
+    else:
+        with contextlib.suppress(ValueError):  # such a server does not even start
+            url = environment.server_url((found or {}).get("OLLAMA_HOST", ""))
+    return Server(
+        pid=pid,
+        user=user,
+        since=since,
+        state=ServerState.STARTING,
+        store=store,
+        ours=ours,
+        elsewhere=elsewhere,
+        url=url,
+        connections=connections,
+        no_prune=None if found is None else environment.no_prune(found),
+        uid=uid,
+        unit=unit_of(host.proc, pid),
+    )
+
+
+def unit_of(proc: str, pid: int | str) -> str:
+    """The unit of the system's that a process belongs to; "" for none."""
+    with (
+        contextlib.suppress(OSError, ValueError),
+        open(f"{proc}/{pid}/cgroup", encoding="utf-8") as lines,
+    ):
+        matches = [_OF_UNIT.search(line.rstrip("\n")) for line in lines]
+        return next((each[1] for each in matches if each), "")
+    return ""
+
+
+def _variables(proc: str, pid: int) -> dict[str, str] | None:
+    """A process's environment; None where it can't be read."""
+    with contextlib.suppress(OSError):
+        given = os.fsdecode(_read(f"{proc}/{pid}/environ")).split("\0")
+        return dict(each.split("=", 1) for each in given if "=" in each)
+    return None
+
+
+def _same_blobs(host: Host, pid: int, store: str) -> tuple[bool | None, bool]:
+    """Whether a server's blobs are ours, with that server's eyes; None where that can't be known.
+
+    And whether its store is another one for all that, of which both or one has linked its blobs.
+    """
+    root = f"{host.proc}/{pid}/root" if store.startswith("/") else f"{host.proc}/{pid}/cwd"
+    there = f"{root}/{store.lstrip('/')}"
+    try:
+        here = os.readlink(f"{host.proc}/self/ns/mnt")
+        same_mounts = os.readlink(f"{host.proc}/{pid}/ns/mnt") == here
+        ours, before = folders.look(host.store)
+        try:
+            theirs = os.stat(there)
+        except FileNotFoundError:
+            # A server makes its folder with its first pull; ours is there, so it is another one.
+            return (False if same_mounts and os.path.isdir(root) else None), False
+        if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+            return True, False
+        other: os.stat_result | None = None
+        with contextlib.suppress(OSError):
+            other = os.stat(f"{there}/blobs")
+        blobs = before.status
+        if blobs is not None and other is not None and os.path.samestat(blobs, other):
+            return True, True
+        if same_mounts:
+            return False, False
+        # Another mount namespace may show the same files with other inodes (an overlay, a share),
+        # and the same time of blobs/: it changes with each name.
+        _, after = folders.look(host.store)
+    except OSError:
+        return None, False
+    times = {each.status.st_mtime_ns for each in (before, after) if each.status is not None}
+    alike = other is None or theirs.st_ino == ours.st_ino or other.st_mtime_ns in times
+    return (None if alike else False), False
+
+
+def _sockets(handle: Any) -> tuple[tuple[str, int] | None, int | None]:
+    """Where it listens first, and how many are connected; None where that is unknown."""
+    import psutil
+
+    try:
+        sockets = handle.net_connections(kind="tcp")
+    except psutil.Error:
+        return None, None
+    listening = [each.laddr for each in sockets if each.status == psutil.CONN_LISTEN]
+    if not listening:
+        return None, None
+    ports = {address.port for address in listening}
+    connected = [each for each in sockets if each.status == psutil.CONN_ESTABLISHED]
+    return listening[0], sum(each.laddr.port in ports for each in connected)

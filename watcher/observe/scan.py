@@ -4,8 +4,6 @@ Below ``blobs/`` no symlink is followed; under ``manifests/`` they are, as the s
 what lies behind one protects blobs as well; depth is bounded, so a loop ends.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -41,10 +39,8 @@ _PARTIAL, _TMP = "-partial", ".tmp"
 _UNFINISHED = frozenset({Role.DATA, Role.SIDECAR, Role.TRANSFER})
 _TYPE_BITS = 0o170000
 _TAG_DEPTH = 4
-#: So many numbers in a row without a sidecar, and there are no more of them.
-_SIDECARS_APART = 64
-#: What lies deeper than this is of no use to the server, nor to us.
-_DEEPEST = 6
+_SIDECARS_APART = 64  #: so many numbers in a row without a sidecar, and there are no more of them
+_DEEPEST = 6  #: what lies deeper than this is of no use to the server, nor to us
 
 
 @dataclass(slots=True)
@@ -55,8 +51,7 @@ class Pieces:
     transfer: Entry | None = None
     sidecars: list[tuple[int | None, Entry]] = field(default_factory=list)
     finished: Entry | None = None
-    #: A name of it that could not be looked at, and why.
-    unseen: str = ""
+    unseen: str = ""  #: a name of it that could not be looked at, and why
 
 
 def raise_own(error: OSError) -> None:
@@ -70,30 +65,24 @@ class Named:
 
     def __init__(self, access: Access | None = None, space: Tally | None = None) -> None:
         self.access = access or Access(ServerUser())
-        #: What the files and folders take, where that was asked for and each is a plain one.
-        self.space = space
+        self.space = space  #: what all takes, where that was asked for and each is a plain file
         #: Digits to (size, whether it is protected, index of a model that names it, more indexes …)
         self.digests: dict[str, tuple[int, ...]] = {}
         self.models: list[str] = []
-        #: The same with what identifies their manifests.
-        self.seen: dict[str, tuple[int, int]] = {}
+        self.seen: dict[str, tuple[int, int]] = {}  #: the same with what identifies their manifests
         self.count = 0
         self.odd: list[OddManifest] = []
-        #: The first path of each that differs from others by more than case.
-        self._paths: dict[str, str] = {}
+        self._paths: dict[str, str] = {}  #: the first one of those that differ by case alone
         #: Digests to which manifests give several sizes: each size, and the indexes of its models.
         self.disputed: dict[str, dict[int, list[int]]] = {}
+        # As in `BlobCensus`.
         self.unlisted: list[str] = []
-        #: Of these the ones that no right of anybody's opens, and why.
         self.failing: list[Unseen] = []
-        #: Folders that a symlink of neither root's nor their owner's leads to.
         self.foreign: list[str] = []
         self.unseen: list[Unseen] = []
         self.empty_folders: list[str] = []
-        #: Those that are empty once the start has removed the empty ones in them, and can't remove.
         self.stuck_folders: list[str] = []
-        #: Whether any digest is named and yet not protected.
-        self.loose = False
+        self.loose = False  #: whether any digest is named and yet not protected
 
     def add(self, digest: str, size: int, models: Sequence[str]) -> None:
         """Name a digest that no manifest of the store names: it protects nothing."""
@@ -115,7 +104,6 @@ class Named:
         return self.shown(self.digests.get(digest, ())[2:])
 
     def shown(self, indexes: Iterable[int]) -> tuple[str, ...]:
-        """The names of some models."""
         return tuple(sorted({self.models[index] for index in indexes}))
 
     def size_of(self, digest: str) -> int | None:
@@ -124,7 +112,6 @@ class Named:
         return found[0] if found else None
 
     def gives(self, digest: str, size: int) -> bool:
-        """Whether a manifest gives a digest this size."""
         return size == self.size_of(digest) or size in self.disputed.get(digest, ())
 
     def models_by_size(self, digest: str) -> dict[int, tuple[str, ...]]:
@@ -159,10 +146,12 @@ class Named:
     def _unopened_folder(self, path: str, parent: int, error: OSError) -> None:
         self.unlist(path, error)
         with contextlib.suppress(OSError):
-            status = os.stat(os.path.basename(path), dir_fd=parent)
+            name = os.path.basename(path)
+            status = os.stat(name, dir_fd=parent)
             # No right makes a folder of what is none.
-            if stat.S_ISDIR(status.st_mode):
-                self.access.shut_unless_listed(path, entry(path, status), parent)
+            is_folder = stat.S_ISDIR(status.st_mode)
+            if is_folder and not self.access.folder(parent, status, Need.READ, name):
+                self.access.shut(path, entry(path, status), parent)
 
     # ------------------------------------------------------------ the walk through manifests/
 
@@ -276,7 +265,7 @@ class Named:
         odd = OddManifest(path, ManifestFault.CORRUPT, "", model.shown)
         try:
             status = os.fstat(fd)
-            if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
+            if status.st_nlink > 1:
                 self.space = None
             self._take(status)
             manifest = _parse_open(fd, status)
@@ -454,8 +443,6 @@ def scan_manifests(store: int, access: Access | None = None, *, space: bool = Fa
 
 
 def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
     if status.st_size > manifests.READ_LIMIT:
         raise ValueError(f"{status.st_size:,} bytes are too many for a manifest")
     return manifests.parse(fs.read_open(fd, status.st_size))
@@ -582,9 +569,8 @@ class _Census:
         #: Whether a blob that is named may still be unprotected; rare, so looked at only then.
         self.loose = named.loose or manifests_hidden
         self.manifests_hidden = manifests_hidden
-        #: What blobs take, by the indexes of the models that name them; and all other names.
-        self._sums: dict[tuple[int, ...], Tally] = {}
-        self._others: list[Entry] = []
+        self._sums: dict[tuple[int, ...], Tally] = {}  #: blobs by the models that name them
+        self._others: list[Entry] = []  #: all other names
         self.folder = -1
         self.unseen: list[Unseen] = []
         self.named_blobs: list[tuple[Entry, tuple[str, ...]]] = []
@@ -593,10 +579,8 @@ class _Census:
         self.entries = self.allocated = self.healthy = self.healthy_bytes = 0
         self.odd: list[OddBlob] = []
         self.unnamed: list[Entry] = []
-        #: Files by the digest (in lower case) that their names have, where no server looks.
-        self._astray: dict[str, list[Located]] = {}
-        #: Pieces of downloads in the spelling of older servers.
-        self.old_downloads: dict[str, Pieces] = {}
+        self._astray: dict[str, list[Located]] = {}  #: where no server looks, by digest
+        self.old_downloads: dict[str, Pieces] = {}  #: in the spelling of older servers
         self.old: list[Located] = []
         self.rename_faults: list[str] = []
         self.old_protected: set[str] = set()
@@ -879,7 +863,6 @@ class _Census:
         return sums, self._others
 
     def result(self) -> BlobCensus:
-        """The census as a value."""
         return BlobCensus(
             manifests=self.named.count,
             models=self.named.seen,

@@ -3,8 +3,6 @@
 Nothing in there is followed or waited for, and what makes no sense counts for nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from datetime import datetime
@@ -16,16 +14,14 @@ from watcher.ollama import ranges
 from watcher.state import fs, state_folder, transfers
 from watcher.state.transfers import Kept
 
-#: A ledger may be replaced while it is read.
-_TRIES = 3
+_TRIES = 3  #: a ledger may be replaced while it is read
 
 
 class Found(NamedTuple):
     """The files of one transfer."""
 
     digest: str
-    #: By its path below the store.
-    data: Entry | None = None
+    data: Entry | None = None  #: by its path below the store
     kept: Kept = Kept()
     arrived: Ranges = ()
     #: Why the ledger is not believed, and why not even that can be read; "" where it is.

@@ -110,7 +110,7 @@ def _why_not_its(url: str, host: Host | None) -> str:
 
 
 def _servers(host: Host) -> tuple[Server, ...]:
-    return processes.see(host, (), network=False, writers_visible=False).servers
+    return processes.see(host, ()).servers
 
 
 def _at(url: str, servers: Iterable[Server]) -> list[Server]:

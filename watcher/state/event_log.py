@@ -211,7 +211,7 @@ def write(store: int, events: Iterable[Event], settings: Settings) -> None:
                 lines = b"".join(event.line for event in some)
                 size = _append(log, folder, lines, some[-1].at)
                 if size > settings.log_max_bytes:
-                    _rotate(folder, log, some[-1].at, settings)
+                    _set_aside(folder, log, some[-1].at)
 
 
 def write_missing(store: int, events: Sequence[Event]) -> None:
@@ -251,12 +251,6 @@ def _locked(store: int, opened: ExitStack, seconds: float = _PATIENCE_SECONDS) -
     except fs.BusyError as busy:
         raise BlockingIOError(errno.EAGAIN, f"{busy.owner} keeps {LOCK}") from None
     return logs
-
-
-def _rotate(folder: int, log: str, now: float, settings: Settings) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if os.stat(f"{log}{SUFFIX}", dir_fd=folder).st_size > settings.log_max_bytes:
-            _set_aside(folder, log, now)
 
 
 def _set_aside(folder: int, log: str, now: float) -> None:

@@ -148,14 +148,6 @@ def _owner(store: int) -> os.stat_result:
     return there if there.st_uid else os.fstat(store)
 
 
-def is_there(path: str) -> bool:
-    """Whether there is a folder at a path, as far as we may know."""
-    with contextlib.suppress(OSError):
-        way(path)
-        return True
-    return False
-
-
 def look_at_blobs(store: int) -> Blobs:
     """What is at the name ``blobs`` of a store, foreign or not."""
     try:
