@@ -11,8 +11,7 @@ _NOTHING_TO_RESET = frozenset({"idle", "completed", "reset"})
 
 
 @declare.command(
-    examples=["reset llama3", "reset --yes llama3"],
-    read_on="docs/safety.md: what is never removed",
+    examples=["reset llama3", "reset --yes llama3"], read_on="docs/safety.md: what is never removed"
 )
 @complete.MODELS
 @declare.yes

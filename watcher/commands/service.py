@@ -17,11 +17,7 @@ _cron = click.option("--cron", is_flag=True, help="Install for cron instead of s
 
 
 @declare.group(
-    near={
-        "show": "status ls list",
-        "install": "add enable start",
-        "uninstall": "remove rm delete",
-    },
+    near={"show": "status ls list", "install": "add enable start", "uninstall": "remove rm delete"},
     examples=["service show", "service install --clean weekly"],
     read_on="docs/service.md: systemd, cron, one user without root, containers",
 )

@@ -68,11 +68,7 @@ def unwatched(when: list[float], evidence: Evidence) -> list[float]:
 
 
 def finding(
-    usual: Finding,
-    entries: tuple[Entry, ...],
-    when: list[float],
-    known_as: str,
-    evidence: Evidence,
+    usual: Finding, entries: tuple[Entry, ...], when: list[float], known_as: str, evidence: Evidence
 ) -> Finding:
     """With what a start does, from when on, and what protects from it.
 

@@ -139,12 +139,7 @@ def _evidence_of(odd: OddBlob) -> str:
 
 #: Manifests that a pull replaces.
 _PULLED = frozenset(
-    {
-        ManifestFault.CORRUPT,
-        ManifestFault.BAD_DIGEST,
-        ManifestFault.EMPTY,
-        ManifestFault.WRONG_SIZE,
-    }
+    {ManifestFault.CORRUPT, ManifestFault.BAD_DIGEST, ManifestFault.EMPTY, ManifestFault.WRONG_SIZE}
 )
 
 

@@ -263,8 +263,7 @@ def row(condition: Condition) -> Row:
 
 #: What is in use is best; among those alike in severity the one that is tested later is better.
 _BEST_FIRST = sorted(
-    TABLE,
-    key=lambda row: (row.severity.rank, row.repair is not Step.WAIT, -TABLE.index(row)),
+    TABLE, key=lambda row: (row.severity.rank, row.repair is not Step.WAIT, -TABLE.index(row))
 )
 
 

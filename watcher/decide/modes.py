@@ -6,12 +6,7 @@ from watcher.model import Mode
 INSPECT = Mode(repair=True, clean=True)  #: only look: plan what `repair` and `clean` could do
 SURVEY = INSPECT._replace(survey=True)  #: the same, and count what takes the space
 REPAIR = Mode(
-    repair=True,
-    repair_stale=True,
-    refresh=True,
-    online=True,
-    hash=True,
-    read_limit_bytes=None,
+    repair=True, repair_stale=True, refresh=True, online=True, hash=True, read_limit_bytes=None
 )
 GIVE_BACK = Mode(give_back=True)  #: make transfers of ours downloads of the server's own
 TAKE_OVER = Mode(take_over=True)  #: the other way round: a pull of ours begins

@@ -276,16 +276,9 @@ class Cause(enum.Enum):
             "unexpected end of JSON",
         ),
     )
-    CANCELLED = _Row(
-        "pull it again",
-        Asked.pull_again,
-        "the server",
-        words=("context canceled",),
-    )
+    CANCELLED = _Row("pull it again", Asked.pull_again, "the server", words=("context canceled",))
     OLD_SERVER = _Row(
-        "the model needs a newer Ollama: update the server",
-        Asked.install,
-        statuses=(412,),
+        "the model needs a newer Ollama: update the server", Asked.install, statuses=(412,)
     )
     REFUSED = _Row("the registry does not accept the request: check the model's name")
     LEGAL = _Row("the registry may not provide it here: choose another model", statuses=(451,))

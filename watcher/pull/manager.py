@@ -406,11 +406,7 @@ class ModelDownloadManager:
     # ------------------------------------------------------------ events
 
     def log_download_event(
-        self,
-        model: str,
-        event_type: str,
-        message: str,
-        details: Mapping[str, object] | None = None,
+        self, model: str, event_type: str, message: str, details: Mapping[str, object] | None = None
     ) -> None:
         """Write an event into the log of a model and into the one for all.
 
