@@ -502,7 +502,7 @@ PLACES: dict[str, str] = {
         ),
         FINDINGS: (
             "decide/cleaning.py:surplus", "decide/blob_findings.py:_odd_blob",
-            "decide/findings.py:looked_at", "decide/findings.py:_no_room",
+            "decide/findings.py:_no_room",
             "decide/findings.py:given_to",
             "decide/findings.py:helps", "decide/findings.py:protects",
             "decide/findings.py:made_listable",

@@ -63,7 +63,6 @@ def size(value: object) -> int:
 
 
 def connections(value: object) -> int:
-    """A number of connections."""
     count = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,3}", value) else value
     if isinstance(count, int) and not isinstance(count, bool) and 0 < count <= MOST_CONNECTIONS:
         return count

@@ -11,8 +11,6 @@ _OF_ROOT = os.getuid() == 0
 
 
 class Exit(enum.IntEnum):
-    """Exit codes of the command line."""
-
     HEALTHY = 0
     FINDINGS = 1
     USAGE = 2

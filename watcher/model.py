@@ -299,7 +299,6 @@ class Download:
 
     @property
     def changed_at(self) -> float | None:
-        """When any of its entries changed last."""
         return max((entry.changed_at for entry in self.entries), default=None)
 
 
@@ -365,8 +364,6 @@ class NextStart(NamedTuple):
 
 
 class BlobFault(enum.StrEnum):
-    """What is wrong with a finished blob."""
-
     CORRUPT = "corrupt"  #: its hash was computed, and is not that of its name
     SHORT = "short"  #: of another size than the manifest gives it, and not hashed as it is now
     LONG = "long"
@@ -624,7 +621,6 @@ class Tally(NamedTuple):
         return type(self)(self.files + 1, self.apparent + size, self.allocated + blocks * 512)
 
     def joined(self, other: Self) -> Self:
-        """All of both."""
         return type(self)(*map(sum, zip(self, other, strict=True)))
 
 
@@ -764,8 +760,6 @@ class Finding(NamedTuple):
 
 
 class Diagnosed(NamedTuple):
-    """A download with its condition."""
-
     download: Download
     condition: Condition
     stale: bool
@@ -779,7 +773,6 @@ class Diagnosed(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """The digest of the download."""
         return self.download.digest
 
 
@@ -811,8 +804,6 @@ class Diagnosis(NamedTuple):
 
 
 class ActionKind(enum.StrEnum):
-    """What an action does."""
-
     REMOVE_DOWNLOAD = "remove_download"
     REMOVE_SURPLUS = "remove_surplus"
     REMOVE_TRANSFER = "remove_transfer"
@@ -924,7 +915,6 @@ class Plan(NamedTuple):
         )
 
     def filtered(self, wanted: Callable[[Action], bool]) -> Self:
-        """The same plan with no other actions than those that are wanted."""
         return self._replace(actions=tuple(filter(wanted, self.actions)))
 
     @property
@@ -942,8 +932,6 @@ Approve: TypeAlias = Callable[[Plan], Plan]  #: hands back the part that may be 
 
 
 class Result(enum.StrEnum):
-    """How an action ended."""
-
     DONE = "done"
     REFUSED = "refused"
     FAILED = "failed"

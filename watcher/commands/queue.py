@@ -1,6 +1,7 @@
 """``queue``: download models one after the other."""
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,15 @@ from watcher.ollama import names
 
 if TYPE_CHECKING:
     from watcher.pull.queue import Queue
+
+
+def _change(context: Context, changed: "Callable[[Any, Queue], Queue]") -> None:
+    """Change the queue by a function of `pull.queue`, which is loaded now."""
+    from watcher.commands import queueing
+    from watcher.pull import queue as queues
+
+    queueing.change(context, lambda before: changed(queues, before))
+
 
 _models = complete.several(
     "models", required=True, metavar="MODEL...", shell_complete=complete.queued
@@ -100,10 +110,7 @@ def ls(context: Context) -> None:
 @_models
 def rm(context: Context, models: tuple[str, ...]) -> None:
     """Remove models from the queue; their data stays."""
-    from watcher.commands.queueing import change
-    from watcher.pull import queue as queues
-
-    change(context, lambda before: queues.remove(before, models))
+    _change(context, lambda queues, before: queues.remove(before, models))
 
 
 @queue.command(examples=["queue move llama3 1"])
@@ -111,30 +118,21 @@ def rm(context: Context, models: tuple[str, ...]) -> None:
 @click.argument("place", type=click.IntRange(min=1))
 def move(context: Context, model: str, place: int) -> None:
     """Move a model to a place in the queue (1 is first)."""
-    from watcher.commands.queueing import change
-    from watcher.pull import queue as queues
-
-    change(context, lambda before: queues.move(before, model, place))
+    _change(context, lambda queues, before: queues.move(before, model, place))
 
 
 @queue.command(examples=["queue pause", "queue pause llama3"])
 @_any_models
 def pause(context: Context, models: tuple[str, ...]) -> None:
     """Pause models, or the whole queue."""
-    from watcher.commands.queueing import change
-    from watcher.pull import queue as queues
-
-    change(context, lambda before: queues.pause(before, models, time.time()))
+    _change(context, lambda queues, before: queues.pause(before, models, time.time()))
 
 
 @queue.command(examples=["queue resume", "queue resume llama3"])
 @_any_models
 def resume(context: Context, models: tuple[str, ...]) -> None:
     """Resume paused or failed models, or the whole queue."""
-    from watcher.commands.queueing import change
-    from watcher.pull import queue as queues
-
-    change(context, lambda before: queues.resume(before, models, time.time()))
+    _change(context, lambda queues, before: queues.resume(before, models, time.time()))
 
 
 @queue.command(examples=["queue run", "queue run --host http://127.0.0.1:11434"])

@@ -96,7 +96,6 @@ _OF_FILES = frozenset(
 
 
 def row(kind: ActionKind) -> Row:
-    """The row of a kind."""
     return _ROWS[kind]
 
 

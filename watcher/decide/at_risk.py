@@ -26,7 +26,6 @@ def is_needed(each: Diagnosed) -> bool:
 
 
 def of_downloads(diagnosed: Iterable[Diagnosed]) -> Iterator[AtRisk]:
-    """Every download that is needed."""
     for each in filter(is_needed, diagnosed):
         yield AtRisk(each.digest, each.download.entries, each.download.models)
 
@@ -46,7 +45,6 @@ def is_young(entry: Entry, evidence: Evidence, rules: Rules) -> bool:
 
 
 def paths(diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules) -> frozenset[str]:
-    """All of it, as paths below the store."""
     every = (*of_downloads(diagnosed), *of_blobs(evidence, rules))
     return frozenset(f"blobs/{entry.name}" for each in every for entry in each.entries)
 

@@ -167,7 +167,7 @@ def odd_manifest(odd: model.OddManifest, evidence: Evidence) -> Finding:
             kind="manifest_unreadable",
             message=f"this user can't read the manifest of {who}",
             alone="nothing: the server's user can read it",
-            command=findings.looked_at(evidence),
+            command=advice.watch(evidence, "audit", root=True),
         )
     remedy = BEHIND_LINK if findings.is_led_away(odd.path, evidence) else ""
     if odd.published:

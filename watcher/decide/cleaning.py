@@ -11,7 +11,6 @@ from watcher.system import advice
 
 
 def of_download(diagnosed: Diagnosed, evidence: Evidence) -> Iterator[Action | Refusal]:
-    """What goes of a stale download."""
     match conditions.row(diagnosed.condition).clean:
         case Step.REMOVE_SURPLUS:
             yield surplus(diagnosed, evidence)

@@ -257,7 +257,6 @@ _ROWS = {row.condition: row for row in TABLE}
 
 
 def row(condition: Condition) -> Row:
-    """The row of a condition."""
     return _ROWS[condition]
 
 

@@ -19,8 +19,6 @@ _MOST_SUBJECTS = 20
 
 
 class DownloadDetails(TypedDict):
-    """The details of an event about a download."""
-
     digest: str
     models: list[str]
     condition: str
@@ -34,8 +32,6 @@ class DownloadDetails(TypedDict):
 
 
 class ActionDetails(TypedDict):
-    """The details of an event about an action."""
-
     verb: str
     subject: str
     models: list[str]
@@ -48,7 +44,6 @@ class ActionDetails(TypedDict):
 
 
 def of_download(at: float, kind: EventType, message: str, diagnosed: Diagnosed) -> Event:
-    """An event about an unfinished download."""
     download = diagnosed.download
     details: DownloadDetails = {
         "digest": f"sha256:{diagnosed.digest}",
@@ -98,7 +93,6 @@ def gone(digest: str, record: Remembered, size: int | None, at: float) -> Event:
 
 
 def clock_jumped(jump: float, at: float) -> Event:
-    """The clock was set since the last scan."""
     by, steady = map(advice.duration, (abs(jump), CLOCK_SETTLED_SECONDS))
     message = (
         f"the clock jumped {'ahead' if jump > 0 else 'back'} by {by}: it does not make anything old"
@@ -152,13 +146,11 @@ def problems(
 
 
 def begun(action: Action, at: float) -> Event:
-    """An action begins."""
     message = f"{actions.does(action, actions.subject(action))}: {action.because}"
     return _of_action(at, EventType.ACT_STARTED, message, action)
 
 
 def ended(outcome: Outcome, at: float) -> Event:
-    """How an action ended, and what it freed."""
     kind = actions.row(outcome.action.kind).event
     assert kind is not None, f"{outcome.action.kind} has no event"
     if outcome.result is not Result.DONE:

@@ -241,7 +241,6 @@ _ROWS = {row.kind: row for row in TABLE}
 
 
 def row(kind: str) -> Row:
-    """The row of a kind."""
     return _ROWS[kind]
 
 

@@ -25,7 +25,6 @@ NAMED = "run `ollama-watch repair MODEL` with the name of its model"
 
 
 def sizes(entries: Iterable[Entry]) -> Sizes:
-    """The three sizes of entries together."""
     apparent = allocated = freed = 0
     for entry in entries:
         apparent += entry.size
@@ -304,13 +303,8 @@ def made_listable(path: str, evidence: Evidence) -> str:
     if fails or is_led_away(path, evidence):
         return ""
     if path not in census.unlisted_by_server and evidence.caller.uid not in (0, owner):
-        return looked_at(evidence)
+        return advice.watch(evidence, "audit", root=True)
     return advice.shell(evidence, "chmod", "u+rx", path_of(evidence, path), owner=owner)
-
-
-def looked_at(evidence: Evidence) -> str:
-    """The command that inspects what this user may not read."""
-    return advice.watch(evidence, "audit", root=True)
 
 
 def lacking(diagnosed: Iterable[Diagnosed]) -> int:

@@ -91,7 +91,6 @@ def _why_renaming_fails(evidence: Evidence) -> Iterator[str]:
 
 
 def _why_broken(place: Place) -> str:
-    """Why ``blobs`` is no folder."""
     target = place.blobs_target
     if not target:
         return "blobs is not a folder"

@@ -24,8 +24,6 @@ _BLINDING = {
 
 
 class Remaining(NamedTuple):
-    """What a command has left."""
-
     findings: tuple[Finding, ...] = ()
     blind: bool = False  #: something of what was meant could not be inspected
 
@@ -148,7 +146,6 @@ class Verified(NamedTuple):
 
 
 def of_verified(diagnosis: Diagnosis, done: Verified) -> list[Finding]:
-    """The findings about the blobs that are wrong."""
     wrong = {(f"blob_{odd.fault.value}", f"blobs/{names.blob(odd.digest)}") for odd in done.wrong}
     # One finding is about all that lie in the same place.
     astray = any(odd.lies is not None for odd in done.wrong)

@@ -20,7 +20,6 @@ MOST_SIDECARS = 1000  #: more sidecars than this are absurd, and brought down
 def of_download(
     diagnosed: Diagnosed, evidence: Evidence, rules: Rules
 ) -> Iterator[Action | Refusal]:
-    """What repairs a download, if anything has to be repaired."""
     match conditions.row(diagnosed.condition).repair:
         case Step.WAIT:
             yield from _not_quiet_yet(diagnosed)

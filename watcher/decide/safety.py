@@ -34,12 +34,10 @@ class Why(NamedTuple):
     def refusal(
         self, subject: str, action: model.ActionKind, models: tuple[str, ...] = ()
     ) -> Refusal:
-        """The refusal of an action for this reason."""
         words = self.reason, self.remedy, self.left
         return Refusal(self.kind, subject, action, *words, models, command=self.command)
 
     def of_download(self, diagnosed: Diagnosed, action: model.ActionKind) -> Refusal:
-        """The refusal of an action on a download."""
         return self.refusal(diagnosed.digest, action, diagnosed.download.models)
 
 

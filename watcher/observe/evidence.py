@@ -272,8 +272,6 @@ def _doubted_first(
 
 
 class _Reader:
-    """Reads the pieces of one digest."""
-
     def __init__(self, around: _Look, digest: str, pieces: scan.Pieces) -> None:
         memory = around.memory
         self.around, self.digest = around, digest
@@ -314,7 +312,6 @@ class _Reader:
         return made
 
     def unreadable(self, why: str) -> Download:
-        """The download when its content can't be read."""
         return self._base(
             self.record,
             self.born_ns,

@@ -89,8 +89,6 @@ def _program(arguments: tuple[str, ...]) -> str:
 
 
 class Seen(NamedTuple):
-    """What one pass over the processes has shown."""
-
     unread: list[Process]  #: whose open files can't be read
     holders: Mapping[str, tuple[Holder, ...]]
     servers: tuple[Server, ...]

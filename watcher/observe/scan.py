@@ -339,8 +339,6 @@ class Named:
 
 
 class Scan(NamedTuple):
-    """What one pass has found."""
-
     census: BlobCensus
     downloads: dict[str, Pieces]
     named: Named
@@ -349,7 +347,6 @@ class Scan(NamedTuple):
 
 
 def entry(name: str, found: os.stat_result) -> Entry:
-    """An `Entry` of an ``lstat``."""
     mode = found.st_mode
     if stat.S_ISREG(mode):
         kind = Kind.FILE
@@ -590,7 +587,6 @@ class _Census:
         self.nested: list[Nested] = []
 
     def scan(self, blobs: int) -> None:
-        """Look at every name in ``blobs/``."""
         self.folder = blobs
         self._judge_folder()
         with os.scandir(blobs) as listing:

@@ -99,7 +99,6 @@ class Unit(NamedTuple):
 
     @property
     def no_prune(self) -> bool:
-        """Whether its server's start deletes nothing."""
         return environment.no_prune(self.variables)
 
     def ids(self) -> tuple[int, frozenset[int]] | None:

@@ -23,12 +23,10 @@ def normal(pieces: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def size(ranges: Ranges) -> int:
-    """Bytes in all ranges together."""
     return sum(end - start for start, end in ranges)
 
 
 def union(first: Ranges, second: Ranges) -> Ranges:
-    """What lies in either."""
     return normal(first + second)
 
 

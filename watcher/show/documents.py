@@ -116,7 +116,6 @@ def quarantine(report: Report) -> dict[str, Any]:
 
 
 def record(name: str, known: Record) -> dict[str, Any]:
-    """What is kept of a model's download."""
     rate = known.bytes_per_second
     return {
         "model": name,

@@ -52,7 +52,6 @@ def flag(value: object) -> bool:
 
 
 def text(value: object, longest: int = 1 << 16) -> str:
-    """A text of a reasonable length."""
     if isinstance(value, str) and len(value) <= longest:
         return value
     raise ValueError(f"expected a text of {longest} characters at most")

@@ -102,7 +102,6 @@ class Hashes:
         return type(self)(self.new, store, boot)
 
     def plus(self, more: Mapping[str, Hashed]) -> Self:
-        """The same with what was found out besides."""
         return type(self)({**self.new, **more}, self._store, self._boot)
 
     def get(self, name: str) -> Hashed | None:

@@ -154,7 +154,6 @@ def visibility() -> Iterator[None]:
 
 
 def sees_all() -> bool:
-    """Whether `visibility` shows every process."""
     return capabilities().permitted & VISIBILITY == VISIBILITY
 
 

@@ -20,7 +20,6 @@ def ask() -> None:
 
 
 def asked() -> bool:
-    """Whether the process was asked to end."""
     return bool(_asked_at)
 
 
