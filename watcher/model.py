@@ -705,10 +705,7 @@ class Severity(enum.StrEnum):
     @property
     def rank(self) -> int:
         """0 for info, 2 for error."""
-        return _RANKS[self]
-
-
-_RANKS = {each: rank for rank, each in enumerate(Severity)}
+        return list(Severity).index(self)
 
 
 class Sizes(NamedTuple):

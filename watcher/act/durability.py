@@ -181,12 +181,6 @@ def keep_refused(journal: Journal, now: float, refused: Iterable[tuple[str, Writ
     return journal.save(known)
 
 
-def noted(known: Memory, boot: str) -> list[tuple[str, Remembered]]:
-    """The downloads whose claims this start made ahead of their data, the most valuable first."""
-    found = [(key, each) for key, each in known.downloads.items() if boot and each.unsynced == boot]
-    return sorted(found, key=lambda each: (-each[1].claimed, each[0]))
-
-
 def still_doubted(known: Memory, seen: Evidence) -> list[str]:
     """The digests that another start of the machine has noted, and that a look did not read."""
     return [
@@ -206,9 +200,11 @@ def sync_noted(host: Host, settings: Settings) -> frozenset[str]:
     refused: set[str] = set()
     with contextlib.ExitStack() as opened:
         store = opened.enter_context(folders.opened_store(host.store))
-        notes = noted(memory.load(store), place.boot(host))
+        boot, known = place.boot(host), memory.load(store).downloads.items()
+        notes = [(key, each) for key, each in known if boot and each.unsynced == boot]
         if not notes:
             return frozenset()
+        notes.sort(key=lambda each: (-each[1].claimed, each[0]))  # the most valuable first
         blobs = opened.enter_context(folders.opened_blobs(store))
         needs: list[Need] = []
         for digest, record in notes:

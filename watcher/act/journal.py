@@ -84,7 +84,9 @@ class Journal:
         if not (logged or whole):
             return
         seen = list(following.from_events(logged, now, damaged))
-        standing = following.of_memory(now, damaged if whole else None)
+        unfinished = tuple((each.models, each.condition) for each in now.downloads.values())
+        written = now.models.keys() if whole and now.models is not None else None
+        standing = following.Standing(unfinished, written, damaged if whole else frozenset())
         restated = partial(following.restated, standing=standing)
         try:
             if seen or any(restated(records.read(self.store))):

@@ -66,13 +66,6 @@ class Standing(NamedTuple):
     damaged: Set[str]  #: those with a damaged blob
 
 
-def of_memory(memory: Memory, damaged: Set[str] | None) -> Standing:
-    """As it is remembered; `damaged`: None where not all of the store was seen."""
-    unfinished = tuple((each.models, each.condition) for each in memory.downloads.values())
-    written = None if memory.models is None or damaged is None else memory.models.keys()
-    return Standing(unfinished, written, damaged or frozenset())
-
-
 def restated(known: Records, standing: Standing) -> Iterator[Seen]:
     """The records whose reason was given by a scan and is no longer so, as they are now.
 

@@ -20,12 +20,6 @@ from watcher.system import advice
 SERVICE_STORE = "/usr/share/ollama/.ollama/models"
 OTHER_STORE = "/var/lib/ollama/models"
 
-#: File systems on which other machines may write at the same time.
-_NETWORK = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "glusterfs", "lustre"}
-    | {"afs", "beegfs", "gpfs", "vboxsf", "fuse.sshfs", "fuse.glusterfs", "fuse.cephfs"}
-    | {"fuse.rclone", "fuse.s3fs"}
-)
 _BELOW = ("models", ".ollama/models", "ollama/models")  #: of a store in a folder taken for it
 _NOT_THERE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL})
 #: In a path these make Go's filepath.Glob look elsewhere, so that the server finds nothing.
@@ -226,7 +220,7 @@ def describe(host: Host, store: int) -> Place:
         path=host.store,
         found_by=host.found_by,
         file_system=kind,
-        network=kind in _NETWORK,
+        network=kind in processes.NETWORK,
         blobs=(0, 0) if behind is None else (behind.st_dev, behind.st_ino),
         owner=status.st_uid,
         blobs_linked=blobs.linked,
@@ -251,7 +245,8 @@ def describe(host: Host, store: int) -> Place:
 def silent(path: str, proc: str) -> str:
     """The type of a file system that brings no event of what others do on it; else ""."""
     kind = _file_system(path, proc)
-    return kind if kind in _NETWORK or kind == "fuse" or kind.startswith("fuse.") else ""
+    is_silent = kind in processes.NETWORK or kind == "fuse" or kind.startswith("fuse.")
+    return kind if is_silent else ""
 
 
 def _file_system(path: str, proc: str) -> str:

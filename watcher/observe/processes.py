@@ -27,11 +27,14 @@ _UNREACHABLE_AFTER = 300.0  #: a server that can't be reached counts as started 
 _ASKING_SECONDS = 3.0  #: so long all servers together are waited for
 _SERVE_WORDS = frozenset({"serve", "start"})
 _SHOWN_UNSEEN = 5
-#: File systems that show files of another one, or of another machine, with other devices, inodes.
-_DISGUISING = frozenset(
-    {"overlay", "aufs", "unionfs", "ecryptfs", "shiftfs", "9p", "virtiofs", "vboxsf", "prl_fs"}
-    | {"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "lustre", "afs", "beegfs", "gpfs"}
+#: File systems on which other machines may write at the same time.
+NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "ceph", "glusterfs", "lustre"}
+    | {"afs", "beegfs", "gpfs", "vboxsf", "fuse.sshfs", "fuse.glusterfs", "fuse.cephfs"}
+    | {"fuse.rclone", "fuse.s3fs"}
 )
+#: Those that show files of another one, or of another machine, with other devices and inodes.
+_DISGUISING = NETWORK | {"overlay", "aufs", "unionfs", "ecryptfs", "shiftfs", "prl_fs"}
 #: Options of Python's that take a value; behind -c and -m come the program's own.
 _VALUED_OPTION = re.compile(r"-[a-zA-Z]*?([mcWX])(.*)", re.DOTALL)
 _OF_UNIT = re.compile(r":/system\.slice/(?:[^/]+\.slice/)*([^/]+\.service)$")

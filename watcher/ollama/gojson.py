@@ -7,9 +7,7 @@ field as it was; an integer field takes neither ``1.0`` nor ``1e3`` nor a number
 
 import json
 import re
-from typing import Any, NoReturn, TypeAlias
-
-import orjson
+from typing import NoReturn, TypeAlias
 
 _SPACE = b" \t\r\n"
 _INT64 = range(-(1 << 63), 1 << 63)
@@ -17,18 +15,6 @@ _DIGITS = re.compile(r"-?[0-9]{1,19}")
 
 #: An object by its keys in lower case; what is null is left out.
 Fields: TypeAlias = dict[str, object]
-
-
-def plain(raw: bytes) -> dict[str, Any] | None:
-    """An object and nothing else, as orjson reads it: many times faster; None for anything else.
-
-    Of keys that come twice the last one counts, even where it is null.
-    """
-    try:
-        value = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return None
-    return value if type(value) is dict else None
 
 
 def first_value(raw: bytes) -> object:
@@ -70,15 +56,9 @@ def int64(value: Fields, key: str) -> int:
     field = value.get(key.lower())
     if field is None:
         return 0
-    if not is_int64(field):
+    if type(field) is not int or field not in _INT64:
         raise ValueError(f"{key} is no 64-bit integer")
-    assert isinstance(field, int)
     return field
-
-
-def is_int64(value: object) -> bool:
-    """Whether a value can stand in an integer field."""
-    return type(value) is int and value in _INT64
 
 
 def string(value: Fields, key: str) -> str:

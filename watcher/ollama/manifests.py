@@ -7,10 +7,6 @@ from watcher.ollama import gojson, names
 #: Real manifests have a few KiB; tensor models some hundred. What is larger is not read whole.
 READ_LIMIT = 16 * 1024 * 1024
 
-_NEEDED_KEYS = frozenset({"config", "layers"})
-_USUAL_KEYS = _NEEDED_KEYS | {"schemaVersion", "mediaType"}
-_USUAL_REFERENCE = frozenset({"mediaType", "digest", "size"})
-_KNOWN_REFERENCE = _USUAL_REFERENCE | {"name", "from"}
 NAMES_NOTHING = "it names no layer"
 
 
@@ -28,16 +24,14 @@ class Manifest(NamedTuple):
 
 def parse(raw: bytes) -> Manifest:
     """Read a manifest. Raises ValueError with the reason where the server would fail."""
-    references = _usual(raw)
-    if references is None:
-        value = gojson.record(gojson.first_value(raw), "the manifest")
-        gojson.int64(value, "schemaVersion")
-        gojson.string(value, "mediaType")
-        layers = value.get("layers")
-        if layers is not None and not isinstance(layers, list):
-            raise ValueError("layers is no list")
-        references = [_reference(layer, "a layer") for layer in layers or ()]
-        references.append(_reference(value.get("config"), "the config"))
+    value = gojson.record(gojson.first_value(raw), "the manifest")
+    gojson.int64(value, "schemaVersion")
+    gojson.string(value, "mediaType")
+    layers = value.get("layers")
+    if layers is not None and not isinstance(layers, list):
+        raise ValueError("layers is no list")
+    references = [_reference(layer, "a layer") for layer in layers or ()]
+    references.append(_reference(value.get("config"), "the config"))
     if not references[-1][0]:
         references.pop()  # a config that names nothing
     found: dict[str, Naming] = {}
@@ -62,29 +56,6 @@ def flaw(raw: bytes) -> str:
     """
     named, faults = parse(raw)
     return faults[0] if faults else "" if named else NAMES_NOTHING
-
-
-def _usual(raw: bytes) -> list[tuple[str, int]] | None:
-    """What a manifest with just the usual keys refers to, the config last; None for any other.
-
-    Nearly all are just so, and a large store has thousands. A null is nothing usual.
-    """
-    value = gojson.plain(raw)
-    if value is None or not _NEEDED_KEYS <= value.keys() <= _USUAL_KEYS:
-        return None
-    version, kind = value.get("schemaVersion", 0), value.get("mediaType", "")
-    if not gojson.is_int64(version) or type(kind) is not str or type(value["layers"]) is not list:
-        return None
-    references: list[tuple[str, int]] = []
-    for each in (*value["layers"], value["config"]):
-        # Layers of tensor models have a name, those made from others where they are from.
-        if type(each) is not dict or not _USUAL_REFERENCE <= each.keys() <= _KNOWN_REFERENCE:
-            return None
-        size = each.pop("size")
-        if not gojson.is_int64(size) or set(map(type, each.values())) != {str}:
-            return None
-        references.append((each["digest"], size))
-    return references
 
 
 def _reference(value: object, what: str) -> tuple[str, int]:

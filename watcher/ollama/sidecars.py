@@ -29,9 +29,6 @@ def parse(raw: bytes) -> Part:
 
     ``{}`` is no error to the server (a part of no bytes), so it is none here; `faults` reports it.
     """
-    usual = gojson.plain(raw)
-    if usual is not None and tuple(usual) == _KEYS and all(map(gojson.is_int64, usual.values())):
-        return Part(*usual.values())
     value = gojson.record(gojson.first_value(raw), "the sidecar")
     return Part(*(gojson.int64(value, key) for key in _KEYS))
 

@@ -176,8 +176,8 @@ def _set(wanted: Capabilities) -> None:
         raise OSError(code, f"the capabilities can't be set: {os.strerror(code)}")
 
 
-def _prctl(option: int, first: int, second: int = 0) -> int:
-    return int(_libc.prctl(option, *(ctypes.c_ulong(each) for each in (first, second, 0, 0))))
+def _prctl(option: int, first: int) -> int:
+    return int(_libc.prctl(option, *(ctypes.c_ulong(each) for each in (first, 0, 0, 0))))
 
 
 def owner_of(uid: int, folder_gid: int) -> Owner:
