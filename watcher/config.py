@@ -18,7 +18,6 @@ _READ_LIMIT = 1 << 20  #: what is larger is no file of settings, and may have no
 ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
 MOST_CONNECTIONS = 64  #: a registry takes more for an attack, and they bring nothing
 
-
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _MOST_SECONDS, _MOST_BYTES, _LARGEST_PORT = 1e14, (1 << 63) - 1, 65535  #: beyond is an error
 

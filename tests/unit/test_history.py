@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support.runs import rules
 from watcher import config
+from watcher.commands import log as command
 from watcher.config import Settings
 from watcher.observe.targets import Targets
 from watcher.state import event_log
@@ -196,13 +197,13 @@ def test_a_line_is_about_its_models_and_its_digests() -> None:
     assert not is_about(line(None, models={}, subjects=3, digest=None), layer)
 
 
-def test_what_can_be_asked_for_is_learnt_from_the_lines() -> None:
-    known = event_log.known(
-        [
-            line("sha256-abababababab", digest="sha256:" + "ab" * 32),
-            line("a:latest", digest="sha256:" + "cd" * 32, models=["a:latest", "b:latest"]),
-        ]
-    )
+def test_what_can_be_asked_for_is_learnt_from_the_lines(folder: int, store: Path) -> None:
+    lines = [
+        line("sha256-abababababab", digest="sha256:" + "ab" * 32),
+        line("a:latest", digest="sha256:" + "cd" * 32, models=["a:latest", "b:latest"]),
+    ]
+    event_log.write(folder, lines, Settings())
+    known = command._known(str(store))
     assert known.digests == {"ab" * 32, "cd" * 32}
     assert known.models == dict.fromkeys(("a:latest", "b:latest"), frozenset({"cd" * 32}))
 

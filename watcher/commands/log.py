@@ -98,18 +98,20 @@ def _known(store: str) -> Known:
     """What a store and its log know. Raises NoPermissionError."""
     from watcher.model import Known
     from watcher.observe import place, targets
-    from watcher.state.event_log import Log, known
+    from watcher.state.event_log import Log
 
     there = targets.known(store)
+    models, digests = {shown: set(its) for shown, its in there.models.items()}, set(there.digests)
     try:
-        logged = known(Log(store).read())
+        for line in Log(store).read():
+            about = line.digests
+            digests |= about
+            for shown in line.models:
+                models.setdefault(shown, set()).update(about)
     except PermissionError:
         raise place.no_permission(store) from None
-    models = {
-        model: there.models.get(model, frozenset()) | logged.models.get(model, frozenset())
-        for model in {*there.models, *logged.models}
-    }
-    return Known(models, there.digests | logged.digests, there.unseen)
+    digests_of = {shown: frozenset(its) for shown, its in models.items()}
+    return Known(digests_of, frozenset(digests), there.unseen)
 
 
 class _Events:

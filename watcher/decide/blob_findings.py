@@ -142,7 +142,6 @@ _PULLED = frozenset(
     {ManifestFault.CORRUPT, ManifestFault.BAD_DIGEST, ManifestFault.EMPTY, ManifestFault.WRONG_SIZE}
 )
 
-
 _CORRECTED = "the model's publisher must correct it: pull it later, or choose another tag"
 
 

@@ -28,7 +28,6 @@ _NO_FILE = frozenset({"", ".", ".."})
 _UNKNOWN_LAYER = KnownLayer(0, ())
 _DISPUTED = "other manifests give that blob the size that it has"
 
-
 #: What the kept manifests of registries have of layers, by digest.
 Layers: TypeAlias = Callable[[], Mapping[str, KnownLayer]]
 

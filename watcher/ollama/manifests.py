@@ -9,7 +9,6 @@ READ_LIMIT = 16 * 1024 * 1024
 
 NAMES_NOTHING = "it names no layer"
 
-
 #: What a manifest has of a digest: size in bytes, and whether it protects the blob from clean-up.
 #: Plain tuples: a large store has a hundred thousand of them.
 Naming: TypeAlias = tuple[int, bool]

@@ -30,7 +30,6 @@ _ALIVE = (
     ((socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3),
 )
 
-
 #: The beginning of an error that is longer than a line may be.
 _TOO_LONG = re.compile(rb'\s*\{\s*"error"\s*:\s*"([^"]{1,2000})')
 

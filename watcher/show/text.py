@@ -53,7 +53,6 @@ class Table(NamedTuple):
 Part = str | Line | Table
 Row = list[Span]
 
-
 size = decimal
 
 

@@ -20,7 +20,7 @@ from typing import BinaryIO, Self
 import orjson
 
 from watcher.config import Settings
-from watcher.model import DAY, Diagnosed, Known, Outcome, Refusal
+from watcher.model import DAY, Diagnosed, Outcome, Refusal
 from watcher.ollama import names
 from watcher.state import folders, fs, state_folder
 from watcher.state.checks import LAST_DAY
@@ -363,15 +363,3 @@ def _in_order(log: str, folder: int, listed: list[str]) -> list[tuple[str, tuple
             if stat.S_ISREG(status.st_mode) and fs.is_trusted(status, above):
                 there.append((name, (status.st_dev, status.st_ino)))
     return there
-
-
-def known(lines: Iterable[Event]) -> Known:
-    """What can be asked for, as far as these lines know it."""
-    models: dict[str, set[str]] = {}
-    digests: set[str] = set()
-    for line in lines:
-        about = line.digests
-        digests |= about
-        for shown in line.models:
-            models.setdefault(shown, set()).update(about)
-    return Known({shown: frozenset(its) for shown, its in models.items()}, frozenset(digests))

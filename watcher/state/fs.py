@@ -724,11 +724,8 @@ def open_data(name: str, parent: int) -> int:
     Raises OSError, with EINVAL or EMLINK for what is not to be written to.
     """
     fd = _opened_or_made(name, parent, os.O_RDWR, file_mode(os.fstat(parent)))
-    try:
+    with _closed_on_error(fd):
         _check(os.fstat(fd), name, os.fstat(parent), alone=True)
-    except BaseException:
-        os.close(fd)
-        raise
     return fd
 
 

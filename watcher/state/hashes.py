@@ -137,10 +137,7 @@ class Hashes:
         if self._store is None:
             return ()
         try:
-            with (
-                state_folder.opened(self._store) as ours,
-                state_folder.opened_in(FOLDER, ours) as folder,
-            ):
+            with state_folder.opened(self._store, FOLDER) as folder:
                 there = set(os.listdir(folder))
         except FileNotFoundError:
             return ()
