@@ -277,18 +277,19 @@ class _Run:
         from watcher.act import durability
 
         for _ in range(_MOST_TRIES):
-            done = durability.settle(self._host, agreed, behind=self._claims_first(now))
+            claims_first = self._claims_first(now)
+            ready, undone, refused = durability.settle(self._host, agreed, behind=claims_first)
             kept = False
-            if done.refused:
+            if refused:
                 seconds = self._rules.mode.lock_seconds
                 with contextlib.suppress(OSError), self._journal(seconds) as journal:
                     journal.learn(journal.recall(), now.evidence, now.diagnosis())
-                    kept = durability.keep_refused(journal, self._host.clock(), done.refused)
+                    kept = durability.keep_refused(journal, self._host.clock(), refused)
             if not kept:
                 break
             now = self._anew()
             agreed = self._approve(now.plan).filtered(_is_act)
-        return now, done.plan, done.outcomes
+        return now, ready, undone
 
     def _claims_first(self, now: Look) -> bool:
         """Whether claims may come before their data: the note names the machine's start."""

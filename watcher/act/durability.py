@@ -40,15 +40,6 @@ class Written(NamedTuple):
     error: OSError | None = None
 
 
-class Settled(NamedTuple):
-    """A plan once what it relies on is on the disk."""
-
-    plan: Plan  #: what can be done now
-    outcomes: tuple[Outcome, ...] = ()  #: of the rest: an error of the disk's
-    #: By digest: what the disk did not take of downloads that are to be mended: to plan anew.
-    refused: tuple[tuple[str, Written], ...] = ()
-
-
 class Need(NamedTuple):
     """Bytes of a file under ``blobs/`` that have to be on the disk, by the claims of `digest`."""
 
@@ -129,12 +120,18 @@ def _rest_synced(fds: Sequence[int], stop: Callable[[], bool]) -> int | None:
     return None if code == errno.EINTR else code
 
 
-def settle(host: Host, planned: Plan, *, behind: bool) -> Settled:
-    """Bring to the disk what a plan relies on, unlocked; `behind`: but not what it claims."""
+def settle(
+    host: Host, planned: Plan, *, behind: bool
+) -> tuple[Plan, tuple[Outcome, ...], list[tuple[str, Written]]]:
+    """Bring to the disk what a plan relies on, unlocked; `behind`: but not what it claims.
+
+    Returns what can be done now, the errors of the disk for the rest, and, by digest, what it did
+    not take of downloads that are to be repaired: to plan anew.
+    """
     needed = [_need(action, behind=behind) for action in planned.actions]
     needs = [need for need in needed if need]
     if not needs:
-        return Settled(planned)
+        return planned, (), []
     with folders.opened_store(host.store) as store, folders.opened_blobs(store) as blobs:
         written = dict(zip(needs, write_back(blobs, needs, host.stops), strict=True))
     kept: list[Action] = []
@@ -149,7 +146,7 @@ def settle(host: Host, planned: Plan, *, behind: bool) -> Settled:
                 refused.append((action.subject, came))
         elif not came.cut_short:
             kept.append(action)  # what is another file now is refused as changed
-    return Settled(planned._replace(actions=tuple(kept)), tuple(outcomes), tuple(refused))
+    return planned._replace(actions=tuple(kept)), tuple(outcomes), refused
 
 
 def _need(action: Action, *, behind: bool) -> Need | None:

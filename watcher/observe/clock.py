@@ -24,23 +24,16 @@ class Reading(NamedTuple):
     machine: str = ""  #: "" where the machine has no id
 
 
-class Clocks(NamedTuple):
-    """This machine's clocks, and those of others that share the store, looked at last."""
+def look(known: Sequence[Clock], now: Reading) -> tuple[Clock, tuple[Clock, ...]]:
+    """This machine's clock, and those of others that share the store, each compared with itself.
 
-    own: Clock
-    others: tuple[Clock, ...] = ()
-
-
-def look(known: Sequence[Clock], now: Reading) -> Clocks:
-    """The clocks at a look, each machine compared with itself; `known`: the last ones last.
-
-    A first look has nothing to compare with, and takes the wall clock as it is; so does one on a
-    machine that does not identify its starts.
+    `known`: those of the looks before, the last one last. A first look has nothing to compare with,
+    and takes the wall clock as it is; so does one on a machine that does not identify its starts.
     """
     wall, counted, boot, machine = now
     new = Clock(boot, wall, counted, wall, held=0.0, begun=wall - counted, machine=machine)
     if not known or not boot:
-        return Clocks(new._replace(held=CLOCK_SETTLED_SECONDS))
+        return new._replace(held=CLOCK_SETTLED_SECONDS), ()
     before = next((each for each in known if each.boot == boot), None)
     if before is not None:
         own = _decided(_compared(before, now), known)._replace(machine=machine)
@@ -54,7 +47,7 @@ def look(known: Sequence[Clock], now: Reading) -> Clocks:
     gone = {now.boot, *([before.boot] if before is not None else [])}
     others = tuple(each for each in known if each.boot not in gone)[1 - _MOST_MACHINES :]
     shifts = tuple(each for other in others for each in other.shifts if each.by > 0)
-    return Clocks(own._replace(others=shifts), others)
+    return own._replace(others=shifts), others
 
 
 def _compared(before: Clock, now: Reading) -> Clock:

@@ -120,10 +120,10 @@ class _Look:
         host.go_on()
         now = host.clock()
         reading = clock.Reading(now, host.counted(), self.boot, place.machine(host))
-        time = clock.look(memory.clocks, reading)
+        own, others = clock.look(memory.clocks, reading)
         forgotten = memory.unreadable or memory.lost or memory.hashes.unread
         made = made._replace(now=now, uptime=host.uptime(), forgotten=forgotten)
-        return made._replace(clock=time.own, other_clocks=time.others)
+        return made._replace(clock=own, other_clocks=others)
 
     def _of_store(
         self, made: Evidence, found: scan.Scan, coming: NextStart, seen: processes.Seen

@@ -4,7 +4,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TypeAlias
 
 from watcher.ollama import names
 from watcher.state import fs
@@ -15,12 +15,8 @@ _TAG_DEPTH = 4
 _PARTS = ("blobs", "manifests")
 
 
-class Found(NamedTuple):
-    """A folder below the store with what a server would look for in a store of its own."""
-
-    path: str  #: the folder that holds it; paths are below the outer store
-    blobs: tuple[tuple[str, os.stat_result], ...]
-    manifests: tuple[tuple[str, os.stat_result], ...]
+Files: TypeAlias = tuple[tuple[str, os.stat_result], ...]  #: by their paths below the outer store
+Found: TypeAlias = tuple[str, Files, Files]  #: a store's path, its blobs, and its manifests
 
 
 def find(store: int, in_blobs: Iterable[str]) -> Iterator[Found]:
@@ -37,7 +33,7 @@ def _in(store: int, path: str, inside: Sequence[str], budget: list[int]) -> Iter
     blobs = tuple(_blobs(store, f"{path}/blobs")) if "blobs" in inside else ()
     manifests = tuple(_manifests(store, f"{path}/manifests", 0)) if "manifests" in inside else ()
     if blobs or manifests:
-        yield Found(path, blobs, manifests)
+        yield path, blobs, manifests
     for name in inside:
         budget[0] -= 1
         below = f"{path}/{name}"

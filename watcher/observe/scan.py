@@ -804,20 +804,20 @@ class _Census:
     def look_for_stores(self, store: int) -> None:
         """Take up the stores that lie in this one: what is missing here may be there."""
         inside = [each.name for each in self.foreign if each.kind is Kind.FOLDER]
-        for found in nested.find(store, inside):
+        for top, *found in nested.find(store, inside):
             blobs, manifests = (
                 tuple(Located(path, entry(os.path.basename(path), status)) for path, status in each)
-                for each in (found.blobs, found.manifests)
+                for each in found
             )
             for path, blob in blobs:
                 spelled = names.SPELLED_DIGEST.fullmatch(blob.name)
                 if spelled is not None and not path.startswith("blobs/"):
                     self._stray(spelled[2], path, blob)
             inner = (*blobs, *manifests)
-            twins = [each for each in inner if _has_twin(each.path, found.path, store)]
+            twins = [each for each in inner if _has_twin(each.path, top, store)]
             unfinished = {names.parse_blob(each.entry.name).role for each in twins} & _UNFINISHED
             apart = len(inner) - len(twins)
-            self.nested.append(Nested(found.path, blobs, manifests, apart, bool(unfinished)))
+            self.nested.append(Nested(top, blobs, manifests, apart, bool(unfinished)))
 
     def _look_at_walk(self, found: Entry, parent: int, path: str) -> None:
         """What the server's start, which walks through ``blobs/`` and renames, will meet here."""
