@@ -97,7 +97,7 @@ def _mount_command(path: str) -> str:
             fields = line.split()
             if len(fields) < 2 or fields[0].startswith("#"):
                 continue
-            point = _unescaped(fields[1])
+            point = unescaped(fields[1])
             above = f"{path}/".startswith(f"{point.rstrip('/')}/")
             if above and len(point) > len(best) and not os.path.ismount(point):
                 best = point
@@ -258,13 +258,13 @@ def _file_system(path: str, proc: str) -> str:
     ):
         for line in mounts:
             _, point, mounted, *_ = line.split(" ")
-            point = _unescaped(point).rstrip("/")
+            point = unescaped(point).rstrip("/")
             if (real == point or real.startswith(f"{point}/")) and len(point) >= len(best):
                 best, kind = point, mounted
     return kind
 
 
-def _unescaped(field: str) -> str:
+def unescaped(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda each: chr(int(each[1], 8)), field)
 
 

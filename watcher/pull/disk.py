@@ -3,11 +3,11 @@
 import contextlib
 import itertools
 import os
-import re
 from collections.abc import Iterator
 
 from rich.filesize import decimal
 
+from watcher.observe import place
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.pull.failures import Cause, End
@@ -46,8 +46,7 @@ def _mount_point(fd: int) -> str:
             number = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
             point = next(line.split()[4] for line in mounts if line.split()[0] == number)
-        escaped = re.compile(r"\\([0-7]{3})")
-        return f"at {names.printable(escaped.sub(lambda each: chr(int(each[1], 8)), point))}"
+        return f"at {names.printable(place.unescaped(point))}"
     return "of the store"
 
 

@@ -217,7 +217,7 @@ class ModelDownloadManager:
         self._store = os.path.abspath(os.fsdecode(file_manager.store_path))
         self._state = os.path.abspath(os.fsdecode(file_manager.state_path))
         for folder in (self._store, self._state):
-            if not folders.is_there(folder):
+            if not os.path.isdir(folder):
                 raise NoStoreError(
                     f"the folder {names.printable(folder)} does not exist", "create it first"
                 )
