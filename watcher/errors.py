@@ -157,10 +157,7 @@ def refused(text: str, number: int, where: str | bytes | int | None = None) -> W
 
 
 def with_step(told: str, number: int | None, where: str | bytes | int | None = None) -> str:
-    """What the machine has refused, on one line with what helps against it, where that is known.
-
-    `where`: a path or a descriptor on the file system that it is about.
-    """
+    """What the machine has refused `where` (a path or descriptor), with what helps against it."""
     step = _step(number or 0, where)
     return f"{told}; {step}" if step else told
 

@@ -1,7 +1,4 @@
-"""The findings about blobs and manifests, and about what lies in the wrong place. Pure.
-
-Their kinds, with the usual words, are rows of `finding_kinds`.
-"""
+"""The findings about blobs and manifests, and about what lies in the wrong place. Pure."""
 
 from collections.abc import Iterator, Mapping
 

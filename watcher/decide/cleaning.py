@@ -57,10 +57,7 @@ def _removal(diagnosed: Diagnosed, evidence: Evidence, kind: ActionKind) -> Acti
 
 
 def spared(diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules) -> tuple[Spared, ...]:
-    """What `clean` would remove if it were old enough, the oldest first.
-
-    Downloads that are not stale yet, and orphaned blobs that are as young.
-    """
+    """The downloads and orphaned blobs that are too young for `clean`, the oldest first."""
     found = [
         Spared(each.digest, each.download.models, each.age, each.download.freed)
         for each in diagnosed

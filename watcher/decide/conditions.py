@@ -1,7 +1,4 @@
-"""The conditions of downloads, one row each: the test, the words, and what becomes of it. Pure.
-
-A new condition is a code in `Condition` and a row here.
-"""
+"""The conditions of downloads, one row each: the test, the words, and what becomes of it. Pure."""
 
 import enum
 from collections.abc import Callable

@@ -1,8 +1,4 @@
-"""The findings about downloads and about the store itself, and what all findings share. Pure.
-
-Each has the evidence, what Ollama alone does, and what helps. Their kinds, with the usual words,
-are rows of `finding_kinds`.
-"""
+"""The findings about downloads and about the store itself, and what all findings share. Pure."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,10 +35,7 @@ def sizes(entries: Iterable[Entry]) -> Sizes:
 def of_download(
     diagnosed: Diagnosed, evidence: Evidence, rules: Rules, doomed: Mapping[str, float]
 ) -> Iterator[Finding]:
-    """The findings about one unfinished download.
-
-    `doomed`: paths that the next start of the server deletes, and from when on.
-    """
+    """The findings about one download; `doomed`: what the next server start deletes, and when."""
     download, condition = diagnosed.download, diagnosed.condition
     who = names.known_as(download.models, download.digest)
     path = next(iter(download.paths), "blobs")
@@ -130,10 +123,7 @@ def doomed(foreseen: model.Forecast) -> dict[str, float]:
 
 
 def fate_of(download: Download, now: float, when: list[float]) -> str:
-    """What the next server start does to a download's files; "" where that is nothing.
-
-    `when`: from when on it deletes them.
-    """
+    """What the next server start does to its files, which go from `when` on; "" for nothing."""
     gone, files = bisect_right(when, now), len(download.entries)
     if gone and gone == files:
         return "the next server start deletes it"

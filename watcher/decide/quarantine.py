@@ -12,10 +12,7 @@ from watcher.system import advice
 
 
 def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
-    """Damaged blobs go to quarantine, if they can be downloaded again.
-
-    A link goes itself, never what it leads to.
-    """
+    """Damaged blobs go to quarantine if they can be downloaded again; of a link, the link."""
     most = rules.settings.quarantine_max_bytes
     room = most - _size(evidence)
     for odd in evidence.census.odd:

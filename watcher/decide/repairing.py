@@ -263,10 +263,7 @@ def blobs_in_doubt(evidence: Evidence) -> Iterator[Action]:
 
 
 def all_blobs(evidence: Evidence) -> Iterator[Action]:
-    """Every blob that a manifest names and that was not hashed as it is now; the oldest first.
-
-    Those that are in doubt are hashed as such.
-    """
+    """Every blob that a manifest names and nobody has hashed as it is; not those in doubt."""
     known = {each.subject for each in blobs_in_doubt(evidence)}
     named = [content for content, _ in evidence.census.named if content.sha256 is None]
     for entry in sorted(named, key=lambda entry: entry.mtime_ns):

@@ -411,10 +411,7 @@ class _Reader:
         return replace(made, trust=made.trust._replace(trusted=())) if refuted else made
 
     def _remembered(self, key: str, anchor: Entry | None) -> tuple[Remembered | None, int]:
-        """What is remembered of this very download, and when its first file was born.
-
-        The digest alone may stand for another file.
-        """
+        """What is remembered of this very file, not just of its digest, and when it was born."""
         if anchor is None:
             return None, 0
         record = self.around.memory.downloads.get(key)

@@ -38,10 +38,7 @@ class Found(NamedTuple):
 
 
 def find(given: str | None, environment: Mapping[str, str], by: str = "--store") -> Found:
-    """The store `given` by a flag or setting, else the first one there, in the documented order.
-
-    Raises NoStoreError, which lists what was looked at, or NoPermissionError.
-    """
+    """The store `given`, else the first in order. Raises NoStoreError, or NoPermissionError."""
     if given is not None:
         return _named_store(given, by)
     models = trimmed(environment.get("OLLAMA_MODELS", ""))

@@ -18,10 +18,7 @@ Fields: TypeAlias = dict[str, object]
 
 
 def first_value(raw: bytes) -> object:
-    """The first JSON value in `raw`; its objects are `Fields`.
-
-    Raises ValueError with a reason for people.
-    """
+    """The first JSON value; its objects are `Fields`. Raises ValueError with the reason."""
     text = raw.lstrip(_SPACE)
     if not text:
         raise ValueError("empty" if not raw else "nothing but white space")

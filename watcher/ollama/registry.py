@@ -44,20 +44,14 @@ class NoAddressError(OSError):
 
 
 def length(model: ModelName, digest: str, *, insecure: bool = False) -> int | None:
-    """How many bytes a model's registry has of a digest; None where it does not report that.
-
-    Raises OSError where nobody answers in time.
-    """
+    """How many bytes a registry has of a digest; None where it does not report that. OSError."""
     found = _ask("HEAD", model, f"blobs/sha256:{digest}", {}, insecure=insecure)
     length = found.length if found.status == 200 else None
     return None if length is None or length > LARGEST_LAYER else length
 
 
 def fetch(model: ModelName, etag: str = "", *, insecure: bool = False) -> Fetched:
-    """Ask a model's registry for its manifest; 304 where it is still the one with that `etag`.
-
-    Raises OSError where nobody answers in time.
-    """
+    """A model's manifest from its registry; 304 where it still has that `etag`. Raises OSError."""
     headers = {"Accept": _MANIFEST_TYPE, **({"If-None-Match": etag} if etag else {})}
     return _ask("GET", model, f"manifests/{model.tag}", headers, insecure=insecure)
 

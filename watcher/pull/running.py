@@ -25,10 +25,7 @@ _INSTANT_SECONDS = 0.1
 
 
 def run(store: int, drive: Drive) -> Iterator[Item]:
-    """Drive one item after the other until none is left that can start by itself.
-
-    Gives each item as it is after its drive.
-    """
+    """Drive items, each given as it is then, until none is left that can start by itself."""
     while True:
         while (item := run_next(store, drive)) is not None:
             yield item

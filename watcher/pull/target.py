@@ -40,10 +40,7 @@ class Target:
 
 
 def server_url(host: str | None, variables: Mapping[str, str]) -> str:
-    """The server's URL by ``--host``, else by ``OLLAMA_HOST``, else the usual one.
-
-    Raises SettingsError for what is no address.
-    """
+    """The URL by ``--host``, ``OLLAMA_HOST``, or the usual one. Raises SettingsError."""
     source, given = ("--host", host) if host else ("OLLAMA_HOST", variables.get("OLLAMA_HOST", ""))
     try:
         return environment.server_url(given)

@@ -50,10 +50,7 @@ def layers(store: int, model: ModelName) -> Mapping[str, int] | None:
 
 
 def right_sizes(store: int, sizes: Mapping[str, int], boot: str) -> dict[str, int]:
-    """The sizes of finished layers with the right hash to which a manifest gives another one.
-
-    `boot`: the id of this start of the machine.
-    """
+    """The sizes of finished layers with the right hash to which a manifest gives another one."""
     remembered = memory.load(store)
     remembered = replace(remembered, hashes=remembered.hashes.of_disk(store, boot))
     found = {

@@ -1,7 +1,4 @@
-"""Whether this process was asked to end: a wait for somebody else asks, and ends soon after.
-
-A signal is for the whole process, and so is this.
-"""
+"""Whether this process was asked to end: a wait for somebody else asks, and ends soon after."""
 
 import contextlib
 import signal
