@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.servers import EngineServer, RealServer, Server
-from watcher.pull import by_server, way
+from watcher.pull import by_server, driver
 
 from .driven import at_a_port
 
@@ -37,7 +37,7 @@ _BY_SERVER = frozenset({"test_hopeless", "test_network", "test_server", "test_to
 def _through_the_server(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """As for a user who can't write the store, with the store to look at."""
     if request.module.__name__.rpartition(".")[2] in _BY_SERVER:
-        monkeypatch.setattr(way, "why_server", lambda *_: "a test wants it so")
+        monkeypatch.setattr(driver, "why_server", lambda *_: "a test wants it so")
 
 
 @pytest.fixture(params=SERVERS)

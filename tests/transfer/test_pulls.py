@@ -28,7 +28,7 @@ from watcher.model import ActionKind, Download, Scope
 from watcher.observe.host import Host
 from watcher.ollama import names
 from watcher.ollama import registry as registry_of
-from watcher.pull import before, by_transfer, way
+from watcher.pull import before, by_transfer, driver
 from watcher.pull.account import Options, Update
 from watcher.pull.failures import Cause, of_error
 from watcher.pull.target import Target
@@ -575,7 +575,7 @@ def test_a_damaged_blob_is_replaced(server: Server, registry: Registry) -> None:
 
 def choose(server: Server, name: str = "demo:1b", **more: object) -> str:
     target = dataclasses.replace(here(server), **more)  # type: ignore[arg-type]
-    return way.choose(target, names.to_model(name)).reason
+    return driver.choose(target, names.to_model(name)).reason
 
 
 @pytest.mark.usefixtures("store")
@@ -587,7 +587,7 @@ def test_ours_is_chosen_wherever_it_can_be(server: Server, monkeypatch: pytest.M
     def lacking(_: str) -> None:
         raise ImportError("No module named 'pycurl'")
 
-    monkeypatch.setattr(way.importlib, "import_module", lacking)  # type: ignore[attr-defined]
+    monkeypatch.setattr(driver.importlib, "import_module", lacking)  # type: ignore[attr-defined]
     assert choose(server) == "pycurl can't be loaded (No module named 'pycurl'): pip install pycurl"
 
 

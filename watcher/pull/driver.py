@@ -6,20 +6,24 @@ whatever another attempt takes.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from watcher.errors import WatchError, without_secrets
+from watcher.observe.host import Host
 from watcher.ollama import names
-from watcher.pull import before, verification, way
-from watcher.pull.account import Account, Options, Update
+from watcher.pull import before, verification
+from watcher.pull.account import Account, By, Options, Update
 from watcher.pull.by_server import ByServer
 from watcher.pull.failures import Cause, End
 from watcher.pull.speed import Meter
 from watcher.pull.target import Target
 from watcher.pull.verification import Proof
-from watcher.state import records
+from watcher.state import folders, records
 from watcher.state.event_log import EventType
 from watcher.state.records import Record, State
 
@@ -82,8 +86,8 @@ class Pull:
         Whatever goes wrong is the end of this pull alone.
         """
         account = self.account
-        account.by = way.choose(self.target, self.name)
-        if account.by.way == way.TRANSFER:
+        account.by = choose(self.target, self.name)
+        if account.by.way == "transfer":
             from watcher.pull.by_transfer import ByTransfer  # it takes asyncio
 
             self._way = ByTransfer(account, self._is_cancelled)
@@ -183,3 +187,38 @@ class Pull:
             if store is None or sizes is None:
                 return None
             return verification.in_doubt(store, sizes, self.account.boot)
+
+
+def choose(target: Target, model: names.ModelName) -> By:
+    """Our own transfer wherever it can be, since it fetches no byte twice."""
+    reason = why_server(target, model)
+    return By("server", reason) if reason else By("transfer")
+
+
+def why_server(target: Target, model: names.ModelName) -> str:
+    """Why the server moves the bytes; "" where we can."""
+    if model.tag.lower().endswith("cloud"):
+        return "it runs in the cloud"
+    if target.host is None:
+        return target.why
+    return _of_blobs(target.host) or _of_python()
+
+
+def _of_blobs(host: Host) -> str:
+    """Why what is fetched beside ``blobs/`` can't be renamed into it."""
+    with contextlib.suppress(OSError), folders.opened_store(host.store) as store:
+        blobs = folders.look_at_blobs(store)
+        if blobs.foreign is not None:
+            return names.of_link(blobs.foreign)
+        if blobs.status is not None and blobs.status.st_dev != os.fstat(store).st_dev:
+            return "blobs/ is on another file system than the store"
+    return ""
+
+
+def _of_python() -> str:
+    """What this Python lacks for it."""
+    try:
+        importlib.import_module("pycurl")
+    except ImportError as error:
+        return f"pycurl can't be loaded ({error}): pip install pycurl"
+    return ""
