@@ -197,8 +197,8 @@ def sync_noted(host: Host, settings: Settings) -> frozenset[str]:
     refused: set[str] = set()
     with contextlib.ExitStack() as opened:
         store = opened.enter_context(folders.opened_store(host.store))
-        boot, known = place.boot(host), memory.load(store).downloads.items()
-        notes = [(key, each) for key, each in known if boot and each.unsynced == boot]
+        boot, records = place.boot(host), memory.load(store).downloads
+        notes = [(key, each) for key, each in records.items() if boot and each.unsynced == boot]
         if not notes:
             return frozenset()
         notes.sort(key=lambda each: (-each[1].claimed, each[0]))  # the most valuable first

@@ -209,7 +209,7 @@ def test_servers_clients_and_others_are_distinguished(
     server = children.start(ollama, "serve", env=env)
     client = children.start(ollama, "pull", "serveless", env=env)
     children.start(other, "serve", env=env)
-    seen = processes.see(models.host(proc="/proc"), [], network=False, writers_visible=False)
+    seen = processes.see(models.host(proc="/proc"), [])
     (found,) = [each for each in seen.servers if each.pid == server.pid]
     assert (found.store, found.ours, found.no_prune) == (str(models.path), True, True)
     assert found.state is ServerState.STARTING
@@ -228,7 +228,7 @@ def test_of_a_parent_only_the_children_count(
     server = children.start(*words, env={"PATH": os.environ["PATH"]})
     host = models.host(proc="/proc", parent=os.getpid() if kin else server.pid)
     expected = [server.pid] if kin else []
-    seen = processes.see(host, [entry], network=False, writers_visible=True)
+    seen = processes.see(host, [entry])
     assert [each.pid for each in seen.servers] == expected
     assert [each.pid for each in seen.holders.get(data.name, ())] == expected
     assert [each.pid for each in processes.holders_of(host, [entry])] == expected
@@ -236,7 +236,7 @@ def test_of_a_parent_only_the_children_count(
 
 def ours(models: Store, pid: int) -> bool | None:
     """Whether a server's store is this one."""
-    seen = processes.see(models.host(proc="/proc"), [], network=False, writers_visible=False)
+    seen = processes.see(models.host(proc="/proc"), [])
     (found,) = [each.ours for each in seen.servers if each.pid == pid]
     return found
 
@@ -291,7 +291,7 @@ def test_a_server_that_answers_has_started(
     environment = {"OLLAMA_MODELS": str(models.path)}
     server = children.start(program(tmp_path, "ollama"), "serve", env=environment)
     host = models.host(proc="/proc", version=lambda _: "0.33.0")
-    seen = processes.see(host, [], network=False, writers_visible=False)
+    seen = processes.see(host, [])
     (found,) = [each for each in seen.servers if each.pid == server.pid]
     assert (found.state, found.version, found.ours) == (ServerState.ANSWERING, "0.33.0", True)
 
@@ -313,7 +313,7 @@ def test_one_that_ends_while_it_is_looked_at_is_none(
             os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
 
     host = models.host(proc="/proc", version=once(end))
-    seen = processes.see(host, (), network=False, writers_visible=False)
+    seen = processes.see(host, ())
     assert server.pid not in {each.pid for each in seen.servers}
 
 
@@ -324,7 +324,7 @@ def test_one_that_is_ending_is_no_ollama_at_work(models: Store, tmp_path: Path) 
     (proc / "77" / "stat").write_text("77 (ollama) R 1 77 77 0 -1 4228100 0 0 0 0 0 0 0 0 20 0 1 0")
     for cmdline, others in ((b"", ()), (b"ollama\0run\0", ("ollama (77)",))):
         (proc / "77" / "cmdline").write_bytes(cmdline)
-        seen = processes.see(models.host(proc=str(proc)), (), network=False, writers_visible=False)
+        seen = processes.see(models.host(proc=str(proc)), ())
         assert seen.others == others
 
 
@@ -333,7 +333,7 @@ def test_one_that_can_not_be_reached_for_long_counts_as_started(
 ) -> None:
     server = children.start(program(tmp_path, "ollama"), "serve")
     host = models.host(proc="/proc", clock=lambda: time.time() + 301)
-    seen = processes.see(host, [], network=False, writers_visible=False)
+    seen = processes.see(host, [])
     (found,) = [each for each in seen.servers if each.pid == server.pid]
     assert found.state is ServerState.UNREACHABLE
 
@@ -345,7 +345,8 @@ def visibility(
     models: Store, *, network: bool = False, visible: bool = False, proc: str = ""
 ) -> Visibility:
     host = models.host(proc=proc) if proc else models.host()
-    return processes.see(host, [], network=network, writers_visible=visible).view.visibility
+    unread = processes.see(host, []).unread
+    return processes.view(host, unread, network=network, writers_visible=visible).visibility
 
 
 def test_sight_is_full_where_all_can_be_read(models: Store) -> None:
@@ -392,8 +393,9 @@ import json, sys
 from watcher.observe import processes
 from watcher.observe.host import Host
 host = Host(sys.argv[1], proc=(sys.argv[2:] or ["/proc"])[0], version=lambda _: None)
-seen = processes.see(host, [], network=False, writers_visible=False)
-print(json.dumps([seen.view.visibility.value, seen.view.why, list(seen.view.unseen)]))
+unread = processes.see(host, []).unread
+seen = processes.view(host, unread, network=False, writers_visible=False)
+print(json.dumps([seen.visibility.value, seen.why, list(seen.unseen)]))
 """
 
 
