@@ -30,6 +30,7 @@ ALLOWED = {
     ("system/privileges.py", "import ctypes"): "capabilities, which are no files",
     ("commands/rights.py", "open for writing"): "a pipe",
     ("pull/queue_process.py", "open for writing"): "a pipe",
+    ("pull/queue_process.py", "os.write"): "a pipe",
     ("commands/daemon.py", "os.write"): "to stdout and stderr",
     ("commands/queueing.py", "os.write"): "to stdout",
     ("commands/pulling.py", "os.write"): "the terminal's cursor, at a second ctrl-C",

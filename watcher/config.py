@@ -17,6 +17,7 @@ SYSTEM_FILE = Path("/etc/ollama-watch.toml")
 _READ_LIMIT = 1 << 20  #: what is larger is no file of settings, and may have no end
 ENVIRONMENT_PREFIX = "OLLAMA_WATCH_"
 MOST_CONNECTIONS = 64  #: a registry takes more for an attack, and they bring nothing
+_LEAST_RATE = 1000  #: with less a registry closes the connections
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _MOST_SECONDS, _MOST_BYTES, _LARGEST_PORT = 1e14, (1 << 63) - 1, 65535  #: beyond is an error
@@ -59,6 +60,15 @@ def size(value: object) -> int:
     if count is not None and 0 <= count <= _MOST_BYTES:
         return count
     raise ValueError("expected a size such as 50GB or 10MiB")
+
+
+def rate(value: object) -> int:
+    """Bytes per second of ``5MB/s`` or a number of them; 0 for no limit."""
+    with contextlib.suppress(ValueError):
+        count = size(value.lower().strip().removesuffix("/s") if isinstance(value, str) else value)
+        if count == 0 or count >= _LEAST_RATE:
+            return count
+    raise ValueError("expected a rate such as 5MB/s, of at least 1KB/s, or 0 for no limit")
 
 
 def connections(value: object) -> int:
@@ -121,6 +131,7 @@ class Settings:
     clean: bool = _setting(boolean, False)
     queue: bool = _setting(boolean, False)
     connections: int = _setting(connections, 8)
+    rate: int = _setting(rate, 0)
     writers_visible: bool = _setting(boolean, False)
     quarantine_keep: float = _setting(duration, "30d")
     quarantine_max_bytes: int = _setting(size, "200GB", "quarantine_max_size")

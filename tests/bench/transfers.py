@@ -27,12 +27,14 @@ _KILLS = 5
 _CONNECTIONS = 8
 _CRAWL = 1_000_000_000
 _SPEED = 12_000_000
+_RATE = 20_000_000
 _MIB = 1 << 20
 _OPTIONS = {"reserve": 0, "first_pause": 0.2, "tries": None}
 
 
-def _words(store: Path, model: str, **options: object) -> list[str]:
+def _words(store: Path, model: str, *, count: str = "", **options: object) -> list[str]:
     order: dict[str, object] = {"store": str(store), "model": model, "boot": "this start"}
+    order |= {"count": count} if count else {}
     order |= {"options": {**_OPTIONS, **options}}
     return [PYTHON, "-m", "tests.transfer.pulling", json.dumps(order)]
 
@@ -281,9 +283,50 @@ def crawling(setting: Setting) -> Iterator[Row]:
     shutil.rmtree(store)
 
 
+# ---------------------------------------------------------------- a rate
+
+
+def rate(setting: Setting) -> Iterator[Row]:
+    """What one transfer, and three together, take in 10 s."""
+    store = setting.fast / "rate"
+    for count in (1, 3):
+        _cleared(store)
+        counts = [store / f"count{number}" for number in range(count)]
+        serving = process("watcher.demo.registry", "--port", "0", until="http://")
+        with serving as (_, line), contextlib.ExitStack() as running:
+            url = line.strip()
+            for each in counts:
+                layers = [{"size": 20 * _RATE}]
+                order = {"name": each.name, "tag": "1b", "layers": layers, "extras": False}
+                model = post(url, "/_control", {"model": order})["model"]
+                words = _words(store, model["name"], limit=_RATE, count=str(each))
+                pulling = subprocess.Popen(words, env=environment(), cwd=ROOT)
+                running.callback(pulling.wait)
+                running.callback(pulling.kill)
+            while min(map(_counted, counts)) < _RATE / count:
+                time.sleep(0.01)
+            began, before = time.perf_counter(), sum(map(_counted, counts))
+            time.sleep(10)
+            came = sum(map(_counted, counts)) - before
+            found = came / (time.perf_counter() - began)
+        yield Row(
+            f"rate of {megabytes(_RATE)} per second over 10 s, transfers: {count}",
+            "5 % more or less",
+            f"{found / 1e6:.2f} MB per second",
+            abs(found / _RATE - 1) <= 0.05,
+        )
+    shutil.rmtree(store)
+
+
+def _counted(path: Path) -> int:
+    """What a transfer says that it has received."""
+    return int.from_bytes(path.read_bytes(), "little") if path.exists() else 0
+
+
 ALL: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "transfer": transfer,
     "rates": rates,
     "bad_line": bad_line,
     "crawling": crawling,
+    "rate": rate,
 }

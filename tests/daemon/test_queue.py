@@ -194,6 +194,21 @@ def test_a_paused_queue_stops_and_goes_on(
     assert is_right(store.path, model.digests[0])
 
 
+def test_sighup_changes_the_rate_of_a_pull_that_runs(
+    store: HealthyStore, registry: Registry, add: Add, tmp_path: Path
+) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text("queue = true\nrate = '1KB/s'\n")
+    with Daemon(store.path, settings=settings) as daemon:
+        model = add()
+        wait_until(lambda: registry.bytes_served(model.digests[0]) > 1, "its first bytes")
+        daemon.wait_idle()
+        settings.write_text("queue = true\n")
+        os.kill(daemon.pid, signal.SIGHUP)
+        daemon.wait_event("pull_completed", timeout=30)
+    assert is_right(store.path, model.digests[0])
+
+
 def test_sighup_turns_it_on_and_off(
     store: HealthyStore, registry: Registry, add: Add, tmp_path: Path
 ) -> None:

@@ -221,6 +221,7 @@ class Process:
         count: Path | None = None,
     ) -> None:
         changed = {name: getattr(options, name) for name in values.Options.__slots__}
+        changed["limit"] = options.limit.per_second
         order = {
             "store": str(here.path),
             "model": here.model.name,

@@ -10,10 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import pycurl
+
 from watcher.ollama import names
 from watcher.state import fs
 from watcher.transfer import client, store
 from watcher.transfer.model import Transfer
+from watcher.transfer.rate import Limit
 from watcher.transfer.values import Event, Options, Order, Progress
 
 
@@ -31,8 +34,12 @@ def count(path: Path) -> None:
     real = client._Exchange.take_body
 
     def take(self: client._Exchange, data: bytes) -> int:
-        counted[:] = struct.pack("q", *(each + len(data) for each in struct.unpack("q", counted)))
-        return real(self, data)
+        before = counted[:]
+        counted[:] = struct.pack("q", *(each + len(data) for each in struct.unpack("q", before)))
+        taken = real(self, data)
+        if taken == pycurl.WRITEFUNC_PAUSE:
+            counted[:] = before  # they are given again
+        return taken
 
     client._Exchange.take_body = take  # type: ignore[method-assign]
 
@@ -43,7 +50,7 @@ def main() -> None:
     if "count" in order:
         count(Path(order["count"]))
     boot = order["boot"]
-    options = Options(**order["options"])
+    options = Options(**order["options"] | {"limit": Limit(order["options"].get("limit", 0))})
     fetched = Transfer(Order(path, model, boot), options, show).run()
     with store.opened(path) as opened:
         while True:

@@ -303,6 +303,7 @@ def test_show_reports_each_value_and_its_source(run: Run, tmp_path: Path) -> Non
         ["clean", "true", str(file)],
         ["queue", "false", "default"],
         ["connections", "8", "default"],
+        ["rate", "0", "default"],
         ["writers_visible", "false", "default"],
         ["quarantine_keep", "30d", "default"],
         ["quarantine_max_size", "200GB", "default"],
@@ -315,6 +316,29 @@ def test_show_reports_each_value_and_its_source(run: Run, tmp_path: Path) -> Non
     assert found["schema"] == "ollama-watch/config/1"
     assert found["settings"][0] == {"key": "store", "value": ["/x"], "source": "--store"}
     assert found["settings"][3] == {"key": "clean", "value": True, "source": str(file)}
+
+
+@pytest.mark.parametrize(
+    ("value", "rate"),
+    [
+        ("5MB/s", 5_000_000),
+        ("1 MiB/s", 1 << 20),
+        ("20MB", 20_000_000),
+        (5000, 5000),
+        ("0", 0),
+        (0, 0),
+    ],
+)
+def test_rates(value: object, rate: int) -> None:
+    assert config.rate(value) == rate
+
+
+@pytest.mark.parametrize(
+    "value", ["", "fast", "5MB/m", "5Mbit/s", "999", "0.5KB/s", -1, True, None]
+)
+def test_invalid_rates(value: object) -> None:
+    with pytest.raises(ValueError, match="expected a rate such as 5MB/s"):
+        config.rate(value)
 
 
 def test_show_reports_a_store_that_nobody_has_named(run: Run, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from watcher.pull.failures import of_error
 from watcher.pull.queue import Result
 from watcher.pull.target import Target
 from watcher.state import fs
+from watcher.transfer.rate import Limit
 
 ELSEWHERE = "the server at http://127.0.0.1:11434 has another store than /models"
 
@@ -31,7 +32,7 @@ def test_nothing_is_pulled_into_a_store_that_nobody_meant(monkeypatch: pytest.Mo
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     monkeypatch.setattr(target, "url_of_store", lambda *_: found.url)
     monkeypatch.setattr(target, "find", lambda *_: found)
-    drive = queueing.leashed(Context(rules().settings), Host("/models"), lambda: False)
+    drive = queueing.leashed(Context(rules().settings), Host("/models"), Limit(), lambda: False)
     driven = drive("llama3", lambda: "")
     assert (driven.result, driven.retry) == (Result.FAILED, True)
     assert ELSEWHERE in driven.why

@@ -38,6 +38,12 @@ from watcher.errors import Exit
     help="Connections to a registry (default 8).",
 )
 @click.option(
+    "--rate",
+    type=declare.Read("rate", config.rate),
+    metavar="RATE",
+    help="Limit for all downloads of the store together, such as 5MB/s.",
+)
+@click.option(
     "--no-wait",
     "wait",
     is_flag=True,
@@ -54,7 +60,10 @@ def pull(
     """
     from watcher.commands.pulling import pull_all
     from watcher.pull.account import Options
+    from watcher.transfer.rate import Limit
 
-    given: dict[str, Any] = {"connections": context.settings.connections}
+    settings = context.settings
+    given: dict[str, Any] = {"connections": settings.connections, "rate": settings.rate}
     given |= {name: value for name, value in how.items() if value is not None}
-    return pull_all(context, models, host, parallel, Options(**given))
+    limit = Limit(given.pop("rate"))
+    return pull_all(context, models, host, parallel, Options(**given, limit=limit))

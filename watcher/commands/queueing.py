@@ -25,6 +25,7 @@ from watcher.show import queue as drawn
 from watcher.state import folders, records, state_folder
 from watcher.state.event_log import Event
 from watcher.system import advice, stopping
+from watcher.transfer.rate import Limit
 
 
 def change(context: Context, changed: Callable[[Queue], Queue]) -> Queue:
@@ -94,16 +95,18 @@ def run_leashed(context: Context) -> Exit:
         with suppress(OSError):  # the daemon is gone; the logs have the event
             os.write(sys.stdout.fileno(), event.line)
 
+    limit = Limit(context.settings.rate)
+
     def wait_for_the_end() -> None:
-        with suppress(OSError):
-            while os.read(sys.stdin.fileno(), 1 << 10):
-                pass
+        with suppress(OSError), open(sys.stdin.fileno(), "rb", closefd=False) as leash:
+            for line in leash:
+                limit.per_second = int(line)  # the settings have been reread
         ended.set()
         stopping.ask()
 
     (host,) = context.hosts(changes=True)
     threading.Thread(target=wait_for_the_end, name="leash", daemon=True).start()
-    drive = leashed(context, replace(host, report=report), ended.is_set)
+    drive = leashed(context, replace(host, report=report), limit, ended.is_set)
     with folders.opened_store(host.store) as store, suppress(KeyboardInterrupt):
         while running.run_next(store, drive) is not None:
             pass
@@ -113,10 +116,15 @@ def run_leashed(context: Context) -> Exit:
 def queued(context: Context, host: str | None, *, insecure: bool) -> Drive:
     """What drives an item of the queue, through the server at `host`."""
     found = pulling.site_of(context, host)
-    return _driver(context, found, lambda _: _options(context, insecure=insecure), lambda: False)
+    options = Options(
+        insecure,
+        connections=context.settings.connections,
+        limit=Limit(context.settings.rate),
+    )
+    return _driver(context, found, lambda _: options, lambda: False)
 
 
-def leashed(context: Context, host: Host, ended: Callable[[], bool]) -> Drive:
+def leashed(context: Context, host: Host, limit: Limit, ended: Callable[[], bool]) -> Drive:
     """The same for a daemon, until it has `ended`: through the server that has the store."""
     found = target.of_store(host, context.settings, os.environ)
     if found.host is None and not os.environ.get("OLLAMA_HOST"):
@@ -124,13 +132,10 @@ def leashed(context: Context, host: Host, ended: Callable[[], bool]) -> Drive:
         return lambda _, __: Driven(Result.FAILED, f"not pulled: {found.why}")
 
     def options(model: str) -> Options:
-        return _options(context, insecure=server.is_loopback(names.to_model(model).host))
+        insecure = server.is_loopback(names.to_model(model).host)
+        return Options(insecure, connections=context.settings.connections, limit=limit)
 
     return _driver(context, found, options, ended)
-
-
-def _options(context: Context, *, insecure: bool) -> Options:
-    return Options(insecure, connections=context.settings.connections)
 
 
 def _driver(

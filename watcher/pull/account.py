@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from watcher.act import journal
@@ -18,6 +18,7 @@ from watcher.pull.target import Target
 from watcher.state import folders, records
 from watcher.state.event_log import Event, EventType
 from watcher.state.records import Record, State
+from watcher.transfer.rate import Limit
 
 SERVER_SECONDS = 300.0  #: how long a server that is gone is waited for, unless `until_done` is set
 TRIES = 8  #: attempts in a row that bring nothing, unless `until_done` is set
@@ -38,6 +39,8 @@ class Options:
     stall_seconds: float = STALL_SECONDS
     server_seconds: float = SERVER_SECONDS
     connections: int = Settings().connections  #: our own to a registry, each
+    #: Of our own transfers of the store; it may be changed while they run.
+    limit: Limit = field(default_factory=Limit)
     wait: bool = True  #: leave a layer that the server pulls just now to it
 
     def words(self) -> Iterator[str]:
@@ -49,6 +52,8 @@ class Options:
             yield "--verify"
         if self.stall_seconds != STALL_SECONDS:
             yield f"--stall={self.stall_seconds:g}s"
+        if self.limit.per_second:
+            yield f"--rate={self.limit.per_second}"
         if not self.wait:
             yield "--no-wait"
 

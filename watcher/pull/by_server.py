@@ -42,7 +42,8 @@ class ByServer:
 
     def begin(self) -> Iterator[Update]:
         """Why it is not us."""
-        yield self._account.note(f"the server downloads it: {self._account.by.reason}")
+        free = ", and its rate is not limited" * bool(self._account.options.limit.per_second)
+        yield self._account.note(f"the server downloads it{free}: {self._account.by.reason}")
 
     def attempt(self) -> Generator[Update, None, End]:
         """Everything from the manifest to the end of one request. Returns its `End`."""

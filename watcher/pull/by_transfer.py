@@ -304,6 +304,7 @@ class ByTransfer:
         options = self._account.options
         return values.Options(
             connections=options.connections,
+            limit=options.limit,
             stall=options.stall_seconds,
             tries=None if options.until_done else TRIES,
             reserve=before.reserve(os.statvfs(self._host.store)),

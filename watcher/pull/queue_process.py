@@ -62,6 +62,7 @@ class QueueProcess:
         #: The lock by which others see that somebody runs the queue.
         self._seen = state_folder.LongLock(QUEUE_LOCK)
         self._anew = False
+        self._rate: int | None = None
         self._pause, self._not_before = 0.0, 0.0
 
     def turn(self, on: bool, *, anew: bool = False) -> None:
@@ -77,6 +78,13 @@ class QueueProcess:
             self._thread = threading.Thread(target=self._run, name="queue")
             self._thread.start()
         self._wakeup.set()
+
+    def limit(self, rate: int) -> None:
+        """The setting `rate` from now on, also for a process that runs."""
+        with self._lock:
+            if rate != self._rate:
+                self._rate = rate
+                self._tell_rate()
 
     def watched_folder(self) -> str:
         """The folder in which each change of the queue closes a file; it is made where it can be.
@@ -163,6 +171,7 @@ class QueueProcess:
         try:
             with self._lock:
                 self._process = process = self._start()
+                self._tell_rate()
                 if self._ended or not self._on:
                     self._cut()
             code = self._see(process)
@@ -192,6 +201,13 @@ class QueueProcess:
         with self._lock:
             self._process = None
         return code
+
+    def _tell_rate(self) -> None:
+        """Send it to the process, which can't always read the settings; under the lock."""
+        if self._process is None or self._process.stdin is None or self._rate is None:
+            return
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or is to end
+            os.write(self._process.stdin.fileno(), b"%d\n" % self._rate)
 
     def _cut(self) -> None:
         """End the process in order, if there is one; under the lock."""

@@ -222,6 +222,7 @@ class _Service:
         if self._settings.queue:
             folder = self._queue.watched_folder()
             triggers.events.watch_also(folder, self._queue.nudge)
+        self._queue.limit(self._settings.rate)
         self._queue.turn(self._settings.queue, anew=anew)
 
     def end(self, by: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
@@ -58,6 +59,9 @@ class Sink(Protocol):
 
     def begin(self, head: Head) -> bool:
         """Whether the body is wanted; called before its first byte."""
+
+    def wait(self, size: int) -> float:
+        """In how many seconds to ask again for the next `size` bytes; 0: they may be written."""
 
     def write(self, data: bytes) -> None:
         """Take the next bytes. What it raises ends the request, and is raised there."""
@@ -110,6 +114,7 @@ class Client:
     @contextlib.contextmanager
     def _handle(self, request: Request, exchange: _Exchange) -> Iterator[pycurl.Curl]:
         handle = pycurl.Curl()
+        exchange.go_on_in = functools.partial(self._go_on_in, handle)
         host = urlsplit(request.url).netloc.rpartition("@")[2]
         options = {
             pycurl.URL: request.url,
@@ -141,6 +146,14 @@ class Client:
             yield handle
         finally:
             handle.close()
+
+    def _go_on_in(self, handle: pycurl.Curl, seconds: float) -> None:
+        def go_on() -> None:
+            if handle in self._under_way:
+                handle.pause(pycurl.PAUSE_CONT)
+                self._go_on(pycurl.SOCKET_TIMEOUT, 0)
+
+        self._loop.call_later(seconds, go_on)
 
     def _failure(self, request: Request, code: int, text: str) -> TryError:
         host = urlsplit(request.url).hostname
@@ -197,6 +210,8 @@ class _Exchange:
         self.body = bytearray()
         #: What the sink has raised.
         self.raised: BaseException | None = None
+        #: Called where the body has to wait, with the seconds.
+        self.go_on_in: Callable[[float], None] = lambda _: None
         #: The rest of the body was refused.
         self.is_enough = False
         self._is_wanted: bool | None = None
@@ -223,6 +238,10 @@ class _Exchange:
         if self._is_wanted is None:
             self._is_wanted = self.sink is not None and self.sink.begin(self.head)
         if self._is_wanted and self.sink is not None:
+            seconds = self.sink.wait(len(data))
+            if seconds > 0:
+                self.go_on_in(seconds)
+                return pycurl.WRITEFUNC_PAUSE  # the same data is given again
             self.sink.write(data)
             return len(data)
         self.body += data[: self._limit - len(self.body)]

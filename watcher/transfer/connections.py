@@ -22,9 +22,10 @@ from watcher.transfer.client import Answer, Client
 from watcher.transfer.fetch import Fetch
 from watcher.transfer.flows import Flow
 from watcher.transfer.pieces import Piece
+from watcher.transfer.rate import Bucket
 from watcher.transfer.registry import Address, Registry, wrong_answer
 from watcher.transfer.store import Store
-from watcher.transfer.tasks import Bell, all_of
+from watcher.transfer.tasks import Bell, all_of, in_thread
 from watcher.transfer.values import (
     BusyError,
     Cause,
@@ -45,6 +46,8 @@ _GOOD_PIECES = 16
 _LONGEST_LOOK = 5.0
 #: What came is written at least so often.
 _LOOK_SECONDS = 0.5
+#: How often it is seen which other transfers run.
+_SHARE_SECONDS = 0.5
 #: What may mean that an address, or a token, has expired.
 _EXPIRED = frozenset({301, 302, 303, 307, 308, 400, 401, 403, 404, 410})
 _STEPS = {
@@ -102,10 +105,12 @@ class Connections:
         #: Tries that brought something; those in a row that nobody complained about.
         self._good = self._good_in_row = 0
         self._room = asyncio.Lock()
+        self._bucket = Bucket(options.limit, _now)
 
     async def run(self) -> None:
         """Fetch until canceled. Raises TransferError where no further try can help."""
-        await all_of([*(self._work(each) for each in self._all), self._watch_speeds()])
+        works = [self._work(each) for each in self._all]
+        await all_of([*works, self._watch_speeds(), self._share_rate()])
 
     @contextlib.contextmanager
     def fetching(self, fetch: Fetch) -> Iterator[None]:
@@ -164,7 +169,7 @@ class Connections:
         address = await self._registry.address(fetch.layer)
         fresh, connection.is_fresh = connection.is_fresh, False
         request = self._registry.request(address, piece.at, piece.end, fresh=fresh)
-        flow = connection.flow = Flow(fetch.ledger, piece, self.bell, _now())
+        flow = connection.flow = Flow(fetch.ledger, piece, self.bell, self._bucket, _now())
         connection.asked = asyncio.ensure_future(self._client.get(request, flow))
         try:
             answer = await connection.asked
@@ -284,8 +289,18 @@ class Connections:
                     continue
                 if each.flow.silence() >= stall:
                     _give_up(each, TryError(f"the connection was silent for {stall:g} s"))
+                elif self._bucket.binds():
+                    continue  # a connection that brings more would wait
                 elif each.flow.covers(seconds) and flows.is_slow(each.flow.rate(), rates):
                     _give_up(each, _AgainError("a slow connection is replaced"))
+
+    async def _share_rate(self) -> None:
+        """Take of the rate what falls to the layers that are fetched here, of all of the store."""
+        while True:
+            if self._options.limit.per_second:
+                running = await in_thread(self._store.running)
+                self._bucket.share = len(self.open) / max(1, running, len(self.open))
+            await asyncio.sleep(_SHARE_SECONDS)
 
     @staticmethod
     def _look(connection: _Connection, seconds: float) -> None:

@@ -13,6 +13,7 @@ from watcher.transfer import answers
 from watcher.transfer.answers import Head
 from watcher.transfer.ledger import Ledger
 from watcher.transfer.pieces import Piece
+from watcher.transfer.rate import Bucket
 from watcher.transfer.tasks import Bell
 from watcher.transfer.values import Cause, TryError
 
@@ -29,8 +30,15 @@ _MARK = MIB - _AT_ONCE
 class Flow:
     """Where the bytes of a piece go, as they come (a `client.Sink`)."""
 
-    def __init__(self, ledger: Ledger, piece: Piece, bell: Bell, now: float) -> None:
+    def __init__(
+        self, ledger: Ledger, piece: Piece, bell: Bell, bucket: Bucket, now: float
+    ) -> None:
         self._ledger, self._piece, self._bell = ledger, piece, bell
+        self._bucket = bucket
+        #: Bytes that were taken out of the bucket and did not come yet, and when they may.
+        self._paid, self._may_at = 0, now
+        #: The rate made it wait since it was looked at last.
+        self._has_waited = False
         self._began_with = self._marked = piece.at
         #: Why the answer is not the range that was asked for; "" where it is; None: no body came.
         self.fault: str | None = None
@@ -51,8 +59,19 @@ class Flow:
         self.fault = answers.fault(head, piece.at, piece.end, total)
         return not self.fault
 
+    def wait(self, size: int) -> float:
+        """In how many seconds to ask again for the next `size` bytes; 0: they may be written."""
+        if size > self._paid:
+            taken = max(size - self._paid, self._bucket.quantum)
+            self._paid += taken
+            self._may_at = self._bucket.take(taken)
+        seconds = self._bucket.left(self._may_at)
+        self._has_waited |= seconds > 0
+        return seconds
+
     def write(self, data: bytes) -> None:
         """Take the next bytes. Raises OSError, and TryError for more than were asked for."""
+        self._paid -= len(data)
         fitting = data[: self._piece.end - self._piece.at - self._held]
         self._pieces.append(fitting)
         self._held += len(fitting)
@@ -69,6 +88,7 @@ class Flow:
         with contextlib.suppress(OSError):
             self._flush()
         self._mark()
+        self._bucket.take(-self._paid)
         self._seen.append((now, self._piece.at))
 
     def _flush(self) -> None:
@@ -95,8 +115,8 @@ class Flow:
         Raises OSError where what came can't be written.
         """
         self._flush()
-        if self._piece.at != self._seen[-1][1]:
-            self._moved_at = now
+        if self._piece.at != self._seen[-1][1] or self._has_waited:
+            self._moved_at, self._has_waited = now, False
         self._seen.append((now, self._piece.at))
         while len(self._seen) > 2 and self._seen[1][0] <= now - seconds:
             self._seen.popleft()

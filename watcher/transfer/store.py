@@ -107,6 +107,15 @@ class Store:
         except FileNotFoundError:
             return False
 
+    def running(self) -> int:
+        """How many layers are fetched into this store, by whomever."""
+        return sum(map(self._is_fetched, transfers.digests(self._ours)))
+
+    def _is_fetched(self, digest: str) -> bool:
+        with contextlib.suppress(OSError), transfers.opened(self._ours, digest) as folder:
+            return fs.holder(transfers.LOCK, folder) is not None
+        return False
+
     def take(self, found: Ledger, partial: Partial) -> Iterator[int]:
         """Copy what is trusted of a server's download; gives back bytes copied, piece by piece.
 

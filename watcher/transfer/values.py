@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 from watcher.errors import WatchError
 from watcher.model import MIB, Ranges
 from watcher.ollama.names import ModelName
+from watcher.transfer.rate import Limit
 
 
 class Layer(NamedTuple):
@@ -43,6 +44,8 @@ class Options:
     slow_seconds: float = 10.0
     #: So much of the disk stays free.
     reserve: int = 512 * MIB
+    #: What all transfers of the store may fetch in a second.
+    limit: Limit = field(default_factory=Limit)
 
 
 class Partial(NamedTuple):

@@ -1,0 +1,56 @@
+"""A rate: kept, shared with what else is fetched into the store, and changed on the way."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from watcher.transfer.rate import Limit
+from watcher.transfer.values import Layer
+
+from .driven import BOOT, Background, Here, wait_for, with_options
+
+OTHER = Layer("e" * 64, 1000)
+
+
+def test_it_is_kept_and_who_waits_is_neither_silent_nor_slow(here: Here) -> None:
+    begun = time.monotonic()
+    here.pull(with_options(limit=Limit(6_000_000), stall=0.5, slow_seconds=0.2))
+    assert time.monotonic() - begun > 0.9 * here.size / 6_000_000
+    assert not here.waits()
+    assert not here.notices()
+
+
+def test_it_is_shared_with_whoever_else_fetches_into_the_store(here: Here) -> None:
+    begun = time.monotonic()
+    with here.opened() as opened, opened.ledger(OTHER, BOOT):
+        here.fetch(with_options(limit=Limit(12_000_000)))
+    assert time.monotonic() - begun > 0.8 * 2 * here.size / 12_000_000
+
+
+def test_a_layer_that_nobody_fetches_any_more_gets_no_share(here: Here) -> None:
+    with here.opened() as opened:
+        with opened.ledger(OTHER, BOOT):
+            assert opened.running() == 1
+        assert opened.running() == 0
+
+
+@pytest.mark.parametrize("then", [0, 1_000_000_000])
+def test_it_may_be_changed_while_it_runs(here: Here, then: int) -> None:
+    limit = Limit(1000)
+    with Background(here.transfer(with_options(limit=limit))) as running:
+        wait_for(lambda: here.served > 100_000)
+        limit.per_second = then
+        running.result()
+    assert not here.waits()
+
+
+def test_turns_that_are_rare_make_nobody_slow(here: Here) -> None:
+    limit = Limit(500_000)
+    options = with_options(limit=limit, slow_seconds=0.2)
+    with Background(here.transfer(options)) as running:
+        wait_for(lambda: here.folder.exists() and here.written_if_any() > 1_000_000)
+        assert not here.notices()
+        limit.per_second = 0
+        running.result()
