@@ -75,7 +75,7 @@ def _settings() -> dict[str, tuple[str, ...]]:
     for key, known in config.KEYS.items():
         usual = known.metadata["default"]
         shown = str(usual).lower() if isinstance(usual, bool | int) else f'"{usual}"'
-        default = _code(shown) if usual != "" else "none"
+        default = _code(shown) if usual not in ("", []) else "none"
         rows[_code(key)] = (_code(f"{config.ENVIRONMENT_PREFIX}{key.upper()}"), default)
     return rows
 

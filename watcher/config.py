@@ -78,6 +78,20 @@ def connections(value: object) -> int:
     raise ValueError(f"expected a number from 1 to {MOST_CONNECTIONS}")
 
 
+def mirrors(value: object) -> tuple[str, ...]:
+    """The addresses of mirrors: a list, or in one text with spaces between."""
+    found = value.split() if isinstance(value, str) else value
+    if isinstance(found, list | tuple) and all(map(_is_mirror, found)):
+        return tuple(each.rstrip("/") for each in found)
+    raise ValueError("expected a list of addresses such as http://registry.lan:5000")
+
+
+def _is_mirror(value: object) -> bool:
+    # A user and a password would be in logs.
+    pattern = r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?(/[a-z0-9._~/-]*)?"
+    return isinstance(value, str) and re.fullmatch(pattern, value, re.IGNORECASE) is not None
+
+
 def boolean(value: object) -> bool:
     """A TOML boolean, or the words for one in an environment variable."""
     if isinstance(value, bool):
@@ -132,6 +146,7 @@ class Settings:
     queue: bool = _setting(boolean, False)
     connections: int = _setting(connections, 8)
     rate: int = _setting(rate, 0)
+    mirrors: tuple[str, ...] = _setting(mirrors, [])
     writers_visible: bool = _setting(boolean, False)
     quarantine_keep: float = _setting(duration, "30d")
     quarantine_max_bytes: int = _setting(size, "200GB", "quarantine_max_size")

@@ -32,7 +32,7 @@ from watcher.observe import evidence, place
 from watcher.observe.host import Host
 from watcher.observe.intents import WRITING
 from watcher.ollama import names
-from watcher.state import folders, memory, state_folder, transfers
+from watcher.state import folders, memory, state_folder, sums, transfers
 from watcher.state.event_log import Event, EventType
 from watcher.state.memory import Memory, Touched
 from watcher.system import advice, stopping
@@ -237,6 +237,7 @@ class _Run:
             if mode.clean and not stuck:
                 certain = seen.now if seen.clock is None else seen.clock.at_most
                 transfers.tidy(journal.store, certain - HOUR)
+                sums.tidy(journal.store)
         outcomes = self._answers + undone + outcomes
         happened, warnings = recovered + journal.events, stuck + journal.warnings
         return Report(seen, diagnosis, now.plan, outcomes, happened, warnings, bool(stuck), known)

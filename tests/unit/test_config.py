@@ -304,6 +304,7 @@ def test_show_reports_each_value_and_its_source(run: Run, tmp_path: Path) -> Non
         ["queue", "false", "default"],
         ["connections", "8", "default"],
         ["rate", "0", "default"],
+        ["mirrors", "(none)", "default"],
         ["writers_visible", "false", "default"],
         ["quarantine_keep", "30d", "default"],
         ["quarantine_max_size", "200GB", "default"],
@@ -339,6 +340,40 @@ def test_rates(value: object, rate: int) -> None:
 def test_invalid_rates(value: object) -> None:
     with pytest.raises(ValueError, match="expected a rate such as 5MB/s"):
         config.rate(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("", ()),
+        ([], ()),
+        (["http://registry.lan:5000/"], ("http://registry.lan:5000",)),
+        ("https://a http://[::1]:5000", ("https://a", "http://[::1]:5000")),
+        (["https://a/mirror"], ("https://a/mirror",)),
+    ],
+)
+def test_mirrors(value: object, found: tuple[str, ...]) -> None:
+    assert config.mirrors(value) == found
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        5,
+        "registry.lan",
+        ["registry.lan:5000"],
+        ["ftp://a"],
+        ["http://me:secret@a"],
+        [5],
+        ["http://a?x=1"],
+        ["http://a b"],
+        ["http://"],
+    ],
+)
+def test_invalid_mirrors(value: object) -> None:
+    with pytest.raises(ValueError, match="expected a list of addresses"):
+        config.mirrors(value)
 
 
 def test_show_reports_a_store_that_nobody_has_named(run: Run, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def _settings(context: Context) -> Iterator[tuple[str, object, str]]:
 def _shown(value: object) -> str:
     if value is None:
         return "(found automatically)"
-    if value == "":
+    if value in ("", []):
         return "(none)"
     if isinstance(value, bool):
         return str(value).lower()

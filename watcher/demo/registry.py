@@ -52,9 +52,9 @@ PAGE = "<html><head><title>502 Bad Gateway</title></head><body>" + "gateway erro
 
 Kind = Literal[
     "reset", "stall", "truncate", "page", "ignore_range", "hang",
-    "other_range", "wrong_total", "gzip", "crawl", "endless",
+    "other_range", "wrong_total", "gzip", "crawl", "endless", "flip",
 ]  # fmt: skip
-Step = Literal["manifest", "head", "direct", "data"]
+Step = Literal["manifest", "head", "direct", "data", "sums"]
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,12 @@ class Fault:
     wrong_total   206 with the total one byte too large
     gzip          206 that says its body is compressed
     crawl         the body comes with `rate` bytes per second
+    flip          a byte of the body is wrong, after `after` bytes; another one each time
     endless       a body without a length and an end; with `status`, of words
 
-    `on` says which request (`manifest`, `head`: the length, `direct`: the redirect, `data`),
-    `digest` of which blob, `begin`/`end` from which first bytes (`begin <= first < end`), `every`
-    of how many of those it hits one, `times` how often before it is spent (None: always).
+    `on` says which request (`manifest`, `head`: the length, `direct`: the redirect, `data`,
+    `sums`), `digest` of which blob, `begin`/`end` from which first bytes (`begin <= first < end`),
+    `every` of how many of those it hits one, `times` how often before it is spent (None: always).
     """
 
     kind: Kind
@@ -133,6 +134,8 @@ class Manners:
     is given the ``Authorization`` and the URL that it is for. `uses`: a token is good for so many
     requests. `realm`: where tokens are, if elsewhere. `data`: the host of the layers' data,
     if elsewhere. `newer`: manifests are answered with 412.
+    `sums`: how the sums of chunks of `chunk` bytes are answered: all of them, without the last one,
+    those of other bytes, or at another host; "": with 404.
     """
 
     plain: bool = False
@@ -144,6 +147,8 @@ class Manners:
     realm: str = ""
     data: str = ""
     newer: bool = False
+    sums: Literal["", "complete", "short", "other", "host"] = ""
+    chunk: int = 4 * BLOCK
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,15 @@ class Content:
     def read(self, start: int, stop: int) -> bytes:
         """The bytes `[start, stop)` at once."""
         return b"".join(self.slices(start, stop))
+
+    def sums(self, chunk: int, *, is_other: bool) -> Iterator[str]:
+        """A line for each chunk: its digest, first and last byte."""
+        for start in range(0, self.size, chunk):
+            stop = min(start + chunk, self.size)
+            sha = hashlib.sha256(b"other" * is_other)
+            for piece in self.slices(start, stop):
+                sha.update(piece)
+            yield f"sha256:{sha.hexdigest()} {start}-{stop - 1}\n"
 
 
 @lru_cache(maxsize=8)
@@ -651,6 +665,14 @@ def _config(digests: Sequence[str]) -> bytes:
     return json.dumps(config).encode()
 
 
+def _flipped(piece: memoryview, at: int, turn: int) -> memoryview:
+    if not 0 <= at < len(piece):
+        return piece
+    mixed = bytearray(piece)
+    mixed[at] ^= 1 + turn % 255
+    return memoryview(mixed)
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
@@ -705,6 +727,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(_Answer(200, body=json.dumps(self.registry.stats()).encode()))
         elif match := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", self.path):
             self._get_manifest(match[1], match[2])
+        elif re.fullmatch(r"(/v2/.+/chunksums|/sums)/[^/]+", self.path):
+            self._get_sums(self._blob_digest())
         elif self.path.startswith("/data/"):
             self._get_data(self.path.removeprefix("/data/"))
         elif re.fullmatch(r"/v2/.+/blobs/[^/]+", self.path) and self.registry.manners.plain:
@@ -764,14 +788,31 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._answer(_Answer(200, {"Content-Type": MANIFEST}, body))
 
+    def _get_sums(self, digest: str) -> None:
+        self.registry.count("sums")
+        if self._fails("sums", digest):
+            return
+        content, manners = self.registry.blob(digest), self.registry.manners
+        if content is None or not manners.sums:
+            self._answer(_Answer(404))
+        elif manners.sums == "host" and self.path.startswith("/v2/"):
+            self._answer(_Answer(307, {"Location": f"{self._other_host()}/sums/{digest}"}))
+        else:
+            lines = list(content.sums(manners.chunk, is_other=manners.sums == "other"))
+            body = "".join(lines[:-1] if manners.sums == "short" else lines).encode()
+            location = f"{self._other_host()}/data/{digest}"
+            self._answer(_Answer(200, {"Content-Location": location}, body))
+
+    def _other_host(self) -> str:
+        host = (self.headers.get("Host") or "").partition(":")[0]
+        other = "127.0.0.1" if host == "localhost" else "localhost"
+        return f"http://{other}:{self.registry.port}"
+
     def _redirect(self, digest: str) -> None:
         self.registry.count("direct")
         if self._fails("direct", digest):
             return
-        host = (self.headers.get("Host") or "").partition(":")[0]
-        other = "127.0.0.1" if host == "localhost" else "localhost"
-        where = self.registry.manners.data or f"http://{other}:{self.registry.port}"
-        location = f"{where}/data/{digest}"
+        location = f"{self.registry.manners.data or self._other_host()}/data/{digest}"
         if self.registry.manners.lifetime is not None:
             location += f"?X-Amz-Signature={self.registry.lease()}"
         self._answer(_Answer(307, {"Location": location}))
@@ -832,10 +873,12 @@ class _Handler(BaseHTTPRequestHandler):
                 step = min(step, position + max(1, fault.rate // 10))
                 time.sleep(0.1)
             for piece in content.slices(position, step):
+                if fault and fault.kind == "flip":
+                    piece = _flipped(piece, first + fault.after - position, fault.met)
                 self.registry.pace(len(piece))
                 with self.registry.sending(content.digest, len(piece)):
                     self.connection.sendall(piece)
-            position = step
+                position += len(piece)
         if fault and breaks and end < stop:
             self._fail(fault)
 

@@ -287,6 +287,7 @@ class ByTransfer:
             given=self._given(),
             sizes=dict(self._sizes),
             partials=tuple(partials),
+            mirrors=account.target.settings.mirrors,
         )
 
     def _given(self) -> frozenset[str]:

@@ -42,6 +42,7 @@ class Kept(NamedTuple):
     total: int | None = None  #: the bytes of the layer; None where there is no ledger yet
     durable: Ranges = ()
     taken: Ranges = ()  #: copied from a server's download: doubted first
+    mirrored: Ranges = ()  #: from mirrors: doubted as well
     is_wrong: bool = False  #: all was there, and its hash was wrong
 
 
@@ -69,6 +70,7 @@ def parsed(raw: bytes, digest: str, size: int) -> Kept:
             checks.size(found["total"]),
             checks.byte_ranges(found["durable"]),
             checks.byte_ranges(found["taken"]),
+            checks.byte_ranges(found.get("mirrored", ())),
             checks.flag(found["wrong"]),
         )
         about = checks.digest(found["digest"])
@@ -89,6 +91,7 @@ def encoded(digest: str, told: Kept) -> bytes:
         "total": told.total,
         "durable": told.durable,
         "taken": told.taken,
+        "mirrored": told.mirrored,
         "wrong": told.is_wrong,
     }
     return orjson.dumps(said)

@@ -25,7 +25,6 @@ from watcher.transfer.values import Cause, TryError
 #: Of a body that nobody wants so much is read, for its first words.
 _WORDS = 4096
 _BUFFER = 256 * 1024
-_CONNECT_SECONDS = 15.0
 #: What libcurl says of a proxy that wants a user and a password.
 _NO_PASSWORD = "response 407"  # noqa: S105 - no password
 
@@ -43,8 +42,10 @@ class Request(NamedTuple):
     fresh: bool = False
     #: Take unknown certificates.
     insecure: bool = False
-    #: Seconds to connect, and for an answer that no sink takes. Who has a sink sees how it goes.
+    #: Seconds for an answer that no sink takes. Who has a sink sees how it goes.
     seconds: float = 30.0
+    #: Seconds to connect at most.
+    connect: float = 15.0
 
 
 class Answer(NamedTuple):
@@ -108,7 +109,7 @@ class Client:
         if exchange.raised is not None:
             raise exchange.raised
         if code != pycurl.E_OK and not exchange.is_enough:
-            raise self._failure(request, code, text)
+            raise self._failure(request, exchange, code, text)
         return Answer(exchange.head, bytes(exchange.body))
 
     @contextlib.contextmanager
@@ -127,7 +128,7 @@ class Client:
             pycurl.BUFFERSIZE: _BUFFER,
             pycurl.NOSIGNAL: 1,
             pycurl.TCP_KEEPALIVE: 1,
-            pycurl.CONNECTTIMEOUT_MS: int(1000 * min(_CONNECT_SECONDS, request.seconds)),
+            pycurl.CONNECTTIMEOUT_MS: int(1000 * min(request.connect, request.seconds)),
             pycurl.FRESH_CONNECT: int(request.fresh),
             pycurl.SSL_VERIFYPEER: int(not request.insecure),
             pycurl.SSL_VERIFYHOST: 0 if request.insecure else 2,
@@ -155,12 +156,14 @@ class Client:
 
         self._loop.call_later(seconds, go_on)
 
-    def _failure(self, request: Request, code: int, text: str) -> TryError:
+    def _failure(self, request: Request, exchange: _Exchange, code: int, text: str) -> TryError:
         host = urlsplit(request.url).hostname
         is_untrusted = code in (pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE)
         cause = Cause.CERTIFICATE if is_untrusted else Cause.NETWORK
         final = is_untrusted or _NO_PASSWORD in text
-        return TryError(f"{host}: {without_secrets(text)}", cause, final=final)
+        found = TryError(f"{host}: {without_secrets(text)}", cause, final=final)
+        found.is_unreached = not (final or exchange.head.status)
+        return found
 
     # ------------------------------------------------------------ libcurl's sockets and timer
 

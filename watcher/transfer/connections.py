@@ -23,10 +23,11 @@ from watcher.transfer.fetch import Fetch
 from watcher.transfer.flows import Flow
 from watcher.transfer.pieces import Piece
 from watcher.transfer.rate import Bucket
-from watcher.transfer.registry import Address, Registry, wrong_answer
+from watcher.transfer.registry import Registry, wrong_answer
 from watcher.transfer.store import Store
 from watcher.transfer.tasks import Bell, all_of, in_thread
 from watcher.transfer.values import (
+    Address,
     BusyError,
     Cause,
     Emit,
@@ -164,9 +165,22 @@ class Connections:
     # ------------------------------------------------------------ one piece
 
     async def _fetch(self, connection: _Connection, fetch: Fetch, piece: Piece) -> None:
-        """Fetch as much of a piece as one answer brings."""
+        """Fetch as much of a piece as one answer brings; a mirror that fails brings no more."""
         connection.has_brought = False
         address = await self._registry.address(fetch.layer)
+        piece.is_mirrored = bool(address.mirror)
+        if piece.is_mirrored:
+            await fetch.expect_mirror()
+        try:
+            await self._answered(connection, fetch, piece, address)
+        except TryError as error:
+            if not address.mirror:
+                raise
+            self._registry.leave(fetch.layer, address, str(error))
+
+    async def _answered(
+        self, connection: _Connection, fetch: Fetch, piece: Piece, address: Address
+    ) -> None:
         fresh, connection.is_fresh = connection.is_fresh, False
         request = self._registry.request(address, piece.at, piece.end, fresh=fresh)
         flow = connection.flow = Flow(fetch.ledger, piece, self.bell, self._bucket, _now())

@@ -13,11 +13,14 @@ from collections.abc import Iterator, Sequence
 
 from rich.filesize import decimal
 
+from watcher.model import Ranges
 from watcher.ollama import names, ranges
-from watcher.state import fs
+from watcher.state import fs, sums
+from watcher.state.sums import Chunk, Chunks
 from watcher.transfer.connections import FULL, Connections, disk_error
 from watcher.transfer.fetch import Fetch
 from watcher.transfer.ledger import COPY, Ledger, LostError
+from watcher.transfer.registry import Registry
 from watcher.transfer.store import Store, Verified
 from watcher.transfer.tasks import all_of, beside, in_thread
 from watcher.transfer.values import (
@@ -45,9 +48,14 @@ class Engine:
     """Fetches layers into a store. Made and used in one loop."""
 
     def __init__(
-        self, connections: Connections, store: Store, order: Order, options: Options
+        self,
+        connections: Connections,
+        registry: Registry,
+        store: Store,
+        order: Order,
+        options: Options,
     ) -> None:
-        self._connections, self._store = connections, store
+        self._connections, self._registry, self._store = connections, registry, store
         self._boot, self._options = order.boot, options
         self._partials = {partial.digest: partial for partial in order.partials}
         self._emit = connections.emit
@@ -116,9 +124,11 @@ class Engine:
         try:
             if partial := self._partials.get(ledger.layer.digest):
                 await self._take(ledger, partial)
-            fetch = Fetch(ledger, self._options, self._connections.bell)
+            chunks = await self._sums(ledger.layer)
+            fetch = Fetch(ledger, self._options, self._connections.bell, chunks)
             with self._connections.fetching(fetch):
-                await beside(self._verify(fetch), self._sync_often(fetch), self._report(fetch))
+                helpers = (self._prove(fetch), self._sync_often(fetch), self._report(fetch))
+                await beside(self._verify(fetch), *helpers)
                 is_next_named = self._is_last()
             self._emit(fetch.progress())
         finally:
@@ -164,7 +174,15 @@ class Engine:
         digest = fetch.layer.digest
         while await fetch.hash() != digest.lower():
             await self._sync(fetch)  # what is said of it from here on is not overtaken by another
-            if not fetch.ledger.taken:
+            if fetch.proof.look_again():
+                text = "checksum mismatch: its chunks are compared with the registry's sums"
+                self._emit(Noticed(digest, text))
+                self._connections.bell.ring()
+                continue
+            if fetch.proof.chunks:
+                self._drop_sums(fetch)  # all chunks are right by them
+            doubted = _doubted(fetch.ledger)
+            if not doubted:
                 fetch.ledger.note_wrong()
                 raise TransferError(
                     f"{names.short(digest)}: checksum mismatch: the registry serves other bytes"
@@ -172,11 +190,59 @@ class Engine:
                     "run it again: the layer is then fetched anew",
                     Cause.MISMATCH,
                 )
-            size = fetch.forget_taken()
-            text = f"checksum mismatch: {decimal(size)} from the server's download are fetched anew"
-            self._emit(Noticed(digest, text))
+            whose = " and ".join(f"{decimal(ranges.size(x))} from {who}" for who, x in doubted)
+            self._emit(Noticed(digest, f"checksum mismatch: {whose} are fetched anew"))
+            if fetch.ledger.mirrored:
+                self._registry.distrust(fetch.layer)
+            for _, each in doubted:
+                await fetch.forget(each)
         while not self._is_last() and not await self._sync(fetch):
             await self._wait_for_room(fetch.layer)
+
+    # ------------------------------------------------------------ chunks
+
+    async def _sums(self, layer: Layer) -> Chunks:
+        if layer.size < self._options.sums_from:
+            return ()
+        known = self._store.sums(layer)
+        if not known and (raw := await self._registry.sums(layer)):
+            self._store.keep_sums(layer, raw)
+            known = sums.parsed(raw, layer.size)
+        return known
+
+    async def _prove(self, fetch: Fetch) -> None:
+        """Look at each chunk once it is there; one that is wrong is fetched again."""
+        while True:
+            chunk = fetch.proof.ready(fetch.ledger.arrived)
+            if chunk is None:
+                await self._connections.bell.wait()
+                continue
+            wrong = fetch.proof.judge(chunk, await fetch.hash_of(chunk))
+            if wrong is None:
+                self._drop_sums(fetch)
+            elif wrong:
+                await self._fetch_again(fetch, chunk, wrong)
+            self._connections.bell.ring()
+
+    async def _fetch_again(self, fetch: Fetch, chunk: Chunk, wrong: int) -> None:
+        digest, most = fetch.layer.digest, self._options.tries
+        where = f"checksum mismatch in bytes {chunk.start:,} to {chunk.end:,}"
+        if most is not None and wrong >= most:
+            raise TransferError(
+                f"{names.short(digest)}: {where}, {wrong} times in a row, on its way",
+                "run it again over another line: it goes on from there",
+                Cause.MISMATCH,
+            )
+        self._emit(Noticed(digest, f"{where}: they are fetched again"))
+        if ranges.within(fetch.ledger.mirrored, chunk.start, chunk.end):
+            self._registry.distrust(fetch.layer)
+        await fetch.forget(((chunk.start, chunk.end),))
+
+    def _drop_sums(self, fetch: Fetch) -> None:
+        text = "the registry's sums of its chunks are of something else, and are ignored"
+        self._emit(Noticed(fetch.layer.digest, text))
+        self._store.keep_sums(fetch.layer, b"")
+        fetch.proof.drop()
 
     async def _sync_often(self, fetch: Fetch) -> None:
         while True:
@@ -211,6 +277,12 @@ class Engine:
                 self._emit(now)
             before = now
             await asyncio.sleep(_REPORT_SECONDS)
+
+
+def _doubted(ledger: Ledger) -> list[tuple[str, Ranges]]:
+    """What may be wrong of a layer though its registry is right, and whose that is."""
+    found = {"the server's download": ledger.taken, "mirrors": ledger.mirrored}
+    return [each for each in found.items() if each[1]]
 
 
 def _keep(ledger: Ledger) -> None:

@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 import os
 
-from watcher.model import MIB
+from watcher.model import MIB, Ranges
 from watcher.ollama import ranges
+from watcher.state.sums import Chunk, Chunks
 from watcher.transfer.ledger import Ledger
 from watcher.transfer.pieces import Piece, Pieces
-from watcher.transfer.registry import Address
+from watcher.transfer.proof import Proof
 from watcher.transfer.tasks import Bell, in_thread
-from watcher.transfer.values import Options, Progress
+from watcher.transfer.values import Address, Options, Progress
 
 #: Hashed in one go, and read at once. Whether to stop is asked in between.
 _STEP, _READ = 16 * MIB, MIB
@@ -21,8 +22,9 @@ _STEP, _READ = 16 * MIB, MIB
 class Fetch:
     """A layer on its way."""
 
-    def __init__(self, ledger: Ledger, options: Options, bell: Bell) -> None:
+    def __init__(self, ledger: Ledger, options: Options, bell: Bell, chunks: Chunks = ()) -> None:
         self.ledger, self.layer = ledger, ledger.layer
+        self.proof = Proof(chunks, ledger.arrived)
         self.pieces = Pieces(self.layer.size, ledger.arrived, options.piece, options.ahead)
         #: The address that bytes came from; once it stops to work it has expired.
         self.worked: Address | None = None
@@ -32,6 +34,7 @@ class Fetch:
         #: as after a resume, connections don't wait for it.
         self._is_caught_up = False
         self._sync_turn = asyncio.Lock()
+        self._expects_mirror = False
 
     def take(self) -> Piece | None:
         """The next piece that may be fetched now."""
@@ -49,7 +52,8 @@ class Fetch:
         found = hashlib.sha256()
         self._hashed, self._is_caught_up = 0, False
         while self._hashed < self.layer.size:
-            start, end = self._hashed, min(self.pieces.front, self._hashed + _STEP)
+            start, front = self._hashed, min(self.pieces.front, self.proof.front(self.layer.size))
+            end = min(front, start + _STEP)
             if start == end:
                 self._is_caught_up = True
                 await self._bell.wait()
@@ -59,13 +63,18 @@ class Fetch:
             self._bell.ring()
         return found.hexdigest()
 
-    def forget_taken(self) -> int:
-        """Fetch anew what was copied from a server's download; how many bytes that is."""
-        doubted = self.ledger.taken
-        self.ledger.forget(doubted)
+    async def hash_of(self, chunk: Chunk) -> str:
+        """The hash of a chunk that is all there."""
+        found = hashlib.sha256()
+        await in_thread(_update, found, self.ledger.data, chunk.start, chunk.end)
+        return found.hexdigest()
+
+    async def forget(self, doubted: Ranges) -> None:
+        """Fetch bytes anew that are all there."""
+        async with self._sync_turn:
+            self.ledger.forget(doubted)
         self.pieces.forget(doubted)
         self._bell.ring()
-        return ranges.size(doubted)
 
     # ------------------------------------------------------------ syncing
 
@@ -73,6 +82,13 @@ class Fetch:
     def unsynced(self) -> int:
         """Bytes that have arrived and are not durable."""
         return ranges.size(self.ledger.arrived) - ranges.size(self.ledger.durable)
+
+    async def expect_mirror(self) -> None:
+        """A mirror is asked for what is missing. Raises OSError where that can't be kept."""
+        if not self._expects_mirror:
+            async with self._sync_turn:
+                await in_thread(self.ledger.expect_mirror)
+            self._expects_mirror = True
 
     async def sync(self) -> None:
         """Make durable what has arrived by now. Raises LostError, and OSError."""

@@ -103,7 +103,7 @@ class Flow:
 
     def _mark(self) -> None:
         if self._piece.at > self._marked:
-            self._ledger.mark(self._marked, self._piece.at)
+            self._ledger.mark(self._marked, self._piece.at, mirrored=self._piece.is_mirrored)
             self._marked = self._piece.at
             self._bell.ring()
 

@@ -83,6 +83,8 @@ class Ledger:
         #: Lines that the log does not have yet, and where they go.
         self._unwritten, self._log_end = b"", 0
         self.durable, self.taken, self.arrived = Ranges(), Ranges(), Ranges()
+        #: What mirrors have sent, and what they perhaps send yet.
+        self.mirrored, self._expected = Ranges(), Ranges()
         self.data = _opened(DATA, folder)
         try:
             self._load()
@@ -109,7 +111,7 @@ class Ledger:
             self.lost = "its hash was wrong"
             kept = Kept()
         logged = () if self.lost else transfers.logged(self.folder, self._boot, size)
-        self.durable, self.taken = kept.durable, kept.taken
+        self.durable, self.taken, self.mirrored = kept.durable, kept.taken, kept.mirrored
         self.arrived = ranges.union(kept.durable, logged)
         if self.lost:
             self._save()
@@ -123,11 +125,13 @@ class Ledger:
 
     # ------------------------------------------------------------ arrived
 
-    def mark(self, start: int, end: int) -> None:
+    def mark(self, start: int, end: int, *, mirrored: bool = False) -> None:
         """The bytes ``[start, end)`` are in the file: a kill does not lose them from now on.
 
         A full disk ends nothing: they are written down with the next ones.
         """
+        change = ranges.union if mirrored else ranges.difference
+        self.mirrored = change(self.mirrored, ((start, end),))  # before `_save` can miss them
         self.arrived = ranges.union(self.arrived, ((start, end),))
         self._unwritten += b"%d %d\n" % (start, end)
         with contextlib.suppress(OSError):
@@ -178,17 +182,23 @@ class Ledger:
         self.arrived = self.durable
         self._begin_log()
 
+    def expect_mirror(self) -> None:
+        """A mirror is asked for what is missing. After a kill all of it counts as the mirror's."""
+        self._expected = ranges.complement(self.arrived, self.layer.size)
+        self._save()
+
     def forget(self, doubted: Ranges) -> None:
         """Fetch these bytes anew."""
         self.arrived = ranges.difference(self.arrived, doubted)
         self.durable = ranges.difference(self.durable, doubted)
         self.taken = ranges.difference(self.taken, doubted)
+        self.mirrored, self._expected = ranges.difference(self.mirrored, doubted), ()
         self._save()
         self._begin_log()
 
     def note_wrong(self) -> None:
         """All is there, and its hash is wrong: whoever opens it next begins anew."""
-        self.arrived = self.durable = self.taken = ()
+        self.arrived = self.durable = self.taken = self.mirrored = self._expected = ()
         self._save(is_wrong=True)
         self._begin_log()
 
@@ -206,8 +216,10 @@ class Ledger:
                 yield end - start
 
     def _save(self, durable: Ranges | None = None, *, is_wrong: bool = False) -> None:
+        rest = ranges.difference(self._expected, self.arrived)
+        mirrored = ranges.union(rest, self.mirrored)
         durable = self.durable if durable is None else durable
-        told = Kept(self.layer.size, durable, self.taken, is_wrong)
+        told = Kept(self.layer.size, durable, self.taken, mirrored, is_wrong)
         fs.save(LEDGER, self.folder, transfers.encoded(self.layer.digest, told))
 
 

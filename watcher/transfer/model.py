@@ -100,8 +100,8 @@ class Transfer:
             ) from None
         order, options = self._order, self._options
         with Client(options.connections) as client:
-            access = Access(order.insecure, order.plain, order.key, options.stall)
-            registry = Registry(client, order.model, access)
+            access = Access(order.insecure, order.plain, order.key, options.stall, order.mirrors)
+            registry = Registry(client, order.model, access, self._emit)
             yield Connections(client, registry, target, options, self._emit), registry
 
     async def _manifest(self, target: Store) -> bytes:
@@ -113,7 +113,7 @@ class Transfer:
             from watcher.transfer.engine import Engine
 
             order = self._order
-            engine = Engine(connections, target, order, self._options)
+            engine = Engine(connections, registry, target, order, self._options)
             if order.layers:
                 missing = self._missing(target, order.layers)
                 return Fetched(b"", tuple(await engine.fetch(missing)))

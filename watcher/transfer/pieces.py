@@ -18,6 +18,8 @@ class Piece:
 
     at: int
     end: int
+    #: What is written comes from a mirror.
+    is_mirrored: bool = False
 
 
 class Pieces:

@@ -12,18 +12,26 @@ import hashlib
 import time
 from collections import Counter
 from typing import NamedTuple
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from watcher.ollama import manifests, names, server
 from watcher.ollama import registry as answered
 from watcher.ollama.names import ModelName
-from watcher.transfer import answers, auth
+from watcher.state import sums
+from watcher.transfer import answers, auth, mirrors, redirects
 from watcher.transfer.client import Answer, Client, Request
-from watcher.transfer.values import BusyError, Cause, Layer, TryError
+from watcher.transfer.mirrors import Mirrors
+from watcher.transfer.values import (
+    Address,
+    BusyError,
+    Cause,
+    Emit,
+    Layer,
+    Noticed,
+    TryError,
+)
 
 _MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_MOST_REDIRECTS = 5
 #: One wrong answer is anybody's.
 _SURE = 3
 _GONE = frozenset({404, 410})
@@ -42,25 +50,23 @@ class Access(NamedTuple):
     #: The key that signs for tokens; "" for none.
     key: str = ""
     stall: float = 30.0
-
-
-class Address(NamedTuple):
-    """Where a layer's bytes are."""
-
-    url: str
-    #: The registry's own: a token goes with it.
-    is_own: bool
+    #: The addresses of mirrors.
+    mirrors: tuple[str, ...] = ()
 
 
 class Registry:
     """The registry of one model."""
 
-    def __init__(self, client: Client, model: ModelName, access: Access) -> None:
-        self._client, self._access = client, access
+    def __init__(self, client: Client, model: ModelName, access: Access, emit: Emit) -> None:
+        self._client, self._access, self._emit = client, access, emit
         plain = server.is_loopback(model.host) or (access.insecure and access.plain)
         scheme = "http" if plain else "https"
         self._model = model
-        self._base = f"{scheme}://{model.host}/v2/{model.namespace}/{model.model}"
+        self._path = f"/v2/{model.namespace}/{model.model}"
+        self._origin = f"{scheme}://{model.host}"
+        self._mirrors = Mirrors(self._unknown, access.mirrors, emit)
+        #: Digests of which a mirror has sent wrong bytes.
+        self._own_only: set[str] = set()
         self._token = ""
         self._addresses: dict[str, Address] = {}
         #: How often in a row a layer was missing or had another size, where it was asked for anew.
@@ -75,11 +81,26 @@ class Registry:
     async def manifest(self) -> bytes:
         """The bytes of the manifest, verbatim. Raises TryError."""
         request = Request(
-            f"{self._base}/manifests/{self._model.tag}",
+            f"{self._path}/manifests/{self._model.tag}",
             (f"Accept: {_MANIFEST}",),
             limit=manifests.READ_LIMIT,
         )
-        _, answer = await self._followed(request)
+        try:
+            _, answer = await self._followed(request)
+        except TryError as error:
+            found = None
+            if error.is_unreached:
+                found = await self._mirrors.first(request, lambda _, answer: self._checked(answer))
+            if found is None:
+                raise
+            mirror, raw = found
+            text = f"{error}; its manifest is taken from the mirror {mirror}"
+            self._emit(Noticed("", text))
+            return raw
+        return self._checked(answer)
+
+    def _checked(self, answer: Answer) -> bytes:
+        """The manifest that an answer is. Raises TryError."""
         if answer.head.status == 404:
             words = answers.words(answer.body)
             text = f"model {self._model.shown} not found: {self._model.host} answers 404: {words}"
@@ -120,6 +141,40 @@ class Registry:
                 raise
             return known
 
+    async def sums(self, layer: Layer) -> bytes:
+        """What the chunks of a layer hash to, as the registry says it; b"" where it does not.
+
+        Whom it redirects to is not believed.
+        """
+        digest = f"sha256:{layer.digest}"
+        request = Request(f"{self._path}/chunksums/{digest}", limit=sums.LONGEST)
+        for _ in range(_SURE):
+            try:
+                address, answer = await self._followed(request)
+                if answer.head.status != 200 or not address.is_own:
+                    break
+                sums.parsed(answer.body, layer.size)
+            except TryError as error:
+                if error.final or error.is_unreached:
+                    break
+            except ValueError:
+                continue  # it was cut short
+            else:
+                return answer.body
+        return b""
+
+    def leave(self, layer: Layer, address: Address, why: str) -> None:
+        """Ask a mirror nothing more."""
+        self._mirrors.leave(address.mirror, why)
+        self.expire(layer, address)
+
+    def distrust(self, layer: Layer) -> None:
+        """A mirror has sent wrong bytes of a layer: the registry's own are fetched."""
+        known = self._addresses.get(layer.digest)
+        self._own_only.add(layer.digest)
+        if known is not None and known.mirror:
+            self.leave(layer, known, f"{names.short(layer.digest)}: checksum mismatch")
+
     def expire(self, layer: Layer, address: Address) -> bool:
         """An address works no longer: the next one who needs it asks anew.
 
@@ -133,11 +188,22 @@ class Registry:
     def request(self, address: Address, start: int, end: int, *, fresh: bool = False) -> Request:
         """The request for a range of bytes at an address."""
         headers = self._authorization() if address.is_own else ()
-        return self._as_asked(Request(address.url, headers, (start, end), fresh=fresh))
+        asked = self._as_asked(Request(address.url, headers, (start, end), fresh=fresh))
+        return asked._replace(connect=mirrors.CONNECT_SECONDS) if address.mirror else asked
 
     async def _ask(self, layer: Layer) -> Address:
-        own = f"{self._base}/blobs/sha256:{layer.digest}"
-        address, answer = await self._followed(Request(own, range=(0, 1)))
+        request = Request(f"{self._path}/blobs/sha256:{layer.digest}", range=(0, 1))
+        if layer.digest not in self._own_only:
+
+            def judged(url: str, answer: Answer) -> str:
+                if fault := answers.fault(answer.head, 0, 1, layer.size):
+                    raise wrong_answer(url, fault, answer)
+                return url
+
+            found = await self._mirrors.first(request, judged)
+            if found is not None:
+                return Address(found[1], is_own=False, mirror=found[0])
+        address, answer = await self._followed(request)
         fault = answers.fault(answer.head, 0, 1, layer.size)
         if answer.head.status in (200, 206) and fault:
             raise self._other_size(layer, answer) or wrong_answer(address.url, fault, answer)
@@ -164,18 +230,22 @@ class Registry:
         return TryError(text, Cause.WRONG_SIZE, final=True)
 
     async def _followed(self, request: Request) -> tuple[Address, Answer]:
-        """The answer at the end of a few redirects, and where that is."""
-        own = request.url
-        for _ in range(_MOST_REDIRECTS + 1):
-            if _origin(request.url) == _origin(own):
-                answer = await self._authorized(request)
-            else:
-                answer = await self._client.get(self._as_asked(request))
-            location = answer.head.headers.get("location")
-            if answer.head.status not in _REDIRECTS or not location:
-                return Address(request.url, _origin(request.url) == _origin(own)), answer
-            request = request._replace(url=_referred(request.url, location))
-        raise TryError(f"{self._model.host}: more than {_MOST_REDIRECTS} redirects")
+        """The registry's answer at the end of a few redirects, and where that is."""
+
+        async def ask(request: Request) -> Answer:
+            is_own = self._is_own(request.url)
+            return await (self._authorized(request) if is_own else self._unknown(request))
+
+        own = request._replace(url=self._origin + request.url)
+        url, answer = await redirects.followed(ask, own)
+        return Address(url, self._is_own(url)), answer
+
+    def _is_own(self, url: str) -> bool:
+        return redirects.origin(url) == redirects.origin(self._origin)
+
+    async def _unknown(self, request: Request) -> Answer:
+        """The answer of somebody who gets no credentials."""
+        return await self._client.get(self._as_asked(request))
 
     def _as_asked(self, request: Request) -> Request:
         return request._replace(insecure=self._access.insecure, seconds=self._access.stall)
@@ -205,10 +275,10 @@ class Registry:
     async def _renew(self, asked: auth.Challenge, *, is_signed: bool) -> bool:
         """Get a token; False where this registry gives none this way. Raises TryError."""
         self._token = ""
-        asked = asked._replace(realm=_referred(self._base, asked.realm))
+        asked = asked._replace(realm=redirects.referred(self._origin, asked.realm))
         url, headers = asked.address(), tuple[str, ...]()
         if is_signed:
-            if urlsplit(asked.realm).hostname != urlsplit(self._base).hostname:
+            if urlsplit(asked.realm).hostname != urlsplit(self._origin).hostname:
                 return False  # a signature is for the registry alone
             try:
                 url, signature = auth.signed(asked, self._access.key)
@@ -228,14 +298,15 @@ class Registry:
     def failure(self, answer: Answer, address: Address | None = None) -> TryError:
         """What an answer that is not the wanted one means. `address`: where a layer was asked."""
         status, host = answer.head.status, self._model.host
+        is_own = address is None or address.is_own
+        if address is not None and not is_own:
+            host = str(urlsplit(address.url).hostname)
         words = answers.words(answer.body)
         text = f"{host} answers {status}" + (f": {words}" if words else "")
         if status in _LATER:
             return BusyError(text, answers.retry_after(answer.head, time.time()))
-        if address is not None and not address.is_own:
-            # Another host's: a new address may do better.
-            text = f"{urlsplit(address.url).hostname} answers {status}: {words}"
-            return TryError(text.rstrip(": "))
+        if not is_own:
+            return TryError(text)  # a new address may do better
         if status in _GONE:
             return TryError(text, Cause.NO_SUCH_MODEL, final=True)
         if status == 412:
@@ -252,26 +323,3 @@ def wrong_answer(url: str, fault: str, answer: Answer) -> TryError:
     words = answers.words(answer.body)
     text = f"{urlsplit(url).hostname} sent {fault}"
     return TryError(f"{text}: {words}" if words else text, Cause.WRONG_ANSWER)
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port
-
-
-def _referred(url: str, location: str) -> str:
-    """Where a redirect, or a realm, is. From https nothing leads to http. Raises TryError."""
-    try:
-        target = urljoin(url, location)
-        scheme, host, _ = _origin(target)
-    except ValueError:
-        target, scheme, host = "", "", None
-    if scheme not in ("", "http", "https"):
-        why = f"an unsupported protocol: {scheme}"
-    elif not host or not (target.isascii() and target.isprintable()):
-        why = "what is not an address"
-    elif scheme == "http" and url.startswith("https:"):
-        why = "http, which is not encrypted"
-    else:
-        return target
-    raise TryError(f"{urlsplit(url).hostname} refers to {why}", Cause.WRONG_ANSWER, final=True)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from watcher.ollama import names, ranges
 from watcher.ollama.names import ModelName
-from watcher.state import folders, fs, state_folder, transfers
+from watcher.state import folders, fs, state_folder, sums, transfers
+from watcher.state.sums import Chunks
 from watcher.transfer import ledger
 from watcher.transfer.ledger import Identity, Ledger
 from watcher.transfer.values import Cause, Layer, Partial, TransferError
@@ -106,6 +107,14 @@ class Store:
                 return transfers.has_more(folder, partial.digest, boot, partial.trusted)
         except FileNotFoundError:
             return False
+
+    def sums(self, layer: Layer) -> Chunks:
+        """What the chunks of a layer hash to, as its registry has said it; () for nothing."""
+        return sums.kept(self._ours, layer.digest.lower(), layer.size)
+
+    def keep_sums(self, layer: Layer, raw: bytes) -> None:
+        """Keep what a registry has said; b"": nothing any more."""
+        sums.keep(self._ours, layer.digest.lower(), raw)
 
     def running(self) -> int:
         """How many layers are fetched into this store, by whomever."""

@@ -44,6 +44,8 @@ class Options:
     slow_seconds: float = 10.0
     #: So much of the disk stays free.
     reserve: int = 512 * MIB
+    #: Layers from this size on are worth sums of their chunks.
+    sums_from: int = 64 * MIB
     #: What all transfers of the store may fetch in a second.
     limit: Limit = field(default_factory=Limit)
 
@@ -79,6 +81,18 @@ class Order(NamedTuple):
     sizes: Mapping[str, int] = MappingProxyType({})
     #: To copy instead of fetching.
     partials: tuple[Partial, ...] = ()
+    #: The addresses of mirrors, which are asked first.
+    mirrors: tuple[str, ...] = ()
+
+
+class Address(NamedTuple):
+    """Where a layer's bytes are."""
+
+    url: str
+    #: The registry's own: a token goes with it.
+    is_own: bool
+    #: Which mirror it was asked of; "" for none.
+    mirror: str = ""
 
 
 # ---------------------------------------------------------------- what is reported
@@ -158,6 +172,8 @@ class TryError(Exception):
         self.cause = cause
         #: No further try can succeed.
         self.final = final
+        #: Nobody has answered.
+        self.is_unreached = False
 
 
 class BusyError(TryError):

@@ -10,7 +10,7 @@ from watcher.transfer import connections as module
 from watcher.transfer import store
 from watcher.transfer.connections import Connections
 from watcher.transfer.fetch import Fetch
-from watcher.transfer.values import Event, Layer, Options, TryError
+from watcher.transfer.values import Address, Event, Layer, Options, TryError
 
 LAYER = Layer("a" * 64, 1000)
 SECONDS = 30.0
@@ -19,8 +19,8 @@ SECONDS = 30.0
 class Silent:
     """A registry, and its client, that never answer."""
 
-    async def address(self, layer: Layer) -> None:
-        pass
+    async def address(self, layer: Layer) -> Address:
+        return Address("http://silent", is_own=True)
 
     def request(self, *_: Any, **__: Any) -> None:
         pass

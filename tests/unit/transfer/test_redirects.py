@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from watcher.transfer import registry
+from watcher.transfer import redirects
 from watcher.transfer.values import Cause, TryError
 
 
@@ -19,7 +19,7 @@ from watcher.transfer.values import Cause, TryError
     ],
 )
 def test_a_redirect_leads_there(url: str, location: str, target: str) -> None:
-    assert registry._referred(url, location) == target
+    assert redirects.referred(url, location) == target
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,6 @@ def test_a_redirect_leads_there(url: str, location: str, target: str) -> None:
 )
 def test_a_redirect_leads_nowhere_else(url: str, location: str, why: str) -> None:
     with pytest.raises(TryError, match=why) as caught:
-        registry._referred(url, location)
+        redirects.referred(url, location)
     assert caught.value.cause is Cause.WRONG_ANSWER
     assert caught.value.final

@@ -1,0 +1,153 @@
+"""The registry's sums of chunks: what is wrong is found as it lands, and alone fetched again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from watcher.demo.registry import Fault, Manners
+from watcher.model import MIB
+from watcher.state import sums, transfers
+from watcher.transfer import values
+
+from .driven import Background, Here, wait_for, with_options
+from .test_mirrors import Mirror
+from .test_taking_over import TAKEN, partial_of
+
+CHUNK = 4 * MIB
+OPTIONS = with_options(sums_from=MIB)
+
+
+@pytest.fixture(autouse=True)
+def complete(here: Here) -> None:
+    here.registry.manners = Manners(sums="complete", chunk=CHUNK)
+
+
+@pytest.fixture
+def mirror(here: Here) -> Iterator[Mirror]:
+    with Mirror(here.size) as found:
+        yield found
+
+
+def kept(here: Here) -> Path:
+    return here.path / ".ollama-watch" / sums.FOLDER / here.digest
+
+
+def asked_for_sums(here: Here) -> int:
+    return int(here.registry.stats()["requests"].get("sums", 0))
+
+
+def test_a_sound_layer_costs_no_byte_more_and_its_sums_are_kept(here: Here) -> None:
+    here.pull(OPTIONS)
+    assert here.served == here.size + 1
+    assert asked_for_sums(here) == 1
+    assert len(sums.parsed(kept(here).read_bytes(), here.size)) == 3
+    assert not here.notices()
+
+
+def test_a_small_layer_is_not_worth_them(here: Here) -> None:
+    here.pull()
+    assert asked_for_sums(here) == 0
+
+
+def test_a_flipped_byte_costs_its_chunk(here: Here) -> None:
+    here.registry.add_fault(Fault("flip", begin=6 * MIB, end=6 * MIB + 1, after=5, times=1))
+    here.pull(OPTIONS)
+    assert here.served == here.size + 1 + CHUNK
+    assert f"checksum mismatch in bytes {CHUNK:,} to {2 * CHUNK:,}" in here.notices()
+
+
+def test_one_answer_in_seven_flipped_arrives(here: Here) -> None:
+    here.registry.add_fault(Fault("flip", begin=1, after=70_000, every=7))
+    here.pull(with_options(sums_from=MIB, piece=MIB, tries=None))
+    assert "they are fetched again" in here.notices()
+
+
+def test_a_mirror_that_lies_costs_one_chunk_and_is_left_alone(here: Here, mirror: Mirror) -> None:
+    mirror.add_fault(Fault("flip", begin=1, after=1000))
+    mirror.hold(here.model.digests[0], at=range(CHUNK, here.size, 2 * MIB))
+    options = with_options(sums_from=MIB, connections=2)
+    with Background(here.transfer(options, mirrors=(mirror.url,))) as running:
+        wait_for(lambda: "is not asked any more" in here.notices())
+        mirror.release()
+        here.publish(running.result())
+    here.check()
+    assert here.served == here.size + 1
+    assert here.notices().count("is not asked any more") == 1
+
+
+def test_after_a_resume_they_are_not_asked_for_again(here: Here) -> None:
+    here.registry.hold(here.model.digests[0], at=(CHUNK,))
+    with Background(here.transfer(with_options(sums_from=MIB, connections=1))):
+        wait_for(lambda: here.arrived() >= CHUNK - MIB)
+    here.registry.release()
+    here.pull(OPTIONS)
+    assert asked_for_sums(here) == 1
+    assert here.served == here.size + 2
+
+
+def test_damage_in_what_came_earlier_costs_its_chunk(here: Here) -> None:
+    here.registry.hold(here.model.digests[0], at=(2 * CHUNK,))
+    with Background(here.transfer(with_options(sums_from=MIB, connections=1))):
+        wait_for(lambda: here.arrived() >= 2 * CHUNK - MIB)
+    here.registry.release()
+    before = here.served
+    here_already = here.arrived()
+    data = here.folder / transfers.DATA
+    content = bytearray(data.read_bytes())
+    content[1000] ^= 1
+    data.write_bytes(content)
+    here.pull(OPTIONS)
+    assert "its chunks are compared with the registry's sums" in here.notices()
+    assert here.served - before == here.size - here_already + 1 + CHUNK
+
+
+def test_wrong_bytes_that_were_taken_over_cost_their_chunk(here: Here) -> None:
+    data = bytearray(here.content())
+    data[6 * MIB] ^= 1
+    fetched = here.fetch(OPTIONS, partials=(partial_of(here, bytes(data)),))
+    (here.path / "blobs" / f"sha256-{here.digest}-partial").unlink()
+    here.publish(fetched)
+    here.check()
+    size = sum(end - start for start, end in TAKEN)
+    assert here.served == here.size - size + 1 + CHUNK
+
+
+@pytest.mark.parametrize("kind", ["short", "host", ""])
+def test_sums_that_are_cut_short_or_elsewhere_are_not_believed(here: Here, kind: str) -> None:
+    here.registry.manners = Manners(sums=kind, chunk=CHUNK, wants="bearer")  # type: ignore[arg-type]
+    here.pull(OPTIONS)
+    assert here.served == here.size + 1
+    assert asked_for_sums(here) == {"short": 3, "host": 2, "": 1}[kind]
+    assert not kept(here).exists()
+    elsewhere = [headers for path, headers in here.registry.asked if path.startswith("/sums/")]
+    assert not any("Authorization" in headers for headers in elsewhere)
+
+
+def test_sums_of_another_blob_cost_one_chunk_and_are_not_kept(here: Here) -> None:
+    here.registry.manners = Manners(sums="other", chunk=CHUNK)
+    here.pull(OPTIONS)
+    assert here.served == here.size + 1 + CHUNK
+    assert "are of something else, and are ignored" in here.notices()
+    assert not kept(here).exists()
+
+
+def test_a_stream_of_sums_that_breaks_is_asked_for_again(here: Here) -> None:
+    words = "sha256:" + "a" * 64 + f" 0-{CHUNK - 1}\n"
+    here.registry.add_fault(Fault("page", on="sums", status=200, body=words, cut=True, times=1))
+    here.pull(OPTIONS)
+    assert asked_for_sums(here) == 2
+    assert kept(here).exists()
+
+
+def test_a_line_that_damages_a_chunk_every_time_ends_it_and_keeps_the_rest(here: Here) -> None:
+    damaging = here.registry.add_fault(Fault("flip", begin=CHUNK, end=CHUNK + 1, after=5))
+    with pytest.raises(values.TransferError, match="3 times in a row") as caught:
+        here.fetch(with_options(sums_from=MIB, tries=3))
+    assert caught.value.cause is values.Cause.MISMATCH
+    here.registry.remove_fault(damaging)
+    before, rest = here.served, here.size - here.arrived()
+    here.pull(OPTIONS)
+    assert here.served - before == rest + 1 + CHUNK
