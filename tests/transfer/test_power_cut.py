@@ -80,6 +80,28 @@ def test_a_name_is_given_only_to_what_is_on_the_disk(tmp_path: Path, registry: R
             here.moved(after.path / "models").check()
 
 
+def test_a_sync_that_fails_as_it_stops_leaves_nothing_that_is_believed(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from watcher.state import fs
+
+    def fail(fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    digest = here.model.digests[0]
+    here.registry.hold(digest, at=(7 * MIB,))
+    with Background(here.transfer(with_options(sync_bytes=NEVER, sync_seconds=1e6))) as running:
+        here.registry.wait_held(digest, 1)
+        wait_for(lambda: here.written() == here.served - 1)
+        monkeypatch.setattr(fs, "sync_data", fail)
+        running.work.stop()
+        running.join()
+    monkeypatch.undo()
+    assert here.believed() == ()
+    here.registry.release()
+    here.pull()
+
+
 def test_a_sync_that_fails_ends_it_and_what_was_not_durable_is_not_believed(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:

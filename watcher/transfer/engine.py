@@ -287,6 +287,10 @@ def _doubted(ledger: Ledger) -> list[tuple[str, Ranges]]:
 
 def _keep(ledger: Ledger) -> None:
     """Make durable what has arrived, however it ends. A disk that fails has been reported."""
-    if ledger.arrived != ledger.durable:
-        with contextlib.suppress(OSError):
+    if ledger.arrived == ledger.durable:
+        return
+    with contextlib.suppress(OSError):
+        try:
             ledger.make_durable(ledger.arrived)
+        except LostError:
+            ledger.lose()
