@@ -116,12 +116,23 @@ def test_a_signal_handler_can_end_and_wake_it(store: HealthyStore) -> None:
 def test_a_closed_file_is_reported_again_where_the_scan_failed(
     store: HealthyStore, watching: Watching
 ) -> None:
-    watching.hears(store.blobs)
-    closed = watching.triggers.ended()
+    def ended() -> frozenset[str]:
+        """What was closed; it may be named before, since it was opened."""
+        watching.hears(store.blobs)
+        found = frozenset[str]()
+
+        def has_ended() -> bool:
+            nonlocal found
+            found = watching.triggers.ended()
+            return bool(found)
+
+        wait_until(has_ended, "the end", PATIENCE)
+        return found
+
+    closed = ended()
     assert len(closed) == 1
     assert watching.triggers.ended() == set()
-    watching.hears(store.blobs)
-    again = watching.triggers.ended()
+    again = ended()
     watching.triggers.again(None)
     assert watching.triggers.ended() == again != closed
     watching.triggers.deadlines(None, [])

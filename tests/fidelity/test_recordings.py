@@ -152,7 +152,8 @@ def test_connections_reset(player: Player, make_server: MakeServer) -> None:
     assert found == expected
     # 6 tries of 3 parts, 20 MB each, as in the recording (there in pieces of 64 KiB).
     recorded = next(iter(recording["bytes_served"].values()))
-    assert player.registry.bytes_served(model.digests[0]) == 18 * 20_000_000
+    # Where they are not in step, the last tries of two parts are cut by the end of the third's.
+    assert 16 * 20_000_000 < player.registry.bytes_served(model.digests[0]) <= 18 * 20_000_000
     assert recorded == 18 * 20_054_016
     told = [line.get("completed", 0) for line in lines if "total" in line]
     assert any(after < before for before, after in itertools.pairwise(told))

@@ -255,17 +255,23 @@ def _step(name: str, at: _At, links: _Links) -> _At:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), inside)
         behind = _behind(fd, at, inside, links)
         uid, target = os.fstat(fd).st_uid, os.fstat(behind.fd).st_uid
-        if uid not in (0, target) and links.foreign is None:
+        if uid not in (0, target, *_kernels(fd)) and links.foreign is None:
             links.foreign = ForeignLink(inside, uid, behind.path, target)
         return behind
 
 
+def _kernels(link: int) -> tuple[int, ...]:
+    """The kernel's own id, of a link in ``/proc``; in a user's namespace that is not 0."""
+    with contextlib.suppress(OSError):
+        own = os.lstat("/proc/self")
+        if os.fstat(link).st_dev == own.st_dev:
+            return (own.st_uid,)
+    return ()
+
+
 def _behind(link: int, at: _At, inside: str, links: _Links) -> _At:
     target = os.readlink("", dir_fd=link)
-    is_magic = False
-    with contextlib.suppress(OSError):
-        is_magic = os.fstat(link).st_dev == os.stat("/proc/self").st_dev
-    if is_magic:
+    if _kernels(link):
         # Such as /proc/<pid>/root: it does not lead where its text does, and nobody can make one.
         name = os.path.basename(inside)
         return _At(os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at.fd), inside)

@@ -274,7 +274,7 @@ def test_commands_are_quoted_on_the_store_and_for_this_user() -> None:
     for command in filter(None, told.values()):
         assert "watcher" not in command or "--store '/a b'\"'\"'s $x'" in command
         assert command.startswith("sudo ") is ("dmesg" in command and os.getuid() != 0) or (
-            os.getuid() and any(each in command for each in ("repair", "verify", "lsattr"))
+            os.getuid() and any(each in command for each in ("repair", "reset", "verify", "lsattr"))
         )
     assert told[Cause.STORE].endswith("audit")
     again = "pull --verify --host http://127.0.0.1:5 me/m:1b"
