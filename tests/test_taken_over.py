@@ -85,6 +85,15 @@ def test_it_is_the_same_file_with_all_that_is_trusted(here: Here) -> None:
     assert found.download.trust.trusted == here.trusted
 
 
+def test_what_had_arrived_beside_a_damaged_ledger_is_not_said_of_its_data(here: Here) -> None:
+    size = len(here.bytes)
+    ours = lay_out(here.store.path, here.digest, here.bytes, arrived=((0, size),))
+    (ours / "ledger").write_text("damaged")
+    assert here.outcome().result is Result.DONE
+    (found,) = here.look().diagnosis.diagnosed
+    assert found.download.trust.trusted == here.trusted != ((0, size),)
+
+
 def test_it_is_one_event_that_begins_and_ends(here: Here) -> None:
     """Nobody has removed a download, and none was found."""
     one_run(here.host, rules(repair=False, clean=False))
