@@ -14,12 +14,14 @@ from collections.abc import Iterator, Sequence
 from rich.filesize import decimal
 
 from watcher.model import Ranges
+from watcher.observe import parts
 from watcher.ollama import names, ranges
 from watcher.state import fs, sums
 from watcher.state.sums import Chunk, Chunks
 from watcher.transfer.connections import FULL, Connections, disk_error
-from watcher.transfer.fetch import Fetch
+from watcher.transfer.fetch import Fetch, hash_of
 from watcher.transfer.ledger import COPY, Ledger, LostError
+from watcher.transfer.proof import has
 from watcher.transfer.registry import Registry
 from watcher.transfer.store import Store, Verified
 from watcher.transfer.tasks import all_of, beside, in_thread
@@ -122,9 +124,11 @@ class Engine:
             self._emit(Noticed(ledger.layer.digest, text))
         is_next_named = False
         try:
-            if partial := self._partials.get(ledger.layer.digest):
-                await self._take(ledger, partial)
             chunks = await self._sums(ledger.layer)
+            if partial := self._partials.get(ledger.layer.digest):
+                await self._take(ledger, partial, all_of_it=bool(chunks))
+            if chunks and ledger.taken:
+                await self._compare(ledger, chunks)
             fetch = Fetch(ledger, self._options, self._connections.bell, chunks)
             with self._connections.fetching(fetch):
                 helpers = (self._prove(fetch), self._sync_often(fetch), self._report(fetch))
@@ -144,10 +148,10 @@ class Engine:
             self._connections.later == 0 and len(self._connections.open) == 1 and self._boot != ""
         )
 
-    async def _take(self, ledger: Ledger, partial: Partial) -> None:
+    async def _take(self, ledger: Ledger, partial: Partial, *, all_of_it: bool) -> None:
         """Copy what a server has left of a layer, as far as there is room beside the reserve."""
         layer, copied = ledger.layer, 0
-        pieces = self._store.take(ledger, partial)
+        pieces = self._store.take(ledger, partial, all_of_it=all_of_it)
         while True:
             while self._store.free() - self._options.reserve < COPY:
                 await self._wait_for_room(layer)
@@ -159,7 +163,7 @@ class Engine:
                     self._emit(Noticed(layer.digest, text))
                     return
                 await self._wait_for_room(layer)
-                pieces = self._store.take(ledger, partial)
+                pieces = self._store.take(ledger, partial, all_of_it=all_of_it)
                 continue
             if not size:
                 break
@@ -210,6 +214,27 @@ class Engine:
             known = sums.parsed(raw, layer.size)
         return known
 
+    async def _compare(self, ledger: Ledger, chunks: Chunks) -> None:
+        """Keep of what a server has left each chunk that is right, whatever was said of it."""
+        layer, right, wrong = ledger.layer, Ranges(), Ranges()
+        written = parts.segments(ledger.data, layer.size)
+        for chunk in chunks:
+            piece, is_claimed = ((chunk.start, chunk.end),), has(ledger.arrived, chunk)
+            is_ours = is_claimed and not ranges.within(ledger.taken, chunk.start, chunk.end)
+            if is_ours or not has(written, chunk):
+                continue
+            if await in_thread(hash_of, ledger.data, chunk) == chunk.digest:
+                right = ranges.union(right, piece)
+            elif is_claimed:
+                wrong = ranges.union(wrong, piece)
+            arrived = ranges.size(ledger.arrived)
+            self._emit(Progress(layer.digest, layer.size, arrived, chunk.end, copied=True))
+        if right:  # else the sums may be of something else
+            ledger.compared(right, wrong)
+            found = f"{decimal(ranges.size(right))} are right by the registry's sums"
+            found += f", {decimal(ranges.size(wrong))} wrong" if wrong else ""
+            self._emit(Noticed(layer.digest, f"of the server's download {found}"))
+
     async def _prove(self, fetch: Fetch) -> None:
         """Look at each chunk once it is there; one that is wrong is fetched again."""
         while True:
@@ -217,7 +242,7 @@ class Engine:
             if chunk is None:
                 await self._connections.bell.wait()
                 continue
-            wrong = fetch.proof.judge(chunk, await fetch.hash_of(chunk))
+            wrong = fetch.proof.judge(chunk, await in_thread(hash_of, fetch.ledger.data, chunk))
             if wrong is None:
                 self._drop_sums(fetch)
             elif wrong:

@@ -63,12 +63,6 @@ class Fetch:
             self._bell.ring()
         return found.hexdigest()
 
-    async def hash_of(self, chunk: Chunk) -> str:
-        """The hash of a chunk that is all there."""
-        found = hashlib.sha256()
-        await in_thread(_update, found, self.ledger.data, chunk.start, chunk.end)
-        return found.hexdigest()
-
     async def forget(self, doubted: Ranges) -> None:
         """Fetch bytes anew that are all there."""
         async with self._sync_turn:
@@ -97,6 +91,13 @@ class Fetch:
             if snapshot != self.ledger.durable:
                 await in_thread(self.ledger.make_durable, snapshot)
                 self.ledger.shorten()
+
+
+def hash_of(fd: int, chunk: Chunk) -> str:
+    """The hash of the bytes in a chunk's place."""
+    found = hashlib.sha256()
+    _update(found, fd, chunk.start, chunk.end)
+    return found.hexdigest()
 
 
 def _update(found: hashlib._Hash, fd: int, start: int, end: int) -> None:

@@ -196,6 +196,14 @@ class Ledger:
         self._save()
         self._begin_log()
 
+    def compared(self, right: Ranges, wrong: Ranges) -> None:
+        """What a server has left was compared with sums: nothing of it is doubted any more."""
+        self.arrived = ranges.union(ranges.difference(self.arrived, wrong), right)
+        self.durable = ranges.difference(self.durable, wrong)
+        self.taken = ()
+        self._save()
+        self._begin_log()
+
     def note_wrong(self) -> None:
         """All is there, and its hash is wrong: whoever opens it next begins anew."""
         self.arrived = self.durable = self.taken = self.mirrored = self._expected = ()

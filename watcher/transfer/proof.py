@@ -14,8 +14,8 @@ class Proof:
         self.chunks = chunks
         #: Those whose bytes came earlier. The hash of the whole proves them; if that is wrong,
         #: each is looked at.
-        self._earlier = [each for each in chunks if _has(arrived, each)]
-        self._open = [each for each in chunks if not _has(arrived, each)]
+        self._earlier = [each for each in chunks if has(arrived, each)]
+        self._open = [each for each in chunks if not has(arrived, each)]
         #: How a chunk was wrong, by its first byte.
         self._wrong: dict[int, list[str]] = {}
         #: A chunk was right: the sums are about this layer.
@@ -35,7 +35,7 @@ class Proof:
         for each in self._open:
             if each.start >= last:
                 break
-            if _has(arrived, each) and (each.start in self._wrong or not is_doubted):
+            if has(arrived, each) and (each.start in self._wrong or not is_doubted):
                 return each
         return None
 
@@ -65,5 +65,6 @@ class Proof:
         self.chunks, self._open, self._earlier = (), [], []
 
 
-def _has(arrived: Ranges, chunk: Chunk) -> bool:
+def has(arrived: Ranges, chunk: Chunk) -> bool:
+    """Whether all bytes of a chunk are in `arrived`."""
     return ranges.size(ranges.within(arrived, chunk.start, chunk.end)) == chunk.end - chunk.start

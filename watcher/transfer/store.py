@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from watcher.observe import parts
 from watcher.ollama import names, ranges
 from watcher.ollama.names import ModelName
 from watcher.state import folders, fs, state_folder, sums, transfers
@@ -125,10 +126,11 @@ class Store:
             return fs.holder(transfers.LOCK, folder) is not None
         return False
 
-    def take(self, found: Ledger, partial: Partial) -> Iterator[int]:
+    def take(self, found: Ledger, partial: Partial, *, all_of_it: bool) -> Iterator[int]:
         """Copy what is trusted of a server's download; gives back bytes copied, piece by piece.
 
-        Nothing where that is another file by now. Raises OSError.
+        `all_of_it`: all that was written, since each chunk is compared. Nothing where that is
+        another file by now. Raises OSError.
         """
         try:
             fd = fs.open_to_read(names.data(partial.digest), self._blobs)
@@ -137,7 +139,8 @@ class Store:
         try:
             status = os.fstat(fd)
             if (status.st_dev, status.st_ino) == (partial.device, partial.inode):
-                yield from found.take(fd, ranges.within(partial.trusted, 0, status.st_size))
+                wanted = parts.segments(fd, status.st_size) if all_of_it else partial.trusted
+                yield from found.take(fd, ranges.within(wanted, 0, status.st_size))
         finally:
             os.close(fd)
 
