@@ -1,16 +1,19 @@
-"""``sums/<digest>``: what each chunk of a layer must hash to, as its registry has said it.
+"""``sums/<digest>``: what each chunk of a layer must hash to.
 
-    sha256:<hex of the chunk> <start>-<end, inclusive>
+    <kind>:<hex of the chunk> <start>-<end, inclusive>
 
+``sha256`` is what its registry has said, ``xxh3-128`` what was made of bytes with the right hash.
 They localize damage. Only the layer's own digest says that it is right.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib
 import os
 import re
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from watcher.model import MIB
 from watcher.state import folders, fs, state_folder, transfers
@@ -19,22 +22,61 @@ FOLDER = "sums"
 LONGEST = 16 * MIB
 #: A larger chunk is not worth a sum, and might never be all there at once.
 _LARGEST_CHUNK = 128 * MIB
-_PAIR = re.compile(rb"sha256:([0-9a-f]{64})\s+([0-9]{1,18})-([0-9]{1,18})(?:\s+|$)")
+#: Read at once: it fits into a core's own cache together with what hashes it.
+READ = MIB
+#: Kinds of sums, and how many digits each has.
+REGISTRY, OURS = "sha256", "xxh3-128"
+_DIGITS = {REGISTRY: 64, OURS: 32}
+_PAIR = re.compile(rb"([a-z0-9-]+):([0-9a-f]+)\s+([0-9]{1,18})-([0-9]{1,18})(?:\s+|$)")
 
 
 class Chunk(NamedTuple):
-    """The bytes ``[start, end)`` of a layer, and the 64 digits of their hash."""
+    """The bytes ``[start, end)`` of a layer, and the digits of their hash, which is of a kind."""
 
     digest: str
     start: int
     end: int
+    kind: str = REGISTRY
 
 
 Chunks: TypeAlias = tuple[Chunk, ...]
 
 
-def parsed(raw: bytes, size: int) -> Chunks:
-    """The chunks of a layer of `size` bytes.
+class Hasher(Protocol):
+    """What hashes bytes, piece by piece."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Add bytes."""
+
+    def hexdigest(self) -> str:
+        """The digits of all."""
+
+
+def hasher(kind: str) -> Hasher:
+    """What makes sums of a kind. Raises ImportError for ours without the library."""
+    if kind == REGISTRY:
+        return hashlib.sha256()
+    made: Hasher = importlib.import_module("xxhash").xxh3_128()
+    return made
+
+
+def add(found: Hasher, fd: int, start: int, end: int) -> None:
+    """Add the bytes ``[start, end)`` of a file, as far as it has them. Raises OSError."""
+    buffer = memoryview(bytearray(min(READ, end - start)))
+    while start < end and (count := os.preadv(fd, [buffer[: end - start]], start)):
+        found.update(buffer[:count])
+        start += count
+
+
+def hash_of(fd: int, chunk: Chunk) -> str:
+    """What the chunk's bytes in a file hash to. Raises OSError."""
+    found = hasher(chunk.kind)
+    add(found, fd, chunk.start, chunk.end)
+    return found.hexdigest()
+
+
+def parsed(raw: bytes, size: int | None = None) -> Chunks:
+    """The chunks of a layer of `size` bytes, all of one kind.
 
     Raises ValueError where they are not all of it, one after the other.
     """
@@ -42,19 +84,28 @@ def parsed(raw: bytes, size: int) -> Chunks:
     while at < len(raw):
         pair = _PAIR.match(raw, at)
         begin = found[-1].end if found else 0
-        if pair is None or int(pair[2]) != begin or not 0 <= int(pair[3]) - begin < _LARGEST_CHUNK:
+        if pair is None or int(pair[3]) != begin or not 0 <= int(pair[4]) - begin < _LARGEST_CHUNK:
             raise ValueError("sums that make no sense")
-        found.append(Chunk(pair[1].decode(), begin, int(pair[3]) + 1))
+        kind, digest = pair[1].decode(), pair[2].decode()
+        if len(digest) != _DIGITS.get(kind) or (found and kind != found[-1].kind):
+            raise ValueError("sums of another kind")
+        found.append(Chunk(digest, begin, int(pair[4]) + 1, kind))
         at = pair.end()
-    if not found or found[-1].end != size:
+    if not found or size not in (None, found[-1].end):
         raise ValueError("sums of another number of bytes")
     return tuple(found)
 
 
-def kept(ours: int, digest: str, size: int) -> Chunks:
-    """What is known of a layer; () for nothing. `ours`: the store's ``.ollama-watch``."""
-    with contextlib.suppress(OSError, ValueError), state_folder.opened_in(FOLDER, ours) as folder:
-        return parsed(fs.read_ours(digest, folder, LONGEST), size)
+def kept(ours: int, digest: str, size: int | None = None) -> Chunks:
+    """What is known of a layer (of `size` bytes); () for nothing that can be compared.
+
+    `ours`: the store's ``.ollama-watch``.
+    """
+    unusable = (OSError, ValueError, ImportError)
+    with contextlib.suppress(*unusable), state_folder.opened_in(FOLDER, ours) as folder:
+        found = parsed(fs.read_ours(digest, folder, LONGEST), size)
+        hasher(found[0].kind)
+        return found
     return ()
 
 

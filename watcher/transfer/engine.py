@@ -19,7 +19,7 @@ from watcher.ollama import names, ranges
 from watcher.state import fs, sums
 from watcher.state.sums import Chunk, Chunks
 from watcher.transfer.connections import FULL, Connections, disk_error
-from watcher.transfer.fetch import Fetch, hash_of
+from watcher.transfer.fetch import Fetch
 from watcher.transfer.ledger import COPY, Ledger, LostError
 from watcher.transfer.proof import has
 from watcher.transfer.registry import Registry
@@ -223,7 +223,7 @@ class Engine:
             is_ours = is_claimed and not ranges.within(ledger.taken, chunk.start, chunk.end)
             if is_ours or not has(written, chunk):
                 continue
-            if await in_thread(hash_of, ledger.data, chunk) == chunk.digest:
+            if await in_thread(sums.hash_of, ledger.data, chunk) == chunk.digest:
                 right = ranges.union(right, piece)
             elif is_claimed:
                 wrong = ranges.union(wrong, piece)
@@ -242,7 +242,9 @@ class Engine:
             if chunk is None:
                 await self._connections.bell.wait()
                 continue
-            wrong = fetch.proof.judge(chunk, await in_thread(hash_of, fetch.ledger.data, chunk))
+            wrong = fetch.proof.judge(
+                chunk, await in_thread(sums.hash_of, fetch.ledger.data, chunk)
+            )
             if wrong is None:
                 self._drop_sums(fetch)
             elif wrong:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 
 from watcher.model import MIB, Ranges
 from watcher.ollama import ranges
-from watcher.state.sums import Chunk, Chunks
+from watcher.state import sums
+from watcher.state.sums import Chunks
 from watcher.transfer.ledger import Ledger
 from watcher.transfer.pieces import Piece, Pieces
 from watcher.transfer.proof import Proof
 from watcher.transfer.tasks import Bell, in_thread
 from watcher.transfer.values import Address, Options, Progress
 
-#: Hashed in one go, and read at once. Whether to stop is asked in between.
-_STEP, _READ = 16 * MIB, MIB
+#: Hashed in one go. Whether to stop is asked in between.
+_STEP = 16 * MIB
 
 
 class Fetch:
@@ -58,7 +58,7 @@ class Fetch:
                 self._is_caught_up = True
                 await self._bell.wait()
                 continue
-            await in_thread(_update, found, self.ledger.data, start, end)
+            await in_thread(sums.add, found, self.ledger.data, start, end)
             self._hashed = end
             self._bell.ring()
         return found.hexdigest()
@@ -91,20 +91,3 @@ class Fetch:
             if snapshot != self.ledger.durable:
                 await in_thread(self.ledger.make_durable, snapshot)
                 self.ledger.shorten()
-
-
-def hash_of(fd: int, chunk: Chunk) -> str:
-    """The hash of the bytes in a chunk's place."""
-    found = hashlib.sha256()
-    _update(found, fd, chunk.start, chunk.end)
-    return found.hexdigest()
-
-
-def _update(found: hashlib._Hash, fd: int, start: int, end: int) -> None:
-    buffer = memoryview(bytearray(min(_READ, end - start)))
-    while start < end:
-        count = os.preadv(fd, [buffer[: end - start]], start)
-        if count == 0:
-            return  # somebody has cut it: the hash will tell
-        found.update(buffer[:count])
-        start += count

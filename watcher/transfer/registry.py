@@ -153,7 +153,8 @@ class Registry:
                 address, answer = await self._followed(request)
                 if answer.head.status != 200 or not address.is_own:
                     break
-                sums.parsed(answer.body, layer.size)
+                if sums.parsed(answer.body, layer.size)[0].kind != sums.REGISTRY:
+                    break
             except TryError as error:
                 if error.final or error.is_unreached:
                     break

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 
+from watcher.model import MIB
 from watcher.state import sums
 from watcher.state.sums import Chunk
 from watcher.transfer.proof import Proof
@@ -67,9 +72,47 @@ def raw(*pairs: tuple[int, int]) -> bytes:
     return b"".join(b"sha256:%s %d-%d\n" % (b"a" * 64, *pair) for pair in pairs)
 
 
+def ours(*pairs: tuple[int, int]) -> bytes:
+    return raw(*pairs).replace(b"sha256:" + b"a" * 64, b"xxh3-128:" + b"a" * 32)
+
+
+def test_sums_of_ours_are_read_as_the_registrys() -> None:
+    assert sums.parsed(ours((0, 29))) == (Chunk("a" * 32, 0, 30, sums.OURS),)
+    assert sums.parsed(raw((0, 29))) == (Chunk("a" * 64, 0, 30, sums.REGISTRY),)
+
+
+@pytest.mark.parametrize("kind", [sums.REGISTRY, sums.OURS])
+def test_a_chunk_is_compared_by_its_kind(kind: str, tmp_path: Path) -> None:
+    if kind == sums.OURS:
+        pytest.importorskip("xxhash")
+    content = b"a" * (3 * MIB + 1)
+    path = tmp_path / "data"
+    path.write_bytes(b"before" + content + b"behind")
+    found = sums.hasher(kind)
+    found.update(memoryview(content))
+    chunk = Chunk(found.hexdigest(), 6, 6 + len(content), kind)
+    with path.open("rb") as file:
+        assert sums.hash_of(file.fileno(), chunk) == chunk.digest
+        assert sums.hash_of(file.fileno(), chunk._replace(start=7)) != chunk.digest
+        assert sums.hash_of(file.fileno(), chunk._replace(end=chunk.end + 100)) != chunk.digest
+
+
+def test_without_the_library_sums_of_ours_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "xxhash", None)
+    ours_fd = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for text, number in ((raw((0, 29)), 1), (ours((0, 29)), 0)):
+            sums.keep(ours_fd, "d", text)
+            assert len(sums.kept(ours_fd, "d", 30)) == number
+    finally:
+        os.close(ours_fd)
+
+
 def test_sums_are_read_with_any_space_between() -> None:
     text = raw((0, 9), (10, 29)).replace(b"\n", b" \t\r\n ")
-    assert [each[1:] for each in sums.parsed(text, 30)] == [(0, 10), (10, 30)]
+    assert [each[1:3] for each in sums.parsed(text, 30)] == [(0, 10), (10, 30)]
 
 
 @pytest.mark.parametrize(
@@ -87,6 +130,9 @@ def test_sums_are_read_with_any_space_between() -> None:
         raw((0, 29)) + b"x",
         raw((0, 29)).replace(b"sha256:", b"md5:"),
         raw((0, 29)).replace(b"a" * 64, b"a" * 63),
+        raw((0, 29)).replace(b"sha256:", b"xxh3-128:"),
+        ours((0, 29)).replace(b"xxh3-128:", b"sha256:"),
+        ours((0, 9)) + raw((10, 29)),
         b"<html>",
         b"\xff" * 100,
     ],
