@@ -60,8 +60,12 @@ def total(head: Head) -> int | None:
 
 
 def words(body: bytes) -> str:
-    """The first words of a body, as an error quotes them."""
-    text = _message(body) or _TAGS.sub(" ", body.decode("utf-8", "replace"))
+    """The first words of a body, as an error quotes them; "" where it is no text."""
+    text = body.decode("utf-8", "replace")
+    odd = sum(char == "\ufffd" or not (char.isprintable() or char.isspace()) for char in text)
+    if odd > len(text) / 10:
+        return ""
+    text = _message(body) or _TAGS.sub(" ", text)
     text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     text = without_secrets(text)
     return text if len(text) <= _WORDS else f"{text[:_WORDS]}…"

@@ -51,6 +51,11 @@ def test_no_text_of_a_header_makes_it_fail(text: str) -> None:
     answers.retry_after(Head(429, {"retry-after": text}), 0.0)
 
 
+def test_a_text_is_quoted_and_what_is_none_is_not() -> None:
+    assert answers.words("Bitte schließen Sie".encode("latin-1")) == "Bitte schlie\ufffden Sie"
+    assert answers.words(bytes(range(1, 256))) == ""
+
+
 @given(st.binary(max_size=300))
 def test_words_are_short_and_printable(body: bytes) -> None:
     words = answers.words(body)
