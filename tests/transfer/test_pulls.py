@@ -350,7 +350,7 @@ def test_what_time_does_not_help_against_ends_it_with_what_does(
     room_for_the_rest_alone(monkeypatch)
     seen = drive(here(server), model)
     assert seen.end.cause is Cause.DISK_FULL
-    assert "has a second name" in seen.end.text
+    assert "another name" in seen.end.text
     assert "let the server go on" in seen.end.step
     assert Cause.DISK_FULL is of_error(seen.end.text), "as a record has it"
 

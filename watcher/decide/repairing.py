@@ -139,16 +139,22 @@ def _take_over(diagnosed: Diagnosed, evidence: Evidence) -> Action | Refusal:
     """What makes a server's download a transfer of ours, which must be able to write to it."""
     download, kind, data = diagnosed.download, ActionKind.TAKE_OVER, diagnosed.download.data
     assert data is not None
-    why = safety.why_not_take_over(diagnosed, evidence) or _owner_forbids((data,), evidence)
-    if why is None and (data.links > 1 or not data.mode & 0o200):
-        reason = f"{names.printable(data.name)} has a second name, or may not be written to"
-        why = safety.Why(RefusalKind.LINKED, reason, "copy it in its place")
+    # What time does not help against comes first.
+    why = _owner_forbids((data,), evidence)
+    if why is None and data.links > 1:
+        reason = "its data has another name elsewhere"
+        why = safety.Why(RefusalKind.LINKED, reason, "remove that name")
+    if why is None and not data.mode & 0o200:
+        reason = "its data may not be written to"
+        why = safety.Why(RefusalKind.PERMISSION, reason, "let its owner write to it")
     if why is None and not download.trust.zeros_read:
         reason = "it was not read through since the power may have failed"
         why = safety.Why(RefusalKind.UNPROVEN, reason, "repair it first")
-    if why is not None or not download.total:
-        unknown = safety.Why(RefusalKind.LENGTH, "its length is unknown", findings.NAMED)
-        return (why or unknown).of_download(diagnosed, kind)
+    if why is None and not download.total:
+        why = safety.Why(RefusalKind.LENGTH, "its length is unknown", findings.NAMED)
+    why = why or safety.why_not_take_over(diagnosed, evidence)
+    if why is not None:
+        return why.of_download(diagnosed, kind)
     trusted = ranges.size(download.trust.trusted)
     return Action(
         kind=kind,

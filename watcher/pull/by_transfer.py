@@ -200,9 +200,9 @@ class ByTransfer:
         while True:
             before.recover(account.target)
             partials = [*publication.partials((yield from self._wait_for_server()))]
+            left = yield from self._not_taken(partials)
             if self._cancelled():
                 return (), CANCELED
-            left = yield from self._not_taken(partials)
             partials = [each for each in partials if each.digest in left]
             arrived = self._count(account.promised, partials)
             if account.progress.done > account.progress.present and not account.is_resuming_noted:
