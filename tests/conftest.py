@@ -25,6 +25,7 @@ from .support.loaded import load_all
 from .support.notation import Store
 from .support.servers import EngineServer, RealServer
 from .support.workers import pytest_cmdline_main as pytest_cmdline_main
+from .support.workers import pytest_collection as pytest_collection
 from .support.workers import pytest_xdist_setupnodes as pytest_xdist_setupnodes
 
 #: Deterministic, and not in need of a fast machine.

@@ -8,11 +8,14 @@ they are. Where neither is allowed, one worker does everything, one test after t
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,3 +64,25 @@ def pytest_xdist_setupnodes(specs: list[execnet.XSpec]) -> None:
     """Start each worker in namespaces of its own."""
     python = shlex.join([*ALONE, *_INIT, sys.executable])
     specs[:] = [type(spec)(f"{spec}//id={spec.id}//python={python}") for spec in specs]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Import the modules of tests, in each worker from another one on.
+
+    Their assertions are rewritten once: what one worker has written the others read. Where Python
+    is told to write none, it writes those.
+    """
+    given = getattr(session.config, "workerinput", None)
+    if given is None:
+        return
+    sys.dont_write_bytecode = False
+    root = session.config.rootpath
+    paths = sorted(
+        path for each in session.config.args for path in Path(root, each).rglob("test_*.py")
+    )
+    first = len(paths) * int(given["workerid"].removeprefix("gw")) // int(given["workercount"])
+    for path in paths[first:] + paths[:first]:
+        # What can't be imported is reported when it is collected.
+        with contextlib.suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(".".join(path.relative_to(root).with_suffix("").parts))
