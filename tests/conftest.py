@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import psutil
@@ -196,12 +197,9 @@ def as_nobody(as_user: Callable[..., list[str]]) -> Callable[[Sequence[str]], li
     return as_user
 
 
-@pytest.fixture
-def as_user(nobodys_package: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """The same for any user and groups: `uid`, `gid`, and `groups`, those besides.
-
-    `powers`: options of `setpriv` for the capabilities that the user has.
-    """
+@pytest.fixture(scope="session")
+def user_runs(nobodys_package: Path) -> Callable[..., list[str]]:
+    """The command that `as_user` gives."""
     if not IS_ROOT:
         pytest.skip("needs root to become another user")
     # The interpreter may lie in a folder of root's own: it is mounted where others can reach it,
@@ -219,7 +217,6 @@ def as_user(nobodys_package: Path, tmp_path: Path) -> Callable[..., list[str]]:
     ) -> list[str]:
         # Another pytest of this user's that begins meanwhile shuts the folder of all of them.
         open_parents(nobodys_package)
-        open_parents(tmp_path)
         script = 'mount --bind "$0" "$1" && shift && exec "$@"'
         mount = ["unshare", "--mount", "sh", "-c", script, sys.base_prefix, str(mounted)]
         others = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
@@ -240,4 +237,18 @@ def as_user(nobodys_package: Path, tmp_path: Path) -> Callable[..., list[str]]:
     )
     if probe.returncode:
         pytest.skip(f"the interpreter can't be used by others: {probe.stderr.decode()[-200:]}")
+    return command
+
+
+@pytest.fixture
+def as_user(user_runs: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
+    """The same for any user and groups: `uid`, `gid`, and `groups`, those besides.
+
+    `powers`: options of `setpriv` for the capabilities that the user has.
+    """
+
+    def command(words: Sequence[str], *user: int, **more: Any) -> list[str]:
+        open_parents(tmp_path)
+        return user_runs(words, *user, **more)
+
     return command

@@ -63,11 +63,11 @@ class Scene:
         by = 0 if command.startswith("sudo ") else uid
         asks = re.search(r" (clean|repair)( |$)", command)
         answered = f"{command.removeprefix('sudo ')}{' --yes' if asks else ''}"
-        shell = "import os, sys; os.execvp('sh', ['sh', '-c', sys.argv[1]])"
-        return self._started(["-c", shell, answered], by)
+        return self._started(["-c", answered], by, "sh")
 
-    def _started(self, words: Sequence[str], uid: int) -> Done:
-        command = self.as_user(words, uid=uid, gid=uid)
+    def _started(self, words: Sequence[str], uid: int, program: str = "") -> Done:
+        *command, python = self.as_user((), uid=uid, gid=uid)
+        command += [program or python, *words]
         if self.inside:
             command = [*self.inside, *command[command.index("setpriv") :]]
         done = subprocess.run(
