@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import pytest
 
+from watcher import config
+from watcher.config import Settings
+from watcher.pull.account import Options
+from watcher.pull.driver import Pull
+from watcher.pull.target import Target
 from watcher.transfer.rate import Limit
 from watcher.transfer.values import Layer
 
@@ -44,6 +50,19 @@ def test_it_may_be_changed_while_it_runs(here: Here, then: int) -> None:
         limit.per_second = then
         running.result()
     assert not here.waits()
+
+
+def test_what_continues_a_pull_has_its_rate() -> None:
+    (word,) = Options(limit=Limit(5_000_000)).words()
+    option, _, value = word.partition("=")
+    assert (option, config.rate(value)) == ("--rate", 5_000_000)
+
+
+def test_a_server_s_pull_says_that_its_rate_is_not_limited() -> None:
+    far = Target("http://127.0.0.1:1", Settings(), None, "it is far away")
+    updates = Pull(far, "demo", Options(limit=Limit(5_000_000))).updates()
+    notes = [update.note for update in itertools.islice(updates, 1)]
+    assert notes == ["the server downloads it, and its rate is not limited: it is far away"]
 
 
 def test_turns_that_are_rare_make_nobody_slow(here: Here) -> None:

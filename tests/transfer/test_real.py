@@ -95,6 +95,19 @@ def test_a_model_arrives_from_a_real_plain_registry(here: Here, docker: str) -> 
     here.check()
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_real_plain_registry_is_a_mirror(here: Here, docker: str, is_there: bool) -> None:
+    push(docker, here)
+    if not is_there:
+        here.registry.close()
+    settings = dataclasses.replace(POLICY.settings, mirrors=(f"http://{docker}",))
+    seen = drive(Target("http://127.0.0.1:1", settings, Host(str(here.path))), here.model)
+    assert seen.end.cause is None
+    here.check()
+    assert not here.registry.stats()["bytes"]
+    assert ("its manifest is taken from the mirror" in " ".join(seen.notes)) is not is_there
+
+
 @pytest.fixture(params=SERVERS)
 def server(request: pytest.FixtureRequest, here: Here) -> Iterator[Server]:
     with request.param(here.path) as made:

@@ -312,8 +312,8 @@ class Connections:
         """Take of the rate what falls to the layers that are fetched here, of all of the store."""
         while True:
             if self._options.limit.per_second:
-                running = await in_thread(self._store.running)
-                self._bucket.share = len(self.open) / max(1, running, len(self.open))
+                running, ours = await in_thread(self._store.running), max(1, len(self.open))
+                self._bucket.share = ours / max(running, ours)
             await asyncio.sleep(_SHARE_SECONDS)
 
     @staticmethod

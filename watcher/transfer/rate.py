@@ -46,7 +46,8 @@ class Bucket:
 
     def take(self, size: int) -> float:
         """Take bytes, or give some back (negative); the time at which they may come."""
-        at = max(self._free_at, self._now() - _SLACK)
+        now = self._now()  # first: it follows the rate
+        at = max(self._free_at, now - _SLACK)
         self._free_at = at + (size / self._rate if self._rate else 0.0)
         return at
 

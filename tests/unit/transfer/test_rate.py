@@ -85,6 +85,15 @@ def test_a_change_counts_at_once_for_those_who_wait_too() -> None:
     assert bucket.left(bucket.take(1 << 40)) == bucket.left(bucket.take(1 << 40)) == 0
 
 
+@pytest.mark.parametrize("then", [0, RATE])
+def test_after_a_change_the_next_one_waits_for_nobody(then: int) -> None:
+    limit = Limit(1000)
+    bucket = Bucket(limit, lambda: 0.0)
+    bucket.take(100_000)
+    limit.per_second = then
+    assert bucket.take(500) == 0.0
+
+
 def test_what_did_not_come_is_given_back() -> None:
     bucket = Bucket(Limit(1000), lambda: 0.0)
     bucket.take(500)
