@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ from watcher.demo.registry import Layer, Registry
 from watcher.model import BlobFault, Condition, ManifestFault, RefusalKind
 
 from .conftest import environment, needs_root, open_parents
+from .support import commands
 from .support.notation import LIBRARY, MB, Store, age, digest_of
 
 HERE = Path(__file__).parent.parent
@@ -198,8 +198,7 @@ class Machine(NamedTuple):
     asked_of_ollama: Path
 
     def call(self, *words: str) -> subprocess.CompletedProcess[bytes]:
-        command = [sys.executable, "-m", "watcher", "--store", str(self.store.path), *words]
-        done = subprocess.run(command, capture_output=True, env=self.environment, timeout=60)
+        done = commands.run(["--store", str(self.store.path), *words], self.environment)
         assert b"Traceback" not in done.stderr, done.stderr.decode()
         return done
 

@@ -72,6 +72,24 @@ class Show:
         return found
 
 
+@contextlib.contextmanager
+def server_of(uid: int) -> Iterator[None]:
+    """A process that looks like a user's Ollama server; its environment is that user's secret."""
+    words = ("ollama", "-c", "read line", "serve")
+    with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE, user=uid) as server:
+        try:
+            yield
+        finally:
+            server.kill()
+
+
+@pytest.fixture
+def own_server() -> Iterator[None]:
+    """A server of the user who runs the tests, beside all that they run."""
+    with server_of(os.geteuid()):
+        yield
+
+
 @pytest.fixture
 def show(tmp_path: Path) -> Iterator[Show]:
     (tmp_path / "pictures").mkdir()
@@ -82,6 +100,7 @@ def show(tmp_path: Path) -> Iterator[Show]:
         made.process.wait()
 
 
+@pytest.mark.usefixtures("own_server")
 def test_it_runs_its_story_and_leaves_nothing(show: Show, tmp_path: Path) -> None:
     assert show.process.wait(60) == 0, show.told
     at = [show.told.find(words) for words in STORY]
@@ -104,23 +123,12 @@ ANOTHER_USER = pytest.mark.slow("the server of one more user, beside the same de
 ANOTHER_SCENE = pytest.mark.slow("an interrupt in one more scene of the same demo")
 
 
-@contextlib.contextmanager
-def server_of(uid: int) -> Iterator[None]:
-    """A process that looks like a user's Ollama server; its environment is that user's secret."""
-    words = ("ollama", "-c", "read line", "serve")
-    with subprocess.Popen(words, executable="/bin/sh", stdin=subprocess.PIPE, user=uid) as server:
-        try:
-            yield
-        finally:
-            server.kill()
-
-
 @pytest.mark.parametrize(
     ("by", "server"),
     [
         (NOBODY, 0),
         pytest.param(NOBODY, OTHER, marks=ANOTHER_USER),
-        (0, 0),
+        pytest.param(0, 0, marks=pytest.mark.slow("the whole story runs beside one's own server")),
         pytest.param(0, OTHER, marks=ANOTHER_USER),
     ],
 )

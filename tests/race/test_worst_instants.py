@@ -224,7 +224,10 @@ def kind(request: pytest.FixtureRequest) -> type[Server]:
     return chosen
 
 
-@pytest.mark.parametrize("meanwhile", MEANWHILE)
+START = pytest.param("start", marks=pytest.mark.slow("whatever else a server does, it starts then"))
+
+
+@pytest.mark.parametrize("meanwhile", [START, "pull", "create", "rm"])
 @pytest.mark.parametrize("acts", ACTS)
 def test_at_worst_one_thing_fails_once(
     acts: str, meanwhile: str, kind: type[Server], tmp_path: Path
