@@ -392,6 +392,7 @@ class OddBlob(NamedTuple):
     asked: bool = False
     behind: Entry | None = None
     lies: Located | None = None  #: where its bytes lie under a name that no server looks for
+    wrong: Ranges = ()  #: the bytes of a corrupt one that are wrong, as far as that is known
 
     @property
     def content(self) -> Entry | None:
@@ -754,6 +755,7 @@ class Finding(NamedTuple):
     sizes: Sizes = Sizes()
     models: tuple[str, ...] = ()
     remedy: str = ""
+    wrong: Ranges = ()  #: the bytes of a blob that are wrong, as far as that is known
 
 
 class Diagnosed(NamedTuple):
@@ -945,6 +947,7 @@ class Outcome(NamedTuple):
     #: What was found out by hashing, or by asking the registry for a length.
     sha256: str | None = None
     length: int | None = None
+    wrong: Ranges = ()  #: the bytes that hashing found wrong, as far as sums of chunks are known
     command: str = ""  #: what helps where it failed
 
 

@@ -35,6 +35,11 @@ def kept(here: Here) -> Path:
     return here.path / ".ollama-watch" / sums.FOLDER / here.digest
 
 
+def is_said(here: Here) -> bool:
+    """Whether the registry's sums are kept."""
+    return kept(here).exists() and kept(here).read_bytes().startswith(b"sha256:")
+
+
 def asked_for_sums(here: Here) -> int:
     return int(here.registry.stats()["requests"].get("sums", 0))
 
@@ -100,7 +105,7 @@ def test_damage_in_what_came_earlier_costs_its_chunk(here: Here) -> None:
     content[1000] ^= 1
     data.write_bytes(content)
     here.pull(OPTIONS)
-    assert "its chunks are compared with the registry's sums" in here.notices()
+    assert "its chunks are compared with their sums" in here.notices()
     assert here.served - before == here.size - here_already + 1 + CHUNK
 
 
@@ -112,7 +117,7 @@ def test_wrong_bytes_that_were_taken_over_cost_their_chunk(here: Here) -> None:
     here.publish(fetched)
     here.check()
     assert here.served == CHUNK + 1
-    assert "of the server's download 7.8 MB are right by the registry's sums, 4.2 MB wrong" in (
+    assert "of the server's download 7.8 MB are right by their sums, 4.2 MB wrong" in (
         here.notices()
     )
 
@@ -164,7 +169,7 @@ def test_sums_that_are_cut_short_or_elsewhere_are_not_believed(here: Here, kind:
     here.pull(OPTIONS)
     assert here.served == here.size + 1
     assert asked_for_sums(here) == {"short": 3, "host": 2, "": 1}[kind]
-    assert not kept(here).exists()
+    assert not is_said(here)
     elsewhere = [headers for path, headers in here.registry.asked if path.startswith("/sums/")]
     assert not any("Authorization" in headers for headers in elsewhere)
 
@@ -174,7 +179,7 @@ def test_sums_of_another_blob_cost_one_chunk_and_are_not_kept(here: Here) -> Non
     here.pull(OPTIONS)
     assert here.served == here.size + 1 + CHUNK
     assert "are of something else, and are ignored" in here.notices()
-    assert not kept(here).exists()
+    assert not is_said(here)
 
 
 def test_a_stream_of_sums_that_breaks_is_asked_for_again(here: Here) -> None:
@@ -182,7 +187,7 @@ def test_a_stream_of_sums_that_breaks_is_asked_for_again(here: Here) -> None:
     here.registry.add_fault(Fault("page", on="sums", status=200, body=words, cut=True, times=1))
     here.pull(OPTIONS)
     assert asked_for_sums(here) == 2
-    assert kept(here).exists()
+    assert is_said(here)
 
 
 def test_a_line_that_damages_a_chunk_every_time_ends_it_and_keeps_the_rest(here: Here) -> None:
@@ -194,3 +199,76 @@ def test_a_line_that_damages_a_chunk_every_time_ends_it_and_keeps_the_rest(here:
     before, rest = here.served, here.size - here.arrived()
     here.pull(OPTIONS)
     assert here.served - before == rest + 1 + CHUNK
+
+
+# ---------------------------------------------------------------- ours
+
+
+@pytest.fixture
+def silent(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry has no sums, and ours are of chunks that a test can afford."""
+    pytest.importorskip("xxhash")
+    here.registry.manners = Manners()
+    monkeypatch.setattr(sums, "CHUNK", CHUNK)
+
+
+def emptied(here: Here) -> None:
+    """Nothing of the model is there any more, but what is known of it."""
+    here.manifest.unlink()
+    for path in (here.path / "blobs").iterdir():
+        path.unlink()
+
+
+@pytest.mark.usefixtures("silent")
+def test_of_a_layer_that_came_out_right_sums_of_ours_are_kept(here: Here) -> None:
+    here.pull(with_options(sums_from=MIB, piece=MIB + 7))
+    chunks = sums.parsed(kept(here).read_bytes(), here.size)
+    assert [(each.start, each.kind) for each in chunks] == [
+        (start, sums.OURS) for start in range(0, here.size, CHUNK)
+    ]
+    with here.blob.open("rb") as file:
+        assert not any(sums.wrong(file.fileno(), each) for each in chunks)
+
+
+@pytest.mark.usefixtures("silent")
+def test_no_sums_are_made_of_what_is_small_or_wrong(here: Here) -> None:
+    damaging = here.registry.add_fault(Fault("flip", begin=6 * MIB, end=6 * MIB + 1, after=5))
+    with pytest.raises(values.TransferError):
+        here.fetch(OPTIONS)
+    assert not kept(here).exists()
+    here.registry.remove_fault(damaging)
+    here.pull()
+    assert not kept(here).exists()
+
+
+@pytest.mark.usefixtures("silent")
+def test_sums_of_ours_prove_the_chunks_of_a_later_pull(here: Here) -> None:
+    here.pull(OPTIONS)
+    ours, before = kept(here).read_bytes(), here.served
+    emptied(here)
+    here.registry.add_fault(Fault("flip", begin=6 * MIB, end=6 * MIB + 1, after=5, times=1))
+    here.pull(OPTIONS)
+    assert here.served - before == here.size + 1 + CHUNK
+    assert kept(here).read_bytes() == ours
+
+
+@pytest.mark.usefixtures("silent")
+def test_the_registrys_take_the_place_of_ours(here: Here) -> None:
+    here.pull(OPTIONS)
+    assert not is_said(here)
+    emptied(here)
+    here.registry.manners = Manners(sums="complete", chunk=CHUNK)
+    here.pull(OPTIONS)
+    assert is_said(here)
+
+
+@pytest.mark.usefixtures("silent")
+def test_sums_of_ours_that_somebody_has_changed_cost_one_chunk(here: Here) -> None:
+    here.pull(OPTIONS)
+    ours = kept(here).read_bytes()
+    kept(here).write_bytes(ours.replace(ours[9:13], b"0123"))
+    emptied(here)
+    before = here.served
+    here.pull(OPTIONS)
+    assert here.served - before == here.size + 1 + CHUNK
+    assert kept(here).read_bytes() == ours

@@ -48,7 +48,7 @@ ABSURD = {
 SHARD = "ab"
 HASHED = {
     f"sha256-{SHARD}{'1' * 62}": hashes.Hashed(1, 2, 3, SHARD + "1" * 62, "boot"),
-    f"sha256-{SHARD}{'2' * 62}": hashes.Hashed(1, 2, 3, "3" * 64),
+    f"sha256-{SHARD}{'2' * 62}": hashes.Hashed(1, 2, 3, "3" * 64, "", ((0, 5),)),
     f"sha256-{SHARD}{'3' * 62}-partial": hashes.Hashed(1, 2, 3, SHARD + "3" * 62, "boot"),
 }
 

@@ -6,7 +6,6 @@ and nothing is changed; what was found out goes to the memory.
 
 import contextlib
 import errno
-import hashlib
 import os
 import threading
 import time
@@ -20,17 +19,19 @@ from rich.filesize import decimal
 from watcher.act.journal import Journal, locked
 from watcher.decide import transitions
 from watcher.errors import LockedError
-from watcher.model import Action, ActionKind, Entry, Outcome, Result, Rules
+from watcher.model import Action, ActionKind, Entry, Outcome, Ranges, Result, Rules
 from watcher.observe import place, scan
 from watcher.observe.host import Host
-from watcher.ollama import names, registry
+from watcher.ollama import names, ranges, registry
 from watcher.ollama.names import ModelName
-from watcher.state import folders, fs
+from watcher.state import folders, fs, state_folder, sums
+from watcher.state.sums import Chunks
 
 _KEEP_SECONDS = 30.0  #: answers are written down this often, so that a kill loses little
 _SILENT_TIMES = 3  #: so often a registry may leave one question after another unanswered
 _READ = 1 << 20  #: fits into a core's own cache together with what hashes it
 _WATCH_SECONDS = 0.5
+_MOST_RANGES = 1000  #: of one file: what lies behind them counts as one
 
 
 def answer(
@@ -138,7 +139,7 @@ def _hash(store: int, actions: Sequence[Action], host: Host) -> Iterator[Outcome
         ThreadPoolExecutor(os.cpu_count() or 1) as pool,
     ):
         try:
-            futures = [pool.submit(_hashed, blobs, each, progress) for each in actions]
+            futures = [pool.submit(_hashed, store, blobs, each, progress) for each in actions]
             for future in futures:
                 while not wait([future], _WATCH_SECONDS).done:
                     host.watch(progress.done, total)
@@ -149,58 +150,106 @@ def _hash(store: int, actions: Sequence[Action], host: Host) -> Iterator[Outcome
             progress.ended = True
 
 
-def _hashed(blobs: int, action: Action, progress: _Progress) -> Outcome | None:
-    entry = action.expects[0]
+def _hashed(store: int, blobs: int, action: Action, progress: _Progress) -> Outcome | None:
+    entry, digest = action.expects[0], action.subject.lower()
+    changed = Outcome(action, Result.REFUSED, "it has changed meanwhile")
     if progress.over():
         return None
+    known = _sums(store, digest)
+    whole = sums.Whole(with_sums=not known and entry.size >= sums.FROM)
     try:
-        found = _sha256(blobs, entry, progress)
+        fd = _opened(blobs, entry)
+        with fs.closing(fd):
+            _read(fd, entry, whole, progress)
+            if not _is_as_it_was(fd, blobs, entry):
+                return changed
+            sha256 = whole.hexdigest()
+            wrong = () if sha256 == digest else _wrong(fd, known, progress)
     except _StoppedError:
         return None
     except FileNotFoundError:
-        found = None
+        return changed
     except OSError as error:
         is_read = isinstance(error, _ReadError)
         why = f"read error at byte {error}" if is_read else f"it can't be read: {error.strerror}"
         return Outcome(action, Result.FAILED, f"{names.printable(entry.name)}: {why}")
-    if found is None:
-        return Outcome(action, Result.REFUSED, "it has changed meanwhile")
-    mismatch = f"checksum mismatch: its hash is {names.short(found)}"
-    message = "checksum verified" if found == action.subject.lower() else mismatch
-    return Outcome(action, Result.DONE, message, sha256=found)
+    made = whole.sums() if sha256 == digest else b""
+    if made or (known and sha256 != digest and not wrong):  # those are of something else
+        _keep_sums(store, digest, made)
+    mismatch = f"checksum mismatch: its hash is {names.short(sha256)}"
+    message = "checksum verified" if sha256 == digest else mismatch
+    return Outcome(action, Result.DONE, message, sha256=sha256, wrong=wrong)
 
 
-def _sha256(blobs: int, entry: Entry, progress: _Progress) -> str | None:
-    """The hash of a file's content; None where it is not the one meant, or changed meanwhile."""
+def _opened(blobs: int, entry: Entry) -> int:
     try:
-        fd = fs.open_to_read(entry.name, blobs)
+        return fs.open_to_read(entry.name, blobs)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        fd = fs.open_behind(entry.name, blobs)  # a link is followed, as the server does
-    with fs.closing(fd):
-        digest, at = hashlib.sha256(), 0
-        buffer = memoryview(bytearray(min(_READ, entry.size + 1)))
+        return fs.open_behind(entry.name, blobs)  # a link is followed, as the server does
+
+
+def _read(fd: int, entry: Entry, whole: sums.Whole, progress: _Progress) -> None:
+    """Hash all of a file."""
+    at, buffer = 0, memoryview(bytearray(min(_READ, entry.size + 1)))
+    with contextlib.suppress(OSError):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    while True:
+        if progress.over():
+            raise _StoppedError
+        try:
+            count = os.preadv(fd, [buffer], at)
+        except OSError:
+            raise _ReadError(str(at)) from None
+        if not count:
+            break
+        whole.update(buffer[:count])
         with contextlib.suppress(OSError):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while True:
-            if progress.over():
-                raise _StoppedError
-            try:
-                count = os.preadv(fd, [buffer], at)
-            except OSError:
-                raise _ReadError(str(at)) from None
-            if not count:
-                break
-            digest.update(buffer[:count])
-            with contextlib.suppress(OSError):
-                os.posix_fadvise(fd, at, count, os.POSIX_FADV_DONTNEED)
-            at += count
-            progress.add(count)
-        if not os.path.samestat(os.fstat(fd), os.stat(entry.name, dir_fd=blobs)):
-            return None
+            os.posix_fadvise(fd, at, count, os.POSIX_FADV_DONTNEED)
+        at += count
+        progress.add(count)
+
+
+def _is_as_it_was(fd: int, blobs: int, entry: Entry) -> bool:
+    """Whether the open file is the one that was meant, and has not changed."""
+    if not os.path.samestat(os.fstat(fd), os.stat(entry.name, dir_fd=blobs)):
+        return False
     now = scan.content(entry.name, blobs)
     if now is None or now.identity != entry.identity:
-        return None
-    same = (now.size, now.mtime_ns) == (entry.size, entry.mtime_ns)
-    return digest.hexdigest() if same else None
+        return False
+    return (now.size, now.mtime_ns) == (entry.size, entry.mtime_ns)
+
+
+# ---------------------------------------------------------------- sums of chunks
+
+
+def _wrong(fd: int, known: Chunks, progress: _Progress) -> Ranges:
+    """The ranges of a damaged file that are wrong by the sums of its chunks, or too much."""
+    if not known:
+        return ()
+    found, size = list[tuple[int, int]](), os.fstat(fd).st_size
+    for chunk in known:
+        if progress.over():
+            raise _StoppedError
+        if sums.wrong(fd, chunk):
+            found.append((chunk.start, chunk.end))
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, chunk.start, chunk.end - chunk.start, os.POSIX_FADV_DONTNEED)
+    if size > known[-1].end:
+        found.append((known[-1].end, size))
+    joined = ranges.normal(found)
+    if len(joined) > _MOST_RANGES:
+        joined = (*joined[: _MOST_RANGES - 1], (joined[_MOST_RANGES - 1][0], joined[-1][1]))
+    return joined
+
+
+def _sums(store: int, digest: str) -> Chunks:
+    with contextlib.suppress(OSError), state_folder.opened(store) as ours:
+        return sums.kept(ours, digest)
+    return ()
+
+
+def _keep_sums(store: int, digest: str, raw: bytes) -> None:
+    with contextlib.suppress(OSError), state_folder.made(store) as ours:
+        sums.keep(ours, digest, raw)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 
+from rich.filesize import decimal
+
 from watcher import model
 from watcher.decide import at_risk, findings
 from watcher.decide.finding_kinds import BEHIND_LINK, found, row
@@ -110,6 +112,7 @@ def _odd_blob(odd: OddBlob, evidence: Evidence) -> Finding:
         command=command,
         sizes=sizes([odd.entry] if odd.entry else []),
         models=odd.models,
+        wrong=odd.wrong,
     )
 
 
@@ -127,6 +130,10 @@ def _evidence_of(odd: OddBlob) -> str:
     if odd.fault is BlobFault.CORRUPT and content is not None:
         differs = "" if odd.wanted in (None, content.size) else f"; {seen}"
         seen = f"its hash is {names.short(content.sha256 or '')}{differs}"
+        if odd.wrong:
+            many = "" if len(odd.wrong) == 1 else f" in {len(odd.wrong):,} ranges"
+            damaged, start = decimal(ranges.size(odd.wrong)), decimal(odd.wrong[0][0])
+            seen += f"; damaged: {damaged}{many}, starting at {start}"
     elif odd.fault in model.DOUBTFUL:
         seen += "; not hashed, so the manifest can also be wrong"
     return f"{seen}; read through a symlink" if odd.behind is not None else seen

@@ -411,7 +411,7 @@ def proved(
             entry = outcome.action.expects[0]
             read = "" if entry.ctime_ns / 1e9 < started_at else boot
             found[entry.name] = Hashed(
-                entry.inode, entry.size, bound_to(entry), outcome.sha256, read
+                entry.inode, entry.size, bound_to(entry), outcome.sha256, read, outcome.wrong
             )
             unproven.discard(outcome.action.subject)
         if outcome.action.kind is ActionKind.ASK_REGISTRY:

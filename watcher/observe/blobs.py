@@ -70,7 +70,10 @@ def with_memory(
     # They have the right size, so they were counted as healthy.
     counted = [each.entry for each in corrupt if each.entry is not None and each.wanted is not None]
     return census._replace(
-        odd=tuple(sorted((*odd, *corrupt), key=lambda each: each.digest)),
+        odd=tuple(
+            _with_ranges(each, memory)
+            for each in sorted((*odd, *corrupt), key=lambda each: each.digest)
+        ),
         odd_manifests=(*census.odd_manifests, *_wrong_sizes(found.named, sized, layers)),
         named=tuple((remembered(content, memory), models) for content, models in census.named),
         unnamed=tuple(remembered(entry, memory) for entry in census.unnamed),
@@ -126,6 +129,13 @@ def _suspects(found: scan.Scan, memory: Memory, wrong: Set[str], blobs: int) -> 
 def _with_registry(odd: OddBlob, memory: Memory, now: float) -> OddBlob:
     reply = asked(memory, odd.digest, now)
     return odd._replace(registry=reply and reply.length, asked=reply is not None)
+
+
+def _with_ranges(odd: OddBlob, memory: Memory) -> OddBlob:
+    hashed = memory.hashes.get(names.blob(odd.digest))
+    if hashed is None or odd.fault is not BlobFault.CORRUPT:
+        return odd
+    return odd._replace(wrong=hashed.wrong)
 
 
 def _disputed(found: scan.Scan, blobs: int, odd: Iterable[str]) -> dict[str, tuple[int, str]]:

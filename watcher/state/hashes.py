@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
+from watcher.model import Ranges
 from watcher.ollama import names
 from watcher.state import checks, fs, json_file, state_folder
 
@@ -28,6 +29,7 @@ class Hashed(NamedTuple):
     sha256: str
     #: The start of the machine that it holds for, if read from memory; "": read from the disk.
     boot: str = ""
+    wrong: Ranges = ()  #: the bytes that are wrong, as far as sums of its chunks are known
 
     def counts(self, name: str, boot: str) -> bool:
         """Whether it is about what is on the disk; a mismatch always is."""
@@ -64,7 +66,13 @@ class Shard(NamedTuple):
 
 
 hashed = checks.row(
-    Hashed, checks.identity, checks.whole, checks.nanoseconds, checks.digest, checks.boot
+    Hashed,
+    checks.identity,
+    checks.whole,
+    checks.nanoseconds,
+    checks.digest,
+    checks.boot,
+    checks.byte_ranges,
 )
 
 
@@ -184,11 +192,11 @@ def keep(store: int, new: Mapping[str, Hashed]) -> None:
             damaged.append(file.name)
         if more.items() - known.items():
             after = Shard({}, {})
-            for name, (*row, sha256, boot) in {**known, **more}.items():
+            for name, (*row, sha256, boot, wrong) in {**known, **more}.items():
                 if name == names.blob(sha256):
                     after.right.setdefault(boot, {})[sha256] = row
                 else:
-                    after.others[name] = [*row, sha256, boot]
+                    after.others[name] = [*row, sha256, boot, wrong]
             contents[file.name] = file.to_bytes(after)
     with state_folder.made(store, FOLDER) as folder:
         for name in damaged:

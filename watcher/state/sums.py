@@ -20,6 +20,11 @@ from watcher.state import folders, fs, state_folder, transfers
 
 FOLDER = "sums"
 LONGEST = 16 * MIB
+#: Layers from this size on are worth sums. A smaller one is fetched as a whole about as soon as a
+#: chunk, and a store may have thousands of them.
+FROM = 64 * MIB
+#: The bytes of a chunk of ours.
+CHUNK = 16 * MIB
 #: A larger chunk is not worth a sum, and might never be all there at once.
 _LARGEST_CHUNK = 128 * MIB
 #: Read at once: it fits into a core's own cache together with what hashes it.
@@ -73,6 +78,54 @@ def hash_of(fd: int, chunk: Chunk) -> str:
     found = hasher(chunk.kind)
     add(found, fd, chunk.start, chunk.end)
     return found.hexdigest()
+
+
+class Whole:
+    """What hashes a layer, first byte to last, and makes sums of ours beside, if wanted.
+
+    Without the library there are none.
+    """
+
+    def __init__(self, *, with_sums: bool) -> None:
+        self._all = hasher(REGISTRY)
+        self._chunk: Hasher | None = None
+        self._start, self._end, self._lines = 0, 0, list[str]()
+        if with_sums:
+            with contextlib.suppress(ImportError):
+                self._chunk = hasher(OURS)
+
+    def update(self, data: memoryview, /) -> None:
+        """Add bytes."""
+        self._all.update(data)
+        while self._chunk is not None and data:
+            part = data[: self._start + CHUNK - self._end]
+            self._chunk.update(part)
+            self._end += len(part)
+            data = data[len(part) :]
+            if self._end == self._start + CHUNK:
+                self._close(self._chunk)
+
+    def hexdigest(self) -> str:
+        """The digits of all."""
+        return self._all.hexdigest()
+
+    def sums(self) -> bytes:
+        """The sums, once all bytes were added; b"" where none are made."""
+        if self._chunk is not None and self._end > self._start:
+            self._close(self._chunk)
+        return "".join(self._lines).encode()
+
+    def _close(self, chunk: Hasher) -> None:
+        self._lines.append(f"{OURS}:{chunk.hexdigest()} {self._start}-{self._end - 1}\n")
+        self._start, self._chunk = self._end, hasher(OURS)
+
+
+def wrong(fd: int, chunk: Chunk) -> bool:
+    """Whether the chunk's bytes in a file are wrong, missing, or can't be read."""
+    try:
+        return hash_of(fd, chunk) != chunk.digest
+    except OSError:
+        return True
 
 
 def parsed(raw: bytes, size: int | None = None) -> Chunks:

@@ -176,10 +176,10 @@ class Engine:
 
     async def _verify(self, fetch: Fetch) -> None:
         digest = fetch.layer.digest
-        while await fetch.hash() != digest.lower():
+        while (found := await fetch.hash()).hexdigest() != digest.lower():
             await self._sync(fetch)  # what is said of it from here on is not overtaken by another
             if fetch.proof.look_again():
-                text = "checksum mismatch: its chunks are compared with the registry's sums"
+                text = "checksum mismatch: its chunks are compared with their sums"
                 self._emit(Noticed(digest, text))
                 self._connections.bell.ring()
                 continue
@@ -200,6 +200,8 @@ class Engine:
                 self._registry.distrust(fetch.layer)
             for _, each in doubted:
                 await fetch.forget(each)
+        if not fetch.proof.chunks and (made := found.sums()):
+            self._store.keep_sums(fetch.layer, made)
         while not self._is_last() and not await self._sync(fetch):
             await self._wait_for_room(fetch.layer)
 
@@ -209,7 +211,8 @@ class Engine:
         if layer.size < self._options.sums_from:
             return ()
         known = self._store.sums(layer)
-        if not known and (raw := await self._registry.sums(layer)):
+        is_said = bool(known) and known[0].kind == sums.REGISTRY
+        if not is_said and (raw := await self._registry.sums(layer)):
             self._store.keep_sums(layer, raw)
             known = sums.parsed(raw, layer.size)
         return known
@@ -231,7 +234,7 @@ class Engine:
             self._emit(Progress(layer.digest, layer.size, arrived, chunk.end, copied=True))
         if right:  # else the sums may be of something else
             ledger.compared(right, wrong)
-            found = f"{decimal(ranges.size(right))} are right by the registry's sums"
+            found = f"{decimal(ranges.size(right))} are right by their sums"
             found += f", {decimal(ranges.size(wrong))} wrong" if wrong else ""
             self._emit(Noticed(layer.digest, f"of the server's download {found}"))
 
@@ -266,7 +269,7 @@ class Engine:
         await fetch.forget(((chunk.start, chunk.end),))
 
     def _drop_sums(self, fetch: Fetch) -> None:
-        text = "the registry's sums of its chunks are of something else, and are ignored"
+        text = "the sums of its chunks are of something else, and are ignored"
         self._emit(Noticed(fetch.layer.digest, text))
         self._store.keep_sums(fetch.layer, b"")
         fetch.proof.drop()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 
 from watcher.model import MIB, Ranges
 from watcher.ollama import ranges
@@ -25,6 +24,7 @@ class Fetch:
     def __init__(self, ledger: Ledger, options: Options, bell: Bell, chunks: Chunks = ()) -> None:
         self.ledger, self.layer = ledger, ledger.layer
         self.proof = Proof(chunks, ledger.arrived)
+        self._sums_from = options.sums_from
         self.pieces = Pieces(self.layer.size, ledger.arrived, options.piece, options.ahead)
         #: The address that bytes came from; once it stops to work it has expired.
         self.worked: Address | None = None
@@ -47,9 +47,9 @@ class Fetch:
 
     # ------------------------------------------------------------ hashing
 
-    async def hash(self) -> str:
-        """The hash of all bytes, in order, behind the front."""
-        found = hashlib.sha256()
+    async def hash(self) -> sums.Whole:
+        """Hash all bytes, in order, behind the front."""
+        found = sums.Whole(with_sums=self.layer.size >= self._sums_from)
         self._hashed, self._is_caught_up = 0, False
         while self._hashed < self.layer.size:
             start, front = self._hashed, min(self.pieces.front, self.proof.front(self.layer.size))
@@ -61,7 +61,7 @@ class Fetch:
             await in_thread(sums.add, found, self.ledger.data, start, end)
             self._hashed = end
             self._bell.ring()
-        return found.hexdigest()
+        return found
 
     async def forget(self, doubted: Ranges) -> None:
         """Fetch bytes anew that are all there."""

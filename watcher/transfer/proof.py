@@ -1,4 +1,4 @@
-"""Which chunks of a layer are still to be proven by the registry's sums. Pure."""
+"""Which chunks of a layer are still to be proven by sums. Pure."""
 
 from __future__ import annotations
 

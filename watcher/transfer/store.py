@@ -110,11 +110,11 @@ class Store:
             return False
 
     def sums(self, layer: Layer) -> Chunks:
-        """What the chunks of a layer hash to, as its registry has said it; () for nothing."""
+        """What the chunks of a layer hash to, as far as that is known; () for nothing."""
         return sums.kept(self._ours, layer.digest.lower(), layer.size)
 
     def keep_sums(self, layer: Layer, raw: bytes) -> None:
-        """Keep what a registry has said; b"": nothing any more."""
+        """Keep what the chunks of a layer hash to; b"": nothing any more."""
         sums.keep(self._ours, layer.digest.lower(), raw)
 
     def running(self) -> int:

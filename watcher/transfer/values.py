@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 from watcher.errors import WatchError
 from watcher.model import MIB, Ranges
 from watcher.ollama.names import ModelName
+from watcher.state import sums
 from watcher.transfer.rate import Limit
 
 
@@ -45,7 +46,7 @@ class Options:
     #: So much of the disk stays free.
     reserve: int = 512 * MIB
     #: Layers from this size on are worth sums of their chunks.
-    sums_from: int = 64 * MIB
+    sums_from: int = sums.FROM
     #: What all transfers of the store may fetch in a second.
     limit: Limit = field(default_factory=Limit)
 
