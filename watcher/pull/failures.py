@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from watcher.observe import unit
@@ -88,19 +88,8 @@ class _Row(NamedTuple):
 _WRAPPED = r"^(?:error: |pull model manifest: |max retries exceeded: )*"
 
 
-class Cause(enum.Enum):
+class Cause(_Row, enum.Enum):
     """The kinds of failure. The first whose words match an error is its cause."""
-
-    step: str
-    command: Command
-    awaited: str
-    hourly: bool
-    statuses: tuple[int, ...]
-    disk: tuple[str, ...]
-    words: tuple[str, ...]
-
-    def __init__(self, *row: Any) -> None:
-        vars(self).update(_Row(*row)._asdict())
 
     @property
     def code(self) -> str:
