@@ -24,7 +24,7 @@ STORES_IN_A_BATCH = 25
 
 
 def stage(store: Path) -> Forecast:
-    forecast = diagnosis(observe(Host(str(store)), rules(), Memory()), rules()).forecast
+    forecast = diagnosis(observe(Host(str(store)), rules(), Memory(), None), rules()).forecast
     assert forecast is not None
     return forecast
 

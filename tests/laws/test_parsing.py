@@ -95,7 +95,7 @@ def test_what_is_believed_fits_and_overlaps_nothing_that_was_claimed(
         others = list(sound)
         others.remove(part)
         assert all(part.end <= other.offset or other.end <= part.offset for other in others)
-    filled = sidecars.fill_gaps(alone, total)
+    filled = sidecars.fill_gaps(alone, total, ())
     assert sum(part.size for part in filled) == total
     assert ranges.normal((part.offset, part.end) for part in filled) == ((0, total),)
     assert set(alone) <= set(filled)

@@ -13,7 +13,9 @@ import pytest
 from tests.conftest import environment, needs_root
 from tests.support.driving import command
 from tests.support.notation import LIBRARY, Store
+from watcher.model import Mode, ServerUser
 from watcher.observe import scan
+from watcher.observe.access import Access
 from watcher.state import fs
 
 pytestmark = needs_root
@@ -132,7 +134,8 @@ def test_a_symlink_for_the_moment_at_which_a_folder_is_entered_is_noted(
 
     monkeypatch.setattr(fs, "open_quietly", exchanged)
     with fs.opened_folder(str(store.path)) as folder:
-        found = scan.scan_store(folder)
+        access = Access(ServerUser())
+        found = scan.scan_store(folder, access, Mode(), manifests_hidden=False)
     assert name in {*found.census.behind_foreign, *found.named.unlisted}
 
 

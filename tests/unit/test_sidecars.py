@@ -127,7 +127,7 @@ def test_what_ends_behind_the_total_is_not_believed() -> None:
 
 def test_lost_parts_follow_the_part_rule_between_their_neighbours() -> None:
     kept = Part(1, 100 * MB, 100 * MB, 7)
-    assert sidecars.fill_gaps([kept], 262 * MB) == (
+    assert sidecars.fill_gaps([kept], 262 * MB, ()) == (
         Part(-1, 0, 100 * MB, 0),
         kept,
         Part(-1, 200 * MB, 62 * MB, 0),
@@ -135,7 +135,8 @@ def test_lost_parts_follow_the_part_rule_between_their_neighbours() -> None:
 
 
 def test_what_is_filled_covers_everything_once() -> None:
-    parts = sidecars.fill_gaps([Part(0, 30 * MB, 100 * MB, 0), Part(1, 200 * MB, 5, 0)], 262 * MB)
+    known = [Part(0, 30 * MB, 100 * MB, 0), Part(1, 200 * MB, 5, 0)]
+    parts = sidecars.fill_gaps(known, 262 * MB, ())
     assert ranges.normal((part.offset, part.end) for part in parts) == ((0, 262 * MB),)
     assert sum(part.size for part in parts) == 262 * MB
 

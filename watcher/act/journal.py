@@ -7,6 +7,7 @@ from functools import partial
 
 from watcher.config import Settings
 from watcher.decide import events, following, remaining, transitions
+from watcher.decide.transitions import USUAL, Occasion
 from watcher.errors import LockedError, WatchError, with_step
 from watcher.model import Diagnosis, Evidence, Outcome, digest_of
 from watcher.observe import scan
@@ -44,11 +45,7 @@ class Journal:
         self(*(event for event in logged if event is not None))
 
     def learn(
-        self,
-        past: Memory,
-        seen: Evidence,
-        diagnosis: Diagnosis,
-        occasion: transitions.Occasion = transitions.USUAL,
+        self, past: Memory, seen: Evidence, diagnosis: Diagnosis, occasion: Occasion = USUAL
     ) -> Memory:
         """Log what has happened since `past`, and remember it; the memory as it is now."""
         if past.lost:

@@ -30,9 +30,7 @@ _OF_SCANS = (
 )
 
 
-def from_events(
-    logged: Iterable[Event], memory: Memory, damaged: Set[str] = frozenset()
-) -> Iterator[Seen]:
+def from_events(logged: Iterable[Event], memory: Memory, damaged: Set[str]) -> Iterator[Seen]:
     """For each model the state that its record goes to, in order, and why it is ``error``.
 
     `memory`: as it is after all of these events. `damaged`: the models with a damaged blob.

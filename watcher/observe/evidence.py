@@ -58,9 +58,7 @@ class _ChangedMeanwhile(Exception):  # noqa: N818 - a signal inside this file, n
     """An entry is not what it was when it was listed."""
 
 
-def observe(
-    host: Host, rules: Rules, memory: Memory, scope: frozenset[str] | None = None
-) -> Evidence:
+def observe(host: Host, rules: Rules, memory: Memory, scope: frozenset[str] | None) -> Evidence:
     """Look at the whole store, or at downloads of some digests. Raises as `place.opened` does."""
     with place.opened(host.store) as store:
         host.go_on()

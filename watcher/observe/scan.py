@@ -448,18 +448,12 @@ def _parse_open(fd: int, status: os.stat_result) -> manifests.Manifest:
 # ---------------------------------------------------------------- blobs
 
 
-def scan_store(
-    store: int,
-    access: Access | None = None,
-    mode: Mode = Mode(),  # noqa: B008 - a value that nothing changes
-    *,
-    manifests_hidden: bool = False,
-) -> Scan:
+def scan_store(store: int, access: Access, mode: Mode, *, manifests_hidden: bool) -> Scan:
     """One pass over the whole store behind the descriptor `store`.
 
-    `access`: who the server runs as; None for the store's owner. `mode`: to `verify`, each valid
-    blob is kept, too, and for a `survey` what they take by the models that name them.
-    `manifests_hidden`: the server sees no manifest at all, so that none protects a blob.
+    `access`: who the server runs as. `mode`: to `verify`, each valid blob is kept, too, and for a
+    `survey` what they take by the models that name them. `manifests_hidden`: the server sees no
+    manifest at all, so that none protects a blob.
     """
     named = scan_manifests(store, access, space=mode.survey)
     census = _Census(named, mode, manifests_hidden=manifests_hidden)
@@ -491,7 +485,7 @@ def lying(store: int, wanted: Mapping[str, int], model: str) -> tuple[OddBlob, .
     named = Named()
     for digest, size in wanted.items():
         named.add(digest, size, [model])
-    census = _Census(named)
+    census = _Census(named, Mode(), manifests_hidden=False)
     with named.opened("blobs", store, follow=True) as fd:
         if fd is not None:
             census.scan(fd)
@@ -554,13 +548,7 @@ def _spelled(data: str, blobs: int) -> Iterator[Entry]:
 
 
 class _Census:
-    def __init__(
-        self,
-        named: Named,
-        mode: Mode = Mode(),  # noqa: B008 - a value that nothing changes
-        *,
-        manifests_hidden: bool = False,
-    ) -> None:
+    def __init__(self, named: Named, mode: Mode, *, manifests_hidden: bool) -> None:
         self.named, self.access, self.mode = named, named.access, mode
         self.downloads: dict[str, Pieces] = {}
         #: Whether a blob that is named may still be unprotected; rare, so looked at only then.

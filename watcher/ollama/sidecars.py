@@ -106,9 +106,7 @@ def believable(sidecars: Sequence[Sidecar], total: int) -> tuple[Part, ...]:
     return tuple(alone)
 
 
-def fill_gaps(
-    parts: Sequence[Part], total: int, remembered: Sequence[Part] = ()
-) -> tuple[Part, ...]:
+def fill_gaps(parts: Sequence[Part], total: int, remembered: Sequence[Part]) -> tuple[Part, ...]:
     """`parts`, and for what lies between them the parts that were most likely there.
 
     Those `remembered` first, where they fit into a gap; for the rest the ones that the part rule

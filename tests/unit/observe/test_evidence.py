@@ -19,7 +19,7 @@ from watcher.state.memory import Asked, Memory, Remembered
 
 
 def look(models: Store, memory: Memory | None = None, **more: Any) -> Evidence:
-    return observe(models.host(**more), rules(), memory or Memory())
+    return observe(models.host(**more), rules(), memory or Memory(), None)
 
 
 def one(models: Store, memory: Memory | None = None, **more: Any) -> Download:

@@ -9,8 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.notation import LIBRARY, Store, digest_of, manifest_bytes
-from watcher.model import BlobFault, Kind, ManifestFault
+from watcher.model import BlobFault, Kind, ManifestFault, Mode
 from watcher.observe import scan
+from watcher.observe.access import Access, user_of
+
+
+def scanned(fd: int) -> scan.Scan:
+    """A scan for a server that runs as the owner of the store."""
+    return scan.scan_store(fd, Access(user_of(fd, None)), Mode(), manifests_hidden=False)
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def fd(models: Store) -> Iterator[int]:
 
 
 def test_an_empty_store(fd: int) -> None:
-    found = scan.scan_store(fd)
+    found = scanned(fd)
     assert not found.downloads
     assert found.census.entries == found.census.manifests == 0
 
@@ -29,7 +35,7 @@ def test_an_empty_store(fd: int) -> None:
 def test_the_healthy_are_counted_and_not_kept(models: Store, fd: int) -> None:
     for name in ("a/latest", "b/latest"):
         models.model(name)
-    census = scan.scan_store(fd).census
+    census = scanned(fd).census
     assert (census.healthy, census.manifests, census.entries) == (2, 2, 2)
     assert not census.odd
     assert not census.unnamed
@@ -38,7 +44,7 @@ def test_the_healthy_are_counted_and_not_kept(models: Store, fd: int) -> None:
 def test_a_blob_is_held_against_the_size_that_its_manifest_gives(models: Store, fd: int) -> None:
     short, long, gone = models.blob(b"1"), models.blob(b"22"), digest_of("gone")
     models.manifest("m/latest", {short: 5, long: 1, gone: 9})
-    odd = {each.digest: each for each in scan.scan_store(fd).census.odd}
+    odd = {each.digest: each for each in scanned(fd).census.odd}
     assert {key: each.fault for key, each in odd.items()} == {
         short: BlobFault.SHORT,
         long: BlobFault.LONG,
@@ -51,7 +57,7 @@ def test_a_blob_is_held_against_the_size_that_its_manifest_gives(models: Store, 
 def test_no_manifest_names_an_orphan(models: Store, fd: int) -> None:
     digest = models.orphan()
     models.model()
-    assert [each.name for each in scan.scan_store(fd).census.unnamed] == [f"sha256-{digest}"]
+    assert [each.name for each in scanned(fd).census.unnamed] == [f"sha256-{digest}"]
 
 
 def test_pieces_of_a_download_come_together(models: Store, fd: int) -> None:
@@ -59,7 +65,7 @@ def test_pieces_of_a_download_come_together(models: Store, fd: int) -> None:
     (models.blobs / f"sha256-{digest}-partial-x").write_bytes(b"")
     (models.blobs / f"sha256-{digest}.tmp").write_bytes(b"")
     models.blob(b"done", name="layer")
-    pieces = scan.scan_store(fd).downloads[digest]
+    pieces = scanned(fd).downloads[digest]
     assert pieces.data is not None
     assert pieces.transfer is not None
     assert pieces.finished is not None
@@ -83,7 +89,7 @@ def test_old_spellings_of_a_download_count_where_there_are_no_others(
         path.rename(path.with_name(path.name.replace("sha256-", "sha256:")))
 
     def sidecars() -> set[str]:
-        found = scan.scan_digests(fd, [digest]) if narrow else scan.scan_store(fd)
+        found = scan.scan_digests(fd, [digest]) if narrow else scanned(fd)
         return {entry.name for _, entry in found.downloads[digest].sidecars}
 
     assert sidecars() == {f"sha256:{digest}-partial-{number}" for number in range(2)}
@@ -97,7 +103,7 @@ def test_left_overs_of_create_and_foreign_files(models: Store, fd: int) -> None:
     (models.blobs / "split-gguf-7").mkdir()
     (models.path / "ollama-safetensors123").mkdir()
     (models.blobs / "folder").mkdir()
-    census = scan.scan_store(fd).census
+    census = scanned(fd).census
     assert {each.path for each in census.temporaries} == {
         "blobs/sha256-123", "blobs/COPY1", "blobs/split-copy2", "blobs/split-gguf-7",
         "ollama-safetensors123",
@@ -111,7 +117,7 @@ def test_no_link_below_blobs_is_followed(models: Store, fd: int) -> None:
     path.rename(models.path / "elsewhere")
     path.symlink_to(models.path / "elsewhere")
     models.manifest("m/latest", {digest: 4})
-    (odd,) = scan.scan_store(fd).census.odd
+    (odd,) = scanned(fd).census.odd
     assert odd.fault is BlobFault.SYMLINK
     assert odd.entry is not None
     assert odd.entry.kind is Kind.SYMLINK
@@ -129,7 +135,7 @@ def test_a_blob_that_is_no_file(models: Store, fd: int, make: str) -> None:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(f"/proc/self/fd/{fd}/blobs/{path.name}")
     models.manifest("m/latest", {digest: path.lstat().st_size})
-    (odd,) = scan.scan_store(fd).census.odd
+    (odd,) = scanned(fd).census.odd
     assert odd.fault is BlobFault.NO_FILE
 
 
@@ -137,11 +143,11 @@ def test_blobs_itself_may_be_a_link(models: Store, fd: int) -> None:
     models.model()
     models.blobs.rename(models.path / "disk")
     models.blobs.symlink_to("disk")
-    assert scan.scan_store(fd).census.healthy == 1
+    assert scanned(fd).census.healthy == 1
 
 
 def faults(fd: int) -> dict[str, ManifestFault]:
-    return {each.path: each.fault for each in scan.scan_store(fd).census.odd_manifests}
+    return {each.path: each.fault for each in scanned(fd).census.odd_manifests}
 
 
 @pytest.mark.parametrize(
@@ -162,8 +168,8 @@ def test_manifests_lie_exactly_four_deep(
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(manifest_bytes({digest_of("x"): 1}))
     assert faults(fd)[f"manifests/{path}"] is fault
-    assert scan.scan_store(fd).census.manifests == 0
-    assert not scan.scan_store(fd).census.odd
+    assert scanned(fd).census.manifests == 0
+    assert not scanned(fd).census.odd
 
 
 @pytest.mark.parametrize(
@@ -192,7 +198,7 @@ def test_links_to_manifests_are_followed_and_their_blobs_are_named(models: Store
     (real / "latest").rename(models.path / "manifest")
     (models.manifests / LIBRARY / "linked" / "tag").symlink_to(models.path / "manifest")
     (models.manifests / LIBRARY / "folder").symlink_to(real)
-    found = scan.scan_store(fd)
+    found = scanned(fd)
     assert found.named.models_of(digest) == ("linked:tag",)
 
 
@@ -211,14 +217,14 @@ def test_several_models_of_a_blob_are_all_known(models: Store, fd: int) -> None:
     digest = models.blob(b"shared")
     for name in ("b/latest", "a/latest"):
         models.manifest(name, {digest: 6})
-    assert scan.scan_store(fd).named.models_of(digest) == ("a:latest", "b:latest")
+    assert scanned(fd).named.models_of(digest) == ("a:latest", "b:latest")
 
 
 def test_the_store_is_left_as_it_is(models: Store, fd: int) -> None:
     models.model()
     models.broken("0:1 -:1")
     before = models.snapshot()
-    scan.scan_store(fd)
+    scanned(fd)
     after = models.snapshot()
     assert {path: each[:9] for path, each in after.items()} == {
         path: each[:9] for path, each in before.items()
