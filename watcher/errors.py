@@ -173,11 +173,8 @@ def lacks_inodes(where: str | bytes | int) -> bool:
     try:
         found = os.statvfs(where)
     except OSError:
-        return (
-            not isinstance(where, int)
-            and where != (above := os.path.dirname(where))
-            and (lacks_inodes(above))
-        )
+        above = where if isinstance(where, int) else os.path.dirname(where)
+        return above != where and lacks_inodes(above)
     return found.f_files > 0 and not found.f_favail and found.f_bavail > 0
 
 

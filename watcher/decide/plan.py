@@ -67,9 +67,8 @@ def _with_command(
     """The refusal with the command that does what was refused, once that is possible."""
     root = refused.kind is RefusalKind.OWNER and evidence.caller.uid != 0
     root |= refused.kind is RefusalKind.SIGHT and safety.root_sees_more(evidence)
-    waits = (
-        refused.kind is RefusalKind.NOT_QUIET and refused.action is model.ActionKind.WRITE_SIDECARS
-    )
+    by_time = refused.kind is RefusalKind.NOT_QUIET
+    waits = by_time and refused.action is model.ActionKind.WRITE_SIDECARS
     is_pulls = refused.action is model.ActionKind.TAKE_OVER  # which names its own way on
     if refused.command or is_pulls or not (root or waits):
         return refused

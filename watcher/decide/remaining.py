@@ -95,12 +95,9 @@ def quarantine_unseen(seen: Evidence) -> tuple[Unseen, ...]:
 def opening(found: Iterable[Unseen], diagnosis: Diagnosis) -> tuple[str, ...]:
     """The commands that let be looked at what could not be."""
     paths = {each.path for each in found}
-    opens = (
-        each
-        for each in diagnosis.findings
-        if finding_kinds.row(each.kind).hides and each.path in paths and each.command
-    )
-    return tuple(dict.fromkeys(each.command for each in opens))
+    hiding = (each for each in diagnosis.findings if finding_kinds.row(each.kind).hides)
+    opens = (each.command for each in hiding if each.path in paths)
+    return tuple(dict.fromkeys(filter(None, opens)))
 
 
 def unseen(

@@ -72,9 +72,8 @@ def why_not_add(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     Who only reads the download, a backup for one, keeps nothing from being written.
     """
     named = evidence.view.visibility is not Visibility.PARTIAL
-    needed = (
-        (model.QUIET_SECONDS if evidence.servers else 0.0) if named else model.QUIET_UNSEEN_SECONDS
-    )
+    needed = model.QUIET_SECONDS if evidence.servers else 0.0
+    needed = needed if named else model.QUIET_UNSEEN_SECONDS
     held = tuple(filter(minds_sidecars, diagnosed.download.holders))
     return _held(held, evidence) or _why_not(diagnosed, evidence, needed, named)
 

@@ -11,6 +11,7 @@ from watcher.ollama import registry, server
 from watcher.ollama.names import ModelName
 from watcher.state import registry_cache
 from watcher.state.event_log import Event
+from watcher.state.registry_cache import Answer, KnownLayer
 from watcher.system import advice
 
 
@@ -33,13 +34,9 @@ class Host:
     #: Bytes that a model's registry has of a digest; None: it does not report that. OSError.
     registry_length: Callable[[ModelName, str], int | None] = registry.length
     #: A model's manifest from its registry, kept in the store behind a descriptor, if any is given.
-    registry_manifest: Callable[[int | None, ModelName], registry_cache.Answer] = (
-        registry_cache.manifest
-    )
+    registry_manifest: Callable[[int | None, ModelName], Answer] = registry_cache.manifest
     #: What is known of layers that no manifest of the store behind a descriptor names.
-    known_layers: Callable[[int], Mapping[str, registry_cache.KnownLayer]] = (
-        registry_cache.known_layers
-    )
+    known_layers: Callable[[int], Mapping[str, KnownLayer]] = registry_cache.known_layers
     ends: Callable[[], bool] = lambda: False  #: whether to give a look up: an end was asked for
     reads_until: float = math.inf  #: by `uptime`: data is read for blocks of zeros until then
     stops: Callable[[], bool] = lambda: False  #: whether to hash no more and begin no further act

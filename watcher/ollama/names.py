@@ -170,10 +170,8 @@ def to_model(text: str) -> ModelName:
     """The same, where it must be one. Raises TargetError."""
     model = parse_model(text)
     if model is None:
-        raise TargetError(
-            f"no name of a model: '{printable(text)}'",
-            "such as llama3, me/llama3:8b, hf.co/me/it:Q4",
-        )
+        why = f"no name of a model: '{printable(text)}'"
+        raise TargetError(why, "such as llama3, me/llama3:8b, hf.co/me/it:Q4")
     return model
 
 

@@ -97,9 +97,8 @@ class StoreFiles:
             return
         inner = os.path.join(path, "models")
         name = names.printable(inner) if os.path.isdir(inner) else "the folder that holds them"
-        raise NoStoreError(
-            f"{shown} is not a model store: it has neither blobs/ nor manifests/", f"name {name}"
-        )
+        why = f"{shown} is not a model store: it has neither blobs/ nor manifests/"
+        raise NoStoreError(why, f"name {name}")
 
     @property
     def state_path(self) -> str | os.PathLike[str]:
@@ -218,9 +217,8 @@ class ModelDownloadManager:
         self._state = os.path.abspath(os.fsdecode(file_manager.state_path))
         for folder in (self._store, self._state):
             if not os.path.isdir(folder):
-                raise NoStoreError(
-                    f"the folder {names.printable(folder)} does not exist", "create it first"
-                )
+                missing = f"the folder {names.printable(folder)} does not exist"
+                raise NoStoreError(missing, "create it first")
             place.check_rights(folder)
         self._server = server
         self._settings = policy or Settings()
@@ -241,10 +239,8 @@ class ModelDownloadManager:
         """
         unknown = [names.printable(str(key)) for key in changes if key not in _CHANGEABLE]
         if unknown:
-            raise RecordError(
-                f"{names.printable(model)}: unknown: {', '.join(unknown)}",
-                f"known: {', '.join(_CHANGEABLE)}",
-            )
+            why = f"{names.printable(model)}: unknown: {', '.join(unknown)}"
+            raise RecordError(why, f"known: {', '.join(_CHANGEABLE)}")
         given = {_CHANGEABLE[key]: value for key, value in changes.items()}
         with self._opened(self._state) as folder:
             return _state(records.change(folder, model, given))
@@ -313,9 +309,8 @@ class ModelDownloadManager:
         all of it. Returns what is unfinished now, and what was refused.
         """
         message = "Checking for partial model downloads..."
-        journal.announce(
-            self._host, self._settings, Event(time.time(), EventType.CHECK_STARTED, message)
-        )
+        event = Event(time.time(), EventType.CHECK_STARTED, message)
+        journal.announce(self._host, self._settings, event)
         mode = Mode(repair=self._settings.repair, clean=self._settings.clean, announce=True)
         report = Reconciler(self._host, self._settings).reconcile(mode)
         by_model: dict[str, list[Diagnosed]] = {}
@@ -387,20 +382,16 @@ class ModelDownloadManager:
         # The record of a killed process stays active for ever.
         if record.state.active and time.time() - record.updated_at < _RECENT_SECONDS:
             message = f"{shown} is being downloaded: {record.state.stage}"
-            raise RefusedError(
-                message, f"stop it first, or try again in {advice.duration(_RECENT_SECONDS)}"
-            )
+            step = f"stop it first, or try again in {advice.duration(_RECENT_SECONDS)}"
+            raise RefusedError(message, step)
         cleanup = self.cleanup_partial_download(model)
         if cleanup["refused"]:
-            raise RefusedError(
-                f"the download of {shown} can't be removed: {cleanup['refused'][0]}",
-                "stop the pull if one is running, and try again",
-            )
+            message = f"the download of {shown} can't be removed: {cleanup['refused'][0]}"
+            raise RefusedError(message, "stop the pull if one is running, and try again")
         record = self._enter(model, State.RESET)
         freed = {"freed_bytes": cleanup["freed_bytes"]}
-        self.log_download_event(
-            model, EventType.DOWNLOAD_RESET, f"the download of {shown} is reset", freed
-        )
+        message = f"the download of {shown} is reset"
+        self.log_download_event(model, EventType.DOWNLOAD_RESET, message, freed)
         return _state(record)
 
     # ------------------------------------------------------------ events
@@ -413,13 +404,8 @@ class ModelDownloadManager:
         Raises RecordError for what JSON can't hold.
         """
         shown = names.to_model(model).shown
-        event = Event(
-            time.time(),
-            str(event_type),
-            str(message),
-            shown,
-            {"models": [shown], **(details or {})},
-        )
+        given = {"models": [shown], **(details or {})}
+        event = Event(time.time(), str(event_type), str(message), shown, given)
         try:
             _ = event.line
         except TypeError as error:

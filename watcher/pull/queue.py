@@ -129,9 +129,8 @@ def priority(text: str) -> int:
         return PRIORITIES[word]
     if re.fullmatch(r"[+-]?[0-9]{1,3}", word, re.ASCII) and abs(int(word)) <= _MOST_PRIORITY:
         return int(word)
-    raise ValueError(
-        f"want {', '.join(PRIORITIES)} or a number from -{_MOST_PRIORITY} to {_MOST_PRIORITY}"
-    )
+    numbers = f"a number from -{_MOST_PRIORITY} to {_MOST_PRIORITY}"
+    raise ValueError(f"want {', '.join(PRIORITIES)} or {numbers}")
 
 
 def next_time(text: str, now: float) -> float:
@@ -245,10 +244,9 @@ def _found(queue: Queue, model: str) -> int:
     key = names.to_model(model).key
     at = position(queue, key)
     if at < 0:
-        raise TargetError(
-            f"not in the queue: {names.printable(model)}",
-            targets.perhaps(model, [item.model for item in queue.line]) or "the queue is empty",
-        )
+        helps = targets.perhaps(model, [item.model for item in queue.line])
+        missing = f"not in the queue: {names.printable(model)}"
+        raise TargetError(missing, helps or "the queue is empty")
     return at
 
 

@@ -45,9 +45,8 @@ def server_url(host: str | None, variables: Mapping[str, str]) -> str:
     try:
         return environment.server_url(given)
     except ValueError as error:
-        raise SettingsError(
-            f"{source} = {names.printable(given)!r}: no address of a server: {error}"
-        ) from None
+        why = f"{source} = {names.printable(given)!r}: no address of a server: {error}"
+        raise SettingsError(why) from None
 
 
 def url_of_store(host: Host, environment: Mapping[str, str]) -> str:
