@@ -877,6 +877,9 @@ class Refusal(NamedTuple):
     command: str = ""  #: the command that makes it possible, where one does; made by `advice`
 
 
+Planned: TypeAlias = Action | Refusal  #: a step of a plan, or what is refused of it
+
+
 class Spared(NamedTuple):
     """A download, or an orphaned blob, that a clean-up leaves until it is `stale_after` old."""
 

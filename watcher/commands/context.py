@@ -172,9 +172,9 @@ class Context:
         sys.stdout.flush()
 
     def document(self, document: dict[str, Any]) -> None:
-        from watcher.show import documents
+        from watcher.state import json_file
 
-        sys.stdout.buffer.write(documents.line(document))
+        sys.stdout.buffer.write(json_file.line(document))
         sys.stdout.buffer.flush()
 
 

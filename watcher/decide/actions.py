@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from watcher.model import Action, ActionKind, Refusal
+from watcher.model import Action, ActionKind, Planned, Refusal
 from watcher.ollama import names
 from watcher.state.event_log import EventType
 
@@ -99,7 +99,7 @@ def row(kind: ActionKind) -> Row:
     return _ROWS[kind]
 
 
-def subject(item: Action | Refusal) -> str:
+def subject(item: Planned) -> str:
     """What people know the subject of an action or a refusal by."""
     kind = item.kind if isinstance(item, Action) else item.action
     if kind in _OF_FILES:
@@ -107,7 +107,7 @@ def subject(item: Action | Refusal) -> str:
     return names.known_as(item.models, item.subject.removeprefix("sha256-"))
 
 
-def does(item: Action | Refusal, subject: str) -> str:
+def does(item: Planned, subject: str) -> str:
     """What is done, or refused; the subject of a refusal about many files is their number."""
     kind = item.kind if isinstance(item, Action) else item.action
     if isinstance(item, Refusal) and item.entries and item.subject not in item.entries:

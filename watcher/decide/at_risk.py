@@ -2,12 +2,13 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from watcher.model import HOUR, Diagnosed, Entry, Evidence, Finding, Rules, Severity
 from watcher.state.event_log import clock
 from watcher.system import advice
 
+Doomed: TypeAlias = Mapping[str, float]  #: paths that a server start deletes, and from when on
 #: Times of what is at risk are set anew when they are this old: well before the server's hour.
 REFRESH_AFTER = HOUR / 2
 
@@ -54,7 +55,7 @@ def fades(entries: Iterable[Entry], now: float) -> bool:
     return any(now - entry.mtime > REFRESH_AFTER for entry in entries)
 
 
-def ends(entries: Iterable[Entry], doomed: Mapping[str, float]) -> list[float]:
+def ends(entries: Iterable[Entry], doomed: Doomed) -> list[float]:
     """From when on a start deletes each of the files that it deletes, the first one first."""
     found = (doomed.get(f"blobs/{entry.name}") for entry in entries)
     return sorted(at for at in found if at is not None)

@@ -1,23 +1,21 @@
 """The findings about blobs and manifests, and about what lies in the wrong place. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from rich.filesize import decimal
 
 from watcher import model
 from watcher.decide import at_risk, findings
+from watcher.decide.at_risk import Doomed
 from watcher.decide.finding_kinds import BEHIND_LINK, found, row
 from watcher.decide.findings import path_of, sizes
-from watcher.model import BlobFault, Evidence, Finding, Kind, ManifestFault, OddBlob, Severity
+from watcher.model import BlobFault, Evidence, Finding, Kind, ManifestFault, OddBlob, Rules
 from watcher.ollama import names, ranges
 from watcher.system import advice
 
 
 def of_blobs(
-    evidence: Evidence,
-    diagnosed: tuple[model.Diagnosed, ...],
-    rules: model.Rules,
-    doomed: Mapping[str, float] | None,
+    evidence: Evidence, diagnosed: Iterable[model.Diagnosed], rules: Rules, doomed: Doomed | None
 ) -> Iterator[Finding]:
     """Blobs that are not as their manifests want them, and those that no manifest names.
 
@@ -44,7 +42,7 @@ def of_blobs(
         orphan = found("blob_orphan", path, manifest=manifest, name=name)
         yield orphan._replace(
             # The finished layers of a pull under way are nothing to worry about.
-            severity=Severity.INFO if young and pulling else orphan.severity,
+            severity=model.Severity.INFO if young and pulling else orphan.severity,
             evidence="; ".join(filter(None, (of, waits))),
             alone="" if doomed is None else _kept_or_not(path, doomed),
             command=advice.watch(evidence, "clean", name) if goes else "",
@@ -53,9 +51,7 @@ def of_blobs(
         )
 
 
-def at_risk_of_start(
-    evidence: Evidence, rules: model.Rules, doomed: Mapping[str, float]
-) -> Iterator[Finding]:
+def at_risk_of_start(evidence: Evidence, rules: Rules, doomed: Doomed) -> Iterator[Finding]:
     """One finding for all needed blobs that a start deletes now, one for those of a later one."""
     now: list[at_risk.AtRisk] = []
     later: list[at_risk.AtRisk] = []
@@ -74,7 +70,7 @@ def at_risk_of_start(
         yield at_risk.finding(usual, entries, when, known_as, evidence)
 
 
-def _kept_or_not(path: str, doomed: Mapping[str, float]) -> str:
+def _kept_or_not(path: str, doomed: Doomed) -> str:
     """What a start of the server does to a file that no manifest keeps."""
     return "a server start deletes it once it is one hour old" if path in doomed else "it stays"
 
@@ -166,7 +162,7 @@ def odd_manifest(odd: model.OddManifest, evidence: Evidence) -> Finding:
     finding = finding._replace(evidence=odd.why, models=models)
     if odd.hidden:
         return finding._replace(
-            severity=Severity.ERROR,
+            severity=model.Severity.ERROR,
             kind="manifest_unreadable",
             message=f"this user can't read the manifest of {who}",
             alone="nothing: the server's user can read it",
@@ -206,7 +202,7 @@ def _fixed(odd: model.OddManifest, evidence: Evidence) -> str:
 # ---------------------------------------------------------------- what lies in the wrong place
 
 
-def of_leftovers(evidence: Evidence, doomed: Mapping[str, float]) -> Iterator[Finding]:
+def of_leftovers(evidence: Evidence, doomed: Doomed) -> Iterator[Finding]:
     """Temporary files of the server's own, foreign files, and names of older servers."""
     for each in evidence.census.temporaries:
         name = names.printable(each.entry.name)
@@ -277,10 +273,10 @@ def _nested(nested: model.Nested, evidence: Evidence) -> Finding:
     shown = " and ".join(names.printable(f"{place}/") for place in places)
     finding = found("blob_astray", (*(lies for _, lies in lost), *every)[0].path, what="")
     if lost:
-        severity, alone = Severity.ERROR, finding.alone
+        severity, alone = model.Severity.ERROR, finding.alone
         seen = f"this store lacks {len(lost):,} of them"
     else:
-        severity, alone = Severity.WARNING, "nothing: they stay and use the space"
+        severity, alone = model.Severity.WARNING, "nothing: they stay and use the space"
         twins = len(every) - nested.apart
         are = "are" if twins > 1 else "is"
         seen = f"{f'{twins:,}' if twins else 'none'} of them {are} also in this store"
@@ -322,7 +318,7 @@ def _old(group: list[OddBlob], evidence: Evidence) -> Finding:
     if sealed or any(server.ours for server in evidence.servers):
         return finding
     alone = "the next server start renames them"
-    return finding._replace(severity=Severity.INFO, alone=alone)
+    return finding._replace(severity=model.Severity.INFO, alone=alone)
 
 
 def _case(odd: OddBlob, evidence: Evidence) -> Finding:

@@ -10,7 +10,7 @@ from watcher.ollama import names
 from watcher.system import advice
 
 
-def of_download(diagnosed: Diagnosed, evidence: Evidence) -> Iterator[Action | Refusal]:
+def of_download(diagnosed: Diagnosed, evidence: Evidence) -> Iterator[model.Planned]:
     match conditions.row(diagnosed.condition).clean:
         case Step.REMOVE_SURPLUS:
             yield surplus(diagnosed, evidence)
@@ -18,7 +18,7 @@ def of_download(diagnosed: Diagnosed, evidence: Evidence) -> Iterator[Action | R
             yield _removal(diagnosed, evidence, ActionKind.REMOVE_DOWNLOAD)
 
 
-def surplus(diagnosed: Diagnosed, evidence: Evidence) -> Action | Refusal:
+def surplus(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
     """What is left of a download beside its finished blob."""
     blob = diagnosed.download.finished
     if diagnosed.download.data is None:
@@ -38,7 +38,7 @@ def surplus(diagnosed: Diagnosed, evidence: Evidence) -> Action | Refusal:
     return why.of_download(diagnosed, ours)
 
 
-def _removal(diagnosed: Diagnosed, evidence: Evidence, kind: ActionKind) -> Action | Refusal:
+def _removal(diagnosed: Diagnosed, evidence: Evidence, kind: ActionKind) -> model.Planned:
     download, forbids = diagnosed.download, safety.why_not_take
     if download.ours:
         kind, forbids = ActionKind.REMOVE_TRANSFER, safety.why_not_drop
@@ -97,13 +97,13 @@ def _clock_forbids(evidence: Evidence) -> safety.Why | None:
     )
 
 
-def orphans(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
+def orphans(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
     """Finished blobs that no manifest names, and that no unfinished pull counts on any more."""
     changed = [(entry.changed_at, entry) for entry in evidence.census.unnamed]
     yield from _old_files(changed, rules.settings.stale_after, evidence, ActionKind.REMOVE_ORPHAN)
 
 
-def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
+def temporaries(evidence: Evidence) -> Iterator[model.Planned]:
     """Files that ``ollama create`` or an upload left behind."""
     changed = [(each.entry.mtime, each.entry) for each in evidence.census.temporaries]
     yield from _old_files(changed, model.HOUR, evidence, ActionKind.REMOVE_TEMPORARY)
@@ -111,7 +111,7 @@ def temporaries(evidence: Evidence) -> Iterator[Action | Refusal]:
 
 def _old_files(
     changed: list[tuple[float, model.Entry]], enough: float, evidence: Evidence, kind: ActionKind
-) -> Iterator[Action | Refusal]:
+) -> Iterator[model.Planned]:
     """The files that have not changed for long enough. A refusal is about all of them."""
     is_orphan = kind is ActionKind.REMOVE_ORPHAN
     files = [(at, entry) for at, entry in changed if entry.kind is model.Kind.FILE]

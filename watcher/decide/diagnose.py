@@ -35,9 +35,7 @@ def diagnosis(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
         found.extend(blob_findings.astray(evidence))
         found.extend(server_view.barred(evidence))
         found.extend(blob_findings.at_risk_of_start(evidence, rules, doomed))
-        if evidence.place.read_only and any(
-            each.severity is not model.Severity.INFO for each in found
-        ):
+        if evidence.place.read_only and any(each.severity.rank for each in found):
             found.append(finding("store_read_only", ""))
     found.sort(key=lambda each: (-each.severity.rank, -each.sizes.allocated, each.path, each.kind))
     return Diagnosis(diagnosed, tuple(found), foreseen)

@@ -1,12 +1,13 @@
 """The findings about downloads and about the store itself, and what all findings share. Pure."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.filesize import decimal
 
 from watcher import model
 from watcher.decide import at_risk, conditions
+from watcher.decide.at_risk import Doomed
 from watcher.decide.conditions import NextPull, Step
 from watcher.decide.finding_kinds import CHECK_DISK, found
 from watcher.model import Condition, Diagnosed, Download, Entry, Evidence, Finding, Rules, Sizes
@@ -33,7 +34,7 @@ def sizes(entries: Iterable[Entry]) -> Sizes:
 
 
 def of_download(
-    diagnosed: Diagnosed, evidence: Evidence, rules: Rules, doomed: Mapping[str, float]
+    diagnosed: Diagnosed, evidence: Evidence, rules: Rules, doomed: Doomed
 ) -> Iterator[Finding]:
     """The findings about one download; `doomed`: what the next server start deletes, and when."""
     download, condition = diagnosed.download, diagnosed.condition
@@ -61,9 +62,8 @@ def of_download(
             remedy="",
         )
     elif at_risk.is_needed(diagnosed) and (risky := at_risk.unwatched(when, evidence)):
-        usual = found("download_at_risk", path, who=who)._replace(
-            sizes=finding.sizes, models=download.models
-        )
+        usual = found("download_at_risk", path, who=who)
+        usual = usual._replace(sizes=finding.sizes, models=download.models)
         yield at_risk.finding(usual, download.entries, risky, who, evidence)
 
 
@@ -148,9 +148,8 @@ def is_led_away(path: str, evidence: Evidence) -> bool:
     No command about it is printed: root would paste it, and do it wherever the symlink leads.
     """
     behind = evidence.census.behind_foreign
-    return evidence.place.foreign is not None or any(
-        path == each or path.startswith(f"{each}/") for each in behind
-    )
+    leads = any(f"{path}/".startswith(f"{each}/") for each in behind)
+    return leads or evidence.place.foreign is not None
 
 
 def path_of(evidence: Evidence, path: str) -> str:
@@ -310,9 +309,7 @@ def lacking(diagnosed: Iterable[Diagnosed]) -> int:
     return sum(missing.values())
 
 
-def _no_room(
-    evidence: Evidence, diagnosed: tuple[Diagnosed, ...], rules: Rules
-) -> Iterator[Finding]:
+def _no_room(evidence: Evidence, diagnosed: Sequence[Diagnosed], rules: Rules) -> Iterator[Finding]:
     """The disk has no room for the rest of all unfinished downloads together."""
     missing, free, census = lacking(diagnosed), evidence.place.free_bytes, evidence.census
     if missing <= free:

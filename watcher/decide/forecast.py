@@ -159,11 +159,9 @@ def _unprotected(evidence: Evidence) -> Iterator[Located]:
         if not (download.ours or download.has_old_names)
         for entry in download.entries
     )
-    temporaries = (
-        each.entry for each in census.temporaries if each.path == f"blobs/{each.entry.name}"
-    )
+    left = (each.entry for each in census.temporaries if each.path == f"blobs/{each.entry.name}")
     every = (*downloads, *census.unnamed, *census.elsewhere, *census.unprotected, *census.foreign)
-    for entry in (*every, *temporaries):
+    for entry in (*every, *left):
         # Renaming puts the old spelling's file, and its time, in the place of the new one's.
         twin = renamed.get(entry.name)
         if entry.kind is not Kind.FOLDER:

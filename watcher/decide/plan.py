@@ -31,7 +31,7 @@ def make(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) -> 
 
 def _steps(
     diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
-) -> Iterator[Action | Refusal]:
+) -> Iterator[model.Planned]:
     mode, is_whole = rules.mode, evidence.scope is None
     yield from repairing.given_back(diagnosed, evidence, rules)
     yield from repairing.taken_over(diagnosed, evidence, rules)

@@ -6,12 +6,12 @@ from rich.filesize import decimal
 
 from watcher import model
 from watcher.decide import blob_findings, findings, safety
-from watcher.model import Action, ActionKind, Evidence, Kept, OddBlob, Refusal, RefusalKind, Rules
+from watcher.model import Action, ActionKind, Evidence, Kept, OddBlob, RefusalKind, Rules
 from watcher.ollama import names, ranges
 from watcher.system import advice
 
 
-def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
+def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
     """Damaged blobs go to quarantine if they can be downloaded again; of a link, the link."""
     most = rules.settings.quarantine_max_bytes
     room = most - _size(evidence)
@@ -75,7 +75,7 @@ def _blob_stays(odd: OddBlob, evidence: Evidence) -> safety.Why | None:
     return safety.Why(kind, f"{stays}: {why}", remedy, command=command)
 
 
-def steps(evidence: Evidence, rules: Rules) -> Iterator[Action | Refusal]:
+def steps(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
     """The actions on the kept files that the rules name."""
     mode, known = rules.mode, {kept.label for kept in evidence.quarantine}
     unknown = safety.Why(
@@ -113,7 +113,7 @@ def _expired(evidence: Evidence, rules: Rules) -> set[str]:
     return expired
 
 
-def _restore(kept: Kept, evidence: Evidence) -> Action | Refusal:
+def _restore(kept: Kept, evidence: Evidence) -> model.Planned:
     name, why = names.printable(kept.name), safety.store_forbids(evidence)
     if why is None and kept.in_its_place:
         why = safety.Why(

@@ -17,9 +17,7 @@ from watcher.system import advice
 MOST_SIDECARS = 1000  #: more sidecars than this are absurd, and brought down
 
 
-def of_download(
-    diagnosed: Diagnosed, evidence: Evidence, rules: Rules
-) -> Iterator[Action | Refusal]:
+def of_download(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
     match conditions.row(diagnosed.condition).repair:
         case Step.WAIT:
             yield from _not_quiet_yet(diagnosed)
@@ -42,7 +40,7 @@ def _not_quiet_yet(diagnosed: Diagnosed) -> Iterator[Refusal]:
 
 def _write_sidecars(
     diagnosed: Diagnosed, evidence: Evidence, rules: Rules
-) -> Iterator[Action | Refusal]:
+) -> Iterator[model.Planned]:
     download, trust, kind = diagnosed.download, diagnosed.download.trust, ActionKind.WRITE_SIDECARS
     total, trusted = download.total, trust.trusted
     if not total:
@@ -89,13 +87,13 @@ def _write_sidecars(
 
 def given_back(
     diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
-) -> Iterator[Action | Refusal]:
+) -> Iterator[model.Planned]:
     """What makes all transfers of ours downloads of the server's."""
     if rules.mode.give_back:
         yield from (_give_back(each, evidence) for each in diagnosed if each.download.ours)
 
 
-def _give_back(diagnosed: Diagnosed, evidence: Evidence) -> Action | Refusal:
+def _give_back(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
     """What makes a transfer of ours a download that the server resumes."""
     download, kind, total = diagnosed.download, ActionKind.GIVE_BACK, diagnosed.download.total
     trusted = download.trust.trusted
@@ -305,11 +303,8 @@ def refresh(diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules) 
         and conditions.row(each.condition).repair is Step.WRITE_SIDECARS
     )
     for needed in every:
-        files = tuple(
-            entry
-            for entry in needed.entries
-            if entry.kind is Kind.FILE and evidence.uid == entry.uid
-        )
+        mine = (entry for entry in needed.entries if entry.uid == evidence.uid)
+        files = tuple(entry for entry in mine if entry.kind is Kind.FILE)
         fades = at_risk.fades(files, evidence.now)
         if fades and (evidence.uid != 0 or all(entry.links == 1 for entry in files)):
             because = "a server start deletes files that are one hour old"

@@ -443,12 +443,9 @@ def _server(host: Host, pid: int) -> Server | None:
 
 def unit_of(proc: str, pid: int | str) -> str:
     """The unit of the system's that a process belongs to; "" for none."""
-    with (
-        contextlib.suppress(OSError, ValueError),
-        open(f"{proc}/{pid}/cgroup", encoding="utf-8") as lines,
-    ):
-        matches = [_OF_UNIT.search(line.rstrip("\n")) for line in lines]
-        return next((each[1] for each in matches if each), "")
+    with contextlib.suppress(OSError):
+        lines = os.fsdecode(_read(f"{proc}/{pid}/cgroup")).splitlines()
+        return next((each[1] for each in map(_OF_UNIT.search, lines) if each), "")
     return ""
 
 

@@ -96,12 +96,9 @@ def _why_not_its(url: str, host: Host | None) -> str:
     servers = _servers(host)
     if _has_another_store(url, servers):
         return f"the server at {url} has another store than {shown}"
-    there = _at(url, servers)
-    others = [
-        each.url for each in servers if each.ours and not each.elsewhere and each not in there
-    ]
-    if others and not there:
-        return f"the server of {shown} is at {others[0]}, and not at {url}"
+    its = [each.url for each in servers if each.ours and not each.elsewhere]
+    if its and not _at(url, servers):
+        return f"the server of {shown} is at {its[0]}, and not at {url}"
     return ""
 
 

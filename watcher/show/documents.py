@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-import orjson
-
 from watcher import model
 from watcher.decide import findings, remaining
 from watcher.decide.remaining import Remaining, Verified
@@ -14,15 +12,6 @@ from watcher.state import event_log
 from watcher.state.records import Record
 
 _NOTHING_LEFT = Remaining()
-
-
-def line(document: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError:
-        # A name from outside that is no UTF-8, quoted in some words.
-        shown = names.everywhere(document, names.sayable)
-        return orjson.dumps(shown, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _begun(command: str, seen: model.Evidence) -> dict[str, Any]:

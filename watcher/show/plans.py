@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from watcher.decide import actions
 from watcher.decide.remaining import Remaining
-from watcher.model import HOUR, Action, ActionKind, Finding, Plan, Refusal, Result
+from watcher.model import HOUR, Action, ActionKind, Finding, Plan, Planned, Refusal, Result
 from watcher.ollama import names
 from watcher.reconcile import Report
 from watcher.show.text import Line, command, count, name, size
@@ -79,7 +79,7 @@ def _more(number: int) -> Iterator[Line]:
         yield Line(f"and {number - _SHOWN_ALIKE:,} more", 2)
 
 
-def _does(item: Action | Refusal) -> str:
+def _does(item: Planned) -> str:
     return actions.does(item, _subject(item))
 
 
@@ -97,7 +97,7 @@ def _helps(item: Refusal | Finding) -> Iterator[Line]:
         yield command(item.command, 2)
 
 
-def _subject(item: Action | Refusal) -> str:
+def _subject(item: Planned) -> str:
     return name(actions.subject(item))
 
 

@@ -4,14 +4,12 @@ import sys
 import threading
 from typing import Any, Self
 
-import orjson
-
 from watcher.ollama import names
 from watcher.pull.account import Update, Waiting
 from watcher.pull.driver import Pull
 from watcher.show import documents
 from watcher.show.text import size
-from watcher.state import event_log
+from watcher.state import event_log, json_file
 from watcher.state.records import State
 from watcher.system import advice
 
@@ -63,8 +61,7 @@ class JsonLines(Display):
         with self._lock:
             if update.note or self._shown.get(who) != now:
                 self._shown[who] = now
-                document = orjson.dumps(_document(pull, update), option=orjson.OPT_APPEND_NEWLINE)
-                sys.stdout.buffer.write(document)
+                sys.stdout.buffer.write(json_file.line(_document(pull, update)))
 
 
 class Blocks(Display):

@@ -22,7 +22,7 @@ import orjson
 from watcher.config import Settings
 from watcher.model import DAY, Diagnosed, Outcome, Refusal
 from watcher.ollama import names
-from watcher.state import folders, fs, state_folder
+from watcher.state import folders, fs, json_file, state_folder
 from watcher.state.checks import LAST_DAY
 
 LOGS = "logs"
@@ -125,12 +125,7 @@ class Event:
             "message": self.message,
             "details": dict(self.details),
         }
-        try:
-            return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
-        except orjson.JSONEncodeError:  # a name that is no UTF-8
-            return orjson.dumps(
-                names.everywhere(value, names.sayable), option=orjson.OPT_APPEND_NEWLINE
-            )
+        return json_file.line(value)
 
     def _named(self) -> Iterator[str]:
         several = self.details.get("models")

@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import orjson
 
 from watcher.errors import LockedError, NoPermissionError, WatchError
+from watcher.ollama import names
 from watcher.state import fs, state_folder
 from watcher.state.state_folder import FOLDER
 from watcher.system import advice
@@ -38,6 +39,15 @@ def document(raw: bytes, schema: str) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("schema") != schema:
         raise ValueError("an unknown schema")
     return found
+
+
+def line(value: object) -> bytes:
+    """A value as a line; a name in it that is no UTF-8 is escaped as words of ours are."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError:
+        sayable = names.everywhere(value, names.sayable)
+        return orjson.dumps(sayable, option=orjson.OPT_APPEND_NEWLINE)
 
 
 class File(Generic[T]):

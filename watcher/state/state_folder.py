@@ -130,11 +130,7 @@ def queue_runner(store: str) -> Running | None:
 
 def _holder(store: str, lock: str) -> Running | None:
     found = None
-    with (
-        contextlib.suppress(OSError),
-        folders.opened_store(store) as folder,
-        opened(folder) as ours,
-    ):
+    with contextlib.suppress(OSError), folders.opened_store(store) as fd, opened(fd) as ours:
         found = fs.holder(lock, ours)
     return found and Running(*found)
 

@@ -28,6 +28,7 @@ from watcher.model import (
 )
 from watcher.show import documents, plans, tables
 from watcher.show.text import render
+from watcher.state import json_file
 
 ODD = os.fsdecode(b"\xff\n\x1b[31m")
 
@@ -42,7 +43,7 @@ def text(seen: Evidence, *, verbose: bool = True) -> str:
 
 
 def document(seen: Evidence) -> dict[str, Any]:
-    made: dict[str, Any] = json.loads(documents.line(documents.audit(report(seen))))
+    made: dict[str, Any] = json.loads(json_file.line(documents.audit(report(seen))))
     return made
 
 
@@ -142,7 +143,7 @@ def test_a_piece_half_claimed_and_half_present_is_not_drawn_as_missing() -> None
 @pytest.mark.parametrize("policy", [rules(stale_after=1e12), rules(stale_after=0.0)])
 def test_any_policy_can_be_shown(policy: Rules) -> None:
     made = report(evidence(download(ago=2 * DAY)), policy)
-    documents.line(documents.audit(made))
+    json_file.line(documents.audit(made))
     render(tables.audit(made, verbose=True), color=False)
 
 
@@ -166,7 +167,7 @@ def test_any_policy_can_be_shown(policy: Rules) -> None:
 )
 def test_names_from_outside_are_always_shown_escaped(seen: Evidence) -> None:
     assert "\x1b" not in text(seen)
-    line = documents.line(documents.audit(report(seen)))
+    line = json_file.line(documents.audit(report(seen)))
     assert b"\x1b" not in line
     # Programs get it as it is, by JSON's own escape.
     assert (b"\\u001b" in line) is (b"31m" in line)
