@@ -187,11 +187,8 @@ def _until_quiet(context: Context, host: Host, asked: Request, chosen: _Choice) 
     waits = asked.wait or (asked.mode.repair and context.can_ask())
     while True:
         report = reconciler.reconcile(asked.mode, approve=chosen)
-        left = [
-            refusal.seconds_left
-            for refusal in chosen.plan.refusals
-            if refusal.seconds_left is not None and refusal.kind is RefusalKind.NOT_QUIET
-        ]
+        live = (each for each in chosen.plan.refusals if each.kind is RefusalKind.NOT_QUIET)
+        left = [each.seconds_left for each in live if each.seconds_left is not None]
         if not left or chosen.unasked or not waits:
             return report
         until = time.monotonic() + max(left)

@@ -146,11 +146,8 @@ def _unprotected(evidence: Evidence) -> Iterator[Located]:
     """Everything right in ``blobs/`` that no manifest keeps, as it is after the renaming."""
     census, is_renamed = evidence.census, not evidence.place.blobs_linked
     # What lies deeper is renamed and stays.
-    old_names = [
-        old
-        for old in census.old_names
-        if old.path == f"blobs/{old.entry.name}" and old.entry.kind is not Kind.FOLDER
-    ]
+    in_blobs = (each for each in census.old_names if each.path == f"blobs/{each.entry.name}")
+    old_names = [each for each in in_blobs if each.entry.kind is not Kind.FOLDER]
     renamed = {names.new_spelling(old.entry.name): old for old in old_names if is_renamed}
     downloads = (
         entry

@@ -59,17 +59,10 @@ def learn(
                 if not is_ours or (size is None and record.allocated):
                     happened.append(events.gone(digest, record, size, now))
     # Blobs that were finished from repaired progress files.
-    unproven = {
-        digest
-        for digest, record in memory.downloads.items()
-        if record.mended and digest in finished and digest not in records
-    }
-    learnt = replace(
-        memory,
-        downloads=records,
-        unproven=memory.unproven | unproven,
-        clocks=_clocks(memory.clocks, evidence),
-    )
+    mended = {key for key, record in memory.downloads.items() if record.mended}
+    unproven = memory.unproven | ((mended & finished.keys()) - records.keys())
+    clocks = _clocks(memory.clocks, evidence)
+    learnt = replace(memory, downloads=records, unproven=unproven, clocks=clocks)
     if not hidden and evidence.scope is None:
         in_downloads = (entry for each in evidence.downloads for entry in each.entries)
         there = {each.name for each in (*in_downloads, *census.unnamed, *census.unprotected)}
@@ -217,11 +210,8 @@ def _of_store(
         # One that can't be read just now has not gone.
         if name not in models and (census.hides_manifests or name in unread):
             models[name] = known
-    problems = frozenset(
-        (each.kind, each.path)
-        for each in diagnosis.findings
-        if finding_kinds.row(each.kind).logged and each.severity is not model.Severity.INFO
-    )
+    logged = (each for each in diagnosis.findings if finding_kinds.row(each.kind).logged)
+    problems = frozenset((each.kind, each.path) for each in logged if each.severity.rank)
     happened = [
         *events.of_models(memory, models, damaged(diagnosis.findings), now),
         *events.problems(diagnosis.findings, problems - memory.problems, now),

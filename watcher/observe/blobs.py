@@ -111,12 +111,8 @@ def _decided(
 
 def _suspects(found: scan.Scan, memory: Memory, wrong: Set[str], blobs: int) -> list[Entry]:
     """Files that were found corrupt, or were finished on sidecars of ours, as far as known now."""
-    mended = {
-        digest
-        for digest, record in memory.downloads.items()
-        if record.mended and digest not in found.downloads
-    }
-    wanted = {names.blob(digest) for digest in memory.unproven | mended}
+    mended = {key for key, record in memory.downloads.items() if record.mended}
+    wanted = set(map(names.blob, memory.unproven | (mended - found.downloads.keys())))
     suspects: list[Entry] = []
     for name in filter(names.is_blob, sorted(wrong | wanted)):
         with contextlib.suppress(OSError):

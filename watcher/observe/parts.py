@@ -115,11 +115,8 @@ def trust(content: Content | None, parts: Sequence[Part], doubts: Doubts, limits
     present = _present(content, held, recorded, _cut_at(sorted(edges), rests, held), enough)
     # Behind its claim a part has written the run that begins where the claim ends.
     begins = {start for start, _ in rests}
-    beyond = [
-        (start + sidecars.DOUBTED_HEAD, end)
-        for start, end in ranges.intersection(present, rests)
-        if start in begins
-    ]
+    behind = ranges.intersection(present, rests)
+    beyond = [(start + sidecars.DOUBTED_HEAD, end) for start, end in behind if start in begins]
     believed = ranges.normal((*ranges.intersection(recorded, present), *beyond))
     doubted = doubts.doubted
     if lost:

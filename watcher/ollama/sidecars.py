@@ -129,11 +129,8 @@ def fill_gaps(parts: Sequence[Part], total: int, remembered: Sequence[Part]) -> 
 
 def heads(parts: Sequence[Part]) -> Ranges:
     """What is in doubt behind each unfinished part's claim."""
-    return ranges.normal(
-        (part.starts_at, min(part.end, part.starts_at + DOUBTED_HEAD))
-        for part in parts
-        if part.completed < part.size
-    )
+    rests = ((part.starts_at, part.end) for part in parts if part.completed < part.size)
+    return ranges.normal((start, min(end, start + DOUBTED_HEAD)) for start, end in rests)
 
 
 def from_trusted(trusted: Ranges, total: int, at_least: int = 1) -> tuple[Part, ...]:

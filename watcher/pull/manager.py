@@ -357,11 +357,9 @@ class ModelDownloadManager:
         done = [each for each in report.outcomes if each.result is Result.DONE]
         # No cleanup ever plans to remove these.
         staying = (Condition.LIVE, Condition.UNKNOWN)
-        why = [
-            f"{names.short(each.digest)}: {each.because}"
-            for each in report.diagnosis.diagnosed
-            if each.condition in staying and _is_of(each, key)
-        ]
+        mine = (each for each in report.diagnosis.diagnosed if _is_of(each, key))
+        stays = (each for each in mine if each.condition in staying)
+        why = [f"{names.short(each.digest)}: {each.because}" for each in stays]
         why += [
             f"{names.short(each.subject)}: {each.why}; {each.remedy}"
             for each in approve(report.plan).refusals
@@ -587,11 +585,8 @@ def _update(update: Update) -> DownloadUpdate:
 def _checked(diagnosed: Diagnosed, report: reconcile.Report) -> CheckedDownload:
     refusals = [each for each in report.plan.refusals if each.subject == diagnosed.digest]
     refused = ["; ".join(filter(None, (each.why, each.remedy, each.command))) for each in refusals]
-    refused += [
-        each.message
-        for each in report.outcomes
-        if each.action.subject == diagnosed.digest and each.result is not Result.DONE
-    ]
+    undone = (each for each in report.outcomes if each.result is not Result.DONE)
+    refused += [each.message for each in undone if each.action.subject == diagnosed.digest]
     return CheckedDownload(**_partial(diagnosed), refused=list(dict.fromkeys(refused)))
 
 

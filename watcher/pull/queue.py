@@ -341,12 +341,9 @@ def why_stop(queue: Queue, taken: Item, now: float) -> str:
         return "the queue was paused"
     if any(each.state is ItemState.RUNNING for each in queue.line[at + 1 :]):
         return ""
-    urgent = (
-        each.model
-        for each in queue.line[:at]
-        if each.priority >= URGENT and each.priority > item.priority and each.due(now)
-    )
-    return next((f"{model} is more urgent" for model in urgent), "")
+    urgent = (each for each in queue.line[:at] if each.priority >= URGENT and each.due(now))
+    first = next((each.model for each in urgent if each.priority > item.priority), "")
+    return first and f"{first} is more urgent"
 
 
 def next_due(queue: Queue) -> float | None:

@@ -53,22 +53,17 @@ def right_sizes(store: int, sizes: Mapping[str, int], boot: str) -> dict[str, in
     """The sizes of finished layers with the right hash to which a manifest gives another one."""
     remembered = memory.load(store)
     remembered = replace(remembered, hashes=remembered.hashes.of_disk(store, boot))
-    found = {
-        digest: blobs.remembered(each, remembered)
-        for digest, each in scan.contents(store, sizes).items()
-        if each.size != sizes[digest]
-    }
+    there = scan.contents(store, sizes).items()
+    odd = {digest: each for digest, each in there if each.size != sizes[digest]}
+    found = {digest: blobs.remembered(each, remembered) for digest, each in odd.items()}
     return {digest: each.size for digest, each in found.items() if each.sha256 == digest.lower()}
 
 
 def in_doubt(store: int, sizes: Mapping[str, int], boot: str) -> frozenset[str]:
     """Of layers those that are not there, or have another size, or were found corrupt before."""
     known = memory.load(store).hashes.of_disk(store, "")
-    corrupt = {
-        digest
-        for digest in sizes
-        if (each := known.get(names.blob(digest))) is not None and each.sha256 != digest.lower()
-    }
+    hashed = {digest: known.get(names.blob(digest)) for digest in sizes}
+    corrupt = {digest for digest, each in hashed.items() if each and each.sha256 != digest.lower()}
     wrong = sizes.keys() - scan.present(store, sizes)
     right = right_sizes(store, sizes, boot) if wrong else {}
     return frozenset(wrong - right.keys()) | corrupt
@@ -120,11 +115,9 @@ def _diagnosed(report: Report, done: Verified) -> End:
 
 def _damaged(report: Report, wrong: Iterable[OddBlob]) -> Iterator[str]:
     refused = {each.subject: each.why for each in report.plan.refusals}
-    refused |= {
-        each.action.subject: each.message
-        for each in report.outcomes
-        if each.action.kind is ActionKind.QUARANTINE_BLOB and each.result is not Result.DONE
-    }
+    kept = (each for each in report.outcomes if each.result is not Result.DONE)
+    kind = ActionKind.QUARANTINE_BLOB
+    refused |= {each.action.subject: each.message for each in kept if each.action.kind is kind}
     for odd in wrong:
         name = names.blob(odd.digest)
         why = refused.get(name, "")

@@ -283,11 +283,8 @@ class _Service:
 
     def _report_refusals(self, planned: Plan, scope: Digests) -> None:
         # What only has to wait is planned again when its time comes.
-        now = {
-            (refusal.subject, refusal.kind.value): refusal
-            for refusal in planned.refusals
-            if refusal.seconds_left is None
-        }
+        final = (each for each in planned.refusals if each.seconds_left is None)
+        now = {(each.subject, each.kind.value): each for each in final}
         for key in now.keys() - self._refused:
             event = events.refused(now[key], self._host.clock())
             journal.announce(self._host, self._settings, event)

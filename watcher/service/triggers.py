@@ -326,11 +326,8 @@ class FileEvents:
             # Without these the next full scan finds a folder that was recreated.
             if os.access(above, os.R_OK) or not os.path.isdir(self._store):
                 self._schedule(above, partial(self._on_above, paths), _NAMES)
-        self._threads = tuple(
-            thread
-            for thread in threading.enumerate()
-            if isinstance(thread, BaseThread) and thread not in before
-        )
+        begun = set(threading.enumerate()) - before
+        self._threads = tuple(thread for thread in begun if isinstance(thread, BaseThread))
 
     def _schedule(self, path: str, notify: Notify, kinds: Kinds, *, deep: bool = False) -> None:
         assert self._observer is not None

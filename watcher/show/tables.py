@@ -147,11 +147,8 @@ def audit(report: Report, *, verbose: bool) -> Iterator[Part]:
         yield Line("Unfinished downloads", style="bold")
         worst_first = sorted(diagnosis.diagnosed, key=_badness)
         yield from downloads(worst_first, lambda each: _download(each, seen), verbose=verbose)
-    shown = [
-        finding
-        for finding in diagnosis.findings
-        if not _is_drawn(finding) and (verbose or finding.severity is not Severity.INFO)
-    ]
+    undrawn = (each for each in diagnosis.findings if not _is_drawn(each))
+    shown = [each for each in undrawn if verbose or each.severity is not Severity.INFO]
     if shown:
         yield ""
         yield Line("Findings", style="bold")
