@@ -169,10 +169,8 @@ def keep_refused(journal: Journal, now: float, refused: Iterable[tuple[str, Writ
         known = transitions.synced(known, digest, record, written.refused, lost=True)
         who, lost = names.known_as(record.models, digest), ranges.size(written.refused)
         what = decimal(lost) if written.refused else "some"
-        message = (
-            f"the disk did not take {what} of the download of {who}: {error.strerror};"
-            " what is not there counts as missing"
-        )
+        failed = f"the disk did not take {what} of the download of {who}: {error.strerror}"
+        message = f"{failed}; what is not there counts as missing"
         details = {"digest": f"sha256:{digest}", "refused_bytes": lost}
         journal(Event(now, EventType.ERROR, message, who, details))
     return journal.save(known)

@@ -122,9 +122,8 @@ class Journal:
         try:
             yield
         except OSError as error:
-            self._warn(
-                with_step(f"{what} can't be written: {error.strerror}", error.errno, self.store)
-            )
+            why = f"{what} can't be written: {error.strerror}"
+            self._warn(with_step(why, error.errno, self.store))
 
     def _warn(self, message: str) -> None:
         if message not in self.warnings:

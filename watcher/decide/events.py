@@ -94,10 +94,9 @@ def gone(digest: str, record: Remembered, size: int | None, at: float) -> Event:
 
 def clock_jumped(jump: float, at: float) -> Event:
     by, steady = map(advice.duration, (abs(jump), CLOCK_SETTLED_SECONDS))
-    message = (
-        f"the clock jumped {'ahead' if jump > 0 else 'back'} by {by}: it does not make anything old"
-        f" enough to remove until it has been steady for {steady}"
-    )
+    until = f"until it has been steady for {steady}"
+    effect = f"it does not make anything old enough to remove {until}"
+    message = f"the clock jumped {'ahead' if jump > 0 else 'back'} by {by}: {effect}"
     details = {"jump_seconds": round(jump, 3), "believed_after_seconds": CLOCK_SETTLED_SECONDS}
     return Event(at, EventType.CLOCK_JUMPED, message, None, details)
 
@@ -124,10 +123,8 @@ def problems(
     found: Iterable[model.Finding], new: Set[tuple[str, str]], at: float
 ) -> Iterator[Event]:
     """One event for each kind of problem that came up since the last scan."""
-    fresh = sorted(
-        (each for each in found if (each.kind, each.path) in new),
-        key=lambda each: (each.kind, each.path),
-    )
+    fresh = [each for each in found if (each.kind, each.path) in new]
+    fresh.sort(key=lambda each: (each.kind, each.path))
     for kind, group in groupby(fresh, key=lambda each: each.kind):
         alike = list(group)
         details = {

@@ -279,10 +279,8 @@ def _not_seen(evidence: Evidence) -> Iterator[Finding]:
 def is_blind(evidence: Evidence) -> bool:
     """Whether some manifest may name blobs that are unknown."""
     census = evidence.census
-    return census.hides_manifests or any(
-        odd.fault in model.BLINDING and odd.model not in census.models
-        for odd in census.odd_manifests
-    )
+    blinding = (odd for odd in census.odd_manifests if odd.fault in model.BLINDING)
+    return census.hides_manifests or any(odd.model not in census.models for odd in blinding)
 
 
 def made_listable(path: str, evidence: Evidence) -> str:
@@ -314,12 +312,10 @@ def _no_room(evidence: Evidence, diagnosed: Sequence[Diagnosed], rules: Rules) -
     missing, free, census = lacking(diagnosed), evidence.place.free_bytes, evidence.census
     if missing <= free:
         return
+    old = (entry for entry in census.unnamed if not at_risk.is_young(entry, evidence, rules))
     cleanable = (
         any(each.stale and conditions.is_cleanable(each) for each in diagnosed)
-        or any(
-            entry.kind is model.Kind.FILE and not at_risk.is_young(entry, evidence, rules)
-            for entry in census.unnamed
-        )
+        or any(entry.kind is model.Kind.FILE for entry in old)
         or any(is_old_temporary(each, evidence) for each in census.temporaries)
         or any(kept.replaced for kept in evidence.quarantine)
     )

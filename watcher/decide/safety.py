@@ -181,10 +181,8 @@ def _links_forbid(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
     system = evidence.place.file_system
     if system not in _NO_LINKS or not guarded or alone(evidence):
         return None
-    why = (
-        f"{system} has no hard links: files are changed only while no Ollama process runs and "
-        "every process is visible"
-    )
+    only = "files are changed only while no Ollama process runs and every process is visible"
+    why = f"{system} has no hard links: {only}"
     if evidence.servers or evidence.others:
         return Why(RefusalKind.SERVER_RUNS, why, STOP, command=advice.stop(evidence))
     return Why(RefusalKind.SIGHT, f"{why}, and {evidence.view.why}", sees_more(evidence))

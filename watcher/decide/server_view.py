@@ -62,9 +62,8 @@ def barred(evidence: Evidence) -> Iterator[Finding]:
     for each in census.barred:
         kind, cannot, alone = _BARRED[each.subject, each.need]
         path = each.first[0].path
-        away = each.need is not Need.ENTER and any(
-            findings.is_led_away(located.path, evidence) for located in each.first
-        )
+        away = any(findings.is_led_away(located.path, evidence) for located in each.first)
+        away = away and each.need is not Need.ENTER
         models: tuple[str, ...] = ()
         if (each.subject, each.need) == (Subject.MANIFEST, Need.READ):
             models = tuple(odd.model for odd in census.odd_manifests if odd.barred and odd.model)

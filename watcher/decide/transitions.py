@@ -193,10 +193,8 @@ def _found(diagnosed: Diagnosed, who: str) -> str:
     """The words are a contract: programs read them."""
     trust = diagnosed.download.trust
     size = ranges.size(trust.present) if trust.zeros_read else diagnosed.download.allocated
-    return (
-        f"Found partial download for model: {who}. Partial size: {size} bytes. "
-        f"Can resume: {conditions.resumes(diagnosed.condition)}"
-    )
+    found = f"Found partial download for model: {who}. Partial size: {size} bytes."
+    return f"{found} Can resume: {conditions.resumes(diagnosed.condition)}"
 
 
 def _of_store(

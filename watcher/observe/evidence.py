@@ -382,10 +382,8 @@ class _Reader:
             if self._agrees(data.size):
                 total, total_from = data.size, "data"
             else:
-                doubt = (
-                    f"the data has {data.size:,} bytes, and the registry's manifest says "
-                    f"{self.kept_size:,}"
-                )
+                doubt = f"the data has {data.size:,} bytes"
+                doubt += f", and the registry's manifest says {self.kept_size:,}"
         elif known is None and self.kept_size and self.kept_size >= (data.size if data else 0):
             total, total_from = self.kept_size, "registry"
         if total is not None and total > sidecars.LARGEST_LAYER:

@@ -188,12 +188,10 @@ def no_permission(path: str) -> NoPermissionError:
     folder, status = shut
     who = "u" if status.st_uid == os.geteuid() else "g" if status.st_gid in os.getgroups() else "o"
     whose = f"of {status.st_uid}:{status.st_gid}, mode {stat.S_IMODE(status.st_mode):04o}"
-    why = (
-        f"{denied}: user id {os.geteuid()}, whose store it is, may not pass through"
-        f" {names.printable(folder)} ({whose}), and neither may a server of that user"
-    )
+    they = f"user id {os.geteuid()}, whose store it is, may not pass through"
+    they = f"{they} {names.printable(folder)} ({whose}), and neither may a server of that user"
     command = advice.line("chmod", f"{who}+{'rx' if folder == path else 'x'}", folder)
-    return NoPermissionError(why, "let that user in", command)
+    return NoPermissionError(f"{denied}: {they}", "let that user in", command)
 
 
 def _shut_folder(path: str) -> tuple[str, os.stat_result] | None:

@@ -244,12 +244,10 @@ def file_safe(name: str) -> str:
 
     A very long one is cut, and distinguished by the hash of the whole.
     """
-    safe = "".join(
-        char
-        if char.isascii() and (char.isalnum() or char in "_-" or (char == "." and at > 0))
-        else "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
-        for at, char in enumerate(name)
-    )
+    from urllib.parse import quote  # not needed for help
+
+    safe = quote(name, "", errors="surrogatepass").replace("~", "%7E")
+    safe = f"%2E{safe[1:]}" if safe.startswith(".") else safe
     if len(safe) <= _LONGEST_FILE_NAME:
         return safe
     import hashlib  # it loads OpenSSL, and few names are so long

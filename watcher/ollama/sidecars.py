@@ -42,10 +42,8 @@ def write(part: Part) -> bytes:
 def part_rule(total: int) -> tuple[Part, ...]:
     """The parts into which the server cuts a layer of `total` bytes, nothing of them completed."""
     step = min(max(total // _PARTS, _SMALLEST_PART), _LARGEST_PART)
-    return tuple(
-        Part(number, offset, min(step, total - offset), 0)
-        for number, offset in enumerate(range(0, total, step))
-    )
+    starts = enumerate(range(0, total, step))
+    return tuple(Part(number, at, min(step, total - at), 0) for number, at in starts)
 
 
 def part_fault(number: int | None, part: Part) -> str | None:
@@ -75,10 +73,8 @@ def faults(sidecars: Sequence[Sidecar], total: int | None) -> tuple[str, ...]:
     if missing and numbers:
         shown = ", ".join(map(str, missing[:5])) + (" …" if len(missing) > 5 else "")
         found.append(f"of {len(sidecars)} sidecars, number {shown} is missing")
-    parts = sorted(
-        (sidecar.part for sidecar in sidecars if sidecar.part and not sidecar.fault),
-        key=lambda part: part.offset,
-    )
+    flawless = (each.part for each in sidecars if each.part and not each.fault)
+    parts = sorted(flawless, key=lambda part: part.offset)
     at = 0
     for part in parts:
         if part.offset < at:
@@ -93,10 +89,8 @@ def faults(sidecars: Sequence[Sidecar], total: int | None) -> tuple[str, ...]:
 
 def believable(sidecars: Sequence[Sidecar], total: int) -> tuple[Part, ...]:
     """The parts of a faulty set that fit into `total` bytes and overlap no other, by offset."""
-    parts = sorted(
-        (s.part for s in sidecars if s.part and not s.fault and s.part.end <= total),
-        key=lambda part: part.offset,
-    )
+    flawless = (each.part for each in sidecars if each.part and not each.fault)
+    parts = sorted((p for p in flawless if p.end <= total), key=lambda part: part.offset)
     alone: list[Part] = []
     reached = 0
     for part, after in zip_longest(parts, parts[1:]):

@@ -91,9 +91,8 @@ def is_complete(account: Account, raw: bytes) -> bool:
         path = f"manifests/{account.name.path}"
         try:
             same = orjson.loads(verification.read(path, store)) == orjson.loads(raw)
-            return bool(same) and not verification.in_doubt(
-                store, account.progress.sizes, account.boot
-            )
+            sizes = account.progress.sizes
+            return bool(same) and not verification.in_doubt(store, sizes, account.boot)
         except (OSError, orjson.JSONDecodeError):
             return False
 

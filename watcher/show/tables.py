@@ -169,10 +169,9 @@ def _forecast(foreseen: model.Forecast, seen: Evidence) -> Iterator[Line]:
     if foreseen.deletes:
         files = count(len(foreseen.deletes), "file")
         does.append(row("deletes", f"{files}, freeing {size(foreseen.freed)}:", "bold red"))
-        does += [
-            beside(f"{name(each.path)}  {size(each.entry.allocated)}", "dim")
-            for each in foreseen.deletes[:_SHOWN_ALIKE]
-        ]
+        some = foreseen.deletes[:_SHOWN_ALIKE]
+        texts = (f"{name(each.path)}  {size(each.entry.allocated)}" for each in some)
+        does += [beside(text, "dim") for text in texts]
         if len(foreseen.deletes) > _SHOWN_ALIKE:
             does.append(beside(f"and {len(foreseen.deletes) - _SHOWN_ALIKE:,} more"))
     if foreseen.later:
@@ -388,10 +387,8 @@ def verified_line(done: Verified) -> Line:
     else:
         result = "all match" if done.checked else "nothing to check"
     left = f"; {done.unchecked:,} not checked" if done.unchecked else ""
-    return Line(
-        f"{count(done.checked, 'blob')} checked: {result}{left}"
-        f" ({done.read:,} read, {done.unchanged:,} unchanged)"
-    )
+    of_these = f"({done.read:,} read, {done.unchanged:,} unchanged)"
+    return Line(f"{count(done.checked, 'blob')} checked: {result}{left} {of_these}")
 
 
 def verified(report: Report, done: Verified) -> Iterator[Line]:
