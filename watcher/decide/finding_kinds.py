@@ -1,6 +1,7 @@
 """The kinds of findings, one row each: words, severity, event, what repair and clean leave."""
 
 import enum
+import functools
 from typing import NamedTuple
 
 from watcher.decide import conditions
@@ -23,11 +24,11 @@ class Row(NamedTuple):
     """Everything that differs from kind to kind."""
 
     kind: str
-    severity: Severity  #: the usual one
     #: What it is, and what Ollama alone does: usual texts, with names of what is filled in.
     message: str
     alone: str = ""
     remedy: str = ""  #: what helps besides a command, in words
+    severity: Severity = WARNING  #: the usual one
     logged: bool = False  #: its first appearance is the event `store_problem`
     left: Left = Left.NONE
     hides: bool = False  #: it is about what could not be inspected
@@ -41,28 +42,25 @@ CHECK_DISK = "check the kernel's log and the permissions of the folders on the p
 #: Of what is behind another user's symlink, in place of a command.
 BEHIND_LINK = "it is behind another user's symlink: check where that leads"
 
-
-def _of_file(
-    kind: str, message: str, alone: str, severity: Severity = ERROR, *, logged: bool = True
-) -> Row:
-    return Row(kind, severity, message, alone, logged=logged, left=Left.BY_REPAIR)
-
+_notice = functools.partial(Row, severity=INFO)
+_error = functools.partial(Row, severity=ERROR)
+_of_file = functools.partial(_error, logged=True, left=Left.BY_REPAIR)
 
 _DOWNLOADS = (
     *(
         Row(
             f"download_{each.condition.value}",
-            each.severity,
             each.sentence.replace("{}", "{who}"),
+            severity=each.severity,
             left=Left.BY_BOTH
             if each.severity is ERROR and each.repair is Step.NOTHING
             else Left.NONE,
         )
         for each in conditions.TABLE
     ),
-    Row("download_stale", WARNING, "the download of {who} received no bytes for {age}"),
-    Row("download_at_risk", WARNING, "the download of {who} is at risk"),
-    Row("download_no_holes", INFO, "the data of {who} is unfinished but has no holes"),
+    Row("download_stale", "the download of {who} received no bytes for {age}"),
+    Row("download_at_risk", "the download of {who} is at risk"),
+    _notice("download_no_holes", "the data of {who} is unfinished but has no holes"),
 )
 _BLOBS = (
     _of_file(
@@ -80,24 +78,22 @@ _BLOBS = (
         f"{_ONE_LAYER}, and replaces the symlink",
     ),
     _of_file("blob_no_file", "a blob of {who} is not a file", _REPAIRS_NOTHING),
-    Row("blob_symlink", INFO, "a blob of {who} is a symlink", "the server uses it as it is"),
-    Row(
+    _notice("blob_symlink", "a blob of {who} is a symlink", "the server uses it as it is"),
+    _notice(
         "blob_unproven",
-        INFO,
         "{name} is not verified yet: it was finished from repaired progress files, or changed "
         "after a checksum mismatch",
         "the server has verified it if its pull succeeded",
     ),
-    Row("blob_orphan", WARNING, "no {manifest} names {name}"),
-    Row(
+    Row("blob_orphan", "no {manifest} names {name}"),
+    _notice(
         "blob_old_name",
-        INFO,
         "{name} has the name format of older servers",
         "the next server start renames it, and replaces a file that has the new name",
     ),
     _of_file("blob_astray", "{what}", _NOT_FOUND, logged=False),
     _of_file("blob_unreadable", "the server can't {cannot}", "", logged=False),
-    Row("blob_at_risk", WARNING, "{what} at risk: an unfinished pull or a model needs {them}"),
+    Row("blob_at_risk", "{what} at risk: an unfinished pull or a model needs {them}"),
 )
 _MANIFESTS = (
     _of_file(
@@ -108,7 +104,7 @@ _MANIFESTS = (
     _of_file("manifest_unreadable", "the manifest of {who} can't be read", _NO_PRUNING)._replace(
         hides=True
     ),
-    _of_file("manifest_unwritable", "the server can't {cannot}", "", WARNING),
+    _of_file("manifest_unwritable", "the server can't {cannot}", "", severity=WARNING),
     _of_file(
         "manifest_dangling",
         "the manifest of {who} is a dangling symlink",
@@ -129,106 +125,87 @@ _MANIFESTS = (
         "manifest_wrong_size",
         "the manifest of {who} gives a blob a wrong size",
         "the server uses the blob as it is",
-        WARNING,
+        severity=WARNING,
     ),
     _of_file(
         "manifest_misplaced",
         "{path} is at the wrong depth",
         "the server does not see it, and it protects no blob",
-        WARNING,
+        severity=WARNING,
     ),
     _of_file(
         "manifest_case",
         "the name of {who} differs from another model's by case only",
         "the server picks one of the two by chance",
-        WARNING,
+        severity=WARNING,
     ),
 )
 _FILES = (
-    Row("file_temporary", WARNING, "{name} is a temporary file of ollama create"),
-    Row("file_foreign", INFO, "{name} does not belong in blobs/"),
-    Row("file_owner", ERROR, "the server can't {cannot}"),
+    Row("file_temporary", "{name} is a temporary file of ollama create"),
+    _notice("file_foreign", "{name} does not belong in blobs/"),
+    _error("file_owner", "the server can't {cannot}"),
 )
 _STORE = (
-    Row(
-        "store_start_fails",
-        ERROR,
-        "no server can start on this store",
-        "each start of the server fails",
+    _error(
+        "store_start_fails", "no server can start on this store", "each start of the server fails"
     ),
-    Row(
-        "store_unlisted", ERROR, "the folder {path} can't be listed", left=Left.BY_BOTH, hides=True
-    ),
-    Row(
+    _error("store_unlisted", "the folder {path} can't be listed", left=Left.BY_BOTH, hides=True),
+    _error(
         "store_unseen",
-        ERROR,
         "{path} could not be inspected",
         "a server of the same user can't read it either",
         CHECK_DISK,
         left=Left.BY_BOTH,
         hides=True,
     ),
-    Row("store_unreadable", ERROR, "the server can't {cannot}", left=Left.BY_REPAIR),
-    Row("store_unwritable", ERROR, "the server can't {cannot}", left=Left.BY_REPAIR),
-    Row(
+    _error("store_unreadable", "the server can't {cannot}", left=Left.BY_REPAIR),
+    _error("store_unwritable", "the server can't {cannot}", left=Left.BY_REPAIR),
+    _error(
         "store_no_manifests",
-        ERROR,
         "the store has blobs but no manifest",
         "the next server start deletes every blob older than one hour",
         "restore manifests/ before the server starts",
     ),
-    Row(
+    _error(
         "store_globbed",
-        ERROR,
         "the path of the store contains glob characters: {path}",
         "the server finds neither manifests nor progress files: a start deletes every blob older "
         "than one hour, and each pull starts at 0",
         "move the store to a path without [ and \\",
     ),
-    Row(
-        "store_foreign",
-        WARNING,
-        "{link}: the store is inspected, never changed",
-        remedy=names.TRUST_LINK,
-    ),
+    Row("store_foreign", "{link}: the store is inspected, never changed", remedy=names.TRUST_LINK),
     Row(
         "store_shared",
-        WARNING,
         "it shares its blobs folder with another store; only that store names {count} of its blobs",
         "a server start on one store deletes blobs that only the other one names",
     ),
     Row(
         "store_two_servers",
-        WARNING,
         "{count} servers run on this store (pid {pids})",
         "each deletes or truncates what the other writes",
     ),
-    Row("store_network", INFO, "the store is on a network file system ({file_system})"),
+    _notice("store_network", "the store is on a network file system ({file_system})"),
     Row(
         "store_no_room",
-        WARNING,
         "the disk has no room for all unfinished downloads",
         "the last ones fail with `no space left on device`",
         "remove a model that you don't need: ollama list, ollama rm MODEL",
     ),
-    Row("store_foreign_intent", WARNING, "{path} is not a change that ollama-watch began: {why}"),
+    Row("store_foreign_intent", "{path} is not a change that ollama-watch began: {why}"),
     Row(
         "store_read_only",
-        WARNING,
         "the file system is mounted read-only: nothing can be repaired",
         remedy="mount it writable, then run the audit again: it prints the commands that help",
     ),
 )
 _STATE = (
-    Row(
+    _error(
         "state_owner",
-        ERROR,
         "{path} belongs to user id {found}, but the blobs belong to {user}",
         "nothing: the server ignores it",
     ),
-    Row(
+    _notice(
         "state_forgotten",
-        INFO,
         "earlier results are lost: damaged blobs may look healthy until they are verified",
     ),
 )
