@@ -8,7 +8,6 @@ from dataclasses import replace
 import orjson
 from rich.filesize import decimal
 
-from watcher.act import transaction
 from watcher.decide import blob_findings, findings, modes
 from watcher.errors import WatchError
 from watcher.model import ActionKind, Plan, Scope
@@ -160,6 +159,8 @@ def look(target: Target, digests: Set[str]) -> Report | None:
 
 def recover(target: Target) -> None:
     """Finish or undo what a kill has left of a change, so that its bytes count."""
+    from watcher.act import transaction
+
     assert target.host is not None
     with suppress(WatchError, OSError), folders.opened_store(target.host.store) as store:
         if transaction.unfinished(target.host, store):
