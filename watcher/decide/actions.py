@@ -1,5 +1,6 @@
 """The kinds of actions, one row each, in the order in which a plan does them. Pure."""
 
+import functools
 from typing import NamedTuple
 
 from watcher.model import Action, ActionKind, Planned, Refusal
@@ -12,35 +13,29 @@ class Row(NamedTuple):
 
     kind: ActionKind
     does: str  #: what it does, with the name of its subject
-    event: EventType | None  #: the event once it is done; None where it has none of its own
+    event: EventType | None = None  #: the event once it is done; None where it has none of its own
     command: tuple[str, ...] = ("repair",)  #: the words of the command that does it
     of_download: bool = False  #: its subject is a digest whose download it changes
 
 
+_download = functools.partial(Row, of_download=True)
 #: First what finds out, then what repairs, then what frees; times last, since they cover new
 #: progress files, too.
 TABLE = (
-    Row(ActionKind.ASK_REGISTRY, "ask the registry about {}", None),
-    Row(ActionKind.HASH, "hash {}", None),
-    Row(
-        ActionKind.WRITE_SIDECARS,
-        "repair the download of {}",
-        EventType.DOWNLOAD_REPAIRED,
-        of_download=True,
-    ),
-    Row(
+    Row(ActionKind.ASK_REGISTRY, "ask the registry about {}"),
+    Row(ActionKind.HASH, "hash {}"),
+    _download(ActionKind.WRITE_SIDECARS, "repair the download of {}", EventType.DOWNLOAD_REPAIRED),
+    _download(
         ActionKind.GIVE_BACK,
         "give the download of {} back to the server",
         EventType.DOWNLOAD_REPAIRED,
         ("repair", "--give-back"),
-        of_download=True,
     ),
-    Row(
+    _download(
         ActionKind.TAKE_OVER,
         "take the server's download of {} over",
         EventType.DOWNLOAD_REPAIRED,
         ("pull",),
-        of_download=True,
     ),
     Row(
         ActionKind.QUARANTINE_BLOB,
@@ -54,24 +49,17 @@ TABLE = (
         ("quarantine", "restore"),
     ),
     Row(ActionKind.PURGE, "remove {} from quarantine", EventType.PURGED, ("quarantine", "purge")),
-    Row(
+    _download(
         ActionKind.REMOVE_SURPLUS,
         "remove redundant progress files of {}",
         EventType.PARTIAL_CLEANED,
-        of_download=True,
     ),
-    Row(
-        ActionKind.REMOVE_DOWNLOAD,
-        "remove the download of {}",
-        EventType.PARTIAL_CLEANED,
-        of_download=True,
-    ),
-    Row(
+    _download(ActionKind.REMOVE_DOWNLOAD, "remove the download of {}", EventType.PARTIAL_CLEANED),
+    _download(
         ActionKind.REMOVE_TRANSFER,
         "remove what ollama-watch has of the download of {}",
         EventType.PARTIAL_CLEANED,
         ("clean",),
-        of_download=True,
     ),
     Row(
         ActionKind.REMOVE_ORPHAN,
