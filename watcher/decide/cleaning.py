@@ -45,15 +45,8 @@ def _removal(diagnosed: Diagnosed, evidence: Evidence, kind: ActionKind) -> mode
     if (why := forbids(diagnosed, evidence)) is not None:
         return why.of_download(diagnosed, kind)._replace(frees=download.freed)
     words = conditions.row(diagnosed.condition).words
-    return Action(
-        kind=kind,
-        subject=diagnosed.digest,
-        because=f"{words}, no bytes for {advice.duration(diagnosed.age)}",
-        expects=download.entries,
-        frees=download.freed,
-        models=download.models,
-        wait_seconds=safety.guard_seconds(evidence),
-    )
+    because = f"{words}, no bytes for {advice.duration(diagnosed.age)}"
+    return safety.action(diagnosed, evidence, kind, because)._replace(frees=download.freed)
 
 
 def spared(diagnosed: Iterable[Diagnosed], evidence: Evidence, rules: Rules) -> tuple[Spared, ...]:

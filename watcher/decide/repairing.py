@@ -15,6 +15,7 @@ from watcher.ollama import names, ranges, sidecars
 from watcher.system import advice
 
 MOST_SIDECARS = 1000  #: more sidecars than this are absurd, and brought down
+_UNKNOWN_LENGTH = safety.Why(RefusalKind.LENGTH, "its length is unknown", findings.NAMED)
 
 
 def of_download(diagnosed: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
@@ -70,13 +71,8 @@ def _write_sidecars(
         return
     claims = sidecars.claims(parts)
     alone = total if diagnosed.cost_alone is None else diagnosed.cost_alone
-    yield Action(
-        kind=kind,
-        subject=diagnosed.digest,
-        because=f"{conditions.row(diagnosed.condition).words} ({diagnosed.because})",
-        expects=download.entries,
-        models=download.models,
-        wait_seconds=safety.guard_seconds(evidence),
+    because = f"{conditions.row(diagnosed.condition).words} ({diagnosed.because})"
+    yield safety.action(diagnosed, evidence, kind, because)._replace(
         parts=parts,
         surplus=surplus,
         saves=max(0, alone - (total - ranges.size(claims))),
@@ -100,25 +96,17 @@ def _give_back(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
     why = _not_worth_it(diagnosed) or safety.why_not_give_back(diagnosed, evidence)
     why = why or _owner_forbids(download.entries, evidence) or _is_not_servers(download, evidence)
     if why is not None or not total:
-        unknown = safety.Why(RefusalKind.LENGTH, "its length is unknown", findings.NAMED)
-        return (why or unknown).of_download(diagnosed, kind)
+        return (why or _UNKNOWN_LENGTH).of_download(diagnosed, kind)
     parts = sidecars.from_trusted(trusted, total)
-    return Action(
-        kind=kind,
-        subject=diagnosed.digest,
-        because=f"{decimal(ranges.size(trusted))} of it for the server to resume",
-        expects=download.entries,
-        models=download.models,
-        wait_seconds=safety.guard_seconds(evidence),
-        parts=parts,
-        saves=ranges.size(sidecars.claims(parts)),
-        doubts=sidecars.heads(parts),
+    because = f"{decimal(ranges.size(trusted))} of it for the server to resume"
+    return safety.action(diagnosed, evidence, kind, because)._replace(
+        parts=parts, saves=ranges.size(sidecars.claims(parts)), doubts=sidecars.heads(parts)
     )
 
 
 def taken_over(
     diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
-) -> Iterator[Action | Refusal]:
+) -> Iterator[model.Planned]:
     """What makes downloads that a server has left transfers of ours."""
     for each in diagnosed if rules.mode.take_over else ():
         if is_left(each):
@@ -133,7 +121,7 @@ def is_left(diagnosed: Diagnosed) -> bool:
     return bool(download.trust.trusted) and not (is_strange or is_other)
 
 
-def _take_over(diagnosed: Diagnosed, evidence: Evidence) -> Action | Refusal:
+def _take_over(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
     """What makes a server's download a transfer of ours, which must be able to write to it."""
     download, kind, data = diagnosed.download, ActionKind.TAKE_OVER, diagnosed.download.data
     assert data is not None
@@ -149,21 +137,14 @@ def _take_over(diagnosed: Diagnosed, evidence: Evidence) -> Action | Refusal:
         reason = "it was not read through since the power may have failed"
         why = safety.Why(RefusalKind.UNPROVEN, reason, "repair it first")
     if why is None and not download.total:
-        why = safety.Why(RefusalKind.LENGTH, "its length is unknown", findings.NAMED)
+        why = _UNKNOWN_LENGTH
     why = why or safety.why_not_take_over(diagnosed, evidence)
     if why is not None:
         return why.of_download(diagnosed, kind)
     trusted = ranges.size(download.trust.trusted)
-    return Action(
-        kind=kind,
-        subject=diagnosed.digest,
-        because=f"{decimal(trusted)} of it for ollama-watch to resume",
-        expects=download.entries,
-        models=download.models,
-        wait_seconds=safety.guard_seconds(evidence),
-        saves=trusted,
-        relies_on=data,
-    )
+    because = f"{decimal(trusted)} of it for ollama-watch to resume"
+    action = safety.action(diagnosed, evidence, kind, because)
+    return action._replace(saves=trusted, relies_on=data)
 
 
 def _not_worth_it(diagnosed: Diagnosed) -> safety.Why | None:

@@ -41,10 +41,19 @@ class Why(NamedTuple):
         return self.refusal(diagnosed.digest, action, diagnosed.download.models)
 
 
-def guard_seconds(evidence: Evidence) -> float:
-    """How long the guard waits for a server that has read the sidecars already."""
-    unseen = evidence.view.visibility is Visibility.PARTIAL
-    return GUARD_SECONDS if evidence.servers or unseen else 0.0
+def action(
+    diagnosed: Diagnosed, evidence: Evidence, kind: model.ActionKind, because: str
+) -> model.Action:
+    """What is done with a download; it waits for a server that may have read the sidecars."""
+    download, unseen = diagnosed.download, evidence.view.visibility is Visibility.PARTIAL
+    return model.Action(
+        kind,
+        diagnosed.digest,
+        because,
+        download.entries,
+        models=download.models,
+        wait_seconds=GUARD_SECONDS if evidence.servers or unseen else 0.0,
+    )
 
 
 def alone(evidence: Evidence) -> bool:
