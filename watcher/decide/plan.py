@@ -33,17 +33,8 @@ def _steps(
     diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
 ) -> Iterator[model.Planned]:
     mode, is_whole = rules.mode, evidence.scope is None
-    yield from repairing.given_back(diagnosed, evidence, rules)
-    yield from repairing.taken_over(diagnosed, evidence, rules)
     for each in diagnosed:
-        if mode.clean:
-            yield from cleaning.by_the_clock(each, evidence, rules)
-        if each.stale and mode.clean:
-            yield from cleaning.of_download(each, evidence)
-        elif mode.repair and (mode.repair_stale or not each.stale):
-            if mode.hash:
-                yield from repairing.questions_of(each)
-            yield from repairing.of_download(each, evidence, rules)
+        yield from _of_download(each, evidence, rules)
     if mode.hash and is_whole:
         yield from repairing.blobs_in_doubt(evidence)
     if mode.online and is_whole:
@@ -59,6 +50,22 @@ def _steps(
         # Whether nothing else names a blob takes all manifests, so a narrow look plans none of it.
         yield from cleaning.orphans(evidence, rules)
         yield from cleaning.temporaries(evidence)
+
+
+def _of_download(each: Diagnosed, evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
+    mode = rules.mode
+    if mode.give_back and each.download.ours:
+        yield repairing.give_back(each, evidence)
+    if mode.take_over and repairing.is_left(each):
+        yield repairing.take_over(each, evidence)
+    if mode.clean:
+        yield from cleaning.by_the_clock(each, evidence, rules)
+    if each.stale and mode.clean:
+        yield from cleaning.of_download(each, evidence)
+    elif mode.repair and (mode.repair_stale or not each.stale):
+        if mode.hash:
+            yield from repairing.questions_of(each)
+        yield from repairing.of_download(each, evidence, rules)
 
 
 def _with_command(

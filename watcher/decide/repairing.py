@@ -81,15 +81,7 @@ def _write_sidecars(
     )
 
 
-def given_back(
-    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
-) -> Iterator[model.Planned]:
-    """What makes all transfers of ours downloads of the server's."""
-    if rules.mode.give_back:
-        yield from (_give_back(each, evidence) for each in diagnosed if each.download.ours)
-
-
-def _give_back(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
+def give_back(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
     """What makes a transfer of ours a download that the server resumes."""
     download, kind, total = diagnosed.download, ActionKind.GIVE_BACK, diagnosed.download.total
     trusted = download.trust.trusted
@@ -104,15 +96,6 @@ def _give_back(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
     )
 
 
-def taken_over(
-    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
-) -> Iterator[model.Planned]:
-    """What makes downloads that a server has left transfers of ours."""
-    for each in diagnosed if rules.mode.take_over else ():
-        if is_left(each):
-            yield _take_over(each, evidence)
-
-
 def is_left(diagnosed: Diagnosed) -> bool:
     """Whether it is a server's, with bytes of worth to a transfer of ours."""
     download = diagnosed.download
@@ -121,7 +104,7 @@ def is_left(diagnosed: Diagnosed) -> bool:
     return bool(download.trust.trusted) and not (is_strange or is_other)
 
 
-def _take_over(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
+def take_over(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
     """What makes a server's download a transfer of ours, which must be able to write to it."""
     download, kind, data = diagnosed.download, ActionKind.TAKE_OVER, diagnosed.download.data
     assert data is not None
