@@ -615,7 +615,7 @@ def test_a_members_data_in_a_group_is_not_given_back(here: Here) -> None:
     (mine,) = report.diagnosis.diagnosed
     place = report.evidence.place._replace(owner=os.geteuid() + 1)
     evidence = report.evidence._replace(place=place)
-    (refusal,) = repairing.given_back((mine,), evidence, GIVE)
+    refusal = repairing.give_back(mine, evidence)
     assert isinstance(refusal, Refusal)
     assert refusal.kind is RefusalKind.OWNER
 
