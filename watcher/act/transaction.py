@@ -581,12 +581,12 @@ def _keep(work: _Work, intent: Intent) -> None:
         transfers.opened(work.store.ours, intent.digest) as folder,
     ):
         if scan.look(name, work.out) is not None:
-            # What had arrived beside a ledger that nobody believes was in another file.
-            with contextlib.suppress(FileNotFoundError):
-                fs.remove(transfers.ARRIVED, folder)
             fs.replace(name, work.out, transfers.DATA, folder)
             fs.sync(folder)
         if intent.is_file(scan.look(transfers.DATA, folder), name):
+            # What had arrived beside a ledger that nobody believes was in another file.
+            with contextlib.suppress(FileNotFoundError):
+                fs.remove(transfers.ARRIVED, folder)
             fs.replace(transfers.LEDGER, work.new, transfers.LEDGER, folder)
             fs.sync(folder)
 
