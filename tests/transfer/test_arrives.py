@@ -210,9 +210,10 @@ def test_bytes_that_are_not_the_manifests_end_in_a_mismatch_and_the_next_run_beg
     blobs = here.registry._blobs
     right = blobs[f"sha256:{here.digest}"]
     blobs[f"sha256:{here.digest}"] = here.registry.content(other.digests[0])
-    with pytest.raises(transfer.TransferError) as caught:
+    with pytest.raises(transfer.TransferError, match="serves other bytes than its") as caught:
         here.fetch()
     assert caught.value.cause is Cause.MISMATCH
+    assert here.registry.bytes_served(other.digests[0]) == 2 * here.size + 1
     assert here.folder.exists()
     blobs[f"sha256:{here.digest}"] = right
     here.pull()

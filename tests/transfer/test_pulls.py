@@ -82,6 +82,18 @@ def served(registry: Registry, model: Model) -> int:
 
 
 @pytest.mark.usefixtures("store")
+def test_a_layer_that_is_wrong_twice_is_not_fetched_again(
+    server: Server, registry: Registry
+) -> None:
+    model = add(registry, server, SIZE)
+    registry.content(model.digests[0])._zeros = ((5 * MB, 5 * MB + 3000),)
+    seen = drive(here(server), model)
+    assert seen.end.cause is Cause.MISMATCH
+    assert "the registry serves other bytes than its manifest names" in seen.end.text
+    assert served(registry, model) == 2 * SIZE + 1
+
+
+@pytest.mark.usefixtures("store")
 def test_without_a_server(server: Server, registry: Registry) -> None:
     model = add(registry, server, SIZE)
     seen = drive(here(server), model)

@@ -89,9 +89,24 @@ def test_a_page_in_the_middle_of_an_answer_that_was_right_is_found_by_the_hash(h
     # Nothing but the hash can tell: the head was right, and so is the length.
     content = here.registry.content(here.model.digests[0])
     content._zeros = ((5 * MIB, 5 * MIB + 3000),)
-    with pytest.raises(transfer.TransferError) as caught:
+    with pytest.raises(transfer.TransferError, match="serves other bytes than its") as caught:
         here.fetch()
     assert caught.value.cause is Cause.MISMATCH
     content._zeros = ()
     here.pull()
     wait_for(lambda: True)
+
+
+def test_a_byte_that_was_flipped_on_its_way_costs_the_layer_once(here: Here) -> None:
+    here.registry.add_fault(Fault("flip", begin=2 * MIB, after=1000, times=1))
+    here.pull()
+    assert here.served == 2 * here.size + 1
+    assert "checksum mismatch: 12.0 MB from the registry are fetched anew" in here.notices()
+
+
+def test_a_line_that_damages_each_answer_is_told_from_a_registry_that_is_wrong(here: Here) -> None:
+    here.registry.add_fault(Fault("flip", begin=2 * MIB, end=2 * MIB + 1, after=1000))
+    with pytest.raises(transfer.TransferError, match="damaged on its way, twice") as caught:
+        here.fetch()
+    assert caught.value.cause is Cause.MISMATCH
+    assert here.served == 2 * here.size + 1

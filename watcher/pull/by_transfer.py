@@ -76,6 +76,8 @@ class ByTransfer:
         self._sizes: dict[str, int] = {}
         self._shown_at = self._logged_at = 0.0
         self._mismatches = 0
+        #: A layer that was fetched anew is wrong again.
+        self._came_twice = False
 
     def begin(self) -> Iterator[Update]:
         """Say first of all what is here, by the manifest that an earlier pull has kept."""
@@ -97,7 +99,7 @@ class ByTransfer:
         if end.cause is Cause.WRONG_LENGTH and any(map(self._has_other, self._account.missing())):
             return None
         self._mismatches += end.cause is Cause.MISMATCH
-        if end.cause is not Cause.MISMATCH or self._mismatches >= MISMATCHES:
+        if end.cause is not Cause.MISMATCH or self._mismatches >= MISMATCHES or self._came_twice:
             return end
         yield self._account.note(end.text)
         return None
@@ -113,6 +115,7 @@ class ByTransfer:
         except values.StoppedError:
             return CANCELED
         except TransferError as error:
+            self._came_twice = error.cause is values.Cause.MISMATCH
             return _end(error)
         except OSError as error:
             return _refused(self._host.store, error)

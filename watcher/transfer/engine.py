@@ -175,7 +175,7 @@ class Engine:
             self._emit(Noticed(layer.digest, text))
 
     async def _verify(self, fetch: Fetch) -> None:
-        digest = fetch.layer.digest
+        digest, before = fetch.layer.digest, ""
         while (found := await fetch.hash()).hexdigest() != digest.lower():
             await self._sync(fetch)  # what is said of it from here on is not overtaken by another
             if fetch.proof.look_again():
@@ -186,14 +186,11 @@ class Engine:
             if fetch.proof.chunks:
                 self._drop_sums(fetch)  # all chunks are right by them
             doubted = _doubted(fetch.ledger)
-            if not doubted:
+            if not doubted and before:
                 fetch.ledger.note_wrong()
-                raise TransferError(
-                    f"{names.short(digest)}: checksum mismatch: the registry serves other bytes"
-                    " than its manifest names, or they were damaged on the way",
-                    "run it again: the layer is then fetched anew",
-                    Cause.MISMATCH,
-                )
+                raise _mismatch(digest, is_same=found.hexdigest() == before)
+            if not doubted:
+                before, doubted = found.hexdigest(), [("the registry", ((0, fetch.layer.size),))]
             whose = " and ".join(f"{decimal(ranges.size(x))} from {who}" for who, x in doubted)
             self._emit(Noticed(digest, f"checksum mismatch: {whose} are fetched anew"))
             if fetch.ledger.mirrored:
@@ -307,6 +304,16 @@ class Engine:
                 self._emit(now)
             before = now
             await asyncio.sleep(_REPORT_SECONDS)
+
+
+def _mismatch(digest: str, *, is_same: bool) -> TransferError:
+    what = "it was damaged on its way, twice"
+    step = "run it again over another line: the layer is then fetched anew"
+    if is_same:
+        what = "the registry serves other bytes than its manifest names"
+        step = "choose another tag of the model, or tell its publisher"
+    text = f"{names.short(digest)}: checksum mismatch: {what}"
+    return TransferError(text, step, Cause.MISMATCH)
 
 
 def _doubted(ledger: Ledger) -> list[tuple[str, Ranges]]:
