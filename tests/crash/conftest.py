@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.breaking import POLICY
 from tests.support.driving import HealthyStore, private_proc
 from tests.support.kills import Breaker, Ended
+from tests.support.runs import one_run
+from watcher.observe.host import Host
+from watcher.reconcile import Report
 
 
 class Driver:
@@ -29,9 +34,19 @@ class Driver:
         self._breaker.begin(store=str(store.path), proc=str(self.proc), **order)
         return self._breaker.end()
 
+    def unhindered(self, store: HealthyStore) -> Report:
+        """Run one cycle here, which shows the same where nothing is to break."""
+        host = Host(str(store.path), proc=str(self.proc), registry_length=lambda *_: None)
+        return one_run(host, POLICY)
+
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
     folder = tmp_path_factory.mktemp("driver")
-    with Breaker("tests.support.breaking", folder) as breaker:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Breaker("tests.support.breaking", folder) as breaker,
+    ):
+        # As in what breaks: what has reached the disk plays no part.
+        patch.setattr(os, "fsync", lambda _: None)
         yield Driver(folder, breaker)

@@ -20,7 +20,7 @@ from tests.support.breaking import REFUSED
 from tests.support.driving import HealthyStore, whole_lines
 from tests.support.kills import Ended
 from tests.support.transfers import lay_out
-from watcher.model import DAY
+from watcher.model import DAY, Result
 
 from .conftest import Driver
 
@@ -142,20 +142,26 @@ class Trial:
 
     def assert_same_end(self, store: HealthyStore, where: str) -> None:
         """One unhindered run comes to the end that it would have come to at once."""
-        again = self.run(store)
-        assert again.code == 0, f"{where}; then {again}: {self._driver.errors}"
+        if self._order:
+            again = self.run(store)
+            assert again.code == 0, f"{where}; then {again}: {self._driver.errors}"
+        else:
+            outcomes = self._driver.unhindered(store).outcomes
+            assert {each.result for each in outcomes} <= {Result.DONE}, f"{where}; then {outcomes}"
         assert shape(store) == self.end, where
         assert_settled(store, where)
 
 
 def places(calls: list[str], how: str) -> list[int]:
-    """The numbers of the calls to break at; of those that come anew with each event, the first."""
+    """The numbers of the calls to break at; of those that come anew all the time, the first."""
     chosen: dict[str, int] = {}
     for number, call in enumerate(calls, 1):
         changes = not call.startswith("fsync ") and not call.endswith(REFUSED)
         if how in ("kill", "half") and not changes:
             continue
         routine = call.endswith((".jsonl", " .ollama-watch", " logs", "logs.lock", "driven"))
+        # Whether a folder is there is made sure of before each step, in the same way.
+        routine = routine or call.endswith(REFUSED)
         # Each look that has found anything saves the memory and the records in the same way.
         routine = routine or "state.json" in call or "models.json" in call
         if how != "half" or call.startswith(("write ", "pwrite ")):
@@ -230,9 +236,11 @@ def test_a_kill_at_any_call_comes_to_the_same_end(trial: Trial, how: str, first:
     "how",
     ["EIO", pytest.param("ENOSPC", marks=ALIKE), pytest.param("EACCES", marks=ALIKE)],
 )
-def test_an_error_at_any_call_loses_nothing(trial: Trial, how: str, first: int) -> None:
+def test_an_error_at_any_call_loses_nothing(trial: Trial, how: str, first: int, slow: bool) -> None:
     if how != "EIO" and trial.scene not in ("stale", "orphans"):
         pytest.skip("which error it is makes no difference to this scene")
+    if not slow and trial.scene in ("unclaimed", "sidecars-alone"):
+        pytest.skip("slow, needs --slow: a kill breaks it, and an error the same calls of `stale`")
     for store, ended, where in trial.broken(how, first=first):
         assert ended.code in (0, 3, 4), f"{where}: the error escaped"
         trial.assert_same_end(store, where)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import jsonschema
 import pytest
 
 import watcher.show
+from tests.support import commands
 from watcher.demo.registry import Registry
 
 from .player import Player, load
@@ -47,9 +46,13 @@ def player(registry: Registry, store: Path) -> Player:
 
 def audited(store: Path) -> dict[str, Any]:
     """The audit's document, held to its schema; no server runs on the store."""
-    command = [sys.executable, "-m", "watcher", "--store", str(store), "--json", "audit"]
-    environment = {"OLLAMA_WATCH_WRITERS_VISIBLE": "true", "HOME": str(store), "PATH": "/bin"}
-    done = subprocess.run(command, capture_output=True, timeout=60, env=environment, check=False)
+    environment = {
+        "OLLAMA_WATCH_WRITERS_VISIBLE": "true",
+        "HOME": str(store),
+        "PATH": "/bin",
+        "PYTHONPATH": str(commands.ROOT),
+    }
+    done = commands.run(["--store", str(store), "--json", "audit"], environment)
     assert done.returncode in (0, 1), done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     jsonschema.validate(document, SCHEMA)
