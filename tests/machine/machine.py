@@ -6,9 +6,11 @@ What must hold is checked around each act of ours, and at the end (`Machine.fini
   stay to the byte;
 - no act makes a false claim, and after a whole repair there is none;
 - a repair gives up no more of what was trusted than 1.1 MiB for each part;
+- pulls of ours receive what they lack and 2 %, and 1 MiB for each connection that is killed;
+- a power cut costs no more than what is synced at once;
 - after `prepare` a start of the server deletes nothing that is wanted;
-- at the end one `repair` leaves nothing of ours behind, a pull of each model succeeds and downloads
-  what was missing, and every model verifies.
+- at the end one `repair` leaves nothing of ours behind, a pull of each model, the server's or ours,
+  succeeds and downloads what was missing, and every model verifies.
 
 What the server alone spoils is not ours to answer for: a blob that it has finished on claims that
 a user's damage made false (`_excused`) is made good by `verify`, `repair` and another pull; where
@@ -27,6 +29,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import time
@@ -38,11 +41,13 @@ from tests.support import commands
 from tests.support.driving import Daemon, environment, is_right, private_proc
 from tests.support.notation import age
 from tests.support.servers import Pull, Server, blob, collapsed, wait_until
-from watcher.demo.registry import Content, Fault, Layer, Model, Registry
+from tests.support.transfers import folder
+from watcher.demo.registry import Content, Fault, Layer, Manners, Model, Registry
 from watcher.model import DAY, HOUR, MIB, Part, Ranges
 from watcher.ollama import ranges, sidecars
 
-from . import seen
+from . import pulls, seen
+from .pulls import CONNECTIONS, REFUSALS, SYNC, Pulls
 from .seen import Seen
 
 MB = 1_000_000
@@ -73,6 +78,9 @@ class Machine:
             (self.store / name).mkdir(parents=True)
         self._proc = folder / "proc"
         self._made, self._registry = made, registry
+        self._ours = Pulls(self.store)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._at = f"127.0.0.1:{free.getsockname()[1]}"
         self._server = made(self.store)
         self._running = False
         self._pull: Pull | None = None
@@ -134,6 +142,7 @@ class Machine:
         env = {
             "DEMO_EXIT": self.chance.choice(["well", "lost", "torn"]),
             "DEMO_RETRY_SECONDS": "0.01",
+            "OLLAMA_HOST": self._at,
         }
         self._server.stop()
         self._server = self._made(self.store, env).start().wait_ready()
@@ -231,6 +240,7 @@ class Machine:
         self._registry.release()
 
     def _note_false_claims(self, model: Model) -> None:
+        self._ours.forget_given()
         self._owed.clear()
         for digest in model.digests:
             if seen.false_claims(self.store, self._contents[digest]):
@@ -324,7 +334,8 @@ class Machine:
         share = self.chance.choice([1.0, 1.0, 1.0, 0.5])
         self._tell(f"{seconds:.0f} s", share)
         self._owed.clear()
-        for path in sorted((self.store / "blobs").iterdir()):
+        transfers = self.store.glob(".ollama-watch/transfers/*/*")
+        for path in sorted([*(self.store / "blobs").iterdir(), *transfers]):
             if self.chance.random() < share:
                 age(path, seconds + max(0.0, time.time() - path.lstat().st_mtime))
 
@@ -355,8 +366,9 @@ class Machine:
         """A command of ours; now and then it is killed in the middle."""
         words = self.chance.choices(
             [("audit",), ("repair", "-y"), ("clean", "-y"), ("prepare",), ("verify",),
-             ("quarantine", "purge", "-y"), ("quarantine", "restore", "-y")],
-            [1, 8, 4, 2, 2, 1, 1],
+             ("quarantine", "purge", "-y"), ("quarantine", "restore", "-y"),
+             ("repair", "-y", "--give-back")],
+            [1, 8, 4, 2, 2, 1, 1, 3],
         )[0]  # fmt: skip
         if words[:2] == ("quarantine", "restore"):
             kept = json.loads(self._run(0, "--json", "quarantine", "ls").stdout)["kept"]
@@ -370,17 +382,169 @@ class Machine:
         with self._watched(words) as ended:
             done = self._run(at, *words)
             self._tell(*words, f"at {at}:", done.returncode)
-            assert done.returncode in (0, 1, 3, -9), done.stdout + done.stderr
+            blind = {4} if self._broken else set[int]()
+            assert done.returncode in {0, 1, 3, -9} | blind, done.stdout + done.stderr
             assert "Traceback" not in done.stderr, done.stderr
             ended.append(done.returncode)
         return done
 
     def _run(self, at: int, *words: str) -> subprocess.CompletedProcess[str]:
-        given = [str(at), "--store", str(self.store), *words]
-        env, folder = environment(self.store, REPAIRS), self.store.parent
-        done = commands.run(given, env, folder, module="tests.machine.us")
+        given = [self._ours.order(at=at), "--store", str(self.store), *words]
+        done = commands.run(given, self._env, self.store.parent, module="tests.machine.us")
         out, errors = done.stdout.decode(), done.stderr.decode()
         return subprocess.CompletedProcess(given, done.returncode, out, errors)
+
+    @property
+    def _env(self) -> dict[str, str]:
+        return environment(self.store, {**REPAIRS, "OLLAMA_HOST": self._at})
+
+    # ------------------------------------------------------------ pulls of ours
+
+    def fetch(self) -> None:
+        """Pulls of ours over a bad line, to their ends or killed, beside whatever happens."""
+        models = self.chance.choice([self._models[:1], self._models[1:], self._models])
+        if self._pull is None:
+            pulls.draw_line(self._registry, self.chance)
+        self._registry.release()
+        with self._watched(("pull",)) as ended:
+            ended.append(self._fetch(models, self.chance.choice([0, 1, 2, 3])))
+            if self._pull is not None:
+                self.finish_pull()
+
+    def _fetch(self, models: list[Model], acts: int = 0) -> int:
+        """Pull models, while so many other things happen; -9 where that was killed."""
+        doubted = self._doubted(models)
+        lacked, received = self._lacking(models, doubted), self._ours.received
+        there = {*self._finished()}
+        is_alone = self._pull is None
+        words = [*(["--parallel", "2"] if len(models) > 1 else []), *(each.name for each in models)]
+        words += ["--no-wait"] * (self.chance.random() < 0.3)
+        words += ["--verify"] * (self.chance.random() < 0.3)
+        at = self.chance.choice([0, 0, self.chance.randrange(1, 300)]) if acts else 0
+        room = self.chance.choice([None, None, self.chance.randrange(1, 60 * MB)])
+        options = [each for each in words if each.startswith("--")]
+        self._tell(*(each.name[-4:] for each in models), *options, f"at {at}, room {room}")
+        running = [self._ours.start(words, self._env, at=at, room=room)]
+        happened = set[str]()
+        for _ in range(acts):
+            until = received + self.chance.randint(0, lacked)
+            wait_until(
+                lambda until=until: (  # type: ignore[misc]
+                    self._ours.received >= until or all(each.has_ended for each in running)
+                ),
+                "bytes of ours",
+            )
+            happened.add(self._meanwhile(running, words))
+        codes = [each.end() for each in running]
+        self._registry.clear_faults()
+        self._registry.manners = Manners()
+        self._tell(*codes)
+        told = "\n".join(each.printed for each in running)
+        assert {*codes} <= {0, 130, -9, -15}, told
+        assert "Traceback" not in told, told
+        gained = lacked - self._lacking(models, doubted)
+        got, killed = self._ours.received - received, sum(each < 0 for each in codes)
+        most = 1.02 * gained + 64 * 1024 + killed * CONNECTIONS * MIB
+        most += 3 * SYNC * ("power" in happened) + (0 if room is None else REFUSALS * MIB // 2)
+        # An act may take away what had arrived of a layer whose turn had not come.
+        assert got <= most or "act" in happened, f"{got} bytes were received for {gained}\n{told}"
+        if 0 in codes:
+            for model in models:
+                self._has(model, verified="--verify" in words)
+                if is_alone and "pull" not in happened:
+                    self._leaves_no_transfer({*model.digests, model.config} - there)
+        return min(codes)
+
+    def _meanwhile(self, running: list[pulls.Pull], words: list[str]) -> str:
+        """Something happens while pulls of ours run."""
+        kinds = ["kill", "power", "power", "end", "two", "two", "server", "pull", "act"]
+        kind = self.chance.choice(kinds)
+        self._tell(kind)
+        match kind:
+            case "kill":
+                running[0].kill(signal.SIGKILL)
+            case "power":
+                if self.chance.random() < 0.7:
+                    wait_until(
+                        lambda: self._ours.is_syncing or all(each.has_ended for each in running),
+                        "a sync",
+                    )
+                for each in running:
+                    each.kill(signal.SIGKILL)
+                    each.end()
+                self.cut_power()
+            case "end":
+                running[0].kill(signal.SIGTERM)
+            case "two":
+                running.append(self._ours.start(words, self._env))
+            case "server":
+                (self.stop if self._running else self.start)()
+            case "pull" if self._pull is None:
+                self._registry.clear_faults()
+                self._registry.manners = Manners()
+                self.start()
+                model = self.chance.choice(self._models)
+                self._note_false_claims(model)
+                self._pull = self._server.start_pull(model.name)
+            case "act":
+                acts = [("repair", "-y"), ("repair", "-y", "--give-back"), ("clean", "-y")]
+                done = self._run(0, *self.chance.choice(acts))
+                assert "Traceback" not in done.stderr, done.stderr
+        return kind
+
+    def _doubted(self, models: list[Model]) -> set[str]:
+        """The digests of which wrong bytes may be here."""
+        digests = {digest for model in models for digest in model.digests}
+        false = {each for each in digests if seen.false_claims(self.store, self._contents[each])}
+        return false | self._rotten | self._excused | self._cut | self._paged
+
+    def _lacking(self, models: list[Model], doubted: set[str]) -> int:
+        trusted = self.see().trusted
+        return sum(
+            pulls.lacking(
+                self.store,
+                self._contents[digest],
+                trusted.get(digest, ()),
+                sure=digest not in doubted,
+            )
+            for digest in {each for model in models for each in (*model.digests, model.config)}
+        )
+
+    def _has(self, model: Model, *, verified: bool) -> None:
+        """A pull has succeeded. What was finished before is hashed where that was asked for."""
+        for digest in (*model.digests, model.config):
+            if verified or digest not in self._rotten | self._excused:
+                assert is_right(self.store, digest), digest
+        name = model.name.removeprefix("http://").replace(":1b", "/1b")
+        assert (self.store / "manifests" / name).read_bytes() == model.manifest
+
+    def _leaves_no_transfer(self, digests: set[str]) -> None:
+        for digest in digests:
+            left = folder(self.store, digest.removeprefix("sha256:"))
+            is_kept = blob(self.store, digest, "-partial").exists()
+            assert is_kept or not left.exists(), f"{digest}: {[*left.iterdir()]}"
+
+    def cut_power(self) -> None:
+        """What was not synced is lost of transfers, and the machine starts again."""
+        if self._running:
+            self._server.kill()
+            self._running = False
+        self._end_pull()
+        false, fetched = self.see().false, self._fetched()
+        self._ours.cut_power()
+        for digest, now in self.see().false.items():
+            assert not ranges.difference(now, false[digest]), f"{digest}: a false claim"
+        for digest, size in self._fetched().items():
+            assert fetched[digest] - size <= 3 * SYNC + CONNECTIONS * MIB, digest
+
+    def _fetched(self) -> dict[str, int]:
+        """The bytes of each transfer that were fetched, and not copied from a server's download."""
+        return {
+            digest: ranges.size(pulls.believed(self.store, digest, sure=False))
+            for digest in self._contents
+        }
+
+    # ------------------------------------------------------------ what must hold
 
     def watch_for_a_while(self) -> None:
         """The service, which may see the server die, and may be killed at once."""
@@ -414,22 +578,20 @@ class Machine:
         owed = self._owed if before.unfinished else before.trusted
         live = self._pull is not None
         command = next(word for word in words if not word.startswith("-"))
+        if "--give-back" in words:
+            command = "give back"  # it repairs nothing
         ended: list[int] = []
         yield ended
         after, killed = self.see(), ended[-1] == -9
-        assert after.kept == before.kept, "manifests, or files of the user's, have changed"
-        for digest, (inode, size, at) in before.blobs.items():
-            if digest in after.blobs:
-                assert after.blobs[digest][:2] == (inode, size), digest
-            elif digest in self._rotten | self._excused:
-                assert command in ("repair", "quarantine", "daemon"), f"{digest} went"
-            else:
-                stale = time.time() - at >= 7 * DAY and digest not in before.named
-                assert command == "clean", f"{digest} went"
-                assert stale, f"{digest} went"
-                assert not self._running
+        changed = {each for each, _ in after.kept.items() ^ before.kept.items()}
+        if command == "pull":
+            changed = {each for each in changed if not each.endswith("/1b")}
+        assert not changed, "manifests, or files of the user's, have changed"
+        self._check_blobs(command, before, after)
         for digest, false in after.false.items():
             assert not ranges.difference(false, before.false[digest]), f"{digest}: a false claim"
+        if command == "pull":
+            return
         self._owed = owed if killed else {}
         if killed or live:
             return
@@ -439,6 +601,18 @@ class Machine:
             assert not any(after.false.values()), after.false
             for digest, trusted in owed.items():
                 self._keeps_trusted(digest, trusted)
+
+    def _check_blobs(self, command: str, before: Seen, after: Seen) -> None:
+        for digest, (inode, size, at) in before.blobs.items():
+            if digest in after.blobs and after.blobs[digest][:2] == (inode, size):
+                continue
+            if digest in self._rotten | self._excused:
+                assert command in ("repair", "quarantine", "daemon", "pull"), f"{digest} went"
+            elif command != "pull" or digest in before.named:  # a server may start meanwhile
+                stale = time.time() - at >= 7 * DAY and digest not in before.named
+                assert command == "clean", f"{digest} went"
+                assert stale, f"{digest} went"
+                assert not self._running
 
     def _keeps_trusted(self, digest: str, trusted: Ranges) -> None:
         if blob(self.store, digest).exists():
@@ -453,6 +627,8 @@ class Machine:
     def finish(self) -> None:
         """All is well after one repair and a pull of each model."""
         self.told.append("the end")
+        while self._broken:
+            self.mend_manifest()
         if self._running and self.chance.random() < 0.5:
             self.stop()
         elif self._running:
@@ -462,12 +638,16 @@ class Machine:
         done = self.us("--json", "repair", "-y")
         self._follow_advice(json.loads(done.stdout))
         self._leaves_nothing()
+        if self.chance.random() < 0.5:
+            self._tell("ours")
+            for model in self._models:
+                self._fetch([model])
         self.start()
         for model in self._models:
             self._pull_to_the_end(model)
         if not all(is_right(self.store, digest) for digest in self._wanted()):
             self._mend_rotten()
-        assert self.us("verify").returncode == 0
+        assert self.us("verify").returncode == self._is_mine_rotten()
         wrong = [digest for digest in self._wanted() if not is_right(self.store, digest)]
         assert wrong == []
 
@@ -482,8 +662,9 @@ class Machine:
     def _leaves_nothing(self) -> None:
         ours = self.store / ".ollama-watch"
         assert list(ours.glob("intents/*")) == []
-        # Half of the records of models goes when they are written next, which may be never.
-        assert {path.name for path in ours.glob(".*")} <= {".models.json.new"}
+        # Half of such a file goes when it is written next, which may be never.
+        halves = {path.name.partition("-")[0] for path in ours.glob(".*.json.new")}
+        assert halves <= {".models.json.new", ".registry", ".seen"}, halves
         for path in (self.store / "blobs").glob("*-partial-*"):
             assert path.stat().st_size, f"a guard is left: {path.name}"
 
@@ -508,12 +689,17 @@ class Machine:
         for digest, most in missing.items():
             assert self._registry.bytes_served(digest) <= most, digest
 
+    def _is_mine_rotten(self) -> bool:
+        """Whether a blob is damaged that nobody can pull again: it stays as it is."""
+        mine = {*self._finished()} - {*self._wanted()}
+        return any(not is_right(self.store, each) for each in mine)
+
     def _mend_rotten(self) -> None:
         wrong = {digest for digest in self._wanted() if not is_right(self.store, digest)}
         assert wrong <= self._rotten | self._excused, f"wrong: {wrong}"
         self._tell(len(wrong), "rotten")
         assert self.us("verify").returncode == 1
-        assert self.us("repair", "-y").returncode == 0
+        assert self.us("repair", "-y").returncode == (3 if self._is_mine_rotten() else 0)
         for model in self._models:
             self._pull_to_the_end(model)
 
@@ -533,7 +719,7 @@ OPERATIONS = (
     Operation(Machine.stop, 6, lambda it: it._running),
     Operation(Machine.start, 1, lambda it: not it._running),
     Operation(Machine.prepare_and_start, 3, lambda it: not it._running),
-    Operation(Machine.remove_model, 1),
+    Operation(Machine.remove_model, 3),
     Operation(Machine.create, 1),
     Operation(Machine.damage, 6, lambda it: it._pull is None and it._unfinished()),
     Operation(Machine.rot, 2, lambda it: it._pull is None and it._finished()),
@@ -542,5 +728,7 @@ OPERATIONS = (
     Operation(Machine.mend_manifest, 3, lambda it: it._broken),
     Operation(Machine.leave_foreign_files, 1),
     Operation(Machine.act, 10),
+    Operation(Machine.fetch, 14, lambda it: len(it._finished()) < len(it._wanted())),
+    Operation(Machine.cut_power, 4, lambda it: it._ours.received),
     Operation(Machine.watch_for_a_while, 3),
 )

@@ -13,10 +13,13 @@ from pathlib import Path
 
 from tests.support.runs import one_look, rules
 from tests.support.servers import blob
+from tests.support.transfers import folder
 from watcher.demo.registry import Content
 from watcher.model import Ranges
 from watcher.observe.host import Host
 from watcher.ollama import ranges, sidecars
+
+from . import pulls
 
 POLICY = rules(repair=True, repair_stale=True, writers_visible=True)
 
@@ -31,7 +34,7 @@ class Seen:
     blobs: dict[str, tuple[int, int, float]]
     #: Digests that a manifest names, a broken one by what it named before aside.
     named: frozenset[str]
-    #: By digest, what the sidecars claim and the data does not hold.
+    #: By digest, what sidecars or a ledger of ours claim and the data does not hold.
     false: dict[str, Ranges]
     #: By digest, what we believe of an unfinished download.
     trusted: dict[str, Ranges]
@@ -51,7 +54,7 @@ def see(store: Path, contents: dict[str, Content], proc: str) -> Seen:
         if seen.now - entry.changed_at < POLICY.settings.stale_after
     }
     for diagnosed in report.diagnosis.diagnosed:
-        if not diagnosed.stale:
+        if not (diagnosed.stale or diagnosed.download.ours):
             wanted.update(entry.name for entry in diagnosed.download.entries)
     return Seen(
         dict(_kept(store)),
@@ -62,6 +65,7 @@ def see(store: Path, contents: dict[str, Content], proc: str) -> Seen:
         {
             f"sha256:{each.digest}": each.download.trust.trusted
             for each in report.diagnosis.diagnosed
+            if not each.download.ours
         },
         frozenset(wanted),
         any(store.glob(".ollama-watch/intents/*")),
@@ -103,14 +107,20 @@ def claims(store: Path, digest: str) -> Ranges:
 
 
 def false_claims(store: Path, content: Content) -> Ranges:
-    """What the sidecars claim and the data does not hold."""
-    return ranges.normal(_wrong(store, content, claims(store, content.digest)))
+    """What the sidecars, or a ledger of ours, claim and the data does not hold."""
+    digest = content.digest
+    data = folder(store, digest.removeprefix("sha256:")) / "data"
+    return ranges.union(
+        ranges.normal(
+            _wrong(blob(store, digest, "-partial"), content, claims(store, digest)),
+        ),
+        ranges.normal(_wrong(data, content, pulls.believed(store, digest))),
+    )
 
 
 def _wrong(
-    store: Path, content: Content, claimed: Iterable[tuple[int, int]]
+    data: Path, content: Content, claimed: Iterable[tuple[int, int]]
 ) -> Iterator[tuple[int, int]]:
-    data = blob(store, content.digest, "-partial")
     fd = os.open(data if data.exists() else os.devnull, os.O_RDONLY)
     try:
         for start, end in claimed:

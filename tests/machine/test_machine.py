@@ -13,11 +13,13 @@ from watcher.demo.registry import Registry
 
 from .machine import Machine
 
-HISTORIES = int(os.environ.get("MACHINE_HISTORIES", "6"))
+HISTORIES = int(os.environ.get("MACHINE_HISTORIES", "4"))
+MANY = pytest.mark.slow("each history takes ten seconds, and a few are enough to see a mistake")
+SEEDS = [*range(HISTORIES), *(pytest.param(each, marks=MANY) for each in range(HISTORIES, 30))]
 STEPS = 14
 
 
-@pytest.mark.parametrize("seed", range(HISTORIES))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_all_is_well_in_the_end(seed: int, tmp_path: Path) -> None:
     with Registry() as registry:
         Machine(tmp_path, EngineServer, registry, seed).run(STEPS)
@@ -25,7 +27,7 @@ def test_all_is_well_in_the_end(seed: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif("OLLAMA_BIN" not in os.environ, reason="OLLAMA_BIN is not set")
-@pytest.mark.parametrize("seed", range(HISTORIES))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_the_same_with_a_real_server(seed: int, tmp_path: Path) -> None:
     with Registry() as registry:
         Machine(tmp_path, RealServer, registry, seed).run(STEPS)

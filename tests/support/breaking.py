@@ -39,7 +39,7 @@ from watcher.state import fs
 CHANGING = frozenset(
     (
         *("mkdir", "rmdir", "unlink", "rename", "replace", "link", "symlink"),
-        *("write", "pwrite", "writev", "ftruncate", "truncate", "posix_fallocate"),
+        *("write", "pwrite", "writev", "pwritev", "ftruncate", "truncate", "posix_fallocate"),
         *("fchmod", "fchown", "chmod", "chown", "utime", "fsync", "fdatasync"),
     )
 )
@@ -109,9 +109,11 @@ def _shown(word: object) -> str | None:
     return None
 
 
-def break_files(order: dict[str, Any], told: int) -> None:
+def break_files(
+    order: dict[str, Any], told: int, kind: Callable[[dict[str, Any], int], Breaking] = Breaking
+) -> None:
     """Put `Breaking` between ``watcher.state.fs`` and the system, for good."""
-    breaking = Breaking(order, told)
+    breaking = kind(order, told)
     module: Any = fs
     module.os = breaking
     if not order.get("no_replace", True):

@@ -218,7 +218,6 @@ class Process:
         here: Here,
         options: values.Options = QUICK,
         boot: str = BOOT,
-        count: Path | None = None,
     ) -> None:
         changed = {name: getattr(options, name) for name in values.Options.__slots__}
         changed["limit"] = options.limit.per_second
@@ -227,7 +226,6 @@ class Process:
             "model": here.model.name,
             "options": changed,
             "boot": boot,
-            **({"count": str(count)} if count else {}),
         }
         self._out = os.memfd_create("printed")
         self._process = subprocess.Popen(
