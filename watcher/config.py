@@ -142,6 +142,7 @@ class Settings:
     stores_by: str = ""  #: who named them: a file, or a variable
     stale_after: float = _setting(duration, "7d")
     repair: bool = _setting(boolean, True)
+    fetch: bool = _setting(boolean, False)
     clean: bool = _setting(boolean, False)
     queue: bool = _setting(boolean, False)
     connections: int = _setting(connections, 8)

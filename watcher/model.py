@@ -814,6 +814,7 @@ class ActionKind(enum.StrEnum):
     REFRESH = "refresh"
     HASH = "hash"
     ASK_REGISTRY = "ask_registry"
+    FETCH_CHUNKS = "fetch_chunks"
     QUARANTINE_BLOB = "quarantine_blob"
     RESTORE = "restore"
     PURGE = "purge"
@@ -836,6 +837,10 @@ class Action(NamedTuple):
     saves: int = 0
     doubts: Ranges = ()
     relies_on: Entry | None = None  #: has to be whole on the disk before: what stays
+    #: Bytes that are fetched from the registry, and that the disk needs, at most.
+    fetches: int = 0
+    needs: int = 0
+    content: Entry | None = None  #: the file with the right bytes among which the wrong ones are
 
 
 class RefusalKind(enum.StrEnum):
@@ -929,6 +934,11 @@ class Plan(NamedTuple):
         """Bytes that need not be downloaded again thanks to all actions together."""
         return sum(action.saves for action in self.actions)
 
+    @property
+    def fetches(self) -> int:
+        """Bytes that all actions together fetch, at most."""
+        return sum(action.fetches for action in self.actions)
+
 
 Approve: TypeAlias = Callable[[Plan], Plan]  #: hands back the part that may be done
 
@@ -970,6 +980,7 @@ class Mode(NamedTuple):
     purge: frozenset[str] = frozenset()
     purge_replaced: bool = False
     online: bool = False
+    fetch: bool = False
     hash: bool = False
     verify: bool = False
     survey: bool = False

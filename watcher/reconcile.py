@@ -199,6 +199,8 @@ class _Run:
         try:
             now, agreed = self._find_out(now, agreed)
             now, agreed, undone = self._settle(now, agreed)
+            agreed, unfetched = self._fetched(agreed)
+            undone += unfetched
         except EndedError:
             # What was hashed is logged before the end: no other run does.
             failed = contextlib.suppress(OSError, WatchError)
@@ -291,6 +293,23 @@ class _Run:
             now = self._anew()
             agreed = self._approve(now.plan).filtered(_is_act)
         return now, ready, undone
+
+    def _fetched(self, agreed: Plan) -> tuple[Plan, tuple[Outcome, ...]]:
+        """Fetch what takes the place of damaged blobs; what failed is no longer in the plan."""
+        ready: list[model.Action] = []
+        failed: list[Outcome] = []
+        for action in agreed.actions:
+            if action.kind is ActionKind.FETCH_CHUNKS:
+                assert self._host.fetch is not None
+                try:
+                    action = action._replace(relies_on=self._host.fetch(action))
+                except (WatchError, OSError) as error:
+                    failed.append(Outcome(action, model.Result.FAILED, str(error)))
+                    continue
+                except EndedError:
+                    continue  # what has arrived is kept
+            ready.append(action)
+        return agreed._replace(actions=tuple(ready)), tuple(failed)
 
     def _claims_first(self, now: Look) -> bool:
         """Whether claims may come before their data: the note names the machine's start."""

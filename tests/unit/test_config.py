@@ -300,6 +300,7 @@ def test_show_reports_each_value_and_its_source(run: Run, tmp_path: Path) -> Non
         ["store", "/a, /b c", str(file)],
         ["stale_after", "7d", "default"],
         ["repair", "false", "OLLAMA_WATCH_REPAIR"],
+        ["fetch", "false", "default"],
         ["clean", "true", str(file)],
         ["queue", "false", "default"],
         ["connections", "8", "default"],
@@ -316,7 +317,7 @@ def test_show_reports_each_value_and_its_source(run: Run, tmp_path: Path) -> Non
     found = json.loads(run("--store", "/x", *command, "--json").stdout)
     assert found["schema"] == "ollama-watch/config/1"
     assert found["settings"][0] == {"key": "store", "value": ["/x"], "source": "--store"}
-    assert found["settings"][3] == {"key": "clean", "value": True, "source": str(file)}
+    assert found["settings"][4] == {"key": "clean", "value": True, "source": str(file)}
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,14 @@ FIRST_DOWNLOADS, DOWNLOADS = 10, 100
 _REMOVALS = frozenset({ActionKind.REMOVE_ORPHAN, ActionKind.REMOVE_TEMPORARY})
 _FILES = _REMOVALS | {ActionKind.REFRESH, ActionKind.QUARANTINE_BLOB}
 #: On transfers of ours, each under its own lock.
-_OURS = frozenset({ActionKind.REMOVE_TRANSFER, ActionKind.GIVE_BACK, ActionKind.TAKE_OVER})
+_OURS = frozenset(
+    {
+        ActionKind.REMOVE_TRANSFER,
+        ActionKind.GIVE_BACK,
+        ActionKind.TAKE_OVER,
+        ActionKind.FETCH_CHUNKS,
+    }
+)
 
 
 def apply(host: Host, agreed: Plan, looks: Looks, journal: Journal) -> tuple[Outcome, ...]:
@@ -78,11 +85,15 @@ def apply(host: Host, agreed: Plan, looks: Looks, journal: Journal) -> tuple[Out
             break
         fresh = {_essence(action): action for action in planned.actions}
         # The fresh one is done: it knows whether the guard has to wait for a server.
-        still = [fresh[_essence(action)] for action in batch if _essence(action) in fresh]
+        still = [
+            found._replace(relies_on=action.relies_on, fetches=action.fetches)
+            for action in batch
+            if (found := fresh.get(_essence(action))) is not None
+        ]
         gone = [action for action in batch if _essence(action) not in fresh]
         undone = list(_no_longer(gone, planned))
         journal(*(events.begun(action, host.clock()) for action in still))
-        ended = _Batch(host, journal.store, seen, looks).do(still)
+        ended = _Batch(host, journal, seen, looks).do(still)
         # What somebody else has done meanwhile was not begun here, and is logged by who did it.
         changed = RefusalKind.CHANGED
         logged = [each for each in undone if each.refusal and each.refusal.kind is not changed]
@@ -107,7 +118,7 @@ def _batches(actions: Sequence[Action]) -> Iterator[list[Action]]:
 
 
 def _is_transfer(action: Action) -> bool:
-    return action.expects[0].name == names.transfer(action.subject)
+    return any(each.name == names.transfer(action.subject) for each in action.expects[:1])
 
 
 def _essence(action: Action) -> tuple[object, ...]:
@@ -118,9 +129,13 @@ def _essence(action: Action) -> tuple[object, ...]:
 
 class _Batch(NamedTuple):
     host: Host
-    store: int
+    journal: Journal
     seen: Evidence
     looks: Looks
+
+    @property
+    def store(self) -> int:
+        return self.journal.store
 
     def do(self, batch: list[Action]) -> list[Outcome]:
         if not batch:
@@ -179,6 +194,10 @@ class _Batch(NamedTuple):
     def _of_held(self, ours: int, folder: int, action: Action) -> transaction.Answer:
         if action.kind is ActionKind.TAKE_OVER:
             return self._commit_all([self._taken(folder, action)])[0]
+        if action.kind is ActionKind.FETCH_CHUNKS:
+            self._put_in_place(folder, action)
+            transfers.drop(ours, action.subject)
+            return transaction.Changed(0, {})
         data, loose = os.path.basename(action.expects[0].name), safety.is_loose(self.seen.place)
         transaction.check_same(data, folder, action.expects[0], loose=loose)
         if action.kind is ActionKind.GIVE_BACK:
@@ -196,6 +215,32 @@ class _Batch(NamedTuple):
         told = transfers.encoded(digest, Kept(total, trusted, trusted))
         return replace(_change([action], self.seen), writes={transfers.LEDGER: told})
 
+    def _put_in_place(self, folder: int, action: Action) -> None:
+        """Have what was fetched, and was right, take the name of its blob."""
+        meant = action.relies_on
+        if meant is None:
+            raise transaction.changed(transfers.DATA)
+        transaction.check_same(transfers.DATA, folder, meant, loose=False)
+        with folders.opened_blobs(self.store) as blobs:
+            fd = fs.open_data(transfers.DATA, folder)
+            with fs.closing(fd):
+                _make_blob(fd, folder, blobs)
+            # What a kill leaves there once it is done is the damaged one: to be doubted.
+            everything = ((0, meant.size),)
+            told = transfers.encoded(action.subject, Kept(meant.size, everything, everything))
+            fs.save(transfers.LEDGER, folder, told)
+            change = _change([action], self.seen)
+            change = replace(change, digest=action.subject, takes=action.surplus)
+            confirm = partial(self._must_stay, action.kind)
+            transaction.put_in_place(self.host, self.store, folder, change, confirm)
+            found = scan.look(names.blob(action.subject), blobs)
+        if found is not None and found.inode == meant.inode:
+            known, boot = self.journal.recall(), self.seen.boot
+            right = Hashed(found.inode, found.size, found.ctime_ns, action.subject.lower(), boot)
+            hashes = known.hashes.plus({found.name: right})
+            unproven = known.unproven - {action.subject}
+            self.journal.save(replace(known, hashes=hashes, unproven=unproven))
+
     def _given(self, folder: int, action: Action) -> Action:
         """The action on data that is as a server's own, and on the disk."""
         fd = fs.open_data(transfers.DATA, folder)
@@ -205,12 +250,7 @@ class _Batch(NamedTuple):
             if ranges.difference(sidecars.claims(action.parts), arrived):
                 raise transaction.changed(transfers.DATA)
             fs.cut(fd, max(part.end for part in action.parts))
-            try:
-                fs.make_blob(fd, blobs)
-            except OSError:
-                transfers.lose(folder)
-                fs.drop_cache(fd)
-                raise
+            _make_blob(fd, folder, blobs)
             name = names.data(action.subject)
             return action._replace(expects=(scan.entry(name, os.fstat(fd)),))
 
@@ -250,6 +290,16 @@ class _Batch(NamedTuple):
         named = set(map(names.blob, missing))
         error = ChangedError("a manifest names it now")
         return {entry.name: error for entry in moved if entry.name in named}
+
+
+def _make_blob(fd: int, folder: int, blobs: int) -> None:
+    """Give the data of a transfer, in its `folder`, what a server's has, on the disk."""
+    try:
+        fs.make_blob(fd, blobs)
+    except OSError:
+        transfers.lose(folder)
+        fs.drop_cache(fd)
+        raise
 
 
 def _full(answers: Sequence[transaction.Answer]) -> list[int]:
@@ -308,6 +358,10 @@ def _done_message(action: Action) -> str:
         case ActionKind.WRITE_SIDECARS:
             saves = f": {decimal(action.saves)} less to download" if action.saves else ""
             return f"Repaired the partial download of {who}{saves}"
+        case ActionKind.FETCH_CHUNKS:
+            kept = action.expects and not action.surplus
+            aside = "; the damaged file is in quarantine" if kept else ""
+            return f"The blob of {who} is right, at most {decimal(action.fetches)} fetched{aside}"
         case ActionKind.QUARANTINE_BLOB:
             return f"{action.subject[:19]} is in quarantine; {action.because.partition(': ')[2]}"
         case ActionKind.RESTORE:

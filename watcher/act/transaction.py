@@ -613,6 +613,56 @@ def _forget(work: _Work) -> None:
     fs.sync(work.store.intents)
 
 
+def put_in_place(host: Host, store: int, folder: int, change: Change, confirm: Confirm) -> None:
+    """Give the data of a transfer, in its `folder`, the name of a damaged or a missing blob.
+
+    At any moment the name is that of one of the two. The damaged one goes to quarantine, or, if the
+    change takes it, stays for the caller to remove. What is raised leaves all in its place.
+    """
+    name = names.blob(change.digest)
+    with state_folder.made(store, intents.INTENTS), _store(host, store) as base:
+        if (base.folder.device, base.folder.inode) != change.blobs:
+            raise changed("blobs")
+        for error in confirm(change.expects).values():
+            raise error
+        if not change.expects:
+            with _changed_if(FileExistsError, name):
+                fs.move(transfers.DATA, folder, name, base.blobs)
+            fs.sync(base.blobs)
+            return
+        (entry,) = change.expects
+        check_same(name, base.blobs, entry, loose=change.loose)
+        _check_free(host, entry)
+        with _changed_if(FileNotFoundError, name):
+            fs.exchange(transfers.DATA, folder, name, base.blobs)
+        try:
+            check_same(transfers.DATA, folder, entry, loose=change.loose)
+            _check_free(host, entry)
+        except ChangedError:
+            fs.exchange(transfers.DATA, folder, name, base.blobs)
+            raise
+        fs.sync(base.blobs)
+        if not change.takes:
+            with state_folder.made_in(QUARANTINE, base.ours) as quarantine:
+                fs.move(
+                    transfers.DATA, folder, f"{next(_free_numbers(base)):08}-{name}", quarantine
+                )
+                fs.sync(quarantine)
+
+
+def _check_free(host: Host, entry: Entry) -> None:
+    for holder in processes.holders_of(host, [entry]):
+        raise _held(holder)
+
+
+@contextlib.contextmanager
+def _changed_if(error: type[OSError], name: str) -> Iterator[None]:
+    try:
+        yield
+    except error:
+        raise changed(name) from None
+
+
 def leave_quarantine(store: int, entry: Entry, back_into: tuple[int, int] | None) -> None:
     """Move a kept file `back_into` the ``blobs`` that was meant, or remove it for good (None).
 

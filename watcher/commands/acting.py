@@ -59,7 +59,9 @@ class _Choice:
             self.shown = bool(lines)
         if self._asked.dry_run or not self.plan.actions:
             return reconcile.approve_none(self.plan)
-        answer = self._context.ask("Do it?", "add --yes to do it, or -n to see the plan")
+        fetches = self.plan.fetches
+        question = f"Do it, and fetch at most {text.size(fetches)}?" if fetches else "Do it?"
+        answer = self._context.ask(question, "add --yes to do it, or -n to see the plan")
         self.unasked = answer if answer is Exit.USAGE else None
         return reconcile.approve_none(self.plan) if answer else self.plan
 
@@ -147,6 +149,10 @@ def blamed(problems: Mapping[str, str]) -> Iterator[None]:
 def act_on(context: Context, host: Host, asked: Request, about: Targets | None = None) -> Exit:
     """One acting command on a store: show the plan, ask, do it, report the results."""
     state_folder.check(host.store)  # a dry run reports it, too
+    if asked.mode.fetch:
+        from watcher.pull.mending import Mender
+
+        host = replace(host, fetch=Mender(host, context.settings, transient).fetch)
     chosen = _Choice(context, asked, about.of if about else reconcile.approve_all)
     report = _until_quiet(context, host, asked, chosen)._replace(plan=chosen.plan)
     left = _remaining(report, asked.mode, about.meant if about else remaining.everything)

@@ -1,6 +1,7 @@
 """``repair``: make interrupted downloads resumable."""
 
 import contextlib
+from importlib.util import find_spec
 
 import click
 
@@ -20,13 +21,16 @@ from watcher.errors import Exit, WatchError
 @click.option(
     "--give-back", is_flag=True, help="Turn our own unfinished downloads into the server's."
 )
+@click.option("--fetch", is_flag=True, help="Download what is wrong of damaged and missing blobs.")
 @declare.offline
 def repair(
-    context: Context, targets: tuple[str, ...], offline: bool, give_back: bool, **how: bool
+    context: Context, targets: tuple[str, ...], give_back: bool, fetch: bool, **how: bool
 ) -> Exit:
     """Repair interrupted downloads so that the next pull resumes them.
 
     Shows the plan and asks. If a length is lost or a blob is damaged, asks the model's registry.
+    Of a damaged blob only what is wrong is downloaded, where sums of its chunks are known. With
+    --yes that takes --fetch, or the setting.
     With --give-back it repairs nothing: what a pull of ours has of a model becomes a download that
     the server resumes.
     """
@@ -34,7 +38,12 @@ def repair(
     from watcher.commands.acting import Request, act
     from watcher.decide import modes
 
-    mode = modes.GIVE_BACK if give_back else modes.REPAIR._replace(online=not offline)
+    online = not how.pop("offline")
+    # Without a word for it bytes are fetched only after a prompt that names them.
+    fetches = fetch or context.settings.fetch
+    fetches |= not how["yes"] and find_spec("pycurl") is not None
+    mode = modes.REPAIR._replace(online=online, fetch=online and fetches)
+    mode = modes.GIVE_BACK if give_back else mode
     code = act(context, Request("repair", mode, targets, **how))
     if not how["dry_run"]:
         for host in context.hosts(changes=True):

@@ -38,6 +38,12 @@ TABLE = (
         ("pull",),
     ),
     Row(
+        ActionKind.FETCH_CHUNKS,
+        "fetch what is wrong of the blob of {}",
+        EventType.DOWNLOAD_REPAIRED,
+        ("repair", "--fetch"),
+    ),
+    Row(
         ActionKind.QUARANTINE_BLOB,
         "move the damaged blob of {} to quarantine",
         EventType.QUARANTINED,

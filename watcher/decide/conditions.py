@@ -49,6 +49,8 @@ def _is_strange(download: Download) -> str:
 def _is_finished(download: Download) -> str:
     blob, total = download.finished, download.total
     there = blob is not None and blob.kind is Kind.FILE and total in (None, blob.size)
+    if there and download.ours and blob and blob.sha256 not in (None, download.digest.lower()):
+        return ""  # it is to replace that one
     return "the finished blob exists, too" if there else ""
 
 

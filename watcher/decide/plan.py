@@ -38,11 +38,12 @@ def _steps(
     if mode.hash and is_whole:
         yield from repairing.blobs_in_doubt(evidence)
     if mode.online and is_whole:
-        yield from repairing.questions_to_registries(diagnosed, evidence)
+        yield from repairing.questions_to_registries(diagnosed, evidence, rules)
     if mode.verify:
         yield from repairing.all_blobs(evidence)
     if mode.repair:
         yield from quarantine.damaged_blobs(evidence, rules)
+        yield from quarantine.fetched(evidence, rules)
     if mode.refresh:
         yield from repairing.refresh(diagnosed, evidence, rules)
     yield from quarantine.steps(evidence, rules)

@@ -21,6 +21,8 @@ def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
         if rules.mode.online and odd.models and not odd.asked:
             continue  # its registry is asked first
         why = _blob_stays(odd, evidence)
+        if why is None and rules.mode.fetch:
+            continue  # `fetched` puts it aside
         if why is None and odd.entry.allocated > room:
             why = _no_room(evidence, most)
         name = names.blob(odd.digest)
@@ -32,9 +34,50 @@ def damaged_blobs(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
             ActionKind.QUARANTINE_BLOB,
             name,
             f"{blob_findings.damage(odd)}, and the registry has it: "
-            f"{advice.ollama(evidence, 'pull', odd.models[0])} downloads this layer only",
+            f"{advice.ollama(evidence, 'pull', odd.models[0])} downloads this layer only, and "
+            f"{advice.watch(evidence, 'repair', '--fetch', names.short(odd.digest))} too",
             (odd.entry,),
             models=odd.models,
+        )
+
+
+def fetched(evidence: Evidence, rules: Rules) -> Iterator[model.Planned]:
+    """What replaces damaged and missing blobs by right ones, from the registries that have them.
+
+    What a registry was not asked about yet is planned, too, as far as it is known.
+    """
+    room = rules.settings.quarantine_max_bytes - _size(evidence)
+    for odd in evidence.census.odd if rules.mode.fetch else ():
+        is_missing = odd.fault is model.BlobFault.MISSING and odd.lies is None
+        if not (odd.fault in model.WRONG or is_missing) or not odd.models or not odd.wanted:
+            continue
+        if odd.asked and (odd.registry != odd.wanted or (odd.entry and _blob_stays(odd, evidence))):
+            continue  # the refusal is that of its quarantine
+        ours = [each for each in evidence.downloads if each.digest == odd.digest and each.ours]
+        left = odd.wanted - sum(ranges.size(each.trust.trusted) for each in ours)
+        wrong = min(left, ranges.size(ranges.within(odd.wrong, 0, odd.wanted)))
+        why = safety.store_forbids(evidence)
+        if why is None and left > evidence.place.free_bytes:
+            free = decimal(evidence.place.free_bytes)
+            reason = f"it needs {decimal(left)}, and the disk has only {free} free"
+            why = safety.Why(RefusalKind.ROOM, reason, "free space, then run it again")
+        if why is not None:
+            yield why.refusal(odd.digest, ActionKind.FETCH_CHUNKS, odd.models)
+            continue
+        goes = odd.entry is not None and odd.entry.allocated > room
+        room -= 0 if odd.entry is None or goes else odd.entry.allocated
+        found = () if odd.entry is None else (odd.entry,)
+        yield Action(
+            ActionKind.FETCH_CHUNKS,
+            odd.digest,
+            f"{blob_findings.damage(odd)}; its registry has it, and only what is wrong is fetched",
+            found,
+            sum(each.freed for each in found) if goes else 0,
+            models=odd.models,
+            surplus=found if goes else (),
+            fetches=wrong if odd.wrong else left,
+            needs=odd.wanted,
+            content=odd.content,
         )
 
 

@@ -201,7 +201,7 @@ def _is_believed(diagnosed: Diagnosed) -> bool:
 
 
 def questions_to_registries(
-    diagnosed: tuple[Diagnosed, ...], evidence: Evidence
+    diagnosed: tuple[Diagnosed, ...], evidence: Evidence, rules: Rules
 ) -> Iterator[Action]:
     """What only the registry that a model came from knows: a lost length, a corrupt blob's."""
     ask = ActionKind.ASK_REGISTRY
@@ -210,13 +210,16 @@ def questions_to_registries(
             because, files = "its length is unknown", download.entries
             yield Action(ask, download.digest, because, files, models=download.models)
     because = "to find out whether a damaged blob can be downloaded again"
-    for odd in _damaged_and_unheard(evidence):
+    for odd in _damaged_and_unheard(evidence, missing_too=rules.mode.fetch):
         yield Action(ask, odd.digest, because, (), models=odd.models)
 
 
-def _damaged_and_unheard(evidence: Evidence) -> Iterator[model.OddBlob]:
+def _damaged_and_unheard(
+    evidence: Evidence, *, missing_too: bool = False
+) -> Iterator[model.OddBlob]:
+    faults = model.WRONG | {model.BlobFault.MISSING} if missing_too else model.WRONG
     for odd in evidence.census.odd:
-        if odd.fault in model.WRONG and odd.models and odd.registry is None:
+        if odd.fault in faults and odd.models and odd.registry is None:
             yield odd
 
 

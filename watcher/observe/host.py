@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from watcher.errors import EndedError
-from watcher.model import Caller, ForeignLink
+from watcher.model import Action, Caller, Entry, ForeignLink
 from watcher.ollama import registry, server
 from watcher.ollama.names import ModelName
 from watcher.state import registry_cache
@@ -37,6 +37,9 @@ class Host:
     registry_manifest: Callable[[int | None, ModelName], Answer] = registry_cache.manifest
     #: What is known of layers that no manifest of the store behind a descriptor names.
     known_layers: Callable[[int], Mapping[str, KnownLayer]] = registry_cache.known_layers
+    #: Fetches what an action is about beside it; the file that then holds it. Raises WatchError,
+    #: EndedError, and OSError.
+    fetch: Callable[[Action], Entry] | None = None
     ends: Callable[[], bool] = lambda: False  #: whether to give a look up: an end was asked for
     reads_until: float = math.inf  #: by `uptime`: data is read for blocks of zeros until then
     stops: Callable[[], bool] = lambda: False  #: whether to hash no more and begin no further act

@@ -149,6 +149,8 @@ def plan(planned: model.Plan) -> dict[str, Any]:
                 "entries": [names.exact(entry.name) for entry in action.expects],
                 "frees_bytes": action.frees,
                 "saves_bytes": action.saves,
+                "fetches_bytes": action.fetches,
+                "needs_bytes": action.needs,
                 "parts": [part._asdict() for part in action.parts],
             }
             for action in planned.actions
@@ -156,6 +158,7 @@ def plan(planned: model.Plan) -> dict[str, Any]:
         "refusals": [_refusal(refusal) for refusal in planned.refusals],
         "frees_bytes": planned.frees,
         "saves_bytes": planned.saves,
+        "fetches_bytes": planned.fetches,
         "free_bytes": planned.free,
         "spared": [
             {

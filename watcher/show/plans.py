@@ -103,6 +103,10 @@ def _subject(item: Planned) -> str:
 
 def _gains(item: Plan | Action) -> str:
     gains = [f"frees {size(item.frees)}"] if item.frees else []
+    if item.fetches:
+        gains.append(f"fetches at most {size(item.fetches)}")
+    if isinstance(item, Action) and item.needs:
+        gains.append(f"needs {size(item.needs)} of the disk")
     if item.saves:
         gains.append(f"saves {size(item.saves)} of downloading")
     return f" ({', '.join(gains)})" if gains else ""

@@ -166,6 +166,7 @@ _sync_file_range = getattr(_libc, "sync_file_range", None)
 # statx(2): flags, and where struct statx has stx_btime (linux/stat.h); Python's os.stat lacks it.
 _NO_FOLLOW, _STATX_BTIME, _STATX_SIZE, _BTIME_OFFSET = 0x100, 0x800, 256, 80
 _NO_REPLACE = 1  #: renameat2(2): never over an existing name
+_EXCHANGE = 2  #: renameat2(2): each gets the other's name
 _WAIT_WRITE_WAIT = 1 | 2 | 4  #: sync_file_range(2): wait, write, wait
 
 
@@ -455,6 +456,21 @@ def move(name: str, parent: int, new_name: str, new_parent: int, *, private: boo
 def replace(name: str, parent: int, new_name: str, new_parent: int) -> None:
     """Rename over an existing name: for what a repair or a guard puts in an old file's place."""
     os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
+
+
+def exchange(name: str, parent: int, new_name: str, new_parent: int) -> None:
+    """Exchange what two names stand for, at once; where that can't be, one after the other."""
+    if _renameat2 is not None:
+        names = os.fsencode(name), os.fsencode(new_name)
+        if _renameat2(parent, names[0], new_parent, names[1], _EXCHANGE) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.ENOSYS, errno.EINVAL):
+            raise OSError(code, os.strerror(code), new_name)
+    aside = f".{name}.new"  # as what a kill leaves of a file that is written
+    os.rename(new_name, aside, src_dir_fd=new_parent, dst_dir_fd=parent)
+    os.rename(name, new_name, src_dir_fd=parent, dst_dir_fd=new_parent)
+    os.rename(aside, name, src_dir_fd=parent, dst_dir_fd=parent)
 
 
 def set_aside(name: str, parent: int) -> None:

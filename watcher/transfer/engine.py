@@ -171,7 +171,8 @@ class Engine:
             arrived = ranges.size(ledger.arrived)
             self._emit(Progress(layer.digest, layer.size, arrived, 0, copied=True))
         if copied:
-            text = f"{decimal(copied)} of the server's download are taken over"
+            whose = "damaged blob" if partial.is_blob else "server's download"
+            text = f"{decimal(copied)} of the {whose} are taken over"
             self._emit(Noticed(layer.digest, text))
 
     async def _verify(self, fetch: Fetch) -> None:

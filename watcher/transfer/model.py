@@ -70,6 +70,8 @@ class Transfer:
 
     def _ended(self, work: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
         with store.opened(self._order.store) as target, asyncio.Runner() as runner:
+            damaged = (each for each in self._order.partials if each.is_blob)
+            target.damaged = {each.digest: (each.device, each.inode) for each in damaged}
             try:
                 return runner.get_loop().run_until_complete(self._stoppable(work(target)))
             except asyncio.CancelledError:

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from watcher.observe import parts
@@ -47,6 +47,8 @@ class Store:
     def __init__(self, path: str, store: int, blobs: int, ours: int) -> None:
         self.path = path
         self._store, self._blobs, self._ours = store, blobs, ours
+        #: Blobs that count as not there: device and inode by digest.
+        self.damaged: Mapping[str, tuple[int, int]] = {}
 
     def check(self) -> None:
         """Raise FileNotFoundError where the store has gone."""
@@ -70,6 +72,8 @@ class Store:
         try:
             found = os.stat(name, dir_fd=self._blobs)
         except FileNotFoundError:
+            return False
+        if self.damaged.get(layer.digest) == (found.st_dev, found.st_ino):
             return False
         if not stat.S_ISREG(found.st_mode) or found.st_size != layer.size:
             has, wanted = ranges.in_words(found.st_size, layer.size)
@@ -127,13 +131,14 @@ class Store:
         return False
 
     def take(self, found: Ledger, partial: Partial, *, all_of_it: bool) -> Iterator[int]:
-        """Copy what is trusted of a server's download; gives back bytes copied, piece by piece.
+        """Copy what is trusted of a server's download, or a damaged blob; gives back bytes copied.
 
         `all_of_it`: all that was written, since each chunk is compared. Nothing where that is
         another file by now. Raises OSError.
         """
         try:
-            fd = fs.open_to_read(names.data(partial.digest), self._blobs)
+            name = names.blob if partial.is_blob else names.data
+            fd = fs.open_to_read(name(partial.digest), self._blobs)
         except OSError:
             return
         try:

@@ -59,6 +59,8 @@ class Partial(NamedTuple):
     device: int
     inode: int
     trusted: Ranges
+    #: It is the blob itself, which is damaged and counts as not there.
+    is_blob: bool = False
 
 
 class Order(NamedTuple):

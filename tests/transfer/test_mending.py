@@ -1,0 +1,192 @@
+"""Damaged and missing blobs: what is wrong is fetched, and a right file takes their place."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.driving import audit, run
+from watcher.demo.registry import Fault, Manners, Registry
+from watcher.model import MIB
+from watcher.state import sums
+
+from .driven import Here
+
+CHUNK = 4 * MIB
+SIZE = sums.FROM + CHUNK
+FETCH = "repair", "--yes", "--fetch"
+
+
+@pytest.fixture
+def here(tmp_path: Path, registry: Registry) -> Here:
+    """A store that has the whole model."""
+    found = Here(tmp_path / "models", registry, SIZE)
+    for digest in (*found.model.digests, found.model.config):
+        content = registry.content(digest)
+        blob = found.path / "blobs" / digest.replace(":", "-")
+        blob.write_bytes(content.read(0, content.size))
+    found.manifest.parent.mkdir(parents=True)
+    found.manifest.write_bytes(found.model.manifest)
+    registry.manners = Manners(sums="complete", chunk=CHUNK)
+    return found
+
+
+def flip(here: Here, *places: int) -> None:
+    with here.blob.open("r+b") as file:
+        for at in places:
+            (byte,) = os.pread(file.fileno(), 1, at)
+            os.pwrite(file.fileno(), bytes([byte ^ 1]), at)
+
+
+def verify(here: Here) -> None:
+    assert run(here.path, "verify").returncode in (0, 1)
+
+
+def document(here: Here, *words: str, code: int = 0, **env: str) -> dict[str, Any]:
+    done = run(here.path, "--json", *words, env=env)
+    assert done.returncode == code, done.stdout + done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def kept(here: Here) -> list[Path]:
+    return sorted((here.path / ".ollama-watch" / "quarantine").glob("*"))
+
+
+def check_right(here: Here) -> None:
+    here.check()
+    done = run(here.path, "verify")
+    assert "0 read" in done.stdout or done.returncode == 0, done.stdout
+    assert not audit(here.path)["findings"]
+
+
+def test_a_flipped_byte_costs_its_chunk(here: Here) -> None:
+    flip(here, 5 * CHUNK + 7)
+    damaged = here.blob.read_bytes()
+    verify(here)
+    told = document(here, *FETCH)
+    assert here.served <= CHUNK + 1
+    done = [each for each in told["outcomes"] if each["verb"] == "fetch_chunks"]
+    assert [each["result"] for each in done] == ["done"]
+    (aside,) = kept(here)
+    assert aside.read_bytes() == damaged
+    check_right(here)
+
+
+def test_the_plan_names_the_bytes_and_changes_nothing(here: Here) -> None:
+    verify(here)
+    flip(here, 3, SIZE - 1)
+    verify(here)
+    before = here.blob.stat()
+    asked = len(here.registry.asked)
+    (action,) = [
+        each
+        for each in document(here, "repair", "-n", code=1)["plan"]["actions"]
+        if each["verb"] == "fetch_chunks"
+    ]
+    assert (action["fetches_bytes"], action["needs_bytes"]) == (sums.CHUNK + CHUNK, SIZE)
+    words = " ".join(run(here.path, "repair", "-n").stdout.split())
+    assert "fetches at most 21.0 MB, needs 71.3 MB of the disk" in words
+    assert (here.blob.stat(), len(here.registry.asked)) == (before, asked)
+    actions = document(here, "repair", "-n", "--offline", code=3)["plan"]["actions"]
+    assert "fetch_chunks" not in {each["verb"] for each in actions}
+
+
+def test_without_a_word_for_it_no_byte_is_fetched(here: Here) -> None:
+    flip(here, 3)
+    verify(here)
+    done = run(here.path, "repair", "--yes")
+    assert "repair --fetch" in " ".join(done.stdout.split())
+    assert here.served == 0
+    document(here, "repair", "--yes", OLLAMA_WATCH_FETCH="true")
+    check_right(here)
+
+
+def test_by_sums_of_ours_a_flipped_byte_costs_a_chunk_of_ours(here: Here) -> None:
+    here.registry.manners = Manners()
+    verify(here)
+    flip(here, SIZE // 2)
+    verify(here)
+    document(here, *FETCH)
+    assert here.served == sums.CHUNK + 1
+    check_right(here)
+
+
+def test_without_sums_the_layer_comes_once(here: Here) -> None:
+    here.registry.manners = Manners()
+    flip(here, 3)
+    verify(here)
+    document(here, *FETCH)
+    assert here.served == SIZE + 1
+    check_right(here)
+
+
+@pytest.mark.parametrize("has_sums", [True, False])
+def test_of_a_short_blob_its_end_is_fetched(here: Here, has_sums: bool) -> None:
+    if not has_sums:
+        here.registry.manners = Manners()
+    os.truncate(here.blob, SIZE - CHUNK - 5)
+    document(here, *FETCH)
+    assert here.served <= 2 * CHUNK + 1
+    check_right(here)
+
+
+def _long(blob: Path) -> None:
+    with blob.open("ab") as file:
+        file.write(b"more")
+
+
+def _linked_to_nothing(blob: Path) -> None:
+    blob.unlink()
+    blob.symlink_to("nothing")
+
+
+@pytest.mark.parametrize(
+    ("damage", "most"), [(_long, CHUNK), (Path.unlink, SIZE), (_linked_to_nothing, SIZE)]
+)
+def test_whatever_it_is_a_right_blob_takes_its_place(
+    here: Here, damage: Callable[[Path], None], most: int
+) -> None:
+    damage(here.blob)
+    document(here, *FETCH)
+    assert here.served <= most + 1
+    check_right(here)
+
+
+def test_what_the_quarantine_has_no_room_for_is_dropped(here: Here) -> None:
+    flip(here, 3)
+    verify(here)
+    document(here, *FETCH, OLLAMA_WATCH_QUARANTINE_MAX_SIZE="1MB")
+    assert not kept(here)
+    check_right(here)
+
+
+def test_a_blob_that_a_process_has_open_stays(here: Here) -> None:
+    flip(here, 3)
+    verify(here)
+    with here.blob.open("rb") as file:
+        document(here, *FETCH, code=3)
+        assert os.path.samestat(os.fstat(file.fileno()), here.blob.stat())
+    served = here.served
+    document(here, *FETCH)
+    assert here.served == served, "what was fetched is kept"
+    check_right(here)
+
+
+def test_one_that_its_registry_does_not_give_keeps_no_other_from_being_replaced(
+    here: Here,
+) -> None:
+    config = here.path / "blobs" / here.model.config.replace(":", "-")
+    config.write_bytes(config.read_bytes().swapcase())
+    flip(here, 3)
+    verify(here)
+    here.registry.add_fault(Fault("page", digest=f"sha256:{here.digest}", status=404))
+    told = document(here, *FETCH, code=4)
+    results = {each["subject"]: each for each in told["outcomes"] if each["verb"] == "fetch_chunks"}
+    assert results[here.digest]["result"] == "failed"
+    assert "404" in results[here.digest]["message"]
+    assert results[here.model.config[7:]]["result"] == "done"

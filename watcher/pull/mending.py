@@ -1,0 +1,120 @@
+"""Damaged and missing blobs: what is wrong of one is fetched beside it, before it is replaced."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+
+from rich.filesize import decimal
+
+from watcher.config import Settings
+from watcher.errors import ChangedError, EndedError
+from watcher.model import Action, Entry, Scope
+from watcher.observe import place, scan
+from watcher.observe.host import Host
+from watcher.ollama import names
+from watcher.ollama.names import ModelName
+from watcher.pull import before
+from watcher.reconcile import Reconciler
+from watcher.state import folders, state_folder, transfers
+from watcher.transfer import auth, publication, values
+from watcher.transfer.ledger import Identity
+from watcher.transfer.model import Fetched, Transfer
+from watcher.transfer.rate import Limit
+from watcher.transfer.values import Layer, Order, Partial, Progress, TransferError
+
+_TICK_SECONDS = 0.2
+
+
+class Mender:
+    """Fetches for one store. `show` takes a line for people now and then."""
+
+    def __init__(self, host: Host, settings: Settings, show: Callable[[str], None]) -> None:
+        self._host, self._settings, self._show = host, settings, show
+
+    def fetch(self, action: Action) -> Entry:
+        """Have a blob beside the damaged one, with its right hash; its file.
+
+        Raises TransferError, ChangedError, EndedError where the host stops, and OSError.
+        """
+        for verified in self._fetched(action).verified:
+            with (
+                folders.opened_store(self._host.store) as store,
+                state_folder.opened(store) as ours,
+                transfers.opened(ours, action.subject) as folder,
+            ):
+                found = scan.look(transfers.DATA, folder)
+            if found and Identity(*found.identity, found.size, found.mtime_ns) == verified.identity:
+                return found
+        raise ChangedError(f"another process has replaced {names.short(action.subject)}")
+
+    def _fetched(self, action: Action) -> Fetched:
+        """From the first of its models' registries that has it."""
+        *others, last = _models(action)
+        for model in others:
+            with suppress(TransferError):
+                return self._run(self._order(action, model))
+        return self._run(self._order(action, last))
+
+    def _run(self, order: Order) -> Fetched:
+        transfer = Transfer(order, self._options(), self._heard)
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(transfer.run)
+            try:
+                while not wait([job], _TICK_SECONDS).done:
+                    if self._host.stops():
+                        transfer.stop()
+            finally:
+                transfer.stop()
+                self._show("")
+        try:
+            return job.result()
+        except values.StoppedError:
+            raise EndedError from None
+
+    def _order(self, action: Action, model: ModelName) -> Order:
+        return Order(
+            self._host.store,
+            model,
+            place.boot(self._host),
+            key=auth.usual_key(),
+            layers=(Layer(action.subject, action.needs),),
+            partials=tuple(self._sources(action)),
+            mirrors=self._settings.mirrors,
+        )
+
+    def _sources(self, action: Action) -> Iterator[Partial]:
+        """What is copied: the damaged blob, or what a server has left of a missing one."""
+        for source in filter(None, (action.content, *action.expects)):
+            # Of one with its right length nothing is known without sums, but that it is wrong.
+            size, most = source.size, action.needs
+            trusted = ((0, min(size, most)),) if size != most else ()
+            yield Partial(action.subject, *source.identity, trusted, is_blob=True)
+            return
+        scope = Scope(frozenset({action.subject}))
+        seen = Reconciler(self._host, self._settings).inspect(scope=scope)
+        for each in publication.live(seen):
+            raise ChangedError(f"the server pulls {names.short(each.digest)}", "wait until it ends")
+        yield from publication.partials(seen)
+
+    def _options(self) -> values.Options:
+        return values.Options(
+            connections=self._settings.connections,
+            limit=Limit(self._settings.rate),
+            reserve=before.reserve(os.statvfs(self._host.store)),
+        )
+
+    def _heard(self, event: values.Event) -> None:
+        match event:
+            case Progress(digest, total, arrived):
+                here = f"{decimal(arrived)} of {decimal(total)}"
+                self._show(f"fetching {names.short(digest)}: {here} on disk, Ctrl-C to stop ")
+            case values.Waiting(_, reason) if reason.startswith("the disk"):
+                step = "free space, then run it again: it goes on from there"
+                raise TransferError(reason, step, values.Cause.DISK)
+
+
+def _models(action: Action) -> list[ModelName]:
+    """One of each registry."""
+    found = filter(None, map(names.parse_model, action.models))
+    return list({model.host: model for model in reversed([*found])}.values())[::-1]
