@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import needs_root
 from tests.support.driving import POLICY, HealthyStore, host, ollama_process, private_proc
 from tests.support.notation import age
-from tests.support.runs import one_run, rules
+from tests.support.runs import one_look, one_run, rules
 from watcher import reconcile
 from watcher.act import transaction
 from watcher.model import ActionKind, RefusalKind, Result
@@ -22,6 +22,7 @@ from watcher.model import ActionKind, RefusalKind, Result
 pytestmark = needs_root
 
 REPAIR = rules(repair=True, repair_stale=True, writers_visible=True)
+TAKE = rules(repair=False, clean=False, take_over=True, writers_visible=True)
 MB = 1 << 20
 
 
@@ -118,6 +119,26 @@ def test_without_hard_links_what_broke_is_repaired_and_what_is_stale_goes(
     assert store.leftovers() == []
 
 
+def taken_over(store: HealthyStore, digest: str, tmp_path: Path) -> None:
+    """All that is trusted of a download becomes a transfer's."""
+    here = host(store, proc_of(tmp_path))
+    (left,) = one_look(here, TAKE).diagnosis.diagnosed
+    assert left.download.trust.trusted
+    assert results(one_run(here, TAKE)) == [Result.DONE]
+    assert store.partials(digest) == []
+    (ours,) = one_look(here, TAKE).diagnosis.diagnosed
+    assert ours.download.ours
+    assert ours.download.trust.trusted == left.download.trust.trusted
+    assert store.leftovers() == []
+
+
+def test_without_hard_links_what_a_server_has_left_is_taken_over(
+    linkless: Path, tmp_path: Path
+) -> None:
+    store = HealthyStore(linkless / "models")
+    taken_over(store, broken(store), tmp_path)
+
+
 def only(*digests: str) -> Any:
     return lambda planned: planned.filtered(lambda each: each.subject in digests)
 
@@ -190,6 +211,13 @@ def test_on_an_overlay_what_lies_in_a_lower_layer_is_repaired(
     for digest in digests:
         assert all(path.stat().st_size for path in store.blobs.glob(f"*{digest}-partial-*"))
     assert kept(store) == []
+
+
+def test_on_an_overlay_what_a_server_has_left_in_a_lower_layer_is_taken_over(
+    layers: Layers, tmp_path: Path
+) -> None:
+    store, (digest,) = lower(layers, "a")
+    taken_over(store, digest, tmp_path)
 
 
 def test_on_an_overlay_what_is_stale_in_a_lower_layer_goes(layers: Layers, tmp_path: Path) -> None:

@@ -225,8 +225,9 @@ class ByTransfer:
             waiting = Waiting("the server's download", why.reason, tries + 1, TRIES, until)
             with account.awaiting(waiting):
                 if until > noted + _LOOK_SECONDS:
-                    wait = advice.duration(why.left)
-                    yield account.note(f"{_NO_COPY}: {why.reason}; {waiting.text} in {wait}")
+                    helps = f": {why.remedy}" if why.kind is RefusalKind.SIGHT else ""
+                    then = f"{waiting.text} in {advice.duration(why.left)}"
+                    yield account.note(f"{_NO_COPY}: {why.reason}{helps}; {then}")
                     noted = until
                 yield account.reported(None, time.monotonic())
                 account.rest(min(_LOOK_SECONDS, why.left), self._cancelled)
