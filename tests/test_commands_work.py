@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from watcher.decide import finding_kinds
 from watcher.demo.registry import Layer, Registry
-from watcher.model import BlobFault, Condition, ManifestFault, RefusalKind
+from watcher.model import RefusalKind
 
 from .conftest import environment, needs_root, open_parents
 from .support import commands
@@ -172,13 +173,7 @@ ELSEWHERE = {
 
 def kinds() -> set[str]:
     """Every kind of finding there can be."""
-    found = {f"download_{each.value}" for each in Condition}
-    found |= {f"blob_{each.value}" for each in BlobFault}
-    found |= {f"manifest_{each.value}" for each in ManifestFault}
-    literal = re.compile(r'Finding\(\s*(?:severity=)?[^,"]*,\s*(?:kind=)?"([a-z]+_[a-z_]+)"')
-    for path in (HERE / "watcher" / "decide").glob("*.py"):
-        found |= set(literal.findall(path.read_text()))
-    return found
+    return {row.kind for row in finding_kinds.TABLE}
 
 
 def test_each_kind_of_finding_has_a_row() -> None:

@@ -76,7 +76,7 @@ def test_a_second_pull_waits_for_the_first_and_fetches_nothing(here: Here) -> No
     with Process(here) as first:
         here.registry.wait_held(digest, 1)
         with Process(here) as second:
-            wait_for(lambda: "another process fetches this layer: pid" in second.printed())
+            wait_for(lambda: "another process is downloading this layer: pid" in second.printed())
             wait_for(lambda: "shared=True" in second.printed())
             here.registry.release()
             second.end()

@@ -64,7 +64,7 @@ def test_one_that_wants_credentials_is_left_alone(here: Here, mirror: Mirror) ->
     mirror.manners = Manners(plain=True, wants="bearer")
     here.pull(mirrors=(mirror.url,))
     assert len(mirror.asked) == 1
-    assert f"the mirror {mirror.url} is not asked any more: " in here.notices()
+    assert f"the mirror {mirror.url} is no longer used: " in here.notices()
 
 
 def test_one_that_nobody_answers_at_is_asked_once(here: Here) -> None:
@@ -119,7 +119,7 @@ def test_one_that_fails_is_left_alone_and_the_rest_is_the_registrys(
 ) -> None:
     mirror.add_fault(fault)
     here.pull(with_options(connections=2), mirrors=(mirror.url,))
-    assert here.notices().count(f"the mirror {mirror.url} is not asked any more") == 1
+    assert here.notices().count(f"the mirror {mirror.url} is no longer used") == 1
     assert here.served > 0
     assert not here.waits()
 
@@ -127,13 +127,13 @@ def test_one_that_fails_is_left_alone_and_the_rest_is_the_registrys(
 def test_one_that_is_silent_gives_the_rest_to_the_registry(here: Here, mirror: Mirror) -> None:
     mirror.add_fault(Fault("stall", after=300_000, begin=1))
     here.pull(with_options(connections=1, stall=1.0), mirrors=(mirror.url,))
-    assert "is not asked any more: the connection was silent for 1 s" in here.notices()
+    assert "is no longer used: the connection was silent for 1 s" in here.notices()
 
 
 def test_one_that_lies_costs_its_own_bytes_once(here: Here, mirror: Mirror) -> None:
     mirror.add_fault(Fault("flip", begin=2 * MIB, after=1000))
     here.pull(mirrors=(mirror.url,))
-    assert "from mirrors are fetched anew" in here.notices()
+    assert "from mirrors must be downloaded again" in here.notices()
     assert here.served == here.size + 1
     assert mirror.bytes_served(here.model.digests[0]) == here.size + 1
 
@@ -145,7 +145,7 @@ def test_of_one_that_lied_and_broke_its_own_bytes_alone_are_fetched_anew(
     mirror.add_fault(Fault("flip", begin=2 * MIB, end=2 * MIB + 1, after=1000))
     here.pull(with_options(connections=1), mirrors=(mirror.url,))
     assert mirror.bytes_served(here.model.digests[0]) == 6 * MIB + 1
-    assert "6.3 MB from mirrors are fetched anew" in here.notices()
+    assert "6.3 MB from mirrors must be downloaded again" in here.notices()
     assert here.served == here.size + 1
 
 
@@ -177,7 +177,7 @@ def test_a_manifest_is_the_mirrors_where_nobody_answers_for_the_registry(
     gone = here.name._replace(host=closed_port().removeprefix("http://"))
     fetched = here.fetch(mirrors=(mirror.url,), model=gone)
     assert fetched.manifest == here.model.manifest
-    assert f"its manifest is taken from the mirror {mirror.url}" in here.notices()
+    assert f"using the manifest of the mirror {mirror.url}" in here.notices()
     assert not here.waits()
 
 

@@ -123,7 +123,7 @@ def test_a_server_that_can_not_reach_the_registry_leaves_it_to_us(
     seen = drive(here(server), model, Options())
     assert seen.end.cause is None
     assert arrived(server, model)
-    assert any("its manifest is written by ollama-watch" in each for each in seen.notes)
+    assert any("ollama-watch writes the manifest itself" in each for each in seen.notes)
 
 
 @pytest.mark.usefixtures("store")
@@ -266,7 +266,7 @@ def test_a_disk_without_inodes_is_not_called_full(
 
 def test_a_server_that_is_not_seen_is_not_claimed() -> None:
     seen = cast(Download, SimpleNamespace(digest="a" * 64, writers=()))
-    assert by_transfer._why_waiting(seen).endswith("and an unseen server may pull it")
+    assert by_transfer._why_waiting(seen).endswith("and an unseen server may use it")
 
 
 def arrived_at_all(server: Server, model: Model) -> bool:
@@ -294,7 +294,7 @@ def test_a_download_of_a_killed_server_is_taken_over(server: Server, registry: R
     seen = drive(here(server), model)
     assert seen.end.cause is None
     assert arrived(server, model)
-    assert any("taken over" in each for each in seen.notes)
+    assert any("Took over" in each for each in seen.notes)
     assert served(registry, model) - before < SIZE // 2 + 2 * MB
 
 
@@ -363,7 +363,7 @@ def test_what_time_does_not_help_against_ends_it_with_what_does(
     seen = drive(here(server), model)
     assert seen.end.cause is Cause.DISK_FULL
     assert "another name" in seen.end.text
-    assert "let the server go on" in seen.end.step
+    assert "let the server continue" in seen.end.step
     assert Cause.DISK_FULL is of_error(seen.end.text), "as a record has it"
 
 
@@ -464,7 +464,7 @@ def test_wrong_bytes_of_the_servers_are_fetched_anew(server: Server, registry: R
             file.write(b"<html>")
     seen = drive(here(server), model)
     assert seen.end.cause is None, seen.end
-    assert any("from the server's download are fetched anew" in each for each in seen.notes)
+    assert any("from the server's download must be downloaded again" in each for each in seen.notes)
     assert arrived(server, model)
 
 
@@ -477,7 +477,7 @@ def test_a_live_pull_is_waited_for(server: Server, registry: Registry) -> None:
     seen = drive(here(server), model)
     assert seen.end.cause is None
     waits = [each for each in seen.updates if each.waiting is not None]
-    assert "pulls sha256-" in waits[0].waiting.why  # type: ignore[union-attr]
+    assert "is downloading sha256-" in waits[0].waiting.why  # type: ignore[union-attr]
     assert any("waiting for it since " in each for each in seen.notes)
     pull.result()
     assert arrived(server, model)

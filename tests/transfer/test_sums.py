@@ -67,7 +67,7 @@ def test_a_flipped_byte_costs_its_chunk(here: Here) -> None:
 def test_one_answer_in_seven_flipped_arrives(here: Here) -> None:
     here.registry.add_fault(Fault("flip", begin=1, after=70_000, every=7))
     here.pull(with_options(sums_from=MIB, piece=MIB, tries=None))
-    assert "they are fetched again" in here.notices()
+    assert "downloading them again" in here.notices()
 
 
 def test_a_mirror_that_lies_costs_one_chunk_and_is_left_alone(here: Here, mirror: Mirror) -> None:
@@ -75,12 +75,12 @@ def test_a_mirror_that_lies_costs_one_chunk_and_is_left_alone(here: Here, mirror
     mirror.hold(here.model.digests[0], at=range(CHUNK, here.size, 2 * MIB))
     options = with_options(sums_from=MIB, connections=2)
     with Background(here.transfer(options, mirrors=(mirror.url,))) as running:
-        wait_for(lambda: "is not asked any more" in here.notices())
+        wait_for(lambda: "is no longer used" in here.notices())
         mirror.release()
         here.publish(running.result())
     here.check()
     assert here.served == here.size + 1
-    assert here.notices().count("is not asked any more") == 1
+    assert here.notices().count("is no longer used") == 1
 
 
 def test_after_a_resume_they_are_not_asked_for_again(here: Here) -> None:
@@ -105,7 +105,7 @@ def test_damage_in_what_came_earlier_costs_its_chunk(here: Here) -> None:
     content[1000] ^= 1
     data.write_bytes(content)
     here.pull(OPTIONS)
-    assert "its chunks are compared with their sums" in here.notices()
+    assert "comparing its chunks with their sums" in here.notices()
     assert here.served - before == here.size - here_already + 1 + CHUNK
 
 
@@ -117,9 +117,7 @@ def test_wrong_bytes_that_were_taken_over_cost_their_chunk(here: Here) -> None:
     here.publish(fetched)
     here.check()
     assert here.served == CHUNK + 1
-    assert "of the server's download 7.8 MB are right by their sums, 4.2 MB wrong" in (
-        here.notices()
-    )
+    assert "of the server's download 7.8 MB match their sums, 4.2 MB don't" in here.notices()
 
 
 def test_right_chunks_are_taken_over_whatever_the_sidecars_say(here: Here) -> None:
@@ -178,7 +176,7 @@ def test_sums_of_another_blob_cost_one_chunk_and_are_not_kept(here: Here) -> Non
     here.registry.manners = Manners(sums="other", chunk=CHUNK)
     here.pull(OPTIONS)
     assert here.served == here.size + 1 + CHUNK
-    assert "are of something else, and are ignored" in here.notices()
+    assert "belong to other data, and are ignored" in here.notices()
     assert not is_said(here)
 
 

@@ -58,7 +58,7 @@ def test_wrong_bytes_in_them_cost_what_was_taken_and_no_more(here: Here) -> None
     data[6 * MIB] ^= 1
     take(here, bytes(data))
     pull(here)
-    assert f"{decimal(SIZE)} from the server's download are fetched anew" in here.notices()
+    assert f"{decimal(SIZE)} from the server's download must be downloaded again" in here.notices()
     assert here.served == here.size + 1
 
 
@@ -97,7 +97,7 @@ def test_a_pull_goes_on_from_a_servers_download_and_leaves_it_where_it_is(here: 
     partial = partial_of(here, here.content())
     fetched = here.fetch(partials=(partial,))
     assert here.served == here.size - SIZE + 1
-    assert f"{decimal(SIZE)} of the server's download are taken over" in here.notices()
+    assert f"copied {decimal(SIZE)} from the server's download" in here.notices()
     left = here.path / "blobs" / f"sha256-{here.digest}-partial"
     assert left.read_bytes() == here.content()
     left.unlink()

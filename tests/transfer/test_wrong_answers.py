@@ -101,7 +101,7 @@ def test_a_byte_that_was_flipped_on_its_way_costs_the_layer_once(here: Here) -> 
     here.registry.add_fault(Fault("flip", begin=2 * MIB, after=1000, times=1))
     here.pull()
     assert here.served == 2 * here.size + 1
-    assert "checksum mismatch: 12.0 MB from the registry are fetched anew" in here.notices()
+    assert "checksum mismatch: 12.0 MB from the registry must be downloaded again" in here.notices()
 
 
 def test_a_line_that_damages_each_answer_is_told_from_a_registry_that_is_wrong(here: Here) -> None:

@@ -352,7 +352,7 @@ def _done_message(action: Action) -> str:
         case ActionKind.GIVE_BACK:
             return f"Gave the partial download of {who} back to the server"
         case ActionKind.TAKE_OVER:
-            return f"{decimal(action.saves)} of the server's download of {who} are taken over"
+            return f"Took over {decimal(action.saves)} of the server's download of {who}"
         case ActionKind.REMOVE_DOWNLOAD | ActionKind.REMOVE_SURPLUS | ActionKind.REMOVE_TRANSFER:
             return f"Cleaned up partial download for: {who}"
         case ActionKind.WRITE_SIDECARS:

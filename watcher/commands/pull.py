@@ -11,8 +11,12 @@ from watcher.errors import Exit
 
 
 @declare.command(
-    examples=["pull llama3", "pull llama3 qwen3:32b --until-done"],
-    read_on="docs/pull.md: what pull repairs on the way, and what stops it",
+    examples=[
+        "pull llama3",
+        "pull llama3 qwen3:32b --until-done",
+        "pull llama3 --rate 5MB/s",
+    ],
+    read_on="docs/pull.md: what a pull waits for, and what ends it; docs/transfers.md",
 )
 @complete.MODELS
 @click.option("--until-done", is_flag=True, help="Retry temporary failures without limit.")
@@ -41,7 +45,7 @@ from watcher.errors import Exit
     "--rate",
     type=declare.Read("rate", config.rate),
     metavar="RATE",
-    help="Limit for all downloads of the store together, such as 5MB/s.",
+    help="Limit for all downloads of the store together, such as 5MB/s (default none).",
 )
 @click.option(
     "--no-wait",
@@ -49,7 +53,7 @@ from watcher.errors import Exit
     is_flag=True,
     default=True,
     flag_value=False,
-    help="Also fetch what a server downloads just now.",
+    help="Also download the layers that a server is downloading now.",
 )
 def pull(
     context: Context, models: tuple[str, ...], host: str | None, parallel: int, **how: Any

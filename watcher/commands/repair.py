@@ -19,19 +19,19 @@ from watcher.errors import Exit, WatchError
 @declare.yes
 @click.option("--wait", is_flag=True, help="Wait until writes to the files have stopped.")
 @click.option(
-    "--give-back", is_flag=True, help="Turn our own unfinished downloads into the server's."
+    "--give-back", is_flag=True, help="Let the server resume what ollama-watch has of a model."
 )
 @click.option("--fetch", is_flag=True, help="Download what is wrong of damaged and missing blobs.")
 @declare.offline
 def repair(
     context: Context, targets: tuple[str, ...], give_back: bool, fetch: bool, **how: bool
 ) -> Exit:
-    """Repair interrupted downloads so that the next pull resumes them.
+    r"""Repair interrupted downloads so that the next pull resumes them.
 
     Shows the plan and asks. If a length is lost or a blob is damaged, asks the model's registry.
-    Of a damaged blob only what is wrong is downloaded, where sums of its chunks are known. With
-    --yes that takes --fetch, or the setting.
-    With --give-back it repairs nothing: what a pull of ours has of a model becomes a download that
+    Where the sums of its chunks are known, only the wrong bytes of a damaged blob are downloaded;
+    with --yes, only if --fetch or the setting \`fetch\` says so.
+    With --give-back, it repairs nothing: unfinished downloads of ollama-watch become downloads that
     the server resumes.
     """
     from watcher.act import durability

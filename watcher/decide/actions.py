@@ -33,7 +33,7 @@ TABLE = (
     ),
     _download(
         ActionKind.TAKE_OVER,
-        "take the server's download of {} over",
+        "take over the server's download of {}",
         EventType.DOWNLOAD_REPAIRED,
         ("pull",),
     ),
@@ -63,7 +63,7 @@ TABLE = (
     _download(ActionKind.REMOVE_DOWNLOAD, "remove the download of {}", EventType.PARTIAL_CLEANED),
     _download(
         ActionKind.REMOVE_TRANSFER,
-        "remove what ollama-watch has of the download of {}",
+        "remove ollama-watch's download of {}",
         EventType.PARTIAL_CLEANED,
         ("clean",),
     ),

@@ -83,7 +83,7 @@ def _has_more(download: Download) -> str:
 def _is_ours(download: Download) -> str:
     if not download.ours:
         return ""
-    return "; ".join(download.faults) or "ollama-watch has downloaded it, outside of blobs/"
+    return "; ".join(download.faults) or "its data is in .ollama-watch/transfers/"
 
 
 def _is_right(download: Download) -> str:

@@ -90,7 +90,7 @@ def give_back(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
     if why is not None or not total:
         return (why or _UNKNOWN_LENGTH).of_download(diagnosed, kind)
     parts = sidecars.from_trusted(trusted, total)
-    because = f"{decimal(ranges.size(trusted))} of it for the server to resume"
+    because = f"{decimal(ranges.size(trusted))} that the server can resume"
     return safety.action(diagnosed, evidence, kind, because)._replace(
         parts=parts, saves=ranges.size(sidecars.claims(parts)), doubts=sidecars.heads(parts)
     )
@@ -117,7 +117,7 @@ def take_over(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
         reason = "its data may not be written to"
         why = safety.Why(RefusalKind.PERMISSION, reason, "let its owner write to it")
     if why is None and not download.trust.zeros_read:
-        reason = "it was not read through since the power may have failed"
+        reason = "the power may have failed, and it was not read in full since"
         why = safety.Why(RefusalKind.UNPROVEN, reason, "repair it first")
     if why is None and not download.total:
         why = _UNKNOWN_LENGTH
@@ -125,7 +125,7 @@ def take_over(diagnosed: Diagnosed, evidence: Evidence) -> model.Planned:
     if why is not None:
         return why.of_download(diagnosed, kind)
     trusted = ranges.size(download.trust.trusted)
-    because = f"{decimal(trusted)} of it for ollama-watch to resume"
+    because = f"{decimal(trusted)} that ollama-watch can resume"
     action = safety.action(diagnosed, evidence, kind, because)
     return action._replace(saves=trusted, relies_on=data)
 

@@ -68,7 +68,7 @@ def is_loose(place: model.Place) -> bool:
 
 
 def why_not_take(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
-    """Why no name of a download may be taken away now: FULL sight and 90 s, else an hour."""
+    """Why no name of a download may be taken away now: full visibility and 90 s, else an hour."""
     full = evidence.view.visibility is Visibility.FULL
     needed = model.QUIET_SECONDS if full else model.QUIET_UNSEEN_SECONDS
     why = _held(diagnosed.download.holders, evidence) or _why_not(diagnosed, evidence, needed, full)
@@ -76,9 +76,9 @@ def why_not_take(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
 
 
 def why_not_add(diagnosed: Diagnosed, evidence: Evidence) -> Why | None:
-    """Why no sidecar may be replaced or added now: NAMED sight is enough, or an hour's quiet.
+    """Why no sidecar may be replaced or added now: `NAMED` visibility, or an hour's quiet.
 
-    Who only reads the download, a backup for one, keeps nothing from being written.
+    A process that only reads the download, such as a backup, prevents no writing.
     """
     named = evidence.view.visibility is not Visibility.PARTIAL
     needed = model.QUIET_SECONDS if evidence.servers else 0.0

@@ -52,7 +52,7 @@ _OURS = frozenset({Cause.NO_NETWORK, Cause.CERTIFICATE, Cause.NO_PERMISSION, Cau
 _STRANGE = frozenset({errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.EMLINK, errno.ENOTDIR})
 
 _NO_COPY = "there is no room for a copy of the server's download, which can't be taken over yet"
-_MAKE_ROOM = "free space for a copy of it, or let the server go on with it"
+_MAKE_ROOM = "free space for a copy of it, or let the server continue it"
 #: What ends by itself, nobody knows when.
 _PASSES = frozenset({RefusalKind.HELD, RefusalKind.SERVER_STARTS})
 _BUSY = Why(RefusalKind.CHANGED, "another process changes this store", "try again", 1.0)
@@ -188,7 +188,7 @@ class ByTransfer:
             waiting = Waiting("the server's pull", why, 1, None, None)
             with account.awaiting(waiting):
                 at = clock(since, time.time())
-                yield account.note(f"{why}: waiting for it since {at}; --no-wait fetches it too")
+                yield account.note(f"{why}: waiting for it since {at}; --no-wait downloads it, too")
                 theirs = {x.digest: ranges.size(x.download.trust.trusted) for x in pulled}
                 account.progress.here(theirs, account.finished(account.progress.sizes))
                 yield account.reported(None, time.monotonic())
@@ -371,8 +371,8 @@ class ByTransfer:
         account, self._logged_at = self._account, time.monotonic()
         is_new = account.progress.done <= account.progress.present
         kind = EventType.DOWNLOAD_STARTED if is_new else EventType.DOWNLOAD_RESUMED
-        does = "is downloaded" if is_new else "is downloaded further"
-        account.log(kind, f"{account.name.shown} {does}, by ollama-watch", **self._facts())
+        does = "downloads" if is_new else "continues to download"
+        account.log(kind, f"ollama-watch {does} {account.name.shown}", **self._facts())
 
     def _facts(self) -> dict[str, int]:
         progress = self._account.progress
@@ -396,7 +396,7 @@ class ByTransfer:
             published = yield from account.noted(names_of.named(target, fetched.verified, boot))
             if published.changed:
                 digest = names.short(published.changed[0].layer.digest)
-                return End(Cause.MISMATCH, f"{digest}: its file changed once it was hashed")
+                return End(Cause.MISMATCH, f"{digest}: its file changed after it was hashed")
             asked = (account.target.url, account.model, account.options.insecure)
             yield from account.noted(names_of.with_manifest(target, fetched, *asked))
             quiet = yield from account.noted(names_of.until_settled(target, published.named))
@@ -414,8 +414,8 @@ def _why_waiting(download: Download) -> str:
     """Who pulls it, or may."""
     short = names.short(download.digest)
     for each in download.writers:
-        return f"{each.process} ({each.pid}) pulls {short}"
-    return f"{short} changed less than {QUIET_SECONDS:.0f} s ago, and an unseen server may pull it"
+        return f"{each.process} ({each.pid}) is downloading {short}"
+    return f"{short} changed less than {QUIET_SECONDS:.0f} s ago, and an unseen server may use it"
 
 
 def _refused(folder: str, error: OSError) -> End:

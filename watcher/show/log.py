@@ -70,7 +70,7 @@ def _speed(details: Mapping[str, object]) -> str:
             f"{size(round(number(f'{each}_bytes_per_second')))}/s"
             for each in ("min", "median", "max")
         )
-        words.append(f"{usual}, from {slow} to {fast}")
+        words.append(usual if slow == fast else f"{usual}, from {slow} to {fast}")
     words += losses(*(round(number(key)) for key in ("resets", "stalls", "lost_bytes")))
     return f"; {'; '.join(words)}" if words else ""
 

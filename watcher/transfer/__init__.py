@@ -1,8 +1,9 @@
 """Bytes from registries, moved by ourselves: no byte is fetched twice.
 
 A layer arrives in ``.ollama-watch/transfers/<digest>/``, out of reach of the server's start, beside
-a ledger of what has arrived. Over a kill, a power cut, a full disk or a lost line it goes on from
-there. It gets its name in ``blobs/`` once its hash is right, and the manifest comes last.
+a ledger of what has arrived. After a kill, a power cut, a full disk or a lost connection it
+continues where it stopped. It gets its name in ``blobs/`` once its hash is right, and the manifest
+comes last.
 
-Others use `model.Transfer`, the functions of `publish`, and `values`.
+Others use `model.Transfer`, `publication`, `store.opened` and `values`.
 """

@@ -52,14 +52,14 @@ _SHARE_SECONDS = 0.5
 #: What may mean that an address, or a token, has expired.
 _EXPIRED = frozenset({301, 302, 303, 307, 308, 400, 401, 403, 404, 410})
 _STEPS = {
-    Cause.NO_SUCH_MODEL: "see whether the name is right",
+    Cause.NO_SUCH_MODEL: "check the name",
     Cause.NEWER_OLLAMA: "install a newer Ollama",
     Cause.NOT_ALLOWED: "add your key (~/.ollama/id_ed25519.pub) to your account there",
-    Cause.CERTIFICATE: "name the bundle that has its authority: SSL_CERT_FILE=/path/to/bundle.pem",
-    Cause.NETWORK: "run it again when the network works: it goes on from there",
-    Cause.BAD_MANIFEST: "choose another tag of the model, or tell its publisher",
-    Cause.WRONG_SIZE: "tell its publisher",
-    Cause.WRONG_ANSWER: "see what answers in the registry's place: a proxy, a login page",
+    Cause.CERTIFICATE: "name the bundle with its authority: SSL_CERT_FILE=/path/to/bundle.pem",
+    Cause.NETWORK: "run it again when the network works: it continues where it stopped",
+    Cause.BAD_MANIFEST: "choose another tag of the model, or report it to its publisher",
+    Cause.WRONG_SIZE: "report it to its publisher",
+    Cause.WRONG_ANSWER: "find out what answers in the registry's place: a proxy, a login page",
 }
 
 
@@ -222,7 +222,7 @@ class Connections:
             if fetch.worked == address or not is_first:
                 # Only once: a registry may give the same address again.
                 fetch.worked = None if is_first else fetch.worked
-                return _AgainError(f"the address has expired ({status}), and is asked for anew")
+                return _AgainError(f"the address has expired ({status}): asking for a new one")
             if status == 401 and address.is_own:
                 return TryError("the registry's token has expired", Cause.NOT_ALLOWED)
         if status in (200, 206) and flow.fault:

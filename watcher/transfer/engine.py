@@ -100,7 +100,7 @@ class Engine:
                 self._store.check()
             except fs.BusyError as error:
                 if not told:
-                    text = f"another process fetches this layer: {error.owner}".rstrip(": ")
+                    text = f"another process is downloading this layer: {error.owner}".rstrip(": ")
                     self._emit(Noticed(layer.digest, text))
                 told = True
             except OSError as error:
@@ -120,7 +120,7 @@ class Engine:
     async def _one(self, ledger: Ledger) -> None:
         """Fetch one layer; return once it is right, and on the disk where others are under way."""
         if ledger.lost:
-            text = f"earlier bytes are fetched anew: {ledger.lost}"
+            text = f"earlier bytes must be downloaded again: {ledger.lost}"
             self._emit(Noticed(ledger.layer.digest, text))
         is_next_named = False
         try:
@@ -172,7 +172,7 @@ class Engine:
             self._emit(Progress(layer.digest, layer.size, arrived, 0, copied=True))
         if copied:
             whose = "damaged blob" if partial.is_blob else "server's download"
-            text = f"{decimal(copied)} of the {whose} are taken over"
+            text = f"copied {decimal(copied)} from the {whose}"
             self._emit(Noticed(layer.digest, text))
 
     async def _verify(self, fetch: Fetch) -> None:
@@ -180,7 +180,7 @@ class Engine:
         while (found := await fetch.hash()).hexdigest() != digest.lower():
             await self._sync(fetch)  # what is said of it from here on is not overtaken by another
             if fetch.proof.look_again():
-                text = "checksum mismatch: its chunks are compared with their sums"
+                text = "checksum mismatch: comparing its chunks with their sums"
                 self._emit(Noticed(digest, text))
                 self._connections.bell.ring()
                 continue
@@ -193,7 +193,7 @@ class Engine:
             if not doubted:
                 before, doubted = found.hexdigest(), [("the registry", ((0, fetch.layer.size),))]
             whose = " and ".join(f"{decimal(ranges.size(x))} from {who}" for who, x in doubted)
-            self._emit(Noticed(digest, f"checksum mismatch: {whose} are fetched anew"))
+            self._emit(Noticed(digest, f"checksum mismatch: {whose} must be downloaded again"))
             if fetch.ledger.mirrored:
                 self._registry.distrust(fetch.layer)
             for _, each in doubted:
@@ -232,8 +232,8 @@ class Engine:
             self._emit(Progress(layer.digest, layer.size, arrived, chunk.end, copied=True))
         if right:  # else the sums may be of something else
             ledger.compared(right, wrong)
-            found = f"{decimal(ranges.size(right))} are right by their sums"
-            found += f", {decimal(ranges.size(wrong))} wrong" if wrong else ""
+            found = f"{decimal(ranges.size(right))} match their sums"
+            found += f", {decimal(ranges.size(wrong))} don't" if wrong else ""
             self._emit(Noticed(layer.digest, f"of the server's download {found}"))
 
     async def _prove(self, fetch: Fetch) -> None:
@@ -258,16 +258,16 @@ class Engine:
         if most is not None and wrong >= most:
             raise TransferError(
                 f"{names.short(digest)}: {where}, {wrong} times in a row, on its way",
-                "run it again over another line: it goes on from there",
+                "run it again over another network: it continues where it stopped",
                 Cause.MISMATCH,
             )
-        self._emit(Noticed(digest, f"{where}: they are fetched again"))
+        self._emit(Noticed(digest, f"{where}: downloading them again"))
         if ranges.within(fetch.ledger.mirrored, chunk.start, chunk.end):
             self._registry.distrust(fetch.layer)
         await fetch.forget(((chunk.start, chunk.end),))
 
     def _drop_sums(self, fetch: Fetch) -> None:
-        text = "the sums of its chunks are of something else, and are ignored"
+        text = "the sums of its chunks belong to other data, and are ignored"
         self._emit(Noticed(fetch.layer.digest, text))
         self._store.keep_sums(fetch.layer, b"")
         fetch.proof.drop()
@@ -309,10 +309,10 @@ class Engine:
 
 def _mismatch(digest: str, *, is_same: bool) -> TransferError:
     what = "it was damaged on its way, twice"
-    step = "run it again over another line: the layer is then fetched anew"
+    step = "run it again over another network: it downloads the whole layer again"
     if is_same:
         what = "the registry serves other bytes than its manifest names"
-        step = "choose another tag of the model, or tell its publisher"
+        step = "choose another tag of the model, or report it to its publisher"
     text = f"{names.short(digest)}: checksum mismatch: {what}"
     return TransferError(text, step, Cause.MISMATCH)
 

@@ -45,4 +45,4 @@ class Mirrors:
         """Ask a mirror nothing more."""
         if mirror in self._used:
             self._used.remove(mirror)
-            self._emit(Noticed("", f"the mirror {mirror} is not asked any more: {why}"))
+            self._emit(Noticed("", f"the mirror {mirror} is no longer used: {why}"))

@@ -127,10 +127,10 @@ class Transfer:
                 now = await connections.patiently(registry.manifest)
                 if now == raw:
                     return Fetched(raw, tuple(verified))
-                self._emit(Noticed("", "the tag has moved: its new layers are fetched"))
+                self._emit(Noticed("", "the tag has moved: downloading its new layers"))
                 raw = now
             raise TransferError(
-                f"{order.model.shown}: its tag moves again and again",
+                f"{order.model.shown}: its tag keeps moving",
                 "try again later",
                 Cause.WRONG_ANSWER,
             )

@@ -77,7 +77,7 @@ class Publication:
             try:
                 return target.publish(verified, boot)
             except fs.BusyError as error:
-                yield f"another process has a layer of it: {error.owner}".rstrip(": ")
+                yield f"another process is working on one of its layers: {error.owner}".rstrip(": ")
                 self._rest(_TICK_SECONDS)
 
     def with_manifest(
@@ -88,7 +88,7 @@ class Publication:
             why = self._by_server(PullStream(url, model, insecure=insecure), fetched)
             if not why:
                 return
-            yield f"the server at {url} {why}; its manifest is written by ollama-watch"
+            yield f"the server at {url} {why}; ollama-watch writes the manifest itself"
         target.place_manifest(names.to_model(model), fetched.manifest)
 
     def _by_server(self, asked: PullStream, fetched: Fetched) -> str:
@@ -125,7 +125,7 @@ class Publication:
             left = target.settle(left, quiet)
             if not left or self._cancelled():
                 break
-            yield f"complete; the server is still pulling {names.short(left[0].layer.digest)}"
+            yield f"complete; the server is still downloading {names.short(left[0].layer.digest)}"
             time.sleep(_LOOK_SECONDS)
         return quiet
 

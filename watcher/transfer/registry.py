@@ -94,7 +94,7 @@ class Registry:
             if found is None:
                 raise
             mirror, raw = found
-            text = f"{error}; its manifest is taken from the mirror {mirror}"
+            text = f"{error}; using the manifest of the mirror {mirror}"
             self._emit(Noticed("", text))
             return raw
         return self._checked(answer)

@@ -291,7 +291,7 @@ def opened(path: str) -> Iterator[Store]:
         if os.fstat(blobs).st_dev != os.fstat(ours).st_dev:
             raise TransferError(
                 f"{names.printable(path)}: blobs/ is on another file system than the store",
-                "let the server fetch it",
+                "let the server download it",
                 Cause.OTHER_DISK,
             )
         yield Store(path, store, blobs, ours)
