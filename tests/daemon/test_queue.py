@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ import pytest
 
 from tests.conftest import SERVERS
 from tests.support.driving import Daemon, HealthyStore, command, environment, is_right, run
-from tests.support.servers import Server, wait_until
+from tests.support.notation import age
+from tests.support.servers import Server, blob, wait_until, wait_written
 from watcher.demo.registry import Layer, Model, Registry
+from watcher.model import HOUR, MIB
 from watcher.pull import queue
 from watcher.state import fs
 
@@ -110,6 +113,27 @@ def test_items_added_before_the_daemon_and_without_a_server_arrive(
     with Daemon(store.path, ON) as daemon:
         daemon.wait_event("pull_completed", 2, timeout=30)
     assert all(is_right(store.path, each.digests[0]) for each in (one, two))
+
+
+def test_what_a_server_has_left_becomes_the_queues(
+    store: HealthyStore, server: Server, registry: Registry, add: Add
+) -> None:
+    model = add(held=5 * MB)
+    digest = model.digests[0]
+    with contextlib.closing(server.start_pull(model.name)):
+        registry.wait_held(digest, 1)
+        wait_written(blob(store.path, digest, "-partial"), [5 * MB])
+        server.kill()
+    registry.release()
+    for path in store.blobs.glob(f"{blob(store.path, digest).name}-partial*"):
+        age(path, 2 * HOUR)
+    inode = blob(store.path, digest, "-partial").stat().st_ino
+    with Daemon(store.path, ON) as daemon:
+        daemon.wait_event("pull_completed", timeout=30)
+    assert "take_over" in [each["details"].get("verb") for each in store.events()]
+    assert is_right(store.path, digest)
+    assert blob(store.path, digest).stat().st_ino == inode
+    assert registry.bytes_served(digest) < 8 * MB + 2 * MIB
 
 
 def test_nothing_begins_before_its_time(store: HealthyStore, registry: Registry, add: Add) -> None:
