@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -173,12 +174,42 @@ def verify(setting: Setting) -> Iterator[Row]:
             "GB/s)",
             share >= 0.9,
         )
+    yield _sums(setting, store, blobs)
     shutil.rmtree(store)
     yield from _second(setting)
 
 
-def _again(store: Path, ready: Callable[[list[str]], object], blobs: list[str]) -> None:
-    shutil.rmtree(store / ".ollama-watch", ignore_errors=True)
+def _sums(setting: Setting, store: Path, blobs: list[str]) -> Row:
+    """With sums of chunks made, and where they are there already."""
+    words = (*US, "--store", str(store), "verify")
+    made, there = interleaved(
+        (
+            partial(_after, partial(_again, store, _warm, blobs), *words),
+            partial(_after, partial(_again, store, _warm, blobs, kept=("sums",)), *words),
+        ),
+        setting.rounds,
+    )
+    pairs = zip(made, there, strict=True)
+    seconds, cpu = ratio(made, there), median(a.cpu / b.cpu for a, b in pairs)
+    return Row(
+        "the same, with sums of chunks made, compared with sums that are there: time, and CPU",
+        "1.1 ×",
+        f"{seconds:.2f} × ({middle(made):.2f} to {middle(there):.2f} s), {cpu:.2f} ×",
+        max(seconds, cpu) <= 1.1,
+    )
+
+
+def _again(
+    store: Path,
+    ready: Callable[[list[str]], object],
+    blobs: list[str],
+    kept: tuple[str, ...] = (),
+) -> None:
+    """Forget what was hashed, and all else but what is `kept`."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.scandir(store / ".ollama-watch"):
+            if entry.name not in kept:
+                (shutil.rmtree if entry.is_dir() else os.unlink)(entry.path)
     ready(blobs)
 
 
