@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from watcher.demo.registry import Layer, Manners, Registry
+from watcher.demo.registry import Fault, Layer, Manners, Registry
 from watcher.model import MIB
 from watcher.transfer import store
 from watcher.transfer import values as transfer
@@ -203,21 +204,35 @@ def test_an_unknown_model_ends_before_a_byte(here: Here) -> None:
     assert "MANIFEST_UNKNOWN" in str(caught.value)
 
 
-def test_bytes_that_are_not_the_manifests_end_in_a_mismatch_and_the_next_run_begins_anew(
-    here: Here,
-) -> None:
+def test_bytes_that_are_not_the_manifests_come_twice_and_stay_as_they_are(here: Here) -> None:
     other = here.registry.add_model("other", "1b", [Layer(here.size)], extras=False)
     blobs = here.registry._blobs
     right = blobs[f"sha256:{here.digest}"]
     blobs[f"sha256:{here.digest}"] = here.registry.content(other.digests[0])
-    with pytest.raises(transfer.TransferError, match="serves other bytes than its") as caught:
-        here.fetch()
-    assert caught.value.cause is Cause.MISMATCH
-    assert here.registry.bytes_served(other.digests[0]) == 2 * here.size + 1
-    assert here.folder.exists()
+    for run in (1, 2):  # what is there is compared, whoever fetched it
+        with pytest.raises(transfer.TransferError, match="serves other bytes") as caught:
+            here.fetch()
+        assert caught.value.cause is Cause.MISMATCH
+        served = here.registry.bytes_served(other.digests[0])
+        assert served == (run + 1) * here.size + run
+        assert here.notices().count("12.0 MB from the registry must be downloaded again") == run
+        assert here.believed("another start") == ((0, here.size),)
+        data = (here.folder / "data").read_bytes()
+        assert hashlib.sha256(data).hexdigest() == other.digests[0][7:]
     blobs[f"sha256:{here.digest}"] = right
     here.pull()
-    assert "its hash was wrong" in here.notices()
+
+
+def test_what_was_fetched_anew_already_is_not_fetched_a_third_time(here: Here) -> None:
+    """What a server has left is doubted first, and is wrong; then the rest, which was right."""
+    with here.ledger() as found:
+        os.pwrite(found.data, b"x" * 4 * MIB, 0)
+        found.taken = ((0, 4 * MIB),)
+        found.mark(0, 4 * MIB)
+        found.make_durable(found.arrived)
+    here.registry.add_fault(Fault("flip", begin=6 * MIB, end=6 * MIB + 1, after=5, times=1))
+    here.pull()
+    assert here.served == here.size + (here.size - 4 * MIB) + 1
 
 
 # ---------------------------------------------------------------- stopping

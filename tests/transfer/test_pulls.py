@@ -19,7 +19,7 @@ import pytest
 from tests.pull.conftest import SERVERS
 from tests.pull.driven import OPTIONS, POLICY, add, arrived, at_a_port, drive
 from tests.support import transfers
-from tests.support.driving import holding
+from tests.support.driving import audit, holding
 from tests.support.notation import age
 from tests.support.servers import Server, blob, wait_until
 from watcher.decide import modes
@@ -88,9 +88,10 @@ def test_a_layer_that_is_wrong_twice_is_not_fetched_again(
     model = add(registry, server, SIZE)
     registry.content(model.digests[0])._zeros = ((5 * MB, 5 * MB + 3000),)
     seen = drive(here(server), model)
-    assert seen.end.cause is Cause.MISMATCH
-    assert "the registry serves other bytes than its manifest names" in seen.end.text
+    assert seen.end.cause is Cause.OTHER_BYTES
     assert served(registry, model) == 2 * SIZE + 1
+    found = {each["digest"]: each for each in audit(server.store)["downloads"]}[model.digests[0]]
+    assert (found["because"], found["bytes"]["trusted"]) == ("its hash was wrong", SIZE)
 
 
 @pytest.mark.usefixtures("store")

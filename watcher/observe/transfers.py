@@ -84,7 +84,7 @@ def _read(folder: int, digest: str, boot: str) -> Found | None:
             break
         except ValueError as error:
             fault = str(error)
-    if fault or kept.is_wrong:
+    if fault:
         arrived = ()
     born_ns = fs.born(transfers.DATA, folder)
     arrived = ranges.union(kept.durable, arrived)

@@ -134,6 +134,12 @@ class Cause(_Row, enum.Enum):
         "the network",
         words=("^(nothing came|no bytes|the connection was silent) for ",),
     )
+    #: They came twice.
+    OTHER_BYTES = _Row(
+        "choose another tag of the model, or report it to its publisher; reset it",
+        lambda asked: asked.on_store("reset", asked.model),
+        words=("serves other bytes than its manifest names",),
+    )
     MISMATCH = _Row(
         "the received data was damaged and discarded: pull it again",
         Asked.pull_again,

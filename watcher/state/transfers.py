@@ -132,7 +132,7 @@ def has_more(folder: int, digest: str, boot: str, trusted: Ranges) -> bool:
         return False  # nothing of it is believed
     here = ranges.union(told.durable, logged(folder, boot, size))
     alike = ranges.intersection(told.taken, trusted)
-    return not told.is_wrong and bool(ranges.difference(here, alike))
+    return bool(ranges.difference(here, alike))
 
 
 @contextlib.contextmanager

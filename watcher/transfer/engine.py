@@ -191,7 +191,8 @@ class Engine:
                 fetch.ledger.note_wrong()
                 raise _mismatch(digest, is_same=found.hexdigest() == before)
             if not doubted:
-                before, doubted = found.hexdigest(), [("the registry", ((0, fetch.layer.size),))]
+                rest = fetch.rest or ((0, fetch.layer.size),)
+                before, doubted = found.hexdigest(), [("the registry", rest)]
             whose = " and ".join(f"{decimal(ranges.size(x))} from {who}" for who, x in doubted)
             self._emit(Noticed(digest, f"checksum mismatch: {whose} must be downloaded again"))
             if fetch.ledger.mirrored:

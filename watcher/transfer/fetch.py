@@ -28,6 +28,8 @@ class Fetch:
         self.pieces = Pieces(self.layer.size, ledger.arrived, options.piece, options.ahead)
         #: The address that bytes came from; once it stops to work it has expired.
         self.worked: Address | None = None
+        #: What was not fetched anew: if all else is right, the mistake is there.
+        self.rest: Ranges = ((0, self.layer.size),)
         self._bell = bell
         self._hashed = 0
         #: The hash has reached the front: from then on nothing runs too far ahead of it. Before,
@@ -68,6 +70,7 @@ class Fetch:
         async with self._sync_turn:
             self.ledger.forget(doubted)
         self.pieces.forget(doubted)
+        self.rest = ranges.difference(self.rest, doubted)
         self._bell.ring()
 
     # ------------------------------------------------------------ syncing

@@ -107,9 +107,6 @@ class Ledger:
             self.lost = f"the ledger is damaged ({error}), and was renamed to {LEDGER}.damaged"
             fs.set_aside(LEDGER, self.folder)
             kept = Kept()
-        if kept.is_wrong:
-            self.lost = "its hash was wrong"
-            kept = Kept()
         logged = () if self.lost else transfers.logged(self.folder, self._boot, size)
         self.durable, self.taken, self.mirrored = kept.durable, kept.taken, kept.mirrored
         self.arrived = ranges.union(kept.durable, logged)
@@ -205,10 +202,8 @@ class Ledger:
         self._begin_log()
 
     def note_wrong(self) -> None:
-        """All is there, and its hash is wrong: whoever opens it next begins anew."""
-        self.arrived = self.durable = self.taken = self.mirrored = self._expected = ()
+        """All is there, came from the registry, and its hash is wrong: it stays as it is."""
         self._save(is_wrong=True)
-        self._begin_log()
 
     def take(self, source: int, wanted: Ranges) -> Iterator[int]:
         """Copy ranges of a server's download. Gives back the bytes copied, piece by piece."""

@@ -158,6 +158,9 @@ TOLD = {
         "stream error: stream ID 7; INTERNAL_ERROR; received from peer",
         "write tcp 1->2: write: broken pipe",
     ),
+    Cause.OTHER_BYTES: (
+        "checksum mismatch: the registry serves other bytes than its manifest names: they came …",
+    ),
     Cause.MISMATCH: (
         "digest mismatch, file must be downloaded again: want sha256:31, got sha256:ae",
     ),

@@ -217,15 +217,18 @@ def test_after_a_lost_sync_only_what_was_durable_counts(kept: Kept) -> None:
         assert found.arrived == ((0, 300),)
 
 
-def test_a_wrong_hash_is_remembered_once(kept: Kept) -> None:
+def test_a_wrong_hash_is_remembered_until_something_is_forgotten(kept: Kept) -> None:
+    def is_wrong() -> bool:
+        return bool(json.loads((kept.folder / LEDGER).read_bytes())["wrong"])
+
     with kept.opened() as found:
+        arrived = found.arrived
         found.note_wrong()
     with kept.opened() as found:
-        assert found.lost == "its hash was wrong"
-        assert found.arrived == ()
-        found.mark(0, 10)
-    with kept.opened() as found:
-        assert (found.lost, found.arrived) == ("", ((0, 10),))
+        assert (found.lost, found.arrived) == ("", arrived)
+        assert is_wrong()
+        found.forget(((0, 10),))
+        assert not is_wrong()
 
 
 def test_a_long_log_is_made_short(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
