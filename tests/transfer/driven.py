@@ -218,6 +218,9 @@ class Process:
         here: Here,
         options: values.Options = QUICK,
         boot: str = BOOT,
+        count: Path | None = None,
+        *,
+        mirrors: tuple[str, ...] = (),
     ) -> None:
         changed = {name: getattr(options, name) for name in values.Options.__slots__}
         changed["limit"] = options.limit.per_second
@@ -226,6 +229,8 @@ class Process:
             "model": here.model.name,
             "options": changed,
             "boot": boot,
+            "mirrors": mirrors,
+            **({"count": str(count)} if count else {}),
         }
         self._out = os.memfd_create("printed")
         self._process = subprocess.Popen(
