@@ -151,6 +151,12 @@ def _corrupt(store: HealthyStore, layer: Layer) -> None:
     path.write_bytes(layer.manifest)
 
 
+def _corrupt_and_fetched(store: HealthyStore, layer: Layer) -> None:
+    """Beside it, all of the layer has arrived with us."""
+    _corrupt(store, layer)
+    lay_out(store.path, layer.digest, layer.content, ((0, LAYER),), aged=QUIET)
+
+
 def _in_quarantine(store: HealthyStore, layer: Layer) -> None:
     for folder in (store.ours, store.ours / "quarantine"):
         folder.mkdir()
@@ -198,6 +204,16 @@ ACTS = {
         _corrupt,
         {"policy": {**REPAIR, "online": True}, "registry": LAYER, "known": True},
         ("repair",),
+    ),
+    "fetch": Act(
+        _corrupt_and_fetched,
+        {
+            "policy": {**REPAIR, "online": True, "fetch": True, "quarantine_max_bytes": 0},
+            "registry": LAYER,
+            "known": True,
+        },
+        ("repair", "--fetch"),
+        0,
     ),
     "restore": Act(
         _in_quarantine, {"policy": {"clean": False, "restore": []}}, ("quarantine", "restore")

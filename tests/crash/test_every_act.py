@@ -164,7 +164,7 @@ def assert_remembered(store: HealthyStore, layer: Layer, where: str) -> None:
 VARIANT = pytest.mark.slow("a variant of an act that is broken at each call beside it")
 #: Acts that differ most; the others are variants of them.
 USUAL = {"behind", "numbers-too-many", "redundant", "quarantine", "restore", "purge", "prepare"}
-USUAL |= {"give-back", "take-over"}
+USUAL |= {"give-back", "take-over", "fetch"}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,30 @@ def test_broken_at_any_call_of_taking_over_every_trusted_byte_is_claimed_on_one_
         assert_no_false_claim(store, layer, where)
         trial.run(store, clean=False)
         assert whole_shape(store) in (trial.before, trial.end), where
+        shutil.rmtree(store.path)
+
+
+@pytest.mark.parametrize("how", ["kill", "EIO"])
+def test_broken_at_any_call_a_blob_has_its_damaged_file_or_the_right_one(
+    how: str, tmp_path: Path, driver: Driver, layer: Layer
+) -> None:
+    """Until the right one is there, all that was fetched is kept; the damaged one goes aside."""
+    act = ACTS["fetch"]
+    order = {**act.order, "policy": {**act.order["policy"], "quarantine_max_bytes": 2 * LAYER}}
+    trial = Trial(tmp_path, driver, act._replace(order=order), layer)
+    for at in places(trial.calls, how):
+        store = trial.store()
+        blob, data = (store.blobs / f"sha256-{layer.digest}"), folder(store.path, layer.digest)
+        damaged = blob.read_bytes()
+        trial.run(store, at=at, how=how)
+        where = f"{how} at {at}, {trial.calls[at - 1]!r}"
+        found = blob.read_bytes()
+        assert found == layer.content or (
+            found == damaged and (data / "data").read_bytes() == layer.content
+        ), where
+        assert trial.run(store).code == 0, where
+        assert blob.read_bytes() == layer.content, where
+        assert not list(data.parent.glob("*/data")), where
         shutil.rmtree(store.path)
 
 

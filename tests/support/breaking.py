@@ -23,6 +23,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeAlias
 
 from tests.support.loaded import load_packages
@@ -32,7 +33,8 @@ from watcher.act import transaction
 from watcher.commands import rights
 from watcher.decide import modes
 from watcher.errors import WatchError
-from watcher.model import Entry, Holder
+from watcher.model import Action, Entry, Holder
+from watcher.observe import scan
 from watcher.observe.host import Host
 from watcher.state import fs
 
@@ -138,9 +140,24 @@ def _held_from(look: int) -> None:
     module.processes.holders_of = holders_of
 
 
+def _answer(registry: int | None, *_: object) -> int | None:
+    return registry
+
+
+def _fetched(store: str, action: Action) -> Entry:
+    """What was fetched before: a transfer that is all there."""
+    path = f"{store}/.ollama-watch/transfers/{action.subject}"
+    with fs.opened_folder(path) as folder:
+        found = scan.look("data", folder)
+    assert found is not None
+    return found
+
+
 def _child(order: dict[str, Any], told: int) -> int:
     registry = order.get("registry")
-    host = Host(order["store"], proc=order["proc"], registry_length=lambda *_: registry)
+    fetch = partial(_fetched, order["store"])
+    length = partial(_answer, registry)
+    host = Host(order["store"], proc=order["proc"], registry_length=length, fetch=fetch)
     os.umask(order.get("umask", 0o022))
     if "owner" in order:
         rights.settle(order["store"])

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.support.driving import audit, run
+from tests.support.driving import Daemon, audit, run
 from watcher.demo.registry import Fault, Manners, Registry
 from watcher.model import MIB
 from watcher.state import sums
 
-from .driven import Here
+from .driven import Here, wait_for
 
 CHUNK = 4 * MIB
 SIZE = sums.FROM + CHUNK
@@ -103,6 +103,16 @@ def test_without_a_word_for_it_no_byte_is_fetched(here: Here) -> None:
     assert "repair --fetch" in " ".join(done.stdout.split())
     assert here.served == 0
     document(here, "repair", "--yes", OLLAMA_WATCH_FETCH="true")
+    check_right(here)
+
+
+def test_a_daemon_fetches_where_the_settings_say_so(here: Here) -> None:
+    flip(here, 3)
+    verify(here)
+    said = {"OLLAMA_WATCH_REPAIR": "true", "OLLAMA_WATCH_FETCH": "true"}
+    with Daemon(here.path, said):
+        wait_for(lambda: kept(here))
+    assert here.served <= CHUNK + 1
     check_right(here)
 
 

@@ -29,7 +29,9 @@ _TICK_SECONDS = 0.2
 class Mender:
     """Fetches for one store. `show` takes a line for people now and then."""
 
-    def __init__(self, host: Host, settings: Settings, show: Callable[[str], None]) -> None:
+    def __init__(
+        self, host: Host, settings: Settings, show: Callable[[str], None] = lambda _: None
+    ) -> None:
         self._host, self._settings, self._show = host, settings, show
 
     def fetch(self, action: Action) -> Entry:

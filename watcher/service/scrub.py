@@ -2,7 +2,7 @@
 
 A blob that was finished on our progress files may rest on a false claim, and one of another size
 than in its manifest may be cut short; only a hash decides. Registries are asked here, too, whether
-a damaged blob can be downloaded again; if so, it is quarantined.
+a damaged blob can be downloaded again; if so, it is quarantined, or what is wrong of it is fetched.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ from watcher.ollama import names
 from watcher.reconcile import Reconciler
 from watcher.system.worker import Worker
 
-_KINDS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB}  #: what is done about a blob in doubt
+#: What is done about a blob in doubt.
+_KINDS = reconcile.QUESTIONS | {ActionKind.QUARANTINE_BLOB, ActionKind.FETCH_CHUNKS}
 _LOWEST = 19
 _AGAIN_SECONDS = HOUR
 
@@ -96,5 +97,11 @@ class Scrub:
                 raise EndedError
             return agreed
 
+        host, mode = self._host, modes.SCRUB
+        if settings.fetch:
+            from watcher.pull.mending import Mender
+
+            mode = mode._replace(fetch=True)
+            host = replace(host, fetch=Mender(host, settings).fetch)
         with contextlib.suppress(EndedError):
-            Reconciler(self._host, settings).reconcile(modes.SCRUB, approve=approve)
+            Reconciler(host, settings).reconcile(mode, approve=approve)
