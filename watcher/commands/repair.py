@@ -26,11 +26,11 @@ from watcher.errors import Exit, WatchError
 def repair(
     context: Context, targets: tuple[str, ...], give_back: bool, fetch: bool, **how: bool
 ) -> Exit:
-    r"""Repair interrupted downloads so that the next pull resumes them.
+    """Repair interrupted downloads so that the next pull resumes them.
 
     Shows the plan and asks. If a length is lost or a blob is damaged, asks the model's registry.
     Where the sums of its chunks are known, only the wrong bytes of a damaged blob are downloaded;
-    with --yes, only if --fetch or the setting \`fetch\` says so.
+    with --yes, only if --fetch or the setting `fetch` says so.
     With --give-back, it repairs nothing: unfinished downloads of ollama-watch become downloads that
     the server resumes.
     """
